@@ -1,0 +1,258 @@
+//! `restart_pod`: deletes a pod that a controller replaces, with the pod's own grace period.
+
+use std::collections::HashSet;
+
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use kube::api::ApiResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Action, Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo,
+    check_precondition, ignored,
+};
+use crate::{
+    error::{ActionError, Code},
+    k8s::{
+        cluster::Cluster,
+        completion::Completion,
+        effect::{Effect, Mutation},
+        pods,
+    },
+    names::{Namespace, ObjectName, null_is_default},
+    request::read_parameters,
+    response::{Change, Target, rfc3339_millis},
+};
+
+pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+    name: "restart_pod",
+    aliases: &[],
+    description: "Restart one pod: delete it with its own grace period, so that its controller \
+                  (ReplicaSet, StatefulSet, DaemonSet, Job) makes a new one. Refused for a pod \
+                  without a controller, because it would not come back.",
+    rules: &[
+        // `list` only to find the replacement when it is waited for.
+        Rule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list", "delete"] },
+    ],
+    parse: |text| read_parameters(text).map(Action::RestartPod),
+    schema: |generator| Parameters::json_schema(generator),
+};
+
+/// What `restart_pod` acts upon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Parameters {
+    /// The pod to restart.
+    pub pod_name: ObjectName,
+    /// Its namespace.
+    #[serde(default, deserialize_with = "null_is_default")]
+    #[schemars(with = "Option<Namespace>")]
+    pub namespace: Namespace,
+    /// Ignored, with a warning: the original service's example carries it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("deprecated" = true))]
+    pub deployment: Option<String>,
+}
+
+impl Plannable for Parameters {
+    fn target(&self) -> Target {
+        Target {
+            api_version: "v1".to_owned(),
+            kind: "Pod".to_owned(),
+            namespace: self.namespace.to_string(),
+            name: self.pod_name.to_string(),
+            uid: None,
+            resource_version: None,
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.deployment.iter().map(|_| ignored("deployment", DESCRIPTOR.name)).collect()
+    }
+
+    fn preview(&self, _: &Asked) -> Preview {
+        Preview {
+            result: format!(
+                "Simulated: Pod '{}' would be deleted for its controller to replace.",
+                self.pod_name
+            ),
+            changes: Vec::new(),
+        }
+    }
+
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+        Box::pin(async move {
+            let pod: Pod = cluster.get(&self.namespace, &self.pod_name, asked.deadline).await?;
+            let siblings = if asked.wait {
+                let selector = pods::sibling_selector(&pod);
+                cluster.list::<Pod>(&self.namespace, &selector, asked.deadline).await?
+            } else {
+                Vec::new()
+            };
+            decide(self.target(), &pod, &siblings, asked)
+        })
+    }
+}
+
+/// From the pod and its siblings as they were read to what is to be done.
+fn decide(
+    mut target: Target,
+    pod: &Pod,
+    siblings: &[Pod],
+    asked: &Asked,
+) -> Result<Plan, ActionError> {
+    target.uid = pod.metadata.uid.clone();
+    target.resource_version = pod.metadata.resource_version.clone();
+    check_precondition(asked, &target)?;
+    let Some(controller) = pods::controller(pod) else { return Err(unmanaged(&target)) };
+    let owner = format!("{} '{}'", controller.kind, controller.name);
+    let (todo, changes) = if pods::is_terminating(pod) {
+        let sentence =
+            format!("Pod '{}' is being deleted already; {owner} replaces it.", target.name);
+        (Todo::Nothing(sentence), Vec::new())
+    } else {
+        (deletion(&target, &owner, asked), vec![disappears(&target)])
+    };
+    Ok(Plan {
+        todo,
+        changes,
+        warnings: warnings(pod, controller),
+        completion: CompletionOf::Known(replacement(pod, controller, owner, siblings, &target)),
+        target,
+    })
+}
+
+fn deletion(target: &Target, owner: &str, asked: &Asked) -> Todo {
+    let Target { namespace, name, .. } = target;
+    let precondition = asked.precondition.as_ref();
+    let effect = Effect {
+        resource: ApiResource::erase::<Pod>(&()),
+        namespace: namespace.clone(),
+        name: name.clone(),
+        uid: target.uid.clone().unwrap_or_default(),
+        mutation: Mutation::Delete {
+            resource_version: precondition
+                .and_then(|precondition| precondition.resource_version.as_deref())
+                .map(str::to_owned),
+        },
+    };
+    let at = rfc3339_millis(asked.at);
+    Todo::Make(
+        Box::new(effect),
+        format!("Pod '{name}' deleted at {at}; {owner} replaces it."),
+        format!("Simulated: Pod '{name}' would be deleted; {owner} would replace it."),
+    )
+}
+
+fn disappears(target: &Target) -> Change {
+    let uid = target.uid.clone().unwrap_or_default();
+    Change { path: "/metadata/uid".to_owned(), from: uid.into(), to: serde_json::Value::Null }
+}
+
+fn replacement(
+    pod: &Pod,
+    controller: &OwnerReference,
+    owner: String,
+    siblings: &[Pod],
+    target: &Target,
+) -> Completion {
+    let mut known: HashSet<String> = pods::uids_owned_by(siblings, &controller.uid);
+    known.extend(target.uid.clone());
+    Completion::Replaced {
+        namespace: target.namespace.clone(),
+        controller: owner,
+        controller_uid: controller.uid.clone(),
+        selector: pods::sibling_selector(pod),
+        known,
+    }
+}
+
+fn unmanaged(target: &Target) -> ActionError {
+    let Target { namespace, name, .. } = target;
+    ActionError::new(
+        Code::TargetUnmanaged,
+        format!(
+            "Pod '{name}' in namespace '{namespace}' has no controller; it would not come back"
+        ),
+    )
+    .with_hint(format!(
+        "if it is meant to go for good, `kubectl -n {namespace} delete pod {name}` deletes it"
+    ))
+}
+
+fn warnings(pod: &Pod, controller: &OwnerReference) -> Vec<String> {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    match phase {
+        Some(phase @ ("Succeeded" | "Failed")) if controller.kind == "Job" => {
+            vec![format!("the pod is {phase}: its Job makes a new one only if it is not finished")]
+        }
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Precondition;
+
+    const OWNED: &str = ", ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, \
+                         name: web-5d4f, uid: rs, controller: true}]";
+
+    fn pod(metadata: &str) -> Pod {
+        serde_yaml_ng::from_str(&format!(
+            "metadata: {{name: web-1, namespace: shop, uid: u1, resourceVersion: '7'{metadata}}}"
+        ))
+        .expect("is a pod")
+    }
+
+    fn decide_on(metadata: &str, asked: &Asked) -> Result<Plan, ActionError> {
+        let parameters: Parameters =
+            serde_json::from_str(r#"{"pod_name":"web-1","namespace":"shop"}"#).expect("are");
+        decide(parameters.target(), &pod(metadata), &[pod(OWNED)], asked)
+    }
+
+    #[test]
+    fn plans_one_deletion_bound_to_the_uid() {
+        let plan = decide_on(OWNED, &Asked::example()).expect("is planned");
+        let Todo::Make(effect, did, _) = plan.todo else { panic!("{:?}", plan.todo) };
+        assert_eq!(effect.uid, "u1");
+        assert_eq!(effect.mutation, Mutation::Delete { resource_version: None });
+        assert_eq!(
+            did,
+            "Pod 'web-1' deleted at 2026-01-31T12:00:00.987Z; ReplicaSet 'web-5d4f' replaces it."
+        );
+    }
+
+    #[test]
+    fn refuses_a_pod_without_a_controller() {
+        let error = decide_on("", &Asked::example()).expect_err("is refused");
+        assert_eq!(error.code, Code::TargetUnmanaged);
+    }
+
+    #[test]
+    fn refuses_another_pod_of_the_same_name() {
+        let precondition = Precondition {
+            uid: Some("u0".to_owned().try_into().expect("is")),
+            ..Default::default()
+        };
+        let asked = Asked { precondition: Some(precondition), ..Asked::example() };
+        let error = decide_on(OWNED, &asked).expect_err("is refused");
+        assert_eq!(error.code, Code::PreconditionFailed);
+    }
+
+    #[test]
+    fn leaves_a_pod_that_is_going_already() {
+        let metadata = format!("{OWNED}, deletionTimestamp: '2026-01-31T12:00:00Z'");
+        let plan = decide_on(&metadata, &Asked::example()).expect("is planned");
+        assert!(matches!(plan.todo, Todo::Nothing(_)), "{:?}", plan.todo);
+    }
+
+    #[test]
+    fn the_deleted_pod_itself_is_never_its_replacement() {
+        let plan = decide_on(OWNED, &Asked::example()).expect("is planned");
+        let CompletionOf::Known(Completion::Replaced { known, .. }) = plan.completion else {
+            panic!("{:?}", plan.completion)
+        };
+        assert!(known.contains("u1"));
+    }
+}

@@ -1,0 +1,122 @@
+//! The command line: what can be asked of the program, and its help.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::entry::once::Output;
+
+const EXAMPLES: &str = r#"Examples:
+  # What would happen? (simulation is the default)
+  echo '{"type":"restart_k8s","parameters":{"deployment":"web","namespace":"shop"}}' | action-executor
+
+  # Do it, and stay until the rollout is complete
+  action-executor run --output text <<< '{"type":"restart_k8s","parameters":{"deployment":"web","namespace":"shop"},"simulate":false,"wait":true}'
+
+  # The same from the environment, as a Kubernetes Job carries it
+  ACTION_TYPE=restart_k8s ACTION_PARAM_DEPLOYMENT=web ACTION_SIMULATE=false action-executor < /dev/null
+
+  # Serve it over HTTP
+  action-executor serve --bind 127.0.0.1:8000
+
+Exit status: 0 done, 64 usage, 65 bad request, 69 refused by the cluster's state, 70 bug,
+75 try again, 77 not permitted, 78 configuration.
+
+Environment: KUBECONFIG, ACTION_REQUEST or ACTION_TYPE and ACTION_*, ACTION_EXECUTOR_LOG,
+ACTION_EXECUTOR_DEADLINE_SECONDS, PORT, TERMINATION_LOG, NO_COLOR."#;
+
+/// Does one checked action on a Kubernetes cluster, at most once, and answers what happened.
+///
+/// Without a command, reads one request from standard input or from ACTION_ variables.
+#[derive(Debug, Parser)]
+#[command(name = "action-executor", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do; without a command, one request.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How the single request is answered.
+    #[command(flatten)]
+    pub once: OnceArgs,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Carry out one request.
+    Run(RunArgs),
+    /// Serve requests over HTTP.
+    Serve(ServeArgs),
+    /// Print the JSON Schema (2020-12) of the contract.
+    Schema {
+        /// Which document.
+        #[arg(value_enum, default_value_t = SchemaOf::Request)]
+        of: SchemaOf,
+    },
+}
+
+/// Arguments of a single request.
+#[derive(Args, Debug)]
+pub struct OnceArgs {
+    /// How to write the answer.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Json)]
+    pub output: OutputFormat,
+    /// The kubeconfig context to use.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+}
+
+/// Arguments of `run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// The request's file; `-` for standard input.
+    pub file: Option<PathBuf>,
+    /// How the request is answered.
+    #[command(flatten)]
+    pub once: OnceArgs,
+}
+
+/// Arguments of `serve`.
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    /// The address to listen on [default: 127.0.0.1 with port PORT or 8000].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub bind: Option<SocketAddr>,
+    /// Allow an address that others can reach, although no caller is asked who they are.
+    #[arg(long)]
+    pub insecure_open: bool,
+    /// The kubeconfig context to use.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+}
+
+/// How an answer is written.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OutputFormat {
+    /// One line of JSON.
+    Json,
+    /// Indented JSON.
+    Pretty,
+    /// Sentences.
+    Text,
+}
+
+impl From<OutputFormat> for Output {
+    fn from(format: OutputFormat) -> Self {
+        match format {
+            OutputFormat::Json => Output::Json,
+            OutputFormat::Pretty => Output::Pretty,
+            OutputFormat::Text => Output::Text,
+        }
+    }
+}
+
+/// The documents of the contract.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SchemaOf {
+    /// What is sent.
+    Request,
+    /// What comes back when it was carried out.
+    Answer,
+    /// What comes back when it was not (RFC 9457).
+    Problem,
+}

@@ -1,0 +1,152 @@
+//! Settings, read once from the environment.
+//!
+//! An empty variable is an absent one. What cannot be read is an error that names the variable and
+//! never its value.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use serde::Deserialize;
+
+use crate::error::{ActionError, Code};
+
+/// Where a container's last words are read from, unless the pod says otherwise.
+const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// What the environment says about how to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Longest time for the calls of one action (`ACTION_EXECUTOR_DEADLINE_SECONDS`, default 30).
+    pub deadline: Duration,
+    /// The log level (`ACTION_EXECUTOR_LOG`); none: the entry point's own.
+    pub log_level: Option<tracing::Level>,
+    /// The port to serve on (`PORT`, as Knative sets it; default 8000).
+    pub port: u16,
+    /// Where the termination message goes (`TERMINATION_LOG`; inside Kubernetes the usual file).
+    pub termination_log: Option<PathBuf>,
+}
+
+/// The variables as they come.
+#[derive(Deserialize)]
+struct Variables {
+    action_executor_deadline_seconds: Option<String>,
+    action_executor_log: Option<String>,
+    port: Option<String>,
+    termination_log: Option<String>,
+    kubernetes_service_host: Option<String>,
+}
+
+impl Settings {
+    /// Reads the settings of this process.
+    ///
+    /// # Errors
+    /// [`Code::Configuration`] naming the variable that cannot be read.
+    pub fn from_env() -> Result<Self, ActionError> {
+        Self::from_vars(std::env::vars_os())
+    }
+
+    /// Reads settings from these variables.
+    ///
+    /// # Errors
+    /// [`Code::Configuration`] naming the variable that cannot be read.
+    pub fn from_vars(
+        vars: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, ActionError> {
+        let vars: Variables = envy::from_iter(text_only(vars))
+            .map_err(|_| ActionError::new(Code::Internal, "the environment cannot be read"))?;
+        let inside_kubernetes = vars.kubernetes_service_host.is_some();
+        Ok(Settings {
+            deadline: Duration::from_secs(within(
+                "ACTION_EXECUTOR_DEADLINE_SECONDS",
+                vars.action_executor_deadline_seconds,
+                1..=600,
+                30,
+            )?),
+            log_level: level(vars.action_executor_log)?,
+            port: within("PORT", vars.port, 0..=65535, 8000)?,
+            termination_log: vars
+                .termination_log
+                .map(PathBuf::from)
+                .or_else(|| inside_kubernetes.then(|| DEFAULT_TERMINATION_LOG.into())),
+        })
+    }
+}
+
+/// The variables that are text and not empty. `std::env::vars` would panic on the others.
+pub(crate) fn text_only(
+    vars: impl Iterator<Item = (OsString, OsString)>,
+) -> impl Iterator<Item = (String, String)> {
+    vars.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(_, value)| !value.is_empty())
+}
+
+fn within<N>(
+    name: &str,
+    text: Option<String>,
+    range: std::ops::RangeInclusive<N>,
+    default: N,
+) -> Result<N, ActionError>
+where
+    N: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    let Some(text) = text else { return Ok(default) };
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| {
+        wrong(name, &format!("must be a whole number from {} to {}", range.start(), range.end()))
+    })
+}
+
+fn level(text: Option<String>) -> Result<Option<tracing::Level>, ActionError> {
+    let level = text.map(|text| text.parse()).transpose();
+    level.map_err(|_| wrong("ACTION_EXECUTOR_LOG", "must be error, warn, info, debug or trace"))
+}
+
+fn wrong(name: &str, what: &str) -> ActionError {
+    ActionError::new(Code::Configuration, format!("environment variable {name} {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(vars: &[(&str, &str)]) -> Result<Settings, ActionError> {
+        Settings::from_vars(vars.iter().map(|(name, value)| (name.into(), value.into())))
+    }
+
+    #[test]
+    fn an_empty_environment_gives_the_defaults() {
+        let settings = read(&[]).expect("is read");
+        assert_eq!(settings.deadline, Duration::from_secs(30));
+        assert_eq!(settings.port, 8000);
+        assert_eq!(settings.termination_log, None);
+    }
+
+    #[test]
+    fn an_empty_variable_is_an_absent_one() {
+        assert_eq!(read(&[("PORT", "")]), read(&[]));
+    }
+
+    #[test]
+    fn a_wrong_variable_is_named_and_its_value_is_not() {
+        let error = read(&[("PORT", "hunter2")]).expect_err("is refused");
+        assert_eq!(error.code, Code::Configuration);
+        assert!(error.detail.contains("PORT") && !error.detail.contains("hunter2"));
+        assert!(read(&[("ACTION_EXECUTOR_LOG", "loud")]).is_err());
+        assert!(read(&[("ACTION_EXECUTOR_DEADLINE_SECONDS", "0")]).is_err());
+    }
+
+    #[test]
+    fn inside_kubernetes_the_last_words_go_where_the_kubelet_looks() {
+        let settings = read(&[("KUBERNETES_SERVICE_HOST", "10.0.0.1")]).expect("is read");
+        assert_eq!(settings.termination_log, Some(DEFAULT_TERMINATION_LOG.into()));
+        let settings = read(&[("TERMINATION_LOG", "/tmp/x")]).expect("is read");
+        assert_eq!(settings.termination_log, Some("/tmp/x".into()));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_variable_that_is_not_text_does_no_harm() {
+        use std::os::unix::ffi::OsStringExt;
+        let vars = [("JUNK".into(), OsString::from_vec(vec![0xff]))];
+        assert!(Settings::from_vars(vars.into_iter()).is_ok());
+    }
+}

@@ -1,0 +1,81 @@
+//! The doors. Each brings bytes to the one handler and carries its answer away; none knows an action.
+
+use crate::{
+    context::Context,
+    error::ActionError,
+    handler::handle,
+    request::ActionRequest,
+    response::{ActionResponse, Outcome, RolloutState},
+};
+
+pub mod environment;
+pub mod http;
+pub mod once;
+
+/// An answer or a problem, ready to be carried away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// One line of JSON, without the line's end.
+    pub body: Vec<u8>,
+    /// The HTTP status that goes with it.
+    pub http_status: u16,
+    /// The exit status that goes with it.
+    pub exit_status: u8,
+    /// Whether the body is a problem document (RFC 9457).
+    pub problem: bool,
+    /// Seconds to wait before another try.
+    pub retry_after_seconds: Option<u64>,
+}
+
+/// Reads a request from JSON, does what it asks, and renders what came of it.
+pub async fn answer(context: &Context, body: &[u8]) -> Answer {
+    let result = match ActionRequest::parse(body) {
+        Ok(request) => handle(context, request).await,
+        Err(error) => Err(error),
+    };
+    match result {
+        Ok(response) => Answer::from(response),
+        Err(error) => Answer::from(error),
+    }
+}
+
+impl From<ActionError> for Answer {
+    fn from(error: ActionError) -> Self {
+        Answer {
+            body: json(&error),
+            http_status: error.code.http_status(),
+            exit_status: error.code.exit_status(),
+            problem: true,
+            retry_after_seconds: error.retry_after_seconds(),
+        }
+    }
+}
+
+impl From<ActionResponse> for Answer {
+    fn from(response: ActionResponse) -> Self {
+        let (http_status, exit_status) = statuses(&response);
+        Answer {
+            body: json(&response),
+            http_status,
+            exit_status,
+            problem: false,
+            retry_after_seconds: None,
+        }
+    }
+}
+
+/// An effect that did not lead to what was waited for is no success to a caller who looks at the
+/// status alone, and is not to be retried either; one whose wait was cut short may be.
+fn statuses(response: &ActionResponse) -> (u16, u8) {
+    let state = response.rollout.as_ref().map(|rollout| rollout.state);
+    match (response.outcome, state) {
+        (Outcome::Failed, Some(RolloutState::Interrupted)) => (503, 75),
+        (Outcome::Failed, _) => (422, 69),
+        _ => (200, 0),
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Vec<u8> {
+    // Plain structs of strings, numbers and times: there is nothing in them that JSON cannot say.
+    serde_json::to_vec(value).unwrap_or_default()
+}

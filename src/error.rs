@@ -1,0 +1,389 @@
+//! Every way in which an action is not done, in one enum.
+//!
+//! An [`ActionError`] is written for the person (or model) who reads it: what was wrong, where, and
+//! what to do next. It travels as an RFC 9457 problem document, the same bytes at every entry point,
+//! so [`Code`] also holds the one table of what each error means to HTTP and to a shell. Entry points
+//! look their status up here and never decide one themselves.
+//!
+//! This file knows the contract alone: it makes no calls and reads no settings.
+
+use std::{fmt, time::Duration};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Serialize, Serializer};
+
+/// The stable name of what went wrong. Callers may branch on it; its spelling never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// The request is not one: syntax, a field, a type, a name or a bound is wrong.
+    InvalidRequest,
+    /// The request is longer than the limit.
+    PayloadTooLarge,
+    /// No input, or more than one source of input at once.
+    Usage,
+    /// The path is not served.
+    RouteNotFound,
+    /// The path is served, the method is not.
+    MethodNotAllowed,
+    /// The answer cannot be given in a media type that the caller accepts.
+    NotAcceptable,
+    /// The request's media type is not JSON.
+    UnsupportedMediaType,
+    /// The request's header is larger than the limit.
+    HeaderTooLarge,
+    /// The request took longer to arrive than the limit.
+    RequestTimeout,
+    /// The object that the request names does not exist.
+    TargetNotFound,
+    /// The Deployment is paused; a restart would not happen.
+    TargetPaused,
+    /// No controller owns the pod; it would not come back.
+    TargetUnmanaged,
+    /// The target is not the one that `precondition` names.
+    PreconditionFailed,
+    /// The cluster refused the change for its own reasons: admission, quota, validation.
+    RejectedByCluster,
+    /// The cluster does not permit this identity to make the call.
+    Forbidden,
+    /// The cluster does not accept our credentials.
+    CredentialsRefused,
+    /// The cluster's address or credentials cannot be read.
+    Configuration,
+    /// The target changed under every attempt.
+    Conflict,
+    /// The cluster does not answer.
+    ClusterUnreachable,
+    /// The cluster answers that it cannot serve now.
+    ClusterUnavailable,
+    /// The time allowed ran out before anything was done.
+    DeadlineExceeded,
+    /// A change was sent and its answer was lost: it may or may not have happened.
+    OutcomeUnknown,
+    /// The executor has no room for another request now.
+    Overloaded,
+    /// The executor was told to stop before anything was done.
+    ShuttingDown,
+    /// A bug in the executor.
+    Internal,
+}
+
+/// What one [`Code`] means to those who do not read its text.
+struct Meaning {
+    title: &'static str,
+    http: u16,
+    exit: u8,
+    retryable: bool,
+}
+
+const fn permanent(title: &'static str, http: u16, exit: u8) -> Meaning {
+    Meaning { title, http, exit, retryable: false }
+}
+
+const fn passing(title: &'static str, http: u16, exit: u8) -> Meaning {
+    Meaning { title, http, exit, retryable: true }
+}
+
+impl Code {
+    /// Every code, for tables and for the tests that loop over them.
+    pub const ALL: [Code; 25] = [
+        Code::InvalidRequest,
+        Code::PayloadTooLarge,
+        Code::Usage,
+        Code::RouteNotFound,
+        Code::MethodNotAllowed,
+        Code::NotAcceptable,
+        Code::UnsupportedMediaType,
+        Code::HeaderTooLarge,
+        Code::RequestTimeout,
+        Code::TargetNotFound,
+        Code::TargetPaused,
+        Code::TargetUnmanaged,
+        Code::PreconditionFailed,
+        Code::RejectedByCluster,
+        Code::Forbidden,
+        Code::CredentialsRefused,
+        Code::Configuration,
+        Code::Conflict,
+        Code::ClusterUnreachable,
+        Code::ClusterUnavailable,
+        Code::DeadlineExceeded,
+        Code::OutcomeUnknown,
+        Code::Overloaded,
+        Code::ShuttingDown,
+        Code::Internal,
+    ];
+
+    /// The one table. Exit statuses are those of sysexits(3). A missing target is 422 rather than
+    /// 404 and a failed precondition 422 rather than 409, because event brokers (Knative) retry 404
+    /// and 409, and neither gets better by itself.
+    const fn meaning(self) -> Meaning {
+        match self {
+            Code::InvalidRequest => permanent("The request is not valid", 400, 65),
+            Code::PayloadTooLarge => permanent("The request is too long", 413, 65),
+            Code::Usage => permanent("No single source of input", 400, 64),
+            Code::RouteNotFound => permanent("No such path", 404, 64),
+            Code::MethodNotAllowed => permanent("Method not allowed", 405, 64),
+            Code::NotAcceptable => permanent("No acceptable media type", 406, 64),
+            Code::UnsupportedMediaType => permanent("Unsupported media type", 415, 64),
+            Code::HeaderTooLarge => permanent("The request's header is too large", 431, 65),
+            Code::RequestTimeout => passing("The request did not arrive in time", 408, 75),
+            Code::TargetNotFound => permanent("The target does not exist", 422, 69),
+            Code::TargetPaused => permanent("The target is paused", 422, 69),
+            Code::TargetUnmanaged => permanent("The target would not come back", 422, 69),
+            Code::PreconditionFailed => permanent("The target is another one", 422, 69),
+            Code::RejectedByCluster => permanent("The cluster rejected the change", 422, 69),
+            Code::Forbidden => permanent("Not permitted in the cluster", 403, 77),
+            Code::CredentialsRefused => permanent("Credentials refused by the cluster", 503, 78),
+            Code::Configuration => permanent("The executor is misconfigured", 503, 78),
+            Code::Conflict => passing("The target keeps changing", 409, 75),
+            Code::ClusterUnreachable => passing("The cluster cannot be reached", 503, 75),
+            Code::ClusterUnavailable => passing("The cluster cannot serve now", 503, 75),
+            Code::DeadlineExceeded => passing("The time allowed ran out", 504, 75),
+            Code::OutcomeUnknown => permanent("It is unknown whether the change was made", 504, 69),
+            Code::Overloaded => passing("The executor is busy", 503, 75),
+            Code::ShuttingDown => passing("The executor is shutting down", 503, 75),
+            Code::Internal => permanent("A bug in the executor", 500, 70),
+        }
+    }
+
+    /// The name on the wire, in snake case.
+    #[must_use]
+    pub fn name(self) -> String {
+        serde_json::to_value(self)
+            .ok()
+            .and_then(|name| name.as_str().map(str::to_owned))
+            .unwrap_or_default()
+    }
+
+    /// A short sentence that is the same for every occurrence (RFC 9457 `title`).
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        self.meaning().title
+    }
+
+    /// The HTTP status.
+    #[must_use]
+    pub fn http_status(self) -> u16 {
+        self.meaning().http
+    }
+
+    /// The exit status, after sysexits(3).
+    #[must_use]
+    pub fn exit_status(self) -> u8 {
+        self.meaning().exit
+    }
+
+    /// Whether the same request may succeed later without anyone changing anything.
+    #[must_use]
+    pub fn retryable(self) -> bool {
+        self.meaning().retryable
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+/// One action that was not done, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct ActionError {
+    /// What kind of failure this is.
+    pub code: Code,
+    /// What was wrong this time, in a sentence.
+    pub detail: String,
+    /// The path of the request's field that is at fault, as `parameters.deployment`.
+    pub field: Option<String>,
+    /// What to do next.
+    pub hint: Option<String>,
+    /// How long the cluster (or we) asked to wait before another try.
+    pub retry_after: Option<Duration>,
+    /// The request's id, once it is known.
+    pub id: Option<String>,
+}
+
+impl ActionError {
+    /// An error of this kind, with the sentence that says what was wrong.
+    #[must_use]
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        ActionError {
+            code,
+            detail: detail.into(),
+            field: None,
+            hint: None,
+            retry_after: None,
+            id: None,
+        }
+    }
+
+    /// A fault in one field of the request; `path` as `parameters.deployment`.
+    #[must_use]
+    pub fn in_field(path: impl Into<String>, what: impl fmt::Display) -> Self {
+        let path = path.into();
+        let mut error = ActionError::new(Code::InvalidRequest, format!("{path}: {what}"));
+        error.field = Some(path);
+        error
+    }
+
+    /// Adds what to do next.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds how long to wait before another try.
+    #[must_use]
+    pub fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
+        self.retry_after = wait;
+        self
+    }
+
+    /// Adds the id of the request that failed.
+    #[must_use]
+    pub fn with_id(mut self, id: &str) -> Self {
+        self.id = Some(id.to_owned());
+        self
+    }
+
+    /// Whole seconds to wait before another try, rounded up, at least one.
+    #[must_use]
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        self.retry_after.map(|wait| (wait.as_secs_f64().ceil() as u64).max(1))
+    }
+}
+
+/// The wire form of an [`ActionError`]: an RFC 9457 problem document.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Problem", title = "Problem", deny_unknown_fields)]
+struct Problem<'a> {
+    /// A URI that identifies the kind of problem.
+    #[serde(rename = "type")]
+    kind: String,
+    /// The kind of problem in a short sentence.
+    title: &'a str,
+    /// The HTTP status that goes with it.
+    status: u16,
+    /// What was wrong this time.
+    detail: &'a str,
+    /// The stable name of the kind of problem.
+    code: Code,
+    /// Whether the same request may succeed later.
+    retryable: bool,
+    /// The path of the request's field at fault.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'a str>,
+    /// What to do next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'a str>,
+    /// Seconds to wait before another try.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_seconds: Option<u64>,
+    /// The request's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+}
+
+impl Serialize for ActionError {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Problem {
+            kind: format!("https://action-executor.dev/problems/{}", self.code),
+            title: self.code.title(),
+            status: self.code.http_status(),
+            detail: &self.detail,
+            code: self.code,
+            retryable: self.code.retryable(),
+            field: self.field.as_deref(),
+            hint: self.hint.as_deref(),
+            retry_after_seconds: self.retry_after_seconds(),
+            id: self.id.as_deref(),
+        }
+        .serialize(serializer)
+    }
+}
+
+impl JsonSchema for ActionError {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Problem".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        Problem::json_schema(generator)
+    }
+}
+
+impl JsonSchema for Code {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Code".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "enum": Code::ALL.map(Code::name) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn all_lists_each_code_once() {
+        let names: HashSet<_> = Code::ALL.iter().map(|code| code.name()).collect();
+        assert_eq!(names.len(), Code::ALL.len());
+        // A variant added without a place in ALL would leave a gap before the last one.
+        assert_eq!(Code::Internal as usize + 1, Code::ALL.len());
+    }
+
+    #[test]
+    fn exit_status_75_and_retryable_say_the_same() {
+        for code in Code::ALL {
+            assert_eq!(code.exit_status() == 75, code.retryable(), "{code}");
+        }
+    }
+
+    #[test]
+    fn no_permanent_error_has_a_status_that_event_brokers_retry() {
+        // Knative Eventing retries 404, 408, 409, 429 and 5xx. What is left is either not about an
+        // event (a wrong path) or for a person to mend while the broker holds the event.
+        let mended_by_a_person =
+            [Code::CredentialsRefused, Code::Configuration, Code::OutcomeUnknown, Code::Internal];
+        for code in Code::ALL.into_iter().filter(|code| !code.retryable()) {
+            let status = code.http_status();
+            let retried = matches!(status, 404 | 408 | 409 | 429) || status >= 500;
+            assert!(
+                !retried || code == Code::RouteNotFound || mended_by_a_person.contains(&code),
+                "{code}"
+            );
+        }
+    }
+
+    #[test]
+    fn serialises_as_a_problem_document() {
+        let error = ActionError::in_field("parameters.deployment", "missing")
+            .with_hint("name the Deployment")
+            .with_retry_after(Some(Duration::from_millis(1200)));
+        assert_eq!(
+            serde_json::to_value(&error).expect("serialises"),
+            serde_json::json!({
+                "type": "https://action-executor.dev/problems/invalid_request",
+                "title": "The request is not valid",
+                "status": 400,
+                "detail": "parameters.deployment: missing",
+                "code": "invalid_request",
+                "retryable": false,
+                "field": "parameters.deployment",
+                "hint": "name the Deployment",
+                "retry_after_seconds": 2,
+            })
+        );
+    }
+}

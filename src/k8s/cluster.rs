@@ -1,0 +1,313 @@
+//! Calls to the API server: each bounded by a deadline, repeated only where that is harmless, and
+//! told exactly when it fails.
+//!
+//! A refused call is told as verb, resource, namespace and who we are, with the RBAC rule that would
+//! allow it. Nothing here knows an action.
+
+use std::{fmt::Debug, time::Duration};
+
+use k8s_openapi::{NamespaceResourceScope, api::authentication::v1::SelfSubjectReview};
+use kube::{
+    Api, Client, Resource,
+    api::{ApiResource, ListParams, PostParams},
+};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::{
+    fault::Fault,
+    retry::{self, Repeat},
+};
+use crate::error::{ActionError, Code};
+
+/// Longest time for one attempt, so that a server that accepts and never answers is given up on
+/// while there is time to ask again.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest time to find out who we are, once a call was refused.
+const WHO_AM_I_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Most objects that one list reads: enough to explain, bounded in memory.
+const LIST_LIMIT: u32 = 500;
+
+/// A namespaced kind with a type of its own.
+pub trait Namespaced:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug
+{
+}
+
+impl<K> Namespaced for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Debug
+{
+}
+
+/// One cluster, as one identity. Cheap to clone; connections are shared.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    server: String,
+}
+
+/// What is called, for the words of an error.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The verb as RBAC names it.
+    pub verb: &'static str,
+    /// The kind of object.
+    pub resource: ApiResource,
+    /// The namespace.
+    pub namespace: String,
+    /// The object; none for a list.
+    pub name: Option<String>,
+}
+
+impl Cluster {
+    /// A cluster reached through `client`; `server` is its address, for messages.
+    #[must_use]
+    pub fn new(client: Client, server: String) -> Self {
+        Cluster { client, server }
+    }
+
+    /// The client, for calls to kinds without a type.
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Reads an object.
+    ///
+    /// # Errors
+    /// [`Code::TargetNotFound`] if there is none, else as [`Cluster::tell`] says.
+    pub async fn get<K: Namespaced>(
+        &self,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<K, ActionError> {
+        let api = Api::<K>::namespaced(self.client(), namespace);
+        match self.attempt(Repeat::Freely, deadline, || api.get(name)).await {
+            Ok(object) => Ok(object),
+            Err(fault) => Err(self.tell(&Call::of::<K>("get", namespace, Some(name)), fault).await),
+        }
+    }
+
+    /// Lists up to 500 objects by label selector.
+    ///
+    /// # Errors
+    /// As [`Cluster::tell`] says.
+    pub async fn list<K: Namespaced>(
+        &self,
+        namespace: &str,
+        selector: &str,
+        deadline: Instant,
+    ) -> Result<Vec<K>, ActionError> {
+        let api = Api::<K>::namespaced(self.client(), namespace);
+        let params = ListParams::default().labels(selector).limit(LIST_LIMIT);
+        match self.attempt(Repeat::Freely, deadline, || api.list(&params)).await {
+            Ok(list) => Ok(list.items),
+            Err(fault) => Err(self.tell(&Call::of::<K>("list", namespace, None), fault).await),
+        }
+    }
+
+    /// Asks the API server whether it is ready to serve (`/readyz`), once.
+    ///
+    /// # Errors
+    /// [`Code::ClusterUnreachable`] or [`Code::ClusterUnavailable`] with its own words, or what is
+    /// wrong with our credentials.
+    pub async fn ready(&self) -> Result<(), ActionError> {
+        let request = http::Request::get("/readyz").body(Vec::new()).map_err(|error| {
+            ActionError::new(Code::Internal, format!("the readiness request: {error}"))
+        })?;
+        match timeout(WHO_AM_I_TIMEOUT, self.client.request_text(request)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => match Fault::from(error) {
+                // An identity that may not ask has been answered nevertheless.
+                Fault::Forbidden(_) => Ok(()),
+                fault => Err(self.unserved(fault)),
+            },
+            Err(_) => Err(self.unserved(no_answer_in(WHO_AM_I_TIMEOUT))),
+        }
+    }
+
+    /// Makes a call until it gives a result, a final fault, or the deadline comes.
+    pub(crate) async fn attempt<T, F>(
+        &self,
+        repeat: Repeat,
+        deadline: Instant,
+        call: impl Fn() -> F,
+    ) -> Result<T, Fault>
+    where
+        F: Future<Output = kube::Result<T>>,
+    {
+        let mut pauses = retry::pauses();
+        loop {
+            let now = Instant::now();
+            let until = deadline.min(now + ATTEMPT_TIMEOUT);
+            let fault = match timeout_at(until, call()).await {
+                Ok(Ok(result)) => return Ok(result),
+                Ok(Err(error)) => Fault::from(error),
+                Err(_) => no_answer_in(until - now),
+            };
+            let Some(pause) = retry::pause(&fault, repeat, &mut pauses) else { return Err(fault) };
+            if Instant::now() + pause >= deadline {
+                return Err(fault);
+            }
+            tracing::warn!(server = self.server, ?fault, "the call failed and is made again");
+            sleep(pause).await;
+        }
+    }
+
+    /// Puts a fault into words for the one who asked.
+    ///
+    /// [`Code::TargetNotFound`], [`Code::Forbidden`] with the rule that is missing,
+    /// [`Code::RejectedByCluster`], [`Code::Conflict`], or why the cluster did not serve.
+    pub async fn tell(&self, call: &Call, fault: Fault) -> ActionError {
+        match fault {
+            Fault::NotFound => call.not_found(),
+            Fault::Forbidden(_) => call.forbidden(&self.who_am_i().await),
+            Fault::Rejected(message) => ActionError::new(
+                Code::RejectedByCluster,
+                format!("the cluster rejected to {call}: {message}"),
+            ),
+            Fault::Conflict(message) => ActionError::new(
+                Code::Conflict,
+                format!("the object changed while we tried to {call}: {message}"),
+            )
+            .with_retry_after(Some(Duration::from_secs(1))),
+            fault => self.unserved(fault),
+        }
+    }
+
+    fn unserved(&self, fault: Fault) -> ActionError {
+        let server = &self.server;
+        match fault {
+            Fault::Unauthorized(message) => ActionError::new(
+                Code::CredentialsRefused,
+                format!("the cluster at {server} does not accept our credentials: {message}"),
+            )
+            .with_hint("renew the kubeconfig's credentials or the service account's token"),
+            Fault::Misconfigured(message) => ActionError::new(
+                Code::Configuration,
+                format!("the cluster at {server} cannot be called: {message}"),
+            )
+            .with_hint("check the kubeconfig: certificate authority, exec plugin, proxy"),
+            Fault::Busy(message, wait) | Fault::ServerError(message, wait) => ActionError::new(
+                Code::ClusterUnavailable,
+                format!("the cluster at {server} cannot serve now: {message}"),
+            )
+            .with_retry_after(Some(wait.unwrap_or(Duration::from_secs(5)))),
+            Fault::Unreachable(message) | Fault::NoAnswer(message) => ActionError::new(
+                Code::ClusterUnreachable,
+                format!("the cluster at {server} does not answer: {message}"),
+            )
+            .with_retry_after(Some(Duration::from_secs(5))),
+            fault => ActionError::new(Code::ClusterUnavailable, format!("{server}: {fault:?}")),
+        }
+    }
+
+    /// Our identity in the cluster's own words (SelfSubjectReview, which everyone may make).
+    async fn who_am_i(&self) -> String {
+        let api = Api::<SelfSubjectReview>::all(self.client());
+        let (params, question) = (PostParams::default(), SelfSubjectReview::default());
+        let answer = timeout(WHO_AM_I_TIMEOUT, api.create(&params, &question)).await;
+        let review = answer.ok().and_then(Result::ok);
+        let user = review.and_then(|review| review.status?.user_info?.username);
+        user.unwrap_or_else(|| "this identity".to_owned())
+    }
+}
+
+fn no_answer_in(time: Duration) -> Fault {
+    Fault::NoAnswer(format!("no answer within {:.1} s", time.as_secs_f64()))
+}
+
+impl Call {
+    /// A call on an object (or, without a name, a list) of a typed kind.
+    #[must_use]
+    pub fn of<K: Namespaced>(verb: &'static str, namespace: &str, name: Option<&str>) -> Self {
+        Call {
+            verb,
+            resource: ApiResource::erase::<K>(&()),
+            namespace: namespace.to_owned(),
+            name: name.map(str::to_owned),
+        }
+    }
+
+    fn not_found(&self) -> ActionError {
+        let Call { resource, namespace, .. } = self;
+        let name = self.name.as_deref().unwrap_or_default();
+        ActionError::new(
+            Code::TargetNotFound,
+            format!("{} '{name}' does not exist in namespace '{namespace}'", resource.kind),
+        )
+        .with_hint(format!("`kubectl -n {namespace} get {}` lists those that do", resource.plural))
+    }
+
+    /// Names the one rule whose absence was met, so that it can be pasted into a Role.
+    fn forbidden(&self, who: &str) -> ActionError {
+        let Call { verb, resource, namespace, .. } = self;
+        let rule = json!({
+            "apiGroups": [resource.group],
+            "resources": [resource.plural],
+            "verbs": [verb],
+        });
+        ActionError::new(
+            Code::Forbidden,
+            format!("{who} may not {verb} {} in namespace '{namespace}'", self.qualified()),
+        )
+        .with_hint(format!("a Role in namespace '{namespace}' with the rule {rule} would allow it"))
+    }
+
+    /// `deployments.apps`, or `pods` in the core group.
+    fn qualified(&self) -> String {
+        match self.resource.group.as_str() {
+            "" => self.resource.plural.clone(),
+            group => format!("{}.{group}", self.resource.plural),
+        }
+    }
+}
+
+impl std::fmt::Display for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Call { verb, resource, namespace, name } = self;
+        match name {
+            Some(name) => write!(f, "{verb} {} {namespace}/{name}", resource.kind),
+            None => write!(f, "{verb} {} in {namespace}", resource.plural),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+
+    use super::*;
+
+    #[test]
+    fn a_forbidden_call_names_the_rule_that_would_allow_it() {
+        let error = Call::of::<Deployment>("patch", "shop", Some("web")).forbidden("sa:x");
+        assert_eq!(error.detail, "sa:x may not patch deployments.apps in namespace 'shop'");
+        assert_eq!(
+            error.hint.as_deref(),
+            Some(
+                "a Role in namespace 'shop' with the rule {\"apiGroups\":[\"apps\"],\
+                 \"resources\":[\"deployments\"],\"verbs\":[\"patch\"]} would allow it"
+            )
+        );
+    }
+
+    #[test]
+    fn the_core_group_has_no_name() {
+        let error = Call::of::<Pod>("list", "shop", None).forbidden("sa:x");
+        assert_eq!(error.detail, "sa:x may not list pods in namespace 'shop'");
+    }
+
+    #[test]
+    fn a_missing_target_says_how_to_look_for_it() {
+        let error = Call::of::<Pod>("get", "shop", Some("web-1")).not_found();
+        assert_eq!(error.detail, "Pod 'web-1' does not exist in namespace 'shop'");
+        assert!(error.hint.expect("has one").contains("kubectl -n shop get pods"));
+    }
+}

@@ -1,0 +1,92 @@
+//! Where the cluster is, and as whom we speak to it.
+//!
+//! In order: the files of `KUBECONFIG`, `~/.kube/config`, the service account of the pod that we run
+//! in. If none of these is there, there is no cluster and simulation is offline. If one is there and
+//! cannot be used, that is an error: a broken configuration must never turn into "no cluster".
+
+use std::{env, path::PathBuf, time::Duration};
+
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+use super::{cluster::Cluster, fault::chain};
+use crate::error::{ActionError, Code};
+
+/// Longest time for a TCP connection and TLS handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest silence of a server that has been asked something.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Finds the cluster, using kubeconfig context `context` if one is given.
+///
+/// Nothing is sent yet; a server that does not answer shows at the first call.
+///
+/// # Errors
+/// [`Code::Configuration`] when what is configured cannot be read or used.
+pub async fn connect(context: Option<&str>) -> Result<Option<Cluster>, ActionError> {
+    let Some(mut config) = find_config(context).await? else { return Ok(None) };
+    config.default_retry = false;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.read_timeout = Some(READ_TIMEOUT);
+    let server = config.cluster_url.to_string();
+    let client = Client::try_from(config).map_err(|error| misconfigured(chain(&error)))?;
+    Ok(Some(Cluster::new(client, server)))
+}
+
+async fn find_config(context: Option<&str>) -> Result<Option<Config>, ActionError> {
+    if let Some(kubeconfig) = find_kubeconfig()? {
+        let options =
+            KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+        return config.map(Some).map_err(|error| misconfigured(chain(&error)));
+    }
+    if context.is_some() {
+        return Err(misconfigured("a context was asked for, but there is no kubeconfig"));
+    }
+    if env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+        return Config::incluster().map(Some).map_err(|error| misconfigured(chain(&error)));
+    }
+    Ok(None)
+}
+
+/// The merged kubeconfig. Like kubectl, passes over files of `KUBECONFIG` that do not exist, but
+/// unlike kubectl does not pretend that nothing was configured when none of them does.
+fn find_kubeconfig() -> Result<Option<Kubeconfig>, ActionError> {
+    let listed = env::var_os("KUBECONFIG").unwrap_or_default();
+    let listed: Vec<PathBuf> =
+        env::split_paths(&listed).filter(|path| !path.as_os_str().is_empty()).collect();
+    let candidates =
+        if listed.is_empty() { default_path().into_iter().collect() } else { listed.clone() };
+    let present: Vec<_> = candidates.into_iter().filter(|path| path.exists()).collect();
+    if present.is_empty() {
+        return match listed.first() {
+            None => Ok(None),
+            Some(first) => Err(misconfigured(format!(
+                "KUBECONFIG names {}, which does not exist",
+                first.display()
+            ))),
+        };
+    }
+    present
+        .iter()
+        .try_fold(Kubeconfig::default(), |merged, path| {
+            Kubeconfig::read_from(path).and_then(|next| merged.merge(next))
+        })
+        .map(Some)
+        .map_err(|error| misconfigured(chain(&error)))
+}
+
+fn default_path() -> Option<PathBuf> {
+    let home = env::var_os("HOME").filter(|home| !home.is_empty())?;
+    Some(PathBuf::from(home).join(".kube").join("config"))
+}
+
+fn misconfigured(detail: impl Into<String>) -> ActionError {
+    ActionError::new(Code::Configuration, detail.into()).with_hint(
+        "check KUBECONFIG, ~/.kube/config, or the pod's service account; \
+         `kubectl config view --minify` shows what kubectl would use",
+    )
+}

@@ -1,0 +1,31 @@
+//! action-executor: the hand that an SRE agent, a person or an alert has on a Kubernetes cluster.
+//!
+//! It takes one [`request::ActionRequest`], does it at most once, and answers what happened.
+//!
+//! # The house
+//! - [`request`], [`response`], [`error`], [`names`]: the contract, and nothing else.
+//! - [`handler`]: [`handler::handle`], the one function behind every entry point; `execution` makes
+//!   its effect at most once, and `wait` stays until that is complete.
+//! - [`context`], [`config`]: what the handler is given, and the settings it comes from.
+//! - [`actions`]: one file per action: parameters, facts, decision.
+//! - [`k8s`]: what we know of Kubernetes; verdicts and patches, apart from the calls.
+//! - [`entry`]: the doors: a single shot from stdin, file or environment, and HTTP.
+//!
+//! Imports go one way: `entry` to `handler` to `actions` to `k8s`. No entry point knows an action, and
+//! no action knows an entry point.
+
+pub mod actions;
+pub mod cli;
+pub mod config;
+pub mod context;
+pub mod entry;
+pub mod error;
+mod execution;
+pub mod handler;
+pub mod k8s;
+pub mod logging;
+pub mod names;
+pub mod request;
+pub mod response;
+pub mod schema;
+mod wait;

@@ -1,0 +1,137 @@
+//! The answer: what was done, to what, and what changed.
+//!
+//! Plain types with their JSON form and nothing else. Whatever is in an answer is true at the moment
+//! it is given: an effect that is not known is an error of its kind, never a guess in here.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use schemars::JsonSchema;
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct ActionResponse {
+    /// What happened, in a sentence.
+    pub result: String,
+    /// The request's id, or the one made for it.
+    pub id: String,
+    /// The action.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Whether this request had been carried out before, so that nothing was done now.
+    pub replayed: bool,
+    /// Present and true when no cluster was asked.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub offline: bool,
+    /// The object acted upon.
+    pub target: Target,
+    /// What changed in the target, or would change.
+    pub changes: Vec<Change>,
+    /// What a careful person would want to know.
+    pub warnings: Vec<String>,
+    /// How the wait for the effect ended, when the request asked to wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+    /// When the work began (UTC).
+    #[serde(serialize_with = "milliseconds")]
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub started_at: DateTime<Utc>,
+    /// When it ended (UTC).
+    #[serde(serialize_with = "milliseconds")]
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub finished_at: DateTime<Utc>,
+}
+
+/// How an action ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Done, and complete if the request asked to wait.
+    Applied,
+    /// Nothing had to be done.
+    Unchanged,
+    /// Nothing was done, because the request asked only what would happen.
+    Simulated,
+    /// The change was made, but what the request waited for did not come; `rollout` says why.
+    Failed,
+}
+
+/// An object in the cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub struct Target {
+    /// Group and version, as `apps/v1`.
+    pub api_version: String,
+    /// The kind, as `Deployment`.
+    pub kind: String,
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+    /// The object's uid; absent when no cluster was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// The resourceVersion after the action; absent when no cluster was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource_version: Option<String>,
+}
+
+impl std::fmt::Display for Target {
+    /// As people write it: `Deployment shop/web`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+/// One value of the target, before and after.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Change {
+    /// Where, as a JSON Pointer (RFC 6901).
+    pub path: String,
+    /// The value before; null where there was none.
+    pub from: Value,
+    /// The value after; null where there is none any more.
+    pub to: Value,
+}
+
+/// How the wait for an effect ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Rollout {
+    /// Where it stands.
+    pub state: RolloutState,
+    /// The same in a sentence.
+    pub message: String,
+    /// What the pods themselves say is wrong.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+}
+
+/// Where an awaited effect stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RolloutState {
+    /// Everything asked for is there.
+    Complete,
+    /// It cannot come any more: the cluster gave up, or someone changed or deleted the target.
+    Failed,
+    /// It had not come when the time allowed ran out; it may still come.
+    TimedOut,
+    /// We were told to stop before it came; it may still come.
+    Interrupted,
+}
+
+fn milliseconds<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&rfc3339_millis(*time))
+}
+
+/// A time as answers write it: RFC 3339, UTC, milliseconds.
+#[must_use]
+pub fn rfc3339_millis(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}

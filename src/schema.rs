@@ -1,0 +1,17 @@
+//! The contract as JSON Schema (draft 2020-12), from the very types that read and write it.
+
+use schemars::generate::SchemaSettings;
+
+use crate::{cli::SchemaOf, error::ActionError, request::ActionRequest, response::ActionResponse};
+
+/// The schema of one document, as indented JSON.
+#[must_use]
+pub fn document(of: SchemaOf) -> String {
+    let generator = SchemaSettings::draft2020_12().into_generator();
+    let schema = match of {
+        SchemaOf::Request => generator.into_root_schema_for::<ActionRequest>(),
+        SchemaOf::Answer => generator.into_root_schema_for::<ActionResponse>(),
+        SchemaOf::Problem => generator.into_root_schema_for::<ActionError>(),
+    };
+    serde_json::to_string_pretty(&schema).unwrap_or_default()
+}

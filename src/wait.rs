@@ -1,0 +1,105 @@
+//! Stays until an effect is complete, cannot be any more, or time is up.
+//!
+//! It looks at the target again and again instead of watching it, so that the right to `get` is
+//! enough. Each new stage is told to whoever listens.
+
+use std::{fmt, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::{
+    context::Context,
+    execution::stopped,
+    k8s::{cluster::Cluster, completion::Completion, rollout::Verdict},
+    response::{Rollout, RolloutState},
+};
+
+/// How often the target is looked at: soon at first, since most effects are quick.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Time kept past the end to ask the pods what is wrong.
+const AFTERTHOUGHT: Duration = Duration::from_millis(800);
+
+/// Waits for `completion` until `end`. That it did not come is told in the rollout's state, with what
+/// the pods say.
+pub(crate) async fn until_complete(
+    context: &Context,
+    cluster: &Cluster,
+    completion: &Completion,
+    end: Instant,
+) -> Rollout {
+    let (state, message) = watch(context, cluster, completion, end).await;
+    let problems = match state {
+        RolloutState::Complete => Vec::new(),
+        _ => problems(cluster, completion).await,
+    };
+    Rollout { state, message, problems }
+}
+
+async fn watch(
+    context: &Context,
+    cluster: &Cluster,
+    completion: &Completion,
+    end: Instant,
+) -> (RolloutState, String) {
+    let mut stopping = context.stopping();
+    let mut pause = FIRST_PAUSE;
+    let mut stage = "nothing was seen yet".to_owned();
+    loop {
+        let next = tokio::select! {
+            () = stopped(&mut stopping) => return (RolloutState::Interrupted, stage),
+            next = timeout_at(end, completion.check(cluster, end)) => next,
+        };
+        let next = match next {
+            Ok(Ok(Verdict::Complete(message))) => return (RolloutState::Complete, message),
+            Ok(Ok(Verdict::Failed(why))) => return (RolloutState::Failed, why),
+            Ok(Ok(Verdict::Waiting(what))) => what,
+            // The cluster may come back before the end does.
+            Ok(Err(error)) if error.code.retryable() => error.detail,
+            Ok(Err(error)) => return (RolloutState::Failed, error.detail),
+            Err(_) => return (RolloutState::TimedOut, stage),
+        };
+        if next != stage {
+            context.tell(&next);
+            stage = next;
+        }
+        if Instant::now() + pause >= end {
+            return (RolloutState::TimedOut, stage);
+        }
+        tokio::select! {
+            () = stopped(&mut stopping) => return (RolloutState::Interrupted, stage),
+            () = sleep(pause) => pause = (pause * 3 / 2).min(LONGEST_PAUSE),
+        }
+    }
+}
+
+/// What the pods say, or why they could not be asked.
+async fn problems(cluster: &Cluster, completion: &Completion) -> Vec<String> {
+    let until = Instant::now() + AFTERTHOUGHT;
+    match timeout_at(until, completion.problems(cluster, until)).await {
+        Ok(Ok(problems)) => problems,
+        Ok(Err(error)) => {
+            let hint = error.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+            vec![format!("the pods could not be asked: {}{hint}", error.detail)]
+        }
+        Err(_) => vec!["the pods could not be asked in time".to_owned()],
+    }
+}
+
+impl fmt::Display for Rollout {
+    /// The rollout as the second sentence of a result.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lead = match self.state {
+            RolloutState::Complete => "Complete",
+            RolloutState::Failed => "Failed",
+            RolloutState::TimedOut => "Not complete in the time allowed",
+            RolloutState::Interrupted => "Not complete when told to stop",
+        };
+        write!(f, "{lead}: {}", self.message)?;
+        match self.problems.first() {
+            Some(problem) => write!(f, " ({problem})."),
+            None => f.write_str("."),
+        }
+    }
+}
