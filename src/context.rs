@@ -72,3 +72,10 @@ impl Context {
         }
     }
 }
+
+/// Returns when we are told to stop; never, when nobody is left who could tell.
+pub(crate) async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    if stopping.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

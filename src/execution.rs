@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
     actions::{Asked, Plan, Todo},
-    context::Context,
+    context::{Context, stopped},
     error::{ActionError, Code},
     k8s::{
         cluster::Cluster,
@@ -115,13 +115,6 @@ async fn plan_unless_stopped(
             "told to stop before anything was done",
         )),
         plan = request.action.plannable().plan(cluster, asked) => plan,
-    }
-}
-
-/// Returns when we are told to stop; never, when nobody is left who could tell.
-pub(crate) async fn stopped(stopping: &mut tokio::sync::watch::Receiver<bool>) {
-    if stopping.wait_for(|stop| *stop).await.is_err() {
-        std::future::pending::<()>().await;
     }
 }
 

@@ -8,8 +8,7 @@ use std::{fmt, time::Duration};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
-    context::Context,
-    execution::stopped,
+    context::{Context, stopped},
     k8s::{cluster::Cluster, completion::Completion, rollout::Verdict},
     response::{Rollout, RolloutState},
 };

@@ -1,0 +1,147 @@
+//! The server: the edge in front, the router behind it, and their beginning and end.
+//!
+//! tiny_http routes and answers, but its parser trusts its peer: a Content-Length of 10^12 ends the
+//! process, a stalled body holds a thread. So it listens on a private Unix socket, and the edge, built
+//! on hyper, lets only whole and bounded requests through to it.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, Handle},
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::sleep,
+};
+
+use self::{edge::Edge, router::Router, upstream::PrivateFolder};
+use crate::{
+    cli::ServeArgs,
+    config::Settings,
+    context::{Context, stopped},
+    error::{ActionError, Code},
+    k8s::connect::connect,
+};
+
+mod connections;
+mod edge;
+mod router;
+mod routes;
+mod upstream;
+
+/// How long requests under way may go on by themselves once we are told to stop, and how long after
+/// that those that wait have to say what they know. Together less than the 30 s that Kubernetes
+/// gives a pod by default.
+const FINISH: Duration = Duration::from_secs(20);
+const CONCLUDE: Duration = Duration::from_secs(5);
+
+/// Serves until SIGTERM or SIGINT; returns the exit status.
+#[must_use]
+pub fn run(args: ServeArgs, settings: &Settings) -> u8 {
+    match try_run(args, settings) {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!(code = %error.code, hint = error.hint, "{}", error.detail);
+            error.code.exit_status()
+        }
+    }
+}
+
+fn try_run(args: ServeArgs, settings: &Settings) -> Result<(), ActionError> {
+    let default = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), settings.port);
+    let address = args.bind.unwrap_or(default);
+    refuse_an_open_door(address, args.insecure_open)?;
+    let runtime = Builder::new_multi_thread().enable_all().build().map_err(fault("the runtime"))?;
+    let result = runtime.block_on(serve(address, args.context.as_deref(), settings));
+    // What has not ended by now is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+/// Nobody is asked who they are, so nobody else may be let in by accident.
+fn refuse_an_open_door(address: SocketAddr, insecure_open: bool) -> Result<(), ActionError> {
+    if address.ip().is_loopback() || insecure_open {
+        return Ok(());
+    }
+    Err(ActionError::new(
+        Code::Configuration,
+        format!("{address} can be reached by others, and callers are not asked who they are"),
+    )
+    .with_hint(
+        "bind a loopback address, or say --insecure-open where something else, such as a \
+         NetworkPolicy or an authenticating proxy, decides who may call",
+    ))
+}
+
+async fn serve(
+    address: SocketAddr,
+    kube_context: Option<&str>,
+    settings: &Settings,
+) -> Result<(), ActionError> {
+    let (stop, stopping) = watch::channel(false);
+    let (conclude, concluding) = watch::channel(false);
+    let context = Context::new(connect(kube_context).await?, settings.deadline, concluding);
+    let offline = context.cluster().is_none();
+
+    let folder = PrivateFolder::new().map_err(fault("the private folder"))?;
+    let private = folder.listen().map_err(fault("the private socket"))?;
+    Router::new(context).start(private, &Handle::current()).map_err(fault("the router"))?;
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        ActionError::new(Code::Configuration, format!("cannot listen on {address}: {error}"))
+    })?;
+    let address = listener.local_addr().map_err(fault("the listener"))?;
+    let told = told_to_stop()?;
+    tracing::info!(%address, offline, "listening");
+
+    tokio::spawn(async move {
+        told.await;
+        tracing::info!("stopping: no new connections, requests under way are finished");
+        let _ = stop.send(true);
+    });
+    let mut told_stop = stopping.clone();
+    let grace = async move {
+        stopped(&mut told_stop).await;
+        sleep(FINISH).await;
+        let _ = conclude.send(true);
+        sleep(CONCLUDE).await;
+    };
+    Edge::new(folder.upstream()).serve(listener, stopping, grace).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Returns at the first SIGTERM or SIGINT after this call.
+fn told_to_stop() -> Result<impl Future<Output = ()>, ActionError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(fault("signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(fault("signals"))?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn fault<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> ActionError {
+    move |error| ActionError::new(Code::Internal, format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_door_must_be_asked_for() {
+        let door = |address: &str, open| {
+            refuse_an_open_door(address.parse().expect("is an address"), open).is_ok()
+        };
+        assert!(door("127.0.0.1:8000", false));
+        assert!(door("[::1]:8000", false));
+        assert!(!door("0.0.0.0:8000", false));
+        assert!(!door("[::]:8000", false));
+        assert!(door("0.0.0.0:8000", true));
+    }
+}

@@ -1,0 +1,196 @@
+//! The router: takes whole requests from the edge, finds out what is asked, and answers.
+//!
+//! Its threads never wait for an action: they hand it to the runtime and take the next request, so
+//! that the questions of a probe are answered however many rollouts are being waited for.
+
+use std::{io, os::unix::net::UnixListener, sync::Arc, thread, time::Duration};
+
+use tiny_http::{Header, Method, Request, Response, Server};
+use tokio::{
+    runtime::Handle,
+    sync::Mutex,
+    time::{Instant, timeout},
+};
+
+use super::routes::{Route, check_accept, check_content_type};
+use crate::{
+    context::Context,
+    entry::{Answer, answer},
+    error::{ActionError, Code},
+};
+
+/// Threads that route; they only parse and hand on.
+const THREADS: usize = 2;
+
+/// How long the cluster's answer to a readiness question holds, so that probes do not load it.
+const READINESS_HOLDS: Duration = Duration::from_secs(1);
+
+/// Longest time to find out whether the cluster is ready.
+const READINESS_TIMEOUT: Duration = Duration::from_secs(3);
+
+const HEALTHY: &[u8] = br#"{"status":"ok"}"#;
+
+/// What the router answers with.
+pub struct Router {
+    context: Context,
+    readiness: Mutex<Option<(Instant, Result<(), ActionError>)>>,
+}
+
+/// One answer on its way out.
+struct Reply {
+    status: u16,
+    headers: Vec<Header>,
+    body: Vec<u8>,
+}
+
+impl Router {
+    /// A router for this context.
+    #[must_use]
+    pub fn new(context: Context) -> Arc<Self> {
+        Arc::new(Router { context, readiness: Mutex::default() })
+    }
+
+    /// Starts routing what comes in on `listener`; the actions run on `runtime`.
+    ///
+    /// # Errors
+    /// When the listener cannot be used or a thread cannot be started.
+    pub fn start(self: &Arc<Self>, listener: UnixListener, runtime: &Handle) -> io::Result<()> {
+        let server = Server::from_listener(listener, None).map_err(io::Error::other)?;
+        let server = Arc::new(server);
+        for number in 0..THREADS {
+            let (router, server, runtime) = (self.clone(), server.clone(), runtime.clone());
+            thread::Builder::new().name(format!("router-{number}")).spawn(move || {
+                for request in server.incoming_requests() {
+                    router.route(request, &runtime);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn route(self: &Arc<Self>, mut request: Request, runtime: &Handle) {
+        let (method, target) = (request.method().to_string(), request.url().to_owned());
+        let reply = match Route::of(&method, &target) {
+            Err(error) => Reply::problem(error).with_allow(&target),
+            Ok(route) => match self.accept(route, &mut request) {
+                Ok(None) => Reply::json(200, HEALTHY.to_vec()),
+                Ok(Some(work)) => {
+                    let router = self.clone();
+                    runtime.spawn(async move { router.work(work).await.send(request) });
+                    return;
+                }
+                Err(error) => Reply::problem(error),
+            },
+        };
+        reply.send(request);
+    }
+
+    /// Checks what can be checked at once; what is left to do takes time.
+    fn accept(&self, route: Route, request: &mut Request) -> Result<Option<Work>, ActionError> {
+        match route {
+            Route::Health => Ok(None),
+            Route::Ready => Ok(Some(Work::Ready)),
+            Route::Execute => {
+                check_accept(header(request, "Accept").as_deref())?;
+                check_content_type(header(request, "Content-Type").as_deref())?;
+                let mut body = Vec::new();
+                request.as_reader().read_to_end(&mut body).map_err(|error| {
+                    ActionError::new(Code::Internal, format!("the edge broke off: {error}"))
+                })?;
+                Ok(Some(Work::Execute(body)))
+            }
+        }
+    }
+
+    /// Does the work in a task of its own, so that a panic in it is an answer like any other.
+    async fn work(self: Arc<Self>, work: Work) -> Reply {
+        let task = tokio::spawn(async move {
+            match work {
+                Work::Ready => match self.ready().await {
+                    Ok(()) => Reply::json(200, HEALTHY.to_vec()),
+                    Err(error) => Reply::problem(error).with_status(503),
+                },
+                Work::Execute(body) => answer(&self.context, &body).await.into(),
+            }
+        });
+        task.await.unwrap_or_else(|panic| {
+            tracing::error!(%panic, "a handler panicked");
+            Reply::problem(ActionError::new(Code::Internal, "a handler panicked; this is a bug"))
+        })
+    }
+
+    async fn ready(&self) -> Result<(), ActionError> {
+        // Held while asking, so that many probes at once ask once.
+        let mut last = self.readiness.lock().await;
+        if let Some((at, result)) = &*last
+            && at.elapsed() < READINESS_HOLDS
+        {
+            return result.clone();
+        }
+        let late = || ActionError::new(Code::ClusterUnreachable, "the cluster does not answer");
+        let result = timeout(READINESS_TIMEOUT, self.context.ready()).await;
+        let result = result.unwrap_or_else(|_| Err(late()));
+        *last = Some((Instant::now(), result.clone()));
+        result
+    }
+}
+
+/// What takes time.
+enum Work {
+    Ready,
+    Execute(Vec<u8>),
+}
+
+impl Reply {
+    fn json(status: u16, body: Vec<u8>) -> Self {
+        Reply { status, headers: vec![field("Content-Type", "application/json")], body }
+    }
+
+    fn problem(error: ActionError) -> Self {
+        Answer::from(error).into()
+    }
+
+    fn with_status(self, status: u16) -> Self {
+        Reply { status, ..self }
+    }
+
+    fn with_allow(mut self, target: &str) -> Self {
+        self.headers.extend(Route::allow(target).map(|allow| field("Allow", &allow)));
+        self
+    }
+
+    fn send(self, request: Request) {
+        let length = self.body.len();
+        let body = if *request.method() == Method::Head { Vec::new() } else { self.body };
+        let status = self.status.into();
+        let response = Response::new(status, self.headers, body.as_slice(), Some(length), None);
+        if let Err(error) = request.respond(response) {
+            tracing::warn!(%error, "an answer did not reach the edge");
+        }
+    }
+}
+
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Self {
+        let kind = if answer.problem { "application/problem+json" } else { "application/json" };
+        let mut headers = vec![field("Content-Type", kind)];
+        let retry_after = answer.retry_after_seconds.map(|seconds| seconds.to_string());
+        headers.extend(retry_after.map(|seconds| field("Retry-After", &seconds)));
+        Reply { status: answer.http_status, headers, body: answer.body }
+    }
+}
+
+fn field(name: &'static str, value: &str) -> Header {
+    Header::from_bytes(name, value).expect("our own header fields are ASCII")
+}
+
+/// All values of a header as one, as RFC 9110 (section 5.3) joins them.
+fn header(request: &Request, name: &'static str) -> Option<String> {
+    let values: Vec<&str> = request
+        .headers()
+        .iter()
+        .filter(|header| header.field.equiv(name))
+        .map(|header| header.value.as_str())
+        .collect();
+    (!values.is_empty()).then(|| values.join(", "))
+}

@@ -1,0 +1,126 @@
+//! The way from the edge to the router behind it: a private Unix socket, and connections to it that
+//! are kept for the next request.
+//!
+//! Only the edge knows the socket: it lives in a folder that nobody else may enter, under a name that
+//! nobody else can guess, and goes with the process.
+
+use std::{
+    fs, io,
+    os::unix::{fs::DirBuilderExt, net::UnixListener},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Request, Response,
+    body::Bytes,
+    client::conn::http1::{self, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+type Sender = SendRequest<Full<Bytes>>;
+
+/// The edge's end.
+pub struct Upstream {
+    socket: PathBuf,
+    idle: Mutex<Vec<Sender>>,
+}
+
+/// The folder of the socket; removed when dropped.
+pub struct PrivateFolder(PathBuf);
+
+impl PrivateFolder {
+    /// A new folder under the first of the usual places that can be written to: a container's root
+    /// file system is often read-only, its shared memory hardly ever.
+    ///
+    /// # Errors
+    /// When none of them can be.
+    pub fn new() -> io::Result<Self> {
+        let name = format!("action-executor-{}", uuid::Uuid::now_v7());
+        let make = |place: PathBuf| {
+            let folder = place.join(&name);
+            fs::DirBuilder::new().mode(0o700).create(&folder).map(|()| PrivateFolder(folder))
+        };
+        make(std::env::temp_dir()).or_else(|_| make("/dev/shm".into()))
+    }
+
+    /// Listens in the folder.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn listen(&self) -> io::Result<UnixListener> {
+        UnixListener::bind(self.socket())
+    }
+
+    /// The way to the listener.
+    #[must_use]
+    pub fn upstream(&self) -> Upstream {
+        Upstream { socket: self.socket(), idle: Mutex::default() }
+    }
+
+    fn socket(&self) -> PathBuf {
+        Path::new(&self.0).join("router.sock")
+    }
+}
+
+impl Drop for PrivateFolder {
+    fn drop(&mut self) {
+        // The process ends; a folder that stays behind is empty of secrets.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Why the router gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// The socket could not be reached.
+    #[error("the router's socket: {0}")]
+    Socket(#[from] io::Error),
+    /// The exchange broke.
+    #[error("the router: {0}")]
+    Exchange(#[from] hyper::Error),
+}
+
+impl Upstream {
+    /// Sends a whole request and takes the whole answer.
+    ///
+    /// # Errors
+    /// When the router cannot be reached or does not answer in HTTP.
+    pub async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Bytes>, UpstreamError> {
+        let mut sender = match self.kept() {
+            Some(sender) => sender,
+            None => self.connect().await?,
+        };
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let body = body.collect().await?.to_bytes();
+        if sender.ready().await.is_ok() {
+            self.keep(sender);
+        }
+        Ok(Response::from_parts(head, body))
+    }
+
+    fn kept(&self) -> Option<Sender> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        std::iter::from_fn(|| idle.pop()).find(|sender| !sender.is_closed())
+    }
+
+    fn keep(&self, sender: Sender) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+    }
+
+    async fn connect(&self) -> Result<Sender, UpstreamError> {
+        let stream = UnixStream::connect(&self.socket).await?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to the router ended");
+            }
+        });
+        Ok(sender)
+    }
+}
