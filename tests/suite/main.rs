@@ -1,1 +1,16 @@
+//! The tests that need the built program: against a real API server, over real sockets.
+//!
+//! `cluster` and `program` are the tools; every other file holds sentences about one part.
 
+mod access;
+mod attacks;
+mod cluster;
+mod contract;
+mod faults;
+mod http;
+mod once;
+mod parity;
+mod program;
+mod properties;
+mod restart_k8s;
+mod restart_pod;

@@ -1,0 +1,244 @@
+//! Who we are in the cluster, and what that allows: RBAC, kubeconfigs, service accounts.
+
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
+
+use action_executor::actions::ActionKind;
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{Namespace, shared},
+    program::{Finished, Program, scratch},
+};
+
+/// A request for each action, real and waited for, on the objects that [`workload`] makes.
+async fn request(kind: ActionKind, namespace: &Namespace) -> String {
+    let name = namespace.name();
+    let parameters = match kind {
+        ActionKind::RestartK8s => json!({ "deployment": "web", "namespace": name }),
+        ActionKind::RestartPod => {
+            let pod = namespace.pods_of("web").await[0].name_any();
+            json!({ "pod_name": pod, "namespace": name })
+        }
+    };
+    json!({
+        "type": kind.name(), "parameters": parameters,
+        "simulate": false, "wait": true, "timeout_seconds": 20,
+    })
+    .to_string()
+}
+
+fn rules(kind: ActionKind) -> Vec<Value> {
+    kind.descriptor().rules.iter().map(|rule| json!(rule)).collect()
+}
+
+/// Every way of leaving one verb out, with what was left out.
+fn without_one_verb(rules: &[Value]) -> Vec<(String, String, Vec<Value>)> {
+    let mut ways = Vec::new();
+    for (index, rule) in rules.iter().enumerate() {
+        for verb in rule["verbs"].as_array().expect("are verbs") {
+            let mut fewer = rules.to_vec();
+            let verbs = fewer[index]["verbs"].as_array_mut().expect("are verbs");
+            verbs.retain(|it| it != verb);
+            if verbs.is_empty() {
+                fewer.remove(index);
+            }
+            let text = |value: &Value| value.as_str().expect("is text").to_owned();
+            ways.push((text(verb), text(&rule["resources"][0]), fewer));
+        }
+    }
+    ways
+}
+
+#[tokio::test]
+async fn each_action_succeeds_with_exactly_its_rules() {
+    for kind in ActionKind::ALL {
+        let namespace = shared().namespace("exact_rules").await;
+        namespace.running_deployment("web", 1).await;
+        let kubeconfig = namespace.account("exact", json!(rules(kind))).await;
+        let request = request(kind, &namespace).await;
+        let done = Program::with_kubeconfig(&kubeconfig).input(request).run();
+        assert_eq!(done.status, 0, "{}: {done:?}", kind.name());
+    }
+}
+
+#[tokio::test]
+async fn without_any_one_verb_the_answer_names_it_and_the_rule_that_is_missing() {
+    for kind in ActionKind::ALL {
+        for (number, (verb, resource, fewer)) in without_one_verb(&rules(kind)).iter().enumerate() {
+            let namespace = shared().namespace("one_verb_less").await;
+            // A pod that does not start, so that an awaited restart has to ask the pods why.
+            namespace.deployment("web", 1, crate::cluster::MISSING_IMAGE).await;
+            crate::cluster::eventually("there is a pod", async || {
+                (!namespace.pods_of("web").await.is_empty()).then_some(())
+            })
+            .await;
+            let account = format!("less-{number}");
+            let kubeconfig = namespace.account(&account, json!(fewer)).await;
+            let request = request(kind, &namespace).await;
+            let request = request.replace("\"timeout_seconds\":20", "\"timeout_seconds\":2");
+            let done = Program::with_kubeconfig(&kubeconfig).input(request).run();
+            assert_ne!(done.status, 0, "{} without {verb} {resource}: {done:?}", kind.name());
+            let namespace = namespace.name();
+            let who = format!("system:serviceaccount:{namespace}:{account}");
+            let what = format!("{who} may not {verb} {resource}");
+            assert!(done.stdout.contains(&what), "{} without {verb}: {done:?}", kind.name());
+            let rule = format!("\\\"verbs\\\":[\\\"{verb}\\\"]");
+            assert!(done.stdout.contains(&rule), "{done:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_forbidden_patch_is_told_exactly() {
+    let namespace = shared().namespace("exact_message").await;
+    namespace.running_deployment("web", 1).await;
+    let rules = json!([{ "apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get"] }]);
+    let kubeconfig = namespace.account("reader", rules).await;
+    let request = request(ActionKind::RestartK8s, &namespace).await;
+    let done = Program::with_kubeconfig(&kubeconfig).input(request).run();
+    assert_eq!(done.status, 77, "{done:?}");
+    let (answer, name) = (done.answer(), namespace.name());
+    assert_eq!(answer["status"], 403);
+    assert_eq!(
+        answer["detail"],
+        format!(
+            "system:serviceaccount:{name}:reader may not patch deployments.apps in namespace '{name}'"
+        )
+    );
+    assert_eq!(
+        answer["hint"],
+        format!(
+            "a Role in namespace '{name}' with the rule {{\"apiGroups\":[\"apps\"],\
+             \"resources\":[\"deployments\"],\"verbs\":[\"patch\"]}} would allow it"
+        )
+    );
+}
+
+/// A harmless question, to see whether the cluster is reached.
+fn simulate(namespace: &Namespace, program: Program) -> Finished {
+    let request = json!({
+        "type": "restart_k8s",
+        "parameters": { "deployment": "web", "namespace": namespace.name() },
+    });
+    program.input(request.to_string()).run()
+}
+
+#[tokio::test]
+async fn several_kubeconfigs_are_merged_and_a_context_is_chosen() {
+    let namespace = shared().namespace("merged").await;
+    namespace.running_deployment("web", 1).await;
+    let text = fs::read_to_string(namespace.kubeconfig()).expect("is readable");
+    let whole: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
+    let part = |name: &str, keep: &[&str]| {
+        let mut config = json!({ "apiVersion": "v1", "kind": "Config" });
+        for key in keep {
+            config[*key] = whole[*key].clone();
+        }
+        let path = scratch(name);
+        fs::write(&path, config.to_string()).expect("is written");
+        path.display().to_string()
+    };
+    let clusters = part("clusters", &["clusters", "contexts"]);
+    let users = part("users", &["users"]);
+    let both = format!("{clusters}:/nonexistent/config:{users}");
+    let program = || Program::offline().env("KUBECONFIG", &both);
+    let context = whole["current-context"].as_str().expect("is one");
+    let done = simulate(&namespace, program().args(["--context", context]));
+    assert_eq!(done.status, 0, "{done:?}");
+    let done = simulate(&namespace, program().args(["--context", "nowhere"]));
+    assert_eq!(done.status, 78, "{done:?}");
+}
+
+#[tokio::test]
+async fn an_exec_plugin_gives_the_credentials() {
+    let namespace = shared().namespace("plugin").await;
+    namespace.running_deployment("web", 1).await;
+    let rules = json!(rules(ActionKind::RestartK8s));
+    let account = namespace.account("plugged", rules).await;
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(account).expect("is readable")).expect("is JSON");
+    let credential = json!({
+        "apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
+        "status": config["users"][0]["user"],
+    });
+    let plugin = scratch("plugin");
+    fs::write(&plugin, format!("#!/bin/sh\necho '{credential}'\n")).expect("is written");
+    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o700)).expect("is executable");
+    let user = |command: &str| {
+        json!({ "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never",
+            "command": command,
+        }})
+    };
+    let kubeconfig = namespace.kubeconfig_with("with-plugin", user(&plugin.display().to_string()));
+    let done =
+        simulate(&namespace, Program::with_kubeconfig(&kubeconfig).env("PATH", "/usr/bin:/bin"));
+    assert_eq!(done.status, 0, "{done:?}");
+    let kubeconfig = namespace.kubeconfig_with("without-plugin", user("/nonexistent/plugin"));
+    let done = simulate(&namespace, Program::with_kubeconfig(&kubeconfig));
+    assert_eq!(done.status, 78, "{done:?}");
+    assert_eq!(done.answer()["code"], "configuration");
+}
+
+#[tokio::test]
+async fn credentials_that_the_cluster_refuses_are_no_success_and_not_shown() {
+    let namespace = shared().namespace("credentials").await;
+    let kubeconfig = namespace.kubeconfig_with("stranger", json!({ "token": "hunter2-hunter2" }));
+    let done = simulate(&namespace, Program::with_kubeconfig(&kubeconfig));
+    assert_eq!(done.status, 78, "{done:?}");
+    assert_eq!(done.answer()["code"], "credentials_refused");
+    assert!(!format!("{done:?}").contains("hunter2"), "{done:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_the_one_we_trust_is_not_talked_to() {
+    let namespace = shared().namespace("stranger").await;
+    let text = fs::read_to_string(namespace.kubeconfig()).expect("is readable");
+    let mut config: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
+    // Another authority of the same kind: the public certificate of the same file will not do.
+    let other = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+        ])
+        .args(["-keyout", "/dev/null", "-subj", "/CN=other", "-days", "1"])
+        .output()
+        .expect("openssl runs");
+    let path = scratch("other-ca");
+    fs::write(&path, other.stdout).expect("is written");
+    let cluster = config["clusters"][0]["cluster"].as_object_mut().expect("is one");
+    cluster.remove("certificate-authority-data");
+    cluster.insert("certificate-authority".into(), path.display().to_string().into());
+    let kubeconfig = scratch("distrusting");
+    fs::write(&kubeconfig, config.to_string()).expect("is written");
+    let done = simulate(&namespace, Program::with_kubeconfig(&kubeconfig));
+    assert_eq!(done.status, 78, "{done:?}");
+    assert!(done.took.as_secs() < 5, "{done:?}");
+}
+
+#[test]
+fn a_broken_configuration_never_turns_into_no_cluster() {
+    let request = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
+    let broken = scratch("broken");
+    fs::write(&broken, "{ this is no: [ kubeconfig").expect("is written");
+    let broken = broken.display().to_string();
+    let cases: [&[(&str, &str)]; 4] = [
+        &[("KUBECONFIG", "/nonexistent/config")],
+        &[("KUBECONFIG", &broken)],
+        &[("KUBECONFIG", "/dev/null")],
+        // A pod whose service account token is not mounted.
+        &[("KUBERNETES_SERVICE_HOST", "10.0.0.1"), ("TERMINATION_LOG", "/dev/null")],
+    ];
+    for vars in cases {
+        let program = vars.iter().fold(Program::offline(), |it, (name, value)| it.env(name, value));
+        let done = program.input(request).run();
+        assert_eq!(done.status, 78, "{vars:?}: {done:?}");
+        assert_eq!(done.answer()["code"], "configuration");
+    }
+}

@@ -1,0 +1,339 @@
+//! The tests' cluster, as tests see it: one for the whole run, a namespace for each test.
+//!
+//! It is started at first use through `tests/cluster/up`, or is the one that `TEST_KUBECONFIG` names.
+//! We hold its standard input, so it ends with this process, however that ends.
+
+use std::{
+    env,
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{
+        Mutex, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, StatefulSet},
+        authentication::v1::TokenRequest,
+        core::v1::{Namespace as CoreNamespace, Pod, ServiceAccount},
+        rbac::v1::{Role, RoleBinding},
+    },
+    serde::{Serialize, de::DeserializeOwned},
+};
+use kube::{
+    Api, Client, Config, Resource,
+    api::{ListParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+    core::NamespaceResourceScope,
+};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+/// How long anything in the cluster may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A pod with this image is never started.
+pub const MISSING_IMAGE: &str = "registry.invalid/missing:1";
+/// A pod with this image crashes again and again.
+pub const CRASHING_IMAGE: &str = "registry.invalid/crashing:1";
+/// A pod with this image is ready after ten seconds.
+pub const SLOW_IMAGE: &str = "registry.invalid/slow:1";
+/// A pod with any other image is ready at once.
+pub const GOOD_IMAGE: &str = "registry.invalid/good:1";
+
+/// A running cluster.
+pub struct TestCluster {
+    kubeconfig: PathBuf,
+    audit_log: Option<PathBuf>,
+    supervisor: Option<Mutex<Supervisor>>,
+}
+
+struct Supervisor {
+    process: Child,
+    commands: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+/// The cluster that all tests share.
+pub fn shared() -> &'static TestCluster {
+    static SHARED: OnceLock<TestCluster> = OnceLock::new();
+    SHARED.get_or_init(|| match env::var_os("TEST_KUBECONFIG") {
+        Some(path) => TestCluster { kubeconfig: path.into(), audit_log: None, supervisor: None },
+        None => private(),
+    })
+}
+
+/// A cluster of the test's own, whose components it may stop.
+pub fn private() -> TestCluster {
+    let up = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/up");
+    let built = Command::new(up)
+        .arg("--build-only")
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("tests/cluster/up runs");
+    assert!(built.status.success(), "the test cluster could not be built; it needs Go");
+    let folder = String::from_utf8(built.stdout).expect("is a path");
+    let mut process = Command::new(Path::new(folder.trim()).join("test-cluster"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the supervisor starts");
+    let commands = process.stdin.take();
+    let mut answers = BufReader::new(process.stdout.take().expect("is piped"));
+    let ready = read_answer(&mut answers);
+    let path = |name: &str| PathBuf::from(ready[name].as_str().expect("is a path"));
+    TestCluster {
+        kubeconfig: path("kubeconfig"),
+        audit_log: Some(path("audit_log")),
+        supervisor: Some(Mutex::new(Supervisor { process, commands, answers })),
+    }
+}
+
+fn read_answer(answers: &mut impl BufRead) -> Value {
+    let mut line = String::new();
+    answers.read_line(&mut line).expect("the supervisor answers");
+    serde_json::from_str(&line).expect("the supervisor answers in JSON; it may not have started")
+}
+
+impl TestCluster {
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// What the API server wrote down of every request; none of a foreign cluster.
+    pub fn audit_log(&self) -> Option<&Path> {
+        self.audit_log.as_deref()
+    }
+
+    /// Kills a component of a cluster of our own.
+    pub fn stop(&self, component: &str) {
+        self.command(&format!("stop {component}"));
+    }
+
+    /// Starts it again, and waits until the API server is ready.
+    pub fn start(&self, component: &str) {
+        self.command(&format!("start {component}"));
+    }
+
+    fn command(&self, line: &str) {
+        let mut supervisor =
+            self.supervisor.as_ref().expect("is our own").lock().expect("no test panicked in it");
+        let commands = supervisor.commands.as_mut().expect("is open");
+        writeln!(commands, "{line}").expect("the supervisor listens");
+        read_answer(&mut supervisor.answers);
+    }
+
+    /// An administrator's client for the calling test's runtime.
+    pub async fn client(&self) -> Client {
+        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).expect("is a kubeconfig");
+        let options = KubeConfigOptions::default();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("is whole");
+        Client::try_from(config).expect("is a client")
+    }
+
+    /// A new namespace, ready for pods.
+    pub async fn namespace(&self, test: &str) -> Namespace {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{}-{number}", test.replace('_', "-"), std::process::id());
+        let client = self.client().await;
+        let namespace = Namespace { name, client, kubeconfig: self.kubeconfig.clone() };
+        let object = CoreNamespace {
+            metadata: kube::api::ObjectMeta {
+                name: Some(namespace.name.clone()),
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let all = Api::<CoreNamespace>::all(namespace.client.clone());
+        all.create(&PostParams::default(), &object).await.expect("the namespace is made");
+        eventually("the namespace has its service account", async || {
+            namespace.api::<ServiceAccount>().get_opt("default").await.expect("is asked")
+        })
+        .await;
+        namespace
+    }
+}
+
+impl Drop for TestCluster {
+    fn drop(&mut self) {
+        let Some(supervisor) = self.supervisor.take() else { return };
+        let mut supervisor = supervisor.into_inner().unwrap_or_else(|poison| poison.into_inner());
+        drop(supervisor.commands.take());
+        let _ = supervisor.process.wait();
+    }
+}
+
+/// Tries until there is something, for at most [`PATIENCE`].
+pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = attempt().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A test's own namespace. A cluster of ours ends with all of them; in a foreign one they stay, for
+/// whoever wants to look, under names that tell where they come from.
+pub struct Namespace {
+    name: String,
+    client: Client,
+    kubeconfig: PathBuf,
+}
+
+impl Namespace {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// The objects of a kind in it.
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    /// Creates an object from JSON.
+    pub async fn create<K>(&self, object: Value) -> K
+    where
+        K: Resource<Scope = NamespaceResourceScope>
+            + Serialize
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
+        K::DynamicType: Default,
+    {
+        let object = serde_json::from_value(object).expect("is an object of this kind");
+        self.api::<K>().create(&PostParams::default(), &object).await.expect("is created")
+    }
+
+    /// A Deployment of pods with this image.
+    pub async fn deployment(&self, name: &str, replicas: i32, image: &str) -> Deployment {
+        self.create(json!({
+            "metadata": { "name": name },
+            "spec": {
+                "replicas": replicas,
+                "selector": { "matchLabels": { "app": name } },
+                "template": template(name, image),
+            },
+        }))
+        .await
+    }
+
+    /// A Deployment of good pods, once they are all ready.
+    pub async fn running_deployment(&self, name: &str, replicas: i32) -> Deployment {
+        self.deployment(name, replicas, GOOD_IMAGE).await;
+        self.rolled_out(name).await
+    }
+
+    /// A StatefulSet of good pods, once they are all ready.
+    pub async fn running_stateful_set(&self, name: &str, replicas: i32) {
+        let object = json!({
+            "metadata": { "name": name },
+            "spec": {
+                "serviceName": name,
+                "replicas": replicas,
+                "selector": { "matchLabels": { "app": name } },
+                "template": template(name, GOOD_IMAGE),
+            },
+        });
+        self.create::<StatefulSet>(object).await;
+        eventually("the StatefulSet is ready", async || {
+            let found = self.api::<StatefulSet>().get(name).await.expect("is there");
+            (found.status?.ready_replicas? == replicas).then_some(())
+        })
+        .await;
+    }
+
+    /// A pod that nobody would replace.
+    pub async fn bare_pod(&self, name: &str) -> Pod {
+        let mut pod = template(name, GOOD_IMAGE);
+        pod["metadata"]["name"] = name.into();
+        self.create(pod).await
+    }
+
+    /// The Deployment, once its rollout is complete.
+    pub async fn rolled_out(&self, name: &str) -> Deployment {
+        eventually("the rollout is complete", async || {
+            let found = self.get_deployment(name).await;
+            let status = found.status.clone()?;
+            let wanted = found.spec.as_ref()?.replicas;
+            (status.observed_generation == found.metadata.generation
+                && status.updated_replicas.or(Some(0)) == wanted
+                && status.replicas.or(Some(0)) == wanted
+                && status.available_replicas.or(Some(0)) == wanted)
+                .then_some(found)
+        })
+        .await
+    }
+
+    /// The Deployment as it is.
+    pub async fn get_deployment(&self, name: &str) -> Deployment {
+        self.api::<Deployment>().get(name).await.expect("the Deployment is there")
+    }
+
+    /// The pods with the label `app` of this value, those that are going left out.
+    pub async fn pods_of(&self, app: &str) -> Vec<Pod> {
+        let params = ListParams::default().labels(&format!("app={app}"));
+        let pods = self.api::<Pod>().list(&params).await.expect("pods are listed").items;
+        pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect()
+    }
+
+    /// The kubeconfig of a new service account that has these rules in this namespace.
+    pub async fn account(&self, name: &str, rules: Value) -> PathBuf {
+        self.create::<ServiceAccount>(json!({ "metadata": { "name": name } })).await;
+        self.create::<Role>(json!({ "metadata": { "name": name }, "rules": rules })).await;
+        self.create::<RoleBinding>(json!({
+            "metadata": { "name": name },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name },
+            "subjects": [{ "kind": "ServiceAccount", "name": name, "namespace": self.name }],
+        }))
+        .await;
+        let request: TokenRequest =
+            serde_json::from_value(json!({ "spec": { "audiences": [] } })).expect("is a request");
+        let token = self
+            .api::<ServiceAccount>()
+            .create_token_request(name, &PostParams::default(), &request)
+            .await
+            .expect("a token is issued");
+        let token = token.status.expect("is answered").token;
+        self.kubeconfig_with(name, json!({ "token": token }))
+    }
+
+    /// The administrator's kubeconfig with another user in it.
+    pub fn kubeconfig_with(&self, name: &str, user: Value) -> PathBuf {
+        let text = std::fs::read_to_string(&self.kubeconfig).expect("is readable");
+        let mut config: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
+        config["users"][0]["user"] = user;
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let path = folder.join(format!("{}-{name}.kubeconfig", self.name));
+        std::fs::write(&path, config.to_string()).expect("is written");
+        path
+    }
+}
+
+fn template(app: &str, image: &str) -> Value {
+    json!({
+        "metadata": { "labels": { "app": app } },
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{ "name": "main", "image": image }],
+        },
+    })
+}

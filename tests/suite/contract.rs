@@ -1,0 +1,104 @@
+//! The published schemas, held against what is really read and written.
+
+use std::{fs, path::PathBuf};
+
+use action_executor::{actions::ActionKind, error::Code, request::ActionRequest};
+use serde_json::{Value, json};
+
+use crate::program::Program;
+
+fn schema(of: &str) -> jsonschema::Validator {
+    let done = Program::offline().args(["schema", of]).run();
+    assert_eq!(done.status, 0, "{done:?}");
+    let schema: Value = serde_json::from_str(&done.stdout).expect("is JSON");
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    jsonschema::draft202012::meta::validate(&schema).expect("is a schema");
+    jsonschema::validator_for(&schema).expect("is a schema that can be used")
+}
+
+/// The requests in tests/data, by name.
+pub fn fixtures() -> Vec<(String, Vec<u8>)> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let mut fixtures: Vec<_> = fs::read_dir(folder)
+        .expect("is there")
+        .map(|entry| entry.expect("is readable").path())
+        .map(|path| {
+            let name = path.file_name().expect("has a name").to_string_lossy().into_owned();
+            (name, fs::read(path).expect("is readable"))
+        })
+        .collect();
+    fixtures.sort();
+    fixtures
+}
+
+#[test]
+fn the_request_schema_takes_what_the_parser_takes() {
+    let schema = schema("request");
+    for (name, bytes) in fixtures() {
+        let Ok(value) = serde_json::from_slice::<Value>(&bytes) else { continue };
+        let parsed = ActionRequest::parse(&bytes);
+        // What a schema cannot say: the same key twice, and that a time is one.
+        if name.contains("duplicate") || name.contains("issued_at") {
+            continue;
+        }
+        assert_eq!(schema.is_valid(&value), parsed.is_ok(), "{name}: {parsed:?}");
+    }
+}
+
+#[test]
+fn every_answer_keeps_to_its_schema() {
+    let (answer, problem) = (schema("answer"), schema("problem"));
+    for (name, bytes) in fixtures() {
+        let done = Program::offline().input(bytes).run();
+        let schema = if done.status == 0 { &answer } else { &problem };
+        let value = done.answer();
+        let errors: Vec<_> = schema.iter_errors(&value).map(|it| it.to_string()).collect();
+        assert!(errors.is_empty(), "{name}: {errors:?}");
+    }
+}
+
+#[test]
+fn every_action_has_a_fixture_that_is_accepted() {
+    let accepted: Vec<_> = fixtures()
+        .iter()
+        .filter_map(|(_, bytes)| ActionRequest::parse(bytes).ok())
+        .map(|request| request.action.kind())
+        .collect();
+    for kind in ActionKind::ALL {
+        assert!(accepted.contains(&kind), "{}", kind.name());
+    }
+}
+
+#[test]
+fn the_readme_has_a_row_for_every_action_and_every_code() {
+    let readme = include_str!("../../README.md");
+    for kind in ActionKind::ALL {
+        assert!(readme.contains(&format!("| `{}`", kind.name())), "{}", kind.name());
+        for rule in kind.descriptor().rules {
+            for resource in rule.resources {
+                assert!(readme.contains(resource), "{}: {resource}", kind.name());
+            }
+        }
+    }
+    for code in Code::ALL {
+        let (exit, status) = (code.exit_status(), code.http_status());
+        let retry = if code.retryable() { "yes" } else { "no" };
+        let row = format!("| `{code}` | {status} | {exit} | {retry} |");
+        assert!(readme.contains(&row), "{row}");
+    }
+}
+
+#[test]
+fn the_answer_to_the_originals_own_example_stays() {
+    // With a cluster it says `restarted at`; see `restart_k8s`.
+    let example = json!({
+        "type": "restart_k8s",
+        "parameters": {
+            "deployment": "my-deployment", "pod_name": "my-pod-123", "namespace": "default",
+        },
+        "simulate": true,
+    });
+    let done = Program::offline().input(example.to_string()).run();
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(done.answer()["result"].is_string());
+}

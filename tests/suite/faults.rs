@@ -1,0 +1,324 @@
+//! Faults that a real API server does not produce on demand: silence, lost answers, odd statuses.
+//!
+//! A proxy in front of the real server (plain HTTP on our side, the administrator's credentials on
+//! the other) misbehaves as it is told; what the program believes is then held against the truth.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Method, Request, Response,
+    body::{Bytes, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use kube::{Client, ResourceExt};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::{
+    cluster::{Namespace, eventually, shared},
+    program::{Finished, Program, scratch},
+};
+
+/// What the proxy does with a request.
+#[derive(Clone)]
+enum Conduct {
+    /// Passes it on, and its answer back.
+    Honest,
+    /// Passes it on and cuts the connection instead of answering.
+    LoseAnswer,
+    /// Cuts the connection without passing it on.
+    LoseRequest,
+    /// Neither passes it on nor answers.
+    Silent,
+    /// Answers this itself.
+    Answer(u16, &'static str),
+}
+
+/// Decides on each request by its number among those of its method, from 0.
+type Rule = dyn Fn(&Method, usize) -> Conduct + Send + Sync;
+
+#[derive(Default)]
+struct Counts {
+    reads: AtomicUsize,
+    writes: AtomicUsize,
+}
+
+/// Starts a proxy; returns a kubeconfig that leads to it.
+async fn proxy(
+    namespace: &Namespace,
+    rule: impl Fn(&Method, usize) -> Conduct + Send + Sync + 'static,
+) -> PathBuf {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("is bound");
+    let address = listener.local_addr().expect("has one");
+    let client = shared().client().await;
+    let (rule, counts) = (Arc::<Rule>::from(Box::new(rule) as Box<Rule>), Arc::<Counts>::default());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (client, rule, counts) = (client.clone(), rule.clone(), counts.clone());
+            let service = service_fn(move |request| {
+                pass(client.clone(), rule.clone(), counts.clone(), request)
+            });
+            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    kubeconfig(namespace, address)
+}
+
+fn kubeconfig(namespace: &Namespace, address: SocketAddr) -> PathBuf {
+    let path = scratch(&format!("{}.kubeconfig", namespace.name()));
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "proxy",
+        "clusters": [{ "name": "proxy", "cluster": { "server": format!("http://{address}") } }],
+        "users": [{ "name": "nobody", "user": {} }],
+        "contexts": [{ "name": "proxy", "context": { "cluster": "proxy", "user": "nobody" } }],
+    });
+    std::fs::write(&path, config.to_string()).expect("is written");
+    path
+}
+
+async fn pass(
+    client: Client,
+    rule: Arc<Rule>,
+    counts: Arc<Counts>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, std::io::Error> {
+    let cut = || Err(std::io::Error::other("cut"));
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
+    let count = if head.method == Method::GET { &counts.reads } else { &counts.writes };
+    match rule(&head.method, count.fetch_add(1, Ordering::SeqCst)) {
+        Conduct::LoseRequest => return cut(),
+        Conduct::Silent => std::future::pending::<()>().await,
+        Conduct::Answer(status, message) => {
+            let body = json!({
+                "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status,
+                "message": message, "reason": "Test", "metadata": {},
+            });
+            let response = Response::builder().status(status);
+            return Ok(response.body(Full::new(body.to_string().into())).expect("is whole"));
+        }
+        conduct => {
+            let mut onward = Request::builder().method(head.method.clone()).uri(head.uri.clone());
+            for name in ["content-type", "accept"] {
+                if let Some(value) = head.headers.get(name) {
+                    onward = onward.header(name, value);
+                }
+            }
+            let onward = onward.body(body.to_vec().into()).expect("is whole");
+            let answer = client.send(onward).await.map_err(std::io::Error::other)?;
+            if matches!(conduct, Conduct::LoseAnswer) {
+                return cut();
+            }
+            let (head, body) = answer.into_parts();
+            let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
+            let mut response = Response::new(Full::new(body));
+            *response.status_mut() = head.status;
+            return Ok(response);
+        }
+    }
+    cut()
+}
+
+fn restart(namespace: &Namespace) -> Value {
+    json!({
+        "type": "restart_k8s", "simulate": false,
+        "parameters": { "deployment": "web", "namespace": namespace.name() },
+    })
+}
+
+async fn send(kubeconfig: PathBuf, request: Value) -> Finished {
+    let run = move || {
+        Program::with_kubeconfig(&kubeconfig)
+            .env("ACTION_EXECUTOR_DEADLINE_SECONDS", "4")
+            .input(request.to_string())
+            .run()
+    };
+    tokio::task::spawn_blocking(run).await.expect("it ran")
+}
+
+async fn generation(namespace: &Namespace) -> i64 {
+    namespace.get_deployment("web").await.metadata.generation.expect("has one")
+}
+
+/// What the rule makes of one restart: how the program ended, and how often it took effect.
+async fn restarted(
+    test: &str,
+    rule: impl Fn(&Method, usize) -> Conduct + Send + Sync + 'static,
+) -> (Finished, i64) {
+    let namespace = shared().namespace(test).await;
+    namespace.running_deployment("web", 1).await;
+    let before = generation(&namespace).await;
+    let kubeconfig = proxy(&namespace, rule).await;
+    let done = send(kubeconfig, restart(&namespace)).await;
+    (done, generation(&namespace).await - before)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_honest_proxy_changes_nothing() {
+    let (done, effects) = restarted("honest", |_, _| Conduct::Honest).await;
+    assert_eq!((done.status, effects), (0, 1), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_to_a_write_is_looked_up_and_nothing_is_done_twice() {
+    let (done, effects) = restarted("lost_answer", |method, _| match *method {
+        Method::PATCH => Conduct::LoseAnswer,
+        _ => Conduct::Honest,
+    })
+    .await;
+    assert_eq!((done.status, effects), (0, 1), "{done:?}");
+    let answer = done.answer();
+    assert_eq!(answer["outcome"], "applied");
+    assert_eq!(answer["replayed"], false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_write_is_made_again() {
+    let (done, effects) = restarted("lost_request", |method, number| match *method {
+        Method::PATCH if number == 0 => Conduct::LoseRequest,
+        _ => Conduct::Honest,
+    })
+    .await;
+    assert_eq!((done.status, effects), (0, 1), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_nothing_can_be_found_out_the_outcome_is_unknown() {
+    let (done, effects) = restarted("unknown", |method, number| match *method {
+        Method::PATCH => Conduct::LoseAnswer,
+        _ if number == 0 => Conduct::Honest,
+        _ => Conduct::LoseRequest,
+    })
+    .await;
+    assert_eq!((done.status, effects), (69, 1), "{done:?}");
+    let answer = done.answer();
+    assert_eq!(answer["code"], "outcome_unknown");
+    assert_eq!(answer["retryable"], false);
+    assert!(answer["hint"].as_str().expect("has one").contains("kubectl -n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_of_the_server_after_it_committed_is_looked_up() {
+    let (done, effects) = restarted("late_504", |method, number| match *method {
+        Method::PATCH if number == 0 => Conduct::Answer(504, "still processing"),
+        _ => Conduct::Honest,
+    })
+    .await;
+    assert_eq!((done.status, effects), (0, 1), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_server_is_asked_again() {
+    let (done, effects) = restarted("busy_server", |_, number| match number {
+        0 | 1 => Conduct::Answer(429, "slow down"),
+        _ => Conduct::Honest,
+    })
+    .await;
+    assert_eq!((done.status, effects), (0, 1), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stays_busy_is_told_with_when_to_come_back() {
+    let (done, effects) = restarted("always_busy", |_, _| Conduct::Answer(503, "no room")).await;
+    assert_eq!((done.status, effects), (75, 0), "{done:?}");
+    let answer = done.answer();
+    assert_eq!(answer["code"], "cluster_unavailable");
+    assert!(answer["retry_after_seconds"].as_u64().is_some_and(|seconds| seconds > 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_accepts_and_never_answers_is_given_up_within_the_deadline() {
+    let (done, effects) = restarted("silent", |_, _| Conduct::Silent).await;
+    assert_eq!((done.status, effects), (75, 0), "{done:?}");
+    assert_eq!(done.answer()["code"], "cluster_unreachable");
+    assert!(done.took < Duration::from_secs(5), "{:?}", done.took);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_after_the_write_is_unknown_within_the_deadline() {
+    let (done, effects) = restarted("silent_write", |method, number| match *method {
+        Method::GET if number == 0 => Conduct::Honest,
+        _ => Conduct::Silent,
+    })
+    .await;
+    assert_eq!((done.status, effects), (69, 0), "{done:?}");
+    assert_eq!(done.answer()["code"], "outcome_unknown");
+    assert!(done.took < Duration::from_secs(5), "{:?}", done.took);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreachable_server_is_an_error_even_for_a_simulation() {
+    let namespace = shared().namespace("unreachable").await;
+    let kubeconfig = kubeconfig(&namespace, "127.0.0.1:9".parse().expect("is one"));
+    let mut request = restart(&namespace);
+    request["simulate"] = true.into();
+    let done = send(kubeconfig, request).await;
+    assert_eq!(done.status, 75, "{done:?}");
+    assert_eq!(done.answer()["code"], "cluster_unreachable");
+    assert!(done.took < Duration::from_secs(5), "{:?}", done.took);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lost_answer_to_a_deletion_is_looked_up() {
+    let namespace = shared().namespace("lost_deletion").await;
+    namespace.running_deployment("web", 1).await;
+    let pod = namespace.pods_of("web").await.remove(0);
+    let kubeconfig = proxy(&namespace, |method, _| match *method {
+        Method::DELETE => Conduct::LoseAnswer,
+        _ => Conduct::Honest,
+    })
+    .await;
+    let request = json!({
+        "type": "restart_pod", "simulate": false, "wait": true,
+        "parameters": { "pod_name": pod.name_any(), "namespace": namespace.name() },
+    });
+    let done = send(kubeconfig, request).await;
+    assert_eq!(done.status, 0, "{done:?}");
+    let after = eventually("there is one pod again", async || {
+        let pods = namespace.pods_of("web").await;
+        (pods.len() == 1).then_some(pods)
+    })
+    .await;
+    assert_ne!(after[0].uid(), pod.uid());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_by_admission_is_told_in_its_own_words() {
+    let (done, effects) = restarted("admission", |method, _| match *method {
+        Method::PATCH => Conduct::Answer(403, "admission webhook \"freeze\" denied the request"),
+        _ => Conduct::Honest,
+    })
+    .await;
+    assert_eq!((done.status, effects), (69, 0), "{done:?}");
+    assert_eq!(done.answer()["code"], "rejected_by_cluster");
+    assert!(done.answer()["detail"].as_str().expect("has one").contains("freeze"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_before_anything_was_done_is_no_outcome() {
+    let namespace = shared().namespace("early_signal").await;
+    let kubeconfig = proxy(&namespace, |_, _| Conduct::Silent).await;
+    let request = restart(&namespace);
+    let run = move || {
+        let program = Program::with_kubeconfig(&kubeconfig).input(request.to_string());
+        let running = program.start();
+        std::thread::sleep(Duration::from_millis(500));
+        running.signal("TERM");
+        running.wait()
+    };
+    let done = tokio::task::spawn_blocking(run).await.expect("it ran");
+    assert_eq!(done.status, 75, "{done:?}");
+    assert_eq!(done.answer()["code"], "shutting_down");
+    assert!(done.took < Duration::from_secs(3), "{:?}", done.took);
+}

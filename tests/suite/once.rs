@@ -1,0 +1,155 @@
+//! The single shot: where a request comes from, where the answer goes, and how it ends.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::program::{Program, scratch};
+
+const REQUEST: &str = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
+
+#[test]
+fn reads_standard_input() {
+    let done = Program::offline().input(REQUEST).run();
+    assert_eq!(done.status, 0, "{done:?}");
+    let answer = done.answer();
+    assert_eq!(answer["outcome"], "simulated");
+    assert_eq!(answer["offline"], true);
+    let done = Program::offline().args(["run", "-"]).input(REQUEST).run();
+    assert_eq!(done.status, 0, "{done:?}");
+}
+
+#[test]
+fn reads_a_file() {
+    let path = scratch("request.json");
+    fs::write(&path, REQUEST).expect("is written");
+    let path = path.display().to_string();
+    let done = Program::offline().args(["run", &path]).run();
+    assert_eq!(done.status, 0, "{done:?}");
+    let done = Program::offline().args(["run", "/nonexistent/request.json"]).run();
+    assert_eq!(done.status, 64, "{done:?}");
+    assert!(done.answer()["detail"].as_str().expect("has one").contains("/nonexistent"));
+}
+
+#[test]
+fn reads_the_environment() {
+    let done = Program::offline().env("ACTION_REQUEST", REQUEST).run();
+    assert_eq!(done.status, 0, "{done:?}");
+    let done = Program::offline()
+        .env("ACTION_TYPE", "restart_pod")
+        .env("ACTION_PARAM_POD_NAME", "web-0")
+        .env("ACTION_ID", "job-7")
+        .run();
+    assert_eq!(done.status, 0, "{done:?}");
+    assert_eq!(done.answer()["id"], "job-7");
+}
+
+#[test]
+fn two_sources_at_once_are_an_error() {
+    let done = Program::offline().env("ACTION_REQUEST", REQUEST).input(REQUEST).run();
+    assert_eq!(done.status, 64, "{done:?}");
+    assert_eq!(done.answer()["code"], "usage");
+    let done = Program::offline().env("ACTION_TYPE", "restart_k8s").env("ACTION_REQUEST", REQUEST);
+    assert_eq!(done.run().status, 64);
+    let done = Program::offline().args(["run", "-"]).env("ACTION_REQUEST", REQUEST).run();
+    assert_eq!(done.status, 64, "{done:?}");
+}
+
+#[test]
+fn no_source_at_all_is_an_error() {
+    let done = Program::offline().run();
+    assert_eq!(done.status, 64, "{done:?}");
+    assert!(done.answer()["hint"].as_str().expect("has one").contains("ACTION_REQUEST"));
+}
+
+#[test]
+fn a_real_action_without_a_cluster_is_an_error() {
+    let request = REQUEST.replace("}}", "},\"simulate\":false}");
+    let done = Program::offline().input(request).run();
+    assert_eq!(done.status, 78, "{done:?}");
+    assert_eq!(done.answer()["code"], "configuration");
+}
+
+#[test]
+fn a_wrong_request_is_65_and_wrong_arguments_are_64() {
+    assert_eq!(Program::offline().input("{}").run().status, 65);
+    assert_eq!(Program::offline().input(vec![b' '; 70_000]).run().status, 65);
+    let done = Program::offline().args(["--no-such-option"]).run();
+    assert_eq!((done.status, done.stdout.as_str()), (64, ""));
+    assert!(done.stderr.contains("--no-such-option"));
+}
+
+#[test]
+fn a_wrong_setting_is_78() {
+    let done = Program::offline().env("PORT", "eighty").input(REQUEST).run();
+    assert_eq!(done.status, 78, "{done:?}");
+    assert!(done.stdout.contains("PORT") && !done.stdout.contains("eighty"));
+}
+
+#[test]
+fn help_and_version_are_answers() {
+    let done = Program::offline().args(["--help"]).run();
+    assert_eq!(done.status, 0, "{done:?}");
+    for word in ["Examples:", "serve", "run", "schema", "Exit status"] {
+        assert!(done.stdout.contains(word), "{word}");
+    }
+    let done = Program::offline().args(["--version"]).run();
+    assert_eq!(done.stdout.trim(), concat!("action-executor ", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn answers_in_the_form_that_was_asked_for() {
+    let run = |form| Program::offline().args(["run", "--output", form]).input(REQUEST).run();
+    let json: Value = serde_json::from_str(&run("json").stdout).expect("is JSON");
+    let pretty = run("pretty").stdout;
+    assert!(pretty.lines().count() > 10);
+    let pretty: Value = serde_json::from_str(&pretty).expect("is JSON");
+    assert_eq!(pretty["result"], json["result"]);
+    let text = run("text").stdout;
+    assert!(
+        text.starts_with("Simulated: Deployment 'web' would be restarted.\nwarning: "),
+        "{text}"
+    );
+}
+
+#[test]
+fn standard_output_carries_only_the_answer_and_logs_are_json() {
+    let done = Program::offline().env("ACTION_EXECUTOR_LOG", "trace").input(REQUEST).run();
+    done.answer();
+    for line in done.stderr.lines() {
+        let event: Value = serde_json::from_str(line).expect("each line is JSON");
+        assert!(event["timestamp"].is_string() && event["level"].is_string());
+    }
+    assert!(done.stderr.contains("action answered"));
+}
+
+#[test]
+fn leaves_its_last_words_where_they_are_looked_for() {
+    let path = scratch("termination-log");
+    let done = Program::offline().env("TERMINATION_LOG", &path).input(REQUEST).run();
+    let words = fs::read_to_string(&path).expect("is written");
+    assert_eq!(words, done.stdout.trim_end());
+    // A refusal is worth as much as a success.
+    let done = Program::offline().env("TERMINATION_LOG", &path).input("{}").run();
+    assert_eq!(fs::read_to_string(&path).expect("is written"), done.stdout.trim_end());
+}
+
+#[test]
+fn a_termination_log_that_cannot_be_written_changes_no_outcome() {
+    let done = Program::offline().env("TERMINATION_LOG", "/nonexistent/log").input(REQUEST).run();
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(done.stderr.contains("termination message"));
+}
+
+#[test]
+fn the_environments_values_are_never_shown() {
+    let done = Program::offline()
+        .env("ACTION_EXECUTOR_LOG", "trace")
+        .env("ACTION_TYPE", "restart_k8s")
+        .env("ACTION_PARAM_DEPLOYMENT", "web")
+        .env("ACTION_SIMULATE", "hunter2")
+        .env("SECRET", "hunter3")
+        .run();
+    assert_eq!(done.status, 65, "{done:?}");
+    assert!(!format!("{done:?}").contains("hunter"), "{done:?}");
+}

@@ -1,0 +1,93 @@
+//! One handler: every fixture gives the same answer through every door.
+
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::shared,
+    contract::fixtures,
+    program::{Program, Server},
+};
+
+/// The answer without what must differ: times, and ids that were made for it.
+fn comparable(body: &[u8], request: &[u8]) -> Value {
+    let mut value: Value = serde_json::from_slice(body).expect("is JSON");
+    let given = serde_json::from_slice::<Value>(request).ok();
+    let made = given.and_then(|request| request["id"].as_str().map(|_| ())).is_none();
+    blank(&mut value, made);
+    value
+}
+
+fn blank(value: &mut Value, made: bool) {
+    for name in ["started_at", "finished_at"] {
+        if value.get(name).is_some() {
+            value[name] = "T".into();
+        }
+    }
+    if made && value.get("id").is_some() {
+        value["id"] = "I".into();
+    }
+    for change in value["changes"].as_array_mut().into_iter().flatten() {
+        change["to"] = "C".into();
+    }
+}
+
+#[test]
+fn every_fixture_is_answered_alike_by_all() {
+    let server = Server::start(Program::offline());
+    for (name, request) in fixtures() {
+        let piped = Program::offline().input(request.clone()).run();
+        let expected = comparable(piped.stdout.as_bytes(), &request);
+
+        let posted = server.execute(&request);
+        assert_eq!(comparable(&posted.body, &request), expected, "{name} over HTTP");
+        let succeeded = posted.status == 200;
+        assert_eq!(succeeded, piped.status == 0, "{name}: {} {}", posted.status, piped.status);
+        if !succeeded {
+            assert_eq!(expected["status"], posted.status, "{name}");
+        }
+
+        // An environment variable holds neither NUL nor, for us, anything but text.
+        let Ok(text) = String::from_utf8(request.clone()) else { continue };
+        if text.contains('\0') || text.len() > 100_000 {
+            continue;
+        }
+        let environment = Program::offline().env("ACTION_REQUEST", text).run();
+        let answer = comparable(environment.stdout.as_bytes(), &request);
+        assert_eq!(answer, expected, "{name} from the environment");
+        assert_eq!(environment.status, piped.status, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_restart_is_answered_alike_by_all() {
+    let namespace = shared().namespace("parity").await;
+    namespace.running_deployment("web", 1).await;
+    let request = |id: &str| {
+        json!({
+            "type": "restart_k8s", "simulate": false, "wait": true, "id": id,
+            "parameters": { "deployment": "web", "namespace": namespace.name() },
+        })
+        .to_string()
+    };
+    let program = || Program::with_kubeconfig(namespace.kubeconfig());
+    let piped = program().input(request("piped")).run();
+    let environment = program().env("ACTION_REQUEST", request("from-env")).run();
+    let server = Server::start(program());
+    let posted = server.execute(request("posted").as_bytes());
+    let shape = |body: &[u8]| {
+        let mut value: Value = serde_json::from_slice(body).expect("is JSON");
+        blank(&mut value, true);
+        let at = value["result"].as_str().and_then(|it| it.find("restarted at ")).expect("is told");
+        value["result"] = value["result"].as_str().expect("is text")[at + 38..].into();
+        value["target"]["resourceVersion"] = "V".into();
+        for change in value["changes"].as_array_mut().expect("are there") {
+            change["from"] = "C".into();
+        }
+        value
+    };
+    let expected = shape(piped.stdout.as_bytes());
+    assert_eq!(expected["rollout"]["state"], "complete");
+    assert_eq!(shape(environment.stdout.as_bytes()), expected);
+    assert_eq!(shape(&posted.body), expected);
+    assert_eq!((piped.status, environment.status, posted.status), (0, 0, 200));
+}

@@ -1,0 +1,339 @@
+//! The built program, run as its users run it: with arguments, an environment of its own, and input.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// How long the program may take where nothing is waited for.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The program, about to be run.
+pub struct Program {
+    command: Command,
+    input: Vec<u8>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Finished {
+    /// The exit status.
+    pub status: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Program {
+    /// The program in an empty environment, without a cluster.
+    pub fn offline() -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_action-executor"));
+        command.env_clear().env("HOME", "/nonexistent");
+        Program { command, input: Vec::new() }
+    }
+
+    /// The program with this kubeconfig.
+    pub fn with_kubeconfig(path: &Path) -> Self {
+        Program::offline().env("KUBECONFIG", path)
+    }
+
+    /// Adds arguments.
+    pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// Adds an environment variable.
+    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Sets what is piped into it.
+    pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
+        self.input = input.into();
+        self
+    }
+
+    /// Runs it to its end.
+    pub fn run(self) -> Finished {
+        self.start().wait()
+    }
+
+    /// Starts it, and gives it all its input.
+    pub fn start(mut self) -> Running {
+        self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let began = Instant::now();
+        let mut process = self.command.spawn().expect("the program starts");
+        let mut stdin = process.stdin.take().expect("is piped");
+        let input = self.input;
+        // A program that refuses early does not read on.
+        std::thread::spawn(move || drop(stdin.write_all(&input)));
+        Running { process, began }
+    }
+}
+
+/// The program while it runs.
+pub struct Running {
+    process: Child,
+    began: Instant,
+}
+
+impl Running {
+    /// Sends it a signal, by name.
+    pub fn signal(&self, name: &str) {
+        signal(self.process.id(), name);
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) -> Finished {
+        let read = |mut from: Box<dyn Read + Send>| {
+            std::thread::spawn(move || {
+                let mut text = Vec::new();
+                from.read_to_end(&mut text).expect("is readable");
+                String::from_utf8_lossy(&text).into_owned()
+            })
+        };
+        let stdout = read(Box::new(self.process.stdout.take().expect("is piped")));
+        let stderr = read(Box::new(self.process.stderr.take().expect("is piped")));
+        let status = loop {
+            if let Some(status) = self.process.try_wait().expect("is our child") {
+                break status;
+            }
+            if self.began.elapsed() > PATIENCE {
+                let _ = self.process.kill();
+                panic!("the program did not end: {}", stderr.join().expect("is read"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let took = self.began.elapsed();
+        Finished {
+            status: status.code().unwrap_or(-1),
+            stdout: stdout.join().expect("is read"),
+            stderr: stderr.join().expect("is read"),
+            took,
+        }
+    }
+}
+
+impl Finished {
+    /// The answer on standard output, which must be one line of JSON and nothing else.
+    pub fn answer(&self) -> Value {
+        assert_eq!(self.stdout.matches('\n').count(), 1, "{self:?}");
+        serde_json::from_str(&self.stdout).unwrap_or_else(|_| panic!("is no JSON: {self:?}"))
+    }
+}
+
+fn signal(process: u32, name: &str) {
+    let status = Command::new("kill").args(["-s", name, &process.to_string()]).status();
+    assert!(status.expect("kill runs").success());
+}
+
+/// A path in the tests' own folder that no other test uses.
+pub fn scratch(name: &str) -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    fs::create_dir_all(folder).expect("is made");
+    folder.join(format!("{}-{number}-{name}", std::process::id()))
+}
+
+/// The program as a server; killed when dropped.
+pub struct Server {
+    process: Child,
+    address: SocketAddr,
+    log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts it on a free loopback port.
+    pub fn start(program: Program) -> Self {
+        Self::from_command(program.args(["serve", "--bind", "127.0.0.1:0"]).command)
+    }
+
+    /// Starts it with at most so many open files.
+    pub fn with_descriptors(program: Program, limit: u32) -> Self {
+        let program = program.args(["serve", "--bind", "127.0.0.1:0"]);
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -n {limit}; exec \"$0\" \"$@\""));
+        command.arg(program.command.get_program()).args(program.command.get_args());
+        command.env_clear();
+        for (name, value) in program.command.get_envs() {
+            command.env(name, value.expect("is set"));
+        }
+        Self::from_command(command)
+    }
+
+    fn from_command(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut process = command.spawn().expect("the server starts");
+        let mut lines = BufReader::new(process.stderr.take().expect("is piped")).lines();
+        let mut first = String::new();
+        let address = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .inspect(|line| first.push_str(line))
+            .find_map(|line| {
+                let event: Value = serde_json::from_str(&line).ok()?;
+                (event["message"] == "listening")
+                    .then(|| event["address"].as_str()?.parse().ok())?
+            })
+            .unwrap_or_else(|| panic!("the server does not listen: {first}"));
+        let log = Arc::new(Mutex::new(String::new()));
+        let written = log.clone();
+        let reader = std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                written.lock().expect("is whole").push_str(&(line + "\n"));
+            }
+        });
+        Server { process, address, log, reader: Some(reader) }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it has logged since it listened.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("is whole").clone()
+    }
+
+    /// Whether it still is the process that was started.
+    pub fn is_alive(&mut self) -> bool {
+        self.process.try_wait().expect("is our child").is_none()
+    }
+
+    /// The most memory that it has held, in KiB.
+    pub fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()));
+        let status = status.expect("it lives");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("is there");
+        line.split_whitespace().nth(1).and_then(|size| size.parse().ok()).expect("is a number")
+    }
+
+    /// Sends it a signal, by name.
+    pub fn signal(&self, name: &str) {
+        signal(self.process.id(), name);
+    }
+
+    /// Waits for its end: the exit status and the log.
+    pub fn wait(mut self) -> (i32, String) {
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = self.process.try_wait().expect("is our child") {
+                break status;
+            }
+            assert!(began.elapsed() < PATIENCE, "the server did not end: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        self.reader.take().expect("is there").join().expect("has read");
+        (status.code().unwrap_or(-1), self.log())
+    }
+
+    /// A connection to it.
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).expect("the server accepts");
+        stream.set_read_timeout(Some(PATIENCE)).expect("is set");
+        stream.set_nodelay(true).expect("is set");
+        stream
+    }
+
+    /// Sends these bytes and reads the whole answer.
+    pub fn raw(&self, bytes: &[u8]) -> Reply {
+        let mut stream = self.connect();
+        stream.write_all(bytes).expect("is sent");
+        Reply::read(&mut BufReader::new(stream))
+    }
+
+    /// A request without a body.
+    pub fn get(&self, path: &str) -> Reply {
+        self.raw(
+            format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").as_bytes(),
+        )
+    }
+
+    /// Posts JSON to the action endpoint, as the original service's users do.
+    pub fn execute(&self, body: &[u8]) -> Reply {
+        self.raw(&execute_request(body, "Connection: close\r\n"))
+    }
+}
+
+/// The bytes of a POST to the action endpoint, with these header lines besides.
+pub fn execute_request(body: &[u8], headers: &str) -> Vec<u8> {
+    let length = body.len();
+    let mut request = format!(
+        "POST /api/v1/action/execute HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n{headers}\r\n"
+    )
+    .into_bytes();
+    request.extend_from_slice(body);
+    request
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// An HTTP answer.
+#[derive(Debug)]
+pub struct Reply {
+    /// The status.
+    pub status: u16,
+    /// The header's lines, lower-cased names.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    /// Reads one answer; a connection that ends without one is status 0.
+    pub fn read(from: &mut impl BufRead) -> Self {
+        let mut line = String::new();
+        // A connection that was cut is as good as one that ended.
+        let _ = from.read_line(&mut line);
+        let status = line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        let mut reply = Reply { status, headers: Vec::new(), body: Vec::new() };
+        if status == 0 {
+            return reply;
+        }
+        loop {
+            let mut line = String::new();
+            from.read_line(&mut line).expect("the header is whole");
+            let Some((name, value)) = line.trim_end().split_once(':') else { break };
+            reply.headers.push((name.to_lowercase(), value.trim().to_owned()));
+        }
+        let length = reply.header("content-length").and_then(|length| length.parse().ok());
+        reply.body = vec![0; length.unwrap_or(0)];
+        from.read_exact(&mut reply.body).expect("the body is whole");
+        reply
+    }
+
+    /// A header's value.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The body as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("is no JSON: {self:?}"))
+    }
+}

@@ -1,0 +1,150 @@
+//! `restart_pod` on a real API server.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{ResourceExt, api::Patch};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{MISSING_IMAGE, Namespace, eventually, shared},
+    program::{Finished, Program},
+};
+
+fn send(namespace: &Namespace, pod: &str, fields: Value) -> Finished {
+    let mut request = json!({
+        "type": "restart_pod",
+        "parameters": { "pod_name": pod, "namespace": namespace.name() },
+    });
+    let more = fields.as_object().expect("are fields").clone();
+    request.as_object_mut().expect("is an object").extend(more);
+    Program::with_kubeconfig(namespace.kubeconfig()).input(request.to_string()).run()
+}
+
+async fn uid(namespace: &Namespace, pod: &str) -> Option<String> {
+    namespace.api::<Pod>().get_opt(pod).await.expect("is asked").and_then(|pod| pod.uid())
+}
+
+#[tokio::test]
+async fn deletes_the_pod_and_names_who_replaces_it() {
+    let namespace = shared().namespace("pod_deleted").await;
+    namespace.running_deployment("web", 2).await;
+    let pod = namespace.pods_of("web").await.remove(0);
+    let done = send(&namespace, &pod.name_any(), json!({ "simulate": false }));
+    assert_eq!(done.status, 0, "{done:?}");
+    let answer = done.answer();
+    assert_eq!(answer["outcome"], "applied");
+    let result = answer["result"].as_str().expect("is a sentence");
+    assert!(result.contains("ReplicaSet 'web-"), "{result}");
+    eventually("the pod is gone", async || {
+        uid(&namespace, &pod.name_any()).await.is_none().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn waits_until_the_replacement_is_ready() {
+    let namespace = shared().namespace("pod_waits").await;
+    namespace.running_deployment("web", 2).await;
+    let before = namespace.pods_of("web").await;
+    let name = before[0].name_any();
+    let done = send(&namespace, &name, json!({ "simulate": false, "wait": true }));
+    assert_eq!(done.status, 0, "{done:?}");
+    let message = done.answer()["rollout"]["message"].as_str().expect("has one").to_owned();
+    let after = namespace.pods_of("web").await;
+    let new = after.iter().find(|pod| !before.iter().any(|old| old.uid() == pod.uid()));
+    assert!(message.contains(&new.expect("there is a new one").name_any()), "{message}");
+}
+
+#[tokio::test]
+async fn a_stateful_sets_pod_comes_back_under_its_name() {
+    let namespace = shared().namespace("pod_stateful").await;
+    namespace.running_stateful_set("db", 2).await;
+    let before = uid(&namespace, "db-0").await;
+    let done = send(&namespace, "db-0", json!({ "simulate": false, "wait": true }));
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(done.answer()["result"].as_str().expect("is one").contains("StatefulSet 'db'"));
+    let after = uid(&namespace, "db-0").await;
+    assert!(after.is_some() && after != before);
+}
+
+#[tokio::test]
+async fn refuses_a_pod_without_a_controller() {
+    let namespace = shared().namespace("pod_bare").await;
+    namespace.bare_pod("lonely").await;
+    for simulate in [true, false] {
+        let done = send(&namespace, "lonely", json!({ "simulate": simulate }));
+        assert_eq!(done.status, 69, "{done:?}");
+        assert_eq!(done.answer()["code"], "target_unmanaged");
+    }
+    assert!(uid(&namespace, "lonely").await.is_some());
+}
+
+#[tokio::test]
+async fn never_deletes_another_pod_of_the_same_name() {
+    let namespace = shared().namespace("pod_uid").await;
+    namespace.running_stateful_set("db", 1).await;
+    let old = uid(&namespace, "db-0").await.expect("is there");
+    assert_eq!(send(&namespace, "db-0", json!({ "simulate": false, "wait": true })).status, 0);
+    let new = uid(&namespace, "db-0").await;
+    let asked = json!({ "simulate": false, "precondition": { "uid": old } });
+    let done = send(&namespace, "db-0", asked);
+    assert_eq!(done.status, 69, "{done:?}");
+    assert_eq!(done.answer()["code"], "precondition_failed");
+    assert_eq!(uid(&namespace, "db-0").await, new);
+}
+
+#[tokio::test]
+async fn simulation_deletes_nothing() {
+    let namespace = shared().namespace("pod_simulation").await;
+    namespace.running_deployment("web", 1).await;
+    let pod = namespace.pods_of("web").await.remove(0);
+    let done = send(&namespace, &pod.name_any(), json!({}));
+    assert_eq!(done.status, 0, "{done:?}");
+    let answer = done.answer();
+    assert_eq!(answer["outcome"], "simulated");
+    assert_eq!(answer["changes"][0]["to"], Value::Null);
+    let after = namespace.api::<Pod>().get(&pod.name_any()).await.expect("is there");
+    assert_eq!(after.resource_version(), pod.resource_version());
+}
+
+#[tokio::test]
+async fn keeps_the_pods_grace_period_and_leaves_one_that_is_going() {
+    let namespace = shared().namespace("pod_grace").await;
+    namespace.running_deployment("web", 1).await;
+    let slow = json!({ "spec": { "template": {
+        "metadata": { "annotations": { "test.action-executor.dev/slow-delete": "true" } },
+        "spec": { "terminationGracePeriodSeconds": 47 },
+    }}});
+    let deployments = namespace.api::<k8s_openapi::api::apps::v1::Deployment>();
+    deployments.patch("web", &Default::default(), &Patch::Merge(slow)).await.expect("is patched");
+    namespace.rolled_out("web").await;
+    let name = namespace.pods_of("web").await[0].name_any();
+    assert_eq!(send(&namespace, &name, json!({ "simulate": false })).status, 0);
+    let going = namespace.api::<Pod>().get(&name).await.expect("is still there");
+    assert_eq!(going.metadata.deletion_grace_period_seconds, Some(47));
+    let done = send(&namespace, &name, json!({ "simulate": false }));
+    assert_eq!(done.status, 0, "{done:?}");
+    assert_eq!(done.answer()["outcome"], "unchanged");
+}
+
+#[tokio::test]
+async fn a_replacement_that_does_not_come_is_failed() {
+    let namespace = shared().namespace("pod_broken").await;
+    namespace.deployment("web", 1, MISSING_IMAGE).await;
+    let name = eventually("there is a pod", async || {
+        namespace.pods_of("web").await.first().map(ResourceExt::name_any)
+    })
+    .await;
+    let asked = json!({ "simulate": false, "wait": true, "timeout_seconds": 3 });
+    let done = send(&namespace, &name, asked);
+    assert_eq!(done.status, 69, "{done:?}");
+    let problems = done.answer()["rollout"]["problems"].to_string();
+    assert!(problems.contains("ImagePullBackOff"), "{problems}");
+}
+
+#[tokio::test]
+async fn a_missing_pod_is_told() {
+    let namespace = shared().namespace("pod_missing").await;
+    let done = send(&namespace, "nobody", json!({ "simulate": false }));
+    assert_eq!(done.status, 69, "{done:?}");
+    assert_eq!(done.answer()["code"], "target_not_found");
+}
