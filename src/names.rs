@@ -67,7 +67,11 @@ pub struct RequestId(String);
 /// line-breaking character.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
-#[schemars(extend("minLength" = 1, "maxLength" = 512))]
+#[schemars(extend(
+    "minLength" = 1,
+    "maxLength" = 512,
+    "pattern" = r"^[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]+$"
+))]
 pub struct AuditText(String);
 
 /// A uid or resourceVersion as the cluster gave it: opaque, 1 to 128 visible ASCII characters.

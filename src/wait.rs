@@ -17,6 +17,9 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long before the end the last look comes.
+const LAST_LOOK: Duration = Duration::from_millis(200);
+
 /// Time kept past the end to ask the pods what is wrong.
 const AFTERTHOUGHT: Duration = Duration::from_millis(800);
 
@@ -63,12 +66,15 @@ async fn watch(
             context.tell(&next);
             stage = next;
         }
-        if Instant::now() + pause >= end {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             return (RolloutState::TimedOut, stage);
         }
+        // The last look comes while there is time for an answer to it.
+        let next_look = pause.min(left.saturating_sub(LAST_LOOK).max(FIRST_PAUSE)).min(left);
         tokio::select! {
             () = stopped(&mut stopping) => return (RolloutState::Interrupted, stage),
-            () = sleep(pause) => pause = (pause * 3 / 2).min(LONGEST_PAUSE),
+            () = sleep(next_look) => pause = (pause * 3 / 2).min(LONGEST_PAUSE),
         }
     }
 }

@@ -1,1 +1,262 @@
-//! attacks
+//! What strangers try on a server. Each ends with the same process, answering, and no larger for it.
+
+use std::{
+    io::{BufReader, Read, Write},
+    net::TcpStream,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::program::{Program, Reply, Server, execute_request};
+
+const REQUEST: &[u8] = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
+
+/// The most memory that the server may have held after an attack, in KiB.
+const MEMORY: u64 = 64 * 1024;
+
+fn server() -> Server {
+    Server::start(Program::offline())
+}
+
+/// The same process answers a valid client, and did not grow.
+fn unharmed(server: &mut Server) {
+    assert!(server.is_alive());
+    assert_eq!(server.execute(REQUEST).status, 200);
+    assert!(server.peak_memory() < MEMORY, "{} KiB", server.peak_memory());
+}
+
+fn with_length(headers: &str) -> Vec<u8> {
+    let mut request = format!(
+        "POST /api/v1/action/execute HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n{headers}\r\n"
+    )
+    .into_bytes();
+    request.extend_from_slice(REQUEST);
+    request
+}
+
+#[test]
+fn a_content_length_that_is_a_lie_is_refused_before_anything_is_read() {
+    let mut server = server();
+    for length in ["1000000000000", "9223372036854775808", "18446744073709551615"] {
+        let reply = server.raw(&with_length(&format!("Content-Length: {length}\r\n")));
+        // hyper itself refuses the largest of them.
+        assert!(matches!(reply.status, 413 | 431), "{length}: {reply:?}");
+        assert_eq!(reply.header("connection"), Some("close"));
+    }
+    unharmed(&mut server);
+}
+
+#[test]
+fn a_content_length_that_is_no_number_is_refused() {
+    let mut server = server();
+    for length in ["-1", "+5", "0x10", "5, 5", "", "99999999999999999999"] {
+        let reply = server.raw(&with_length(&format!("Content-Length: {length}\r\n")));
+        assert_eq!(reply.status, 400, "{length:?}");
+    }
+    unharmed(&mut server);
+}
+
+#[test]
+fn two_content_lengths_are_refused_unless_they_are_one() {
+    let mut server = server();
+    let length = REQUEST.len();
+    let with_second = |second| {
+        let headers = format!("Content-Length: {length}\r\nContent-Length: {second}\r\n");
+        server.raw(&with_length(&headers)).status
+    };
+    assert_eq!(with_second(length + 1), 400);
+    assert_eq!(with_second(0), 400);
+    // RFC 9110, section 8.6: the same length said twice may be read as said once.
+    assert_eq!(with_second(length), 200);
+    unharmed(&mut server);
+}
+
+#[test]
+fn a_second_request_hidden_behind_two_lengths_is_never_carried_out() {
+    let mut server = server();
+    let hidden = execute_request(REQUEST, "");
+    for headers in [
+        "Content-Length: 6\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 6\r\n",
+        "Transfer-Encoding: chunked, identity\r\n",
+        "Transfer-Encoding: x\r\n",
+    ] {
+        let mut bytes = format!(
+            "POST /api/v1/action/execute HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n{headers}\r\n0\r\n\r\n"
+        )
+        .into_bytes();
+        bytes.extend_from_slice(&hidden);
+        let mut stream = server.connect();
+        stream.write_all(&bytes).expect("is sent");
+        let mut answers = Vec::new();
+        let _ = stream.read_to_end(&mut answers);
+        let answers = String::from_utf8_lossy(&answers);
+        assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{headers}: {answers}");
+        assert!(answers.starts_with("HTTP/1.1 400 "), "{headers}: {answers}");
+    }
+    assert!(!server.log().contains("action answered"), "{}", server.log());
+    unharmed(&mut server);
+}
+
+#[test]
+fn a_header_without_end_is_refused_and_not_kept() {
+    let mut server = server();
+    let mut stream = server.connect();
+    let mut send = |bytes: &[u8]| stream.write_all(bytes).is_ok();
+    assert!(send(b"GET /api/v1/healthz HTTP/1.1\r\nX: "));
+    let megabyte = vec![b'a'; 1 << 20];
+    let sent = (0..200).take_while(|_| send(&megabyte)).count();
+    assert!(sent < 200, "200 MB of header were taken");
+    let many = "X: y\r\n".repeat(2000);
+    let reply = server.raw(format!("GET /readyz HTTP/1.1\r\n{many}\r\n").as_bytes());
+    assert!(matches!(reply.status, 400 | 431 | 0), "{reply:?}");
+    unharmed(&mut server);
+}
+
+#[test]
+fn a_body_that_is_too_long_is_refused() {
+    let mut server = server();
+    let long = vec![b' '; 65 * 1024];
+    assert_eq!(server.execute(&long).status, 413);
+    let mut stream = server.connect();
+    let head = "POST /api/v1/action/execute HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n\
+                Transfer-Encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).expect("is sent");
+    let chunk = [b"8000\r\n".as_slice(), &[b' '; 0x8000], b"\r\n"].concat();
+    let sent = (0..2000).take_while(|_| stream.write_all(&chunk).is_ok()).count();
+    assert!(sent < 2000, "64 MB of body were taken");
+    unharmed(&mut server);
+}
+
+#[test]
+fn a_request_in_single_bytes_is_a_request() {
+    let mut server = server();
+    let mut stream = server.connect();
+    for byte in execute_request(REQUEST, "Connection: close\r\n") {
+        stream.write_all(&[byte]).expect("is sent");
+        stream.flush().expect("is flushed");
+    }
+    assert_eq!(Reply::read(&mut BufReader::new(stream)).status, 200);
+    unharmed(&mut server);
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let mut server = server();
+    let mut stream = server.connect();
+    let ids: Vec<_> = (0..50).map(|number| format!("request-{number}")).collect();
+    let mut bytes = Vec::new();
+    for id in &ids {
+        let request =
+            format!(r#"{{"type":"restart_k8s","parameters":{{"deployment":"web"}},"id":"{id}"}}"#);
+        bytes.extend(execute_request(request.as_bytes(), ""));
+    }
+    stream.write_all(&bytes).expect("is sent");
+    let mut reader = BufReader::new(stream);
+    for id in &ids {
+        assert_eq!(Reply::read(&mut reader).json()["id"], **id);
+    }
+    unharmed(&mut server);
+}
+
+#[test]
+fn what_is_no_http_is_refused() {
+    let mut server = server();
+    for junk in [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".as_slice(),
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\0\0\0\0\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /readyz HTTP/1.1\r\nHost : t\r\nX\0: y\r\n\r\n",
+        b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: t\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: t\r\n\r\n",
+        b"GET http://other/readyz\x7f HTTP/1.1\r\nHost: t\r\n\r\n",
+    ] {
+        let mut stream = server.connect();
+        stream.write_all(junk).expect("is sent");
+        // Some of it looks like a beginning: say that there is no more to come.
+        stream.shutdown(std::net::Shutdown::Write).expect("is shut");
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(!answer.starts_with("HTTP/1.1 2"), "{junk:?}: {answer}");
+    }
+    unharmed(&mut server);
+}
+
+/// The slowest of 100 valid requests but one, each on a new connection.
+fn p99(server: &Server) -> Duration {
+    let mut times: Vec<_> = (0..100)
+        .map(|_| {
+            let began = Instant::now();
+            assert_eq!(server.execute(REQUEST).status, 200);
+            began.elapsed()
+        })
+        .collect();
+    times.sort();
+    times[98]
+}
+
+#[test]
+fn a_thousand_slow_clients_hold_nobody_up() {
+    let mut server = server();
+    let mut slow: Vec<TcpStream> = (0..1000).map(|_| server.connect()).collect();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let beginning = b"GET /api/v1/healthz HTTP/1.1\r\nX-Slow: aaaaaaaaaaaaaaaaaaaaaaaaaaa";
+            for byte in beginning {
+                slow.retain_mut(|stream| stream.write_all(&[*byte]).is_ok());
+                for _ in 0..20 {
+                    if over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    thread::sleep(Duration::from_millis(50));
+                }
+            }
+        });
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(5) {
+            let slowest = p99(&server);
+            assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    unharmed(&mut server);
+}
+
+#[test]
+fn slow_clients_are_shown_out() {
+    let server = server();
+    let mut header = server.connect();
+    header.write_all(b"GET /api/v1/healthz HTTP/1.1\r\n").expect("is sent");
+    let mut body = server.connect();
+    body.write_all(&with_length("Content-Length: 60000\r\n")).expect("is sent");
+    let began = Instant::now();
+    let body = Reply::read(&mut BufReader::new(body));
+    assert_eq!((body.status, body.json()["code"].as_str()), (408, Some("request_timeout")));
+    let mut rest = Vec::new();
+    let _ = header.read_to_end(&mut rest);
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+}
+
+#[test]
+fn ten_thousand_idle_connections_keep_nobody_out() {
+    let mut server = Server::with_descriptors(Program::offline(), 1024);
+    let mut idle = Vec::new();
+    for number in 0..10_000 {
+        match TcpStream::connect_timeout(&server.address(), Duration::from_secs(5)) {
+            Ok(stream) => idle.push(stream),
+            Err(error) => panic!("connection {number}: {error}"),
+        }
+        // Our own descriptors are limited too: those that were dismissed are of no more use.
+        if idle.len() > 2000 {
+            idle.drain(..1000);
+        }
+    }
+    let slowest = p99(&server);
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    unharmed(&mut server);
+}

@@ -48,7 +48,6 @@ pub const GOOD_IMAGE: &str = "registry.invalid/good:1";
 /// A running cluster.
 pub struct TestCluster {
     kubeconfig: PathBuf,
-    audit_log: Option<PathBuf>,
     supervisor: Option<Mutex<Supervisor>>,
 }
 
@@ -62,7 +61,7 @@ struct Supervisor {
 pub fn shared() -> &'static TestCluster {
     static SHARED: OnceLock<TestCluster> = OnceLock::new();
     SHARED.get_or_init(|| match env::var_os("TEST_KUBECONFIG") {
-        Some(path) => TestCluster { kubeconfig: path.into(), audit_log: None, supervisor: None },
+        Some(path) => TestCluster { kubeconfig: path.into(), supervisor: None },
         None => private(),
     })
 }
@@ -88,7 +87,6 @@ pub fn private() -> TestCluster {
     let path = |name: &str| PathBuf::from(ready[name].as_str().expect("is a path"));
     TestCluster {
         kubeconfig: path("kubeconfig"),
-        audit_log: Some(path("audit_log")),
         supervisor: Some(Mutex::new(Supervisor { process, commands, answers })),
     }
 }
@@ -103,11 +101,6 @@ impl TestCluster {
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
-    }
-
-    /// What the API server wrote down of every request; none of a foreign cluster.
-    pub fn audit_log(&self) -> Option<&Path> {
-        self.audit_log.as_deref()
     }
 
     /// Kills a component of a cluster of our own.

@@ -1,1 +1,273 @@
-//! http
+//! The server as its callers see it: paths, methods, media types, limits, beginning and end.
+
+use std::{
+    io::{BufReader, Write},
+    net::Shutdown,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{SLOW_IMAGE, eventually, private, shared},
+    program::{Program, Reply, Server, execute_request},
+};
+
+const REQUEST: &[u8] = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
+
+fn offline() -> Server {
+    Server::start(Program::offline())
+}
+
+#[test]
+fn says_that_it_lives_in_the_originals_very_words() {
+    let reply = offline().get("/api/v1/healthz");
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.body, br#"{"status":"ok"}"#);
+    assert_eq!(reply.header("content-type"), Some("application/json"));
+}
+
+#[test]
+fn head_is_answered_where_get_is() {
+    let server = offline();
+    let mut stream = server.connect();
+    stream
+        .write_all(b"HEAD /api/v1/healthz HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n")
+        .expect("sent");
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut text).expect("is read");
+    assert!(text.starts_with("HTTP/1.1 200 ") && text.ends_with("\r\n\r\n"), "{text}");
+}
+
+#[test]
+fn carries_out_a_request() {
+    let reply = offline().execute(REQUEST);
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.header("content-type"), Some("application/json"));
+    assert_eq!(reply.json()["outcome"], "simulated");
+}
+
+#[test]
+fn a_wrong_request_is_a_problem_document() {
+    let reply = offline().execute(b"{}");
+    assert_eq!(reply.status, 400);
+    assert_eq!(reply.header("content-type"), Some("application/problem+json"));
+    assert_eq!(reply.json()["detail"], "type: missing");
+}
+
+#[test]
+fn other_paths_are_404_and_other_methods_405() {
+    let server = offline();
+    for path in ["/", "/api/v1/action/execute/", "/api/v1/healthz/x", "/readyz/", "/%2e%2e/readyz"]
+    {
+        let reply = server.get(path);
+        assert_eq!(
+            (reply.status, reply.json()["code"].as_str()),
+            (404, Some("route_not_found")),
+            "{path}"
+        );
+    }
+    let reply = server.get("/api/v1/action/execute");
+    assert_eq!((reply.status, reply.header("allow")), (405, Some("POST")));
+    let reply = server.raw(b"DELETE /readyz HTTP/1.1\r\nHost: t\r\n\r\n");
+    assert_eq!((reply.status, reply.header("allow")), (405, Some("GET, HEAD")));
+    assert_eq!(server.get("/api/v1/healthz?verbose=1").status, 200);
+}
+
+fn with_header(server: &Server, header: &str) -> Reply {
+    let length = REQUEST.len();
+    let mut request = format!(
+        "POST /api/v1/action/execute HTTP/1.1\r\nHost: t\r\nContent-Length: {length}\r\n{header}\r\n"
+    )
+    .into_bytes();
+    request.extend_from_slice(REQUEST);
+    server.raw(&request)
+}
+
+#[test]
+fn other_media_types_are_415() {
+    let server = offline();
+    for header in
+        ["", "Content-Type: text/plain\r\n", "Content-Type: application/x-www-form-urlencoded\r\n"]
+    {
+        let reply = with_header(&server, header);
+        assert_eq!(reply.status, 415, "{header}");
+        let hint = reply.json()["hint"].as_str().expect("has one").to_owned();
+        assert!(hint.contains("application/json"));
+    }
+    assert_eq!(
+        with_header(&server, "Content-Type: application/json; charset=utf-8\r\n").status,
+        200
+    );
+}
+
+#[test]
+fn a_caller_who_takes_no_json_is_406() {
+    let server = offline();
+    let json = "Content-Type: application/json\r\n";
+    assert_eq!(with_header(&server, &format!("{json}Accept: text/html\r\n")).status, 406);
+    assert_eq!(
+        with_header(&server, &format!("{json}Accept: text/html, */*;q=0.1\r\n")).status,
+        200
+    );
+}
+
+#[test]
+fn the_original_services_python_calls_work_unchanged() {
+    let server = offline();
+    let script = format!(
+        r#"
+import json, urllib.request
+base = "http://{}"
+health = json.load(urllib.request.urlopen(base + "/api/v1/healthz"))
+assert health == {{"status": "ok"}}, health
+body = json.dumps({{"type": "restart_k8s", "parameters": {{"deployment": "my-deployment",
+    "pod_name": None, "namespace": "default"}}, "simulate": True}}).encode()
+request = urllib.request.Request(base + "/api/v1/action/execute", body,
+    {{"Content-Type": "application/json"}})
+answer = json.load(urllib.request.urlopen(request))
+assert "my-deployment" in answer["result"], answer
+"#,
+        server.address()
+    );
+    let done = Command::new("python3").args(["-c", &script]).output().expect("python3 runs");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn a_chunked_request_is_taken() {
+    let server = offline();
+    let mut request = b"POST /api/v1/action/execute HTTP/1.1\r\nHost: t\r\n\
+        Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        .to_vec();
+    for part in REQUEST.chunks(10) {
+        request.extend_from_slice(format!("{:x}\r\n", part.len()).as_bytes());
+        request.extend_from_slice(part);
+        request.extend_from_slice(b"\r\n");
+    }
+    request.extend_from_slice(b"0\r\n\r\n");
+    assert_eq!(server.raw(&request).status, 200);
+}
+
+#[test]
+fn connections_are_kept_for_the_next_request() {
+    let server = offline();
+    let stream = server.connect();
+    let mut reader = BufReader::new(stream.try_clone().expect("is cloned"));
+    for _ in 0..100 {
+        (&stream).write_all(&execute_request(REQUEST, "")).expect("is sent");
+        assert_eq!(Reply::read(&mut reader).status, 200);
+    }
+}
+
+#[test]
+fn an_open_door_must_be_asked_for() {
+    let done = Program::offline().args(["serve", "--bind", "0.0.0.0:0"]).run();
+    assert_eq!(done.status, 78, "{done:?}");
+    assert!(done.stderr.contains("--insecure-open"), "{done:?}");
+}
+
+#[test]
+fn an_address_that_is_taken_is_told() {
+    let server = offline();
+    let address = server.address().to_string();
+    let done = Program::offline().args(["serve", "--bind", &address]).run();
+    assert_eq!(done.status, 78, "{done:?}");
+    assert!(done.stderr.contains(&address), "{done:?}");
+}
+
+#[test]
+fn is_ready_without_a_cluster_because_nothing_can_fail() {
+    assert_eq!(offline().get("/readyz").status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn is_ready_only_while_the_cluster_answers() {
+    let cluster = private();
+    let server = Server::start(Program::with_kubeconfig(cluster.kubeconfig()));
+    assert_eq!(server.get("/readyz").status, 200);
+    cluster.stop("kube-apiserver");
+    let reply = eventually("it is not ready", async || {
+        let reply = server.get("/readyz");
+        (reply.status == 503).then_some(reply)
+    })
+    .await;
+    assert_eq!(reply.json()["code"], "cluster_unreachable");
+    assert_eq!(server.get("/api/v1/healthz").status, 200);
+    cluster.start("kube-apiserver");
+    eventually("it is ready again", async || (server.get("/readyz").status == 200).then_some(()))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_client_hung_up_completes_and_is_logged() {
+    let namespace = shared().namespace("hung_up").await;
+    namespace.running_deployment("web", 1).await;
+    let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
+    let request = json!({
+        "type": "restart_k8s", "simulate": false, "wait": true, "id": "hung-up",
+        "parameters": { "deployment": "web", "namespace": namespace.name() },
+    });
+    let mut stream = server.connect();
+    stream.write_all(&execute_request(request.to_string().as_bytes(), "")).expect("is sent");
+    // The request is whole before the client goes; anything less was never sent.
+    eventually("it is begun", async || {
+        let generation = namespace.get_deployment("web").await.metadata.generation;
+        (generation > Some(1)).then_some(())
+    })
+    .await;
+    stream.shutdown(Shutdown::Both).expect("is shut");
+    drop(stream);
+    let line = eventually("it is logged", async || {
+        server.log().lines().find(|line| line.contains("action answered")).map(str::to_owned)
+    })
+    .await;
+    let event: Value = serde_json::from_str(&line).expect("is JSON");
+    assert_eq!((&event["id"], &event["outcome"]), (&json!("hung-up"), &json!("Applied")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_term_signal_lets_what_is_under_way_finish() {
+    let namespace = shared().namespace("drain").await;
+    namespace.deployment("web", 1, SLOW_IMAGE).await;
+    let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
+    let request = json!({
+        "type": "restart_k8s", "simulate": false, "wait": true,
+        "parameters": { "deployment": "web", "namespace": namespace.name() },
+    });
+    let mut stream = server.connect();
+    stream.write_all(&execute_request(request.to_string().as_bytes(), "")).expect("is sent");
+    eventually("it is begun", async || {
+        (namespace.get_deployment("web").await.metadata.generation > Some(1)).then_some(())
+    })
+    .await;
+    server.signal("TERM");
+    eventually("nobody else is let in", async || {
+        std::net::TcpStream::connect(server.address()).is_err().then_some(())
+    })
+    .await;
+    let reply = tokio::task::spawn_blocking(move || Reply::read(&mut BufReader::new(stream)));
+    let reply = reply.await.expect("is read");
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert_eq!(reply.json()["rollout"]["state"], "complete");
+    let (status, log) = tokio::task::spawn_blocking(|| server.wait()).await.expect("it ended");
+    assert_eq!(status, 0, "{log}");
+}
+
+#[test]
+fn a_term_signal_ends_an_idle_server_at_once_and_leaves_nothing() {
+    let folder = crate::program::scratch("tmp");
+    std::fs::create_dir_all(&folder).expect("is made");
+    for name in ["TERM", "INT"] {
+        let server = Server::start(Program::offline().env("TMPDIR", &folder));
+        let _idle = server.connect();
+        let began = Instant::now();
+        server.signal(name);
+        let (status, log) = server.wait();
+        assert_eq!(status, 0, "{log}");
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        let left: Vec<_> = std::fs::read_dir(&folder).expect("is there").collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}

@@ -76,7 +76,7 @@ impl Router {
                 Ok(None) => Reply::json(200, HEALTHY.to_vec()),
                 Ok(Some(work)) => {
                     let router = self.clone();
-                    runtime.spawn(async move { router.work(work).await.send(request) });
+                    runtime.spawn(async move { guarded(router.work(work)).await.send(request) });
                     return;
                 }
                 Err(error) => Reply::problem(error),
@@ -102,21 +102,14 @@ impl Router {
         }
     }
 
-    /// Does the work in a task of its own, so that a panic in it is an answer like any other.
     async fn work(self: Arc<Self>, work: Work) -> Reply {
-        let task = tokio::spawn(async move {
-            match work {
-                Work::Ready => match self.ready().await {
-                    Ok(()) => Reply::json(200, HEALTHY.to_vec()),
-                    Err(error) => Reply::problem(error).with_status(503),
-                },
-                Work::Execute(body) => answer(&self.context, &body).await.into(),
-            }
-        });
-        task.await.unwrap_or_else(|panic| {
-            tracing::error!(%panic, "a handler panicked");
-            Reply::problem(ActionError::new(Code::Internal, "a handler panicked; this is a bug"))
-        })
+        match work {
+            Work::Ready => match self.ready().await {
+                Ok(()) => Reply::json(200, HEALTHY.to_vec()),
+                Err(error) => Reply::problem(error).with_status(503),
+            },
+            Work::Execute(body) => answer(&self.context, &body).await.into(),
+        }
     }
 
     async fn ready(&self) -> Result<(), ActionError> {
@@ -139,6 +132,14 @@ impl Router {
 enum Work {
     Ready,
     Execute(Vec<u8>),
+}
+
+/// Does the work in a task of its own, so that a panic in it is an answer like any other.
+async fn guarded(work: impl Future<Output = Reply> + Send + 'static) -> Reply {
+    tokio::spawn(work).await.unwrap_or_else(|panic| {
+        tracing::error!(%panic, "a handler panicked");
+        Reply::problem(ActionError::new(Code::Internal, "a handler panicked; this is a bug"))
+    })
 }
 
 impl Reply {
@@ -193,4 +194,27 @@ fn header(request: &Request, name: &'static str) -> Option<String> {
         .map(|header| header.value.as_str())
         .collect();
     (!values.is_empty()).then(|| values.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer_like_any_other() {
+        let reply = guarded(async { panic!("a test's own") }).await;
+        assert_eq!(reply.status, 500);
+        let body: serde_json::Value = serde_json::from_slice(&reply.body).expect("is JSON");
+        assert_eq!(body["code"], "internal");
+    }
+
+    #[tokio::test]
+    async fn the_clusters_readiness_is_asked_once_and_holds() {
+        let (_stop, stopping) = tokio::sync::watch::channel(false);
+        let router = Router::new(Context::new(None, Duration::from_secs(1), stopping));
+        assert_eq!(router.ready().await, Ok(()));
+        let unready = ActionError::new(Code::ClusterUnreachable, "gone");
+        *router.readiness.lock().await = Some((Instant::now(), Err(unready.clone())));
+        assert_eq!(router.ready().await, Err(unready));
+    }
 }
