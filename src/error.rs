@@ -30,8 +30,6 @@ pub enum Code {
     NotAcceptable,
     /// The request's media type is not JSON.
     UnsupportedMediaType,
-    /// The request's header is larger than the limit.
-    HeaderTooLarge,
     /// The request took longer to arrive than the limit.
     RequestTimeout,
     /// The object that the request names does not exist.
@@ -56,8 +54,6 @@ pub enum Code {
     ClusterUnreachable,
     /// The cluster answers that it cannot serve now.
     ClusterUnavailable,
-    /// The time allowed ran out before anything was done.
-    DeadlineExceeded,
     /// A change was sent and its answer was lost: it may or may not have happened.
     OutcomeUnknown,
     /// The executor has no room for another request now.
@@ -86,7 +82,7 @@ const fn passing(title: &'static str, http: u16, exit: u8) -> Meaning {
 
 impl Code {
     /// Every code, for tables and for the tests that loop over them.
-    pub const ALL: [Code; 25] = [
+    pub const ALL: [Code; 23] = [
         Code::InvalidRequest,
         Code::PayloadTooLarge,
         Code::Usage,
@@ -94,7 +90,6 @@ impl Code {
         Code::MethodNotAllowed,
         Code::NotAcceptable,
         Code::UnsupportedMediaType,
-        Code::HeaderTooLarge,
         Code::RequestTimeout,
         Code::TargetNotFound,
         Code::TargetPaused,
@@ -107,7 +102,6 @@ impl Code {
         Code::Conflict,
         Code::ClusterUnreachable,
         Code::ClusterUnavailable,
-        Code::DeadlineExceeded,
         Code::OutcomeUnknown,
         Code::Overloaded,
         Code::ShuttingDown,
@@ -126,7 +120,6 @@ impl Code {
             Code::MethodNotAllowed => permanent("Method not allowed", 405, 64),
             Code::NotAcceptable => permanent("No acceptable media type", 406, 64),
             Code::UnsupportedMediaType => permanent("Unsupported media type", 415, 64),
-            Code::HeaderTooLarge => permanent("The request's header is too large", 431, 65),
             Code::RequestTimeout => passing("The request did not arrive in time", 408, 75),
             Code::TargetNotFound => permanent("The target does not exist", 422, 69),
             Code::TargetPaused => permanent("The target is paused", 422, 69),
@@ -139,7 +132,6 @@ impl Code {
             Code::Conflict => passing("The target keeps changing", 409, 75),
             Code::ClusterUnreachable => passing("The cluster cannot be reached", 503, 75),
             Code::ClusterUnavailable => passing("The cluster cannot serve now", 503, 75),
-            Code::DeadlineExceeded => passing("The time allowed ran out", 504, 75),
             Code::OutcomeUnknown => permanent("It is unknown whether the change was made", 504, 69),
             Code::Overloaded => passing("The executor is busy", 503, 75),
             Code::ShuttingDown => passing("The executor is shutting down", 503, 75),

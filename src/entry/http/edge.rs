@@ -56,7 +56,7 @@ const MAX_ACTIONS: usize = 128;
 
 /// Room of their own for the questions that cost nothing, so that a busy server still says that it
 /// lives.
-const MAX_QUESTIONS: usize = 32;
+const MAX_QUESTIONS: usize = 256;
 
 /// What the router reads of a request, and what clients get of its answer.
 const REQUEST_HEADERS: [HeaderName; 2] = [header::CONTENT_TYPE, header::ACCEPT];
@@ -295,8 +295,9 @@ fn refusal(error: ActionError) -> Response<Full<Bytes>> {
 
 fn log(method: &Method, path: &str, status: StatusCode, began: Instant) {
     let (status, milliseconds) = (status.as_u16(), began.elapsed().as_secs_f64() * 1000.0);
-    if *method == Method::POST {
-        tracing::info!(%method, path, status, milliseconds, "request answered");
+    // An action that was carried out has its own line; here is what did not get so far.
+    if status >= 400 {
+        tracing::info!(%method, path, status, milliseconds, "request refused");
     } else {
         tracing::debug!(%method, path, status, milliseconds, "request answered");
     }

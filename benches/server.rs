@@ -1,0 +1,195 @@
+//! The server's throughput beside the same two endpoints in FastAPI under uvicorn (one worker).
+//!
+//!     cargo bench --bench server
+//!
+//! Needs python3 with venv, and wrk. FastAPI parses and checks the same request with pydantic and
+//! answers a fixed sentence; we do all that a simulation without a cluster does, and log it. Prints
+//! requests a second, the slowest of a hundred, and memory, with ratios.
+
+use std::{
+    fs,
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_action-executor");
+const OURS: u16 = 18_461;
+const THEIRS: u16 = 18_462;
+const SECONDS: u32 = 6;
+const CONNECTIONS: u32 = 64;
+
+const APPLICATION: &str = r#"
+from typing import Optional
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+app = FastAPI()
+
+class Parameters(BaseModel):
+    deployment: Optional[str] = None
+    pod_name: Optional[str] = None
+    namespace: str = "default"
+
+class ActionRequest(BaseModel):
+    type: str
+    parameters: Parameters
+    simulate: bool = True
+
+@app.get("/api/v1/healthz")
+async def healthz():
+    return {"status": "ok"}
+
+@app.post("/api/v1/action/execute")
+async def execute(request: ActionRequest):
+    return {"result": f"Simulated: Deployment '{request.parameters.deployment}' would be restarted."}
+"#;
+
+const POST: &str = r#"
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+wrk.body = '{"type":"restart_k8s","parameters":{"deployment":"web"},"simulate":true}'
+"#;
+
+/// A server that ends with us.
+struct Server(Child);
+
+struct Load {
+    per_second: f64,
+    p99_ms: f64,
+    errors: bool,
+}
+
+fn main() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-server");
+    fs::create_dir_all(&folder).expect("is made");
+    fs::write(folder.join("app.py"), APPLICATION).expect("is written");
+    fs::write(folder.join("post.lua"), POST).expect("is written");
+    let python = virtual_environment(&folder);
+
+    let log = fs::File::create(folder.join("log")).expect("is made");
+    let ours = Server::start(
+        Command::new(PROGRAM)
+            .args(["serve", "--bind", &format!("127.0.0.1:{OURS}")])
+            .env_clear()
+            .env("HOME", "/nonexistent")
+            .stderr(log),
+        OURS,
+    );
+    let theirs = Server::start(
+        Command::new(python)
+            .args(["-m", "uvicorn", "app:app", "--log-level", "warning", "--port"])
+            .arg(THEIRS.to_string())
+            .current_dir(&folder),
+        THEIRS,
+    );
+    println!("{CONNECTIONS} connections, {SECONDS} s each, in turn");
+    println!("{:<12}{:<18}{:>14}{:>10}{:>8}", "", "", "requests/s", "p99 ms", "errors");
+    for (name, path, script) in [
+        ("health", "/api/v1/healthz", None),
+        ("simulation", "/api/v1/action/execute", Some(folder.join("post.lua"))),
+    ] {
+        // Once for warmth, once for the record.
+        let [_, mine] = [(); 2].map(|()| load(OURS, path, script.as_deref()));
+        let [_, other] = [(); 2].map(|()| load(THEIRS, path, script.as_deref()));
+        for (who, load) in [("action-executor", &mine), ("FastAPI", &other)] {
+            let errors = if load.errors { "yes" } else { "none" };
+            println!(
+                "{name:<12}{who:<18}{:>14.0}{:>10.2}{errors:>8}",
+                load.per_second, load.p99_ms
+            );
+        }
+        println!(
+            "{name:<12}{:<18}{:>13.1}x{:>9.2}x",
+            "ratio",
+            mine.per_second / other.per_second,
+            mine.p99_ms / other.p99_ms
+        );
+    }
+    println!(
+        "peak memory: action-executor {:.1} MiB, FastAPI {:.1} MiB",
+        ours.peak(),
+        theirs.peak()
+    );
+}
+
+fn virtual_environment(folder: &Path) -> PathBuf {
+    let python = folder.join("venv/bin/python");
+    if !python.exists() {
+        eprintln!("installing FastAPI and uvicorn into {}", folder.display());
+        run(Command::new("python3").args(["-m", "venv"]).arg(folder.join("venv")));
+        run(Command::new(&python).args([
+            "-m",
+            "pip",
+            "-q",
+            "install",
+            "fastapi==0.165.0",
+            "uvicorn[standard]==0.54.0",
+        ]));
+    }
+    python
+}
+
+fn run(command: &mut Command) {
+    assert!(command.status().expect("it starts").success(), "{command:?}");
+}
+
+fn load(port: u16, path: &str, script: Option<&Path>) -> Load {
+    let mut wrk = Command::new("wrk");
+    wrk.args(["-t1", "--latency", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s")]);
+    if let Some(script) = script {
+        wrk.arg("-s").arg(script);
+    }
+    let done = wrk.arg(format!("http://127.0.0.1:{port}{path}")).output().expect("wrk is there");
+    let text = String::from_utf8(done.stdout).expect("is text");
+    let after = |label: &str| {
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(label));
+        line.unwrap_or_else(|| panic!("wrk says {text}")).trim().to_owned()
+    };
+    Load {
+        per_second: after("Requests/sec:").parse().expect("is a number"),
+        p99_ms: milliseconds(&after("99%")),
+        errors: text.contains("Non-2xx") || text.contains("Socket errors"),
+    }
+}
+
+/// From `3.45ms`, `870.00us` or `1.20s`.
+fn milliseconds(text: &str) -> f64 {
+    let split = text.find(|c: char| c.is_alphabetic()).expect("has a unit");
+    let (number, unit) = text.split_at(split);
+    let number: f64 = number.parse().expect("is a number");
+    match unit {
+        "us" => number / 1e3,
+        "ms" => number,
+        _ => number * 1e3,
+    }
+}
+
+impl Server {
+    fn start(command: &mut Command, port: u16) -> Self {
+        let process = command.stdin(Stdio::null()).spawn().expect("it starts");
+        let began = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(20), "nobody listens on {port}");
+            sleep(Duration::from_millis(50));
+        }
+        Server(process)
+    }
+
+    /// The most memory that it has held, in MiB.
+    fn peak(&self) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("it lives");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("is there");
+        let kib: f64 = line.split_whitespace().nth(1).and_then(|it| it.parse().ok()).expect("is");
+        kib / 1024.0
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
