@@ -1,8 +1,8 @@
 //! `handle`: one request in, one answer out, whichever door it came through.
 //!
 //! It settles what is common to all actions: the request's id, the time allowed, whether there is a
-//! cluster at all, and the form of the answer. [`execution`](crate::execution) makes the effect and
-//! [`wait`](crate::wait) stays until it is complete.
+//! cluster at all, and the form of the answer. `execution` makes the effect and
+//! `wait` stays until it is complete.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! The actions: one file each, holding all that is particular to it.
 //!
 //! An action's file has its parameters, the facts it reads, and the decision from those facts to a
-//! [`Plan`]: a refusal, or an effect as data with what it changes, what to warn of and when it is
+//! `Plan`: a refusal, or an effect as data with what it changes, what to warn of and when it is
 //! complete. Making effects and waiting for them is common to all and lives elsewhere, so an action
 //! writes nothing itself and knows no entry point.
 //!
