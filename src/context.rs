@@ -5,7 +5,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use crate::{error::ActionError, k8s::cluster::Cluster};
+use crate::{
+    budget::{Budget, spent::Limits},
+    error::ActionError,
+    k8s::cluster::Cluster,
+};
 
 /// Told each new stage of a long wait, in a sentence.
 pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
@@ -54,6 +58,12 @@ impl Context {
     #[must_use]
     pub fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.clone()
+    }
+
+    /// The books in which real actions are counted.
+    pub(crate) fn budget<'a>(&self, cluster: &'a Cluster) -> Budget<'a> {
+        let namespace = cluster.home_namespace().to_owned();
+        Budget::new(cluster, namespace, "action-executor".to_owned(), Limits::default())
     }
 
     /// Tells a stage of a wait.

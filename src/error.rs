@@ -48,6 +48,18 @@ pub enum Code {
     CredentialsRefused,
     /// The cluster's address or credentials cannot be read.
     Configuration,
+    /// The policy does not allow it.
+    PolicyDenied,
+    /// Too soon after the last action on the target, or too many in the time.
+    RateLimited,
+    /// Somebody has thrown the kill switch.
+    Stopped,
+    /// The id was used for another request.
+    IdReused,
+    /// The request is older than what the ledger remembers.
+    RequestExpired,
+    /// Another try of the same request is under way.
+    InProgress,
     /// The target changed under every attempt.
     Conflict,
     /// The cluster does not answer.
@@ -82,7 +94,7 @@ const fn passing(title: &'static str, http: u16, exit: u8) -> Meaning {
 
 impl Code {
     /// Every code, for tables and for the tests that loop over them.
-    pub const ALL: [Code; 23] = [
+    pub const ALL: [Code; 29] = [
         Code::InvalidRequest,
         Code::PayloadTooLarge,
         Code::Usage,
@@ -99,6 +111,12 @@ impl Code {
         Code::Forbidden,
         Code::CredentialsRefused,
         Code::Configuration,
+        Code::PolicyDenied,
+        Code::RateLimited,
+        Code::Stopped,
+        Code::IdReused,
+        Code::RequestExpired,
+        Code::InProgress,
         Code::Conflict,
         Code::ClusterUnreachable,
         Code::ClusterUnavailable,
@@ -129,6 +147,12 @@ impl Code {
             Code::Forbidden => permanent("Not permitted in the cluster", 403, 77),
             Code::CredentialsRefused => permanent("Credentials refused by the cluster", 503, 78),
             Code::Configuration => permanent("The executor is misconfigured", 503, 78),
+            Code::PolicyDenied => permanent("Not allowed by the policy", 403, 77),
+            Code::RateLimited => passing("Too many actions", 429, 75),
+            Code::Stopped => passing("Actions are stopped", 503, 75),
+            Code::IdReused => permanent("The id was used for another request", 422, 65),
+            Code::RequestExpired => permanent("The request is too old", 422, 65),
+            Code::InProgress => passing("The same request is under way", 409, 75),
             Code::Conflict => passing("The target keeps changing", 409, 75),
             Code::ClusterUnreachable => passing("The cluster cannot be reached", 503, 75),
             Code::ClusterUnavailable => passing("The cluster cannot serve now", 503, 75),

@@ -1,8 +1,7 @@
 //! `handle`: one request in, one answer out, whichever door it came through.
 //!
-//! It settles what is common to all actions: the request's id, the time allowed, whether there is a
-//! cluster at all, and the form of the answer. `execution` makes the effect and
-//! `wait` stays until it is complete.
+//! It settles what is common to all actions: the request's id, the time allowed, and whether there is
+//! a cluster at all. A simulation is planned and tried here; a real action is a `transaction`.
 
 use std::time::Duration;
 
@@ -14,15 +13,16 @@ use crate::{
     context::Context,
     error::{ActionError, Code},
     execution,
+    failpoint::Failpoint,
     k8s::cluster::Cluster,
     names::RequestId,
     request::ActionRequest,
-    response::{ActionResponse, Outcome, RolloutState, Target},
-    wait,
+    response::{ActionResponse, Outcome, Target},
+    transaction,
 };
 
 /// Longest wait for an effect when the request names none.
-const DEFAULT_WAIT: Duration = Duration::from_secs(300);
+pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(300);
 
 /// Does what the request asks, and tells what came of it.
 ///
@@ -36,9 +36,11 @@ pub async fn handle(
 ) -> Result<ActionResponse, ActionError> {
     let id = request.id.clone().unwrap_or_else(RequestId::generate);
     let what = request.to_string();
+    let asked = ask(context, &request, &id);
     let result = match (context.cluster(), request.simulate) {
-        (Some(cluster), _) => on_cluster(context, cluster, &request, &id).await,
-        (None, true) => Ok(offline(context, &request, &id)),
+        (Some(cluster), true) => simulate(context, cluster, &request, &asked).await,
+        (Some(cluster), false) => transaction::carry_out(context, cluster, &request, asked).await,
+        (None, true) => Ok(offline(&request, &asked)),
         (None, false) => Err(ActionError::new(
             Code::Configuration,
             "no cluster is configured, so nothing can be done",
@@ -46,6 +48,7 @@ pub async fn handle(
         .with_hint("set KUBECONFIG, or run where a service account is mounted")),
     };
     log(&what, &request, &id, &result);
+    Failpoint::BeforeAnswer.pass();
     result.map_err(|error| error.with_id(&id))
 }
 
@@ -78,64 +81,55 @@ fn ask(context: &Context, request: &ActionRequest, id: &RequestId) -> Asked {
         deadline: Instant::now() + calls,
         wait: request.wait && !request.simulate,
         precondition: request.precondition.clone(),
+        uid: None,
     }
 }
 
-fn offline(context: &Context, request: &ActionRequest, id: &RequestId) -> ActionResponse {
-    let asked = ask(context, request, id);
-    let preview = request.action.plannable().preview(&asked);
-    let mut answer = answer(request, &asked, Outcome::Simulated, preview.result);
+fn offline(request: &ActionRequest, asked: &Asked) -> ActionResponse {
+    let preview = request.action.plannable().preview(asked);
+    let mut answer = ActionResponse::to(request, asked, Outcome::Simulated, preview.result);
     answer.offline = true;
     answer.changes = preview.changes;
     answer.warnings.push("no cluster is configured: the target was not looked at".to_owned());
     answer
 }
 
-async fn on_cluster(
+async fn simulate(
     context: &Context,
     cluster: &Cluster,
     request: &ActionRequest,
-    id: &RequestId,
+    asked: &Asked,
 ) -> Result<ActionResponse, ActionError> {
-    let asked = ask(context, request, id);
-    let end = Instant::now() + request.timeout.unwrap_or(DEFAULT_WAIT);
-    let done = execution::execute(context, cluster, request, &asked).await?;
-    let mut answer = answer(request, &asked, done.outcome, done.result);
+    let done = execution::simulate(context, cluster, request, asked).await?;
+    let mut answer = ActionResponse::to(request, asked, done.outcome, done.result);
     answer.replayed = done.replayed;
-    answer.warnings.extend(done.plan.warnings.iter().cloned());
-    if asked.wait {
-        let completion = done.plan.completion(&done.made, &asked.id);
-        let rollout = wait::until_complete(context, cluster, &completion, end).await;
-        if rollout.state != RolloutState::Complete {
-            answer.outcome = Outcome::Failed;
-        }
-        answer.result = format!("{} {rollout}", answer.result);
-        answer.rollout = Some(rollout);
-    }
+    answer.warnings.extend(done.plan.warnings);
     answer.changes = done.plan.changes;
     answer.target = Target { resource_version: done.made.resource_version, ..done.plan.target };
-    answer.finished_at = Utc::now();
     Ok(answer)
 }
 
-fn answer(
-    request: &ActionRequest,
-    asked: &Asked,
-    outcome: Outcome,
-    result: String,
-) -> ActionResponse {
-    ActionResponse {
-        result,
-        id: asked.id.to_string(),
-        kind: request.action.kind().name(),
-        outcome,
-        replayed: false,
-        offline: false,
-        target: request.action.target(),
-        changes: Vec::new(),
-        warnings: request.action.warnings(),
-        rollout: None,
-        started_at: asked.at,
-        finished_at: Utc::now(),
+impl ActionResponse {
+    /// The beginning of an answer to this request: what is known before the cluster is asked.
+    pub(crate) fn to(
+        request: &ActionRequest,
+        asked: &Asked,
+        outcome: Outcome,
+        result: String,
+    ) -> Self {
+        ActionResponse {
+            result,
+            id: asked.id.to_string(),
+            kind: request.action.kind().name().to_owned(),
+            outcome,
+            replayed: false,
+            offline: false,
+            target: request.action.target(),
+            changes: Vec::new(),
+            warnings: request.action.warnings(),
+            rollout: None,
+            started_at: asked.at,
+            finished_at: Utc::now(),
+        }
     }
 }

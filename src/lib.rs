@@ -15,17 +15,21 @@
 //! no action knows an entry point.
 
 pub mod actions;
+pub mod budget;
 pub mod cli;
 pub mod config;
 pub mod context;
 pub mod entry;
 pub mod error;
 mod execution;
+pub mod failpoint;
 pub mod handler;
 pub mod k8s;
+pub mod ledger;
 pub mod logging;
 pub mod names;
 pub mod request;
 pub mod response;
 pub mod schema;
+mod transaction;
 mod wait;

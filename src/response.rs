@@ -5,11 +5,11 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use schemars::JsonSchema;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 /// What came of a request.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct ActionResponse {
     /// What happened, in a sentence.
@@ -18,13 +18,13 @@ pub struct ActionResponse {
     pub id: String,
     /// The action.
     #[serde(rename = "type")]
-    pub kind: &'static str,
+    pub kind: String,
     /// How it ended.
     pub outcome: Outcome,
     /// Whether this request had been carried out before, so that nothing was done now.
     pub replayed: bool,
     /// Present and true when no cluster was asked.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub offline: bool,
     /// The object acted upon.
     pub target: Target,
@@ -46,7 +46,7 @@ pub struct ActionResponse {
 }
 
 /// How an action ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Done, and complete if the request asked to wait.
@@ -60,7 +60,7 @@ pub enum Outcome {
 }
 
 /// An object in the cluster.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(deny_unknown_fields)]
 pub struct Target {
@@ -88,7 +88,7 @@ impl std::fmt::Display for Target {
 }
 
 /// One value of the target, before and after.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Change {
     /// Where, as a JSON Pointer (RFC 6901).
@@ -100,7 +100,7 @@ pub struct Change {
 }
 
 /// How the wait for an effect ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Rollout {
     /// Where it stands.
@@ -108,12 +108,12 @@ pub struct Rollout {
     /// The same in a sentence.
     pub message: String,
     /// What the pods themselves say is wrong.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
 }
 
 /// Where an awaited effect stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutState {
     /// Everything asked for is there.

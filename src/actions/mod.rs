@@ -8,11 +8,11 @@
 //! To add one: a file, a variant of [`ActionKind`] and of [`Action`], and their match arms. Tests that
 //! loop over [`ActionKind::ALL`] then ask for the rest.
 
-use std::pin::Pin;
+use std::{collections::BTreeMap, pin::Pin};
 
 use chrono::{DateTime, Utc};
 use schemars::{Schema, SchemaGenerator};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use tokio::time::Instant;
 
 use crate::{
@@ -87,6 +87,42 @@ pub(crate) struct Asked {
     pub wait: bool,
     /// What the target must still be.
     pub precondition: Option<Precondition>,
+    /// The uid of the object on which it was decided; none before the first look.
+    pub uid: Option<String>,
+}
+
+impl Asked {
+    /// Whether the object that was read is the one that the request means, and the one that was
+    /// looked at before.
+    ///
+    /// # Errors
+    /// [`Code::PreconditionFailed`] with the field at fault.
+    pub(crate) fn check_same(&self, found: &Target) -> Result<(), ActionError> {
+        let differs = |wanted: Option<&str>, found: &Option<String>| {
+            wanted.is_some_and(|wanted| found.as_deref() != Some(wanted))
+        };
+        if differs(self.uid.as_deref(), &found.uid) {
+            let detail = format!("{found} was replaced by another of its name in between");
+            return Err(ActionError::new(Code::PreconditionFailed, detail)
+                .with_hint("look at the target again and decide anew"));
+        }
+        let Some(wanted) = &self.precondition else { return Ok(()) };
+        let (what, is) = if differs(wanted.uid.as_deref(), &found.uid) {
+            ("uid", &found.uid)
+        } else if differs(wanted.resource_version.as_deref(), &found.resource_version) {
+            ("resource_version", &found.resource_version)
+        } else {
+            return Ok(());
+        };
+        let is = is.as_deref().unwrap_or("not set");
+        let mut error = ActionError::new(
+            Code::PreconditionFailed,
+            format!("{found} is not the one that the request means: its {what} is {is}"),
+        )
+        .with_hint("look at the target again and decide anew");
+        error.field = Some(format!("precondition.{what}"));
+        Err(error)
+    }
 }
 
 /// What is to be done, decided from facts.
@@ -102,6 +138,8 @@ pub(crate) struct Plan {
     pub warnings: Vec<String>,
     /// When it is complete.
     pub completion: CompletionOf,
+    /// The target's labels, for the policy.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What there is to do, each with its sentence.
@@ -116,24 +154,25 @@ pub(crate) enum Todo {
 }
 
 /// Makes the completion, once it is known what the effect left behind.
-#[derive(Clone, Debug)]
-pub(crate) enum CompletionOf {
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CompletionOf {
     /// A Deployment's rollout, of the generation that the effect made.
     Rollout,
     /// Known in full already.
     Known(Completion),
 }
 
-impl Plan {
-    /// When this plan is complete, given what the effect left behind.
-    pub(crate) fn completion(&self, made: &Made, id: &RequestId) -> Completion {
-        match &self.completion {
+impl CompletionOf {
+    /// When what this request did to the target is complete, given what the effect left behind.
+    pub(crate) fn given(&self, target: &Target, made: &Made, id: &str) -> Completion {
+        match self {
             CompletionOf::Known(completion) => completion.clone(),
             CompletionOf::Rollout => Completion::RolledOut {
-                namespace: self.target.namespace.clone(),
-                deployment: self.target.name.clone(),
+                namespace: target.namespace.clone(),
+                deployment: target.name.clone(),
                 generation: made.generation.unwrap_or(0),
-                request_id: id.to_string(),
+                request_id: id.to_owned(),
             },
         }
     }
@@ -256,29 +295,6 @@ impl Serialize for Action {
     }
 }
 
-/// Whether the object that was read still is the one that the request means.
-pub(crate) fn check_precondition(asked: &Asked, found: &Target) -> Result<(), ActionError> {
-    let Some(wanted) = &asked.precondition else { return Ok(()) };
-    let differs = |wanted: Option<&str>, found: &Option<String>| {
-        wanted.is_some_and(|wanted| found.as_deref() != Some(wanted))
-    };
-    let (what, is) = if differs(wanted.uid.as_deref(), &found.uid) {
-        ("uid", &found.uid)
-    } else if differs(wanted.resource_version.as_deref(), &found.resource_version) {
-        ("resource_version", &found.resource_version)
-    } else {
-        return Ok(());
-    };
-    let is = is.as_deref().unwrap_or("not set");
-    let mut error = ActionError::new(
-        Code::PreconditionFailed,
-        format!("{found} is not the one that the request means: its {what} is {is}"),
-    )
-    .with_hint("look at the target again and decide anew");
-    error.field = Some(format!("precondition.{what}"));
-    Err(error)
-}
-
 /// Tells that a parameter of the original service's example was given and has no meaning here.
 pub(crate) fn ignored(field: &str, kind: &str) -> String {
     format!("parameters.{field} has no meaning for {kind} and was ignored")
@@ -294,6 +310,7 @@ impl Asked {
             deadline: Instant::now(),
             wait: false,
             precondition: None,
+            uid: None,
         }
     }
 }

@@ -6,21 +6,20 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Action, Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo,
-    check_precondition, ignored,
+    Action, Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, ignored,
 };
 use crate::{
     error::{ActionError, Code},
     k8s::{
-        REQUEST_ID_ANNOTATION,
         cluster::Cluster,
-        effect::{Effect, Made, Mutation},
-        restart::{self, template_annotation},
+        effect::{Effect, Made},
+        marks::Marks,
+        restart,
         rollout::{self, Verdict},
     },
     names::{Namespace, ObjectName, null_is_default},
     request::read_parameters,
-    response::{Target, rfc3339_millis},
+    response::{Change, Target, rfc3339_millis},
 };
 
 pub(super) const DESCRIPTOR: Descriptor = Descriptor {
@@ -70,10 +69,7 @@ impl Plannable for Parameters {
     }
 
     fn preview(&self, asked: &Asked) -> Preview {
-        Preview {
-            result: would(&self.deployment),
-            changes: restart::changes(None, asked.at, &asked.id),
-        }
+        Preview { result: would(&self.deployment), changes: changes(&Deployment::default(), asked) }
     }
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
@@ -89,21 +85,22 @@ impl Plannable for Parameters {
 fn decide(mut target: Target, deployment: &Deployment, asked: &Asked) -> Result<Plan, ActionError> {
     target.uid = deployment.metadata.uid.clone();
     target.resource_version = deployment.metadata.resource_version.clone();
-    if template_annotation(deployment, REQUEST_ID_ANNOTATION) == Some(&*asked.id) {
+    if Marks::on(&deployment.metadata).hold(&asked.id) {
         return Ok(already_restarted(target, deployment, asked));
     }
-    check_precondition(asked, &target)?;
+    asked.check_same(&target)?;
     refuse_what_would_not_restart(&target, deployment)?;
     Ok(Plan {
-        todo: restart(&target, asked),
-        changes: restart::changes(Some(deployment), asked.at, &asked.id),
+        todo: restart(&target.name, deployment, asked),
+        changes: changes(deployment, asked),
         warnings: warnings(deployment),
         completion: CompletionOf::Rollout,
+        labels: deployment.metadata.labels.clone().unwrap_or_default(),
         target,
     })
 }
 
-/// The template carries this request's id: the restart was made, and its answer did not arrive.
+/// The Deployment carries this request's mark: the restart was made, and its answer did not arrive.
 fn already_restarted(target: Target, deployment: &Deployment, asked: &Asked) -> Plan {
     let made = Made {
         resource_version: deployment.metadata.resource_version.clone(),
@@ -114,26 +111,23 @@ fn already_restarted(target: Target, deployment: &Deployment, asked: &Asked) -> 
         changes: Vec::new(),
         warnings: Vec::new(),
         completion: CompletionOf::Rollout,
+        labels: deployment.metadata.labels.clone().unwrap_or_default(),
         target,
     }
 }
 
-fn restart(target: &Target, asked: &Asked) -> Todo {
-    let Target { namespace, name, .. } = target;
-    let uid = target.uid.clone().unwrap_or_default();
-    let resource_version = target.resource_version.as_deref().unwrap_or_default();
-    let effect = Effect {
-        resource: ApiResource::erase::<Deployment>(&()),
-        namespace: namespace.clone(),
-        name: name.clone(),
-        mutation: Mutation::Patch {
-            body: restart::patch(&uid, resource_version, asked.at, &asked.id),
-            marker_pointer: restart::MARKER_POINTER,
-            marker: asked.id.to_string(),
-        },
-        uid,
-    };
+fn restart(name: &str, deployment: &Deployment, asked: &Asked) -> Todo {
+    let patch = restart::patch(asked.at, &asked.id);
+    let resource = ApiResource::erase::<Deployment>(&());
+    let effect = Effect::patch(resource, &deployment.metadata, &asked.id, patch);
     Todo::Make(Box::new(effect), done(name, asked), would(name))
+}
+
+/// What the restart changes, and the mark that every change leaves.
+fn changes(deployment: &Deployment, asked: &Asked) -> Vec<Change> {
+    let mut changes = restart::changes(deployment, asked.at, &asked.id);
+    changes.push(Marks::on(&deployment.metadata).change(&asked.id));
+    changes
 }
 
 fn done(name: &str, asked: &Asked) -> String {
@@ -193,13 +187,14 @@ fn warnings(deployment: &Deployment) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Precondition;
+    use crate::{k8s::effect::Mutation, request::Precondition};
 
-    /// The decision on a rolled-out Deployment with `spec` and `template` annotations as given.
+    /// The decision on a rolled-out Deployment with `spec` and annotations as given.
     fn decide_on(spec: &str, annotations: &str, asked: &Asked) -> Result<Plan, ActionError> {
         let deployment = serde_yaml_ng::from_str(&format!(
-            "metadata: {{name: web, namespace: shop, uid: u1, resourceVersion: '7', generation: 3}}\n\
-             spec: {{selector: {{}}, template: {{metadata: {{annotations: {annotations}}}}}{spec}}}\n\
+            "metadata: {{name: web, namespace: shop, uid: u1, resourceVersion: '7', generation: 3, \
+             annotations: {annotations}}}\n\
+             spec: {{selector: {{}}, template: {{}}{spec}}}\n\
              status: {{observedGeneration: 3, replicas: 2, updatedReplicas: 2, availableReplicas: 2}}"
         ))
         .expect("is a Deployment");
@@ -213,7 +208,8 @@ mod tests {
         let plan = decide_on(", replicas: 2", "{}", &Asked::example()).expect("is planned");
         let Todo::Make(effect, did, would) = plan.todo else { panic!("{:?}", plan.todo) };
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
-        assert_eq!(body["metadata"], serde_json::json!({"uid": "u1", "resourceVersion": "7"}));
+        assert_eq!(body["metadata"]["uid"], "u1");
+        assert_eq!(body["metadata"]["resourceVersion"], "7");
         assert_eq!(did, "Deployment 'web' restarted at 2026-01-31T12:00:00.987Z.");
         assert_eq!(would, "Simulated: Deployment 'web' would be restarted.");
         assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
@@ -229,7 +225,7 @@ mod tests {
 
     #[test]
     fn does_not_repeat_what_the_same_request_did() {
-        let mark = "{action-executor.dev/request-id: r1}";
+        let mark = "{action-executor.dev/requests: '4:r0 5:r1 6:r2'}";
         let plan = decide_on(", replicas: 2", mark, &Asked::example()).expect("is planned");
         assert!(matches!(plan.todo, Todo::AlreadyMade(Made { generation: Some(3), .. }, _)));
     }

@@ -8,17 +8,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Action, Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo,
-    check_precondition, ignored,
+    Action, Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, ignored,
 };
 use crate::{
     error::{ActionError, Code},
-    k8s::{
-        cluster::Cluster,
-        completion::Completion,
-        effect::{Effect, Mutation},
-        pods,
-    },
+    k8s::{cluster::Cluster, completion::Completion, effect::Effect, pods},
     names::{Namespace, ObjectName, null_is_default},
     request::read_parameters,
     response::{Change, Target, rfc3339_millis},
@@ -103,7 +97,7 @@ fn decide(
 ) -> Result<Plan, ActionError> {
     target.uid = pod.metadata.uid.clone();
     target.resource_version = pod.metadata.resource_version.clone();
-    check_precondition(asked, &target)?;
+    asked.check_same(&target)?;
     let Some(controller) = pods::controller(pod) else { return Err(unmanaged(&target)) };
     let owner = format!("{} '{}'", controller.kind, controller.name);
     let (todo, changes) = if pods::is_terminating(pod) {
@@ -111,37 +105,27 @@ fn decide(
             format!("Pod '{}' is being deleted already; {owner} replaces it.", target.name);
         (Todo::Nothing(sentence), Vec::new())
     } else {
-        (deletion(&target, &owner, asked), vec![disappears(&target)])
+        (deletion(pod, &owner, asked), vec![disappears(&target)])
     };
     Ok(Plan {
         todo,
         changes,
         warnings: warnings(pod, controller),
         completion: CompletionOf::Known(replacement(pod, controller, owner, siblings, &target)),
+        labels: pod.metadata.labels.clone().unwrap_or_default(),
         target,
     })
 }
 
-fn deletion(target: &Target, owner: &str, asked: &Asked) -> Todo {
-    let Target { namespace, name, .. } = target;
+fn deletion(pod: &Pod, owner: &str, asked: &Asked) -> Todo {
     let precondition = asked.precondition.as_ref();
-    let effect = Effect {
-        resource: ApiResource::erase::<Pod>(&()),
-        namespace: namespace.clone(),
-        name: name.clone(),
-        uid: target.uid.clone().unwrap_or_default(),
-        mutation: Mutation::Delete {
-            resource_version: precondition
-                .and_then(|precondition| precondition.resource_version.as_deref())
-                .map(str::to_owned),
-        },
-    };
+    let version = precondition.and_then(|it| it.resource_version.as_deref()).map(str::to_owned);
+    let effect = Effect::deletion(ApiResource::erase::<Pod>(&()), &pod.metadata, version);
     let at = rfc3339_millis(asked.at);
-    Todo::Make(
-        Box::new(effect),
-        format!("Pod '{name}' deleted at {at}; {owner} replaces it."),
-        format!("Simulated: Pod '{name}' would be deleted; {owner} would replace it."),
-    )
+    let name = &effect.name;
+    let done = format!("Pod '{name}' deleted at {at}; {owner} replaces it.");
+    let would = format!("Simulated: Pod '{name}' would be deleted; {owner} would replace it.");
+    Todo::Make(Box::new(effect), done, would)
 }
 
 fn disappears(target: &Target) -> Change {
@@ -193,7 +177,7 @@ fn warnings(pod: &Pod, controller: &OwnerReference) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Precondition;
+    use crate::{k8s::effect::Mutation, request::Precondition};
 
     const OWNED: &str = ", ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, \
                          name: web-5d4f, uid: rs, controller: true}]";

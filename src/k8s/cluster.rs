@@ -9,13 +9,14 @@ use std::{fmt::Debug, time::Duration};
 use k8s_openapi::{NamespaceResourceScope, api::authentication::v1::SelfSubjectReview};
 use kube::{
     Api, Client, Resource,
-    api::{ApiResource, ListParams, PostParams},
+    api::{ApiResource, ListParams, Patch, PatchParams, PostParams},
 };
-use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
+    FIELD_MANAGER,
     fault::Fault,
     retry::{self, Repeat},
 };
@@ -77,6 +78,53 @@ impl Cluster {
         self.client.clone()
     }
 
+    /// The namespace that we are at home in: the pod's, or the kubeconfig context's.
+    #[must_use]
+    pub fn home_namespace(&self) -> &str {
+        self.client.default_namespace()
+    }
+
+    /// Reads an object, for those who have their own words for a fault.
+    pub(crate) async fn fetch<K: Namespaced>(
+        &self,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<K, Fault> {
+        let api = Api::<K>::namespaced(self.client(), namespace);
+        self.attempt(Repeat::Freely, deadline, || api.get(name)).await
+    }
+
+    /// Creates an object of a given name. It is repeated on any passing fault, since the name lets
+    /// only one through: whoever meets a conflict has to look whether the object is its own.
+    pub(crate) async fn create<K: Namespaced + Serialize>(
+        &self,
+        namespace: &str,
+        object: &K,
+        deadline: Instant,
+    ) -> Result<K, Fault> {
+        let api = Api::<K>::namespaced(self.client(), namespace);
+        let params =
+            PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        self.attempt(Repeat::Freely, deadline, || api.create(&params, object)).await
+    }
+
+    /// Applies a merge patch that names a resourceVersion. It is repeated on any passing fault, since
+    /// the version lets only one through: a conflict may be with its own first try.
+    pub(crate) async fn merge<K: Namespaced>(
+        &self,
+        namespace: &str,
+        name: &str,
+        patch: &Value,
+        deadline: Instant,
+    ) -> Result<K, Fault> {
+        let api = Api::<K>::namespaced(self.client(), namespace);
+        let params =
+            PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let patch = Patch::Merge(patch);
+        self.attempt(Repeat::Freely, deadline, || api.patch(name, &params, &patch)).await
+    }
+
     /// Reads an object.
     ///
     /// # Errors
@@ -87,8 +135,7 @@ impl Cluster {
         name: &str,
         deadline: Instant,
     ) -> Result<K, ActionError> {
-        let api = Api::<K>::namespaced(self.client(), namespace);
-        match self.attempt(Repeat::Freely, deadline, || api.get(name)).await {
+        match self.fetch(namespace, name, deadline).await {
             Ok(object) => Ok(object),
             Err(fault) => Err(self.tell(&Call::of::<K>("get", namespace, Some(name)), fault).await),
         }

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::core::Selector;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
@@ -19,7 +20,8 @@ use super::{
 use crate::error::{ActionError, Code};
 
 /// What must be true for an effect to be complete.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Completion {
     /// The Deployment's rollout is done.
     RolledOut {

@@ -2,26 +2,30 @@
 //!
 //! An action decides on an [`Effect`]; this file makes it. Each effect is bound to the object that
 //! was read (uid, resourceVersion), so sending it twice cannot change anything twice, and each can be
-//! recognised in the cluster afterwards: a patch by the request's id that it leaves behind, a
-//! deletion by the uid that is gone, since uids are never used again.
+//! recognised in the cluster afterwards: a patch by the mark that it leaves on the object, a deletion
+//! by the uid that is gone, since uids are never used again. So an effect is also what is written
+//! down before it is made, for whoever has to find out later what became of it.
 
 use kube::{
     Api,
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions},
+    core::ObjectMeta,
 };
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
     FIELD_MANAGER,
     cluster::{Call, Cluster},
     fault::Fault,
+    marks::{Marks, REQUESTS_ANNOTATION, Trace},
     retry::Repeat,
 };
 use crate::error::ActionError;
 
 /// One change to one object.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Effect {
     /// The kind of object.
     pub resource: ApiResource,
@@ -36,16 +40,18 @@ pub struct Effect {
 }
 
 /// What is changed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mutation {
-    /// A strategic merge patch that itself names uid and resourceVersion.
+    /// A strategic merge patch that itself names uid and resourceVersion and leaves a mark.
     Patch {
-        /// The patch.
+        /// The patch; never written down, since it may hold what is nobody else's business.
+        #[serde(skip)]
         body: Value,
-        /// Where in the object (RFC 6901) the request's id stands afterwards.
-        marker_pointer: &'static str,
-        /// The request's id.
-        marker: String,
+        /// The request's id, by which the mark is found.
+        request_id: String,
+        /// The number of the last mark before ours.
+        since: u64,
     },
     /// A deletion, with the object's own grace period.
     Delete {
@@ -55,7 +61,7 @@ pub enum Mutation {
 }
 
 /// What is there after an effect was made, or would be.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Made {
     /// The object's resourceVersion.
     pub resource_version: Option<String>,
@@ -69,6 +75,17 @@ impl Made {
     pub fn unchanged(resource_version: Option<String>) -> Self {
         Made { resource_version, generation: None }
     }
+}
+
+/// What the cluster says of an effect whose maker is gone or was not answered.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Found {
+    /// It was made.
+    Made(Made),
+    /// It was not made.
+    NotMade,
+    /// It cannot be told any more: too much happened to the object since.
+    Unknowable,
 }
 
 /// Why an effect was not made.
@@ -103,7 +120,7 @@ impl Cluster {
         }
     }
 
-    /// Looks whether the effect is there: `None` if it is not.
+    /// Looks whether the effect is there.
     ///
     /// # Errors
     /// When the cluster cannot be asked; then nothing is known.
@@ -111,11 +128,11 @@ impl Cluster {
         &self,
         effect: &Effect,
         deadline: Instant,
-    ) -> Result<Option<Made>, ActionError> {
+    ) -> Result<Found, ActionError> {
         let api = self.api_of(effect);
         match self.attempt(Repeat::Freely, deadline, || api.get(&effect.name)).await {
             Ok(object) => Ok(effect.left_on(&object)),
-            Err(Fault::NotFound) => Ok(effect.is_deletion().then(Made::default)),
+            Err(Fault::NotFound) => Ok(effect.left_where_nothing_is()),
             Err(fault) => Err(self.tell(&Call { verb: "get", ..effect.call() }, fault).await),
         }
     }
@@ -126,7 +143,49 @@ impl Cluster {
 }
 
 impl Effect {
-    fn is_deletion(&self) -> bool {
+    /// A patch of the object with this metadata. `change` is a strategic merge patch; what binds it
+    /// to the object as it was read, and the mark that it leaves, are added here. With `uid` and
+    /// `resourceVersion` in it the API server answers 409 if the object is another one or has
+    /// changed, so the patch can take effect at most once however often it is sent.
+    #[must_use]
+    pub fn patch(
+        resource: ApiResource,
+        metadata: &ObjectMeta,
+        request_id: &str,
+        mut change: Value,
+    ) -> Self {
+        let marks = Marks::on(metadata);
+        change["metadata"]["uid"] = json!(metadata.uid);
+        change["metadata"]["resourceVersion"] = json!(metadata.resource_version);
+        change["metadata"]["annotations"][REQUESTS_ANNOTATION] = marks.with(request_id).into();
+        let since = marks.last();
+        let mutation = Mutation::Patch { body: change, request_id: request_id.to_owned(), since };
+        Effect::on(resource, metadata, mutation)
+    }
+
+    /// A deletion of the object with this metadata and no other of its name.
+    #[must_use]
+    pub fn deletion(
+        resource: ApiResource,
+        metadata: &ObjectMeta,
+        resource_version: Option<String>,
+    ) -> Self {
+        Effect::on(resource, metadata, Mutation::Delete { resource_version })
+    }
+
+    fn on(resource: ApiResource, metadata: &ObjectMeta, mutation: Mutation) -> Self {
+        Effect {
+            resource,
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            mutation,
+        }
+    }
+
+    /// Whether the object is to go.
+    #[must_use]
+    pub fn is_deletion(&self) -> bool {
         matches!(self.mutation, Mutation::Delete { .. })
     }
 
@@ -166,15 +225,28 @@ impl Effect {
     }
 
     /// The effect's trace on the object that now stands under the name.
-    fn left_on(&self, object: &DynamicObject) -> Option<Made> {
+    fn left_on(&self, object: &DynamicObject) -> Found {
         let same = object.metadata.uid.as_deref() == Some(self.uid.as_str());
-        let there = match &self.mutation {
-            Mutation::Patch { marker_pointer, marker, .. } => {
-                same && object.data.pointer(marker_pointer).and_then(Value::as_str) == Some(marker)
+        let trace = match &self.mutation {
+            Mutation::Patch { request_id, since, .. } if same => {
+                Marks::on(&object.metadata).trace(request_id, *since)
             }
-            Mutation::Delete { .. } => !same || object.metadata.deletion_timestamp.is_some(),
+            // The object that it was for is gone, and what was done to it went with it.
+            Mutation::Patch { .. } => Trace::Lost,
+            Mutation::Delete { .. } if same && object.metadata.deletion_timestamp.is_none() => {
+                Trace::NotMade
+            }
+            Mutation::Delete { .. } => Trace::Made,
         };
-        there.then(|| Made::from(object.clone()))
+        match trace {
+            Trace::Made => Found::Made(Made::from(object.clone())),
+            Trace::NotMade => Found::NotMade,
+            Trace::Lost => Found::Unknowable,
+        }
+    }
+
+    fn left_where_nothing_is(&self) -> Found {
+        if self.is_deletion() { Found::Made(Made::default()) } else { Found::Unknowable }
     }
 }
 
@@ -189,47 +261,71 @@ impl From<DynamicObject> for Made {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Pod;
+    use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 
     use super::*;
-
-    fn effect(mutation: Mutation) -> Effect {
-        Effect {
-            resource: ApiResource::erase::<Pod>(&()),
-            namespace: "shop".into(),
-            name: "web".into(),
-            uid: "u1".into(),
-            mutation,
-        }
-    }
-
-    fn patch() -> Effect {
-        effect(Mutation::Patch {
-            body: Value::Null,
-            marker_pointer: "/spec/mark",
-            marker: "r1".into(),
-        })
-    }
 
     fn object(yaml: &str) -> DynamicObject {
         serde_yaml_ng::from_str(yaml).expect("is an object")
     }
 
+    fn patch() -> Effect {
+        let before = object(
+            "metadata: {name: web, namespace: shop, uid: u1, resourceVersion: '7', \
+             annotations: {action-executor.dev/requests: '4:r0'}}",
+        );
+        let change = json!({ "spec": { "paused": true } });
+        Effect::patch(ApiResource::erase::<Deployment>(&()), &before.metadata, "r1", change)
+    }
+
     #[test]
-    fn a_patch_is_recognised_by_the_requests_id_on_the_same_object() {
-        let left = |yaml| patch().left_on(&object(yaml)).is_some();
-        assert!(left("{metadata: {uid: u1}, spec: {mark: r1}}"));
-        assert!(!left("{metadata: {uid: u1}, spec: {mark: r2}}"));
-        assert!(!left("{metadata: {uid: u2}, spec: {mark: r1}}"));
-        assert!(!left("{metadata: {uid: u1}}"));
+    fn a_patch_is_bound_to_the_object_and_leaves_its_mark() {
+        let Mutation::Patch { body, since, .. } = patch().mutation else { panic!("is no patch") };
+        assert_eq!(since, 4);
+        assert_eq!(
+            body,
+            json!({
+                "spec": { "paused": true },
+                "metadata": {
+                    "uid": "u1", "resourceVersion": "7",
+                    "annotations": { "action-executor.dev/requests": "4:r0 5:r1" },
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn a_patch_is_recognised_by_its_mark_on_the_same_object() {
+        let left = |uid: &str, marks: &str| {
+            patch().left_on(&object(&format!(
+                "metadata: {{uid: {uid}, annotations: {{action-executor.dev/requests: '{marks}'}}}}"
+            )))
+        };
+        assert!(matches!(left("u1", "4:r0 5:r1"), Found::Made(_)));
+        assert!(matches!(left("u1", "5:r1 6:r2"), Found::Made(_)));
+        assert_eq!(left("u1", "4:r0"), Found::NotMade);
+        assert_eq!(left("u1", "4:r0 5:r2"), Found::NotMade);
+        assert_eq!(left("u1", "7:r4"), Found::Unknowable);
+        assert_eq!(left("u2", "5:r1"), Found::Unknowable);
     }
 
     #[test]
     fn a_deletion_is_recognised_by_the_uid_that_is_gone_or_going() {
-        let delete = effect(Mutation::Delete { resource_version: None });
-        let left = |yaml| delete.left_on(&object(yaml)).is_some();
-        assert!(left("metadata: {uid: u2}"));
-        assert!(left("metadata: {uid: u1, deletionTimestamp: '2026-01-31T12:00:00Z'}"));
-        assert!(!left("metadata: {uid: u1}"));
+        let pod = object("metadata: {name: web-1, uid: u1}");
+        let delete = Effect::deletion(ApiResource::erase::<Pod>(&()), &pod.metadata, None);
+        let left = |yaml| delete.left_on(&object(yaml));
+        assert!(matches!(left("metadata: {uid: u2}"), Found::Made(_)));
+        let going = "metadata: {uid: u1, deletionTimestamp: '2026-01-31T12:00:00Z'}";
+        assert!(matches!(left(going), Found::Made(_)));
+        assert_eq!(left("metadata: {uid: u1}"), Found::NotMade);
+        assert!(matches!(delete.left_where_nothing_is(), Found::Made(_)));
+    }
+
+    #[test]
+    fn what_is_written_down_of_a_patch_does_not_hold_the_patch() {
+        let written = serde_json::to_string(&patch()).expect("is written");
+        assert!(!written.contains("paused"), "{written}");
+        let read: Effect = serde_json::from_str(&written).expect("is read");
+        assert_eq!((read.uid.as_str(), read.name.as_str()), ("u1", "web"));
     }
 }

@@ -1,7 +1,8 @@
 //! What we know of Kubernetes.
 //!
 //! Two kinds of file live here, and they do not mix. The pure ones turn objects into verdicts or
-//! intentions into patches ([`restart`], [`rollout`], [`pods`], [`retry`]) and are tested from YAML.
+//! intentions into patches ([`restart`], [`rollout`], [`pods`], [`marks`], [`retry`]) and are tested
+//! from YAML.
 //! The ones that call ([`connect`], [`cluster`], [`effect`], [`completion`]) decide nothing about actions: they know
 //! deadlines, retries and how to find out what became of a write whose answer was lost.
 
@@ -10,6 +11,7 @@ pub mod completion;
 pub mod connect;
 pub mod effect;
 pub mod fault;
+pub mod marks;
 pub mod pods;
 pub mod restart;
 pub mod retry;

@@ -14,17 +14,10 @@ use crate::response::Change;
 /// The annotation that kubectl writes (`polymorphichelpers/objectrestarter.go`).
 pub const RESTARTED_AT_ANNOTATION: &str = "kubectl.kubernetes.io/restartedAt";
 
-/// Where the request's id stands in the patched object (RFC 6901).
-pub const MARKER_POINTER: &str =
-    "/spec/template/metadata/annotations/action-executor.dev~1request-id";
-
-/// The strategic merge patch: two template annotations, bound to the object that was read. With
-/// `uid` and `resourceVersion` in it the API server answers 409 if the object is another one or has
-/// changed, so the patch can take effect at most once however often it is sent.
+/// The strategic merge patch: two template annotations.
 #[must_use]
-pub fn patch(uid: &str, resource_version: &str, at: DateTime<Utc>, request_id: &str) -> Value {
+pub fn patch(at: DateTime<Utc>, request_id: &str) -> Value {
     json!({
-        "metadata": { "uid": uid, "resourceVersion": resource_version },
         "spec": { "template": { "metadata": { "annotations": {
             RESTARTED_AT_ANNOTATION: stamp(at),
             REQUEST_ID_ANNOTATION: request_id,
@@ -34,10 +27,10 @@ pub fn patch(uid: &str, resource_version: &str, at: DateTime<Utc>, request_id: &
 
 /// What the patch changes in this Deployment.
 #[must_use]
-pub fn changes(before: Option<&Deployment>, at: DateTime<Utc>, request_id: &str) -> Vec<Change> {
+pub fn changes(before: &Deployment, at: DateTime<Utc>, request_id: &str) -> Vec<Change> {
     let change = |key: &str, to: String| Change {
         path: format!("/spec/template/metadata/annotations/{}", key.replace('/', "~1")),
-        from: before.and_then(|it| template_annotation(it, key)).map_or(Value::Null, Value::from),
+        from: template_annotation(before, key).map_or(Value::Null, Value::from),
         to: Value::from(to),
     };
     vec![
@@ -66,11 +59,10 @@ mod tests {
     }
 
     #[test]
-    fn stamps_the_template_and_binds_itself_to_the_object() {
+    fn stamps_the_template_with_the_time_and_the_request() {
         assert_eq!(
-            patch("u1", "42", noon(), "r1"),
+            patch(noon(), "r1"),
             json!({
-                "metadata": { "uid": "u1", "resourceVersion": "42" },
                 "spec": { "template": { "metadata": { "annotations": {
                     "kubectl.kubernetes.io/restartedAt": "2026-01-31T12:00:00Z",
                     "action-executor.dev/request-id": "r1",
@@ -80,14 +72,8 @@ mod tests {
     }
 
     #[test]
-    fn the_marker_is_where_its_pointer_says() {
-        let patch = patch("u1", "42", noon(), "r1");
-        assert_eq!(patch.pointer(MARKER_POINTER), Some(&Value::from("r1")));
-    }
-
-    #[test]
     fn two_restarts_within_a_second_differ() {
-        assert_ne!(patch("u", "1", noon(), "r1"), patch("u", "1", noon(), "r2"));
+        assert_ne!(patch(noon(), "r1"), patch(noon(), "r2"));
     }
 
     #[test]
@@ -100,10 +86,13 @@ mod tests {
                    annotations: {kubectl.kubernetes.io/restartedAt: '2025-12-01T08:00:00Z'}",
         )
         .expect("is a Deployment");
-        let changes = changes(Some(&before), noon(), "r1");
+        let changes = changes(&before, noon(), "r1");
         assert_eq!(changes[0].from, "2025-12-01T08:00:00Z");
         assert_eq!(changes[0].to, "2026-01-31T12:00:00Z");
-        assert_eq!(changes[1].path, MARKER_POINTER);
+        assert_eq!(
+            changes[1].path,
+            "/spec/template/metadata/annotations/action-executor.dev~1request-id"
+        );
         assert_eq!(changes[1].from, Value::Null);
     }
 }

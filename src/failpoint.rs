@@ -1,0 +1,49 @@
+//! Places where the process may be made to die, as a crash would, to see what its next try makes of
+//! it. Only in debug builds, and only when `ACTION_EXECUTOR_FAILPOINT` names the place; in a release
+//! there is nothing here.
+
+/// The steps of a real action between which a crash matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failpoint {
+    /// It was decided what to do; nothing is written.
+    BeforeClaim,
+    /// The request is claimed.
+    AfterClaim,
+    /// The budget is charged; the effect is next.
+    BeforeWrite,
+    /// The effect is made.
+    AfterWrite,
+    /// The effect is complete, if that was asked for; the record is next.
+    BeforeRecord,
+    /// The answer is recorded.
+    AfterRecord,
+    /// The answer is about to be given.
+    BeforeAnswer,
+}
+
+impl Failpoint {
+    /// All of them, in the order in which they are passed.
+    pub const ALL: [Failpoint; 7] = [
+        Failpoint::BeforeClaim,
+        Failpoint::AfterClaim,
+        Failpoint::BeforeWrite,
+        Failpoint::AfterWrite,
+        Failpoint::BeforeRecord,
+        Failpoint::AfterRecord,
+        Failpoint::BeforeAnswer,
+    ];
+
+    /// The name by which the environment calls it.
+    #[must_use]
+    pub fn name(self) -> String {
+        format!("{self:?}")
+    }
+
+    /// Dies here if that was asked for.
+    pub(crate) fn pass(self) {
+        #[cfg(debug_assertions)]
+        if std::env::var_os("ACTION_EXECUTOR_FAILPOINT").is_some_and(|it| *it == *self.name()) {
+            std::process::abort();
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! The ledger: one record for each request, in the cluster, so that whoever comes with the same
+//! request again gets the same answer and nothing is done twice.
+//!
+//! A record is an Event in the target's namespace under a name made from the request's id alone.
+//! Creating it is the claim: the API server lets one creator through. Every later change to it names
+//! the resourceVersion that was read, so of two who would go on with a claim one does. A claim whose
+//! holder died is taken over after its time, once the cluster has said what became of the effect.
+//!
+//! Clocks only say when a claim may be taken over, never whether an effect is made twice: that the
+//! effect itself prevents, being bound to the object as it was read and leaving its mark (see
+//! [`crate::k8s::effect`]). So clocks that differ cost at most patience.
+//!
+//! This room writes Events and knows no action; what became of an effect is for its caller to find out.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use k8s_openapi::api::core::v1::Event;
+use tokio::time::Instant;
+
+use self::record::{Intent, Record, State, Subject};
+use crate::{
+    actions::Rule,
+    error::{ActionError, Code},
+    k8s::{
+        cluster::{Call, Cluster},
+        effect::Made,
+        fault::Fault,
+    },
+    response::ActionResponse,
+};
+
+pub mod record;
+
+/// What RBAC must allow in the target's namespace for every action.
+pub const RULE: Rule =
+    Rule { api_groups: &[""], resources: &["events"], verbs: &["create", "get", "patch"] };
+
+/// How long a claim outlasts the time that its holder has for its calls.
+const AFTER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// The ledger's pages for one request.
+pub(crate) struct Ledger<'a> {
+    cluster: &'a Cluster,
+    subject: Subject,
+    /// Tells our own record from that of another try of the same request.
+    holder: String,
+}
+
+/// What stands in the ledger under a request's id.
+#[derive(Debug)]
+pub(crate) enum Standing {
+    /// Nothing.
+    Free,
+    /// Our own claim, just made.
+    Ours(Box<Record>),
+    /// The final answer is there.
+    Answered(Box<Record>),
+    /// The effect is made; its completion is being waited for.
+    Effective(Box<Record>),
+    /// Another try is at it, until this time at the latest.
+    Held(DateTime<Utc>),
+    /// A claim whose holder's time is over: what became of it has to be found out.
+    Abandoned(Box<Record>),
+    /// It had been claimed and was refused: it may be claimed again.
+    Released(Box<Record>),
+}
+
+impl<'a> Ledger<'a> {
+    /// The ledger for this request.
+    pub(crate) fn new(cluster: &'a Cluster, subject: Subject) -> Self {
+        Ledger { cluster, subject, holder: uuid::Uuid::now_v7().to_string() }
+    }
+
+    /// Claims the request, or finds what stands there already.
+    ///
+    /// # Errors
+    /// [`Code::IdReused`] if the id stands for another payload; else why the claim could not be
+    /// written, and then nothing may be done.
+    pub(crate) async fn claim(
+        &self,
+        intent: Intent,
+        deadline: Instant,
+    ) -> Result<Standing, ActionError> {
+        let claim = self.new_claim(intent, deadline);
+        let event = self.subject.event(&claim);
+        loop {
+            // A repeated creation meets the first one's Event, which is told by its holder.
+            match self.cluster.create(self.subject.namespace(), &event, deadline).await {
+                Ok(event) => return self.ours(&event),
+                Err(Fault::Conflict(_)) => match self.find(deadline).await? {
+                    // It expired between the two calls.
+                    Standing::Free if Instant::now() < deadline => {}
+                    standing => return Ok(standing),
+                },
+                Err(fault) => return Err(self.tell("create", fault).await),
+            }
+        }
+    }
+
+    /// Finds what stands there.
+    ///
+    /// # Errors
+    /// [`Code::IdReused`] if the id stands for another payload, else why it could not be read.
+    pub(crate) async fn find(&self, deadline: Instant) -> Result<Standing, ActionError> {
+        match self.read(deadline).await {
+            Ok(event) => self.standing(&event),
+            Err(Fault::NotFound) => Ok(Standing::Free),
+            Err(fault) => Err(self.tell("get", fault).await),
+        }
+    }
+
+    /// Takes over a record as it was read; `None` if somebody else was quicker.
+    ///
+    /// # Errors
+    /// Why it could not be written.
+    pub(crate) async fn take(
+        &self,
+        found: &Record,
+        intent: Intent,
+        deadline: Instant,
+    ) -> Result<Option<Record>, ActionError> {
+        let claim = Record {
+            resource_version: found.resource_version.clone(),
+            ..self.new_claim(intent, deadline)
+        };
+        match self.write(&claim, deadline).await {
+            Ok(event) => Ok(Record::read(&event)),
+            Err(Fault::Conflict(_) | Fault::NotFound) => Ok(None),
+            Err(fault) => Err(self.tell("patch", fault).await),
+        }
+    }
+
+    /// Writes what came of a claim. If another try has settled it meanwhile, its answer is the answer
+    /// and is returned; if the Event has gone, it is made anew.
+    ///
+    /// # Errors
+    /// Why it could not be written; what was done stays done.
+    pub(crate) async fn settle(
+        &self,
+        record: &mut Record,
+        deadline: Instant,
+    ) -> Result<Option<ActionResponse>, ActionError> {
+        loop {
+            match self.write(record, deadline).await {
+                Ok(event) => {
+                    record.resource_version = event.metadata.resource_version;
+                    return Ok(None);
+                }
+                Err(Fault::NotFound) => {
+                    let event = self.subject.event(record);
+                    match self.cluster.create(self.subject.namespace(), &event, deadline).await {
+                        Ok(event) => {
+                            record.resource_version = event.metadata.resource_version;
+                            return Ok(None);
+                        }
+                        Err(Fault::Conflict(_)) => {}
+                        Err(fault) => return Err(self.tell("create", fault).await),
+                    }
+                }
+                Err(Fault::Conflict(_)) => match self.read(deadline).await {
+                    Ok(event) => {
+                        let there = Record::read(&event);
+                        let settled =
+                            there.and_then(|there| self.settled_by_another(record, there));
+                        if settled.is_some() {
+                            return Ok(settled);
+                        }
+                        record.resource_version = event.metadata.resource_version;
+                    }
+                    Err(Fault::NotFound) => {}
+                    Err(fault) => return Err(self.tell("get", fault).await),
+                },
+                Err(fault) => return Err(self.tell("patch", fault).await),
+            }
+            if Instant::now() >= deadline {
+                return Err(ActionError::new(Code::Conflict, "the record keeps changing"));
+            }
+        }
+    }
+
+    /// The answer of another try of the same request that was quicker to settle it.
+    fn settled_by_another(&self, ours: &Record, there: Record) -> Option<ActionResponse> {
+        let another = there.holder != ours.holder && there.digest == ours.digest;
+        there.answer.filter(|_| another && there.state == State::Answered)
+    }
+
+    fn new_claim(&self, intent: Intent, deadline: Instant) -> Record {
+        let left = deadline.saturating_duration_since(Instant::now()) + AFTER_DEADLINE;
+        Record::claim(&self.subject, &self.holder, Utc::now() + left, intent)
+    }
+
+    fn ours(&self, event: &Event) -> Result<Standing, ActionError> {
+        Record::read(event).map(|record| Standing::Ours(Box::new(record))).ok_or_else(|| {
+            ActionError::new(
+                Code::Internal,
+                "the cluster did not keep the record as it was written",
+            )
+        })
+    }
+
+    fn standing(&self, event: &Event) -> Result<Standing, ActionError> {
+        let Some(record) = Record::read(event) else { return Err(self.unreadable()) };
+        if record.digest != self.subject.digest {
+            return Err(self.reused());
+        }
+        Ok(standing(record, &self.holder, Utc::now()))
+    }
+
+    async fn read(&self, deadline: Instant) -> Result<Event, Fault> {
+        let name = self.subject.event_name();
+        self.cluster.fetch(self.subject.namespace(), &name, deadline).await
+    }
+
+    async fn write(&self, record: &Record, deadline: Instant) -> Result<Event, Fault> {
+        let (name, patch) = (self.subject.event_name(), self.subject.patch(record));
+        let namespace = self.subject.namespace();
+        match self.cluster.merge(namespace, &name, &patch, deadline).await {
+            // A repeated patch meets its own first try.
+            Err(Fault::Conflict(message)) => match self.read(deadline).await {
+                Ok(event) if Record::read(&event).is_some_and(|there| there.same_as(record)) => {
+                    Ok(event)
+                }
+                _ => Err(Fault::Conflict(message)),
+            },
+            written => written,
+        }
+    }
+
+    async fn tell(&self, verb: &'static str, fault: Fault) -> ActionError {
+        let name = self.subject.event_name();
+        let call = Call::of::<Event>(verb, self.subject.namespace(), Some(&name));
+        self.cluster.tell(&call, fault).await
+    }
+
+    fn reused(&self) -> ActionError {
+        let mut error = ActionError::new(
+            Code::IdReused,
+            format!("id: '{}' was used for another request", self.subject.id),
+        )
+        .with_hint(
+            "give each request an id of its own; send the same request to ask for its answer",
+        );
+        error.field = Some("id".to_owned());
+        error
+    }
+
+    fn unreadable(&self) -> ActionError {
+        let (name, namespace) = (self.subject.event_name(), self.subject.namespace());
+        let detail =
+            format!("the record of '{}' cannot be read, so nothing was done", self.subject.id);
+        ActionError::new(Code::IdReused, detail).with_hint(format!(
+            "look at `kubectl -n {namespace} get event {name} -o yaml`, or use another id"
+        ))
+    }
+}
+
+/// What a record means to another try of the same request.
+fn standing(record: Record, holder: &str, now: DateTime<Utc>) -> Standing {
+    match (record.state, &record.answer) {
+        (State::Answered, Some(_)) => Standing::Answered(Box::new(record)),
+        (State::Released, _) => Standing::Released(Box::new(record)),
+        (State::InDoubt, _) => Standing::Abandoned(Box::new(record)),
+        (State::Effective, _) => Standing::Effective(Box::new(record)),
+        _ if record.holder == holder => Standing::Ours(Box::new(record)),
+        _ if now < record.until => Standing::Held(record.until),
+        _ => Standing::Abandoned(Box::new(record)),
+    }
+}
+
+impl Record {
+    /// Whether this is what that holder last wrote.
+    fn same_as(&self, other: &Record) -> bool {
+        self.holder == other.holder && self.state == other.state
+    }
+
+    /// The record once the effect is made and its completion is still to come.
+    pub(crate) fn effective(&mut self, made: Made) {
+        self.state = State::Effective;
+        self.made = Some(made);
+    }
+
+    /// The record with its answer.
+    pub(crate) fn answered(&mut self, answer: ActionResponse) {
+        self.state = if record::is_final(&answer) { State::Answered } else { State::Effective };
+        self.answer = Some(answer);
+    }
+
+    /// The record of an effect of which it is not known whether it was made.
+    pub(crate) fn in_doubt(&mut self) {
+        self.state = State::InDoubt;
+    }
+
+    /// The record of a request that was refused although it was claimed.
+    pub(crate) fn released(&mut self) {
+        self.state = State::Released;
+    }
+}
+
+/// What is said to a try that comes while another one is at it.
+pub(crate) fn in_progress(until: DateTime<Utc>) -> ActionError {
+    let left = (until - Utc::now()).to_std().unwrap_or_default();
+    ActionError::new(Code::InProgress, "another try of the same request is at it")
+        .with_hint("send the same request again later to get its answer")
+        .with_retry_after(Some(left.clamp(Duration::from_secs(1), Duration::from_secs(10))))
+}
