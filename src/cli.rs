@@ -60,6 +60,9 @@ pub struct OnceArgs {
     /// How to write the answer.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Json)]
     pub output: OutputFormat,
+    /// If another try of the same request is under way, wait for its answer.
+    #[arg(long)]
+    pub wait_for_other: bool,
     /// The kubeconfig context to use.
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,

@@ -49,7 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn single(source: &Source, args: OnceArgs, settings: &Settings) -> u8 {
-    once::run(source, args.output.into(), args.context.as_deref(), settings)
+    once::run(source, &args, settings)
 }
 
 /// Help and version are answers; anything else is wrong usage.

@@ -144,6 +144,41 @@ impl ActionRequest {
     }
 }
 
+/// An id that came beside the request, from a header or a variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The id.
+    pub id: RequestId,
+    /// Where it came from, for messages.
+    pub from: &'static str,
+}
+
+impl Key {
+    /// Checks what came from there.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] naming where it came from.
+    pub fn new(text: &str, from: &'static str) -> Result<Self, ActionError> {
+        let id = RequestId::try_from(text.to_owned());
+        id.map(|id| Key { id, from }).map_err(|what| ActionError::in_field(from, what))
+    }
+}
+
+impl ActionRequest {
+    /// The request under the id that came beside it, if one did.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] if the request has another id of its own.
+    pub fn keyed(mut self, key: Option<&Key>) -> Result<Self, ActionError> {
+        let Some(key) = key else { return Ok(self) };
+        if self.id.as_ref().is_some_and(|id| *id != key.id) {
+            return Err(ActionError::in_field("id", format!("differs from {}", key.from)));
+        }
+        self.id = Some(key.id.clone());
+        Ok(self)
+    }
+}
+
 impl Serialize for ActionRequest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Envelope {

@@ -2,8 +2,9 @@
 //!
 //! `ACTION_REQUEST` holds it whole, as JSON. Otherwise each field has a variable: `ACTION_TYPE`,
 //! `ACTION_SIMULATE` and so on, and `ACTION_PARAM_<NAME>` for a parameter. Both become JSON and go
-//! through the same parser as every other request. A variable that begins with `ACTION_` and is none
-//! of these is an error: a misspelt `ACTION_SIMULATE` must not be passed over.
+//! through the same parser as every other request. `ACTION_ID` may stand beside a request from any
+//! source, so that whoever starts a Job can name its try. A variable that begins with `ACTION_` and is
+//! none of these is an error: a misspelt `ACTION_SIMULATE` must not be passed over.
 
 use std::{collections::BTreeMap, ffi::OsString};
 
@@ -15,10 +16,12 @@ use crate::{
     actions::ActionKind,
     config::text_only,
     error::{ActionError, Code},
+    request::Key,
 };
 
 const PREFIX: &str = "ACTION_";
 const PARAMETER_PREFIX: &str = "ACTION_PARAM_";
+const ID: &str = "ACTION_ID";
 
 /// Settings, and what Kubernetes itself sets for a Service named `action-executor`.
 const NOT_OURS: &str = "ACTION_EXECUTOR_";
@@ -30,7 +33,6 @@ struct Variables {
     #[serde(rename = "type")]
     kind: Option<String>,
     simulate: Option<String>,
-    id: Option<String>,
     requester: Option<String>,
     reason: Option<String>,
     issued_at: Option<String>,
@@ -45,7 +47,7 @@ const NAMES: [&str; 11] = [
     "ACTION_REQUEST",
     "ACTION_TYPE",
     "ACTION_SIMULATE",
-    "ACTION_ID",
+    ID,
     "ACTION_REQUESTER",
     "ACTION_REASON",
     "ACTION_ISSUED_AT",
@@ -55,36 +57,45 @@ const NAMES: [&str; 11] = [
     "ACTION_PRECONDITION_RESOURCE_VERSION",
 ];
 
-/// The request in these variables as JSON text; none if there is no `ACTION_` variable at all.
+/// What the environment says of a request.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The request as JSON text, if there is one.
+    pub body: Option<Vec<u8>>,
+    /// The id for it, or for the request that comes from elsewhere.
+    pub key: Option<Key>,
+}
+
+/// The request in these variables.
 ///
 /// # Errors
-/// [`Code::Usage`] when `ACTION_REQUEST` stands beside others, [`Code::InvalidRequest`] for an
-/// unknown variable.
-pub fn request(
-    vars: impl Iterator<Item = (OsString, OsString)>,
-) -> Result<Option<Vec<u8>>, ActionError> {
+/// [`Code::Usage`] when `ACTION_REQUEST` stands beside others than `ACTION_ID`,
+/// [`Code::InvalidRequest`] for an unknown variable or a wrong id.
+pub fn request(vars: impl Iterator<Item = (OsString, OsString)>) -> Result<Found, ActionError> {
     let ours: BTreeMap<String, String> = text_only(vars)
         .filter(|(name, _)| name.starts_with(PREFIX) && !name.starts_with(NOT_OURS))
         .collect();
-    if ours.is_empty() {
-        return Ok(None);
-    }
     refuse_unknown(&ours)?;
+    let key = ours.get(ID).map(|id| Key::new(id, ID)).transpose()?;
+    if ours.keys().all(|name| name == ID) {
+        return Ok(Found { body: None, key });
+    }
     let fields: Variables = envy::prefixed(PREFIX)
         .from_iter(ours.clone())
         .map_err(|_| ActionError::new(Code::Internal, "the environment cannot be read"))?;
     if let Some(whole) = fields.request {
-        if ours.len() > 1 {
+        if ours.len() > 1 + usize::from(key.is_some()) {
             return Err(ActionError::new(
                 Code::Usage,
                 "ACTION_REQUEST holds a whole request, and other ACTION_ variables are set beside it",
             )
             .with_hint("set one or the others"));
         }
-        return Ok(Some(whole.into_bytes()));
+        return Ok(Found { body: Some(whole.into_bytes()), key });
     }
     let parameters = parameters(fields.kind.as_deref(), &ours);
-    Ok(Some(assemble(fields, parameters).to_string().into_bytes()))
+    let body = assemble(fields, parameters).to_string().into_bytes();
+    Ok(Found { body: Some(body), key })
 }
 
 fn refuse_unknown(vars: &BTreeMap<String, String>) -> Result<(), ActionError> {
@@ -107,7 +118,6 @@ fn assemble(fields: Variables, parameters: Map<String, Value>) -> Value {
     put("type", fields.kind.map(Value::from));
     put("parameters", Some(parameters.into()));
     put("simulate", fields.simulate.map(|text| literal(text, "boolean")));
-    put("id", fields.id.map(Value::from));
     put("requester", fields.requester.map(Value::from));
     put("reason", fields.reason.map(Value::from));
     put("issued_at", fields.issued_at.map(Value::from));
@@ -160,8 +170,9 @@ mod tests {
     use crate::request::ActionRequest;
 
     fn read(vars: &[(&str, &str)]) -> Result<Option<ActionRequest>, ActionError> {
-        let vars = vars.iter().map(|(name, value)| (name.into(), value.into()));
-        request(vars)?.map(|text| ActionRequest::parse(&text)).transpose()
+        let found = request(vars.iter().map(|(name, value)| (name.into(), value.into())))?;
+        let read = |body: Vec<u8>| ActionRequest::parse(&body)?.keyed(found.key.as_ref());
+        found.body.map(read).transpose()
     }
 
     const WEB: [(&str, &str); 2] =
@@ -229,6 +240,19 @@ mod tests {
         assert_eq!(read(&[("ACTION_REQUEST", whole)]), read(&WEB));
         let error = with(&[("ACTION_REQUEST", whole)]).expect_err("is refused");
         assert_eq!(error.code, Code::Usage);
+    }
+
+    #[test]
+    fn an_id_may_stand_beside_any_request() {
+        let whole = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
+        let request = read(&[("ACTION_REQUEST", whole), ("ACTION_ID", "job-7")]);
+        let request = request.expect("is accepted").expect("there is one");
+        assert_eq!(request.id.as_deref(), Some("job-7"));
+        assert_eq!(read(&[("ACTION_ID", "job-7")]), Ok(None));
+        let other = whole.replace("}}", r#"},"id":"job-8"}"#);
+        let error = read(&[("ACTION_REQUEST", &other), ("ACTION_ID", "job-7")]);
+        assert_eq!(error.expect_err("is refused").detail, "id: differs from ACTION_ID");
+        assert!(read(&[("ACTION_ID", "not an id")]).is_err());
     }
 
     #[test]

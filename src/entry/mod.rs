@@ -4,7 +4,7 @@ use crate::{
     context::Context,
     error::ActionError,
     handler::handle,
-    request::ActionRequest,
+    request::{ActionRequest, Key},
     response::{ActionResponse, Outcome, RolloutState},
 };
 
@@ -27,16 +27,32 @@ pub struct Answer {
     pub retry_after_seconds: Option<u64>,
 }
 
-/// Reads a request from JSON, does what it asks, and renders what came of it.
-pub async fn answer(context: &Context, body: &[u8]) -> Answer {
-    let result = match ActionRequest::parse(body) {
+/// A request as it was delivered.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// The request in JSON.
+    pub body: Vec<u8>,
+    /// An id that came beside it.
+    pub key: Option<Key>,
+}
+
+impl Delivery {
+    /// Reads the request.
+    ///
+    /// # Errors
+    /// As [`ActionRequest::parse`] and [`ActionRequest::keyed`] say.
+    pub fn request(&self) -> Result<ActionRequest, ActionError> {
+        ActionRequest::parse(&self.body)?.keyed(self.key.as_ref())
+    }
+}
+
+/// Reads a request, does what it asks, and renders what came of it.
+pub async fn answer(context: &Context, delivery: &Delivery) -> Answer {
+    let result = match delivery.request() {
         Ok(request) => handle(context, request).await,
         Err(error) => Err(error),
     };
-    match result {
-        Ok(response) => Answer::from(response),
-        Err(error) => Answer::from(error),
-    }
+    result.map_or_else(Answer::from, Answer::from)
 }
 
 impl From<ActionError> for Answer {

@@ -10,22 +10,30 @@ use std::{
     io::{self, IsTerminal, Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
+    time::{Instant, sleep},
 };
 
-use super::{Answer, answer, environment};
+use super::{Answer, Delivery, environment};
 use crate::{
+    cli::OnceArgs,
     config::Settings,
-    context::Context,
+    context::{Context, stopped},
     error::{ActionError, Code},
+    handler::{DEFAULT_WAIT, handle},
     k8s::connect::connect,
     request::{ActionRequest, MAX_REQUEST_BYTES},
+    response::ActionResponse,
 };
+
+/// How often another try of the same request is looked for.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// The most that Kubernetes keeps of a termination message, in bytes.
 const MAX_TERMINATION_MESSAGE: usize = 4096;
@@ -55,9 +63,10 @@ pub enum Output {
 
 /// Carries out one request and answers its exit status (sysexits, as [`Code`] says).
 #[must_use]
-pub fn run(source: &Source, output: Output, kube_context: Option<&str>, settings: &Settings) -> u8 {
+pub fn run(source: &Source, args: &OnceArgs, settings: &Settings) -> u8 {
+    let output = args.output.into();
     let answer = match read(source) {
-        Ok(body) => execute(&body, kube_context, settings),
+        Ok(delivery) => execute(&delivery, args, settings),
         Err(error) => Answer::from(error),
     };
     if let Some(path) = &settings.termination_log {
@@ -73,7 +82,7 @@ pub fn run(source: &Source, output: Output, kube_context: Option<&str>, settings
     }
 }
 
-fn read(source: &Source) -> Result<Vec<u8>, ActionError> {
+fn read(source: &Source) -> Result<Delivery, ActionError> {
     let environment = environment::request(std::env::vars_os())?;
     let piped = match source {
         Source::File(path) => Some(read_file(path)?),
@@ -82,8 +91,8 @@ fn read(source: &Source) -> Result<Vec<u8>, ActionError> {
         Source::Found => Some(read_bounded(io::stdin().lock(), "standard input")?)
             .filter(|text| !text.is_empty()),
     };
-    match (piped, environment) {
-        (Some(request), None) | (None, Some(request)) => Ok(request),
+    match (piped, environment.body) {
+        (Some(body), None) | (None, Some(body)) => Ok(Delivery { body, key: environment.key }),
         (None, None) => Err(ActionError::new(Code::Usage, "there is no request").with_hint(
             "pipe JSON into standard input, name a file (`action-executor run FILE`), or set \
              ACTION_REQUEST or ACTION_TYPE",
@@ -113,19 +122,44 @@ fn read_bounded(from: impl Read, name: &str) -> Result<Vec<u8>, ActionError> {
 }
 
 /// A request that is not one is refused before a runtime or a cluster is thought of.
-fn execute(body: &[u8], kube_context: Option<&str>, settings: &Settings) -> Answer {
-    if let Err(error) = ActionRequest::parse(body) {
-        return Answer::from(error);
-    }
+fn execute(delivery: &Delivery, args: &OnceArgs, settings: &Settings) -> Answer {
+    let request = match delivery.request() {
+        Ok(request) => request,
+        Err(error) => return Answer::from(error),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    match runtime {
+    let result = match runtime {
         Ok(runtime) => runtime.block_on(async {
-            match context(kube_context, settings).await {
-                Ok(context) => answer(&context, body).await,
-                Err(error) => Answer::from(error),
+            let context = context(args.context.as_deref(), settings).await?;
+            if args.wait_for_other {
+                handle_after_others(&context, request).await
+            } else {
+                handle(&context, request).await
             }
         }),
-        Err(error) => Answer::from(ActionError::new(Code::Internal, error.to_string())),
+        Err(error) => Err(ActionError::new(Code::Internal, error.to_string())),
+    };
+    result.map_or_else(Answer::from, Answer::from)
+}
+
+/// Asks again as long as another try of the same request is at it, and the request's own time allows.
+async fn handle_after_others(
+    context: &Context,
+    request: ActionRequest,
+) -> Result<ActionResponse, ActionError> {
+    let end = Instant::now() + request.timeout.unwrap_or(DEFAULT_WAIT);
+    let mut stopping = context.stopping();
+    loop {
+        match handle(context, request.clone()).await {
+            Err(error) if error.code == Code::InProgress && Instant::now() + ASK_AGAIN < end => {
+                context.tell(&error.detail);
+                tokio::select! {
+                    () = stopped(&mut stopping) => return Err(error),
+                    () = sleep(ASK_AGAIN) => {}
+                }
+            }
+            result => return result,
+        }
     }
 }
 
@@ -246,7 +280,7 @@ fn shorten(text: &str, limit: usize) -> String {
 /// Whether this invocation has nothing to work on: a person at a terminal, and no request.
 #[must_use]
 pub fn nothing_to_do(vars: impl Iterator<Item = (OsString, OsString)>) -> bool {
-    io::stdin().is_terminal() && matches!(environment::request(vars), Ok(None))
+    io::stdin().is_terminal() && environment::request(vars).is_ok_and(|found| found.body.is_none())
 }
 
 #[cfg(test)]

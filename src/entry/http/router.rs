@@ -12,10 +12,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::routes::{Route, check_accept, check_content_type};
+use super::routes::{Route, check_accept, check_content_type, idempotency_key};
 use crate::{
     context::Context,
-    entry::{Answer, answer},
+    entry::{Answer, Delivery, answer},
     error::{ActionError, Code},
 };
 
@@ -93,11 +93,12 @@ impl Router {
             Route::Execute => {
                 check_accept(header(request, "Accept").as_deref())?;
                 check_content_type(header(request, "Content-Type").as_deref())?;
+                let key = idempotency_key(header(request, "Idempotency-Key").as_deref())?;
                 let mut body = Vec::new();
                 request.as_reader().read_to_end(&mut body).map_err(|error| {
                     ActionError::new(Code::Internal, format!("the edge broke off: {error}"))
                 })?;
-                Ok(Some(Work::Execute(body)))
+                Ok(Some(Work::Execute(Delivery { body, key })))
             }
         }
     }
@@ -108,7 +109,7 @@ impl Router {
                 Ok(()) => Reply::json(200, HEALTHY.to_vec()),
                 Err(error) => Reply::problem(error).with_status(503),
             },
-            Work::Execute(body) => answer(&self.context, &body).await.into(),
+            Work::Execute(delivery) => answer(&self.context, &delivery).await.into(),
         }
     }
 
@@ -131,7 +132,7 @@ impl Router {
 /// What takes time.
 enum Work {
     Ready,
-    Execute(Vec<u8>),
+    Execute(Delivery),
 }
 
 /// Does the work in a task of its own, so that a panic in it is an answer like any other.

@@ -1,6 +1,9 @@
 //! Which path and method is which, and what media types it speaks: decisions on text alone.
 
-use crate::error::{ActionError, Code};
+use crate::{
+    error::{ActionError, Code},
+    request::Key,
+};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,9 +119,32 @@ fn rank(range: &str, offered: &str) -> Option<(u8, bool)> {
     Some((specificity, taken))
 }
 
+/// The id in an `Idempotency-Key` header: a string in quotes, as the IETF's draft
+/// (draft-ietf-httpapi-idempotency-key-header) has it, or bare, as many clients send it.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] if it is not an id.
+pub fn idempotency_key(value: Option<&str>) -> Result<Option<Key>, ActionError> {
+    let Some(value) = value.map(str::trim) else { return Ok(None) };
+    let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+    Key::new(quoted.unwrap_or(value), "Idempotency-Key").map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_idempotency_key_is_an_id_in_quotes_or_bare() {
+        let id = |value| idempotency_key(Some(value)).map(|key| key.map(|key| key.id.to_string()));
+        assert_eq!(id("\"alert-7\""), Ok(Some("alert-7".to_owned())));
+        assert_eq!(id(" alert-7 "), Ok(Some("alert-7".to_owned())));
+        assert_eq!(idempotency_key(None), Ok(None));
+        for wrong in ["", "\"\"", "\"a", "a, b", "a b"] {
+            let error = id(wrong).expect_err(wrong);
+            assert_eq!(error.field.as_deref(), Some("Idempotency-Key"));
+        }
+    }
 
     fn route(method: &str, target: &str) -> Result<Route, Code> {
         Route::of(method, target).map_err(|error| error.code)
