@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::entry::once::Output;
+use crate::{entry::once::Output, manifests::ServiceAccount, names::Namespace};
 
 const EXAMPLES: &str = r#"Examples:
   # What would happen? (simulation is the default)
@@ -16,14 +16,18 @@ const EXAMPLES: &str = r#"Examples:
   # The same from the environment, as a Kubernetes Job carries it
   ACTION_TYPE=restart_k8s ACTION_PARAM_DEPLOYMENT=web ACTION_SIMULATE=false action-executor < /dev/null
 
+  # What does the policy say of it, rule by rule?
+  action-executor policy check policy.yaml request.json
+
   # Serve it over HTTP
   action-executor serve --bind 127.0.0.1:8000
 
 Exit status: 0 done, 64 usage, 65 bad request, 69 refused by the cluster's state, 70 bug,
 75 try again, 77 not permitted, 78 configuration.
 
-Environment: KUBECONFIG, ACTION_REQUEST or ACTION_TYPE and ACTION_*, ACTION_EXECUTOR_LOG,
-ACTION_EXECUTOR_DEADLINE_SECONDS, PORT, TERMINATION_LOG, NO_COLOR."#;
+Environment: KUBECONFIG, ACTION_REQUEST or ACTION_TYPE and ACTION_*, ACTION_ID,
+ACTION_EXECUTOR_POLICY, ACTION_EXECUTOR_REPLAY_WINDOW_SECONDS, ACTION_EXECUTOR_DEADLINE_SECONDS,
+ACTION_EXECUTOR_LOG, PORT, TERMINATION_LOG, NO_COLOR."#;
 
 /// Does one checked action on a Kubernetes cluster, at most once, and answers what happened.
 ///
@@ -46,12 +50,97 @@ pub enum Command {
     Run(RunArgs),
     /// Serve requests over HTTP.
     Serve(ServeArgs),
+    /// Check a policy, or print what is to match it.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Print the Roles that the executor needs, no wider than the policy's actions.
+    Rbac(RbacArgs),
+    /// List what was done, by whom and why.
+    History(HistoryArgs),
     /// Print the JSON Schema (2020-12) of the contract.
     Schema {
         /// Which document.
         #[arg(value_enum, default_value_t = SchemaOf::Request)]
         of: SchemaOf,
     },
+}
+
+/// What can be asked of a policy.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Say whether a policy is valid and what it comes to, or what it says of a request, rule by rule.
+    ///
+    /// Exit status: 0 allowed, 75 after an approval, 77 denied, 65 bad request, 78 bad policy.
+    Check(CheckArgs),
+    /// Print the ValidatingAdmissionPolicies by which the API server denies the same.
+    Admission(AdmissionArgs),
+}
+
+/// Arguments of `policy check`.
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// The policy's file.
+    pub policy: PathBuf,
+    /// The request's file; `-` for standard input.
+    pub request: Option<PathBuf>,
+    /// The target's labels, as if it had been read.
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// How to write the verdict.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
+}
+
+/// Arguments of `policy admission`.
+#[derive(Args, Debug)]
+pub struct AdmissionArgs {
+    /// The policy's file [default: the shipped policy].
+    pub policy: Option<PathBuf>,
+    /// Whom it is about.
+    #[arg(long, value_name = "NAMESPACE:NAME")]
+    pub service_account: ServiceAccount,
+}
+
+/// Arguments of `rbac`.
+#[derive(Args, Debug)]
+pub struct RbacArgs {
+    /// The policy's file [default: the shipped policy].
+    pub policy: Option<PathBuf>,
+    /// Whom it is for.
+    #[arg(long, value_name = "NAMESPACE:NAME")]
+    pub service_account: ServiceAccount,
+    /// A namespace in which it acts; may be given again [default: the service account's].
+    #[arg(short, long, value_name = "NAME", value_parser = namespace)]
+    pub namespace: Vec<Namespace>,
+}
+
+/// Arguments of `history`.
+#[derive(Args, Debug)]
+pub struct HistoryArgs {
+    /// The namespace [default: the context's].
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// All namespaces.
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+    /// Only what was done to this target, as deployment/web or web.
+    #[arg(long, value_name = "[KIND/]NAME")]
+    pub target: Option<String>,
+    /// How to write it; json is one line for each.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
+    /// The kubeconfig context to use.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn namespace(text: &str) -> Result<Namespace, String> {
+    text.to_owned().try_into()
 }
 
 /// Arguments of a single request.
@@ -122,4 +211,6 @@ pub enum SchemaOf {
     Answer,
     /// What comes back when it was not (RFC 9457).
     Problem,
+    /// What a person allows.
+    Policy,
 }

@@ -17,6 +17,12 @@ const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
 pub struct Settings {
     /// Longest time for the calls of one action (`ACTION_EXECUTOR_DEADLINE_SECONDS`, default 30).
     pub deadline: Duration,
+    /// How old a request may be, by its `issued_at` (`ACTION_EXECUTOR_REPLAY_WINDOW_SECONDS`, default
+    /// 1800). It must be shorter than the cluster keeps Events (an hour, unless its API server was told
+    /// otherwise), since what is not remembered cannot be recognised.
+    pub replay_window: Duration,
+    /// The policy's file (`ACTION_EXECUTOR_POLICY`).
+    pub policy: Option<PathBuf>,
     /// The log level (`ACTION_EXECUTOR_LOG`); none: the entry point's own.
     pub log_level: Option<tracing::Level>,
     /// The port to serve on (`PORT`, as Knative sets it; default 8000).
@@ -30,6 +36,8 @@ pub struct Settings {
 struct Variables {
     action_executor_deadline_seconds: Option<String>,
     action_executor_log: Option<String>,
+    action_executor_policy: Option<PathBuf>,
+    action_executor_replay_window_seconds: Option<String>,
     port: Option<String>,
     termination_log: Option<String>,
     kubernetes_service_host: Option<String>,
@@ -61,6 +69,13 @@ impl Settings {
                 1..=600,
                 30,
             )?),
+            replay_window: Duration::from_secs(within(
+                "ACTION_EXECUTOR_REPLAY_WINDOW_SECONDS",
+                vars.action_executor_replay_window_seconds,
+                60..=86_400,
+                1800,
+            )?),
+            policy: vars.action_executor_policy,
             log_level: level(vars.action_executor_log)?,
             port: within("PORT", vars.port, 0..=65535, 8000)?,
             termination_log: vars

@@ -6,9 +6,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 use crate::{
-    budget::{Budget, spent::Limits},
+    config::Settings,
     error::ActionError,
     k8s::cluster::Cluster,
+    policy::{Policy, source::PolicySource},
 };
 
 /// Told each new stage of a long wait, in a sentence.
@@ -18,21 +19,26 @@ pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
 #[derive(Clone)]
 pub struct Context {
     cluster: Option<Cluster>,
+    policy: Arc<PolicySource>,
     deadline: Duration,
+    replay_window: Duration,
     progress: Progress,
     stopping: watch::Receiver<bool>,
 }
 
 impl Context {
-    /// A context for this cluster (none: simulation is offline), where calls to the cluster for one
-    /// action end within `deadline` and a wait ends when `stopping` becomes true.
+    /// A context for this cluster (none: simulation is offline), this policy and these settings, in
+    /// which a wait ends when `stopping` becomes true.
     #[must_use]
     pub fn new(
         cluster: Option<Cluster>,
-        deadline: Duration,
+        policy: PolicySource,
+        settings: &Settings,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        Context { cluster, deadline, progress: Arc::new(|_| ()), stopping }
+        let policy = Arc::new(policy);
+        let Settings { deadline, replay_window, .. } = *settings;
+        Context { cluster, policy, deadline, replay_window, progress: Arc::new(|_| ()), stopping }
     }
 
     /// The same context with somebody to tell progress to.
@@ -54,16 +60,22 @@ impl Context {
         self.deadline
     }
 
+    /// How old a real request may be, by its own word.
+    #[must_use]
+    pub fn replay_window(&self) -> Duration {
+        self.replay_window
+    }
+
     /// Becomes true when the process is told to stop.
     #[must_use]
     pub fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.clone()
     }
 
-    /// The books in which real actions are counted.
-    pub(crate) fn budget<'a>(&self, cluster: &'a Cluster) -> Budget<'a> {
-        let namespace = cluster.home_namespace().to_owned();
-        Budget::new(cluster, namespace, "action-executor".to_owned(), Limits::default())
+    /// The policy as it is now.
+    #[must_use]
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.current()
     }
 
     /// Tells a stage of a wait.
@@ -74,8 +86,12 @@ impl Context {
     /// Whether an action could be done now.
     ///
     /// # Errors
-    /// Why the cluster does not serve. Without a cluster there is nothing to fail.
+    /// Why the policy's file is not what holds, or why the cluster does not serve. Without a cluster
+    /// there is nothing to fail.
     pub async fn ready(&self) -> Result<(), ActionError> {
+        if let Some(fault) = self.policy.fault() {
+            return Err(fault);
+        }
         match &self.cluster {
             Some(cluster) => cluster.ready().await,
             None => Ok(()),

@@ -219,6 +219,8 @@ pub struct ActionError {
     pub retry_after: Option<Duration>,
     /// The request's id, once it is known.
     pub id: Option<String>,
+    /// The uid of the object that was refused; for the audit, not for the caller.
+    pub about: Option<String>,
 }
 
 impl ActionError {
@@ -232,6 +234,7 @@ impl ActionError {
             hint: None,
             retry_after: None,
             id: None,
+            about: None,
         }
     }
 
@@ -255,6 +258,13 @@ impl ActionError {
     #[must_use]
     pub fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
         self.retry_after = wait;
+        self
+    }
+
+    /// Adds the uid of the object that was refused.
+    #[must_use]
+    pub fn about(mut self, uid: Option<&str>) -> Self {
+        self.about = uid.map(str::to_owned);
         self
     }
 

@@ -1,28 +1,31 @@
 //! `handle`: one request in, one answer out, whichever door it came through.
 //!
-//! It settles what is common to all actions: the request's id, the time allowed, and whether there is
-//! a cluster at all. A simulation is planned and tried here; a real action is a `transaction`.
+//! It settles what is common to all actions: the request's id, the time allowed, whether there is a
+//! cluster at all. A simulation is planned and tried here; a real action is a `transaction`.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use chrono::Utc;
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
 
 use crate::{
-    actions::Asked,
+    actions::{Asked, Plan},
     context::Context,
     error::{ActionError, Code},
     execution,
     failpoint::Failpoint,
-    k8s::cluster::Cluster,
     names::RequestId,
+    policy::{Policy, verdict::Facts},
     request::ActionRequest,
-    response::{ActionResponse, Outcome, Target},
+    response::{ActionResponse, Outcome},
     transaction,
 };
 
 /// Longest wait for an effect when the request names none.
 pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(300);
+
+/// How far in the future a request may seem to come from, since clocks differ.
+const CLOCKS_DIFFER: TimeDelta = TimeDelta::seconds(60);
 
 /// Does what the request asks, and tells what came of it.
 ///
@@ -35,41 +38,29 @@ pub async fn handle(
     request: ActionRequest,
 ) -> Result<ActionResponse, ActionError> {
     let id = request.id.clone().unwrap_or_else(RequestId::generate);
-    let what = request.to_string();
-    let asked = ask(context, &request, &id);
-    let result = match (context.cluster(), request.simulate) {
-        (Some(cluster), true) => simulate(context, cluster, &request, &asked).await,
-        (Some(cluster), false) => transaction::carry_out(context, cluster, &request, asked).await,
-        (None, true) => Ok(offline(&request, &asked)),
+    let result = answer(context, &request, &id).await;
+    log(&request, &id, &result);
+    Failpoint::BeforeAnswer.pass();
+    result.map_err(|error| error.with_id(&id))
+}
+
+async fn answer(
+    context: &Context,
+    request: &ActionRequest,
+    id: &RequestId,
+) -> Result<ActionResponse, ActionError> {
+    let asked = ask(context, request, id);
+    match (context.cluster(), request.simulate) {
+        (_, true) => simulate(context, request, &asked).await,
+        (Some(cluster), false) => {
+            refuse_what_is_forgotten(request, asked.at, context.replay_window())?;
+            transaction::carry_out(context, cluster, request, asked).await
+        }
         (None, false) => Err(ActionError::new(
             Code::Configuration,
             "no cluster is configured, so nothing can be done",
         )
         .with_hint("set KUBECONFIG, or run where a service account is mounted")),
-    };
-    log(&what, &request, &id, &result);
-    Failpoint::BeforeAnswer.pass();
-    result.map_err(|error| error.with_id(&id))
-}
-
-fn log(
-    what: &str,
-    request: &ActionRequest,
-    id: &RequestId,
-    result: &Result<ActionResponse, ActionError>,
-) {
-    let requester = request.requester.as_deref();
-    let reason = request.reason.as_deref();
-    let (simulate, id) = (request.simulate, &**id);
-    match result {
-        Ok(answer) => tracing::info!(
-            id, action = what, simulate, requester, reason,
-            outcome = ?answer.outcome, result = answer.result, "action answered"
-        ),
-        Err(error) => tracing::warn!(
-            id, action = what, simulate, requester, reason,
-            code = %error.code, detail = error.detail, "action not done"
-        ),
     }
 }
 
@@ -85,28 +76,102 @@ fn ask(context: &Context, request: &ActionRequest, id: &RequestId) -> Asked {
     }
 }
 
-fn offline(request: &ActionRequest, asked: &Asked) -> ActionResponse {
+/// What the ledger may have forgotten cannot be recognised as done, so it is not done again. Nor is a
+/// request from the future, which would outlive the ledger's memory.
+fn refuse_what_is_forgotten(
+    request: &ActionRequest,
+    now: DateTime<Utc>,
+    window: Duration,
+) -> Result<(), ActionError> {
+    let Some(issued_at) = request.issued_at else { return Ok(()) };
+    let window = TimeDelta::from_std(window).unwrap_or(TimeDelta::MAX);
+    let what = if now - issued_at > window {
+        format!("is more than {} s ago", window.num_seconds())
+    } else if issued_at - now > CLOCKS_DIFFER {
+        "is in the future".to_owned()
+    } else {
+        return Ok(());
+    };
+    let mut error = ActionError::new(Code::RequestExpired, format!("issued_at: {what}"))
+        .with_hint("decide anew, and send a new request with an id of its own");
+    error.field = Some("issued_at".to_owned());
+    Err(error)
+}
+
+/// What the policy judges of a request, and of the plan for it once there is one.
+pub(crate) fn facts<'a>(request: &'a ActionRequest, plan: Option<&'a Plan>) -> Facts<'a> {
+    static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
+    Facts {
+        action: request.action.kind(),
+        namespace: request.action.namespace(),
+        simulate: request.simulate,
+        labels: plan.map(|plan| plan.found.labels.as_ref().unwrap_or(&NO_LABELS)),
+        replicas: None,
+    }
+}
+
+/// Has the API server try it, or without a cluster says what can be said. What the policy would say of
+/// the real action is a warning.
+async fn simulate(
+    context: &Context,
+    request: &ActionRequest,
+    asked: &Asked,
+) -> Result<ActionResponse, ActionError> {
+    let policy = context.policy();
+    policy.judge(&facts(request, None)).refuse()?;
+    let Some(cluster) = context.cluster() else {
+        return Ok(offline(request, asked, &policy));
+    };
+    let done = execution::simulate(context, cluster, request, asked).await?;
+    let found = facts(request, Some(&done.plan));
+    policy.judge(&found).refuse()?;
+    let mut answer = ActionResponse::to(request, asked, done.outcome, done.result);
+    answer.replayed = done.replayed;
+    answer.warnings.extend(done.plan.warnings.iter().cloned());
+    answer.warnings.extend(foresight(&policy, found));
+    answer.changes = done.plan.changes;
+    answer.target = done.plan.target;
+    answer.target.resource_version = done.made.resource_version;
+    Ok(answer)
+}
+
+fn offline(request: &ActionRequest, asked: &Asked, policy: &Policy) -> ActionResponse {
     let preview = request.action.plannable().preview(asked);
     let mut answer = ActionResponse::to(request, asked, Outcome::Simulated, preview.result);
     answer.offline = true;
     answer.changes = preview.changes;
     answer.warnings.push("no cluster is configured: the target was not looked at".to_owned());
+    answer.warnings.extend(foresight(policy, facts(request, None)));
     answer
 }
 
-async fn simulate(
-    context: &Context,
-    cluster: &Cluster,
-    request: &ActionRequest,
-    asked: &Asked,
-) -> Result<ActionResponse, ActionError> {
-    let done = execution::simulate(context, cluster, request, asked).await?;
-    let mut answer = ActionResponse::to(request, asked, done.outcome, done.result);
-    answer.replayed = done.replayed;
-    answer.warnings.extend(done.plan.warnings);
-    answer.changes = done.plan.changes;
-    answer.target = Target { resource_version: done.made.resource_version, ..done.plan.target };
-    Ok(answer)
+/// What the policy would say if it were not a simulation.
+fn foresight(policy: &Policy, facts: Facts) -> Option<String> {
+    let verdict = policy.judge(&Facts { simulate: false, ..facts });
+    match verdict.refuse() {
+        Err(refusal) => Some(format!("the real action would be refused: {}", refusal.detail)),
+        Ok(()) if verdict.needs_approval() => {
+            Some("the real action would wait for a person's approval".to_owned())
+        }
+        Ok(()) => None,
+    }
+}
+
+fn log(request: &ActionRequest, id: &RequestId, result: &Result<ActionResponse, ActionError>) {
+    let action = request.to_string();
+    let requester = request.requester.as_deref();
+    let reason = request.reason.as_deref();
+    let (simulate, id) = (request.simulate, &**id);
+    match result {
+        Ok(answer) => tracing::info!(
+            id, action, simulate, requester, reason, replayed = answer.replayed,
+            outcome = ?answer.outcome, result = answer.result, "action answered"
+        ),
+        Err(error) => tracing::warn!(
+            id, action, simulate, requester, reason,
+            code = %error.code, detail = error.detail, "action not done"
+        ),
+    }
 }
 
 impl ActionResponse {
@@ -128,8 +193,33 @@ impl ActionResponse {
             changes: Vec::new(),
             warnings: request.action.warnings(),
             rollout: None,
+            approval: None,
             started_at: asked.at,
             finished_at: Utc::now(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_forgotten_after_the_window_and_unheard_of_before_its_time() {
+        let now: DateTime<Utc> = "2026-01-31T12:00:00Z".parse().expect("is a time");
+        let age = |seconds: i64| {
+            let issued_at = now - TimeDelta::seconds(seconds);
+            let text = format!(
+                r#"{{"type":"restart_k8s","parameters":{{"deployment":"a"}},"issued_at":"{}"}}"#,
+                issued_at.to_rfc3339()
+            );
+            let request = ActionRequest::parse(text.as_bytes()).expect("is accepted");
+            refuse_what_is_forgotten(&request, now, Duration::from_secs(1800))
+                .map_err(|error| error.code)
+        };
+        assert_eq!(age(1800), Ok(()));
+        assert_eq!(age(1801), Err(Code::RequestExpired));
+        assert_eq!(age(-60), Ok(()));
+        assert_eq!(age(-61), Err(Code::RequestExpired));
     }
 }

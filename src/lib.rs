@@ -15,6 +15,7 @@
 //! no action knows an entry point.
 
 pub mod actions;
+pub mod approval;
 pub mod budget;
 pub mod cli;
 pub mod config;
@@ -27,7 +28,10 @@ pub mod handler;
 pub mod k8s;
 pub mod ledger;
 pub mod logging;
+pub mod manifests;
 pub mod names;
+pub mod policy;
+pub mod rbac;
 pub mod request;
 pub mod response;
 pub mod schema;

@@ -1,15 +1,20 @@
 //! Arguments to entry point, and nothing else.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+};
 
 use action_executor::{
-    cli::{Cli, Command, OnceArgs},
+    cli::{Cli, Command, OnceArgs, PolicyCommand},
     config::Settings,
     entry::{
-        Answer, http,
+        Answer, history, http,
         once::{self, Source},
+        policy,
     },
-    error::Code,
+    error::{ActionError, Code},
     logging, schema,
 };
 use clap::{CommandFactory, Parser};
@@ -22,11 +27,7 @@ fn main() -> ExitCode {
     };
     let settings = match Settings::from_env() {
         Ok(settings) => settings,
-        Err(error) => {
-            let exit = error.code.exit_status();
-            println!("{}", String::from_utf8_lossy(&Answer::from(error).body));
-            return ExitCode::from(exit);
-        }
+        Err(error) => return ExitCode::from(print(Err(error))),
     };
     logging::start(settings.log_level.unwrap_or(Level::INFO));
     ExitCode::from(match cli.command {
@@ -41,15 +42,29 @@ fn main() -> ExitCode {
             Some(file) => single(&Source::File(file.to_owned()), run.once, &settings),
         },
         Some(Command::Serve(serve)) => http::run(serve, &settings),
-        Some(Command::Schema { of }) => {
-            println!("{}", schema::document(of));
-            0
+        Some(Command::Policy(PolicyCommand::Check(args))) => print(policy::check(&args)),
+        Some(Command::Policy(PolicyCommand::Admission(args))) => {
+            print(policy::admission(&args).map(|text| (text, 0)))
         }
+        Some(Command::Rbac(args)) => print(policy::rbac(&args).map(|text| (text, 0))),
+        Some(Command::History(args)) => print(history::list(&args).map(|text| (text, 0))),
+        Some(Command::Schema { of }) => print(Ok((schema::document(of), 0))),
     })
 }
 
 fn single(source: &Source, args: OnceArgs, settings: &Settings) -> u8 {
     once::run(source, &args, settings)
+}
+
+/// Prints what was asked for, or the problem; returns the exit status.
+fn print(result: Result<(String, u8), ActionError>) -> u8 {
+    let (text, status) = result.unwrap_or_else(|error| {
+        let answer = Answer::from(error);
+        (String::from_utf8_lossy(&answer.body).into_owned(), answer.exit_status)
+    });
+    // A reader that went away has had what it wanted.
+    let _ = writeln!(io::stdout(), "{}", text.trim_end());
+    status
 }
 
 /// Help and version are answers; anything else is wrong usage.

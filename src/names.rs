@@ -92,6 +92,14 @@ impl Default for Namespace {
     }
 }
 
+impl ObjectName {
+    /// Our own name, for the objects that we keep.
+    #[must_use]
+    pub fn action_executor() -> Self {
+        ObjectName("action-executor".to_owned())
+    }
+}
+
 impl RequestId {
     /// A new id for a request that brought none: a UUIDv7, so that ids sort by time.
     #[must_use]

@@ -5,11 +5,14 @@
 //! accepted here is checked whole; nothing further in looks at text again. The same function reads
 //! the request at every entry point, and it makes no calls.
 
-use std::{fmt, time::Duration};
+use std::{fmt, marker::PhantomData, time::Duration};
 
 use chrono::{DateTime, Utc};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, MapAccess, Visitor, value::MapAccessDeserializer},
+};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -98,7 +101,12 @@ struct Envelope<P> {
     #[schemars(range(min = 1, max = 3600))]
     timeout_seconds: Option<u64>,
     /// Act only if the target still is this one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "only_object_or_null"
+    )]
+    #[schemars(with = "Option<Precondition>")]
     precondition: Option<Precondition>,
 }
 
@@ -242,12 +250,51 @@ pub(crate) fn read<'de, T: Deserialize<'de>>(
     parent: &str,
 ) -> Result<T, ActionError> {
     let mut json = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = join(parent, &error.path().to_string());
-        explain(parent, &path, error.inner())
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
+    let value = only_object(tracked).map_err(|error| {
+        let path = join(parent, &track.path().to_string());
+        explain(parent, &path, &error)
     })?;
     json.end().map_err(|error| explain(parent, parent, &error))?;
     Ok(value)
+}
+
+/// Reads a struct from an object alone. Serde would take a list for one too, its elements in the order
+/// of the fields, which no one who sends a list can have meant.
+pub(crate) fn only_object<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct OnlyObject<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OnlyObject<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+
+    from.deserialize_map(OnlyObject(PhantomData))
+}
+
+/// The same where the object may be absent.
+fn only_object_or_null<'de, D, T>(from: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(bound = "T: Deserialize<'de>")]
+    struct Object<T>(#[serde(deserialize_with = "only_object")] T);
+
+    Ok(Option::<Object<T>>::deserialize(from)?.map(|object| object.0))
 }
 
 /// Reads an action's parameters.

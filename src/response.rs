@@ -8,6 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
+use crate::approval::PendingApproval;
+
 /// What came of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -35,6 +37,9 @@ pub struct ActionResponse {
     /// How the wait for the effect ended, when the request asked to wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+    /// What a person has to do before it is done, with `pending_approval`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<PendingApproval>,
     /// When the work began (UTC).
     #[serde(serialize_with = "milliseconds")]
     #[schemars(with = "String", extend("format" = "date-time"))]
@@ -57,6 +62,8 @@ pub enum Outcome {
     Simulated,
     /// The change was made, but what the request waited for did not come; `rollout` says why.
     Failed,
+    /// Nothing was done yet: a person has to approve it, as `approval` says.
+    PendingApproval,
 }
 
 /// An object in the cluster.

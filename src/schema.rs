@@ -2,7 +2,10 @@
 
 use schemars::generate::SchemaSettings;
 
-use crate::{cli::SchemaOf, error::ActionError, request::ActionRequest, response::ActionResponse};
+use crate::{
+    cli::SchemaOf, error::ActionError, policy::Policy, request::ActionRequest,
+    response::ActionResponse,
+};
 
 /// The schema of one document, as indented JSON.
 #[must_use]
@@ -11,6 +14,7 @@ pub fn document(of: SchemaOf) -> String {
     let schema = match of {
         SchemaOf::Request => generator.into_root_schema_for::<ActionRequest>(),
         SchemaOf::Answer => generator.into_root_schema_for::<ActionResponse>(),
+        SchemaOf::Policy => generator.into_root_schema_for::<Policy>(),
         SchemaOf::Problem => generator.into_root_schema_for::<ActionError>(),
     };
     serde_json::to_string_pretty(&schema).unwrap_or_default()

@@ -1,17 +1,19 @@
 //! One real action, from its claim to its recorded answer.
 //!
-//! In order: decide from what the cluster says; claim the request in the ledger; take from the
-//! budget, which also looks at the kill switch; make the effect; wait for its completion if that was
-//! asked for; record the answer. A crash between any two of these leaves a record from which the next
-//! try of the same request goes on: it recognises the effect or makes it, and never makes it twice.
+//! In order: decide from what the cluster and the policy say; claim the request in the ledger, or ask
+//! for a person's approval there; take from the budget, which also looks at the kill switch; make the
+//! effect; wait for its completion if that was asked for; record the answer. A crash between any two of
+//! these leaves a record from which the next try of the same request goes on: it recognises the effect
+//! or makes it, and never makes it twice.
 
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use tokio::time::Instant;
 
 use crate::{
     actions::{Asked, Plan, Step, Todo},
+    approval::{self, PendingApproval},
     budget::{
         Budget,
         spent::{Entry, SLACK},
@@ -20,7 +22,7 @@ use crate::{
     error::{ActionError, Code},
     execution::{self, AFTERTHOUGHT, Done},
     failpoint::Failpoint,
-    handler::DEFAULT_WAIT,
+    handler::{DEFAULT_WAIT, facts},
     k8s::{
         cluster::Cluster,
         effect::{Found, Made},
@@ -29,8 +31,9 @@ use crate::{
         Ledger, Standing, in_progress,
         record::{Intent, Record, Subject},
     },
+    policy::Policy,
     request::ActionRequest,
-    response::{ActionResponse, Outcome, RolloutState},
+    response::{ActionResponse, Outcome, RolloutState, rfc3339_millis},
     wait,
 };
 
@@ -47,30 +50,41 @@ pub(crate) async fn carry_out(
     request: &ActionRequest,
     asked: Asked,
 ) -> Result<ActionResponse, ActionError> {
+    let policy = context.policy();
     let ledger = Ledger::new(cluster, Subject::of(request, &asked.id));
-    let budget = context.budget(cluster);
+    let budget = Budget::of(&policy, cluster);
     let end = Instant::now() + request.timeout.unwrap_or(DEFAULT_WAIT);
-    Transaction { context, cluster, request, ledger, budget, end }.run(asked).await
+    Transaction { context, cluster, request, policy: &policy, ledger, budget, end }.run(asked).await
 }
 
 struct Transaction<'a> {
     context: &'a Context,
     cluster: &'a Cluster,
     request: &'a ActionRequest,
+    /// The policy as it was at the beginning; before the effect it is asked for again.
+    policy: &'a Policy,
     ledger: Ledger<'a>,
     budget: Budget<'a>,
     /// When a wait for completion ends.
     end: Instant,
 }
 
-/// What an earlier try left to do.
-enum Taken {
-    /// The request is ours now, with the plan to go on with.
-    Over(Box<Record>, Box<Plan>, Asked),
+/// What can be done, and whether a person has to approve it first.
+struct Planned {
+    plan: Plan,
+    needs_approval: bool,
+}
+
+/// What comes of a record that was there before.
+enum Next {
+    /// The request is ours now: make its effect.
+    Act(Record, Plan, Asked),
     /// Its effect is made: what is left is the answer.
-    Done(Box<Record>, Made),
+    Conclude(Record, Made),
+    /// It waits for a person.
+    AskPerson(Record, Plan),
     /// Somebody was quicker: look again.
-    Lost,
+    Again,
 }
 
 impl Transaction<'_> {
@@ -78,48 +92,73 @@ impl Transaction<'_> {
         loop {
             let planned = self.plan(&asked).await;
             Failpoint::BeforeClaim.pass();
-            let taken = match (self.standing(&planned, &asked).await?, planned) {
-                (Standing::Ours(record), Ok(plan)) => {
-                    return self.act(*record, plan, asked).await;
-                }
+            let next = match (self.standing(&planned, &asked).await?, planned) {
                 (Standing::Answered(record), _) => return self.replay(*record, &asked).await,
                 (Standing::Effective(record), _) => return self.wait_on(*record, &asked).await,
                 (Standing::Held(until), _) => return Err(in_progress(until)),
-                (Standing::Free | Standing::Ours(_), Err(refusal)) => return Err(refusal),
-                (Standing::Free, Ok(_)) => Taken::Lost,
-                (Standing::Released(record), planned) => {
-                    self.take(*record, planned?, asked.clone()).await?
+                (Standing::Abandoned(record), _) => self.pick_up(*record, &asked).await?,
+                (Standing::Free, Err(refusal)) => {
+                    self.note(&refusal).await;
+                    return Err(refusal);
                 }
-                (Standing::Abandoned(record), planned) => {
-                    self.pick_up(*record, planned, &asked).await?
+                (_, Err(refusal)) => return Err(refusal),
+                (Standing::Ours(record), Ok(planned)) => {
+                    Next::Act(*record, planned.plan, asked.clone())
                 }
+                (Standing::Released(record), Ok(planned)) => {
+                    self.take(*record, planned, &asked).await?
+                }
+                (Standing::Pending(record), Ok(planned)) => {
+                    self.look_for_approval(*record, planned, &asked).await?
+                }
+                (Standing::Free, Ok(_)) => Next::Again,
             };
-            match taken {
-                Taken::Over(record, plan, asked) => return self.act(*record, *plan, asked).await,
-                Taken::Done(record, made) => return self.conclude(*record, made, &asked).await,
-                Taken::Lost if Instant::now() < asked.deadline => {}
-                Taken::Lost => return Err(in_progress(Utc::now())),
+            match next {
+                Next::Act(record, plan, asked) => return self.act(record, plan, asked).await,
+                Next::Conclude(record, made) => return self.conclude(record, made, &asked).await,
+                Next::AskPerson(record, plan) => return Ok(self.pending(&record, &plan, &asked)),
+                Next::Again if Instant::now() < asked.deadline => {}
+                Next::Again => return Err(in_progress(Utc::now())),
             }
         }
     }
 
-    async fn plan(&self, asked: &Asked) -> Result<Plan, ActionError> {
-        execution::plan(self.context, self.cluster, self.request, asked).await
+    /// Decides, if the policy allows it.
+    async fn plan(&self, asked: &Asked) -> Result<Planned, ActionError> {
+        self.policy.judge(&facts(self.request, None)).refuse()?;
+        let plan = execution::plan(self.context, self.cluster, self.request, asked).await?;
+        let verdict = self.policy.judge(&facts(self.request, Some(&plan)));
+        verdict.refuse().map_err(|refusal| refusal.about(plan.found.uid.as_deref()))?;
+        Ok(Planned { plan, needs_approval: verdict.needs_approval() })
     }
 
     /// Claims what can be done. What cannot be done any more may have been done before.
     async fn standing(
         &self,
-        planned: &Result<Plan, ActionError>,
+        planned: &Result<Planned, ActionError>,
         asked: &Asked,
     ) -> Result<Standing, ActionError> {
         match planned {
-            Ok(plan) => self.ledger.claim(self.intent(plan, asked), asked.deadline).await,
+            Ok(planned) => self.ledger.open(&self.opening(planned, asked), asked.deadline).await,
             Err(refusal) if self.request.id.is_some() && !refusal.code.retryable() => {
-                self.ledger.find(asked.deadline).await
+                match self.ledger.find(asked.deadline).await {
+                    // The refusal says more than that the ledger cannot be read.
+                    Err(error) if error.code != Code::IdReused => Ok(Standing::Free),
+                    found => found,
+                }
             }
             Err(_) => Ok(Standing::Free),
         }
+    }
+
+    /// The record with which a request begins.
+    fn opening(&self, planned: &Planned, asked: &Asked) -> Record {
+        let intent = self.intent(&planned.plan, asked);
+        if planned.needs_approval {
+            let valid = TimeDelta::seconds(self.policy.approval.valid_seconds.get() as i64);
+            return self.ledger.plea(intent, Utc::now() + valid);
+        }
+        self.ledger.claim(intent, asked.deadline)
     }
 
     /// What a plan is about to do, and what will be answered if it goes well.
@@ -147,6 +186,54 @@ impl Transaction<'_> {
         answer
     }
 
+    /// Begins anew on a record that is free to be taken.
+    async fn take(
+        &self,
+        found: Record,
+        planned: Planned,
+        asked: &Asked,
+    ) -> Result<Next, ActionError> {
+        let ours = self.opening(&planned, asked);
+        let taken = self.ledger.take(&found, ours, asked.deadline).await?;
+        Ok(match taken {
+            None => Next::Again,
+            Some(record) if planned.needs_approval => Next::AskPerson(record, planned.plan),
+            Some(record) => Next::Act(record, planned.plan, asked.clone()),
+        })
+    }
+
+    /// Whether a person has said yes to this very plan, in time.
+    async fn look_for_approval(
+        &self,
+        found: Record,
+        planned: Planned,
+        asked: &Asked,
+    ) -> Result<Next, ActionError> {
+        if Utc::now() >= found.until || !planned.needs_approval {
+            return self.take(found, planned, asked).await;
+        }
+        let digest = approval::digest(&self.ledger.subject, &found, &planned.plan);
+        let namespace = self.ledger.subject.namespace();
+        let given = approval::given(self.cluster, namespace, &digest, asked.deadline).await?;
+        let Some(by) = given else { return Ok(Next::AskPerson(found, planned.plan)) };
+        tracing::info!(id = &*asked.id, digest, by, "approved");
+        self.take(found, Planned { needs_approval: false, ..planned }, asked).await
+    }
+
+    /// What is answered while a person has not decided.
+    fn pending(&self, record: &Record, plan: &Plan, asked: &Asked) -> ActionResponse {
+        let digest = approval::digest(&self.ledger.subject, record, plan);
+        let action = self.request.action.kind().name();
+        let result = format!("{action} of {} waits for a person's approval.", plan.target);
+        let mut answer = self.answer(plan, asked, Outcome::PendingApproval, result);
+        answer.approval = Some(PendingApproval {
+            command: approval::command(self.ledger.subject.namespace(), &digest),
+            expires_at: rfc3339_millis(record.until),
+            digest,
+        });
+        answer
+    }
+
     /// Makes the effect of a request that is ours.
     async fn act(
         &self,
@@ -160,11 +247,16 @@ impl Transaction<'_> {
         let at = record.written_at.unwrap_or_else(Utc::now);
         let entry = Entry::new(&asked.id, &plan.target, at);
         let counts = matches!(plan.todo, Todo::Make(..));
-        if counts && let Err(refusal) = self.budget.reserve(&entry, deadline).await {
-            self.release(record).await;
+        if counts && let Err(refusal) = self.reserve(&plan, &entry, deadline).await {
+            self.release(record, &refusal).await;
             return Err(refusal);
         }
-        let may_go_on = || -> Step<'_, ()> { Box::pin(self.budget.check_switch(deadline)) };
+        let may_go_on = || -> Step<'_, ()> {
+            Box::pin(async move {
+                self.context.policy().judge(&facts(self.request, None)).refuse()?;
+                self.budget.check_switch(deadline).await
+            })
+        };
         let made =
             execution::make(self.context, self.cluster, self.request, &asked, plan, &may_go_on);
         match made.await {
@@ -178,17 +270,28 @@ impl Transaction<'_> {
             }
             Err(error) if error.code == Code::OutcomeUnknown => {
                 record.in_doubt();
-                self.note(record).await;
+                self.write(&mut record, Instant::now()).await;
                 Err(error)
             }
             Err(error) => {
                 if counts {
                     self.refund(&entry).await;
                 }
-                self.release(record).await;
+                self.release(record, &error).await;
                 Err(error)
             }
         }
+    }
+
+    /// The last questions before the effect: the policy as it is now, the kill switch, the budget.
+    async fn reserve(
+        &self,
+        plan: &Plan,
+        entry: &Entry,
+        deadline: Instant,
+    ) -> Result<(), ActionError> {
+        self.context.policy().judge(&facts(self.request, Some(plan))).refuse()?;
+        self.budget.reserve(entry, deadline).await
     }
 
     /// The answer about what was done. Where the mark was found instead of made, the answer is the one
@@ -200,44 +303,32 @@ impl Transaction<'_> {
         }
     }
 
-    /// Finds out what became of a claim whose holder's time is over, and takes it over.
-    async fn pick_up(
-        &self,
-        record: Record,
-        planned: Result<Plan, ActionError>,
-        asked: &Asked,
-    ) -> Result<Taken, ActionError> {
-        let Some(effect) = record.intent.effect.clone() else {
-            return self.take(record, planned?, asked.clone()).await;
-        };
-        match self.cluster.recognise(&effect, asked.deadline).await? {
-            Found::Made(made) => return Ok(Taken::Done(Box::new(record), made)),
-            Found::NotMade => {}
-            Found::Unknowable => {
-                let why = "its sender died, and the object has been changed by others since";
-                return Err(execution::unknown(&effect, why));
+    /// Finds out what became of a claim whose holder's time is over, and goes on from there.
+    async fn pick_up(&self, record: Record, asked: &Asked) -> Result<Next, ActionError> {
+        let answered = &record.intent.answer;
+        let (at, mut uid) = (answered.started_at, answered.target.uid.clone());
+        if let Some(effect) = &record.intent.effect {
+            match self.cluster.recognise(effect, asked.deadline).await? {
+                Found::Made(made) => return Ok(Next::Conclude(record, made)),
+                Found::NotMade => uid = Some(effect.uid.clone()),
+                Found::Unknowable => {
+                    let why = "its sender died, and the object has been changed by others since";
+                    return Err(execution::unknown(effect, why));
+                }
             }
         }
         // The same decision again, at the time of the first one and for the same object, so that the
-        // answer does not depend on who gives it.
-        let at = record.intent.answer.started_at;
-        let asked = Asked { at, uid: Some(effect.uid), ..asked.clone() };
+        // answer does not depend on who gives it. What needed approval had it when it was claimed.
+        let asked = Asked { at, uid, ..asked.clone() };
         match self.plan(&asked).await {
-            Ok(plan) => self.take(record, plan, asked).await,
+            Ok(planned) => {
+                self.take(record, Planned { needs_approval: false, ..planned }, &asked).await
+            }
             Err(refusal) => {
-                self.release(record).await;
+                self.release(record, &refusal).await;
                 Err(refusal)
             }
         }
-    }
-
-    async fn take(&self, record: Record, plan: Plan, asked: Asked) -> Result<Taken, ActionError> {
-        let intent = self.intent(&plan, &asked);
-        let taken = self.ledger.take(&record, intent, asked.deadline).await?;
-        Ok(match taken {
-            Some(record) => Taken::Over(Box::new(record), Box::new(plan), asked),
-            None => Taken::Lost,
-        })
     }
 
     /// Gives the answer of a try that made the effect and did not live to say so.
@@ -247,8 +338,7 @@ impl Transaction<'_> {
         made: Made,
         asked: &Asked,
     ) -> Result<ActionResponse, ActionError> {
-        let mut answer = record.intent.answer.clone();
-        answer.finished_at = Utc::now();
+        let answer = record.intent.answer.clone();
         self.complete(record, made, answer, true, asked).await
     }
 
@@ -262,14 +352,15 @@ impl Transaction<'_> {
         asked: &Asked,
     ) -> Result<ActionResponse, ActionError> {
         if made.resource_version.is_some() {
-            answer.target.resource_version = made.resource_version.clone();
+            answer.target.resource_version.clone_from(&made.resource_version);
         }
-        record.made = Some(made.clone());
         record.intent.answer = answer.clone();
         if asked.wait {
-            record.effective(made.clone());
-            self.note_in(&mut record, asked.deadline).await;
+            record.effective(made);
+            self.write(&mut record, asked.deadline).await;
             self.wait_for(&record, &mut answer).await;
+        } else {
+            record.made = Some(made);
         }
         answer.finished_at = Utc::now();
         self.record(record, answer, replayed, asked).await
@@ -331,19 +422,29 @@ impl Transaction<'_> {
         answer.rollout = Some(rollout);
     }
 
-    async fn release(&self, mut record: Record) {
-        record.released();
-        self.note(record).await;
+    async fn release(&self, mut record: Record, refusal: &ActionError) {
+        record.released(refusal);
+        self.write(&mut record, Instant::now()).await;
     }
 
-    /// Writes a record that nothing depends on: without it the next try finds out by itself, later.
-    async fn note(&self, mut record: Record) {
-        self.note_in(&mut record, Instant::now()).await;
-    }
-
-    async fn note_in(&self, record: &mut Record, deadline: Instant) {
+    /// Writes a record on which nothing depends: without it the next try finds out by itself, later.
+    async fn write(&self, record: &mut Record, deadline: Instant) {
         if let Err(error) = self.ledger.settle(record, at_least_a_moment(deadline)).await {
             tracing::warn!(%error, "the record could not be written");
+        }
+    }
+
+    /// Notes a refusal that someone who looks after the target would want to know of.
+    async fn note(&self, refusal: &ActionError) {
+        let of_interest = matches!(
+            refusal.code,
+            Code::PolicyDenied
+                | Code::TargetPaused
+                | Code::TargetUnmanaged
+                | Code::PreconditionFailed
+        );
+        if of_interest {
+            self.ledger.note_refusal(refusal).await;
         }
     }
 

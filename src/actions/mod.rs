@@ -8,9 +8,10 @@
 //! To add one: a file, a variant of [`ActionKind`] and of [`Action`], and their match arms. Tests that
 //! loop over [`ActionKind::ALL`] then ask for the rest.
 
-use std::{collections::BTreeMap, pin::Pin};
+use std::pin::Pin;
 
 use chrono::{DateTime, Utc};
+use kube::core::ObjectMeta;
 use schemars::{Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize, Serializer};
 use tokio::time::Instant;
@@ -138,8 +139,8 @@ pub(crate) struct Plan {
     pub warnings: Vec<String>,
     /// When it is complete.
     pub completion: CompletionOf,
-    /// The target's labels, for the policy.
-    pub labels: BTreeMap<String, String>,
+    /// The target's metadata as it was read.
+    pub found: ObjectMeta,
 }
 
 /// What there is to do, each with its sentence.
@@ -194,6 +195,9 @@ pub(crate) type Step<'a, T> = Pin<Box<dyn Future<Output = Result<T, ActionError>
 pub(crate) trait Plannable {
     /// The object that is acted upon.
     fn target(&self) -> Target;
+
+    /// The namespace of that object.
+    fn namespace(&self) -> &str;
 
     /// What is odd about the parameters themselves.
     fn warnings(&self) -> Vec<String>;
@@ -269,6 +273,12 @@ impl Action {
     #[must_use]
     pub fn target(&self) -> Target {
         self.plannable().target()
+    }
+
+    /// The namespace of the object that is acted upon.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.plannable().namespace()
     }
 
     /// What is odd about the parameters themselves.

@@ -64,6 +64,10 @@ impl Plannable for Parameters {
         }
     }
 
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     fn warnings(&self) -> Vec<String> {
         self.pod_name.iter().map(|_| ignored("pod_name", DESCRIPTOR.name)).collect()
     }
@@ -88,14 +92,16 @@ fn decide(mut target: Target, deployment: &Deployment, asked: &Asked) -> Result<
     if Marks::on(&deployment.metadata).hold(&asked.id) {
         return Ok(already_restarted(target, deployment, asked));
     }
-    asked.check_same(&target)?;
-    refuse_what_would_not_restart(&target, deployment)?;
+    asked
+        .check_same(&target)
+        .and_then(|()| refuse_what_would_not_restart(&target, deployment))
+        .map_err(|refusal| refusal.about(target.uid.as_deref()))?;
     Ok(Plan {
         todo: restart(&target.name, deployment, asked),
         changes: changes(deployment, asked),
         warnings: warnings(deployment),
         completion: CompletionOf::Rollout,
-        labels: deployment.metadata.labels.clone().unwrap_or_default(),
+        found: deployment.metadata.clone(),
         target,
     })
 }
@@ -111,7 +117,7 @@ fn already_restarted(target: Target, deployment: &Deployment, asked: &Asked) -> 
         changes: Vec::new(),
         warnings: Vec::new(),
         completion: CompletionOf::Rollout,
-        labels: deployment.metadata.labels.clone().unwrap_or_default(),
+        found: deployment.metadata.clone(),
         target,
     }
 }

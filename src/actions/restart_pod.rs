@@ -60,6 +60,10 @@ impl Plannable for Parameters {
         }
     }
 
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     fn warnings(&self) -> Vec<String> {
         self.deployment.iter().map(|_| ignored("deployment", DESCRIPTOR.name)).collect()
     }
@@ -97,8 +101,11 @@ fn decide(
 ) -> Result<Plan, ActionError> {
     target.uid = pod.metadata.uid.clone();
     target.resource_version = pod.metadata.resource_version.clone();
-    asked.check_same(&target)?;
-    let Some(controller) = pods::controller(pod) else { return Err(unmanaged(&target)) };
+    let uid = target.uid.as_deref();
+    asked.check_same(&target).map_err(|refusal| refusal.about(uid))?;
+    let Some(controller) = pods::controller(pod) else {
+        return Err(unmanaged(&target).about(uid));
+    };
     let owner = format!("{} '{}'", controller.kind, controller.name);
     let (todo, changes) = if pods::is_terminating(pod) {
         let sentence =
@@ -112,7 +119,7 @@ fn decide(
         changes,
         warnings: warnings(pod, controller),
         completion: CompletionOf::Known(replacement(pod, controller, owner, siblings, &target)),
-        labels: pod.metadata.labels.clone().unwrap_or_default(),
+        found: pod.metadata.clone(),
         target,
     })
 }

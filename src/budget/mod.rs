@@ -23,6 +23,7 @@ use crate::{
         cluster::{Call, Cluster},
         fault::Fault,
     },
+    policy::Policy,
 };
 
 pub mod spent;
@@ -49,14 +50,15 @@ pub(crate) struct Budget<'a> {
 }
 
 impl<'a> Budget<'a> {
-    /// The budget that is kept in this Lease, within these limits.
-    pub(crate) fn new(
-        cluster: &'a Cluster,
-        namespace: String,
-        name: String,
-        limits: Limits,
-    ) -> Self {
-        Budget { cluster, namespace, name, limits }
+    /// The budget that this policy sets, kept where it says.
+    pub(crate) fn of(policy: &Policy, cluster: &'a Cluster) -> Self {
+        let namespace = policy.state.namespace.as_deref();
+        Budget {
+            cluster,
+            namespace: namespace.unwrap_or_else(|| cluster.home_namespace()).to_owned(),
+            name: policy.state.name.to_string(),
+            limits: policy.limits(),
+        }
     }
 
     /// Lets one action through and writes it down.

@@ -9,8 +9,10 @@ use crate::{
 };
 
 pub mod environment;
+pub mod history;
 pub mod http;
 pub mod once;
+pub mod policy;
 
 /// An answer or a problem, ready to be carried away.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +89,7 @@ fn statuses(response: &ActionResponse) -> (u16, u8) {
     match (response.outcome, state) {
         (Outcome::Failed, Some(RolloutState::Interrupted)) => (503, 75),
         (Outcome::Failed, _) => (422, 69),
+        (Outcome::PendingApproval, _) => (202, 75),
         _ => (200, 0),
     }
 }

@@ -28,6 +28,7 @@ use crate::{
     error::{ActionError, Code},
     handler::{DEFAULT_WAIT, handle},
     k8s::connect::connect,
+    policy::source::PolicySource,
     request::{ActionRequest, MAX_REQUEST_BYTES},
     response::ActionResponse,
 };
@@ -105,6 +106,19 @@ fn read(source: &Source) -> Result<Delivery, ActionError> {
     }
 }
 
+/// The request in this file, `-` for standard input.
+///
+/// # Errors
+/// Why it cannot be read, or what is wrong with it.
+pub fn read_request(file: &Path) -> Result<ActionRequest, ActionError> {
+    let body = if file == Path::new("-") {
+        read_bounded(io::stdin().lock(), "standard input")?
+    } else {
+        read_file(file)?
+    };
+    ActionRequest::parse(&body)
+}
+
 fn read_file(path: &Path) -> Result<Vec<u8>, ActionError> {
     let name = path.display().to_string();
     let file = fs::File::open(path)
@@ -164,8 +178,9 @@ async fn handle_after_others(
 }
 
 async fn context(kube_context: Option<&str>, settings: &Settings) -> Result<Context, ActionError> {
+    let policy = PolicySource::new(settings.policy.clone())?;
     let cluster = connect(kube_context).await?;
-    let context = Context::new(cluster, settings.deadline, stop_on_signals()?);
+    let context = Context::new(cluster, policy, settings, stop_on_signals()?);
     if io::stderr().is_terminal() {
         return Ok(context.telling(Arc::new(|stage| eprintln!("{stage}"))));
     }

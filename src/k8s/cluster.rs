@@ -159,6 +159,39 @@ impl Cluster {
         }
     }
 
+    /// Lists all objects with a label, in one namespace or in all, page by page.
+    ///
+    /// # Errors
+    /// As [`Cluster::tell`] says.
+    pub async fn list_all<K: Namespaced>(
+        &self,
+        namespace: Option<&str>,
+        selector: &str,
+        deadline: Instant,
+    ) -> Result<Vec<K>, ActionError> {
+        let api = match namespace {
+            Some(namespace) => Api::<K>::namespaced(self.client(), namespace),
+            None => Api::<K>::all(self.client()),
+        };
+        let mut params = ListParams::default().labels(selector).limit(LIST_LIMIT);
+        let mut found = Vec::new();
+        loop {
+            match self.attempt(Repeat::Freely, deadline, || api.list(&params)).await {
+                Ok(page) => {
+                    found.extend(page.items);
+                    match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                        Some(token) => params.continue_token = Some(token),
+                        None => return Ok(found),
+                    }
+                }
+                Err(fault) => {
+                    let call = Call::of::<K>("list", namespace.unwrap_or("*"), None);
+                    return Err(self.tell(&call, fault).await);
+                }
+            }
+        }
+    }
+
     /// Asks the API server whether it is ready to serve (`/readyz`), once.
     ///
     /// # Errors

@@ -39,10 +39,13 @@ pub const RULE: Rule =
 /// How long a claim outlasts the time that its holder has for its calls.
 const AFTER_DEADLINE: Duration = Duration::from_secs(2);
 
+/// The longest time that a note of a refusal may take.
+const NOTE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The ledger's pages for one request.
 pub(crate) struct Ledger<'a> {
     cluster: &'a Cluster,
-    subject: Subject,
+    pub(crate) subject: Subject,
     /// Tells our own record from that of another try of the same request.
     holder: String,
 }
@@ -64,6 +67,8 @@ pub(crate) enum Standing {
     Abandoned(Box<Record>),
     /// It had been claimed and was refused: it may be claimed again.
     Released(Box<Record>),
+    /// It waits for a person's approval; ours or an earlier try's.
+    Pending(Box<Record>),
 }
 
 impl<'a> Ledger<'a> {
@@ -72,22 +77,33 @@ impl<'a> Ledger<'a> {
         Ledger { cluster, subject, holder: uuid::Uuid::now_v7().to_string() }
     }
 
-    /// Claims the request, or finds what stands there already.
+    /// A claim to make the effect ourselves, to be opened or to take over with.
+    pub(crate) fn claim(&self, intent: Intent, deadline: Instant) -> Record {
+        let left = deadline.saturating_duration_since(Instant::now()) + AFTER_DEADLINE;
+        Record::claim(&self.subject, &self.holder, Utc::now() + left, intent)
+    }
+
+    /// A plea for a person's approval until then, to be opened or to take over with.
+    pub(crate) fn plea(&self, intent: Intent, until: DateTime<Utc>) -> Record {
+        let claim = Record::claim(&self.subject, &self.holder, until, intent);
+        Record { state: State::Pending, ..claim }
+    }
+
+    /// Opens the request's record, or finds what stands there already.
     ///
     /// # Errors
-    /// [`Code::IdReused`] if the id stands for another payload; else why the claim could not be
+    /// [`Code::IdReused`] if the id stands for another payload; else why the record could not be
     /// written, and then nothing may be done.
-    pub(crate) async fn claim(
+    pub(crate) async fn open(
         &self,
-        intent: Intent,
+        record: &Record,
         deadline: Instant,
     ) -> Result<Standing, ActionError> {
-        let claim = self.new_claim(intent, deadline);
-        let event = self.subject.event(&claim);
+        let event = self.subject.event(record);
         loop {
             // A repeated creation meets the first one's Event, which is told by its holder.
             match self.cluster.create(self.subject.namespace(), &event, deadline).await {
-                Ok(event) => return self.ours(&event),
+                Ok(event) => return self.standing(&event),
                 Err(Fault::Conflict(_)) => match self.find(deadline).await? {
                     // It expired between the two calls.
                     Standing::Free if Instant::now() < deadline => {}
@@ -110,21 +126,18 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// Takes over a record as it was read; `None` if somebody else was quicker.
+    /// Puts a record of ours over one as it was read; `None` if somebody else was quicker.
     ///
     /// # Errors
     /// Why it could not be written.
     pub(crate) async fn take(
         &self,
         found: &Record,
-        intent: Intent,
+        ours: Record,
         deadline: Instant,
     ) -> Result<Option<Record>, ActionError> {
-        let claim = Record {
-            resource_version: found.resource_version.clone(),
-            ..self.new_claim(intent, deadline)
-        };
-        match self.write(&claim, deadline).await {
+        let ours = Record { resource_version: found.resource_version.clone(), ..ours };
+        match self.write(&ours, deadline).await {
             Ok(event) => Ok(Record::read(&event)),
             Err(Fault::Conflict(_) | Fault::NotFound) => Ok(None),
             Err(fault) => Err(self.tell("patch", fault).await),
@@ -185,20 +198,6 @@ impl<'a> Ledger<'a> {
         there.answer.filter(|_| another && there.state == State::Answered)
     }
 
-    fn new_claim(&self, intent: Intent, deadline: Instant) -> Record {
-        let left = deadline.saturating_duration_since(Instant::now()) + AFTER_DEADLINE;
-        Record::claim(&self.subject, &self.holder, Utc::now() + left, intent)
-    }
-
-    fn ours(&self, event: &Event) -> Result<Standing, ActionError> {
-        Record::read(event).map(|record| Standing::Ours(Box::new(record))).ok_or_else(|| {
-            ActionError::new(
-                Code::Internal,
-                "the cluster did not keep the record as it was written",
-            )
-        })
-    }
-
     fn standing(&self, event: &Event) -> Result<Standing, ActionError> {
         let Some(record) = Record::read(event) else { return Err(self.unreadable()) };
         if record.digest != self.subject.digest {
@@ -233,6 +232,18 @@ impl<'a> Ledger<'a> {
         self.cluster.tell(&call, fault).await
     }
 
+    /// Leaves a trace of a request that was refused before there was a record of it: one Event for
+    /// each kind of refusal on a target in ten minutes, however often it is asked for. It is a courtesy
+    /// to whoever reads the Events; nothing depends on it.
+    pub(crate) async fn note_refusal(&self, refusal: &ActionError) {
+        let until = Instant::now() + NOTE_TIMEOUT;
+        let event = self.subject.refusal(refusal, Utc::now());
+        match self.cluster.create(self.subject.namespace(), &event, until).await {
+            Ok(_) | Err(Fault::Conflict(_)) => {}
+            Err(fault) => tracing::debug!(?fault, "the refusal could not be noted"),
+        }
+    }
+
     fn reused(&self) -> ActionError {
         let mut error = ActionError::new(
             Code::IdReused,
@@ -260,6 +271,7 @@ fn standing(record: Record, holder: &str, now: DateTime<Utc>) -> Standing {
     match (record.state, &record.answer) {
         (State::Answered, Some(_)) => Standing::Answered(Box::new(record)),
         (State::Released, _) => Standing::Released(Box::new(record)),
+        (State::Pending, _) => Standing::Pending(Box::new(record)),
         (State::InDoubt, _) => Standing::Abandoned(Box::new(record)),
         (State::Effective, _) => Standing::Effective(Box::new(record)),
         _ if record.holder == holder => Standing::Ours(Box::new(record)),
@@ -292,8 +304,9 @@ impl Record {
     }
 
     /// The record of a request that was refused although it was claimed.
-    pub(crate) fn released(&mut self) {
+    pub(crate) fn released(&mut self, refusal: &ActionError) {
         self.state = State::Released;
+        self.refusal = Some(refusal.detail.clone());
     }
 }
 

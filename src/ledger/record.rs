@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{
     actions::CompletionOf,
+    error::ActionError,
     k8s::{
         FIELD_MANAGER,
         effect::{Effect, Made},
@@ -31,8 +32,11 @@ use crate::{
 /// The label that all our Events carry (one of the recommended labels of Kubernetes).
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "action-executor");
 
+/// The label that names the action.
+const ACTION_LABEL: &str = "action-executor.dev/action";
+
 /// The annotations of an Event, one for each part of a record.
-const REQUEST_ID: &str = "action-executor.dev/request-id";
+pub(crate) const REQUEST_ID: &str = "action-executor.dev/request-id";
 const DIGEST: &str = "action-executor.dev/request-digest";
 const STATE: &str = "action-executor.dev/state";
 const HOLDER: &str = "action-executor.dev/holder";
@@ -58,6 +62,8 @@ pub enum State {
     Answered,
     /// It was refused after it had been claimed, and provably nothing was done.
     Released,
+    /// A person has to approve it first, until `until`.
+    Pending,
 }
 
 /// What is about to be done, in enough words to find out later what became of it.
@@ -88,6 +94,8 @@ pub struct Record {
     pub made: Option<Made>,
     /// The answer, once there is one.
     pub answer: Option<ActionResponse>,
+    /// Why it was refused, for people; not read back.
+    pub refusal: Option<String>,
     /// The Event's resourceVersion; none before it was written.
     pub resource_version: Option<String>,
     /// When the Event was last written, by the API server's clock.
@@ -140,16 +148,42 @@ impl Subject {
     /// The Event that a new record is first written as.
     #[must_use]
     pub fn event(&self, record: &Record) -> Event {
+        let mut event = self.bare_event(record.intent.answer.target.uid.as_deref());
+        event.metadata.name = Some(self.event_name());
+        event.metadata.annotations = Some(self.annotations(record));
+        event.reason = Some(reason(record).to_owned());
+        event.message = Some(self.message(record));
+        event.type_ = Some(kind_of_event(record).to_owned());
+        event
+    }
+
+    /// The Event that notes a refusal at this time; the same for the same one within ten minutes.
+    #[must_use]
+    pub fn refusal(&self, refusal: &ActionError, at: DateTime<Utc>) -> Event {
+        let Target { kind, name, .. } = &self.target;
+        let bucket = at.timestamp() / 600;
+        let who = self.requester.as_deref().unwrap_or_default();
+        let whole = format!("{bucket} {} {kind} {name} {} {who}", self.action, refusal.code);
+        let mut event = self.bare_event(refusal.about.as_deref());
+        let digest = &sha256(whole.as_bytes())[..32];
+        event.metadata.name = Some(format!("action-executor-refused-{digest}"));
+        event.reason = Some("ActionRefused".to_owned());
+        event.type_ = Some("Warning".to_owned());
+        event.message =
+            Some(self.asked(&format!("{} was refused: {}.", self.action, refusal.detail)));
+        event
+    }
+
+    /// What all Events of this request have in common.
+    fn bare_event(&self, uid: Option<&str>) -> Event {
         let Target { api_version, kind, namespace, name, .. } = &self.target;
         let now = Some(Time(Timestamp::now()));
-        let part_of = ("action-executor.dev/action".to_owned(), self.action.to_owned());
-        let labels = [(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned()), part_of];
+        let action = (ACTION_LABEL.to_owned(), self.action.to_owned());
+        let labels = [(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned()), action];
         Event {
             metadata: ObjectMeta {
-                name: Some(self.event_name()),
                 namespace: Some(namespace.clone()),
                 labels: Some(labels.into_iter().collect()),
-                annotations: Some(self.annotations(record)),
                 ..ObjectMeta::default()
             },
             involved_object: ObjectReference {
@@ -158,12 +192,9 @@ impl Subject {
                 namespace: Some(namespace.clone()),
                 name: Some(name.clone()),
                 // `kubectl describe` shows an Event only with its object's uid.
-                uid: record.intent.answer.target.uid.clone(),
+                uid: uid.map(str::to_owned),
                 ..ObjectReference::default()
             },
-            reason: Some(reason(record).to_owned()),
-            message: Some(self.message(record)),
-            type_: Some(kind_of_event(record).to_owned()),
             source: Some(EventSource { component: Some(FIELD_MANAGER.to_owned()), host: None }),
             reporting_component: Some(FIELD_MANAGER.to_owned()),
             action: Some(self.action.to_owned()),
@@ -213,9 +244,17 @@ impl Subject {
                 format!("{} was sent; it is unknown whether it was done.", self.action)
             }
             (None, State::Effective) => record.intent.answer.result.clone(),
-            (None, State::Released) => format!("{} was refused; nothing was done.", self.action),
+            (None, State::Released) => {
+                let why = record.refusal.as_deref().unwrap_or("nothing was done");
+                format!("{} was refused: {why}.", self.action)
+            }
+            (None, State::Pending) => format!("{} waits for approval.", self.action),
             (None, _) => format!("{} was begun.", self.action),
         };
+        self.asked(&what)
+    }
+
+    fn asked(&self, what: &str) -> String {
         let who = self.requester.as_deref().unwrap_or("unknown");
         let why = self.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
         cut(format!("{what} Asked by {who}{why} (request {}).", self.id), MAX_MESSAGE)
@@ -234,6 +273,7 @@ impl Record {
             intent,
             made: None,
             answer: None,
+            refusal: None,
             resource_version: None,
             written_at: None,
         }
@@ -252,6 +292,7 @@ impl Record {
             intent: parsed(get(INTENT)?)?,
             made: get(MADE).and_then(parsed),
             answer: get(ANSWER).and_then(parsed),
+            refusal: None,
             resource_version: event.metadata.resource_version.clone(),
             written_at: written_at(&event.metadata),
         })
@@ -281,6 +322,7 @@ fn reason(record: &Record) -> &'static str {
         (State::Claimed, _) => "ActionBegun",
         (State::InDoubt, _) => "ActionUnknown",
         (State::Released, _) => "ActionRefused",
+        (State::Pending, _) => "ApprovalPending",
         (State::Effective, _) => "ActionApplied",
         (State::Answered, answer) => match answer.as_ref().map(|answer| answer.outcome) {
             Some(Outcome::Failed) => "ActionFailed",
@@ -352,6 +394,7 @@ mod tests {
             changes: Vec::new(),
             warnings: Vec::new(),
             rollout: None,
+            approval: None,
             started_at: at,
             finished_at: at,
         }

@@ -24,6 +24,7 @@ use crate::{
     context::{Context, stopped},
     error::{ActionError, Code},
     k8s::connect::connect,
+    policy::source::PolicySource,
 };
 
 mod connections;
@@ -83,7 +84,9 @@ async fn serve(
 ) -> Result<(), ActionError> {
     let (stop, stopping) = watch::channel(false);
     let (conclude, concluding) = watch::channel(false);
-    let context = Context::new(connect(kube_context).await?, settings.deadline, concluding);
+    let policy = PolicySource::new(settings.policy.clone())?;
+    let cluster = connect(kube_context).await?;
+    let context = Context::new(cluster, policy, settings, concluding);
     let offline = context.cluster().is_none();
 
     let folder = PrivateFolder::new().map_err(fault("the private folder"))?;

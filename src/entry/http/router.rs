@@ -200,6 +200,7 @@ fn header(request: &Request, name: &'static str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{config::Settings, policy::source::PolicySource};
 
     #[tokio::test]
     async fn a_panic_is_an_answer_like_any_other() {
@@ -212,7 +213,9 @@ mod tests {
     #[tokio::test]
     async fn the_clusters_readiness_is_asked_once_and_holds() {
         let (_stop, stopping) = tokio::sync::watch::channel(false);
-        let router = Router::new(Context::new(None, Duration::from_secs(1), stopping));
+        let settings = Settings::from_vars(std::iter::empty()).expect("are the defaults");
+        let policy = PolicySource::new(None).expect("is the shipped one");
+        let router = Router::new(Context::new(None, policy, &settings, stopping));
         assert_eq!(router.ready().await, Ok(()));
         let unready = ActionError::new(Code::ClusterUnreachable, "gone");
         *router.readiness.lock().await = Some((Instant::now(), Err(unready.clone())));

@@ -1,0 +1,236 @@
+//! The policy once more, as the API server's own admission policies (ValidatingAdmissionPolicy, v1).
+//!
+//! A second layer under the first: whatever happens to the executor, its service account can do no
+//! more than the policy allows. One policy says what is fixed, another follows the kill switch on the
+//! Lease, since a policy with a parameter does not hold while the parameter is not there. Both speak of
+//! one service account and of nobody else. What depends on counting is not in here.
+
+use serde_json::{Value, json};
+
+use super::{Label, Pattern, Policy};
+use crate::{
+    actions::{ActionKind, Rule},
+    manifests::ServiceAccount,
+};
+
+/// What the executor writes besides its actions: its records, its budget, and questions about itself.
+const OWN_BOOKS: [(&str, &str); 6] = [
+    ("", "events"),
+    ("events.k8s.io", "events"),
+    ("coordination.k8s.io", "leases"),
+    ("authentication.k8s.io", "selfsubjectreviews"),
+    ("authorization.k8s.io", "selfsubjectaccessreviews"),
+    ("authorization.k8s.io", "selfsubjectrulesreviews"),
+];
+
+const DRY_RUN: &str = "has(request.dryRun) && request.dryRun";
+
+/// The admission policies for this service account, with their bindings.
+#[must_use]
+pub fn manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
+    let name = format!("action-executor.{}.{}", account.namespace, account.name);
+    let switch = format!("{name}.switch");
+    let mut stop = admission_policy(&switch, account, &[kill_switch()]);
+    stop["spec"]["paramKind"] = json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease" });
+    let mut bound = binding(&switch);
+    bound["spec"]["paramRef"] = json!({
+        "name": policy.state.name,
+        "namespace": policy.state.namespace.as_ref().unwrap_or(&account.namespace),
+        "parameterNotFoundAction": "Allow",
+    });
+    vec![admission_policy(&name, account, &fixed_rules(policy)), binding(&name), stop, bound]
+}
+
+/// A rule in the API server's language, and what it says when it denies.
+struct Validation {
+    rule: &'static str,
+    expression: String,
+}
+
+fn admission_policy(name: &str, account: &ServiceAccount, rules: &[Validation]) -> Value {
+    let user = account.user();
+    let validations: Vec<_> = rules
+        .iter()
+        .map(|Validation { rule, expression }| {
+            json!({
+                "expression": expression,
+                "message": format!("denied by {rule} of the action-executor's policy"),
+                "reason": "Forbidden",
+            })
+        })
+        .collect();
+    let all = |group: &str, resource: &str| {
+        json!({
+            "apiGroups": [group], "apiVersions": ["*"], "operations": ["*"], "resources": [resource],
+        })
+    };
+    let books: Vec<_> = OWN_BOOKS.iter().map(|(group, resource)| all(group, resource)).collect();
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": { "name": name, "labels": labels() },
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": { "resourceRules": [all("*", "*/*")], "excludeResourceRules": books },
+            "matchConditions": [{
+                "name": "is-the-executor",
+                "expression": format!("request.userInfo.username == '{user}'"),
+            }],
+            "variables": [{
+                "name": "labels",
+                "expression": "oldObject == null || !has(oldObject.metadata.labels) ? dyn({}) : \
+                               dyn(oldObject.metadata.labels)",
+            }],
+            "validations": validations,
+        },
+    })
+}
+
+fn binding(name: &str) -> Value {
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": { "name": name, "labels": labels() },
+        "spec": { "policyName": name, "validationActions": ["Deny"] },
+    })
+}
+
+fn labels() -> Value {
+    json!({ "app.kubernetes.io/name": "action-executor", "app.kubernetes.io/component": "policy" })
+}
+
+fn fixed_rules(policy: &Policy) -> Vec<Validation> {
+    let denied = any(policy.namespaces.deny.iter().map(in_namespace));
+    let rule = |rule, expression| Validation { rule, expression };
+    let mut rules = vec![rule("namespaces.deny", format!("!({denied})"))];
+    if policy.read_only {
+        rules.push(rule("read_only", DRY_RUN.to_owned()));
+    }
+    let limited = policy.simulation.limited;
+    let unless_simulated = |expression: String| {
+        if limited { expression } else { format!("({DRY_RUN}) || ({expression})") }
+    };
+    let allowed = any(policy.namespaces.allow.iter().map(in_namespace));
+    let protected = any(policy.targets.protected.iter().map(on_target));
+    rules.push(rule("actions.allow", writes(policy)));
+    rules.push(rule("namespaces.allow", unless_simulated(allowed)));
+    rules.push(rule("targets.protected", unless_simulated(format!("!({protected})"))));
+    if !policy.targets.opt_in.is_empty() {
+        let opted_in = any(policy.targets.opt_in.iter().map(on_target));
+        rules.push(rule("targets.opt_in", unless_simulated(opted_in)));
+    }
+    rules
+}
+
+fn kill_switch() -> Validation {
+    const STOP: &str = "action-executor.dev/stop";
+    let expression = format!(
+        "({DRY_RUN}) || !has(params.metadata.annotations) || !('{STOP}' in params.metadata.annotations) \
+         || params.metadata.annotations['{STOP}'] == 'false'"
+    );
+    Validation { rule: "the kill switch", expression }
+}
+
+/// The writes that the allowed actions need; a simulation makes the same ones.
+fn writes(policy: &Policy) -> String {
+    let tried = |kind: &ActionKind| !policy.simulation.limited || policy.allows(*kind);
+    any(ActionKind::ALL.into_iter().filter(tried).flat_map(|kind| {
+        kind.descriptor().rules.iter().flat_map(move |rule| operations(rule)).map(move |write| {
+            if policy.allows(kind) { write } else { format!("{write} && {DRY_RUN}") }
+        })
+    }))
+}
+
+/// A rule's writes, as conditions.
+fn operations(rule: &Rule) -> Vec<String> {
+    let mut found = Vec::new();
+    for group in rule.api_groups {
+        for resource in rule.resources {
+            let (resource, sub) = resource.split_once('/').unwrap_or((resource, ""));
+            for verb in rule.verbs {
+                let operation = match *verb {
+                    "create" => "CREATE",
+                    "patch" | "update" => "UPDATE",
+                    "delete" => "DELETE",
+                    _ => continue,
+                };
+                found.push(format!(
+                    "request.resource.group == '{group}' && request.resource.resource == \
+                     '{resource}' && request.subResource == '{sub}' && request.operation == \
+                     '{operation}'"
+                ));
+            }
+        }
+    }
+    found
+}
+
+fn in_namespace(pattern: &Pattern) -> String {
+    format!("request.namespace.matches('{}')", pattern.to_regex())
+}
+
+fn on_target(label: &Label) -> String {
+    match label.parts() {
+        (key, None) => format!("'{key}' in variables.labels"),
+        (key, Some(value)) => {
+            format!("('{key}' in variables.labels && variables.labels['{key}'] == '{value}')")
+        }
+    }
+}
+
+/// At least one of these; none of none.
+fn any(conditions: impl Iterator<Item = String>) -> String {
+    let conditions: Vec<_> = conditions.map(|condition| format!("({condition})")).collect();
+    if conditions.is_empty() { "false".to_owned() } else { conditions.join(" || ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(policy: &str) -> Vec<Value> {
+        let policy = Policy::parse(policy, "p").expect("is a policy");
+        let account = "ops:executor".parse().expect("is an account");
+        manifests(&policy, &account)
+    }
+
+    fn expressions(policy: &str) -> String {
+        made(policy)[0]["spec"]["validations"].to_string()
+    }
+
+    #[test]
+    fn speaks_of_the_executors_account_alone() {
+        for document in made("{}").iter().filter(|it| it["kind"] == "ValidatingAdmissionPolicy") {
+            assert_eq!(
+                document["spec"]["matchConditions"][0]["expression"],
+                "request.userInfo.username == 'system:serviceaccount:ops:executor'"
+            );
+        }
+    }
+
+    #[test]
+    fn the_kill_switch_is_where_the_policy_keeps_it() {
+        let bound = &made("state: {namespace: brakes, name: lever}")[3]["spec"]["paramRef"];
+        assert_eq!((&bound["namespace"], &bound["name"]), (&json!("brakes"), &json!("lever")));
+        assert_eq!(made("{}")[3]["spec"]["paramRef"]["namespace"], "ops");
+    }
+
+    #[test]
+    fn an_action_that_is_not_allowed_leaves_only_its_dry_run() {
+        let text = expressions("actions: {allow: [restart_k8s]}");
+        assert!(text.contains("'pods' && request.subResource == '' && request.operation == 'DELETE' && has(request.dryRun)"));
+        let text = expressions("actions: {allow: [restart_k8s]}\nsimulation: {limited: true}");
+        assert!(!text.contains("'pods'"), "{text}");
+    }
+
+    #[test]
+    fn each_rule_is_there_when_the_policy_has_it() {
+        let text = expressions(
+            "read_only: true\nnamespaces: {allow: ['shop-*'], deny: [bank]}\n\
+             targets: {protected: [tier=db], opt_in: [sre]}",
+        );
+        for part in ["^shop-.*$", "^bank$", "['tier'] == 'db'", "'sre' in", "read_only"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}
