@@ -142,8 +142,10 @@ impl Transaction<'_> {
             Ok(planned) => self.ledger.open(&self.opening(planned, asked), asked.deadline).await,
             Err(refusal) if self.request.id.is_some() && !refusal.code.retryable() => {
                 match self.ledger.find(asked.deadline).await {
-                    // The refusal says more than that the ledger cannot be read.
-                    Err(error) if error.code != Code::IdReused => Ok(Standing::Free),
+                    // Where the executor may do nothing it need not be able to look either.
+                    Err(error) if error.code == Code::Forbidden && is_denied(refusal) => {
+                        Ok(Standing::Free)
+                    }
                     found => found,
                 }
             }
@@ -248,7 +250,7 @@ impl Transaction<'_> {
         let entry = Entry::new(&asked.id, &plan.target, at);
         let counts = matches!(plan.todo, Todo::Make(..));
         if counts && let Err(refusal) = self.reserve(&plan, &entry, deadline).await {
-            self.release(record, &refusal).await;
+            self.release(record, &refusal, &asked).await;
             return Err(refusal);
         }
         let may_go_on = || -> Step<'_, ()> {
@@ -262,7 +264,7 @@ impl Transaction<'_> {
         match made.await {
             Ok(done) => {
                 if counts && done.outcome == Outcome::Unchanged {
-                    self.refund(&entry).await;
+                    self.refund(&entry, &asked).await;
                 }
                 let answer = self.answer_of(&record, &done, &asked);
                 record.intent.completion = done.plan.completion;
@@ -270,14 +272,14 @@ impl Transaction<'_> {
             }
             Err(error) if error.code == Code::OutcomeUnknown => {
                 record.in_doubt();
-                self.write(&mut record, Instant::now()).await;
+                self.write(&mut record, closing(&asked)).await;
                 Err(error)
             }
             Err(error) => {
                 if counts {
-                    self.refund(&entry).await;
+                    self.refund(&entry, &asked).await;
                 }
-                self.release(record, &error).await;
+                self.release(record, &error, &asked).await;
                 Err(error)
             }
         }
@@ -325,7 +327,7 @@ impl Transaction<'_> {
                 self.take(record, Planned { needs_approval: false, ..planned }, &asked).await
             }
             Err(refusal) => {
-                self.release(record, &refusal).await;
+                self.release(record, &refusal, &asked).await;
                 Err(refusal)
             }
         }
@@ -357,7 +359,7 @@ impl Transaction<'_> {
         record.intent.answer = answer.clone();
         if asked.wait {
             record.effective(made);
-            self.write(&mut record, asked.deadline).await;
+            self.write(&mut record, closing(asked)).await;
             self.wait_for(&record, &mut answer).await;
         } else {
             record.made = Some(made);
@@ -376,15 +378,17 @@ impl Transaction<'_> {
     ) -> Result<ActionResponse, ActionError> {
         Failpoint::BeforeRecord.pass();
         record.answered(answer.clone());
-        let deadline = if asked.wait { Instant::now() + TO_RECORD } else { asked.deadline };
-        let settled = self.ledger.settle(&mut record, at_least_a_moment(deadline)).await;
+        let deadline = if asked.wait { Instant::now() + TO_RECORD } else { closing(asked) };
+        let settled = self.ledger.settle(&mut record, deadline).await;
         Failpoint::AfterRecord.pass();
         match settled {
             Ok(None) => Ok(ActionResponse { replayed, ..answer }),
             Ok(Some(theirs)) => Ok(ActionResponse { replayed: true, ..theirs }),
             Err(error) => {
                 let mut answer = ActionResponse { replayed, ..answer };
-                answer.warnings.push(format!("the answer could not be recorded: {error}"));
+                let hint = error.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+                let warning = format!("the answer could not be recorded: {}{hint}", error.detail);
+                answer.warnings.push(warning);
                 Ok(answer)
             }
         }
@@ -422,14 +426,14 @@ impl Transaction<'_> {
         answer.rollout = Some(rollout);
     }
 
-    async fn release(&self, mut record: Record, refusal: &ActionError) {
+    async fn release(&self, mut record: Record, refusal: &ActionError, asked: &Asked) {
         record.released(refusal);
-        self.write(&mut record, Instant::now()).await;
+        self.write(&mut record, closing(asked)).await;
     }
 
     /// Writes a record on which nothing depends: without it the next try finds out by itself, later.
     async fn write(&self, record: &mut Record, deadline: Instant) {
-        if let Err(error) = self.ledger.settle(record, at_least_a_moment(deadline)).await {
+        if let Err(error) = self.ledger.settle(record, deadline).await {
             tracing::warn!(%error, "the record could not be written");
         }
     }
@@ -448,15 +452,18 @@ impl Transaction<'_> {
         }
     }
 
-    async fn refund(&self, entry: &Entry) {
-        let deadline = at_least_a_moment(Instant::now());
-        if let Err(error) = self.budget.refund(entry, deadline).await {
+    async fn refund(&self, entry: &Entry, asked: &Asked) {
+        if let Err(error) = self.budget.refund(entry, closing(asked)).await {
             tracing::warn!(%error, "what was taken from the budget could not be given back");
         }
     }
 }
 
-/// The deadline, or a moment from now if it is over.
-fn at_least_a_moment(deadline: Instant) -> Instant {
-    deadline.max(Instant::now() + AFTERTHOUGHT)
+/// When the books are closed: a moment after the last call for the effect.
+fn closing(asked: &Asked) -> Instant {
+    asked.deadline + AFTERTHOUGHT
+}
+
+fn is_denied(refusal: &ActionError) -> bool {
+    refusal.code == Code::PolicyDenied
 }

@@ -57,6 +57,10 @@ async fn watch(
             Ok(Ok(Verdict::Complete(message))) => return (RolloutState::Complete, message),
             Ok(Ok(Verdict::Failed(why))) => return (RolloutState::Failed, why),
             Ok(Ok(Verdict::Waiting(what))) => what,
+            // The last look came too late to be answered: what was seen before is what is known.
+            Ok(Err(error)) if error.code.retryable() && Instant::now() >= end => {
+                return (RolloutState::TimedOut, stage);
+            }
             // The cluster may come back before the end does.
             Ok(Err(error)) if error.code.retryable() => error.detail,
             Ok(Err(error)) => return (RolloutState::Failed, error.detail),

@@ -61,7 +61,7 @@ impl<'a> Budget<'a> {
         }
     }
 
-    /// Lets one action through and writes it down.
+    /// Lets one action through and writes it down; where nothing is limited, nothing is written.
     ///
     /// # Errors
     /// [`Code::Stopped`], [`Code::RateLimited`], or why the Lease could not be read or written; then
@@ -71,7 +71,11 @@ impl<'a> Budget<'a> {
         entry: &Entry,
         deadline: Instant,
     ) -> Result<(), ActionError> {
-        let reserved = self.change(deadline, |spent| {
+        if self.limits == Limits::default() {
+            return self.check_switch(deadline).await;
+        }
+        let reserved = self.change(deadline, |lease, spent| {
+            lease.map_or(Ok(()), |lease| self.refuse_if_stopped(lease))?;
             spent.with(entry.clone(), &self.limits).map_err(|full| self.full(full))
         });
         reserved.await
@@ -82,7 +86,10 @@ impl<'a> Budget<'a> {
     /// # Errors
     /// Why the Lease could not be written; then the action goes on counting.
     pub(crate) async fn refund(&self, entry: &Entry, deadline: Instant) -> Result<(), ActionError> {
-        self.change(deadline, |spent| Ok(spent.without(entry))).await
+        if self.limits == Limits::default() {
+            return Ok(());
+        }
+        self.change(deadline, |_, spent| Ok(spent.without(entry))).await
     }
 
     /// Looks at the kill switch alone.
@@ -100,16 +107,13 @@ impl<'a> Budget<'a> {
     async fn change(
         &self,
         deadline: Instant,
-        next: impl Fn(&Spent) -> Result<Spent, ActionError>,
+        next: impl Fn(Option<&Lease>, &Spent) -> Result<Spent, ActionError>,
     ) -> Result<(), ActionError> {
         let mut pauses = pauses();
         loop {
             let lease = self.read(deadline).await?;
-            if let Some(lease) = &lease {
-                self.refuse_if_stopped(lease)?;
-            }
             let before = lease.as_ref().map(spent_on).unwrap_or_default();
-            let after = next(&before)?;
+            let after = next(lease.as_ref(), &before)?;
             if after == before {
                 return Ok(());
             }

@@ -2,34 +2,32 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
-use action_executor::actions::ActionKind;
-use kube::ResourceExt;
+use action_executor::{actions::ActionKind, budget, policy::Policy, rbac};
 use serde_json::{Value, json};
 
 use crate::{
     cluster::{Namespace, shared},
     program::{Finished, Program, scratch},
+    scenario::parameters,
 };
 
-/// A request for each action, real and waited for, on the objects that [`workload`] makes.
+/// A request for each action, real and waited for.
 async fn request(kind: ActionKind, namespace: &Namespace) -> String {
-    let name = namespace.name();
-    let parameters = match kind {
-        ActionKind::RestartK8s => json!({ "deployment": "web", "namespace": name }),
-        ActionKind::RestartPod => {
-            let pod = namespace.pods_of("web").await[0].name_any();
-            json!({ "pod_name": pod, "namespace": name })
-        }
-    };
     json!({
-        "type": kind.name(), "parameters": parameters,
+        "type": kind.name(), "parameters": parameters(kind, namespace).await,
         "simulate": false, "wait": true, "timeout_seconds": 20,
     })
     .to_string()
 }
 
+/// A policy under which everything is used that needs a right.
+const COUNTED: &str = "cooldown_seconds: 0";
+
+/// All that the executor needs for this action under [`COUNTED`], as it says itself.
 fn rules(kind: ActionKind) -> Vec<Value> {
-    kind.descriptor().rules.iter().map(|rule| json!(rule)).collect()
+    let policy = Policy::parse(COUNTED, "counted").expect("is a policy");
+    let rules = rbac::rules(&[kind], &policy).into_iter().chain([budget::RULE]);
+    rules.map(|rule| json!(rule)).collect()
 }
 
 /// Every way of leaving one verb out, with what was left out.
@@ -57,8 +55,10 @@ async fn each_action_succeeds_with_exactly_its_rules() {
         namespace.running_deployment("web", 1).await;
         let kubeconfig = namespace.account("exact", json!(rules(kind))).await;
         let request = request(kind, &namespace).await;
-        let done = Program::with_kubeconfig(&kubeconfig).input(request).run();
+        let policy = namespace.policy(COUNTED);
+        let done = Program::with_kubeconfig(&kubeconfig).under(&policy).input(request).run();
         assert_eq!(done.status, 0, "{}: {done:?}", kind.name());
+        assert_eq!(done.answer()["warnings"], json!([]), "{}: {done:?}", kind.name());
     }
 }
 
@@ -75,16 +75,27 @@ async fn without_any_one_verb_the_answer_names_it_and_the_rule_that_is_missing()
             .await;
             let account = format!("less-{number}");
             let kubeconfig = namespace.account(&account, json!(fewer)).await;
-            let request = request(kind, &namespace).await;
-            let request = request.replace("\"timeout_seconds\":20", "\"timeout_seconds\":2");
-            let done = Program::with_kubeconfig(&kubeconfig).input(request).run();
-            assert_ne!(done.status, 0, "{} without {verb} {resource}: {done:?}", kind.name());
+            let policy = namespace.policy(COUNTED);
+            let send = |id: &str, request: String| {
+                let request = request.replace("\"timeout_seconds\":20", "\"timeout_seconds\":1");
+                Program::with_kubeconfig(&kubeconfig)
+                    .under(&policy)
+                    .env("ACTION_ID", id)
+                    .input(request)
+                    .run()
+                    .stdout
+            };
+            // Once, the same again, and another one: some rights are needed only by the latter two.
+            let first = request(kind, &namespace).await;
+            let mut told = send("one", first.clone());
+            told.push_str(&send("one", first));
+            told.push_str(&send("two", request(kind, &namespace).await));
             let namespace = namespace.name();
             let who = format!("system:serviceaccount:{namespace}:{account}");
             let what = format!("{who} may not {verb} {resource}");
-            assert!(done.stdout.contains(&what), "{} without {verb}: {done:?}", kind.name());
+            assert!(told.contains(&what), "{} without {verb} {resource}: {told}", kind.name());
             let rule = format!("\\\"verbs\\\":[\\\"{verb}\\\"]");
-            assert!(done.stdout.contains(&rule), "{done:?}");
+            assert!(told.contains(&rule), "{told}");
         }
     }
 }
@@ -93,10 +104,14 @@ async fn without_any_one_verb_the_answer_names_it_and_the_rule_that_is_missing()
 async fn a_forbidden_patch_is_told_exactly() {
     let namespace = shared().namespace("exact_message").await;
     namespace.running_deployment("web", 1).await;
-    let rules = json!([{ "apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get"] }]);
-    let kubeconfig = namespace.account("reader", rules).await;
+    let all = rules(ActionKind::RestartK8s);
+    let fewer = without_one_verb(&all)
+        .into_iter()
+        .find(|(verb, resource, _)| verb == "patch" && resource == "deployments");
+    let kubeconfig = namespace.account("reader", json!(fewer.expect("is one").2)).await;
     let request = request(ActionKind::RestartK8s, &namespace).await;
-    let done = Program::with_kubeconfig(&kubeconfig).input(request).run();
+    let policy = namespace.policy(COUNTED);
+    let done = Program::with_kubeconfig(&kubeconfig).under(&policy).input(request).run();
     assert_eq!(done.status, 77, "{done:?}");
     let (answer, name) = (done.answer(), namespace.name());
     assert_eq!(answer["status"], 403);

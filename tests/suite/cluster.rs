@@ -48,6 +48,8 @@ pub const GOOD_IMAGE: &str = "registry.invalid/good:1";
 /// A running cluster.
 pub struct TestCluster {
     kubeconfig: PathBuf,
+    programs: PathBuf,
+    audit_log: PathBuf,
     supervisor: Option<Mutex<Supervisor>>,
 }
 
@@ -61,7 +63,12 @@ struct Supervisor {
 pub fn shared() -> &'static TestCluster {
     static SHARED: OnceLock<TestCluster> = OnceLock::new();
     SHARED.get_or_init(|| match env::var_os("TEST_KUBECONFIG") {
-        Some(path) => TestCluster { kubeconfig: path.into(), supervisor: None },
+        Some(path) => TestCluster {
+            kubeconfig: path.into(),
+            programs: PathBuf::new(),
+            audit_log: env::var_os("TEST_AUDIT_LOG").unwrap_or_default().into(),
+            supervisor: None,
+        },
         None => private(),
     })
 }
@@ -87,6 +94,8 @@ pub fn private() -> TestCluster {
     let path = |name: &str| PathBuf::from(ready[name].as_str().expect("is a path"));
     TestCluster {
         kubeconfig: path("kubeconfig"),
+        programs: folder.trim().into(),
+        audit_log: path("audit_log"),
         supervisor: Some(Mutex::new(Supervisor { process, commands, answers })),
     }
 }
@@ -101,6 +110,16 @@ impl TestCluster {
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// The folder with kubectl in it; empty for a cluster that is not ours, whose kubectl is on the PATH.
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
+    /// What the API server was asked, in its own words.
+    pub fn audit_log(&self) -> &Path {
+        &self.audit_log
     }
 
     /// Kills a component of a cluster of our own.
@@ -176,6 +195,7 @@ pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<
 
 /// A test's own namespace. A cluster of ours ends with all of them; in a foreign one they stay, for
 /// whoever wants to look, under names that tell where they come from.
+#[derive(Clone)]
 pub struct Namespace {
     name: String,
     client: Client,
@@ -307,6 +327,14 @@ impl Namespace {
             .expect("a token is issued");
         let token = token.status.expect("is answered").token;
         self.kubeconfig_with(name, json!({ "token": token }))
+    }
+
+    /// A policy's file, its state kept in this namespace.
+    pub fn policy(&self, policy: &str) -> PathBuf {
+        let path = crate::program::scratch("policy.yaml");
+        let text = format!("{policy}\nstate: {{namespace: {}}}\n", self.name);
+        std::fs::write(&path, text).expect("is written");
+        path
     }
 
     /// The administrator's kubeconfig with another user in it.

@@ -1,6 +1,6 @@
 //! The tests that need the built program: against a real API server, over real sockets.
 //!
-//! `cluster` and `program` are the tools; every other file holds sentences about one part.
+//! `cluster`, `program` and `scenario` are the tools; every other file holds sentences about one part.
 
 mod access;
 mod attacks;
@@ -8,9 +8,11 @@ mod cluster;
 mod contract;
 mod faults;
 mod http;
+mod ledger;
 mod once;
 mod parity;
 mod program;
 mod properties;
 mod restart_k8s;
 mod restart_pod;
+mod scenario;

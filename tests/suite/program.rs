@@ -46,9 +46,15 @@ impl Program {
         Program { command, input: Vec::new() }
     }
 
-    /// The program with this kubeconfig.
+    /// The program with this kubeconfig, under no limits but those that nobody can lift.
     pub fn with_kubeconfig(path: &Path) -> Self {
-        Program::offline().env("KUBECONFIG", path)
+        let unlimited = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/unlimited.yaml");
+        Program::offline().env("KUBECONFIG", path).under(Path::new(unlimited))
+    }
+
+    /// The program under this policy.
+    pub fn under(self, policy: &Path) -> Self {
+        self.env("ACTION_EXECUTOR_POLICY", policy)
     }
 
     /// Adds arguments.
@@ -266,6 +272,17 @@ impl Server {
         self.raw(
             format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").as_bytes(),
         )
+    }
+
+    /// Posts JSON to the server that is, or was, at this address; `None` if it gives no whole answer.
+    pub fn try_execute(address: SocketAddr, body: &[u8]) -> Option<Reply> {
+        let mut stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.write_all(&execute_request(body, "Connection: close\r\n")).ok()?;
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).ok()?;
+        let whole = bytes.windows(4).any(|end| end == b"\r\n\r\n") && bytes.ends_with(b"}");
+        whole.then(|| Reply::read(&mut bytes.as_slice()))
     }
 
     /// Posts JSON to the action endpoint, as the original service's users do.

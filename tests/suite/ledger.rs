@@ -1,0 +1,392 @@
+//! Exactly once: crashes, retries, lost answers, and several processes at once.
+//!
+//! Each test here has a short form, which always runs, and a long one:
+//!
+//!     LEDGER_ROUNDS=100 cargo test --release --test suite ledger -- --nocapture
+//!
+//! `LEDGER_SEED` repeats the random choices of an earlier run.
+
+use std::{
+    env,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use action_executor::{actions::ActionKind, failpoint::Failpoint};
+use k8s_openapi::api::core::v1::Event;
+use kube::{Api, api::ListParams};
+use serde_json::{Value, json};
+use tokio::{
+    task::{JoinSet, LocalSet, spawn_blocking},
+    time::sleep,
+};
+
+use crate::{
+    cluster::{Namespace, PATIENCE, shared},
+    program::{Finished, Program, Server},
+    scenario::{Scenario, told},
+};
+
+/// How often the short forms are repeated.
+fn rounds() -> usize {
+    env::var("LEDGER_ROUNDS").ok().and_then(|it| it.parse().ok()).unwrap_or(1)
+}
+
+/// Random numbers that can be had again: xorshift64*.
+pub struct Random(u64);
+
+impl Random {
+    /// From `LEDGER_SEED`, or anew; printed, so that it can be given.
+    pub fn new(test: &str) -> Self {
+        let given = env::var("LEDGER_SEED").ok().and_then(|it| it.parse().ok());
+        let seed = given.unwrap_or_else(|| uuid_bits() | 1);
+        println!("{test}: LEDGER_SEED={seed}");
+        Random(seed)
+    }
+
+    /// A number below this one.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % bound
+    }
+}
+
+fn uuid_bits() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.expect("it is after 1970").as_nanos() as u64
+}
+
+fn program(namespace: &Namespace) -> Program {
+    // Short, so that a dead holder's claim is soon over.
+    Program::with_kubeconfig(namespace.kubeconfig()).env("ACTION_EXECUTOR_DEADLINE_SECONDS", "2")
+}
+
+fn send(program: Program, request: &Value) -> Finished {
+    program.input(request.to_string()).run()
+}
+
+/// Sends the request until its answer is there.
+fn answered(namespace: &Namespace, request: &Value) -> Value {
+    let done = send(program(namespace).args(["--wait-for-other"]), request);
+    assert_eq!(done.status, 0, "{done:?}");
+    done.answer()
+}
+
+async fn dies_and_is_retried(kind: ActionKind, at: Failpoint) {
+    let scenario = Scenario::new(kind, "dies").await;
+    let request = scenario.request(&format!("{}-{}", kind.name(), at.name()));
+    let dying = program(&scenario.namespace).env("ACTION_EXECUTOR_FAILPOINT", at.name());
+    let died = {
+        let request = request.clone();
+        spawn_blocking(move || send(dying, &request)).await.expect("it ran")
+    };
+    assert_eq!((died.status, died.stdout.as_str()), (-1, ""), "{kind:?} at {at:?}: {died:?}");
+    let namespace = scenario.namespace.clone();
+    let (first, second) =
+        spawn_blocking(move || (answered(&namespace, &request), answered(&namespace, &request)))
+            .await
+            .expect("it ran");
+    assert_eq!(second["replayed"], true);
+    assert_eq!(told(first), told(second), "{kind:?} at {at:?}");
+    assert_eq!(scenario.effects().await, 1, "{kind:?} at {at:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_at_any_step_of_any_action_leaves_one_effect_and_one_answer() {
+    let side_by_side = async {
+        let mut tries = JoinSet::new();
+        for kind in ActionKind::ALL {
+            for at in Failpoint::ALL {
+                tries.spawn_local(dies_and_is_retried(kind, at));
+            }
+        }
+        tries.join_all().await;
+    };
+    LocalSet::new().run_until(side_by_side).await;
+}
+
+/// Sends one request many times over to four servers that are killed at random.
+async fn many_tries_of_one_request(kind: ActionKind, requests: usize, random: &mut Random) {
+    let scenario = Scenario::new(kind, "many").await;
+    let request = scenario.request("one").to_string();
+    let start = {
+        let namespace = scenario.namespace.clone();
+        move || Server::start(program(&namespace))
+    };
+    let servers: Vec<_> = (0..4).map(|_| Mutex::new(start())).collect();
+    let servers = Arc::new(servers);
+    let left = Arc::new(AtomicUsize::new(requests));
+    let answers = Arc::new(Mutex::new(Vec::<Value>::new()));
+    let clients: Vec<_> = (0..8)
+        .map(|client| {
+            let (servers, left, answers) = (servers.clone(), left.clone(), answers.clone());
+            let request = request.clone();
+            spawn_blocking(move || {
+                let take = |left: usize| left.checked_sub(1);
+                while left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
+                    answers.lock().expect("is whole").push(insist(&servers, client, &request));
+                }
+            })
+        })
+        .collect();
+    let done = Arc::new(AtomicBool::new(false));
+    let killer = {
+        let (servers, done) = (servers.clone(), done.clone());
+        let pauses: Vec<_> = (0..10_000).map(|_| (random.below(4), random.below(400))).collect();
+        spawn_blocking(move || {
+            for (victim, pause) in pauses {
+                if done.load(Ordering::SeqCst) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(100 + pause));
+                let mut server = servers[victim as usize].lock().expect("is whole");
+                server.signal("KILL");
+                *server = start();
+            }
+        })
+    };
+    for client in clients {
+        client.await.expect("all were answered");
+    }
+    done.store(true, Ordering::SeqCst);
+    killer.await.expect("it ended");
+    let answers = answers.lock().expect("is whole").clone();
+    assert_eq!(answers.len(), requests);
+    let firsts = answers.iter().filter(|answer| answer["replayed"] == false).count();
+    assert!(firsts <= 1, "{firsts} say that it was they");
+    for answer in &answers {
+        assert_eq!(told(answer.clone()), told(answers[0].clone()));
+    }
+    assert_eq!(scenario.effects().await, 1, "{kind:?}");
+}
+
+/// Asks one server after the other until one has the answer.
+fn insist(servers: &[Mutex<Server>], mut next: usize, request: &str) -> Value {
+    let began = std::time::Instant::now();
+    loop {
+        let address = servers[next % servers.len()].lock().expect("is whole").address();
+        if let Some(reply) = Server::try_execute(address, request.as_bytes())
+            && reply.status == 200
+        {
+            return reply.json();
+        }
+        assert!(began.elapsed() < PATIENCE, "no answer in time");
+        next += 1;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_request_sent_many_times_to_processes_that_are_killed_acts_once() {
+    let mut random = Random::new("killed");
+    for _ in 0..rounds() {
+        for kind in ActionKind::ALL {
+            let requests = if rounds() > 1 { 1000 } else { 150 };
+            many_tries_of_one_request(kind, requests, &mut random).await;
+        }
+    }
+}
+
+async fn records(namespace: &Namespace) -> Vec<Event> {
+    let params = ListParams::default().labels("app.kubernetes.io/managed-by=action-executor");
+    namespace.api::<Event>().list(&params).await.expect("events are listed").items
+}
+
+#[tokio::test]
+async fn an_id_stands_for_one_payload() {
+    for kind in ActionKind::ALL {
+        let scenario = Scenario::new(kind, "payload").await;
+        let request = scenario.request("r1");
+        assert_eq!(send(program(&scenario.namespace), &request).status, 0);
+        let mut other = request.clone();
+        other["reason"] = "another one".into();
+        let done = send(program(&scenario.namespace), &other);
+        assert_eq!(done.status, 65, "{done:?}");
+        let problem = done.answer();
+        assert_eq!((&problem["code"], &problem["status"]), (&json!("id_reused"), &json!(422)));
+        assert_eq!(problem["field"], "id");
+        // How long the caller stays is another matter.
+        let mut waiting = request;
+        waiting["wait"] = true.into();
+        let done = send(program(&scenario.namespace), &waiting);
+        assert_eq!(done.status, 0, "{done:?}");
+        assert_eq!(done.answer()["replayed"], true);
+        assert_eq!(done.answer()["rollout"]["state"], "complete");
+        assert_eq!(scenario.effects().await, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_under_way_is_told_apart_from_one_that_is_done() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "under_way").await;
+    let request = scenario.request("r1");
+    let dying =
+        program(&scenario.namespace).env("ACTION_EXECUTOR_FAILPOINT", Failpoint::AfterClaim.name());
+    assert_eq!(send(dying, &request).status, -1);
+    let done = send(program(&scenario.namespace), &request);
+    assert_eq!(done.status, 75, "{done:?}");
+    let problem = done.answer();
+    assert_eq!((&problem["code"], &problem["status"]), (&json!("in_progress"), &json!(409)));
+    assert!(problem["retry_after_seconds"].as_u64().is_some_and(|it| it > 0));
+    let server = Server::start(program(&scenario.namespace));
+    let reply = server.execute(request.to_string().as_bytes());
+    assert_eq!(reply.status, 409);
+    assert!(reply.header("retry-after").is_some());
+}
+
+#[tokio::test]
+async fn the_id_may_come_in_a_header() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "header").await;
+    let server = Server::start(program(&scenario.namespace));
+    let mut request = scenario.request("r1");
+    request.as_object_mut().expect("is an object").remove("id");
+    let send = |key: &str| {
+        let header = format!("Idempotency-Key: {key}\r\nConnection: close\r\n");
+        server.raw(&crate::program::execute_request(request.to_string().as_bytes(), &header))
+    };
+    let first = send("\"alert-7\"").json();
+    assert_eq!((&first["id"], &first["replayed"]), (&json!("alert-7"), &json!(false)));
+    assert_eq!(send("alert-7").json()["replayed"], true);
+    assert_eq!(send("not an id").status, 400);
+    assert_eq!(scenario.effects().await, 1);
+}
+
+#[tokio::test]
+async fn a_record_that_has_gone_does_not_make_it_happen_again() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "gone").await;
+    let request = scenario.request("r1");
+    assert_eq!(send(program(&scenario.namespace), &request).status, 0);
+    let events: Api<Event> = scenario.namespace.api();
+    for record in records(&scenario.namespace).await {
+        let name = record.metadata.name.expect("has one");
+        events.delete(&name, &Default::default()).await.expect("is deleted");
+    }
+    let done = send(program(&scenario.namespace), &request);
+    assert_eq!(done.status, 0, "{done:?}");
+    assert_eq!(done.answer()["replayed"], true);
+    assert_eq!(scenario.effects().await, 1);
+    assert_eq!(records(&scenario.namespace).await.len(), 1);
+}
+
+#[tokio::test]
+async fn without_a_claim_nothing_is_done() {
+    for kind in ActionKind::ALL {
+        let scenario = Scenario::new(kind, "no_claim").await;
+        let rules: Vec<_> = kind.descriptor().rules.iter().map(|rule| json!(rule)).collect();
+        let kubeconfig = scenario.namespace.account("no-events", json!(rules)).await;
+        let done = send(Program::with_kubeconfig(&kubeconfig), &scenario.request("r1"));
+        assert_eq!(done.status, 77, "{done:?}");
+        assert!(done.stdout.contains("may not create events"), "{done:?}");
+        assert_eq!(scenario.effects().await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_request_may_be_sent_again_once_the_reason_is_gone() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "again").await;
+    let mut request = scenario.request("r1");
+    request["precondition"] = json!({ "resource_version": "1" });
+    assert_eq!(send(program(&scenario.namespace), &request).status, 69);
+    assert_eq!(send(program(&scenario.namespace), &scenario.request("r1")).status, 0);
+    assert_eq!(scenario.effects().await, 1);
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_old_is_refused() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "old").await;
+    let mut request = scenario.request("r1");
+    request["issued_at"] = "2026-01-31T12:00:00Z".into();
+    let done = send(program(&scenario.namespace), &request);
+    assert_eq!(done.status, 65, "{done:?}");
+    assert_eq!(done.answer()["code"], "request_expired");
+    request["issued_at"] = chrono::Utc::now().to_rfc3339().into();
+    assert_eq!(send(program(&scenario.namespace), &request).status, 0);
+    assert_eq!(scenario.effects().await, 1);
+}
+
+#[tokio::test]
+async fn an_interrupted_wait_is_taken_up_by_the_next_try() {
+    let namespace = shared().namespace("taken_up").await;
+    namespace.deployment("web", 1, crate::cluster::SLOW_IMAGE).await;
+    namespace.rolled_out("web").await;
+    let request = json!({
+        "type": "restart_k8s", "simulate": false, "wait": true, "id": "r1",
+        "parameters": { "deployment": "web", "namespace": namespace.name() },
+    });
+    let waiting = program(&namespace).input(request.to_string()).start();
+    crate::cluster::eventually("it is restarted", async || {
+        (namespace.get_deployment("web").await.metadata.generation > Some(1)).then_some(())
+    })
+    .await;
+    sleep(Duration::from_millis(300)).await;
+    waiting.signal("TERM");
+    let done = waiting.wait();
+    assert_eq!(done.status, 75, "{done:?}");
+    let done = send(program(&namespace), &request);
+    assert_eq!(done.status, 0, "{done:?}");
+    assert_eq!(done.answer()["rollout"]["state"], "complete");
+    assert_eq!(done.answer()["replayed"], true);
+    assert_eq!(namespace.get_deployment("web").await.metadata.generation, Some(2));
+}
+
+fn kubectl(namespace: &Namespace, args: &[&str]) -> String {
+    let kubectl = Path::new(shared().programs()).join("kubectl");
+    let done = std::process::Command::new(kubectl)
+        .args(["-n", namespace.name()])
+        .args(args)
+        .env("KUBECONFIG", namespace.kubeconfig())
+        .output()
+        .expect("kubectl runs");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).expect("is text")
+}
+
+#[tokio::test]
+async fn people_see_in_kubectl_who_asked_why_and_what_was_done() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "audit").await;
+    let mut request = scenario.request("alert-7");
+    request["requester"] = "pager".into();
+    request["reason"] = "p99 is 4 s".into();
+    assert_eq!(send(program(&scenario.namespace), &request).status, 0);
+    for args in [&["describe", "deployment", "web"][..], &["get", "events"]] {
+        let text = kubectl(&scenario.namespace, args);
+        let line = text.lines().find(|line| line.contains("ActionApplied")).expect("is listed");
+        for part in ["Deployment 'web' restarted at", "Asked by pager: p99 is 4 s", "alert-7"] {
+            assert!(line.contains(part), "{line}");
+        }
+    }
+    let name = scenario.namespace.name();
+    let history = |args: &[&str]| {
+        let args = [&["history", "--namespace", name], args].concat();
+        program(&scenario.namespace).args(args).run()
+    };
+    let listed = history(&["--target", "deployment/web", "--output", "json"]);
+    assert_eq!(listed.status, 0, "{listed:?}");
+    let entry = listed.answer();
+    assert_eq!((&entry["id"], &entry["type"]), (&json!("alert-7"), &json!("restart_k8s")));
+    assert!(entry["message"].as_str().expect("has one").contains("Asked by pager"));
+    assert_eq!(history(&["--target", "api"]).stdout.trim(), "");
+    assert!(history(&[]).stdout.contains("ActionApplied"));
+}
+
+#[tokio::test]
+async fn a_refusal_is_seen_too_and_only_once() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "refusal").await;
+    let policy = scenario.namespace.policy("actions: {allow: [restart_pod]}");
+    for _ in 0..5 {
+        let mut request = scenario.request("r1");
+        request.as_object_mut().expect("is an object").remove("id");
+        assert_eq!(send(program(&scenario.namespace).under(&policy), &request).status, 77);
+    }
+    let records = records(&scenario.namespace).await;
+    assert_eq!(records.len(), 1);
+    let message = records[0].message.as_deref().expect("has one");
+    assert!(message.contains("restart_k8s was refused: not allowed by the policy"), "{message}");
+    assert_eq!(scenario.effects().await, 0);
+}
