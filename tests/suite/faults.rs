@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use action_executor::actions::ActionKind;
 use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response,
@@ -21,18 +22,24 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use kube::{Client, ResourceExt};
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::{
+    Client, ResourceExt,
+    api::{DeleteParams, ListParams},
+};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::{
     cluster::{Namespace, eventually, shared},
+    ledger::{Random, rounds},
     program::{Finished, Program, scratch},
+    scenario::Scenario,
 };
 
 /// What the proxy does with a request.
 #[derive(Clone)]
-enum Conduct {
+pub enum Conduct {
     /// Passes it on, and its answer back.
     Honest,
     /// Passes it on and cuts the connection instead of answering.
@@ -55,7 +62,7 @@ struct Counts {
 }
 
 /// Starts a proxy; returns a kubeconfig that leads to it.
-async fn proxy(
+pub async fn proxy(
     namespace: &Namespace,
     rule: impl Fn(&Method, usize) -> Conduct + Send + Sync + 'static,
 ) -> PathBuf {
@@ -323,4 +330,106 @@ async fn a_signal_before_anything_was_done_is_no_outcome() {
     assert_eq!(done.status, 75, "{done:?}");
     assert_eq!(done.answer()["code"], "shutting_down");
     assert!(done.took < Duration::from_secs(3), "{:?}", done.took);
+}
+
+/// Sends each of several requests through a proxy that loses answers to writes at random, until it is
+/// answered; it must have taken effect once.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_lost_at_random_never_lead_to_a_second_effect() {
+    let mut random = Random::new("lost_at_random");
+    let tries = if rounds() > 1 { 250 } else { 12 };
+    for kind in ActionKind::ALL {
+        for number in 0..tries {
+            let scenario = Scenario::new(kind, "lossy").await;
+            let lost: Vec<_> = (0..64).map(|_| random.below(3) == 0).collect();
+            let kubeconfig = proxy(&scenario.namespace, move |method, number| {
+                let write = *method != Method::GET;
+                if write && lost[number % lost.len()] {
+                    Conduct::LoseAnswer
+                } else {
+                    Conduct::Honest
+                }
+            })
+            .await;
+            let request = scenario.request(&format!("r{number}"));
+            let first = send(kubeconfig, request.clone()).await;
+            // What did not get an answer through the proxy gets it without.
+            let honest = Program::with_kubeconfig(scenario.namespace.kubeconfig());
+            let again = honest.args(["--wait-for-other"]).input(request.to_string());
+            let again = tokio::task::spawn_blocking(|| again.run()).await.expect("it ran");
+            assert_eq!(again.status, 0, "{first:?} {again:?}");
+            assert_eq!(scenario.effects().await, 1, "{first:?} {again:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_came_under_the_same_name_is_never_deleted() {
+    for _ in 0..if rounds() > 1 { 1000 } else { 5 } {
+        let namespace = shared().namespace("recreated").await;
+        namespace.running_stateful_set("db", 1).await;
+        let pods = namespace.api::<Pod>();
+        let old = pods.get("db-0").await.expect("is there").uid();
+        let (meddler, handle) = (pods.clone(), tokio::runtime::Handle::current());
+        let before = old.clone();
+        let kubeconfig = proxy(&namespace, move |method, _| {
+            if *method == Method::DELETE {
+                // Between our look at the pod and our deletion, somebody replaces it.
+                let replace = async {
+                    let now = DeleteParams::default().grace_period(0);
+                    meddler.delete("db-0", &now).await.expect("is deleted");
+                    eventually("it is back", async || {
+                        let pod = meddler.get_opt("db-0").await.expect("is asked")?;
+                        (pod.uid() != before).then_some(())
+                    })
+                    .await;
+                };
+                tokio::task::block_in_place(|| handle.block_on(replace));
+            }
+            Conduct::Honest
+        })
+        .await;
+        let request = json!({
+            "type": "restart_pod", "simulate": false, "id": "r1",
+            "parameters": { "pod_name": "db-0", "namespace": namespace.name() },
+        });
+        let done = send(kubeconfig, request.clone()).await;
+        let new = pods.get("db-0").await.expect("is there");
+        assert!(new.uid() != old && new.metadata.deletion_timestamp.is_none(), "{done:?}");
+        assert_eq!(done.status, 0, "{done:?}");
+        assert_eq!(done.answer()["outcome"], "unchanged");
+        // Nor by a retry.
+        let again = send(namespace.kubeconfig().to_owned(), request).await;
+        assert_eq!(again.answer()["replayed"], true, "{again:?}");
+        assert_eq!(pods.get("db-0").await.expect("is there").uid(), new.uid());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_expires_before_it_is_settled_is_written_anew() {
+    let namespace = shared().namespace("expires").await;
+    namespace.running_deployment("web", 1).await;
+    let (events, handle) = (namespace.api::<Event>(), tokio::runtime::Handle::current());
+    let kubeconfig = proxy(&namespace, move |method, number| {
+        // The writes are the claim, the restart and the record.
+        if *method == Method::PATCH && number == 2 {
+            let ours = ListParams::default().labels("app.kubernetes.io/managed-by=action-executor");
+            let expire = async {
+                for record in events.list(&ours).await.expect("are listed").items {
+                    events.delete(&record.name_any(), &Default::default()).await.expect("goes");
+                }
+            };
+            tokio::task::block_in_place(|| handle.block_on(expire));
+        }
+        Conduct::Honest
+    })
+    .await;
+    let mut request = restart(&namespace);
+    request["id"] = "r1".into();
+    let done = send(kubeconfig, request.clone()).await;
+    assert_eq!(done.status, 0, "{done:?}");
+    assert_eq!(done.answer()["warnings"], json!([]));
+    let again = send(namespace.kubeconfig().to_owned(), request).await;
+    assert_eq!(again.answer()["replayed"], true, "{again:?}");
+    assert_eq!(generation(&namespace).await, 2);
 }

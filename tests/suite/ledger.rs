@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// How often the short forms are repeated.
-fn rounds() -> usize {
+pub fn rounds() -> usize {
     env::var("LEDGER_ROUNDS").ok().and_then(|it| it.parse().ok()).unwrap_or(1)
 }
 

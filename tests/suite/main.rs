@@ -3,12 +3,15 @@
 //! `cluster`, `program` and `scenario` are the tools; every other file holds sentences about one part.
 
 mod access;
+mod admission;
+mod approval;
 mod attacks;
 mod cluster;
 mod contract;
 mod faults;
 mod http;
 mod ledger;
+mod limits;
 mod once;
 mod parity;
 mod program;

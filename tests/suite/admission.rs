@@ -1,0 +1,194 @@
+//! The second layer: the API server itself denies what the policy denies, whatever the executor does.
+//!
+//! Here the executor runs under a policy that denies nothing, as if its own checks had failed, and the
+//! admission policies that were made from another one stand in its way.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use action_executor::actions::ActionKind;
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{Namespace, eventually, shared},
+    program::{Finished, Program, scratch},
+    scenario::Scenario,
+};
+
+/// Far more than the executor's own rights.
+fn wide_rights() -> Value {
+    json!([{ "apiGroups": ["", "apps", "coordination.k8s.io"], "resources": ["*"], "verbs": ["*"] }])
+}
+
+fn kubectl(args: &[&str]) -> (bool, String) {
+    let done = Command::new(shared().programs().join("kubectl"))
+        .args(args)
+        .env("KUBECONFIG", shared().kubeconfig())
+        .output()
+        .expect("kubectl runs");
+    let told = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    (done.status.success(), told)
+}
+
+/// Installs the admission policies of this policy for an account of the namespace; returns the
+/// account's kubeconfig.
+async fn guarded(namespace: &Namespace, policy: &str) -> PathBuf {
+    let kubeconfig = namespace.account("executor", wide_rights()).await;
+    let account = format!("{}:executor", namespace.name());
+    let policy = namespace.policy(policy).display().to_string();
+    let args = ["policy", "admission", "--service-account", &account, &policy];
+    let printed = Program::offline().args(args).run();
+    assert_eq!(printed.status, 0, "{printed:?}");
+    let manifests = scratch("admission.yaml");
+    fs::write(&manifests, printed.stdout).expect("is written");
+    let manifests = manifests.display().to_string();
+    // Strict: a field that the API server does not know would be an error.
+    let (applied, told) = kubectl(&["apply", "--validate=strict", "-f", &manifests]);
+    assert!(applied, "{told}");
+    kubeconfig
+}
+
+fn send(kubeconfig: &PathBuf, request: &Value) -> Finished {
+    Program::with_kubeconfig(kubeconfig).input(request.to_string()).run()
+}
+
+/// Waits until the API server denies the request, and returns in which words.
+async fn denied(kubeconfig: &PathBuf, request: &Value) -> String {
+    eventually("the API server denies it", async || {
+        let mut request = request.clone();
+        // A dry run first, so that nothing happens while the policy is not known everywhere.
+        request["simulate"] = true.into();
+        let done = send(kubeconfig, &request);
+        (done.status == 69).then(|| done.answer()["detail"].as_str().expect("has one").to_owned())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_server_denies_what_each_rule_denies() {
+    for kind in ActionKind::ALL {
+        for (rule, policy) in [
+            ("namespaces.deny", "namespaces: {deny: ['admission-*']}"),
+            ("namespaces.allow", "namespaces: {allow: [elsewhere]}\nsimulation: {limited: true}"),
+            ("actions.allow", "actions: {allow: []}\nsimulation: {limited: true}"),
+            ("targets.opt_in", "targets: {opt_in: [sre=yes]}\nsimulation: {limited: true}"),
+        ] {
+            let scenario = Scenario::new(kind, "admission").await;
+            let kubeconfig = guarded(&scenario.namespace, policy).await;
+            let request = scenario.request("r1");
+            let detail = denied(&kubeconfig, &request).await;
+            assert!(detail.contains(&format!("denied by {rule}")), "{kind:?} {rule}: {detail}");
+            let done = send(&kubeconfig, &request);
+            assert_eq!(done.answer()["code"], "rejected_by_cluster", "{kind:?} {rule}: {done:?}");
+            assert_eq!(scenario.effects().await, 0, "{kind:?} {rule}");
+            // Nobody else is meant.
+            let own = send(&scenario.namespace.kubeconfig().to_owned(), &scenario.request("r2"));
+            assert_eq!(own.status, 0, "{own:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_protected_target_is_protected_by_the_api_server_too() {
+    let scenario = Scenario::new(ActionKind::RestartPod, "protected").await;
+    let policy = "targets: {protected: [app=web]}\nsimulation: {limited: true}";
+    let kubeconfig = guarded(&scenario.namespace, policy).await;
+    let detail = denied(&kubeconfig, &scenario.request("r1")).await;
+    assert!(detail.contains("denied by targets.protected"), "{detail}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reading_only_leaves_dry_runs_and_the_switch_stops_the_rest() {
+    for kind in ActionKind::ALL {
+        let scenario = Scenario::new(kind, "read_only").await;
+        let name = scenario.namespace.name().to_owned();
+        let kubeconfig = guarded(&scenario.namespace, "read_only: true").await;
+        let refused = eventually("it holds", async || {
+            let probe = ["-n", &name, "annotate", "deployment", "web", "probe=1", "--overwrite"];
+            let user = format!("--as=system:serviceaccount:{name}:executor");
+            let (done, told) = kubectl(&[&probe[..], &[user.as_str()]].concat());
+            (!done).then_some(told)
+        })
+        .await;
+        assert!(refused.contains("denied by read_only"), "{refused}");
+        let mut request = scenario.request("r1");
+        let done = send(&kubeconfig, &request);
+        assert_eq!(done.answer()["code"], "rejected_by_cluster", "{done:?}");
+        request["simulate"] = true.into();
+        assert_eq!(send(&kubeconfig, &request).status, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kill_switch_holds_in_the_api_server_once_it_is_thrown() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "vap_switch").await;
+    let name = scenario.namespace.name();
+    let kubeconfig = guarded(&scenario.namespace, "version: 1").await;
+    assert_eq!(send(&kubeconfig, &scenario.request("r1")).status, 0);
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {
+            "name": "action-executor", "namespace": name,
+            "annotations": { "action-executor.dev/stop": "incident 7" },
+        },
+    });
+    let path = scratch("lease.json");
+    fs::write(&path, lease.to_string()).expect("is written");
+    let (made, told) = kubectl(&["apply", "-f", &path.display().to_string()]);
+    assert!(made, "{told}");
+    let user = format!("--as=system:serviceaccount:{name}:executor");
+    let refused = eventually("it holds", async || {
+        let probe = ["-n", name, "annotate", "deployment", "web", "probe=1", "--overwrite", &user];
+        let (done, told) = kubectl(&probe);
+        (!done).then_some(told)
+    })
+    .await;
+    assert!(refused.contains("denied by the kill switch"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn even_with_far_more_rights_the_executor_can_do_nothing_else() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "nothing_else").await;
+    let name = scenario.namespace.name();
+    guarded(&scenario.namespace, "version: 1").await;
+    let user = format!("--as=system:serviceaccount:{name}:executor");
+    let attempt = |args: &[&str]| kubectl(&[&["-n", name, &user], args].concat());
+    let refused = eventually("it holds", async || {
+        let (done, told) = attempt(&["create", "configmap", "approval"]);
+        (!done).then_some(told)
+    })
+    .await;
+    assert!(refused.contains("denied by actions.allow"), "{refused}");
+    for args in [
+        &["delete", "deployment", "web"][..],
+        &["create", "deployment", "other", "--image=x"],
+        &["create", "secret", "generic", "s"],
+        &["scale", "deployment", "web", "--replicas=0"],
+    ] {
+        let (done, told) = attempt(args);
+        assert!(!done && told.contains("denied by actions.allow"), "{args:?}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn the_printed_roles_are_taken_by_the_api_server_and_suffice() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "roles").await;
+    let name = scenario.namespace.name();
+    let kubeconfig = scenario.namespace.account("executor", json!([])).await;
+    let policy = scenario.namespace.policy("cooldown_seconds: 0");
+    let account = format!("{name}:executor");
+    let printed = Program::offline()
+        .args(["rbac", "--service-account", &account, &policy.display().to_string()])
+        .run();
+    let manifests = scratch("rbac.yaml");
+    fs::write(&manifests, &printed.stdout).expect("is written");
+    let manifests = manifests.display().to_string();
+    let (applied, told) = kubectl(&["apply", "--validate=strict", "-f", &manifests]);
+    assert!(applied, "{told}");
+    eventually("the Roles hold", async || {
+        let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
+        let done = program.input(scenario.request("r1").to_string()).run();
+        (done.status == 0).then_some(())
+    })
+    .await;
+    assert_eq!(scenario.effects().await, 1);
+}

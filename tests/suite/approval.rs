@@ -1,0 +1,122 @@
+//! A person's approval: asked for, given once, and not by the one who asks.
+
+use std::{env, path::Path, process::Command};
+
+use action_executor::{actions::ActionKind, approval, rbac};
+use k8s_openapi::api::core::v1::Event;
+use kube::api::{ListParams, Patch};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::shared,
+    program::{Finished, Program, Server},
+    scenario::{Scenario, told},
+};
+
+const ASKING: &str = "cooldown_seconds: 0\nactions: {require_approval: ['*']}";
+
+fn send(scenario: &Scenario, request: &Value) -> Finished {
+    let policy = scenario.namespace.policy(ASKING);
+    let program = Program::with_kubeconfig(scenario.namespace.kubeconfig()).under(&policy);
+    program.input(request.to_string()).run()
+}
+
+/// Runs the command of an answer as it stands there, as the owner of this kubeconfig.
+fn approve(answer: &Value, kubeconfig: &Path) -> bool {
+    let command = answer["approval"]["command"].as_str().expect("there is a command");
+    let path = env::var("PATH").unwrap_or_default();
+    let done = Command::new("sh")
+        .args(["-c", command])
+        .env("PATH", format!("{}:{path}", shared().programs().display()))
+        .env("USER", "alice")
+        .env("KUBECONFIG", kubeconfig)
+        .output()
+        .expect("sh runs");
+    done.status.success()
+}
+
+#[tokio::test]
+async fn an_approved_action_is_done_once() {
+    for kind in ActionKind::ALL {
+        let scenario = Scenario::new(kind, "approved").await;
+        let request = scenario.request("r1");
+        let asked = send(&scenario, &request);
+        assert_eq!(asked.status, 75, "{asked:?}");
+        let pending = asked.answer();
+        assert_eq!(pending["outcome"], "pending_approval");
+        assert!(pending["changes"].as_array().is_some_and(|it| !it.is_empty()), "{pending}");
+        let again = send(&scenario, &request).answer();
+        assert_eq!(again["approval"], pending["approval"]);
+        assert_eq!(scenario.effects().await, 0);
+
+        let rules = json!(approval::APPROVER);
+        let approver = scenario.namespace.account("approver", rules).await;
+        assert!(approve(&pending, &approver));
+        let done = send(&scenario, &request);
+        assert_eq!(done.status, 0, "{done:?}");
+        assert_eq!(done.answer()["outcome"], "applied");
+        let replayed = send(&scenario, &request).answer();
+        assert_eq!(told(replayed), told(done.answer()));
+        assert_eq!(scenario.effects().await, 1);
+        // Another request is another matter, approved or not.
+        let other = ActionKind::RestartK8s == kind;
+        if other {
+            assert_eq!(send(&scenario, &scenario.request("r2")).status, 75);
+        }
+    }
+}
+
+#[tokio::test]
+async fn over_http_it_is_202() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "accepted").await;
+    let policy = scenario.namespace.policy(ASKING);
+    let program = Program::with_kubeconfig(scenario.namespace.kubeconfig()).under(&policy);
+    let reply = Server::start(program).execute(scenario.request("r1").to_string().as_bytes());
+    assert_eq!(reply.status, 202);
+    assert_eq!(reply.json()["outcome"], "pending_approval");
+}
+
+#[tokio::test]
+async fn the_executor_cannot_approve_with_its_own_rights() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "self").await;
+    let policy = action_executor::policy::Policy::parse(ASKING, "p").expect("is a policy");
+    let rules = json!(rbac::rules(&ActionKind::ALL, &policy));
+    let executor = scenario.namespace.account("executor", rules).await;
+    let pending = send(&scenario, &scenario.request("r1")).answer();
+    assert!(!approve(&pending, &executor));
+    assert_eq!(send(&scenario, &scenario.request("r1")).status, 75);
+}
+
+#[tokio::test]
+async fn an_approval_is_for_the_object_as_it_was_looked_at() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "changed").await;
+    let request = scenario.request("r1");
+    let before = send(&scenario, &request).answer();
+    assert!(approve(&before, scenario.namespace.kubeconfig()));
+    let deployments = scenario.namespace.api::<k8s_openapi::api::apps::v1::Deployment>();
+    let scaled = Patch::Merge(json!({ "spec": { "replicas": 2 } }));
+    deployments.patch("web", &Default::default(), &scaled).await.expect("is scaled");
+    let after = send(&scenario, &request).answer();
+    assert_eq!(after["outcome"], "pending_approval");
+    assert_ne!(after["approval"]["digest"], before["approval"]["digest"]);
+}
+
+#[tokio::test]
+async fn an_approval_is_good_until_it_expires() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "expired").await;
+    let request = scenario.request("r1");
+    let before = send(&scenario, &request).answer();
+    assert!(approve(&before, scenario.namespace.kubeconfig()));
+    let events = scenario.namespace.api::<Event>();
+    let ours = ListParams::default().labels("app.kubernetes.io/managed-by=action-executor");
+    let record = events.list(&ours).await.expect("are listed").items.remove(0);
+    let over = json!({ "metadata": { "annotations": {
+        "action-executor.dev/until": "2026-01-31T12:00:00.000Z",
+    }}});
+    let name = record.metadata.name.expect("has one");
+    events.patch(&name, &Default::default(), &Patch::Merge(over)).await.expect("is patched");
+    let after = send(&scenario, &request).answer();
+    assert_eq!(after["outcome"], "pending_approval");
+    assert_ne!(after["approval"]["digest"], before["approval"]["digest"]);
+    assert_eq!(scenario.effects().await, 0);
+}

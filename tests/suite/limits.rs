@@ -1,0 +1,357 @@
+//! What a person has set as limits, held against real requests through every door.
+
+use std::{fs, io::Read, io::Seek, path::PathBuf, time::Duration};
+
+use action_executor::actions::ActionKind;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{Patch, PostParams};
+use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
+
+use crate::{
+    cluster::{Namespace, eventually, shared},
+    faults::{Conduct, proxy},
+    ledger::rounds,
+    program::{Program, Server},
+    scenario::Scenario,
+};
+
+fn restart(namespace: &Namespace, deployment: &str) -> Value {
+    json!({
+        "type": "restart_k8s", "simulate": false,
+        "parameters": { "deployment": deployment, "namespace": namespace.name() },
+    })
+}
+
+/// The doors, each as a function from a request to status and answer.
+const DOORS: [(&str, fn(Program, &Value) -> Value); 3] = [
+    ("stdin", |program, request| program.input(request.to_string()).run().answer()),
+    ("environment", |program, request| {
+        program.env("ACTION_REQUEST", request.to_string()).run().answer()
+    }),
+    ("http", |program, request| {
+        Server::start(program).execute(request.to_string().as_bytes()).json()
+    }),
+];
+
+/// What this user has written in this namespace since the log had this length, dry runs and our own
+/// books left out.
+fn writes(namespace: &Namespace, user: &str, since: u64) -> Vec<String> {
+    let mut log = fs::File::open(shared().audit_log()).expect("there is an audit log");
+    log.seek(std::io::SeekFrom::Start(since)).expect("is long enough");
+    let mut text = String::new();
+    log.read_to_string(&mut text).expect("is text");
+    text.lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|entry| entry["user"]["username"] == user)
+        .filter(|entry| entry["objectRef"]["namespace"] == namespace.name())
+        .filter(|entry| !matches!(entry["verb"].as_str(), Some("get" | "list" | "watch")))
+        .filter(|entry| {
+            !matches!(entry["objectRef"]["resource"].as_str(), Some("events" | "leases"))
+        })
+        .filter(|entry| !entry["requestURI"].as_str().unwrap_or_default().contains("dryRun=All"))
+        .map(|entry| format!("{} {}", entry["verb"], entry["requestURI"]))
+        .collect()
+}
+
+fn log_length() -> u64 {
+    fs::metadata(shared().audit_log()).expect("there is an audit log").len()
+}
+
+/// Rights for all actions, so that nothing but the policy stands in the way.
+fn all_rights() -> Value {
+    json!([
+        { "apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get", "patch"] },
+        { "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "delete"] },
+        { "apiGroups": [""], "resources": ["events"], "verbs": ["get", "create", "patch"] },
+        { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"] },
+        {
+            "apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
+            "verbs": ["get", "create", "patch"],
+        },
+    ])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_rule_denies_never_reaches_the_cluster_whatever_the_action_and_the_door() {
+    for kind in ActionKind::ALL {
+        let scenario = Scenario::new(kind, "rules").await;
+        let namespace = &scenario.namespace;
+        let name = namespace.name();
+        let kubeconfig = namespace.account("executor", all_rights()).await;
+        let user = format!("system:serviceaccount:{name}:executor");
+        let rules = [
+            ("read_only", "read_only: true".to_owned()),
+            ("actions.allow", "actions: {allow: []}".to_owned()),
+            ("namespaces.allow", "namespaces: {allow: [elsewhere]}".to_owned()),
+            ("namespaces.deny", format!("namespaces: {{deny: ['{name}']}}")),
+            ("targets.protected", "targets: {protected: [app]}".to_owned()),
+            ("targets.opt_in", "targets: {opt_in: [sre=yes]}".to_owned()),
+        ];
+        // Labels are on the pods; the Deployment gets one too.
+        let labelled = Patch::Merge(json!({ "metadata": { "labels": { "app": "web" } } }));
+        let deployments = namespace.api::<k8s_openapi::api::apps::v1::Deployment>();
+        deployments.patch("web", &Default::default(), &labelled).await.expect("is labelled");
+        let since = log_length();
+        for (rule, policy) in rules {
+            let policy = namespace.policy(&policy);
+            for (door, send) in DOORS {
+                let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
+                let request = scenario.request(&format!("{rule}-{door}"));
+                let answer = spawn_blocking(move || send(program, &request)).await.expect("ran");
+                assert_eq!(answer["code"], "policy_denied", "{kind:?} {rule} {door}: {answer}");
+                assert_eq!(answer["status"], 403);
+                assert!(answer["detail"].as_str().expect("has one").contains(rule), "{answer}");
+            }
+        }
+        assert_eq!(writes(namespace, &user, since), Vec::<String>::new(), "{kind:?}");
+        // The log does show what is allowed.
+        let policy = namespace.policy("version: 1");
+        let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
+        let done = program.input(scenario.request("allowed").to_string()).run();
+        assert_eq!(done.status, 0, "{done:?}");
+        eventually("the write is in the log", async || {
+            (writes(namespace, &user, since).len() == 1).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_simulation_says_what_the_policy_would_say() {
+    let namespace = shared().namespace("foresight").await;
+    namespace.running_deployment("web", 1).await;
+    let mut request = restart(&namespace, "web");
+    request["simulate"] = true.into();
+    let send = |policy: &str| {
+        let program = Program::with_kubeconfig(namespace.kubeconfig());
+        program.under(&namespace.policy(policy)).input(request.to_string()).run()
+    };
+    let warned = send("read_only: true").answer();
+    assert_eq!(warned["outcome"], "simulated");
+    assert!(warned["warnings"].to_string().contains("would be refused"), "{warned}");
+    let warned = send("actions: {require_approval: ['*']}").answer();
+    assert!(warned["warnings"].to_string().contains("approval"), "{warned}");
+    let limited = send("actions: {allow: []}\nsimulation: {limited: true}");
+    assert_eq!(limited.status, 77, "{limited:?}");
+    let denied = send("namespaces: {deny: ['*']}");
+    assert_eq!(denied.status, 77, "{denied:?}");
+}
+
+#[tokio::test]
+async fn the_clusters_own_namespaces_are_left_alone_without_any_policy() {
+    for namespace in ["kube-system", "kube-public", "kube-node-lease"] {
+        for simulate in [true, false] {
+            let request = json!({
+                "type": "restart_k8s", "simulate": simulate,
+                "parameters": { "deployment": "coredns", "namespace": namespace },
+            });
+            let program = Program::offline().env("KUBECONFIG", shared().kubeconfig());
+            let done = program.input(request.to_string()).run();
+            assert_eq!(done.status, 77, "{done:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_target_is_left_alone_for_its_cooldown() {
+    let namespace = shared().namespace("cooldown").await;
+    for name in ["web", "api"] {
+        namespace.running_deployment(name, 1).await;
+    }
+    let policy = namespace.policy("cooldown_seconds: 600");
+    let send = |name: &str| {
+        let program = Program::with_kubeconfig(namespace.kubeconfig()).under(&policy);
+        program.input(restart(&namespace, name).to_string()).run()
+    };
+    assert_eq!(send("web").status, 0);
+    let refused = send("web");
+    assert_eq!(refused.status, 75, "{refused:?}");
+    let problem = refused.answer();
+    assert_eq!((&problem["code"], &problem["status"]), (&json!("rate_limited"), &json!(429)));
+    let wait = problem["retry_after_seconds"].as_u64().expect("is told");
+    assert!((500..=600).contains(&wait), "{wait}");
+    assert_eq!(send("api").status, 0);
+    assert_eq!(namespace.get_deployment("web").await.metadata.generation, Some(2));
+}
+
+/// Sends distinct requests to four servers at once; returns how many took effect.
+async fn spend(budget: usize, requests: usize) -> usize {
+    let namespace = shared().namespace("budget").await;
+    for number in 0..requests {
+        namespace.deployment(&format!("web-{number}"), 0, crate::cluster::GOOD_IMAGE).await;
+    }
+    let policy = namespace.policy(&format!(
+        "cooldown_seconds: 0\nbudget: {{cluster: null, per_namespace: {{actions: {budget}, \
+         within_seconds: 3600}}}}"
+    ));
+    let start = || {
+        let program = Program::with_kubeconfig(namespace.kubeconfig()).under(&policy);
+        Server::start(program.env("ACTION_EXECUTOR_DEADLINE_SECONDS", "60"))
+    };
+    let servers: Vec<_> = (0..4).map(|_| start()).collect();
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..8 {
+        let address = servers[client % 4].address();
+        let mine: Vec<_> = (client..requests)
+            .step_by(8)
+            .map(|number| restart(&namespace, &format!("web-{number}")).to_string())
+            .collect();
+        clients.spawn_blocking(move || {
+            let send = |body: String| Server::try_execute(address, body.as_bytes());
+            let replies = mine.into_iter().map(|body| send(body).expect("is answered").status);
+            replies.filter(|status| *status == 200).count()
+        });
+    }
+    let told: usize = clients.join_all().await.into_iter().sum();
+    let deployments = namespace.api::<k8s_openapi::api::apps::v1::Deployment>();
+    let all = deployments.list(&Default::default()).await.expect("are listed").items;
+    let acted = all.iter().filter(|it| it.metadata.generation > Some(1)).count();
+    assert_eq!(told, acted);
+    acted
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn four_processes_together_keep_to_one_budget() {
+    let requests = if rounds() > 1 { 1000 } else { 60 };
+    assert_eq!(spend(17, requests).await, 17);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_provably_not_done_is_given_back() {
+    let namespace = shared().namespace("refund").await;
+    namespace.running_deployment("web", 1).await;
+    let policy = namespace
+        .policy("cooldown_seconds: 0\nbudget: {cluster: {actions: 1, within_seconds: 3600}}");
+    let kubeconfig = proxy(&namespace, |method, number| match *method {
+        http::Method::PATCH if number == 2 => Conduct::Answer(403, "admission says no"),
+        _ => Conduct::Honest,
+    })
+    .await;
+    let send = |kubeconfig: PathBuf, policy: PathBuf, request: Value| async move {
+        let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
+        let run = move || program.input(request.to_string()).run();
+        spawn_blocking(run).await.expect("it ran")
+    };
+    let request = restart(&namespace, "web");
+    let refused = send(kubeconfig, policy.clone(), request.clone()).await;
+    assert_eq!(refused.answer()["code"], "rejected_by_cluster", "{refused:?}");
+    let direct = namespace.kubeconfig().to_owned();
+    let done = send(direct.clone(), policy.clone(), request.clone()).await;
+    assert_eq!(done.status, 0, "{done:?}");
+    let over = send(direct, policy, request).await;
+    assert_eq!(over.answer()["code"], "rate_limited", "{over:?}");
+}
+
+async fn throw_switch(namespace: &Namespace, value: Option<&str>) {
+    let leases = namespace.api::<Lease>();
+    let lease = json!({ "metadata": { "name": "action-executor" } });
+    let lease = serde_json::from_value(lease).expect("is a Lease");
+    // It may be there already.
+    let _ = leases.create(&PostParams::default(), &lease).await;
+    let patch = json!({ "metadata": { "annotations": { "action-executor.dev/stop": value } } });
+    let (params, patch) = (Default::default(), Patch::Merge(patch));
+    leases.patch("action-executor", &params, &patch).await.expect("is patched");
+}
+
+#[tokio::test]
+async fn the_kill_switch_stops_the_very_next_request() {
+    for kind in ActionKind::ALL {
+        let scenario = Scenario::new(kind, "switch").await;
+        let policy = scenario.namespace.policy("cooldown_seconds: 0");
+        let send = |id: &str, simulate: bool| {
+            let mut request = scenario.request(id);
+            request["simulate"] = simulate.into();
+            let program = Program::with_kubeconfig(scenario.namespace.kubeconfig()).under(&policy);
+            program.input(request.to_string()).run()
+        };
+        throw_switch(&scenario.namespace, Some("incident 7")).await;
+        let stopped = send("r1", false);
+        assert_eq!(stopped.status, 75, "{stopped:?}");
+        let problem = stopped.answer();
+        assert_eq!((&problem["code"], &problem["status"]), (&json!("stopped"), &json!(503)));
+        assert!(problem["detail"].as_str().expect("has one").contains("incident 7"));
+        assert_eq!(send("r2", true).status, 0);
+        throw_switch(&scenario.namespace, None).await;
+        assert_eq!(send("r1", false).status, 0);
+        assert_eq!(scenario.effects().await, 1);
+    }
+}
+
+/// What comes of a request when `meddle` happens between its claim and its effect.
+async fn met_in_between(kind: ActionKind, meddle: impl AsyncFn(&Scenario, &PathBuf)) -> Value {
+    let scenario = Scenario::new(kind, "between").await;
+    let policy = scenario.namespace.policy("cooldown_seconds: 0");
+    let (claimed, mut seen) = tokio::sync::watch::channel(false);
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let kubeconfig = proxy(&scenario.namespace, move |method, number| {
+        // The first read is of the target, the second of the Lease, after the claim.
+        if *method == http::Method::GET && number == 1 {
+            claimed.send(true).expect("is waited for");
+            let wait = wait.lock().expect("is whole");
+            let _ = tokio::task::block_in_place(|| wait.recv_timeout(Duration::from_secs(20)));
+        }
+        Conduct::Honest
+    })
+    .await;
+    let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
+    let request = scenario.request("r1").to_string();
+    let running = spawn_blocking(move || program.input(request).run());
+    seen.wait_for(|claimed| *claimed).await.expect("it is claimed");
+    meddle(&scenario, &policy).await;
+    go_on.send(()).expect("is waited for");
+    let done = running.await.expect("it ran");
+    assert_eq!(scenario.effects().await, 0, "{done:?}");
+    done.answer()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kill_switch_stops_what_is_claimed_and_not_yet_done() {
+    for kind in ActionKind::ALL {
+        let problem = met_in_between(kind, async |scenario, _| {
+            throw_switch(&scenario.namespace, Some("now")).await;
+        })
+        .await;
+        assert_eq!(problem["code"], "stopped", "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_changes_holds_for_the_next_request_and_a_broken_one_does_not() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "reload").await;
+    let policy = scenario.namespace.policy("cooldown_seconds: 0");
+    let whole = fs::read_to_string(&policy).expect("is readable");
+    let program = Program::with_kubeconfig(scenario.namespace.kubeconfig()).under(&policy);
+    let server = Server::start(program);
+    let status = |id: &str| server.execute(scenario.request(id).to_string().as_bytes()).status;
+    assert_eq!(status("r1"), 200);
+    fs::write(&policy, format!("{whole}read_only: true\n")).expect("is written");
+    assert_eq!(status("r2"), 403);
+    assert_eq!(server.get("/readyz").status, 200);
+    fs::write(&policy, "read_only: perhaps").expect("is written");
+    assert_eq!(status("r3"), 403);
+    let unready = eventually("it is not ready", async || {
+        let reply = server.get("/readyz");
+        (reply.status == 503).then_some(reply)
+    })
+    .await;
+    assert!(unready.json()["detail"].as_str().expect("has one").contains(":1:"), "{unready:?}");
+    assert!(server.log().contains("the old one stays"));
+    fs::write(&policy, &whole).expect("is written");
+    assert_eq!(status("r4"), 200);
+    eventually("it is ready again", async || (server.get("/readyz").status == 200).then_some(()))
+        .await;
+}
+
+#[test]
+fn a_broken_policy_at_the_start_is_78_and_nothing_is_done() {
+    let path = crate::program::scratch("policy.yaml");
+    fs::write(&path, "version: 1\nactions: {allow: [everything]}\n").expect("is written");
+    let request = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
+    let done = Program::offline().under(&path).input(request).run();
+    assert_eq!(done.status, 78, "{done:?}");
+    assert!(done.answer()["detail"].as_str().expect("has one").contains(":2:"), "{done:?}");
+    let done = Program::offline().under(&path).args(["serve", "--bind", "127.0.0.1:0"]).run();
+    assert_eq!(done.status, 78, "{done:?}");
+}
