@@ -23,7 +23,7 @@ const OWN_BOOKS: [(&str, &str); 6] = [
     ("authorization.k8s.io", "selfsubjectrulesreviews"),
 ];
 
-const DRY_RUN: &str = "has(request.dryRun) && request.dryRun";
+const DRY_RUN: &str = "variables.simulated";
 
 /// The admission policies for this service account, with their bindings.
 #[must_use]
@@ -76,14 +76,21 @@ fn admission_policy(name: &str, account: &ServiceAccount, rules: &[Validation]) 
                 "name": "is-the-executor",
                 "expression": format!("request.userInfo.username == '{user}'"),
             }],
-            "variables": [{
-                "name": "labels",
-                "expression": "oldObject == null || !has(oldObject.metadata.labels) ? dyn({}) : \
-                               dyn(oldObject.metadata.labels)",
-            }],
+            // What is empty is not there at all.
+            "variables": [
+                variable("labels", "oldObject == null || !has(oldObject.metadata.labels) ? dyn({}) : \
+                                    dyn(oldObject.metadata.labels)"),
+                variable("place", "has(request.namespace) ? request.namespace : ''"),
+                variable("subresource", "has(request.subResource) ? request.subResource : ''"),
+                variable("simulated", "has(request.dryRun) && request.dryRun"),
+            ],
             "validations": validations,
         },
     })
+}
+
+fn variable(name: &str, expression: &str) -> Value {
+    json!({ "name": name, "expression": expression })
 }
 
 fn binding(name: &str) -> Value {
@@ -156,7 +163,7 @@ fn operations(rule: &Rule) -> Vec<String> {
                 };
                 found.push(format!(
                     "request.resource.group == '{group}' && request.resource.resource == \
-                     '{resource}' && request.subResource == '{sub}' && request.operation == \
+                     '{resource}' && variables.subresource == '{sub}' && request.operation == \
                      '{operation}'"
                 ));
             }
@@ -166,7 +173,7 @@ fn operations(rule: &Rule) -> Vec<String> {
 }
 
 fn in_namespace(pattern: &Pattern) -> String {
-    format!("request.namespace.matches('{}')", pattern.to_regex())
+    format!("variables.place.matches('{}')", pattern.to_regex())
 }
 
 fn on_target(label: &Label) -> String {
@@ -218,7 +225,8 @@ mod tests {
     #[test]
     fn an_action_that_is_not_allowed_leaves_only_its_dry_run() {
         let text = expressions("actions: {allow: [restart_k8s]}");
-        assert!(text.contains("'pods' && request.subResource == '' && request.operation == 'DELETE' && has(request.dryRun)"));
+        let pods = "'pods' && variables.subresource == '' && request.operation == 'DELETE'";
+        assert!(text.contains(&format!("{pods} && variables.simulated")), "{text}");
         let text = expressions("actions: {allow: [restart_k8s]}\nsimulation: {limited: true}");
         assert!(!text.contains("'pods'"), "{text}");
     }

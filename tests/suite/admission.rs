@@ -3,7 +3,11 @@
 //! Here the executor runs under a policy that denies nothing, as if its own checks had failed, and the
 //! admission policies that were made from another one stand in its way.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use action_executor::actions::ActionKind;
 use serde_json::{Value, json};
@@ -47,17 +51,19 @@ async fn guarded(namespace: &Namespace, policy: &str) -> PathBuf {
     kubeconfig
 }
 
-fn send(kubeconfig: &PathBuf, request: &Value) -> Finished {
-    Program::with_kubeconfig(kubeconfig).input(request.to_string()).run()
+/// Sends the request under a policy that denies nothing.
+fn send(scenario: &Scenario, kubeconfig: &Path, request: &Value) -> Finished {
+    let policy = scenario.namespace.policy("cooldown_seconds: 0");
+    Program::with_kubeconfig(kubeconfig).under(&policy).input(request.to_string()).run()
 }
 
 /// Waits until the API server denies the request, and returns in which words.
-async fn denied(kubeconfig: &PathBuf, request: &Value) -> String {
+async fn denied(scenario: &Scenario, kubeconfig: &Path) -> String {
     eventually("the API server denies it", async || {
-        let mut request = request.clone();
+        let mut request = scenario.request("r1");
         // A dry run first, so that nothing happens while the policy is not known everywhere.
         request["simulate"] = true.into();
-        let done = send(kubeconfig, &request);
+        let done = send(scenario, kubeconfig, &request);
         (done.status == 69).then(|| done.answer()["detail"].as_str().expect("has one").to_owned())
     })
     .await
@@ -75,13 +81,13 @@ async fn the_api_server_denies_what_each_rule_denies() {
             let scenario = Scenario::new(kind, "admission").await;
             let kubeconfig = guarded(&scenario.namespace, policy).await;
             let request = scenario.request("r1");
-            let detail = denied(&kubeconfig, &request).await;
+            let detail = denied(&scenario, &kubeconfig).await;
             assert!(detail.contains(&format!("denied by {rule}")), "{kind:?} {rule}: {detail}");
-            let done = send(&kubeconfig, &request);
+            let done = send(&scenario, &kubeconfig, &request);
             assert_eq!(done.answer()["code"], "rejected_by_cluster", "{kind:?} {rule}: {done:?}");
             assert_eq!(scenario.effects().await, 0, "{kind:?} {rule}");
             // Nobody else is meant.
-            let own = send(&scenario.namespace.kubeconfig().to_owned(), &scenario.request("r2"));
+            let own = send(&scenario, scenario.namespace.kubeconfig(), &scenario.request("r2"));
             assert_eq!(own.status, 0, "{own:?}");
         }
     }
@@ -92,7 +98,7 @@ async fn a_protected_target_is_protected_by_the_api_server_too() {
     let scenario = Scenario::new(ActionKind::RestartPod, "protected").await;
     let policy = "targets: {protected: [app=web]}\nsimulation: {limited: true}";
     let kubeconfig = guarded(&scenario.namespace, policy).await;
-    let detail = denied(&kubeconfig, &scenario.request("r1")).await;
+    let detail = denied(&scenario, &kubeconfig).await;
     assert!(detail.contains("denied by targets.protected"), "{detail}");
 }
 
@@ -111,10 +117,10 @@ async fn reading_only_leaves_dry_runs_and_the_switch_stops_the_rest() {
         .await;
         assert!(refused.contains("denied by read_only"), "{refused}");
         let mut request = scenario.request("r1");
-        let done = send(&kubeconfig, &request);
+        let done = send(&scenario, &kubeconfig, &request);
         assert_eq!(done.answer()["code"], "rejected_by_cluster", "{done:?}");
         request["simulate"] = true.into();
-        assert_eq!(send(&kubeconfig, &request).status, 0);
+        assert_eq!(send(&scenario, &kubeconfig, &request).status, 0);
     }
 }
 
@@ -123,7 +129,7 @@ async fn the_kill_switch_holds_in_the_api_server_once_it_is_thrown() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "vap_switch").await;
     let name = scenario.namespace.name();
     let kubeconfig = guarded(&scenario.namespace, "version: 1").await;
-    assert_eq!(send(&kubeconfig, &scenario.request("r1")).status, 0);
+    assert_eq!(send(&scenario, &kubeconfig, &scenario.request("r1")).status, 0);
     let lease = json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
         "metadata": {
@@ -153,7 +159,7 @@ async fn even_with_far_more_rights_the_executor_can_do_nothing_else() {
     let user = format!("--as=system:serviceaccount:{name}:executor");
     let attempt = |args: &[&str]| kubectl(&[&["-n", name, &user], args].concat());
     let refused = eventually("it holds", async || {
-        let (done, told) = attempt(&["create", "configmap", "approval"]);
+        let (done, told) = attempt(&["create", "configmap", "approval", "--dry-run=server"]);
         (!done).then_some(told)
     })
     .await;
