@@ -28,7 +28,7 @@ use crate::{
         effect::{Found, Made},
     },
     ledger::{
-        Ledger, Standing, in_progress,
+        Ledger, Settled, Standing, in_progress,
         record::{Intent, Record, Subject},
     },
     policy::Policy,
@@ -171,7 +171,7 @@ impl Transaction<'_> {
             Todo::Nothing(result) => (None, Outcome::Unchanged, result),
         };
         let answer = self.answer(plan, asked, outcome, result.clone());
-        Intent { effect, completion: plan.completion.clone(), answer }
+        Intent { effect, completion: plan.completion.clone(), answer, retaken: false }
     }
 
     fn answer(
@@ -307,29 +307,38 @@ impl Transaction<'_> {
 
     /// Finds out what became of a claim whose holder's time is over, and goes on from there.
     async fn pick_up(&self, record: Record, asked: &Asked) -> Result<Next, ActionError> {
-        let answered = &record.intent.answer;
-        let (at, mut uid) = (answered.started_at, answered.target.uid.clone());
-        if let Some(effect) = &record.intent.effect {
-            match self.cluster.recognise(effect, asked.deadline).await? {
-                Found::Made(made) => return Ok(Next::Conclude(record, made)),
-                Found::NotMade => uid = Some(effect.uid.clone()),
-                Found::Unknowable => {
-                    let why = "its sender died, and the object has been changed by others since";
-                    return Err(execution::unknown(effect, why));
-                }
-            }
+        if let Some(made) = self.recognise(&record, asked).await? {
+            return Ok(Next::Conclude(record, made));
         }
         // The same decision again, at the time of the first one and for the same object, so that the
         // answer does not depend on who gives it. What needed approval had it when it was claimed.
+        let intended = &record.intent.answer;
+        let (at, uid) = (intended.started_at, intended.target.uid.clone());
         let asked = Asked { at, uid, ..asked.clone() };
-        match self.plan(&asked).await {
-            Ok(planned) => {
-                self.take(record, Planned { needs_approval: false, ..planned }, &asked).await
-            }
-            Err(refusal) => {
-                self.release(record, &refusal, &asked).await;
-                Err(refusal)
-            }
+        let plan = match self.plan(&asked).await {
+            Ok(planned) => planned.plan,
+            // It may be refused because the other try was slow and has made it just now.
+            Err(refusal) => match self.recognise(&record, &asked).await? {
+                Some(made) => return Ok(Next::Conclude(record, made)),
+                None => return Err(refusal),
+            },
+        };
+        let intent = Intent { retaken: true, ..self.intent(&plan, &asked) };
+        let claim = self.ledger.claim(intent, asked.deadline);
+        let taken = self.ledger.take(&record, claim, asked.deadline).await?;
+        Ok(taken.map_or(Next::Again, |record| Next::Act(record, plan, asked)))
+    }
+
+    /// What the effect of a claim left behind; `None` if it was not made.
+    async fn recognise(&self, record: &Record, asked: &Asked) -> Result<Option<Made>, ActionError> {
+        let Some(effect) = &record.intent.effect else { return Ok(None) };
+        match self.cluster.recognise(effect, asked.deadline).await? {
+            Found::Made(made) => Ok(Some(made)),
+            Found::NotMade => Ok(None),
+            Found::Unknowable => Err(execution::unknown(
+                effect,
+                "its sender died, and the object has been changed by others since",
+            )),
         }
     }
 
@@ -382,8 +391,9 @@ impl Transaction<'_> {
         let settled = self.ledger.settle(&mut record, deadline).await;
         Failpoint::AfterRecord.pass();
         match settled {
-            Ok(None) => Ok(ActionResponse { replayed, ..answer }),
-            Ok(Some(theirs)) => Ok(ActionResponse { replayed: true, ..theirs }),
+            Ok(Settled::Written) => Ok(ActionResponse { replayed, ..answer }),
+            Ok(Settled::Theirs(theirs)) => Ok(ActionResponse { replayed: true, ..*theirs }),
+            Ok(Settled::Lost(until)) => Err(in_progress(until)),
             Err(error) => {
                 let mut answer = ActionResponse { replayed, ..answer };
                 let hint = error.hint.map(|hint| format!("; {hint}")).unwrap_or_default();

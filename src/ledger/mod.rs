@@ -27,7 +27,7 @@ use crate::{
         effect::Made,
         fault::Fault,
     },
-    response::ActionResponse,
+    response::{ActionResponse, Outcome},
 };
 
 pub mod record;
@@ -69,6 +69,17 @@ pub(crate) enum Standing {
     Released(Box<Record>),
     /// It waits for a person's approval; ours or an earlier try's.
     Pending(Box<Record>),
+}
+
+/// What came of writing down how a claim ended.
+#[derive(Debug)]
+pub(crate) enum Settled {
+    /// It is written.
+    Written,
+    /// Another try had settled it before: its answer is the answer.
+    Theirs(Box<ActionResponse>),
+    /// Another try has taken it over and is at it, until this time at the latest.
+    Lost(DateTime<Utc>),
 }
 
 impl<'a> Ledger<'a> {
@@ -144,8 +155,8 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// Writes what came of a claim. If another try has settled it meanwhile, its answer is the answer
-    /// and is returned; if the Event has gone, it is made anew.
+    /// Writes what came of a claim; if the Event has gone, it is made anew. Who has lost the claim to
+    /// another try in the meantime may still say that the effect was made, and nothing else.
     ///
     /// # Errors
     /// Why it could not be written; what was done stays done.
@@ -153,49 +164,34 @@ impl<'a> Ledger<'a> {
         &self,
         record: &mut Record,
         deadline: Instant,
-    ) -> Result<Option<ActionResponse>, ActionError> {
+    ) -> Result<Settled, ActionError> {
         loop {
-            match self.write(record, deadline).await {
-                Ok(event) => {
-                    record.resource_version = event.metadata.resource_version;
-                    return Ok(None);
-                }
+            let written = match self.write(record, deadline).await {
                 Err(Fault::NotFound) => {
                     let event = self.subject.event(record);
-                    match self.cluster.create(self.subject.namespace(), &event, deadline).await {
-                        Ok(event) => {
-                            record.resource_version = event.metadata.resource_version;
-                            return Ok(None);
-                        }
-                        Err(Fault::Conflict(_)) => {}
-                        Err(fault) => return Err(self.tell("create", fault).await),
-                    }
+                    let made = self.cluster.create(self.subject.namespace(), &event, deadline);
+                    made.await.map_err(|fault| ("create", fault))
                 }
-                Err(Fault::Conflict(_)) => match self.read(deadline).await {
-                    Ok(event) => {
-                        let there = Record::read(&event);
-                        let settled =
-                            there.and_then(|there| self.settled_by_another(record, there));
-                        if settled.is_some() {
-                            return Ok(settled);
-                        }
-                        record.resource_version = event.metadata.resource_version;
-                    }
-                    Err(Fault::NotFound) => {}
-                    Err(fault) => return Err(self.tell("get", fault).await),
-                },
-                Err(fault) => return Err(self.tell("patch", fault).await),
+                written => written.map_err(|fault| ("patch", fault)),
+            };
+            match written {
+                Ok(event) => {
+                    record.resource_version = event.metadata.resource_version;
+                    return Ok(Settled::Written);
+                }
+                Err((_, Fault::Conflict(_))) if Instant::now() < deadline => {}
+                Err((verb, fault)) => return Err(self.tell(verb, fault).await),
             }
-            if Instant::now() >= deadline {
-                return Err(ActionError::new(Code::Conflict, "the record keeps changing"));
+            let event = match self.read(deadline).await {
+                Ok(event) => event,
+                Err(Fault::NotFound) => continue,
+                Err(fault) => return Err(self.tell("get", fault).await),
+            };
+            if let Some(settled) = Record::read(&event).and_then(|there| record.yield_to(there)) {
+                return Ok(settled);
             }
+            record.resource_version = event.metadata.resource_version;
         }
-    }
-
-    /// The answer of another try of the same request that was quicker to settle it.
-    fn settled_by_another(&self, ours: &Record, there: Record) -> Option<ActionResponse> {
-        let another = there.holder != ours.holder && there.digest == ours.digest;
-        there.answer.filter(|_| another && there.state == State::Answered)
     }
 
     fn standing(&self, event: &Event) -> Result<Standing, ActionError> {
@@ -286,6 +282,27 @@ impl Record {
         self.holder == other.holder && self.state == other.state
     }
 
+    /// What becomes of ours now that another record stands in its place; `None` if ours goes over it.
+    fn yield_to(&self, there: Record) -> Option<Settled> {
+        if there.holder == self.holder || there.digest != self.digest {
+            return None;
+        }
+        match there.answer {
+            Some(answer) if there.state == State::Answered => {
+                Some(Settled::Theirs(Box::new(answer)))
+            }
+            _ if self.tells_of_an_effect() => None,
+            _ => Some(Settled::Lost(there.until)),
+        }
+    }
+
+    fn tells_of_an_effect(&self) -> bool {
+        match (self.state, &self.answer) {
+            (State::Answered, Some(answer)) => answer.outcome != Outcome::Unchanged,
+            (state, _) => state == State::Effective,
+        }
+    }
+
     /// The record once the effect is made and its completion is still to come.
     pub(crate) fn effective(&mut self, made: Made) {
         self.state = State::Effective;
@@ -303,9 +320,10 @@ impl Record {
         self.state = State::InDoubt;
     }
 
-    /// The record of a request that was refused although it was claimed.
+    /// The record of a request that was refused although it was claimed. One that was taken over stays
+    /// in doubt: the try that had it before may be slow and not dead.
     pub(crate) fn released(&mut self, refusal: &ActionError) {
-        self.state = State::Released;
+        self.state = if self.intent.retaken { State::InDoubt } else { State::Released };
         self.refusal = Some(refusal.detail.clone());
     }
 }

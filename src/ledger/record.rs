@@ -75,6 +75,9 @@ pub struct Intent {
     pub completion: CompletionOf,
     /// The answer, should all go well.
     pub answer: ActionResponse,
+    /// Whether the request was taken over from a try that may yet make the effect.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retaken: bool,
 }
 
 /// One request's record.
@@ -402,7 +405,12 @@ mod tests {
 
     fn claim() -> Record {
         let until = "2026-01-31T12:00:30Z".parse().expect("is a time");
-        let intent = Intent { effect: None, completion: CompletionOf::Rollout, answer: answer() };
+        let intent = Intent {
+            effect: None,
+            completion: CompletionOf::Rollout,
+            answer: answer(),
+            retaken: false,
+        };
         Record::claim(&subject(""), "holder", until, intent)
     }
 

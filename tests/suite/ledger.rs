@@ -48,6 +48,11 @@ impl Random {
         Random(seed)
     }
 
+    /// From this seed.
+    pub fn seeded(seed: u64) -> Self {
+        Random(seed | 1)
+    }
+
     /// A number below this one.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 >> 12;

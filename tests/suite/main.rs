@@ -12,6 +12,7 @@ mod faults;
 mod http;
 mod ledger;
 mod limits;
+mod model;
 mod once;
 mod parity;
 mod program;

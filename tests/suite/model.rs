@@ -1,0 +1,335 @@
+//! The protocol itself, in thousands of histories: three processes, few requests, one small server.
+//!
+//! The processes run the real handler. The server is a model: objects with resourceVersions, compare
+//! and swap, and nothing else. Between any two steps it may lose a request or an answer, a process may
+//! die, and time may pass for everyone but the one who holds a claim, which is what clocks that differ
+//! come to. In the end every request must have been answered, and made its effect once.
+//!
+//!     LEDGER_ROUNDS=10 cargo test --release --test suite model -- --nocapture
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use action_executor::{
+    config::Settings,
+    context::Context,
+    handler::handle,
+    k8s::cluster::Cluster,
+    policy::source::PolicySource,
+    request::ActionRequest,
+    response::{ActionResponse, Outcome},
+};
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use kube::{Client, client::Body};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::ledger::{Random, rounds};
+
+/// Cases in the short form.
+const CASES: usize = 1000;
+
+/// What happens besides, each one time in so many steps.
+const FAULT: u64 = 12;
+const DEATH: u64 = 25;
+const TIME_PASSES: u64 = 12;
+
+/// The server, and what it knows of who did what.
+struct World {
+    objects: HashMap<String, Value>,
+    version: u64,
+    effects: HashMap<String, usize>,
+    random: Random,
+    /// Whether things still go wrong.
+    rough: bool,
+    /// What happened, for whoever has to understand a failure.
+    story: Vec<String>,
+}
+
+impl World {
+    fn new(random: Random) -> Self {
+        let mut world = World {
+            objects: HashMap::new(),
+            version: 0,
+            effects: HashMap::new(),
+            random,
+            rough: true,
+            story: Vec::new(),
+        };
+        let deployment = json!({
+            "metadata": { "name": "web", "namespace": "n", "generation": 1 },
+            "spec": { "replicas": 1, "selector": {}, "template": {} },
+            "status": {},
+        });
+        world.put("/apis/apps/v1/namespaces/n/deployments/web", deployment);
+        world.new_pod();
+        world
+    }
+
+    fn new_pod(&mut self) {
+        let pod = json!({
+            "metadata": { "name": "db-0", "namespace": "n", "ownerReferences": [{
+                "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db", "uid": "s",
+                "controller": true,
+            }]},
+        });
+        self.put("/api/v1/namespaces/n/pods/db-0", pod);
+    }
+
+    fn put(&mut self, path: &str, mut object: Value) -> Value {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        if object["metadata"]["uid"].is_null() {
+            object["metadata"]["uid"] = format!("u{}", self.version).into();
+        }
+        self.objects.insert(path.to_owned(), object.clone());
+        object
+    }
+
+    /// Nobody's claim is young any more.
+    fn let_time_pass(&mut self) {
+        for object in self.objects.values_mut() {
+            let until = object.pointer_mut("/metadata/annotations/action-executor.dev~1until");
+            if let Some(until) = until {
+                *until = "2026-01-31T12:00:00.000Z".into();
+            }
+        }
+    }
+
+    /// Does what is asked, for the request with this id.
+    fn serve(&mut self, id: &str, method: &Method, path: &str, body: &Value) -> (u16, Value) {
+        match *method {
+            Method::POST => {
+                let name = body["metadata"]["name"].as_str().expect("has a name");
+                let path = format!("{path}/{name}");
+                if self.objects.contains_key(&path) {
+                    return refusal(409, "AlreadyExists");
+                }
+                (201, self.put(&path, body.clone()))
+            }
+            Method::GET => match self.objects.get(path) {
+                Some(object) => (200, object.clone()),
+                None => refusal(404, "NotFound"),
+            },
+            Method::PATCH => self.patch(id, path, body),
+            Method::DELETE => self.delete(id, path, body),
+            _ => refusal(405, "MethodNotAllowed"),
+        }
+    }
+
+    fn patch(&mut self, id: &str, path: &str, patch: &Value) -> (u16, Value) {
+        let Some(mut object) = self.objects.get(path).cloned() else {
+            return refusal(404, "NotFound");
+        };
+        for field in ["uid", "resourceVersion"] {
+            let wanted = &patch["metadata"][field];
+            if !wanted.is_null() && *wanted != object["metadata"][field] {
+                return refusal(409, "Conflict");
+            }
+        }
+        merge(&mut object, patch);
+        if path.contains("/deployments/") {
+            *self.effects.entry(id.to_owned()).or_default() += 1;
+            let generation = object["metadata"]["generation"].as_i64().expect("has one");
+            object["metadata"]["generation"] = (generation + 1).into();
+        }
+        (200, self.put(path, object))
+    }
+
+    fn delete(&mut self, id: &str, path: &str, body: &Value) -> (u16, Value) {
+        let Some(object) = self.objects.get(path).cloned() else {
+            return refusal(404, "NotFound");
+        };
+        if body["preconditions"]["uid"] != object["metadata"]["uid"] {
+            return refusal(409, "Conflict");
+        }
+        *self.effects.entry(id.to_owned()).or_default() += 1;
+        self.objects.remove(path);
+        // Its controller is quick.
+        self.new_pod();
+        (200, object)
+    }
+
+    fn happens(&mut self, once_in: u64) -> bool {
+        self.rough && self.random.below(once_in) == 0
+    }
+}
+
+fn merge(object: &mut Value, patch: &Value) {
+    match patch {
+        Value::Object(fields) => {
+            if !object.is_object() {
+                *object = json!({});
+            }
+            for (name, value) in fields {
+                merge(&mut object[name], value);
+            }
+        }
+        value => *object = value.clone(),
+    }
+}
+
+fn refusal(code: u16, reason: &str) -> (u16, Value) {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "reason": reason, "message": reason, "code": code,
+    });
+    (code, status)
+}
+
+/// One call by a process: it may be lost, its answer may be, and its process may die before or after.
+async fn call(
+    world: Arc<Mutex<World>>,
+    id: String,
+    death: Arc<watch::Sender<bool>>,
+    request: Request<Body>,
+) -> Result<Response<Full<Bytes>>, std::io::Error> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
+    let body = serde_json::from_slice(&body).unwrap_or_default();
+    let turns = world.lock().expect("is whole").random.below(4);
+    for _ in 0..turns {
+        tokio::task::yield_now().await;
+    }
+    let done = {
+        let mut world = world.lock().expect("is whole");
+        if world.happens(TIME_PASSES) {
+            world.story.push("time passes".to_owned());
+            world.let_time_pass();
+        }
+        let (dies, lost) = (world.happens(DEATH), world.happens(FAULT));
+        let too_early = world.random.below(2) == 0;
+        let fate = |after: bool| match (dies, lost) {
+            _ if after == too_early => None,
+            (true, _) => Some(Fate::Death),
+            (_, true) => Some(Fate::Loss),
+            _ => None,
+        };
+        match fate(false) {
+            Some(fate) => Err(fate),
+            None => {
+                let served = world.serve(&id, &head.method, head.uri.path(), &body);
+                let (by, path) = (Arc::as_ptr(&death) as usize & 0xfff0, head.uri.path());
+                let (status, state) = (served.0, &body["metadata"]["annotations"]);
+                let state = &state["action-executor.dev/state"];
+                let line = format!("{by:x} {id}: {} {path} {state} -> {status}", head.method);
+                world.story.push(line);
+                fate(true).map_or(Ok(served), Err)
+            }
+        }
+    };
+    match done {
+        Ok((status, object)) => {
+            let response = Response::builder().status(status);
+            Ok(response.body(Full::new(object.to_string().into())).expect("is whole"))
+        }
+        Err(Fate::Loss) => Err(std::io::Error::other("lost")),
+        Err(Fate::Death) => {
+            death.send_replace(true);
+            std::future::pending().await
+        }
+    }
+}
+
+enum Fate {
+    Death,
+    Loss,
+}
+
+/// A process that brings one request, again and again, until it is answered.
+async fn bring(world: Arc<Mutex<World>>, request: Value) -> ActionResponse {
+    let id = request["id"].as_str().expect("has one").to_owned();
+    for attempt in 0..200 {
+        if attempt == 40 {
+            world.lock().expect("is whole").rough = false;
+        }
+        let (death, mut dead) = watch::channel(false);
+        let death = Arc::new(death);
+        let (world, id) = (world.clone(), id.clone());
+        let service = {
+            let world = world.clone();
+            tower::service_fn(move |request| {
+                call(world.clone(), id.clone(), death.clone(), request)
+            })
+        };
+        let cluster = Cluster::new(Client::new(service, "n"), "model".to_owned());
+        let (_stop, stopping) = watch::channel(false);
+        let settings = Settings::from_vars(std::iter::empty()).expect("are the defaults");
+        let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/unlimited.yaml");
+        let policy = PolicySource::new(Some(policy.into())).expect("is a policy");
+        let context = Context::new(Some(cluster), policy, &settings, stopping);
+        let request = ActionRequest::parse(request.to_string().as_bytes()).expect("is one");
+        let answered = tokio::select! {
+            answered = handle(&context, request) => answered,
+            _ = dead.wait_for(|dead| *dead) => continue,
+        };
+        match answered {
+            Ok(answer) => return answer,
+            Err(_) => world.lock().expect("is whole").let_time_pass(),
+        }
+    }
+    panic!("{id} was never answered");
+}
+
+fn requests(random: &mut Random) -> Vec<Value> {
+    let ids = ["a", "b", "c"];
+    (0..3)
+        .flat_map(|_| (0..2).map(|_| ids[random.below(3) as usize]).collect::<Vec<_>>())
+        .map(|id| match id {
+            // One id, one payload: what an id stands for does not change.
+            "c" => json!({
+                "type": "restart_pod", "simulate": false, "id": id,
+                "parameters": { "pod_name": "db-0", "namespace": "n" },
+            }),
+            _ => json!({
+                "type": "restart_k8s", "simulate": false, "id": id,
+                "parameters": { "deployment": "web", "namespace": "n" },
+            }),
+        })
+        .collect()
+}
+
+async fn history(mut random: Random, seed: u64) {
+    let requests = requests(&mut random);
+    let world = Arc::new(Mutex::new(World::new(random)));
+    let mut processes = tokio::task::JoinSet::new();
+    for mine in requests.chunks(2).map(<[Value]>::to_vec) {
+        let world = world.clone();
+        processes.spawn(async move {
+            let mut answers = Vec::new();
+            for request in mine {
+                answers.push(bring(world.clone(), request).await);
+            }
+            answers
+        });
+    }
+    let answers: Vec<_> = processes.join_all().await.into_iter().flatten().collect();
+    let world = world.lock().expect("is whole");
+    for answer in &answers {
+        let effects = world.effects.get(&answer.id).copied().unwrap_or(0);
+        let story = world.story.join("\n");
+        assert!(effects <= 1, "seed {seed}: {} took effect {effects} times\n{story}", answer.id);
+        if answer.kind == "restart_k8s" {
+            assert_eq!((answer.outcome, effects), (Outcome::Applied, 1), "seed {seed}: {answer:?}");
+        }
+        let same = answers.iter().filter(|other| other.id == answer.id);
+        let recorded = same.filter(|other| other.warnings.is_empty());
+        for other in recorded.filter(|_| answer.warnings.is_empty()) {
+            assert_eq!(answer.result, other.result, "seed {seed}");
+            assert_eq!(answer.changes, other.changes, "seed {seed}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_every_history_each_request_takes_effect_once_and_has_one_answer() {
+    let mut seeds = Random::new("model");
+    for _ in 0..CASES * rounds() {
+        let seed = seeds.below(u64::MAX) | 1;
+        history(Random::seeded(seed), seed).await;
+    }
+}
