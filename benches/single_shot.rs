@@ -3,8 +3,9 @@
 //!     tests/cluster/up cargo bench --bench single_shot
 //!
 //! curl sends one prepared PATCH and checks nothing, so it is the floor: a process, a handshake, a
-//! write. We read the Deployment first and guard the write by what was read. Prints medians, and
-//! ratios to ourselves; machines differ, ratios less.
+//! write. We read the Deployment first, claim the request, charge the budget, guard the write by what
+//! was read, and record the answer. Prints medians, and ratios to ourselves; machines differ, ratios
+//! less.
 
 use std::{
     env, fs,
@@ -95,7 +96,9 @@ fn request(simulate: bool) -> Vec<u8> {
 }
 
 fn restart() -> Cost {
-    run(&mut Command::new(PROGRAM), &request(false))
+    // Counted as in real use, but with room for all rounds.
+    let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/counted.yaml");
+    run(Command::new(PROGRAM).env("ACTION_EXECUTOR_POLICY", policy), &request(false))
 }
 
 fn run(command: &mut Command, input: &[u8]) -> Cost {

@@ -262,6 +262,10 @@ impl Transaction<'_> {
         let made =
             execution::make(self.context, self.cluster, self.request, &asked, plan, &may_go_on);
         match made.await {
+            // What has gone under our hands may have gone by the try from which we took over.
+            Ok(done) if counts && done.outcome == Outcome::Unchanged && record.intent.retaken => {
+                self.conclude(record, Made::default(), &asked).await
+            }
             Ok(done) => {
                 if counts && done.outcome == Outcome::Unchanged {
                     self.refund(&entry, &asked).await;
