@@ -8,7 +8,11 @@ use std::{
     fs, io,
     os::unix::{fs::DirBuilderExt, net::UnixListener},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use http_body_util::{BodyExt, Full};
@@ -18,14 +22,28 @@ use hyper::{
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use tokio::{
+    net::UnixStream,
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
 
 type Sender = SendRequest<Full<Bytes>>;
+
+/// Connections that are made without hesitation. The router has a thread for each, and short questions
+/// are answered so quickly that a few are enough for all of them.
+const FEW: usize = 16;
+
+/// How long a request waits for one of the few before one more connection is made for it: many
+/// requests at once may be waiting for rollouts.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// The edge's end.
 pub struct Upstream {
     socket: PathBuf,
     idle: Mutex<Vec<Sender>>,
+    open: Arc<AtomicUsize>,
+    freed: Notify,
 }
 
 /// The folder of the socket; removed when dropped.
@@ -57,7 +75,12 @@ impl PrivateFolder {
     /// The way to the listener.
     #[must_use]
     pub fn upstream(&self) -> Upstream {
-        Upstream { socket: self.socket(), idle: Mutex::default() }
+        Upstream {
+            socket: self.socket(),
+            idle: Mutex::default(),
+            open: Arc::default(),
+            freed: Notify::new(),
+        }
     }
 
     fn socket(&self) -> PathBuf {
@@ -92,7 +115,7 @@ impl Upstream {
         &self,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Bytes>, UpstreamError> {
-        let mut sender = match self.kept() {
+        let mut sender = match self.kept_or_freed().await {
             Some(sender) => sender,
             None => self.connect().await?,
         };
@@ -104,6 +127,19 @@ impl Upstream {
         Ok(Response::from_parts(head, body))
     }
 
+    /// A connection that is there; when there are more than a few, one that becomes free in a moment.
+    async fn kept_or_freed(&self) -> Option<Sender> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let freed = self.freed.notified();
+            let kept = self.kept();
+            if kept.is_some() || self.open.load(Ordering::Relaxed) < FEW {
+                return kept;
+            }
+            timeout_at(until, freed).await.ok()?;
+        }
+    }
+
     fn kept(&self) -> Option<Sender> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         std::iter::from_fn(|| idle.pop()).find(|sender| !sender.is_closed())
@@ -111,16 +147,35 @@ impl Upstream {
 
     fn keep(&self, sender: Sender) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        self.freed.notify_one();
     }
 
     async fn connect(&self) -> Result<Sender, UpstreamError> {
+        let place = Place::taken(&self.open);
         let stream = UnixStream::connect(&self.socket).await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to the router ended");
             }
+            drop(place);
         });
         Ok(sender)
+    }
+}
+
+/// One of the open connections, counted from before it is made until it has ended.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn taken(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Place(open.clone())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
