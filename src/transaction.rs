@@ -249,7 +249,7 @@ impl Transaction<'_> {
         let at = record.written_at.unwrap_or_else(Utc::now);
         let entry = Entry::new(&asked.id, &plan.target, at);
         let counts = matches!(plan.todo, Todo::Make(..));
-        if counts && let Err(refusal) = self.reserve(&plan, &entry, deadline).await {
+        if counts && let Err(refusal) = self.reserve(&plan, &entry, &asked).await {
             self.release(record, &refusal, &asked).await;
             return Err(refusal);
         }
@@ -289,15 +289,14 @@ impl Transaction<'_> {
         }
     }
 
-    /// The last questions before the effect: the policy as it is now, the kill switch, the budget.
-    async fn reserve(
-        &self,
-        plan: &Plan,
-        entry: &Entry,
-        deadline: Instant,
-    ) -> Result<(), ActionError> {
-        self.context.policy().judge(&facts(self.request, Some(plan))).refuse()?;
-        self.budget.reserve(entry, deadline).await
+    /// The last questions before the effect: the kill switch, the budget, the policy as it is now.
+    async fn reserve(&self, plan: &Plan, entry: &Entry, asked: &Asked) -> Result<(), ActionError> {
+        self.budget.reserve(entry, asked.deadline).await?;
+        let verdict = self.context.policy().judge(&facts(self.request, Some(plan)));
+        if verdict.refuse().is_err() {
+            self.refund(entry, asked).await;
+        }
+        verdict.refuse()
     }
 
     /// The answer about what was done. Where the mark was found instead of made, the answer is the one

@@ -88,6 +88,21 @@ async fn the_executor_cannot_approve_with_its_own_rights() {
 }
 
 #[tokio::test]
+async fn without_the_right_to_look_for_an_approval_that_is_what_is_told() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "blind").await;
+    let policy = action_executor::policy::Policy::parse(ASKING, "p").expect("is a policy");
+    let rules = rbac::rules(&ActionKind::ALL, &policy);
+    let fewer: Vec<_> = rules.iter().filter(|rule| **rule != approval::RULE).collect();
+    assert_eq!(fewer.len() + 1, rules.len());
+    let blind = scenario.namespace.account("blind", json!(fewer)).await;
+    let policy = scenario.namespace.policy(ASKING);
+    let request = scenario.request("r1").to_string();
+    let told = Program::with_kubeconfig(&blind).under(&policy).input(request).run();
+    assert_eq!(told.status, 77, "{told:?}");
+    assert!(told.stdout.contains("may not get configmaps"), "{told:?}");
+}
+
+#[tokio::test]
 async fn an_approval_is_for_the_object_as_it_was_looked_at() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "changed").await;
     let request = scenario.request("r1");

@@ -318,6 +318,18 @@ async fn the_kill_switch_stops_what_is_claimed_and_not_yet_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_becomes_read_only_stops_what_is_claimed_and_not_yet_done() {
+    for kind in ActionKind::ALL {
+        let problem = met_in_between(kind, async |_, policy| {
+            let text = fs::read_to_string(policy).expect("is readable");
+            fs::write(policy, format!("{text}read_only: true\n")).expect("is written");
+        })
+        .await;
+        assert_eq!(problem["code"], "policy_denied", "{kind:?}: {problem}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_changes_holds_for_the_next_request_and_a_broken_one_does_not() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "reload").await;
     let policy = scenario.namespace.policy("cooldown_seconds: 0");
