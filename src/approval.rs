@@ -7,8 +7,6 @@
 //! ConfigMaps in the namespace can. That is the whole of the separation, and RBAC keeps it.
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
@@ -29,19 +27,6 @@ pub const APPROVER: [Rule; 2] = [
     Rule { api_groups: &[""], resources: &["configmaps"], verbs: &["create"] },
     Rule { api_groups: &[""], resources: &["events"], verbs: &["get", "list"] },
 ];
-
-/// What an action is waiting for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct PendingApproval {
-    /// What is to be approved: this plan on the object as it is.
-    pub digest: String,
-    /// Until when (UTC).
-    #[schemars(extend("format" = "date-time"))]
-    pub expires_at: String,
-    /// How a person approves it.
-    pub command: String,
-}
 
 /// The digest of a plan, as the record asks for it.
 #[must_use]

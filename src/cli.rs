@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{entry::once::Output, manifests::ServiceAccount, names::Namespace};
+use crate::{manifests::ServiceAccount, names::Namespace};
 
 const EXAMPLES: &str = r#"Examples:
   # What would happen? (simulation is the default)
@@ -190,16 +190,6 @@ pub enum OutputFormat {
     Pretty,
     /// Sentences.
     Text,
-}
-
-impl From<OutputFormat> for Output {
-    fn from(format: OutputFormat) -> Self {
-        match format {
-            OutputFormat::Json => Output::Json,
-            OutputFormat::Pretty => Output::Pretty,
-            OutputFormat::Text => Output::Text,
-        }
-    }
 }
 
 /// The documents of the contract.

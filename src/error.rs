@@ -214,13 +214,13 @@ pub struct ActionError {
     /// The path of the request's field that is at fault, as `parameters.deployment`.
     pub field: Option<String>,
     /// What to do next.
-    pub hint: Option<String>,
+    pub hint: Option<Box<str>>,
     /// How long the cluster (or we) asked to wait before another try.
     pub retry_after: Option<Duration>,
     /// The request's id, once it is known.
-    pub id: Option<String>,
+    pub id: Option<Box<str>>,
     /// The uid of the object that was refused; for the audit, not for the caller.
-    pub about: Option<String>,
+    pub about: Option<Box<str>>,
 }
 
 impl ActionError {
@@ -250,7 +250,7 @@ impl ActionError {
     /// Adds what to do next.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(hint.into().into());
         self
     }
 
@@ -264,14 +264,14 @@ impl ActionError {
     /// Adds the uid of the object that was refused.
     #[must_use]
     pub fn about(mut self, uid: Option<&str>) -> Self {
-        self.about = uid.map(str::to_owned);
+        self.about = uid.map(Into::into);
         self
     }
 
     /// Adds the id of the request that failed.
     #[must_use]
     pub fn with_id(mut self, id: &str) -> Self {
-        self.id = Some(id.to_owned());
+        self.id = Some(id.into());
         self
     }
 

@@ -3,13 +3,13 @@
 //! It settles what is common to all actions: the request's id, the time allowed, whether there is a
 //! cluster at all. A simulation is planned and tried here; a real action is a `transaction`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
 
 use crate::{
-    actions::{Asked, Plan},
+    actions::Asked,
     context::Context,
     error::{ActionError, Code},
     execution,
@@ -20,9 +20,6 @@ use crate::{
     response::{ActionResponse, Outcome},
     transaction,
 };
-
-/// Longest wait for an effect when the request names none.
-pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(300);
 
 /// How far in the future a request may seem to come from, since clocks differ.
 const CLOCKS_DIFFER: TimeDelta = TimeDelta::seconds(60);
@@ -98,18 +95,6 @@ fn refuse_what_is_forgotten(
     Err(error)
 }
 
-/// What the policy judges of a request, and of the plan for it once there is one.
-pub(crate) fn facts<'a>(request: &'a ActionRequest, plan: Option<&'a Plan>) -> Facts<'a> {
-    static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
-    Facts {
-        action: request.action.kind(),
-        namespace: request.action.namespace(),
-        simulate: request.simulate,
-        labels: plan.map(|plan| plan.found.labels.as_ref().unwrap_or(&NO_LABELS)),
-        replicas: None,
-    }
-}
-
 /// Has the API server try it, or without a cluster says what can be said. What the policy would say of
 /// the real action is a warning.
 async fn simulate(
@@ -118,12 +103,12 @@ async fn simulate(
     asked: &Asked,
 ) -> Result<ActionResponse, ActionError> {
     let policy = context.policy();
-    policy.judge(&facts(request, None)).refuse()?;
+    policy.judge(&Facts::of(request, None)).refuse()?;
     let Some(cluster) = context.cluster() else {
         return Ok(offline(request, asked, &policy));
     };
     let done = execution::simulate(context, cluster, request, asked).await?;
-    let found = facts(request, Some(&done.plan));
+    let found = Facts::of(request, Some(&done.plan));
     policy.judge(&found).refuse()?;
     let mut answer = ActionResponse::to(request, asked, done.outcome, done.result);
     answer.replayed = done.replayed;
@@ -141,7 +126,7 @@ fn offline(request: &ActionRequest, asked: &Asked, policy: &Policy) -> ActionRes
     answer.offline = true;
     answer.changes = preview.changes;
     answer.warnings.push("no cluster is configured: the target was not looked at".to_owned());
-    answer.warnings.extend(foresight(policy, facts(request, None)));
+    answer.warnings.extend(foresight(policy, Facts::of(request, None)));
     answer
 }
 

@@ -4,15 +4,20 @@
 //!
 //! # The house
 //! - [`request`], [`response`], [`error`], [`names`]: the contract, and nothing else.
-//! - [`handler`]: [`handler::handle`], the one function behind every entry point; `execution` makes
-//!   its effect at most once, and `wait` stays until that is complete.
+//! - [`handler`]: [`handler::handle`], the one function behind every entry point. A real action is a
+//!   `transaction`: `execution` makes its effect at most once, `wait` stays until that is complete.
+//! - [`ledger`]: claim, record and replay, in Events; [`failpoint`]: where a crash is tried.
+//! - [`policy`], [`budget`], [`approval`]: the limits that a person set: what may be done, how often, and
+//!   what somebody has to approve first.
+//! - [`rbac`], [`manifests`]: the same as data for the cluster.
 //! - [`context`], [`config`]: what the handler is given, and the settings it comes from.
 //! - [`actions`]: one file per action: parameters, facts, decision.
 //! - [`k8s`]: what we know of Kubernetes; verdicts and patches, apart from the calls.
-//! - [`entry`]: the doors: a single shot from stdin, file or environment, and HTTP.
+//! - [`entry`]: the doors: a single shot from stdin, file or environment, HTTP, and what an operator
+//!   asks.
 //!
-//! Imports go one way: `entry` to `handler` to `actions` to `k8s`. No entry point knows an action, and
-//! no action knows an entry point.
+//! Imports go one way: `entry` to `handler` to `actions`, `policy` and `ledger`, to `k8s`. No entry
+//! point knows an action, and no action knows an entry point.
 
 pub mod actions;
 pub mod approval;

@@ -8,8 +8,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::approval::PendingApproval;
-
 /// What came of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -104,6 +102,19 @@ pub struct Change {
     pub from: Value,
     /// The value after; null where there is none any more.
     pub to: Value,
+}
+
+/// What an action is waiting for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct PendingApproval {
+    /// What is to be approved: this plan on the object as it is.
+    pub digest: String,
+    /// Until when (UTC).
+    #[schemars(extend("format" = "date-time"))]
+    pub expires_at: String,
+    /// How a person approves it.
+    pub command: String,
 }
 
 /// How the wait for an effect ended.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     actions::{Asked, Plan, Step, Todo},
-    approval::{self, PendingApproval},
+    approval,
     budget::{
         Budget,
         spent::{Entry, SLACK},
@@ -22,7 +22,6 @@ use crate::{
     error::{ActionError, Code},
     execution::{self, AFTERTHOUGHT, Done},
     failpoint::Failpoint,
-    handler::{DEFAULT_WAIT, facts},
     k8s::{
         cluster::Cluster,
         effect::{Found, Made},
@@ -31,10 +30,10 @@ use crate::{
         Ledger, Settled, Standing, in_progress,
         record::{Intent, Record, Subject},
     },
-    policy::Policy,
+    policy::{Policy, verdict::Facts},
     request::ActionRequest,
-    response::{ActionResponse, Outcome, RolloutState, rfc3339_millis},
-    wait,
+    response::{ActionResponse, Outcome, PendingApproval, RolloutState, rfc3339_millis},
+    wait::{self, DEFAULT_WAIT},
 };
 
 /// Time to record the answer once a wait has used up all the others.
@@ -125,9 +124,9 @@ impl Transaction<'_> {
 
     /// Decides, if the policy allows it.
     async fn plan(&self, asked: &Asked) -> Result<Planned, ActionError> {
-        self.policy.judge(&facts(self.request, None)).refuse()?;
+        self.policy.judge(&Facts::of(self.request, None)).refuse()?;
         let plan = execution::plan(self.context, self.cluster, self.request, asked).await?;
-        let verdict = self.policy.judge(&facts(self.request, Some(&plan)));
+        let verdict = self.policy.judge(&Facts::of(self.request, Some(&plan)));
         verdict.refuse().map_err(|refusal| refusal.about(plan.found.uid.as_deref()))?;
         Ok(Planned { plan, needs_approval: verdict.needs_approval() })
     }
@@ -255,7 +254,7 @@ impl Transaction<'_> {
         }
         let may_go_on = || -> Step<'_, ()> {
             Box::pin(async move {
-                self.context.policy().judge(&facts(self.request, None)).refuse()?;
+                self.context.policy().judge(&Facts::of(self.request, None)).refuse()?;
                 self.budget.check_switch(deadline).await
             })
         };
@@ -292,7 +291,7 @@ impl Transaction<'_> {
     /// The last questions before the effect: the kill switch, the budget, the policy as it is now.
     async fn reserve(&self, plan: &Plan, entry: &Entry, asked: &Asked) -> Result<(), ActionError> {
         self.budget.reserve(entry, asked.deadline).await?;
-        let verdict = self.context.policy().judge(&facts(self.request, Some(plan)));
+        let verdict = self.context.policy().judge(&Facts::of(self.request, Some(plan)));
         if verdict.refuse().is_err() {
             self.refund(entry, asked).await;
         }

@@ -13,6 +13,9 @@ use crate::{
     response::{Rollout, RolloutState},
 };
 
+/// Longest wait for an effect when the request names none.
+pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(300);
+
 /// How often the target is looked at: soon at first, since most effects are quick.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);

@@ -22,15 +22,16 @@ use tokio::{
 
 use super::{Answer, Delivery, environment};
 use crate::{
-    cli::OnceArgs,
+    cli::{OnceArgs, OutputFormat},
     config::Settings,
     context::{Context, stopped},
     error::{ActionError, Code},
-    handler::{DEFAULT_WAIT, handle},
+    handler::handle,
     k8s::connect::connect,
     policy::source::PolicySource,
     request::{ActionRequest, MAX_REQUEST_BYTES},
     response::ActionResponse,
+    wait::DEFAULT_WAIT,
 };
 
 /// How often another try of the same request is looked for.
@@ -50,22 +51,9 @@ pub enum Source {
     Found,
 }
 
-/// How the answer is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Output {
-    /// One line of JSON.
-    #[default]
-    Json,
-    /// JSON for people to read.
-    Pretty,
-    /// Sentences.
-    Text,
-}
-
 /// Carries out one request and answers its exit status (sysexits, as [`Code`] says).
 #[must_use]
 pub fn run(source: &Source, args: &OnceArgs, settings: &Settings) -> u8 {
-    let output = args.output.into();
     let answer = match read(source) {
         Ok(delivery) => execute(&delivery, args, settings),
         Err(error) => Answer::from(error),
@@ -73,7 +61,7 @@ pub fn run(source: &Source, args: &OnceArgs, settings: &Settings) -> u8 {
     if let Some(path) = &settings.termination_log {
         leave_last_words(path, &answer.body);
     }
-    match write(&answer.body, output) {
+    match write(&answer.body, args.output) {
         Ok(()) => answer.exit_status,
         Err(error) => {
             tracing::error!(%error, "the answer could not be written to standard output");
@@ -206,12 +194,12 @@ fn stop_on_signals() -> Result<watch::Receiver<bool>, ActionError> {
     Ok(stopping)
 }
 
-fn write(body: &[u8], output: Output) -> io::Result<()> {
+fn write(body: &[u8], output: OutputFormat) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match output {
-        Output::Json => stdout.write_all(body)?,
-        Output::Pretty => stdout.write_all(&pretty(body))?,
-        Output::Text => stdout.write_all(text(body).as_bytes())?,
+        OutputFormat::Json => stdout.write_all(body)?,
+        OutputFormat::Pretty => stdout.write_all(&pretty(body))?,
+        OutputFormat::Text => stdout.write_all(text(body).as_bytes())?,
     }
     stdout.write_all(b"\n")?;
     stdout.flush()

@@ -35,13 +35,8 @@ pub fn check(args: &CheckArgs) -> Result<(String, u8), ActionError> {
     };
     let request = read_request(file)?;
     let labels = args.labels.iter().cloned().collect();
-    let facts = Facts {
-        action: request.action.kind(),
-        namespace: request.action.namespace(),
-        simulate: request.simulate,
-        labels: (!args.labels.is_empty()).then_some(&labels),
-        replicas: None,
-    };
+    let labels = (!args.labels.is_empty()).then_some(&labels);
+    let facts = Facts { labels, ..Facts::of(&request, None) };
     let verdict = policy.judge(&facts);
     let (word, status) = conclusion(&verdict);
     let text = match args.output {

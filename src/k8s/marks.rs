@@ -49,7 +49,7 @@ impl Marks {
         Marks(text.map(|text| text.split(' ').filter_map(entry).collect()).unwrap_or_default())
     }
 
-    /// Whether this request changed the object and no [`KEPT`] others did since.
+    /// Whether this request changed the object and is not pushed out by others since.
     #[must_use]
     pub fn hold(&self, id: &str) -> bool {
         self.0.iter().any(|(_, known)| known == id)

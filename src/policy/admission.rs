@@ -142,7 +142,7 @@ fn kill_switch() -> Validation {
 fn writes(policy: &Policy) -> String {
     let tried = |kind: &ActionKind| !policy.simulation.limited || policy.allows(*kind);
     any(ActionKind::ALL.into_iter().filter(tried).flat_map(|kind| {
-        kind.descriptor().rules.iter().flat_map(move |rule| operations(rule)).map(move |write| {
+        kind.descriptor().rules.iter().flat_map(operations).map(move |write| {
             if policy.allows(kind) { write } else { format!("{write} && {DRY_RUN}") }
         })
     }))

@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use super::{Label, Pattern, Policy};
 use crate::{
-    actions::ActionKind,
+    actions::{ActionKind, Plan},
     error::{ActionError, Code},
+    request::ActionRequest,
 };
 
 /// What a policy is held against.
@@ -27,6 +28,20 @@ pub struct Facts<'a> {
     pub labels: Option<&'a BTreeMap<String, String>>,
     /// How many replicas the target would have, if the action changes that.
     pub replicas: Option<u32>,
+}
+
+impl<'a> Facts<'a> {
+    /// What is known of a request, and of the plan for it once there is one.
+    pub(crate) fn of(request: &'a ActionRequest, plan: Option<&'a Plan>) -> Self {
+        static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
+        Facts {
+            action: request.action.kind(),
+            namespace: request.action.namespace(),
+            simulate: request.simulate,
+            labels: plan.map(|plan| plan.found.labels.as_ref().unwrap_or(&NO_LABELS)),
+            replicas: None,
+        }
+    }
 }
 
 /// What one rule says.
