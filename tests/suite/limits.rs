@@ -23,8 +23,11 @@ fn restart(namespace: &Namespace, deployment: &str) -> Value {
     })
 }
 
-/// The doors, each as a function from a request to status and answer.
-const DOORS: [(&str, fn(Program, &Value) -> Value); 3] = [
+/// A way in: from a request to its answer.
+type Door = fn(Program, &Value) -> Value;
+
+/// The doors.
+const DOORS: [(&str, Door); 3] = [
     ("stdin", |program, request| program.input(request.to_string()).run().answer()),
     ("environment", |program, request| {
         program.env("ACTION_REQUEST", request.to_string()).run().answer()
