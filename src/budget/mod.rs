@@ -39,7 +39,7 @@ pub const RULE: Rule = Rule {
 const SPENT: &str = "action-executor.dev/spent";
 
 /// The kill switch: any value but `false` stops all actions, and says why.
-const STOP: &str = "action-executor.dev/stop";
+pub(crate) const STOP: &str = "action-executor.dev/stop";
 
 /// The books, kept in one Lease.
 pub(crate) struct Budget<'a> {

@@ -2,14 +2,16 @@
 //!
 //! A second layer under the first: whatever happens to the executor, its service account can do no
 //! more than the policy allows. One policy says what is fixed, another follows the kill switch on the
-//! Lease, since a policy with a parameter does not hold while the parameter is not there. Both speak of
-//! one service account and of nobody else. What depends on counting is not in here.
+//! Lease, since a policy with a parameter does not hold while the parameter is not there, and a third
+//! keeps the account, which writes its budget on that Lease, from touching the switch. They speak of one
+//! service account and of nobody else. What depends on counting is not in here.
 
 use serde_json::{Value, json};
 
 use super::{Label, Pattern, Policy};
 use crate::{
     actions::{ActionKind, Rule},
+    budget::STOP,
     manifests::ServiceAccount,
 };
 
@@ -30,7 +32,11 @@ const DRY_RUN: &str = "variables.simulated";
 pub fn manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
     let name = format!("action-executor.{}.{}", account.namespace, account.name);
     let switch = format!("{name}.switch");
+    let lever = format!("{name}.lever");
     let mut stop = admission_policy(&switch, account, &[kill_switch()]);
+    let mut lease = admission_policy(&lever, account, &[hands_off()]);
+    lease["spec"]["matchConstraints"] =
+        json!({ "resourceRules": [all_of("coordination.k8s.io", "leases")] });
     stop["spec"]["paramKind"] = json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease" });
     let mut bound = binding(&switch);
     bound["spec"]["paramRef"] = json!({
@@ -38,7 +44,8 @@ pub fn manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
         "namespace": policy.state.namespace.as_ref().unwrap_or(&account.namespace),
         "parameterNotFoundAction": "Allow",
     });
-    vec![admission_policy(&name, account, &fixed_rules(policy)), binding(&name), stop, bound]
+    let fixed = admission_policy(&name, account, &fixed_rules(policy));
+    vec![fixed, binding(&name), stop, bound, lease, binding(&lever)]
 }
 
 /// A rule in the API server's language, and what it says when it denies.
@@ -59,19 +66,14 @@ fn admission_policy(name: &str, account: &ServiceAccount, rules: &[Validation]) 
             })
         })
         .collect();
-    let all = |group: &str, resource: &str| {
-        json!({
-            "apiGroups": [group], "apiVersions": ["*"], "operations": ["*"], "resources": [resource],
-        })
-    };
-    let books: Vec<_> = OWN_BOOKS.iter().map(|(group, resource)| all(group, resource)).collect();
+    let books: Vec<_> = OWN_BOOKS.iter().map(|(group, resource)| all_of(group, resource)).collect();
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicy",
         "metadata": { "name": name, "labels": labels() },
         "spec": {
             "failurePolicy": "Fail",
-            "matchConstraints": { "resourceRules": [all("*", "*/*")], "excludeResourceRules": books },
+            "matchConstraints": { "resourceRules": [all_of("*", "*/*")], "excludeResourceRules": books },
             "matchConditions": [{
                 "name": "is-the-executor",
                 "expression": format!("request.userInfo.username == '{user}'"),
@@ -86,6 +88,12 @@ fn admission_policy(name: &str, account: &ServiceAccount, rules: &[Validation]) 
             ],
             "validations": validations,
         },
+    })
+}
+
+fn all_of(group: &str, resource: &str) -> Value {
+    json!({
+        "apiGroups": [group], "apiVersions": ["*"], "operations": ["*"], "resources": [resource],
     })
 }
 
@@ -129,8 +137,22 @@ fn fixed_rules(policy: &Policy) -> Vec<Validation> {
     rules
 }
 
+/// The account neither throws nor releases the switch, nor makes it go away with its Lease.
+fn hands_off() -> Validation {
+    let switch = |object: &str| {
+        format!(
+            "({object} != null && has({object}.metadata.annotations) && '{STOP}' in \
+             {object}.metadata.annotations ? {object}.metadata.annotations['{STOP}'] : '')"
+        )
+    };
+    let (before, after) = (switch("oldObject"), switch("object"));
+    Validation {
+        rule: "the kill switch",
+        expression: format!("object != null && {before} == {after}"),
+    }
+}
+
 fn kill_switch() -> Validation {
-    const STOP: &str = "action-executor.dev/stop";
     let expression = format!(
         "({DRY_RUN}) || !has(params.metadata.annotations) || !('{STOP}' in params.metadata.annotations) \
          || params.metadata.annotations['{STOP}'] == 'false'"

@@ -149,6 +149,26 @@ async fn the_kill_switch_holds_in_the_api_server_once_it_is_thrown() {
     })
     .await;
     assert!(refused.contains("denied by the kill switch"), "{refused}");
+    // And who is stopped cannot start itself again. A change of words first, until that holds too.
+    let reword = "action-executor.dev/stop=incident 8";
+    eventually("the switch is out of its hands", async || {
+        let args =
+            ["-n", name, "annotate", "lease", "action-executor", reword, "--overwrite", &user];
+        (!kubectl(&args).0).then_some(())
+    })
+    .await;
+    let release = ["-n", name, "annotate", "lease", "action-executor", "action-executor.dev/stop-"];
+    let vanish = ["-n", name, "delete", "lease", "action-executor"];
+    for attempt in [&release[..], &vanish] {
+        let (done, told) = kubectl(&[attempt, &[user.as_str()]].concat());
+        assert!(!done && told.contains("denied by the kill switch"), "{attempt:?}: {told}");
+    }
+    let (released, told) = kubectl(&release);
+    assert!(released, "{told}");
+    eventually("it acts again, and keeps its budget on the Lease", async || {
+        (send(&scenario, &kubeconfig, &scenario.request("r2")).status == 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
