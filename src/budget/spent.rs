@@ -275,8 +275,7 @@ mod tests {
     }
 
     proptest! {
-        /// Effects come up to [`SLACK`] after their entry, in an order of their own, and entries are
-        /// written by servers whose clocks differ.
+        /// Effects come up to [`SLACK`] after their entry, in an order of their own.
         #[test]
         fn no_stretch_of_time_ever_has_more_effects_than_it_allows(
             steps in proptest::collection::vec((0i64..20, 0i64..=30), 1..200),
