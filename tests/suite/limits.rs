@@ -37,9 +37,8 @@ const DOORS: [(&str, Door); 3] = [
     }),
 ];
 
-/// What this user has written in this namespace since the log had this length, dry runs and our own
-/// books left out.
-fn writes(namespace: &Namespace, user: &str, since: u64) -> Vec<String> {
+/// What this user has asked of the API server in this namespace since its log had this length.
+fn calls(namespace: &Namespace, user: &str, since: u64) -> Vec<Value> {
     let mut log = fs::File::open(shared().audit_log()).expect("there is an audit log");
     log.seek(std::io::SeekFrom::Start(since)).expect("is long enough");
     let mut text = String::new();
@@ -48,6 +47,13 @@ fn writes(namespace: &Namespace, user: &str, since: u64) -> Vec<String> {
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|entry| entry["user"]["username"] == user)
         .filter(|entry| entry["objectRef"]["namespace"] == namespace.name())
+        .collect()
+}
+
+/// What of it were writes, dry runs and our own books left out.
+fn writes(namespace: &Namespace, user: &str, since: u64) -> Vec<String> {
+    calls(namespace, user, since)
+        .into_iter()
         .filter(|entry| !matches!(entry["verb"].as_str(), Some("get" | "list" | "watch")))
         .filter(|entry| {
             !matches!(entry["objectRef"]["resource"].as_str(), Some("events" | "leases"))
@@ -115,6 +121,39 @@ async fn what_a_rule_denies_never_reaches_the_cluster_whatever_the_action_and_th
         assert_eq!(done.status, 0, "{done:?}");
         eventually("the write is in the log", async || {
             (writes(namespace, &user, since).len() == 1).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn each_kind_of_request_makes_as_many_calls_as_the_readme_says() {
+    let readme = include_str!("../../README.md");
+    let scenario = Scenario::new(ActionKind::RestartK8s, "calls").await;
+    let namespace = &scenario.namespace;
+    let kubeconfig = namespace.account("executor", all_rights()).await;
+    let user = format!("system:serviceaccount:{}:executor", namespace.name());
+    let counted = namespace.policy("cooldown_seconds: 0");
+    let unlimited =
+        namespace.policy("cooldown_seconds: 0\nbudget: {per_namespace: null, cluster: null}");
+    for (request, policy, id, simulate) in [
+        ("a simulation", &counted, "s", true),
+        ("a real action", &counted, "r1", false),
+        ("a real action", &counted, "r2", false),
+        ("a replay", &counted, "r2", false),
+        ("with no budget and no cooldown", &unlimited, "r3", false),
+    ] {
+        let row = readme.lines().find_map(|line| line.strip_prefix(&format!("| {request} | ")));
+        let told: usize =
+            row.and_then(|row| row.split(' ').next()?.parse().ok()).expect("is in the README");
+        let mut body = scenario.request(id);
+        body["simulate"] = simulate.into();
+        let since = log_length();
+        let program = Program::with_kubeconfig(&kubeconfig).under(policy);
+        let done = program.input(body.to_string()).run();
+        assert_eq!(done.status, 0, "{done:?}");
+        eventually(&format!("{request}: {told} calls"), async || {
+            (calls(namespace, &user, since).len() == told).then_some(())
         })
         .await;
     }
