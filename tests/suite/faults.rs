@@ -393,7 +393,9 @@ async fn a_pod_that_came_under_the_same_name_is_never_deleted() {
             "type": "restart_pod", "simulate": false, "id": "r1",
             "parameters": { "pod_name": "db-0", "namespace": namespace.name() },
         });
-        let done = send(kubeconfig, request.clone()).await;
+        // With all the time that there is by default: the StatefulSet may be slow.
+        let program = Program::with_kubeconfig(&kubeconfig).input(request.to_string());
+        let done = tokio::task::spawn_blocking(|| program.run()).await.expect("it ran");
         let new = pods.get("db-0").await.expect("is there");
         assert!(new.uid() != old && new.metadata.deletion_timestamp.is_none(), "{done:?}");
         assert_eq!(done.status, 0, "{done:?}");
