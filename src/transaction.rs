@@ -15,7 +15,7 @@ use crate::{
     actions::{Asked, Plan, Step, Todo},
     approval,
     budget::{
-        Budget,
+        Budget, Glance,
         spent::{Entry, SLACK},
     },
     context::Context,
@@ -72,12 +72,14 @@ struct Transaction<'a> {
 struct Planned {
     plan: Plan,
     needs_approval: bool,
+    /// What was seen of the budget; none where there is nothing to charge.
+    glance: Option<Glance>,
 }
 
 /// What comes of a record that was there before.
 enum Next {
     /// The request is ours now: make its effect.
-    Act(Record, Plan, Asked),
+    Act(Record, Planned, Asked),
     /// Its effect is made: what is left is the answer.
     Conclude(Record, Made),
     /// It waits for a person.
@@ -101,9 +103,7 @@ impl Transaction<'_> {
                     return Err(refusal);
                 }
                 (_, Err(refusal)) => return Err(refusal),
-                (Standing::Ours(record), Ok(planned)) => {
-                    Next::Act(*record, planned.plan, asked.clone())
-                }
+                (Standing::Ours(record), Ok(planned)) => Next::Act(*record, planned, asked.clone()),
                 (Standing::Released(record), Ok(planned)) => {
                     self.take(*record, planned, &asked).await?
                 }
@@ -113,7 +113,9 @@ impl Transaction<'_> {
                 (Standing::Free, Ok(_)) => Next::Again,
             };
             match next {
-                Next::Act(record, plan, asked) => return self.act(record, plan, asked).await,
+                Next::Act(record, planned, asked) => {
+                    return self.act(record, planned, asked).await;
+                }
                 Next::Conclude(record, made) => return self.conclude(record, made, &asked).await,
                 Next::AskPerson(record, plan) => return Ok(self.pending(&record, &plan, &asked)),
                 Next::Again if Instant::now() < asked.deadline => {}
@@ -122,13 +124,21 @@ impl Transaction<'_> {
         }
     }
 
-    /// Decides, if the policy allows it.
+    /// Decides, if the policy allows it and the budget seems to have room.
     async fn plan(&self, asked: &Asked) -> Result<Planned, ActionError> {
         self.policy.judge(&Facts::of(self.request, None)).refuse()?;
         let plan = execution::plan(self.context, self.cluster, self.request, asked).await?;
         let verdict = self.policy.judge(&Facts::of(self.request, Some(&plan)));
-        verdict.refuse().map_err(|refusal| refusal.about(plan.found.uid.as_deref()))?;
-        Ok(Planned { plan, needs_approval: verdict.needs_approval() })
+        let about = |refusal: ActionError| refusal.about(plan.found.uid.as_deref());
+        verdict.refuse().map_err(about)?;
+        let glance = match plan.todo {
+            Todo::Make(..) => {
+                let entry = Entry::new(&asked.id, &plan.target, Utc::now());
+                self.budget.glance(&entry, asked.deadline).await.map_err(about)?
+            }
+            _ => None,
+        };
+        Ok(Planned { plan, needs_approval: verdict.needs_approval(), glance })
     }
 
     /// Claims what can be done. What cannot be done any more may have been done before.
@@ -139,7 +149,7 @@ impl Transaction<'_> {
     ) -> Result<Standing, ActionError> {
         match planned {
             Ok(planned) => self.ledger.open(&self.opening(planned, asked), asked.deadline).await,
-            Err(refusal) if self.request.id.is_some() && !refusal.code.retryable() => {
+            Err(refusal) if self.request.id.is_some() && is_of_this_request(refusal) => {
                 match self.ledger.find(asked.deadline).await {
                     // Where the executor may do nothing it need not be able to look either.
                     Err(error) if error.code == Code::Forbidden && is_denied(refusal) => {
@@ -199,7 +209,7 @@ impl Transaction<'_> {
         Ok(match taken {
             None => Next::Again,
             Some(record) if planned.needs_approval => Next::AskPerson(record, planned.plan),
-            Some(record) => Next::Act(record, planned.plan, asked.clone()),
+            Some(record) => Next::Act(record, planned, asked.clone()),
         })
     }
 
@@ -239,16 +249,17 @@ impl Transaction<'_> {
     async fn act(
         &self,
         mut record: Record,
-        plan: Plan,
+        planned: Planned,
         asked: Asked,
     ) -> Result<ActionResponse, ActionError> {
         Failpoint::AfterClaim.pass();
+        let Planned { plan, glance, .. } = planned;
         let deadline = asked.deadline.min(Instant::now() + SLACK);
         let asked = Asked { deadline, ..asked };
         let at = record.written_at.unwrap_or_else(Utc::now);
         let entry = Entry::new(&asked.id, &plan.target, at);
         let counts = matches!(plan.todo, Todo::Make(..));
-        if counts && let Err(refusal) = self.reserve(&plan, &entry, &asked).await {
+        if counts && let Err(refusal) = self.reserve(&plan, &entry, glance, &asked).await {
             self.release(record, &refusal, &asked).await;
             return Err(refusal);
         }
@@ -289,8 +300,14 @@ impl Transaction<'_> {
     }
 
     /// The last questions before the effect: the kill switch, the budget, the policy as it is now.
-    async fn reserve(&self, plan: &Plan, entry: &Entry, asked: &Asked) -> Result<(), ActionError> {
-        self.budget.reserve(entry, asked.deadline).await?;
+    async fn reserve(
+        &self,
+        plan: &Plan,
+        entry: &Entry,
+        glance: Option<Glance>,
+        asked: &Asked,
+    ) -> Result<(), ActionError> {
+        self.budget.reserve(entry, glance, asked.deadline).await?;
         let verdict = self.context.policy().judge(&Facts::of(self.request, Some(plan)));
         if verdict.refuse().is_err() {
             self.refund(entry, asked).await;
@@ -317,18 +334,18 @@ impl Transaction<'_> {
         let intended = &record.intent.answer;
         let (at, uid) = (intended.started_at, intended.target.uid.clone());
         let asked = Asked { at, uid, ..asked.clone() };
-        let plan = match self.plan(&asked).await {
-            Ok(planned) => planned.plan,
+        let planned = match self.plan(&asked).await {
+            Ok(planned) => planned,
             // It may be refused because the other try was slow and has made it just now.
             Err(refusal) => match self.recognise(&record, &asked).await? {
                 Some(made) => return Ok(Next::Conclude(record, made)),
                 None => return Err(refusal),
             },
         };
-        let intent = Intent { retaken: true, ..self.intent(&plan, &asked) };
+        let intent = Intent { retaken: true, ..self.intent(&planned.plan, &asked) };
         let claim = self.ledger.claim(intent, asked.deadline);
         let taken = self.ledger.take(&record, claim, asked.deadline).await?;
-        Ok(taken.map_or(Next::Again, |record| Next::Act(record, plan, asked)))
+        Ok(taken.map_or(Next::Again, |record| Next::Act(record, planned, asked)))
     }
 
     /// What the effect of a claim left behind; `None` if it was not made.
@@ -455,6 +472,8 @@ impl Transaction<'_> {
         let of_interest = matches!(
             refusal.code,
             Code::PolicyDenied
+                | Code::RateLimited
+                | Code::Stopped
                 | Code::TargetPaused
                 | Code::TargetUnmanaged
                 | Code::PreconditionFailed
@@ -474,6 +493,11 @@ impl Transaction<'_> {
 /// When the books are closed: a moment after the last call for the effect.
 fn closing(asked: &Asked) -> Instant {
     asked.deadline + AFTERTHOUGHT
+}
+
+/// Whether it was this request that was refused, and not the cluster that did not answer.
+fn is_of_this_request(refusal: &ActionError) -> bool {
+    !refusal.code.retryable() || matches!(refusal.code, Code::RateLimited | Code::Stopped)
 }
 
 fn is_denied(refusal: &ActionError) -> bool {

@@ -3,7 +3,8 @@
 //! The Lease has two annotations. `action-executor.dev/spent` lists what was let through; it is
 //! changed by compare-and-swap on the resourceVersion, so however many processes there are, together
 //! they let through what the limits allow. `action-executor.dev/stop` is the kill switch: it is read
-//! with the list, after the claim and right before the effect, so it also stops what is under way.
+//! with the list, and since the list is changed after the claim and right before the effect, only if
+//! the Lease still is as it was read, it also stops what is under way.
 //!
 //! This room knows no action and no request; it is given an entry and keeps the books.
 
@@ -41,6 +42,9 @@ const SPENT: &str = "action-executor.dev/spent";
 /// The kill switch: any value but `false` stops all actions, and says why.
 pub(crate) const STOP: &str = "action-executor.dev/stop";
 
+/// The Lease as it was looked at before the claim; the first try to charge it goes on from there.
+pub(crate) struct Glance(Option<Lease>);
+
 /// The books, kept in one Lease.
 pub(crate) struct Budget<'a> {
     cluster: &'a Cluster,
@@ -61,7 +65,27 @@ impl<'a> Budget<'a> {
         }
     }
 
-    /// Lets one action through and writes it down; where nothing is limited, nothing is written.
+    /// Looks whether there is room before anything is claimed, so that what is refused again and again
+    /// leaves no claim each time. It is no promise: what counts is [`Budget::reserve`]. `None` where
+    /// nothing is limited.
+    ///
+    /// # Errors
+    /// [`Code::Stopped`], [`Code::RateLimited`], or why the Lease could not be read.
+    pub(crate) async fn glance(
+        &self,
+        entry: &Entry,
+        deadline: Instant,
+    ) -> Result<Option<Glance>, ActionError> {
+        if self.limits == Limits::default() {
+            return Ok(None);
+        }
+        let lease = self.read(deadline).await?;
+        self.charged(lease.as_ref(), entry)?;
+        Ok(Some(Glance(lease)))
+    }
+
+    /// Lets one action through and writes it down; where nothing is limited, nothing is written. Begins
+    /// with what was seen at a glance: if the Lease has changed since, it is read again.
     ///
     /// # Errors
     /// [`Code::Stopped`], [`Code::RateLimited`], or why the Lease could not be read or written; then
@@ -69,16 +93,20 @@ impl<'a> Budget<'a> {
     pub(crate) async fn reserve(
         &self,
         entry: &Entry,
+        glance: Option<Glance>,
         deadline: Instant,
     ) -> Result<(), ActionError> {
         if self.limits == Limits::default() {
             return self.check_switch(deadline).await;
         }
-        let reserved = self.change(deadline, |lease, spent| {
-            lease.map_or(Ok(()), |lease| self.refuse_if_stopped(lease))?;
-            spent.with(entry.clone(), &self.limits).map_err(|full| self.full(full))
-        });
-        reserved.await
+        self.change(glance, deadline, |lease| self.charged(lease, entry)).await
+    }
+
+    /// The list with this entry, if nothing is against it.
+    fn charged(&self, lease: Option<&Lease>, entry: &Entry) -> Result<Spent, ActionError> {
+        lease.map_or(Ok(()), |lease| self.refuse_if_stopped(lease))?;
+        let spent = spent_on(lease).with(entry.clone(), &self.limits);
+        spent.map_err(|full| self.full(full))
     }
 
     /// Gives back what was reserved for an action that was provably not done.
@@ -89,7 +117,7 @@ impl<'a> Budget<'a> {
         if self.limits == Limits::default() {
             return Ok(());
         }
-        self.change(deadline, |_, spent| Ok(spent.without(entry))).await
+        self.change(None, deadline, |lease| Ok(spent_on(lease).without(entry))).await
     }
 
     /// Looks at the kill switch alone.
@@ -106,15 +134,22 @@ impl<'a> Budget<'a> {
     /// Changes the list by compare-and-swap until it holds.
     async fn change(
         &self,
+        mut glance: Option<Glance>,
         deadline: Instant,
-        next: impl Fn(Option<&Lease>, &Spent) -> Result<Spent, ActionError>,
+        next: impl Fn(Option<&Lease>) -> Result<Spent, ActionError>,
     ) -> Result<(), ActionError> {
         let mut pauses = pauses();
         loop {
-            let lease = self.read(deadline).await?;
-            let before = lease.as_ref().map(spent_on).unwrap_or_default();
-            let after = next(lease.as_ref(), &before)?;
-            if after == before {
+            let (lease, seen_before) = match glance.take() {
+                Some(Glance(lease)) => (lease, true),
+                None => (self.read(deadline).await?, false),
+            };
+            let after = next(lease.as_ref())?;
+            if after == spent_on(lease.as_ref()) {
+                // There is nothing to write, by which it would be noticed that the Lease has changed.
+                if seen_before {
+                    continue;
+                }
                 return Ok(());
             }
             match self.write(lease.as_ref(), &after, deadline).await {
@@ -210,8 +245,9 @@ impl<'a> Budget<'a> {
     }
 }
 
-fn spent_on(lease: &Lease) -> Spent {
-    lease.annotations().get(SPENT).map(|text| Spent::parse(text)).unwrap_or_default()
+fn spent_on(lease: Option<&Lease>) -> Spent {
+    let text = lease.and_then(|lease| lease.annotations().get(SPENT));
+    text.map(|text| Spent::parse(text)).unwrap_or_default()
 }
 
 /// Between two tries of a compare-and-swap: short, since each loser lost to a winner.

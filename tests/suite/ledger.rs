@@ -198,7 +198,7 @@ async fn one_request_sent_many_times_to_processes_that_are_killed_acts_once() {
     }
 }
 
-async fn records(namespace: &Namespace) -> Vec<Event> {
+pub async fn records(namespace: &Namespace) -> Vec<Event> {
     let params = ListParams::default().labels("app.kubernetes.io/managed-by=action-executor");
     namespace.api::<Event>().list(&params).await.expect("events are listed").items
 }

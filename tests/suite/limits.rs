@@ -215,6 +215,12 @@ async fn a_target_is_left_alone_for_its_cooldown() {
     assert_eq!((&problem["code"], &problem["status"]), (&json!("rate_limited"), &json!(429)));
     let wait = problem["retry_after_seconds"].as_u64().expect("is told");
     assert!((500..=600).contains(&wait), "{wait}");
+    // What is refused again and again leaves one trace, beside that of what was done.
+    for _ in 0..3 {
+        assert_eq!(send("web").status, 75);
+    }
+    let records = crate::ledger::records(&namespace).await;
+    assert_eq!(records.len(), 2, "{records:?}");
     assert_eq!(send("api").status, 0);
     assert_eq!(namespace.get_deployment("web").await.metadata.generation, Some(2));
 }
@@ -330,8 +336,8 @@ async fn met_in_between(kind: ActionKind, meddle: impl AsyncFn(&Scenario, &PathB
     let (go_on, wait) = std::sync::mpsc::channel::<()>();
     let wait = std::sync::Mutex::new(wait);
     let kubeconfig = proxy(&scenario.namespace, move |method, number| {
-        // The first read is of the target, the second of the Lease, after the claim.
-        if *method == http::Method::GET && number == 1 {
+        // The first write is the claim, the second charges the Lease as it was read before.
+        if *method != http::Method::GET && number == 1 {
             claimed.send(true).expect("is waited for");
             let wait = wait.lock().expect("is whole");
             let _ = tokio::task::block_in_place(|| wait.recv_timeout(Duration::from_secs(20)));
