@@ -2,7 +2,7 @@
 
 use std::{env, path::Path, process::Command};
 
-use action_executor::{actions::ActionKind, approval, rbac};
+use action_executor::{actions::ActionKind, approval, budget, rbac};
 use k8s_openapi::api::core::v1::Event;
 use kube::api::{ListParams, Patch};
 use serde_json::{Value, json};
@@ -94,6 +94,7 @@ async fn without_the_right_to_look_for_an_approval_that_is_what_is_told() {
     let rules = rbac::rules(&ActionKind::ALL, &policy);
     let fewer: Vec<_> = rules.iter().filter(|rule| **rule != approval::RULE).collect();
     assert_eq!(fewer.len() + 1, rules.len());
+    let fewer: Vec<_> = fewer.into_iter().chain([&budget::RULE]).collect();
     let blind = scenario.namespace.account("blind", json!(fewer)).await;
     let policy = scenario.namespace.policy(ASKING);
     let request = scenario.request("r1").to_string();
