@@ -79,11 +79,11 @@ struct Planned {
 /// What comes of a record that was there before.
 enum Next {
     /// The request is ours now: make its effect.
-    Act(Record, Planned, Asked),
+    Act(Box<Record>, Box<Planned>, Asked),
     /// Its effect is made: what is left is the answer.
-    Conclude(Record, Made),
+    Conclude(Box<Record>, Made),
     /// It waits for a person.
-    AskPerson(Record, Plan),
+    AskPerson(Box<Record>, Box<Plan>),
     /// Somebody was quicker: look again.
     Again,
 }
@@ -103,7 +103,9 @@ impl Transaction<'_> {
                     return Err(refusal);
                 }
                 (_, Err(refusal)) => return Err(refusal),
-                (Standing::Ours(record), Ok(planned)) => Next::Act(*record, planned, asked.clone()),
+                (Standing::Ours(record), Ok(planned)) => {
+                    Next::Act(record, Box::new(planned), asked.clone())
+                }
                 (Standing::Released(record), Ok(planned)) => {
                     self.take(*record, planned, &asked).await?
                 }
@@ -114,9 +116,9 @@ impl Transaction<'_> {
             };
             match next {
                 Next::Act(record, planned, asked) => {
-                    return self.act(record, planned, asked).await;
+                    return self.act(*record, *planned, asked).await;
                 }
-                Next::Conclude(record, made) => return self.conclude(record, made, &asked).await,
+                Next::Conclude(record, made) => return self.conclude(*record, made, &asked).await,
                 Next::AskPerson(record, plan) => return Ok(self.pending(&record, &plan, &asked)),
                 Next::Again if Instant::now() < asked.deadline => {}
                 Next::Again => return Err(in_progress(Utc::now())),
@@ -208,8 +210,10 @@ impl Transaction<'_> {
         let taken = self.ledger.take(&found, ours, asked.deadline).await?;
         Ok(match taken {
             None => Next::Again,
-            Some(record) if planned.needs_approval => Next::AskPerson(record, planned.plan),
-            Some(record) => Next::Act(record, planned, asked.clone()),
+            Some(record) if planned.needs_approval => {
+                Next::AskPerson(Box::new(record), Box::new(planned.plan))
+            }
+            Some(record) => Next::Act(Box::new(record), Box::new(planned), asked.clone()),
         })
     }
 
@@ -226,7 +230,9 @@ impl Transaction<'_> {
         let digest = approval::digest(&self.ledger.subject, &found, &planned.plan);
         let namespace = self.ledger.subject.namespace();
         let given = approval::given(self.cluster, namespace, &digest, asked.deadline).await?;
-        let Some(by) = given else { return Ok(Next::AskPerson(found, planned.plan)) };
+        let Some(by) = given else {
+            return Ok(Next::AskPerson(Box::new(found), Box::new(planned.plan)));
+        };
         tracing::info!(id = &*asked.id, digest, by, "approved");
         self.take(found, Planned { needs_approval: false, ..planned }, asked).await
     }
@@ -327,7 +333,7 @@ impl Transaction<'_> {
     /// Finds out what became of a claim whose holder's time is over, and goes on from there.
     async fn pick_up(&self, record: Record, asked: &Asked) -> Result<Next, ActionError> {
         if let Some(made) = self.recognise(&record, asked).await? {
-            return Ok(Next::Conclude(record, made));
+            return Ok(Next::Conclude(Box::new(record), made));
         }
         // The same decision again, at the time of the first one and for the same object, so that the
         // answer does not depend on who gives it. What needed approval had it when it was claimed.
@@ -338,14 +344,15 @@ impl Transaction<'_> {
             Ok(planned) => planned,
             // It may be refused because the other try was slow and has made it just now.
             Err(refusal) => match self.recognise(&record, &asked).await? {
-                Some(made) => return Ok(Next::Conclude(record, made)),
+                Some(made) => return Ok(Next::Conclude(Box::new(record), made)),
                 None => return Err(refusal),
             },
         };
         let intent = Intent { retaken: true, ..self.intent(&planned.plan, &asked) };
         let claim = self.ledger.claim(intent, asked.deadline);
         let taken = self.ledger.take(&record, claim, asked.deadline).await?;
-        Ok(taken.map_or(Next::Again, |record| Next::Act(record, planned, asked)))
+        let act = |record| Next::Act(Box::new(record), Box::new(planned), asked);
+        Ok(taken.map_or(Next::Again, act))
     }
 
     /// What the effect of a claim left behind; `None` if it was not made.
