@@ -242,9 +242,23 @@ impl ActionError {
     #[must_use]
     pub fn in_field(path: impl Into<String>, what: impl fmt::Display) -> Self {
         let path = path.into();
-        let mut error = ActionError::new(Code::InvalidRequest, format!("{path}: {what}"));
-        error.field = Some(path);
-        error
+        ActionError::new(Code::InvalidRequest, format!("{path}: {what}")).with_field(path)
+    }
+
+    /// Names the request's field that is at fault; `path` as `precondition.uid`.
+    #[must_use]
+    pub fn with_field(mut self, path: impl Into<String>) -> Self {
+        self.field = Some(path.into());
+        self
+    }
+
+    /// What was wrong and what to do next, as part of a longer sentence.
+    #[must_use]
+    pub fn with_its_hint(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{}; {hint}", self.detail),
+            None => self.detail.clone(),
+        }
     }
 
     /// Adds what to do next.

@@ -89,10 +89,9 @@ fn refuse_what_is_forgotten(
     } else {
         return Ok(());
     };
-    let mut error = ActionError::new(Code::RequestExpired, format!("issued_at: {what}"))
-        .with_hint("decide anew, and send a new request with an id of its own");
-    error.field = Some("issued_at".to_owned());
-    Err(error)
+    Err(ActionError::new(Code::RequestExpired, format!("issued_at: {what}"))
+        .with_field("issued_at")
+        .with_hint("decide anew, and send a new request with an id of its own"))
 }
 
 /// Has the API server try it, or without a cluster says what can be said. What the policy would say of

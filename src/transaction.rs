@@ -422,9 +422,8 @@ impl Transaction<'_> {
             Ok(Settled::Lost(until)) => Err(in_progress(until)),
             Err(error) => {
                 let mut answer = ActionResponse { replayed, ..answer };
-                let hint = error.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
-                let warning = format!("the answer could not be recorded: {}{hint}", error.detail);
-                answer.warnings.push(warning);
+                let why = error.with_its_hint();
+                answer.warnings.push(format!("the answer could not be recorded: {why}"));
                 Ok(answer)
             }
         }

@@ -92,8 +92,7 @@ async fn problems(cluster: &Cluster, completion: &Completion) -> Vec<String> {
     match timeout_at(until, completion.problems(cluster, until)).await {
         Ok(Ok(problems)) => problems,
         Ok(Err(error)) => {
-            let hint = error.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
-            vec![format!("the pods could not be asked: {}{hint}", error.detail)]
+            vec![format!("the pods could not be asked: {}", error.with_its_hint())]
         }
         Err(_) => vec!["the pods could not be asked in time".to_owned()],
     }

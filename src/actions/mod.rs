@@ -116,13 +116,10 @@ impl Asked {
             return Ok(());
         };
         let is = is.as_deref().unwrap_or("not set");
-        let mut error = ActionError::new(
-            Code::PreconditionFailed,
-            format!("{found} is not the one that the request means: its {what} is {is}"),
-        )
-        .with_hint("look at the target again and decide anew");
-        error.field = Some(format!("precondition.{what}"));
-        Err(error)
+        let detail = format!("{found} is not the one that the request means: its {what} is {is}");
+        Err(ActionError::new(Code::PreconditionFailed, detail)
+            .with_field(format!("precondition.{what}"))
+            .with_hint("look at the target again and decide anew"))
     }
 }
 

@@ -76,7 +76,7 @@ impl<'a> Budget<'a> {
         entry: &Entry,
         deadline: Instant,
     ) -> Result<Option<Glance>, ActionError> {
-        if self.limits == Limits::default() {
+        if self.limits.are_none() {
             return Ok(None);
         }
         let lease = self.read(deadline).await?;
@@ -96,7 +96,7 @@ impl<'a> Budget<'a> {
         glance: Option<Glance>,
         deadline: Instant,
     ) -> Result<(), ActionError> {
-        if self.limits == Limits::default() {
+        if self.limits.are_none() {
             return self.check_switch(deadline).await;
         }
         self.change(glance, deadline, |lease| self.charged(lease, entry)).await
@@ -114,7 +114,7 @@ impl<'a> Budget<'a> {
     /// # Errors
     /// Why the Lease could not be written; then the action goes on counting.
     pub(crate) async fn refund(&self, entry: &Entry, deadline: Instant) -> Result<(), ActionError> {
-        if self.limits == Limits::default() {
+        if self.limits.are_none() {
             return Ok(());
         }
         self.change(None, deadline, |lease| Ok(spent_on(lease).without(entry))).await

@@ -39,6 +39,12 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Whether nothing is limited.
+    #[must_use]
+    pub fn are_none(&self) -> bool {
+        *self == Limits::default()
+    }
+
     /// The longest time that an entry matters.
     fn memory(&self) -> Duration {
         let quotas = [self.per_namespace, self.cluster].into_iter().flatten();

@@ -241,15 +241,10 @@ impl<'a> Ledger<'a> {
     }
 
     fn reused(&self) -> ActionError {
-        let mut error = ActionError::new(
-            Code::IdReused,
-            format!("id: '{}' was used for another request", self.subject.id),
-        )
-        .with_hint(
+        let detail = format!("id: '{}' was used for another request", self.subject.id);
+        ActionError::new(Code::IdReused, detail).with_field("id").with_hint(
             "give each request an id of its own; send the same request to ask for its answer",
-        );
-        error.field = Some("id".to_owned());
-        error
+        )
     }
 
     fn unreadable(&self) -> ActionError {
