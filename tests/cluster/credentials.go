@@ -1,8 +1,8 @@
 package main
 
 // The cluster's certificates and keys, made anew for each start: an authority, a server certificate
-// of its own (clients refuse an authority that serves), an administrator's, and the key that signs
-// service accounts' tokens.
+// of its own (clients refuse an authority that serves), an administrator's, a node's, and the key that
+// signs service accounts' tokens.
 
 import (
 	"crypto/ecdsa"
@@ -25,7 +25,7 @@ const lifetime = 7 * 24 * time.Hour
 
 // credentials are the paths of what was written.
 type credentials struct {
-	ca, serverCert, serverKey, adminCert, adminKey, accountKey string
+	ca, serverCert, serverKey, adminCert, adminKey, nodeCert, nodeKey, accountKey string
 }
 
 type authority struct {
@@ -39,6 +39,7 @@ func writeCredentials(dir string) (credentials, error) {
 		ca:         file("ca.crt"),
 		serverCert: file("server.crt"), serverKey: file("server.key"),
 		adminCert: file("admin.crt"), adminKey: file("admin.key"),
+		nodeCert: file("node.crt"), nodeKey: file("node.key"),
 		accountKey: file("service-accounts.key"),
 	}
 	ca, err := newAuthority(paths.ca)
@@ -59,6 +60,13 @@ func writeCredentials(dir string) (credentials, error) {
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
 	if err := ca.issue(admin, paths.adminCert, paths.adminKey); err != nil {
+		return paths, err
+	}
+	node := &x509.Certificate{
+		Subject:     pkix.Name{CommonName: "system:node:" + nodeName, Organization: []string{"system:nodes"}},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	if err := ca.issue(node, paths.nodeCert, paths.nodeKey); err != nil {
 		return paths, err
 	}
 	_, err = newKey(paths.accountKey)
@@ -123,9 +131,9 @@ func writePEM(path, kind string, der []byte) error {
 }
 
 // writeKubeconfig writes a kubeconfig that needs no other file.
-func (paths credentials) writeKubeconfig(path, server string) error {
+func (paths credentials) writeKubeconfig(path, server, cert, key string) error {
 	var data [3][]byte
-	for i, name := range []string{paths.ca, paths.adminCert, paths.adminKey} {
+	for i, name := range []string{paths.ca, cert, key} {
 		content, err := os.ReadFile(name)
 		if err != nil {
 			return err
@@ -134,8 +142,8 @@ func (paths credentials) writeKubeconfig(path, server string) error {
 	}
 	config := api.NewConfig()
 	config.Clusters["test"] = &api.Cluster{Server: server, CertificateAuthorityData: data[0]}
-	config.AuthInfos["admin"] = &api.AuthInfo{ClientCertificateData: data[1], ClientKeyData: data[2]}
-	config.Contexts["test"] = &api.Context{Cluster: "test", AuthInfo: "admin"}
+	config.AuthInfos["user"] = &api.AuthInfo{ClientCertificateData: data[1], ClientKeyData: data[2]}
+	config.Contexts["test"] = &api.Context{Cluster: "test", AuthInfo: "user"}
 	config.CurrentContext = "test"
 	return clientcmd.WriteToFile(*config, path)
 }

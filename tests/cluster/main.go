@@ -1,12 +1,14 @@
 // The tests' cluster: a real Kubernetes control plane in one binary.
 //
-// Called by the name of a component (etcd, kube-apiserver, kube-controller-manager, kube-scheduler)
-// it is that component. Called by any other name it is the supervisor, which starts them all on free
-// loopback ports and ends with whoever started it. The components are the published modules, not
-// look-alikes; nothing of the project under test is in here.
+// Called by the name of a component (etcd, kube-apiserver, kube-controller-manager, kube-scheduler,
+// kubelet, kube-proxy, forward) it is that component. Called by any other name it is the supervisor,
+// which starts them all on free loopback ports and ends with whoever started it; with --node it adds
+// a real node. The components are the published modules, not look-alikes; nothing of the project under
+// test is in here.
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,7 +20,9 @@ import (
 	_ "k8s.io/component-base/metrics/prometheus/version"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
 func main() {
@@ -31,6 +35,15 @@ func main() {
 		os.Exit(cli.Run(controllers.NewControllerManagerCommand()))
 	case "kube-scheduler":
 		os.Exit(cli.Run(scheduler.NewSchedulerCommand()))
+	case "kubelet":
+		os.Exit(cli.Run(kubelet.NewKubeletCommand(context.Background())))
+	case "kube-proxy":
+		os.Exit(cli.Run(proxy.NewProxyCommand()))
+	case "forward":
+		if err := forward(os.Args[1]); err != nil {
+			fmt.Fprintln(os.Stderr, "forward:", err)
+			os.Exit(1)
+		}
 	default:
 		if err := supervise(os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, "test cluster:", err)

@@ -4,7 +4,7 @@ package main
 // and leaves nothing behind.
 //
 // On standard output it writes one line of JSON when the cluster is ready, and one for each command
-// it was given on standard input (`stop NAME`, `start NAME`). When its standard input ends or a
+// it was given on standard input (`stop NAME`, `start NAME`, and with --node `forward ADDRESS:PORT`). When its standard input ends or a
 // signal comes, it stops everything and removes its files. Should it be killed, the kernel kills the
 // components with it.
 
@@ -58,12 +58,17 @@ type cluster struct {
 	kubeconfig string
 	server     string
 	components []*component
+	// What the components themselves use; with a network of its own, not what others use.
+	inner       string
+	innerServer string
+	network     *network
 }
 
 // component is one process of the cluster.
 type component struct {
 	name    string
 	command []string
+	files   []*os.File
 	log     string
 	process *exec.Cmd
 	ended   chan struct{}
@@ -78,7 +83,8 @@ type ready struct {
 }
 
 func supervise(args []string) error {
-	if len(args) > 0 {
+	withNode := len(args) == 1 && args[0] == "--node"
+	if len(args) > 0 && !withNode {
 		return fmt.Errorf("unexpected argument %q", args[0])
 	}
 	// The components die with the thread that started them, so that thread must last.
@@ -88,7 +94,7 @@ func supervise(args []string) error {
 	commands := make(chan string)
 	go readLines(commands)
 
-	c, err := startSomewhere()
+	c, err := startSomewhere(withNode)
 	if err != nil {
 		return err
 	}
@@ -124,6 +130,11 @@ func answer(value any) {
 
 func (c *cluster) obey(line string) error {
 	verb, name, _ := strings.Cut(line, " ")
+	if verb == "forward" {
+		door, err := c.forward(name)
+		answer(map[string]string{"forward": door})
+		return err
+	}
 	for _, component := range c.components {
 		switch {
 		case component.name != name:
@@ -145,11 +156,11 @@ func (c *cluster) obey(line string) error {
 	return fmt.Errorf("unknown command %q", line)
 }
 
-func startSomewhere() (*cluster, error) {
+func startSomewhere(withNode bool) (*cluster, error) {
 	var err error
 	for range starts {
 		var c *cluster
-		if c, err = newCluster(); err != nil {
+		if c, err = newCluster(withNode); err != nil {
 			return nil, err
 		}
 		if err = c.start(); err == nil {
@@ -161,34 +172,62 @@ func startSomewhere() (*cluster, error) {
 	return nil, err
 }
 
-func newCluster() (*cluster, error) {
+func newCluster(withNode bool) (*cluster, error) {
 	dir, err := os.MkdirTemp("", "action-executor-cluster-")
 	if err != nil {
 		return nil, err
 	}
 	c := &cluster{dir: dir, kubeconfig: filepath.Join(dir, "kubeconfig")}
-	paths, err := writeCredentials(dir)
-	if err != nil {
+	if err := c.prepare(withNode); err != nil {
+		c.remove()
 		return nil, err
+	}
+	return c, nil
+}
+
+func (c *cluster) prepare(withNode bool) error {
+	paths, err := writeCredentials(c.dir)
+	if err != nil {
+		return err
 	}
 	ports, err := freePorts(5)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	c.server = fmt.Sprintf("https://127.0.0.1:%d", ports[2])
-	if err := paths.writeKubeconfig(c.kubeconfig, c.server); err != nil {
-		return nil, err
+	c.innerServer = fmt.Sprintf("https://127.0.0.1:%d", ports[2])
+	c.server, c.inner = c.innerServer, c.kubeconfig
+	if withNode {
+		if c.network, err = newNetwork(); err != nil {
+			return err
+		}
+		door, err := c.forward(fmt.Sprintf("127.0.0.1:%d", ports[2]))
+		if err != nil {
+			return err
+		}
+		c.server, c.inner = "https://"+door, filepath.Join(c.dir, "inner.kubeconfig")
+	}
+	for path, server := range map[string]string{c.kubeconfig: c.server, c.inner: c.innerServer} {
+		if err := paths.writeKubeconfig(path, server, paths.adminCert, paths.adminKey); err != nil {
+			return err
+		}
 	}
 	for name, content := range map[string]string{
 		"stages.yaml": nodeStages + "---\n" + podStages,
 		"audit.yaml":  auditPolicy,
 	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
-			return nil, err
+		if err := os.WriteFile(filepath.Join(c.dir, name), []byte(content), 0o600); err != nil {
+			return err
 		}
 	}
-	c.components = c.commands(paths, ports)
-	return c, nil
+	c.components = append(c.components, c.commands(paths, ports)...)
+	if withNode {
+		node, err := c.node(paths)
+		if err != nil {
+			return err
+		}
+		c.components = append(c.components, node...)
+	}
+	return nil
 }
 
 // commands holds every flag of every component.
@@ -196,6 +235,12 @@ func (c *cluster) commands(paths credentials, ports []int) []*component {
 	file := func(name string) string { return filepath.Join(c.dir, name) }
 	etcd := fmt.Sprintf("http://127.0.0.1:%d", ports[0])
 	peer := fmt.Sprintf("http://127.0.0.1:%d", ports[1])
+	// Pods find the API server through its Service, whose endpoint is what it advertises. A restart of
+	// the server must not wait for its former self to expire.
+	bind, advertise, reconciler := "127.0.0.1", "127.0.0.1", "none"
+	if c.network != nil {
+		bind, advertise, reconciler = "0.0.0.0", nodeAddress, "master-count"
+	}
 	return []*component{
 		c.component("etcd",
 			"--name=test", "--data-dir="+file("etcd"), "--unsafe-no-fsync", "--log-level=warn",
@@ -203,7 +248,7 @@ func (c *cluster) commands(paths credentials, ports []int) []*component {
 			"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer,
 			"--initial-cluster=test="+peer),
 		c.component("kube-apiserver",
-			"--etcd-servers="+etcd, "--bind-address=127.0.0.1",
+			"--etcd-servers="+etcd, "--bind-address="+bind, "--advertise-address="+advertise,
 			fmt.Sprintf("--secure-port=%d", ports[2]), "--cert-dir="+c.dir,
 			"--tls-cert-file="+paths.serverCert, "--tls-private-key-file="+paths.serverKey,
 			"--client-ca-file="+paths.ca,
@@ -212,26 +257,36 @@ func (c *cluster) commands(paths credentials, ports []int) []*component {
 			"--service-account-issuer=https://kubernetes.default.svc",
 			"--authorization-mode=Node,RBAC", "--service-cluster-ip-range=10.0.0.0/24",
 			"--allow-privileged", "--event-ttl=1h",
-			// A restart of the server must not wait for its former self to expire.
-			"--endpoint-reconciler-type=none",
+			"--endpoint-reconciler-type="+reconciler,
+			"--kubelet-client-certificate="+paths.adminCert, "--kubelet-client-key="+paths.adminKey,
+			"--kubelet-preferred-address-types=InternalIP",
 			"--audit-policy-file="+file("audit.yaml"), "--audit-log-path="+c.auditLog()),
 		c.component("kube-controller-manager",
-			"--kubeconfig="+c.kubeconfig, "--leader-elect=false", "--secure-port=0",
+			"--kubeconfig="+c.inner, "--leader-elect=false", "--secure-port=0",
 			"--use-service-account-credentials", "--root-ca-file="+paths.ca,
 			"--service-account-private-key-file="+paths.accountKey),
 		c.component("kube-scheduler",
-			"--kubeconfig="+c.kubeconfig, "--leader-elect=false", "--secure-port=0"),
+			"--kubeconfig="+c.inner, "--leader-elect=false", "--secure-port=0"),
 		c.component("kwok",
-			"--kubeconfig="+c.kubeconfig, "--config="+file("stages.yaml"),
-			"--manage-all-nodes=true", "--node-lease-duration-seconds=40",
+			"--kubeconfig="+c.inner, "--config="+file("stages.yaml"),
+			"--manage-all-nodes=false", "--manage-nodes-with-annotation-selector="+fakeKey+"="+fakeValue,
+			"--node-lease-duration-seconds=40",
 			fmt.Sprintf("--server-address=127.0.0.1:%d", ports[3])),
 	}
 }
 
-// component finds the program: one that KUBEBUILDER_ASSETS offers, one beside us, or ourselves.
+// component finds the program: one that KUBEBUILDER_ASSETS offers, one beside us, ourselves under
+// another name, or one that is installed.
 func (c *cluster) component(name string, args ...string) *component {
 	self, _ := os.Executable()
-	path := self
+	path := filepath.Join(c.dir, "bin", name)
+	switch {
+	case name == "containerd":
+		path = name
+	default:
+		_ = os.MkdirAll(filepath.Dir(path), 0o700)
+		_ = os.Symlink(self, path)
+	}
 	for _, dir := range []string{os.Getenv("KUBEBUILDER_ASSETS"), filepath.Dir(self)} {
 		candidate := filepath.Join(dir, name)
 		if info, err := os.Stat(candidate); dir != "" && err == nil && !info.IsDir() {
@@ -239,17 +294,21 @@ func (c *cluster) component(name string, args ...string) *component {
 			break
 		}
 	}
-	return &component{
-		name:    name,
-		command: append([]string{path, name}, args...),
-		log:     filepath.Join(c.dir, name+".log"),
+	command := append([]string{path}, args...)
+	if c.network != nil {
+		command = c.network.inside(command)
 	}
+	return &component{name: name, command: command, log: filepath.Join(c.dir, name+".log")}
 }
 
 func (c *cluster) auditLog() string { return filepath.Join(c.dir, "audit.log") }
 
 func (c *cluster) start() error {
 	for _, component := range c.components {
+		// A door that is open already leads to whatever comes.
+		if component.process != nil {
+			continue
+		}
 		if err := component.start(); err != nil {
 			return err
 		}
@@ -260,20 +319,24 @@ func (c *cluster) start() error {
 			}
 		}
 	}
+	if c.network != nil {
+		if err := c.importPause(); err != nil {
+			return err
+		}
+	}
 	return c.populate()
 }
 
-// start starts the process; argv[0] is the component's name, which is what it then is.
+// start starts the process, which ends with us.
 func (p *component) start() error {
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	p.process = &exec.Cmd{
-		Path: p.command[0], Args: p.command[1:], Stdout: log, Stderr: log,
-		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true},
-	}
+	p.process = exec.Command(p.command[0], p.command[1:]...)
+	p.process.Stdout, p.process.Stderr, p.process.ExtraFiles = log, log, p.files
+	p.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := p.process.Start(); err != nil {
 		return fmt.Errorf("%s: %w", p.name, err)
 	}
@@ -321,7 +384,8 @@ func (c *cluster) waitUntilReady() error {
 	})
 }
 
-// populate makes the nodes and waits until a pod could be made.
+// populate makes the nodes that kwok acts out and waits until a pod could be made. Beside a real node
+// they are tainted, so that only those pods come to them that ask for it.
 func (c *cluster) populate() error {
 	client, err := c.client()
 	if err != nil {
@@ -329,9 +393,13 @@ func (c *cluster) populate() error {
 	}
 	for i := range nodes {
 		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{
-			Name:   fmt.Sprintf("node-%d", i),
-			Labels: map[string]string{"kubernetes.io/hostname": fmt.Sprintf("node-%d", i)},
+			Name:        fmt.Sprintf("node-%d", i),
+			Labels:      map[string]string{"kubernetes.io/hostname": fmt.Sprintf("node-%d", i)},
+			Annotations: map[string]string{fakeKey: fakeValue},
 		}}
+		if c.network != nil {
+			node.Spec.Taints = []corev1.Taint{{Key: fakeKey, Value: fakeValue, Effect: corev1.TaintEffectNoSchedule}}
+		}
 		err := c.eventually("a node is made", func(ctx context.Context) error {
 			_, err := client.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{})
 			if apierrors.IsAlreadyExists(err) {
@@ -348,14 +416,31 @@ func (c *cluster) populate() error {
 		if err != nil {
 			return err
 		}
+		expected := nodes
+		if c.network != nil {
+			expected++
+		}
+		if len(list.Items) < expected {
+			return fmt.Errorf("there are %d nodes", len(list.Items))
+		}
 		for _, node := range list.Items {
-			if !isReady(node) || len(node.Spec.Taints) > 0 {
+			if !isReady(node) || isTainted(node) {
 				return fmt.Errorf("node %s is not ready", node.Name)
 			}
 		}
 		_, err = client.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
 		return err
 	})
+}
+
+// isTainted tells of taints that are not ours: those of a node that has just come.
+func isTainted(node corev1.Node) bool {
+	for _, taint := range node.Spec.Taints {
+		if taint.Key != fakeKey {
+			return true
+		}
+	}
+	return false
 }
 
 func isReady(node corev1.Node) bool {
@@ -408,6 +493,9 @@ func (c *cluster) remove() {
 		if c.components[i].process != nil {
 			c.components[i].kill()
 		}
+	}
+	if c.network != nil {
+		c.removeNode()
 	}
 	_ = os.RemoveAll(c.dir)
 }
