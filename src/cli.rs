@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{manifests::ServiceAccount, names::Namespace};
+use crate::{
+    manifests::ServiceAccount,
+    names::{Namespace, ObjectName},
+};
 
 const EXAMPLES: &str = r#"Examples:
   # What would happen? (simulation is the default)
@@ -18,6 +21,9 @@ const EXAMPLES: &str = r#"Examples:
 
   # What does the policy say of it, rule by rule?
   action-executor policy check policy.yaml request.json
+
+  # Have the cluster do it, as a Job, and bring back the answer
+  action-executor job request.json --apply --wait
 
   # Serve it over HTTP
   action-executor serve --bind 127.0.0.1:8000
@@ -50,6 +56,11 @@ pub enum Command {
     Run(RunArgs),
     /// Serve requests over HTTP.
     Serve(ServeArgs),
+    /// Have the cluster carry out one request, as a Job.
+    ///
+    /// Prints the Job unless --apply is given. The Job's name comes from the request's id, so that the
+    /// same request is one Job, and however often its pod is started the action is done once.
+    Job(JobArgs),
     /// Check a policy, or print what is to match it.
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -143,6 +154,10 @@ fn namespace(text: &str) -> Result<Namespace, String> {
     text.to_owned().try_into()
 }
 
+fn object_name(text: &str) -> Result<ObjectName, String> {
+    text.to_owned().try_into()
+}
+
 /// Arguments of a single request.
 #[derive(Args, Debug)]
 pub struct OnceArgs {
@@ -165,6 +180,38 @@ pub struct RunArgs {
     /// How the request is answered.
     #[command(flatten)]
     pub once: OnceArgs,
+}
+
+/// Arguments of `job`.
+#[derive(Args, Debug)]
+pub struct JobArgs {
+    /// The request's file; `-` for standard input.
+    #[arg(default_value = "-")]
+    pub file: PathBuf,
+    /// The image that the Job runs.
+    #[arg(long, value_name = "IMAGE", default_value = concat!("action-executor:", env!("CARGO_PKG_VERSION")))]
+    pub image: String,
+    /// The namespace of the Job [default: the target's].
+    #[arg(short, long, value_name = "NAME", value_parser = namespace)]
+    pub namespace: Option<Namespace>,
+    /// The service account that the Job runs as.
+    #[arg(long, value_name = "NAME", default_value = "action-executor", value_parser = object_name)]
+    pub service_account: ObjectName,
+    /// The ConfigMap in the Job's namespace that holds the policy, as policy.yaml.
+    #[arg(long, value_name = "NAME", default_value = "action-executor-policy", value_parser = object_name)]
+    pub policy_config_map: ObjectName,
+    /// Make the Job instead of printing it; one that is there for the same request is as good.
+    #[arg(long)]
+    pub apply: bool,
+    /// Stay until the Job has ended, print its answer, and exit as it did.
+    #[arg(long, requires = "apply")]
+    pub wait: bool,
+    /// How to write the Job (text is YAML) or the answer.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
+    /// The kubeconfig context to use.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
 }
 
 /// Arguments of `serve`.

@@ -9,12 +9,12 @@
 //! - [`ledger`]: claim, record and replay, in Events; [`failpoint`]: where a crash is tried.
 //! - [`policy`], [`budget`], [`approval`]: the limits that a person set: what may be done, how often, and
 //!   what somebody has to approve first.
-//! - [`rbac`], [`manifests`]: the same as data for the cluster.
+//! - [`rbac`], [`job`], [`manifests`]: what the cluster is to hold for all this, as data.
 //! - [`context`], [`config`]: what the handler is given, and the settings it comes from.
 //! - [`actions`]: one file per action: parameters, facts, decision.
 //! - [`k8s`]: what we know of Kubernetes; verdicts and patches, apart from the calls.
-//! - [`entry`]: the doors: a single shot from stdin, file or environment, HTTP, and what an operator
-//!   asks.
+//! - [`entry`]: the doors: a single shot from stdin, file or environment, a Job, HTTP, and what an
+//!   operator asks.
 //!
 //! Imports go one way: `entry` to `handler` to `actions`, `policy` and `ledger`, to `k8s`. No entry
 //! point knows an action, and no action knows an entry point.
@@ -30,6 +30,7 @@ pub mod error;
 mod execution;
 pub mod failpoint;
 pub mod handler;
+pub mod job;
 pub mod k8s;
 pub mod ledger;
 pub mod logging;

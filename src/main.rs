@@ -10,7 +10,7 @@ use action_executor::{
     cli::{Cli, Command, OnceArgs, PolicyCommand},
     config::Settings,
     entry::{
-        Answer, history, http,
+        Answer, history, http, job,
         once::{self, Source},
         policy,
     },
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
             Some(file) => single(&Source::File(file.to_owned()), run.once, &settings),
         },
         Some(Command::Serve(serve)) => http::run(serve, &settings),
+        Some(Command::Job(args)) => print(job::run(&args)),
         Some(Command::Policy(PolicyCommand::Check(args))) => print(policy::check(&args)),
         Some(Command::Policy(PolicyCommand::Admission(args))) => {
             print(policy::admission(&args).map(|text| (text, 0)))

@@ -11,6 +11,7 @@ use crate::{
 pub mod environment;
 pub mod history;
 pub mod http;
+pub mod job;
 pub mod once;
 pub mod policy;
 

@@ -196,21 +196,21 @@ fn stop_on_signals() -> Result<watch::Receiver<bool>, ActionError> {
 
 fn write(body: &[u8], output: OutputFormat) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    match output {
-        OutputFormat::Json => stdout.write_all(body)?,
-        OutputFormat::Pretty => stdout.write_all(&pretty(body))?,
-        OutputFormat::Text => stdout.write_all(text(body).as_bytes())?,
-    }
-    stdout.write_all(b"\n")?;
+    writeln!(stdout, "{}", formatted(body, output))?;
     stdout.flush()
+}
+
+/// An answer or a problem in the form that was asked for.
+pub(super) fn formatted(body: &[u8], output: OutputFormat) -> String {
+    match output {
+        OutputFormat::Json => String::from_utf8_lossy(body).into_owned(),
+        OutputFormat::Pretty => format!("{:#}", parsed(body)),
+        OutputFormat::Text => text(body),
+    }
 }
 
 fn parsed(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap_or_default()
-}
-
-fn pretty(body: &[u8]) -> Vec<u8> {
-    serde_json::to_vec_pretty(&parsed(body)).unwrap_or_default()
 }
 
 /// The answer in sentences: what happened, what the pods say, what to mind.

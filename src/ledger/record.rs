@@ -37,7 +37,7 @@ const ACTION_LABEL: &str = "action-executor.dev/action";
 
 /// The annotations of an Event, one for each part of a record.
 pub(crate) const REQUEST_ID: &str = "action-executor.dev/request-id";
-const DIGEST: &str = "action-executor.dev/request-digest";
+pub(crate) const REQUEST_DIGEST: &str = "action-executor.dev/request-digest";
 const STATE: &str = "action-executor.dev/state";
 const HOLDER: &str = "action-executor.dev/holder";
 const UNTIL: &str = "action-executor.dev/until";
@@ -228,7 +228,7 @@ impl Subject {
     fn annotations(&self, record: &Record) -> BTreeMap<String, String> {
         let mut all = BTreeMap::from([
             (REQUEST_ID, self.id.to_string()),
-            (DIGEST, record.digest.clone()),
+            (REQUEST_DIGEST, record.digest.clone()),
             (STATE, json_text(&record.state).trim_matches('"').to_owned()),
             (HOLDER, record.holder.clone()),
             (UNTIL, rfc3339_millis(record.until)),
@@ -289,7 +289,7 @@ impl Record {
         let get = |name: &str| annotations.get(name).map(String::as_str);
         Some(Record {
             state: parsed(&format!("\"{}\"", get(STATE)?))?,
-            digest: get(DIGEST)?.to_owned(),
+            digest: get(REQUEST_DIGEST)?.to_owned(),
             holder: get(HOLDER)?.to_owned(),
             until: DateTime::parse_from_rfc3339(get(UNTIL)?).ok()?.to_utc(),
             intent: parsed(get(INTENT)?)?,
