@@ -2,7 +2,8 @@
 //! answer.
 //!
 //! The answer is the pod's termination message, word for word, and the exit status is the pod's own, so
-//! a caller cannot tell a Job from the single shot.
+//! a caller cannot tell a Job from the single shot. Where the pod has gone, an evicted one say, the
+//! ledger still has the answer.
 
 use std::{
     io::{self, IsTerminal},
@@ -16,7 +17,7 @@ use k8s_openapi::api::{
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::once;
+use super::{Answer, once};
 use crate::{
     cli::{JobArgs, OutputFormat},
     error::{ActionError, Code},
@@ -26,10 +27,14 @@ use crate::{
         connect::connect,
         fault::Fault,
     },
-    ledger::record::{REQUEST_DIGEST, Subject},
+    ledger::{
+        Ledger, Standing,
+        record::{REQUEST_DIGEST, Subject},
+    },
     manifests::yaml,
     names::{Namespace, RequestId},
     request::ActionRequest,
+    response::ActionResponse,
 };
 
 /// The longest that making the Job, or one look at it, may take.
@@ -67,10 +72,12 @@ pub fn run(args: &JobArgs) -> Result<(String, u8), ActionError> {
         let cluster = connect(args.context.as_deref()).await?.ok_or_else(|| {
             ActionError::new(Code::Configuration, "no cluster is configured to make the Job in")
         })?;
-        let job = create(&cluster, &manifest, &Subject::of(&request, &id)).await?;
+        let subject = Subject::of(&request, &id);
+        let job = create(&cluster, &manifest, &subject).await?;
         if args.wait {
-            let (answer, status) = wait_for(&cluster, &job).await?;
-            Ok((once::formatted(answer.as_bytes(), args.output), status))
+            let condition = end(&cluster, &job).await?;
+            let (answer, status) = answer(&cluster, &job, subject, &condition).await?;
+            Ok((once::formatted(&answer, args.output), status))
         } else {
             let (namespace, name) = name_of(&job);
             let result = format!("Job '{name}' is made in namespace '{namespace}'.");
@@ -133,8 +140,8 @@ fn name_of(job: &Job) -> (&str, &str) {
     (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
 
-/// Looks at the Job until it has ended, and brings back what its last pod left behind.
-async fn wait_for(cluster: &Cluster, job: &Job) -> Result<(String, u8), ActionError> {
+/// Looks at the Job until it has ended; returns how.
+async fn end(cluster: &Cluster, job: &Job) -> Result<JobCondition, ActionError> {
     let (namespace, name) = name_of(job);
     let longest = job.spec.as_ref().and_then(|spec| spec.active_deadline_seconds).unwrap_or(0);
     let end = Instant::now() + Duration::from_secs(longest.unsigned_abs()) + SLACK;
@@ -142,7 +149,7 @@ async fn wait_for(cluster: &Cluster, job: &Job) -> Result<(String, u8), ActionEr
     loop {
         let job = cluster.get::<Job>(namespace, name, Instant::now() + DEADLINE).await?;
         if let Some(condition) = ended(&job) {
-            return answer(cluster, &job, condition).await;
+            return Ok(condition.clone());
         }
         tell(&job, &mut told);
         if Instant::now() + LOOK_AGAIN >= end {
@@ -178,21 +185,30 @@ fn tell(job: &Job, told: &mut String) {
     }
 }
 
+/// The answer and the exit status that the Job left behind.
 async fn answer(
     cluster: &Cluster,
     job: &Job,
+    subject: Subject,
     condition: &JobCondition,
-) -> Result<(String, u8), ActionError> {
+) -> Result<(Vec<u8>, u8), ActionError> {
     let (namespace, name) = name_of(job);
     let selector = format!("batch.kubernetes.io/job-name={name}");
-    let pods = cluster.list::<Pod>(namespace, &selector, Instant::now() + DEADLINE).await?;
-    let Some(last) = last_words(&pods) else {
-        let why = condition.message.as_deref().unwrap_or("its pods are gone");
-        return Err(lost(job, &format!("left no answer behind: {why}")));
-    };
-    let message = last.message.clone().unwrap_or_default();
-    let status = u8::try_from(last.exit_code).unwrap_or(Code::Internal.exit_status());
-    Ok((message, status))
+    let deadline = Instant::now() + DEADLINE;
+    let pods = cluster.list::<Pod>(namespace, &selector, deadline).await?;
+    if let Some(last) = last_words(&pods) {
+        let message = last.message.clone().unwrap_or_default();
+        let status = u8::try_from(last.exit_code).unwrap_or(Code::Internal.exit_status());
+        return Ok((message.into_bytes(), status));
+    }
+    if let Standing::Answered(record) = Ledger::new(cluster, subject).find(deadline).await?
+        && let Some(answer) = record.answer
+    {
+        let answer = Answer::from(ActionResponse { replayed: true, ..answer });
+        return Ok((answer.body, answer.exit_status));
+    }
+    let why = condition.message.as_deref().unwrap_or("its pods are gone");
+    Err(lost(job, &format!("left no answer behind: {why}")))
 }
 
 /// How the container ended that ended last and left a message.

@@ -1,7 +1,8 @@
 //! The tests' cluster, as tests see it: one for the whole run, a namespace for each test.
 //!
 //! It is started at first use through `tests/cluster/up`, or is the one that `TEST_KUBECONFIG` names.
-//! We hold its standard input, so it ends with this process, however that ends.
+//! We hold its standard input, so it ends with this process, however that ends. Another one, with a real
+//! node, is for the tests of what really runs as a pod.
 
 use std::{
     env,
@@ -45,11 +46,17 @@ pub const SLOW_IMAGE: &str = "registry.invalid/slow:1";
 /// A pod with any other image is ready at once.
 pub const GOOD_IMAGE: &str = "registry.invalid/good:1";
 
+/// The one image that the real node has besides the one under test; it runs until it is told to stop.
+pub const PAUSE_IMAGE: &str = "test/pause:1";
+/// The program under test, as an image on the real node.
+pub const OWN_IMAGE: &str = "test/action-executor:1";
+
 /// A running cluster.
 pub struct TestCluster {
     kubeconfig: PathBuf,
     programs: PathBuf,
     audit_log: PathBuf,
+    good_image: &'static str,
     supervisor: Option<Mutex<Supervisor>>,
 }
 
@@ -67,6 +74,7 @@ pub fn shared() -> &'static TestCluster {
             kubeconfig: path.into(),
             programs: PathBuf::new(),
             audit_log: env::var_os("TEST_AUDIT_LOG").unwrap_or_default().into(),
+            good_image: GOOD_IMAGE,
             supervisor: None,
         },
         None => private(),
@@ -75,6 +83,21 @@ pub fn shared() -> &'static TestCluster {
 
 /// A cluster of the test's own, whose components it may stop.
 pub fn private() -> TestCluster {
+    start(&[], GOOD_IMAGE)
+}
+
+/// The cluster with a real node, which all tests share that need one. It enforces the `restricted` Pod
+/// Security Standard in their namespaces.
+pub fn with_node() -> &'static TestCluster {
+    static WITH_NODE: OnceLock<TestCluster> = OnceLock::new();
+    WITH_NODE.get_or_init(|| {
+        let cluster = start(&["--node"], PAUSE_IMAGE);
+        cluster.import_own_image();
+        cluster
+    })
+}
+
+fn start(mode: &[&str], good_image: &'static str) -> TestCluster {
     let up = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/up");
     let built = Command::new(up)
         .arg("--build-only")
@@ -84,6 +107,7 @@ pub fn private() -> TestCluster {
     assert!(built.status.success(), "the test cluster could not be built; it needs Go");
     let folder = String::from_utf8(built.stdout).expect("is a path");
     let mut process = Command::new(Path::new(folder.trim()).join("test-cluster"))
+        .args(mode)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -96,6 +120,7 @@ pub fn private() -> TestCluster {
         kubeconfig: path("kubeconfig"),
         programs: folder.trim().into(),
         audit_log: path("audit_log"),
+        good_image,
         supervisor: Some(Mutex::new(Supervisor { process, commands, answers })),
     }
 }
@@ -132,12 +157,36 @@ impl TestCluster {
         self.command(&format!("start {component}"));
     }
 
-    fn command(&self, line: &str) {
+    /// Opens a way to an address in the network of the real node, and says where it begins.
+    pub fn forward(&self, target: &str) -> String {
+        let answer = self.command(&format!("forward {target}"));
+        answer["forward"].as_str().expect("is an address").to_owned()
+    }
+
+    fn command(&self, line: &str) -> Value {
         let mut supervisor =
             self.supervisor.as_ref().expect("is our own").lock().expect("no test panicked in it");
         let commands = supervisor.commands.as_mut().expect("is open");
         writeln!(commands, "{line}").expect("the supervisor listens");
-        read_answer(&mut supervisor.answers);
+        read_answer(&mut supervisor.answers)
+    }
+
+    /// Makes an image of the built program and the libraries that it is linked with, and gives it to
+    /// the real node.
+    fn import_own_image(&self) {
+        let program = env!("CARGO_BIN_EXE_action-executor");
+        let folder = self.kubeconfig.parent().expect("is in a folder");
+        let (stripped, image) = (folder.join("action-executor"), folder.join("own.tar"));
+        run(Command::new("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(program));
+        let mut assemble = Command::new(self.programs.join("image"));
+        assemble.args(["-tag", OWN_IMAGE, "-entrypoint", "/action-executor", "-output"]);
+        assemble.arg(&image).arg(format!("{}:/action-executor", stripped.display()));
+        assemble.args(libraries(program).iter().map(|path| format!("{path}:{path}")));
+        run(&mut assemble);
+        let socket = folder.join("containerd.sock");
+        let mut import = Command::new("ctr");
+        import.arg("--address").arg(socket).args(["--namespace", "k8s.io", "images", "import"]);
+        run(import.arg(&image));
     }
 
     /// An administrator's client for the calling test's runtime.
@@ -154,10 +203,16 @@ impl TestCluster {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-{}-{number}", test.replace('_', "-"), std::process::id());
         let client = self.client().await;
-        let namespace = Namespace { name, client, kubeconfig: self.kubeconfig.clone() };
+        let kubeconfig = self.kubeconfig.clone();
+        let namespace = Namespace { name, client, kubeconfig, good_image: self.good_image };
         let object = CoreNamespace {
             metadata: kube::api::ObjectMeta {
                 name: Some(namespace.name.clone()),
+                labels: Some(
+                    [("pod-security.kubernetes.io/enforce", "restricted")]
+                        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                        .into(),
+                ),
                 ..Default::default()
             },
             ..Default::default()
@@ -170,6 +225,20 @@ impl TestCluster {
         .await;
         namespace
     }
+}
+
+/// The shared libraries of a program, the loader among them.
+fn libraries(program: &str) -> Vec<String> {
+    let listed = Command::new("ldd").arg(program).output().expect("ldd runs").stdout;
+    let listed = String::from_utf8(listed).expect("is text");
+    let paths = listed.split_whitespace().filter(|word| word.starts_with('/'));
+    paths.map(str::to_owned).collect()
+}
+
+/// Runs a command that has to succeed.
+fn run(command: &mut Command) {
+    let done = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
 impl Drop for TestCluster {
@@ -200,6 +269,7 @@ pub struct Namespace {
     name: String,
     client: Client,
     kubeconfig: PathBuf,
+    good_image: &'static str,
 }
 
 impl Namespace {
@@ -251,7 +321,7 @@ impl Namespace {
 
     /// A Deployment of good pods, once they are all ready.
     pub async fn running_deployment(&self, name: &str, replicas: i32) -> Deployment {
-        self.deployment(name, replicas, GOOD_IMAGE).await;
+        self.deployment(name, replicas, self.good_image).await;
         self.rolled_out(name).await
     }
 
@@ -263,7 +333,7 @@ impl Namespace {
                 "serviceName": name,
                 "replicas": replicas,
                 "selector": { "matchLabels": { "app": name } },
-                "template": template(name, GOOD_IMAGE),
+                "template": template(name, self.good_image),
             },
         });
         self.create::<StatefulSet>(object).await;
@@ -276,7 +346,7 @@ impl Namespace {
 
     /// A pod that nobody would replace.
     pub async fn bare_pod(&self, name: &str) -> Pod {
-        let mut pod = template(name, GOOD_IMAGE);
+        let mut pod = template(name, self.good_image);
         pod["metadata"]["name"] = name.into();
         self.create(pod).await
     }
@@ -354,7 +424,16 @@ fn template(app: &str, image: &str) -> Value {
         "metadata": { "labels": { "app": app } },
         "spec": {
             "terminationGracePeriodSeconds": 0,
-            "containers": [{ "name": "main", "image": image }],
+            "securityContext": {
+                "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" },
+            },
+            "containers": [{
+                "name": "main",
+                "image": image,
+                "securityContext": {
+                    "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] },
+                },
+            }],
         },
     })
 }

@@ -13,6 +13,7 @@ mod http;
 mod ledger;
 mod limits;
 mod model;
+mod node;
 mod once;
 mod parity;
 mod program;

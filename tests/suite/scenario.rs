@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Event;
 use kube::{ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
-use crate::cluster::{Namespace, eventually, shared};
+use crate::cluster::{Namespace, TestCluster, eventually, shared};
 
 /// A namespace with a workload, and what is asked for on it.
 pub struct Scenario {
@@ -24,7 +24,12 @@ pub struct Scenario {
 impl Scenario {
     /// A running workload for this action.
     pub async fn new(kind: ActionKind, test: &str) -> Self {
-        let namespace = shared().namespace(&format!("{test}-{}", kind.name())).await;
+        Scenario::within(shared(), kind, test).await
+    }
+
+    /// A running workload for this action in this cluster.
+    pub async fn within(cluster: &TestCluster, kind: ActionKind, test: &str) -> Self {
+        let namespace = cluster.namespace(&format!("{test}-{}", kind.name())).await;
         namespace.running_deployment("web", 1).await;
         let parameters = parameters(kind, &namespace).await;
         let first = namespace.pods_of("web").await[0].uid();
@@ -75,7 +80,8 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
 
 /// How many pods the ReplicaSet has made, by its own account.
 async fn pods_made(namespace: &Namespace) -> i64 {
-    let params = ListParams::default().fields("reason=SuccessfulCreate");
+    let params =
+        ListParams::default().fields("reason=SuccessfulCreate,involvedObject.kind=ReplicaSet");
     let events = namespace.api::<Event>().list(&params).await.expect("events are listed");
     events.items.iter().map(|event| i64::from(event.count.unwrap_or(1))).sum()
 }

@@ -1,0 +1,262 @@
+//! What really runs as a pod: Jobs, on a node with a kubelet and containerd, in namespaces that enforce
+//! the `restricted` Pod Security Standard.
+//!
+//! These need root and are left out unless asked for: `cargo test -- --ignored`.
+
+use std::path::PathBuf;
+
+use action_executor::{actions::ActionKind, budget, policy::Policy, rbac};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    batch::v1::Job,
+    core::v1::{ConfigMap, Pod, ServiceAccount},
+    policy::v1::Eviction,
+    rbac::v1::{Role, RoleBinding},
+};
+use kube::{
+    ResourceExt,
+    api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{Namespace, OWN_IMAGE, eventually, with_node},
+    program::{Finished, Program, scratch},
+    scenario::Scenario,
+};
+
+const POLICY: &str = "cooldown_seconds: 0";
+
+/// A scenario in a namespace in which the executor is installed as the README says.
+async fn installed(kind: ActionKind, test: &str) -> Scenario {
+    let scenario = Scenario::within(with_node(), kind, test).await;
+    let namespace = &scenario.namespace;
+    namespace.create::<ServiceAccount>(json!({ "metadata": { "name": "action-executor" } })).await;
+    namespace
+        .create::<ConfigMap>(json!({
+            "metadata": { "name": "action-executor-policy" }, "data": { "policy.yaml": POLICY },
+        }))
+        .await;
+    let policy = Policy::parse(POLICY, "policy").expect("is a policy");
+    let rules: Vec<_> = rbac::rules(&[kind], &policy).into_iter().chain([budget::RULE]).collect();
+    namespace.create::<Role>(json!({ "metadata": { "name": "executor" }, "rules": rules })).await;
+    namespace
+        .create::<RoleBinding>(json!({
+            "metadata": { "name": "executor" },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "executor" },
+            "subjects": [{ "kind": "ServiceAccount", "name": "action-executor", "namespace": namespace.name() }],
+        }))
+        .await;
+    scenario
+}
+
+fn file(request: &Value) -> PathBuf {
+    let path = scratch("request.json");
+    std::fs::write(&path, request.to_string()).expect("is written");
+    path
+}
+
+fn job(namespace: &Namespace, request: &Value, flags: &[&str]) -> Finished {
+    let file = file(request);
+    Program::with_kubeconfig(namespace.kubeconfig())
+        .args(["job", file.to_str().expect("is text"), "--image", OWN_IMAGE, "--output", "json"])
+        .args(flags.iter().copied())
+        .run()
+}
+
+fn waited(scenario: &Scenario, id: &str) -> Value {
+    let mut request = scenario.request(id);
+    request["wait"] = true.into();
+    request["timeout_seconds"] = 60.into();
+    request
+}
+
+async fn pods_of(namespace: &Namespace, job: &str) -> Vec<Pod> {
+    let params = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={job}"));
+    namespace.api::<Pod>().list(&params).await.expect("pods are listed").items
+}
+
+/// The Job once it has ended, and the type and reason of its last condition.
+async fn ended(namespace: &Namespace, name: &str) -> (String, String) {
+    eventually("the Job has ended", async || {
+        let job = namespace.api::<Job>().get(name).await.expect("is there");
+        let conditions = job.status?.conditions?;
+        let last =
+            conditions.into_iter().find(|it| it.type_ == "Complete" || it.type_ == "Failed")?;
+        Some((last.type_, last.reason.unwrap_or_default()))
+    })
+    .await
+}
+
+fn termination_message(pod: &Pod) -> Option<String> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    statuses[0].state.as_ref()?.terminated.as_ref()?.message.clone()
+}
+
+#[tokio::test]
+#[ignore = "needs a real node, and so root"]
+async fn each_action_as_a_job_does_its_work_once_and_answers() {
+    for kind in ActionKind::ALL {
+        let scenario = installed(kind, "job").await;
+        let request = waited(&scenario, "job-1");
+        let done = job(&scenario.namespace, &request, &["--apply", "--wait"]);
+        assert_eq!(done.status, 0, "{}: {done:?}", kind.name());
+        let answer = done.answer();
+        assert_eq!(answer["outcome"], "applied", "{done:?}");
+        assert_eq!(answer["rollout"]["state"], "complete", "{done:?}");
+        assert_eq!(scenario.effects().await, 1);
+        // The same request is the same Job, and so the same answer.
+        let again = job(&scenario.namespace, &request, &["--apply", "--wait"]);
+        assert_eq!((again.status, again.answer()), (0, answer.clone()));
+        let jobs = scenario.namespace.api::<Job>().list(&ListParams::default()).await;
+        let jobs = jobs.expect("are listed").items;
+        assert_eq!(jobs.len(), 1);
+        let pods = pods_of(&scenario.namespace, &jobs[0].name_any()).await;
+        let message = termination_message(&pods[0]).expect("there is one");
+        assert_eq!(serde_json::from_str::<Value>(&message).expect("is JSON"), answer);
+        // Another request under its id is not.
+        let mut other = request.clone();
+        other["reason"] = "another".into();
+        let refused = job(&scenario.namespace, &other, &["--apply"]);
+        assert_eq!((refused.status, refused.answer()["code"].clone()), (65, json!("id_reused")));
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a real node, and so root"]
+async fn each_file_in_jobs_works_once_its_three_lines_are_edited() {
+    for kind in ActionKind::ALL {
+        let scenario = installed(kind, "file").await;
+        let path = format!("{}/jobs/{}.yaml", env!("CARGO_MANIFEST_DIR"), kind.name());
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let (_, marked) = text.split_once("# 2. ").expect("the second line to edit is marked");
+        let target = marked.lines().nth(1).expect("it is below");
+        let (name, was) = target.trim().split_once("value: ").expect("is a variable");
+        let parameter = name.split("ACTION_PARAM_").nth(1).expect("is a parameter");
+        let parameter = parameter.trim_end_matches([',', ' ']).to_lowercase();
+        let wanted = scenario.request("x")["parameters"][&parameter].clone();
+        let text = text
+            .replace("image: action-executor:0.1.0", &format!("image: {OWN_IMAGE}"))
+            .replace(was.trim_end_matches(" }"), wanted.as_str().expect("is a name"))
+            .replace("ACTION_SIMULATE, value: \"true\"", "ACTION_SIMULATE, value: \"false\"");
+        let object: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
+        let made = scenario.namespace.create::<Job>(object).await;
+        let end = ended(&scenario.namespace, &made.name_any()).await;
+        let pods = pods_of(&scenario.namespace, &made.name_any()).await;
+        let message = termination_message(&pods[0]);
+        assert_eq!(end.0, "Complete", "{}: {end:?} {message:?}", kind.name());
+        assert_eq!(scenario.effects().await, 1, "{message:?}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a real node, and so root"]
+async fn a_job_whose_pod_is_evicted_in_the_middle_acts_once() {
+    for kind in ActionKind::ALL {
+        let scenario = installed(kind, "evicted").await;
+        let namespace = &scenario.namespace;
+        // Slow enough that there is a middle.
+        let slow = json!({ "spec": { "minReadySeconds": 6 } });
+        let params = PatchParams::default();
+        let deployments = namespace.api::<Deployment>();
+        deployments.patch("web", &params, &Patch::Merge(slow)).await.expect("is patched");
+        let before = namespace.rolled_out("web").await;
+        let request = waited(&scenario, "evicted-1");
+        let made = job(namespace, &request, &["--apply"]);
+        let name = made.answer()["job"]["name"].as_str().expect("is a name").to_owned();
+        eventually("the action has been done", async || {
+            let now = namespace.get_deployment("web").await;
+            let restarted = now.metadata.generation > before.metadata.generation;
+            let fewer = now.status?.available_replicas.unwrap_or(0) < 1;
+            (restarted || fewer).then_some(())
+        })
+        .await;
+        let first = pods_of(namespace, &name).await.remove(0).name_any();
+        let eviction = Eviction {
+            metadata: ObjectMeta { name: Some(first.clone()), ..ObjectMeta::default() },
+            ..Eviction::default()
+        };
+        let params = PostParams::default();
+        let pods = namespace.api::<Pod>();
+        let evicted: Result<Value, _> =
+            pods.create_subresource("eviction", &first, &params, &eviction).await;
+        evicted.expect("is evicted");
+        let end = ended(namespace, &name).await;
+        assert_eq!(end.0, "Complete", "{end:?}");
+        let done = job(namespace, &request, &["--apply", "--wait"]);
+        assert_eq!(done.status, 0, "{done:?}");
+        assert_eq!(done.answer()["replayed"], true, "{done:?}");
+        assert_eq!(done.answer()["rollout"]["state"], "complete", "{done:?}");
+        let deployment = namespace.rolled_out("web").await;
+        let generations = deployment.metadata.generation.expect("has one")
+            - before.metadata.generation.expect("has one");
+        match kind {
+            ActionKind::RestartK8s => assert_eq!(generations, 1),
+            ActionKind::RestartPod => assert_eq!(scenario.effects().await, 1),
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a real node, and so root"]
+async fn a_wrong_request_fails_the_job_at_once_and_is_not_tried_again() {
+    let scenario = installed(ActionKind::RestartK8s, "wrong").await;
+    let namespace = &scenario.namespace;
+    let request = |id: &str, deployment: &str| {
+        json!({
+            "type": "restart_k8s", "simulate": false, "id": id,
+            "parameters": { "deployment": deployment, "namespace": namespace.name() },
+        })
+    };
+    // What cannot be read never becomes a Job.
+    let refused = job(namespace, &json!({ "type": "restart_k8s" }), &["--apply", "--wait"]);
+    assert_eq!((refused.status, refused.answer()["code"].clone()), (65, json!("invalid_request")));
+    // The target is missing; the policy is missing; a variable is misspelt; a right is missing.
+    let missing = job(namespace, &request("missing", "nobody"), &["--apply", "--wait"]);
+    assert_eq!((missing.status, missing.answer()["code"].clone()), (69, json!("target_not_found")));
+    let flags = ["--apply", "--wait", "--policy-config-map", "nothing"];
+    let lawless = job(namespace, &request("lawless", "web"), &flags);
+    assert_eq!((lawless.status, lawless.answer()["code"].clone()), (78, json!("configuration")));
+    let flags = ["--apply", "--wait", "--service-account", "default"];
+    let nobody = job(namespace, &request("nobody", "web"), &flags);
+    assert_eq!((nobody.status, nobody.answer()["code"].clone()), (77, json!("forbidden")));
+    let text = job(namespace, &request("misspelt", "web"), &[]).stdout;
+    let mut misspelt: Value = serde_json::from_str(&text).expect("is the manifest");
+    let container = &mut misspelt["spec"]["template"]["spec"]["containers"][0];
+    container["env"]
+        .as_array_mut()
+        .expect("is a list")
+        .push(json!({ "name": "ACTION_SIMULAT", "value": "true" }));
+    namespace.create::<Job>(misspelt).await;
+    let jobs = namespace.api::<Job>();
+    let list = jobs.list(&ListParams::default()).await.expect("are listed").items;
+    assert_eq!(list.len(), 4);
+    for job in list {
+        let end = ended(namespace, &job.name_any()).await;
+        assert_eq!(end, ("Failed".to_owned(), "PodFailurePolicy".to_owned()));
+        assert_eq!(pods_of(namespace, &job.name_any()).await.len(), 1, "{}", job.name_any());
+    }
+    assert_eq!(scenario.effects().await, 0);
+}
+
+#[tokio::test]
+#[ignore = "needs a real node, and so root"]
+async fn a_job_that_meets_a_passing_limit_is_tried_again() {
+    let scenario = installed(ActionKind::RestartK8s, "limit").await;
+    let namespace = &scenario.namespace;
+    let policy = json!({ "data": { "policy.yaml": "cooldown_seconds: 15" } });
+    let policies = namespace.api::<ConfigMap>();
+    let params = PatchParams::default();
+    policies
+        .patch("action-executor-policy", &params, &Patch::Merge(policy))
+        .await
+        .expect("is patched");
+    let first = job(namespace, &scenario.request("limit-1"), &["--apply", "--wait"]);
+    assert_eq!(first.status, 0, "{first:?}");
+    let second = job(namespace, &scenario.request("limit-2"), &["--apply", "--wait"]);
+    assert_eq!(second.status, 0, "{second:?}");
+    assert_eq!(scenario.effects().await, 2);
+    let jobs = namespace.api::<Job>().list(&ListParams::default()).await.expect("are listed");
+    let failed = jobs.items.iter().map(|job| job.status.clone().and_then(|status| status.failed));
+    assert!(failed.flatten().sum::<i32>() > 0, "the second needed another pod");
+}
