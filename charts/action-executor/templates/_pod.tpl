@@ -1,0 +1,209 @@
+{{/*
+The pod's annotations: a changed policy or a changed key starts new pods.
+*/}}
+{{- define "action-executor.podAnnotations" -}}
+checksum/policy: {{ include "action-executor.policy" . | sha256sum }}
+{{- if .Values.authentication.keys.entries }}
+checksum/keys: {{ include "action-executor.keys" . | sha256sum }}
+{{- end }}
+{{- with .Values.podAnnotations }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/*
+A probe, at the container's port unless it names one itself.
+*/}}
+{{- define "action-executor.probe" -}}
+{{- $probe := deepCopy .probe }}
+{{- range $kind := list "httpGet" "tcpSocket" }}
+{{- with get $probe $kind }}
+{{- if not (hasKey . "port") }}
+{{- $_ := set . "port" $.port }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toYaml $probe }}
+{{- end }}
+
+{{/*
+The pod, for a Deployment and for Knative. Knative's API refuses by default what only the nodes or the
+kubelet care about, so that part is left to Deployments; what the values set is rendered and Knative says
+what it has to be told to allow.
+*/}}
+{{- define "action-executor.podSpec" -}}
+{{- $knative := .Values.knative.enabled }}
+{{- $settings := .Values.settings }}
+{{- $keys := include "action-executor.keysSecret" . }}
+serviceAccountName: {{ include "action-executor.serviceAccountName" . }}
+# The token is mounted below, in this container alone.
+automountServiceAccountToken: false
+# A Service named action-executor would set variables that look like settings.
+enableServiceLinks: false
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- if not $knative }}
+terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
+{{- with .Values.podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- range . }}
+  {{- $constraint := deepCopy . }}
+  {{- if not (hasKey $constraint "labelSelector") }}
+  {{- $_ := set $constraint "labelSelector" (dict "matchLabels" (include "action-executor.selectorLabels" $ | fromYaml)) }}
+  {{- end }}
+  {{- toYaml (list $constraint) | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- end }}
+{{- with .Values.initContainers }}
+initContainers:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+containers:
+  - name: action-executor
+    image: {{ include "action-executor.image" . | quote }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    args:
+      - serve
+      - --bind
+      - {{ printf "%s:%d" .Values.bindAddress (int .Values.containerPort) | quote }}
+      {{- if not (include "action-executor.authenticates" .) }}
+      - --insecure-open
+      {{- end }}
+      {{- with .Values.extraArgs }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+    env:
+      - name: ACTION_EXECUTOR_POLICY
+        value: /etc/action-executor/policy/policy.yaml
+      {{- if .Values.authentication.tokenReview.enabled }}
+      - name: ACTION_EXECUTOR_TOKEN_AUDIENCE
+        value: {{ .Values.authentication.tokenReview.audience | quote }}
+      {{- end }}
+      {{- if $keys }}
+      - name: ACTION_EXECUTOR_KEYS
+        value: /etc/action-executor/keys/keys.yaml
+      {{- end }}
+      - name: ACTION_EXECUTOR_LOG
+        value: {{ $settings.log | quote }}
+      - name: ACTION_EXECUTOR_DEADLINE_SECONDS
+        value: {{ $settings.deadlineSeconds | int | quote }}
+      - name: ACTION_EXECUTOR_REPLAY_WINDOW_SECONDS
+        value: {{ $settings.replayWindowSeconds | int | quote }}
+      {{- with .Values.extraEnv }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+    {{- with .Values.extraEnvFrom }}
+    envFrom:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    ports:
+      # Knative knows the protocol by this name.
+      - name: {{ ternary "http1" "http" $knative }}
+        containerPort: {{ .Values.containerPort }}
+        protocol: TCP
+    {{- range $name := list "startupProbe" "livenessProbe" "readinessProbe" }}
+    {{- with get $.Values $name }}
+    {{ $name }}:
+      {{- include "action-executor.probe" (dict "probe" . "port" $.Values.containerPort) | nindent 6 }}
+    {{- end }}
+    {{- end }}
+    {{- if not $knative }}
+    {{- with .Values.lifecycle }}
+    lifecycle:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- end }}
+    {{- with .Values.resources }}
+    resources:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- with .Values.securityContext }}
+    securityContext:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    volumeMounts:
+      - name: token
+        mountPath: /var/run/secrets/kubernetes.io/serviceaccount
+        readOnly: true
+      - name: policy
+        mountPath: /etc/action-executor/policy
+        readOnly: true
+      {{- if $keys }}
+      - name: keys
+        mountPath: /etc/action-executor/keys
+        readOnly: true
+      {{- end }}
+      - name: tmp
+        mountPath: /tmp
+      {{- with .Values.extraVolumeMounts }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+  {{- with .Values.extraContainers }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+volumes:
+  - name: token
+    projected:
+      sources:
+        - serviceAccountToken:
+            path: token
+            expirationSeconds: 3600
+        - configMap:
+            name: kube-root-ca.crt
+            items:
+              - key: ca.crt
+                path: ca.crt
+        - downwardAPI:
+            items:
+              - path: namespace
+                fieldRef:
+                  fieldPath: metadata.namespace
+  - name: policy
+    configMap:
+      name: {{ include "action-executor.fullname" . }}-policy
+  {{- if $keys }}
+  - name: keys
+    secret:
+      secretName: {{ $keys }}
+      items:
+        - key: {{ .Values.authentication.keys.secretKey }}
+          path: keys.yaml
+  {{- end }}
+  - name: tmp
+    emptyDir:
+      medium: Memory
+      sizeLimit: 16Mi
+  {{- with .Values.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,262 @@
+{{/*
+The policy as it is mounted: what the values say, and where budget and kill switch are kept.
+*/}}
+{{- define "action-executor.policy" -}}
+{{- $policy := deepCopy (.Values.policy | default dict) }}
+{{- $state := $policy.state | default dict }}
+{{- if not $state.namespace }}
+{{- $_ := set $state "namespace" .Release.Namespace }}
+{{- end }}
+{{- if not $state.name }}
+{{- $_ := set $state "name" (include "action-executor.fullname" .) }}
+{{- end }}
+{{- $_ := set $policy "state" $state }}
+{{- toYaml $policy }}
+{{- end }}
+
+{{/*
+The same with the shipped policy's value for every field that it leaves out, and checked.
+*/}}
+{{- define "action-executor.limits" -}}
+{{- $policy := include "action-executor.policy" . | fromYaml }}
+{{- range $section, $shipped := .Files.Get "files/policy.yaml" | fromYaml }}
+{{- if kindIs "map" $shipped }}
+{{- $given := get $policy $section | default dict }}
+{{- range $field, $value := $shipped }}
+{{- if not (hasKey $given $field) }}
+{{- $_ := set $given $field $value }}
+{{- end }}
+{{- end }}
+{{- $_ := set $policy $section $given }}
+{{- else if not (hasKey $policy $section) }}
+{{- $_ := set $policy $section $shipped }}
+{{- end }}
+{{- end }}
+{{- $known := include "action-executor.rules" . | fromYaml }}
+{{- range $list := list "allow" "require_approval" }}
+{{- range $name := get $policy.actions $list }}
+{{- if not (or (eq $name "*") (hasKey $known.actions $name) (hasKey $known.aliases $name)) }}
+{{- fail (printf "policy.actions.%s names %q, which is no action; known: %s, or \"*\" for all." $list $name (keys $known.actions | sortAlpha | join ", ")) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range $list := list "allow" "deny" "require_approval" }}
+{{- range $pattern := get $policy.namespaces $list }}
+{{- if or (not (regexMatch "^[-a-z0-9*]{1,63}$" $pattern)) (gt (regexFindAll "[*]" $pattern -1 | len) 3) }}
+{{- fail (printf "policy.namespaces.%s holds %q, which must be a namespace's name, with up to three * for any characters." $list $pattern) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range $list := list "protected" "opt_in" }}
+{{- range $label := get $policy.targets $list }}
+{{- if not (regexMatch "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[-A-Za-z0-9_.]{1,63}(=[-A-Za-z0-9_.]{0,63})?$" $label) }}
+{{- fail (printf "policy.targets.%s holds %q, which must be a label as key or key=value." $list $label) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toYaml $policy }}
+{{- end }}
+
+{{/*
+The program's table of what RBAC must allow.
+*/}}
+{{- define "action-executor.rules" -}}
+{{- $rules := .Files.Get "files/rules.yaml" | fromYaml }}
+{{- if not $rules.aliases }}
+{{- $_ := set $rules "aliases" dict }}
+{{- end }}
+{{- toYaml $rules }}
+{{- end }}
+
+{{/*
+The actions that the policy allows, as a YAML list under "items", in the names of the table.
+*/}}
+{{- define "action-executor.allowed" -}}
+{{- $rules := include "action-executor.rules" . | fromYaml }}
+{{- $names := list }}
+{{- range (include "action-executor.limits" . | fromYaml).actions.allow }}
+{{- if eq . "*" }}
+{{- $names = concat $names (keys $rules.actions) }}
+{{- else }}
+{{- $names = append $names (get $rules.aliases . | default .) }}
+{{- end }}
+{{- end }}
+{{- toYaml (dict "items" ($names | uniq | sortAlpha)) }}
+{{- end }}
+
+{{/*
+Whether there is anything that a person has to approve.
+*/}}
+{{- define "action-executor.asksForApproval" -}}
+{{- $limits := include "action-executor.limits" . | fromYaml }}
+{{- if or $limits.actions.require_approval $limits.namespaces.require_approval }}yes{{ end }}
+{{- end }}
+
+{{/*
+What the executor needs in a namespace in which it acts.
+*/}}
+{{- define "action-executor.roleRules" -}}
+{{- $table := include "action-executor.rules" . | fromYaml }}
+{{- $rules := list }}
+{{- range (include "action-executor.allowed" . | fromYaml).items }}
+{{- range get $table.actions . }}
+{{- if not (has . $rules) }}
+{{- $rules = append $rules . }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if not (has $table.ledger $rules) }}
+{{- $rules = append $rules $table.ledger }}
+{{- end }}
+{{- if include "action-executor.asksForApproval" . }}
+{{- $rules = append $rules $table.approval }}
+{{- end }}
+{{- toYaml $rules }}
+{{- end }}
+
+{{/*
+The right to the one Lease of budget and kill switch; RBAC cannot narrow "create" to a name.
+*/}}
+{{- define "action-executor.stateRules" -}}
+{{- $limits := include "action-executor.limits" . | fromYaml }}
+{{- $budget := (include "action-executor.rules" . | fromYaml).budget }}
+- apiGroups: {{ toJson $budget.apiGroups }}
+  resources: {{ toJson $budget.resources }}
+  verbs: ["create"]
+- apiGroups: {{ toJson $budget.apiGroups }}
+  resources: {{ toJson $budget.resources }}
+  verbs: {{ without $budget.verbs "create" | toJson }}
+  resourceNames: [{{ $limits.state.name | quote }}]
+{{- end }}
+
+{{/*
+CEL: at least one of these conditions; none of none.
+*/}}
+{{- define "action-executor.any" -}}
+{{- if . }}({{ join ") || (" . }}){{ else }}false{{ end }}
+{{- end }}
+
+{{/*
+CEL: the request's namespace is one of these patterns.
+*/}}
+{{- define "action-executor.inNamespaces" -}}
+{{- $conditions := list }}
+{{- range . }}
+{{- $conditions = append $conditions (printf "variables.place.matches('^%s$')" (replace "*" ".*" .)) }}
+{{- end }}
+{{- include "action-executor.any" $conditions }}
+{{- end }}
+
+{{/*
+CEL: the object has one of these labels.
+*/}}
+{{- define "action-executor.onTarget" -}}
+{{- $conditions := list }}
+{{- range . }}
+{{- $parts := splitn "=" 2 . }}
+{{- if contains "=" . }}
+{{- $conditions = append $conditions (printf "('%s' in variables.labels && variables.labels['%s'] == '%s')" $parts._0 $parts._0 $parts._1) }}
+{{- else }}
+{{- $conditions = append $conditions (printf "'%s' in variables.labels" .) }}
+{{- end }}
+{{- end }}
+{{- include "action-executor.any" $conditions }}
+{{- end }}
+
+{{/*
+CEL: the request is a write that an allowed action needs; a simulation makes the same ones.
+*/}}
+{{- define "action-executor.writes" -}}
+{{- $limited := (include "action-executor.limits" . | fromYaml).simulation.limited }}
+{{- $allowed := (include "action-executor.allowed" . | fromYaml).items }}
+{{- $operations := dict "create" "CREATE" "patch" "UPDATE" "update" "UPDATE" "delete" "DELETE" }}
+{{- $conditions := list }}
+{{- range $action, $rules := (include "action-executor.rules" . | fromYaml).actions }}
+{{- $isAllowed := has $action $allowed }}
+{{- if or $isAllowed (not $limited) }}
+{{- range $rule := $rules }}
+{{- range $group := $rule.apiGroups }}
+{{- range $resource := $rule.resources }}
+{{- $parts := splitn "/" 2 $resource }}
+{{- range $verb := $rule.verbs }}
+{{- with get $operations $verb }}
+{{- $write := printf "request.resource.group == '%s' && request.resource.resource == '%s' && variables.subresource == '%s' && request.operation == '%s'" $group $parts._0 ($parts._1 | default "") . }}
+{{- $conditions = append $conditions (ternary $write (printf "%s && variables.simulated" $write) $isAllowed) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- include "action-executor.any" $conditions }}
+{{- end }}
+
+{{/*
+The name of the admission policies and of what else is about this account and not in a namespace.
+*/}}
+{{- define "action-executor.clusterName" -}}
+{{- printf "action-executor.%s.%s" .Release.Namespace (include "action-executor.serviceAccountName" .) }}
+{{- end }}
+
+{{/*
+What the executor writes besides its actions: records, budget, and questions about itself and its callers.
+*/}}
+{{- define "action-executor.ownBooks" -}}
+{{- $books := list
+  (list "" "events")
+  (list "events.k8s.io" "events")
+  (list "coordination.k8s.io" "leases")
+  (list "authentication.k8s.io" "selfsubjectreviews")
+  (list "authorization.k8s.io" "selfsubjectaccessreviews")
+  (list "authorization.k8s.io" "selfsubjectrulesreviews")
+  (list "authentication.k8s.io" "tokenreviews")
+  (list "authorization.k8s.io" "subjectaccessreviews") }}
+{{- range $books }}
+- apiGroups: [{{ first . | quote }}]
+  apiVersions: ["*"]
+  operations: ["*"]
+  resources: [{{ last . | quote }}]
+{{- end }}
+{{- end }}
+
+{{/*
+An admission policy's part that is the same in all three: whom it is about, and what CEL has names for.
+*/}}
+{{- define "action-executor.admissionSubject" -}}
+matchConditions:
+  - name: is-the-executor
+    expression: request.userInfo.username == 'system:serviceaccount:{{ .Release.Namespace }}:{{ include "action-executor.serviceAccountName" . }}'
+variables:
+  - name: labels
+    expression: "oldObject == null || !has(oldObject.metadata.labels) ? dyn({}) : dyn(oldObject.metadata.labels)"
+  - name: place
+    expression: "has(request.namespace) ? request.namespace : ''"
+  - name: subresource
+    expression: "has(request.subResource) ? request.subResource : ''"
+  - name: simulated
+    expression: "has(request.dryRun) && request.dryRun"
+{{- end }}
+
+{{/*
+Everything but the executor's own books.
+*/}}
+{{- define "action-executor.admissionScope" -}}
+matchConstraints:
+  resourceRules:
+    - apiGroups: ["*"]
+      apiVersions: ["*"]
+      operations: ["*"]
+      resources: ["*/*"]
+  excludeResourceRules:
+    {{- include "action-executor.ownBooks" . | nindent 4 }}
+{{- end }}
+
+{{/*
+One rule of an admission policy: a list of its name and its CEL.
+*/}}
+{{- define "action-executor.validation" -}}
+- expression: {{ last . | quote }}
+  message: denied by {{ first . }} of the action-executor's policy
+  reason: Forbidden
+{{- end }}
