@@ -2,9 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::{
+    error::{ActionError, Code},
     manifests::ServiceAccount,
     names::{Namespace, ObjectName},
 };
@@ -33,7 +35,8 @@ Exit status: 0 done, 64 usage, 65 bad request, 69 refused by the cluster's state
 
 Environment: KUBECONFIG, ACTION_REQUEST or ACTION_TYPE and ACTION_*, ACTION_ID,
 ACTION_EXECUTOR_POLICY, ACTION_EXECUTOR_REPLAY_WINDOW_SECONDS, ACTION_EXECUTOR_DEADLINE_SECONDS,
-ACTION_EXECUTOR_LOG, PORT, TERMINATION_LOG, NO_COLOR."#;
+ACTION_EXECUTOR_LOG, PORT, TERMINATION_LOG, NO_COLOR; for `serve` ACTION_EXECUTOR_KEYS and
+ACTION_EXECUTOR_TOKEN_AUDIENCE."#;
 
 /// Does one checked action on a Kubernetes cluster, at most once, and answers what happened.
 ///
@@ -66,6 +69,8 @@ pub enum Command {
     Policy(PolicyCommand),
     /// Print the Roles that the executor needs, no wider than the policy's actions.
     Rbac(RbacArgs),
+    /// Ask a server whether it is well; exit status 0 if it is.
+    Healthcheck(HealthcheckArgs),
     /// List what was done, by whom and why.
     History(HistoryArgs),
     /// Print the JSON Schema (2020-12) of the contract.
@@ -74,6 +79,13 @@ pub enum Command {
         #[arg(value_enum, default_value_t = SchemaOf::Request)]
         of: SchemaOf,
     },
+    /// Print what makes a shell complete the command line.
+    Completions {
+        /// For which shell.
+        shell: Shell,
+    },
+    /// Print the manual page (roff).
+    Man,
 }
 
 /// What can be asked of a policy.
@@ -220,12 +232,39 @@ pub struct ServeArgs {
     /// The address to listen on [default: 127.0.0.1 with port PORT or 8000].
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub bind: Option<SocketAddr>,
-    /// Allow an address that others can reach, although no caller is asked who they are.
+    /// Allow an address that others can reach although callers are not asked who they are.
     #[arg(long)]
     pub insecure_open: bool,
     /// The kubeconfig context to use.
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
+}
+
+/// Arguments of `healthcheck`.
+#[derive(Args, Debug)]
+pub struct HealthcheckArgs {
+    /// What to ask [default: http://127.0.0.1:PORT/api/v1/healthz].
+    #[arg(long, value_name = "http://HOST:PORT/PATH")]
+    pub url: Option<String>,
+}
+
+/// The manual page of the program and its commands, in roff.
+///
+/// # Errors
+/// [`Code::Internal`] if it cannot be written, which would be a bug.
+pub fn manual() -> Result<String, ActionError> {
+    let mut page = Vec::new();
+    let written = clap_mangen::Man::new(Cli::command()).render(&mut page);
+    written.map_err(|error| ActionError::new(Code::Internal, error.to_string()))?;
+    Ok(String::from_utf8_lossy(&page).into_owned())
+}
+
+/// What makes a shell complete the command line.
+#[must_use]
+pub fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "action-executor", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
 }
 
 /// How an answer is written.
@@ -250,4 +289,6 @@ pub enum SchemaOf {
     Problem,
     /// What a person allows.
     Policy,
+    /// Who holds keys to a server.
+    Keys,
 }

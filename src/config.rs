@@ -23,6 +23,11 @@ pub struct Settings {
     pub replay_window: Duration,
     /// The policy's file (`ACTION_EXECUTOR_POLICY`).
     pub policy: Option<PathBuf>,
+    /// The file of the callers' keys (`ACTION_EXECUTOR_KEYS`).
+    pub keys: Option<PathBuf>,
+    /// The audience that callers' Kubernetes tokens are for (`ACTION_EXECUTOR_TOKEN_AUDIENCE`); none:
+    /// they are not taken.
+    pub token_audience: Option<String>,
     /// The log level (`ACTION_EXECUTOR_LOG`); none: the entry point's own.
     pub log_level: Option<tracing::Level>,
     /// The port to serve on (`PORT`, as Knative sets it; default 8000).
@@ -35,9 +40,11 @@ pub struct Settings {
 #[derive(Deserialize)]
 struct Variables {
     action_executor_deadline_seconds: Option<String>,
+    action_executor_keys: Option<PathBuf>,
     action_executor_log: Option<String>,
     action_executor_policy: Option<PathBuf>,
     action_executor_replay_window_seconds: Option<String>,
+    action_executor_token_audience: Option<String>,
     port: Option<String>,
     termination_log: Option<String>,
     kubernetes_service_host: Option<String>,
@@ -76,6 +83,8 @@ impl Settings {
                 1800,
             )?),
             policy: vars.action_executor_policy,
+            keys: vars.action_executor_keys,
+            token_audience: vars.action_executor_token_audience,
             log_level: level(vars.action_executor_log)?,
             port: within("PORT", vars.port, 0..=65535, 8000)?,
             termination_log: vars

@@ -6,10 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 use crate::{
-    config::Settings,
-    error::ActionError,
-    k8s::cluster::Cluster,
-    policy::{Policy, source::PolicySource},
+    config::Settings, document::Followed, error::ActionError, k8s::cluster::Cluster, policy::Policy,
 };
 
 /// Told each new stage of a long wait, in a sentence.
@@ -19,7 +16,7 @@ pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
 #[derive(Clone)]
 pub struct Context {
     cluster: Option<Cluster>,
-    policy: Arc<PolicySource>,
+    policy: Arc<Followed<Policy>>,
     deadline: Duration,
     replay_window: Duration,
     progress: Progress,
@@ -32,7 +29,7 @@ impl Context {
     #[must_use]
     pub fn new(
         cluster: Option<Cluster>,
-        policy: PolicySource,
+        policy: Followed<Policy>,
         settings: &Settings,
         stopping: watch::Receiver<bool>,
     ) -> Self {

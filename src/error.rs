@@ -48,6 +48,10 @@ pub enum Code {
     CredentialsRefused,
     /// The cluster's address or credentials cannot be read.
     Configuration,
+    /// The caller has not proved who they are.
+    Unauthenticated,
+    /// The caller may not ask for this.
+    CallerForbidden,
     /// The policy does not allow it.
     PolicyDenied,
     /// Too soon after the last action on the target, or too many in the time.
@@ -68,6 +72,8 @@ pub enum Code {
     ClusterUnavailable,
     /// A change was sent and its answer was lost: it may or may not have happened.
     OutcomeUnknown,
+    /// A server that was asked about its health is not well.
+    ServerUnwell,
     /// The executor has no room for another request now.
     Overloaded,
     /// The executor was told to stop before anything was done.
@@ -94,7 +100,7 @@ const fn passing(title: &'static str, http: u16, exit: u8) -> Meaning {
 
 impl Code {
     /// Every code, for tables and for the tests that loop over them.
-    pub const ALL: [Code; 29] = [
+    pub const ALL: [Code; 32] = [
         Code::InvalidRequest,
         Code::PayloadTooLarge,
         Code::Usage,
@@ -111,6 +117,8 @@ impl Code {
         Code::Forbidden,
         Code::CredentialsRefused,
         Code::Configuration,
+        Code::Unauthenticated,
+        Code::CallerForbidden,
         Code::PolicyDenied,
         Code::RateLimited,
         Code::Stopped,
@@ -121,6 +129,7 @@ impl Code {
         Code::ClusterUnreachable,
         Code::ClusterUnavailable,
         Code::OutcomeUnknown,
+        Code::ServerUnwell,
         Code::Overloaded,
         Code::ShuttingDown,
         Code::Internal,
@@ -147,6 +156,8 @@ impl Code {
             Code::Forbidden => permanent("Not permitted in the cluster", 403, 77),
             Code::CredentialsRefused => permanent("Credentials refused by the cluster", 503, 78),
             Code::Configuration => permanent("The executor is misconfigured", 503, 78),
+            Code::Unauthenticated => permanent("The caller is not known", 401, 77),
+            Code::CallerForbidden => permanent("The caller may not ask for this", 403, 77),
             Code::PolicyDenied => permanent("Not allowed by the policy", 403, 77),
             Code::RateLimited => passing("Too many actions", 429, 75),
             Code::Stopped => passing("Actions are stopped", 503, 75),
@@ -157,6 +168,7 @@ impl Code {
             Code::ClusterUnreachable => passing("The cluster cannot be reached", 503, 75),
             Code::ClusterUnavailable => passing("The cluster cannot serve now", 503, 75),
             Code::OutcomeUnknown => permanent("It is unknown whether the change was made", 504, 69),
+            Code::ServerUnwell => passing("The server is not well", 503, 75),
             Code::Overloaded => passing("The executor is busy", 503, 75),
             Code::ShuttingDown => passing("The executor is shutting down", 503, 75),
             Code::Internal => permanent("A bug in the executor", 500, 70),

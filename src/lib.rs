@@ -10,6 +10,8 @@
 //! - [`policy`], [`budget`], [`approval`]: the limits that a person set: what may be done, how often, and
 //!   what somebody has to approve first.
 //! - [`rbac`], [`job`], [`manifests`]: what the cluster is to hold for all this, as data.
+//! - [`callers`]: who may ask for what, where strangers can reach the server.
+//! - [`document`]: the files that a person keeps, read strictly and followed.
 //! - [`context`], [`config`]: what the handler is given, and the settings it comes from.
 //! - [`actions`]: one file per action: parameters, facts, decision.
 //! - [`k8s`]: what we know of Kubernetes; verdicts and patches, apart from the calls.
@@ -22,9 +24,11 @@
 pub mod actions;
 pub mod approval;
 pub mod budget;
+pub mod callers;
 pub mod cli;
 pub mod config;
 pub mod context;
+pub mod document;
 pub mod entry;
 pub mod error;
 mod execution;

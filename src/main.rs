@@ -7,10 +7,12 @@ use std::{
 };
 
 use action_executor::{
-    cli::{Cli, Command, OnceArgs, PolicyCommand},
+    cli::{self, Cli, Command, OnceArgs, PolicyCommand},
     config::Settings,
     entry::{
-        Answer, history, http, job,
+        Answer, history,
+        http::{self, healthcheck},
+        job,
         once::{self, Source},
         policy,
     },
@@ -49,6 +51,11 @@ fn main() -> ExitCode {
         }
         Some(Command::Rbac(args)) => print(policy::rbac(&args).map(|text| (text, 0))),
         Some(Command::History(args)) => print(history::list(&args).map(|text| (text, 0))),
+        Some(Command::Healthcheck(args)) => {
+            print(healthcheck::check(&args, &settings).map(|text| (text, 0)))
+        }
+        Some(Command::Completions { shell }) => print(Ok((cli::completions(shell), 0))),
+        Some(Command::Man) => print(cli::manual().map(|text| (text, 0))),
         Some(Command::Schema { of }) => print(Ok((schema::document(of), 0))),
     })
 }

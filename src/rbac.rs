@@ -94,6 +94,7 @@ fn labels() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::document::Document;
 
     #[test]
     fn no_rule_is_wider_than_it_says() {

@@ -3,7 +3,7 @@
 use schemars::generate::SchemaSettings;
 
 use crate::{
-    cli::SchemaOf, error::ActionError, policy::Policy, request::ActionRequest,
+    callers::keys::Keys, cli::SchemaOf, error::ActionError, policy::Policy, request::ActionRequest,
     response::ActionResponse,
 };
 
@@ -14,6 +14,7 @@ pub fn document(of: SchemaOf) -> String {
     let schema = match of {
         SchemaOf::Request => generator.into_root_schema_for::<ActionRequest>(),
         SchemaOf::Answer => generator.into_root_schema_for::<ActionResponse>(),
+        SchemaOf::Keys => generator.into_root_schema_for::<Keys>(),
         SchemaOf::Policy => generator.into_root_schema_for::<Policy>(),
         SchemaOf::Problem => generator.into_root_schema_for::<ActionError>(),
     };

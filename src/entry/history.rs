@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Event;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::once;
 use crate::{
     cli::{HistoryArgs, OutputFormat},
     error::{ActionError, Code},
@@ -24,11 +25,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// # Errors
 /// Why the Events could not be listed.
 pub fn list(args: &HistoryArgs) -> Result<String, ActionError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| ActionError::new(Code::Internal, error.to_string()))?;
-    let events = runtime.block_on(events(args))?;
+    let events = once::runtime()?.block_on(events(args))?;
     let entries: Vec<_> = events.iter().filter(|event| is_wanted(event, args)).map(entry).collect();
     Ok(match args.output {
         OutputFormat::Json => lines(&entries, Value::to_string),

@@ -64,11 +64,7 @@ pub fn run(args: &JobArgs) -> Result<(String, u8), ActionError> {
         };
         return Ok((text, 0));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| ActionError::new(Code::Internal, error.to_string()))?;
-    runtime.block_on(async {
+    once::runtime()?.block_on(async {
         let cluster = connect(args.context.as_deref()).await?.ok_or_else(|| {
             ActionError::new(Code::Configuration, "no cluster is configured to make the Job in")
         })?;

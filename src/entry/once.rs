@@ -15,6 +15,7 @@ use std::{
 
 use serde_json::{Value, json};
 use tokio::{
+    runtime::Runtime,
     signal::unix::{SignalKind, signal},
     sync::watch,
     time::{Instant, sleep},
@@ -25,10 +26,10 @@ use crate::{
     cli::{OnceArgs, OutputFormat},
     config::Settings,
     context::{Context, stopped},
+    document::Followed,
     error::{ActionError, Code},
     handler::handle,
     k8s::connect::connect,
-    policy::source::PolicySource,
     request::{ActionRequest, MAX_REQUEST_BYTES},
     response::ActionResponse,
     wait::DEFAULT_WAIT,
@@ -129,19 +130,25 @@ fn execute(delivery: &Delivery, args: &OnceArgs, settings: &Settings) -> Answer 
         Ok(request) => request,
         Err(error) => return Answer::from(error),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = match runtime {
-        Ok(runtime) => runtime.block_on(async {
+    let result = runtime().and_then(|runtime| {
+        runtime.block_on(async {
             let context = context(args.context.as_deref(), settings).await?;
             if args.wait_for_other {
                 handle_after_others(&context, request).await
             } else {
                 handle(&context, request).await
             }
-        }),
-        Err(error) => Err(ActionError::new(Code::Internal, error.to_string())),
-    };
+        })
+    });
     result.map_or_else(Answer::from, Answer::from)
+}
+
+/// A runtime for one thing at a time.
+pub(super) fn runtime() -> Result<Runtime, ActionError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| ActionError::new(Code::Internal, format!("the runtime: {error}")))
 }
 
 /// Asks again as long as another try of the same request is at it, and the request's own time allows.
@@ -166,7 +173,7 @@ async fn handle_after_others(
 }
 
 async fn context(kube_context: Option<&str>, settings: &Settings) -> Result<Context, ActionError> {
-    let policy = PolicySource::new(settings.policy.clone())?;
+    let policy = Followed::new(settings.policy.clone())?;
     let cluster = connect(kube_context).await?;
     let context = Context::new(cluster, policy, settings, stop_on_signals()?);
     if io::stderr().is_terminal() {

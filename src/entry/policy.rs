@@ -8,11 +8,11 @@ use serde_json::json;
 use super::once::read_request;
 use crate::{
     cli::{AdmissionArgs, CheckArgs, OutputFormat, RbacArgs},
+    document::Followed,
     error::{ActionError, Code},
     manifests::yaml,
     policy::{
         Policy, admission,
-        source::PolicySource,
         verdict::{Facts, Finding, Verdict},
     },
     rbac,
@@ -72,7 +72,7 @@ pub fn rbac(args: &RbacArgs) -> Result<String, ActionError> {
 }
 
 fn load(path: Option<&Path>) -> Result<Policy, ActionError> {
-    Ok((*PolicySource::new(path.map(Path::to_owned))?.current()).clone())
+    Ok((*Followed::<Policy>::new(path.map(Path::to_owned))?.current()).clone())
 }
 
 fn conclusion(verdict: &Verdict) -> (&'static str, u8) {

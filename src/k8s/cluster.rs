@@ -6,7 +6,9 @@
 
 use std::{fmt::Debug, time::Duration};
 
-use k8s_openapi::{NamespaceResourceScope, api::authentication::v1::SelfSubjectReview};
+use k8s_openapi::{
+    ClusterResourceScope, NamespaceResourceScope, api::authentication::v1::SelfSubjectReview,
+};
 use kube::{
     Api, Client, Resource,
     api::{ApiResource, ListParams, Patch, PatchParams, PostParams},
@@ -60,7 +62,7 @@ pub struct Call {
     pub verb: &'static str,
     /// The kind of object.
     pub resource: ApiResource,
-    /// The namespace.
+    /// The namespace; empty for what is in none.
     pub namespace: String,
     /// The object; none for a list.
     pub name: Option<String>,
@@ -123,6 +125,20 @@ impl Cluster {
             PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let patch = Patch::Merge(patch);
         self.attempt(Repeat::Freely, deadline, || api.patch(name, &params, &patch)).await
+    }
+
+    /// Asks a question of the kind that is created and answered at once, and kept by nobody (a review).
+    pub(crate) async fn ask<K>(&self, question: &K, deadline: Instant) -> Result<K, Fault>
+    where
+        K: Resource<DynamicType = (), Scope = ClusterResourceScope>
+            + Clone
+            + Serialize
+            + DeserializeOwned
+            + Debug,
+    {
+        let api = Api::<K>::all(self.client());
+        let params = PostParams::default();
+        self.attempt(Repeat::Freely, deadline, || api.create(&params, question)).await
     }
 
     /// Reads an object.
@@ -290,10 +306,8 @@ impl Cluster {
 
     /// Our identity in the cluster's own words (SelfSubjectReview, which everyone may make).
     async fn who_am_i(&self) -> String {
-        let api = Api::<SelfSubjectReview>::all(self.client());
-        let (params, question) = (PostParams::default(), SelfSubjectReview::default());
-        let answer = timeout(WHO_AM_I_TIMEOUT, api.create(&params, &question)).await;
-        let review = answer.ok().and_then(Result::ok);
+        let deadline = Instant::now() + WHO_AM_I_TIMEOUT;
+        let review = self.ask(&SelfSubjectReview::default(), deadline).await.ok();
         let user = review.and_then(|review| review.status?.user_info?.username);
         user.unwrap_or_else(|| "this identity".to_owned())
     }
@@ -315,6 +329,13 @@ impl Call {
         }
     }
 
+    /// A call on a kind that is in no namespace, about no object in particular.
+    #[must_use]
+    pub fn about<K: Resource<DynamicType = ()>>(verb: &'static str) -> Self {
+        let resource = ApiResource::erase::<K>(&());
+        Call { verb, resource, namespace: String::new(), name: None }
+    }
+
     fn not_found(&self) -> ActionError {
         let Call { resource, namespace, .. } = self;
         let name = self.name.as_deref().unwrap_or_default();
@@ -333,11 +354,13 @@ impl Call {
             "resources": [resource.plural],
             "verbs": [verb],
         });
-        ActionError::new(
-            Code::Forbidden,
-            format!("{who} may not {verb} {} in namespace '{namespace}'", self.qualified()),
-        )
-        .with_hint(format!("a Role in namespace '{namespace}' with the rule {rule} would allow it"))
+        let (place, role) = match namespace.as_str() {
+            "" => ("the cluster".to_owned(), "a ClusterRole".to_owned()),
+            name => (format!("namespace '{name}'"), format!("a Role in namespace '{name}'")),
+        };
+        let what = self.qualified();
+        ActionError::new(Code::Forbidden, format!("{who} may not {verb} {what} in {place}"))
+            .with_hint(format!("{role} with the rule {rule} would allow it"))
     }
 
     /// `deployments.apps`, or `pods` in the core group.
@@ -382,6 +405,13 @@ mod tests {
     fn the_core_group_has_no_name() {
         let error = Call::of::<Pod>("list", "shop", None).forbidden("sa:x");
         assert_eq!(error.detail, "sa:x may not list pods in namespace 'shop'");
+    }
+
+    #[test]
+    fn what_is_in_no_namespace_needs_a_cluster_role() {
+        let error = Call::about::<SelfSubjectReview>("create").forbidden("sa:x");
+        assert!(error.detail.ends_with("selfsubjectreviews.authentication.k8s.io in the cluster"));
+        assert!(error.hint.expect("has one").starts_with("a ClusterRole with the rule"));
     }
 
     #[test]

@@ -15,14 +15,17 @@ use crate::{
     manifests::ServiceAccount,
 };
 
-/// What the executor writes besides its actions: its records, its budget, and questions about itself.
-const OWN_BOOKS: [(&str, &str); 6] = [
+/// What the executor writes besides its actions: its records, its budget, and questions about itself
+/// and its callers.
+const OWN_BOOKS: [(&str, &str); 8] = [
     ("", "events"),
     ("events.k8s.io", "events"),
     ("coordination.k8s.io", "leases"),
     ("authentication.k8s.io", "selfsubjectreviews"),
     ("authorization.k8s.io", "selfsubjectaccessreviews"),
     ("authorization.k8s.io", "selfsubjectrulesreviews"),
+    ("authentication.k8s.io", "tokenreviews"),
+    ("authorization.k8s.io", "subjectaccessreviews"),
 ];
 
 const DRY_RUN: &str = "variables.simulated";
@@ -216,6 +219,7 @@ fn any(conditions: impl Iterator<Item = String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::document::Document;
 
     fn made(policy: &str) -> Vec<Value> {
         let policy = Policy::parse(policy, "p").expect("is a policy");

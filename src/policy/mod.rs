@@ -3,8 +3,8 @@
 //! Every field has a default, so an empty policy is the shipped one, which holds when there is no file
 //! at all. What is accepted here is checked whole: a name that is no action, a pattern that cannot
 //! match, a number out of its bounds are errors that name line and column. [`verdict`] holds a request
-//! against a policy, [`source`] keeps up with the file, [`admission`] says the same to the API server.
-//! Nothing here asks the cluster or the clock.
+//! against a policy, [`admission`] says the same to the API server; how the file is read is no concern of
+//! this room ([`crate::document`]). Nothing here asks the cluster or the clock.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -14,17 +14,13 @@ use serde::{Deserialize, Serialize};
 use crate::{
     actions::ActionKind,
     budget::spent::{Limits, Quota},
-    error::{ActionError, Code},
+    document::Document,
     names::{Namespace, ObjectName},
     request::only_object,
 };
 
 pub mod admission;
-pub mod source;
 pub mod verdict;
-
-/// The longest policy that is read, in bytes.
-pub const MAX_POLICY_BYTES: u64 = 64 * 1024;
 
 /// What a person allows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -62,9 +58,10 @@ pub struct Policy {
     pub state: State,
 }
 
-/// The whole file.
-#[derive(Deserialize)]
-struct Root(#[serde(deserialize_with = "only_object")] Policy);
+impl Document for Policy {
+    const KIND: &'static str = "policy";
+    const HINT: &'static str = "`action-executor schema policy` prints what can be in it";
+}
 
 /// The version of the format; there is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -187,28 +184,6 @@ pub struct Label {
 }
 
 impl Policy {
-    /// Reads a policy; `name` is what it is called in errors.
-    ///
-    /// # Errors
-    /// [`Code::Configuration`] with line and column.
-    pub fn parse(text: &str, name: &str) -> Result<Self, ActionError> {
-        if text.trim().is_empty() {
-            let what = "is empty; `{}` would be the shipped default";
-            return Err(ActionError::new(Code::Configuration, format!("policy {name} {what}")));
-        }
-        let options = serde_saphyr::options! { strict_booleans: true };
-        let read = serde_saphyr::from_str_with_options::<Root>(text, options);
-        read.map(|root| root.0).map_err(|error| {
-            let place = error.location().map(|at| format!("{}:{}", at.line(), at.column()));
-            let place = place.map(|place| format!(":{place}")).unwrap_or_default();
-            let what = error.without_snippet().to_string();
-            let first = what.lines().next().unwrap_or_default();
-            let detail = format!("policy {name}{place}: {}", without_position(first));
-            ActionError::new(Code::Configuration, detail)
-                .with_hint("`action-executor schema policy` prints what can be in it")
-        })
-    }
-
     /// Whether this action may be done at all.
     #[must_use]
     pub fn allows(&self, kind: ActionKind) -> bool {
@@ -234,11 +209,6 @@ impl Policy {
             cluster: self.budget.cluster.map(quota),
         }
     }
-}
-
-/// The parser tells its position at the end too; once is enough.
-fn without_position(message: &str) -> &str {
-    message.split(" at line ").next().unwrap_or(message)
 }
 
 impl TryFrom<u64> for Version {
@@ -335,6 +305,12 @@ impl From<ActionName> for String {
 }
 
 impl Pattern {
+    /// Every namespace.
+    #[must_use]
+    pub fn any() -> Self {
+        Pattern("*".to_owned())
+    }
+
     /// Whether this namespace's name is of this form.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
@@ -487,6 +463,7 @@ impl Default for State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::{ActionError, Code};
 
     fn parse(text: &str) -> Result<Policy, ActionError> {
         Policy::parse(text, "policy.yaml")

@@ -255,6 +255,7 @@ fn asks_if(rule: &'static str, needed: bool, what: &str) -> Ruling {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::document::Document;
 
     const FACTS: Facts<'static> = Facts {
         action: ActionKind::RestartK8s,

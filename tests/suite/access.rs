@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
-use action_executor::{actions::ActionKind, budget, policy::Policy, rbac};
+use action_executor::{actions::ActionKind, budget, document::Document, policy::Policy, rbac};
 use serde_json::{Value, json};
 
 use crate::{

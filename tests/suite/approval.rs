@@ -2,7 +2,9 @@
 
 use std::{env, path::Path, process::Command};
 
-use action_executor::{actions::ActionKind, approval, budget, rbac};
+use action_executor::{
+    actions::ActionKind, approval, budget, document::Document, policy::Policy, rbac,
+};
 use k8s_openapi::api::core::v1::Event;
 use kube::api::{ListParams, Patch};
 use serde_json::{Value, json};
@@ -79,7 +81,7 @@ async fn over_http_it_is_202() {
 #[tokio::test]
 async fn the_executor_cannot_approve_with_its_own_rights() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "self").await;
-    let policy = action_executor::policy::Policy::parse(ASKING, "p").expect("is a policy");
+    let policy = Policy::parse(ASKING, "p").expect("is a policy");
     let rules = json!(rbac::rules(&ActionKind::ALL, &policy));
     let executor = scenario.namespace.account("executor", rules).await;
     let pending = send(&scenario, &scenario.request("r1")).answer();
@@ -90,7 +92,7 @@ async fn the_executor_cannot_approve_with_its_own_rights() {
 #[tokio::test]
 async fn without_the_right_to_look_for_an_approval_that_is_what_is_told() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "blind").await;
-    let policy = action_executor::policy::Policy::parse(ASKING, "p").expect("is a policy");
+    let policy = Policy::parse(ASKING, "p").expect("is a policy");
     let rules = rbac::rules(&ActionKind::ALL, &policy);
     let fewer: Vec<_> = rules.iter().filter(|rule| **rule != approval::RULE).collect();
     assert_eq!(fewer.len() + 1, rules.len());

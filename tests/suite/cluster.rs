@@ -388,15 +388,18 @@ impl Namespace {
             "subjects": [{ "kind": "ServiceAccount", "name": name, "namespace": self.name }],
         }))
         .await;
-        let request: TokenRequest =
-            serde_json::from_value(json!({ "spec": { "audiences": [] } })).expect("is a request");
-        let token = self
-            .api::<ServiceAccount>()
-            .create_token_request(name, &PostParams::default(), &request)
-            .await
-            .expect("a token is issued");
-        let token = token.status.expect("is answered").token;
+        let token = self.token(name, &[]).await;
         self.kubeconfig_with(name, json!({ "token": token }))
+    }
+
+    /// A token of a service account, for these audiences, or else for the API server.
+    pub async fn token(&self, account: &str, audiences: &[&str]) -> String {
+        let request: TokenRequest =
+            serde_json::from_value(json!({ "spec": { "audiences": audiences } }))
+                .expect("is a request");
+        let accounts = self.api::<ServiceAccount>();
+        let token = accounts.create_token_request(account, &PostParams::default(), &request).await;
+        token.expect("a token is issued").status.expect("is answered").token
     }
 
     /// A policy's file, its state kept in this namespace.

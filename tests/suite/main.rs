@@ -6,6 +6,7 @@ mod access;
 mod admission;
 mod approval;
 mod attacks;
+mod callers;
 mod cluster;
 mod contract;
 mod faults;

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use action_executor::{actions::ActionKind, budget, policy::Policy, rbac};
+use action_executor::{actions::ActionKind, budget, document::Document, policy::Policy, rbac};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,

@@ -169,7 +169,12 @@ pub struct Server {
 impl Server {
     /// Starts it on a free loopback port.
     pub fn start(program: Program) -> Self {
-        Self::from_command(program.args(["serve", "--bind", "127.0.0.1:0"]).command)
+        Self::start_on("127.0.0.1:0", program)
+    }
+
+    /// Starts it on this address.
+    pub fn start_on(address: &str, program: Program) -> Self {
+        Self::from_command(program.args(["serve", "--bind", address]).command)
     }
 
     /// Starts it with at most so many open files.

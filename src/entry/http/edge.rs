@@ -59,9 +59,14 @@ const MAX_ACTIONS: usize = 128;
 const MAX_QUESTIONS: usize = 256;
 
 /// What the router reads of a request, and what clients get of its answer.
-const REQUEST_HEADERS: [HeaderName; 3] =
-    [header::CONTENT_TYPE, header::ACCEPT, HeaderName::from_static("idempotency-key")];
-const ANSWER_HEADERS: [HeaderName; 3] = [header::CONTENT_TYPE, header::RETRY_AFTER, header::ALLOW];
+const REQUEST_HEADERS: [HeaderName; 4] = [
+    header::CONTENT_TYPE,
+    header::ACCEPT,
+    header::AUTHORIZATION,
+    HeaderName::from_static("idempotency-key"),
+];
+const ANSWER_HEADERS: [HeaderName; 4] =
+    [header::CONTENT_TYPE, header::RETRY_AFTER, header::ALLOW, header::WWW_AUTHENTICATE];
 
 /// The edge's state, shared by all connections.
 pub struct Edge {

@@ -19,16 +19,18 @@ use tokio::{
 
 use self::{edge::Edge, router::Router, upstream::PrivateFolder};
 use crate::{
+    callers::Callers,
     cli::ServeArgs,
     config::Settings,
     context::{Context, stopped},
+    document::Followed,
     error::{ActionError, Code},
     k8s::connect::connect,
-    policy::source::PolicySource,
 };
 
 mod connections;
 mod edge;
+pub mod healthcheck;
 mod router;
 mod routes;
 mod upstream;
@@ -54,17 +56,19 @@ pub fn run(args: ServeArgs, settings: &Settings) -> u8 {
 fn try_run(args: ServeArgs, settings: &Settings) -> Result<(), ActionError> {
     let default = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), settings.port);
     let address = args.bind.unwrap_or(default);
-    refuse_an_open_door(address, args.insecure_open)?;
+    let keys = settings.keys.clone().map(|path| Followed::new(Some(path))).transpose()?;
+    let callers = Callers::new(keys, settings.token_audience.clone());
+    refuse_an_open_door(address, callers.are_asked() || args.insecure_open)?;
     let runtime = Builder::new_multi_thread().enable_all().build().map_err(fault("the runtime"))?;
-    let result = runtime.block_on(serve(address, args.context.as_deref(), settings));
+    let result = runtime.block_on(serve(address, callers, args.context.as_deref(), settings));
     // What has not ended by now is not waited for.
     runtime.shutdown_background();
     result
 }
 
-/// Nobody is asked who they are, so nobody else may be let in by accident.
-fn refuse_an_open_door(address: SocketAddr, insecure_open: bool) -> Result<(), ActionError> {
-    if address.ip().is_loopback() || insecure_open {
+/// Where nobody is asked who they are, nobody else may be let in by accident.
+fn refuse_an_open_door(address: SocketAddr, wanted: bool) -> Result<(), ActionError> {
+    if address.ip().is_loopback() || wanted {
         return Ok(());
     }
     Err(ActionError::new(
@@ -72,32 +76,36 @@ fn refuse_an_open_door(address: SocketAddr, insecure_open: bool) -> Result<(), A
         format!("{address} can be reached by others, and callers are not asked who they are"),
     )
     .with_hint(
-        "bind a loopback address, or say --insecure-open where something else, such as a \
-         NetworkPolicy or an authenticating proxy, decides who may call",
+        "set ACTION_EXECUTOR_KEYS or ACTION_EXECUTOR_TOKEN_AUDIENCE so that they are, bind a loopback \
+         address, or say --insecure-open where something else, such as an authenticating proxy, \
+         decides who may call",
     ))
 }
 
 async fn serve(
     address: SocketAddr,
+    callers: Callers,
     kube_context: Option<&str>,
     settings: &Settings,
 ) -> Result<(), ActionError> {
     let (stop, stopping) = watch::channel(false);
     let (conclude, concluding) = watch::channel(false);
-    let policy = PolicySource::new(settings.policy.clone())?;
+    let policy = Followed::new(settings.policy.clone())?;
     let cluster = connect(kube_context).await?;
     let context = Context::new(cluster, policy, settings, concluding);
-    let offline = context.cluster().is_none();
+    let (offline, callers_are_asked) = (context.cluster().is_none(), callers.are_asked());
 
     let folder = PrivateFolder::new().map_err(fault("the private folder"))?;
     let private = folder.listen().map_err(fault("the private socket"))?;
-    Router::new(context).start(private, &Handle::current()).map_err(fault("the router"))?;
+    Router::new(context, callers)
+        .start(private, &Handle::current())
+        .map_err(fault("the router"))?;
     let listener = TcpListener::bind(address).await.map_err(|error| {
         ActionError::new(Code::Configuration, format!("cannot listen on {address}: {error}"))
     })?;
     let address = listener.local_addr().map_err(fault("the listener"))?;
     let told = told_to_stop()?;
-    tracing::info!(%address, offline, "listening");
+    tracing::info!(%address, offline, callers_are_asked, "listening");
 
     tokio::spawn(async move {
         told.await;

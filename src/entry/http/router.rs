@@ -14,9 +14,12 @@ use tokio::{
 
 use super::routes::{Route, check_accept, check_content_type, idempotency_key};
 use crate::{
+    callers::Callers,
     context::Context,
-    entry::{Answer, Delivery, answer},
+    entry::{Answer, Delivery},
     error::{ActionError, Code},
+    handler::handle,
+    response::ActionResponse,
 };
 
 /// Threads that route; they only parse and hand on.
@@ -33,6 +36,7 @@ const HEALTHY: &[u8] = br#"{"status":"ok"}"#;
 /// What the router answers with.
 pub struct Router {
     context: Context,
+    callers: Callers,
     readiness: Mutex<Option<(Instant, Result<(), ActionError>)>>,
 }
 
@@ -44,10 +48,10 @@ struct Reply {
 }
 
 impl Router {
-    /// A router for this context.
+    /// A router for this context and these callers.
     #[must_use]
-    pub fn new(context: Context) -> Arc<Self> {
-        Arc::new(Router { context, readiness: Mutex::default() })
+    pub fn new(context: Context, callers: Callers) -> Arc<Self> {
+        Arc::new(Router { context, callers, readiness: Mutex::default() })
     }
 
     /// Starts routing what comes in on `listener`; the actions run on `runtime`.
@@ -98,7 +102,8 @@ impl Router {
                 request.as_reader().read_to_end(&mut body).map_err(|error| {
                     ActionError::new(Code::Internal, format!("the edge broke off: {error}"))
                 })?;
-                Ok(Some(Work::Execute(Delivery { body, key })))
+                let authorization = header(request, "Authorization");
+                Ok(Some(Work::Execute(Delivery { body, key }, authorization)))
             }
         }
     }
@@ -109,8 +114,27 @@ impl Router {
                 Ok(()) => Reply::json(200, HEALTHY.to_vec()),
                 Err(error) => Reply::problem(error).with_status(503),
             },
-            Work::Execute(delivery) => answer(&self.context, &delivery).await.into(),
+            Work::Execute(delivery, authorization) => {
+                let result = self.execute(&delivery, authorization.as_deref()).await;
+                result.map_or_else(Answer::from, Answer::from).into()
+            }
         }
+    }
+
+    /// Nobody learns anything of a request, not even whether it can be read, who has not said who they
+    /// are.
+    async fn execute(
+        &self,
+        delivery: &Delivery,
+        authorization: Option<&str>,
+    ) -> Result<ActionResponse, ActionError> {
+        let cluster = self.context.cluster();
+        let caller = self.callers.identify(authorization, cluster).await?;
+        let mut request = delivery.request()?;
+        if let Some(caller) = caller {
+            request = caller.ask(request, cluster).await?;
+        }
+        handle(&self.context, request).await
     }
 
     async fn ready(&self) -> Result<(), ActionError> {
@@ -122,8 +146,13 @@ impl Router {
             return result.clone();
         }
         let late = || ActionError::new(Code::ClusterUnreachable, "the cluster does not answer");
-        let result = timeout(READINESS_TIMEOUT, self.context.ready()).await;
-        let result = result.unwrap_or_else(|_| Err(late()));
+        let result = match self.callers.fault() {
+            Some(fault) => Err(fault),
+            None => {
+                let result = timeout(READINESS_TIMEOUT, self.context.ready()).await;
+                result.unwrap_or_else(|_| Err(late()))
+            }
+        };
         *last = Some((Instant::now(), result.clone()));
         result
     }
@@ -132,7 +161,8 @@ impl Router {
 /// What takes time.
 enum Work {
     Ready,
-    Execute(Delivery),
+    /// A request, and what its caller says to prove who they are.
+    Execute(Delivery, Option<String>),
 }
 
 /// Does the work in a task of its own, so that a panic in it is an answer like any other.
@@ -178,6 +208,9 @@ impl From<Answer> for Reply {
         let mut headers = vec![field("Content-Type", kind)];
         let retry_after = answer.retry_after_seconds.map(|seconds| seconds.to_string());
         headers.extend(retry_after.map(|seconds| field("Retry-After", &seconds)));
+        if answer.http_status == 401 {
+            headers.push(field("WWW-Authenticate", "Bearer realm=\"action-executor\""));
+        }
         Reply { status: answer.http_status, headers, body: answer.body }
     }
 }
@@ -200,7 +233,7 @@ fn header(request: &Request, name: &'static str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Settings, policy::source::PolicySource};
+    use crate::{config::Settings, document::Followed};
 
     #[tokio::test]
     async fn a_panic_is_an_answer_like_any_other() {
@@ -214,8 +247,9 @@ mod tests {
     async fn the_clusters_readiness_is_asked_once_and_holds() {
         let (_stop, stopping) = tokio::sync::watch::channel(false);
         let settings = Settings::from_vars(std::iter::empty()).expect("are the defaults");
-        let policy = PolicySource::new(None).expect("is the shipped one");
-        let router = Router::new(Context::new(None, policy, &settings, stopping));
+        let policy = Followed::new(None).expect("is the shipped one");
+        let router =
+            Router::new(Context::new(None, policy, &settings, stopping), Callers::new(None, None));
         assert_eq!(router.ready().await, Ok(()));
         let unready = ActionError::new(Code::ClusterUnreachable, "gone");
         *router.readiness.lock().await = Some((Instant::now(), Err(unready.clone())));

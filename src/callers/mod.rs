@@ -1,0 +1,230 @@
+//! Who may ask for what, where strangers can reach the server: a caller proves who they are with a
+//! bearer token (RFC 6750), which is either one of the [`keys`] of a file or a Kubernetes token, and is
+//! then allowed what the key's entry or the cluster's RBAC says.
+//!
+//! This comes before the policy and does not replace it: the policy limits what is done, whoever asks.
+//! Who was recognised stands in the audit as the requester; a requester that the request names itself is
+//! the one on whose behalf they ask.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use self::{keys::Keys, tokens::Identity};
+use crate::{
+    actions::ActionKind,
+    document::Followed,
+    error::{ActionError, Code},
+    k8s::cluster::Cluster,
+    names::AuditText,
+    request::ActionRequest,
+};
+
+pub mod keys;
+pub mod tokens;
+
+/// The longest that finding out who calls and what they may may take.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// How callers are told apart.
+pub struct Callers {
+    keys: Option<Followed<Keys>>,
+    audience: Option<String>,
+}
+
+/// Somebody who has proved who they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// The holder of a key.
+    Key(keys::Entry),
+    /// A user of the cluster.
+    User(Identity),
+}
+
+/// What a caller asks for, in the words of an access review.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish<'a> {
+    /// The action.
+    pub kind: ActionKind,
+    /// The target's namespace.
+    pub namespace: &'a str,
+    /// Whether only to tell what would happen.
+    pub simulate: bool,
+}
+
+impl<'a> Wish<'a> {
+    /// What this request asks for.
+    #[must_use]
+    pub fn of(request: &'a ActionRequest) -> Self {
+        Wish {
+            kind: request.action.kind(),
+            namespace: request.action.namespace(),
+            simulate: request.simulate,
+        }
+    }
+
+    /// `execute` or `simulate`.
+    #[must_use]
+    pub fn verb(&self) -> &'static str {
+        if self.simulate { "simulate" } else { "execute" }
+    }
+}
+
+impl Callers {
+    /// Callers who are known by a key in this file, or by a Kubernetes token for this audience. With
+    /// neither, nobody is asked.
+    #[must_use]
+    pub fn new(keys: Option<Followed<Keys>>, audience: Option<String>) -> Self {
+        Callers { keys, audience }
+    }
+
+    /// Whether callers are asked who they are.
+    #[must_use]
+    pub fn are_asked(&self) -> bool {
+        self.keys.is_some() || self.audience.is_some()
+    }
+
+    /// Why the keys' file is not what holds, if it is not.
+    #[must_use]
+    pub fn fault(&self) -> Option<ActionError> {
+        self.keys.as_ref().and_then(Followed::fault)
+    }
+
+    /// Finds out who calls; none, where nobody is asked.
+    ///
+    /// # Errors
+    /// [`Code::Unauthenticated`], or why the cluster could not be asked.
+    pub async fn identify(
+        &self,
+        authorization: Option<&str>,
+        cluster: Option<&Cluster>,
+    ) -> Result<Option<Caller>, ActionError> {
+        if !self.are_asked() {
+            return Ok(None);
+        }
+        let token = bearer(authorization)?;
+        if let Some(entry) = self.keys.as_ref().and_then(|keys| keys.current().find(token)) {
+            return Ok(Some(Caller::Key(entry)));
+        }
+        let (Some(audience), Some(cluster)) = (&self.audience, cluster) else {
+            return Err(unauthenticated("the key is not known"));
+        };
+        let deadline = Instant::now() + DEADLINE;
+        let identity = tokens::review(cluster, token, audience, deadline).await.map_err(ours)?;
+        identity.map(|it| Some(Caller::User(it))).ok_or_else(|| {
+            unauthenticated("the token is neither a known key nor a valid Kubernetes token")
+                .with_hint(format!(
+                    "`kubectl create token NAME --audience {audience}` makes a token that is"
+                ))
+        })
+    }
+}
+
+impl Caller {
+    /// The request as this caller may make it, in their name.
+    ///
+    /// # Errors
+    /// [`Code::CallerForbidden`] with what is missing, or why the cluster could not be asked.
+    pub async fn ask(
+        &self,
+        request: ActionRequest,
+        cluster: Option<&Cluster>,
+    ) -> Result<ActionRequest, ActionError> {
+        let wish = Wish::of(&request);
+        match (self, cluster) {
+            (Caller::Key(entry), _) => entry.check(&wish)?,
+            (Caller::User(identity), Some(cluster)) => {
+                let deadline = Instant::now() + DEADLINE;
+                tokens::check(cluster, identity, &wish, deadline).await.map_err(ours)?;
+            }
+            // Nobody is recognised by a cluster that is not there.
+            (Caller::User(_), None) => return Err(forbidden(self.name(), &wish)),
+        }
+        let requester = in_their_name(self.name(), request.requester.as_deref());
+        Ok(ActionRequest { requester, ..request })
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Caller::Key(entry) => &entry.name,
+            Caller::User(identity) => &identity.user,
+        }
+    }
+}
+
+/// The requester for the audit, in the audit's bounds: what the caller says of others gives way first.
+fn in_their_name(caller: &str, on_behalf_of: Option<&str>) -> Option<AuditText> {
+    let text = match on_behalf_of {
+        Some(other) if other != caller => format!("{caller} on behalf of {other}"),
+        _ => caller.to_owned(),
+    };
+    let short: String = text.chars().filter(|it| !it.is_control()).take(512).collect();
+    AuditText::try_from(short).ok()
+}
+
+/// The token of an `Authorization` header (RFC 6750, section 2.1; the scheme in any case).
+fn bearer(authorization: Option<&str>) -> Result<&str, ActionError> {
+    let Some(value) = authorization else {
+        return Err(unauthenticated("the request does not say who it is from"));
+    };
+    match value.trim().split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim()),
+        _ => Err(unauthenticated("the Authorization header holds no bearer token")),
+    }
+}
+
+/// That we may not ask about callers is no fault of theirs.
+fn ours(error: ActionError) -> ActionError {
+    match error.code {
+        Code::Forbidden => ActionError { code: Code::Configuration, ..error },
+        _ => error,
+    }
+}
+
+fn unauthenticated(what: &str) -> ActionError {
+    ActionError::new(Code::Unauthenticated, what)
+        .with_hint("send the header Authorization: Bearer, with a key or a Kubernetes token")
+}
+
+fn forbidden(who: &str, wish: &Wish) -> ActionError {
+    let (verb, kind, namespace) = (wish.verb(), wish.kind.name(), wish.namespace);
+    ActionError::new(
+        Code::CallerForbidden,
+        format!("{who} may not {verb} {kind} in namespace '{namespace}'"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bearer_token_is_taken_from_the_header() {
+        assert_eq!(bearer(Some("Bearer abc")), Ok("abc"));
+        assert_eq!(bearer(Some("bearer  abc ")), Ok("abc"));
+        for wrong in [None, Some(""), Some("abc"), Some("Basic YTpi")] {
+            let error = bearer(wrong).expect_err("is refused");
+            assert_eq!(error.code, Code::Unauthenticated);
+        }
+    }
+
+    #[test]
+    fn the_recognised_name_comes_first_in_the_audit() {
+        let name = |caller: &str, other| in_their_name(caller, other).map(|it| it.to_string());
+        assert_eq!(name("pager", None).as_deref(), Some("pager"));
+        assert_eq!(name("pager", Some("pager")).as_deref(), Some("pager"));
+        assert_eq!(name("pager", Some("jo")).as_deref(), Some("pager on behalf of jo"));
+        let long = "x".repeat(600);
+        let cut = name("pager", Some(&long)).expect("fits");
+        assert!(cut.starts_with("pager on behalf of x") && cut.chars().count() == 512);
+    }
+
+    #[tokio::test]
+    async fn nobody_is_asked_where_nothing_says_how() {
+        let open = Callers::new(None, None);
+        assert_eq!(open.identify(None, None).await, Ok(None));
+        let asked = Callers::new(None, Some("action-executor".to_owned()));
+        let error = asked.identify(Some("Bearer x"), None).await.expect_err("is refused");
+        assert_eq!(error.code, Code::Unauthenticated);
+    }
+}

@@ -1,0 +1,244 @@
+//! Who may ask for what: keys from a file, tokens of the cluster, and what becomes of everybody else.
+
+use std::{fs, path::PathBuf};
+
+use action_executor::ledger::record::sha256;
+use k8s_openapi::api::{
+    core::v1::{Event, ServiceAccount},
+    rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
+};
+use kube::{
+    Api,
+    api::{ListParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{Namespace, shared},
+    program::{Program, Reply, Server, execute_request, scratch},
+};
+
+const REQUEST: &[u8] = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
+const KEY: &str = "7d1c0ffee0ffee0ffee0ffee0ffee0ff";
+
+fn execute(server: &Server, body: &[u8], headers: &str) -> Reply {
+    server.raw(&execute_request(body, &format!("{headers}Connection: close\r\n")))
+}
+
+fn bearer(token: &str) -> String {
+    format!("Authorization: Bearer {token}\r\n")
+}
+
+fn keys(more: &str) -> PathBuf {
+    let path = scratch("keys.yaml");
+    fs::write(&path, one_key(more)).expect("is written");
+    path
+}
+
+fn one_key(more: &str) -> String {
+    format!("version: 1\nkeys: [{{name: pager, sha256: {}{more}}}]\n", sha256(KEY.as_bytes()))
+}
+
+fn code(reply: &Reply) -> (u16, String) {
+    let code = reply.json()["code"].as_str().unwrap_or_default().to_owned();
+    (reply.status, code)
+}
+
+#[test]
+fn who_does_not_say_who_they_are_learns_nothing() {
+    let server = Server::start(Program::offline().env("ACTION_EXECUTOR_KEYS", keys("")));
+    for headers in ["", "Authorization: Basic YTpi\r\n", &bearer("wrong"), &bearer("")] {
+        for body in [REQUEST, b"{".as_slice(), b"{}".as_slice()] {
+            let reply = execute(&server, body, headers);
+            assert_eq!(code(&reply), (401, "unauthenticated".to_owned()), "{headers}");
+            assert_eq!(reply.header("www-authenticate"), Some("Bearer realm=\"action-executor\""));
+        }
+    }
+    assert_eq!(server.get("/api/v1/healthz").status, 200);
+    assert_eq!(server.get("/readyz").status, 200);
+}
+
+#[test]
+fn a_key_opens_what_its_entry_says_and_a_change_holds_at_once() {
+    let path = keys(", simulate_only: true");
+    let server = Server::start(Program::offline().env("ACTION_EXECUTOR_KEYS", &path));
+    let real = br#"{"type":"restart_k8s","parameters":{"deployment":"web"},"simulate":false}"#;
+    assert_eq!(execute(&server, REQUEST, &bearer(KEY)).status, 200);
+    let refused = execute(&server, real, &bearer(KEY));
+    assert_eq!(code(&refused), (403, "caller_forbidden".to_owned()));
+    assert!(refused.json()["hint"].as_str().expect("has one").contains("simulate_only"));
+
+    fs::write(&path, one_key(", namespaces: [shop-*]")).expect("is written");
+    let refused = execute(&server, REQUEST, &bearer(KEY));
+    assert_eq!(code(&refused), (403, "caller_forbidden".to_owned()));
+
+    fs::write(&path, "keys: []").expect("is written");
+    assert_eq!(code(&execute(&server, REQUEST, &bearer(KEY))).0, 401);
+
+    // What cannot be read changes nothing but that the server is not ready.
+    fs::write(&path, "keys: [{name: pager, sha256: oops}]").expect("is written");
+    assert_eq!(code(&execute(&server, REQUEST, &bearer(KEY))).0, 401);
+    let reply = server.get("/readyz");
+    assert_eq!(reply.status, 503);
+    assert!(reply.json()["detail"].as_str().expect("says why").contains("keys.yaml:1:"));
+}
+
+#[test]
+fn a_keys_file_that_cannot_be_read_is_an_error_at_the_start() {
+    let done = Program::offline()
+        .env("ACTION_EXECUTOR_KEYS", "/nonexistent/keys.yaml")
+        .args(["serve", "--bind", "127.0.0.1:0"])
+        .run();
+    assert_eq!(done.status, 78, "{done:?}");
+    assert!(done.stderr.contains("/nonexistent/keys.yaml"), "{done:?}");
+}
+
+#[test]
+fn with_keys_the_server_may_be_reached_by_others() {
+    let serve = ["serve", "--bind", "0.0.0.0:0"];
+    let refused = Program::offline().args(serve).run();
+    assert_eq!(refused.status, 78, "{refused:?}");
+    let asked = Program::offline().env("ACTION_EXECUTOR_KEYS", keys(""));
+    let server = Server::start_on("0.0.0.0:0", asked);
+    assert_eq!(execute(&server, REQUEST, "").status, 401);
+    assert_eq!(execute(&server, REQUEST, &bearer(KEY)).status, 200);
+}
+
+#[test]
+fn no_key_and_no_token_reaches_the_log() {
+    let server = Server::start(
+        Program::offline()
+            .env("ACTION_EXECUTOR_KEYS", keys(""))
+            .env("ACTION_EXECUTOR_LOG", "trace"),
+    );
+    for token in [KEY, "canary-3c1f"] {
+        execute(&server, REQUEST, &bearer(token));
+    }
+    server.signal("TERM");
+    let (_, log) = server.wait();
+    assert!(log.contains("action answered"), "{log}");
+    assert!(!log.contains(KEY) && !log.contains("canary-3c1f"), "{log}");
+}
+
+/// A server with an account of its own that has these rights in the cluster.
+async fn server(namespace: &Namespace, rules: &[action_executor::actions::Rule]) -> Server {
+    let account = namespace
+        .account(
+            "server",
+            json!([
+                { "apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get", "patch"] },
+                { "apiGroups": [""], "resources": ["events"], "verbs": ["create", "get", "patch"] },
+                { "apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create", "get", "patch"] },
+            ]),
+        )
+        .await;
+    let name = format!("callers-{}", namespace.name());
+    let client = shared().client().await;
+    let role: ClusterRole =
+        serde_json::from_value(json!({ "metadata": { "name": name }, "rules": rules }))
+            .expect("is a role");
+    let roles = Api::<ClusterRole>::all(client.clone());
+    roles.create(&PostParams::default(), &role).await.expect("is made");
+    let binding: ClusterRoleBinding = serde_json::from_value(json!({
+        "metadata": { "name": name },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
+        "subjects": [{ "kind": "ServiceAccount", "name": "server", "namespace": namespace.name() }],
+    }))
+    .expect("is a binding");
+    let bindings = Api::<ClusterRoleBinding>::all(client);
+    bindings.create(&PostParams::default(), &binding).await.expect("is made");
+    Server::start(
+        Program::with_kubeconfig(&account)
+            .under(&namespace.policy("cooldown_seconds: 0"))
+            .env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor"),
+    )
+}
+
+/// A caller's account that may `verbs` this action.
+async fn caller(namespace: &Namespace, verbs: &[&str]) {
+    namespace.create::<ServiceAccount>(json!({ "metadata": { "name": "agent" } })).await;
+    namespace
+        .create::<Role>(json!({
+            "metadata": { "name": "agent" },
+            "rules": [{
+                "apiGroups": ["action-executor.dev"], "resources": ["actions"],
+                "resourceNames": ["restart_k8s"], "verbs": verbs,
+            }],
+        }))
+        .await;
+    namespace
+        .create::<RoleBinding>(json!({
+            "metadata": { "name": "agent" },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "agent" },
+            "subjects": [{ "kind": "ServiceAccount", "name": "agent", "namespace": namespace.name() }],
+        }))
+        .await;
+}
+
+fn request(namespace: &Namespace, simulate: bool) -> Vec<u8> {
+    json!({
+        "type": "restart_k8s", "simulate": simulate, "requester": "jo",
+        "parameters": { "deployment": "web", "namespace": namespace.name() },
+    })
+    .to_string()
+    .into_bytes()
+}
+
+#[tokio::test]
+async fn a_cluster_token_opens_what_rbac_says() {
+    let namespace = shared().namespace("callers").await;
+    namespace.running_deployment("web", 1).await;
+    let server = server(&namespace, &action_executor::callers::tokens::RULES).await;
+    caller(&namespace, &["simulate"]).await;
+    let token = bearer(&namespace.token("agent", &["action-executor"]).await);
+
+    let simulated = execute(&server, &request(&namespace, true), &token);
+    assert_eq!(simulated.status, 200, "{:?}", simulated.json());
+    let refused = execute(&server, &request(&namespace, false), &token);
+    assert_eq!(code(&refused), (403, "caller_forbidden".to_owned()));
+    let hint = refused.json()["hint"].as_str().expect("has one").to_owned();
+    assert!(hint.contains("verbs [\"execute\"]") && hint.contains("restart_k8s"), "{hint}");
+    // Another action in the same namespace is another resource name.
+    let other = json!({
+        "type": "restart_pod", "parameters": { "pod_name": "x", "namespace": namespace.name() },
+    });
+    let refused = execute(&server, other.to_string().as_bytes(), &token);
+    assert_eq!(code(&refused), (403, "caller_forbidden".to_owned()));
+
+    // One for the API server is not for us, and one of us is not for another service.
+    for audiences in [&[][..], &["another"]] {
+        let token = bearer(&namespace.token("agent", audiences).await);
+        let refused = execute(&server, &request(&namespace, true), &token);
+        assert_eq!(code(&refused), (401, "unauthenticated".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn whom_the_server_recognised_stands_in_the_audit() {
+    let namespace = shared().namespace("audit_caller").await;
+    namespace.running_deployment("web", 1).await;
+    let server = server(&namespace, &action_executor::callers::tokens::RULES).await;
+    caller(&namespace, &["execute"]).await;
+    let token = bearer(&namespace.token("agent", &["action-executor"]).await);
+    let done = execute(&server, &request(&namespace, false), &token);
+    assert_eq!(done.status, 200, "{:?}", done.json());
+    let events = namespace.api::<Event>();
+    let params = ListParams::default().labels("app.kubernetes.io/managed-by=action-executor");
+    let event = events.list(&params).await.expect("are listed").items.remove(0);
+    let message = event.message.expect("has one");
+    let user = format!("system:serviceaccount:{}:agent on behalf of jo", namespace.name());
+    assert!(message.contains(&user), "{message}");
+}
+
+#[tokio::test]
+async fn a_server_that_may_not_ask_about_its_callers_says_so() {
+    let namespace = shared().namespace("unasked").await;
+    let server = server(&namespace, &[]).await;
+    caller(&namespace, &["execute"]).await;
+    let token = bearer(&namespace.token("agent", &["action-executor"]).await);
+    let refused = execute(&server, &request(&namespace, false), &token);
+    assert_eq!(code(&refused), (503, "configuration".to_owned()));
+    let problem: Value = refused.json();
+    assert!(problem["detail"].as_str().expect("is text").contains("tokenreviews"), "{problem}");
+    assert!(problem["hint"].as_str().expect("is text").starts_with("a ClusterRole"), "{problem}");
+}
