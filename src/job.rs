@@ -103,6 +103,8 @@ fn spec(labels: &Value, environment: Value, longest: Duration, around: &Surround
             "spec": {
                 "restartPolicy": "Never",
                 "serviceAccountName": around.service_account,
+                // A Service named action-something would set variables that are taken for a request's.
+                "enableServiceLinks": false,
                 "securityContext": {
                     "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
                     "seccompProfile": { "type": "RuntimeDefault" },

@@ -142,6 +142,31 @@ impl TestCluster {
         &self.programs
     }
 
+    /// A program that the cluster comes with, or one on the PATH for a cluster that is not ours.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
+    }
+
+    /// Has the API server check these objects as `kubectl apply --server-side` would make them, and no
+    /// unknown or repeated field pass.
+    pub fn apply_strictly(&self, objects: &[Value]) {
+        self.check_strictly(&["apply", "--server-side"], objects);
+    }
+
+    /// The same for `kubectl create`, which takes names that the API server makes up.
+    pub fn create_strictly(&self, objects: &[Value]) {
+        self.check_strictly(&["create"], objects);
+    }
+
+    fn check_strictly(&self, verb: &[&str], objects: &[Value]) {
+        let file = crate::program::scratch("objects.json");
+        let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
+        std::fs::write(&file, list.to_string()).expect("is written");
+        let mut kubectl = Command::new(self.program("kubectl"));
+        kubectl.args(verb).args(["--dry-run=server", "--validate=strict", "-f"]).arg(file);
+        run(kubectl.env("KUBECONFIG", &self.kubeconfig));
+    }
+
     /// What the API server was asked, in its own words.
     pub fn audit_log(&self) -> &Path {
         &self.audit_log

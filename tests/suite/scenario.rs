@@ -78,6 +78,14 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
     }
 }
 
+/// Parameters that name no object in particular.
+pub fn example(kind: ActionKind) -> Value {
+    match kind {
+        ActionKind::RestartK8s => json!({ "deployment": "web" }),
+        ActionKind::RestartPod => json!({ "pod_name": "web-1" }),
+    }
+}
+
 /// How many pods the ReplicaSet has made, by its own account.
 async fn pods_made(namespace: &Namespace) -> i64 {
     let params =

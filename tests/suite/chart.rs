@@ -1,0 +1,366 @@
+//! The Helm chart: that it says what the program says, that an API server takes all of it, and, on the
+//! real node, that it installs, serves, upgrades under load and goes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{BufReader, Write},
+    net::TcpStream,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use action_executor::{
+    actions::ActionKind, approval, budget, document::Document, ledger, policy::Policy,
+};
+use k8s_openapi::api::core::v1::{Pod, Service, ServiceAccount};
+use kube::api::ListParams;
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{OWN_IMAGE, TestCluster, shared, with_node},
+    program::{Program, Reply, execute_request, scratch},
+};
+
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/action-executor");
+
+/// Policies that between them use every field that a Role or an admission policy comes from.
+const POLICIES: [&str; 8] = [
+    "{}",
+    "actions: {allow: [restart_pod]}",
+    "actions: {allow: [restart_deployment], require_approval: ['*']}",
+    "actions: {allow: []}\nsimulation: {limited: true}",
+    "namespaces: {require_approval: ['*-prod']}\nsimulation: {limited: true}",
+    "read_only: true\nnamespaces: {allow: [shop-*, '*a*b*'], deny: [bank]}",
+    "targets: {protected: [tier=db, x/y=, frozen], opt_in: [sre, a.b/c=d]}",
+    "state: {namespace: brakes, name: lever}\nbudget: {cluster: null}\ncooldown_seconds: 0",
+];
+
+fn helm(cluster: &TestCluster, arguments: &[&str]) -> Output {
+    Command::new(cluster.program("helm"))
+        .args(arguments)
+        .env("KUBECONFIG", cluster.kubeconfig())
+        .output()
+        .expect("helm runs")
+}
+
+/// What it prints, which must succeed.
+fn helm_ok(cluster: &TestCluster, arguments: &[&str]) -> String {
+    let done = helm(cluster, arguments);
+    assert!(done.status.success(), "{arguments:?}: {done:?}");
+    String::from_utf8(done.stdout).expect("is text")
+}
+
+fn documents(yaml: &str) -> Vec<Value> {
+    let parsed = serde_yaml_ng::Deserializer::from_str(yaml);
+    let read = |document| serde::Deserialize::deserialize(document).expect("is YAML");
+    parsed.map(read).filter(|document: &Value| !document.is_null()).collect()
+}
+
+fn rendered(values: &Value) -> Vec<Value> {
+    let file = scratch("values.yaml");
+    std::fs::write(&file, values.to_string()).expect("is written");
+    let file = file.to_str().expect("is text");
+    documents(&helm_ok(
+        shared(),
+        &["template", "executor", CHART, "--namespace", "ops", "-f", file],
+    ))
+}
+
+fn ci_values() -> Vec<PathBuf> {
+    let files = std::fs::read_dir(format!("{CHART}/ci")).expect("is there");
+    files.map(|file| file.expect("is readable").path()).collect()
+}
+
+#[test]
+fn the_charts_table_of_rights_is_the_programs() {
+    let text = std::fs::read_to_string(format!("{CHART}/files/rules.yaml")).expect("is there");
+    let table: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
+    let actions: BTreeMap<_, _> =
+        ActionKind::ALL.iter().map(|kind| (kind.name(), kind.descriptor().rules)).collect();
+    let aliases: BTreeMap<_, _> = ActionKind::ALL
+        .iter()
+        .flat_map(|kind| kind.descriptor().aliases.iter().map(|alias| (alias, kind.name())))
+        .collect();
+    let expected = json!({
+        "actions": actions, "aliases": aliases, "ledger": ledger::RULE, "budget": budget::RULE,
+        "approval": approval::RULE, "approver": approval::APPROVER,
+    });
+    let written = serde_yaml_ng::to_string(&expected).expect("is YAML");
+    assert_eq!(table, expected, "files/rules.yaml should hold:\n{written}");
+}
+
+#[test]
+fn the_charts_shipped_policy_is_the_programs() {
+    let text = std::fs::read_to_string(format!("{CHART}/files/policy.yaml")).expect("is there");
+    let shipped = Policy::parse(&text, "files/policy.yaml").expect("is a policy");
+    assert_eq!(shipped, Policy::default());
+    // Nothing is left to the program's own default, which the templates cannot see.
+    let written: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
+    assert_eq!(written, json!(Policy::default()));
+}
+
+/// The parts of objects of these kinds that the chart and the program must agree on.
+fn essence(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeMap<String, Value> {
+    let of_kind = |document: &&Value| kinds.iter().any(|kind| document["kind"] == *kind);
+    documents
+        .iter()
+        .filter(of_kind)
+        .filter(|document| !document["metadata"]["name"].to_string().contains(".callers"))
+        .map(|document| {
+            let name = document["metadata"]["name"].as_str().expect("has one");
+            let name = name.strip_prefix(prefix).unwrap_or(name);
+            let kind = document["kind"].as_str().expect("has one");
+            let place = &document["metadata"]["namespace"];
+            let mut essence = json!({});
+            for part in ["rules", "subjects", "spec"] {
+                essence[part] = document[part].clone();
+            }
+            // Which of several writes comes first means nothing.
+            for validation in essence["spec"]["validations"].as_array_mut().into_iter().flatten() {
+                let text = validation["expression"].as_str().expect("is text");
+                let mut terms: Vec<_> = text.split(" || ").collect();
+                terms.sort_unstable();
+                validation["expression"] = json!(terms);
+            }
+            (format!("{kind} {place} {name}"), essence)
+        })
+        .collect()
+}
+
+#[test]
+fn the_charts_rights_and_admission_policies_are_the_programs() {
+    for policy in POLICIES {
+        let values: Value = serde_yaml_ng::from_str(policy).expect("is YAML");
+        let documents_of_chart =
+            rendered(&json!({ "policy": values, "namespaces": ["shop", "bank"] }));
+        let mounted = documents_of_chart
+            .iter()
+            .find(|document| document["kind"] == "ConfigMap")
+            .and_then(|document| document["data"]["policy.yaml"].as_str())
+            .expect("the policy is mounted");
+        let file = scratch("policy.yaml");
+        std::fs::write(&file, mounted).expect("is written");
+        let file = file.to_str().expect("is text");
+        let account = "ops:executor-action-executor";
+        let print = |arguments: &[&str]| {
+            let arguments = arguments.iter().copied().chain(["--service-account", account, file]);
+            let done = Program::offline().args(arguments).run();
+            assert_eq!(done.status, 0, "{policy}: {done:?}");
+            documents(&done.stdout)
+        };
+        let roles = ["Role", "RoleBinding"];
+        assert_eq!(
+            essence(&documents_of_chart, &roles, "executor-action-executor"),
+            essence(
+                &print(&["rbac", "--namespace", "shop", "--namespace", "bank"]),
+                &roles,
+                "action-executor"
+            ),
+            "{policy}"
+        );
+        let admission = ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
+        assert_eq!(
+            essence(&documents_of_chart, &admission, ""),
+            essence(&print(&["policy", "admission"]), &admission, ""),
+            "{policy}"
+        );
+    }
+}
+
+#[test]
+fn the_server_may_ask_about_its_callers_and_no_more() {
+    let documents = rendered(&json!({}));
+    let role = documents.iter().find(|document| document["kind"] == "ClusterRole");
+    let rules = &role.expect("there is one")["rules"];
+    assert_eq!(*rules, json!(action_executor::callers::tokens::RULES));
+}
+
+#[test]
+fn helm_finds_nothing_to_complain_of() {
+    for file in ci_values() {
+        let file = file.to_str().expect("is text");
+        helm_ok(shared(), &["lint", "--strict", CHART, "-f", file]);
+    }
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused_in_a_sentence() {
+    let refusal = |set: &str| {
+        let done = helm(shared(), &["template", "executor", CHART, "--set", set]);
+        assert!(!done.status.success(), "{set}");
+        String::from_utf8_lossy(&done.stderr).into_owned()
+    };
+    for (set, sentence) in [
+        ("authentication.tokenReview.enabled=false", "would not ask its callers who they are"),
+        ("policy.actions.allow={restart_everything}", "is no action; known: "),
+        ("policy.cooldown=5", "additional properties 'cooldown' not allowed"),
+        ("image.repository=", "image.repository"),
+        ("replicas=3", "additional properties 'replicas' not allowed"),
+    ] {
+        let words = refusal(set);
+        assert!(words.contains(sentence), "{set}: {words}");
+    }
+}
+
+#[tokio::test]
+async fn an_api_server_takes_every_object_strictly() {
+    // Kinds that no API server has by itself.
+    let foreign = ["gateway.networking.k8s.io", "serving.knative.dev"];
+    let mut kinds = BTreeSet::new();
+    for file in ci_values() {
+        let cluster = shared();
+        let namespace = cluster.namespace("chart_objects").await;
+        let values = file.to_str().expect("is text");
+        let arguments =
+            ["template", "executor", CHART, "--namespace", namespace.name(), "-f", values];
+        let acts_here = format!("namespaces={{{}}}", namespace.name());
+        let text = helm_ok(cluster, &[&arguments[..], &["--set", &acts_here]].concat());
+        let ours: Vec<_> = documents(&text)
+            .into_iter()
+            .filter(|document| {
+                let version = document["apiVersion"].as_str().expect("has one");
+                foreign.iter().all(|group| !version.starts_with(group))
+            })
+            // A caller's Role may be for a namespace that only the values know.
+            .filter(|document| document["metadata"]["namespace"] != "shop")
+            .collect();
+        kinds.extend(ours.iter().map(|document| document["kind"].to_string()));
+        cluster.apply_strictly(&ours);
+    }
+    assert!(kinds.len() > 15, "{kinds:?}");
+}
+
+/// An action posted to this address.
+fn post(address: &str, body: &Value, token: &str) -> Reply {
+    let Ok(mut stream) = TcpStream::connect(address) else {
+        return Reply { status: 0, headers: Vec::new(), body: Vec::new() };
+    };
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("is set");
+    let headers = format!("Authorization: Bearer {token}\r\nConnection: close\r\n");
+    let request = execute_request(body.to_string().as_bytes(), &headers);
+    // What comes of it shows in the answer.
+    let _ = stream.write_all(&request);
+    Reply::read(&mut BufReader::new(stream))
+}
+
+/// Simulations, one after the other, until told to stop.
+struct Load {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicUsize>,
+    threads: Vec<thread::JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    fn start(address: &str, body: &Value, token: &str) -> Self {
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let threads = (0..4).map(|_| {
+            let (stop, sent) = (stop.clone(), sent.clone());
+            let (address, body, token) = (address.to_owned(), body.clone(), token.to_owned());
+            thread::spawn(move || {
+                let mut lost = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let reply = post(&address, &body, &token);
+                    sent.fetch_add(1, Ordering::Relaxed);
+                    if reply.status != 200 {
+                        lost.push(format!("{reply:?}"));
+                    }
+                }
+                lost
+            })
+        });
+        let threads = threads.collect();
+        Load { stop, sent, threads }
+    }
+
+    /// How many were sent, and those that were not answered with success.
+    fn end(self) -> (usize, Vec<String>) {
+        self.stop.store(true, Ordering::Relaxed);
+        let lost = self.threads.into_iter().flat_map(|thread| thread.join().expect("has ended"));
+        let lost = lost.collect();
+        (self.sent.load(Ordering::Relaxed), lost)
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a real node, and so root"]
+async fn it_installs_serves_upgrades_under_load_and_goes() {
+    let cluster = with_node();
+    let home = cluster.namespace("chart").await;
+    let shop = cluster.namespace("chart-shop").await;
+    shop.running_deployment("web", 1).await;
+    home.create::<ServiceAccount>(json!({ "metadata": { "name": "agent" } })).await;
+    let (repository, tag) = OWN_IMAGE.split_once(':').expect("has a tag");
+    let values = scratch("values.yaml");
+    let text = json!({
+        "image": { "repository": repository, "tag": tag, "pullPolicy": "Never" },
+        "namespaces": [shop.name()],
+        "policy": { "cooldown_seconds": 0 },
+        "authentication": { "tokenReview": { "callers": [{
+            "name": "agent", "subjects": [{ "kind": "ServiceAccount", "name": "agent" }],
+        }] } },
+    });
+    std::fs::write(&values, text.to_string()).expect("is written");
+    let values = values.to_str().expect("is text");
+    let of = ["executor", "--namespace", home.name()];
+    let chart = [CHART, "-f", values, "--wait", "--timeout", "120s"];
+    helm_ok(cluster, &[&["install"], &of[..], &chart[..]].concat());
+
+    // Through the Service, as anybody in the cluster.
+    let service = home.api::<Service>().get("executor-action-executor").await.expect("is there");
+    let address = service.spec.and_then(|spec| spec.cluster_ip).expect("has one");
+    let address = cluster.forward(&format!("{address}:8000"));
+    let token = home.token("agent", &["action-executor"]).await;
+    let request = |simulate: bool| {
+        json!({
+            "type": "restart_k8s", "simulate": simulate, "wait": true,
+            "parameters": { "deployment": "web", "namespace": shop.name() },
+        })
+    };
+    assert_eq!(post(&address, &request(false), "wrong").status, 401);
+    let done = post(&address, &request(false), &token);
+    assert_eq!(done.status, 200, "{:?}", done.json());
+    assert_eq!(done.json()["rollout"]["state"], "complete");
+    let restarted = shop.rolled_out("web").await;
+    assert_eq!(restarted.metadata.generation, Some(2));
+
+    let tested = helm_ok(cluster, &[&["test"], &of[..]].concat());
+    assert!(tested.contains("Phase:          Succeeded"), "{tested}");
+
+    // A changed policy starts new pods.
+    let pods = async || {
+        let params = ListParams::default().labels("app.kubernetes.io/component=server");
+        let pods = home.api::<Pod>().list(&params).await.expect("are listed").items;
+        pods.into_iter().filter_map(|pod| pod.metadata.uid).collect::<BTreeSet<_>>()
+    };
+    let before = pods().await;
+    assert_eq!(before.len(), 2);
+    let load = Load::start(&address, &request(true), &token);
+    let changed = ["--set", "policy.cooldown_seconds=1"];
+    helm_ok(cluster, &[&["upgrade"], &of[..], &chart[..], &changed[..]].concat());
+    let (sent, lost) = load.end();
+    assert!(before.is_disjoint(&pods().await) || pods().await.len() > 2, "no pod was replaced");
+    assert!(lost.is_empty(), "{} of {sent} were lost: {:?}", lost.len(), lost.first());
+    assert!(sent > 50, "{sent}");
+    println!("{sent} requests during the upgrade, none lost");
+
+    helm_ok(cluster, &[&["uninstall"], &of[..], &["--wait"]].concat());
+    for kinds in [
+        "all,configmap,secret,role,rolebinding,serviceaccount,pdb",
+        "clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding",
+    ] {
+        let left = Command::new(cluster.program("kubectl"))
+            .args(["get", kinds, "--all-namespaces", "--ignore-not-found", "-o", "name"])
+            .args(["-l", "app.kubernetes.io/instance=executor"])
+            .env("KUBECONFIG", cluster.kubeconfig())
+            .stderr(Stdio::inherit())
+            .output()
+            .expect("kubectl runs");
+        assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+    }
+}

@@ -1,0 +1,99 @@
+//! The manifests that people copy: an API server takes each of them strictly, and those in jobs/ say
+//! what the program renders.
+
+use std::{fs, path::PathBuf};
+
+use action_executor::actions::ActionKind;
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::shared,
+    program::{Program, scratch},
+    scenario,
+};
+
+fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn parse(yaml: &str) -> Value {
+    serde_yaml_ng::from_str(yaml).expect("is YAML")
+}
+
+/// Whether an API server has this kind by itself.
+fn is_built_in(object: &Value) -> bool {
+    let version = object["apiVersion"].as_str().unwrap_or_default();
+    !["argoproj.io", "tekton.dev", "serving.knative.dev"]
+        .iter()
+        .any(|group| version.starts_with(group))
+}
+
+#[tokio::test]
+async fn an_api_server_takes_every_file_in_jobs() {
+    let files =
+        fs::read_dir(folder("jobs")).expect("is there").map(|file| file.expect("is").path());
+    let yaml = files.filter(|path| path.extension().is_some_and(|end| end == "yaml"));
+    let objects: Vec<_> =
+        yaml.map(|path| parse(&fs::read_to_string(path).expect("is text"))).collect();
+    assert!(objects.len() > ActionKind::ALL.len());
+    let built_in: Vec<_> = objects.into_iter().filter(is_built_in).collect();
+    shared().create_strictly(&built_in);
+}
+
+#[tokio::test]
+async fn an_api_server_takes_every_manifest_in_a_readme() {
+    let mut objects = Vec::new();
+    for readme in ["README.md", "jobs/README.md", "charts/README.md"] {
+        let text = fs::read_to_string(folder(readme)).expect("is there");
+        let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let manifests = blocks.filter(|block| block.contains("\nkind: "));
+        objects.extend(manifests.map(parse).filter(is_built_in));
+    }
+    assert!(!objects.is_empty());
+    for object in &mut objects {
+        // A README's namespace is one of its reader's.
+        object["metadata"].as_object_mut().expect("is there").remove("namespace");
+    }
+    shared().create_strictly(&objects);
+}
+
+#[test]
+fn each_action_has_a_job_and_it_is_the_one_that_the_program_renders() {
+    for kind in ActionKind::ALL {
+        let path = folder("jobs").join(format!("{}.yaml", kind.name()));
+        let text =
+            fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for mark in ["# 1. ", "# 2. ", "# 3. "] {
+            assert_eq!(text.matches(mark).count(), 1, "{}: {mark}", path.display());
+        }
+        let mut written = parse(&text);
+        let request = json!({
+            "type": kind.name(), "parameters": scenario::example(kind), "wait": true,
+        });
+        let file = scratch("request.json");
+        fs::write(&file, request.to_string()).expect("is written");
+        let arguments = ["job", "--output", "json", file.to_str().expect("is text")];
+        let done = Program::offline().args(arguments).run();
+        let mut rendered: Value = serde_json::from_str(&done.stdout).expect("is JSON");
+        // A file's request is in variables of its own, and its name and id come from the cluster.
+        let env = written.pointer_mut("/spec/template/spec/containers/0/env").expect("is there");
+        let names: Vec<_> =
+            env.as_array().expect("is a list").iter().map(|variable| &variable["name"]).collect();
+        for name in ["ACTION_TYPE", "ACTION_SIMULATE", "ACTION_ID", "ACTION_EXECUTOR_POLICY"] {
+            assert!(names.contains(&&json!(name)), "{}: {name}", path.display());
+        }
+        *env = Value::Null;
+        for object in [&mut written, &mut rendered] {
+            object["spec"]["template"]["spec"]["containers"][0]["env"] = Value::Null;
+            let metadata = object["metadata"].as_object_mut().expect("is there");
+            for own in ["name", "generateName", "namespace", "annotations"] {
+                metadata.remove(own);
+            }
+            for labels in ["/metadata/labels", "/spec/template/metadata/labels"] {
+                let labels = object.pointer_mut(labels).and_then(Value::as_object_mut);
+                labels.expect("are there").remove("app.kubernetes.io/managed-by");
+            }
+        }
+        assert_eq!(written, rendered, "{}", path.display());
+    }
+}
