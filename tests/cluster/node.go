@@ -1,7 +1,7 @@
 package main
 
-// What a real node adds to the control plane: containerd, runc, a kubelet and a kube-proxy, in a network
-// namespace of their own together with everything else, so that pods reach the API server and each
+// What a real node adds to the control plane: containerd, runc, a kubelet, a kube-proxy and the cluster's
+// DNS, in a network namespace of their own together with everything else, so that pods reach the API server and each
 // other, and nothing of this machine's network is touched. Needs root, and the programs containerd,
 // runc, nsenter, ip, iptables and the CNI plugins.
 
@@ -134,8 +134,9 @@ func (c *cluster) node(paths credentials) ([]*component, error) {
 	for name, content := range map[string]string{
 		"cni/10-pods.conflist": podNetwork,
 		"containerd.toml":      fmt.Sprintf(containerdConfig, file("containerd"), file("containerd-run"), socket, plugins, file("cni")),
-		"kubelet.yaml":         fmt.Sprintf(kubeletConfig, paths.ca, socket, c.network.name),
+		"kubelet.yaml":         fmt.Sprintf(kubeletConfig, paths.ca, socket, c.network.name, nodeAddress),
 		"kube-proxy.yaml":      fmt.Sprintf(proxyConfig, c.inner),
+		"Corefile":             fmt.Sprintf(corefile, nodeAddress, c.inner),
 	} {
 		if err := os.MkdirAll(filepath.Dir(file(name)), 0o700); err != nil {
 			return nil, err
@@ -154,6 +155,7 @@ func (c *cluster) node(paths credentials) ([]*component, error) {
 			"--hostname-override="+nodeName, "--node-ip="+nodeAddress, "--root-dir="+file("kubelet"),
 			"--cert-dir="+file("kubelet-pki")),
 		c.component("kube-proxy", "--config="+file("kube-proxy.yaml"), "--hostname-override="+nodeName),
+		c.component("coredns", "-conf="+file("Corefile")),
 	}, nil
 }
 
@@ -250,6 +252,8 @@ failCgroupV1: false
 enforceNodeAllocatable: []
 localStorageCapacityIsolation: false
 resolvConf: ""
+clusterDNS: ["%s"]
+clusterDomain: cluster.local
 healthzPort: 10248
 # What is on this machine's disk is no concern of the tests.
 evictionHard: {memory.available: 1Mi, nodefs.available: 0%%, nodefs.inodesFree: 0%%, imagefs.available: 0%%}
@@ -264,4 +268,13 @@ mode: iptables
 clientConnection: {kubeconfig: "%s"}
 clusterCIDR: 10.244.0.0/24
 conntrack: {maxPerCore: 0, min: 0}
+`
+
+const corefile = `.:53 {
+    bind %s
+    errors
+    kubernetes cluster.local {
+        kubeconfig %s
+    }
+}
 `

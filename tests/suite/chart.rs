@@ -12,7 +12,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use action_executor::{
@@ -23,7 +23,7 @@ use kube::api::ListParams;
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{OWN_IMAGE, TestCluster, shared, with_node},
+    cluster::{OWN_IMAGE, TestCluster, eventually, shared, with_node},
     program::{Program, Reply, execute_request, scratch},
 };
 
@@ -263,12 +263,12 @@ impl Load {
             let (stop, sent) = (stop.clone(), sent.clone());
             let (address, body, token) = (address.to_owned(), body.clone(), token.to_owned());
             thread::spawn(move || {
-                let mut lost = Vec::new();
+                let (mut lost, began) = (Vec::new(), Instant::now());
                 while !stop.load(Ordering::Relaxed) {
                     let reply = post(&address, &body, &token);
                     sent.fetch_add(1, Ordering::Relaxed);
                     if reply.status != 200 {
-                        lost.push(format!("{reply:?}"));
+                        lost.push(format!("after {:?}: {reply:?}", began.elapsed()));
                     }
                 }
                 lost
@@ -322,7 +322,11 @@ async fn it_installs_serves_upgrades_under_load_and_goes() {
             "parameters": { "deployment": "web", "namespace": shop.name() },
         })
     };
-    assert_eq!(post(&address, &request(false), "wrong").status, 401);
+    // kube-proxy learns of a Service a moment after everybody else.
+    eventually("the Service leads to the server", async || {
+        (post(&address, &request(false), "wrong").status == 401).then_some(())
+    })
+    .await;
     let done = post(&address, &request(false), &token);
     assert_eq!(done.status, 200, "{:?}", done.json());
     assert_eq!(done.json()["rollout"]["state"], "complete");
@@ -354,13 +358,17 @@ async fn it_installs_serves_upgrades_under_load_and_goes() {
         "all,configmap,secret,role,rolebinding,serviceaccount,pdb",
         "clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding",
     ] {
-        let left = Command::new(cluster.program("kubectl"))
-            .args(["get", kinds, "--all-namespaces", "--ignore-not-found", "-o", "name"])
-            .args(["-l", "app.kubernetes.io/instance=executor"])
-            .env("KUBECONFIG", cluster.kubeconfig())
-            .stderr(Stdio::inherit())
-            .output()
-            .expect("kubectl runs");
-        assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+        // Pods go with their own grace.
+        eventually(&format!("nothing is left of {kinds}"), async || {
+            let left = Command::new(cluster.program("kubectl"))
+                .args(["get", kinds, "--all-namespaces", "--ignore-not-found", "-o", "name"])
+                .args(["-l", "app.kubernetes.io/instance=executor"])
+                .env("KUBECONFIG", cluster.kubeconfig())
+                .stderr(Stdio::inherit())
+                .output()
+                .expect("kubectl runs");
+            (left.status.success() && left.stdout.is_empty()).then_some(())
+        })
+        .await;
     }
 }

@@ -271,3 +271,20 @@ fn a_term_signal_ends_an_idle_server_at_once_and_leaves_nothing() {
         assert!(left.is_empty(), "{left:?}");
     }
 }
+
+#[test]
+fn whoever_was_connected_before_the_end_is_answered() {
+    let server = offline();
+    // Stopped in its tracks, it accepts nobody, and the kernel keeps them for it.
+    server.signal("STOP");
+    let mut waiting: Vec<_> = (0..20).map(|_| server.connect()).collect();
+    for stream in &mut waiting {
+        stream.write_all(&execute_request(REQUEST, "Connection: close\r\n")).expect("is sent");
+    }
+    server.signal("TERM");
+    server.signal("CONT");
+    let answered = |stream| Reply::read(&mut BufReader::new(stream)).status == 200;
+    let answered = waiting.into_iter().map(answered).filter(|it| *it).count();
+    let (status, log) = server.wait();
+    assert_eq!((answered, status), (20, 0), "{log}");
+}

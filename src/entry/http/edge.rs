@@ -58,6 +58,11 @@ const MAX_ACTIONS: usize = 128;
 /// lives.
 const MAX_QUESTIONS: usize = 256;
 
+/// How long those that wait to be accepted, and requests that are on their way, are waited for once we
+/// are told to stop, and how long nobody has to come for there to be nobody.
+const LAST_CALL: Duration = Duration::from_millis(250);
+const NOBODY_WAITS: Duration = Duration::from_millis(10);
+
 /// What the router reads of a request, and what clients get of its answer.
 const REQUEST_HEADERS: [HeaderName; 4] = [
     header::CONTENT_TYPE,
@@ -105,12 +110,7 @@ impl Edge {
             };
             while tasks.try_join_next().is_some() {}
             match accepted {
-                Ok((stream, _)) if self.connections.make_room() => {
-                    let id = self.numbers.fetch_add(1, Ordering::Relaxed);
-                    let connection = self.clone().connection(id, stream, stopping.clone());
-                    self.connections.admit(id, tasks.spawn(connection));
-                }
-                Ok(_) => tracing::warn!("a connection was refused: all there are are being served"),
+                Ok((stream, _)) => self.admit(stream, &stopping, &mut tasks),
                 Err(error) => {
                     tracing::warn!(%error, "no connection could be accepted");
                     self.connections.dismiss_one();
@@ -118,11 +118,33 @@ impl Edge {
                 }
             }
         }
+        // Who has been connected by the kernel has been let in, though we did not know it yet.
+        let last_call = Instant::now() + LAST_CALL;
+        while Instant::now() < last_call
+            && let Ok(Ok((stream, _))) = timeout(NOBODY_WAITS, listener.accept()).await
+        {
+            self.admit(stream, &stopping, &mut tasks);
+        }
         drop(listener);
         tokio::select! {
             () = self.idle(&mut tasks) => {}
             () = grace => tracing::warn!("stopped with requests still under way"),
         }
+    }
+
+    fn admit(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        stopping: &watch::Receiver<bool>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        if !self.connections.make_room() {
+            tracing::warn!("a connection was refused: all there are are being served");
+            return;
+        }
+        let id = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let connection = self.clone().connection(id, stream, stopping.clone());
+        self.connections.admit(id, tasks.spawn(connection));
     }
 
     /// Returns when every connection has ended and every request that outlived its own is done.
@@ -152,8 +174,15 @@ impl Edge {
         let ended = tokio::select! {
             ended = &mut connection => ended,
             () = stopped(&mut stopping) => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+                // hyper closes at once where it has read nothing yet, but a request may be on its way.
+                let last = timeout(LAST_CALL, &mut connection).await;
+                match last {
+                    Ok(ended) => ended,
+                    Err(_) => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
             }
         };
         if let Err(error) = ended {

@@ -17,9 +17,10 @@ use std::{
 
 use http_body_util::{BodyExt, Full};
 use hyper::{
-    Request, Response,
+    Request, Response, Uri,
     body::Bytes,
     client::conn::http1::{self, SendRequest},
+    header::{self, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -44,6 +45,7 @@ pub struct Upstream {
     idle: Mutex<Vec<Sender>>,
     open: Arc<AtomicUsize>,
     freed: Notify,
+    making: tokio::sync::Mutex<()>,
 }
 
 /// The folder of the socket; removed when dropped.
@@ -80,6 +82,7 @@ impl PrivateFolder {
             idle: Mutex::default(),
             open: Arc::default(),
             freed: Notify::new(),
+            making: tokio::sync::Mutex::default(),
         }
     }
 
@@ -150,16 +153,27 @@ impl Upstream {
         self.freed.notify_one();
     }
 
+    /// Makes one more connection, and returns when the router has a thread for it.
+    ///
+    /// tiny_http counts its idle threads before they have woken up for what it gave them, so of several
+    /// connections at once some would wait for a thread until another connection ends, which may be
+    /// minutes. So one is made after the other, and proves itself with a question.
     async fn connect(&self) -> Result<Sender, UpstreamError> {
         let place = Place::taken(&self.open);
+        let _one_at_a_time = self.making.lock().await;
         let stream = UnixStream::connect(&self.socket).await?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to the router ended");
             }
             drop(place);
         });
+        let mut question = Request::new(Full::default());
+        *question.uri_mut() = Uri::from_static("/api/v1/healthz");
+        question.headers_mut().insert(header::HOST, HeaderValue::from_static("router"));
+        sender.send_request(question).await?.into_body().collect().await?;
+        sender.ready().await?;
         Ok(sender)
     }
 }
