@@ -6,7 +6,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 use crate::{
-    config::Settings, document::Followed, error::ActionError, k8s::cluster::Cluster, policy::Policy,
+    config::Settings, document::Followed, error::ActionError, k8s::cluster::Cluster,
+    metrics::Metrics, policy::Policy, request::ActionRequest, response::ActionResponse,
 };
 
 /// Told each new stage of a long wait, in a sentence.
@@ -20,6 +21,7 @@ pub struct Context {
     deadline: Duration,
     replay_window: Duration,
     progress: Progress,
+    metrics: Option<Arc<Metrics>>,
     stopping: watch::Receiver<bool>,
 }
 
@@ -35,13 +37,21 @@ impl Context {
     ) -> Self {
         let policy = Arc::new(policy);
         let Settings { deadline, replay_window, .. } = *settings;
-        Context { cluster, policy, deadline, replay_window, progress: Arc::new(|_| ()), stopping }
+        let progress: Progress = Arc::new(|_| ());
+        Context { cluster, policy, deadline, replay_window, progress, metrics: None, stopping }
     }
 
     /// The same context with somebody to tell progress to.
     #[must_use]
     pub fn telling(mut self, progress: Progress) -> Self {
         self.progress = progress;
+        self
+    }
+
+    /// The same context with somebody to count.
+    #[must_use]
+    pub fn counting(mut self, metrics: Arc<Metrics>) -> Self {
+        self.metrics = Some(metrics);
         self
     }
 
@@ -80,13 +90,31 @@ impl Context {
         (self.progress)(stage);
     }
 
+    /// Counts an answered action.
+    pub(crate) fn count(
+        &self,
+        request: &ActionRequest,
+        result: &Result<ActionResponse, ActionError>,
+        took: Duration,
+    ) {
+        if let Some(metrics) = &self.metrics {
+            metrics.action(request, result, took);
+        }
+    }
+
+    /// Why the policy's file is not what holds, if it is not.
+    #[must_use]
+    pub fn policy_fault(&self) -> Option<ActionError> {
+        self.policy.fault()
+    }
+
     /// Whether an action could be done now.
     ///
     /// # Errors
     /// Why the policy's file is not what holds, or why the cluster does not serve. Without a cluster
     /// there is nothing to fail.
     pub async fn ready(&self) -> Result<(), ActionError> {
-        if let Some(fault) = self.policy.fault() {
+        if let Some(fault) = self.policy_fault() {
             return Err(fault);
         }
         match &self.cluster {

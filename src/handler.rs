@@ -34,8 +34,10 @@ pub async fn handle(
     context: &Context,
     request: ActionRequest,
 ) -> Result<ActionResponse, ActionError> {
+    let began = Instant::now();
     let id = request.id.clone().unwrap_or_else(RequestId::generate);
     let result = answer(context, &request, &id).await;
+    context.count(&request, &result, began.elapsed());
     log(&request, &id, &result);
     Failpoint::BeforeAnswer.pass();
     result.map_err(|error| error.with_id(&id))

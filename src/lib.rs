@@ -13,6 +13,7 @@
 //! - [`callers`]: who may ask for what, where strangers can reach the server.
 //! - [`document`]: the files that a person keeps, read strictly and followed.
 //! - [`context`], [`config`]: what the handler is given, and the settings it comes from.
+//! - [`metrics`]: what a server counts.
 //! - [`actions`]: one file per action: parameters, facts, decision.
 //! - [`k8s`]: what we know of Kubernetes; verdicts and patches, apart from the calls.
 //! - [`entry`]: the doors: a single shot from stdin, file or environment, a Job, HTTP, and what an
@@ -39,6 +40,7 @@ pub mod k8s;
 pub mod ledger;
 pub mod logging;
 pub mod manifests;
+pub mod metrics;
 pub mod names;
 pub mod policy;
 pub mod rbac;

@@ -22,7 +22,10 @@ use super::{
     fault::Fault,
     retry::{self, Repeat},
 };
-use crate::error::{ActionError, Code};
+use crate::{
+    error::{ActionError, Code},
+    metrics::{CallLabels, Calls, no_calls},
+};
 
 /// Longest time for one attempt, so that a server that accepts and never answers is given up on
 /// while there is time to ask again.
@@ -53,6 +56,7 @@ impl<K> Namespaced for K where
 pub struct Cluster {
     client: Client,
     server: String,
+    calls: Calls,
 }
 
 /// What is called, for the words of an error.
@@ -72,12 +76,18 @@ impl Cluster {
     /// A cluster reached through `client`; `server` is its address, for messages.
     #[must_use]
     pub fn new(client: Client, server: String) -> Self {
-        Cluster { client, server }
+        Cluster { client, server, calls: no_calls() }
     }
 
     /// The client, for calls to kinds without a type.
     pub(crate) fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// The calls that were made, by result.
+    #[must_use]
+    pub fn calls(&self) -> &Calls {
+        &self.calls
     }
 
     /// The namespace that we are at home in: the pod's, or the kubeconfig context's.
@@ -242,10 +252,15 @@ impl Cluster {
         loop {
             let now = Instant::now();
             let until = deadline.min(now + ATTEMPT_TIMEOUT);
-            let fault = match timeout_at(until, call()).await {
-                Ok(Ok(result)) => return Ok(result),
-                Ok(Err(error)) => Fault::from(error),
-                Err(_) => no_answer_in(until - now),
+            let result = match timeout_at(until, call()).await {
+                Ok(result) => result.map_err(Fault::from),
+                Err(_) => Err(no_answer_in(until - now)),
+            };
+            let labels = CallLabels { result: result.as_ref().map_or_else(Fault::name, |_| "ok") };
+            self.calls.get_or_create(&labels).observe(now.elapsed().as_secs_f64());
+            let fault = match result {
+                Ok(result) => return Ok(result),
+                Err(fault) => fault,
             };
             let Some(pause) = retry::pause(&fault, repeat, &mut pauses) else { return Err(fault) };
             if Instant::now() + pause >= deadline {

@@ -34,6 +34,23 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Its kind, in snake case.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Fault::NotFound => "not_found",
+            Fault::Conflict(_) => "conflict",
+            Fault::Forbidden(_) => "forbidden",
+            Fault::Rejected(_) => "rejected",
+            Fault::Unauthorized(_) => "unauthorized",
+            Fault::Busy(..) => "busy",
+            Fault::ServerError(..) => "server_error",
+            Fault::Unreachable(_) => "unreachable",
+            Fault::NoAnswer(_) => "no_answer",
+            Fault::Misconfigured(_) => "misconfigured",
+        }
+    }
+
     /// Whether a write that met this fault may nevertheless have been carried out.
     #[must_use]
     pub fn may_have_been_done(&self) -> bool {

@@ -30,11 +30,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{connections::Connections, upstream::Upstream};
+use super::{connections::Connections, routes::Route, upstream::Upstream};
 use crate::{
     context::stopped,
     entry::Answer,
     error::{ActionError, Code},
+    metrics::Metrics,
     request::MAX_REQUEST_BYTES,
 };
 
@@ -77,6 +78,7 @@ const ANSWER_HEADERS: [HeaderName; 4] =
 pub struct Edge {
     upstream: Upstream,
     connections: Connections,
+    metrics: Arc<Metrics>,
     actions: Semaphore,
     questions: Semaphore,
     numbers: AtomicU64,
@@ -85,9 +87,10 @@ pub struct Edge {
 impl Edge {
     /// An edge in front of this router.
     #[must_use]
-    pub fn new(upstream: Upstream) -> Arc<Self> {
+    pub fn new(upstream: Upstream, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Edge {
             upstream,
+            metrics,
             connections: Connections::within_descriptor_limit(),
             actions: Semaphore::new(MAX_ACTIONS),
             questions: Semaphore::new(MAX_QUESTIONS),
@@ -139,6 +142,7 @@ impl Edge {
         tasks: &mut JoinSet<()>,
     ) {
         if !self.connections.make_room() {
+            self.metrics.connection_refused();
             tracing::warn!("a connection was refused: all there are are being served");
             return;
         }
@@ -161,6 +165,7 @@ impl Edge {
         mut stopping: watch::Receiver<bool>,
     ) {
         let leaving = Leaving(self.clone(), id);
+        let _connected = self.metrics.connected();
         // Answers are small and whole: there is nothing to collect before sending.
         let _ = stream.set_nodelay(true);
         let service = service_fn(|request| self.clone().answer(id, request));
@@ -197,13 +202,18 @@ impl Edge {
         request: Request<Incoming>,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
         let began = Instant::now();
+        let _under_way = self.metrics.under_way();
         self.connections.serving(id);
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
         let response = match self.clone().pass(request).await {
             Ok(response) => response,
-            Err(error) => refusal(error),
+            Err(error) => {
+                self.metrics.problem(&error);
+                refusal(error)
+            }
         };
+        self.metrics.http(Route::known_path(&path), response.status().as_u16());
         self.connections.waiting(id);
         log(&method, &path, response.status(), began);
         Ok(response)

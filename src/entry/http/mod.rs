@@ -6,6 +6,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,6 +27,7 @@ use crate::{
     document::Followed,
     error::{ActionError, Code},
     k8s::connect::connect,
+    metrics::Metrics,
 };
 
 mod connections;
@@ -93,11 +95,13 @@ async fn serve(
     let policy = Followed::new(settings.policy.clone())?;
     let cluster = connect(kube_context).await?;
     let context = Context::new(cluster, policy, settings, concluding);
+    let metrics = Arc::new(Metrics::new(context.cluster()));
+    let context = context.counting(metrics.clone());
     let (offline, callers_are_asked) = (context.cluster().is_none(), callers.are_asked());
 
     let folder = PrivateFolder::new().map_err(fault("the private folder"))?;
     let private = folder.listen().map_err(fault("the private socket"))?;
-    Router::new(context, callers)
+    Router::new(context, callers, metrics.clone())
         .start(private, &Handle::current())
         .map_err(fault("the router"))?;
     let listener = TcpListener::bind(address).await.map_err(|error| {
@@ -119,7 +123,7 @@ async fn serve(
         let _ = conclude.send(true);
         sleep(CONCLUDE).await;
     };
-    Edge::new(folder.upstream()).serve(listener, stopping, grace).await;
+    Edge::new(folder.upstream(), metrics).serve(listener, stopping, grace).await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -19,6 +19,7 @@ use crate::{
     entry::{Answer, Delivery},
     error::{ActionError, Code},
     handler::handle,
+    metrics::{MEDIA_TYPE, Metrics},
     response::ActionResponse,
 };
 
@@ -37,6 +38,7 @@ const HEALTHY: &[u8] = br#"{"status":"ok"}"#;
 pub struct Router {
     context: Context,
     callers: Callers,
+    metrics: Arc<Metrics>,
     readiness: Mutex<Option<(Instant, Result<(), ActionError>)>>,
 }
 
@@ -50,8 +52,8 @@ struct Reply {
 impl Router {
     /// A router for this context and these callers.
     #[must_use]
-    pub fn new(context: Context, callers: Callers) -> Arc<Self> {
-        Arc::new(Router { context, callers, readiness: Mutex::default() })
+    pub fn new(context: Context, callers: Callers, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Router { context, callers, metrics, readiness: Mutex::default() })
     }
 
     /// Starts routing what comes in on `listener`; the actions run on `runtime`.
@@ -75,7 +77,7 @@ impl Router {
     fn route(self: &Arc<Self>, mut request: Request, runtime: &Handle) {
         let (method, target) = (request.method().to_string(), request.url().to_owned());
         let reply = match Route::of(&method, &target) {
-            Err(error) => Reply::problem(error).with_allow(&target),
+            Err(error) => self.problem(error).with_allow(&target),
             Ok(route) => match self.accept(route, &mut request) {
                 Ok(None) => Reply::json(200, HEALTHY.to_vec()),
                 Ok(Some(work)) => {
@@ -83,7 +85,7 @@ impl Router {
                     runtime.spawn(async move { guarded(router.work(work)).await.send(request) });
                     return;
                 }
-                Err(error) => Reply::problem(error),
+                Err(error) => self.problem(error),
             },
         };
         reply.send(request);
@@ -94,6 +96,7 @@ impl Router {
         match route {
             Route::Health => Ok(None),
             Route::Ready => Ok(Some(Work::Ready)),
+            Route::Metrics => Ok(Some(Work::Metrics)),
             Route::Execute => {
                 check_accept(header(request, "Accept").as_deref())?;
                 check_content_type(header(request, "Content-Type").as_deref())?;
@@ -114,9 +117,12 @@ impl Router {
                 Ok(()) => Reply::json(200, HEALTHY.to_vec()),
                 Err(error) => Reply::problem(error).with_status(503),
             },
+            Work::Metrics => self.counted(),
             Work::Execute(delivery, authorization) => {
-                let result = self.execute(&delivery, authorization.as_deref()).await;
-                result.map_or_else(Answer::from, Answer::from).into()
+                match self.execute(&delivery, authorization.as_deref()).await {
+                    Ok(answer) => Answer::from(answer).into(),
+                    Err(error) => self.problem(error),
+                }
             }
         }
     }
@@ -135,6 +141,23 @@ impl Router {
             request = caller.ask(request, cluster).await?;
         }
         handle(&self.context, request).await
+    }
+
+    fn problem(&self, error: ActionError) -> Reply {
+        self.metrics.problem(&error);
+        Reply::problem(error)
+    }
+
+    fn counted(&self) -> Reply {
+        let documents = [
+            ("policy", self.context.policy_fault().is_none()),
+            ("keys", self.callers.fault().is_none()),
+        ];
+        Reply {
+            status: 200,
+            headers: vec![field("Content-Type", MEDIA_TYPE)],
+            body: self.metrics.text(&documents).into_bytes(),
+        }
     }
 
     async fn ready(&self) -> Result<(), ActionError> {
@@ -161,6 +184,7 @@ impl Router {
 /// What takes time.
 enum Work {
     Ready,
+    Metrics,
     /// A request, and what its caller says to prove who they are.
     Execute(Delivery, Option<String>),
 }
@@ -248,8 +272,11 @@ mod tests {
         let (_stop, stopping) = tokio::sync::watch::channel(false);
         let settings = Settings::from_vars(std::iter::empty()).expect("are the defaults");
         let policy = Followed::new(None).expect("is the shipped one");
-        let router =
-            Router::new(Context::new(None, policy, &settings, stopping), Callers::new(None, None));
+        let router = Router::new(
+            Context::new(None, policy, &settings, stopping),
+            Callers::new(None, None),
+            Arc::new(Metrics::new(None)),
+        );
         assert_eq!(router.ready().await, Ok(()));
         let unready = ActionError::new(Code::ClusterUnreachable, "gone");
         *router.readiness.lock().await = Some((Instant::now(), Err(unready.clone())));

@@ -12,14 +12,17 @@ pub enum Route {
     Health,
     /// Could an action be done now?
     Ready,
+    /// What has been counted?
+    Metrics,
     /// Do an action.
     Execute,
 }
 
 /// Each path with its method.
-const ROUTES: [(&str, Route); 3] = [
+const ROUTES: [(&str, Route); 4] = [
     ("/api/v1/healthz", Route::Health),
     ("/readyz", Route::Ready),
+    ("/metrics", Route::Metrics),
     ("/api/v1/action/execute", Route::Execute),
 ];
 
@@ -46,9 +49,15 @@ impl Route {
     /// The methods that it takes.
     fn methods(self) -> &'static [&'static str] {
         match self {
-            Route::Health | Route::Ready => &["GET", "HEAD"],
+            Route::Health | Route::Ready | Route::Metrics => &["GET", "HEAD"],
             Route::Execute => &["POST"],
         }
+    }
+
+    /// The path in the words of the metrics: one that is served, or `other`.
+    #[must_use]
+    pub fn known_path(path: &str) -> &'static str {
+        ROUTES.iter().find(|(known, _)| *known == path).map_or("other", |(known, _)| known)
     }
 
     /// The value of `Allow` for a path, whatever the method.

@@ -1,0 +1,284 @@
+//! What a server counts and times, for Prometheus (text format 0.0.4).
+//!
+//! Names carry their units and begin with `action_executor_`, those about the process excepted, whose
+//! names Prometheus gives. Labels hold only words of our own (actions, outcomes, codes, paths that are
+//! served), so that no caller can make them many, and nothing of a request gets in.
+
+use std::{
+    fs,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, prometheus_text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    registry::{Registry, Unit},
+};
+
+use crate::{
+    error::ActionError, k8s::cluster::Cluster, request::ActionRequest, response::ActionResponse,
+};
+
+/// The media type of what [`Metrics::text`] writes.
+pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// From a millisecond to ten seconds: a call, a question, a simulation.
+const SHORT: [f64; 13] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// From ten milliseconds to an hour: an action may wait for a rollout.
+const LONG: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ActionLabels {
+    action: &'static str,
+    simulate: &'static str,
+    /// The outcome of an answer, or the code of a problem.
+    result: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    action: &'static str,
+    simulate: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HttpLabels {
+    path: &'static str,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProblemLabels {
+    code: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DocumentLabels {
+    document: &'static str,
+}
+
+/// The labels of a call to the API server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CallLabels {
+    /// `ok`, or the kind of fault.
+    pub result: &'static str,
+}
+
+/// Calls to the API server, each try by itself.
+pub type Calls = Family<CallLabels, Histogram>;
+
+/// Calls that nobody has made yet.
+#[must_use]
+pub fn no_calls() -> Calls {
+    Family::new_with_constructor(|| Histogram::new(SHORT))
+}
+
+/// Everything that is counted.
+pub struct Metrics {
+    registry: Registry,
+    actions: Family<ActionLabels, Counter>,
+    durations: Family<KindLabels, Histogram, fn() -> Histogram>,
+    http: Family<HttpLabels, Counter>,
+    problems: Family<ProblemLabels, Counter>,
+    under_way: Gauge,
+    connections: Gauge,
+    refused_connections: Counter,
+    current: Family<DocumentLabels, Gauge>,
+    memory: Gauge,
+    descriptors: Gauge,
+}
+
+impl Metrics {
+    /// Nothing counted yet; `cluster` counts its own calls.
+    #[must_use]
+    pub fn new(cluster: Option<&Cluster>) -> Self {
+        let mut metrics = Metrics {
+            registry: Registry::default(),
+            actions: Family::default(),
+            durations: Family::new_with_constructor(|| Histogram::new(LONG)),
+            http: Family::default(),
+            problems: Family::default(),
+            under_way: Gauge::default(),
+            connections: Gauge::default(),
+            refused_connections: Counter::default(),
+            current: Family::default(),
+            memory: Gauge::default(),
+            descriptors: Gauge::default(),
+        };
+        metrics.register(cluster);
+        metrics
+    }
+
+    fn register(&mut self, cluster: Option<&Cluster>) {
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        let ours = self.registry.sub_registry_with_prefix("action_executor");
+        ours.register("build", "The program", build);
+        ours.register("actions", "Actions by what came of them", self.actions.clone());
+        ours.register_with_unit(
+            "action_duration",
+            "Time from a request to its answer",
+            Unit::Seconds,
+            self.durations.clone(),
+        );
+        ours.register("http_requests", "HTTP requests answered", self.http.clone());
+        ours.register("problems", "Problem documents sent, by code", self.problems.clone());
+        ours.register(
+            "http_requests_under_way",
+            "HTTP requests being answered",
+            self.under_way.clone(),
+        );
+        ours.register("connections", "Open client connections", self.connections.clone());
+        ours.register(
+            "refused_connections",
+            "Client connections for which there was no room",
+            self.refused_connections.clone(),
+        );
+        ours.register(
+            "document_current",
+            "Whether the document's file is what holds (1), or an older one since the new one is wrong (0)",
+            self.current.clone(),
+        );
+        if let Some(cluster) = cluster {
+            ours.register_with_unit(
+                "kubernetes_request_duration",
+                "Calls to the API server by result, each try by itself",
+                Unit::Seconds,
+                cluster.calls().clone(),
+            );
+        }
+        let process = self.registry.sub_registry_with_prefix("process");
+        let started: Gauge = Gauge::default();
+        started.set(seconds(SystemTime::now()));
+        process.register_with_unit(
+            "start_time",
+            "When the process started",
+            Unit::Seconds,
+            started,
+        );
+        process.register_with_unit(
+            "resident_memory",
+            "Memory that the process holds",
+            Unit::Bytes,
+            self.memory.clone(),
+        );
+        process.register("open_fds", "Open file descriptors", self.descriptors.clone());
+    }
+
+    /// Counts an action that was answered.
+    pub fn action(
+        &self,
+        request: &ActionRequest,
+        result: &Result<ActionResponse, ActionError>,
+        took: Duration,
+    ) {
+        let action = request.action.kind().name();
+        let simulate = if request.simulate { "true" } else { "false" };
+        let word = match result {
+            Ok(answer) => answer.outcome.name(),
+            Err(error) => error.code.name(),
+        };
+        self.actions.get_or_create(&ActionLabels { action, simulate, result: word }).inc();
+        self.durations.get_or_create(&KindLabels { action, simulate }).observe(took.as_secs_f64());
+    }
+
+    /// Counts an HTTP request on a path that is served, or on `other`.
+    pub fn http(&self, path: &'static str, status: u16) {
+        self.http.get_or_create(&HttpLabels { path, status }).inc();
+    }
+
+    /// Counts a problem document that was sent.
+    pub fn problem(&self, error: &ActionError) {
+        self.problems.get_or_create(&ProblemLabels { code: error.code.name() }).inc();
+    }
+
+    /// An HTTP request is under way until this is dropped.
+    #[must_use]
+    pub fn under_way(&self) -> Held {
+        Held::new(&self.under_way)
+    }
+
+    /// A connection is open until this is dropped.
+    #[must_use]
+    pub fn connected(&self) -> Held {
+        Held::new(&self.connections)
+    }
+
+    /// There was no room for a connection.
+    pub fn connection_refused(&self) {
+        self.refused_connections.inc();
+    }
+
+    /// All of it as text; `documents` are those that are followed, and whether each is current.
+    #[must_use]
+    pub fn text(&self, documents: &[(&'static str, bool)]) -> String {
+        for (document, current) in documents {
+            self.current.get_or_create(&DocumentLabels { document }).set(i64::from(*current));
+        }
+        self.memory.set(resident_memory().unwrap_or(0));
+        self.descriptors.set(fs::read_dir("/proc/self/fd").map_or(0, |all| all.count() as i64));
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = prometheus_text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+/// One more in a gauge, for as long as it lives.
+pub struct Held(Gauge);
+
+impl Held {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Held(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
+}
+
+/// Bytes in memory, as Linux counts them (proc(5), status).
+fn resident_memory() -> Option<i64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    let kibibytes: i64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    #[test]
+    fn what_is_counted_is_told_with_its_unit() {
+        let metrics = Metrics::new(None);
+        let request = r#"{"type":"restart_k8s","parameters":{"deployment":"canary"}}"#;
+        let request = ActionRequest::parse(request.as_bytes()).expect("is a request");
+        let refused = Err(ActionError::new(Code::PolicyDenied, "canary"));
+        metrics.action(&request, &refused, Duration::from_millis(20));
+        metrics.http("/readyz", 200);
+        let under_way = metrics.under_way();
+        let text = metrics.text(&[("policy", false)]);
+        drop(under_way);
+        for line in [
+            r#"action_executor_actions_total{action="restart_k8s",simulate="true",result="policy_denied"} 1"#,
+            r#"action_executor_action_duration_seconds_count{action="restart_k8s",simulate="true"} 1"#,
+            r#"action_executor_http_requests_total{path="/readyz",status="200"} 1"#,
+            "action_executor_http_requests_under_way 1",
+            r#"action_executor_document_current{document="policy"} 0"#,
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+        assert!(!text.contains("canary"), "{text}");
+        assert!(metrics.text(&[]).contains("action_executor_http_requests_under_way 0"));
+    }
+}
