@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{OWN_IMAGE, TestCluster, eventually, shared, with_node},
-    program::{Program, Reply, execute_request, scratch},
+    program::{Program, Reply, Server, execute_request, scratch},
 };
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/action-executor");
@@ -211,7 +211,7 @@ fn what_cannot_be_meant_is_refused_in_a_sentence() {
 #[tokio::test]
 async fn an_api_server_takes_every_object_strictly() {
     // Kinds that no API server has by itself.
-    let foreign = ["gateway.networking.k8s.io", "serving.knative.dev"];
+    let foreign = ["gateway.networking.k8s.io", "serving.knative.dev", "monitoring.coreos.com"];
     let mut kinds = BTreeSet::new();
     for file in ci_values() {
         let cluster = shared();
@@ -234,6 +234,28 @@ async fn an_api_server_takes_every_object_strictly() {
         cluster.apply_strictly(&ours);
     }
     assert!(kinds.len() > 15, "{kinds:?}");
+}
+
+#[tokio::test]
+async fn alerts_and_dashboard_look_at_what_is_counted() {
+    let server = Server::start(Program::with_kubeconfig(shared().kubeconfig()));
+    let missing = br#"{"type":"restart_k8s","parameters":{"deployment":"nobody"}}"#;
+    assert_eq!(server.execute(missing).status, 422);
+    let counted = String::from_utf8(server.get("/metrics").body).expect("is text");
+    let of_ours = |character: char| character.is_ascii_lowercase() || character == '_';
+    for file in ["files/alerts.yaml", "files/dashboard.json"] {
+        let text = std::fs::read_to_string(format!("{CHART}/{file}")).expect("is there");
+        let names: BTreeSet<_> = text
+            .split("action_executor_")
+            .skip(1)
+            .map(|rest| rest.split(|it| !of_ours(it)).next().unwrap_or_default())
+            .collect();
+        assert!(names.len() > 3, "{names:?}");
+        for name in names {
+            let sample = format!("\naction_executor_{name}");
+            assert!(counted.contains(&sample), "{file}: {name} is not in {counted}");
+        }
+    }
 }
 
 /// An action posted to this address.

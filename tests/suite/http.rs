@@ -288,3 +288,25 @@ fn whoever_was_connected_before_the_end_is_answered() {
     let (status, log) = server.wait();
     assert_eq!((answered, status), (20, 0), "{log}");
 }
+
+#[test]
+fn what_was_done_and_refused_is_counted_and_nothing_of_a_request_is_told() {
+    let server = offline();
+    let request = br#"{"type":"restart_k8s","parameters":{"deployment":"canary-9"}}"#;
+    assert_eq!(server.execute(request).status, 200);
+    assert_eq!(server.execute(b"{").status, 400);
+    assert_eq!(server.get("/canary-9").status, 404);
+    let reply = server.get("/metrics");
+    assert_eq!(reply.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    let text = String::from_utf8(reply.body).expect("is text");
+    for line in [
+        r#"action_executor_actions_total{action="restart_k8s",simulate="true",result="simulated"} 1"#,
+        r#"action_executor_problems_total{code="invalid_request"} 1"#,
+        r#"action_executor_problems_total{code="route_not_found"} 1"#,
+        r#"action_executor_http_requests_total{path="other",status="404"} 1"#,
+        r#"action_executor_http_requests_total{path="/api/v1/action/execute",status="400"} 1"#,
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+    assert!(!text.contains("canary-9"), "{text}");
+}
