@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use action_executor::ledger::record::sha256;
+use action_executor::{callers::keys::Keys, document::Document, ledger::record::sha256};
 use k8s_openapi::api::{
     core::v1::{Event, ServiceAccount},
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
@@ -81,6 +81,15 @@ fn a_key_opens_what_its_entry_says_and_a_change_holds_at_once() {
     let reply = server.get("/readyz");
     assert_eq!(reply.status, 503);
     assert!(reply.json()["detail"].as_str().expect("says why").contains("keys.yaml:1:"));
+}
+
+#[test]
+fn the_readmes_keys_are_keys() {
+    let readme = include_str!("../../README.md");
+    let mut blocks = readme.split("```yaml\n").filter_map(|rest| rest.split("```").next());
+    let example = blocks.find(|block| block.contains("\nkeys:")).expect("there is one");
+    let entry = Keys::parse(example, "README.md").expect("is right").find("secret");
+    assert_eq!(entry.expect("is known").name.to_string(), "pager");
 }
 
 #[test]
