@@ -1,0 +1,94 @@
+# Checks, releases and the image. `make` alone lists what there is.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+# The time that everything built bears: the last commit's.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
+export SOURCE_DATE_EPOCH VERSION
+
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+DIST ?= $(CURDIR)/dist
+export DIST
+TOOLS := $(CARGO_TARGET_DIR)/release-tools
+ZIG ?= $(TOOLS)/zig/ziglang/zig
+export ZIG
+
+#: What to build for: targets of Rust
+TARGETS ?= x86_64-unknown-linux-musl aarch64-unknown-linux-musl
+
+#: The image: its name, its tag, its platforms, where it goes, where its source is
+IMAGE ?= action-executor
+TAG ?= $(VERSION)
+PLATFORMS ?=
+OUTPUT ?= type=docker
+SOURCE ?=
+IMAGE_FLAGS ?=
+
+CYCLONEDX_VERSION := 0.5.9
+
+say = echo "$(1)" >&2
+need = command -v $(1) >/dev/null || { echo "make $@: needs $(1): $(2)" >&2; exit 1; }
+
+.PHONY: help
+help: ## list this
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk '/^#: / { printf "\n%s\n", substr($$0, 4); listed = 1 } /^$$/ { listed = 0 } listed && / \?=/ { print "  " $$0 }' $(MAKEFILE_LIST)
+
+.PHONY: check
+check: ## the tests and checks, as CI runs them
+	@.ci/run
+
+.PHONY: tools
+tools: $(TOOLS)/zig/.done $(TOOLS)/bin/.cyclonedx-$(CYCLONEDX_VERSION) ## what a release is built with, in target/
+
+$(TOOLS)/zig/.done: release/requirements.txt
+	@$(call need,python3,apt-get install python3-pip)
+	@python3 -m pip --version >/dev/null 2>&1 || { echo "make tools: needs pip: apt-get install python3-pip" >&2; exit 1; }
+	@$(call say,Zig ...)
+	@rm -rf $(@D)
+	@python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-compile --no-deps \
+	    --only-binary :all: --require-hashes --target $(@D) --requirement $< >&2
+	@touch $@
+
+$(TOOLS)/bin/.cyclonedx-$(CYCLONEDX_VERSION):
+	@$(call need,cargo,https://rustup.rs)
+	@$(call say,cargo-cyclonedx $(CYCLONEDX_VERSION) ...)
+	@cargo install --quiet --locked --root $(TOOLS) --target-dir $(TOOLS)/build cargo-cyclonedx --version $(CYCLONEDX_VERSION) >&2
+	@rm -rf $(TOOLS)/build
+	@touch $@
+
+.PHONY: release
+release: tools ## archives, SBOMs and SHA256SUMS, in dist/
+	@test -n "$$SOURCE_DATE_EPOCH" || { echo "make $@: no commit to take the time from: give SOURCE_DATE_EPOCH" >&2; exit 1; }
+	@test -z "$$(git status --porcelain 2>/dev/null)" || $(call say,warning: what is not committed is built too)
+	@PATH=$(TOOLS)/bin:$$PATH release/pack $(TARGETS)
+
+.PHONY: reproducible
+reproducible: tools ## build a release twice, in two folders, and compare byte for byte (slow)
+	@release/twice $(TARGETS)
+
+.PHONY: image
+image: ## the image, for this machine's platform, or for PLATFORMS=linux/amd64,linux/arm64
+	@$(call need,docker,https://docs.docker.com/engine/install)
+	@docker buildx version >/dev/null 2>&1 || { echo "make $@: needs buildx: https://docs.docker.com/go/buildx" >&2; exit 1; }
+	@test -n "$$SOURCE_DATE_EPOCH" || { echo "make $@: no commit to take the time from: give SOURCE_DATE_EPOCH" >&2; exit 1; }
+	docker buildx build \
+	    $(if $(PLATFORMS),--platform $(PLATFORMS)) \
+	    --build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) \
+	    --label org.opencontainers.image.version=$(VERSION) \
+	    --label org.opencontainers.image.created=$(shell TZ=UTC printf '%(%Y-%m-%dT%H:%M:%SZ)T' $(SOURCE_DATE_EPOCH)) \
+	    $(if $(REVISION),--label org.opencontainers.image.revision=$(REVISION)) \
+	    $(if $(SOURCE),--label org.opencontainers.image.source=$(SOURCE)) \
+	    $(foreach tag,$(TAG),--tag $(IMAGE):$(tag)) \
+	    --output $(OUTPUT) $(IMAGE_FLAGS) .
+
+.PHONY: clean
+clean: ## remove dist/ (target/ is Cargo's: cargo clean)
+	@rm -rf $(DIST)
