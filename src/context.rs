@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 
 use crate::{
     config::Settings, document::Followed, error::ActionError, k8s::cluster::Cluster,
@@ -52,6 +52,23 @@ impl Context {
     #[must_use]
     pub fn counting(mut self, metrics: Arc<Metrics>) -> Self {
         self.metrics = Some(metrics);
+        self
+    }
+
+    /// The same context for work that has to be over after `left`: its calls are bounded by it, and its
+    /// waits told to stop then.
+    #[must_use]
+    pub fn within(mut self, left: Duration) -> Self {
+        let (stop, stopping) = watch::channel(false);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = sleep(left) => { let _ = stop.send(true); }
+                // Whoever was to be told has gone.
+                () = stop.closed() => {}
+            }
+        });
+        self.deadline = self.deadline.min(left);
+        self.stopping = stopping;
         self
     }
 

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use self::{keys::Keys, tokens::Identity};
 use crate::{
     actions::ActionKind,
+    config::Settings,
     document::Followed,
     error::{ActionError, Code},
     k8s::cluster::Cluster,
@@ -39,6 +40,17 @@ pub enum Caller {
     Key(keys::Entry),
     /// A user of the cluster.
     User(Identity),
+    /// Whom the platform in front recognised and let through.
+    Recognised(String),
+}
+
+/// What came beside a request to prove who it is from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// The value of the `Authorization` header.
+    pub authorization: Option<String>,
+    /// Whom the platform in front has recognised and let through.
+    pub recognised: Option<String>,
 }
 
 /// What a caller asks for, in the words of an access review.
@@ -78,6 +90,15 @@ impl Callers {
         Callers { keys, audience }
     }
 
+    /// Callers as the settings say.
+    ///
+    /// # Errors
+    /// [`Code::Configuration`] if the keys' file cannot be read.
+    pub fn from_settings(settings: &Settings) -> Result<Self, ActionError> {
+        let keys = settings.keys.clone().map(|path| Followed::new(Some(path))).transpose()?;
+        Ok(Callers::new(keys, settings.token_audience.clone()))
+    }
+
     /// Whether callers are asked who they are.
     #[must_use]
     pub fn are_asked(&self) -> bool {
@@ -90,19 +111,19 @@ impl Callers {
         self.keys.as_ref().and_then(Followed::fault)
     }
 
-    /// Finds out who calls; none, where nobody is asked.
+    /// Finds out who calls. Where nobody is asked, it is whom the platform in front recognised, if it did.
     ///
     /// # Errors
     /// [`Code::Unauthenticated`], or why the cluster could not be asked.
     pub async fn identify(
         &self,
-        authorization: Option<&str>,
+        credentials: &Credentials,
         cluster: Option<&Cluster>,
     ) -> Result<Option<Caller>, ActionError> {
         if !self.are_asked() {
-            return Ok(None);
+            return Ok(credentials.recognised.clone().map(Caller::Recognised));
         }
-        let token = bearer(authorization)?;
+        let token = bearer(credentials.authorization.as_deref())?;
         if let Some(entry) = self.keys.as_ref().and_then(|keys| keys.current().find(token)) {
             return Ok(Some(Caller::Key(entry)));
         }
@@ -133,6 +154,7 @@ impl Caller {
         let wish = Wish::of(&request);
         match (self, cluster) {
             (Caller::Key(entry), _) => entry.check(&wish)?,
+            (Caller::Recognised(_), _) => {}
             (Caller::User(identity), Some(cluster)) => {
                 let deadline = Instant::now() + DEADLINE;
                 tokens::check(cluster, identity, &wish, deadline).await.map_err(ours)?;
@@ -148,6 +170,7 @@ impl Caller {
         match self {
             Caller::Key(entry) => &entry.name,
             Caller::User(identity) => &identity.user,
+            Caller::Recognised(name) => name,
         }
     }
 }
@@ -222,9 +245,15 @@ mod tests {
     #[tokio::test]
     async fn nobody_is_asked_where_nothing_says_how() {
         let open = Callers::new(None, None);
-        assert_eq!(open.identify(None, None).await, Ok(None));
+        assert_eq!(open.identify(&Credentials::default(), None).await, Ok(None));
+        let credentials = Credentials {
+            authorization: Some("Bearer x".to_owned()),
+            recognised: Some("arn:aws:iam::1:user/jo".to_owned()),
+        };
+        let caller = open.identify(&credentials, None).await.expect("is let in");
+        assert_eq!(caller, Some(Caller::Recognised("arn:aws:iam::1:user/jo".to_owned())));
         let asked = Callers::new(None, Some("action-executor".to_owned()));
-        let error = asked.identify(Some("Bearer x"), None).await.expect_err("is refused");
+        let error = asked.identify(&credentials, None).await.expect_err("is refused");
         assert_eq!(error.code, Code::Unauthenticated);
     }
 }

@@ -1,6 +1,7 @@
 //! The doors. Each brings bytes to the one handler and carries its answer away; none knows an action.
 
 use crate::{
+    callers::{Callers, Credentials},
     context::Context,
     error::ActionError,
     handler::handle,
@@ -12,6 +13,8 @@ pub mod environment;
 pub mod history;
 pub mod http;
 pub mod job;
+#[cfg(feature = "lambda")]
+pub mod lambda;
 pub mod once;
 pub mod policy;
 
@@ -26,6 +29,8 @@ pub struct Answer {
     pub exit_status: u8,
     /// Whether the body is a problem document (RFC 9457).
     pub problem: bool,
+    /// Whether the same request may go better another time.
+    pub retryable: bool,
     /// Seconds to wait before another try.
     pub retry_after_seconds: Option<u64>,
 }
@@ -49,13 +54,40 @@ impl Delivery {
     }
 }
 
-/// Reads a request, does what it asks, and renders what came of it.
-pub async fn answer(context: &Context, delivery: &Delivery) -> Answer {
-    let result = match delivery.request() {
-        Ok(request) => handle(context, request).await,
-        Err(error) => Err(error),
-    };
-    result.map_or_else(Answer::from, Answer::from)
+/// Does what a caller from elsewhere asks.
+///
+/// Nobody learns anything of a request, not even whether it can be read, who has not said who they are.
+///
+/// # Errors
+/// That the caller is not known or may not ask for this, that the request cannot be read, or as
+/// [`handle`] says.
+pub async fn carry_out(
+    context: &Context,
+    callers: &Callers,
+    delivery: &Delivery,
+    credentials: &Credentials,
+) -> Result<ActionResponse, ActionError> {
+    let cluster = context.cluster();
+    let caller = callers.identify(credentials, cluster).await?;
+    let mut request = delivery.request()?;
+    if let Some(caller) = caller {
+        request = caller.ask(request, cluster).await?;
+    }
+    handle(context, request).await
+}
+
+impl Answer {
+    /// The header fields that go with it over HTTP.
+    #[must_use]
+    pub fn headers(&self) -> Vec<(&'static str, String)> {
+        let kind = if self.problem { "application/problem+json" } else { "application/json" };
+        let mut headers = vec![("Content-Type", kind.to_owned())];
+        headers.extend(self.retry_after_seconds.map(|it| ("Retry-After", it.to_string())));
+        if self.http_status == 401 {
+            headers.push(("WWW-Authenticate", "Bearer realm=\"action-executor\"".to_owned()));
+        }
+        headers
+    }
 }
 
 impl From<ActionError> for Answer {
@@ -65,6 +97,7 @@ impl From<ActionError> for Answer {
             http_status: error.code.http_status(),
             exit_status: error.code.exit_status(),
             problem: true,
+            retryable: error.code.retryable(),
             retry_after_seconds: error.retry_after_seconds(),
         }
     }
@@ -78,6 +111,8 @@ impl From<ActionResponse> for Answer {
             http_status,
             exit_status,
             problem: false,
+            // Nothing is gained by asking again at once for a person's approval.
+            retryable: http_status == 503,
             retry_after_seconds: None,
         }
     }

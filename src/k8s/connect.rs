@@ -1,11 +1,13 @@
 //! Where the cluster is, and as whom we speak to it.
 //!
-//! In order: the files of `KUBECONFIG`, `~/.kube/config`, the service account of the pod that we run
-//! in. If none of these is there, there is no cluster and simulation is offline. If one is there and
+//! In order: a whole kubeconfig in `KUBECONFIG_BASE64`, the EKS cluster that `EKS_CLUSTER_NAME` names (in
+//! the function runtime), the files of `KUBECONFIG`, `~/.kube/config`, the service account of the pod
+//! that we run in. If none of these is there, there is no cluster and simulation is offline. If one is there and
 //! cannot be used, that is an error: a broken configuration must never turn into "no cluster".
 
 use std::{env, path::PathBuf, time::Duration};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -13,6 +15,9 @@ use kube::{
 
 use super::{cluster::Cluster, fault::chain};
 use crate::error::{ActionError, Code};
+
+/// The variable that may hold a kubeconfig.
+const IN_VARIABLE: &str = "KUBECONFIG_BASE64";
 
 /// Longest time for a TCP connection and TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,7 +42,11 @@ pub async fn connect(context: Option<&str>) -> Result<Option<Cluster>, ActionErr
 }
 
 async fn find_config(context: Option<&str>) -> Result<Option<Config>, ActionError> {
-    if let Some(kubeconfig) = find_kubeconfig()? {
+    #[cfg(feature = "lambda")]
+    if let Some(config) = super::eks::config()? {
+        return Ok(Some(config));
+    }
+    if let Some(kubeconfig) = in_variable()?.map_or_else(find_kubeconfig, |it| Ok(Some(it)))? {
         let options =
             KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
@@ -50,6 +59,19 @@ async fn find_config(context: Option<&str>) -> Result<Option<Config>, ActionErro
         return Config::incluster().map(Some).map_err(|error| misconfigured(chain(&error)));
     }
     Ok(None)
+}
+
+/// The kubeconfig that a variable holds, where there is no disk to put one on.
+fn in_variable() -> Result<Option<Kubeconfig>, ActionError> {
+    let Some(text) = env::var_os(IN_VARIABLE).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    // The value may be a secret, so no error repeats any of it.
+    let wrong = || misconfigured(format!("{IN_VARIABLE} holds no kubeconfig in base64"));
+    let text = text.into_string().map_err(|_| wrong())?;
+    let text = BASE64_STANDARD.decode(text.trim()).map_err(|_| wrong())?;
+    let text = String::from_utf8(text).map_err(|_| wrong())?;
+    Kubeconfig::from_yaml(&text).map(Some).map_err(|_| wrong())
 }
 
 /// The merged kubeconfig. Like kubectl, passes over files of `KUBECONFIG` that do not exist, but

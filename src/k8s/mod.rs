@@ -10,6 +10,8 @@ pub mod cluster;
 pub mod completion;
 pub mod connect;
 pub mod effect;
+#[cfg(feature = "lambda")]
+pub mod eks;
 pub mod fault;
 pub mod marks;
 pub mod pods;

@@ -34,7 +34,7 @@ mod connections;
 mod edge;
 pub mod healthcheck;
 mod router;
-mod routes;
+pub(super) mod routes;
 mod upstream;
 
 /// How long requests under way may go on by themselves once we are told to stop, and how long after
@@ -58,8 +58,7 @@ pub fn run(args: ServeArgs, settings: &Settings) -> u8 {
 fn try_run(args: ServeArgs, settings: &Settings) -> Result<(), ActionError> {
     let default = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), settings.port);
     let address = args.bind.unwrap_or(default);
-    let keys = settings.keys.clone().map(|path| Followed::new(Some(path))).transpose()?;
-    let callers = Callers::new(keys, settings.token_audience.clone());
+    let callers = Callers::from_settings(settings)?;
     refuse_an_open_door(address, callers.are_asked() || args.insecure_open)?;
     let runtime = Builder::new_multi_thread().enable_all().build().map_err(fault("the runtime"))?;
     let result = runtime.block_on(serve(address, callers, args.context.as_deref(), settings));

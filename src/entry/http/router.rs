@@ -14,13 +14,11 @@ use tokio::{
 
 use super::routes::{Route, check_accept, check_content_type, idempotency_key};
 use crate::{
-    callers::Callers,
+    callers::{Callers, Credentials},
     context::Context,
-    entry::{Answer, Delivery},
+    entry::{Answer, Delivery, carry_out},
     error::{ActionError, Code},
-    handler::handle,
     metrics::{MEDIA_TYPE, Metrics},
-    response::ActionResponse,
 };
 
 /// Threads that route; they only parse and hand on.
@@ -106,7 +104,8 @@ impl Router {
                     ActionError::new(Code::Internal, format!("the edge broke off: {error}"))
                 })?;
                 let authorization = header(request, "Authorization");
-                Ok(Some(Work::Execute(Delivery { body, key }, authorization)))
+                let credentials = Credentials { authorization, recognised: None };
+                Ok(Some(Work::Execute(Delivery { body, key }, credentials)))
             }
         }
     }
@@ -118,29 +117,13 @@ impl Router {
                 Err(error) => Reply::problem(error).with_status(503),
             },
             Work::Metrics => self.counted(),
-            Work::Execute(delivery, authorization) => {
-                match self.execute(&delivery, authorization.as_deref()).await {
+            Work::Execute(delivery, credentials) => {
+                match carry_out(&self.context, &self.callers, &delivery, &credentials).await {
                     Ok(answer) => Answer::from(answer).into(),
                     Err(error) => self.problem(error),
                 }
             }
         }
-    }
-
-    /// Nobody learns anything of a request, not even whether it can be read, who has not said who they
-    /// are.
-    async fn execute(
-        &self,
-        delivery: &Delivery,
-        authorization: Option<&str>,
-    ) -> Result<ActionResponse, ActionError> {
-        let cluster = self.context.cluster();
-        let caller = self.callers.identify(authorization, cluster).await?;
-        let mut request = delivery.request()?;
-        if let Some(caller) = caller {
-            request = caller.ask(request, cluster).await?;
-        }
-        handle(&self.context, request).await
     }
 
     fn problem(&self, error: ActionError) -> Reply {
@@ -186,7 +169,7 @@ enum Work {
     Ready,
     Metrics,
     /// A request, and what its caller says to prove who they are.
-    Execute(Delivery, Option<String>),
+    Execute(Delivery, Credentials),
 }
 
 /// Does the work in a task of its own, so that a panic in it is an answer like any other.
@@ -228,13 +211,8 @@ impl Reply {
 
 impl From<Answer> for Reply {
     fn from(answer: Answer) -> Self {
-        let kind = if answer.problem { "application/problem+json" } else { "application/json" };
-        let mut headers = vec![field("Content-Type", kind)];
-        let retry_after = answer.retry_after_seconds.map(|seconds| seconds.to_string());
-        headers.extend(retry_after.map(|seconds| field("Retry-After", &seconds)));
-        if answer.http_status == 401 {
-            headers.push(field("WWW-Authenticate", "Bearer realm=\"action-executor\""));
-        }
+        let headers = answer.headers();
+        let headers = headers.iter().map(|(name, value)| field(name, value)).collect();
         Reply { status: answer.http_status, headers, body: answer.body }
     }
 }

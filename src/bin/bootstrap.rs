@@ -1,0 +1,12 @@
+//! The function runtime's binary: settings to entry point, and nothing else.
+
+use std::process::ExitCode;
+
+use action_executor::{config::Settings, entry::lambda, logging};
+
+fn main() -> ExitCode {
+    let settings = Settings::from_env();
+    let level = settings.as_ref().ok().and_then(|settings| settings.log_level);
+    logging::start(level.unwrap_or(tracing::Level::INFO));
+    ExitCode::from(lambda::run(settings))
+}
