@@ -202,10 +202,10 @@ mod tests {
             let eks = read(&vars(session)).expect("is read").expect("is there");
             eks.token(then()).expect("is signed")
         };
-        assert_eq!(token(None), include_str!("../../tests/data/eks/token.txt").trim());
+        assert_eq!(token(None), include_str!("../../tests/eks/token.txt").trim());
         assert_eq!(
             token(Some("FwoGZXIvYXdzE/+=session")),
-            include_str!("../../tests/data/eks/token_of_a_session.txt").trim()
+            include_str!("../../tests/eks/token_of_a_session.txt").trim()
         );
     }
 

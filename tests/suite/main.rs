@@ -12,6 +12,8 @@ mod cluster;
 mod contract;
 mod faults;
 mod http;
+#[cfg(feature = "lambda")]
+mod lambda;
 mod ledger;
 mod limits;
 mod manifests;

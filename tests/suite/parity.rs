@@ -31,9 +31,25 @@ fn blank(value: &mut Value, made: bool) {
     }
 }
 
+/// What a function makes of it. An invocation is JSON, or it is not one.
+#[cfg(feature = "lambda")]
+fn invoked(
+    function: &crate::lambda::Function,
+    request: &[u8],
+) -> Result<Vec<u8>, serde_json::Error> {
+    use crate::lambda::Outcome;
+    serde_json::from_slice::<&serde_json::value::RawValue>(request)?;
+    Ok(match function.invoke(request) {
+        Outcome::Answered(answer) => answer.to_string().into_bytes(),
+        Outcome::Failed(_, message) => message.into_bytes(),
+    })
+}
+
 #[test]
 fn every_fixture_is_answered_alike_by_all() {
     let server = Server::start(Program::offline());
+    #[cfg(feature = "lambda")]
+    let function = crate::lambda::Function::start(&[]);
     for (name, request) in fixtures() {
         let piped = Program::offline().input(request.clone()).run();
         let expected = comparable(piped.stdout.as_bytes(), &request);
@@ -44,6 +60,11 @@ fn every_fixture_is_answered_alike_by_all() {
         assert_eq!(succeeded, piped.status == 0, "{name}: {} {}", posted.status, piped.status);
         if !succeeded {
             assert_eq!(expected["status"], posted.status, "{name}");
+        }
+
+        #[cfg(feature = "lambda")]
+        if let Ok(answer) = invoked(&function, &request) {
+            assert_eq!(comparable(&answer, &request), expected, "{name} by invocation");
         }
 
         // An environment variable holds neither NUL nor, for us, anything but text.
