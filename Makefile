@@ -70,6 +70,21 @@ release: tools ## archives, SBOMs and SHA256SUMS, in dist/
 	@test -z "$$(git status --porcelain 2>/dev/null)" || $(call say,warning: what is not committed is built too)
 	@PATH=$(TOOLS)/bin:$$PATH release/pack $(TARGETS)
 
+.PHONY: lambda
+lambda: tools ## the archives for AWS Lambda, in dist/
+	@$(call need,zip,apt-get install zip)
+	@mkdir -p $(DIST)
+	@for target in $(TARGETS); do \
+	    folder=$$(mktemp -d); \
+	    install -m 0755 "$$(release/build $$target bootstrap)" $$folder/bootstrap; \
+	    touch --date="@$$SOURCE_DATE_EPOCH" $$folder/bootstrap; \
+	    archive=$(DIST)/action-executor-$(VERSION)-lambda-$${target%%-*}.zip; \
+	    rm -f $$archive; \
+	    TZ=UTC zip --quiet --junk-paths -X -9 $$archive $$folder/bootstrap; \
+	    echo "$$archive: $$(stat -c %s $$archive) bytes" >&2; \
+	    rm -r $$folder; \
+	done
+
 .PHONY: reproducible
 reproducible: tools ## build a release twice, in two folders, and compare byte for byte (slow)
 	@release/twice $(TARGETS)

@@ -5,9 +5,13 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 
-use crate::error::{ActionError, Code};
+use crate::{
+    document::Place,
+    error::{ActionError, Code},
+};
 
 /// Where a container's last words are read from, unless the pod says otherwise.
 const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
@@ -21,10 +25,10 @@ pub struct Settings {
     /// 1800). It must be shorter than the cluster keeps Events (an hour, unless its API server was told
     /// otherwise), since what is not remembered cannot be recognised.
     pub replay_window: Duration,
-    /// The policy's file (`ACTION_EXECUTOR_POLICY`).
-    pub policy: Option<PathBuf>,
-    /// The file of the callers' keys (`ACTION_EXECUTOR_KEYS`).
-    pub keys: Option<PathBuf>,
+    /// Where the policy is (`ACTION_EXECUTOR_POLICY`, or in `ACTION_EXECUTOR_POLICY_BASE64`).
+    pub policy: Option<Place>,
+    /// Where the callers' keys are (`ACTION_EXECUTOR_KEYS`, or in `ACTION_EXECUTOR_KEYS_BASE64`).
+    pub keys: Option<Place>,
     /// The audience that callers' Kubernetes tokens are for (`ACTION_EXECUTOR_TOKEN_AUDIENCE`); none:
     /// they are not taken.
     pub token_audience: Option<String>,
@@ -41,8 +45,10 @@ pub struct Settings {
 struct Variables {
     action_executor_deadline_seconds: Option<String>,
     action_executor_keys: Option<PathBuf>,
+    action_executor_keys_base64: Option<String>,
     action_executor_log: Option<String>,
     action_executor_policy: Option<PathBuf>,
+    action_executor_policy_base64: Option<String>,
     action_executor_replay_window_seconds: Option<String>,
     action_executor_token_audience: Option<String>,
     port: Option<String>,
@@ -82,8 +88,16 @@ impl Settings {
                 60..=86_400,
                 1800,
             )?),
-            policy: vars.action_executor_policy,
-            keys: vars.action_executor_keys,
+            policy: place(
+                ["ACTION_EXECUTOR_POLICY", "ACTION_EXECUTOR_POLICY_BASE64"],
+                vars.action_executor_policy,
+                vars.action_executor_policy_base64,
+            )?,
+            keys: place(
+                ["ACTION_EXECUTOR_KEYS", "ACTION_EXECUTOR_KEYS_BASE64"],
+                vars.action_executor_keys,
+                vars.action_executor_keys_base64,
+            )?,
             token_audience: vars.action_executor_token_audience,
             log_level: level(vars.action_executor_log)?,
             port: within("PORT", vars.port, 0..=65535, 8000)?,
@@ -119,6 +133,24 @@ where
     })
 }
 
+/// A document's place: one of two variables, of which the second holds the document itself.
+fn place(
+    [file, content]: [&'static str; 2],
+    path: Option<PathBuf>,
+    encoded: Option<String>,
+) -> Result<Option<Place>, ActionError> {
+    match (path, encoded) {
+        (Some(_), Some(_)) => Err(wrong(file, &format!("and {content} exclude each other"))),
+        (path, None) => Ok(path.map(Place::File)),
+        (None, Some(encoded)) => {
+            let text = BASE64_STANDARD.decode(encoded.trim()).ok();
+            let text = text.and_then(|text| String::from_utf8(text).ok());
+            let text = text.ok_or_else(|| wrong(content, "must be text in base64"))?;
+            Ok(Some(Place::Variable(content, text)))
+        }
+    }
+}
+
 fn level(text: Option<String>) -> Result<Option<tracing::Level>, ActionError> {
     let level = text.map(|text| text.parse()).transpose();
     level.map_err(|_| wrong("ACTION_EXECUTOR_LOG", "must be error, warn, info, debug or trace"))
@@ -147,6 +179,19 @@ mod tests {
     #[test]
     fn an_empty_variable_is_an_absent_one() {
         assert_eq!(read(&[("PORT", "")]), read(&[]));
+    }
+
+    #[test]
+    fn a_document_is_in_a_file_or_in_a_variable_and_not_in_both() {
+        let file = read(&[("ACTION_EXECUTOR_POLICY", "/p.yaml")]).expect("is read");
+        assert_eq!(file.policy, Some(Place::File("/p.yaml".into())));
+        let text = read(&[("ACTION_EXECUTOR_POLICY_BASE64", "dmVyc2lvbjogMQ==")]).expect("is read");
+        let expected = Place::Variable("ACTION_EXECUTOR_POLICY_BASE64", "version: 1".to_owned());
+        assert_eq!(text.policy, Some(expected));
+        let both = [("ACTION_EXECUTOR_POLICY", "/p"), ("ACTION_EXECUTOR_POLICY_BASE64", "e30=")];
+        assert_eq!(read(&both).expect_err("is refused").code, Code::Configuration);
+        let error = read(&[("ACTION_EXECUTOR_KEYS_BASE64", "hunter2!")]).expect_err("is refused");
+        assert!(!error.detail.contains("hunter2"));
     }
 
     #[test]

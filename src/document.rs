@@ -63,6 +63,21 @@ fn without_position(message: &str) -> &str {
     message.split(" at line ").next().unwrap_or(message)
 }
 
+/// Where a document is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In this file.
+    File(PathBuf),
+    /// It is this text, from the variable of this name; where there is no disk to put a file on.
+    Variable(&'static str, String),
+}
+
+impl From<PathBuf> for Place {
+    fn from(path: PathBuf) -> Self {
+        Place::File(path)
+    }
+}
+
 /// A document that follows its file.
 pub struct Followed<T> {
     path: Option<PathBuf>,
@@ -77,20 +92,24 @@ struct Last<T> {
 }
 
 impl<T: Document> Followed<T> {
-    /// The document in this file; without one the default.
+    /// The document in this place; without one the default.
     ///
     /// # Errors
-    /// [`Code::Configuration`] if there is a file and it is no such document.
-    pub fn new(path: Option<PathBuf>) -> Result<Self, ActionError> {
-        let (read, document) = match &path {
-            Some(path) => {
-                let text = read(path).map_err(|why| unreadable::<T>(path, &why))?;
+    /// [`Code::Configuration`] if there is a place and no such document in it.
+    pub fn new(place: Option<Place>) -> Result<Self, ActionError> {
+        let (path, text, document) = match place {
+            Some(Place::File(path)) => {
+                let text = read(&path).map_err(|why| unreadable::<T>(&path, &why))?;
                 let document = T::parse(&text, &path.display().to_string())?;
-                (text, document)
+                (Some(path), text, document)
             }
-            None => (String::new(), T::default()),
+            Some(Place::Variable(name, text)) => {
+                let document = T::parse(&text, &format!("in {name}"))?;
+                (None, text, document)
+            }
+            None => (None, String::new(), T::default()),
         };
-        let last = Last { read: Ok(read), document: Arc::new(document), fault: None };
+        let last = Last { read: Ok(text), document: Arc::new(document), fault: None };
         Ok(Followed { path, last: Mutex::new(last) })
     }
 
@@ -179,15 +198,15 @@ mod tests {
     #[test]
     fn a_broken_file_at_the_start_is_an_error() {
         let path = file("read_only: perhaps");
-        assert!(Followed::<Policy>::new(Some(path.clone())).is_err());
+        assert!(Followed::<Policy>::new(Some(path.clone().into())).is_err());
         fs::remove_file(&path).expect("is removed");
-        assert!(Followed::<Policy>::new(Some(path)).is_err());
+        assert!(Followed::<Policy>::new(Some(path.into())).is_err());
     }
 
     #[test]
     fn a_change_holds_at_once_and_a_broken_one_keeps_the_old_policy() {
         let path = file("read_only: false");
-        let source = Followed::<Policy>::new(Some(path.clone())).expect("is read");
+        let source = Followed::<Policy>::new(Some(path.clone().into())).expect("is read");
         assert!(!source.current().read_only);
         fs::write(&path, "read_only: true").expect("is written");
         assert!(source.current().read_only);

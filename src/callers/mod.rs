@@ -95,7 +95,7 @@ impl Callers {
     /// # Errors
     /// [`Code::Configuration`] if the keys' file cannot be read.
     pub fn from_settings(settings: &Settings) -> Result<Self, ActionError> {
-        let keys = settings.keys.clone().map(|path| Followed::new(Some(path))).transpose()?;
+        let keys = settings.keys.clone().map(|place| Followed::new(Some(place))).transpose()?;
         Ok(Callers::new(keys, settings.token_audience.clone()))
     }
 

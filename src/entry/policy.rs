@@ -72,7 +72,7 @@ pub fn rbac(args: &RbacArgs) -> Result<String, ActionError> {
 }
 
 fn load(path: Option<&Path>) -> Result<Policy, ActionError> {
-    Ok((*Followed::<Policy>::new(path.map(Path::to_owned))?.current()).clone())
+    Ok((*Followed::<Policy>::new(path.map(|path| path.to_owned().into()))?.current()).clone())
 }
 
 fn conclusion(verdict: &Verdict) -> (&'static str, u8) {

@@ -260,7 +260,8 @@ async fn bring(world: Arc<Mutex<World>>, request: Value) -> ActionResponse {
         let (_stop, stopping) = watch::channel(false);
         let settings = Settings::from_vars(std::iter::empty()).expect("are the defaults");
         let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/unlimited.yaml");
-        let policy = Followed::new(Some(policy.into())).expect("is a policy");
+        let policy =
+            Followed::new(Some(std::path::PathBuf::from(policy).into())).expect("is a policy");
         let context = Context::new(Some(cluster), policy, &settings, stopping);
         let request = ActionRequest::parse(request.to_string().as_bytes()).expect("is one");
         let answered = tokio::select! {
