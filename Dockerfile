@@ -18,30 +18,33 @@ COPY release/requirements.txt /
 RUN python3 -m pip install --no-cache-dir --no-compile --no-deps --only-binary :all: --require-hashes \
     --root-user-action ignore --target /zig --requirement /requirements.txt
 
-FROM --platform=$BUILDPLATFORM rust:${RUST_VERSION}-slim-trixie AS build
+FROM --platform=$BUILDPLATFORM rust:${RUST_VERSION}-slim-trixie AS sources
 RUN rustup target add x86_64-unknown-linux-musl aarch64-unknown-linux-musl
 COPY --from=zig /zig/ziglang /opt/zig
-ENV ZIG=/opt/zig/zig
+# A cache mount rather than cargo-chef: nothing more to install, and a change recompiles only what it
+# concerns. Cargo's whole home is in it, because Cargo's lock is.
+ENV ZIG=/opt/zig/zig CARGO_HOME=/cache/cargo CARGO_TARGET_DIR=/cache/target ZIG_GLOBAL_CACHE_DIR=/cache/zig
 WORKDIR /src
 COPY . .
+
+FROM sources AS build
 ARG TARGETARCH
 ARG SOURCE_DATE_EPOCH=0
-# A cache mount rather than cargo-chef: nothing more to install, and a change recompiles only what it
-# concerns. Cargo's whole home is in it, because Cargo's lock is. The program itself is compiled each time,
-# because Cargo goes by the times of files.
-RUN --mount=type=cache,target=/cache,id=action-executor-$TARGETARCH \
-    set -eu; \
-    case "$TARGETARCH" in \
-        amd64) target=x86_64-unknown-linux-musl ;; \
-        arm64) target=aarch64-unknown-linux-musl ;; \
-        *) echo "no image for '$TARGETARCH': amd64 or arm64" >&2; exit 1 ;; \
-    esac; \
-    export CARGO_HOME=/cache/cargo CARGO_TARGET_DIR=/cache/target ZIG_GLOBAL_CACHE_DIR=/cache/zig; \
-    cargo clean --quiet --release --package action-executor --target "$target"; \
-    binary=$(release/build "$target"); \
-    install -D -m 0755 "$binary" /image/action-executor; \
-    install -D -m 0644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt; \
-    find /image -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
+RUN --mount=type=cache,target=/cache,id=action-executor-$TARGETARCH release/root action-executor /image
+
+FROM sources AS build-lambda
+ARG TARGETARCH
+ARG SOURCE_DATE_EPOCH=0
+RUN --mount=type=cache,target=/cache,id=action-executor-$TARGETARCH release/root bootstrap /image
+
+# For functions from images: docker build --target lambda .
+FROM scratch AS lambda
+LABEL org.opencontainers.image.title="action-executor for AWS Lambda" \
+      org.opencontainers.image.description="One request in, one checked Kubernetes action done at most once, one answer out" \
+      org.opencontainers.image.licenses="MIT"
+COPY --from=build-lambda /image/ /
+USER 65532:65532
+ENTRYPOINT ["/bootstrap"]
 
 FROM scratch
 # The version, the revision, the source and the time come from the build: `make image`.

@@ -299,6 +299,15 @@ fn no_cluster_is_looked_for_before_it_is_needed_and_a_broken_one_is_told() {
 }
 
 #[test]
+fn started_by_hand_it_says_what_it_is_for() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bootstrap"));
+    let done = command.env_clear().output().expect("it starts");
+    assert_eq!(done.status.code(), Some(64), "{done:?}");
+    let words = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(words.contains("AWS_LAMBDA_RUNTIME_API is not set"), "{words}");
+}
+
+#[test]
 fn a_wrong_setting_is_told_to_the_caller_and_not_in_a_crash() {
     let function = Function::start(&[("ACTION_EXECUTOR_DEADLINE_SECONDS", Path::new("soon"))]);
     let answer = function.invoke(REQUEST.as_bytes()).answer();

@@ -43,9 +43,25 @@ const MARGIN: Duration = Duration::from_millis(1500);
 /// minutes.
 const CREDENTIALS_HOLD: Duration = Duration::from_secs(600);
 
+/// What the platform tells a function, without which its runtime cannot begin.
+const PLATFORM: [&str; 4] = [
+    "AWS_LAMBDA_RUNTIME_API",
+    "AWS_LAMBDA_FUNCTION_NAME",
+    "AWS_LAMBDA_FUNCTION_VERSION",
+    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
+];
+
 /// Serves invocations until the platform ends the process; returns the exit status.
 #[must_use]
 pub fn run(settings: Result<Settings, ActionError>) -> u8 {
+    let missing = PLATFORM.iter().find(|name| std::env::var_os(name).is_none());
+    if let Some(name) = missing {
+        let error = ActionError::new(Code::Usage, format!("{name} is not set"));
+        return told(&error.with_hint(
+            "this binary is started by AWS Lambda or an emulator of it; action-executor is the one for \
+             everything else",
+        ));
+    }
     let runtime = match once::runtime() {
         Ok(runtime) => runtime,
         Err(error) => return told(&error),
