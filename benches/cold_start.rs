@@ -15,6 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod peer;
+
 const FUNCTION: &str = env!("CARGO_BIN_EXE_bootstrap");
 const RUNS: usize = 20;
 const REQUEST: &str = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
@@ -49,7 +51,7 @@ fn main() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-cold-start");
     fs::create_dir_all(&folder).expect("is made");
     fs::write(folder.join("function.py"), PYTHON).expect("is written");
-    let python = virtual_environment(&folder);
+    let python = peer::python_with(&folder, &["kubernetes==37.0.2"]);
     let ours = || Command::new(FUNCTION);
     let theirs = || {
         let mut command = Command::new(&python);
@@ -116,7 +118,7 @@ fn start(mut command: Command) -> Start {
     (&stream).write_all(event().as_bytes()).expect("is sent");
     let answered = first_answer(&listener, reader);
     let first_answer = answered - asked;
-    let peak_mib = peak(process.id());
+    let peak_mib = peer::peak_mib(process.id());
     process.kill().expect("is ours");
     process.wait().expect("is ours");
     Start { init_ms: ms(init), first_answer_ms: ms(first_answer), peak_mib }
@@ -165,14 +167,6 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<String> {
     Some(path)
 }
 
-fn peak(process: u32) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it lives");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("is there");
-    let size: f64 =
-        line.split_whitespace().nth(1).and_then(|it| it.parse().ok()).expect("a number");
-    size / 1024.0
-}
-
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
@@ -199,18 +193,4 @@ fn site_packages(folder: &Path) -> PathBuf {
     let lib = folder.join("venv/lib");
     let python = fs::read_dir(lib).expect("is there").flatten().next().expect("has one");
     python.path().join("site-packages")
-}
-
-fn virtual_environment(folder: &Path) -> PathBuf {
-    let python = folder.join("venv/bin/python");
-    if !python.exists() {
-        eprintln!("installing the Kubernetes client into {}", folder.display());
-        run(Command::new("python3").args(["-m", "venv"]).arg(folder.join("venv")));
-        run(Command::new(&python).args(["-m", "pip", "-q", "install", "kubernetes==37.0.2"]));
-    }
-    python
-}
-
-fn run(command: &mut Command) {
-    assert!(command.status().expect("it starts").success(), "{command:?}");
 }

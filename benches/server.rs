@@ -9,11 +9,13 @@
 use std::{
     fs,
     net::TcpStream,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
+
+mod peer;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_action-executor");
 const OURS: u16 = 18_461;
@@ -67,7 +69,7 @@ fn main() {
     fs::create_dir_all(&folder).expect("is made");
     fs::write(folder.join("app.py"), APPLICATION).expect("is written");
     fs::write(folder.join("post.lua"), POST).expect("is written");
-    let python = virtual_environment(&folder);
+    let python = peer::python_with(&folder, &["fastapi==0.165.0", "uvicorn[standard]==0.54.0"]);
 
     let log = fs::File::create(folder.join("log")).expect("is made");
     let ours = Server::start(
@@ -115,27 +117,6 @@ fn main() {
     );
 }
 
-fn virtual_environment(folder: &Path) -> PathBuf {
-    let python = folder.join("venv/bin/python");
-    if !python.exists() {
-        eprintln!("installing FastAPI and uvicorn into {}", folder.display());
-        run(Command::new("python3").args(["-m", "venv"]).arg(folder.join("venv")));
-        run(Command::new(&python).args([
-            "-m",
-            "pip",
-            "-q",
-            "install",
-            "fastapi==0.165.0",
-            "uvicorn[standard]==0.54.0",
-        ]));
-    }
-    python
-}
-
-fn run(command: &mut Command) {
-    assert!(command.status().expect("it starts").success(), "{command:?}");
-}
-
 fn load(port: u16, path: &str, script: Option<&Path>) -> Load {
     let mut wrk = Command::new("wrk");
     wrk.args(["-t1", "--latency", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s")]);
@@ -180,10 +161,7 @@ impl Server {
 
     /// The most memory that it has held, in MiB.
     fn peak(&self) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("it lives");
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("is there");
-        let kib: f64 = line.split_whitespace().nth(1).and_then(|it| it.parse().ok()).expect("is");
-        kib / 1024.0
+        peer::peak_mib(self.0.id())
     }
 }
 

@@ -117,6 +117,11 @@ pub(crate) fn text_only(
         .filter(|(_, value)| !value.is_empty())
 }
 
+/// The text in a variable that holds it in base64, where there is no disk to put a file on.
+pub(crate) fn text_of_base64(encoded: &str) -> Option<String> {
+    String::from_utf8(BASE64_STANDARD.decode(encoded.trim()).ok()?).ok()
+}
+
 fn within<N>(
     name: &str,
     text: Option<String>,
@@ -143,9 +148,8 @@ fn place(
         (Some(_), Some(_)) => Err(wrong(file, &format!("and {content} exclude each other"))),
         (path, None) => Ok(path.map(Place::File)),
         (None, Some(encoded)) => {
-            let text = BASE64_STANDARD.decode(encoded.trim()).ok();
-            let text = text.and_then(|text| String::from_utf8(text).ok());
-            let text = text.ok_or_else(|| wrong(content, "must be text in base64"))?;
+            let text =
+                text_of_base64(&encoded).ok_or_else(|| wrong(content, "must be text in base64"))?;
             Ok(Some(Place::Variable(content, text)))
         }
     }

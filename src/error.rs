@@ -98,6 +98,12 @@ const fn passing(title: &'static str, http: u16, exit: u8) -> Meaning {
     Meaning { title, http, exit, retryable: true }
 }
 
+/// How a unit variant is written in JSON.
+pub(crate) fn wire_name(variant: impl Serialize) -> String {
+    let name = serde_json::to_value(variant).ok();
+    name.and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
 impl Code {
     /// Every code, for tables and for the tests that loop over them.
     pub const ALL: [Code; 32] = [
@@ -178,10 +184,7 @@ impl Code {
     /// The name on the wire, in snake case.
     #[must_use]
     pub fn name(self) -> String {
-        serde_json::to_value(self)
-            .ok()
-            .and_then(|name| name.as_str().map(str::to_owned))
-            .unwrap_or_default()
+        wire_name(self)
     }
 
     /// A short sentence that is the same for every occurrence (RFC 9457 `title`).

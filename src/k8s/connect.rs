@@ -7,14 +7,16 @@
 
 use std::{env, path::PathBuf, time::Duration};
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
 
 use super::{cluster::Cluster, fault::chain};
-use crate::error::{ActionError, Code};
+use crate::{
+    config::text_of_base64,
+    error::{ActionError, Code},
+};
 
 /// The variable that may hold a kubeconfig.
 const IN_VARIABLE: &str = "KUBECONFIG_BASE64";
@@ -69,8 +71,7 @@ fn in_variable() -> Result<Option<Kubeconfig>, ActionError> {
     // The value may be a secret, so no error repeats any of it.
     let wrong = || misconfigured(format!("{IN_VARIABLE} holds no kubeconfig in base64"));
     let text = text.into_string().map_err(|_| wrong())?;
-    let text = BASE64_STANDARD.decode(text.trim()).map_err(|_| wrong())?;
-    let text = String::from_utf8(text).map_err(|_| wrong())?;
+    let text = text_of_base64(&text).ok_or_else(wrong)?;
     Kubeconfig::from_yaml(&text).map(Some).map_err(|_| wrong())
 }
 

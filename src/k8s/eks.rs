@@ -7,7 +7,6 @@
 //! EKS takes it for 15 minutes. Nothing is asked of AWS here.
 
 use std::{
-    collections::BTreeMap,
     env,
     time::{Duration, SystemTime},
 };
@@ -116,8 +115,6 @@ impl Eks {
         let request = SignableRequest::new("GET", url.as_str(), headers.into_iter(), body)?;
         let (instructions, _) = sign(request, &params)?.into_parts();
         // What is signed is to be in the order that it is signed in, as AWS's own tools have it.
-        let signed: BTreeMap<_, _> =
-            instructions.params().iter().map(|(name, value)| (*name, encode(value))).collect();
         let order = |name: &str| {
             let places = [
                 "X-Amz-Algorithm",
@@ -130,7 +127,8 @@ impl Eks {
             ];
             places.iter().position(|place| *place == name)
         };
-        let mut signed: Vec<_> = signed.into_iter().collect();
+        let mut signed: Vec<_> =
+            instructions.params().iter().map(|(name, value)| (*name, encode(value))).collect();
         signed.sort_by_key(|(name, _)| order(name));
         let query: String = signed.iter().map(|(name, value)| format!("&{name}={value}")).collect();
         Ok(url + &query)
@@ -166,6 +164,8 @@ fn wrong(variable: &str, what: &str) -> ActionError {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";

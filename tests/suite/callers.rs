@@ -4,8 +4,8 @@ use std::{fs, path::PathBuf};
 
 use action_executor::{callers::keys::Keys, document::Document, ledger::record::sha256};
 use k8s_openapi::api::{
-    core::v1::{Event, ServiceAccount},
-    rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
+    core::v1::Event,
+    rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
 use kube::{
     Api,
@@ -165,23 +165,11 @@ async fn server(namespace: &Namespace, rules: &[action_executor::actions::Rule])
 
 /// A caller's account that may `verbs` this action.
 async fn caller(namespace: &Namespace, verbs: &[&str]) {
-    namespace.create::<ServiceAccount>(json!({ "metadata": { "name": "agent" } })).await;
-    namespace
-        .create::<Role>(json!({
-            "metadata": { "name": "agent" },
-            "rules": [{
-                "apiGroups": ["action-executor.dev"], "resources": ["actions"],
-                "resourceNames": ["restart_k8s"], "verbs": verbs,
-            }],
-        }))
-        .await;
-    namespace
-        .create::<RoleBinding>(json!({
-            "metadata": { "name": "agent" },
-            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "agent" },
-            "subjects": [{ "kind": "ServiceAccount", "name": "agent", "namespace": namespace.name() }],
-        }))
-        .await;
+    let rule = json!({
+        "apiGroups": ["action-executor.dev"], "resources": ["actions"],
+        "resourceNames": ["restart_k8s"], "verbs": verbs,
+    });
+    namespace.grant("agent", json!([rule])).await;
 }
 
 fn request(namespace: &Namespace, simulate: bool) -> Vec<u8> {

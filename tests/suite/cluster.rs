@@ -403,8 +403,8 @@ impl Namespace {
         pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect()
     }
 
-    /// The kubeconfig of a new service account that has these rules in this namespace.
-    pub async fn account(&self, name: &str, rules: Value) -> PathBuf {
+    /// A new service account that has these rules in this namespace.
+    pub async fn grant(&self, name: &str, rules: Value) {
         self.create::<ServiceAccount>(json!({ "metadata": { "name": name } })).await;
         self.create::<Role>(json!({ "metadata": { "name": name }, "rules": rules })).await;
         self.create::<RoleBinding>(json!({
@@ -413,6 +413,11 @@ impl Namespace {
             "subjects": [{ "kind": "ServiceAccount", "name": name, "namespace": self.name }],
         }))
         .await;
+    }
+
+    /// The kubeconfig of a new service account that has these rules in this namespace.
+    pub async fn account(&self, name: &str, rules: Value) -> PathBuf {
+        self.grant(name, rules).await;
         let token = self.token(name, &[]).await;
         self.kubeconfig_with(name, json!({ "token": token }))
     }

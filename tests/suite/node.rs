@@ -9,9 +9,8 @@ use action_executor::{actions::ActionKind, budget, document::Document, policy::P
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
-    core::v1::{ConfigMap, Pod, ServiceAccount},
+    core::v1::{ConfigMap, Pod},
     policy::v1::Eviction,
-    rbac::v1::{Role, RoleBinding},
 };
 use kube::{
     ResourceExt,
@@ -31,7 +30,6 @@ const POLICY: &str = "cooldown_seconds: 0";
 async fn installed(kind: ActionKind, test: &str) -> Scenario {
     let scenario = Scenario::within(with_node(), kind, test).await;
     let namespace = &scenario.namespace;
-    namespace.create::<ServiceAccount>(json!({ "metadata": { "name": "action-executor" } })).await;
     namespace
         .create::<ConfigMap>(json!({
             "metadata": { "name": "action-executor-policy" }, "data": { "policy.yaml": POLICY },
@@ -39,14 +37,7 @@ async fn installed(kind: ActionKind, test: &str) -> Scenario {
         .await;
     let policy = Policy::parse(POLICY, "policy").expect("is a policy");
     let rules: Vec<_> = rbac::rules(&[kind], &policy).into_iter().chain([budget::RULE]).collect();
-    namespace.create::<Role>(json!({ "metadata": { "name": "executor" }, "rules": rules })).await;
-    namespace
-        .create::<RoleBinding>(json!({
-            "metadata": { "name": "executor" },
-            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "executor" },
-            "subjects": [{ "kind": "ServiceAccount", "name": "action-executor", "namespace": namespace.name() }],
-        }))
-        .await;
+    namespace.grant("action-executor", json!(rules)).await;
     scenario
 }
 

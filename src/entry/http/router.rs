@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::routes::{Route, check_accept, check_content_type, idempotency_key};
+use super::routes::{HEALTHY, Route, check_accept, check_content_type, idempotency_key};
 use crate::{
     callers::{Callers, Credentials},
     context::Context,
@@ -29,8 +29,6 @@ const READINESS_HOLDS: Duration = Duration::from_secs(1);
 
 /// Longest time to find out whether the cluster is ready.
 const READINESS_TIMEOUT: Duration = Duration::from_secs(3);
-
-const HEALTHY: &[u8] = br#"{"status":"ok"}"#;
 
 /// What the router answers with.
 pub struct Router {
@@ -77,7 +75,7 @@ impl Router {
         let reply = match Route::of(&method, &target) {
             Err(error) => self.problem(error).with_allow(&target),
             Ok(route) => match self.accept(route, &mut request) {
-                Ok(None) => Reply::json(200, HEALTHY.to_vec()),
+                Ok(None) => Reply::json(200, HEALTHY.into()),
                 Ok(Some(work)) => {
                     let router = self.clone();
                     runtime.spawn(async move { guarded(router.work(work)).await.send(request) });
@@ -113,7 +111,7 @@ impl Router {
     async fn work(self: Arc<Self>, work: Work) -> Reply {
         match work {
             Work::Ready => match self.ready().await {
-                Ok(()) => Reply::json(200, HEALTHY.to_vec()),
+                Ok(()) => Reply::json(200, HEALTHY.into()),
                 Err(error) => Reply::problem(error).with_status(503),
             },
             Work::Metrics => self.counted(),

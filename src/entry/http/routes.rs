@@ -18,6 +18,9 @@ pub enum Route {
     Execute,
 }
 
+/// The answer of the two questions about health when all is well, in the original service's words.
+pub const HEALTHY: &str = r#"{"status":"ok"}"#;
+
 /// Each path with its method.
 const ROUTES: [(&str, Route); 4] = [
     ("/api/v1/healthz", Route::Health),

@@ -10,7 +10,7 @@ use crate::{
     callers::Credentials,
     entry::{
         Answer, Delivery,
-        http::routes::{Route, check_accept, check_content_type, idempotency_key},
+        http::routes::{HEALTHY, Route, check_accept, check_content_type, idempotency_key},
     },
     error::{ActionError, Code},
 };
@@ -86,7 +86,7 @@ fn header(request: &Request, name: &str) -> Option<String> {
 
 /// That all is well, in the server's words.
 pub fn healthy() -> Response<Body> {
-    let mut response = Response::new(Body::from(r#"{"status":"ok"}"#));
+    let mut response = Response::new(Body::from(HEALTHY));
     let json = lambda_http::http::HeaderValue::from_static("application/json");
     response.headers_mut().insert("content-type", json);
     response
