@@ -350,6 +350,17 @@ impl Namespace {
         self.rolled_out(name).await
     }
 
+    /// A Deployment of one pod that is not ready before its condition of this type is set.
+    pub async fn gated_deployment(&self, name: &str, gate: &str) {
+        let mut template = template(name, self.good_image);
+        template["spec"]["readinessGates"] = json!([{ "conditionType": gate }]);
+        self.create::<Deployment>(json!({
+            "metadata": { "name": name },
+            "spec": { "selector": { "matchLabels": { "app": name } }, "template": template },
+        }))
+        .await;
+    }
+
     /// A StatefulSet of good pods, once they are all ready.
     pub async fn running_stateful_set(&self, name: &str, replicas: i32) {
         let object = json!({

@@ -29,7 +29,11 @@ const POLICY: &str = "cooldown_seconds: 0";
 /// A scenario in a namespace in which the executor is installed as the README says.
 async fn installed(kind: ActionKind, test: &str) -> Scenario {
     let scenario = Scenario::within(with_node(), kind, test).await;
-    let namespace = &scenario.namespace;
+    install(kind, &scenario.namespace).await;
+    scenario
+}
+
+async fn install(kind: ActionKind, namespace: &Namespace) {
     namespace
         .create::<ConfigMap>(json!({
             "metadata": { "name": "action-executor-policy" }, "data": { "policy.yaml": POLICY },
@@ -38,7 +42,6 @@ async fn installed(kind: ActionKind, test: &str) -> Scenario {
     let policy = Policy::parse(POLICY, "policy").expect("is a policy");
     let rules: Vec<_> = rbac::rules(&[kind], &policy).into_iter().chain([budget::RULE]).collect();
     namespace.grant("action-executor", json!(rules)).await;
-    scenario
 }
 
 fn file(request: &Value) -> PathBuf {
@@ -62,6 +65,9 @@ fn waited(scenario: &Scenario, id: &str) -> Value {
     request
 }
 
+/// A pod with this readiness gate is not ready before the test says so.
+const GATE: &str = "test.action-executor.dev/gate";
+
 async fn pods_of(namespace: &Namespace, job: &str) -> Vec<Pod> {
     let params = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={job}"));
     namespace.api::<Pod>().list(&params).await.expect("pods are listed").items
@@ -69,14 +75,25 @@ async fn pods_of(namespace: &Namespace, job: &str) -> Vec<Pod> {
 
 /// The Job once it has ended, and the type and reason of its last condition.
 async fn ended(namespace: &Namespace, name: &str) -> (String, String) {
-    eventually("the Job has ended", async || {
-        let job = namespace.api::<Job>().get(name).await.expect("is there");
-        let conditions = job.status?.conditions?;
-        let last =
-            conditions.into_iter().find(|it| it.type_ == "Complete" || it.type_ == "Failed")?;
-        Some((last.type_, last.reason.unwrap_or_default()))
-    })
-    .await
+    eventually("the Job has ended", async || end_of(namespace, name).await).await
+}
+
+async fn end_of(namespace: &Namespace, name: &str) -> Option<(String, String)> {
+    let job = namespace.api::<Job>().get(name).await.expect("is there");
+    let conditions = job.status?.conditions?;
+    let last = conditions.into_iter().find(|it| it.type_ == "Complete" || it.type_ == "Failed")?;
+    Some((last.type_, last.reason.unwrap_or_default()))
+}
+
+/// Lets all pods be ready that wait for [`GATE`].
+async fn open_gates(namespace: &Namespace) {
+    let pods = namespace.api::<Pod>();
+    for pod in namespace.pods_of("web").await {
+        let open = json!({ "status": { "conditions": [{ "type": GATE, "status": "True" }] } });
+        let params = PatchParams::default();
+        // A pod that has gone in between needs no gate.
+        let _ = pods.patch_status(&pod.name_any(), &params, &Patch::Strategic(open)).await;
+    }
 }
 
 fn termination_message(pod: &Pod) -> Option<String> {
@@ -144,14 +161,18 @@ async fn each_file_in_jobs_works_once_its_three_lines_are_edited() {
 #[ignore = "needs a real node, and so root"]
 async fn a_job_whose_pod_is_evicted_in_the_middle_acts_once() {
     for kind in ActionKind::ALL {
-        let scenario = installed(kind, "evicted").await;
+        // There is a middle for as long as we let no new pod be ready.
+        let namespace = with_node().namespace(&format!("evicted-{}", kind.name())).await;
+        namespace.gated_deployment("web", GATE).await;
+        install(kind, &namespace).await;
+        let before = eventually("the first pod is let be ready", async || {
+            open_gates(&namespace).await;
+            let found = namespace.get_deployment("web").await;
+            (found.status.as_ref()?.available_replicas == Some(1)).then_some(found)
+        })
+        .await;
+        let scenario = Scenario::around(kind, namespace).await;
         let namespace = &scenario.namespace;
-        // Slow enough that there is a middle.
-        let slow = json!({ "spec": { "minReadySeconds": 6 } });
-        let params = PatchParams::default();
-        let deployments = namespace.api::<Deployment>();
-        deployments.patch("web", &params, &Patch::Merge(slow)).await.expect("is patched");
-        let before = namespace.rolled_out("web").await;
         let request = waited(&scenario, "evicted-1");
         let made = job(namespace, &request, &["--apply"]);
         let name = made.answer()["job"]["name"].as_str().expect("is a name").to_owned();
@@ -172,7 +193,16 @@ async fn a_job_whose_pod_is_evicted_in_the_middle_acts_once() {
         let evicted: Result<Value, _> =
             pods.create_subresource("eviction", &first, &params, &eviction).await;
         evicted.expect("is evicted");
-        let end = ended(namespace, &name).await;
+        eventually("another pod has taken the Job up", async || {
+            let pods = pods_of(namespace, &name).await;
+            pods.iter().any(|pod| pod.name_any() != first).then_some(())
+        })
+        .await;
+        let end = eventually("the Job has ended", async || {
+            open_gates(namespace).await;
+            end_of(namespace, &name).await
+        })
+        .await;
         assert_eq!(end.0, "Complete", "{end:?}");
         let done = job(namespace, &request, &["--apply", "--wait"]);
         assert_eq!(done.status, 0, "{done:?}");

@@ -31,6 +31,11 @@ impl Scenario {
     pub async fn within(cluster: &TestCluster, kind: ActionKind, test: &str) -> Self {
         let namespace = cluster.namespace(&format!("{test}-{}", kind.name())).await;
         namespace.running_deployment("web", 1).await;
+        Scenario::around(kind, namespace).await
+    }
+
+    /// What is asked for in a namespace in which the workload `web` runs.
+    pub async fn around(kind: ActionKind, namespace: Namespace) -> Self {
         let parameters = parameters(kind, &namespace).await;
         let first = namespace.pods_of("web").await[0].uid();
         Scenario { kind, namespace, parameters, first }
