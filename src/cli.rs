@@ -135,6 +135,9 @@ pub struct RbacArgs {
     /// A namespace in which it acts; may be given again [default: the service account's].
     #[arg(short, long, value_name = "NAME", value_parser = namespace)]
     pub namespace: Vec<Namespace>,
+    /// Print too what the actions on nodes need, in the whole cluster.
+    #[arg(long)]
+    pub nodes: bool,
 }
 
 /// Arguments of `history`.

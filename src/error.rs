@@ -34,10 +34,20 @@ pub enum Code {
     RequestTimeout,
     /// The object that the request names does not exist.
     TargetNotFound,
-    /// The Deployment is paused; a restart would not happen.
+    /// The Deployment is paused; nothing would be rolled out.
     TargetPaused,
     /// No controller owns the pod; it would not come back.
     TargetUnmanaged,
+    /// Another controller decides what was to be changed, and would change it back.
+    TargetManaged,
+    /// The change would have no effect.
+    NoEffect,
+    /// There is no earlier revision, or not the one that was asked for.
+    NoRevision,
+    /// A disruption budget has no room for it now.
+    DisruptionBudget,
+    /// Something on the node stands in the way of draining it.
+    DrainBlocked,
     /// The target is not the one that `precondition` names.
     PreconditionFailed,
     /// The cluster refused the change for its own reasons: admission, quota, validation.
@@ -106,7 +116,7 @@ pub(crate) fn wire_name(variant: impl Serialize) -> String {
 
 impl Code {
     /// Every code, for tables and for the tests that loop over them.
-    pub const ALL: [Code; 32] = [
+    pub const ALL: [Code; 37] = [
         Code::InvalidRequest,
         Code::PayloadTooLarge,
         Code::Usage,
@@ -118,6 +128,11 @@ impl Code {
         Code::TargetNotFound,
         Code::TargetPaused,
         Code::TargetUnmanaged,
+        Code::TargetManaged,
+        Code::NoEffect,
+        Code::NoRevision,
+        Code::DisruptionBudget,
+        Code::DrainBlocked,
         Code::PreconditionFailed,
         Code::RejectedByCluster,
         Code::Forbidden,
@@ -157,6 +172,11 @@ impl Code {
             Code::TargetNotFound => permanent("The target does not exist", 422, 69),
             Code::TargetPaused => permanent("The target is paused", 422, 69),
             Code::TargetUnmanaged => permanent("The target would not come back", 422, 69),
+            Code::TargetManaged => permanent("Another controller decides this", 422, 69),
+            Code::NoEffect => permanent("The change would have no effect", 422, 69),
+            Code::NoRevision => permanent("There is no such revision", 422, 69),
+            Code::DisruptionBudget => passing("A disruption budget has no room", 429, 75),
+            Code::DrainBlocked => permanent("The node cannot be drained", 422, 69),
             Code::PreconditionFailed => permanent("The target is another one", 422, 69),
             Code::RejectedByCluster => permanent("The cluster rejected the change", 422, 69),
             Code::Forbidden => permanent("Not permitted in the cluster", 403, 77),
@@ -380,7 +400,7 @@ impl JsonSchema for Code {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "enum": Code::ALL.map(Code::name) })
+        json_schema!({ "type": "string", "enum": Code::ALL.map(Code::name).as_slice() })
     }
 }
 

@@ -91,6 +91,7 @@ pub(crate) async fn simulate(
         match cluster.make(&effect, true, asked.deadline).await {
             Ok(made) => return Ok(Done::now(plan, made, Outcome::Simulated, would)),
             Err(NotMade::Refused(error)) => return Err(error),
+            Err(NotMade::Blocked(words)) => return Err(blocked(&plan.target, &words)),
             // A dry run leaves nothing to be in doubt of.
             Err(NotMade::InDoubt(_) | NotMade::Stale) => {}
         }
@@ -130,6 +131,10 @@ pub(crate) async fn make<'a>(
                 return Ok(Done::now(plan, made, Outcome::Applied, did));
             }
             Err(NotMade::Refused(error)) => return settle(cluster, in_doubt, error).await,
+            Err(NotMade::Blocked(words)) => {
+                let error = blocked(&plan.target, &words);
+                return settle(cluster, in_doubt, error).await;
+            }
             Err(NotMade::InDoubt(fault)) => {
                 let sent = InDoubt { plan, effect, did, fault };
                 match sent.look(cluster, asked.deadline.max(Instant::now())).await {
@@ -191,6 +196,11 @@ async fn settle(
         Some(Found::NotMade) => Err(error),
         Some(Found::Unknowable) | None => Err(sent.unknown()),
     }
+}
+
+fn blocked(target: &Target, words: &str) -> ActionError {
+    ActionError::new(Code::DisruptionBudget, format!("{target} may not be evicted now: {words}"))
+        .with_retry_after(Some(Duration::from_secs(5)))
 }
 
 fn kept_changing(request: &ActionRequest) -> ActionError {

@@ -15,7 +15,10 @@ use crate::{
     execution,
     failpoint::Failpoint,
     names::RequestId,
-    policy::{Policy, verdict::Facts},
+    policy::{
+        Policy,
+        verdict::{Facts, Verdict},
+    },
     request::ActionRequest,
     response::{ActionResponse, Outcome},
     transaction,
@@ -109,12 +112,12 @@ async fn simulate(
         return Ok(offline(request, asked, &policy));
     };
     let done = execution::simulate(context, cluster, request, asked).await?;
-    let found = Facts::of(request, Some(&done.plan));
-    policy.judge(&found).refuse()?;
+    policy.judge_plan(request, &done.plan, true).refuse()?;
+    let foreseen = foresight(&policy.judge_plan(request, &done.plan, false));
     let mut answer = ActionResponse::to(request, asked, done.outcome, done.result);
     answer.replayed = done.replayed;
     answer.warnings.extend(done.plan.warnings.iter().cloned());
-    answer.warnings.extend(foresight(&policy, found));
+    answer.warnings.extend(foreseen);
     answer.changes = done.plan.changes;
     answer.target = done.plan.target;
     answer.target.resource_version = done.made.resource_version;
@@ -127,13 +130,13 @@ fn offline(request: &ActionRequest, asked: &Asked, policy: &Policy) -> ActionRes
     answer.offline = true;
     answer.changes = preview.changes;
     answer.warnings.push("no cluster is configured: the target was not looked at".to_owned());
-    answer.warnings.extend(foresight(policy, Facts::of(request, None)));
+    let facts = Facts { simulate: false, ..Facts::of(request, None) };
+    answer.warnings.extend(foresight(&policy.judge(&facts)));
     answer
 }
 
-/// What the policy would say if it were not a simulation.
-fn foresight(policy: &Policy, facts: Facts) -> Option<String> {
-    let verdict = policy.judge(&Facts { simulate: false, ..facts });
+/// What the policy says of the same, were it not a simulation.
+fn foresight(verdict: &Verdict) -> Option<String> {
     match verdict.refuse() {
         Err(refusal) => Some(format!("the real action would be refused: {}", refusal.detail)),
         Ok(()) if verdict.needs_approval() => {

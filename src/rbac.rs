@@ -30,6 +30,52 @@ pub fn rules(kinds: &[ActionKind], policy: &Policy) -> Vec<Rule> {
     rules
 }
 
+/// The rules for the whole cluster, which the actions on nodes need.
+#[must_use]
+pub fn cluster_rules(kinds: &[ActionKind]) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Vec::new();
+    for rule in kinds.iter().flat_map(|kind| kind.descriptor().cluster_rules) {
+        if !rules.contains(rule) {
+            rules.push(*rule);
+        }
+    }
+    rules
+}
+
+fn enabled(policy: &Policy) -> Vec<ActionKind> {
+    ActionKind::ALL.into_iter().filter(|kind| policy.allows(*kind)).collect()
+}
+
+/// What the allowed actions on nodes need beside the Roles of [`manifests`]: a ClusterRole, and a Role
+/// where their records are kept. Nothing, if none is allowed.
+#[must_use]
+pub fn node_manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
+    let rules = cluster_rules(&enabled(policy));
+    if rules.is_empty() {
+        return Vec::new();
+    }
+    let name = format!("action-executor.{}.{}.nodes", account.namespace, account.name);
+    let home = Namespace::default();
+    let records = self::rules(&[], policy);
+    vec![
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": { "name": name, "labels": labels() },
+            "rules": rules,
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": { "name": name, "labels": labels() },
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name,
+            },
+            "subjects": [subject(account)],
+        }),
+        role("action-executor-records", &home, json!(records)),
+        binding("action-executor-records", &home, account),
+    ]
+}
+
 /// The Roles and RoleBindings for this account: one in each namespace in which it acts, one where the
 /// budget is kept, and one for those who approve.
 #[must_use]
@@ -38,8 +84,7 @@ pub fn manifests(
     account: &ServiceAccount,
     namespaces: &[Namespace],
 ) -> Vec<Value> {
-    let enabled: Vec<_> = ActionKind::ALL.into_iter().filter(|kind| policy.allows(*kind)).collect();
-    let rules = json!(rules(&enabled, policy));
+    let rules = json!(rules(&enabled(policy), policy));
     let mut documents = Vec::new();
     for namespace in namespaces {
         documents.push(role("action-executor", namespace, rules.clone()));
@@ -81,10 +126,12 @@ fn binding(name: &str, namespace: &str, account: &ServiceAccount) -> Value {
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
         "metadata": { "name": name, "namespace": namespace, "labels": labels() },
         "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name },
-        "subjects": [{
-            "kind": "ServiceAccount", "name": account.name, "namespace": account.namespace,
-        }],
+        "subjects": [subject(account)],
     })
+}
+
+fn subject(account: &ServiceAccount) -> Value {
+    json!({ "kind": "ServiceAccount", "name": account.name, "namespace": account.namespace })
 }
 
 fn labels() -> Value {

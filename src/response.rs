@@ -83,7 +83,8 @@ pub struct Target {
     pub api_version: String,
     /// The kind, as `Deployment`.
     pub kind: String,
-    /// The namespace.
+    /// The namespace; absent for what is in none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub namespace: String,
     /// The name.
     pub name: String,
@@ -96,9 +97,12 @@ pub struct Target {
 }
 
 impl std::fmt::Display for Target {
-    /// As people write it: `Deployment shop/web`.
+    /// As people write it: `Deployment shop/web`, `Node n1`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+        match self.namespace.as_str() {
+            "" => write!(f, "{} {}", self.kind, self.name),
+            namespace => write!(f, "{} {namespace}/{}", self.kind, self.name),
+        }
     }
 }
 

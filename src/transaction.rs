@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
 
 use crate::{
@@ -130,13 +130,13 @@ impl Transaction<'_> {
     async fn plan(&self, asked: &Asked) -> Result<Planned, ActionError> {
         self.policy.judge(&Facts::of(self.request, None)).refuse()?;
         let plan = execution::plan(self.context, self.cluster, self.request, asked).await?;
-        let verdict = self.policy.judge(&Facts::of(self.request, Some(&plan)));
+        let verdict = self.policy.judge_plan(self.request, &plan, false);
         let about = |refusal: ActionError| refusal.about(plan.found.uid.as_deref());
         verdict.refuse().map_err(about)?;
         let glance = match plan.todo {
             Todo::Make(..) => {
-                let entry = Entry::new(&asked.id, &plan.target, Utc::now());
-                self.budget.glance(&entry, asked.deadline).await.map_err(about)?
+                let entries = entries(&plan, asked, Utc::now());
+                self.budget.glance(&entries, asked.deadline).await.map_err(about)?
             }
             _ => None,
         };
@@ -263,9 +263,9 @@ impl Transaction<'_> {
         let deadline = asked.deadline.min(Instant::now() + SLACK);
         let asked = Asked { deadline, ..asked };
         let at = record.written_at.unwrap_or_else(Utc::now);
-        let entry = Entry::new(&asked.id, &plan.target, at);
+        let entries = entries(&plan, &asked, at);
         let counts = matches!(plan.todo, Todo::Make(..));
-        if counts && let Err(refusal) = self.reserve(&plan, &entry, glance, &asked).await {
+        if counts && let Err(refusal) = self.reserve(&plan, &entries, glance, &asked).await {
             self.release(record, &refusal, &asked).await;
             return Err(refusal);
         }
@@ -284,7 +284,7 @@ impl Transaction<'_> {
             }
             Ok(done) => {
                 if counts && done.outcome == Outcome::Unchanged {
-                    self.refund(&entry, &asked).await;
+                    self.refund(&entries, &asked).await;
                 }
                 let answer = self.answer_of(&record, &done, &asked);
                 record.intent.completion = done.plan.completion;
@@ -297,7 +297,7 @@ impl Transaction<'_> {
             }
             Err(error) => {
                 if counts {
-                    self.refund(&entry, &asked).await;
+                    self.refund(&entries, &asked).await;
                 }
                 self.release(record, &error, &asked).await;
                 Err(error)
@@ -309,14 +309,14 @@ impl Transaction<'_> {
     async fn reserve(
         &self,
         plan: &Plan,
-        entry: &Entry,
+        entries: &[Entry],
         glance: Option<Glance>,
         asked: &Asked,
     ) -> Result<(), ActionError> {
-        self.budget.reserve(entry, glance, asked.deadline).await?;
-        let verdict = self.context.policy().judge(&Facts::of(self.request, Some(plan)));
+        self.budget.reserve(entries, glance, asked.deadline).await?;
+        let verdict = self.context.policy().judge_plan(self.request, plan, false);
         if verdict.refuse().is_err() {
-            self.refund(entry, asked).await;
+            self.refund(entries, asked).await;
         }
         verdict.refuse()
     }
@@ -452,7 +452,7 @@ impl Transaction<'_> {
 
     async fn wait_for(&self, record: &Record, answer: &mut ActionResponse) {
         let made = record.made.clone().unwrap_or_default();
-        let completion = record.intent.completion.given(&answer.target, &made, &answer.id);
+        let completion = record.intent.completion.given(&answer.target, &made);
         let rollout = wait::until_complete(self.context, self.cluster, &completion, self.end).await;
         if rollout.state != RolloutState::Complete {
             answer.outcome = Outcome::Failed;
@@ -489,11 +489,18 @@ impl Transaction<'_> {
         }
     }
 
-    async fn refund(&self, entry: &Entry, asked: &Asked) {
-        if let Err(error) = self.budget.refund(entry, closing(asked)).await {
+    async fn refund(&self, entries: &[Entry], asked: &Asked) {
+        if let Err(error) = self.budget.refund(entries, closing(asked)).await {
             tracing::warn!(%error, "what was taken from the budget could not be given back");
         }
     }
+}
+
+/// What a plan takes from the budget: one action on its target, and one on each other object.
+fn entries(plan: &Plan, asked: &Asked, at: DateTime<Utc>) -> Vec<Entry> {
+    let others = plan.others.iter().map(|other| &other.target);
+    let all = std::iter::once(&plan.target).chain(others);
+    all.map(|target| Entry::new(&asked.id, &plan.target, target, at)).collect()
 }
 
 /// When the books are closed: a moment after the last call for the effect.

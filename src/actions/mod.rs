@@ -5,14 +5,14 @@
 //! complete. Making effects and waiting for them is common to all and lives elsewhere, so an action
 //! writes nothing itself and knows no entry point.
 //!
-//! To add one: a file, a variant of [`ActionKind`] and of [`Action`], and their match arms. Tests that
+//! To add one: a file with `DESCRIPTOR` and `Parameters`, and its line in the table below. Tests that
 //! loop over [`ActionKind::ALL`] then ask for the rest.
 
-use std::pin::Pin;
+use std::{collections::BTreeMap, pin::Pin};
 
 use chrono::{DateTime, Utc};
 use kube::core::ObjectMeta;
-use schemars::{Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize, Serializer};
 use tokio::time::Instant;
 
@@ -20,34 +20,102 @@ use crate::{
     error::{ActionError, Code},
     k8s::{
         cluster::Cluster,
-        completion::Completion,
+        completion::{Completion, RolloutOf},
         effect::{Effect, Made},
     },
     names::RequestId,
-    request::Precondition,
+    request::{Precondition, read_parameters},
     response::{Change, Target},
 };
 
-pub mod restart_k8s;
-pub mod restart_pod;
+/// Makes of the table of actions all that has an arm for each of them.
+macro_rules! actions {
+    ($($(#[doc = $what:literal])* $kind:ident: $file:ident,)*) => {
+        $(pub mod $file;)*
 
-/// An action with its parameters.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
+        /// An action with its parameters.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Action {
+            $($(#[doc = $what])* $kind($file::Parameters),)*
+        }
+
+        /// Which action.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum ActionKind {
+            $($(#[doc = $what])* $kind,)*
+        }
+
+        impl ActionKind {
+            /// Every action.
+            pub const ALL: [ActionKind; [$(stringify!($kind)),*].len()] = [$(ActionKind::$kind,)*];
+
+            /// What is known of it without parameters.
+            #[must_use]
+            pub fn descriptor(self) -> &'static Descriptor {
+                match self {
+                    $(ActionKind::$kind => &$file::DESCRIPTOR,)*
+                }
+            }
+
+            /// Reads this action's parameters from JSON.
+            ///
+            /// # Errors
+            /// [`Code::InvalidRequest`] with the path of the field at fault.
+            pub fn parse(self, parameters: &str) -> Result<Action, ActionError> {
+                match self {
+                    $(ActionKind::$kind => read_parameters(parameters).map(Action::$kind),)*
+                }
+            }
+
+            /// The JSON Schema of this action's parameters.
+            #[must_use]
+            pub fn parameters_schema(self, generator: &mut SchemaGenerator) -> Schema {
+                match self {
+                    $(ActionKind::$kind => $file::Parameters::json_schema(generator),)*
+                }
+            }
+        }
+
+        impl Action {
+            /// Which action it is.
+            #[must_use]
+            pub fn kind(&self) -> ActionKind {
+                match self {
+                    $(Action::$kind(_) => ActionKind::$kind,)*
+                }
+            }
+
+            pub(crate) fn plannable(&self) -> &(dyn Plannable + Send + Sync) {
+                match self {
+                    $(Action::$kind(parameters) => parameters,)*
+                }
+            }
+        }
+
+        impl Serialize for Action {
+            /// The parameters alone; the kind stands beside them in a request.
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                match self {
+                    $(Action::$kind(parameters) => parameters.serialize(serializer),)*
+                }
+            }
+        }
+    };
+}
+
+// In the order in which they are listed everywhere: a variant, and its file.
+actions! {
     /// Restart a Deployment.
-    RestartK8s(restart_k8s::Parameters),
+    RestartK8s: restart_k8s,
     /// Restart a pod by deleting it.
-    RestartPod(restart_pod::Parameters),
+    RestartPod: restart_pod,
+    /// Restart a StatefulSet.
+    RestartStatefulset: restart_statefulset,
+    /// Restart a DaemonSet.
+    RestartDaemonset: restart_daemonset,
 }
 
-/// Which action.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ActionKind {
-    /// `restart_k8s`
-    RestartK8s,
-    /// `restart_pod`
-    RestartPod,
-}
+mod restart;
 
 /// What is known of an action without any parameters.
 pub struct Descriptor {
@@ -57,10 +125,10 @@ pub struct Descriptor {
     pub aliases: &'static [&'static str],
     /// What it does and when it refuses, for a person or a model to choose by.
     pub description: &'static str,
-    /// The least that RBAC must allow for it.
+    /// The least that RBAC must allow for it in the target's namespace.
     pub rules: &'static [Rule],
-    parse: fn(&str) -> Result<Action, ActionError>,
-    schema: fn(&mut SchemaGenerator) -> Schema,
+    /// The least that RBAC must allow for it in the whole cluster, where the target is in no namespace.
+    pub cluster_rules: &'static [Rule],
 }
 
 /// One RBAC rule.
@@ -93,6 +161,25 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    /// Refuses an object that is not the one that is meant, or is going.
+    ///
+    /// # Errors
+    /// [`Code::TargetNotFound`] if it is being deleted, else as [`Asked::check_same`] says.
+    pub(crate) fn check_found(
+        &self,
+        target: &Target,
+        metadata: &ObjectMeta,
+    ) -> Result<(), ActionError> {
+        let target = target.clone().found(metadata);
+        let refuse = |refusal: ActionError| refusal.about(target.uid.as_deref());
+        self.check_same(&target).map_err(refuse)?;
+        if metadata.deletion_timestamp.is_some() {
+            let detail = format!("{target} is being deleted");
+            return Err(refuse(ActionError::new(Code::TargetNotFound, detail)));
+        }
+        Ok(())
+    }
+
     /// Whether the object that was read is the one that the request means, and the one that was
     /// looked at before.
     ///
@@ -138,6 +225,62 @@ pub(crate) struct Plan {
     pub completion: CompletionOf,
     /// The target's metadata as it was read.
     pub found: ObjectMeta,
+    /// How many replicas the target has afterwards, if that changes.
+    pub replicas: Option<u32>,
+    /// The other objects that are acted upon with the target: the policy and the budget hold for each.
+    pub others: Vec<Other>,
+}
+
+/// An object that is acted upon because of the target: a pod of a node that is drained.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Other {
+    /// The object.
+    pub target: Target,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Plan {
+    /// A plan on the object with this metadata, to which changes and warnings may be added.
+    pub(crate) fn new(
+        target: Target,
+        found: &ObjectMeta,
+        todo: Todo,
+        completion: CompletionOf,
+    ) -> Self {
+        Plan {
+            target: target.found(found),
+            todo,
+            changes: Vec::new(),
+            warnings: Vec::new(),
+            completion,
+            found: found.clone(),
+            replicas: None,
+            others: Vec::new(),
+        }
+    }
+
+    /// The plan for an object that carries this request's mark: the change was made, and its answer did
+    /// not arrive.
+    pub(crate) fn already_made(
+        target: Target,
+        found: &ObjectMeta,
+        sentence: String,
+        completion: CompletionOf,
+    ) -> Self {
+        let made =
+            Made { resource_version: found.resource_version.clone(), generation: found.generation };
+        Plan::new(target, found, Todo::AlreadyMade(made, sentence), completion)
+    }
+}
+
+impl Target {
+    /// The target as it was found.
+    pub(crate) fn found(mut self, metadata: &ObjectMeta) -> Self {
+        self.uid.clone_from(&metadata.uid);
+        self.resource_version.clone_from(&metadata.resource_version);
+        self
+    }
 }
 
 /// What there is to do, each with its sentence.
@@ -151,26 +294,26 @@ pub(crate) enum Todo {
     Nothing(String),
 }
 
-/// Makes the completion, once it is known what the effect left behind.
+/// When what is planned is complete.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CompletionOf {
-    /// A Deployment's rollout, of the generation that the effect made.
-    Rollout,
+    /// A workload's rollout, of the generation that the effect makes.
+    Rollout(RolloutOf),
     /// Known in full already.
     Known(Completion),
 }
 
 impl CompletionOf {
     /// When what this request did to the target is complete, given what the effect left behind.
-    pub(crate) fn given(&self, target: &Target, made: &Made, id: &str) -> Completion {
+    pub(crate) fn given(&self, target: &Target, made: &Made) -> Completion {
         match self {
             CompletionOf::Known(completion) => completion.clone(),
-            CompletionOf::Rollout => Completion::RolledOut {
+            CompletionOf::Rollout(rollout) => Completion::RolledOut {
                 namespace: target.namespace.clone(),
-                deployment: target.name.clone(),
+                name: target.name.clone(),
                 generation: made.generation.unwrap_or(0),
-                request_id: id.to_owned(),
+                rollout: rollout.clone(),
             },
         }
     }
@@ -193,11 +336,18 @@ pub(crate) trait Plannable {
     /// The object that is acted upon.
     fn target(&self) -> Target;
 
-    /// The namespace of that object.
+    /// The namespace of that object; empty for what is in none.
     fn namespace(&self) -> &str;
 
+    /// The node that is acted upon, if it is one.
+    fn node(&self) -> Option<&str> {
+        None
+    }
+
     /// What is odd about the parameters themselves.
-    fn warnings(&self) -> Vec<String>;
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// What would be done, as far as that can be said without a cluster.
     fn preview(&self, asked: &Asked) -> Preview;
@@ -207,18 +357,6 @@ pub(crate) trait Plannable {
 }
 
 impl ActionKind {
-    /// Every action.
-    pub const ALL: [ActionKind; 2] = [ActionKind::RestartK8s, ActionKind::RestartPod];
-
-    /// What is known of it without parameters.
-    #[must_use]
-    pub fn descriptor(self) -> &'static Descriptor {
-        match self {
-            ActionKind::RestartK8s => &restart_k8s::DESCRIPTOR,
-            ActionKind::RestartPod => &restart_pod::DESCRIPTOR,
-        }
-    }
-
     /// The `type` of a request, in its first spelling.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -240,65 +378,31 @@ impl ActionKind {
                 .with_hint(format!("known: {}", names.join(", ")))
         })
     }
-
-    /// Reads this action's parameters from JSON.
-    ///
-    /// # Errors
-    /// [`Code::InvalidRequest`] with the path of the field at fault.
-    pub fn parse(self, parameters: &str) -> Result<Action, ActionError> {
-        (self.descriptor().parse)(parameters)
-    }
-
-    /// The JSON Schema of this action's parameters.
-    #[must_use]
-    pub fn parameters_schema(self, generator: &mut SchemaGenerator) -> Schema {
-        (self.descriptor().schema)(generator)
-    }
 }
 
 impl Action {
-    /// Which action it is.
-    #[must_use]
-    pub fn kind(&self) -> ActionKind {
-        match self {
-            Action::RestartK8s(_) => ActionKind::RestartK8s,
-            Action::RestartPod(_) => ActionKind::RestartPod,
-        }
-    }
-
     /// The object that is acted upon.
     #[must_use]
     pub fn target(&self) -> Target {
         self.plannable().target()
     }
 
-    /// The namespace of the object that is acted upon.
+    /// The namespace of the object that is acted upon; empty for what is in none.
     #[must_use]
     pub fn namespace(&self) -> &str {
         self.plannable().namespace()
+    }
+
+    /// The node that is acted upon, if it is one.
+    #[must_use]
+    pub fn node(&self) -> Option<&str> {
+        self.plannable().node()
     }
 
     /// What is odd about the parameters themselves.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         self.plannable().warnings()
-    }
-
-    pub(crate) fn plannable(&self) -> &(dyn Plannable + Send + Sync) {
-        match self {
-            Action::RestartK8s(parameters) => parameters,
-            Action::RestartPod(parameters) => parameters,
-        }
-    }
-}
-
-impl Serialize for Action {
-    /// The parameters alone; the kind stands beside them in a request.
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Action::RestartK8s(parameters) => parameters.serialize(serializer),
-            Action::RestartPod(parameters) => parameters.serialize(serializer),
-        }
     }
 }
 
@@ -343,7 +447,8 @@ mod tests {
     #[test]
     fn no_rule_is_wider_than_it_says() {
         for kind in ActionKind::ALL {
-            for rule in kind.descriptor().rules {
+            let Descriptor { rules, cluster_rules, .. } = kind.descriptor();
+            for rule in rules.iter().chain(*cluster_rules) {
                 let words = [rule.api_groups, rule.resources, rule.verbs].concat();
                 assert!(!words.contains(&"*"), "{}", kind.name());
                 assert!(!rule.resources.contains(&"secrets"), "{}", kind.name());

@@ -8,13 +8,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Action, Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, ignored,
+    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, ignored,
 };
 use crate::{
     error::{ActionError, Code},
     k8s::{cluster::Cluster, completion::Completion, effect::Effect, pods},
     names::{Namespace, ObjectName, null_is_default},
-    request::read_parameters,
     response::{Change, Target, rfc3339_millis},
 };
 
@@ -28,8 +27,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
         // `list` only to find the replacement when it is waited for.
         Rule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list", "delete"] },
     ],
-    parse: |text| read_parameters(text).map(Action::RestartPod),
-    schema: |generator| Parameters::json_schema(generator),
+    cluster_rules: &[],
 };
 
 /// What `restart_pod` acts upon.
@@ -94,13 +92,12 @@ impl Plannable for Parameters {
 
 /// From the pod and its siblings as they were read to what is to be done.
 fn decide(
-    mut target: Target,
+    target: Target,
     pod: &Pod,
     siblings: &[Pod],
     asked: &Asked,
 ) -> Result<Plan, ActionError> {
-    target.uid = pod.metadata.uid.clone();
-    target.resource_version = pod.metadata.resource_version.clone();
+    let target = target.found(&pod.metadata);
     let uid = target.uid.as_deref();
     asked.check_same(&target).map_err(|refusal| refusal.about(uid))?;
     let Some(controller) = pods::controller(pod) else {
@@ -114,14 +111,11 @@ fn decide(
     } else {
         (deletion(pod, &owner, asked), vec![disappears(&target)])
     };
-    Ok(Plan {
-        todo,
-        changes,
-        warnings: warnings(pod, controller),
-        completion: CompletionOf::Known(replacement(pod, controller, owner, siblings, &target)),
-        found: pod.metadata.clone(),
-        target,
-    })
+    let completion = CompletionOf::Known(replacement(pod, controller, owner, siblings, &target));
+    let mut plan = Plan::new(target, &pod.metadata, todo, completion);
+    plan.changes = changes;
+    plan.warnings = warnings(pod, controller);
+    Ok(plan)
 }
 
 fn deletion(pod: &Pod, owner: &str, asked: &Asked) -> Todo {

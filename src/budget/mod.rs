@@ -73,18 +73,18 @@ impl<'a> Budget<'a> {
     /// [`Code::Stopped`], [`Code::RateLimited`], or why the Lease could not be read.
     pub(crate) async fn glance(
         &self,
-        entry: &Entry,
+        entries: &[Entry],
         deadline: Instant,
     ) -> Result<Option<Glance>, ActionError> {
         if self.limits.are_none() {
             return Ok(None);
         }
         let lease = self.read(deadline).await?;
-        self.charged(lease.as_ref(), entry)?;
+        self.charged(lease.as_ref(), entries)?;
         Ok(Some(Glance(lease)))
     }
 
-    /// Lets one action through and writes it down; where nothing is limited, nothing is written. Begins
+    /// Lets all of these actions through, or none of them, and writes them down; where nothing is limited, nothing is written. Begins
     /// with what was seen at a glance: if the Lease has changed since, it is read again.
     ///
     /// # Errors
@@ -92,20 +92,20 @@ impl<'a> Budget<'a> {
     /// nothing may be done.
     pub(crate) async fn reserve(
         &self,
-        entry: &Entry,
+        entries: &[Entry],
         glance: Option<Glance>,
         deadline: Instant,
     ) -> Result<(), ActionError> {
         if self.limits.are_none() {
             return self.check_switch(deadline).await;
         }
-        self.change(glance, deadline, |lease| self.charged(lease, entry)).await
+        self.change(glance, deadline, |lease| self.charged(lease, entries)).await
     }
 
-    /// The list with this entry, if nothing is against it.
-    fn charged(&self, lease: Option<&Lease>, entry: &Entry) -> Result<Spent, ActionError> {
+    /// The list with these entries, if nothing is against them.
+    fn charged(&self, lease: Option<&Lease>, entries: &[Entry]) -> Result<Spent, ActionError> {
         lease.map_or(Ok(()), |lease| self.refuse_if_stopped(lease))?;
-        let spent = spent_on(lease).with(entry.clone(), &self.limits);
+        let spent = spent_on(lease).with(entries, &self.limits);
         spent.map_err(|full| self.full(full))
     }
 
@@ -113,11 +113,15 @@ impl<'a> Budget<'a> {
     ///
     /// # Errors
     /// Why the Lease could not be written; then the action goes on counting.
-    pub(crate) async fn refund(&self, entry: &Entry, deadline: Instant) -> Result<(), ActionError> {
+    pub(crate) async fn refund(
+        &self,
+        entries: &[Entry],
+        deadline: Instant,
+    ) -> Result<(), ActionError> {
         if self.limits.are_none() {
             return Ok(());
         }
-        self.change(None, deadline, |lease| Ok(spent_on(lease).without(entry))).await
+        self.change(None, deadline, |lease| Ok(spent_on(lease).without(entries))).await
     }
 
     /// Looks at the kill switch alone.

@@ -63,12 +63,13 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The entry for this request on this target at this time of the API server.
+    /// The entry for what this request, which is about `subject`, does to this target, at this time of
+    /// the API server.
     #[must_use]
-    pub fn new(id: &str, target: &Target, at: DateTime<Utc>) -> Self {
+    pub fn new(id: &str, subject: &Target, target: &Target, at: DateTime<Utc>) -> Self {
         let Target { namespace, kind, name, .. } = target;
         Entry {
-            request: short(&format!("{namespace}/{id}")),
+            request: short(&format!("{}/{id}", subject.namespace)),
             target: short(&format!("{kind}/{namespace}/{name}")),
             namespace: short(namespace),
             at,
@@ -114,24 +115,26 @@ impl Spent {
         Spent(text.split(' ').filter_map(entry).collect())
     }
 
-    /// The list with this entry, if there is room for it. An earlier entry of the same request gives
-    /// way to it.
+    /// The list with the entries of a request, if there is room for all of them. Earlier ones of the same
+    /// request give way to them.
     ///
     /// # Errors
     /// The limit that leaves no room.
-    pub fn with(&self, entry: Entry, limits: &Limits) -> Result<Spent, Full> {
-        let mut spent = self.without(&entry);
-        let now = entry.at;
-        spent.0.retain(|it| age(it, now) < limits.memory());
-        spent.check(&entry, limits)?;
-        spent.0.push(entry);
+    pub fn with(&self, entries: &[Entry], limits: &Limits) -> Result<Spent, Full> {
+        let mut spent = self.without(entries);
+        for entry in entries {
+            spent.0.retain(|it| age(it, entry.at) < limits.memory());
+            spent.check(entry, limits)?;
+            spent.0.push(entry.clone());
+        }
         Ok(spent)
     }
 
-    /// The list without the entry of this one's request.
+    /// The list without the entries of these ones' request.
     #[must_use]
-    pub fn without(&self, entry: &Entry) -> Spent {
-        Spent(self.0.iter().filter(|it| it.request != entry.request).cloned().collect())
+    pub fn without(&self, entries: &[Entry]) -> Spent {
+        let is_theirs = |it: &&Entry| entries.iter().any(|entry| entry.request == it.request);
+        Spent(self.0.iter().filter(|it| !is_theirs(it)).cloned().collect())
     }
 
     fn check(&self, entry: &Entry, limits: &Limits) -> Result<(), Full> {
@@ -199,7 +202,7 @@ mod tests {
         DateTime::from_timestamp(1_800_000_000 + seconds, 0).expect("is a time")
     }
 
-    fn entry(id: &str, namespace: &str, name: &str, seconds: i64) -> Entry {
+    fn entry(id: &str, namespace: &str, name: &str, seconds: i64) -> [Entry; 1] {
         let target = Target {
             api_version: "apps/v1".to_owned(),
             kind: "Deployment".to_owned(),
@@ -208,7 +211,7 @@ mod tests {
             uid: None,
             resource_version: None,
         };
-        Entry::new(id, &target, at(seconds))
+        [Entry::new(id, &target, &target, at(seconds))]
     }
 
     const MINUTE: Duration = Duration::from_secs(60);
@@ -220,7 +223,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let spent = Spent::default()
-            .with(entry("a", "shop", "web", 0), &Limits { cooldown: MINUTE, ..Limits::default() })
+            .with(&entry("a", "shop", "web", 0), &Limits { cooldown: MINUTE, ..Limits::default() })
             .expect("has room");
         assert_eq!(Spent::parse(&spent.to_string()), spent);
         assert_eq!(Spent::parse(""), Spent::default());
@@ -230,53 +233,66 @@ mod tests {
     #[test]
     fn a_target_is_left_alone_for_its_cooldown() {
         let limits = Limits { cooldown: MINUTE, ..Limits::default() };
-        let spent = Spent::default().with(entry("a", "n", "web", 0), &limits).expect("has room");
-        let refused = spent.with(entry("b", "n", "web", 20), &limits);
+        let spent = Spent::default().with(&entry("a", "n", "web", 0), &limits).expect("has room");
+        let refused = spent.with(&entry("b", "n", "web", 20), &limits);
         assert_eq!(refused, Err(Full::Cooldown(Duration::from_secs(40))));
-        assert!(spent.with(entry("b", "n", "api", 20), &limits).is_ok());
-        assert!(spent.with(entry("b", "n", "web", 60), &limits).is_ok());
+        assert!(spent.with(&entry("b", "n", "api", 20), &limits).is_ok());
+        assert!(spent.with(&entry("b", "n", "web", 60), &limits).is_ok());
     }
 
     #[test]
     fn a_namespace_has_its_quota_and_another_has_its_own() {
         let limits = Limits { per_namespace: two_in_a_minute(), ..Limits::default() };
-        let spent = Spent::default().with(entry("a", "n", "1", 0), &limits).expect("has room");
-        let spent = spent.with(entry("b", "n", "2", 1), &limits).expect("has room");
-        let refused = spent.with(entry("c", "n", "3", 2), &limits);
+        let spent = Spent::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
+        let spent = spent.with(&entry("b", "n", "2", 1), &limits).expect("has room");
+        let refused = spent.with(&entry("c", "n", "3", 2), &limits);
         assert!(matches!(refused, Err(Full::Namespace(_, wait)) if wait.as_secs() == 88));
-        assert!(spent.with(entry("c", "m", "3", 2), &limits).is_ok());
+        assert!(spent.with(&entry("c", "m", "3", 2), &limits).is_ok());
     }
 
     #[test]
     fn the_cluster_has_one_quota() {
         let limits = Limits { cluster: two_in_a_minute(), ..Limits::default() };
-        let spent = Spent::default().with(entry("a", "n", "1", 0), &limits).expect("has room");
-        let spent = spent.with(entry("b", "m", "2", 1), &limits).expect("has room");
-        assert!(matches!(spent.with(entry("c", "o", "3", 2), &limits), Err(Full::Cluster(..))));
+        let spent = Spent::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
+        let spent = spent.with(&entry("b", "m", "2", 1), &limits).expect("has room");
+        assert!(matches!(spent.with(&entry("c", "o", "3", 2), &limits), Err(Full::Cluster(..))));
     }
 
     #[test]
     fn a_retry_of_the_same_request_is_counted_once() {
         let limits = Limits { cooldown: MINUTE, cluster: two_in_a_minute(), ..Limits::default() };
-        let spent = Spent::default().with(entry("a", "n", "1", 0), &limits).expect("has room");
-        let spent = spent.with(entry("a", "n", "1", 5), &limits).expect("is the same");
+        let spent = Spent::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
+        let spent = spent.with(&entry("a", "n", "1", 5), &limits).expect("is the same");
         assert_eq!(spent.to_string().split(' ').count(), 1);
     }
 
     #[test]
     fn what_is_given_back_leaves_room() {
         let limits = Limits { cluster: two_in_a_minute(), ..Limits::default() };
-        let spent = Spent::default().with(entry("a", "n", "1", 0), &limits).expect("has room");
-        let spent = spent.with(entry("b", "n", "2", 0), &limits).expect("has room");
+        let spent = Spent::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
+        let spent = spent.with(&entry("b", "n", "2", 0), &limits).expect("has room");
         let spent = spent.without(&entry("a", "n", "1", 9));
-        assert!(spent.with(entry("c", "n", "3", 1), &limits).is_ok());
+        assert!(spent.with(&entry("c", "n", "3", 1), &limits).is_ok());
+    }
+
+    #[test]
+    fn the_actions_of_one_request_are_let_through_together_or_not_at_all() {
+        let limits = Limits { cluster: two_in_a_minute(), ..Limits::default() };
+        let [one] = entry("a", "n", "1", 0);
+        let [two] = entry("a", "m", "2", 0);
+        let [three] = entry("a", "m", "3", 0);
+        let both = [one.clone(), Entry { request: one.request.clone(), ..two }];
+        let spent = Spent::default().with(&both, &limits).expect("has room for two");
+        assert_eq!(spent.to_string().split(' ').count(), 2);
+        assert!(Spent::default().with(&[&both[..], &[three]].concat(), &limits).is_err());
+        assert_eq!(spent.without(&both[..1]), Spent::default());
     }
 
     #[test]
     fn entries_that_matter_no_more_are_dropped() {
         let limits = Limits { cooldown: MINUTE, ..Limits::default() };
-        let spent = Spent::default().with(entry("a", "n", "1", 0), &limits).expect("has room");
-        let spent = spent.with(entry("b", "n", "2", 100), &limits).expect("has room");
+        let spent = Spent::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
+        let spent = spent.with(&entry("b", "n", "2", 100), &limits).expect("has room");
         assert_eq!(spent.to_string().split(' ').count(), 1);
     }
 
@@ -293,7 +309,7 @@ mod tests {
             for (number, (pause, delay)) in steps.into_iter().enumerate() {
                 now += pause;
                 let next = entry(&number.to_string(), "n", &number.to_string(), now);
-                if let Ok(next) = spent.with(next, &limits) {
+                if let Ok(next) = spent.with(&next, &limits) {
                     spent = next;
                     effects.push(now + delay);
                 }

@@ -87,6 +87,8 @@ pub fn run(args: &JobArgs) -> Result<(String, u8), ActionError> {
 fn surroundings(args: &JobArgs, request: &ActionRequest) -> Result<Surroundings, ActionError> {
     let namespace = match &args.namespace {
         Some(namespace) => namespace.clone(),
+        // An action on what is in no namespace has its Job where its records are.
+        None if request.action.namespace().is_empty() => Namespace::default(),
         None => Namespace::try_from(request.action.namespace().to_owned())
             .map_err(|what| ActionError::in_field("parameters.namespace", what))?,
     };

@@ -68,7 +68,11 @@ pub fn rbac(args: &RbacArgs) -> Result<String, ActionError> {
         [] => std::slice::from_ref(&args.service_account.namespace),
         namespaces => namespaces,
     };
-    yaml(&rbac::manifests(&policy, &args.service_account, namespaces))
+    let mut documents = rbac::manifests(&policy, &args.service_account, namespaces);
+    if args.nodes {
+        documents.extend(rbac::node_manifests(&policy, &args.service_account));
+    }
+    yaml(&documents)
 }
 
 fn load(path: Option<&Path>) -> Result<Policy, ActionError> {

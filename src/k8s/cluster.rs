@@ -315,6 +315,8 @@ impl Cluster {
                 format!("the cluster at {server} does not answer: {message}"),
             )
             .with_retry_after(Some(Duration::from_secs(5))),
+            Fault::Disruption(message) => ActionError::new(Code::DisruptionBudget, message)
+                .with_retry_after(Some(Duration::from_secs(5))),
             fault => ActionError::new(Code::ClusterUnavailable, format!("{server}: {fault:?}")),
         }
     }

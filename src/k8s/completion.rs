@@ -5,34 +5,86 @@
 
 use std::collections::HashSet;
 
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
-use kube::core::Selector;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
     REQUEST_ID_ANNOTATION,
     cluster::Cluster,
-    pods,
-    restart::template_annotation,
+    jobs, pods,
     rollout::{self, Verdict},
+    workload::{Workload, WorkloadKind},
 };
-use crate::error::{ActionError, Code};
+use crate::{
+    error::{ActionError, Code},
+    ledger::record::sha256,
+};
+
+/// Which rollout of a workload is meant: with another template than ours it is somebody else's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RolloutOf {
+    /// The kind of workload.
+    pub kind: WorkloadKind,
+    /// By what our template is known.
+    pub template: KnownBy,
+}
+
+/// By what a pod template is known to be ours.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KnownBy {
+    /// The request's id, in an annotation of the template.
+    RequestId(String),
+    /// A digest of the template, where nothing may be added to it.
+    Digest(String),
+    /// Nothing: the template was not ours to begin with.
+    Nothing,
+}
 
 /// What must be true for an effect to be complete.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Completion {
-    /// The Deployment's rollout is done.
+    /// The change itself is all there is to wait for; in a sentence.
+    AtOnce(String),
+    /// The workload's rollout is done.
     RolledOut {
         /// The namespace.
         namespace: String,
-        /// The Deployment.
-        deployment: String,
+        /// The workload.
+        name: String,
         /// The generation that our change made.
         generation: i64,
-        /// The request's id, which the template carries as long as no one replaced our change.
-        request_id: String,
+        /// The rollout.
+        rollout: RolloutOf,
+    },
+    /// The workload has this number of pods and all of them are available.
+    Scaled {
+        /// The kind of workload.
+        kind: WorkloadKind,
+        /// The namespace.
+        namespace: String,
+        /// The workload.
+        name: String,
+        /// How many.
+        replicas: i32,
+    },
+    /// The pod has gone, or another one has its name.
+    Gone {
+        /// The namespace.
+        namespace: String,
+        /// The pod.
+        name: String,
+        /// Its uid.
+        uid: String,
+    },
+    /// The Job is complete.
+    Finished {
+        /// The namespace.
+        namespace: String,
+        /// The Job.
+        name: String,
     },
     /// A pod that the controller made in place of the deleted one is ready.
     Replaced {
@@ -50,6 +102,18 @@ pub enum Completion {
 }
 
 impl Completion {
+    async fn pods_of(
+        &self,
+        cluster: &Cluster,
+        kind: WorkloadKind,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Vec<Pod>, ActionError> {
+        let selector = cluster.workload(kind, namespace, name, deadline).await?.label_selector();
+        cluster.list::<Pod>(namespace, &selector, deadline).await
+    }
+
     /// How far it is.
     ///
     /// # Errors
@@ -60,14 +124,30 @@ impl Completion {
         deadline: Instant,
     ) -> Result<Verdict, ActionError> {
         match self {
-            Completion::RolledOut { namespace, deployment, generation, request_id } => {
-                match cluster.get::<Deployment>(namespace, deployment, deadline).await {
-                    Ok(object) => Ok(rolled_out(&object, *generation, request_id)),
-                    Err(error) if error.code == Code::TargetNotFound => {
-                        Ok(Verdict::Failed(format!("Deployment '{deployment}' was deleted")))
+            Completion::AtOnce(what) => Ok(Verdict::Complete(what.clone())),
+            Completion::RolledOut { namespace, name, generation, rollout } => {
+                let found = cluster.workload(rollout.kind, namespace, name, deadline).await;
+                unless_deleted(found, rollout.kind.name(), name, |it| {
+                    rolled_out(&it, *generation, &rollout.template)
+                })
+            }
+            Completion::Scaled { kind, namespace, name, replicas } => {
+                let found = cluster.workload(*kind, namespace, name, deadline).await;
+                unless_deleted(found, kind.name(), name, |it| scaled(&it, *replicas))
+            }
+            Completion::Gone { namespace, name, uid } => {
+                match cluster.get::<Pod>(namespace, name, deadline).await {
+                    Ok(pod) if pod.metadata.uid.as_ref() == Some(uid) => {
+                        Ok(Verdict::Waiting(format!("pod '{name}' is shutting down")))
                     }
+                    Ok(_) => Ok(gone(name)),
+                    Err(error) if error.code == Code::TargetNotFound => Ok(gone(name)),
                     Err(error) => Err(error),
                 }
+            }
+            Completion::Finished { namespace, name } => {
+                let found = cluster.get::<Job>(namespace, name, deadline).await;
+                unless_deleted(found, "Job", name, |it| jobs::verdict(&it))
             }
             Completion::Replaced { namespace, controller, controller_uid, selector, known } => {
                 let pods = cluster.list::<Pod>(namespace, selector, deadline).await?;
@@ -86,11 +166,20 @@ impl Completion {
         deadline: Instant,
     ) -> Result<Vec<String>, ActionError> {
         match self {
-            Completion::RolledOut { namespace, deployment, request_id, .. } => {
-                let object = cluster.get::<Deployment>(namespace, deployment, deadline).await?;
-                let selector = label_selector(&object);
-                let pods = cluster.list::<Pod>(namespace, &selector, deadline).await?;
-                Ok(pods::problems(pods.iter().filter(|pod| made_by(pod, request_id))))
+            Completion::AtOnce(_) => Ok(Vec::new()),
+            Completion::RolledOut { namespace, name, rollout, .. } => {
+                let pods = self.pods_of(cluster, rollout.kind, namespace, name, deadline).await?;
+                Ok(pods::problems(pods.iter().filter(|pod| rollout.template.may_have_made(pod))))
+            }
+            Completion::Scaled { kind, namespace, name, .. } => {
+                let pods = self.pods_of(cluster, *kind, namespace, name, deadline).await?;
+                Ok(pods::problems(&pods))
+            }
+            Completion::Gone { namespace, name, .. } => {
+                Ok(pods::reasons_to_stay(&cluster.get::<Pod>(namespace, name, deadline).await?))
+            }
+            Completion::Finished { namespace, name } => {
+                jobs::last_words(cluster, namespace, name, deadline).await
             }
             Completion::Replaced { namespace, controller_uid, selector, known, .. } => {
                 let pods = cluster.list::<Pod>(namespace, selector, deadline).await?;
@@ -100,18 +189,75 @@ impl Completion {
     }
 }
 
-fn rolled_out(deployment: &Deployment, generation: i64, request_id: &str) -> Verdict {
-    match template_annotation(deployment, REQUEST_ID_ANNOTATION) {
-        // The object may be one from before our change; its generation tells.
-        _ if deployment.metadata.generation.unwrap_or(0) < generation => {
-            rollout::deployment(deployment, generation)
+/// The verdict on what was found; what was deleted will not be complete any more.
+fn unless_deleted<T>(
+    found: Result<T, ActionError>,
+    kind: &str,
+    name: &str,
+    verdict: impl FnOnce(T) -> Verdict,
+) -> Result<Verdict, ActionError> {
+    match found {
+        Ok(object) => Ok(verdict(object)),
+        Err(error) if error.code == Code::TargetNotFound => {
+            Ok(Verdict::Failed(format!("{kind} '{name}' was deleted")))
         }
-        Some(id) if id == request_id => rollout::deployment(deployment, generation),
-        _ => Verdict::Failed(
-            "superseded: the pod template was changed by someone else before the rollout was complete"
-                .to_owned(),
-        ),
+        Err(error) => Err(error),
     }
+}
+
+fn rolled_out(workload: &Workload, generation: i64, template: &KnownBy) -> Verdict {
+    // The object may be one from before our change; its generation tells.
+    let is_older = workload.metadata().generation.unwrap_or(0) < generation;
+    if is_older || template.is_on(workload) {
+        return rollout::verdict(workload, generation);
+    }
+    Verdict::Failed(
+        "superseded: the pod template was changed by someone else before the rollout was complete"
+            .to_owned(),
+    )
+}
+
+impl KnownBy {
+    fn is_on(&self, workload: &Workload) -> bool {
+        match self {
+            KnownBy::RequestId(id) => {
+                workload.template_annotation(REQUEST_ID_ANNOTATION) == Some(id.as_str())
+            }
+            KnownBy::Digest(digest) => digest_of_template(workload) == *digest,
+            KnownBy::Nothing => true,
+        }
+    }
+
+    /// Pods carry their template's annotations, so an id tells which ones our change brought forth.
+    fn may_have_made(&self, pod: &Pod) -> bool {
+        let annotations = pod.metadata.annotations.as_ref();
+        match self {
+            KnownBy::RequestId(id) => {
+                annotations.and_then(|all| all.get(REQUEST_ID_ANNOTATION)) == Some(id)
+            }
+            KnownBy::Digest(_) | KnownBy::Nothing => true,
+        }
+    }
+}
+
+/// A digest of a workload's pod template, as it is in the API.
+#[must_use]
+pub fn digest_of_template(workload: &Workload) -> String {
+    sha256(serde_json::json!(workload.template()).to_string().as_bytes())
+}
+
+fn scaled(workload: &Workload, replicas: i32) -> Verdict {
+    match workload.replicas() {
+        Some(now) if now == replicas => rollout::verdict(workload, 0),
+        now => Verdict::Failed(format!(
+            "superseded: someone else has set the replicas to {}",
+            now.unwrap_or_default()
+        )),
+    }
+}
+
+fn gone(name: &str) -> Verdict {
+    Verdict::Complete(format!("pod '{name}' is gone"))
 }
 
 fn replaced(replacements: &[&Pod], controller: &str) -> Verdict {
@@ -127,25 +273,17 @@ fn replaced(replacements: &[&Pod], controller: &str) -> Verdict {
     }
 }
 
-/// Pods carry their template's annotations, so ours tells which ones our change brought forth.
-fn made_by(pod: &Pod, request_id: &str) -> bool {
-    let annotations = pod.metadata.annotations.as_ref();
-    annotations.and_then(|all| all.get(REQUEST_ID_ANNOTATION)).map(String::as_str)
-        == Some(request_id)
-}
-
-/// The Deployment's selector in the API's own notation.
-fn label_selector(deployment: &Deployment) -> String {
-    let selector = deployment.spec.as_ref().map(|spec| spec.selector.clone());
-    let selector = selector.and_then(|selector| Selector::try_from(selector).ok());
-    selector.map(|selector| selector.to_string()).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::apps::v1::Deployment;
+
     use super::*;
 
-    fn deployment(id: &str, generation: i64) -> Deployment {
+    fn by(id: &str) -> KnownBy {
+        KnownBy::RequestId(id.to_owned())
+    }
+
+    fn deployment(id: &str, generation: i64) -> Workload {
         serde_yaml_ng::from_str(&format!(
             "metadata: {{name: web, generation: {generation}}}\n\
              spec: {{replicas: 1, selector: {{}}, template: {{metadata: {{annotations: \
@@ -153,23 +291,24 @@ mod tests {
              status: {{observedGeneration: {generation}, replicas: 1, updatedReplicas: 1, \
              availableReplicas: 1}}"
         ))
+        .map(|it: Deployment| it.into())
         .expect("is a Deployment")
     }
 
     #[test]
     fn our_own_rollout_is_judged() {
-        assert!(matches!(rolled_out(&deployment("r1", 4), 4, "r1"), Verdict::Complete(_)));
+        assert!(matches!(rolled_out(&deployment("r1", 4), 4, &by("r1")), Verdict::Complete(_)));
     }
 
     #[test]
     fn a_rollout_that_someone_else_replaced_has_failed() {
-        let verdict = rolled_out(&deployment("r2", 5), 4, "r1");
+        let verdict = rolled_out(&deployment("r2", 5), 4, &by("r1"));
         assert!(matches!(verdict, Verdict::Failed(why) if why.starts_with("superseded")));
     }
 
     #[test]
     fn an_object_from_before_our_change_is_not_someone_elses() {
-        assert!(matches!(rolled_out(&deployment("r0", 3), 4, "r1"), Verdict::Waiting(_)));
+        assert!(matches!(rolled_out(&deployment("r0", 3), 4, &by("r1")), Verdict::Waiting(_)));
     }
 
     #[test]
@@ -189,13 +328,17 @@ mod tests {
     }
 
     #[test]
-    fn the_selector_is_written_as_the_api_reads_it() {
-        let deployment: Deployment = serde_yaml_ng::from_str(
-            "spec: {template: {}, selector: {matchLabels: {app: web}, matchExpressions: \
-             [{key: tier, operator: In, values: [a, b]}]}}",
-        )
-        .expect("is a Deployment");
-        let selector = label_selector(&deployment);
-        assert!(selector.contains("app=web") && selector.contains("tier in (a,b)"), "{selector}");
+    fn a_template_that_nothing_may_be_added_to_is_known_by_its_digest() {
+        let ours = deployment("r1", 4);
+        let known = KnownBy::Digest(digest_of_template(&ours));
+        assert!(matches!(rolled_out(&ours, 4, &known), Verdict::Complete(_)));
+        assert!(matches!(rolled_out(&deployment("r2", 5), 4, &known), Verdict::Failed(_)));
+    }
+
+    #[test]
+    fn another_number_of_replicas_than_ours_is_someone_elses() {
+        let one = deployment("r1", 4);
+        assert!(matches!(scaled(&one, 1), Verdict::Complete(_)));
+        assert!(matches!(scaled(&one, 2), Verdict::Failed(why) if why.starts_with("superseded")));
     }
 }

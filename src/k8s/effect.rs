@@ -4,11 +4,15 @@
 //! was read (uid, resourceVersion), so sending it twice cannot change anything twice, and each can be
 //! recognised in the cluster afterwards: a patch by the mark that it leaves on the object, a deletion
 //! by the uid that is gone, since uids are never used again. So an effect is also what is written
-//! down before it is made, for whoever has to find out later what became of it.
+//! down before it is made, for whoever has to find out later what became of it. The scale subresource
+//! takes no annotation: there the mark is the field manager under which the API server notes the change.
 
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
-    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
+    },
     core::ObjectMeta,
 };
 use serde::{Deserialize, Serialize};
@@ -16,24 +20,25 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    FIELD_MANAGER,
+    FIELD_MANAGER, REQUEST_ID_ANNOTATION,
     cluster::{Call, Cluster},
     fault::Fault,
     marks::{Marks, REQUESTS_ANNOTATION, Trace},
     retry::Repeat,
 };
-use crate::error::ActionError;
+use crate::{error::ActionError, ledger::record::sha256};
 
 /// One change to one object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Effect {
     /// The kind of object.
     pub resource: ApiResource,
-    /// Its namespace.
+    /// Its namespace; empty for what is in none.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its uid: the change is for this object and no other of the same name.
+    /// Its uid: the change is for this object and no other of the same name. Empty for one that is to
+    /// be created.
     pub uid: String,
     /// The change.
     pub mutation: Mutation,
@@ -53,10 +58,34 @@ pub enum Mutation {
         /// The number of the last mark before ours.
         since: u64,
     },
+    /// A number of replicas, through the scale subresource.
+    Scale {
+        /// How many.
+        replicas: i32,
+        /// The resourceVersion that the object must still have.
+        resource_version: Option<String>,
+        /// The field manager of this request alone, by which the change is recognised.
+        manager: String,
+        /// The API server's notes on who has set the replicas, as they were before.
+        before: Vec<String>,
+    },
     /// A deletion, with the object's own grace period.
     Delete {
         /// The resourceVersion that the object must still have.
         resource_version: Option<String>,
+    },
+    /// A pod's eviction (KEP-85, policy/v1): a deletion that its disruption budgets may refuse.
+    Evict {
+        /// The resourceVersion that the pod must still have.
+        resource_version: Option<String>,
+    },
+    /// A new object under a name that is this request's alone, and with its id in an annotation.
+    Create {
+        /// The object; never written down.
+        #[serde(skip)]
+        object: Value,
+        /// The request's id, by which the object is recognised.
+        request_id: String,
     },
 }
 
@@ -95,6 +124,8 @@ pub enum NotMade {
     Stale,
     /// The call was made and its answer lost: look for the effect.
     InDoubt(Fault),
+    /// A disruption budget has no room now; the API server's words.
+    Blocked(String),
     /// Refused, for good or until later.
     Refused(ActionError),
 }
@@ -115,6 +146,7 @@ impl Cluster {
             Err(Fault::Conflict(_)) => Err(NotMade::Stale),
             // Read a moment ago and gone now: to be read again, whatever stands there then.
             Err(Fault::NotFound) => Err(NotMade::Stale),
+            Err(Fault::Disruption(message)) => Err(NotMade::Blocked(message)),
             Err(fault) if fault.may_have_been_done() && !dry_run => Err(NotMade::InDoubt(fault)),
             Err(fault) => Err(NotMade::Refused(self.tell(&effect.call(), fault).await)),
         }
@@ -138,7 +170,10 @@ impl Cluster {
     }
 
     fn api_of(&self, effect: &Effect) -> Api<DynamicObject> {
-        Api::namespaced_with(self.client(), &effect.namespace, &effect.resource)
+        match effect.namespace.as_str() {
+            "" => Api::all_with(self.client(), &effect.resource),
+            namespace => Api::namespaced_with(self.client(), namespace, &effect.resource),
+        }
     }
 }
 
@@ -173,6 +208,43 @@ impl Effect {
         Effect::on(resource, metadata, Mutation::Delete { resource_version })
     }
 
+    /// The eviction of the pod with this metadata and no other of its name.
+    #[must_use]
+    pub fn eviction(metadata: &ObjectMeta, resource_version: Option<String>) -> Self {
+        Effect::on(ApiResource::erase::<Pod>(&()), metadata, Mutation::Evict { resource_version })
+    }
+
+    /// Another number of replicas for the object with this metadata.
+    #[must_use]
+    pub fn scaling(
+        resource: ApiResource,
+        metadata: &ObjectMeta,
+        request_id: &str,
+        replicas: i32,
+    ) -> Self {
+        let mutation = Mutation::Scale {
+            replicas,
+            resource_version: metadata.resource_version.clone(),
+            manager: manager_of(request_id),
+            before: notes_on_replicas(metadata),
+        };
+        Effect::on(resource, metadata, mutation)
+    }
+
+    /// A new object. Its name has to be made from the request's id, so that there is one at most; the
+    /// id is added to its annotations here.
+    #[must_use]
+    pub fn creation(
+        resource: ApiResource,
+        metadata: &ObjectMeta,
+        request_id: &str,
+        mut object: Value,
+    ) -> Self {
+        object["metadata"]["annotations"][REQUEST_ID_ANNOTATION] = request_id.into();
+        let mutation = Mutation::Create { object, request_id: request_id.to_owned() };
+        Effect { uid: String::new(), ..Effect::on(resource, metadata, mutation) }
+    }
+
     fn on(resource: ApiResource, metadata: &ObjectMeta, mutation: Mutation) -> Self {
         Effect {
             resource,
@@ -186,16 +258,20 @@ impl Effect {
     /// Whether the object is to go.
     #[must_use]
     pub fn is_deletion(&self) -> bool {
-        matches!(self.mutation, Mutation::Delete { .. })
+        matches!(self.mutation, Mutation::Delete { .. } | Mutation::Evict { .. })
     }
 
     fn call(&self) -> Call {
-        Call {
-            verb: if self.is_deletion() { "delete" } else { "patch" },
-            resource: self.resource.clone(),
-            namespace: self.namespace.clone(),
-            name: Some(self.name.clone()),
-        }
+        let (verb, subresource) = match &self.mutation {
+            Mutation::Patch { .. } => ("patch", ""),
+            Mutation::Scale { .. } => ("patch", "/scale"),
+            Mutation::Delete { .. } => ("delete", ""),
+            Mutation::Evict { .. } => ("create", "/eviction"),
+            Mutation::Create { .. } => ("create", ""),
+        };
+        let mut resource = self.resource.clone();
+        resource.plural.push_str(subresource);
+        Call { verb, resource, namespace: self.namespace.clone(), name: Some(self.name.clone()) }
     }
 
     async fn send(&self, api: &Api<DynamicObject>, dry_run: bool) -> kube::Result<Made> {
@@ -207,6 +283,40 @@ impl Effect {
                     ..PatchParams::default()
                 };
                 api.patch(&self.name, &params, &Patch::Strategic(body)).await.map(Made::from)
+            }
+            Mutation::Scale { replicas, resource_version, manager, .. } => {
+                let params = PatchParams {
+                    dry_run,
+                    field_manager: Some(manager.clone()),
+                    ..PatchParams::default()
+                };
+                let patch = json!({
+                    "metadata": { "uid": self.uid, "resourceVersion": resource_version },
+                    "spec": { "replicas": replicas },
+                });
+                let scaled = api.patch_scale(&self.name, &params, &Patch::Merge(patch)).await?;
+                let ObjectMeta { resource_version, generation, .. } = scaled.metadata;
+                Ok(Made { resource_version, generation })
+            }
+            Mutation::Evict { resource_version } => {
+                // In the spelling of the API: kube's own helper loses the preconditions.
+                let eviction = json!({
+                    "apiVersion": "policy/v1", "kind": "Eviction",
+                    "metadata": { "name": self.name, "namespace": self.namespace },
+                    "deleteOptions": { "preconditions": {
+                        "uid": self.uid, "resourceVersion": resource_version,
+                    }},
+                });
+                let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
+                let evicted: kube::Result<Value> =
+                    api.create_subresource("eviction", &self.name, &params, &eviction).await;
+                evicted.map(|_| Made::default())
+            }
+            Mutation::Create { object, .. } => {
+                let object: DynamicObject =
+                    serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
+                let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
+                api.create(&params, &object).await.map(Made::from)
             }
             Mutation::Delete { resource_version } => {
                 let preconditions = Preconditions {
@@ -233,10 +343,22 @@ impl Effect {
             }
             // The object that it was for is gone, and what was done to it went with it.
             Mutation::Patch { .. } => Trace::Lost,
-            Mutation::Delete { .. } if same && object.metadata.deletion_timestamp.is_none() => {
+            Mutation::Scale { manager, before, .. } if same => {
+                trace_of_scaling(&notes_on_replicas(&object.metadata), manager, before)
+            }
+            Mutation::Scale { .. } => Trace::Lost,
+            Mutation::Delete { .. } | Mutation::Evict { .. }
+                if same && object.metadata.deletion_timestamp.is_none() =>
+            {
                 Trace::NotMade
             }
-            Mutation::Delete { .. } => Trace::Made,
+            Mutation::Delete { .. } | Mutation::Evict { .. } => Trace::Made,
+            Mutation::Create { request_id, .. } => {
+                let annotations = object.metadata.annotations.as_ref();
+                let id = annotations.and_then(|all| all.get(REQUEST_ID_ANNOTATION));
+                // Under a name that is this request's alone there is no other's object.
+                if id == Some(request_id) { Trace::Made } else { Trace::Lost }
+            }
         };
         match trace {
             Trace::Made => Found::Made(Made::from(object.clone())),
@@ -246,7 +368,42 @@ impl Effect {
     }
 
     fn left_where_nothing_is(&self) -> Found {
-        if self.is_deletion() { Found::Made(Made::default()) } else { Found::Unknowable }
+        match self.mutation {
+            Mutation::Delete { .. } | Mutation::Evict { .. } => Found::Made(Made::default()),
+            Mutation::Create { .. } => Found::NotMade,
+            Mutation::Patch { .. } | Mutation::Scale { .. } => Found::Unknowable,
+        }
+    }
+}
+
+/// The field manager of one request: ours, and enough of a digest to tell requests apart.
+fn manager_of(request_id: &str) -> String {
+    format!("{FIELD_MANAGER}/{}", &sha256(request_id.as_bytes())[..16])
+}
+
+/// Who has set the replicas, as the API server notes it: field manager and time.
+fn notes_on_replicas(metadata: &ObjectMeta) -> Vec<String> {
+    let entries = metadata.managed_fields.iter().flatten();
+    let on_replicas = entries.filter(|entry| {
+        let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
+        fields.is_some_and(|fields| fields.pointer("/f:spec/f:replicas").is_some())
+    });
+    on_replicas
+        .map(|entry| {
+            let time = entry.time.as_ref().map(|time| time.0.to_string()).unwrap_or_default();
+            format!("{} {time}", entry.manager.as_deref().unwrap_or_default())
+        })
+        .collect()
+}
+
+/// Each change of the replicas takes them over from whoever set them before.
+fn trace_of_scaling(now: &[String], manager: &str, before: &[String]) -> Trace {
+    if now.iter().any(|note| note.split(' ').next() == Some(manager)) {
+        Trace::Made
+    } else if now == before {
+        Trace::NotMade
+    } else {
+        Trace::Lost
     }
 }
 
@@ -261,7 +418,7 @@ impl From<DynamicObject> for Made {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+    use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job};
 
     use super::*;
 
@@ -319,6 +476,54 @@ mod tests {
         assert!(matches!(left(going), Found::Made(_)));
         assert_eq!(left("metadata: {uid: u1}"), Found::NotMade);
         assert!(matches!(delete.left_where_nothing_is(), Found::Made(_)));
+    }
+
+    #[test]
+    fn an_eviction_leaves_the_trace_of_a_deletion() {
+        let pod = object("metadata: {name: web-1, namespace: shop, uid: u1}");
+        let evict = Effect::eviction(&pod.metadata, None);
+        assert!(matches!(evict.left_where_nothing_is(), Found::Made(_)));
+        assert_eq!(evict.left_on(&object("metadata: {uid: u1}")), Found::NotMade);
+        assert_eq!(evict.call().to_string(), "create Pod shop/web-1");
+    }
+
+    #[test]
+    fn a_scaling_is_recognised_by_its_field_manager_on_the_replicas() {
+        let noted = |notes: &[(&str, &str)]| {
+            let entries: Vec<_> = notes
+                .iter()
+                .map(|(manager, at)| {
+                    format!(
+                        "{{manager: {manager}, time: '{at}', operation: Update, fieldsType: FieldsV1, \
+                         fieldsV1: {{'f:spec': {{'f:replicas': {{}}}}}}}}"
+                    )
+                })
+                .collect();
+            object(&format!(
+                "metadata: {{name: web, uid: u1, managedFields: [{}]}}",
+                entries.join(", ")
+            ))
+        };
+        let before = noted(&[("hpa", "2026-01-31T12:00:00Z")]);
+        let resource = ApiResource::erase::<Deployment>(&());
+        let effect = Effect::scaling(resource, &before.metadata, "r1", 5);
+        let ours = manager_of("r1");
+        let left = |notes: &[(&str, &str)]| effect.left_on(&noted(notes));
+        assert!(matches!(left(&[(&ours, "2026-01-31T12:00:01Z")]), Found::Made(_)));
+        assert_eq!(left(&[("hpa", "2026-01-31T12:00:00Z")]), Found::NotMade);
+        assert_eq!(left(&[("hpa", "2026-01-31T12:00:02Z")]), Found::Unknowable);
+        assert_eq!(left(&[(&manager_of("r2"), "2026-01-31T12:00:02Z")]), Found::Unknowable);
+    }
+
+    #[test]
+    fn a_creation_is_recognised_by_the_id_on_the_object_of_its_name() {
+        let metadata = object("metadata: {name: nightly-x, namespace: shop}").metadata;
+        let job = json!({ "metadata": { "name": "nightly-x" } });
+        let effect = Effect::creation(ApiResource::erase::<Job>(&()), &metadata, "r1", job);
+        let ours = "metadata: {uid: u9, annotations: {action-executor.dev/request-id: r1}}";
+        assert!(matches!(effect.left_on(&object(ours)), Found::Made(_)));
+        assert_eq!(effect.left_on(&object("metadata: {uid: u9}")), Found::Unknowable);
+        assert_eq!(effect.left_where_nothing_is(), Found::NotMade);
     }
 
     #[test]

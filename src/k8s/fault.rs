@@ -23,6 +23,8 @@ pub enum Fault {
     Unauthorized(String),
     /// 429: not carried out; ask again later.
     Busy(String, Option<Duration>),
+    /// 429 of an eviction: a disruption budget has no room for it now; not carried out.
+    Disruption(String),
     /// 5xx: a write may have been carried out.
     ServerError(String, Option<Duration>),
     /// No connection came about, so nothing was sent.
@@ -44,6 +46,7 @@ impl Fault {
             Fault::Rejected(_) => "rejected",
             Fault::Unauthorized(_) => "unauthorized",
             Fault::Busy(..) => "busy",
+            Fault::Disruption(_) => "disruption",
             Fault::ServerError(..) => "server_error",
             Fault::Unreachable(_) => "unreachable",
             Fault::NoAnswer(_) => "no_answer",
@@ -92,7 +95,10 @@ fn of_status(status: &Status) -> Fault {
         403 if by_the_authorizer(&message) => Fault::Forbidden(message),
         404 => Fault::NotFound,
         409 => Fault::Conflict(message),
+        429 if by_a_disruption_budget(status) => Fault::Disruption(message),
         429 => Fault::Busy(message, retry_after),
+        // Worded as a server's error, and for good (`registry/core/pod/storage/eviction.go`).
+        500 if message.contains("more than one PodDisruptionBudget") => Fault::Rejected(message),
         500.. => Fault::ServerError(message, retry_after),
         _ => Fault::Rejected(message),
     }
@@ -101,6 +107,11 @@ fn of_status(status: &Status) -> Fault {
 /// The authorizer's 403 reads `User "x" cannot patch resource "y"`; admission words its own.
 fn by_the_authorizer(message: &str) -> bool {
     message.contains("\" cannot ") && message.contains(" resource \"")
+}
+
+fn by_a_disruption_budget(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "DisruptionBudget")
 }
 
 /// An error with its causes, outermost first, without saying anything twice.
@@ -148,6 +159,20 @@ mod tests {
     fn keeps_the_servers_word_on_when_to_come_back() {
         let busy = status("{code: 429, message: slow down, details: {retryAfterSeconds: 7}}");
         assert_eq!(busy, Fault::Busy("slow down".into(), Some(Duration::from_secs(7))));
+    }
+
+    #[test]
+    fn a_disruption_budget_is_not_a_busy_server() {
+        let blocked = status(
+            "{code: 429, message: Cannot evict pod, details: {causes: [{reason: DisruptionBudget, \
+             message: The disruption budget web needs 2 healthy pods}]}}",
+        );
+        assert_eq!(blocked, Fault::Disruption("Cannot evict pod".into()));
+        let two = status(
+            "{code: 500, message: 'This pod has more than one PodDisruptionBudget, which the \
+             eviction subresource does not support.'}",
+        );
+        assert!(matches!(two, Fault::Rejected(_)));
     }
 
     #[test]

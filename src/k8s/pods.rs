@@ -91,6 +91,23 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str, &'a str)
     })
 }
 
+/// Why a pod that is to go is still there.
+#[must_use]
+pub fn reasons_to_stay(pod: &Pod) -> Vec<String> {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let Some(since) = &pod.metadata.deletion_timestamp else {
+        return vec![format!("pod {name} is not being deleted")];
+    };
+    let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+    let mut reasons =
+        vec![format!("pod {name} has until {} to stop ({grace} s of grace)", since.0)];
+    let finalizers = pod.metadata.finalizers.as_deref().unwrap_or_default();
+    if !finalizers.is_empty() {
+        reasons.push(format!("pod {name} is held by the finalizers {}", finalizers.join(", ")));
+    }
+    reasons
+}
+
 /// What is wrong with these pods, each problem once, with the pods that have it.
 #[must_use]
 pub fn problems<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Vec<String> {
@@ -202,6 +219,19 @@ mod tests {
         let new: Vec<_> =
             replacements(&after, "rs", &known).iter().map(|p| p.metadata.uid.clone()).collect();
         assert_eq!(new, [Some("3".to_owned())]);
+    }
+
+    #[test]
+    fn tells_what_holds_a_pod_that_is_to_go() {
+        let held = pod("metadata: {name: a, deletionTimestamp: '2026-01-31T12:00:30Z', \
+             deletionGracePeriodSeconds: 30, finalizers: [example.org/keep]}");
+        assert_eq!(
+            reasons_to_stay(&held),
+            [
+                "pod a has until 2026-01-31T12:00:30Z to stop (30 s of grace)",
+                "pod a is held by the finalizers example.org/keep",
+            ]
+        );
     }
 
     #[test]

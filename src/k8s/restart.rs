@@ -5,10 +5,9 @@
 //! own, and lets whoever retries see that the restart was already made.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use k8s_openapi::api::apps::v1::Deployment;
 use serde_json::{Value, json};
 
-use super::REQUEST_ID_ANNOTATION;
+use super::{REQUEST_ID_ANNOTATION, workload::Workload};
 use crate::response::Change;
 
 /// The annotation that kubectl writes (`polymorphichelpers/objectrestarter.go`).
@@ -25,12 +24,12 @@ pub fn patch(at: DateTime<Utc>, request_id: &str) -> Value {
     })
 }
 
-/// What the patch changes in this Deployment.
+/// What the patch changes in this workload; in one that was not read, from nothing.
 #[must_use]
-pub fn changes(before: &Deployment, at: DateTime<Utc>, request_id: &str) -> Vec<Change> {
+pub fn changes(before: Option<&Workload>, at: DateTime<Utc>, request_id: &str) -> Vec<Change> {
     let change = |key: &str, to: String| Change {
         path: format!("/spec/template/metadata/annotations/{}", key.replace('/', "~1")),
-        from: template_annotation(before, key).map_or(Value::Null, Value::from),
+        from: before.and_then(|it| it.template_annotation(key)).map_or(Value::Null, Value::from),
         to: Value::from(to),
     };
     vec![
@@ -39,19 +38,14 @@ pub fn changes(before: &Deployment, at: DateTime<Utc>, request_id: &str) -> Vec<
     ]
 }
 
-/// An annotation of the Deployment's pod template.
-#[must_use]
-pub fn template_annotation<'a>(deployment: &'a Deployment, key: &str) -> Option<&'a str> {
-    let metadata = deployment.spec.as_ref()?.template.metadata.as_ref()?;
-    metadata.annotations.as_ref()?.get(key).map(String::as_str)
-}
-
 fn stamp(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::apps::v1::Deployment;
+
     use super::*;
 
     fn noon() -> DateTime<Utc> {
@@ -86,7 +80,7 @@ mod tests {
                    annotations: {kubectl.kubernetes.io/restartedAt: '2025-12-01T08:00:00Z'}",
         )
         .expect("is a Deployment");
-        let changes = changes(&before, noon(), "r1");
+        let changes = changes(Some(&before.into()), noon(), "r1");
         assert_eq!(changes[0].from, "2025-12-01T08:00:00Z");
         assert_eq!(changes[0].to, "2026-01-31T12:00:00Z");
         assert_eq!(

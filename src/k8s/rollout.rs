@@ -1,11 +1,13 @@
-//! Is a Deployment's rollout complete? A verdict from the object alone.
+//! Is a workload's rollout complete? A verdict from the object alone.
 //!
 //! The checks and their order are those of `kubectl rollout status`
 //! (`polymorphichelpers/rollout_status.go`), with one difference: the generation that counts is at
 //! least the one that our own patch returned. A status that is older than that speaks of an earlier
 //! rollout, and so does a `ProgressDeadlineExceeded` in it.
 
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+
+use super::workload::Workload;
 
 /// Where a rollout stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,13 +20,32 @@ pub enum Verdict {
     Failed(String),
 }
 
-/// The verdict on `deployment`, for a change that the API server numbered `generation`.
+/// The verdict on a workload, for a change that the API server numbered `generation`.
 ///
 /// # Caveats
 /// Complete means that every updated replica is *available* now; it says nothing of whether it
-/// stays so. A Deployment scaled to zero is complete at once.
+/// stays so. A workload scaled to zero is complete at once. With the strategy `OnDelete` it is complete
+/// once somebody has deleted all old pods.
 #[must_use]
-pub fn deployment(deployment: &Deployment, generation: i64) -> Verdict {
+pub fn verdict(workload: &Workload, generation: i64) -> Verdict {
+    match workload {
+        Workload::Deployment(it) => deployment(it, generation),
+        Workload::StatefulSet(it) => stateful_set(it, generation),
+        Workload::DaemonSet(it) => daemon_set(it, generation),
+        Workload::ReplicaSet(it) => replica_set(it, generation),
+    }
+}
+
+/// Whether the status may speak of the change at all.
+fn is_observed(observed: Option<i64>, current: Option<i64>, generation: i64) -> bool {
+    observed.unwrap_or(0) >= current.unwrap_or(0).max(generation)
+}
+
+fn not_observed() -> Verdict {
+    Verdict::Waiting("waiting for the change to be observed".to_owned())
+}
+
+fn deployment(deployment: &Deployment, generation: i64) -> Verdict {
     let name = deployment.metadata.name.as_deref().unwrap_or_default();
     let status = deployment.status.clone().unwrap_or_default();
     let spec_replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
@@ -32,9 +53,8 @@ pub fn deployment(deployment: &Deployment, generation: i64) -> Verdict {
     let total = status.replicas.unwrap_or(0);
     let available = status.available_replicas.unwrap_or(0);
 
-    let current = deployment.metadata.generation.unwrap_or(0).max(generation);
-    if status.observed_generation.unwrap_or(0) < current {
-        return Verdict::Waiting("waiting for the change to be observed".to_owned());
+    if !is_observed(status.observed_generation, deployment.metadata.generation, generation) {
+        return not_observed();
     }
     let exceeded = status.conditions.iter().flatten().find(|condition| {
         condition.type_ == "Progressing"
@@ -63,6 +83,73 @@ pub fn deployment(deployment: &Deployment, generation: i64) -> Verdict {
     Verdict::Complete(format!(
         "Deployment '{name}' is rolled out: {available} of {spec_replicas} replicas are updated and available"
     ))
+}
+
+fn stateful_set(set: &StatefulSet, generation: i64) -> Verdict {
+    let name = set.metadata.name.as_deref().unwrap_or_default();
+    let status = set.status.clone().unwrap_or_default();
+    if !is_observed(status.observed_generation, set.metadata.generation, generation) {
+        return not_observed();
+    }
+    let spec = set.spec.as_ref();
+    let replicas = spec.and_then(|spec| spec.replicas).unwrap_or(1);
+    let ready = status.ready_replicas.unwrap_or(0);
+    let updated = status.updated_replicas.unwrap_or(0);
+    if ready < replicas {
+        return Verdict::Waiting(format!("{ready} of {replicas} pods are ready"));
+    }
+    let strategy = spec.and_then(|spec| spec.update_strategy.as_ref());
+    let partition = strategy.and_then(|it| it.rolling_update.as_ref()).and_then(|it| it.partition);
+    let wanted = match partition {
+        Some(partition) if partition > 0 => (replicas - partition).max(0),
+        _ => replicas,
+    };
+    // kubectl compares the revisions where there is no partition. Those are equal only after the last
+    // pod, but also before the controller has made the new one; the number of pods is not.
+    if updated < wanted || (wanted == replicas && status.update_revision != status.current_revision)
+    {
+        return Verdict::Waiting(format!("{updated} of {wanted} pods are of the new revision"));
+    }
+    let revision = status.update_revision.as_deref().unwrap_or("unknown");
+    Verdict::Complete(format!(
+        "StatefulSet '{name}' is rolled out: {updated} of {replicas} pods are of revision {revision}, \
+         {ready} are ready"
+    ))
+}
+
+fn daemon_set(set: &DaemonSet, generation: i64) -> Verdict {
+    let name = set.metadata.name.as_deref().unwrap_or_default();
+    let status = set.status.clone().unwrap_or_default();
+    if !is_observed(status.observed_generation, set.metadata.generation, generation) {
+        return not_observed();
+    }
+    let desired = status.desired_number_scheduled;
+    let updated = status.updated_number_scheduled.unwrap_or(0);
+    let available = status.number_available.unwrap_or(0);
+    if updated < desired {
+        return Verdict::Waiting(format!("{updated} of {desired} new pods have been updated"));
+    }
+    if available < desired {
+        return Verdict::Waiting(format!("{available} of {desired} updated pods are available"));
+    }
+    Verdict::Complete(format!(
+        "DaemonSet '{name}' is rolled out: {available} of {desired} pods are updated and available"
+    ))
+}
+
+/// A ReplicaSet replaces no pod; it is complete once it has those that it wants.
+fn replica_set(set: &ReplicaSet, generation: i64) -> Verdict {
+    let name = set.metadata.name.as_deref().unwrap_or_default();
+    let status = set.status.clone().unwrap_or_default();
+    if !is_observed(status.observed_generation, set.metadata.generation, generation) {
+        return not_observed();
+    }
+    let replicas = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    let available = status.available_replicas.unwrap_or(0);
+    if status.replicas != replicas || available < replicas {
+        return Verdict::Waiting(format!("{available} of {replicas} replicas are available"));
+    }
+    Verdict::Complete(format!("ReplicaSet '{name}' has its {replicas} replicas"))
 }
 
 #[cfg(test)]
@@ -154,5 +241,85 @@ mod tests {
     #[test]
     fn an_empty_status_is_waited_for() {
         waits("{}", "waiting for the change to be observed");
+    }
+
+    fn of_stateful_set(spec: &str, status: &str) -> Verdict {
+        let text = format!(
+            "metadata: {{name: db, generation: 4}}\n\
+             spec: {{replicas: 3, selector: {{}}, template: {{}}{spec}}}\n\
+             status: {{observedGeneration: 4{status}}}"
+        );
+        stateful_set(&serde_yaml_ng::from_str(&text).expect("is a StatefulSet"), 4)
+    }
+
+    const PARTITION: &str =
+        ", updateStrategy: {type: RollingUpdate, rollingUpdate: {partition: 2}}";
+
+    #[test]
+    fn a_stateful_set_waits_for_ready_pods_then_for_the_revision() {
+        let waiting = |status: &str, what: &str| {
+            assert_eq!(of_stateful_set("", status), Verdict::Waiting(what.to_owned()));
+        };
+        waiting(", replicas: 3, readyReplicas: 2, updatedReplicas: 1", "2 of 3 pods are ready");
+        let revisions = ", currentRevision: a, updateRevision: b";
+        waiting(
+            &format!(", replicas: 3, readyReplicas: 3, updatedReplicas: 1{revisions}"),
+            "1 of 3 pods are of the new revision",
+        );
+        let done = ", replicas: 3, readyReplicas: 3, updatedReplicas: 3, currentRevision: b, \
+                    updateRevision: b";
+        assert!(matches!(of_stateful_set("", done), Verdict::Complete(_)));
+    }
+
+    #[test]
+    fn a_partitioned_stateful_set_is_complete_with_the_pods_above_the_partition() {
+        let revisions = ", currentRevision: a, updateRevision: b";
+        let status = |updated: i32| {
+            format!(", replicas: 3, readyReplicas: 3, updatedReplicas: {updated}{revisions}")
+        };
+        let verdict = of_stateful_set(PARTITION, &status(1));
+        assert!(
+            matches!(verdict, Verdict::Complete(what) if what.contains("1 of 3 pods are of revision b"))
+        );
+        assert!(matches!(of_stateful_set(PARTITION, &status(0)), Verdict::Waiting(_)));
+    }
+
+    #[test]
+    fn a_daemon_set_waits_for_updated_then_for_available_pods() {
+        let verdict = |status: &str| {
+            let text = format!(
+                "metadata: {{name: agent, generation: 2}}\n\
+                 status: {{observedGeneration: 2, desiredNumberScheduled: 3, currentNumberScheduled: 3, \
+                 numberMisscheduled: 0, numberReady: 3{status}}}"
+            );
+            daemon_set(&serde_yaml_ng::from_str(&text).expect("is a DaemonSet"), 2)
+        };
+        let waiting = |what: &str| Verdict::Waiting(what.to_owned());
+        assert_eq!(
+            verdict(", updatedNumberScheduled: 1, numberAvailable: 3"),
+            waiting("1 of 3 new pods have been updated")
+        );
+        assert_eq!(
+            verdict(", updatedNumberScheduled: 3, numberAvailable: 2"),
+            waiting("2 of 3 updated pods are available")
+        );
+        let done = verdict(", updatedNumberScheduled: 3, numberAvailable: 3");
+        assert!(matches!(done, Verdict::Complete(_)));
+    }
+
+    #[test]
+    fn a_status_from_before_the_change_says_nothing_whatever_the_kind() {
+        let set: DaemonSet = serde_yaml_ng::from_str(
+            "metadata: {name: agent, generation: 1}\n\
+             status: {observedGeneration: 1, desiredNumberScheduled: 0, currentNumberScheduled: 0, \
+             numberMisscheduled: 0, numberReady: 0}",
+        )
+        .expect("is a DaemonSet");
+        assert!(matches!(verdict_of(set.clone(), 1), Verdict::Complete(_)));
+        assert!(matches!(verdict_of(set, 2), Verdict::Waiting(_)));
+    }
+
+    fn verdict_of(set: DaemonSet, generation: i64) -> Verdict {
+        super::verdict(&set.into(), generation)
     }
 }

@@ -45,6 +45,9 @@ const INTENT: &str = "action-executor.dev/intent";
 const MADE: &str = "action-executor.dev/made";
 const ANSWER: &str = "action-executor.dev/answer";
 
+/// Where the records of targets that are in no namespace are kept.
+pub const NAMESPACE_OF_CLUSTER_SCOPED: &str = "default";
+
 /// The longest message of an Event (the bound that events.k8s.io/v1 has for its note), in bytes.
 const MAX_MESSAGE: usize = 1024;
 
@@ -136,10 +139,14 @@ impl Subject {
         }
     }
 
-    /// The namespace of its Event: the target's.
+    /// The namespace of its Event: the target's, or `default` for a target that is in none, as the API
+    /// server demands (`ValidateEventCreate`).
     #[must_use]
     pub fn namespace(&self) -> &str {
-        &self.target.namespace
+        match self.target.namespace.as_str() {
+            "" => NAMESPACE_OF_CLUSTER_SCOPED,
+            namespace => namespace,
+        }
     }
 
     /// The name of its Event, from the id alone, so that there is one at most.
@@ -185,14 +192,14 @@ impl Subject {
         let labels = [(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned()), action];
         Event {
             metadata: ObjectMeta {
-                namespace: Some(namespace.clone()),
+                namespace: Some(self.namespace().to_owned()),
                 labels: Some(labels.into_iter().collect()),
                 ..ObjectMeta::default()
             },
             involved_object: ObjectReference {
                 api_version: Some(api_version.clone()),
                 kind: Some(kind.clone()),
-                namespace: Some(namespace.clone()),
+                namespace: Some(namespace.clone()).filter(|it| !it.is_empty()),
                 name: Some(name.clone()),
                 // `kubectl describe` shows an Event only with its object's uid.
                 uid: uid.map(str::to_owned),
@@ -370,6 +377,11 @@ fn cut(mut text: String, limit: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use crate::k8s::{
+        completion::{KnownBy, RolloutOf},
+        workload::WorkloadKind,
+    };
+
     use super::*;
 
     fn request(text: &str) -> ActionRequest {
@@ -407,7 +419,10 @@ mod tests {
         let until = "2026-01-31T12:00:30Z".parse().expect("is a time");
         let intent = Intent {
             effect: None,
-            completion: CompletionOf::Rollout,
+            completion: CompletionOf::Rollout(RolloutOf {
+                kind: WorkloadKind::Deployment,
+                template: KnownBy::RequestId("r1".to_owned()),
+            }),
             answer: answer(),
             retaken: false,
         };

@@ -8,9 +8,9 @@
 
 use serde_json::{Value, json};
 
-use super::{Label, Pattern, Policy};
+use super::{Label, NodePattern, Pattern, Policy, Replicas};
 use crate::{
-    actions::{ActionKind, Rule},
+    actions::{ActionKind, Descriptor, Rule},
     budget::STOP,
     manifests::ServiceAccount,
 };
@@ -86,7 +86,10 @@ fn admission_policy(name: &str, account: &ServiceAccount, rules: &[Validation]) 
                 variable("labels", "oldObject == null || !has(oldObject.metadata.labels) ? dyn({}) : \
                                     dyn(oldObject.metadata.labels)"),
                 variable("place", "has(request.namespace) ? request.namespace : ''"),
+                variable("name", "has(request.name) ? request.name : ''"),
                 variable("subresource", "has(request.subResource) ? request.subResource : ''"),
+                // A subresource shows no labels of its object, and neither does what is new.
+                variable("labelled", "oldObject != null && variables.subresource == ''"),
                 variable("simulated", "has(request.dryRun) && request.dryRun"),
             ],
             "validations": validations,
@@ -118,9 +121,16 @@ fn labels() -> Value {
 }
 
 fn fixed_rules(policy: &Policy) -> Vec<Validation> {
-    let denied = any(policy.namespaces.deny.iter().map(in_namespace));
     let rule = |rule, expression| Validation { rule, expression };
-    let mut rules = vec![rule("namespaces.deny", format!("!({denied})"))];
+    let in_one = |expression: String| format!("variables.place == '' || ({expression})");
+    let in_none = |expression: String| format!("variables.place != '' || ({expression})");
+    let where_labelled = |expression: String| format!("!variables.labelled || ({expression})");
+    let denied = any(policy.namespaces.deny.iter().map(in_namespace));
+    let nodes_denied = any(policy.nodes.deny.iter().map(on_node));
+    let mut rules = vec![
+        rule("namespaces.deny", in_one(format!("!({denied})"))),
+        rule("nodes.deny", in_none(format!("!({nodes_denied})"))),
+    ];
     if policy.read_only {
         rules.push(rule("read_only", DRY_RUN.to_owned()));
     }
@@ -129,15 +139,26 @@ fn fixed_rules(policy: &Policy) -> Vec<Validation> {
         if limited { expression } else { format!("({DRY_RUN}) || ({expression})") }
     };
     let allowed = any(policy.namespaces.allow.iter().map(in_namespace));
+    let nodes_allowed = any(policy.nodes.allow.iter().map(on_node));
     let protected = any(policy.targets.protected.iter().map(on_target));
     rules.push(rule("actions.allow", writes(policy)));
-    rules.push(rule("namespaces.allow", unless_simulated(allowed)));
-    rules.push(rule("targets.protected", unless_simulated(format!("!({protected})"))));
+    rules.push(rule("namespaces.allow", unless_simulated(in_one(allowed))));
+    rules.push(rule("nodes.allow", unless_simulated(in_none(nodes_allowed))));
+    let unprotected = where_labelled(format!("!({protected})"));
+    rules.push(rule("targets.protected", unless_simulated(unprotected)));
     if !policy.targets.opt_in.is_empty() {
         let opted_in = any(policy.targets.opt_in.iter().map(on_target));
-        rules.push(rule("targets.opt_in", unless_simulated(opted_in)));
+        rules.push(rule("targets.opt_in", unless_simulated(where_labelled(opted_in))));
     }
+    rules.push(rule("replicas", unless_simulated(within(&policy.replicas))));
     rules
+}
+
+/// The bounds of what the scale subresource may be set to; none is 0 there.
+fn within(bounds: &Replicas) -> String {
+    let replicas = "(has(object.spec) && has(object.spec.replicas) ? object.spec.replicas : 0)";
+    let Replicas { min, max } = bounds;
+    format!("variables.subresource != 'scale' || ({replicas} >= {min} && {replicas} <= {max})")
 }
 
 /// The account neither throws nor releases the switch, nor makes it go away with its Lease.
@@ -167,7 +188,8 @@ fn kill_switch() -> Validation {
 fn writes(policy: &Policy) -> String {
     let tried = |kind: &ActionKind| !policy.simulation.limited || policy.allows(*kind);
     any(ActionKind::ALL.into_iter().filter(tried).flat_map(|kind| {
-        kind.descriptor().rules.iter().flat_map(operations).map(move |write| {
+        let Descriptor { rules, cluster_rules, .. } = kind.descriptor();
+        rules.iter().chain(*cluster_rules).flat_map(operations).map(move |write| {
             if policy.allows(kind) { write } else { format!("{write} && {DRY_RUN}") }
         })
     }))
@@ -199,6 +221,10 @@ fn operations(rule: &Rule) -> Vec<String> {
 
 fn in_namespace(pattern: &Pattern) -> String {
     format!("variables.place.matches('{}')", pattern.to_regex())
+}
+
+fn on_node(pattern: &NodePattern) -> String {
+    format!("variables.name.matches('{}')", pattern.as_ref().to_regex())
 }
 
 fn on_target(label: &Label) -> String {

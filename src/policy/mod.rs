@@ -36,6 +36,9 @@ pub struct Policy {
     /// Where.
     #[serde(deserialize_with = "only_object")]
     pub namespaces: Namespaces,
+    /// On which nodes, for the actions on nodes.
+    #[serde(deserialize_with = "only_object")]
+    pub nodes: Nodes,
     /// On what.
     #[serde(deserialize_with = "only_object")]
     pub targets: Targets,
@@ -89,6 +92,18 @@ pub struct Namespaces {
     pub deny: Vec<Pattern>,
     /// Those where a person has to approve first.
     pub require_approval: Vec<Pattern>,
+}
+
+/// On which nodes. What is evicted from them has to be allowed by its own namespace and labels too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Nodes {
+    /// Names, with `*` for any characters.
+    pub allow: Vec<NodePattern>,
+    /// Those that are left alone whatever `allow` says, simulations included.
+    pub deny: Vec<NodePattern>,
+    /// Those where a person has to approve first.
+    pub require_approval: Vec<NodePattern>,
 }
 
 /// On which objects.
@@ -174,6 +189,12 @@ pub struct ActionName(Option<ActionKind>);
 #[schemars(with = "String", extend("pattern" = "^[-a-z0-9*]{1,63}$"))]
 pub struct Pattern(String);
 
+/// A node's name with `*` for any characters; unlike a namespace's it may have dots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String", extend("pattern" = "^[-.a-z0-9*]{1,253}$"))]
+pub struct NodePattern(Pattern);
+
 /// A label by its key, or by key and value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
@@ -193,7 +214,9 @@ impl Policy {
     /// Whether there is anything that a person has to approve.
     #[must_use]
     pub fn asks_for_approval(&self) -> bool {
-        !self.actions.require_approval.is_empty() || !self.namespaces.require_approval.is_empty()
+        !self.actions.require_approval.is_empty()
+            || !self.namespaces.require_approval.is_empty()
+            || !self.nodes.require_approval.is_empty()
     }
 
     /// How often may be acted.
@@ -320,7 +343,7 @@ impl Pattern {
     /// The same as a regular expression (RE2) for the whole of a name.
     #[must_use]
     pub fn to_regex(&self) -> String {
-        format!("^{}$", self.0.replace('*', ".*"))
+        format!("^{}$", self.0.replace('.', "[.]").replace('*', ".*"))
     }
 }
 
@@ -334,18 +357,51 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
     }
 }
 
+/// A pattern of at most `longest` characters, these `marks` among them.
+fn pattern(text: String, longest: usize, marks: &[u8]) -> Option<Pattern> {
+    let allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || marks.contains(&byte);
+    // More stars than three match nothing that fewer do not, and take long.
+    let stars = text.bytes().filter(|byte| *byte == b'*').count();
+    let fits = (1..=longest).contains(&text.len()) && text.bytes().all(allowed) && stars <= 3;
+    fits.then_some(Pattern(text))
+}
+
 impl TryFrom<String> for Pattern {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let allowed =
-            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-*".contains(&byte);
-        // More stars than three match nothing that fewer do not, and take long.
-        let stars = text.bytes().filter(|byte| *byte == b'*').count();
-        if (1..=63).contains(&text.len()) && text.bytes().all(allowed) && stars <= 3 {
-            return Ok(Pattern(text));
-        }
-        Err("must be a namespace's name, with up to three * for any characters".to_owned())
+        pattern(text, 63, b"-*").ok_or_else(|| {
+            "must be a namespace's name, with up to three * for any characters".to_owned()
+        })
+    }
+}
+
+impl TryFrom<String> for NodePattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        pattern(text, 253, b"-.*").map(NodePattern).ok_or_else(|| {
+            "must be a node's name, with up to three * for any characters".to_owned()
+        })
+    }
+}
+
+impl From<NodePattern> for String {
+    fn from(pattern: NodePattern) -> Self {
+        pattern.0.0
+    }
+}
+
+impl AsRef<Pattern> for Pattern {
+    fn as_ref(&self) -> &Pattern {
+        self
+    }
+}
+
+impl AsRef<Pattern> for NodePattern {
+    fn as_ref(&self) -> &Pattern {
+        &self.0
     }
 }
 
@@ -427,6 +483,16 @@ impl Default for Namespaces {
         Namespaces {
             allow: patterns(&["*"]),
             deny: patterns(&["kube-system", "kube-public", "kube-node-lease"]),
+            require_approval: Vec::new(),
+        }
+    }
+}
+
+impl Default for Nodes {
+    fn default() -> Self {
+        Nodes {
+            allow: vec![NodePattern(Pattern::any())],
+            deny: Vec::new(),
             require_approval: Vec::new(),
         }
     }

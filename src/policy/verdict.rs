@@ -20,8 +20,10 @@ use crate::{
 pub struct Facts<'a> {
     /// The action.
     pub action: ActionKind,
-    /// The target's namespace.
+    /// The target's namespace; empty for what is in none.
     pub namespace: &'a str,
+    /// The node that is acted upon, if it is one.
+    pub node: Option<&'a str>,
     /// Whether nothing will be changed.
     pub simulate: bool,
     /// The target's labels; none before it was read.
@@ -37,9 +39,10 @@ impl<'a> Facts<'a> {
         Facts {
             action: request.action.kind(),
             namespace: request.action.namespace(),
+            node: request.action.node(),
             simulate: request.simulate,
             labels: plan.map(|plan| plan.found.labels.as_ref().unwrap_or(&NO_LABELS)),
-            replicas: None,
+            replicas: plan.and_then(|plan| plan.replicas),
         }
     }
 }
@@ -97,7 +100,42 @@ impl Policy {
         Verdict { rulings }
     }
 
+    /// What this policy says of a plan: of its target, and of all else that is acted upon because of it.
+    pub(crate) fn judge_plan(
+        &self,
+        request: &ActionRequest,
+        plan: &Plan,
+        simulate: bool,
+    ) -> Verdict {
+        let facts = Facts { simulate, ..Facts::of(request, Some(plan)) };
+        let mut verdict = self.judge(&facts);
+        for other in &plan.others {
+            let facts = Facts {
+                namespace: &other.target.namespace,
+                node: None,
+                labels: Some(&other.labels),
+                replicas: None,
+                ..facts
+            };
+            let rulings = self.judge(&facts).rulings.into_iter();
+            let against = rulings.filter(|ruling| ruling.finding != Finding::Passes);
+            verdict.rulings.extend(against.map(|ruling| Ruling {
+                why: format!("{}: {}", other.target, ruling.why),
+                ..ruling
+            }));
+        }
+        verdict
+    }
+
     fn on_namespace_denied(&self, facts: &Facts) -> Ruling {
+        if let Some(node) = facts.node {
+            return denies_if(
+                "nodes.deny",
+                named(&self.nodes.deny, node),
+                |pattern| format!("node '{node}' is denied by \"{pattern}\""),
+                || format!("node '{node}' is not denied"),
+            );
+        }
         let namespace = facts.namespace;
         denies_if(
             "namespaces.deny",
@@ -128,6 +166,14 @@ impl Policy {
     }
 
     fn on_namespace_allowed(&self, facts: &Facts) -> Ruling {
+        if let Some(node) = facts.node {
+            return denies_if(
+                "nodes.allow",
+                named(&self.nodes.allow, node).is_none().then_some(()),
+                |()| format!("node '{node}' is not among the allowed ones"),
+                || format!("node '{node}' is allowed"),
+            );
+        }
         let namespace = facts.namespace;
         let allowed = named(&self.namespaces.allow, namespace).is_some();
         denies_if(
@@ -188,6 +234,14 @@ impl Policy {
     }
 
     fn on_approval_in_namespace(&self, facts: &Facts) -> Ruling {
+        if let Some(node) = facts.node {
+            let needed = named(&self.nodes.require_approval, node).is_some();
+            return asks_if(
+                "nodes.require_approval",
+                needed,
+                &format!("an action on node '{node}'"),
+            );
+        }
         let needed = named(&self.namespaces.require_approval, facts.namespace).is_some();
         asks_if(
             "namespaces.require_approval",
@@ -220,8 +274,8 @@ impl Verdict {
     }
 }
 
-fn named<'a>(patterns: &'a [Pattern], namespace: &str) -> Option<&'a Pattern> {
-    patterns.iter().find(|pattern| pattern.matches(namespace))
+fn named<'a, P: AsRef<Pattern>>(patterns: &'a [P], name: &str) -> Option<&'a Pattern> {
+    patterns.iter().map(AsRef::as_ref).find(|pattern| pattern.matches(name))
 }
 
 fn list(labels: &[Label]) -> String {
@@ -260,6 +314,7 @@ mod tests {
     const FACTS: Facts<'static> = Facts {
         action: ActionKind::RestartK8s,
         namespace: "shop",
+        node: None,
         simulate: false,
         labels: None,
         replicas: None,

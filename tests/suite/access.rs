@@ -6,9 +6,9 @@ use action_executor::{actions::ActionKind, budget, document::Document, policy::P
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{Namespace, shared},
+    cluster::{MISSING_IMAGE, Namespace, shared},
     program::{Finished, Program, scratch},
-    scenario::parameters,
+    scenario::{parameters, prepare, prepare_broken},
 };
 
 /// A request for each action, real and waited for.
@@ -52,7 +52,7 @@ fn without_one_verb(rules: &[Value]) -> Vec<(String, String, Vec<Value>)> {
 async fn each_action_succeeds_with_exactly_its_rules() {
     for kind in ActionKind::ALL {
         let namespace = shared().namespace("exact_rules").await;
-        namespace.running_deployment("web", 1).await;
+        prepare(kind, &namespace).await;
         let kubeconfig = namespace.account("exact", json!(rules(kind))).await;
         let request = request(kind, &namespace).await;
         let policy = namespace.policy(COUNTED);
@@ -68,11 +68,8 @@ async fn without_any_one_verb_the_answer_names_it_and_the_rule_that_is_missing()
         for (number, (verb, resource, fewer)) in without_one_verb(&rules(kind)).iter().enumerate() {
             let namespace = shared().namespace("one_verb_less").await;
             // A pod that does not start, so that an awaited restart has to ask the pods why.
-            namespace.deployment("web", 1, crate::cluster::MISSING_IMAGE).await;
-            crate::cluster::eventually("there is a pod", async || {
-                (!namespace.pods_of("web").await.is_empty()).then_some(())
-            })
-            .await;
+            let namespace = namespace.with_image(MISSING_IMAGE);
+            prepare_broken(kind, &namespace).await;
             let account = format!("less-{number}");
             let kubeconfig = namespace.account(&account, json!(fewer)).await;
             let policy = namespace.policy(COUNTED);

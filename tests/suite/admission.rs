@@ -109,7 +109,8 @@ async fn reading_only_leaves_dry_runs_and_the_switch_stops_the_rest() {
         let name = scenario.namespace.name().to_owned();
         let kubeconfig = guarded(&scenario.namespace, "read_only: true").await;
         let refused = eventually("it holds", async || {
-            let probe = ["-n", &name, "annotate", "deployment", "web", "probe=1", "--overwrite"];
+            let target = scenario.named();
+            let probe = ["-n", &name, "annotate", &target, "probe=1", "--overwrite"];
             let user = format!("--as=system:serviceaccount:{name}:executor");
             let (done, told) = kubectl(&[&probe[..], &[user.as_str()]].concat());
             (!done).then_some(told)

@@ -121,7 +121,10 @@ fn essence(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeMap<String
             for part in ["rules", "subjects", "spec"] {
                 essence[part] = document[part].clone();
             }
-            // Which of several writes comes first means nothing.
+            // Which of several rules or writes comes first means nothing.
+            if let Some(rules) = essence["rules"].as_array_mut() {
+                rules.sort_by_key(ToString::to_string);
+            }
             for validation in essence["spec"]["validations"].as_array_mut().into_iter().flatten() {
                 let text = validation["expression"].as_str().expect("is text");
                 let mut terms: Vec<_> = text.split(" || ").collect();

@@ -18,7 +18,7 @@ use std::{
 
 use k8s_openapi::{
     api::{
-        apps::v1::{Deployment, StatefulSet},
+        apps::v1::{DaemonSet, Deployment, StatefulSet},
         authentication::v1::TokenRequest,
         core::v1::{Namespace as CoreNamespace, Pod, ServiceAccount},
         rbac::v1::{Role, RoleBinding},
@@ -27,7 +27,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Config, Resource,
-    api::{ListParams, PostParams},
+    api::{ApiResource, DynamicObject, ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
     core::NamespaceResourceScope,
 };
@@ -229,7 +229,7 @@ impl TestCluster {
         let name = format!("{}-{}-{number}", test.replace('_', "-"), std::process::id());
         let client = self.client().await;
         let kubeconfig = self.kubeconfig.clone();
-        let namespace = Namespace { name, client, kubeconfig, good_image: self.good_image };
+        let namespace = Namespace { name, client, kubeconfig, image: self.good_image };
         let object = CoreNamespace {
             metadata: kube::api::ObjectMeta {
                 name: Some(namespace.name.clone()),
@@ -294,10 +294,15 @@ pub struct Namespace {
     name: String,
     client: Client,
     kubeconfig: PathBuf,
-    good_image: &'static str,
+    image: &'static str,
 }
 
 impl Namespace {
+    /// The same namespace, where workloads from now on are of this image.
+    pub fn with_image(self, image: &'static str) -> Self {
+        Namespace { image, ..self }
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -315,6 +320,11 @@ impl Namespace {
         K::DynamicType: Default,
     {
         Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    /// The objects of a kind that is known by its name.
+    pub fn objects(&self, resource: &ApiResource) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), &self.name, resource)
     }
 
     /// Creates an object from JSON.
@@ -346,13 +356,13 @@ impl Namespace {
 
     /// A Deployment of good pods, once they are all ready.
     pub async fn running_deployment(&self, name: &str, replicas: i32) -> Deployment {
-        self.deployment(name, replicas, self.good_image).await;
+        self.deployment(name, replicas, self.image).await;
         self.rolled_out(name).await
     }
 
     /// A Deployment of one pod that is not ready before its condition of this type is set.
     pub async fn gated_deployment(&self, name: &str, gate: &str) {
-        let mut template = template(name, self.good_image);
+        let mut template = template(name, self.image);
         template["spec"]["readinessGates"] = json!([{ "conditionType": gate }]);
         self.create::<Deployment>(json!({
             "metadata": { "name": name },
@@ -361,18 +371,23 @@ impl Namespace {
         .await;
     }
 
-    /// A StatefulSet of good pods, once they are all ready.
-    pub async fn running_stateful_set(&self, name: &str, replicas: i32) {
+    /// A StatefulSet of good pods.
+    pub async fn stateful_set(&self, name: &str, replicas: i32) {
         let object = json!({
             "metadata": { "name": name },
             "spec": {
                 "serviceName": name,
                 "replicas": replicas,
                 "selector": { "matchLabels": { "app": name } },
-                "template": template(name, self.good_image),
+                "template": template(name, self.image),
             },
         });
         self.create::<StatefulSet>(object).await;
+    }
+
+    /// A StatefulSet of good pods, once they are all ready.
+    pub async fn running_stateful_set(&self, name: &str, replicas: i32) {
+        self.stateful_set(name, replicas).await;
         eventually("the StatefulSet is ready", async || {
             let found = self.api::<StatefulSet>().get(name).await.expect("is there");
             (found.status?.ready_replicas? == replicas).then_some(())
@@ -380,9 +395,32 @@ impl Namespace {
         .await;
     }
 
+    /// A DaemonSet of good pods.
+    pub async fn daemon_set(&self, name: &str) {
+        let object = json!({
+            "metadata": { "name": name },
+            "spec": {
+                "selector": { "matchLabels": { "app": name } },
+                "template": template(name, self.image),
+            },
+        });
+        self.create::<DaemonSet>(object).await;
+    }
+
+    /// A DaemonSet of good pods, once they are all ready.
+    pub async fn running_daemon_set(&self, name: &str) {
+        self.daemon_set(name).await;
+        eventually("the DaemonSet is ready", async || {
+            let status = self.api::<DaemonSet>().get(name).await.expect("is there").status?;
+            let wanted = status.desired_number_scheduled;
+            (wanted > 0 && status.number_available == Some(wanted)).then_some(())
+        })
+        .await;
+    }
+
     /// A pod that nobody would replace.
     pub async fn bare_pod(&self, name: &str) -> Pod {
-        let mut pod = template(name, self.good_image);
+        let mut pod = template(name, self.image);
         pod["metadata"]["name"] = name.into();
         self.create(pod).await
     }

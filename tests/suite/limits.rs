@@ -70,7 +70,10 @@ fn log_length() -> u64 {
 /// Rights for all actions, so that nothing but the policy stands in the way.
 fn all_rights() -> Value {
     json!([
-        { "apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get", "patch"] },
+        {
+            "apiGroups": ["apps"], "resources": ["deployments", "statefulsets", "daemonsets"],
+            "verbs": ["get", "patch"],
+        },
         { "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "delete"] },
         { "apiGroups": [""], "resources": ["events"], "verbs": ["get", "create", "patch"] },
         { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"] },
@@ -97,10 +100,7 @@ async fn what_a_rule_denies_never_reaches_the_cluster_whatever_the_action_and_th
             ("targets.protected", "targets: {protected: [app]}".to_owned()),
             ("targets.opt_in", "targets: {opt_in: [sre=yes]}".to_owned()),
         ];
-        // Labels are on the pods; the Deployment gets one too.
-        let labelled = Patch::Merge(json!({ "metadata": { "labels": { "app": "web" } } }));
-        let deployments = namespace.api::<k8s_openapi::api::apps::v1::Deployment>();
-        deployments.patch("web", &Default::default(), &labelled).await.expect("is labelled");
+        scenario.label(json!({ "app": "web" })).await;
         let since = log_length();
         for (rule, policy) in rules {
             let policy = namespace.policy(&policy);

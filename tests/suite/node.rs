@@ -7,7 +7,6 @@ use std::path::PathBuf;
 
 use action_executor::{actions::ActionKind, budget, document::Document, policy::Policy, rbac};
 use k8s_openapi::api::{
-    apps::v1::Deployment,
     batch::v1::Job,
     core::v1::{ConfigMap, Pod},
     policy::v1::Eviction,
@@ -160,7 +159,7 @@ async fn each_file_in_jobs_works_once_its_three_lines_are_edited() {
 #[tokio::test]
 #[ignore = "needs a real node, and so root"]
 async fn a_job_whose_pod_is_evicted_in_the_middle_acts_once() {
-    for kind in ActionKind::ALL {
+    for kind in [ActionKind::RestartK8s, ActionKind::RestartPod] {
         // There is a middle for as long as we let no new pod be ready.
         let namespace = with_node().namespace(&format!("evicted-{}", kind.name())).await;
         namespace.gated_deployment("web", GATE).await;
@@ -212,8 +211,8 @@ async fn a_job_whose_pod_is_evicted_in_the_middle_acts_once() {
         let generations = deployment.metadata.generation.expect("has one")
             - before.metadata.generation.expect("has one");
         match kind {
-            ActionKind::RestartK8s => assert_eq!(generations, 1),
             ActionKind::RestartPod => assert_eq!(scenario.effects().await, 1),
+            _ => assert_eq!(generations, 1),
         }
     }
 }

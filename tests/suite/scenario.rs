@@ -4,11 +4,17 @@
 //! added says here what its effect is, and is covered.
 
 use action_executor::actions::ActionKind;
-use k8s_openapi::api::core::v1::Event;
-use kube::{ResourceExt, api::ListParams};
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment, StatefulSet},
+    core::v1::{Event, Pod},
+};
+use kube::{
+    Api, ResourceExt,
+    api::{ApiResource, DynamicObject, ListParams, Patch},
+};
 use serde_json::{Value, json};
 
-use crate::cluster::{Namespace, TestCluster, eventually, shared};
+use crate::cluster::{MISSING_IMAGE, Namespace, TestCluster, eventually, shared};
 
 /// A namespace with a workload, and what is asked for on it.
 pub struct Scenario {
@@ -17,8 +23,8 @@ pub struct Scenario {
     /// Where.
     pub namespace: Namespace,
     parameters: Value,
-    /// The uid of the first pod.
-    first: Option<String>,
+    /// The target as it was before anything was asked for.
+    before: DynamicObject,
 }
 
 impl Scenario {
@@ -30,15 +36,15 @@ impl Scenario {
     /// A running workload for this action in this cluster.
     pub async fn within(cluster: &TestCluster, kind: ActionKind, test: &str) -> Self {
         let namespace = cluster.namespace(&format!("{test}-{}", kind.name())).await;
-        namespace.running_deployment("web", 1).await;
+        prepare(kind, &namespace).await;
         Scenario::around(kind, namespace).await
     }
 
     /// What is asked for in a namespace in which the workload `web` runs.
     pub async fn around(kind: ActionKind, namespace: Namespace) -> Self {
         let parameters = parameters(kind, &namespace).await;
-        let first = namespace.pods_of("web").await[0].uid();
-        Scenario { kind, namespace, parameters, first }
+        let before = target(kind, &namespace, &parameters).await.expect("is there");
+        Scenario { kind, namespace, parameters, before }
     }
 
     /// A real request under this id.
@@ -48,27 +54,76 @@ impl Scenario {
         })
     }
 
+    /// The target as kubectl names it: `Deployment/web`.
+    pub fn named(&self) -> String {
+        let kind = self.before.types.as_ref().expect("is of a kind").kind.clone();
+        format!("{kind}/{}", self.before.name_any())
+    }
+
+    /// Gives the target these labels.
+    pub async fn label(&self, labels: Value) {
+        let patch = Patch::Merge(json!({ "metadata": { "labels": labels } }));
+        let api = api(self.kind, &self.namespace);
+        api.patch(&self.before.name_any(), &Default::default(), &patch).await.expect("is labelled");
+    }
+
     /// How often the action took effect, once the workload has come to rest.
     pub async fn effects(&self) -> i64 {
-        let deployment = self.namespace.rolled_out("web").await;
         match self.kind {
-            ActionKind::RestartK8s => deployment.metadata.generation.expect("has one") - 1,
-            ActionKind::RestartPod => {
-                let pod = eventually("there is one pod", async || {
-                    let mut pods = self.namespace.pods_of("web").await;
-                    (pods.len() == 1).then(|| pods.remove(0))
-                })
-                .await;
-                // The ReplicaSet tells of a pod a moment after it made it.
-                let replaced = i64::from(pod.uid() != self.first);
-                eventually("the ReplicaSet has told of it", async || {
-                    let made = pods_made(&self.namespace).await;
-                    (made > replaced).then_some(made - 1)
-                })
-                .await
-            }
+            ActionKind::RestartPod => self.pods_replaced().await,
+            _ => self.generations().await,
         }
     }
+
+    /// How often the target's spec was changed.
+    async fn generations(&self) -> i64 {
+        let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
+        let number = |it: &DynamicObject| it.metadata.generation.expect("has one");
+        number(&now) - number(&self.before)
+    }
+
+    /// How often the Deployment's one pod was replaced.
+    async fn pods_replaced(&self) -> i64 {
+        self.namespace.rolled_out("web").await;
+        let pod = eventually("there is one pod", async || {
+            let mut pods = self.namespace.pods_of("web").await;
+            (pods.len() == 1).then(|| pods.remove(0))
+        })
+        .await;
+        // The ReplicaSet tells of a pod a moment after it made it.
+        let replaced = i64::from(pod.uid() != self.before.uid());
+        eventually("the ReplicaSet has told of it", async || {
+            let made = pods_made(&self.namespace).await;
+            (made > replaced).then_some(made - 1)
+        })
+        .await
+    }
+}
+
+/// The workload `web` that this action is for, once it runs.
+pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
+    match kind {
+        ActionKind::RestartK8s | ActionKind::RestartPod => {
+            namespace.running_deployment("web", 1).await;
+        }
+        ActionKind::RestartStatefulset => namespace.running_stateful_set("web", 1).await,
+        ActionKind::RestartDaemonset => namespace.running_daemon_set("web").await,
+    }
+}
+
+/// The workload `web` that this action is for, of pods that never run.
+pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
+    match kind {
+        ActionKind::RestartK8s | ActionKind::RestartPod => {
+            namespace.deployment("web", 1, MISSING_IMAGE).await;
+        }
+        ActionKind::RestartStatefulset => namespace.stateful_set("web", 1).await,
+        ActionKind::RestartDaemonset => namespace.daemon_set("web").await,
+    }
+    eventually("there is a pod", async || {
+        (!namespace.pods_of("web").await.is_empty()).then_some(())
+    })
+    .await;
 }
 
 /// Parameters that mean the workload `web`.
@@ -80,6 +135,8 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
             let pod = namespace.pods_of("web").await[0].name_any();
             json!({ "pod_name": pod, "namespace": name })
         }
+        ActionKind::RestartStatefulset => json!({ "statefulset": "web", "namespace": name }),
+        ActionKind::RestartDaemonset => json!({ "daemonset": "web", "namespace": name }),
     }
 }
 
@@ -88,7 +145,32 @@ pub fn example(kind: ActionKind) -> Value {
     match kind {
         ActionKind::RestartK8s => json!({ "deployment": "web" }),
         ActionKind::RestartPod => json!({ "pod_name": "web-1" }),
+        ActionKind::RestartStatefulset => json!({ "statefulset": "db" }),
+        ActionKind::RestartDaemonset => json!({ "daemonset": "agent" }),
     }
+}
+
+/// The objects of the kind that this action is for.
+fn api(kind: ActionKind, namespace: &Namespace) -> Api<DynamicObject> {
+    let resource = match kind {
+        ActionKind::RestartK8s => ApiResource::erase::<Deployment>(&()),
+        ActionKind::RestartPod => ApiResource::erase::<Pod>(&()),
+        ActionKind::RestartStatefulset => ApiResource::erase::<StatefulSet>(&()),
+        ActionKind::RestartDaemonset => ApiResource::erase::<DaemonSet>(&()),
+    };
+    namespace.objects(&resource)
+}
+
+/// The object that these parameters mean.
+async fn target(
+    kind: ActionKind,
+    namespace: &Namespace,
+    parameters: &Value,
+) -> Option<DynamicObject> {
+    let named = parameters.as_object().expect("are parameters").iter();
+    let name = named.filter(|(key, _)| *key != "namespace").find_map(|(_, value)| value.as_str());
+    let api = api(kind, namespace);
+    api.get_opt(name.expect("is named")).await.expect("is asked")
 }
 
 /// How many pods the ReplicaSet has made, by its own account.

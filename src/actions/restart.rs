@@ -1,0 +1,305 @@
+//! What the restarts of a Deployment, a StatefulSet and a DaemonSet have in common: the stamp on the pod
+//! template that `kubectl rollout restart` writes, what makes it useless, and what to warn of.
+
+use super::{Asked, CompletionOf, Plan, Preview, Todo};
+use crate::{
+    error::{ActionError, Code},
+    k8s::{
+        completion::{Completion, KnownBy, RolloutOf},
+        effect::Effect,
+        marks::Marks,
+        restart,
+        rollout::{self, Verdict},
+        workload::{Workload, WorkloadKind},
+    },
+    response::{Change, Target, rfc3339_millis},
+};
+
+/// What can be said without a cluster.
+pub(super) fn preview(kind: WorkloadKind, name: &str, asked: &Asked) -> Preview {
+    let mut changes = restart::changes(None, asked.at, &asked.id);
+    changes.push(Marks::default().change(&asked.id));
+    Preview { result: would(kind, name), changes }
+}
+
+/// From the workload as it was read to what is to be done. `even_if_none_restarts`: also where no pod
+/// would be replaced by itself.
+pub(super) fn decide(
+    target: Target,
+    workload: &Workload,
+    even_if_none_restarts: bool,
+    asked: &Asked,
+) -> Result<Plan, ActionError> {
+    let (kind, found) = (workload.kind(), workload.metadata());
+    let held = held_back(workload);
+    let completion = match &held {
+        Some(why) => CompletionOf::Known(Completion::AtOnce(format!(
+            "the template is stamped, and pods are new once somebody deletes the old ones: {why}"
+        ))),
+        None => {
+            let template = KnownBy::RequestId(asked.id.to_string());
+            CompletionOf::Rollout(RolloutOf { kind, template })
+        }
+    };
+    let did = done(kind, &target.name, asked);
+    if Marks::on(found).hold(&asked.id) {
+        return Ok(Plan::already_made(target, found, did, completion));
+    }
+    asked.check_found(&target, found)?;
+    refuse_what_would_not_restart(&target, workload, held, even_if_none_restarts)
+        .map_err(|refusal| refusal.about(found.uid.as_deref()))?;
+    let patch = restart::patch(asked.at, &asked.id);
+    let effect = Effect::patch(kind.resource(), found, &asked.id, patch);
+    let todo = Todo::Make(Box::new(effect), did, would(kind, &target.name));
+    let mut plan = Plan::new(target, found, todo, completion);
+    plan.changes = changes(workload, asked);
+    plan.warnings = warnings(workload);
+    Ok(plan)
+}
+
+/// What the restart changes, and the mark that every change leaves.
+fn changes(workload: &Workload, asked: &Asked) -> Vec<Change> {
+    let mut changes = restart::changes(Some(workload), asked.at, &asked.id);
+    changes.push(Marks::on(workload.metadata()).change(&asked.id));
+    changes
+}
+
+fn done(kind: WorkloadKind, name: &str, asked: &Asked) -> String {
+    format!("{} '{name}' restarted at {}.", kind.name(), rfc3339_millis(asked.at))
+}
+
+fn would(kind: WorkloadKind, name: &str) -> String {
+    format!("Simulated: {} '{name}' would be restarted.", kind.name())
+}
+
+/// kubectl refuses a paused Deployment too: the patch would be stored and no pod restarted. It does not
+/// notice that `OnDelete`, or a partition above all pods, has the same effect.
+fn refuse_what_would_not_restart(
+    target: &Target,
+    workload: &Workload,
+    held: Option<String>,
+    even_if_none_restarts: bool,
+) -> Result<(), ActionError> {
+    let Target { kind, namespace, name, .. } = target;
+    if is_paused(workload) {
+        return Err(ActionError::new(
+            Code::TargetPaused,
+            format!("{kind} '{name}' in namespace '{namespace}' is paused; no pod would restart"),
+        )
+        .with_hint(format!(
+            "`kubectl -n {namespace} rollout resume deployment/{name}` resumes it"
+        )));
+    }
+    match held {
+        Some(why) if !even_if_none_restarts => Err(ActionError::new(
+            Code::NoEffect,
+            format!("no pod of {kind} '{name}' in namespace '{namespace}' would restart: {why}"),
+        )
+        .with_hint(
+            "delete its pods one by one with restart_pod, or set parameters.accept_on_delete to \
+             stamp the template all the same",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn is_paused(workload: &Workload) -> bool {
+    let Workload::Deployment(deployment) = workload else { return false };
+    deployment.spec.as_ref().and_then(|spec| spec.paused) == Some(true)
+}
+
+/// Why no pod would be replaced by itself, if that is so.
+fn held_back(workload: &Workload) -> Option<String> {
+    let (strategy, partition) = match workload {
+        Workload::StatefulSet(set) => {
+            let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
+            let rolling = strategy.rolling_update.as_ref();
+            (strategy.type_.as_deref(), rolling.and_then(|it| it.partition))
+        }
+        Workload::DaemonSet(set) => {
+            (set.spec.as_ref()?.update_strategy.as_ref()?.type_.as_deref(), None)
+        }
+        _ => return None,
+    };
+    if strategy == Some("OnDelete") {
+        return Some("its update strategy is OnDelete".to_owned());
+    }
+    let (partition, replicas) = (partition?, workload.replicas().unwrap_or(0));
+    (partition > 0 && partition >= replicas)
+        .then(|| format!("its partition {partition} holds all {replicas} pods"))
+}
+
+fn warnings(workload: &Workload) -> Vec<String> {
+    let kind = workload.kind().name();
+    let mut warnings = Vec::new();
+    match workload.replicas() {
+        Some(0) => warnings.push(format!("the {kind} is scaled to 0: there is no pod to restart")),
+        Some(replicas) if recreates(workload) => warnings.push(format!(
+            "the strategy is Recreate: all {replicas} pods stop before new ones start"
+        )),
+        _ => {}
+    }
+    if let Some(partition) = partition(workload) {
+        warnings.push(format!(
+            "the partition is {partition}: only pods with that ordinal and above restart"
+        ));
+    }
+    // What was never to roll out is not under way.
+    if held_back(workload).is_none()
+        && let Verdict::Waiting(what) = rollout::verdict(workload, 0)
+    {
+        warnings.push(format!("another rollout is under way: {what}"));
+    }
+    warnings
+}
+
+fn recreates(workload: &Workload) -> bool {
+    let Workload::Deployment(deployment) = workload else { return false };
+    let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
+    strategy.is_some_and(|it| it.type_.as_deref() == Some("Recreate"))
+}
+
+/// The partition of a StatefulSet that holds some of its pods back.
+fn partition(workload: &Workload) -> Option<i32> {
+    let Workload::StatefulSet(set) = workload else { return None };
+    let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
+    let partition = strategy.rolling_update.as_ref()?.partition?;
+    (partition > 0 && held_back(workload).is_none()).then_some(partition)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+
+    use super::*;
+    use crate::{
+        k8s::effect::{Made, Mutation},
+        request::Precondition,
+    };
+
+    fn metadata(annotations: &str) -> String {
+        format!(
+            "metadata: {{name: web, namespace: shop, uid: u1, resourceVersion: '7', generation: 3, \
+             annotations: {annotations}}}"
+        )
+    }
+
+    /// A rolled-out Deployment with `spec` and annotations as given.
+    fn deployment(spec: &str, annotations: &str) -> Workload {
+        let deployment: Deployment = serde_yaml_ng::from_str(&format!(
+            "{}\n\
+             spec: {{selector: {{}}, template: {{}}{spec}}}\n\
+             status: {{observedGeneration: 3, replicas: 2, updatedReplicas: 2, availableReplicas: 2}}",
+            metadata(annotations)
+        ))
+        .expect("is a Deployment");
+        deployment.into()
+    }
+
+    /// A rolled-out StatefulSet of three pods with this update strategy.
+    fn stateful_set(strategy: &str) -> Workload {
+        let set: StatefulSet = serde_yaml_ng::from_str(&format!(
+            "{}\n\
+             spec: {{replicas: 3, selector: {{}}, template: {{}}, updateStrategy: {strategy}}}\n\
+             status: {{observedGeneration: 3, replicas: 3, readyReplicas: 3, updatedReplicas: 3}}",
+            metadata("{}")
+        ))
+        .expect("is a StatefulSet");
+        set.into()
+    }
+
+    fn decide_on(workload: &Workload, asked: &Asked) -> Result<Plan, ActionError> {
+        decide(workload.kind().target("shop", "web"), workload, false, asked)
+    }
+
+    fn decide_on_deployment(spec: &str, asked: &Asked) -> Result<Plan, ActionError> {
+        decide_on(&deployment(spec, "{}"), asked)
+    }
+
+    #[test]
+    fn plans_one_patch_bound_to_the_object() {
+        let plan = decide_on_deployment(", replicas: 2", &Asked::example()).expect("is planned");
+        let Todo::Make(effect, did, would) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
+        assert_eq!(body["metadata"]["uid"], "u1");
+        assert_eq!(body["metadata"]["resourceVersion"], "7");
+        assert_eq!(did, "Deployment 'web' restarted at 2026-01-31T12:00:00.987Z.");
+        assert_eq!(would, "Simulated: Deployment 'web' would be restarted.");
+        assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
+    }
+
+    #[test]
+    fn refuses_a_paused_deployment() {
+        let paused = ", replicas: 2, paused: true";
+        let error = decide_on_deployment(paused, &Asked::example()).expect_err("refused");
+        assert_eq!(error.code, Code::TargetPaused);
+        assert!(error.hint.expect("has one").contains("rollout resume deployment/web"));
+    }
+
+    #[test]
+    fn does_not_repeat_what_the_same_request_did() {
+        let mark = "{action-executor.dev/requests: '4:r0 5:r1 6:r2'}";
+        let marked = deployment(", replicas: 2", mark);
+        let plan = decide_on(&marked, &Asked::example()).expect("is planned");
+        assert!(matches!(plan.todo, Todo::AlreadyMade(Made { generation: Some(3), .. }, _)));
+    }
+
+    #[test]
+    fn refuses_another_object_than_the_request_means() {
+        let wanting = |uid: Option<&str>, version: Option<&str>| {
+            let opaque = |text: &str| text.to_owned().try_into().expect("is opaque");
+            let precondition =
+                Precondition { uid: uid.map(opaque), resource_version: version.map(opaque) };
+            let asked = Asked { precondition: Some(precondition), ..Asked::example() };
+            decide_on_deployment(", replicas: 2", &asked)
+        };
+        let error = wanting(Some("u2"), None).expect_err("is refused");
+        assert_eq!(error.code, Code::PreconditionFailed);
+        assert_eq!(error.field.as_deref(), Some("precondition.uid"));
+        let error = wanting(Some("u1"), Some("6")).expect_err("is refused");
+        assert_eq!(error.field.as_deref(), Some("precondition.resource_version"));
+        assert!(wanting(Some("u1"), Some("7")).is_ok());
+    }
+
+    #[test]
+    fn warns_of_what_a_restart_will_not_do_or_will_break() {
+        let warnings = |spec: &str| {
+            let plan = decide_on_deployment(spec, &Asked::example()).expect("is planned");
+            plan.warnings.join("; ")
+        };
+        assert!(warnings(", replicas: 0").contains("scaled to 0"));
+        assert!(warnings(", replicas: 2, strategy: {type: Recreate}").contains("all 2 pods stop"));
+        assert!(warnings(", replicas: 3").contains("another rollout is under way"));
+    }
+
+    #[test]
+    fn refuses_what_would_restart_no_pod_unless_that_is_accepted() {
+        let agent: DaemonSet = serde_yaml_ng::from_str(&format!(
+            "{}\nspec: {{selector: {{}}, template: {{}}, updateStrategy: {{type: OnDelete}}}}",
+            metadata("{}")
+        ))
+        .expect("is a DaemonSet");
+        for (workload, why) in [
+            (stateful_set("{type: OnDelete}"), "OnDelete"),
+            (stateful_set("{type: RollingUpdate, rollingUpdate: {partition: 3}}"), "holds all 3"),
+            (agent.into(), "OnDelete"),
+        ] {
+            let refusal = decide_on(&workload, &Asked::example()).expect_err("is refused");
+            assert_eq!(refusal.code, Code::NoEffect);
+            assert!(refusal.detail.contains(why), "{}", refusal.detail);
+            assert!(refusal.hint.expect("has one").contains("accept_on_delete"));
+            let target = workload.kind().target("shop", "web");
+            let plan = decide(target, &workload, true, &Asked::example()).expect("is planned");
+            assert!(matches!(plan.todo, Todo::Make(..)));
+            // There is no rollout to wait for.
+            assert!(matches!(plan.completion, CompletionOf::Known(Completion::AtOnce(_))));
+        }
+    }
+
+    #[test]
+    fn tells_that_a_partition_holds_some_pods_back() {
+        let partitioned = stateful_set("{type: RollingUpdate, rollingUpdate: {partition: 2}}");
+        let plan = decide_on(&partitioned, &Asked::example()).expect("is planned");
+        assert!(plan.warnings[0].contains("partition is 2"), "{:?}", plan.warnings);
+    }
+}

@@ -1,0 +1,63 @@
+//! `restart_statefulset`: replaces a StatefulSet's pods in its own order, as `kubectl rollout restart` does.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, restart};
+use crate::{
+    k8s::{cluster::Cluster, workload::WorkloadKind},
+    names::{Namespace, ObjectName, null_is_default},
+    response::Target,
+};
+
+pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+    name: "restart_statefulset",
+    aliases: &[],
+    description: "Restart a StatefulSet: replace its pods one after the other, from the highest ordinal \
+                  down. Refused where no pod would restart by itself (update strategy OnDelete, or a \
+                  partition that holds all pods) unless accept_on_delete is set.",
+    rules: &[
+        Rule { api_groups: &["apps"], resources: &["statefulsets"], verbs: &["get", "patch"] },
+        // Only to say what the new pods' own trouble is when an awaited rollout does not complete.
+        Rule { api_groups: &[""], resources: &["pods"], verbs: &["list"] },
+    ],
+    cluster_rules: &[],
+};
+
+/// What `restart_statefulset` acts upon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Parameters {
+    /// The StatefulSet to restart.
+    pub statefulset: ObjectName,
+    /// Its namespace.
+    #[serde(default, deserialize_with = "null_is_default")]
+    #[schemars(with = "Option<Namespace>")]
+    pub namespace: Namespace,
+    /// Stamp the template even if no pod restarts by itself (update strategy `OnDelete`, or a partition
+    /// that holds all of them).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_on_delete: bool,
+}
+
+impl Plannable for Parameters {
+    fn target(&self) -> Target {
+        WorkloadKind::StatefulSet.target(&self.namespace, &self.statefulset)
+    }
+
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn preview(&self, asked: &Asked) -> Preview {
+        restart::preview(WorkloadKind::StatefulSet, &self.statefulset, asked)
+    }
+
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+        Box::pin(async move {
+            let (kind, namespace) = (WorkloadKind::StatefulSet, &self.namespace);
+            let found = cluster.workload(kind, namespace, &self.statefulset, asked.deadline).await?;
+            restart::decide(self.target(), &found, self.accept_on_delete, asked)
+        })
+    }
+}

@@ -1,0 +1,242 @@
+//! Workloads: the kinds whose pods come from a template, seen alike where they are alike.
+//!
+//! What is particular to one kind is asked of that kind's own type.
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
+        core::v1::PodTemplateSpec,
+    },
+    apimachinery::pkg::apis::meta::v1::LabelSelector,
+};
+use kube::{
+    api::ApiResource,
+    core::{ObjectMeta, Selector},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::cluster::Cluster;
+use crate::{error::ActionError, response::Target};
+
+/// A kind of workload, all of them in the group `apps/v1`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WorkloadKind {
+    /// Deployment
+    #[default]
+    Deployment,
+    /// StatefulSet
+    StatefulSet,
+    /// DaemonSet
+    DaemonSet,
+    /// ReplicaSet
+    ReplicaSet,
+}
+
+impl WorkloadKind {
+    /// Its name, as `Deployment`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            WorkloadKind::Deployment => "Deployment",
+            WorkloadKind::StatefulSet => "StatefulSet",
+            WorkloadKind::DaemonSet => "DaemonSet",
+            WorkloadKind::ReplicaSet => "ReplicaSet",
+        }
+    }
+
+    /// Its name for kubectl, as `deployment`.
+    #[must_use]
+    pub fn for_kubectl(self) -> &'static str {
+        match self {
+            WorkloadKind::Deployment => "deployment",
+            WorkloadKind::StatefulSet => "statefulset",
+            WorkloadKind::DaemonSet => "daemonset",
+            WorkloadKind::ReplicaSet => "replicaset",
+        }
+    }
+
+    /// Its place in the API.
+    #[must_use]
+    pub fn resource(self) -> ApiResource {
+        match self {
+            WorkloadKind::Deployment => ApiResource::erase::<Deployment>(&()),
+            WorkloadKind::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
+            WorkloadKind::DaemonSet => ApiResource::erase::<DaemonSet>(&()),
+            WorkloadKind::ReplicaSet => ApiResource::erase::<ReplicaSet>(&()),
+        }
+    }
+
+    /// An object of this kind as a request names it.
+    #[must_use]
+    pub fn target(self, namespace: &str, name: &str) -> Target {
+        Target {
+            api_version: "apps/v1".to_owned(),
+            kind: self.name().to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: None,
+            resource_version: None,
+        }
+    }
+}
+
+/// A workload as it was read.
+#[derive(Clone, Debug)]
+pub enum Workload {
+    /// A Deployment.
+    Deployment(Box<Deployment>),
+    /// A StatefulSet.
+    StatefulSet(Box<StatefulSet>),
+    /// A DaemonSet.
+    DaemonSet(Box<DaemonSet>),
+    /// A ReplicaSet.
+    ReplicaSet(Box<ReplicaSet>),
+}
+
+impl Cluster {
+    /// Reads a workload.
+    ///
+    /// # Errors
+    /// As [`Cluster::get`] says.
+    pub async fn workload(
+        &self,
+        kind: WorkloadKind,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Workload, ActionError> {
+        Ok(match kind {
+            WorkloadKind::Deployment => {
+                self.get::<Deployment>(namespace, name, deadline).await?.into()
+            }
+            WorkloadKind::StatefulSet => {
+                self.get::<StatefulSet>(namespace, name, deadline).await?.into()
+            }
+            WorkloadKind::DaemonSet => {
+                self.get::<DaemonSet>(namespace, name, deadline).await?.into()
+            }
+            WorkloadKind::ReplicaSet => {
+                self.get::<ReplicaSet>(namespace, name, deadline).await?.into()
+            }
+        })
+    }
+}
+
+impl Workload {
+    /// Its kind.
+    #[must_use]
+    pub fn kind(&self) -> WorkloadKind {
+        match self {
+            Workload::Deployment(_) => WorkloadKind::Deployment,
+            Workload::StatefulSet(_) => WorkloadKind::StatefulSet,
+            Workload::DaemonSet(_) => WorkloadKind::DaemonSet,
+            Workload::ReplicaSet(_) => WorkloadKind::ReplicaSet,
+        }
+    }
+
+    /// Its metadata.
+    #[must_use]
+    pub fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Workload::Deployment(it) => &it.metadata,
+            Workload::StatefulSet(it) => &it.metadata,
+            Workload::DaemonSet(it) => &it.metadata,
+            Workload::ReplicaSet(it) => &it.metadata,
+        }
+    }
+
+    /// The template of its pods.
+    #[must_use]
+    pub fn template(&self) -> Option<&PodTemplateSpec> {
+        match self {
+            Workload::Deployment(it) => it.spec.as_ref().map(|spec| &spec.template),
+            Workload::StatefulSet(it) => it.spec.as_ref().map(|spec| &spec.template),
+            Workload::DaemonSet(it) => it.spec.as_ref().map(|spec| &spec.template),
+            Workload::ReplicaSet(it) => it.spec.as_ref().and_then(|spec| spec.template.as_ref()),
+        }
+    }
+
+    /// How many pods are asked for; none for a DaemonSet, whose nodes decide.
+    #[must_use]
+    pub fn replicas(&self) -> Option<i32> {
+        let asked = match self {
+            Workload::Deployment(it) => it.spec.as_ref()?.replicas,
+            Workload::StatefulSet(it) => it.spec.as_ref()?.replicas,
+            Workload::DaemonSet(_) => return None,
+            Workload::ReplicaSet(it) => it.spec.as_ref()?.replicas,
+        };
+        Some(asked.unwrap_or(1))
+    }
+
+    /// An annotation of its pod template.
+    #[must_use]
+    pub fn template_annotation(&self, key: &str) -> Option<&str> {
+        let metadata = self.template()?.metadata.as_ref()?;
+        metadata.annotations.as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// Its pods' selector in the API's own notation; empty if it has none.
+    #[must_use]
+    pub fn label_selector(&self) -> String {
+        let selector: Option<&LabelSelector> = match self {
+            Workload::Deployment(it) => it.spec.as_ref().map(|spec| &spec.selector),
+            Workload::StatefulSet(it) => it.spec.as_ref().map(|spec| &spec.selector),
+            Workload::DaemonSet(it) => it.spec.as_ref().map(|spec| &spec.selector),
+            Workload::ReplicaSet(it) => it.spec.as_ref().map(|spec| &spec.selector),
+        };
+        let selector = selector.and_then(|it| Selector::try_from(it.clone()).ok());
+        selector.map(|selector| selector.to_string()).unwrap_or_default()
+    }
+}
+
+impl From<Deployment> for Workload {
+    fn from(it: Deployment) -> Self {
+        Workload::Deployment(Box::new(it))
+    }
+}
+
+impl From<StatefulSet> for Workload {
+    fn from(it: StatefulSet) -> Self {
+        Workload::StatefulSet(Box::new(it))
+    }
+}
+
+impl From<DaemonSet> for Workload {
+    fn from(it: DaemonSet) -> Self {
+        Workload::DaemonSet(Box::new(it))
+    }
+}
+
+impl From<ReplicaSet> for Workload {
+    fn from(it: ReplicaSet) -> Self {
+        Workload::ReplicaSet(Box::new(it))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_selector_is_written_as_the_api_reads_it() {
+        let deployment: Deployment = serde_yaml_ng::from_str(
+            "spec: {template: {}, selector: {matchLabels: {app: web}, matchExpressions: \
+             [{key: tier, operator: In, values: [a, b]}]}}",
+        )
+        .expect("is a Deployment");
+        let selector = Workload::from(deployment).label_selector();
+        assert!(selector.contains("app=web") && selector.contains("tier in (a,b)"), "{selector}");
+    }
+
+    #[test]
+    fn a_workload_without_a_number_has_one_replica_and_a_daemon_set_none() {
+        let set: StatefulSet =
+            serde_yaml_ng::from_str("spec: {template: {}, selector: {}}").expect("is one");
+        assert_eq!(Workload::from(set).replicas(), Some(1));
+        let set: DaemonSet =
+            serde_yaml_ng::from_str("spec: {template: {}, selector: {}}").expect("is one");
+        assert_eq!(Workload::from(set).replicas(), None);
+    }
+}
