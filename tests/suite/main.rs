@@ -26,3 +26,4 @@ mod properties;
 mod restart_k8s;
 mod restart_pod;
 mod scenario;
+mod warnings;
