@@ -317,17 +317,12 @@ mod tests {
     }
 
     fn around(yaml: &str) -> Surroundings {
-        #[derive(serde::Deserialize)]
+        #[derive(Default, serde::Deserialize)]
         #[serde(default)]
         struct Found {
             autoscalers: Vec<HorizontalPodAutoscaler>,
             budgets: Vec<PodDisruptionBudget>,
             claims: Vec<k8s_openapi::api::core::v1::PersistentVolumeClaim>,
-        }
-        impl Default for Found {
-            fn default() -> Self {
-                Found { autoscalers: Vec::new(), budgets: Vec::new(), claims: Vec::new() }
-            }
         }
         let Found { autoscalers, budgets, claims } =
             serde_yaml_ng::from_str(yaml).expect("are objects");
