@@ -81,7 +81,7 @@ fn refuse_what_would_not_restart(
     even_if_none_restarts: bool,
 ) -> Result<(), ActionError> {
     let Target { kind, namespace, name, .. } = target;
-    if is_paused(workload) {
+    if workload.is_paused() {
         return Err(ActionError::new(
             Code::TargetPaused,
             format!("{kind} '{name}' in namespace '{namespace}' is paused; no pod would restart"),
@@ -103,13 +103,8 @@ fn refuse_what_would_not_restart(
     }
 }
 
-fn is_paused(workload: &Workload) -> bool {
-    let Workload::Deployment(deployment) = workload else { return false };
-    deployment.spec.as_ref().and_then(|spec| spec.paused) == Some(true)
-}
-
 /// Why no pod would be replaced by itself, if that is so.
-fn held_back(workload: &Workload) -> Option<String> {
+pub(super) fn held_back(workload: &Workload) -> Option<String> {
     let (strategy, partition) = match workload {
         Workload::StatefulSet(set) => {
             let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
