@@ -74,6 +74,11 @@ fn all_rights() -> Value {
             "apiGroups": ["apps"], "resources": ["deployments", "statefulsets", "daemonsets"],
             "verbs": ["get", "patch"],
         },
+        { "apiGroups": ["apps"], "resources": ["deployments/scale"], "verbs": ["patch"] },
+        {
+            "apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"],
+            "verbs": ["list"],
+        },
         { "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "delete"] },
         { "apiGroups": [""], "resources": ["events"], "verbs": ["get", "create", "patch"] },
         { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"] },
