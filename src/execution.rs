@@ -111,8 +111,10 @@ pub(crate) async fn make<'a>(
     mut plan: Plan,
     may_go_on: &(dyn Fn() -> Step<'a, ()> + Sync),
 ) -> Result<Done, ActionError> {
-    // From here on it is this object that is meant, and none that may come under its name.
-    let asked = &Asked { uid: plan.target.uid.clone(), ..asked.clone() };
+    // From here on it is this object that is meant, and none that may come under its name, and the
+    // number that was judged and written down, whatever it was counted from.
+    let (uid, replicas) = (plan.target.uid.clone(), plan.replicas);
+    let asked = &Asked { uid, replicas, ..asked.clone() };
     let mut pauses = retry::pauses();
     let mut in_doubt: Option<InDoubt> = None;
     loop {

@@ -63,7 +63,9 @@ macro_rules! actions {
             /// [`Code::InvalidRequest`] with the path of the field at fault.
             pub fn parse(self, parameters: &str) -> Result<Action, ActionError> {
                 match self {
-                    $(ActionKind::$kind => read_parameters(parameters).map(Action::$kind),)*
+                    $(ActionKind::$kind => {
+                        read_parameters(parameters).and_then(in_agreement).map(Action::$kind)
+                    })*
                 }
             }
 
@@ -113,8 +115,15 @@ actions! {
     RestartStatefulset: restart_statefulset,
     /// Restart a DaemonSet.
     RestartDaemonset: restart_daemonset,
+    /// Set a workload's number of replicas.
+    Scale: scale,
+    /// Pause a Deployment's rollout.
+    PauseRollout: pause_rollout,
+    /// Resume a Deployment's rollout.
+    ResumeRollout: resume_rollout,
 }
 
+mod paused;
 mod restart;
 
 /// What is known of an action without any parameters.
@@ -158,6 +167,8 @@ pub(crate) struct Asked {
     pub precondition: Option<Precondition>,
     /// The uid of the object on which it was decided; none before the first look.
     pub uid: Option<String>,
+    /// The number of replicas that was decided on; none before the first look.
+    pub replicas: Option<u32>,
 }
 
 impl Asked {
@@ -352,6 +363,14 @@ pub(crate) trait Plannable {
         Vec::new()
     }
 
+    /// Whether the parameters agree with each other; each by itself was checked when it was read.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] with the field at fault.
+    fn check(&self) -> Result<(), ActionError> {
+        Ok(())
+    }
+
     /// What would be done, as far as that can be said without a cluster.
     fn preview(&self, asked: &Asked) -> Preview;
 
@@ -409,6 +428,10 @@ impl Action {
     }
 }
 
+fn in_agreement<P: Plannable>(parameters: P) -> Result<P, ActionError> {
+    parameters.check().map(|()| parameters)
+}
+
 /// Tells that a parameter of the original service's example was given and has no meaning here.
 pub(crate) fn ignored(field: &str, kind: &str) -> String {
     format!("parameters.{field} has no meaning for {kind} and was ignored")
@@ -425,6 +448,7 @@ impl Asked {
             wait: false,
             precondition: None,
             uid: None,
+            replicas: None,
         }
     }
 }

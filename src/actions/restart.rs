@@ -24,7 +24,7 @@ pub(super) fn preview(kind: WorkloadKind, name: &str, asked: &Asked) -> Preview 
     Preview { result: would(kind, name), changes }
 }
 
-/// Only to say what the new pods' own trouble is when an awaited rollout does not complete.
+/// Only to say what the pods' own trouble is when what is waited for does not come.
 pub(super) const PODS: Rule = Rule { api_groups: &[""], resources: &["pods"], verbs: &["list"] };
 
 /// Reads the workload and what stands around it, and decides.
@@ -103,7 +103,7 @@ fn refuse_what_would_not_restart(
     even_if_none_restarts: bool,
 ) -> Result<(), ActionError> {
     let Target { kind, namespace, name, .. } = target;
-    if is_paused(workload) {
+    if workload.is_paused() {
         return Err(ActionError::new(
             Code::TargetPaused,
             format!("{kind} '{name}' in namespace '{namespace}' is paused; no pod would restart"),
@@ -125,13 +125,8 @@ fn refuse_what_would_not_restart(
     }
 }
 
-fn is_paused(workload: &Workload) -> bool {
-    let Workload::Deployment(deployment) = workload else { return false };
-    deployment.spec.as_ref().and_then(|spec| spec.paused) == Some(true)
-}
-
 /// Why no pod would be replaced by itself, if that is so.
-fn held_back(workload: &Workload) -> Option<String> {
+pub(super) fn held_back(workload: &Workload) -> Option<String> {
     let (strategy, partition) = match workload {
         Workload::StatefulSet(set) => {
             let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;

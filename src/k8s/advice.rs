@@ -14,6 +14,7 @@ use kube::core::{Selector, SelectorExt};
 
 use super::{
     REQUEST_ID_ANNOTATION,
+    autoscaling::autoscaler_of,
     restart::RESTARTED_AT_ANNOTATION,
     rollout::{self, Verdict},
     surroundings::Surroundings,
@@ -50,9 +51,12 @@ pub fn on_rollout(workload: &Workload, around: &Surroundings, now: DateTime<Utc>
 /// What to know of a workload's pods before any of them goes: who scales them, who guards them.
 #[must_use]
 pub fn on_load(workload: &Workload, around: &Surroundings) -> Vec<String> {
-    let scaled = around.autoscalers.iter().filter(|it| scales(it, workload)).filter_map(at_its_end);
+    let metadata = workload.metadata();
+    let name = metadata.name.as_deref().unwrap_or_default();
+    let target = workload.kind().target(metadata.namespace.as_deref().unwrap_or_default(), name);
+    let scaled = autoscaler_of(&around.autoscalers, &target).and_then(at_its_end);
     let guarded = around.budgets.iter().filter(|it| guards(it, workload)).filter_map(without_room);
-    scaled.chain(guarded).collect()
+    scaled.into_iter().chain(guarded).collect()
 }
 
 /// Whether there is a moment without a pod, or with none of them.
@@ -168,16 +172,6 @@ fn shared_volumes(workload: &Workload, around: &Surroundings) -> Vec<String> {
         }
     });
     claims.collect()
-}
-
-/// Whether this autoscaler scales this workload.
-#[must_use]
-pub fn scales(autoscaler: &HorizontalPodAutoscaler, workload: &Workload) -> bool {
-    let Some(spec) = &autoscaler.spec else { return false };
-    let target = &spec.scale_target_ref;
-    target.kind == workload.kind().name()
-        && Some(&target.name) == workload.metadata().name.as_ref()
-        && target.api_version.as_deref().is_none_or(|version| version.starts_with("apps/"))
 }
 
 fn at_its_end(autoscaler: &HorizontalPodAutoscaler) -> Option<String> {

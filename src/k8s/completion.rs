@@ -248,7 +248,7 @@ pub fn digest_of_template(workload: &Workload) -> String {
 
 fn scaled(workload: &Workload, replicas: i32) -> Verdict {
     match workload.replicas() {
-        Some(now) if now == replicas => rollout::verdict(workload, 0),
+        Some(now) if now == replicas => rollout::at_full_number(workload),
         now => Verdict::Failed(format!(
             "superseded: someone else has set the replicas to {}",
             now.unwrap_or_default()

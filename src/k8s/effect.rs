@@ -406,9 +406,19 @@ fn notes_on_replicas(metadata: &ObjectMeta) -> Vec<String> {
         .collect()
 }
 
+/// Whether it was this request that set the replicas of the object with this metadata last.
+#[must_use]
+pub fn has_scaled(metadata: &ObjectMeta, request_id: &str) -> bool {
+    is_noted(&notes_on_replicas(metadata), &manager_of(request_id))
+}
+
+fn is_noted(notes: &[String], manager: &str) -> bool {
+    notes.iter().any(|note| note.split(' ').next() == Some(manager))
+}
+
 /// Each change of the replicas takes them over from whoever set them before.
 fn trace_of_scaling(now: &[String], manager: &str, before: &[String]) -> Trace {
-    if now.iter().any(|note| note.split(' ').next() == Some(manager)) {
+    if is_noted(now, manager) {
         Trace::Made
     } else if now == before {
         Trace::NotMade
@@ -524,6 +534,8 @@ mod tests {
         assert_eq!(left(&[("hpa", "2026-01-31T12:00:00Z")]), Found::NotMade);
         assert_eq!(left(&[("hpa", "2026-01-31T12:00:02Z")]), Found::Unknowable);
         assert_eq!(left(&[(&manager_of("r2"), "2026-01-31T12:00:02Z")]), Found::Unknowable);
+        let after = noted(&[(&ours, "2026-01-31T12:00:01Z")]).metadata;
+        assert!(has_scaled(&after, "r1") && !has_scaled(&after, "r2"));
     }
 
     #[test]

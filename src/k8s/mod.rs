@@ -1,13 +1,12 @@
 //! What we know of Kubernetes.
 //!
-//! Two kinds of file live here, and they do not mix. The pure ones turn objects into verdicts or
-//! intentions into patches ([`restart`], [`rollout`], [`workload`], [`pods`], [`advice`], [`marks`], [`retry`]) and are tested
-//! from YAML.
-//! The ones that call ([`connect`], [`cluster`], [`effect`], [`completion`], [`jobs`],
-//! [`surroundings`]) decide nothing about actions: they know
+//! Two kinds of file live here, and they do not mix. Most are pure: they turn objects into verdicts or
+//! intentions into patches, and are tested from YAML. The others call ([`connect`], [`cluster`],
+//! [`effect`], [`completion`], [`jobs`], [`surroundings`]) and decide nothing about actions: they know
 //! deadlines, retries and how to find out what became of a write whose answer was lost.
 
 pub mod advice;
+pub mod autoscaling;
 pub mod cluster;
 pub mod completion;
 pub mod connect;

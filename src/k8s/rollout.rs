@@ -152,6 +152,44 @@ fn replica_set(set: &ReplicaSet, generation: i64) -> Verdict {
     Verdict::Complete(format!("ReplicaSet '{name}' has its {replicas} replicas"))
 }
 
+/// The verdict on a workload's number of pods: as many as are asked for, all of them available, of
+/// whatever revision. `kubectl scale` looks at the number alone.
+///
+/// # Caveats
+/// A Deployment that was paused in the middle of a rollout keeps that rollout's surplus.
+#[must_use]
+pub fn at_full_number(workload: &Workload) -> Verdict {
+    let (observed, total, available) = match workload {
+        Workload::Deployment(it) => {
+            let status = it.status.clone().unwrap_or_default();
+            (status.observed_generation, status.replicas.unwrap_or(0), status.available_replicas)
+        }
+        Workload::StatefulSet(it) => {
+            let status = it.status.clone().unwrap_or_default();
+            (status.observed_generation, status.replicas, status.available_replicas)
+        }
+        Workload::ReplicaSet(it) => {
+            let status = it.status.clone().unwrap_or_default();
+            (status.observed_generation, status.replicas, status.available_replicas)
+        }
+        Workload::DaemonSet(it) => return daemon_set(it, 0),
+    };
+    if !is_observed(observed, workload.metadata().generation, 0) {
+        return not_observed();
+    }
+    let (wanted, available) = (workload.replicas().unwrap_or(1), available.unwrap_or(0));
+    if available < wanted {
+        return Verdict::Waiting(format!("{available} of {wanted} replicas are available"));
+    }
+    let keeps_surplus = workload.is_paused() && workload.outdated_pods().is_some();
+    if total > wanted && !keeps_surplus {
+        return Verdict::Waiting(format!("{} replicas are still to go", total - wanted));
+    }
+    let (kind, name) = (workload.kind().name(), workload.metadata().name.as_deref());
+    let name = name.unwrap_or_default();
+    Verdict::Complete(format!("{kind} '{name}' has {wanted} replicas, all available"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -305,6 +343,30 @@ mod tests {
         );
         let done = verdict(", updatedNumberScheduled: 3, numberAvailable: 3");
         assert!(matches!(done, Verdict::Complete(_)));
+    }
+
+    #[test]
+    fn the_number_of_pods_is_full_once_all_are_available_and_none_is_too_many() {
+        let verdict = |spec: &str, status: &str| {
+            let text = format!(
+                "metadata: {{name: web, generation: 4}}\n\
+                 spec: {{replicas: 3, selector: {{}}, template: {{}}{spec}}}\n\
+                 status: {{{status}}}"
+            );
+            let deployment: Deployment = serde_yaml_ng::from_str(&text).expect("is a Deployment");
+            at_full_number(&deployment.into())
+        };
+        let waiting = |what: &str| Verdict::Waiting(what.to_owned());
+        let unobserved = "observedGeneration: 3, replicas: 3, availableReplicas: 3";
+        assert_eq!(verdict("", unobserved), waiting("waiting for the change to be observed"));
+        let few = "observedGeneration: 4, replicas: 3, availableReplicas: 2";
+        assert_eq!(verdict("", few), waiting("2 of 3 replicas are available"));
+        let many = "observedGeneration: 4, replicas: 5, updatedReplicas: 5, availableReplicas: 5";
+        assert_eq!(verdict("", many), waiting("2 replicas are still to go"));
+        // Whatever their revision: a paused Deployment's pods do not become new ones.
+        let old = "observedGeneration: 4, replicas: 4, updatedReplicas: 1, availableReplicas: 3";
+        assert_eq!(verdict("", old), waiting("1 replicas are still to go"));
+        assert!(matches!(verdict(", paused: true", old), Verdict::Complete(_)));
     }
 
     #[test]

@@ -147,6 +147,14 @@ impl Workload {
         }
     }
 
+    /// Kind and name of the object that controls it, if one does.
+    #[must_use]
+    pub fn controller(&self) -> Option<(&str, &str)> {
+        let mut owners = self.metadata().owner_references.iter().flatten();
+        let owner = owners.find(|owner| owner.controller == Some(true))?;
+        Some((&owner.kind, &owner.name))
+    }
+
     /// The template of its pods.
     #[must_use]
     pub fn template(&self) -> Option<&PodTemplateSpec> {
@@ -168,6 +176,23 @@ impl Workload {
             Workload::ReplicaSet(it) => it.spec.as_ref()?.replicas,
         };
         Some(asked.unwrap_or(1))
+    }
+
+    /// Whether it is a Deployment that is paused.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        let Workload::Deployment(it) = self else { return false };
+        it.spec.as_ref().and_then(|spec| spec.paused) == Some(true)
+    }
+
+    /// How many of a Deployment's pods are of an older template than its present one, and how many
+    /// pods it has; none if all are of the present one.
+    #[must_use]
+    pub fn outdated_pods(&self) -> Option<(i32, i32)> {
+        let Workload::Deployment(it) = self else { return None };
+        let status = it.status.as_ref()?;
+        let (all, updated) = (status.replicas?, status.updated_replicas.unwrap_or(0));
+        (updated < all).then_some((all - updated, all))
     }
 
     /// An annotation of its pod template.

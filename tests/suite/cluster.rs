@@ -18,7 +18,7 @@ use std::{
 
 use k8s_openapi::{
     api::{
-        apps::v1::{DaemonSet, Deployment, StatefulSet},
+        apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
         authentication::v1::TokenRequest,
         core::v1::{Namespace as CoreNamespace, Pod, ServiceAccount},
         rbac::v1::{Role, RoleBinding},
@@ -405,6 +405,19 @@ impl Namespace {
             (found.status?.ready_replicas? == replicas).then_some(())
         })
         .await;
+    }
+
+    /// A ReplicaSet of good pods that is nobody's.
+    pub async fn replica_set(&self, name: &str, replicas: i32) {
+        let object = json!({
+            "metadata": { "name": name },
+            "spec": {
+                "replicas": replicas,
+                "selector": { "matchLabels": { "app": name } },
+                "template": template(name, self.image),
+            },
+        });
+        self.create::<ReplicaSet>(object).await;
     }
 
     /// A DaemonSet of good pods.

@@ -71,6 +71,10 @@ impl Scenario {
     pub async fn effects(&self) -> i64 {
         match self.kind {
             ActionKind::RestartPod => self.pods_replaced().await,
+            ActionKind::RestartK8s => {
+                self.namespace.rolled_out("web").await;
+                self.generations().await
+            }
             _ => self.generations().await,
         }
     }
@@ -108,6 +112,13 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
         }
         ActionKind::RestartStatefulset => namespace.running_stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.running_daemon_set("web").await,
+        ActionKind::Scale | ActionKind::PauseRollout => {
+            namespace.running_deployment("web", 1).await;
+        }
+        ActionKind::ResumeRollout => {
+            namespace.running_deployment("web", 1).await;
+            set_paused(namespace, true).await;
+        }
     }
 }
 
@@ -118,11 +129,31 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
         ActionKind::RestartPod => drop(namespace.deployment("web", 1, MISSING_IMAGE).await),
         ActionKind::RestartStatefulset => namespace.stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.daemon_set("web").await,
+        ActionKind::Scale | ActionKind::PauseRollout | ActionKind::ResumeRollout => {
+            namespace.deployment("web", 1, MISSING_IMAGE).await;
+        }
     }
     eventually("there is a pod", async || {
         (!namespace.pods_of("web").await.is_empty()).then_some(())
     })
     .await;
+    ready_again(kind, namespace).await;
+}
+
+/// Takes back what one request of this action did, where a second one would find nothing to do.
+pub async fn ready_again(kind: ActionKind, namespace: &Namespace) {
+    match kind {
+        ActionKind::PauseRollout => set_paused(namespace, false).await,
+        ActionKind::ResumeRollout => set_paused(namespace, true).await,
+        _ => {}
+    }
+}
+
+/// Pauses or resumes the Deployment `web`, as somebody else.
+pub async fn set_paused(namespace: &Namespace, paused: bool) {
+    let patch = Patch::Merge(json!({ "spec": { "paused": paused } }));
+    let deployments = namespace.api::<Deployment>();
+    deployments.patch("web", &Default::default(), &patch).await.expect("is patched");
 }
 
 /// Parameters that mean the workload `web`.
@@ -136,6 +167,11 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
         }
         ActionKind::RestartStatefulset => json!({ "statefulset": "web", "namespace": name }),
         ActionKind::RestartDaemonset => json!({ "daemonset": "web", "namespace": name }),
+        // A difference, since what is done twice shows.
+        ActionKind::Scale => json!({ "name": "web", "namespace": name, "by": 1 }),
+        ActionKind::PauseRollout | ActionKind::ResumeRollout => {
+            json!({ "deployment": "web", "namespace": name })
+        }
     }
 }
 
@@ -146,6 +182,8 @@ pub fn example(kind: ActionKind) -> Value {
         ActionKind::RestartPod => json!({ "pod_name": "web-1" }),
         ActionKind::RestartStatefulset => json!({ "statefulset": "db" }),
         ActionKind::RestartDaemonset => json!({ "daemonset": "agent" }),
+        ActionKind::Scale => json!({ "name": "web", "replicas": 3 }),
+        ActionKind::PauseRollout | ActionKind::ResumeRollout => json!({ "deployment": "web" }),
     }
 }
 
@@ -156,6 +194,9 @@ fn api(kind: ActionKind, namespace: &Namespace) -> Api<DynamicObject> {
         ActionKind::RestartPod => ApiResource::erase::<Pod>(&()),
         ActionKind::RestartStatefulset => ApiResource::erase::<StatefulSet>(&()),
         ActionKind::RestartDaemonset => ApiResource::erase::<DaemonSet>(&()),
+        ActionKind::Scale | ActionKind::PauseRollout | ActionKind::ResumeRollout => {
+            ApiResource::erase::<Deployment>(&())
+        }
     };
     namespace.objects(&resource)
 }

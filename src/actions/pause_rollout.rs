@@ -1,0 +1,151 @@
+//! `pause_rollout`: no change of a Deployment's template reaches its pods until it is resumed, as after
+//! `kubectl rollout pause`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, paused};
+use crate::{
+    error::ActionError,
+    k8s::{
+        cluster::Cluster,
+        completion::Completion,
+        marks::Marks,
+        workload::{Workload, WorkloadKind},
+    },
+    names::{Namespace, ObjectName, null_is_default},
+    response::Target,
+};
+
+pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+    name: "pause_rollout",
+    aliases: &[],
+    description: "Pause a Deployment: changes of its pod template are kept and not rolled out until \
+                  resume_rollout. A rollout that is under way stops where it is, with old and new pods \
+                  side by side. Scaling still works, restarts and rollbacks are refused. Unchanged if it \
+                  is paused already.",
+    rules: &[Rule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] }],
+    cluster_rules: &[],
+};
+
+/// What `pause_rollout` acts upon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Parameters {
+    /// The Deployment to pause.
+    pub deployment: ObjectName,
+    /// Its namespace.
+    #[serde(default, deserialize_with = "null_is_default")]
+    #[schemars(with = "Option<Namespace>")]
+    pub namespace: Namespace,
+}
+
+impl Plannable for Parameters {
+    fn target(&self) -> Target {
+        WorkloadKind::Deployment.target(&self.namespace, &self.deployment)
+    }
+
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn preview(&self, asked: &Asked) -> Preview {
+        Preview {
+            result: would(&self.deployment),
+            changes: paused::changes(&Marks::default(), true, asked),
+        }
+    }
+
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+        Box::pin(async move {
+            let (kind, namespace) = (WorkloadKind::Deployment, &self.namespace);
+            let found = cluster.workload(kind, namespace, &self.deployment, asked.deadline).await?;
+            decide(self.target(), &found, asked)
+        })
+    }
+}
+
+/// From the Deployment as it was read to what is to be done.
+fn decide(target: Target, deployment: &Workload, asked: &Asked) -> Result<Plan, ActionError> {
+    let (found, name) = (deployment.metadata(), target.name.clone());
+    let marks = Marks::on(found);
+    let completion = CompletionOf::Known(Completion::AtOnce(format!(
+        "changes of the template of Deployment '{name}' wait until it is resumed"
+    )));
+    let did = format!("Deployment '{name}' paused.");
+    if marks.hold(&asked.id) {
+        return Ok(Plan::already_made(target, found, did, completion));
+    }
+    asked.check_found(&target, found)?;
+    if deployment.is_paused() {
+        let todo = Todo::Nothing(format!("Deployment '{name}' is paused already."));
+        return Ok(Plan::new(target, found, todo, completion));
+    }
+    let effect = paused::patch(deployment, true, asked);
+    let todo = Todo::Make(Box::new(effect), did, would(&name));
+    let mut plan = Plan::new(target, found, todo, completion);
+    plan.changes = paused::changes(&marks, true, asked);
+    plan.warnings = warnings(deployment);
+    Ok(plan)
+}
+
+fn would(name: &str) -> String {
+    format!("Simulated: Deployment '{name}' would be paused.")
+}
+
+fn warnings(deployment: &Workload) -> Vec<String> {
+    let middle = deployment.outdated_pods().map(|(outdated, all)| {
+        format!(
+            "a rollout is under way: {outdated} of {all} pods are old ones and stay beside the new \
+             ones until the Deployment is resumed"
+        )
+    });
+    middle.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::apps::v1::Deployment;
+
+    use super::*;
+    use crate::k8s::effect::Mutation;
+
+    fn decide_on(spec: &str, updated: i32, marks: &str) -> Plan {
+        let deployment: Deployment = serde_yaml_ng::from_str(&format!(
+            "metadata: {{name: web, namespace: shop, uid: u1, resourceVersion: '7', generation: 3, \
+             annotations: {{action-executor.dev/requests: '{marks}'}}}}\n\
+             spec: {{selector: {{}}, template: {{}}{spec}}}\n\
+             status: {{observedGeneration: 3, replicas: 3, updatedReplicas: {updated}}}"
+        ))
+        .expect("is a Deployment");
+        let target = WorkloadKind::Deployment.target("shop", "web");
+        decide(target, &deployment.into(), &Asked::example()).expect("is planned")
+    }
+
+    #[test]
+    fn sets_the_one_field_and_waits_for_nothing() {
+        let plan = decide_on("", 3, "");
+        let Todo::Make(effect, did, would) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
+        assert_eq!(body["spec"], serde_json::json!({ "paused": true }));
+        assert_eq!(did, "Deployment 'web' paused.");
+        assert_eq!(would, "Simulated: Deployment 'web' would be paused.");
+        assert_eq!(plan.changes[0].to, true);
+        assert_eq!(plan.warnings, Vec::<String>::new());
+        assert!(matches!(plan.completion, CompletionOf::Known(Completion::AtOnce(_))));
+    }
+
+    #[test]
+    fn leaves_what_is_paused_and_does_not_repeat_itself() {
+        assert!(matches!(decide_on(", paused: true", 3, "").todo, Todo::Nothing(_)));
+        assert!(matches!(decide_on(", paused: true", 3, "1:r1").todo, Todo::AlreadyMade(..)));
+        // Whoever resumed it since has decided later.
+        assert!(matches!(decide_on("", 3, "1:r1 2:r2").todo, Todo::AlreadyMade(..)));
+    }
+
+    #[test]
+    fn warns_that_old_and_new_pods_stay_side_by_side() {
+        let warnings = decide_on("", 1, "").warnings;
+        assert!(warnings[0].contains("2 of 3 pods are old ones"), "{warnings:?}");
+    }
+}

@@ -1,0 +1,153 @@
+//! `resume_rollout`: what was changed while a Deployment was paused is rolled out, as after
+//! `kubectl rollout resume`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, paused};
+use crate::{
+    error::ActionError,
+    k8s::{
+        cluster::Cluster,
+        completion::{KnownBy, RolloutOf},
+        marks::Marks,
+        workload::{Workload, WorkloadKind},
+    },
+    names::{Namespace, ObjectName, null_is_default},
+    response::Target,
+};
+
+pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+    name: "resume_rollout",
+    aliases: &[],
+    description: "Resume a paused Deployment: whatever was changed in its pod template meanwhile is \
+                  rolled out now, all at once. Unchanged if it is not paused.",
+    rules: &[
+        Rule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] },
+        // Only to say what the new pods' own trouble is when an awaited rollout does not complete.
+        Rule { api_groups: &[""], resources: &["pods"], verbs: &["list"] },
+    ],
+    cluster_rules: &[],
+};
+
+/// What `resume_rollout` acts upon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Parameters {
+    /// The Deployment to resume.
+    pub deployment: ObjectName,
+    /// Its namespace.
+    #[serde(default, deserialize_with = "null_is_default")]
+    #[schemars(with = "Option<Namespace>")]
+    pub namespace: Namespace,
+}
+
+impl Plannable for Parameters {
+    fn target(&self) -> Target {
+        WorkloadKind::Deployment.target(&self.namespace, &self.deployment)
+    }
+
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn preview(&self, asked: &Asked) -> Preview {
+        Preview {
+            result: would(&self.deployment),
+            changes: paused::changes(&Marks::default(), false, asked),
+        }
+    }
+
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+        Box::pin(async move {
+            let (kind, namespace) = (WorkloadKind::Deployment, &self.namespace);
+            let found = cluster.workload(kind, namespace, &self.deployment, asked.deadline).await?;
+            decide(self.target(), &found, asked)
+        })
+    }
+}
+
+/// From the Deployment as it was read to what is to be done.
+fn decide(target: Target, deployment: &Workload, asked: &Asked) -> Result<Plan, ActionError> {
+    let (found, name) = (deployment.metadata(), target.name.clone());
+    let marks = Marks::on(found);
+    // The template is not ours, and what others change in it meanwhile belongs to the same rollout.
+    let rollout = RolloutOf { kind: WorkloadKind::Deployment, template: KnownBy::Nothing };
+    let completion = CompletionOf::Rollout(rollout);
+    let did = format!("Deployment '{name}' resumed.");
+    if marks.hold(&asked.id) {
+        return Ok(Plan::already_made(target, found, did, completion));
+    }
+    asked.check_found(&target, found)?;
+    if !deployment.is_paused() {
+        let todo = Todo::Nothing(format!("Deployment '{name}' is not paused."));
+        return Ok(Plan::new(target, found, todo, completion));
+    }
+    let effect = paused::patch(deployment, false, asked);
+    let todo = Todo::Make(Box::new(effect), did, would(&name));
+    let mut plan = Plan::new(target, found, todo, completion);
+    plan.changes = paused::changes(&marks, false, asked);
+    plan.warnings = warnings(deployment);
+    Ok(plan)
+}
+
+fn would(name: &str) -> String {
+    format!("Simulated: Deployment '{name}' would be resumed.")
+}
+
+fn warnings(deployment: &Workload) -> Vec<String> {
+    let pending = deployment.outdated_pods().map(|(outdated, all)| {
+        format!(
+            "the template was changed, or its rollout broken off: {outdated} of {all} pods are \
+             replaced now"
+        )
+    });
+    pending.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::apps::v1::Deployment;
+
+    use super::*;
+    use crate::k8s::effect::Mutation;
+
+    fn decide_on(spec: &str, updated: i32, marks: &str) -> Plan {
+        let deployment: Deployment = serde_yaml_ng::from_str(&format!(
+            "metadata: {{name: web, namespace: shop, uid: u1, resourceVersion: '7', generation: 3, \
+             annotations: {{action-executor.dev/requests: '{marks}'}}}}\n\
+             spec: {{selector: {{}}, template: {{}}{spec}}}\n\
+             status: {{observedGeneration: 3, replicas: 3, updatedReplicas: {updated}}}"
+        ))
+        .expect("is a Deployment");
+        let target = WorkloadKind::Deployment.target("shop", "web");
+        decide(target, &deployment.into(), &Asked::example()).expect("is planned")
+    }
+
+    #[test]
+    fn sets_the_one_field_and_waits_for_the_rollout_whatever_its_template() {
+        let plan = decide_on(", paused: true", 3, "");
+        let Todo::Make(effect, did, would) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
+        assert_eq!(body["spec"], serde_json::json!({ "paused": false }));
+        assert_eq!(did, "Deployment 'web' resumed.");
+        assert_eq!(would, "Simulated: Deployment 'web' would be resumed.");
+        assert_eq!(plan.changes[0].from, true);
+        assert_eq!(plan.warnings, Vec::<String>::new());
+        let CompletionOf::Rollout(rollout) = plan.completion else { panic!("is a rollout") };
+        assert_eq!(rollout.template, KnownBy::Nothing);
+    }
+
+    #[test]
+    fn leaves_what_is_not_paused_and_does_not_repeat_itself() {
+        assert!(matches!(decide_on("", 3, "").todo, Todo::Nothing(_)));
+        assert!(matches!(decide_on("", 3, "1:r1").todo, Todo::AlreadyMade(..)));
+        assert!(matches!(decide_on(", paused: true", 3, "1:r1").todo, Todo::AlreadyMade(..)));
+    }
+
+    #[test]
+    fn tells_how_many_pods_wait_for_a_newer_template() {
+        let warnings = decide_on(", paused: true", 0, "").warnings;
+        assert!(warnings[0].contains("3 of 3 pods are replaced now"), "{warnings:?}");
+    }
+}
