@@ -113,6 +113,8 @@ actions! {
     RestartStatefulset: restart_statefulset,
     /// Restart a DaemonSet.
     RestartDaemonset: restart_daemonset,
+    /// Evict a pod.
+    EvictPod: evict_pod,
 }
 
 mod restart;
