@@ -130,7 +130,7 @@ impl Parameters {
             let sentence = format!("Pod '{}' is being deleted already.", target.name);
             (Todo::Nothing(sentence), Vec::new())
         } else {
-            refuse_without_room(&target, pod, budgets, neighbours).map_err(refuse)?;
+            refuse_without_room(&target, pod, budgets, neighbours, asked).map_err(refuse)?;
             (self.eviction(pod, controller, asked), vec![disappears(&target)])
         };
         let completion = CompletionOf::Known(Completion::Gone {
@@ -237,15 +237,18 @@ fn refuse_without_room(
     pod: &Pod,
     budgets: &[PodDisruptionBudget],
     neighbours: &[Pod],
+    asked: &Asked,
 ) -> Result<(), ActionError> {
     match disruption::verdict(pod, budgets) {
         Verdict::Free | Verdict::Room(_) => Ok(()),
         Verdict::NoRoom(budget) | Verdict::Unsettled(budget) => {
             let why = disruption::reason(budget, neighbours);
             let detail = format!("{target} may not be evicted now: {why}");
-            Err(ActionError::new(Code::DisruptionBudget, detail)
-                .with_retry_after(Some(LATER))
-                .with_hint("with \"wait\": true, room is waited for"))
+            let refusal =
+                ActionError::new(Code::DisruptionBudget, detail).with_retry_after(Some(LATER));
+            // Who waits has waited for it.
+            let hint = "with \"wait\": true, room is waited for";
+            Err(if asked.wait { refusal } else { refusal.with_hint(hint) })
         }
         Verdict::Several(several) => {
             let names: Vec<_> = several

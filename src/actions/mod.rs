@@ -115,9 +115,16 @@ actions! {
     RestartDaemonset: restart_daemonset,
     /// Evict a pod.
     EvictPod: evict_pod,
+    /// Run a CronJob now.
+    RunCronjob: run_cronjob,
+    /// Suspend a CronJob.
+    SuspendCronjob: suspend_cronjob,
+    /// Resume a CronJob.
+    ResumeCronjob: resume_cronjob,
 }
 
 mod restart;
+mod suspension;
 
 /// What is known of an action without any parameters.
 pub struct Descriptor {

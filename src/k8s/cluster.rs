@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource,
-    api::{ApiResource, ListParams, Patch, PatchParams, PostParams},
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -164,6 +164,26 @@ impl Cluster {
         match self.fetch(namespace, name, deadline).await {
             Ok(object) => Ok(object),
             Err(fault) => Err(self.tell(&Call::of::<K>("get", namespace, Some(name)), fault).await),
+        }
+    }
+
+    /// Reads an object with all that the API server says of it, also what our version of the API does
+    /// not know.
+    ///
+    /// # Errors
+    /// As [`Cluster::get`] says.
+    pub async fn get_whole<K: Namespaced>(
+        &self,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<DynamicObject, ActionError> {
+        let call = Call::of::<K>("get", namespace, Some(name));
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client(), namespace, &call.resource);
+        match self.attempt(Repeat::Freely, deadline, || api.get(name)).await {
+            Ok(object) => Ok(object),
+            Err(fault) => Err(self.tell(&call, fault).await),
         }
     }
 
