@@ -20,7 +20,8 @@ use crate::{
 
 /// Far more than the executor's own rights.
 fn wide_rights() -> Value {
-    json!([{ "apiGroups": ["", "apps", "coordination.k8s.io"], "resources": ["*"], "verbs": ["*"] }])
+    let groups = ["", "apps", "batch", "policy", "coordination.k8s.io"];
+    json!([{ "apiGroups": groups, "resources": ["*"], "verbs": ["*"] }])
 }
 
 fn kubectl(args: &[&str]) -> (bool, String) {
@@ -69,6 +70,12 @@ async fn denied(scenario: &Scenario, kubeconfig: &Path) -> String {
     .await
 }
 
+/// Whether the API server sees the target's labels in what the action writes. A pod's eviction is a
+/// subresource, and a Job that is made is not the CronJob that it comes from.
+fn shows_labels(kind: ActionKind) -> bool {
+    !matches!(kind, ActionKind::EvictPod | ActionKind::RunCronjob)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_server_denies_what_each_rule_denies() {
     for kind in ActionKind::ALL {
@@ -78,6 +85,9 @@ async fn the_api_server_denies_what_each_rule_denies() {
             ("actions.allow", "actions: {allow: []}\nsimulation: {limited: true}"),
             ("targets.opt_in", "targets: {opt_in: [sre=yes]}\nsimulation: {limited: true}"),
         ] {
+            if rule == "targets.opt_in" && !shows_labels(kind) {
+                continue;
+            }
             let scenario = Scenario::new(kind, "admission").await;
             let kubeconfig = guarded(&scenario.namespace, policy).await;
             let request = scenario.request("r1");

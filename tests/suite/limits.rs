@@ -75,6 +75,11 @@ fn all_rights() -> Value {
             "verbs": ["get", "patch"],
         },
         { "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "delete"] },
+        { "apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"] },
+        { "apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"] },
+        { "apiGroups": ["policy"], "resources": ["poddisruptionbudgets"], "verbs": ["list"] },
+        { "apiGroups": ["batch"], "resources": ["cronjobs"], "verbs": ["get", "patch"] },
+        { "apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "create"] },
         { "apiGroups": [""], "resources": ["events"], "verbs": ["get", "create", "patch"] },
         { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"] },
         {

@@ -6,6 +6,7 @@
 use action_executor::actions::ActionKind;
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, StatefulSet},
+    batch::v1::{CronJob, Job},
     core::v1::{Event, Pod},
 };
 use kube::{
@@ -14,7 +15,9 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::cluster::{MISSING_IMAGE, Namespace, TestCluster, eventually, shared};
+use crate::cluster::{
+    FAILING_IMAGE, MISSING_IMAGE, Namespace, OWN_IMAGE, TestCluster, eventually, shared,
+};
 
 /// A namespace with a workload, and what is asked for on it.
 pub struct Scenario {
@@ -70,7 +73,9 @@ impl Scenario {
     /// How often the action took effect, once the workload has come to rest.
     pub async fn effects(&self) -> i64 {
         match self.kind {
-            ActionKind::RestartPod => self.pods_replaced().await,
+            ActionKind::RestartPod => self.pods_replaced(1).await,
+            ActionKind::EvictPod => self.pods_replaced(2).await,
+            ActionKind::RunCronjob => self.jobs_made().await,
             _ => self.generations().await,
         }
     }
@@ -82,21 +87,33 @@ impl Scenario {
         number(&now) - number(&self.before)
     }
 
-    /// How often the Deployment's one pod was replaced.
-    async fn pods_replaced(&self) -> i64 {
+    /// How often a pod of the Deployment, which has this many, was replaced.
+    async fn pods_replaced(&self, replicas: i64) -> i64 {
         self.namespace.rolled_out("web").await;
-        let pod = eventually("there is one pod", async || {
-            let mut pods = self.namespace.pods_of("web").await;
-            (pods.len() == 1).then(|| pods.remove(0))
+        let pods = eventually("there are as many pods as there were", async || {
+            let pods = self.namespace.pods_of("web").await;
+            (pods.len() as i64 == replicas).then_some(pods)
         })
         .await;
         // The ReplicaSet tells of a pod a moment after it made it.
-        let replaced = i64::from(pod.uid() != self.before.uid());
+        let replaced = i64::from(pods.iter().all(|pod| pod.uid() != self.before.uid()));
         eventually("the ReplicaSet has told of it", async || {
             let made = pods_made(&self.namespace).await;
-            (made > replaced).then_some(made - 1)
+            (made >= replicas + replaced).then_some(made - replicas)
         })
         .await
+    }
+
+    /// How many Jobs there are of the CronJob.
+    async fn jobs_made(&self) -> i64 {
+        let jobs = self.namespace.api::<Job>().list(&ListParams::default()).await;
+        let jobs = jobs.expect("are listed").items;
+        let ours = jobs.iter().filter(|job| {
+            job.owner_references()
+                .iter()
+                .any(|owner| Some(&owner.uid) == self.before.uid().as_ref())
+        });
+        ours.count() as i64
     }
 }
 
@@ -108,6 +125,12 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
         }
         ActionKind::RestartStatefulset => namespace.running_stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.running_daemon_set("web").await,
+        // Not the only one of its kind, which would be worth a warning.
+        ActionKind::EvictPod => drop(namespace.running_deployment("web", 2).await),
+        ActionKind::RunCronjob | ActionKind::SuspendCronjob => {
+            namespace.cron_job("web", OWN_IMAGE, false).await;
+        }
+        ActionKind::ResumeCronjob => drop(namespace.cron_job("web", OWN_IMAGE, true).await),
     }
 }
 
@@ -119,6 +142,16 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
         }
         ActionKind::RestartStatefulset => namespace.stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.daemon_set("web").await,
+        ActionKind::EvictPod => drop(namespace.deployment("web", 2, MISSING_IMAGE).await),
+        // These have no pods before they are run, and then some that fail.
+        ActionKind::RunCronjob | ActionKind::SuspendCronjob => {
+            namespace.cron_job("web", FAILING_IMAGE, false).await;
+            return;
+        }
+        ActionKind::ResumeCronjob => {
+            namespace.cron_job("web", FAILING_IMAGE, true).await;
+            return;
+        }
     }
     eventually("there is a pod", async || {
         (!namespace.pods_of("web").await.is_empty()).then_some(())
@@ -131,12 +164,15 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
     let name = namespace.name();
     match kind {
         ActionKind::RestartK8s => json!({ "deployment": "web", "namespace": name }),
-        ActionKind::RestartPod => {
+        ActionKind::RestartPod | ActionKind::EvictPod => {
             let pod = namespace.pods_of("web").await[0].name_any();
             json!({ "pod_name": pod, "namespace": name })
         }
         ActionKind::RestartStatefulset => json!({ "statefulset": "web", "namespace": name }),
         ActionKind::RestartDaemonset => json!({ "daemonset": "web", "namespace": name }),
+        ActionKind::RunCronjob | ActionKind::SuspendCronjob | ActionKind::ResumeCronjob => {
+            json!({ "cronjob": "web", "namespace": name })
+        }
     }
 }
 
@@ -147,6 +183,10 @@ pub fn example(kind: ActionKind) -> Value {
         ActionKind::RestartPod => json!({ "pod_name": "web-1" }),
         ActionKind::RestartStatefulset => json!({ "statefulset": "db" }),
         ActionKind::RestartDaemonset => json!({ "daemonset": "agent" }),
+        ActionKind::EvictPod => json!({ "pod_name": "web-1" }),
+        ActionKind::RunCronjob | ActionKind::SuspendCronjob | ActionKind::ResumeCronjob => {
+            json!({ "cronjob": "nightly" })
+        }
     }
 }
 
@@ -157,6 +197,10 @@ fn api(kind: ActionKind, namespace: &Namespace) -> Api<DynamicObject> {
         ActionKind::RestartPod => ApiResource::erase::<Pod>(&()),
         ActionKind::RestartStatefulset => ApiResource::erase::<StatefulSet>(&()),
         ActionKind::RestartDaemonset => ApiResource::erase::<DaemonSet>(&()),
+        ActionKind::EvictPod => ApiResource::erase::<Pod>(&()),
+        ActionKind::RunCronjob | ActionKind::SuspendCronjob | ActionKind::ResumeCronjob => {
+            ApiResource::erase::<CronJob>(&())
+        }
     };
     namespace.objects(&resource)
 }
