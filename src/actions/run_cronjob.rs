@@ -86,7 +86,8 @@ impl Plannable for Parameters {
     fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
         Box::pin(async move {
             let (namespace, deadline) = (&self.namespace, asked.deadline);
-            let found = cluster.get_whole::<CronJob>(namespace, &self.cronjob, deadline).await?;
+            let resource = ApiResource::erase::<CronJob>(&());
+            let found = cluster.object(&resource, namespace, &self.cronjob, deadline).await?;
             let job = job_name(&self.cronjob, &asked.id);
             let job = match cluster.get::<Job>(namespace, &job, deadline).await {
                 Ok(job) => Some(job),

@@ -167,26 +167,6 @@ impl Cluster {
         }
     }
 
-    /// Reads an object with all that the API server says of it, also what our version of the API does
-    /// not know.
-    ///
-    /// # Errors
-    /// As [`Cluster::get`] says.
-    pub async fn get_whole<K: Namespaced>(
-        &self,
-        namespace: &str,
-        name: &str,
-        deadline: Instant,
-    ) -> Result<DynamicObject, ActionError> {
-        let call = Call::of::<K>("get", namespace, Some(name));
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.client(), namespace, &call.resource);
-        match self.attempt(Repeat::Freely, deadline, || api.get(name)).await {
-            Ok(object) => Ok(object),
-            Err(fault) => Err(self.tell(&call, fault).await),
-        }
-    }
-
     /// Lists up to 500 objects by label selector.
     ///
     /// # Errors
@@ -202,6 +182,45 @@ impl Cluster {
         match self.attempt(Repeat::Freely, deadline, || api.list(&params)).await {
             Ok(list) => Ok(list.items),
             Err(fault) => Err(self.tell(&Call::of::<K>("list", namespace, None), fault).await),
+        }
+    }
+
+    /// Reads an object as the API has it, fields that no type of ours knows included.
+    ///
+    /// # Errors
+    /// As [`Cluster::get`] says.
+    pub async fn object(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<DynamicObject, ActionError> {
+        let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
+        match self.attempt(Repeat::Freely, deadline, || api.get(name)).await {
+            Ok(object) => Ok(object),
+            Err(fault) => {
+                Err(self.tell(&Call::on(resource, "get", namespace, Some(name)), fault).await)
+            }
+        }
+    }
+
+    /// Lists up to 500 objects by label selector, as the API has them.
+    ///
+    /// # Errors
+    /// As [`Cluster::tell`] says.
+    pub async fn objects(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+        selector: &str,
+        deadline: Instant,
+    ) -> Result<Vec<DynamicObject>, ActionError> {
+        let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
+        let params = ListParams::default().labels(selector).limit(LIST_LIMIT);
+        match self.attempt(Repeat::Freely, deadline, || api.list(&params)).await {
+            Ok(list) => Ok(list.items),
+            Err(fault) => Err(self.tell(&Call::on(resource, "list", namespace, None), fault).await),
         }
     }
 
@@ -358,9 +377,20 @@ impl Call {
     /// A call on an object (or, without a name, a list) of a typed kind.
     #[must_use]
     pub fn of<K: Namespaced>(verb: &'static str, namespace: &str, name: Option<&str>) -> Self {
+        Call::on(&ApiResource::erase::<K>(&()), verb, namespace, name)
+    }
+
+    /// A call on an object (or, without a name, a list) of this kind.
+    #[must_use]
+    pub fn on(
+        resource: &ApiResource,
+        verb: &'static str,
+        namespace: &str,
+        name: Option<&str>,
+    ) -> Self {
         Call {
             verb,
-            resource: ApiResource::erase::<K>(&()),
+            resource: resource.clone(),
             namespace: namespace.to_owned(),
             name: name.map(str::to_owned),
         }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     cluster::{MISSING_IMAGE, Namespace, shared},
     program::{Finished, Program, scratch},
-    scenario::{parameters, prepare, prepare_broken},
+    scenario::{parameters, prepare, prepare_broken, ready_again},
 };
 
 /// A request for each action, real and waited for.
@@ -86,6 +86,7 @@ async fn without_any_one_verb_the_answer_names_it_and_the_rule_that_is_missing()
             let first = request(kind, &namespace).await;
             let mut told = send("one", first.clone());
             told.push_str(&send("one", first));
+            ready_again(kind, &namespace).await;
             told.push_str(&send("two", request(kind, &namespace).await));
             let namespace = namespace.name();
             let who = format!("system:serviceaccount:{namespace}:{account}");

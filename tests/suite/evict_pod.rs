@@ -330,14 +330,23 @@ async fn a_pod_that_would_not_come_back_is_refused_unless_that_is_meant() {
     let done = send(&namespace, "lonely", json!({ "allow_unmanaged": true, "wait": true }));
     assert_eq!(done.status, 0, "{done:?}");
     assert_eq!(uid(&namespace, "lonely").await, None);
-    let mut mirror = namespace.bare_pod("static").await;
-    mirror.metadata = kube::api::ObjectMeta {
-        name: Some("mirror".to_owned()),
-        annotations: Some([("kubernetes.io/config.mirror".to_owned(), "digest".to_owned())].into()),
-        ..Default::default()
-    };
-    mirror.status = None;
-    namespace.create::<Pod>(json!(mirror)).await;
+    // As a kubelet shows the API a pod that it runs from a file: without an account.
+    namespace.bare_pod("static").await;
+    let scheduled = eventually("it is on a node", async || {
+        let pod = namespace.api::<Pod>().get("static").await.expect("is there");
+        pod.spec.as_ref()?.node_name.is_some().then_some(pod)
+    })
+    .await;
+    let mut mirror = json!(scheduled);
+    mirror["metadata"] = json!({
+        "name": "mirror", "annotations": { "kubernetes.io/config.mirror": "digest" },
+    });
+    for field in ["serviceAccount", "serviceAccountName", "volumes"] {
+        mirror["spec"].as_object_mut().expect("is one").remove(field);
+    }
+    mirror["spec"]["containers"][0]["volumeMounts"] = json!([]);
+    mirror["status"] = json!({});
+    namespace.create::<Pod>(mirror).await;
     let done = send(&namespace, "mirror", json!({ "allow_unmanaged": true }));
     assert_eq!((done.status, &done.answer()["code"]), (69, &json!("no_effect")), "{done:?}");
 }

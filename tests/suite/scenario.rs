@@ -159,6 +159,22 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
     .await;
 }
 
+/// Takes back what one request of this action did, where a second one would find nothing to do.
+pub async fn ready_again(kind: ActionKind, namespace: &Namespace) {
+    match kind {
+        ActionKind::SuspendCronjob => set_suspended(namespace, false).await,
+        ActionKind::ResumeCronjob => set_suspended(namespace, true).await,
+        _ => {}
+    }
+}
+
+/// Suspends or resumes the CronJob `web`, as somebody else.
+async fn set_suspended(namespace: &Namespace, suspend: bool) {
+    let patch = Patch::Merge(json!({ "spec": { "suspend": suspend } }));
+    let cron_jobs = namespace.api::<CronJob>();
+    cron_jobs.patch("web", &Default::default(), &patch).await.expect("is patched");
+}
+
 /// Parameters that mean the workload `web`.
 pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
     let name = namespace.name();
