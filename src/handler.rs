@@ -122,7 +122,9 @@ async fn simulate(
     answer.warnings.extend(foreseen);
     answer.changes = done.plan.changes;
     answer.target = done.plan.target;
-    answer.target.resource_version = done.made.resource_version;
+    if done.made.resource_version.is_some() {
+        answer.target.resource_version = done.made.resource_version;
+    }
     Ok(answer)
 }
 

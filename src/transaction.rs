@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     actions::{Asked, Plan, Step, Todo},
@@ -18,7 +18,7 @@ use crate::{
         Budget, Glance,
         spent::{Entry, SLACK},
     },
-    context::Context,
+    context::{Context, stopped},
     error::{ActionError, Code},
     execution::{self, AFTERTHOUGHT, Done},
     failpoint::Failpoint,
@@ -35,6 +35,9 @@ use crate::{
     response::{ActionResponse, Outcome, PendingApproval, RolloutState, rfc3339_millis},
     wait::{self, DEFAULT_WAIT},
 };
+
+/// How often it is looked whether there is room now.
+const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
 
 /// Time to record the answer once a wait has used up all the others.
 const TO_RECORD: Duration = Duration::from_secs(5);
@@ -89,7 +92,34 @@ enum Next {
 }
 
 impl Transaction<'_> {
-    async fn run(&self, asked: Asked) -> Result<ActionResponse, ActionError> {
+    /// Tries until there is an answer. Where a disruption budget has no room, who waits for the effect
+    /// waits for room first; meanwhile nothing is claimed.
+    async fn run(&self, mut asked: Asked) -> Result<ActionResponse, ActionError> {
+        let mut told = String::new();
+        loop {
+            let refusal = match self.attempt(asked.clone()).await {
+                Err(refusal) if refusal.code == Code::DisruptionBudget && asked.wait => refusal,
+                answered => return answered,
+            };
+            if Instant::now() + LOOK_FOR_ROOM >= self.end {
+                return Err(refusal);
+            }
+            if refusal.detail != told {
+                self.context.tell(&refusal.detail);
+                told.clone_from(&refusal.detail);
+            }
+            let mut stopping = self.context.stopping();
+            tokio::select! {
+                () = stopped(&mut stopping) => return Err(refusal),
+                () = sleep(LOOK_FOR_ROOM) => {}
+            }
+            // It is still the object that was refused, and none that may come under its name.
+            asked.uid = asked.uid.or_else(|| refusal.about.as_deref().map(str::to_owned));
+            asked.deadline = self.end.min(Instant::now() + self.context.deadline());
+        }
+    }
+
+    async fn attempt(&self, asked: Asked) -> Result<ActionResponse, ActionError> {
         loop {
             let planned = self.plan(&asked).await;
             Failpoint::BeforeClaim.pass();
@@ -511,7 +541,8 @@ fn closing(asked: &Asked) -> Instant {
 
 /// Whether it was this request that was refused, and not the cluster that did not answer.
 fn is_of_this_request(refusal: &ActionError) -> bool {
-    !refusal.code.retryable() || matches!(refusal.code, Code::RateLimited | Code::Stopped)
+    !refusal.code.retryable()
+        || matches!(refusal.code, Code::RateLimited | Code::Stopped | Code::DisruptionBudget)
 }
 
 fn is_denied(refusal: &ActionError) -> bool {

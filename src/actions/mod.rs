@@ -121,10 +121,19 @@ actions! {
     PauseRollout: pause_rollout,
     /// Resume a Deployment's rollout.
     ResumeRollout: resume_rollout,
+    /// Evict a pod.
+    EvictPod: evict_pod,
+    /// Run a CronJob now.
+    RunCronjob: run_cronjob,
+    /// Suspend a CronJob.
+    SuspendCronjob: suspend_cronjob,
+    /// Resume a CronJob.
+    ResumeCronjob: resume_cronjob,
 }
 
 mod paused;
 mod restart;
+mod suspension;
 
 /// What is known of an action without any parameters.
 pub struct Descriptor {

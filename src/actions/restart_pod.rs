@@ -129,7 +129,8 @@ fn deletion(pod: &Pod, owner: &str, asked: &Asked) -> Todo {
     Todo::Make(Box::new(effect), done, would)
 }
 
-fn disappears(target: &Target) -> Change {
+/// What differs once the target has gone.
+pub(super) fn disappears(target: &Target) -> Change {
     let uid = target.uid.clone().unwrap_or_default();
     Change { path: "/metadata/uid".to_owned(), from: uid.into(), to: serde_json::Value::Null }
 }

@@ -10,6 +10,7 @@ pub mod autoscaling;
 pub mod cluster;
 pub mod completion;
 pub mod connect;
+pub mod disruption;
 pub mod effect;
 #[cfg(feature = "lambda")]
 pub mod eks;

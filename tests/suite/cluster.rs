@@ -20,7 +20,9 @@ use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
         authentication::v1::TokenRequest,
+        batch::v1::CronJob,
         core::v1::{Namespace as CoreNamespace, Pod, ServiceAccount},
+        policy::v1::PodDisruptionBudget,
         rbac::v1::{Role, RoleBinding},
     },
     serde::{Serialize, de::DeserializeOwned},
@@ -43,6 +45,8 @@ pub const MISSING_IMAGE: &str = "registry.invalid/missing:1";
 pub const CRASHING_IMAGE: &str = "registry.invalid/crashing:1";
 /// A pod with this image is ready after ten seconds.
 pub const SLOW_IMAGE: &str = "registry.invalid/slow:1";
+/// A Job's pod with this image fails.
+pub const FAILING_IMAGE: &str = "registry.invalid/failing:1";
 /// A pod with any other image is ready at once.
 pub const GOOD_IMAGE: &str = "registry.invalid/good:1";
 
@@ -443,10 +447,59 @@ impl Namespace {
         .await;
     }
 
+    /// A CronJob that is due once a year, and makes up for no missed run. Its Job's one pod has this
+    /// image, and is done at once if that is the program under test.
+    pub async fn cron_job(&self, name: &str, image: &str, suspend: bool) -> CronJob {
+        let mut template = template(name, image);
+        template["spec"]["restartPolicy"] = "Never".into();
+        template["spec"]["securityContext"]["runAsUser"] = 65532.into();
+        template["spec"]["containers"][0]["args"] = json!(["--version"]);
+        self.create(json!({
+            "metadata": { "name": name },
+            "spec": {
+                "schedule": "0 0 1 1 *",
+                "startingDeadlineSeconds": 0,
+                "suspend": suspend,
+                "jobTemplate": {
+                    "metadata": { "labels": { "app": name } },
+                    "spec": { "backoffLimit": 0, "template": template },
+                },
+            },
+        }))
+        .await
+    }
+
+    /// A budget of the pods with the label `app` of this value, once the cluster has looked at it.
+    pub async fn disruption_budget(&self, name: &str, app: &str, spec: Value) {
+        let mut object = json!({
+            "metadata": { "name": name },
+            "spec": { "selector": { "matchLabels": { "app": app } } },
+        });
+        let more = spec.as_object().expect("are fields").clone();
+        object["spec"].as_object_mut().expect("is one").extend(more);
+        self.create::<PodDisruptionBudget>(object).await;
+        self.settled_budget(name).await;
+    }
+
+    /// The budget, once its status is of its present form.
+    pub async fn settled_budget(&self, name: &str) -> PodDisruptionBudget {
+        eventually("the budget is looked at", async || {
+            let found = self.api::<PodDisruptionBudget>().get(name).await.expect("is there");
+            let observed = found.status.as_ref()?.observed_generation;
+            (observed == found.metadata.generation).then_some(found)
+        })
+        .await
+    }
+
     /// A pod that nobody would replace.
     pub async fn bare_pod(&self, name: &str) -> Pod {
-        let mut pod = template(name, self.image);
-        pod["metadata"]["name"] = name.into();
+        self.bare_pod_of(name, self.image, json!({ "app": name })).await
+    }
+
+    /// A pod of this image, with these labels, that nobody would replace.
+    pub async fn bare_pod_of(&self, name: &str, image: &str, labels: Value) -> Pod {
+        let mut pod = template(name, image);
+        pod["metadata"] = json!({ "name": name, "labels": labels });
         self.create(pod).await
     }
 

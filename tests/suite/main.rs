@@ -10,6 +10,8 @@ mod callers;
 mod chart;
 mod cluster;
 mod contract;
+mod cronjob;
+mod evict_pod;
 mod faults;
 mod http;
 #[cfg(feature = "lambda")]

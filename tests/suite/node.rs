@@ -115,7 +115,8 @@ async fn each_action_as_a_job_does_its_work_once_and_answers() {
         // The same request is the same Job, and so the same answer.
         let again = job(&scenario.namespace, &request, &["--apply", "--wait"]);
         assert_eq!((again.status, again.answer()), (0, answer.clone()));
-        let jobs = scenario.namespace.api::<Job>().list(&ListParams::default()).await;
+        let ours = ListParams::default().labels("app.kubernetes.io/name=action-executor");
+        let jobs = scenario.namespace.api::<Job>().list(&ours).await;
         let jobs = jobs.expect("are listed").items;
         assert_eq!(jobs.len(), 1);
         let pods = pods_of(&scenario.namespace, &jobs[0].name_any()).await;

@@ -6,6 +6,7 @@
 use action_executor::actions::ActionKind;
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, StatefulSet},
+    batch::v1::{CronJob, Job},
     core::v1::{Event, Pod},
 };
 use kube::{
@@ -14,7 +15,9 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::cluster::{MISSING_IMAGE, Namespace, TestCluster, eventually, shared};
+use crate::cluster::{
+    FAILING_IMAGE, MISSING_IMAGE, Namespace, OWN_IMAGE, TestCluster, eventually, shared,
+};
 
 /// A namespace with a workload, and what is asked for on it.
 pub struct Scenario {
@@ -70,11 +73,13 @@ impl Scenario {
     /// How often the action took effect, once the workload has come to rest.
     pub async fn effects(&self) -> i64 {
         match self.kind {
-            ActionKind::RestartPod => self.pods_replaced().await,
             ActionKind::RestartK8s => {
                 self.namespace.rolled_out("web").await;
                 self.generations().await
             }
+            ActionKind::RestartPod => self.pods_replaced(1).await,
+            ActionKind::EvictPod => self.pods_replaced(2).await,
+            ActionKind::RunCronjob => self.jobs_made().await,
             _ => self.generations().await,
         }
     }
@@ -86,21 +91,33 @@ impl Scenario {
         number(&now) - number(&self.before)
     }
 
-    /// How often the Deployment's one pod was replaced.
-    async fn pods_replaced(&self) -> i64 {
+    /// How often a pod of the Deployment, which has this many, was replaced.
+    async fn pods_replaced(&self, replicas: i64) -> i64 {
         self.namespace.rolled_out("web").await;
-        let pod = eventually("there is one pod", async || {
-            let mut pods = self.namespace.pods_of("web").await;
-            (pods.len() == 1).then(|| pods.remove(0))
+        let pods = eventually("there are as many pods as there were", async || {
+            let pods = self.namespace.pods_of("web").await;
+            (pods.len() as i64 == replicas).then_some(pods)
         })
         .await;
         // The ReplicaSet tells of a pod a moment after it made it.
-        let replaced = i64::from(pod.uid() != self.before.uid());
+        let replaced = i64::from(pods.iter().all(|pod| pod.uid() != self.before.uid()));
         eventually("the ReplicaSet has told of it", async || {
             let made = pods_made(&self.namespace).await;
-            (made > replaced).then_some(made - 1)
+            (made >= replicas + replaced).then_some(made - replicas)
         })
         .await
+    }
+
+    /// How many Jobs there are of the CronJob.
+    async fn jobs_made(&self) -> i64 {
+        let jobs = self.namespace.api::<Job>().list(&ListParams::default()).await;
+        let jobs = jobs.expect("are listed").items;
+        let ours = jobs.iter().filter(|job| {
+            job.owner_references()
+                .iter()
+                .any(|owner| Some(&owner.uid) == self.before.uid().as_ref())
+        });
+        ours.count() as i64
     }
 }
 
@@ -119,6 +136,12 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
             namespace.running_deployment("web", 1).await;
             set_paused(namespace, true).await;
         }
+        // Not the only one of its kind, which would be worth a warning.
+        ActionKind::EvictPod => drop(namespace.running_deployment("web", 2).await),
+        ActionKind::RunCronjob | ActionKind::SuspendCronjob => {
+            namespace.cron_job("web", OWN_IMAGE, false).await;
+        }
+        ActionKind::ResumeCronjob => drop(namespace.cron_job("web", OWN_IMAGE, true).await),
     }
 }
 
@@ -131,6 +154,16 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
         ActionKind::RestartDaemonset => namespace.daemon_set("web").await,
         ActionKind::Scale | ActionKind::PauseRollout | ActionKind::ResumeRollout => {
             namespace.deployment("web", 1, MISSING_IMAGE).await;
+        }
+        ActionKind::EvictPod => drop(namespace.deployment("web", 2, MISSING_IMAGE).await),
+        // These have no pods before they are run, and then some that fail.
+        ActionKind::RunCronjob | ActionKind::SuspendCronjob => {
+            namespace.cron_job("web", FAILING_IMAGE, false).await;
+            return;
+        }
+        ActionKind::ResumeCronjob => {
+            namespace.cron_job("web", FAILING_IMAGE, true).await;
+            return;
         }
     }
     eventually("there is a pod", async || {
@@ -145,6 +178,8 @@ pub async fn ready_again(kind: ActionKind, namespace: &Namespace) {
     match kind {
         ActionKind::PauseRollout => set_paused(namespace, false).await,
         ActionKind::ResumeRollout => set_paused(namespace, true).await,
+        ActionKind::SuspendCronjob => set_suspended(namespace, false).await,
+        ActionKind::ResumeCronjob => set_suspended(namespace, true).await,
         _ => {}
     }
 }
@@ -156,12 +191,19 @@ pub async fn set_paused(namespace: &Namespace, paused: bool) {
     deployments.patch("web", &Default::default(), &patch).await.expect("is patched");
 }
 
+/// Suspends or resumes the CronJob `web`, as somebody else.
+async fn set_suspended(namespace: &Namespace, suspend: bool) {
+    let patch = Patch::Merge(json!({ "spec": { "suspend": suspend } }));
+    let cron_jobs = namespace.api::<CronJob>();
+    cron_jobs.patch("web", &Default::default(), &patch).await.expect("is patched");
+}
+
 /// Parameters that mean the workload `web`.
 pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
     let name = namespace.name();
     match kind {
         ActionKind::RestartK8s => json!({ "deployment": "web", "namespace": name }),
-        ActionKind::RestartPod => {
+        ActionKind::RestartPod | ActionKind::EvictPod => {
             let pod = namespace.pods_of("web").await[0].name_any();
             json!({ "pod_name": pod, "namespace": name })
         }
@@ -171,6 +213,9 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
         ActionKind::Scale => json!({ "name": "web", "namespace": name, "by": 1 }),
         ActionKind::PauseRollout | ActionKind::ResumeRollout => {
             json!({ "deployment": "web", "namespace": name })
+        }
+        ActionKind::RunCronjob | ActionKind::SuspendCronjob | ActionKind::ResumeCronjob => {
+            json!({ "cronjob": "web", "namespace": name })
         }
     }
 }
@@ -184,6 +229,10 @@ pub fn example(kind: ActionKind) -> Value {
         ActionKind::RestartDaemonset => json!({ "daemonset": "agent" }),
         ActionKind::Scale => json!({ "name": "web", "replicas": 3 }),
         ActionKind::PauseRollout | ActionKind::ResumeRollout => json!({ "deployment": "web" }),
+        ActionKind::EvictPod => json!({ "pod_name": "web-1" }),
+        ActionKind::RunCronjob | ActionKind::SuspendCronjob | ActionKind::ResumeCronjob => {
+            json!({ "cronjob": "nightly" })
+        }
     }
 }
 
@@ -196,6 +245,10 @@ fn api(kind: ActionKind, namespace: &Namespace) -> Api<DynamicObject> {
         ActionKind::RestartDaemonset => ApiResource::erase::<DaemonSet>(&()),
         ActionKind::Scale | ActionKind::PauseRollout | ActionKind::ResumeRollout => {
             ApiResource::erase::<Deployment>(&())
+        }
+        ActionKind::EvictPod => ApiResource::erase::<Pod>(&()),
+        ActionKind::RunCronjob | ActionKind::SuspendCronjob | ActionKind::ResumeCronjob => {
+            ApiResource::erase::<CronJob>(&())
         }
     };
     namespace.objects(&resource)

@@ -1,0 +1,115 @@
+//! `suspend_cronjob`: keeps a CronJob from starting Jobs until it is resumed.
+
+use k8s_openapi::api::batch::v1::CronJob;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, suspension};
+use crate::{
+    error::ActionError,
+    k8s::cluster::Cluster,
+    names::{Namespace, ObjectName, null_is_default},
+    response::Target,
+};
+
+pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+    name: "suspend_cronjob",
+    aliases: &[],
+    description: "Suspend a CronJob: it starts no Jobs until resume_cronjob. Jobs that run already go \
+                  on. Nothing is changed if it is suspended already.",
+    rules: &[Rule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get", "patch"] }],
+    cluster_rules: &[],
+};
+
+/// What `suspend_cronjob` acts upon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Parameters {
+    /// The CronJob to suspend.
+    pub cronjob: ObjectName,
+    /// Its namespace.
+    #[serde(default, deserialize_with = "null_is_default")]
+    #[schemars(with = "Option<Namespace>")]
+    pub namespace: Namespace,
+}
+
+impl Plannable for Parameters {
+    fn target(&self) -> Target {
+        suspension::target(&self.namespace, &self.cronjob)
+    }
+
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn preview(&self, asked: &Asked) -> Preview {
+        suspension::preview(&self.cronjob, true, asked)
+    }
+
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+        Box::pin(async move {
+            let found = cluster.get(&self.namespace, &self.cronjob, asked.deadline).await?;
+            decide(self.target(), &found, asked)
+        })
+    }
+}
+
+/// From the CronJob as it was read to what is to be done.
+fn decide(target: Target, cron_job: &CronJob, asked: &Asked) -> Result<Plan, ActionError> {
+    let running = suspension::active_jobs(cron_job);
+    let warnings = match running.len() {
+        0 => Vec::new(),
+        number => {
+            vec![format!("{number} of its Jobs run already, and go on: {}", running.join(", "))]
+        }
+    };
+    suspension::decide(target, cron_job, true, warnings, asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        actions::Todo,
+        k8s::effect::{Made, Mutation},
+    };
+
+    fn decide_on(spec: &str, metadata: &str) -> Plan {
+        let cron_job: CronJob = serde_yaml_ng::from_str(&format!(
+            "metadata: {{name: nightly, namespace: shop, uid: u1, resourceVersion: '7'{metadata}}}\n\
+             spec: {{schedule: '0 3 * * *', jobTemplate: {{}}{spec}}}\n\
+             status: {{active: [{{name: nightly-1}}, {{name: nightly-2}}]}}"
+        ))
+        .expect("is a CronJob");
+        let target = suspension::target("shop", "nightly");
+        decide(target, &cron_job, &Asked::example()).expect("is planned")
+    }
+
+    #[test]
+    fn plans_one_patch_and_names_the_jobs_that_go_on() {
+        let plan = decide_on("", "");
+        let Todo::Make(effect, did, _) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
+        assert_eq!(body["spec"]["suspend"], true);
+        assert_eq!(body["metadata"]["resourceVersion"], "7");
+        assert_eq!(did, "CronJob 'nightly' suspended at 2026-01-31T12:00:00.987Z.");
+        assert_eq!(
+            plan.warnings,
+            ["2 of its Jobs run already, and go on: nightly-1, nightly-2"]
+        );
+    }
+
+    #[test]
+    fn changes_nothing_on_one_that_is_suspended() {
+        let plan = decide_on(", suspend: true", "");
+        assert!(matches!(plan.todo, Todo::Nothing(_)), "{:?}", plan.todo);
+        assert!(plan.warnings.is_empty() && plan.changes.is_empty());
+    }
+
+    #[test]
+    fn does_not_repeat_what_the_same_request_did() {
+        let mark = ", annotations: {action-executor.dev/requests: '4:r1'}";
+        let plan = decide_on("", mark);
+        assert!(matches!(plan.todo, Todo::AlreadyMade(Made { .. }, _)), "{:?}", plan.todo);
+    }
+}

@@ -1,0 +1,249 @@
+//! `run_cronjob`, `suspend_cronjob` and `resume_cronjob` on a real API server.
+
+use k8s_openapi::api::{
+    batch::v1::{CronJob, Job},
+    core::v1::Event,
+};
+use kube::{ResourceExt, api::Patch};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{FAILING_IMAGE, GOOD_IMAGE, Namespace, SLOW_IMAGE, eventually, shared},
+    ledger::{kubectl, records},
+    program::{Finished, Program},
+};
+
+fn send(namespace: &Namespace, action: &str, fields: Value) -> Finished {
+    let mut request = json!({
+        "type": action, "simulate": false,
+        "parameters": { "cronjob": "nightly", "namespace": namespace.name() },
+    });
+    let more = fields.as_object().expect("are fields").clone();
+    request.as_object_mut().expect("is an object").extend(more);
+    Program::with_kubeconfig(namespace.kubeconfig()).input(request.to_string()).run()
+}
+
+async fn jobs(namespace: &Namespace) -> Vec<Job> {
+    namespace.api::<Job>().list(&Default::default()).await.expect("are listed").items
+}
+
+async fn is_suspended(namespace: &Namespace, name: &str) -> Option<bool> {
+    let found = namespace.api::<CronJob>().get(name).await.expect("is there");
+    found.spec.expect("has one").suspend
+}
+
+/// Has the CronJob say that this Job of it runs, as its controller says of what it has started itself.
+async fn activate(namespace: &Namespace, job: &Job) {
+    let reference = json!({ "kind": "Job", "name": job.name_any(), "uid": job.uid() });
+    let status = Patch::Merge(json!({ "status": { "active": [reference] } }));
+    let cron_jobs = namespace.api::<CronJob>();
+    cron_jobs.patch_status("nightly", &Default::default(), &status).await.expect("is patched");
+}
+
+#[tokio::test]
+async fn makes_the_job_that_kubectl_makes() {
+    let namespace = shared().namespace("run_like_kubectl").await;
+    namespace.cron_job("nightly", GOOD_IMAGE, false).await;
+    let done = send(&namespace, "run_cronjob", json!({ "id": "r1" }));
+    assert_eq!(done.status, 0, "{done:?}");
+    let ours = jobs(&namespace).await.remove(0);
+    kubectl(&namespace, &["create", "job", "theirs", "--from=cronjob/nightly"]);
+    let theirs = namespace.api::<Job>().get("theirs").await.expect("is there");
+    // What the API server adds tells Jobs apart.
+    let essence = |job: &Job| {
+        let mut whole = json!({
+            "labels": job.metadata.labels, "annotations": job.metadata.annotations,
+            "owners": job.metadata.owner_references, "spec": job.spec,
+        });
+        let annotations = whole["annotations"].as_object_mut().expect("are there");
+        annotations.remove("action-executor.dev/request-id");
+        whole["spec"]["selector"] = Value::Null;
+        for labels in ["/labels", "/spec/template/metadata/labels"] {
+            let labels = whole.pointer_mut(labels).and_then(Value::as_object_mut);
+            labels
+                .expect("are there")
+                .retain(|key, _| !key.ends_with("job-name") && !key.ends_with("controller-uid"));
+        }
+        whole
+    };
+    assert_eq!(essence(&ours), essence(&theirs));
+    assert_eq!(ours.annotations()["action-executor.dev/request-id"], "r1");
+    let answer = done.answer();
+    assert_eq!(answer["target"]["kind"], "CronJob");
+    assert!(answer["result"].as_str().expect("is one").contains(&ours.name_any()), "{answer}");
+    assert_eq!(answer["changes"][0]["to"], ours.name_any());
+    assert_eq!(answer["warnings"], json!([]));
+}
+
+#[tokio::test]
+async fn waits_until_the_job_is_complete() {
+    let namespace = shared().namespace("run_waits").await;
+    namespace.cron_job("nightly", GOOD_IMAGE, false).await;
+    let done = send(&namespace, "run_cronjob", json!({ "wait": true }));
+    assert_eq!(done.status, 0, "{done:?}");
+    let name = jobs(&namespace).await[0].name_any();
+    let message = done.answer()["rollout"]["message"].as_str().expect("has one").to_owned();
+    assert_eq!(message, format!("Job '{name}' is complete: 1 pods succeeded"));
+}
+
+#[tokio::test]
+async fn a_job_that_fails_is_failed_with_its_reason_and_its_pods_own_words() {
+    let namespace = shared().namespace("run_fails").await;
+    namespace.cron_job("nightly", FAILING_IMAGE, false).await;
+    let done = send(&namespace, "run_cronjob", json!({ "wait": true, "timeout_seconds": 30 }));
+    assert_eq!(done.status, 69, "{done:?}");
+    let answer = done.answer();
+    assert_eq!(
+        (&answer["outcome"], &answer["rollout"]["state"]),
+        (&json!("failed"), &json!("failed"))
+    );
+    let message = answer["rollout"]["message"].as_str().expect("has one");
+    assert!(message.starts_with("BackoffLimitExceeded"), "{message}");
+    let problems = answer["rollout"]["problems"].to_string();
+    assert!(problems.contains("exit code 3"), "{problems}");
+    // No kubelet is there to read the log from; that is no reason to tell nothing.
+    assert!(problems.contains("the log of pod"), "{problems}");
+}
+
+#[tokio::test]
+async fn simulation_makes_no_job_and_names_the_one_that_would_be_made() {
+    let namespace = shared().namespace("run_simulated").await;
+    namespace.cron_job("nightly", GOOD_IMAGE, false).await;
+    let done = send(&namespace, "run_cronjob", json!({ "simulate": true, "id": "r1" }));
+    assert_eq!(done.status, 0, "{done:?}");
+    let answer = done.answer();
+    assert_eq!(answer["outcome"], "simulated");
+    assert!(answer["target"]["resourceVersion"].is_string(), "{answer}");
+    assert!(jobs(&namespace).await.is_empty());
+    assert_eq!(send(&namespace, "run_cronjob", json!({ "id": "r1" })).status, 0);
+    assert_eq!(answer["changes"][0]["to"], jobs(&namespace).await[0].name_any());
+}
+
+#[tokio::test]
+async fn what_the_cluster_does_not_admit_is_told_by_a_simulation_too() {
+    let namespace = shared().namespace("run_quota").await;
+    namespace.cron_job("nightly", GOOD_IMAGE, false).await;
+    let quota =
+        json!({ "metadata": { "name": "none" }, "spec": { "hard": { "count/jobs.batch": "0" } } });
+    namespace.create::<k8s_openapi::api::core::v1::ResourceQuota>(quota).await;
+    for simulate in [true, false] {
+        let done = eventually("the quota holds", async || {
+            let done = send(&namespace, "run_cronjob", json!({ "simulate": simulate }));
+            (done.status != 0).then_some(done)
+        })
+        .await;
+        assert_eq!((done.status, &done.answer()["code"]), (69, &json!("rejected_by_cluster")));
+        assert!(done.answer()["detail"].as_str().expect("has one").contains("quota"), "{done:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_is_found_again_when_its_record_has_gone() {
+    let namespace = shared().namespace("run_again").await;
+    namespace.cron_job("nightly", GOOD_IMAGE, false).await;
+    assert_eq!(send(&namespace, "run_cronjob", json!({ "id": "r1" })).status, 0);
+    for record in records(&namespace).await {
+        let events = namespace.api::<Event>();
+        events.delete(&record.name_any(), &Default::default()).await.expect("is deleted");
+    }
+    let done = send(&namespace, "run_cronjob", json!({ "id": "r1" }));
+    assert_eq!((done.status, &done.answer()["replayed"]), (0, &json!(true)), "{done:?}");
+    assert_eq!(jobs(&namespace).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_job_of_its_name_that_it_did_not_make_is_not_taken_for_its_own() {
+    let namespace = shared().namespace("run_taken").await;
+    namespace.cron_job("nightly", GOOD_IMAGE, false).await;
+    let foreseen =
+        send(&namespace, "run_cronjob", json!({ "simulate": true, "id": "r1" })).answer();
+    let name = foreseen["changes"][0]["to"].as_str().expect("is a name");
+    kubectl(&namespace, &["create", "job", name, "--from=cronjob/nightly"]);
+    let done = send(&namespace, "run_cronjob", json!({ "id": "r1" }));
+    assert_eq!((done.status, &done.answer()["code"]), (69, &json!("rejected_by_cluster")));
+    assert_eq!(jobs(&namespace).await.len(), 1);
+}
+
+#[tokio::test]
+async fn warns_of_what_the_cron_job_itself_would_not_do() {
+    let namespace = shared().namespace("run_warns").await;
+    namespace.cron_job("nightly", SLOW_IMAGE, true).await;
+    let forbid = Patch::Merge(json!({ "spec": { "concurrencyPolicy": "Forbid" } }));
+    let cron_jobs = namespace.api::<CronJob>();
+    cron_jobs.patch("nightly", &Default::default(), &forbid).await.expect("is patched");
+    let done = send(&namespace, "run_cronjob", json!({}));
+    assert_eq!(done.status, 0, "{done:?}");
+    let warnings = done.answer()["warnings"].to_string();
+    assert!(warnings.contains("suspended") && !warnings.contains("Forbid"), "{warnings}");
+    let running = jobs(&namespace).await.remove(0);
+    activate(&namespace, &running).await;
+    let warnings =
+        send(&namespace, "run_cronjob", json!({ "simulate": true })).answer()["warnings"]
+            .to_string();
+    assert!(warnings.contains("Forbid") && warnings.contains(&running.name_any()), "{warnings}");
+    // The same Job goes on when the CronJob is suspended.
+    assert_eq!(send(&namespace, "resume_cronjob", json!({})).status, 0);
+    let warnings = send(&namespace, "suspend_cronjob", json!({})).answer()["warnings"].to_string();
+    assert!(warnings.contains("go on") && warnings.contains(&running.name_any()), "{warnings}");
+}
+
+#[tokio::test]
+async fn a_precondition_is_about_the_cron_job() {
+    let namespace = shared().namespace("run_precondition").await;
+    let cron_job = namespace.cron_job("nightly", GOOD_IMAGE, false).await;
+    let wrong = json!({ "precondition": { "uid": "another" } });
+    let done = send(&namespace, "run_cronjob", wrong);
+    assert_eq!((done.status, &done.answer()["code"]), (69, &json!("precondition_failed")));
+    assert!(jobs(&namespace).await.is_empty());
+    let right = json!({ "precondition": { "uid": cron_job.uid() } });
+    assert_eq!(send(&namespace, "run_cronjob", right).status, 0);
+}
+
+#[tokio::test]
+async fn suspends_and_resumes_as_kubectl_patch_does_and_only_once() {
+    let namespace = shared().namespace("suspends").await;
+    for name in ["nightly", "theirs"] {
+        namespace.cron_job(name, GOOD_IMAGE, false).await;
+    }
+    for (action, suspend) in [("suspend_cronjob", true), ("resume_cronjob", false)] {
+        let done = send(&namespace, action, json!({ "simulate": true }));
+        assert_eq!((done.status, &done.answer()["outcome"]), (0, &json!("simulated")));
+        assert_eq!(is_suspended(&namespace, "nightly").await, Some(!suspend));
+        let done = send(&namespace, action, json!({ "wait": true }));
+        assert_eq!((done.status, &done.answer()["outcome"]), (0, &json!("applied")), "{done:?}");
+        let change = &done.answer()["changes"][0];
+        assert_eq!((&change["path"], &change["to"]), (&json!("/spec/suspend"), &json!(suspend)));
+        let patch = json!({ "spec": { "suspend": suspend } }).to_string();
+        kubectl(&namespace, &["patch", "cronjob", "theirs", "-p", &patch]);
+        let spec = async |name: &str| {
+            namespace.api::<CronJob>().get(name).await.expect("is there").spec.expect("has one")
+        };
+        let mut theirs = json!(spec("theirs").await);
+        theirs["jobTemplate"] = json!(spec("nightly").await.job_template);
+        assert_eq!(json!(spec("nightly").await), theirs);
+        let again = send(&namespace, action, json!({}));
+        assert_eq!((again.status, &again.answer()["outcome"]), (0, &json!("unchanged")));
+    }
+}
+
+#[tokio::test]
+async fn warns_that_a_missed_run_may_start_at_once() {
+    let namespace = shared().namespace("missed").await;
+    namespace.cron_job("nightly", GOOD_IMAGE, true).await;
+    let forever = Patch::Merge(json!({ "spec": { "startingDeadlineSeconds": null } }));
+    let cron_jobs = namespace.api::<CronJob>();
+    cron_jobs.patch("nightly", &Default::default(), &forever).await.expect("is patched");
+    let done = send(&namespace, "resume_cronjob", json!({}));
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(done.answer()["warnings"].to_string().contains("starts at once"), "{done:?}");
+}
+
+#[tokio::test]
+async fn a_missing_cron_job_is_told() {
+    let namespace = shared().namespace("no_cronjob").await;
+    for action in ["run_cronjob", "suspend_cronjob", "resume_cronjob"] {
+        let done = send(&namespace, action, json!({}));
+        assert_eq!((done.status, &done.answer()["code"]), (69, &json!("target_not_found")));
+        assert!(done.answer()["hint"].as_str().expect("has one").contains("get cronjobs"));
+    }
+}

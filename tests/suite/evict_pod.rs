@@ -1,0 +1,433 @@
+//! `evict_pod` on a real API server, whose disruption controller counts what is healthy.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod, policy::v1::PodDisruptionBudget};
+use kube::{ResourceExt, api::Patch};
+use serde_json::{Value, json};
+use tokio::{sync::watch, task::spawn_blocking};
+
+use crate::{
+    cluster::{CRASHING_IMAGE, MISSING_IMAGE, Namespace, eventually, shared},
+    faults::{Conduct, proxy},
+    ledger::records,
+    program::{Finished, Program, scratch},
+    scenario::told,
+};
+
+fn request(namespace: &Namespace, pod: &str, fields: Value) -> String {
+    let mut request = json!({
+        "type": "evict_pod",
+        "parameters": { "pod_name": pod, "namespace": namespace.name() },
+        "simulate": false,
+    });
+    for (key, value) in fields.as_object().expect("are fields") {
+        match key.as_str() {
+            "grace_period_seconds" | "allow_unmanaged" => {
+                request["parameters"][key] = value.clone();
+            }
+            _ => request[key] = value.clone(),
+        }
+    }
+    request.to_string()
+}
+
+fn send(namespace: &Namespace, pod: &str, fields: Value) -> Finished {
+    let request = request(namespace, pod, fields);
+    Program::with_kubeconfig(namespace.kubeconfig()).input(request).run()
+}
+
+/// Sends it through a kubeconfig while the test does something else.
+fn start(kubeconfig: PathBuf, request: String) -> tokio::task::JoinHandle<Finished> {
+    spawn_blocking(move || Program::with_kubeconfig(&kubeconfig).input(request).run())
+}
+
+async fn uid(namespace: &Namespace, pod: &str) -> Option<String> {
+    namespace.api::<Pod>().get_opt(pod).await.expect("is asked").and_then(|pod| pod.uid())
+}
+
+/// A Deployment of two pods that must both be healthy; the name of one of them.
+async fn full_budget(test: &str) -> (Namespace, String) {
+    let namespace = shared().namespace(test).await;
+    namespace.running_deployment("web", 2).await;
+    namespace.disruption_budget("tight", "web", json!({ "minAvailable": 2 })).await;
+    eventually("both are counted", async || {
+        let status = namespace.settled_budget("tight").await.status?;
+        (status.current_healthy == 2 && status.disruptions_allowed == 0).then_some(())
+    })
+    .await;
+    let pod = namespace.pods_of("web").await[0].name_any();
+    (namespace, pod)
+}
+
+async fn set_min_available(namespace: &Namespace, number: i32) {
+    let budgets = namespace.api::<PodDisruptionBudget>();
+    let patch = Patch::Merge(json!({ "spec": { "minAvailable": number } }));
+    budgets.patch("tight", &Default::default(), &patch).await.expect("is patched");
+    namespace.settled_budget("tight").await;
+}
+
+/// A kubeconfig through which it is seen that the program looks for room a second time.
+async fn watched(namespace: &Namespace) -> (PathBuf, watch::Receiver<bool>) {
+    let (looks, seen) = watch::channel(false);
+    let kubeconfig = proxy(namespace, move |method, number| {
+        // The pod, the budgets, the pods and the record are read once for each look.
+        if *method == http::Method::GET && number >= 4 {
+            looks.send_replace(true);
+        }
+        Conduct::Honest
+    })
+    .await;
+    (kubeconfig, seen)
+}
+
+#[tokio::test]
+async fn evicts_a_pod_and_waits_until_it_has_gone() {
+    let namespace = shared().namespace("evicted").await;
+    namespace.running_deployment("web", 2).await;
+    namespace.disruption_budget("loose", "web", json!({ "maxUnavailable": 1 })).await;
+    let pod = namespace.pods_of("web").await[0].name_any();
+    let done = send(&namespace, &pod, json!({ "wait": true }));
+    assert_eq!(done.status, 0, "{done:?}");
+    let answer = done.answer();
+    assert_eq!(answer["outcome"], "applied");
+    assert_eq!(answer["rollout"]["message"], format!("pod '{pod}' is gone"));
+    assert!(answer["result"].as_str().expect("is one").contains("ReplicaSet 'web-"), "{answer}");
+    assert_eq!(answer["warnings"], json!([]));
+    assert_eq!(uid(&namespace, &pod).await, None);
+}
+
+#[tokio::test]
+async fn simulation_evicts_nothing_and_says_whether_there_is_room() {
+    let (namespace, pod) = full_budget("evict_simulated").await;
+    let before = uid(&namespace, &pod).await;
+    let done = send(&namespace, &pod, json!({ "simulate": true }));
+    assert_eq!((done.status, &done.answer()["code"]), (75, &json!("disruption_budget")));
+    set_min_available(&namespace, 1).await;
+    let done = eventually("there is room", async || {
+        let done = send(&namespace, &pod, json!({ "simulate": true }));
+        (done.status == 0).then_some(done)
+    })
+    .await;
+    assert_eq!(done.answer()["outcome"], "simulated");
+    assert_eq!(done.answer()["changes"][0]["to"], Value::Null);
+    assert_eq!(uid(&namespace, &pod).await, before);
+    // Nor did it take from the budget.
+    let budget = namespace.settled_budget("tight").await.status.expect("has one");
+    assert_eq!((budget.disruptions_allowed, budget.disrupted_pods), (1, None));
+}
+
+#[tokio::test]
+async fn a_budget_without_room_is_told_with_the_pods_that_hold_it() {
+    let (namespace, pod) = full_budget("evict_no_room").await;
+    let mut stray = namespace.bare_pod_of("stray", CRASHING_IMAGE, json!({ "app": "web" })).await;
+    set_min_available(&namespace, 3).await;
+    for simulate in [true, false] {
+        let done = send(&namespace, &pod, json!({ "simulate": simulate }));
+        assert_eq!(done.status, 75, "{done:?}");
+        let problem = done.answer();
+        assert_eq!(
+            (&problem["code"], &problem["status"]),
+            (&json!("disruption_budget"), &json!(429))
+        );
+        let detail = problem["detail"].as_str().expect("has one");
+        assert!(
+            detail.contains(
+                "PodDisruptionBudget 'tight' allows 0 disruptions now: 2 pods are healthy, and 3 must be; \
+                 not healthy: stray"
+            ),
+            "{detail}"
+        );
+        assert!(problem["retry_after_seconds"].as_u64().is_some_and(|it| it > 0));
+    }
+    assert!(uid(&namespace, &pod).await.is_some());
+    // What is not healthy may go where all that must be healthy is, or where it always may.
+    stray = eventually("it crashes", async || {
+        let pod = namespace.api::<Pod>().get(&stray.name_any()).await.expect("is there");
+        (pod.status.as_ref()?.phase.as_deref() == Some("Running")).then_some(pod)
+    })
+    .await;
+    let unmanaged = json!({ "allow_unmanaged": true, "wait": true, "timeout_seconds": 1 });
+    assert_eq!(send(&namespace, "stray", unmanaged.clone()).status, 75);
+    let patch = json!({ "spec": { "unhealthyPodEvictionPolicy": "AlwaysAllow" } });
+    let budgets = namespace.api::<PodDisruptionBudget>();
+    budgets.patch("tight", &Default::default(), &Patch::Merge(patch)).await.expect("is patched");
+    let done = send(&namespace, "stray", json!({ "allow_unmanaged": true, "wait": true }));
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(done.answer()["warnings"][0].as_str().expect("is one").contains("does not come back"));
+    assert_ne!(uid(&namespace, "stray").await, stray.uid());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_waits_for_room_first_and_claims_nothing_meanwhile() {
+    let (namespace, pod) = full_budget("evict_waits").await;
+    let (kubeconfig, mut looks) = watched(&namespace).await;
+    let asked = json!({ "wait": true, "timeout_seconds": 60, "id": "r1" });
+    let running = start(kubeconfig, request(&namespace, &pod, asked));
+    looks.wait_for(|again| *again).await.expect("it looks again");
+    assert_eq!(records(&namespace).await.len(), 0);
+    assert!(uid(&namespace, &pod).await.is_some());
+    let deployments = namespace.api::<Deployment>();
+    let third = Patch::Merge(json!({ "spec": { "replicas": 3 } }));
+    deployments.patch("web", &Default::default(), &third).await.expect("is scaled");
+    let done = running.await.expect("it ran");
+    assert_eq!(done.status, 0, "{done:?}");
+    assert_eq!(done.answer()["rollout"]["state"], "complete");
+    assert_eq!(uid(&namespace, &pod).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_that_wait_with_one_request_evict_once() {
+    let (namespace, pod) = full_budget("evict_twice").await;
+    let asked = json!({ "wait": true, "timeout_seconds": 60, "id": "r1" });
+    let request = request(&namespace, &pod, asked);
+    let (mut running, mut waiting) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let (kubeconfig, looks) = watched(&namespace).await;
+        running.push(start(kubeconfig, request.clone()));
+        waiting.push(looks);
+    }
+    for looks in &mut waiting {
+        looks.wait_for(|again| *again).await.expect("it looks again");
+    }
+    set_min_available(&namespace, 0).await;
+    let mut answers = Vec::new();
+    for process in running {
+        let done = process.await.expect("it ran");
+        let answer = done.answer();
+        let under_way = answer["code"] == "in_progress";
+        assert!(done.status == 0 || under_way, "{done:?}");
+        answers.extend((!under_way).then_some(answer));
+    }
+    assert!(!answers.is_empty());
+    let firsts = answers.iter().filter(|answer| answer["replayed"] == false).count();
+    assert_eq!(firsts, 1, "{answers:?}");
+    let again = Program::with_kubeconfig(namespace.kubeconfig()).input(request).run().answer();
+    assert_eq!(again["replayed"], true);
+    for answer in answers {
+        assert_eq!(told(answer), told(again.clone()));
+    }
+    assert_eq!(evictions(&namespace).await, 1);
+}
+
+/// How many of the two pods have been replaced, once there are two again.
+async fn evictions(namespace: &Namespace) -> usize {
+    namespace.rolled_out("web").await;
+    let events = namespace.api::<k8s_openapi::api::core::v1::Event>();
+    let params = kube::api::ListParams::default()
+        .fields("reason=SuccessfulCreate,involvedObject.kind=ReplicaSet");
+    eventually("the ReplicaSet has told of it", async || {
+        let told = events.list(&params).await.expect("are listed").items.len();
+        (told > 2).then_some(told - 2)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn room_that_does_not_come_in_time_is_told() {
+    let (namespace, pod) = full_budget("evict_in_vain").await;
+    let done = send(&namespace, &pod, json!({ "wait": true, "timeout_seconds": 3, "id": "r1" }));
+    assert_eq!(done.status, 75, "{done:?}");
+    assert_eq!(done.answer()["code"], "disruption_budget");
+    assert!((1..5).contains(&done.took.as_secs()), "{:?}", done.took);
+    // The same request may come again, and is none that was refused for good.
+    set_min_available(&namespace, 0).await;
+    let done = send(&namespace, &pod, json!({ "wait": true, "timeout_seconds": 60, "id": "r1" }));
+    assert_eq!((done.status, &done.answer()["replayed"]), (0, &json!(false)), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn room_that_goes_between_the_look_and_the_eviction_is_waited_for_too() {
+    let namespace = shared().namespace("evict_raced").await;
+    namespace.running_deployment("web", 2).await;
+    namespace.disruption_budget("tight", "web", json!({ "minAvailable": 1 })).await;
+    eventually("there is room", async || {
+        let status = namespace.settled_budget("tight").await.status?;
+        (status.disruptions_allowed == 1).then_some(())
+    })
+    .await;
+    let pod = namespace.pods_of("web").await[0].name_any();
+    let (meddler, handle) = (namespace.clone(), tokio::runtime::Handle::current());
+    let (refused, mut seen) = watch::channel(false);
+    let kubeconfig = proxy(&namespace, move |method, number| {
+        // The first write is the claim, the second the eviction, the third its release.
+        match number {
+            1 if *method != http::Method::GET => {
+                let narrow = set_min_available(&meddler, 2);
+                tokio::task::block_in_place(|| handle.block_on(narrow));
+            }
+            2 if *method != http::Method::GET => drop(refused.send_replace(true)),
+            _ => {}
+        }
+        Conduct::Honest
+    })
+    .await;
+    let asked = json!({ "wait": true, "timeout_seconds": 60, "id": "r1" });
+    let running = start(kubeconfig, request(&namespace, &pod, asked));
+    seen.wait_for(|refused| *refused).await.expect("the API server refuses");
+    assert!(uid(&namespace, &pod).await.is_some());
+    set_min_available(&namespace, 1).await;
+    let done = running.await.expect("it ran");
+    assert_eq!(done.status, 0, "{done:?}");
+    assert_eq!(evictions(&namespace).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_came_under_the_same_name_while_room_was_waited_for_is_not_evicted() {
+    let namespace = shared().namespace("evict_recreated").await;
+    namespace.running_stateful_set("web", 2).await;
+    namespace.disruption_budget("tight", "web", json!({ "minAvailable": 2 })).await;
+    let (kubeconfig, mut looks) = watched(&namespace).await;
+    let asked = json!({ "wait": true, "timeout_seconds": 60 });
+    let running = start(kubeconfig, request(&namespace, "web-0", asked));
+    looks.wait_for(|again| *again).await.expect("it looks again");
+    let old = uid(&namespace, "web-0").await;
+    namespace.api::<Pod>().delete("web-0", &Default::default()).await.expect("is deleted");
+    let new = eventually("it is back", async || {
+        uid(&namespace, "web-0").await.filter(|new| Some(new) != old.as_ref())
+    })
+    .await;
+    set_min_available(&namespace, 0).await;
+    let done = running.await.expect("it ran");
+    // It may have been looked at while there was none.
+    let code = done.answer()["code"].clone();
+    assert!(code == "precondition_failed" || code == "target_not_found", "{done:?}");
+    assert_eq!(uid(&namespace, "web-0").await, Some(new));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_budgets_for_one_pod_are_refused_before_anything_is_sent() {
+    let namespace = shared().namespace("evict_two").await;
+    namespace.running_deployment("web", 2).await;
+    for name in ["first", "second"] {
+        namespace.disruption_budget(name, "web", json!({ "maxUnavailable": 1 })).await;
+    }
+    let pod = namespace.pods_of("web").await[0].name_any();
+    static SENT: AtomicBool = AtomicBool::new(false);
+    let kubeconfig = proxy(&namespace, |method, _| {
+        SENT.fetch_or(*method != http::Method::GET, Ordering::SeqCst);
+        Conduct::Honest
+    })
+    .await;
+    let done = start(kubeconfig, request(&namespace, &pod, json!({ "wait": true }))).await;
+    let done = done.expect("it ran");
+    assert_eq!(done.status, 69, "{done:?}");
+    assert_eq!(done.answer()["code"], "rejected_by_cluster");
+    assert!(done.answer()["detail"].as_str().expect("has one").contains("'first' and 'second'"));
+    assert!(!SENT.load(Ordering::SeqCst));
+}
+
+#[tokio::test]
+async fn a_pod_that_would_not_come_back_is_refused_unless_that_is_meant() {
+    let namespace = shared().namespace("evict_bare").await;
+    namespace.bare_pod("lonely").await;
+    let done = send(&namespace, "lonely", json!({}));
+    assert_eq!((done.status, &done.answer()["code"]), (69, &json!("target_unmanaged")));
+    let done = send(&namespace, "lonely", json!({ "allow_unmanaged": true, "wait": true }));
+    assert_eq!(done.status, 0, "{done:?}");
+    assert_eq!(uid(&namespace, "lonely").await, None);
+    // As a kubelet shows the API a pod that it runs from a file: without an account.
+    namespace.bare_pod("static").await;
+    let scheduled = eventually("it is on a node", async || {
+        let pod = namespace.api::<Pod>().get("static").await.expect("is there");
+        pod.spec.as_ref()?.node_name.is_some().then_some(pod)
+    })
+    .await;
+    let mut mirror = json!(scheduled);
+    mirror["metadata"] = json!({
+        "name": "mirror", "annotations": { "kubernetes.io/config.mirror": "digest" },
+    });
+    for field in ["serviceAccount", "serviceAccountName", "volumes"] {
+        mirror["spec"].as_object_mut().expect("is one").remove(field);
+    }
+    mirror["spec"]["containers"][0]["volumeMounts"] = json!([]);
+    mirror["status"] = json!({});
+    namespace.create::<Pod>(mirror).await;
+    let done = send(&namespace, "mirror", json!({ "allow_unmanaged": true }));
+    assert_eq!((done.status, &done.answer()["code"]), (69, &json!("no_effect")), "{done:?}");
+}
+
+#[tokio::test]
+async fn the_grace_period_is_the_pods_own_or_the_requests_and_one_that_is_going_is_left() {
+    let namespace = shared().namespace("evict_grace").await;
+    namespace.running_deployment("web", 1).await;
+    let slow = json!({ "spec": { "replicas": 3, "template": {
+        "metadata": { "annotations": { "test.action-executor.dev/slow-delete": "true" } },
+        "spec": { "terminationGracePeriodSeconds": 47 },
+    }}});
+    let deployments = namespace.api::<Deployment>();
+    deployments.patch("web", &Default::default(), &Patch::Merge(slow)).await.expect("is patched");
+    namespace.rolled_out("web").await;
+    let pods = namespace.pods_of("web").await;
+    for (pod, asked, grace) in
+        [(&pods[0], json!({}), 47), (&pods[1], json!({ "grace_period_seconds": 12 }), 12)]
+    {
+        let name = pod.name_any();
+        assert_eq!(send(&namespace, &name, asked.clone()).status, 0);
+        let going = namespace.api::<Pod>().get(&name).await.expect("is still there");
+        assert_eq!(going.metadata.deletion_grace_period_seconds, Some(grace));
+        let again = send(&namespace, &name, asked);
+        assert_eq!((again.status, &again.answer()["outcome"]), (0, &json!("unchanged")));
+    }
+}
+
+#[tokio::test]
+async fn a_controllers_only_pod_and_a_daemon_sets_pod_are_warned_of() {
+    let namespace = shared().namespace("evict_warned").await;
+    namespace.running_deployment("web", 1).await;
+    namespace.running_daemon_set("agent").await;
+    for (app, warning) in [("web", "only pod of ReplicaSet 'web-"), ("agent", "on the same node")] {
+        let pod = namespace.pods_of(app).await[0].name_any();
+        let warnings =
+            send(&namespace, &pod, json!({ "simulate": true })).answer()["warnings"].clone();
+        assert!(warnings[0].as_str().is_some_and(|it| it.contains(warning)), "{warnings}");
+    }
+}
+
+/// The eviction that `kubectl drain` sends, through kubectl.
+fn evict_by_kubectl(namespace: &Namespace, pod: &str) -> (bool, String) {
+    let name = namespace.name();
+    let file = scratch("eviction.json");
+    let eviction = json!({
+        "apiVersion": "policy/v1", "kind": "Eviction",
+        "metadata": { "name": pod, "namespace": name },
+    });
+    std::fs::write(&file, eviction.to_string()).expect("is written");
+    let path = format!("/api/v1/namespaces/{name}/pods/{pod}/eviction");
+    let done = Command::new(Path::new(shared().programs()).join("kubectl"))
+        .args(["create", "--raw", &path, "-f"])
+        .arg(file)
+        .env("KUBECONFIG", namespace.kubeconfig())
+        .output()
+        .expect("kubectl runs");
+    (done.status.success(), String::from_utf8_lossy(&done.stderr).into_owned())
+}
+
+#[tokio::test]
+async fn ends_as_kubectls_own_eviction_does() {
+    let (namespace, _) = full_budget("evict_parity").await;
+    let pods: Vec<_> = namespace.pods_of("web").await.iter().map(ResourceExt::name_any).collect();
+    // Neither goes while there is no room.
+    let (evicted, words) = evict_by_kubectl(&namespace, &pods[0]);
+    assert!(!evicted && words.contains("disruption budget"), "{words}");
+    assert_eq!(send(&namespace, &pods[1], json!({})).answer()["code"], "disruption_budget");
+    set_min_available(&namespace, 0).await;
+    let (evicted, words) = evict_by_kubectl(&namespace, &pods[0]);
+    assert!(evicted, "{words}");
+    let done = send(&namespace, &pods[1], json!({ "wait": true }));
+    assert_eq!(done.status, 0, "{done:?}");
+    for pod in &pods {
+        eventually("it has gone", async || uid(&namespace, pod).await.is_none().then_some(()))
+            .await;
+    }
+    namespace.rolled_out("web").await;
+    // Both went before they were ready, too: a pod that waits for its image holds nothing.
+    let pending = namespace.bare_pod_of("pending", MISSING_IMAGE, json!({ "app": "web" })).await;
+    set_min_available(&namespace, 3).await;
+    let done = send(&namespace, &pending.name_any(), json!({ "allow_unmanaged": true }));
+    assert_eq!(done.status, 0, "{done:?}");
+}
