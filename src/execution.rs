@@ -112,7 +112,8 @@ pub(crate) async fn make<'a>(
     may_go_on: &(dyn Fn() -> Step<'a, ()> + Sync),
 ) -> Result<Done, ActionError> {
     // From here on it is this object that is meant, and none that may come under its name.
-    let asked = &Asked { uid: plan.target.uid.clone(), ..asked.clone() };
+    let (uid, decided_on) = (plan.target.uid.clone(), plan.decided_on.clone());
+    let asked = &Asked { uid, decided_on, ..asked.clone() };
     let mut pauses = retry::pauses();
     let mut in_doubt: Option<InDoubt> = None;
     loop {

@@ -75,6 +75,7 @@ fn ask(context: &Context, request: &ActionRequest, id: &RequestId) -> Asked {
         wait: request.wait && !request.simulate,
         precondition: request.precondition.clone(),
         uid: None,
+        decided_on: None,
     }
 }
 

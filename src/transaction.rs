@@ -182,7 +182,8 @@ impl Transaction<'_> {
             Todo::Nothing(result) => (None, Outcome::Unchanged, result),
         };
         let answer = self.answer(plan, asked, outcome, result.clone());
-        Intent { effect, completion: plan.completion.clone(), answer, retaken: false }
+        let (completion, decided_on) = (plan.completion.clone(), plan.decided_on.clone());
+        Intent { effect, completion, answer, decided_on, retaken: false }
     }
 
     fn answer(
@@ -339,7 +340,8 @@ impl Transaction<'_> {
         // answer does not depend on who gives it. What needed approval had it when it was claimed.
         let intended = &record.intent.answer;
         let (at, uid) = (intended.started_at, intended.target.uid.clone());
-        let asked = Asked { at, uid, ..asked.clone() };
+        let decided_on = record.intent.decided_on.clone();
+        let asked = Asked { at, uid, decided_on, ..asked.clone() };
         let planned = match self.plan(&asked).await {
             Ok(planned) => planned,
             // It may be refused because the other try was slow and has made it just now.

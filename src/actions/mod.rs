@@ -113,6 +113,8 @@ actions! {
     RestartStatefulset: restart_statefulset,
     /// Restart a DaemonSet.
     RestartDaemonset: restart_daemonset,
+    /// Take a workload back to an earlier revision.
+    Rollback: rollback,
 }
 
 mod restart;
@@ -158,6 +160,8 @@ pub(crate) struct Asked {
     pub precondition: Option<Precondition>,
     /// The uid of the object on which it was decided; none before the first look.
     pub uid: Option<String>,
+    /// What [`Plan::decided_on`] said at the first look.
+    pub decided_on: Option<String>,
 }
 
 impl Asked {
@@ -229,6 +233,9 @@ pub(crate) struct Plan {
     pub replicas: Option<u32>,
     /// The other objects that are acted upon with the target: the policy and the budget hold for each.
     pub others: Vec<Other>,
+    /// A digest of what it was decided on, where the same parameters mean another change once that has
+    /// changed: whoever decides anew has to refuse then.
+    pub decided_on: Option<String>,
 }
 
 /// An object that is acted upon because of the target: a pod of a node that is drained.
@@ -257,6 +264,7 @@ impl Plan {
             found: found.clone(),
             replicas: None,
             others: Vec::new(),
+            decided_on: None,
         }
     }
 
@@ -422,6 +430,7 @@ impl Asked {
             wait: false,
             precondition: None,
             uid: None,
+            decided_on: None,
         }
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn decide(
     asked: &Asked,
 ) -> Result<Plan, ActionError> {
     let (kind, found) = (workload.kind(), workload.metadata());
-    let held = held_back(workload);
+    let held = rollout::held_back(workload);
     let completion = match &held {
         Some(why) => CompletionOf::Known(Completion::AtOnce(format!(
             "the template is stamped, and pods are new once somebody deletes the old ones: {why}"
@@ -81,7 +81,7 @@ fn refuse_what_would_not_restart(
     even_if_none_restarts: bool,
 ) -> Result<(), ActionError> {
     let Target { kind, namespace, name, .. } = target;
-    if is_paused(workload) {
+    if rollout::is_paused(workload) {
         return Err(ActionError::new(
             Code::TargetPaused,
             format!("{kind} '{name}' in namespace '{namespace}' is paused; no pod would restart"),
@@ -103,68 +103,28 @@ fn refuse_what_would_not_restart(
     }
 }
 
-fn is_paused(workload: &Workload) -> bool {
-    let Workload::Deployment(deployment) = workload else { return false };
-    deployment.spec.as_ref().and_then(|spec| spec.paused) == Some(true)
-}
-
-/// Why no pod would be replaced by itself, if that is so.
-fn held_back(workload: &Workload) -> Option<String> {
-    let (strategy, partition) = match workload {
-        Workload::StatefulSet(set) => {
-            let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
-            let rolling = strategy.rolling_update.as_ref();
-            (strategy.type_.as_deref(), rolling.and_then(|it| it.partition))
-        }
-        Workload::DaemonSet(set) => {
-            (set.spec.as_ref()?.update_strategy.as_ref()?.type_.as_deref(), None)
-        }
-        _ => return None,
-    };
-    if strategy == Some("OnDelete") {
-        return Some("its update strategy is OnDelete".to_owned());
-    }
-    let (partition, replicas) = (partition?, workload.replicas().unwrap_or(0));
-    (partition > 0 && partition >= replicas)
-        .then(|| format!("its partition {partition} holds all {replicas} pods"))
-}
-
 fn warnings(workload: &Workload) -> Vec<String> {
     let kind = workload.kind().name();
     let mut warnings = Vec::new();
     match workload.replicas() {
         Some(0) => warnings.push(format!("the {kind} is scaled to 0: there is no pod to restart")),
-        Some(replicas) if recreates(workload) => warnings.push(format!(
+        Some(replicas) if rollout::recreates(workload) => warnings.push(format!(
             "the strategy is Recreate: all {replicas} pods stop before new ones start"
         )),
         _ => {}
     }
-    if let Some(partition) = partition(workload) {
+    if let Some(partition) = rollout::partition(workload) {
         warnings.push(format!(
             "the partition is {partition}: only pods with that ordinal and above restart"
         ));
     }
     // What was never to roll out is not under way.
-    if held_back(workload).is_none()
+    if rollout::held_back(workload).is_none()
         && let Verdict::Waiting(what) = rollout::verdict(workload, 0)
     {
         warnings.push(format!("another rollout is under way: {what}"));
     }
     warnings
-}
-
-fn recreates(workload: &Workload) -> bool {
-    let Workload::Deployment(deployment) = workload else { return false };
-    let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
-    strategy.is_some_and(|it| it.type_.as_deref() == Some("Recreate"))
-}
-
-/// The partition of a StatefulSet that holds some of its pods back.
-fn partition(workload: &Workload) -> Option<i32> {
-    let Workload::StatefulSet(set) = workload else { return None };
-    let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
-    let partition = strategy.rolling_update.as_ref()?.partition?;
-    (partition > 0 && held_back(workload).is_none()).then_some(partition)
 }
 
 #[cfg(test)]

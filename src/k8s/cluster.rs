@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource,
-    api::{ApiResource, ListParams, Patch, PatchParams, PostParams},
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -185,6 +185,45 @@ impl Cluster {
         }
     }
 
+    /// Reads an object as the API has it, fields that no type of ours knows included.
+    ///
+    /// # Errors
+    /// As [`Cluster::get`] says.
+    pub async fn object(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<DynamicObject, ActionError> {
+        let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
+        match self.attempt(Repeat::Freely, deadline, || api.get(name)).await {
+            Ok(object) => Ok(object),
+            Err(fault) => {
+                Err(self.tell(&Call::on(resource, "get", namespace, Some(name)), fault).await)
+            }
+        }
+    }
+
+    /// Lists up to 500 objects by label selector, as the API has them.
+    ///
+    /// # Errors
+    /// As [`Cluster::tell`] says.
+    pub async fn objects(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+        selector: &str,
+        deadline: Instant,
+    ) -> Result<Vec<DynamicObject>, ActionError> {
+        let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
+        let params = ListParams::default().labels(selector).limit(LIST_LIMIT);
+        match self.attempt(Repeat::Freely, deadline, || api.list(&params)).await {
+            Ok(list) => Ok(list.items),
+            Err(fault) => Err(self.tell(&Call::on(resource, "list", namespace, None), fault).await),
+        }
+    }
+
     /// Lists all objects with a label, in one namespace or in all, page by page.
     ///
     /// # Errors
@@ -338,9 +377,20 @@ impl Call {
     /// A call on an object (or, without a name, a list) of a typed kind.
     #[must_use]
     pub fn of<K: Namespaced>(verb: &'static str, namespace: &str, name: Option<&str>) -> Self {
+        Call::on(&ApiResource::erase::<K>(&()), verb, namespace, name)
+    }
+
+    /// A call on an object (or, without a name, a list) of this kind.
+    #[must_use]
+    pub fn on(
+        resource: &ApiResource,
+        verb: &'static str,
+        namespace: &str,
+        name: Option<&str>,
+    ) -> Self {
         Call {
             verb,
-            resource: ApiResource::erase::<K>(&()),
+            resource: resource.clone(),
             namespace: namespace.to_owned(),
             name: name.map(str::to_owned),
         }

@@ -5,7 +5,10 @@
 
 use std::collections::HashSet;
 
-use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Pod, PodTemplateSpec},
+};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -243,7 +246,13 @@ impl KnownBy {
 /// A digest of a workload's pod template, as it is in the API.
 #[must_use]
 pub fn digest_of_template(workload: &Workload) -> String {
-    sha256(serde_json::json!(workload.template()).to_string().as_bytes())
+    digest_of(workload.template())
+}
+
+/// The digest that [`digest_of_template`] makes of a workload with this template.
+#[must_use]
+pub fn digest_of(template: Option<&PodTemplateSpec>) -> String {
+    sha256(serde_json::json!(template).to_string().as_bytes())
 }
 
 fn scaled(workload: &Workload, replicas: i32) -> Verdict {

@@ -1,7 +1,8 @@
 //! What we know of Kubernetes.
 //!
 //! Two kinds of file live here, and they do not mix. The pure ones turn objects into verdicts or
-//! intentions into patches ([`restart`], [`rollout`], [`workload`], [`pods`], [`marks`], [`retry`]) and are tested
+//! intentions into patches ([`restart`], [`rollout`], [`workload`], [`revisions`], [`gitops`], [`pods`],
+//! [`marks`], [`retry`]) and are tested
 //! from YAML.
 //! The ones that call ([`connect`], [`cluster`], [`effect`], [`completion`], [`jobs`]) decide nothing about actions: they know
 //! deadlines, retries and how to find out what became of a write whose answer was lost.
@@ -13,11 +14,13 @@ pub mod effect;
 #[cfg(feature = "lambda")]
 pub mod eks;
 pub mod fault;
+pub mod gitops;
 pub mod jobs;
 pub mod marks;
 pub mod pods;
 pub mod restart;
 pub mod retry;
+pub mod revisions;
 pub mod rollout;
 pub mod workload;
 

@@ -152,6 +152,52 @@ fn replica_set(set: &ReplicaSet, generation: i64) -> Verdict {
     Verdict::Complete(format!("ReplicaSet '{name}' has its {replicas} replicas"))
 }
 
+/// Whether it is a Deployment that is paused: a change of its template is stored and not rolled out.
+#[must_use]
+pub fn is_paused(workload: &Workload) -> bool {
+    let Workload::Deployment(deployment) = workload else { return false };
+    deployment.spec.as_ref().and_then(|spec| spec.paused) == Some(true)
+}
+
+/// Why no pod would be replaced by itself, if that is so.
+#[must_use]
+pub fn held_back(workload: &Workload) -> Option<String> {
+    let (strategy, partition) = match workload {
+        Workload::StatefulSet(set) => {
+            let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
+            let rolling = strategy.rolling_update.as_ref();
+            (strategy.type_.as_deref(), rolling.and_then(|it| it.partition))
+        }
+        Workload::DaemonSet(set) => {
+            (set.spec.as_ref()?.update_strategy.as_ref()?.type_.as_deref(), None)
+        }
+        _ => return None,
+    };
+    if strategy == Some("OnDelete") {
+        return Some("its update strategy is OnDelete".to_owned());
+    }
+    let (partition, replicas) = (partition?, workload.replicas().unwrap_or(0));
+    (partition > 0 && partition >= replicas)
+        .then(|| format!("its partition {partition} holds all {replicas} pods"))
+}
+
+/// Whether all old pods stop before new ones start.
+#[must_use]
+pub fn recreates(workload: &Workload) -> bool {
+    let Workload::Deployment(deployment) = workload else { return false };
+    let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
+    strategy.is_some_and(|it| it.type_.as_deref() == Some("Recreate"))
+}
+
+/// The partition of a StatefulSet that holds some of its pods back.
+#[must_use]
+pub fn partition(workload: &Workload) -> Option<i32> {
+    let Workload::StatefulSet(set) = workload else { return None };
+    let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
+    let partition = strategy.rolling_update.as_ref()?.partition?;
+    (partition > 0 && held_back(workload).is_none()).then_some(partition)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -78,6 +78,9 @@ pub struct Intent {
     pub completion: CompletionOf,
     /// The answer, should all go well.
     pub answer: ActionResponse,
+    /// What it was decided on, where that matters to whoever decides anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided_on: Option<String>,
     /// Whether the request was taken over from a try that may yet make the effect.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub retaken: bool,
@@ -424,6 +427,7 @@ mod tests {
                 template: KnownBy::RequestId("r1".to_owned()),
             }),
             answer: answer(),
+            decided_on: None,
             retaken: false,
         };
         Record::claim(&subject(""), "holder", until, intent)

@@ -74,6 +74,10 @@ fn all_rights() -> Value {
             "apiGroups": ["apps"], "resources": ["deployments", "statefulsets", "daemonsets"],
             "verbs": ["get", "patch"],
         },
+        {
+            "apiGroups": ["apps"], "resources": ["replicasets", "controllerrevisions"],
+            "verbs": ["list"],
+        },
         { "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "delete"] },
         { "apiGroups": [""], "resources": ["events"], "verbs": ["get", "create", "patch"] },
         { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"] },

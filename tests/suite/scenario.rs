@@ -108,6 +108,11 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
         }
         ActionKind::RestartStatefulset => namespace.running_stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.running_daemon_set("web").await,
+        ActionKind::Rollback => {
+            namespace.running_deployment("web", 1).await;
+            namespace.revise("web", "2").await;
+            namespace.rolled_out("web").await;
+        }
     }
 }
 
@@ -119,6 +124,10 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
         }
         ActionKind::RestartStatefulset => namespace.stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.daemon_set("web").await,
+        ActionKind::Rollback => {
+            namespace.deployment("web", 1, MISSING_IMAGE).await;
+            namespace.revise("web", "2").await;
+        }
     }
     eventually("there is a pod", async || {
         (!namespace.pods_of("web").await.is_empty()).then_some(())
@@ -137,6 +146,7 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
         }
         ActionKind::RestartStatefulset => json!({ "statefulset": "web", "namespace": name }),
         ActionKind::RestartDaemonset => json!({ "daemonset": "web", "namespace": name }),
+        ActionKind::Rollback => json!({ "name": "web", "namespace": name }),
     }
 }
 
@@ -147,13 +157,14 @@ pub fn example(kind: ActionKind) -> Value {
         ActionKind::RestartPod => json!({ "pod_name": "web-1" }),
         ActionKind::RestartStatefulset => json!({ "statefulset": "db" }),
         ActionKind::RestartDaemonset => json!({ "daemonset": "agent" }),
+        ActionKind::Rollback => json!({ "name": "web" }),
     }
 }
 
 /// The objects of the kind that this action is for.
 fn api(kind: ActionKind, namespace: &Namespace) -> Api<DynamicObject> {
     let resource = match kind {
-        ActionKind::RestartK8s => ApiResource::erase::<Deployment>(&()),
+        ActionKind::RestartK8s | ActionKind::Rollback => ApiResource::erase::<Deployment>(&()),
         ActionKind::RestartPod => ApiResource::erase::<Pod>(&()),
         ActionKind::RestartStatefulset => ApiResource::erase::<StatefulSet>(&()),
         ActionKind::RestartDaemonset => ApiResource::erase::<DaemonSet>(&()),
