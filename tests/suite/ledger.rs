@@ -340,7 +340,8 @@ async fn an_interrupted_wait_is_taken_up_by_the_next_try() {
     assert_eq!(namespace.get_deployment("web").await.metadata.generation, Some(2));
 }
 
-fn kubectl(namespace: &Namespace, args: &[&str]) -> String {
+/// What kubectl says, as administrator in this namespace.
+pub fn kubectl(namespace: &Namespace, args: &[&str]) -> String {
     let kubectl = Path::new(shared().programs()).join("kubectl");
     let done = std::process::Command::new(kubectl)
         .args(["-n", namespace.name()])

@@ -25,4 +25,5 @@ mod program;
 mod properties;
 mod restart_k8s;
 mod restart_pod;
+mod rollback;
 mod scenario;
