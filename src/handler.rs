@@ -183,6 +183,7 @@ impl ActionResponse {
             changes: Vec::new(),
             warnings: request.action.warnings(),
             rollout: None,
+            rolled_back: None,
             approval: None,
             started_at: asked.at,
             finished_at: Utc::now(),

@@ -28,13 +28,15 @@ use crate::{
     },
     ledger::{
         Ledger, Settled, Standing, in_progress,
-        record::{Intent, Record, Subject},
+        record::{Intent, Record, State, Subject},
     },
     policy::{Policy, verdict::Facts},
     request::ActionRequest,
     response::{ActionResponse, Outcome, PendingApproval, RolloutState, rfc3339_millis},
     wait::{self, DEFAULT_WAIT},
 };
+
+mod fallback;
 
 /// Time to record the answer once a wait has used up all the others.
 const TO_RECORD: Duration = Duration::from_secs(5);
@@ -182,8 +184,8 @@ impl Transaction<'_> {
             Todo::Nothing(result) => (None, Outcome::Unchanged, result),
         };
         let answer = self.answer(plan, asked, outcome, result.clone());
-        let (completion, decided_on) = (plan.completion.clone(), plan.decided_on.clone());
-        Intent { effect, completion, answer, decided_on, retaken: false }
+        let Plan { completion, decided_on, fallback, .. } = plan.clone();
+        Intent { effect, completion, answer, decided_on, fallback, retaken: false }
     }
 
     fn answer(
@@ -288,7 +290,11 @@ impl Transaction<'_> {
                     self.refund(&entries, &asked).await;
                 }
                 let answer = self.answer_of(&record, &done, &asked);
-                record.intent.completion = done.plan.completion;
+                // Where the mark was found instead of made, what was intended then holds.
+                if !matches!(done.plan.todo, Todo::AlreadyMade(..)) {
+                    record.intent.completion = done.plan.completion;
+                    record.intent.fallback = done.plan.fallback;
+                }
                 self.complete(record, done.made, answer, done.replayed, &asked).await
             }
             Err(error) if error.code == Code::OutcomeUnknown => {
@@ -398,6 +404,7 @@ impl Transaction<'_> {
             record.effective(made);
             self.write(&mut record, closing(asked)).await;
             self.wait_for(&record, &mut answer).await;
+            self.fall_back(&mut record, &mut answer).await;
         } else {
             record.made = Some(made);
         }
@@ -441,13 +448,23 @@ impl Transaction<'_> {
         Ok(answer)
     }
 
-    /// The effect is made and another try waits for its completion, or did: so do we.
-    async fn wait_on(&self, record: Record, asked: &Asked) -> Result<ActionResponse, ActionError> {
-        let mut answer = record.intent.answer.clone();
+    /// The effect is made and another try waits for its completion, or did: so do we. If that has failed
+    /// already and is being taken back, we go on from there.
+    async fn wait_on(
+        &self,
+        mut record: Record,
+        asked: &Asked,
+    ) -> Result<ActionResponse, ActionError> {
+        let so_far = record.answer.clone().filter(|_| record.state == State::RollingBack);
+        let has_failed = so_far.is_some();
+        let mut answer = so_far.unwrap_or_else(|| record.intent.answer.clone());
         if !asked.wait {
             return Ok(ActionResponse { replayed: true, ..answer });
         }
-        self.wait_for(&record, &mut answer).await;
+        if !has_failed {
+            self.wait_for(&record, &mut answer).await;
+        }
+        self.fall_back(&mut record, &mut answer).await;
         answer.finished_at = Utc::now();
         self.record(record, answer, true, asked).await
     }

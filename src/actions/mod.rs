@@ -8,7 +8,7 @@
 //! To add one: a file with `DESCRIPTOR` and `Parameters`, and its line in the table below. Tests that
 //! loop over [`ActionKind::ALL`] then ask for the rest.
 
-use std::{collections::BTreeMap, pin::Pin};
+use std::{collections::BTreeMap, pin::Pin, time::Duration};
 
 use chrono::{DateTime, Utc};
 use kube::core::ObjectMeta;
@@ -22,6 +22,7 @@ use crate::{
         cluster::Cluster,
         completion::{Completion, RolloutOf},
         effect::{Effect, Made},
+        revisions::{Fallback, History},
     },
     names::RequestId,
     request::{Precondition, read_parameters},
@@ -184,6 +185,23 @@ impl Asked {
         Ok(())
     }
 
+    /// Refuses a workload whose pod template was changed since it was decided what to do with it.
+    ///
+    /// # Errors
+    /// [`Code::PreconditionFailed`].
+    pub(crate) fn check_decided_on(
+        &self,
+        target: &Target,
+        history: &History,
+    ) -> Result<(), ActionError> {
+        if self.decided_on.as_ref().is_none_or(|digest| *digest == history.digest()) {
+            return Ok(());
+        }
+        let detail = format!("the pod template of {target} was changed by someone else in between");
+        Err(ActionError::new(Code::PreconditionFailed, detail)
+            .with_hint("look at the target again and decide anew"))
+    }
+
     /// Whether the object that was read is the one that the request means, and the one that was
     /// looked at before.
     ///
@@ -236,6 +254,8 @@ pub(crate) struct Plan {
     /// A digest of what it was decided on, where the same parameters mean another change once that has
     /// changed: whoever decides anew has to refuse then.
     pub decided_on: Option<String>,
+    /// Where the workload goes back to if the awaited rollout fails.
+    pub fallback: Option<Fallback>,
 }
 
 /// An object that is acted upon because of the target: a pod of a node that is drained.
@@ -265,7 +285,29 @@ impl Plan {
             replicas: None,
             others: Vec::new(),
             decided_on: None,
+            fallback: None,
         }
+    }
+
+    /// The plan with the present revision to go back to, should the rollout fail; the present one as it is
+    /// now, and none that somebody makes in between.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`] if the controller has not recorded it yet.
+    pub(crate) fn with_fallback(mut self, history: &History) -> Result<Self, ActionError> {
+        self.fallback = history.fallback();
+        self.decided_on = Some(history.digest());
+        if self.fallback.is_some() {
+            return Ok(self);
+        }
+        let detail = format!(
+            "the present pod template of {} is not recorded as a revision yet, so there is none to go \
+             back to",
+            self.target
+        );
+        Err(ActionError::new(Code::Conflict, detail)
+            .about(self.target.uid.as_deref())
+            .with_retry_after(Some(Duration::from_secs(1))))
     }
 
     /// The plan for an object that carries this request's mark: the change was made, and its answer did
@@ -357,6 +399,11 @@ pub(crate) trait Plannable {
         Vec::new()
     }
 
+    /// Whether a workload whose awaited rollout fails is taken back.
+    fn rollback_on_failure(&self) -> bool {
+        false
+    }
+
     /// What would be done, as far as that can be said without a cluster.
     fn preview(&self, asked: &Asked) -> Preview;
 
@@ -405,6 +452,12 @@ impl Action {
     #[must_use]
     pub fn node(&self) -> Option<&str> {
         self.plannable().node()
+    }
+
+    /// Whether a workload whose awaited rollout fails is taken back.
+    #[must_use]
+    pub fn rollback_on_failure(&self) -> bool {
+        self.plannable().rollback_on_failure()
     }
 
     /// What is odd about the parameters themselves.

@@ -5,10 +5,12 @@ use super::{Asked, CompletionOf, Plan, Preview, Todo};
 use crate::{
     error::{ActionError, Code},
     k8s::{
+        cluster::Cluster,
         completion::{Completion, KnownBy, RolloutOf},
         effect::Effect,
         marks::Marks,
         restart,
+        revisions::History,
         rollout::{self, Verdict},
         workload::{Workload, WorkloadKind},
     },
@@ -20,6 +22,45 @@ pub(super) fn preview(kind: WorkloadKind, name: &str, asked: &Asked) -> Preview 
     let mut changes = restart::changes(None, asked.at, &asked.id);
     changes.push(Marks::default().change(&asked.id));
     Preview { result: would(kind, name), changes }
+}
+
+/// What is asked for beside the restart itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wishes {
+    /// Stamp the template also where no pod would be replaced by itself.
+    pub even_if_none_restarts: bool,
+    /// Go back to the present revision if the rollout fails.
+    pub rollback_on_failure: bool,
+}
+
+/// Reads the workload, with its revisions where one of them may be gone back to, and decides.
+pub(super) async fn plan(
+    target: Target,
+    kind: WorkloadKind,
+    wishes: Wishes,
+    cluster: &Cluster,
+    asked: &Asked,
+) -> Result<Plan, ActionError> {
+    let (namespace, name) = (target.namespace.clone(), target.name.clone());
+    if !wishes.rollback_on_failure {
+        let found = cluster.workload(kind, &namespace, &name, asked.deadline).await?;
+        return decide(target, &found, wishes.even_if_none_restarts, asked);
+    }
+    let history = cluster.history(kind, &namespace, &name, asked.deadline).await?;
+    let plan = decide(target, &history.workload, wishes.even_if_none_restarts, asked)?;
+    with_fallback(plan, &history, asked)
+}
+
+/// The plan with the revision to go back to. What was made already has its own, and what nobody waits for
+/// does not fail.
+fn with_fallback(plan: Plan, history: &History, asked: &Asked) -> Result<Plan, ActionError> {
+    let rolls_out = matches!(plan.completion, CompletionOf::Rollout(_));
+    if !rolls_out || !matches!(plan.todo, Todo::Make(..)) {
+        return Ok(plan);
+    }
+    let about = |refusal: ActionError| refusal.about(plan.target.uid.as_deref());
+    asked.check_decided_on(&plan.target, history).map_err(about)?;
+    plan.with_fallback(history)
 }
 
 /// From the workload as it was read to what is to be done. `even_if_none_restarts`: also where no pod

@@ -22,7 +22,6 @@ use crate::{
         effect::Effect,
         gitops,
         marks::Marks,
-        pods,
         revisions::{History, Revision, Wanted},
         rollout,
         workload::{Workload, WorkloadKind},
@@ -79,6 +78,10 @@ pub struct Parameters {
     /// Take for the previous revision the last one that differs in more than a restart.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skip_restarts: bool,
+    /// If the rollout that is waited for fails or takes too long, take the workload forward again to the
+    /// revision that it had. Only with `wait`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rollback_on_failure: bool,
 }
 
 /// A kind of workload that keeps its revisions.
@@ -118,6 +121,10 @@ impl Plannable for Parameters {
         ignored.into_iter().collect()
     }
 
+    fn rollback_on_failure(&self) -> bool {
+        self.rollback_on_failure
+    }
+
     fn preview(&self, asked: &Asked) -> Preview {
         let to = match self.to_revision {
             Some(number) => format!("revision {number}"),
@@ -134,7 +141,7 @@ impl Plannable for Parameters {
         Box::pin(async move {
             let (kind, namespace) = (self.kind.into(), &self.namespace);
             let history = cluster.history(kind, namespace, &self.name, asked.deadline).await?;
-            let pods = if keeps_order(&history.workload) {
+            let pods = if history.keeps_order() {
                 let selector = history.workload.label_selector();
                 cluster.list::<Pod>(namespace, &selector, asked.deadline).await?
             } else {
@@ -158,7 +165,9 @@ impl Parameters {
         asked.check_found(&target, found)?;
         let about = |refusal: ActionError| refusal.about(found.uid.as_deref());
         self.refuse_if_paused(workload).map_err(about)?;
-        self.refuse_if_changed(history, asked).map_err(about)?;
+        if self.to_revision.is_none() || self.rollback_on_failure {
+            asked.check_decided_on(&target, history).map_err(about)?;
+        }
         let revision = self.meant(history).map_err(about)?;
         let completion = completion(workload, revision.known_by());
         let (name, number) = (&self.name, revision.number);
@@ -176,7 +185,13 @@ impl Parameters {
         plan.changes = history.changes_to(revision);
         plan.changes.push(Marks::on(found).change(&asked.id));
         plan.warnings = self.warnings_of(history, revision, pods);
+        // What was the previous revision when it was decided may be another one later. A number stays
+        // what it is.
         plan.decided_on = self.to_revision.is_none().then(|| history.digest());
+        let rolls_out = matches!(plan.completion, CompletionOf::Rollout(_));
+        if self.rollback_on_failure && rolls_out {
+            plan = plan.with_fallback(history)?;
+        }
         Ok(plan)
     }
 
@@ -192,19 +207,6 @@ impl Parameters {
         Err(ActionError::new(Code::TargetPaused, detail).with_hint(format!(
             "`kubectl -n {namespace} rollout resume deployment/{name}` resumes it"
         )))
-    }
-
-    /// What was the previous revision when it was decided may be another one by now. A number stays what
-    /// it is.
-    fn refuse_if_changed(&self, history: &History, asked: &Asked) -> Result<(), ActionError> {
-        let before = asked.decided_on.as_ref().filter(|_| self.to_revision.is_none());
-        if before.is_none_or(|digest| *digest == history.digest()) {
-            return Ok(());
-        }
-        let target = self.target();
-        let detail = format!("the pod template of {target} was changed by someone else in between");
-        Err(ActionError::new(Code::PreconditionFailed, detail)
-            .with_hint("look at the target again and decide anew, or name the revision"))
     }
 
     /// The revision that is meant.
@@ -270,14 +272,9 @@ impl Parameters {
         if let Some(who) = gitops::undoes(workload.metadata()) {
             warnings.push(format!("this will not last: {who}"));
         }
-        let stuck = stuck(workload, revision, pods);
+        let stuck = history.stuck(revision, pods);
         if !stuck.is_empty() {
-            // https://kubernetes.io/docs/concepts/workloads/controllers/statefulset/#forced-rollback
-            warnings.push(format!(
-                "pod {} is not ready, and a StatefulSet that keeps order may wait for it for ever \
-                 instead of replacing it: if it stays as it is, delete it with restart_pod",
-                stuck.join(", ")
-            ));
+            warnings.push(rollout::waits_for_ever(&stuck));
         }
         warnings
     }
@@ -292,31 +289,6 @@ fn completion(workload: &Workload, template: KnownBy) -> CompletionOf {
         ))),
         None => CompletionOf::Rollout(RolloutOf { kind: workload.kind(), template }),
     }
-}
-
-/// Whether it is a StatefulSet that does one pod after the other.
-fn keeps_order(workload: &Workload) -> bool {
-    let Workload::StatefulSet(set) = workload else { return false };
-    let policy = set.spec.as_ref().and_then(|spec| spec.pod_management_policy.as_deref());
-    policy != Some("Parallel")
-}
-
-/// The pods of another revision that a StatefulSet which keeps order waits for before it replaces any.
-fn stuck<'a>(workload: &Workload, revision: &Revision, pods: &'a [Pod]) -> Vec<&'a str> {
-    if !keeps_order(workload) {
-        return Vec::new();
-    }
-    let uid = workload.metadata().uid.as_deref();
-    pods.iter()
-        .filter(|pod| pods::controller(pod).map(|owner| owner.uid.as_str()) == uid)
-        .filter(|pod| !pods::is_ready(pod) && !pods::is_terminating(pod))
-        .filter(|pod| {
-            let labels = pod.metadata.labels.as_ref();
-            let hash = labels.and_then(|all| all.get("controller-revision-hash"));
-            hash != Some(&revision.name)
-        })
-        .filter_map(|pod| pod.metadata.name.as_deref())
-        .collect()
 }
 
 #[cfg(test)]

@@ -130,6 +130,20 @@ impl Spent {
         Ok(spent)
     }
 
+    /// The list with the entries of a request, whether there is room for them or not; only a list that is
+    /// full to the brim stays as it is.
+    #[must_use]
+    pub fn noting(&self, entries: &[Entry], limits: &Limits) -> Spent {
+        let mut spent = self.without(entries);
+        for entry in entries {
+            spent.0.retain(|it| age(it, entry.at) < limits.memory());
+            if spent.0.len() < MOST_ENTRIES {
+                spent.0.push(entry.clone());
+            }
+        }
+        spent
+    }
+
     /// The list without the entries of these ones' request.
     #[must_use]
     pub fn without(&self, entries: &[Entry]) -> Spent {

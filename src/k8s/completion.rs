@@ -221,7 +221,7 @@ fn rolled_out(workload: &Workload, generation: i64, template: &KnownBy) -> Verdi
 }
 
 impl KnownBy {
-    fn is_on(&self, workload: &Workload) -> bool {
+    pub(crate) fn is_on(&self, workload: &Workload) -> bool {
         match self {
             KnownBy::RequestId(id) => {
                 workload.template_annotation(REQUEST_ID_ANNOTATION) == Some(id.as_str())

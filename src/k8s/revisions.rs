@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, ReplicaSet},
-    core::v1::PodTemplateSpec,
+    core::v1::{Pod, PodTemplateSpec},
 };
 use kube::{
     api::{ApiResource, DynamicObject},
     core::ObjectMeta,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
@@ -22,6 +23,7 @@ use super::{
     REQUEST_ID_ANNOTATION,
     cluster::Cluster,
     completion::{KnownBy, digest_of},
+    pods,
     restart::RESTARTED_AT_ANNOTATION,
     workload::{Workload, WorkloadKind},
 };
@@ -32,6 +34,9 @@ const REVISION_ANNOTATION: &str = "deployment.kubernetes.io/revision";
 
 /// What the Deployment controller adds to a template to tell its ReplicaSets apart.
 const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
+
+/// The ControllerRevision that a pod was made of.
+const REVISION_LABEL: &str = "controller-revision-hash";
 
 /// Why a revision came about, in people's words.
 const CHANGE_CAUSE_ANNOTATION: &str = "kubernetes.io/change-cause";
@@ -77,6 +82,16 @@ pub struct Revision {
     patch: Value,
     /// The annotations that the Deployment had then; none for other kinds.
     annotations: Option<BTreeMap<String, String>>,
+}
+
+/// The revision to which a workload goes back if a change of it does not come to anything. It is known by
+/// the object that keeps it: going back gives it another number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fallback {
+    /// The object that keeps the revision.
+    pub revision: String,
+    /// Its number before the change.
+    pub number: i64,
 }
 
 /// Which revision is meant.
@@ -172,6 +187,47 @@ impl History {
     #[must_use]
     pub fn differs_by_restarts_alone(&self, revision: &Revision) -> bool {
         without_restarts(&self.template) == without_restarts(&revision.template)
+    }
+
+    /// The present revision, to go back to after a change; none if the controller has not recorded it yet.
+    #[must_use]
+    pub fn fallback(&self) -> Option<Fallback> {
+        let present = self.revisions.iter().find(|revision| self.is_at(revision))?;
+        Some(Fallback { revision: present.name.clone(), number: present.number })
+    }
+
+    /// The revision that was meant to be gone back to, if it is still kept.
+    #[must_use]
+    pub fn kept(&self, fallback: &Fallback) -> Option<&Revision> {
+        self.revisions.iter().find(|revision| revision.name == fallback.revision)
+    }
+
+    /// The pods of other revisions for which a StatefulSet that keeps order may wait for ever before it
+    /// replaces any
+    /// ([forced rollback](https://kubernetes.io/docs/concepts/workloads/controllers/statefulset/#forced-rollback)).
+    #[must_use]
+    pub fn stuck<'a>(&self, revision: &Revision, pods: &'a [Pod]) -> Vec<&'a str> {
+        if !self.keeps_order() {
+            return Vec::new();
+        }
+        let uid = self.workload.metadata().uid.as_deref();
+        pods.iter()
+            .filter(|pod| controller(&pod.metadata) == uid)
+            .filter(|pod| !pods::is_ready(pod) && !pods::is_terminating(pod))
+            .filter(|pod| {
+                let labels = pod.metadata.labels.as_ref();
+                labels.and_then(|all| all.get(REVISION_LABEL)) != Some(&revision.name)
+            })
+            .filter_map(|pod| pod.metadata.name.as_deref())
+            .collect()
+    }
+
+    /// Whether it is a StatefulSet that does one pod after the other.
+    #[must_use]
+    pub fn keeps_order(&self) -> bool {
+        let Workload::StatefulSet(set) = &self.workload else { return false };
+        let policy = set.spec.as_ref().and_then(|spec| spec.pod_management_policy.as_deref());
+        policy != Some("Parallel")
     }
 
     /// The numbers of the revisions that there are, the latest first.

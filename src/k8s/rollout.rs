@@ -181,6 +181,16 @@ pub fn held_back(workload: &Workload) -> Option<String> {
         .then(|| format!("its partition {partition} holds all {replicas} pods"))
 }
 
+/// What is to be said of pods for which a StatefulSet waits before it replaces any.
+#[must_use]
+pub fn waits_for_ever(pods: &[&str]) -> String {
+    format!(
+        "pod {} is not ready, and a StatefulSet that keeps order may wait for it for ever instead of \
+         replacing it: if it stays as it is, delete it with restart_pod",
+        pods.join(", ")
+    )
+}
+
 /// Whether all old pods stop before new ones start.
 #[must_use]
 pub fn recreates(workload: &Workload) -> bool {

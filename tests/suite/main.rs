@@ -26,4 +26,5 @@ mod properties;
 mod restart_k8s;
 mod restart_pod;
 mod rollback;
+mod rollback_on_failure;
 mod scenario;
