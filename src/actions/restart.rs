@@ -297,6 +297,37 @@ mod tests {
         }
     }
 
+    /// A Deployment whose ReplicaSet `web-1` has this template.
+    fn history(kept: &str) -> History {
+        let replica_set = format!(
+            "metadata: {{name: web-1, annotations: {{deployment.kubernetes.io/revision: '5'}}, \
+             ownerReferences: [{{apiVersion: apps/v1, kind: Deployment, name: web, uid: u1, controller: \
+             true}}]}}\nspec: {{template: {kept}}}"
+        );
+        let deployment = format!("{}\nspec: {{selector: {{}}, template: {{}}}}", metadata("{}"));
+        History::example(WorkloadKind::Deployment, &deployment, &[&replica_set])
+    }
+
+    #[test]
+    fn knows_the_revision_to_go_back_to_before_it_restarts() {
+        let plan = |history: &History, asked: &Asked| {
+            let plan = decide_on(&history.workload, asked).expect("is planned");
+            with_fallback(plan, history, asked)
+        };
+        let history_of_it = history("{}");
+        let planned = plan(&history_of_it, &Asked::example()).expect("is planned");
+        assert_eq!(planned.fallback.expect("is known").number, 5);
+        // The controller has not recorded the present template yet.
+        let unknown = history("{spec: {}}");
+        let refusal = plan(&unknown, &Asked::example()).expect_err("is refused");
+        assert_eq!(refusal.code, Code::Conflict);
+        assert!(refusal.retry_after_seconds().is_some());
+        // Another template than the one that it was decided on is somebody's who came in between.
+        let asked = Asked { decided_on: Some("of another".to_owned()), ..Asked::example() };
+        let refusal = plan(&history_of_it, &asked).expect_err("is refused");
+        assert_eq!(refusal.code, Code::PreconditionFailed);
+    }
+
     #[test]
     fn tells_that_a_partition_holds_some_pods_back() {
         let partitioned = stateful_set("{type: RollingUpdate, rollingUpdate: {partition: 2}}");

@@ -414,6 +414,20 @@ mod tests {
     }
 
     #[test]
+    fn knows_where_to_go_back_to_if_that_is_asked_for() {
+        let history = deployment("", "");
+        let fallback = |more: &str| plan(more, &history).expect("is planned").fallback;
+        assert_eq!(fallback(""), None);
+        let present = fallback(", rollback_on_failure: true").expect("is known");
+        assert_eq!((present.revision.as_str(), present.number), ("web-2", 2));
+        // Then even a number is decided on with what is there now.
+        let more = ", to_revision: 1, rollback_on_failure: true";
+        let asked = Asked { decided_on: Some("of another".to_owned()), ..Asked::example() };
+        let refusal = parameters(more).decide(&history, &[], &asked).expect_err("is refused");
+        assert_eq!(refusal.code, Code::PreconditionFailed);
+    }
+
+    #[test]
     fn warns_of_what_will_not_last_or_not_come() {
         let warnings = |more: &str, history: &History| {
             plan(more, history).expect("is planned").warnings.join("; ")

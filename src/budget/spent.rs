@@ -255,6 +255,21 @@ mod tests {
     }
 
     #[test]
+    fn what_must_not_wait_is_written_down_where_there_is_no_room() {
+        let quota = Some(Quota { actions: 1, within: MINUTE });
+        let limits = Limits { cooldown: MINUTE, cluster: quota, ..Limits::default() };
+        let spent = Spent::default().with(&entry("a", "n", "web", 0), &limits).expect("has room");
+        let back = entry("a/rollback", "n", "web", 20);
+        assert!(spent.with(&back, &limits).is_err());
+        let noted = spent.noting(&back, &limits);
+        assert_eq!(noted.to_string().split(' ').count(), 2);
+        assert_eq!(noted.noting(&back, &limits), noted);
+        // It counts for all that comes after it.
+        let refused = noted.with(&entry("b", "n", "web", 61), &limits);
+        assert_eq!(refused, Err(Full::Cooldown(Duration::from_secs(19))));
+    }
+
+    #[test]
     fn a_namespace_has_its_quota_and_another_has_its_own() {
         let limits = Limits { per_namespace: two_in_a_minute(), ..Limits::default() };
         let spent = Spent::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");

@@ -413,6 +413,7 @@ fn compare_containers(
     to: Option<&Value>,
     changes: &mut Vec<Change>,
 ) {
+    let (whole, known) = ((from, to), changes.len());
     let (from, to) = (by_name(from), by_name(to));
     for name in union(&from, &to) {
         let path = format!("{path}/{}", escaped(name));
@@ -426,16 +427,31 @@ fn compare_containers(
             changes.push(change);
         }
     }
+    tell_of_order(path, whole, known, changes);
 }
 
 /// The value of a variable is nobody else's business, and neither is where it comes from.
 fn compare_env(path: &str, from: Option<&Value>, to: Option<&Value>, changes: &mut Vec<Change>) {
+    let (whole, known) = ((from, to), changes.len());
     let (from, to) = (by_name(from), by_name(to));
     for name in union(&from, &to) {
         let (from, to) = (from.get(name), to.get(name));
         if from != to {
             changes.push(Told::Word.change(format!("{path}/{}", escaped(name)), from, to));
         }
+    }
+    tell_of_order(path, whole, known, changes);
+}
+
+/// Two lists may hold the same in another order.
+fn tell_of_order(
+    path: &str,
+    (from, to): (Option<&Value>, Option<&Value>),
+    known: usize,
+    changes: &mut Vec<Change>,
+) {
+    if from != to && changes.len() == known {
+        changes.push(Told::Word.change(path.to_owned(), from, to));
     }
 }
 
@@ -651,6 +667,32 @@ mod tests {
             assert!(told.contains(&line.to_owned()), "{line}: {told:#?}");
         }
         assert_eq!(told.len(), 7, "{told:#?}");
+    }
+
+    #[test]
+    fn another_order_of_the_same_is_told() {
+        let of = |env: &str| template("{}", &format!("image: 'app:1', env: [{env}]"));
+        let history = History::example(
+            WorkloadKind::Deployment,
+            &deployment(&of("{name: A}, {name: B}"), "{}"),
+            &[&replica_set("1", "u1", &of("{name: B}, {name: A}"), "")],
+        );
+        let changes = history.changes_to(history.find(Wanted::Previous).expect("is there"));
+        assert_eq!(changes.len(), 1);
+        assert_eq!(changes[0].path, "/spec/template/spec/containers/app/env");
+    }
+
+    #[test]
+    fn the_present_revision_is_found_again_under_another_number() {
+        let before = history();
+        let fallback = before.fallback().expect("is recorded");
+        assert_eq!((fallback.revision.as_str(), fallback.number), ("web-4", 4));
+        let mut after = before;
+        after.revisions[0].number = 6;
+        assert_eq!(after.kept(&fallback).map(|revision| revision.number), Some(6));
+        after.revisions.remove(0);
+        assert_eq!(after.kept(&fallback), None);
+        assert_eq!(after.fallback(), None);
     }
 
     #[test]

@@ -176,6 +176,7 @@ impl<'a> Ledger<'a> {
             };
             match written {
                 Ok(event) => {
+                    record.written_at = record::written_at(&event.metadata);
                     record.resource_version = event.metadata.resource_version;
                     return Ok(Settled::Written);
                 }

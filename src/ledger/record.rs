@@ -326,7 +326,7 @@ impl Record {
 }
 
 /// The API server's own clock: when it last wrote the object for us, else when it made it.
-fn written_at(metadata: &ObjectMeta) -> Option<DateTime<Utc>> {
+pub(super) fn written_at(metadata: &ObjectMeta) -> Option<DateTime<Utc>> {
     let entries = metadata.managed_fields.iter().flatten();
     let times = entries.filter_map(|entry| entry.time.as_ref());
     let time = times.max().or(metadata.creation_timestamp.as_ref())?;

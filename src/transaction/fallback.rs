@@ -129,7 +129,6 @@ impl Transaction<'_> {
         }
         let revision = meant(&history, fallback, &failed, answer)?;
         self.warn_of_stuck_pods(&history, revision, answer, deadline).await;
-        self.ask_limits(&history.workload, answer, deadline).await?;
         let (found, id) = (history.workload.metadata(), self.rollback_id());
         let patch = history.patch_to(revision);
         let effect = Effect::patch(failed.kind.resource(), found, &id, patch);
@@ -137,6 +136,7 @@ impl Transaction<'_> {
         if let Settled::Theirs(theirs) = self.ledger.settle(record, deadline).await? {
             return Ok(Look::Over(Back::Answered(theirs)));
         }
+        self.ask_limits(&history.workload, record, answer, deadline).await?;
         Failpoint::BeforeRollback.pass();
         match self.cluster.make(&effect, false, deadline).await {
             Ok(made) => {
@@ -203,14 +203,15 @@ impl Transaction<'_> {
     async fn ask_limits(
         &self,
         workload: &Workload,
+        record: &Record,
         answer: &ActionResponse,
         deadline: Instant,
     ) -> Result<(), ActionError> {
         let labels = workload.metadata().labels.clone().unwrap_or_default();
         let facts = Facts { labels: Some(&labels), ..Facts::of(self.request, None) };
         self.context.policy().judge(&facts).refuse()?;
-        let target = &answer.target;
-        let entry = Entry::new(&self.rollback_id(), target, target, Utc::now());
+        let (target, at) = (&answer.target, record.written_at.unwrap_or_else(Utc::now));
+        let entry = Entry::new(&self.rollback_id(), target, target, at);
         self.budget.note(&[entry], deadline).await
     }
 

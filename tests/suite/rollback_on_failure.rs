@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use action_executor::{failpoint::Failpoint, k8s::workload::WorkloadKind};
+use hyper::Method;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::ResourceQuota};
 use kube::{ResourceExt, api::Patch};
 use serde_json::{Value, json};
@@ -10,6 +11,7 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     cluster::{GOOD_IMAGE, MISSING_IMAGE, Namespace, eventually, shared},
+    faults::{Conduct, proxy},
     ledger::records,
     program::{Finished, Program},
     scenario::told,
@@ -319,6 +321,59 @@ async fn a_wait_that_is_interrupted_takes_nothing_back_and_the_next_try_does() {
     let done = send(program(&namespace), &request(&namespace, kind, "r1")).await;
     assert_eq!(done.answer()["rolled_back"]["revision"], 2, "{done:?}");
     assert_eq!(image(&namespace, kind).await, GOOD_IMAGE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_lost_on_the_way_back_changes_nothing() {
+    let kind = WorkloadKind::Deployment;
+    // Of the writes the first four are the way there: the claim, the budget, the change, the record.
+    for lost in 4..8 {
+        let namespace = after_a_broken_revision("lost_back", kind).await;
+        let before = generation(&namespace, kind).await;
+        let kubeconfig = proxy(&namespace, move |method, number| {
+            let is_write = *method != Method::GET;
+            if is_write && number == lost { Conduct::LoseAnswer } else { Conduct::Honest }
+        })
+        .await;
+        let policy = namespace.policy("cooldown_seconds: 60");
+        let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
+        let done = send(program, &request(&namespace, kind, "r1")).await;
+        assert_eq!(done.answer()["rolled_back"]["revision"], 2, "{lost}: {done:?}");
+        assert_eq!(image(&namespace, kind).await, GOOD_IMAGE);
+        assert_eq!(generation(&namespace, kind).await, before + 2, "{lost}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_back_that_is_interrupted_is_gone_on_with_by_the_next_try() {
+    let kind = WorkloadKind::DaemonSet;
+    let namespace = shared().namespace("midway").await;
+    namespace.running_daemon_set("web").await;
+    close(&namespace).await;
+    let request = json!({
+        "type": "restart_daemonset", "simulate": false, "wait": true, "timeout_seconds": 4, "id": "r1",
+        "parameters": {
+            "daemonset": "web", "namespace": namespace.name(), "rollback_on_failure": true,
+        },
+    });
+    let waiting = program(&namespace).input(request.to_string()).start();
+    eventually("it is taken back", async || {
+        (generation(&namespace, kind).await == 3).then_some(())
+    })
+    .await;
+    waiting.signal("TERM");
+    let done = spawn_blocking(|| waiting.wait()).await.expect("it ran");
+    assert_eq!(done.status, 75, "{done:?}");
+    assert_eq!(done.answer()["rolled_back"]["rollout"]["state"], "interrupted");
+    let quotas = namespace.api::<ResourceQuota>();
+    quotas.delete("closed", &Default::default()).await.expect("is deleted");
+    let done = send(program(&namespace), &request).await;
+    assert_eq!(done.status, 69, "{done:?}");
+    let answer = done.answer();
+    assert_eq!(answer["rolled_back"]["revision"], 1);
+    let result = answer["result"].as_str().expect("is a sentence");
+    assert_eq!(result.matches("Rolled back to revision 1.").count(), 1, "{result}");
+    assert_eq!(generation(&namespace, kind).await, 3);
 }
 
 #[tokio::test]
