@@ -149,7 +149,6 @@ pub struct Rollout {
 
 /// How a workload was taken back to the revision that it had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
 #[schemars(deny_unknown_fields)]
 pub struct RolledBack {
     /// The revision, by the number that it had before.

@@ -209,9 +209,10 @@ fn unless_deleted<T>(
 }
 
 fn rolled_out(workload: &Workload, generation: i64, template: &KnownBy) -> Verdict {
-    // The object may be one from before our change; its generation tells.
-    let is_older = workload.metadata().generation.unwrap_or(0) < generation;
-    if is_older || template.is_on(workload) {
+    // The object may be one from before our change, or as just that left it, whatever the API server has
+    // added to our template; its generation tells.
+    let is_no_younger = workload.metadata().generation.unwrap_or(0) <= generation;
+    if is_no_younger || template.is_on(workload) {
         return rollout::verdict(workload, generation);
     }
     Verdict::Failed(
@@ -318,6 +319,13 @@ mod tests {
     #[test]
     fn an_object_from_before_our_change_is_not_someone_elses() {
         assert!(matches!(rolled_out(&deployment("r0", 3), 4, &by("r1")), Verdict::Waiting(_)));
+    }
+
+    #[test]
+    fn a_template_that_the_api_server_has_added_to_is_ours_in_the_generation_that_we_made() {
+        let known = KnownBy::Digest("of what we sent".to_owned());
+        assert!(matches!(rolled_out(&deployment("r1", 4), 4, &known), Verdict::Complete(_)));
+        assert!(matches!(rolled_out(&deployment("r1", 5), 4, &known), Verdict::Failed(_)));
     }
 
     #[test]

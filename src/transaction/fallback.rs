@@ -76,6 +76,12 @@ impl Transaction<'_> {
                 self.wait_for_rollback(record, &fallback, made, template, answer).await;
             }
             Ok(Back::Answered(theirs)) => *answer = *theirs,
+            Err(error) if error.code == Code::OutcomeUnknown => {
+                answer.result = format!(
+                    "{} Whether it was rolled back is unknown: {}.",
+                    answer.result, error.detail
+                );
+            }
             Err(error) => answer.not_rolled_back(&error.detail),
         }
     }
@@ -88,17 +94,22 @@ impl Transaction<'_> {
     ) -> Result<Back, ActionError> {
         let deadline = Instant::now() + self.context.deadline();
         let mut pauses = retry::pauses();
-        let mut in_doubt = false;
+        // A try that wrote it down before us may be slow and not dead, and make it yet.
+        let mut in_doubt = record.rollback.is_some();
         loop {
             let look = self.look_and_take_back(record, fallback, answer, deadline).await;
             match (look, &record.rollback) {
                 (Ok(Look::Over(back)), _) => return Ok(back),
                 (Ok(Look::InDoubt), _) => in_doubt = true,
                 (Ok(Look::Again), _) => {}
-                (Err(error), Some(effect)) if in_doubt => {
+                (Err(error), Some(effect)) if in_doubt && !settles_doubt(&error) => {
                     return Err(execution::unknown(effect, &error.detail));
                 }
                 (Err(error), _) => return Err(error),
+            }
+            if Instant::now() >= deadline && !in_doubt {
+                let detail = format!("{} changed under every attempt", answer.target);
+                return Err(ActionError::new(Code::Conflict, detail));
             }
             sleep(pauses.next().unwrap_or_default()).await;
         }
@@ -260,6 +271,12 @@ impl Transaction<'_> {
         answer.result = format!("{} {rolled_back}", answer.result);
         answer.rolled_back = Some(rolled_back);
     }
+}
+
+/// Whether nothing is in doubt after this: what was sent cannot come to anything once the object is another
+/// one than it was sent for, and what is unknown has been told.
+fn settles_doubt(error: &ActionError) -> bool {
+    matches!(error.code, Code::PreconditionFailed | Code::OutcomeUnknown)
 }
 
 /// The revision to go back to, if the workload still is as the failed rollout left it.
