@@ -111,10 +111,9 @@ pub(crate) async fn make<'a>(
     mut plan: Plan,
     may_go_on: &(dyn Fn() -> Step<'a, ()> + Sync),
 ) -> Result<Done, ActionError> {
-    // From here on it is this object that is meant, and none that may come under its name, and the
-    // number that was judged and written down, whatever it was counted from.
-    let (uid, replicas) = (plan.target.uid.clone(), plan.replicas);
-    let asked = &Asked { uid, replicas, ..asked.clone() };
+    // From here on it is this object that is meant, and none that may come under its name.
+    let (uid, decided_on) = (plan.target.uid.clone(), plan.decided_on.clone());
+    let asked = &Asked { uid, decided_on, ..asked.clone() };
     let mut pauses = retry::pauses();
     let mut in_doubt: Option<InDoubt> = None;
     loop {

@@ -19,10 +19,14 @@ pub enum Failpoint {
     AfterRecord,
     /// The answer is about to be given.
     BeforeAnswer,
+    /// The awaited rollout has failed, and the record says that it is about to be taken back.
+    BeforeRollback,
+    /// It is taken back; the wait for that is next.
+    AfterRollback,
 }
 
 impl Failpoint {
-    /// All of them, in the order in which they are passed.
+    /// Those of every action, in the order in which they are passed.
     pub const ALL: [Failpoint; 7] = [
         Failpoint::BeforeClaim,
         Failpoint::AfterClaim,
@@ -32,6 +36,9 @@ impl Failpoint {
         Failpoint::AfterRecord,
         Failpoint::BeforeAnswer,
     ];
+
+    /// Those of an action that has failed and is taken back.
+    pub const ROLLBACK: [Failpoint; 2] = [Failpoint::BeforeRollback, Failpoint::AfterRollback];
 
     /// The name by which the environment calls it.
     #[must_use]

@@ -75,7 +75,7 @@ fn ask(context: &Context, request: &ActionRequest, id: &RequestId) -> Asked {
         wait: request.wait && !request.simulate,
         precondition: request.precondition.clone(),
         uid: None,
-        replicas: None,
+        decided_on: None,
     }
 }
 
@@ -186,6 +186,7 @@ impl ActionResponse {
             changes: Vec::new(),
             warnings: request.action.warnings(),
             rollout: None,
+            rolled_back: None,
             approval: None,
             started_at: asked.at,
             finished_at: Utc::now(),

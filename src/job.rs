@@ -77,9 +77,11 @@ fn environment(request: &ActionRequest) -> Value {
     ])
 }
 
-/// A wait that is broken off by an eviction is taken up by the next pod, for as long again.
+/// A wait that is broken off by an eviction is taken up by the next pod, for as long again; and the way
+/// back from a rollout that fails takes as long as the way there.
 fn longest(request: &ActionRequest) -> Duration {
-    let once = request.timeout.unwrap_or(DEFAULT_WAIT);
+    let ways = if request.action.rollback_on_failure() { 2 } else { 1 };
+    let once = ways * request.timeout.unwrap_or(DEFAULT_WAIT);
     2 * once + SLACK
 }
 

@@ -5,7 +5,8 @@
 //! # The house
 //! - [`request`], [`response`], [`error`], [`names`]: the contract, and nothing else.
 //! - [`handler`]: [`handler::handle`], the one function behind every entry point. A real action is a
-//!   `transaction`: `execution` makes its effect at most once, `wait` stays until that is complete.
+//!   `transaction`: `execution` makes its effect at most once, `wait` stays until that is complete, and
+//!   `transaction::fallback` takes it back if it fails and the request says so.
 //! - [`ledger`]: claim, record and replay, in Events; [`failpoint`]: where a crash is tried.
 //! - [`policy`], [`budget`], [`approval`]: the limits that a person set: what may be done, how often, and
 //!   what somebody has to approve first.

@@ -138,6 +138,10 @@ impl ActionRequest {
         let envelope: Envelope<&RawValue> =
             read(text, "").map_err(|error| hint_at_the_shape(text, error))?;
         let action = ActionKind::named(&envelope.kind)?.parse(envelope.parameters.get())?;
+        if action.rollback_on_failure() && !envelope.wait {
+            let what = "needs wait: whether it fails is known only to who waits";
+            return Err(ActionError::in_field("parameters.rollback_on_failure", what));
+        }
         Ok(ActionRequest {
             action,
             simulate: envelope.simulate,

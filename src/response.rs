@@ -37,6 +37,9 @@ pub struct ActionResponse {
     /// How the wait for the effect ended, when the request asked to wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+    /// How the target was taken back once that had failed, when the request asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back: Option<RolledBack>,
     /// What a person has to do before it is done, with `pending_approval`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<PendingApproval>,
@@ -142,6 +145,19 @@ pub struct Rollout {
     /// What the pods themselves say is wrong.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
+}
+
+/// How a workload was taken back to the revision that it had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct RolledBack {
+    /// The revision, by the number that it had before.
+    pub revision: i64,
+    /// The workload's resourceVersion afterwards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource_version: Option<String>,
+    /// How the rollout of that revision ended.
+    pub rollout: Rollout,
 }
 
 /// Where an awaited effect stands.

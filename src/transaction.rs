@@ -28,13 +28,15 @@ use crate::{
     },
     ledger::{
         Ledger, Settled, Standing, in_progress,
-        record::{Intent, Record, Subject},
+        record::{Intent, Record, State, Subject},
     },
     policy::{Policy, verdict::Facts},
     request::ActionRequest,
     response::{ActionResponse, Outcome, PendingApproval, RolloutState, rfc3339_millis},
     wait::{self, DEFAULT_WAIT},
 };
+
+mod fallback;
 
 /// How often it is looked whether there is room now.
 const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
@@ -212,7 +214,8 @@ impl Transaction<'_> {
             Todo::Nothing(result) => (None, Outcome::Unchanged, result),
         };
         let answer = self.answer(plan, asked, outcome, result.clone());
-        Intent { effect, completion: plan.completion.clone(), answer, retaken: false }
+        let Plan { completion, decided_on, fallback, .. } = plan.clone();
+        Intent { effect, completion, answer, decided_on, fallback, retaken: false }
     }
 
     fn answer(
@@ -317,7 +320,11 @@ impl Transaction<'_> {
                     self.refund(&entries, &asked).await;
                 }
                 let answer = self.answer_of(&record, &done, &asked);
-                record.intent.completion = done.plan.completion;
+                // Where the mark was found instead of made, what was intended then holds.
+                if !matches!(done.plan.todo, Todo::AlreadyMade(..)) {
+                    record.intent.completion = done.plan.completion;
+                    record.intent.fallback = done.plan.fallback;
+                }
                 self.complete(record, done.made, answer, done.replayed, &asked).await
             }
             Err(error) if error.code == Code::OutcomeUnknown => {
@@ -369,7 +376,8 @@ impl Transaction<'_> {
         // answer does not depend on who gives it. What needed approval had it when it was claimed.
         let intended = &record.intent.answer;
         let (at, uid) = (intended.started_at, intended.target.uid.clone());
-        let asked = Asked { at, uid, ..asked.clone() };
+        let decided_on = record.intent.decided_on.clone();
+        let asked = Asked { at, uid, decided_on, ..asked.clone() };
         let planned = match self.plan(&asked).await {
             Ok(planned) => planned,
             // It may be refused because the other try was slow and has made it just now.
@@ -427,6 +435,7 @@ impl Transaction<'_> {
             record.effective(made);
             self.write(&mut record, closing(asked)).await;
             self.wait_for(&record, &mut answer).await;
+            self.fall_back(&mut record, &mut answer).await;
         } else {
             record.made = Some(made);
         }
@@ -470,13 +479,23 @@ impl Transaction<'_> {
         Ok(answer)
     }
 
-    /// The effect is made and another try waits for its completion, or did: so do we.
-    async fn wait_on(&self, record: Record, asked: &Asked) -> Result<ActionResponse, ActionError> {
-        let mut answer = record.intent.answer.clone();
+    /// The effect is made and another try waits for its completion, or did: so do we. If that has failed
+    /// already and is being taken back, we go on from there.
+    async fn wait_on(
+        &self,
+        mut record: Record,
+        asked: &Asked,
+    ) -> Result<ActionResponse, ActionError> {
+        let so_far = record.answer.clone().filter(|_| record.state == State::RollingBack);
+        let has_failed = so_far.is_some();
+        let mut answer = so_far.unwrap_or_else(|| record.intent.answer.clone());
         if !asked.wait {
             return Ok(ActionResponse { replayed: true, ..answer });
         }
-        self.wait_for(&record, &mut answer).await;
+        if !has_failed {
+            self.wait_for(&record, &mut answer).await;
+        }
+        self.fall_back(&mut record, &mut answer).await;
         answer.finished_at = Utc::now();
         self.record(record, answer, true, asked).await
     }

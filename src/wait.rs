@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::{
     context::{Context, stopped},
     k8s::{cluster::Cluster, completion::Completion, rollout::Verdict},
-    response::{Rollout, RolloutState},
+    response::{RolledBack, Rollout, RolloutState},
 };
 
 /// Longest wait for an effect when the request names none.
@@ -95,6 +95,13 @@ async fn problems(cluster: &Cluster, completion: &Completion) -> Vec<String> {
             vec![format!("the pods could not be asked: {}", error.with_its_hint())]
         }
         Err(_) => vec!["the pods could not be asked in time".to_owned()],
+    }
+}
+
+impl fmt::Display for RolledBack {
+    /// The way back as the last sentences of a result.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Rolled back to revision {}. {}", self.revision, self.rollout)
     }
 }
 

@@ -8,7 +8,7 @@
 //! To add one: a file with `DESCRIPTOR` and `Parameters`, and its line in the table below. Tests that
 //! loop over [`ActionKind::ALL`] then ask for the rest.
 
-use std::{collections::BTreeMap, pin::Pin};
+use std::{collections::BTreeMap, pin::Pin, time::Duration};
 
 use chrono::{DateTime, Utc};
 use kube::core::ObjectMeta;
@@ -22,6 +22,7 @@ use crate::{
         cluster::Cluster,
         completion::{Completion, RolloutOf},
         effect::{Effect, Made},
+        revisions::{Fallback, History},
     },
     names::RequestId,
     request::{Precondition, read_parameters},
@@ -129,6 +130,8 @@ actions! {
     SuspendCronjob: suspend_cronjob,
     /// Resume a CronJob.
     ResumeCronjob: resume_cronjob,
+    /// Take a workload back to an earlier revision.
+    Rollback: rollback,
 }
 
 mod paused;
@@ -176,8 +179,8 @@ pub(crate) struct Asked {
     pub precondition: Option<Precondition>,
     /// The uid of the object on which it was decided; none before the first look.
     pub uid: Option<String>,
-    /// The number of replicas that was decided on; none before the first look.
-    pub replicas: Option<u32>,
+    /// What [`Plan::decided_on`] said at the first look.
+    pub decided_on: Option<String>,
 }
 
 impl Asked {
@@ -198,6 +201,23 @@ impl Asked {
             return Err(refuse(ActionError::new(Code::TargetNotFound, detail)));
         }
         Ok(())
+    }
+
+    /// Refuses a workload whose pod template was changed since it was decided what to do with it.
+    ///
+    /// # Errors
+    /// [`Code::PreconditionFailed`].
+    pub(crate) fn check_decided_on(
+        &self,
+        target: &Target,
+        history: &History,
+    ) -> Result<(), ActionError> {
+        if self.decided_on.as_ref().is_none_or(|digest| *digest == history.digest()) {
+            return Ok(());
+        }
+        let detail = format!("the pod template of {target} was changed by someone else in between");
+        Err(ActionError::new(Code::PreconditionFailed, detail)
+            .with_hint("look at the target again and decide anew"))
     }
 
     /// Whether the object that was read is the one that the request means, and the one that was
@@ -249,6 +269,11 @@ pub(crate) struct Plan {
     pub replicas: Option<u32>,
     /// The other objects that are acted upon with the target: the policy and the budget hold for each.
     pub others: Vec<Other>,
+    /// What it was decided on, or a digest of it, where the same parameters mean another change once that
+    /// has changed: whoever decides anew has to refuse then.
+    pub decided_on: Option<String>,
+    /// Where the workload goes back to if the awaited rollout fails.
+    pub fallback: Option<Fallback>,
 }
 
 /// An object that is acted upon because of the target: a pod of a node that is drained.
@@ -277,7 +302,30 @@ impl Plan {
             found: found.clone(),
             replicas: None,
             others: Vec::new(),
+            decided_on: None,
+            fallback: None,
         }
+    }
+
+    /// The plan with the present revision to go back to, should the rollout fail; the present one as it is
+    /// now, and none that somebody makes in between.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`] if the controller has not recorded it yet.
+    pub(crate) fn with_fallback(mut self, history: &History) -> Result<Self, ActionError> {
+        self.fallback = history.fallback();
+        self.decided_on = Some(history.digest());
+        if self.fallback.is_some() {
+            return Ok(self);
+        }
+        let detail = format!(
+            "the present pod template of {} is not recorded as a revision yet, so there is none to go \
+             back to",
+            self.target
+        );
+        Err(ActionError::new(Code::Conflict, detail)
+            .about(self.target.uid.as_deref())
+            .with_retry_after(Some(Duration::from_secs(1))))
     }
 
     /// The plan for an object that carries this request's mark: the change was made, and its answer did
@@ -380,6 +428,11 @@ pub(crate) trait Plannable {
         Ok(())
     }
 
+    /// Whether a workload whose awaited rollout fails is taken back.
+    fn rollback_on_failure(&self) -> bool {
+        false
+    }
+
     /// What would be done, as far as that can be said without a cluster.
     fn preview(&self, asked: &Asked) -> Preview;
 
@@ -430,6 +483,12 @@ impl Action {
         self.plannable().node()
     }
 
+    /// Whether a workload whose awaited rollout fails is taken back.
+    #[must_use]
+    pub fn rollback_on_failure(&self) -> bool {
+        self.plannable().rollback_on_failure()
+    }
+
     /// What is odd about the parameters themselves.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
@@ -457,7 +516,7 @@ impl Asked {
             wait: false,
             precondition: None,
             uid: None,
-            replicas: None,
+            decided_on: None,
         }
     }
 }

@@ -11,6 +11,8 @@ use crate::{
         effect::Effect,
         marks::Marks,
         restart,
+        revisions::History,
+        rollout,
         surroundings::Surroundings,
         workload::{Workload, WorkloadKind},
     },
@@ -27,22 +29,49 @@ pub(super) fn preview(kind: WorkloadKind, name: &str, asked: &Asked) -> Preview 
 /// Only to say what the pods' own trouble is when what is waited for does not come.
 pub(super) const PODS: Rule = Rule { api_groups: &[""], resources: &["pods"], verbs: &["list"] };
 
-/// Reads the workload and what stands around it, and decides.
+/// What is asked for beside the restart itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wishes {
+    /// Stamp the template also where no pod would be replaced by itself.
+    pub even_if_none_restarts: bool,
+    /// Go back to the present revision if the rollout fails.
+    pub rollback_on_failure: bool,
+}
+
+/// Reads the workload, with its revisions where one of them may be gone back to, and decides.
 pub(super) async fn plan(
     target: Target,
     kind: WorkloadKind,
-    even_if_none_restarts: bool,
+    wishes: Wishes,
     cluster: &Cluster,
     asked: &Asked,
 ) -> Result<Plan, ActionError> {
-    let Target { namespace, name, .. } = &target;
-    let found = cluster.workload(kind, namespace, name, asked.deadline).await?;
-    let mut plan = decide(target.clone(), &found, even_if_none_restarts, asked)?;
+    let (namespace, name) = (target.namespace.clone(), target.name.clone());
+    let (mut plan, found) = if wishes.rollback_on_failure {
+        let history = cluster.history(kind, &namespace, &name, asked.deadline).await?;
+        let plan = decide(target, &history.workload, wishes.even_if_none_restarts, asked)?;
+        (with_fallback(plan, &history, asked)?, history.workload)
+    } else {
+        let found = cluster.workload(kind, &namespace, &name, asked.deadline).await?;
+        (decide(target, &found, wishes.even_if_none_restarts, asked)?, found)
+    };
     if let Todo::Make(..) = plan.todo {
-        let around = Surroundings::of(cluster, namespace, &found, asked.deadline).await;
+        let around = Surroundings::of(cluster, &namespace, &found, asked.deadline).await;
         plan.warnings = warnings(&found, &around, asked);
     }
     Ok(plan)
+}
+
+/// The plan with the revision to go back to. What was made already has its own, and what nobody waits for
+/// does not fail.
+fn with_fallback(plan: Plan, history: &History, asked: &Asked) -> Result<Plan, ActionError> {
+    let rolls_out = matches!(plan.completion, CompletionOf::Rollout(_));
+    if !rolls_out || !matches!(plan.todo, Todo::Make(..)) {
+        return Ok(plan);
+    }
+    let about = |refusal: ActionError| refusal.about(plan.target.uid.as_deref());
+    asked.check_decided_on(&plan.target, history).map_err(about)?;
+    plan.with_fallback(history)
 }
 
 /// From the workload as it was read to what is to be done. `even_if_none_restarts`: also where no pod
@@ -54,7 +83,7 @@ pub(super) fn decide(
     asked: &Asked,
 ) -> Result<Plan, ActionError> {
     let (kind, found) = (workload.kind(), workload.metadata());
-    let held = held_back(workload);
+    let held = rollout::held_back(workload);
     let completion = match &held {
         Some(why) => CompletionOf::Known(Completion::AtOnce(format!(
             "the template is stamped, and pods are new once somebody deletes the old ones: {why}"
@@ -125,44 +154,15 @@ fn refuse_what_would_not_restart(
     }
 }
 
-/// Why no pod would be replaced by itself, if that is so.
-pub(super) fn held_back(workload: &Workload) -> Option<String> {
-    let (strategy, partition) = match workload {
-        Workload::StatefulSet(set) => {
-            let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
-            let rolling = strategy.rolling_update.as_ref();
-            (strategy.type_.as_deref(), rolling.and_then(|it| it.partition))
-        }
-        Workload::DaemonSet(set) => {
-            (set.spec.as_ref()?.update_strategy.as_ref()?.type_.as_deref(), None)
-        }
-        _ => return None,
-    };
-    if strategy == Some("OnDelete") {
-        return Some("its update strategy is OnDelete".to_owned());
-    }
-    let (partition, replicas) = (partition?, workload.replicas().unwrap_or(0));
-    (partition > 0 && partition >= replicas)
-        .then(|| format!("its partition {partition} holds all {replicas} pods"))
-}
-
 /// What a rollout of the workload makes a careful person think of, if there will be one.
 fn warnings(workload: &Workload, around: &Surroundings, asked: &Asked) -> Vec<String> {
-    if held_back(workload).is_some() {
+    if rollout::held_back(workload).is_some() {
         return around.unseen.clone();
     }
-    let partition = partition(workload).map(|partition| {
+    let partition = rollout::partition(workload).map(|partition| {
         format!("the partition is {partition}: only pods with that ordinal and above restart")
     });
     partition.into_iter().chain(advice::on_rollout(workload, around, asked.at)).collect()
-}
-
-/// The partition of a StatefulSet that holds some of its pods back.
-fn partition(workload: &Workload) -> Option<i32> {
-    let Workload::StatefulSet(set) = workload else { return None };
-    let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
-    let partition = strategy.rolling_update.as_ref()?.partition?;
-    (partition > 0 && held_back(workload).is_none()).then_some(partition)
 }
 
 #[cfg(test)]
@@ -280,6 +280,37 @@ mod tests {
             // There is no rollout to wait for.
             assert!(matches!(plan.completion, CompletionOf::Known(Completion::AtOnce(_))));
         }
+    }
+
+    /// A Deployment whose ReplicaSet `web-1` has this template.
+    fn history(kept: &str) -> History {
+        let replica_set = format!(
+            "metadata: {{name: web-1, annotations: {{deployment.kubernetes.io/revision: '5'}}, \
+             ownerReferences: [{{apiVersion: apps/v1, kind: Deployment, name: web, uid: u1, controller: \
+             true}}]}}\nspec: {{template: {kept}}}"
+        );
+        let deployment = format!("{}\nspec: {{selector: {{}}, template: {{}}}}", metadata("{}"));
+        History::example(WorkloadKind::Deployment, &deployment, &[&replica_set])
+    }
+
+    #[test]
+    fn knows_the_revision_to_go_back_to_before_it_restarts() {
+        let plan = |history: &History, asked: &Asked| {
+            let plan = decide_on(&history.workload, asked).expect("is planned");
+            with_fallback(plan, history, asked)
+        };
+        let history_of_it = history("{}");
+        let planned = plan(&history_of_it, &Asked::example()).expect("is planned");
+        assert_eq!(planned.fallback.expect("is known").number, 5);
+        // The controller has not recorded the present template yet.
+        let unknown = history("{spec: {}}");
+        let refusal = plan(&unknown, &Asked::example()).expect_err("is refused");
+        assert_eq!(refusal.code, Code::Conflict);
+        assert!(refusal.retry_after_seconds().is_some());
+        // Another template than the one that it was decided on is somebody's who came in between.
+        let asked = Asked { decided_on: Some("of another".to_owned()), ..Asked::example() };
+        let refusal = plan(&history_of_it, &asked).expect_err("is refused");
+        assert_eq!(refusal.code, Code::PreconditionFailed);
     }
 
     #[test]

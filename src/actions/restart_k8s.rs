@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, ignored, restart};
+use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, ignored, restart::{self, Wishes}};
 use crate::{
     k8s::{cluster::Cluster, surroundings, workload::WorkloadKind},
     names::{Namespace, ObjectName, null_is_default},
@@ -17,6 +17,8 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   that its strategy allows. Refused for a paused Deployment.",
     rules: &[
         Rule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] },
+        // Only with rollback_on_failure, for the revision to go back to.
+        Rule { api_groups: &["apps"], resources: &["replicasets"], verbs: &["list"] },
         restart::PODS,
         surroundings::AUTOSCALERS,
         surroundings::BUDGETS,
@@ -39,6 +41,10 @@ pub struct Parameters {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("deprecated" = true))]
     pub pod_name: Option<String>,
+    /// If the rollout that is waited for fails or takes too long, take the Deployment back to the
+    /// revision that it had. Only with `wait`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rollback_on_failure: bool,
 }
 
 impl Plannable for Parameters {
@@ -54,12 +60,19 @@ impl Plannable for Parameters {
         self.pod_name.iter().map(|_| ignored("pod_name", DESCRIPTOR.name)).collect()
     }
 
+    fn rollback_on_failure(&self) -> bool {
+        self.rollback_on_failure
+    }
+
     fn preview(&self, asked: &Asked) -> Preview {
         restart::preview(WorkloadKind::Deployment, &self.deployment, asked)
     }
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
-        let kind = WorkloadKind::Deployment;
-        Box::pin(restart::plan(self.target(), kind, false, cluster, asked))
+        let wishes = Wishes {
+            even_if_none_restarts: false,
+            rollback_on_failure: self.rollback_on_failure,
+        };
+        Box::pin(restart::plan(self.target(), WorkloadKind::Deployment, wishes, cluster, asked))
     }
 }

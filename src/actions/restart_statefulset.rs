@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, restart};
+use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, restart::{self, Wishes}};
 use crate::{
     k8s::{cluster::Cluster, surroundings, workload::WorkloadKind},
     names::{Namespace, ObjectName, null_is_default},
@@ -18,6 +18,8 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   partition that holds all pods) unless accept_on_delete is set.",
     rules: &[
         Rule { api_groups: &["apps"], resources: &["statefulsets"], verbs: &["get", "patch"] },
+        // Only with rollback_on_failure, for the revision to go back to.
+        Rule { api_groups: &["apps"], resources: &["controllerrevisions"], verbs: &["list"] },
         restart::PODS,
         surroundings::AUTOSCALERS,
         surroundings::BUDGETS,
@@ -39,6 +41,10 @@ pub struct Parameters {
     /// that holds all of them).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub accept_on_delete: bool,
+    /// If the rollout that is waited for fails or takes too long, take the StatefulSet back to the
+    /// revision that it had. Only with `wait`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rollback_on_failure: bool,
 }
 
 impl Plannable for Parameters {
@@ -50,12 +56,19 @@ impl Plannable for Parameters {
         &self.namespace
     }
 
+    fn rollback_on_failure(&self) -> bool {
+        self.rollback_on_failure
+    }
+
     fn preview(&self, asked: &Asked) -> Preview {
         restart::preview(WorkloadKind::StatefulSet, &self.statefulset, asked)
     }
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
-        let kind = WorkloadKind::StatefulSet;
-        Box::pin(restart::plan(self.target(), kind, self.accept_on_delete, cluster, asked))
+        let wishes = Wishes {
+            even_if_none_restarts: self.accept_on_delete,
+            rollback_on_failure: self.rollback_on_failure,
+        };
+        Box::pin(restart::plan(self.target(), WorkloadKind::StatefulSet, wishes, cluster, asked))
     }
 }

@@ -199,6 +199,7 @@ fn decide(
     plan.changes = vec![change(now.into(), wanted)];
     plan.warnings = warnings(workload, now, wanted);
     plan.replicas = u32::try_from(wanted).ok();
+    plan.decided_on = Some(wanted.to_string());
     Ok(plan)
 }
 
@@ -221,7 +222,7 @@ fn wanted(parameters: &Parameters, now: i32, asked: &Asked) -> Result<i32, Actio
         return Err(differs("by", detail));
     };
     // What was judged, approved and written down is this number, not the difference.
-    if asked.replicas.is_some_and(|decided| i64::from(decided) != i64::from(wanted)) {
+    if asked.decided_on.as_ref().is_some_and(|decided| *decided != wanted.to_string()) {
         let detail = format!(
             "{target} was scaled to {now} by someone else in between; nothing was added to that"
         );
@@ -290,7 +291,7 @@ fn warnings(workload: &Workload, now: i32, wanted: i32) -> Vec<String> {
         warnings.push(format!(
             "the {kind} is paused: its number of pods changes all the same, their template does not"
         ));
-    } else if restart::held_back(workload).is_none()
+    } else if rollout::held_back(workload).is_none()
         && let Verdict::Waiting(what) = rollout::verdict(workload, 0)
     {
         warnings.push(format!("a rollout is under way: {what}"));
@@ -412,7 +413,7 @@ mod tests {
     fn a_difference_is_never_added_to_another_number_than_was_judged() {
         let parameters = read(r#""by":1"#).expect("are parameters");
         let again = |decided: u32| {
-            let asked = Asked { replicas: Some(decided), ..Asked::example() };
+            let asked = Asked { decided_on: Some(decided.to_string()), ..Asked::example() };
             decide(&parameters, &deployment("", ""), &[], &asked)
         };
         assert_eq!(replicas_of(&again(4).expect("is planned")), 4);

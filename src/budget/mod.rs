@@ -102,6 +102,26 @@ impl<'a> Budget<'a> {
         self.change(glance, deadline, |lease| self.charged(lease, entries)).await
     }
 
+    /// Writes these actions down whether there is room or not, for what must not wait: it takes back what
+    /// was let through before. The kill switch holds for it too.
+    ///
+    /// # Errors
+    /// [`Code::Stopped`], or why the Lease could not be read or written; then nothing may be done.
+    pub(crate) async fn note(
+        &self,
+        entries: &[Entry],
+        deadline: Instant,
+    ) -> Result<(), ActionError> {
+        if self.limits.are_none() {
+            return self.check_switch(deadline).await;
+        }
+        let noted = |lease: Option<&Lease>| {
+            lease.map_or(Ok(()), |lease| self.refuse_if_stopped(lease))?;
+            Ok(spent_on(lease).noting(entries, &self.limits))
+        };
+        self.change(None, deadline, noted).await
+    }
+
     /// The list with these entries, if nothing is against them.
     fn charged(&self, lease: Option<&Lease>, entries: &[Entry]) -> Result<Spent, ActionError> {
         lease.map_or(Ok(()), |lease| self.refuse_if_stopped(lease))?;

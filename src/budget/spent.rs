@@ -130,6 +130,20 @@ impl Spent {
         Ok(spent)
     }
 
+    /// The list with the entries of a request, whether there is room for them or not; only a list that is
+    /// full to the brim stays as it is.
+    #[must_use]
+    pub fn noting(&self, entries: &[Entry], limits: &Limits) -> Spent {
+        let mut spent = self.without(entries);
+        for entry in entries {
+            spent.0.retain(|it| age(it, entry.at) < limits.memory());
+            if spent.0.len() < MOST_ENTRIES {
+                spent.0.push(entry.clone());
+            }
+        }
+        spent
+    }
+
     /// The list without the entries of these ones' request.
     #[must_use]
     pub fn without(&self, entries: &[Entry]) -> Spent {
@@ -238,6 +252,21 @@ mod tests {
         assert_eq!(refused, Err(Full::Cooldown(Duration::from_secs(40))));
         assert!(spent.with(&entry("b", "n", "api", 20), &limits).is_ok());
         assert!(spent.with(&entry("b", "n", "web", 60), &limits).is_ok());
+    }
+
+    #[test]
+    fn what_must_not_wait_is_written_down_where_there_is_no_room() {
+        let quota = Some(Quota { actions: 1, within: MINUTE });
+        let limits = Limits { cooldown: MINUTE, cluster: quota, ..Limits::default() };
+        let spent = Spent::default().with(&entry("a", "n", "web", 0), &limits).expect("has room");
+        let back = entry("a/rollback", "n", "web", 20);
+        assert!(spent.with(&back, &limits).is_err());
+        let noted = spent.noting(&back, &limits);
+        assert_eq!(noted.to_string().split(' ').count(), 2);
+        assert_eq!(noted.noting(&back, &limits), noted);
+        // It counts for all that comes after it.
+        let refused = noted.with(&entry("b", "n", "web", 61), &limits);
+        assert_eq!(refused, Err(Full::Cooldown(Duration::from_secs(19))));
     }
 
     #[test]

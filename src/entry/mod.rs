@@ -5,8 +5,9 @@ use crate::{
     context::Context,
     error::ActionError,
     handler::handle,
+    ledger::record::is_final,
     request::{ActionRequest, Key},
-    response::{ActionResponse, Outcome, RolloutState},
+    response::{ActionResponse, Outcome},
 };
 
 pub mod environment;
@@ -121,11 +122,10 @@ impl From<ActionResponse> for Answer {
 /// An effect that did not lead to what was waited for is no success to a caller who looks at the
 /// status alone, and is not to be retried either; one whose wait was cut short may be.
 fn statuses(response: &ActionResponse) -> (u16, u8) {
-    let state = response.rollout.as_ref().map(|rollout| rollout.state);
-    match (response.outcome, state) {
-        (Outcome::Failed, Some(RolloutState::Interrupted)) => (503, 75),
-        (Outcome::Failed, _) => (422, 69),
-        (Outcome::PendingApproval, _) => (202, 75),
+    match response.outcome {
+        Outcome::Failed if !is_final(response) => (503, 75),
+        Outcome::Failed => (422, 69),
+        Outcome::PendingApproval => (202, 75),
         _ => (200, 0),
     }
 }

@@ -62,7 +62,7 @@ pub fn on_load(workload: &Workload, around: &Surroundings) -> Vec<String> {
 /// Whether there is a moment without a pod, or with none of them.
 fn interruption(workload: &Workload, replicas: i32) -> Option<String> {
     match workload {
-        Workload::Deployment(deployment) if recreates(deployment) => Some(format!(
+        Workload::Deployment(_) if rollout::recreates(workload) => Some(format!(
             "the strategy is Recreate: all {replicas} pods stop before new ones start"
         )),
         Workload::Deployment(deployment) => {
@@ -79,11 +79,6 @@ fn interruption(workload: &Workload, replicas: i32) -> Option<String> {
         ),
         _ => None,
     }
-}
-
-fn recreates(deployment: &Deployment) -> bool {
-    let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
-    strategy.is_some_and(|it| it.type_.as_deref() == Some("Recreate"))
 }
 
 /// How many pods a Deployment starts beside the old ones, and how many old ones it may stop first
@@ -153,7 +148,7 @@ fn is_ours(manager: &str) -> bool {
 fn shared_volumes(workload: &Workload, around: &Surroundings) -> Vec<String> {
     let Workload::Deployment(deployment) = workload else { return Vec::new() };
     let replicas = workload.replicas().unwrap_or(1);
-    if recreates(deployment) || replicas == 0 || pace(deployment, replicas).0 == 0 {
+    if rollout::recreates(workload) || replicas == 0 || pace(deployment, replicas).0 == 0 {
         return Vec::new();
     }
     let claims = around.claims.iter().filter_map(|claim| {

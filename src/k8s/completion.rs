@@ -5,7 +5,10 @@
 
 use std::collections::HashSet;
 
-use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Pod, PodTemplateSpec},
+};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -206,9 +209,10 @@ fn unless_deleted<T>(
 }
 
 fn rolled_out(workload: &Workload, generation: i64, template: &KnownBy) -> Verdict {
-    // The object may be one from before our change; its generation tells.
-    let is_older = workload.metadata().generation.unwrap_or(0) < generation;
-    if is_older || template.is_on(workload) {
+    // The object may be one from before our change, or as just that left it, whatever the API server has
+    // added to our template; its generation tells.
+    let is_no_younger = workload.metadata().generation.unwrap_or(0) <= generation;
+    if is_no_younger || template.is_on(workload) {
         return rollout::verdict(workload, generation);
     }
     Verdict::Failed(
@@ -218,7 +222,7 @@ fn rolled_out(workload: &Workload, generation: i64, template: &KnownBy) -> Verdi
 }
 
 impl KnownBy {
-    fn is_on(&self, workload: &Workload) -> bool {
+    pub(crate) fn is_on(&self, workload: &Workload) -> bool {
         match self {
             KnownBy::RequestId(id) => {
                 workload.template_annotation(REQUEST_ID_ANNOTATION) == Some(id.as_str())
@@ -243,7 +247,13 @@ impl KnownBy {
 /// A digest of a workload's pod template, as it is in the API.
 #[must_use]
 pub fn digest_of_template(workload: &Workload) -> String {
-    sha256(serde_json::json!(workload.template()).to_string().as_bytes())
+    digest_of(workload.template())
+}
+
+/// The digest that [`digest_of_template`] makes of a workload with this template.
+#[must_use]
+pub fn digest_of(template: Option<&PodTemplateSpec>) -> String {
+    sha256(serde_json::json!(template).to_string().as_bytes())
 }
 
 fn scaled(workload: &Workload, replicas: i32) -> Verdict {
@@ -309,6 +319,13 @@ mod tests {
     #[test]
     fn an_object_from_before_our_change_is_not_someone_elses() {
         assert!(matches!(rolled_out(&deployment("r0", 3), 4, &by("r1")), Verdict::Waiting(_)));
+    }
+
+    #[test]
+    fn a_template_that_the_api_server_has_added_to_is_ours_in_the_generation_that_we_made() {
+        let known = KnownBy::Digest("of what we sent".to_owned());
+        assert!(matches!(rolled_out(&deployment("r1", 4), 4, &known), Verdict::Complete(_)));
+        assert!(matches!(rolled_out(&deployment("r1", 5), 4, &known), Verdict::Failed(_)));
     }
 
     #[test]

@@ -15,11 +15,13 @@ pub mod effect;
 #[cfg(feature = "lambda")]
 pub mod eks;
 pub mod fault;
+pub mod gitops;
 pub mod jobs;
 pub mod marks;
 pub mod pods;
 pub mod restart;
 pub mod retry;
+pub mod revisions;
 pub mod rollout;
 pub mod surroundings;
 pub(crate) mod warnings;

@@ -190,6 +190,55 @@ pub fn at_full_number(workload: &Workload) -> Verdict {
     Verdict::Complete(format!("{kind} '{name}' has {wanted} replicas, all available"))
 }
 
+/// Why no pod would be replaced by itself, if that is so.
+#[must_use]
+pub fn held_back(workload: &Workload) -> Option<String> {
+    let (strategy, partition) = match workload {
+        Workload::StatefulSet(set) => {
+            let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
+            let rolling = strategy.rolling_update.as_ref();
+            (strategy.type_.as_deref(), rolling.and_then(|it| it.partition))
+        }
+        Workload::DaemonSet(set) => {
+            (set.spec.as_ref()?.update_strategy.as_ref()?.type_.as_deref(), None)
+        }
+        _ => return None,
+    };
+    if strategy == Some("OnDelete") {
+        return Some("its update strategy is OnDelete".to_owned());
+    }
+    let (partition, replicas) = (partition?, workload.replicas().unwrap_or(0));
+    (partition > 0 && partition >= replicas)
+        .then(|| format!("its partition {partition} holds all {replicas} pods"))
+}
+
+/// What is to be said of pods for which a StatefulSet waits before it replaces any.
+#[must_use]
+pub fn waits_for_ever(pods: &[&str]) -> String {
+    format!(
+        "pod {} is not ready, and a StatefulSet that keeps order may wait for it for ever instead of \
+         replacing it: if it stays as it is, delete it with restart_pod",
+        pods.join(", ")
+    )
+}
+
+/// Whether all old pods stop before new ones start.
+#[must_use]
+pub fn recreates(workload: &Workload) -> bool {
+    let Workload::Deployment(deployment) = workload else { return false };
+    let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
+    strategy.is_some_and(|it| it.type_.as_deref() == Some("Recreate"))
+}
+
+/// The partition of a StatefulSet that holds some of its pods back.
+#[must_use]
+pub fn partition(workload: &Workload) -> Option<i32> {
+    let Workload::StatefulSet(set) = workload else { return None };
+    let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
+    let partition = strategy.rolling_update.as_ref()?.partition?;
+    (partition > 0 && held_back(workload).is_none()).then_some(partition)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

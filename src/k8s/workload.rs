@@ -10,7 +10,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 use kube::{
-    api::ApiResource,
+    api::{ApiResource, DynamicObject},
     core::{ObjectMeta, Selector},
 };
 use schemars::JsonSchema;
@@ -18,7 +18,10 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::cluster::Cluster;
-use crate::{error::ActionError, response::Target};
+use crate::{
+    error::{ActionError, Code},
+    response::Target,
+};
 
 /// A kind of workload, all of them in the group `apps/v1`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -66,6 +69,27 @@ impl WorkloadKind {
             WorkloadKind::DaemonSet => ApiResource::erase::<DaemonSet>(&()),
             WorkloadKind::ReplicaSet => ApiResource::erase::<ReplicaSet>(&()),
         }
+    }
+
+    /// A workload of this kind from the object that the API gave.
+    ///
+    /// # Errors
+    /// [`Code::ClusterUnavailable`] if it is not one.
+    pub(crate) fn read(self, object: DynamicObject) -> Result<Workload, ActionError> {
+        let value = serde_json::to_value(object);
+        let workload: Result<Workload, _> = value.and_then(|value| {
+            Ok(match self {
+                WorkloadKind::Deployment => serde_json::from_value::<Deployment>(value)?.into(),
+                WorkloadKind::StatefulSet => serde_json::from_value::<StatefulSet>(value)?.into(),
+                WorkloadKind::DaemonSet => serde_json::from_value::<DaemonSet>(value)?.into(),
+                WorkloadKind::ReplicaSet => serde_json::from_value::<ReplicaSet>(value)?.into(),
+            })
+        });
+        // Serde's words may hold values that are nobody else's business.
+        workload.map_err(|_| {
+            let detail = format!("the cluster gave a {} that cannot be read", self.name());
+            ActionError::new(Code::ClusterUnavailable, detail)
+        })
     }
 
     /// An object of this kind as a request names it.

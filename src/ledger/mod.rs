@@ -24,7 +24,7 @@ use crate::{
     error::{ActionError, Code},
     k8s::{
         cluster::{Call, Cluster},
-        effect::Made,
+        effect::{Effect, Made},
         fault::Fault,
     },
     response::{ActionResponse, Outcome},
@@ -59,7 +59,7 @@ pub(crate) enum Standing {
     Ours(Box<Record>),
     /// The final answer is there.
     Answered(Box<Record>),
-    /// The effect is made; its completion is being waited for.
+    /// The effect is made; its completion is being waited for, or it failed and is being taken back.
     Effective(Box<Record>),
     /// Another try is at it, until this time at the latest.
     Held(DateTime<Utc>),
@@ -176,6 +176,7 @@ impl<'a> Ledger<'a> {
             };
             match written {
                 Ok(event) => {
+                    record.written_at = record::written_at(&event.metadata);
                     record.resource_version = event.metadata.resource_version;
                     return Ok(Settled::Written);
                 }
@@ -264,7 +265,7 @@ fn standing(record: Record, holder: &str, now: DateTime<Utc>) -> Standing {
         (State::Released, _) => Standing::Released(Box::new(record)),
         (State::Pending, _) => Standing::Pending(Box::new(record)),
         (State::InDoubt, _) => Standing::Abandoned(Box::new(record)),
-        (State::Effective, _) => Standing::Effective(Box::new(record)),
+        (State::Effective | State::RollingBack, _) => Standing::Effective(Box::new(record)),
         _ if record.holder == holder => Standing::Ours(Box::new(record)),
         _ if now < record.until => Standing::Held(record.until),
         _ => Standing::Abandoned(Box::new(record)),
@@ -294,7 +295,7 @@ impl Record {
     fn tells_of_an_effect(&self) -> bool {
         match (self.state, &self.answer) {
             (State::Answered, Some(answer)) => answer.outcome != Outcome::Unchanged,
-            (state, _) => state == State::Effective,
+            (state, _) => matches!(state, State::Effective | State::RollingBack),
         }
     }
 
@@ -304,9 +305,21 @@ impl Record {
         self.made = Some(made);
     }
 
+    /// The record once what was waited for has failed, as the answer so far says, and this effect is about
+    /// to take the target back.
+    pub(crate) fn rolling_back(&mut self, effect: Effect, so_far: ActionResponse) {
+        self.state = State::RollingBack;
+        self.rollback = Some(effect);
+        self.answer = Some(so_far);
+    }
+
     /// The record with its answer.
     pub(crate) fn answered(&mut self, answer: ActionResponse) {
-        self.state = if record::is_final(&answer) { State::Answered } else { State::Effective };
+        self.state = match &self.rollback {
+            _ if record::is_final(&answer) => State::Answered,
+            Some(_) => State::RollingBack,
+            None => State::Effective,
+        };
         self.answer = Some(answer);
     }
 

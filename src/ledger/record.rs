@@ -23,6 +23,7 @@ use crate::{
     k8s::{
         FIELD_MANAGER,
         effect::{Effect, Made},
+        revisions::Fallback,
     },
     names::RequestId,
     request::ActionRequest,
@@ -43,6 +44,7 @@ const HOLDER: &str = "action-executor.dev/holder";
 const UNTIL: &str = "action-executor.dev/until";
 const INTENT: &str = "action-executor.dev/intent";
 const MADE: &str = "action-executor.dev/made";
+const ROLLBACK: &str = "action-executor.dev/rollback";
 const ANSWER: &str = "action-executor.dev/answer";
 
 /// Where the records of targets that are in no namespace are kept.
@@ -61,6 +63,9 @@ pub enum State {
     InDoubt,
     /// Its effect is made; whether it leads to what was asked for is being waited for.
     Effective,
+    /// What was waited for has failed, as the answer so far says, and somebody is about to take the target
+    /// back, or has.
+    RollingBack,
     /// Its answer is final.
     Answered,
     /// It was refused after it had been claimed, and provably nothing was done.
@@ -78,6 +83,12 @@ pub struct Intent {
     pub completion: CompletionOf,
     /// The answer, should all go well.
     pub answer: ActionResponse,
+    /// What it was decided on, where that matters to whoever decides anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided_on: Option<String>,
+    /// Where the workload goes back to if the awaited rollout fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
     /// Whether the request was taken over from a try that may yet make the effect.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub retaken: bool,
@@ -98,6 +109,8 @@ pub struct Record {
     pub intent: Intent,
     /// What the effect left behind, once it was made.
     pub made: Option<Made>,
+    /// The effect that takes the target back, once that is about to be made.
+    pub rollback: Option<Effect>,
     /// The answer, once there is one.
     pub answer: Option<ActionResponse>,
     /// Why it was refused, for people; not read back.
@@ -242,6 +255,7 @@ impl Subject {
             (INTENT, json_text(&record.intent)),
         ]);
         all.extend(record.made.as_ref().map(|made| (MADE, json_text(made))));
+        all.extend(record.rollback.as_ref().map(|effect| (ROLLBACK, json_text(effect))));
         all.extend(record.answer.as_ref().map(|answer| (ANSWER, json_text(answer))));
         all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -282,6 +296,7 @@ impl Record {
             until,
             intent,
             made: None,
+            rollback: None,
             answer: None,
             refusal: None,
             resource_version: None,
@@ -301,6 +316,7 @@ impl Record {
             until: DateTime::parse_from_rfc3339(get(UNTIL)?).ok()?.to_utc(),
             intent: parsed(get(INTENT)?)?,
             made: get(MADE).and_then(parsed),
+            rollback: get(ROLLBACK).and_then(parsed),
             answer: get(ANSWER).and_then(parsed),
             refusal: None,
             resource_version: event.metadata.resource_version.clone(),
@@ -310,7 +326,7 @@ impl Record {
 }
 
 /// The API server's own clock: when it last wrote the object for us, else when it made it.
-fn written_at(metadata: &ObjectMeta) -> Option<DateTime<Utc>> {
+pub(super) fn written_at(metadata: &ObjectMeta) -> Option<DateTime<Utc>> {
     let entries = metadata.managed_fields.iter().flatten();
     let times = entries.filter_map(|entry| entry.time.as_ref());
     let time = times.max().or(metadata.creation_timestamp.as_ref())?;
@@ -334,6 +350,7 @@ fn reason(record: &Record) -> &'static str {
         (State::Released, _) => "ActionRefused",
         (State::Pending, _) => "ApprovalPending",
         (State::Effective, _) => "ActionApplied",
+        (State::RollingBack, _) => "ActionFailed",
         (State::Answered, answer) => match answer.as_ref().map(|answer| answer.outcome) {
             Some(Outcome::Failed) => "ActionFailed",
             Some(Outcome::Unchanged) => "ActionUnchanged",
@@ -351,7 +368,9 @@ fn kind_of_event(record: &Record) -> &'static str {
 /// Whether there is nothing more to say: a wait that was interrupted is taken up by the next try.
 #[must_use]
 pub fn is_final(answer: &ActionResponse) -> bool {
-    answer.rollout.as_ref().is_none_or(|rollout| rollout.state != RolloutState::Interrupted)
+    let back = answer.rolled_back.as_ref().map(|rolled_back| &rolled_back.rollout);
+    let mut waits = answer.rollout.iter().chain(back);
+    waits.all(|rollout| rollout.state != RolloutState::Interrupted)
 }
 
 /// The digest of what is asked for and by whom: everything but the id and how long the caller stays.
@@ -409,6 +428,7 @@ mod tests {
             changes: Vec::new(),
             warnings: Vec::new(),
             rollout: None,
+            rolled_back: None,
             approval: None,
             started_at: at,
             finished_at: at,
@@ -424,6 +444,8 @@ mod tests {
                 template: KnownBy::RequestId("r1".to_owned()),
             }),
             answer: answer(),
+            decided_on: None,
+            fallback: None,
             retaken: false,
         };
         Record::claim(&subject(""), "holder", until, intent)

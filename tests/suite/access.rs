@@ -13,8 +13,14 @@ use crate::{
 
 /// A request for each action, real and waited for.
 async fn request(kind: ActionKind, namespace: &Namespace) -> String {
+    let mut parameters = parameters(kind, namespace).await;
+    // What is needed for the way back is among an action's rights.
+    let schema = kind.parameters_schema(&mut schemars::SchemaGenerator::default());
+    if schema.pointer("/properties/rollback_on_failure").is_some() {
+        parameters["rollback_on_failure"] = true.into();
+    }
     json!({
-        "type": kind.name(), "parameters": parameters(kind, namespace).await,
+        "type": kind.name(), "parameters": parameters,
         "simulate": false, "wait": true, "timeout_seconds": 20,
     })
     .to_string()

@@ -29,7 +29,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Config, Resource,
-    api::{ApiResource, DynamicObject, ListParams, PostParams},
+    api::{ApiResource, DynamicObject, ListParams, Patch, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
     core::NamespaceResourceScope,
 };
@@ -373,6 +373,27 @@ impl Namespace {
             "metadata": { "name": name },
             "spec": { "selector": { "matchLabels": { "app": name } }, "template": template },
         }))
+        .await;
+    }
+
+    /// Gives the Deployment's template another value of a variable, once its present one is known as a
+    /// revision.
+    pub async fn revise(&self, name: &str, value: &str) {
+        eventually("the present revision is known", async || {
+            let found = self.get_deployment(name).await;
+            (found.status?.observed_generation == found.metadata.generation).then_some(())
+        })
+        .await;
+        let patch = json!({ "spec": { "template": { "spec": { "containers": [
+            { "name": "main", "env": [{ "name": "REVISION", "value": value }] },
+        ]}}}});
+        let patch = Patch::Strategic(patch);
+        let deployments = self.api::<Deployment>();
+        deployments.patch(name, &Default::default(), &patch).await.expect("is patched");
+        eventually("the new revision is known", async || {
+            let found = self.get_deployment(name).await;
+            (found.status?.observed_generation == found.metadata.generation).then_some(())
+        })
         .await;
     }
 

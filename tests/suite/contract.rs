@@ -37,8 +37,10 @@ fn the_request_schema_takes_what_the_parser_takes() {
     for (name, bytes) in fixtures() {
         let Ok(value) = serde_json::from_slice::<Value>(&bytes) else { continue };
         let parsed = ActionRequest::parse(&bytes);
-        // What a schema cannot say: the same key twice, and that a time is one.
-        if name.contains("duplicate") || name.contains("issued_at") {
+        // What a schema cannot say: the same key twice, that a time is one, and that a parameter needs
+        // another field.
+        let beyond = ["duplicate", "issued_at", "without_wait"];
+        if beyond.iter().any(|it| name.contains(it)) {
             continue;
         }
         assert_eq!(schema.is_valid(&value), parsed.is_ok(), "{name}: {parsed:?}");

@@ -29,6 +29,8 @@ mod properties;
 mod restart_k8s;
 mod restart_pod;
 mod resume_rollout;
+mod rollback;
+mod rollback_on_failure;
 mod scale;
 mod scenario;
 mod warnings;

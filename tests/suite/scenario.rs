@@ -142,6 +142,11 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
             namespace.cron_job("web", OWN_IMAGE, false).await;
         }
         ActionKind::ResumeCronjob => drop(namespace.cron_job("web", OWN_IMAGE, true).await),
+        ActionKind::Rollback => {
+            namespace.running_deployment("web", 1).await;
+            namespace.revise("web", "2").await;
+            namespace.rolled_out("web").await;
+        }
     }
 }
 
@@ -164,6 +169,10 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
         ActionKind::ResumeCronjob => {
             namespace.cron_job("web", FAILING_IMAGE, true).await;
             return;
+        }
+        ActionKind::Rollback => {
+            namespace.deployment("web", 1, MISSING_IMAGE).await;
+            namespace.revise("web", "2").await;
         }
     }
     eventually("there is a pod", async || {
@@ -217,6 +226,7 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
         ActionKind::RunCronjob | ActionKind::SuspendCronjob | ActionKind::ResumeCronjob => {
             json!({ "cronjob": "web", "namespace": name })
         }
+        ActionKind::Rollback => json!({ "name": "web", "namespace": name }),
     }
 }
 
@@ -233,13 +243,14 @@ pub fn example(kind: ActionKind) -> Value {
         ActionKind::RunCronjob | ActionKind::SuspendCronjob | ActionKind::ResumeCronjob => {
             json!({ "cronjob": "nightly" })
         }
+        ActionKind::Rollback => json!({ "name": "web" }),
     }
 }
 
 /// The objects of the kind that this action is for.
 fn api(kind: ActionKind, namespace: &Namespace) -> Api<DynamicObject> {
     let resource = match kind {
-        ActionKind::RestartK8s => ApiResource::erase::<Deployment>(&()),
+        ActionKind::RestartK8s | ActionKind::Rollback => ApiResource::erase::<Deployment>(&()),
         ActionKind::RestartPod => ApiResource::erase::<Pod>(&()),
         ActionKind::RestartStatefulset => ApiResource::erase::<StatefulSet>(&()),
         ActionKind::RestartDaemonset => ApiResource::erase::<DaemonSet>(&()),

@@ -1,0 +1,491 @@
+//! `rollback`: takes a workload back to an earlier revision, as `kubectl rollout undo` does.
+//!
+//! The template that comes back is exactly the one that was: nothing is added to it, so a Deployment
+//! uses its old ReplicaSet again. Which revision is meant is decided on the template that is there now;
+//! if somebody else changes that in between, the same words could mean another revision, and nothing
+//! is done.
+
+use std::num::NonZeroU32;
+
+use k8s_openapi::api::core::v1::Pod;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, ignored,
+};
+use crate::{
+    error::{ActionError, Code},
+    k8s::{
+        cluster::Cluster,
+        completion::{Completion, KnownBy, RolloutOf},
+        effect::Effect,
+        gitops,
+        marks::Marks,
+        revisions::{History, Revision, Wanted},
+        rollout,
+        workload::{Workload, WorkloadKind},
+    },
+    names::{Namespace, ObjectName, null_is_default},
+    response::{Target, rfc3339_millis},
+};
+
+pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+    name: "rollback",
+    aliases: &[],
+    description: "Roll a Deployment, StatefulSet or DaemonSet back to its previous revision, or to the \
+                  one that to_revision names: its pod template (images, commands, environment) becomes \
+                  what it was, and its pods are replaced. Replicas stay as they are. After a restart the \
+                  previous revision differs only by that restart; skip_restarts goes on to the last one \
+                  that really differs. Refused for a paused Deployment.",
+    rules: &[
+        Rule {
+            api_groups: &["apps"],
+            resources: &["deployments", "statefulsets", "daemonsets"],
+            verbs: &["get", "patch"],
+        },
+        // Where the revisions are kept.
+        Rule {
+            api_groups: &["apps"],
+            resources: &["replicasets", "controllerrevisions"],
+            verbs: &["list"],
+        },
+        // To say which pods a StatefulSet would wait for, and what the new pods' own trouble is when an
+        // awaited rollout does not complete.
+        Rule { api_groups: &[""], resources: &["pods"], verbs: &["list"] },
+    ],
+    cluster_rules: &[],
+};
+
+/// What `rollback` acts upon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Parameters {
+    /// The kind of workload.
+    #[serde(default, deserialize_with = "null_is_default")]
+    #[schemars(with = "Option<Revised>")]
+    pub kind: Revised,
+    /// The workload to roll back.
+    pub name: ObjectName,
+    /// Its namespace.
+    #[serde(default, deserialize_with = "null_is_default")]
+    #[schemars(with = "Option<Namespace>")]
+    pub namespace: Namespace,
+    /// The number of the revision to go back to, as `kubectl rollout history` lists it; the previous one
+    /// unless it is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_revision: Option<NonZeroU32>,
+    /// Take for the previous revision the last one that differs in more than a restart.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip_restarts: bool,
+    /// If the rollout that is waited for fails or takes too long, take the workload forward again to the
+    /// revision that it had. Only with `wait`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rollback_on_failure: bool,
+}
+
+/// A kind of workload that keeps its revisions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Revised {
+    /// Deployment
+    #[default]
+    Deployment,
+    /// StatefulSet
+    StatefulSet,
+    /// DaemonSet
+    DaemonSet,
+}
+
+impl From<Revised> for WorkloadKind {
+    fn from(kind: Revised) -> Self {
+        match kind {
+            Revised::Deployment => WorkloadKind::Deployment,
+            Revised::StatefulSet => WorkloadKind::StatefulSet,
+            Revised::DaemonSet => WorkloadKind::DaemonSet,
+        }
+    }
+}
+
+impl Plannable for Parameters {
+    fn target(&self) -> Target {
+        WorkloadKind::from(self.kind).target(&self.namespace, &self.name)
+    }
+
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let both = self.skip_restarts && self.to_revision.is_some();
+        let ignored = both.then(|| ignored("skip_restarts", "a rollback with to_revision"));
+        ignored.into_iter().collect()
+    }
+
+    fn rollback_on_failure(&self) -> bool {
+        self.rollback_on_failure
+    }
+
+    fn preview(&self, asked: &Asked) -> Preview {
+        let to = match self.to_revision {
+            Some(number) => format!("revision {number}"),
+            None => "its previous revision".to_owned(),
+        };
+        let kind = WorkloadKind::from(self.kind).name();
+        Preview {
+            result: format!("Simulated: {kind} '{}' would be rolled back to {to}.", self.name),
+            changes: vec![Marks::default().change(&asked.id)],
+        }
+    }
+
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+        Box::pin(async move {
+            let (kind, namespace) = (self.kind.into(), &self.namespace);
+            let history = cluster.history(kind, namespace, &self.name, asked.deadline).await?;
+            let pods = if history.keeps_order() {
+                let selector = history.workload.label_selector();
+                cluster.list::<Pod>(namespace, &selector, asked.deadline).await?
+            } else {
+                Vec::new()
+            };
+            self.decide(&history, &pods, asked)
+        })
+    }
+}
+
+impl Parameters {
+    /// From the workload, its revisions and its pods as they were read to what is to be done.
+    fn decide(&self, history: &History, pods: &[Pod], asked: &Asked) -> Result<Plan, ActionError> {
+        let (target, workload) = (self.target(), &history.workload);
+        let (kind, found) = (workload.kind(), workload.metadata());
+        if Marks::on(found).hold(&asked.id) {
+            let sentence = format!("{} '{}' was rolled back.", kind.name(), self.name);
+            let completion = completion(workload, KnownBy::Nothing);
+            return Ok(Plan::already_made(target, found, sentence, completion));
+        }
+        asked.check_found(&target, found)?;
+        let about = |refusal: ActionError| refusal.about(found.uid.as_deref());
+        self.refuse_if_paused(workload).map_err(about)?;
+        if self.to_revision.is_none() || self.rollback_on_failure {
+            asked.check_decided_on(&target, history).map_err(about)?;
+        }
+        let revision = self.meant(history).map_err(about)?;
+        let completion = completion(workload, revision.known_by());
+        let (name, number) = (&self.name, revision.number);
+        if history.is_at(revision) {
+            let sentence = format!("{} '{name}' is at revision {number} already.", kind.name());
+            return Ok(Plan::new(target, found, Todo::Nothing(sentence), completion));
+        }
+        let effect =
+            Effect::patch(kind.resource(), found, &asked.id, history.patch_to(revision));
+        let to = format!("rolled back to revision {number}");
+        let did = format!("{} '{name}' {to} at {}.", kind.name(), rfc3339_millis(asked.at));
+        let would = format!("Simulated: {} '{name}' would be {to}.", kind.name());
+        let todo = Todo::Make(Box::new(effect), did, would);
+        let mut plan = Plan::new(target, found, todo, completion);
+        plan.changes = history.changes_to(revision);
+        plan.changes.push(Marks::on(found).change(&asked.id));
+        plan.warnings = self.warnings_of(history, revision, pods);
+        // What was the previous revision when it was decided may be another one later. A number stays
+        // what it is.
+        plan.decided_on = self.to_revision.is_none().then(|| history.digest());
+        let rolls_out = matches!(plan.completion, CompletionOf::Rollout(_));
+        if self.rollback_on_failure && rolls_out {
+            plan = plan.with_fallback(history)?;
+        }
+        Ok(plan)
+    }
+
+    /// kubectl refuses a paused Deployment too: the template would be stored and no pod replaced.
+    fn refuse_if_paused(&self, workload: &Workload) -> Result<(), ActionError> {
+        if !workload.is_paused() {
+            return Ok(());
+        }
+        let (name, namespace) = (&self.name, &self.namespace);
+        let detail = format!(
+            "Deployment '{name}' in namespace '{namespace}' is paused; no pod would be replaced"
+        );
+        Err(ActionError::new(Code::TargetPaused, detail).with_hint(format!(
+            "`kubectl -n {namespace} rollout resume deployment/{name}` resumes it"
+        )))
+    }
+
+    /// The revision that is meant.
+    fn meant<'a>(&self, history: &'a History) -> Result<&'a Revision, ActionError> {
+        let wanted = match self.to_revision {
+            Some(number) => Wanted::Number(number.get().into()),
+            None if self.skip_restarts => Wanted::PreviousThatDiffers,
+            None => Wanted::Previous,
+        };
+        history.find(wanted).ok_or_else(|| {
+            let (target, kind) = (self.target(), WorkloadKind::from(self.kind));
+            let detail = match wanted {
+                Wanted::Number(number) => format!("{target} has no revision {number}"),
+                Wanted::Previous => format!("{target} has no earlier revision"),
+                Wanted::PreviousThatDiffers => {
+                    format!("{target} has no revision that differs in more than a restart")
+                }
+            };
+            let numbers: Vec<_> = history.numbers().iter().map(i64::to_string).collect();
+            ActionError::new(Code::NoRevision, detail).with_hint(format!(
+                "there are: {}; `kubectl -n {} rollout history {}/{}` lists them",
+                if numbers.is_empty() { "none".to_owned() } else { numbers.join(", ") },
+                self.namespace,
+                kind.for_kubectl(),
+                self.name
+            ))
+        })
+    }
+
+    fn warnings_of(&self, history: &History, revision: &Revision, pods: &[Pod]) -> Vec<String> {
+        let (workload, number) = (&history.workload, revision.number);
+        let kind = workload.kind().name();
+        let mut warnings = Vec::new();
+        if self.to_revision.is_none() && history.differs_by_restarts_alone(revision) {
+            let really = match history.find(Wanted::PreviousThatDiffers) {
+                Some(other) => format!(
+                    "revision {} is the last that differs in more (parameters.skip_restarts)",
+                    other.number
+                ),
+                None => "none differs in more".to_owned(),
+            };
+            warnings.push(format!(
+                "revision {number} differs from the present one only by a restart; {really}"
+            ));
+        }
+        if let Some(why) = rollout::held_back(workload) {
+            warnings.push(format!(
+                "no pod is replaced by itself: {why}; each has revision {number} once it is deleted"
+            ));
+        }
+        if let Some(partition) = rollout::partition(workload) {
+            warnings.push(format!(
+                "the partition is {partition}: only pods with that ordinal and above are rolled back"
+            ));
+        }
+        match workload.replicas() {
+            Some(0) => warnings.push(format!("the {kind} is scaled to 0: there is no pod to replace")),
+            Some(replicas) if rollout::recreates(workload) => warnings.push(format!(
+                "the strategy is Recreate: all {replicas} pods stop before new ones start"
+            )),
+            _ => {}
+        }
+        if let Some(who) = gitops::undoes(workload.metadata()) {
+            warnings.push(format!("this will not last: {who}"));
+        }
+        let stuck = history.stuck(revision, pods);
+        if !stuck.is_empty() {
+            warnings.push(rollout::waits_for_ever(&stuck));
+        }
+        warnings
+    }
+}
+
+/// When a workload of this template is complete.
+fn completion(workload: &Workload, template: KnownBy) -> CompletionOf {
+    match rollout::held_back(workload) {
+        Some(why) => CompletionOf::Known(Completion::AtOnce(format!(
+            "the template is that of the revision, and pods are once somebody deletes the old ones: \
+             {why}"
+        ))),
+        None => CompletionOf::Rollout(RolloutOf { kind: workload.kind(), template }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::k8s::effect::{Made, Mutation};
+
+    const OWNED: &str = "ownerReferences: [{apiVersion: apps/v1, kind: X, name: web, uid: u1, \
+                         controller: true}]";
+
+    fn template(image: &str, annotations: &str) -> String {
+        format!(
+            "{{metadata: {{labels: {{app: web}}{annotations}}}, \
+             spec: {{containers: [{{name: app, image: 'app:{image}'}}]}}}}"
+        )
+    }
+
+    /// A Deployment with `spec` and metadata as given, which was `app:1` and is `app:2`.
+    fn deployment(spec: &str, metadata: &str) -> History {
+        let kept = |number: &str| {
+            format!(
+                "metadata: {{name: web-{number}, {OWNED}, annotations: \
+                 {{deployment.kubernetes.io/revision: '{number}'}}}}\nspec: {{template: {}}}",
+                template(number, "")
+            )
+        };
+        History::example(
+            WorkloadKind::Deployment,
+            &format!(
+                "metadata: {{name: web, namespace: shop, uid: u1, resourceVersion: '7', generation: 3, \
+                 {metadata}}}\nspec: {{selector: {{}}, template: {}{spec}}}",
+                template("2", "")
+            ),
+            &[&kept("1"), &kept("2")],
+        )
+    }
+
+    /// A StatefulSet that was `app:1` and is `app:2`.
+    fn stateful_set(spec: &str) -> History {
+        let kept = |number: &str| {
+            format!(
+                "metadata: {{name: web-{number}, {OWNED}}}\nrevision: {number}\n\
+                 data: {{spec: {{template: {}}}}}",
+                template(number, ", creationTimestamp: null")
+            )
+        };
+        History::example(
+            WorkloadKind::StatefulSet,
+            &format!(
+                "metadata: {{name: web, namespace: shop, uid: u1, resourceVersion: '7', generation: 3}}\n\
+                 spec: {{replicas: 3, selector: {{}}, serviceName: web, template: {}{spec}}}",
+                template("2", "")
+            ),
+            &[&kept("1"), &kept("2")],
+        )
+    }
+
+    fn parameters(more: &str) -> Parameters {
+        serde_yaml_ng::from_str(&format!("{{name: web, namespace: shop{more}}}"))
+            .expect("are parameters")
+    }
+
+    fn plan(more: &str, history: &History) -> Result<Plan, ActionError> {
+        parameters(more).decide(history, &[], &Asked::example())
+    }
+
+    #[test]
+    fn goes_back_by_one_patch_bound_to_the_object() {
+        let plan = plan("", &deployment("", "")).expect("is planned");
+        let Todo::Make(effect, did, would) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
+        assert_eq!(body["metadata"]["uid"], "u1");
+        assert_eq!(body["metadata"]["resourceVersion"], "7");
+        assert_eq!(body["spec"]["template"]["spec"]["containers"][0]["image"], "app:1");
+        assert_eq!(did, "Deployment 'web' rolled back to revision 1 at 2026-01-31T12:00:00.987Z.");
+        assert_eq!(would, "Simulated: Deployment 'web' would be rolled back to revision 1.");
+        assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
+        let CompletionOf::Rollout(rollout) = plan.completion else { panic!("is waited for") };
+        assert!(matches!(rollout.template, KnownBy::Digest(_)));
+    }
+
+    #[test]
+    fn a_revision_that_is_there_already_needs_nothing() {
+        let plan = plan(", to_revision: 2", &deployment("", "")).expect("is planned");
+        assert!(matches!(plan.todo, Todo::Nothing(what) if what.contains("at revision 2 already")));
+    }
+
+    #[test]
+    fn a_revision_that_is_not_there_is_told_with_those_that_are() {
+        let refusal = plan(", to_revision: 7", &deployment("", "")).expect_err("is refused");
+        assert_eq!(refusal.code, Code::NoRevision);
+        assert!(refusal.detail.contains("no revision 7"), "{}", refusal.detail);
+        let hint = refusal.hint.expect("has one");
+        assert!(hint.contains("there are: 2, 1") && hint.contains("history deployment/web"), "{hint}");
+    }
+
+    #[test]
+    fn refuses_a_paused_deployment() {
+        let refusal = plan("", &deployment(", paused: true", "")).expect_err("is refused");
+        assert_eq!(refusal.code, Code::TargetPaused);
+    }
+
+    #[test]
+    fn does_not_repeat_what_the_same_request_did() {
+        let marked = deployment("", "annotations: {action-executor.dev/requests: '4:r0 5:r1'}");
+        let plan = plan("", &marked).expect("is planned");
+        assert!(matches!(plan.todo, Todo::AlreadyMade(Made { generation: Some(3), .. }, _)));
+    }
+
+    #[test]
+    fn the_previous_revision_is_that_of_the_template_that_was_decided_on() {
+        let history = deployment("", "");
+        let decided_on = plan("", &history).expect("is planned").decided_on;
+        let again = |decided_on: &str, more: &str| {
+            let decided_on = Some(decided_on.to_owned());
+            parameters(more).decide(&history, &[], &Asked { decided_on, ..Asked::example() })
+        };
+        assert!(again(&decided_on.expect("is known"), "").is_ok());
+        let refusal = again("of another", "").expect_err("is refused");
+        assert_eq!(refusal.code, Code::PreconditionFailed);
+        // A number means the same whatever happened.
+        assert!(again("of another", ", to_revision: 1").is_ok());
+    }
+
+    #[test]
+    fn knows_where_to_go_back_to_if_that_is_asked_for() {
+        let history = deployment("", "");
+        let fallback = |more: &str| plan(more, &history).expect("is planned").fallback;
+        assert_eq!(fallback(""), None);
+        let present = fallback(", rollback_on_failure: true").expect("is known");
+        assert_eq!((present.revision.as_str(), present.number), ("web-2", 2));
+        // Then even a number is decided on with what is there now.
+        let more = ", to_revision: 1, rollback_on_failure: true";
+        let asked = Asked { decided_on: Some("of another".to_owned()), ..Asked::example() };
+        let refusal = parameters(more).decide(&history, &[], &asked).expect_err("is refused");
+        assert_eq!(refusal.code, Code::PreconditionFailed);
+    }
+
+    #[test]
+    fn warns_of_what_will_not_last_or_not_come() {
+        let warnings = |more: &str, history: &History| {
+            plan(more, history).expect("is planned").warnings.join("; ")
+        };
+        let argo = deployment("", "labels: {argocd.argoproj.io/instance: shop}");
+        assert!(warnings("", &argo).contains("Argo CD (application 'shop') will put it back"));
+        assert!(warnings("", &deployment(", replicas: 0", "")).contains("scaled to 0"));
+        let recreated = deployment(", replicas: 2, strategy: {type: Recreate}", "");
+        assert!(warnings("", &recreated).contains("all 2 pods stop"));
+        let more = ", kind: StatefulSet";
+        let partitioned = stateful_set(", updateStrategy: {rollingUpdate: {partition: 2}}");
+        assert!(warnings(more, &partitioned).contains("partition is 2"));
+        let held = stateful_set(", updateStrategy: {type: OnDelete}");
+        assert!(warnings(more, &held).contains("no pod is replaced by itself"));
+        let plan = plan(more, &held).expect("is planned");
+        assert!(matches!(plan.completion, CompletionOf::Known(Completion::AtOnce(_))));
+    }
+
+    #[test]
+    fn names_the_pods_that_a_stateful_set_would_wait_for() {
+        let pod = |name: &str, ready: &str, hash: &str| -> Pod {
+            serde_yaml_ng::from_str(&format!(
+                "metadata: {{name: {name}, {OWNED}, labels: {{controller-revision-hash: {hash}}}}}\n\
+                 status: {{conditions: [{{type: Ready, status: '{ready}'}}]}}"
+            ))
+            .expect("is a pod")
+        };
+        let pods =
+            [pod("web-0", "True", "web-1"), pod("web-1", "False", "web-1"), pod("web-2", "False", "web-2")];
+        let warnings = |spec: &str| {
+            let parameters = parameters(", kind: StatefulSet");
+            let plan = parameters.decide(&stateful_set(spec), &pods, &Asked::example());
+            plan.expect("is planned").warnings.join("; ")
+        };
+        assert!(warnings("").starts_with("pod web-2 is not ready"), "{}", warnings(""));
+        assert_eq!(warnings(", podManagementPolicy: Parallel"), "");
+    }
+
+    #[test]
+    fn says_that_the_previous_revision_is_only_a_restart_away() {
+        let kept = |number: &str, template: &str| {
+            format!(
+                "metadata: {{name: web-{number}, {OWNED}, annotations: \
+                 {{deployment.kubernetes.io/revision: '{number}'}}}}\nspec: {{template: {template}}}"
+            )
+        };
+        let restarted = template("2", ", annotations: {kubectl.kubernetes.io/restartedAt: now}");
+        let history = History::example(
+            WorkloadKind::Deployment,
+            &format!(
+                "metadata: {{name: web, uid: u1}}\nspec: {{selector: {{}}, template: {restarted}}}"
+            ),
+            &[&kept("1", &template("1", "")), &kept("2", &template("2", "")), &kept("3", &restarted)],
+        );
+        let planned = plan("", &history).expect("is planned");
+        assert!(planned.warnings[0].contains("revision 1 is the last that differs in more"));
+        let planned = plan(", skip_restarts: true", &history).expect("is planned");
+        let Todo::Make(_, did, _) = planned.todo else { panic!("{:?}", planned.todo) };
+        assert!(did.contains("to revision 1") && planned.warnings.is_empty(), "{did}");
+    }
+}

@@ -1,0 +1,311 @@
+//! `rollback` on a real API server, beside `kubectl rollout undo`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use action_executor::k8s::workload::WorkloadKind;
+use hyper::Method;
+use k8s_openapi::api::apps::v1::{ControllerRevision, ReplicaSet};
+use kube::{
+    api::{DynamicObject, ListParams, Patch},
+    core::ResourceExt,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{MISSING_IMAGE, Namespace, eventually, shared},
+    faults::{Conduct, proxy},
+    ledger::kubectl,
+    program::{Finished, Program},
+};
+
+const KINDS: [WorkloadKind; 3] =
+    [WorkloadKind::Deployment, WorkloadKind::StatefulSet, WorkloadKind::DaemonSet];
+
+/// A request to roll the workload `web` back, with these parameters and fields besides.
+fn request(namespace: &Namespace, kind: WorkloadKind, parameters: Value, fields: Value) -> String {
+    let mut request = json!({
+        "type": "rollback", "simulate": false,
+        "parameters": { "kind": kind.name(), "name": "web", "namespace": namespace.name() },
+    });
+    for (place, more) in [("/parameters", parameters), ("", fields)] {
+        let place = request.pointer_mut(place).and_then(Value::as_object_mut);
+        place.expect("is there").extend(more.as_object().expect("are fields").clone());
+    }
+    request.to_string()
+}
+
+fn send(namespace: &Namespace, kind: WorkloadKind, parameters: Value) -> Finished {
+    let request = request(namespace, kind, parameters, json!({ "wait": true }));
+    Program::with_kubeconfig(namespace.kubeconfig()).input(request).run()
+}
+
+async fn running(namespace: &Namespace, kind: WorkloadKind) {
+    match kind {
+        WorkloadKind::StatefulSet => namespace.running_stateful_set("web", 2).await,
+        WorkloadKind::DaemonSet => namespace.running_daemon_set("web").await,
+        _ => drop(namespace.running_deployment("web", 2).await),
+    }
+}
+
+async fn get(namespace: &Namespace, kind: WorkloadKind) -> DynamicObject {
+    namespace.objects(&kind.resource()).get("web").await.expect("is there")
+}
+
+/// Applies a strategic merge patch, and waits until the controller has seen it.
+async fn patch(namespace: &Namespace, kind: WorkloadKind, patch: Value) {
+    let objects = namespace.objects(&kind.resource());
+    let patch = Patch::Strategic(patch);
+    objects.patch("web", &Default::default(), &patch).await.expect("is patched");
+    observed(namespace, kind).await;
+}
+
+async fn observed(namespace: &Namespace, kind: WorkloadKind) {
+    eventually("the controller has seen it", async || {
+        let found = get(namespace, kind).await;
+        let seen = found.data["status"]["observedGeneration"].as_i64();
+        (seen == found.metadata.generation).then_some(())
+    })
+    .await;
+}
+
+/// Gives the template another value of a variable.
+async fn revise(namespace: &Namespace, kind: WorkloadKind, value: &str) {
+    let container = json!({ "name": "main", "env": [{ "name": "REVISION", "value": value }] });
+    let template = json!({ "spec": { "containers": [container] } });
+    patch(namespace, kind, json!({ "spec": { "template": template } })).await;
+}
+
+/// A running workload of three revisions, the first without the variable.
+async fn revised(test: &str, kind: WorkloadKind) -> Namespace {
+    let namespace = shared().namespace(test).await;
+    running(&namespace, kind).await;
+    revise(&namespace, kind, "2").await;
+    revise(&namespace, kind, "3").await;
+    namespace
+}
+
+/// The value of the variable in the template.
+async fn revision(namespace: &Namespace, kind: WorkloadKind) -> Value {
+    let found = get(namespace, kind).await;
+    found.data["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"].clone()
+}
+
+/// What is to be the same whoever rolls back: the template, and which revisions there are.
+async fn state(namespace: &Namespace, kind: WorkloadKind) -> Value {
+    let found = get(namespace, kind).await;
+    let params = ListParams::default().labels("app=web");
+    let mut numbers: Vec<_> = if kind == WorkloadKind::Deployment {
+        let sets = namespace.api::<ReplicaSet>().list(&params).await.expect("are listed").items;
+        sets.iter()
+            .map(|it| it.annotations()["deployment.kubernetes.io/revision"].clone())
+            .collect()
+    } else {
+        let kept = namespace.api::<ControllerRevision>().list(&params).await.expect("are listed");
+        kept.items.iter().map(|it| it.revision.to_string()).collect()
+    };
+    numbers.sort();
+    let mut annotations = found.annotations().clone();
+    annotations.remove("action-executor.dev/requests");
+    json!({
+        "template": found.data["spec"]["template"], "revisions": numbers, "annotations": annotations,
+        "replicas": found.data["spec"]["replicas"],
+    })
+}
+
+#[tokio::test]
+async fn ends_where_kubectl_rollout_undo_ends() {
+    for kind in KINDS {
+        for to_revision in [None, Some(1)] {
+            let (ours, theirs) =
+                (revised("undo_ours", kind).await, revised("undo_theirs", kind).await);
+            let what = format!("{}/web", kind.for_kubectl());
+            for namespace in [&ours, &theirs] {
+                kubectl(
+                    namespace,
+                    &["annotate", &what, "team=shop", "kubernetes.io/change-cause=third"],
+                );
+            }
+            let parameters = match to_revision {
+                Some(number) => json!({ "to_revision": number }),
+                None => json!({}),
+            };
+            let done = send(&ours, kind, parameters);
+            assert_eq!(done.status, 0, "{done:?}");
+            assert_eq!(done.answer()["rollout"]["state"], "complete", "{done:?}");
+            let number = to_revision.unwrap_or(0).to_string();
+            kubectl(&theirs, &["rollout", "undo", &what, "--to-revision", &number]);
+            kubectl(&theirs, &["rollout", "status", &what]);
+            let (ours, theirs) = eventually("both have come to rest", async || {
+                observed(&ours, kind).await;
+                observed(&theirs, kind).await;
+                let both = (state(&ours, kind).await, state(&theirs, kind).await);
+                (both.0 == both.1).then_some(both)
+            })
+            .await;
+            assert_eq!(ours, theirs, "{kind:?} {to_revision:?}");
+            assert_eq!(ours["revisions"].as_array().expect("are there").len(), 3, "{ours}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_second_rollback_goes_forward_again_as_with_kubectl() {
+    for kind in KINDS {
+        let namespace = revised("twice", kind).await;
+        for expected in ["2", "3"] {
+            let done = send(&namespace, kind, json!({}));
+            assert_eq!(done.status, 0, "{done:?}");
+            assert_eq!(revision(&namespace, kind).await, expected, "{kind:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_answer_tells_what_differs_and_no_value_of_a_variable() {
+    let kind = WorkloadKind::Deployment;
+    let namespace = shared().namespace("differs").await;
+    running(&namespace, kind).await;
+    let container = json!({
+        "name": "main", "image": "registry.invalid/good:2", "command": ["run"],
+        "env": [{ "name": "TOKEN", "value": "hunter2" }],
+    });
+    let template = json!({ "spec": { "containers": [container] } });
+    patch(&namespace, kind, json!({ "spec": { "template": template } })).await;
+    let done = send(&namespace, kind, json!({}));
+    assert_eq!(done.status, 0, "{done:?}");
+    let answer = done.answer();
+    let told = |field: &str| {
+        let path = format!("/spec/template/spec/containers/main/{field}");
+        let changes = answer["changes"].as_array().expect("are there");
+        let change = changes.iter().find(|it| it["path"] == path).expect("is told").clone();
+        (change["from"].clone(), change["to"].clone())
+    };
+    let images = (json!("registry.invalid/good:2"), json!("registry.invalid/good:1"));
+    assert_eq!(told("image"), images);
+    assert_eq!(told("command"), (json!("set"), Value::Null));
+    assert_eq!(told("env/TOKEN"), (json!("set"), Value::Null));
+    let events = kubectl(&namespace, &["get", "events", "-o", "yaml"]);
+    assert!(!format!("{done:?}{events}").contains("hunter2"));
+    let result = answer["result"].as_str().expect("is a sentence");
+    assert!(result.starts_with("Deployment 'web' rolled back to revision 1 at "), "{result}");
+}
+
+#[tokio::test]
+async fn simulation_changes_nothing() {
+    for kind in KINDS {
+        let namespace = revised("undo_simulation", kind).await;
+        let request = request(&namespace, kind, json!({}), json!({ "simulate": true }));
+        let done = Program::with_kubeconfig(namespace.kubeconfig()).input(request).run();
+        assert_eq!(done.status, 0, "{done:?}");
+        assert_eq!(done.answer()["outcome"], "simulated");
+        let result = done.answer()["result"].clone();
+        assert!(result.as_str().expect("is one").contains("would be rolled back to revision 2"));
+        assert_eq!(revision(&namespace, kind).await, "3");
+    }
+}
+
+#[tokio::test]
+async fn a_revision_that_is_there_already_or_not_at_all_is_told() {
+    let kind = WorkloadKind::Deployment;
+    let namespace = revised("no_revision", kind).await;
+    let before = get(&namespace, kind).await.metadata.generation;
+    let done = send(&namespace, kind, json!({ "to_revision": 3 }));
+    assert_eq!((done.status, &done.answer()["outcome"]), (0, &json!("unchanged")), "{done:?}");
+    let done = send(&namespace, kind, json!({ "to_revision": 9 }));
+    assert_eq!(done.status, 69, "{done:?}");
+    assert_eq!(done.answer()["code"], "no_revision");
+    assert!(done.answer()["hint"].as_str().expect("has one").contains("there are: 3, 2, 1"));
+    assert_eq!(get(&namespace, kind).await.metadata.generation, before);
+    let fresh = shared().namespace("no_history").await;
+    running(&fresh, kind).await;
+    let done = send(&fresh, kind, json!({}));
+    assert_eq!((done.status, &done.answer()["code"]), (69, &json!("no_revision")), "{done:?}");
+}
+
+#[tokio::test]
+async fn refuses_a_paused_deployment() {
+    let kind = WorkloadKind::Deployment;
+    let namespace = revised("undo_paused", kind).await;
+    kubectl(&namespace, &["rollout", "pause", "deployment/web"]);
+    let done = send(&namespace, kind, json!({}));
+    assert_eq!((done.status, &done.answer()["code"]), (69, &json!("target_paused")), "{done:?}");
+    assert_eq!(revision(&namespace, kind).await, "3");
+}
+
+#[tokio::test]
+async fn a_restart_is_told_and_can_be_passed_over() {
+    for kind in KINDS {
+        let namespace = revised("restarted", kind).await;
+        kubectl(&namespace, &["rollout", "restart", &format!("{}/web", kind.for_kubectl())]);
+        observed(&namespace, kind).await;
+        let asked = |parameters| request(&namespace, kind, parameters, json!({ "simulate": true }));
+        let simulated =
+            |request| Program::with_kubeconfig(namespace.kubeconfig()).input(request).run();
+        let warnings = simulated(asked(json!({}))).answer()["warnings"].to_string();
+        assert!(warnings.contains("revision 2 is the last that differs in more"), "{warnings}");
+        let done = send(&namespace, kind, json!({ "skip_restarts": true }));
+        assert_eq!(done.status, 0, "{done:?}");
+        assert_eq!(revision(&namespace, kind).await, "2");
+    }
+}
+
+/// Rolls back while somebody gives the template another variable between our look and our write.
+async fn met_in_between(namespace: &Namespace, parameters: Value) -> Finished {
+    let (meddler, handle) = (namespace.clone(), tokio::runtime::Handle::current());
+    let first = AtomicBool::new(true);
+    let kubeconfig = proxy(namespace, move |method, _| {
+        if *method == Method::PATCH && first.swap(false, Ordering::SeqCst) {
+            let change = revise(&meddler, WorkloadKind::Deployment, "theirs");
+            tokio::task::block_in_place(|| handle.block_on(change));
+        }
+        Conduct::Honest
+    })
+    .await;
+    let fields = json!({ "id": "r1" });
+    let request = request(namespace, WorkloadKind::Deployment, parameters, fields);
+    let run = move || Program::with_kubeconfig(&kubeconfig).input(request).run();
+    tokio::task::spawn_blocking(run).await.expect("it ran")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_changes_in_between_is_never_overwritten_unseen() {
+    let kind = WorkloadKind::Deployment;
+    let namespace = revised("in_between", kind).await;
+    let done = met_in_between(&namespace, json!({})).await;
+    assert_eq!(done.status, 69, "{done:?}");
+    assert_eq!(done.answer()["code"], "precondition_failed");
+    assert_eq!(revision(&namespace, kind).await, "theirs");
+    // A number means the same before and after: it is decided anew, and their revision stays in the
+    // history.
+    let namespace = revised("in_between", kind).await;
+    let done = met_in_between(&namespace, json!({ "to_revision": 2 })).await;
+    assert_eq!(done.status, 0, "{done:?}");
+    assert_eq!(revision(&namespace, kind).await, "2");
+    observed(&namespace, kind).await;
+    assert_eq!(state(&namespace, kind).await["revisions"], json!(["1", "3", "4", "5"]));
+}
+
+#[tokio::test]
+async fn the_pod_that_a_stateful_set_waits_for_is_named() {
+    let kind = WorkloadKind::StatefulSet;
+    let namespace = shared().namespace("forced").await;
+    running(&namespace, kind).await;
+    let template =
+        json!({ "spec": { "containers": [{ "name": "main", "image": MISSING_IMAGE }] } });
+    patch(&namespace, kind, json!({ "spec": { "template": template } })).await;
+    eventually("the new pod does not start", async || {
+        let pods = namespace.pods_of("web").await;
+        let broken = |pod: &k8s_openapi::api::core::v1::Pod| {
+            pod.spec
+                .as_ref()
+                .is_some_and(|spec| spec.containers[0].image.as_deref() == Some(MISSING_IMAGE))
+        };
+        pods.iter().any(broken).then_some(())
+    })
+    .await;
+    let request = request(&namespace, kind, json!({}), json!({}));
+    let done = Program::with_kubeconfig(namespace.kubeconfig()).input(request).run();
+    assert_eq!(done.status, 0, "{done:?}");
+    let warnings = done.answer()["warnings"].to_string();
+    assert!(warnings.contains("pod web-1 is not ready"), "{warnings}");
+}

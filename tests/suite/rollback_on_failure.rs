@@ -1,0 +1,411 @@
+//! `rollback_on_failure`: what a rollout that fails leaves behind, whatever happens on the way back.
+
+use std::path::Path;
+
+use action_executor::{failpoint::Failpoint, k8s::workload::WorkloadKind};
+use hyper::Method;
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::ResourceQuota};
+use kube::{ResourceExt, api::Patch};
+use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
+
+use crate::{
+    cluster::{GOOD_IMAGE, MISSING_IMAGE, Namespace, eventually, shared},
+    faults::{Conduct, proxy},
+    ledger::records,
+    program::{Finished, Program},
+    scenario::told,
+};
+
+/// The workload's object, as it is.
+async fn get(namespace: &Namespace, kind: WorkloadKind) -> kube::api::DynamicObject {
+    namespace.objects(&kind.resource()).get("web").await.expect("is there")
+}
+
+async fn image(namespace: &Namespace, kind: WorkloadKind) -> Value {
+    let found = get(namespace, kind).await;
+    found.data["spec"]["template"]["spec"]["containers"][0]["image"].clone()
+}
+
+async fn generation(namespace: &Namespace, kind: WorkloadKind) -> i64 {
+    get(namespace, kind).await.metadata.generation.expect("has one")
+}
+
+async fn set_image(namespace: &Namespace, kind: WorkloadKind, image: &str) {
+    let container = json!({ "name": "main", "image": image });
+    let patch = json!({ "spec": { "template": { "spec": { "containers": [container] } } } });
+    let (objects, patch) = (namespace.objects(&kind.resource()), Patch::Strategic(patch));
+    objects.patch("web", &Default::default(), &patch).await.expect("is patched");
+}
+
+/// The workload runs, and its previous revision never will.
+async fn after_a_broken_revision(test: &str, kind: WorkloadKind) -> Namespace {
+    let namespace = shared().namespace(test).await;
+    let broken = namespace.clone().with_image(MISSING_IMAGE);
+    match kind {
+        WorkloadKind::DaemonSet => broken.daemon_set("web").await,
+        _ => drop(broken.deployment("web", 1, MISSING_IMAGE).await),
+    }
+    eventually("the broken revision is known", async || {
+        (get(&namespace, kind).await.data["status"]["observedGeneration"] == 1).then_some(())
+    })
+    .await;
+    set_image(&namespace, kind, GOOD_IMAGE).await;
+    running(&namespace, kind).await;
+    namespace
+}
+
+/// Waits until the present revision runs.
+async fn running(namespace: &Namespace, kind: WorkloadKind) {
+    let name = kind.for_kubectl();
+    let (namespace, what) = (namespace.clone(), format!("{name}/web"));
+    let wait = move || crate::ledger::kubectl(&namespace, &["rollout", "status", &what]);
+    spawn_blocking(wait).await.expect("it ran");
+}
+
+/// A request to go back to the broken revision, and forward again when that fails.
+fn request(namespace: &Namespace, kind: WorkloadKind, id: &str) -> Value {
+    json!({
+        "type": "rollback", "simulate": false, "wait": true, "timeout_seconds": 2, "id": id,
+        "parameters": {
+            "kind": kind.name(), "name": "web", "namespace": namespace.name(),
+            "rollback_on_failure": true,
+        },
+    })
+}
+
+fn program(namespace: &Namespace) -> Program {
+    Program::with_kubeconfig(namespace.kubeconfig()).env("ACTION_EXECUTOR_DEADLINE_SECONDS", "2")
+}
+
+async fn send(program: Program, request: &Value) -> Finished {
+    let program = program.input(request.to_string());
+    spawn_blocking(move || program.run()).await.expect("it ran")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_is_taken_back_and_both_are_told() {
+    for kind in [WorkloadKind::Deployment, WorkloadKind::DaemonSet] {
+        let namespace = after_a_broken_revision("taken_back", kind).await;
+        let before = generation(&namespace, kind).await;
+        let mut request = request(&namespace, kind, "r1");
+        request["timeout_seconds"] = 5.into();
+        let done = send(program(&namespace), &request).await;
+        assert_eq!(done.status, 69, "{done:?}");
+        let answer = done.answer();
+        assert_eq!(answer["outcome"], "failed");
+        assert_eq!(answer["rollout"]["state"], "timed_out");
+        let rolled_back = &answer["rolled_back"];
+        assert_eq!(rolled_back["revision"], 2, "{answer}");
+        assert_eq!(rolled_back["rollout"]["state"], "complete", "{answer}");
+        assert_eq!(rolled_back["resource_version"], answer["target"]["resourceVersion"]);
+        let result = answer["result"].as_str().expect("is a sentence");
+        for part in
+            ["rolled back to revision 1 at", "Not complete in the time", "revision 2. Complete"]
+        {
+            assert!(result.contains(part), "{result}");
+        }
+        assert_eq!(image(&namespace, kind).await, GOOD_IMAGE);
+        assert_eq!(generation(&namespace, kind).await, before + 2);
+        let marks =
+            get(&namespace, kind).await.annotations()["action-executor.dev/requests"].clone();
+        assert_eq!(marks, "1:r1 2:r1/rollback");
+        // The same request again is told the same, and nothing is done.
+        let again = send(program(&namespace), &request).await;
+        assert_eq!(again.answer()["replayed"], true);
+        assert_eq!(told(again.answer()), told(answer));
+        assert_eq!(generation(&namespace, kind).await, before + 2);
+    }
+}
+
+/// Lets no more pods come into the namespace.
+async fn close(namespace: &Namespace) {
+    namespace
+        .create::<ResourceQuota>(json!({
+            "metadata": { "name": "closed" }, "spec": { "hard": { "pods": "0" } },
+        }))
+        .await;
+    eventually("the quota holds", async || {
+        let quota = namespace.api::<ResourceQuota>().get("closed").await.expect("is there");
+        quota.status?.hard.map(drop)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_that_fails_is_taken_back_whatever_the_kind() {
+    for (kind, action, parameter) in [
+        (WorkloadKind::Deployment, "restart_k8s", "deployment"),
+        (WorkloadKind::StatefulSet, "restart_statefulset", "statefulset"),
+        (WorkloadKind::DaemonSet, "restart_daemonset", "daemonset"),
+    ] {
+        let namespace = shared().namespace("taken_back").await;
+        match kind {
+            WorkloadKind::StatefulSet => namespace.running_stateful_set("web", 2).await,
+            WorkloadKind::DaemonSet => namespace.running_daemon_set("web").await,
+            _ => drop(namespace.running_deployment("web", 1).await),
+        }
+        let before = get(&namespace, kind).await.data["spec"]["template"].clone();
+        close(&namespace).await;
+        let request = json!({
+            "type": action, "simulate": false, "wait": true, "timeout_seconds": 3, "id": "r1",
+            "parameters": {
+                (parameter): "web", "namespace": namespace.name(), "rollback_on_failure": true,
+            },
+        });
+        let done = send(program(&namespace), &request).await;
+        assert_eq!(done.status, 69, "{done:?}");
+        let answer = done.answer();
+        assert_eq!(answer["rolled_back"]["revision"], 1, "{answer}");
+        assert_eq!(get(&namespace, kind).await.data["spec"]["template"], before, "{answer}");
+        // The old pods of a Deployment are still there; the others have been deleted.
+        let state = &answer["rolled_back"]["rollout"]["state"];
+        let whole = kind == WorkloadKind::Deployment;
+        assert_eq!(state, if whole { "complete" } else { "timed_out" }, "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_on_the_way_back_leaves_one_way_back_and_one_answer() {
+    let kind = WorkloadKind::Deployment;
+    for at in
+        [Failpoint::AfterWrite, Failpoint::BeforeRecord].into_iter().chain(Failpoint::ROLLBACK)
+    {
+        let namespace = after_a_broken_revision("dies_back", kind).await;
+        let before = generation(&namespace, kind).await;
+        let mut request = request(&namespace, kind, "r1");
+        request["timeout_seconds"] = 5.into();
+        let dying = program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", at.name());
+        let died = send(dying, &request).await;
+        assert_eq!((died.status, died.stdout.as_str()), (-1, ""), "{at:?}: {died:?}");
+        let insist = || program(&namespace).args(["--wait-for-other"]);
+        let first = send(insist(), &request).await;
+        assert_eq!(
+            first.answer()["rolled_back"]["rollout"]["state"],
+            "complete",
+            "{at:?} {first:?}"
+        );
+        assert_eq!(first.answer()["rolled_back"]["revision"], 2, "{at:?} {first:?}");
+        let second = send(insist(), &request).await;
+        assert_eq!(told(first.answer()), told(second.answer()), "{at:?}");
+        assert_eq!(image(&namespace, kind).await, GOOD_IMAGE);
+        assert_eq!(generation(&namespace, kind).await, before + 2, "{at:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_record_says_that_it_is_under_way_before_it_is_done() {
+    let kind = WorkloadKind::Deployment;
+    let namespace = after_a_broken_revision("under_way", kind).await;
+    let dying =
+        program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", Failpoint::BeforeRollback.name());
+    send(dying, &request(&namespace, kind, "r1")).await;
+    assert_eq!(image(&namespace, kind).await, MISSING_IMAGE);
+    let records = records(&namespace).await;
+    let annotations = records[0].annotations();
+    assert_eq!(annotations["action-executor.dev/state"], "rolling_back");
+    assert!(annotations["action-executor.dev/rollback"].contains("r1/rollback"));
+    assert!(annotations["action-executor.dev/intent"].contains(r#""fallback":{"#));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_tries_at_once_take_it_back_once() {
+    let kind = WorkloadKind::Deployment;
+    let namespace = after_a_broken_revision("at_once", kind).await;
+    let before = generation(&namespace, kind).await;
+    let request = request(&namespace, kind, "r1");
+    let mut tries = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let program = program(&namespace).args(["--wait-for-other"]).input(request.to_string());
+        tries.spawn_blocking(move || program.run().answer());
+    }
+    let answers = tries.join_all().await;
+    for answer in &answers {
+        assert_eq!(answer["rolled_back"]["revision"], 2, "{answers:#?}");
+    }
+    assert_eq!(generation(&namespace, kind).await, before + 2);
+    assert_eq!(image(&namespace, kind).await, GOOD_IMAGE);
+}
+
+/// The one who waits, once the broken revision is there.
+async fn waiting(namespace: &Namespace, policy: &Path) -> crate::program::Running {
+    let kind = WorkloadKind::Deployment;
+    let mut request = request(namespace, kind, "r1");
+    request["timeout_seconds"] = 6.into();
+    let running = program(namespace).under(policy).input(request.to_string()).start();
+    eventually("the broken revision is there", async || {
+        (image(namespace, kind).await == MISSING_IMAGE).then_some(())
+    })
+    .await;
+    running
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_else_has_changed_is_not_taken_back() {
+    let kind = WorkloadKind::Deployment;
+    let namespace = after_a_broken_revision("superseded_back", kind).await;
+    let waiting = waiting(&namespace, &namespace.policy("cooldown_seconds: 0")).await;
+    set_image(&namespace, kind, "registry.invalid/theirs:1").await;
+    let done = spawn_blocking(|| waiting.wait()).await.expect("it ran");
+    assert_eq!(done.status, 69, "{done:?}");
+    let answer = done.answer();
+    assert!(answer.get("rolled_back").is_none(), "{answer}");
+    let result = answer["result"].as_str().expect("is a sentence");
+    assert!(result.contains("Not rolled back: ") && result.contains("by someone else"), "{result}");
+    assert_eq!(image(&namespace, kind).await, "registry.invalid/theirs:1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kill_switch_stops_the_way_back_too() {
+    let kind = WorkloadKind::Deployment;
+    let namespace = after_a_broken_revision("switch_back", kind).await;
+    let waiting = waiting(&namespace, &namespace.policy("cooldown_seconds: 60")).await;
+    let leases = namespace.api::<Lease>();
+    let thrown =
+        json!({ "metadata": { "annotations": { "action-executor.dev/stop": "incident" } } });
+    let (params, thrown) = (Default::default(), Patch::Merge(thrown));
+    leases.patch("action-executor", &params, &thrown).await.expect("is thrown");
+    let done = spawn_blocking(|| waiting.wait()).await.expect("it ran");
+    let result = done.answer()["result"].as_str().expect("is a sentence").to_owned();
+    assert!(result.contains("Not rolled back: all actions are stopped"), "{result}");
+    assert_eq!(image(&namespace, kind).await, MISSING_IMAGE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_becomes_read_only_stops_the_way_back_too() {
+    let kind = WorkloadKind::Deployment;
+    let namespace = after_a_broken_revision("read_only_back", kind).await;
+    let policy = namespace.policy("cooldown_seconds: 0");
+    let server = crate::program::Server::start(program(&namespace).under(&policy));
+    let mut request = request(&namespace, kind, "r1");
+    request["timeout_seconds"] = 6.into();
+    let text = format!("read_only: true\nstate: {{namespace: {}}}\n", namespace.name());
+    let (address, body) = (server.address(), request.to_string());
+    let reply = spawn_blocking(move || {
+        crate::program::Server::try_execute(address, body.as_bytes()).expect("is answered")
+    });
+    eventually("the broken revision is there", async || {
+        (image(&namespace, kind).await == MISSING_IMAGE).then_some(())
+    })
+    .await;
+    std::fs::write(&policy, text).expect("is written");
+    let reply = reply.await.expect("it ran");
+    let result = reply.json()["result"].as_str().expect("is a sentence").to_owned();
+    assert!(result.contains("Not rolled back: ") && result.contains("read_only"), "{result}");
+    assert_eq!(image(&namespace, kind).await, MISSING_IMAGE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_that_is_used_up_does_not_keep_it_broken_and_counts_it() {
+    let kind = WorkloadKind::Deployment;
+    let namespace = after_a_broken_revision("budget_back", kind).await;
+    let policy = namespace.policy(
+        "cooldown_seconds: 3600\nbudget: {per_namespace: {actions: 1, within_seconds: 3600}}",
+    );
+    let done = send(program(&namespace).under(&policy), &request(&namespace, kind, "r1")).await;
+    assert_eq!(done.answer()["rolled_back"]["revision"], 2, "{done:?}");
+    let lease = namespace.api::<Lease>().get("action-executor").await.expect("is there");
+    let spent = &lease.annotations()["action-executor.dev/spent"];
+    assert_eq!(spent.split(' ').count(), 2, "{spent}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_that_is_interrupted_takes_nothing_back_and_the_next_try_does() {
+    let kind = WorkloadKind::Deployment;
+    let namespace = after_a_broken_revision("interrupted_back", kind).await;
+    let waiting = waiting(&namespace, &namespace.policy("cooldown_seconds: 0")).await;
+    waiting.signal("TERM");
+    let done = spawn_blocking(|| waiting.wait()).await.expect("it ran");
+    assert_eq!(done.status, 75, "{done:?}");
+    assert_eq!(image(&namespace, kind).await, MISSING_IMAGE);
+    let done = send(program(&namespace), &request(&namespace, kind, "r1")).await;
+    assert_eq!(done.answer()["rolled_back"]["revision"], 2, "{done:?}");
+    assert_eq!(image(&namespace, kind).await, GOOD_IMAGE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_lost_on_the_way_back_changes_nothing() {
+    let kind = WorkloadKind::Deployment;
+    // Of the writes the first four are the way there: the claim, the budget, the change, the record.
+    for lost in 4..8 {
+        let namespace = after_a_broken_revision("lost_back", kind).await;
+        let before = generation(&namespace, kind).await;
+        let kubeconfig = proxy(&namespace, move |method, number| {
+            let is_write = *method != Method::GET;
+            if is_write && number == lost { Conduct::LoseAnswer } else { Conduct::Honest }
+        })
+        .await;
+        let policy = namespace.policy("cooldown_seconds: 60");
+        let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
+        let done = send(program, &request(&namespace, kind, "r1")).await;
+        assert_eq!(done.answer()["rolled_back"]["revision"], 2, "{lost}: {done:?}");
+        assert_eq!(image(&namespace, kind).await, GOOD_IMAGE);
+        assert_eq!(generation(&namespace, kind).await, before + 2, "{lost}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_back_that_is_interrupted_is_gone_on_with_by_the_next_try() {
+    let kind = WorkloadKind::DaemonSet;
+    let namespace = shared().namespace("midway").await;
+    namespace.running_daemon_set("web").await;
+    close(&namespace).await;
+    let request = json!({
+        "type": "restart_daemonset", "simulate": false, "wait": true, "timeout_seconds": 4, "id": "r1",
+        "parameters": {
+            "daemonset": "web", "namespace": namespace.name(), "rollback_on_failure": true,
+        },
+    });
+    let waiting = program(&namespace).input(request.to_string()).start();
+    eventually("it is taken back", async || {
+        (generation(&namespace, kind).await == 3).then_some(())
+    })
+    .await;
+    waiting.signal("TERM");
+    let done = spawn_blocking(|| waiting.wait()).await.expect("it ran");
+    assert_eq!(done.status, 75, "{done:?}");
+    assert_eq!(done.answer()["rolled_back"]["rollout"]["state"], "interrupted");
+    let quotas = namespace.api::<ResourceQuota>();
+    quotas.delete("closed", &Default::default()).await.expect("is deleted");
+    let done = send(program(&namespace), &request).await;
+    assert_eq!(done.status, 69, "{done:?}");
+    let answer = done.answer();
+    assert_eq!(answer["rolled_back"]["revision"], 1);
+    let result = answer["result"].as_str().expect("is a sentence");
+    assert_eq!(result.matches("Rolled back to revision 1.").count(), 1, "{result}");
+    assert_eq!(generation(&namespace, kind).await, 3);
+}
+
+#[tokio::test]
+async fn what_comes_to_its_end_is_not_taken_back() {
+    let namespace = shared().namespace("no_way_back").await;
+    namespace.running_deployment("web", 1).await;
+    let request = json!({
+        "type": "restart_k8s", "simulate": false, "wait": true, "id": "r1",
+        "parameters": {
+            "deployment": "web", "namespace": namespace.name(), "rollback_on_failure": true,
+        },
+    });
+    let done = send(program(&namespace), &request).await;
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(done.answer().get("rolled_back").is_none());
+    assert_eq!(generation(&namespace, WorkloadKind::Deployment).await, 2);
+}
+
+#[test]
+fn who_does_not_wait_is_refused() {
+    for request in [
+        json!({ "type": "restart_k8s", "parameters": { "deployment": "web" } }),
+        json!({ "type": "restart_statefulset", "parameters": { "statefulset": "web" } }),
+        json!({ "type": "restart_daemonset", "parameters": { "daemonset": "web" } }),
+        json!({ "type": "rollback", "parameters": { "name": "web" } }),
+    ] {
+        let mut request = request;
+        request["parameters"]["rollback_on_failure"] = true.into();
+        let done = Program::offline().input(request.to_string()).run();
+        assert_eq!(done.status, 65, "{done:?}");
+        assert_eq!(done.answer()["field"], "parameters.rollback_on_failure");
+        request["wait"] = true.into();
+        assert_eq!(Program::offline().input(request.to_string()).run().status, 0);
+    }
+}
