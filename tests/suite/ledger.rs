@@ -105,13 +105,14 @@ async fn dies_and_is_retried(kind: ActionKind, at: Failpoint) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_at_any_step_of_any_action_leaves_one_effect_and_one_answer() {
     let side_by_side = async {
-        let mut tries = JoinSet::new();
+        // One action after the other: a claim's short time must be enough for each.
         for kind in ActionKind::ALL {
+            let mut tries = JoinSet::new();
             for at in Failpoint::ALL {
                 tries.spawn_local(dies_and_is_retried(kind, at));
             }
+            tries.join_all().await;
         }
-        tries.join_all().await;
     };
     LocalSet::new().run_until(side_by_side).await;
 }
