@@ -118,6 +118,7 @@ async fn simulate(
     let mut answer = ActionResponse::to(request, asked, done.outcome, done.result);
     answer.replayed = done.replayed;
     answer.warnings.extend(done.plan.warnings.iter().cloned());
+    answer.warnings.extend(done.made.told_warnings());
     answer.warnings.extend(foreseen);
     answer.changes = done.plan.changes;
     answer.target = done.plan.target;

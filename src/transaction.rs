@@ -388,6 +388,7 @@ impl Transaction<'_> {
         replayed: bool,
         asked: &Asked,
     ) -> Result<ActionResponse, ActionError> {
+        answer.warnings.extend(made.told_warnings());
         if made.resource_version.is_some() {
             answer.target.resource_version.clone_from(&made.resource_version);
         }

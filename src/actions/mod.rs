@@ -279,8 +279,11 @@ impl Plan {
         sentence: String,
         completion: CompletionOf,
     ) -> Self {
-        let made =
-            Made { resource_version: found.resource_version.clone(), generation: found.generation };
+        let made = Made {
+            resource_version: found.resource_version.clone(),
+            generation: found.generation,
+            warnings: Vec::new(),
+        };
         Plan::new(target, found, Todo::AlreadyMade(made, sentence), completion)
     }
 }

@@ -1,15 +1,17 @@
 //! What the restarts of a Deployment, a StatefulSet and a DaemonSet have in common: the stamp on the pod
 //! template that `kubectl rollout restart` writes, what makes it useless, and what to warn of.
 
-use super::{Asked, CompletionOf, Plan, Preview, Todo};
+use super::{Asked, CompletionOf, Plan, Preview, Rule, Todo};
 use crate::{
     error::{ActionError, Code},
     k8s::{
+        advice,
+        cluster::Cluster,
         completion::{Completion, KnownBy, RolloutOf},
         effect::Effect,
         marks::Marks,
         restart,
-        rollout::{self, Verdict},
+        surroundings::Surroundings,
         workload::{Workload, WorkloadKind},
     },
     response::{Change, Target, rfc3339_millis},
@@ -20,6 +22,27 @@ pub(super) fn preview(kind: WorkloadKind, name: &str, asked: &Asked) -> Preview 
     let mut changes = restart::changes(None, asked.at, &asked.id);
     changes.push(Marks::default().change(&asked.id));
     Preview { result: would(kind, name), changes }
+}
+
+/// Only to say what the new pods' own trouble is when an awaited rollout does not complete.
+pub(super) const PODS: Rule = Rule { api_groups: &[""], resources: &["pods"], verbs: &["list"] };
+
+/// Reads the workload and what stands around it, and decides.
+pub(super) async fn plan(
+    target: Target,
+    kind: WorkloadKind,
+    even_if_none_restarts: bool,
+    cluster: &Cluster,
+    asked: &Asked,
+) -> Result<Plan, ActionError> {
+    let Target { namespace, name, .. } = &target;
+    let found = cluster.workload(kind, namespace, name, asked.deadline).await?;
+    let mut plan = decide(target.clone(), &found, even_if_none_restarts, asked)?;
+    if let Todo::Make(..) = plan.todo {
+        let around = Surroundings::of(cluster, namespace, &found, asked.deadline).await;
+        plan.warnings = warnings(&found, &around, asked);
+    }
+    Ok(plan)
 }
 
 /// From the workload as it was read to what is to be done. `even_if_none_restarts`: also where no pod
@@ -53,7 +76,6 @@ pub(super) fn decide(
     let todo = Todo::Make(Box::new(effect), did, would(kind, &target.name));
     let mut plan = Plan::new(target, found, todo, completion);
     plan.changes = changes(workload, asked);
-    plan.warnings = warnings(workload);
     Ok(plan)
 }
 
@@ -124,34 +146,15 @@ pub(super) fn held_back(workload: &Workload) -> Option<String> {
         .then(|| format!("its partition {partition} holds all {replicas} pods"))
 }
 
-fn warnings(workload: &Workload) -> Vec<String> {
-    let kind = workload.kind().name();
-    let mut warnings = Vec::new();
-    match workload.replicas() {
-        Some(0) => warnings.push(format!("the {kind} is scaled to 0: there is no pod to restart")),
-        Some(replicas) if recreates(workload) => warnings.push(format!(
-            "the strategy is Recreate: all {replicas} pods stop before new ones start"
-        )),
-        _ => {}
+/// What a rollout of the workload makes a careful person think of, if there will be one.
+fn warnings(workload: &Workload, around: &Surroundings, asked: &Asked) -> Vec<String> {
+    if held_back(workload).is_some() {
+        return around.unseen.clone();
     }
-    if let Some(partition) = partition(workload) {
-        warnings.push(format!(
-            "the partition is {partition}: only pods with that ordinal and above restart"
-        ));
-    }
-    // What was never to roll out is not under way.
-    if held_back(workload).is_none()
-        && let Verdict::Waiting(what) = rollout::verdict(workload, 0)
-    {
-        warnings.push(format!("another rollout is under way: {what}"));
-    }
-    warnings
-}
-
-fn recreates(workload: &Workload) -> bool {
-    let Workload::Deployment(deployment) = workload else { return false };
-    let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
-    strategy.is_some_and(|it| it.type_.as_deref() == Some("Recreate"))
+    let partition = partition(workload).map(|partition| {
+        format!("the partition is {partition}: only pods with that ordinal and above restart")
+    });
+    partition.into_iter().chain(advice::on_rollout(workload, around, asked.at)).collect()
 }
 
 /// The partition of a StatefulSet that holds some of its pods back.
@@ -220,7 +223,6 @@ mod tests {
         assert_eq!(body["metadata"]["resourceVersion"], "7");
         assert_eq!(did, "Deployment 'web' restarted at 2026-01-31T12:00:00.987Z.");
         assert_eq!(would, "Simulated: Deployment 'web' would be restarted.");
-        assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
     }
 
     #[test]
@@ -257,17 +259,6 @@ mod tests {
     }
 
     #[test]
-    fn warns_of_what_a_restart_will_not_do_or_will_break() {
-        let warnings = |spec: &str| {
-            let plan = decide_on_deployment(spec, &Asked::example()).expect("is planned");
-            plan.warnings.join("; ")
-        };
-        assert!(warnings(", replicas: 0").contains("scaled to 0"));
-        assert!(warnings(", replicas: 2, strategy: {type: Recreate}").contains("all 2 pods stop"));
-        assert!(warnings(", replicas: 3").contains("another rollout is under way"));
-    }
-
-    #[test]
     fn refuses_what_would_restart_no_pod_unless_that_is_accepted() {
         let agent: DaemonSet = serde_yaml_ng::from_str(&format!(
             "{}\nspec: {{selector: {{}}, template: {{}}, updateStrategy: {{type: OnDelete}}}}",
@@ -294,7 +285,16 @@ mod tests {
     #[test]
     fn tells_that_a_partition_holds_some_pods_back() {
         let partitioned = stateful_set("{type: RollingUpdate, rollingUpdate: {partition: 2}}");
-        let plan = decide_on(&partitioned, &Asked::example()).expect("is planned");
-        assert!(plan.warnings[0].contains("partition is 2"), "{:?}", plan.warnings);
+        let told = warnings(&partitioned, &Surroundings::default(), &Asked::example());
+        assert!(told[0].contains("partition is 2"), "{told:?}");
+    }
+
+    #[test]
+    fn what_could_not_be_looked_at_is_told() {
+        let around =
+            Surroundings { unseen: vec!["not looked at: x".to_owned()], ..Default::default() };
+        for workload in [deployment(", replicas: 2", "{}"), stateful_set("{type: OnDelete}")] {
+            assert_eq!(warnings(&workload, &around, &Asked::example()), ["not looked at: x"]);
+        }
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, restart};
 use crate::{
-    k8s::{cluster::Cluster, workload::WorkloadKind},
+    k8s::{cluster::Cluster, surroundings, workload::WorkloadKind},
     names::{Namespace, ObjectName, null_is_default},
     response::Target,
 };
@@ -18,8 +18,9 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   unless accept_on_delete is set.",
     rules: &[
         Rule { api_groups: &["apps"], resources: &["daemonsets"], verbs: &["get", "patch"] },
-        // Only to say what the new pods' own trouble is when an awaited rollout does not complete.
-        Rule { api_groups: &[""], resources: &["pods"], verbs: &["list"] },
+        restart::PODS,
+        surroundings::AUTOSCALERS,
+        surroundings::BUDGETS,
     ],
     cluster_rules: &[],
 };
@@ -53,10 +54,7 @@ impl Plannable for Parameters {
     }
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
-        Box::pin(async move {
-            let (kind, namespace) = (WorkloadKind::DaemonSet, &self.namespace);
-            let found = cluster.workload(kind, namespace, &self.daemonset, asked.deadline).await?;
-            restart::decide(self.target(), &found, self.accept_on_delete, asked)
-        })
+        let kind = WorkloadKind::DaemonSet;
+        Box::pin(restart::plan(self.target(), kind, self.accept_on_delete, cluster, asked))
     }
 }

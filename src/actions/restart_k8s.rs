@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, ignored, restart};
 use crate::{
-    k8s::{cluster::Cluster, workload::WorkloadKind},
+    k8s::{cluster::Cluster, surroundings, workload::WorkloadKind},
     names::{Namespace, ObjectName, null_is_default},
     response::Target,
 };
@@ -17,8 +17,10 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   that its strategy allows. Refused for a paused Deployment.",
     rules: &[
         Rule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] },
-        // Only to say what the new pods' own trouble is when an awaited rollout does not complete.
-        Rule { api_groups: &[""], resources: &["pods"], verbs: &["list"] },
+        restart::PODS,
+        surroundings::AUTOSCALERS,
+        surroundings::BUDGETS,
+        surroundings::CLAIMS,
     ],
     cluster_rules: &[],
 };
@@ -57,10 +59,7 @@ impl Plannable for Parameters {
     }
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
-        Box::pin(async move {
-            let (kind, namespace) = (WorkloadKind::Deployment, &self.namespace);
-            let found = cluster.workload(kind, namespace, &self.deployment, asked.deadline).await?;
-            restart::decide(self.target(), &found, false, asked)
-        })
+        let kind = WorkloadKind::Deployment;
+        Box::pin(restart::plan(self.target(), kind, false, cluster, asked))
     }
 }

@@ -9,16 +9,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, restart::held_back,
+    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo,
+    restart::{PODS, held_back},
 };
 use crate::{
     error::{ActionError, Code},
     k8s::{
-        autoscaling::{autoscaler_of, scaled_object_of},
+        advice,
         cluster::Cluster,
         completion::Completion,
         effect::{Effect, has_scaled},
         rollout::{self, Verdict},
+        surroundings::AUTOSCALERS,
         workload::{Workload, WorkloadKind},
     },
     names::{Namespace, ObjectName, null_is_default},
@@ -27,6 +29,9 @@ use crate::{
 
 /// Where the number stands (RFC 6901).
 const REPLICAS_POINTER: &str = "/spec/replicas";
+
+/// The label that KEDA sets on the autoscalers that it makes.
+const SCALED_OBJECT_LABEL: &str = "scaledobject.keda.sh/name";
 
 pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     name: "scale",
@@ -47,14 +52,9 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
             resources: &["deployments/scale", "statefulsets/scale", "replicasets/scale"],
             verbs: &["patch"],
         },
-        // Who else sets the number.
-        Rule {
-            api_groups: &["autoscaling"],
-            resources: &["horizontalpodautoscalers"],
-            verbs: &["list"],
-        },
-        // Only to say what the pods' own trouble is when an awaited number is not reached.
-        Rule { api_groups: &[""], resources: &["pods"], verbs: &["list"] },
+        // Without knowing who else sets the number it is not changed.
+        AUTOSCALERS,
+        PODS,
     ],
     cluster_rules: &[],
 };
@@ -259,7 +259,7 @@ fn refuse_what_would_be_changed_back(
         let detail = format!("{target} gets its number of replicas from {by}");
         ActionError::new(Code::TargetManaged, detail)
     };
-    if let Some(autoscaler) = autoscaler_of(autoscalers, target) {
+    if let Some(autoscaler) = autoscalers.iter().find(|it| advice::scales(it, workload)) {
         let name = autoscaler.metadata.name.as_deref().unwrap_or_default();
         return Err(match scaled_object_of(autoscaler) {
             Some(object) => managed(format!(
@@ -282,6 +282,15 @@ fn refuse_what_would_be_changed_back(
         }
         _ => Ok(()),
     }
+}
+
+/// KEDA's ScaledObject to which an autoscaler belongs.
+fn scaled_object_of(autoscaler: &HorizontalPodAutoscaler) -> Option<&str> {
+    let metadata = &autoscaler.metadata;
+    let mut owners = metadata.owner_references.iter().flatten();
+    let owner = owners.find(|owner| owner.kind == "ScaledObject").map(|owner| &owner.name);
+    let label = || metadata.labels.as_ref()?.get(SCALED_OBJECT_LABEL);
+    owner.or_else(label).map(String::as_str)
 }
 
 fn warnings(workload: &Workload, now: i32, wanted: i32) -> Vec<String> {
@@ -478,9 +487,14 @@ mod tests {
         };
         let told = refusal(autoscaler(""));
         assert!(told.contains("HorizontalPodAutoscaler 'web-hpa'") && told.contains("edit hpa"));
-        let told = refusal(autoscaler(", labels: {scaledobject.keda.sh/name: web-so}"));
-        assert!(told.contains("ScaledObject 'web-so'"), "{told}");
-        assert!(told.contains("autoscaling.keda.sh/paused-replicas"), "{told}");
+        for keda in [
+            ", labels: {scaledobject.keda.sh/name: web-so}",
+            ", ownerReferences: [{apiVersion: keda.sh/v1alpha1, kind: ScaledObject, name: web-so, uid: s}]",
+        ] {
+            let told = refusal(autoscaler(keda));
+            assert!(told.contains("ScaledObject 'web-so'"), "{told}");
+            assert!(told.contains("autoscaling.keda.sh/paused-replicas"), "{told}");
+        }
     }
 
     #[test]

@@ -8,11 +8,12 @@
 use std::{env, path::PathBuf, time::Duration};
 
 use kube::{
-    Client, Config,
+    Config,
+    client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use super::{cluster::Cluster, fault::chain};
+use super::{cluster::Cluster, fault::chain, warnings};
 use crate::{
     config::text_of_base64,
     error::{ActionError, Code},
@@ -39,7 +40,8 @@ pub async fn connect(context: Option<&str>) -> Result<Option<Cluster>, ActionErr
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     let server = config.cluster_url.to_string();
-    let client = Client::try_from(config).map_err(|error| misconfigured(chain(&error)))?;
+    let builder = ClientBuilder::try_from(config).map_err(|error| misconfigured(chain(&error)))?;
+    let client = builder.with_layer(&warnings::layer()).build();
     Ok(Some(Cluster::new(client, server)))
 }
 

@@ -25,6 +25,7 @@ use super::{
     fault::Fault,
     marks::{Marks, REQUESTS_ANNOTATION, Trace},
     retry::Repeat,
+    warnings::hearing,
 };
 use crate::{error::ActionError, ledger::record::sha256};
 
@@ -96,13 +97,21 @@ pub struct Made {
     pub resource_version: Option<String>,
     /// The object's generation, which a rollout must have observed.
     pub generation: Option<i64>,
+    /// What the API server warned of when it was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 impl Made {
+    /// What the API server warned of, as an answer tells it.
+    pub(crate) fn told_warnings(&self) -> impl Iterator<Item = String> {
+        self.warnings.iter().map(|warning| format!("the API server warns: {warning}"))
+    }
+
     /// What is there when nothing had to be done.
     #[must_use]
     pub fn unchanged(resource_version: Option<String>) -> Self {
-        Made { resource_version, generation: None }
+        Made { resource_version, ..Made::default() }
     }
 }
 
@@ -140,9 +149,10 @@ impl Cluster {
     ) -> Result<Made, NotMade> {
         let api = self.api_of(effect);
         let repeat = if dry_run { Repeat::Freely } else { Repeat::IfNotDone };
-        let sent = self.attempt(repeat, deadline, || effect.send(&api, dry_run)).await;
+        let sent = self.attempt(repeat, deadline, || effect.send(&api, dry_run));
+        let (sent, warnings) = hearing(sent).await;
         match sent {
-            Ok(made) => Ok(made),
+            Ok(made) => Ok(Made { warnings, ..made }),
             Err(Fault::Conflict(_)) => Err(NotMade::Stale),
             // Read a moment ago and gone now: to be read again, whatever stands there then.
             Err(Fault::NotFound) => Err(NotMade::Stale),
@@ -296,7 +306,7 @@ impl Effect {
                 });
                 let scaled = api.patch_scale(&self.name, &params, &Patch::Merge(patch)).await?;
                 let ObjectMeta { resource_version, generation, .. } = scaled.metadata;
-                Ok(Made { resource_version, generation })
+                Ok(Made { resource_version, generation, ..Made::default() })
             }
             Mutation::Evict { resource_version } => {
                 // In the spelling of the API: kube's own helper loses the preconditions.
@@ -422,6 +432,7 @@ impl From<DynamicObject> for Made {
         Made {
             resource_version: object.metadata.resource_version,
             generation: object.metadata.generation,
+            warnings: Vec::new(),
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What we know of Kubernetes.
 //!
 //! Two kinds of file live here, and they do not mix. The pure ones turn objects into verdicts or
-//! intentions into patches ([`restart`], [`rollout`], [`workload`], [`pods`], [`marks`], [`retry`], [`autoscaling`]) and are tested
+//! intentions into patches ([`restart`], [`rollout`], [`workload`], [`pods`], [`advice`], [`marks`], [`retry`]) and are tested
 //! from YAML.
-//! The ones that call ([`connect`], [`cluster`], [`effect`], [`completion`], [`jobs`]) decide nothing about actions: they know
+//! The ones that call ([`connect`], [`cluster`], [`effect`], [`completion`], [`jobs`],
+//! [`surroundings`]) decide nothing about actions: they know
 //! deadlines, retries and how to find out what became of a write whose answer was lost.
 
-pub mod autoscaling;
+pub mod advice;
 pub mod cluster;
 pub mod completion;
 pub mod connect;
@@ -20,6 +21,8 @@ pub mod pods;
 pub mod restart;
 pub mod retry;
 pub mod rollout;
+pub mod surroundings;
+pub(crate) mod warnings;
 pub mod workload;
 
 /// The name under which the cluster records our changes (`managedFields`).

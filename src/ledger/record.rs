@@ -433,7 +433,11 @@ mod tests {
     fn a_record_is_read_as_it_was_written() {
         let answered = Record {
             state: State::Answered,
-            made: Some(Made { resource_version: Some("8".into()), generation: Some(4) }),
+            made: Some(Made {
+                resource_version: Some("8".into()),
+                generation: Some(4),
+                warnings: Vec::new(),
+            }),
             answer: Some(answer()),
             ..claim()
         };

@@ -58,7 +58,9 @@ async fn each_action_succeeds_with_exactly_its_rules() {
         let policy = namespace.policy(COUNTED);
         let done = Program::with_kubeconfig(&kubeconfig).under(&policy).input(request).run();
         assert_eq!(done.status, 0, "{}: {done:?}", kind.name());
-        assert_eq!(done.answer()["warnings"], json!([]), "{}: {done:?}", kind.name());
+        // What is only a courtesy would say so here if it lacked a right.
+        let warnings = done.answer()["warnings"].to_string();
+        assert!(!warnings.contains("may not"), "{}: {done:?}", kind.name());
     }
 }
 

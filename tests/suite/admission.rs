@@ -185,11 +185,14 @@ async fn the_kill_switch_holds_in_the_api_server_once_it_is_thrown() {
     })
     .await;
     assert!(refused.contains("denied by the kill switch"), "{refused}");
-    // And who is stopped cannot start itself again. A change of words first, until that holds too.
-    let reword = "action-executor.dev/stop=incident 8";
+    // And who is stopped cannot start itself again. Changes of words first, until that holds too; each to
+    // other words, since the same ones again are no change.
+    let tries = std::sync::atomic::AtomicU32::new(8);
     eventually("the switch is out of its hands", async || {
+        let number = tries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let reword = format!("action-executor.dev/stop=incident {number}");
         let args =
-            ["-n", name, "annotate", "lease", "action-executor", reword, "--overwrite", &user];
+            ["-n", name, "annotate", "lease", "action-executor", &reword, "--overwrite", &user];
         (!kubectl(&args).0).then_some(())
     })
     .await;

@@ -30,7 +30,7 @@ use crate::{
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/action-executor");
 
 /// Policies that between them use every field that a Role or an admission policy comes from.
-const POLICIES: [&str; 8] = [
+const POLICIES: [&str; 9] = [
     "{}",
     "actions: {allow: [restart_pod]}",
     "actions: {allow: [restart_deployment], require_approval: ['*']}",
@@ -38,6 +38,7 @@ const POLICIES: [&str; 8] = [
     "namespaces: {require_approval: ['*-prod']}\nsimulation: {limited: true}",
     "read_only: true\nnamespaces: {allow: [shop-*, '*a*b*'], deny: [bank]}",
     "targets: {protected: [tier=db, x/y=, frozen], opt_in: [sre, a.b/c=d]}",
+    "nodes: {allow: ['pool-*.example.com'], deny: ['*-gpu'], require_approval: ['*']}\nreplicas: {min: 1, max: 9}",
     "state: {namespace: brakes, name: lever}\nbudget: {cluster: null}\ncooldown_seconds: 0",
 ];
 
@@ -87,8 +88,13 @@ fn the_charts_table_of_rights_is_the_programs() {
         .iter()
         .flat_map(|kind| kind.descriptor().aliases.iter().map(|alias| (alias, kind.name())))
         .collect();
+    let cluster: BTreeMap<_, _> = ActionKind::ALL
+        .iter()
+        .map(|kind| (kind.name(), kind.descriptor().cluster_rules))
+        .filter(|(_, rules)| !rules.is_empty())
+        .collect();
     let expected = json!({
-        "actions": actions, "aliases": aliases, "ledger": ledger::RULE, "budget": budget::RULE,
+        "actions": actions, "cluster": cluster, "aliases": aliases, "ledger": ledger::RULE, "budget": budget::RULE,
         "approval": approval::RULE, "approver": approval::APPROVER,
     });
     let written = serde_yaml_ng::to_string(&expected).expect("is YAML");
@@ -140,8 +146,9 @@ fn essence(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeMap<String
 fn the_charts_rights_and_admission_policies_are_the_programs() {
     for policy in POLICIES {
         let values: Value = serde_yaml_ng::from_str(policy).expect("is YAML");
-        let documents_of_chart =
-            rendered(&json!({ "policy": values, "namespaces": ["shop", "bank"] }));
+        let documents_of_chart = rendered(&json!({
+            "policy": values, "namespaces": ["shop", "bank"], "rbac": { "nodes": true },
+        }));
         let mounted = documents_of_chart
             .iter()
             .find(|document| document["kind"] == "ConfigMap")
@@ -157,11 +164,11 @@ fn the_charts_rights_and_admission_policies_are_the_programs() {
             assert_eq!(done.status, 0, "{policy}: {done:?}");
             documents(&done.stdout)
         };
-        let roles = ["Role", "RoleBinding"];
+        let roles = ["Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"];
         assert_eq!(
             essence(&documents_of_chart, &roles, "executor-action-executor"),
             essence(
-                &print(&["rbac", "--namespace", "shop", "--namespace", "bank"]),
+                &print(&["rbac", "--nodes", "--namespace", "shop", "--namespace", "bank"]),
                 &roles,
                 "action-executor"
             ),

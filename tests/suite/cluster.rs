@@ -360,6 +360,18 @@ impl Namespace {
         self.rolled_out(name).await
     }
 
+    /// A Deployment of one pod that mounts this claim.
+    pub async fn deployment_with_claim(&self, name: &str, claim: &str) {
+        let mut template = template(name, self.image);
+        template["spec"]["volumes"] =
+            json!([{ "name": "data", "persistentVolumeClaim": { "claimName": claim } }]);
+        self.create::<Deployment>(json!({
+            "metadata": { "name": name },
+            "spec": { "selector": { "matchLabels": { "app": name } }, "template": template },
+        }))
+        .await;
+    }
+
     /// A Deployment of one pod that is not ready before its condition of this type is set.
     pub async fn gated_deployment(&self, name: &str, gate: &str) {
         let mut template = template(name, self.image);

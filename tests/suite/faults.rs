@@ -204,8 +204,8 @@ async fn a_lost_write_is_made_again() {
 async fn when_nothing_can_be_found_out_the_outcome_is_unknown() {
     let (done, effects) = restarted("unknown", |method, number| match *method {
         Method::PATCH => Conduct::LoseAnswer,
-        // The target and the kill switch are read, and the claim is written.
-        Method::GET if number >= 2 => Conduct::LoseRequest,
+        // The target, what stands around it and the kill switch are read, and the claim is written.
+        Method::GET if number >= 4 => Conduct::LoseRequest,
         _ => Conduct::Honest,
     })
     .await;
@@ -256,7 +256,7 @@ async fn a_server_that_accepts_and_never_answers_is_given_up_within_the_deadline
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_after_the_write_is_unknown_within_the_deadline() {
     let (done, effects) = restarted("silent_write", |method, number| match *method {
-        Method::GET if number < 2 => Conduct::Honest,
+        Method::GET if number < 4 => Conduct::Honest,
         Method::POST => Conduct::Honest,
         _ => Conduct::Silent,
     })

@@ -2,7 +2,7 @@
 
 use std::{fs, io::Read, io::Seek, path::PathBuf, time::Duration};
 
-use action_executor::actions::ActionKind;
+use action_executor::{actions::ActionKind, budget, document::Document, policy::Policy, rbac};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Patch, PostParams};
 use serde_json::{Value, json};
@@ -69,24 +69,9 @@ fn log_length() -> u64 {
 
 /// Rights for all actions, so that nothing but the policy stands in the way.
 fn all_rights() -> Value {
-    json!([
-        {
-            "apiGroups": ["apps"], "resources": ["deployments", "statefulsets", "daemonsets"],
-            "verbs": ["get", "patch"],
-        },
-        { "apiGroups": ["apps"], "resources": ["deployments/scale"], "verbs": ["patch"] },
-        {
-            "apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"],
-            "verbs": ["list"],
-        },
-        { "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "delete"] },
-        { "apiGroups": [""], "resources": ["events"], "verbs": ["get", "create", "patch"] },
-        { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"] },
-        {
-            "apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
-            "verbs": ["get", "create", "patch"],
-        },
-    ])
+    let policy = Policy::parse("actions: {require_approval: ['*']}", "all").expect("is a policy");
+    let rules = rbac::rules(&ActionKind::ALL, &policy).into_iter().chain([budget::RULE]);
+    json!(rules.collect::<Vec<_>>())
 }
 
 #[tokio::test(flavor = "multi_thread")]

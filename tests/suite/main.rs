@@ -29,3 +29,4 @@ mod restart_pod;
 mod resume_rollout;
 mod scale;
 mod scenario;
+mod warnings;

@@ -121,9 +121,8 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
 /// The workload `web` that this action is for, of pods that never run.
 pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
     match kind {
-        ActionKind::RestartK8s | ActionKind::RestartPod => {
-            namespace.deployment("web", 1, MISSING_IMAGE).await;
-        }
+        ActionKind::RestartK8s => namespace.deployment_with_claim("web", "data").await,
+        ActionKind::RestartPod => drop(namespace.deployment("web", 1, MISSING_IMAGE).await),
         ActionKind::RestartStatefulset => namespace.stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.daemon_set("web").await,
         ActionKind::Scale | ActionKind::PauseRollout | ActionKind::ResumeRollout => {

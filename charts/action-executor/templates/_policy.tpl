@@ -47,6 +47,13 @@ The same with the shipped policy's value for every field that it leaves out, and
 {{- end }}
 {{- end }}
 {{- end }}
+{{- range $list := list "allow" "deny" "require_approval" }}
+{{- range $pattern := get $policy.nodes $list }}
+{{- if or (not (regexMatch "^[-.a-z0-9*]{1,253}$" $pattern)) (gt (regexFindAll "[*]" $pattern -1 | len) 3) }}
+{{- fail (printf "policy.nodes.%s holds %q, which must be a node's name, with up to three * for any characters." $list $pattern) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- range $list := list "protected" "opt_in" }}
 {{- range $label := get $policy.targets $list }}
 {{- if not (regexMatch "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[-A-Za-z0-9_.]{1,63}(=[-A-Za-z0-9_.]{0,63})?$" $label) }}
@@ -62,8 +69,10 @@ The program's table of what RBAC must allow.
 */}}
 {{- define "action-executor.rules" -}}
 {{- $rules := .Files.Get "files/rules.yaml" | fromYaml }}
-{{- if not $rules.aliases }}
-{{- $_ := set $rules "aliases" dict }}
+{{- range list "aliases" "cluster" }}
+{{- if not (get $rules .) }}
+{{- $_ := set $rules . dict }}
+{{- end }}
 {{- end }}
 {{- toYaml $rules }}
 {{- end }}
@@ -89,7 +98,7 @@ Whether there is anything that a person has to approve.
 */}}
 {{- define "action-executor.asksForApproval" -}}
 {{- $limits := include "action-executor.limits" . | fromYaml }}
-{{- if or $limits.actions.require_approval $limits.namespaces.require_approval }}yes{{ end }}
+{{- if or $limits.actions.require_approval $limits.namespaces.require_approval $limits.nodes.require_approval }}yes{{ end }}
 {{- end }}
 
 {{/*
@@ -108,6 +117,34 @@ What the executor needs in a namespace in which it acts.
 {{- if not (has $table.ledger $rules) }}
 {{- $rules = append $rules $table.ledger }}
 {{- end }}
+{{- if include "action-executor.asksForApproval" . }}
+{{- $rules = append $rules $table.approval }}
+{{- end }}
+{{- toYaml $rules }}
+{{- end }}
+
+{{/*
+What the allowed actions on nodes need in the whole cluster, as a YAML list under "items".
+*/}}
+{{- define "action-executor.clusterRules" -}}
+{{- $table := include "action-executor.rules" . | fromYaml }}
+{{- $rules := list }}
+{{- range (include "action-executor.allowed" . | fromYaml).items }}
+{{- range get $table.cluster . | default list }}
+{{- if not (has . $rules) }}
+{{- $rules = append $rules . }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toYaml (dict "items" $rules) }}
+{{- end }}
+
+{{/*
+What the executor needs where the records of its actions on nodes are kept.
+*/}}
+{{- define "action-executor.recordRules" -}}
+{{- $table := include "action-executor.rules" . | fromYaml }}
+{{- $rules := list $table.ledger }}
 {{- if include "action-executor.asksForApproval" . }}
 {{- $rules = append $rules $table.approval }}
 {{- end }}
@@ -148,6 +185,17 @@ CEL: the request's namespace is one of these patterns.
 {{- end }}
 
 {{/*
+CEL: the request's object, a node, has a name of one of these patterns.
+*/}}
+{{- define "action-executor.onNodes" -}}
+{{- $conditions := list }}
+{{- range . }}
+{{- $conditions = append $conditions (printf "variables.name.matches('^%s$')" (. | replace "." "[.]" | replace "*" ".*")) }}
+{{- end }}
+{{- include "action-executor.any" $conditions }}
+{{- end }}
+
+{{/*
 CEL: the object has one of these labels.
 */}}
 {{- define "action-executor.onTarget" -}}
@@ -171,10 +219,11 @@ CEL: the request is a write that an allowed action needs; a simulation makes the
 {{- $allowed := (include "action-executor.allowed" . | fromYaml).items }}
 {{- $operations := dict "create" "CREATE" "patch" "UPDATE" "update" "UPDATE" "delete" "DELETE" }}
 {{- $conditions := list }}
-{{- range $action, $rules := (include "action-executor.rules" . | fromYaml).actions }}
+{{- $table := include "action-executor.rules" . | fromYaml }}
+{{- range $action, $rules := $table.actions }}
 {{- $isAllowed := has $action $allowed }}
 {{- if or $isAllowed (not $limited) }}
-{{- range $rule := $rules }}
+{{- range $rule := concat $rules (get $table.cluster $action | default list) }}
 {{- range $group := $rule.apiGroups }}
 {{- range $resource := $rule.resources }}
 {{- $parts := splitn "/" 2 $resource }}
@@ -232,8 +281,12 @@ variables:
     expression: "oldObject == null || !has(oldObject.metadata.labels) ? dyn({}) : dyn(oldObject.metadata.labels)"
   - name: place
     expression: "has(request.namespace) ? request.namespace : ''"
+  - name: name
+    expression: "has(request.name) ? request.name : ''"
   - name: subresource
     expression: "has(request.subResource) ? request.subResource : ''"
+  - name: labelled
+    expression: "oldObject != null && variables.subresource == ''"
   - name: simulated
     expression: "has(request.dryRun) && request.dryRun"
 {{- end }}

@@ -1,0 +1,93 @@
+//! What stands around a workload: who scales it, which budgets guard its pods, what they mount.
+//!
+//! Looking is a courtesy: what cannot be looked at is told, and stops nothing. What follows from it is
+//! for [`super::advice`].
+
+use std::time::Duration;
+
+use k8s_openapi::api::{
+    apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler,
+    core::v1::PersistentVolumeClaim, policy::v1::PodDisruptionBudget,
+};
+use tokio::time::Instant;
+
+use super::{cluster::Cluster, workload::Workload};
+use crate::{
+    actions::Rule,
+    error::{ActionError, Code},
+};
+
+/// What RBAC must allow to look at who scales a workload.
+pub const AUTOSCALERS: Rule = Rule {
+    api_groups: &["autoscaling"],
+    resources: &["horizontalpodautoscalers"],
+    verbs: &["list"],
+};
+
+/// What RBAC must allow to look at the budgets that guard pods.
+pub const BUDGETS: Rule =
+    Rule { api_groups: &["policy"], resources: &["poddisruptionbudgets"], verbs: &["list"] };
+
+/// What RBAC must allow to look at the volumes that a Deployment's pods mount.
+pub const CLAIMS: Rule =
+    Rule { api_groups: &[""], resources: &["persistentvolumeclaims"], verbs: &["get"] };
+
+/// The longest time that looking around may take.
+const LONGEST_LOOK: Duration = Duration::from_secs(2);
+
+/// What was found around a workload.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// All autoscalers of the namespace.
+    pub autoscalers: Vec<HorizontalPodAutoscaler>,
+    /// All disruption budgets of the namespace.
+    pub budgets: Vec<PodDisruptionBudget>,
+    /// The claims that the pods mount by name.
+    pub claims: Vec<PersistentVolumeClaim>,
+    /// What could not be looked at, and why.
+    pub unseen: Vec<String>,
+}
+
+impl Surroundings {
+    /// Looks around a workload.
+    pub(crate) async fn of(
+        cluster: &Cluster,
+        namespace: &str,
+        workload: &Workload,
+        deadline: Instant,
+    ) -> Self {
+        let deadline = deadline.min(Instant::now() + LONGEST_LOOK);
+        let mut found = Surroundings::default();
+        found.autoscalers = found.seen(cluster.list(namespace, "", deadline).await);
+        found.budgets = found.seen(cluster.list(namespace, "", deadline).await);
+        // Only a Deployment starts a pod beside the one that it replaces, with the same claim.
+        if let Workload::Deployment(deployment) = workload {
+            for name in claims_of(deployment) {
+                match cluster.get(namespace, name, deadline).await {
+                    Err(error) if error.code == Code::TargetNotFound => {}
+                    claim => {
+                        let seen = found.seen(claim.map(Some));
+                        found.claims.extend(seen);
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    fn seen<T: Default>(&mut self, looked: Result<T, ActionError>) -> T {
+        looked.unwrap_or_else(|error| {
+            self.unseen.push(format!("not looked at: {}", error.with_its_hint()));
+            T::default()
+        })
+    }
+}
+
+/// The claims that a Deployment's pods mount.
+fn claims_of(deployment: &Deployment) -> impl Iterator<Item = &str> {
+    let pod = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    let volumes = pod.and_then(|pod| pod.volumes.as_deref()).unwrap_or_default();
+    volumes
+        .iter()
+        .filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str()))
+}

@@ -1,0 +1,140 @@
+//! What a careful person would want to know before an action, on a real API server.
+
+use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+    autoscaling::v2::HorizontalPodAutoscaler,
+    core::v1::PersistentVolumeClaim,
+    policy::v1::PodDisruptionBudget,
+};
+use kube::{
+    Api,
+    api::{Patch, PostParams},
+};
+use serde_json::json;
+
+use crate::{
+    cluster::{Namespace, eventually, shared},
+    program::Program,
+};
+
+/// The warnings of a restart of `web`.
+fn warnings(namespace: &Namespace, simulate: bool) -> Vec<String> {
+    let request = json!({
+        "type": "restart_k8s", "simulate": simulate,
+        "parameters": { "deployment": "web", "namespace": namespace.name() },
+    });
+    let done = Program::with_kubeconfig(namespace.kubeconfig()).input(request.to_string()).run();
+    assert_eq!(done.status, 0, "{done:?}");
+    serde_json::from_value(done.answer()["warnings"].clone()).expect("are sentences")
+}
+
+fn has(warnings: &[String], part: &str) -> bool {
+    warnings.iter().any(|warning| warning.contains(part))
+}
+
+#[tokio::test]
+async fn what_admission_warns_of_is_in_the_answer() {
+    let namespace = shared().namespace("admission_warns").await;
+    namespace.running_deployment("web", 1).await;
+    let name = namespace.name();
+    let client = shared().client().await;
+    let policy: ValidatingAdmissionPolicy = serde_json::from_value(json!({
+        "metadata": { "name": name },
+        "spec": {
+            "matchConstraints": {
+                "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": name } },
+                "resourceRules": [{
+                    "apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"],
+                    "resources": ["deployments"],
+                }],
+            },
+            "validations": [{ "expression": "false", "message": "no \"restarts\" on Fridays" }],
+        },
+    }))
+    .expect("is a policy");
+    let binding: ValidatingAdmissionPolicyBinding = serde_json::from_value(json!({
+        "metadata": { "name": name },
+        "spec": { "policyName": name, "validationActions": ["Warn"] },
+    }))
+    .expect("is a binding");
+    let params = PostParams::default();
+    Api::all(client.clone()).create(&params, &policy).await.expect("is created");
+    Api::all(client).create(&params, &binding).await.expect("is created");
+    let told = "the API server warns: Validation failed for ValidatingAdmissionPolicy";
+    eventually("a simulation is warned", async || {
+        let warnings = warnings(&namespace, true);
+        (has(&warnings, told) && has(&warnings, "no \"restarts\" on Fridays")).then_some(())
+    })
+    .await;
+    assert!(has(&warnings(&namespace, false), told));
+}
+
+#[tokio::test]
+async fn an_autoscaler_at_its_maximum_and_a_budget_without_room_are_told() {
+    let namespace = shared().namespace("scaled_and_guarded").await;
+    namespace.running_deployment("web", 1).await;
+    namespace
+        .create::<HorizontalPodAutoscaler>(json!({
+            "metadata": { "name": "scaler" },
+            "spec": {
+                "maxReplicas": 1,
+                "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "web" },
+            },
+        }))
+        .await;
+    // As its controller would write it; there are no metrics here for it to do so.
+    let status = json!({ "status": { "currentReplicas": 1, "desiredReplicas": 1 } });
+    let scalers = namespace.api::<HorizontalPodAutoscaler>();
+    let patched = scalers.patch_status("scaler", &Default::default(), &Patch::Merge(status)).await;
+    patched.expect("is patched");
+    namespace
+        .create::<PodDisruptionBudget>(json!({
+            "metadata": { "name": "guard" },
+            "spec": { "minAvailable": 1, "selector": { "matchLabels": { "app": "web" } } },
+        }))
+        .await;
+    eventually("both are told", async || {
+        let told = warnings(&namespace, true);
+        let both = has(&told, "HorizontalPodAutoscaler 'scaler' is at its maximum of 1")
+            && has(&told, "PodDisruptionBudget 'guard' has no room");
+        both.then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_volume_for_one_node_is_told_when_the_new_pod_comes_before_the_old_one_goes() {
+    let namespace = shared().namespace("one_volume").await;
+    namespace
+        .create::<PersistentVolumeClaim>(json!({
+            "metadata": { "name": "data" },
+            "spec": {
+                "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } },
+            },
+        }))
+        .await;
+    namespace.deployment_with_claim("web", "data").await;
+    assert!(has(&warnings(&namespace, true), "PersistentVolumeClaim 'data' is ReadWriteOnce"));
+}
+
+#[tokio::test]
+async fn a_restart_of_a_moment_ago_is_told_with_who_made_it() {
+    let namespace = shared().namespace("restarted_before").await;
+    namespace.running_deployment("web", 1).await;
+    assert!(!has(&warnings(&namespace, true), "it was restarted"));
+    assert!(!has(&warnings(&namespace, false), "it was restarted"));
+    assert!(has(&warnings(&namespace, true), " s ago by request "));
+    // kubectl's restart within the same second would change nothing.
+    eventually("the second is over", async || {
+        let told = warnings(&namespace, true);
+        (!has(&told, "it was restarted 0 s ago")).then_some(())
+    })
+    .await;
+    let restarted = std::process::Command::new(shared().program("kubectl"))
+        .args(["-n", namespace.name(), "rollout", "restart", "deployment/web"])
+        .env("KUBECONFIG", namespace.kubeconfig())
+        .output()
+        .expect("kubectl runs");
+    assert!(restarted.status.success(), "{restarted:?}");
+    assert!(has(&warnings(&namespace, true), " s ago by kubectl-rollout"));
+}
