@@ -4,7 +4,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, paused};
+use super::{
+    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, paused, restart::PODS,
+};
 use crate::{
     error::ActionError,
     k8s::{
@@ -24,8 +26,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   rolled out now, all at once. Unchanged if it is not paused.",
     rules: &[
         Rule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] },
-        // Only to say what the new pods' own trouble is when an awaited rollout does not complete.
-        Rule { api_groups: &[""], resources: &["pods"], verbs: &["list"] },
+        PODS,
     ],
     cluster_rules: &[],
 };
