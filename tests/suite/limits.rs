@@ -154,7 +154,7 @@ async fn each_kind_of_request_makes_as_many_calls_as_the_readme_says() {
         let mut body = scenario.request(id);
         body["simulate"] = simulate.into();
         // A rollout under way would change the Deployment between our look and our change.
-        scenario.effects().await;
+        namespace.rolled_out("web").await;
         let since = log_length();
         let program = Program::with_kubeconfig(&kubeconfig).under(policy);
         let done = program.input(body.to_string()).run();
