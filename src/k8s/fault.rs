@@ -95,8 +95,10 @@ fn of_status(status: &Status) -> Fault {
         403 if by_the_authorizer(&message) => Fault::Forbidden(message),
         404 => Fault::NotFound,
         409 => Fault::Conflict(message),
-        429 if by_a_disruption_budget(status) => Fault::Disruption(message),
-        429 => Fault::Busy(message, retry_after),
+        429 => match disruption_budgets_words(status) {
+            Some(words) => Fault::Disruption(format!("{message} {words}")),
+            None => Fault::Busy(message, retry_after),
+        },
         // Worded as a server's error, and for good (`registry/core/pod/storage/eviction.go`).
         500 if message.contains("more than one PodDisruptionBudget") => Fault::Rejected(message),
         500.. => Fault::ServerError(message, retry_after),
@@ -109,9 +111,11 @@ fn by_the_authorizer(message: &str) -> bool {
     message.contains("\" cannot ") && message.contains(" resource \"")
 }
 
-fn by_a_disruption_budget(status: &Status) -> bool {
-    let causes = status.details.iter().flat_map(|details| &details.causes);
-    causes.into_iter().any(|cause| cause.reason == "DisruptionBudget")
+/// Which disruption budget it was and what it needs, if it was one. The message alone does not say.
+fn disruption_budgets_words(status: &Status) -> Option<&str> {
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    let budget = causes.find(|cause| cause.reason == "DisruptionBudget");
+    budget.map(|cause| cause.message.as_str())
 }
 
 /// An error with its causes, outermost first, without saying anything twice.
@@ -164,10 +168,11 @@ mod tests {
     #[test]
     fn a_disruption_budget_is_not_a_busy_server() {
         let blocked = status(
-            "{code: 429, message: Cannot evict pod, details: {causes: [{reason: DisruptionBudget, \
+            "{code: 429, message: Cannot evict pod., details: {causes: [{reason: DisruptionBudget, \
              message: The disruption budget web needs 2 healthy pods}]}}",
         );
-        assert_eq!(blocked, Fault::Disruption("Cannot evict pod".into()));
+        let words = "Cannot evict pod. The disruption budget web needs 2 healthy pods";
+        assert_eq!(blocked, Fault::Disruption(words.into()));
         let two = status(
             "{code: 500, message: 'This pod has more than one PodDisruptionBudget, which the \
              eviction subresource does not support.'}",

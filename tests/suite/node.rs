@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use action_executor::{actions::ActionKind, budget, document::Document, policy::Policy, rbac};
 use k8s_openapi::api::{
-    batch::v1::Job,
+    batch::v1::{CronJob, Job},
     core::v1::{ConfigMap, Pod},
     policy::v1::Eviction,
 };
@@ -216,6 +216,28 @@ async fn a_job_whose_pod_is_evicted_in_the_middle_acts_once() {
             _ => assert_eq!(generations, 1),
         }
     }
+}
+
+#[tokio::test]
+#[ignore = "needs a real node, and so root"]
+async fn a_failed_job_of_a_cron_job_is_told_with_the_last_lines_of_its_log() {
+    let namespace = with_node().namespace("job_log").await;
+    namespace.cron_job("nightly", OWN_IMAGE, false).await;
+    let wrong = json!([{ "name": "main", "args": ["--no-such-option"] }]);
+    let template = json!({ "spec": { "template": { "spec": { "containers": wrong } } } });
+    let patch = Patch::Strategic(json!({ "spec": { "jobTemplate": template } }));
+    let cron_jobs = namespace.api::<CronJob>();
+    cron_jobs.patch("nightly", &PatchParams::default(), &patch).await.expect("is patched");
+    let request = json!({
+        "type": "run_cronjob", "simulate": false, "wait": true, "timeout_seconds": 60,
+        "parameters": { "cronjob": "nightly", "namespace": namespace.name() },
+    });
+    let program = Program::with_kubeconfig(namespace.kubeconfig()).input(request.to_string());
+    let done = program.run();
+    assert_eq!(done.status, 69, "{done:?}");
+    let problems = done.answer()["rollout"]["problems"].to_string();
+    assert!(problems.contains("exit code 64"), "{problems}");
+    assert!(problems.contains("said: "), "{problems}");
 }
 
 #[tokio::test]
