@@ -19,10 +19,13 @@ use tokio::time::Instant;
 use crate::{
     error::{ActionError, Code},
     k8s::{
+        advice,
         cluster::Cluster,
         completion::{Completion, RolloutOf},
         effect::{Effect, Made},
         revisions::{Fallback, History},
+        surroundings::Surroundings,
+        workload::Workload,
     },
     names::RequestId,
     request::{Precondition, read_parameters},
@@ -342,6 +345,24 @@ impl Plan {
             warnings: Vec::new(),
         };
         Plan::new(target, found, Todo::AlreadyMade(made, sentence), completion)
+    }
+}
+
+impl Plan {
+    /// The plan with what a careful person would want to know of the workload whose pods it replaces;
+    /// what is made already, or need not be, needs no warning.
+    pub(crate) async fn advised(
+        mut self,
+        cluster: &Cluster,
+        workload: &Workload,
+        asked: &Asked,
+    ) -> Self {
+        if let Todo::Make(..) = self.todo {
+            let namespace = &self.target.namespace;
+            let around = Surroundings::of(cluster, namespace, workload, asked.deadline).await;
+            self.warnings.extend(advice::on_rollout(workload, &around, asked.at));
+        }
+        self
     }
 }
 

@@ -5,7 +5,6 @@ use super::{Asked, CompletionOf, Plan, Preview, Rule, Todo};
 use crate::{
     error::{ActionError, Code},
     k8s::{
-        advice,
         cluster::Cluster,
         completion::{Completion, KnownBy, RolloutOf},
         effect::Effect,
@@ -13,7 +12,6 @@ use crate::{
         restart,
         revisions::History,
         rollout,
-        surroundings::Surroundings,
         workload::{Workload, WorkloadKind},
     },
     response::{Change, Target, rfc3339_millis},
@@ -47,7 +45,7 @@ pub(super) async fn plan(
     asked: &Asked,
 ) -> Result<Plan, ActionError> {
     let (namespace, name) = (target.namespace.clone(), target.name.clone());
-    let (mut plan, found) = if wishes.rollback_on_failure {
+    let (plan, found) = if wishes.rollback_on_failure {
         let history = cluster.history(kind, &namespace, &name, asked.deadline).await?;
         let plan = decide(target, &history.workload, wishes.even_if_none_restarts, asked)?;
         (with_fallback(plan, &history, asked)?, history.workload)
@@ -55,11 +53,7 @@ pub(super) async fn plan(
         let found = cluster.workload(kind, &namespace, &name, asked.deadline).await?;
         (decide(target, &found, wishes.even_if_none_restarts, asked)?, found)
     };
-    if let Todo::Make(..) = plan.todo {
-        let around = Surroundings::of(cluster, &namespace, &found, asked.deadline).await;
-        plan.warnings = warnings(&found, &around, asked);
-    }
-    Ok(plan)
+    Ok(plan.advised(cluster, &found, asked).await)
 }
 
 /// The plan with the revision to go back to. What was made already has its own, and what nobody waits for
@@ -152,17 +146,6 @@ fn refuse_what_would_not_restart(
         )),
         _ => Ok(()),
     }
-}
-
-/// What a rollout of the workload makes a careful person think of, if there will be one.
-fn warnings(workload: &Workload, around: &Surroundings, asked: &Asked) -> Vec<String> {
-    if rollout::held_back(workload).is_some() {
-        return around.unseen.clone();
-    }
-    let partition = rollout::partition(workload).map(|partition| {
-        format!("the partition is {partition}: only pods with that ordinal and above restart")
-    });
-    partition.into_iter().chain(advice::on_rollout(workload, around, asked.at)).collect()
 }
 
 #[cfg(test)]
@@ -311,21 +294,5 @@ mod tests {
         let asked = Asked { decided_on: Some("of another".to_owned()), ..Asked::example() };
         let refusal = plan(&history_of_it, &asked).expect_err("is refused");
         assert_eq!(refusal.code, Code::PreconditionFailed);
-    }
-
-    #[test]
-    fn tells_that_a_partition_holds_some_pods_back() {
-        let partitioned = stateful_set("{type: RollingUpdate, rollingUpdate: {partition: 2}}");
-        let told = warnings(&partitioned, &Surroundings::default(), &Asked::example());
-        assert!(told[0].contains("partition is 2"), "{told:?}");
-    }
-
-    #[test]
-    fn what_could_not_be_looked_at_is_told() {
-        let around =
-            Surroundings { unseen: vec!["not looked at: x".to_owned()], ..Default::default() };
-        for workload in [deployment(", replicas: 2", "{}"), stateful_set("{type: OnDelete}")] {
-            assert_eq!(warnings(&workload, &around, &Asked::example()), ["not looked at: x"]);
-        }
     }
 }

@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use k8s_openapi::{
+    api::{core::v1::Pod, policy::v1::PodDisruptionBudget},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use kube::api::ApiResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +15,14 @@ use super::{
 };
 use crate::{
     error::{ActionError, Code},
-    k8s::{cluster::Cluster, completion::Completion, effect::Effect, pods},
+    k8s::{
+        cluster::Cluster,
+        completion::Completion,
+        disruption::{self, Verdict},
+        effect::Effect,
+        pods,
+        surroundings::{self, Surroundings},
+    },
     names::{Namespace, ObjectName, null_is_default},
     response::{Change, Target, rfc3339_millis},
 };
@@ -26,6 +36,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     rules: &[
         // `list` only to find the replacement when it is waited for.
         Rule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list", "delete"] },
+        surroundings::BUDGETS,
     ],
     cluster_rules: &[],
 };
@@ -85,7 +96,14 @@ impl Plannable for Parameters {
             } else {
                 Vec::new()
             };
-            decide(self.target(), &pod, &siblings, asked)
+            let mut plan = decide(self.target(), &pod, &siblings, asked)?;
+            if let Todo::Make(..) = plan.todo {
+                let namespace = &self.namespace;
+                let around = Surroundings::of_pods(cluster, namespace, asked.deadline).await;
+                plan.warnings.extend(beyond_budget(&pod, &around.budgets));
+                plan.warnings.extend(around.unseen);
+            }
+            Ok(plan)
         })
     }
 }
@@ -176,6 +194,13 @@ fn warnings(pod: &Pod, controller: &OwnerReference) -> Vec<String> {
     }
 }
 
+/// A deletion is not stopped by a disruption budget, as an eviction would be.
+fn beyond_budget(pod: &Pod, budgets: &[PodDisruptionBudget]) -> Option<String> {
+    let Verdict::NoRoom(budget) = disruption::verdict(pod, budgets) else { return None };
+    let why = disruption::reason(budget, &[]);
+    Some(format!("{why}; a deletion does not ask it, evict_pod does"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,6 +256,23 @@ mod tests {
         let metadata = format!("{OWNED}, deletionTimestamp: '2026-01-31T12:00:00Z'");
         let plan = decide_on(&metadata, &Asked::example()).expect("is planned");
         assert!(matches!(plan.todo, Todo::Nothing(_)), "{:?}", plan.todo);
+    }
+
+    #[test]
+    fn tells_that_a_deletion_goes_beyond_a_budget() {
+        let budget: PodDisruptionBudget = serde_yaml_ng::from_str(
+            "metadata: {name: guard, namespace: shop}\nspec: {selector: {}}\n\
+             status: {disruptionsAllowed: 0, currentHealthy: 2, desiredHealthy: 2, expectedPods: 2}",
+        )
+        .expect("is a budget");
+        let mut running = pod(OWNED);
+        running.status = serde_yaml_ng::from_str(
+            "{phase: Running, conditions: [{type: Ready, status: 'True'}]}",
+        )
+        .expect("is a status");
+        let told = beyond_budget(&running, &[budget]).expect("is told");
+        assert!(told.contains("'guard'") && told.contains("evict_pod does"), "{told}");
+        assert_eq!(beyond_budget(&running, &[]), None);
     }
 
     #[test]

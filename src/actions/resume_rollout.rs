@@ -13,6 +13,7 @@ use crate::{
         cluster::Cluster,
         completion::{KnownBy, RolloutOf},
         marks::Marks,
+        surroundings,
         workload::{Workload, WorkloadKind},
     },
     names::{Namespace, ObjectName, null_is_default},
@@ -27,6 +28,9 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     rules: &[
         Rule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] },
         PODS,
+        surroundings::AUTOSCALERS,
+        surroundings::BUDGETS,
+        surroundings::CLAIMS,
     ],
     cluster_rules: &[],
 };
@@ -63,7 +67,8 @@ impl Plannable for Parameters {
         Box::pin(async move {
             let (kind, namespace) = (WorkloadKind::Deployment, &self.namespace);
             let found = cluster.workload(kind, namespace, &self.deployment, asked.deadline).await?;
-            decide(self.target(), &found, asked)
+            let plan = decide(self.target(), &found, asked)?;
+            Ok(plan.advised(cluster, &found, asked).await)
         })
     }
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, ignored,
+    restart,
 };
 use crate::{
     error::{ActionError, Code},
@@ -23,7 +24,7 @@ use crate::{
         gitops,
         marks::Marks,
         revisions::{History, Revision, Wanted},
-        rollout,
+        rollout, surroundings,
         workload::{Workload, WorkloadKind},
     },
     names::{Namespace, ObjectName, null_is_default},
@@ -52,7 +53,10 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
         },
         // To say which pods a StatefulSet would wait for, and what the new pods' own trouble is when an
         // awaited rollout does not complete.
-        Rule { api_groups: &[""], resources: &["pods"], verbs: &["list"] },
+        restart::PODS,
+        surroundings::AUTOSCALERS,
+        surroundings::BUDGETS,
+        surroundings::CLAIMS,
     ],
     cluster_rules: &[],
 };
@@ -147,7 +151,8 @@ impl Plannable for Parameters {
             } else {
                 Vec::new()
             };
-            self.decide(&history, &pods, asked)
+            let plan = self.decide(&history, &pods, asked)?;
+            Ok(plan.advised(cluster, &history.workload, asked).await)
         })
     }
 }
@@ -238,7 +243,6 @@ impl Parameters {
 
     fn warnings_of(&self, history: &History, revision: &Revision, pods: &[Pod]) -> Vec<String> {
         let (workload, number) = (&history.workload, revision.number);
-        let kind = workload.kind().name();
         let mut warnings = Vec::new();
         if self.to_revision.is_none() && history.differs_by_restarts_alone(revision) {
             let really = match history.find(Wanted::PreviousThatDiffers) {
@@ -256,18 +260,6 @@ impl Parameters {
             warnings.push(format!(
                 "no pod is replaced by itself: {why}; each has revision {number} once it is deleted"
             ));
-        }
-        if let Some(partition) = rollout::partition(workload) {
-            warnings.push(format!(
-                "the partition is {partition}: only pods with that ordinal and above are rolled back"
-            ));
-        }
-        match workload.replicas() {
-            Some(0) => warnings.push(format!("the {kind} is scaled to 0: there is no pod to replace")),
-            Some(replicas) if rollout::recreates(workload) => warnings.push(format!(
-                "the strategy is Recreate: all {replicas} pods stop before new ones start"
-            )),
-            _ => {}
         }
         if let Some(who) = gitops::undoes(workload.metadata()) {
             warnings.push(format!("this will not last: {who}"));

@@ -10,11 +10,12 @@ use k8s_openapi::{
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use kube::core::{Selector, SelectorExt};
+use kube::core::SelectorExt;
 
 use super::{
     REQUEST_ID_ANNOTATION,
     autoscaling::autoscaler_of,
+    disruption,
     restart::RESTARTED_AT_ANNOTATION,
     rollout::{self, Verdict},
     surroundings::Surroundings,
@@ -30,15 +31,25 @@ const LONG: i32 = 60;
 /// What to know before all pods of a workload are replaced by its own rollout, at this time.
 #[must_use]
 pub fn on_rollout(workload: &Workload, around: &Surroundings, now: DateTime<Utc>) -> Vec<String> {
+    // Where no pod is replaced by itself there is nothing to look out for.
+    if rollout::held_back(workload).is_some() {
+        return around.unseen.clone();
+    }
     let mut advice = Vec::new();
     let kind = workload.kind().name();
+    advice.extend(rollout::partition(workload).map(|partition| {
+        format!("the partition is {partition}: only pods with that ordinal and above are replaced")
+    }));
     match workload.replicas() {
         Some(0) => advice.push(format!("the {kind} is scaled to 0: there is no pod to restart")),
         Some(replicas) => advice.extend(interruption(workload, replicas)),
         None => {}
     }
     advice.extend(slowness(workload));
-    if let Verdict::Waiting(what) = rollout::verdict(workload, 0) {
+    // What was held up by a pause is the rollout that is meant.
+    if !workload.is_paused()
+        && let Verdict::Waiting(what) = rollout::verdict(workload, 0)
+    {
         advice.push(format!("another rollout is under way: {what}"));
     }
     advice.extend(restarted_recently(workload, now));
@@ -182,12 +193,9 @@ fn at_its_end(autoscaler: &HorizontalPodAutoscaler) -> Option<String> {
 
 /// Whether this budget guards this workload's pods, by their template's labels.
 fn guards(budget: &PodDisruptionBudget, workload: &Workload) -> bool {
-    let selector = budget.spec.as_ref().and_then(|spec| spec.selector.clone());
     let labels = workload.template().and_then(|it| it.metadata.as_ref()?.labels.as_ref());
-    match (selector.map(Selector::try_from), labels) {
-        (Some(Ok(selector)), Some(labels)) => selector.matches(labels),
-        _ => false,
-    }
+    let selector = disruption::selector_of(budget);
+    selector.zip(labels).is_some_and(|(selector, labels)| selector.matches(labels))
 }
 
 fn without_room(budget: &PodDisruptionBudget) -> Option<String> {
@@ -250,6 +258,23 @@ mod tests {
         .expect("is a StatefulSet");
         let told = advice_on(&set.into(), &Surroundings::default());
         assert!(told.contains("one replica"), "{told}");
+    }
+
+    #[test]
+    fn tells_that_a_partition_holds_some_pods_back() {
+        let set = |strategy: &str| -> Workload {
+            let set: StatefulSet = serde_yaml_ng::from_str(&format!(
+                "spec: {{replicas: 3, selector: {{}}, template: {{}}, updateStrategy: {strategy}}}\n\
+                 status: {{replicas: 3, readyReplicas: 3, updatedReplicas: 3}}"
+            ))
+            .expect("is a StatefulSet");
+            set.into()
+        };
+        let partitioned = set("{type: RollingUpdate, rollingUpdate: {partition: 2}}");
+        let told = advice_on(&partitioned, &Surroundings::default());
+        assert!(told.contains("partition is 2"), "{told}");
+        let unseen = Surroundings { unseen: vec!["not looked at: x".into()], ..Default::default() };
+        assert_eq!(advice_on(&set("{type: OnDelete}"), &unseen), "not looked at: x");
     }
 
     #[test]

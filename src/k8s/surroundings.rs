@@ -75,6 +75,14 @@ impl Surroundings {
         found
     }
 
+    /// Looks for the budgets that guard the pods of a namespace.
+    pub(crate) async fn of_pods(cluster: &Cluster, namespace: &str, deadline: Instant) -> Self {
+        let deadline = deadline.min(Instant::now() + LONGEST_LOOK);
+        let mut found = Surroundings::default();
+        found.budgets = found.seen(cluster.list(namespace, "", deadline).await);
+        found
+    }
+
     fn seen<T: Default>(&mut self, looked: Result<T, ActionError>) -> T {
         looked.unwrap_or_else(|error| {
             self.unseen.push(format!("not looked at: {}", error.with_its_hint()));

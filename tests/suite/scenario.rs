@@ -153,11 +153,14 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
 /// The workload `web` that this action is for, of pods that never run.
 pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
     match kind {
-        ActionKind::RestartK8s => namespace.deployment_with_claim("web", "data").await,
+        // These look for the claims that the pods mount.
+        ActionKind::RestartK8s | ActionKind::ResumeRollout => {
+            namespace.deployment_with_claim("web", "data").await;
+        }
         ActionKind::RestartPod => drop(namespace.deployment("web", 1, MISSING_IMAGE).await),
         ActionKind::RestartStatefulset => namespace.stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.daemon_set("web").await,
-        ActionKind::Scale | ActionKind::PauseRollout | ActionKind::ResumeRollout => {
+        ActionKind::Scale | ActionKind::PauseRollout => {
             namespace.deployment("web", 1, MISSING_IMAGE).await;
         }
         ActionKind::EvictPod => drop(namespace.deployment("web", 2, MISSING_IMAGE).await),
@@ -171,7 +174,7 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
             return;
         }
         ActionKind::Rollback => {
-            namespace.deployment("web", 1, MISSING_IMAGE).await;
+            namespace.deployment_with_claim("web", "data").await;
             namespace.revise("web", "2").await;
         }
     }
