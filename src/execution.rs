@@ -230,15 +230,19 @@ impl InDoubt {
 /// The error for an effect of which it cannot be found out whether it was made.
 pub(crate) fn unknown(effect: &Effect, why: &str) -> ActionError {
     let Effect { resource, namespace, name, uid, .. } = effect;
+    let (place, option) = match namespace.as_str() {
+        "" => (String::new(), String::new()),
+        namespace => (format!("{namespace}/"), format!(" -n {namespace}")),
+    };
     ActionError::new(
         Code::OutcomeUnknown,
         format!(
-            "the change to {} {namespace}/{name} was sent and {why}; it may or may not have been made",
+            "the change to {} {place}{name} was sent and {why}; it may or may not have been made",
             resource.kind
         ),
     )
     .with_hint(format!(
-        "look at `kubectl -n {namespace} get {} {name} -o yaml` (it had uid {uid}); the same request \
+        "look at `kubectl{option} get {} {name} -o yaml` (it had uid {uid}); the same request \
          with the same id is safe to send again",
         resource.plural
     ))

@@ -113,8 +113,13 @@ actions! {
     RestartStatefulset: restart_statefulset,
     /// Restart a DaemonSet.
     RestartDaemonset: restart_daemonset,
+    /// Keep new pods off a node.
+    Cordon: cordon,
+    /// Let new pods come to a node again.
+    Uncordon: uncordon,
 }
 
+mod cordoning;
 mod restart;
 
 /// What is known of an action without any parameters.

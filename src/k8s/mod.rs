@@ -1,7 +1,7 @@
 //! What we know of Kubernetes.
 //!
 //! Two kinds of file live here, and they do not mix. The pure ones turn objects into verdicts or
-//! intentions into patches ([`restart`], [`rollout`], [`workload`], [`pods`], [`marks`], [`retry`]) and are tested
+//! intentions into patches ([`restart`], [`rollout`], [`workload`], [`pods`], [`nodes`], [`marks`], [`retry`]) and are tested
 //! from YAML.
 //! The ones that call ([`connect`], [`cluster`], [`effect`], [`completion`], [`jobs`]) decide nothing about actions: they know
 //! deadlines, retries and how to find out what became of a write whose answer was lost.
@@ -15,6 +15,7 @@ pub mod eks;
 pub mod fault;
 pub mod jobs;
 pub mod marks;
+pub mod nodes;
 pub mod pods;
 pub mod restart;
 pub mod retry;

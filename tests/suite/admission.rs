@@ -13,7 +13,7 @@ use action_executor::actions::ActionKind;
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{Namespace, eventually, shared},
+    cluster::{eventually, shared},
     program::{Finished, Program, scratch},
     scenario::Scenario,
 };
@@ -35,8 +35,9 @@ fn kubectl(args: &[&str]) -> (bool, String) {
 
 /// Installs the admission policies of this policy for an account of the namespace; returns the
 /// account's kubeconfig.
-async fn guarded(namespace: &Namespace, policy: &str) -> PathBuf {
-    let kubeconfig = namespace.account("executor", wide_rights()).await;
+async fn guarded(scenario: &Scenario, policy: &str) -> PathBuf {
+    let namespace = &scenario.namespace;
+    let kubeconfig = scenario.account("executor", wide_rights()).await;
     let account = format!("{}:executor", namespace.name());
     let policy = namespace.policy(policy).display().to_string();
     let args = ["policy", "admission", "--service-account", &account, &policy];
@@ -73,13 +74,15 @@ async fn denied(scenario: &Scenario, kubeconfig: &Path) -> String {
 async fn the_api_server_denies_what_each_rule_denies() {
     for kind in ActionKind::ALL {
         for (rule, policy) in [
-            ("namespaces.deny", "namespaces: {deny: ['admission-*']}"),
-            ("namespaces.allow", "namespaces: {allow: [elsewhere]}\nsimulation: {limited: true}"),
+            ("PLACES.deny", "PLACES: {deny: ['admission-*']}"),
+            ("PLACES.allow", "PLACES: {allow: [elsewhere]}\nsimulation: {limited: true}"),
             ("actions.allow", "actions: {allow: []}\nsimulation: {limited: true}"),
             ("targets.opt_in", "targets: {opt_in: [sre=yes]}\nsimulation: {limited: true}"),
         ] {
             let scenario = Scenario::new(kind, "admission").await;
-            let kubeconfig = guarded(&scenario.namespace, policy).await;
+            let here = |text: &str| text.replace("PLACES", scenario.places());
+            let (rule, policy) = (&here(rule), &here(policy));
+            let kubeconfig = guarded(&scenario, policy).await;
             let request = scenario.request("r1");
             let detail = denied(&scenario, &kubeconfig).await;
             assert!(detail.contains(&format!("denied by {rule}")), "{kind:?} {rule}: {detail}");
@@ -97,7 +100,7 @@ async fn the_api_server_denies_what_each_rule_denies() {
 async fn a_protected_target_is_protected_by_the_api_server_too() {
     let scenario = Scenario::new(ActionKind::RestartPod, "protected").await;
     let policy = "targets: {protected: [app=web]}\nsimulation: {limited: true}";
-    let kubeconfig = guarded(&scenario.namespace, policy).await;
+    let kubeconfig = guarded(&scenario, policy).await;
     let detail = denied(&scenario, &kubeconfig).await;
     assert!(detail.contains("denied by targets.protected"), "{detail}");
 }
@@ -107,7 +110,7 @@ async fn reading_only_leaves_dry_runs_and_the_switch_stops_the_rest() {
     for kind in ActionKind::ALL {
         let scenario = Scenario::new(kind, "read_only").await;
         let name = scenario.namespace.name().to_owned();
-        let kubeconfig = guarded(&scenario.namespace, "read_only: true").await;
+        let kubeconfig = guarded(&scenario, "read_only: true").await;
         let refused = eventually("it holds", async || {
             let target = scenario.named();
             let probe = ["-n", &name, "annotate", &target, "probe=1", "--overwrite"];
@@ -129,7 +132,7 @@ async fn reading_only_leaves_dry_runs_and_the_switch_stops_the_rest() {
 async fn the_kill_switch_holds_in_the_api_server_once_it_is_thrown() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "vap_switch").await;
     let name = scenario.namespace.name();
-    let kubeconfig = guarded(&scenario.namespace, "version: 1").await;
+    let kubeconfig = guarded(&scenario, "version: 1").await;
     assert_eq!(send(&scenario, &kubeconfig, &scenario.request("r1")).status, 0);
     let lease = json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
@@ -176,7 +179,7 @@ async fn the_kill_switch_holds_in_the_api_server_once_it_is_thrown() {
 async fn even_with_far_more_rights_the_executor_can_do_nothing_else() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "nothing_else").await;
     let name = scenario.namespace.name();
-    guarded(&scenario.namespace, "version: 1").await;
+    guarded(&scenario, "version: 1").await;
     let user = format!("--as=system:serviceaccount:{name}:executor");
     let attempt = |args: &[&str]| kubectl(&[&["-n", name, &user], args].concat());
     let refused = eventually("it holds", async || {

@@ -83,12 +83,17 @@ fn the_charts_table_of_rights_is_the_programs() {
     let table: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
     let actions: BTreeMap<_, _> =
         ActionKind::ALL.iter().map(|kind| (kind.name(), kind.descriptor().rules)).collect();
+    let nodes: BTreeMap<_, _> = ActionKind::ALL
+        .iter()
+        .map(|kind| (kind.name(), kind.descriptor().cluster_rules))
+        .filter(|(_, rules)| !rules.is_empty())
+        .collect();
     let aliases: BTreeMap<_, _> = ActionKind::ALL
         .iter()
         .flat_map(|kind| kind.descriptor().aliases.iter().map(|alias| (alias, kind.name())))
         .collect();
     let expected = json!({
-        "actions": actions, "aliases": aliases, "ledger": ledger::RULE, "budget": budget::RULE,
+        "actions": actions, "nodes": nodes, "aliases": aliases, "ledger": ledger::RULE, "budget": budget::RULE,
         "approval": approval::RULE, "approver": approval::APPROVER,
     });
     let written = serde_yaml_ng::to_string(&expected).expect("is YAML");

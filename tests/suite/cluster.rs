@@ -18,10 +18,10 @@ use std::{
 
 use k8s_openapi::{
     api::{
-        apps::v1::{DaemonSet, Deployment, StatefulSet},
+        apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
         authentication::v1::TokenRequest,
-        core::v1::{Namespace as CoreNamespace, Pod, ServiceAccount},
-        rbac::v1::{Role, RoleBinding},
+        core::v1::{Namespace as CoreNamespace, Node, Pod, ServiceAccount},
+        rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
     },
     serde::{Serialize, de::DeserializeOwned},
 };
@@ -29,7 +29,7 @@ use kube::{
     Api, Client, Config, Resource,
     api::{ApiResource, DynamicObject, ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
-    core::NamespaceResourceScope,
+    core::{ClusterResourceScope, NamespaceResourceScope},
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -327,6 +327,83 @@ impl Namespace {
         Api::namespaced_with(self.client.clone(), &self.name, resource)
     }
 
+    /// The objects of a kind that is in no namespace.
+    pub fn global<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = ClusterResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::all(self.client.clone())
+    }
+
+    /// The same where the kind is known by its name.
+    pub fn global_objects(&self, resource: &ApiResource) -> Api<DynamicObject> {
+        Api::all_with(self.client.clone(), resource)
+    }
+
+    /// A node of the test's own under the namespace's name, once it is ready. It is tainted, so that only
+    /// those pods are on it that the test puts there.
+    pub async fn own_node(&self, cordoned: bool) -> Node {
+        let object = json!({
+            "metadata": {
+                "name": self.name,
+                "labels": { "kubernetes.io/hostname": self.name },
+                "annotations": { "kwok.x-k8s.io/node": "fake" },
+            },
+            "spec": {
+                "unschedulable": cordoned.then_some(true),
+                "taints": [{ "key": "kwok.x-k8s.io/node", "value": "own", "effect": "NoSchedule" }],
+            },
+        });
+        let object: Node = serde_json::from_value(object).expect("is a node");
+        let nodes = self.global::<Node>();
+        nodes.create(&PostParams::default(), &object).await.expect("the node is made");
+        eventually("the node is ready", async || {
+            let node = nodes.get(&self.name).await.expect("is there");
+            let conditions = node.status.as_ref()?.conditions.as_ref()?;
+            let ready = conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True");
+            let taints = node.spec.as_ref()?.taints.as_ref()?;
+            let settled = taints.iter().all(|it| !it.key.ends_with("/not-ready"));
+            let marked = taints.iter().any(|it| it.key.ends_with("/unschedulable")) == cordoned;
+            (ready && settled && marked).then_some(node)
+        })
+        .await
+    }
+
+    /// A ReplicaSet whose pods are on the test's own node now, and will come back elsewhere.
+    pub async fn replica_set_on_own_node(&self, name: &str, replicas: i32) {
+        let template = template(name, self.image);
+        for number in 0..replicas {
+            let mut pod = template.clone();
+            pod["metadata"]["name"] = format!("{name}-{number}").into();
+            pod["spec"]["nodeName"] = self.name.as_str().into();
+            self.create::<Pod>(pod).await;
+        }
+        eventually("the pods are settled", async || {
+            let pods = self.pods_of(name).await;
+            let phase = |pod: &Pod| pod.status.as_ref().and_then(|it| it.phase.clone());
+            let runs = |pod: &Pod| phase(pod).is_some_and(|it| it == "Running");
+            (self.image == MISSING_IMAGE || pods.iter().all(runs)).then_some(())
+        })
+        .await;
+        // It adopts pods that match, wherever they are; those that it makes are the scheduler's.
+        self.create::<ReplicaSet>(json!({
+            "metadata": { "name": name },
+            "spec": {
+                "replicas": replicas,
+                "selector": { "matchLabels": { "app": name } },
+                "template": template,
+            },
+        }))
+        .await;
+        eventually("the ReplicaSet has the pods", async || {
+            let pods = self.pods_of(name).await;
+            let owned = |pod: &Pod| pod.metadata.owner_references.is_some();
+            (pods.len() == replicas as usize && pods.iter().all(owned)).then_some(())
+        })
+        .await;
+    }
+
     /// Creates an object from JSON.
     pub async fn create<K>(&self, object: Value) -> K
     where
@@ -464,11 +541,48 @@ impl Namespace {
         .await;
     }
 
+    /// Gives a service account of this namespace these rules in the whole cluster.
+    pub async fn grant_everywhere(&self, account: &str, rules: Value) {
+        let name = format!("{}-{account}", self.name);
+        let role = json!({ "metadata": { "name": name }, "rules": rules });
+        let role: ClusterRole = serde_json::from_value(role).expect("is a role");
+        let roles = self.global::<ClusterRole>();
+        roles.create(&PostParams::default(), &role).await.expect("is created");
+        let binding = json!({
+            "metadata": { "name": name },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
+            "subjects": [{ "kind": "ServiceAccount", "name": account, "namespace": self.name }],
+        });
+        let binding: ClusterRoleBinding = serde_json::from_value(binding).expect("is a binding");
+        let bindings = self.global::<ClusterRoleBinding>();
+        bindings.create(&PostParams::default(), &binding).await.expect("is created");
+    }
+
+    /// Gives a service account of this namespace these rules in `default`, where the records are of what
+    /// is done to nodes.
+    pub async fn grant_in_default(&self, account: &str, rules: Value) {
+        let name = format!("{}-{account}", self.name);
+        let default = Namespace { name: "default".to_owned(), ..self.clone() };
+        default.create::<Role>(json!({ "metadata": { "name": name }, "rules": rules })).await;
+        default
+            .create::<RoleBinding>(json!({
+                "metadata": { "name": name },
+                "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name },
+                "subjects": [{ "kind": "ServiceAccount", "name": account, "namespace": self.name }],
+            }))
+            .await;
+    }
+
+    /// The kubeconfig of a service account of this namespace.
+    pub async fn kubeconfig_of(&self, account: &str) -> PathBuf {
+        let token = self.token(account, &[]).await;
+        self.kubeconfig_with(account, json!({ "token": token }))
+    }
+
     /// The kubeconfig of a new service account that has these rules in this namespace.
     pub async fn account(&self, name: &str, rules: Value) -> PathBuf {
         self.grant(name, rules).await;
-        let token = self.token(name, &[]).await;
-        self.kubeconfig_with(name, json!({ "token": token }))
+        self.kubeconfig_of(name).await
     }
 
     /// A token of a service account, for these audiences, or else for the API server.

@@ -16,7 +16,10 @@ use std::{
     time::Duration,
 };
 
-use action_executor::{actions::ActionKind, failpoint::Failpoint};
+use action_executor::{
+    actions::{ActionKind, Descriptor},
+    failpoint::Failpoint,
+};
 use k8s_openapi::api::core::v1::Event;
 use kube::{Api, api::ListParams};
 use serde_json::{Value, json};
@@ -283,8 +286,9 @@ async fn a_record_that_has_gone_does_not_make_it_happen_again() {
 async fn without_a_claim_nothing_is_done() {
     for kind in ActionKind::ALL {
         let scenario = Scenario::new(kind, "no_claim").await;
-        let rules: Vec<_> = kind.descriptor().rules.iter().map(|rule| json!(rule)).collect();
-        let kubeconfig = scenario.namespace.account("no-events", json!(rules)).await;
+        let Descriptor { rules, cluster_rules, .. } = kind.descriptor();
+        let rules = [*rules, *cluster_rules].concat();
+        let kubeconfig = scenario.account("no-events", json!(rules)).await;
         let done = send(Program::with_kubeconfig(&kubeconfig), &scenario.request("r1"));
         assert_eq!(done.status, 77, "{done:?}");
         assert!(done.stdout.contains("may not create events"), "{done:?}");

@@ -10,6 +10,7 @@ mod callers;
 mod chart;
 mod cluster;
 mod contract;
+mod cordon;
 mod faults;
 mod http;
 #[cfg(feature = "lambda")]

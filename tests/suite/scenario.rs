@@ -3,10 +3,12 @@
 //! Whatever must hold for every action is a loop over [`ActionKind::ALL`] with these; an action that is
 //! added says here what its effect is, and is covered.
 
-use action_executor::actions::ActionKind;
+use std::path::PathBuf;
+
+use action_executor::{actions::ActionKind, k8s::marks::Marks};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, StatefulSet},
-    core::v1::{Event, Pod},
+    core::v1::{Event, Node, Pod},
 };
 use kube::{
     Api, ResourceExt,
@@ -47,11 +49,29 @@ impl Scenario {
         Scenario { kind, namespace, parameters, before }
     }
 
-    /// A real request under this id.
+    /// A real request under this id. Records of nodes are all in one namespace, so that there an id is
+    /// this scenario's own.
     pub fn request(&self, id: &str) -> Value {
+        let id = match is_on_nodes(self.kind) {
+            true => format!("{id}.{}", self.namespace.name()),
+            false => id.to_owned(),
+        };
         json!({
             "type": self.kind.name(), "parameters": self.parameters, "simulate": false, "id": id,
         })
+    }
+
+    /// The kubeconfig of a new service account that has these rules wherever this action needs any.
+    pub async fn account(&self, name: &str, rules: Value) -> PathBuf {
+        if is_on_nodes(self.kind) {
+            self.namespace.grant_everywhere(name, rules.clone()).await;
+        }
+        self.namespace.account(name, rules).await
+    }
+
+    /// The part of a policy that says where: `nodes` or `namespaces`. Both names of ours are the same.
+    pub fn places(&self) -> &'static str {
+        if is_on_nodes(self.kind) { "nodes" } else { "namespaces" }
     }
 
     /// The target as kubectl names it: `Deployment/web`.
@@ -71,6 +91,7 @@ impl Scenario {
     pub async fn effects(&self) -> i64 {
         match self.kind {
             ActionKind::RestartPod => self.pods_replaced().await,
+            ActionKind::Cordon | ActionKind::Uncordon => self.marks().await,
             _ => self.generations().await,
         }
     }
@@ -79,6 +100,13 @@ impl Scenario {
     async fn generations(&self) -> i64 {
         let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
         let number = |it: &DynamicObject| it.metadata.generation.expect("has one");
+        number(&now) - number(&self.before)
+    }
+
+    /// How many requests have left their mark on a target whose changes have no generation.
+    async fn marks(&self) -> i64 {
+        let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
+        let number = |it: &DynamicObject| Marks::on(&it.metadata).last() as i64;
         number(&now) - number(&self.before)
     }
 
@@ -100,7 +128,12 @@ impl Scenario {
     }
 }
 
-/// The workload `web` that this action is for, once it runs.
+/// Whether the target is a node, which is in no namespace.
+pub fn is_on_nodes(kind: ActionKind) -> bool {
+    !kind.descriptor().cluster_rules.is_empty()
+}
+
+/// The workload `web` that this action is for, once it runs, or the test's own node.
 pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
     match kind {
         ActionKind::RestartK8s | ActionKind::RestartPod => {
@@ -108,6 +141,8 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
         }
         ActionKind::RestartStatefulset => namespace.running_stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.running_daemon_set("web").await,
+        ActionKind::Cordon => drop(namespace.own_node(false).await),
+        ActionKind::Uncordon => drop(namespace.own_node(true).await),
     }
 }
 
@@ -119,6 +154,8 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
         }
         ActionKind::RestartStatefulset => namespace.stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.daemon_set("web").await,
+        // A node that has no pods has none that do not run.
+        ActionKind::Cordon | ActionKind::Uncordon => return prepare(kind, namespace).await,
     }
     eventually("there is a pod", async || {
         (!namespace.pods_of("web").await.is_empty()).then_some(())
@@ -126,7 +163,19 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
     .await;
 }
 
-/// Parameters that mean the workload `web`.
+/// Makes the target as it was before, where the action leaves nothing to be done a second time.
+pub async fn undo(kind: ActionKind, namespace: &Namespace) {
+    let cordoned = match kind {
+        ActionKind::Cordon => false,
+        ActionKind::Uncordon => true,
+        _ => return,
+    };
+    let patch = Patch::Merge(json!({ "spec": { "unschedulable": cordoned } }));
+    let nodes = namespace.global::<Node>();
+    nodes.patch(namespace.name(), &Default::default(), &patch).await.expect("is patched");
+}
+
+/// Parameters that mean the workload `web`, or the test's own node.
 pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
     let name = namespace.name();
     match kind {
@@ -137,6 +186,7 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
         }
         ActionKind::RestartStatefulset => json!({ "statefulset": "web", "namespace": name }),
         ActionKind::RestartDaemonset => json!({ "daemonset": "web", "namespace": name }),
+        ActionKind::Cordon | ActionKind::Uncordon => json!({ "node": name }),
     }
 }
 
@@ -147,6 +197,7 @@ pub fn example(kind: ActionKind) -> Value {
         ActionKind::RestartPod => json!({ "pod_name": "web-1" }),
         ActionKind::RestartStatefulset => json!({ "statefulset": "db" }),
         ActionKind::RestartDaemonset => json!({ "daemonset": "agent" }),
+        ActionKind::Cordon | ActionKind::Uncordon => json!({ "node": "worker-1" }),
     }
 }
 
@@ -157,6 +208,9 @@ fn api(kind: ActionKind, namespace: &Namespace) -> Api<DynamicObject> {
         ActionKind::RestartPod => ApiResource::erase::<Pod>(&()),
         ActionKind::RestartStatefulset => ApiResource::erase::<StatefulSet>(&()),
         ActionKind::RestartDaemonset => ApiResource::erase::<DaemonSet>(&()),
+        ActionKind::Cordon | ActionKind::Uncordon => {
+            return namespace.global_objects(&ApiResource::erase::<Node>(&()));
+        }
     };
     namespace.objects(&resource)
 }
