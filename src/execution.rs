@@ -113,6 +113,7 @@ pub(crate) async fn make<'a>(
 ) -> Result<Done, ActionError> {
     // From here on it is this object that is meant, and none that may come under its name.
     let asked = &Asked { uid: plan.target.uid.clone(), ..asked.clone() };
+    let judged = plan.uids_of_others();
     let mut pauses = retry::pauses();
     let mut in_doubt: Option<InDoubt> = None;
     loop {
@@ -156,7 +157,9 @@ pub(crate) async fn make<'a>(
             self::plan(context, cluster, request, asked).await
         };
         plan = match next.await {
-            Ok(plan) => plan,
+            // No more may be acted upon than was judged and counted.
+            Ok(next) if next.uids_of_others().is_subset(&judged) => next,
+            Ok(_) => return settle(cluster, in_doubt, kept_changing(request)).await,
             Err(error) => return settle(cluster, in_doubt, error).await,
         };
     }

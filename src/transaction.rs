@@ -12,13 +12,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
 
 use crate::{
-    actions::{Asked, Plan, Step, Todo},
+    actions::{Asked, Plan, Rest, Step, Todo},
     approval,
     budget::{
         Budget, Glance,
         spent::{Entry, SLACK},
     },
     context::Context,
+    drain::Drain,
     error::{ActionError, Code},
     execution::{self, AFTERTHOUGHT, Done},
     failpoint::Failpoint,
@@ -392,10 +393,10 @@ impl Transaction<'_> {
             answer.target.resource_version.clone_from(&made.resource_version);
         }
         record.intent.answer = answer.clone();
-        if asked.wait {
+        if asked.wait || record.intent.completion.is_work() {
             record.effective(made);
             self.write(&mut record, closing(asked)).await;
-            self.wait_for(&record, &mut answer).await;
+            self.finish(&record, &mut answer, asked).await;
         } else {
             record.made = Some(made);
         }
@@ -413,7 +414,7 @@ impl Transaction<'_> {
     ) -> Result<ActionResponse, ActionError> {
         Failpoint::BeforeRecord.pass();
         record.answered(answer.clone());
-        let deadline = if asked.wait { Instant::now() + TO_RECORD } else { closing(asked) };
+        let deadline = closing(asked).max(Instant::now() + TO_RECORD);
         let settled = self.ledger.settle(&mut record, deadline).await;
         Failpoint::AfterRecord.pass();
         match settled {
@@ -434,7 +435,7 @@ impl Transaction<'_> {
         let answer = record.answer.clone().unwrap_or_else(|| record.intent.answer.clone());
         let mut answer = ActionResponse { replayed: true, ..answer };
         if asked.wait && answer.rollout.is_none() {
-            self.wait_for(&record, &mut answer).await;
+            self.finish(&record, &mut answer, asked).await;
         }
         Ok(answer)
     }
@@ -442,18 +443,38 @@ impl Transaction<'_> {
     /// The effect is made and another try waits for its completion, or did: so do we.
     async fn wait_on(&self, record: Record, asked: &Asked) -> Result<ActionResponse, ActionError> {
         let mut answer = record.intent.answer.clone();
-        if !asked.wait {
+        if !asked.wait && !record.intent.completion.is_work() {
             return Ok(ActionResponse { replayed: true, ..answer });
         }
-        self.wait_for(&record, &mut answer).await;
+        self.finish(&record, &mut answer, asked).await;
         answer.finished_at = Utc::now();
         self.record(record, answer, true, asked).await
     }
 
-    async fn wait_for(&self, record: &Record, answer: &mut ActionResponse) {
+    /// Does what is left to do, or waits until it is done, and adds to the answer what came of it.
+    async fn finish(&self, record: &Record, answer: &mut ActionResponse, asked: &Asked) {
         let made = record.made.clone().unwrap_or_default();
-        let completion = record.intent.completion.given(&answer.target, &made);
-        let rollout = wait::until_complete(self.context, self.cluster, &completion, self.end).await;
+        let rollout = match record.intent.completion.given(&answer.target, &made) {
+            Rest::Wait(completion) => {
+                wait::until_complete(self.context, self.cluster, &completion, self.end).await
+            }
+            Rest::Drain(drained) => {
+                let (context, cluster, end) = (self.context, self.cluster, self.end);
+                let node = &answer.target;
+                let drain = Drain { context, cluster, node, id: &asked.id, drained, end };
+                if asked.wait {
+                    drain.until_gone().await
+                } else {
+                    match drain.once().await {
+                        Ok(sentence) => {
+                            answer.result = format!("{} {sentence}", answer.result);
+                            return;
+                        }
+                        Err(rollout) => rollout,
+                    }
+                }
+            }
+        };
         if rollout.state != RolloutState::Complete {
             answer.outcome = Outcome::Failed;
         }
@@ -510,7 +531,8 @@ fn closing(asked: &Asked) -> Instant {
 
 /// Whether it was this request that was refused, and not the cluster that did not answer.
 fn is_of_this_request(refusal: &ActionError) -> bool {
-    !refusal.code.retryable() || matches!(refusal.code, Code::RateLimited | Code::Stopped)
+    !refusal.code.retryable()
+        || matches!(refusal.code, Code::RateLimited | Code::Stopped | Code::DisruptionBudget)
 }
 
 fn is_denied(refusal: &ActionError) -> bool {

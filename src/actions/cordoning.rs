@@ -52,13 +52,14 @@ pub(super) fn decide(node: &Node, cordoned: bool, asked: &Asked) -> Result<Plan,
 }
 
 /// The change of the node, which leaves this request's mark even where it changes nothing else.
-fn effect(node: &Node, cordoned: bool, asked: &Asked) -> Effect {
+pub(super) fn effect(node: &Node, cordoned: bool, asked: &Asked) -> Effect {
     let resource = ApiResource::erase::<Node>(&());
     Effect::patch(resource, &node.metadata, &asked.id, nodes::cordon_patch(cordoned))
 }
 
-fn changes(node: &Node, cordoned: bool, asked: &Asked) -> Vec<Change> {
-    vec![nodes::cordon_change(cordoned), Marks::on(&node.metadata).change(&asked.id)]
+pub(super) fn changes(node: &Node, cordoned: bool, asked: &Asked) -> Vec<Change> {
+    let field = (nodes::is_cordoned(node) != cordoned).then(|| nodes::cordon_change(cordoned));
+    field.into_iter().chain([Marks::on(&node.metadata).change(&asked.id)]).collect()
 }
 
 fn word(cordoned: bool) -> &'static str {

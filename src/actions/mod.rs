@@ -8,7 +8,10 @@
 //! To add one: a file with `DESCRIPTOR` and `Parameters`, and its line in the table below. Tests that
 //! loop over [`ActionKind::ALL`] then ask for the rest.
 
-use std::{collections::BTreeMap, pin::Pin};
+use std::{
+    collections::{BTreeMap, HashSet},
+    pin::Pin,
+};
 
 use chrono::{DateTime, Utc};
 use kube::core::ObjectMeta;
@@ -21,6 +24,7 @@ use crate::{
     k8s::{
         cluster::Cluster,
         completion::{Completion, RolloutOf},
+        drain::Drained,
         effect::{Effect, Made},
     },
     names::RequestId,
@@ -117,6 +121,8 @@ actions! {
     Cordon: cordon,
     /// Let new pods come to a node again.
     Uncordon: uncordon,
+    /// Evict the pods of a node.
+    Drain: drain,
 }
 
 mod cordoning;
@@ -265,6 +271,11 @@ impl Plan {
         }
     }
 
+    /// The uids of the other objects that are acted upon.
+    pub(crate) fn uids_of_others(&self) -> HashSet<String> {
+        self.others.iter().filter_map(|other| other.target.uid.clone()).collect()
+    }
+
     /// The plan for an object that carries this request's mark: the change was made, and its answer did
     /// not arrive.
     pub(crate) fn already_made(
@@ -299,6 +310,14 @@ pub(crate) enum Todo {
     Nothing(String),
 }
 
+/// What is left to do once the effect is made.
+pub(crate) enum Rest<'a> {
+    /// To wait until this is so.
+    Wait(Completion),
+    /// To evict the pods of the node that was cordoned.
+    Drain(&'a Drained),
+}
+
 /// When what is planned is complete.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -307,20 +326,28 @@ pub enum CompletionOf {
     Rollout(RolloutOf),
     /// Known in full already.
     Known(Completion),
+    /// The pods of the node are gone, which is to be brought about.
+    Drained(Drained),
 }
 
 impl CompletionOf {
-    /// When what this request did to the target is complete, given what the effect left behind.
-    pub(crate) fn given(&self, target: &Target, made: &Made) -> Completion {
+    /// What is left of what this request is to do to the target, given what the effect left behind.
+    pub(crate) fn given(&self, target: &Target, made: &Made) -> Rest<'_> {
         match self {
-            CompletionOf::Known(completion) => completion.clone(),
-            CompletionOf::Rollout(rollout) => Completion::RolledOut {
+            CompletionOf::Known(completion) => Rest::Wait(completion.clone()),
+            CompletionOf::Drained(drained) => Rest::Drain(drained),
+            CompletionOf::Rollout(rollout) => Rest::Wait(Completion::RolledOut {
                 namespace: target.namespace.clone(),
                 name: target.name.clone(),
                 generation: made.generation.unwrap_or(0),
                 rollout: rollout.clone(),
-            },
+            }),
         }
+    }
+
+    /// Whether something is to be done after the effect even if nobody waits for it.
+    pub(crate) fn is_work(&self) -> bool {
+        matches!(self, CompletionOf::Drained(_))
     }
 }
 
@@ -433,8 +460,6 @@ impl Asked {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     #[test]

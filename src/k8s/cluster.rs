@@ -11,7 +11,8 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource,
-    api::{ApiResource, ListParams, Patch, PatchParams, PostParams},
+    api::{ApiResource, ListParams, ObjectList, Patch, PatchParams, PostParams},
+    core::PartialObjectMeta,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -200,12 +201,9 @@ impl Cluster {
         fields: &str,
         deadline: Instant,
     ) -> Result<bool, ActionError> {
-        let api = Api::<K>::all(self.client());
         let params = ListParams::default().fields(fields).limit(1);
-        match self.attempt(Repeat::Freely, deadline, || api.list_metadata(&params)).await {
-            Ok(list) => Ok(!list.items.is_empty()),
-            Err(fault) => Err(self.tell(&Call::about::<K>("list"), fault).await),
-        }
+        let page = self.page_of_metadata::<K>(&params, deadline).await?;
+        Ok(!page.items.is_empty())
     }
 
     /// Lists up to 500 objects by label selector.
@@ -223,6 +221,45 @@ impl Cluster {
         match self.attempt(Repeat::Freely, deadline, || api.list(&params)).await {
             Ok(list) => Ok(list.items),
             Err(fault) => Err(self.tell(&Call::of::<K>("list", namespace, None), fault).await),
+        }
+    }
+
+    /// One page of the objects that these parameters select in all namespaces, or in none for what is in
+    /// none.
+    ///
+    /// # Errors
+    /// As [`Cluster::tell`] says.
+    pub async fn page<K>(
+        &self,
+        params: &ListParams,
+        deadline: Instant,
+    ) -> Result<ObjectList<K>, ActionError>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        let api = Api::<K>::all(self.client());
+        match self.attempt(Repeat::Freely, deadline, || api.list(params)).await {
+            Ok(list) => Ok(list),
+            Err(fault) => Err(self.tell(&Call::of::<K>("list", "", None), fault).await),
+        }
+    }
+
+    /// The same page with no more of each object than its metadata.
+    ///
+    /// # Errors
+    /// As [`Cluster::tell`] says.
+    pub async fn page_of_metadata<K>(
+        &self,
+        params: &ListParams,
+        deadline: Instant,
+    ) -> Result<ObjectList<PartialObjectMeta<K>>, ActionError>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        let api = Api::<K>::all(self.client());
+        match self.attempt(Repeat::Freely, deadline, || api.list_metadata(params)).await {
+            Ok(list) => Ok(list),
+            Err(fault) => Err(self.tell(&Call::of::<K>("list", "", None), fault).await),
         }
     }
 

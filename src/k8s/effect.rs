@@ -78,6 +78,9 @@ pub enum Mutation {
     Evict {
         /// The resourceVersion that the pod must still have.
         resource_version: Option<String>,
+        /// How long it may take to stop, instead of its own grace period.
+        #[serde(default)]
+        grace_period_seconds: Option<u32>,
     },
     /// A new object under a name that is this request's alone, and with its id in an annotation.
     Create {
@@ -211,7 +214,17 @@ impl Effect {
     /// The eviction of the pod with this metadata and no other of its name.
     #[must_use]
     pub fn eviction(metadata: &ObjectMeta, resource_version: Option<String>) -> Self {
-        Effect::on(ApiResource::erase::<Pod>(&()), metadata, Mutation::Evict { resource_version })
+        let mutation = Mutation::Evict { resource_version, grace_period_seconds: None };
+        Effect::on(ApiResource::erase::<Pod>(&()), metadata, mutation)
+    }
+
+    /// The same eviction with another grace period than the pod's own.
+    #[must_use]
+    pub fn with_grace_period(mut self, seconds: Option<u32>) -> Self {
+        if let Mutation::Evict { grace_period_seconds, .. } = &mut self.mutation {
+            *grace_period_seconds = seconds;
+        }
+        self
     }
 
     /// Another number of replicas for the object with this metadata.
@@ -298,14 +311,15 @@ impl Effect {
                 let ObjectMeta { resource_version, generation, .. } = scaled.metadata;
                 Ok(Made { resource_version, generation })
             }
-            Mutation::Evict { resource_version } => {
+            Mutation::Evict { resource_version, grace_period_seconds } => {
                 // In the spelling of the API: kube's own helper loses the preconditions.
                 let eviction = json!({
                     "apiVersion": "policy/v1", "kind": "Eviction",
                     "metadata": { "name": self.name, "namespace": self.namespace },
-                    "deleteOptions": { "preconditions": {
-                        "uid": self.uid, "resourceVersion": resource_version,
-                    }},
+                    "deleteOptions": {
+                        "gracePeriodSeconds": grace_period_seconds,
+                        "preconditions": { "uid": self.uid, "resourceVersion": resource_version },
+                    },
                 });
                 let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
                 let evicted: kube::Result<Value> =

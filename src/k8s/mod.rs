@@ -1,14 +1,16 @@
 //! What we know of Kubernetes.
 //!
 //! Two kinds of file live here, and they do not mix. The pure ones turn objects into verdicts or
-//! intentions into patches ([`restart`], [`rollout`], [`workload`], [`pods`], [`nodes`], [`marks`], [`retry`]) and are tested
-//! from YAML.
+//! intentions into patches ([`restart`], [`rollout`], [`workload`], [`pods`], [`disruption`], [`nodes`],
+//! [`drain`], [`marks`], [`retry`]) and are tested from YAML.
 //! The ones that call ([`connect`], [`cluster`], [`effect`], [`completion`], [`jobs`]) decide nothing about actions: they know
 //! deadlines, retries and how to find out what became of a write whose answer was lost.
 
 pub mod cluster;
 pub mod completion;
 pub mod connect;
+pub mod disruption;
+pub mod drain;
 pub mod effect;
 #[cfg(feature = "lambda")]
 pub mod eks;

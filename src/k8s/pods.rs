@@ -27,11 +27,18 @@ const MOST_PROBLEMS: usize = 10;
 /// The controller that replaces the pod when it is gone; none for a bare or a static pod.
 #[must_use]
 pub fn controller(pod: &Pod) -> Option<&OwnerReference> {
-    if pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(MIRROR_ANNOTATION)) {
+    if is_mirror(pod) {
         return None;
     }
     let owners = pod.metadata.owner_references.as_ref()?;
     owners.iter().find(|owner| owner.controller == Some(true))
+}
+
+/// Whether the pod is only the API's mirror of a static pod, which its kubelet runs from a file.
+#[must_use]
+pub fn is_mirror(pod: &Pod) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    annotations.is_some_and(|all| all.contains_key(MIRROR_ANNOTATION))
 }
 
 /// A label selector (`a=b,c=d`) that the pod shares with its siblings, old and new.

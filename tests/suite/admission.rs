@@ -20,7 +20,8 @@ use crate::{
 
 /// Far more than the executor's own rights.
 fn wide_rights() -> Value {
-    json!([{ "apiGroups": ["", "apps", "coordination.k8s.io"], "resources": ["*"], "verbs": ["*"] }])
+    let groups = ["", "apps", "coordination.k8s.io", "policy"];
+    json!([{ "apiGroups": groups, "resources": ["*"], "verbs": ["*"] }])
 }
 
 fn kubectl(args: &[&str]) -> (bool, String) {

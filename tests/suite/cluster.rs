@@ -370,9 +370,12 @@ impl Namespace {
         .await
     }
 
-    /// A ReplicaSet whose pods are on the test's own node now, and will come back elsewhere.
-    pub async fn replica_set_on_own_node(&self, name: &str, replicas: i32) {
-        let template = template(name, self.image);
+    /// A ReplicaSet whose pods are on the test's own node now, and will come back elsewhere; with this in
+    /// their spec besides.
+    pub async fn replica_set_on_own_node(&self, name: &str, replicas: i32, spec: Value) {
+        let mut template = template(name, self.image);
+        let more = spec.as_object().expect("are fields").clone();
+        template["spec"].as_object_mut().expect("is one").extend(more);
         for number in 0..replicas {
             let mut pod = template.clone();
             pod["metadata"]["name"] = format!("{name}-{number}").into();
@@ -482,6 +485,25 @@ impl Namespace {
             },
         });
         self.create::<DaemonSet>(object).await;
+    }
+
+    /// A DaemonSet with its pod on the test's own node, and nowhere else.
+    pub async fn daemon_set_on_own_node(&self, name: &str) {
+        let mut template = template(name, self.image);
+        template["spec"]["tolerations"] = json!([{ "operator": "Exists" }]);
+        template["spec"]["nodeSelector"] = json!({ "kubernetes.io/hostname": self.name });
+        self.create::<DaemonSet>(json!({
+            "metadata": { "name": name },
+            "spec": { "selector": { "matchLabels": { "app": name } }, "template": template },
+        }))
+        .await;
+        eventually("its pod is there", async || {
+            let pods = self.pods_of(name).await;
+            pods.iter()
+                .any(|pod| pod.spec.as_ref().is_some_and(|it| it.node_name.is_some()))
+                .then_some(())
+        })
+        .await;
     }
 
     /// A DaemonSet of good pods, once they are all ready.

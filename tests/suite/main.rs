@@ -11,6 +11,7 @@ mod chart;
 mod cluster;
 mod contract;
 mod cordon;
+mod drain;
 mod faults;
 mod http;
 #[cfg(feature = "lambda")]

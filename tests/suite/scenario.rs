@@ -92,6 +92,7 @@ impl Scenario {
         match self.kind {
             ActionKind::RestartPod => self.pods_replaced().await,
             ActionKind::Cordon | ActionKind::Uncordon => self.marks().await,
+            ActionKind::Drain => self.drains().await,
             _ => self.generations().await,
         }
     }
@@ -108,6 +109,22 @@ impl Scenario {
         let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
         let number = |it: &DynamicObject| Marks::on(&it.metadata).last() as i64;
         number(&now) - number(&self.before)
+    }
+
+    /// How often the node was drained: each time its mark is there, and the ReplicaSet has made its pod
+    /// anew.
+    async fn drains(&self) -> i64 {
+        let marks = self.marks().await;
+        eventually("as many evictions follow as there were cordons", async || {
+            (pods_made(&self.namespace).await == marks).then_some(())
+        })
+        .await;
+        marks
+    }
+
+    /// How many writes the action takes: a drain evicts a pod besides.
+    pub fn writes(&self) -> usize {
+        if self.kind == ActionKind::Drain { 2 } else { 1 }
     }
 
     /// How often the Deployment's one pod was replaced.
@@ -143,6 +160,10 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
         ActionKind::RestartDaemonset => namespace.running_daemon_set("web").await,
         ActionKind::Cordon => drop(namespace.own_node(false).await),
         ActionKind::Uncordon => drop(namespace.own_node(true).await),
+        ActionKind::Drain => {
+            namespace.own_node(false).await;
+            namespace.replica_set_on_own_node("web", 1, json!({})).await;
+        }
     }
 }
 
@@ -156,6 +177,15 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
         ActionKind::RestartDaemonset => namespace.daemon_set("web").await,
         // A node that has no pods has none that do not run.
         ActionKind::Cordon | ActionKind::Uncordon => return prepare(kind, namespace).await,
+        // With all that is looked at on a node.
+        ActionKind::Drain => {
+            namespace.own_node(false).await;
+            namespace.daemon_set_on_own_node("agent").await;
+            let claim = json!({ "claimName": "data" });
+            let volumes = json!([{ "name": "data", "persistentVolumeClaim": claim }]);
+            let spec = json!({ "volumes": volumes });
+            namespace.replica_set_on_own_node("web", 1, spec).await;
+        }
     }
     eventually("there is a pod", async || {
         (!namespace.pods_of("web").await.is_empty()).then_some(())
@@ -166,7 +196,7 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
 /// Makes the target as it was before, where the action leaves nothing to be done a second time.
 pub async fn undo(kind: ActionKind, namespace: &Namespace) {
     let cordoned = match kind {
-        ActionKind::Cordon => false,
+        ActionKind::Cordon | ActionKind::Drain => false,
         ActionKind::Uncordon => true,
         _ => return,
     };
@@ -186,7 +216,7 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
         }
         ActionKind::RestartStatefulset => json!({ "statefulset": "web", "namespace": name }),
         ActionKind::RestartDaemonset => json!({ "daemonset": "web", "namespace": name }),
-        ActionKind::Cordon | ActionKind::Uncordon => json!({ "node": name }),
+        ActionKind::Cordon | ActionKind::Uncordon | ActionKind::Drain => json!({ "node": name }),
     }
 }
 
@@ -197,7 +227,9 @@ pub fn example(kind: ActionKind) -> Value {
         ActionKind::RestartPod => json!({ "pod_name": "web-1" }),
         ActionKind::RestartStatefulset => json!({ "statefulset": "db" }),
         ActionKind::RestartDaemonset => json!({ "daemonset": "agent" }),
-        ActionKind::Cordon | ActionKind::Uncordon => json!({ "node": "worker-1" }),
+        ActionKind::Cordon | ActionKind::Uncordon | ActionKind::Drain => {
+            json!({ "node": "worker-1" })
+        }
     }
 }
 
@@ -208,7 +240,7 @@ fn api(kind: ActionKind, namespace: &Namespace) -> Api<DynamicObject> {
         ActionKind::RestartPod => ApiResource::erase::<Pod>(&()),
         ActionKind::RestartStatefulset => ApiResource::erase::<StatefulSet>(&()),
         ActionKind::RestartDaemonset => ApiResource::erase::<DaemonSet>(&()),
-        ActionKind::Cordon | ActionKind::Uncordon => {
+        ActionKind::Cordon | ActionKind::Uncordon | ActionKind::Drain => {
             return namespace.global_objects(&ApiResource::erase::<Node>(&()));
         }
     };
