@@ -96,9 +96,13 @@ impl Transaction<'_> {
             Failpoint::BeforeClaim.pass();
             let next = match (self.standing(&planned, &asked).await?, planned) {
                 (Standing::Answered(record), _) => return self.replay(*record, &asked).await,
-                (Standing::Effective(record), _) => return self.wait_on(*record, &asked).await,
+                (Standing::Effective(record), _) => {
+                    return self.wait_on(self.ledger.take_up(*record), &asked).await;
+                }
                 (Standing::Held(until), _) => return Err(in_progress(until)),
-                (Standing::Abandoned(record), _) => self.pick_up(*record, &asked).await?,
+                (Standing::Abandoned(record), _) => {
+                    self.pick_up(self.ledger.take_up(*record), &asked).await?
+                }
                 (Standing::Free, Err(refusal)) => {
                     self.note(&refusal).await;
                     return Err(refusal);
@@ -503,6 +507,7 @@ impl Transaction<'_> {
                 | Code::Stopped
                 | Code::TargetPaused
                 | Code::TargetUnmanaged
+                | Code::DrainBlocked
                 | Code::PreconditionFailed
         );
         if of_interest {
