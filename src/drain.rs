@@ -3,10 +3,10 @@
 //!
 //! It looks, evicts what may go now, and looks again. What is left is always what the cluster says is
 //! left, so whoever takes it over goes on from there; and since each eviction is bound to its pod's uid,
-//! two who are at it do nothing twice. Each look asks three questions, however many pods there are: the
-//! node, since one that somebody has uncordoned is not to be emptied any more; the metadata of its pods;
-//! and the budgets, so that no more evictions are tried than have room. kubectl tries each pod every five
-//! seconds instead, and asks of each whether it is gone.
+//! two who are at it do nothing twice. Each look asks two questions, however many pods there are: the
+//! metadata of the node's pods, and the budgets, so that no more evictions are tried than have room. Before
+//! anything is evicted it asks for the node, since one that somebody has uncordoned is not to be emptied any
+//! more. kubectl tries each pod every five seconds instead, and asks of each whether it is gone.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -47,7 +47,7 @@ const MOST_AT_ONCE: usize = 16;
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often it is looked: soon after something has happened, since most pods are quick.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often one pod is tried although its budget has no room, since a pod that is not healthy any more
@@ -90,14 +90,6 @@ struct Left {
     budget: Option<String>,
 }
 
-/// What came of a look.
-enum Look {
-    /// This is left.
-    Left(Seen),
-    /// It is not to go on, for this reason.
-    Over(String),
-}
-
 /// What came of the tries so far.
 #[derive(Default)]
 struct Tries {
@@ -107,6 +99,14 @@ struct Tries {
     given_up: HashMap<String, String>,
     /// When budgets were first seen without room, or last tried all the same.
     without_room: HashMap<String, Instant>,
+}
+
+/// What came of one look, and of what was evicted then.
+enum Step {
+    /// These are evicted, by uid.
+    On(HashSet<String>),
+    /// It has ended.
+    Over(RolloutState, String),
 }
 
 /// How it ended, and what is left.
@@ -137,10 +137,10 @@ impl Drain<'_> {
         let mut tries = Tries::default();
         let end = self.end.min(Instant::now() + self.context.deadline());
         let failed = |message| Ended { state: RolloutState::Failed, message, problems: Vec::new() };
-        let ended = match self.look(end).await {
-            Ok(Look::Over(why)) => failed(why),
-            Err(error) => failed(error.with_its_hint()),
-            Ok(Look::Left(seen)) => {
+        let ended = match (self.why_not_go_on(end).await, self.look(end).await) {
+            (Ok(Some(why)), _) => failed(why),
+            (Err(error), _) | (_, Err(error)) => failed(error.with_its_hint()),
+            (Ok(None), Ok(seen)) => {
                 let chosen = choose(&seen, &tries, Instant::now());
                 let evicted = self.evict(&chosen, &mut tries, end).await;
                 let stays = |it: &&Left| !is_going(&it.pod) && !evicted.contains(uid(&it.pod));
@@ -174,27 +174,14 @@ impl Drain<'_> {
         loop {
             let before = seen.pods.len();
             let mut next = stage.clone();
-            match self.look(self.end).await {
-                Ok(Look::Left(left)) => {
-                    *seen = left;
-                    if seen.pods.is_empty() {
-                        return (RolloutState::Complete, self.all_gone());
-                    }
-                    tries.note_room(seen);
-                    let chosen = choose(seen, tries, Instant::now());
-                    tries.note_tries(&chosen, seen);
-                    let evicted = self.evict(&chosen, tries, self.end).await;
-                    let is_stuck = |it: &Left| tries.given_up.contains_key(uid(&it.pod));
-                    if seen.pods.iter().all(is_stuck) {
-                        let pods = counted(seen.pods.len(), "pod");
-                        return (RolloutState::Failed, format!("{pods} cannot be evicted"));
-                    }
+            match self.step(seen, tries).await {
+                Ok(Step::Over(state, message)) => return (state, message),
+                Ok(Step::On(evicted)) => {
                     if !evicted.is_empty() || seen.pods.len() < before {
                         pause = FIRST_PAUSE;
                     }
                     next = self.stage(seen, &evicted);
                 }
-                Ok(Look::Over(why)) => return (RolloutState::Failed, why),
                 // The cluster may come back before the end does.
                 Err(error) if error.code.retryable() => {
                     tracing::warn!(%error, "the node could not be looked at");
@@ -219,6 +206,28 @@ impl Drain<'_> {
         }
     }
 
+    /// Looks, and evicts what may go now.
+    async fn step(&self, seen: &mut Seen, tries: &mut Tries) -> Result<Step, ActionError> {
+        *seen = self.look(self.end).await?;
+        if seen.pods.is_empty() {
+            return Ok(Step::Over(RolloutState::Complete, self.all_gone()));
+        }
+        tries.note_room(seen);
+        let chosen = choose(seen, tries, Instant::now());
+        if !chosen.is_empty()
+            && let Some(why) = self.why_not_go_on(self.end).await?
+        {
+            return Ok(Step::Over(RolloutState::Failed, why));
+        }
+        tries.note_tries(&chosen, seen);
+        let evicted = self.evict(&chosen, tries, self.end).await;
+        if seen.pods.iter().all(|it| tries.given_up.contains_key(uid(&it.pod))) {
+            let pods = counted(seen.pods.len(), "pod");
+            return Ok(Step::Over(RolloutState::Failed, format!("{pods} cannot be evicted")));
+        }
+        Ok(Step::On(evicted))
+    }
+
     fn all_gone(&self) -> String {
         let name = &self.node.name;
         match self.drained.count() {
@@ -237,17 +246,7 @@ impl Drain<'_> {
     }
 
     /// Looks what is left on the node of what is to go.
-    async fn look(&self, deadline: Instant) -> Result<Look, ActionError> {
-        let node: Node = match self.cluster.get_global(&self.node.name, deadline).await {
-            Ok(node) => node,
-            Err(error) if error.code == Code::TargetNotFound => {
-                return Ok(Look::Over(format!("Node '{}' was deleted", self.node.name)));
-            }
-            Err(error) => return Err(error),
-        };
-        if let Some(why) = self.why_not_go_on(&node) {
-            return Ok(Look::Over(why));
-        }
+    async fn look(&self, deadline: Instant) -> Result<Seen, ActionError> {
         let mut left = Vec::new();
         let selector = self.drained.selector.as_deref();
         let mut params = drain::pods_of(&self.node.name, selector).limit(PAGE);
@@ -264,23 +263,32 @@ impl Drain<'_> {
             true => self.cluster.list_all::<PodDisruptionBudget>(None, "", deadline).await?,
             false => Vec::new(),
         };
-        Ok(Look::Left(self.bound(left, budgets)))
+        Ok(self.bound(left, budgets))
     }
 
-    fn why_not_go_on(&self, node: &Node) -> Option<String> {
+    /// Why nothing more may be evicted, if that is so: the node is not the one that was cordoned, or is not
+    /// cordoned any more.
+    async fn why_not_go_on(&self, deadline: Instant) -> Result<Option<String>, ActionError> {
         let Target { name, uid, .. } = self.node;
+        let node: Node = match self.cluster.get_global(name, deadline).await {
+            Ok(node) => node,
+            Err(error) if error.code == Code::TargetNotFound => {
+                return Ok(Some(format!("Node '{name}' was deleted")));
+            }
+            Err(error) => return Err(error),
+        };
         if node.metadata.uid != *uid {
-            return Some(format!("Node '{name}' was replaced by another of its name"));
+            return Ok(Some(format!("Node '{name}' was replaced by another of its name")));
         }
-        if nodes::is_cordoned(node) {
-            return None;
+        if nodes::is_cordoned(&node) {
+            return Ok(None);
         }
-        Some(match Marks::on(&node.metadata).hold(&self.undoing()) {
+        Ok(Some(match Marks::on(&node.metadata).hold(&self.undoing()) {
             true => format!("another try has given up and uncordoned Node '{name}'"),
             false => {
                 format!("Node '{name}' was uncordoned by someone else; nothing more is evicted")
             }
-        })
+        }))
     }
 
     fn is_left(&self, pod: &ObjectMeta) -> bool {

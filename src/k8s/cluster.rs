@@ -289,7 +289,7 @@ impl Cluster {
                     }
                 }
                 Err(fault) => {
-                    let call = Call::of::<K>("list", namespace.unwrap_or("*"), None);
+                    let call = Call::of::<K>("list", namespace.unwrap_or_default(), None);
                     return Err(self.tell(&call, fault).await);
                 }
             }
