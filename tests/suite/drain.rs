@@ -418,6 +418,14 @@ impl Observer {
                 }
                 let few = ready.into_iter().filter(|(_, ready)| *ready + 1 < replicas);
                 broken.extend(few.map(|(app, ready)| format!("{app} has {ready} of {replicas}")));
+                let budgets = namespace.api::<PodDisruptionBudget>();
+                for budget in budgets.list(&ListParams::default()).await.expect("are listed") {
+                    let (name, status) = (budget.name_any(), budget.status.unwrap_or_default());
+                    let (is, must) = (status.current_healthy, status.desired_healthy);
+                    if is < must {
+                        broken.push(format!("budget {name}: {is} are healthy, {must} must be"));
+                    }
+                }
                 looks += 1;
                 sleep(Duration::from_millis(20)).await;
             }

@@ -107,16 +107,18 @@ async fn dies_and_is_retried(kind: ActionKind, at: Failpoint) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_at_any_step_of_any_action_leaves_one_effect_and_one_answer() {
-    let side_by_side = async {
-        let mut tries = JoinSet::new();
-        for kind in ActionKind::ALL {
+    // One action after the other: all at once, on a slow machine, a try's two seconds are over before it
+    // has come to where it is to die.
+    for kind in ActionKind::ALL {
+        let side_by_side = async {
+            let mut tries = JoinSet::new();
             for at in Failpoint::ALL {
                 tries.spawn_local(dies_and_is_retried(kind, at));
             }
-        }
-        tries.join_all().await;
-    };
-    LocalSet::new().run_until(side_by_side).await;
+            tries.join_all().await;
+        };
+        LocalSet::new().run_until(side_by_side).await;
+    }
 }
 
 /// Sends one request many times over to four servers that are killed at random.
