@@ -97,6 +97,8 @@ struct Tries {
     refused: HashMap<String, String>,
     /// The same of those that are refused for good.
     given_up: HashMap<String, String>,
+    /// Those of which it is not known whether they were evicted, by uid.
+    in_doubt: HashSet<String>,
     /// When budgets were first seen without room, or last tried all the same.
     without_room: HashMap<String, Instant>,
 }
@@ -142,7 +144,8 @@ impl Drain<'_> {
             (Err(error), _) | (_, Err(error)) => failed(error.with_its_hint()),
             (Ok(None), Ok(seen)) => {
                 let chosen = choose(&seen, &tries, Instant::now());
-                let evicted = self.evict(&chosen, &mut tries, end).await;
+                let mut evicted = self.evict(&chosen, &mut tries, end).await;
+                evicted.extend(self.clear_doubts(&mut tries, end).await);
                 let stays = |it: &&Left| !is_going(&it.pod) && !evicted.contains(uid(&it.pod));
                 let left: Vec<_> = seen.pods.iter().filter(stays).collect();
                 if left.is_empty() {
@@ -359,6 +362,7 @@ impl Drain<'_> {
                 }
                 // Whether it was made is seen at the next look.
                 Err(NotMade::InDoubt(fault)) => {
+                    tries.in_doubt.insert(effect.uid.clone());
                     tries.refused.insert(effect.uid, format!("its answer was lost ({fault:?})"));
                 }
                 Err(NotMade::Refused(error)) if may_pass(&error) => {
@@ -369,6 +373,23 @@ impl Drain<'_> {
                 }
             }
         }
+    }
+
+    /// Finds out what became of evictions whose answer was lost, and makes those that were not made.
+    /// Returns the uids of the pods that go.
+    async fn clear_doubts(&self, tries: &mut Tries, end: Instant) -> HashSet<String> {
+        let stopping = self.context.stopping();
+        let mut evicted = HashSet::new();
+        while !tries.in_doubt.is_empty() && may_begin(&stopping, end) {
+            let Ok(seen) = self.look(end).await else { break };
+            let doubtful = std::mem::take(&mut tries.in_doubt);
+            let is_there = |it: &&Left| !is_going(&it.pod) && doubtful.contains(uid(&it.pod));
+            let there: Vec<_> = seen.pods.iter().filter(is_there).collect();
+            let not_made: HashSet<_> = there.iter().map(|it| uid(&it.pod).to_owned()).collect();
+            evicted.extend(doubtful.difference(&not_made).cloned());
+            evicted.extend(self.evict(&there, tries, end).await);
+        }
+        evicted
     }
 
     /// The answer's part about the drain; on failure, once the node takes pods again if that is wished.
