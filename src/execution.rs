@@ -114,6 +114,7 @@ pub(crate) async fn make<'a>(
     // From here on it is this object that is meant, and none that may come under its name.
     let (uid, decided_on) = (plan.target.uid.clone(), plan.decided_on.clone());
     let asked = &Asked { uid, decided_on, ..asked.clone() };
+    let judged = plan.uids_of_others();
     let mut pauses = retry::pauses();
     let mut in_doubt: Option<InDoubt> = None;
     loop {
@@ -157,7 +158,9 @@ pub(crate) async fn make<'a>(
             self::plan(context, cluster, request, asked).await
         };
         plan = match next.await {
-            Ok(plan) => plan,
+            // No more may be acted upon than was judged and counted.
+            Ok(next) if next.uids_of_others().is_subset(&judged) => next,
+            Ok(_) => return settle(cluster, in_doubt, kept_changing(request)).await,
             Err(error) => return settle(cluster, in_doubt, error).await,
         };
     }
@@ -231,15 +234,19 @@ impl InDoubt {
 /// The error for an effect of which it cannot be found out whether it was made.
 pub(crate) fn unknown(effect: &Effect, why: &str) -> ActionError {
     let Effect { resource, namespace, name, uid, .. } = effect;
+    let (place, option) = match namespace.as_str() {
+        "" => (String::new(), String::new()),
+        namespace => (format!("{namespace}/"), format!(" -n {namespace}")),
+    };
     ActionError::new(
         Code::OutcomeUnknown,
         format!(
-            "the change to {} {namespace}/{name} was sent and {why}; it may or may not have been made",
+            "the change to {} {place}{name} was sent and {why}; it may or may not have been made",
             resource.kind
         ),
     )
     .with_hint(format!(
-        "look at `kubectl -n {namespace} get {} {name} -o yaml` (it had uid {uid}); the same request \
+        "look at `kubectl{option} get {} {name} -o yaml` (it had uid {uid}); the same request \
          with the same id is safe to send again",
         resource.plural
     ))

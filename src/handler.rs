@@ -72,7 +72,7 @@ fn ask(context: &Context, request: &ActionRequest, id: &RequestId) -> Asked {
         id: id.clone(),
         at: Utc::now(),
         deadline: Instant::now() + calls,
-        wait: request.wait && !request.simulate,
+        wait: request.wait,
         precondition: request.precondition.clone(),
         uid: None,
         decided_on: None,

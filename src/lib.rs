@@ -5,8 +5,9 @@
 //! # The house
 //! - [`request`], [`response`], [`error`], [`names`]: the contract, and nothing else.
 //! - [`handler`]: [`handler::handle`], the one function behind every entry point. A real action is a
-//!   `transaction`: `execution` makes its effect at most once, `wait` stays until that is complete, and
-//!   `transaction::fallback` takes it back if it fails and the request says so.
+//!   `transaction`: `execution` makes its effect at most once, `wait` stays until that is complete, `drain`
+//!   works off what follows the cordon of a node, and `transaction::fallback` takes a rollout back if it
+//!   fails and the request says so.
 //! - [`ledger`]: claim, record and replay, in Events; [`failpoint`]: where a crash is tried.
 //! - [`policy`], [`budget`], [`approval`]: the limits that a person set: what may be done, how often, and
 //!   what somebody has to approve first.
@@ -31,6 +32,7 @@ pub mod cli;
 pub mod config;
 pub mod context;
 pub mod document;
+mod drain;
 pub mod entry;
 pub mod error;
 mod execution;

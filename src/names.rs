@@ -80,11 +80,23 @@ pub struct AuditText(String);
 #[schemars(extend("minLength" = 1, "maxLength" = 128, "pattern" = "^[!-~]+$"))]
 pub struct Opaque(String);
 
+/// A label selector as kubectl takes one: 1 to 512 characters of its notation. Whether it is one is for the
+/// API server to say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(extend(
+    "minLength" = 1,
+    "maxLength" = 512,
+    "pattern" = r"^[-A-Za-z0-9_./=!(), ]+$"
+))]
+pub struct LabelSelector(String);
+
 checked_string!(ObjectName, check_subdomain);
 checked_string!(Namespace, check_label);
 checked_string!(RequestId, check_request_id);
 checked_string!(AuditText, check_audit_text);
 checked_string!(Opaque, check_opaque);
+checked_string!(LabelSelector, check_label_selector);
 
 impl Default for Namespace {
     fn default() -> Self {
@@ -172,6 +184,14 @@ fn check_audit_text(text: &str) -> Result<(), String> {
         return Err("must be one line of printable text".to_owned());
     }
     Ok(())
+}
+
+fn check_label_selector(text: &str) -> Result<(), String> {
+    check_length(text, 512)?;
+    if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./=!(), ".contains(&byte)) {
+        return Ok(());
+    }
+    Err("must be a label selector, as app=web,tier!=db".to_owned())
 }
 
 fn check_opaque(text: &str) -> Result<(), String> {

@@ -12,13 +12,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    actions::{Asked, Plan, Step, Todo},
+    actions::{Asked, Plan, Rest, Step, Todo},
     approval,
     budget::{
         Budget, Glance,
         spent::{Entry, SLACK},
     },
     context::{Context, stopped},
+    drain::Drain,
     error::{ActionError, Code},
     execution::{self, AFTERTHOUGHT, Done},
     failpoint::Failpoint,
@@ -127,9 +128,13 @@ impl Transaction<'_> {
             Failpoint::BeforeClaim.pass();
             let next = match (self.standing(&planned, &asked).await?, planned) {
                 (Standing::Answered(record), _) => return self.replay(*record, &asked).await,
-                (Standing::Effective(record), _) => return self.wait_on(*record, &asked).await,
+                (Standing::Effective(record), _) => {
+                    return self.wait_on(self.ledger.take_up(*record), &asked).await;
+                }
                 (Standing::Held(until), _) => return Err(in_progress(until)),
-                (Standing::Abandoned(record), _) => self.pick_up(*record, &asked).await?,
+                (Standing::Abandoned(record), _) => {
+                    self.pick_up(self.ledger.take_up(*record), &asked).await?
+                }
                 (Standing::Free, Err(refusal)) => {
                     self.note(&refusal).await;
                     return Err(refusal);
@@ -431,10 +436,10 @@ impl Transaction<'_> {
             answer.target.resource_version.clone_from(&made.resource_version);
         }
         record.intent.answer = answer.clone();
-        if asked.wait {
+        if asked.wait || record.intent.completion.is_work() {
             record.effective(made);
             self.write(&mut record, closing(asked)).await;
-            self.wait_for(&record, &mut answer).await;
+            self.finish(&record, &mut answer, asked).await;
             self.fall_back(&mut record, &mut answer).await;
         } else {
             record.made = Some(made);
@@ -453,7 +458,7 @@ impl Transaction<'_> {
     ) -> Result<ActionResponse, ActionError> {
         Failpoint::BeforeRecord.pass();
         record.answered(answer.clone());
-        let deadline = if asked.wait { Instant::now() + TO_RECORD } else { closing(asked) };
+        let deadline = closing(asked).max(Instant::now() + TO_RECORD);
         let settled = self.ledger.settle(&mut record, deadline).await;
         Failpoint::AfterRecord.pass();
         match settled {
@@ -474,7 +479,7 @@ impl Transaction<'_> {
         let answer = record.answer.clone().unwrap_or_else(|| record.intent.answer.clone());
         let mut answer = ActionResponse { replayed: true, ..answer };
         if asked.wait && answer.rollout.is_none() {
-            self.wait_for(&record, &mut answer).await;
+            self.finish(&record, &mut answer, asked).await;
         }
         Ok(answer)
     }
@@ -489,21 +494,41 @@ impl Transaction<'_> {
         let so_far = record.answer.clone().filter(|_| record.state == State::RollingBack);
         let has_failed = so_far.is_some();
         let mut answer = so_far.unwrap_or_else(|| record.intent.answer.clone());
-        if !asked.wait {
+        if !asked.wait && !record.intent.completion.is_work() {
             return Ok(ActionResponse { replayed: true, ..answer });
         }
         if !has_failed {
-            self.wait_for(&record, &mut answer).await;
+            self.finish(&record, &mut answer, asked).await;
         }
         self.fall_back(&mut record, &mut answer).await;
         answer.finished_at = Utc::now();
         self.record(record, answer, true, asked).await
     }
 
-    async fn wait_for(&self, record: &Record, answer: &mut ActionResponse) {
+    /// Does what is left to do, or waits until it is done, and adds to the answer what came of it.
+    async fn finish(&self, record: &Record, answer: &mut ActionResponse, asked: &Asked) {
         let made = record.made.clone().unwrap_or_default();
-        let completion = record.intent.completion.given(&answer.target, &made);
-        let rollout = wait::until_complete(self.context, self.cluster, &completion, self.end).await;
+        let rollout = match record.intent.completion.given(&answer.target, &made) {
+            Rest::Wait(completion) => {
+                wait::until_complete(self.context, self.cluster, &completion, self.end).await
+            }
+            Rest::Drain(drained) => {
+                let (context, cluster, end) = (self.context, self.cluster, self.end);
+                let node = &answer.target;
+                let drain = Drain { context, cluster, node, id: &asked.id, drained, end };
+                if asked.wait {
+                    drain.until_gone().await
+                } else {
+                    match drain.once().await {
+                        Ok(sentence) => {
+                            answer.result = format!("{} {sentence}", answer.result);
+                            return;
+                        }
+                        Err(rollout) => rollout,
+                    }
+                }
+            }
+        };
         if rollout.state != RolloutState::Complete {
             answer.outcome = Outcome::Failed;
         }
@@ -532,6 +557,7 @@ impl Transaction<'_> {
                 | Code::Stopped
                 | Code::TargetPaused
                 | Code::TargetUnmanaged
+                | Code::DrainBlocked
                 | Code::PreconditionFailed
         );
         if of_interest {

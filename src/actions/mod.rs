@@ -8,7 +8,11 @@
 //! To add one: a file with `DESCRIPTOR` and `Parameters`, and its line in the table below. Tests that
 //! loop over [`ActionKind::ALL`] then ask for the rest.
 
-use std::{collections::BTreeMap, pin::Pin, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    pin::Pin,
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use kube::core::ObjectMeta;
@@ -22,6 +26,7 @@ use crate::{
         advice,
         cluster::Cluster,
         completion::{Completion, RolloutOf},
+        drain::Drained,
         effect::{Effect, Made},
         revisions::{Fallback, History},
         surroundings::Surroundings,
@@ -135,8 +140,15 @@ actions! {
     ResumeCronjob: resume_cronjob,
     /// Take a workload back to an earlier revision.
     Rollback: rollback,
+    /// Keep new pods off a node.
+    Cordon: cordon,
+    /// Let new pods come to a node again.
+    Uncordon: uncordon,
+    /// Evict the pods of a node.
+    Drain: drain,
 }
 
+mod cordoning;
 mod paused;
 mod restart;
 mod suspension;
@@ -331,6 +343,11 @@ impl Plan {
             .with_retry_after(Some(Duration::from_secs(1))))
     }
 
+    /// The uids of the other objects that are acted upon.
+    pub(crate) fn uids_of_others(&self) -> HashSet<String> {
+        self.others.iter().filter_map(|other| other.target.uid.clone()).collect()
+    }
+
     /// The plan for an object that carries this request's mark: the change was made, and its answer did
     /// not arrive.
     pub(crate) fn already_made(
@@ -386,6 +403,14 @@ pub(crate) enum Todo {
     Nothing(String),
 }
 
+/// What is left to do once the effect is made.
+pub(crate) enum Rest<'a> {
+    /// To wait until this is so.
+    Wait(Completion),
+    /// To evict the pods of the node that was cordoned.
+    Drain(&'a Drained),
+}
+
 /// When what is planned is complete.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -394,20 +419,25 @@ pub enum CompletionOf {
     Rollout(RolloutOf),
     /// Known in full already.
     Known(Completion),
+    /// The pods of the node are gone, which is to be brought about.
+    Drained(Drained),
 }
 
 impl CompletionOf {
-    /// When what this request did to the target is complete, given what the effect left behind.
-    pub(crate) fn given(&self, target: &Target, made: &Made) -> Completion {
+    /// What is left of what this request is to do to the target, given what the effect left behind.
+    pub(crate) fn given(&self, target: &Target, made: &Made) -> Rest<'_> {
         match self {
-            CompletionOf::Known(completion) => completion.clone(),
-            CompletionOf::Rollout(rollout) => Completion::RolledOut {
-                namespace: target.namespace.clone(),
-                name: target.name.clone(),
-                generation: made.generation.unwrap_or(0),
-                rollout: rollout.clone(),
-            },
+            CompletionOf::Known(completion) => Rest::Wait(completion.clone()),
+            CompletionOf::Drained(drained) => Rest::Drain(drained),
+            CompletionOf::Rollout(rollout) => {
+                Rest::Wait(Completion::of_rollout(rollout.clone(), target, made))
+            }
         }
+    }
+
+    /// Whether something is to be done after the effect even if nobody waits for it.
+    pub(crate) fn is_work(&self) -> bool {
+        matches!(self, CompletionOf::Drained(_))
     }
 }
 
@@ -544,8 +574,6 @@ impl Asked {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     #[test]

@@ -426,12 +426,7 @@ mod tests {
         };
         let argo = deployment("", "labels: {argocd.argoproj.io/instance: shop}");
         assert!(warnings("", &argo).contains("Argo CD (application 'shop') will put it back"));
-        assert!(warnings("", &deployment(", replicas: 0", "")).contains("scaled to 0"));
-        let recreated = deployment(", replicas: 2, strategy: {type: Recreate}", "");
-        assert!(warnings("", &recreated).contains("all 2 pods stop"));
         let more = ", kind: StatefulSet";
-        let partitioned = stateful_set(", updateStrategy: {rollingUpdate: {partition: 2}}");
-        assert!(warnings(more, &partitioned).contains("partition is 2"));
         let held = stateful_set(", updateStrategy: {type: OnDelete}");
         assert!(warnings(more, &held).contains("no pod is replaced by itself"));
         let plan = plan(more, &held).expect("is planned");

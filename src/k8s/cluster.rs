@@ -11,7 +11,8 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource,
-    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams},
+    api::{ApiResource, DynamicObject, ListParams, ObjectList, Patch, PatchParams, PostParams},
+    core::PartialObjectMeta,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -48,6 +49,17 @@ impl<K> Namespaced for K where
         + Clone
         + DeserializeOwned
         + Debug
+{
+}
+
+/// A kind of its own type that is in no namespace.
+pub trait Global:
+    Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + DeserializeOwned + Debug
+{
+}
+
+impl<K> Global for K where
+    K: Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + DeserializeOwned + Debug
 {
 }
 
@@ -138,14 +150,11 @@ impl Cluster {
     }
 
     /// Asks a question of the kind that is created and answered at once, and kept by nobody (a review).
-    pub(crate) async fn ask<K>(&self, question: &K, deadline: Instant) -> Result<K, Fault>
-    where
-        K: Resource<DynamicType = (), Scope = ClusterResourceScope>
-            + Clone
-            + Serialize
-            + DeserializeOwned
-            + Debug,
-    {
+    pub(crate) async fn ask<K: Global + Serialize>(
+        &self,
+        question: &K,
+        deadline: Instant,
+    ) -> Result<K, Fault> {
         let api = Api::<K>::all(self.client());
         let params = PostParams::default();
         self.attempt(Repeat::Freely, deadline, || api.create(&params, question)).await
@@ -165,6 +174,36 @@ impl Cluster {
             Ok(object) => Ok(object),
             Err(fault) => Err(self.tell(&Call::of::<K>("get", namespace, Some(name)), fault).await),
         }
+    }
+
+    /// Reads an object that is in no namespace.
+    ///
+    /// # Errors
+    /// As [`Cluster::get`] says.
+    pub async fn get_global<K: Global>(
+        &self,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<K, ActionError> {
+        let api = Api::<K>::all(self.client());
+        match self.attempt(Repeat::Freely, deadline, || api.get(name)).await {
+            Ok(object) => Ok(object),
+            Err(fault) => Err(self.tell(&Call::of::<K>("get", "", Some(name)), fault).await),
+        }
+    }
+
+    /// Whether there is any object that these fields select, of a kind that is in no namespace.
+    ///
+    /// # Errors
+    /// As [`Cluster::tell`] says.
+    pub async fn is_any<K: Global>(
+        &self,
+        fields: &str,
+        deadline: Instant,
+    ) -> Result<bool, ActionError> {
+        let params = ListParams::default().fields(fields).limit(1);
+        let page = self.page_of_metadata::<K>(&params, deadline).await?;
+        Ok(!page.items.is_empty())
     }
 
     /// Lists up to 500 objects by label selector.
@@ -224,6 +263,45 @@ impl Cluster {
         }
     }
 
+    /// One page of the objects that these parameters select in all namespaces, or in none for what is in
+    /// none.
+    ///
+    /// # Errors
+    /// As [`Cluster::tell`] says.
+    pub async fn page<K>(
+        &self,
+        params: &ListParams,
+        deadline: Instant,
+    ) -> Result<ObjectList<K>, ActionError>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        let api = Api::<K>::all(self.client());
+        match self.attempt(Repeat::Freely, deadline, || api.list(params)).await {
+            Ok(list) => Ok(list),
+            Err(fault) => Err(self.tell(&Call::of::<K>("list", "", None), fault).await),
+        }
+    }
+
+    /// The same page with no more of each object than its metadata.
+    ///
+    /// # Errors
+    /// As [`Cluster::tell`] says.
+    pub async fn page_of_metadata<K>(
+        &self,
+        params: &ListParams,
+        deadline: Instant,
+    ) -> Result<ObjectList<PartialObjectMeta<K>>, ActionError>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        let api = Api::<K>::all(self.client());
+        match self.attempt(Repeat::Freely, deadline, || api.list_metadata(params)).await {
+            Ok(list) => Ok(list),
+            Err(fault) => Err(self.tell(&Call::of::<K>("list", "", None), fault).await),
+        }
+    }
+
     /// Lists all objects with a label, in one namespace or in all, page by page.
     ///
     /// # Errors
@@ -250,7 +328,7 @@ impl Cluster {
                     }
                 }
                 Err(fault) => {
-                    let call = Call::of::<K>("list", namespace.unwrap_or("*"), None);
+                    let call = Call::of::<K>("list", namespace.unwrap_or_default(), None);
                     return Err(self.tell(&call, fault).await);
                 }
             }
@@ -376,7 +454,11 @@ fn no_answer_in(time: Duration) -> Fault {
 impl Call {
     /// A call on an object (or, without a name, a list) of a typed kind.
     #[must_use]
-    pub fn of<K: Namespaced>(verb: &'static str, namespace: &str, name: Option<&str>) -> Self {
+    pub fn of<K: Resource<DynamicType = ()>>(
+        verb: &'static str,
+        namespace: &str,
+        name: Option<&str>,
+    ) -> Self {
         Call::on(&ApiResource::erase::<K>(&()), verb, namespace, name)
     }
 
@@ -406,11 +488,15 @@ impl Call {
     fn not_found(&self) -> ActionError {
         let Call { resource, namespace, .. } = self;
         let name = self.name.as_deref().unwrap_or_default();
+        let (place, option) = match namespace.as_str() {
+            "" => (String::new(), String::new()),
+            name => (format!(" in namespace '{name}'"), format!(" -n {name}")),
+        };
         ActionError::new(
             Code::TargetNotFound,
-            format!("{} '{name}' does not exist in namespace '{namespace}'", resource.kind),
+            format!("{} '{name}' does not exist{place}", resource.kind),
         )
-        .with_hint(format!("`kubectl -n {namespace} get {}` lists those that do", resource.plural))
+        .with_hint(format!("`kubectl{option} get {}` lists those that do", resource.plural))
     }
 
     /// Names the one rule whose absence was met, so that it can be pasted into a Role.
@@ -442,16 +528,21 @@ impl Call {
 impl std::fmt::Display for Call {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Call { verb, resource, namespace, name } = self;
-        match name {
-            Some(name) => write!(f, "{verb} {} {namespace}/{name}", resource.kind),
-            None => write!(f, "{verb} {} in {namespace}", resource.plural),
+        match (name, namespace.as_str()) {
+            (Some(name), "") => write!(f, "{verb} {} {name}", resource.kind),
+            (Some(name), _) => write!(f, "{verb} {} {namespace}/{name}", resource.kind),
+            (None, "") => write!(f, "{verb} {}", resource.plural),
+            (None, _) => write!(f, "{verb} {} in {namespace}", resource.plural),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+    use k8s_openapi::api::{
+        apps::v1::Deployment,
+        core::v1::{Node, Pod},
+    };
 
     use super::*;
 
@@ -486,5 +577,8 @@ mod tests {
         let error = Call::of::<Pod>("get", "shop", Some("web-1")).not_found();
         assert_eq!(error.detail, "Pod 'web-1' does not exist in namespace 'shop'");
         assert!(error.hint.expect("has one").contains("kubectl -n shop get pods"));
+        let error = Call::of::<Node>("get", "", Some("n1")).not_found();
+        assert_eq!(error.detail, "Node 'n1' does not exist");
+        assert!(error.hint.expect("has one").contains("`kubectl get nodes`"));
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::{
     REQUEST_ID_ANNOTATION,
     cluster::Cluster,
+    effect::Made,
     jobs, pods,
     rollout::{self, Verdict},
     workload::{Workload, WorkloadKind},
@@ -22,6 +23,7 @@ use super::{
 use crate::{
     error::{ActionError, Code},
     ledger::record::sha256,
+    response::Target,
 };
 
 /// Which rollout of a workload is meant: with another template than ours it is somebody else's.
@@ -105,6 +107,16 @@ pub enum Completion {
 }
 
 impl Completion {
+    /// The rollout of this target, of the generation that the effect made.
+    pub(crate) fn of_rollout(rollout: RolloutOf, target: &Target, made: &Made) -> Self {
+        Completion::RolledOut {
+            namespace: target.namespace.clone(),
+            name: target.name.clone(),
+            generation: made.generation.unwrap_or(0),
+            rollout,
+        }
+    }
+
     async fn pods_of(
         &self,
         cluster: &Cluster,

@@ -108,6 +108,16 @@ pub fn name_of(budget: &PodDisruptionBudget) -> &str {
     budget.metadata.name.as_deref().unwrap_or_default()
 }
 
+/// How many pods it lets go now.
+#[must_use]
+pub fn room(budget: &PodDisruptionBudget) -> usize {
+    if is_unsettled(budget) {
+        return 0;
+    }
+    let allowed = budget.status.as_ref().map_or(0, |status| status.disruptions_allowed);
+    usize::try_from(allowed).unwrap_or(0)
+}
+
 fn verdict_of<'a>(pod: &Pod, budget: &'a PodDisruptionBudget) -> Verdict<'a> {
     let status = budget.status.clone().unwrap_or_default();
     if !is_healthy(pod) && lets_unhealthy_go(budget, &status) {

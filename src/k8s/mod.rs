@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod completion;
 pub mod connect;
 pub mod disruption;
+pub mod drain;
 pub mod effect;
 #[cfg(feature = "lambda")]
 pub mod eks;
@@ -18,6 +19,7 @@ pub mod fault;
 pub mod gitops;
 pub mod jobs;
 pub mod marks;
+pub mod nodes;
 pub mod pods;
 pub mod restart;
 pub mod retry;

@@ -94,6 +94,12 @@ impl<'a> Ledger<'a> {
         Record::claim(&self.subject, &self.holder, Utc::now() + left, intent)
     }
 
+    /// A record of another try that we go on with. What is written of it from now on is told apart from
+    /// what others write who go on with it too.
+    pub(crate) fn take_up(&self, record: Record) -> Record {
+        Record { holder: self.holder.clone(), ..record }
+    }
+
     /// A plea for a person's approval until then, to be opened or to take over with.
     pub(crate) fn plea(&self, intent: Intent, until: DateTime<Utc>) -> Record {
         let claim = Record::claim(&self.subject, &self.holder, until, intent);

@@ -20,7 +20,7 @@ use crate::{
     execution,
     failpoint::Failpoint,
     k8s::{
-        completion::{KnownBy, RolloutOf},
+        completion::{Completion, KnownBy, RolloutOf},
         effect::{Effect, Found, Made, NotMade},
         marks::Marks,
         retry,
@@ -260,8 +260,8 @@ impl Transaction<'_> {
         let CompletionOf::Rollout(RolloutOf { kind, .. }) = record.intent.completion else {
             return;
         };
-        let completion = CompletionOf::Rollout(RolloutOf { kind, template });
-        let completion = completion.given(&answer.target, &made);
+        let rollout = RolloutOf { kind, template };
+        let completion = Completion::of_rollout(rollout, &answer.target, &made);
         let end = Instant::now() + self.request.timeout.unwrap_or(DEFAULT_WAIT);
         self.context.tell(&format!("rolled back to revision {}", fallback.number));
         let rollout = wait::until_complete(self.context, self.cluster, &completion, end).await;

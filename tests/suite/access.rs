@@ -1,6 +1,6 @@
 //! Who we are in the cluster, and what that allows: RBAC, kubeconfigs, service accounts.
 
-use std::{fs, os::unix::fs::PermissionsExt, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 
 use action_executor::{actions::ActionKind, budget, document::Document, policy::Policy, rbac};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     cluster::{MISSING_IMAGE, Namespace, shared},
     program::{Finished, Program, scratch},
-    scenario::{parameters, prepare, prepare_broken, ready_again},
+    scenario::{is_on_nodes, parameters, prepare, prepare_broken, undo},
 };
 
 /// A request for each action, real and waited for.
@@ -29,26 +29,59 @@ async fn request(kind: ActionKind, namespace: &Namespace) -> String {
 /// A policy under which everything is used that needs a right.
 const COUNTED: &str = "cooldown_seconds: 0";
 
+/// Where a rule holds.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    /// In the test's namespace.
+    Here,
+    /// Where the records of what is in no namespace are kept.
+    Default,
+    /// In the whole cluster.
+    Everywhere,
+}
+
 /// All that the executor needs for this action under [`COUNTED`], as it says itself.
-fn rules(kind: ActionKind) -> Vec<Value> {
+fn rules(kind: ActionKind) -> Vec<(Place, Value)> {
     let policy = Policy::parse(COUNTED, "counted").expect("is a policy");
-    let rules = rbac::rules(&[kind], &policy).into_iter().chain([budget::RULE]);
-    rules.map(|rule| json!(rule)).collect()
+    let target = if is_on_nodes(kind) { Place::Default } else { Place::Here };
+    let in_namespace = rbac::rules(&[kind], &policy).into_iter().map(|rule| (target, json!(rule)));
+    let in_cluster = rbac::cluster_rules(&[kind]);
+    let in_cluster = in_cluster.into_iter().map(|rule| (Place::Everywhere, json!(rule)));
+    in_namespace.chain(in_cluster).chain([(Place::Here, json!(budget::RULE))]).collect()
+}
+
+/// The kubeconfig of a new service account with these rules.
+async fn account(namespace: &Namespace, name: &str, rules: &[(Place, Value)]) -> PathBuf {
+    let of = |place: Place| {
+        let these = rules.iter().filter(|(it, _)| *it == place).map(|(_, rule)| rule);
+        json!(these.collect::<Vec<_>>())
+    };
+    namespace.grant_in_default(name, of(Place::Default)).await;
+    namespace.grant_everywhere(name, of(Place::Everywhere)).await;
+    namespace.account(name, of(Place::Here)).await
+}
+
+/// Rules that lack one verb.
+struct Fewer {
+    verb: String,
+    resource: String,
+    rules: Vec<(Place, Value)>,
 }
 
 /// Every way of leaving one verb out, with what was left out.
-fn without_one_verb(rules: &[Value]) -> Vec<(String, String, Vec<Value>)> {
+fn without_one_verb(rules: &[(Place, Value)]) -> Vec<Fewer> {
     let mut ways = Vec::new();
-    for (index, rule) in rules.iter().enumerate() {
+    for (index, (_, rule)) in rules.iter().enumerate() {
         for verb in rule["verbs"].as_array().expect("are verbs") {
             let mut fewer = rules.to_vec();
-            let verbs = fewer[index]["verbs"].as_array_mut().expect("are verbs");
+            let verbs = fewer[index].1["verbs"].as_array_mut().expect("are verbs");
             verbs.retain(|it| it != verb);
             if verbs.is_empty() {
                 fewer.remove(index);
             }
             let text = |value: &Value| value.as_str().expect("is text").to_owned();
-            ways.push((text(verb), text(&rule["resources"][0]), fewer));
+            let (verb, resource) = (text(verb), text(&rule["resources"][0]));
+            ways.push(Fewer { verb, resource, rules: fewer });
         }
     }
     ways
@@ -59,7 +92,7 @@ async fn each_action_succeeds_with_exactly_its_rules() {
     for kind in ActionKind::ALL {
         let namespace = shared().namespace("exact_rules").await;
         prepare(kind, &namespace).await;
-        let kubeconfig = namespace.account("exact", json!(rules(kind))).await;
+        let kubeconfig = account(&namespace, "exact", &rules(kind)).await;
         let request = request(kind, &namespace).await;
         let policy = namespace.policy(COUNTED);
         let done = Program::with_kubeconfig(&kubeconfig).under(&policy).input(request).run();
@@ -73,19 +106,20 @@ async fn each_action_succeeds_with_exactly_its_rules() {
 #[tokio::test]
 async fn without_any_one_verb_the_answer_names_it_and_the_rule_that_is_missing() {
     for kind in ActionKind::ALL {
-        for (number, (verb, resource, fewer)) in without_one_verb(&rules(kind)).iter().enumerate() {
+        let ways = without_one_verb(&rules(kind));
+        for (number, Fewer { verb, resource, rules }) in ways.iter().enumerate() {
             let namespace = shared().namespace("one_verb_less").await;
             // A pod that does not start, so that an awaited restart has to ask the pods why.
             let namespace = namespace.with_image(MISSING_IMAGE);
             prepare_broken(kind, &namespace).await;
-            let account = format!("less-{number}");
-            let kubeconfig = namespace.account(&account, json!(fewer)).await;
+            let name = format!("less-{number}");
+            let kubeconfig = account(&namespace, &name, rules).await;
             let policy = namespace.policy(COUNTED);
             let send = |id: &str, request: String| {
                 let request = request.replace("\"timeout_seconds\":20", "\"timeout_seconds\":1");
                 Program::with_kubeconfig(&kubeconfig)
                     .under(&policy)
-                    .env("ACTION_ID", id)
+                    .env("ACTION_ID", format!("{id}.{}", namespace.name()))
                     .input(request)
                     .run()
                     .stdout
@@ -94,10 +128,10 @@ async fn without_any_one_verb_the_answer_names_it_and_the_rule_that_is_missing()
             let first = request(kind, &namespace).await;
             let mut told = send("one", first.clone());
             told.push_str(&send("one", first));
-            ready_again(kind, &namespace).await;
+            undo(kind, &namespace).await;
             told.push_str(&send("two", request(kind, &namespace).await));
             let namespace = namespace.name();
-            let who = format!("system:serviceaccount:{namespace}:{account}");
+            let who = format!("system:serviceaccount:{namespace}:{name}");
             let what = format!("{who} may not {verb} {resource}");
             assert!(told.contains(&what), "{} without {verb} {resource}: {told}", kind.name());
             let rule = format!("\\\"verbs\\\":[\\\"{verb}\\\"]");
@@ -113,8 +147,8 @@ async fn a_forbidden_patch_is_told_exactly() {
     let all = rules(ActionKind::RestartK8s);
     let fewer = without_one_verb(&all)
         .into_iter()
-        .find(|(verb, resource, _)| verb == "patch" && resource == "deployments");
-    let kubeconfig = namespace.account("reader", json!(fewer.expect("is one").2)).await;
+        .find(|Fewer { verb, resource, .. }| verb == "patch" && resource == "deployments");
+    let kubeconfig = account(&namespace, "reader", &fewer.expect("is one").rules).await;
     let request = request(ActionKind::RestartK8s, &namespace).await;
     let policy = namespace.policy(COUNTED);
     let done = Program::with_kubeconfig(&kubeconfig).under(&policy).input(request).run();
@@ -175,10 +209,9 @@ async fn several_kubeconfigs_are_merged_and_a_context_is_chosen() {
 async fn an_exec_plugin_gives_the_credentials() {
     let namespace = shared().namespace("plugin").await;
     namespace.running_deployment("web", 1).await;
-    let rules = json!(rules(ActionKind::RestartK8s));
-    let account = namespace.account("plugged", rules).await;
+    let plugged = account(&namespace, "plugged", &rules(ActionKind::RestartK8s)).await;
     let config: Value =
-        serde_json::from_str(&fs::read_to_string(account).expect("is readable")).expect("is JSON");
+        serde_json::from_str(&fs::read_to_string(plugged).expect("is readable")).expect("is JSON");
     let credential = json!({
         "apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
         "status": config["users"][0]["user"],

@@ -13,7 +13,7 @@ use action_executor::actions::ActionKind;
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{Namespace, eventually, shared},
+    cluster::{eventually, shared},
     program::{Finished, Program, scratch},
     scenario::Scenario,
 };
@@ -36,8 +36,9 @@ fn kubectl(args: &[&str]) -> (bool, String) {
 
 /// Installs the admission policies of this policy for an account of the namespace; returns the
 /// account's kubeconfig.
-async fn guarded(namespace: &Namespace, policy: &str) -> PathBuf {
-    let kubeconfig = namespace.account("executor", wide_rights()).await;
+async fn guarded(scenario: &Scenario, policy: &str) -> PathBuf {
+    let namespace = &scenario.namespace;
+    let kubeconfig = scenario.account("executor", wide_rights()).await;
     let account = format!("{}:executor", namespace.name());
     let policy = namespace.policy(policy).display().to_string();
     let args = ["policy", "admission", "--service-account", &account, &policy];
@@ -92,13 +93,15 @@ fn shows_labels(kind: ActionKind) -> bool {
 async fn the_api_server_denies_what_each_rule_denies() {
     for kind in ActionKind::ALL {
         for (rule, policy) in [
-            ("namespaces.deny", "namespaces: {deny: ['admission-*']}"),
-            ("namespaces.allow", "namespaces: {allow: [elsewhere]}\nsimulation: {limited: true}"),
+            ("PLACES.deny", "PLACES: {deny: ['admission-*']}"),
+            ("PLACES.allow", "PLACES: {allow: [elsewhere]}\nsimulation: {limited: true}"),
             ("actions.allow", "actions: {allow: []}\nsimulation: {limited: true}"),
             ("targets.opt_in", "targets: {opt_in: [sre=yes]}\nsimulation: {limited: true}"),
         ] {
             let scenario = Scenario::new(kind, "admission").await;
-            let kubeconfig = guarded(&scenario.namespace, policy).await;
+            let here = |text: &str| text.replace("PLACES", scenario.places());
+            let (rule, policy) = (&here(rule), &here(policy));
+            let kubeconfig = guarded(&scenario, policy).await;
             let request = scenario.request("r1");
             if rule.starts_with("targets.") && !shows_labels(kind) {
                 // There the executor's own check is all, and what went by it goes by the API server too,
@@ -125,7 +128,7 @@ async fn the_api_server_denies_what_each_rule_denies() {
 async fn a_protected_target_is_protected_by_the_api_server_too() {
     let scenario = Scenario::new(ActionKind::RestartPod, "protected").await;
     let policy = "targets: {protected: [app=web]}\nsimulation: {limited: true}";
-    let kubeconfig = guarded(&scenario.namespace, policy).await;
+    let kubeconfig = guarded(&scenario, policy).await;
     let detail = denied(&scenario, &kubeconfig).await;
     assert!(detail.contains("denied by targets.protected"), "{detail}");
 }
@@ -135,7 +138,7 @@ async fn the_bounds_of_replicas_hold_in_the_api_server_too() {
     let scenario = Scenario::new(ActionKind::Scale, "bounds").await;
     // One replica is there, and one more is asked for.
     let policy = "replicas: {min: 1, max: 1}\nsimulation: {limited: true}";
-    let kubeconfig = guarded(&scenario.namespace, policy).await;
+    let kubeconfig = guarded(&scenario, policy).await;
     let detail = denied(&scenario, &kubeconfig).await;
     assert!(detail.contains("denied by replicas"), "{detail}");
     let mut fewer = scenario.request("r2");
@@ -149,7 +152,7 @@ async fn the_bounds_of_replicas_hold_in_the_api_server_too() {
 async fn reading_only_leaves_dry_runs_and_the_switch_stops_the_rest() {
     for kind in ActionKind::ALL {
         let scenario = Scenario::new(kind, "read_only").await;
-        let kubeconfig = guarded(&scenario.namespace, "read_only: true").await;
+        let kubeconfig = guarded(&scenario, "read_only: true").await;
         let refused = refused_to_annotate(&scenario).await;
         assert!(refused.contains("denied by read_only"), "{refused}");
         let mut request = scenario.request("r1");
@@ -164,7 +167,7 @@ async fn reading_only_leaves_dry_runs_and_the_switch_stops_the_rest() {
 async fn the_kill_switch_holds_in_the_api_server_once_it_is_thrown() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "vap_switch").await;
     let name = scenario.namespace.name();
-    let kubeconfig = guarded(&scenario.namespace, "version: 1").await;
+    let kubeconfig = guarded(&scenario, "version: 1").await;
     assert_eq!(send(&scenario, &kubeconfig, &scenario.request("r1")).status, 0);
     let lease = json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
@@ -214,7 +217,7 @@ async fn the_kill_switch_holds_in_the_api_server_once_it_is_thrown() {
 async fn even_with_far_more_rights_the_executor_can_do_nothing_else() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "nothing_else").await;
     let name = scenario.namespace.name();
-    guarded(&scenario.namespace, "actions: {allow: [restart_k8s]}").await;
+    guarded(&scenario, "actions: {allow: [restart_k8s]}").await;
     let user = format!("--as=system:serviceaccount:{name}:executor");
     let attempt = |args: &[&str]| kubectl(&[&["-n", name, &user], args].concat());
     let refused = eventually("it holds", async || {

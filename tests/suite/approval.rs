@@ -52,7 +52,7 @@ async fn an_approved_action_is_done_once() {
         assert_eq!(scenario.effects().await, 0);
 
         let rules = json!(approval::APPROVER);
-        let approver = scenario.namespace.account("approver", rules).await;
+        let approver = scenario.account("approver", rules).await;
         assert!(approve(&pending, &approver));
         let done = send(&scenario, &request);
         assert_eq!(done.status, 0, "{done:?}");

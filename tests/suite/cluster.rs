@@ -21,9 +21,9 @@ use k8s_openapi::{
         apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
         authentication::v1::TokenRequest,
         batch::v1::CronJob,
-        core::v1::{Namespace as CoreNamespace, Pod, ServiceAccount},
+        core::v1::{Namespace as CoreNamespace, Node, Pod, ServiceAccount},
         policy::v1::PodDisruptionBudget,
-        rbac::v1::{Role, RoleBinding},
+        rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
     },
     serde::{Serialize, de::DeserializeOwned},
 };
@@ -31,7 +31,7 @@ use kube::{
     Api, Client, Config, Resource,
     api::{ApiResource, DynamicObject, ListParams, Patch, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
-    core::NamespaceResourceScope,
+    core::{ClusterResourceScope, NamespaceResourceScope},
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -331,6 +331,86 @@ impl Namespace {
         Api::namespaced_with(self.client.clone(), &self.name, resource)
     }
 
+    /// The objects of a kind that is in no namespace.
+    pub fn global<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = ClusterResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::all(self.client.clone())
+    }
+
+    /// The same where the kind is known by its name.
+    pub fn global_objects(&self, resource: &ApiResource) -> Api<DynamicObject> {
+        Api::all_with(self.client.clone(), resource)
+    }
+
+    /// A node of the test's own under the namespace's name, once it is ready. It is tainted, so that only
+    /// those pods are on it that the test puts there.
+    pub async fn own_node(&self, cordoned: bool) -> Node {
+        let object = json!({
+            "metadata": {
+                "name": self.name,
+                "labels": { "kubernetes.io/hostname": self.name },
+                "annotations": { "kwok.x-k8s.io/node": "fake" },
+            },
+            "spec": {
+                "unschedulable": cordoned.then_some(true),
+                "taints": [{ "key": "kwok.x-k8s.io/node", "value": "own", "effect": "NoSchedule" }],
+            },
+        });
+        let object: Node = serde_json::from_value(object).expect("is a node");
+        let nodes = self.global::<Node>();
+        nodes.create(&PostParams::default(), &object).await.expect("the node is made");
+        eventually("the node is ready", async || {
+            let node = nodes.get(&self.name).await.expect("is there");
+            let conditions = node.status.as_ref()?.conditions.as_ref()?;
+            let ready = conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True");
+            let taints = node.spec.as_ref()?.taints.as_ref()?;
+            let settled = taints.iter().all(|it| !it.key.ends_with("/not-ready"));
+            let marked = taints.iter().any(|it| it.key.ends_with("/unschedulable")) == cordoned;
+            (ready && settled && marked).then_some(node)
+        })
+        .await
+    }
+
+    /// A ReplicaSet whose pods are on the test's own node now, and will come back elsewhere; with this in
+    /// their spec besides.
+    pub async fn replica_set_on_own_node(&self, name: &str, replicas: i32, spec: Value) {
+        let mut template = template(name, self.image);
+        let more = spec.as_object().expect("are fields").clone();
+        template["spec"].as_object_mut().expect("is one").extend(more);
+        for number in 0..replicas {
+            let mut pod = template.clone();
+            pod["metadata"]["name"] = format!("{name}-{number}").into();
+            pod["spec"]["nodeName"] = self.name.as_str().into();
+            self.create::<Pod>(pod).await;
+        }
+        eventually("the pods are settled", async || {
+            let pods = self.pods_of(name).await;
+            let phase = |pod: &Pod| pod.status.as_ref().and_then(|it| it.phase.clone());
+            let runs = |pod: &Pod| phase(pod).is_some_and(|it| it == "Running");
+            (self.image == MISSING_IMAGE || pods.iter().all(runs)).then_some(())
+        })
+        .await;
+        // It adopts pods that match, wherever they are; those that it makes are the scheduler's.
+        self.create::<ReplicaSet>(json!({
+            "metadata": { "name": name },
+            "spec": {
+                "replicas": replicas,
+                "selector": { "matchLabels": { "app": name } },
+                "template": template,
+            },
+        }))
+        .await;
+        eventually("the ReplicaSet has the pods", async || {
+            let pods = self.pods_of(name).await;
+            let owned = |pod: &Pod| pod.metadata.owner_references.is_some();
+            (pods.len() == replicas as usize && pods.iter().all(owned)).then_some(())
+        })
+        .await;
+    }
+
     /// Creates an object from JSON.
     pub async fn create<K>(&self, object: Value) -> K
     where
@@ -457,6 +537,25 @@ impl Namespace {
         self.create::<DaemonSet>(object).await;
     }
 
+    /// A DaemonSet with its pod on the test's own node, and nowhere else.
+    pub async fn daemon_set_on_own_node(&self, name: &str) {
+        let mut template = template(name, self.image);
+        template["spec"]["tolerations"] = json!([{ "operator": "Exists" }]);
+        template["spec"]["nodeSelector"] = json!({ "kubernetes.io/hostname": self.name });
+        self.create::<DaemonSet>(json!({
+            "metadata": { "name": name },
+            "spec": { "selector": { "matchLabels": { "app": name } }, "template": template },
+        }))
+        .await;
+        eventually("its pod is there", async || {
+            let pods = self.pods_of(name).await;
+            pods.iter()
+                .any(|pod| pod.spec.as_ref().is_some_and(|it| it.node_name.is_some()))
+                .then_some(())
+        })
+        .await;
+    }
+
     /// A DaemonSet of good pods, once they are all ready.
     pub async fn running_daemon_set(&self, name: &str) {
         self.daemon_set(name).await;
@@ -563,11 +662,48 @@ impl Namespace {
         .await;
     }
 
+    /// Gives a service account of this namespace these rules in the whole cluster.
+    pub async fn grant_everywhere(&self, account: &str, rules: Value) {
+        let name = format!("{}-{account}", self.name);
+        let role = json!({ "metadata": { "name": name }, "rules": rules });
+        let role: ClusterRole = serde_json::from_value(role).expect("is a role");
+        let roles = self.global::<ClusterRole>();
+        roles.create(&PostParams::default(), &role).await.expect("is created");
+        let binding = json!({
+            "metadata": { "name": name },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
+            "subjects": [{ "kind": "ServiceAccount", "name": account, "namespace": self.name }],
+        });
+        let binding: ClusterRoleBinding = serde_json::from_value(binding).expect("is a binding");
+        let bindings = self.global::<ClusterRoleBinding>();
+        bindings.create(&PostParams::default(), &binding).await.expect("is created");
+    }
+
+    /// Gives a service account of this namespace these rules in `default`, where the records are of what
+    /// is done to nodes.
+    pub async fn grant_in_default(&self, account: &str, rules: Value) {
+        let name = format!("{}-{account}", self.name);
+        let default = Namespace { name: "default".to_owned(), ..self.clone() };
+        default.create::<Role>(json!({ "metadata": { "name": name }, "rules": rules })).await;
+        default
+            .create::<RoleBinding>(json!({
+                "metadata": { "name": name },
+                "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name },
+                "subjects": [{ "kind": "ServiceAccount", "name": account, "namespace": self.name }],
+            }))
+            .await;
+    }
+
+    /// The kubeconfig of a service account of this namespace.
+    pub async fn kubeconfig_of(&self, account: &str) -> PathBuf {
+        let token = self.token(account, &[]).await;
+        self.kubeconfig_with(account, json!({ "token": token }))
+    }
+
     /// The kubeconfig of a new service account that has these rules in this namespace.
     pub async fn account(&self, name: &str, rules: Value) -> PathBuf {
         self.grant(name, rules).await;
-        let token = self.token(name, &[]).await;
-        self.kubeconfig_with(name, json!({ "token": token }))
+        self.kubeconfig_of(name).await
     }
 
     /// A token of a service account, for these audiences, or else for the API server.

@@ -2,7 +2,11 @@
 
 use std::{fs, path::PathBuf};
 
-use action_executor::{actions::ActionKind, error::Code, request::ActionRequest};
+use action_executor::{
+    actions::{ActionKind, Descriptor},
+    error::Code,
+    request::ActionRequest,
+};
 use serde_json::{Value, json};
 
 use crate::program::Program;
@@ -76,7 +80,8 @@ fn the_readme_has_a_row_for_every_action_and_every_code() {
     let readme = include_str!("../../README.md");
     for kind in ActionKind::ALL {
         assert!(readme.contains(&format!("| `{}`", kind.name())), "{}", kind.name());
-        for rule in kind.descriptor().rules {
+        let Descriptor { rules, cluster_rules, .. } = kind.descriptor();
+        for rule in rules.iter().chain(*cluster_rules) {
             for resource in rule.resources {
                 assert!(readme.contains(resource), "{}: {resource}", kind.name());
             }

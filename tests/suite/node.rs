@@ -41,6 +41,11 @@ async fn install(kind: ActionKind, namespace: &Namespace) {
     let policy = Policy::parse(POLICY, "policy").expect("is a policy");
     let rules: Vec<_> = rbac::rules(&[kind], &policy).into_iter().chain([budget::RULE]).collect();
     namespace.grant("action-executor", json!(rules)).await;
+    let in_cluster = rbac::cluster_rules(&[kind]);
+    if !in_cluster.is_empty() {
+        namespace.grant_everywhere("action-executor", json!(in_cluster)).await;
+        namespace.grant_in_default("action-executor", json!(rules)).await;
+    }
 }
 
 fn file(request: &Value) -> PathBuf {

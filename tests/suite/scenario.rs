@@ -3,11 +3,13 @@
 //! Whatever must hold for every action is a loop over [`ActionKind::ALL`] with these; an action that is
 //! added says here what its effect is, and is covered.
 
-use action_executor::actions::ActionKind;
+use std::path::PathBuf;
+
+use action_executor::{actions::ActionKind, k8s::marks::Marks};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, StatefulSet},
     batch::v1::{CronJob, Job},
-    core::v1::{Event, Pod},
+    core::v1::{Event, Node, Pod},
 };
 use kube::{
     Api, ResourceExt,
@@ -50,11 +52,29 @@ impl Scenario {
         Scenario { kind, namespace, parameters, before }
     }
 
-    /// A real request under this id.
+    /// A real request under this id. Records of nodes are all in one namespace, so that there an id is
+    /// this scenario's own.
     pub fn request(&self, id: &str) -> Value {
+        let id = match is_on_nodes(self.kind) {
+            true => format!("{id}.{}", self.namespace.name()),
+            false => id.to_owned(),
+        };
         json!({
             "type": self.kind.name(), "parameters": self.parameters, "simulate": false, "id": id,
         })
+    }
+
+    /// The kubeconfig of a new service account that has these rules wherever this action needs any.
+    pub async fn account(&self, name: &str, rules: Value) -> PathBuf {
+        if is_on_nodes(self.kind) {
+            self.namespace.grant_everywhere(name, rules.clone()).await;
+        }
+        self.namespace.account(name, rules).await
+    }
+
+    /// The part of a policy that says where: `nodes` or `namespaces`. Both names of ours are the same.
+    pub fn places(&self) -> &'static str {
+        if is_on_nodes(self.kind) { "nodes" } else { "namespaces" }
     }
 
     /// The target as kubectl names it: `Deployment/web`.
@@ -80,6 +100,8 @@ impl Scenario {
             ActionKind::RestartPod => self.pods_replaced(1).await,
             ActionKind::EvictPod => self.pods_replaced(2).await,
             ActionKind::RunCronjob => self.jobs_made().await,
+            ActionKind::Cordon | ActionKind::Uncordon => self.marks().await,
+            ActionKind::Drain => self.drains().await,
             _ => self.generations().await,
         }
     }
@@ -89,6 +111,29 @@ impl Scenario {
         let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
         let number = |it: &DynamicObject| it.metadata.generation.expect("has one");
         number(&now) - number(&self.before)
+    }
+
+    /// How many requests have left their mark on a target whose changes have no generation.
+    async fn marks(&self) -> i64 {
+        let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
+        let number = |it: &DynamicObject| Marks::on(&it.metadata).last() as i64;
+        number(&now) - number(&self.before)
+    }
+
+    /// How often the node was drained: each time its mark is there, and the ReplicaSet has made its pod
+    /// anew.
+    async fn drains(&self) -> i64 {
+        let marks = self.marks().await;
+        eventually("as many evictions follow as there were cordons", async || {
+            (pods_made(&self.namespace).await == marks).then_some(())
+        })
+        .await;
+        marks
+    }
+
+    /// How many writes the action takes: a drain evicts a pod besides.
+    pub fn writes(&self) -> usize {
+        if self.kind == ActionKind::Drain { 2 } else { 1 }
     }
 
     /// How often a pod of the Deployment, which has this many, was replaced.
@@ -121,7 +166,12 @@ impl Scenario {
     }
 }
 
-/// The workload `web` that this action is for, once it runs.
+/// Whether the target is a node, which is in no namespace.
+pub fn is_on_nodes(kind: ActionKind) -> bool {
+    !kind.descriptor().cluster_rules.is_empty()
+}
+
+/// The workload `web` that this action is for, once it runs, or the test's own node.
 pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
     match kind {
         ActionKind::RestartK8s | ActionKind::RestartPod => {
@@ -146,6 +196,12 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
             namespace.running_deployment("web", 1).await;
             namespace.revise("web", "2").await;
             namespace.rolled_out("web").await;
+        }
+        ActionKind::Cordon => drop(namespace.own_node(false).await),
+        ActionKind::Uncordon => drop(namespace.own_node(true).await),
+        ActionKind::Drain => {
+            namespace.own_node(false).await;
+            namespace.replica_set_on_own_node("web", 1, json!({})).await;
         }
     }
 }
@@ -177,23 +233,43 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
             namespace.deployment_with_claim("web", "data").await;
             namespace.revise("web", "2").await;
         }
+        // A node that has no pods has none that do not run.
+        ActionKind::Cordon | ActionKind::Uncordon => return prepare(kind, namespace).await,
+        // With all that is looked at on a node.
+        ActionKind::Drain => {
+            namespace.own_node(false).await;
+            namespace.daemon_set_on_own_node("agent").await;
+            let claim = json!({ "claimName": "data" });
+            let volumes = json!([{ "name": "data", "persistentVolumeClaim": claim }]);
+            let spec = json!({ "volumes": volumes });
+            namespace.replica_set_on_own_node("web", 1, spec).await;
+        }
     }
     eventually("there is a pod", async || {
         (!namespace.pods_of("web").await.is_empty()).then_some(())
     })
     .await;
-    ready_again(kind, namespace).await;
+    undo(kind, namespace).await;
 }
 
 /// Takes back what one request of this action did, where a second one would find nothing to do.
-pub async fn ready_again(kind: ActionKind, namespace: &Namespace) {
+pub async fn undo(kind: ActionKind, namespace: &Namespace) {
     match kind {
         ActionKind::PauseRollout => set_paused(namespace, false).await,
         ActionKind::ResumeRollout => set_paused(namespace, true).await,
         ActionKind::SuspendCronjob => set_suspended(namespace, false).await,
         ActionKind::ResumeCronjob => set_suspended(namespace, true).await,
+        ActionKind::Cordon | ActionKind::Drain => set_cordoned(namespace, false).await,
+        ActionKind::Uncordon => set_cordoned(namespace, true).await,
         _ => {}
     }
+}
+
+/// Cordons or uncordons the namespace's own node, as somebody else.
+async fn set_cordoned(namespace: &Namespace, cordoned: bool) {
+    let patch = Patch::Merge(json!({ "spec": { "unschedulable": cordoned } }));
+    let nodes = namespace.global::<Node>();
+    nodes.patch(namespace.name(), &Default::default(), &patch).await.expect("is patched");
 }
 
 /// Pauses or resumes the Deployment `web`, as somebody else.
@@ -210,7 +286,7 @@ async fn set_suspended(namespace: &Namespace, suspend: bool) {
     cron_jobs.patch("web", &Default::default(), &patch).await.expect("is patched");
 }
 
-/// Parameters that mean the workload `web`.
+/// Parameters that mean the workload `web`, or the test's own node.
 pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
     let name = namespace.name();
     match kind {
@@ -230,6 +306,7 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
             json!({ "cronjob": "web", "namespace": name })
         }
         ActionKind::Rollback => json!({ "name": "web", "namespace": name }),
+        ActionKind::Cordon | ActionKind::Uncordon | ActionKind::Drain => json!({ "node": name }),
     }
 }
 
@@ -247,6 +324,9 @@ pub fn example(kind: ActionKind) -> Value {
             json!({ "cronjob": "nightly" })
         }
         ActionKind::Rollback => json!({ "name": "web" }),
+        ActionKind::Cordon | ActionKind::Uncordon | ActionKind::Drain => {
+            json!({ "node": "worker-1" })
+        }
     }
 }
 
@@ -263,6 +343,9 @@ fn api(kind: ActionKind, namespace: &Namespace) -> Api<DynamicObject> {
         ActionKind::EvictPod => ApiResource::erase::<Pod>(&()),
         ActionKind::RunCronjob | ActionKind::SuspendCronjob | ActionKind::ResumeCronjob => {
             ApiResource::erase::<CronJob>(&())
+        }
+        ActionKind::Cordon | ActionKind::Uncordon | ActionKind::Drain => {
+            return namespace.global_objects(&ApiResource::erase::<Node>(&()));
         }
     };
     namespace.objects(&resource)

@@ -1,0 +1,113 @@
+//! `uncordon`: lets new pods come to a node again, as `kubectl uncordon` does.
+
+use k8s_openapi::api::core::v1::Node;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, cordoning};
+use crate::{
+    error::ActionError,
+    k8s::{cluster::Cluster, nodes},
+    names::ObjectName,
+    response::Target,
+};
+
+pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+    name: "uncordon",
+    aliases: &[],
+    description: "Uncordon a node: new pods may be scheduled onto it again. Pods that were evicted do \
+                  not come back by themselves.",
+    rules: &[],
+    cluster_rules: &[Rule { api_groups: &[""], resources: &["nodes"], verbs: &["get", "patch"] }],
+};
+
+/// What `uncordon` acts upon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Parameters {
+    /// The node to uncordon.
+    pub node: ObjectName,
+}
+
+impl Plannable for Parameters {
+    fn target(&self) -> Target {
+        cordoning::target(&self.node)
+    }
+
+    fn namespace(&self) -> &str {
+        ""
+    }
+
+    fn node(&self) -> Option<&str> {
+        Some(&self.node)
+    }
+
+    fn preview(&self, asked: &Asked) -> Preview {
+        cordoning::preview(&self.node, false, asked)
+    }
+
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+        Box::pin(async move {
+            let node: Node = cluster.get_global(&self.node, asked.deadline).await?;
+            decide(&node, asked)
+        })
+    }
+}
+
+/// From the node as it was read to what is to be done.
+fn decide(node: &Node, asked: &Asked) -> Result<Plan, ActionError> {
+    let mut plan = cordoning::decide(node, false, asked)?;
+    if matches!(plan.todo, Todo::Make(..)) {
+        plan.warnings.extend(cordoning::not_ready(node));
+        let taints = nodes::out_of_service(node);
+        if !taints.is_empty() {
+            plan.warnings.push(format!(
+                "others take the node out of service: it has the taint {}",
+                taints.join(", ")
+            ));
+        }
+    }
+    Ok(plan)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::k8s::effect::Mutation;
+
+    fn node(yaml: &str) -> Node {
+        serde_yaml_ng::from_str(&format!(
+            "metadata: {{name: n1, uid: u1, resourceVersion: '7'}}\n{yaml}"
+        ))
+        .expect("is a Node")
+    }
+
+    fn decided(yaml: &str) -> Plan {
+        decide(&node(yaml), &Asked::example()).expect("is planned")
+    }
+
+    #[test]
+    fn takes_the_field_away() {
+        let plan = decided(
+            "spec: {unschedulable: true}\nstatus: {conditions: [{type: Ready, status: 'True'}]}",
+        );
+        let Todo::Make(effect, did, _) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is a patch") };
+        assert!(body["spec"]["unschedulable"].is_null());
+        assert_eq!(did, "Node 'n1' uncordoned at 2026-01-31T12:00:00.987Z.");
+        assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
+    }
+
+    #[test]
+    fn leaves_a_node_that_is_not_cordoned() {
+        assert!(matches!(decided("spec: {}").todo, Todo::Nothing(_)));
+    }
+
+    #[test]
+    fn warns_of_a_node_that_others_take_out_of_service() {
+        let taint = "{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}";
+        let plan = decided(&format!("spec: {{unschedulable: true, taints: [{taint}]}}"));
+        let told = plan.warnings.join("; ");
+        assert!(told.contains("not ready") && told.contains("ToBeDeletedByCluster"), "{told}");
+    }
+}

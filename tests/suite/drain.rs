@@ -1,0 +1,500 @@
+//! `drain` on a real API server, on nodes that kwok acts out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use k8s_openapi::api::{
+    core::v1::{Node, Pod},
+    policy::v1::PodDisruptionBudget,
+};
+use kube::{
+    ResourceExt,
+    api::{ListParams, Patch},
+};
+use serde_json::{Value, json};
+use tokio::{task::spawn_blocking, time::sleep};
+
+use crate::{
+    cluster::{MISSING_IMAGE, Namespace, eventually, shared},
+    program::{Finished, Program},
+};
+
+fn request(namespace: &Namespace, parameters: Value, fields: Value) -> String {
+    let mut request = json!({
+        "type": "drain", "simulate": false, "parameters": { "node": namespace.name() },
+    });
+    let more = parameters.as_object().expect("are parameters").clone();
+    request["parameters"].as_object_mut().expect("is an object").extend(more);
+    let more = fields.as_object().expect("are fields").clone();
+    request.as_object_mut().expect("is an object").extend(more);
+    request.to_string()
+}
+
+fn send(namespace: &Namespace, parameters: Value, fields: Value) -> Finished {
+    let program = Program::with_kubeconfig(namespace.kubeconfig());
+    program.input(request(namespace, parameters, fields)).run()
+}
+
+async fn is_cordoned(namespace: &Namespace) -> bool {
+    let node = namespace.global::<Node>().get(namespace.name()).await.expect("is there");
+    node.spec.and_then(|spec| spec.unschedulable) == Some(true)
+}
+
+async fn on_node(namespace: &Namespace) -> Vec<Pod> {
+    let params = ListParams::default().fields(&format!("spec.nodeName={}", namespace.name()));
+    namespace.api::<Pod>().list(&params).await.expect("are listed").items
+}
+
+/// A disruption budget for the pods of `app`, once it has room for so many.
+async fn budget(namespace: &Namespace, app: &str, max_unavailable: i32, room: i32) {
+    namespace
+        .create::<PodDisruptionBudget>(json!({
+            "metadata": { "name": app },
+            "spec": {
+                "maxUnavailable": max_unavailable, "selector": { "matchLabels": { "app": app } },
+            },
+        }))
+        .await;
+    eventually("the budget has room", async || {
+        let status = namespace.api::<PodDisruptionBudget>().get(app).await.expect("is").status?;
+        (status.expected_pods > 0 && status.disruptions_allowed == room).then_some(())
+    })
+    .await;
+}
+
+/// A node with pods of these sets on it.
+async fn node_with(test: &str, sets: &[(&str, i32)]) -> Namespace {
+    let namespace = shared().namespace(test).await;
+    namespace.own_node(false).await;
+    for (name, replicas) in sets {
+        namespace.replica_set_on_own_node(name, *replicas, json!({})).await;
+    }
+    namespace
+}
+
+/// A pod on the node with this in it, which nobody would replace.
+async fn bare_pod(namespace: &Namespace, name: &str, metadata: Value, spec: Value) -> Pod {
+    let mut pod = json!({
+        "metadata": { "name": name },
+        "spec": {
+            "nodeName": namespace.name(), "terminationGracePeriodSeconds": 0,
+            "securityContext": {
+                "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" },
+            },
+            "containers": [{
+                "name": "main", "image": "registry.invalid/good:1",
+                "securityContext": {
+                    "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] },
+                },
+            }],
+        },
+    });
+    for (part, more) in [("metadata", metadata), ("spec", spec)] {
+        let more = more.as_object().expect("are fields").clone();
+        pod[part].as_object_mut().expect("is one").extend(more);
+    }
+    namespace.create::<Pod>(pod).await
+}
+
+#[tokio::test]
+async fn evicts_the_pods_and_waits_until_they_are_gone() {
+    let namespace = node_with("drain_waits", &[("web", 3), ("api", 2)]).await;
+    namespace.daemon_set_on_own_node("agent").await;
+    let done = send(&namespace, json!({}), json!({ "wait": true }));
+    assert_eq!(done.status, 0, "{done:?}");
+    let answer = done.answer();
+    assert_eq!(
+        (&answer["outcome"], &answer["rollout"]["state"]),
+        (&json!("applied"), &json!("complete"))
+    );
+    let result = answer["result"].as_str().expect("is a sentence");
+    assert!(result.contains("cordoned at") && result.contains("all 5 pods are gone"), "{result}");
+    assert!(is_cordoned(&namespace).await);
+    let left = on_node(&namespace).await;
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert!(left[0].name_any().starts_with("agent-"));
+    for (name, replicas) in [("web", 3), ("api", 2)] {
+        eventually("they are back elsewhere", async || {
+            (namespace.pods_of(name).await.len() == replicas).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn simulation_names_what_would_go_and_changes_nothing() {
+    let namespace = node_with("drain_simulated", &[("web", 2)]).await;
+    let done = send(&namespace, json!({}), json!({ "simulate": true }));
+    assert_eq!(done.status, 0, "{done:?}");
+    let answer = done.answer();
+    assert_eq!(answer["outcome"], "simulated");
+    let result = answer["result"].as_str().expect("is a sentence");
+    let name = namespace.name();
+    assert!(
+        result.contains(&format!("2 pods would be evicted: {name}/web-0, {name}/web-1")),
+        "{result}"
+    );
+    assert!(!is_cordoned(&namespace).await);
+    assert!(on_node(&namespace).await.iter().all(|pod| pod.metadata.deletion_timestamp.is_none()));
+}
+
+#[tokio::test]
+async fn all_that_stands_in_the_way_is_named_at_once_and_nothing_is_cordoned() {
+    let namespace = node_with("drain_blocked", &[("web", 1), ("full", 1)]).await;
+    bare_pod(&namespace, "lonely", json!({}), json!({})).await;
+    let volumes = json!([{ "name": "tmp", "emptyDir": {} }]);
+    namespace.replica_set_on_own_node("cache", 1, json!({ "volumes": volumes })).await;
+    budget(&namespace, "web", 1, 1).await;
+    budget(&namespace, "full", 0, 0).await;
+    namespace
+        .create::<PodDisruptionBudget>(json!({
+            "metadata": { "name": "second" },
+            "spec": { "maxUnavailable": 1, "selector": { "matchLabels": { "app": "web" } } },
+        }))
+        .await;
+    for wait in [true, false] {
+        let done = send(&namespace, json!({}), json!({ "wait": wait }));
+        assert_eq!(done.status, 69, "{done:?}");
+        let problem = done.answer();
+        assert_eq!(
+            (&problem["code"], &problem["retryable"]),
+            (&json!("drain_blocked"), &json!(false))
+        );
+        let detail = problem["detail"].as_str().expect("has one");
+        let name = namespace.name();
+        for part in [
+            format!("without a controller, which would not come back: {name}/lonely"),
+            format!("with data in emptyDir volumes, which would be lost: {name}/cache-0"),
+            format!("{name}/web-0 (second, web)"),
+            "PodDisruptionBudget 'full' allows 0".to_owned(),
+            format!("{name}/full-0"),
+        ] {
+            assert!(detail.contains(&part), "{part}: {detail}");
+        }
+        assert!(problem["hint"].as_str().expect("has one").contains("force: true"));
+    }
+    assert!(!is_cordoned(&namespace).await);
+    assert_eq!(on_node(&namespace).await.len(), 4);
+}
+
+#[tokio::test]
+async fn what_is_accepted_goes_with_a_warning() {
+    let namespace = node_with("drain_accepted", &[]).await;
+    let volumes = json!({ "volumes": [{ "name": "tmp", "emptyDir": {} }] });
+    bare_pod(&namespace, "lonely", json!({}), volumes).await;
+    let accepted = json!({ "force": true, "delete_empty_dir_data": true });
+    let done = send(&namespace, accepted, json!({ "wait": true }));
+    assert_eq!(done.status, 0, "{done:?}");
+    let warnings = done.answer()["warnings"].to_string();
+    assert!(
+        warnings.contains("without a controller") && warnings.contains("emptyDir"),
+        "{warnings}"
+    );
+    assert!(on_node(&namespace).await.is_empty());
+}
+
+#[tokio::test]
+async fn only_the_pods_that_are_selected_go() {
+    let namespace = node_with("drain_selected", &[("web", 1), ("api", 1)]).await;
+    let selected = json!({ "pod_selector": "app in (api)" });
+    let done = send(&namespace, selected, json!({ "wait": true }));
+    assert_eq!(done.status, 0, "{done:?}");
+    let left: Vec<_> = on_node(&namespace).await.iter().map(ResourceExt::name_any).collect();
+    assert_eq!(left, ["web-0"]);
+}
+
+#[tokio::test]
+async fn a_budget_without_room_is_refused_for_now_or_waited_for() {
+    let namespace = node_with("drain_room", &[("web", 1), ("api", 1)]).await;
+    budget(&namespace, "web", 0, 0).await;
+    let done = send(&namespace, json!({}), json!({}));
+    assert_eq!(done.status, 75, "{done:?}");
+    assert_eq!(done.answer()["code"], "disruption_budget");
+    assert!(!is_cordoned(&namespace).await);
+    let waiting = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 50 }));
+    let waiting = Program::with_kubeconfig(namespace.kubeconfig()).input(waiting).start();
+    eventually("the other pod is gone", async || {
+        (on_node(&namespace).await.len() == 1).then_some(())
+    })
+    .await;
+    let budgets = namespace.api::<PodDisruptionBudget>();
+    let room = Patch::Merge(json!({ "spec": { "maxUnavailable": 1 } }));
+    budgets.patch("web", &Default::default(), &room).await.expect("is patched");
+    let done = spawn_blocking(|| waiting.wait()).await.expect("it ran");
+    assert_eq!(done.status, 0, "{done:?}");
+    let warnings = done.answer()["warnings"].to_string();
+    assert!(warnings.contains("room has to be waited for"), "{warnings}");
+    assert!(on_node(&namespace).await.is_empty());
+}
+
+#[tokio::test]
+async fn without_wait_each_pod_that_can_go_is_evicted_once_and_the_rest_is_told() {
+    let namespace = node_with("drain_once", &[("web", 3), ("api", 1)]).await;
+    budget(&namespace, "web", 1, 1).await;
+    let done = send(&namespace, json!({}), json!({}));
+    assert_eq!(done.status, 69, "{done:?}");
+    let answer = done.answer();
+    assert_eq!(answer["outcome"], "failed");
+    assert_eq!(answer["rollout"]["message"], "2 of 4 pods could not be evicted now");
+    let problems = answer["rollout"]["problems"].to_string();
+    assert!(problems.contains("PodDisruptionBudget 'web' allows"), "{problems}");
+    eventually("two are gone", async || (on_node(&namespace).await.len() == 2).then_some(())).await;
+    assert!(is_cordoned(&namespace).await);
+    // A caller's own loop ends it.
+    let last = eventually("the loop ends", async || {
+        let done = send(&namespace, json!({}), json!({}));
+        (done.status == 0).then(|| done.answer())
+    })
+    .await;
+    assert!(last["rollout"].is_null(), "{last}");
+    eventually("all are gone", async || on_node(&namespace).await.is_empty().then_some(())).await;
+    let done = send(&namespace, json!({}), json!({}));
+    assert_eq!(done.answer()["outcome"], "unchanged", "{done:?}");
+}
+
+#[tokio::test]
+async fn a_drain_that_fails_is_undone_once_if_that_is_asked() {
+    let namespace = node_with("drain_undone", &[("web", 1)]).await;
+    budget(&namespace, "web", 0, 0).await;
+    let fields = json!({ "wait": true, "timeout_seconds": 2, "id": namespace.name() });
+    let undo = json!({ "uncordon_on_failure": true });
+    let done = send(&namespace, undo.clone(), fields.clone());
+    assert_eq!(done.status, 69, "{done:?}");
+    let answer = done.answer();
+    assert_eq!(
+        (&answer["outcome"], &answer["rollout"]["state"]),
+        (&json!("failed"), &json!("timed_out"))
+    );
+    let result = answer["result"].as_str().expect("is a sentence");
+    assert!(result.contains("is uncordoned again"), "{result}");
+    let problems = answer["rollout"]["problems"].to_string();
+    assert!(problems.contains("web-0: PodDisruptionBudget 'web' allows 0"), "{problems}");
+    assert!(!is_cordoned(&namespace).await);
+    // The same request again tells the same, and does nothing.
+    let again = send(&namespace, undo.clone(), fields).answer();
+    assert_eq!((&again["replayed"], &again["result"]), (&json!(true), &answer["result"]));
+    // A node that was cordoned before stays so.
+    let nodes = namespace.global::<Node>();
+    let cordon = Patch::Merge(json!({ "spec": { "unschedulable": true } }));
+    nodes.patch(namespace.name(), &Default::default(), &cordon).await.expect("is cordoned");
+    let done = send(&namespace, undo, json!({ "wait": true, "timeout_seconds": 2 }));
+    assert_eq!(done.status, 69, "{done:?}");
+    assert!(is_cordoned(&namespace).await);
+}
+
+#[tokio::test]
+async fn a_node_that_somebody_uncordons_is_not_emptied_further() {
+    let namespace = node_with("drain_stopped", &[("web", 2)]).await;
+    budget(&namespace, "web", 0, 0).await;
+    let body = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 50 }));
+    let waiting = Program::with_kubeconfig(namespace.kubeconfig()).input(body).start();
+    eventually("it is cordoned", async || is_cordoned(&namespace).await.then_some(())).await;
+    let nodes = namespace.global::<Node>();
+    let uncordon = Patch::Merge(json!({ "spec": { "unschedulable": null } }));
+    nodes.patch(namespace.name(), &Default::default(), &uncordon).await.expect("is uncordoned");
+    let done = spawn_blocking(|| waiting.wait()).await.expect("it ran");
+    assert_eq!(done.status, 69, "{done:?}");
+    let message = done.answer()["rollout"]["message"].as_str().expect("is told").to_owned();
+    assert!(message.contains("uncordoned by someone else"), "{message}");
+    assert_eq!(on_node(&namespace).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_whose_executor_is_killed_is_taken_up_and_what_came_since_stays() {
+    let namespace = node_with("drain_killed", &[("web", 2), ("api", 2)]).await;
+    budget(&namespace, "web", 0, 0).await;
+    let fields = json!({ "wait": true, "timeout_seconds": 50, "id": namespace.name() });
+    let body = request(&namespace, json!({}), fields);
+    let start = || Program::with_kubeconfig(namespace.kubeconfig()).input(body.clone()).start();
+    let first = start();
+    eventually("it is in the middle", async || {
+        (on_node(&namespace).await.len() == 2).then_some(())
+    })
+    .await;
+    first.signal("KILL");
+    spawn_blocking(|| first.wait()).await.expect("it ended");
+    bare_pod(&namespace, "late", json!({}), json!({})).await;
+    // Two at once go on with it.
+    let (second, third) = (start(), start());
+    let budgets = namespace.api::<PodDisruptionBudget>();
+    let room = Patch::Merge(json!({ "spec": { "maxUnavailable": 1 } }));
+    budgets.patch("web", &Default::default(), &room).await.expect("is patched");
+    let (second, third) = spawn_blocking(|| (second.wait(), third.wait())).await.expect("they ran");
+    for done in [&second, &third] {
+        assert_eq!(done.status, 0, "{done:?}");
+        assert_eq!(done.answer()["replayed"], true, "{done:?}");
+    }
+    assert_eq!(second.answer(), third.answer());
+    let left: Vec<_> = on_node(&namespace).await.iter().map(ResourceExt::name_any).collect();
+    assert_eq!(left, ["late"]);
+}
+
+#[tokio::test]
+async fn the_policy_holds_for_each_pod_and_the_budget_counts_each() {
+    let namespace = node_with("drain_policy", &[("web", 2)]).await;
+    let run = |policy: &str| {
+        let policy = namespace.policy(policy);
+        let program = Program::with_kubeconfig(namespace.kubeconfig()).under(&policy);
+        program.input(request(&namespace, json!({}), json!({ "wait": true }))).run()
+    };
+    let denied = run(&format!("namespaces: {{deny: ['{}']}}", namespace.name()));
+    assert_eq!(denied.status, 77, "{denied:?}");
+    assert!(denied.answer()["detail"].as_str().expect("has one").contains("/web-0"), "{denied:?}");
+    let denied = run("targets: {protected: [app=web]}");
+    assert_eq!(denied.answer()["code"], "policy_denied", "{denied:?}");
+    let limited = run("budget: {cluster: {actions: 2, within_seconds: 600}}");
+    assert_eq!(limited.answer()["code"], "rate_limited", "{limited:?}");
+    assert!(!is_cordoned(&namespace).await);
+    let done = run("budget: {cluster: {actions: 3, within_seconds: 600}}");
+    assert_eq!(done.status, 0, "{done:?}");
+}
+
+#[tokio::test]
+async fn a_pod_that_does_not_go_is_told_with_its_reason_or_left_when_that_is_said() {
+    let namespace = node_with("drain_stuck", &[]).await;
+    let held = json!({ "finalizers": ["test.action-executor.dev/held"] });
+    bare_pod(&namespace, "held", held, json!({})).await;
+    let force = json!({ "force": true });
+    let fields = json!({ "wait": true, "timeout_seconds": 2 });
+    let done = send(&namespace, force, fields.clone());
+    assert_eq!(done.status, 69, "{done:?}");
+    let problems = done.answer()["rollout"]["problems"].to_string();
+    assert!(problems.contains("test.action-executor.dev/held"), "{problems}");
+    let skip = json!({ "force": true, "skip_wait_for_delete_timeout_seconds": 1 });
+    let done = send(&namespace, skip, fields);
+    assert_eq!(done.status, 0, "{done:?}");
+    let nobody = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+    let pods = namespace.api::<Pod>();
+    pods.patch("held", &Default::default(), &nobody).await.expect("is let go");
+}
+
+#[tokio::test]
+async fn pods_that_never_ran_go_whatever_their_budget_says() {
+    let namespace = shared().namespace("drain_pending").await.with_image(MISSING_IMAGE);
+    namespace.own_node(false).await;
+    namespace.replica_set_on_own_node("web", 3, json!({})).await;
+    namespace
+        .create::<PodDisruptionBudget>(json!({
+            "metadata": { "name": "web" },
+            "spec": { "minAvailable": 3, "selector": { "matchLabels": { "app": "web" } } },
+        }))
+        .await;
+    let done = send(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 10 }));
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(done.took < Duration::from_secs(5), "{:?}", done.took);
+}
+
+/// Watches from outside whether ever fewer pods are ready than a budget wants.
+struct Observer {
+    stop: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<(usize, Vec<String>)>,
+}
+
+impl Observer {
+    /// Each set has so many pods, of which one may be missing.
+    fn start(namespace: &Namespace, replicas: usize) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (namespace, told) = (namespace.clone(), stop.clone());
+        let task = tokio::spawn(async move {
+            let (mut looks, mut broken) = (0, Vec::new());
+            while !told.load(Ordering::SeqCst) {
+                let pods = namespace.api::<Pod>().list(&ListParams::default()).await;
+                let mut ready: BTreeMap<String, usize> = BTreeMap::new();
+                for pod in pods.expect("are listed").items {
+                    let conditions = pod.status.as_ref().and_then(|it| it.conditions.clone());
+                    let is_ready = conditions
+                        .into_iter()
+                        .flatten()
+                        .any(|it| it.type_ == "Ready" && it.status == "True")
+                        && pod.metadata.deletion_timestamp.is_none();
+                    *ready.entry(pod.labels()["app"].clone()).or_default() += usize::from(is_ready);
+                }
+                let few = ready.into_iter().filter(|(_, ready)| *ready + 1 < replicas);
+                broken.extend(few.map(|(app, ready)| format!("{app} has {ready} of {replicas}")));
+                let budgets = namespace.api::<PodDisruptionBudget>();
+                for budget in budgets.list(&ListParams::default()).await.expect("are listed") {
+                    let (name, status) = (budget.name_any(), budget.status.unwrap_or_default());
+                    let (is, must) = (status.current_healthy, status.desired_healthy);
+                    if is < must {
+                        broken.push(format!("budget {name}: {is} are healthy, {must} must be"));
+                    }
+                }
+                looks += 1;
+                sleep(Duration::from_millis(20)).await;
+            }
+            (looks, broken)
+        });
+        Observer { stop, task }
+    }
+
+    async fn end(self) -> (usize, Vec<String>) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.task.await.expect("it observed")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_pods_under_ten_budgets_go_and_no_budget_is_ever_exceeded() {
+    const SETS: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+    let namespace = node_with("drain_many", &SETS.map(|name| (name, 20))).await;
+    for name in SETS {
+        budget(&namespace, name, 1, 1).await;
+    }
+    let observer = Observer::start(&namespace, 20);
+    let body = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 80 }));
+    let program = Program::with_kubeconfig(namespace.kubeconfig()).input(body);
+    let done = spawn_blocking(|| program.run()).await.expect("it ran");
+    let (looks, broken) = observer.end().await;
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(looks > 20, "{looks}");
+    assert_eq!(broken, Vec::<String>::new());
+    assert!(on_node(&namespace).await.is_empty());
+    println!("200 pods under 10 budgets: {:?}, {looks} looks", done.took);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_ends_in_the_same_state_as_with_kubectl() {
+    let mut ends = Vec::new();
+    for by in ["ours", "kubectl"] {
+        let namespace = node_with("drain_same", &[("web", 3), ("api", 2)]).await;
+        namespace.daemon_set_on_own_node("agent").await;
+        let volumes = json!({ "volumes": [{ "name": "tmp", "emptyDir": {} }] });
+        bare_pod(&namespace, "lonely", json!({}), volumes).await;
+        budget(&namespace, "web", 1, 1).await;
+        if by == "ours" {
+            let accepted = json!({ "force": true, "delete_empty_dir_data": true });
+            let done = send(&namespace, accepted, json!({ "wait": true }));
+            assert_eq!(done.status, 0, "{done:?}");
+        } else {
+            let mut kubectl = Command::new(shared().program("kubectl"));
+            kubectl.args(["drain", namespace.name(), "--ignore-daemonsets", "--force"]);
+            kubectl.arg("--delete-emptydir-data").env("KUBECONFIG", shared().kubeconfig());
+            let done = spawn_blocking(move || kubectl.output()).await.expect("it ran");
+            let done = done.expect("kubectl runs");
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        }
+        let sets = async |on_it: bool| -> BTreeSet<String> {
+            let all = namespace.api::<Pod>().list(&ListParams::default()).await.expect("are");
+            let is_on_it = |pod: &Pod| {
+                pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref())
+                    == Some(namespace.name())
+            };
+            let those = all.items.iter().filter(|pod| is_on_it(pod) == on_it);
+            those.map(|pod| pod.labels().get("app").cloned().unwrap_or_default()).collect()
+        };
+        eventually("all are back", async || {
+            let (web, api) = (namespace.pods_of("web").await, namespace.pods_of("api").await);
+            (web.len() == 3 && api.len() == 2).then_some(())
+        })
+        .await;
+        ends.push((is_cordoned(&namespace).await, sets(true).await, sets(false).await));
+    }
+    assert_eq!(ends[0], ends[1]);
+}
