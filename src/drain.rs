@@ -5,8 +5,8 @@
 //! left, so whoever takes it over goes on from there; and since each eviction is bound to its pod's uid,
 //! two who are at it do nothing twice. Each look asks two questions, however many pods there are: the
 //! metadata of the node's pods, and the budgets, so that no more evictions are tried than have room. Before
-//! anything is evicted it asks for the node, since one that somebody has uncordoned is not to be emptied any
-//! more. kubectl tries each pod every five seconds instead, and asks of each whether it is gone.
+//! anything is evicted it asks for the kill switch and the node, since one that somebody has uncordoned is not
+//! to be emptied any more. kubectl tries each pod every five seconds instead, and asks of each whether it is gone.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,6 +26,7 @@ use tokio::{
 };
 
 use crate::{
+    actions,
     context::{Context, stopped},
     error::{ActionError, Code},
     k8s::{
@@ -73,6 +74,8 @@ pub(crate) struct Drain<'a> {
     pub id: &'a RequestId,
     pub drained: &'a Drained,
     pub end: Instant,
+    /// Whether policy and kill switch still let it go on.
+    pub permit: &'a (dyn Fn(Instant) -> actions::Step<'a, ()> + Sync),
 }
 
 /// What is left, as it was seen.
@@ -269,9 +272,15 @@ impl Drain<'_> {
         Ok(self.bound(left, budgets))
     }
 
-    /// Why nothing more may be evicted, if that is so: the node is not the one that was cordoned, or is not
-    /// cordoned any more.
+    /// Why nothing more may be evicted, if that is so: policy or kill switch, or the node is not the one that
+    /// was cordoned, or is not cordoned any more.
     async fn why_not_go_on(&self, deadline: Instant) -> Result<Option<String>, ActionError> {
+        match (self.permit)(deadline).await {
+            Err(error) if matches!(error.code, Code::PolicyDenied | Code::Stopped) => {
+                return Ok(Some(error.detail));
+            }
+            permitted => permitted?,
+        }
         let Target { name, uid, .. } = self.node;
         let node: Node = match self.cluster.get_global(name, deadline).await {
             Ok(node) => node,

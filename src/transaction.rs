@@ -307,12 +307,7 @@ impl Transaction<'_> {
             self.release(record, &refusal, &asked).await;
             return Err(refusal);
         }
-        let may_go_on = || -> Step<'_, ()> {
-            Box::pin(async move {
-                self.context.policy().judge(&Facts::of(self.request, None)).refuse()?;
-                self.budget.check_switch(deadline).await
-            })
-        };
+        let may_go_on = || self.may_go_on(deadline);
         let made =
             execution::make(self.context, self.cluster, self.request, &asked, plan, &may_go_on);
         match made.await {
@@ -345,6 +340,14 @@ impl Transaction<'_> {
                 Err(error)
             }
         }
+    }
+
+    /// Whether policy and kill switch, as they are now, still let the request change anything.
+    fn may_go_on(&self, deadline: Instant) -> Step<'_, ()> {
+        Box::pin(async move {
+            self.context.policy().judge(&Facts::of(self.request, None)).refuse()?;
+            self.budget.check_switch(deadline).await
+        })
     }
 
     /// The last questions before the effect: the kill switch, the budget, the policy as it is now.
@@ -515,7 +518,9 @@ impl Transaction<'_> {
             Rest::Drain(drained) => {
                 let (context, cluster, end) = (self.context, self.cluster, self.end);
                 let node = &answer.target;
-                let drain = Drain { context, cluster, node, id: &asked.id, drained, end };
+                let permit = |deadline| self.may_go_on(deadline);
+                let id = &asked.id;
+                let drain = Drain { context, cluster, node, id, drained, end, permit: &permit };
                 if asked.wait {
                     drain.until_gone().await
                 } else {

@@ -76,15 +76,23 @@ fn every_action_has_a_fixture_that_is_accepted() {
 }
 
 #[test]
-fn the_readme_has_a_row_for_every_action_and_every_code() {
+fn the_documents_have_a_row_for_every_action_and_every_code() {
     let readme = include_str!("../../README.md");
+    let page = include_str!("../../docs/actions.md");
     for kind in ActionKind::ALL {
-        assert!(readme.contains(&format!("| `{}`", kind.name())), "{}", kind.name());
+        let name = format!("`{}`", kind.name());
+        assert!(readme.lines().any(|line| line.starts_with('|') && line.contains(&name)), "{name}");
+        let row = page.lines().find(|line| line.starts_with(&format!("| {name}")));
+        let row = row.unwrap_or_else(|| panic!("{name}"));
         let Descriptor { rules, cluster_rules, .. } = kind.descriptor();
-        for rule in rules.iter().chain(*cluster_rules) {
-            for resource in rule.resources {
-                assert!(readme.contains(resource), "{}: {resource}", kind.name());
-            }
+        for resource in rules.iter().chain(*cluster_rules).flat_map(|rule| rule.resources) {
+            assert!(page.contains(resource), "{name}: {resource}");
+        }
+        let mut generator = schemars::SchemaGenerator::default();
+        let schema = kind.parameters_schema(&mut generator).to_value();
+        for (parameter, property) in schema["properties"].as_object().expect("are there") {
+            let told = row.contains(&format!("`{parameter}`"));
+            assert!(told || property["deprecated"] == true, "{name}: {parameter}");
         }
     }
     for code in Code::ALL {

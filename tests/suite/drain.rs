@@ -289,6 +289,27 @@ async fn a_drain_that_fails_is_undone_once_if_that_is_asked() {
     assert!(is_cordoned(&namespace).await);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kill_switch_stops_a_drain_that_is_under_way() {
+    let namespace = node_with("drain_stopped", &[("web", 2)]).await;
+    budget(&namespace, "web", 0, 0).await;
+    let policy = namespace.policy("cooldown_seconds: 0");
+    let program = Program::with_kubeconfig(namespace.kubeconfig()).under(&policy);
+    let asked = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 60 }));
+    let running = spawn_blocking(move || program.input(asked).run());
+    eventually("it is cordoned", async || is_cordoned(&namespace).await.then_some(())).await;
+    crate::limits::throw_switch(&namespace, Some("incident 7")).await;
+    let room = Patch::Merge(json!({ "spec": { "maxUnavailable": 2 } }));
+    let budgets = namespace.api::<PodDisruptionBudget>();
+    budgets.patch("web", &Default::default(), &room).await.expect("is patched");
+    let done = running.await.expect("it ran");
+    assert_eq!(done.status, 69, "{done:?}");
+    let answer = done.answer();
+    assert_eq!(answer["outcome"], "failed", "{answer}");
+    assert!(answer["result"].to_string().contains("incident 7"), "{answer}");
+    assert_eq!(on_node(&namespace).await.len(), 2, "{answer}");
+}
+
 #[tokio::test]
 async fn a_node_that_somebody_uncordons_is_not_emptied_further() {
     let namespace = node_with("drain_stopped", &[("web", 2)]).await;

@@ -286,7 +286,7 @@ async fn what_was_provably_not_done_is_given_back() {
     assert_eq!(over.answer()["code"], "rate_limited", "{over:?}");
 }
 
-async fn throw_switch(namespace: &Namespace, value: Option<&str>) {
+pub async fn throw_switch(namespace: &Namespace, value: Option<&str>) {
     let leases = namespace.api::<Lease>();
     let lease = json!({ "metadata": { "name": "action-executor" } });
     let lease = serde_json::from_value(lease).expect("is a Lease");
