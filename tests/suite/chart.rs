@@ -120,8 +120,10 @@ fn essence(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeMap<String
         .filter(|document| !document["metadata"]["name"].to_string().contains(".callers"))
         .map(|document| {
             let name = document["metadata"]["name"].as_str().expect("has one");
-            let name = name.strip_prefix(prefix).unwrap_or(name);
             let kind = document["kind"].as_str().expect("has one");
+            // What is in no namespace has the account in its name, and so one name in both.
+            let own = if kind.starts_with("Role") { prefix } else { "" };
+            let name = name.strip_prefix(own).unwrap_or(name);
             let place = &document["metadata"]["namespace"];
             let mut essence = json!({});
             for part in ["rules", "subjects", "spec"] {

@@ -245,7 +245,9 @@ async fn a_pod_that_no_node_takes_is_told() {
     let asked = json!({ "simulate": false, "wait": true, "timeout_seconds": 4 });
     let answer = send(&namespace, asked).answer();
     let told = answer["rollout"]["problems"][0].as_str().expect("has one");
-    assert!(told.contains("Unschedulable: 0/2 nodes are available"), "{told}");
+    // Other tests have nodes of their own.
+    assert!(told.contains("Unschedulable: 0/"), "{told}");
+    assert!(told.contains("nodes are available"), "{told}");
 }
 
 #[tokio::test]
