@@ -58,6 +58,8 @@ fn job(namespace: &Namespace, request: &Value, flags: &[&str]) -> Finished {
     let file = file(request);
     Program::with_kubeconfig(namespace.kubeconfig())
         .args(["job", file.to_str().expect("is text"), "--image", OWN_IMAGE, "--output", "json"])
+        // Where the executor is installed, which is not where a node's records are.
+        .args(["--namespace", namespace.name()])
         .args(flags.iter().copied())
         .run()
 }
