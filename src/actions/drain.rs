@@ -1,7 +1,7 @@
 //! `drain`: cordons a node and evicts its pods, as `kubectl drain` does, once nothing stands in the way.
 //!
 //! All that stands in the way is found and named before anything is done. The effect is the cordon, with
-//! its mark; the evictions follow it ([`crate::drain`]).
+//! its mark; the evictions follow it (in `src/drain.rs`).
 
 use std::collections::{BTreeMap, HashMap};
 
