@@ -562,6 +562,8 @@ impl Transaction<'_> {
                 | Code::Stopped
                 | Code::TargetPaused
                 | Code::TargetUnmanaged
+                | Code::TargetManaged
+                | Code::NoEffect
                 | Code::DrainBlocked
                 | Code::PreconditionFailed
         );
