@@ -184,7 +184,10 @@ impl Completion {
             Completion::AtOnce(_) => Ok(Vec::new()),
             Completion::RolledOut { namespace, name, rollout, .. } => {
                 let pods = self.pods_of(cluster, rollout.kind, namespace, name, deadline).await?;
-                Ok(pods::problems(pods.iter().filter(|pod| rollout.template.may_have_made(pod))))
+                let ours = pods.iter().filter(|pod| rollout.template.may_have_made(pod));
+                let of_ours = pods::problems(ours);
+                // A StatefulSet that keeps order may wait for an old pod before it makes a new one.
+                Ok(if of_ours.is_empty() { pods::problems(&pods) } else { of_ours })
             }
             Completion::Scaled { kind, namespace, name, .. } => {
                 let pods = self.pods_of(cluster, *kind, namespace, name, deadline).await?;
