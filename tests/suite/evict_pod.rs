@@ -222,7 +222,7 @@ async fn evictions(namespace: &Namespace) -> usize {
         .fields("reason=SuccessfulCreate,involvedObject.kind=ReplicaSet");
     eventually("the ReplicaSet has told of it", async || {
         let told = events.list(&params).await.expect("are listed").items.len();
-        (told > 2).then_some(told - 2)
+        (told > 2).then(|| told - 2)
     })
     .await
 }
