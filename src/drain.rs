@@ -4,9 +4,10 @@
 //! It looks, evicts what may go now, and looks again. What is left is always what the cluster says is
 //! left, so whoever takes it over goes on from there; and since each eviction is bound to its pod's uid,
 //! two who are at it do nothing twice. Each look asks two questions, however many pods there are: the
-//! metadata of the node's pods, and the budgets, so that no more evictions are tried than have room. Before
-//! anything is evicted it asks for the kill switch and the node, since one that somebody has uncordoned is not
-//! to be emptied any more. kubectl tries each pod every five seconds instead, and asks of each whether it is gone.
+//! metadata of the node's pods, and the budgets, so that no more evictions are tried than have room. While it
+//! evicts, it asks once a second for the kill switch and the node, since one that somebody has uncordoned is
+//! not to be emptied any more. kubectl tries each pod every five seconds instead, and asks of each whether
+//! it is gone.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -54,6 +55,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How often one pod is tried although its budget has no room, since a pod that is not healthy any more
 /// may be let go all the same: kubectl's pace.
 const TRY_WITHOUT_ROOM: Duration = Duration::from_secs(5);
+
+/// How long the look at kill switch and node is good for: one for each batch would be as many calls as there
+/// are evictions.
+const PERMIT: Duration = Duration::from_secs(1);
 
 /// How many objects are read at once.
 const PAGE: u32 = 500;
@@ -104,6 +109,8 @@ struct Tries {
     in_doubt: HashSet<String>,
     /// When budgets were first seen without room, or last tried all the same.
     without_room: HashMap<String, Instant>,
+    /// When it was last asked whether anything may be evicted.
+    permitted: Option<Instant>,
 }
 
 /// What came of one look, and of what was evicted then.
@@ -220,10 +227,11 @@ impl Drain<'_> {
         }
         tries.note_room(seen);
         let chosen = choose(seen, tries, Instant::now());
-        if !chosen.is_empty()
-            && let Some(why) = self.why_not_go_on(self.end).await?
-        {
-            return Ok(Step::Over(RolloutState::Failed, why));
+        if !chosen.is_empty() && tries.are_to_be_permitted() {
+            if let Some(why) = self.why_not_go_on(self.end).await? {
+                return Ok(Step::Over(RolloutState::Failed, why));
+            }
+            tries.permitted = Some(Instant::now());
         }
         tries.note_tries(&chosen, seen);
         let evicted = self.evict(&chosen, tries, self.end).await;
@@ -486,6 +494,11 @@ fn evenly(pods: Vec<&Left>) -> Vec<&Left> {
 }
 
 impl Tries {
+    /// Whether it has to be asked again before anything is evicted.
+    fn are_to_be_permitted(&self) -> bool {
+        self.permitted.is_none_or(|at| at.elapsed() >= PERMIT)
+    }
+
     /// Notes which budgets have no room, since when.
     fn note_room(&mut self, seen: &Seen) {
         let now = Instant::now();

@@ -206,6 +206,24 @@ impl Cluster {
         Ok(!page.items.is_empty())
     }
 
+    /// Lists the objects of a namespace as the API server remembers them, which may be as of a moment ago:
+    /// enough to warn, and it asks nobody further for it.
+    ///
+    /// # Errors
+    /// As [`Cluster::tell`] says.
+    pub async fn list_remembered<K: Namespaced>(
+        &self,
+        namespace: &str,
+        deadline: Instant,
+    ) -> Result<Vec<K>, ActionError> {
+        let api = Api::<K>::namespaced(self.client(), namespace);
+        let params = ListParams::default().match_any();
+        match self.attempt(Repeat::Freely, deadline, || api.list(&params)).await {
+            Ok(list) => Ok(list.items),
+            Err(fault) => Err(self.tell(&Call::of::<K>("list", namespace, None), fault).await),
+        }
+    }
+
     /// Lists up to 500 objects by label selector.
     ///
     /// # Errors

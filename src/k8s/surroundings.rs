@@ -58,8 +58,8 @@ impl Surroundings {
     ) -> Self {
         let deadline = deadline.min(Instant::now() + LONGEST_LOOK);
         let mut found = Surroundings::default();
-        found.autoscalers = found.seen(cluster.list(namespace, "", deadline).await);
-        found.budgets = found.seen(cluster.list(namespace, "", deadline).await);
+        found.autoscalers = found.seen(cluster.list_remembered(namespace, deadline).await);
+        found.budgets = found.seen(cluster.list_remembered(namespace, deadline).await);
         // Only a Deployment starts a pod beside the one that it replaces, with the same claim.
         if let Workload::Deployment(deployment) = workload {
             for name in claims_of(deployment) {
@@ -79,7 +79,7 @@ impl Surroundings {
     pub(crate) async fn of_pods(cluster: &Cluster, namespace: &str, deadline: Instant) -> Self {
         let deadline = deadline.min(Instant::now() + LONGEST_LOOK);
         let mut found = Surroundings::default();
-        found.budgets = found.seen(cluster.list(namespace, "", deadline).await);
+        found.budgets = found.seen(cluster.list_remembered(namespace, deadline).await);
         found
     }
 
