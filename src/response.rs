@@ -99,6 +99,21 @@ pub struct Target {
     pub resource_version: Option<String>,
 }
 
+impl Target {
+    /// An object as a request names it, before it was read; in no namespace if that is empty.
+    #[must_use]
+    pub fn named(api_version: &str, kind: &str, namespace: &str, name: &str) -> Self {
+        Target {
+            api_version: api_version.to_owned(),
+            kind: kind.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: None,
+            resource_version: None,
+        }
+    }
+}
+
 impl std::fmt::Display for Target {
     /// As people write it: `Deployment shop/web`, `Node n1`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

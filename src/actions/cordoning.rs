@@ -13,14 +13,7 @@ use crate::{
 
 /// The node of this name.
 pub(super) fn target(name: &str) -> Target {
-    Target {
-        api_version: "v1".to_owned(),
-        kind: "Node".to_owned(),
-        namespace: String::new(),
-        name: name.to_owned(),
-        uid: None,
-        resource_version: None,
-    }
+    Target::named("v1", "Node", "", name)
 }
 
 /// What can be said without a cluster.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Asked, CompletionOf, Descriptor, Other, Plan, Plannable, Preview, Rule, Step, Todo, cordoning,
+    restart,
 };
 use crate::{
     error::{ActionError, Code},
@@ -27,7 +28,7 @@ use crate::{
         drain::{self, Accepted, Drained, Loss, Stay, counted},
         fault::Fault,
         marks::Marks,
-        nodes,
+        nodes, pods, surroundings,
     },
     names::{LabelSelector, ObjectName},
     response::{Target, rfc3339_millis},
@@ -57,9 +58,9 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     rules: &[],
     cluster_rules: &[
         Rule { api_groups: &[""], resources: &["nodes"], verbs: &["get", "patch"] },
-        Rule { api_groups: &[""], resources: &["pods"], verbs: &["list"] },
+        restart::PODS,
         Rule { api_groups: &[""], resources: &["pods/eviction"], verbs: &["create"] },
-        Rule { api_groups: &["policy"], resources: &["poddisruptionbudgets"], verbs: &["list"] },
+        surroundings::BUDGETS,
         // Whether the DaemonSet of a pod exists.
         Rule { api_groups: &["apps"], resources: &["daemonsets"], verbs: &["get"] },
         // Only to warn of volumes that no other node has.
@@ -329,7 +330,7 @@ impl Survey {
                 return self.torn.push(format!("{pods_name} ({})", names.join(", ")));
             }
         };
-        for claim in drain::claims(pod) {
+        for claim in pods::claims(pod.spec.as_ref()) {
             self.claims.insert(format!("{namespace}/{claim}"), pods_name.clone());
         }
         self.free.push(is_free);

@@ -21,7 +21,7 @@ use crate::{
         completion::Completion,
         disruption::{self, Verdict},
         effect::Effect,
-        pods,
+        pods, surroundings,
     },
     names::{Namespace, ObjectName, null_is_default},
     response::Target,
@@ -40,7 +40,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     rules: &[
         Rule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list"] },
         Rule { api_groups: &[""], resources: &["pods/eviction"], verbs: &["create"] },
-        Rule { api_groups: &["policy"], resources: &["poddisruptionbudgets"], verbs: &["list"] },
+        surroundings::BUDGETS,
     ],
     cluster_rules: &[],
 };
@@ -65,14 +65,7 @@ pub struct Parameters {
 
 impl Plannable for Parameters {
     fn target(&self) -> Target {
-        Target {
-            api_version: "v1".to_owned(),
-            kind: "Pod".to_owned(),
-            namespace: self.namespace.to_string(),
-            name: self.pod_name.to_string(),
-            uid: None,
-            resource_version: None,
-        }
+        Target::named("v1", "Pod", &self.namespace, &self.pod_name)
     }
 
     fn namespace(&self) -> &str {

@@ -363,9 +363,7 @@ impl Plan {
         };
         Plan::new(target, found, Todo::AlreadyMade(made, sentence), completion)
     }
-}
 
-impl Plan {
     /// The plan with what a careful person would want to know of the workload whose pods it replaces;
     /// what is made already, or need not be, needs no warning.
     pub(crate) async fn advised(

@@ -4,13 +4,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, paused};
+use super::{Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, paused};
 use crate::{
     error::ActionError,
     k8s::{
         cluster::Cluster,
         completion::Completion,
-        marks::Marks,
         workload::{Workload, WorkloadKind},
     },
     names::{Namespace, ObjectName, null_is_default},
@@ -50,10 +49,7 @@ impl Plannable for Parameters {
     }
 
     fn preview(&self, asked: &Asked) -> Preview {
-        Preview {
-            result: would(&self.deployment),
-            changes: paused::changes(&Marks::default(), true, asked),
-        }
+        paused::preview(&self.deployment, true, asked)
     }
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
@@ -67,30 +63,11 @@ impl Plannable for Parameters {
 
 /// From the Deployment as it was read to what is to be done.
 fn decide(target: Target, deployment: &Workload, asked: &Asked) -> Result<Plan, ActionError> {
-    let (found, name) = (deployment.metadata(), target.name.clone());
-    let marks = Marks::on(found);
     let completion = CompletionOf::Known(Completion::AtOnce(format!(
-        "changes of the template of Deployment '{name}' wait until it is resumed"
+        "changes of the template of Deployment '{}' wait until it is resumed",
+        target.name
     )));
-    let did = format!("Deployment '{name}' paused.");
-    if marks.hold(&asked.id) {
-        return Ok(Plan::already_made(target, found, did, completion));
-    }
-    asked.check_found(&target, found)?;
-    if deployment.is_paused() {
-        let todo = Todo::Nothing(format!("Deployment '{name}' is paused already."));
-        return Ok(Plan::new(target, found, todo, completion));
-    }
-    let effect = paused::patch(deployment, true, asked);
-    let todo = Todo::Make(Box::new(effect), did, would(&name));
-    let mut plan = Plan::new(target, found, todo, completion);
-    plan.changes = paused::changes(&marks, true, asked);
-    plan.warnings = warnings(deployment);
-    Ok(plan)
-}
-
-fn would(name: &str) -> String {
-    format!("Simulated: Deployment '{name}' would be paused.")
+    paused::decide(target, deployment, true, completion, warnings(deployment), asked)
 }
 
 fn warnings(deployment: &Workload) -> Vec<String> {
@@ -107,7 +84,7 @@ fn warnings(deployment: &Workload) -> Vec<String> {
 mod tests {
     use k8s_openapi::api::apps::v1::Deployment;
 
-    use super::*;
+    use super::{super::Todo, *};
     use crate::k8s::effect::Mutation;
 
     fn decide_on(spec: &str, updated: i32, marks: &str) -> Plan {

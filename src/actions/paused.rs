@@ -2,24 +2,63 @@
 
 use serde_json::json;
 
-use super::Asked;
+use super::{Asked, CompletionOf, Plan, Preview, Todo};
 use crate::{
+    error::ActionError,
     k8s::{effect::Effect, marks::Marks, workload::Workload},
-    response::Change,
+    response::{Change, Target},
 };
 
 /// Where the field stands (RFC 6901).
 const PAUSED_POINTER: &str = "/spec/paused";
 
-/// The patch of the Deployment, as `kubectl rollout pause` and `resume` make it.
-pub(super) fn patch(deployment: &Workload, paused: bool, asked: &Asked) -> Effect {
-    let (resource, found) = (deployment.kind().resource(), deployment.metadata());
-    Effect::patch(resource, found, &asked.id, json!({ "spec": { "paused": paused } }))
+/// What can be said without a cluster.
+pub(super) fn preview(name: &str, paused: bool, asked: &Asked) -> Preview {
+    Preview { result: would(name, paused), changes: changes(&Marks::default(), paused, asked) }
+}
+
+/// From the Deployment as it was read to what is to be done, so that it is paused or not, as after
+/// `kubectl rollout pause` and `resume`. `warnings` are for the case that this is a change.
+pub(super) fn decide(
+    target: Target,
+    deployment: &Workload,
+    paused: bool,
+    completion: CompletionOf,
+    warnings: Vec<String>,
+    asked: &Asked,
+) -> Result<Plan, ActionError> {
+    let (found, name) = (deployment.metadata(), target.name.clone());
+    let marks = Marks::on(found);
+    let did = format!("Deployment '{name}' {}.", participle(paused));
+    if marks.hold(&asked.id) {
+        return Ok(Plan::already_made(target, found, did, completion));
+    }
+    asked.check_found(&target, found)?;
+    if deployment.is_paused() == paused {
+        let state = if paused { "is paused already" } else { "is not paused" };
+        let todo = Todo::Nothing(format!("Deployment '{name}' {state}."));
+        return Ok(Plan::new(target, found, todo, completion));
+    }
+    let patch = json!({ "spec": { "paused": paused } });
+    let effect = Effect::patch(deployment.kind().resource(), found, &asked.id, patch);
+    let todo = Todo::Make(Box::new(effect), did, would(&name, paused));
+    let mut plan = Plan::new(target, found, todo, completion);
+    plan.changes = changes(&marks, paused, asked);
+    plan.warnings = warnings;
+    Ok(plan)
 }
 
 /// What the patch changes, with the mark that every change leaves.
-pub(super) fn changes(marks: &Marks, paused: bool, asked: &Asked) -> Vec<Change> {
+fn changes(marks: &Marks, paused: bool, asked: &Asked) -> Vec<Change> {
     let path = PAUSED_POINTER.to_owned();
     let field = Change { path, from: (!paused).into(), to: paused.into() };
     vec![field, marks.change(&asked.id)]
+}
+
+fn would(name: &str, paused: bool) -> String {
+    format!("Simulated: Deployment '{name}' would be {}.", participle(paused))
+}
+
+fn participle(paused: bool) -> &'static str {
+    if paused { "paused" } else { "resumed" }
 }

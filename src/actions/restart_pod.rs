@@ -59,14 +59,7 @@ pub struct Parameters {
 
 impl Plannable for Parameters {
     fn target(&self) -> Target {
-        Target {
-            api_version: "v1".to_owned(),
-            kind: "Pod".to_owned(),
-            namespace: self.namespace.to_string(),
-            name: self.pod_name.to_string(),
-            uid: None,
-            resource_version: None,
-        }
+        Target::named("v1", "Pod", &self.namespace, &self.pod_name)
     }
 
     fn namespace(&self) -> &str {

@@ -5,14 +5,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, paused, restart::PODS,
+    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, paused, restart::PODS,
 };
 use crate::{
     error::ActionError,
     k8s::{
         cluster::Cluster,
         completion::{KnownBy, RolloutOf},
-        marks::Marks,
         surroundings,
         workload::{Workload, WorkloadKind},
     },
@@ -57,10 +56,7 @@ impl Plannable for Parameters {
     }
 
     fn preview(&self, asked: &Asked) -> Preview {
-        Preview {
-            result: would(&self.deployment),
-            changes: paused::changes(&Marks::default(), false, asked),
-        }
+        paused::preview(&self.deployment, false, asked)
     }
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
@@ -75,30 +71,10 @@ impl Plannable for Parameters {
 
 /// From the Deployment as it was read to what is to be done.
 fn decide(target: Target, deployment: &Workload, asked: &Asked) -> Result<Plan, ActionError> {
-    let (found, name) = (deployment.metadata(), target.name.clone());
-    let marks = Marks::on(found);
     // The template is not ours, and what others change in it meanwhile belongs to the same rollout.
     let rollout = RolloutOf { kind: WorkloadKind::Deployment, template: KnownBy::Nothing };
     let completion = CompletionOf::Rollout(rollout);
-    let did = format!("Deployment '{name}' resumed.");
-    if marks.hold(&asked.id) {
-        return Ok(Plan::already_made(target, found, did, completion));
-    }
-    asked.check_found(&target, found)?;
-    if !deployment.is_paused() {
-        let todo = Todo::Nothing(format!("Deployment '{name}' is not paused."));
-        return Ok(Plan::new(target, found, todo, completion));
-    }
-    let effect = paused::patch(deployment, false, asked);
-    let todo = Todo::Make(Box::new(effect), did, would(&name));
-    let mut plan = Plan::new(target, found, todo, completion);
-    plan.changes = paused::changes(&marks, false, asked);
-    plan.warnings = warnings(deployment);
-    Ok(plan)
-}
-
-fn would(name: &str) -> String {
-    format!("Simulated: Deployment '{name}' would be resumed.")
+    paused::decide(target, deployment, false, completion, warnings(deployment), asked)
 }
 
 fn warnings(deployment: &Workload) -> Vec<String> {
@@ -115,7 +91,7 @@ fn warnings(deployment: &Workload) -> Vec<String> {
 mod tests {
     use k8s_openapi::api::apps::v1::Deployment;
 
-    use super::*;
+    use super::{super::Todo, *};
     use crate::k8s::effect::Mutation;
 
     fn decide_on(spec: &str, updated: i32, marks: &str) -> Plan {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, suspension,
+    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, restart, suspension,
 };
 use crate::{
     error::{ActionError, Code},
@@ -51,7 +51,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
         Rule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get"] },
         Rule { api_groups: &["batch"], resources: &["jobs"], verbs: &["get", "create"] },
         // Only to say why a Job that is waited for does not complete.
-        Rule { api_groups: &[""], resources: &["pods"], verbs: &["list"] },
+        restart::PODS,
         Rule { api_groups: &[""], resources: &["pods/log"], verbs: &["get"] },
     ],
     cluster_rules: &[],

@@ -17,14 +17,7 @@ const SUSPEND_POINTER: &str = "/spec/suspend";
 
 /// A CronJob as a request names it.
 pub(super) fn target(namespace: &str, name: &str) -> Target {
-    Target {
-        api_version: "batch/v1".to_owned(),
-        kind: "CronJob".to_owned(),
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        uid: None,
-        resource_version: None,
-    }
+    Target::named("batch/v1", "CronJob", namespace, name)
 }
 
 /// What can be said without a cluster.

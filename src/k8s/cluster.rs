@@ -216,12 +216,7 @@ impl Cluster {
         namespace: &str,
         deadline: Instant,
     ) -> Result<Vec<K>, ActionError> {
-        let api = Api::<K>::namespaced(self.client(), namespace);
-        let params = ListParams::default().match_any();
-        match self.attempt(Repeat::Freely, deadline, || api.list(&params)).await {
-            Ok(list) => Ok(list.items),
-            Err(fault) => Err(self.tell(&Call::of::<K>("list", namespace, None), fault).await),
-        }
+        self.listed(namespace, &ListParams::default().match_any(), deadline).await
     }
 
     /// Lists up to 500 objects by label selector.
@@ -234,9 +229,18 @@ impl Cluster {
         selector: &str,
         deadline: Instant,
     ) -> Result<Vec<K>, ActionError> {
-        let api = Api::<K>::namespaced(self.client(), namespace);
         let params = ListParams::default().labels(selector).limit(LIST_LIMIT);
-        match self.attempt(Repeat::Freely, deadline, || api.list(&params)).await {
+        self.listed(namespace, &params, deadline).await
+    }
+
+    async fn listed<K: Namespaced>(
+        &self,
+        namespace: &str,
+        params: &ListParams,
+        deadline: Instant,
+    ) -> Result<Vec<K>, ActionError> {
+        let api = Api::<K>::namespaced(self.client(), namespace);
+        match self.attempt(Repeat::Freely, deadline, || api.list(params)).await {
             Ok(list) => Ok(list.items),
             Err(fault) => Err(self.tell(&Call::of::<K>("list", namespace, None), fault).await),
         }

@@ -69,7 +69,7 @@ pub fn holders<'a>(budget: &PodDisruptionBudget, pods: &'a [Pod]) -> Vec<&'a Pod
         name.is_some_and(|name| on_their_way.is_some_and(|all| all.contains_key(name)))
     };
     pods.iter()
-        .filter(|pod| selects(budget, pod) && !has_finished(pod))
+        .filter(|pod| selects(budget, pod) && !pods::has_finished(pod))
         .filter(|pod| !pods::is_ready(pod) || is_on_its_way(pod))
         .collect()
 }
@@ -133,15 +133,7 @@ fn verdict_of<'a>(pod: &Pod, budget: &'a PodDisruptionBudget) -> Verdict<'a> {
 
 /// A pod that does not run, or is going, is no disruption any more.
 fn is_beyond_budgets(pod: &Pod) -> bool {
-    pods::is_terminating(pod) || has_finished(pod) || phase(pod) == "Pending"
-}
-
-fn has_finished(pod: &Pod) -> bool {
-    matches!(phase(pod), "Succeeded" | "Failed")
-}
-
-fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+    pods::is_terminating(pod) || pods::has_finished(pod) || pods::phase(pod) == "Pending"
 }
 
 /// Of a pod that is not going, which is all that is asked here.

@@ -91,7 +91,7 @@ pub fn verdict(
     if pods::is_mirror(pod) {
         return Verdict::Stays(Stay::Mirror);
     }
-    let finished = has_finished(pod);
+    let finished = pods::has_finished(pod);
     if !finished && has_empty_dir(pod) && !accept(Loss::EmptyDir, accepted.empty_dir_data) {
         return Verdict::Blocks(Loss::EmptyDir);
     }
@@ -107,7 +107,7 @@ pub fn verdict(
 #[must_use]
 pub fn daemon_set(pod: &Pod) -> Option<&str> {
     let owner = pods::controller(pod).filter(|owner| owner.kind == "DaemonSet")?;
-    (!has_finished(pod)).then_some(owner.name.as_str())
+    (!pods::has_finished(pod)).then_some(owner.name.as_str())
 }
 
 /// Whether the pod was to be gone so many seconds ago.
@@ -140,12 +140,6 @@ pub fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// The claims on volumes that the pod has.
-pub fn claims(pod: &Pod) -> impl Iterator<Item = &str> {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    volumes.filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str()))
-}
-
 /// The claim, as `namespace/name`, that holds a volume which no other node has: a directory or a disk of
 /// the node, or one that is bound to a node by name.
 #[must_use]
@@ -162,11 +156,6 @@ pub fn local_claim(volume: &PersistentVolume) -> Option<String> {
         let part = |text: &Option<String>| text.clone().unwrap_or_default();
         format!("{}/{}", part(&claim.namespace), part(&claim.name))
     })
-}
-
-fn has_finished(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn has_empty_dir(pod: &Pod) -> bool {

@@ -50,7 +50,7 @@ pub(crate) async fn last_words(
     let selector = format!("batch.kubernetes.io/job-name={job}");
     let found = cluster.list::<Pod>(namespace, &selector, deadline).await?;
     let mut words = pods::problems(&found);
-    let failed = found.iter().find(|pod| phase(pod) == "Failed");
+    let failed = found.iter().find(|pod| pods::phase(pod) == "Failed");
     if let Some(name) = failed.and_then(|pod| pod.metadata.name.as_deref()) {
         // The log comes from the node, which may not answer; what the API server knows is told then too.
         let now = Instant::now();
@@ -64,10 +64,6 @@ pub(crate) async fn last_words(
         }
     }
     Ok(words)
-}
-
-fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
 impl Cluster {

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use k8s_openapi::{
-    api::core::v1::{ContainerStatus, Pod},
+    api::core::v1::{ContainerStatus, Pod, PodSpec},
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 
@@ -72,6 +72,24 @@ pub fn replacements<'a>(
         .filter(|pod| controller(pod).is_some_and(|owner| owner.uid == controller_uid))
         .filter(|pod| pod.metadata.uid.as_ref().is_some_and(|uid| !known.contains(uid)))
         .collect()
+}
+
+/// The pod's phase; empty before it has one.
+#[must_use]
+pub fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+}
+
+/// Whether the pod has run to its end and is not started again.
+#[must_use]
+pub fn has_finished(pod: &Pod) -> bool {
+    matches!(phase(pod), "Succeeded" | "Failed")
+}
+
+/// The claims on volumes that such a pod mounts.
+pub fn claims(spec: Option<&PodSpec>) -> impl Iterator<Item = &str> {
+    let volumes = spec.into_iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str()))
 }
 
 /// Whether the pod is being deleted.

@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use k8s_openapi::api::{
-    apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler,
-    core::v1::PersistentVolumeClaim, policy::v1::PodDisruptionBudget,
+    autoscaling::v2::HorizontalPodAutoscaler, core::v1::PersistentVolumeClaim,
+    policy::v1::PodDisruptionBudget,
 };
 use tokio::time::Instant;
 
-use super::{cluster::Cluster, workload::Workload};
+use super::{cluster::Cluster, pods, workload::Workload};
 use crate::{
     actions::Rule,
     error::{ActionError, Code},
@@ -61,8 +61,9 @@ impl Surroundings {
         found.autoscalers = found.seen(cluster.list_remembered(namespace, deadline).await);
         found.budgets = found.seen(cluster.list_remembered(namespace, deadline).await);
         // Only a Deployment starts a pod beside the one that it replaces, with the same claim.
-        if let Workload::Deployment(deployment) = workload {
-            for name in claims_of(deployment) {
+        if let Workload::Deployment(_) = workload {
+            let pod = workload.template().and_then(|template| template.spec.as_ref());
+            for name in pods::claims(pod) {
                 match cluster.get(namespace, name, deadline).await {
                     Err(error) if error.code == Code::TargetNotFound => {}
                     claim => {
@@ -89,13 +90,4 @@ impl Surroundings {
             T::default()
         })
     }
-}
-
-/// The claims that a Deployment's pods mount.
-fn claims_of(deployment: &Deployment) -> impl Iterator<Item = &str> {
-    let pod = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
-    let volumes = pod.and_then(|pod| pod.volumes.as_deref()).unwrap_or_default();
-    volumes
-        .iter()
-        .filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str()))
 }

@@ -95,14 +95,7 @@ impl WorkloadKind {
     /// An object of this kind as a request names it.
     #[must_use]
     pub fn target(self, namespace: &str, name: &str) -> Target {
-        Target {
-            api_version: "apps/v1".to_owned(),
-            kind: self.name().to_owned(),
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            uid: None,
-            resource_version: None,
-        }
+        Target::named("apps/v1", self.name(), namespace, name)
     }
 }
 
