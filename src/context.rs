@@ -107,6 +107,12 @@ impl Context {
         (self.progress)(stage);
     }
 
+    /// Who counts, if somebody does.
+    #[must_use]
+    pub fn metrics(&self) -> Option<&Metrics> {
+        self.metrics.as_deref()
+    }
+
     /// Counts an answered action.
     pub(crate) fn count(
         &self,
@@ -114,7 +120,7 @@ impl Context {
         result: &Result<ActionResponse, ActionError>,
         took: Duration,
     ) {
-        if let Some(metrics) = &self.metrics {
+        if let Some(metrics) = self.metrics() {
             metrics.action(request, result, took);
         }
     }

@@ -6,7 +6,7 @@
 //! Who was recognised stands in the audit as the requester; a requester that the request names itself is
 //! the one on whose behalf they ask.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use tokio::time::Instant;
 
@@ -51,6 +51,8 @@ pub struct Credentials {
     pub authorization: Option<String>,
     /// Whom the platform in front has recognised and let through.
     pub recognised: Option<String>,
+    /// The address that the client's connection comes from, where we see it.
+    pub peer: Option<IpAddr>,
 }
 
 /// What a caller asks for, in the words of an access review.
@@ -249,6 +251,7 @@ mod tests {
         let credentials = Credentials {
             authorization: Some("Bearer x".to_owned()),
             recognised: Some("arn:aws:iam::1:user/jo".to_owned()),
+            peer: None,
         };
         let caller = open.identify(&credentials, None).await.expect("is let in");
         assert_eq!(caller, Some(Caller::Recognised("arn:aws:iam::1:user/jo".to_owned())));

@@ -28,7 +28,7 @@ fn unharmed(server: &mut Server) {
 
 fn with_length(headers: &str) -> Vec<u8> {
     let mut request = format!(
-        "POST /api/v1/action/execute HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n{headers}\r\n"
+        "POST /api/v1/action/execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}\r\n"
     )
     .into_bytes();
     request.extend_from_slice(REQUEST);
@@ -83,7 +83,7 @@ fn a_second_request_hidden_behind_two_lengths_is_never_carried_out() {
         "Transfer-Encoding: x\r\n",
     ] {
         let mut bytes = format!(
-            "POST /api/v1/action/execute HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n{headers}\r\n0\r\n\r\n"
+            "POST /api/v1/action/execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}\r\n0\r\n\r\n"
         )
         .into_bytes();
         bytes.extend_from_slice(&hidden);
@@ -120,7 +120,7 @@ fn a_body_that_is_too_long_is_refused() {
     let long = vec![b' '; 65 * 1024];
     assert_eq!(server.execute(&long).status, 413);
     let mut stream = server.connect();
-    let head = "POST /api/v1/action/execute HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n\
+    let head = "POST /api/v1/action/execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
                 Transfer-Encoding: chunked\r\n\r\n";
     stream.write_all(head.as_bytes()).expect("is sent");
     let chunk = [b"8000\r\n".as_slice(), &[b' '; 0x8000], b"\r\n"].concat();
@@ -170,9 +170,9 @@ fn what_is_no_http_is_refused() {
         b"\0\0\0\0\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"GET /readyz HTTP/1.1\r\nHost : t\r\nX\0: y\r\n\r\n",
-        b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: t\r\n\r\n",
-        b"OPTIONS * HTTP/1.1\r\nHost: t\r\n\r\n",
-        b"GET http://other/readyz\x7f HTTP/1.1\r\nHost: t\r\n\r\n",
+        b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET http://other/readyz\x7f HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ] {
         let mut stream = server.connect();
         stream.write_all(junk).expect("is sent");

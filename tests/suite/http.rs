@@ -33,7 +33,7 @@ fn head_is_answered_where_get_is() {
     let server = offline();
     let mut stream = server.connect();
     stream
-        .write_all(b"HEAD /api/v1/healthz HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n")
+        .write_all(b"HEAD /api/v1/healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         .expect("sent");
     let mut text = String::new();
     std::io::Read::read_to_string(&mut stream, &mut text).expect("is read");
@@ -70,7 +70,7 @@ fn other_paths_are_404_and_other_methods_405() {
     }
     let reply = server.get("/api/v1/action/execute");
     assert_eq!((reply.status, reply.header("allow")), (405, Some("POST")));
-    let reply = server.raw(b"DELETE /readyz HTTP/1.1\r\nHost: t\r\n\r\n");
+    let reply = server.raw(b"DELETE /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!((reply.status, reply.header("allow")), (405, Some("GET, HEAD")));
     assert_eq!(server.get("/api/v1/healthz?verbose=1").status, 200);
 }
@@ -78,7 +78,7 @@ fn other_paths_are_404_and_other_methods_405() {
 fn with_header(server: &Server, header: &str) -> Reply {
     let length = REQUEST.len();
     let mut request = format!(
-        "POST /api/v1/action/execute HTTP/1.1\r\nHost: t\r\nContent-Length: {length}\r\n{header}\r\n"
+        "POST /api/v1/action/execute HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n{header}\r\n"
     )
     .into_bytes();
     request.extend_from_slice(REQUEST);
@@ -138,7 +138,7 @@ assert "my-deployment" in answer["result"], answer
 #[test]
 fn a_chunked_request_is_taken() {
     let server = offline();
-    let mut request = b"POST /api/v1/action/execute HTTP/1.1\r\nHost: t\r\n\
+    let mut request = b"POST /api/v1/action/execute HTTP/1.1\r\nHost: localhost\r\n\
         Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
         .to_vec();
     for part in REQUEST.chunks(10) {

@@ -275,7 +275,8 @@ impl Server {
     /// A request without a body.
     pub fn get(&self, path: &str) -> Reply {
         self.raw(
-            format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").as_bytes(),
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                .as_bytes(),
         )
     }
 
@@ -300,7 +301,7 @@ impl Server {
 pub fn execute_request(body: &[u8], headers: &str) -> Vec<u8> {
     let length = body.len();
     let mut request = format!(
-        "POST /api/v1/action/execute HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n\
+        "POST /api/v1/action/execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
          Content-Length: {length}\r\n{headers}\r\n"
     )
     .into_bytes();

@@ -1,12 +1,12 @@
 //! The edge: what strangers connect to, and what of theirs goes further.
 //!
-//! The router behind it trusts its peer, so only whole, bounded, well-formed requests pass: slow
-//! headers and bodies, long ones, ambiguous lengths and crowds end here. What passes is written anew
-//! with the few headers that the router reads. Once a request has passed, its client's going away
+//! The router behind it trusts its peer, so slow headers and bodies, long ones, ambiguous lengths and
+//! crowds end here; `passage` says what goes through. Once a request has passed, its client's going away
 //! changes nothing: what was begun is finished, and logged.
 
 use std::{
     convert::Infallible,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,13 +14,8 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
-    Method, Request, Response, StatusCode,
-    body::{Bytes, Incoming},
-    header::{self, HeaderMap, HeaderName, HeaderValue},
-    server::conn::http1,
-    service::service_fn,
+    Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -30,21 +25,21 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{connections::Connections, routes::Route, upstream::Upstream};
+use super::{
+    connections::Connections,
+    passage::{outward, refusal, whole},
+    routes::Route,
+    upstream::{Body, Upstream},
+};
 use crate::{
     context::stopped,
-    entry::Answer,
     error::{ActionError, Code},
     metrics::Metrics,
-    request::MAX_REQUEST_BYTES,
 };
 
 /// Longest time from the end of one request to the end of the next one's header: a slow client and an
 /// idle one are the same to us.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Longest time for a body once its header is there.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest header, in bytes (hyper answers 431 beyond it).
 const MAX_HEADER_BYTES: usize = 16 * 1024;
@@ -63,16 +58,6 @@ const MAX_QUESTIONS: usize = 256;
 /// are told to stop, and how long nobody has to come for there to be nobody.
 const LAST_CALL: Duration = Duration::from_millis(250);
 const NOBODY_WAITS: Duration = Duration::from_millis(10);
-
-/// What the router reads of a request, and what clients get of its answer.
-const REQUEST_HEADERS: [HeaderName; 4] = [
-    header::CONTENT_TYPE,
-    header::ACCEPT,
-    header::AUTHORIZATION,
-    HeaderName::from_static("idempotency-key"),
-];
-const ANSWER_HEADERS: [HeaderName; 4] =
-    [header::CONTENT_TYPE, header::RETRY_AFTER, header::ALLOW, header::WWW_AUTHENTICATE];
 
 /// The edge's state, shared by all connections.
 pub struct Edge {
@@ -113,7 +98,7 @@ impl Edge {
             };
             while tasks.try_join_next().is_some() {}
             match accepted {
-                Ok((stream, _)) => self.admit(stream, &stopping, &mut tasks),
+                Ok((stream, peer)) => self.admit(stream, peer.ip(), &stopping, &mut tasks),
                 Err(error) => {
                     tracing::warn!(%error, "no connection could be accepted");
                     self.connections.dismiss_one();
@@ -124,9 +109,9 @@ impl Edge {
         // Who has been connected by the kernel has been let in, though we did not know it yet.
         let last_call = Instant::now() + LAST_CALL;
         while Instant::now() < last_call
-            && let Ok(Ok((stream, _))) = timeout(NOBODY_WAITS, listener.accept()).await
+            && let Ok(Ok((stream, peer))) = timeout(NOBODY_WAITS, listener.accept()).await
         {
-            self.admit(stream, &stopping, &mut tasks);
+            self.admit(stream, peer.ip(), &stopping, &mut tasks);
         }
         drop(listener);
         tokio::select! {
@@ -138,6 +123,7 @@ impl Edge {
     fn admit(
         self: &Arc<Self>,
         stream: TcpStream,
+        peer: IpAddr,
         stopping: &watch::Receiver<bool>,
         tasks: &mut JoinSet<()>,
     ) {
@@ -147,7 +133,7 @@ impl Edge {
             return;
         }
         let id = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let connection = self.clone().connection(id, stream, stopping.clone());
+        let connection = self.clone().connection(id, stream, peer, stopping.clone());
         self.connections.admit(id, tasks.spawn(connection));
     }
 
@@ -162,13 +148,14 @@ impl Edge {
         self: Arc<Self>,
         id: u64,
         stream: TcpStream,
+        peer: IpAddr,
         mut stopping: watch::Receiver<bool>,
     ) {
         let leaving = Leaving(self.clone(), id);
         let _connected = self.metrics.connected();
         // Answers are small and whole: there is nothing to collect before sending.
         let _ = stream.set_nodelay(true);
-        let service = service_fn(|request| self.clone().answer(id, request));
+        let service = service_fn(|request| self.clone().answer(id, peer, request));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
@@ -199,14 +186,15 @@ impl Edge {
     async fn answer(
         self: Arc<Self>,
         id: u64,
+        peer: IpAddr,
         request: Request<Incoming>,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
+    ) -> Result<Response<Body>, Infallible> {
         let began = Instant::now();
         let _under_way = self.metrics.under_way();
         self.connections.serving(id);
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
-        let response = match self.clone().pass(request).await {
+        let response = match self.clone().pass(peer, request).await {
             Ok(response) => response,
             Err(error) => {
                 self.metrics.problem(&error);
@@ -222,9 +210,10 @@ impl Edge {
     /// Takes the request in whole and has it carried out, whether or not its client stays.
     async fn pass(
         self: Arc<Self>,
+        peer: IpAddr,
         request: Request<Incoming>,
-    ) -> Result<Response<Full<Bytes>>, ActionError> {
-        let request = whole(request).await?;
+    ) -> Result<Response<Body>, ActionError> {
+        let request = whole(request, peer).await?;
         let carried = tokio::spawn(async move {
             let room = match *request.method() {
                 Method::POST => self.actions.try_acquire(),
@@ -253,91 +242,6 @@ impl Drop for Leaving {
     }
 }
 
-/// Reads the body to its end, within the limits, and writes the request anew.
-async fn whole(request: Request<Incoming>) -> Result<Request<Full<Bytes>>, ActionError> {
-    let (head, body) = request.into_parts();
-    let target = head.uri.path_and_query().map(|target| target.as_str().to_owned());
-    let target = target.filter(|target| target.starts_with('/')).ok_or_else(|| {
-        ActionError::new(Code::InvalidRequest, "the request's target is not a path")
-    })?;
-    check_length(&head.headers)?;
-    let body = match timeout(BODY_TIMEOUT, Limited::new(body, MAX_REQUEST_BYTES).collect()).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_long()),
-        Ok(Err(_)) => {
-            return Err(ActionError::new(Code::InvalidRequest, "the request's body broke off"));
-        }
-        Err(_) => {
-            let limit = BODY_TIMEOUT.as_secs();
-            let detail = format!("the request's body did not arrive within {limit} s");
-            return Err(ActionError::new(Code::RequestTimeout, detail));
-        }
-    };
-    let mut passed = Request::new(Full::new(body));
-    *passed.method_mut() = head.method;
-    *passed.uri_mut() = target.parse().map_err(|_| {
-        ActionError::new(Code::InvalidRequest, "the request's target is not a path")
-    })?;
-    let headers = passed.headers_mut();
-    headers.insert(header::HOST, HeaderValue::from_static("router"));
-    for name in REQUEST_HEADERS {
-        // The router reads ASCII only; what is not is as good as absent.
-        let values = head.headers.get_all(&name).iter();
-        for value in values.filter(|value| value.to_str().is_ok()) {
-            headers.append(name.clone(), value.clone());
-        }
-    }
-    Ok(passed)
-}
-
-/// A length must be within the limit before anything is read. That it is one number, and not several
-/// different ones or one beside a Transfer-Encoding, hyper has seen to (RFC 9112, section 6.3).
-fn check_length(headers: &HeaderMap) -> Result<(), ActionError> {
-    let Some(length) = headers.get(header::CONTENT_LENGTH) else { return Ok(()) };
-    match length.to_str().ok().and_then(|length| length.parse::<u64>().ok()) {
-        Some(length) if length <= MAX_REQUEST_BYTES as u64 => Ok(()),
-        Some(_) => Err(too_long()),
-        None => Err(ActionError::new(Code::InvalidRequest, "Content-Length is not a number")),
-    }
-}
-
-fn too_long() -> ActionError {
-    ActionError::new(
-        Code::PayloadTooLarge,
-        format!("the request is longer than {MAX_REQUEST_BYTES} bytes"),
-    )
-}
-
-fn outward(answer: Response<Bytes>) -> Response<Full<Bytes>> {
-    let (head, body) = answer.into_parts();
-    let mut response = Response::new(Full::new(body));
-    *response.status_mut() = head.status;
-    for name in ANSWER_HEADERS {
-        if let Some(value) = head.headers.get(&name) {
-            response.headers_mut().insert(name, value.clone());
-        }
-    }
-    response
-}
-
-/// The edge's own answer. What the client still has to send is not read, so the connection ends.
-fn refusal(error: ActionError) -> Response<Full<Bytes>> {
-    let close = error.code != Code::Overloaded;
-    let answer = Answer::from(error);
-    let mut response = Response::new(Full::new(Bytes::from(answer.body)));
-    *response.status_mut() =
-        StatusCode::from_u16(answer.http_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    if let Some(seconds) = answer.retry_after_seconds {
-        headers.insert(header::RETRY_AFTER, seconds.into());
-    }
-    if close {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
-}
-
 fn log(method: &Method, path: &str, status: StatusCode, began: Instant) {
     let (status, milliseconds) = (status.as_u16(), began.elapsed().as_secs_f64() * 1000.0);
     // An action that was carried out has its own line; here is what did not get so far.
@@ -345,27 +249,5 @@ fn log(method: &Method, path: &str, status: StatusCode, began: Instant) {
         tracing::info!(%method, path, status, milliseconds, "request refused");
     } else {
         tracing::debug!(%method, path, status, milliseconds, "request answered");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn length(value: &str) -> Result<(), Code> {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_LENGTH, value.parse().expect("is a value"));
-        check_length(&headers).map_err(|error| error.code)
-    }
-
-    #[test]
-    fn a_length_is_a_number_within_the_limit() {
-        assert!(check_length(&HeaderMap::new()).is_ok());
-        assert_eq!(length("65536"), Ok(()));
-        assert_eq!(length("65537"), Err(Code::PayloadTooLarge));
-        assert_eq!(length("9223372036854775808"), Err(Code::PayloadTooLarge));
-        for wrong in ["-1", "1,1", "0x10", "99999999999999999999"] {
-            assert_eq!(length(wrong), Err(Code::InvalidRequest), "{wrong}");
-        }
     }
 }

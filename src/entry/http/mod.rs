@@ -18,7 +18,7 @@ use tokio::{
     time::sleep,
 };
 
-use self::{edge::Edge, router::Router, upstream::PrivateFolder};
+use self::{edge::Edge, service::Service, upstream::PrivateFolder};
 use crate::{
     callers::Callers,
     cli::ServeArgs,
@@ -33,8 +33,12 @@ use crate::{
 mod connections;
 mod edge;
 pub mod healthcheck;
+mod negotiation;
+pub(super) mod passage;
+mod readiness;
 mod router;
-pub(super) mod routes;
+mod routes;
+pub(super) mod service;
 mod upstream;
 
 /// How long requests under way may go on by themselves once we are told to stop, and how long after
@@ -100,9 +104,8 @@ async fn serve(
 
     let folder = PrivateFolder::new().map_err(fault("the private folder"))?;
     let private = folder.listen().map_err(fault("the private socket"))?;
-    Router::new(context, callers, metrics.clone())
-        .start(private, &Handle::current())
-        .map_err(fault("the router"))?;
+    let service = Service::new(context, Arc::new(callers));
+    router::start(private, &service, &Handle::current()).map_err(fault("the router"))?;
     let listener = TcpListener::bind(address).await.map_err(|error| {
         ActionError::new(Code::Configuration, format!("cannot listen on {address}: {error}"))
     })?;

@@ -15,12 +15,12 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::{
     Request, Response, Uri,
-    body::Bytes,
+    body::{Bytes, Incoming},
     client::conn::http1::{self, SendRequest},
-    header::{self, HeaderValue},
+    header::{self, HeaderMap, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -30,6 +30,9 @@ use tokio::{
 };
 
 type Sender = SendRequest<Full<Bytes>>;
+
+/// The body of an answer: whole, or a stream.
+pub type Body = Either<Full<Bytes>, Incoming>;
 
 /// Connections that are made without hesitation. The router has a thread for each, and short questions
 /// are answered so quickly that a few are enough for all of them.
@@ -110,24 +113,28 @@ pub enum UpstreamError {
 }
 
 impl Upstream {
-    /// Sends a whole request and takes the whole answer.
+    /// Sends a whole request and takes the answer: whole, or if it is a stream of events, as it comes. The
+    /// connection of a stream is not kept.
     ///
     /// # Errors
     /// When the router cannot be reached or does not answer in HTTP.
     pub async fn exchange(
         &self,
         request: Request<Full<Bytes>>,
-    ) -> Result<Response<Bytes>, UpstreamError> {
+    ) -> Result<Response<Body>, UpstreamError> {
         let mut sender = match self.kept_or_freed().await {
             Some(sender) => sender,
             None => self.connect().await?,
         };
         let (head, body) = sender.send_request(request).await?.into_parts();
+        if is_stream(&head.headers) {
+            return Ok(Response::from_parts(head, Body::Right(body)));
+        }
         let body = body.collect().await?.to_bytes();
         if sender.ready().await.is_ok() {
             self.keep(sender);
         }
-        Ok(Response::from_parts(head, body))
+        Ok(Response::from_parts(head, Body::Left(Full::new(body))))
     }
 
     /// A connection that is there; when there are more than a few, one that becomes free in a moment.
@@ -176,6 +183,11 @@ impl Upstream {
         sender.ready().await?;
         Ok(sender)
     }
+}
+
+/// Whether it is a stream of events, which may have no end.
+fn is_stream(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|it| it == "text/event-stream")
 }
 
 /// One of the open connections, counted from before it is made until it has ended.

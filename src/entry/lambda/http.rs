@@ -1,59 +1,49 @@
 //! HTTP as it reaches a function: the same routes, media types and statuses as the server's, from
 //! whatever stands in front.
 
+use http::HeaderName;
 use lambda_http::{
     Body, Request, RequestExt, Response, aws_lambda_events::apigw::ApiGatewayRequestAuthorizer,
     request::RequestContext,
 };
 
-use crate::{
-    callers::Credentials,
-    entry::{
-        Answer, Delivery,
-        http::routes::{HEALTHY, Route, check_accept, check_content_type, idempotency_key},
-    },
-    error::{ActionError, Code},
+use crate::entry::http::{
+    passage::PEER,
+    service::{self, Recognised},
 };
 
-/// What is asked for.
-pub enum Asked {
-    /// Does it live?
-    Health,
-    /// Could it act?
-    Ready,
-    /// A request, and what its caller says to prove who they are.
-    Action(Delivery, Credentials),
-}
+/// A function is frozen once it has answered, so what is asked for later is answered now.
+const ASKS_FOR_LATER: HeaderName = HeaderName::from_static("prefer");
 
-/// Reads what is asked for.
-///
-/// # Errors
-/// As the server's: no such path, another method, another media type, a wrong id.
-pub fn read(request: &Request) -> Result<Asked, ActionError> {
+/// The request as the service takes it: under the path that the client sees behind the stage, with whom
+/// the platform recognised.
+pub fn whole(request: Request) -> http::Request<Vec<u8>> {
     let context = request.request_context_ref();
     let path = without_stage(request.raw_http_path(), context);
-    match Route::of(request.method().as_str(), path)? {
-        Route::Health => Ok(Asked::Health),
-        Route::Ready => Ok(Asked::Ready),
-        // Each process would tell of itself, and nobody knows how many there are.
-        Route::Metrics => Err(ActionError::new(Code::RouteNotFound, "a function has no metrics")
-            .with_hint("the platform counts invocations and errors")),
-        Route::Execute => {
-            check_accept(header(request, "accept").as_deref())?;
-            check_content_type(header(request, "content-type").as_deref())?;
-            let key = idempotency_key(header(request, "idempotency-key").as_deref())?;
-            let body = match request.body() {
-                Body::Text(text) => text.clone().into_bytes(),
-                Body::Binary(bytes) => bytes.clone(),
-                _ => Vec::new(),
-            };
-            let credentials = Credentials {
-                authorization: header(request, "authorization"),
-                recognised: context.and_then(recognised),
-            };
-            Ok(Asked::Action(Delivery { body, key }, credentials))
-        }
+    let target = match request.uri().query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    let recognised = context.and_then(recognised);
+    let (head, body) = request.into_parts();
+    let body = match body {
+        Body::Text(text) => text.into_bytes(),
+        Body::Binary(bytes) => bytes,
+        _ => Vec::new(),
+    };
+    let mut whole = http::Request::new(body);
+    *whole.method_mut() = head.method;
+    // What is no path is served nowhere.
+    *whole.uri_mut() = target.parse().unwrap_or_default();
+    *whole.headers_mut() = head.headers;
+    let headers = whole.headers_mut();
+    headers.remove(ASKS_FOR_LATER);
+    // There is no edge here that could have told anything.
+    headers.remove(PEER);
+    if let Some(name) = recognised {
+        whole.extensions_mut().insert(Recognised(name));
     }
+    whole
 }
 
 /// The path without the stage, which an HTTP API puts before it unless it is the default one.
@@ -78,27 +68,14 @@ fn recognised(context: &RequestContext) -> Option<String> {
     }
 }
 
-fn header(request: &Request, name: &str) -> Option<String> {
-    let values = request.headers().get_all(name).iter();
-    let values: Vec<_> = values.filter_map(|value| value.to_str().ok()).collect();
-    (!values.is_empty()).then(|| values.join(", "))
-}
-
-/// That all is well, in the server's words.
-pub fn healthy() -> Response<Body> {
-    let mut response = Response::new(Body::from(HEALTHY));
-    let json = lambda_http::http::HeaderValue::from_static("application/json");
-    response.headers_mut().insert("content-type", json);
-    response
-}
-
 /// An answer on its way out.
-pub fn answer(answer: &Answer) -> Response<Body> {
-    let mut response = Response::builder().status(answer.http_status);
-    for (name, value) in answer.headers() {
-        response = response.header(name, value);
-    }
-    let body = String::from_utf8_lossy(&answer.body).into_owned();
-    // Our own header fields are ASCII and the status is one of ours.
-    response.body(Body::from(body)).unwrap_or_else(|_| Response::new(Body::Empty))
+pub fn answer(answer: http::Response<service::Body>) -> Response<Body> {
+    let (head, body) = answer.into_parts();
+    let body = match body {
+        service::Body::Whole(body) => String::from_utf8(body)
+            .map_or_else(|no_text| Body::Binary(no_text.into_bytes()), Body::Text),
+        // Nothing that a function is asked has an answer without end.
+        service::Body::Stream(_) => Body::Empty,
+    };
+    Response::from_parts(head, body)
 }

@@ -9,7 +9,10 @@
 //! The cluster's client is made at the first request that needs it and kept. Work ends a little before
 //! the invocation's time does, so that there always is an answer.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use lambda_http::{
     Body, Request, RequestExt, Response, lambda_runtime::Diagnostic, request::RequestContext,
@@ -22,9 +25,13 @@ use tokio::{
 };
 
 use self::events::{Event, Message};
-use super::{Answer, Delivery, carry_out, once};
+use super::{
+    Answer, Delivery,
+    http::service::{self, Service},
+    once,
+};
 use crate::{
-    callers::{Callers, Credentials},
+    callers::Callers,
     config::Settings,
     context::Context,
     document::Followed,
@@ -85,13 +92,14 @@ fn told(error: &ActionError) -> u8 {
 struct Function {
     /// A setting that is wrong is told to every caller: a runtime that ends is started again and again.
     settings: Result<Settings, ActionError>,
-    callers: Result<Callers, ActionError>,
+    callers: Result<Arc<Callers>, ActionError>,
     context: Mutex<Option<(Context, Instant)>>,
 }
 
 impl Function {
     fn new(settings: Result<Settings, ActionError>) -> Self {
         let callers = settings.clone().and_then(|settings| Callers::from_settings(&settings));
+        let callers = callers.map(Arc::new);
         Function { settings, callers, context: Mutex::default() }
     }
 
@@ -178,33 +186,24 @@ impl Function {
     }
 
     async fn http(&self, request: Request, left: Option<Duration>) -> Response<Body> {
-        let result = match http::read(&request) {
-            Ok(http::Asked::Health) => return http::healthy(),
-            Ok(http::Asked::Ready) => match self.ready(left).await {
-                Ok(()) => return http::healthy(),
-                Err(error) => return http::answer(&Answer { http_status: 503, ..error.into() }),
-            },
-            Ok(http::Asked::Action(delivery, credentials)) => {
-                self.action(&delivery, &credentials, left).await
-            }
-            Err(error) => Err(error),
+        let request = http::whole(request);
+        if let Some(answer) = service::at_once(&request) {
+            return http::answer(answer);
+        }
+        let service = match self.service().await {
+            Ok(service) => service,
+            Err(error) => return http::answer(Answer::from(error).into()),
         };
-        http::answer(&result.unwrap_or_else(Answer::from))
+        let service = match left {
+            Some(left) => service.within(left),
+            None => service,
+        };
+        http::answer(service.answer(request).await)
     }
 
-    async fn ready(&self, left: Option<Duration>) -> Result<(), ActionError> {
-        bounded(self.context().await?, left).ready().await
-    }
-
-    async fn action(
-        &self,
-        delivery: &Delivery,
-        credentials: &Credentials,
-        left: Option<Duration>,
-    ) -> Result<Answer, ActionError> {
+    async fn service(&self) -> Result<Service, ActionError> {
         let callers = self.callers.as_ref().map_err(Clone::clone)?;
-        let context = bounded(self.context().await?, left);
-        carry_out(&context, callers, delivery, credentials).await.map(Answer::from)
+        Ok(Service::new(self.context().await?, callers.clone()))
     }
 }
 

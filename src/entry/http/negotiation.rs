@@ -1,0 +1,134 @@
+//! What a request says of itself in its header: the media types that it speaks and takes, and its id.
+//! Decisions on text alone.
+
+use http::HeaderMap;
+
+use crate::{
+    error::{ActionError, Code},
+    request::Key,
+};
+
+/// All values of a header as one, as RFC 9110 (section 5.3) joins them; what is not ASCII is as good as
+/// absent.
+#[must_use]
+pub fn header(headers: &HeaderMap, name: &str) -> Option<String> {
+    let values: Vec<_> =
+        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+    (!values.is_empty()).then(|| values.join(", "))
+}
+
+/// Whether a body of this media type is JSON.
+///
+/// A browser can send a body to another site without asking first only if it has no Content-Type or
+/// one of three that are not JSON, so nothing else than JSON is taken, and never a guess.
+///
+/// # Errors
+/// [`Code::UnsupportedMediaType`].
+pub fn check_content_type(value: Option<&str>) -> Result<(), ActionError> {
+    let refused = |what: &str| {
+        Err(ActionError::new(Code::UnsupportedMediaType, what)
+            .with_hint("send the header Content-Type: application/json"))
+    };
+    let Some(value) = value else { return refused("the request has no Content-Type") };
+    let mut parts = value.split(';').map(|part| part.trim().to_ascii_lowercase());
+    let essence = parts.next().unwrap_or_default();
+    if essence != "application/json"
+        && !(essence.starts_with("application/") && essence.ends_with("+json"))
+    {
+        return refused("the request's Content-Type is not JSON");
+    }
+    let charset = parts.find_map(|part| part.strip_prefix("charset=").map(str::to_owned));
+    match charset.as_deref().map(|charset| charset.trim_matches('"')) {
+        None | Some("utf-8" | "utf8") => Ok(()),
+        Some(_) => refused("the request's charset is not UTF-8"),
+    }
+}
+
+/// Whether the caller takes JSON (RFC 9110, section 12.5.1): no `Accept` takes everything, and of the
+/// ranges that match the most specific one decides.
+///
+/// # Errors
+/// [`Code::NotAcceptable`].
+pub fn check_accept(value: Option<&str>) -> Result<(), ActionError> {
+    let Some(value) = value.filter(|value| !value.trim().is_empty()) else { return Ok(()) };
+    let taken = ["application/json", "application/problem+json"].iter().any(|offered| {
+        let matching = value.split(',').filter_map(|range| rank(range, offered));
+        matching.max_by_key(|(specificity, _)| *specificity).is_some_and(|(_, taken)| taken)
+    });
+    if taken {
+        return Ok(());
+    }
+    Err(ActionError::new(Code::NotAcceptable, "the caller accepts no JSON")
+        .with_hint("send the header Accept: application/json, or none"))
+}
+
+/// How specifically a media range matches `offered`, and whether it takes it (`q` above 0).
+fn rank(range: &str, offered: &str) -> Option<(u8, bool)> {
+    let mut parts = range.split(';').map(|part| part.trim().to_ascii_lowercase());
+    let specificity = match parts.next()?.as_str() {
+        "*/*" => 0,
+        "application/*" => 1,
+        essence if essence == offered => 2,
+        _ => return None,
+    };
+    let quality = parts.find_map(|part| part.strip_prefix("q=").map(str::to_owned));
+    let taken = quality.is_none_or(|quality| quality.parse::<f32>().is_ok_and(|q| q > 0.0));
+    Some((specificity, taken))
+}
+
+/// The id in an `Idempotency-Key` header: a string in quotes, as the IETF's draft
+/// (draft-ietf-httpapi-idempotency-key-header) has it, or bare, as many clients send it.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] if it is not an id.
+pub fn idempotency_key(value: Option<&str>) -> Result<Option<Key>, ActionError> {
+    let Some(value) = value.map(str::trim) else { return Ok(None) };
+    let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+    Key::new(quoted.unwrap_or(value), "Idempotency-Key").map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idempotency_key_is_an_id_in_quotes_or_bare() {
+        let id = |value| idempotency_key(Some(value)).map(|key| key.map(|key| key.id.to_string()));
+        assert_eq!(id("\"alert-7\""), Ok(Some("alert-7".to_owned())));
+        assert_eq!(id(" alert-7 "), Ok(Some("alert-7".to_owned())));
+        assert_eq!(idempotency_key(None), Ok(None));
+        for wrong in ["", "\"\"", "\"a", "a, b", "a b"] {
+            let error = id(wrong).expect_err(wrong);
+            assert_eq!(error.field.as_deref(), Some("Idempotency-Key"));
+        }
+    }
+
+    #[test]
+    fn only_json_is_taken() {
+        for good in [
+            "application/json",
+            "Application/JSON; charset=UTF-8",
+            "application/json;charset=\"utf-8\"",
+            "application/cloudevents+json",
+        ] {
+            assert!(check_content_type(Some(good)).is_ok(), "{good}");
+        }
+        for bad in ["text/plain", "text/json", "application/jsonp", "application/json; charset=x"] {
+            assert!(check_content_type(Some(bad)).is_err(), "{bad}");
+        }
+        assert!(check_content_type(None).is_err());
+    }
+
+    #[test]
+    fn the_most_specific_range_decides() {
+        for good in ["*/*", "application/*", "text/html, */*;q=0.1", "application/problem+json"] {
+            assert!(check_accept(Some(good)).is_ok(), "{good}");
+        }
+        for bad in
+            ["text/html", "*/*;q=0", "application/json;q=0, application/problem+json;q=0, */*"]
+        {
+            assert!(check_accept(Some(bad)).is_err(), "{bad}");
+        }
+        assert!(check_accept(None).is_ok());
+    }
+}

@@ -1,0 +1,151 @@
+//! What of a request goes further, and what of an answer comes back.
+//!
+//! Only whole, bounded, well-formed requests pass, written anew with the few headers that are read behind
+//! the edge, and with what the edge knows of whoever sent them. Nothing that a client sends can pass for
+//! the latter.
+
+use std::{net::IpAddr, time::Duration};
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{self, HeaderMap, HeaderName, HeaderValue},
+};
+use tokio::time::timeout;
+
+use super::upstream::Body;
+use crate::{
+    entry::Answer,
+    error::{ActionError, Code},
+    request::MAX_REQUEST_BYTES,
+};
+
+/// Longest time for a body once its header is there.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the router reads of a request, and what clients get of its answer.
+const REQUEST_HEADERS: [HeaderName; 4] = [
+    header::CONTENT_TYPE,
+    header::ACCEPT,
+    header::AUTHORIZATION,
+    HeaderName::from_static("idempotency-key"),
+];
+const ANSWER_HEADERS: [HeaderName; 4] =
+    [header::CONTENT_TYPE, header::RETRY_AFTER, header::ALLOW, header::WWW_AUTHENTICATE];
+
+/// The address that the client's connection comes from, as the edge tells it to the router.
+pub const PEER: HeaderName = HeaderName::from_static("x-edge-peer");
+
+/// Reads the body to its end, within the limits, and writes the request anew.
+pub async fn whole(
+    request: Request<Incoming>,
+    peer: IpAddr,
+) -> Result<Request<Full<Bytes>>, ActionError> {
+    let (head, body) = request.into_parts();
+    let target = head.uri.path_and_query().map(|target| target.as_str().to_owned());
+    let target = target.filter(|target| target.starts_with('/')).ok_or_else(|| {
+        ActionError::new(Code::InvalidRequest, "the request's target is not a path")
+    })?;
+    check_length(&head.headers)?;
+    let body = match timeout(BODY_TIMEOUT, Limited::new(body, MAX_REQUEST_BYTES).collect()).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_long()),
+        Ok(Err(_)) => {
+            return Err(ActionError::new(Code::InvalidRequest, "the request's body broke off"));
+        }
+        Err(_) => {
+            let limit = BODY_TIMEOUT.as_secs();
+            let detail = format!("the request's body did not arrive within {limit} s");
+            return Err(ActionError::new(Code::RequestTimeout, detail));
+        }
+    };
+    let mut passed = Request::new(Full::new(body));
+    *passed.method_mut() = head.method;
+    *passed.uri_mut() = target.parse().map_err(|_| {
+        ActionError::new(Code::InvalidRequest, "the request's target is not a path")
+    })?;
+    let headers = passed.headers_mut();
+    headers.insert(header::HOST, HeaderValue::from_static("router"));
+    if let Ok(peer) = HeaderValue::try_from(peer.to_string()) {
+        headers.insert(PEER, peer);
+    }
+    for name in REQUEST_HEADERS {
+        // The router reads ASCII only; what is not is as good as absent.
+        let values = head.headers.get_all(&name).iter();
+        for value in values.filter(|value| value.to_str().is_ok()) {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+    Ok(passed)
+}
+
+/// A length must be within the limit before anything is read. That it is one number, and not several
+/// different ones or one beside a Transfer-Encoding, hyper has seen to (RFC 9112, section 6.3).
+fn check_length(headers: &HeaderMap) -> Result<(), ActionError> {
+    let Some(length) = headers.get(header::CONTENT_LENGTH) else { return Ok(()) };
+    match length.to_str().ok().and_then(|length| length.parse::<u64>().ok()) {
+        Some(length) if length <= MAX_REQUEST_BYTES as u64 => Ok(()),
+        Some(_) => Err(too_long()),
+        None => Err(ActionError::new(Code::InvalidRequest, "Content-Length is not a number")),
+    }
+}
+
+fn too_long() -> ActionError {
+    ActionError::new(
+        Code::PayloadTooLarge,
+        format!("the request is longer than {MAX_REQUEST_BYTES} bytes"),
+    )
+}
+
+pub fn outward(answer: Response<Body>) -> Response<Body> {
+    let (head, body) = answer.into_parts();
+    let mut response = Response::new(body);
+    *response.status_mut() = head.status;
+    for name in ANSWER_HEADERS {
+        if let Some(value) = head.headers.get(&name) {
+            response.headers_mut().insert(name, value.clone());
+        }
+    }
+    response
+}
+
+/// The edge's own answer. What the client still has to send is not read, so the connection ends.
+pub fn refusal(error: ActionError) -> Response<Body> {
+    let close = error.code != Code::Overloaded;
+    let answer = Answer::from(error);
+    let mut response = Response::new(Body::Left(Full::new(Bytes::from(answer.body))));
+    *response.status_mut() =
+        StatusCode::from_u16(answer.http_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if let Some(seconds) = answer.retry_after_seconds {
+        headers.insert(header::RETRY_AFTER, seconds.into());
+    }
+    if close {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn length(value: &str) -> Result<(), Code> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_LENGTH, value.parse().expect("is a value"));
+        check_length(&headers).map_err(|error| error.code)
+    }
+
+    #[test]
+    fn a_length_is_a_number_within_the_limit() {
+        assert!(check_length(&HeaderMap::new()).is_ok());
+        assert_eq!(length("65536"), Ok(()));
+        assert_eq!(length("65537"), Err(Code::PayloadTooLarge));
+        assert_eq!(length("9223372036854775808"), Err(Code::PayloadTooLarge));
+        for wrong in ["-1", "1,1", "0x10", "99999999999999999999"] {
+            assert_eq!(length(wrong), Err(Code::InvalidRequest), "{wrong}");
+        }
+    }
+}
