@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
-use super::{Wish, forbidden};
+use super::{Verb, Wish, forbidden};
 use crate::{
     document::Document,
     error::ActionError,
@@ -101,11 +101,16 @@ impl Entry {
     /// [`Code::CallerForbidden`](crate::error::Code::CallerForbidden) naming the field that stands
     /// against it.
     pub fn check(&self, wish: &Wish) -> Result<(), ActionError> {
-        let field = if !self.actions.iter().any(|name| name.matches(wish.kind)) {
+        // What is wished of any action must be allowed for all of them.
+        let action = |name: &ActionName| match wish.kind {
+            Some(kind) => name.matches(kind),
+            None => *name == ActionName::any(),
+        };
+        let field = if !self.actions.iter().any(action) {
             "actions"
         } else if !self.namespaces.iter().any(|pattern| pattern.matches(wish.namespace)) {
             "namespaces"
-        } else if self.simulate_only && !wish.simulate {
+        } else if self.simulate_only && wish.verb == Verb::Execute {
             "simulate_only"
         } else {
             return Ok(());
@@ -131,7 +136,8 @@ mod tests {
     }
 
     fn wish(namespace: &str, simulate: bool) -> Wish<'_> {
-        Wish { kind: ActionKind::RestartK8s, namespace, simulate }
+        let verb = if simulate { Verb::Simulate } else { Verb::Execute };
+        Wish { verb, kind: Some(ActionKind::RestartK8s), namespace }
     }
 
     #[test]
@@ -156,6 +162,15 @@ mod tests {
         assert_eq!(check(", namespaces: [shop-*]", &wish("shop-a", false)), Ok(()));
         assert_eq!(check(", simulate_only: true", &wish("shop", false)), refused);
         assert_eq!(check(", simulate_only: true", &wish("shop", true)), Ok(()));
+    }
+
+    #[test]
+    fn a_list_of_all_actions_is_for_those_who_may_ask_for_all_of_them() {
+        let list = |namespace| Wish { verb: Verb::List, kind: None, namespace };
+        assert!(one(", simulate_only: true").check(&list("")).is_ok());
+        assert!(one(", actions: [restart_pod]").check(&list("shop")).is_err());
+        assert!(one(", namespaces: [shop]").check(&list("shop")).is_ok());
+        assert!(one(", namespaces: [shop]").check(&list("")).is_err());
     }
 
     #[test]

@@ -58,12 +58,38 @@ pub struct Credentials {
 /// What a caller asks for, in the words of an access review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wish<'a> {
-    /// The action.
-    pub kind: ActionKind,
-    /// The target's namespace.
+    /// What is to become of it.
+    pub verb: Verb,
+    /// The action; none: any of them, as in a list of what was done.
+    pub kind: Option<ActionKind>,
+    /// The target's namespace; empty: any.
     pub namespace: &'a str,
-    /// Whether only to tell what would happen.
-    pub simulate: bool,
+}
+
+/// What can be wished of an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// To have it done.
+    Execute,
+    /// To be told what it would do.
+    Simulate,
+    /// To be told how one is getting on, or what came of it.
+    Get,
+    /// To be told of all that were done.
+    List,
+}
+
+impl Verb {
+    /// The verb as RBAC has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Verb::Execute => "execute",
+            Verb::Simulate => "simulate",
+            Verb::Get => "get",
+            Verb::List => "list",
+        }
+    }
 }
 
 impl<'a> Wish<'a> {
@@ -71,16 +97,10 @@ impl<'a> Wish<'a> {
     #[must_use]
     pub fn of(request: &'a ActionRequest) -> Self {
         Wish {
-            kind: request.action.kind(),
+            verb: if request.simulate { Verb::Simulate } else { Verb::Execute },
+            kind: Some(request.action.kind()),
             namespace: request.action.namespace(),
-            simulate: request.simulate,
         }
-    }
-
-    /// `execute` or `simulate`.
-    #[must_use]
-    pub fn verb(&self) -> &'static str {
-        if self.simulate { "simulate" } else { "execute" }
     }
 }
 
@@ -153,22 +173,31 @@ impl Caller {
         request: ActionRequest,
         cluster: Option<&Cluster>,
     ) -> Result<ActionRequest, ActionError> {
-        let wish = Wish::of(&request);
-        match (self, cluster) {
-            (Caller::Key(entry), _) => entry.check(&wish)?,
-            (Caller::Recognised(_), _) => {}
-            (Caller::User(identity), Some(cluster)) => {
-                let deadline = Instant::now() + DEADLINE;
-                tokens::check(cluster, identity, &wish, deadline).await.map_err(ours)?;
-            }
-            // Nobody is recognised by a cluster that is not there.
-            (Caller::User(_), None) => return Err(forbidden(self.name(), &wish)),
-        }
+        self.may(&Wish::of(&request), cluster).await?;
         let requester = in_their_name(self.name(), request.requester.as_deref());
         Ok(ActionRequest { requester, ..request })
     }
 
-    fn name(&self) -> &str {
+    /// Whether this caller may have what they wish.
+    ///
+    /// # Errors
+    /// [`Code::CallerForbidden`] with what is missing, or why the cluster could not be asked.
+    pub async fn may(&self, wish: &Wish<'_>, cluster: Option<&Cluster>) -> Result<(), ActionError> {
+        match (self, cluster) {
+            (Caller::Key(entry), _) => entry.check(wish),
+            (Caller::Recognised(_), _) => Ok(()),
+            (Caller::User(identity), Some(cluster)) => {
+                let deadline = Instant::now() + DEADLINE;
+                tokens::check(cluster, identity, wish, deadline).await.map_err(ours)
+            }
+            // Nobody is recognised by a cluster that is not there.
+            (Caller::User(_), None) => Err(forbidden(self.name(), wish)),
+        }
+    }
+
+    /// Who it is, as it stands in the audit.
+    #[must_use]
+    pub fn name(&self) -> &str {
         match self {
             Caller::Key(entry) => &entry.name,
             Caller::User(identity) => &identity.user,
@@ -212,11 +241,12 @@ fn unauthenticated(what: &str) -> ActionError {
 }
 
 fn forbidden(who: &str, wish: &Wish) -> ActionError {
-    let (verb, kind, namespace) = (wish.verb(), wish.kind.name(), wish.namespace);
-    ActionError::new(
-        Code::CallerForbidden,
-        format!("{who} may not {verb} {kind} in namespace '{namespace}'"),
-    )
+    let (verb, action) = (wish.verb.name(), wish.kind.map_or("actions", ActionKind::name));
+    let place = match wish.namespace {
+        "" => "in all namespaces".to_owned(),
+        namespace => format!("in namespace '{namespace}'"),
+    };
+    ActionError::new(Code::CallerForbidden, format!("{who} may not {verb} {action} {place}"))
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 //!
 //! The token must be for our audience, so that one that was made for the API server, or for another
 //! service, opens nothing here, and ours opens nothing there. What a caller may is said by RBAC on
-//! `actions.action-executor.dev`, a resource that nobody serves: verb `execute` or `simulate`, resource
-//! name the action's, namespace the target's.
+//! `actions.action-executor.dev`, a resource that nobody serves: verb `execute`, `simulate`, `get` or
+//! `list`, resource name the action's, namespace the target's.
 
 use std::collections::BTreeMap;
 
@@ -104,8 +104,8 @@ pub(crate) async fn check(
             resource_attributes: Some(ResourceAttributes {
                 group: Some(GROUP.to_owned()),
                 resource: Some(RESOURCE.to_owned()),
-                verb: Some(wish.verb().to_owned()),
-                name: Some(wish.kind.name().to_owned()),
+                verb: Some(wish.verb.name().to_owned()),
+                name: wish.kind.map(|kind| kind.name().to_owned()),
                 namespace: Some(wish.namespace.to_owned()),
                 ..ResourceAttributes::default()
             }),
@@ -115,18 +115,26 @@ pub(crate) async fn check(
     };
     match cluster.ask(&question, deadline).await {
         Ok(answer) if answer.status.as_ref().is_some_and(|status| status.allowed) => Ok(()),
-        Ok(_) => Err(forbidden(&user, wish).with_hint(format!(
-            "a Role in '{}' must allow them apiGroups [\"{GROUP}\"], resources [\"{RESOURCE}\"], \
-             resourceNames [\"{}\"], verbs [\"{}\"]",
-            wish.namespace,
-            wish.kind.name(),
-            wish.verb()
-        ))),
+        Ok(_) => Err(forbidden(&user, wish).with_hint(missing(wish))),
         Err(fault) => {
             let call = Call::about::<SubjectAccessReview>("create");
             Err(cluster.tell(&call, fault).await)
         }
     }
+}
+
+/// The rule that would let them.
+fn missing(wish: &Wish<'_>) -> String {
+    let role = match wish.namespace {
+        "" => "a ClusterRole".to_owned(),
+        namespace => format!("a Role in '{namespace}'"),
+    };
+    let names = wish.kind.map(|kind| format!("resourceNames [\"{}\"], ", kind.name()));
+    format!(
+        "{role} must allow them apiGroups [\"{GROUP}\"], resources [\"{RESOURCE}\"], {}verbs [\"{}\"]",
+        names.unwrap_or_default(),
+        wish.verb.name()
+    )
 }
 
 #[cfg(test)]
