@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
+use tracing::{Instrument, Span, field::Empty};
 
 use crate::{
     actions::Asked,
@@ -37,13 +38,32 @@ pub async fn handle(
     context: &Context,
     request: ActionRequest,
 ) -> Result<ActionResponse, ActionError> {
-    let began = Instant::now();
     let id = request.id.clone().unwrap_or_else(RequestId::generate);
-    let result = answer(context, &request, &id).await;
-    context.count(&request, &result, began.elapsed());
-    log(&request, &id, &result);
+    let name = request.action.kind().name();
+    let span = tracing::debug_span!(
+        "action",
+        otel.name = name,
+        otel.status_code = Empty,
+        action_executor.action = name,
+        action_executor.id = &*id,
+        action_executor.simulate = request.simulate,
+        action_executor.result = Empty,
+    );
+    carry_out(context, &request, &id).instrument(span).await
+}
+
+async fn carry_out(
+    context: &Context,
+    request: &ActionRequest,
+    id: &RequestId,
+) -> Result<ActionResponse, ActionError> {
+    let began = Instant::now();
+    let result = answer(context, request, id).await;
+    context.count(request, &result, began.elapsed());
+    trace(&result);
+    log(request, id, &result);
     Failpoint::BeforeAnswer.pass();
-    result.map_err(|error| error.with_id(&id))
+    result.map_err(|error| error.with_id(id))
 }
 
 async fn answer(
@@ -147,6 +167,19 @@ fn foresight(verdict: &Verdict) -> Option<String> {
             Some("the real action would wait for a person's approval".to_owned())
         }
         Ok(()) => None,
+    }
+}
+
+/// Says in the action's span what came of it, as the metrics do.
+fn trace(result: &Result<ActionResponse, ActionError>) {
+    let (word, failed) = match result {
+        Ok(answer) => (answer.outcome.name(), answer.outcome == Outcome::Failed),
+        Err(error) => (error.code.name(), true),
+    };
+    let span = Span::current();
+    span.record("action_executor.result", word);
+    if failed {
+        span.record("otel.status_code", "ERROR");
     }
 }
 

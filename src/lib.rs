@@ -15,7 +15,7 @@
 //! - [`callers`]: who may ask for what, where strangers can reach the server.
 //! - [`document`]: the files that a person keeps, read strictly and followed.
 //! - [`context`], [`config`]: what the handler is given, and the settings it comes from.
-//! - [`metrics`]: what a server counts.
+//! - [`metrics`], [`traces`], [`logging`]: what a server counts, what belongs to one request, what is said.
 //! - [`actions`]: one file per action: parameters, facts, decision.
 //! - [`k8s`]: what we know of Kubernetes; verdicts and patches, apart from the calls.
 //! - [`entry`]: the doors: a single shot from stdin, file or environment, a Job, HTTP, and what an
@@ -50,5 +50,6 @@ pub mod rbac;
 pub mod request;
 pub mod response;
 pub mod schema;
+pub mod traces;
 mod transaction;
 mod wait;

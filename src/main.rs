@@ -18,6 +18,7 @@ use action_executor::{
     },
     error::{ActionError, Code},
     logging, schema,
+    traces::Exporter,
 };
 use clap::{CommandFactory, Parser};
 use tracing::Level;
@@ -31,7 +32,11 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return ExitCode::from(print(Err(error))),
     };
-    logging::start(settings.log_level.unwrap_or(Level::INFO));
+    let (_traces, layer) = match Exporter::from_env() {
+        Ok(traces) => traces,
+        Err(error) => return ExitCode::from(print(Err(error))),
+    };
+    logging::start(settings.log_level.unwrap_or(Level::INFO), layer);
     ExitCode::from(match cli.command {
         None if once::nothing_to_do(std::env::vars_os()) => {
             eprintln!("{}", Cli::command().render_help());

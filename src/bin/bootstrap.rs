@@ -7,6 +7,7 @@ use action_executor::{config::Settings, entry::lambda, logging};
 fn main() -> ExitCode {
     let settings = Settings::from_env();
     let level = settings.as_ref().ok().and_then(|settings| settings.log_level);
-    logging::start(level.unwrap_or(tracing::Level::INFO));
+    // A function is frozen between invocations: nothing could be sent then.
+    logging::start(level.unwrap_or(tracing::Level::INFO), None);
     ExitCode::from(lambda::run(settings))
 }

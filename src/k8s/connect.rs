@@ -7,16 +7,20 @@
 
 use std::{env, path::PathBuf, time::Duration};
 
+use http::Request;
 use kube::{
     Config,
     client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use tower::util::MapRequestLayer;
+use tracing::Span;
 
 use super::{cluster::Cluster, fault::chain, warnings};
 use crate::{
     config::text_of_base64,
     error::{ActionError, Code},
+    traces,
 };
 
 /// The variable that may hold a kubeconfig.
@@ -41,8 +45,18 @@ pub async fn connect(context: Option<&str>) -> Result<Option<Cluster>, ActionErr
     config.read_timeout = Some(READ_TIMEOUT);
     let server = config.cluster_url.to_string();
     let builder = ClientBuilder::try_from(config).map_err(|error| misconfigured(chain(&error)))?;
-    let client = builder.with_layer(&warnings::layer()).build();
+    let client = builder
+        .with_layer(&warnings::layer())
+        .with_layer(&MapRequestLayer::new(name_trace))
+        .build();
     Ok(Some(Cluster::new(client, server)))
+}
+
+/// Tells the API server which span of ours its own are to hang on (its TracingConfiguration says whether
+/// it makes any).
+fn name_trace<B>(mut request: Request<B>) -> Request<B> {
+    traces::pass_on(&Span::current(), request.headers_mut());
+    request
 }
 
 async fn find_config(context: Option<&str>) -> Result<Option<Config>, ActionError> {

@@ -37,4 +37,8 @@ mod rollback;
 mod rollback_on_failure;
 mod scale;
 mod scenario;
+#[cfg(feature = "otel")]
+mod secrets;
+#[cfg(feature = "otel")]
+mod traces;
 mod warnings;

@@ -15,7 +15,8 @@ use std::{
 };
 
 use hyper::{
-    Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn,
+    Method, Request, Response, StatusCode, body::Incoming, header::HeaderValue,
+    server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -24,10 +25,11 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
+use tracing::{Instrument, Span, field::Empty};
 
 use super::{
     connections::Connections,
-    passage::{outward, refusal, whole},
+    passage::{REQUEST_ID, outward, refusal, request_id, whole},
     routes::Route,
     upstream::{Body, Upstream},
 };
@@ -35,6 +37,7 @@ use crate::{
     context::stopped,
     error::{ActionError, Code},
     metrics::Metrics,
+    traces,
 };
 
 /// Longest time from the end of one request to the end of the next one's header: a slow client and an
@@ -187,8 +190,24 @@ impl Edge {
         self: Arc<Self>,
         id: u64,
         peer: IpAddr,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
+        let request_id = request_id(request.headers());
+        let span = span(&request, &request_id);
+        traces::adopt(&span, request.headers());
+        request.headers_mut().insert(REQUEST_ID, request_id.clone());
+        let mut response = self.reply(id, peer, request, &request_id).instrument(span).await;
+        response.headers_mut().insert(REQUEST_ID, request_id);
+        Ok(response)
+    }
+
+    async fn reply(
+        self: Arc<Self>,
+        id: u64,
+        peer: IpAddr,
+        request: Request<Incoming>,
+        request_id: &HeaderValue,
+    ) -> Response<Body> {
         let began = Instant::now();
         let _under_way = self.metrics.under_way();
         self.connections.serving(id);
@@ -203,8 +222,8 @@ impl Edge {
         };
         self.metrics.http(Route::known_path(&path), response.status().as_u16());
         self.connections.waiting(id);
-        log(&method, &path, response.status(), began);
-        Ok(response)
+        log(&method, &path, response.status(), request_id, began);
+        response
     }
 
     /// Takes the request in whole and has it carried out, whether or not its client stays.
@@ -213,7 +232,8 @@ impl Edge {
         peer: IpAddr,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, ActionError> {
-        let request = whole(request, peer).await?;
+        let mut request = whole(request, peer).await?;
+        traces::pass_on(&Span::current(), request.headers_mut());
         let carried = tokio::spawn(async move {
             let room = match *request.method() {
                 Method::POST => self.actions.try_acquire(),
@@ -242,12 +262,38 @@ impl Drop for Leaving {
     }
 }
 
-fn log(method: &Method, path: &str, status: StatusCode, began: Instant) {
+/// The span of a request, named as OpenTelemetry's conventions for HTTP servers have it.
+fn span(request: &Request<Incoming>, request_id: &HeaderValue) -> Span {
+    let method = match request.method().as_str() {
+        known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS" | "PATCH") => known,
+        _ => "_OTHER",
+    };
+    let route = Route::known_path(request.uri().path());
+    tracing::debug_span!(
+        "request",
+        otel.name = format_args!("{method} {route}"),
+        otel.kind = "server",
+        otel.status_code = Empty,
+        http.request.method = method,
+        http.route = route,
+        http.response.status_code = Empty,
+        request_id = request_id.to_str().unwrap_or_default(),
+        trace_id = Empty,
+    )
+}
+
+fn log(method: &Method, path: &str, status: StatusCode, request_id: &HeaderValue, began: Instant) {
+    let span = Span::current();
+    span.record("http.response.status_code", status.as_u16());
+    if status.is_server_error() {
+        span.record("otel.status_code", "ERROR");
+    }
     let (status, milliseconds) = (status.as_u16(), began.elapsed().as_secs_f64() * 1000.0);
+    let request_id = request_id.to_str().unwrap_or_default();
     // An action that was carried out has its own line; here is what did not get so far.
     if status >= 400 {
-        tracing::info!(%method, path, status, milliseconds, "request refused");
+        tracing::info!(%method, path, status, milliseconds, request_id, "request refused");
     } else {
-        tracing::debug!(%method, path, status, milliseconds, "request answered");
+        tracing::debug!(%method, path, status, milliseconds, request_id, "request answered");
     }
 }

@@ -25,14 +25,20 @@ use crate::{
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the router reads of a request, and what clients get of its answer.
-const REQUEST_HEADERS: [HeaderName; 4] = [
+const REQUEST_HEADERS: [HeaderName; 7] = [
     header::CONTENT_TYPE,
     header::ACCEPT,
     header::AUTHORIZATION,
     HeaderName::from_static("idempotency-key"),
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+    REQUEST_ID,
 ];
 const ANSWER_HEADERS: [HeaderName; 4] =
     [header::CONTENT_TYPE, header::RETRY_AFTER, header::ALLOW, header::WWW_AUTHENTICATE];
+
+/// What a request goes by in logs, traces and its answer.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The address that the client's connection comes from, as the edge tells it to the router.
 pub const PEER: HeaderName = HeaderName::from_static("x-edge-peer");
@@ -78,6 +84,19 @@ pub async fn whole(
         }
     }
     Ok(passed)
+}
+
+/// What a request goes by: as its client names it, if that is a name, else as we do.
+pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let given = headers.get(&REQUEST_ID).filter(|given| {
+        let safe = |byte: &u8| byte.is_ascii_alphanumeric() || b"._:-".contains(byte);
+        (1..=128).contains(&given.len()) && given.as_bytes().iter().all(safe)
+    });
+    given.cloned().unwrap_or_else(|| {
+        let made = uuid::Uuid::now_v7().to_string();
+        // Hexadecimal digits and hyphens can stand in a header.
+        HeaderValue::try_from(made).unwrap_or(HeaderValue::from_static("-"))
+    })
 }
 
 /// A length must be within the limit before anything is read. That it is one number, and not several
@@ -147,5 +166,17 @@ mod tests {
         for wrong in ["-1", "1,1", "0x10", "99999999999999999999"] {
             assert_eq!(length(wrong), Err(Code::InvalidRequest), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_request_keeps_its_name_if_it_is_one() {
+        let mut headers = HeaderMap::new();
+        headers.insert(REQUEST_ID, HeaderValue::from_static("page-7"));
+        assert_eq!(request_id(&headers), "page-7");
+        for wrong in ["", "a b", "a\"b", &"x".repeat(129)] {
+            headers.insert(REQUEST_ID, wrong.parse().expect("is a value"));
+            assert_eq!(request_id(&headers).len(), 36, "{wrong}");
+        }
+        assert_ne!(request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));
     }
 }

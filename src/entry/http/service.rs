@@ -1,14 +1,17 @@
 //! What is answered at each path, whoever carries the question here and the answer away: the server's
 //! router, or the function runtime.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+#[cfg(feature = "lambda")]
+use std::time::Duration;
 
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use tokio::sync::mpsc;
+use tracing::{Instrument, field::Empty};
 
 use super::{
     negotiation::{self, check_accept, check_content_type, idempotency_key},
-    passage::PEER,
+    passage::{PEER, REQUEST_ID},
     readiness::Readiness,
     routes::{HEALTHY, Route},
 };
@@ -18,6 +21,7 @@ use crate::{
     entry::{Answer, Delivery, carry_out},
     error::{ActionError, Code},
     metrics::MEDIA_TYPE,
+    traces,
 };
 
 /// The body of an answer.
@@ -49,6 +53,7 @@ impl Service {
     }
 
     /// The same service for work that has to be over after `left`.
+    #[cfg(feature = "lambda")]
     #[must_use]
     pub fn within(mut self, left: Duration) -> Self {
         self.context = self.context.within(left);
@@ -57,6 +62,13 @@ impl Service {
 
     /// Answers a whole request. Its target is a path, with or without a query.
     pub async fn answer(&self, request: Request<Vec<u8>>) -> Response<Body> {
+        let request_id = negotiation::header(request.headers(), REQUEST_ID.as_str());
+        let span = tracing::info_span!("answer", request_id, trace_id = Empty);
+        traces::adopt(&span, request.headers());
+        self.reply(request).instrument(span).await
+    }
+
+    async fn reply(&self, request: Request<Vec<u8>>) -> Response<Body> {
         let method = request.method().as_str();
         let target = request.uri().path().to_owned();
         let result = match Route::of(method, &target) {
@@ -124,6 +136,7 @@ impl Service {
 }
 
 /// What is answered whether or not there is a cluster, or anything else to be had.
+#[cfg(feature = "lambda")]
 #[must_use]
 pub fn at_once(request: &Request<Vec<u8>>) -> Option<Response<Body>> {
     match Route::of(request.method().as_str(), request.uri().path()) {

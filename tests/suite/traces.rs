@@ -1,0 +1,231 @@
+//! What a collector of OpenTelemetry is told of a request, and what becomes of it if there is none.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    common::v1::any_value::Value,
+    trace::v1::{Span, span::SpanKind},
+};
+use prost::Message;
+use serde_json::json;
+
+use crate::{
+    cluster::shared,
+    program::{Program, Server, execute_request},
+};
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const CALLER: &str = "b7ad6b7169203331";
+
+/// A collector that keeps what it is sent.
+pub struct Collector {
+    address: SocketAddr,
+    /// The header and the body of each export, as they came.
+    received: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+}
+
+impl Collector {
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("is bound");
+        let address = listener.local_addr().expect("is bound");
+        let received = Arc::<Mutex<Vec<_>>>::default();
+        let into = received.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let into = into.clone();
+                thread::spawn(move || while take(&stream, &into).is_some() {});
+            }
+        });
+        Collector { address, received }
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// All that came, as bytes that may be searched.
+    pub fn bytes(&self) -> Vec<u8> {
+        let received = self.received.lock().expect("is whole");
+        received.iter().flat_map(|(_, body)| body.clone()).collect()
+    }
+
+    fn headers(&self) -> Vec<String> {
+        self.received.lock().expect("is whole").iter().map(|(header, _)| header.clone()).collect()
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        let received = self.received.lock().expect("is whole");
+        let exports = received.iter().map(|(_, body)| {
+            ExportTraceServiceRequest::decode(body.as_slice()).expect("is an export")
+        });
+        let resources = exports.flat_map(|export| export.resource_spans);
+        resources.flat_map(|it| it.scope_spans).flat_map(|it| it.spans).collect()
+    }
+}
+
+/// Takes one export off a connection.
+fn take(stream: &TcpStream, into: &Mutex<Vec<(String, Vec<u8>)>>) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    let mut header = String::new();
+    while !header.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut header).ok()? == 0 {
+            return None;
+        }
+    }
+    let length = header.lines().find_map(|line| {
+        line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse::<usize>().ok()
+    });
+    let mut body = vec![0; length.unwrap_or(0)];
+    reader.read_exact(&mut body).ok()?;
+    into.lock().expect("is whole").push((header, body));
+    let mut stream = stream;
+    let answer =
+        "HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n";
+    stream.write_all(answer.as_bytes()).ok()
+}
+
+fn attribute(span: &Span, key: &str) -> Option<String> {
+    let found = span.attributes.iter().find(|it| it.key == key)?;
+    Some(match found.value.as_ref()?.value.as_ref()? {
+        Value::StringValue(text) => text.clone(),
+        Value::IntValue(number) => number.to_string(),
+        Value::BoolValue(yes) => yes.to_string(),
+        other => format!("{other:?}"),
+    })
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn named<'a>(spans: &'a [Span], name: &str) -> &'a Span {
+    let found = spans.iter().find(|span| span.name == name);
+    found.unwrap_or_else(|| {
+        panic!("{name} is not in {:?}", spans.iter().map(|it| &it.name).collect::<Vec<_>>())
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_trace_goes_from_the_callers_span_to_the_calls_of_the_api_server() {
+    let namespace = shared().namespace("traced").await;
+    namespace.running_deployment("web", 1).await;
+    let collector = Collector::start();
+    let server = Server::start(
+        Program::with_kubeconfig(namespace.kubeconfig())
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint())
+            .env("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=sre")
+            .env("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
+    );
+    let request = json!({
+        "type": "restart_k8s", "simulate": false, "id": "traced-1",
+        "parameters": { "deployment": "web", "namespace": namespace.name() },
+    });
+    let headers = format!(
+        "traceparent: 00-{TRACE}-{CALLER}-01\r\nX-Request-Id: page-7\r\nConnection: close\r\n"
+    );
+    let reply = server.raw(&execute_request(request.to_string().as_bytes(), &headers));
+    assert_eq!((reply.status, reply.header("x-request-id")), (200, Some("page-7")));
+    server.signal("TERM");
+    let (status, log) = tokio::task::spawn_blocking(|| server.wait()).await.expect("it ended");
+    assert_eq!(status, 0, "{log}");
+
+    let spans = collector.spans();
+    let spans: Vec<_> =
+        spans.into_iter().filter(|span| hexadecimal(&span.trace_id) == TRACE).collect();
+    let edge = named(&spans, "POST /api/v1/action/execute");
+    assert_eq!((hexadecimal(&edge.parent_span_id), edge.kind()), (CALLER.into(), SpanKind::Server));
+    assert_eq!(attribute(edge, "http.response.status_code").as_deref(), Some("200"));
+    assert_eq!(attribute(edge, "http.request.method").as_deref(), Some("POST"));
+    let answer = named(&spans, "answer");
+    assert_eq!(answer.parent_span_id, edge.span_id);
+    let action = named(&spans, "restart_k8s");
+    assert_eq!(action.parent_span_id, answer.span_id);
+    assert_eq!(attribute(action, "action_executor.id").as_deref(), Some("traced-1"));
+    assert_eq!(attribute(action, "action_executor.result").as_deref(), Some("applied"));
+    let calls: Vec<_> = spans.iter().filter(|span| span.kind() == SpanKind::Client).collect();
+    assert!(calls.len() >= 5 && calls.iter().any(|call| call.name == "patch"), "{calls:?}");
+    for call in &calls {
+        assert_eq!(call.parent_span_id, action.span_id, "{call:?}");
+    }
+    assert!(collector.headers().iter().all(|header| header.contains("x-tenant: sre")));
+    // The logs name the request and the trace.
+    let line = log.lines().find(|line| line.contains("action answered")).expect("is logged");
+    assert!(line.contains("page-7") && line.contains(TRACE), "{line}");
+}
+
+#[test]
+fn a_refusal_is_an_error_in_its_span_and_who_names_no_trace_begins_one() {
+    let collector = Collector::start();
+    let server = Server::start(
+        Program::offline().env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.endpoint()),
+    );
+    let real = br#"{"type":"restart_k8s","parameters":{"deployment":"web"},"simulate":false}"#;
+    let reply = server.execute(real);
+    assert_eq!(reply.status, 503);
+    assert_eq!(reply.header("x-request-id").map(str::len), Some(36));
+    server.signal("TERM");
+    server.wait();
+    let spans = collector.spans();
+    let edge = named(&spans, "POST /api/v1/action/execute");
+    assert!(edge.parent_span_id.is_empty());
+    let action = named(&spans, "restart_k8s");
+    assert_eq!(action.trace_id, edge.trace_id);
+    assert_eq!(attribute(action, "action_executor.result").as_deref(), Some("configuration"));
+    let failed = |span: &Span| span.status.as_ref().is_some_and(|status| status.code == 2);
+    assert!(failed(edge) && failed(action), "{edge:?} {action:?}");
+}
+
+#[test]
+fn a_collector_that_is_gone_holds_nobody_up_and_is_told_once() {
+    let gone = TcpListener::bind("127.0.0.1:0").expect("is bound").local_addr().expect("is bound");
+    let server = Server::start(
+        Program::offline()
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{gone}"))
+            .env("OTEL_BSP_SCHEDULE_DELAY", "100"),
+    );
+    let began = Instant::now();
+    while server.log().matches("traces are lost").count() == 0 {
+        let request = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
+        let asked = Instant::now();
+        assert_eq!(server.execute(request).status, 200);
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(30), "{}", server.log());
+    }
+    let began = Instant::now();
+    server.signal("TERM");
+    let (status, log) = server.wait();
+    assert_eq!((status, log.matches("traces are lost").count()), (0, 1), "{log}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_single_action_is_traced_too() {
+    let collector = Collector::start();
+    let done = Program::offline()
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint())
+        .input(&br#"{"type":"restart_pod","parameters":{"pod_name":"web-1"}}"#[..])
+        .run();
+    assert_eq!(done.status, 0, "{done:?}");
+    let spans = collector.spans();
+    assert_eq!(
+        attribute(named(&spans, "restart_pod"), "action_executor.result").as_deref(),
+        Some("simulated")
+    );
+}
+
+#[test]
+fn what_is_no_address_of_a_collector_is_told_without_repeating_it() {
+    let done = Program::offline()
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "not an address, hunter2")
+        .input(&br#"{"type":"restart_pod","parameters":{"pod_name":"web-1"}}"#[..])
+        .run();
+    assert_eq!(done.status, 78, "{done:?}");
+    assert!(done.stdout.contains("OTEL_EXPORTER_OTLP") && !done.stdout.contains("hunter2"));
+}
