@@ -27,9 +27,11 @@ const CALLER: &str = "b7ad6b7169203331";
 /// A collector that keeps what it is sent.
 pub struct Collector {
     address: SocketAddr,
-    /// The header and the body of each export, as they came.
-    received: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    received: Arc<Mutex<Vec<Export>>>,
 }
+
+/// The header and the body of an export, as they came.
+type Export = (String, Vec<u8>);
 
 impl Collector {
     pub fn start() -> Self {
@@ -71,7 +73,7 @@ impl Collector {
 }
 
 /// Takes one export off a connection.
-fn take(stream: &TcpStream, into: &Mutex<Vec<(String, Vec<u8>)>>) -> Option<()> {
+fn take(stream: &TcpStream, into: &Mutex<Vec<Export>>) -> Option<()> {
     let mut reader = BufReader::new(stream);
     let mut header = String::new();
     while !header.ends_with("\r\n\r\n") {
