@@ -1,6 +1,6 @@
 //! The tests that need the built program: against a real API server, over real sockets.
 //!
-//! `cluster`, `program` and `scenario` are the tools; every other file holds sentences about one part.
+//! `cluster`, `pki`, `program` and `scenario` are the tools; every other file holds sentences about one part.
 
 mod access;
 mod admission;
@@ -26,6 +26,7 @@ mod node;
 mod once;
 mod parity;
 mod pause_rollout;
+mod pki;
 mod program;
 mod properties;
 mod restart_daemonset;
@@ -37,4 +38,6 @@ mod rollback;
 mod rollback_on_failure;
 mod scale;
 mod scenario;
+mod site;
+mod tls;
 mod warnings;
