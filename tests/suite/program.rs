@@ -199,6 +199,12 @@ impl Server {
         Self::from_command(program.args(["serve", "--bind", address]).command)
     }
 
+    /// Starts it where others can reach it, and asks nobody who they are.
+    pub fn start_open(program: Program) -> Self {
+        let arguments = ["serve", "--bind", "0.0.0.0:0", "--insecure-open"];
+        Self::from_command(program.args(arguments).command)
+    }
+
     /// Starts it with at most so many open files.
     pub fn with_descriptors(program: Program, limit: u32) -> Self {
         let program = program.args(["serve", "--bind", "127.0.0.1:0"]);

@@ -44,7 +44,7 @@ fn a_rebound_name_reads_and_does_nothing() {
 #[test]
 fn the_names_of_a_server_for_others_may_be_listed() {
     let program = Program::offline().env("ACTION_EXECUTOR_HOSTS", "hand.example.com");
-    let server = Server::start_on("0.0.0.0:0", program.args(["--insecure-open"]));
+    let server = Server::start_open(program);
     assert_eq!(execute(&server, "hand.example.com", "").0, 200);
     assert_eq!(execute(&server, "other.example.com", "").0, 421);
     // A probe names the address that it connects to; the oldest clients name nothing.
@@ -53,7 +53,7 @@ fn the_names_of_a_server_for_others_may_be_listed() {
     let page = "Origin: https://hand.example.com\r\nSec-Fetch-Site: cross-site\r\n";
     assert_eq!(execute(&server, "hand.example.com", page).0, 200);
 
-    let open = Server::start_on("0.0.0.0:0", Program::offline().args(["--insecure-open"]));
+    let open = Server::start_open(Program::offline());
     assert_eq!(execute(&open, "whatever.example", "").0, 200);
 }
 

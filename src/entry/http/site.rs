@@ -83,8 +83,11 @@ impl Site {
         own: Option<&Place>,
         secure: bool,
     ) -> Result<(), ActionError> {
+        let site = value(request.headers(), "sec-fetch-site");
         let mut origins = request.headers().get_all(header::ORIGIN).iter();
         let allowed = match (origins.next(), origins.next()) {
+            // The browser itself has compared them, and it knows the scheme on the other side of a proxy.
+            _ if site == Some("same-origin") => true,
             (Some(origin), None) => {
                 let origin = origin.to_str().ok().and_then(origin_of);
                 origin.is_some_and(|(scheme, place)| {
@@ -93,11 +96,7 @@ impl Site {
                 })
             }
             (Some(_), Some(_)) => false,
-            (None, _) => {
-                let from_elsewhere =
-                    value(request.headers(), "sec-fetch-site") == Some("cross-site");
-                !from_elsewhere || is_followed_link(request)
-            }
+            (None, _) => site != Some("cross-site") || is_followed_link(request),
         };
         if allowed {
             return Ok(());
@@ -255,6 +254,12 @@ mod tests {
         ] {
             assert_eq!(from(other), Err(Code::CrossSite), "{other:?}");
         }
+        let behind_a_proxy = [
+            ("host", "localhost"),
+            ("origin", "https://localhost"),
+            ("sec-fetch-site", "same-origin"),
+        ];
+        assert_eq!(said(&site, "127.0.0.1", EXECUTE, &behind_a_proxy), Ok(()));
         let probe = [("host", "localhost"), ("origin", "http://evil.example")];
         let get = Request::get("/readyz").header("host", probe[0].1).header("origin", probe[1].1);
         let arrival = Arrival { local: IpAddr::from([127, 0, 0, 1]), secure: false };
