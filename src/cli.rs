@@ -35,8 +35,10 @@ Exit status: 0 done, 64 usage, 65 bad request, 69 refused by the cluster's state
 
 Environment: KUBECONFIG, ACTION_REQUEST or ACTION_TYPE and ACTION_*, ACTION_ID,
 ACTION_EXECUTOR_POLICY, ACTION_EXECUTOR_REPLAY_WINDOW_SECONDS, ACTION_EXECUTOR_DEADLINE_SECONDS,
-ACTION_EXECUTOR_LOG, PORT, TERMINATION_LOG, NO_COLOR; for `serve` ACTION_EXECUTOR_KEYS and
-ACTION_EXECUTOR_TOKEN_AUDIENCE."#;
+ACTION_EXECUTOR_LOG, PORT, TERMINATION_LOG, NO_COLOR; for `serve` ACTION_EXECUTOR_KEYS,
+ACTION_EXECUTOR_TOKEN_AUDIENCE, ACTION_EXECUTOR_TLS_CERTIFICATE, ACTION_EXECUTOR_TLS_KEY,
+ACTION_EXECUTOR_TLS_CLIENT_CA, ACTION_EXECUTOR_HOSTS, ACTION_EXECUTOR_CALLER_RATE and
+ACTION_EXECUTOR_CALLER_BURST."#;
 
 /// Does one checked action on a Kubernetes cluster, at most once, and answers what happened.
 ///
@@ -246,9 +248,13 @@ pub struct ServeArgs {
 /// Arguments of `healthcheck`.
 #[derive(Args, Debug)]
 pub struct HealthcheckArgs {
-    /// What to ask [default: http://127.0.0.1:PORT/api/v1/healthz].
-    #[arg(long, value_name = "http://HOST:PORT/PATH")]
+    /// What to ask [default: http://127.0.0.1:PORT/api/v1/healthz, or https with ACTION_EXECUTOR_TLS_CERTIFICATE].
+    #[arg(long, value_name = "http[s]://HOST:PORT/PATH")]
     pub url: Option<String>,
+    /// With https, the certificates of which the server's is one, or their authorities, in PEM; a server on
+    /// this machine may have any.
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
 }
 
 /// The manual page of the program and its commands, in roff.

@@ -3,7 +3,7 @@
 //! An empty variable is an absent one. What cannot be read is an error that names the variable and
 //! never its value.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, net::IpAddr, path::PathBuf, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Deserialize;
@@ -32,6 +32,15 @@ pub struct Settings {
     /// The audience that callers' Kubernetes tokens are for (`ACTION_EXECUTOR_TOKEN_AUDIENCE`); none:
     /// they are not taken.
     pub token_audience: Option<String>,
+    /// The files that TLS is served with (`ACTION_EXECUTOR_TLS_*`); none: plain HTTP.
+    pub tls: Option<TlsFiles>,
+    /// The host names that the server goes by (`ACTION_EXECUTOR_HOSTS`), in lower case.
+    pub hosts: Vec<String>,
+    /// How many requests a second one caller may make for long (`ACTION_EXECUTOR_CALLER_RATE`, default
+    /// 20; 0: any number), and how many at once (`ACTION_EXECUTOR_CALLER_BURST`, default 40).
+    pub caller_rate: u32,
+    /// See `caller_rate`.
+    pub caller_burst: u32,
     /// The log level (`ACTION_EXECUTOR_LOG`); none: the entry point's own.
     pub log_level: Option<tracing::Level>,
     /// The port to serve on (`PORT`, as Knative sets it; default 8000).
@@ -40,16 +49,34 @@ pub struct Settings {
     pub termination_log: Option<PathBuf>,
 }
 
+/// Where a server's certificate and what belongs to it are, in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate and those between it and its authority (`ACTION_EXECUTOR_TLS_CERTIFICATE`).
+    pub certificate: PathBuf,
+    /// Its private key (`ACTION_EXECUTOR_TLS_KEY`).
+    pub key: PathBuf,
+    /// The authorities of clients' certificates (`ACTION_EXECUTOR_TLS_CLIENT_CA`); none: clients need
+    /// none.
+    pub client_ca: Option<PathBuf>,
+}
+
 /// The variables as they come.
 #[derive(Deserialize)]
 struct Variables {
+    action_executor_caller_burst: Option<String>,
+    action_executor_caller_rate: Option<String>,
     action_executor_deadline_seconds: Option<String>,
+    action_executor_hosts: Option<String>,
     action_executor_keys: Option<PathBuf>,
     action_executor_keys_base64: Option<String>,
     action_executor_log: Option<String>,
     action_executor_policy: Option<PathBuf>,
     action_executor_policy_base64: Option<String>,
     action_executor_replay_window_seconds: Option<String>,
+    action_executor_tls_certificate: Option<PathBuf>,
+    action_executor_tls_client_ca: Option<PathBuf>,
+    action_executor_tls_key: Option<PathBuf>,
     action_executor_token_audience: Option<String>,
     port: Option<String>,
     termination_log: Option<String>,
@@ -99,6 +126,24 @@ impl Settings {
                 vars.action_executor_keys_base64,
             )?,
             token_audience: vars.action_executor_token_audience,
+            tls: tls_files(
+                vars.action_executor_tls_certificate,
+                vars.action_executor_tls_key,
+                vars.action_executor_tls_client_ca,
+            )?,
+            hosts: hosts(vars.action_executor_hosts.as_deref().unwrap_or_default())?,
+            caller_rate: within(
+                "ACTION_EXECUTOR_CALLER_RATE",
+                vars.action_executor_caller_rate,
+                0..=100_000,
+                20,
+            )?,
+            caller_burst: within(
+                "ACTION_EXECUTOR_CALLER_BURST",
+                vars.action_executor_caller_burst,
+                1..=100_000,
+                40,
+            )?,
             log_level: level(vars.action_executor_log)?,
             port: within("PORT", vars.port, 0..=65535, 8000)?,
             termination_log: vars
@@ -155,6 +200,44 @@ fn place(
     }
 }
 
+/// A certificate and its key are one thing in two files, and clients' authorities are nothing without
+/// them.
+fn tls_files(
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    client_ca: Option<PathBuf>,
+) -> Result<Option<TlsFiles>, ActionError> {
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key, client_ca })),
+        (Some(_), None) => {
+            Err(wrong("ACTION_EXECUTOR_TLS_CERTIFICATE", "needs ACTION_EXECUTOR_TLS_KEY"))
+        }
+        (None, Some(_)) => {
+            Err(wrong("ACTION_EXECUTOR_TLS_KEY", "needs ACTION_EXECUTOR_TLS_CERTIFICATE"))
+        }
+        (None, None) if client_ca.is_some() => {
+            let what = "needs ACTION_EXECUTOR_TLS_CERTIFICATE and ACTION_EXECUTOR_TLS_KEY";
+            Err(wrong("ACTION_EXECUTOR_TLS_CLIENT_CA", what))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// Host names and addresses, without ports.
+fn hosts(text: &str) -> Result<Vec<String>, ActionError> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    let checked = names.map(|name| {
+        let bare = name.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+        let plain = |it: u8| it.is_ascii_alphanumeric() || matches!(it, b'.' | b'-' | b'_');
+        if bare.parse::<IpAddr>().is_ok() || (!bare.is_empty() && bare.bytes().all(plain)) {
+            return Ok(bare);
+        }
+        let what = "must be host names separated by commas, without schemes, ports and wildcards";
+        Err(wrong("ACTION_EXECUTOR_HOSTS", what))
+    });
+    checked.collect()
+}
+
 fn level(text: Option<String>) -> Result<Option<tracing::Level>, ActionError> {
     let level = text.map(|text| text.parse()).transpose();
     level.map_err(|_| wrong("ACTION_EXECUTOR_LOG", "must be error, warn, info, debug or trace"))
@@ -196,6 +279,26 @@ mod tests {
         assert_eq!(read(&both).expect_err("is refused").code, Code::Configuration);
         let error = read(&[("ACTION_EXECUTOR_KEYS_BASE64", "hunter2!")]).expect_err("is refused");
         assert!(!error.detail.contains("hunter2"));
+    }
+
+    #[test]
+    fn a_certificate_its_key_and_clients_authorities_belong_together() {
+        let (certificate, key) = ("ACTION_EXECUTOR_TLS_CERTIFICATE", "ACTION_EXECUTOR_TLS_KEY");
+        assert!(read(&[(certificate, "/c"), (key, "/k")]).expect("is read").tls.is_some());
+        for alone in [certificate, key, "ACTION_EXECUTOR_TLS_CLIENT_CA"] {
+            let error = read(&[(alone, "/x")]).expect_err("is refused");
+            assert!(error.detail.contains(alone) && error.detail.contains("needs"), "{error}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_names_and_addresses_and_nothing_else() {
+        let hosts = |text| read(&[("ACTION_EXECUTOR_HOSTS", text)]).map(|it| it.hosts);
+        let known = hosts("Hand.example.com, 10.0.0.1,[::1],").expect("are hosts");
+        assert_eq!(known, ["hand.example.com", "10.0.0.1", "::1"]);
+        for wrong in ["https://a", "a:80", "*", "*.a", "a b", "[]"] {
+            assert!(hosts(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Documents that a person keeps in a file (the policy, the callers' keys): how they are read, and how
-//! they are kept up with.
+//! they, and what else is made of files (a certificate and its key), are kept up with.
 //!
 //! A document is read strictly and whole: what is wrong is told with line and column. Its file is read
 //! again for each request: it is small, and so a change holds for the very next one, however it came
@@ -53,6 +53,36 @@ pub trait Document: DeserializeOwned + Default {
     }
 }
 
+/// What is made of the content of files, and made anew when they change.
+pub trait FromFiles: Sized {
+    /// What it is called in errors.
+    const NAME: &'static str;
+
+    /// Makes it of its files, in the order in which they were named; of none there is a default.
+    ///
+    /// # Errors
+    /// [`Code::Configuration`], naming the file at fault.
+    fn from_files(files: &[File]) -> Result<Self, ActionError>;
+}
+
+/// A file as it was read.
+#[derive(Clone, PartialEq, Eq)]
+pub struct File {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it holds; may be a secret.
+    pub text: String,
+}
+
+impl<T: Document> FromFiles for T {
+    const NAME: &'static str = T::KIND;
+
+    fn from_files(files: &[File]) -> Result<Self, ActionError> {
+        let read = |file: &File| T::parse(&file.text, &file.path.display().to_string());
+        files.first().map_or_else(|| Ok(T::default()), read)
+    }
+}
+
 /// The whole file, which must be a mapping.
 #[derive(Deserialize)]
 #[serde(bound = "T: DeserializeOwned")]
@@ -78,16 +108,16 @@ impl From<PathBuf> for Place {
     }
 }
 
-/// A document that follows its file.
+/// What follows its files.
 pub struct Followed<T> {
-    path: Option<PathBuf>,
+    paths: Vec<PathBuf>,
     last: Mutex<Last<T>>,
 }
 
 struct Last<T> {
-    /// What the file held, or why it could not be read.
-    read: Result<String, String>,
-    document: Arc<T>,
+    /// What the files held, or why one could not be read.
+    read: Result<Vec<File>, ActionError>,
+    made: Arc<T>,
     fault: Option<ActionError>,
 }
 
@@ -97,33 +127,41 @@ impl<T: Document> Followed<T> {
     /// # Errors
     /// [`Code::Configuration`] if there is a place and no such document in it.
     pub fn new(place: Option<Place>) -> Result<Self, ActionError> {
-        let (path, text, document) = match place {
-            Some(Place::File(path)) => {
-                let text = read(&path).map_err(|why| unreadable::<T>(&path, &why))?;
-                let document = T::parse(&text, &path.display().to_string())?;
-                (Some(path), text, document)
-            }
+        match place {
+            Some(Place::File(path)) => Followed::of(vec![path]),
             Some(Place::Variable(name, text)) => {
-                let document = T::parse(&text, &format!("in {name}"))?;
-                (None, text, document)
+                Ok(Followed::unchanging(T::parse(&text, &format!("in {name}"))?))
             }
-            None => (None, String::new(), T::default()),
-        };
-        let last = Last { read: Ok(text), document: Arc::new(document), fault: None };
-        Ok(Followed { path, last: Mutex::new(last) })
+            None => Ok(Followed::unchanging(T::default())),
+        }
+    }
+}
+
+impl<T: FromFiles> Followed<T> {
+    /// What is made of these files.
+    ///
+    /// # Errors
+    /// [`Code::Configuration`] if one cannot be read, or it cannot be made of them.
+    pub fn of(paths: Vec<PathBuf>) -> Result<Self, ActionError> {
+        let files = read_all::<T>(&paths)?;
+        let made = Arc::new(T::from_files(&files)?);
+        Ok(Followed { paths, last: Mutex::new(Last { read: Ok(files), made, fault: None }) })
     }
 
-    /// The document as it is now.
+    fn unchanging(made: T) -> Self {
+        let last = Last { read: Ok(Vec::new()), made: Arc::new(made), fault: None };
+        Followed { paths: Vec::new(), last: Mutex::new(last) }
+    }
+
+    /// It as it is now.
     #[must_use]
     pub fn current(&self) -> Arc<T> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(path) = &self.path {
-            last.follow(path);
-        }
-        last.document.clone()
+        last.follow(&self.paths);
+        last.made.clone()
     }
 
-    /// Why the file's present content is not what holds, if it is not.
+    /// Why the files' present content is not what holds, if it is not.
     #[must_use]
     pub fn fault(&self) -> Option<ActionError> {
         let _ = self.current();
@@ -131,27 +169,29 @@ impl<T: Document> Followed<T> {
     }
 }
 
-impl<T: Document> Last<T> {
-    fn follow(&mut self, path: &Path) {
-        let now = read(path);
-        if now == self.read {
+impl<T: FromFiles> Last<T> {
+    fn follow(&mut self, paths: &[PathBuf]) {
+        let now = read_all::<T>(paths);
+        // Several files are not read at one moment: if they are being changed just now, the next look
+        // will find them whole.
+        if now == self.read || (paths.len() > 1 && read_all::<T>(paths) != now) {
             return;
         }
-        let parsed = match &now {
-            Ok(text) => T::parse(text, &path.display().to_string()),
-            Err(why) => Err(unreadable::<T>(path, why)),
-        };
+        let made = now.as_ref().map_err(Clone::clone).and_then(|files| T::from_files(files));
         self.read = now;
-        match parsed {
-            Ok(document) => {
-                tracing::info!(path = %path.display(), "the {} has changed", T::KIND);
-                self.document = Arc::new(document);
+        let path = paths.first().map(|path| path.display().to_string());
+        match made {
+            Ok(made) => {
+                tracing::info!(path, "the {} has changed", T::NAME);
+                self.made = Arc::new(made);
                 self.fault = None;
             }
             Err(error) => {
                 tracing::error!(
-                    path = %path.display(), detail = error.detail,
-                    "the new {} cannot be used: the old one stays", T::KIND
+                    path,
+                    detail = error.detail,
+                    "the new {} cannot be used: the old one stays",
+                    T::NAME
                 );
                 self.fault = Some(error);
             }
@@ -159,22 +199,32 @@ impl<T: Document> Last<T> {
     }
 }
 
-/// The file's text, or why there is none.
-fn read(path: &Path) -> Result<String, String> {
-    let read = || {
-        let mut text = String::new();
-        fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
-        if text.len() as u64 > MAX_BYTES {
-            return Err(io::Error::other(format!("is longer than {MAX_BYTES} bytes")));
-        }
-        Ok(text)
-    };
-    read().map_err(|error| error.to_string())
+fn read_all<T: FromFiles>(paths: &[PathBuf]) -> Result<Vec<File>, ActionError> {
+    paths.iter().map(|path| read_one(path, T::NAME)).collect()
 }
 
-fn unreadable<T: Document>(path: &Path, why: &str) -> ActionError {
-    let detail = format!("{} {}: {why}", T::KIND, path.display());
-    ActionError::new(Code::Configuration, detail)
+/// Reads a file; `name` is what it is called in errors.
+///
+/// # Errors
+/// [`Code::Configuration`] if it is not there, is not text or is longer than [`MAX_BYTES`].
+pub fn read_one(path: &Path, name: &str) -> Result<File, ActionError> {
+    match read(path) {
+        Ok(text) => Ok(File { path: path.to_owned(), text }),
+        Err(why) => {
+            let detail = format!("{name} {}: {why}", path.display());
+            Err(ActionError::new(Code::Configuration, detail))
+        }
+    }
+}
+
+/// The file's text.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(io::Error::other(format!("is longer than {MAX_BYTES} bytes")));
+    }
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -182,7 +232,7 @@ mod tests {
     use super::*;
     use crate::policy::Policy;
 
-    fn file(text: &str) -> PathBuf {
+    fn written(text: &str) -> PathBuf {
         let name = format!("action-executor-policy-{}", uuid::Uuid::now_v7());
         let path = std::env::temp_dir().join(name);
         fs::write(&path, text).expect("is written");
@@ -197,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_broken_file_at_the_start_is_an_error() {
-        let path = file("read_only: perhaps");
+        let path = written("read_only: perhaps");
         assert!(Followed::<Policy>::new(Some(path.clone().into())).is_err());
         fs::remove_file(&path).expect("is removed");
         assert!(Followed::<Policy>::new(Some(path.into())).is_err());
@@ -205,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_change_holds_at_once_and_a_broken_one_keeps_the_old_policy() {
-        let path = file("read_only: false");
+        let path = written("read_only: false");
         let source = Followed::<Policy>::new(Some(path.clone().into())).expect("is read");
         assert!(!source.current().read_only);
         fs::write(&path, "read_only: true").expect("is written");

@@ -62,6 +62,12 @@ pub enum Code {
     Unauthenticated,
     /// The caller may not ask for this.
     CallerForbidden,
+    /// The request is for a host name that this server does not go by.
+    HostNotServed,
+    /// A page of another site sent the request, through somebody's browser.
+    CrossSite,
+    /// The caller asks too often, or too many of the peer's credentials were wrong.
+    TooManyRequests,
     /// The policy does not allow it.
     PolicyDenied,
     /// Too soon after the last action on the target, or too many in the time.
@@ -116,7 +122,7 @@ pub(crate) fn wire_name(variant: impl Serialize) -> String {
 
 impl Code {
     /// Every code, for tables and for the tests that loop over them.
-    pub const ALL: [Code; 37] = [
+    pub const ALL: [Code; 40] = [
         Code::InvalidRequest,
         Code::PayloadTooLarge,
         Code::Usage,
@@ -140,6 +146,9 @@ impl Code {
         Code::Configuration,
         Code::Unauthenticated,
         Code::CallerForbidden,
+        Code::HostNotServed,
+        Code::CrossSite,
+        Code::TooManyRequests,
         Code::PolicyDenied,
         Code::RateLimited,
         Code::Stopped,
@@ -184,6 +193,11 @@ impl Code {
             Code::Configuration => permanent("The executor is misconfigured", 503, 78),
             Code::Unauthenticated => permanent("The caller is not known", 401, 77),
             Code::CallerForbidden => permanent("The caller may not ask for this", 403, 77),
+            // 421 is for a request that reached a server which does not answer for its host (RFC 9110,
+            // section 15.5.20).
+            Code::HostNotServed => permanent("Not a host of this server", 421, 77),
+            Code::CrossSite => permanent("Sent by another site", 403, 77),
+            Code::TooManyRequests => passing("Too many requests", 429, 75),
             Code::PolicyDenied => permanent("Not allowed by the policy", 403, 77),
             Code::RateLimited => passing("Too many actions", 429, 75),
             Code::Stopped => passing("Actions are stopped", 503, 75),

@@ -59,6 +59,11 @@ struct DocumentLabels {
     document: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CertificateLabels {
+    certificate: &'static str,
+}
+
 /// The labels of a call to the API server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CallLabels {
@@ -85,6 +90,8 @@ pub struct Metrics {
     under_way: Gauge,
     connections: Gauge,
     refused_connections: Counter,
+    failed_handshakes: Counter,
+    expiry: Family<CertificateLabels, Gauge>,
     current: Family<DocumentLabels, Gauge>,
     memory: Gauge,
     descriptors: Gauge,
@@ -103,6 +110,8 @@ impl Metrics {
             under_way: Gauge::default(),
             connections: Gauge::default(),
             refused_connections: Counter::default(),
+            failed_handshakes: Counter::default(),
+            expiry: Family::default(),
             current: Family::default(),
             memory: Gauge::default(),
             descriptors: Gauge::default(),
@@ -134,6 +143,17 @@ impl Metrics {
             "refused_connections",
             "Client connections for which there was no room",
             self.refused_connections.clone(),
+        );
+        ours.register(
+            "failed_handshakes",
+            "Client connections that ended before TLS was agreed on",
+            self.failed_handshakes.clone(),
+        );
+        ours.register_with_unit(
+            "certificate_expiry_timestamp",
+            "When the server's certificate, or the first of the clients' authorities, expires",
+            Unit::Seconds,
+            self.expiry.clone(),
         );
         ours.register(
             "document_current",
@@ -208,6 +228,16 @@ impl Metrics {
     /// There was no room for a connection.
     pub fn connection_refused(&self) {
         self.refused_connections.inc();
+    }
+
+    /// A client and we did not agree on TLS.
+    pub fn handshake_failed(&self) {
+        self.failed_handshakes.inc();
+    }
+
+    /// When this certificate expires, in seconds since 1970.
+    pub fn certificate_expires(&self, certificate: &'static str, at: i64) {
+        self.expiry.get_or_create(&CertificateLabels { certificate }).set(at);
     }
 
     /// All of it as text; `documents` are those that are followed, and whether each is current.

@@ -1,10 +1,11 @@
-//! The keys of callers from outside the cluster, as a file of their hashes.
+//! The keys of callers from outside the cluster, as a file of their hashes; or of the names in their
+//! certificates.
 //!
 //! A key is random and long (`openssl rand -hex 32`), so its SHA-256 gives nothing away and needs no salt
 //! and no slow function. Whether a key is known takes the same time whichever it is.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use subtle::ConstantTimeEq;
 
 use super::{Verb, Wish, forbidden};
@@ -23,17 +24,26 @@ pub struct Keys {
     /// The version of this format.
     pub version: Version,
     /// One for each caller.
+    #[serde(deserialize_with = "each_with_one_proof")]
     pub keys: Vec<Entry>,
 }
 
-/// One key, and what its holder may ask for.
+/// One key or certificate, and what its holder may ask for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [{ "required": ["sha256"] }, { "required": ["certificate"] }]))]
 pub struct Entry {
     /// Who holds it; stands in the audit as the requester.
     pub name: AuditText,
     /// The key's SHA-256, in hexadecimal.
-    pub sha256: Digest,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Digest")]
+    pub sha256: Option<Digest>,
+    /// In place of a key: the common name of the certificate that its holder has from the clients'
+    /// authority.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "AuditText")]
+    pub certificate: Option<AuditText>,
     /// Actions by name; `*` for all.
     #[serde(default = "any_action")]
     pub actions: Vec<ActionName>,
@@ -50,6 +60,25 @@ pub struct Entry {
 #[serde(try_from = "String")]
 #[schemars(extend("pattern" = "^[0-9a-f]{64}$"))]
 pub struct Digest(String);
+
+/// What is there is not null.
+fn present<'de, D, T>(field: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(field).map(Some)
+}
+
+fn each_with_one_proof<'de, D: Deserializer<'de>>(keys: D) -> Result<Vec<Entry>, D::Error> {
+    let keys = Vec::<Entry>::deserialize(keys)?;
+    match keys.iter().find(|entry| entry.sha256.is_some() == entry.certificate.is_some()) {
+        Some(Entry { name, .. }) => {
+            Err(Error::custom(format!("{name} must have either sha256 or certificate")))
+        }
+        None => Ok(keys),
+    }
+}
 
 fn any_action() -> Vec<ActionName> {
     vec![ActionName::any()]
@@ -86,11 +115,19 @@ impl Keys {
         let mut found = None;
         // All are compared, and each to its end.
         for entry in &self.keys {
-            if bool::from(entry.sha256.0.as_bytes().ct_eq(digest.as_bytes())) {
+            let Some(known) = &entry.sha256 else { continue };
+            if bool::from(known.0.as_bytes().ct_eq(digest.as_bytes())) {
                 found = found.or(Some(entry));
             }
         }
         found.cloned()
+    }
+
+    /// The entry of the holder of a certificate with this common name.
+    #[must_use]
+    pub fn of_certificate(&self, name: &str) -> Option<Entry> {
+        let named = |entry: &&Entry| entry.certificate.as_deref() == Some(name);
+        self.keys.iter().find(named).cloned()
     }
 }
 
@@ -153,6 +190,22 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_is_known_by_its_name_and_is_no_key() {
+        let file =
+            keys("keys: [{name: pager, certificate: pager.example.com, namespaces: [shop]}]");
+        let known = file.expect("are keys");
+        let entry = known.of_certificate("pager.example.com").expect("is known");
+        assert!(entry.check(&wish("shop", false)).is_ok());
+        assert!(entry.check(&wish("bank", false)).is_err());
+        assert!(
+            known.of_certificate("pager").is_none() && known.find("pager.example.com").is_none()
+        );
+        let both = format!("keys: [{{name: jo, certificate: jo, sha256: {}}}]", sha256(b"secret"));
+        let error = keys(&both).expect_err("is both");
+        assert!(error.detail.contains("either sha256 or certificate"), "{}", error.detail);
+    }
+
+    #[test]
     fn a_key_may_be_narrowed_to_actions_namespaces_and_simulation() {
         let check = |more: &str, wish: &Wish| one(more).check(wish).map_err(|error| error.code);
         assert_eq!(check("", &wish("shop", false)), Ok(()));
@@ -179,6 +232,9 @@ mod tests {
             "keys: [{name: pager, sha256: hunter2}]",
             "keys: [{name: pager, key: hunter2}]",
             "keys: [{name: pager}]",
+            "keys: [{name: pager, sha256: null}]",
+            "keys: [{name: pager, certificate: hunter2, sha256: null}]",
+            "keys: [{name: pager, certificate: ''}]",
             "keys: {hunter2: 1}",
             "version: 2",
             "[hunter2]",

@@ -1,6 +1,11 @@
 //! Who may ask for what, where strangers can reach the server: a caller proves who they are with a
-//! bearer token (RFC 6750), which is either one of the [`keys`] of a file or a Kubernetes token, and is
-//! then allowed what the key's entry or the cluster's RBAC says.
+//! bearer token (RFC 6750), which is either one of the [`keys`] of a file or a Kubernetes token, or with a
+//! certificate ([`certificates`]), and is then allowed what the entry in that file or the cluster's RBAC
+//! says. How often they may ask, and be wrong, is in `limits`.
+//!
+//! A request that comes with both is its token's: the token was put into this very request, the
+//! certificate belongs to the connection, which may be a proxy's that speaks for many. A wrong token is
+//! never made good by a certificate.
 //!
 //! This comes before the policy and does not replace it: the policy limits what is done, whoever asks.
 //! Who was recognised stands in the audit as the requester; a requester that the request names itself is
@@ -10,7 +15,13 @@ use std::{net::IpAddr, time::Duration};
 
 use tokio::time::Instant;
 
-use self::{keys::Keys, tokens::Identity};
+use self::{
+    certificates::Subject,
+    keys::Keys,
+    limits::{Failures, Rates},
+    recognised::Recognised,
+    tokens::Identity,
+};
 use crate::{
     actions::ActionKind,
     config::Settings,
@@ -21,7 +32,10 @@ use crate::{
     request::ActionRequest,
 };
 
+pub mod certificates;
 pub mod keys;
+mod limits;
+mod recognised;
 pub mod tokens;
 
 /// The longest that finding out who calls and what they may may take.
@@ -31,12 +45,17 @@ const DEADLINE: Duration = Duration::from_secs(5);
 pub struct Callers {
     keys: Option<Followed<Keys>>,
     audience: Option<String>,
+    /// Whether clients are asked for certificates.
+    certificates: bool,
+    recognised: Recognised,
+    failures: Failures,
+    rates: Rates,
 }
 
 /// Somebody who has proved who they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
-    /// The holder of a key.
+    /// The holder of a key, or of a certificate that has an entry among the keys.
     Key(keys::Entry),
     /// A user of the cluster.
     User(Identity),
@@ -49,6 +68,8 @@ pub enum Caller {
 pub struct Credentials {
     /// The value of the `Authorization` header.
     pub authorization: Option<String>,
+    /// Whom the client's certificate names, which the edge has verified.
+    pub certificate: Option<Subject>,
     /// Whom the platform in front has recognised and let through.
     pub recognised: Option<String>,
     /// The address that the client's connection comes from, where we see it.
@@ -109,7 +130,14 @@ impl Callers {
     /// neither, nobody is asked.
     #[must_use]
     pub fn new(keys: Option<Followed<Keys>>, audience: Option<String>) -> Self {
-        Callers { keys, audience }
+        Callers {
+            keys,
+            audience,
+            certificates: false,
+            recognised: Recognised::default(),
+            failures: Failures::default(),
+            rates: Rates::new(0, 1),
+        }
     }
 
     /// Callers as the settings say.
@@ -118,13 +146,17 @@ impl Callers {
     /// [`Code::Configuration`] if the keys' file cannot be read.
     pub fn from_settings(settings: &Settings) -> Result<Self, ActionError> {
         let keys = settings.keys.clone().map(|place| Followed::new(Some(place))).transpose()?;
-        Ok(Callers::new(keys, settings.token_audience.clone()))
+        Ok(Callers {
+            certificates: settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
+            rates: Rates::new(settings.caller_rate, settings.caller_burst),
+            ..Callers::new(keys, settings.token_audience.clone())
+        })
     }
 
     /// Whether callers are asked who they are.
     #[must_use]
     pub fn are_asked(&self) -> bool {
-        self.keys.is_some() || self.audience.is_some()
+        self.keys.is_some() || self.audience.is_some() || self.certificates
     }
 
     /// Why the keys' file is not what holds, if it is not.
@@ -135,8 +167,11 @@ impl Callers {
 
     /// Finds out who calls. Where nobody is asked, it is whom the platform in front recognised, if it did.
     ///
+    /// This is one of the requests that the caller may make in the time; where nobody is asked, nobody can
+    /// be told from another, and there is no such limit.
+    ///
     /// # Errors
-    /// [`Code::Unauthenticated`], or why the cluster could not be asked.
+    /// [`Code::Unauthenticated`], [`Code::TooManyRequests`], or why the cluster could not be asked.
     pub async fn identify(
         &self,
         credentials: &Credentials,
@@ -145,21 +180,54 @@ impl Callers {
         if !self.are_asked() {
             return Ok(credentials.recognised.clone().map(Caller::Recognised));
         }
+        let caller = match (&credentials.authorization, &credentials.certificate) {
+            (None, Some(subject)) => self.holder(subject),
+            _ => self.bearer(credentials, cluster).await?,
+        };
+        self.rates.admit(caller.name())?;
+        Ok(Some(caller))
+    }
+
+    /// Who holds a certificate that was verified.
+    fn holder(&self, subject: &Subject) -> Caller {
+        let keys = self.keys.as_ref().map(Followed::current);
+        let entry = keys.and_then(|keys| keys.of_certificate(&subject.name));
+        entry.map_or_else(|| Caller::User(subject.identity()), Caller::Key)
+    }
+
+    /// Who bears a token. One that is known opens always; one that is not costs a question to the API
+    /// server, and its peer's failures are counted.
+    async fn bearer(
+        &self,
+        credentials: &Credentials,
+        cluster: Option<&Cluster>,
+    ) -> Result<Caller, ActionError> {
+        let (peer, now) = (credentials.peer, Instant::now());
         let token = bearer(credentials.authorization.as_deref())?;
         if let Some(entry) = self.keys.as_ref().and_then(|keys| keys.current().find(token)) {
-            return Ok(Some(Caller::Key(entry)));
+            return Ok(Caller::Key(entry));
         }
+        if let Some(identity) = self.recognised.find(token, now.into_std()) {
+            return Ok(Caller::User(identity));
+        }
+        self.failures.check(peer, now.into_std())?;
         let (Some(audience), Some(cluster)) = (&self.audience, cluster) else {
+            self.failures.count(peer, now.into_std());
             return Err(unauthenticated("the key is not known"));
         };
-        let deadline = Instant::now() + DEADLINE;
-        let identity = tokens::review(cluster, token, audience, deadline).await.map_err(ours)?;
-        identity.map(|it| Some(Caller::User(it))).ok_or_else(|| {
-            unauthenticated("the token is neither a known key nor a valid Kubernetes token")
-                .with_hint(format!(
+        match tokens::review(cluster, token, audience, now + DEADLINE).await.map_err(ours)? {
+            Some(identity) => {
+                self.recognised.remember(token, &identity, now.into_std());
+                Ok(Caller::User(identity))
+            }
+            None => {
+                self.failures.count(peer, now.into_std());
+                let what = "the token is neither a known key nor a valid Kubernetes token";
+                Err(unauthenticated(what).with_hint(format!(
                     "`kubectl create token NAME --audience {audience}` makes a token that is"
-                ))
-        })
+                )))
+            }
+        }
     }
 }
 
@@ -237,7 +305,7 @@ fn ours(error: ActionError) -> ActionError {
 
 fn unauthenticated(what: &str) -> ActionError {
     ActionError::new(Code::Unauthenticated, what)
-        .with_hint("send the header Authorization: Bearer, with a key or a Kubernetes token")
+        .with_hint("send the header Authorization: Bearer, with a key or a Kubernetes token, or where clients' certificates are asked for, present one")
 }
 
 fn forbidden(who: &str, wish: &Wish) -> ActionError {
@@ -281,12 +349,37 @@ mod tests {
         let credentials = Credentials {
             authorization: Some("Bearer x".to_owned()),
             recognised: Some("arn:aws:iam::1:user/jo".to_owned()),
-            peer: None,
+            ..Credentials::default()
         };
         let caller = open.identify(&credentials, None).await.expect("is let in");
         assert_eq!(caller, Some(Caller::Recognised("arn:aws:iam::1:user/jo".to_owned())));
         let asked = Callers::new(None, Some("action-executor".to_owned()));
         let error = asked.identify(&credentials, None).await.expect_err("is refused");
         assert_eq!(error.code, Code::Unauthenticated);
+    }
+
+    fn holder_of_a_certificate() -> Credentials {
+        let subject = Subject { name: "jo".to_owned(), groups: vec!["sre".to_owned()] };
+        Credentials { certificate: Some(subject), ..Credentials::default() }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_is_whom_it_names() {
+        let callers = Callers { certificates: true, ..Callers::new(None, None) };
+        let caller = callers.identify(&holder_of_a_certificate(), None).await.expect("is known");
+        assert!(matches!(caller, Some(Caller::User(it)) if it.user == "jo"));
+        let nobody = callers.identify(&Credentials::default(), None).await.expect_err("is nobody");
+        assert_eq!(nobody.code, Code::Unauthenticated);
+    }
+
+    #[tokio::test]
+    async fn a_wrong_token_is_not_made_good_by_a_certificate() {
+        let callers = Callers { certificates: true, ..Callers::new(None, None) };
+        for wrong in ["Bearer wrong", "Basic YTpi", ""] {
+            let authorization = Some(wrong.to_owned());
+            let both = Credentials { authorization, ..holder_of_a_certificate() };
+            let error = callers.identify(&both, None).await.expect_err("is refused");
+            assert_eq!(error.code, Code::Unauthenticated);
+        }
     }
 }

@@ -50,6 +50,14 @@ pub struct Identity {
     extra: Option<BTreeMap<String, Vec<String>>>,
 }
 
+impl Identity {
+    /// A user of this name in these groups, whom somebody else than the API server has recognised.
+    #[must_use]
+    pub fn new(user: String, groups: Vec<String>) -> Self {
+        Identity { user, groups: Some(groups), ..Identity::default() }
+    }
+}
+
 /// Asks whose token this is; none, if nobody's or not for this audience.
 pub(crate) async fn review(
     cluster: &Cluster,

@@ -149,7 +149,7 @@ impl Post {
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let connector = HttpsConnectorBuilder::new()
-            .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
+            .with_provider_and_native_roots(tokio_rustls::rustls::crypto::ring::default_provider())
             .map_err(fault)?
             .https_or_http()
             .enable_http1()

@@ -1,22 +1,72 @@
-//! What strangers try on a server. Each ends with the same process, answering, and no larger for it.
+//! What strangers try on a server, in the clear and over TLS. Each ends with the same process, answering,
+//! and no larger for it.
 
 use std::{
-    io::{BufReader, Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
+    process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use crate::program::{Program, Reply, Server, execute_request};
+use crate::{
+    pki::Authority,
+    program::{Program, Reply, Server, Stream, execute_request},
+};
 
 const REQUEST: &[u8] = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
 
 /// The most memory that the server may have held after an attack, in KiB.
 const MEMORY: u64 = 64 * 1024;
 
-fn server() -> Server {
-    Server::start(Program::offline())
+/// How strangers come.
+#[derive(Clone, Copy, PartialEq)]
+enum Over {
+    Plain,
+    Tls,
+}
+
+use Over::{Plain, Tls};
+
+/// Each attack, in the clear and over TLS.
+macro_rules! attacks {
+    ($($attack:ident),* $(,)?) => {
+        mod plain {
+            $(#[test] fn $attack() { super::$attack(super::Plain); })*
+        }
+        mod tls {
+            $(#[test] fn $attack() { super::$attack(super::Tls); })*
+        }
+    };
+}
+
+attacks! {
+    a_content_length_that_is_a_lie_is_refused_before_anything_is_read,
+    a_content_length_that_is_no_number_is_refused,
+    two_content_lengths_are_refused_unless_they_are_one,
+    a_second_request_hidden_behind_two_lengths_is_never_carried_out,
+    a_header_without_end_is_refused_and_not_kept,
+    a_body_that_is_too_long_is_refused,
+    a_request_in_single_bytes_is_a_request,
+    pipelined_requests_are_answered_in_order,
+    what_is_no_http_is_refused,
+    a_thousand_slow_clients_hold_nobody_up,
+    slow_clients_are_shown_out,
+    ten_thousand_idle_connections_keep_nobody_out,
+}
+
+fn server(over: Over) -> Server {
+    started(over, Server::start)
+}
+
+fn started(over: Over, start: impl Fn(Program) -> Server) -> Server {
+    if over == Plain {
+        return start(Program::offline());
+    }
+    let authority = Authority::new();
+    let files = authority.server().files();
+    start(files.of(Program::offline())).over_tls(authority.trusted_by(None))
 }
 
 /// The same process answers a valid client, and did not grow.
@@ -35,9 +85,8 @@ fn with_length(headers: &str) -> Vec<u8> {
     request
 }
 
-#[test]
-fn a_content_length_that_is_a_lie_is_refused_before_anything_is_read() {
-    let mut server = server();
+fn a_content_length_that_is_a_lie_is_refused_before_anything_is_read(over: Over) {
+    let mut server = server(over);
     for length in ["1000000000000", "9223372036854775808", "18446744073709551615"] {
         let reply = server.raw(&with_length(&format!("Content-Length: {length}\r\n")));
         // hyper itself refuses the largest of them.
@@ -47,9 +96,8 @@ fn a_content_length_that_is_a_lie_is_refused_before_anything_is_read() {
     unharmed(&mut server);
 }
 
-#[test]
-fn a_content_length_that_is_no_number_is_refused() {
-    let mut server = server();
+fn a_content_length_that_is_no_number_is_refused(over: Over) {
+    let mut server = server(over);
     for length in ["-1", "+5", "0x10", "5, 5", "", "99999999999999999999"] {
         let reply = server.raw(&with_length(&format!("Content-Length: {length}\r\n")));
         assert_eq!(reply.status, 400, "{length:?}");
@@ -57,9 +105,8 @@ fn a_content_length_that_is_no_number_is_refused() {
     unharmed(&mut server);
 }
 
-#[test]
-fn two_content_lengths_are_refused_unless_they_are_one() {
-    let mut server = server();
+fn two_content_lengths_are_refused_unless_they_are_one(over: Over) {
+    let mut server = server(over);
     let length = REQUEST.len();
     let with_second = |second| {
         let headers = format!("Content-Length: {length}\r\nContent-Length: {second}\r\n");
@@ -72,9 +119,8 @@ fn two_content_lengths_are_refused_unless_they_are_one() {
     unharmed(&mut server);
 }
 
-#[test]
-fn a_second_request_hidden_behind_two_lengths_is_never_carried_out() {
-    let mut server = server();
+fn a_second_request_hidden_behind_two_lengths_is_never_carried_out(over: Over) {
+    let mut server = server(over);
     let hidden = execute_request(REQUEST, "");
     for headers in [
         "Content-Length: 6\r\nTransfer-Encoding: chunked\r\n",
@@ -87,7 +133,7 @@ fn a_second_request_hidden_behind_two_lengths_is_never_carried_out() {
         )
         .into_bytes();
         bytes.extend_from_slice(&hidden);
-        let mut stream = server.connect();
+        let mut stream = server.open();
         stream.write_all(&bytes).expect("is sent");
         let mut answers = Vec::new();
         let _ = stream.read_to_end(&mut answers);
@@ -99,10 +145,9 @@ fn a_second_request_hidden_behind_two_lengths_is_never_carried_out() {
     unharmed(&mut server);
 }
 
-#[test]
-fn a_header_without_end_is_refused_and_not_kept() {
-    let mut server = server();
-    let mut stream = server.connect();
+fn a_header_without_end_is_refused_and_not_kept(over: Over) {
+    let mut server = server(over);
+    let mut stream = server.open();
     let mut send = |bytes: &[u8]| stream.write_all(bytes).is_ok();
     assert!(send(b"GET /api/v1/healthz HTTP/1.1\r\nX: "));
     let megabyte = vec![b'a'; 1 << 20];
@@ -114,12 +159,11 @@ fn a_header_without_end_is_refused_and_not_kept() {
     unharmed(&mut server);
 }
 
-#[test]
-fn a_body_that_is_too_long_is_refused() {
-    let mut server = server();
+fn a_body_that_is_too_long_is_refused(over: Over) {
+    let mut server = server(over);
     let long = vec![b' '; 65 * 1024];
     assert_eq!(server.execute(&long).status, 413);
-    let mut stream = server.connect();
+    let mut stream = server.open();
     let head = "POST /api/v1/action/execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
                 Transfer-Encoding: chunked\r\n\r\n";
     stream.write_all(head.as_bytes()).expect("is sent");
@@ -129,10 +173,9 @@ fn a_body_that_is_too_long_is_refused() {
     unharmed(&mut server);
 }
 
-#[test]
-fn a_request_in_single_bytes_is_a_request() {
-    let mut server = server();
-    let mut stream = server.connect();
+fn a_request_in_single_bytes_is_a_request(over: Over) {
+    let mut server = server(over);
+    let mut stream = server.open();
     for byte in execute_request(REQUEST, "Connection: close\r\n") {
         stream.write_all(&[byte]).expect("is sent");
         stream.flush().expect("is flushed");
@@ -141,10 +184,9 @@ fn a_request_in_single_bytes_is_a_request() {
     unharmed(&mut server);
 }
 
-#[test]
-fn pipelined_requests_are_answered_in_order() {
-    let mut server = server();
-    let mut stream = server.connect();
+fn pipelined_requests_are_answered_in_order(over: Over) {
+    let mut server = server(over);
+    let mut stream = server.open();
     let ids: Vec<_> = (0..50).map(|number| format!("request-{number}")).collect();
     let mut bytes = Vec::new();
     for id in &ids {
@@ -160,9 +202,8 @@ fn pipelined_requests_are_answered_in_order() {
     unharmed(&mut server);
 }
 
-#[test]
-fn what_is_no_http_is_refused() {
-    let mut server = server();
+fn what_is_no_http_is_refused(over: Over) {
+    let mut server = server(over);
     for junk in [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".as_slice(),
         b"GET\r\n\r\n",
@@ -174,10 +215,10 @@ fn what_is_no_http_is_refused() {
         b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET http://other/readyz\x7f HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ] {
-        let mut stream = server.connect();
+        let mut stream = server.open();
         stream.write_all(junk).expect("is sent");
         // Some of it looks like a beginning: say that there is no more to come.
-        stream.shutdown(std::net::Shutdown::Write).expect("is shut");
+        stream.end();
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
         let answer = String::from_utf8_lossy(&answer);
@@ -199,10 +240,9 @@ fn p99(server: &Server) -> Duration {
     times[98]
 }
 
-#[test]
-fn a_thousand_slow_clients_hold_nobody_up() {
-    let mut server = server();
-    let mut slow: Vec<TcpStream> = (0..1000).map(|_| server.connect()).collect();
+fn a_thousand_slow_clients_hold_nobody_up(over: Over) {
+    let mut server = server(over);
+    let mut slow: Vec<Box<dyn Stream>> = (0..1000).map(|_| server.open()).collect();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -227,24 +267,25 @@ fn a_thousand_slow_clients_hold_nobody_up() {
     unharmed(&mut server);
 }
 
-#[test]
-fn slow_clients_are_shown_out() {
-    let server = server();
-    let mut header = server.connect();
+fn slow_clients_are_shown_out(over: Over) {
+    let server = server(over);
+    let mut header = server.open();
     header.write_all(b"GET /api/v1/healthz HTTP/1.1\r\n").expect("is sent");
-    let mut body = server.connect();
+    let mut body = server.open();
     body.write_all(&with_length("Content-Length: 60000\r\n")).expect("is sent");
+    // Over TLS this one is still to say hello.
+    let mut silent = server.connect();
     let began = Instant::now();
     let body = Reply::read(&mut BufReader::new(body));
     assert_eq!((body.status, body.json()["code"].as_str()), (408, Some("request_timeout")));
     let mut rest = Vec::new();
     let _ = header.read_to_end(&mut rest);
+    let _ = silent.read_to_end(&mut rest);
     assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
 }
 
-#[test]
-fn ten_thousand_idle_connections_keep_nobody_out() {
-    let mut server = Server::with_descriptors(Program::offline(), 1024);
+fn ten_thousand_idle_connections_keep_nobody_out(over: Over) {
+    let mut server = started(over, |program| Server::with_descriptors(program, 1024));
     let mut idle = Vec::new();
     for number in 0..10_000 {
         match TcpStream::connect_timeout(&server.address(), Duration::from_secs(5)) {
@@ -258,5 +299,75 @@ fn ten_thousand_idle_connections_keep_nobody_out() {
     }
     let slowest = p99(&server);
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    unharmed(&mut server);
+}
+
+#[test]
+fn a_thousand_half_open_handshakes_hold_nobody_up() {
+    let mut server = server(Tls);
+    // The beginning of a ClientHello that says it is 508 bytes long.
+    let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+    let half_open: Vec<TcpStream> = (0..1000)
+        .map(|number| {
+            let mut stream = server.connect();
+            stream.write_all(&hello[..number % hello.len()]).expect("is sent");
+            stream
+        })
+        .collect();
+    let slowest = p99(&server);
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    drop(half_open);
+    unharmed(&mut server);
+}
+
+#[test]
+fn garbage_in_a_handshake_is_refused() {
+    let mut server = server(Tls);
+    for junk in [
+        b"GET /api/v1/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n".as_slice(),
+        b"\x16\x03\x01\xff\xff\x01\xff\xff\xff",
+        b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00",
+        b"\x15\x03\x03\x00\x02\x02\x00",
+        b"\x17\x03\x03\x00\x01a",
+        b"\x80\x2e\x01\x00\x02",
+        &[0xff; 4096],
+    ] {
+        let mut stream = server.connect();
+        // It may be shown out before all is said.
+        let _ = stream.write_all(junk);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(!answer.starts_with(b"HTTP/1.1 2"), "{junk:?}: {answer:?}");
+    }
+    let failed = String::from_utf8(server.get("/metrics").body).expect("is text");
+    assert!(failed.contains("action_executor_failed_handshakes_total 7"), "{failed}");
+    unharmed(&mut server);
+}
+
+#[test]
+fn nobody_may_begin_the_handshake_anew() {
+    let mut server = server(Tls);
+    let address = server.address().to_string();
+    // openssl begins a new handshake when it reads an R on a line of its own.
+    let mut openssl = Command::new("openssl")
+        .args(["s_client", "-tls1_2", "-connect", &address])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("openssl runs");
+    let mut input = openssl.stdin.take().expect("is piped");
+    let mut output = BufReader::new(openssl.stdout.take().expect("is piped"));
+    let mut line = String::new();
+    while !line.contains("Extended master secret") {
+        line.clear();
+        assert!(output.read_line(&mut line).expect("is text") > 0, "no session was agreed on");
+    }
+    input.write_all(b"R\n").expect("is sent");
+    let done = openssl.wait_with_output().expect("openssl ends");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(said.contains("RENEGOTIATING") && !done.status.success(), "{said}");
+    drop(input);
     unharmed(&mut server);
 }

@@ -84,6 +84,43 @@ fn a_key_opens_what_its_entry_says_and_a_change_holds_at_once() {
 }
 
 #[test]
+fn whoever_is_wrong_too_often_is_not_listened_to_and_shuts_nobody_else_out() {
+    let server = Server::start(Program::offline().env("ACTION_EXECUTOR_KEYS", keys("")));
+    for number in 0..10 {
+        let refused = execute(&server, REQUEST, &bearer(&format!("guess-{number}")));
+        assert_eq!(code(&refused).0, 401);
+    }
+    let refused = execute(&server, REQUEST, &bearer("guess-10"));
+    assert_eq!(code(&refused), (429, "too_many_requests".to_owned()));
+    let wait = refused.header("retry-after").expect("says when").parse::<u64>();
+    assert!((1..=6).contains(&wait.expect("is a number")));
+    // All of it came from one address, as from a proxy that others are behind.
+    assert_eq!(execute(&server, REQUEST, &bearer(KEY)).status, 200);
+    assert_eq!(code(&execute(&server, REQUEST, "")).0, 401);
+}
+
+#[test]
+fn a_caller_who_asks_too_often_is_told_when_to_ask_again() {
+    let program = |rate| {
+        Program::offline()
+            .env("ACTION_EXECUTOR_KEYS", keys(""))
+            .env("ACTION_EXECUTOR_CALLER_RATE", rate)
+            .env("ACTION_EXECUTOR_CALLER_BURST", "2")
+    };
+    let server = Server::start(program("1"));
+    let statuses = |server: &Server| {
+        (0..8).map(|_| execute(server, REQUEST, &bearer(KEY))).collect::<Vec<_>>()
+    };
+    let replies = statuses(&server);
+    assert_eq!((replies[0].status, replies[1].status), (200, 200));
+    let refused = replies.iter().find(|reply| reply.status != 200).expect("is too often");
+    assert_eq!(code(refused), (429, "too_many_requests".to_owned()));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert!(refused.json()["detail"].as_str().expect("is text").contains("pager"));
+    assert!(statuses(&Server::start(program("0"))).iter().all(|reply| reply.status == 200));
+}
+
+#[test]
 fn the_readmes_keys_are_keys() {
     let readme = include_str!("../../README.md");
     let mut blocks = readme.split("```yaml\n").filter_map(|rest| rest.split("```").next());
@@ -208,6 +245,36 @@ async fn a_cluster_token_opens_what_rbac_says() {
         let refused = execute(&server, &request(&namespace, true), &token);
         assert_eq!(code(&refused), (401, "unauthenticated".to_owned()));
     }
+}
+
+/// How often the server has called the API server.
+fn calls(server: &Server) -> u64 {
+    let text = String::from_utf8(server.get("/metrics").body).expect("is text");
+    let counts = text.lines().filter_map(|line| {
+        line.strip_prefix("action_executor_kubernetes_request_duration_seconds_count{")
+    });
+    counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+#[tokio::test]
+async fn a_recognised_token_opens_where_unknown_ones_are_not_looked_at() {
+    let namespace = shared().namespace("barred").await;
+    namespace.running_deployment("web", 1).await;
+    let server = server(&namespace, &action_executor::callers::tokens::RULES).await;
+    caller(&namespace, &["simulate"]).await;
+    let token = bearer(&namespace.token("agent", &["action-executor"]).await);
+    assert_eq!(execute(&server, &request(&namespace, true), &token).status, 200);
+    for number in 0..10 {
+        let refused = execute(&server, b"{}", &bearer(&format!("guess-{number}")));
+        assert_eq!(code(&refused).0, 401);
+    }
+    let before = calls(&server);
+    let refused = execute(&server, b"{}", &bearer("guess-10"));
+    assert_eq!(code(&refused), (429, "too_many_requests".to_owned()));
+    // Of one that is known not even that is asked again; what is no request costs nothing.
+    assert_eq!(code(&execute(&server, b"{}", &token)), (400, "invalid_request".to_owned()));
+    assert_eq!(calls(&server), before);
+    assert_eq!(execute(&server, &request(&namespace, true), &token).status, 200);
 }
 
 #[tokio::test]

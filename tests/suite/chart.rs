@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{OWN_IMAGE, TestCluster, eventually, shared, with_node},
+    pki::Authority,
     program::{Program, Reply, Server, execute_request, scratch},
 };
 
@@ -194,6 +195,51 @@ fn the_server_may_ask_about_its_callers_and_no_more() {
 }
 
 #[test]
+fn with_tls_everybody_in_the_cluster_speaks_it() {
+    let documents = rendered(&json!({
+        "tls": { "enabled": true, "secretName": "executor-tls", "clientCaSecret": "clients" },
+        "hosts": ["a.example.com", "b.example.com"],
+        "authentication": { "tokenReview": { "enabled": false } },
+        "metrics": { "serviceMonitor": { "enabled": true } },
+        "ingress": { "enabled": true },
+    }));
+    let of_kind = |kind: &str| documents.iter().find(|it| it["kind"] == kind).expect("is there");
+    let pod = &of_kind("Deployment")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        assert_eq!(container[probe]["httpGet"]["scheme"], "HTTPS", "{probe}");
+    }
+    let variables = container["env"].as_array().expect("are there");
+    let variable = |name: &str| {
+        let found = variables.iter().find(|it| it["name"] == name);
+        found.and_then(|it| it["value"].as_str()).expect(name).to_owned()
+    };
+    assert_eq!(variable("ACTION_EXECUTOR_HOSTS"), "a.example.com,b.example.com");
+    let mounts = container["volumeMounts"].as_array().expect("are there");
+    for name in ["CERTIFICATE", "KEY", "CLIENT_CA"] {
+        let file = variable(&format!("ACTION_EXECUTOR_TLS_{name}"));
+        let mounted = |it: &&Value| file.starts_with(it["mountPath"].as_str().expect("is one"));
+        let mount = mounts.iter().find(mounted).expect("is mounted");
+        // A part of a volume that is mounted by itself would not follow its Secret.
+        assert!(mount["subPath"].is_null(), "{mount}");
+    }
+    // Certificates alone are a way to say who one is, and RBAC is asked what they may.
+    assert!(!container["args"].to_string().contains("--insecure-open"));
+    let rules = &of_kind("ClusterRole")["rules"];
+    assert_eq!(*rules, json!(action_executor::callers::tokens::RULES));
+
+    let port = &of_kind("Service")["spec"]["ports"][0];
+    assert_eq!((&port["name"], &port["appProtocol"]), (&json!("https"), &json!("https")));
+    let endpoint = &of_kind("ServiceMonitor")["spec"]["endpoints"][0];
+    assert_eq!((&endpoint["port"], &endpoint["scheme"]), (&json!("https"), &json!("https")));
+    let ingress = of_kind("Ingress").to_string();
+    assert!(ingress.contains(r#""port":{"name":"https"}"#), "{ingress}");
+    let test = of_kind("Pod").to_string();
+    assert!(test.contains("\"https://") && test.contains("--ca"), "{test}");
+    assert!(!test.contains("tls.key"), "{test}");
+}
+
+#[test]
 fn helm_finds_nothing_to_complain_of() {
     for file in ci_values() {
         let file = file.to_str().expect("is text");
@@ -213,6 +259,10 @@ fn what_cannot_be_meant_is_refused_in_a_sentence() {
         ("policy.actions.allow={restart_everything}", "is no action; known: "),
         ("policy.cooldown=5", "additional properties 'cooldown' not allowed"),
         ("image.repository=", "image.repository"),
+        ("tls.enabled=true", "tls.enabled needs tls.secretName"),
+        ("tls.clientCaSecret=a", "tls.clientCaSecret needs tls.enabled"),
+        ("tls.enabled=true,tls.secretName=a,knative.enabled=true", "exclude each other"),
+        ("hosts={a b}", "hosts"),
         ("replicas=3", "additional properties 'replicas' not allowed"),
     ] {
         let words = refusal(set);
@@ -250,7 +300,10 @@ async fn an_api_server_takes_every_object_strictly() {
 
 #[tokio::test]
 async fn alerts_and_dashboard_look_at_what_is_counted() {
-    let server = Server::start(Program::with_kubeconfig(shared().kubeconfig()));
+    let authority = Authority::new();
+    let program = Program::with_kubeconfig(shared().kubeconfig());
+    let program = authority.server().files().of(program);
+    let server = Server::start(program).over_tls(authority.trusted_by(None));
     let missing = br#"{"type":"restart_k8s","parameters":{"deployment":"nobody"}}"#;
     assert_eq!(server.execute(missing).status, 422);
     let counted = String::from_utf8(server.get("/metrics").body).expect("is text");
@@ -335,6 +388,8 @@ async fn it_installs_serves_upgrades_under_load_and_goes() {
         "image": { "repository": repository, "tag": tag, "pullPolicy": "Never" },
         "namespaces": [shop.name()],
         "policy": { "cooldown_seconds": 0 },
+        // The load below is one caller's.
+        "settings": { "callerRate": 0 },
         "authentication": { "tokenReview": { "callers": [{
             "name": "agent", "subjects": [{ "kind": "ServiceAccount", "name": "agent" }],
         }] } },

@@ -1,6 +1,6 @@
 //! The tests that need the built program: against a real API server, over real sockets.
 //!
-//! `cluster`, `program` and `scenario` are the tools; every other file holds sentences about one part.
+//! `cluster`, `pki`, `program` and `scenario` are the tools; every other file holds sentences about one part.
 
 mod access;
 mod admission;
@@ -26,6 +26,7 @@ mod node;
 mod once;
 mod parity;
 mod pause_rollout;
+mod pki;
 mod program;
 mod properties;
 mod restart_daemonset;
@@ -39,6 +40,8 @@ mod scale;
 mod scenario;
 #[cfg(feature = "otel")]
 mod secrets;
+mod site;
+mod tls;
 #[cfg(feature = "otel")]
 mod traces;
 mod warnings;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -15,6 +15,7 @@ use std::{
 };
 
 use serde_json::Value;
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 
 /// How long the program may take where nothing is waited for.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -164,6 +165,27 @@ pub struct Server {
     address: SocketAddr,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+/// A client's end of a connection, in the clear or over TLS.
+pub trait Stream: Read + Write + Send {
+    /// Says that there is no more to come.
+    fn end(&mut self);
+}
+
+impl Stream for TcpStream {
+    fn end(&mut self) {
+        self.shutdown(Shutdown::Write).expect("is shut");
+    }
+}
+
+impl Stream for StreamOwned<ClientConnection, TcpStream> {
+    fn end(&mut self) {
+        self.conn.send_close_notify();
+        // Whoever was shown the door is not there to hear it.
+        let _ = self.flush();
+    }
 }
 
 impl Server {
@@ -175,6 +197,12 @@ impl Server {
     /// Starts it on this address.
     pub fn start_on(address: &str, program: Program) -> Self {
         Self::from_command(program.args(["serve", "--bind", address]).command)
+    }
+
+    /// Starts it where others can reach it, and asks nobody who they are.
+    pub fn start_open(program: Program) -> Self {
+        let arguments = ["serve", "--bind", "0.0.0.0:0", "--insecure-open"];
+        Self::from_command(program.args(arguments).command)
     }
 
     /// Starts it with at most so many open files.
@@ -212,7 +240,13 @@ impl Server {
                 written.lock().expect("is whole").push_str(&(line + "\n"));
             }
         });
-        Server { process, address, log, reader: Some(reader) }
+        Server { process, address, log, reader: Some(reader), tls: None }
+    }
+
+    /// The same server, spoken to over TLS in this way.
+    pub fn over_tls(mut self, client: Arc<ClientConfig>) -> Self {
+        self.tls = Some(client);
+        self
     }
 
     /// Where it listens.
@@ -265,11 +299,24 @@ impl Server {
         stream
     }
 
+    /// A connection in the way that it is spoken to.
+    pub fn open(&self) -> Box<dyn Stream> {
+        match &self.tls {
+            None => Box::new(self.connect()),
+            Some(client) => Box::new(self.secured(client)),
+        }
+    }
+
+    /// A connection over TLS; nothing has been said yet.
+    pub fn secured(&self, client: &Arc<ClientConfig>) -> StreamOwned<ClientConnection, TcpStream> {
+        let name = ServerName::try_from("localhost").expect("is a name");
+        let connection = ClientConnection::new(client.clone(), name).expect("is made");
+        StreamOwned::new(connection, self.connect())
+    }
+
     /// Sends these bytes and reads the whole answer.
     pub fn raw(&self, bytes: &[u8]) -> Reply {
-        let mut stream = self.connect();
-        stream.write_all(bytes).expect("is sent");
-        Reply::read(&mut BufReader::new(stream))
+        Reply::asked(&mut BufReader::new(self.open()), bytes)
     }
 
     /// A request without a body.
@@ -328,6 +375,14 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// Sends these bytes and reads one answer; as [`Reply::read`], if the connection ends instead.
+    pub fn asked(over: &mut BufReader<impl Read + Write>, bytes: &[u8]) -> Self {
+        match over.get_mut().write_all(bytes) {
+            Ok(()) => Self::read(over),
+            Err(_) => Reply { status: 0, headers: Vec::new(), body: Vec::new() },
+        }
+    }
+
     /// Reads one answer; a connection that ends without one is status 0.
     pub fn read(from: &mut impl BufRead) -> Self {
         let mut line = String::new();

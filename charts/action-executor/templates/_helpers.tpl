@@ -114,10 +114,24 @@ The keys' file.
 {{- end }}
 
 {{/*
+Whether the cluster's RBAC is asked what callers may.
+*/}}
+{{- define "action-executor.asksRbac" -}}
+{{- if or .Values.authentication.tokenReview.enabled .Values.tls.clientCaSecret }}yes{{ end }}
+{{- end }}
+
+{{/*
+The scheme that is served, which is the name of the port too.
+*/}}
+{{- define "action-executor.scheme" -}}
+{{- ternary "https" "http" .Values.tls.enabled }}
+{{- end }}
+
+{{/*
 Whether callers are asked who they are.
 */}}
 {{- define "action-executor.authenticates" -}}
-{{- if or .Values.authentication.tokenReview.enabled (include "action-executor.keysSecret" .) }}yes{{ end }}
+{{- if or (include "action-executor.asksRbac" .) (include "action-executor.keysSecret" .) }}yes{{ end }}
 {{- end }}
 
 {{/*
@@ -135,6 +149,15 @@ What cannot be meant, each in a sentence.
 {{- end }}
 {{- else if .Values.knative.enabled }}
 {{- fail "knative.enabled needs server.enabled: without a server there is nothing for Knative to run." }}
+{{- end }}
+{{- if and .Values.tls.enabled (not .Values.tls.secretName) }}
+{{- fail "tls.enabled needs tls.secretName: the Secret with the server's certificate and key." }}
+{{- end }}
+{{- if and .Values.tls.clientCaSecret (not .Values.tls.enabled) }}
+{{- fail "tls.clientCaSecret needs tls.enabled: without TLS nobody presents a certificate." }}
+{{- end }}
+{{- if and .Values.knative.enabled .Values.tls.enabled }}
+{{- fail "knative.enabled and tls.enabled exclude each other: Knative has TLS of its own, and speaks plain HTTP to its pods." }}
 {{- end }}
 {{- if .Values.knative.enabled }}
 {{- range $what := list "autoscaling" "ingress" "httpRoute" "networkPolicy" }}

@@ -12,7 +12,7 @@ checksum/keys: {{ include "action-executor.keys" . | sha256sum }}
 {{- end }}
 
 {{/*
-A probe, at the container's port unless it names one itself.
+A probe, at the container's port and in its scheme unless it names others itself.
 */}}
 {{- define "action-executor.probe" -}}
 {{- $probe := deepCopy .probe }}
@@ -20,6 +20,9 @@ A probe, at the container's port unless it names one itself.
 {{- with get $probe $kind }}
 {{- if not (hasKey . "port") }}
 {{- $_ := set . "port" $.port }}
+{{- end }}
+{{- if and $.secure (eq $kind "httpGet") (not (hasKey . "scheme")) }}
+{{- $_ := set . "scheme" "HTTPS" }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -93,6 +96,24 @@ containers:
       - name: ACTION_EXECUTOR_KEYS
         value: /etc/action-executor/keys/keys.yaml
       {{- end }}
+      {{- if .Values.tls.enabled }}
+      - name: ACTION_EXECUTOR_TLS_CERTIFICATE
+        value: /etc/action-executor/tls/tls.crt
+      - name: ACTION_EXECUTOR_TLS_KEY
+        value: /etc/action-executor/tls/tls.key
+      {{- end }}
+      {{- if .Values.tls.clientCaSecret }}
+      - name: ACTION_EXECUTOR_TLS_CLIENT_CA
+        value: /etc/action-executor/client-ca/ca.crt
+      {{- end }}
+      {{- with .Values.hosts }}
+      - name: ACTION_EXECUTOR_HOSTS
+        value: {{ join "," . | quote }}
+      {{- end }}
+      - name: ACTION_EXECUTOR_CALLER_RATE
+        value: {{ $settings.callerRate | int | quote }}
+      - name: ACTION_EXECUTOR_CALLER_BURST
+        value: {{ $settings.callerBurst | int | quote }}
       - name: ACTION_EXECUTOR_LOG
         value: {{ $settings.log | quote }}
       - name: ACTION_EXECUTOR_DEADLINE_SECONDS
@@ -108,13 +129,13 @@ containers:
     {{- end }}
     ports:
       # Knative knows the protocol by this name.
-      - name: {{ ternary "http1" "http" $knative }}
+      - name: {{ ternary "http1" (include "action-executor.scheme" .) $knative }}
         containerPort: {{ .Values.containerPort }}
         protocol: TCP
     {{- range $name := list "startupProbe" "livenessProbe" "readinessProbe" }}
     {{- with get $.Values $name }}
     {{ $name }}:
-      {{- include "action-executor.probe" (dict "probe" . "port" $.Values.containerPort) | nindent 6 }}
+      {{- include "action-executor.probe" (dict "probe" . "port" $.Values.containerPort "secure" $.Values.tls.enabled) | nindent 6 }}
     {{- end }}
     {{- end }}
     {{- if not $knative }}
@@ -141,6 +162,16 @@ containers:
       {{- if $keys }}
       - name: keys
         mountPath: /etc/action-executor/keys
+        readOnly: true
+      {{- end }}
+      {{- if .Values.tls.enabled }}
+      - name: tls
+        mountPath: /etc/action-executor/tls
+        readOnly: true
+      {{- end }}
+      {{- if .Values.tls.clientCaSecret }}
+      - name: client-ca
+        mountPath: /etc/action-executor/client-ca
         readOnly: true
       {{- end }}
       - name: tmp
@@ -178,6 +209,24 @@ volumes:
       items:
         - key: {{ .Values.authentication.keys.secretKey }}
           path: keys.yaml
+  {{- end }}
+  {{- if .Values.tls.enabled }}
+  - name: tls
+    secret:
+      secretName: {{ .Values.tls.secretName }}
+      items:
+        - key: tls.crt
+          path: tls.crt
+        - key: tls.key
+          path: tls.key
+  {{- end }}
+  {{- with .Values.tls.clientCaSecret }}
+  - name: client-ca
+    secret:
+      secretName: {{ . }}
+      items:
+        - key: ca.crt
+          path: ca.crt
   {{- end }}
   - name: tmp
     emptyDir:

@@ -6,7 +6,7 @@
 
 use std::{
     convert::Infallible,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -20,6 +20,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -31,10 +32,13 @@ use super::{
     connections::Connections,
     passage::{REQUEST_ID, outward, refusal, request_id, whole},
     routes::Route,
+    site::{Arrival, Site},
+    tls::{Presented, Tls, presented},
     upstream::{Body, Upstream},
 };
 use crate::{
     context::stopped,
+    document::Followed,
     error::{ActionError, Code},
     metrics::Metrics,
     traces,
@@ -65,6 +69,8 @@ const NOBODY_WAITS: Duration = Duration::from_millis(10);
 /// The edge's state, shared by all connections.
 pub struct Edge {
     upstream: Upstream,
+    site: Site,
+    tls: Option<Arc<Followed<Tls>>>,
     connections: Connections,
     metrics: Arc<Metrics>,
     actions: Semaphore,
@@ -72,12 +78,26 @@ pub struct Edge {
     numbers: AtomicU64,
 }
 
+/// The client at the other end of a connection.
+struct Client {
+    peer: IpAddr,
+    arrival: Arrival,
+    presented: Presented,
+}
+
 impl Edge {
-    /// An edge in front of this router.
+    /// An edge in front of this router, which goes by the names of `site`.
     #[must_use]
-    pub fn new(upstream: Upstream, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        upstream: Upstream,
+        metrics: Arc<Metrics>,
+        site: Site,
+        tls: Option<Arc<Followed<Tls>>>,
+    ) -> Arc<Self> {
         Arc::new(Edge {
             upstream,
+            site,
+            tls,
             metrics,
             connections: Connections::within_descriptor_limit(),
             actions: Semaphore::new(MAX_ACTIONS),
@@ -101,7 +121,7 @@ impl Edge {
             };
             while tasks.try_join_next().is_some() {}
             match accepted {
-                Ok((stream, peer)) => self.admit(stream, peer.ip(), &stopping, &mut tasks),
+                Ok((stream, peer)) => self.admit(stream, peer, &stopping, &mut tasks),
                 Err(error) => {
                     tracing::warn!(%error, "no connection could be accepted");
                     self.connections.dismiss_one();
@@ -114,7 +134,7 @@ impl Edge {
         while Instant::now() < last_call
             && let Ok(Ok((stream, peer))) = timeout(NOBODY_WAITS, listener.accept()).await
         {
-            self.admit(stream, peer.ip(), &stopping, &mut tasks);
+            self.admit(stream, peer, &stopping, &mut tasks);
         }
         drop(listener);
         tokio::select! {
@@ -126,7 +146,7 @@ impl Edge {
     fn admit(
         self: &Arc<Self>,
         stream: TcpStream,
-        peer: IpAddr,
+        peer: SocketAddr,
         stopping: &watch::Receiver<bool>,
         tasks: &mut JoinSet<()>,
     ) {
@@ -136,7 +156,7 @@ impl Edge {
             return;
         }
         let id = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let connection = self.clone().connection(id, stream, peer, stopping.clone());
+        let connection = self.clone().connection(id, stream, peer.ip(), stopping.clone());
         self.connections.admit(id, tasks.spawn(connection));
     }
 
@@ -154,11 +174,43 @@ impl Edge {
         peer: IpAddr,
         mut stopping: watch::Receiver<bool>,
     ) {
-        let leaving = Leaving(self.clone(), id);
+        let _leaving = Leaving(self.clone(), id);
         let _connected = self.metrics.connected();
         // Answers are small and whole: there is nothing to collect before sending.
         let _ = stream.set_nodelay(true);
-        let service = service_fn(|request| self.clone().answer(id, peer, request));
+        // A client that is gone already needs no answer.
+        let Ok(local) = stream.local_addr() else { return };
+        let arrival = Arrival { local: local.ip(), secure: self.tls.is_some() };
+        let Some(tls) = self.tls.as_ref().map(|tls| tls.current()) else {
+            let client = Client { peer, arrival, presented: Vec::new() };
+            return self.converse(id, stream, client, stopping).await;
+        };
+        let agreed = tokio::select! {
+            agreed = tls.accept(stream) => agreed,
+            () = last_call(&mut stopping) => return,
+        };
+        match agreed {
+            Ok(stream) => {
+                let client = Client { peer, arrival, presented: presented(&stream) };
+                self.converse(id, stream, client, stopping).await;
+            }
+            Err(error) => {
+                self.metrics.handshake_failed();
+                tracing::debug!(error, %peer, "no TLS was agreed on");
+            }
+        }
+    }
+
+    /// Answers what comes over a connection, until it ends.
+    async fn converse(
+        self: Arc<Self>,
+        id: u64,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+        client: Client,
+        mut stopping: watch::Receiver<bool>,
+    ) {
+        let client = Arc::new(client);
+        let service = service_fn(|request| self.clone().answer(id, client.clone(), request));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
@@ -168,35 +220,28 @@ impl Edge {
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
-            () = stopped(&mut stopping) => {
-                // hyper closes at once where it has read nothing yet, but a request may be on its way.
-                let last = timeout(LAST_CALL, &mut connection).await;
-                match last {
-                    Ok(ended) => ended,
-                    Err(_) => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
-                }
+            // hyper closes at once where it has read nothing yet, but a request may be on its way.
+            () = last_call(&mut stopping) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
             }
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended early");
         }
-        drop(leaving);
     }
 
     async fn answer(
         self: Arc<Self>,
         id: u64,
-        peer: IpAddr,
+        client: Arc<Client>,
         mut request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
         let request_id = request_id(request.headers());
         let span = span(&request, &request_id);
         traces::adopt(&span, request.headers());
         request.headers_mut().insert(REQUEST_ID, request_id.clone());
-        let mut response = self.reply(id, peer, request, &request_id).instrument(span).await;
+        let mut response = self.reply(id, &client, request, &request_id).instrument(span).await;
         response.headers_mut().insert(REQUEST_ID, request_id);
         Ok(response)
     }
@@ -204,7 +249,7 @@ impl Edge {
     async fn reply(
         self: Arc<Self>,
         id: u64,
-        peer: IpAddr,
+        client: &Client,
         request: Request<Incoming>,
         request_id: &HeaderValue,
     ) -> Response<Body> {
@@ -213,7 +258,7 @@ impl Edge {
         self.connections.serving(id);
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
-        let response = match self.clone().pass(peer, request).await {
+        let response = match self.clone().pass(client, request).await {
             Ok(response) => response,
             Err(error) => {
                 self.metrics.problem(&error);
@@ -229,10 +274,15 @@ impl Edge {
     /// Takes the request in whole and has it carried out, whether or not its client stays.
     async fn pass(
         self: Arc<Self>,
-        peer: IpAddr,
+        client: &Client,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, ActionError> {
-        let mut request = whole(request, peer).await?;
+        self.site.check(&request, client.arrival)?;
+        let certificate = match &self.tls {
+            Some(tls) if !client.presented.is_empty() => tls.current().subject(&client.presented),
+            _ => None,
+        };
+        let mut request = whole(request, client.peer, certificate.as_ref()).await?;
         traces::pass_on(&Span::current(), request.headers_mut());
         let carried = tokio::spawn(async move {
             let room = match *request.method() {
@@ -251,6 +301,12 @@ impl Edge {
         })?;
         Ok(outward(carried))
     }
+}
+
+/// Returns some time after we were told to stop, in which what is on its way arrives.
+async fn last_call(stopping: &mut watch::Receiver<bool>) {
+    stopped(stopping).await;
+    sleep(LAST_CALL).await;
 }
 
 /// Tells that a connection has ended, however it did.

@@ -18,7 +18,7 @@ use tokio::{
     time::sleep,
 };
 
-use self::{edge::Edge, service::Service, upstream::PrivateFolder};
+use self::{edge::Edge, service::Service, site::Site, upstream::PrivateFolder};
 use crate::{
     callers::Callers,
     cli::ServeArgs,
@@ -39,6 +39,9 @@ mod readiness;
 mod router;
 mod routes;
 pub(super) mod service;
+mod site;
+mod tls;
+mod trust;
 mod upstream;
 
 /// How long requests under way may go on by themselves once we are told to stop, and how long after
@@ -81,7 +84,8 @@ fn refuse_an_open_door(address: SocketAddr, wanted: bool) -> Result<(), ActionEr
         format!("{address} can be reached by others, and callers are not asked who they are"),
     )
     .with_hint(
-        "set ACTION_EXECUTOR_KEYS or ACTION_EXECUTOR_TOKEN_AUDIENCE so that they are, bind a loopback \
+        "set ACTION_EXECUTOR_KEYS, ACTION_EXECUTOR_TOKEN_AUDIENCE or ACTION_EXECUTOR_TLS_CLIENT_CA so \
+         that they are, bind a loopback \
          address, or say --insecure-open where something else, such as an authenticating proxy, \
          decides who may call",
     ))
@@ -96,6 +100,7 @@ async fn serve(
     let (stop, stopping) = watch::channel(false);
     let (conclude, concluding) = watch::channel(false);
     let policy = Followed::new(settings.policy.clone())?;
+    let tls = settings.tls.as_ref().map(tls::follow).transpose()?;
     let cluster = connect(kube_context).await?;
     let context = Context::new(cluster, policy, settings, concluding);
     let metrics = Arc::new(Metrics::new(context.cluster()));
@@ -104,14 +109,15 @@ async fn serve(
 
     let folder = PrivateFolder::new().map_err(fault("the private folder"))?;
     let private = folder.listen().map_err(fault("the private socket"))?;
-    let service = Service::new(context, Arc::new(callers));
+    let service = Service::new(context, Arc::new(callers)).telling_of(tls.clone());
     router::start(private, &service, &Handle::current()).map_err(fault("the router"))?;
     let listener = TcpListener::bind(address).await.map_err(|error| {
         ActionError::new(Code::Configuration, format!("cannot listen on {address}: {error}"))
     })?;
     let address = listener.local_addr().map_err(fault("the listener"))?;
     let told = told_to_stop()?;
-    tracing::info!(%address, offline, callers_are_asked, "listening");
+    let secure = tls.is_some();
+    tracing::info!(%address, secure, offline, callers_are_asked, "listening");
 
     tokio::spawn(async move {
         told.await;
@@ -125,7 +131,8 @@ async fn serve(
         let _ = conclude.send(true);
         sleep(CONCLUDE).await;
     };
-    Edge::new(folder.upstream(), metrics).serve(listener, stopping, grace).await;
+    let site = Site::new(address.ip(), settings.hosts.clone());
+    Edge::new(folder.upstream(), metrics, site, tls).serve(listener, stopping, grace).await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::upstream::Body;
 use crate::{
+    callers::certificates::Subject,
     entry::Answer,
     error::{ActionError, Code},
     request::MAX_REQUEST_BYTES,
@@ -43,10 +44,14 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The address that the client's connection comes from, as the edge tells it to the router.
 pub const PEER: HeaderName = HeaderName::from_static("x-edge-peer");
 
+/// Whom the client's certificate names, as the edge has verified it and tells it to the router.
+pub const CERTIFICATE: HeaderName = HeaderName::from_static("x-edge-certificate");
+
 /// Reads the body to its end, within the limits, and writes the request anew.
 pub async fn whole(
     request: Request<Incoming>,
     peer: IpAddr,
+    certificate: Option<&Subject>,
 ) -> Result<Request<Full<Bytes>>, ActionError> {
     let (head, body) = request.into_parts();
     let target = head.uri.path_and_query().map(|target| target.as_str().to_owned());
@@ -75,6 +80,9 @@ pub async fn whole(
     headers.insert(header::HOST, HeaderValue::from_static("router"));
     if let Ok(peer) = HeaderValue::try_from(peer.to_string()) {
         headers.insert(PEER, peer);
+    }
+    if let Some(subject) = certificate.and_then(|it| HeaderValue::try_from(it.to_header()).ok()) {
+        headers.insert(CERTIFICATE, subject);
     }
     for name in REQUEST_HEADERS {
         // The router reads ASCII only; what is not is as good as absent.

@@ -5,19 +5,21 @@ use std::sync::Arc;
 #[cfg(feature = "lambda")]
 use std::time::Duration;
 
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use tokio::sync::mpsc;
 use tracing::{Instrument, field::Empty};
 
 use super::{
     negotiation::{self, check_accept, check_content_type, idempotency_key},
-    passage::{PEER, REQUEST_ID},
+    passage::{CERTIFICATE, PEER, REQUEST_ID},
     readiness::Readiness,
     routes::{HEALTHY, Route},
+    tls::Tls,
 };
 use crate::{
-    callers::{Callers, Credentials},
+    callers::{Callers, Credentials, certificates::Subject},
     context::Context,
+    document::Followed,
     entry::{Answer, Delivery, carry_out},
     error::{ActionError, Code},
     metrics::MEDIA_TYPE,
@@ -43,13 +45,21 @@ pub struct Service {
     context: Context,
     callers: Arc<Callers>,
     readiness: Arc<Readiness>,
+    tls: Option<Arc<Followed<Tls>>>,
 }
 
 impl Service {
     /// A service for this context and these callers.
     #[must_use]
     pub fn new(context: Context, callers: Arc<Callers>) -> Self {
-        Service { context, callers, readiness: Arc::default() }
+        Service { context, callers, readiness: Arc::default(), tls: None }
+    }
+
+    /// The same service, which tells too of the certificate that the edge serves with.
+    #[must_use]
+    pub fn telling_of(mut self, tls: Option<Arc<Followed<Tls>>>) -> Self {
+        self.tls = tls;
+        self
     }
 
     /// The same service for work that has to be over after `left`.
@@ -103,7 +113,11 @@ impl Service {
     }
 
     async fn ready(&self) -> Response<Body> {
-        match self.readiness.of(&self.context, &self.callers).await {
+        let ready = match self.tls.as_ref().and_then(|tls| tls.fault()) {
+            Some(fault) => Err(fault),
+            None => self.readiness.of(&self.context, &self.callers).await,
+        };
+        match ready {
             Ok(()) => healthy(),
             Err(error) => Answer { http_status: 503, ..error.into() }.into(),
         }
@@ -115,10 +129,16 @@ impl Service {
             ActionError::new(Code::RouteNotFound, "a function has no metrics")
                 .with_hint("the platform counts invocations and errors")
         })?;
-        let documents = [
+        let mut documents = vec![
             ("policy", self.context.policy_fault().is_none()),
             ("keys", self.callers.fault().is_none()),
         ];
+        if let Some(tls) = &self.tls {
+            documents.push(("certificate", tls.fault().is_none()));
+            for (certificate, at) in tls.current().expiries() {
+                metrics.certificate_expires(certificate, *at);
+            }
+        }
         Ok(whole(MEDIA_TYPE, metrics.text(&documents)))
     }
 
@@ -147,10 +167,12 @@ pub fn at_once(request: &Request<Vec<u8>>) -> Option<Response<Body>> {
 
 /// What came beside a request to prove who it is from.
 fn credentials(request: &Request<Vec<u8>>) -> Credentials {
+    let edge = |name: HeaderName| negotiation::header(request.headers(), name.as_str());
     Credentials {
         authorization: negotiation::header(request.headers(), "authorization"),
+        certificate: edge(CERTIFICATE).and_then(|it| Subject::from_header(&it)),
         recognised: request.extensions().get::<Recognised>().map(|it| it.0.clone()),
-        peer: negotiation::header(request.headers(), PEER.as_str()).and_then(|it| it.parse().ok()),
+        peer: edge(PEER).and_then(|it| it.parse().ok()),
     }
 }
 

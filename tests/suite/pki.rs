@@ -1,0 +1,145 @@
+//! Authorities that issue certificates for the tests' servers and clients.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
+use tokio_rustls::rustls::{
+    ClientConfig, RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+
+use crate::program::{Program, scratch};
+
+/// An authority; rustls takes none of its certificates for a server's own, so it issues those.
+pub struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate and its key, in PEM.
+#[derive(Clone)]
+pub struct Pair {
+    /// The certificate.
+    pub certificate: String,
+    /// Its private key.
+    pub key: String,
+}
+
+/// The files of a server's TLS.
+pub struct Files {
+    /// The certificate's.
+    pub certificate: PathBuf,
+    /// The key's.
+    pub key: PathBuf,
+}
+
+impl Authority {
+    /// A new one.
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "an authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("is made");
+        let pem = params.self_signed(&key).expect("is signed").pem();
+        Authority { pem, issuer: Issuer::new(params, key) }
+    }
+
+    /// A certificate for a server on this machine.
+    pub fn server(&self) -> Pair {
+        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let mut params = CertificateParams::new(names).expect("are names");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.issue(params)
+    }
+
+    /// A client's certificate for this user in these groups.
+    pub fn client(&self, user: &str, groups: &[&str]) -> Pair {
+        self.issue(client(user, groups))
+    }
+
+    /// One that was good until a moment ago.
+    pub fn expired_client(&self, user: &str) -> Pair {
+        let mut params = client(user, &[]);
+        params.not_after = (SystemTime::now() - Duration::from_secs(5)).into();
+        self.issue(params)
+    }
+
+    fn issue(&self, params: CertificateParams) -> Pair {
+        let key = KeyPair::generate().expect("is made");
+        let certificate = params.signed_by(&key, &self.issuer).expect("is signed").pem();
+        Pair { certificate, key: key.serialize_pem() }
+    }
+
+    /// Its own certificate, in a file.
+    pub fn file(&self) -> PathBuf {
+        let path = scratch("ca.pem");
+        self.write(&path);
+        path
+    }
+
+    /// Puts its own certificate into this file.
+    pub fn write(&self, path: &Path) {
+        fs::write(path, &self.pem).expect("is written");
+    }
+
+    /// A client that trusts this authority, and presents this certificate.
+    pub fn trusted_by(&self, own: Option<&Pair>) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        let authority = CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("is PEM");
+        roots.add(authority).expect("is an authority");
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("are supported")
+            .with_root_certificates(roots);
+        Arc::new(match own {
+            None => builder.with_no_client_auth(),
+            Some(pair) => {
+                let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).expect("is PEM");
+                builder.with_client_auth_cert(vec![pair.der()], key).expect("are a pair")
+            }
+        })
+    }
+}
+
+fn client(user: &str, groups: &[&str]) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, user);
+    for group in groups {
+        params.distinguished_name.push(DnType::OrganizationName, *group);
+    }
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+impl Pair {
+    /// The certificate as a client sees it.
+    pub fn der(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(self.certificate.as_bytes()).expect("is PEM")
+    }
+
+    /// It in files.
+    pub fn files(&self) -> Files {
+        let files = Files { certificate: scratch("tls.crt"), key: scratch("tls.key") };
+        fs::write(&files.certificate, &self.certificate).expect("is written");
+        fs::write(&files.key, &self.key).expect("is written");
+        files
+    }
+}
+
+impl Files {
+    /// The program, told to serve with them.
+    pub fn of(&self, program: Program) -> Program {
+        program
+            .env("ACTION_EXECUTOR_TLS_CERTIFICATE", &self.certificate)
+            .env("ACTION_EXECUTOR_TLS_KEY", &self.key)
+    }
+}

@@ -1,0 +1,324 @@
+//! TLS as the server's clients meet it: what it is agreed on with, certificates that are rotated, and
+//! callers who present one.
+
+use std::{
+    fs,
+    io::{BufReader, Read},
+    os::unix::fs::symlink,
+    path::Path,
+    sync::Arc,
+};
+
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use serde_json::json;
+use tokio_rustls::rustls::{ClientConfig, ProtocolVersion};
+
+use crate::{
+    cluster::shared,
+    pki::{Authority, Files, Pair},
+    program::{Program, Reply, Server, execute_request, scratch},
+};
+
+const REQUEST: &[u8] = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
+const HEALTH: &[u8] = b"GET /api/v1/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+const KEY: &str = "7d1c0ffee0ffee0ffee0ffee0ffee0ff";
+
+/// A server with a certificate of this authority.
+fn server(authority: &Authority) -> Server {
+    let files = authority.server().files();
+    Server::start(files.of(Program::offline())).over_tls(authority.trusted_by(None))
+}
+
+#[test]
+fn is_served_to_those_who_trust_the_authority() {
+    let authority = Authority::new();
+    let server = server(&authority);
+    assert_eq!(server.execute(REQUEST).status, 200);
+    let stranger = Authority::new().trusted_by(None);
+    let mut stream = server.secured(&stranger);
+    assert!(stream.read(&mut [0]).is_err());
+}
+
+#[test]
+fn http_1_1_is_agreed_on_over_either_version_and_nothing_else() {
+    let authority = Authority::new();
+    let server = server(&authority);
+    let speaking = |protocols: &[&[u8]]| {
+        let mut client = authority.trusted_by(None).as_ref().clone();
+        client.alpn_protocols = protocols.iter().map(|it| it.to_vec()).collect();
+        let mut over = BufReader::new(server.secured(&Arc::new(client)));
+        let status = Reply::asked(&mut over, HEALTH).status;
+        let agreed = &over.get_ref().conn;
+        assert_eq!(agreed.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+        (status, agreed.alpn_protocol().map(<[u8]>::to_vec))
+    };
+    let http = Some(b"http/1.1".to_vec());
+    assert_eq!(speaking(&[]), (200, None));
+    assert_eq!(speaking(&[b"h2", b"http/1.1"]), (200, http));
+    assert_eq!(speaking(&[b"h2"]).0, 0);
+    let curl = |version: &str| {
+        let url = format!("https://{}/api/v1/healthz", server.address());
+        let arguments = ["-sk", version, "--http2", &url, "-w", "%{http_version}"];
+        let done = std::process::Command::new("curl").args(arguments).output().expect("curl runs");
+        (done.status.success(), String::from_utf8_lossy(&done.stdout).into_owned())
+    };
+    for limits in ["--tls-max=1.2", "--tlsv1.3"] {
+        assert_eq!(curl(limits), (true, r#"{"status":"ok"}1.1"#.to_owned()), "{limits}");
+    }
+    assert!(!curl("--tls-max=1.1").0);
+}
+
+/// The certificate that the server shows.
+fn shown(server: &Server, client: &Arc<ClientConfig>) -> Vec<u8> {
+    let mut over = BufReader::new(server.secured(client));
+    assert_eq!(Reply::asked(&mut over, HEALTH).status, 200);
+    over.get_ref().conn.peer_certificates().expect("has one")[0].to_vec()
+}
+
+/// Puts a pair where the link points, as a kubelet changes a mounted Secret: all of it at one moment.
+fn mount(folder: &Path, pair: &Pair) -> Files {
+    let version = folder.join(format!("..{}", fs::read_dir(folder).expect("is there").count()));
+    fs::create_dir(&version).expect("is made");
+    fs::write(version.join("tls.crt"), &pair.certificate).expect("is written");
+    fs::write(version.join("tls.key"), &pair.key).expect("is written");
+    symlink(&version, folder.join("..new")).expect("is linked");
+    fs::rename(folder.join("..new"), folder.join("..data")).expect("is renamed");
+    let file = |name| folder.join("..data").join(name);
+    Files { certificate: file("tls.crt"), key: file("tls.key") }
+}
+
+#[test]
+fn a_rotated_certificate_is_shown_at_once_and_drops_nobody() {
+    let authority = Authority::new();
+    let client = authority.trusted_by(None);
+    let folder = scratch("secret");
+    fs::create_dir(&folder).expect("is made");
+    let (first, second) = (authority.server(), authority.server());
+    let files = mount(&folder, &first);
+    let server = Server::start(files.of(Program::offline())).over_tls(client.clone());
+    let mut old = BufReader::new(server.secured(&client));
+    assert_eq!(Reply::asked(&mut old, HEALTH).status, 200);
+    assert_eq!(shown(&server, &client), first.der().to_vec());
+    mount(&folder, &second);
+    assert_eq!(shown(&server, &client), second.der().to_vec());
+    assert_eq!(Reply::asked(&mut old, HEALTH).status, 200);
+}
+
+#[test]
+fn a_wrong_pair_changes_nothing_but_that_the_server_is_not_ready() {
+    let authority = Authority::new();
+    let client = authority.trusted_by(None);
+    let folder = scratch("secret");
+    fs::create_dir(&folder).expect("is made");
+    let first = authority.server();
+    let files = mount(&folder, &first);
+    let server = Server::start(files.of(Program::offline())).over_tls(client.clone());
+    let metrics = || String::from_utf8(server.get("/metrics").body).expect("is text");
+    assert!(metrics().contains(r#"action_executor_document_current{document="certificate"} 1"#));
+    assert!(
+        metrics().contains(
+            "action_executor_certificate_expiry_timestamp_seconds{certificate=\"server\"} "
+        )
+    );
+
+    let torn = Pair { key: authority.server().key, ..authority.server() };
+    mount(&folder, &torn);
+    for _ in 0..3 {
+        assert_eq!(shown(&server, &client), first.der().to_vec());
+    }
+    let reply = server.get("/readyz");
+    let detail = reply.json()["detail"].as_str().expect("says why").to_owned();
+    assert!(reply.status == 503 && detail.contains("tls.key cannot be used with"), "{reply:?}");
+    assert!(metrics().contains(r#"action_executor_document_current{document="certificate"} 0"#));
+    let told = server.log().matches("the new certificate cannot be used").count();
+    assert_eq!(told, 1, "{}", server.log());
+
+    let second = authority.server();
+    mount(&folder, &second);
+    assert_eq!(shown(&server, &client), second.der().to_vec());
+    assert_eq!(server.get("/readyz").status, 200);
+}
+
+#[test]
+fn what_cannot_be_served_with_is_an_error_at_the_start() {
+    let authority = Authority::new();
+    let (one, other) = (authority.server(), authority.server());
+    let torn = Pair { key: other.key, certificate: one.certificate };
+    let done = torn.files().of(Program::offline()).args(["serve", "--bind", "127.0.0.1:0"]).run();
+    assert_eq!(done.status, 78, "{done:?}");
+    assert!(done.stderr.contains("tls.key cannot be used with"), "{done:?}");
+    let alone = Program::offline().env("ACTION_EXECUTOR_TLS_KEY", "/x").args(["serve"]).run();
+    assert_eq!(alone.status, 78, "{alone:?}");
+}
+
+#[test]
+fn a_health_check_knows_the_server() {
+    let authority = Authority::new();
+    let pair = authority.server();
+    let files = pair.files();
+    let server = Server::start(files.of(Program::offline()));
+    let port = server.address().port().to_string();
+    let checked = |program: Program, url: Option<&str>, ca: Option<&Path>| {
+        let url = url.map(|name| format!("https://{name}:{port}/readyz"));
+        let ca = ca.map(|path| path.to_str().expect("is text"));
+        let url = url.iter().flat_map(|url| ["--url", url]);
+        let ca = ca.iter().flat_map(|ca| ["--ca", ca]);
+        program.args(["healthcheck"].into_iter().chain(url).chain(ca)).run().status
+    };
+    // In the container of the server nothing has to be said.
+    let inside = || files.of(Program::offline()).env("PORT", &port);
+    assert_eq!(checked(inside(), None, None), 0);
+    let outside = Program::offline;
+    assert_eq!(checked(outside(), Some("127.0.0.1"), None), 0);
+    assert_eq!(checked(outside(), Some("localhost"), Some(&authority.file())), 0);
+    assert_eq!(checked(outside(), Some("localhost"), Some(&files.certificate)), 0);
+    assert_eq!(checked(outside(), Some("localhost"), Some(&Authority::new().file())), 75);
+    assert_eq!(checked(outside(), Some("127.0.0.9"), Some(&authority.file())), 75);
+    assert_eq!(checked(outside(), Some("hand.example.com"), None), 64);
+    assert_eq!(checked(outside(), Some("localhost"), Some(&files.key)), 78);
+}
+
+/// A server that asks for certificates of an authority, with this keys' file.
+fn asking(authority: &Authority, clients: &Path, keys: &str) -> Server {
+    let path = scratch("keys.yaml");
+    fs::write(&path, keys).expect("is written");
+    let program = authority
+        .server()
+        .files()
+        .of(Program::offline())
+        .env("ACTION_EXECUTOR_TLS_CLIENT_CA", clients)
+        .env("ACTION_EXECUTOR_KEYS", path);
+    Server::start_on("0.0.0.0:0", program).over_tls(authority.trusted_by(None))
+}
+
+/// What is answered to a request on this connection.
+fn execute(
+    over: &mut BufReader<impl std::io::Read + std::io::Write>,
+    headers: &str,
+) -> (u16, String) {
+    let reply = Reply::asked(over, &execute_request(REQUEST, headers));
+    let said = if reply.status == 0 { json!({}) } else { reply.json() };
+    (reply.status, said["code"].as_str().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn a_certificates_holder_may_what_the_entry_of_its_name_says() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let keys = "keys: [{name: pager, certificate: pager.example.com}, \
+                {name: narrow, certificate: narrow, actions: [drain]}]";
+    let server = asking(&authority, &clients.file(), keys);
+    let as_user = |user: &str| {
+        let client = authority.trusted_by(Some(&clients.client(user, &[])));
+        execute(&mut BufReader::new(server.secured(&client)), "")
+    };
+    assert_eq!(as_user("pager.example.com"), (200, String::new()));
+    assert_eq!(as_user("narrow"), (403, "caller_forbidden".to_owned()));
+    // Known, and with nobody to say what they may.
+    assert_eq!(as_user("jo"), (403, "caller_forbidden".to_owned()));
+    // Nobody can say of themselves whom a certificate names.
+    let claim = "X-Edge-Certificate: eyJuYW1lIjoicGFnZXIuZXhhbXBsZS5jb20iLCJncm91cHMiOltdfQ==\r\n";
+    let mut without = BufReader::new(server.secured(&authority.trusted_by(None)));
+    assert_eq!(execute(&mut without, claim), (401, "unauthenticated".to_owned()));
+    // Probes have none.
+    assert_eq!(server.get("/readyz").status, 200);
+    assert_eq!(server.get("/metrics").status, 200);
+}
+
+#[test]
+fn an_expired_and_a_foreign_certificate_end_the_handshake() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let keys = "keys: [{name: pager, certificate: pager}]";
+    let server = asking(&authority, &clients.file(), keys);
+    let foreign = Authority::new().client("pager", &[]);
+    // Nor is a server's certificate a client's.
+    for wrong in [clients.expired_client("pager"), foreign, clients.server()] {
+        let client = authority.trusted_by(Some(&wrong));
+        let mut over = BufReader::new(server.secured(&client));
+        assert_eq!(execute(&mut over, ""), (0, String::new()));
+    }
+    assert!(!server.log().contains("action answered"), "{}", server.log());
+    let metrics = String::from_utf8(server.get("/metrics").body).expect("is text");
+    assert!(metrics.contains("action_executor_failed_handshakes_total 3"), "{metrics}");
+}
+
+#[test]
+fn a_certificate_whose_authority_is_gone_proves_nothing_on_an_old_connection() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let trusted = clients.file();
+    let server = asking(&authority, &trusted, "keys: [{name: pager, certificate: pager}]");
+    let client = authority.trusted_by(Some(&clients.client("pager", &[])));
+    let mut over = BufReader::new(server.secured(&client));
+    assert_eq!(execute(&mut over, "").0, 200);
+    Authority::new().write(&trusted);
+    assert_eq!(execute(&mut over, "").0, 401);
+    clients.write(&trusted);
+    assert_eq!(execute(&mut over, "").0, 200);
+}
+
+#[test]
+fn of_a_token_and_a_certificate_the_token_counts() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let digest = action_executor::ledger::record::sha256(KEY.as_bytes());
+    let keys = format!(
+        "keys: [{{name: by-certificate, certificate: proxy}}, \
+         {{name: by-key, sha256: {digest}, actions: [drain]}}]"
+    );
+    let server = asking(&authority, &clients.file(), &keys);
+    let client = authority.trusted_by(Some(&clients.client("proxy", &[])));
+    let mut over = BufReader::new(server.secured(&client));
+    assert_eq!(execute(&mut over, "").0, 200);
+    let key = format!("Authorization: Bearer {KEY}\r\n");
+    assert_eq!(execute(&mut over, &key), (403, "caller_forbidden".to_owned()));
+    let wrong = "Authorization: Bearer wrong\r\n";
+    assert_eq!(execute(&mut over, wrong), (401, "unauthenticated".to_owned()));
+}
+
+#[tokio::test]
+async fn the_clusters_rbac_knows_a_certificates_user_and_groups() {
+    let namespace = shared().namespace("certified").await;
+    namespace.running_deployment("web", 1).await;
+    let account = namespace
+        .account(
+            "server",
+            json!([{ "apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get", "patch"] }]),
+        )
+        .await;
+    let asked = json!(action_executor::callers::tokens::RULES);
+    namespace.grant_everywhere("server", asked).await;
+    namespace
+        .create::<Role>(json!({ "metadata": { "name": "callers" }, "rules": [{
+            "apiGroups": ["action-executor.dev"], "resources": ["actions"], "verbs": ["simulate"],
+        }] }))
+        .await;
+    let rbac = "rbac.authorization.k8s.io";
+    namespace
+        .create::<RoleBinding>(json!({
+            "metadata": { "name": "callers" },
+            "roleRef": { "apiGroup": rbac, "kind": "Role", "name": "callers" },
+            "subjects": [
+                { "apiGroup": rbac, "kind": "User", "name": "jo" },
+                { "apiGroup": rbac, "kind": "Group", "name": "sre" },
+            ],
+        }))
+        .await;
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let program = authority
+        .server()
+        .files()
+        .of(Program::with_kubeconfig(&account))
+        .under(&namespace.policy("cooldown_seconds: 0"))
+        .env("ACTION_EXECUTOR_TLS_CLIENT_CA", clients.file());
+    let server = Server::start(program);
+    let request = json!({
+        "type": "restart_k8s", "parameters": { "deployment": "web", "namespace": namespace.name() },
+    });
+    let as_user = |user: &str, groups: &[&str]| {
+        let client = authority.trusted_by(Some(&clients.client(user, groups)));
+        let mut over = BufReader::new(server.secured(&client));
+        Reply::asked(&mut over, &execute_request(request.to_string().as_bytes(), ""))
+    };
+    assert_eq!(as_user("jo", &[]).status, 200);
+    assert_eq!(as_user("another", &["dev", "sre"]).status, 200);
+    let refused = as_user("another", &["dev"]);
+    assert_eq!((refused.status, refused.json()["code"].as_str()), (403, Some("caller_forbidden")));
+}
