@@ -97,7 +97,7 @@ impl Edge {
             site,
             tls,
             metrics,
-            connections: Connections::within_descriptor_limit(),
+            connections: Connections::within_limits(),
             actions: Semaphore::new(MAX_ACTIONS),
             questions: Semaphore::new(MAX_QUESTIONS),
             numbers: AtomicU64::new(0),
