@@ -299,6 +299,11 @@ impl Server {
         stream
     }
 
+    /// Whether it is spoken to over TLS.
+    pub fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// A connection in the way that it is spoken to.
     pub fn open(&self) -> Box<dyn Stream> {
         match &self.tls {

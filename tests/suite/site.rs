@@ -48,7 +48,11 @@ fn the_names_of_a_server_for_others_may_be_listed() {
     assert_eq!(execute(&server, "hand.example.com", "").0, 200);
     assert_eq!(execute(&server, "other.example.com", "").0, 421);
     // A probe names the address that it connects to; the oldest clients name nothing.
-    assert_eq!(get(&server, "/readyz", "1.1", &format!("Host: {}\r\n", server.address())).0, 200);
+    assert_eq!(
+        get(&server, "/readyz", "1.1", &format!("Host: 127.0.0.1:{}\r\n", server.address().port()))
+            .0,
+        200
+    );
     assert_eq!(get(&server, "/readyz", "1.0", "").0, 200);
     let page = "Origin: https://hand.example.com\r\nSec-Fetch-Site: cross-site\r\n";
     assert_eq!(execute(&server, "hand.example.com", page).0, 200);

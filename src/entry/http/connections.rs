@@ -1,7 +1,7 @@
 //! How many clients may be connected, and who has to go when one more comes.
 //!
-//! File descriptors are few and idle or slow clients cost nothing to make, so when the house is full
-//! the connection that has waited longest without a whole request leaves. One that is being served
+//! File descriptors and memory are few, and idle or slow clients cost nothing to make, so when the house is
+//! full the connection that has waited longest without a whole request leaves. One that is being served
 //! never does.
 
 use std::{
@@ -14,6 +14,13 @@ use tokio::{task::AbortHandle, time::Instant};
 
 /// Descriptors kept for the private socket, the cluster, logs and the like.
 const RESERVED_DESCRIPTORS: usize = 400;
+
+/// What a connection holds at most while its client is slow, over TLS, in bytes; about 33 KiB were measured.
+const HELD_BYTES: u64 = 48 * 1024;
+
+/// Where a container's limit on memory is told, by the second and by the first version of cgroups.
+const MEMORY_LIMITS: [&str; 2] =
+    ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
 
 /// More connections than this serve nobody.
 const MOST_CONNECTIONS: usize = 8192;
@@ -31,11 +38,13 @@ struct Connection {
 }
 
 impl Connections {
-    /// As many as the limit on open files allows.
+    /// As many as the limits on open files and on the container's memory allow.
     #[must_use]
-    pub fn within_descriptor_limit() -> Self {
+    pub fn within_limits() -> Self {
         let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-        Self::with_capacity(capacity(soft_descriptor_limit(&limits).unwrap_or(1024)))
+        let memory = MEMORY_LIMITS.iter().find_map(|path| fs::read_to_string(path).ok());
+        let memory = memory.and_then(|limit| limit.trim().parse().ok());
+        Self::with_capacity(capacity(soft_descriptor_limit(&limits).unwrap_or(1024), memory))
     }
 
     fn with_capacity(capacity: usize) -> Self {
@@ -93,8 +102,11 @@ fn dismiss_longest_waiting(open: &mut HashMap<u64, Connection>) -> bool {
     true
 }
 
-fn capacity(descriptors: usize) -> usize {
-    descriptors.saturating_sub(RESERVED_DESCRIPTORS).clamp(16, MOST_CONNECTIONS)
+/// Half of the memory, if there is a limit, is for connections.
+fn capacity(descriptors: usize, memory: Option<u64>) -> usize {
+    let by_descriptors = descriptors.saturating_sub(RESERVED_DESCRIPTORS);
+    let by_memory = memory.and_then(|bytes| usize::try_from(bytes / 2 / HELD_BYTES).ok());
+    by_descriptors.min(by_memory.unwrap_or(usize::MAX)).clamp(16, MOST_CONNECTIONS)
 }
 
 /// From the text of `/proc/self/limits`.
@@ -136,14 +148,16 @@ mod tests {
     }
 
     #[test]
-    fn capacity_follows_the_descriptor_limit() {
+    fn capacity_follows_the_limits_on_descriptors_and_memory() {
         let limits = "Limit           Soft Limit  Hard Limit  Units\n\
                       Max open files  1024        524288      files\n";
         assert_eq!(soft_descriptor_limit(limits), Some(1024));
         let unlimited = "Max open files  unlimited  unlimited  files";
         assert_eq!(soft_descriptor_limit(unlimited), Some(usize::MAX));
-        assert_eq!(capacity(1024), 624);
-        assert_eq!(capacity(64), 16);
-        assert_eq!(capacity(usize::MAX), MOST_CONNECTIONS);
+        assert_eq!(capacity(1024, None), 624);
+        assert_eq!(capacity(64, None), 16);
+        assert_eq!(capacity(usize::MAX, None), MOST_CONNECTIONS);
+        assert_eq!(capacity(usize::MAX, Some(64 << 20)), 682);
+        assert_eq!(capacity(1024, Some(u64::MAX)), 624);
     }
 }

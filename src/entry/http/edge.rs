@@ -1,8 +1,9 @@
 //! The edge: what strangers connect to, and what of theirs goes further.
 //!
 //! The router behind it trusts its peer, so slow headers and bodies, long ones, ambiguous lengths and
-//! crowds end here; `passage` says what goes through. Once a request has passed, its client's going away
-//! changes nothing: what was begun is finished, and logged.
+//! crowds end here; `tls` says what connections are secured with, `site` whose requests are meant for us, and
+//! `passage` what of them goes through. Once a request has passed, its client's going away changes nothing:
+//! what was begun is finished, and logged.
 
 use std::{
     convert::Infallible,
@@ -99,7 +100,7 @@ impl Edge {
             site,
             tls,
             metrics,
-            connections: Connections::within_descriptor_limit(),
+            connections: Connections::within_limits(),
             actions: Semaphore::new(MAX_ACTIONS),
             questions: Semaphore::new(MAX_QUESTIONS),
             numbers: AtomicU64::new(0),
