@@ -55,7 +55,7 @@ async fn answer(
     match (context.cluster(), request.simulate) {
         (_, true) => simulate(context, request, &asked).await,
         (Some(cluster), false) => {
-            refuse_what_is_forgotten(request, asked.at, context.replay_window())?;
+            refuse_what_is_forgotten(request.issued_at, asked.at, context.replay_window())?;
             transaction::carry_out(context, cluster, request, asked).await
         }
         (None, false) => Err(ActionError::new(
@@ -81,12 +81,12 @@ fn ask(context: &Context, request: &ActionRequest, id: &RequestId) -> Asked {
 
 /// What the ledger may have forgotten cannot be recognised as done, so it is not done again. Nor is a
 /// request from the future, which would outlive the ledger's memory.
-fn refuse_what_is_forgotten(
-    request: &ActionRequest,
+pub(crate) fn refuse_what_is_forgotten(
+    issued_at: Option<DateTime<Utc>>,
     now: DateTime<Utc>,
     window: Duration,
 ) -> Result<(), ActionError> {
-    let Some(issued_at) = request.issued_at else { return Ok(()) };
+    let Some(issued_at) = issued_at else { return Ok(()) };
     let window = TimeDelta::from_std(window).unwrap_or(TimeDelta::MAX);
     let what = if now - issued_at > window {
         format!("is more than {} s ago", window.num_seconds())
@@ -208,7 +208,7 @@ mod tests {
                 issued_at.to_rfc3339()
             );
             let request = ActionRequest::parse(text.as_bytes()).expect("is accepted");
-            refuse_what_is_forgotten(&request, now, Duration::from_secs(1800))
+            refuse_what_is_forgotten(request.issued_at, now, Duration::from_secs(1800))
                 .map_err(|error| error.code)
         };
         assert_eq!(age(1800), Ok(()));

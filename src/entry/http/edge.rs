@@ -27,6 +27,7 @@ use tokio::{
 
 use super::{
     connections::Connections,
+    later::Later,
     passage::{outward, refusal, whole},
     routes::Route,
     upstream::{Body, Upstream},
@@ -64,18 +65,20 @@ pub struct Edge {
     upstream: Upstream,
     connections: Connections,
     metrics: Arc<Metrics>,
+    later: Later,
     actions: Semaphore,
     questions: Semaphore,
     numbers: AtomicU64,
 }
 
 impl Edge {
-    /// An edge in front of this router.
+    /// An edge in front of this router, which has work of its own for `later`.
     #[must_use]
-    pub fn new(upstream: Upstream, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(upstream: Upstream, metrics: Arc<Metrics>, later: Later) -> Arc<Self> {
         Arc::new(Edge {
             upstream,
             metrics,
+            later,
             connections: Connections::within_descriptor_limit(),
             actions: Semaphore::new(MAX_ACTIONS),
             questions: Semaphore::new(MAX_QUESTIONS),
@@ -137,11 +140,13 @@ impl Edge {
         self.connections.admit(id, tasks.spawn(connection));
     }
 
-    /// Returns when every connection has ended and every request that outlived its own is done.
+    /// Returns when every connection has ended and every request that outlived its own, or was put off, is
+    /// done.
     async fn idle(&self, tasks: &mut JoinSet<()>) {
         while tasks.join_next().await.is_some() {}
         // Closed by nobody, so this waits for the last action's place to be free.
         let _ = self.actions.acquire_many(MAX_ACTIONS as u32).await;
+        self.later.idle().await;
     }
 
     async fn connection(

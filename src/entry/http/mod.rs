@@ -18,7 +18,9 @@ use tokio::{
     time::sleep,
 };
 
-use self::{edge::Edge, service::Service, upstream::PrivateFolder};
+use self::{
+    edge::Edge, later::Later, progress::Followers, service::Service, upstream::PrivateFolder,
+};
 use crate::{
     callers::Callers,
     cli::ServeArgs,
@@ -30,11 +32,14 @@ use crate::{
     metrics::Metrics,
 };
 
+mod cloudevents;
 mod connections;
 mod edge;
 pub mod healthcheck;
+mod later;
 mod negotiation;
 pub(super) mod passage;
+mod progress;
 mod readiness;
 mod router;
 mod routes;
@@ -104,7 +109,8 @@ async fn serve(
 
     let folder = PrivateFolder::new().map_err(fault("the private folder"))?;
     let private = folder.listen().map_err(fault("the private socket"))?;
-    let service = Service::new(context, Arc::new(callers));
+    let (later, followers) = (Later::default(), Followers::new(stopping.clone()));
+    let service = Service::new(context, Arc::new(callers)).lasting(later.clone(), followers);
     router::start(private, &service, &Handle::current()).map_err(fault("the router"))?;
     let listener = TcpListener::bind(address).await.map_err(|error| {
         ActionError::new(Code::Configuration, format!("cannot listen on {address}: {error}"))
@@ -125,7 +131,7 @@ async fn serve(
         let _ = conclude.send(true);
         sleep(CONCLUDE).await;
     };
-    Edge::new(folder.upstream(), metrics).serve(listener, stopping, grace).await;
+    Edge::new(folder.upstream(), metrics, later).serve(listener, stopping, grace).await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -7,8 +7,11 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use tokio::sync::mpsc;
 
 use super::{
-    negotiation::{self, check_accept, check_content_type, idempotency_key},
+    cloudevents,
+    later::{Later, carry_out_later},
+    negotiation::{self, check_accept, check_content_type, idempotency_key, respond_async},
     passage::PEER,
+    progress::{self, Followers},
     readiness::Readiness,
     routes::{HEALTHY, Route},
 };
@@ -39,13 +42,28 @@ pub struct Service {
     context: Context,
     callers: Arc<Callers>,
     readiness: Arc<Readiness>,
+    lasting: Option<Lasting>,
+}
+
+/// What only a process that stays can do once it has answered.
+#[derive(Clone)]
+struct Lasting {
+    later: Later,
+    followers: Followers,
 }
 
 impl Service {
     /// A service for this context and these callers.
     #[must_use]
     pub fn new(context: Context, callers: Arc<Callers>) -> Self {
-        Service { context, callers, readiness: Arc::default() }
+        Service { context, callers, readiness: Arc::default(), lasting: None }
+    }
+
+    /// The same service in a process that stays: requests can be put off, and followed.
+    #[must_use]
+    pub fn lasting(mut self, later: Later, followers: Followers) -> Self {
+        self.lasting = Some(Lasting { later, followers });
+        self
     }
 
     /// The same service for work that has to be over after `left`.
@@ -76,6 +94,16 @@ impl Service {
             Route::Ready => Ok(self.ready().await),
             Route::Metrics => self.counted(),
             Route::Execute => self.execute(request).await,
+            Route::Receive => {
+                let credentials = credentials(&request);
+                cloudevents::receive(&self.context, &self.callers, &credentials, request).await
+            }
+            Route::Progress => {
+                let (credentials, lasting) = (credentials(&request), self.lasting.as_ref());
+                let followers = lasting.map(|it| &it.followers);
+                let (context, callers) = (&self.context, &self.callers);
+                progress::tell(context, callers, &credentials, followers, &request).await
+            }
         }
     }
 
@@ -84,8 +112,15 @@ impl Service {
         check_accept(header("accept").as_deref())?;
         check_content_type(header("content-type").as_deref())?;
         let key = idempotency_key(header("idempotency-key").as_deref())?;
+        let patience = respond_async(header("prefer").as_deref());
         let credentials = credentials(&request);
-        let delivery = Delivery { body: request.into_body(), key };
+        let delivery = Delivery { body: request.into_body(), key, event: None };
+        if let (Some(patience), Some(lasting)) = (patience, &self.lasting)
+            && let Some(place) = lasting.later.place()
+        {
+            let (context, callers) = (self.context.clone(), self.callers.clone());
+            return carry_out_later(context, callers, delivery, credentials, place, patience).await;
+        }
         let done = carry_out(&self.context, &self.callers, &delivery, &credentials).await?;
         Ok(Answer::from(done).into())
     }
