@@ -54,10 +54,7 @@ pub struct Progress {
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub since: DateTime<Utc>,
     /// Until when nobody else takes it over (`claimed`), or a person may approve it (`pending_approval`).
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "milliseconds_if_any"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "milliseconds_if_any")]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub until: Option<DateTime<Utc>>,
     /// Present and true if that time is over: nobody is known to be at it, and the same request may be sent
@@ -190,7 +187,8 @@ impl Found {
         let timed = matches!(state, Stage::Claimed | Stage::PendingApproval);
         let detail = match state {
             Stage::Claimed if overdue => {
-                "its holder's time is over; send the same request again, and it is gone on with".into()
+                "its holder's time is over; send the same request again, and it is gone on with"
+                    .into()
             }
             Stage::Claimed => "it is being done".into(),
             Stage::PendingApproval if overdue => {
@@ -232,7 +230,9 @@ impl Found {
         let node = &self.record.intent.answer.target;
         match self.record.intent.completion.given(node, &made) {
             Rest::Wait(completion) => Ok(match completion.check(cluster, end).await? {
-                Verdict::Waiting(stage) | Verdict::Complete(stage) | Verdict::Failed(stage) => stage,
+                Verdict::Waiting(stage) | Verdict::Complete(stage) | Verdict::Failed(stage) => {
+                    stage
+                }
             }),
             Rest::Drain(drained) => {
                 // It only looks, so there is nothing to permit.

@@ -106,7 +106,7 @@ pub async fn carry_out_for(
     }
     let made_at = delivery.event.as_ref().and_then(|event| event.made_at);
     if !request.simulate && request.issued_at.is_none() {
-        handler::refuse_what_is_forgotten(made_at, Utc::now(), context.replay_window())?;
+        handler::refuse_what_is_forgotten("time", made_at, Utc::now(), context.replay_window())?;
     }
     handle(context, request).await
 }

@@ -59,7 +59,7 @@ fn a_wrong_request_is_a_problem_document() {
 #[test]
 fn other_paths_are_404_and_other_methods_405() {
     let server = offline();
-    for path in ["/", "/api/v1/action/execute/", "/api/v1/healthz/x", "/readyz/", "/%2e%2e/readyz"]
+    for path in ["//", "/api/v1/action/execute/", "/api/v1/healthz/x", "/readyz/", "/%2e%2e/readyz"]
     {
         let reply = server.get(path);
         assert_eq!(

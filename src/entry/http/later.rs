@@ -96,8 +96,6 @@ pub async fn carry_out_later(
         biased;
         done = &mut work => answer(done),
         Some(claim) = put_off => accepted(&claim),
-        // It has ended without a claim.
-        else => answer(work.await),
     }
 }
 

@@ -105,8 +105,11 @@ fn asked(uri: &http::Uri) -> Result<(Namespace, RequestId), ActionError> {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         if name != "namespace" {
             let hint = "?namespace= is the target's namespace, or default for nodes";
-            return Err(ActionError::new(Code::InvalidRequest, "the query has a parameter of no use")
-                .with_hint(hint));
+            return Err(ActionError::new(
+                Code::InvalidRequest,
+                "the query has a parameter of no use",
+            )
+            .with_hint(hint));
         }
         if namespace.is_some() {
             return Err(ActionError::in_field("namespace", "given more than once"));
