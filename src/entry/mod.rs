@@ -108,7 +108,8 @@ pub async fn carry_out_for(
     if !request.simulate && request.issued_at.is_none() {
         handler::refuse_what_is_forgotten("time", made_at, Utc::now(), context.replay_window())?;
     }
-    handle(context, request).await
+    // A real action's steps are many and their state is large; on the heap, no door's stack grows by it.
+    Box::pin(handle(context, request)).await
 }
 
 impl Answer {

@@ -127,7 +127,7 @@ async fn an_event_that_is_too_old_or_refused_is_answered_with_a_problem() {
             let answer = &told["event"];
             assert_eq!(answer["type"], "dev.action-executor.action.problem.v1", "{told}");
             assert_eq!((&answer["id"], &answer["data"]["code"]), (&json!(id), &json!(code)));
-            assert_eq!(answer["datacontenttype"], "application/problem+json");
+            assert_eq!(answer["datacontenttype"], "application/json");
         }
     }
     assert_eq!(namespace.get_deployment("web").await.metadata.generation, before);

@@ -266,7 +266,8 @@ async fn a_claim_whose_holder_died_says_so() {
     assert!(
         overdue["detail"].as_str().expect("is a sentence").contains("send the same request again")
     );
-    assert_eq!(execute(&server, &request, "Connection: close\r\n").status, 200);
+    let reply = execute(&server, &request, "Connection: close\r\n");
+    assert_eq!(reply.status, 200, "{reply:?} {}", server.log());
     assert_eq!(progress(&server, &namespace, "r1")["state"], "answered");
 }
 

@@ -16,6 +16,7 @@
 
 use chrono::Utc;
 use http::{HeaderValue, Request, Response, StatusCode, header};
+use percent_encoding::percent_decode_str;
 
 use self::event::{Incoming, Outgoing};
 use super::service::Body;
@@ -60,14 +61,14 @@ pub async fn receive(
     let done = carry_out_for(context, caller.as_ref(), &delivery).await;
     let request = delivery.request().ok();
     let asked = request.as_ref().and_then(|it| it.id.clone()).unwrap_or(key.id);
-    let (kind, word, target, time, content_type) = match &done {
+    let (kind, word, target, time) = match &done {
         Ok(response) => {
             let target = Some(response.target.clone());
-            (RESPONSE, word(response), target, response.finished_at, "application/json")
+            (RESPONSE, word(response), target, response.finished_at)
         }
         Err(error) => {
             let target = request.map(|it| it.action.target());
-            (PROBLEM, error.code.name(), target, Utc::now(), "application/problem+json")
+            (PROBLEM, error.code.name(), target, Utc::now())
         }
     };
     let status = status(&done);
@@ -83,7 +84,6 @@ pub async fn receive(
         id: format!("{asked}.{word}"),
         subject: target.as_ref().map(subject),
         time,
-        content_type,
         data: answer.body,
         traces,
     };
@@ -98,7 +98,8 @@ pub async fn receive(
 /// section 3.1): the same for the same event however often it is delivered, another one for any other. The
 /// event's id stays readable if it can be part of an id.
 fn key(source: &str, id: &str) -> String {
-    let of_source = sha256(source.as_bytes());
+    // A source is a URI reference: encoded once more or less, as SDKs disagree on in headers, it is the same.
+    let of_source = sha256(&percent_decode_str(source).collect::<Vec<_>>());
     let readable = format!("ce-{}-{id}", &of_source[..16]);
     let fits = |it: u8| it.is_ascii_alphanumeric() || b"._:-".contains(&it);
     if readable.len() <= MAX_ID && id.bytes().all(fits) {
@@ -145,6 +146,7 @@ mod tests {
         let one = key("/pager", "alert-7");
         assert!(one.starts_with("ce-") && one.ends_with("-alert-7"), "{one}");
         assert_eq!(one, key("/pager", "alert-7"));
+        assert_eq!(key("/caf%C3%A9", "1"), key("/café", "1"));
         let long = "x".repeat(200);
         let all = [
             key("/pager", "alert-8"),
@@ -152,6 +154,7 @@ mod tests {
             key("/pager", "alert 7"),
             key("/pager", "alert  7"),
             key("/other", "alert 7"),
+            key("/caf%C3%A9", "alert-7"),
             key("/pager", &long),
         ];
         for (at, other) in all.iter().enumerate() {
