@@ -78,8 +78,7 @@ impl Service {
         let method = request.method().as_str();
         let target = request.uri().path().to_owned();
         let result = match Route::of(method, &target) {
-            // The routes' states are as large as the largest, which is not to be on the stack of each.
-            Ok(route) => Box::pin(self.at(route, request)).await,
+            Ok(route) => self.at(route, request).await,
             Err(error) => Err(error),
         };
         result.unwrap_or_else(|error| self.problem(error, &target))
