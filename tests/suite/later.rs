@@ -138,14 +138,14 @@ async fn a_request_is_put_off_once_its_claim_stands_and_any_replica_tells_of_it(
         (&json!("claimed"), &json!(path(&namespace, "r1")))
     );
 
-    let under_way = eventually("its effect is made", async || {
+    let under_way = eventually("its rollout is on its way", async || {
         let progress = progress(&other, &namespace, "r1");
-        (progress["state"] == "effective").then_some(progress)
+        let detail = progress["detail"].as_str().expect("is a sentence");
+        (progress["state"] == "effective" && detail.contains("of 1")).then_some(progress)
     })
     .await;
     assert_eq!(under_way["requester"], "pager");
     assert_eq!(under_way["target"]["name"], "web");
-    assert!(under_way["detail"].as_str().expect("is a sentence").contains("of 1"), "{under_way}");
     assert!(under_way["since"].is_string() && under_way["answer"].is_null(), "{under_way}");
 
     let progress = done(&other, &namespace, "r1").await;
