@@ -237,8 +237,9 @@ async fn requests_spread_over_replicas_that_are_killed_are_each_done_once_and_an
     let done = Arc::new(AtomicBool::new(false));
     let killer = {
         let (servers, done) = (servers.clone(), done.clone());
-        let victims: Vec<_> =
-            (0..8 * rounds()).map(|_| (random.below(REPLICAS as u64), random.below(1000))).collect();
+        let victims: Vec<_> = (0..8 * rounds())
+            .map(|_| (random.below(REPLICAS as u64), random.below(1000)))
+            .collect();
         spawn_blocking(move || {
             for (victim, pause) in victims {
                 std::thread::sleep(Duration::from_millis(300 + pause));
