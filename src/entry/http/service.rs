@@ -1,7 +1,9 @@
 //! What is answered at each path, whoever carries the question here and the answer away: the server's
 //! router, or the function runtime.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+#[cfg(feature = "lambda")]
+use std::time::Duration;
 
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use tokio::sync::mpsc;
@@ -67,6 +69,7 @@ impl Service {
     }
 
     /// The same service for work that has to be over after `left`.
+    #[cfg(feature = "lambda")]
     #[must_use]
     pub fn within(mut self, left: Duration) -> Self {
         self.context = self.context.within(left);
@@ -159,6 +162,7 @@ impl Service {
 }
 
 /// What is answered whether or not there is a cluster, or anything else to be had.
+#[cfg(feature = "lambda")]
 #[must_use]
 pub fn at_once(request: &Request<Vec<u8>>) -> Option<Response<Body>> {
     match Route::of(request.method().as_str(), request.uri().path()) {
