@@ -7,11 +7,16 @@ use tokio::{sync::watch, time::sleep};
 
 use crate::{
     config::Settings, document::Followed, error::ActionError, k8s::cluster::Cluster,
-    metrics::Metrics, policy::Policy, request::ActionRequest, response::ActionResponse,
+    ledger::record::Subject, metrics::Metrics, policy::Policy, request::ActionRequest,
+    response::ActionResponse,
 };
 
 /// Told each new stage of a long wait, in a sentence.
 pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Told that a request's record stands in the ledger, and that its answer may take long: from now on
+/// whoever reads the record can tell of it, and a crash loses nothing.
+pub type Claimed = Arc<dyn Fn(&Subject) + Send + Sync>;
 
 /// The handler's surroundings.
 #[derive(Clone)]
@@ -21,6 +26,7 @@ pub struct Context {
     deadline: Duration,
     replay_window: Duration,
     progress: Progress,
+    claimed: Claimed,
     metrics: Option<Arc<Metrics>>,
     stopping: watch::Receiver<bool>,
 }
@@ -38,13 +44,22 @@ impl Context {
         let policy = Arc::new(policy);
         let Settings { deadline, replay_window, .. } = *settings;
         let progress: Progress = Arc::new(|_| ());
-        Context { cluster, policy, deadline, replay_window, progress, metrics: None, stopping }
+        let claimed: Claimed = Arc::new(|_| ());
+        let metrics = None;
+        Context { cluster, policy, deadline, replay_window, progress, claimed, metrics, stopping }
     }
 
     /// The same context with somebody to tell progress to.
     #[must_use]
     pub fn telling(mut self, progress: Progress) -> Self {
         self.progress = progress;
+        self
+    }
+
+    /// The same context with somebody to tell that a request's record stands.
+    #[must_use]
+    pub fn claiming(mut self, claimed: Claimed) -> Self {
+        self.claimed = claimed;
         self
     }
 
@@ -105,6 +120,11 @@ impl Context {
     /// Tells a stage of a wait.
     pub(crate) fn tell(&self, stage: &str) {
         (self.progress)(stage);
+    }
+
+    /// Tells that a request's record stands; more than once does no harm.
+    pub(crate) fn claimed(&self, subject: &Subject) {
+        (self.claimed)(subject);
     }
 
     /// Who counts, if somebody does.

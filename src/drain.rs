@@ -170,6 +170,18 @@ impl Drain<'_> {
         Err(self.conclude(ended).await)
     }
 
+    /// How far it is, by a look that evicts nothing.
+    ///
+    /// # Errors
+    /// Why the cluster could not be asked.
+    pub(crate) async fn so_far(&self) -> Result<String, ActionError> {
+        let seen = self.look(self.end).await?;
+        Ok(match seen.pods.is_empty() {
+            true => self.all_gone(),
+            false => self.stage(&seen, &HashSet::new()),
+        })
+    }
+
     fn all_evicted(&self, left: usize) -> String {
         let all = counted(self.drained.count(), "pod");
         match (self.drained.count(), left) {

@@ -24,6 +24,8 @@ pub enum Code {
     Usage,
     /// The path is not served.
     RouteNotFound,
+    /// There is no record of a request with this id.
+    RequestNotFound,
     /// The path is served, the method is not.
     MethodNotAllowed,
     /// The answer cannot be given in a media type that the caller accepts.
@@ -122,11 +124,12 @@ pub(crate) fn wire_name(variant: impl Serialize) -> String {
 
 impl Code {
     /// Every code, for tables and for the tests that loop over them.
-    pub const ALL: [Code; 40] = [
+    pub const ALL: [Code; 41] = [
         Code::InvalidRequest,
         Code::PayloadTooLarge,
         Code::Usage,
         Code::RouteNotFound,
+        Code::RequestNotFound,
         Code::MethodNotAllowed,
         Code::NotAcceptable,
         Code::UnsupportedMediaType,
@@ -174,6 +177,7 @@ impl Code {
             Code::PayloadTooLarge => permanent("The request is too long", 413, 65),
             Code::Usage => permanent("No single source of input", 400, 64),
             Code::RouteNotFound => permanent("No such path", 404, 64),
+            Code::RequestNotFound => permanent("No such request is remembered", 404, 69),
             Code::MethodNotAllowed => permanent("Method not allowed", 405, 64),
             Code::NotAcceptable => permanent("No acceptable media type", 406, 64),
             Code::UnsupportedMediaType => permanent("Unsupported media type", 415, 64),
@@ -442,14 +446,16 @@ mod tests {
     #[test]
     fn no_permanent_error_has_a_status_that_event_brokers_retry() {
         // Knative Eventing retries 404, 408, 409, 429 and 5xx. What is left is either not about an
-        // event (a wrong path) or for a person to mend while the broker holds the event.
+        // event (a wrong path, a question about an id) or for a person to mend while the broker holds the event.
         let mended_by_a_person =
             [Code::CredentialsRefused, Code::Configuration, Code::OutcomeUnknown, Code::Internal];
         for code in Code::ALL.into_iter().filter(|code| !code.retryable()) {
             let status = code.http_status();
             let retried = matches!(status, 404 | 408 | 409 | 429) || status >= 500;
             assert!(
-                !retried || code == Code::RouteNotFound || mended_by_a_person.contains(&code),
+                !retried
+                    || matches!(code, Code::RouteNotFound | Code::RequestNotFound)
+                    || mended_by_a_person.contains(&code),
                 "{code}"
             );
         }

@@ -75,7 +75,12 @@ async fn answer(
     match (context.cluster(), request.simulate) {
         (_, true) => simulate(context, request, &asked).await,
         (Some(cluster), false) => {
-            refuse_what_is_forgotten(request, asked.at, context.replay_window())?;
+            refuse_what_is_forgotten(
+                "issued_at",
+                request.issued_at,
+                asked.at,
+                context.replay_window(),
+            )?;
             transaction::carry_out(context, cluster, request, asked).await
         }
         (None, false) => Err(ActionError::new(
@@ -101,12 +106,13 @@ fn ask(context: &Context, request: &ActionRequest, id: &RequestId) -> Asked {
 
 /// What the ledger may have forgotten cannot be recognised as done, so it is not done again. Nor is a
 /// request from the future, which would outlive the ledger's memory.
-fn refuse_what_is_forgotten(
-    request: &ActionRequest,
+pub(crate) fn refuse_what_is_forgotten(
+    field: &str,
+    issued_at: Option<DateTime<Utc>>,
     now: DateTime<Utc>,
     window: Duration,
 ) -> Result<(), ActionError> {
-    let Some(issued_at) = request.issued_at else { return Ok(()) };
+    let Some(issued_at) = issued_at else { return Ok(()) };
     let window = TimeDelta::from_std(window).unwrap_or(TimeDelta::MAX);
     let what = if now - issued_at > window {
         format!("is more than {} s ago", window.num_seconds())
@@ -115,8 +121,8 @@ fn refuse_what_is_forgotten(
     } else {
         return Ok(());
     };
-    Err(ActionError::new(Code::RequestExpired, format!("issued_at: {what}"))
-        .with_field("issued_at")
+    Err(ActionError::new(Code::RequestExpired, format!("{field}: {what}"))
+        .with_field(field)
         .with_hint("decide anew, and send a new request with an id of its own"))
 }
 
@@ -241,7 +247,7 @@ mod tests {
                 issued_at.to_rfc3339()
             );
             let request = ActionRequest::parse(text.as_bytes()).expect("is accepted");
-            refuse_what_is_forgotten(&request, now, Duration::from_secs(1800))
+            refuse_what_is_forgotten("issued_at", request.issued_at, now, Duration::from_secs(1800))
                 .map_err(|error| error.code)
         };
         assert_eq!(age(1800), Ok(()));

@@ -9,6 +9,7 @@
 //!   works off what follows the cordon of a node, and `transaction::fallback` takes a rollout back if it
 //!   fails and the request says so.
 //! - [`ledger`]: claim, record and replay, in Events; [`failpoint`]: where a crash is tried.
+//! - [`inquiry`]: how a request is getting on, told from its record alone.
 //! - [`policy`], [`budget`], [`approval`]: the limits that a person set: what may be done, how often, and
 //!   what somebody has to approve first.
 //! - [`rbac`], [`job`], [`manifests`]: what the cluster is to hold for all this, as data.
@@ -38,6 +39,7 @@ pub mod error;
 mod execution;
 pub mod failpoint;
 pub mod handler;
+pub mod inquiry;
 pub mod job;
 pub mod k8s;
 pub mod ledger;

@@ -209,7 +209,7 @@ impl Serialize for ActionRequest {
     }
 }
 
-fn checked_text(bytes: &[u8]) -> Result<&str, ActionError> {
+pub(crate) fn checked_text(bytes: &[u8]) -> Result<&str, ActionError> {
     if bytes.len() > MAX_REQUEST_BYTES {
         return Err(ActionError::new(
             Code::PayloadTooLarge,

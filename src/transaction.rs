@@ -298,6 +298,9 @@ impl Transaction<'_> {
     ) -> Result<ActionResponse, ActionError> {
         Failpoint::AfterClaim.pass();
         let Planned { plan, glance, .. } = planned;
+        if !matches!(plan.todo, Todo::Nothing(..)) {
+            self.context.claimed(&self.ledger.subject);
+        }
         let deadline = asked.deadline.min(Instant::now() + SLACK);
         let asked = Asked { deadline, ..asked };
         let at = record.written_at.unwrap_or_else(Utc::now);
@@ -442,6 +445,7 @@ impl Transaction<'_> {
         if asked.wait || record.intent.completion.is_work() {
             record.effective(made);
             self.write(&mut record, closing(asked)).await;
+            self.context.claimed(&self.ledger.subject);
             self.finish(&record, &mut answer, asked).await;
             self.fall_back(&mut record, &mut answer).await;
         } else {
@@ -500,6 +504,7 @@ impl Transaction<'_> {
         if !asked.wait && !record.intent.completion.is_work() {
             return Ok(ActionResponse { replayed: true, ..answer });
         }
+        self.context.claimed(&self.ledger.subject);
         if !has_failed {
             self.finish(&record, &mut answer, asked).await;
         }

@@ -1,10 +1,12 @@
 //! The doors. Each brings bytes to the one handler and carries its answer away; none knows an action.
 
+use chrono::{DateTime, Utc};
+
 use crate::{
-    callers::{Callers, Credentials},
+    callers::{Caller, Callers, Credentials},
     context::Context,
     error::ActionError,
-    handler::handle,
+    handler::{self, handle},
     ledger::record::is_final,
     request::{ActionRequest, Key},
     response::{ActionResponse, Outcome},
@@ -43,6 +45,17 @@ pub struct Delivery {
     pub body: Vec<u8>,
     /// An id that came beside it.
     pub key: Option<Key>,
+    /// The event that brought it.
+    pub event: Option<Origin>,
+}
+
+/// The event that brought a request.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The event's own id, which is that of a request that brings none.
+    pub key: Key,
+    /// When the event was made.
+    pub made_at: Option<DateTime<Utc>>,
 }
 
 impl Delivery {
@@ -51,7 +64,9 @@ impl Delivery {
     /// # Errors
     /// As [`ActionRequest::parse`] and [`ActionRequest::keyed`] say.
     pub fn request(&self) -> Result<ActionRequest, ActionError> {
-        ActionRequest::parse(&self.body)?.keyed(self.key.as_ref())
+        let request = ActionRequest::parse(&self.body)?.keyed(self.key.as_ref())?;
+        let event = self.event.as_ref().filter(|_| request.id.is_none());
+        request.keyed(event.map(|event| &event.key))
     }
 }
 
@@ -68,13 +83,33 @@ pub async fn carry_out(
     delivery: &Delivery,
     credentials: &Credentials,
 ) -> Result<ActionResponse, ActionError> {
-    let cluster = context.cluster();
-    let caller = callers.identify(credentials, cluster).await?;
+    let caller = callers.identify(credentials, context.cluster()).await?;
+    carry_out_for(context, caller.as_ref(), delivery).await
+}
+
+/// Does what this caller asks.
+///
+/// A request is no younger than the event that brought it, whatever became of the event in between: one
+/// that has lain in a dead-letter queue for longer than the ledger remembers may have been done. The event's
+/// time is no part of the request, so that a caller may send the same request in another event.
+///
+/// # Errors
+/// As [`carry_out`] says of a caller who is known.
+pub async fn carry_out_for(
+    context: &Context,
+    caller: Option<&Caller>,
+    delivery: &Delivery,
+) -> Result<ActionResponse, ActionError> {
     let mut request = delivery.request()?;
     if let Some(caller) = caller {
-        request = caller.ask(request, cluster).await?;
+        request = caller.ask(request, context.cluster()).await?;
     }
-    handle(context, request).await
+    let made_at = delivery.event.as_ref().and_then(|event| event.made_at);
+    if !request.simulate && request.issued_at.is_none() {
+        handler::refuse_what_is_forgotten("time", made_at, Utc::now(), context.replay_window())?;
+    }
+    // A real action's steps are many and their state is large; on the heap, no door's stack grows by it.
+    Box::pin(handle(context, request)).await
 }
 
 impl Answer {

@@ -82,7 +82,9 @@ fn read(source: &Source) -> Result<Delivery, ActionError> {
             .filter(|text| !text.is_empty()),
     };
     match (piped, environment.body) {
-        (Some(body), None) | (None, Some(body)) => Ok(Delivery { body, key: environment.key }),
+        (Some(body), None) | (None, Some(body)) => {
+            Ok(Delivery { body, key: environment.key, event: None })
+        }
         (None, None) => Err(ActionError::new(Code::Usage, "there is no request").with_hint(
             "pipe JSON into standard input, name a file (`action-executor run FILE`), or set \
              ACTION_REQUEST or ACTION_TYPE",

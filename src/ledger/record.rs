@@ -39,6 +39,7 @@ const ACTION_LABEL: &str = "action-executor.dev/action";
 /// The annotations of an Event, one for each part of a record.
 pub(crate) const REQUEST_ID: &str = "action-executor.dev/request-id";
 pub(crate) const REQUEST_DIGEST: &str = "action-executor.dev/request-digest";
+pub(crate) const REQUESTER: &str = "action-executor.dev/requester";
 const STATE: &str = "action-executor.dev/state";
 const HOLDER: &str = "action-executor.dev/holder";
 const UNTIL: &str = "action-executor.dev/until";
@@ -165,7 +166,7 @@ impl Subject {
     /// The name of its Event, from the id alone, so that there is one at most.
     #[must_use]
     pub fn event_name(&self) -> String {
-        format!("action-executor-{}", &sha256(self.id.as_bytes())[..32])
+        event_name(&self.id)
     }
 
     /// The Event that a new record is first written as.
@@ -254,6 +255,7 @@ impl Subject {
             (UNTIL, rfc3339_millis(record.until)),
             (INTENT, json_text(&record.intent)),
         ]);
+        all.extend(self.requester.as_ref().map(|it| (REQUESTER, it.clone())));
         all.extend(record.made.as_ref().map(|made| (MADE, json_text(made))));
         all.extend(record.rollback.as_ref().map(|effect| (ROLLBACK, json_text(effect))));
         all.extend(record.answer.as_ref().map(|answer| (ANSWER, json_text(answer))));
@@ -323,6 +325,12 @@ impl Record {
             written_at: written_at(&event.metadata),
         })
     }
+}
+
+/// The name of the Event of the request with this id.
+#[must_use]
+pub fn event_name(id: &RequestId) -> String {
+    format!("action-executor-{}", &sha256(id.as_bytes())[..32])
 }
 
 /// The API server's own clock: when it last wrote the object for us, else when it made it.

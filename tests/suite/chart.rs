@@ -273,7 +273,12 @@ fn what_cannot_be_meant_is_refused_in_a_sentence() {
 #[tokio::test]
 async fn an_api_server_takes_every_object_strictly() {
     // Kinds that no API server has by itself.
-    let foreign = ["gateway.networking.k8s.io", "serving.knative.dev", "monitoring.coreos.com"];
+    let foreign = [
+        "gateway.networking.k8s.io",
+        "serving.knative.dev",
+        "eventing.knative.dev",
+        "monitoring.coreos.com",
+    ];
     let mut kinds = BTreeSet::new();
     for file in ci_values() {
         let cluster = shared();

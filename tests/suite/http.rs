@@ -59,7 +59,7 @@ fn a_wrong_request_is_a_problem_document() {
 #[test]
 fn other_paths_are_404_and_other_methods_405() {
     let server = offline();
-    for path in ["/", "/api/v1/action/execute/", "/api/v1/healthz/x", "/readyz/", "/%2e%2e/readyz"]
+    for path in ["//", "/api/v1/action/execute/", "/api/v1/healthz/x", "/readyz/", "/%2e%2e/readyz"]
     {
         let reply = server.get(path);
         assert_eq!(
@@ -132,6 +132,43 @@ assert "my-deployment" in answer["result"], answer
         server.address()
     );
     let done = Command::new("python3").args(["-c", &script]).output().expect("python3 runs");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// The calls of the original's README, its body as it stands there, with the library that its users have.
+/// A Python of the tests' own that is not there is no reason to pass.
+#[test]
+#[ignore = "needs a Python with requests in PYTHON_WITH_REQUESTS: pip install requests==2.34.2"]
+fn the_originals_calls_with_requests_for_python_work_unchanged() {
+    let server = offline();
+    let script = format!(
+        r#"
+import requests
+
+base = "http://{}"
+health = requests.get(f"{{base}}/api/v1/healthz")
+assert health.status_code == 200 and health.json() == {{"status": "ok"}}, health.text
+# Both of them at once, as the README has it, and each by itself.
+for named in (
+    {{"deployment": "my-deployment", "pod_name": "my-pod-123", "namespace": "default"}},
+    {{"deployment": "my-deployment", "namespace": "default"}},
+    {{"deployment": "my-deployment"}},
+):
+    body = {{"type": "restart_k8s", "parameters": named, "simulate": True}}
+    answer = requests.post(f"{{base}}/api/v1/action/execute", json=body)
+    answer.raise_for_status()
+    assert "my-deployment" in answer.json()["result"], answer.text
+body = {{"type": "restart_pod", "parameters": {{"pod_name": "my-pod-123"}}}}
+with requests.Session() as session:
+    for _ in range(2):
+        answer = session.post(f"{{base}}/api/v1/action/execute", json=body)
+        assert answer.ok and "my-pod-123" in answer.json()["result"], answer.text
+assert requests.post(f"{{base}}/api/v1/action/execute", json={{"type": "other"}}).status_code == 400
+"#,
+        server.address()
+    );
+    let python = std::env::var_os("PYTHON_WITH_REQUESTS").unwrap_or_else(|| "python3".into());
+    let done = Command::new(python).args(["-c", &script]).output().expect("Python runs");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 

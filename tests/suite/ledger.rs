@@ -209,6 +209,75 @@ async fn one_request_sent_many_times_to_processes_that_are_killed_acts_once() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_spread_over_replicas_that_are_killed_are_each_done_once_and_answered_alike() {
+    const REPLICAS: usize = 3;
+    const IDS: usize = 5;
+    let mut random = Random::new("replicas");
+    // A difference, since what is done twice shows.
+    let scenario = Scenario::new(ActionKind::Scale, "replicas").await;
+    let start = {
+        let namespace = scenario.namespace.clone();
+        move || Server::start(program(&namespace))
+    };
+    let servers: Arc<Vec<_>> = Arc::new((0..REPLICAS).map(|_| Mutex::new(start())).collect());
+    // Round-robin, each id again and again: it comes to another replica each time.
+    let clients: Vec<_> = (0..4)
+        .map(|client| {
+            let requests: Vec<_> =
+                (0..IDS).map(|id| scenario.request(&format!("r{id}")).to_string()).collect();
+            let servers = servers.clone();
+            spawn_blocking(move || {
+                let turns = (0..IDS * 4 * rounds()).map(|turn| turn + client);
+                let ask = |turn: usize| (turn % IDS, insist(&servers, turn, &requests[turn % IDS]));
+                turns.map(ask).collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let done = Arc::new(AtomicBool::new(false));
+    let killer = {
+        let (servers, done) = (servers.clone(), done.clone());
+        let victims: Vec<_> = (0..8 * rounds())
+            .map(|_| (random.below(REPLICAS as u64), random.below(1000)))
+            .collect();
+        spawn_blocking(move || {
+            for (victim, pause) in victims {
+                std::thread::sleep(Duration::from_millis(300 + pause));
+                if done.load(Ordering::SeqCst) {
+                    return;
+                }
+                let mut server = servers[victim as usize].lock().expect("is whole");
+                server.signal("KILL");
+                *server = start();
+            }
+        })
+    };
+    let mut answers: Vec<Vec<Value>> = vec![Vec::new(); IDS];
+    for client in clients {
+        for (id, answer) in client.await.expect("all were answered") {
+            answers[id].push(answer);
+        }
+    }
+    done.store(true, Ordering::SeqCst);
+    killer.await.expect("it ended");
+    for (id, answers) in answers.into_iter().enumerate() {
+        let firsts = answers.iter().filter(|answer| answer["replayed"] == false).count();
+        assert!(firsts <= 1, "r{id}: {firsts} say that it was they");
+        let mut told = answers.into_iter().map(told);
+        let first = told.next().expect("is one");
+        assert!(told.all(|it| it == first), "r{id} is answered alike by all");
+        // Any of them tells the same of it, and none needs to have been there.
+        for server in servers.iter() {
+            let server = server.lock().expect("is whole");
+            let place = format!("/api/v1/actions/r{id}?namespace={}", scenario.namespace.name());
+            let progress = server.get(&place).json();
+            assert_eq!(progress["state"], "answered", "{progress}");
+            assert_eq!(crate::scenario::told(progress["answer"].clone()), first);
+        }
+    }
+    assert_eq!(scenario.effects().await, IDS as i64);
+}
+
 pub async fn records(namespace: &Namespace) -> Vec<Event> {
     let params = ListParams::default().labels("app.kubernetes.io/managed-by=action-executor");
     namespace.api::<Event>().list(&params).await.expect("events are listed").items

@@ -8,6 +8,7 @@ mod approval;
 mod attacks;
 mod callers;
 mod chart;
+mod cloudevents;
 mod cluster;
 mod contract;
 mod cordon;
@@ -18,6 +19,7 @@ mod faults;
 mod http;
 #[cfg(feature = "lambda")]
 mod lambda;
+mod later;
 mod ledger;
 mod limits;
 mod manifests;

@@ -40,6 +40,90 @@ async fn an_api_server_takes_every_file_in_jobs() {
     shared().create_strictly(&built_in);
 }
 
+/// What Knative's own schemas say of the parts that are ours to write; a field that is not here is not
+/// known to them either.
+fn knatives_schema(kind: &str) -> Value {
+    let object = |required: Value, properties: Value| {
+        json!({
+            "type": "object", "additionalProperties": false,
+            "required": required, "properties": properties,
+        })
+    };
+    let text = json!({ "type": "string", "minLength": 1 });
+    let texts = json!({ "type": "object", "additionalProperties": text });
+    let duration = json!({ "type": "string", "pattern": "^PT[0-9]+[HMS]$" });
+    let destination = json!({ "ref": object(json!(["apiVersion", "kind", "name"]), json!({
+            "apiVersion": text, "kind": text, "name": text,
+        })) });
+    let destination = object(json!(["ref"]), destination);
+    let metadata =
+        object(json!(["name"]), json!({ "name": text, "namespace": text, "labels": texts }));
+    let spec = match kind {
+        "Broker" => json!({ "type": "object" }),
+        "Trigger" => object(
+            json!(["broker", "subscriber"]),
+            json!({
+                "broker": text,
+                "filter": object(json!(["attributes"]), json!({ "attributes": texts })),
+                "subscriber": destination,
+                "delivery": object(json!([]), json!({
+                    "retry": { "type": "integer", "minimum": 0 },
+                    "backoffPolicy": { "enum": ["linear", "exponential"] },
+                    "backoffDelay": duration, "timeout": duration, "deadLetterSink": destination,
+                })),
+            }),
+        ),
+        _ => object(
+            json!(["template"]),
+            json!({ "template": object(json!(["spec"]), json!({
+                "metadata": object(json!([]), json!({ "labels": texts, "annotations": texts })),
+                // The API server judges it, as a pod's.
+                "spec": { "type": "object" },
+            })) }),
+        ),
+    };
+    object(
+        json!(["apiVersion", "kind", "metadata"]),
+        json!({ "apiVersion": text, "kind": { "const": kind }, "metadata": metadata, "spec": spec }),
+    )
+}
+
+#[tokio::test]
+async fn the_files_for_knative_are_strictly_what_it_takes_and_belong_together() {
+    let read = |name: &str| {
+        parse(&fs::read_to_string(folder("jobs/knative").join(name)).expect("is there"))
+    };
+    let (service, broker, trigger) =
+        (read("service.yaml"), read("broker.yaml"), read("trigger.yaml"));
+    for (object, group) in [
+        (&service, "serving.knative.dev/v1"),
+        (&broker, "eventing.knative.dev/v1"),
+        (&trigger, "eventing.knative.dev/v1"),
+    ] {
+        assert_eq!(object["apiVersion"], group);
+        let kind = object["kind"].as_str().expect("has one");
+        let schema = jsonschema::validator_for(&knatives_schema(kind)).expect("is a schema");
+        let faults: Vec<_> = schema.iter_errors(object).map(|it| it.to_string()).collect();
+        assert!(faults.is_empty(), "{kind}: {faults:?}");
+    }
+    assert_eq!(trigger["spec"]["broker"], broker["metadata"]["name"]);
+    assert_eq!(trigger["spec"]["subscriber"]["ref"]["name"], service["metadata"]["name"]);
+    let kind = &trigger["spec"]["filter"]["attributes"]["type"];
+    assert_eq!(kind, "dev.action-executor.action.request.v1");
+    let mut pod = service["spec"]["template"]["spec"].clone();
+    let own = pod.as_object_mut().expect("is an object").remove("timeoutSeconds");
+    assert_eq!(trigger["spec"]["delivery"]["timeout"], format!("PT{}S", own.expect("is there")));
+    // Knative says which port a probe without one means.
+    pod["containers"][0]["readinessProbe"]["httpGet"]["port"] = 8000.into();
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "generateName": "knative-" }, "spec": pod,
+    });
+    // The account is the reader's to make.
+    let mut pod = pod;
+    pod["spec"].as_object_mut().expect("is an object").remove("serviceAccountName");
+    shared().create_strictly(&[pod]);
+}
+
 #[tokio::test]
 async fn an_api_server_takes_every_manifest_in_a_readme() {
     let mut objects = Vec::new();

@@ -31,6 +31,17 @@ fn blank(value: &mut Value, made: bool) {
     }
 }
 
+/// The bytes of a CloudEvent in binary mode.
+fn event_request(data: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         ce-specversion: 1.0\r\nce-type: dev.action-executor.action.request.v1\r\nce-id: 7\r\n\
+         ce-source: /parity\r\nContent-Length: {}\r\n\r\n",
+        data.len()
+    );
+    [head.as_bytes(), data].concat()
+}
+
 /// What a function makes of it. An invocation is JSON, or it is not one.
 #[cfg(feature = "lambda")]
 fn invoked(
@@ -61,6 +72,9 @@ fn every_fixture_is_answered_alike_by_all() {
         if !succeeded {
             assert_eq!(expected["status"], posted.status, "{name}");
         }
+
+        let received = server.raw(&event_request(&request));
+        assert_eq!(comparable(&received.body, &request), expected, "{name} in an event");
 
         #[cfg(feature = "lambda")]
         if let Ok(answer) = invoked(&function, &request) {

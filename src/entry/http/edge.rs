@@ -31,6 +31,7 @@ use tracing::{Instrument, Span, field::Empty};
 
 use super::{
     connections::Connections,
+    later::Later,
     passage::{REQUEST_ID, outward, refusal, request_id, whole},
     routes::Route,
     site::{Arrival, Site},
@@ -74,6 +75,7 @@ pub struct Edge {
     tls: Option<Arc<Followed<Tls>>>,
     connections: Connections,
     metrics: Arc<Metrics>,
+    later: Later,
     actions: Semaphore,
     questions: Semaphore,
     numbers: AtomicU64,
@@ -87,11 +89,13 @@ struct Client {
 }
 
 impl Edge {
-    /// An edge in front of this router, which goes by the names of `site`.
+    /// An edge in front of this router, which has work of its own for `later` and goes by the names of
+    /// `site`.
     #[must_use]
     pub fn new(
         upstream: Upstream,
         metrics: Arc<Metrics>,
+        later: Later,
         site: Site,
         tls: Option<Arc<Followed<Tls>>>,
     ) -> Arc<Self> {
@@ -100,6 +104,7 @@ impl Edge {
             site,
             tls,
             metrics,
+            later,
             connections: Connections::within_limits(),
             actions: Semaphore::new(MAX_ACTIONS),
             questions: Semaphore::new(MAX_QUESTIONS),
@@ -161,11 +166,13 @@ impl Edge {
         self.connections.admit(id, tasks.spawn(connection));
     }
 
-    /// Returns when every connection has ended and every request that outlived its own is done.
+    /// Returns when every connection has ended and every request that outlived its own, or was put off, is
+    /// done.
     async fn idle(&self, tasks: &mut JoinSet<()>) {
         while tasks.join_next().await.is_some() {}
         // Closed by nobody, so this waits for the last action's place to be free.
         let _ = self.actions.acquire_many(MAX_ACTIONS as u32).await;
+        self.later.idle().await;
     }
 
     async fn connection(

@@ -18,7 +18,10 @@ use tokio::{
     time::sleep,
 };
 
-use self::{edge::Edge, service::Service, site::Site, upstream::PrivateFolder};
+use self::{
+    edge::Edge, later::Later, progress::Followers, service::Service, site::Site,
+    upstream::PrivateFolder,
+};
 use crate::{
     callers::Callers,
     cli::ServeArgs,
@@ -30,11 +33,14 @@ use crate::{
     metrics::Metrics,
 };
 
+mod cloudevents;
 mod connections;
 mod edge;
 pub mod healthcheck;
+mod later;
 mod negotiation;
 pub(super) mod passage;
+mod progress;
 mod readiness;
 mod router;
 mod routes;
@@ -49,6 +55,11 @@ mod upstream;
 /// gives a pod by default.
 const FINISH: Duration = Duration::from_secs(20);
 const CONCLUDE: Duration = Duration::from_secs(5);
+
+/// The stack of a thread, in bytes: what the main thread has, on which a single request is carried out. An
+/// unoptimised build needs most of a thread's usual 2 MiB for one action, and what is not used costs
+/// nothing.
+const STACK: usize = 8 * 1024 * 1024;
 
 /// Serves until SIGTERM or SIGINT; returns the exit status.
 #[must_use]
@@ -67,7 +78,9 @@ fn try_run(args: ServeArgs, settings: &Settings) -> Result<(), ActionError> {
     let address = args.bind.unwrap_or(default);
     let callers = Callers::from_settings(settings)?;
     refuse_an_open_door(address, callers.are_asked() || args.insecure_open)?;
-    let runtime = Builder::new_multi_thread().enable_all().build().map_err(fault("the runtime"))?;
+    let mut runtime = Builder::new_multi_thread();
+    let runtime = runtime.enable_all().thread_stack_size(STACK).build();
+    let runtime = runtime.map_err(fault("the runtime"))?;
     let result = runtime.block_on(serve(address, callers, args.context.as_deref(), settings));
     // What has not ended by now is not waited for.
     runtime.shutdown_background();
@@ -109,7 +122,10 @@ async fn serve(
 
     let folder = PrivateFolder::new().map_err(fault("the private folder"))?;
     let private = folder.listen().map_err(fault("the private socket"))?;
-    let service = Service::new(context, Arc::new(callers)).telling_of(tls.clone());
+    let (later, followers) = (Later::default(), Followers::new(stopping.clone()));
+    let service = Service::new(context, Arc::new(callers))
+        .telling_of(tls.clone())
+        .lasting(later.clone(), followers);
     router::start(private, &service, &Handle::current()).map_err(fault("the router"))?;
     let listener = TcpListener::bind(address).await.map_err(|error| {
         ActionError::new(Code::Configuration, format!("cannot listen on {address}: {error}"))
@@ -132,7 +148,8 @@ async fn serve(
         sleep(CONCLUDE).await;
     };
     let site = Site::new(address.ip(), settings.hosts.clone());
-    Edge::new(folder.upstream(), metrics, site, tls).serve(listener, stopping, grace).await;
+    let edge = Edge::new(folder.upstream(), metrics, later, site, tls);
+    edge.serve(listener, stopping, grace).await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! What a request says of itself in its header: the media types that it speaks and takes, and its id.
 //! Decisions on text alone.
 
+use std::time::Duration;
+
 use http::HeaderMap;
 
 use crate::{
@@ -62,6 +64,32 @@ pub fn check_accept(value: Option<&str>) -> Result<(), ActionError> {
         .with_hint("send the header Accept: application/json, or none"))
 }
 
+/// Whether the caller asks for server-sent events: by name, since a range that happens to take them too is
+/// no wish for an answer without end.
+#[must_use]
+pub fn takes_events(accept: Option<&str>) -> bool {
+    let ranges = accept.unwrap_or_default().split(',');
+    ranges.filter_map(|range| rank(range, "text/event-stream")).any(|it| it == (2, true))
+}
+
+/// How long the caller would wait for the answer before it is put off, if they would rather be answered
+/// later (`Prefer: respond-async, wait=5`; RFC 7240, sections 4.1 and 4.3). Of a preference that is given
+/// more than once the first counts, and one that cannot be read is as good as absent.
+#[must_use]
+pub fn respond_async(prefer: Option<&str>) -> Option<Duration> {
+    let preferences = || {
+        let all = prefer.unwrap_or_default().split(',');
+        all.map(|it| it.split(';').next().unwrap_or_default()).map(|it| {
+            let (name, value) = it.split_once('=').unwrap_or((it, ""));
+            (name.trim(), value.trim().trim_matches('"'))
+        })
+    };
+    let first = |wanted: &str| preferences().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+    first("respond-async")?;
+    let seconds = first("wait").and_then(|(_, value)| value.parse::<u32>().ok());
+    Some(Duration::from_secs(seconds.unwrap_or_default().into()))
+}
+
 /// How specifically a media range matches `offered`, and whether it takes it (`q` above 0).
 fn rank(range: &str, offered: &str) -> Option<(u8, bool)> {
     let mut parts = range.split(';').map(|part| part.trim().to_ascii_lowercase());
@@ -90,6 +118,28 @@ pub fn idempotency_key(value: Option<&str>) -> Result<Option<Key>, ActionError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_later_is_a_preference_with_or_without_patience() {
+        let patience = |value| respond_async(Some(value)).map(|it| it.as_secs());
+        assert_eq!(respond_async(None), None);
+        assert_eq!(patience("respond-async"), Some(0));
+        assert_eq!(patience("Respond-Async, wait=5"), Some(5));
+        assert_eq!(patience("wait=\"7\" ; a=b, return=minimal, respond-async"), Some(7));
+        assert_eq!(patience("respond-async, wait=2, wait=9"), Some(2));
+        assert_eq!(patience("respond-async, wait=soon"), Some(0));
+        assert_eq!(patience("wait=5"), None);
+        assert_eq!(patience("respond-asynchronously"), None);
+    }
+
+    #[test]
+    fn events_are_asked_for_by_name() {
+        assert!(takes_events(Some("text/event-stream")));
+        assert!(takes_events(Some("application/json;q=0.5, Text/Event-Stream;charset=utf-8")));
+        for other in [None, Some("*/*"), Some("text/event-stream;q=0"), Some("application/json")] {
+            assert!(!takes_events(other), "{other:?}");
+        }
+    }
 
     #[test]
     fn an_idempotency_key_is_an_id_in_quotes_or_bare() {

@@ -26,7 +26,7 @@ use crate::{
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the router reads of a request, and what clients get of its answer.
-const REQUEST_HEADERS: [HeaderName; 7] = [
+const REQUEST_HEADERS: [HeaderName; 8] = [
     header::CONTENT_TYPE,
     header::ACCEPT,
     header::AUTHORIZATION,
@@ -34,9 +34,21 @@ const REQUEST_HEADERS: [HeaderName; 7] = [
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),
     REQUEST_ID,
+    HeaderName::from_static("prefer"),
 ];
-const ANSWER_HEADERS: [HeaderName; 4] =
-    [header::CONTENT_TYPE, header::RETRY_AFTER, header::ALLOW, header::WWW_AUTHENTICATE];
+const ANSWER_HEADERS: [HeaderName; 8] = [
+    header::CONTENT_TYPE,
+    header::RETRY_AFTER,
+    header::ALLOW,
+    header::WWW_AUTHENTICATE,
+    header::LOCATION,
+    header::ETAG,
+    header::CACHE_CONTROL,
+    HeaderName::from_static("preference-applied"),
+];
+
+/// The attributes of a CloudEvent, both ways; as many as a header may have lines.
+const EVENT_HEADERS: &str = "ce-";
 
 /// What a request goes by in logs, traces and its answer.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -84,9 +96,10 @@ pub async fn whole(
     if let Some(subject) = certificate.and_then(|it| HeaderValue::try_from(it.to_header()).ok()) {
         headers.insert(CERTIFICATE, subject);
     }
-    for name in REQUEST_HEADERS {
+    let attributes = head.headers.keys().filter(|it| it.as_str().starts_with(EVENT_HEADERS));
+    for name in REQUEST_HEADERS.iter().chain(attributes) {
         // The router reads ASCII only; what is not is as good as absent.
-        let values = head.headers.get_all(&name).iter();
+        let values = head.headers.get_all(name).iter();
         for value in values.filter(|value| value.to_str().is_ok()) {
             headers.append(name.clone(), value.clone());
         }
@@ -129,9 +142,10 @@ pub fn outward(answer: Response<Body>) -> Response<Body> {
     let (head, body) = answer.into_parts();
     let mut response = Response::new(body);
     *response.status_mut() = head.status;
-    for name in ANSWER_HEADERS {
-        if let Some(value) = head.headers.get(&name) {
-            response.headers_mut().insert(name, value.clone());
+    let attributes = head.headers.keys().filter(|it| it.as_str().starts_with(EVENT_HEADERS));
+    for name in ANSWER_HEADERS.iter().chain(attributes) {
+        if let Some(value) = head.headers.get(name) {
+            response.headers_mut().insert(name.clone(), value.clone());
         }
     }
     response

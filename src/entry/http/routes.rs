@@ -13,6 +13,10 @@ pub enum Route {
     Metrics,
     /// Do an action.
     Execute,
+    /// Do the action that an event asks for.
+    Receive,
+    /// How is a request getting on?
+    Progress,
 }
 
 /// The answer of the two questions about health when all is well, in the original service's words.
@@ -22,11 +26,13 @@ const READ: &[&str] = &["GET", "HEAD"];
 const DO: &[&str] = &["POST"];
 
 /// Each path with its methods; `{...}` stands for one segment, whatever it is.
-const ROUTES: [(&str, &[&str], Route); 4] = [
+const ROUTES: [(&str, &[&str], Route); 6] = [
     ("/api/v1/healthz", READ, Route::Health),
     ("/readyz", READ, Route::Ready),
     ("/metrics", READ, Route::Metrics),
     ("/api/v1/action/execute", DO, Route::Execute),
+    ("/", DO, Route::Receive),
+    ("/api/v1/actions/{id}", READ, Route::Progress),
 ];
 
 impl Route {
@@ -100,7 +106,8 @@ mod tests {
     fn a_query_is_no_part_of_the_path_and_a_slash_is() {
         assert_eq!(route("GET", "/readyz?verbose"), Ok(Route::Ready));
         assert_eq!(route("GET", "/readyz/"), Err(Code::RouteNotFound));
-        assert_eq!(route("GET", "/"), Err(Code::RouteNotFound));
+        assert_eq!(route("GET", "/"), Err(Code::MethodNotAllowed));
+        assert_eq!(route("POST", "//"), Err(Code::RouteNotFound));
         assert_eq!(route("GET", "/api/v1/../readyz"), Err(Code::RouteNotFound));
     }
 

@@ -10,8 +10,11 @@ use tokio::sync::mpsc;
 use tracing::{Instrument, field::Empty};
 
 use super::{
-    negotiation::{self, check_accept, check_content_type, idempotency_key},
+    cloudevents,
+    later::{Later, carry_out_later},
+    negotiation::{self, check_accept, check_content_type, idempotency_key, respond_async},
     passage::{CERTIFICATE, PEER, REQUEST_ID},
+    progress::{self, Followers},
     readiness::Readiness,
     routes::{HEALTHY, Route},
     tls::Tls,
@@ -46,19 +49,34 @@ pub struct Service {
     callers: Arc<Callers>,
     readiness: Arc<Readiness>,
     tls: Option<Arc<Followed<Tls>>>,
+    lasting: Option<Lasting>,
+}
+
+/// What only a process that stays can do once it has answered.
+#[derive(Clone)]
+struct Lasting {
+    later: Later,
+    followers: Followers,
 }
 
 impl Service {
     /// A service for this context and these callers.
     #[must_use]
     pub fn new(context: Context, callers: Arc<Callers>) -> Self {
-        Service { context, callers, readiness: Arc::default(), tls: None }
+        Service { context, callers, readiness: Arc::default(), tls: None, lasting: None }
     }
 
     /// The same service, which tells too of the certificate that the edge serves with.
     #[must_use]
     pub fn telling_of(mut self, tls: Option<Arc<Followed<Tls>>>) -> Self {
         self.tls = tls;
+        self
+    }
+
+    /// The same service in a process that stays: requests can be put off, and followed.
+    #[must_use]
+    pub fn lasting(mut self, later: Later, followers: Followers) -> Self {
+        self.lasting = Some(Lasting { later, followers });
         self
     }
 
@@ -98,6 +116,16 @@ impl Service {
             Route::Ready => Ok(self.ready().await),
             Route::Metrics => self.counted(),
             Route::Execute => self.execute(request).await,
+            Route::Receive => {
+                let credentials = credentials(&request);
+                cloudevents::receive(&self.context, &self.callers, &credentials, request).await
+            }
+            Route::Progress => {
+                let (credentials, lasting) = (credentials(&request), self.lasting.as_ref());
+                let followers = lasting.map(|it| &it.followers);
+                let (context, callers) = (&self.context, &self.callers);
+                progress::tell(context, callers, &credentials, followers, &request).await
+            }
         }
     }
 
@@ -106,8 +134,15 @@ impl Service {
         check_accept(header("accept").as_deref())?;
         check_content_type(header("content-type").as_deref())?;
         let key = idempotency_key(header("idempotency-key").as_deref())?;
+        let patience = respond_async(header("prefer").as_deref());
         let credentials = credentials(&request);
-        let delivery = Delivery { body: request.into_body(), key };
+        let delivery = Delivery { body: request.into_body(), key, event: None };
+        if let (Some(patience), Some(lasting)) = (patience, &self.lasting)
+            && let Some(place) = lasting.later.place()
+        {
+            let (context, callers) = (self.context.clone(), self.callers.clone());
+            return carry_out_later(context, callers, delivery, credentials, place, patience).await;
+        }
         let done = carry_out(&self.context, &self.callers, &delivery, &credentials).await?;
         Ok(Answer::from(done).into())
     }

@@ -174,7 +174,7 @@ impl Function {
     async fn message(&self, message: Message, left: Option<Duration>) -> Answer {
         let result = async {
             let context = bounded(self.context().await?, left);
-            let mut request = Delivery { body: message.body, key: None }.request()?;
+            let mut request = Delivery { body: message.body, key: None, event: None }.request()?;
             if request.id.is_none()
                 && let Some(id) = &message.id
             {

@@ -1,0 +1,223 @@
+//! CloudEvents: sent and understood by the SDK for Go, and as brokers see them.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{Namespace, shared},
+    program::{Program, Reply, Server},
+};
+
+const REQUEST: &str = "dev.action-executor.action.request.v1";
+const DATA: &str = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
+const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+/// The client, built once; Go keeps what it has compiled.
+fn client() -> &'static Path {
+    static CLIENT: OnceLock<PathBuf> = OnceLock::new();
+    CLIENT.get_or_init(|| {
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cloudevents");
+        let built = Command::new("go")
+            .args(["build", "-o"])
+            .arg(&program)
+            .arg(".")
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cloudevents"))
+            .envs([("CGO_ENABLED", "0"), ("GOFLAGS", "-trimpath")])
+            .output()
+            .expect("go runs");
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        program
+    })
+}
+
+/// What the SDK says came of an event.
+fn send(server: &Server, mode: &str, data: &str, more: &[&str]) -> Value {
+    let to = format!("http://{}/", server.address());
+    let mut client = Command::new(client());
+    client.args(["-to", &to, "-mode", mode, "-traceparent", TRACE]).args(more);
+    client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut client = client.spawn().expect("the client runs");
+    client.stdin.take().expect("is piped").write_all(data.as_bytes()).expect("is sent");
+    let done = client.wait_with_output().expect("it ended");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    serde_json::from_slice(&done.stdout).expect("is JSON")
+}
+
+fn restart(namespace: &Namespace, simulate: bool) -> Value {
+    json!({
+        "type": "restart_k8s", "simulate": simulate,
+        "parameters": { "deployment": "web", "namespace": namespace.name() },
+    })
+}
+
+fn post(server: &Server, headers: &str, body: &str) -> Reply {
+    let length = body.len();
+    server.raw(
+        format!(
+            "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\
+             {headers}\r\n{body}"
+        )
+        .as_bytes(),
+    )
+}
+
+fn binary(id: &str, source: &str) -> String {
+    format!(
+        "Content-Type: application/json\r\nce-specversion: 1.0\r\nce-type: {REQUEST}\r\n\
+         ce-id: {id}\r\nce-source: {source}\r\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sdk_for_go_is_answered_in_the_mode_that_it_speaks() {
+    let namespace = shared().namespace("events").await;
+    let before = namespace.running_deployment("web", 1).await.metadata.generation;
+    let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
+    let request = restart(&namespace, false).to_string();
+    for (at, mode) in ["binary", "structured"].into_iter().enumerate() {
+        let event = ["-source", "/pager/é", "-id", &format!("alert-{at}")];
+        let told = send(&server, mode, &request, &event);
+        let answer = &told["event"];
+        assert_eq!(answer["type"], "dev.action-executor.action.response.v1", "{told}");
+        assert_eq!(answer["source"], "https://action-executor.dev/executor");
+        assert_eq!(answer["subject"], format!("{}/Deployment/web", namespace.name()));
+        assert_eq!(answer["datacontenttype"], "application/json");
+        assert_eq!(answer["traceparent"], TRACE);
+        let id = answer["data"]["id"].as_str().expect("has one");
+        assert!(id.starts_with("ce-") && id.ends_with(&format!("-alert-{at}")), "{id}");
+        assert_eq!(answer["id"], format!("{id}.applied"));
+        assert_eq!(answer["time"], answer["data"]["finished_at"]);
+        assert_eq!(
+            (&answer["data"]["outcome"], &answer["data"]["replayed"]),
+            (&json!("applied"), &json!(false))
+        );
+        // Delivered again, in the other mode and with another time, it is the same event.
+        let other = if mode == "binary" { "structured" } else { "binary" };
+        let again = send(&server, other, &request, &event);
+        assert_eq!(
+            (&again["event"]["id"], &again["event"]["data"]["replayed"]),
+            (&answer["id"], &json!(true))
+        );
+    }
+    let after = namespace.get_deployment("web").await.metadata.generation;
+    assert_eq!(after, before.map(|it| it + 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_too_old_or_refused_is_answered_with_a_problem() {
+    let namespace = shared().namespace("event_problems").await;
+    let before = namespace.running_deployment("web", 1).await.metadata.generation;
+    let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
+    let mut own = restart(&namespace, false);
+    own["id"] = "mine".into();
+    let mut missing = own.clone();
+    missing["parameters"]["deployment"] = "missing".into();
+    for mode in ["binary", "structured"] {
+        for (request, more, id, code) in [
+            (&own, ["-time", "2026-01-31T12:00:00Z"], "mine.request_expired", "request_expired"),
+            (&missing, ["-id", "7"], "mine.target_not_found", "target_not_found"),
+        ] {
+            let told = send(&server, mode, &request.to_string(), &more);
+            let answer = &told["event"];
+            assert_eq!(answer["type"], "dev.action-executor.action.problem.v1", "{told}");
+            assert_eq!((&answer["id"], &answer["data"]["code"]), (&json!(id), &json!(code)));
+            assert_eq!(answer["datacontenttype"], "application/json");
+        }
+    }
+    assert_eq!(namespace.get_deployment("web").await.metadata.generation, before);
+    // An id of the request's own stands, and the same request may come in another event.
+    for (event, replayed) in [("1", false), ("2", true)] {
+        let told = send(&server, "binary", &own.to_string(), &["-id", event]);
+        assert_eq!(told["event"]["id"], "mine.applied", "{told}");
+        assert_eq!(told["event"]["data"]["replayed"], replayed);
+    }
+}
+
+#[test]
+fn statuses_are_what_a_broker_goes_by() {
+    let server = Server::start(Program::offline());
+    let event = binary("7", "/pager");
+    let reply = post(&server, &event, DATA);
+    assert_eq!((reply.status, reply.header("ce-specversion")), (200, Some("1.0")), "{reply:?}");
+    assert_eq!(reply.header("content-type"), Some("application/json"));
+    assert_eq!(reply.json()["outcome"], "simulated");
+    // A wrong request in a right event is answered, and not a dead letter.
+    let reply = post(&server, &event, "{}");
+    assert_eq!(
+        (reply.status, reply.header("ce-type")),
+        (200, Some("dev.action-executor.action.problem.v1"))
+    );
+    assert_eq!(reply.json()["code"], "invalid_request");
+    assert!(reply.header("ce-id").expect("has one").ends_with("-7.invalid_request"));
+    // What needs somebody's hand is tried again meanwhile.
+    let real = DATA.replace(r#"}}"#, r#"},"simulate":false}"#);
+    assert_eq!(post(&server, &event, &real).status, 503);
+}
+
+#[test]
+fn what_is_no_event_of_ours_is_refused() {
+    let server = Server::start(Program::offline());
+    let code = |headers: &str, body: &str| {
+        let reply = post(&server, headers, body);
+        assert_eq!(reply.header("content-type"), Some("application/problem+json"), "{reply:?}");
+        (reply.status, reply.json())
+    };
+    let (status, problem) =
+        code("Content-Type: application/cloudevents-batch+json\r\n", &format!("[{DATA}]"));
+    assert_eq!(status, 415);
+    assert!(problem["hint"].as_str().expect("has one").contains("each event by itself"));
+    let (status, problem) =
+        code(&binary("7", "/pager").replace(REQUEST, "com.example.other"), DATA);
+    assert_eq!((status, &problem["field"]), (400, &json!("ce-type")));
+    assert!(problem["detail"].as_str().expect("has one").contains(REQUEST));
+    let (status, problem) = code(&binary("7", "/pager").replace("1.0", "0.3"), DATA);
+    assert_eq!((status, &problem["field"]), (400, &json!("ce-specversion")));
+    let (status, problem) = code("Content-Type: application/json\r\n", DATA);
+    assert_eq!(status, 400);
+    assert!(problem["hint"].as_str().expect("has one").contains("/api/v1/action/execute"));
+    let text = binary("7", "/pager").replace("application/json", "text/plain");
+    assert_eq!(code(&text, DATA).0, 415);
+    let structured = "Content-Type: application/cloudevents+json; charset=utf-8\r\n";
+    let event = |data: &str| {
+        format!(
+            r#"{{"specversion":"1.0","type":"{REQUEST}","id":"7","source":"/p","data":{data}}}"#
+        )
+    };
+    assert_eq!(post(&server, structured, &event(DATA)).status, 200);
+    // A field given twice is refused here as everywhere else.
+    let twice = DATA.replacen('{', r#"{"simulate":true,"simulate":true,"#, 1);
+    let reply = post(&server, structured, &event(&twice));
+    assert_eq!(reply.json()["data"]["detail"], "simulate: given more than once", "{reply:?}");
+    let attribute_twice = event(DATA).replacen('{', r#"{"id":"8","#, 1);
+    assert_eq!(code(structured, &attribute_twice).0, 400);
+    assert_eq!(server.get("/").status, 405);
+}
+
+#[test]
+fn who_does_not_say_who_they_are_learns_nothing_of_an_event() {
+    let keys = crate::program::scratch("keys.yaml");
+    let sha256 = action_executor::ledger::record::sha256(b"secret");
+    std::fs::write(
+        &keys,
+        format!("version: 1\nkeys: [{{name: pager, sha256: {sha256}, namespaces: [shop]}}]\n"),
+    )
+    .expect("is written");
+    let server = Server::start(Program::offline().env("ACTION_EXECUTOR_KEYS", &keys));
+    for headers in [binary("7", "/pager"), String::new()] {
+        assert_eq!(post(&server, &headers, DATA).status, 401);
+    }
+    // Who may not ask has sent a dead letter.
+    let told = send(&server, "binary", DATA, &["-key", "secret"]);
+    assert_eq!(told["status"], 403, "{told}");
+    let allowed = DATA.replace(r#""web""#, r#""web","namespace":"shop""#);
+    assert_eq!(
+        send(&server, "structured", &allowed, &["-key", "secret"])["event"]["data"]["outcome"],
+        "simulated"
+    );
+}
