@@ -14,6 +14,7 @@ use tokio::{
     task::JoinError,
     time::{Instant, sleep_until},
 };
+use tracing::Instrument;
 
 use super::service::{Body, whole};
 use crate::{
@@ -83,10 +84,11 @@ pub async fn carry_out_later(
     let context = context.claiming(Arc::new(move |subject: &Subject| {
         claimed.send_replace(Some(Claim::of(subject)));
     }));
-    let mut work = tokio::spawn(async move {
+    let work = async move {
         let _place = place;
         carry_out(&context, &callers, &delivery, &credentials).await
-    });
+    };
+    let mut work = tokio::spawn(work.in_current_span());
     let put_off = async {
         let claim = standing.wait_for(Option::is_some).await.ok()?.clone();
         sleep_until(patient_until).await;
