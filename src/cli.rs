@@ -73,7 +73,7 @@ pub enum Command {
     Healthcheck(HealthcheckArgs),
     /// List what was done, by whom and why.
     History(HistoryArgs),
-    /// Print the JSON Schema (2020-12) of the contract.
+    /// Print the JSON Schema (2020-12) of the contract, or its OpenAPI document.
     Schema {
         /// Which document.
         #[arg(value_enum, default_value_t = SchemaOf::Request)]
@@ -294,4 +294,7 @@ pub enum SchemaOf {
     Policy,
     /// Who holds keys to a server.
     Keys,
+    /// What a server answers, as OpenAPI 3.1.
+    #[value(name = "openapi")]
+    OpenApi,
 }

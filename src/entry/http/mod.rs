@@ -30,10 +30,14 @@ use crate::{
     metrics::Metrics,
 };
 
+mod catalogue;
 mod connections;
 mod edge;
+mod fixed;
 pub mod healthcheck;
+mod history;
 mod negotiation;
+pub(crate) mod openapi;
 pub(super) mod passage;
 mod readiness;
 mod router;

@@ -25,14 +25,24 @@ use crate::{
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the router reads of a request, and what clients get of its answer.
-const REQUEST_HEADERS: [HeaderName; 4] = [
+pub(super) const REQUEST_HEADERS: [HeaderName; 5] = [
     header::CONTENT_TYPE,
     header::ACCEPT,
     header::AUTHORIZATION,
     HeaderName::from_static("idempotency-key"),
+    header::IF_NONE_MATCH,
 ];
-const ANSWER_HEADERS: [HeaderName; 4] =
-    [header::CONTENT_TYPE, header::RETRY_AFTER, header::ALLOW, header::WWW_AUTHENTICATE];
+const ANSWER_HEADERS: [HeaderName; 9] = [
+    header::CONTENT_TYPE,
+    header::RETRY_AFTER,
+    header::ALLOW,
+    header::WWW_AUTHENTICATE,
+    header::ETAG,
+    header::CACHE_CONTROL,
+    header::CONTENT_SECURITY_POLICY,
+    header::X_CONTENT_TYPE_OPTIONS,
+    header::REFERRER_POLICY,
+];
 
 /// The address that the client's connection comes from, as the edge tells it to the router.
 pub const PEER: HeaderName = HeaderName::from_static("x-edge-peer");

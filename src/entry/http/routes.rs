@@ -13,6 +13,25 @@ pub enum Route {
     Metrics,
     /// Do an action.
     Execute,
+    /// What was done?
+    History,
+    /// A document that is the same for everyone.
+    Fixed(Fixed),
+}
+
+/// The documents that are the same for everyone, as long as the program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fixed {
+    /// Every action with its schema.
+    Actions,
+    /// The description of all this.
+    OpenApi,
+    /// The page for people.
+    Page,
+    /// Its script.
+    Script,
+    /// Its style.
+    Style,
 }
 
 /// The answer of the two questions about health when all is well, in the original service's words.
@@ -22,11 +41,18 @@ const READ: &[&str] = &["GET", "HEAD"];
 const DO: &[&str] = &["POST"];
 
 /// Each path with its methods; `{...}` stands for one segment, whatever it is.
-const ROUTES: [(&str, &[&str], Route); 4] = [
+pub(super) const ROUTES: [(&str, &[&str], Route); 11] = [
     ("/api/v1/healthz", READ, Route::Health),
     ("/readyz", READ, Route::Ready),
     ("/metrics", READ, Route::Metrics),
     ("/api/v1/action/execute", DO, Route::Execute),
+    ("/api/v1/actions", READ, Route::Fixed(Fixed::Actions)),
+    ("/api/v1/history", READ, Route::History),
+    ("/openapi.json", READ, Route::Fixed(Fixed::OpenApi)),
+    ("/docs", READ, Route::Fixed(Fixed::Page)),
+    ("/docs/page.js", READ, Route::Fixed(Fixed::Script)),
+    ("/docs/page.css", READ, Route::Fixed(Fixed::Style)),
+    ("/history", READ, Route::Fixed(Fixed::Page)),
 ];
 
 impl Route {

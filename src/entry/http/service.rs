@@ -7,6 +7,7 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use tokio::sync::mpsc;
 
 use super::{
+    fixed, history,
     negotiation::{self, check_accept, check_content_type, idempotency_key},
     passage::PEER,
     readiness::Readiness,
@@ -76,6 +77,8 @@ impl Service {
             Route::Ready => Ok(self.ready().await),
             Route::Metrics => self.counted(),
             Route::Execute => self.execute(request).await,
+            Route::History => history::answer(&self.context, &self.callers, &request).await,
+            Route::Fixed(which) => Ok(fixed::answer(which, &request)),
         }
     }
 
@@ -128,12 +131,13 @@ impl Service {
 pub fn at_once(request: &Request<Vec<u8>>) -> Option<Response<Body>> {
     match Route::of(request.method().as_str(), request.uri().path()) {
         Ok(Route::Health) => Some(healthy()),
+        Ok(Route::Fixed(which)) => Some(fixed::answer(which, request)),
         _ => None,
     }
 }
 
 /// What came beside a request to prove who it is from.
-fn credentials(request: &Request<Vec<u8>>) -> Credentials {
+pub(super) fn credentials(request: &Request<Vec<u8>>) -> Credentials {
     Credentials {
         authorization: negotiation::header(request.headers(), "authorization"),
         recognised: request.extensions().get::<Recognised>().map(|it| it.0.clone()),
