@@ -103,7 +103,8 @@ mod tests {
         assert_eq!(first.status(), 200);
         for known in [tag.clone(), format!("\"x\", W/{tag}"), "*".to_owned()] {
             let again = ask(Fixed::Page, Some(&known));
-            assert_eq!((again.status().as_u16(), &again.headers()[header::ETAG]), (304, &*tag));
+            assert_eq!(again.status(), 304);
+            assert_eq!(again.headers()[header::ETAG], *tag);
             assert!(matches!(again.body(), Body::Whole(body) if body.is_empty()));
         }
         assert_eq!(ask(Fixed::Script, Some(&tag)).status(), 200);

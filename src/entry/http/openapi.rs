@@ -78,7 +78,8 @@ pub fn document() -> Value {
     for operation in operations(&mut generator).into_iter().filter(served) {
         let with_head = Route::of("HEAD", operation.path).is_ok();
         let path = paths.entry(operation.path).or_insert_with(|| json!({}));
-        path[operation.method.to_ascii_lowercase()] = operation.described(&mut generator);
+        let method = operation.method.to_ascii_lowercase();
+        path[method] = operation.described(&mut generator);
         // Whoever may GET may ask for the header alone (RFC 9110, section 9.3.2).
         if with_head {
             path["head"] = header_alone(path["get"].clone());
