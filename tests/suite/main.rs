@@ -1,20 +1,23 @@
 //! The tests that need the built program: against a real API server, over real sockets.
 //!
-//! `cluster`, `program` and `scenario` are the tools; every other file holds sentences about one part.
+//! `browser`, `cluster`, `program` and `scenario` are the tools; every other file holds sentences about one part.
 
 mod access;
 mod admission;
 mod approval;
 mod attacks;
+mod browser;
 mod callers;
 mod chart;
 mod cluster;
 mod contract;
 mod cordon;
 mod cronjob;
+mod docs;
 mod drain;
 mod evict_pod;
 mod faults;
+mod history;
 mod http;
 #[cfg(feature = "lambda")]
 mod lambda;
