@@ -138,6 +138,9 @@ pub struct RbacArgs {
     /// Print too what the actions on nodes need, in the whole cluster.
     #[arg(long)]
     pub nodes: bool,
+    /// Print too what a server needs to tell of what was done.
+    #[arg(long)]
+    pub history: bool,
 }
 
 /// Arguments of `history`.

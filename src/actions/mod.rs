@@ -598,7 +598,7 @@ mod tests {
     #[test]
     fn every_example_is_taken() {
         for kind in ActionKind::ALL {
-            let action = kind.parse(kind.descriptor().example).expect(kind.name());
+            let action = kind.parse(kind.descriptor().example).expect("is taken");
             assert_eq!(action.namespace().is_empty(), kind.is_on_cluster(), "{}", kind.name());
         }
     }

@@ -11,6 +11,7 @@ use crate::{
     document::Followed,
     error::{ActionError, Code},
     manifests::yaml,
+    names::Namespace,
     policy::{
         Policy, admission,
         verdict::{Facts, Finding, Verdict},
@@ -71,6 +72,14 @@ pub fn rbac(args: &RbacArgs) -> Result<String, ActionError> {
     let mut documents = rbac::manifests(&policy, &args.service_account, namespaces);
     if args.nodes {
         documents.extend(rbac::node_manifests(&policy, &args.service_account));
+    }
+    if args.history {
+        let mut namespaces = namespaces.to_vec();
+        // What is done to nodes is written down in `default`.
+        if args.nodes && !namespaces.contains(&Namespace::default()) {
+            namespaces.push(Namespace::default());
+        }
+        documents.extend(rbac::history_manifests(&args.service_account, &namespaces));
     }
     yaml(&documents)
 }

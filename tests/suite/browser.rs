@@ -34,11 +34,16 @@ impl Browser {
             .stderr(Stdio::null())
             .spawn()
             .expect("chromedriver starts");
-        let lines = BufReader::new(driver.stdout.take().expect("is piped")).lines();
+        let mut lines = BufReader::new(driver.stdout.take().expect("is piped")).lines();
         let port: u16 = lines
+            .by_ref()
             .map_while(Result::ok)
-            .find_map(|line| line.split("on port ").nth(1)?.trim_end_matches('.').parse().ok())
+            .find_map(|line| {
+                line.split("successfully on port ").nth(1)?.trim_end_matches('.').parse().ok()
+            })
             .expect("chromedriver listens");
+        // What it says further is of no interest, but it must be able to say it.
+        std::thread::spawn(move || lines.for_each(drop));
         let profile = scratch("chromium");
         let mut browser = Browser {
             driver,
@@ -149,7 +154,11 @@ impl Browser {
 
     /// Pretends to be in the dark, or not, on a screen of this size.
     pub fn look(&self, scheme: &str, width: u32, height: u32) {
-        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
+        let features = json!([
+            { "name": "prefers-color-scheme", "value": scheme },
+            // What moves cannot be clicked on.
+            { "name": "prefers-reduced-motion", "value": "reduce" },
+        ]);
         self.command("Emulation.setEmulatedMedia", &json!({ "features": features }));
         let screen = json!({
             "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600,

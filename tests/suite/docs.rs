@@ -100,6 +100,7 @@ async fn a_person_simulates_executes_and_looks_it_up() {
     let generation = || async { namespace.get_deployment("web").await.metadata.generation };
     let before = generation().await;
     let browser = Browser::start();
+    browser.look("light", 1360, 900);
 
     browser.open(&format!("{origin}/docs#restart_k8s"));
     browser.shows("h1", "restart_k8s");

@@ -105,7 +105,7 @@ async fn only_who_may_list_is_told() {
 #[tokio::test]
 async fn a_server_that_may_not_list_names_the_rule_that_is_missing() {
     let namespace = shared().namespace("history_rbac").await;
-    let policy = namespace.policy("{}");
+    let policy = namespace.policy("cooldown_seconds: 0");
     let server = |account: std::path::PathBuf| {
         Server::start(Program::with_kubeconfig(&account).under(&policy))
     };

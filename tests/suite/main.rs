@@ -27,6 +27,7 @@ mod manifests;
 mod model;
 mod node;
 mod once;
+mod openapi;
 mod parity;
 mod pause_rollout;
 mod program;
