@@ -174,10 +174,11 @@ impl Browser {
         std::fs::write(file, BASE64_STANDARD.decode(data).expect("is base64")).expect("is written");
     }
 
-    /// What was written to the console since this was last asked.
+    /// What was written to the console since this was last asked, but for mere advice.
     pub fn console(&self) -> Vec<String> {
         let entries = self.post("/se/log", &json!({ "type": "browser" }));
-        entries.as_array().expect("is a list").iter().map(ToString::to_string).collect()
+        let entries = entries.as_array().expect("is a list").iter();
+        entries.filter(|entry| entry["level"] != "DEBUG").map(ToString::to_string).collect()
     }
 
     /// The addresses of everything that was asked for since this was last asked.

@@ -142,7 +142,8 @@ async fn a_person_simulates_executes_and_looks_it_up() {
     browser.shows("#field-parameters-deployment-wrong", "must be a Kubernetes");
     browser.shows(".problem", "invalid_request");
     pictures(&browser, "problem");
-    assert!(browser.console().iter().all(|line| line.contains("400 (Bad Request)")));
+    let console = browser.console();
+    assert!(console.iter().all(|line| line.contains("400 (Bad Request)")), "{console:?}");
 
     browser.open(&format!("{origin}/docs#scale"));
     browser.shows("h1", "scale");

@@ -171,3 +171,24 @@ impl From<Answer> for Response<Body> {
         response
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_no_cluster_is_answered_without_one() {
+        let asked = |path: &str| {
+            at_once(&Request::get(path).body(Vec::new()).expect("is a request"))
+                .map(|answer| answer.status().as_u16())
+        };
+        for path in
+            ["/api/v1/healthz", "/docs", "/docs/page.js", "/openapi.json", "/api/v1/actions"]
+        {
+            assert_eq!(asked(path), Some(200), "{path}");
+        }
+        for path in ["/readyz", "/api/v1/history", "/nowhere"] {
+            assert_eq!(asked(path), None, "{path}");
+        }
+    }
+}
