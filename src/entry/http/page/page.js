@@ -315,7 +315,8 @@ function consoleFor(action) {
   function blame(path, words) {
     const it = [...fields, ...envelope].find((it) => it.path === path);
     if (!it) return;
-    it.wrong.textContent = words;
+    // The field knows its name.
+    it.wrong.textContent = words.replace(path + ": ", "");
     it.input.setAttribute("aria-invalid", "true");
     it.element.closest("details")?.setAttribute("open", "");
     it.input.focus();
@@ -349,8 +350,10 @@ function consoleFor(action) {
     const { parameters } = request;
     const name = fields.find((it) => !it.element.hidden && it.input.required);
     const place = action.scope === "namespace" ? [" in namespace ", make("b", {}, parameters.namespace || "default")] : [];
-    const kind = parameters.kind ? [" (" + parameters.kind + ")"] : [];
-    if (await confirmed([make("code", {}, action.name), " on ", make("b", {}, String(name ? name.value() : "?")), ...kind, ...place, ". This changes the cluster."])) await send(request);
+    const known = [name?.path, "parameters.namespace"];
+    const rest = Object.entries(parameters).filter(([it]) => !known.includes("parameters." + it));
+    const how = rest.length ? [", with ", make("code", {}, rest.map(([it, value]) => it + " " + value).join(", "))] : [];
+    if (await confirmed([make("code", {}, action.name), " on ", make("b", {}, String(name ? name.value() : "?")), ...place, ...how, ". This changes the cluster."])) await send(request);
   }
 
   const form = make("form", { novalidate: true, onsubmit: (event) => { event.preventDefault(); if (isSound()) send(requestOf(true)); } },
