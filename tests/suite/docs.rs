@@ -178,4 +178,12 @@ async fn a_person_simulates_executes_and_looks_it_up() {
     let within = ["data:", "chrome:", &origin];
     let elsewhere = requests.iter().find(|it| !within.iter().any(|place| it.starts_with(place)));
     assert_eq!(elsewhere, None);
+
+    // A server that is not there is told in words.
+    let gone = Server::start(Program::offline());
+    browser.open(&format!("http://{}/docs#cordon", gone.address()));
+    browser.type_in("#field-parameters-node", "worker-1");
+    drop(gone);
+    browser.click("form .primary");
+    browser.shows(".problem", "cannot be reached");
 }
