@@ -75,7 +75,7 @@ pub enum Command {
     Healthcheck(HealthcheckArgs),
     /// List what was done, by whom and why.
     History(HistoryArgs),
-    /// Print the JSON Schema (2020-12) of the contract.
+    /// Print the JSON Schema (2020-12) of the contract, or its OpenAPI document.
     Schema {
         /// Which document.
         #[arg(value_enum, default_value_t = SchemaOf::Request)]
@@ -140,6 +140,9 @@ pub struct RbacArgs {
     /// Print too what the actions on nodes need, in the whole cluster.
     #[arg(long)]
     pub nodes: bool,
+    /// Print too what a server needs to tell of what was done.
+    #[arg(long)]
+    pub history: bool,
 }
 
 /// Arguments of `history`.
@@ -300,4 +303,7 @@ pub enum SchemaOf {
     Policy,
     /// Who holds keys to a server.
     Keys,
+    /// What a server answers, as OpenAPI 3.1.
+    #[value(name = "openapi")]
+    OpenApi,
 }

@@ -99,6 +99,17 @@ pub fn manifests(
     documents
 }
 
+/// What a server needs besides to tell of what was done in these namespaces: a Role in each, which an
+/// account that only carries out Jobs is better without.
+#[must_use]
+pub fn history_manifests(account: &ServiceAccount, namespaces: &[Namespace]) -> Vec<Value> {
+    let name = "action-executor-history";
+    let of = |namespace: &Namespace| {
+        [role(name, namespace, json!([ledger::HISTORY])), binding(name, namespace, account)]
+    };
+    namespaces.iter().flat_map(of).collect()
+}
+
 /// The budget's rule, narrowed to its one Lease wherever RBAC can (not for `create`).
 fn state_rules(policy: &Policy) -> Value {
     let Rule { api_groups, resources, verbs } = budget::RULE;

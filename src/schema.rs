@@ -3,8 +3,8 @@
 use schemars::generate::SchemaSettings;
 
 use crate::{
-    callers::keys::Keys, cli::SchemaOf, error::ActionError, policy::Policy, request::ActionRequest,
-    response::ActionResponse,
+    callers::keys::Keys, cli::SchemaOf, entry::http::openapi, error::ActionError, policy::Policy,
+    request::ActionRequest, response::ActionResponse,
 };
 
 /// The schema of one document, as indented JSON.
@@ -17,6 +17,7 @@ pub fn document(of: SchemaOf) -> String {
         SchemaOf::Keys => generator.into_root_schema_for::<Keys>(),
         SchemaOf::Policy => generator.into_root_schema_for::<Policy>(),
         SchemaOf::Problem => generator.into_root_schema_for::<ActionError>(),
+        SchemaOf::OpenApi => return format!("{:#}", openapi::document()),
     };
     serde_json::to_string_pretty(&schema).unwrap_or_default()
 }

@@ -18,6 +18,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Cordon a node: no new pods are scheduled onto it; those that run there stay. Use it \
                   before looking at a node that misbehaves. `uncordon` ends it; `drain` also evicts \
                   the pods.",
+    example: r#"{"node":"worker-1"}"#,
     rules: &[],
     cluster_rules: &[
         // `list` only to warn that no other node takes pods.

@@ -55,6 +55,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   would not come back (force), would lose data in an emptyDir volume \
                   (delete_empty_dir_data), or may never be evicted. Pods of DaemonSets and static pods \
                   stay. Simulate it first: the answer names all pods that would go.",
+    example: r#"{"node":"worker-1"}"#,
     rules: &[],
     cluster_rules: &[
         Rule { api_groups: &[""], resources: &["nodes"], verbs: &["get", "patch"] },

@@ -37,6 +37,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   controller makes a new one. Prefer this to restart_pod where a budget is meant to be \
                   kept. Refused while the budget has no room, unless it is waited for; refused for a pod \
                   without a controller unless allow_unmanaged is set, because it would not come back.",
+    example: r#"{"pod_name":"web-1"}"#,
     rules: &[
         Rule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list"] },
         Rule { api_groups: &[""], resources: &["pods/eviction"], verbs: &["create"] },

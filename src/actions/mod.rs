@@ -161,6 +161,8 @@ pub struct Descriptor {
     pub aliases: &'static [&'static str],
     /// What it does and when it refuses, for a person or a model to choose by.
     pub description: &'static str,
+    /// Parameters that name no object in particular, in JSON.
+    pub example: &'static str,
     /// The least that RBAC must allow for it in the target's namespace.
     pub rules: &'static [Rule],
     /// The least that RBAC must allow for it in the whole cluster, where the target is in no namespace.
@@ -168,8 +170,9 @@ pub struct Descriptor {
 }
 
 /// One RBAC rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
 pub struct Rule {
     /// API groups; the core group is empty.
     pub api_groups: &'static [&'static str],
@@ -496,6 +499,12 @@ impl ActionKind {
         self.descriptor().name
     }
 
+    /// Whether its target is in no namespace.
+    #[must_use]
+    pub fn is_on_cluster(self) -> bool {
+        !self.descriptor().cluster_rules.is_empty()
+    }
+
     /// The action that a request's `type` names.
     ///
     /// # Errors
@@ -583,6 +592,14 @@ mod tests {
                 assert!(seen.insert(*name), "{name}");
                 assert_eq!(ActionKind::named(name).expect("is known"), kind);
             }
+        }
+    }
+
+    #[test]
+    fn every_example_is_taken() {
+        for kind in ActionKind::ALL {
+            let action = kind.parse(kind.descriptor().example).expect("is taken");
+            assert_eq!(action.namespace().is_empty(), kind.is_on_cluster(), "{}", kind.name());
         }
     }
 

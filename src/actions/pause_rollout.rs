@@ -23,6 +23,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   resume_rollout. A rollout that is under way stops where it is, with old and new pods \
                   side by side. Scaling still works, restarts and rollbacks are refused. Unchanged if it \
                   is paused already.",
+    example: r#"{"deployment":"web"}"#,
     rules: &[Rule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] }],
     cluster_rules: &[],
 };

@@ -16,6 +16,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Restart a DaemonSet: replace its pods node by node, at the pace that its strategy \
                   allows. Refused where no pod would restart by itself (update strategy OnDelete) \
                   unless accept_on_delete is set.",
+    example: r#"{"daemonset":"agent"}"#,
     rules: &[
         Rule { api_groups: &["apps"], resources: &["daemonsets"], verbs: &["get", "patch"] },
         // Only with rollback_on_failure, for the revision to go back to.

@@ -15,6 +15,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &["restart_deployment"],
     description: "Restart a Deployment: replace all its pods through its own rollout, at the pace \
                   that its strategy allows. Refused for a paused Deployment.",
+    example: r#"{"deployment":"web"}"#,
     rules: &[
         Rule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] },
         // Only with rollback_on_failure, for the revision to go back to.

@@ -33,6 +33,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Restart one pod: delete it with its own grace period, so that its controller \
                   (ReplicaSet, StatefulSet, DaemonSet, Job) makes a new one. Refused for a pod \
                   without a controller, because it would not come back.",
+    example: r#"{"pod_name":"web-1"}"#,
     rules: &[
         // `list` only to find the replacement when it is waited for.
         Rule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list", "delete"] },

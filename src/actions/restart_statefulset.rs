@@ -16,6 +16,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Restart a StatefulSet: replace its pods one after the other, from the highest ordinal \
                   down. Refused where no pod would restart by itself (update strategy OnDelete, or a \
                   partition that holds all pods) unless accept_on_delete is set.",
+    example: r#"{"statefulset":"db"}"#,
     rules: &[
         Rule { api_groups: &["apps"], resources: &["statefulsets"], verbs: &["get", "patch"] },
         // Only with rollback_on_failure, for the revision to go back to.

@@ -17,6 +17,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Resume a suspended CronJob: it starts Jobs by its schedule again. The last run that \
                   was missed meanwhile may start at once. Nothing is changed if it is not suspended.",
+    example: r#"{"cronjob":"nightly"}"#,
     rules: &[Rule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get", "patch"] }],
     cluster_rules: &[],
 };

@@ -24,6 +24,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Resume a paused Deployment: whatever was changed in its pod template meanwhile is \
                   rolled out now, all at once. Unchanged if it is not paused.",
+    example: r#"{"deployment":"web"}"#,
     rules: &[
         Rule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] },
         PODS,

@@ -39,6 +39,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   what it was, and its pods are replaced. Replicas stay as they are. After a restart the \
                   previous revision differs only by that restart; skip_restarts goes on to the last one \
                   that really differs. Refused for a paused Deployment.",
+    example: r#"{"name":"web"}"#,
     rules: &[
         Rule {
             api_groups: &["apps"],

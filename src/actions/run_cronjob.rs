@@ -47,6 +47,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Run a CronJob now: start one Job from its template, outside of its schedule, whatever \
                   its concurrencyPolicy, and even if it is suspended. Waited for, it is complete when the \
                   Job is, and a failed one is told with its pod's last log lines.",
+    example: r#"{"cronjob":"nightly"}"#,
     rules: &[
         Rule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get"] },
         Rule { api_groups: &["batch"], resources: &["jobs"], verbs: &["get", "create"] },

@@ -37,6 +37,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   an owning Deployment sets the number and would change it back: change it there. \
                   Unchanged if the number is right already. With wait it stays until all replicas are \
                   available and none is too many.",
+    example: r#"{"name":"web","replicas":3}"#,
     rules: &[
         Rule {
             api_groups: &["apps"],

@@ -17,6 +17,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Suspend a CronJob: it starts no Jobs until resume_cronjob. Jobs that run already go \
                   on. Nothing is changed if it is suspended already.",
+    example: r#"{"cronjob":"nightly"}"#,
     rules: &[Rule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get", "patch"] }],
     cluster_rules: &[],
 };

@@ -17,6 +17,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Uncordon a node: new pods may be scheduled onto it again. Pods that were evicted do \
                   not come back by themselves.",
+    example: r#"{"node":"worker-1"}"#,
     rules: &[],
     cluster_rules: &[Rule { api_groups: &[""], resources: &["nodes"], verbs: &["get", "patch"] }],
 };

@@ -11,6 +11,7 @@ use crate::{
     document::Followed,
     error::{ActionError, Code},
     manifests::yaml,
+    names::Namespace,
     policy::{
         Policy, admission,
         verdict::{Facts, Finding, Verdict},
@@ -69,9 +70,19 @@ pub fn rbac(args: &RbacArgs) -> Result<String, ActionError> {
         namespaces => namespaces,
     };
     let mut documents = rbac::manifests(&policy, &args.service_account, namespaces);
-    if args.nodes {
-        documents.extend(rbac::node_manifests(&policy, &args.service_account));
+    let nodes = match args.nodes {
+        true => rbac::node_manifests(&policy, &args.service_account),
+        false => Vec::new(),
+    };
+    if args.history {
+        let mut namespaces = namespaces.to_vec();
+        // What is done to nodes is written down in `default`.
+        if !nodes.is_empty() && !namespaces.contains(&Namespace::default()) {
+            namespaces.push(Namespace::default());
+        }
+        documents.extend(rbac::history_manifests(&args.service_account, &namespaces));
     }
+    documents.extend(nodes);
     yaml(&documents)
 }
 

@@ -324,7 +324,7 @@ impl Cluster {
         }
     }
 
-    /// Lists all objects with a label, in one namespace or in all, page by page.
+    /// Lists all objects with a label, in one namespace or in all.
     ///
     /// # Errors
     /// As [`Cluster::tell`] says.
@@ -334,19 +334,35 @@ impl Cluster {
         selector: &str,
         deadline: Instant,
     ) -> Result<Vec<K>, ActionError> {
+        let mut found = Vec::new();
+        self.each_page(namespace, selector, deadline, |page| found.extend(page)).await?;
+        Ok(found)
+    }
+
+    /// Lists all objects with a label, in one namespace or in all, and hands them on page by page, so that
+    /// no more than one need be held.
+    ///
+    /// # Errors
+    /// As [`Cluster::tell`] says.
+    pub async fn each_page<K: Namespaced>(
+        &self,
+        namespace: Option<&str>,
+        selector: &str,
+        deadline: Instant,
+        mut page_by_page: impl FnMut(Vec<K>),
+    ) -> Result<(), ActionError> {
         let api = match namespace {
             Some(namespace) => Api::<K>::namespaced(self.client(), namespace),
             None => Api::<K>::all(self.client()),
         };
         let mut params = ListParams::default().labels(selector).limit(LIST_LIMIT);
-        let mut found = Vec::new();
         loop {
             match self.attempt(Repeat::Freely, deadline, || api.list(&params)).await {
                 Ok(page) => {
-                    found.extend(page.items);
+                    page_by_page(page.items);
                     match page.metadata.continue_.filter(|token| !token.is_empty()) {
                         Some(token) => params.continue_token = Some(token),
-                        None => return Ok(found),
+                        None => return Ok(()),
                     }
                 }
                 Err(fault) => {

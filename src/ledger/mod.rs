@@ -36,6 +36,10 @@ pub mod record;
 pub const RULE: Rule =
     Rule { api_groups: &[""], resources: &["events"], verbs: &["create", "get", "patch"] };
 
+/// What a server's history needs besides, in a namespace that it tells of: the records of all requests,
+/// and not only the one whose name is known. No action needs it.
+pub const HISTORY: Rule = Rule { api_groups: &[""], resources: &["events"], verbs: &["list"] };
+
 /// How long a claim outlasts the time that its holder has for its calls.
 const AFTER_DEADLINE: Duration = Duration::from_secs(2);
 

@@ -38,8 +38,9 @@ const ACTION_LABEL: &str = "action-executor.dev/action";
 
 /// The annotations of an Event, one for each part of a record.
 pub(crate) const REQUEST_ID: &str = "action-executor.dev/request-id";
-pub(crate) const REQUEST_DIGEST: &str = "action-executor.dev/request-digest";
 pub(crate) const REQUESTER: &str = "action-executor.dev/requester";
+pub(crate) const REASON: &str = "action-executor.dev/reason";
+pub(crate) const REQUEST_DIGEST: &str = "action-executor.dev/request-digest";
 const STATE: &str = "action-executor.dev/state";
 const HOLDER: &str = "action-executor.dev/holder";
 const UNTIL: &str = "action-executor.dev/until";
@@ -191,6 +192,7 @@ impl Subject {
         let mut event = self.bare_event(refusal.about.as_deref());
         let digest = &sha256(whole.as_bytes())[..32];
         event.metadata.name = Some(format!("action-executor-refused-{digest}"));
+        event.metadata.annotations = Some(owned(self.asked_by()));
         event.reason = Some("ActionRefused".to_owned());
         event.type_ = Some("Warning".to_owned());
         event.message =
@@ -255,11 +257,17 @@ impl Subject {
             (UNTIL, rfc3339_millis(record.until)),
             (INTENT, json_text(&record.intent)),
         ]);
-        all.extend(self.requester.as_ref().map(|it| (REQUESTER, it.clone())));
         all.extend(record.made.as_ref().map(|made| (MADE, json_text(made))));
         all.extend(record.rollback.as_ref().map(|effect| (ROLLBACK, json_text(effect))));
         all.extend(record.answer.as_ref().map(|answer| (ANSWER, json_text(answer))));
-        all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        all.extend(self.asked_by());
+        owned(all)
+    }
+
+    /// Who asks and why, for programs.
+    fn asked_by(&self) -> BTreeMap<&'static str, String> {
+        let said = [(REQUESTER, &self.requester), (REASON, &self.reason)];
+        said.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()
     }
 
     /// What people read: what happened, who asked and why.
@@ -339,6 +347,10 @@ pub(super) fn written_at(metadata: &ObjectMeta) -> Option<DateTime<Utc>> {
     let times = entries.filter_map(|entry| entry.time.as_ref());
     let time = times.max().or(metadata.creation_timestamp.as_ref())?;
     DateTime::from_timestamp(time.0.as_second(), 0)
+}
+
+fn owned(annotations: BTreeMap<&'static str, String>) -> BTreeMap<String, String> {
+    annotations.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 fn parsed<T: DeserializeOwned>(text: &str) -> Option<T> {

@@ -96,6 +96,7 @@ fn the_charts_table_of_rights_is_the_programs() {
         .collect();
     let expected = json!({
         "actions": actions, "cluster": cluster, "aliases": aliases, "ledger": ledger::RULE, "budget": budget::RULE,
+        "history": ledger::HISTORY,
         "approval": approval::RULE, "approver": approval::APPROVER,
     });
     let written = serde_yaml_ng::to_string(&expected).expect("is YAML");
@@ -171,7 +172,15 @@ fn the_charts_rights_and_admission_policies_are_the_programs() {
         assert_eq!(
             essence(&documents_of_chart, &roles, "executor-action-executor"),
             essence(
-                &print(&["rbac", "--nodes", "--namespace", "shop", "--namespace", "bank"]),
+                &print(&[
+                    "rbac",
+                    "--nodes",
+                    "--history",
+                    "--namespace",
+                    "shop",
+                    "--namespace",
+                    "bank"
+                ]),
                 &roles,
                 "action-executor"
             ),

@@ -1,11 +1,13 @@
 //! The tests that need the built program: against a real API server, over real sockets.
 //!
-//! `cluster`, `pki`, `program` and `scenario` are the tools; every other file holds sentences about one part.
+//! `browser`, `cluster`, `pki`, `program` and `scenario` are the tools; every other file holds sentences about
+//! one part.
 
 mod access;
 mod admission;
 mod approval;
 mod attacks;
+mod browser;
 mod callers;
 mod chart;
 mod cloudevents;
@@ -13,9 +15,11 @@ mod cluster;
 mod contract;
 mod cordon;
 mod cronjob;
+mod docs;
 mod drain;
 mod evict_pod;
 mod faults;
+mod history;
 mod http;
 #[cfg(feature = "lambda")]
 mod lambda;
@@ -26,6 +30,7 @@ mod manifests;
 mod model;
 mod node;
 mod once;
+mod openapi;
 mod parity;
 mod pause_rollout;
 mod pki;

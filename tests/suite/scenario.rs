@@ -312,22 +312,7 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
 
 /// Parameters that name no object in particular.
 pub fn example(kind: ActionKind) -> Value {
-    match kind {
-        ActionKind::RestartK8s => json!({ "deployment": "web" }),
-        ActionKind::RestartPod => json!({ "pod_name": "web-1" }),
-        ActionKind::RestartStatefulset => json!({ "statefulset": "db" }),
-        ActionKind::RestartDaemonset => json!({ "daemonset": "agent" }),
-        ActionKind::Scale => json!({ "name": "web", "replicas": 3 }),
-        ActionKind::PauseRollout | ActionKind::ResumeRollout => json!({ "deployment": "web" }),
-        ActionKind::EvictPod => json!({ "pod_name": "web-1" }),
-        ActionKind::RunCronjob | ActionKind::SuspendCronjob | ActionKind::ResumeCronjob => {
-            json!({ "cronjob": "nightly" })
-        }
-        ActionKind::Rollback => json!({ "name": "web" }),
-        ActionKind::Cordon | ActionKind::Uncordon | ActionKind::Drain => {
-            json!({ "node": "worker-1" })
-        }
-    }
+    serde_json::from_str(kind.descriptor().example).expect("is JSON")
 }
 
 /// The objects of the kind that this action is for.

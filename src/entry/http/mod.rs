@@ -33,12 +33,16 @@ use crate::{
     metrics::Metrics,
 };
 
+mod catalogue;
 mod cloudevents;
 mod connections;
 mod edge;
+mod fixed;
 pub mod healthcheck;
+mod history;
 mod later;
 mod negotiation;
+pub(crate) mod openapi;
 pub(super) mod passage;
 mod progress;
 mod readiness;

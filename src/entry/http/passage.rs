@@ -26,7 +26,7 @@ use crate::{
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the router reads of a request, and what clients get of its answer.
-const REQUEST_HEADERS: [HeaderName; 8] = [
+pub(super) const REQUEST_HEADERS: [HeaderName; 9] = [
     header::CONTENT_TYPE,
     header::ACCEPT,
     header::AUTHORIZATION,
@@ -35,8 +35,9 @@ const REQUEST_HEADERS: [HeaderName; 8] = [
     HeaderName::from_static("tracestate"),
     REQUEST_ID,
     HeaderName::from_static("prefer"),
+    header::IF_NONE_MATCH,
 ];
-const ANSWER_HEADERS: [HeaderName; 8] = [
+const ANSWER_HEADERS: [HeaderName; 11] = [
     header::CONTENT_TYPE,
     header::RETRY_AFTER,
     header::ALLOW,
@@ -44,6 +45,9 @@ const ANSWER_HEADERS: [HeaderName; 8] = [
     header::LOCATION,
     header::ETAG,
     header::CACHE_CONTROL,
+    header::CONTENT_SECURITY_POLICY,
+    header::X_CONTENT_TYPE_OPTIONS,
+    header::REFERRER_POLICY,
     HeaderName::from_static("preference-applied"),
 ];
 

@@ -17,6 +17,25 @@ pub enum Route {
     Receive,
     /// How is a request getting on?
     Progress,
+    /// What was done?
+    History,
+    /// A document that is the same for everyone.
+    Fixed(Fixed),
+}
+
+/// The documents that are the same for everyone, as long as the program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fixed {
+    /// Every action with its schema.
+    Actions,
+    /// The description of all this.
+    OpenApi,
+    /// The page for people.
+    Page,
+    /// Its script.
+    Script,
+    /// Its style.
+    Style,
 }
 
 /// The answer of the two questions about health when all is well, in the original service's words.
@@ -26,13 +45,20 @@ const READ: &[&str] = &["GET", "HEAD"];
 const DO: &[&str] = &["POST"];
 
 /// Each path with its methods; `{...}` stands for one segment, whatever it is.
-const ROUTES: [(&str, &[&str], Route); 6] = [
+pub(super) const ROUTES: [(&str, &[&str], Route); 13] = [
     ("/api/v1/healthz", READ, Route::Health),
     ("/readyz", READ, Route::Ready),
     ("/metrics", READ, Route::Metrics),
     ("/api/v1/action/execute", DO, Route::Execute),
     ("/", DO, Route::Receive),
     ("/api/v1/actions/{id}", READ, Route::Progress),
+    ("/api/v1/actions", READ, Route::Fixed(Fixed::Actions)),
+    ("/api/v1/history", READ, Route::History),
+    ("/openapi.json", READ, Route::Fixed(Fixed::OpenApi)),
+    ("/docs", READ, Route::Fixed(Fixed::Page)),
+    ("/docs/page.js", READ, Route::Fixed(Fixed::Script)),
+    ("/docs/page.css", READ, Route::Fixed(Fixed::Style)),
+    ("/history", READ, Route::Fixed(Fixed::Page)),
 ];
 
 impl Route {

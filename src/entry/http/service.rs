@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tracing::{Instrument, field::Empty};
 
 use super::{
-    cloudevents,
+    cloudevents, fixed, history,
     later::{Later, carry_out_later},
     negotiation::{self, check_accept, check_content_type, idempotency_key, respond_async},
     passage::{CERTIFICATE, PEER, REQUEST_ID},
@@ -126,6 +126,8 @@ impl Service {
                 let (context, callers) = (&self.context, &self.callers);
                 progress::tell(context, callers, &credentials, followers, &request).await
             }
+            Route::History => history::answer(&self.context, &self.callers, &request).await,
+            Route::Fixed(which) => Ok(fixed::answer(which, &request)),
         }
     }
 
@@ -196,12 +198,13 @@ impl Service {
 pub fn at_once(request: &Request<Vec<u8>>) -> Option<Response<Body>> {
     match Route::of(request.method().as_str(), request.uri().path()) {
         Ok(Route::Health) => Some(healthy()),
+        Ok(Route::Fixed(which)) => Some(fixed::answer(which, request)),
         _ => None,
     }
 }
 
 /// What came beside a request to prove who it is from.
-fn credentials(request: &Request<Vec<u8>>) -> Credentials {
+pub(super) fn credentials(request: &Request<Vec<u8>>) -> Credentials {
     let edge = |name: HeaderName| negotiation::header(request.headers(), name.as_str());
     Credentials {
         authorization: negotiation::header(request.headers(), "authorization"),
@@ -235,5 +238,26 @@ impl From<Answer> for Response<Body> {
             }
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_no_cluster_is_answered_without_one() {
+        let asked = |path: &str| {
+            at_once(&Request::get(path).body(Vec::new()).expect("is a request"))
+                .map(|answer| answer.status().as_u16())
+        };
+        for path in
+            ["/api/v1/healthz", "/docs", "/docs/page.js", "/openapi.json", "/api/v1/actions"]
+        {
+            assert_eq!(asked(path), Some(200), "{path}");
+        }
+        for path in ["/readyz", "/api/v1/history", "/nowhere"] {
+            assert_eq!(asked(path), None, "{path}");
+        }
     }
 }

@@ -1,0 +1,528 @@
+// The page for people. What it shows comes from the server's own documents: the actions and their forms
+// from api/v1/actions, what a failure means from openapi.json. Whatever is not its own text is set as
+// text, never as markup. The key stays in its field.
+"use strict";
+
+const main = document.getElementById("main");
+const keyField = document.getElementById("key");
+
+// An element with attributes, and children that are elements or text.
+function make(name, attributes = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (value === true) element.setAttribute(key, "");
+    else if (value !== false && value != null) element.setAttribute(key, value);
+  }
+  element.append(...children.flat().filter((it) => it != null && it !== false));
+  return element;
+}
+
+// Text in which `words` are code.
+function prose(text) {
+  return String(text).split(/`([^`]+)`/).map((part, index) => (index % 2 ? make("code", {}, part) : part));
+}
+
+function pretty(value) {
+  return JSON.stringify(value, null, 2);
+}
+
+// ---- Asking the server
+
+// What came back: the status, the document, and when to try again.
+async function ask(path, options = {}) {
+  const headers = { Accept: "application/json", ...options.headers };
+  const key = keyField.value.trim();
+  if (key) headers.Authorization = "Bearer " + key;
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers, credentials: "omit", redirect: "error", referrerPolicy: "no-referrer" });
+  } catch {
+    return { status: 0, body: { title: "The server cannot be reached", detail: "The request did not get an answer. Is the server there, and this machine online?", unsure: Boolean(options.body) } };
+  }
+  let body;
+  try {
+    body = await response.json();
+  } catch {
+    body = { title: "The answer is not JSON", detail: "Something between here and the server answered with status " + response.status + "." };
+  }
+  return { status: response.status, body, retryAfter: response.headers.get("Retry-After") };
+}
+
+function isProblem(answer) {
+  return answer.status === 0 || (answer.status >= 400 && !answer.body.outcome);
+}
+
+// What a person can do about it, in words, beside what the server says itself.
+function advice(answer) {
+  const again = answer.retryAfter && "Try again in " + answer.retryAfter + (answer.retryAfter === "1" ? " second." : " seconds.");
+  if (answer.status === 0 && answer.body.unsure) return "Whether it was done is not known. Pressing the same button again is safe: the request keeps its id.";
+  if (answer.status === 401) return "This server asks who you are: type a key or a Kubernetes token into the field Key at the top.";
+  if (answer.status === 403 && answer.body.code === "caller_forbidden") return "The key is known, and may not ask for this.";
+  if (answer.status === 403) return "You are known; it is the policy or the cluster that does not allow it.";
+  if (answer.status === 429) return again || "Too much at once: wait a while before you try again.";
+  return again || (answer.body.retryable ? "The same request may go better later." : null);
+}
+
+function problem(answer) {
+  const { title, detail, hint, code, field, id } = answer.body;
+  const more = advice(answer);
+  return make("div", { class: "problem", role: "alert" },
+    make("h3", {}, title || "It was not done"),
+    make("p", {}, detail || ""),
+    hint && make("p", {}, make("b", {}, "What to do: "), prose(hint)),
+    more && make("p", {}, more),
+    make("p", { class: "quiet" }, [code && "code " + code, answer.status ? "HTTP " + answer.status : null, field && "field " + field, id && "id " + id].filter(Boolean).join(" · ")));
+}
+
+// ---- Answers
+
+const OUTCOMES = {
+  applied: ["Done", "good"],
+  unchanged: ["Nothing to do", "good"],
+  simulated: ["Simulated", "calm"],
+  failed: ["Failed", "bad"],
+  pending_approval: ["Needs approval", "warn"],
+};
+
+function badge(outcome) {
+  const [word, mood] = OUTCOMES[outcome] || [outcome, "calm"];
+  return make("span", { class: "badge " + mood }, word);
+}
+
+function named(target) {
+  const name = target.namespace ? target.namespace + "/" + target.name : target.name;
+  return [target.kind, name].filter(Boolean).join(" ");
+}
+
+function shown(value) {
+  return value === null ? make("i", { class: "quiet" }, "nothing") : make("code", {}, typeof value === "string" ? value : JSON.stringify(value));
+}
+
+// A JSON Pointer (RFC 6901) as it reads best: with room to break.
+function pointer(path) {
+  const parts = path.split("/").slice(1).map((part) => part.replaceAll("~1", "/").replaceAll("~0", "~"));
+  return make("span", { class: "path", title: path }, parts.flatMap((part, index) => [index ? " › " : "", make("span", {}, part)]));
+}
+
+function answerOf(body) {
+  const { rollout, approval, rolled_back: back } = body;
+  return make("div", { class: "answer" },
+    make("p", { class: "result" }, badge(body.outcome), " ", make("span", {}, body.result)),
+    body.replayed && make("p", { class: "notice" }, "An earlier try of the same id had done it; nothing was done now."),
+    body.offline && make("p", { class: "notice" }, "No cluster was asked: none is configured."),
+    make("dl", { class: "facts" },
+      make("dt", {}, "Target"), make("dd", {}, named(body.target)),
+      make("dt", {}, "Id"), make("dd", {}, make("code", {}, body.id)),
+      make("dt", {}, "Time"), make("dd", {}, when(body.started_at) + ", took " + (new Date(body.finished_at) - new Date(body.started_at)) + " ms")),
+    body.warnings.length > 0 && make("div", { class: "warnings" }, make("h3", {}, "Mind"), make("ul", {}, body.warnings.map((it) => make("li", {}, it)))),
+    rollout && make("div", {}, make("h3", {}, "Rollout: " + rollout.state), make("p", {}, rollout.message),
+      rollout.problems && make("ul", {}, rollout.problems.map((it) => make("li", {}, it)))),
+    back && make("div", {}, make("h3", {}, "Taken back to revision " + back.revision), make("p", {}, back.rollout.message)),
+    approval && make("div", {}, make("h3", {}, "A person approves it with"), copyable("Command", approval.command), make("p", { class: "quiet" }, "Until " + when(approval.expires_at) + ". Then execute again with the same id.")),
+    body.changes.length > 0 && changes(body.changes),
+    make("details", {}, make("summary", {}, "The whole answer"), copyable("Answer", pretty(body))));
+}
+
+function changes(list) {
+  const head = ["What", "Before", "After"].map((it) => make("th", { scope: "col" }, it));
+  const rows = list.map((change) => make("tr", {},
+    make("th", { scope: "row" }, pointer(change.path)),
+    make("td", { "data-head": "Before" }, shown(change.from)),
+    make("td", { "data-head": "After" }, shown(change.to))));
+  return make("div", {}, make("h3", {}, "Changes"), make("table", { class: "changes" }, make("thead", {}, make("tr", {}, head)), make("tbody", {}, rows)));
+}
+
+function when(text) {
+  const time = new Date(text);
+  return Number.isNaN(time.getTime()) ? String(text ?? "-") : time.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+}
+
+function copyable(label, text) {
+  const code = make("pre", { tabindex: "0", "aria-label": label }, text);
+  const button = make("button", { type: "button", class: "copy", "aria-label": "Copy: " + label, onclick: async () => {
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(code);
+      button.textContent = "Selected";
+    }
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  } }, "Copy");
+  return make("div", { class: "code" }, button, code);
+}
+
+// ---- Schemas
+
+// What a schema says of one value, with what stands beside null.
+function shapeOf(schema) {
+  const options = schema.anyOf || schema.oneOf;
+  const inner = options && !options.every((it) => "const" in it) && options.find((it) => it.type !== "null");
+  const whole = inner ? { ...inner, ...schema, anyOf: undefined, oneOf: inner.oneOf } : schema;
+  const types = [whole.type].flat().filter((it) => it && it !== "null");
+  const choices = (whole.enum || (whole.oneOf || []).filter((it) => "const" in it).map((it) => it.const)).filter((it) => it !== null);
+  return { ...whole, type: choices.length ? "choice" : types[0] || "string", choices };
+}
+
+// Its bounds, for people.
+function bounds(shape) {
+  const say = [];
+  if (shape.type === "choice") say.push("one of " + shape.choices.join(", "));
+  const { minimum: least, maximum: most } = shape;
+  const isWide = (it) => it === undefined || Math.abs(it) >= 2147483647;
+  if (!isWide(least) && !isWide(most)) say.push(least + " to " + most);
+  else if (!isWide(least)) say.push("at least " + least);
+  else if (!isWide(most)) say.push("at most " + most);
+  if (shape.not && "const" in shape.not) say.push("not " + shape.not.const);
+  if (shape.maxLength) say.push("at most " + shape.maxLength + " characters");
+  if (shape.default !== undefined && shape.default !== null) say.push("default " + JSON.stringify(shape.default));
+  return say.join("; ");
+}
+
+// The parameters of which exactly one is given, if there are such.
+function alternatives(schema) {
+  const branches = (schema.oneOf || []).map((it) => it.required || []);
+  return branches.length > 1 && branches.every((it) => it.length === 1) ? branches.flat() : [];
+}
+
+// ---- Forms
+
+// A field with its label, its words, and room for what is wrong with it.
+function field(path, name, shape, required, changed) {
+  const id = "field-" + path.replaceAll(".", "-");
+  const about = { id, "aria-describedby": id + "-about " + id + "-wrong" };
+  let input;
+  if (shape.type === "boolean") {
+    input = make("input", { ...about, type: "checkbox", onchange: changed });
+    input.checked = shape.default === true;
+  } else if (shape.type === "choice") {
+    const none = required ? [] : [make("option", { value: "" }, "(not set)")];
+    input = make("select", { ...about, required, onchange: changed }, none, shape.choices.map((it) => make("option", { value: it, selected: it === shape.default }, it)));
+  } else if (shape.type === "integer" || shape.type === "number") {
+    input = make("input", { ...about, type: "number", required, step: shape.type === "integer" ? "1" : "any", min: shape.minimum, max: shape.maximum, inputmode: shape.minimum >= 0 ? "numeric" : null, oninput: changed });
+  } else {
+    input = make("input", { ...about, type: "text", required, minlength: null, maxlength: shape.maxLength, autocomplete: "off", autocapitalize: "none", spellcheck: "false", placeholder: shape.default ?? null, oninput: changed });
+  }
+  const label = make("label", { for: id }, name, required && make("span", { class: "need" }, " required"));
+  const words = make("p", { class: "about", id: id + "-about" }, prose((shape.description || "").replaceAll("\n", " ")));
+  const wrong = make("p", { class: "wrong", id: id + "-wrong" });
+  const line = shape.type === "boolean" ? make("div", { class: "check" }, input, label) : [label, input];
+  const element = make("div", { class: "field" }, line, words, wrong);
+  return { path, element, input, wrong, value: () => valueOf(input, shape) };
+}
+
+// The value as it goes into the request; undefined: it is left out.
+function valueOf(input, shape) {
+  if (shape.type === "boolean") return input.checked === (shape.default === true) ? undefined : input.checked;
+  const text = input.value.trim();
+  if (text === "" || (shape.type === "choice" && text === shape.default)) return undefined;
+  if (shape.type !== "integer" && shape.type !== "number") return text;
+  return Number.isFinite(Number(text)) ? Number(text) : text;
+}
+
+// One of several fields, chosen by name.
+function oneOf(fields, changed) {
+  const names = fields.map((it) => it.path.split(".").pop());
+  const choose = (chosen) => {
+    for (const it of fields) {
+      it.element.hidden = it !== chosen;
+      it.input.required = it === chosen;
+    }
+    changed();
+  };
+  const radios = fields.map((it, index) => make("label", { class: "radio" },
+    make("input", { type: "radio", name: "one-of", checked: index === 0, onchange: () => choose(it) }), names[index]));
+  fields.forEach((it, index) => { it.element.hidden = index > 0; it.input.required = index === 0; });
+  return make("fieldset", {}, make("legend", {}, "One of ", prose(names.map((it) => "`" + it + "`").join(" and "))), make("div", { class: "radios" }, radios), fields.map((it) => it.element));
+}
+
+const ENVELOPE = [
+  ["wait", { type: "boolean", description: "Stay until the effect is complete." }],
+  ["timeout_seconds", { type: "integer", minimum: 1, maximum: 3600, description: "Bound on the whole action in seconds, waiting included: 1 to 3600." }],
+  ["requester", { type: "string", maxLength: 512, description: "Who asks; for the audit." }],
+  ["reason", { type: "string", maxLength: 512, description: "Why; for the audit." }],
+];
+
+function newId() {
+  if (crypto.randomUUID) return crypto.randomUUID();
+  // A page that came over plain HTTP has no randomUUID.
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (it) => it.toString(16).padStart(2, "0")).join("");
+}
+
+function quoted(text) {
+  return "'" + text.replaceAll("'", "'\\''") + "'";
+}
+
+function curl(request) {
+  const url = new URL("api/v1/action/execute", location.href).href;
+  const key = keyField.value.trim() ? " \\\n  -H \"Authorization: Bearer $KEY\"" : "";
+  return "curl -sS " + quoted(url) + " \\\n  -H 'Content-Type: application/json'" + key + " \\\n  -d " + quoted(JSON.stringify(request));
+}
+
+function confirmed(text) {
+  const dialog = document.getElementById("confirm");
+  document.getElementById("confirm-text").replaceChildren(...text);
+  return new Promise((resolve) => {
+    let sure = false;
+    document.getElementById("confirm-no").onclick = () => dialog.close();
+    document.getElementById("confirm-yes").onclick = () => { sure = true; dialog.close(); };
+    dialog.onclose = () => resolve(sure);
+    dialog.showModal();
+  });
+}
+
+function consoleFor(action) {
+  const json = copyable("Request in JSON", "");
+  const line = copyable("The same with curl", "");
+  const idText = make("code", { id: "request-id" });
+  const output = make("section", { class: "output", "aria-label": "Answer", "aria-live": "polite" });
+  let id = newId();
+  let last = "";
+
+  const changed = () => {
+    const request = requestOf(true);
+    // Another request is another action; the same one, however often it is sent, is not.
+    const text = JSON.stringify({ ...request, simulate: false });
+    if (text !== last) { last = text; id = newId(); }
+    idText.textContent = id;
+    json.querySelector("pre").textContent = pretty(request);
+    line.querySelector("pre").textContent = curl(request);
+  };
+  const { properties = {}, required = [] } = action.parameters;
+  const either = alternatives(action.parameters);
+  const fields = Object.entries(properties)
+    .filter(([, schema]) => !schema.deprecated)
+    .map(([name, schema]) => field("parameters." + name, name, shapeOf(schema), required.includes(name), changed));
+  const isEither = (it) => either.includes(it.path.slice("parameters.".length));
+  const envelope = ENVELOPE.map(([name, shape]) => field(name, name, shape, false, changed));
+
+  function requestOf(simulate) {
+    const parameters = {};
+    for (const it of fields) {
+      const value = it.element.hidden ? undefined : it.value();
+      if (value !== undefined) parameters[it.path.slice("parameters.".length)] = value;
+    }
+    const request = { type: action.name, parameters, simulate };
+    for (const it of envelope) {
+      const value = it.value();
+      if (value !== undefined) request[it.path] = value;
+    }
+    return request;
+  }
+
+  function blame(path, words) {
+    const it = [...fields, ...envelope].find((it) => it.path === path);
+    if (!it) return;
+    // The field knows its name.
+    it.wrong.textContent = words.replace(path + ": ", "");
+    it.input.setAttribute("aria-invalid", "true");
+    it.element.closest("details")?.setAttribute("open", "");
+    it.input.focus();
+  }
+
+  function isSound() {
+    for (const it of [...fields, ...envelope]) {
+      it.wrong.textContent = "";
+      it.input.removeAttribute("aria-invalid");
+    }
+    const wrong = [...fields, ...envelope].find((it) => !it.element.hidden && !it.input.checkValidity());
+    if (wrong) blame(wrong.path, wrong.input.validationMessage);
+    return !wrong;
+  }
+
+  async function send(request) {
+    const buttons = form.querySelectorAll("button");
+    buttons.forEach((it) => { it.disabled = true; });
+    output.replaceChildren(make("p", { class: "waiting" }, request.simulate ? "Simulating…" : "Executing…"));
+    const answer = await ask("api/v1/action/execute", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request) });
+    buttons.forEach((it) => { it.disabled = false; });
+    output.replaceChildren(isProblem(answer) ? problem(answer) : answerOf(answer.body));
+    output.scrollIntoView({ block: "nearest" });
+    if (answer.status === 401) keyField.focus();
+    else if (answer.body.field) blame(answer.body.field, [answer.body.detail, answer.body.hint].filter(Boolean).join(". "));
+  }
+
+  async function execute() {
+    if (!isSound()) return;
+    const request = { ...requestOf(false), id };
+    const { parameters } = request;
+    const name = fields.find((it) => !it.element.hidden && it.input.required);
+    const place = action.scope === "namespace" ? [" in namespace ", make("b", {}, parameters.namespace || "default")] : [];
+    const known = [name?.path, "parameters.namespace"];
+    const rest = Object.entries(parameters).filter(([it]) => !known.includes("parameters." + it));
+    const how = rest.length ? [", with ", make("code", {}, rest.map(([it, value]) => it + " " + value).join(", "))] : [];
+    if (await confirmed([make("code", {}, action.name), " on ", make("b", {}, String(name ? name.value() : "?")), ...place, ...how, ". This changes the cluster."])) await send(request);
+  }
+
+  const form = make("form", { novalidate: true, onsubmit: (event) => { event.preventDefault(); if (isSound()) send(requestOf(true)); } },
+    fields.filter((it) => !isEither(it)).map((it) => it.element),
+    either.length > 0 && oneOf(fields.filter(isEither), changed),
+    make("details", {}, make("summary", {}, "Waiting, requester, reason"), envelope.map((it) => it.element),
+      make("p", { class: "about" }, "Id of a real execution: ", idText, " ",
+        make("button", { type: "button", class: "small", onclick: () => { id = newId(); idText.textContent = id; } }, "New id"),
+        " The same id is one action, however often it is sent.")),
+    make("div", { class: "buttons" },
+      make("button", { type: "submit", class: "primary" }, "Simulate"),
+      make("button", { type: "button", class: "danger", onclick: execute }, "Execute…")));
+  keyField.oninput = changed;
+  changed();
+  return make("section", { class: "console", "aria-label": "Try it" },
+    make("h2", {}, "Try it"), form, output,
+    make("details", { open: true }, make("summary", {}, "Request"), json),
+    make("details", {}, make("summary", {}, "curl"), line));
+}
+
+// ---- The page of actions
+
+function parametersOf(action) {
+  const { properties = {}, required = [] } = action.parameters;
+  const either = alternatives(action.parameters);
+  return make("dl", { class: "parameters" }, Object.entries(properties).flatMap(([name, schema]) => {
+    const shape = shapeOf(schema);
+    const need = required.includes(name) ? "required" : either.includes(name) ? "one of " + either.join(", ") : null;
+    const limits = bounds(shape);
+    return [
+      make("dt", {}, make("code", {}, name), " ", make("span", { class: "type" }, shape.type === "choice" ? "string" : shape.type), need && make("span", { class: "need" }, need), schema.deprecated && make("span", { class: "quiet" }, "deprecated")),
+      make("dd", {}, prose((schema.description || "").replaceAll("\n", " ")), limits && make("span", { class: "limits" }, limits)),
+    ];
+  }));
+}
+
+function rightsOf(action) {
+  return make("ul", { class: "rights" }, action.rules.map((rule) => make("li", {},
+    make("b", {}, rule.verbs.join(", ")), " on ", make("code", {}, rule.resources.map((it) => [it, rule.apiGroups[0]].filter(Boolean).join(".")).join(", ")))));
+}
+
+// Every problem that an execution can meet, from the server's own description.
+function failuresOf(openapi) {
+  const responses = openapi?.paths?.["/api/v1/action/execute"]?.post?.responses || {};
+  const examples = Object.values(responses).flatMap((it) => Object.values(it.content?.["application/problem+json"]?.examples || {}));
+  const rows = examples.map(({ value }) => make("tr", {},
+    make("th", { scope: "row" }, make("code", {}, value.code)),
+    make("td", { "data-head": "Meaning" }, value.title),
+    make("td", { "data-head": "HTTP" }, String(value.status)),
+    make("td", { "data-head": "Again?" }, value.retryable ? "may go better later" : "no")));
+  const head = ["Code", "Meaning", "HTTP", "Again?"].map((it) => make("th", { scope: "col" }, it));
+  return make("table", {}, make("thead", {}, make("tr", {}, head)), make("tbody", {}, rows));
+}
+
+function actionPage(action, openapi) {
+  return [
+    make("article", { class: "reference" },
+      make("h1", {}, action.name),
+      action.aliases.length > 0 && make("p", { class: "quiet" }, "also ", prose(action.aliases.map((it) => "`" + it + "`").join(", "))),
+      make("p", { class: "lead" }, prose(action.description)),
+      make("h2", {}, "Parameters"), parametersOf(action),
+      make("h2", {}, "Rights"),
+      make("p", {}, "Callers need ", make("code", {}, "simulate"), " or ", make("code", {}, "execute"), " on ", make("code", {}, "actions.action-executor.dev"), ", or a key that allows it. In the cluster the executor itself needs" + (action.scope === "cluster" ? ", in a ClusterRole:" : ", in the target's namespace:")),
+      rightsOf(action),
+      make("details", { class: "failures" }, make("summary", {}, "When it is not done"),
+        make("p", {}, "Nothing is reported as done that was not. A refusal names its code, and whether the same request may go better later:"),
+        failuresOf(openapi))),
+    consoleFor(action),
+  ];
+}
+
+async function actionsPage() {
+  const [list, openapi] = await Promise.all([ask("api/v1/actions"), ask("openapi.json")]);
+  if (isProblem(list)) return main.replaceChildren(problem(list));
+  const { actions } = list.body;
+  const links = actions.map((it) => make("a", { href: "#" + it.name }, it.name));
+  const menu = make("nav", { class: "menu", "aria-label": "Actions" }, links);
+  const place = make("div", { class: "sheet" });
+  const show = () => {
+    const name = decodeURIComponent(location.hash.slice(1));
+    const action = actions.find((it) => it.name === name || it.aliases.includes(name)) || actions[0];
+    links.forEach((it) => (it.textContent === action.name ? it.setAttribute("aria-current", "true") : it.removeAttribute("aria-current")));
+    document.title = action.name + " · action-executor";
+    place.replaceChildren(...actionPage(action, openapi.body));
+  };
+  addEventListener("hashchange", () => {
+    if (location.hash === "#main") return;
+    show();
+    scrollTo(0, 0);
+    main.focus({ preventScroll: true });
+  });
+  main.classList.add("with-menu");
+  main.replaceChildren(menu, place);
+  show();
+}
+
+// ---- The page of what was done
+
+const EVENTS = {
+  ActionApplied: ["Done", "good"],
+  ActionUnchanged: ["Nothing to do", "good"],
+  ActionFailed: ["Failed", "bad"],
+  ActionRefused: ["Refused", "warn"],
+  ActionBegun: ["Under way", "calm"],
+  ActionUnknown: ["Unknown", "bad"],
+  ApprovalPending: ["Needs approval", "warn"],
+};
+
+function rowsOf(entry, index) {
+  const [word, mood] = EVENTS[entry.event] || [entry.event, "calm"];
+  const details = make("tr", { class: "more", id: "entry-" + index, hidden: true }, make("td", { colspan: "5" },
+    make("p", {}, entry.message || ""),
+    entry.answer ? answerOf(entry.answer) : make("details", {}, make("summary", {}, "The record"), copyable("Record", pretty(entry)))));
+  const button = make("button", { type: "button", class: "expand", "aria-expanded": "false", "aria-controls": "entry-" + index, onclick: () => {
+    details.hidden = !details.hidden;
+    button.setAttribute("aria-expanded", String(!details.hidden));
+  } }, when(entry.at));
+  const who = [entry.requester || "not said", entry.reason && make("span", { class: "quiet" }, " · " + entry.reason)];
+  return [
+    make("tr", {},
+      make("th", { scope: "row" }, button),
+      make("td", { "data-head": "Action" }, make("code", {}, entry.type || "-")),
+      make("td", { "data-head": "Target" }, named(entry.target)),
+      make("td", { "data-head": "Outcome" }, make("span", { class: "badge " + mood }, word)),
+      make("td", { "data-head": "Asked by" }, who)),
+    details,
+  ];
+}
+
+async function historyPage() {
+  document.title = "History · action-executor";
+  const given = new URLSearchParams(location.search);
+  const text = (name, words) => {
+    const input = make("input", { id: name, name, type: "text", autocomplete: "off", autocapitalize: "none", spellcheck: "false", placeholder: words });
+    input.value = given.get(name) || "";
+    return input;
+  };
+  const namespace = text("namespace", "all");
+  const target = text("target", "deployment/web");
+  const place = make("div", { "aria-live": "polite" });
+  const show = async () => {
+    const query = new URLSearchParams();
+    for (const it of [namespace, target]) if (it.value.trim()) query.set(it.name, it.value.trim());
+    history.replaceState(null, "", query.size ? "?" + query : location.pathname);
+    place.replaceChildren(make("p", { class: "waiting" }, "Loading…"));
+    const answer = await ask("api/v1/history?" + query);
+    if (isProblem(answer)) {
+      place.replaceChildren(problem(answer));
+      if (answer.status === 401) keyField.focus();
+      return;
+    }
+    const { entries, more } = answer.body;
+    if (entries.length === 0) return place.replaceChildren(make("p", { class: "notice" }, "Nothing is remembered here. The cluster keeps records about an hour."));
+    const head = ["When", "Action", "Target", "Outcome", "Asked by"].map((it) => make("th", { scope: "col" }, it));
+    place.replaceChildren(
+      make("table", { class: "history" }, make("thead", {}, make("tr", {}, head)), make("tbody", {}, entries.flatMap(rowsOf))),
+      more ? make("p", { class: "quiet" }, "Only the newest " + entries.length + " are shown.") : "");
+  };
+  const form = make("form", { class: "filters", novalidate: true, onsubmit: (event) => { event.preventDefault(); show(); } },
+    make("div", {}, make("label", { for: "namespace" }, "Namespace"), namespace),
+    make("div", {}, make("label", { for: "target" }, "Target"), target),
+    make("button", { type: "submit", class: "primary" }, "Show"));
+  main.replaceChildren(make("article", { class: "wide" }, make("h1", {}, "What was done"),
+    make("p", { class: "lead" }, "By whom and why, from the records that the cluster still keeps. Actions on nodes are recorded in ", make("code", {}, "default"), "."), form, place));
+  await show();
+}
+
+const isHistory = location.pathname.endsWith("/history");
+for (const link of document.querySelectorAll(".top nav a")) {
+  if (link.getAttribute("href") === (isHistory ? "history" : "docs")) link.setAttribute("aria-current", "page");
+}
+if (isHistory) historyPage(); else actionsPage();

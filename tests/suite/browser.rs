@@ -1,0 +1,210 @@
+//! A browser for the tests: headless Chromium behind chromedriver, spoken to in the W3C's WebDriver, which is
+//! a handful of JSON requests.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+
+use crate::program::{Reply, scratch};
+
+/// How long something on a page may take to appear.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One browser with one page; closed when dropped.
+pub struct Browser {
+    driver: Child,
+    address: String,
+    session: String,
+    profile: PathBuf,
+}
+
+impl Browser {
+    /// A new one, with nothing in it.
+    pub fn start() -> Self {
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver starts");
+        let mut lines = BufReader::new(driver.stdout.take().expect("is piped")).lines();
+        let port: u16 = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| {
+                line.split("successfully on port ").nth(1)?.trim_end_matches('.').parse().ok()
+            })
+            .expect("chromedriver listens");
+        // What it says further is of no interest, but it must be able to say it.
+        std::thread::spawn(move || lines.for_each(drop));
+        let profile = scratch("chromium");
+        let mut browser = Browser {
+            driver,
+            address: format!("127.0.0.1:{port}"),
+            session: String::new(),
+            profile: profile.clone(),
+        };
+        // Chromium's own sandbox needs more than a container usually allows; what is opened is ours.
+        let arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--no-first-run",
+            "--window-size=1360,900",
+            &format!("--user-data-dir={}", profile.display()),
+        ];
+        let session = browser.post(
+            "/session",
+            &json!({ "capabilities": { "alwaysMatch": {
+                "goog:chromeOptions": { "args": arguments },
+                "goog:loggingPrefs": { "browser": "ALL", "performance": "ALL" },
+            } } }),
+        );
+        browser.session = format!("/session/{}", session["sessionId"].as_str().expect("has an id"));
+        browser
+    }
+
+    /// What chromedriver answers; a refusal is a failure of the test.
+    fn post(&self, path: &str, body: &Value) -> Value {
+        let body = body.to_string();
+        let mut stream = TcpStream::connect(&self.address).expect("chromedriver accepts");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("is set");
+        let head = format!(
+            "POST {}{path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n",
+            self.session,
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).expect("is sent");
+        stream.write_all(body.as_bytes()).expect("is sent");
+        let reply = Reply::read(&mut BufReader::new(stream));
+        assert_eq!(reply.status, 200, "{path} {body}: {}", String::from_utf8_lossy(&reply.body));
+        reply.json()["value"].clone()
+    }
+
+    /// Opens a page.
+    pub fn open(&self, url: &str) {
+        self.post("/url", &json!({ "url": url }));
+    }
+
+    /// What a script on the page returns.
+    pub fn script(&self, script: &str, arguments: &[&str]) -> Value {
+        self.post("/execute/sync", &json!({ "script": script, "args": arguments }))
+    }
+
+    /// Waits until the script returns something that is true.
+    pub fn until(&self, what: &str, script: &str, arguments: &[&str]) {
+        let began = Instant::now();
+        while self.script(script, arguments) != true {
+            let page = || self.script("return document.body.innerText", &[]);
+            assert!(began.elapsed() < PATIENCE, "{what} did not come: {}", page());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until an element that the selector means shows this text.
+    pub fn shows(&self, selector: &str, text: &str) {
+        let script = "return [...document.querySelectorAll(arguments[0])]\
+                      .some((it) => it.innerText.includes(arguments[1]))";
+        self.until(&format!("{selector} with {text:?}"), script, &[selector, text]);
+    }
+
+    fn element(&self, selector: &str) -> String {
+        self.until(selector, "return document.querySelector(arguments[0]) !== null", &[selector]);
+        let found = self.post("/element", &json!({ "using": "css selector", "value": selector }));
+        let id = found.as_object().and_then(|it| it.values().next()).and_then(Value::as_str);
+        format!("/element/{}", id.expect("has an id"))
+    }
+
+    /// Clicks as a person would: on what can be seen.
+    pub fn click(&self, selector: &str) {
+        let element = self.element(selector);
+        self.post(&format!("{element}/click"), &json!({}));
+    }
+
+    /// Types text into an element.
+    pub fn type_in(&self, selector: &str, text: &str) {
+        let element = self.element(selector);
+        self.post(&format!("{element}/clear"), &json!({}));
+        self.post(&format!("{element}/value"), &json!({ "text": text }));
+    }
+
+    /// Presses keys, wherever the focus is.
+    pub fn press(&self, key: &str) {
+        let steps =
+            [json!({ "type": "keyDown", "value": key }), json!({ "type": "keyUp", "value": key })];
+        let keyboard = json!({ "type": "key", "id": "keyboard", "actions": steps });
+        self.post("/actions", &json!({ "actions": [keyboard] }));
+    }
+
+    /// A command of Chromium's own protocol.
+    pub fn command(&self, name: &str, parameters: &Value) -> Value {
+        self.post("/goog/cdp/execute", &json!({ "cmd": name, "params": parameters }))
+    }
+
+    /// Pretends to be in the dark, or not, on a screen of this size.
+    pub fn look(&self, scheme: &str, width: u32, height: u32) {
+        let features = json!([
+            { "name": "prefers-color-scheme", "value": scheme },
+            // What moves cannot be clicked on.
+            { "name": "prefers-reduced-motion", "value": "reduce" },
+        ]);
+        self.command("Emulation.setEmulatedMedia", &json!({ "features": features }));
+        let screen = json!({
+            "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600,
+        });
+        self.command("Emulation.setDeviceMetricsOverride", &screen);
+    }
+
+    /// Writes a picture of the whole page.
+    pub fn picture(&self, file: &Path) {
+        let whole = json!({ "captureBeyondViewport": true, "format": "png" });
+        let picture = self.command("Page.captureScreenshot", &whole);
+        let data = picture["data"].as_str().expect("is there");
+        std::fs::write(file, BASE64_STANDARD.decode(data).expect("is base64")).expect("is written");
+    }
+
+    /// What was written to the console since this was last asked, but for mere advice.
+    pub fn console(&self) -> Vec<String> {
+        let entries = self.post("/se/log", &json!({ "type": "browser" }));
+        let entries = entries.as_array().expect("is a list").iter();
+        entries.filter(|entry| entry["level"] != "DEBUG").map(ToString::to_string).collect()
+    }
+
+    /// The addresses of everything that was asked for since this was last asked.
+    pub fn requests(&self) -> Vec<String> {
+        let entries = self.post("/se/log", &json!({ "type": "performance" }));
+        let message = |entry: &Value| serde_json::from_str(entry["message"].as_str()?).ok();
+        let messages = entries.as_array().expect("is a list").iter().filter_map(message);
+        messages
+            .filter(|it: &Value| it["message"]["method"] == "Network.requestWillBeSent")
+            .filter_map(|it| it["message"]["params"]["request"]["url"].as_str().map(str::to_owned))
+            .collect()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        if let Ok(mut stream) = TcpStream::connect(&self.address) {
+            let end = format!(
+                "DELETE {} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+                self.session
+            );
+            let _ = stream.write_all(end.as_bytes());
+            let _ = Reply::read(&mut BufReader::new(stream));
+        }
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+        let _ = std::fs::remove_dir_all(&self.profile);
+    }
+}

@@ -1,0 +1,189 @@
+//! The documents for programs and people: what is public, what a browser is told, and the page as a person
+//! uses it.
+
+use std::{fs, path::PathBuf};
+
+use action_executor::ledger::record::sha256;
+use serde_json::Value;
+
+use crate::{
+    browser::Browser,
+    cluster::shared,
+    program::{Program, Server, scratch},
+};
+
+const KEY: &str = "7d1c0ffee0ffee0ffee0ffee0ffee0ff";
+
+fn keys() -> PathBuf {
+    let path = scratch("keys.yaml");
+    let keys = format!("version: 1\nkeys: [{{name: pager, sha256: {}}}]\n", sha256(KEY.as_bytes()));
+    fs::write(&path, keys).expect("is written");
+    path
+}
+
+#[test]
+fn documents_are_public_and_the_browser_is_told_to_be_strict() {
+    let server = Server::start(Program::offline().env("ACTION_EXECUTOR_KEYS", keys()));
+    for (path, media_type) in [
+        ("/docs", "text/html; charset=utf-8"),
+        ("/history", "text/html; charset=utf-8"),
+        ("/docs/page.js", "text/javascript; charset=utf-8"),
+        ("/docs/page.css", "text/css; charset=utf-8"),
+        ("/openapi.json", "application/json"),
+        ("/api/v1/actions", "application/json"),
+    ] {
+        let reply = server.get(path);
+        assert_eq!((reply.status, reply.header("content-type")), (200, Some(media_type)), "{path}");
+        let policy = reply.header("content-security-policy").expect("is there");
+        for part in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"] {
+            assert!(policy.contains(part), "{path}: {policy}");
+        }
+        assert!(!policy.contains("unsafe"), "{path}: {policy}");
+        assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{path}");
+        assert_eq!(reply.header("referrer-policy"), Some("no-referrer"), "{path}");
+        assert_eq!(reply.header("cache-control"), Some("no-cache"), "{path}");
+
+        let tag = reply.header("etag").expect("is there");
+        let again = format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nIf-None-Match: {tag}\r\nConnection: close\r\n\r\n"
+        );
+        let again = server.raw(again.as_bytes());
+        assert_eq!((again.status, again.header("etag")), (304, Some(tag)), "{path}");
+        assert!(again.body.is_empty(), "{path}");
+    }
+    for path in ["/docs/", "/docs/page", "/docs/../docs/page.js", "/history/x"] {
+        assert_eq!(server.get(path).status, 404, "{path}");
+    }
+}
+
+#[test]
+fn the_program_prints_the_document_that_it_serves() {
+    let served = Server::start(Program::offline()).get("/openapi.json").json();
+    let printed = Program::offline().args(["schema", "openapi"]).run();
+    assert_eq!(printed.status, 0, "{printed:?}");
+    assert_eq!(serde_json::from_str::<Value>(&printed.stdout).expect("is JSON"), served);
+    assert_eq!(served["openapi"], "3.1.1");
+}
+
+#[test]
+fn a_listed_example_is_a_request() {
+    let server = Server::start(Program::offline());
+    let list = server.get("/api/v1/actions").json();
+    for action in list["actions"].as_array().expect("is a list") {
+        let reply = server.execute(action["example"].to_string().as_bytes());
+        assert_eq!(reply.status, 200, "{}: {:?}", action["name"], reply.json());
+    }
+}
+
+/// Where pictures of the page go, if somebody wants to look at it.
+fn pictures(browser: &Browser, name: &str) {
+    let Some(folder) = std::env::var_os("DOCS_PICTURES").map(PathBuf::from) else { return };
+    fs::create_dir_all(&folder).expect("is made");
+    for (scheme, width, height) in [("light", 1360, 900), ("dark", 1360, 900), ("light", 390, 844)]
+    {
+        browser.look(scheme, width, height);
+        browser.picture(&folder.join(format!("{name}-{scheme}-{width}.png")));
+    }
+    browser.look("light", 1360, 900);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Chromium and chromedriver"]
+async fn a_person_simulates_executes_and_looks_it_up() {
+    let namespace = shared().namespace("docs").await;
+    namespace.running_deployment("web", 1).await;
+    let server = Server::start(
+        Program::with_kubeconfig(namespace.kubeconfig()).env("ACTION_EXECUTOR_KEYS", keys()),
+    );
+    let origin = format!("http://{}", server.address());
+    let name = namespace.name().to_owned();
+    let generation = || async { namespace.get_deployment("web").await.metadata.generation };
+    let before = generation().await;
+    let browser = Browser::start();
+    browser.look("light", 1360, 900);
+
+    browser.open(&format!("{origin}/docs#restart_k8s"));
+    browser.shows("h1", "restart_k8s");
+    pictures(&browser, "action");
+    browser.type_in("#key", KEY);
+    browser.type_in("#field-parameters-deployment", "web");
+    browser.type_in("#field-parameters-namespace", &name);
+    browser.press("\u{e007}");
+    browser.shows(".answer .badge", "Simulated");
+    assert_eq!(generation().await, before);
+
+    // What a stranger might have written is text, wherever it is shown.
+    let hostile = "<img src=x onerror=document.title='caught'><script>alert(1)</script>";
+    browser.click("form details summary");
+    browser.type_in("#field-requester", hostile);
+    browser.type_in("#field-reason", "p99 is 4 s");
+    let execute = "form .danger";
+    browser.click(execute);
+    browser.shows("#confirm", "web");
+    browser.shows("#confirm", &name);
+    pictures(&browser, "confirm");
+    // The first choice is the harmless one.
+    browser.press("\u{e007}");
+    browser.until("the question is gone", "return !document.getElementById('confirm').open", &[]);
+    assert_eq!(generation().await, before);
+    browser.click(execute);
+    browser.click("#confirm-yes");
+    browser.shows(".answer .badge", "Done");
+    let after = generation().await;
+    assert!(after > before, "{before:?} {after:?}");
+    pictures(&browser, "answer");
+    // Pressed twice, it is one action.
+    browser.click(execute);
+    browser.click("#confirm-yes");
+    browser.shows(".answer .notice", "An earlier try of the same id");
+    assert_eq!(generation().await, after);
+    browser.type_in("#field-parameters-deployment", "Not a name");
+    browser.click("form .primary");
+    browser.shows("#field-parameters-deployment-wrong", "must be a Kubernetes");
+    browser.shows(".problem", "invalid_request");
+    pictures(&browser, "problem");
+    let console = browser.console();
+    assert!(console.iter().all(|line| line.contains("400 (Bad Request)")), "{console:?}");
+
+    browser.open(&format!("{origin}/docs#scale"));
+    browser.shows("h1", "scale");
+    browser.click("fieldset input[type=radio]:not(:checked)");
+    browser.type_in("#field-parameters-by", "-1");
+    browser.shows("pre", "\"by\": -1");
+    pictures(&browser, "scale");
+
+    browser.open(&format!("{origin}/history?namespace={name}"));
+    browser.shows(".problem", "type a key");
+    browser.type_in("#key", KEY);
+    browser.click("form .primary");
+    browser.shows(".history", "restart_k8s");
+    browser.shows(".history", hostile);
+    browser.click(".expand");
+    browser.shows(".history .answer", "restarted at");
+    pictures(&browser, "history");
+    assert_eq!(
+        browser.script("return document.querySelectorAll('img, main script').length", &[]),
+        0
+    );
+    assert_ne!(browser.script("return document.title", &[]), "caught");
+    let kept = "return localStorage.length + sessionStorage.length + document.cookie.length";
+    assert_eq!(browser.script(kept, &[]), 0);
+
+    let console = browser.console();
+    let only_asked = console.iter().all(|line| line.contains("401 (Unauthorized)"));
+    assert!(only_asked, "{console:?}");
+    let requests = browser.requests();
+    assert!(requests.len() > 8, "{requests:?}");
+    // What the browser has in itself (its first, empty page; an icon in the page's text) goes nowhere.
+    let within = ["data:", "chrome:", &origin];
+    let elsewhere = requests.iter().find(|it| !within.iter().any(|place| it.starts_with(place)));
+    assert_eq!(elsewhere, None);
+
+    // A server that is not there is told in words.
+    let gone = Server::start(Program::offline());
+    browser.open(&format!("http://{}/docs#cordon", gone.address()));
+    browser.type_in("#field-parameters-node", "worker-1");
+    drop(gone);
+    browser.click("form .primary");
+    browser.shows(".problem", "cannot be reached");
+}

@@ -1,0 +1,137 @@
+//! What was done, asked over HTTP: for whom, of what, and how much of it.
+
+use std::fs;
+
+use action_executor::{actions::ActionKind, ledger, ledger::record::sha256};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{Namespace, shared},
+    program::{Program, Reply, Server, scratch},
+};
+
+const KEY: &str = "7d1c0ffee0ffee0ffee0ffee0ffee0ff";
+
+fn get(server: &Server, path: &str, headers: &str) -> Reply {
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n");
+    server.raw(request.as_bytes())
+}
+
+fn restart(server: &Server, namespace: &Namespace, deployment: &str, id: &str) -> Reply {
+    let request = json!({
+        "type": "restart_k8s", "simulate": false, "id": id, "requester": "pager",
+        "reason": "p99 is 4 s",
+        "parameters": { "deployment": deployment, "namespace": namespace.name() },
+    });
+    server.execute(request.to_string().as_bytes())
+}
+
+#[tokio::test]
+async fn what_was_done_and_refused_is_told_newest_first() {
+    let namespace = shared().namespace("history").await;
+    namespace.running_deployment("web", 1).await;
+    namespace.running_deployment("api", 1).await;
+    let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
+    let name = namespace.name();
+    for (deployment, id) in [("web", "one"), ("api", "two")] {
+        let reply = restart(&server, &namespace, deployment, &format!("{id}.{name}"));
+        assert_eq!(reply.status, 200, "{:?}", reply.json());
+    }
+    assert_eq!(restart(&server, &namespace, "nobody", &format!("three.{name}")).status, 422);
+
+    let reply = server.get(&format!("/api/v1/history?namespace={name}"));
+    assert_eq!((reply.status, reply.header("cache-control")), (200, Some("no-store")));
+    let page = reply.json();
+    let entries = page["entries"].as_array().expect("is a list");
+    let of = |target: &str| entries.iter().find(|it| it["target"]["name"] == target);
+    let web = of("web").expect("is told");
+    assert_eq!(web["id"], format!("one.{name}"));
+    assert_eq!((&web["type"], &web["outcome"]), (&json!("restart_k8s"), &json!("applied")));
+    assert_eq!((&web["requester"], &web["reason"]), (&json!("pager"), &json!("p99 is 4 s")));
+    assert_eq!(web["answer"]["target"]["name"], "web");
+    let times: Vec<_> = entries.iter().map(|it| it["at"].to_string()).collect();
+    assert!(times.is_sorted_by(|one, other| one >= other), "{times:?}");
+
+    let filtered = |query: &str| {
+        let path = format!("/api/v1/history?namespace={name}&{query}");
+        server.get(&path).json()
+    };
+    let one = filtered("target=deployment/api");
+    assert_eq!(one["entries"].as_array().expect("is a list").len(), 1, "{one}");
+    let newest = filtered("limit=1");
+    assert_eq!(newest["entries"].as_array().expect("is a list").len(), 1, "{newest}");
+    assert_eq!(newest["more"], true);
+    let everywhere = server.get("/api/v1/history?limit=500").json().to_string();
+    assert!(everywhere.contains(&format!("one.{name}")));
+
+    let document = server.get("/openapi.json").json();
+    let mut schema = json!({ "$ref": "#/components/schemas/History" });
+    schema["components"] = document["components"].clone();
+    let schema = jsonschema::validator_for(&schema).expect("is a schema");
+    assert!(schema.is_valid(&page), "{:?}", schema.validate(&page));
+}
+
+#[tokio::test]
+async fn only_who_may_list_is_told() {
+    let namespace = shared().namespace("history_keys").await;
+    let (keys, name) = (scratch("keys.yaml"), namespace.name());
+    let write = |more: &str| {
+        let digest = sha256(KEY.as_bytes());
+        let text = format!("version: 1\nkeys: [{{name: pager, sha256: {digest}{more}}}]\n");
+        fs::write(&keys, text).expect("is written");
+    };
+    write(&format!(", namespaces: [{name}]"));
+    let program = Program::with_kubeconfig(namespace.kubeconfig());
+    let server = Server::start(program.env("ACTION_EXECUTOR_KEYS", &keys));
+    let key = format!("Authorization: Bearer {KEY}\r\n");
+    let here = format!("/api/v1/history?namespace={name}");
+    assert_eq!(get(&server, &here, &key).status, 200);
+    for (path, headers, status) in [
+        (&*here, "", 401),
+        // Not even whether the question is one.
+        ("/api/v1/history?limit=0", "", 401),
+        ("/api/v1/history?limit=0", &*key, 400),
+        ("/api/v1/history", &key, 403),
+        ("/api/v1/history?namespace=other", &key, 403),
+    ] {
+        assert_eq!(get(&server, path, headers).status, status, "{path}");
+    }
+    // Of all actions, or of none.
+    write(", actions: [restart_k8s]");
+    assert_eq!(get(&server, &here, &key).status, 403);
+}
+
+#[tokio::test]
+async fn a_server_that_may_not_list_names_the_rule_that_is_missing() {
+    let namespace = shared().namespace("history_rbac").await;
+    let policy = namespace.policy("cooldown_seconds: 0");
+    let server = |account: std::path::PathBuf| {
+        Server::start(Program::with_kubeconfig(&account).under(&policy))
+    };
+    let path = format!("/api/v1/history?namespace={}", namespace.name());
+    let without = namespace.account("without", json!([])).await;
+    let reply = server(without).get(&path);
+    assert_eq!(reply.status, 403, "{:?}", reply.json());
+    let problem: Value = reply.json();
+    assert!(
+        problem["detail"].as_str().expect("is text").contains("may not list events"),
+        "{problem}"
+    );
+    assert!(
+        problem["hint"].as_str().expect("is text").contains("\"verbs\":[\"list\"]"),
+        "{problem}"
+    );
+    let with = namespace.account("with", json!([ledger::HISTORY])).await;
+    let reply = server(with).get(&path);
+    assert_eq!((reply.status, reply.json()["entries"].clone()), (200, json!([])));
+}
+
+#[test]
+fn without_a_cluster_there_is_no_history_and_every_action_is_listed_all_the_same() {
+    let server = Server::start(Program::offline());
+    let reply = server.get("/api/v1/history");
+    assert_eq!((reply.status, reply.json()["code"].clone()), (503, json!("configuration")));
+    let listed = server.get("/api/v1/actions").json();
+    assert_eq!(listed["actions"].as_array().expect("is a list").len(), ActionKind::ALL.len());
+}

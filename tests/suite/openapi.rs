@@ -1,0 +1,68 @@
+//! The served OpenAPI document, held against the server by schemathesis, which makes requests from it, right
+//! and wrong ones: whatever it asks, there is no 5xx, and no answer but those that are described.
+
+use std::{fs, process::Command};
+
+use action_executor::ledger::record::sha256;
+use serde_json::Value;
+
+use crate::{
+    cluster::shared,
+    program::{Program, Server, scratch},
+};
+
+const KEY: &str = "7d1c0ffee0ffee0ffee0ffee0ffee0ff";
+
+/// How many requests are made in all, if nobody says: about a minute of them. `SCHEMATHESIS_CASES=20000` is
+/// the long form.
+const CASES: usize = 2000;
+
+/// Has about so many requests made; returns how many were.
+fn cases(server: &Server, cases: usize, headers: &[&str]) -> usize {
+    let program = std::env::var_os("SCHEMATHESIS").unwrap_or_else(|| "schemathesis".into());
+    let base = format!("http://{}", server.address());
+    let document: Value = server.get("/openapi.json").json();
+    let paths = document["paths"].as_object().expect("are there").values();
+    let operations: usize = paths.map(|path| path.as_object().map_or(0, |it| it.len())).sum();
+    let for_each = cases.div_ceil(operations).to_string();
+    let done = Command::new(program)
+        .args(["run", &format!("{base}/openapi.json"), "--url", &base, "--no-color"])
+        .args(["--max-examples", &for_each, "--generation-database", "none"])
+        // A right request for what is not there is refused, which that check takes for a fault; and JSON
+        // Schema takes 7.0 for an integer, which we do not.
+        .args(["--exclude-checks", "positive_data_acceptance"])
+        .args(headers.iter().flat_map(|header| ["--header", header]))
+        .output()
+        .expect("schemathesis runs");
+    let text = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{text}{}", String::from_utf8_lossy(&done.stderr));
+    let made = text.lines().find(|line| line.contains(" generated,")).expect("is told");
+    println!("{headers:?}: {}", made.trim());
+    made.split_whitespace().next().and_then(|it| it.parse().ok()).expect("is a number")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs schemathesis"]
+async fn whatever_is_asked_the_answer_is_one_that_is_described() {
+    let namespace = shared().namespace("openapi").await;
+    let all = std::env::var("SCHEMATHESIS_CASES").ok().map(|it| it.parse().expect("is a number"));
+    let all = all.unwrap_or(CASES);
+    let keys = scratch("keys.yaml");
+    let text = format!("version: 1\nkeys: [{{name: st, sha256: {}}}]\n", sha256(KEY.as_bytes()));
+    fs::write(&keys, text).expect("is written");
+    let program =
+        || Program::with_kubeconfig(namespace.kubeconfig()).env("ACTION_EXECUTOR_LOG", "error");
+    let open = Server::start(program());
+    let asking = Server::start(program().env("ACTION_EXECUTOR_KEYS", &keys));
+    let bearer = format!("Authorization: Bearer {KEY}");
+    let runs = [
+        cases(&open, all / 2, &[]),
+        cases(&asking, all * 2 / 5, &[&bearer]),
+        cases(&asking, all / 10, &[]),
+    ];
+    let made: usize = runs.iter().sum();
+    println!("{made} requests");
+    assert!(made >= all * 3 / 4, "{runs:?}");
+    let counted = String::from_utf8(open.get("/metrics").body).expect("is text");
+    assert!(!counted.contains("status=\"5"), "{counted}");
+}
