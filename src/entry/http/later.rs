@@ -8,7 +8,8 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{HeaderValue, Response, StatusCode, header};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinError,
@@ -36,6 +37,32 @@ pub struct Later(Arc<Semaphore>);
 
 /// A place; free again when dropped.
 pub type Place = OwnedSemaphorePermit;
+
+/// What is answered for a request that goes on.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Accepted {
+    /// The request's id, or the one made for it.
+    pub id: String,
+    /// The action.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// How far it is.
+    pub state: Stage,
+    /// What it acts upon.
+    pub target: Target,
+    /// Where more is to be had.
+    pub links: Links,
+}
+
+/// Where more is to be had of a request.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Links {
+    /// Where it can be asked how the request is getting on, as `Location` says too.
+    #[serde(rename = "self")]
+    pub itself: String,
+}
 
 /// What the ledger holds of a request that is put off.
 #[derive(Clone, Debug)]
@@ -116,11 +143,16 @@ fn answer(
 /// What is said of a request that goes on (RFC 9110, section 15.3.3): where it can be asked for.
 fn accepted(claim: &Claim) -> Result<Response<Body>, ActionError> {
     let place = claim.location();
-    let body = json!({
-        "id": claim.id, "type": claim.action, "state": Stage::Claimed, "target": claim.target,
-        "links": { "self": place },
-    });
-    let mut response = whole("application/json", body.to_string());
+    let body = Accepted {
+        id: claim.id.clone(),
+        kind: claim.action,
+        state: Stage::Claimed,
+        target: claim.target.clone(),
+        links: Links { itself: place.clone() },
+    };
+    let body = serde_json::to_vec(&body)
+        .map_err(|error| ActionError::new(Code::Internal, format!("the answer: {error}")))?;
+    let mut response = whole("application/json", body);
     *response.status_mut() = StatusCode::ACCEPTED;
     let location = HeaderValue::try_from(place)
         .map_err(|error| ActionError::new(Code::Internal, format!("the location: {error}")))?;

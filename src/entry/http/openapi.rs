@@ -4,16 +4,17 @@
 //! those of [`Code`], the paths those of the table of routes: what is described below and not served, or
 //! read from a header that does not pass the edge, is left out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{catalogue, history, passage::REQUEST_HEADERS, routes::Route};
+use super::{catalogue, history, later::Accepted, passage::REQUEST_HEADERS, routes::Route};
 use crate::{
     actions::ActionKind,
     entry::history::Page,
     error::{ActionError, Code},
+    inquiry::Progress,
     request::{ActionRequest, MAX_REQUEST_BYTES},
     response::ActionResponse,
 };
@@ -36,8 +37,10 @@ struct Operation {
 }
 
 /// Problems that any request can meet on its way.
-const ON_THE_WAY: [Code; 5] = [
+const ON_THE_WAY: [Code; 7] = [
     Code::InvalidRequest,
+    Code::HostNotServed,
+    Code::CrossSite,
     Code::PayloadTooLarge,
     Code::RequestTimeout,
     Code::Overloaded,
@@ -54,8 +57,8 @@ const OF_THE_CLUSTER: [Code; 6] = [
     Code::ClusterUnavailable,
 ];
 
-/// Problems of who asks.
-const OF_CALLERS: [Code; 2] = [Code::Unauthenticated, Code::CallerForbidden];
+/// Problems of who asks, and how often.
+const OF_CALLERS: [Code; 3] = [Code::Unauthenticated, Code::CallerForbidden, Code::TooManyRequests];
 
 const DESCRIPTION: &str = "The hand that an SRE agent, a person or an alert has on a Kubernetes cluster: one \
     request in, one checked action done at most once, one answer out. It simulates unless a request says \
@@ -275,8 +278,12 @@ fn execute(generator: &mut SchemaGenerator, answer: &Value) -> Operation {
             (
                 202,
                 later(reply(
-                    "A person has to approve it first, or it goes on without the caller.",
-                    answer.clone(),
+                    "A person has to approve it first, as `approval` says; or it goes on without the caller, \
+                     who can ask how it is getting on.",
+                    json!({ "application/json": { "schema": { "anyOf": [
+                        generator.subschema_for::<ActionResponse>(),
+                        generator.subschema_for::<Accepted>(),
+                    ] } } }),
                 )),
             ),
             (422, reply("Done, and what was waited for did not come", answer.clone())),
@@ -333,17 +340,32 @@ fn cloud_event(generator: &mut SchemaGenerator) -> Operation {
                 } },
             },
         })),
-        answers: [200, 202, 422, 503]
+        answers: answers_to_events()
+            .into_iter()
             .map(|status| {
+                let said = json!({ "anyOf": [
+                    generator.subschema_for::<ActionResponse>(), generator.subschema_for::<ActionError>(),
+                ] });
                 let content = json!({
-                    "application/json": { "schema": generator.subschema_for::<ActionResponse>() },
-                    "application/cloudevents+json": { "schema": { "type": "object" } },
+                    "application/json": { "schema": said },
+                    "application/cloudevents+json": { "schema": {
+                        "type": "object",
+                        "required": ["specversion", "type", "source", "id", "data"],
+                        "properties": { "specversion": { "const": "1.0" }, "data": said },
+                    } },
                 });
-                (status, reply("The answer, as an event", content))
+                (status, reply("What came of it, as an event", content))
             })
-            .into(),
+            .collect(),
         codes: of_an_action(),
     }
+}
+
+/// The statuses with which an event comes back: those that brokers take as done, and those that make them
+/// try again.
+fn answers_to_events() -> BTreeSet<u16> {
+    let retried = of_an_action().into_iter().map(Code::http_status);
+    retried.filter(|status| matches!(status, 408 | 409 | 429 | 500..)).chain([200, 202]).collect()
 }
 
 /// How one request is getting on.
@@ -368,13 +390,14 @@ fn progress(generator: &mut SchemaGenerator) -> Operation {
         ],
         answers: vec![(
             200,
-            reply(
-                "How it is getting on",
+            told(reply(
+                "How it is getting on. As a stream, `event: progress` with each change and `event: done` with \
+                 the last; the data of each is the same object.",
                 json!({
-                    "application/json": { "schema": { "type": "object" } },
+                    "application/json": { "schema": generator.subschema_for::<Progress>() },
                     "text/event-stream": { "schema": { "type": "string" } },
                 }),
-            ),
+            )),
         )],
         codes: Code::ALL
             .into_iter()
@@ -516,6 +539,19 @@ fn add_problems(reply: &mut Value, status: u16, codes: &[Code], generator: &mut 
 
 fn reply(description: &str, content: Value) -> Value {
     json!({ "description": description, "content": content })
+}
+
+/// A reply that says when there may be more, or by what tag it is known if there will be none.
+fn told(mut reply: Value) -> Value {
+    reply["headers"] = json!({
+        "Retry-After": {
+            "schema": { "type": "integer", "minimum": 1 },
+            "description": "Seconds until there may be more, while it is under way.",
+        },
+        "ETag": { "schema": { "type": "string" }, "description": "Its tag, once nothing more will come." },
+        "Cache-Control": { "schema": { "type": "string" }, "description": "`no-cache`." },
+    });
+    reply
 }
 
 /// A reply that may say where the rest will be found, where the caller can ask for that.
