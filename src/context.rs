@@ -8,10 +8,14 @@ use tokio::{sync::watch, time::sleep};
 use crate::{
     config::Settings, document::Followed, error::ActionError, k8s::cluster::Cluster,
     metrics::Metrics, policy::Policy, request::ActionRequest, response::ActionResponse,
+    turns::Turns,
 };
 
 /// Told each new stage of a long wait, in a sentence.
 pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Told when nothing is left of an action but a long wait, which costs little.
+pub type AtRest = Arc<dyn Fn() + Send + Sync>;
 
 /// The handler's surroundings.
 #[derive(Clone)]
@@ -21,6 +25,8 @@ pub struct Context {
     deadline: Duration,
     replay_window: Duration,
     progress: Progress,
+    at_rest: AtRest,
+    turns: Arc<Turns>,
     metrics: Option<Arc<Metrics>>,
     stopping: watch::Receiver<bool>,
 }
@@ -38,13 +44,34 @@ impl Context {
         let policy = Arc::new(policy);
         let Settings { deadline, replay_window, .. } = *settings;
         let progress: Progress = Arc::new(|_| ());
-        Context { cluster, policy, deadline, replay_window, progress, metrics: None, stopping }
+        Context {
+            cluster,
+            policy,
+            deadline,
+            replay_window,
+            progress,
+            at_rest: Arc::new(|| ()),
+            turns: Arc::default(),
+            metrics: None,
+            stopping,
+        }
     }
 
     /// The same context with somebody to tell progress to.
     #[must_use]
     pub fn telling(mut self, progress: Progress) -> Self {
         self.progress = progress;
+        self
+    }
+
+    /// The same context with one more to tell when only a wait is left.
+    #[must_use]
+    pub fn resting(mut self, also: AtRest) -> Self {
+        let before = self.at_rest;
+        self.at_rest = Arc::new(move || {
+            before();
+            also();
+        });
         self
     }
 
@@ -56,13 +83,15 @@ impl Context {
     }
 
     /// The same context for work that has to be over after `left`: its calls are bounded by it, and its
-    /// waits told to stop then.
+    /// waits told to stop then, if they are not before.
     #[must_use]
     pub fn within(mut self, left: Duration) -> Self {
         let (stop, stopping) = watch::channel(false);
+        let mut before = self.stopping;
         tokio::spawn(async move {
             tokio::select! {
                 () = sleep(left) => { let _ = stop.send(true); }
+                () = stopped(&mut before) => { let _ = stop.send(true); }
                 // Whoever was to be told has gone.
                 () = stop.closed() => {}
             }
@@ -100,6 +129,16 @@ impl Context {
     #[must_use]
     pub fn policy(&self) -> Arc<Policy> {
         self.policy.current()
+    }
+
+    /// Tells that nothing is left but a wait.
+    pub(crate) fn rest(&self) {
+        (self.at_rest)();
+    }
+
+    /// The turns of this process at the objects that are acted upon.
+    pub(crate) fn turns(&self) -> &Arc<Turns> {
+        &self.turns
     }
 
     /// Tells a stage of a wait.

@@ -31,11 +31,10 @@ struct Connection {
 }
 
 impl Connections {
-    /// As many as the limit on open files allows.
+    /// As many as this limit on open files allows.
     #[must_use]
-    pub fn within_descriptor_limit() -> Self {
-        let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-        Self::with_capacity(capacity(soft_descriptor_limit(&limits).unwrap_or(1024)))
+    pub fn within(descriptors: usize) -> Self {
+        Self::with_capacity(capacity(descriptors))
     }
 
     fn with_capacity(capacity: usize) -> Self {
@@ -91,6 +90,13 @@ fn dismiss_longest_waiting(open: &mut HashMap<u64, Connection>) -> bool {
         connection.task.abort();
     }
     true
+}
+
+/// How many files this process may have open at once.
+#[must_use]
+pub fn descriptor_limit() -> usize {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    soft_descriptor_limit(&limits).unwrap_or(1024)
 }
 
 fn capacity(descriptors: usize) -> usize {

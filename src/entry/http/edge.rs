@@ -1,8 +1,8 @@
 //! The edge: what strangers connect to, and what of theirs goes further.
 //!
 //! The router behind it trusts its peer, so slow headers and bodies, long ones, ambiguous lengths and
-//! crowds end here; `passage` says what goes through. Once a request has passed, its client's going away
-//! changes nothing: what was begun is finished, and logged.
+//! crowds end here; `passage` says what goes through, and `queue` when. Once a request has passed, its
+//! client's going away changes nothing: what was begun is finished, and logged. Before that nothing is.
 
 use std::{
     convert::Infallible,
@@ -20,16 +20,18 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
     connections::Connections,
-    passage::{outward, refusal, whole},
+    negotiation::client_timeout,
+    passage::{outward, placed, refusal, whole},
+    queue::{Attended, Place, Queue},
     routes::Route,
-    upstream::{Body, Upstream},
+    upstream::{Body, Upstream, UpstreamError},
 };
 use crate::{
     context::stopped,
@@ -47,12 +49,8 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Most header lines.
 const MAX_HEADER_LINES: usize = 64;
 
-/// Most requests under way at once; each may wait for a rollout for minutes, and holds little.
-const MAX_ACTIONS: usize = 128;
-
-/// Room of their own for the questions that cost nothing, so that a busy server still says that it
-/// lives.
-const MAX_QUESTIONS: usize = 256;
+/// How long before its client's time is over a request is answered, come what may; at most a tenth of it.
+const LAST_MOMENT: Duration = Duration::from_millis(100);
 
 /// How long those that wait to be accepted, and requests that are on their way, are waited for once we
 /// are told to stop, and how long nobody has to come for there to be nobody.
@@ -64,21 +62,24 @@ pub struct Edge {
     upstream: Upstream,
     connections: Connections,
     metrics: Arc<Metrics>,
-    actions: Semaphore,
-    questions: Semaphore,
+    queue: Arc<Queue>,
     numbers: AtomicU64,
 }
 
 impl Edge {
-    /// An edge in front of this router.
+    /// An edge in front of this router, with this much room.
     #[must_use]
-    pub fn new(upstream: Upstream, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        upstream: Upstream,
+        connections: Connections,
+        queue: Arc<Queue>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         Arc::new(Edge {
             upstream,
             metrics,
-            connections: Connections::within_descriptor_limit(),
-            actions: Semaphore::new(MAX_ACTIONS),
-            questions: Semaphore::new(MAX_QUESTIONS),
+            connections,
+            queue,
             numbers: AtomicU64::new(0),
         })
     }
@@ -140,8 +141,7 @@ impl Edge {
     /// Returns when every connection has ended and every request that outlived its own is done.
     async fn idle(&self, tasks: &mut JoinSet<()>) {
         while tasks.join_next().await.is_some() {}
-        // Closed by nobody, so this waits for the last action's place to be free.
-        let _ = self.actions.acquire_many(MAX_ACTIONS as u32).await;
+        self.queue.emptied().await;
     }
 
     async fn connection(
@@ -188,48 +188,103 @@ impl Edge {
         id: u64,
         peer: IpAddr,
         request: Request<Incoming>,
-    ) -> Result<Response<Body>, Infallible> {
+    ) -> Result<Response<Attended<(Arc<Place>, Served)>>, Infallible> {
         let began = Instant::now();
         let _under_way = self.metrics.under_way();
-        self.connections.serving(id);
+        let mut served = Served::begin(&self, id);
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
-        let response = match self.clone().pass(peer, request).await {
-            Ok(response) => response,
+        let (response, place) = match self.clone().pass(peer, request).await {
+            Ok((response, place)) => (response, place),
             Err(error) => {
                 self.metrics.problem(&error);
-                refusal(error)
+                (refusal(error), None)
             }
         };
+        served.answered = true;
         self.metrics.http(Route::known_path(&path), response.status().as_u16());
-        self.connections.waiting(id);
         log(&method, &path, response.status(), began);
-        Ok(response)
+        // A stream is served, and holds its place, until it ends.
+        Ok(response.map(|body| Attended::new(body, place.map(|place| (place, served)))))
     }
 
-    /// Takes the request in whole and has it carried out, whether or not its client stays.
-    async fn pass(
-        self: Arc<Self>,
-        peer: IpAddr,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, ActionError> {
-        let request = whole(request, peer).await?;
-        let carried = tokio::spawn(async move {
-            let room = match *request.method() {
-                Method::POST => self.actions.try_acquire(),
-                _ => self.questions.try_acquire(),
-            };
-            let Ok(_place) = room else {
-                return Err(ActionError::new(Code::Overloaded, "too many requests are under way")
-                    .with_retry_after(Some(Duration::from_secs(1))));
-            };
-            let answer = self.upstream.exchange(request).await;
-            answer.map_err(|error| ActionError::new(Code::Internal, error.to_string()))
+    /// Takes the request in whole and waits for a place for it; then has it carried out, whether or not
+    /// its client stays. A stream comes with the place that it holds.
+    async fn pass(self: Arc<Self>, peer: IpAddr, request: Request<Incoming>) -> Passed {
+        let timeout = client_timeout(request.headers())?;
+        let until = timeout.map(|timeout| {
+            let last_moment = LAST_MOMENT.min(timeout / 10);
+            Instant::now() + timeout - last_moment
         });
-        let carried = carried.await.unwrap_or_else(|panic| {
+        let request = whole(request, peer).await?;
+        let place = self.queue.enter(request.method(), until).await?;
+        let request = placed(request, place.number(), until);
+        let metrics = self.metrics.clone();
+        let carried = tokio::spawn(async move {
+            let answer = self.upstream.exchange(request).await.map_err(no_answer)?;
+            let is_stream = matches!(answer.body(), Body::Right(_));
+            if is_stream {
+                place.stream()?;
+            }
+            Ok((outward(answer), is_stream.then_some(place)))
+        });
+        let carried = match until {
+            None => carried.await,
+            Some(until) => timeout_at(until, carried).await.map_err(|_| {
+                metrics.refused_at_the_edge("deadline");
+                unfinished()
+            })?,
+        };
+        carried.unwrap_or_else(|panic| {
             Err(ActionError::new(Code::Internal, format!("the edge: {panic}")))
-        })?;
-        Ok(outward(carried))
+        })
+    }
+}
+
+/// An answer, and if it is a stream the place that it holds.
+type Passed = Result<(Response<Body>, Option<Arc<Place>>), ActionError>;
+
+fn no_answer(error: UpstreamError) -> ActionError {
+    match error {
+        // Where there is no descriptor for one more socket nothing was sent.
+        UpstreamError::Socket(error) => {
+            tracing::warn!(%error, "no connection to the router");
+            ActionError::new(Code::Overloaded, "too many requests are under way")
+                .with_retry_after(Some(Duration::from_secs(1)))
+        }
+        UpstreamError::Exchange(_) => ActionError::new(Code::Internal, error.to_string()),
+    }
+}
+
+/// The client's time is over, and the request is still under way: it is never broken off.
+fn unfinished() -> ActionError {
+    ActionError::new(
+        Code::OutcomeUnknown,
+        "the time that the request's header gives is over before it was finished, and it goes on",
+    )
+    .with_hint("send the same request with the same id to get its answer")
+}
+
+/// A request is being served, or its stream sent; then its connection waits for the next one.
+pub struct Served {
+    edge: Arc<Edge>,
+    connection: u64,
+    answered: bool,
+}
+
+impl Served {
+    fn begin(edge: &Arc<Edge>, connection: u64) -> Self {
+        edge.connections.serving(connection);
+        Served { edge: edge.clone(), connection, answered: false }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.edge.connections.waiting(self.connection);
+        if !self.answered {
+            self.edge.metrics.hung_up();
+        }
     }
 }
 

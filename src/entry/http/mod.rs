@@ -18,7 +18,13 @@ use tokio::{
     time::sleep,
 };
 
-use self::{edge::Edge, service::Service, upstream::PrivateFolder};
+use self::{
+    connections::{Connections, descriptor_limit},
+    edge::Edge,
+    queue::Queue,
+    service::Service,
+    upstream::PrivateFolder,
+};
 use crate::{
     callers::Callers,
     cli::ServeArgs,
@@ -35,6 +41,7 @@ mod edge;
 pub mod healthcheck;
 mod negotiation;
 pub(super) mod passage;
+mod queue;
 mod readiness;
 mod router;
 mod routes;
@@ -104,7 +111,11 @@ async fn serve(
 
     let folder = PrivateFolder::new().map_err(fault("the private folder"))?;
     let private = folder.listen().map_err(fault("the private socket"))?;
-    let service = Service::new(context, Arc::new(callers));
+    let descriptors = descriptor_limit();
+    let queue = Queue::new(settings.max_actions, descriptors, metrics.clone());
+    let service = Service::new(context, Arc::new(callers))
+        .with_places(queue.clone())
+        .stopping(stopping.clone());
     router::start(private, &service, &Handle::current()).map_err(fault("the router"))?;
     let listener = TcpListener::bind(address).await.map_err(|error| {
         ActionError::new(Code::Configuration, format!("cannot listen on {address}: {error}"))
@@ -125,7 +136,9 @@ async fn serve(
         let _ = conclude.send(true);
         sleep(CONCLUDE).await;
     };
-    Edge::new(folder.upstream(), metrics).serve(listener, stopping, grace).await;
+    let connections = Connections::within(descriptors);
+    let edge = Edge::new(folder.upstream(), connections, queue, metrics);
+    edge.serve(listener, stopping, grace).await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -12,9 +12,9 @@ use hyper::{
     body::{Bytes, Incoming},
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::upstream::Body;
+use super::{negotiation::TIMEOUT_HEADERS, upstream::Body};
 use crate::{
     entry::Answer,
     error::{ActionError, Code},
@@ -36,6 +36,27 @@ const ANSWER_HEADERS: [HeaderName; 4] =
 
 /// The address that the client's connection comes from, as the edge tells it to the router.
 pub const PEER: HeaderName = HeaderName::from_static("x-edge-peer");
+
+/// The number of the request's place in the queue, as the edge tells it to the router.
+pub const PLACE: HeaderName = HeaderName::from_static("x-edge-place");
+
+/// The request with the number of its place, and what is left of its client's time.
+pub fn placed(
+    mut request: Request<Full<Bytes>>,
+    place: u64,
+    until: Option<Instant>,
+) -> Request<Full<Bytes>> {
+    let headers = request.headers_mut();
+    headers.insert(PLACE, place.into());
+    if let Some(until) = until {
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let left = HeaderValue::try_from(format!("{:.3}", left.as_secs_f64()));
+        if let Ok(left) = left {
+            headers.insert(HeaderName::from_static(TIMEOUT_HEADERS[0]), left);
+        }
+    }
+    request
+}
 
 /// Reads the body to its end, within the limits, and writes the request anew.
 pub async fn whole(

@@ -3,12 +3,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Response, StatusCode, header};
-use tokio::sync::mpsc;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use tokio::sync::{mpsc, watch};
 
 use super::{
-    negotiation::{self, check_accept, check_content_type, idempotency_key},
-    passage::PEER,
+    negotiation::{self, check_accept, check_content_type, client_timeout, idempotency_key},
+    passage::{PEER, PLACE},
+    queue::Queue,
     readiness::Readiness,
     routes::{HEALTHY, Route},
 };
@@ -19,6 +20,10 @@ use crate::{
     error::{ActionError, Code},
     metrics::MEDIA_TYPE,
 };
+
+/// How long before a client's time is over its action ends: long enough to find out what became of a
+/// write, and to record it. At most a quarter of that time.
+const MARGIN: Duration = Duration::from_secs(2);
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -39,13 +44,28 @@ pub struct Service {
     context: Context,
     callers: Arc<Callers>,
     readiness: Arc<Readiness>,
+    places: Option<Arc<Queue>>,
 }
 
 impl Service {
     /// A service for this context and these callers.
     #[must_use]
     pub fn new(context: Context, callers: Arc<Callers>) -> Self {
-        Service { context, callers, readiness: Arc::default() }
+        Service { context, callers, readiness: Arc::default(), places: None }
+    }
+
+    /// The same service for requests that hold places in this queue.
+    #[must_use]
+    pub fn with_places(mut self, places: Arc<Queue>) -> Self {
+        self.places = Some(places);
+        self
+    }
+
+    /// The same service of a process that is ready only until this becomes true.
+    #[must_use]
+    pub fn stopping(mut self, stopping: watch::Receiver<bool>) -> Self {
+        self.readiness = Arc::new(Readiness::until(stopping));
+        self
     }
 
     /// The same service for work that has to be over after `left`.
@@ -85,9 +105,27 @@ impl Service {
         check_content_type(header("content-type").as_deref())?;
         let key = idempotency_key(header("idempotency-key").as_deref())?;
         let credentials = credentials(&request);
+        let context = self.context_for(request.headers())?;
         let delivery = Delivery { body: request.into_body(), key };
-        let done = carry_out(&self.context, &self.callers, &delivery, &credentials).await?;
+        let done = carry_out(&context, &self.callers, &delivery, &credentials).await?;
         Ok(Answer::from(done).into())
+    }
+
+    /// The context for the work that a request with these headers asks for: within its client's time, and
+    /// with its place in the queue told when only a wait is left.
+    ///
+    /// # Errors
+    /// As [`client_timeout`] says.
+    fn context_for(&self, headers: &HeaderMap) -> Result<Context, ActionError> {
+        let mut context = self.context.clone();
+        if let Some(timeout) = client_timeout(headers)? {
+            context = context.within(timeout - MARGIN.min(timeout / 4));
+        }
+        let place = negotiation::header(headers, PLACE.as_str()).and_then(|it| it.parse().ok());
+        if let (Some(places), Some(place)) = (self.places.clone(), place) {
+            context = context.resting(Arc::new(move || places.rest(place)));
+        }
+        Ok(context)
     }
 
     async fn ready(&self) -> Response<Body> {
