@@ -12,7 +12,8 @@ use std::{
 
 use tokio::{task::AbortHandle, time::Instant};
 
-/// Descriptors kept for the private socket, the cluster, logs and the like.
+/// Descriptors kept for the private socket (two for each request under way), the cluster, logs and the
+/// like: at least so many, and half of those there are.
 const RESERVED_DESCRIPTORS: usize = 400;
 
 /// More connections than this serve nobody.
@@ -100,7 +101,8 @@ pub fn descriptor_limit() -> usize {
 }
 
 fn capacity(descriptors: usize) -> usize {
-    descriptors.saturating_sub(RESERVED_DESCRIPTORS).clamp(16, MOST_CONNECTIONS)
+    let reserved = RESERVED_DESCRIPTORS.max(descriptors / 2);
+    descriptors.saturating_sub(reserved).clamp(16, MOST_CONNECTIONS)
 }
 
 /// From the text of `/proc/self/limits`.
@@ -148,7 +150,7 @@ mod tests {
         assert_eq!(soft_descriptor_limit(limits), Some(1024));
         let unlimited = "Max open files  unlimited  unlimited  files";
         assert_eq!(soft_descriptor_limit(unlimited), Some(usize::MAX));
-        assert_eq!(capacity(1024), 624);
+        assert_eq!(capacity(1024), 512);
         assert_eq!(capacity(64), 16);
         assert_eq!(capacity(usize::MAX), MOST_CONNECTIONS);
     }
