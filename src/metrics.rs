@@ -278,9 +278,10 @@ impl Metrics {
         self.places_limit.get_or_create(&RoomLabels { room }).set(places as i64);
     }
 
-    /// Counts a request that got no further than the edge.
-    pub fn refused_at_the_edge(&self, reason: &'static str) {
-        self.edge_refusals.get_or_create(&ReasonLabels { reason }).inc();
+    /// The requests that got no further than the edge for this reason.
+    #[must_use]
+    pub fn edge_refusals(&self, reason: &'static str) -> Counter {
+        self.edge_refusals.get_or_create(&ReasonLabels { reason }).clone()
     }
 
     /// Counts a request whose client has gone.

@@ -24,7 +24,8 @@ fn restart(namespace: &Namespace, deployment: &str, id: &str) -> Value {
 
 /// Sends a request from a thread of its own; what comes back, and how long that took.
 fn send(address: SocketAddr, body: &Value, headers: &str) -> JoinHandle<(Reply, Duration)> {
-    let bytes = execute_request(body.to_string().as_bytes(), &format!("Connection: close\r\n{headers}"));
+    let bytes =
+        execute_request(body.to_string().as_bytes(), &format!("Connection: close\r\n{headers}"));
     thread::spawn(move || {
         let began = Instant::now();
         let mut stream = std::net::TcpStream::connect(address).expect("the server accepts");
@@ -82,17 +83,19 @@ async fn one_too_many_is_refused_at_once_and_questions_are_answered_all_the_same
 #[tokio::test(flavor = "multi_thread")]
 async fn waits_for_rollouts_leave_their_places_to_others() {
     let namespace = shared().namespace("queue_waits").await;
-    namespace.deployment("stuck", 1, MISSING_IMAGE).await;
+    let stuck = |number: usize| format!("stuck-{number}");
+    for number in 0..5 {
+        namespace.deployment(&stuck(number), 1, MISSING_IMAGE).await;
+    }
     namespace.deployment("web", 0, GOOD_IMAGE).await;
     let server = Server::start(
         Program::with_kubeconfig(namespace.kubeconfig()).env("ACTION_EXECUTOR_MAX_ACTIONS", "1"),
     );
     let waits: Vec<_> = (0..5)
         .map(|number| {
-            let mut body = restart(&namespace, "stuck", &format!("w{number}"));
+            let mut body = restart(&namespace, &stuck(number), &format!("w{number}"));
             body["wait"] = true.into();
             body["timeout_seconds"] = 20.into();
-            // Two in one second would be one restart.
             send(server.address(), &body, "")
         })
         .collect();
@@ -103,7 +106,7 @@ async fn waits_for_rollouts_leave_their_places_to_others() {
     assert_eq!(reply.status, 200, "{reply:?}");
     assert!(took < Duration::from_secs(5), "{took:?}");
     // A second try of one that waits joins it.
-    let joined = send(server.address(), &restart(&namespace, "stuck", "w0"), "");
+    let joined = send(server.address(), &restart(&namespace, &stuck(0), "w0"), "");
     assert_eq!(answer(joined).await.0.json()["replayed"], true);
     server.signal("TERM");
     for wait in waits {
@@ -119,7 +122,9 @@ async fn at_one_object_few_wait_for_their_turn_and_the_others_are_told() {
     namespace.deployment("other", 0, GOOD_IMAGE).await;
     let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
     let sent: Vec<_> = (0..40)
-        .map(|number| send(server.address(), &restart(&namespace, "web", &format!("r{number}")), ""))
+        .map(|number| {
+            send(server.address(), &restart(&namespace, "web", &format!("r{number}")), "")
+        })
         .collect();
     let (reply, _) = answer(send(server.address(), &restart(&namespace, "other", "o1"), "")).await;
     assert_eq!(reply.status, 200, "{reply:?}");
@@ -145,11 +150,13 @@ async fn a_client_is_answered_before_its_time_is_over() {
     let kubeconfig = proxy(&namespace, |_, _| Conduct::Silent).await;
     let server = Server::start(Program::with_kubeconfig(&kubeconfig));
     for header in ["Request-Timeout: 2\r\n", "X-Request-Timeout: 0.5\r\nRequest-Timeout: 30\r\n"] {
-        let (reply, took) = answer(send(server.address(), &restart(&namespace, "w", "r"), header)).await;
+        let (reply, took) =
+            answer(send(server.address(), &restart(&namespace, "w", "r"), header)).await;
         assert!(matches!(reply.status, 503 | 504), "{reply:?}");
         assert!(took < Duration::from_secs(2), "{header}: {took:?}");
     }
-    let wrong = send(server.address(), &restart(&namespace, "w", "r"), "X-Request-Timeout: soon\r\n");
+    let wrong =
+        send(server.address(), &restart(&namespace, "w", "r"), "X-Request-Timeout: soon\r\n");
     let (reply, _) = answer(wrong).await;
     assert_eq!((reply.status, &reply.json()["field"]), (400, &json!("x-request-timeout")));
 }
@@ -178,7 +185,7 @@ async fn a_server_that_was_told_to_stop_is_not_ready() {
         Reply::read(&mut reader)
     };
     assert_eq!(ask("/readyz").status, 200);
-    // Stopped in its tracks, it finds the signal and the question at the same time.
+    // For a moment a connection that is there is still served.
     let sent = Instant::now();
     server.signal("TERM");
     let reply = loop {

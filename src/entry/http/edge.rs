@@ -29,7 +29,7 @@ use super::{
     connections::Connections,
     negotiation::client_timeout,
     passage::{outward, placed, refusal, whole},
-    queue::{Attended, Place, Queue},
+    queue::{Attended, Place, Queue, UNFINISHED},
     routes::Route,
     upstream::{Body, Upstream, UpstreamError},
 };
@@ -75,13 +75,7 @@ impl Edge {
         queue: Arc<Queue>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        Arc::new(Edge {
-            upstream,
-            metrics,
-            connections,
-            queue,
-            numbers: AtomicU64::new(0),
-        })
+        Arc::new(Edge { upstream, metrics, connections, queue, numbers: AtomicU64::new(0) })
     }
 
     /// Serves until told to stop, then until nothing is under way or `grace` is over.
@@ -231,7 +225,7 @@ impl Edge {
         let carried = match until {
             None => carried.await,
             Some(until) => timeout_at(until, carried).await.map_err(|_| {
-                metrics.refused_at_the_edge("deadline");
+                metrics.edge_refusals(UNFINISHED).inc();
                 unfinished()
             })?,
         };

@@ -39,7 +39,7 @@ use crate::{
 mod connections;
 mod edge;
 pub mod healthcheck;
-mod negotiation;
+pub mod negotiation;
 pub(super) mod passage;
 mod queue;
 mod readiness;

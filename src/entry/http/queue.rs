@@ -52,6 +52,9 @@ const FEW: usize = 8;
 /// Longest time that a refused caller is asked to stay away.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
+/// In the words of the metrics: the client's time was over first.
+pub const UNFINISHED: &str = "deadline";
+
 /// Where a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
@@ -93,6 +96,14 @@ enum Refusal {
 }
 
 impl Refusal {
+    const ALL: [Refusal; 5] = [
+        Refusal::NoRoom(Room::Questions),
+        Refusal::NoRoom(Room::Streams),
+        Refusal::LineFull,
+        Refusal::LineSlow,
+        Refusal::Waited,
+    ];
+
     /// The reason in the words of the metrics.
     const fn name(self) -> &'static str {
         match self {
@@ -109,7 +120,9 @@ impl Refusal {
             Refusal::NoRoom(Room::Streams) => "too many streams are open",
             Refusal::NoRoom(_) => "too many questions are under way",
             Refusal::LineFull => "too many actions are under way and in line",
-            Refusal::LineSlow => "too many actions are under way, and those in line would wait too long",
+            Refusal::LineSlow => {
+                "too many actions are under way, and those in line would wait too long"
+            }
             Refusal::Waited => "too many actions are under way, and no place became free in time",
         }
     }
@@ -133,6 +146,10 @@ impl Queue {
         let limits = [QUESTIONS, actions, waits(descriptors), STREAMS];
         for room in Room::ALL {
             metrics.places_limit(room.name(), limits[room as usize]);
+        }
+        // What has not happened yet is told as none, so that the first one shows as an increase.
+        for reason in Refusal::ALL.map(Refusal::name).into_iter().chain([UNFINISHED]) {
+            let _ = metrics.edge_refusals(reason);
         }
         Arc::new(Queue {
             rooms: limits.map(|limit| Arc::new(Semaphore::new(limit))),
@@ -220,7 +237,7 @@ impl Queue {
     }
 
     fn refuse(&self, refusal: Refusal, expected: Option<Duration>) -> ActionError {
-        self.metrics.refused_at_the_edge(refusal.name());
+        self.metrics.edge_refusals(refusal.name()).inc();
         let wait = expected.unwrap_or_default().clamp(Duration::from_secs(1), LONGEST_RETRY);
         ActionError::new(Code::Overloaded, refusal.detail()).with_retry_after(Some(wait))
     }
