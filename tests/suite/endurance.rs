@@ -49,8 +49,8 @@ fn restart(namespace: &Namespace, name: &str) -> Value {
 /// Deployments without pods, one for each request, named as its id.
 async fn deployments(namespace: &Namespace, names: &[String]) {
     let mut made = JoinSet::new();
-    for name in names.iter().cloned() {
-        let namespace = namespace.clone();
+    for name in names {
+        let (namespace, name) = (namespace.clone(), name.clone());
         made.spawn(async move { namespace.deployment(&name, 0, GOOD_IMAGE).await });
         while made.len() > 16 {
             made.join_next().await;
@@ -304,7 +304,7 @@ async fn outage(down: Duration) {
     deployments(&namespace, &names).await;
     let program = Program::with_kubeconfig(cluster.kubeconfig());
     let server = Server::start(
-        program.env("ACTION_EXECUTOR_DEADLINE_SECONDS", &DEADLINE.as_secs().to_string()),
+        program.env("ACTION_EXECUTOR_DEADLINE_SECONDS", DEADLINE.as_secs().to_string()),
     );
     let over = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..8)
