@@ -3,10 +3,14 @@
 //!     cargo bench --bench server
 //!
 //! Needs python3 with venv, and wrk. FastAPI parses and checks the same request with pydantic and
-//! answers a fixed sentence; we do all that a simulation without a cluster does, and log it. Prints
-//! requests a second, the slowest of a hundred, and memory, with ratios.
+//! answers a fixed sentence; we do all that a simulation without a cluster does, and log it. In
+//! `tests/cluster/up cargo bench --bench server` we are also asked for simulations by the API server, which
+//! runs on the same machine. Prints requests a second, the median, the slowest of a hundred, and memory, with
+//! ratios. `BENCH_SECONDS` is how long each load lasts.
 
 use std::{
+    env,
+    ffi::OsStr,
     fs,
     net::TcpStream,
     path::Path,
@@ -20,8 +24,8 @@ mod peer;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_action-executor");
 const OURS: u16 = 18_461;
 const THEIRS: u16 = 18_462;
-const SECONDS: u32 = 6;
-const CONNECTIONS: u32 = 64;
+const OURS_WITH_CLUSTER: u16 = 18_463;
+const CONNECTIONS: [u32; 3] = [8, 64, 512];
 
 const APPLICATION: &str = r#"
 from typing import Optional
@@ -60,6 +64,7 @@ struct Server(Child);
 
 struct Load {
     per_second: f64,
+    p50_ms: f64,
     p99_ms: f64,
     errors: bool,
 }
@@ -87,39 +92,73 @@ fn main() {
             .current_dir(&folder),
         THEIRS,
     );
-    println!("{CONNECTIONS} connections, {SECONDS} s each, in turn");
-    println!("{:<12}{:<18}{:>14}{:>10}{:>8}", "", "", "requests/s", "p99 ms", "errors");
+    let seconds = env::var("BENCH_SECONDS").ok().and_then(|it| it.parse().ok()).unwrap_or(30);
+    println!("{seconds} s each, in turn");
+    println!(
+        "{:<22}{:<18}{:>12}{:>10}{:>10}{:>8}",
+        "", "", "requests/s", "p50 ms", "p99 ms", "errors"
+    );
+    let script = folder.join("post.lua");
     for (name, path, script) in [
         ("health", "/api/v1/healthz", None),
-        ("simulation", "/api/v1/action/execute", Some(folder.join("post.lua"))),
+        ("simulation", "/api/v1/action/execute", Some(script.as_path())),
     ] {
-        // Once for warmth, once for the record.
-        let [_, mine] = [(); 2].map(|()| load(OURS, path, script.as_deref()));
-        let [_, other] = [(); 2].map(|()| load(THEIRS, path, script.as_deref()));
-        for (who, load) in [("action-executor", &mine), ("FastAPI", &other)] {
-            let errors = if load.errors { "yes" } else { "none" };
+        // Nobody is measured cold.
+        for port in [OURS, THEIRS] {
+            load(port, path, script, 8, 2);
+        }
+        for connections in CONNECTIONS {
+            let [mine, other] =
+                [OURS, THEIRS].map(|port| load(port, path, script, connections, seconds));
+            let name = format!("{name}, {connections}");
+            mine.print(&name, "action-executor");
+            other.print(&name, "FastAPI");
             println!(
-                "{name:<12}{who:<18}{:>14.0}{:>10.2}{errors:>8}",
-                load.per_second, load.p99_ms
+                "{name:<22}{:<18}{:>11.1}x{:>9.2}x{:>9.2}x",
+                "ratio",
+                mine.per_second / other.per_second,
+                mine.p50_ms / other.p50_ms,
+                mine.p99_ms / other.p99_ms
             );
         }
-        println!(
-            "{name:<12}{:<18}{:>13.1}x{:>9.2}x",
-            "ratio",
-            mine.per_second / other.per_second,
-            mine.p99_ms / other.p99_ms
-        );
     }
     println!(
         "peak memory: action-executor {:.1} MiB, FastAPI {:.1} MiB",
         ours.peak(),
         theirs.peak()
     );
+    if let Some(kubeconfig) = env::var_os("KUBECONFIG") {
+        let log = fs::File::create(folder.join("log-with-cluster")).expect("is made");
+        with_cluster(&kubeconfig, &script, seconds, log);
+    }
 }
 
-fn load(port: u16, path: &str, script: Option<&Path>) -> Load {
+/// Simulations that the API server tries.
+fn with_cluster(kubeconfig: &OsStr, script: &Path, seconds: u32, log: fs::File) {
+    let create = ["create", "deployment", "web", "--image=registry.invalid/good:1", "--replicas=0"];
+    let done = Command::new("kubectl").args(create).status().expect("kubectl is there");
+    assert!(done.success(), "the Deployment is not made");
+    let ours = Server::start(
+        Command::new(PROGRAM)
+            .args(["serve", "--bind", &format!("127.0.0.1:{OURS_WITH_CLUSTER}")])
+            .env_clear()
+            .env("KUBECONFIG", kubeconfig)
+            .stderr(log),
+        OURS_WITH_CLUSTER,
+    );
+    let path = "/api/v1/action/execute";
+    load(OURS_WITH_CLUSTER, path, Some(script), 8, 2);
+    for connections in CONNECTIONS {
+        let load = load(OURS_WITH_CLUSTER, path, Some(script), connections, seconds);
+        load.print(&format!("by the cluster, {connections}"), "action-executor");
+    }
+    println!("peak memory: action-executor {:.1} MiB", ours.peak());
+}
+
+fn load(port: u16, path: &str, script: Option<&Path>, connections: u32, seconds: u32) -> Load {
     let mut wrk = Command::new("wrk");
-    wrk.args(["-t1", "--latency", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s")]);
+    wrk.args(["-t1", "--latency", "--timeout", "30s"]);
+    wrk.args([format!("-c{connections}"), format!("-d{seconds}s")]);
     if let Some(script) = script {
         wrk.arg("-s").arg(script);
     }
@@ -131,8 +170,19 @@ fn load(port: u16, path: &str, script: Option<&Path>) -> Load {
     };
     Load {
         per_second: after("Requests/sec:").parse().expect("is a number"),
+        p50_ms: milliseconds(&after("50%")),
         p99_ms: milliseconds(&after("99%")),
         errors: text.contains("Non-2xx") || text.contains("Socket errors"),
+    }
+}
+
+impl Load {
+    fn print(&self, name: &str, who: &str) {
+        let errors = if self.errors { "yes" } else { "none" };
+        println!(
+            "{name:<22}{who:<18}{:>12.0}{:>10.2}{:>10.2}{errors:>8}",
+            self.per_second, self.p50_ms, self.p99_ms
+        );
     }
 }
 

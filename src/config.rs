@@ -41,6 +41,8 @@ pub struct Settings {
     pub caller_rate: u32,
     /// See `caller_rate`.
     pub caller_burst: u32,
+    /// Most actions under way at once in a server (`ACTION_EXECUTOR_MAX_ACTIONS`, default 128).
+    pub max_actions: usize,
     /// The log level (`ACTION_EXECUTOR_LOG`); none: the entry point's own.
     pub log_level: Option<tracing::Level>,
     /// The port to serve on (`PORT`, as Knative sets it; default 8000).
@@ -71,6 +73,7 @@ struct Variables {
     action_executor_keys: Option<PathBuf>,
     action_executor_keys_base64: Option<String>,
     action_executor_log: Option<String>,
+    action_executor_max_actions: Option<String>,
     action_executor_policy: Option<PathBuf>,
     action_executor_policy_base64: Option<String>,
     action_executor_replay_window_seconds: Option<String>,
@@ -143,6 +146,12 @@ impl Settings {
                 vars.action_executor_caller_burst,
                 1..=100_000,
                 40,
+            )?,
+            max_actions: within(
+                "ACTION_EXECUTOR_MAX_ACTIONS",
+                vars.action_executor_max_actions,
+                1..=1024,
+                128,
             )?,
             log_level: level(vars.action_executor_log)?,
             port: within("PORT", vars.port, 0..=65535, 8000)?,

@@ -8,7 +8,7 @@ use tokio::{sync::watch, time::sleep};
 use crate::{
     config::Settings, document::Followed, error::ActionError, k8s::cluster::Cluster,
     ledger::record::Subject, metrics::Metrics, policy::Policy, request::ActionRequest,
-    response::ActionResponse,
+    response::ActionResponse, turns::Turns,
 };
 
 /// Told each new stage of a long wait, in a sentence.
@@ -17,6 +17,8 @@ pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
 /// Told that a request's record stands in the ledger, and that its answer may take long: from now on
 /// whoever reads the record can tell of it, and a crash loses nothing.
 pub type Claimed = Arc<dyn Fn(&Subject) + Send + Sync>;
+/// Told when nothing is left of an action but a long wait, which costs little.
+pub type AtRest = Arc<dyn Fn() + Send + Sync>;
 
 /// The handler's surroundings.
 #[derive(Clone)]
@@ -27,6 +29,8 @@ pub struct Context {
     replay_window: Duration,
     progress: Progress,
     claimed: Claimed,
+    at_rest: AtRest,
+    turns: Arc<Turns>,
     metrics: Option<Arc<Metrics>>,
     stopping: watch::Receiver<bool>,
 }
@@ -45,8 +49,18 @@ impl Context {
         let Settings { deadline, replay_window, .. } = *settings;
         let progress: Progress = Arc::new(|_| ());
         let claimed: Claimed = Arc::new(|_| ());
-        let metrics = None;
-        Context { cluster, policy, deadline, replay_window, progress, claimed, metrics, stopping }
+        Context {
+            cluster,
+            policy,
+            deadline,
+            replay_window,
+            progress,
+            claimed,
+            at_rest: Arc::new(|| ()),
+            turns: Arc::default(),
+            metrics: None,
+            stopping,
+        }
     }
 
     /// The same context with somebody to tell progress to.
@@ -63,6 +77,17 @@ impl Context {
         self
     }
 
+    /// The same context with one more to tell when only a wait is left.
+    #[must_use]
+    pub fn resting(mut self, also: AtRest) -> Self {
+        let before = self.at_rest;
+        self.at_rest = Arc::new(move || {
+            before();
+            also();
+        });
+        self
+    }
+
     /// The same context with somebody to count.
     #[must_use]
     pub fn counting(mut self, metrics: Arc<Metrics>) -> Self {
@@ -71,13 +96,15 @@ impl Context {
     }
 
     /// The same context for work that has to be over after `left`: its calls are bounded by it, and its
-    /// waits told to stop then.
+    /// waits told to stop then, if they are not before.
     #[must_use]
     pub fn within(mut self, left: Duration) -> Self {
         let (stop, stopping) = watch::channel(false);
+        let mut before = self.stopping;
         tokio::spawn(async move {
             tokio::select! {
                 () = sleep(left) => { let _ = stop.send(true); }
+                () = stopped(&mut before) => { let _ = stop.send(true); }
                 // Whoever was to be told has gone.
                 () = stop.closed() => {}
             }
@@ -115,6 +142,16 @@ impl Context {
     #[must_use]
     pub fn policy(&self) -> Arc<Policy> {
         self.policy.current()
+    }
+
+    /// Tells that nothing is left but a wait.
+    pub(crate) fn rest(&self) {
+        (self.at_rest)();
+    }
+
+    /// The turns of this process at the objects that are acted upon.
+    pub(crate) fn turns(&self) -> &Arc<Turns> {
+        &self.turns
     }
 
     /// Tells a stage of a wait.

@@ -1,6 +1,7 @@
 //! Places where the process may be made to die, as a crash would, to see what its next try makes of
-//! it. Only in debug builds, and only when `ACTION_EXECUTOR_FAILPOINT` names the place; in a release
-//! there is nothing here.
+//! it, or where a handler may be made to panic, as a bug would. Only in debug builds, and only when
+//! `ACTION_EXECUTOR_FAILPOINT` or `ACTION_EXECUTOR_PANICPOINT` names the place; in a release there is
+//! nothing here.
 
 /// The steps of a real action between which a crash matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,11 +47,15 @@ impl Failpoint {
         format!("{self:?}")
     }
 
-    /// Dies here if that was asked for.
+    /// Dies or panics here if that was asked for.
     pub(crate) fn pass(self) {
         #[cfg(debug_assertions)]
-        if std::env::var_os("ACTION_EXECUTOR_FAILPOINT").is_some_and(|it| *it == *self.name()) {
-            std::process::abort();
+        {
+            let is_in = |name| std::env::var_os(name).is_some_and(|it| *it == *self.name());
+            if is_in("ACTION_EXECUTOR_FAILPOINT") {
+                std::process::abort();
+            }
+            assert!(!is_in("ACTION_EXECUTOR_PANICPOINT"), "asked to panic");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! It settles what is common to all actions: the request's id, the time allowed, whether there is a
 //! cluster at all. A simulation is planned and tried here; a real action is a `transaction`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
@@ -81,7 +81,12 @@ async fn answer(
                 asked.at,
                 context.replay_window(),
             )?;
-            transaction::carry_out(context, cluster, request, asked).await
+            let target = request.action.target();
+            let turn = Arc::new(context.turns().take(&target, id, asked.deadline).await?);
+            // Its effect is made by then: nobody else has to wait for its completion.
+            let ended = turn.clone();
+            let context = context.clone().resting(Arc::new(move || ended.end()));
+            transaction::carry_out(&context, cluster, request, asked).await
         }
         (None, false) => Err(ActionError::new(
             Code::Configuration,

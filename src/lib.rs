@@ -7,7 +7,7 @@
 //! - [`handler`]: [`handler::handle`], the one function behind every entry point. A real action is a
 //!   `transaction`: `execution` makes its effect at most once, `wait` stays until that is complete, `drain`
 //!   works off what follows the cordon of a node, and `transaction::fallback` takes a rollout back if it
-//!   fails and the request says so.
+//!   fails and the request says so; `turns` lets one at a time act on an object.
 //! - [`ledger`]: claim, record and replay, in Events; [`failpoint`]: where a crash is tried.
 //! - [`inquiry`]: how a request is getting on, told from its record alone.
 //! - [`policy`], [`budget`], [`approval`]: the limits that a person set: what may be done, how often, and
@@ -54,4 +54,5 @@ pub mod response;
 pub mod schema;
 pub mod traces;
 mod transaction;
+mod turns;
 mod wait;

@@ -64,6 +64,16 @@ struct CertificateLabels {
     certificate: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RoomLabels {
+    room: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
 /// The labels of a call to the API server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CallLabels {
@@ -92,6 +102,12 @@ pub struct Metrics {
     refused_connections: Counter,
     failed_handshakes: Counter,
     expiry: Family<CertificateLabels, Gauge>,
+    queued: Gauge,
+    queue_duration: Histogram,
+    places: Family<RoomLabels, Gauge>,
+    places_limit: Family<RoomLabels, Gauge>,
+    edge_refusals: Family<ReasonLabels, Counter>,
+    hung_up: Counter,
     current: Family<DocumentLabels, Gauge>,
     memory: Gauge,
     descriptors: Gauge,
@@ -112,6 +128,12 @@ impl Metrics {
             refused_connections: Counter::default(),
             failed_handshakes: Counter::default(),
             expiry: Family::default(),
+            queued: Gauge::default(),
+            queue_duration: Histogram::new(SHORT),
+            places: Family::default(),
+            places_limit: Family::default(),
+            edge_refusals: Family::default(),
+            hung_up: Counter::default(),
             current: Family::default(),
             memory: Gauge::default(),
             descriptors: Gauge::default(),
@@ -143,6 +165,29 @@ impl Metrics {
             "refused_connections",
             "Client connections for which there was no room",
             self.refused_connections.clone(),
+        );
+        ours.register("queued_requests", "Actions in line for a place", self.queued.clone());
+        ours.register_with_unit(
+            "queue_duration",
+            "Time in line of actions that found no place at once",
+            Unit::Seconds,
+            self.queue_duration.clone(),
+        );
+        ours.register("places", "Requests under way, by room", self.places.clone());
+        ours.register(
+            "places_limit",
+            "Most requests under way at once, by room",
+            self.places_limit.clone(),
+        );
+        ours.register(
+            "edge_refusals",
+            "Requests for which there was no place or no time, by reason",
+            self.edge_refusals.clone(),
+        );
+        ours.register(
+            "hung_up_requests",
+            "Requests whose client did not wait for the answer",
+            self.hung_up.clone(),
         );
         ours.register(
             "failed_handshakes",
@@ -238,6 +283,40 @@ impl Metrics {
     /// When this certificate expires, in seconds since 1970.
     pub fn certificate_expires(&self, certificate: &'static str, at: i64) {
         self.expiry.get_or_create(&CertificateLabels { certificate }).set(at);
+    }
+
+    /// An action is in line until this is dropped.
+    #[must_use]
+    pub fn queued(&self) -> Held {
+        Held::new(&self.queued)
+    }
+
+    /// An action was in line for so long.
+    pub fn queued_for(&self, time: Duration) {
+        self.queue_duration.observe(time.as_secs_f64());
+    }
+
+    /// A place in this room is taken until this is dropped.
+    #[must_use]
+    pub fn place_taken(&self, room: &'static str) -> Held {
+        Held::new(&self.places.get_or_create(&RoomLabels { room }))
+    }
+
+    /// This room has so many places.
+    pub fn places_limit(&self, room: &'static str, places: usize) {
+        let _ = self.places.get_or_create(&RoomLabels { room });
+        self.places_limit.get_or_create(&RoomLabels { room }).set(places as i64);
+    }
+
+    /// The requests that got no further than the edge for this reason.
+    #[must_use]
+    pub fn edge_refusals(&self, reason: &'static str) -> Counter {
+        self.edge_refusals.get_or_create(&ReasonLabels { reason }).clone()
+    }
+
+    /// Counts a request whose client has gone.
+    pub fn hung_up(&self) {
+        self.hung_up.inc();
     }
 
     /// All of it as text; `documents` are those that are followed, and whether each is current.

@@ -111,6 +111,7 @@ impl Transaction<'_> {
                 self.context.tell(&refusal.detail);
                 told.clone_from(&refusal.detail);
             }
+            self.context.rest();
             let mut stopping = self.context.stopping();
             tokio::select! {
                 () = stopped(&mut stopping) => return Err(refusal),
@@ -515,6 +516,7 @@ impl Transaction<'_> {
 
     /// Does what is left to do, or waits until it is done, and adds to the answer what came of it.
     async fn finish(&self, record: &Record, answer: &mut ActionResponse, asked: &Asked) {
+        self.context.rest();
         let made = record.made.clone().unwrap_or_default();
         let rollout = match record.intent.completion.given(&answer.target, &made) {
             Rest::Wait(completion) => {

@@ -347,3 +347,19 @@ fn what_was_done_and_refused_is_counted_and_nothing_of_a_request_is_told() {
     }
     assert!(!text.contains("canary-9"), "{text}");
 }
+
+#[test]
+#[ignore = "needs promtool, of Debian's package prometheus"]
+fn promtool_finds_nothing_to_say_about_the_metrics() {
+    use std::process::Stdio;
+    let server = offline();
+    assert_eq!(server.execute(REQUEST).status, 200);
+    let metrics = server.get("/metrics").body;
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut promtool = promtool.stderr(Stdio::piped()).spawn().expect("promtool is there");
+    promtool.stdin.take().expect("is piped").write_all(&metrics).expect("is read");
+    let done = promtool.wait_with_output().expect("it ended");
+    let said = [done.stdout, done.stderr].concat();
+    assert!(done.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
+}

@@ -1,8 +1,21 @@
 //! What holds for every input, tried on many that nobody thought of.
 
-use action_executor::request::{ActionRequest, MAX_REQUEST_BYTES};
+use std::time::{Duration, Instant};
+
+use action_executor::{
+    callers::keys::Keys,
+    document::Document,
+    entry::http::negotiation::{
+        TIMEOUT_HEADERS, check_accept, check_content_type, client_timeout, header, idempotency_key,
+    },
+    policy::Policy,
+    request::{ActionRequest, MAX_REQUEST_BYTES},
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+
+use crate::ledger::Random;
 
 /// A request that is accepted, with every field present or not.
 fn accepted() -> impl Strategy<Value = Value> {
@@ -103,4 +116,75 @@ fn the_longest_request_is_read_and_one_byte_more_is_not() {
     let padded = format!("{request}{}", " ".repeat(MAX_REQUEST_BYTES - request.len()));
     assert!(ActionRequest::parse(padded.as_bytes()).is_ok());
     assert!(ActionRequest::parse(format!("{padded} ").as_bytes()).is_err());
+}
+
+/// Gives the bytes to all that reads what strangers or files say.
+fn read_as_everything(bytes: &[u8]) {
+    if let Ok(first) = ActionRequest::parse(bytes) {
+        let written = serde_json::to_vec(&first).expect("is written");
+        assert_eq!(first, ActionRequest::parse(&written).expect("is accepted again"));
+    }
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = Policy::parse(text, "tried");
+        let _ = Keys::parse(text, "tried");
+    }
+    let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
+    let name = HeaderName::from_static(TIMEOUT_HEADERS[0]);
+    let headers: HeaderMap = [(name, value)].into_iter().collect();
+    if let Ok(timeout) = client_timeout(&headers) {
+        assert!(timeout.is_some_and(|it| it <= Duration::from_secs(86_400)));
+    }
+    let value = header(&headers, TIMEOUT_HEADERS[0]);
+    let _ = check_accept(value.as_deref());
+    let _ = check_content_type(value.as_deref());
+    let _ = idempotency_key(value.as_deref());
+}
+
+/// What is read, to be spoilt.
+const SEEDS: [&str; 8] = [
+    r#"{"type":"restart_k8s","parameters":{"deployment":"web","namespace":"shop"},"simulate":false,"id":"a-7","wait":true,"timeout_seconds":60,"issued_at":"2026-01-31T12:00:00Z","precondition":{"uid":"u","resource_version":"7"}}"#,
+    r#"{"type":"scale","parameters":{"kind":"Deployment","name":"web","replicas":3}}"#,
+    r#"{"type":"drain","parameters":{"node":"n1"},"reason":"disk"}"#,
+    "version: 1\nactions: {allow: [restart_k8s, scale]}\nnamespaces: {allow: [shop-*], deny: [kube-system]}\ncooldown_seconds: 60\n",
+    "version: 1\nkeys:\n- name: ci\n  sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n",
+    "text/html, application/*;q=0.5, */*;q=0.1",
+    "application/cloudevents+json; charset=\"utf-8\"",
+    "86399.999",
+];
+
+#[test]
+#[ignore = "takes a minute: inputs spoilt at random, as long as the fuzzer would need to start"]
+fn a_minute_of_spoilt_inputs_makes_nothing_panic() {
+    let mut random = Random::new("spoilt");
+    let until = Instant::now() + Duration::from_secs(60);
+    let mut tried = 0;
+    while Instant::now() < until {
+        let mut bytes = SEEDS[random.below(SEEDS.len() as u64) as usize].as_bytes().to_vec();
+        for _ in 0..=random.below(6) {
+            let at = random.below(bytes.len() as u64 + 1) as usize;
+            match random.below(5) {
+                0 => bytes.insert(at, random.below(256) as u8),
+                1 if at < bytes.len() => bytes[at] = random.below(256) as u8,
+                2 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
+                3 => bytes.truncate(at),
+                _ => {
+                    let part =
+                        bytes[at..(at + random.below(20) as usize).min(bytes.len())].to_vec();
+                    let to = random.below(bytes.len() as u64 + 1) as usize;
+                    bytes.splice(to..to, part);
+                }
+            }
+        }
+        read_as_everything(&bytes);
+        tried += 1;
+    }
+    println!("{tried} inputs");
+    assert!(tried > 10_000, "{tried}");
+}
+
+#[test]
+fn what_is_to_be_spoilt_is_whole() {
+    for seed in SEEDS {
+        read_as_everything(seed.as_bytes());
+    }
 }

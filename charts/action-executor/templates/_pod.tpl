@@ -118,6 +118,8 @@ containers:
         value: {{ $settings.log | quote }}
       - name: ACTION_EXECUTOR_DEADLINE_SECONDS
         value: {{ $settings.deadlineSeconds | int | quote }}
+      - name: ACTION_EXECUTOR_MAX_ACTIONS
+        value: {{ $settings.maxActions | int | quote }}
       - name: ACTION_EXECUTOR_REPLAY_WINDOW_SECONDS
         value: {{ $settings.replayWindowSeconds | int | quote }}
       {{- with .Values.extraEnv }}

@@ -12,7 +12,8 @@ use std::{
 
 use tokio::{task::AbortHandle, time::Instant};
 
-/// Descriptors kept for the private socket, the cluster, logs and the like.
+/// Descriptors kept for the private socket (two for each request under way), the cluster, logs and the
+/// like: at least so many, and half of those there are.
 const RESERVED_DESCRIPTORS: usize = 400;
 
 /// What a connection holds at most while its client is slow, over TLS, in bytes; about 33 KiB were measured.
@@ -38,13 +39,12 @@ struct Connection {
 }
 
 impl Connections {
-    /// As many as the limits on open files and on the container's memory allow.
+    /// As many as this limit on open files allows, and that on the container's memory.
     #[must_use]
-    pub fn within_limits() -> Self {
-        let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    pub fn within(descriptors: usize) -> Self {
         let memory = MEMORY_LIMITS.iter().find_map(|path| fs::read_to_string(path).ok());
         let memory = memory.and_then(|limit| limit.trim().parse().ok());
-        Self::with_capacity(capacity(soft_descriptor_limit(&limits).unwrap_or(1024), memory))
+        Self::with_capacity(capacity(descriptors, memory))
     }
 
     fn with_capacity(capacity: usize) -> Self {
@@ -102,9 +102,17 @@ fn dismiss_longest_waiting(open: &mut HashMap<u64, Connection>) -> bool {
     true
 }
 
+/// How many files this process may have open at once.
+#[must_use]
+pub fn descriptor_limit() -> usize {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    soft_descriptor_limit(&limits).unwrap_or(1024)
+}
+
 /// Half of the memory, if there is a limit, is for connections.
 fn capacity(descriptors: usize, memory: Option<u64>) -> usize {
-    let by_descriptors = descriptors.saturating_sub(RESERVED_DESCRIPTORS);
+    let reserved = RESERVED_DESCRIPTORS.max(descriptors / 2);
+    let by_descriptors = descriptors.saturating_sub(reserved);
     let by_memory = memory.and_then(|bytes| usize::try_from(bytes / 2 / HELD_BYTES).ok());
     by_descriptors.min(by_memory.unwrap_or(usize::MAX)).clamp(16, MOST_CONNECTIONS)
 }
@@ -154,10 +162,10 @@ mod tests {
         assert_eq!(soft_descriptor_limit(limits), Some(1024));
         let unlimited = "Max open files  unlimited  unlimited  files";
         assert_eq!(soft_descriptor_limit(unlimited), Some(usize::MAX));
-        assert_eq!(capacity(1024, None), 624);
+        assert_eq!(capacity(1024, None), 512);
         assert_eq!(capacity(64, None), 16);
         assert_eq!(capacity(usize::MAX, None), MOST_CONNECTIONS);
         assert_eq!(capacity(usize::MAX, Some(64 << 20)), 682);
-        assert_eq!(capacity(1024, Some(u64::MAX)), 624);
+        assert_eq!(capacity(1024, Some(u64::MAX)), 512);
     }
 }

@@ -1,9 +1,9 @@
 //! The edge: what strangers connect to, and what of theirs goes further.
 //!
 //! The router behind it trusts its peer, so slow headers and bodies, long ones, ambiguous lengths and
-//! crowds end here; `tls` says what connections are secured with, `site` whose requests are meant for us, and
-//! `passage` what of them goes through. Once a request has passed, its client's going away changes nothing:
-//! what was begun is finished, and logged.
+//! crowds end here; `tls` says what connections are secured with, `site` whose requests are meant for us,
+//! `passage` what of them goes through, and `queue` when. Once a request has passed, its client's going away
+//! changes nothing: what was begun is finished, and logged. Before that nothing is.
 
 use std::{
     convert::Infallible,
@@ -23,20 +23,22 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::{Instrument, Span, field::Empty};
 
 use super::{
     connections::Connections,
     later::Later,
-    passage::{REQUEST_ID, outward, refusal, request_id, whole},
+    negotiation::client_timeout,
+    passage::{REQUEST_ID, outward, placed, refusal, request_id, whole},
+    queue::{Attended, Place, Queue, UNFINISHED},
     routes::Route,
     site::{Arrival, Site},
     tls::{Presented, Tls, presented},
-    upstream::{Body, Upstream},
+    upstream::{Body, Upstream, UpstreamError},
 };
 use crate::{
     context::stopped,
@@ -56,12 +58,8 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Most header lines.
 const MAX_HEADER_LINES: usize = 64;
 
-/// Most requests under way at once; each may wait for a rollout for minutes, and holds little.
-const MAX_ACTIONS: usize = 128;
-
-/// Room of their own for the questions that cost nothing, so that a busy server still says that it
-/// lives.
-const MAX_QUESTIONS: usize = 256;
+/// How long before its client's time is over a request is answered, come what may; at most a tenth of it.
+const LAST_MOMENT: Duration = Duration::from_millis(100);
 
 /// How long those that wait to be accepted, and requests that are on their way, are waited for once we
 /// are told to stop, and how long nobody has to come for there to be nobody.
@@ -73,12 +71,19 @@ pub struct Edge {
     upstream: Upstream,
     site: Site,
     tls: Option<Arc<Followed<Tls>>>,
-    connections: Connections,
+    room: Room,
     metrics: Arc<Metrics>,
-    later: Later,
-    actions: Semaphore,
-    questions: Semaphore,
     numbers: AtomicU64,
+}
+
+/// How much the edge takes on at once.
+pub struct Room {
+    /// The connections there are and may be.
+    pub connections: Connections,
+    /// Where requests wait to be let through.
+    pub queue: Arc<Queue>,
+    /// What goes on after its client was answered.
+    pub later: Later,
 }
 
 /// The client at the other end of a connection.
@@ -89,27 +94,16 @@ struct Client {
 }
 
 impl Edge {
-    /// An edge in front of this router, which has work of its own for `later` and goes by the names of
-    /// `site`.
+    /// An edge in front of this router, with this much room, which goes by the names of `site`.
     #[must_use]
     pub fn new(
         upstream: Upstream,
-        metrics: Arc<Metrics>,
-        later: Later,
+        room: Room,
         site: Site,
         tls: Option<Arc<Followed<Tls>>>,
+        metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        Arc::new(Edge {
-            upstream,
-            site,
-            tls,
-            metrics,
-            later,
-            connections: Connections::within_limits(),
-            actions: Semaphore::new(MAX_ACTIONS),
-            questions: Semaphore::new(MAX_QUESTIONS),
-            numbers: AtomicU64::new(0),
-        })
+        Arc::new(Edge { upstream, room, site, tls, metrics, numbers: AtomicU64::new(0) })
     }
 
     /// Serves until told to stop, then until nothing is under way or `grace` is over.
@@ -130,7 +124,7 @@ impl Edge {
                 Ok((stream, peer)) => self.admit(stream, peer, &stopping, &mut tasks),
                 Err(error) => {
                     tracing::warn!(%error, "no connection could be accepted");
-                    self.connections.dismiss_one();
+                    self.room.connections.dismiss_one();
                     sleep(Duration::from_millis(20)).await;
                 }
             }
@@ -156,23 +150,22 @@ impl Edge {
         stopping: &watch::Receiver<bool>,
         tasks: &mut JoinSet<()>,
     ) {
-        if !self.connections.make_room() {
+        if !self.room.connections.make_room() {
             self.metrics.connection_refused();
             tracing::warn!("a connection was refused: all there are are being served");
             return;
         }
         let id = self.numbers.fetch_add(1, Ordering::Relaxed);
         let connection = self.clone().connection(id, stream, peer.ip(), stopping.clone());
-        self.connections.admit(id, tasks.spawn(connection));
+        self.room.connections.admit(id, tasks.spawn(connection));
     }
 
     /// Returns when every connection has ended and every request that outlived its own, or was put off, is
     /// done.
     async fn idle(&self, tasks: &mut JoinSet<()>) {
         while tasks.join_next().await.is_some() {}
-        // Closed by nobody, so this waits for the last action's place to be free.
-        let _ = self.actions.acquire_many(MAX_ACTIONS as u32).await;
-        self.later.idle().await;
+        self.room.queue.emptied().await;
+        self.room.later.idle().await;
     }
 
     async fn connection(
@@ -244,7 +237,7 @@ impl Edge {
         id: u64,
         client: Arc<Client>,
         mut request: Request<Incoming>,
-    ) -> Result<Response<Body>, Infallible> {
+    ) -> Result<Response<Answered>, Infallible> {
         let request_id = request_id(request.headers());
         let span = span(&request, &request_id);
         traces::adopt(&span, request.headers());
@@ -260,54 +253,112 @@ impl Edge {
         client: &Client,
         request: Request<Incoming>,
         request_id: &HeaderValue,
-    ) -> Response<Body> {
+    ) -> Response<Answered> {
         let began = Instant::now();
         let _under_way = self.metrics.under_way();
-        self.connections.serving(id);
+        let mut served = Served::begin(&self, id);
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
-        let response = match self.clone().pass(client, request).await {
-            Ok(response) => response,
+        let (response, place) = match self.clone().pass(client, request).await {
+            Ok((response, place)) => (response, place),
             Err(error) => {
                 self.metrics.problem(&error);
-                refusal(error)
+                (refusal(error), None)
             }
         };
+        served.answered = true;
         self.metrics.http(Route::known_path(&path), response.status().as_u16());
-        self.connections.waiting(id);
         log(&method, &path, response.status(), request_id, began);
-        response
+        // A stream is served, and holds its place, until it ends.
+        response.map(|body| Attended::new(body, place.map(|place| (place, served))))
     }
 
-    /// Takes the request in whole and has it carried out, whether or not its client stays.
-    async fn pass(
-        self: Arc<Self>,
-        client: &Client,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, ActionError> {
+    /// Takes the request in whole and waits for a place for it; then has it carried out, whether or not
+    /// its client stays. A stream comes with the place that it holds.
+    async fn pass(self: Arc<Self>, client: &Client, request: Request<Incoming>) -> Passed {
         self.site.check(&request, client.arrival)?;
+        let timeout = client_timeout(request.headers())?;
+        let until = timeout.map(|timeout| {
+            let last_moment = LAST_MOMENT.min(timeout / 10);
+            Instant::now() + timeout - last_moment
+        });
         let certificate = match &self.tls {
             Some(tls) if !client.presented.is_empty() => tls.current().subject(&client.presented),
             _ => None,
         };
         let mut request = whole(request, client.peer, certificate.as_ref()).await?;
         traces::pass_on(&Span::current(), request.headers_mut());
+        let place = self.room.queue.enter(request.method(), until).await?;
+        let request = placed(request, place.number(), until);
+        let metrics = self.metrics.clone();
         let carried = tokio::spawn(async move {
-            let room = match *request.method() {
-                Method::POST => self.actions.try_acquire(),
-                _ => self.questions.try_acquire(),
-            };
-            let Ok(_place) = room else {
-                return Err(ActionError::new(Code::Overloaded, "too many requests are under way")
-                    .with_retry_after(Some(Duration::from_secs(1))));
-            };
-            let answer = self.upstream.exchange(request).await;
-            answer.map_err(|error| ActionError::new(Code::Internal, error.to_string()))
+            let answer = self.upstream.exchange(request).await.map_err(no_answer)?;
+            let is_stream = matches!(answer.body(), Body::Right(_));
+            if is_stream {
+                place.stream()?;
+            }
+            Ok((outward(answer), is_stream.then_some(place)))
         });
-        let carried = carried.await.unwrap_or_else(|panic| {
+        let carried = match until {
+            None => carried.await,
+            Some(until) => timeout_at(until, carried).await.map_err(|_| {
+                metrics.edge_refusals(UNFINISHED).inc();
+                unfinished()
+            })?,
+        };
+        carried.unwrap_or_else(|panic| {
             Err(ActionError::new(Code::Internal, format!("the edge: {panic}")))
-        })?;
-        Ok(outward(carried))
+        })
+    }
+}
+
+/// The body of an answer, with what a stream holds until it ends.
+type Answered = Attended<(Arc<Place>, Served)>;
+
+/// An answer, and if it is a stream the place that it holds.
+type Passed = Result<(Response<Body>, Option<Arc<Place>>), ActionError>;
+
+fn no_answer(error: UpstreamError) -> ActionError {
+    match error {
+        // Where there is no descriptor for one more socket nothing was sent.
+        UpstreamError::Socket(error) => {
+            tracing::warn!(%error, "no connection to the router");
+            ActionError::new(Code::Overloaded, "too many requests are under way")
+                .with_retry_after(Some(Duration::from_secs(1)))
+        }
+        UpstreamError::Exchange(_) => ActionError::new(Code::Internal, error.to_string()),
+    }
+}
+
+/// The client's time is over, and the request is still under way: it is never broken off.
+fn unfinished() -> ActionError {
+    ActionError::new(
+        Code::OutcomeUnknown,
+        "the time that the request's header gives is over before it was finished, and it goes on",
+    )
+    .with_hint("send the same request with the same id to get its answer")
+}
+
+/// A request is being served, or its stream sent; then its connection waits for the next one.
+pub struct Served {
+    edge: Arc<Edge>,
+    connection: u64,
+    answered: bool,
+}
+
+impl Served {
+    fn begin(edge: &Arc<Edge>, connection: u64) -> Self {
+        edge.room.connections.serving(connection);
+        Served { edge: edge.clone(), connection, answered: false }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.edge.room.connections.waiting(self.connection);
+        if !self.answered {
+            self.edge.metrics.hung_up();
+        }
     }
 }
 
@@ -322,7 +373,7 @@ struct Leaving(Arc<Edge>, u64);
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        self.0.connections.left(self.1);
+        self.0.room.connections.left(self.1);
     }
 }
 

@@ -19,7 +19,13 @@ use tokio::{
 };
 
 use self::{
-    edge::Edge, later::Later, progress::Followers, service::Service, site::Site,
+    connections::{Connections, descriptor_limit},
+    edge::{Edge, Room},
+    later::Later,
+    progress::Followers,
+    queue::Queue,
+    service::Service,
+    site::Site,
     upstream::PrivateFolder,
 };
 use crate::{
@@ -41,10 +47,11 @@ mod fixed;
 pub mod healthcheck;
 mod history;
 mod later;
-mod negotiation;
+pub mod negotiation;
 pub(crate) mod openapi;
 pub(super) mod passage;
 mod progress;
+mod queue;
 mod readiness;
 mod router;
 mod routes;
@@ -126,10 +133,14 @@ async fn serve(
 
     let folder = PrivateFolder::new().map_err(fault("the private folder"))?;
     let private = folder.listen().map_err(fault("the private socket"))?;
+    let descriptors = descriptor_limit();
+    let queue = Queue::new(settings.max_actions, descriptors, metrics.clone());
     let (later, followers) = (Later::default(), Followers::new(stopping.clone()));
     let service = Service::new(context, Arc::new(callers))
         .telling_of(tls.clone())
-        .lasting(later.clone(), followers);
+        .lasting(later.clone(), followers)
+        .with_places(queue.clone())
+        .stopping(stopping.clone());
     router::start(private, &service, &Handle::current()).map_err(fault("the router"))?;
     let listener = TcpListener::bind(address).await.map_err(|error| {
         ActionError::new(Code::Configuration, format!("cannot listen on {address}: {error}"))
@@ -152,7 +163,8 @@ async fn serve(
         sleep(CONCLUDE).await;
     };
     let site = Site::new(address.ip(), settings.hosts.clone());
-    let edge = Edge::new(folder.upstream(), metrics, later, site, tls);
+    let room = Room { connections: Connections::within(descriptors), queue, later };
+    let edge = Edge::new(folder.upstream(), room, site, tls, metrics);
     edge.serve(listener, stopping, grace).await;
     tracing::info!("stopped");
     Ok(())

@@ -115,6 +115,40 @@ pub fn idempotency_key(value: Option<&str>) -> Result<Option<Key>, ActionError> 
     Key::new(quoted.unwrap_or(value), "Idempotency-Key").map(Some)
 }
 
+/// The headers in which clients say how long they wait for the answer, in seconds. No RFC has one; these
+/// are what is found: `Request-Timeout` of gateways and several SDKs, and its older spelling.
+pub const TIMEOUT_HEADERS: [&str; 2] = ["request-timeout", "x-request-timeout"];
+
+/// Longest time that a client can mean, in seconds: a day.
+const LONGEST_TIMEOUT: f64 = 86_400.0;
+
+/// How long the client waits for the answer, if it says so; the shortest, if it says so twice.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] naming the header whose value is not a number of seconds above 0.
+pub fn client_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ActionError> {
+    let mut shortest = None;
+    for name in TIMEOUT_HEADERS {
+        for value in headers.get_all(name) {
+            let timeout = value.to_str().ok().and_then(seconds).ok_or_else(|| {
+                ActionError::in_field(name, "is not a number of seconds above 0")
+                    .with_hint("send it as 30 or 2.5, at most 86400, or not at all")
+            })?;
+            shortest = Some(shortest.map_or(timeout, |other: Duration| other.min(timeout)));
+        }
+    }
+    Ok(shortest)
+}
+
+/// From `30` or `2.5`: digits, and a fraction or not.
+fn seconds(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|it| it.is_ascii_digit());
+    let number = text.parse::<f64>().ok().filter(|_| digits(whole) && digits(fraction))?;
+    (number > 0.0 && number <= LONGEST_TIMEOUT).then(|| Duration::from_secs_f64(number))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +172,27 @@ mod tests {
         assert!(takes_events(Some("application/json;q=0.5, Text/Event-Stream;charset=utf-8")));
         for other in [None, Some("*/*"), Some("text/event-stream;q=0"), Some("application/json")] {
             assert!(!takes_events(other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_clients_time_is_in_seconds_and_the_shortest_counts() {
+        let timeout = |lines: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(*name, http::HeaderValue::from_static(value));
+            }
+            client_timeout(&headers).map_err(|error| error.field)
+        };
+        assert_eq!(timeout(&[]), Ok(None));
+        assert_eq!(timeout(&[("request-timeout", "30")]), Ok(Some(Duration::from_secs(30))));
+        assert_eq!(
+            timeout(&[("request-timeout", "30"), ("x-request-timeout", " 2.5 ")]),
+            Ok(Some(Duration::from_millis(2500)))
+        );
+        for wrong in ["", "0", "0.0", "-1", "+1", "1e3", "inf", "NaN", "1.", ".5", "5s", "86401"] {
+            let named = Err(Some("x-request-timeout".to_owned()));
+            assert_eq!(timeout(&[("x-request-timeout", wrong)]), named, "{wrong:?}");
         }
     }
 

@@ -12,9 +12,9 @@ use hyper::{
     body::{Bytes, Incoming},
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::upstream::Body;
+use super::{negotiation::TIMEOUT_HEADERS, upstream::Body};
 use crate::{
     callers::certificates::Subject,
     entry::Answer,
@@ -62,6 +62,32 @@ pub const PEER: HeaderName = HeaderName::from_static("x-edge-peer");
 
 /// Whom the client's certificate names, as the edge has verified it and tells it to the router.
 pub const CERTIFICATE: HeaderName = HeaderName::from_static("x-edge-certificate");
+
+/// The number of the request's place in the queue, as the edge tells it to the router.
+pub const PLACE: HeaderName = HeaderName::from_static("x-edge-place");
+
+/// Whether a header of this name says what only the edge can know, so that from anybody else it is a lie.
+pub fn is_of_the_edge(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-edge-")
+}
+
+/// The request with the number of its place, and what is left of its client's time.
+pub fn placed(
+    mut request: Request<Full<Bytes>>,
+    place: u64,
+    until: Option<Instant>,
+) -> Request<Full<Bytes>> {
+    let headers = request.headers_mut();
+    headers.insert(PLACE, place.into());
+    if let Some(until) = until {
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let left = HeaderValue::try_from(format!("{:.3}", left.as_secs_f64()));
+        if let Ok(left) = left {
+            headers.insert(HeaderName::from_static(TIMEOUT_HEADERS[0]), left);
+        }
+    }
+    request
+}
 
 /// Reads the body to its end, within the limits, and writes the request anew.
 pub async fn whole(

@@ -1,20 +1,21 @@
 //! What is answered at each path, whoever carries the question here and the answer away: the server's
 //! router, or the function runtime.
 
-use std::sync::Arc;
-#[cfg(feature = "lambda")]
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
-use tokio::sync::mpsc;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use tokio::sync::{mpsc, watch};
 use tracing::{Instrument, field::Empty};
 
 use super::{
     cloudevents, fixed, history,
     later::{Later, carry_out_later},
-    negotiation::{self, check_accept, check_content_type, idempotency_key, respond_async},
-    passage::{CERTIFICATE, PEER, REQUEST_ID},
+    negotiation::{
+        self, check_accept, check_content_type, client_timeout, idempotency_key, respond_async,
+    },
+    passage::{CERTIFICATE, PEER, PLACE, REQUEST_ID},
     progress::{self, Followers},
+    queue::Queue,
     readiness::Readiness,
     routes::{HEALTHY, Route},
     tls::Tls,
@@ -28,6 +29,10 @@ use crate::{
     metrics::MEDIA_TYPE,
     traces,
 };
+
+/// How long before a client's time is over its action ends: long enough to find out what became of a
+/// write, and to record it. At most a quarter of that time.
+const MARGIN: Duration = Duration::from_secs(2);
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -50,6 +55,7 @@ pub struct Service {
     readiness: Arc<Readiness>,
     tls: Option<Arc<Followed<Tls>>>,
     lasting: Option<Lasting>,
+    places: Option<Arc<Queue>>,
 }
 
 /// What only a process that stays can do once it has answered.
@@ -63,7 +69,8 @@ impl Service {
     /// A service for this context and these callers.
     #[must_use]
     pub fn new(context: Context, callers: Arc<Callers>) -> Self {
-        Service { context, callers, readiness: Arc::default(), tls: None, lasting: None }
+        let readiness = Arc::default();
+        Service { context, callers, readiness, tls: None, lasting: None, places: None }
     }
 
     /// The same service, which tells too of the certificate that the edge serves with.
@@ -77,6 +84,20 @@ impl Service {
     #[must_use]
     pub fn lasting(mut self, later: Later, followers: Followers) -> Self {
         self.lasting = Some(Lasting { later, followers });
+        self
+    }
+
+    /// The same service for requests that hold places in this queue.
+    #[must_use]
+    pub fn with_places(mut self, places: Arc<Queue>) -> Self {
+        self.places = Some(places);
+        self
+    }
+
+    /// The same service of a process that is ready only until this becomes true.
+    #[must_use]
+    pub fn stopping(mut self, stopping: watch::Receiver<bool>) -> Self {
+        self.readiness = Arc::new(Readiness::until(stopping));
         self
     }
 
@@ -118,7 +139,9 @@ impl Service {
             Route::Execute => self.execute(request).await,
             Route::Receive => {
                 let credentials = credentials(&request);
-                cloudevents::receive(&self.context, &self.callers, &credentials, request).await
+                let time = time_for(request.headers())?;
+                let context = bounded(self.with_place(request.headers()), time);
+                cloudevents::receive(&context, &self.callers, &credentials, request).await
             }
             Route::Progress => {
                 let (credentials, lasting) = (credentials(&request), self.lasting.as_ref());
@@ -138,15 +161,31 @@ impl Service {
         let key = idempotency_key(header("idempotency-key").as_deref())?;
         let patience = respond_async(header("prefer").as_deref());
         let credentials = credentials(&request);
+        let (time, context) = (time_for(request.headers())?, self.with_place(request.headers()));
         let delivery = Delivery { body: request.into_body(), key, event: None };
         if let (Some(patience), Some(lasting)) = (patience, &self.lasting)
             && let Some(place) = lasting.later.place()
         {
-            let (context, callers) = (self.context.clone(), self.callers.clone());
+            // The client's time is for its answer; what is put off outlasts it.
+            let patience = time.map_or(patience, |time| patience.min(time));
+            let callers = self.callers.clone();
             return carry_out_later(context, callers, delivery, credentials, place, patience).await;
         }
-        let done = carry_out(&self.context, &self.callers, &delivery, &credentials).await?;
+        let context = bounded(context, time);
+        let done = carry_out(&context, &self.callers, &delivery, &credentials).await?;
         Ok(Answer::from(done).into())
+    }
+
+    /// The context for the work that a request with these headers asks for, whose place in the queue is told
+    /// when only a wait is left.
+    fn with_place(&self, headers: &HeaderMap) -> Context {
+        let place = negotiation::header(headers, PLACE.as_str()).and_then(|it| it.parse().ok());
+        match (self.places.clone(), place) {
+            (Some(places), Some(place)) => {
+                self.context.clone().resting(Arc::new(move || places.rest(place)))
+            }
+            _ => self.context.clone(),
+        }
     }
 
     async fn ready(&self) -> Response<Body> {
@@ -200,6 +239,22 @@ pub fn at_once(request: &Request<Vec<u8>>) -> Option<Response<Body>> {
         Ok(Route::Health) => Some(healthy()),
         Ok(Route::Fixed(which)) => Some(fixed::answer(which, request)),
         _ => None,
+    }
+}
+
+/// The time for the work that a request with these headers asks for, if its client's is bounded.
+///
+/// # Errors
+/// As [`client_timeout`] says.
+fn time_for(headers: &HeaderMap) -> Result<Option<Duration>, ActionError> {
+    let time = client_timeout(headers)?;
+    Ok(time.map(|time| time - MARGIN.min(time / 4)))
+}
+
+fn bounded(context: Context, time: Option<Duration>) -> Context {
+    match time {
+        Some(time) => context.within(time),
+        None => context,
     }
 }
 

@@ -38,6 +38,10 @@ pub type Body = Either<Full<Bytes>, Incoming>;
 /// are answered so quickly that a few are enough for all of them.
 const FEW: usize = 16;
 
+/// Most idle connections that are kept. When many rollouts have been waited for at once, their threads may
+/// go.
+const KEPT: usize = 64;
+
 /// How long a request waits for one of the few before one more connection is made for it: many
 /// requests at once may be waiting for rollouts.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -156,7 +160,11 @@ impl Upstream {
     }
 
     fn keep(&self, sender: Sender) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < KEPT {
+            idle.push(sender);
+        }
+        drop(idle);
         self.freed.notify_one();
     }
 

@@ -8,7 +8,7 @@ use lambda_http::{
 };
 
 use crate::entry::http::{
-    passage::PEER,
+    passage::{REQUEST_ID, is_of_the_edge, request_id},
     service::{self, Recognised},
 };
 
@@ -39,7 +39,10 @@ pub fn whole(request: Request) -> http::Request<Vec<u8>> {
     let headers = whole.headers_mut();
     headers.remove(ASKS_FOR_LATER);
     // There is no edge here that could have told anything.
-    headers.remove(PEER);
+    let told: Vec<_> = headers.keys().filter(|it| is_of_the_edge(it)).cloned().collect();
+    told.iter().for_each(|name| drop(headers.remove(name)));
+    let named = request_id(headers);
+    headers.insert(REQUEST_ID, named);
     if let Some(name) = recognised {
         whole.extensions_mut().insert(Recognised(name));
     }

@@ -1,0 +1,198 @@
+//! How a server keeps its room: who waits, who is refused and when, and how a client bounds its own time.
+
+use std::{
+    io::{BufReader, Write},
+    net::SocketAddr,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{GOOD_IMAGE, MISSING_IMAGE, Namespace, eventually, shared},
+    faults::{Conduct, proxy},
+    program::{Program, Reply, Server, execute_request},
+};
+
+fn restart(namespace: &Namespace, deployment: &str, id: &str) -> Value {
+    json!({
+        "type": "restart_k8s", "simulate": false, "id": id,
+        "parameters": { "deployment": deployment, "namespace": namespace.name() },
+    })
+}
+
+/// Sends a request from a thread of its own; what comes back, and how long that took.
+fn send(address: SocketAddr, body: &Value, headers: &str) -> JoinHandle<(Reply, Duration)> {
+    let bytes =
+        execute_request(body.to_string().as_bytes(), &format!("Connection: close\r\n{headers}"));
+    thread::spawn(move || {
+        let began = Instant::now();
+        let mut stream = std::net::TcpStream::connect(address).expect("the server accepts");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("is set");
+        stream.write_all(&bytes).expect("is sent");
+        (Reply::read(&mut BufReader::new(stream)), began.elapsed())
+    })
+}
+
+async fn answer(sent: JoinHandle<(Reply, Duration)>) -> (Reply, Duration) {
+    tokio::task::spawn_blocking(|| sent.join().expect("is answered")).await.expect("it ran")
+}
+
+fn counted(server: &Server, line: &str) -> Option<u64> {
+    let text = String::from_utf8(server.get("/metrics").body).expect("is text");
+    let value = text.lines().find_map(|it| it.strip_prefix(line))?;
+    value.trim().parse().ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_too_many_is_refused_at_once_and_questions_are_answered_all_the_same() {
+    let namespace = shared().namespace("queue_full").await;
+    let kubeconfig = proxy(&namespace, |_, _| Conduct::Silent).await;
+    let server = Server::start(
+        Program::with_kubeconfig(&kubeconfig)
+            .env("ACTION_EXECUTOR_DEADLINE_SECONDS", "4")
+            .env("ACTION_EXECUTOR_MAX_ACTIONS", "1"),
+    );
+    let sent = |number: usize| {
+        let body = restart(&namespace, &format!("web-{number}"), &format!("r{number}"));
+        send(server.address(), &body, "")
+    };
+    let mut under_way: Vec<_> = (0..5).map(sent).collect();
+    eventually("one is under way and four are in line", async || {
+        (counted(&server, "action_executor_queued_requests ") == Some(4)).then_some(())
+    })
+    .await;
+    let (refused, took) = answer(sent(5)).await;
+    assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("overloaded")));
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert_eq!(server.get("/api/v1/healthz").status, 200);
+    let refusals = r#"action_executor_edge_refusals_total{reason="queue_full"} "#;
+    assert_eq!(counted(&server, refusals), Some(1));
+    let places = r#"action_executor_places{room="actions"} "#;
+    assert_eq!(counted(&server, places), Some(1));
+    // Nobody is kept waiting for longer than was said.
+    for sent in under_way.drain(..) {
+        let (reply, took) = answer(sent).await;
+        assert_eq!(reply.status, 503, "{reply:?}");
+        assert!(took < Duration::from_secs(12), "{took:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waits_for_rollouts_leave_their_places_to_others() {
+    let namespace = shared().namespace("queue_waits").await;
+    let stuck = |number: usize| format!("stuck-{number}");
+    for number in 0..5 {
+        namespace.deployment(&stuck(number), 1, MISSING_IMAGE).await;
+    }
+    namespace.deployment("web", 0, GOOD_IMAGE).await;
+    let server = Server::start(
+        Program::with_kubeconfig(namespace.kubeconfig()).env("ACTION_EXECUTOR_MAX_ACTIONS", "1"),
+    );
+    let waits: Vec<_> = (0..5)
+        .map(|number| {
+            let mut body = restart(&namespace, &stuck(number), &format!("w{number}"));
+            body["wait"] = true.into();
+            body["timeout_seconds"] = 20.into();
+            send(server.address(), &body, "")
+        })
+        .collect();
+    let places = r#"action_executor_places{room="waits"} "#;
+    eventually("all of them wait", async || (counted(&server, places) == Some(5)).then_some(()))
+        .await;
+    let (reply, took) = answer(send(server.address(), &restart(&namespace, "web", "r1"), "")).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    // A second try of one that waits joins it.
+    let joined = send(server.address(), &restart(&namespace, &stuck(0), "w0"), "");
+    assert_eq!(answer(joined).await.0.json()["replayed"], true);
+    server.signal("TERM");
+    for wait in waits {
+        assert!(matches!(answer(wait).await.0.status, 422 | 503));
+    }
+    assert_eq!(tokio::task::spawn_blocking(|| server.wait().0).await.expect("it ended"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_one_object_few_wait_for_their_turn_and_the_others_are_told() {
+    let namespace = shared().namespace("queue_target").await;
+    namespace.deployment("web", 0, GOOD_IMAGE).await;
+    namespace.deployment("other", 0, GOOD_IMAGE).await;
+    let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
+    let sent: Vec<_> = (0..40)
+        .map(|number| {
+            send(server.address(), &restart(&namespace, "web", &format!("r{number}")), "")
+        })
+        .collect();
+    let (reply, _) = answer(send(server.address(), &restart(&namespace, "other", "o1"), "")).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let (mut done, mut told) = (0, 0);
+    for sent in sent {
+        let (reply, _) = answer(sent).await;
+        match reply.status {
+            200 => done += 1,
+            429 => {
+                assert_eq!(reply.json()["code"], "rate_limited", "{reply:?}");
+                assert!(reply.header("retry-after").is_some(), "{reply:?}");
+                told += 1;
+            }
+            _ => panic!("{reply:?}"),
+        }
+    }
+    assert!(done >= 9 && done + told == 40, "{done} done, {told} told");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_answered_before_its_time_is_over() {
+    let namespace = shared().namespace("client_time").await;
+    let kubeconfig = proxy(&namespace, |_, _| Conduct::Silent).await;
+    let server = Server::start(Program::with_kubeconfig(&kubeconfig));
+    for header in ["Request-Timeout: 2\r\n", "X-Request-Timeout: 0.5\r\nRequest-Timeout: 30\r\n"] {
+        let (reply, took) =
+            answer(send(server.address(), &restart(&namespace, "w", "r"), header)).await;
+        assert!(matches!(reply.status, 503 | 504), "{reply:?}");
+        assert!(took < Duration::from_secs(2), "{header}: {took:?}");
+    }
+    let wrong =
+        send(server.address(), &restart(&namespace, "w", "r"), "X-Request-Timeout: soon\r\n");
+    let (reply, _) = answer(wrong).await;
+    assert_eq!((reply.status, &reply.json()["field"]), (400, &json!("x-request-timeout")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_ends_in_its_clients_time_and_says_what_it_knows() {
+    let namespace = shared().namespace("client_wait").await;
+    namespace.deployment("stuck", 1, MISSING_IMAGE).await;
+    let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
+    let mut body = restart(&namespace, "stuck", "r1");
+    body["wait"] = true.into();
+    let (reply, took) = answer(send(server.address(), &body, "Request-Timeout: 4\r\n")).await;
+    assert_eq!(reply.status, 503, "{reply:?}");
+    assert_eq!(reply.json()["rollout"]["state"], "interrupted");
+    assert!(took < Duration::from_secs(4), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_told_to_stop_is_not_ready() {
+    let server = Server::start(Program::offline());
+    let stream = server.connect();
+    let mut reader = BufReader::new(stream.try_clone().expect("is cloned"));
+    let mut ask = |path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        (&stream).write_all(request.as_bytes()).expect("is sent");
+        Reply::read(&mut reader)
+    };
+    assert_eq!(ask("/readyz").status, 200);
+    // For a moment a connection that is there is still served.
+    let sent = Instant::now();
+    server.signal("TERM");
+    let reply = loop {
+        let reply = ask("/readyz");
+        if reply.status != 200 || sent.elapsed() > Duration::from_millis(200) {
+            break reply;
+        }
+    };
+    assert_eq!((reply.status, &reply.json()["code"]), (503, &json!("shutting_down")));
+}
