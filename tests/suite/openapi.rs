@@ -50,8 +50,7 @@ async fn whatever_is_asked_the_answer_is_one_that_is_described() {
     let keys = scratch("keys.yaml");
     let text = format!("version: 1\nkeys: [{{name: st, sha256: {}}}]\n", sha256(KEY.as_bytes()));
     fs::write(&keys, text).expect("is written");
-    let program =
-        || Program::with_kubeconfig(namespace.kubeconfig()).env("ACTION_EXECUTOR_LOG", "error");
+    let program = || Program::with_kubeconfig(namespace.kubeconfig());
     let open = Server::start(program());
     let asking = Server::start(program().env("ACTION_EXECUTOR_KEYS", &keys));
     let bearer = format!("Authorization: Bearer {KEY}");
