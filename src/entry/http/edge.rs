@@ -290,7 +290,7 @@ impl Edge {
         traces::pass_on(&Span::current(), request.headers_mut());
         let place = self.room.queue.enter(request.method(), until).await?;
         let request = placed(request, place.number(), until);
-        let metrics = self.metrics.clone();
+        let (metrics, acts) = (self.metrics.clone(), request.method() == Method::POST);
         let carried = tokio::spawn(async move {
             let answer = self.upstream.exchange(request).await.map_err(no_answer)?;
             let is_stream = matches!(answer.body(), Body::Right(_));
@@ -303,7 +303,7 @@ impl Edge {
             None => carried.await,
             Some(until) => timeout_at(until, carried).await.map_err(|_| {
                 metrics.edge_refusals(UNFINISHED).inc();
-                unfinished()
+                unfinished(acts)
             })?,
         };
         carried.unwrap_or_else(|panic| {
@@ -330,8 +330,12 @@ fn no_answer(error: UpstreamError) -> ActionError {
     }
 }
 
-/// The client's time is over, and the request is still under way: it is never broken off.
-fn unfinished() -> ActionError {
+/// The client's time is over, and the request is still under way: one that acts is never broken off.
+fn unfinished(acts: bool) -> ActionError {
+    if !acts {
+        let detail = "there was no answer within the time that the request's header gives";
+        return ActionError::new(Code::Overloaded, detail);
+    }
     ActionError::new(
         Code::OutcomeUnknown,
         "the time that the request's header gives is over before it was finished, and it goes on",

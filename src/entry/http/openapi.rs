@@ -9,7 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{catalogue, history, later::Accepted, passage::REQUEST_HEADERS, routes::Route};
+use super::{
+    catalogue, history, later::Accepted, negotiation::TIMEOUT_HEADERS, passage::REQUEST_HEADERS,
+    routes::Route,
+};
 use crate::{
     actions::ActionKind,
     entry::history::Page,
@@ -262,9 +265,10 @@ fn execute(generator: &mut SchemaGenerator, answer: &Value) -> Operation {
             ),
             (
                 "Request-Timeout",
-                "Seconds that the caller waits for the answer.",
-                json!({ "type": "number", "exclusiveMinimum": 0 }),
+                "Seconds that the caller waits for the answer; the shorter, if both are there.",
+                seconds(),
             ),
+            ("X-Request-Timeout", "The same.", seconds()),
         ]),
         request: Some(json!({
             "required": true,
@@ -291,6 +295,11 @@ fn execute(generator: &mut SchemaGenerator, answer: &Value) -> Operation {
         ],
         codes: of_an_action(),
     }
+}
+
+/// A time in seconds, as it stands in a header.
+fn seconds() -> Value {
+    json!({ "type": "string", "pattern": r"^[1-9][0-9]{0,3}(\.[0-9]{1,3})?$", "examples": ["30", "2.5"] })
 }
 
 /// Whatever can go wrong with an action; a wrong path or method cannot, and is no action.
@@ -601,7 +610,8 @@ fn headers<const N: usize>(all: [(&str, &str, Value); N]) -> Vec<Value> {
 }
 
 fn passes(header: &str) -> bool {
-    REQUEST_HEADERS.iter().any(|name| name.as_str().eq_ignore_ascii_case(header))
+    let is = |name: &str| name.eq_ignore_ascii_case(header);
+    REQUEST_HEADERS.iter().any(|name| is(name.as_str())) || TIMEOUT_HEADERS.into_iter().any(is)
 }
 
 /// The same operation, asked for its header alone.

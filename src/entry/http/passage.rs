@@ -66,6 +66,7 @@ pub const CERTIFICATE: HeaderName = HeaderName::from_static("x-edge-certificate"
 /// The number of the request's place in the queue, as the edge tells it to the router.
 pub const PLACE: HeaderName = HeaderName::from_static("x-edge-place");
 
+#[cfg(feature = "lambda")]
 /// Whether a header of this name says what only the edge can know, so that from anybody else it is a lie.
 pub fn is_of_the_edge(name: &HeaderName) -> bool {
     name.as_str().starts_with("x-edge-")

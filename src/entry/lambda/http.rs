@@ -82,3 +82,26 @@ pub fn answer(answer: http::Response<service::Body>) -> Response<Body> {
     };
     Response::from_parts(head, body)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::http::passage::{CERTIFICATE, PEER, PLACE};
+
+    #[test]
+    fn what_only_an_edge_could_tell_is_taken_from_nobody() {
+        let request = http::Request::post("/api/v1/action/execute")
+            .header(PEER, "127.0.0.1")
+            .header(CERTIFICATE, "eyJuYW1lIjoib3BzIiwiZ3JvdXBzIjpbXX0=")
+            .header(PLACE, "1")
+            .header("prefer", "respond-async")
+            .header("authorization", "Bearer x")
+            .header("x-request-id", "a\"b");
+        let request = request.body(Body::Empty).expect("is a request");
+        let whole = whole(request);
+        let mut left: Vec<_> = whole.headers().keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["authorization", "x-request-id"]);
+        assert_eq!(whole.headers()[REQUEST_ID].len(), 36);
+    }
+}
