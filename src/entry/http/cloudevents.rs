@@ -19,7 +19,7 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use percent_encoding::percent_decode_str;
 
 use self::event::{Incoming, Outgoing};
-use super::service::Body;
+use super::exchange::Body;
 use crate::{
     callers::{Callers, Credentials},
     context::Context,

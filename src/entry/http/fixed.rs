@@ -9,9 +9,10 @@ use std::sync::LazyLock;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 
 use super::{
-    catalogue, negotiation, openapi,
+    catalogue,
+    exchange::{Body, whole},
+    negotiation, openapi,
     routes::Fixed,
-    service::{Body, whole},
 };
 use crate::ledger::record::sha256;
 

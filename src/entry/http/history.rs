@@ -3,7 +3,7 @@
 use http::{HeaderValue, Request, Response, header};
 use tokio::time::Instant;
 
-use super::service::{Body, credentials, whole};
+use super::exchange::{Body, credentials, whole};
 use crate::{
     callers::{Callers, Verb, Wish},
     context::Context,

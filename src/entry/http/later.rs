@@ -17,7 +17,7 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use super::service::{Body, whole};
+use super::exchange::{Body, whole};
 use crate::{
     callers::{Callers, Credentials},
     context::Context,

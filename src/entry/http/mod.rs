@@ -43,6 +43,7 @@ mod catalogue;
 mod cloudevents;
 mod connections;
 mod edge;
+pub(super) mod exchange;
 mod fixed;
 pub mod healthcheck;
 mod history;

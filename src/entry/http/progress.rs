@@ -18,8 +18,8 @@ use tokio::{
 };
 
 use super::{
+    exchange::{Body, whole},
     negotiation::{self, check_accept, takes_events},
-    service::{Body, whole},
 };
 use crate::{
     callers::{Caller, Callers, Credentials, Verb, Wish},

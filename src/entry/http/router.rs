@@ -14,7 +14,7 @@ use http::{HeaderName, HeaderValue, Request, Response};
 use tiny_http::{Header, Method, Server};
 use tokio::{runtime::Handle, sync::mpsc, task::spawn_blocking};
 
-use super::service::{Body, Service};
+use super::{exchange::Body, service::Service};
 use crate::{
     entry::Answer,
     error::{ActionError, Code},

@@ -3,17 +3,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
-use tokio::sync::{mpsc, watch};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use tokio::sync::watch;
 use tracing::{Instrument, field::Empty};
 
 use super::{
-    cloudevents, fixed, history,
+    cloudevents,
+    exchange::{Body, credentials, whole},
+    fixed, history,
     later::{Later, carry_out_later},
     negotiation::{
         self, check_accept, check_content_type, client_timeout, idempotency_key, respond_async,
     },
-    passage::{CERTIFICATE, PEER, PLACE, REQUEST_ID},
+    passage::{PLACE, REQUEST_ID},
     progress::{self, Followers},
     queue::Queue,
     readiness::Readiness,
@@ -21,7 +23,7 @@ use super::{
     tls::Tls,
 };
 use crate::{
-    callers::{Callers, Credentials, certificates::Subject},
+    callers::Callers,
     context::Context,
     document::Followed,
     entry::{Answer, Delivery, carry_out},
@@ -33,19 +35,6 @@ use crate::{
 /// How long before a client's time is over its action ends: long enough to find out what became of a
 /// write, and to record it. At most a quarter of that time.
 const MARGIN: Duration = Duration::from_secs(2);
-
-/// The body of an answer.
-#[derive(Debug)]
-pub enum Body {
-    /// All of it.
-    Whole(Vec<u8>),
-    /// Its parts, as they come; whoever sends them learns from the channel that nobody listens any more.
-    Stream(mpsc::Receiver<Vec<u8>>),
-}
-
-/// Whom the platform in front has recognised and let through; an extension of the request.
-#[derive(Clone, Debug)]
-pub struct Recognised(pub String);
 
 /// What there is to answer with. Cheap to clone.
 #[derive(Clone)]
@@ -260,42 +249,8 @@ fn bounded(context: Context, time: Option<Duration>) -> Context {
     }
 }
 
-/// What came beside a request to prove who it is from.
-pub(super) fn credentials(request: &Request<Vec<u8>>) -> Credentials {
-    let edge = |name: HeaderName| negotiation::header(request.headers(), name.as_str());
-    Credentials {
-        authorization: negotiation::header(request.headers(), "authorization"),
-        certificate: edge(CERTIFICATE).and_then(|it| Subject::from_header(&it)),
-        recognised: request.extensions().get::<Recognised>().map(|it| it.0.clone()),
-        peer: edge(PEER).and_then(|it| it.parse().ok()),
-    }
-}
-
 fn healthy() -> Response<Body> {
     whole("application/json", HEALTHY)
-}
-
-/// An answer that is there as a whole.
-pub(super) fn whole(media_type: &'static str, body: impl Into<Vec<u8>>) -> Response<Body> {
-    let mut response = Response::new(Body::Whole(body.into()));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
-    response
-}
-
-impl From<Answer> for Response<Body> {
-    fn from(answer: Answer) -> Self {
-        let headers = answer.headers();
-        let mut response = Response::new(Body::Whole(answer.body));
-        *response.status_mut() =
-            StatusCode::from_u16(answer.http_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        for (name, value) in headers {
-            // Our own header fields are ASCII.
-            if let Ok(value) = HeaderValue::try_from(value) {
-                response.headers_mut().insert(name, value);
-            }
-        }
-        response
-    }
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use lambda_http::{
 };
 
 use crate::entry::http::{
+    exchange::{self, Recognised},
     passage::{REQUEST_ID, is_of_the_edge, request_id},
-    service::{self, Recognised},
 };
 
 /// A function is frozen once it has answered, so what is asked for later is answered now.
@@ -72,13 +72,13 @@ fn recognised(context: &RequestContext) -> Option<String> {
 }
 
 /// An answer on its way out.
-pub fn answer(answer: http::Response<service::Body>) -> Response<Body> {
+pub fn answer(answer: http::Response<exchange::Body>) -> Response<Body> {
     let (head, body) = answer.into_parts();
     let body = match body {
-        service::Body::Whole(body) => String::from_utf8(body)
+        exchange::Body::Whole(body) => String::from_utf8(body)
             .map_or_else(|no_text| Body::Binary(no_text.into_bytes()), Body::Text),
         // Nothing that a function is asked has an answer without end.
-        service::Body::Stream(_) => Body::Empty,
+        exchange::Body::Stream(_) => Body::Empty,
     };
     Response::from_parts(head, body)
 }

@@ -19,8 +19,8 @@ use serde_json::value::RawValue;
 
 use crate::{
     entry::http::{
+        exchange::Body,
         negotiation::{self, check_content_type},
-        service::Body,
     },
     error::{ActionError, Code},
     request::{checked_text, read},

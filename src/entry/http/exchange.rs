@@ -1,0 +1,60 @@
+//! What a question and its answer are made of, once a request is whole.
+
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use tokio::sync::mpsc;
+
+use super::{
+    negotiation,
+    passage::{CERTIFICATE, PEER},
+};
+use crate::{
+    callers::{Credentials, certificates::Subject},
+    entry::Answer,
+};
+
+/// The body of an answer.
+#[derive(Debug)]
+pub enum Body {
+    /// All of it.
+    Whole(Vec<u8>),
+    /// Its parts, as they come; whoever sends them learns from the channel that nobody listens any more.
+    Stream(mpsc::Receiver<Vec<u8>>),
+}
+
+/// Whom the platform in front has recognised and let through; an extension of the request.
+#[derive(Clone, Debug)]
+pub struct Recognised(pub String);
+
+/// What came beside a request to prove who it is from.
+pub(super) fn credentials(request: &Request<Vec<u8>>) -> Credentials {
+    let edge = |name: HeaderName| negotiation::header(request.headers(), name.as_str());
+    Credentials {
+        authorization: negotiation::header(request.headers(), "authorization"),
+        certificate: edge(CERTIFICATE).and_then(|it| Subject::from_header(&it)),
+        recognised: request.extensions().get::<Recognised>().map(|it| it.0.clone()),
+        peer: edge(PEER).and_then(|it| it.parse().ok()),
+    }
+}
+
+/// An answer that is there as a whole.
+pub(super) fn whole(media_type: &'static str, body: impl Into<Vec<u8>>) -> Response<Body> {
+    let mut response = Response::new(Body::Whole(body.into()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    response
+}
+
+impl From<Answer> for Response<Body> {
+    fn from(answer: Answer) -> Self {
+        let headers = answer.headers();
+        let mut response = Response::new(Body::Whole(answer.body));
+        *response.status_mut() =
+            StatusCode::from_u16(answer.http_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        for (name, value) in headers {
+            // Our own header fields are ASCII.
+            if let Ok(value) = HeaderValue::try_from(value) {
+                response.headers_mut().insert(name, value);
+            }
+        }
+        response
+    }
+}
