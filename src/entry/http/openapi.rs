@@ -342,8 +342,9 @@ fn cloud_event(generator: &mut SchemaGenerator) -> Operation {
                     "required": ["specversion", "type", "source", "id", "data"],
                     "properties": {
                         "specversion": { "const": "1.0" }, "type": kind, "source": name, "id": name,
-                        "datacontenttype": { "type": "string" },
-                        "time": { "type": "string", "format": "date-time" },
+                        // Null is as good as nothing (JSON Event Format for CloudEvents, section 2.2).
+                        "datacontenttype": { "type": ["string", "null"] },
+                        "time": { "type": ["string", "null"], "format": "date-time" },
                         "data": request,
                     },
                 } },

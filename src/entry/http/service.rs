@@ -93,7 +93,6 @@ impl Service {
     /// The same service for work that has to be over after `left`.
     #[cfg(feature = "lambda")]
     #[must_use]
-    #[cfg_attr(not(feature = "lambda"), allow(dead_code, reason = "only a function's time ends"))]
     pub fn within(mut self, left: Duration) -> Self {
         self.context = self.context.within(left);
         self
@@ -224,7 +223,6 @@ impl Service {
 /// What is answered whether or not there is a cluster, or anything else to be had.
 #[cfg(feature = "lambda")]
 #[must_use]
-#[cfg_attr(not(feature = "lambda"), allow(dead_code, reason = "a server always has its service"))]
 pub fn at_once(request: &Request<Vec<u8>>) -> Option<Response<Body>> {
     match Route::of(request.method().as_str(), request.uri().path()) {
         Ok(Route::Health) => Some(healthy()),
@@ -253,7 +251,7 @@ fn healthy() -> Response<Body> {
     whole("application/json", HEALTHY)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "lambda"))]
 mod tests {
     use super::*;
 
