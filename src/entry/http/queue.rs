@@ -1,6 +1,6 @@
 //! Room for requests: how many are under way at once, how many may wait for that, and how long.
 //!
-//! Four rooms, so that none starves another. Questions are answered at once or refused. Actions wait in a
+//! Four rooms, so that none starves another. Questions wait for a moment or are refused. Actions wait in a
 //! bounded line, and are refused as soon as it is known that they would wait too long. An action of which
 //! nothing is left but a long wait, and an answer that is a stream, cost little and may last: each has a
 //! room of its own. Whoever hangs up while in the line has begun nothing and leaves it.
@@ -42,6 +42,9 @@ const WAITS: usize = 1024;
 
 /// How many may be in line for each place there is.
 const LINE_PER_PLACE: usize = 4;
+
+/// Longest time that a question waits; the others are answered so quickly that it is enough.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// Longest time in the line.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -175,11 +178,16 @@ impl Queue {
         if let Some(permit) = self.permit(room) {
             return Ok(self.place(room, permit));
         }
-        if room == Room::Questions {
-            return Err(self.refuse(Refusal::NoRoom(room), None));
-        }
         let now = Instant::now();
         let patience = patience(until.map(|until| until.saturating_duration_since(now)));
+        if room == Room::Questions {
+            // No more of them wait than there are connections.
+            let permit = self.rooms[room as usize].clone().acquire_owned();
+            return match timeout_at(now + patience.min(MOMENT), permit).await {
+                Ok(Ok(permit)) => Ok(self.place(room, permit)),
+                _ => Err(self.refuse(Refusal::NoRoom(room), None)),
+            };
+        }
         let waiting = Waiting::behind(self);
         let expected = lock(&self.pace).expected(waiting.ahead, now);
         if let Some(refusal) = refusal(waiting.ahead, self.line(), expected, patience) {
@@ -528,6 +536,26 @@ mod tests {
         // What was done is done, and told.
         assert!(act(&queue).await.expect("has room").stream().is_ok());
         assert_eq!(queue.rooms[Room::Questions as usize].available_permits(), QUESTIONS - 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_question_waits_for_a_moment_and_no_longer() {
+        let queue = queue(1);
+        let ask = async || queue.enter(&Method::GET, None).await;
+        let mut places = Vec::new();
+        for _ in 0..QUESTIONS {
+            places.push(ask().await.expect("has room"));
+        }
+        let began = Instant::now();
+        assert!(ask().await.is_err());
+        assert_eq!(began.elapsed(), MOMENT);
+        let leaves = tokio::spawn(async move {
+            tokio::time::sleep(MOMENT / 2).await;
+            places.pop();
+            places
+        });
+        assert!(ask().await.is_ok());
+        drop(leaves);
     }
 
     #[test]
