@@ -311,7 +311,10 @@ fn of_an_action() -> Vec<Code> {
 
 /// A request in a CloudEvent, in either mode of its HTTP binding.
 fn cloud_event(generator: &mut SchemaGenerator) -> Operation {
-    let request = generator.subschema_for::<ActionRequest>().to_value();
+    let request = json!({
+        "description": "A request; data that is none is answered with a problem in an event.",
+        "anyOf": [generator.subschema_for::<ActionRequest>(), {}],
+    });
     let name = json!({ "type": "string", "minLength": 1 });
     let kind = json!({ "const": "dev.action-executor.action.request.v1" });
     Operation {
@@ -328,8 +331,8 @@ fn cloud_event(generator: &mut SchemaGenerator) -> Operation {
         parameters: ["ce-specversion", "ce-type", "ce-source", "ce-id"]
             .map(|name| {
                 json!({
-                    "name": name, "in": "header", "schema": { "type": "string", "minLength": 1 },
-                    "description": "In binary mode.",
+                    "name": name, "in": "header", "schema": { "type": "string" },
+                    "description": "In binary mode, and not empty; in structured mode it is not read.",
                 })
             })
             .into(),
