@@ -287,8 +287,9 @@ async fn send(
     let mut next = told(&looks.borrow_and_update());
     loop {
         let (part, is_last) = next;
-        // Who does not read does not hold up the server's end.
+        // What there is room for is sent, also when the end has come; who does not read does not hold it up.
         let sent = tokio::select! {
+            biased;
             sent = parts.send(part) => sent.is_ok(),
             () = stopped(&mut stopping) => false,
             () = sleep_until(end) => false,
