@@ -6,9 +6,16 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::sleep};
 
 use crate::{
-    config::Settings, document::Followed, error::ActionError, k8s::cluster::Cluster,
-    ledger::record::Subject, metrics::Metrics, policy::Policy, request::ActionRequest,
-    response::ActionResponse, turns::Turns,
+    config::Settings,
+    document::Followed,
+    error::{ActionError, Code},
+    k8s::cluster::Cluster,
+    ledger::record::Subject,
+    metrics::Metrics,
+    policy::Policy,
+    request::ActionRequest,
+    response::ActionResponse,
+    turns::Turns,
 };
 
 /// Told each new stage of a long wait, in a sentence.
@@ -120,6 +127,17 @@ impl Context {
         self.cluster.as_ref()
     }
 
+    /// The cluster, where nothing goes without it; `so` is what comes of there being none.
+    ///
+    /// # Errors
+    /// [`Code::Configuration`] if none is configured.
+    pub(crate) fn needed_cluster(&self, so: &str) -> Result<&Cluster, ActionError> {
+        self.cluster().ok_or_else(|| {
+            ActionError::new(Code::Configuration, format!("no cluster is configured, so {so}"))
+                .with_hint("set KUBECONFIG, or run where a service account is mounted")
+        })
+    }
+
     /// Longest time for the calls of one action, waiting for its effect aside.
     #[must_use]
     pub fn deadline(&self) -> Duration {
@@ -188,15 +206,11 @@ impl Context {
         self.policy.fault()
     }
 
-    /// Whether an action could be done now.
+    /// Whether the cluster serves. Without one there is nothing to fail.
     ///
     /// # Errors
-    /// Why the policy's file is not what holds, or why the cluster does not serve. Without a cluster
-    /// there is nothing to fail.
-    pub async fn ready(&self) -> Result<(), ActionError> {
-        if let Some(fault) = self.policy_fault() {
-            return Err(fault);
-        }
+    /// Why it does not.
+    pub async fn cluster_serves(&self) -> Result<(), ActionError> {
         match &self.cluster {
             Some(cluster) => cluster.ready().await,
             None => Ok(()),

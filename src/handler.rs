@@ -72,28 +72,17 @@ async fn answer(
     id: &RequestId,
 ) -> Result<ActionResponse, ActionError> {
     let asked = ask(context, request, id);
-    match (context.cluster(), request.simulate) {
-        (_, true) => simulate(context, request, &asked).await,
-        (Some(cluster), false) => {
-            refuse_what_is_forgotten(
-                "issued_at",
-                request.issued_at,
-                asked.at,
-                context.replay_window(),
-            )?;
-            let target = request.action.target();
-            let turn = Arc::new(context.turns().take(&target, id, asked.deadline).await?);
-            // Its effect is made by then: nobody else has to wait for its completion.
-            let ended = turn.clone();
-            let context = context.clone().resting(Arc::new(move || ended.end()));
-            transaction::carry_out(&context, cluster, request, asked).await
-        }
-        (None, false) => Err(ActionError::new(
-            Code::Configuration,
-            "no cluster is configured, so nothing can be done",
-        )
-        .with_hint("set KUBECONFIG, or run where a service account is mounted")),
+    if request.simulate {
+        return simulate(context, request, &asked).await;
     }
+    let cluster = context.needed_cluster("nothing can be done")?;
+    refuse_what_is_forgotten("issued_at", request.issued_at, asked.at, context.replay_window())?;
+    let target = request.action.target();
+    let turn = Arc::new(context.turns().take(&target, id, asked.deadline).await?);
+    // Its effect is made by then: nobody else has to wait for its completion.
+    let ended = turn.clone();
+    let context = context.clone().resting(Arc::new(move || ended.end()));
+    transaction::carry_out(&context, cluster, request, asked).await
 }
 
 fn ask(context: &Context, request: &ActionRequest, id: &RequestId) -> Asked {

@@ -17,12 +17,8 @@ use crate::{
     actions::{ActionKind, Rest},
     context::Context,
     drain::Drain,
-    error::{ActionError, Code},
-    k8s::{
-        cluster::{Call, Cluster},
-        fault::Fault,
-        rollout::Verdict,
-    },
+    error::ActionError,
+    k8s::{cluster::Call, fault::Fault, rollout::Verdict},
     ledger::record::{REQUESTER, Record, State, event_name},
     names::{Namespace, RequestId},
     response::{ActionResponse, Target, milliseconds},
@@ -126,7 +122,7 @@ pub async fn find(
     namespace: &Namespace,
     id: &RequestId,
 ) -> Result<Option<Found>, ActionError> {
-    let cluster = cluster(context)?;
+    let cluster = context.needed_cluster("nothing is remembered")?;
     let name = event_name(id);
     let deadline = Instant::now() + DEADLINE;
     match cluster.fetch::<Event>(namespace, &name, deadline).await {
@@ -136,13 +132,6 @@ pub async fn find(
             Err(cluster.tell(&Call::of::<Event>("get", namespace, Some(&name)), fault).await)
         }
     }
-}
-
-fn cluster(context: &Context) -> Result<&Cluster, ActionError> {
-    context.cluster().ok_or_else(|| {
-        ActionError::new(Code::Configuration, "no cluster is configured, so nothing is remembered")
-            .with_hint("set KUBECONFIG, or run where a service account is mounted")
-    })
 }
 
 impl Found {
@@ -225,7 +214,7 @@ impl Found {
     }
 
     async fn stage(&self, context: &Context, end: Instant) -> Result<String, ActionError> {
-        let cluster = cluster(context)?;
+        let cluster = context.needed_cluster("nothing is remembered")?;
         let made = self.record.made.clone().unwrap_or_default();
         let node = &self.record.intent.answer.target;
         match self.record.intent.completion.given(node, &made) {

@@ -3,13 +3,7 @@
 
 #![no_main]
 
-use action_executor::{callers::keys::Keys, document::Document, policy::Policy};
-use libfuzzer_sys::fuzz_target;
+#[path = "../../tests/suite/readers.rs"]
+mod readers;
 
-fuzz_target!(|text: &str| {
-    let _ = Policy::parse(text, "fuzzed");
-    if let Ok(first) = Keys::parse(text, "fuzzed") {
-        let written = serde_json::to_string(&first).expect("is written");
-        assert_eq!(first, Keys::parse(&written, "written").expect("is read again"));
-    }
-});
+libfuzzer_sys::fuzz_target!(|text: &str| readers::documents(text));

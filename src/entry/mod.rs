@@ -112,20 +112,6 @@ pub async fn carry_out_for(
     Box::pin(handle(context, request)).await
 }
 
-impl Answer {
-    /// The header fields that go with it over HTTP.
-    #[must_use]
-    pub fn headers(&self) -> Vec<(&'static str, String)> {
-        let kind = if self.problem { "application/problem+json" } else { "application/json" };
-        let mut headers = vec![("Content-Type", kind.to_owned())];
-        headers.extend(self.retry_after_seconds.map(|it| ("Retry-After", it.to_string())));
-        if self.http_status == 401 {
-            headers.push(("WWW-Authenticate", "Bearer realm=\"action-executor\"".to_owned()));
-        }
-        headers
-    }
-}
-
 impl From<ActionError> for Answer {
     fn from(error: ActionError) -> Self {
         Answer {
@@ -165,7 +151,7 @@ fn statuses(response: &ActionResponse) -> (u16, u8) {
     }
 }
 
-fn json(value: &impl serde::Serialize) -> Vec<u8> {
+pub(crate) fn json(value: &impl serde::Serialize) -> Vec<u8> {
     // Plain structs of strings, numbers and times: there is nothing in them that JSON cannot say.
     serde_json::to_vec(value).unwrap_or_default()
 }

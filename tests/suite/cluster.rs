@@ -21,7 +21,7 @@ use k8s_openapi::{
         apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
         authentication::v1::TokenRequest,
         batch::v1::CronJob,
-        core::v1::{Namespace as CoreNamespace, Node, Pod, ServiceAccount},
+        core::v1::{Namespace as CoreNamespace, Node, Pod, PodTemplateSpec, ServiceAccount},
         policy::v1::PodDisruptionBudget,
         rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
     },
@@ -734,6 +734,14 @@ impl Namespace {
         std::fs::write(&path, config.to_string()).expect("is written");
         path
     }
+}
+
+/// A template that was restarted, without what says when and by whom.
+pub fn without_restart(mut template: PodTemplateSpec) -> PodTemplateSpec {
+    let annotations = template.metadata.as_mut().and_then(|it| it.annotations.take());
+    let stamps = annotations.expect("has some");
+    assert!(stamps.contains_key("kubectl.kubernetes.io/restartedAt"));
+    template
 }
 
 fn template(app: &str, image: &str) -> Value {

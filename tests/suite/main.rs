@@ -1,6 +1,6 @@
 //! The tests that need the built program: against a real API server, over real sockets.
 //!
-//! `browser`, `cluster`, `pki`, `program` and `scenario` are the tools; every other file holds sentences about
+//! `browser`, `cluster`, `pki`, `program`, `readers` and `scenario` are the tools; every other file holds sentences about
 //! one part.
 
 mod access;
@@ -38,6 +38,7 @@ mod pki;
 mod program;
 mod properties;
 mod queue;
+mod readers;
 mod restart_daemonset;
 mod restart_k8s;
 mod restart_pod;

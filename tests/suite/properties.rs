@@ -2,20 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use action_executor::{
-    callers::keys::Keys,
-    document::Document,
-    entry::http::negotiation::{
-        TIMEOUT_HEADERS, check_accept, check_content_type, client_timeout, header, idempotency_key,
-    },
-    policy::Policy,
-    request::{ActionRequest, MAX_REQUEST_BYTES},
-};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use action_executor::request::{ActionRequest, MAX_REQUEST_BYTES};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::ledger::Random;
+use crate::{ledger::Random, readers};
 
 /// A request that is accepted, with every field present or not.
 fn accepted() -> impl Strategy<Value = Value> {
@@ -120,24 +111,11 @@ fn the_longest_request_is_read_and_one_byte_more_is_not() {
 
 /// Gives the bytes to all that reads what strangers or files say.
 fn read_as_everything(bytes: &[u8]) {
-    if let Ok(first) = ActionRequest::parse(bytes) {
-        let written = serde_json::to_vec(&first).expect("is written");
-        assert_eq!(first, ActionRequest::parse(&written).expect("is accepted again"));
-    }
+    readers::request(bytes);
     if let Ok(text) = std::str::from_utf8(bytes) {
-        let _ = Policy::parse(text, "tried");
-        let _ = Keys::parse(text, "tried");
+        readers::documents(text);
     }
-    let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
-    let name = HeaderName::from_static(TIMEOUT_HEADERS[0]);
-    let headers: HeaderMap = [(name, value)].into_iter().collect();
-    if let Ok(timeout) = client_timeout(&headers) {
-        assert!(timeout.is_some_and(|it| it <= Duration::from_secs(86_400)));
-    }
-    let value = header(&headers, TIMEOUT_HEADERS[0]);
-    let _ = check_accept(value.as_deref());
-    let _ = check_content_type(value.as_deref());
-    let _ = idempotency_key(value.as_deref());
+    readers::headers(bytes);
 }
 
 /// What is read, to be spoilt.

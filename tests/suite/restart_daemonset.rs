@@ -7,7 +7,7 @@ use kube::{ResourceExt, api::Patch};
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{Namespace, shared},
+    cluster::{Namespace, shared, without_restart},
     ledger::kubectl,
     program::{Finished, Program},
 };
@@ -75,10 +75,7 @@ async fn ends_where_kubectl_rollout_restart_ends() {
     assert_eq!(send(&ours, json!({})).status, 0);
     let end = async |namespace: &Namespace| {
         let set = get(namespace).await;
-        let mut template = set.spec.expect("has one").template;
-        let annotations = template.metadata.as_mut().and_then(|it| it.annotations.take());
-        let stamps = annotations.expect("has some");
-        assert!(stamps.contains_key("kubectl.kubernetes.io/restartedAt"));
+        let template = without_restart(set.spec.expect("has one").template);
         let status = set.status.expect("has one");
         json!([
             set.metadata.generation,

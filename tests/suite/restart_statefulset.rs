@@ -7,7 +7,7 @@ use kube::{ResourceExt, api::Patch};
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{MISSING_IMAGE, Namespace, eventually, shared},
+    cluster::{MISSING_IMAGE, Namespace, eventually, shared, without_restart},
     ledger::kubectl,
     program::{Finished, Program},
 };
@@ -140,10 +140,7 @@ async fn ends_where_kubectl_rollout_restart_ends() {
     assert_eq!(send(&ours, json!({}), json!({ "wait": true })).status, 0);
     let end = async |namespace: &Namespace| {
         let set = get(namespace).await;
-        let mut template = set.spec.expect("has one").template;
-        let annotations = template.metadata.as_mut().and_then(|it| it.annotations.take());
-        let stamps = annotations.expect("has some");
-        assert!(stamps.contains_key("kubectl.kubernetes.io/restartedAt"));
+        let template = without_restart(set.spec.expect("has one").template);
         let status = set.status.expect("has one");
         let at_rest = status.current_revision == status.update_revision;
         json!([set.metadata.generation, template, at_rest, status.ready_replicas])

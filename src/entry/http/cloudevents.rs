@@ -26,6 +26,7 @@ use crate::{
     entry::{Answer, Delivery, Origin, carry_out_for},
     error::{ActionError, Code},
     ledger::record::{is_final, sha256},
+    names::RequestId,
     request::Key,
     response::{ActionResponse, Target},
 };
@@ -38,9 +39,6 @@ const SOURCE: &str = "https://action-executor.dev/executor";
 /// The types of our events.
 const RESPONSE: &str = "dev.action-executor.action.response.v1";
 const PROBLEM: &str = "dev.action-executor.action.problem.v1";
-
-/// Longest id of a request.
-const MAX_ID: usize = 128;
 
 /// Does what an event asks for, and answers with one.
 ///
@@ -59,16 +57,16 @@ pub async fn receive(
     let event = Some(Origin { key: key.clone(), made_at: time });
     let delivery = Delivery { body: data, key: None, event };
     let done = carry_out_for(context, caller.as_ref(), &delivery).await;
-    let request = delivery.request().ok();
-    let asked = request.as_ref().and_then(|it| it.id.clone()).unwrap_or(key.id);
-    let (kind, word, target, time) = match &done {
+    let (kind, word, asked, target, time) = match &done {
         Ok(response) => {
-            let target = Some(response.target.clone());
-            (RESPONSE, word(response), target, response.finished_at)
+            let (id, target) = (response.id.clone(), response.target.clone());
+            (RESPONSE, word(response), id, Some(target), response.finished_at)
         }
         Err(error) => {
+            let request = delivery.request().ok();
+            let id = request.as_ref().and_then(|it| it.id.clone()).unwrap_or(key.id);
             let target = request.map(|it| it.action.target());
-            (PROBLEM, error.code.name(), target, Utc::now())
+            (PROBLEM, error.code.name(), id.to_string(), target, Utc::now())
         }
     };
     let status = status(&done);
@@ -101,8 +99,7 @@ fn key(source: &str, id: &str) -> String {
     // A source is a URI reference: encoded once more or less, as SDKs disagree on in headers, it is the same.
     let of_source = sha256(&percent_decode_str(source).collect::<Vec<_>>());
     let readable = format!("ce-{}-{id}", &of_source[..16]);
-    let fits = |it: u8| it.is_ascii_alphanumeric() || b"._:-".contains(&it);
-    if readable.len() <= MAX_ID && id.bytes().all(fits) {
+    if RequestId::try_from(readable.clone()).is_ok() {
         return readable;
     }
     // Digests are of one length, so this is one of the pair.

@@ -1,6 +1,7 @@
 //! What a question and its answer are made of, once a request is whole.
 
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::{
@@ -9,7 +10,7 @@ use super::{
 };
 use crate::{
     callers::{Credentials, certificates::Subject},
-    entry::Answer,
+    entry::{self, Answer},
 };
 
 /// The body of an answer.
@@ -43,18 +44,33 @@ pub(super) fn whole(media_type: &'static str, body: impl Into<Vec<u8>>) -> Respo
     response
 }
 
-impl From<Answer> for Response<Body> {
+/// A value that is there as a whole, in JSON.
+pub(super) fn json(value: &impl Serialize) -> Response<Body> {
+    whole("application/json", entry::json(value))
+}
+
+impl From<Answer> for Response<Vec<u8>> {
+    /// The answer over HTTP.
     fn from(answer: Answer) -> Self {
-        let headers = answer.headers();
-        let mut response = Response::new(Body::Whole(answer.body));
+        let kind = if answer.problem { "application/problem+json" } else { "application/json" };
+        let mut response = Response::new(answer.body);
         *response.status_mut() =
             StatusCode::from_u16(answer.http_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        for (name, value) in headers {
-            // Our own header fields are ASCII.
-            if let Ok(value) = HeaderValue::try_from(value) {
-                response.headers_mut().insert(name, value);
-            }
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        if let Some(seconds) = answer.retry_after_seconds {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if answer.http_status == 401 {
+            let bearer = HeaderValue::from_static("Bearer realm=\"action-executor\"");
+            headers.insert(header::WWW_AUTHENTICATE, bearer);
         }
         response
+    }
+}
+
+impl From<Answer> for Response<Body> {
+    fn from(answer: Answer) -> Self {
+        Response::<Vec<u8>>::from(answer).map(Body::Whole)
     }
 }

@@ -3,13 +3,15 @@
 use http::{HeaderValue, Request, Response, header};
 use tokio::time::Instant;
 
-use super::exchange::{Body, credentials, whole};
+use super::{
+    exchange::{Body, credentials, json},
+    query::{namespace, parameters},
+};
 use crate::{
     callers::{Callers, Verb, Wish},
     context::Context,
     entry::history::{Wanted, newest, no_cluster},
     error::ActionError,
-    names::Namespace,
 };
 
 /// How many entries are told of unless the caller says otherwise, and how many at most.
@@ -41,8 +43,7 @@ pub async fn answer(
     let cluster = context.cluster().ok_or_else(no_cluster)?;
     let deadline = Instant::now() + context.deadline();
     let page = newest(cluster, &query.wanted, query.limit, deadline).await?;
-    let body = serde_json::to_vec(&page).unwrap_or_default();
-    let mut response = whole("application/json", body);
+    let mut response = json(&page);
     // It is for this caller, and as of now.
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
@@ -56,24 +57,16 @@ struct Query {
 }
 
 impl Query {
-    /// Reads it strictly: a misspelt filter would show what was not asked for.
+    /// Reads it.
     ///
     /// # Errors
     /// [`Code::InvalidRequest`](crate::error::Code::InvalidRequest) naming the parameter.
     fn read(text: &str) -> Result<Self, ActionError> {
         let mut query = Query { wanted: Wanted::default(), limit: USUAL };
-        let mut given = Vec::new();
-        for (name, value) in form_urlencoded::parse(text.as_bytes()) {
+        for parameter in parameters(text) {
+            let (name, value) = parameter?;
             match name.as_ref() {
-                _ if given.contains(&name) => {
-                    return Err(ActionError::in_field(name, "given more than once"));
-                }
-                "namespace" => {
-                    let namespace = Namespace::try_from(value.into_owned());
-                    let namespace =
-                        namespace.map_err(|it| ActionError::in_field("namespace", it))?;
-                    query.wanted.namespace = Some(namespace.to_string());
-                }
+                "namespace" => query.wanted.namespace = Some(namespace(value)?.to_string()),
                 "target" if value.is_empty() || value.len() > LONGEST_TARGET => {
                     let what = format!("must have 1 to {LONGEST_TARGET} characters");
                     return Err(ActionError::in_field("target", what)
@@ -86,7 +79,6 @@ impl Query {
                         .with_hint("known: namespace, target, limit"));
                 }
             }
-            given.push(name);
         }
         Ok(query)
     }

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use super::exchange::{Body, whole};
+use super::exchange::{Body, json};
 use crate::{
     callers::{Callers, Credentials},
     context::Context,
@@ -150,9 +150,7 @@ fn accepted(claim: &Claim) -> Result<Response<Body>, ActionError> {
         target: claim.target.clone(),
         links: Links { itself: place.clone() },
     };
-    let body = serde_json::to_vec(&body)
-        .map_err(|error| ActionError::new(Code::Internal, format!("the answer: {error}")))?;
-    let mut response = whole("application/json", body);
+    let mut response = json(&body);
     *response.status_mut() = StatusCode::ACCEPTED;
     let location = HeaderValue::try_from(place)
         .map_err(|error| ActionError::new(Code::Internal, format!("the location: {error}")))?;

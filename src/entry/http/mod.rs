@@ -24,7 +24,7 @@ use self::{
     later::Later,
     progress::Followers,
     queue::Queue,
-    service::Service,
+    service::{Lasting, Service},
     site::Site,
     upstream::PrivateFolder,
 };
@@ -52,6 +52,7 @@ pub mod negotiation;
 pub(crate) mod openapi;
 pub(super) mod passage;
 mod progress;
+mod query;
 mod queue;
 mod readiness;
 mod router;
@@ -137,11 +138,9 @@ async fn serve(
     let descriptors = descriptor_limit();
     let queue = Queue::new(settings.max_actions, descriptors, metrics.clone());
     let (later, followers) = (Later::default(), Followers::new(stopping.clone()));
-    let service = Service::new(context, Arc::new(callers))
-        .telling_of(tls.clone())
-        .lasting(later.clone(), followers)
-        .with_places(queue.clone())
-        .stopping(stopping.clone());
+    let (places, certificate) = (queue.clone(), tls.clone());
+    let lasting = Lasting { later: later.clone(), followers, places, tls: certificate };
+    let service = Service::new(context, Arc::new(callers)).lasting(lasting, stopping.clone());
     router::start(private, &service, &Handle::current()).map_err(fault("the router"))?;
     let listener = TcpListener::bind(address).await.map_err(|error| {
         ActionError::new(Code::Configuration, format!("cannot listen on {address}: {error}"))

@@ -8,7 +8,7 @@ use std::{net::IpAddr, time::Duration};
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
-    Request, Response, StatusCode,
+    Request, Response,
     body::{Bytes, Incoming},
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
@@ -19,6 +19,7 @@ use crate::{
     callers::certificates::Subject,
     entry::Answer,
     error::{ActionError, Code},
+    names::RequestId,
     request::MAX_REQUEST_BYTES,
 };
 
@@ -66,8 +67,8 @@ pub const CERTIFICATE: HeaderName = HeaderName::from_static("x-edge-certificate"
 /// The number of the request's place in the queue, as the edge tells it to the router.
 pub const PLACE: HeaderName = HeaderName::from_static("x-edge-place");
 
-#[cfg(feature = "lambda")]
 /// Whether a header of this name says what only the edge can know, so that from anybody else it is a lie.
+#[cfg(feature = "lambda")]
 pub fn is_of_the_edge(name: &HeaderName) -> bool {
     name.as_str().starts_with("x-edge-")
 }
@@ -140,15 +141,11 @@ pub async fn whole(
 
 /// What a request goes by: as its client names it, if that is a name, else as we do.
 pub fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let given = headers.get(&REQUEST_ID).filter(|given| {
-        let safe = |byte: &u8| byte.is_ascii_alphanumeric() || b"._:-".contains(byte);
-        (1..=128).contains(&given.len()) && given.as_bytes().iter().all(safe)
-    });
-    given.cloned().unwrap_or_else(|| {
-        let made = uuid::Uuid::now_v7().to_string();
-        // Hexadecimal digits and hyphens can stand in a header.
-        HeaderValue::try_from(made).unwrap_or(HeaderValue::from_static("-"))
-    })
+    let given = headers.get(&REQUEST_ID).and_then(|given| given.to_str().ok());
+    let given = given.and_then(|given| RequestId::try_from(given.to_owned()).ok());
+    let id = given.unwrap_or_else(RequestId::generate);
+    // Whatever can be part of an id can stand in a header.
+    HeaderValue::try_from(&*id).unwrap_or(HeaderValue::from_static("-"))
 }
 
 /// A length must be within the limit before anything is read. That it is one number, and not several
@@ -185,15 +182,9 @@ pub fn outward(answer: Response<Body>) -> Response<Body> {
 /// The edge's own answer. What the client still has to send is not read, so the connection ends.
 pub fn refusal(error: ActionError) -> Response<Body> {
     let close = error.code != Code::Overloaded;
-    let answer = Answer::from(error);
-    let mut response = Response::new(Body::Left(Full::new(Bytes::from(answer.body))));
-    *response.status_mut() =
-        StatusCode::from_u16(answer.http_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let answer: Response<Vec<u8>> = Answer::from(error).into();
+    let mut response = answer.map(|body| Body::Left(Full::new(Bytes::from(body))));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    if let Some(seconds) = answer.retry_after_seconds {
-        headers.insert(header::RETRY_AFTER, seconds.into());
-    }
     if close {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

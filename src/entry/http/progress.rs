@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     exchange::{Body, whole},
     negotiation::{self, check_accept, takes_events},
+    query::{self, parameters},
 };
 use crate::{
     callers::{Caller, Callers, Credentials, Verb, Wish},
@@ -93,29 +94,21 @@ pub async fn tell(
 
 /// Which request is meant, by the last segment of the path and the query.
 fn asked(uri: &http::Uri) -> Result<(Namespace, RequestId), ActionError> {
-    let decoded = |text: &str, field: &str| {
-        let text = percent_decode_str(text).decode_utf8();
-        text.map(String::from).map_err(|_| ActionError::in_field(field, "is not UTF-8"))
-    };
     let segment = uri.path().rsplit('/').next().unwrap_or_default();
-    let id = RequestId::try_from(decoded(segment, "id")?);
+    let id = percent_decode_str(segment).decode_utf8();
+    let id = id.map_err(|_| ActionError::in_field("id", "is not UTF-8"))?;
+    let id = RequestId::try_from(id.into_owned());
     let id = id.map_err(|what| ActionError::in_field("id", what))?;
     let mut namespace = None;
-    for pair in uri.query().unwrap_or_default().split('&').filter(|it| !it.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if name != "namespace" {
-            let hint = "?namespace= is the target's namespace, or default for nodes";
-            return Err(ActionError::new(
-                Code::InvalidRequest,
-                "the query has a parameter of no use",
-            )
-            .with_hint(hint));
+    for parameter in parameters(uri.query().unwrap_or_default()) {
+        match parameter? {
+            (name, value) if name == "namespace" => namespace = Some(query::namespace(value)?),
+            _ => {
+                let what = "the query has a parameter of no use";
+                return Err(ActionError::new(Code::InvalidRequest, what)
+                    .with_hint("?namespace= is the target's namespace, or default for nodes"));
+            }
         }
-        if namespace.is_some() {
-            return Err(ActionError::in_field("namespace", "given more than once"));
-        }
-        let value = Namespace::try_from(decoded(value, "namespace")?);
-        namespace = Some(value.map_err(|what| ActionError::in_field("namespace", what))?);
     }
     Ok((namespace.unwrap_or_default(), id))
 }

@@ -93,7 +93,8 @@ impl Readiness {
             return result.clone();
         }
         let late = || ActionError::new(Code::ClusterUnreachable, "the cluster does not answer");
-        let answer = timeout(TIMEOUT, context.ready()).await.unwrap_or_else(|_| Err(late()));
+        let answer =
+            timeout(TIMEOUT, context.cluster_serves()).await.unwrap_or_else(|_| Err(late()));
         let now = Instant::now();
         let result = state.steadiness.judge(now, answer);
         state.last = Some((now, result.clone()));

@@ -42,50 +42,33 @@ pub struct Service {
     context: Context,
     callers: Arc<Callers>,
     readiness: Arc<Readiness>,
-    tls: Option<Arc<Followed<Tls>>>,
     lasting: Option<Lasting>,
-    places: Option<Arc<Queue>>,
 }
 
-/// What only a process that stays can do once it has answered.
+/// What only a process that stays has, besides.
 #[derive(Clone)]
-struct Lasting {
-    later: Later,
-    followers: Followers,
+pub struct Lasting {
+    /// Where there is room for work that goes on once it was answered.
+    pub later: Later,
+    /// Those who follow it.
+    pub followers: Followers,
+    /// Where requests have their places.
+    pub places: Arc<Queue>,
+    /// The certificate that the edge serves with.
+    pub tls: Option<Arc<Followed<Tls>>>,
 }
 
 impl Service {
     /// A service for this context and these callers.
     #[must_use]
     pub fn new(context: Context, callers: Arc<Callers>) -> Self {
-        let readiness = Arc::default();
-        Service { context, callers, readiness, tls: None, lasting: None, places: None }
+        Service { context, callers, readiness: Arc::default(), lasting: None }
     }
 
-    /// The same service, which tells too of the certificate that the edge serves with.
+    /// The same service in a process that stays, and is ready only until `stopping` becomes true.
     #[must_use]
-    pub fn telling_of(mut self, tls: Option<Arc<Followed<Tls>>>) -> Self {
-        self.tls = tls;
-        self
-    }
-
-    /// The same service in a process that stays: requests can be put off, and followed.
-    #[must_use]
-    pub fn lasting(mut self, later: Later, followers: Followers) -> Self {
-        self.lasting = Some(Lasting { later, followers });
-        self
-    }
-
-    /// The same service for requests that hold places in this queue.
-    #[must_use]
-    pub fn with_places(mut self, places: Arc<Queue>) -> Self {
-        self.places = Some(places);
-        self
-    }
-
-    /// The same service of a process that is ready only until this becomes true.
-    #[must_use]
-    pub fn stopping(mut self, stopping: watch::Receiver<bool>) -> Self {
+    pub fn lasting(mut self, lasting: Lasting, stopping: watch::Receiver<bool>) -> Self {
+        self.lasting = Some(lasting);
         self.readiness = Arc::new(Readiness::until(stopping));
         self
     }
@@ -169,16 +152,21 @@ impl Service {
     /// when only a wait is left.
     fn with_place(&self, headers: &HeaderMap) -> Context {
         let place = negotiation::header(headers, PLACE.as_str()).and_then(|it| it.parse().ok());
-        match (self.places.clone(), place) {
-            (Some(places), Some(place)) => {
+        match (&self.lasting, place) {
+            (Some(lasting), Some(place)) => {
+                let places = lasting.places.clone();
                 self.context.clone().resting(Arc::new(move || places.rest(place)))
             }
             _ => self.context.clone(),
         }
     }
 
+    fn tls(&self) -> Option<&Followed<Tls>> {
+        self.lasting.as_ref()?.tls.as_deref()
+    }
+
     async fn ready(&self) -> Response<Body> {
-        let ready = match self.tls.as_ref().and_then(|tls| tls.fault()) {
+        let ready = match self.tls().and_then(Followed::fault) {
             Some(fault) => Err(fault),
             None => self.readiness.of(&self.context, &self.callers).await,
         };
@@ -198,7 +186,7 @@ impl Service {
             ("policy", self.context.policy_fault().is_none()),
             ("keys", self.callers.fault().is_none()),
         ];
-        if let Some(tls) = &self.tls {
+        if let Some(tls) = self.tls() {
             documents.push(("certificate", tls.fault().is_none()));
             for (certificate, at) in tls.current().expiries() {
                 metrics.certificate_expires(certificate, *at);

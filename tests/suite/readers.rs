@@ -1,0 +1,47 @@
+//! All that reads what strangers or files say, and what has to hold whatever they say: for the fuzzer, and for
+//! the tests that have no time for it.
+#![allow(dead_code, reason = "each target of the fuzzer is given to one of them")]
+
+use std::time::Duration;
+
+use action_executor::{
+    callers::keys::Keys,
+    document::Document,
+    entry::http::negotiation::{
+        TIMEOUT_HEADERS, check_accept, check_content_type, client_timeout, header, idempotency_key,
+    },
+    policy::Policy,
+    request::ActionRequest,
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// What is accepted as a request is written with the same meaning.
+pub fn request(bytes: &[u8]) {
+    if let Ok(first) = ActionRequest::parse(bytes) {
+        let written = serde_json::to_vec(&first).expect("is written");
+        assert_eq!(first, ActionRequest::parse(&written).expect("is accepted again"));
+    }
+}
+
+/// The keys that are read are written with the same meaning.
+pub fn documents(text: &str) {
+    let _ = Policy::parse(text, "tried");
+    if let Ok(first) = Keys::parse(text, "tried") {
+        let written = serde_json::to_string(&first).expect("is written");
+        assert_eq!(first, Keys::parse(&written, "written").expect("is read again"));
+    }
+}
+
+/// A client's time is never none or endless.
+pub fn headers(bytes: &[u8]) {
+    let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
+    let names = TIMEOUT_HEADERS.map(HeaderName::from_static);
+    let headers: HeaderMap = names.into_iter().map(|name| (name, value.clone())).collect();
+    if let Ok(timeout) = client_timeout(&headers) {
+        assert!(timeout.is_some_and(|it| it <= Duration::from_secs(86_400)));
+    }
+    let value = header(&headers, TIMEOUT_HEADERS[0]);
+    let _ = check_accept(value.as_deref());
+    let _ = check_content_type(value.as_deref());
+    let _ = idempotency_key(value.as_deref());
+}
