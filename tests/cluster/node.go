@@ -132,7 +132,7 @@ func (c *cluster) node(paths credentials) ([]*component, error) {
 	}
 	socket := file("containerd.sock")
 	for name, content := range map[string]string{
-		"cni/10-pods.conflist": podNetwork,
+		"cni/10-pods.conflist": fmt.Sprintf(podNetwork, file("addresses")),
 		"containerd.toml":      fmt.Sprintf(containerdConfig, file("containerd"), file("containerd-run"), socket, plugins, file("cni")),
 		"kubelet.yaml":         fmt.Sprintf(kubeletConfig, paths.ca, socket, c.network.name, nodeAddress),
 		"kube-proxy.yaml":      fmt.Sprintf(proxyConfig, c.inner),
@@ -205,13 +205,15 @@ func processes(word string) []int {
 	return found
 }
 
+// The addresses in use are written down beside everything else of this cluster: those of pods that ended
+// with it would be taken for ever in the plugin's own folder, /var/lib/cni.
 const podNetwork = `{
   "cniVersion": "0.4.0", "name": "pods",
   "plugins": [
     {
       "type": "ptp",
       "ipam": {
-        "type": "host-local", "ranges": [[{"subnet": "10.244.0.0/24"}]],
+        "type": "host-local", "dataDir": "%s", "ranges": [[{"subnet": "10.244.0.0/24"}]],
         "routes": [{"dst": "0.0.0.0/0"}]
       }
     },

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
-        Mutex, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -233,7 +233,13 @@ impl TestCluster {
         let name = format!("{}-{}-{number}", test.replace('_', "-"), std::process::id());
         let client = self.client().await;
         let kubeconfig = self.kubeconfig.clone();
-        let namespace = Namespace { name, client, kubeconfig, image: self.good_image };
+        let testimony = Testimony {
+            name: name.clone(),
+            kubeconfig: kubeconfig.clone(),
+            kubectl: self.program("kubectl"),
+        };
+        let testimony = Arc::new(testimony);
+        let namespace = Namespace { name, client, kubeconfig, image: self.good_image, testimony };
         let object = CoreNamespace {
             metadata: kube::api::ObjectMeta {
                 name: Some(namespace.name.clone()),
@@ -299,6 +305,32 @@ pub struct Namespace {
     client: Client,
     kubeconfig: PathBuf,
     image: &'static str,
+    #[expect(dead_code, reason = "speaks when it is dropped")]
+    testimony: Arc<Testimony>,
+}
+
+/// Tells what a failed test's namespace looked like at its end: a cluster of ours is gone afterwards.
+struct Testimony {
+    name: String,
+    kubeconfig: PathBuf,
+    kubectl: PathBuf,
+}
+
+impl Drop for Testimony {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let mut kubectl = Command::new(&self.kubectl);
+        kubectl.env("KUBECONFIG", &self.kubeconfig).args(["--namespace", &self.name]);
+        kubectl.args(["get", "jobs,pods,events", "--request-timeout=5s", "--no-headers"]);
+        let Ok(seen) = kubectl.output() else { return };
+        // The end of a long list is the news.
+        let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
+        let lines: Vec<&str> = seen.lines().collect();
+        let last = lines[lines.len().saturating_sub(60)..].join("\n");
+        println!("in namespace {} at the end:\n{last}", self.name);
+    }
 }
 
 impl Namespace {
