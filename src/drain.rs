@@ -3,37 +3,36 @@
 //!
 //! It looks, evicts what may go now, and looks again. What is left is always what the cluster says is
 //! left, so whoever takes it over goes on from there; and since each eviction is bound to its pod's uid,
-//! two who are at it do nothing twice. Each look asks two questions, however many pods there are: the
-//! metadata of the node's pods, and the budgets, so that no more evictions are tried than have room. While it
+//! two who are at it do nothing twice. No more evictions are tried than the budgets have room for. While it
 //! evicts, it asks once a second for the kill switch and the node, since one that somebody has uncordoned is
 //! not to be emptied any more. kubectl tries each pod every five seconds instead, and asks of each whether
 //! it is gone.
+
+mod remaining;
 
 use std::{
     collections::{HashMap, HashSet},
     time::Duration,
 };
 
-use chrono::Utc;
-use k8s_openapi::api::{
-    core::v1::{Node, Pod},
-    policy::v1::PodDisruptionBudget,
-};
-use kube::{ResourceExt, api::ApiResource, core::ObjectMeta};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{api::ApiResource, core::ObjectMeta};
 use tokio::{
     sync::watch,
     task::JoinSet,
     time::{Instant, sleep},
 };
 
+pub(crate) use remaining::Remaining;
+use remaining::{Left, Seen, is_going, uid};
+
 use crate::{
     actions,
     context::{Context, stopped},
     error::{ActionError, Code},
     k8s::{
-        cluster::Cluster,
         disruption,
-        drain::{self, Drained, counted},
+        drain::counted,
         effect::{Effect, NotMade},
         marks::Marks,
         nodes, pods,
@@ -60,9 +59,6 @@ const TRY_WITHOUT_ROOM: Duration = Duration::from_secs(5);
 /// are evictions.
 const PERMIT: Duration = Duration::from_secs(1);
 
-/// How many objects are read at once.
-const PAGE: u32 = 500;
-
 /// The most pods of which it is said why they are left.
 const MOST_PROBLEMS: usize = 20;
 
@@ -72,30 +68,14 @@ const UNCORDON_TIMEOUT: Duration = Duration::from_secs(4);
 /// What is worked off, and until when.
 pub(crate) struct Drain<'a> {
     pub context: &'a Context,
-    pub cluster: &'a Cluster,
+    pub remaining: Remaining<'a>,
     /// The node, as it was cordoned.
     pub node: &'a Target,
     /// The request.
     pub id: &'a RequestId,
-    pub drained: &'a Drained,
     pub end: Instant,
     /// Whether policy and kill switch still let it go on.
     pub permit: &'a (dyn Fn(Instant) -> actions::Step<'a, ()> + Sync),
-}
-
-/// What is left, as it was seen.
-#[derive(Default)]
-struct Seen {
-    pods: Vec<Left>,
-    /// The budgets that bind them, by namespace and name.
-    budgets: HashMap<String, PodDisruptionBudget>,
-}
-
-/// A pod that is to go and is there.
-struct Left {
-    pod: ObjectMeta,
-    /// The budget that may refuse its eviction.
-    budget: Option<String>,
 }
 
 /// What came of the tries so far.
@@ -149,7 +129,7 @@ impl Drain<'_> {
         let mut tries = Tries::default();
         let end = self.end.min(Instant::now() + self.context.deadline());
         let failed = |message| Ended { state: RolloutState::Failed, message, problems: Vec::new() };
-        let ended = match (self.why_not_go_on(end).await, self.look(end).await) {
+        let ended = match (self.why_not_go_on(end).await, self.remaining.look(end).await) {
             (Ok(Some(why)), _) => failed(why),
             (Err(error), _) | (_, Err(error)) => failed(error.with_its_hint()),
             (Ok(None), Ok(seen)) => {
@@ -161,7 +141,7 @@ impl Drain<'_> {
                 if left.is_empty() {
                     return Ok(self.all_evicted(seen.pods.len()));
                 }
-                let all = counted(self.drained.count(), "pod");
+                let all = counted(self.remaining.drained.count(), "pod");
                 let message = format!("{} of {all} could not be evicted now", left.len());
                 let problems = tries.problems(&seen, left);
                 Ended { state: RolloutState::Failed, message, problems }
@@ -170,21 +150,9 @@ impl Drain<'_> {
         Err(self.conclude(ended).await)
     }
 
-    /// How far it is, by a look that evicts nothing.
-    ///
-    /// # Errors
-    /// Why the cluster could not be asked.
-    pub(crate) async fn so_far(&self) -> Result<String, ActionError> {
-        let seen = self.look(self.end).await?;
-        Ok(match seen.pods.is_empty() {
-            true => self.all_gone(),
-            false => self.stage(&seen, &HashSet::new()),
-        })
-    }
-
     fn all_evicted(&self, left: usize) -> String {
-        let all = counted(self.drained.count(), "pod");
-        match (self.drained.count(), left) {
+        let all = counted(self.remaining.drained.count(), "pod");
+        match (self.remaining.drained.count(), left) {
             (0, _) => "There was no pod to evict.".to_owned(),
             (_, 0) => format!("{all} evicted, and gone."),
             _ => format!("{all} evicted; it was not waited for that they are gone."),
@@ -205,7 +173,7 @@ impl Drain<'_> {
                     if !evicted.is_empty() || seen.pods.len() < before {
                         pause = FIRST_PAUSE;
                     }
-                    next = self.stage(seen, &evicted);
+                    next = self.remaining.stage(seen, &evicted);
                 }
                 // The cluster may come back before the end does.
                 Err(error) if error.code.retryable() => {
@@ -233,9 +201,9 @@ impl Drain<'_> {
 
     /// Looks, and evicts what may go now.
     async fn step(&self, seen: &mut Seen, tries: &mut Tries) -> Result<Step, ActionError> {
-        *seen = self.look(self.end).await?;
+        *seen = self.remaining.look(self.end).await?;
         if seen.pods.is_empty() {
-            return Ok(Step::Over(RolloutState::Complete, self.all_gone()));
+            return Ok(Step::Over(RolloutState::Complete, self.remaining.all_gone()));
         }
         tries.note_room(seen);
         let chosen = choose(seen, tries, Instant::now());
@@ -254,44 +222,6 @@ impl Drain<'_> {
         Ok(Step::On(evicted))
     }
 
-    fn all_gone(&self) -> String {
-        let name = &self.node.name;
-        match self.drained.count() {
-            0 => format!("there was no pod to evict from Node '{name}'"),
-            1 => format!("the one pod is gone from Node '{name}'"),
-            all => format!("all {all} pods are gone from Node '{name}'"),
-        }
-    }
-
-    fn stage(&self, seen: &Seen, evicted: &HashSet<String>) -> String {
-        let (all, left) = (self.drained.count(), seen.pods.len());
-        let goes = |it: &&Left| is_going(&it.pod) || evicted.contains(uid(&it.pod));
-        let going = seen.pods.iter().filter(goes).count();
-        let (gone, waiting) = (all.saturating_sub(left), left - going);
-        format!("{gone} of {all} pods are gone, {going} are shutting down, {waiting} wait")
-    }
-
-    /// Looks what is left on the node of what is to go.
-    async fn look(&self, deadline: Instant) -> Result<Seen, ActionError> {
-        let mut left = Vec::new();
-        let selector = self.drained.selector.as_deref();
-        let mut params = drain::pods_of(&self.node.name, selector).limit(PAGE);
-        loop {
-            let page = self.cluster.page_of_metadata::<Pod>(&params, deadline).await?;
-            let pods = page.items.into_iter().map(|pod| pod.metadata);
-            left.extend(pods.filter(|pod| self.is_left(pod)).map(essentials));
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params.continue_token = Some(token),
-                None => break,
-            }
-        }
-        let budgets = match left.iter().any(|pod| self.is_bound(pod)) {
-            true => self.cluster.list_all::<PodDisruptionBudget>(None, "", deadline).await?,
-            false => Vec::new(),
-        };
-        Ok(self.bound(left, budgets))
-    }
-
     /// Why nothing more may be evicted, if that is so: policy or kill switch, or the node is not the one that
     /// was cordoned, or is not cordoned any more.
     async fn why_not_go_on(&self, deadline: Instant) -> Result<Option<String>, ActionError> {
@@ -302,7 +232,7 @@ impl Drain<'_> {
             permitted => permitted?,
         }
         let Target { name, uid, .. } = self.node;
-        let node: Node = match self.cluster.get_global(name, deadline).await {
+        let node: Node = match self.remaining.cluster.get_global(name, deadline).await {
             Ok(node) => node,
             Err(error) if error.code == Code::TargetNotFound => {
                 return Ok(Some(format!("Node '{name}' was deleted")));
@@ -323,39 +253,6 @@ impl Drain<'_> {
         }))
     }
 
-    fn is_left(&self, pod: &ObjectMeta) -> bool {
-        self.drained.means(pod)
-            && !drain::is_deleted_for_long(pod, self.drained.deleted_for, Utc::now())
-    }
-
-    fn is_bound(&self, pod: &ObjectMeta) -> bool {
-        !is_going(pod) && !self.drained.is_free(pod)
-    }
-
-    /// Each pod with the budget that binds it.
-    fn bound(&self, pods: Vec<ObjectMeta>, budgets: Vec<PodDisruptionBudget>) -> Seen {
-        let mut by_namespace: HashMap<_, Vec<_>> = HashMap::new();
-        for budget in budgets {
-            by_namespace.entry(budget.namespace()).or_default().push(budget);
-        }
-        let mut seen = Seen::default();
-        for metadata in pods {
-            let mut left = Left { pod: metadata, budget: None };
-            let there = by_namespace.get(&left.pod.namespace).filter(|_| self.is_bound(&left.pod));
-            if let Some(there) = there {
-                let pod = Pod { metadata: left.pod.clone(), ..Pod::default() };
-                if let Some(budget) = disruption::budgets_of(&pod, there).first() {
-                    let namespace = budget.namespace().unwrap_or_default();
-                    let key = format!("{namespace}/{}", disruption::name_of(budget));
-                    seen.budgets.entry(key.clone()).or_insert_with(|| (*budget).clone());
-                    left.budget = Some(key);
-                }
-            }
-            seen.pods.push(left);
-        }
-        seen
-    }
-
     /// Evicts these pods, a bounded number at a time, and returns the uids of those that go. An eviction
     /// that is under way is never abandoned.
     async fn evict(&self, chosen: &[&Left], tries: &mut Tries, end: Instant) -> HashSet<String> {
@@ -367,8 +264,8 @@ impl Drain<'_> {
             while under_way.len() < MOST_AT_ONCE && may_begin(&stopping, end) {
                 let Some(left) = next.next() else { break };
                 let effect = Effect::eviction(&left.pod, None)
-                    .with_grace_period(self.drained.grace_period_seconds);
-                let cluster = self.cluster.clone();
+                    .with_grace_period(self.remaining.drained.grace_period_seconds);
+                let cluster = self.remaining.cluster.clone();
                 let deadline = end.min(Instant::now() + EVICTION_TIMEOUT);
                 under_way.spawn(async move {
                     let made = cluster.make(&effect, false, deadline).await;
@@ -410,7 +307,7 @@ impl Drain<'_> {
         let stopping = self.context.stopping();
         let mut evicted = HashSet::new();
         while !tries.in_doubt.is_empty() && may_begin(&stopping, end) {
-            let Ok(seen) = self.look(end).await else { break };
+            let Ok(seen) = self.remaining.look(end).await else { break };
             let doubtful = std::mem::take(&mut tries.in_doubt);
             let is_there = |it: &&Left| !is_going(&it.pod) && doubtful.contains(uid(&it.pod));
             let there: Vec<_> = seen.pods.iter().filter(is_there).collect();
@@ -425,7 +322,7 @@ impl Drain<'_> {
     async fn conclude(&self, ended: Ended) -> Rollout {
         let Ended { state, mut message, problems } = ended;
         let failed = matches!(state, RolloutState::Failed | RolloutState::TimedOut);
-        if failed && self.drained.uncordon_on_failure {
+        if failed && self.remaining.drained.uncordon_on_failure {
             message = format!("{message}; {}", self.uncordon().await);
         }
         Rollout { state, message, problems }
@@ -441,7 +338,7 @@ impl Drain<'_> {
         let (name, until) = (&self.node.name, Instant::now() + UNCORDON_TIMEOUT);
         let could_not = |why: &str| format!("Node '{name}' could not be uncordoned: {why}");
         while Instant::now() < until {
-            let node: Node = match self.cluster.get_global(name, until).await {
+            let node: Node = match self.remaining.cluster.get_global(name, until).await {
                 Ok(node) => node,
                 Err(error) => return could_not(&error.with_its_hint()),
             };
@@ -457,7 +354,7 @@ impl Drain<'_> {
             let resource = ApiResource::erase::<Node>(&());
             let patch = nodes::cordon_patch(false);
             let effect = Effect::patch(resource, &node.metadata, &self.undoing(), patch);
-            match self.cluster.make(&effect, false, until).await {
+            match self.remaining.cluster.make(&effect, false, until).await {
                 Ok(_) => return format!("Node '{name}' is uncordoned again"),
                 // Its mark tells, at the next look.
                 Err(NotMade::Stale | NotMade::InDoubt(_)) => sleep(FIRST_PAUSE).await,
@@ -577,14 +474,6 @@ fn may_pass(error: &ActionError) -> bool {
     error.code.retryable() || error.detail.contains("because it is being terminated")
 }
 
-fn is_going(pod: &ObjectMeta) -> bool {
-    pod.deletion_timestamp.is_some()
-}
-
-fn uid(pod: &ObjectMeta) -> &str {
-    pod.uid.as_deref().unwrap_or_default()
-}
-
 /// The uid of the pod's controller, or of the pod itself.
 fn owner(pod: &ObjectMeta) -> &str {
     let mut owners = pod.owner_references.iter().flatten();
@@ -592,13 +481,10 @@ fn owner(pod: &ObjectMeta) -> &str {
     controller.map_or(uid(pod), |owner| owner.uid.as_str())
 }
 
-/// The metadata without what nobody asks of it here, which is most.
-fn essentials(pod: ObjectMeta) -> ObjectMeta {
-    ObjectMeta { annotations: None, managed_fields: None, ..pod }
-}
-
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+
     use super::*;
 
     fn left(name: &str, owner: &str, budget: Option<&str>) -> Left {

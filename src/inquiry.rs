@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     actions::{ActionKind, Rest},
     context::Context,
-    drain::Drain,
+    drain::Remaining,
     error::ActionError,
     k8s::{cluster::Call, fault::Fault, rollout::Verdict},
     ledger::record::{REQUESTER, Record, State, event_name},
@@ -224,10 +224,7 @@ impl Found {
                 }
             }),
             Rest::Drain(drained) => {
-                // It only looks, so there is nothing to permit.
-                let permit = |_| -> crate::actions::Step<'_, ()> { Box::pin(async { Ok(()) }) };
-                let id = &self.id;
-                Drain { context, cluster, node, id, drained, end, permit: &permit }.so_far().await
+                Remaining { cluster, node: &node.name, drained }.so_far(end).await
             }
         }
     }

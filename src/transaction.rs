@@ -19,7 +19,7 @@ use crate::{
         spent::{Entry, SLACK},
     },
     context::{Context, stopped},
-    drain::Drain,
+    drain::{Drain, Remaining},
     error::{ActionError, Code},
     execution::{self, AFTERTHOUGHT, Done},
     failpoint::Failpoint,
@@ -524,10 +524,10 @@ impl Transaction<'_> {
             }
             Rest::Drain(drained) => {
                 let (context, cluster, end) = (self.context, self.cluster, self.end);
-                let node = &answer.target;
+                let (id, node) = (&asked.id, &answer.target);
                 let permit = |deadline| self.may_go_on(deadline);
-                let id = &asked.id;
-                let drain = Drain { context, cluster, node, id, drained, end, permit: &permit };
+                let remaining = Remaining { cluster, node: &node.name, drained };
+                let drain = Drain { context, remaining, node, id, end, permit: &permit };
                 if asked.wait {
                     drain.until_gone().await
                 } else {
