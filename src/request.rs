@@ -335,6 +335,9 @@ fn explain(parent: &str, path: &str, error: &serde_json::Error) -> ActionError {
     }
     let what = match wrong_type(message) {
         Some(("null", _)) if parent == "parameters" && path != parent => "missing".to_owned(),
+        Some(("an integer", range)) if range.starts_with("a whole number") => {
+            format!("must be {range}")
+        }
         Some((got, expected)) => format!("expected {expected}, got {got}"),
         None => message.to_owned(),
     };
@@ -380,7 +383,18 @@ fn wrong_type(message: &str) -> Option<(&'static str, &str)> {
         "map" => "an object",
         _ => "something else",
     };
-    Some((got, if expected.starts_with("struct ") { "an object" } else { expected }))
+    Some((got, in_words(expected)))
+}
+
+/// What a type of Rust's is to those who write JSON; what is in words already stays as it is.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "u64" => "a whole number from 0",
+        "u32" => "a whole number from 0 to 4294967295",
+        "i32" => "a whole number from -2147483648 to 2147483647",
+        _ if expected.starts_with("struct ") => "an object",
+        _ => expected,
+    }
 }
 
 impl JsonSchema for ActionRequest {
@@ -582,7 +596,25 @@ mod tests {
             assert_eq!(detail, "timeout_seconds: must be from 1 to 3600");
         }
         let detail = refusal(&with(r#""timeout_seconds":-1"#));
-        assert_eq!(detail, "timeout_seconds: expected u64, got an integer");
+        assert_eq!(detail, "timeout_seconds: must be a whole number from 0");
+        let detail = refusal(&with(r#""timeout_seconds":"1""#));
+        assert_eq!(detail, "timeout_seconds: expected a whole number from 0, got a string");
+        let detail = refusal(&with(r#""timeout_seconds":1.5"#));
+        assert_eq!(detail, "timeout_seconds: expected a whole number from 0, got a number");
+    }
+
+    #[test]
+    fn names_the_range_of_a_number() {
+        #[derive(Debug, Deserialize)]
+        #[allow(dead_code, reason = "only read")]
+        struct Scale {
+            by: i32,
+        }
+        for text in [r#"{"by":99999999999}"#, r#"{"by":-2147483649}"#] {
+            let error = read_parameters::<Scale>(text).expect_err(text);
+            let range = "must be a whole number from -2147483648 to 2147483647";
+            assert_eq!(error.detail, format!("parameters.by: {range}"));
+        }
     }
 
     #[test]

@@ -314,7 +314,10 @@ fn told(seen: &Option<Seen>) -> (Vec<u8>, bool) {
 
 #[cfg(test)]
 mod tests {
+    use chrono::DateTime;
+
     use super::*;
+    use crate::response::Target;
 
     fn place(target: &str) -> Result<(String, String), ActionError> {
         let (namespace, id) = asked(&target.parse().expect("is a target"))?;
@@ -336,6 +339,61 @@ mod tests {
         ] {
             let error = place(wrong).expect_err(wrong);
             assert_eq!((error.code, error.field.as_deref()), (Code::InvalidRequest, field));
+        }
+    }
+
+    fn seen(state: Stage) -> Option<Seen> {
+        let progress = Progress {
+            id: "alert-7".to_owned(),
+            kind: "restart_k8s".to_owned(),
+            state,
+            detail: "it is being done".to_owned(),
+            target: Target::named("apps/v1", "Deployment", "shop", "web"),
+            requester: None,
+            since: DateTime::default(),
+            until: None,
+            overdue: false,
+            answer: None,
+        };
+        Some(Seen { progress, version: Some("7".to_owned()) })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_without_news_shows_every_15_seconds_that_it_lives() {
+        let (looks, receiver) = watch::channel(seen(Stage::Effective));
+        let (_stopping, stopping) = watch::channel(false);
+        let (parts, mut body) = mpsc::channel(4);
+        tokio::spawn(send(receiver, parts, stopping));
+        let mut next = async || {
+            let part = body.recv().await.map(|part| String::from_utf8(part).expect("is text"));
+            part.unwrap_or_default()
+        };
+        assert!(next().await.starts_with("event: progress\nid: 7\n"));
+        let began = Instant::now();
+        for times in 1..=3 {
+            assert_eq!(next().await, ": still under way\n\n");
+            assert_eq!(began.elapsed(), KEEP_ALIVE * times);
+        }
+        looks.send_replace(seen(Stage::Answered));
+        assert!(next().await.starts_with("event: done\n"));
+        assert_eq!(next().await, "");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_ends_after_an_hour_also_for_who_does_not_read() {
+        for reads in [true, false] {
+            let (_looks, receiver) = watch::channel(seen(Stage::Effective));
+            let (_stopping, stopping) = watch::channel(false);
+            let (parts, mut body) = mpsc::channel(4);
+            let began = Instant::now();
+            let stream = tokio::spawn(send(receiver, parts, stopping));
+            let mut last = Vec::new();
+            while let Some(part) = if reads { body.recv().await } else { None } {
+                last = part;
+            }
+            stream.await.expect("ends");
+            assert_eq!(began.elapsed(), LONGEST);
+            assert_eq!(last, if reads { comment("followed for long enough") } else { Vec::new() });
         }
     }
 }
