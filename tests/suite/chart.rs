@@ -1,5 +1,5 @@
 //! The Helm chart: that it says what the program says, that an API server takes all of it, and, on the
-//! real node, that it installs, serves, upgrades under load and goes.
+//! real node, that it installs, serves, also over TLS, upgrades under load and goes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,13 +18,16 @@ use std::{
 use action_executor::{
     actions::ActionKind, approval, budget, document::Document, ledger, policy::Policy,
 };
-use k8s_openapi::api::core::v1::{Pod, Service, ServiceAccount};
-use kube::api::ListParams;
+use k8s_openapi::api::core::v1::{Pod, Secret, Service, ServiceAccount};
+use kube::{
+    ResourceExt,
+    api::{ListParams, Patch, PatchParams},
+};
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{OWN_IMAGE, TestCluster, eventually, shared, with_node},
-    pki::Authority,
+    cluster::{GOOD_IMAGE, OWN_IMAGE, TestCluster, eventually, shared, with_node},
+    pki::{Authority, Pair},
     program::{Program, Reply, Server, execute_request, scratch},
 };
 
@@ -474,4 +477,91 @@ async fn it_installs_serves_upgrades_under_load_and_goes() {
         })
         .await;
     }
+}
+
+/// What curl prints of a request to the server, over TLS, for who presents this certificate.
+fn curl(address: &str, authority: &Authority, own: Option<&Pair>, arguments: &[&str]) -> String {
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", "--cacert"]).arg(authority.file()).args(arguments);
+    if let Some(files) = own.map(Pair::files) {
+        curl.arg("--cert").arg(files.certificate).arg("--key").arg(files.key);
+    }
+    curl.arg(format!("https://{address}/api/v1/action/execute"));
+    let done = curl.output().expect("curl runs");
+    String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned()
+}
+
+#[tokio::test]
+#[ignore = "needs a real node, and so root"]
+async fn with_tls_it_is_probed_tested_called_by_certificate_and_given_a_new_one() {
+    let cluster = with_node();
+    let home = cluster.namespace("chart-tls").await;
+    home.deployment("web", 0, GOOD_IMAGE).await;
+    let (first, second, clients) = (Authority::new(), Authority::new(), Authority::new());
+    let secret = |authority: &Authority| {
+        let Pair { certificate, key } = authority.server();
+        json!({
+            "metadata": { "name": "served" }, "type": "kubernetes.io/tls",
+            "stringData": { "tls.crt": certificate, "tls.key": key },
+        })
+    };
+    home.create::<Secret>(secret(&first)).await;
+    let authorities = std::fs::read_to_string(clients.file()).expect("is readable");
+    home.create::<Secret>(json!({
+        "metadata": { "name": "clients" }, "stringData": { "ca.crt": authorities },
+    }))
+    .await;
+    let (repository, tag) = OWN_IMAGE.split_once(':').expect("has a tag");
+    let values = scratch("values.yaml");
+    let text = json!({
+        "image": { "repository": repository, "tag": tag, "pullPolicy": "Never" },
+        "replicaCount": 1,
+        "tls": { "enabled": true, "secretName": "served", "clientCaSecret": "clients" },
+        "authentication": { "tokenReview": { "callers": [{
+            "name": "agent", "subjects": [{ "kind": "User", "name": "agent" }],
+        }] } },
+    });
+    std::fs::write(&values, text.to_string()).expect("is written");
+    let values = values.to_str().expect("is text");
+    let of = ["secure", "--namespace", home.name()];
+    // That it is ready in time says that the kubelet's probes speak TLS.
+    let chart = [CHART, "-f", values, "--wait", "--timeout", "120s"];
+    helm_ok(cluster, &[&["install"], &of[..], &chart[..]].concat());
+    let tested = helm_ok(cluster, &[&["test"], &of[..]].concat());
+    assert!(tested.contains("Phase:          Succeeded"), "{tested}");
+
+    let service = home.api::<Service>().get("secure-action-executor").await.expect("is there");
+    let address = service.spec.and_then(|spec| spec.cluster_ip).expect("has one");
+    let address = cluster.forward(&format!("{address}:8000"));
+    let request = json!({
+        "type": "restart_k8s", "parameters": { "deployment": "web", "namespace": home.name() },
+    });
+    let request = ["--json", &request.to_string()];
+    eventually("the Service leads to the server", async || {
+        curl(&address, &first, None, &request).contains("unauthenticated").then_some(())
+    })
+    .await;
+    let ask = |user: &str| curl(&address, &first, Some(&clients.client(user, &[])), &request);
+    let answer = ask("agent");
+    assert!(answer.contains(r#""outcome":"simulated""#), "{answer}");
+    let refused = ask("stranger");
+    assert!(refused.contains("caller_forbidden"), "{refused}");
+    let distrusted = curl(&address, &second, None, &request);
+    assert!(distrusted.starts_with("curl: "), "{distrusted}");
+
+    let params = PatchParams::default();
+    let patch = Patch::Merge(secret(&second));
+    home.api::<Secret>().patch("served", &params, &patch).await.expect("is changed");
+    // The kubelet looks at a pod's volumes when the pod changes, and otherwise once a minute.
+    let pods = home.api::<Pod>();
+    let server = ListParams::default().labels("app.kubernetes.io/component=server");
+    for pod in pods.list(&server).await.expect("are listed").items {
+        let noted = json!({ "metadata": { "annotations": { "seen": "anew" } } });
+        pods.patch(&pod.name_any(), &params, &Patch::Merge(noted)).await.expect("is noted");
+    }
+    eventually("the new certificate is served", async || {
+        curl(&address, &second, None, &request).contains("unauthenticated").then_some(())
+    })
+    .await;
+    helm_ok(cluster, &[&["uninstall"], &of[..]].concat());
 }
