@@ -50,6 +50,7 @@ attacks! {
     a_second_request_hidden_behind_two_lengths_is_never_carried_out,
     a_header_without_end_is_refused_and_not_kept,
     a_body_that_is_too_long_is_refused,
+    who_sends_on_after_a_refusal_is_not_cut_off_before_it_is_heard,
     a_request_in_single_bytes_is_a_request,
     pipelined_requests_are_answered_in_order,
     what_is_no_http_is_refused,
@@ -173,6 +174,21 @@ fn a_body_that_is_too_long_is_refused(over: Over) {
     let chunk = [b"8000\r\n".as_slice(), &[b' '; 0x8000], b"\r\n"].concat();
     let sent = (0..2000).take_while(|_| stream.write_all(&chunk).is_ok()).count();
     assert!(sent < 2000, "64 MB of body were taken");
+    unharmed(&mut server);
+}
+
+fn who_sends_on_after_a_refusal_is_not_cut_off_before_it_is_heard(over: Over) {
+    let mut server = server(over);
+    let long = execute_request(&[b' '; 128 * 1024], "");
+    let too_many = [b"GET / HTTP/1.1\r\n".as_slice(), &b"X: y\r\n".repeat(1000)].concat();
+    for (sent, statuses) in [(&long[..1024], [413, 413]), (&too_many, [400, 431])] {
+        let mut stream = BufReader::new(server.open());
+        let reply = Reply::asked(&mut stream, sent);
+        assert!(statuses.contains(&reply.status), "{reply:?}");
+        for _ in 0..127 {
+            stream.get_mut().write_all(&[b' '; 1024]).expect("is taken");
+        }
+    }
     unharmed(&mut server);
 }
 

@@ -10,18 +10,21 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use hyper::{
-    Method, Request, Response, StatusCode, body::Incoming, header::HeaderValue,
-    server::conn::http1, service::service_fn,
+    Method, Request, Response, StatusCode,
+    body::{Body as _, Incoming},
+    header::HeaderValue,
+    server::conn::http1,
+    service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, copy, sink},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
@@ -66,6 +69,10 @@ const LAST_MOMENT: Duration = Duration::from_millis(100);
 const LAST_CALL: Duration = Duration::from_millis(250);
 const NOBODY_WAITS: Duration = Duration::from_millis(10);
 
+/// How long, and for how many bytes, a client is listened to that was answered before it had said all.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+const MOST_LAST_WORDS: u64 = 1 << 20;
+
 /// The edge's state, shared by all connections.
 pub struct Edge {
     upstream: Upstream,
@@ -91,6 +98,14 @@ struct Client {
     peer: IpAddr,
     arrival: Arrival,
     presented: Presented,
+    /// Whether its last request was answered before it was read.
+    unread: AtomicBool,
+}
+
+impl Client {
+    fn new(peer: IpAddr, arrival: Arrival, presented: Presented) -> Self {
+        Client { peer, arrival, presented, unread: AtomicBool::new(false) }
+    }
 }
 
 impl Edge {
@@ -183,7 +198,7 @@ impl Edge {
         let Ok(local) = stream.local_addr() else { return };
         let arrival = Arrival { local: local.ip(), secure: self.tls.is_some() };
         let Some(tls) = self.tls.as_ref().map(|tls| tls.current()) else {
-            let client = Client { peer, arrival, presented: Vec::new() };
+            let client = Client::new(peer, arrival, Vec::new());
             return self.converse(id, stream, client, stopping).await;
         };
         let agreed = tokio::select! {
@@ -192,7 +207,7 @@ impl Edge {
         };
         match agreed {
             Ok(stream) => {
-                let client = Client { peer, arrival, presented: presented(&stream) };
+                let client = Client::new(peer, arrival, presented(&stream));
                 self.converse(id, stream, client, stopping).await;
             }
             Err(error) => {
@@ -212,23 +227,27 @@ impl Edge {
     ) {
         let client = Arc::new(client);
         let service = service_fn(|request| self.clone().answer(id, client.clone(), request));
-        let connection = http1::Builder::new()
+        let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
             .max_buf_size(MAX_HEADER_BYTES)
             .max_headers(MAX_HEADER_LINES)
             .serve_connection(TokioIo::new(stream), service);
-        let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
             // hyper closes at once where it has read nothing yet, but a request may be on its way.
             () = last_call(&mut stopping) => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+                Pin::new(&mut connection).graceful_shutdown();
+                (&mut connection).await
             }
         };
-        if let Err(error) = ended {
+        if let Err(error) = &ended {
             tracing::debug!(%error, "a connection ended early");
+        }
+        if client.unread.load(Ordering::Relaxed) || ended.is_err_and(|error| error.is_parse()) {
+            let stream = connection.into_parts().io.into_inner();
+            // Few need it, so its room is not part of every connection's.
+            Box::pin(hear_out(stream)).await;
         }
     }
 
@@ -276,6 +295,7 @@ impl Edge {
     /// Takes the request in whole and waits for a place for it; then has it carried out, whether or not
     /// its client stays. A stream comes with the place that it holds.
     async fn pass(self: Arc<Self>, client: &Client, request: Request<Incoming>) -> Passed {
+        client.unread.store(!request.body().is_end_stream(), Ordering::Relaxed);
         self.site.check(&request, client.arrival)?;
         let timeout = client_timeout(request.headers())?;
         let until = timeout.map(|timeout| {
@@ -287,6 +307,7 @@ impl Edge {
             _ => None,
         };
         let mut request = whole(request, client.peer, certificate.as_ref()).await?;
+        client.unread.store(false, Ordering::Relaxed);
         traces::pass_on(&Span::current(), request.headers_mut());
         let place = self.room.queue.enter(request.method(), until).await?;
         let request = placed(request, place.number(), until);
@@ -370,6 +391,13 @@ impl Drop for Served {
 async fn last_call(stopping: &mut watch::Receiver<bool>) {
     stopped(stopping).await;
     sleep(LAST_CALL).await;
+}
+
+/// Reads on for a while after the last answer: were the connection closed on a client that still sends, it
+/// would be reset, and the answer might be lost on the way (RFC 9112, section 9.6).
+async fn hear_out(stream: impl AsyncRead + Unpin) {
+    let mut rest = stream.take(MOST_LAST_WORDS);
+    let _ = timeout(LAST_WORDS, copy(&mut rest, &mut sink())).await;
 }
 
 /// Tells that a connection has ended, however it did.
