@@ -69,8 +69,6 @@ const UNCORDON_TIMEOUT: Duration = Duration::from_secs(4);
 pub(crate) struct Drain<'a> {
     pub context: &'a Context,
     pub remaining: Remaining<'a>,
-    /// The node, as it was cordoned.
-    pub node: &'a Target,
     /// The request.
     pub id: &'a RequestId,
     pub end: Instant,
@@ -231,7 +229,7 @@ impl Drain<'_> {
             }
             permitted => permitted?,
         }
-        let Target { name, uid, .. } = self.node;
+        let Target { name, uid, .. } = self.remaining.node;
         let node: Node = match self.remaining.cluster.get_global(name, deadline).await {
             Ok(node) => node,
             Err(error) if error.code == Code::TargetNotFound => {
@@ -335,14 +333,14 @@ impl Drain<'_> {
 
     /// Takes the cordon back, at most once, and says what came of it.
     async fn uncordon(&self) -> String {
-        let (name, until) = (&self.node.name, Instant::now() + UNCORDON_TIMEOUT);
+        let (name, until) = (&self.remaining.node.name, Instant::now() + UNCORDON_TIMEOUT);
         let could_not = |why: &str| format!("Node '{name}' could not be uncordoned: {why}");
         while Instant::now() < until {
             let node: Node = match self.remaining.cluster.get_global(name, until).await {
                 Ok(node) => node,
                 Err(error) => return could_not(&error.with_its_hint()),
             };
-            if node.metadata.uid != self.node.uid {
+            if node.metadata.uid != self.remaining.node.uid {
                 return could_not("it was replaced by another of its name");
             }
             if Marks::on(&node.metadata).hold(&self.undoing()) {

@@ -223,9 +223,7 @@ impl Found {
                     stage
                 }
             }),
-            Rest::Drain(drained) => {
-                Remaining { cluster, node: &node.name, drained }.so_far(end).await
-            }
+            Rest::Drain(drained) => Remaining { cluster, node, drained }.so_far(end).await,
         }
     }
 }

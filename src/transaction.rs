@@ -526,8 +526,8 @@ impl Transaction<'_> {
                 let (context, cluster, end) = (self.context, self.cluster, self.end);
                 let (id, node) = (&asked.id, &answer.target);
                 let permit = |deadline| self.may_go_on(deadline);
-                let remaining = Remaining { cluster, node: &node.name, drained };
-                let drain = Drain { context, remaining, node, id, end, permit: &permit };
+                let remaining = Remaining { cluster, node, drained };
+                let drain = Drain { context, remaining, id, end, permit: &permit };
                 if asked.wait {
                     drain.until_gone().await
                 } else {

@@ -18,6 +18,7 @@ use crate::{
         disruption,
         drain::{self, Drained},
     },
+    response::Target,
 };
 
 /// How many objects are read at once.
@@ -26,8 +27,8 @@ const PAGE: u32 = 500;
 /// Where it is looked, and for which pods.
 pub(crate) struct Remaining<'a> {
     pub cluster: &'a Cluster,
-    /// The node's name.
-    pub node: &'a str,
+    /// The node, as it was cordoned.
+    pub node: &'a Target,
     pub drained: &'a Drained,
 }
 
@@ -63,7 +64,7 @@ impl Remaining<'_> {
     pub(super) async fn look(&self, deadline: Instant) -> Result<Seen, ActionError> {
         let mut left = Vec::new();
         let selector = self.drained.selector.as_deref();
-        let mut params = drain::pods_of(self.node, selector).limit(PAGE);
+        let mut params = drain::pods_of(&self.node.name, selector).limit(PAGE);
         loop {
             let page = self.cluster.page_of_metadata::<Pod>(&params, deadline).await?;
             let pods = page.items.into_iter().map(|pod| pod.metadata);
@@ -81,7 +82,7 @@ impl Remaining<'_> {
     }
 
     pub(super) fn all_gone(&self) -> String {
-        let name = self.node;
+        let name = &self.node.name;
         match self.drained.count() {
             0 => format!("there was no pod to evict from Node '{name}'"),
             1 => format!("the one pod is gone from Node '{name}'"),

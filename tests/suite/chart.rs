@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::{BufReader, Write},
     net::TcpStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::{
         Arc,
@@ -26,7 +26,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{GOOD_IMAGE, OWN_IMAGE, TestCluster, eventually, shared, with_node},
+    cluster::{GOOD_IMAGE, Namespace, OWN_IMAGE, TestCluster, eventually, shared, with_node},
     pki::{Authority, Pair},
     program::{Program, Reply, Server, execute_request, scratch},
 };
@@ -67,14 +67,32 @@ fn documents(yaml: &str) -> Vec<Value> {
     parsed.map(read).filter(|document: &Value| !document.is_null()).collect()
 }
 
-fn rendered(values: &Value) -> Vec<Value> {
+/// A file with these values.
+fn values_file(values: &Value) -> String {
     let file = scratch("values.yaml");
     std::fs::write(&file, values.to_string()).expect("is written");
-    let file = file.to_str().expect("is text");
+    file.to_str().expect("is text").to_owned()
+}
+
+fn rendered(values: &Value) -> Vec<Value> {
+    let file = values_file(values);
     documents(&helm_ok(
         shared(),
-        &["template", "executor", CHART, "--namespace", "ops", "-f", file],
+        &["template", "executor", CHART, "--namespace", "ops", "-f", &file],
     ))
+}
+
+/// The image that the real node has.
+fn own_image() -> Value {
+    let (repository, tag) = OWN_IMAGE.split_once(':').expect("has a tag");
+    json!({ "repository": repository, "tag": tag, "pullPolicy": "Never" })
+}
+
+/// Where the Service of this release is reached from here.
+async fn address(cluster: &TestCluster, home: &Namespace, release: &str) -> String {
+    let service = home.api::<Service>().get(&format!("{release}-action-executor")).await;
+    let address = service.expect("is there").spec.and_then(|spec| spec.cluster_ip);
+    cluster.forward(&format!("{}:8000", address.expect("has one")))
 }
 
 fn ci_values() -> Vec<PathBuf> {
@@ -399,10 +417,8 @@ async fn it_installs_serves_upgrades_under_load_and_goes() {
     let shop = cluster.namespace("chart-shop").await;
     shop.running_deployment("web", 1).await;
     home.create::<ServiceAccount>(json!({ "metadata": { "name": "agent" } })).await;
-    let (repository, tag) = OWN_IMAGE.split_once(':').expect("has a tag");
-    let values = scratch("values.yaml");
-    let text = json!({
-        "image": { "repository": repository, "tag": tag, "pullPolicy": "Never" },
+    let values = values_file(&json!({
+        "image": own_image(),
         "namespaces": [shop.name()],
         "policy": { "cooldown_seconds": 0 },
         // The load below is one caller's.
@@ -410,17 +426,13 @@ async fn it_installs_serves_upgrades_under_load_and_goes() {
         "authentication": { "tokenReview": { "callers": [{
             "name": "agent", "subjects": [{ "kind": "ServiceAccount", "name": "agent" }],
         }] } },
-    });
-    std::fs::write(&values, text.to_string()).expect("is written");
-    let values = values.to_str().expect("is text");
+    }));
     let of = ["executor", "--namespace", home.name()];
-    let chart = [CHART, "-f", values, "--wait", "--timeout", "120s"];
+    let chart = [CHART, "-f", &values, "--wait", "--timeout", "120s"];
     helm_ok(cluster, &[&["install"], &of[..], &chart[..]].concat());
 
     // Through the Service, as anybody in the cluster.
-    let service = home.api::<Service>().get("executor-action-executor").await.expect("is there");
-    let address = service.spec.and_then(|spec| spec.cluster_ip).expect("has one");
-    let address = cluster.forward(&format!("{address}:8000"));
+    let address = address(cluster, &home, "executor").await;
     let token = home.token("agent", &["action-executor"]).await;
     let request = |simulate: bool| {
         json!({
@@ -479,10 +491,11 @@ async fn it_installs_serves_upgrades_under_load_and_goes() {
     }
 }
 
-/// What curl prints of a request to the server, over TLS, for who presents this certificate.
-fn curl(address: &str, authority: &Authority, own: Option<&Pair>, arguments: &[&str]) -> String {
+/// What curl prints of a request to the server, over TLS, for who trusts these authorities and presents this
+/// certificate.
+fn curl(address: &str, trusted: &Path, own: Option<&Pair>, arguments: &[&str]) -> String {
     let mut curl = Command::new("curl");
-    curl.args(["--silent", "--show-error", "--cacert"]).arg(authority.file()).args(arguments);
+    curl.args(["--silent", "--show-error", "--cacert"]).arg(trusted).args(arguments);
     if let Some(files) = own.map(Pair::files) {
         curl.arg("--cert").arg(files.certificate).arg("--key").arg(files.key);
     }
@@ -498,6 +511,7 @@ async fn with_tls_it_is_probed_tested_called_by_certificate_and_given_a_new_one(
     let home = cluster.namespace("chart-tls").await;
     home.deployment("web", 0, GOOD_IMAGE).await;
     let (first, second, clients) = (Authority::new(), Authority::new(), Authority::new());
+    let (old, new) = (first.file(), second.file());
     let secret = |authority: &Authority| {
         let Pair { certificate, key } = authority.server();
         json!({
@@ -511,42 +525,36 @@ async fn with_tls_it_is_probed_tested_called_by_certificate_and_given_a_new_one(
         "metadata": { "name": "clients" }, "stringData": { "ca.crt": authorities },
     }))
     .await;
-    let (repository, tag) = OWN_IMAGE.split_once(':').expect("has a tag");
-    let values = scratch("values.yaml");
-    let text = json!({
-        "image": { "repository": repository, "tag": tag, "pullPolicy": "Never" },
+    let values = values_file(&json!({
+        "image": own_image(),
         "replicaCount": 1,
         "tls": { "enabled": true, "secretName": "served", "clientCaSecret": "clients" },
         "authentication": { "tokenReview": { "callers": [{
             "name": "agent", "subjects": [{ "kind": "User", "name": "agent" }],
         }] } },
-    });
-    std::fs::write(&values, text.to_string()).expect("is written");
-    let values = values.to_str().expect("is text");
+    }));
     let of = ["secure", "--namespace", home.name()];
     // That it is ready in time says that the kubelet's probes speak TLS.
-    let chart = [CHART, "-f", values, "--wait", "--timeout", "120s"];
+    let chart = [CHART, "-f", &values, "--wait", "--timeout", "120s"];
     helm_ok(cluster, &[&["install"], &of[..], &chart[..]].concat());
     let tested = helm_ok(cluster, &[&["test"], &of[..]].concat());
     assert!(tested.contains("Phase:          Succeeded"), "{tested}");
 
-    let service = home.api::<Service>().get("secure-action-executor").await.expect("is there");
-    let address = service.spec.and_then(|spec| spec.cluster_ip).expect("has one");
-    let address = cluster.forward(&format!("{address}:8000"));
+    let address = address(cluster, &home, "secure").await;
     let request = json!({
         "type": "restart_k8s", "parameters": { "deployment": "web", "namespace": home.name() },
     });
     let request = ["--json", &request.to_string()];
     eventually("the Service leads to the server", async || {
-        curl(&address, &first, None, &request).contains("unauthenticated").then_some(())
+        curl(&address, &old, None, &request).contains("unauthenticated").then_some(())
     })
     .await;
-    let ask = |user: &str| curl(&address, &first, Some(&clients.client(user, &[])), &request);
+    let ask = |user: &str| curl(&address, &old, Some(&clients.client(user, &[])), &request);
     let answer = ask("agent");
     assert!(answer.contains(r#""outcome":"simulated""#), "{answer}");
     let refused = ask("stranger");
     assert!(refused.contains("caller_forbidden"), "{refused}");
-    let distrusted = curl(&address, &second, None, &request);
+    let distrusted = curl(&address, &new, None, &request);
     assert!(distrusted.starts_with("curl: "), "{distrusted}");
 
     let params = PatchParams::default();
@@ -560,7 +568,7 @@ async fn with_tls_it_is_probed_tested_called_by_certificate_and_given_a_new_one(
         pods.patch(&pod.name_any(), &params, &Patch::Merge(noted)).await.expect("is noted");
     }
     eventually("the new certificate is served", async || {
-        curl(&address, &second, None, &request).contains("unauthenticated").then_some(())
+        curl(&address, &new, None, &request).contains("unauthenticated").then_some(())
     })
     .await;
     helm_ok(cluster, &[&["uninstall"], &of[..]].concat());

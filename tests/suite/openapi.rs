@@ -23,11 +23,10 @@ fn cases(server: &Server, cases: usize, headers: &[&str]) -> usize {
     let base = format!("http://{}", server.address());
     let document: Value = server.get("/openapi.json").json();
     let paths = document["paths"].as_object().expect("are there").values();
+    // Of an operation that takes nothing there is but one request.
+    let takes = |it: &&Value| it.get("requestBody").or(it.get("parameters")).is_some();
     let operations = paths.filter_map(Value::as_object).flat_map(|path| path.values());
-    // Of the others, which take nothing, there is but one request.
-    let operations =
-        operations.filter(|it| it.get("requestBody").or(it.get("parameters")).is_some());
-    let operations = operations.count();
+    let operations = operations.filter(takes).count();
     let for_each = cases.div_ceil(operations).to_string();
     // The same requests each time, unless somebody wants others.
     let seed = std::env::var("SCHEMATHESIS_SEED").unwrap_or_else(|_| "1".to_owned());
