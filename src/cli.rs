@@ -5,10 +5,9 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::{
+use crate::contract::{
     error::{ActionError, Code},
-    manifests::ServiceAccount,
-    names::{Namespace, ObjectName},
+    names::{Namespace, ObjectName, ServiceAccount},
 };
 
 const EXAMPLES: &str = r#"Examples:

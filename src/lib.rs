@@ -1,58 +1,131 @@
-//! action-executor: the hand that an SRE agent, a person or an alert has on a Kubernetes cluster.
+//! action-executor runs one checked action on a Kubernetes cluster, at most once.
 //!
-//! It takes one [`request::ActionRequest`], does it at most once, and answers what happened.
+//! [`executor::handle`] takes one [`actions::request::ActionRequest`] and returns one answer; every entry
+//! point calls it. The modules, from the top down; each imports only from those below it:
 //!
-//! # The house
-//! - [`request`], [`response`], [`error`], [`names`]: the contract, and nothing else.
-//! - [`handler`]: [`handler::handle`], the one function behind every entry point. A real action is a
-//!   `transaction`: `execution` makes its effect at most once, `wait` stays until that is complete, `drain`
-//!   works off what follows the cordon of a node, and `transaction::fallback` takes a rollout back if it
-//!   fails and the request says so; `turns` lets one at a time act on an object.
-//! - [`ledger`]: claim, record and replay, in Events; [`failpoint`]: where a crash is tried.
-//! - [`inquiry`]: how a request is getting on, told from its record alone.
-//! - [`policy`], [`budget`], [`approval`]: the limits that a person set: what may be done, how often, and
-//!   what somebody has to approve first.
-//! - [`rbac`], [`job`], [`manifests`]: what the cluster is to hold for all this, as data.
-//! - [`callers`]: who may ask for what, where strangers can reach the server.
-//! - [`document`]: the files that a person keeps, read strictly and followed.
-//! - [`context`], [`config`]: what the handler is given, and the settings it comes from.
-//! - [`metrics`], [`traces`], [`logging`]: what a server counts, what belongs to one request, what is said.
-//! - [`actions`]: one file per action: parameters, facts, decision.
-//! - [`k8s`]: what we know of Kubernetes; verdicts and patches, apart from the calls.
-//! - [`entry`]: the doors: a single shot from stdin, file or environment, a Job, HTTP, and what an
-//!   operator asks.
-//!
-//! Imports go one way: `entry` to `handler` to `actions`, `policy` and `ledger`, to `k8s`. No entry
-//! point knows an action, and no action knows an entry point.
+//! | module | responsibility |
+//! |---|---|
+//! | [`commands`] | one subcommand per file |
+//! | `lambda` | an invocation of a function to the executor and back (feature `lambda`) |
+//! | [`http`] | what a connection may do, what a request says, the endpoints |
+//! | [`manifests`] | what the cluster must hold, as YAML: RBAC, Jobs, admission policies |
+//! | [`executor`] | a request from its claim to its answer |
+//! | [`auth`] | who calls, and what they may request |
+//! | [`policy`] | what a person allows: rules, approval, budget |
+//! | [`ledger`] | one record per request, in Events |
+//! | [`actions`] | one file per action: parameters, facts, decision |
+//! | [`k8s`] | Kubernetes' semantics as pure functions; calls to it in `k8s::api` |
+//! | [`config`] | settings, and files that are reloaded |
+//! | [`telemetry`] | metrics, traces, logs |
+//! | [`cli`] | the command line |
+//! | [`contract`] | errors, answers, names: imports nothing of the above |
 
 pub mod actions;
-pub mod approval;
-pub mod budget;
-pub mod callers;
+pub mod auth;
 pub mod cli;
+pub mod commands;
 pub mod config;
-pub mod context;
-pub mod document;
-mod drain;
-pub mod entry;
-pub mod error;
-mod execution;
-pub mod failpoint;
-pub mod handler;
-pub mod inquiry;
-pub mod job;
+pub mod contract;
+pub mod executor;
+pub mod http;
 pub mod k8s;
+#[cfg(feature = "lambda")]
+pub mod lambda;
 pub mod ledger;
-pub mod logging;
 pub mod manifests;
-pub mod metrics;
-pub mod names;
 pub mod policy;
-pub mod rbac;
-pub mod request;
-pub mod response;
-pub mod schema;
-pub mod traces;
-mod transaction;
-mod turns;
-mod wait;
+pub mod telemetry;
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    /// Every module of the table above, from the top down.
+    const ORDER: [&str; 14] = [
+        "commands",
+        "lambda",
+        "http",
+        "manifests",
+        "executor",
+        "auth",
+        "policy",
+        "ledger",
+        "actions",
+        "k8s",
+        "config",
+        "telemetry",
+        "cli",
+        "contract",
+    ];
+
+    #[test]
+    fn imports_go_down() {
+        let rank = |module: &str| ORDER.iter().position(|it| *it == module);
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut wrong = Vec::new();
+        for (module, file, text) in ORDER.iter().flat_map(|it| sources(&root, it)) {
+            for imported in imports(&text) {
+                let below = rank(&imported).unwrap_or_else(|| panic!("{file}: unknown {imported}"));
+                if below < rank(module).expect("is in the table") {
+                    wrong.push(format!("{file} imports {imported}"));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "these imports go up: {wrong:#?}");
+    }
+
+    /// The module, path and text of each source file of a module.
+    fn sources(root: &Path, module: &'static str) -> Vec<(&'static str, String, String)> {
+        let mut paths = vec![root.join(module), root.join(module).with_extension("rs")];
+        let mut found = Vec::new();
+        while let Some(path) = paths.pop() {
+            if path.is_dir() {
+                paths.extend(
+                    fs::read_dir(path).expect("is a folder").map(|it| it.expect("is read").path()),
+                );
+            } else if let Ok(text) = fs::read_to_string(&path)
+                && path.extension().is_some_and(|it| it == "rs")
+            {
+                found.push((module, path.display().to_string(), text));
+            }
+        }
+        assert!(!found.is_empty(), "{module} has no source file");
+        found
+    }
+
+    /// The modules of this crate that a source file names, comments and tests aside: each `x` of
+    /// `crate::x` and of `crate::{x, x::{y, z}}`.
+    fn imports(text: &str) -> Vec<String> {
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or(text);
+        let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let code = lines.collect::<Vec<_>>().join(" ");
+        code.split("crate::").skip(1).flat_map(first_segments).collect()
+    }
+
+    /// The first segment of each path of a tree of imports.
+    fn first_segments(tree: &str) -> Vec<String> {
+        let (mut depth, mut first, mut found) = (0, true, vec![String::new()]);
+        for c in tree.chars() {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 1 => (first, found) = (true, [found, vec![String::new()]].concat()),
+                'a'..='z' | '0'..='9' | '_' if first => found.last_mut().expect("one").push(c),
+                ' ' if depth == 1 => {}
+                _ => first = false,
+            }
+            if depth == 0 && (!first || c == '}') {
+                break;
+            }
+        }
+        found.retain(|segment| !segment.is_empty());
+        found
+    }
+
+    #[test]
+    fn reads_the_modules_of_an_import() {
+        let text = "use crate::{\n    actions::{Plan, shared::x},\n    k8s,\n};\nuse crate::policy::Policy;";
+        assert_eq!(imports(text), ["actions", "k8s", "policy"]);
+        assert_eq!(imports("    crate::executor::handle(&context, request)"), ["executor"]);
+    }
+}

@@ -7,18 +7,13 @@ use std::{
 };
 
 use action_executor::{
-    cli::{self, Cli, Command, OnceArgs, PolicyCommand},
+    cli,
+    cli::{Cli, Command, OnceArgs, PolicyCommand},
+    commands::{healthcheck, history, job, policy, run, run::Source, schema, serve},
     config::Settings,
-    entry::{
-        Answer, history,
-        http::{self, healthcheck},
-        job,
-        once::{self, Source},
-        policy,
-    },
-    error::{ActionError, Code},
-    logging, schema,
-    traces::Exporter,
+    contract::error::{ActionError, Code},
+    executor::reply::Answer,
+    telemetry::{logging, traces::Exporter},
 };
 use clap::{CommandFactory, Parser};
 use tracing::Level;
@@ -38,7 +33,7 @@ fn main() -> ExitCode {
     };
     logging::start(settings.log_level.unwrap_or(Level::INFO), layer);
     ExitCode::from(match cli.command {
-        None if once::nothing_to_do(std::env::vars_os()) => {
+        None if run::nothing_to_do(std::env::vars_os()) => {
             eprintln!("{}", Cli::command().render_help());
             Code::Usage.exit_status()
         }
@@ -48,7 +43,7 @@ fn main() -> ExitCode {
             Some(file) if file == Path::new("-") => single(&Source::Stdin, run.once, &settings),
             Some(file) => single(&Source::File(file.to_owned()), run.once, &settings),
         },
-        Some(Command::Serve(serve)) => http::run(serve, &settings),
+        Some(Command::Serve(serve)) => serve::run(serve, &settings),
         Some(Command::Job(args)) => print(job::run(&args)),
         Some(Command::Policy(PolicyCommand::Check(args))) => print(policy::check(&args)),
         Some(Command::Policy(PolicyCommand::Admission(args))) => {
@@ -66,7 +61,7 @@ fn main() -> ExitCode {
 }
 
 fn single(source: &Source, args: OnceArgs, settings: &Settings) -> u8 {
-    once::run(source, &args, settings)
+    run::run(source, &args, settings)
 }
 
 /// Prints what was asked for, or the problem; returns the exit status.

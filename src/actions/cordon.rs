@@ -4,15 +4,22 @@ use k8s_openapi::api::core::v1::Node;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, cordoning};
-use crate::{
-    error::ActionError,
-    k8s::{cluster::Cluster, nodes},
-    names::ObjectName,
-    response::Target,
-};
+use crate::actions::Asked;
+use crate::actions::Descriptor;
+use crate::actions::Plan;
+use crate::actions::Plannable;
+use crate::actions::Preview;
+use crate::k8s::rbac::PolicyRule;
+use crate::actions::Step;
+use crate::actions::Todo;
+use crate::actions::shared::cordoning;
+use crate::contract::error::ActionError;
+use crate::k8s::api::client::Cluster;
+use crate::k8s::nodes;
+use crate::contract::names::ObjectName;
+use crate::contract::response::Target;
 
-pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "cordon",
     aliases: &[],
     description: "Cordon a node: no new pods are scheduled onto it; those that run there stay. Use it \
@@ -22,7 +29,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     rules: &[],
     cluster_rules: &[
         // `list` only to warn that no other node takes pods.
-        Rule { api_groups: &[""], resources: &["nodes"], verbs: &["get", "list", "patch"] },
+        PolicyRule { api_groups: &[""], resources: &["nodes"], verbs: &["get", "list", "patch"] },
     ],
 };
 
@@ -89,7 +96,8 @@ fn no_other(others: Result<bool, ActionError>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{error::Code, k8s::effect::Mutation};
+    use crate::contract::error::Code;
+    use crate::k8s::api::mutation::Mutation;
 
     fn node(yaml: &str) -> Node {
         serde_yaml_ng::from_str(&format!(

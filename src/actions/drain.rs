@@ -15,24 +15,39 @@ use kube::{ResourceExt, api::ListParams};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Asked, CompletionOf, Descriptor, Other, Plan, Plannable, Preview, Rule, Step, Todo, cordoning,
-    restart,
-};
-use crate::{
-    error::{ActionError, Code},
-    k8s::{
-        cluster::{Call, Cluster},
-        completion::Completion,
-        disruption,
-        drain::{self, Accepted, Drained, Loss, Stay, counted},
-        fault::Fault,
-        marks::Marks,
-        nodes, pods, surroundings,
-    },
-    names::{LabelSelector, ObjectName},
-    response::{Target, rfc3339_millis},
-};
+use crate::actions::Asked;
+use crate::actions::CompletionOf;
+use crate::actions::Descriptor;
+use crate::actions::Other;
+use crate::actions::Plan;
+use crate::actions::Plannable;
+use crate::actions::Preview;
+use crate::k8s::rbac::PolicyRule;
+use crate::actions::Step;
+use crate::actions::Todo;
+use crate::actions::shared::cordoning;
+use crate::actions::shared::restart;
+use crate::contract::error::ActionError;
+use crate::contract::error::Code;
+use crate::k8s::api::client::Call;
+use crate::k8s::api::client::Cluster;
+use crate::k8s::api::completion::Completion;
+use crate::k8s::pdb;
+use crate::k8s::drain_filter;
+use crate::k8s::drain_filter::Accepted;
+use crate::k8s::drain_filter::Drained;
+use crate::k8s::drain_filter::Loss;
+use crate::k8s::drain_filter::Stay;
+use crate::k8s::drain_filter::counted;
+use crate::k8s::api::error::Fault;
+use crate::k8s::applied_requests::Marks;
+use crate::k8s::nodes;
+use crate::k8s::pods;
+use crate::k8s::api::preflight;
+use crate::contract::names::LabelSelector;
+use crate::contract::names::ObjectName;
+use crate::contract::response::Target;
+use crate::contract::response::rfc3339_millis;
 
 /// The most pods that are named for one reason.
 const MOST_NAMED: usize = 50;
@@ -46,7 +61,7 @@ const PAGE: u32 = 100;
 /// When a budget without room is worth another look.
 const LATER: std::time::Duration = std::time::Duration::from_secs(5);
 
-pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "drain",
     aliases: &[],
     description: "Drain a node: cordon it and evict its pods within their disruption budgets, so that \
@@ -58,14 +73,14 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     example: r#"{"node":"worker-1"}"#,
     rules: &[],
     cluster_rules: &[
-        Rule { api_groups: &[""], resources: &["nodes"], verbs: &["get", "patch"] },
+        PolicyRule { api_groups: &[""], resources: &["nodes"], verbs: &["get", "patch"] },
         restart::PODS,
-        Rule { api_groups: &[""], resources: &["pods/eviction"], verbs: &["create"] },
-        surroundings::BUDGETS,
+        PolicyRule { api_groups: &[""], resources: &["pods/eviction"], verbs: &["create"] },
+        preflight::BUDGETS,
         // Whether the DaemonSet of a pod exists.
-        Rule { api_groups: &["apps"], resources: &["daemonsets"], verbs: &["get"] },
+        PolicyRule { api_groups: &["apps"], resources: &["daemonsets"], verbs: &["get"] },
         // Only to warn of volumes that no other node has.
-        Rule { api_groups: &[""], resources: &["persistentvolumes"], verbs: &["list"] },
+        PolicyRule { api_groups: &[""], resources: &["persistentvolumes"], verbs: &["list"] },
     ],
 };
 
@@ -150,11 +165,11 @@ impl Parameters {
         let budgets = Budgets::read(cluster, asked).await?;
         let mut survey = Survey::default();
         let mut daemon_sets: HashMap<String, bool> = HashMap::new();
-        let mut params = drain::pods_of(&self.node, self.pod_selector.as_deref()).limit(PAGE);
+        let mut params = drain_filter::pods_of(&self.node, self.pod_selector.as_deref()).limit(PAGE);
         loop {
             let page = cluster.page::<Pod>(&params, asked.deadline).await?;
             for pod in &page.items {
-                let exists = match drain::daemon_set(pod) {
+                let exists = match drain_filter::daemon_set(pod) {
                     None => true,
                     Some(name) => {
                         let namespace = pod.namespace().unwrap_or_default();
@@ -306,28 +321,28 @@ impl Survey {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let name = pod.metadata.name.clone().unwrap_or_default();
         let pods_name = format!("{namespace}/{name}");
-        let losses = match drain::verdict(pod, accepted, daemon_set_exists, Utc::now()) {
-            drain::Verdict::Goes(losses) => losses,
-            drain::Verdict::Stays(why) => return *self.staying.entry(why).or_default() += 1,
-            drain::Verdict::Blocks(loss) => {
+        let losses = match drain_filter::verdict(pod, accepted, daemon_set_exists, Utc::now()) {
+            drain_filter::Verdict::Goes(losses) => losses,
+            drain_filter::Verdict::Stays(why) => return *self.staying.entry(why).or_default() += 1,
+            drain_filter::Verdict::Blocks(loss) => {
                 return self.blocking.entry(loss).or_default().push(pods_name);
             }
         };
         for loss in losses {
             self.losing.entry(loss).or_default().push(pods_name.clone());
         }
-        let is_free = match disruption::verdict(pod, budgets) {
-            disruption::Verdict::Free => true,
-            disruption::Verdict::Room(_) => false,
-            disruption::Verdict::NoRoom(budget) | disruption::Verdict::Unsettled(budget) => {
-                let key = format!("{namespace}/{}", disruption::name_of(budget));
+        let is_free = match pdb::verdict(pod, budgets) {
+            pdb::Verdict::Free => true,
+            pdb::Verdict::Room(_) => false,
+            pdb::Verdict::NoRoom(budget) | pdb::Verdict::Unsettled(budget) => {
+                let key = format!("{namespace}/{}", pdb::name_of(budget));
                 let (budget, reason) = (budget.clone(), String::new());
                 let full = Full { budget, pods: Vec::new(), reason };
                 self.full.entry(key).or_insert(full).pods.push(pods_name.clone());
                 false
             }
-            disruption::Verdict::Several(budgets) => {
-                let names: Vec<_> = budgets.into_iter().map(disruption::name_of).collect();
+            pdb::Verdict::Several(budgets) => {
+                let names: Vec<_> = budgets.into_iter().map(pdb::name_of).collect();
                 return self.torn.push(format!("{pods_name} ({})", names.join(", ")));
             }
         };
@@ -351,7 +366,7 @@ impl Survey {
     /// Finds out which pods hold the budgets that have no room.
     async fn name_holders(&mut self, cluster: &Cluster, asked: &Asked) -> Result<(), ActionError> {
         for (number, full) in self.full.values_mut().enumerate() {
-            let selector = disruption::selector_of(&full.budget).map(|it| it.to_string());
+            let selector = pdb::selector_of(&full.budget).map(|it| it.to_string());
             let pods = match selector {
                 Some(selector) if number < MOST_BUDGETS => {
                     let namespace = full.budget.namespace().unwrap_or_default();
@@ -359,7 +374,7 @@ impl Survey {
                 }
                 _ => Vec::new(),
             };
-            full.reason = disruption::reason(&full.budget, &pods);
+            full.reason = pdb::reason(&full.budget, &pods);
         }
         Ok(())
     }
@@ -389,7 +404,7 @@ impl Survey {
 
     fn add_volumes(&mut self, volumes: &[PersistentVolume]) {
         for volume in volumes {
-            let local = drain::local_claim(volume).and_then(|claim| self.claims.get(&claim));
+            let local = drain_filter::local_claim(volume).and_then(|claim| self.claims.get(&claim));
             self.warnings.extend(local.map(|pod| {
                 let name = volume.name_any();
                 format!("the volume '{name}' of pod {pod} is on this node alone: without the node the pod cannot run")
@@ -475,7 +490,7 @@ fn named(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::effect::Mutation;
+    use crate::k8s::api::mutation::Mutation;
 
     const READY: &str = "status: {phase: Running, conditions: [{type: Ready, status: 'True'}]}";
 
@@ -522,7 +537,7 @@ mod tests {
             survey.add(pod, &parameters.accepted(), true, budgets);
         }
         for full in survey.full.values_mut() {
-            full.reason = disruption::reason(&full.budget, &[]);
+            full.reason = pdb::reason(&full.budget, &[]);
         }
         survey
     }

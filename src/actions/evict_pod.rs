@@ -10,27 +10,34 @@ use k8s_openapi::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo,
-    restart_pod::disappears,
-};
-use crate::{
-    error::{ActionError, Code},
-    k8s::{
-        cluster::Cluster,
-        completion::Completion,
-        disruption::{self, Verdict},
-        effect::Effect,
-        pods, surroundings,
-    },
-    names::{Namespace, ObjectName, null_is_default},
-    response::Target,
-};
+use crate::actions::Asked;
+use crate::actions::CompletionOf;
+use crate::actions::Descriptor;
+use crate::actions::Plan;
+use crate::actions::Plannable;
+use crate::actions::Preview;
+use crate::k8s::rbac::PolicyRule;
+use crate::actions::Step;
+use crate::actions::Todo;
+use crate::actions::restart_pod::disappears;
+use crate::contract::error::ActionError;
+use crate::contract::error::Code;
+use crate::k8s::api::client::Cluster;
+use crate::k8s::api::completion::Completion;
+use crate::k8s::pdb;
+use crate::k8s::pdb::Verdict;
+use crate::k8s::api::mutation::Effect;
+use crate::k8s::pods;
+use crate::k8s::api::preflight;
+use crate::contract::names::Namespace;
+use crate::contract::names::ObjectName;
+use crate::contract::names::null_is_default;
+use crate::contract::response::Target;
 
 /// When a refused eviction is worth another try.
 const LATER: Duration = Duration::from_secs(5);
 
-pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "evict_pod",
     aliases: &[],
     description: "Evict one pod: delete it as far as its PodDisruptionBudget allows, so that its \
@@ -39,9 +46,9 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   without a controller unless allow_unmanaged is set, because it would not come back.",
     example: r#"{"pod_name":"web-1"}"#,
     rules: &[
-        Rule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list"] },
-        Rule { api_groups: &[""], resources: &["pods/eviction"], verbs: &["create"] },
-        surroundings::BUDGETS,
+        PolicyRule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list"] },
+        PolicyRule { api_groups: &[""], resources: &["pods/eviction"], verbs: &["create"] },
+        preflight::BUDGETS,
     ],
     cluster_rules: &[],
 };
@@ -97,9 +104,9 @@ impl Plannable for Parameters {
 
 /// The pods that matter: those that the budget waits for if there is no room, else the pod's siblings.
 fn neighbours(pod: &Pod, budgets: &[PodDisruptionBudget]) -> String {
-    match disruption::verdict(pod, budgets) {
+    match pdb::verdict(pod, budgets) {
         Verdict::NoRoom(budget) => {
-            disruption::selector_of(budget).map(|it| it.to_string()).unwrap_or_default()
+            pdb::selector_of(budget).map(|it| it.to_string()).unwrap_or_default()
         }
         _ => pods::sibling_selector(pod),
     }
@@ -233,10 +240,10 @@ fn refuse_without_room(
     neighbours: &[Pod],
     asked: &Asked,
 ) -> Result<(), ActionError> {
-    match disruption::verdict(pod, budgets) {
+    match pdb::verdict(pod, budgets) {
         Verdict::Free | Verdict::Room(_) => Ok(()),
         Verdict::NoRoom(budget) | Verdict::Unsettled(budget) => {
-            let why = disruption::reason(budget, neighbours);
+            let why = pdb::reason(budget, neighbours);
             let detail = format!("{target} may not be evicted now: {why}");
             let refusal =
                 ActionError::new(Code::DisruptionBudget, detail).with_retry_after(Some(LATER));
@@ -247,7 +254,7 @@ fn refuse_without_room(
         Verdict::Several(several) => {
             let names: Vec<_> = several
                 .into_iter()
-                .map(|budget| format!("'{}'", disruption::name_of(budget)))
+                .map(|budget| format!("'{}'", pdb::name_of(budget)))
                 .collect();
             Err(ActionError::new(
                 Code::RejectedByCluster,
@@ -265,7 +272,7 @@ fn refuse_without_room(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::effect::Mutation;
+    use crate::k8s::api::mutation::Mutation;
 
     const OWNED: &str = ", ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: web-5d4f, \
                          uid: rs, controller: true}]";

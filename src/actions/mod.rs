@@ -21,20 +21,26 @@ use serde::{Deserialize, Serialize, Serializer};
 use tokio::time::Instant;
 
 use crate::{
-    error::{ActionError, Code},
+    actions::request::read_parameters,
+    contract::{
+        error::{ActionError, Code},
+        names::RequestId,
+        precondition::Precondition,
+        response::{Change, Target},
+    },
     k8s::{
-        advice,
-        cluster::Cluster,
-        completion::{Completion, RolloutOf},
-        drain::Drained,
-        effect::{Effect, Made},
+        api::{
+            client::Cluster,
+            completion::{Completion, RolloutOf},
+            mutation::{Effect, Made},
+            preflight::Surroundings,
+        },
+        drain_filter::Drained,
+        preflight_warnings,
+        rbac::PolicyRule,
         revisions::{Fallback, History},
-        surroundings::Surroundings,
         workload::Workload,
     },
-    names::RequestId,
-    request::{Precondition, read_parameters},
-    response::{Change, Target},
 };
 
 /// Makes of the table of actions all that has an arm for each of them.
@@ -148,10 +154,8 @@ actions! {
     Drain: drain,
 }
 
-mod cordoning;
-mod paused;
-mod restart;
-mod suspension;
+pub mod request;
+pub mod shared;
 
 /// What is known of an action without any parameters.
 pub struct Descriptor {
@@ -164,22 +168,9 @@ pub struct Descriptor {
     /// Parameters that name no object in particular, in JSON.
     pub example: &'static str,
     /// The least that RBAC must allow for it in the target's namespace.
-    pub rules: &'static [Rule],
+    pub rules: &'static [PolicyRule],
     /// The least that RBAC must allow for it in the whole cluster, where the target is in no namespace.
-    pub cluster_rules: &'static [Rule],
-}
-
-/// One RBAC rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(deny_unknown_fields)]
-pub struct Rule {
-    /// API groups; the core group is empty.
-    pub api_groups: &'static [&'static str],
-    /// Resources in the plural.
-    pub resources: &'static [&'static str],
-    /// Verbs.
-    pub verbs: &'static [&'static str],
+    pub cluster_rules: &'static [PolicyRule],
 }
 
 /// What an action needs to know of the request beyond its parameters.
@@ -378,7 +369,7 @@ impl Plan {
         if let Todo::Make(..) = self.todo {
             let namespace = &self.target.namespace;
             let around = Surroundings::of(cluster, namespace, workload, asked.deadline).await;
-            self.warnings.extend(advice::on_rollout(workload, &around, asked.at));
+            self.warnings.extend(preflight_warnings::on_rollout(workload, &around, asked.at));
         }
         self
     }

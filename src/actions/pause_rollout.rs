@@ -4,19 +4,26 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, paused};
-use crate::{
-    error::ActionError,
-    k8s::{
-        cluster::Cluster,
-        completion::Completion,
-        workload::{Workload, WorkloadKind},
-    },
-    names::{Namespace, ObjectName, null_is_default},
-    response::Target,
-};
+use crate::actions::Asked;
+use crate::actions::CompletionOf;
+use crate::actions::Descriptor;
+use crate::actions::Plan;
+use crate::actions::Plannable;
+use crate::actions::Preview;
+use crate::k8s::rbac::PolicyRule;
+use crate::actions::Step;
+use crate::actions::shared::paused;
+use crate::contract::error::ActionError;
+use crate::k8s::api::client::Cluster;
+use crate::k8s::api::completion::Completion;
+use crate::k8s::workload::Workload;
+use crate::k8s::workload::WorkloadKind;
+use crate::contract::names::Namespace;
+use crate::contract::names::ObjectName;
+use crate::contract::names::null_is_default;
+use crate::contract::response::Target;
 
-pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "pause_rollout",
     aliases: &[],
     description: "Pause a Deployment: changes of its pod template are kept and not rolled out until \
@@ -24,7 +31,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   side by side. Scaling still works, restarts and rollbacks are refused. Unchanged if it \
                   is paused already.",
     example: r#"{"deployment":"web"}"#,
-    rules: &[Rule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] }],
+    rules: &[PolicyRule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] }],
     cluster_rules: &[],
 };
 
@@ -86,7 +93,7 @@ mod tests {
     use k8s_openapi::api::apps::v1::Deployment;
 
     use super::{super::Todo, *};
-    use crate::k8s::effect::Mutation;
+    use crate::k8s::api::mutation::Mutation;
 
     fn decide_on(spec: &str, updated: i32, marks: &str) -> Plan {
         let deployment: Deployment = serde_yaml_ng::from_str(&format!(

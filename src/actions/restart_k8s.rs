@@ -3,27 +3,38 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, ignored, restart::{self, Wishes}};
-use crate::{
-    k8s::{cluster::Cluster, surroundings, workload::WorkloadKind},
-    names::{Namespace, ObjectName, null_is_default},
-    response::Target,
-};
+use crate::actions::Asked;
+use crate::actions::Descriptor;
+use crate::actions::Plan;
+use crate::actions::Plannable;
+use crate::actions::Preview;
+use crate::k8s::rbac::PolicyRule;
+use crate::actions::Step;
+use crate::actions::ignored;
+use crate::actions::shared::restart;
+use crate::actions::shared::restart::Wishes;
+use crate::k8s::api::client::Cluster;
+use crate::k8s::api::preflight;
+use crate::k8s::workload::WorkloadKind;
+use crate::contract::names::Namespace;
+use crate::contract::names::ObjectName;
+use crate::contract::names::null_is_default;
+use crate::contract::response::Target;
 
-pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "restart_k8s",
     aliases: &["restart_deployment"],
     description: "Restart a Deployment: replace all its pods through its own rollout, at the pace \
                   that its strategy allows. Refused for a paused Deployment.",
     example: r#"{"deployment":"web"}"#,
     rules: &[
-        Rule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] },
+        PolicyRule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] },
         // Only with rollback_on_failure, for the revision to go back to.
-        Rule { api_groups: &["apps"], resources: &["replicasets"], verbs: &["list"] },
+        PolicyRule { api_groups: &["apps"], resources: &["replicasets"], verbs: &["list"] },
         restart::PODS,
-        surroundings::AUTOSCALERS,
-        surroundings::BUDGETS,
-        surroundings::CLAIMS,
+        preflight::AUTOSCALERS,
+        preflight::BUDGETS,
+        preflight::CLAIMS,
     ],
     cluster_rules: &[],
 };

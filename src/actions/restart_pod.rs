@@ -10,24 +10,34 @@ use kube::api::ApiResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, ignored,
-};
-use crate::{
-    error::{ActionError, Code},
-    k8s::{
-        cluster::Cluster,
-        completion::Completion,
-        disruption::{self, Verdict},
-        effect::Effect,
-        pods,
-        surroundings::{self, Surroundings},
-    },
-    names::{Namespace, ObjectName, null_is_default},
-    response::{Change, Target, rfc3339_millis},
-};
+use crate::actions::Asked;
+use crate::actions::CompletionOf;
+use crate::actions::Descriptor;
+use crate::actions::Plan;
+use crate::actions::Plannable;
+use crate::actions::Preview;
+use crate::k8s::rbac::PolicyRule;
+use crate::actions::Step;
+use crate::actions::Todo;
+use crate::actions::ignored;
+use crate::contract::error::ActionError;
+use crate::contract::error::Code;
+use crate::k8s::api::client::Cluster;
+use crate::k8s::api::completion::Completion;
+use crate::k8s::pdb;
+use crate::k8s::pdb::Verdict;
+use crate::k8s::api::mutation::Effect;
+use crate::k8s::pods;
+use crate::k8s::api::preflight;
+use crate::k8s::api::preflight::Surroundings;
+use crate::contract::names::Namespace;
+use crate::contract::names::ObjectName;
+use crate::contract::names::null_is_default;
+use crate::contract::response::Change;
+use crate::contract::response::Target;
+use crate::contract::response::rfc3339_millis;
 
-pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "restart_pod",
     aliases: &[],
     description: "Restart one pod: delete it with its own grace period, so that its controller \
@@ -36,8 +46,8 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
     example: r#"{"pod_name":"web-1"}"#,
     rules: &[
         // `list` only to find the replacement when it is waited for.
-        Rule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list", "delete"] },
-        surroundings::BUDGETS,
+        PolicyRule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list", "delete"] },
+        preflight::BUDGETS,
     ],
     cluster_rules: &[],
 };
@@ -142,7 +152,7 @@ fn deletion(pod: &Pod, owner: &str, asked: &Asked) -> Todo {
 }
 
 /// What differs once the target has gone.
-pub(super) fn disappears(target: &Target) -> Change {
+pub(crate) fn disappears(target: &Target) -> Change {
     let uid = target.uid.clone().unwrap_or_default();
     Change { path: "/metadata/uid".to_owned(), from: uid.into(), to: serde_json::Value::Null }
 }
@@ -190,15 +200,16 @@ fn warnings(pod: &Pod, controller: &OwnerReference) -> Vec<String> {
 
 /// A deletion is not stopped by a disruption budget, as an eviction would be.
 fn beyond_budget(pod: &Pod, budgets: &[PodDisruptionBudget]) -> Option<String> {
-    let Verdict::NoRoom(budget) = disruption::verdict(pod, budgets) else { return None };
-    let why = disruption::reason(budget, &[]);
+    let Verdict::NoRoom(budget) = pdb::verdict(pod, budgets) else { return None };
+    let why = pdb::reason(budget, &[]);
     Some(format!("{why}; a deletion does not ask it, evict_pod does"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{k8s::effect::Mutation, request::Precondition};
+    use crate::k8s::api::mutation::Mutation;
+    use crate::contract::precondition::Precondition;
 
     const OWNED: &str = ", ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, \
                          name: web-5d4f, uid: rs, controller: true}]";

@@ -3,14 +3,24 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, restart::{self, Wishes}};
-use crate::{
-    k8s::{cluster::Cluster, surroundings, workload::WorkloadKind},
-    names::{Namespace, ObjectName, null_is_default},
-    response::Target,
-};
+use crate::actions::Asked;
+use crate::actions::Descriptor;
+use crate::actions::Plan;
+use crate::actions::Plannable;
+use crate::actions::Preview;
+use crate::k8s::rbac::PolicyRule;
+use crate::actions::Step;
+use crate::actions::shared::restart;
+use crate::actions::shared::restart::Wishes;
+use crate::k8s::api::client::Cluster;
+use crate::k8s::api::preflight;
+use crate::k8s::workload::WorkloadKind;
+use crate::contract::names::Namespace;
+use crate::contract::names::ObjectName;
+use crate::contract::names::null_is_default;
+use crate::contract::response::Target;
 
-pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "restart_statefulset",
     aliases: &[],
     description: "Restart a StatefulSet: replace its pods one after the other, from the highest ordinal \
@@ -18,12 +28,12 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   partition that holds all pods) unless accept_on_delete is set.",
     example: r#"{"statefulset":"db"}"#,
     rules: &[
-        Rule { api_groups: &["apps"], resources: &["statefulsets"], verbs: &["get", "patch"] },
+        PolicyRule { api_groups: &["apps"], resources: &["statefulsets"], verbs: &["get", "patch"] },
         // Only with rollback_on_failure, for the revision to go back to.
-        Rule { api_groups: &["apps"], resources: &["controllerrevisions"], verbs: &["list"] },
+        PolicyRule { api_groups: &["apps"], resources: &["controllerrevisions"], verbs: &["list"] },
         restart::PODS,
-        surroundings::AUTOSCALERS,
-        surroundings::BUDGETS,
+        preflight::AUTOSCALERS,
+        preflight::BUDGETS,
     ],
     cluster_rules: &[],
 };

@@ -4,21 +4,28 @@ use k8s_openapi::api::batch::v1::CronJob;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, suspension};
-use crate::{
-    error::ActionError,
-    k8s::cluster::Cluster,
-    names::{Namespace, ObjectName, null_is_default},
-    response::Target,
-};
+use crate::actions::Asked;
+use crate::actions::Descriptor;
+use crate::actions::Plan;
+use crate::actions::Plannable;
+use crate::actions::Preview;
+use crate::k8s::rbac::PolicyRule;
+use crate::actions::Step;
+use crate::actions::shared::suspension;
+use crate::contract::error::ActionError;
+use crate::k8s::api::client::Cluster;
+use crate::contract::names::Namespace;
+use crate::contract::names::ObjectName;
+use crate::contract::names::null_is_default;
+use crate::contract::response::Target;
 
-pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "resume_cronjob",
     aliases: &[],
     description: "Resume a suspended CronJob: it starts Jobs by its schedule again. The last run that \
                   was missed meanwhile may start at once. Nothing is changed if it is not suspended.",
     example: r#"{"cronjob":"nightly"}"#,
-    rules: &[Rule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get", "patch"] }],
+    rules: &[PolicyRule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get", "patch"] }],
     cluster_rules: &[],
 };
 
@@ -77,7 +84,8 @@ fn missed_runs(cron_job: &CronJob) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{actions::Todo, k8s::effect::Mutation};
+    use crate::actions::Todo;
+    use crate::k8s::api::mutation::Mutation;
 
     fn decide_on(spec: &str) -> Plan {
         let cron_job: CronJob = serde_yaml_ng::from_str(&format!(

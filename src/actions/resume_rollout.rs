@@ -4,33 +4,40 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, paused, restart::PODS,
-};
-use crate::{
-    error::ActionError,
-    k8s::{
-        cluster::Cluster,
-        completion::{KnownBy, RolloutOf},
-        surroundings,
-        workload::{Workload, WorkloadKind},
-    },
-    names::{Namespace, ObjectName, null_is_default},
-    response::Target,
-};
+use crate::actions::Asked;
+use crate::actions::CompletionOf;
+use crate::actions::Descriptor;
+use crate::actions::Plan;
+use crate::actions::Plannable;
+use crate::actions::Preview;
+use crate::k8s::rbac::PolicyRule;
+use crate::actions::Step;
+use crate::actions::shared::paused;
+use crate::actions::shared::restart::PODS;
+use crate::contract::error::ActionError;
+use crate::k8s::api::client::Cluster;
+use crate::k8s::api::completion::KnownBy;
+use crate::k8s::api::completion::RolloutOf;
+use crate::k8s::api::preflight;
+use crate::k8s::workload::Workload;
+use crate::k8s::workload::WorkloadKind;
+use crate::contract::names::Namespace;
+use crate::contract::names::ObjectName;
+use crate::contract::names::null_is_default;
+use crate::contract::response::Target;
 
-pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "resume_rollout",
     aliases: &[],
     description: "Resume a paused Deployment: whatever was changed in its pod template meanwhile is \
                   rolled out now, all at once. Unchanged if it is not paused.",
     example: r#"{"deployment":"web"}"#,
     rules: &[
-        Rule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] },
+        PolicyRule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] },
         PODS,
-        surroundings::AUTOSCALERS,
-        surroundings::BUDGETS,
-        surroundings::CLAIMS,
+        preflight::AUTOSCALERS,
+        preflight::BUDGETS,
+        preflight::CLAIMS,
     ],
     cluster_rules: &[],
 };
@@ -93,7 +100,7 @@ mod tests {
     use k8s_openapi::api::apps::v1::Deployment;
 
     use super::{super::Todo, *};
-    use crate::k8s::effect::Mutation;
+    use crate::k8s::api::mutation::Mutation;
 
     fn decide_on(spec: &str, updated: i32, marks: &str) -> Plan {
         let deployment: Deployment = serde_yaml_ng::from_str(&format!(

@@ -11,27 +11,40 @@ use k8s_openapi::api::core::v1::Pod;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, ignored,
-    restart,
-};
-use crate::{
-    error::{ActionError, Code},
-    k8s::{
-        cluster::Cluster,
-        completion::{Completion, KnownBy, RolloutOf},
-        effect::Effect,
-        gitops,
-        marks::Marks,
-        revisions::{History, Revision, Wanted},
-        rollout, surroundings,
-        workload::{Workload, WorkloadKind},
-    },
-    names::{Namespace, ObjectName, null_is_default},
-    response::{Target, rfc3339_millis},
-};
+use crate::actions::Asked;
+use crate::actions::CompletionOf;
+use crate::actions::Descriptor;
+use crate::actions::Plan;
+use crate::actions::Plannable;
+use crate::actions::Preview;
+use crate::k8s::rbac::PolicyRule;
+use crate::actions::Step;
+use crate::actions::Todo;
+use crate::actions::ignored;
+use crate::actions::shared::restart;
+use crate::contract::error::ActionError;
+use crate::contract::error::Code;
+use crate::k8s::api::client::Cluster;
+use crate::k8s::api::completion::Completion;
+use crate::k8s::api::completion::KnownBy;
+use crate::k8s::api::completion::RolloutOf;
+use crate::k8s::api::mutation::Effect;
+use crate::k8s::gitops;
+use crate::k8s::applied_requests::Marks;
+use crate::k8s::revisions::History;
+use crate::k8s::revisions::Revision;
+use crate::k8s::revisions::Wanted;
+use crate::k8s::rollout;
+use crate::k8s::api::preflight;
+use crate::k8s::workload::Workload;
+use crate::k8s::workload::WorkloadKind;
+use crate::contract::names::Namespace;
+use crate::contract::names::ObjectName;
+use crate::contract::names::null_is_default;
+use crate::contract::response::Target;
+use crate::contract::response::rfc3339_millis;
 
-pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "rollback",
     aliases: &[],
     description: "Roll a Deployment, StatefulSet or DaemonSet back to its previous revision, or to the \
@@ -41,13 +54,13 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   that really differs. Refused for a paused Deployment.",
     example: r#"{"name":"web"}"#,
     rules: &[
-        Rule {
+        PolicyRule {
             api_groups: &["apps"],
             resources: &["deployments", "statefulsets", "daemonsets"],
             verbs: &["get", "patch"],
         },
         // Where the revisions are kept.
-        Rule {
+        PolicyRule {
             api_groups: &["apps"],
             resources: &["replicasets", "controllerrevisions"],
             verbs: &["list"],
@@ -55,9 +68,9 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
         // To say which pods a StatefulSet would wait for, and what the new pods' own trouble is when an
         // awaited rollout does not complete.
         restart::PODS,
-        surroundings::AUTOSCALERS,
-        surroundings::BUDGETS,
-        surroundings::CLAIMS,
+        preflight::AUTOSCALERS,
+        preflight::BUDGETS,
+        preflight::CLAIMS,
     ],
     cluster_rules: &[],
 };
@@ -287,7 +300,8 @@ fn completion(workload: &Workload, template: KnownBy) -> CompletionOf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::effect::{Made, Mutation};
+    use crate::k8s::api::mutation::Made;
+    use crate::k8s::api::mutation::Mutation;
 
     const OWNED: &str = "ownerReferences: [{apiVersion: apps/v1, kind: X, name: web, uid: u1, \
                          controller: true}]";

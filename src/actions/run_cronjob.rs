@@ -12,21 +12,31 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{
-    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, restart, suspension,
-};
-use crate::{
-    error::{ActionError, Code},
-    k8s::{
-        REQUEST_ID_ANNOTATION,
-        cluster::Cluster,
-        completion::Completion,
-        effect::{Effect, Made},
-    },
-    ledger::record::sha256,
-    names::{Namespace, ObjectName, null_is_default},
-    response::{Change, Target, rfc3339_millis},
-};
+use crate::actions::Asked;
+use crate::actions::CompletionOf;
+use crate::actions::Descriptor;
+use crate::actions::Plan;
+use crate::actions::Plannable;
+use crate::actions::Preview;
+use crate::k8s::rbac::PolicyRule;
+use crate::actions::Step;
+use crate::actions::Todo;
+use crate::actions::shared::restart;
+use crate::actions::shared::suspension;
+use crate::contract::error::ActionError;
+use crate::contract::error::Code;
+use crate::k8s::REQUEST_ID_ANNOTATION;
+use crate::k8s::api::client::Cluster;
+use crate::k8s::api::completion::Completion;
+use crate::k8s::api::mutation::Effect;
+use crate::k8s::api::mutation::Made;
+use crate::contract::digest::sha256;
+use crate::contract::names::Namespace;
+use crate::contract::names::ObjectName;
+use crate::contract::names::null_is_default;
+use crate::contract::response::Change;
+use crate::contract::response::Target;
+use crate::contract::response::rfc3339_millis;
 
 /// What kubectl, too, writes on a Job that a person has started.
 const INSTANTIATE_ANNOTATION: (&str, &str) = ("cronjob.kubernetes.io/instantiate", "manual");
@@ -41,7 +51,7 @@ const DIGEST: usize = 10;
 /// find it, or would start it a second time.
 const STAYS: i64 = 600;
 
-pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "run_cronjob",
     aliases: &[],
     description: "Run a CronJob now: start one Job from its template, outside of its schedule, whatever \
@@ -49,11 +59,11 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   Job is, and a failed one is told with its pod's last log lines.",
     example: r#"{"cronjob":"nightly"}"#,
     rules: &[
-        Rule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get"] },
-        Rule { api_groups: &["batch"], resources: &["jobs"], verbs: &["get", "create"] },
+        PolicyRule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get"] },
+        PolicyRule { api_groups: &["batch"], resources: &["jobs"], verbs: &["get", "create"] },
         // Only to say why a Job that is waited for does not complete.
         restart::PODS,
-        Rule { api_groups: &[""], resources: &["pods/log"], verbs: &["get"] },
+        PolicyRule { api_groups: &[""], resources: &["pods/log"], verbs: &["get"] },
     ],
     cluster_rules: &[],
 };
@@ -233,7 +243,7 @@ fn warnings(cron_job: &CronJob) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::effect::Mutation;
+    use crate::k8s::api::mutation::Mutation;
 
     fn cron_job(spec: &str, template: &str, job: &str) -> DynamicObject {
         serde_yaml_ng::from_str(&format!(

@@ -8,28 +8,39 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{
-    Asked, CompletionOf, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, restart,
-};
-use crate::{
-    error::{ActionError, Code},
-    k8s::{
-        autoscaling::{autoscaler_of, scaled_object_of},
-        cluster::Cluster,
-        completion::Completion,
-        effect::{Effect, has_scaled},
-        rollout::{self, Verdict},
-        surroundings,
-        workload::{Workload, WorkloadKind},
-    },
-    names::{Namespace, ObjectName, null_is_default},
-    response::{Change, Target},
-};
+use crate::actions::Asked;
+use crate::actions::CompletionOf;
+use crate::actions::Descriptor;
+use crate::actions::Plan;
+use crate::actions::Plannable;
+use crate::actions::Preview;
+use crate::k8s::rbac::PolicyRule;
+use crate::actions::Step;
+use crate::actions::Todo;
+use crate::actions::shared::restart;
+use crate::contract::error::ActionError;
+use crate::contract::error::Code;
+use crate::k8s::autoscaling::autoscaler_of;
+use crate::k8s::autoscaling::scaled_object_of;
+use crate::k8s::api::client::Cluster;
+use crate::k8s::api::completion::Completion;
+use crate::k8s::api::mutation::Effect;
+use crate::k8s::api::mutation::has_scaled;
+use crate::k8s::rollout;
+use crate::k8s::rollout::Verdict;
+use crate::k8s::api::preflight;
+use crate::k8s::workload::Workload;
+use crate::k8s::workload::WorkloadKind;
+use crate::contract::names::Namespace;
+use crate::contract::names::ObjectName;
+use crate::contract::names::null_is_default;
+use crate::contract::response::Change;
+use crate::contract::response::Target;
 
 /// Where the number stands (RFC 6901).
 const REPLICAS_POINTER: &str = "/spec/replicas";
 
-pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "scale",
     aliases: &[],
     description: "Set how many replicas a Deployment, StatefulSet or ReplicaSet has: to a number \
@@ -39,18 +50,18 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
                   available and none is too many.",
     example: r#"{"name":"web","replicas":3}"#,
     rules: &[
-        Rule {
+        PolicyRule {
             api_groups: &["apps"],
             resources: &["deployments", "statefulsets", "replicasets"],
             verbs: &["get"],
         },
-        Rule {
+        PolicyRule {
             api_groups: &["apps"],
             resources: &["deployments/scale", "statefulsets/scale", "replicasets/scale"],
             verbs: &["patch"],
         },
         // Who else sets the number.
-        surroundings::AUTOSCALERS,
+        preflight::AUTOSCALERS,
         restart::PODS,
     ],
     cluster_rules: &[],
@@ -324,7 +335,8 @@ mod tests {
     use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 
     use super::*;
-    use crate::{actions::ActionKind, k8s::effect::Mutation};
+    use crate::actions::ActionKind;
+    use crate::k8s::api::mutation::Mutation;
 
     fn read(parameters: &str) -> Result<Parameters, ActionError> {
         let text = format!(r#"{{"name":"web","namespace":"shop",{parameters}}}"#);

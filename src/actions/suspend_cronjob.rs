@@ -4,21 +4,28 @@ use k8s_openapi::api::batch::v1::CronJob;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, suspension};
-use crate::{
-    error::ActionError,
-    k8s::cluster::Cluster,
-    names::{Namespace, ObjectName, null_is_default},
-    response::Target,
-};
+use crate::actions::Asked;
+use crate::actions::Descriptor;
+use crate::actions::Plan;
+use crate::actions::Plannable;
+use crate::actions::Preview;
+use crate::k8s::rbac::PolicyRule;
+use crate::actions::Step;
+use crate::actions::shared::suspension;
+use crate::contract::error::ActionError;
+use crate::k8s::api::client::Cluster;
+use crate::contract::names::Namespace;
+use crate::contract::names::ObjectName;
+use crate::contract::names::null_is_default;
+use crate::contract::response::Target;
 
-pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "suspend_cronjob",
     aliases: &[],
     description: "Suspend a CronJob: it starts no Jobs until resume_cronjob. Jobs that run already go \
                   on. Nothing is changed if it is suspended already.",
     example: r#"{"cronjob":"nightly"}"#,
-    rules: &[Rule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get", "patch"] }],
+    rules: &[PolicyRule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get", "patch"] }],
     cluster_rules: &[],
 };
 
@@ -70,10 +77,9 @@ fn decide(target: Target, cron_job: &CronJob, asked: &Asked) -> Result<Plan, Act
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        actions::Todo,
-        k8s::effect::{Made, Mutation},
-    };
+    use crate::actions::Todo;
+    use crate::k8s::api::mutation::Made;
+    use crate::k8s::api::mutation::Mutation;
 
     fn decide_on(spec: &str, metadata: &str) -> Plan {
         let cron_job: CronJob = serde_yaml_ng::from_str(&format!(

@@ -4,22 +4,29 @@ use k8s_openapi::api::core::v1::Node;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, Descriptor, Plan, Plannable, Preview, Rule, Step, Todo, cordoning};
-use crate::{
-    error::ActionError,
-    k8s::{cluster::Cluster, nodes},
-    names::ObjectName,
-    response::Target,
-};
+use crate::actions::Asked;
+use crate::actions::Descriptor;
+use crate::actions::Plan;
+use crate::actions::Plannable;
+use crate::actions::Preview;
+use crate::k8s::rbac::PolicyRule;
+use crate::actions::Step;
+use crate::actions::Todo;
+use crate::actions::shared::cordoning;
+use crate::contract::error::ActionError;
+use crate::k8s::api::client::Cluster;
+use crate::k8s::nodes;
+use crate::contract::names::ObjectName;
+use crate::contract::response::Target;
 
-pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "uncordon",
     aliases: &[],
     description: "Uncordon a node: new pods may be scheduled onto it again. Pods that were evicted do \
                   not come back by themselves.",
     example: r#"{"node":"worker-1"}"#,
     rules: &[],
-    cluster_rules: &[Rule { api_groups: &[""], resources: &["nodes"], verbs: &["get", "patch"] }],
+    cluster_rules: &[PolicyRule { api_groups: &[""], resources: &["nodes"], verbs: &["get", "patch"] }],
 };
 
 /// What `uncordon` acts upon.
@@ -74,7 +81,7 @@ fn decide(node: &Node, asked: &Asked) -> Result<Plan, ActionError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::effect::Mutation;
+    use crate::k8s::api::mutation::Mutation;
 
     fn node(yaml: &str) -> Node {
         serde_yaml_ng::from_str(&format!(

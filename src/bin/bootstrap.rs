@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use action_executor::{config::Settings, entry::lambda, logging};
+use action_executor::{config::Settings, lambda, telemetry::logging};
 
 fn main() -> ExitCode {
     let settings = Settings::from_env();

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 
-use crate::response::Target;
+use crate::contract::response::Target;
 
 /// The label that KEDA sets on the autoscalers that it makes.
 const SCALED_OBJECT_LABEL: &str = "scaledobject.keda.sh/name";

@@ -5,28 +5,19 @@
 //! [`effect`], [`completion`], [`jobs`], [`surroundings`]) and decide nothing about actions: they know
 //! deadlines, retries and how to find out what became of a write whose answer was lost.
 
-pub mod advice;
+pub mod api;
+pub mod applied_requests;
 pub mod autoscaling;
-pub mod cluster;
-pub mod completion;
-pub mod connect;
-pub mod disruption;
-pub mod drain;
-pub mod effect;
-#[cfg(feature = "lambda")]
-pub mod eks;
-pub mod fault;
+pub mod drain_filter;
 pub mod gitops;
-pub mod jobs;
-pub mod marks;
 pub mod nodes;
+pub mod pdb;
 pub mod pods;
+pub mod preflight_warnings;
+pub mod rbac;
 pub mod restart;
-pub mod retry;
 pub mod revisions;
 pub mod rollout;
-pub mod surroundings;
-pub(crate) mod warnings;
 pub mod workload;
 
 /// The name under which the cluster records our changes (`managedFields`).

@@ -6,7 +6,7 @@
 use k8s_openapi::api::core::v1::{Node, Taint};
 use serde_json::{Value, json};
 
-use crate::response::Change;
+use crate::contract::response::Change;
 
 /// The taint that the node controller puts on a cordoned node, and takes away with the cordon.
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";

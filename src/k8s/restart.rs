@@ -7,8 +7,10 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use super::{REQUEST_ID_ANNOTATION, workload::Workload};
-use crate::response::Change;
+use crate::{
+    contract::response::Change,
+    k8s::{REQUEST_ID_ANNOTATION, workload::Workload},
+};
 
 /// The annotation that kubectl writes (`polymorphichelpers/objectrestarter.go`).
 pub const RESTARTED_AT_ANNOTATION: &str = "kubectl.kubernetes.io/restartedAt";

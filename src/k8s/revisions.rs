@@ -19,15 +19,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::{
-    REQUEST_ID_ANNOTATION,
-    cluster::Cluster,
-    completion::{KnownBy, digest_of},
-    pods,
-    restart::RESTARTED_AT_ANNOTATION,
-    workload::{Workload, WorkloadKind},
+use crate::{
+    contract::{digest::sha256, error::ActionError, response::Change},
+    k8s::{
+        REQUEST_ID_ANNOTATION,
+        api::{
+            client::Cluster,
+            completion::{KnownBy, digest_of},
+        },
+        pods,
+        restart::RESTARTED_AT_ANNOTATION,
+        workload::{Workload, WorkloadKind},
+    },
 };
-use crate::{error::ActionError, ledger::record::sha256, response::Change};
 
 /// The number of a ReplicaSet's revision (`deploymentutil.RevisionAnnotation`).
 const REVISION_ANNOTATION: &str = "deployment.kubernetes.io/revision";

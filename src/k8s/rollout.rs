@@ -7,7 +7,7 @@
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 
-use super::workload::Workload;
+use crate::k8s::workload::Workload;
 
 /// Where a rollout stands.
 #[derive(Clone, Debug, PartialEq, Eq)]

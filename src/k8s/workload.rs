@@ -17,10 +17,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::cluster::Cluster;
 use crate::{
-    error::{ActionError, Code},
-    response::Target,
+    contract::{
+        error::{ActionError, Code},
+        response::Target,
+    },
+    k8s::api::client::Cluster,
 };
 
 /// A kind of workload, all of them in the group `apps/v1`.

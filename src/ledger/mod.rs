@@ -8,7 +8,7 @@
 //!
 //! Clocks only say when a claim may be taken over, never whether an effect is made twice: that the
 //! effect itself prevents, being bound to the object as it was read and leaving its mark (see
-//! [`crate::k8s::effect`]). So clocks that differ cost at most patience.
+//! [`crate::k8s::api::mutation`]). So clocks that differ cost at most patience.
 //!
 //! This room writes Events and knows no action; what became of an effect is for its caller to find out.
 
@@ -18,27 +18,33 @@ use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Event;
 use tokio::time::Instant;
 
-use self::record::{Intent, Record, State, Subject};
 use crate::{
-    actions::Rule,
-    error::{ActionError, Code},
-    k8s::{
-        cluster::{Call, Cluster},
-        effect::{Effect, Made},
-        fault::Fault,
+    contract::{
+        error::{ActionError, Code},
+        response::{ActionResponse, Outcome},
     },
-    response::{ActionResponse, Outcome},
+    k8s::{
+        api::{
+            client::{Call, Cluster},
+            error::Fault,
+            mutation::{Effect, Made},
+        },
+        rbac::PolicyRule,
+    },
+    ledger::record::{Intent, Record, State, Subject},
 };
 
+pub mod history;
 pub mod record;
 
 /// What RBAC must allow in the target's namespace for every action.
-pub const RULE: Rule =
-    Rule { api_groups: &[""], resources: &["events"], verbs: &["create", "get", "patch"] };
+pub const RULE: PolicyRule =
+    PolicyRule { api_groups: &[""], resources: &["events"], verbs: &["create", "get", "patch"] };
 
 /// What a server's history needs besides, in a namespace that it tells of: the records of all requests,
 /// and not only the one whose name is known. No action needs it.
-pub const HISTORY: Rule = Rule { api_groups: &[""], resources: &["events"], verbs: &["list"] };
+pub const HISTORY: PolicyRule =
+    PolicyRule { api_groups: &[""], resources: &["events"], verbs: &["list"] };
 
 /// How long a claim outlasts the time that its holder has for its calls.
 const AFTER_DEADLINE: Duration = Duration::from_secs(2);

@@ -13,21 +13,22 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::core::ObjectMeta;
-use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{
-    actions::CompletionOf,
-    error::ActionError,
+    actions::{CompletionOf, request::ActionRequest},
+    contract::{
+        digest::sha256,
+        error::ActionError,
+        names::RequestId,
+        response::{ActionResponse, Outcome, RolloutState, Target, rfc3339_millis},
+    },
     k8s::{
         FIELD_MANAGER,
-        effect::{Effect, Made},
+        api::mutation::{Effect, Made},
         revisions::Fallback,
     },
-    names::RequestId,
-    request::ActionRequest,
-    response::{ActionResponse, Outcome, RolloutState, Target, rfc3339_millis},
 };
 
 /// The label that all our Events carry (one of the recommended labels of Kubernetes).
@@ -342,7 +343,7 @@ pub fn event_name(id: &RequestId) -> String {
 }
 
 /// The API server's own clock: when it last wrote the object for us, else when it made it.
-pub(super) fn written_at(metadata: &ObjectMeta) -> Option<DateTime<Utc>> {
+pub(crate) fn written_at(metadata: &ObjectMeta) -> Option<DateTime<Utc>> {
     let entries = metadata.managed_fields.iter().flatten();
     let times = entries.filter_map(|entry| entry.time.as_ref());
     let time = times.max().or(metadata.creation_timestamp.as_ref())?;
@@ -399,12 +400,6 @@ fn payload_digest(request: &ActionRequest) -> String {
     sha256(json_text(&payload).as_bytes())
 }
 
-/// SHA-256 in hexadecimal.
-#[must_use]
-pub fn sha256(bytes: &[u8]) -> String {
-    digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// At most `limit` bytes, cut between characters.
 fn cut(mut text: String, limit: usize) -> String {
     if text.len() > limit {
@@ -416,12 +411,11 @@ fn cut(mut text: String, limit: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::k8s::{
-        completion::{KnownBy, RolloutOf},
+        api::completion::{KnownBy, RolloutOf},
         workload::WorkloadKind,
     };
-
-    use super::*;
 
     fn request(text: &str) -> ActionRequest {
         ActionRequest::parse(text.as_bytes()).expect("is a request")

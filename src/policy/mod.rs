@@ -4,7 +4,7 @@
 //! at all. What is accepted here is checked whole: a name that is no action, a pattern that cannot
 //! match, a number out of its bounds are errors that name line and column. [`verdict`] holds a request
 //! against a policy, [`admission`] says the same to the API server; how the file is read is no concern of
-//! this room ([`crate::document`]). Nothing here asks the cluster or the clock.
+//! this room ([`crate::config::reload`]). Nothing here asks the cluster or the clock.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -13,14 +13,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     actions::ActionKind,
-    budget::spent::{Limits, Quota},
-    document::Document,
-    names::{Namespace, ObjectName},
-    request::only_object,
+    config::reload::Document,
+    contract::{
+        json::only_object,
+        names::{Namespace, ObjectName},
+    },
+    policy::budget::usage::{Limits, Quota},
 };
 
-pub mod admission;
-pub mod verdict;
+pub mod approval;
+pub mod budget;
+pub mod evaluate;
 
 /// What a person allows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -529,7 +532,7 @@ impl Default for State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{ActionError, Code};
+    use crate::contract::error::{ActionError, Code};
 
     fn parse(text: &str) -> Result<Policy, ActionError> {
         Policy::parse(text, "policy.yaml")

@@ -2,7 +2,12 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 
-use action_executor::{actions::ActionKind, budget, document::Document, policy::Policy, rbac};
+use action_executor::{
+    actions::ActionKind,
+    config::reload::Document,
+    manifests::rbac,
+    policy::{Policy, budget},
+};
 use serde_json::{Value, json};
 
 use crate::{

@@ -3,7 +3,10 @@
 use std::{env, path::Path, process::Command};
 
 use action_executor::{
-    actions::ActionKind, approval, budget, document::Document, policy::Policy, rbac,
+    actions::ActionKind,
+    config::reload::Document,
+    manifests::rbac,
+    policy::{Policy, approval, budget},
 };
 use k8s_openapi::api::core::v1::Event;
 use kube::api::{ListParams, Patch};

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use action_executor::{callers::keys::Keys, document::Document, ledger::record::sha256};
+use action_executor::{auth::keys::Keys, config::reload::Document, contract::digest::sha256};
 use k8s_openapi::api::{
     core::v1::Event,
     rbac::v1::{ClusterRole, ClusterRoleBinding},
@@ -167,7 +167,7 @@ fn no_key_and_no_token_reaches_the_log() {
 }
 
 /// A server with an account of its own that has these rights in the cluster.
-async fn server(namespace: &Namespace, rules: &[action_executor::actions::Rule]) -> Server {
+async fn server(namespace: &Namespace, rules: &[action_executor::k8s::rbac::PolicyRule]) -> Server {
     let account = namespace
         .account(
             "server",
@@ -222,7 +222,7 @@ fn request(namespace: &Namespace, simulate: bool) -> Vec<u8> {
 async fn a_cluster_token_opens_what_rbac_says() {
     let namespace = shared().namespace("callers").await;
     namespace.running_deployment("web", 1).await;
-    let server = server(&namespace, &action_executor::callers::tokens::RULES).await;
+    let server = server(&namespace, &action_executor::auth::token_review::RULES).await;
     caller(&namespace, &["simulate"]).await;
     let token = bearer(&namespace.token("agent", &["action-executor"]).await);
 
@@ -260,7 +260,7 @@ fn calls(server: &Server) -> u64 {
 async fn a_recognised_token_opens_where_unknown_ones_are_not_looked_at() {
     let namespace = shared().namespace("barred").await;
     namespace.running_deployment("web", 1).await;
-    let server = server(&namespace, &action_executor::callers::tokens::RULES).await;
+    let server = server(&namespace, &action_executor::auth::token_review::RULES).await;
     caller(&namespace, &["simulate"]).await;
     let token = bearer(&namespace.token("agent", &["action-executor"]).await);
     assert_eq!(execute(&server, &request(&namespace, true), &token).status, 200);
@@ -281,7 +281,7 @@ async fn a_recognised_token_opens_where_unknown_ones_are_not_looked_at() {
 async fn whom_the_server_recognised_stands_in_the_audit() {
     let namespace = shared().namespace("audit_caller").await;
     namespace.running_deployment("web", 1).await;
-    let server = server(&namespace, &action_executor::callers::tokens::RULES).await;
+    let server = server(&namespace, &action_executor::auth::token_review::RULES).await;
     caller(&namespace, &["execute"]).await;
     let token = bearer(&namespace.token("agent", &["action-executor"]).await);
     let done = execute(&server, &request(&namespace, false), &token);

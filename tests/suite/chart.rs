@@ -16,7 +16,10 @@ use std::{
 };
 
 use action_executor::{
-    actions::ActionKind, approval, budget, document::Document, ledger, policy::Policy,
+    actions::ActionKind,
+    config::reload::Document,
+    ledger,
+    policy::{Policy, approval, budget},
 };
 use k8s_openapi::api::core::v1::{Pod, Secret, Service, ServiceAccount};
 use kube::{
@@ -221,7 +224,7 @@ fn the_server_may_ask_about_its_callers_and_no_more() {
     let documents = rendered(&json!({}));
     let role = documents.iter().find(|document| document["kind"] == "ClusterRole");
     let rules = &role.expect("there is one")["rules"];
-    assert_eq!(*rules, json!(action_executor::callers::tokens::RULES));
+    assert_eq!(*rules, json!(action_executor::auth::token_review::RULES));
 }
 
 #[test]
@@ -256,7 +259,7 @@ fn with_tls_everybody_in_the_cluster_speaks_it() {
     // Certificates alone are a way to say who one is, and RBAC is asked what they may.
     assert!(!container["args"].to_string().contains("--insecure-open"));
     let rules = &of_kind("ClusterRole")["rules"];
-    assert_eq!(*rules, json!(action_executor::callers::tokens::RULES));
+    assert_eq!(*rules, json!(action_executor::auth::token_review::RULES));
 
     let port = &of_kind("Service")["spec"]["ports"][0];
     assert_eq!((&port["name"], &port["appProtocol"]), (&json!("https"), &json!("https")));

@@ -202,7 +202,7 @@ fn what_is_no_event_of_ours_is_refused() {
 #[test]
 fn who_does_not_say_who_they_are_learns_nothing_of_an_event() {
     let keys = crate::program::scratch("keys.yaml");
-    let sha256 = action_executor::ledger::record::sha256(b"secret");
+    let sha256 = action_executor::contract::digest::sha256(b"secret");
     std::fs::write(
         &keys,
         format!("version: 1\nkeys: [{{name: pager, sha256: {sha256}, namespaces: [shop]}}]\n"),

@@ -3,9 +3,8 @@
 use std::{fs, path::PathBuf};
 
 use action_executor::{
-    actions::{ActionKind, Descriptor},
-    error::Code,
-    request::ActionRequest,
+    actions::{ActionKind, Descriptor, request::ActionRequest},
+    contract::error::Code,
 };
 use serde_json::{Value, json};
 

@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf};
 
-use action_executor::ledger::record::sha256;
+use action_executor::contract::digest::sha256;
 use serde_json::Value;
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use action_executor::{actions::ActionKind, ledger, ledger::record::sha256};
+use action_executor::{actions::ActionKind, contract::digest::sha256, ledger};
 use serde_json::{Value, json};
 
 use crate::{

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use action_executor::{failpoint::Failpoint, ledger::record::sha256};
+use action_executor::{contract::digest::sha256, executor::failpoint::Failpoint};
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 

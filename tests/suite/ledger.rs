@@ -18,7 +18,7 @@ use std::{
 
 use action_executor::{
     actions::{ActionKind, Descriptor},
-    failpoint::Failpoint,
+    executor::failpoint::Failpoint,
 };
 use k8s_openapi::api::core::v1::Event;
 use kube::{Api, api::ListParams};

@@ -1,8 +1,18 @@
 //! What a person has set as limits, held against real requests through every door.
 
-use std::{fs, io::Read, io::Seek, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::{Read, Seek},
+    path::PathBuf,
+    time::Duration,
+};
 
-use action_executor::{actions::ActionKind, budget, document::Document, policy::Policy, rbac};
+use action_executor::{
+    actions::ActionKind,
+    config::reload::Document,
+    manifests::rbac,
+    policy::{Policy, budget},
+};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Patch, PostParams};
 use serde_json::{Value, json};

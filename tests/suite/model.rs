@@ -13,13 +13,11 @@ use std::{
 };
 
 use action_executor::{
-    config::Settings,
-    context::Context,
-    document::Followed,
-    handler::handle,
-    k8s::cluster::Cluster,
-    request::ActionRequest,
-    response::{ActionResponse, Outcome},
+    actions::request::ActionRequest,
+    config::{Settings, reload::Followed},
+    contract::response::{ActionResponse, Outcome},
+    executor::{context::Context, handle},
+    k8s::api::client::Cluster,
 };
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};

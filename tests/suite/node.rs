@@ -5,7 +5,12 @@
 
 use std::path::PathBuf;
 
-use action_executor::{actions::ActionKind, budget, document::Document, policy::Policy, rbac};
+use action_executor::{
+    actions::ActionKind,
+    config::reload::Document,
+    manifests::rbac,
+    policy::{Policy, budget},
+};
 use k8s_openapi::api::{
     batch::v1::{CronJob, Job},
     core::v1::{ConfigMap, Pod},

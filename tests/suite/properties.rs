@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use action_executor::request::{ActionRequest, MAX_REQUEST_BYTES};
+use action_executor::actions::request::{ActionRequest, MAX_REQUEST_BYTES};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

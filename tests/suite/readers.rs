@@ -5,13 +5,13 @@
 use std::time::Duration;
 
 use action_executor::{
-    callers::keys::Keys,
-    document::Document,
-    entry::http::negotiation::{
+    actions::request::ActionRequest,
+    auth::keys::Keys,
+    config::reload::Document,
+    http::headers::{
         TIMEOUT_HEADERS, check_accept, check_content_type, client_timeout, header, idempotency_key,
     },
     policy::Policy,
-    request::ActionRequest,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use action_executor::{failpoint::Failpoint, k8s::workload::WorkloadKind};
+use action_executor::{executor::failpoint::Failpoint, k8s::workload::WorkloadKind};
 use hyper::Method;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::ResourceQuota};
 use kube::{ResourceExt, api::Patch};

@@ -1,6 +1,6 @@
 //! `scale` on a real API server.
 
-use action_executor::failpoint::Failpoint;
+use action_executor::executor::failpoint::Failpoint;
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet, StatefulSet},
     autoscaling::v2::HorizontalPodAutoscaler,

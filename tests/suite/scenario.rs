@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use action_executor::{actions::ActionKind, k8s::marks::Marks};
+use action_executor::{actions::ActionKind, k8s::applied_requests::Marks};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, StatefulSet},
     batch::v1::{CronJob, Job},

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use action_executor::{callers::tokens::RULES, ledger::record::sha256};
+use action_executor::{auth::token_review::RULES, contract::digest::sha256};
 use serde_json::json;
 
 use crate::{

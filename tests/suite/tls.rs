@@ -258,7 +258,7 @@ fn a_certificate_whose_authority_is_gone_proves_nothing_on_an_old_connection() {
 #[test]
 fn of_a_token_and_a_certificate_the_token_counts() {
     let (authority, clients) = (Authority::new(), Authority::new());
-    let digest = action_executor::ledger::record::sha256(KEY.as_bytes());
+    let digest = action_executor::contract::digest::sha256(KEY.as_bytes());
     let keys = format!(
         "keys: [{{name: by-certificate, certificate: proxy}}, \
          {{name: by-key, sha256: {digest}, actions: [drain]}}]"
@@ -283,7 +283,7 @@ async fn the_clusters_rbac_knows_a_certificates_user_and_groups() {
             json!([{ "apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get", "patch"] }]),
         )
         .await;
-    let asked = json!(action_executor::callers::tokens::RULES);
+    let asked = json!(action_executor::auth::token_review::RULES);
     namespace.grant_everywhere("server", asked).await;
     namespace
         .create::<Role>(json!({ "metadata": { "name": "callers" }, "rules": [{

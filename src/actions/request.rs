@@ -1,0 +1,479 @@
+//! The request, and how bytes become one.
+//!
+//! Parsing has two phases, so that an error can always name the field at fault: first the envelope,
+//! with `parameters` left unread, then the parameters, by the action that owns them. What is
+//! accepted here is checked whole; nothing further in looks at text again. The same function reads
+//! the request at every entry point, and it makes no calls.
+
+use std::{fmt, time::Duration};
+
+use chrono::{DateTime, Utc};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+use serde_json::value::RawValue;
+
+use crate::{
+    actions::{Action, ActionKind},
+    contract::{
+        error::{ActionError, Code},
+        json::{only_object_or_null, read},
+        names::{AuditText, RequestId},
+        precondition::Precondition,
+    },
+};
+
+/// The longest request that is read, in bytes.
+pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
+
+/// The longest wait that a request may ask for, in seconds.
+pub const MAX_TIMEOUT_SECONDS: u64 = 3600;
+
+/// One action to do: which, on what, and under which conditions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ActionRequest {
+    /// The action with its parameters.
+    pub action: Action,
+    /// Only tell what would happen. True unless the request says otherwise.
+    pub simulate: bool,
+    /// The idempotency key.
+    pub id: Option<RequestId>,
+    /// Who asks.
+    pub requester: Option<AuditText>,
+    /// Why.
+    pub reason: Option<AuditText>,
+    /// When the request was made.
+    pub issued_at: Option<DateTime<Utc>>,
+    /// Wait until the effect is complete.
+    pub wait: bool,
+    /// The bound on the whole action, waiting included.
+    pub timeout: Option<Duration>,
+    /// Act only if the target still is this one.
+    pub precondition: Option<Precondition>,
+}
+
+/// The request's JSON form, generic over how far `parameters` has been read.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Envelope")]
+struct Envelope<P> {
+    /// The action.
+    #[serde(rename = "type")]
+    kind: String,
+    /// The action's own parameters.
+    parameters: P,
+    /// Only tell what would happen: true unless said otherwise.
+    #[serde(default = "simulate_by_default")]
+    simulate: bool,
+    /// Idempotency key; without one an id is made, for the audit only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<RequestId>,
+    /// Who asks; for the audit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    requester: Option<AuditText>,
+    /// Why; for the audit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason: Option<AuditText>,
+    /// When the request was made (RFC 3339).
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "write_time",
+        deserialize_with = "read_time"
+    )]
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
+    issued_at: Option<DateTime<Utc>>,
+    /// Wait until the effect is complete: the rollout done, the pod replaced.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    wait: bool,
+    /// Bound on the whole action in seconds, waiting included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3600))]
+    timeout_seconds: Option<u64>,
+    /// Act only if the target still is this one.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "only_object_or_null"
+    )]
+    #[schemars(with = "Option<Precondition>")]
+    precondition: Option<Precondition>,
+}
+
+fn simulate_by_default() -> bool {
+    true
+}
+
+fn write_time<S: Serializer>(time: &Option<DateTime<Utc>>, to: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)).serialize(to)
+}
+
+/// RFC 3339, told without repeating the value.
+fn read_time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<DateTime<Utc>>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
+    DateTime::parse_from_rfc3339(&text)
+        .map(|time| Some(time.to_utc()))
+        .map_err(|_| serde::de::Error::custom("must be an RFC 3339 time, as 2026-01-31T12:00:00Z"))
+}
+
+impl ActionRequest {
+    /// Reads a request from JSON.
+    ///
+    /// # Errors
+    /// [`Code::PayloadTooLarge`] beyond [`MAX_REQUEST_BYTES`], else [`Code::InvalidRequest`] with
+    /// the path of the field at fault: invalid UTF-8 or JSON, NUL, an unknown or repeated field, a
+    /// wrong type, a missing parameter, a name that Kubernetes would not take.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ActionError> {
+        let text = checked_text(bytes)?;
+        let envelope: Envelope<&RawValue> =
+            read(text, "").map_err(|error| hint_at_the_shape(text, error))?;
+        let action = ActionKind::named(&envelope.kind)?.parse(envelope.parameters.get())?;
+        if action.rollback_on_failure() && !envelope.wait {
+            let what = "needs wait: whether it fails is known only to who waits";
+            return Err(ActionError::in_field("parameters.rollback_on_failure", what));
+        }
+        Ok(ActionRequest {
+            action,
+            simulate: envelope.simulate,
+            id: envelope.id,
+            requester: envelope.requester,
+            reason: envelope.reason,
+            issued_at: envelope.issued_at,
+            wait: envelope.wait,
+            timeout: envelope.timeout_seconds.map(checked_timeout).transpose()?,
+            precondition: envelope.precondition,
+        })
+    }
+}
+
+/// An id that came beside the request, from a header or a variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The id.
+    pub id: RequestId,
+    /// Where it came from, for messages.
+    pub from: &'static str,
+}
+
+impl Key {
+    /// Checks what came from there.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] naming where it came from.
+    pub fn new(text: &str, from: &'static str) -> Result<Self, ActionError> {
+        let id = RequestId::try_from(text.to_owned());
+        id.map(|id| Key { id, from }).map_err(|what| ActionError::in_field(from, what))
+    }
+}
+
+impl ActionRequest {
+    /// The request under the id that came beside it, if one did.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] if the request has another id of its own.
+    pub fn keyed(mut self, key: Option<&Key>) -> Result<Self, ActionError> {
+        let Some(key) = key else { return Ok(self) };
+        if self.id.as_ref().is_some_and(|id| *id != key.id) {
+            return Err(ActionError::in_field("id", format!("differs from {}", key.from)));
+        }
+        self.id = Some(key.id.clone());
+        Ok(self)
+    }
+}
+
+impl Serialize for ActionRequest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Envelope {
+            kind: self.action.kind().name().to_owned(),
+            parameters: &self.action,
+            simulate: self.simulate,
+            id: self.id.clone(),
+            requester: self.requester.clone(),
+            reason: self.reason.clone(),
+            issued_at: self.issued_at,
+            wait: self.wait,
+            timeout_seconds: self.timeout.map(|timeout| timeout.as_secs()),
+            precondition: self.precondition.clone(),
+        }
+        .serialize(serializer)
+    }
+}
+
+pub(crate) fn checked_text(bytes: &[u8]) -> Result<&str, ActionError> {
+    if bytes.len() > MAX_REQUEST_BYTES {
+        return Err(ActionError::new(
+            Code::PayloadTooLarge,
+            format!("the request is longer than {MAX_REQUEST_BYTES} bytes"),
+        ));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let at = error.valid_up_to();
+        ActionError::new(Code::InvalidRequest, format!("the request is not UTF-8 at byte {at}"))
+    })?;
+    if let Some(at) = text.find('\0') {
+        let detail = format!("the request holds a NUL at byte {at}");
+        return Err(ActionError::new(Code::InvalidRequest, detail));
+    }
+    if text.trim().is_empty() {
+        return Err(ActionError::new(Code::InvalidRequest, "the request is empty").with_hint(
+            r#"send JSON, as {"type":"restart_k8s","parameters":{"deployment":"web"}}"#,
+        ));
+    }
+    Ok(text)
+}
+
+fn checked_timeout(seconds: u64) -> Result<Duration, ActionError> {
+    if (1..=MAX_TIMEOUT_SECONDS).contains(&seconds) {
+        return Ok(Duration::from_secs(seconds));
+    }
+    let what = format!("must be from 1 to {MAX_TIMEOUT_SECONDS}");
+    Err(ActionError::in_field("timeout_seconds", what))
+}
+
+/// A first guess at a common mistake: a list of requests, or one inside another layer.
+fn hint_at_the_shape(text: &str, error: ActionError) -> ActionError {
+    match text.trim_start().as_bytes().first() {
+        Some(b'[') => error.with_hint("send one request at a time, not a list"),
+        _ => error,
+    }
+}
+
+/// Reads an action's parameters.
+pub(crate) fn read_parameters<T: DeserializeOwned>(text: &str) -> Result<T, ActionError> {
+    read(text, "parameters")
+}
+
+impl JsonSchema for ActionRequest {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ActionRequest".into()
+    }
+
+    /// The envelope, and for each action which `type` goes with which `parameters`.
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema =
+            Envelope::<serde_json::Map<String, serde_json::Value>>::json_schema(generator);
+        let alternatives: Vec<_> = ActionKind::ALL
+            .into_iter()
+            .map(|kind| {
+                let descriptor = kind.descriptor();
+                let names = [&[descriptor.name], descriptor.aliases].concat();
+                json_schema!({
+                    "title": descriptor.name,
+                    "description": descriptor.description,
+                    "properties": {
+                        "type": { "enum": names },
+                        "parameters": kind.parameters_schema(generator),
+                    },
+                })
+            })
+            .collect();
+        schema.insert("title".to_owned(), "ActionRequest".into());
+        schema.insert("oneOf".to_owned(), serde_json::to_value(alternatives).unwrap_or_default());
+        schema
+    }
+}
+
+impl fmt::Display for ActionRequest {
+    /// The request in a few words, for logs: the action and its target.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.action.kind().name(), self.action.target())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<ActionRequest, ActionError> {
+        ActionRequest::parse(text.as_bytes())
+    }
+
+    /// The detail of the refusal, and a check that it names its field.
+    #[track_caller]
+    fn refusal(text: &str) -> String {
+        let error = parse(text).expect_err("is refused");
+        assert_eq!(error.code, Code::InvalidRequest);
+        if let Some(field) = &error.field {
+            assert!(error.detail.starts_with(field.as_str()), "{error:?}");
+        }
+        error.detail
+    }
+
+    fn with(field: &str) -> String {
+        format!(r#"{{"type":"restart_k8s","parameters":{{"deployment":"web"}},{field}}}"#)
+    }
+
+    #[test]
+    fn simulates_unless_told_otherwise() {
+        let request = parse(r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#);
+        assert!(request.expect("is accepted").simulate);
+        assert!(!parse(&with(r#""simulate":false"#)).expect("is accepted").simulate);
+    }
+
+    #[test]
+    fn refuses_a_simulate_that_is_not_a_boolean() {
+        assert_eq!(
+            refusal(&with(r#""simulate":"no""#)),
+            "simulate: expected a boolean, got a string"
+        );
+        assert_eq!(
+            refusal(&with(r#""simulate":1"#)),
+            "simulate: expected a boolean, got an integer"
+        );
+        assert_eq!(refusal(&with(r#""simulate":null"#)), "simulate: expected a boolean, got null");
+    }
+
+    #[test]
+    fn names_the_missing_parameter() {
+        let missing = "parameters.deployment: missing";
+        assert_eq!(refusal(r#"{"type":"restart_k8s","parameters":{}}"#), missing);
+        assert_eq!(refusal(r#"{"type":"restart_k8s","parameters":{"deployment":null}}"#), missing);
+        assert_eq!(
+            refusal(r#"{"type":"restart_pod","parameters":{"deployment":"web"}}"#),
+            "parameters.pod_name: missing"
+        );
+        assert_eq!(refusal(r#"{"type":"restart_pod"}"#), "parameters: missing");
+        assert_eq!(refusal(r#"{"parameters":{}}"#), "type: missing");
+    }
+
+    #[test]
+    fn refuses_unknown_fields_by_path() {
+        assert_eq!(refusal(&with(r#""dry_run":false"#)), "dry_run: unknown field");
+        assert_eq!(
+            refusal(r#"{"type":"restart_k8s","parameters":{"deployment":"web","force":true}}"#),
+            "parameters.force: unknown field"
+        );
+        assert_eq!(
+            refusal(&with(r#""precondition":{"generation":1}"#)),
+            "precondition.generation: unknown field"
+        );
+    }
+
+    #[test]
+    fn refuses_duplicate_keys_at_every_level() {
+        assert_eq!(
+            refusal(&with(r#""simulate":true,"simulate":false"#)),
+            "simulate: given more than once"
+        );
+        assert_eq!(
+            refusal(r#"{"type":"restart_k8s","parameters":{"deployment":"a","deployment":"b"}}"#),
+            "parameters.deployment: given more than once"
+        );
+        assert_eq!(
+            refusal(&with(r#""precondition":{"uid":"a","uid":"b"}"#)),
+            "precondition.uid: given more than once"
+        );
+    }
+
+    #[test]
+    fn refuses_names_that_kubernetes_would_not_take() {
+        for name in ["", "Web", "--server=https://evil", "a/b", "a_b"] {
+            let text =
+                format!(r#"{{"type":"restart_k8s","parameters":{{"deployment":"{name}"}}}}"#);
+            let detail = refusal(&text);
+            assert!(detail.starts_with("parameters.deployment: must "), "{detail}");
+        }
+        let detail = refusal(
+            r#"{"type":"restart_k8s","parameters":{"deployment":"web","namespace":"a.b"}}"#,
+        );
+        assert!(detail.starts_with("parameters.namespace: must be a Kubernetes label"), "{detail}");
+    }
+
+    #[test]
+    fn accepts_the_original_services_own_example() {
+        let example = |kind| {
+            format!(
+                r#"{{"type":"{kind}","parameters":{{"deployment":"my-deployment",
+                "pod_name":"my-pod-123","namespace":"default"}},"simulate":true}}"#
+            )
+        };
+        for (kind, ignored) in [("restart_k8s", "pod_name"), ("restart_pod", "deployment")] {
+            let request = parse(&example(kind)).expect("is accepted");
+            let warnings = request.action.warnings();
+            assert_eq!(warnings.len(), 1);
+            assert!(warnings[0].contains(&format!("parameters.{ignored}")), "{warnings:?}");
+        }
+    }
+
+    #[test]
+    fn reads_null_parameters_as_absent() {
+        let request = parse(
+            r#"{"type":"restart_k8s","parameters":{"deployment":"web","pod_name":null,"namespace":null}}"#,
+        )
+        .expect("is accepted");
+        assert_eq!(request.action.target().to_string(), "Deployment default/web");
+        assert!(request.action.warnings().is_empty());
+    }
+
+    #[test]
+    fn refuses_what_is_too_long_or_not_text() {
+        let long = vec![b' '; MAX_REQUEST_BYTES + 1];
+        assert_eq!(
+            ActionRequest::parse(&long).expect_err("is refused").code,
+            Code::PayloadTooLarge
+        );
+        let error = ActionRequest::parse(b"{\"type\":\"\xff\"}").expect_err("is refused");
+        assert_eq!(error.detail, "the request is not UTF-8 at byte 9");
+        assert_eq!(refusal("{\"type\":\"a\0\"}"), "the request holds a NUL at byte 10");
+        assert_eq!(refusal("  "), "the request is empty");
+        assert!(refusal(&with("\"reason\":\"a\\u0000b\"")).starts_with("reason: must be one line"));
+    }
+
+    #[test]
+    fn refuses_what_is_not_one_object() {
+        for text in ["[]", "null", "1", "\"restart_k8s\"", "{", "{} {}", "{\"type\":\"x\"}x"] {
+            refusal(text);
+        }
+        let deep = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
+        refusal(&with(&format!("\"id\":{deep}")));
+    }
+
+    #[test]
+    fn never_repeats_a_value() {
+        for field in [r#""simulate":"hunter2""#, r#""issued_at":"hunter2""#, r#""id":"hunter 2""#] {
+            assert!(!refusal(&with(field)).contains("hunter"));
+        }
+    }
+
+    #[test]
+    fn bounds_the_timeout() {
+        for bad in ["0", "3601"] {
+            let detail = refusal(&with(&format!(r#""timeout_seconds":{bad}"#)));
+            assert_eq!(detail, "timeout_seconds: must be from 1 to 3600");
+        }
+        let detail = refusal(&with(r#""timeout_seconds":-1"#));
+        assert_eq!(detail, "timeout_seconds: must be a whole number from 0");
+        let detail = refusal(&with(r#""timeout_seconds":"1""#));
+        assert_eq!(detail, "timeout_seconds: expected a whole number from 0, got a string");
+        let detail = refusal(&with(r#""timeout_seconds":1.5"#));
+        assert_eq!(detail, "timeout_seconds: expected a whole number from 0, got a number");
+    }
+
+    #[test]
+    fn names_the_range_of_a_number() {
+        #[derive(Debug, Deserialize)]
+        #[allow(dead_code, reason = "only read")]
+        struct Scale {
+            by: i32,
+        }
+        for text in [r#"{"by":99999999999}"#, r#"{"by":-2147483649}"#] {
+            let error = read_parameters::<Scale>(text).expect_err(text);
+            let range = "must be a whole number from -2147483648 to 2147483647";
+            assert_eq!(error.detail, format!("parameters.by: {range}"));
+        }
+    }
+
+    #[test]
+    fn refuses_an_unknown_action_and_lists_the_known() {
+        let error =
+            parse(r#"{"type":"delete_everything","parameters":{}}"#).expect_err("is refused");
+        assert_eq!(error.field.as_deref(), Some("type"));
+        assert!(error.hint.expect("has a hint").contains("restart_k8s"));
+    }
+
+    #[test]
+    fn restart_deployment_is_another_name_of_restart_k8s() {
+        let named =
+            |kind| parse(&format!(r#"{{"type":"{kind}","parameters":{{"deployment":"a"}}}}"#));
+        assert_eq!(named("restart_deployment"), named("restart_k8s"));
+    }
+}

@@ -1,0 +1,6 @@
+//! What several actions share.
+
+pub mod cordoning;
+pub mod paused;
+pub mod restart;
+pub mod suspension;

@@ -1,0 +1,201 @@
+//! How often a caller may ask, and how often a peer may be wrong about who it is. In memory alone, and
+//! bounded, whoever comes: each process counts for itself.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    num::NonZeroU32,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use governor::{
+    DefaultKeyedRateLimiter, Quota, RateLimiter,
+    clock::{Clock, DefaultClock},
+    middleware::StateInformationMiddleware,
+    state::{InMemoryState, NotKeyed},
+};
+
+use crate::contract::error::{ActionError, Code};
+
+/// How many credentials of one peer may be wrong in a minute before its unknown ones are not looked at.
+const FAILURES: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
+
+/// After this time without a failure a peer is as good as new: all of its failures have grown old.
+const FORGET: Duration = Duration::from_secs(60);
+
+/// Most peers, and most callers, that are kept apart.
+const MOST: usize = 4096;
+
+/// How often each caller may ask.
+pub struct Rates(Option<DefaultKeyedRateLimiter<String>>);
+
+impl Rates {
+    /// `rate` requests a second, and `burst` at once; any number, if `rate` is 0.
+    #[must_use]
+    pub fn new(rate: u32, burst: u32) -> Self {
+        let quota = |rate| {
+            Quota::per_second(rate).allow_burst(NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN))
+        };
+        Rates(NonZeroU32::new(rate).map(|rate| RateLimiter::keyed(quota(rate))))
+    }
+
+    /// Lets this caller make one more request.
+    ///
+    /// # Errors
+    /// [`Code::TooManyRequests`], with the time until there is room.
+    pub fn admit(&self, name: &str) -> Result<(), ActionError> {
+        let Some(limiter) = &self.0 else { return Ok(()) };
+        if limiter.len() > MOST {
+            // Those who have rested are as good as new.
+            limiter.retain_recent();
+        }
+        limiter.check_key(&name.to_owned()).map_err(|not_until| {
+            let wait = not_until.wait_time_from(DefaultClock::default().now());
+            ActionError::new(Code::TooManyRequests, format!("{name} asks too often"))
+                .with_hint("ACTION_EXECUTOR_CALLER_RATE says how often one caller may")
+                .with_retry_after(Some(wait))
+        })
+    }
+}
+
+/// The peers whose credentials were wrong.
+#[derive(Default)]
+pub struct Failures(Mutex<HashMap<Peer, Record>>);
+
+/// Whom failures are counted for: an address, of IPv6 its first 64 bits, since one host has all the
+/// others; or, when too many are being counted, whoever else there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Peer {
+    Address(IpAddr),
+    Crowd,
+}
+
+struct Record {
+    measure: Measure,
+    last: Instant,
+    /// Until when this peer's unknown credentials are not looked at.
+    barred: Option<Instant>,
+}
+
+type Measure = RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>;
+
+impl Failures {
+    /// Whether an unknown credential of this peer is looked at.
+    ///
+    /// # Errors
+    /// [`Code::TooManyRequests`], with the time until the next one is.
+    pub fn check(&self, address: Option<IpAddr>, now: Instant) -> Result<(), ActionError> {
+        let Some(address) = address else { return Ok(()) };
+        let peers = self.lock();
+        let barred = peers.get(&counted_as(&peers, address)).and_then(|record| record.barred);
+        let wait = barred.map(|until| until.saturating_duration_since(now));
+        let Some(wait) = wait.filter(|wait| !wait.is_zero()) else { return Ok(()) };
+        let detail = format!("too many credentials from {address} were wrong");
+        Err(ActionError::new(Code::TooManyRequests, detail)
+            .with_hint(
+                "a key or token that is known still opens; others are not looked at until then",
+            )
+            .with_retry_after(Some(wait)))
+    }
+
+    /// A credential of this peer was wrong.
+    pub fn count(&self, address: Option<IpAddr>, now: Instant) {
+        let Some(address) = address else { return };
+        let mut peers = self.lock();
+        if peers.len() >= MOST {
+            peers.retain(|_, record| now.saturating_duration_since(record.last) < FORGET);
+        }
+        let peer = counted_as(&peers, address);
+        let quota = Quota::per_minute(FAILURES);
+        let new = || Record { measure: measure(quota), last: now, barred: None };
+        let record = peers.entry(peer).or_insert_with(new);
+        record.last = now;
+        record.barred = match record.measure.check() {
+            Ok(left) if left.remaining_burst_capacity() > 0 => None,
+            Ok(_) => Some(now + quota.replenish_interval()),
+            Err(not_until) => Some(now + not_until.wait_time_from(DefaultClock::default().now())),
+        };
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Peer, Record>> {
+        // Nothing that panics runs under the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn measure(quota: Quota) -> Measure {
+    RateLimiter::direct(quota).with_middleware()
+}
+
+/// As whom an address is counted, given those that are.
+fn counted_as(peers: &HashMap<Peer, Record>, address: IpAddr) -> Peer {
+    let peer = Peer::Address(network(address));
+    if peers.len() >= MOST && !peers.contains_key(&peer) { Peer::Crowd } else { peer }
+}
+
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(it) => {
+            let [a, b, c, d, ..] = it.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Option<IpAddr> {
+        Some(text.parse().expect("is an address"))
+    }
+
+    #[test]
+    fn a_peer_that_was_wrong_ten_times_is_barred_for_a_while() {
+        let (failures, now) = (Failures::default(), Instant::now());
+        for _ in 0..10 {
+            assert_eq!(failures.check(address("2001:db8::1"), now), Ok(()));
+            failures.count(address("2001:db8::1"), now);
+        }
+        let error = failures.check(address("2001:db8::2"), now).expect_err("is its neighbour");
+        assert_eq!((error.code, error.retry_after_seconds()), (Code::TooManyRequests, Some(6)));
+        let later = now + Duration::from_secs(7);
+        assert_eq!(failures.check(address("2001:db8::1"), later), Ok(()));
+        for another in ["2001:db8:0:1::1", "10.0.0.1"] {
+            assert_eq!(failures.check(address(another), now), Ok(()));
+        }
+        assert_eq!(failures.check(None, now), Ok(()));
+    }
+
+    #[test]
+    fn an_address_is_the_same_in_either_notation() {
+        let (failures, now) = (Failures::default(), Instant::now());
+        (0..10).for_each(|_| failures.count(address("::ffff:10.0.0.1"), now));
+        assert!(failures.check(address("10.0.0.1"), now).is_err());
+    }
+
+    #[test]
+    fn a_crowd_of_peers_is_counted_as_one_and_takes_no_more_room() {
+        let (failures, now) = (Failures::default(), Instant::now());
+        let peer = |number: u32| Some(IpAddr::from(number.to_be_bytes()));
+        (0..MOST as u32 + 20).for_each(|number| failures.count(peer(number), now));
+        assert_eq!(failures.lock().len(), MOST + 1);
+        assert!(failures.check(peer(1 << 24), now).is_err());
+        assert_eq!(failures.check(peer(1), now), Ok(()));
+        // A minute later nothing of it is left.
+        failures.count(peer(1 << 24), now + FORGET);
+        assert_eq!(failures.lock().len(), 1);
+    }
+
+    #[test]
+    fn each_caller_has_a_rate_of_their_own() {
+        let rates = Rates::new(1, 2);
+        assert!(rates.admit("jo").is_ok() && rates.admit("jo").is_ok());
+        let error = rates.admit("jo").expect_err("is too often");
+        assert_eq!((error.code, error.retry_after_seconds()), (Code::TooManyRequests, Some(1)));
+        assert!(rates.admit("pager").is_ok());
+        assert!((0..1000).all(|_| Rates::new(0, 1).admit("jo").is_ok()));
+    }
+}

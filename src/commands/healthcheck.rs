@@ -1,0 +1,115 @@
+//! Asks a server whether it is well, as a container's health check does: an image without a shell has no
+//! other program for it.
+
+use std::{io, net::IpAddr, path::Path, sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt, Empty};
+use hyper::{Request, StatusCode, Uri, body::Bytes, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
+
+use crate::{
+    cli::HealthcheckArgs,
+    commands::{healthcheck_tls, run},
+    config::Settings,
+    contract::error::{ActionError, Code},
+};
+
+/// The longest that the server may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Asks the server, by default the one that would serve in this environment. Returns what it said.
+///
+/// # Errors
+/// [`Code::Usage`] for an address that is none, [`Code::Configuration`] if the authorities cannot be read,
+/// [`Code::ServerUnwell`] for any answer but 200 and for none.
+pub fn check(args: &HealthcheckArgs, settings: &Settings) -> Result<String, ActionError> {
+    let scheme = if settings.tls.is_some() { "https" } else { "http" };
+    let default = || format!("{scheme}://127.0.0.1:{}/api/v1/healthz", settings.port);
+    let url = args.url.clone().unwrap_or_else(default);
+    let uri: Uri = url.parse().map_err(|_| not_an_address(&url))?;
+    let Some(host) = uri.host() else { return Err(not_an_address(&url)) };
+    let (tls, port) = match uri.scheme_str() {
+        Some("http") => (None, 80),
+        Some("https") => (Some(tls(host, args.ca.as_deref())?), 443),
+        _ => return Err(not_an_address(&url)),
+    };
+    let address = format!("{host}:{}", uri.port_u16().unwrap_or(port));
+    run::runtime()?.block_on(async {
+        let answer = timeout(TIMEOUT, ask(&address, &uri, tls)).await;
+        let late = || unwell(&url, format!("no answer within {} s", TIMEOUT.as_secs()));
+        match answer.unwrap_or_else(|_| Err(late()))? {
+            (StatusCode::OK, body) => Ok(body),
+            (status, body) => Err(unwell(&url, format!("{status}: {body}"))),
+        }
+    })
+}
+
+/// How TLS is spoken to this host, and by which name.
+fn tls(
+    host: &str,
+    authorities: Option<&Path>,
+) -> Result<(TlsConnector, ServerName<'static>), ActionError> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let here = bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|it| it.is_loopback());
+    if authorities.is_none() && !here {
+        let detail = format!("whose certificate {host} has to have is not said");
+        return Err(ActionError::new(Code::Usage, detail)
+            .with_hint("--ca FILE names the file of its authority, or of the certificate itself"));
+    }
+    let name = ServerName::try_from(bare.to_owned()).map_err(|_| not_an_address(host))?;
+    Ok((TlsConnector::from(Arc::new(healthcheck_tls::client(authorities)?)), name))
+}
+
+async fn ask(
+    address: &str,
+    uri: &Uri,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+) -> Result<(StatusCode, String), ActionError> {
+    let fault = |error: io::Error| unwell(&uri.to_string(), error.to_string());
+    let stream = TcpStream::connect(address).await.map_err(fault)?;
+    match tls {
+        None => exchange(stream, address, uri).await,
+        Some((connector, name)) => {
+            let stream = connector.connect(name, stream).await.map_err(fault)?;
+            exchange(stream, address, uri).await
+        }
+    }
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    address: &str,
+    uri: &Uri,
+) -> Result<(StatusCode, String), ActionError> {
+    let fault = |error: &dyn std::fmt::Display| unwell(&uri.to_string(), error.to_string());
+    let handshake = http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(|error| fault(&error))?;
+    tokio::spawn(connection);
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let request = Request::get(path)
+        .header(header::HOST, address)
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| fault(&error))?;
+    let response = sender.send_request(request).await.map_err(|error| fault(&error))?;
+    let status = response.status();
+    let body = response.into_body().collect().await.map_err(|error| fault(&error))?.to_bytes();
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+fn not_an_address(url: &str) -> ActionError {
+    ActionError::new(
+        Code::Usage,
+        format!("{url} is no address as http://HOST:PORT/PATH or https://HOST:PORT/PATH"),
+    )
+}
+
+fn unwell(url: &str, what: String) -> ActionError {
+    ActionError::new(Code::ServerUnwell, format!("{url}: {what}"))
+        .with_hint("look at the server's log")
+}

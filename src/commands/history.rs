@@ -1,0 +1,97 @@
+//! What was done, by whom and why: the Events of the ledger, for people and programs to read.
+//!
+//! It shows what the cluster still has, which is what its API server keeps of Events (an hour, unless
+//! it was told otherwise). The command line and the server ask the same: which [`Entry`]s match a
+//! [`Wanted`].
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::{
+    cli::{HistoryArgs, OutputFormat},
+    commands::run,
+    contract::error::ActionError,
+    k8s::api::connect::connect,
+    ledger::history::{Entry, Wanted, newest, no_cluster},
+};
+
+/// The longest that listing may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Lists what was done, oldest first.
+///
+/// # Errors
+/// Why the Events could not be listed.
+pub fn list(args: &HistoryArgs) -> Result<String, ActionError> {
+    let mut entries = run::runtime()?.block_on(all(args))?;
+    entries.reverse();
+    Ok(match args.output {
+        OutputFormat::Json => lines(&entries, |entry| json!(entry).to_string()),
+        OutputFormat::Pretty => format!("{:#}", json!(entries)),
+        OutputFormat::Text => lines(&entries, sentence),
+    })
+}
+
+async fn all(args: &HistoryArgs) -> Result<Vec<Entry>, ActionError> {
+    let cluster = connect(args.context.as_deref()).await?.ok_or_else(no_cluster)?;
+    let namespace = match &args.namespace {
+        _ if args.all_namespaces => None,
+        Some(namespace) => Some(namespace.clone()),
+        None => Some(cluster.home_namespace().to_owned()),
+    };
+    let wanted = Wanted { namespace, target: args.target.clone() };
+    Ok(newest(&cluster, &wanted, usize::MAX, Instant::now() + DEADLINE).await?.entries)
+}
+
+fn sentence(entry: &Entry) -> String {
+    let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    let target = &entry.target;
+    format!(
+        "{}  {:<16} {} {}/{}: {}",
+        text(&entry.at),
+        text(&entry.event),
+        text(&target.kind),
+        text(&target.namespace),
+        text(&target.name),
+        text(&entry.message),
+    )
+}
+
+fn lines(entries: &[Entry], line: impl Fn(&Entry) -> String) -> String {
+    entries.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::history::About;
+
+    #[test]
+    fn a_line_has_the_time_the_event_the_object_and_the_message() {
+        let text = |text: &str| Some(text.to_owned());
+        let entry = Entry {
+            at: text("2026-01-31T12:00:01Z"),
+            began_at: None,
+            id: None,
+            kind: text("restart_k8s"),
+            event: text("ActionRefused"),
+            outcome: None,
+            requester: None,
+            reason: None,
+            target: About {
+                kind: text("Deployment"),
+                namespace: text("shop"),
+                name: text("web"),
+                uid: None,
+            },
+            message: text("No."),
+            answer: None,
+        };
+        assert_eq!(
+            sentence(&entry),
+            "2026-01-31T12:00:01Z  ActionRefused    Deployment shop/web: No."
+        );
+    }
+}

@@ -1,0 +1,275 @@
+//! One action as a Kubernetes Job: prints the manifest, or has the cluster run it and brings back its
+//! answer.
+//!
+//! The answer is the pod's termination message, word for word, and the exit status is the pod's own, so
+//! a caller cannot tell a Job from the single shot. Where the pod has gone, an evicted one say, the
+//! ledger still has the answer.
+
+use std::{
+    io::{self, IsTerminal},
+    time::Duration,
+};
+
+use k8s_openapi::api::{
+    batch::v1::{Job, JobCondition},
+    core::v1::{ContainerStateTerminated, Pod},
+};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    actions::request::ActionRequest,
+    cli::{JobArgs, OutputFormat},
+    commands::run,
+    contract::{
+        error::{ActionError, Code},
+        names::{Namespace, RequestId},
+        response::ActionResponse,
+    },
+    executor::reply::Answer,
+    k8s::api::{
+        client::{Call, Cluster},
+        connect::connect,
+        error::Fault,
+    },
+    ledger::{
+        Ledger, Standing,
+        record::{REQUEST_DIGEST, Subject},
+    },
+    manifests::{
+        job,
+        job::{CONTAINER, Surroundings},
+        yaml,
+    },
+};
+
+/// The longest that making the Job, or one look at it, may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How often the Job is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// What the Job controller may need beyond the Job's own deadline.
+const SLACK: Duration = Duration::from_secs(60);
+
+/// Renders the Job, makes it, or makes it and waits for its answer. Returns what to print and the exit
+/// status.
+///
+/// # Errors
+/// What is wrong with the request, or why the Job could not be made or its answer not be had.
+pub fn run(args: &JobArgs) -> Result<(String, u8), ActionError> {
+    let request = run::read_request(&args.file)?;
+    let id = request.id.clone().unwrap_or_else(RequestId::generate);
+    let around = surroundings(args, &request)?;
+    let manifest = job::manifest(&request, &id, &around);
+    if !args.apply {
+        let text = match args.output {
+            OutputFormat::Text => yaml(&[manifest])?,
+            OutputFormat::Json => manifest.to_string(),
+            OutputFormat::Pretty => format!("{manifest:#}"),
+        };
+        return Ok((text, 0));
+    }
+    run::runtime()?.block_on(async {
+        let cluster = connect(args.context.as_deref()).await?.ok_or_else(|| {
+            ActionError::new(Code::Configuration, "no cluster is configured to make the Job in")
+        })?;
+        let subject = Subject::of(&request, &id);
+        let job = create(&cluster, &manifest, &subject).await?;
+        if args.wait {
+            let condition = end(&cluster, &job).await?;
+            let (answer, status) = answer(&cluster, &job, subject, &condition).await?;
+            Ok((run::formatted(&answer, args.output), status))
+        } else {
+            let (namespace, name) = name_of(&job);
+            let result = format!("Job '{name}' is made in namespace '{namespace}'.");
+            let job = json!({ "namespace": namespace, "name": name });
+            let answer = json!({ "result": result, "id": &*id, "job": job });
+            Ok((run::formatted(answer.to_string().as_bytes(), args.output), 0))
+        }
+    })
+}
+
+fn surroundings(args: &JobArgs, request: &ActionRequest) -> Result<Surroundings, ActionError> {
+    let namespace = match &args.namespace {
+        Some(namespace) => namespace.clone(),
+        // An action on what is in no namespace has its Job where its records are.
+        None if request.action.namespace().is_empty() => Namespace::default(),
+        None => Namespace::try_from(request.action.namespace().to_owned())
+            .map_err(|what| ActionError::in_field("parameters.namespace", what))?,
+    };
+    Ok(Surroundings {
+        image: args.image.clone(),
+        namespace,
+        service_account: args.service_account.clone(),
+        policy_config_map: args.policy_config_map.clone(),
+    })
+}
+
+/// Makes the Job. One that is there already is as good, if it is for the same request.
+async fn create(
+    cluster: &Cluster,
+    manifest: &Value,
+    subject: &Subject,
+) -> Result<Job, ActionError> {
+    let job: Job = serde_json::from_value(manifest.clone())
+        .map_err(|error| ActionError::new(Code::Internal, format!("the Job: {error}")))?;
+    let (namespace, name) = name_of(&job);
+    let deadline = Instant::now() + DEADLINE;
+    match cluster.create(namespace, &job, deadline).await {
+        Ok(job) => Ok(job),
+        Err(Fault::Conflict(_)) => {
+            let there = cluster.get::<Job>(namespace, name, deadline).await?;
+            let annotations = there.metadata.annotations.as_ref();
+            let digest = annotations.and_then(|all| all.get(REQUEST_DIGEST));
+            if digest != Some(&subject.digest) {
+                return Err(ActionError::new(
+                    Code::IdReused,
+                    format!("Job '{name}' in namespace '{namespace}' is for another request"),
+                )
+                .with_field("id")
+                .with_hint("give the request an id of its own"));
+            }
+            Ok(there)
+        }
+        Err(fault) => {
+            let call = Call::of::<Job>("create", namespace, Some(name));
+            Err(cluster.tell(&call, fault).await)
+        }
+    }
+}
+
+fn name_of(job: &Job) -> (&str, &str) {
+    let meta = &job.metadata;
+    (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+}
+
+/// Looks at the Job until it has ended; returns how.
+async fn end(cluster: &Cluster, job: &Job) -> Result<JobCondition, ActionError> {
+    let (namespace, name) = name_of(job);
+    let longest = job.spec.as_ref().and_then(|spec| spec.active_deadline_seconds).unwrap_or(0);
+    let end = Instant::now() + Duration::from_secs(longest.unsigned_abs()) + SLACK;
+    let mut told = String::new();
+    loop {
+        let job = cluster.get::<Job>(namespace, name, Instant::now() + DEADLINE).await?;
+        if let Some(condition) = ended(&job) {
+            return Ok(condition.clone());
+        }
+        tell(&job, &mut told);
+        if Instant::now() + LOOK_AGAIN >= end {
+            return Err(lost(&job, "has not ended in its time"));
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// The condition under which the Job has come to its end, its pods included.
+fn ended(job: &Job) -> Option<&JobCondition> {
+    job.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| {
+        condition.status == "True" && matches!(condition.type_.as_str(), "Complete" | "Failed")
+    })
+}
+
+/// On a terminal, says how far it is whenever that has changed.
+fn tell(job: &Job, told: &mut String) {
+    if !io::stderr().is_terminal() {
+        return;
+    }
+    let status = job.status.clone().unwrap_or_default();
+    let count = |number: Option<i32>| number.unwrap_or(0);
+    let stage = format!(
+        "Job '{}': {} running, {} failed",
+        name_of(job).1,
+        count(status.active),
+        count(status.failed)
+    );
+    if *told != stage {
+        eprintln!("{stage}");
+        *told = stage;
+    }
+}
+
+/// The answer and the exit status that the Job left behind.
+async fn answer(
+    cluster: &Cluster,
+    job: &Job,
+    subject: Subject,
+    condition: &JobCondition,
+) -> Result<(Vec<u8>, u8), ActionError> {
+    let (namespace, name) = name_of(job);
+    let selector = format!("batch.kubernetes.io/job-name={name}");
+    let deadline = Instant::now() + DEADLINE;
+    let pods = cluster.list::<Pod>(namespace, &selector, deadline).await?;
+    if let Some(last) = last_words(&pods) {
+        let message = last.message.clone().unwrap_or_default();
+        let status = u8::try_from(last.exit_code).unwrap_or(Code::Internal.exit_status());
+        return Ok((message.into_bytes(), status));
+    }
+    if let Standing::Answered(record) = Ledger::new(cluster, subject).find(deadline).await?
+        && let Some(answer) = record.answer
+    {
+        let answer = Answer::from(ActionResponse { replayed: true, ..answer });
+        return Ok((answer.body, answer.exit_status));
+    }
+    let why = condition.message.as_deref().unwrap_or("its pods are gone");
+    Err(lost(job, &format!("left no answer behind: {why}")))
+}
+
+/// How the container ended that ended last and left a message.
+fn last_words(pods: &[Pod]) -> Option<&ContainerStateTerminated> {
+    let ended = pods.iter().filter_map(|pod| {
+        let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+        let container = statuses.iter().find(|status| status.name == CONTAINER)?;
+        let state = container.state.as_ref()?.terminated.as_ref()?;
+        state.message.as_ref().filter(|message| !message.is_empty()).map(|_| state)
+    });
+    ended.max_by_key(|state| state.finished_at.as_ref().map(|time| time.0))
+}
+
+fn lost(job: &Job, what: &str) -> ActionError {
+    let (namespace, name) = name_of(job);
+    ActionError::new(
+        Code::OutcomeUnknown,
+        format!("Job '{name}' in namespace '{namespace}' {what}"),
+    )
+    .with_hint(format!(
+        "`kubectl -n {namespace} describe job {name}` says what became of it, \
+         `action-executor history -n {namespace}` what was done"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pods(yaml: &str) -> Vec<Pod> {
+        serde_yaml_ng::from_str(yaml).expect("are pods")
+    }
+
+    #[test]
+    fn the_answer_is_that_of_the_pod_that_ended_last() {
+        let pods = pods(
+            r#"
+- status: {containerStatuses: [{name: action, image: a, imageID: a, ready: false, restartCount: 0,
+    state: {terminated: {exitCode: 75, finishedAt: "2026-01-01T00:00:02Z", message: "late"}}}]}
+- status: {containerStatuses: [{name: action, image: a, imageID: a, ready: false, restartCount: 0,
+    state: {terminated: {exitCode: 0, finishedAt: "2026-01-01T00:00:09Z", message: "done"}}}]}
+- status: {containerStatuses: [{name: action, image: a, imageID: a, ready: false, restartCount: 0,
+    state: {terminated: {exitCode: 137, finishedAt: "2026-01-01T00:00:10Z"}}}]}
+"#,
+        );
+        let last = last_words(&pods).expect("there is one");
+        assert_eq!((last.exit_code, last.message.as_deref()), (0, Some("done")));
+        assert!(last_words(&[]).is_none());
+    }
+
+    #[test]
+    fn a_job_has_ended_when_its_pods_have_too() {
+        let job = |condition: &str| -> Job {
+            let text = format!("status: {{conditions: [{{type: {condition}, status: \"True\"}}]}}");
+            serde_yaml_ng::from_str(&text).expect("is a Job")
+        };
+        assert!(ended(&job("Complete")).is_some() && ended(&job("Failed")).is_some());
+        assert!(ended(&job("FailureTarget")).is_none() && ended(&Job::default()).is_none());
+    }
+}

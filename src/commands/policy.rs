@@ -1,0 +1,125 @@
+//! What a person who sets limits asks: is this policy right, what does it say of a request, and what
+//! are RBAC and admission policies to match it. No cluster is asked.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::{
+    cli::{AdmissionArgs, CheckArgs, OutputFormat, RbacArgs},
+    commands::run::read_request,
+    config::reload::Followed,
+    contract::{
+        error::{ActionError, Code},
+        names::Namespace,
+    },
+    manifests::{admission, rbac, yaml},
+    policy::{
+        Policy,
+        evaluate::{Facts, Finding, Verdict},
+    },
+};
+
+/// Checks a policy, and a request against it. Returns what to print and the exit status: 0 allowed, 75
+/// after an approval, 77 denied.
+///
+/// # Errors
+/// [`Code::Configuration`] with line and column, or what is wrong with the request.
+pub fn check(args: &CheckArgs) -> Result<(String, u8), ActionError> {
+    let policy = load(Some(&args.policy))?;
+    let Some(file) = &args.request else {
+        let text = match args.output {
+            OutputFormat::Text => yaml(&[json!(policy)])?.trim_end().to_owned(),
+            OutputFormat::Json => json!(policy).to_string(),
+            OutputFormat::Pretty => format!("{:#}", json!(policy)),
+        };
+        return Ok((text, 0));
+    };
+    let request = read_request(file)?;
+    let labels = args.labels.iter().cloned().collect();
+    let labels = (!args.labels.is_empty()).then_some(&labels);
+    let facts = Facts { labels, ..Facts::of(&request, None) };
+    let verdict = policy.judge(&facts);
+    let (word, status) = conclusion(&verdict);
+    let text = match args.output {
+        OutputFormat::Text => explain(&verdict, word),
+        OutputFormat::Json => json!({ "verdict": word, "rulings": verdict.rulings }).to_string(),
+        OutputFormat::Pretty => {
+            format!("{:#}", json!({ "verdict": word, "rulings": verdict.rulings }))
+        }
+    };
+    Ok((text, status))
+}
+
+/// The admission policies that say the same to the API server.
+///
+/// # Errors
+/// [`Code::Configuration`] with line and column.
+pub fn admission(args: &AdmissionArgs) -> Result<String, ActionError> {
+    let policy = load(args.policy.as_deref())?;
+    yaml(&admission::manifests(&policy, &args.service_account))
+}
+
+/// The Roles that the executor needs under a policy.
+///
+/// # Errors
+/// [`Code::Configuration`] with line and column.
+pub fn rbac(args: &RbacArgs) -> Result<String, ActionError> {
+    let policy = load(args.policy.as_deref())?;
+    let namespaces = match args.namespace.as_slice() {
+        [] => std::slice::from_ref(&args.service_account.namespace),
+        namespaces => namespaces,
+    };
+    let mut documents = rbac::manifests(&policy, &args.service_account, namespaces);
+    let nodes = match args.nodes {
+        true => rbac::node_manifests(&policy, &args.service_account),
+        false => Vec::new(),
+    };
+    if args.history {
+        let mut namespaces = namespaces.to_vec();
+        // What is done to nodes is written down in `default`.
+        if !nodes.is_empty() && !namespaces.contains(&Namespace::default()) {
+            namespaces.push(Namespace::default());
+        }
+        documents.extend(rbac::history_manifests(&args.service_account, &namespaces));
+    }
+    documents.extend(nodes);
+    yaml(&documents)
+}
+
+fn load(path: Option<&Path>) -> Result<Policy, ActionError> {
+    Ok((*Followed::<Policy>::new(path.map(|path| path.to_owned().into()))?.current()).clone())
+}
+
+fn conclusion(verdict: &Verdict) -> (&'static str, u8) {
+    match verdict.refuse() {
+        Err(_) => ("denied", Code::PolicyDenied.exit_status()),
+        Ok(()) if verdict.needs_approval() => ("needs approval", 75),
+        Ok(()) => ("allowed", 0),
+    }
+}
+
+fn explain(verdict: &Verdict, word: &str) -> String {
+    let mut lines: Vec<_> = verdict
+        .rulings
+        .iter()
+        .map(|ruling| {
+            let finding = match ruling.finding {
+                Finding::Passes => "ok",
+                Finding::Denies => "DENIED",
+                Finding::NeedsApproval => "APPROVAL",
+                Finding::Later => "later",
+            };
+            format!("{finding:<10}{:<29}{}", ruling.rule, ruling.why)
+        })
+        .collect();
+    for (rule, why) in [
+        ("cooldown_seconds", "counted when it is done"),
+        ("budget", "counted when it is done"),
+        ("state", "the kill switch is looked at when it is done"),
+    ] {
+        lines.push(format!("{:<10}{rule:<29}{why}", "later"));
+    }
+    lines.push(format!("=> {word}"));
+    lines.join("\n")
+}

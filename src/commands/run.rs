@@ -1,0 +1,339 @@
+//! The single shot: one request from a file, standard input or the environment; one answer on
+//! standard output; the exit status says the rest.
+//!
+//! Logs go to standard error. The answer also goes to the termination log, where a pod's owner finds
+//! it after the pod has ended.
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::{self, IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    actions::request::{ActionRequest, MAX_REQUEST_BYTES},
+    cli::{OnceArgs, OutputFormat},
+    commands::env,
+    config::{Settings, reload::Followed},
+    contract::{
+        error::{ActionError, Code},
+        response::ActionResponse,
+    },
+    executor::{
+        context::{Context, stopped},
+        handle,
+        reply::{Answer, Delivery},
+        wait::DEFAULT_WAIT,
+    },
+    k8s::api::connect::connect,
+};
+
+/// How often another try of the same request is looked for.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// The most that Kubernetes keeps of a termination message, in bytes.
+const MAX_TERMINATION_MESSAGE: usize = 4096;
+
+/// Where the request comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// This file.
+    File(PathBuf),
+    /// Standard input.
+    Stdin,
+    /// Standard input if something is piped into it, else the environment.
+    Found,
+}
+
+/// Carries out one request and answers its exit status (sysexits, as [`Code`] says).
+#[must_use]
+pub fn run(source: &Source, args: &OnceArgs, settings: &Settings) -> u8 {
+    let answer = match read(source) {
+        Ok(delivery) => execute(&delivery, args, settings),
+        Err(error) => Answer::from(error),
+    };
+    if let Some(path) = &settings.termination_log {
+        leave_last_words(path, &answer.body);
+    }
+    match write(&answer.body, args.output) {
+        Ok(()) => answer.exit_status,
+        Err(error) => {
+            tracing::error!(%error, "the answer could not be written to standard output");
+            // What was done is done; a reader that went away does not change that.
+            answer.exit_status
+        }
+    }
+}
+
+fn read(source: &Source) -> Result<Delivery, ActionError> {
+    let environment = env::request(std::env::vars_os())?;
+    let piped = match source {
+        Source::File(path) => Some(read_file(path)?),
+        Source::Stdin => Some(read_bounded(io::stdin().lock(), "standard input")?),
+        Source::Found if io::stdin().is_terminal() => None,
+        Source::Found => Some(read_bounded(io::stdin().lock(), "standard input")?)
+            .filter(|text| !text.is_empty()),
+    };
+    match (piped, environment.body) {
+        (Some(body), None) | (None, Some(body)) => {
+            Ok(Delivery { body, key: environment.key, event: None })
+        }
+        (None, None) => Err(ActionError::new(Code::Usage, "there is no request").with_hint(
+            "pipe JSON into standard input, name a file (`action-executor run FILE`), or set \
+             ACTION_REQUEST or ACTION_TYPE",
+        )),
+        (Some(_), Some(_)) => Err(ActionError::new(
+            Code::Usage,
+            "there are two requests: one in ACTION_ environment variables and one in the input",
+        )
+        .with_hint("give one; `env | grep ^ACTION_` lists the variables")),
+    }
+}
+
+/// The request in this file, `-` for standard input.
+///
+/// # Errors
+/// Why it cannot be read, or what is wrong with it.
+pub fn read_request(file: &Path) -> Result<ActionRequest, ActionError> {
+    let body = if file == Path::new("-") {
+        read_bounded(io::stdin().lock(), "standard input")?
+    } else {
+        read_file(file)?
+    };
+    ActionRequest::parse(&body)
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, ActionError> {
+    let name = path.display().to_string();
+    let file = fs::File::open(path)
+        .map_err(|error| ActionError::new(Code::Usage, format!("{name}: {error}")))?;
+    read_bounded(file, &name)
+}
+
+/// Reads one byte more than is allowed at most, so that the parser can tell.
+fn read_bounded(from: impl Read, name: &str) -> Result<Vec<u8>, ActionError> {
+    let mut bytes = Vec::new();
+    from.take(MAX_REQUEST_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| ActionError::new(Code::Usage, format!("{name}: {error}")))?;
+    Ok(bytes)
+}
+
+/// A request that is not one is refused before a runtime or a cluster is thought of.
+fn execute(delivery: &Delivery, args: &OnceArgs, settings: &Settings) -> Answer {
+    let request = match delivery.request() {
+        Ok(request) => request,
+        Err(error) => return Answer::from(error),
+    };
+    let result = runtime().and_then(|runtime| {
+        runtime.block_on(async {
+            let context = context(args.context.as_deref(), settings).await?;
+            if args.wait_for_other {
+                handle_after_others(&context, request).await
+            } else {
+                handle(&context, request).await
+            }
+        })
+    });
+    result.map_or_else(Answer::from, Answer::from)
+}
+
+/// A runtime for one thing at a time.
+pub(crate) fn runtime() -> Result<Runtime, ActionError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| ActionError::new(Code::Internal, format!("the runtime: {error}")))
+}
+
+/// Asks again as long as another try of the same request is at it, and the request's own time allows.
+async fn handle_after_others(
+    context: &Context,
+    request: ActionRequest,
+) -> Result<ActionResponse, ActionError> {
+    let end = Instant::now() + request.timeout.unwrap_or(DEFAULT_WAIT);
+    let mut stopping = context.stopping();
+    loop {
+        match handle(context, request.clone()).await {
+            Err(error) if error.code == Code::InProgress && Instant::now() + ASK_AGAIN < end => {
+                context.tell(&error.detail);
+                tokio::select! {
+                    () = stopped(&mut stopping) => return Err(error),
+                    () = sleep(ASK_AGAIN) => {}
+                }
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn context(kube_context: Option<&str>, settings: &Settings) -> Result<Context, ActionError> {
+    let policy = Followed::new(settings.policy.clone())?;
+    let cluster = connect(kube_context).await?;
+    let context = Context::new(cluster, policy, settings, stop_on_signals()?);
+    if io::stderr().is_terminal() {
+        return Ok(context.telling(Arc::new(|stage| eprintln!("{stage}"))));
+    }
+    Ok(context)
+}
+
+/// Becomes true at the first SIGTERM or SIGINT.
+fn stop_on_signals() -> Result<watch::Receiver<bool>, ActionError> {
+    let listen = |kind| {
+        signal(kind).map_err(|error| ActionError::new(Code::Internal, format!("signals: {error}")))
+    };
+    let (mut terminate, mut interrupt) =
+        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let (stop, stopping) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        // The receiver is gone only when there is nothing left to stop.
+        let _ = stop.send(true);
+    });
+    Ok(stopping)
+}
+
+fn write(body: &[u8], output: OutputFormat) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{}", formatted(body, output))?;
+    stdout.flush()
+}
+
+/// An answer or a problem in the form that was asked for.
+pub(crate) fn formatted(body: &[u8], output: OutputFormat) -> String {
+    match output {
+        OutputFormat::Json => String::from_utf8_lossy(body).into_owned(),
+        OutputFormat::Pretty => format!("{:#}", parsed(body)),
+        OutputFormat::Text => text(body),
+    }
+}
+
+fn parsed(body: &[u8]) -> Value {
+    serde_json::from_slice(body).unwrap_or_default()
+}
+
+/// The answer in sentences: what happened, what the pods say, what to mind.
+fn text(body: &[u8]) -> String {
+    let answer = parsed(body);
+    let get = |name: &str| answer[name].as_str();
+    let mut lines = Vec::new();
+    if let Some(result) = get("result") {
+        lines.push(result.to_owned());
+    }
+    if let Some(detail) = get("detail") {
+        lines.push(format!("not done: {detail}"));
+    }
+    if let Some(hint) = get("hint") {
+        lines.push(format!("hint: {hint}"));
+    }
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    for problem in list(&answer["rollout"]["problems"]) {
+        lines.push(format!("problem: {}", problem.as_str().unwrap_or_default()));
+    }
+    for warning in list(&answer["warnings"]) {
+        lines.push(format!("warning: {}", warning.as_str().unwrap_or_default()));
+    }
+    lines.join("\n")
+}
+
+/// A file that cannot be written is worth a log line, not another outcome.
+fn leave_last_words(path: &Path, body: &[u8]) {
+    let words = last_words(body);
+    if let Err(error) = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(&words))
+    {
+        tracing::warn!(path = %path.display(), %error, "the termination message was not written");
+    }
+}
+
+/// The answer as it is if it fits, else JSON with what matters most of it.
+fn last_words(body: &[u8]) -> Vec<u8> {
+    if body.len() <= MAX_TERMINATION_MESSAGE {
+        return body.to_vec();
+    }
+    let mut answer = parsed(body);
+    for (name, limit) in [("result", 1024), ("detail", 1024), ("hint", 512)] {
+        if let Some(text) = answer[name].as_str() {
+            answer[name] = shorten(text, limit).into();
+        }
+    }
+    for pointer in ["/changes", "/warnings", "/rollout/problems"] {
+        if let Some(value) = answer.pointer_mut(pointer) {
+            *value = json!([]);
+        }
+    }
+    if let Some(Value::String(message)) = answer.pointer_mut("/rollout/message") {
+        *message = shorten(message, 512);
+    }
+    answer["truncated"] = true.into();
+    answer.to_string().into_bytes()
+}
+
+/// At most `limit` bytes, cut between characters.
+fn shorten(text: &str, limit: usize) -> String {
+    let end = (0..=limit.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    text[..end.unwrap_or(0)].to_owned()
+}
+
+/// Whether this invocation has nothing to work on: a person at a terminal, and no request.
+#[must_use]
+pub fn nothing_to_do(vars: impl Iterator<Item = (OsString, OsString)>) -> bool {
+    io::stdin().is_terminal() && env::request(vars).is_ok_and(|found| found.body.is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_fit_and_stay_json() {
+        let long = "ü".repeat(3000);
+        let body = json!({
+            "result": long, "outcome": "failed", "changes": [long], "warnings": [long],
+            "rollout": {"state": "failed", "message": long, "problems": [long]},
+        })
+        .to_string();
+        let words = last_words(body.as_bytes());
+        assert!(words.len() <= MAX_TERMINATION_MESSAGE, "{}", words.len());
+        let words: Value = serde_json::from_slice(&words).expect("is JSON");
+        assert_eq!(words["outcome"], "failed");
+        assert_eq!(words["truncated"], true);
+    }
+
+    #[test]
+    fn last_words_that_fit_are_the_answer_itself() {
+        assert_eq!(last_words(b"{\"result\":\"done\"}"), b"{\"result\":\"done\"}");
+    }
+
+    #[test]
+    fn text_tells_what_happened_and_what_to_mind() {
+        let body = json!({
+            "result": "Done.", "warnings": ["mind this"],
+            "rollout": {"problems": ["pod a: broken"]},
+        });
+        assert_eq!(
+            text(body.to_string().as_bytes()),
+            "Done.\nproblem: pod a: broken\nwarning: mind this"
+        );
+        let body = json!({"detail": "no such thing", "hint": "look"});
+        assert_eq!(text(body.to_string().as_bytes()), "not done: no such thing\nhint: look");
+    }
+}

@@ -1,0 +1,305 @@
+//! The strings of a request, each with the rule that it keeps.
+//!
+//! A value of one of these types was checked when it was made, so nobody further in has to ask
+//! again. The rules are Kubernetes' own for names (RFC 1123) and ours for what goes into the audit.
+//! No message here repeats the value: it may have been meant for somewhere else.
+
+use std::{fmt, ops::Deref};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Declares a checked string: how it is made from text, and how it is read.
+macro_rules! checked_string {
+    ($name:ident, $check:path) => {
+        impl TryFrom<String> for $name {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<Self, String> {
+                $check(&text).map(|()| $name(text))
+            }
+        }
+
+        impl Deref for $name {
+            type Target = str;
+
+            fn deref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+/// The name of a Deployment, a pod or another object: an RFC 1123 subdomain of at most 253
+/// characters ([Kubernetes: Object Names](https://kubernetes.io/docs/concepts/overview/working-with-objects/names/)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(extend(
+    "minLength" = 1,
+    "maxLength" = 253,
+    "pattern" = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+))]
+pub struct ObjectName(String);
+
+/// The name of a namespace: an RFC 1123 label of at most 63 characters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(extend(
+    "minLength" = 1,
+    "maxLength" = 63,
+    "pattern" = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+))]
+pub struct Namespace(String);
+
+/// A request's idempotency key: 1 to 128 of `A-Z a-z 0-9 . _ : -`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(extend("minLength" = 1, "maxLength" = 128, "pattern" = "^[A-Za-z0-9._:-]+$"))]
+pub struct RequestId(String);
+
+/// A line for the audit, such as who asks or why: 1 to 512 characters, none of them a control or
+/// line-breaking character.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(extend(
+    "minLength" = 1,
+    "maxLength" = 512,
+    "pattern" = r"^[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]+$"
+))]
+pub struct AuditText(String);
+
+/// A uid or resourceVersion as the cluster gave it: opaque, 1 to 128 visible ASCII characters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(extend("minLength" = 1, "maxLength" = 128, "pattern" = "^[!-~]+$"))]
+pub struct Opaque(String);
+
+/// A label selector as kubectl takes one: 1 to 512 characters of its notation. Whether it is one is for the
+/// API server to say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(extend(
+    "minLength" = 1,
+    "maxLength" = 512,
+    "pattern" = r"^[-A-Za-z0-9_./=!(), ]+$"
+))]
+pub struct LabelSelector(String);
+
+checked_string!(ObjectName, check_subdomain);
+checked_string!(Namespace, check_label);
+checked_string!(RequestId, check_request_id);
+checked_string!(AuditText, check_audit_text);
+checked_string!(Opaque, check_opaque);
+checked_string!(LabelSelector, check_label_selector);
+
+impl Default for Namespace {
+    fn default() -> Self {
+        Namespace("default".to_owned())
+    }
+}
+
+impl ObjectName {
+    /// Our own name, for the objects that we keep.
+    #[must_use]
+    pub fn action_executor() -> Self {
+        ObjectName("action-executor".to_owned())
+    }
+}
+
+impl RequestId {
+    /// A new id for a request that brought none: a UUIDv7, so that ids sort by time.
+    #[must_use]
+    pub fn generate() -> Self {
+        RequestId(uuid::Uuid::now_v7().to_string())
+    }
+}
+
+/// Reads null as absent, as the original service's users send it.
+pub(crate) fn null_is_default<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
+}
+
+fn check_length(text: &str, max: usize) -> Result<(), String> {
+    match text.chars().count() {
+        0 => Err("must not be empty".to_owned()),
+        length if length > max => {
+            Err(format!("must have at most {max} characters, this one has {length}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_label(text: &str) -> bool {
+    let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = text.as_bytes();
+    bytes.iter().all(|byte| alphanumeric(byte) || *byte == b'-')
+        && bytes.first().is_some_and(alphanumeric)
+        && bytes.last().is_some_and(alphanumeric)
+}
+
+fn check_label(text: &str) -> Result<(), String> {
+    check_length(text, 63)?;
+    if is_label(text) {
+        return Ok(());
+    }
+    Err("must be a Kubernetes label name (RFC 1123): lower-case letters, digits and '-', \
+         beginning and ending with a letter or digit"
+        .to_owned())
+}
+
+fn check_subdomain(text: &str) -> Result<(), String> {
+    check_length(text, 253)?;
+    if text.split('.').all(is_label) {
+        return Ok(());
+    }
+    Err("must be a Kubernetes object name (RFC 1123): lower-case letters, digits, '-' and '.', \
+         beginning and ending with a letter or digit"
+        .to_owned())
+}
+
+fn check_request_id(text: &str) -> Result<(), String> {
+    check_length(text, 128)?;
+    if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte)) {
+        return Ok(());
+    }
+    Err("may hold only letters, digits, '.', '_', ':' and '-'".to_owned())
+}
+
+fn check_audit_text(text: &str) -> Result<(), String> {
+    check_length(text, 512)?;
+    let breaks_a_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    // Bidirectional overrides make a terminal show another text than the one that is stored.
+    let reorders = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if text.chars().any(|c| breaks_a_line(c) || reorders(c)) {
+        return Err("must be one line of printable text".to_owned());
+    }
+    Ok(())
+}
+
+fn check_label_selector(text: &str) -> Result<(), String> {
+    check_length(text, 512)?;
+    if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./=!(), ".contains(&byte)) {
+        return Ok(());
+    }
+    Err("must be a label selector, as app=web,tier!=db".to_owned())
+}
+
+fn check_opaque(text: &str) -> Result<(), String> {
+    check_length(text, 128)?;
+    if text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Ok(());
+    }
+    Err("may hold only visible ASCII characters".to_owned())
+}
+
+/// The service account that the executor runs as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAccount {
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its name.
+    pub name: ObjectName,
+}
+
+impl ServiceAccount {
+    /// The user name that the API server knows it by.
+    #[must_use]
+    pub fn user(&self) -> String {
+        format!("system:serviceaccount:{}:{}", self.namespace, self.name)
+    }
+}
+
+impl std::str::FromStr for ServiceAccount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (namespace, name) = text.split_once(':').ok_or("must be NAMESPACE:NAME")?;
+        Ok(ServiceAccount {
+            namespace: namespace.to_owned().try_into()?,
+            name: name.to_owned().try_into()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accepts<T: TryFrom<String, Error = String>>(text: &str) {
+        if let Err(why) = T::try_from(text.to_owned()) {
+            panic!("{text:?} was refused: {why}");
+        }
+    }
+
+    fn refuses<T: TryFrom<String, Error = String>>(text: &str) {
+        assert!(T::try_from(text.to_owned()).is_err(), "{text:?} was accepted");
+    }
+
+    #[test]
+    fn object_names_are_rfc_1123_subdomains() {
+        for good in ["web", "web-1", "a.b-c.d", "0", &"a".repeat(253)] {
+            accepts::<ObjectName>(good);
+        }
+        for bad in [
+            "",
+            "Web",
+            "-web",
+            "web-",
+            "a..b",
+            ".a",
+            "a.",
+            "a_b",
+            "a/b",
+            "--server=x",
+            "wéb",
+            "a\n",
+        ] {
+            refuses::<ObjectName>(bad);
+        }
+        refuses::<ObjectName>(&"a".repeat(254));
+    }
+
+    #[test]
+    fn namespaces_are_rfc_1123_labels() {
+        accepts::<Namespace>("kube-system");
+        accepts::<Namespace>(&"a".repeat(63));
+        for bad in ["", "a.b", "A", &"a".repeat(64)] {
+            refuses::<Namespace>(bad);
+        }
+    }
+
+    #[test]
+    fn request_ids_keep_to_their_alphabet() {
+        accepts::<RequestId>("alert:2026-11-24T10.00_x");
+        accepts::<RequestId>(&RequestId::generate());
+        for bad in ["", "a b", "a/b", "ä", &"x".repeat(129)] {
+            refuses::<RequestId>(bad);
+        }
+    }
+
+    #[test]
+    fn audit_texts_are_one_printable_line() {
+        accepts::<AuditText>("pager 4711: p99 über 2 s → restart");
+        for bad in ["", "a\nb", "a\0", "\u{1b}[2J", "a\u{202e}b", "a\u{2028}b", &"x".repeat(513)] {
+            refuses::<AuditText>(bad);
+        }
+    }
+
+    #[test]
+    fn opaque_values_are_visible_ascii() {
+        accepts::<Opaque>("7b7a9a5e-2d0c-4d51-a7a3-0b1c3e0d1f00");
+        for bad in ["", "a b", "é", &"1".repeat(129)] {
+            refuses::<Opaque>(bad);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! `GET /api/v1/actions`: what can be asked for, from the table of actions alone.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{actions::ActionKind, k8s::rbac::PolicyRule};
+
+/// Every action.
+#[derive(Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct ActionList {
+    /// One for each, in the order in which they are listed everywhere.
+    actions: Vec<ActionDescription>,
+}
+
+/// One action.
+#[derive(Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct ActionDescription {
+    /// The `type` of a request.
+    name: &'static str,
+    /// Other spellings of `type`.
+    aliases: &'static [&'static str],
+    /// What it does and when it refuses.
+    description: &'static str,
+    /// Where its target is.
+    scope: Scope,
+    /// The JSON Schema (2020-12) of its parameters, complete in itself.
+    #[schemars(with = "serde_json::Map<String, Value>")]
+    parameters: Schema,
+    /// The least that RBAC must allow the executor for it, as rules of a Role, or of a ClusterRole for what
+    /// is in no namespace.
+    rules: Vec<PolicyRule>,
+    /// A whole request that simulates it.
+    #[schemars(with = "serde_json::Map<String, Value>")]
+    example: Value,
+}
+
+/// Where a target is.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Scope {
+    /// In a namespace, which `parameters.namespace` names.
+    Namespace,
+    /// In no namespace.
+    Cluster,
+}
+
+/// A request that simulates this action.
+#[must_use]
+pub fn example(kind: ActionKind) -> Value {
+    let parameters: Value = serde_json::from_str(kind.descriptor().example).unwrap_or_default();
+    json!({ "type": kind.name(), "parameters": parameters, "simulate": true })
+}
+
+/// The list in JSON.
+#[must_use]
+pub fn text() -> String {
+    let list = ActionList { actions: ActionKind::ALL.map(ActionDescription::of).into() };
+    // Plain data: there is nothing in it that JSON cannot say.
+    serde_json::to_string(&list).unwrap_or_default()
+}
+
+impl ActionDescription {
+    fn of(kind: ActionKind) -> Self {
+        let descriptor = kind.descriptor();
+        Self {
+            name: descriptor.name,
+            aliases: descriptor.aliases,
+            description: descriptor.description,
+            scope: if kind.is_on_cluster() { Scope::Cluster } else { Scope::Namespace },
+            parameters: kind.parameters_schema(&mut whole_schemas()),
+            rules: descriptor.rules.iter().chain(descriptor.cluster_rules).copied().collect(),
+            example: example(kind),
+        }
+    }
+}
+
+/// Makes schemas that refer to nothing outside themselves.
+fn whole_schemas() -> SchemaGenerator {
+    let settings = SchemaSettings::draft2020_12();
+    settings.with(|settings| settings.inline_subschemas = true).into_generator()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_action_is_there_whole() {
+        let list: Value = serde_json::from_str(&text()).expect("is JSON");
+        let names: Vec<_> = list["actions"].as_array().expect("is a list").iter().collect();
+        assert_eq!(names.len(), ActionKind::ALL.len());
+        for (listed, kind) in names.into_iter().zip(ActionKind::ALL) {
+            assert_eq!(listed["name"], kind.name());
+            assert!(!listed.to_string().contains("$ref"), "{listed}");
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What a request says of itself in its header: the media types that it speaks and takes, and its id.
+//! Decisions on text alone.
+
+use std::time::Duration;
+
+use http::HeaderMap;
+
+use crate::{
+    actions::request::Key,
+    contract::error::{ActionError, Code},
+};
+
+/// All values of a header as one, as RFC 9110 (section 5.3) joins them; what is not ASCII is as good as
+/// absent.
+#[must_use]
+pub fn header(headers: &HeaderMap, name: &str) -> Option<String> {
+    let values: Vec<_> =
+        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+    (!values.is_empty()).then(|| values.join(", "))
+}
+
+/// Whether a body of this media type is JSON.
+///
+/// A browser can send a body to another site without asking first only if it has no Content-Type or
+/// one of three that are not JSON, so nothing else than JSON is taken, and never a guess.
+///
+/// # Errors
+/// [`Code::UnsupportedMediaType`].
+pub fn check_content_type(value: Option<&str>) -> Result<(), ActionError> {
+    let refused = |what: &str| {
+        Err(ActionError::new(Code::UnsupportedMediaType, what)
+            .with_hint("send the header Content-Type: application/json"))
+    };
+    let Some(value) = value else { return refused("the request has no Content-Type") };
+    let mut parts = value.split(';').map(|part| part.trim().to_ascii_lowercase());
+    let essence = parts.next().unwrap_or_default();
+    if essence != "application/json"
+        && !(essence.starts_with("application/") && essence.ends_with("+json"))
+    {
+        return refused("the request's Content-Type is not JSON");
+    }
+    let charset = parts.find_map(|part| part.strip_prefix("charset=").map(str::to_owned));
+    match charset.as_deref().map(|charset| charset.trim_matches('"')) {
+        None | Some("utf-8" | "utf8") => Ok(()),
+        Some(_) => refused("the request's charset is not UTF-8"),
+    }
+}
+
+/// Whether the caller takes JSON (RFC 9110, section 12.5.1): no `Accept` takes everything, and of the
+/// ranges that match the most specific one decides.
+///
+/// # Errors
+/// [`Code::NotAcceptable`].
+pub fn check_accept(value: Option<&str>) -> Result<(), ActionError> {
+    let Some(value) = value.filter(|value| !value.trim().is_empty()) else { return Ok(()) };
+    let taken = ["application/json", "application/problem+json"].iter().any(|offered| {
+        let matching = value.split(',').filter_map(|range| rank(range, offered));
+        matching.max_by_key(|(specificity, _)| *specificity).is_some_and(|(_, taken)| taken)
+    });
+    if taken {
+        return Ok(());
+    }
+    Err(ActionError::new(Code::NotAcceptable, "the caller accepts no JSON")
+        .with_hint("send the header Accept: application/json, or none"))
+}
+
+/// Whether the caller asks for server-sent events: by name, since a range that happens to take them too is
+/// no wish for an answer without end.
+#[must_use]
+pub fn takes_events(accept: Option<&str>) -> bool {
+    let ranges = accept.unwrap_or_default().split(',');
+    ranges.filter_map(|range| rank(range, "text/event-stream")).any(|it| it == (2, true))
+}
+
+/// How long the caller would wait for the answer before it is put off, if they would rather be answered
+/// later (`Prefer: respond-async, wait=5`; RFC 7240, sections 4.1 and 4.3). Of a preference that is given
+/// more than once the first counts, and one that cannot be read is as good as absent.
+#[must_use]
+pub fn respond_async(prefer: Option<&str>) -> Option<Duration> {
+    let preferences = || {
+        let all = prefer.unwrap_or_default().split(',');
+        all.map(|it| it.split(';').next().unwrap_or_default()).map(|it| {
+            let (name, value) = it.split_once('=').unwrap_or((it, ""));
+            (name.trim(), value.trim().trim_matches('"'))
+        })
+    };
+    let first = |wanted: &str| preferences().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+    first("respond-async")?;
+    let seconds = first("wait").and_then(|(_, value)| value.parse::<u32>().ok());
+    Some(Duration::from_secs(seconds.unwrap_or_default().into()))
+}
+
+/// How specifically a media range matches `offered`, and whether it takes it (`q` above 0).
+fn rank(range: &str, offered: &str) -> Option<(u8, bool)> {
+    let mut parts = range.split(';').map(|part| part.trim().to_ascii_lowercase());
+    let specificity = match parts.next()?.as_str() {
+        "*/*" => 0,
+        "application/*" => 1,
+        essence if essence == offered => 2,
+        _ => return None,
+    };
+    let quality = parts.find_map(|part| part.strip_prefix("q=").map(str::to_owned));
+    let taken = quality.is_none_or(|quality| quality.parse::<f32>().is_ok_and(|q| q > 0.0));
+    Some((specificity, taken))
+}
+
+/// The id in an `Idempotency-Key` header: a string in quotes, as the IETF's draft
+/// (draft-ietf-httpapi-idempotency-key-header) has it, or bare, as many clients send it.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] if it is not an id.
+pub fn idempotency_key(value: Option<&str>) -> Result<Option<Key>, ActionError> {
+    let Some(value) = value.map(str::trim) else { return Ok(None) };
+    let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+    Key::new(quoted.unwrap_or(value), "Idempotency-Key").map(Some)
+}
+
+/// The headers in which clients say how long they wait for the answer, in seconds. No RFC has one; these
+/// are what is found: `Request-Timeout` of gateways and several SDKs, and its older spelling.
+pub const TIMEOUT_HEADERS: [&str; 2] = ["request-timeout", "x-request-timeout"];
+
+/// Longest time that a client can mean, in seconds: a day.
+const LONGEST_TIMEOUT: f64 = 86_400.0;
+
+/// How long the client waits for the answer, if it says so; the shortest, if it says so twice.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] naming the header whose value is not a number of seconds above 0.
+pub fn client_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ActionError> {
+    let mut shortest = None;
+    for name in TIMEOUT_HEADERS {
+        for value in headers.get_all(name) {
+            let timeout = value.to_str().ok().and_then(seconds).ok_or_else(|| {
+                ActionError::in_field(name, "is not a number of seconds above 0")
+                    .with_hint("send it as 30 or 2.5, at most 86400, or not at all")
+            })?;
+            shortest = Some(shortest.map_or(timeout, |other: Duration| other.min(timeout)));
+        }
+    }
+    Ok(shortest)
+}
+
+/// From `30` or `2.5`: digits, and a fraction or not.
+fn seconds(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|it| it.is_ascii_digit());
+    let number = text.parse::<f64>().ok().filter(|_| digits(whole) && digits(fraction))?;
+    (number > 0.0 && number <= LONGEST_TIMEOUT).then(|| Duration::from_secs_f64(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_later_is_a_preference_with_or_without_patience() {
+        let patience = |value| respond_async(Some(value)).map(|it| it.as_secs());
+        assert_eq!(respond_async(None), None);
+        assert_eq!(patience("respond-async"), Some(0));
+        assert_eq!(patience("Respond-Async, wait=5"), Some(5));
+        assert_eq!(patience("wait=\"7\" ; a=b, return=minimal, respond-async"), Some(7));
+        assert_eq!(patience("respond-async, wait=2, wait=9"), Some(2));
+        assert_eq!(patience("respond-async, wait=soon"), Some(0));
+        assert_eq!(patience("wait=5"), None);
+        assert_eq!(patience("respond-asynchronously"), None);
+    }
+
+    #[test]
+    fn events_are_asked_for_by_name() {
+        assert!(takes_events(Some("text/event-stream")));
+        assert!(takes_events(Some("application/json;q=0.5, Text/Event-Stream;charset=utf-8")));
+        for other in [None, Some("*/*"), Some("text/event-stream;q=0"), Some("application/json")] {
+            assert!(!takes_events(other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_clients_time_is_in_seconds_and_the_shortest_counts() {
+        let timeout = |lines: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(*name, http::HeaderValue::from_static(value));
+            }
+            client_timeout(&headers).map_err(|error| error.field)
+        };
+        assert_eq!(timeout(&[]), Ok(None));
+        assert_eq!(timeout(&[("request-timeout", "30")]), Ok(Some(Duration::from_secs(30))));
+        assert_eq!(
+            timeout(&[("request-timeout", "30"), ("x-request-timeout", " 2.5 ")]),
+            Ok(Some(Duration::from_millis(2500)))
+        );
+        for wrong in ["", "0", "0.0", "-1", "+1", "1e3", "inf", "NaN", "1.", ".5", "5s", "86401"] {
+            let named = Err(Some("x-request-timeout".to_owned()));
+            assert_eq!(timeout(&[("x-request-timeout", wrong)]), named, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn an_idempotency_key_is_an_id_in_quotes_or_bare() {
+        let id = |value| idempotency_key(Some(value)).map(|key| key.map(|key| key.id.to_string()));
+        assert_eq!(id("\"alert-7\""), Ok(Some("alert-7".to_owned())));
+        assert_eq!(id(" alert-7 "), Ok(Some("alert-7".to_owned())));
+        assert_eq!(idempotency_key(None), Ok(None));
+        for wrong in ["", "\"\"", "\"a", "a, b", "a b"] {
+            let error = id(wrong).expect_err(wrong);
+            assert_eq!(error.field.as_deref(), Some("Idempotency-Key"));
+        }
+    }
+
+    #[test]
+    fn only_json_is_taken() {
+        for good in [
+            "application/json",
+            "Application/JSON; charset=UTF-8",
+            "application/json;charset=\"utf-8\"",
+            "application/cloudevents+json",
+        ] {
+            assert!(check_content_type(Some(good)).is_ok(), "{good}");
+        }
+        for bad in ["text/plain", "text/json", "application/jsonp", "application/json; charset=x"] {
+            assert!(check_content_type(Some(bad)).is_err(), "{bad}");
+        }
+        assert!(check_content_type(None).is_err());
+    }
+
+    #[test]
+    fn the_most_specific_range_decides() {
+        for good in ["*/*", "application/*", "text/html, */*;q=0.1", "application/problem+json"] {
+            assert!(check_accept(Some(good)).is_ok(), "{good}");
+        }
+        for bad in
+            ["text/html", "*/*;q=0", "application/json;q=0, application/problem+json;q=0, */*"]
+        {
+            assert!(check_accept(Some(bad)).is_err(), "{bad}");
+        }
+        assert!(check_accept(None).is_ok());
+    }
+}

@@ -1,0 +1,76 @@
+//! What a question and its answer are made of, once a request is whole.
+
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use crate::{
+    auth::{Credentials, client_cert::Subject},
+    executor::{reply, reply::Answer},
+    http::{
+        body::{CERTIFICATE, PEER},
+        headers,
+    },
+};
+
+/// The body of an answer.
+#[derive(Debug)]
+pub enum Body {
+    /// All of it.
+    Whole(Vec<u8>),
+    /// Its parts, as they come; whoever sends them learns from the channel that nobody listens any more.
+    Stream(mpsc::Receiver<Vec<u8>>),
+}
+
+/// Whom the platform in front has recognised and let through; an extension of the request.
+#[derive(Clone, Debug)]
+pub struct Recognised(pub String);
+
+/// What came beside a request to prove who it is from.
+pub(crate) fn credentials(request: &Request<Vec<u8>>) -> Credentials {
+    let edge = |name: HeaderName| headers::header(request.headers(), name.as_str());
+    Credentials {
+        authorization: headers::header(request.headers(), "authorization"),
+        certificate: edge(CERTIFICATE).and_then(|it| Subject::from_header(&it)),
+        recognised: request.extensions().get::<Recognised>().map(|it| it.0.clone()),
+        peer: edge(PEER).and_then(|it| it.parse().ok()),
+    }
+}
+
+/// An answer that is there as a whole.
+pub(crate) fn whole(media_type: &'static str, body: impl Into<Vec<u8>>) -> Response<Body> {
+    let mut response = Response::new(Body::Whole(body.into()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    response
+}
+
+/// A value that is there as a whole, in JSON.
+pub(crate) fn json(value: &impl Serialize) -> Response<Body> {
+    whole("application/json", reply::json(value))
+}
+
+impl From<Answer> for Response<Vec<u8>> {
+    /// The answer over HTTP.
+    fn from(answer: Answer) -> Self {
+        let kind = if answer.problem { "application/problem+json" } else { "application/json" };
+        let mut response = Response::new(answer.body);
+        *response.status_mut() =
+            StatusCode::from_u16(answer.http_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        if let Some(seconds) = answer.retry_after_seconds {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if answer.http_status == 401 {
+            let bearer = HeaderValue::from_static("Bearer realm=\"action-executor\"");
+            headers.insert(header::WWW_AUTHENTICATE, bearer);
+        }
+        response
+    }
+}
+
+impl From<Answer> for Response<Body> {
+    fn from(answer: Answer) -> Self {
+        Response::<Vec<u8>>::from(answer).map(Body::Whole)
+    }
+}

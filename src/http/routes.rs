@@ -1,0 +1,147 @@
+//! Which path and method is which: decisions on text alone.
+
+use crate::contract::error::{ActionError, Code};
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Is the process alive?
+    Health,
+    /// Could an action be done now?
+    Ready,
+    /// What has been counted?
+    Metrics,
+    /// Do an action.
+    Execute,
+    /// Do the action that an event asks for.
+    Receive,
+    /// How is a request getting on?
+    Progress,
+    /// What was done?
+    History,
+    /// A document that is the same for everyone.
+    Fixed(Fixed),
+}
+
+/// The documents that are the same for everyone, as long as the program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fixed {
+    /// Every action with its schema.
+    Actions,
+    /// The description of all this.
+    OpenApi,
+    /// The page for people.
+    Page,
+    /// Its script.
+    Script,
+    /// Its style.
+    Style,
+}
+
+/// The answer of the two questions about health when all is well, in the original service's words.
+pub const HEALTHY: &str = r#"{"status":"ok"}"#;
+
+const READ: &[&str] = &["GET", "HEAD"];
+const DO: &[&str] = &["POST"];
+
+/// Each path with its methods; `{...}` stands for one segment, whatever it is.
+pub(crate) const ROUTES: [(&str, &[&str], Route); 13] = [
+    ("/api/v1/healthz", READ, Route::Health),
+    ("/readyz", READ, Route::Ready),
+    ("/metrics", READ, Route::Metrics),
+    ("/api/v1/action/execute", DO, Route::Execute),
+    ("/", DO, Route::Receive),
+    ("/api/v1/actions/{id}", READ, Route::Progress),
+    ("/api/v1/actions", READ, Route::Fixed(Fixed::Actions)),
+    ("/api/v1/history", READ, Route::History),
+    ("/openapi.json", READ, Route::Fixed(Fixed::OpenApi)),
+    ("/docs", READ, Route::Fixed(Fixed::Page)),
+    ("/docs/page.js", READ, Route::Fixed(Fixed::Script)),
+    ("/docs/page.css", READ, Route::Fixed(Fixed::Style)),
+    ("/history", READ, Route::Fixed(Fixed::Page)),
+];
+
+impl Route {
+    /// The route of a request line; a query is no part of it.
+    ///
+    /// # Errors
+    /// [`Code::RouteNotFound`] or [`Code::MethodNotAllowed`].
+    pub fn of(method: &str, target: &str) -> Result<Route, ActionError> {
+        let Some((_, methods, route)) = served(target) else {
+            let known: Vec<_> = ROUTES.iter().map(|(path, ..)| *path).collect();
+            return Err(ActionError::new(Code::RouteNotFound, "nothing is served at this path")
+                .with_hint(format!("served: {}", known.join(", "))));
+        };
+        if methods.contains(&method) {
+            return Ok(*route);
+        }
+        let allowed = methods.join(", ");
+        Err(ActionError::new(Code::MethodNotAllowed, format!("this path takes {allowed}")))
+    }
+
+    /// The path in the words of the metrics: one that is served, or `other`.
+    #[must_use]
+    pub fn known_path(target: &str) -> &'static str {
+        served(target).map_or("other", |(path, ..)| path)
+    }
+
+    /// The value of `Allow` for a path, whatever the method.
+    #[must_use]
+    pub fn allow(target: &str) -> Option<String> {
+        served(target).map(|(_, methods, _)| methods.join(", "))
+    }
+}
+
+fn served(target: &str) -> Option<&'static (&'static str, &'static [&'static str], Route)> {
+    let path = target.split('?').next().unwrap_or_default();
+    ROUTES.iter().find(|(pattern, ..)| matches(pattern, path))
+}
+
+/// Whether a path is what a pattern says, segment by segment.
+fn matches(pattern: &str, path: &str) -> bool {
+    let (mut expected, mut given) = (pattern.split('/'), path.split('/'));
+    loop {
+        match (expected.next(), given.next()) {
+            (None, None) => return true,
+            (Some(any), Some(segment)) if any.starts_with('{') && !segment.is_empty() => {}
+            (Some(one), Some(other)) if one == other => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(method: &str, target: &str) -> Result<Route, Code> {
+        Route::of(method, target).map_err(|error| error.code)
+    }
+
+    #[test]
+    fn each_path_takes_its_methods() {
+        assert_eq!(route("GET", "/api/v1/healthz"), Ok(Route::Health));
+        assert_eq!(route("HEAD", "/readyz"), Ok(Route::Ready));
+        assert_eq!(route("POST", "/api/v1/action/execute"), Ok(Route::Execute));
+        assert_eq!(route("GET", "/api/v1/action/execute"), Err(Code::MethodNotAllowed));
+        assert_eq!(route("POST", "/api/v1/healthz"), Err(Code::MethodNotAllowed));
+        assert_eq!(Route::allow("/readyz").as_deref(), Some("GET, HEAD"));
+    }
+
+    #[test]
+    fn a_query_is_no_part_of_the_path_and_a_slash_is() {
+        assert_eq!(route("GET", "/readyz?verbose"), Ok(Route::Ready));
+        assert_eq!(route("GET", "/readyz/"), Err(Code::RouteNotFound));
+        assert_eq!(route("GET", "/"), Err(Code::MethodNotAllowed));
+        assert_eq!(route("POST", "//"), Err(Code::RouteNotFound));
+        assert_eq!(route("GET", "/api/v1/../readyz"), Err(Code::RouteNotFound));
+    }
+
+    #[test]
+    fn a_segment_in_braces_stands_for_one_segment() {
+        assert!(matches("/api/v1/actions/{id}", "/api/v1/actions/alert-7"));
+        for other in ["/api/v1/actions", "/api/v1/actions/", "/api/v1/actions/a/b", "/actions/a"] {
+            assert!(!matches("/api/v1/actions/{id}", other), "{other}");
+        }
+    }
+}

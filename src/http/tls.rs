@@ -1,0 +1,246 @@
+//! TLS at the edge: what it is served with, made of files and followed as they are rotated, and who
+//! presents a certificate.
+//!
+//! TLS 1.3 and 1.2 of rustls, HTTP/1.1 alone: HTTP/2 would not come free, since the limits that keep slow
+//! clients and crowds away are those of a connection with one request at a time. Its streams would each
+//! need a time for their header, a place among those that are served, and a bound on being opened and
+//! reset (CVE-2023-44487); whoever wants it has a proxy in front.
+//!
+//! Clients need no certificate, for probes have none; one that is presented must be of the clients'
+//! authorities, or there is no connection. Nothing of one session is taken up in another, so that a
+//! certificate is verified with each connection, and with each request again, as kube-apiserver does it:
+//! one that has expired, or whose authority is no longer trusted, proves nothing on an old connection
+//! either.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        RootCertStore, ServerConfig,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
+        server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+    },
+    server::TlsStream,
+};
+use x509_parser::parse_x509_certificate;
+
+use crate::{
+    auth::client_cert::Subject,
+    config::{
+        TlsFiles,
+        reload::{File, Followed, FromFiles},
+    },
+    contract::error::{ActionError, Code},
+};
+
+/// Longest time from a connection to the end of the handshake: a few round trips.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the edge serves TLS with.
+pub struct Tls {
+    server: Arc<ServerConfig>,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+    expiries: Vec<(&'static str, i64)>,
+}
+
+/// The certificates that a client has presented, its own first; none if it has none.
+pub type Presented = Vec<CertificateDer<'static>>;
+
+/// Follows these files.
+///
+/// # Errors
+/// [`Code::Configuration`] if there is no certificate, key or authority in them, or they do not match.
+pub fn follow(files: &TlsFiles) -> Result<Arc<Followed<Tls>>, ActionError> {
+    let TlsFiles { certificate, key, client_ca } = files.clone();
+    let paths = [Some(certificate), Some(key), client_ca];
+    Followed::of(paths.into_iter().flatten().collect()).map(Arc::new)
+}
+
+impl FromFiles for Tls {
+    const NAME: &'static str = "certificate";
+
+    /// The certificate, its key, and if there are any the clients' authorities.
+    fn from_files(files: &[File]) -> Result<Self, ActionError> {
+        let [certificate, key, authorities @ ..] = files else {
+            return Err(ActionError::new(
+                Code::Internal,
+                "a certificate and its key are two files",
+            ));
+        };
+        let chain = certificates(certificate)?;
+        let mut expiries = vec![("server", first_expiry(&chain[..1], certificate)?)];
+        let clients = match authorities.first() {
+            Some(file) => {
+                let authorities = certificates(file)?;
+                expiries.push(("client_ca", first_expiry(&authorities, file)?));
+                Some(verifier(authorities, file)?)
+            }
+            None => None,
+        };
+        let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| ActionError::new(Code::Internal, error.to_string()))?;
+        let builder = match clients.clone() {
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
+            None => builder.with_no_client_auth(),
+        };
+        let mut server = builder.with_single_cert(chain, private_key(key)?).map_err(|error| {
+            wrong(key, &format!("cannot be used with {}: {error}", certificate.path.display()))
+        })?;
+        server.alpn_protocols = vec![b"http/1.1".to_vec()];
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        Ok(Tls { server: Arc::new(server), clients, expiries })
+    }
+}
+
+impl Tls {
+    /// Agrees on TLS with a client.
+    ///
+    /// # Errors
+    /// Why there is no agreement, or that it takes too long.
+    pub async fn accept(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, String> {
+        let handshake = TlsAcceptor::from(self.server.clone()).accept(stream);
+        match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(agreed) => agreed.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("not agreed within {} s", HANDSHAKE_TIMEOUT.as_secs())),
+        }
+    }
+
+    /// Whom these certificates name, if the clients' authorities of now answer for them now.
+    #[must_use]
+    pub fn subject(&self, presented: &Presented) -> Option<Subject> {
+        let (own, between) = presented.split_first()?;
+        self.clients.as_ref()?.verify_client_cert(own, between, UnixTime::now()).ok()?;
+        Subject::of(own)
+    }
+
+    /// When the server's certificate and the first of the clients' authorities expire, in seconds since
+    /// 1970.
+    #[must_use]
+    pub fn expiries(&self) -> &[(&'static str, i64)] {
+        &self.expiries
+    }
+}
+
+/// What a client has presented.
+pub fn presented(stream: &TlsStream<TcpStream>) -> Presented {
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    certificates.iter().map(|it| it.clone().into_owned()).collect()
+}
+
+/// The certificates of a PEM file, at least one. What is wrong with one that cannot be read is not
+/// repeated: by mistake the file may hold a key.
+pub fn certificates(file: &File) -> Result<Presented, ActionError> {
+    let read: Result<Presented, _> = CertificateDer::pem_slice_iter(file.text.as_bytes()).collect();
+    let read = read.map_err(|_| wrong(file, "is no PEM"))?;
+    if read.is_empty() {
+        return Err(wrong(file, "holds no certificate in PEM"));
+    }
+    Ok(read)
+}
+
+fn private_key(file: &File) -> Result<PrivateKeyDer<'static>, ActionError> {
+    PrivateKeyDer::from_pem_slice(file.text.as_bytes())
+        .map_err(|_| wrong(file, "holds no private key in PEM that is not encrypted"))
+}
+
+/// Trust in these authorities.
+pub fn roots(
+    authorities: Vec<CertificateDer<'static>>,
+    file: &File,
+) -> Result<Arc<RootCertStore>, ActionError> {
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority).map_err(|error| wrong(file, &error.to_string()))?;
+    }
+    Ok(Arc::new(roots))
+}
+
+fn verifier(
+    authorities: Vec<CertificateDer<'static>>,
+    file: &File,
+) -> Result<Arc<dyn ClientCertVerifier>, ActionError> {
+    let provider = Arc::new(ring::default_provider());
+    let roots = roots(authorities, file)?;
+    WebPkiClientVerifier::builder_with_provider(roots, provider)
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| wrong(file, &error.to_string()))
+}
+
+fn first_expiry(certificates: &[CertificateDer<'static>], file: &File) -> Result<i64, ActionError> {
+    let expiry = |it: &CertificateDer<'static>| {
+        let (_, certificate) = parse_x509_certificate(it).ok()?;
+        Some(certificate.validity().not_after.timestamp())
+    };
+    let all: Option<Vec<_>> = certificates.iter().map(expiry).collect();
+    let first = all.and_then(|all| all.into_iter().min());
+    first.ok_or_else(|| wrong(file, "holds a certificate that cannot be read"))
+}
+
+fn wrong(file: &File, what: &str) -> ActionError {
+    ActionError::new(Code::Configuration, format!("{} {what}", file.path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    fn file(name: &str, text: &str) -> File {
+        File { path: name.into(), text: text.to_owned() }
+    }
+
+    /// A certificate of its own making, and its key.
+    fn pair() -> (String, String) {
+        let key = KeyPair::generate().expect("is made");
+        let mut params = CertificateParams::new(["localhost".to_owned()]).expect("are right");
+        params.not_after = date_time_ymd(2100, 1, 1);
+        (params.self_signed(&key).expect("is signed").pem(), key.serialize_pem())
+    }
+
+    fn refused(files: &[File]) -> String {
+        let error = Tls::from_files(files).err().expect("is refused");
+        assert_eq!(error.code, Code::Configuration);
+        error.detail
+    }
+
+    #[test]
+    fn a_certificate_and_its_key_are_served_and_their_end_is_known() {
+        let (certificate, key) = pair();
+        let files = [file("crt", &certificate), file("key", &key), file("ca", &certificate)];
+        let tls = Tls::from_files(&files).expect("is right");
+        let end = date_time_ymd(2100, 1, 1).unix_timestamp();
+        assert_eq!(tls.expiries(), [("server", end), ("client_ca", end)]);
+        assert_eq!(tls.subject(&Vec::new()), None);
+    }
+
+    #[test]
+    fn what_does_not_belong_together_is_refused_by_its_files_and_never_repeated() {
+        let ((certificate, key), (_, other)) = (pair(), pair());
+        let (crt, of_it) = (file("crt", &certificate), file("key", &key));
+        assert!(
+            refused(&[crt.clone(), file("key", &other)]).starts_with("key cannot be used with crt")
+        );
+        assert!(
+            refused(&[file("crt", &key), of_it.clone()]).starts_with("crt holds no certificate")
+        );
+        assert!(
+            refused(&[crt.clone(), file("key", &certificate)]).starts_with("key holds no private")
+        );
+        assert!(refused(&[crt.clone(), of_it.clone(), file("ca", "")]).starts_with("ca holds no"));
+        let canary = "-----BEGIN canary\n";
+        for files in [
+            [file("crt", canary), of_it.clone(), crt.clone()],
+            [crt.clone(), file("key", canary), crt.clone()],
+            [crt, of_it, file("ca", canary)],
+        ] {
+            assert!(!refused(&files).contains("canary"));
+        }
+    }
+}

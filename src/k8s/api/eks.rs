@@ -1,0 +1,235 @@
+//! A cluster of EKS without a kubeconfig: where it is from the environment, and who we are from a token
+//! that is a presigned question to STS, as `aws eks get-token` makes it.
+//!
+//! The token is `k8s-aws-v1.` and the base64url of the URL of GetCallerIdentity, signed (SigV4, in the
+//! query, for 60 s) with the header `x-k8s-aws-id` that names the cluster
+//! ([aws-iam-authenticator](https://github.com/kubernetes-sigs/aws-iam-authenticator#api-authorization-from-outside-a-cluster)).
+//! EKS takes it for 15 minutes. Nothing is asked of AWS here.
+
+use std::{
+    env,
+    time::{Duration, SystemTime},
+};
+
+use aws_credential_types::Credentials;
+use aws_sigv4::{
+    http_request::{
+        PercentEncodingMode, SignableBody, SignableRequest, SignatureLocation, SigningParams,
+        SigningSettings, sign,
+    },
+    sign::v4,
+};
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
+use kube::{Config, config::AuthInfo};
+
+use crate::contract::error::{ActionError, Code};
+
+/// How long the signed question may be asked.
+const VALID: Duration = Duration::from_secs(60);
+
+/// Where a cluster of EKS is, and who we are for AWS.
+struct Eks {
+    name: String,
+    endpoint: String,
+    /// The certificate authority, PEM.
+    ca: Vec<u8>,
+    region: String,
+    credentials: Credentials,
+}
+
+/// The configuration for the cluster that `EKS_CLUSTER_NAME` names, with a new token; none if it names
+/// none.
+///
+/// # Errors
+/// [`Code::Configuration`] naming the variable that is missing or wrong, and never its value.
+pub fn config() -> Result<Option<Config>, ActionError> {
+    let found = Eks::from_vars(&|name| env::var(name).ok().filter(|value| !value.is_empty()))?;
+    found.map(|eks| eks.config(SystemTime::now())).transpose()
+}
+
+impl Eks {
+    fn from_vars(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>, ActionError> {
+        let Some(name) = get("EKS_CLUSTER_NAME") else { return Ok(None) };
+        let need = |variable: &str| {
+            get(variable).ok_or_else(|| wrong(variable, "is missing beside EKS_CLUSTER_NAME"))
+        };
+        let ca = need("EKS_CLUSTER_CA")?;
+        let ca = BASE64_STANDARD.decode(ca.trim());
+        Ok(Some(Eks {
+            name,
+            endpoint: need("EKS_CLUSTER_ENDPOINT")?,
+            ca: ca.map_err(|_| wrong("EKS_CLUSTER_CA", "is not base64"))?,
+            region: get("AWS_REGION").map_or_else(|| need("AWS_DEFAULT_REGION"), Ok)?,
+            credentials: Credentials::new(
+                need("AWS_ACCESS_KEY_ID")?,
+                need("AWS_SECRET_ACCESS_KEY")?,
+                get("AWS_SESSION_TOKEN"),
+                None,
+                "environment",
+            ),
+        }))
+    }
+
+    fn config(&self, now: SystemTime) -> Result<Config, ActionError> {
+        let endpoint = self.endpoint.parse();
+        let mut config =
+            Config::new(endpoint.map_err(|_| wrong("EKS_CLUSTER_ENDPOINT", "is no address"))?);
+        let certificates = pem_certificates(&self.ca);
+        if certificates.is_empty() {
+            return Err(wrong("EKS_CLUSTER_CA", "holds no certificate"));
+        }
+        config.root_cert = Some(certificates);
+        config.auth_info = AuthInfo { token: Some(self.token(now)?.into()), ..AuthInfo::default() };
+        Ok(config)
+    }
+
+    /// The token, made at this time.
+    fn token(&self, now: SystemTime) -> Result<String, ActionError> {
+        let url = self.presigned_url(now).map_err(|error| {
+            ActionError::new(Code::Internal, format!("the token for EKS cannot be signed: {error}"))
+        })?;
+        Ok(format!("k8s-aws-v1.{}", BASE64_URL_SAFE_NO_PAD.encode(url)))
+    }
+
+    fn presigned_url(&self, now: SystemTime) -> Result<String, Box<dyn std::error::Error>> {
+        let host = format!("sts.{}.amazonaws.com", self.region);
+        let url = format!("https://{host}/?Action=GetCallerIdentity&Version=2011-06-15");
+        let mut settings = SigningSettings::default();
+        settings.signature_location = SignatureLocation::QueryParams;
+        settings.percent_encoding_mode = PercentEncodingMode::Single;
+        settings.expires_in = Some(VALID);
+        let identity = self.credentials.clone().into();
+        let params: SigningParams<'_> = v4::SigningParams::builder()
+            .identity(&identity)
+            .region(&self.region)
+            .name("sts")
+            .time(now)
+            .settings(settings)
+            .build()?
+            .into();
+        let headers = [("host", host.as_str()), ("x-k8s-aws-id", self.name.as_str())];
+        let body = SignableBody::Bytes(b"");
+        let request = SignableRequest::new("GET", url.as_str(), headers.into_iter(), body)?;
+        let (instructions, _) = sign(request, &params)?.into_parts();
+        // What is signed is to be in the order that it is signed in, as AWS's own tools have it.
+        let order = |name: &str| {
+            let places = [
+                "X-Amz-Algorithm",
+                "X-Amz-Credential",
+                "X-Amz-Date",
+                "X-Amz-Expires",
+                "X-Amz-SignedHeaders",
+                "X-Amz-Security-Token",
+                "X-Amz-Signature",
+            ];
+            places.iter().position(|place| *place == name)
+        };
+        let mut signed: Vec<_> =
+            instructions.params().iter().map(|(name, value)| (*name, encode(value))).collect();
+        signed.sort_by_key(|(name, _)| order(name));
+        let query: String = signed.iter().map(|(name, value)| format!("&{name}={value}")).collect();
+        Ok(url + &query)
+    }
+}
+
+/// Percent-encoding as SigV4 has it: all but the unreserved characters of RFC 3986.
+fn encode(value: &str) -> String {
+    value
+        .bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+/// The certificates of a PEM text, DER.
+fn pem_certificates(text: &[u8]) -> Vec<Vec<u8>> {
+    let text = String::from_utf8_lossy(text);
+    text.split("-----BEGIN CERTIFICATE-----")
+        .skip(1)
+        .filter_map(|rest| rest.split("-----END CERTIFICATE-----").next())
+        .filter_map(|body| BASE64_STANDARD.decode(body.split_whitespace().collect::<String>()).ok())
+        .collect()
+}
+
+fn wrong(variable: &str, what: &str) -> ActionError {
+    ActionError::new(Code::Configuration, format!("environment variable {variable} {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
+
+    fn vars(session: Option<&str>) -> BTreeMap<&'static str, String> {
+        let mut vars = BTreeMap::from([
+            ("EKS_CLUSTER_NAME", "prod".to_owned()),
+            ("EKS_CLUSTER_ENDPOINT", "https://ABC.gr7.eu-central-1.eks.amazonaws.com".to_owned()),
+            ("EKS_CLUSTER_CA", BASE64_STANDARD.encode(PEM)),
+            ("AWS_REGION", "eu-central-1".to_owned()),
+            ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", SECRET.to_owned()),
+        ]);
+        vars.extend(session.map(|token| ("AWS_SESSION_TOKEN", token.to_owned())));
+        vars
+    }
+
+    const PEM: &str = "-----BEGIN CERTIFICATE-----\nAQID\n-----END CERTIFICATE-----\n";
+
+    fn read(vars: &BTreeMap<&'static str, String>) -> Result<Option<Eks>, ActionError> {
+        Eks::from_vars(&|name| vars.get(name).cloned())
+    }
+
+    /// 2026-01-02T03:04:05Z.
+    fn then() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_323_045)
+    }
+
+    /// What `aws eks get-token --cluster-name prod --region eu-central-1` (awscli 1.46.3) printed for
+    /// the same keys at the same time.
+    #[test]
+    fn the_token_is_byte_for_byte_that_of_awscli() {
+        let token = |session| {
+            let eks = read(&vars(session)).expect("is read").expect("is there");
+            eks.token(then()).expect("is signed")
+        };
+        assert_eq!(token(None), include_str!("../../../tests/eks/token.txt").trim());
+        assert_eq!(
+            token(Some("FwoGZXIvYXdzE/+=session")),
+            include_str!("../../../tests/eks/token_of_a_session.txt").trim()
+        );
+    }
+
+    #[test]
+    fn the_cluster_is_where_the_variables_say() {
+        let eks = read(&vars(None)).expect("is read").expect("is there");
+        let config = eks.config(then()).expect("is whole");
+        assert_eq!(config.cluster_url.host(), Some("ABC.gr7.eu-central-1.eks.amazonaws.com"));
+        assert_eq!(config.root_cert, Some(vec![vec![1, 2, 3]]));
+    }
+
+    #[test]
+    fn without_a_name_there_is_no_cluster_and_half_of_one_is_an_error() {
+        assert!(read(&BTreeMap::new()).expect("is read").is_none());
+        for missing in ["EKS_CLUSTER_ENDPOINT", "EKS_CLUSTER_CA", "AWS_REGION", "AWS_ACCESS_KEY_ID"]
+        {
+            let mut vars = vars(None);
+            vars.remove(missing);
+            let error = read(&vars).map(|_| ()).expect_err(missing);
+            assert_eq!(error.code, Code::Configuration);
+            assert!(!error.detail.contains(SECRET), "{}", error.detail);
+        }
+        let mut wrong = vars(None);
+        wrong.insert("EKS_CLUSTER_CA", "%%%".to_owned());
+        assert!(read(&wrong).is_err());
+    }
+}

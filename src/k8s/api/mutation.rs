@@ -1,0 +1,582 @@
+//! A change to the cluster as data, and how it is made at most once.
+//!
+//! An action decides on an [`Effect`]; this file makes it. Each effect is bound to the object that
+//! was read (uid, resourceVersion), so sending it twice cannot change anything twice, and each can be
+//! recognised in the cluster afterwards: a patch by the mark that it leaves on the object, a deletion
+//! by the uid that is gone, since uids are never used again. So an effect is also what is written
+//! down before it is made, for whoever has to find out later what became of it. The scale subresource
+//! takes no annotation: there the mark is the field manager under which the API server notes the change.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{
+        ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
+    },
+    core::ObjectMeta,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::{
+    contract::{digest::sha256, error::ActionError},
+    k8s::{
+        FIELD_MANAGER, REQUEST_ID_ANNOTATION,
+        api::{
+            client::{Call, Cluster},
+            error::Fault,
+            retry::Repeat,
+            warnings::hearing,
+        },
+        applied_requests::{Marks, REQUESTS_ANNOTATION, Trace},
+    },
+};
+
+/// One change to one object.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Effect {
+    /// The kind of object.
+    pub resource: ApiResource,
+    /// Its namespace; empty for what is in none.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid: the change is for this object and no other of the same name. Empty for one that is to
+    /// be created.
+    pub uid: String,
+    /// The change.
+    pub mutation: Mutation,
+}
+
+/// What is changed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mutation {
+    /// A strategic merge patch that itself names uid and resourceVersion and leaves a mark.
+    Patch {
+        /// The patch; never written down, since it may hold what is nobody else's business.
+        #[serde(skip)]
+        body: Value,
+        /// The request's id, by which the mark is found.
+        request_id: String,
+        /// The number of the last mark before ours.
+        since: u64,
+    },
+    /// A number of replicas, through the scale subresource.
+    Scale {
+        /// How many.
+        replicas: i32,
+        /// The resourceVersion that the object must still have.
+        resource_version: Option<String>,
+        /// The field manager of this request alone, by which the change is recognised.
+        manager: String,
+        /// The API server's notes on who has set the replicas, as they were before.
+        before: Vec<String>,
+    },
+    /// A deletion, with the object's own grace period.
+    Delete {
+        /// The resourceVersion that the object must still have.
+        resource_version: Option<String>,
+    },
+    /// A pod's eviction (KEP-85, policy/v1): a deletion that its disruption budgets may refuse.
+    Evict {
+        /// The resourceVersion that the pod must still have.
+        resource_version: Option<String>,
+        /// How long it may take to stop, instead of its own grace period.
+        #[serde(default)]
+        grace_period_seconds: Option<u32>,
+    },
+    /// A new object under a name that is this request's alone, and with its id in an annotation.
+    Create {
+        /// The object; never written down.
+        #[serde(skip)]
+        object: Value,
+        /// The request's id, by which the object is recognised.
+        request_id: String,
+    },
+}
+
+/// What is there of the target after an effect was made, or would be.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Made {
+    /// The object's resourceVersion.
+    pub resource_version: Option<String>,
+    /// The object's generation, which a rollout must have observed.
+    pub generation: Option<i64>,
+    /// What the API server warned of when it was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+impl Made {
+    /// What the API server warned of, as an answer tells it.
+    pub(crate) fn told_warnings(&self) -> impl Iterator<Item = String> {
+        self.warnings.iter().map(|warning| format!("the API server warns: {warning}"))
+    }
+
+    /// What is there when nothing had to be done.
+    #[must_use]
+    pub fn unchanged(resource_version: Option<String>) -> Self {
+        Made { resource_version, ..Made::default() }
+    }
+}
+
+/// What the cluster says of an effect whose maker is gone or was not answered.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Found {
+    /// It was made.
+    Made(Made),
+    /// It was not made.
+    NotMade,
+    /// It cannot be told any more: too much happened to the object since.
+    Unknowable,
+}
+
+/// Why an effect was not made.
+#[derive(Debug)]
+pub enum NotMade {
+    /// The object is not as it was read: read it again and decide anew.
+    Stale,
+    /// The call was made and its answer lost: look for the effect.
+    InDoubt(Fault),
+    /// A disruption budget has no room now; the API server's words.
+    Blocked(String),
+    /// Refused, for good or until later.
+    Refused(ActionError),
+}
+
+impl Cluster {
+    /// Makes the effect; with `dry_run`, has the API server only say what it would do.
+    pub(crate) async fn make(
+        &self,
+        effect: &Effect,
+        dry_run: bool,
+        deadline: Instant,
+    ) -> Result<Made, NotMade> {
+        let api = self.api_of(effect);
+        let repeat = if dry_run { Repeat::Freely } else { Repeat::IfNotDone };
+        let sent = self.attempt(repeat, deadline, || effect.send(&api, dry_run));
+        let (sent, warnings) = hearing(sent).await;
+        match sent {
+            Ok(made) => Ok(Made { warnings, ..made }),
+            Err(Fault::Conflict(_)) => Err(NotMade::Stale),
+            // Read a moment ago and gone now: to be read again, whatever stands there then.
+            Err(Fault::NotFound) => Err(NotMade::Stale),
+            Err(Fault::Disruption(message)) => Err(NotMade::Blocked(message)),
+            Err(fault) if fault.may_have_been_done() && !dry_run => Err(NotMade::InDoubt(fault)),
+            Err(fault) => Err(NotMade::Refused(self.tell(&effect.call(), fault).await)),
+        }
+    }
+
+    /// Looks whether the effect is there.
+    ///
+    /// # Errors
+    /// When the cluster cannot be asked; then nothing is known.
+    pub(crate) async fn recognise(
+        &self,
+        effect: &Effect,
+        deadline: Instant,
+    ) -> Result<Found, ActionError> {
+        let api = self.api_of(effect);
+        match self.attempt(Repeat::Freely, deadline, || api.get(&effect.name)).await {
+            Ok(object) => Ok(effect.left_on(&object)),
+            Err(Fault::NotFound) => Ok(effect.left_where_nothing_is()),
+            Err(fault) => Err(self.tell(&Call { verb: "get", ..effect.call() }, fault).await),
+        }
+    }
+
+    fn api_of(&self, effect: &Effect) -> Api<DynamicObject> {
+        match effect.namespace.as_str() {
+            "" => Api::all_with(self.client(), &effect.resource),
+            namespace => Api::namespaced_with(self.client(), namespace, &effect.resource),
+        }
+    }
+}
+
+impl Effect {
+    /// A patch of the object with this metadata. `change` is a strategic merge patch; what binds it
+    /// to the object as it was read, and the mark that it leaves, are added here. With `uid` and
+    /// `resourceVersion` in it the API server answers 409 if the object is another one or has
+    /// changed, so the patch can take effect at most once however often it is sent.
+    #[must_use]
+    pub fn patch(
+        resource: ApiResource,
+        metadata: &ObjectMeta,
+        request_id: &str,
+        mut change: Value,
+    ) -> Self {
+        let marks = Marks::on(metadata);
+        change["metadata"]["uid"] = json!(metadata.uid);
+        change["metadata"]["resourceVersion"] = json!(metadata.resource_version);
+        change["metadata"]["annotations"][REQUESTS_ANNOTATION] = marks.with(request_id).into();
+        let since = marks.last();
+        let mutation = Mutation::Patch { body: change, request_id: request_id.to_owned(), since };
+        Effect::on(resource, metadata, mutation)
+    }
+
+    /// A deletion of the object with this metadata and no other of its name.
+    #[must_use]
+    pub fn deletion(
+        resource: ApiResource,
+        metadata: &ObjectMeta,
+        resource_version: Option<String>,
+    ) -> Self {
+        Effect::on(resource, metadata, Mutation::Delete { resource_version })
+    }
+
+    /// The eviction of the pod with this metadata and no other of its name.
+    #[must_use]
+    pub fn eviction(metadata: &ObjectMeta, resource_version: Option<String>) -> Self {
+        let mutation = Mutation::Evict { resource_version, grace_period_seconds: None };
+        Effect::on(ApiResource::erase::<Pod>(&()), metadata, mutation)
+    }
+
+    /// The same eviction with another grace period than the pod's own.
+    #[must_use]
+    pub fn with_grace_period(mut self, seconds: Option<u32>) -> Self {
+        if let Mutation::Evict { grace_period_seconds, .. } = &mut self.mutation {
+            *grace_period_seconds = seconds;
+        }
+        self
+    }
+
+    /// Another number of replicas for the object with this metadata.
+    #[must_use]
+    pub fn scaling(
+        resource: ApiResource,
+        metadata: &ObjectMeta,
+        request_id: &str,
+        replicas: i32,
+    ) -> Self {
+        let mutation = Mutation::Scale {
+            replicas,
+            resource_version: metadata.resource_version.clone(),
+            manager: manager_of(request_id),
+            before: notes_on_replicas(metadata),
+        };
+        Effect::on(resource, metadata, mutation)
+    }
+
+    /// A new object. Its name has to be made from the request's id, so that there is one at most; the
+    /// id is added to its annotations here.
+    #[must_use]
+    pub fn creation(
+        resource: ApiResource,
+        metadata: &ObjectMeta,
+        request_id: &str,
+        mut object: Value,
+    ) -> Self {
+        object["metadata"]["annotations"][REQUEST_ID_ANNOTATION] = request_id.into();
+        let mutation = Mutation::Create { object, request_id: request_id.to_owned() };
+        Effect { uid: String::new(), ..Effect::on(resource, metadata, mutation) }
+    }
+
+    fn on(resource: ApiResource, metadata: &ObjectMeta, mutation: Mutation) -> Self {
+        Effect {
+            resource,
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            mutation,
+        }
+    }
+
+    /// Whether the object is to go.
+    #[must_use]
+    pub fn is_deletion(&self) -> bool {
+        matches!(self.mutation, Mutation::Delete { .. } | Mutation::Evict { .. })
+    }
+
+    fn call(&self) -> Call {
+        let (verb, subresource) = match &self.mutation {
+            Mutation::Patch { .. } => ("patch", ""),
+            Mutation::Scale { .. } => ("patch", "/scale"),
+            Mutation::Delete { .. } => ("delete", ""),
+            Mutation::Evict { .. } => ("create", "/eviction"),
+            Mutation::Create { .. } => ("create", ""),
+        };
+        let mut resource = self.resource.clone();
+        resource.plural.push_str(subresource);
+        Call { verb, resource, namespace: self.namespace.clone(), name: Some(self.name.clone()) }
+    }
+
+    async fn send(&self, api: &Api<DynamicObject>, dry_run: bool) -> kube::Result<Made> {
+        match &self.mutation {
+            Mutation::Patch { body, .. } => {
+                let params = PatchParams {
+                    dry_run,
+                    field_manager: Some(FIELD_MANAGER.to_owned()),
+                    ..PatchParams::default()
+                };
+                api.patch(&self.name, &params, &Patch::Strategic(body)).await.map(Made::from)
+            }
+            Mutation::Scale { replicas, resource_version, manager, .. } => {
+                let params = PatchParams {
+                    dry_run,
+                    field_manager: Some(manager.clone()),
+                    ..PatchParams::default()
+                };
+                let patch = json!({
+                    "metadata": { "uid": self.uid, "resourceVersion": resource_version },
+                    "spec": { "replicas": replicas },
+                });
+                let scaled = api.patch_scale(&self.name, &params, &Patch::Merge(patch)).await?;
+                let ObjectMeta { resource_version, generation, .. } = scaled.metadata;
+                Ok(Made { resource_version, generation, ..Made::default() })
+            }
+            Mutation::Evict { resource_version, grace_period_seconds } => {
+                // In the spelling of the API: kube's own helper loses the preconditions.
+                let eviction = json!({
+                    "apiVersion": "policy/v1", "kind": "Eviction",
+                    "metadata": { "name": self.name, "namespace": self.namespace },
+                    "deleteOptions": {
+                        "gracePeriodSeconds": grace_period_seconds,
+                        "preconditions": { "uid": self.uid, "resourceVersion": resource_version },
+                    },
+                });
+                let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
+                let evicted: kube::Result<Value> =
+                    api.create_subresource("eviction", &self.name, &params, &eviction).await;
+                evicted.map(|_| Made::default())
+            }
+            Mutation::Create { object, .. } => {
+                let object: DynamicObject =
+                    serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
+                let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
+                // The target is what it was made from, and is as it was.
+                api.create(&params, &object).await.map(|_| Made::default())
+            }
+            Mutation::Delete { resource_version } => {
+                let preconditions = Preconditions {
+                    uid: Some(self.uid.clone()),
+                    resource_version: resource_version.clone(),
+                };
+                let params = DeleteParams {
+                    dry_run,
+                    preconditions: Some(preconditions),
+                    ..DeleteParams::default()
+                };
+                let deleted = api.delete(&self.name, &params).await?;
+                Ok(deleted.left().map(Made::from).unwrap_or_default())
+            }
+        }
+    }
+
+    /// The effect's trace on the object that now stands under the name.
+    fn left_on(&self, object: &DynamicObject) -> Found {
+        let same = object.metadata.uid.as_deref() == Some(self.uid.as_str());
+        let trace = match &self.mutation {
+            Mutation::Patch { request_id, since, .. } if same => {
+                Marks::on(&object.metadata).trace(request_id, *since)
+            }
+            // The object that it was for is gone, and what was done to it went with it.
+            Mutation::Patch { .. } => Trace::Lost,
+            Mutation::Scale { manager, before, .. } if same => {
+                trace_of_scaling(&notes_on_replicas(&object.metadata), manager, before)
+            }
+            Mutation::Scale { .. } => Trace::Lost,
+            Mutation::Delete { .. } | Mutation::Evict { .. }
+                if same && object.metadata.deletion_timestamp.is_none() =>
+            {
+                Trace::NotMade
+            }
+            Mutation::Delete { .. } | Mutation::Evict { .. } => Trace::Made,
+            Mutation::Create { request_id, .. } => {
+                let annotations = object.metadata.annotations.as_ref();
+                let id = annotations.and_then(|all| all.get(REQUEST_ID_ANNOTATION));
+                // Under a name that is this request's alone there is no other's object.
+                if id == Some(request_id) { Trace::Made } else { Trace::Lost }
+            }
+        };
+        match trace {
+            // As it is when the effect was just made: what was created is not the target.
+            Trace::Made if matches!(self.mutation, Mutation::Create { .. }) => {
+                Found::Made(Made::default())
+            }
+            Trace::Made => Found::Made(Made::from(object.clone())),
+            Trace::NotMade => Found::NotMade,
+            Trace::Lost => Found::Unknowable,
+        }
+    }
+
+    fn left_where_nothing_is(&self) -> Found {
+        match self.mutation {
+            Mutation::Delete { .. } | Mutation::Evict { .. } => Found::Made(Made::default()),
+            Mutation::Create { .. } => Found::NotMade,
+            Mutation::Patch { .. } | Mutation::Scale { .. } => Found::Unknowable,
+        }
+    }
+}
+
+/// The field manager of one request: ours, and enough of a digest to tell requests apart.
+fn manager_of(request_id: &str) -> String {
+    format!("{FIELD_MANAGER}/{}", &sha256(request_id.as_bytes())[..16])
+}
+
+/// Who has set the replicas, as the API server notes it: field manager and time.
+fn notes_on_replicas(metadata: &ObjectMeta) -> Vec<String> {
+    let entries = metadata.managed_fields.iter().flatten();
+    let on_replicas = entries.filter(|entry| {
+        let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
+        fields.is_some_and(|fields| fields.pointer("/f:spec/f:replicas").is_some())
+    });
+    on_replicas
+        .map(|entry| {
+            let time = entry.time.as_ref().map(|time| time.0.to_string()).unwrap_or_default();
+            format!("{} {time}", entry.manager.as_deref().unwrap_or_default())
+        })
+        .collect()
+}
+
+/// Whether it was this request that set the replicas of the object with this metadata last.
+#[must_use]
+pub fn has_scaled(metadata: &ObjectMeta, request_id: &str) -> bool {
+    is_noted(&notes_on_replicas(metadata), &manager_of(request_id))
+}
+
+fn is_noted(notes: &[String], manager: &str) -> bool {
+    notes.iter().any(|note| note.split(' ').next() == Some(manager))
+}
+
+/// Each change of the replicas takes them over from whoever set them before.
+fn trace_of_scaling(now: &[String], manager: &str, before: &[String]) -> Trace {
+    if is_noted(now, manager) {
+        Trace::Made
+    } else if now == before {
+        Trace::NotMade
+    } else {
+        Trace::Lost
+    }
+}
+
+impl From<DynamicObject> for Made {
+    fn from(object: DynamicObject) -> Self {
+        Made {
+            resource_version: object.metadata.resource_version,
+            generation: object.metadata.generation,
+            warnings: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job};
+
+    use super::*;
+
+    fn object(yaml: &str) -> DynamicObject {
+        serde_yaml_ng::from_str(yaml).expect("is an object")
+    }
+
+    fn patch() -> Effect {
+        let before = object(
+            "metadata: {name: web, namespace: shop, uid: u1, resourceVersion: '7', \
+             annotations: {action-executor.dev/requests: '4:r0'}}",
+        );
+        let change = json!({ "spec": { "paused": true } });
+        Effect::patch(ApiResource::erase::<Deployment>(&()), &before.metadata, "r1", change)
+    }
+
+    #[test]
+    fn a_patch_is_bound_to_the_object_and_leaves_its_mark() {
+        let Mutation::Patch { body, since, .. } = patch().mutation else { panic!("is no patch") };
+        assert_eq!(since, 4);
+        assert_eq!(
+            body,
+            json!({
+                "spec": { "paused": true },
+                "metadata": {
+                    "uid": "u1", "resourceVersion": "7",
+                    "annotations": { "action-executor.dev/requests": "4:r0 5:r1" },
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn a_patch_is_recognised_by_its_mark_on_the_same_object() {
+        let left = |uid: &str, marks: &str| {
+            patch().left_on(&object(&format!(
+                "metadata: {{uid: {uid}, annotations: {{action-executor.dev/requests: '{marks}'}}}}"
+            )))
+        };
+        assert!(matches!(left("u1", "4:r0 5:r1"), Found::Made(_)));
+        assert!(matches!(left("u1", "5:r1 6:r2"), Found::Made(_)));
+        assert_eq!(left("u1", "4:r0"), Found::NotMade);
+        assert_eq!(left("u1", "4:r0 5:r2"), Found::NotMade);
+        assert_eq!(left("u1", "7:r4"), Found::Unknowable);
+        assert_eq!(left("u2", "5:r1"), Found::Unknowable);
+    }
+
+    #[test]
+    fn a_deletion_is_recognised_by_the_uid_that_is_gone_or_going() {
+        let pod = object("metadata: {name: web-1, uid: u1}");
+        let delete = Effect::deletion(ApiResource::erase::<Pod>(&()), &pod.metadata, None);
+        let left = |yaml| delete.left_on(&object(yaml));
+        assert!(matches!(left("metadata: {uid: u2}"), Found::Made(_)));
+        let going = "metadata: {uid: u1, deletionTimestamp: '2026-01-31T12:00:00Z'}";
+        assert!(matches!(left(going), Found::Made(_)));
+        assert_eq!(left("metadata: {uid: u1}"), Found::NotMade);
+        assert!(matches!(delete.left_where_nothing_is(), Found::Made(_)));
+    }
+
+    #[test]
+    fn an_eviction_leaves_the_trace_of_a_deletion() {
+        let pod = object("metadata: {name: web-1, namespace: shop, uid: u1}");
+        let evict = Effect::eviction(&pod.metadata, None);
+        assert!(matches!(evict.left_where_nothing_is(), Found::Made(_)));
+        assert_eq!(evict.left_on(&object("metadata: {uid: u1}")), Found::NotMade);
+        assert_eq!(evict.call().to_string(), "create Pod shop/web-1");
+    }
+
+    #[test]
+    fn a_scaling_is_recognised_by_its_field_manager_on_the_replicas() {
+        let noted = |notes: &[(&str, &str)]| {
+            let entries: Vec<_> = notes
+                .iter()
+                .map(|(manager, at)| {
+                    format!(
+                        "{{manager: {manager}, time: '{at}', operation: Update, fieldsType: FieldsV1, \
+                         fieldsV1: {{'f:spec': {{'f:replicas': {{}}}}}}}}"
+                    )
+                })
+                .collect();
+            object(&format!(
+                "metadata: {{name: web, uid: u1, managedFields: [{}]}}",
+                entries.join(", ")
+            ))
+        };
+        let before = noted(&[("hpa", "2026-01-31T12:00:00Z")]);
+        let resource = ApiResource::erase::<Deployment>(&());
+        let effect = Effect::scaling(resource, &before.metadata, "r1", 5);
+        let ours = manager_of("r1");
+        let left = |notes: &[(&str, &str)]| effect.left_on(&noted(notes));
+        assert!(matches!(left(&[(&ours, "2026-01-31T12:00:01Z")]), Found::Made(_)));
+        assert_eq!(left(&[("hpa", "2026-01-31T12:00:00Z")]), Found::NotMade);
+        assert_eq!(left(&[("hpa", "2026-01-31T12:00:02Z")]), Found::Unknowable);
+        assert_eq!(left(&[(&manager_of("r2"), "2026-01-31T12:00:02Z")]), Found::Unknowable);
+        let after = noted(&[(&ours, "2026-01-31T12:00:01Z")]).metadata;
+        assert!(has_scaled(&after, "r1") && !has_scaled(&after, "r2"));
+    }
+
+    #[test]
+    fn a_creation_is_recognised_by_the_id_on_the_object_of_its_name() {
+        let metadata = object("metadata: {name: nightly-x, namespace: shop}").metadata;
+        let job = json!({ "metadata": { "name": "nightly-x" } });
+        let effect = Effect::creation(ApiResource::erase::<Job>(&()), &metadata, "r1", job);
+        let ours = "metadata: {uid: u9, annotations: {action-executor.dev/request-id: r1}}";
+        assert!(matches!(effect.left_on(&object(ours)), Found::Made(_)));
+        assert_eq!(effect.left_on(&object("metadata: {uid: u9}")), Found::Unknowable);
+        assert_eq!(effect.left_where_nothing_is(), Found::NotMade);
+    }
+
+    #[test]
+    fn what_is_written_down_of_a_patch_does_not_hold_the_patch() {
+        let written = serde_json::to_string(&patch()).expect("is written");
+        assert!(!written.contains("paused"), "{written}");
+        let read: Effect = serde_json::from_str(&written).expect("is read");
+        assert_eq!((read.uid.as_str(), read.name.as_str()), ("u1", "web"));
+    }
+}

@@ -1,0 +1,330 @@
+//! Disruption budgets: which of them speak for a pod, whether they let it go, and which pods keep them
+//! from it.
+//!
+//! Verdicts from objects alone, as the eviction subresource gives them
+//! (`pkg/registry/core/pod/storage/eviction.go` of Kubernetes); the lists come from elsewhere. They say
+//! beforehand, and with names, what the API server says afterwards without.
+
+use k8s_openapi::api::{
+    core::v1::Pod,
+    policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus},
+};
+use kube::core::{Selector, SelectorExt};
+
+use crate::k8s::pods;
+
+/// The most pods that are named at once.
+const MOST_NAMED: usize = 5;
+
+/// What the budgets of its namespace say of one pod's eviction.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict<'a> {
+    /// It may go: no budget selects it, or the one that does makes no claim on a pod in its state.
+    Free,
+    /// It may go, at the expense of this budget.
+    Room(&'a PodDisruptionBudget),
+    /// This budget has no room for it now.
+    NoRoom(&'a PodDisruptionBudget),
+    /// This budget was changed, and how much room it has is not known yet.
+    Unsettled(&'a PodDisruptionBudget),
+    /// More than one budget selects it, which the API server refuses for good.
+    Several(Vec<&'a PodDisruptionBudget>),
+}
+
+/// What these budgets, all those of the pod's namespace, say of its eviction.
+#[must_use]
+pub fn verdict<'a>(pod: &Pod, budgets: &'a [PodDisruptionBudget]) -> Verdict<'a> {
+    if is_beyond_budgets(pod) {
+        return Verdict::Free;
+    }
+    match *budgets_of(pod, budgets) {
+        [] => Verdict::Free,
+        [budget] => verdict_of(pod, budget),
+        ref several => Verdict::Several(several.to_vec()),
+    }
+}
+
+/// The budgets that select the pod. An empty selector selects all pods, none at all selects none.
+#[must_use]
+pub fn budgets_of<'a>(
+    pod: &Pod,
+    budgets: &'a [PodDisruptionBudget],
+) -> Vec<&'a PodDisruptionBudget> {
+    budgets.iter().filter(|budget| selects(budget, pod)).collect()
+}
+
+/// The selector of a budget's pods in the API's own notation; none if it selects no pod.
+#[must_use]
+pub fn selector_of(budget: &PodDisruptionBudget) -> Option<Selector> {
+    Selector::try_from(budget.spec.as_ref()?.selector.clone()?).ok()
+}
+
+/// Those of the pods that the budget waits for: it selects them, they have not finished, and they do
+/// not count as healthy.
+#[must_use]
+pub fn holders<'a>(budget: &PodDisruptionBudget, pods: &'a [Pod]) -> Vec<&'a Pod> {
+    let on_their_way = budget.status.as_ref().and_then(|status| status.disrupted_pods.as_ref());
+    let is_on_its_way = |pod: &Pod| {
+        let name = pod.metadata.name.as_ref();
+        name.is_some_and(|name| on_their_way.is_some_and(|all| all.contains_key(name)))
+    };
+    pods.iter()
+        .filter(|pod| selects(budget, pod) && !pods::has_finished(pod))
+        .filter(|pod| !pods::is_ready(pod) || is_on_its_way(pod))
+        .collect()
+}
+
+/// Why a budget lets no pod go now, and which of the pods keep it from that, in a sentence.
+#[must_use]
+pub fn reason(budget: &PodDisruptionBudget, pods: &[Pod]) -> String {
+    let name = name_of(budget);
+    let status = budget.status.clone().unwrap_or_default();
+    if is_unsettled(budget) {
+        return format!(
+            "PodDisruptionBudget '{name}' was changed, and its status is still that of before"
+        );
+    }
+    let PodDisruptionBudgetStatus { disruptions_allowed, current_healthy, desired_healthy, .. } =
+        status;
+    let numbers = format!(
+        "PodDisruptionBudget '{name}' allows {disruptions_allowed} disruptions now: \
+         {current_healthy} pods are healthy, and {desired_healthy} must be"
+    );
+    // What could not be computed has no numbers to trust.
+    let lead = sync_failure(&status).map_or(numbers, |failure| {
+        format!(
+            "PodDisruptionBudget '{name}' allows no disruption, since its status failed: {failure}"
+        )
+    });
+    match &holders(budget, pods)[..] {
+        [] => lead,
+        holders => format!("{lead}; not healthy: {}", named(holders)),
+    }
+}
+
+/// The budget's name.
+#[must_use]
+pub fn name_of(budget: &PodDisruptionBudget) -> &str {
+    budget.metadata.name.as_deref().unwrap_or_default()
+}
+
+/// How many pods it lets go now.
+#[must_use]
+pub fn room(budget: &PodDisruptionBudget) -> usize {
+    if is_unsettled(budget) {
+        return 0;
+    }
+    let allowed = budget.status.as_ref().map_or(0, |status| status.disruptions_allowed);
+    usize::try_from(allowed).unwrap_or(0)
+}
+
+fn verdict_of<'a>(pod: &Pod, budget: &'a PodDisruptionBudget) -> Verdict<'a> {
+    let status = budget.status.clone().unwrap_or_default();
+    if !is_healthy(pod) && lets_unhealthy_go(budget, &status) {
+        Verdict::Free
+    } else if is_unsettled(budget) {
+        Verdict::Unsettled(budget)
+    } else if status.disruptions_allowed > 0 {
+        Verdict::Room(budget)
+    } else {
+        Verdict::NoRoom(budget)
+    }
+}
+
+/// A pod that does not run, or is going, is no disruption any more.
+fn is_beyond_budgets(pod: &Pod) -> bool {
+    pods::is_terminating(pod) || pods::has_finished(pod) || pods::phase(pod) == "Pending"
+}
+
+/// Of a pod that is not going, which is all that is asked here.
+fn is_healthy(pod: &Pod) -> bool {
+    pods::is_ready(pod)
+}
+
+/// `unhealthyPodEvictionPolicy`: `AlwaysAllow`, or `IfHealthyBudget`, which is the default: while all
+/// that must be healthy is.
+fn lets_unhealthy_go(budget: &PodDisruptionBudget, status: &PodDisruptionBudgetStatus) -> bool {
+    let policy = budget.spec.as_ref().and_then(|it| it.unhealthy_pod_eviction_policy.as_deref());
+    policy == Some("AlwaysAllow")
+        || (status.desired_healthy > 0 && status.current_healthy >= status.desired_healthy)
+}
+
+fn selects(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
+    let same_namespace = budget.metadata.namespace == pod.metadata.namespace;
+    let labels = pod.metadata.labels.clone().unwrap_or_default();
+    same_namespace && selector_of(budget).is_some_and(|selector| selector.matches(&labels))
+}
+
+/// Whether the budget's status speaks of an earlier form of it.
+fn is_unsettled(budget: &PodDisruptionBudget) -> bool {
+    let observed = budget.status.as_ref().and_then(|status| status.observed_generation);
+    observed.unwrap_or(0) < budget.metadata.generation.unwrap_or(0)
+}
+
+/// Why the disruption controller could not say how many pods are healthy.
+fn sync_failure(status: &PodDisruptionBudgetStatus) -> Option<&str> {
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    let failed = conditions.iter().find(|condition| {
+        condition.type_ == "DisruptionAllowed" && condition.reason == "SyncFailed"
+    });
+    failed.map(|condition| condition.message.as_str())
+}
+
+fn named(pods: &[&Pod]) -> String {
+    let mut names: Vec<_> = pods.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect();
+    names.sort_unstable();
+    let others = names.len().saturating_sub(MOST_NAMED);
+    names.truncate(MOST_NAMED);
+    let names = names.join(", ");
+    if others == 0 { names } else { format!("{names} and {others} more") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READY: &str = "conditions: [{type: Ready, status: 'True'}]";
+
+    fn pod(name: &str, status: &str) -> Pod {
+        let text = format!(
+            "metadata: {{name: {name}, namespace: shop, labels: {{app: web}}}}\nstatus: {{{status}}}"
+        );
+        serde_yaml_ng::from_str(&text).expect("is a pod")
+    }
+
+    fn running(name: &str) -> Pod {
+        pod(name, &format!("phase: Running, {READY}"))
+    }
+
+    fn unready(name: &str) -> Pod {
+        pod(name, "phase: Running")
+    }
+
+    /// A budget with this spec, of which the controller says that so many of two that must be healthy
+    /// are.
+    fn budget(spec: &str, healthy: i32, allowed: i32) -> PodDisruptionBudget {
+        let text = format!(
+            "metadata: {{name: web, namespace: shop, generation: 2}}\nspec: {{{spec}}}\n\
+             status: {{observedGeneration: 2, currentHealthy: {healthy}, desiredHealthy: 2, \
+             disruptionsAllowed: {allowed}, expectedPods: 3}}"
+        );
+        serde_yaml_ng::from_str(&text).expect("is a budget")
+    }
+
+    const OF_WEB: &str = "selector: {matchLabels: {app: web}}";
+
+    #[test]
+    fn a_pod_that_no_budget_selects_is_free() {
+        for spec in ["selector: {matchLabels: {app: db}}", "minAvailable: 1"] {
+            assert_eq!(verdict(&running("a"), &[budget(spec, 2, 0)]), Verdict::Free, "{spec}");
+        }
+        let mut elsewhere = budget(OF_WEB, 2, 0);
+        elsewhere.metadata.namespace = Some("bank".to_owned());
+        assert_eq!(verdict(&running("a"), &[elsewhere]), Verdict::Free);
+    }
+
+    #[test]
+    fn an_empty_selector_selects_every_pod() {
+        let budgets = [budget("selector: {}", 2, 0)];
+        assert_eq!(verdict(&running("a"), &budgets), Verdict::NoRoom(&budgets[0]));
+    }
+
+    #[test]
+    fn a_budget_has_room_for_as_many_as_it_says() {
+        let budgets = [budget(OF_WEB, 3, 1)];
+        assert_eq!(verdict(&running("a"), &budgets), Verdict::Room(&budgets[0]));
+        let budgets = [budget(OF_WEB, 2, 0)];
+        assert_eq!(verdict(&running("a"), &budgets), Verdict::NoRoom(&budgets[0]));
+    }
+
+    #[test]
+    fn a_pod_that_does_not_run_or_is_going_is_no_disruption() {
+        let budgets = [budget(OF_WEB, 2, 0), budget("selector: {}", 2, 0)];
+        for phase in ["Pending", "Succeeded", "Failed"] {
+            assert_eq!(verdict(&pod("a", &format!("phase: {phase}")), &budgets), Verdict::Free);
+        }
+        let mut going = running("a");
+        going.metadata.deletion_timestamp =
+            serde_yaml_ng::from_str("'2026-01-31T12:00:00Z'").expect("is a time");
+        assert_eq!(verdict(&going, &budgets), Verdict::Free);
+    }
+
+    #[test]
+    fn an_unready_pod_may_go_while_enough_others_are_healthy() {
+        assert_eq!(verdict(&unready("a"), &[budget(OF_WEB, 2, 0)]), Verdict::Free);
+        let budgets = [budget(OF_WEB, 1, 0)];
+        assert_eq!(verdict(&unready("a"), &budgets), Verdict::NoRoom(&budgets[0]));
+        // What needs none healthy was not meant to let all go.
+        let mut none = budget(OF_WEB, 0, 0);
+        none.status.as_mut().expect("has one").desired_healthy = 0;
+        assert!(matches!(verdict(&unready("a"), &[none]), Verdict::NoRoom(_)));
+    }
+
+    #[test]
+    fn an_unready_pod_may_always_go_where_the_budget_says_so() {
+        let budgets = [budget(&format!("{OF_WEB}, unhealthyPodEvictionPolicy: AlwaysAllow"), 0, 0)];
+        assert_eq!(verdict(&unready("a"), &budgets), Verdict::Free);
+        assert_eq!(verdict(&running("a"), &budgets), Verdict::NoRoom(&budgets[0]));
+    }
+
+    #[test]
+    fn a_budget_that_was_changed_since_is_not_trusted() {
+        let mut changed = budget(OF_WEB, 3, 1);
+        changed.metadata.generation = Some(3);
+        let budgets = [changed];
+        assert_eq!(verdict(&running("a"), &budgets), Verdict::Unsettled(&budgets[0]));
+        assert!(reason(&budgets[0], &[]).contains("was changed"));
+    }
+
+    #[test]
+    fn two_budgets_for_one_pod_are_refused_for_good() {
+        let budgets = [budget(OF_WEB, 3, 1), budget("selector: {}", 3, 1)];
+        assert!(
+            matches!(verdict(&running("a"), &budgets), Verdict::Several(two) if two.len() == 2)
+        );
+    }
+
+    #[test]
+    fn tells_what_keeps_a_budget_from_having_room() {
+        let mut other = unready("db-1");
+        other.metadata.labels = None;
+        let pods = [
+            running("web-1"),
+            unready("web-3"),
+            unready("web-2"),
+            pod("web-4", "phase: Failed"),
+            other,
+        ];
+        assert_eq!(
+            reason(&budget(OF_WEB, 1, 0), &pods),
+            "PodDisruptionBudget 'web' allows 0 disruptions now: 1 pods are healthy, and 2 must be; \
+             not healthy: web-2, web-3"
+        );
+        let many: Vec<_> = (0..8).map(|number| unready(&format!("web-{number}"))).collect();
+        let told = reason(&budget(OF_WEB, 0, 0), &many);
+        assert!(told.ends_with("web-0, web-1, web-2, web-3, web-4 and 3 more"), "{told}");
+    }
+
+    #[test]
+    fn a_pod_that_was_just_evicted_holds_the_budget_too() {
+        let mut budget = budget(OF_WEB, 2, 0);
+        budget.status.as_mut().expect("has one").disrupted_pods =
+            serde_yaml_ng::from_str("{web-1: '2026-01-31T12:00:00Z'}").expect("are pods");
+        let pods = [running("web-1"), running("web-2")];
+        let names: Vec<_> =
+            holders(&budget, &pods).iter().map(|pod| pod.metadata.name.as_deref()).collect();
+        assert_eq!(names, [Some("web-1")]);
+    }
+
+    #[test]
+    fn numbers_that_could_not_be_computed_are_not_told() {
+        let mut budget = budget(OF_WEB, 0, 0);
+        budget.status.as_mut().expect("has one").conditions = serde_yaml_ng::from_str(
+            "[{type: DisruptionAllowed, status: 'False', reason: SyncFailed, message: no scale, \
+             lastTransitionTime: '2026-01-31T12:00:00Z'}]",
+        )
+        .expect("are conditions");
+        let told = reason(&budget, &[]);
+        assert!(told.contains("no scale") && !told.contains("healthy"), "{told}");
+    }
+}

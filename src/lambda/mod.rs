@@ -1,0 +1,264 @@
+//! The function runtime (AWS Lambda and what speaks its runtime API): events in, answers out.
+//!
+//! HTTP comes from API Gateway (REST and HTTP), a load balancer or a function URL, and is answered as the
+//! server answers it. Everything else is a request by itself, or an event of EventBridge, SQS or SNS that
+//! carries one. What would not change is an answer; what may be tried again is a function error, or for
+//! SQS a failed item, so that the event's source tries again, and the ledger sees to it that it is done
+//! once.
+//!
+//! The cluster's client is made at the first request that needs it and kept. Work ends a little before
+//! the invocation's time does, so that there always is an answer.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use lambda_http::{
+    Body, Request, RequestExt, Response, lambda_runtime::Diagnostic, request::RequestContext,
+    service_fn,
+};
+use serde_json::json;
+use tokio::{
+    sync::{Mutex, watch},
+    time::Instant,
+};
+
+use crate::{
+    actions::request::Key,
+    auth::Callers,
+    config::{Settings, reload::Followed},
+    contract::error::{ActionError, Code},
+    executor::{
+        context::Context,
+        reply::{Answer, Delivery},
+    },
+    http::{dispatch, dispatch::Service},
+    k8s::api::connect::connect,
+    lambda::events::{Event, Message},
+};
+
+mod events;
+mod http;
+
+/// How long before the invocation's end everything has to be said.
+const MARGIN: Duration = Duration::from_millis(1500);
+
+/// How long a cluster's client is used before its credentials are renewed: tokens for EKS hold for 15
+/// minutes.
+const CREDENTIALS_HOLD: Duration = Duration::from_secs(600);
+
+/// What the platform tells a function, without which its runtime cannot begin.
+const PLATFORM: [&str; 4] = [
+    "AWS_LAMBDA_RUNTIME_API",
+    "AWS_LAMBDA_FUNCTION_NAME",
+    "AWS_LAMBDA_FUNCTION_VERSION",
+    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
+];
+
+/// Serves invocations until the platform ends the process; returns the exit status.
+#[must_use]
+pub fn run(settings: Result<Settings, ActionError>) -> u8 {
+    let missing = PLATFORM.iter().find(|name| std::env::var_os(name).is_none());
+    if let Some(name) = missing {
+        let error = ActionError::new(Code::Usage, format!("{name} is not set"));
+        return told(&error.with_hint(
+            "this binary is started by AWS Lambda or an emulator of it; action-executor is the one for \
+             everything else",
+        ));
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return told(&ActionError::new(Code::Internal, format!("the runtime: {error}")));
+        }
+    };
+    let ended = runtime.block_on(async {
+        let function = &Function::new(settings);
+        lambda_http::run(service_fn(move |request| function.invoke(request))).await
+    });
+    match ended {
+        Ok(()) => 0,
+        Err(error) => told(&ActionError::new(Code::Internal, format!("the runtime: {error}"))),
+    }
+}
+
+fn told(error: &ActionError) -> u8 {
+    tracing::error!(code = %error.code, hint = error.hint, "{}", error.detail);
+    error.code.exit_status()
+}
+
+/// The function between invocations.
+struct Function {
+    /// A setting that is wrong is told to every caller: a runtime that ends is started again and again.
+    settings: Result<Settings, ActionError>,
+    callers: Result<Arc<Callers>, ActionError>,
+    context: Mutex<Option<(Context, Instant)>>,
+}
+
+impl Function {
+    fn new(settings: Result<Settings, ActionError>) -> Self {
+        let callers = settings.clone().and_then(|settings| Callers::from_settings(&settings));
+        let callers = callers.map(Arc::new);
+        Function { settings, callers, context: Mutex::default() }
+    }
+
+    /// The context, its cluster's credentials fresh.
+    async fn context(&self) -> Result<Context, ActionError> {
+        let mut kept = self.context.lock().await;
+        if let Some((context, made)) = &*kept
+            && made.elapsed() < CREDENTIALS_HOLD
+        {
+            return Ok(context.clone());
+        }
+        let settings = self.settings.as_ref().map_err(Clone::clone)?;
+        let policy = Followed::new(settings.policy.clone())?;
+        let cluster = connect(None).await?;
+        // Nobody tells a function to stop; its time does.
+        let (_, stopping) = watch::channel(false);
+        let context = Context::new(cluster, policy, settings, stopping);
+        *kept = Some((context.clone(), Instant::now()));
+        Ok(context)
+    }
+
+    async fn invoke(&self, request: Request) -> Result<Response<Body>, Failure> {
+        let left = time_left(request.lambda_context_ref().map_or(0, |context| context.deadline));
+        match request.request_context_ref() {
+            Some(RequestContext::PassThrough) | None => {
+                let text = match request.into_body() {
+                    Body::Text(text) => text.into_bytes(),
+                    Body::Binary(bytes) => bytes,
+                    _ => Vec::new(),
+                };
+                let answer = self.event(&text, left).await?;
+                Ok(Response::new(Body::from(answer)))
+            }
+            Some(_) => Ok(self.http(request, left).await),
+        }
+    }
+
+    /// Answers what is no HTTP, in JSON.
+    async fn event(&self, text: &[u8], left: Option<Duration>) -> Result<Vec<u8>, Failure> {
+        match events::read(text) {
+            Event::Single(message) => {
+                let answer = self.message(message, left).await;
+                if answer.retryable { Err(Failure(answer)) } else { Ok(answer.body) }
+            }
+            Event::Sns(messages) => {
+                let mut answers = Vec::new();
+                for message in messages {
+                    let answer = self.message(message, left).await;
+                    if answer.retryable {
+                        return Err(Failure(answer));
+                    }
+                    answers.push(parsed(&answer.body));
+                }
+                Ok(json!(answers).to_string().into_bytes())
+            }
+            Event::Sqs(messages) => {
+                let end = left.map(|left| Instant::now() + left);
+                let mut failures = Vec::new();
+                for message in messages {
+                    let id = message.id.clone().unwrap_or_default();
+                    let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+                    if self.message(message, left).await.retryable {
+                        failures.push(json!({ "itemIdentifier": id }));
+                    }
+                }
+                Ok(json!({ "batchItemFailures": failures }).to_string().into_bytes())
+            }
+        }
+    }
+
+    /// Carries out one request; its event's id is its own, if it brings none.
+    async fn message(&self, message: Message, left: Option<Duration>) -> Answer {
+        let result = async {
+            let context = bounded(self.context().await?, left);
+            let mut request = Delivery { body: message.body, key: None, event: None }.request()?;
+            if request.id.is_none()
+                && let Some(id) = &message.id
+            {
+                request = request.keyed(Some(&Key::new(id, "the event's id")?))?;
+            }
+            crate::executor::handle(&context, request).await
+        };
+        result.await.map_or_else(Answer::from, Answer::from)
+    }
+
+    async fn http(&self, request: Request, left: Option<Duration>) -> Response<Body> {
+        let request = http::whole(request);
+        if let Some(answer) = dispatch::at_once(&request) {
+            return http::answer(answer);
+        }
+        let service = match self.service().await {
+            Ok(service) => service,
+            Err(error) => return http::answer(Answer::from(error).into()),
+        };
+        let service = match left {
+            Some(left) => service.within(left),
+            None => service,
+        };
+        http::answer(service.answer(request).await)
+    }
+
+    async fn service(&self) -> Result<Service, ActionError> {
+        let callers = self.callers.as_ref().map_err(Clone::clone)?;
+        Ok(Service::new(self.context().await?, callers.clone()))
+    }
+}
+
+/// The context, whose work ends with the invocation.
+fn bounded(context: Context, left: Option<Duration>) -> Context {
+    match left {
+        Some(left) => context.within(left),
+        None => context,
+    }
+}
+
+/// What is left of the invocation, less the margin. Emulators have no deadline, or one long past.
+fn time_left(deadline_ms: u64) -> Option<Duration> {
+    let deadline = SystemTime::UNIX_EPOCH + Duration::from_millis(deadline_ms);
+    let left = deadline.duration_since(SystemTime::now()).ok()?;
+    Some(left.saturating_sub(MARGIN))
+}
+
+fn parsed(body: &[u8]) -> serde_json::Value {
+    serde_json::from_slice(body).unwrap_or_default()
+}
+
+/// What makes the event's source try again.
+#[derive(Debug)]
+struct Failure(Answer);
+
+impl From<Failure> for Diagnostic {
+    fn from(Failure(answer): Failure) -> Self {
+        let problem = parsed(&answer.body);
+        let code = problem["code"].as_str().or(problem["outcome"].as_str()).unwrap_or("internal");
+        Diagnostic {
+            error_type: code.to_owned(),
+            error_message: String::from_utf8_lossy(&answer.body).into_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_comes_before_the_end_and_a_past_deadline_is_none() {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("is after");
+        let in_ten = u64::try_from((now + Duration::from_secs(10)).as_millis()).expect("fits");
+        let left = time_left(in_ten).expect("is ahead");
+        assert!(left < Duration::from_secs(9) && left > Duration::from_secs(7), "{left:?}");
+        assert_eq!(time_left(0), None);
+    }
+
+    #[test]
+    fn a_failure_carries_the_whole_problem() {
+        let error = ActionError::new(Code::RateLimited, "too soon");
+        let diagnostic = Diagnostic::from(Failure(Answer::from(error)));
+        assert_eq!(diagnostic.error_type, "rate_limited");
+        assert!(diagnostic.error_message.contains("too soon"));
+    }
+}

@@ -1,0 +1,296 @@
+//! The policy once more, as the API server's own admission policies (ValidatingAdmissionPolicy, v1).
+//!
+//! A second layer under the first: whatever happens to the executor, its service account can do no
+//! more than the policy allows. One policy says what is fixed, another follows the kill switch on the
+//! Lease, since a policy with a parameter does not hold while the parameter is not there, and a third
+//! keeps the account, which writes its budget on that Lease, from touching the switch. They speak of one
+//! service account and of nobody else. What depends on counting is not in here.
+
+use serde_json::{Value, json};
+
+use crate::{
+    actions::{ActionKind, Descriptor},
+    contract::names::ServiceAccount,
+    k8s::rbac::PolicyRule,
+    policy::{Label, NodePattern, Pattern, Policy, Replicas, budget::STOP},
+};
+
+/// What the executor writes besides its actions: its records, its budget, and questions about itself
+/// and its callers.
+const OWN_BOOKS: [(&str, &str); 8] = [
+    ("", "events"),
+    ("events.k8s.io", "events"),
+    ("coordination.k8s.io", "leases"),
+    ("authentication.k8s.io", "selfsubjectreviews"),
+    ("authorization.k8s.io", "selfsubjectaccessreviews"),
+    ("authorization.k8s.io", "selfsubjectrulesreviews"),
+    ("authentication.k8s.io", "tokenreviews"),
+    ("authorization.k8s.io", "subjectaccessreviews"),
+];
+
+const DRY_RUN: &str = "variables.simulated";
+
+/// The admission policies for this service account, with their bindings.
+#[must_use]
+pub fn manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
+    let name = format!("action-executor.{}.{}", account.namespace, account.name);
+    let switch = format!("{name}.switch");
+    let lever = format!("{name}.lever");
+    let mut stop = admission_policy(&switch, account, &[kill_switch()]);
+    let mut lease = admission_policy(&lever, account, &[hands_off()]);
+    lease["spec"]["matchConstraints"] =
+        json!({ "resourceRules": [all_of("coordination.k8s.io", "leases")] });
+    stop["spec"]["paramKind"] = json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease" });
+    let mut bound = binding(&switch);
+    bound["spec"]["paramRef"] = json!({
+        "name": policy.state.name,
+        "namespace": policy.state.namespace.as_ref().unwrap_or(&account.namespace),
+        "parameterNotFoundAction": "Allow",
+    });
+    let fixed = admission_policy(&name, account, &fixed_rules(policy));
+    vec![fixed, binding(&name), stop, bound, lease, binding(&lever)]
+}
+
+/// A rule in the API server's language, and what it says when it denies.
+struct Validation {
+    rule: &'static str,
+    expression: String,
+}
+
+fn admission_policy(name: &str, account: &ServiceAccount, rules: &[Validation]) -> Value {
+    let user = account.user();
+    let validations: Vec<_> = rules
+        .iter()
+        .map(|Validation { rule, expression }| {
+            json!({
+                "expression": expression,
+                "message": format!("denied by {rule} of the action-executor's policy"),
+                "reason": "Forbidden",
+            })
+        })
+        .collect();
+    let books: Vec<_> = OWN_BOOKS.iter().map(|(group, resource)| all_of(group, resource)).collect();
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": { "name": name, "labels": labels() },
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": { "resourceRules": [all_of("*", "*/*")], "excludeResourceRules": books },
+            "matchConditions": [{
+                "name": "is-the-executor",
+                "expression": format!("request.userInfo.username == '{user}'"),
+            }],
+            // What is empty is not there at all.
+            "variables": [
+                variable("labels", "oldObject == null || !has(oldObject.metadata.labels) ? dyn({}) : \
+                                    dyn(oldObject.metadata.labels)"),
+                variable("place", "has(request.namespace) ? request.namespace : ''"),
+                variable("name", "has(request.name) ? request.name : ''"),
+                variable("subresource", "has(request.subResource) ? request.subResource : ''"),
+                // A subresource shows no labels of its object, and neither does what is new.
+                variable("labelled", "oldObject != null && variables.subresource == ''"),
+                variable("simulated", "has(request.dryRun) && request.dryRun"),
+            ],
+            "validations": validations,
+        },
+    })
+}
+
+fn all_of(group: &str, resource: &str) -> Value {
+    json!({
+        "apiGroups": [group], "apiVersions": ["*"], "operations": ["*"], "resources": [resource],
+    })
+}
+
+fn variable(name: &str, expression: &str) -> Value {
+    json!({ "name": name, "expression": expression })
+}
+
+fn binding(name: &str) -> Value {
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": { "name": name, "labels": labels() },
+        "spec": { "policyName": name, "validationActions": ["Deny"] },
+    })
+}
+
+fn labels() -> Value {
+    json!({ "app.kubernetes.io/name": "action-executor", "app.kubernetes.io/component": "policy" })
+}
+
+fn fixed_rules(policy: &Policy) -> Vec<Validation> {
+    let rule = |rule, expression| Validation { rule, expression };
+    let in_one = |expression: String| format!("variables.place == '' || ({expression})");
+    let in_none = |expression: String| format!("variables.place != '' || ({expression})");
+    let where_labelled = |expression: String| format!("!variables.labelled || ({expression})");
+    let denied = any(policy.namespaces.deny.iter().map(in_namespace));
+    let nodes_denied = any(policy.nodes.deny.iter().map(on_node));
+    let mut rules = vec![
+        rule("namespaces.deny", in_one(format!("!({denied})"))),
+        rule("nodes.deny", in_none(format!("!({nodes_denied})"))),
+    ];
+    if policy.read_only {
+        rules.push(rule("read_only", DRY_RUN.to_owned()));
+    }
+    let limited = policy.simulation.limited;
+    let unless_simulated = |expression: String| {
+        if limited { expression } else { format!("({DRY_RUN}) || ({expression})") }
+    };
+    let allowed = any(policy.namespaces.allow.iter().map(in_namespace));
+    let nodes_allowed = any(policy.nodes.allow.iter().map(on_node));
+    let protected = any(policy.targets.protected.iter().map(on_target));
+    rules.push(rule("actions.allow", writes(policy)));
+    rules.push(rule("namespaces.allow", unless_simulated(in_one(allowed))));
+    rules.push(rule("nodes.allow", unless_simulated(in_none(nodes_allowed))));
+    let unprotected = where_labelled(format!("!({protected})"));
+    rules.push(rule("targets.protected", unless_simulated(unprotected)));
+    if !policy.targets.opt_in.is_empty() {
+        let opted_in = any(policy.targets.opt_in.iter().map(on_target));
+        rules.push(rule("targets.opt_in", unless_simulated(where_labelled(opted_in))));
+    }
+    rules.push(rule("replicas", unless_simulated(within(&policy.replicas))));
+    rules
+}
+
+/// The bounds of what the scale subresource may be set to; none is 0 there.
+fn within(bounds: &Replicas) -> String {
+    let replicas = "(has(object.spec) && has(object.spec.replicas) ? object.spec.replicas : 0)";
+    let Replicas { min, max } = bounds;
+    format!("variables.subresource != 'scale' || ({replicas} >= {min} && {replicas} <= {max})")
+}
+
+/// The account neither throws nor releases the switch, nor makes it go away with its Lease.
+fn hands_off() -> Validation {
+    let switch = |object: &str| {
+        format!(
+            "({object} != null && has({object}.metadata.annotations) && '{STOP}' in \
+             {object}.metadata.annotations ? {object}.metadata.annotations['{STOP}'] : '')"
+        )
+    };
+    let (before, after) = (switch("oldObject"), switch("object"));
+    Validation {
+        rule: "the kill switch",
+        expression: format!("object != null && {before} == {after}"),
+    }
+}
+
+fn kill_switch() -> Validation {
+    let expression = format!(
+        "({DRY_RUN}) || !has(params.metadata.annotations) || !('{STOP}' in params.metadata.annotations) \
+         || params.metadata.annotations['{STOP}'] == 'false'"
+    );
+    Validation { rule: "the kill switch", expression }
+}
+
+/// The writes that the allowed actions need; a simulation makes the same ones.
+fn writes(policy: &Policy) -> String {
+    let tried = |kind: &ActionKind| !policy.simulation.limited || policy.allows(*kind);
+    any(ActionKind::ALL.into_iter().filter(tried).flat_map(|kind| {
+        let Descriptor { rules, cluster_rules, .. } = kind.descriptor();
+        rules.iter().chain(*cluster_rules).flat_map(operations).map(move |write| {
+            if policy.allows(kind) { write } else { format!("{write} && {DRY_RUN}") }
+        })
+    }))
+}
+
+/// A rule's writes, as conditions.
+fn operations(rule: &PolicyRule) -> Vec<String> {
+    let mut found = Vec::new();
+    for group in rule.api_groups {
+        for resource in rule.resources {
+            let (resource, sub) = resource.split_once('/').unwrap_or((resource, ""));
+            for verb in rule.verbs {
+                let operation = match *verb {
+                    "create" => "CREATE",
+                    "patch" | "update" => "UPDATE",
+                    "delete" => "DELETE",
+                    _ => continue,
+                };
+                found.push(format!(
+                    "request.resource.group == '{group}' && request.resource.resource == \
+                     '{resource}' && variables.subresource == '{sub}' && request.operation == \
+                     '{operation}'"
+                ));
+            }
+        }
+    }
+    found
+}
+
+fn in_namespace(pattern: &Pattern) -> String {
+    format!("variables.place.matches('{}')", pattern.to_regex())
+}
+
+fn on_node(pattern: &NodePattern) -> String {
+    format!("variables.name.matches('{}')", pattern.as_ref().to_regex())
+}
+
+fn on_target(label: &Label) -> String {
+    match label.parts() {
+        (key, None) => format!("'{key}' in variables.labels"),
+        (key, Some(value)) => {
+            format!("('{key}' in variables.labels && variables.labels['{key}'] == '{value}')")
+        }
+    }
+}
+
+/// At least one of these; none of none.
+fn any(conditions: impl Iterator<Item = String>) -> String {
+    let conditions: Vec<_> = conditions.map(|condition| format!("({condition})")).collect();
+    if conditions.is_empty() { "false".to_owned() } else { conditions.join(" || ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::reload::Document;
+
+    fn made(policy: &str) -> Vec<Value> {
+        let policy = Policy::parse(policy, "p").expect("is a policy");
+        let account = "ops:executor".parse().expect("is an account");
+        manifests(&policy, &account)
+    }
+
+    fn expressions(policy: &str) -> String {
+        made(policy)[0]["spec"]["validations"].to_string()
+    }
+
+    #[test]
+    fn speaks_of_the_executors_account_alone() {
+        for document in made("{}").iter().filter(|it| it["kind"] == "ValidatingAdmissionPolicy") {
+            assert_eq!(
+                document["spec"]["matchConditions"][0]["expression"],
+                "request.userInfo.username == 'system:serviceaccount:ops:executor'"
+            );
+        }
+    }
+
+    #[test]
+    fn the_kill_switch_is_where_the_policy_keeps_it() {
+        let bound = &made("state: {namespace: brakes, name: lever}")[3]["spec"]["paramRef"];
+        assert_eq!((&bound["namespace"], &bound["name"]), (&json!("brakes"), &json!("lever")));
+        assert_eq!(made("{}")[3]["spec"]["paramRef"]["namespace"], "ops");
+    }
+
+    #[test]
+    fn an_action_that_is_not_allowed_leaves_only_its_dry_run() {
+        let text = expressions("actions: {allow: [restart_k8s]}");
+        let pods = "'pods' && variables.subresource == '' && request.operation == 'DELETE'";
+        assert!(text.contains(&format!("{pods} && variables.simulated")), "{text}");
+        let text = expressions("actions: {allow: [restart_k8s]}\nsimulation: {limited: true}");
+        assert!(!text.contains("'pods'"), "{text}");
+    }
+
+    #[test]
+    fn each_rule_is_there_when_the_policy_has_it() {
+        let text = expressions(
+            "read_only: true\nnamespaces: {allow: ['shop-*'], deny: [bank]}\n\
+             targets: {protected: [tier=db], opt_in: [sre]}",
+        );
+        for part in ["^shop-.*$", "^bank$", "['tier'] == 'db'", "'sre' in", "read_only"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}

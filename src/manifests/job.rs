@@ -1,0 +1,202 @@
+//! A Kubernetes Job for one action, as data: from a request to the manifest, without a call.
+//!
+//! The Job's name comes from the request's id, as the name of its claim does, so that a second Job for
+//! the same request is refused by the API server. Every try of its pod carries the same id, so however
+//! often Kubernetes starts one, the action is done once. Which exit status is worth another pod is said
+//! in its podFailurePolicy (KEP-3329). It runs under the `restricted` Pod Security Standard.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::{
+    actions::request::ActionRequest,
+    contract::{
+        error::Code,
+        names::{Namespace, ObjectName, RequestId},
+    },
+    executor::wait::DEFAULT_WAIT,
+    ledger::record::{MANAGED_BY, REQUEST_DIGEST, REQUEST_ID, Subject},
+};
+
+/// The name of the container, which the failure policy refers to.
+pub const CONTAINER: &str = "action";
+
+/// Where the policy is mounted.
+const POLICY_FOLDER: &str = "/etc/action-executor/policy";
+
+/// How often a pod is tried again; with the Job controller's own pauses that is over five minutes.
+const TRIES_AGAIN: u32 = 5;
+
+/// Those pauses and the start of each pod, which come on top of the action's own time.
+const SLACK: Duration = Duration::from_secs(600);
+
+/// How long a finished Job stays to be looked at: as long as its request is remembered by default.
+const KEPT: Duration = Duration::from_secs(3600);
+
+/// What the cluster has to offer the Job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Surroundings {
+    /// The image.
+    pub image: String,
+    /// The namespace of the Job.
+    pub namespace: Namespace,
+    /// The service account that it runs as.
+    pub service_account: ObjectName,
+    /// The ConfigMap with the policy, under the key `policy.yaml`.
+    pub policy_config_map: ObjectName,
+}
+
+/// The Job that carries out `request` under `id`.
+#[must_use]
+pub fn manifest(request: &ActionRequest, id: &RequestId, around: &Surroundings) -> Value {
+    let subject = Subject::of(request, id);
+    let request = ActionRequest { id: Some(id.clone()), ..request.clone() };
+    let labels = json!({
+        "app.kubernetes.io/name": "action-executor",
+        "app.kubernetes.io/component": "job",
+        MANAGED_BY.0: MANAGED_BY.1,
+        "action-executor.dev/action": subject.action,
+    });
+    json!({
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": subject.event_name(),
+            "namespace": around.namespace,
+            "labels": labels,
+            "annotations": { REQUEST_ID: &*subject.id, REQUEST_DIGEST: subject.digest },
+        },
+        "spec": spec(&labels, environment(&request), longest(&request), around),
+    })
+}
+
+fn environment(request: &ActionRequest) -> Value {
+    let request = serde_json::to_string(request).unwrap_or_default();
+    json!([
+        { "name": "ACTION_REQUEST", "value": request },
+        { "name": "ACTION_EXECUTOR_POLICY", "value": format!("{POLICY_FOLDER}/policy.yaml") },
+    ])
+}
+
+/// A wait that is broken off by an eviction is taken up by the next pod, for as long again; and the way
+/// back from a rollout that fails takes as long as the way there.
+fn longest(request: &ActionRequest) -> Duration {
+    let ways = if request.action.rollback_on_failure() { 2 } else { 1 };
+    let once = ways * request.timeout.unwrap_or(DEFAULT_WAIT);
+    2 * once + SLACK
+}
+
+fn spec(labels: &Value, environment: Value, longest: Duration, around: &Surroundings) -> Value {
+    json!({
+        "backoffLimit": TRIES_AGAIN,
+        "activeDeadlineSeconds": longest.as_secs(),
+        "ttlSecondsAfterFinished": KEPT.as_secs(),
+        "podFailurePolicy": {
+            "rules": [
+                // The node's doing, not the action's.
+                { "action": "Ignore", "onPodConditions": [{ "type": "DisruptionTarget", "status": "True" }] },
+                {
+                    "action": "FailJob",
+                    "onExitCodes": { "containerName": CONTAINER, "operator": "In", "values": final_statuses() },
+                },
+            ],
+        },
+        "template": {
+            "metadata": { "labels": labels },
+            "spec": {
+                "restartPolicy": "Never",
+                "serviceAccountName": around.service_account,
+                // A Service named action-something would set variables that are taken for a request's.
+                "enableServiceLinks": false,
+                "securityContext": {
+                    "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
+                    "seccompProfile": { "type": "RuntimeDefault" },
+                },
+                "containers": [{
+                    "name": CONTAINER,
+                    "image": around.image,
+                    "env": environment,
+                    "resources": {
+                        "requests": { "cpu": "10m", "memory": "16Mi" },
+                        "limits": { "memory": "64Mi" },
+                    },
+                    "securityContext": {
+                        "allowPrivilegeEscalation": false,
+                        "readOnlyRootFilesystem": true,
+                        "capabilities": { "drop": ["ALL"] },
+                    },
+                    "volumeMounts": [{ "name": "policy", "mountPath": POLICY_FOLDER, "readOnly": true }],
+                }],
+                "volumes": [{
+                    "name": "policy",
+                    // Without one the program says so and the Job fails at once; a pod that waits for a
+                    // volume says nothing until the Job's time is up.
+                    "configMap": { "name": around.policy_config_map, "optional": true },
+                }],
+            },
+        },
+    })
+}
+
+/// The exit statuses that another try would not change.
+fn final_statuses() -> Vec<u8> {
+    let mut statuses: Vec<u8> = Code::ALL
+        .into_iter()
+        .filter(|code| !code.retryable())
+        .map(|code| code.exit_status())
+        .collect();
+    statuses.sort_unstable();
+    statuses.dedup();
+    statuses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(request: &str) -> Value {
+        let request = ActionRequest::parse(request.as_bytes()).expect("is a request");
+        let around = Surroundings {
+            image: "registry.example/action-executor:1".to_owned(),
+            namespace: "shop".to_owned().try_into().expect("is a name"),
+            service_account: ObjectName::action_executor(),
+            policy_config_map: "limits".to_owned().try_into().expect("is a name"),
+        };
+        let id = RequestId::try_from("alert-7".to_owned()).expect("is an id");
+        manifest(&request, &id, &around)
+    }
+
+    const REQUEST: &str = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
+
+    #[test]
+    fn the_same_request_is_the_same_job() {
+        assert_eq!(made(REQUEST), made(REQUEST));
+        let name = made(REQUEST)["metadata"]["name"].clone();
+        let name = name.as_str().expect("is text");
+        assert!(name.starts_with("action-executor-") && name.len() < 63, "{name}");
+    }
+
+    #[test]
+    fn the_request_in_it_carries_the_id_and_reads_as_it_was_given() {
+        let job = made(REQUEST);
+        let text = job["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"].clone();
+        let read = ActionRequest::parse(text.as_str().expect("is text").as_bytes());
+        let read = read.expect("is a request");
+        assert_eq!(read.id.as_deref(), Some("alert-7"));
+        assert!(read.simulate);
+    }
+
+    #[test]
+    fn what_another_try_would_not_change_fails_the_job() {
+        assert_eq!(final_statuses(), [64, 65, 69, 70, 77, 78]);
+    }
+
+    #[test]
+    fn it_lives_longer_than_the_action() {
+        let job = made(
+            r#"{"type":"restart_k8s","parameters":{"deployment":"web"},"wait":true,"timeout_seconds":3600}"#,
+        );
+        assert_eq!(job["spec"]["activeDeadlineSeconds"], 7800);
+    }
+}

@@ -1,0 +1,25 @@
+//! Logs: on standard error, for machines as JSON, for people on a terminal as text.
+
+use std::io::{self, IsTerminal};
+
+use tracing::{Level, level_filters::LevelFilter};
+use tracing_subscriber::{filter::Targets, fmt, prelude::*};
+
+use crate::telemetry::traces;
+
+/// Starts logging what this project says from `level` on, and what its libraries say of warnings; and
+/// turning spans into traces, if there is a layer for it.
+pub fn start(level: Level, traces: Option<traces::Layer>) {
+    let libraries = LevelFilter::from_level(level.min(Level::WARN));
+    let filter = Targets::new().with_default(libraries).with_target("action_executor", level);
+    let registry = tracing_subscriber::registry().with(traces);
+    if io::stderr().is_terminal() {
+        let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let layer = fmt::layer().with_writer(io::stderr).with_ansi(colours).with_target(false);
+        registry.with(layer.with_filter(filter)).init();
+    } else {
+        let layer =
+            fmt::layer().json().flatten_event(true).with_target(false).with_span_list(false);
+        registry.with(layer.with_writer(io::stderr).with_filter(filter)).init();
+    }
+}

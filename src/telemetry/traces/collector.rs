@@ -1,0 +1,223 @@
+//! The way to an OpenTelemetry collector: OTLP over HTTP, in batches, from a thread of its own.
+//!
+//! Where it is, and what is sampled, say OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`,
+//! `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`,
+//! `OTEL_SDK_DISABLED`). A collector that is slow or gone holds up nobody: what it does not take is
+//! dropped, and that is logged once.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use opentelemetry::{
+    KeyValue,
+    propagation::TextMapPropagator,
+    trace::{TraceContextExt, TracerProvider},
+};
+use opentelemetry_http::{HeaderExtractor, HeaderInjector, HttpClient, HttpError};
+use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
+use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use tokio::{runtime::Runtime, time::timeout};
+use tracing::{Level, Metadata, Span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::{Layer as _, filter::filter_fn};
+
+use crate::{
+    contract::error::{ActionError, Code},
+    telemetry::traces::Layer,
+};
+
+/// The variables of which one must name a collector for anything to be sent.
+const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
+
+/// Longest time for one batch.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest time to send what is left when the program ends.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// The most that is read of a collector's answer, in bytes.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+/// What has the spans sent; on its end those that are left.
+pub struct Exporter(Option<SdkTracerProvider>);
+
+impl Exporter {
+    /// The exporter and its layer, if a collector is named.
+    ///
+    /// # Errors
+    /// [`Code::Configuration`] if what the variables say cannot be used.
+    pub fn from_env() -> Result<(Self, Option<Layer>), ActionError> {
+        if !is_wanted() {
+            return Ok((Exporter(None), None));
+        }
+        // What the crate says may repeat a variable's value, and headers are secrets.
+        let wrong = |_| {
+            ActionError::new(Code::Configuration, "the variables OTEL_EXPORTER_OTLP_... are wrong")
+                .with_hint(
+                    "OTEL_EXPORTER_OTLP_ENDPOINT is the collector's address, as http://HOST:4318",
+                )
+        };
+        let exporter = SpanExporter::builder().with_http().with_http_client(Post::new()?).build();
+        let provider = SdkTracerProvider::builder()
+            .with_resource(resource())
+            .with_batch_exporter(exporter.map_err(wrong)?)
+            .build();
+        let layer = tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer("action-executor"))
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+            .with_filter(filter_fn(is_traced));
+        Ok((Exporter(Some(provider)), Some(layer.boxed())))
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        if let Some(provider) = &self.0 {
+            // Who does not listen has been logged already.
+            let _ = provider.shutdown_with_timeout(LAST_WORDS);
+        }
+    }
+}
+
+fn is_wanted() -> bool {
+    let value = |name: &str| std::env::var(name).unwrap_or_default();
+    let named = ENDPOINTS.iter().any(|name| !value(name).is_empty());
+    named
+        && !value("OTEL_SDK_DISABLED").eq_ignore_ascii_case("true")
+        && !value("OTEL_TRACES_EXPORTER").eq_ignore_ascii_case("none")
+}
+
+/// Who tells: the name as the variables have it, or the program's.
+fn resource() -> Resource {
+    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+    let resource = Resource::builder().with_attribute(version);
+    match std::env::var_os("OTEL_SERVICE_NAME").filter(|name| !name.is_empty()) {
+        Some(_) => resource.build(),
+        None => resource.with_service_name("action-executor").build(),
+    }
+}
+
+/// Our own spans, and those that the Kubernetes client makes for its calls.
+fn is_traced(metadata: &Metadata<'_>) -> bool {
+    let traced = |name| metadata.target().starts_with(name) && *metadata.level() <= Level::DEBUG;
+    metadata.is_span() && (traced("action_executor") || traced("kube_client"))
+}
+
+pub(crate) fn adopt(span: &Span, headers: &HeaderMap) {
+    let named = TraceContextPropagator::new().extract(&HeaderExtractor(headers));
+    if named.span().span_context().is_valid() {
+        // A span that is not traced has no parent either.
+        let _ = span.set_parent(named);
+    }
+    let context = span.context();
+    let traced = context.span().span_context().clone();
+    if traced.is_valid() {
+        span.record("trace_id", traced.trace_id().to_string());
+    }
+}
+
+pub(crate) fn pass_on(span: &Span, headers: &mut HeaderMap) {
+    let context = span.context();
+    if context.span().span_context().is_valid() {
+        TraceContextPropagator::new().inject_context(&context, &mut HeaderInjector(headers));
+    }
+}
+
+/// The exporter's HTTP client. The exporter's thread is none of a runtime, so it has one of its own.
+struct Post {
+    runtime: Runtime,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    /// Whether the last batch was lost.
+    failing: AtomicBool,
+}
+
+impl Post {
+    fn new() -> Result<Self, ActionError> {
+        let fault = |error: std::io::Error| {
+            ActionError::new(Code::Internal, format!("the traces' exporter: {error}"))
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let connector = HttpsConnectorBuilder::new()
+            .with_provider_and_native_roots(tokio_rustls::rustls::crypto::ring::default_provider())
+            .map_err(fault)?
+            .https_or_http()
+            .enable_http1()
+            .build();
+        Ok(Post {
+            runtime: runtime.map_err(fault)?,
+            client: Client::builder(TokioExecutor::new()).build(connector),
+            failing: AtomicBool::new(false),
+        })
+    }
+
+    async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let (head, body) = request.into_parts();
+        let request = Request::from_parts(head, Full::new(body));
+        let (head, body) = self.client.request(request).await?.into_parts();
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await?.to_bytes();
+        Ok(Response::from_parts(head, body))
+    }
+
+    /// Says it when batches begin to be lost, and when they no longer are.
+    fn note(&self, result: &Result<Response<Bytes>, HttpError>) {
+        let lost = match result {
+            Ok(response) if response.status().is_success() => None,
+            Ok(response) => Some(response.status().to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        match (lost, self.failing.load(Ordering::Relaxed)) {
+            (Some(why), false) => tracing::warn!(why, "traces are lost: the collector takes none"),
+            (None, true) => tracing::info!("the collector takes traces again"),
+            _ => return,
+        }
+        self.failing.fetch_xor(true, Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl HttpClient for Post {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let result = self.runtime.block_on(async {
+            let sent = timeout(EXPORT_TIMEOUT, self.send(request)).await;
+            sent.unwrap_or_else(|_| Err("the collector did not answer in time".into()))
+        });
+        self.note(&result);
+        result
+    }
+}
+
+impl fmt::Debug for Post {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Post")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_names_no_span_has_no_child_and_names_none_where_nothing_is_traced() {
+        let span = tracing::info_span!("a test's own");
+        let mut headers = HeaderMap::new();
+        headers.insert("traceparent", "00-xyz".parse().expect("is a value"));
+        adopt(&span, &headers);
+        pass_on(&span, &mut headers);
+        assert_eq!(headers["traceparent"], "00-xyz");
+    }
+}
