@@ -185,7 +185,7 @@ pub struct OnceArgs {
     pub output: OutputFormat,
     /// If another try of the same request is under way, wait for its answer.
     #[arg(long)]
-    pub wait_for_other: bool,
+    pub join: bool,
     /// The kubeconfig context to use.
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,

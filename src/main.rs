@@ -9,7 +9,7 @@ use std::{
 use action_executor::{
     cli,
     cli::{Cli, Command, OnceArgs, PolicyCommand},
-    commands::{healthcheck, history, job, policy, run, run::Source, schema, serve},
+    commands::{healthcheck, history, job, policy, run, run::RequestSource, schema, serve},
     config::Settings,
     contract::error::{ActionError, Code},
     executor::reply::Answer,
@@ -21,7 +21,7 @@ use tracing::Level;
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return say(&error),
+        Err(error) => return print_usage(&error),
     };
     let settings = match Settings::from_env() {
         Ok(settings) => settings,
@@ -33,15 +33,17 @@ fn main() -> ExitCode {
     };
     logging::start(settings.log_level.unwrap_or(Level::INFO), layer);
     ExitCode::from(match cli.command {
-        None if run::nothing_to_do(std::env::vars_os()) => {
+        None if run::is_idle_terminal(std::env::vars_os()) => {
             eprintln!("{}", Cli::command().render_help());
             Code::Usage.exit_status()
         }
-        None => single(&Source::Found, cli.once, &settings),
+        None => single(&RequestSource::Auto, cli.once, &settings),
         Some(Command::Run(run)) => match run.file.as_deref() {
-            None => single(&Source::Found, run.once, &settings),
-            Some(file) if file == Path::new("-") => single(&Source::Stdin, run.once, &settings),
-            Some(file) => single(&Source::File(file.to_owned()), run.once, &settings),
+            None => single(&RequestSource::Auto, run.once, &settings),
+            Some(file) if file == Path::new("-") => {
+                single(&RequestSource::Stdin, run.once, &settings)
+            }
+            Some(file) => single(&RequestSource::File(file.to_owned()), run.once, &settings),
         },
         Some(Command::Serve(serve)) => serve::run(serve, &settings),
         Some(Command::Job(args)) => print(job::run(&args)),
@@ -60,7 +62,7 @@ fn main() -> ExitCode {
     })
 }
 
-fn single(source: &Source, args: OnceArgs, settings: &Settings) -> u8 {
+fn single(source: &RequestSource, args: OnceArgs, settings: &Settings) -> u8 {
     run::run(source, &args, settings)
 }
 
@@ -76,7 +78,7 @@ fn print(result: Result<(String, u8), ActionError>) -> u8 {
 }
 
 /// Help and version are answers; anything else is wrong usage.
-fn say(error: &clap::Error) -> ExitCode {
+fn print_usage(error: &clap::Error) -> ExitCode {
     // There is nobody left to tell if this cannot be printed.
     let _ = error.print();
     ExitCode::from(if error.use_stderr() { Code::Usage.exit_status() } else { 0 })

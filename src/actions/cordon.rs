@@ -4,14 +4,14 @@ use k8s_openapi::api::core::v1::Node;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::Asked;
+use crate::actions::PlanInput;
 use crate::actions::Descriptor;
 use crate::actions::Plan;
 use crate::actions::Plannable;
 use crate::actions::Preview;
 use crate::k8s::rbac::PolicyRule;
-use crate::actions::Step;
-use crate::actions::Todo;
+use crate::actions::BoxFuture;
+use crate::actions::Decision;
 use crate::actions::shared::cordoning;
 use crate::contract::error::ActionError;
 use crate::k8s::api::client::Cluster;
@@ -54,15 +54,15 @@ impl Plannable for Parameters {
         Some(&self.node)
     }
 
-    fn preview(&self, asked: &Asked) -> Preview {
+    fn preview(&self, asked: &PlanInput) -> Preview {
         cordoning::preview(&self.node, true, asked)
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let node: Node = cluster.get_global(&self.node, asked.deadline).await?;
             let others = nodes::other_schedulable(&self.node);
-            let others = cluster.is_any::<Node>(&others, asked.deadline).await;
+            let others = cluster.exists::<Node>(&others, asked.deadline).await;
             decide(&node, others, asked)
         })
     }
@@ -72,10 +72,10 @@ impl Plannable for Parameters {
 fn decide(
     node: &Node,
     others: Result<bool, ActionError>,
-    asked: &Asked,
+    asked: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let mut plan = cordoning::decide(node, true, asked)?;
-    if matches!(plan.todo, Todo::Make(..)) {
+    if matches!(plan.decision, Decision::Apply(..)) {
         plan.warnings.extend(cordoning::not_ready(node));
         plan.warnings.extend(no_other(others));
     }
@@ -109,13 +109,13 @@ mod tests {
     const READY: &str = "status: {conditions: [{type: Ready, status: 'True'}]}";
 
     fn decided(node: &Node, others: Result<bool, ActionError>) -> Plan {
-        decide(node, others, &Asked::example()).expect("is planned")
+        decide(node, others, &PlanInput::example()).expect("is planned")
     }
 
     #[test]
     fn plans_one_patch_of_the_node_as_it_was_read() {
         let plan = decided(&node(READY), Ok(true));
-        let Todo::Make(effect, did, would) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Decision::Apply(effect, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
         assert_eq!((effect.namespace.as_str(), effect.name.as_str()), ("", "n1"));
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is a patch") };
         assert_eq!(body["spec"]["unschedulable"], true);
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn leaves_a_node_that_is_cordoned() {
         let plan = decided(&node("spec: {unschedulable: true}"), Ok(true));
-        assert!(matches!(plan.todo, Todo::Nothing(_)), "{:?}", plan.todo);
+        assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
         assert!(plan.changes.is_empty() && plan.warnings.is_empty());
     }
 

@@ -15,16 +15,16 @@ use kube::{ResourceExt, api::ListParams};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::Asked;
-use crate::actions::CompletionOf;
+use crate::actions::PlanInput;
+use crate::actions::CompletionSpec;
 use crate::actions::Descriptor;
-use crate::actions::Other;
+use crate::actions::AffectedObject;
 use crate::actions::Plan;
 use crate::actions::Plannable;
 use crate::actions::Preview;
 use crate::k8s::rbac::PolicyRule;
-use crate::actions::Step;
-use crate::actions::Todo;
+use crate::actions::BoxFuture;
+use crate::actions::Decision;
 use crate::actions::shared::cordoning;
 use crate::actions::shared::restart;
 use crate::contract::error::ActionError;
@@ -34,13 +34,13 @@ use crate::k8s::api::client::Cluster;
 use crate::k8s::api::completion::Completion;
 use crate::k8s::pdb;
 use crate::k8s::drain_filter;
-use crate::k8s::drain_filter::Accepted;
-use crate::k8s::drain_filter::Drained;
-use crate::k8s::drain_filter::Loss;
-use crate::k8s::drain_filter::Stay;
-use crate::k8s::drain_filter::counted;
-use crate::k8s::api::error::Fault;
-use crate::k8s::applied_requests::Marks;
+use crate::k8s::drain_filter::DrainOptions;
+use crate::k8s::drain_filter::EvictionSet;
+use crate::k8s::drain_filter::BlockReason;
+use crate::k8s::drain_filter::SkipReason;
+use crate::k8s::drain_filter::plural;
+use crate::k8s::api::error::ApiError;
+use crate::k8s::applied_requests::AppliedRequests;
 use crate::k8s::nodes;
 use crate::k8s::pods;
 use crate::k8s::api::preflight;
@@ -50,16 +50,16 @@ use crate::contract::response::Target;
 use crate::contract::response::rfc3339_millis;
 
 /// The most pods that are named for one reason.
-const MOST_NAMED: usize = 50;
+const MAX_NAMED_PODS: usize = 50;
 
 /// The most budgets without room of which it is said who holds them.
-const MOST_BUDGETS: usize = 20;
+const MAX_BUDGETS: usize = 20;
 
 /// How many objects are read at once: whole pods are large, and little of each is kept.
-const PAGE: u32 = 100;
+const PAGE_SIZE: u32 = 100;
 
 /// When a budget without room is worth another look.
-const LATER: std::time::Duration = std::time::Duration::from_secs(5);
+const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "drain",
@@ -132,27 +132,27 @@ impl Plannable for Parameters {
         Some(&self.node)
     }
 
-    fn preview(&self, asked: &Asked) -> Preview {
+    fn preview(&self, asked: &PlanInput) -> Preview {
         let cordon = cordoning::preview(&self.node, true, asked);
         let result =
             format!("Simulated: Node '{}' would be cordoned and its pods be evicted.", self.node);
         Preview { result, ..cordon }
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let node: Node = cluster.get_global(&self.node, asked.deadline).await?;
-            let mut survey = self.survey(cluster, asked).await?;
+            let mut survey = self.list_pods(cluster, asked).await?;
             survey.name_holders(cluster, asked).await?;
-            survey.look_at_volumes(cluster, asked).await;
+            survey.warn_of_local_volumes(cluster, asked).await;
             self.decide(&node, survey, asked)
         })
     }
 }
 
 impl Parameters {
-    fn accepted(&self) -> Accepted {
-        Accepted {
+    fn accepted(&self) -> DrainOptions {
+        DrainOptions {
             unmanaged: self.force,
             daemon_sets: self.ignore_daemonsets,
             empty_dir_data: self.delete_empty_dir_data,
@@ -161,11 +161,11 @@ impl Parameters {
     }
 
     /// Reads the pods of the node page by page, and keeps what is needed of each.
-    async fn survey(&self, cluster: &Cluster, asked: &Asked) -> Result<Survey, ActionError> {
+    async fn list_pods(&self, cluster: &Cluster, asked: &PlanInput) -> Result<NodePods, ActionError> {
         let budgets = Budgets::read(cluster, asked).await?;
-        let mut survey = Survey::default();
+        let mut survey = NodePods::default();
         let mut daemon_sets: HashMap<String, bool> = HashMap::new();
-        let mut params = drain_filter::pods_of(&self.node, self.pod_selector.as_deref()).limit(PAGE);
+        let mut params = drain_filter::pods_of(&self.node, self.pod_selector.as_deref()).limit(PAGE_SIZE);
         loop {
             let page = cluster.page::<Pod>(&params, asked.deadline).await?;
             for pod in &page.items {
@@ -195,31 +195,31 @@ impl Parameters {
     }
 
     /// From the node and what is on it to what is to be done.
-    fn decide(&self, node: &Node, survey: Survey, asked: &Asked) -> Result<Plan, ActionError> {
+    fn decide(&self, node: &Node, survey: NodePods, asked: &PlanInput) -> Result<Plan, ActionError> {
         let (found, target) = (&node.metadata, self.target());
         let name = &*self.node;
         let was_cordoned = nodes::is_cordoned(node);
         let drained = self.drained(&survey, was_cordoned);
-        let completion = CompletionOf::Drained(drained);
+        let completion = CompletionSpec::Drained(drained);
         let at = rfc3339_millis(asked.at);
         let did = match was_cordoned {
             true => format!("Node '{name}' was cordoned already; its drain began at {at}."),
             false => format!("Node '{name}' cordoned at {at}."),
         };
-        if Marks::on(found).hold(&asked.id) {
+        if AppliedRequests::from_metadata(found).contains(&asked.id) {
             let plan = Plan::already_made(target, found, did, completion);
             return Ok(Plan { others: survey.going, ..plan });
         }
         asked.check_found(&target, found)?;
-        let about = |refusal: ActionError| refusal.about(found.uid.as_deref());
+        let about = |refusal: ActionError| refusal.object_uid(found.uid.as_deref());
         survey.refuse(name, asked.wait).map_err(about)?;
         if was_cordoned && survey.going.is_empty() {
             let sentence = format!("Node '{name}' is cordoned and has no pods to evict.");
-            let completion = CompletionOf::Known(Completion::AtOnce(sentence.clone()));
-            return Ok(Plan::new(target, found, Todo::Nothing(sentence), completion));
+            let completion = CompletionSpec::Known(Completion::Immediate(sentence.clone()));
+            return Ok(Plan::new(target, found, Decision::NoOp(sentence), completion));
         }
         let effect = cordoning::effect(node, true, asked);
-        let todo = Todo::Make(Box::new(effect), did, survey.would(name, was_cordoned));
+        let todo = Decision::Apply(Box::new(effect), did, survey.would(name, was_cordoned));
         let mut plan = Plan::new(target, found, todo, completion);
         plan.changes = cordoning::changes(node, true, asked);
         plan.warnings = survey.warnings(asked.wait);
@@ -227,15 +227,15 @@ impl Parameters {
         Ok(plan)
     }
 
-    fn drained(&self, survey: &Survey, was_cordoned: bool) -> Drained {
+    fn drained(&self, survey: &NodePods, was_cordoned: bool) -> EvictionSet {
         let signs = |free: bool| {
             let some = survey.going.iter().zip(&survey.free).filter(|(_, it)| **it == free);
-            some.map(|(pod, _)| Drained::sign(pod.target.uid.as_deref().unwrap_or_default()))
+            some.map(|(pod, _)| EvictionSet::uid_hash(pod.target.uid.as_deref().unwrap_or_default()))
                 .collect()
         };
-        Drained {
-            free: signs(true),
-            bound: signs(false),
+        EvictionSet {
+            unprotected: signs(true),
+            protected: signs(false),
             selector: self.pod_selector.as_deref().map(str::to_owned),
             grace_period_seconds: self.grace_period_seconds,
             deleted_for: self.skip_wait_for_delete_timeout_seconds,
@@ -248,14 +248,14 @@ async fn exists_daemon_set(
     cluster: &Cluster,
     namespace: &str,
     name: &str,
-    asked: &Asked,
+    asked: &PlanInput,
 ) -> Result<bool, ActionError> {
-    match cluster.fetch::<DaemonSet>(namespace, name, asked.deadline).await {
+    match cluster.try_get::<DaemonSet>(namespace, name, asked.deadline).await {
         Ok(_) => Ok(true),
-        Err(Fault::NotFound) => Ok(false),
+        Err(ApiError::NotFound) => Ok(false),
         Err(fault) => {
             let call = Call::of::<DaemonSet>("get", namespace, Some(name));
-            Err(cluster.tell(&call, fault).await)
+            Err(cluster.explain(&call, fault).await)
         }
     }
 }
@@ -264,7 +264,7 @@ async fn exists_daemon_set(
 struct Budgets(HashMap<String, Vec<PodDisruptionBudget>>);
 
 impl Budgets {
-    async fn read(cluster: &Cluster, asked: &Asked) -> Result<Self, ActionError> {
+    async fn read(cluster: &Cluster, asked: &PlanInput) -> Result<Self, ActionError> {
         let mut budgets: HashMap<String, Vec<PodDisruptionBudget>> = HashMap::new();
         for budget in cluster.list_all::<PodDisruptionBudget>(None, "", asked.deadline).await? {
             budgets.entry(budget.namespace().unwrap_or_default()).or_default().push(budget);
@@ -280,7 +280,7 @@ impl Budgets {
 }
 
 /// A budget that lets none of its pods go now.
-struct Full {
+struct ExhaustedBudget {
     budget: PodDisruptionBudget,
     pods: Vec<String>,
     /// Why, and who holds it; known once its pods were looked at.
@@ -289,68 +289,68 @@ struct Full {
 
 /// What is on the node.
 #[derive(Default)]
-struct Survey {
+struct NodePods {
     /// The pods that are to go.
-    going: Vec<Other>,
+    going: Vec<AffectedObject>,
     /// For each of them, whether no budget may refuse its eviction.
     free: Vec<bool>,
     /// How many stay.
-    staying: BTreeMap<Stay, usize>,
+    staying: BTreeMap<SkipReason, usize>,
     /// Pods that stand in the way.
-    blocking: BTreeMap<Loss, Vec<String>>,
+    blocking: BTreeMap<BlockReason, Vec<String>>,
     /// Pods that go although something is lost.
-    losing: BTreeMap<Loss, Vec<String>>,
+    losing: BTreeMap<BlockReason, Vec<String>>,
     /// Pods under more than one budget, with their names.
-    torn: Vec<String>,
+    multiple_budgets: Vec<String>,
     /// Budgets without room, by namespace and name.
-    full: BTreeMap<String, Full>,
+    full: BTreeMap<String, ExhaustedBudget>,
     /// Claims on volumes, with the pod that has them.
     claims: BTreeMap<String, String>,
     /// What was seen of their volumes.
     warnings: Vec<String>,
 }
 
-impl Survey {
+impl NodePods {
     fn add(
         &mut self,
         pod: &Pod,
-        accepted: &Accepted,
+        accepted: &DrainOptions,
         daemon_set_exists: bool,
         budgets: &[PodDisruptionBudget],
     ) {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let name = pod.metadata.name.clone().unwrap_or_default();
         let pods_name = format!("{namespace}/{name}");
-        let losses = match drain_filter::verdict(pod, accepted, daemon_set_exists, Utc::now()) {
-            drain_filter::Verdict::Goes(losses) => losses,
-            drain_filter::Verdict::Stays(why) => return *self.staying.entry(why).or_default() += 1,
-            drain_filter::Verdict::Blocks(loss) => {
+        let losses = match drain_filter::classify(pod, accepted, daemon_set_exists, Utc::now()) {
+            drain_filter::DrainVerdict::Evict(losses) => losses,
+            drain_filter::DrainVerdict::Skip(why) => return *self.staying.entry(why).or_default() += 1,
+            drain_filter::DrainVerdict::Block(loss) => {
                 return self.blocking.entry(loss).or_default().push(pods_name);
             }
         };
         for loss in losses {
             self.losing.entry(loss).or_default().push(pods_name.clone());
         }
-        let is_free = match pdb::verdict(pod, budgets) {
-            pdb::Verdict::Free => true,
-            pdb::Verdict::Room(_) => false,
-            pdb::Verdict::NoRoom(budget) | pdb::Verdict::Unsettled(budget) => {
+        let is_free = match pdb::classify(pod, budgets) {
+            pdb::BudgetVerdict::Unprotected => true,
+            pdb::BudgetVerdict::Allowed(_) => false,
+            pdb::BudgetVerdict::Blocked(budget) | pdb::BudgetVerdict::Stale(budget) => {
                 let key = format!("{namespace}/{}", pdb::name_of(budget));
                 let (budget, reason) = (budget.clone(), String::new());
-                let full = Full { budget, pods: Vec::new(), reason };
+                let full = ExhaustedBudget { budget, pods: Vec::new(), reason };
                 self.full.entry(key).or_insert(full).pods.push(pods_name.clone());
                 false
             }
-            pdb::Verdict::Several(budgets) => {
+            pdb::BudgetVerdict::Ambiguous(budgets) => {
                 let names: Vec<_> = budgets.into_iter().map(pdb::name_of).collect();
-                return self.torn.push(format!("{pods_name} ({})", names.join(", ")));
+                return self.multiple_budgets.push(format!("{pods_name} ({})", names.join(", ")));
             }
         };
         for claim in pods::claims(pod.spec.as_ref()) {
             self.claims.insert(format!("{namespace}/{claim}"), pods_name.clone());
         }
         self.free.push(is_free);
-        self.going.push(Other {
+        self.going.push(AffectedObject {
             target: Target {
                 api_version: "v1".to_owned(),
                 kind: "Pod".to_owned(),
@@ -364,11 +364,11 @@ impl Survey {
     }
 
     /// Finds out which pods hold the budgets that have no room.
-    async fn name_holders(&mut self, cluster: &Cluster, asked: &Asked) -> Result<(), ActionError> {
+    async fn name_holders(&mut self, cluster: &Cluster, asked: &PlanInput) -> Result<(), ActionError> {
         for (number, full) in self.full.values_mut().enumerate() {
             let selector = pdb::selector_of(&full.budget).map(|it| it.to_string());
             let pods = match selector {
-                Some(selector) if number < MOST_BUDGETS => {
+                Some(selector) if number < MAX_BUDGETS => {
                     let namespace = full.budget.namespace().unwrap_or_default();
                     cluster.list::<Pod>(&namespace, &selector, asked.deadline).await?
                 }
@@ -380,11 +380,11 @@ impl Survey {
     }
 
     /// Looks which volumes no other node has. It is for a warning, so that it fails with one.
-    async fn look_at_volumes(&mut self, cluster: &Cluster, asked: &Asked) {
+    async fn warn_of_local_volumes(&mut self, cluster: &Cluster, asked: &PlanInput) {
         if self.claims.is_empty() {
             return;
         }
-        let mut params = ListParams::default().limit(PAGE);
+        let mut params = ListParams::default().limit(PAGE_SIZE);
         loop {
             let page = match cluster.page::<PersistentVolume>(&params, asked.deadline).await {
                 Ok(page) => page,
@@ -416,7 +416,7 @@ impl Survey {
     /// waited for, if anything is.
     fn refuse(&self, node: &str, wait: bool) -> Result<(), ActionError> {
         let full = self.full.values().map(|full| format!("{}: {}", full.reason, named(&full.pods)));
-        if self.blocking.is_empty() && self.torn.is_empty() {
+        if self.blocking.is_empty() && self.multiple_budgets.is_empty() {
             let full: Vec<_> = full.collect();
             if full.is_empty() || wait {
                 return Ok(());
@@ -424,21 +424,21 @@ impl Survey {
             let detail = format!("Node '{node}' was not cordoned: {}", full.join("; "));
             return Err(ActionError::new(Code::DisruptionBudget, detail)
                 .with_hint("wait until the named pods are ready, or set wait")
-                .with_retry_after(Some(LATER)));
+                .with_retry_after(Some(RETRY_AFTER)));
         }
         let blocking = self.blocking.iter().map(|(loss, pods)| {
-            format!("{} {}: {}", counted(pods.len(), "pod"), loss.why_not(), named(pods))
+            format!("{} {}: {}", plural(pods.len(), "pod"), loss.how_to_allow(), named(pods))
         });
-        let torn = (!self.torn.is_empty()).then(|| {
+        let torn = (!self.multiple_budgets.is_empty()).then(|| {
             format!(
                 "{} under more than one disruption budget, which may never be evicted: {}",
-                counted(self.torn.len(), "pod"),
-                named(&self.torn)
+                plural(self.multiple_budgets.len(), "pod"),
+                named(&self.multiple_budgets)
             )
         });
         let all: Vec<_> = blocking.chain(torn).chain(full).collect();
         let detail = format!("Node '{node}' was not cordoned, for there are {}", all.join("; "));
-        let ways: Vec<_> = self.blocking.keys().map(|loss| loss.accepted_by()).collect();
+        let ways: Vec<_> = self.blocking.keys().map(|loss| loss.is_allowed_by()).collect();
         let refusal = ActionError::new(Code::DrainBlocked, detail);
         Err(match ways[..] {
             [] => refusal.with_hint("leave each pod one disruption budget"),
@@ -454,9 +454,9 @@ impl Survey {
         let names: Vec<_> = self.going.iter().map(|pod| pods_name(&pod.target)).collect();
         let evicted = match names[..] {
             [] => "no pod would be evicted".to_owned(),
-            _ => format!("{} would be evicted: {}", counted(names.len(), "pod"), named(&names)),
+            _ => format!("{} would be evicted: {}", plural(names.len(), "pod"), named(&names)),
         };
-        let stay = |(why, number): (&Stay, &usize)| format!("{number} {}", why.what());
+        let stay = |(why, number): (&SkipReason, &usize)| format!("{number} {}", why.description());
         let staying: Vec<_> = self.staying.iter().map(stay).collect();
         let staying = match staying[..] {
             [] => String::new(),
@@ -467,8 +467,8 @@ impl Survey {
 
     fn warnings(&self, wait: bool) -> Vec<String> {
         let losing = self.losing.iter().map(|(loss, pods)| {
-            let what = loss.why_not();
-            format!("{} {what}, evicted all the same: {}", counted(pods.len(), "pod"), named(pods))
+            let what = loss.how_to_allow();
+            format!("{} {what}, evicted all the same: {}", plural(pods.len(), "pod"), named(pods))
         });
         let full = self.full.values().filter(|_| wait).map(|full| {
             format!("room has to be waited for: {}: {}", full.reason, named(&full.pods))
@@ -482,7 +482,7 @@ fn pods_name(pod: &Target) -> String {
 }
 
 fn named(names: &[String]) -> String {
-    let more = names.len().saturating_sub(MOST_NAMED);
+    let more = names.len().saturating_sub(MAX_NAMED_PODS);
     let listed = names[..names.len() - more].join(", ");
     if more == 0 { listed } else { format!("{listed} and {more} more") }
 }
@@ -531,8 +531,8 @@ mod tests {
         serde_json::from_str(&format!(r#"{{"node":"n1"{fields}}}"#)).expect("are parameters")
     }
 
-    fn surveyed(parameters: &Parameters, pods: &[Pod], budgets: &[PodDisruptionBudget]) -> Survey {
-        let mut survey = Survey::default();
+    fn surveyed(parameters: &Parameters, pods: &[Pod], budgets: &[PodDisruptionBudget]) -> NodePods {
+        let mut survey = NodePods::default();
         for pod in pods {
             survey.add(pod, &parameters.accepted(), true, budgets);
         }
@@ -550,14 +550,14 @@ mod tests {
     ) -> Result<Plan, ActionError> {
         let parameters = parameters(fields);
         let survey = surveyed(&parameters, pods, budgets);
-        parameters.decide(&node(""), survey, &Asked { wait, ..Asked::example() })
+        parameters.decide(&node(""), survey, &PlanInput { wait, ..PlanInput::example() })
     }
 
     #[test]
     fn plans_one_cordon_and_names_the_pods_that_go() {
         let pods = [pod("a", "", "ReplicaSet"), pod("agent", "", "DaemonSet")];
         let plan = decided("", &pods, &[], false).expect("is planned");
-        let Todo::Make(effect, did, would) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Decision::Apply(effect, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is a patch") };
         assert_eq!(body["spec"]["unschedulable"], true);
         assert_eq!(did, "Node 'n1' cordoned at 2026-01-31T12:00:00.987Z.");
@@ -568,9 +568,9 @@ mod tests {
         );
         assert_eq!(plan.others.len(), 1);
         assert_eq!(plan.warnings, Vec::<String>::new());
-        let CompletionOf::Drained(drained) = plan.completion else { panic!("is drained") };
-        assert!(drained.means(&pods[0].metadata) && drained.is_free(&pods[0].metadata));
-        assert!(!drained.means(&pods[1].metadata));
+        let CompletionSpec::Drained(drained) = plan.completion else { panic!("is drained") };
+        assert!(drained.contains(&pods[0].metadata) && drained.is_free(&pods[0].metadata));
+        assert!(!drained.contains(&pods[1].metadata));
     }
 
     #[test]
@@ -630,17 +630,17 @@ mod tests {
         let volume = "metadata: {name: pv-1}\n\
                       spec: {claimRef: {namespace: shop, name: data}, local: {path: /data}}";
         survey.add_volumes(&[serde_yaml_ng::from_str(volume).expect("is a volume")]);
-        let plan = parameters.decide(&node(""), survey, &Asked::example()).expect("is planned");
+        let plan = parameters.decide(&node(""), survey, &PlanInput::example()).expect("is planned");
         assert!(plan.warnings[0].contains("'pv-1' of pod shop/db"), "{:?}", plan.warnings);
     }
 
     #[test]
     fn a_cordoned_node_without_pods_is_drained() {
         let parameters = parameters("");
-        let survey = Survey::default();
+        let survey = NodePods::default();
         let node = node("unschedulable: true");
-        let plan = parameters.decide(&node, survey, &Asked::example()).expect("is planned");
-        assert!(matches!(plan.todo, Todo::Nothing(_)), "{:?}", plan.todo);
+        let plan = parameters.decide(&node, survey, &PlanInput::example()).expect("is planned");
+        assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
     }
 
     #[test]

@@ -10,22 +10,22 @@ use k8s_openapi::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::Asked;
-use crate::actions::CompletionOf;
+use crate::actions::PlanInput;
+use crate::actions::CompletionSpec;
 use crate::actions::Descriptor;
 use crate::actions::Plan;
 use crate::actions::Plannable;
 use crate::actions::Preview;
 use crate::k8s::rbac::PolicyRule;
-use crate::actions::Step;
-use crate::actions::Todo;
+use crate::actions::BoxFuture;
+use crate::actions::Decision;
 use crate::actions::restart_pod::disappears;
 use crate::contract::error::ActionError;
 use crate::contract::error::Code;
 use crate::k8s::api::client::Cluster;
 use crate::k8s::api::completion::Completion;
 use crate::k8s::pdb;
-use crate::k8s::pdb::Verdict;
+use crate::k8s::pdb::BudgetVerdict;
 use crate::k8s::api::mutation::Effect;
 use crate::k8s::pods;
 use crate::k8s::api::preflight;
@@ -35,7 +35,7 @@ use crate::contract::names::null_is_default;
 use crate::contract::response::Target;
 
 /// When a refused eviction is worth another try.
-const LATER: Duration = Duration::from_secs(5);
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "evict_pod",
@@ -80,7 +80,7 @@ impl Plannable for Parameters {
         &self.namespace
     }
 
-    fn preview(&self, _: &Asked) -> Preview {
+    fn preview(&self, _: &PlanInput) -> Preview {
         Preview {
             result: format!(
                 "Simulated: Pod '{}' would be evicted, if its disruption budget has room.",
@@ -90,7 +90,7 @@ impl Plannable for Parameters {
         }
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let (namespace, deadline) = (&self.namespace, asked.deadline);
             let pod: Pod = cluster.get(namespace, &self.pod_name, deadline).await?;
@@ -104,8 +104,8 @@ impl Plannable for Parameters {
 
 /// The pods that matter: those that the budget waits for if there is no room, else the pod's siblings.
 fn neighbours(pod: &Pod, budgets: &[PodDisruptionBudget]) -> String {
-    match pdb::verdict(pod, budgets) {
-        Verdict::NoRoom(budget) => {
+    match pdb::classify(pod, budgets) {
+        BudgetVerdict::Blocked(budget) => {
             pdb::selector_of(budget).map(|it| it.to_string()).unwrap_or_default()
         }
         _ => pods::sibling_selector(pod),
@@ -120,27 +120,27 @@ impl Parameters {
         pod: &Pod,
         budgets: &[PodDisruptionBudget],
         neighbours: &[Pod],
-        asked: &Asked,
+        asked: &PlanInput,
     ) -> Result<Plan, ActionError> {
         let target = self.target().found(&pod.metadata);
-        let refuse = |refusal: ActionError| refusal.about(target.uid.as_deref());
+        let refuse = |refusal: ActionError| refusal.object_uid(target.uid.as_deref());
         asked.check_same(&target).map_err(refuse)?;
         self.refuse_what_does_not_come_back(pod).map_err(refuse)?;
         let controller = pods::controller(pod);
         let (todo, changes) = if pods::is_terminating(pod) {
             let sentence = format!("Pod '{}' is being deleted already.", target.name);
-            (Todo::Nothing(sentence), Vec::new())
+            (Decision::NoOp(sentence), Vec::new())
         } else {
             refuse_without_room(&target, pod, budgets, neighbours, asked).map_err(refuse)?;
             (self.eviction(pod, controller, asked), vec![disappears(&target)])
         };
-        let completion = CompletionOf::Known(Completion::Gone {
+        let completion = CompletionSpec::Known(Completion::Gone {
             namespace: target.namespace.clone(),
             name: target.name.clone(),
             uid: target.uid.clone().unwrap_or_default(),
         });
         let warnings = match todo {
-            Todo::Make(..) => self.warnings_of(pod, controller, neighbours),
+            Decision::Apply(..) => self.warnings_of(pod, controller, neighbours),
             _ => Vec::new(),
         };
         let mut plan = Plan::new(target, &pod.metadata, todo, completion);
@@ -173,7 +173,7 @@ impl Parameters {
         Ok(())
     }
 
-    fn eviction(&self, pod: &Pod, controller: Option<&OwnerReference>, asked: &Asked) -> Todo {
+    fn eviction(&self, pod: &Pod, controller: Option<&OwnerReference>, asked: &PlanInput) -> Decision {
         let precondition = asked.precondition.as_ref();
         let version = precondition.and_then(|it| it.resource_version.as_deref()).map(str::to_owned);
         let effect = Effect::eviction(&pod.metadata, version);
@@ -185,7 +185,7 @@ impl Parameters {
         };
         let done = format!("Pod '{name}' evicted; {replaces}.");
         let would = format!("Simulated: Pod '{name}' would be evicted; {would_replace}.");
-        Todo::Make(Box::new(effect), done, would)
+        Decision::Apply(Box::new(effect), done, would)
     }
 
     fn warnings_of(
@@ -238,20 +238,20 @@ fn refuse_without_room(
     pod: &Pod,
     budgets: &[PodDisruptionBudget],
     neighbours: &[Pod],
-    asked: &Asked,
+    asked: &PlanInput,
 ) -> Result<(), ActionError> {
-    match pdb::verdict(pod, budgets) {
-        Verdict::Free | Verdict::Room(_) => Ok(()),
-        Verdict::NoRoom(budget) | Verdict::Unsettled(budget) => {
+    match pdb::classify(pod, budgets) {
+        BudgetVerdict::Unprotected | BudgetVerdict::Allowed(_) => Ok(()),
+        BudgetVerdict::Blocked(budget) | BudgetVerdict::Stale(budget) => {
             let why = pdb::reason(budget, neighbours);
             let detail = format!("{target} may not be evicted now: {why}");
             let refusal =
-                ActionError::new(Code::DisruptionBudget, detail).with_retry_after(Some(LATER));
+                ActionError::new(Code::DisruptionBudget, detail).with_retry_after(Some(RETRY_AFTER));
             // Who waits has waited for it.
             let hint = "with \"wait\": true, room is waited for";
             Err(if asked.wait { refusal } else { refusal.with_hint(hint) })
         }
-        Verdict::Several(several) => {
+        BudgetVerdict::Ambiguous(several) => {
             let names: Vec<_> = several
                 .into_iter()
                 .map(|budget| format!("'{}'", pdb::name_of(budget)))
@@ -307,13 +307,13 @@ mod tests {
         more: &str,
     ) -> Result<Plan, ActionError> {
         let neighbours = [pod("web-1", metadata), pod("web-2", metadata)];
-        parameters(more).decide(&neighbours[0], budgets, &neighbours, &Asked::example())
+        parameters(more).decide(&neighbours[0], budgets, &neighbours, &PlanInput::example())
     }
 
     #[test]
     fn plans_one_eviction_bound_to_the_uid() {
         let plan = decide_on(OWNED, &[budget("web", 1)], "").expect("is planned");
-        let Todo::Make(effect, did, would) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Decision::Apply(effect, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
         assert_eq!(effect.uid, "u-web-1");
         let mutation = Mutation::Evict { resource_version: None, grace_period_seconds: None };
         assert_eq!(effect.mutation, mutation);
@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn a_grace_period_goes_with_the_eviction_and_none_at_all_is_warned_of() {
         let plan = decide_on(OWNED, &[], r#","grace_period_seconds":0"#).expect("is planned");
-        let Todo::Make(effect, ..) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Decision::Apply(effect, ..) = plan.decision else { panic!("{:?}", plan.decision) };
         assert!(matches!(
             effect.mutation,
             Mutation::Evict { grace_period_seconds: Some(0), .. }
@@ -369,7 +369,7 @@ mod tests {
     fn a_pod_that_is_going_already_is_left_whatever_its_budget_says() {
         let going = format!("{OWNED}, deletionTimestamp: '2026-01-31T12:00:00Z'");
         let plan = decide_on(&going, &[budget("web", 0)], "").expect("is planned");
-        assert!(matches!(plan.todo, Todo::Nothing(_)), "{:?}", plan.todo);
+        assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
         assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
     }
 
@@ -377,7 +377,7 @@ mod tests {
     fn warns_of_a_controllers_only_pod_and_of_one_that_returns_to_its_node() {
         let only = pod("web-1", OWNED);
         let neighbours = std::slice::from_ref(&only);
-        let plan = parameters("").decide(&only, &[], neighbours, &Asked::example());
+        let plan = parameters("").decide(&only, &[], neighbours, &PlanInput::example());
         let warnings = plan.expect("is planned").warnings;
         assert!(warnings[0].contains("only pod of ReplicaSet 'web-5d4f'"), "{warnings:?}");
         let agent = OWNED.replace("ReplicaSet", "DaemonSet");

@@ -32,13 +32,13 @@ use crate::{
         api::{
             client::Cluster,
             completion::{Completion, RolloutOf},
-            mutation::{Effect, Made},
-            preflight::Surroundings,
+            mutation::{Applied, Effect},
+            preflight::Preflight,
         },
-        drain_filter::Drained,
+        drain_filter::EvictionSet,
         preflight_warnings,
         rbac::PolicyRule,
-        revisions::{Fallback, History},
+        revisions::{History, RollbackTarget},
         workload::Workload,
     },
 };
@@ -79,7 +79,7 @@ macro_rules! actions {
             pub fn parse(self, parameters: &str) -> Result<Action, ActionError> {
                 match self {
                     $(ActionKind::$kind => {
-                        read_parameters(parameters).and_then(in_agreement).map(Action::$kind)
+                        read_parameters(parameters).and_then(validated).map(Action::$kind)
                     })*
                 }
             }
@@ -175,7 +175,7 @@ pub struct Descriptor {
 
 /// What an action needs to know of the request beyond its parameters.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
+pub(crate) struct PlanInput {
     /// The request's id.
     pub id: RequestId,
     /// The time of the request, for stamps and sentences.
@@ -189,10 +189,10 @@ pub(crate) struct Asked {
     /// The uid of the object on which it was decided; none before the first look.
     pub uid: Option<String>,
     /// What [`Plan::decided_on`] said at the first look.
-    pub decided_on: Option<String>,
+    pub decision_etag: Option<String>,
 }
 
-impl Asked {
+impl PlanInput {
     /// Refuses an object that is not the one that is meant, or is going.
     ///
     /// # Errors
@@ -203,7 +203,7 @@ impl Asked {
         metadata: &ObjectMeta,
     ) -> Result<(), ActionError> {
         let target = target.clone().found(metadata);
-        let refuse = |refusal: ActionError| refusal.about(target.uid.as_deref());
+        let refuse = |refusal: ActionError| refusal.object_uid(target.uid.as_deref());
         self.check_same(&target).map_err(refuse)?;
         if metadata.deletion_timestamp.is_some() {
             let detail = format!("{target} is being deleted");
@@ -221,7 +221,7 @@ impl Asked {
         target: &Target,
         history: &History,
     ) -> Result<(), ActionError> {
-        if self.decided_on.as_ref().is_none_or(|digest| *digest == history.digest()) {
+        if self.decision_etag.as_ref().is_none_or(|digest| *digest == history.digest()) {
             return Ok(());
         }
         let detail = format!("the pod template of {target} was changed by someone else in between");
@@ -265,29 +265,29 @@ pub(crate) struct Plan {
     /// The target as it was read.
     pub target: Target,
     /// The change to make; none if there is nothing to do.
-    pub todo: Todo,
+    pub decision: Decision,
     /// What differs afterwards.
     pub changes: Vec<Change>,
     /// What a careful person would want to know.
     pub warnings: Vec<String>,
     /// When it is complete.
-    pub completion: CompletionOf,
+    pub completion: CompletionSpec,
     /// The target's metadata as it was read.
     pub found: ObjectMeta,
     /// How many replicas the target has afterwards, if that changes.
     pub replicas: Option<u32>,
     /// The other objects that are acted upon with the target: the policy and the budget hold for each.
-    pub others: Vec<Other>,
+    pub others: Vec<AffectedObject>,
     /// What it was decided on, or a digest of it, where the same parameters mean another change once that
     /// has changed: whoever decides anew has to refuse then.
     pub decided_on: Option<String>,
     /// Where the workload goes back to if the awaited rollout fails.
-    pub fallback: Option<Fallback>,
+    pub fallback: Option<RollbackTarget>,
 }
 
 /// An object that is acted upon because of the target: a pod of a node that is drained.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Other {
+pub(crate) struct AffectedObject {
     /// The object.
     pub target: Target,
     /// Its labels.
@@ -299,12 +299,12 @@ impl Plan {
     pub(crate) fn new(
         target: Target,
         found: &ObjectMeta,
-        todo: Todo,
-        completion: CompletionOf,
+        decision: Decision,
+        completion: CompletionSpec,
     ) -> Self {
         Plan {
             target: target.found(found),
-            todo,
+            decision,
             changes: Vec::new(),
             warnings: Vec::new(),
             completion,
@@ -322,7 +322,7 @@ impl Plan {
     /// # Errors
     /// [`Code::Conflict`] if the controller has not recorded it yet.
     pub(crate) fn with_fallback(mut self, history: &History) -> Result<Self, ActionError> {
-        self.fallback = history.fallback();
+        self.fallback = history.rollback_target();
         self.decided_on = Some(history.digest());
         if self.fallback.is_some() {
             return Ok(self);
@@ -333,7 +333,7 @@ impl Plan {
             self.target
         );
         Err(ActionError::new(Code::Conflict, detail)
-            .about(self.target.uid.as_deref())
+            .object_uid(self.target.uid.as_deref())
             .with_retry_after(Some(Duration::from_secs(1))))
     }
 
@@ -348,27 +348,27 @@ impl Plan {
         target: Target,
         found: &ObjectMeta,
         sentence: String,
-        completion: CompletionOf,
+        completion: CompletionSpec,
     ) -> Self {
-        let made = Made {
+        let made = Applied {
             resource_version: found.resource_version.clone(),
             generation: found.generation,
             warnings: Vec::new(),
         };
-        Plan::new(target, found, Todo::AlreadyMade(made, sentence), completion)
+        Plan::new(target, found, Decision::AlreadyApplied(made, sentence), completion)
     }
 
     /// The plan with what a careful person would want to know of the workload whose pods it replaces;
     /// what is made already, or need not be, needs no warning.
-    pub(crate) async fn advised(
+    pub(crate) async fn with_preflight_warnings(
         mut self,
         cluster: &Cluster,
         workload: &Workload,
-        asked: &Asked,
+        asked: &PlanInput,
     ) -> Self {
-        if let Todo::Make(..) = self.todo {
+        if let Decision::Apply(..) = self.decision {
             let namespace = &self.target.namespace;
-            let around = Surroundings::of(cluster, namespace, workload, asked.deadline).await;
+            let around = Preflight::of(cluster, namespace, workload, asked.deadline).await;
             self.warnings.extend(preflight_warnings::on_rollout(workload, &around, asked.at));
         }
         self
@@ -386,50 +386,50 @@ impl Target {
 
 /// What there is to do, each with its sentence.
 #[derive(Clone, Debug)]
-pub(crate) enum Todo {
+pub(crate) enum Decision {
     /// Make this effect: what is said once it was made, and what is said of a simulation.
-    Make(Box<Effect>, String, String),
+    Apply(Box<Effect>, String, String),
     /// This very request made it before.
-    AlreadyMade(Made, String),
+    AlreadyApplied(Applied, String),
     /// The target is as wanted through someone else.
-    Nothing(String),
+    NoOp(String),
 }
 
 /// What is left to do once the effect is made.
-pub(crate) enum Rest<'a> {
+pub(crate) enum FollowUp<'a> {
     /// To wait until this is so.
     Wait(Completion),
     /// To evict the pods of the node that was cordoned.
-    Drain(&'a Drained),
+    Drain(&'a EvictionSet),
 }
 
 /// When what is planned is complete.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum CompletionOf {
+pub enum CompletionSpec {
     /// A workload's rollout, of the generation that the effect makes.
     Rollout(RolloutOf),
     /// Known in full already.
     Known(Completion),
     /// The pods of the node are gone, which is to be brought about.
-    Drained(Drained),
+    Drained(EvictionSet),
 }
 
-impl CompletionOf {
+impl CompletionSpec {
     /// What is left of what this request is to do to the target, given what the effect left behind.
-    pub(crate) fn given(&self, target: &Target, made: &Made) -> Rest<'_> {
+    pub(crate) fn given(&self, target: &Target, made: &Applied) -> FollowUp<'_> {
         match self {
-            CompletionOf::Known(completion) => Rest::Wait(completion.clone()),
-            CompletionOf::Drained(drained) => Rest::Drain(drained),
-            CompletionOf::Rollout(rollout) => {
-                Rest::Wait(Completion::of_rollout(rollout.clone(), target, made))
+            CompletionSpec::Known(completion) => FollowUp::Wait(completion.clone()),
+            CompletionSpec::Drained(drained) => FollowUp::Drain(drained),
+            CompletionSpec::Rollout(rollout) => {
+                FollowUp::Wait(Completion::of_rollout(rollout.clone(), target, made))
             }
         }
     }
 
     /// Whether something is to be done after the effect even if nobody waits for it.
     pub(crate) fn is_work(&self) -> bool {
-        matches!(self, CompletionOf::Drained(_))
+        matches!(self, CompletionSpec::Drained(_))
     }
 }
 
@@ -443,7 +443,8 @@ pub(crate) struct Preview {
 }
 
 /// The future of a step that may fail.
-pub(crate) type Step<'a, T> = Pin<Box<dyn Future<Output = Result<T, ActionError>> + Send + 'a>>;
+pub(crate) type BoxFuture<'a, T> =
+    Pin<Box<dyn Future<Output = Result<T, ActionError>> + Send + 'a>>;
 
 /// What each action's parameters can do.
 pub(crate) trait Plannable {
@@ -477,10 +478,10 @@ pub(crate) trait Plannable {
     }
 
     /// What would be done, as far as that can be said without a cluster.
-    fn preview(&self, asked: &Asked) -> Preview;
+    fn preview(&self, asked: &PlanInput) -> Preview;
 
     /// Reads the facts and decides.
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan>;
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan>;
 }
 
 impl ActionKind {
@@ -507,7 +508,7 @@ impl ActionKind {
         };
         ActionKind::ALL.into_iter().find(known).ok_or_else(|| {
             let names: Vec<_> = ActionKind::ALL.iter().map(|kind| kind.name()).collect();
-            ActionError::in_field("type", "is not an action")
+            ActionError::invalid_field("type", "is not an action")
                 .with_hint(format!("known: {}", names.join(", ")))
         })
     }
@@ -545,7 +546,7 @@ impl Action {
     }
 }
 
-fn in_agreement<P: Plannable>(parameters: P) -> Result<P, ActionError> {
+fn validated<P: Plannable>(parameters: P) -> Result<P, ActionError> {
     parameters.check().map(|()| parameters)
 }
 
@@ -555,17 +556,17 @@ pub(crate) fn ignored(field: &str, kind: &str) -> String {
 }
 
 #[cfg(test)]
-impl Asked {
+impl PlanInput {
     /// What a plain request with the id `r1` asks, for the tests of decisions.
     pub(crate) fn example() -> Self {
-        Asked {
+        PlanInput {
             id: RequestId::try_from("r1".to_owned()).expect("is an id"),
             at: "2026-01-31T12:00:00.987Z".parse().expect("is a time"),
             deadline: Instant::now(),
             wait: false,
             precondition: None,
             uid: None,
-            decided_on: None,
+            decision_etag: None,
         }
     }
 }

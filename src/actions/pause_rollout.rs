@@ -4,14 +4,14 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::Asked;
-use crate::actions::CompletionOf;
+use crate::actions::PlanInput;
+use crate::actions::CompletionSpec;
 use crate::actions::Descriptor;
 use crate::actions::Plan;
 use crate::actions::Plannable;
 use crate::actions::Preview;
 use crate::k8s::rbac::PolicyRule;
-use crate::actions::Step;
+use crate::actions::BoxFuture;
 use crate::actions::shared::paused;
 use crate::contract::error::ActionError;
 use crate::k8s::api::client::Cluster;
@@ -56,11 +56,11 @@ impl Plannable for Parameters {
         &self.namespace
     }
 
-    fn preview(&self, asked: &Asked) -> Preview {
+    fn preview(&self, asked: &PlanInput) -> Preview {
         paused::preview(&self.deployment, true, asked)
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let (kind, namespace) = (WorkloadKind::Deployment, &self.namespace);
             let found = cluster.workload(kind, namespace, &self.deployment, asked.deadline).await?;
@@ -70,8 +70,8 @@ impl Plannable for Parameters {
 }
 
 /// From the Deployment as it was read to what is to be done.
-fn decide(target: Target, deployment: &Workload, asked: &Asked) -> Result<Plan, ActionError> {
-    let completion = CompletionOf::Known(Completion::AtOnce(format!(
+fn decide(target: Target, deployment: &Workload, asked: &PlanInput) -> Result<Plan, ActionError> {
+    let completion = CompletionSpec::Known(Completion::Immediate(format!(
         "changes of the template of Deployment '{}' wait until it is resumed",
         target.name
     )));
@@ -92,7 +92,7 @@ fn warnings(deployment: &Workload) -> Vec<String> {
 mod tests {
     use k8s_openapi::api::apps::v1::Deployment;
 
-    use super::{super::Todo, *};
+    use super::{super::Decision, *};
     use crate::k8s::api::mutation::Mutation;
 
     fn decide_on(spec: &str, updated: i32, marks: &str) -> Plan {
@@ -104,28 +104,28 @@ mod tests {
         ))
         .expect("is a Deployment");
         let target = WorkloadKind::Deployment.target("shop", "web");
-        decide(target, &deployment.into(), &Asked::example()).expect("is planned")
+        decide(target, &deployment.into(), &PlanInput::example()).expect("is planned")
     }
 
     #[test]
     fn sets_the_one_field_and_waits_for_nothing() {
         let plan = decide_on("", 3, "");
-        let Todo::Make(effect, did, would) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Decision::Apply(effect, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
         assert_eq!(body["spec"], serde_json::json!({ "paused": true }));
         assert_eq!(did, "Deployment 'web' paused.");
         assert_eq!(would, "Simulated: Deployment 'web' would be paused.");
         assert_eq!(plan.changes[0].to, true);
         assert_eq!(plan.warnings, Vec::<String>::new());
-        assert!(matches!(plan.completion, CompletionOf::Known(Completion::AtOnce(_))));
+        assert!(matches!(plan.completion, CompletionSpec::Known(Completion::Immediate(_))));
     }
 
     #[test]
     fn leaves_what_is_paused_and_does_not_repeat_itself() {
-        assert!(matches!(decide_on(", paused: true", 3, "").todo, Todo::Nothing(_)));
-        assert!(matches!(decide_on(", paused: true", 3, "1:r1").todo, Todo::AlreadyMade(..)));
+        assert!(matches!(decide_on(", paused: true", 3, "").decision, Decision::NoOp(_)));
+        assert!(matches!(decide_on(", paused: true", 3, "1:r1").decision, Decision::AlreadyApplied(..)));
         // Whoever resumed it since has decided later.
-        assert!(matches!(decide_on("", 3, "1:r1 2:r2").todo, Todo::AlreadyMade(..)));
+        assert!(matches!(decide_on("", 3, "1:r1 2:r2").decision, Decision::AlreadyApplied(..)));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{
     actions::{Action, ActionKind},
     contract::{
         error::{ActionError, Code},
-        json::{only_object_or_null, read},
+        json::{read, strict_object_or_null},
         names::{AuditText, RequestId},
         precondition::Precondition,
     },
@@ -93,7 +93,7 @@ struct Envelope<P> {
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "only_object_or_null"
+        deserialize_with = "strict_object_or_null"
     )]
     #[schemars(with = "Option<Precondition>")]
     precondition: Option<Precondition>,
@@ -129,7 +129,7 @@ impl ActionRequest {
         let action = ActionKind::named(&envelope.kind)?.parse(envelope.parameters.get())?;
         if action.rollback_on_failure() && !envelope.wait {
             let what = "needs wait: whether it fails is known only to who waits";
-            return Err(ActionError::in_field("parameters.rollback_on_failure", what));
+            return Err(ActionError::invalid_field("parameters.rollback_on_failure", what));
         }
         Ok(ActionRequest {
             action,
@@ -147,21 +147,22 @@ impl ActionRequest {
 
 /// An id that came beside the request, from a header or a variable.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key {
+pub struct IdempotencyKey {
     /// The id.
     pub id: RequestId,
     /// Where it came from, for messages.
     pub from: &'static str,
 }
 
-impl Key {
+impl IdempotencyKey {
     /// Checks what came from there.
     ///
     /// # Errors
     /// [`Code::InvalidRequest`] naming where it came from.
     pub fn new(text: &str, from: &'static str) -> Result<Self, ActionError> {
         let id = RequestId::try_from(text.to_owned());
-        id.map(|id| Key { id, from }).map_err(|what| ActionError::in_field(from, what))
+        id.map(|id| IdempotencyKey { id, from })
+            .map_err(|what| ActionError::invalid_field(from, what))
     }
 }
 
@@ -170,10 +171,13 @@ impl ActionRequest {
     ///
     /// # Errors
     /// [`Code::InvalidRequest`] if the request has another id of its own.
-    pub fn keyed(mut self, key: Option<&Key>) -> Result<Self, ActionError> {
+    pub fn with_idempotency_key(
+        mut self,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<Self, ActionError> {
         let Some(key) = key else { return Ok(self) };
         if self.id.as_ref().is_some_and(|id| *id != key.id) {
-            return Err(ActionError::in_field("id", format!("differs from {}", key.from)));
+            return Err(ActionError::invalid_field("id", format!("differs from {}", key.from)));
         }
         self.id = Some(key.id.clone());
         Ok(self)
@@ -226,7 +230,7 @@ fn checked_timeout(seconds: u64) -> Result<Duration, ActionError> {
         return Ok(Duration::from_secs(seconds));
     }
     let what = format!("must be from 1 to {MAX_TIMEOUT_SECONDS}");
-    Err(ActionError::in_field("timeout_seconds", what))
+    Err(ActionError::invalid_field("timeout_seconds", what))
 }
 
 /// A first guess at a common mistake: a list of requests, or one inside another layer.

@@ -3,16 +3,16 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::Asked;
+use crate::actions::PlanInput;
 use crate::actions::Descriptor;
 use crate::actions::Plan;
 use crate::actions::Plannable;
 use crate::actions::Preview;
 use crate::k8s::rbac::PolicyRule;
-use crate::actions::Step;
+use crate::actions::BoxFuture;
 use crate::actions::ignored;
 use crate::actions::shared::restart;
-use crate::actions::shared::restart::Wishes;
+use crate::actions::shared::restart::RestartOptions;
 use crate::k8s::api::client::Cluster;
 use crate::k8s::api::preflight;
 use crate::k8s::workload::WorkloadKind;
@@ -76,12 +76,12 @@ impl Plannable for Parameters {
         self.rollback_on_failure
     }
 
-    fn preview(&self, asked: &Asked) -> Preview {
+    fn preview(&self, asked: &PlanInput) -> Preview {
         restart::preview(WorkloadKind::Deployment, &self.deployment, asked)
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
-        let wishes = Wishes {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
+        let wishes = RestartOptions {
             even_if_none_restarts: false,
             rollback_on_failure: self.rollback_on_failure,
         };

@@ -10,26 +10,26 @@ use kube::api::ApiResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::Asked;
-use crate::actions::CompletionOf;
+use crate::actions::PlanInput;
+use crate::actions::CompletionSpec;
 use crate::actions::Descriptor;
 use crate::actions::Plan;
 use crate::actions::Plannable;
 use crate::actions::Preview;
 use crate::k8s::rbac::PolicyRule;
-use crate::actions::Step;
-use crate::actions::Todo;
+use crate::actions::BoxFuture;
+use crate::actions::Decision;
 use crate::actions::ignored;
 use crate::contract::error::ActionError;
 use crate::contract::error::Code;
 use crate::k8s::api::client::Cluster;
 use crate::k8s::api::completion::Completion;
 use crate::k8s::pdb;
-use crate::k8s::pdb::Verdict;
+use crate::k8s::pdb::BudgetVerdict;
 use crate::k8s::api::mutation::Effect;
 use crate::k8s::pods;
 use crate::k8s::api::preflight;
-use crate::k8s::api::preflight::Surroundings;
+use crate::k8s::api::preflight::Preflight;
 use crate::contract::names::Namespace;
 use crate::contract::names::ObjectName;
 use crate::contract::names::null_is_default;
@@ -81,7 +81,7 @@ impl Plannable for Parameters {
         self.deployment.iter().map(|_| ignored("deployment", DESCRIPTOR.name)).collect()
     }
 
-    fn preview(&self, _: &Asked) -> Preview {
+    fn preview(&self, _: &PlanInput) -> Preview {
         Preview {
             result: format!(
                 "Simulated: Pod '{}' would be deleted for its controller to replace.",
@@ -91,7 +91,7 @@ impl Plannable for Parameters {
         }
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let pod: Pod = cluster.get(&self.namespace, &self.pod_name, asked.deadline).await?;
             let siblings = if asked.wait {
@@ -101,11 +101,11 @@ impl Plannable for Parameters {
                 Vec::new()
             };
             let mut plan = decide(self.target(), &pod, &siblings, asked)?;
-            if let Todo::Make(..) = plan.todo {
+            if let Decision::Apply(..) = plan.decision {
                 let namespace = &self.namespace;
-                let around = Surroundings::of_pods(cluster, namespace, asked.deadline).await;
+                let around = Preflight::of_pods(cluster, namespace, asked.deadline).await;
                 plan.warnings.extend(beyond_budget(&pod, &around.budgets));
-                plan.warnings.extend(around.unseen);
+                plan.warnings.extend(around.unavailable);
             }
             Ok(plan)
         })
@@ -117,30 +117,30 @@ fn decide(
     target: Target,
     pod: &Pod,
     siblings: &[Pod],
-    asked: &Asked,
+    asked: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let target = target.found(&pod.metadata);
     let uid = target.uid.as_deref();
-    asked.check_same(&target).map_err(|refusal| refusal.about(uid))?;
+    asked.check_same(&target).map_err(|refusal| refusal.object_uid(uid))?;
     let Some(controller) = pods::controller(pod) else {
-        return Err(unmanaged(&target).about(uid));
+        return Err(unmanaged(&target).object_uid(uid));
     };
     let owner = format!("{} '{}'", controller.kind, controller.name);
     let (todo, changes) = if pods::is_terminating(pod) {
         let sentence =
             format!("Pod '{}' is being deleted already; {owner} replaces it.", target.name);
-        (Todo::Nothing(sentence), Vec::new())
+        (Decision::NoOp(sentence), Vec::new())
     } else {
         (deletion(pod, &owner, asked), vec![disappears(&target)])
     };
-    let completion = CompletionOf::Known(replacement(pod, controller, owner, siblings, &target));
+    let completion = CompletionSpec::Known(replacement(pod, controller, owner, siblings, &target));
     let mut plan = Plan::new(target, &pod.metadata, todo, completion);
     plan.changes = changes;
     plan.warnings = warnings(pod, controller);
     Ok(plan)
 }
 
-fn deletion(pod: &Pod, owner: &str, asked: &Asked) -> Todo {
+fn deletion(pod: &Pod, owner: &str, asked: &PlanInput) -> Decision {
     let precondition = asked.precondition.as_ref();
     let version = precondition.and_then(|it| it.resource_version.as_deref()).map(str::to_owned);
     let effect = Effect::deletion(ApiResource::erase::<Pod>(&()), &pod.metadata, version);
@@ -148,7 +148,7 @@ fn deletion(pod: &Pod, owner: &str, asked: &Asked) -> Todo {
     let name = &effect.name;
     let done = format!("Pod '{name}' deleted at {at}; {owner} replaces it.");
     let would = format!("Simulated: Pod '{name}' would be deleted; {owner} would replace it.");
-    Todo::Make(Box::new(effect), done, would)
+    Decision::Apply(Box::new(effect), done, would)
 }
 
 /// What differs once the target has gone.
@@ -200,7 +200,7 @@ fn warnings(pod: &Pod, controller: &OwnerReference) -> Vec<String> {
 
 /// A deletion is not stopped by a disruption budget, as an eviction would be.
 fn beyond_budget(pod: &Pod, budgets: &[PodDisruptionBudget]) -> Option<String> {
-    let Verdict::NoRoom(budget) = pdb::verdict(pod, budgets) else { return None };
+    let BudgetVerdict::Blocked(budget) = pdb::classify(pod, budgets) else { return None };
     let why = pdb::reason(budget, &[]);
     Some(format!("{why}; a deletion does not ask it, evict_pod does"))
 }
@@ -221,7 +221,7 @@ mod tests {
         .expect("is a pod")
     }
 
-    fn decide_on(metadata: &str, asked: &Asked) -> Result<Plan, ActionError> {
+    fn decide_on(metadata: &str, asked: &PlanInput) -> Result<Plan, ActionError> {
         let parameters: Parameters =
             serde_json::from_str(r#"{"pod_name":"web-1","namespace":"shop"}"#).expect("are");
         decide(parameters.target(), &pod(metadata), &[pod(OWNED)], asked)
@@ -229,8 +229,8 @@ mod tests {
 
     #[test]
     fn plans_one_deletion_bound_to_the_uid() {
-        let plan = decide_on(OWNED, &Asked::example()).expect("is planned");
-        let Todo::Make(effect, did, _) = plan.todo else { panic!("{:?}", plan.todo) };
+        let plan = decide_on(OWNED, &PlanInput::example()).expect("is planned");
+        let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
         assert_eq!(effect.uid, "u1");
         assert_eq!(effect.mutation, Mutation::Delete { resource_version: None });
         assert_eq!(
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn refuses_a_pod_without_a_controller() {
-        let error = decide_on("", &Asked::example()).expect_err("is refused");
+        let error = decide_on("", &PlanInput::example()).expect_err("is refused");
         assert_eq!(error.code, Code::TargetUnmanaged);
     }
 
@@ -251,7 +251,7 @@ mod tests {
             uid: Some("u0".to_owned().try_into().expect("is")),
             ..Default::default()
         };
-        let asked = Asked { precondition: Some(precondition), ..Asked::example() };
+        let asked = PlanInput { precondition: Some(precondition), ..PlanInput::example() };
         let error = decide_on(OWNED, &asked).expect_err("is refused");
         assert_eq!(error.code, Code::PreconditionFailed);
     }
@@ -259,8 +259,8 @@ mod tests {
     #[test]
     fn leaves_a_pod_that_is_going_already() {
         let metadata = format!("{OWNED}, deletionTimestamp: '2026-01-31T12:00:00Z'");
-        let plan = decide_on(&metadata, &Asked::example()).expect("is planned");
-        assert!(matches!(plan.todo, Todo::Nothing(_)), "{:?}", plan.todo);
+        let plan = decide_on(&metadata, &PlanInput::example()).expect("is planned");
+        assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
     }
 
     #[test]
@@ -282,8 +282,8 @@ mod tests {
 
     #[test]
     fn the_deleted_pod_itself_is_never_its_replacement() {
-        let plan = decide_on(OWNED, &Asked::example()).expect("is planned");
-        let CompletionOf::Known(Completion::Replaced { known, .. }) = plan.completion else {
+        let plan = decide_on(OWNED, &PlanInput::example()).expect("is planned");
+        let CompletionSpec::Known(Completion::Replaced { known, .. }) = plan.completion else {
             panic!("{:?}", plan.completion)
         };
         assert!(known.contains("u1"));

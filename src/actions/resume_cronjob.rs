@@ -4,13 +4,13 @@ use k8s_openapi::api::batch::v1::CronJob;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::Asked;
+use crate::actions::PlanInput;
 use crate::actions::Descriptor;
 use crate::actions::Plan;
 use crate::actions::Plannable;
 use crate::actions::Preview;
 use crate::k8s::rbac::PolicyRule;
-use crate::actions::Step;
+use crate::actions::BoxFuture;
 use crate::actions::shared::suspension;
 use crate::contract::error::ActionError;
 use crate::k8s::api::client::Cluster;
@@ -50,11 +50,11 @@ impl Plannable for Parameters {
         &self.namespace
     }
 
-    fn preview(&self, asked: &Asked) -> Preview {
+    fn preview(&self, asked: &PlanInput) -> Preview {
         suspension::preview(&self.cronjob, false, asked)
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let found = cluster.get(&self.namespace, &self.cronjob, asked.deadline).await?;
             decide(self.target(), &found, asked)
@@ -63,7 +63,7 @@ impl Plannable for Parameters {
 }
 
 /// From the CronJob as it was read to what is to be done.
-fn decide(target: Target, cron_job: &CronJob, asked: &Asked) -> Result<Plan, ActionError> {
+fn decide(target: Target, cron_job: &CronJob, asked: &PlanInput) -> Result<Plan, ActionError> {
     let warnings = missed_runs(cron_job).into_iter().collect();
     suspension::decide(target, cron_job, false, warnings, asked)
 }
@@ -84,7 +84,7 @@ fn missed_runs(cron_job: &CronJob) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actions::Todo;
+    use crate::actions::Decision;
     use crate::k8s::api::mutation::Mutation;
 
     fn decide_on(spec: &str) -> Plan {
@@ -94,13 +94,13 @@ mod tests {
         ))
         .expect("is a CronJob");
         let target = suspension::target("shop", "nightly");
-        decide(target, &cron_job, &Asked::example()).expect("is planned")
+        decide(target, &cron_job, &PlanInput::example()).expect("is planned")
     }
 
     #[test]
     fn plans_one_patch() {
         let plan = decide_on(", suspend: true");
-        let Todo::Make(effect, did, would) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Decision::Apply(effect, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
         assert_eq!(body["spec"]["suspend"], false);
         assert_eq!(did, "CronJob 'nightly' resumed at 2026-01-31T12:00:00.987Z.");
@@ -111,7 +111,7 @@ mod tests {
     fn changes_nothing_on_one_that_is_not_suspended() {
         for spec in ["", ", suspend: false"] {
             let plan = decide_on(spec);
-            assert!(matches!(plan.todo, Todo::Nothing(_)), "{:?}", plan.todo);
+            assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
             assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
         }
     }

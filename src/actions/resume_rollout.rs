@@ -4,19 +4,19 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::Asked;
-use crate::actions::CompletionOf;
+use crate::actions::PlanInput;
+use crate::actions::CompletionSpec;
 use crate::actions::Descriptor;
 use crate::actions::Plan;
 use crate::actions::Plannable;
 use crate::actions::Preview;
 use crate::k8s::rbac::PolicyRule;
-use crate::actions::Step;
+use crate::actions::BoxFuture;
 use crate::actions::shared::paused;
 use crate::actions::shared::restart::PODS;
 use crate::contract::error::ActionError;
 use crate::k8s::api::client::Cluster;
-use crate::k8s::api::completion::KnownBy;
+use crate::k8s::api::completion::TemplateIdentity;
 use crate::k8s::api::completion::RolloutOf;
 use crate::k8s::api::preflight;
 use crate::k8s::workload::Workload;
@@ -63,25 +63,25 @@ impl Plannable for Parameters {
         &self.namespace
     }
 
-    fn preview(&self, asked: &Asked) -> Preview {
+    fn preview(&self, asked: &PlanInput) -> Preview {
         paused::preview(&self.deployment, false, asked)
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let (kind, namespace) = (WorkloadKind::Deployment, &self.namespace);
             let found = cluster.workload(kind, namespace, &self.deployment, asked.deadline).await?;
             let plan = decide(self.target(), &found, asked)?;
-            Ok(plan.advised(cluster, &found, asked).await)
+            Ok(plan.with_preflight_warnings(cluster, &found, asked).await)
         })
     }
 }
 
 /// From the Deployment as it was read to what is to be done.
-fn decide(target: Target, deployment: &Workload, asked: &Asked) -> Result<Plan, ActionError> {
+fn decide(target: Target, deployment: &Workload, asked: &PlanInput) -> Result<Plan, ActionError> {
     // The template is not ours, and what others change in it meanwhile belongs to the same rollout.
-    let rollout = RolloutOf { kind: WorkloadKind::Deployment, template: KnownBy::Nothing };
-    let completion = CompletionOf::Rollout(rollout);
+    let rollout = RolloutOf { kind: WorkloadKind::Deployment, template: TemplateIdentity::Nothing };
+    let completion = CompletionSpec::Rollout(rollout);
     paused::decide(target, deployment, false, completion, warnings(deployment), asked)
 }
 
@@ -99,7 +99,7 @@ fn warnings(deployment: &Workload) -> Vec<String> {
 mod tests {
     use k8s_openapi::api::apps::v1::Deployment;
 
-    use super::{super::Todo, *};
+    use super::{super::Decision, *};
     use crate::k8s::api::mutation::Mutation;
 
     fn decide_on(spec: &str, updated: i32, marks: &str) -> Plan {
@@ -111,28 +111,28 @@ mod tests {
         ))
         .expect("is a Deployment");
         let target = WorkloadKind::Deployment.target("shop", "web");
-        decide(target, &deployment.into(), &Asked::example()).expect("is planned")
+        decide(target, &deployment.into(), &PlanInput::example()).expect("is planned")
     }
 
     #[test]
     fn sets_the_one_field_and_waits_for_the_rollout_whatever_its_template() {
         let plan = decide_on(", paused: true", 3, "");
-        let Todo::Make(effect, did, would) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Decision::Apply(effect, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
         assert_eq!(body["spec"], serde_json::json!({ "paused": false }));
         assert_eq!(did, "Deployment 'web' resumed.");
         assert_eq!(would, "Simulated: Deployment 'web' would be resumed.");
         assert_eq!(plan.changes[0].from, true);
         assert_eq!(plan.warnings, Vec::<String>::new());
-        let CompletionOf::Rollout(rollout) = plan.completion else { panic!("is a rollout") };
-        assert_eq!(rollout.template, KnownBy::Nothing);
+        let CompletionSpec::Rollout(rollout) = plan.completion else { panic!("is a rollout") };
+        assert_eq!(rollout.template, TemplateIdentity::Nothing);
     }
 
     #[test]
     fn leaves_what_is_not_paused_and_does_not_repeat_itself() {
-        assert!(matches!(decide_on("", 3, "").todo, Todo::Nothing(_)));
-        assert!(matches!(decide_on("", 3, "1:r1").todo, Todo::AlreadyMade(..)));
-        assert!(matches!(decide_on(", paused: true", 3, "1:r1").todo, Todo::AlreadyMade(..)));
+        assert!(matches!(decide_on("", 3, "").decision, Decision::NoOp(_)));
+        assert!(matches!(decide_on("", 3, "1:r1").decision, Decision::AlreadyApplied(..)));
+        assert!(matches!(decide_on(", paused: true", 3, "1:r1").decision, Decision::AlreadyApplied(..)));
     }
 
     #[test]

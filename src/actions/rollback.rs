@@ -11,29 +11,29 @@ use k8s_openapi::api::core::v1::Pod;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::Asked;
-use crate::actions::CompletionOf;
+use crate::actions::PlanInput;
+use crate::actions::CompletionSpec;
 use crate::actions::Descriptor;
 use crate::actions::Plan;
 use crate::actions::Plannable;
 use crate::actions::Preview;
 use crate::k8s::rbac::PolicyRule;
-use crate::actions::Step;
-use crate::actions::Todo;
+use crate::actions::BoxFuture;
+use crate::actions::Decision;
 use crate::actions::ignored;
 use crate::actions::shared::restart;
 use crate::contract::error::ActionError;
 use crate::contract::error::Code;
 use crate::k8s::api::client::Cluster;
 use crate::k8s::api::completion::Completion;
-use crate::k8s::api::completion::KnownBy;
+use crate::k8s::api::completion::TemplateIdentity;
 use crate::k8s::api::completion::RolloutOf;
 use crate::k8s::api::mutation::Effect;
 use crate::k8s::gitops;
-use crate::k8s::applied_requests::Marks;
+use crate::k8s::applied_requests::AppliedRequests;
 use crate::k8s::revisions::History;
 use crate::k8s::revisions::Revision;
-use crate::k8s::revisions::Wanted;
+use crate::k8s::revisions::RevisionSelector;
 use crate::k8s::rollout;
 use crate::k8s::api::preflight;
 use crate::k8s::workload::Workload;
@@ -81,8 +81,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
 pub struct Parameters {
     /// The kind of workload.
     #[serde(default, deserialize_with = "null_is_default")]
-    #[schemars(with = "Option<Revised>")]
-    pub kind: Revised,
+    #[schemars(with = "Option<Rollbackable>")]
+    pub kind: Rollbackable,
     /// The workload to roll back.
     pub name: ObjectName,
     /// Its namespace.
@@ -104,7 +104,7 @@ pub struct Parameters {
 
 /// A kind of workload that keeps its revisions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Revised {
+pub enum Rollbackable {
     /// Deployment
     #[default]
     Deployment,
@@ -114,12 +114,12 @@ pub enum Revised {
     DaemonSet,
 }
 
-impl From<Revised> for WorkloadKind {
-    fn from(kind: Revised) -> Self {
+impl From<Rollbackable> for WorkloadKind {
+    fn from(kind: Rollbackable) -> Self {
         match kind {
-            Revised::Deployment => WorkloadKind::Deployment,
-            Revised::StatefulSet => WorkloadKind::StatefulSet,
-            Revised::DaemonSet => WorkloadKind::DaemonSet,
+            Rollbackable::Deployment => WorkloadKind::Deployment,
+            Rollbackable::StatefulSet => WorkloadKind::StatefulSet,
+            Rollbackable::DaemonSet => WorkloadKind::DaemonSet,
         }
     }
 }
@@ -143,7 +143,7 @@ impl Plannable for Parameters {
         self.rollback_on_failure
     }
 
-    fn preview(&self, asked: &Asked) -> Preview {
+    fn preview(&self, asked: &PlanInput) -> Preview {
         let to = match self.to_revision {
             Some(number) => format!("revision {number}"),
             None => "its previous revision".to_owned(),
@@ -151,11 +151,11 @@ impl Plannable for Parameters {
         let kind = WorkloadKind::from(self.kind).name();
         Preview {
             result: format!("Simulated: {kind} '{}' would be rolled back to {to}.", self.name),
-            changes: vec![Marks::default().change(&asked.id)],
+            changes: vec![AppliedRequests::default().change(&asked.id)],
         }
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let (kind, namespace) = (self.kind.into(), &self.namespace);
             let history = cluster.history(kind, namespace, &self.name, asked.deadline).await?;
@@ -166,23 +166,23 @@ impl Plannable for Parameters {
                 Vec::new()
             };
             let plan = self.decide(&history, &pods, asked)?;
-            Ok(plan.advised(cluster, &history.workload, asked).await)
+            Ok(plan.with_preflight_warnings(cluster, &history.workload, asked).await)
         })
     }
 }
 
 impl Parameters {
     /// From the workload, its revisions and its pods as they were read to what is to be done.
-    fn decide(&self, history: &History, pods: &[Pod], asked: &Asked) -> Result<Plan, ActionError> {
+    fn decide(&self, history: &History, pods: &[Pod], asked: &PlanInput) -> Result<Plan, ActionError> {
         let (target, workload) = (self.target(), &history.workload);
         let (kind, found) = (workload.kind(), workload.metadata());
-        if Marks::on(found).hold(&asked.id) {
+        if AppliedRequests::from_metadata(found).contains(&asked.id) {
             let sentence = format!("{} '{}' was rolled back.", kind.name(), self.name);
-            let completion = completion(workload, KnownBy::Nothing);
+            let completion = completion(workload, TemplateIdentity::Nothing);
             return Ok(Plan::already_made(target, found, sentence, completion));
         }
         asked.check_found(&target, found)?;
-        let about = |refusal: ActionError| refusal.about(found.uid.as_deref());
+        let about = |refusal: ActionError| refusal.object_uid(found.uid.as_deref());
         self.refuse_if_paused(workload).map_err(about)?;
         if self.to_revision.is_none() || self.rollback_on_failure {
             asked.check_decided_on(&target, history).map_err(about)?;
@@ -192,22 +192,22 @@ impl Parameters {
         let (name, number) = (&self.name, revision.number);
         if history.is_at(revision) {
             let sentence = format!("{} '{name}' is at revision {number} already.", kind.name());
-            return Ok(Plan::new(target, found, Todo::Nothing(sentence), completion));
+            return Ok(Plan::new(target, found, Decision::NoOp(sentence), completion));
         }
         let effect =
             Effect::patch(kind.resource(), found, &asked.id, history.patch_to(revision));
         let to = format!("rolled back to revision {number}");
         let did = format!("{} '{name}' {to} at {}.", kind.name(), rfc3339_millis(asked.at));
         let would = format!("Simulated: {} '{name}' would be {to}.", kind.name());
-        let todo = Todo::Make(Box::new(effect), did, would);
+        let todo = Decision::Apply(Box::new(effect), did, would);
         let mut plan = Plan::new(target, found, todo, completion);
         plan.changes = history.changes_to(revision);
-        plan.changes.push(Marks::on(found).change(&asked.id));
+        plan.changes.push(AppliedRequests::from_metadata(found).change(&asked.id));
         plan.warnings = self.warnings_of(history, revision, pods);
         // What was the previous revision when it was decided may be another one later. A number stays
         // what it is.
         plan.decided_on = self.to_revision.is_none().then(|| history.digest());
-        let rolls_out = matches!(plan.completion, CompletionOf::Rollout(_));
+        let rolls_out = matches!(plan.completion, CompletionSpec::Rollout(_));
         if self.rollback_on_failure && rolls_out {
             plan = plan.with_fallback(history)?;
         }
@@ -231,16 +231,16 @@ impl Parameters {
     /// The revision that is meant.
     fn meant<'a>(&self, history: &'a History) -> Result<&'a Revision, ActionError> {
         let wanted = match self.to_revision {
-            Some(number) => Wanted::Number(number.get().into()),
-            None if self.skip_restarts => Wanted::PreviousThatDiffers,
-            None => Wanted::Previous,
+            Some(number) => RevisionSelector::Number(number.get().into()),
+            None if self.skip_restarts => RevisionSelector::PreviousThatDiffers,
+            None => RevisionSelector::Previous,
         };
         history.find(wanted).ok_or_else(|| {
             let (target, kind) = (self.target(), WorkloadKind::from(self.kind));
             let detail = match wanted {
-                Wanted::Number(number) => format!("{target} has no revision {number}"),
-                Wanted::Previous => format!("{target} has no earlier revision"),
-                Wanted::PreviousThatDiffers => {
+                RevisionSelector::Number(number) => format!("{target} has no revision {number}"),
+                RevisionSelector::Previous => format!("{target} has no earlier revision"),
+                RevisionSelector::PreviousThatDiffers => {
                     format!("{target} has no revision that differs in more than a restart")
                 }
             };
@@ -259,7 +259,7 @@ impl Parameters {
         let (workload, number) = (&history.workload, revision.number);
         let mut warnings = Vec::new();
         if self.to_revision.is_none() && history.differs_by_restarts_alone(revision) {
-            let really = match history.find(Wanted::PreviousThatDiffers) {
+            let really = match history.find(RevisionSelector::PreviousThatDiffers) {
                 Some(other) => format!(
                     "revision {} is the last that differs in more (parameters.skip_restarts)",
                     other.number
@@ -270,37 +270,37 @@ impl Parameters {
                 "revision {number} differs from the present one only by a restart; {really}"
             ));
         }
-        if let Some(why) = rollout::held_back(workload) {
+        if let Some(why) = rollout::manual_update_reason(workload) {
             warnings.push(format!(
                 "no pod is replaced by itself: {why}; each has revision {number} once it is deleted"
             ));
         }
-        if let Some(who) = gitops::undoes(workload.metadata()) {
+        if let Some(who) = gitops::gitops_owner(workload.metadata()) {
             warnings.push(format!("this will not last: {who}"));
         }
         let stuck = history.stuck(revision, pods);
         if !stuck.is_empty() {
-            warnings.push(rollout::waits_for_ever(&stuck));
+            warnings.push(rollout::stuck_pods_warning(&stuck));
         }
         warnings
     }
 }
 
 /// When a workload of this template is complete.
-fn completion(workload: &Workload, template: KnownBy) -> CompletionOf {
-    match rollout::held_back(workload) {
-        Some(why) => CompletionOf::Known(Completion::AtOnce(format!(
+fn completion(workload: &Workload, template: TemplateIdentity) -> CompletionSpec {
+    match rollout::manual_update_reason(workload) {
+        Some(why) => CompletionSpec::Known(Completion::Immediate(format!(
             "the template is that of the revision, and pods are once somebody deletes the old ones: \
              {why}"
         ))),
-        None => CompletionOf::Rollout(RolloutOf { kind: workload.kind(), template }),
+        None => CompletionSpec::Rollout(RolloutOf { kind: workload.kind(), template }),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::api::mutation::Made;
+    use crate::k8s::api::mutation::Applied;
     use crate::k8s::api::mutation::Mutation;
 
     const OWNED: &str = "ownerReferences: [{apiVersion: apps/v1, kind: X, name: web, uid: u1, \
@@ -359,13 +359,13 @@ mod tests {
     }
 
     fn plan(more: &str, history: &History) -> Result<Plan, ActionError> {
-        parameters(more).decide(history, &[], &Asked::example())
+        parameters(more).decide(history, &[], &PlanInput::example())
     }
 
     #[test]
     fn goes_back_by_one_patch_bound_to_the_object() {
         let plan = plan("", &deployment("", "")).expect("is planned");
-        let Todo::Make(effect, did, would) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Decision::Apply(effect, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
         assert_eq!(body["metadata"]["uid"], "u1");
         assert_eq!(body["metadata"]["resourceVersion"], "7");
@@ -373,14 +373,14 @@ mod tests {
         assert_eq!(did, "Deployment 'web' rolled back to revision 1 at 2026-01-31T12:00:00.987Z.");
         assert_eq!(would, "Simulated: Deployment 'web' would be rolled back to revision 1.");
         assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
-        let CompletionOf::Rollout(rollout) = plan.completion else { panic!("is waited for") };
-        assert!(matches!(rollout.template, KnownBy::Digest(_)));
+        let CompletionSpec::Rollout(rollout) = plan.completion else { panic!("is waited for") };
+        assert!(matches!(rollout.template, TemplateIdentity::Digest(_)));
     }
 
     #[test]
     fn a_revision_that_is_there_already_needs_nothing() {
         let plan = plan(", to_revision: 2", &deployment("", "")).expect("is planned");
-        assert!(matches!(plan.todo, Todo::Nothing(what) if what.contains("at revision 2 already")));
+        assert!(matches!(plan.decision, Decision::NoOp(what) if what.contains("at revision 2 already")));
     }
 
     #[test]
@@ -402,7 +402,7 @@ mod tests {
     fn does_not_repeat_what_the_same_request_did() {
         let marked = deployment("", "annotations: {action-executor.dev/requests: '4:r0 5:r1'}");
         let plan = plan("", &marked).expect("is planned");
-        assert!(matches!(plan.todo, Todo::AlreadyMade(Made { generation: Some(3), .. }, _)));
+        assert!(matches!(plan.decision, Decision::AlreadyApplied(Applied { generation: Some(3), .. }, _)));
     }
 
     #[test]
@@ -411,7 +411,7 @@ mod tests {
         let decided_on = plan("", &history).expect("is planned").decided_on;
         let again = |decided_on: &str, more: &str| {
             let decided_on = Some(decided_on.to_owned());
-            parameters(more).decide(&history, &[], &Asked { decided_on, ..Asked::example() })
+            parameters(more).decide(&history, &[], &PlanInput { decision_etag: decided_on, ..PlanInput::example() })
         };
         assert!(again(&decided_on.expect("is known"), "").is_ok());
         let refusal = again("of another", "").expect_err("is refused");
@@ -429,7 +429,7 @@ mod tests {
         assert_eq!((present.revision.as_str(), present.number), ("web-2", 2));
         // Then even a number is decided on with what is there now.
         let more = ", to_revision: 1, rollback_on_failure: true";
-        let asked = Asked { decided_on: Some("of another".to_owned()), ..Asked::example() };
+        let asked = PlanInput { decision_etag: Some("of another".to_owned()), ..PlanInput::example() };
         let refusal = parameters(more).decide(&history, &[], &asked).expect_err("is refused");
         assert_eq!(refusal.code, Code::PreconditionFailed);
     }
@@ -445,7 +445,7 @@ mod tests {
         let held = stateful_set(", updateStrategy: {type: OnDelete}");
         assert!(warnings(more, &held).contains("no pod is replaced by itself"));
         let plan = plan(more, &held).expect("is planned");
-        assert!(matches!(plan.completion, CompletionOf::Known(Completion::AtOnce(_))));
+        assert!(matches!(plan.completion, CompletionSpec::Known(Completion::Immediate(_))));
     }
 
     #[test]
@@ -461,7 +461,7 @@ mod tests {
             [pod("web-0", "True", "web-1"), pod("web-1", "False", "web-1"), pod("web-2", "False", "web-2")];
         let warnings = |spec: &str| {
             let parameters = parameters(", kind: StatefulSet");
-            let plan = parameters.decide(&stateful_set(spec), &pods, &Asked::example());
+            let plan = parameters.decide(&stateful_set(spec), &pods, &PlanInput::example());
             plan.expect("is planned").warnings.join("; ")
         };
         assert!(warnings("").starts_with("pod web-2 is not ready"), "{}", warnings(""));
@@ -487,7 +487,7 @@ mod tests {
         let planned = plan("", &history).expect("is planned");
         assert!(planned.warnings[0].contains("revision 1 is the last that differs in more"));
         let planned = plan(", skip_restarts: true", &history).expect("is planned");
-        let Todo::Make(_, did, _) = planned.todo else { panic!("{:?}", planned.todo) };
+        let Decision::Apply(_, did, _) = planned.decision else { panic!("{:?}", planned.decision) };
         assert!(did.contains("to revision 1") && planned.warnings.is_empty(), "{did}");
     }
 }

@@ -12,15 +12,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::actions::Asked;
-use crate::actions::CompletionOf;
+use crate::actions::PlanInput;
+use crate::actions::CompletionSpec;
 use crate::actions::Descriptor;
 use crate::actions::Plan;
 use crate::actions::Plannable;
 use crate::actions::Preview;
 use crate::k8s::rbac::PolicyRule;
-use crate::actions::Step;
-use crate::actions::Todo;
+use crate::actions::BoxFuture;
+use crate::actions::Decision;
 use crate::actions::shared::restart;
 use crate::actions::shared::suspension;
 use crate::contract::error::ActionError;
@@ -29,7 +29,7 @@ use crate::k8s::REQUEST_ID_ANNOTATION;
 use crate::k8s::api::client::Cluster;
 use crate::k8s::api::completion::Completion;
 use crate::k8s::api::mutation::Effect;
-use crate::k8s::api::mutation::Made;
+use crate::k8s::api::mutation::Applied;
 use crate::contract::digest::sha256;
 use crate::contract::names::Namespace;
 use crate::contract::names::ObjectName;
@@ -42,14 +42,14 @@ use crate::contract::response::rfc3339_millis;
 const INSTANTIATE_ANNOTATION: (&str, &str) = ("cronjob.kubernetes.io/instantiate", "manual");
 
 /// The longest name of which Job and pods can be labelled.
-const LONGEST_NAME: usize = 63;
+const MAX_NAME_CHARACTERS: usize = 63;
 
 /// How much of a digest tells the Jobs of two requests apart.
-const DIGEST: usize = 10;
+const DIGEST_CHARACTERS: usize = 10;
 
 /// How long a finished Job stays at least, in seconds: whoever repeats the request after a crash has to
 /// find it, or would start it a second time.
-const STAYS: i64 = 600;
+const MIN_TTL_SECONDS: i64 = 600;
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "run_cronjob",
@@ -89,16 +89,16 @@ impl Plannable for Parameters {
         &self.namespace
     }
 
-    fn preview(&self, asked: &Asked) -> Preview {
+    fn preview(&self, asked: &PlanInput) -> Preview {
         let job = job_name(&self.cronjob, &asked.id);
         Preview { result: would(&job, &self.cronjob), changes: vec![appears(&job)] }
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let (namespace, deadline) = (&self.namespace, asked.deadline);
             let resource = ApiResource::erase::<CronJob>(&());
-            let found = cluster.object(&resource, namespace, &self.cronjob, deadline).await?;
+            let found = cluster.get_dynamic(&resource, namespace, &self.cronjob, deadline).await?;
             let job = job_name(&self.cronjob, &asked.id);
             let job = match cluster.get::<Job>(namespace, &job, deadline).await {
                 Ok(job) => Some(job),
@@ -116,14 +116,14 @@ fn decide(
     target: Target,
     whole: &DynamicObject,
     job: Option<&Job>,
-    asked: &Asked,
+    asked: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let cron_job: CronJob = whole.clone().try_parse().map_err(|error| {
         ActionError::new(Code::Internal, format!("{target} cannot be read: {error}"))
     })?;
     let (found, cron_job_name) = (&cron_job.metadata, target.name.clone());
     let name = job_name(&cron_job_name, &asked.id);
-    let completion = CompletionOf::Known(Completion::Finished {
+    let completion = CompletionSpec::Known(Completion::Finished {
         namespace: target.namespace.clone(),
         name: name.clone(),
     });
@@ -132,7 +132,7 @@ fn decide(
     match job {
         Some(job) if is_of_request(job, &asked.id) => {
             // The CronJob is as it was; nothing of it changed with the Job.
-            let todo = Todo::AlreadyMade(Made::default(), did);
+            let todo = Decision::AlreadyApplied(Applied::default(), did);
             return Ok(Plan::new(target, found, todo, completion));
         }
         Some(_) => return Err(name_is_taken(&target, &name)),
@@ -147,7 +147,7 @@ fn decide(
     let resource = ApiResource::erase::<Job>(&());
     let manifest = manifest(&cron_job, &whole.data["spec"]["jobTemplate"], &metadata);
     let effect = Effect::creation(resource, &metadata, &asked.id, manifest);
-    let todo = Todo::Make(Box::new(effect), did, would(&name, &cron_job_name));
+    let todo = Decision::Apply(Box::new(effect), did, would(&name, &cron_job_name));
     let mut plan = Plan::new(target, found, todo, completion);
     plan.changes = vec![appears(&name)];
     plan.warnings = warnings(&cron_job);
@@ -158,8 +158,8 @@ fn decide(
 /// a digest of the request's id. It is a DNS label, as the names of pods that come from it should be.
 fn job_name(cron_job: &str, request_id: &str) -> String {
     let label = cron_job.replace('.', "-");
-    let stem: String = label.chars().take(LONGEST_NAME - 1 - DIGEST).collect();
-    let digest = &sha256(request_id.as_bytes())[..DIGEST];
+    let stem: String = label.chars().take(MAX_NAME_CHARACTERS - 1 - DIGEST_CHARACTERS).collect();
+    let digest = &sha256(request_id.as_bytes())[..DIGEST_CHARACTERS];
     format!("{}-{digest}", stem.trim_end_matches('-'))
 }
 
@@ -189,7 +189,7 @@ fn manifest(cron_job: &CronJob, template: &Value, metadata: &ObjectMeta) -> Valu
     });
     let stays = &mut job["spec"]["ttlSecondsAfterFinished"];
     if let Some(seconds) = stays.as_i64() {
-        *stays = seconds.max(STAYS).into();
+        *stays = seconds.max(MIN_TTL_SECONDS).into();
     }
     job
 }
@@ -256,13 +256,13 @@ mod tests {
     }
 
     fn decide_on(cron_job: &DynamicObject, job: Option<&Job>) -> Result<Plan, ActionError> {
-        decide(suspension::target("shop", "nightly"), cron_job, job, &Asked::example())
+        decide(suspension::target("shop", "nightly"), cron_job, job, &PlanInput::example())
     }
 
     /// The Job that would be made.
     fn made(cron_job: &DynamicObject) -> Value {
         let plan = decide_on(cron_job, None).expect("is planned");
-        let Todo::Make(effect, ..) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Decision::Apply(effect, ..) = plan.decision else { panic!("{:?}", plan.decision) };
         let Mutation::Create { object, .. } = effect.mutation else { panic!("is no creation") };
         object
     }
@@ -299,7 +299,7 @@ mod tests {
     fn the_answer_names_the_job() {
         let plan = decide_on(&cron_job("", "", ""), None).expect("is planned");
         let name = job_name("nightly", "r1");
-        let Todo::Make(_, did, _) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Decision::Apply(_, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
         assert_eq!(
             did,
             format!("Job '{name}' of CronJob 'nightly' created at 2026-01-31T12:00:00.987Z.")
@@ -345,7 +345,7 @@ mod tests {
             serde_yaml_ng::from_str(&text).expect("is a Job")
         };
         let plan = decide_on(&cron_job("", "", ""), Some(&job("r1"))).expect("is planned");
-        assert!(matches!(plan.todo, Todo::AlreadyMade(..)), "{:?}", plan.todo);
+        assert!(matches!(plan.decision, Decision::AlreadyApplied(..)), "{:?}", plan.decision);
         let error = decide_on(&cron_job("", "", ""), Some(&job("r2"))).expect_err("is refused");
         assert_eq!(error.code, Code::RejectedByCluster);
     }
@@ -370,7 +370,7 @@ mod tests {
         let cron_job: DynamicObject = serde_yaml_ng::from_str(&text).expect("is a CronJob");
         assert!(made(&cron_job).to_string().contains("hunter2"));
         let plan = decide_on(&cron_job, None).expect("is planned");
-        let Todo::Make(effect, did, would) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Decision::Apply(effect, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
         let shown = json!([effect, did, would, plan.changes]).to_string();
         assert!(!shown.contains("hunter2"), "{shown}");
     }

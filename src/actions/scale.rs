@@ -8,15 +8,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::actions::Asked;
-use crate::actions::CompletionOf;
+use crate::actions::PlanInput;
+use crate::actions::CompletionSpec;
 use crate::actions::Descriptor;
 use crate::actions::Plan;
 use crate::actions::Plannable;
 use crate::actions::Preview;
 use crate::k8s::rbac::PolicyRule;
-use crate::actions::Step;
-use crate::actions::Todo;
+use crate::actions::BoxFuture;
+use crate::actions::Decision;
 use crate::actions::shared::restart;
 use crate::contract::error::ActionError;
 use crate::contract::error::Code;
@@ -27,7 +27,7 @@ use crate::k8s::api::completion::Completion;
 use crate::k8s::api::mutation::Effect;
 use crate::k8s::api::mutation::has_scaled;
 use crate::k8s::rollout;
-use crate::k8s::rollout::Verdict;
+use crate::k8s::rollout::RolloutStatus;
 use crate::k8s::api::preflight;
 use crate::k8s::workload::Workload;
 use crate::k8s::workload::WorkloadKind;
@@ -138,25 +138,25 @@ impl Plannable for Parameters {
         let negative = |number: Option<i32>| number.is_some_and(|number| number < 0);
         match (self.replicas, self.by) {
             (None, None) => {
-                Err(ActionError::in_field("parameters.replicas", "missing, and so is by")
+                Err(ActionError::invalid_field("parameters.replicas", "missing, and so is by")
                     .with_hint("give replicas for a number, or by for a difference"))
             }
             (Some(_), Some(_)) => {
-                Err(ActionError::in_field("parameters.by", "cannot be given beside replicas")
+                Err(ActionError::invalid_field("parameters.by", "cannot be given beside replicas")
                     .with_hint("give replicas for a number, or by for a difference"))
             }
-            (None, Some(0)) => Err(ActionError::in_field("parameters.by", "must not be 0")),
+            (None, Some(0)) => Err(ActionError::invalid_field("parameters.by", "must not be 0")),
             (replicas, _) if negative(replicas) => {
-                Err(ActionError::in_field("parameters.replicas", "must not be below 0"))
+                Err(ActionError::invalid_field("parameters.replicas", "must not be below 0"))
             }
             _ if negative(self.current_replicas) => {
-                Err(ActionError::in_field("parameters.current_replicas", "must not be below 0"))
+                Err(ActionError::invalid_field("parameters.current_replicas", "must not be below 0"))
             }
             _ => Ok(()),
         }
     }
 
-    fn preview(&self, _: &Asked) -> Preview {
+    fn preview(&self, _: &PlanInput) -> Preview {
         let Target { kind, name, .. } = self.target();
         let how = match (self.replicas, self.by) {
             (Some(replicas), _) => format!("to {replicas}"),
@@ -169,7 +169,7 @@ impl Plannable for Parameters {
         }
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let (namespace, deadline) = (&self.namespace, asked.deadline);
             let found = cluster.workload(self.kind.into(), namespace, &self.name, deadline).await?;
@@ -184,7 +184,7 @@ fn decide(
     parameters: &Parameters,
     workload: &Workload,
     autoscalers: &[HorizontalPodAutoscaler],
-    asked: &Asked,
+    asked: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let (target, found) = (parameters.target(), workload.metadata());
     let now = workload.replicas().unwrap_or(1);
@@ -195,19 +195,19 @@ fn decide(
         return Ok(Plan::already_made(target, found, did, completion));
     }
     asked.check_found(&target, found)?;
-    let about = |refusal: ActionError| refusal.about(found.uid.as_deref());
+    let about = |refusal: ActionError| refusal.object_uid(found.uid.as_deref());
     refuse_what_would_be_changed_back(&target, workload, autoscalers).map_err(about)?;
-    let wanted = wanted(parameters, now, asked).map_err(about)?;
+    let wanted = replicas_wanted(parameters, now, asked).map_err(about)?;
     let completion = full_number(&target, workload, wanted);
     if wanted == now {
-        let todo = Todo::Nothing(format!("{named} is scaled to {now} already."));
+        let todo = Decision::NoOp(format!("{named} is scaled to {now} already."));
         return Ok(Plan::new(target, found, todo, completion));
     }
     let effect = Effect::scaling(workload.kind().resource(), found, &asked.id, wanted);
     let did = format!("{named} scaled from {now} to {wanted}.");
     let would = format!("Simulated: {named} would be scaled from {now} to {wanted}.");
     let mut plan =
-        Plan::new(target, found, Todo::Make(Box::new(effect), did, would), completion);
+        Plan::new(target, found, Decision::Apply(Box::new(effect), did, would), completion);
     plan.changes = vec![change(now.into(), wanted)];
     plan.warnings = warnings(workload, now, wanted);
     plan.replicas = u32::try_from(wanted).ok();
@@ -216,7 +216,7 @@ fn decide(
 }
 
 /// How many replicas are wanted where there are `now`.
-fn wanted(parameters: &Parameters, now: i32, asked: &Asked) -> Result<i32, ActionError> {
+fn replicas_wanted(parameters: &Parameters, now: i32, asked: &PlanInput) -> Result<i32, ActionError> {
     let target = parameters.target();
     let differs = |field: &str, detail: String| {
         ActionError::new(Code::PreconditionFailed, detail)
@@ -234,7 +234,7 @@ fn wanted(parameters: &Parameters, now: i32, asked: &Asked) -> Result<i32, Actio
         return Err(differs("by", detail));
     };
     // What was judged, approved and written down is this number, not the difference.
-    if asked.decided_on.as_ref().is_some_and(|decided| *decided != wanted.to_string()) {
+    if asked.decision_etag.as_ref().is_some_and(|decided| *decided != wanted.to_string()) {
         let detail = format!(
             "{target} was scaled to {now} by someone else in between; nothing was added to that"
         );
@@ -244,8 +244,8 @@ fn wanted(parameters: &Parameters, now: i32, asked: &Asked) -> Result<i32, Actio
     Ok(wanted)
 }
 
-fn full_number(target: &Target, workload: &Workload, replicas: i32) -> CompletionOf {
-    CompletionOf::Known(Completion::Scaled {
+fn full_number(target: &Target, workload: &Workload, replicas: i32) -> CompletionSpec {
+    CompletionSpec::Known(Completion::Scaled {
         kind: workload.kind(),
         namespace: target.namespace.clone(),
         name: target.name.clone(),
@@ -303,8 +303,8 @@ fn warnings(workload: &Workload, now: i32, wanted: i32) -> Vec<String> {
         warnings.push(format!(
             "the {kind} is paused: its number of pods changes all the same, their template does not"
         ));
-    } else if rollout::held_back(workload).is_none()
-        && let Verdict::Waiting(what) = rollout::verdict(workload, 0)
+    } else if rollout::manual_update_reason(workload).is_none()
+        && let RolloutStatus::Waiting(what) = rollout::status(workload, 0)
     {
         warnings.push(format!("a rollout is under way: {what}"));
     }
@@ -375,11 +375,11 @@ mod tests {
 
     fn decide_on(workload: &Workload, parameters: &str) -> Result<Plan, ActionError> {
         let parameters = read(parameters).expect("are parameters");
-        decide(&parameters, workload, &[], &Asked::example())
+        decide(&parameters, workload, &[], &PlanInput::example())
     }
 
     fn replicas_of(plan: &Plan) -> i32 {
-        let Todo::Make(effect, ..) = &plan.todo else { panic!("{:?}", plan.todo) };
+        let Decision::Apply(effect, ..) = &plan.decision else { panic!("{:?}", plan.decision) };
         let Mutation::Scale { replicas, .. } = effect.mutation else { panic!("is no scaling") };
         replicas
     }
@@ -415,7 +415,7 @@ mod tests {
             assert_eq!(replicas_of(&plan), wanted);
             assert_eq!(plan.replicas.map(i64::from), Some(i64::from(wanted)));
             assert_eq!(plan.changes, [change(3.into(), wanted)]);
-            let CompletionOf::Known(Completion::Scaled { replicas, .. }) = plan.completion else {
+            let CompletionSpec::Known(Completion::Scaled { replicas, .. }) = plan.completion else {
                 panic!("{:?}", plan.completion)
             };
             assert_eq!(replicas, wanted);
@@ -426,7 +426,7 @@ mod tests {
     fn a_difference_is_never_added_to_another_number_than_was_judged() {
         let parameters = read(r#""by":1"#).expect("are parameters");
         let again = |decided: u32| {
-            let asked = Asked { decided_on: Some(decided.to_string()), ..Asked::example() };
+            let asked = PlanInput { decision_etag: Some(decided.to_string()), ..PlanInput::example() };
             decide(&parameters, &deployment("", ""), &[], &asked)
         };
         assert_eq!(replicas_of(&again(4).expect("is planned")), 4);
@@ -447,7 +447,7 @@ mod tests {
     #[test]
     fn a_number_that_is_right_already_is_left() {
         let plan = decide_on(&deployment("", ""), r#""replicas":3"#).expect("is planned");
-        assert!(matches!(plan.todo, Todo::Nothing(_)), "{:?}", plan.todo);
+        assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
         assert_eq!(plan.replicas, None);
     }
 
@@ -466,21 +466,21 @@ mod tests {
     #[test]
     fn what_the_same_request_did_is_known_by_its_field_manager() {
         let first = decide_on(&deployment("", ""), r#""by":1"#).expect("is planned");
-        let Todo::Make(effect, ..) = first.todo else { panic!("{:?}", first.todo) };
+        let Decision::Apply(effect, ..) = first.decision else { panic!("{:?}", first.decision) };
         let Mutation::Scale { manager, .. } = effect.mutation else { panic!("is no scaling") };
         let noted = format!(
             ", managedFields: [{{manager: {manager}, operation: Update, subresource: scale, \
              fieldsType: FieldsV1, fieldsV1: {{'f:spec': {{'f:replicas': {{}}}}}}}}]"
         );
         let again = decide_on(&deployment(&noted, ""), r#""by":1"#).expect("is planned");
-        assert!(matches!(again.todo, Todo::AlreadyMade(..)), "{:?}", again.todo);
+        assert!(matches!(again.decision, Decision::AlreadyApplied(..)), "{:?}", again.decision);
     }
 
     #[test]
     fn who_else_sets_the_number_is_named() {
         let parameters = read(r#""replicas":5"#).expect("are parameters");
         let refusal = |autoscaler: HorizontalPodAutoscaler| {
-            let asked = Asked::example();
+            let asked = PlanInput::example();
             let plan = decide(&parameters, &deployment("", ""), &[autoscaler], &asked);
             let error = plan.expect_err("is refused");
             assert_eq!(error.code, Code::TargetManaged);

@@ -4,13 +4,13 @@ use k8s_openapi::api::batch::v1::CronJob;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::Asked;
+use crate::actions::PlanInput;
 use crate::actions::Descriptor;
 use crate::actions::Plan;
 use crate::actions::Plannable;
 use crate::actions::Preview;
 use crate::k8s::rbac::PolicyRule;
-use crate::actions::Step;
+use crate::actions::BoxFuture;
 use crate::actions::shared::suspension;
 use crate::contract::error::ActionError;
 use crate::k8s::api::client::Cluster;
@@ -50,11 +50,11 @@ impl Plannable for Parameters {
         &self.namespace
     }
 
-    fn preview(&self, asked: &Asked) -> Preview {
+    fn preview(&self, asked: &PlanInput) -> Preview {
         suspension::preview(&self.cronjob, true, asked)
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let found = cluster.get(&self.namespace, &self.cronjob, asked.deadline).await?;
             decide(self.target(), &found, asked)
@@ -63,7 +63,7 @@ impl Plannable for Parameters {
 }
 
 /// From the CronJob as it was read to what is to be done.
-fn decide(target: Target, cron_job: &CronJob, asked: &Asked) -> Result<Plan, ActionError> {
+fn decide(target: Target, cron_job: &CronJob, asked: &PlanInput) -> Result<Plan, ActionError> {
     let running = suspension::active_jobs(cron_job);
     let warnings = match running.len() {
         0 => Vec::new(),
@@ -77,8 +77,8 @@ fn decide(target: Target, cron_job: &CronJob, asked: &Asked) -> Result<Plan, Act
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actions::Todo;
-    use crate::k8s::api::mutation::Made;
+    use crate::actions::Decision;
+    use crate::k8s::api::mutation::Applied;
     use crate::k8s::api::mutation::Mutation;
 
     fn decide_on(spec: &str, metadata: &str) -> Plan {
@@ -89,13 +89,13 @@ mod tests {
         ))
         .expect("is a CronJob");
         let target = suspension::target("shop", "nightly");
-        decide(target, &cron_job, &Asked::example()).expect("is planned")
+        decide(target, &cron_job, &PlanInput::example()).expect("is planned")
     }
 
     #[test]
     fn plans_one_patch_and_names_the_jobs_that_go_on() {
         let plan = decide_on("", "");
-        let Todo::Make(effect, did, _) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
         assert_eq!(body["spec"]["suspend"], true);
         assert_eq!(body["metadata"]["resourceVersion"], "7");
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn changes_nothing_on_one_that_is_suspended() {
         let plan = decide_on(", suspend: true", "");
-        assert!(matches!(plan.todo, Todo::Nothing(_)), "{:?}", plan.todo);
+        assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
         assert!(plan.warnings.is_empty() && plan.changes.is_empty());
     }
 
@@ -117,6 +117,6 @@ mod tests {
     fn does_not_repeat_what_the_same_request_did() {
         let mark = ", annotations: {action-executor.dev/requests: '4:r1'}";
         let plan = decide_on("", mark);
-        assert!(matches!(plan.todo, Todo::AlreadyMade(Made { .. }, _)), "{:?}", plan.todo);
+        assert!(matches!(plan.decision, Decision::AlreadyApplied(Applied { .. }, _)), "{:?}", plan.decision);
     }
 }

@@ -4,14 +4,14 @@ use k8s_openapi::api::core::v1::Node;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::Asked;
+use crate::actions::PlanInput;
 use crate::actions::Descriptor;
 use crate::actions::Plan;
 use crate::actions::Plannable;
 use crate::actions::Preview;
 use crate::k8s::rbac::PolicyRule;
-use crate::actions::Step;
-use crate::actions::Todo;
+use crate::actions::BoxFuture;
+use crate::actions::Decision;
 use crate::actions::shared::cordoning;
 use crate::contract::error::ActionError;
 use crate::k8s::api::client::Cluster;
@@ -50,11 +50,11 @@ impl Plannable for Parameters {
         Some(&self.node)
     }
 
-    fn preview(&self, asked: &Asked) -> Preview {
+    fn preview(&self, asked: &PlanInput) -> Preview {
         cordoning::preview(&self.node, false, asked)
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a Asked) -> Step<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let node: Node = cluster.get_global(&self.node, asked.deadline).await?;
             decide(&node, asked)
@@ -63,9 +63,9 @@ impl Plannable for Parameters {
 }
 
 /// From the node as it was read to what is to be done.
-fn decide(node: &Node, asked: &Asked) -> Result<Plan, ActionError> {
+fn decide(node: &Node, asked: &PlanInput) -> Result<Plan, ActionError> {
     let mut plan = cordoning::decide(node, false, asked)?;
-    if matches!(plan.todo, Todo::Make(..)) {
+    if matches!(plan.decision, Decision::Apply(..)) {
         plan.warnings.extend(cordoning::not_ready(node));
         let taints = nodes::out_of_service(node);
         if !taints.is_empty() {
@@ -91,7 +91,7 @@ mod tests {
     }
 
     fn decided(yaml: &str) -> Plan {
-        decide(&node(yaml), &Asked::example()).expect("is planned")
+        decide(&node(yaml), &PlanInput::example()).expect("is planned")
     }
 
     #[test]
@@ -99,7 +99,7 @@ mod tests {
         let plan = decided(
             "spec: {unschedulable: true}\nstatus: {conditions: [{type: Ready, status: 'True'}]}",
         );
-        let Todo::Make(effect, did, _) = plan.todo else { panic!("{:?}", plan.todo) };
+        let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is a patch") };
         assert!(body["spec"]["unschedulable"].is_null());
         assert_eq!(did, "Node 'n1' uncordoned at 2026-01-31T12:00:00.987Z.");
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn leaves_a_node_that_is_not_cordoned() {
-        assert!(matches!(decided("spec: {}").todo, Todo::Nothing(_)));
+        assert!(matches!(decided("spec: {}").decision, Decision::NoOp(_)));
     }
 
     #[test]

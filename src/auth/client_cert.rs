@@ -16,14 +16,14 @@ const AUTHENTICATED: &str = "system:authenticated";
 
 /// Whom a certificate names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Subject {
+pub struct CertificateSubject {
     /// The common name.
     pub name: String,
     /// The organizations.
     pub groups: Vec<String>,
 }
 
-impl Subject {
+impl CertificateSubject {
     /// The subject of a certificate in DER; none, if it does not name one user in text.
     #[must_use]
     pub fn of(certificate: &[u8]) -> Option<Self> {
@@ -33,7 +33,7 @@ impl Subject {
         // Of two names nobody can say which one was meant.
         let (name, None) = (text(names.next()?)?, names.next()) else { return None };
         let groups = certificate.subject().iter_organization().map(text).collect::<Option<_>>()?;
-        (!name.is_empty()).then_some(Subject { name, groups })
+        (!name.is_empty()).then_some(CertificateSubject { name, groups })
     }
 
     /// It in the characters of a header's value.
@@ -63,14 +63,14 @@ mod tests {
 
     use super::*;
 
-    fn subject(of: &[(DnType, &str)]) -> Option<Subject> {
+    fn subject(of: &[(DnType, &str)]) -> Option<CertificateSubject> {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         for (kind, value) in of {
             params.distinguished_name.push(kind.clone(), *value);
         }
         let key = KeyPair::generate().expect("is made");
-        Subject::of(params.self_signed(&key).expect("is signed").der())
+        CertificateSubject::of(params.self_signed(&key).expect("is signed").der())
     }
 
     #[test]
@@ -79,7 +79,7 @@ mod tests {
         let known = subject(&[(name.clone(), "jö"), (group.clone(), "sre")]).expect("names jö");
         assert_eq!((known.name.as_str(), known.groups.as_slice()), ("jö", &["sre".to_owned()][..]));
         assert_eq!(known.identity().user, "jö");
-        assert_eq!(Subject::from_header(&known.to_header()), Some(known));
+        assert_eq!(CertificateSubject::from_header(&known.to_header()), Some(known));
         for nobody in [&[][..], &[(group, "sre")], &[(name, "")]] {
             assert_eq!(subject(nobody), None);
         }
@@ -87,8 +87,8 @@ mod tests {
 
     #[test]
     fn what_is_no_certificate_names_nobody() {
-        assert_eq!(Subject::of(b""), None);
-        assert_eq!(Subject::of(b"0\x82\xff\xff"), None);
-        assert_eq!(Subject::from_header("e30="), None);
+        assert_eq!(CertificateSubject::of(b""), None);
+        assert_eq!(CertificateSubject::of(b"0\x82\xff\xff"), None);
+        assert_eq!(CertificateSubject::from_header("e30="), None);
     }
 }

@@ -9,8 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use subtle::ConstantTimeEq;
 
 use crate::{
-    auth::{Verb, Wish, forbidden},
-    config::reload::Document,
+    auth::{AccessRequest, Verb, forbidden},
+    config::reload::ConfigFile,
     contract::{digest::sha256, error::ActionError, names::AuditText},
     policy::{ActionName, Pattern, Version},
 };
@@ -22,24 +22,24 @@ pub struct Keys {
     /// The version of this format.
     pub version: Version,
     /// One for each caller.
-    #[serde(deserialize_with = "each_with_one_proof")]
-    pub keys: Vec<Entry>,
+    #[serde(deserialize_with = "exactly_one_credential")]
+    pub keys: Vec<KeyEntry>,
 }
 
 /// One key or certificate, and what its holder may ask for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("oneOf" = [{ "required": ["sha256"] }, { "required": ["certificate"] }]))]
-pub struct Entry {
+pub struct KeyEntry {
     /// Who holds it; stands in the audit as the requester.
     pub name: AuditText,
     /// The key's SHA-256, in hexadecimal.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Digest")]
     pub sha256: Option<Digest>,
     /// In place of a key: the common name of the certificate that its holder has from the clients'
     /// authority.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "AuditText")]
     pub certificate: Option<AuditText>,
     /// Actions by name; `*` for all.
@@ -60,7 +60,7 @@ pub struct Entry {
 pub struct Digest(String);
 
 /// What is there is not null.
-fn present<'de, D, T>(field: D) -> Result<Option<T>, D::Error>
+fn not_null<'de, D, T>(field: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
@@ -68,10 +68,10 @@ where
     T::deserialize(field).map(Some)
 }
 
-fn each_with_one_proof<'de, D: Deserializer<'de>>(keys: D) -> Result<Vec<Entry>, D::Error> {
-    let keys = Vec::<Entry>::deserialize(keys)?;
+fn exactly_one_credential<'de, D: Deserializer<'de>>(keys: D) -> Result<Vec<KeyEntry>, D::Error> {
+    let keys = Vec::<KeyEntry>::deserialize(keys)?;
     match keys.iter().find(|entry| entry.sha256.is_some() == entry.certificate.is_some()) {
-        Some(Entry { name, .. }) => {
+        Some(KeyEntry { name, .. }) => {
             Err(Error::custom(format!("{name} must have either sha256 or certificate")))
         }
         None => Ok(keys),
@@ -86,7 +86,7 @@ fn any_namespace() -> Vec<Pattern> {
     vec![Pattern::any()]
 }
 
-impl Document for Keys {
+impl ConfigFile for Keys {
     const KIND: &'static str = "keys' file";
     const HINT: &'static str = "`action-executor schema keys` prints what can be in it";
 }
@@ -108,7 +108,7 @@ impl TryFrom<String> for Digest {
 impl Keys {
     /// The entry of this key.
     #[must_use]
-    pub fn find(&self, key: &str) -> Option<Entry> {
+    pub fn find(&self, key: &str) -> Option<KeyEntry> {
         let digest = sha256(key.as_bytes());
         let mut found = None;
         // All are compared, and each to its end.
@@ -123,19 +123,19 @@ impl Keys {
 
     /// The entry of the holder of a certificate with this common name.
     #[must_use]
-    pub fn of_certificate(&self, name: &str) -> Option<Entry> {
-        let named = |entry: &&Entry| entry.certificate.as_deref() == Some(name);
+    pub fn of_certificate(&self, name: &str) -> Option<KeyEntry> {
+        let named = |entry: &&KeyEntry| entry.certificate.as_deref() == Some(name);
         self.keys.iter().find(named).cloned()
     }
 }
 
-impl Entry {
+impl KeyEntry {
     /// Whether the holder may ask for this.
     ///
     /// # Errors
     /// [`Code::CallerForbidden`](crate::contract::error::Code::CallerForbidden) naming the field that stands
     /// against it.
-    pub fn check(&self, wish: &Wish) -> Result<(), ActionError> {
+    pub fn check(&self, wish: &AccessRequest) -> Result<(), ActionError> {
         // What is wished of any action must be allowed for all of them.
         let action = |name: &ActionName| match wish.kind {
             Some(kind) => name.matches(kind),
@@ -165,14 +165,14 @@ mod tests {
         Keys::parse(text, "keys.yaml")
     }
 
-    fn one(more: &str) -> Entry {
+    fn one(more: &str) -> KeyEntry {
         let text = format!("keys: [{{name: pager, sha256: {}{more}}}]", sha256(b"secret"));
         keys(&text).expect("are keys").find("secret").expect("is known")
     }
 
-    fn wish(namespace: &str, simulate: bool) -> Wish<'_> {
+    fn wish(namespace: &str, simulate: bool) -> AccessRequest<'_> {
         let verb = if simulate { Verb::Simulate } else { Verb::Execute };
-        Wish { verb, kind: Some(ActionKind::RestartK8s), namespace }
+        AccessRequest { verb, kind: Some(ActionKind::RestartK8s), namespace }
     }
 
     #[test]
@@ -205,7 +205,8 @@ mod tests {
 
     #[test]
     fn a_key_may_be_narrowed_to_actions_namespaces_and_simulation() {
-        let check = |more: &str, wish: &Wish| one(more).check(wish).map_err(|error| error.code);
+        let check =
+            |more: &str, wish: &AccessRequest| one(more).check(wish).map_err(|error| error.code);
         assert_eq!(check("", &wish("shop", false)), Ok(()));
         let refused = Err(Code::CallerForbidden);
         assert_eq!(check(", actions: [restart_pod]", &wish("shop", true)), refused);
@@ -217,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_list_of_all_actions_is_for_those_who_may_ask_for_all_of_them() {
-        let list = |namespace| Wish { verb: Verb::List, kind: None, namespace };
+        let list = |namespace| AccessRequest { verb: Verb::List, kind: None, namespace };
         assert!(one(", simulate_only: true").check(&list("")).is_ok());
         assert!(one(", actions: [restart_pod]").check(&list("shop")).is_err());
         assert!(one(", namespaces: [shop]").check(&list("shop")).is_ok());

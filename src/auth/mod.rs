@@ -18,13 +18,13 @@ use tokio::time::Instant;
 use crate::{
     actions::{ActionKind, request::ActionRequest},
     auth::{
-        client_cert::Subject,
+        client_cert::CertificateSubject,
         keys::Keys,
         rate_limit::{Failures, Rates},
-        token_cache::Recognised,
+        token_cache::TokenCache,
         token_review::Identity,
     },
-    config::{Settings, reload::Followed},
+    config::{Settings, reload::Reloading},
     contract::{
         error::{ActionError, Code},
         names::AuditText,
@@ -39,15 +39,15 @@ pub mod token_cache;
 pub mod token_review;
 
 /// The longest that finding out who calls and what they may may take.
-const DEADLINE: Duration = Duration::from_secs(5);
+const AUTH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How callers are told apart.
-pub struct Callers {
-    keys: Option<Followed<Keys>>,
+pub struct Authenticator {
+    keys: Option<Reloading<Keys>>,
     audience: Option<String>,
     /// Whether clients are asked for certificates.
     certificates: bool,
-    recognised: Recognised,
+    tokens: TokenCache,
     failures: Failures,
     rates: Rates,
 }
@@ -56,7 +56,7 @@ pub struct Callers {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
     /// The holder of a key, or of a certificate that has an entry among the keys.
-    Key(keys::Entry),
+    Key(keys::KeyEntry),
     /// A user of the cluster.
     User(Identity),
     /// Whom the platform in front recognised and let through.
@@ -69,7 +69,7 @@ pub struct Credentials {
     /// The value of the `Authorization` header.
     pub authorization: Option<String>,
     /// Whom the client's certificate names, which the edge has verified.
-    pub certificate: Option<Subject>,
+    pub certificate: Option<CertificateSubject>,
     /// Whom the platform in front has recognised and let through.
     pub recognised: Option<String>,
     /// The address that the client's connection comes from, where we see it.
@@ -78,7 +78,7 @@ pub struct Credentials {
 
 /// What a caller asks for, in the words of an access review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wish<'a> {
+pub struct AccessRequest<'a> {
     /// What is to become of it.
     pub verb: Verb,
     /// The action; none: any of them, as in a list of what was done.
@@ -113,11 +113,11 @@ impl Verb {
     }
 }
 
-impl<'a> Wish<'a> {
+impl<'a> AccessRequest<'a> {
     /// What this request asks for.
     #[must_use]
     pub fn of(request: &'a ActionRequest) -> Self {
-        Wish {
+        AccessRequest {
             verb: if request.simulate { Verb::Simulate } else { Verb::Execute },
             kind: Some(request.action.kind()),
             namespace: request.action.namespace(),
@@ -125,16 +125,16 @@ impl<'a> Wish<'a> {
     }
 }
 
-impl Callers {
+impl Authenticator {
     /// Callers who are known by a key in this file, or by a Kubernetes token for this audience. With
     /// neither, nobody is asked.
     #[must_use]
-    pub fn new(keys: Option<Followed<Keys>>, audience: Option<String>) -> Self {
-        Callers {
+    pub fn new(keys: Option<Reloading<Keys>>, audience: Option<String>) -> Self {
+        Authenticator {
             keys,
             audience,
             certificates: false,
-            recognised: Recognised::default(),
+            tokens: TokenCache::default(),
             failures: Failures::default(),
             rates: Rates::new(0, 1),
         }
@@ -145,24 +145,24 @@ impl Callers {
     /// # Errors
     /// [`Code::Configuration`] if the keys' file cannot be read.
     pub fn from_settings(settings: &Settings) -> Result<Self, ActionError> {
-        let keys = settings.keys.clone().map(|place| Followed::new(Some(place))).transpose()?;
-        Ok(Callers {
+        let keys = settings.keys.clone().map(|place| Reloading::new(Some(place))).transpose()?;
+        Ok(Authenticator {
             certificates: settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
             rates: Rates::new(settings.caller_rate, settings.caller_burst),
-            ..Callers::new(keys, settings.token_audience.clone())
+            ..Authenticator::new(keys, settings.token_audience.clone())
         })
     }
 
     /// Whether callers are asked who they are.
     #[must_use]
-    pub fn are_asked(&self) -> bool {
+    pub fn is_required(&self) -> bool {
         self.keys.is_some() || self.audience.is_some() || self.certificates
     }
 
     /// Why the keys' file is not what holds, if it is not.
     #[must_use]
-    pub fn fault(&self) -> Option<ActionError> {
-        self.keys.as_ref().and_then(Followed::fault)
+    pub fn load_error(&self) -> Option<ActionError> {
+        self.keys.as_ref().and_then(Reloading::load_error)
     }
 
     /// Finds out who calls. Where nobody is asked, it is whom the platform in front recognised, if it did.
@@ -172,12 +172,12 @@ impl Callers {
     ///
     /// # Errors
     /// [`Code::Unauthenticated`], [`Code::TooManyRequests`], or why the cluster could not be asked.
-    pub async fn identify(
+    pub async fn authenticate(
         &self,
         credentials: &Credentials,
         cluster: Option<&Cluster>,
     ) -> Result<Option<Caller>, ActionError> {
-        if !self.are_asked() {
+        if !self.is_required() {
             return Ok(credentials.recognised.clone().map(Caller::Recognised));
         }
         let caller = match (&credentials.authorization, &credentials.certificate) {
@@ -189,8 +189,8 @@ impl Callers {
     }
 
     /// Who holds a certificate that was verified.
-    fn holder(&self, subject: &Subject) -> Caller {
-        let keys = self.keys.as_ref().map(Followed::current);
+    fn holder(&self, subject: &CertificateSubject) -> Caller {
+        let keys = self.keys.as_ref().map(Reloading::current);
         let entry = keys.and_then(|keys| keys.of_certificate(&subject.name));
         entry.map_or_else(|| Caller::User(subject.identity()), Caller::Key)
     }
@@ -207,7 +207,7 @@ impl Callers {
         if let Some(entry) = self.keys.as_ref().and_then(|keys| keys.current().find(token)) {
             return Ok(Caller::Key(entry));
         }
-        if let Some(identity) = self.recognised.find(token, now.into_std()) {
+        if let Some(identity) = self.tokens.find(token, now.into_std()) {
             return Ok(Caller::User(identity));
         }
         self.failures.check(peer, now.into_std())?;
@@ -215,9 +215,12 @@ impl Callers {
             self.failures.count(peer, now.into_std());
             return Err(unauthenticated("the key is not known"));
         };
-        match token_review::review(cluster, token, audience, now + DEADLINE).await.map_err(ours)? {
+        match token_review::review(cluster, token, audience, now + AUTH_TIMEOUT)
+            .await
+            .map_err(as_misconfiguration)?
+        {
             Some(identity) => {
-                self.recognised.remember(token, &identity, now.into_std());
+                self.tokens.insert(token, &identity, now.into_std());
                 Ok(Caller::User(identity))
             }
             None => {
@@ -236,13 +239,13 @@ impl Caller {
     ///
     /// # Errors
     /// [`Code::CallerForbidden`] with what is missing, or why the cluster could not be asked.
-    pub async fn ask(
+    pub async fn authorize_request(
         &self,
         request: ActionRequest,
         cluster: Option<&Cluster>,
     ) -> Result<ActionRequest, ActionError> {
-        self.may(&Wish::of(&request), cluster).await?;
-        let requester = in_their_name(self.name(), request.requester.as_deref());
+        self.authorize(&AccessRequest::of(&request), cluster).await?;
+        let requester = audit_requester(self.name(), request.requester.as_deref());
         Ok(ActionRequest { requester, ..request })
     }
 
@@ -250,13 +253,19 @@ impl Caller {
     ///
     /// # Errors
     /// [`Code::CallerForbidden`] with what is missing, or why the cluster could not be asked.
-    pub async fn may(&self, wish: &Wish<'_>, cluster: Option<&Cluster>) -> Result<(), ActionError> {
+    pub async fn authorize(
+        &self,
+        wish: &AccessRequest<'_>,
+        cluster: Option<&Cluster>,
+    ) -> Result<(), ActionError> {
         match (self, cluster) {
             (Caller::Key(entry), _) => entry.check(wish),
             (Caller::Recognised(_), _) => Ok(()),
             (Caller::User(identity), Some(cluster)) => {
-                let deadline = Instant::now() + DEADLINE;
-                token_review::check(cluster, identity, wish, deadline).await.map_err(ours)
+                let deadline = Instant::now() + AUTH_TIMEOUT;
+                token_review::check(cluster, identity, wish, deadline)
+                    .await
+                    .map_err(as_misconfiguration)
             }
             // Nobody is recognised by a cluster that is not there.
             (Caller::User(_), None) => Err(forbidden(self.name(), wish)),
@@ -275,7 +284,7 @@ impl Caller {
 }
 
 /// The requester for the audit, in the audit's bounds: what the caller says of others gives way first.
-fn in_their_name(caller: &str, on_behalf_of: Option<&str>) -> Option<AuditText> {
+fn audit_requester(caller: &str, on_behalf_of: Option<&str>) -> Option<AuditText> {
     let text = match on_behalf_of {
         Some(other) if other != caller => format!("{caller} on behalf of {other}"),
         _ => caller.to_owned(),
@@ -296,7 +305,7 @@ fn bearer(authorization: Option<&str>) -> Result<&str, ActionError> {
 }
 
 /// That we may not ask about callers is no fault of theirs.
-fn ours(error: ActionError) -> ActionError {
+fn as_misconfiguration(error: ActionError) -> ActionError {
     match error.code {
         Code::Forbidden => ActionError { code: Code::Configuration, ..error },
         _ => error,
@@ -308,7 +317,7 @@ fn unauthenticated(what: &str) -> ActionError {
         .with_hint("send the header Authorization: Bearer, with a key or a Kubernetes token, or where clients' certificates are asked for, present one")
 }
 
-fn forbidden(who: &str, wish: &Wish) -> ActionError {
+fn forbidden(who: &str, wish: &AccessRequest) -> ActionError {
     let (verb, action) = (wish.verb.name(), wish.kind.map_or("actions", ActionKind::name));
     let place = match wish.namespace {
         "" => "in all namespaces".to_owned(),
@@ -333,7 +342,7 @@ mod tests {
 
     #[test]
     fn the_recognised_name_comes_first_in_the_audit() {
-        let name = |caller: &str, other| in_their_name(caller, other).map(|it| it.to_string());
+        let name = |caller: &str, other| audit_requester(caller, other).map(|it| it.to_string());
         assert_eq!(name("pager", None).as_deref(), Some("pager"));
         assert_eq!(name("pager", Some("pager")).as_deref(), Some("pager"));
         assert_eq!(name("pager", Some("jo")).as_deref(), Some("pager on behalf of jo"));
@@ -344,41 +353,43 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_is_asked_where_nothing_says_how() {
-        let open = Callers::new(None, None);
-        assert_eq!(open.identify(&Credentials::default(), None).await, Ok(None));
+        let open = Authenticator::new(None, None);
+        assert_eq!(open.authenticate(&Credentials::default(), None).await, Ok(None));
         let credentials = Credentials {
             authorization: Some("Bearer x".to_owned()),
             recognised: Some("arn:aws:iam::1:user/jo".to_owned()),
             ..Credentials::default()
         };
-        let caller = open.identify(&credentials, None).await.expect("is let in");
+        let caller = open.authenticate(&credentials, None).await.expect("is let in");
         assert_eq!(caller, Some(Caller::Recognised("arn:aws:iam::1:user/jo".to_owned())));
-        let asked = Callers::new(None, Some("action-executor".to_owned()));
-        let error = asked.identify(&credentials, None).await.expect_err("is refused");
+        let asked = Authenticator::new(None, Some("action-executor".to_owned()));
+        let error = asked.authenticate(&credentials, None).await.expect_err("is refused");
         assert_eq!(error.code, Code::Unauthenticated);
     }
 
     fn holder_of_a_certificate() -> Credentials {
-        let subject = Subject { name: "jo".to_owned(), groups: vec!["sre".to_owned()] };
+        let subject = CertificateSubject { name: "jo".to_owned(), groups: vec!["sre".to_owned()] };
         Credentials { certificate: Some(subject), ..Credentials::default() }
     }
 
     #[tokio::test]
     async fn a_certificate_is_whom_it_names() {
-        let callers = Callers { certificates: true, ..Callers::new(None, None) };
-        let caller = callers.identify(&holder_of_a_certificate(), None).await.expect("is known");
+        let callers = Authenticator { certificates: true, ..Authenticator::new(None, None) };
+        let caller =
+            callers.authenticate(&holder_of_a_certificate(), None).await.expect("is known");
         assert!(matches!(caller, Some(Caller::User(it)) if it.user == "jo"));
-        let nobody = callers.identify(&Credentials::default(), None).await.expect_err("is nobody");
+        let nobody =
+            callers.authenticate(&Credentials::default(), None).await.expect_err("is nobody");
         assert_eq!(nobody.code, Code::Unauthenticated);
     }
 
     #[tokio::test]
     async fn a_wrong_token_is_not_made_good_by_a_certificate() {
-        let callers = Callers { certificates: true, ..Callers::new(None, None) };
+        let callers = Authenticator { certificates: true, ..Authenticator::new(None, None) };
         for wrong in ["Bearer wrong", "Basic YTpi", ""] {
             let authorization = Some(wrong.to_owned());
             let both = Credentials { authorization, ..holder_of_a_certificate() };
-            let error = callers.identify(&both, None).await.expect_err("is refused");
+            let error = callers.authenticate(&both, None).await.expect_err("is refused");
             assert_eq!(error.code, Code::Unauthenticated);
         }
     }

@@ -19,13 +19,13 @@ use governor::{
 use crate::contract::error::{ActionError, Code};
 
 /// How many credentials of one peer may be wrong in a minute before its unknown ones are not looked at.
-const FAILURES: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
+const MAX_FAILURES: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
 
 /// After this time without a failure a peer is as good as new: all of its failures have grown old.
-const FORGET: Duration = Duration::from_secs(60);
+const RESET_AFTER: Duration = Duration::from_secs(60);
 
 /// Most peers, and most callers, that are kept apart.
-const MOST: usize = 4096;
+const MAX_PEERS: usize = 4096;
 
 /// How often each caller may ask.
 pub struct Rates(Option<DefaultKeyedRateLimiter<String>>);
@@ -46,7 +46,7 @@ impl Rates {
     /// [`Code::TooManyRequests`], with the time until there is room.
     pub fn admit(&self, name: &str) -> Result<(), ActionError> {
         let Some(limiter) = &self.0 else { return Ok(()) };
-        if limiter.len() > MOST {
+        if limiter.len() > MAX_PEERS {
             // Those who have rested are as good as new.
             limiter.retain_recent();
         }
@@ -61,7 +61,7 @@ impl Rates {
 
 /// The peers whose credentials were wrong.
 #[derive(Default)]
-pub struct Failures(Mutex<HashMap<Peer, Record>>);
+pub struct Failures(Mutex<HashMap<Peer, FailureRecord>>);
 
 /// Whom failures are counted for: an address, of IPv6 its first 64 bits, since one host has all the
 /// others; or, when too many are being counted, whoever else there is.
@@ -71,14 +71,14 @@ enum Peer {
     Crowd,
 }
 
-struct Record {
-    measure: Measure,
+struct FailureRecord {
+    measure: Limiter,
     last: Instant,
     /// Until when this peer's unknown credentials are not looked at.
-    barred: Option<Instant>,
+    blocked_until: Option<Instant>,
 }
 
-type Measure = RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>;
+type Limiter = RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>;
 
 impl Failures {
     /// Whether an unknown credential of this peer is looked at.
@@ -88,7 +88,7 @@ impl Failures {
     pub fn check(&self, address: Option<IpAddr>, now: Instant) -> Result<(), ActionError> {
         let Some(address) = address else { return Ok(()) };
         let peers = self.lock();
-        let barred = peers.get(&counted_as(&peers, address)).and_then(|record| record.barred);
+        let barred = peers.get(&bucket(&peers, address)).and_then(|record| record.blocked_until);
         let wait = barred.map(|until| until.saturating_duration_since(now));
         let Some(wait) = wait.filter(|wait| !wait.is_zero()) else { return Ok(()) };
         let detail = format!("too many credentials from {address} were wrong");
@@ -103,35 +103,35 @@ impl Failures {
     pub fn count(&self, address: Option<IpAddr>, now: Instant) {
         let Some(address) = address else { return };
         let mut peers = self.lock();
-        if peers.len() >= MOST {
-            peers.retain(|_, record| now.saturating_duration_since(record.last) < FORGET);
+        if peers.len() >= MAX_PEERS {
+            peers.retain(|_, record| now.saturating_duration_since(record.last) < RESET_AFTER);
         }
-        let peer = counted_as(&peers, address);
-        let quota = Quota::per_minute(FAILURES);
-        let new = || Record { measure: measure(quota), last: now, barred: None };
+        let peer = bucket(&peers, address);
+        let quota = Quota::per_minute(MAX_FAILURES);
+        let new = || FailureRecord { measure: limiter(quota), last: now, blocked_until: None };
         let record = peers.entry(peer).or_insert_with(new);
         record.last = now;
-        record.barred = match record.measure.check() {
+        record.blocked_until = match record.measure.check() {
             Ok(left) if left.remaining_burst_capacity() > 0 => None,
             Ok(_) => Some(now + quota.replenish_interval()),
             Err(not_until) => Some(now + not_until.wait_time_from(DefaultClock::default().now())),
         };
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Peer, Record>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Peer, FailureRecord>> {
         // Nothing that panics runs under the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn measure(quota: Quota) -> Measure {
+fn limiter(quota: Quota) -> Limiter {
     RateLimiter::direct(quota).with_middleware()
 }
 
 /// As whom an address is counted, given those that are.
-fn counted_as(peers: &HashMap<Peer, Record>, address: IpAddr) -> Peer {
+fn bucket(peers: &HashMap<Peer, FailureRecord>, address: IpAddr) -> Peer {
     let peer = Peer::Address(network(address));
-    if peers.len() >= MOST && !peers.contains_key(&peer) { Peer::Crowd } else { peer }
+    if peers.len() >= MAX_PEERS && !peers.contains_key(&peer) { Peer::Crowd } else { peer }
 }
 
 fn network(address: IpAddr) -> IpAddr {
@@ -180,12 +180,12 @@ mod tests {
     fn a_crowd_of_peers_is_counted_as_one_and_takes_no_more_room() {
         let (failures, now) = (Failures::default(), Instant::now());
         let peer = |number: u32| Some(IpAddr::from(number.to_be_bytes()));
-        (0..MOST as u32 + 20).for_each(|number| failures.count(peer(number), now));
-        assert_eq!(failures.lock().len(), MOST + 1);
+        (0..MAX_PEERS as u32 + 20).for_each(|number| failures.count(peer(number), now));
+        assert_eq!(failures.lock().len(), MAX_PEERS + 1);
         assert!(failures.check(peer(1 << 24), now).is_err());
         assert_eq!(failures.check(peer(1), now), Ok(()));
         // A minute later nothing of it is left.
-        failures.count(peer(1 << 24), now + FORGET);
+        failures.count(peer(1 << 24), now + RESET_AFTER);
         assert_eq!(failures.lock().len(), 1);
     }
 

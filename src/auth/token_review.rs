@@ -15,7 +15,7 @@ use k8s_openapi::api::{
 use tokio::time::Instant;
 
 use crate::{
-    auth::{Wish, forbidden},
+    auth::{AccessRequest, forbidden},
     contract::error::ActionError,
     k8s::{
         api::client::{Call, Cluster},
@@ -74,15 +74,15 @@ pub(crate) async fn review(
         },
         ..TokenReview::default()
     };
-    match cluster.ask(&question, deadline).await {
-        Ok(answer) => Ok(recognised(answer, audience)),
-        Err(fault) => Err(cluster.tell(&Call::about::<TokenReview>("create"), fault).await),
+    match cluster.create_review(&question, deadline).await {
+        Ok(answer) => Ok(identity_of(answer, audience)),
+        Err(fault) => Err(cluster.explain(&Call::about::<TokenReview>("create"), fault).await),
     }
 }
 
 /// An API server that knows no audiences leaves them out of its answer, and the token may then be for
 /// anything (TokenReviewStatus in the API's reference).
-fn recognised(review: TokenReview, audience: &str) -> Option<Identity> {
+fn identity_of(review: TokenReview, audience: &str) -> Option<Identity> {
     let status = review.status?;
     let ours = status.audiences?.iter().any(|it| it == audience);
     if !ours || status.authenticated != Some(true) {
@@ -101,7 +101,7 @@ fn recognised(review: TokenReview, audience: &str) -> Option<Identity> {
 pub(crate) async fn check(
     cluster: &Cluster,
     identity: &Identity,
-    wish: &Wish<'_>,
+    wish: &AccessRequest<'_>,
     deadline: Instant,
 ) -> Result<(), ActionError> {
     let Identity { user, uid, groups, extra } = identity.clone();
@@ -123,18 +123,18 @@ pub(crate) async fn check(
         },
         ..SubjectAccessReview::default()
     };
-    match cluster.ask(&question, deadline).await {
+    match cluster.create_review(&question, deadline).await {
         Ok(answer) if answer.status.as_ref().is_some_and(|status| status.allowed) => Ok(()),
         Ok(_) => Err(forbidden(&user, wish).with_hint(missing(wish))),
         Err(fault) => {
             let call = Call::about::<SubjectAccessReview>("create");
-            Err(cluster.tell(&call, fault).await)
+            Err(cluster.explain(&call, fault).await)
         }
     }
 }
 
 /// The rule that would let them.
-fn missing(wish: &Wish<'_>) -> String {
+fn missing(wish: &AccessRequest<'_>) -> String {
     let role = match wish.namespace {
         "" => "a ClusterRole".to_owned(),
         namespace => format!("a Role in '{namespace}'"),
@@ -153,7 +153,7 @@ mod tests {
 
     fn review(status: &str) -> Option<Identity> {
         let review = format!("spec: {{}}\nstatus: {status}");
-        recognised(serde_yaml_ng::from_str(&review).expect("is a review"), "ours")
+        identity_of(serde_yaml_ng::from_str(&review).expect("is a review"), "ours")
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    actions::{ActionKind, request::Key},
+    actions::{ActionKind, request::IdempotencyKey},
     config::text_only,
     contract::error::{ActionError, Code},
 };
@@ -23,7 +23,7 @@ const PARAMETER_PREFIX: &str = "ACTION_PARAM_";
 const ID: &str = "ACTION_ID";
 
 /// Settings, and what Kubernetes itself sets for a Service named `action-executor`.
-const NOT_OURS: &str = "ACTION_EXECUTOR_";
+const SERVICE_PREFIX: &str = "ACTION_EXECUTOR_";
 
 /// The fields of a request, one variable each, without their prefix.
 #[derive(Deserialize)]
@@ -58,11 +58,11 @@ const NAMES: [&str; 11] = [
 
 /// What the environment says of a request.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct EnvRequest {
     /// The request as JSON text, if there is one.
     pub body: Option<Vec<u8>>,
     /// The id for it, or for the request that comes from elsewhere.
-    pub key: Option<Key>,
+    pub key: Option<IdempotencyKey>,
 }
 
 /// The request in these variables.
@@ -70,14 +70,16 @@ pub struct Found {
 /// # Errors
 /// [`Code::Usage`] when `ACTION_REQUEST` stands beside others than `ACTION_ID`,
 /// [`Code::InvalidRequest`] for an unknown variable or a wrong id.
-pub fn request(vars: impl Iterator<Item = (OsString, OsString)>) -> Result<Found, ActionError> {
+pub fn request(
+    vars: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<EnvRequest, ActionError> {
     let ours: BTreeMap<String, String> = text_only(vars)
-        .filter(|(name, _)| name.starts_with(PREFIX) && !name.starts_with(NOT_OURS))
+        .filter(|(name, _)| name.starts_with(PREFIX) && !name.starts_with(SERVICE_PREFIX))
         .collect();
     refuse_unknown(&ours)?;
-    let key = ours.get(ID).map(|id| Key::new(id, ID)).transpose()?;
+    let key = ours.get(ID).map(|id| IdempotencyKey::new(id, ID)).transpose()?;
     if ours.keys().all(|name| name == ID) {
-        return Ok(Found { body: None, key });
+        return Ok(EnvRequest { body: None, key });
     }
     let fields: Variables = envy::prefixed(PREFIX)
         .from_iter(ours.clone())
@@ -90,24 +92,26 @@ pub fn request(vars: impl Iterator<Item = (OsString, OsString)>) -> Result<Found
             )
             .with_hint("set one or the others"));
         }
-        return Ok(Found { body: Some(whole.into_bytes()), key });
+        return Ok(EnvRequest { body: Some(whole.into_bytes()), key });
     }
     let parameters = parameters(fields.kind.as_deref(), &ours);
-    let body = assemble(fields, parameters).to_string().into_bytes();
-    Ok(Found { body: Some(body), key })
+    let body = to_json(fields, parameters).to_string().into_bytes();
+    Ok(EnvRequest { body: Some(body), key })
 }
 
 fn refuse_unknown(vars: &BTreeMap<String, String>) -> Result<(), ActionError> {
     let known = |name: &str| NAMES.contains(&name) || name.starts_with(PARAMETER_PREFIX);
     match vars.keys().find(|name| !known(name)) {
         None => Ok(()),
-        Some(name) => Err(ActionError::in_field(name, "unknown environment variable").with_hint(
-            format!("known: {}, and {PARAMETER_PREFIX}<NAME> for each parameter", NAMES.join(", ")),
-        )),
+        Some(name) => Err(ActionError::invalid_field(name, "unknown environment variable")
+            .with_hint(format!(
+                "known: {}, and {PARAMETER_PREFIX}<NAME> for each parameter",
+                NAMES.join(", ")
+            ))),
     }
 }
 
-fn assemble(fields: Variables, parameters: Map<String, Value>) -> Value {
+fn to_json(fields: Variables, parameters: Map<String, Value>) -> Value {
     let mut request = Map::new();
     let mut put = |name: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -116,12 +120,12 @@ fn assemble(fields: Variables, parameters: Map<String, Value>) -> Value {
     };
     put("type", fields.kind.map(Value::from));
     put("parameters", Some(parameters.into()));
-    put("simulate", fields.simulate.map(|text| literal(text, "boolean")));
+    put("simulate", fields.simulate.map(|text| typed_value(text, "boolean")));
     put("requester", fields.requester.map(Value::from));
     put("reason", fields.reason.map(Value::from));
     put("issued_at", fields.issued_at.map(Value::from));
-    put("wait", fields.wait.map(|text| literal(text, "boolean")));
-    put("timeout_seconds", fields.timeout_seconds.map(|text| literal(text, "integer")));
+    put("wait", fields.wait.map(|text| typed_value(text, "boolean")));
+    put("timeout_seconds", fields.timeout_seconds.map(|text| typed_value(text, "integer")));
     let precondition: Map<_, _> = [
         ("uid", fields.precondition_uid),
         ("resource_version", fields.precondition_resource_version),
@@ -148,14 +152,14 @@ fn parameters(kind: Option<&str>, vars: &BTreeMap<String, String>) -> Map<String
         .map(|(name, value)| {
             let name = name.to_lowercase();
             let kind = type_of(&name).unwrap_or_default();
-            (name, literal(value.clone(), &kind))
+            (name, typed_value(value.clone(), &kind))
         })
         .collect()
 }
 
 /// The JSON value that `text` spells, if it is one of this type; else the text itself, which the
 /// parser then refuses with the field's path.
-fn literal(text: String, kind: &str) -> Value {
+fn typed_value(text: String, kind: &str) -> Value {
     match (kind, serde_json::from_str(&text)) {
         ("boolean", Ok(value @ Value::Bool(_))) => value,
         ("integer" | "number", Ok(value @ Value::Number(_))) => value,
@@ -170,7 +174,8 @@ mod tests {
 
     fn read(vars: &[(&str, &str)]) -> Result<Option<ActionRequest>, ActionError> {
         let found = request(vars.iter().map(|(name, value)| (name.into(), value.into())))?;
-        let read = |body: Vec<u8>| ActionRequest::parse(&body)?.keyed(found.key.as_ref());
+        let read =
+            |body: Vec<u8>| ActionRequest::parse(&body)?.with_idempotency_key(found.key.as_ref());
         found.body.map(read).transpose()
     }
 

@@ -27,7 +27,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// [`Code::Usage`] for an address that is none, [`Code::Configuration`] if the authorities cannot be read,
-/// [`Code::ServerUnwell`] for any answer but 200 and for none.
+/// [`Code::ServerUnhealthy`] for any answer but 200 and for none.
 pub fn check(args: &HealthcheckArgs, settings: &Settings) -> Result<String, ActionError> {
     let scheme = if settings.tls.is_some() { "https" } else { "http" };
     let default = || format!("{scheme}://127.0.0.1:{}/api/v1/healthz", settings.port);
@@ -42,10 +42,10 @@ pub fn check(args: &HealthcheckArgs, settings: &Settings) -> Result<String, Acti
     let address = format!("{host}:{}", uri.port_u16().unwrap_or(port));
     run::runtime()?.block_on(async {
         let answer = timeout(TIMEOUT, ask(&address, &uri, tls)).await;
-        let late = || unwell(&url, format!("no answer within {} s", TIMEOUT.as_secs()));
+        let late = || unhealthy(&url, format!("no answer within {} s", TIMEOUT.as_secs()));
         match answer.unwrap_or_else(|_| Err(late()))? {
             (StatusCode::OK, body) => Ok(body),
-            (status, body) => Err(unwell(&url, format!("{status}: {body}"))),
+            (status, body) => Err(unhealthy(&url, format!("{status}: {body}"))),
         }
     })
 }
@@ -71,7 +71,7 @@ async fn ask(
     uri: &Uri,
     tls: Option<(TlsConnector, ServerName<'static>)>,
 ) -> Result<(StatusCode, String), ActionError> {
-    let fault = |error: io::Error| unwell(&uri.to_string(), error.to_string());
+    let fault = |error: io::Error| unhealthy(&uri.to_string(), error.to_string());
     let stream = TcpStream::connect(address).await.map_err(fault)?;
     match tls {
         None => exchange(stream, address, uri).await,
@@ -87,7 +87,7 @@ async fn exchange(
     address: &str,
     uri: &Uri,
 ) -> Result<(StatusCode, String), ActionError> {
-    let fault = |error: &dyn std::fmt::Display| unwell(&uri.to_string(), error.to_string());
+    let fault = |error: &dyn std::fmt::Display| unhealthy(&uri.to_string(), error.to_string());
     let handshake = http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| fault(&error))?;
     tokio::spawn(connection);
@@ -109,7 +109,7 @@ fn not_an_address(url: &str) -> ActionError {
     )
 }
 
-fn unwell(url: &str, what: String) -> ActionError {
-    ActionError::new(Code::ServerUnwell, format!("{url}: {what}"))
+fn unhealthy(url: &str, what: String) -> ActionError {
+    ActionError::new(Code::ServerUnhealthy, format!("{url}: {what}"))
         .with_hint("look at the server's log")
 }

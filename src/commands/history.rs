@@ -14,11 +14,11 @@ use crate::{
     commands::run,
     contract::error::ActionError,
     k8s::api::connect::connect,
-    ledger::history::{Entry, Wanted, newest, no_cluster},
+    ledger::history::{Filter, HistoryEntry, no_cluster, query},
 };
 
 /// The longest that listing may take.
-const DEADLINE: Duration = Duration::from_secs(30);
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Lists what was done, oldest first.
 ///
@@ -34,18 +34,18 @@ pub fn list(args: &HistoryArgs) -> Result<String, ActionError> {
     })
 }
 
-async fn all(args: &HistoryArgs) -> Result<Vec<Entry>, ActionError> {
+async fn all(args: &HistoryArgs) -> Result<Vec<HistoryEntry>, ActionError> {
     let cluster = connect(args.context.as_deref()).await?.ok_or_else(no_cluster)?;
     let namespace = match &args.namespace {
         _ if args.all_namespaces => None,
         Some(namespace) => Some(namespace.clone()),
-        None => Some(cluster.home_namespace().to_owned()),
+        None => Some(cluster.default_namespace().to_owned()),
     };
-    let wanted = Wanted { namespace, target: args.target.clone() };
-    Ok(newest(&cluster, &wanted, usize::MAX, Instant::now() + DEADLINE).await?.entries)
+    let wanted = Filter { namespace, target: args.target.clone() };
+    Ok(query(&cluster, &wanted, usize::MAX, Instant::now() + LIST_TIMEOUT).await?.entries)
 }
 
-fn sentence(entry: &Entry) -> String {
+fn sentence(entry: &HistoryEntry) -> String {
     let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
     let target = &entry.target;
     format!(
@@ -59,19 +59,19 @@ fn sentence(entry: &Entry) -> String {
     )
 }
 
-fn lines(entries: &[Entry], line: impl Fn(&Entry) -> String) -> String {
+fn lines(entries: &[HistoryEntry], line: impl Fn(&HistoryEntry) -> String) -> String {
     entries.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::history::About;
+    use crate::ledger::history::ObjectRef;
 
     #[test]
     fn a_line_has_the_time_the_event_the_object_and_the_message() {
         let text = |text: &str| Some(text.to_owned());
-        let entry = Entry {
+        let entry = HistoryEntry {
             at: text("2026-01-31T12:00:01Z"),
             began_at: None,
             id: None,
@@ -80,7 +80,7 @@ mod tests {
             outcome: None,
             requester: None,
             reason: None,
-            target: About {
+            target: ObjectRef {
                 kind: text("Deployment"),
                 namespace: text("shop"),
                 name: text("web"),

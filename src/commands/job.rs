@@ -30,27 +30,27 @@ use crate::{
     k8s::api::{
         client::{Call, Cluster},
         connect::connect,
-        error::Fault,
+        error::ApiError,
     },
     ledger::{
-        Ledger, Standing,
-        record::{REQUEST_DIGEST, Subject},
+        ClaimState, Ledger,
+        record::{REQUEST_DIGEST, RequestMetadata},
     },
     manifests::{
         job,
-        job::{CONTAINER, Surroundings},
+        job::{CONTAINER, JobOptions},
         yaml,
     },
 };
 
 /// The longest that making the Job, or one look at it, may take.
-const DEADLINE: Duration = Duration::from_secs(30);
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often the Job is looked at.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What the Job controller may need beyond the Job's own deadline.
-const SLACK: Duration = Duration::from_secs(60);
+const DEADLINE_MARGIN: Duration = Duration::from_secs(60);
 
 /// Renders the Job, makes it, or makes it and waits for its answer. Returns what to print and the exit
 /// status.
@@ -60,7 +60,7 @@ const SLACK: Duration = Duration::from_secs(60);
 pub fn run(args: &JobArgs) -> Result<(String, u8), ActionError> {
     let request = run::read_request(&args.file)?;
     let id = request.id.clone().unwrap_or_else(RequestId::generate);
-    let around = surroundings(args, &request)?;
+    let around = job_options(args, &request)?;
     let manifest = job::manifest(&request, &id, &around);
     if !args.apply {
         let text = match args.output {
@@ -74,7 +74,7 @@ pub fn run(args: &JobArgs) -> Result<(String, u8), ActionError> {
         let cluster = connect(args.context.as_deref()).await?.ok_or_else(|| {
             ActionError::new(Code::Configuration, "no cluster is configured to make the Job in")
         })?;
-        let subject = Subject::of(&request, &id);
+        let subject = RequestMetadata::of(&request, &id);
         let job = create(&cluster, &manifest, &subject).await?;
         if args.wait {
             let condition = end(&cluster, &job).await?;
@@ -90,15 +90,15 @@ pub fn run(args: &JobArgs) -> Result<(String, u8), ActionError> {
     })
 }
 
-fn surroundings(args: &JobArgs, request: &ActionRequest) -> Result<Surroundings, ActionError> {
+fn job_options(args: &JobArgs, request: &ActionRequest) -> Result<JobOptions, ActionError> {
     let namespace = match &args.namespace {
         Some(namespace) => namespace.clone(),
         // An action on what is in no namespace has its Job where its records are.
         None if request.action.namespace().is_empty() => Namespace::default(),
         None => Namespace::try_from(request.action.namespace().to_owned())
-            .map_err(|what| ActionError::in_field("parameters.namespace", what))?,
+            .map_err(|what| ActionError::invalid_field("parameters.namespace", what))?,
     };
-    Ok(Surroundings {
+    Ok(JobOptions {
         image: args.image.clone(),
         namespace,
         service_account: args.service_account.clone(),
@@ -110,15 +110,15 @@ fn surroundings(args: &JobArgs, request: &ActionRequest) -> Result<Surroundings,
 async fn create(
     cluster: &Cluster,
     manifest: &Value,
-    subject: &Subject,
+    subject: &RequestMetadata,
 ) -> Result<Job, ActionError> {
     let job: Job = serde_json::from_value(manifest.clone())
         .map_err(|error| ActionError::new(Code::Internal, format!("the Job: {error}")))?;
     let (namespace, name) = name_of(&job);
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + CALL_TIMEOUT;
     match cluster.create(namespace, &job, deadline).await {
         Ok(job) => Ok(job),
-        Err(Fault::Conflict(_)) => {
+        Err(ApiError::Conflict(_)) => {
             let there = cluster.get::<Job>(namespace, name, deadline).await?;
             let annotations = there.metadata.annotations.as_ref();
             let digest = annotations.and_then(|all| all.get(REQUEST_DIGEST));
@@ -134,7 +134,7 @@ async fn create(
         }
         Err(fault) => {
             let call = Call::of::<Job>("create", namespace, Some(name));
-            Err(cluster.tell(&call, fault).await)
+            Err(cluster.explain(&call, fault).await)
         }
     }
 }
@@ -148,18 +148,18 @@ fn name_of(job: &Job) -> (&str, &str) {
 async fn end(cluster: &Cluster, job: &Job) -> Result<JobCondition, ActionError> {
     let (namespace, name) = name_of(job);
     let longest = job.spec.as_ref().and_then(|spec| spec.active_deadline_seconds).unwrap_or(0);
-    let end = Instant::now() + Duration::from_secs(longest.unsigned_abs()) + SLACK;
+    let end = Instant::now() + Duration::from_secs(longest.unsigned_abs()) + DEADLINE_MARGIN;
     let mut told = String::new();
     loop {
-        let job = cluster.get::<Job>(namespace, name, Instant::now() + DEADLINE).await?;
+        let job = cluster.get::<Job>(namespace, name, Instant::now() + CALL_TIMEOUT).await?;
         if let Some(condition) = ended(&job) {
             return Ok(condition.clone());
         }
-        tell(&job, &mut told);
-        if Instant::now() + LOOK_AGAIN >= end {
-            return Err(lost(&job, "has not ended in its time"));
+        report(&job, &mut told);
+        if Instant::now() + POLL_INTERVAL >= end {
+            return Err(outcome_unknown(&job, "has not ended in its time"));
         }
-        sleep(LOOK_AGAIN).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -171,7 +171,7 @@ fn ended(job: &Job) -> Option<&JobCondition> {
 }
 
 /// On a terminal, says how far it is whenever that has changed.
-fn tell(job: &Job, told: &mut String) {
+fn report(job: &Job, told: &mut String) {
     if !io::stderr().is_terminal() {
         return;
     }
@@ -193,30 +193,30 @@ fn tell(job: &Job, told: &mut String) {
 async fn answer(
     cluster: &Cluster,
     job: &Job,
-    subject: Subject,
+    subject: RequestMetadata,
     condition: &JobCondition,
 ) -> Result<(Vec<u8>, u8), ActionError> {
     let (namespace, name) = name_of(job);
     let selector = format!("batch.kubernetes.io/job-name={name}");
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + CALL_TIMEOUT;
     let pods = cluster.list::<Pod>(namespace, &selector, deadline).await?;
-    if let Some(last) = last_words(&pods) {
+    if let Some(last) = failure_log(&pods) {
         let message = last.message.clone().unwrap_or_default();
         let status = u8::try_from(last.exit_code).unwrap_or(Code::Internal.exit_status());
         return Ok((message.into_bytes(), status));
     }
-    if let Standing::Answered(record) = Ledger::new(cluster, subject).find(deadline).await?
+    if let ClaimState::Answered(record) = Ledger::new(cluster, subject).find(deadline).await?
         && let Some(answer) = record.answer
     {
         let answer = Answer::from(ActionResponse { replayed: true, ..answer });
         return Ok((answer.body, answer.exit_status));
     }
     let why = condition.message.as_deref().unwrap_or("its pods are gone");
-    Err(lost(job, &format!("left no answer behind: {why}")))
+    Err(outcome_unknown(job, &format!("left no answer behind: {why}")))
 }
 
 /// How the container ended that ended last and left a message.
-fn last_words(pods: &[Pod]) -> Option<&ContainerStateTerminated> {
+fn failure_log(pods: &[Pod]) -> Option<&ContainerStateTerminated> {
     let ended = pods.iter().filter_map(|pod| {
         let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
         let container = statuses.iter().find(|status| status.name == CONTAINER)?;
@@ -226,7 +226,7 @@ fn last_words(pods: &[Pod]) -> Option<&ContainerStateTerminated> {
     ended.max_by_key(|state| state.finished_at.as_ref().map(|time| time.0))
 }
 
-fn lost(job: &Job, what: &str) -> ActionError {
+fn outcome_unknown(job: &Job, what: &str) -> ActionError {
     let (namespace, name) = name_of(job);
     ActionError::new(
         Code::OutcomeUnknown,
@@ -258,9 +258,9 @@ mod tests {
     state: {terminated: {exitCode: 137, finishedAt: "2026-01-01T00:00:10Z"}}}]}
 "#,
         );
-        let last = last_words(&pods).expect("there is one");
+        let last = failure_log(&pods).expect("there is one");
         assert_eq!((last.exit_code, last.message.as_deref()), (0, Some("done")));
-        assert!(last_words(&[]).is_none());
+        assert!(failure_log(&[]).is_none());
     }
 
     #[test]

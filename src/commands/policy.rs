@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::{
     cli::{AdmissionArgs, CheckArgs, OutputFormat, RbacArgs},
     commands::run::read_request,
-    config::reload::Followed,
+    config::reload::Reloading,
     contract::{
         error::{ActionError, Code},
         names::Namespace,
@@ -16,7 +16,7 @@ use crate::{
     manifests::{admission, rbac, yaml},
     policy::{
         Policy,
-        evaluate::{Facts, Finding, Verdict},
+        evaluate::{Effect, Facts, Verdict},
     },
 };
 
@@ -88,13 +88,13 @@ pub fn rbac(args: &RbacArgs) -> Result<String, ActionError> {
 }
 
 fn load(path: Option<&Path>) -> Result<Policy, ActionError> {
-    Ok((*Followed::<Policy>::new(path.map(|path| path.to_owned().into()))?.current()).clone())
+    Ok((*Reloading::<Policy>::new(path.map(|path| path.to_owned().into()))?.current()).clone())
 }
 
 fn conclusion(verdict: &Verdict) -> (&'static str, u8) {
     match verdict.refuse() {
         Err(_) => ("denied", Code::PolicyDenied.exit_status()),
-        Ok(()) if verdict.needs_approval() => ("needs approval", 75),
+        Ok(()) if verdict.requires_approval() => ("needs approval", 75),
         Ok(()) => ("allowed", 0),
     }
 }
@@ -105,10 +105,10 @@ fn explain(verdict: &Verdict, word: &str) -> String {
         .iter()
         .map(|ruling| {
             let finding = match ruling.finding {
-                Finding::Passes => "ok",
-                Finding::Denies => "DENIED",
-                Finding::NeedsApproval => "APPROVAL",
-                Finding::Later => "later",
+                Effect::Allow => "ok",
+                Effect::Deny => "DENIED",
+                Effect::RequireApproval => "APPROVAL",
+                Effect::Unknown => "later",
             };
             format!("{finding:<10}{:<29}{}", ruling.rule, ruling.why)
         })

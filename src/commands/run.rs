@@ -25,7 +25,7 @@ use crate::{
     actions::request::{ActionRequest, MAX_REQUEST_BYTES},
     cli::{OnceArgs, OutputFormat},
     commands::env,
-    config::{Settings, reload::Followed},
+    config::{Settings, reload::Reloading},
     contract::{
         error::{ActionError, Code},
         response::ActionResponse,
@@ -33,38 +33,38 @@ use crate::{
     executor::{
         context::{Context, stopped},
         handle,
-        reply::{Answer, Delivery},
+        reply::{Answer, IncomingRequest},
         wait::DEFAULT_WAIT,
     },
     k8s::api::connect::connect,
 };
 
 /// How often another try of the same request is looked for.
-const ASK_AGAIN: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The most that Kubernetes keeps of a termination message, in bytes.
 const MAX_TERMINATION_MESSAGE: usize = 4096;
 
 /// Where the request comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum RequestSource {
     /// This file.
     File(PathBuf),
     /// Standard input.
     Stdin,
     /// Standard input if something is piped into it, else the environment.
-    Found,
+    Auto,
 }
 
 /// Carries out one request and answers its exit status (sysexits, as [`Code`] says).
 #[must_use]
-pub fn run(source: &Source, args: &OnceArgs, settings: &Settings) -> u8 {
+pub fn run(source: &RequestSource, args: &OnceArgs, settings: &Settings) -> u8 {
     let answer = match read(source) {
         Ok(delivery) => execute(&delivery, args, settings),
         Err(error) => Answer::from(error),
     };
     if let Some(path) = &settings.termination_log {
-        leave_last_words(path, &answer.body);
+        write_termination_message(path, &answer.body);
     }
     match write(&answer.body, args.output) {
         Ok(()) => answer.exit_status,
@@ -76,18 +76,18 @@ pub fn run(source: &Source, args: &OnceArgs, settings: &Settings) -> u8 {
     }
 }
 
-fn read(source: &Source) -> Result<Delivery, ActionError> {
+fn read(source: &RequestSource) -> Result<IncomingRequest, ActionError> {
     let environment = env::request(std::env::vars_os())?;
     let piped = match source {
-        Source::File(path) => Some(read_file(path)?),
-        Source::Stdin => Some(read_bounded(io::stdin().lock(), "standard input")?),
-        Source::Found if io::stdin().is_terminal() => None,
-        Source::Found => Some(read_bounded(io::stdin().lock(), "standard input")?)
+        RequestSource::File(path) => Some(read_file(path)?),
+        RequestSource::Stdin => Some(read_bounded(io::stdin().lock(), "standard input")?),
+        RequestSource::Auto if io::stdin().is_terminal() => None,
+        RequestSource::Auto => Some(read_bounded(io::stdin().lock(), "standard input")?)
             .filter(|text| !text.is_empty()),
     };
     match (piped, environment.body) {
         (Some(body), None) | (None, Some(body)) => {
-            Ok(Delivery { body, key: environment.key, event: None })
+            Ok(IncomingRequest { body, key: environment.key, event: None })
         }
         (None, None) => Err(ActionError::new(Code::Usage, "there is no request").with_hint(
             "pipe JSON into standard input, name a file (`action-executor run FILE`), or set \
@@ -131,7 +131,7 @@ fn read_bounded(from: impl Read, name: &str) -> Result<Vec<u8>, ActionError> {
 }
 
 /// A request that is not one is refused before a runtime or a cluster is thought of.
-fn execute(delivery: &Delivery, args: &OnceArgs, settings: &Settings) -> Answer {
+fn execute(delivery: &IncomingRequest, args: &OnceArgs, settings: &Settings) -> Answer {
     let request = match delivery.request() {
         Ok(request) => request,
         Err(error) => return Answer::from(error),
@@ -139,11 +139,7 @@ fn execute(delivery: &Delivery, args: &OnceArgs, settings: &Settings) -> Answer 
     let result = runtime().and_then(|runtime| {
         runtime.block_on(async {
             let context = context(args.context.as_deref(), settings).await?;
-            if args.wait_for_other {
-                handle_after_others(&context, request).await
-            } else {
-                handle(&context, request).await
-            }
+            if args.join { join(&context, request).await } else { handle(&context, request).await }
         })
     });
     result.map_or_else(Answer::from, Answer::from)
@@ -158,19 +154,18 @@ pub(crate) fn runtime() -> Result<Runtime, ActionError> {
 }
 
 /// Asks again as long as another try of the same request is at it, and the request's own time allows.
-async fn handle_after_others(
-    context: &Context,
-    request: ActionRequest,
-) -> Result<ActionResponse, ActionError> {
+async fn join(context: &Context, request: ActionRequest) -> Result<ActionResponse, ActionError> {
     let end = Instant::now() + request.timeout.unwrap_or(DEFAULT_WAIT);
     let mut stopping = context.stopping();
     loop {
         match handle(context, request.clone()).await {
-            Err(error) if error.code == Code::InProgress && Instant::now() + ASK_AGAIN < end => {
-                context.tell(&error.detail);
+            Err(error)
+                if error.code == Code::InProgress && Instant::now() + POLL_INTERVAL < end =>
+            {
+                context.progress(&error.detail);
                 tokio::select! {
                     () = stopped(&mut stopping) => return Err(error),
-                    () = sleep(ASK_AGAIN) => {}
+                    () = sleep(POLL_INTERVAL) => {}
                 }
             }
             result => return result,
@@ -179,7 +174,7 @@ async fn handle_after_others(
 }
 
 async fn context(kube_context: Option<&str>, settings: &Settings) -> Result<Context, ActionError> {
-    let policy = Followed::new(settings.policy.clone())?;
+    let policy = Reloading::new(settings.policy.clone())?;
     let cluster = connect(kube_context).await?;
     let context = Context::new(cluster, policy, settings, stop_on_signals()?);
     if io::stderr().is_terminal() {
@@ -251,8 +246,8 @@ fn text(body: &[u8]) -> String {
 }
 
 /// A file that cannot be written is worth a log line, not another outcome.
-fn leave_last_words(path: &Path, body: &[u8]) {
-    let words = last_words(body);
+fn write_termination_message(path: &Path, body: &[u8]) {
+    let words = termination_message(body);
     if let Err(error) = fs::OpenOptions::new()
         .write(true)
         .create(true)
@@ -265,7 +260,7 @@ fn leave_last_words(path: &Path, body: &[u8]) {
 }
 
 /// The answer as it is if it fits, else JSON with what matters most of it.
-fn last_words(body: &[u8]) -> Vec<u8> {
+fn termination_message(body: &[u8]) -> Vec<u8> {
     if body.len() <= MAX_TERMINATION_MESSAGE {
         return body.to_vec();
     }
@@ -295,7 +290,7 @@ fn shorten(text: &str, limit: usize) -> String {
 
 /// Whether this invocation has nothing to work on: a person at a terminal, and no request.
 #[must_use]
-pub fn nothing_to_do(vars: impl Iterator<Item = (OsString, OsString)>) -> bool {
+pub fn is_idle_terminal(vars: impl Iterator<Item = (OsString, OsString)>) -> bool {
     io::stdin().is_terminal() && env::request(vars).is_ok_and(|found| found.body.is_none())
 }
 
@@ -311,7 +306,7 @@ mod tests {
             "rollout": {"state": "failed", "message": long, "problems": [long]},
         })
         .to_string();
-        let words = last_words(body.as_bytes());
+        let words = termination_message(body.as_bytes());
         assert!(words.len() <= MAX_TERMINATION_MESSAGE, "{}", words.len());
         let words: Value = serde_json::from_slice(&words).expect("is JSON");
         assert_eq!(words["outcome"], "failed");
@@ -320,7 +315,7 @@ mod tests {
 
     #[test]
     fn last_words_that_fit_are_the_answer_itself() {
-        assert_eq!(last_words(b"{\"result\":\"done\"}"), b"{\"result\":\"done\"}");
+        assert_eq!(termination_message(b"{\"result\":\"done\"}"), b"{\"result\":\"done\"}");
     }
 
     #[test]

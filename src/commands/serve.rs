@@ -19,9 +19,9 @@ use tokio::{
 };
 
 use crate::{
-    auth::Callers,
+    auth::Authenticator,
     cli::ServeArgs,
-    config::{Settings, reload::Followed},
+    config::{Settings, reload::Reloading},
     contract::error::{ActionError, Code},
     executor::context::{Context, stopped},
     http::{
@@ -65,8 +65,8 @@ pub fn run(args: ServeArgs, settings: &Settings) -> u8 {
 fn try_run(args: ServeArgs, settings: &Settings) -> Result<(), ActionError> {
     let default = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), settings.port);
     let address = args.bind.unwrap_or(default);
-    let callers = Callers::from_settings(settings)?;
-    refuse_an_open_door(address, callers.are_asked() || args.insecure_open)?;
+    let callers = Authenticator::from_settings(settings)?;
+    refuse_an_open_door(address, callers.is_required() || args.insecure_open)?;
     let mut runtime = Builder::new_multi_thread();
     let runtime = runtime.enable_all().thread_stack_size(STACK).build();
     let runtime = runtime.map_err(fault("the runtime"))?;
@@ -95,19 +95,19 @@ fn refuse_an_open_door(address: SocketAddr, wanted: bool) -> Result<(), ActionEr
 
 async fn serve(
     address: SocketAddr,
-    callers: Callers,
+    callers: Authenticator,
     kube_context: Option<&str>,
     settings: &Settings,
 ) -> Result<(), ActionError> {
     let (stop, stopping) = watch::channel(false);
     let (conclude, concluding) = watch::channel(false);
-    let policy = Followed::new(settings.policy.clone())?;
+    let policy = Reloading::new(settings.policy.clone())?;
     let tls = settings.tls.as_ref().map(tls::follow).transpose()?;
     let cluster = connect(kube_context).await?;
     let context = Context::new(cluster, policy, settings, concluding);
     let metrics = Arc::new(Metrics::new(context.cluster().map(Cluster::calls)));
     let context = context.counting(metrics.clone());
-    let (offline, callers_are_asked) = (context.cluster().is_none(), callers.are_asked());
+    let (offline, callers_are_asked) = (context.cluster().is_none(), callers.is_required());
 
     let folder = PrivateFolder::new().map_err(fault("the private folder"))?;
     let private = folder.listen().map_err(fault("the private socket"))?;

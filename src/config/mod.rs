@@ -9,7 +9,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 
 use crate::{
-    config::reload::Place,
+    config::reload::Source,
     contract::error::{ActionError, Code},
 };
 
@@ -28,9 +28,9 @@ pub struct Settings {
     /// otherwise), since what is not remembered cannot be recognised.
     pub replay_window: Duration,
     /// Where the policy is (`ACTION_EXECUTOR_POLICY`, or in `ACTION_EXECUTOR_POLICY_BASE64`).
-    pub policy: Option<Place>,
+    pub policy: Option<Source>,
     /// Where the callers' keys are (`ACTION_EXECUTOR_KEYS`, or in `ACTION_EXECUTOR_KEYS_BASE64`).
-    pub keys: Option<Place>,
+    pub keys: Option<Source>,
     /// The audience that callers' Kubernetes tokens are for (`ACTION_EXECUTOR_TOKEN_AUDIENCE`); none:
     /// they are not taken.
     pub token_audience: Option<String>,
@@ -120,12 +120,12 @@ impl Settings {
                 60..=86_400,
                 1800,
             )?),
-            policy: place(
+            policy: source(
                 ["ACTION_EXECUTOR_POLICY", "ACTION_EXECUTOR_POLICY_BASE64"],
                 vars.action_executor_policy,
                 vars.action_executor_policy_base64,
             )?,
-            keys: place(
+            keys: source(
                 ["ACTION_EXECUTOR_KEYS", "ACTION_EXECUTOR_KEYS_BASE64"],
                 vars.action_executor_keys,
                 vars.action_executor_keys_base64,
@@ -195,18 +195,18 @@ where
 }
 
 /// A document's place: one of two variables, of which the second holds the document itself.
-fn place(
+fn source(
     [file, content]: [&'static str; 2],
     path: Option<PathBuf>,
     encoded: Option<String>,
-) -> Result<Option<Place>, ActionError> {
+) -> Result<Option<Source>, ActionError> {
     match (path, encoded) {
         (Some(_), Some(_)) => Err(wrong(file, &format!("and {content} exclude each other"))),
-        (path, None) => Ok(path.map(Place::File)),
+        (path, None) => Ok(path.map(Source::File)),
         (None, Some(encoded)) => {
             let text =
                 text_of_base64(&encoded).ok_or_else(|| wrong(content, "must be text in base64"))?;
-            Ok(Some(Place::Variable(content, text)))
+            Ok(Some(Source::Variable(content, text)))
         }
     }
 }
@@ -282,9 +282,9 @@ mod tests {
     #[test]
     fn a_document_is_in_a_file_or_in_a_variable_and_not_in_both() {
         let file = read(&[("ACTION_EXECUTOR_POLICY", "/p.yaml")]).expect("is read");
-        assert_eq!(file.policy, Some(Place::File("/p.yaml".into())));
+        assert_eq!(file.policy, Some(Source::File("/p.yaml".into())));
         let text = read(&[("ACTION_EXECUTOR_POLICY_BASE64", "dmVyc2lvbjogMQ==")]).expect("is read");
-        let expected = Place::Variable("ACTION_EXECUTOR_POLICY_BASE64", "version: 1".to_owned());
+        let expected = Source::Variable("ACTION_EXECUTOR_POLICY_BASE64", "version: 1".to_owned());
         assert_eq!(text.policy, Some(expected));
         let both = [("ACTION_EXECUTOR_POLICY", "/p"), ("ACTION_EXECUTOR_POLICY_BASE64", "e30=")];
         assert_eq!(read(&both).expect_err("is refused").code, Code::Configuration);

@@ -17,14 +17,14 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::contract::{
     error::{ActionError, Code},
-    json::only_object,
+    json::strict_object,
 };
 
 /// The longest document that is read, in bytes.
 pub const MAX_BYTES: u64 = 64 * 1024;
 
 /// A kind of document; its default holds where there is no file.
-pub trait Document: DeserializeOwned + Default {
+pub trait ConfigFile: DeserializeOwned + Default {
     /// What it is called in errors.
     const KIND: &'static str;
     /// Where to look what can be in it.
@@ -74,7 +74,7 @@ pub struct File {
     pub text: String,
 }
 
-impl<T: Document> FromFiles for T {
+impl<T: ConfigFile> FromFiles for T {
     const NAME: &'static str = T::KIND;
 
     fn from_files(files: &[File]) -> Result<Self, ActionError> {
@@ -86,7 +86,7 @@ impl<T: Document> FromFiles for T {
 /// The whole file, which must be a mapping.
 #[derive(Deserialize)]
 #[serde(bound = "T: DeserializeOwned")]
-struct Root<T>(#[serde(deserialize_with = "only_object")] T);
+struct Root<T>(#[serde(deserialize_with = "strict_object")] T);
 
 /// The parser tells its position at the end too; once is enough.
 fn without_position(message: &str) -> &str {
@@ -95,49 +95,49 @@ fn without_position(message: &str) -> &str {
 
 /// Where a document is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Source {
     /// In this file.
     File(PathBuf),
     /// It is this text, from the variable of this name; where there is no disk to put a file on.
     Variable(&'static str, String),
 }
 
-impl From<PathBuf> for Place {
+impl From<PathBuf> for Source {
     fn from(path: PathBuf) -> Self {
-        Place::File(path)
+        Source::File(path)
     }
 }
 
 /// What follows its files.
-pub struct Followed<T> {
+pub struct Reloading<T> {
     paths: Vec<PathBuf>,
-    last: Mutex<Last<T>>,
+    last: Mutex<Loaded<T>>,
 }
 
-struct Last<T> {
+struct Loaded<T> {
     /// What the files held, or why one could not be read.
     read: Result<Vec<File>, ActionError>,
     made: Arc<T>,
     fault: Option<ActionError>,
 }
 
-impl<T: Document> Followed<T> {
+impl<T: ConfigFile> Reloading<T> {
     /// The document in this place; without one the default.
     ///
     /// # Errors
     /// [`Code::Configuration`] if there is a place and no such document in it.
-    pub fn new(place: Option<Place>) -> Result<Self, ActionError> {
+    pub fn new(place: Option<Source>) -> Result<Self, ActionError> {
         match place {
-            Some(Place::File(path)) => Followed::of(vec![path]),
-            Some(Place::Variable(name, text)) => {
-                Ok(Followed::unchanging(T::parse(&text, &format!("in {name}"))?))
+            Some(Source::File(path)) => Reloading::of(vec![path]),
+            Some(Source::Variable(name, text)) => {
+                Ok(Reloading::unchanging(T::parse(&text, &format!("in {name}"))?))
             }
-            None => Ok(Followed::unchanging(T::default())),
+            None => Ok(Reloading::unchanging(T::default())),
         }
     }
 }
 
-impl<T: FromFiles> Followed<T> {
+impl<T: FromFiles> Reloading<T> {
     /// What is made of these files.
     ///
     /// # Errors
@@ -145,32 +145,32 @@ impl<T: FromFiles> Followed<T> {
     pub fn of(paths: Vec<PathBuf>) -> Result<Self, ActionError> {
         let files = read_all::<T>(&paths)?;
         let made = Arc::new(T::from_files(&files)?);
-        Ok(Followed { paths, last: Mutex::new(Last { read: Ok(files), made, fault: None }) })
+        Ok(Reloading { paths, last: Mutex::new(Loaded { read: Ok(files), made, fault: None }) })
     }
 
     fn unchanging(made: T) -> Self {
-        let last = Last { read: Ok(Vec::new()), made: Arc::new(made), fault: None };
-        Followed { paths: Vec::new(), last: Mutex::new(last) }
+        let last = Loaded { read: Ok(Vec::new()), made: Arc::new(made), fault: None };
+        Reloading { paths: Vec::new(), last: Mutex::new(last) }
     }
 
     /// It as it is now.
     #[must_use]
     pub fn current(&self) -> Arc<T> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.follow(&self.paths);
+        last.reload(&self.paths);
         last.made.clone()
     }
 
     /// Why the files' present content is not what holds, if it is not.
     #[must_use]
-    pub fn fault(&self) -> Option<ActionError> {
+    pub fn load_error(&self) -> Option<ActionError> {
         let _ = self.current();
         self.last.lock().unwrap_or_else(PoisonError::into_inner).fault.clone()
     }
 }
 
-impl<T: FromFiles> Last<T> {
-    fn follow(&mut self, paths: &[PathBuf]) {
+impl<T: FromFiles> Loaded<T> {
+    fn reload(&mut self, paths: &[PathBuf]) {
         let now = read_all::<T>(paths);
         // Several files are not read at one moment: if they are being changed just now, the next look
         // will find them whole.
@@ -232,7 +232,7 @@ mod tests {
     use super::*;
     use crate::policy::Policy;
 
-    fn written(text: &str) -> PathBuf {
+    fn modified_at(text: &str) -> PathBuf {
         let name = format!("action-executor-policy-{}", uuid::Uuid::now_v7());
         let path = std::env::temp_dir().join(name);
         fs::write(&path, text).expect("is written");
@@ -241,32 +241,32 @@ mod tests {
 
     #[test]
     fn without_a_file_the_shipped_policy_holds() {
-        let source = Followed::<Policy>::new(None).expect("is there");
+        let source = Reloading::<Policy>::new(None).expect("is there");
         assert_eq!(*source.current(), Policy::default());
     }
 
     #[test]
     fn a_broken_file_at_the_start_is_an_error() {
-        let path = written("read_only: perhaps");
-        assert!(Followed::<Policy>::new(Some(path.clone().into())).is_err());
+        let path = modified_at("read_only: perhaps");
+        assert!(Reloading::<Policy>::new(Some(path.clone().into())).is_err());
         fs::remove_file(&path).expect("is removed");
-        assert!(Followed::<Policy>::new(Some(path.into())).is_err());
+        assert!(Reloading::<Policy>::new(Some(path.into())).is_err());
     }
 
     #[test]
     fn a_change_holds_at_once_and_a_broken_one_keeps_the_old_policy() {
-        let path = written("read_only: false");
-        let source = Followed::<Policy>::new(Some(path.clone().into())).expect("is read");
+        let path = modified_at("read_only: false");
+        let source = Reloading::<Policy>::new(Some(path.clone().into())).expect("is read");
         assert!(!source.current().read_only);
         fs::write(&path, "read_only: true").expect("is written");
         assert!(source.current().read_only);
         fs::write(&path, "read_only: perhaps").expect("is written");
         assert!(source.current().read_only);
-        assert!(source.fault().is_some());
+        assert!(source.load_error().is_some());
         fs::remove_file(&path).expect("is removed");
-        assert!(source.current().read_only && source.fault().is_some());
+        assert!(source.current().read_only && source.load_error().is_some());
         fs::write(&path, "read_only: false").expect("is written");
-        assert!(!source.current().read_only && source.fault().is_none());
+        assert!(!source.current().read_only && source.load_error().is_none());
         fs::remove_file(&path).expect("is removed");
     }
 }

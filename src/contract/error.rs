@@ -65,7 +65,7 @@ pub enum Code {
     /// The caller may not ask for this.
     CallerForbidden,
     /// The request is for a host name that this server does not go by.
-    HostNotServed,
+    MisdirectedRequest,
     /// A page of another site sent the request, through somebody's browser.
     CrossSite,
     /// The caller asks too often, or too many of the peer's credentials were wrong.
@@ -91,7 +91,7 @@ pub enum Code {
     /// A change was sent and its answer was lost: it may or may not have happened.
     OutcomeUnknown,
     /// A server that was asked about its health is not well.
-    ServerUnwell,
+    ServerUnhealthy,
     /// The executor has no room for another request now.
     Overloaded,
     /// The executor was told to stop before anything was done.
@@ -112,7 +112,7 @@ const fn permanent(title: &'static str, http: u16, exit: u8) -> Meaning {
     Meaning { title, http, exit, retryable: false }
 }
 
-const fn passing(title: &'static str, http: u16, exit: u8) -> Meaning {
+const fn transient(title: &'static str, http: u16, exit: u8) -> Meaning {
     Meaning { title, http, exit, retryable: true }
 }
 
@@ -149,7 +149,7 @@ impl Code {
         Code::Configuration,
         Code::Unauthenticated,
         Code::CallerForbidden,
-        Code::HostNotServed,
+        Code::MisdirectedRequest,
         Code::CrossSite,
         Code::TooManyRequests,
         Code::PolicyDenied,
@@ -162,7 +162,7 @@ impl Code {
         Code::ClusterUnreachable,
         Code::ClusterUnavailable,
         Code::OutcomeUnknown,
-        Code::ServerUnwell,
+        Code::ServerUnhealthy,
         Code::Overloaded,
         Code::ShuttingDown,
         Code::Internal,
@@ -181,14 +181,14 @@ impl Code {
             Code::MethodNotAllowed => permanent("Method not allowed", 405, 64),
             Code::NotAcceptable => permanent("No acceptable media type", 406, 64),
             Code::UnsupportedMediaType => permanent("Unsupported media type", 415, 64),
-            Code::RequestTimeout => passing("The request did not arrive in time", 408, 75),
+            Code::RequestTimeout => transient("The request did not arrive in time", 408, 75),
             Code::TargetNotFound => permanent("The target does not exist", 422, 69),
             Code::TargetPaused => permanent("The target is paused", 422, 69),
             Code::TargetUnmanaged => permanent("The target would not come back", 422, 69),
             Code::TargetManaged => permanent("Another controller decides this", 422, 69),
             Code::NoEffect => permanent("The change would have no effect", 422, 69),
             Code::NoRevision => permanent("There is no such revision", 422, 69),
-            Code::DisruptionBudget => passing("A disruption budget has no room", 429, 75),
+            Code::DisruptionBudget => transient("A disruption budget has no room", 429, 75),
             Code::DrainBlocked => permanent("The node cannot be drained", 422, 69),
             Code::PreconditionFailed => permanent("The target is another one", 422, 69),
             Code::RejectedByCluster => permanent("The cluster rejected the change", 422, 69),
@@ -199,22 +199,22 @@ impl Code {
             Code::CallerForbidden => permanent("The caller may not ask for this", 403, 77),
             // 421 is for a request that reached a server which does not answer for its host (RFC 9110,
             // section 15.5.20).
-            Code::HostNotServed => permanent("Not a host of this server", 421, 77),
+            Code::MisdirectedRequest => permanent("Misdirected request", 421, 77),
             Code::CrossSite => permanent("Sent by another site", 403, 77),
-            Code::TooManyRequests => passing("Too many requests", 429, 75),
+            Code::TooManyRequests => transient("Too many requests", 429, 75),
             Code::PolicyDenied => permanent("Not allowed by the policy", 403, 77),
-            Code::RateLimited => passing("Too many actions", 429, 75),
-            Code::Stopped => passing("Actions are stopped", 503, 75),
+            Code::RateLimited => transient("Too many actions", 429, 75),
+            Code::Stopped => transient("Actions are stopped", 503, 75),
             Code::IdReused => permanent("The id was used for another request", 422, 65),
             Code::RequestExpired => permanent("The request is too old", 422, 65),
-            Code::InProgress => passing("The same request is under way", 409, 75),
-            Code::Conflict => passing("The target keeps changing", 409, 75),
-            Code::ClusterUnreachable => passing("The cluster cannot be reached", 503, 75),
-            Code::ClusterUnavailable => passing("The cluster cannot serve now", 503, 75),
+            Code::InProgress => transient("The same request is under way", 409, 75),
+            Code::Conflict => transient("The target keeps changing", 409, 75),
+            Code::ClusterUnreachable => transient("The cluster cannot be reached", 503, 75),
+            Code::ClusterUnavailable => transient("The cluster cannot serve now", 503, 75),
             Code::OutcomeUnknown => permanent("It is unknown whether the change was made", 504, 69),
-            Code::ServerUnwell => passing("The server is not well", 503, 75),
-            Code::Overloaded => passing("The executor is busy", 503, 75),
-            Code::ShuttingDown => passing("The executor is shutting down", 503, 75),
+            Code::ServerUnhealthy => transient("The server is unhealthy", 503, 75),
+            Code::Overloaded => transient("The executor is busy", 503, 75),
+            Code::ShuttingDown => transient("The executor is shutting down", 503, 75),
             Code::Internal => permanent("A bug in the executor", 500, 70),
         }
     }
@@ -293,7 +293,7 @@ impl ActionError {
 
     /// A fault in one field of the request; `path` as `parameters.deployment`.
     #[must_use]
-    pub fn in_field(path: impl Into<String>, what: impl fmt::Display) -> Self {
+    pub fn invalid_field(path: impl Into<String>, what: impl fmt::Display) -> Self {
         let path = path.into();
         ActionError::new(Code::InvalidRequest, format!("{path}: {what}")).with_field(path)
     }
@@ -330,7 +330,7 @@ impl ActionError {
 
     /// Adds the uid of the object that was refused.
     #[must_use]
-    pub fn about(mut self, uid: Option<&str>) -> Self {
+    pub fn object_uid(mut self, uid: Option<&str>) -> Self {
         self.about = uid.map(Into::into);
         self
     }
@@ -463,7 +463,7 @@ mod tests {
 
     #[test]
     fn serialises_as_a_problem_document() {
-        let error = ActionError::in_field("parameters.deployment", "missing")
+        let error = ActionError::invalid_field("parameters.deployment", "missing")
             .with_hint("name the Deployment")
             .with_retry_after(Some(Duration::from_millis(1200)));
         assert_eq!(

@@ -17,7 +17,7 @@ pub(crate) fn read<'de, T: Deserialize<'de>>(
     let mut json = serde_json::Deserializer::from_str(text);
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
-    let value = only_object(tracked).map_err(|error| {
+    let value = strict_object(tracked).map_err(|error| {
         let path = join(parent, &track.path().to_string());
         explain(parent, &path, &error)
     })?;
@@ -27,7 +27,7 @@ pub(crate) fn read<'de, T: Deserialize<'de>>(
 
 /// Reads a struct from an object alone. Serde would take a list for one too, its elements in the order
 /// of the fields, which no one who sends a list can have meant.
-pub(crate) fn only_object<'de, D, T>(from: D) -> Result<T, D::Error>
+pub(crate) fn strict_object<'de, D, T>(from: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
@@ -50,14 +50,14 @@ where
 }
 
 /// The same where the object may be absent.
-pub(crate) fn only_object_or_null<'de, D, T>(from: D) -> Result<Option<T>, D::Error>
+pub(crate) fn strict_object_or_null<'de, D, T>(from: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
     #[derive(Deserialize)]
     #[serde(bound = "T: Deserialize<'de>")]
-    struct Object<T>(#[serde(deserialize_with = "only_object")] T);
+    struct Object<T>(#[serde(deserialize_with = "strict_object")] T);
 
     Ok(Option::<Object<T>>::deserialize(from)?.map(|object| object.0))
 }
@@ -76,15 +76,18 @@ fn explain(parent: &str, path: &str, error: &serde_json::Error) -> ActionError {
     let position = format!(" at line {} column {}", error.line(), error.column());
     let message = full.strip_suffix(&position).unwrap_or(&full);
     if let Some(field) = quoted(message, "missing field `") {
-        return ActionError::in_field(join(path, field), "missing");
+        return ActionError::invalid_field(join(path, field), "missing");
     }
     if let Some(field) = quoted(message, "duplicate field `") {
-        return ActionError::in_field(join(strip_last(path, field), field), "given more than once");
+        return ActionError::invalid_field(
+            join(strip_last(path, field), field),
+            "given more than once",
+        );
     }
     if let Some(field) = quoted(message, "unknown field `") {
         let known = message.split_once("expected ").map_or("", |(_, known)| known);
-        let error = ActionError::in_field(
-            join(strip_last(path, field), &shortened(field)),
+        let error = ActionError::invalid_field(
+            join(strip_last(path, field), &sanitized(field)),
             "unknown field",
         );
         return if known.is_empty() { error } else { error.with_hint(format!("known: {known}")) };
@@ -99,7 +102,7 @@ fn explain(parent: &str, path: &str, error: &serde_json::Error) -> ActionError {
     };
     match path {
         "" => ActionError::new(Code::InvalidRequest, format!("the request: {what}{position}")),
-        path => ActionError::in_field(path, what),
+        path => ActionError::invalid_field(path, what),
     }
 }
 
@@ -119,7 +122,7 @@ fn strip_last<'a>(path: &'a str, field: &str) -> &'a str {
 }
 
 /// A caller's own field name, made safe to show.
-fn shortened(name: &str) -> String {
+fn sanitized(name: &str) -> String {
     name.chars().take(64).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
@@ -139,11 +142,11 @@ fn wrong_type(message: &str) -> Option<(&'static str, &str)> {
         "map" => "an object",
         _ => "something else",
     };
-    Some((got, in_words(expected)))
+    Some((got, in_plain_english(expected)))
 }
 
 /// What a type of Rust's is to those who write JSON; what is in words already stays as it is.
-fn in_words(expected: &str) -> &str {
+fn in_plain_english(expected: &str) -> &str {
     match expected {
         "u64" => "a whole number from 0",
         "u32" => "a whole number from 0 to 4294967295",

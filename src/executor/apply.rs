@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
-    actions::{Asked, Plan, Step, Todo, request::ActionRequest},
+    actions::{BoxFuture, Decision, Plan, PlanInput, request::ActionRequest},
     contract::{
         error::{ActionError, Code},
         response::{Outcome, Target},
@@ -21,21 +21,21 @@ use crate::{
     },
     k8s::api::{
         client::Cluster,
-        error::Fault,
-        mutation::{Effect, Found, Made, NotMade},
+        error::ApiError,
+        mutation::{Applied, ApplyError, Effect, Evidence},
         retry,
     },
 };
 
 /// Time kept past the deadline to find out what became of a write.
-pub(crate) const AFTERTHOUGHT: Duration = Duration::from_millis(800);
+pub(crate) const RECOVERY_TIMEOUT: Duration = Duration::from_millis(800);
 
 /// What was done, with the plan that led to it.
-pub(crate) struct Done {
+pub(crate) struct Execution {
     /// The plan.
     pub plan: Plan,
     /// What the effect left behind.
-    pub made: Made,
+    pub made: Applied,
     /// How it ended.
     pub outcome: Outcome,
     /// The sentence about it.
@@ -49,7 +49,7 @@ struct InDoubt {
     plan: Plan,
     effect: Effect,
     did: String,
-    fault: Fault,
+    fault: ApiError,
 }
 
 /// Reads the facts and decides. Reading can be given up at any time; nothing was done yet.
@@ -60,7 +60,7 @@ pub(crate) async fn plan(
     context: &Context,
     cluster: &Cluster,
     request: &ActionRequest,
-    asked: &Asked,
+    asked: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let mut stopping = context.stopping();
     tokio::select! {
@@ -81,22 +81,24 @@ pub(crate) async fn simulate(
     context: &Context,
     cluster: &Cluster,
     request: &ActionRequest,
-    asked: &Asked,
-) -> Result<Done, ActionError> {
-    let mut pauses = retry::pauses();
+    asked: &PlanInput,
+) -> Result<Execution, ActionError> {
+    let mut pauses = retry::backoff();
     loop {
         let plan = plan(context, cluster, request, asked).await?;
-        let (effect, _, would) = match plan.todo.clone() {
-            Todo::Make(effect, did, would) => (effect, did, would),
-            Todo::AlreadyMade(made, result) => return Ok(Done::before(plan, made, result)),
-            Todo::Nothing(result) => return Ok(Done::unchanged(plan, result)),
+        let (effect, _, would) = match plan.decision.clone() {
+            Decision::Apply(effect, did, would) => (effect, did, would),
+            Decision::AlreadyApplied(made, result) => {
+                return Ok(Execution::before(plan, made, result));
+            }
+            Decision::NoOp(result) => return Ok(Execution::unchanged(plan, result)),
         };
-        match cluster.make(&effect, true, asked.deadline).await {
-            Ok(made) => return Ok(Done::now(plan, made, Outcome::Simulated, would)),
-            Err(NotMade::Refused(error)) => return Err(error),
-            Err(NotMade::Blocked(words)) => return Err(blocked(&plan.target, &words)),
+        match cluster.apply(&effect, true, asked.deadline).await {
+            Ok(made) => return Ok(Execution::now(plan, made, Outcome::Simulated, would)),
+            Err(ApplyError::Rejected(error)) => return Err(error),
+            Err(ApplyError::Disruption(words)) => return Err(blocked(&plan.target, &words)),
             // A dry run leaves nothing to be in doubt of.
-            Err(NotMade::InDoubt(_) | NotMade::Stale) => {}
+            Err(ApplyError::InDoubt(_) | ApplyError::Conflict) => {}
         }
         pause(&mut pauses, asked.deadline, request).await?;
     }
@@ -106,52 +108,52 @@ pub(crate) async fn simulate(
 ///
 /// # Errors
 /// Why it was not done, or [`Code::OutcomeUnknown`].
-pub(crate) async fn make<'a>(
+pub(crate) async fn apply<'a>(
     context: &Context,
     cluster: &Cluster,
     request: &ActionRequest,
-    asked: &Asked,
+    asked: &PlanInput,
     mut plan: Plan,
-    may_go_on: &(dyn Fn() -> Step<'a, ()> + Sync),
-) -> Result<Done, ActionError> {
+    may_go_on: &(dyn Fn() -> BoxFuture<'a, ()> + Sync),
+) -> Result<Execution, ActionError> {
     // From here on it is this object that is meant, and none that may come under its name.
     let (uid, decided_on) = (plan.target.uid.clone(), plan.decided_on.clone());
-    let asked = &Asked { uid, decided_on, ..asked.clone() };
+    let asked = &PlanInput { uid, decision_etag: decided_on, ..asked.clone() };
     let judged = plan.uids_of_others();
-    let mut pauses = retry::pauses();
+    let mut pauses = retry::backoff();
     let mut in_doubt: Option<InDoubt> = None;
     loop {
-        let (effect, did) = match plan.todo.clone() {
-            Todo::Make(effect, did, _) => (*effect, did),
-            Todo::AlreadyMade(made, result) => {
+        let (effect, did) = match plan.decision.clone() {
+            Decision::Apply(effect, did, _) => (*effect, did),
+            Decision::AlreadyApplied(made, result) => {
                 let ours = in_doubt.is_some();
-                return Ok(Done { replayed: !ours, ..Done::before(plan, made, result) });
+                return Ok(Execution { replayed: !ours, ..Execution::before(plan, made, result) });
             }
-            Todo::Nothing(result) => return Ok(Done::unchanged(plan, result)),
+            Decision::NoOp(result) => return Ok(Execution::unchanged(plan, result)),
         };
         Failpoint::BeforeWrite.pass();
-        match cluster.make(&effect, false, asked.deadline).await {
+        match cluster.apply(&effect, false, asked.deadline).await {
             Ok(made) => {
                 Failpoint::AfterWrite.pass();
-                return Ok(Done::now(plan, made, Outcome::Applied, did));
+                return Ok(Execution::now(plan, made, Outcome::Applied, did));
             }
-            Err(NotMade::Refused(error)) => return settle(cluster, in_doubt, error).await,
-            Err(NotMade::Blocked(words)) => {
+            Err(ApplyError::Rejected(error)) => return settle(cluster, in_doubt, error).await,
+            Err(ApplyError::Disruption(words)) => {
                 let error = blocked(&plan.target, &words);
                 return settle(cluster, in_doubt, error).await;
             }
-            Err(NotMade::InDoubt(fault)) => {
+            Err(ApplyError::InDoubt(fault)) => {
                 let sent = InDoubt { plan, effect, did, fault };
-                match sent.look(cluster, asked.deadline.max(Instant::now())).await {
-                    Some(Found::Made(made)) => return Ok(sent.made(made)),
-                    Some(Found::NotMade) => in_doubt = Some(sent),
-                    Some(Found::Unknowable) | None => return Err(sent.unknown()),
+                match sent.find_evidence(cluster, asked.deadline.max(Instant::now())).await {
+                    Some(Evidence::Made(made)) => return Ok(sent.made(made)),
+                    Some(Evidence::NotMade) => in_doubt = Some(sent),
+                    Some(Evidence::Unknowable) | None => return Err(sent.unknown()),
                 }
             }
-            Err(NotMade::Stale) => {
+            Err(ApplyError::Conflict) => {
                 if in_doubt.is_none() && is_gone(cluster, &effect, asked.deadline).await {
                     let sentence = gone_already(&plan.target);
-                    return Ok(Done::unchanged(plan, sentence));
+                    return Ok(Execution::unchanged(plan, sentence));
                 }
             }
         }
@@ -184,7 +186,8 @@ async fn pause(
 
 /// Whether what was to be deleted has gone by itself, so that its name may be another's now.
 async fn is_gone(cluster: &Cluster, effect: &Effect, deadline: Instant) -> bool {
-    effect.is_deletion() && matches!(cluster.recognise(effect, deadline).await, Ok(Found::Made(_)))
+    effect.is_deletion()
+        && matches!(cluster.find_evidence(effect, deadline).await, Ok(Evidence::Made(_)))
 }
 
 fn gone_already(target: &Target) -> String {
@@ -196,12 +199,12 @@ async fn settle(
     cluster: &Cluster,
     in_doubt: Option<InDoubt>,
     error: ActionError,
-) -> Result<Done, ActionError> {
+) -> Result<Execution, ActionError> {
     let Some(sent) = in_doubt else { return Err(error) };
-    match sent.look(cluster, Instant::now()).await {
-        Some(Found::Made(made)) => Ok(sent.made(made)),
-        Some(Found::NotMade) => Err(error),
-        Some(Found::Unknowable) | None => Err(sent.unknown()),
+    match sent.find_evidence(cluster, Instant::now()).await {
+        Some(Evidence::Made(made)) => Ok(sent.made(made)),
+        Some(Evidence::NotMade) => Err(error),
+        Some(Evidence::Unknowable) | None => Err(sent.unknown()),
     }
 }
 
@@ -220,13 +223,13 @@ fn kept_changing(request: &ActionRequest) -> ActionError {
 
 impl InDoubt {
     /// What the cluster says of it; `None` if it cannot be asked.
-    async fn look(&self, cluster: &Cluster, deadline: Instant) -> Option<Found> {
-        let until = deadline + AFTERTHOUGHT;
-        timeout_at(until, cluster.recognise(&self.effect, until)).await.ok()?.ok()
+    async fn find_evidence(&self, cluster: &Cluster, deadline: Instant) -> Option<Evidence> {
+        let until = deadline + RECOVERY_TIMEOUT;
+        timeout_at(until, cluster.find_evidence(&self.effect, until)).await.ok()?.ok()
     }
 
-    fn made(self, made: Made) -> Done {
-        Done::now(self.plan, made, Outcome::Applied, self.did)
+    fn made(self, made: Applied) -> Execution {
+        Execution::now(self.plan, made, Outcome::Applied, self.did)
     }
 
     fn unknown(&self) -> ActionError {
@@ -255,17 +258,17 @@ pub(crate) fn unknown(effect: &Effect, why: &str) -> ActionError {
     ))
 }
 
-impl Done {
-    fn now(plan: Plan, made: Made, outcome: Outcome, result: String) -> Self {
-        Done { plan, made, outcome, result, replayed: false }
+impl Execution {
+    fn now(plan: Plan, made: Applied, outcome: Outcome, result: String) -> Self {
+        Execution { plan, made, outcome, result, replayed: false }
     }
 
-    fn before(plan: Plan, made: Made, result: String) -> Self {
-        Done { replayed: true, ..Done::now(plan, made, Outcome::Applied, result) }
+    fn before(plan: Plan, made: Applied, result: String) -> Self {
+        Execution { replayed: true, ..Execution::now(plan, made, Outcome::Applied, result) }
     }
 
     fn unchanged(plan: Plan, result: String) -> Self {
-        let made = Made::unchanged(plan.target.resource_version.clone());
-        Done::now(plan, made, Outcome::Unchanged, result)
+        let made = Applied::unchanged(plan.target.resource_version.clone());
+        Execution::now(plan, made, Outcome::Unchanged, result)
     }
 }

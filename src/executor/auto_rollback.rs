@@ -13,7 +13,7 @@ use chrono::Utc;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    actions::CompletionOf,
+    actions::CompletionSpec,
     contract::{
         error::{ActionError, Code},
         response::{ActionResponse, Outcome, RolledBack, RolloutState},
@@ -21,37 +21,37 @@ use crate::{
     executor::{apply, failpoint::Failpoint, transaction::Transaction, wait, wait::DEFAULT_WAIT},
     k8s::{
         api::{
-            completion::{Completion, KnownBy, RolloutOf},
-            mutation::{Effect, Found, Made, NotMade},
+            completion::{Completion, RolloutOf, TemplateIdentity},
+            mutation::{Applied, ApplyError, Effect, Evidence},
             retry,
         },
-        applied_requests::Marks,
-        revisions::{Fallback, History, Revision},
+        applied_requests::AppliedRequests,
+        revisions::{History, Revision, RollbackTarget},
         rollout,
         workload::Workload,
     },
     ledger::{
-        Settled, Standing,
+        ClaimState, Commit,
         record::{Record, State},
     },
-    policy::{budget::usage::Entry, evaluate::Facts},
+    policy::{budget::usage::UsageEntry, evaluate::Facts},
 };
 
 /// What the second effect's mark has after the request's id; no id has a slash in it.
 const SUFFIX: &str = "/rollback";
 
 /// What came of it.
-enum Back {
+enum RollbackOutcome {
     /// The workload is taken back: what that left behind, and by what its template is known.
-    Made(Made, KnownBy),
+    Made(Applied, TemplateIdentity),
     /// Another try of the request has seen to it, and this is the answer.
     Answered(Box<ActionResponse>),
 }
 
 /// What came of one look.
-enum Look {
+enum Attempt {
     /// It is over.
-    Over(Back),
+    Over(RollbackOutcome),
     /// The object changed under it.
     Again,
     /// It was sent and its answer lost.
@@ -60,22 +60,26 @@ enum Look {
 
 impl Transaction<'_> {
     /// Takes the workload back if that was asked for and is called for, and tells it in the answer.
-    pub(crate) async fn fall_back(&self, record: &mut Record, answer: &mut ActionResponse) {
+    pub(crate) async fn roll_back_if_failed(
+        &self,
+        record: &mut Record,
+        answer: &mut ActionResponse,
+    ) {
         let state = answer.rollout.as_ref().map(|rollout| rollout.state);
         let failed = matches!(state, Some(RolloutState::Failed | RolloutState::TimedOut));
         let did_something = record.intent.answer.outcome != Outcome::Unchanged;
         if !failed || !did_something || !self.request.action.rollback_on_failure() {
             return;
         }
-        answer.begin_again();
+        answer.clear_rollback_text();
         let Some(fallback) = record.intent.fallback.clone() else {
             return answer.not_rolled_back("it is not known any more what was there before");
         };
-        match self.take_back(record, &fallback, answer).await {
-            Ok(Back::Made(made, template)) => {
+        match self.roll_back(record, &fallback, answer).await {
+            Ok(RollbackOutcome::Made(made, template)) => {
                 self.wait_for_rollback(record, &fallback, made, template, answer).await;
             }
-            Ok(Back::Answered(theirs)) => *answer = *theirs,
+            Ok(RollbackOutcome::Answered(theirs)) => *answer = *theirs,
             Err(error) if error.code == Code::OutcomeUnknown => {
                 answer.result = format!(
                     "{} Whether it was rolled back is unknown: {}.",
@@ -86,22 +90,22 @@ impl Transaction<'_> {
         }
     }
 
-    async fn take_back(
+    async fn roll_back(
         &self,
         record: &mut Record,
-        fallback: &Fallback,
+        fallback: &RollbackTarget,
         answer: &mut ActionResponse,
-    ) -> Result<Back, ActionError> {
+    ) -> Result<RollbackOutcome, ActionError> {
         let deadline = Instant::now() + self.context.deadline();
-        let mut pauses = retry::pauses();
+        let mut pauses = retry::backoff();
         // A try that wrote it down before us may be slow and not dead, and make it yet.
         let mut in_doubt = record.rollback.is_some();
         loop {
-            let look = self.look_and_take_back(record, fallback, answer, deadline).await;
+            let look = self.try_roll_back(record, fallback, answer, deadline).await;
             match (look, &record.rollback) {
-                (Ok(Look::Over(back)), _) => return Ok(back),
-                (Ok(Look::InDoubt), _) => in_doubt = true,
-                (Ok(Look::Again), _) => {}
+                (Ok(Attempt::Over(back)), _) => return Ok(back),
+                (Ok(Attempt::InDoubt), _) => in_doubt = true,
+                (Ok(Attempt::Again), _) => {}
                 (Err(error), Some(effect)) if in_doubt && !settles_doubt(&error) => {
                     return Err(apply::unknown(effect, &error.detail));
                 }
@@ -116,48 +120,54 @@ impl Transaction<'_> {
     }
 
     /// Looks at the workload as it is, and takes it back if it still is as the failed rollout left it.
-    async fn look_and_take_back(
+    async fn try_roll_back(
         &self,
         record: &mut Record,
-        fallback: &Fallback,
+        fallback: &RollbackTarget,
         answer: &mut ActionResponse,
         deadline: Instant,
-    ) -> Result<Look, ActionError> {
-        let CompletionOf::Rollout(failed) = record.intent.completion.clone() else {
+    ) -> Result<Attempt, ActionError> {
+        let CompletionSpec::Rollout(failed) = record.intent.completion.clone() else {
             return Err(ActionError::new(Code::Internal, "there was no rollout"));
         };
         let (namespace, name) = (&answer.target.namespace, &answer.target.name);
         let history = self.cluster.history(failed.kind, namespace, name, deadline).await?;
-        let template =
-            |revision: Option<&Revision>| revision.map_or(KnownBy::Nothing, Revision::known_by);
-        if let Some(made) = self.made_before(record, &history, deadline).await? {
+        let template = |revision: Option<&Revision>| {
+            revision.map_or(TemplateIdentity::Nothing, Revision::known_by)
+        };
+        if let Some(made) = self.find_applied(record, &history, deadline).await? {
             if record.rollback.is_none()
                 && let Some(theirs) = self.adopt(record, answer, deadline).await?
             {
-                return Ok(Look::Over(Back::Answered(theirs)));
+                return Ok(Attempt::Over(RollbackOutcome::Answered(theirs)));
             }
-            return Ok(Look::Over(Back::Made(made, template(history.kept(fallback)))));
+            return Ok(Attempt::Over(RollbackOutcome::Made(
+                made,
+                template(history.kept(fallback)),
+            )));
         }
-        let revision = meant(&history, fallback, &failed, answer)?;
+        let revision = target_revision(&history, fallback, &failed, answer)?;
         self.warn_of_stuck_pods(&history, revision, answer, deadline).await;
         let (found, id) = (history.workload.metadata(), self.rollback_id());
         let patch = history.patch_to(revision);
         let effect = Effect::patch(failed.kind.resource(), found, &id, patch);
         record.rolling_back(effect.clone(), answer.clone());
-        if let Settled::Theirs(theirs) = self.ledger.settle(record, deadline).await? {
-            return Ok(Look::Over(Back::Answered(theirs)));
+        if let Commit::Superseded(theirs) = self.ledger.settle(record, deadline).await? {
+            return Ok(Attempt::Over(RollbackOutcome::Answered(theirs)));
         }
-        self.ask_limits(&history.workload, record, answer, deadline).await?;
+        self.check_limits(&history.workload, record, answer, deadline).await?;
         Failpoint::BeforeRollback.pass();
-        match self.cluster.make(&effect, false, deadline).await {
+        match self.cluster.apply(&effect, false, deadline).await {
             Ok(made) => {
                 Failpoint::AfterRollback.pass();
-                Ok(Look::Over(Back::Made(made, revision.known_by())))
+                Ok(Attempt::Over(RollbackOutcome::Made(made, revision.known_by())))
             }
-            Err(NotMade::Stale) => Ok(Look::Again),
-            Err(NotMade::InDoubt(_)) => Ok(Look::InDoubt),
-            Err(NotMade::Refused(error)) => Err(error),
-            Err(NotMade::Blocked(words)) => Err(ActionError::new(Code::DisruptionBudget, words)),
+            Err(ApplyError::Conflict) => Ok(Attempt::Again),
+            Err(ApplyError::InDoubt(_)) => Ok(Attempt::InDoubt),
+            Err(ApplyError::Rejected(error)) => Err(error),
+            Err(ApplyError::Disruption(words)) => {
+                Err(ActionError::new(Code::DisruptionBudget, words))
+            }
         }
     }
 
@@ -166,22 +176,26 @@ impl Transaction<'_> {
     }
 
     /// What the second effect left behind, if it was made, by whatever try.
-    async fn made_before(
+    async fn find_applied(
         &self,
         record: &Record,
         history: &History,
         deadline: Instant,
-    ) -> Result<Option<Made>, ActionError> {
+    ) -> Result<Option<Applied>, ActionError> {
         let Some(effect) = &record.rollback else {
             let found = history.workload.metadata();
             let (resource_version, generation) = (found.resource_version.clone(), found.generation);
-            let marked = Marks::on(found).hold(&self.rollback_id());
-            return Ok(marked.then_some(Made { resource_version, generation, ..Made::default() }));
+            let marked = AppliedRequests::from_metadata(found).contains(&self.rollback_id());
+            return Ok(marked.then_some(Applied {
+                resource_version,
+                generation,
+                ..Applied::default()
+            }));
         };
-        match self.cluster.recognise(effect, deadline).await? {
-            Found::Made(made) => Ok(Some(made)),
-            Found::NotMade => Ok(None),
-            Found::Unknowable => {
+        match self.cluster.find_evidence(effect, deadline).await? {
+            Evidence::Made(made) => Ok(Some(made)),
+            Evidence::NotMade => Ok(None),
+            Evidence::Unknowable => {
                 Err(apply::unknown(effect, "the object has been changed by others since"))
             }
         }
@@ -196,11 +210,11 @@ impl Transaction<'_> {
         deadline: Instant,
     ) -> Result<Option<Box<ActionResponse>>, ActionError> {
         match self.ledger.find(deadline).await? {
-            Standing::Answered(there) => Ok(there.answer.map(Box::new)),
-            Standing::Effective(there) if there.state == State::RollingBack => {
+            ClaimState::Answered(there) => Ok(there.answer.map(Box::new)),
+            ClaimState::Applied(there) if there.state == State::RollingBack => {
                 if let (Some(effect), Some(so_far)) = (there.rollback, there.answer) {
                     *answer = so_far;
-                    answer.begin_again();
+                    answer.clear_rollback_text();
                     record.rolling_back(effect, answer.clone());
                     record.resource_version = there.resource_version;
                 }
@@ -211,7 +225,7 @@ impl Transaction<'_> {
     }
 
     /// The kill switch and the policy as it is now, of the workload as it is now.
-    async fn ask_limits(
+    async fn check_limits(
         &self,
         workload: &Workload,
         record: &Record,
@@ -222,8 +236,8 @@ impl Transaction<'_> {
         let facts = Facts { labels: Some(&labels), ..Facts::of(self.request, None) };
         self.context.policy().judge(&facts).refuse()?;
         let (target, at) = (&answer.target, record.written_at.unwrap_or_else(Utc::now));
-        let entry = Entry::new(&self.rollback_id(), target, target, at);
-        self.budget.note(&[entry], deadline).await
+        let entry = UsageEntry::new(&self.rollback_id(), target, target, at);
+        self.budget.record_unconditionally(&[entry], deadline).await
     }
 
     /// Names the pods that a StatefulSet would wait for. Without the right to list them it is not said.
@@ -241,7 +255,7 @@ impl Transaction<'_> {
         let pods = self.cluster.list(&answer.target.namespace, &selector, deadline).await;
         let pods = pods.unwrap_or_default();
         let stuck = history.stuck(revision, &pods);
-        let warning = rollout::waits_for_ever(&stuck);
+        let warning = rollout::stuck_pods_warning(&stuck);
         if !stuck.is_empty() && !answer.warnings.contains(&warning) {
             answer.warnings.push(warning);
         }
@@ -252,18 +266,18 @@ impl Transaction<'_> {
     async fn wait_for_rollback(
         &self,
         record: &Record,
-        fallback: &Fallback,
-        made: Made,
-        template: KnownBy,
+        fallback: &RollbackTarget,
+        made: Applied,
+        template: TemplateIdentity,
         answer: &mut ActionResponse,
     ) {
-        let CompletionOf::Rollout(RolloutOf { kind, .. }) = record.intent.completion else {
+        let CompletionSpec::Rollout(RolloutOf { kind, .. }) = record.intent.completion else {
             return;
         };
         let rollout = RolloutOf { kind, template };
         let completion = Completion::of_rollout(rollout, &answer.target, &made);
         let end = Instant::now() + self.request.timeout.unwrap_or(DEFAULT_WAIT);
-        self.context.tell(&format!("rolled back to revision {}", fallback.number));
+        self.context.progress(&format!("rolled back to revision {}", fallback.number));
         let rollout = wait::until_complete(self.context, self.cluster, &completion, end).await;
         answer.target.resource_version.clone_from(&made.resource_version);
         let (revision, resource_version) = (fallback.number, made.resource_version);
@@ -280,14 +294,15 @@ fn settles_doubt(error: &ActionError) -> bool {
 }
 
 /// The revision to go back to, if the workload still is as the failed rollout left it.
-fn meant<'a>(
+fn target_revision<'a>(
     history: &'a History,
-    fallback: &Fallback,
+    fallback: &RollbackTarget,
     failed: &RolloutOf,
     answer: &ActionResponse,
 ) -> Result<&'a Revision, ActionError> {
     let (target, found) = (&answer.target, history.workload.metadata());
-    let is_ours = failed.template != KnownBy::Nothing && failed.template.is_on(&history.workload);
+    let is_ours =
+        failed.template != TemplateIdentity::Nothing && failed.template.is_on(&history.workload);
     if found.uid != target.uid || found.deletion_timestamp.is_some() || !is_ours {
         let detail = format!("{target} was changed by someone else in the meantime");
         return Err(ActionError::new(Code::PreconditionFailed, detail));
@@ -303,7 +318,7 @@ fn meant<'a>(
 
 impl ActionResponse {
     /// Takes out what an interrupted wait has said of the way back.
-    fn begin_again(&mut self) {
+    fn clear_rollback_text(&mut self) {
         if let Some(rolled_back) = self.rolled_back.take()
             && let Some(before) = self.result.strip_suffix(&format!(" {rolled_back}"))
         {

@@ -7,14 +7,14 @@ use tokio::{sync::watch, time::sleep};
 
 use crate::{
     actions::request::ActionRequest,
-    config::{Settings, reload::Followed},
+    config::{Settings, reload::Reloading},
     contract::{
         error::{ActionError, Code},
         response::ActionResponse,
     },
-    executor::target_lock::Turns,
+    executor::target_lock::TargetLocks,
     k8s::api::client::Cluster,
-    ledger::record::Subject,
+    ledger::record::RequestMetadata,
     policy::Policy,
     telemetry::metrics::Metrics,
 };
@@ -24,21 +24,21 @@ pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Told that a request's record stands in the ledger, and that its answer may take long: from now on
 /// whoever reads the record can tell of it, and a crash loses nothing.
-pub type Claimed = Arc<dyn Fn(&Subject) + Send + Sync>;
+pub type Claimed = Arc<dyn Fn(&RequestMetadata) + Send + Sync>;
 /// Told when nothing is left of an action but a long wait, which costs little.
-pub type AtRest = Arc<dyn Fn() + Send + Sync>;
+pub type OnWaiting = Arc<dyn Fn() + Send + Sync>;
 
 /// The handler's surroundings.
 #[derive(Clone)]
 pub struct Context {
     cluster: Option<Cluster>,
-    policy: Arc<Followed<Policy>>,
+    policy: Arc<Reloading<Policy>>,
     deadline: Duration,
     replay_window: Duration,
     progress: Progress,
     claimed: Claimed,
-    at_rest: AtRest,
-    turns: Arc<Turns>,
+    on_waiting: OnWaiting,
+    turns: Arc<TargetLocks>,
     metrics: Option<Arc<Metrics>>,
     stopping: watch::Receiver<bool>,
 }
@@ -49,7 +49,7 @@ impl Context {
     #[must_use]
     pub fn new(
         cluster: Option<Cluster>,
-        policy: Followed<Policy>,
+        policy: Reloading<Policy>,
         settings: &Settings,
         stopping: watch::Receiver<bool>,
     ) -> Self {
@@ -64,7 +64,7 @@ impl Context {
             replay_window,
             progress,
             claimed,
-            at_rest: Arc::new(|| ()),
+            on_waiting: Arc::new(|| ()),
             turns: Arc::default(),
             metrics: None,
             stopping,
@@ -87,9 +87,9 @@ impl Context {
 
     /// The same context with one more to tell when only a wait is left.
     #[must_use]
-    pub fn resting(mut self, also: AtRest) -> Self {
-        let before = self.at_rest;
-        self.at_rest = Arc::new(move || {
+    pub fn resting(mut self, also: OnWaiting) -> Self {
+        let before = self.on_waiting;
+        self.on_waiting = Arc::new(move || {
             before();
             also();
         });
@@ -106,7 +106,7 @@ impl Context {
     /// The same context for work that has to be over after `left`: its calls are bounded by it, and its
     /// waits told to stop then, if they are not before.
     #[must_use]
-    pub fn within(mut self, left: Duration) -> Self {
+    pub fn with_deadline(mut self, left: Duration) -> Self {
         let (stop, stopping) = watch::channel(false);
         let mut before = self.stopping;
         tokio::spawn(async move {
@@ -132,7 +132,7 @@ impl Context {
     ///
     /// # Errors
     /// [`Code::Configuration`] if none is configured.
-    pub(crate) fn needed_cluster(&self, so: &str) -> Result<&Cluster, ActionError> {
+    pub(crate) fn require_cluster(&self, so: &str) -> Result<&Cluster, ActionError> {
         self.cluster().ok_or_else(|| {
             ActionError::new(Code::Configuration, format!("no cluster is configured, so {so}"))
                 .with_hint("set KUBECONFIG, or run where a service account is mounted")
@@ -164,22 +164,22 @@ impl Context {
     }
 
     /// Tells that nothing is left but a wait.
-    pub(crate) fn rest(&self) {
-        (self.at_rest)();
+    pub(crate) fn waiting(&self) {
+        (self.on_waiting)();
     }
 
     /// The turns of this process at the objects that are acted upon.
-    pub(crate) fn turns(&self) -> &Arc<Turns> {
+    pub(crate) fn target_locks(&self) -> &Arc<TargetLocks> {
         &self.turns
     }
 
     /// Tells a stage of a wait.
-    pub(crate) fn tell(&self, stage: &str) {
+    pub(crate) fn progress(&self, stage: &str) {
         (self.progress)(stage);
     }
 
     /// Tells that a request's record stands; more than once does no harm.
-    pub(crate) fn claimed(&self, subject: &Subject) {
+    pub(crate) fn claimed(&self, subject: &RequestMetadata) {
         (self.claimed)(subject);
     }
 
@@ -207,8 +207,8 @@ impl Context {
 
     /// Why the policy's file is not what holds, if it is not.
     #[must_use]
-    pub fn policy_fault(&self) -> Option<ActionError> {
-        self.policy.fault()
+    pub fn policy_error(&self) -> Option<ActionError> {
+        self.policy.load_error()
     }
 
     /// Whether the cluster serves. Without one there is nothing to fail.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span, field::Empty};
 
 use crate::{
-    actions::{Asked, request::ActionRequest},
+    actions::{PlanInput, request::ActionRequest},
     contract::{
         error::{ActionError, Code},
         names::RequestId,
@@ -35,7 +35,7 @@ pub mod transaction;
 pub mod wait;
 
 /// How far in the future a request may seem to come from, since clocks differ.
-const CLOCKS_DIFFER: TimeDelta = TimeDelta::seconds(60);
+const MAX_CLOCK_SKEW: TimeDelta = TimeDelta::seconds(60);
 
 /// Does what the request asks, and tells what came of it.
 ///
@@ -58,58 +58,58 @@ pub async fn handle(
         action_executor.simulate = request.simulate,
         action_executor.result = Empty,
     );
-    carry_out(context, &request, &id).instrument(span).await
+    handle_traced(context, &request, &id).instrument(span).await
 }
 
-async fn carry_out(
+async fn handle_traced(
     context: &Context,
     request: &ActionRequest,
     id: &RequestId,
 ) -> Result<ActionResponse, ActionError> {
     let began = Instant::now();
-    let result = answer(context, request, id).await;
+    let result = answer_request(context, request, id).await;
     context.count(request, &result, began.elapsed());
-    trace(&result);
+    record_in_span(&result);
     log(request, id, &result);
     Failpoint::BeforeAnswer.pass();
     result.map_err(|error| error.with_id(id))
 }
 
-async fn answer(
+async fn answer_request(
     context: &Context,
     request: &ActionRequest,
     id: &RequestId,
 ) -> Result<ActionResponse, ActionError> {
-    let asked = ask(context, request, id);
+    let asked = plan_input(context, request, id);
     if request.simulate {
         return simulate(context, request, &asked).await;
     }
-    let cluster = context.needed_cluster("nothing can be done")?;
-    refuse_what_is_forgotten("issued_at", request.issued_at, asked.at, context.replay_window())?;
+    let cluster = context.require_cluster("nothing can be done")?;
+    check_replay_window("issued_at", request.issued_at, asked.at, context.replay_window())?;
     let target = request.action.target();
-    let turn = Arc::new(context.turns().take(&target, id, asked.deadline).await?);
+    let turn = Arc::new(context.target_locks().take(&target, id, asked.deadline).await?);
     // Its effect is made by then: nobody else has to wait for its completion.
     let ended = turn.clone();
     let context = context.clone().resting(Arc::new(move || ended.end()));
-    transaction::carry_out(&context, cluster, request, asked).await
+    transaction::execute(&context, cluster, request, asked).await
 }
 
-fn ask(context: &Context, request: &ActionRequest, id: &RequestId) -> Asked {
+fn plan_input(context: &Context, request: &ActionRequest, id: &RequestId) -> PlanInput {
     let calls = request.timeout.map_or(context.deadline(), |it| it.min(context.deadline()));
-    Asked {
+    PlanInput {
         id: id.clone(),
         at: Utc::now(),
         deadline: Instant::now() + calls,
         wait: request.wait,
         precondition: request.precondition.clone(),
         uid: None,
-        decided_on: None,
+        decision_etag: None,
     }
 }
 
 /// What the ledger may have forgotten cannot be recognised as done, so it is not done again. Nor is a
 /// request from the future, which would outlive the ledger's memory.
-pub(crate) fn refuse_what_is_forgotten(
+pub(crate) fn check_replay_window(
     field: &str,
     issued_at: Option<DateTime<Utc>>,
     now: DateTime<Utc>,
@@ -119,7 +119,7 @@ pub(crate) fn refuse_what_is_forgotten(
     let window = TimeDelta::from_std(window).unwrap_or(TimeDelta::MAX);
     let what = if now - issued_at > window {
         format!("is more than {} s ago", window.num_seconds())
-    } else if issued_at - now > CLOCKS_DIFFER {
+    } else if issued_at - now > MAX_CLOCK_SKEW {
         "is in the future".to_owned()
     } else {
         return Ok(());
@@ -134,7 +134,7 @@ pub(crate) fn refuse_what_is_forgotten(
 async fn simulate(
     context: &Context,
     request: &ActionRequest,
-    asked: &Asked,
+    asked: &PlanInput,
 ) -> Result<ActionResponse, ActionError> {
     let policy = context.policy();
     policy.judge(&Facts::of(request, None)).refuse()?;
@@ -143,11 +143,11 @@ async fn simulate(
     };
     let done = apply::simulate(context, cluster, request, asked).await?;
     policy.judge_plan(request, &done.plan, true).refuse()?;
-    let foreseen = foresight(&policy.judge_plan(request, &done.plan, false));
+    let foreseen = policy_preview(&policy.judge_plan(request, &done.plan, false));
     let mut answer = ActionResponse::to(request, asked, done.outcome, done.result);
     answer.replayed = done.replayed;
     answer.warnings.extend(done.plan.warnings.iter().cloned());
-    answer.warnings.extend(done.made.told_warnings());
+    answer.warnings.extend(done.made.warnings_for_answer());
     answer.warnings.extend(foreseen);
     answer.changes = done.plan.changes;
     answer.target = done.plan.target;
@@ -157,22 +157,22 @@ async fn simulate(
     Ok(answer)
 }
 
-fn offline(request: &ActionRequest, asked: &Asked, policy: &Policy) -> ActionResponse {
+fn offline(request: &ActionRequest, asked: &PlanInput, policy: &Policy) -> ActionResponse {
     let preview = request.action.plannable().preview(asked);
     let mut answer = ActionResponse::to(request, asked, Outcome::Simulated, preview.result);
     answer.offline = true;
     answer.changes = preview.changes;
     answer.warnings.push("no cluster is configured: the target was not looked at".to_owned());
     let facts = Facts { simulate: false, ..Facts::of(request, None) };
-    answer.warnings.extend(foresight(&policy.judge(&facts)));
+    answer.warnings.extend(policy_preview(&policy.judge(&facts)));
     answer
 }
 
 /// What the policy says of the same, were it not a simulation.
-fn foresight(verdict: &Verdict) -> Option<String> {
+fn policy_preview(verdict: &Verdict) -> Option<String> {
     match verdict.refuse() {
         Err(refusal) => Some(format!("the real action would be refused: {}", refusal.detail)),
-        Ok(()) if verdict.needs_approval() => {
+        Ok(()) if verdict.requires_approval() => {
             Some("the real action would wait for a person's approval".to_owned())
         }
         Ok(()) => None,
@@ -180,7 +180,7 @@ fn foresight(verdict: &Verdict) -> Option<String> {
 }
 
 /// Says in the action's span what came of it, as the metrics do.
-fn trace(result: &Result<ActionResponse, ActionError>) {
+fn record_in_span(result: &Result<ActionResponse, ActionError>) {
     let (word, failed) = match result {
         Ok(answer) => (answer.outcome.name(), answer.outcome == Outcome::Failed),
         Err(error) => (error.code.name(), true),
@@ -213,7 +213,7 @@ impl ActionResponse {
     /// The beginning of an answer to this request: what is known before the cluster is asked.
     pub(crate) fn to(
         request: &ActionRequest,
-        asked: &Asked,
+        asked: &PlanInput,
         outcome: Outcome,
         result: String,
     ) -> Self {
@@ -250,7 +250,7 @@ mod tests {
                 issued_at.to_rfc3339()
             );
             let request = ActionRequest::parse(text.as_bytes()).expect("is accepted");
-            refuse_what_is_forgotten("issued_at", request.issued_at, now, Duration::from_secs(1800))
+            check_replay_window("issued_at", request.issued_at, now, Duration::from_secs(1800))
                 .map_err(|error| error.code)
         };
         assert_eq!(age(1800), Ok(()));

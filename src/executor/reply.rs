@@ -3,8 +3,8 @@
 use chrono::{DateTime, Utc};
 
 use crate::{
-    actions::request::{ActionRequest, Key},
-    auth::{Caller, Callers, Credentials},
+    actions::request::{ActionRequest, IdempotencyKey},
+    auth::{Authenticator, Caller, Credentials},
     contract::{
         error::ActionError,
         response::{ActionResponse, Outcome},
@@ -33,33 +33,33 @@ pub struct Answer {
 
 /// A request as it was delivered.
 #[derive(Clone, Debug)]
-pub struct Delivery {
+pub struct IncomingRequest {
     /// The request in JSON.
     pub body: Vec<u8>,
     /// An id that came beside it.
-    pub key: Option<Key>,
+    pub key: Option<IdempotencyKey>,
     /// The event that brought it.
-    pub event: Option<Origin>,
+    pub event: Option<EventMetadata>,
 }
 
 /// The event that brought a request.
 #[derive(Clone, Debug)]
-pub struct Origin {
+pub struct EventMetadata {
     /// The event's own id, which is that of a request that brings none.
-    pub key: Key,
+    pub key: IdempotencyKey,
     /// When the event was made.
     pub made_at: Option<DateTime<Utc>>,
 }
 
-impl Delivery {
+impl IncomingRequest {
     /// Reads the request.
     ///
     /// # Errors
     /// As [`ActionRequest::parse`] and [`ActionRequest::keyed`] say.
     pub fn request(&self) -> Result<ActionRequest, ActionError> {
-        let request = ActionRequest::parse(&self.body)?.keyed(self.key.as_ref())?;
+        let request = ActionRequest::parse(&self.body)?.with_idempotency_key(self.key.as_ref())?;
         let event = self.event.as_ref().filter(|_| request.id.is_none());
-        request.keyed(event.map(|event| &event.key))
+        request.with_idempotency_key(event.map(|event| &event.key))
     }
 }
 
@@ -70,14 +70,14 @@ impl Delivery {
 /// # Errors
 /// That the caller is not known or may not ask for this, that the request cannot be read, or as
 /// [`handle`] says.
-pub async fn carry_out(
+pub async fn execute(
     context: &Context,
-    callers: &Callers,
-    delivery: &Delivery,
+    callers: &Authenticator,
+    delivery: &IncomingRequest,
     credentials: &Credentials,
 ) -> Result<ActionResponse, ActionError> {
-    let caller = callers.identify(credentials, context.cluster()).await?;
-    carry_out_for(context, caller.as_ref(), delivery).await
+    let caller = callers.authenticate(credentials, context.cluster()).await?;
+    execute_as(context, caller.as_ref(), delivery).await
 }
 
 /// Does what this caller asks.
@@ -88,18 +88,18 @@ pub async fn carry_out(
 ///
 /// # Errors
 /// As [`carry_out`] says of a caller who is known.
-pub async fn carry_out_for(
+pub async fn execute_as(
     context: &Context,
     caller: Option<&Caller>,
-    delivery: &Delivery,
+    delivery: &IncomingRequest,
 ) -> Result<ActionResponse, ActionError> {
     let mut request = delivery.request()?;
     if let Some(caller) = caller {
-        request = caller.ask(request, context.cluster()).await?;
+        request = caller.authorize_request(request, context.cluster()).await?;
     }
     let made_at = delivery.event.as_ref().and_then(|event| event.made_at);
     if !request.simulate && request.issued_at.is_none() {
-        executor::refuse_what_is_forgotten("time", made_at, Utc::now(), context.replay_window())?;
+        executor::check_replay_window("time", made_at, Utc::now(), context.replay_window())?;
     }
     // A real action's steps are many and their state is large; on the heap, no door's stack grows by it.
     Box::pin(handle(context, request)).await

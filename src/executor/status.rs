@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    actions::{ActionKind, Rest},
+    actions::{ActionKind, FollowUp},
     contract::{
         error::ActionError,
         names::{Namespace, RequestId},
@@ -22,14 +22,14 @@ use crate::{
     },
     executor::{context::Context, drain::Remaining},
     k8s::{
-        api::{client::Call, error::Fault},
-        rollout::Verdict,
+        api::{client::Call, error::ApiError},
+        rollout::RolloutStatus,
     },
     ledger::record::{REQUESTER, Record, State, event_name},
 };
 
 /// The longest that reading the record, and then looking at the target, may each take.
-const DEADLINE: Duration = Duration::from_secs(5);
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is told of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -100,17 +100,17 @@ impl From<State> for Stage {
         match state {
             State::Claimed => Stage::Claimed,
             State::InDoubt => Stage::InDoubt,
-            State::Effective => Stage::Effective,
+            State::Applied => Stage::Effective,
             State::RollingBack => Stage::RollingBack,
             State::Answered => Stage::Answered,
-            State::Released => Stage::Released,
+            State::Refused => Stage::Released,
             State::Pending => Stage::PendingApproval,
         }
     }
 }
 
 /// A record that was found, of which nothing has been told yet.
-pub struct Found {
+pub struct Operation {
     id: RequestId,
     record: Record,
     requester: Option<String>,
@@ -125,25 +125,25 @@ pub async fn find(
     context: &Context,
     namespace: &Namespace,
     id: &RequestId,
-) -> Result<Option<Found>, ActionError> {
-    let cluster = context.needed_cluster("nothing is remembered")?;
+) -> Result<Option<Operation>, ActionError> {
+    let cluster = context.require_cluster("nothing is remembered")?;
     let name = event_name(id);
-    let deadline = Instant::now() + DEADLINE;
-    match cluster.fetch::<Event>(namespace, &name, deadline).await {
-        Ok(event) => Ok(Found::read(id, event)),
-        Err(Fault::NotFound) => Ok(None),
+    let deadline = Instant::now() + STATUS_TIMEOUT;
+    match cluster.try_get::<Event>(namespace, &name, deadline).await {
+        Ok(event) => Ok(Operation::read(id, event)),
+        Err(ApiError::NotFound) => Ok(None),
         Err(fault) => {
-            Err(cluster.tell(&Call::of::<Event>("get", namespace, Some(&name)), fault).await)
+            Err(cluster.explain(&Call::of::<Event>("get", namespace, Some(&name)), fault).await)
         }
     }
 }
 
-impl Found {
+impl Operation {
     /// What an Event holds. One that holds no record is none of ours, whatever its name.
     fn read(id: &RequestId, event: Event) -> Option<Self> {
         let record = Record::read(&event)?;
         let annotations = event.metadata.annotations.unwrap_or_default();
-        Some(Found {
+        Some(Operation {
             id: id.clone(),
             record,
             requester: annotations.get(REQUESTER).cloned(),
@@ -165,16 +165,16 @@ impl Found {
 
     /// What is to be told, with a look at the target if its completion is being waited for.
     pub async fn progress(&self, context: &Context) -> Progress {
-        let progress = self.so_far(Utc::now());
+        let progress = self.from_record(Utc::now());
         match progress.state {
-            Stage::Effective => Progress { detail: self.look(context).await, ..progress },
+            Stage::Effective => Progress { detail: self.observe(context).await, ..progress },
             _ => progress,
         }
     }
 
     /// What the record says by itself.
-    fn so_far(&self, now: DateTime<Utc>) -> Progress {
-        let Record { state, until, intent, answer, .. } = &self.record;
+    fn from_record(&self, now: DateTime<Utc>) -> Progress {
+        let Record { state, expires_at: until, intent, answer, .. } = &self.record;
         let state = Stage::from(*state);
         let overdue = now >= *until;
         let timed = matches!(state, Stage::Claimed | Stage::PendingApproval);
@@ -208,8 +208,8 @@ impl Found {
     }
 
     /// How far what is waited for is, in the words of the wait.
-    async fn look(&self, context: &Context) -> String {
-        let end = Instant::now() + DEADLINE;
+    async fn observe(&self, context: &Context) -> String {
+        let end = Instant::now() + STATUS_TIMEOUT;
         match timeout_at(end, self.stage(context, end)).await {
             Ok(Ok(stage)) => stage,
             Ok(Err(error)) => format!("the target could not be looked at: {}", error.detail),
@@ -218,16 +218,18 @@ impl Found {
     }
 
     async fn stage(&self, context: &Context, end: Instant) -> Result<String, ActionError> {
-        let cluster = context.needed_cluster("nothing is remembered")?;
+        let cluster = context.require_cluster("nothing is remembered")?;
         let made = self.record.made.clone().unwrap_or_default();
         let node = &self.record.intent.answer.target;
         match self.record.intent.completion.given(node, &made) {
-            Rest::Wait(completion) => Ok(match completion.check(cluster, end).await? {
-                Verdict::Waiting(stage) | Verdict::Complete(stage) | Verdict::Failed(stage) => {
-                    stage
-                }
+            FollowUp::Wait(completion) => Ok(match completion.check(cluster, end).await? {
+                RolloutStatus::Waiting(stage)
+                | RolloutStatus::Complete(stage)
+                | RolloutStatus::Failed(stage) => stage,
             }),
-            Rest::Drain(drained) => Remaining { cluster, node, drained }.so_far(end).await,
+            FollowUp::Drain(drained) => {
+                Remaining { cluster, node, drained }.with_progress(end).await
+            }
         }
     }
 }

@@ -24,14 +24,14 @@ use crate::contract::{
 };
 
 /// How many may wait for their turn at one object.
-const LINE: usize = 8;
+const MAX_WAITERS: usize = 8;
 
 /// Longest wait for a turn.
-const PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The lines in front of all objects.
 #[derive(Default)]
-pub(crate) struct Turns(Mutex<HashMap<String, Line>>);
+pub(crate) struct TargetLocks(Mutex<HashMap<String, Line>>);
 
 /// Those at one object.
 struct Line {
@@ -54,20 +54,20 @@ enum Entry {
 }
 
 /// A turn at an object; whoever joins another try has one too.
-pub(crate) struct Turn {
-    turns: Arc<Turns>,
+pub(crate) struct TargetGuard {
+    turns: Arc<TargetLocks>,
     target: String,
     id: String,
     permit: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 /// Somebody in a line.
-struct Waiting<'a> {
-    turns: &'a Turns,
+struct Waiter<'a> {
+    turns: &'a TargetLocks,
     target: &'a str,
 }
 
-impl Turns {
+impl TargetLocks {
     /// Waits for a turn at `target`, at most half of the time until `deadline`.
     ///
     /// # Errors
@@ -77,25 +77,25 @@ impl Turns {
         target: &Target,
         id: &RequestId,
         deadline: Instant,
-    ) -> Result<Turn, ActionError> {
+    ) -> Result<TargetGuard, ActionError> {
         let (name, now) = (target.to_string(), Instant::now());
         let (entry, semaphore) = self.enter(&name, id);
         let permit = match entry {
             Entry::Joins => None,
-            Entry::Refused => return Err(crowded(target, "as many others wait as may")),
+            Entry::Refused => return Err(too_many_waiters(target, "as many others wait as may")),
             Entry::Waits => {
-                let _waiting = Waiting { turns: self, target: &name };
-                let until = now + PATIENCE.min(deadline.saturating_duration_since(now) / 2);
+                let _waiting = Waiter { turns: self, target: &name };
+                let until = now + LOCK_TIMEOUT.min(deadline.saturating_duration_since(now) / 2);
                 let permit = timeout_at(until, semaphore.acquire_owned()).await;
                 let Ok(Ok(permit)) = permit else {
-                    return Err(crowded(target, "those before this one took too long"));
+                    return Err(too_many_waiters(target, "those before this one took too long"));
                 };
                 self.begin(&name, id);
                 Some(permit)
             }
         };
         let (turns, id, permit) = (self.clone(), id.to_string(), Mutex::new(permit));
-        Ok(Turn { turns, target: name, id, permit })
+        Ok(TargetGuard { turns, target: name, id, permit })
     }
 
     fn enter(&self, target: &str, id: &str) -> (Entry, Arc<Semaphore>) {
@@ -131,14 +131,14 @@ impl Turns {
     }
 }
 
-impl Turn {
+impl TargetGuard {
     /// The effect is made: the next one may come.
     pub(crate) fn end(&self) {
         lock(&self.permit).take();
     }
 }
 
-impl Drop for Turn {
+impl Drop for TargetGuard {
     fn drop(&mut self) {
         self.end();
         self.turns.leave(&self.target, |line| match line.begun.get_mut(&self.id) {
@@ -150,7 +150,7 @@ impl Drop for Turn {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.turns.leave(self.target, |line| line.waiting -= 1);
     }
@@ -160,12 +160,12 @@ fn entry(begun: &HashMap<String, usize>, waiting: usize, id: &str) -> Entry {
     match waiting {
         _ if begun.contains_key(id) => Entry::Joins,
         // The one in its turn comes out of the line at once.
-        LINE.. => Entry::Refused,
+        MAX_WAITERS.. => Entry::Refused,
         _ => Entry::Waits,
     }
 }
 
-fn crowded(target: &Target, why: &str) -> ActionError {
+fn too_many_waiters(target: &Target, why: &str) -> ActionError {
     let detail = format!("other actions on {target} come first, and {why}; nothing was done");
     ActionError::new(Code::RateLimited, detail).with_retry_after(Some(Duration::from_secs(2)))
 }
@@ -187,7 +187,7 @@ mod tests {
         RequestId::try_from(text.to_owned()).expect("is an id")
     }
 
-    async fn take(turns: &Arc<Turns>, name: &str) -> Result<Turn, Code> {
+    async fn take(turns: &Arc<TargetLocks>, name: &str) -> Result<TargetGuard, Code> {
         let deadline = Instant::now() + Duration::from_secs(30);
         turns.take(&target(), &id(name), deadline).await.map_err(|error| error.code)
     }
@@ -195,14 +195,14 @@ mod tests {
     #[test]
     fn tries_of_one_request_join_and_others_wait_or_are_too_many() {
         let begun = HashMap::from([("a".to_owned(), 1)]);
-        assert_eq!(entry(&begun, LINE, "a"), Entry::Joins);
-        assert_eq!(entry(&begun, LINE - 1, "b"), Entry::Waits);
-        assert_eq!(entry(&begun, LINE, "b"), Entry::Refused);
+        assert_eq!(entry(&begun, MAX_WAITERS, "a"), Entry::Joins);
+        assert_eq!(entry(&begun, MAX_WAITERS - 1, "b"), Entry::Waits);
+        assert_eq!(entry(&begun, MAX_WAITERS, "b"), Entry::Refused);
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_comes_after_the_other_and_nobody_waits_for_a_rollout() {
-        let turns = Arc::<Turns>::default();
+        let turns = Arc::<TargetLocks>::default();
         let first = take(&turns, "first").await.expect("is at once");
         let again = take(&turns, "first").await.expect("joins");
         let next = tokio::spawn({
@@ -222,9 +222,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn too_many_are_refused_at_once_and_the_others_in_time() {
-        let turns = Arc::<Turns>::default();
+        let turns = Arc::<TargetLocks>::default();
         let _first = take(&turns, "first").await.expect("is at once");
-        let line: Vec<_> = (0..LINE)
+        let line: Vec<_> = (0..MAX_WAITERS)
             .map(|number| {
                 let turns = turns.clone();
                 tokio::spawn(async move { take(&turns, &format!("{number}")).await.map(|_| ()) })
@@ -240,7 +240,7 @@ mod tests {
                 assert_eq!(waited, Err(Code::RateLimited));
             }
         }
-        assert_eq!(began.elapsed(), PATIENCE);
+        assert_eq!(began.elapsed(), LOCK_TIMEOUT);
         assert_eq!(lock(&turns.0)[&target().to_string()].waiting, 0);
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     executor::context::{Context, stopped},
     k8s::{
         api::{client::Cluster, completion::Completion},
-        rollout::Verdict,
+        rollout::RolloutStatus,
     },
 };
 
@@ -20,14 +20,14 @@ use crate::{
 pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(300);
 
 /// How often the target is looked at: soon at first, since most effects are quick.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
+const MAX_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long before the end the last look comes.
-const LAST_LOOK: Duration = Duration::from_millis(200);
+const FINAL_CHECK_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Time kept past the end to ask the pods what is wrong.
-const AFTERTHOUGHT: Duration = Duration::from_millis(800);
+const RECOVERY_TIMEOUT: Duration = Duration::from_millis(800);
 
 /// Waits for `completion` until `end`. That it did not come is told in the rollout's state, with what
 /// the pods say.
@@ -52,7 +52,7 @@ async fn watch(
     end: Instant,
 ) -> (RolloutState, String) {
     let mut stopping = context.stopping();
-    let mut pause = FIRST_PAUSE;
+    let mut pause = MIN_POLL_INTERVAL;
     let mut stage = "nothing was seen yet".to_owned();
     loop {
         let next = tokio::select! {
@@ -60,9 +60,9 @@ async fn watch(
             next = timeout_at(end, completion.check(cluster, end)) => next,
         };
         let next = match next {
-            Ok(Ok(Verdict::Complete(message))) => return (RolloutState::Complete, message),
-            Ok(Ok(Verdict::Failed(why))) => return (RolloutState::Failed, why),
-            Ok(Ok(Verdict::Waiting(what))) => what,
+            Ok(Ok(RolloutStatus::Complete(message))) => return (RolloutState::Complete, message),
+            Ok(Ok(RolloutStatus::Failed(why))) => return (RolloutState::Failed, why),
+            Ok(Ok(RolloutStatus::Waiting(what))) => what,
             // The last look came too late to be answered: what was seen before is what is known.
             Ok(Err(error)) if error.code.retryable() && Instant::now() >= end => {
                 return (RolloutState::TimedOut, stage);
@@ -73,7 +73,7 @@ async fn watch(
             Err(_) => return (RolloutState::TimedOut, stage),
         };
         if next != stage {
-            context.tell(&next);
+            context.progress(&next);
             stage = next;
         }
         let left = end.saturating_duration_since(Instant::now());
@@ -81,17 +81,18 @@ async fn watch(
             return (RolloutState::TimedOut, stage);
         }
         // The last look comes while there is time for an answer to it.
-        let next_look = pause.min(left.saturating_sub(LAST_LOOK).max(FIRST_PAUSE)).min(left);
+        let next_look =
+            pause.min(left.saturating_sub(FINAL_CHECK_TIMEOUT).max(MIN_POLL_INTERVAL)).min(left);
         tokio::select! {
             () = stopped(&mut stopping) => return (RolloutState::Interrupted, stage),
-            () = sleep(next_look) => pause = (pause * 3 / 2).min(LONGEST_PAUSE),
+            () = sleep(next_look) => pause = (pause * 3 / 2).min(MAX_POLL_INTERVAL),
         }
     }
 }
 
 /// What the pods say, or why they could not be asked.
 async fn problems(cluster: &Cluster, completion: &Completion) -> Vec<String> {
-    let until = Instant::now() + AFTERTHOUGHT;
+    let until = Instant::now() + RECOVERY_TIMEOUT;
     match timeout_at(until, completion.problems(cluster, until)).await {
         Ok(Ok(problems)) => problems,
         Ok(Err(error)) => {

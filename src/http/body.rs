@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     actions::request::MAX_REQUEST_BYTES,
-    auth::client_cert::Subject,
+    auth::client_cert::CertificateSubject,
     contract::{
         error::{ActionError, Code},
         names::RequestId,
@@ -97,7 +97,7 @@ pub fn placed(
 pub async fn whole(
     request: Request<Incoming>,
     peer: IpAddr,
-    certificate: Option<&Subject>,
+    certificate: Option<&CertificateSubject>,
 ) -> Result<Request<Full<Bytes>>, ActionError> {
     let (head, body) = request.into_parts();
     let target = head.uri.path_and_query().map(|target| target.as_str().to_owned());

@@ -28,7 +28,7 @@ use tokio::{
 use crate::{
     contract::error::{ActionError, Code},
     http::upstream::Body,
-    telemetry::metrics::{Held, Metrics},
+    telemetry::metrics::{GaugeGuard, Metrics},
 };
 
 /// Most questions at once. They cost nothing, and a busy server still says that it lives.
@@ -77,9 +77,9 @@ impl Room {
     /// The room in the words of the metrics.
     const fn name(self) -> &'static str {
         match self {
-            Room::Questions => "questions",
+            Room::Questions => "reads",
             Room::Actions => "actions",
-            Room::Waits => "waits",
+            Room::Waits => "waiting",
             Room::Streams => "streams",
         }
     }
@@ -111,7 +111,7 @@ impl Refusal {
     const fn name(self) -> &'static str {
         match self {
             Refusal::NoRoom(Room::Streams) => "streams_full",
-            Refusal::NoRoom(_) => "questions_full",
+            Refusal::NoRoom(_) => "reads_full",
             Refusal::LineFull => "queue_full",
             Refusal::LineSlow => "queue_slow",
             Refusal::Waited => "queue_timeout",
@@ -148,11 +148,11 @@ impl Queue {
     pub fn new(actions: usize, descriptors: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         let limits = [QUESTIONS, actions, waits(descriptors), STREAMS];
         for room in Room::ALL {
-            metrics.places_limit(room.name(), limits[room as usize]);
+            metrics.concurrency_limit(room.name(), limits[room as usize]);
         }
         // What has not happened yet is told as none, so that the first one shows as an increase.
         for reason in Refusal::ALL.map(Refusal::name).into_iter().chain([UNFINISHED]) {
-            let _ = metrics.edge_refusals(reason);
+            let _ = metrics.rejected_requests(reason);
         }
         Arc::new(Queue {
             rooms: limits.map(|limit| Arc::new(Semaphore::new(limit))),
@@ -245,7 +245,7 @@ impl Queue {
     }
 
     fn refuse(&self, refusal: Refusal, expected: Option<Duration>) -> ActionError {
-        self.metrics.edge_refusals(refusal.name()).inc();
+        self.metrics.rejected_requests(refusal.name()).inc();
         let wait = expected.unwrap_or_default().clamp(Duration::from_secs(1), LONGEST_RETRY);
         ActionError::new(Code::Overloaded, refusal.detail()).with_retry_after(Some(wait))
     }
@@ -261,12 +261,12 @@ pub struct Place {
 struct Taken {
     room: Room,
     _permit: OwnedSemaphorePermit,
-    _counted: Held,
+    _counted: GaugeGuard,
 }
 
 impl Taken {
     fn new(room: Room, permit: OwnedSemaphorePermit, metrics: &Metrics) -> Self {
-        Taken { room, _permit: permit, _counted: metrics.place_taken(room.name()) }
+        Taken { room, _permit: permit, _counted: metrics.permit_acquired(room.name()) }
     }
 }
 
@@ -317,7 +317,7 @@ struct Waiting<'a> {
     queue: &'a Queue,
     /// How many were there before.
     ahead: usize,
-    _counted: Held,
+    _counted: GaugeGuard,
 }
 
 impl<'a> Waiting<'a> {

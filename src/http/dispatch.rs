@@ -8,12 +8,12 @@ use tokio::sync::watch;
 use tracing::{Instrument, field::Empty};
 
 use crate::{
-    auth::Callers,
-    config::reload::Followed,
+    auth::Authenticator,
+    config::reload::Reloading,
     contract::error::{ActionError, Code},
     executor::{
         context::Context,
-        reply::{Answer, Delivery, carry_out},
+        reply::{Answer, IncomingRequest, execute},
     },
     http::{
         assets,
@@ -44,7 +44,7 @@ const MARGIN: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct Service {
     context: Context,
-    callers: Arc<Callers>,
+    callers: Arc<Authenticator>,
     readiness: Arc<Readiness>,
     lasting: Option<Lasting>,
 }
@@ -59,13 +59,13 @@ pub struct Lasting {
     /// Where requests have their places.
     pub places: Arc<Queue>,
     /// The certificate that the edge serves with.
-    pub tls: Option<Arc<Followed<Tls>>>,
+    pub tls: Option<Arc<Reloading<Tls>>>,
 }
 
 impl Service {
     /// A service for this context and these callers.
     #[must_use]
-    pub fn new(context: Context, callers: Arc<Callers>) -> Self {
+    pub fn new(context: Context, callers: Arc<Authenticator>) -> Self {
         Service { context, callers, readiness: Arc::default(), lasting: None }
     }
 
@@ -81,7 +81,7 @@ impl Service {
     #[cfg(feature = "lambda")]
     #[must_use]
     pub fn within(mut self, left: Duration) -> Self {
-        self.context = self.context.within(left);
+        self.context = self.context.with_deadline(left);
         self
     }
 
@@ -89,7 +89,7 @@ impl Service {
     pub async fn answer(&self, request: Request<Vec<u8>>) -> Response<Body> {
         let request_id = headers::header(request.headers(), REQUEST_ID.as_str());
         let span = tracing::info_span!("answer", request_id, trace_id = Empty);
-        traces::adopt(&span, request.headers());
+        traces::extract(&span, request.headers());
         self.reply(request).instrument(span).await
     }
 
@@ -138,7 +138,7 @@ impl Service {
         let patience = respond_async(header("prefer").as_deref());
         let credentials = credentials(&request);
         let (time, context) = (time_for(request.headers())?, self.with_place(request.headers()));
-        let delivery = Delivery { body: request.into_body(), key, event: None };
+        let delivery = IncomingRequest { body: request.into_body(), key, event: None };
         if let (Some(patience), Some(lasting)) = (patience, &self.lasting)
             && let Some(place) = lasting.later.place()
         {
@@ -148,7 +148,7 @@ impl Service {
             return carry_out_later(context, callers, delivery, credentials, place, patience).await;
         }
         let context = bounded(context, time);
-        let done = carry_out(&context, &self.callers, &delivery, &credentials).await?;
+        let done = execute(&context, &self.callers, &delivery, &credentials).await?;
         Ok(Answer::from(done).into())
     }
 
@@ -165,12 +165,12 @@ impl Service {
         }
     }
 
-    fn tls(&self) -> Option<&Followed<Tls>> {
+    fn tls(&self) -> Option<&Reloading<Tls>> {
         self.lasting.as_ref()?.tls.as_deref()
     }
 
     async fn ready(&self) -> Response<Body> {
-        let ready = match self.tls().and_then(Followed::fault) {
+        let ready = match self.tls().and_then(Reloading::load_error) {
             Some(fault) => Err(fault),
             None => self.readiness.of(&self.context, &self.callers).await,
         };
@@ -187,11 +187,11 @@ impl Service {
                 .with_hint("the platform counts invocations and errors")
         })?;
         let mut documents = vec![
-            ("policy", self.context.policy_fault().is_none()),
-            ("keys", self.callers.fault().is_none()),
+            ("policy", self.context.policy_error().is_none()),
+            ("keys", self.callers.load_error().is_none()),
         ];
         if let Some(tls) = self.tls() {
-            documents.push(("certificate", tls.fault().is_none()));
+            documents.push(("certificate", tls.load_error().is_none()));
             for (certificate, at) in tls.current().expiries() {
                 metrics.certificate_expires(certificate, *at);
             }
@@ -234,7 +234,7 @@ fn time_for(headers: &HeaderMap) -> Result<Option<Duration>, ActionError> {
 
 fn bounded(context: Context, time: Option<Duration>) -> Context {
     match time {
-        Some(time) => context.within(time),
+        Some(time) => context.with_deadline(time),
         None => context,
     }
 }

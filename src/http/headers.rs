@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::HeaderMap;
 
 use crate::{
-    actions::request::Key,
+    actions::request::IdempotencyKey,
     contract::error::{ActionError, Code},
 };
 
@@ -109,10 +109,10 @@ fn rank(range: &str, offered: &str) -> Option<(u8, bool)> {
 ///
 /// # Errors
 /// [`Code::InvalidRequest`] if it is not an id.
-pub fn idempotency_key(value: Option<&str>) -> Result<Option<Key>, ActionError> {
+pub fn idempotency_key(value: Option<&str>) -> Result<Option<IdempotencyKey>, ActionError> {
     let Some(value) = value.map(str::trim) else { return Ok(None) };
     let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
-    Key::new(quoted.unwrap_or(value), "Idempotency-Key").map(Some)
+    IdempotencyKey::new(quoted.unwrap_or(value), "Idempotency-Key").map(Some)
 }
 
 /// The headers in which clients say how long they wait for the answer, in seconds. No RFC has one; these
@@ -131,7 +131,7 @@ pub fn client_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ActionErr
     for name in TIMEOUT_HEADERS {
         for value in headers.get_all(name) {
             let timeout = value.to_str().ok().and_then(seconds).ok_or_else(|| {
-                ActionError::in_field(name, "is not a number of seconds above 0")
+                ActionError::invalid_field(name, "is not a number of seconds above 0")
                     .with_hint("send it as 30 or 2.5, at most 86400, or not at all")
             })?;
             shortest = Some(shortest.map_or(timeout, |other: Duration| other.min(timeout)));

@@ -5,7 +5,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::{
-    auth::{Credentials, client_cert::Subject},
+    auth::{Credentials, client_cert::CertificateSubject},
     executor::{reply, reply::Answer},
     http::{
         body::{CERTIFICATE, PEER},
@@ -31,7 +31,7 @@ pub(crate) fn credentials(request: &Request<Vec<u8>>) -> Credentials {
     let edge = |name: HeaderName| headers::header(request.headers(), name.as_str());
     Credentials {
         authorization: headers::header(request.headers(), "authorization"),
-        certificate: edge(CERTIFICATE).and_then(|it| Subject::from_header(&it)),
+        certificate: edge(CERTIFICATE).and_then(|it| CertificateSubject::from_header(&it)),
         recognised: request.extensions().get::<Recognised>().map(|it| it.0.clone()),
         peer: edge(PEER).and_then(|it| it.parse().ok()),
     }

@@ -48,7 +48,7 @@ struct Operation {
 /// Problems that any request can meet on its way.
 const ON_THE_WAY: [Code; 7] = [
     Code::InvalidRequest,
-    Code::HostNotServed,
+    Code::MisdirectedRequest,
     Code::CrossSite,
     Code::PayloadTooLarge,
     Code::RequestTimeout,
@@ -310,7 +310,7 @@ fn seconds() -> Value {
 
 /// Whatever can go wrong with an action; a wrong path or method cannot, and is no action.
 fn of_an_action() -> Vec<Code> {
-    let elsewhere = [Code::Usage, Code::ServerUnwell];
+    let elsewhere = [Code::Usage, Code::ServerUnhealthy];
     let can = |code: &Code| !matches!(code.http_status(), 404 | 405) && !elsewhere.contains(code);
     Code::ALL.into_iter().filter(can).collect()
 }

@@ -50,7 +50,7 @@ impl Site {
     /// Whether this request may be meant for us.
     ///
     /// # Errors
-    /// [`Code::InvalidRequest`] for a `Host` that is none, [`Code::HostNotServed`] for another's, and
+    /// [`Code::InvalidRequest`] for a `Host` that is none, [`Code::MisdirectedRequest`] for another's, and
     /// [`Code::CrossSite`] for a request that a page of another site makes.
     pub fn check<B>(&self, request: &Request<B>, arrival: Arrival) -> Result<(), ActionError> {
         let host = host(request.headers(), request.version())?;
@@ -74,7 +74,7 @@ impl Site {
             return Ok(());
         }
         let detail = "the request is for a host that this server does not go by";
-        Err(ActionError::new(Code::HostNotServed, detail)
+        Err(ActionError::new(Code::MisdirectedRequest, detail)
             .with_hint("ACTION_EXECUTOR_HOSTS lists the names by which it may be called"))
     }
 
@@ -199,11 +199,11 @@ mod tests {
         }
         assert_eq!(host("Hand.test:8000"), Ok(()));
         for other in ["rebound.example:8000", "10.0.0.1", "localhost.evil.example", "a.hand.test"] {
-            assert_eq!(host(other), Err(Code::HostNotServed), "{other}");
+            assert_eq!(host(other), Err(Code::MisdirectedRequest), "{other}");
         }
         let absolute = "http://rebound.example/api/v1/action/execute";
         let refused = said(&site, "127.0.0.1", absolute, &[("host", "localhost")]);
-        assert_eq!(refused, Err(Code::HostNotServed));
+        assert_eq!(refused, Err(Code::MisdirectedRequest));
     }
 
     #[test]
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(said(&listed, "::ffff:10.0.0.7", EXECUTE, &[("host", "10.0.0.7")]), Ok(()));
         assert_eq!(said(&listed, "127.0.0.1", EXECUTE, &[("host", "localhost:9000")]), Ok(()));
         for other in ["whatever.example", "localhost", "10.0.0.8"] {
-            assert_eq!(host(&listed, other), Err(Code::HostNotServed), "{other}");
+            assert_eq!(host(&listed, other), Err(Code::MisdirectedRequest), "{other}");
         }
     }
 

@@ -13,7 +13,7 @@ pub fn parameters(
     let mut given = Vec::new();
     form_urlencoded::parse(text.as_bytes()).map(move |(name, value)| {
         if given.contains(&name) {
-            return Err(ActionError::in_field(name, "given more than once"));
+            return Err(ActionError::invalid_field(name, "given more than once"));
         }
         given.push(name.clone());
         Ok((name, value))
@@ -26,5 +26,5 @@ pub fn parameters(
 /// [`Code::InvalidRequest`](crate::contract::error::Code::InvalidRequest) if it is none.
 pub fn namespace(value: Cow<'_, str>) -> Result<Namespace, ActionError> {
     let namespace = Namespace::try_from(value.into_owned());
-    namespace.map_err(|what| ActionError::in_field("namespace", what))
+    namespace.map_err(|what| ActionError::invalid_field("namespace", what))
 }

@@ -33,7 +33,7 @@ use tokio::{
 use tracing::{Instrument, Span, field::Empty};
 
 use crate::{
-    config::reload::Followed,
+    config::reload::Reloading,
     contract::error::{ActionError, Code},
     executor::context::stopped,
     http::{
@@ -76,7 +76,7 @@ const MOST_LAST_WORDS: u64 = 1 << 20;
 pub struct Edge {
     upstream: Upstream,
     site: Site,
-    tls: Option<Arc<Followed<Tls>>>,
+    tls: Option<Arc<Reloading<Tls>>>,
     room: Room,
     metrics: Arc<Metrics>,
     numbers: AtomicU64,
@@ -114,7 +114,7 @@ impl Edge {
         upstream: Upstream,
         room: Room,
         site: Site,
-        tls: Option<Arc<Followed<Tls>>>,
+        tls: Option<Arc<Reloading<Tls>>>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Edge { upstream, room, site, tls, metrics, numbers: AtomicU64::new(0) })
@@ -258,7 +258,7 @@ impl Edge {
     ) -> Result<Response<Answered>, Infallible> {
         let request_id = request_id(request.headers());
         let span = span(&request, &request_id);
-        traces::adopt(&span, request.headers());
+        traces::extract(&span, request.headers());
         request.headers_mut().insert(REQUEST_ID, request_id.clone());
         let mut response = self.reply(id, &client, request, &request_id).instrument(span).await;
         response.headers_mut().insert(REQUEST_ID, request_id);
@@ -273,7 +273,7 @@ impl Edge {
         request_id: &HeaderValue,
     ) -> Response<Answered> {
         let began = Instant::now();
-        let _under_way = self.metrics.under_way();
+        let _under_way = self.metrics.in_flight();
         let mut served = Served::begin(&self, id);
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
@@ -307,7 +307,7 @@ impl Edge {
         };
         let mut request = whole(request, client.peer, certificate.as_ref()).await?;
         client.unread.store(false, Ordering::Relaxed);
-        traces::pass_on(&Span::current(), request.headers_mut());
+        traces::inject(&Span::current(), request.headers_mut());
         let place = self.room.queue.enter(request.method(), until).await?;
         let request = placed(request, place.number(), until);
         let (metrics, acts) = (self.metrics.clone(), request.method() == Method::POST);
@@ -322,7 +322,7 @@ impl Edge {
         let carried = match until {
             None => carried.await,
             Some(until) => timeout_at(until, carried).await.map_err(|_| {
-                metrics.edge_refusals(UNFINISHED).inc();
+                metrics.rejected_requests(UNFINISHED).inc();
                 unfinished(acts)
             })?,
         };
@@ -381,7 +381,7 @@ impl Drop for Served {
     fn drop(&mut self) {
         self.edge.room.connections.waiting(self.connection);
         if !self.answered {
-            self.edge.metrics.hung_up();
+            self.edge.metrics.client_disconnects();
         }
     }
 }

@@ -28,10 +28,10 @@ use tokio_rustls::{
 use x509_parser::parse_x509_certificate;
 
 use crate::{
-    auth::client_cert::Subject,
+    auth::client_cert::CertificateSubject,
     config::{
         TlsFiles,
-        reload::{File, Followed, FromFiles},
+        reload::{File, FromFiles, Reloading},
     },
     contract::error::{ActionError, Code},
 };
@@ -53,10 +53,10 @@ pub type Presented = Vec<CertificateDer<'static>>;
 ///
 /// # Errors
 /// [`Code::Configuration`] if there is no certificate, key or authority in them, or they do not match.
-pub fn follow(files: &TlsFiles) -> Result<Arc<Followed<Tls>>, ActionError> {
+pub fn follow(files: &TlsFiles) -> Result<Arc<Reloading<Tls>>, ActionError> {
     let TlsFiles { certificate, key, client_ca } = files.clone();
     let paths = [Some(certificate), Some(key), client_ca];
-    Followed::of(paths.into_iter().flatten().collect()).map(Arc::new)
+    Reloading::of(paths.into_iter().flatten().collect()).map(Arc::new)
 }
 
 impl FromFiles for Tls {
@@ -112,10 +112,10 @@ impl Tls {
 
     /// Whom these certificates name, if the clients' authorities of now answer for them now.
     #[must_use]
-    pub fn subject(&self, presented: &Presented) -> Option<Subject> {
+    pub fn subject(&self, presented: &Presented) -> Option<CertificateSubject> {
         let (own, between) = presented.split_first()?;
         self.clients.as_ref()?.verify_client_cert(own, between, UnixTime::now()).ok()?;
-        Subject::of(own)
+        CertificateSubject::of(own)
     }
 
     /// When the server's certificate and the first of the clients' authorities expire, in seconds since

@@ -20,15 +20,15 @@ pub const REQUESTS_ANNOTATION: &str = "action-executor.dev/requests";
 const REQUESTS_POINTER: &str = "/metadata/annotations/action-executor.dev~1requests";
 
 /// How many requests are kept: more than cooldown and budget let through while one is in doubt.
-const KEPT: usize = 8;
+const MAX_REQUESTS: usize = 8;
 
 /// The last requests that changed an object, each with its number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Marks(VecDeque<(u64, String)>);
+pub struct AppliedRequests(VecDeque<(u64, String)>);
 
 /// What the marks say of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trace {
+pub enum Presence {
     /// Its change was made.
     Made,
     /// Its change was not made.
@@ -37,36 +37,38 @@ pub enum Trace {
     Lost,
 }
 
-impl Marks {
+impl AppliedRequests {
     /// The marks on an object. What is not of our form was not written by us and counts as nothing.
     #[must_use]
-    pub fn on(metadata: &ObjectMeta) -> Self {
+    pub fn from_metadata(metadata: &ObjectMeta) -> Self {
         let text = metadata.annotations.as_ref().and_then(|all| all.get(REQUESTS_ANNOTATION));
         let entry = |word: &str| {
             let (number, id) = word.split_once(':')?;
             Some((number.parse().ok()?, id.to_owned()))
         };
-        Marks(text.map(|text| text.split(' ').filter_map(entry).collect()).unwrap_or_default())
+        AppliedRequests(
+            text.map(|text| text.split(' ').filter_map(entry).collect()).unwrap_or_default(),
+        )
     }
 
     /// Whether this request changed the object and is not pushed out by others since.
     #[must_use]
-    pub fn hold(&self, id: &str) -> bool {
+    pub fn contains(&self, id: &str) -> bool {
         self.0.iter().any(|(_, known)| known == id)
     }
 
     /// The number of the last change; 0 if there was none.
     #[must_use]
-    pub fn last(&self) -> u64 {
+    pub fn newest(&self) -> u64 {
         self.0.back().map_or(0, |(number, _)| *number)
     }
 
     /// The annotation's value after one more request.
     #[must_use]
-    pub fn with(&self, id: &str) -> String {
+    pub fn push(&self, id: &str) -> String {
         let mut marks = self.clone();
-        marks.0.push_back((self.last() + 1, id.to_owned()));
-        while marks.0.len() > KEPT {
+        marks.0.push_back((self.newest() + 1, id.to_owned()));
+        while marks.0.len() > MAX_REQUESTS {
             marks.0.pop_front();
         }
         marks.to_string()
@@ -78,23 +80,23 @@ impl Marks {
         Change {
             path: REQUESTS_POINTER.to_owned(),
             from: if self.0.is_empty() { Value::Null } else { self.to_string().into() },
-            to: self.with(id).into(),
+            to: self.push(id).into(),
         }
     }
 
     /// What became of a request that was about to make its change when `since` was the last number.
     #[must_use]
-    pub fn trace(&self, id: &str, since: u64) -> Trace {
-        if self.hold(id) {
-            return Trace::Made;
+    pub fn evidence_of(&self, id: &str, since: u64) -> Presence {
+        if self.contains(id) {
+            return Presence::Made;
         }
         // All that came after `since` is still here: either nothing did, or the next one is kept.
         let next_is_kept = self.0.iter().any(|(number, _)| *number == since + 1);
-        if self.last() == since || next_is_kept { Trace::NotMade } else { Trace::Lost }
+        if self.newest() == since || next_is_kept { Presence::NotMade } else { Presence::Lost }
     }
 }
 
-impl fmt::Display for Marks {
+impl fmt::Display for AppliedRequests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (place, (number, id)) in self.0.iter().enumerate() {
             let space = if place > 0 { " " } else { "" };
@@ -108,9 +110,9 @@ impl fmt::Display for Marks {
 mod tests {
     use super::*;
 
-    fn marks(text: &str) -> Marks {
+    fn marks(text: &str) -> AppliedRequests {
         let annotations = [(REQUESTS_ANNOTATION.to_owned(), text.to_owned())];
-        Marks::on(&ObjectMeta {
+        AppliedRequests::from_metadata(&ObjectMeta {
             annotations: Some(annotations.into_iter().collect()),
             ..ObjectMeta::default()
         })
@@ -118,43 +120,43 @@ mod tests {
 
     #[test]
     fn each_change_has_the_next_number() {
-        assert_eq!(Marks::default().with("a"), "1:a");
-        assert_eq!(marks("1:a").with("b"), "1:a 2:b");
-        assert_eq!(marks("1:a 2:b:c").last(), 2);
+        assert_eq!(AppliedRequests::default().push("a"), "1:a");
+        assert_eq!(marks("1:a").push("b"), "1:a 2:b");
+        assert_eq!(marks("1:a 2:b:c").newest(), 2);
     }
 
     #[test]
     fn the_oldest_goes_when_there_are_too_many() {
         let mut text = String::new();
         for number in 1..=20 {
-            text = marks(&text).with(&format!("r{number}"));
+            text = marks(&text).push(&format!("r{number}"));
         }
         assert!(text.starts_with("13:r13 ") && text.ends_with(" 20:r20"), "{text}");
-        assert!(marks(&text).hold("r13") && !marks(&text).hold("r12"));
+        assert!(marks(&text).contains("r13") && !marks(&text).contains("r12"));
     }
 
     #[test]
     fn a_request_whose_mark_is_there_was_made() {
-        assert_eq!(marks("1:a 2:b").trace("a", 0), Trace::Made);
+        assert_eq!(marks("1:a 2:b").evidence_of("a", 0), Presence::Made);
     }
 
     #[test]
     fn a_request_was_not_made_when_all_later_marks_are_of_others() {
-        assert_eq!(marks("").trace("a", 0), Trace::NotMade);
-        assert_eq!(marks("1:b 2:c").trace("a", 0), Trace::NotMade);
-        assert_eq!(marks("4:x 5:y").trace("a", 5), Trace::NotMade);
+        assert_eq!(marks("").evidence_of("a", 0), Presence::NotMade);
+        assert_eq!(marks("1:b 2:c").evidence_of("a", 0), Presence::NotMade);
+        assert_eq!(marks("4:x 5:y").evidence_of("a", 5), Presence::NotMade);
     }
 
     #[test]
     fn nothing_is_claimed_once_the_mark_could_have_been_pushed_out() {
-        assert_eq!(marks("4:x 5:y").trace("a", 2), Trace::Lost);
+        assert_eq!(marks("4:x 5:y").evidence_of("a", 2), Presence::Lost);
         // Somebody removed the annotation, or put an old one back.
-        assert_eq!(marks("").trace("a", 3), Trace::Lost);
-        assert_eq!(marks("1:x").trace("a", 3), Trace::Lost);
+        assert_eq!(marks("").evidence_of("a", 3), Presence::Lost);
+        assert_eq!(marks("1:x").evidence_of("a", 3), Presence::Lost);
     }
 
     #[test]
     fn what_is_not_of_our_form_counts_as_nothing() {
-        assert_eq!(marks("hello x:y 7").last(), 0);
+        assert_eq!(marks("hello x:y 7").newest(), 0);
     }
 }

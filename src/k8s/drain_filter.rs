@@ -14,7 +14,7 @@ use crate::{contract::digest::sha256, k8s::pods};
 
 /// What the one who drains accepts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Accepted {
+pub struct DrainOptions {
     /// That pods without a controller are gone for good.
     pub unmanaged: bool,
     /// That pods of DaemonSets stay.
@@ -27,18 +27,18 @@ pub struct Accepted {
 
 /// What is done with one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum DrainVerdict {
     /// It is evicted; with what is accepted in doing so.
-    Goes(Vec<Loss>),
+    Evict(Vec<BlockReason>),
     /// It is left alone.
-    Stays(Stay),
+    Skip(SkipReason),
     /// It stands in the way.
-    Blocks(Loss),
+    Block(BlockReason),
 }
 
 /// Why a pod is left alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stay {
+pub enum SkipReason {
     /// It has been deleted for a long time.
     Deleted,
     /// Its DaemonSet would make it again at once, on the same node.
@@ -49,7 +49,7 @@ pub enum Stay {
 
 /// What is lost with a pod, or not understood about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Loss {
+pub enum BlockReason {
     /// A DaemonSet would make it again at once.
     DaemonSet,
     /// The DaemonSet that it belongs to does not exist.
@@ -62,43 +62,45 @@ pub enum Loss {
 
 /// What is done with this pod. `daemon_set_exists`: whether the DaemonSet exists that owns it, if one does.
 #[must_use]
-pub fn verdict(
+pub fn classify(
     pod: &Pod,
-    accepted: &Accepted,
+    accepted: &DrainOptions,
     daemon_set_exists: bool,
     now: DateTime<Utc>,
-) -> Verdict {
+) -> DrainVerdict {
     if is_deleted_for_long(&pod.metadata, accepted.deleted_for, now) {
-        return Verdict::Stays(Stay::Deleted);
+        return DrainVerdict::Skip(SkipReason::Deleted);
     }
     let mut losses = Vec::new();
-    let mut accept = |loss: Loss, is_accepted: bool| {
+    let mut accept = |loss: BlockReason, is_accepted: bool| {
         losses.push(loss);
         is_accepted
     };
     if daemon_set(pod).is_some() {
         if daemon_set_exists {
             return match accepted.daemon_sets {
-                true => Verdict::Stays(Stay::DaemonSet),
-                false => Verdict::Blocks(Loss::DaemonSet),
+                true => DrainVerdict::Skip(SkipReason::DaemonSet),
+                false => DrainVerdict::Block(BlockReason::DaemonSet),
             };
         }
-        if !accept(Loss::DaemonSetMissing, accepted.unmanaged) {
-            return Verdict::Blocks(Loss::DaemonSetMissing);
+        if !accept(BlockReason::DaemonSetMissing, accepted.unmanaged) {
+            return DrainVerdict::Block(BlockReason::DaemonSetMissing);
         }
     }
     if pods::is_mirror(pod) {
-        return Verdict::Stays(Stay::Mirror);
+        return DrainVerdict::Skip(SkipReason::Mirror);
     }
     let finished = pods::has_finished(pod);
-    if !finished && has_empty_dir(pod) && !accept(Loss::EmptyDir, accepted.empty_dir_data) {
-        return Verdict::Blocks(Loss::EmptyDir);
+    if !finished && has_empty_dir(pod) && !accept(BlockReason::EmptyDir, accepted.empty_dir_data) {
+        return DrainVerdict::Block(BlockReason::EmptyDir);
     }
-    if !finished && pods::controller(pod).is_none() && !accept(Loss::Unmanaged, accepted.unmanaged)
+    if !finished
+        && pods::controller(pod).is_none()
+        && !accept(BlockReason::Unmanaged, accepted.unmanaged)
     {
-        return Verdict::Blocks(Loss::Unmanaged);
+        return DrainVerdict::Block(BlockReason::Unmanaged);
     }
-    Verdict::Goes(losses)
+    DrainVerdict::Evict(losses)
 }
 
 /// The DaemonSet that owns the pod, of which it matters whether it exists; a pod that has finished goes
@@ -135,7 +137,7 @@ pub fn pods_of(node: &str, selector: Option<&str>) -> ListParams {
 
 /// So many of these, in words.
 #[must_use]
-pub fn counted(number: usize, what: &str) -> String {
+pub fn plural(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
@@ -162,37 +164,37 @@ fn has_empty_dir(pod: &Pod) -> bool {
     volumes.into_iter().any(|volume| volume.empty_dir.is_some())
 }
 
-impl Stay {
+impl SkipReason {
     /// What such pods are.
     #[must_use]
-    pub fn what(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
-            Stay::Deleted => "deleted long ago",
-            Stay::DaemonSet => "of DaemonSets",
-            Stay::Mirror => "static",
+            SkipReason::Deleted => "deleted long ago",
+            SkipReason::DaemonSet => "of DaemonSets",
+            SkipReason::Mirror => "static",
         }
     }
 }
 
-impl Loss {
+impl BlockReason {
     /// Why such pods are not evicted.
     #[must_use]
-    pub fn why_not(self) -> &'static str {
+    pub fn how_to_allow(self) -> &'static str {
         match self {
-            Loss::DaemonSet => "of a DaemonSet, which would make them again at once",
-            Loss::DaemonSetMissing => "of a DaemonSet that does not exist",
-            Loss::EmptyDir => "with data in emptyDir volumes, which would be lost",
-            Loss::Unmanaged => "without a controller, which would not come back",
+            BlockReason::DaemonSet => "of a DaemonSet, which would make them again at once",
+            BlockReason::DaemonSetMissing => "of a DaemonSet that does not exist",
+            BlockReason::EmptyDir => "with data in emptyDir volumes, which would be lost",
+            BlockReason::Unmanaged => "without a controller, which would not come back",
         }
     }
 
     /// The parameter that accepts it, with its value.
     #[must_use]
-    pub fn accepted_by(self) -> &'static str {
+    pub fn is_allowed_by(self) -> &'static str {
         match self {
-            Loss::DaemonSet => "ignore_daemonsets: true",
-            Loss::DaemonSetMissing | Loss::Unmanaged => "force: true",
-            Loss::EmptyDir => "delete_empty_dir_data: true",
+            BlockReason::DaemonSet => "ignore_daemonsets: true",
+            BlockReason::DaemonSetMissing | BlockReason::Unmanaged => "force: true",
+            BlockReason::EmptyDir => "delete_empty_dir_data: true",
         }
     }
 }
@@ -203,11 +205,11 @@ impl Loss {
 /// stays. Of each there is a piece of a digest of its uid: enough to tell pods of one node apart, and short
 /// enough for thousands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Drained {
+pub struct EvictionSet {
     /// Pods whose eviction no disruption budget may refuse.
-    pub free: HashSet<String>,
+    pub unprotected: HashSet<String>,
     /// Pods whose eviction one may refuse.
-    pub bound: HashSet<String>,
+    pub protected: HashSet<String>,
     /// The label selector that they match, if only such pods are meant.
     pub selector: Option<String>,
     /// How long they may take to stop, instead of their own grace period.
@@ -218,30 +220,30 @@ pub struct Drained {
     pub uncordon_on_failure: bool,
 }
 
-impl Drained {
+impl EvictionSet {
     /// What stands for the pod with this uid.
     #[must_use]
-    pub fn sign(uid: &str) -> String {
+    pub fn uid_hash(uid: &str) -> String {
         sha256(uid.as_bytes())[..10].to_owned()
     }
 
     /// Whether the pod is to go.
     #[must_use]
-    pub fn means(&self, pod: &ObjectMeta) -> bool {
-        let sign = Drained::sign(pod.uid.as_deref().unwrap_or_default());
-        self.free.contains(&sign) || self.bound.contains(&sign)
+    pub fn contains(&self, pod: &ObjectMeta) -> bool {
+        let sign = EvictionSet::uid_hash(pod.uid.as_deref().unwrap_or_default());
+        self.unprotected.contains(&sign) || self.protected.contains(&sign)
     }
 
     /// Whether no budget may refuse the pod's eviction.
     #[must_use]
     pub fn is_free(&self, pod: &ObjectMeta) -> bool {
-        self.free.contains(&Drained::sign(pod.uid.as_deref().unwrap_or_default()))
+        self.unprotected.contains(&EvictionSet::uid_hash(pod.uid.as_deref().unwrap_or_default()))
     }
 
     /// How many pods are to go.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.free.len() + self.bound.len()
+        self.unprotected.len() + self.protected.len()
     }
 }
 
@@ -264,47 +266,67 @@ mod tests {
         "2026-01-31T12:01:00Z".parse().expect("is a time")
     }
 
-    fn verdict_on(pod: &Pod, accepted: Accepted) -> Verdict {
-        verdict(pod, &accepted, true, now())
+    fn verdict_on(pod: &Pod, accepted: DrainOptions) -> DrainVerdict {
+        classify(pod, &accepted, true, now())
     }
 
-    fn nothing_accepted() -> Accepted {
-        Accepted::default()
+    fn nothing_accepted() -> DrainOptions {
+        DrainOptions::default()
     }
 
-    fn all_accepted() -> Accepted {
-        Accepted { unmanaged: true, daemon_sets: true, empty_dir_data: true, deleted_for: Some(30) }
+    fn all_accepted() -> DrainOptions {
+        DrainOptions {
+            unmanaged: true,
+            daemon_sets: true,
+            empty_dir_data: true,
+            deleted_for: Some(30),
+        }
     }
 
     #[test]
     fn what_a_controller_replaces_goes() {
-        assert_eq!(verdict_on(&pod(OWNED, ""), nothing_accepted()), Verdict::Goes(vec![]));
+        assert_eq!(verdict_on(&pod(OWNED, ""), nothing_accepted()), DrainVerdict::Evict(vec![]));
     }
 
     #[test]
     fn a_bare_pod_blocks_unless_that_is_accepted() {
         let bare = pod("labels: {app: web}", "");
-        assert_eq!(verdict_on(&bare, nothing_accepted()), Verdict::Blocks(Loss::Unmanaged));
-        assert_eq!(verdict_on(&bare, all_accepted()), Verdict::Goes(vec![Loss::Unmanaged]));
+        assert_eq!(
+            verdict_on(&bare, nothing_accepted()),
+            DrainVerdict::Block(BlockReason::Unmanaged)
+        );
+        assert_eq!(
+            verdict_on(&bare, all_accepted()),
+            DrainVerdict::Evict(vec![BlockReason::Unmanaged])
+        );
     }
 
     #[test]
     fn a_pod_with_data_of_its_own_blocks_unless_that_is_accepted() {
         let with_data = pod(OWNED, EMPTY_DIR);
-        assert_eq!(verdict_on(&with_data, nothing_accepted()), Verdict::Blocks(Loss::EmptyDir));
-        assert_eq!(verdict_on(&with_data, all_accepted()), Verdict::Goes(vec![Loss::EmptyDir]));
+        assert_eq!(
+            verdict_on(&with_data, nothing_accepted()),
+            DrainVerdict::Block(BlockReason::EmptyDir)
+        );
+        assert_eq!(
+            verdict_on(&with_data, all_accepted()),
+            DrainVerdict::Evict(vec![BlockReason::EmptyDir])
+        );
     }
 
     #[test]
     fn a_pod_of_a_daemon_set_stays_or_blocks_and_never_goes_while_that_exists() {
         let agent = pod(OF_A_DAEMON_SET, EMPTY_DIR);
-        assert_eq!(verdict_on(&agent, nothing_accepted()), Verdict::Blocks(Loss::DaemonSet));
-        assert_eq!(verdict_on(&agent, all_accepted()), Verdict::Stays(Stay::DaemonSet));
-        let orphan = |accepted| verdict(&agent, &accepted, false, now());
-        assert_eq!(orphan(nothing_accepted()), Verdict::Blocks(Loss::DaemonSetMissing));
+        assert_eq!(
+            verdict_on(&agent, nothing_accepted()),
+            DrainVerdict::Block(BlockReason::DaemonSet)
+        );
+        assert_eq!(verdict_on(&agent, all_accepted()), DrainVerdict::Skip(SkipReason::DaemonSet));
+        let orphan = |accepted| classify(&agent, &accepted, false, now());
+        assert_eq!(orphan(nothing_accepted()), DrainVerdict::Block(BlockReason::DaemonSetMissing));
         assert_eq!(
             orphan(all_accepted()),
-            Verdict::Goes(vec![Loss::DaemonSetMissing, Loss::EmptyDir])
+            DrainVerdict::Evict(vec![BlockReason::DaemonSetMissing, BlockReason::EmptyDir])
         );
     }
 
@@ -313,24 +335,24 @@ mod tests {
         let done = "status: {phase: Succeeded}";
         for metadata in [OF_A_DAEMON_SET, "labels: {app: web}"] {
             let finished = pod(metadata, &format!("{EMPTY_DIR}\n{done}"));
-            assert_eq!(verdict_on(&finished, nothing_accepted()), Verdict::Goes(vec![]));
+            assert_eq!(verdict_on(&finished, nothing_accepted()), DrainVerdict::Evict(vec![]));
         }
     }
 
     #[test]
     fn a_static_pod_stays() {
         let mirror = pod("annotations: {kubernetes.io/config.mirror: x}", EMPTY_DIR);
-        assert_eq!(verdict_on(&mirror, nothing_accepted()), Verdict::Stays(Stay::Mirror));
+        assert_eq!(verdict_on(&mirror, nothing_accepted()), DrainVerdict::Skip(SkipReason::Mirror));
     }
 
     #[test]
     fn a_pod_that_is_long_deleted_is_not_waited_for_if_that_is_accepted() {
         let deleted = pod("deletionTimestamp: '2026-01-31T12:00:00Z'", "");
-        assert_eq!(verdict_on(&deleted, all_accepted()), Verdict::Stays(Stay::Deleted));
-        let longer = Accepted { deleted_for: Some(60), ..all_accepted() };
-        assert!(matches!(verdict_on(&deleted, longer), Verdict::Goes(_)));
-        let never = Accepted { deleted_for: Some(0), ..all_accepted() };
-        assert!(matches!(verdict_on(&deleted, never), Verdict::Goes(_)));
+        assert_eq!(verdict_on(&deleted, all_accepted()), DrainVerdict::Skip(SkipReason::Deleted));
+        let longer = DrainOptions { deleted_for: Some(60), ..all_accepted() };
+        assert!(matches!(verdict_on(&deleted, longer), DrainVerdict::Evict(_)));
+        let never = DrainOptions { deleted_for: Some(0), ..all_accepted() };
+        assert!(matches!(verdict_on(&deleted, never), DrainVerdict::Evict(_)));
     }
 
     #[test]

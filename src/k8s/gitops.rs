@@ -11,7 +11,7 @@ use kube::core::ObjectMeta;
 
 /// What such a tool will make of a change to the object, in a sentence; none if there is no such tool.
 #[must_use]
-pub fn undoes(metadata: &ObjectMeta) -> Option<String> {
+pub fn gitops_owner(metadata: &ObjectMeta) -> Option<String> {
     let (labels, annotations) = (metadata.labels.as_ref(), metadata.annotations.as_ref());
     let label = |name: &str| value(labels, name);
     let annotation = |name: &str| value(annotations, name);
@@ -42,8 +42,8 @@ fn value<'a>(all: Option<&'a BTreeMap<String, String>>, name: &str) -> Option<&'
 mod tests {
     use super::*;
 
-    fn told(yaml: &str) -> Option<String> {
-        undoes(&serde_yaml_ng::from_str(yaml).expect("is metadata"))
+    fn describe(yaml: &str) -> Option<String> {
+        gitops_owner(&serde_yaml_ng::from_str(yaml).expect("is metadata"))
     }
 
     #[test]
@@ -65,14 +65,14 @@ mod tests {
                 "the Helm release 'web'",
             ),
         ] {
-            let told = told(metadata).expect("is managed");
+            let told = describe(metadata).expect("is managed");
             assert!(told.contains(who) && told.contains("will put it back"), "{told}");
         }
     }
 
     #[test]
     fn has_nothing_to_say_of_an_object_of_nobodys() {
-        assert_eq!(told("labels: {app.kubernetes.io/managed-by: kubectl}"), None);
-        assert_eq!(told("{}"), None);
+        assert_eq!(describe("labels: {app.kubernetes.io/managed-by: kubectl}"), None);
+        assert_eq!(describe("{}"), None);
     }
 }

@@ -14,33 +14,33 @@ use kube::core::{Selector, SelectorExt};
 use crate::k8s::pods;
 
 /// The most pods that are named at once.
-const MOST_NAMED: usize = 5;
+const MAX_NAMED_PODS: usize = 5;
 
 /// What the budgets of its namespace say of one pod's eviction.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Verdict<'a> {
+pub enum BudgetVerdict<'a> {
     /// It may go: no budget selects it, or the one that does makes no claim on a pod in its state.
-    Free,
+    Unprotected,
     /// It may go, at the expense of this budget.
-    Room(&'a PodDisruptionBudget),
+    Allowed(&'a PodDisruptionBudget),
     /// This budget has no room for it now.
-    NoRoom(&'a PodDisruptionBudget),
+    Blocked(&'a PodDisruptionBudget),
     /// This budget was changed, and how much room it has is not known yet.
-    Unsettled(&'a PodDisruptionBudget),
+    Stale(&'a PodDisruptionBudget),
     /// More than one budget selects it, which the API server refuses for good.
-    Several(Vec<&'a PodDisruptionBudget>),
+    Ambiguous(Vec<&'a PodDisruptionBudget>),
 }
 
 /// What these budgets, all those of the pod's namespace, say of its eviction.
 #[must_use]
-pub fn verdict<'a>(pod: &Pod, budgets: &'a [PodDisruptionBudget]) -> Verdict<'a> {
-    if is_beyond_budgets(pod) {
-        return Verdict::Free;
+pub fn classify<'a>(pod: &Pod, budgets: &'a [PodDisruptionBudget]) -> BudgetVerdict<'a> {
+    if exceeds_budgets(pod) {
+        return BudgetVerdict::Unprotected;
     }
     match *budgets_of(pod, budgets) {
-        [] => Verdict::Free,
+        [] => BudgetVerdict::Unprotected,
         [budget] => verdict_of(pod, budget),
-        ref several => Verdict::Several(several.to_vec()),
+        ref several => BudgetVerdict::Ambiguous(several.to_vec()),
     }
 }
 
@@ -62,7 +62,7 @@ pub fn selector_of(budget: &PodDisruptionBudget) -> Option<Selector> {
 /// Those of the pods that the budget waits for: it selects them, they have not finished, and they do
 /// not count as healthy.
 #[must_use]
-pub fn holders<'a>(budget: &PodDisruptionBudget, pods: &'a [Pod]) -> Vec<&'a Pod> {
+pub fn blocking_pods<'a>(budget: &PodDisruptionBudget, pods: &'a [Pod]) -> Vec<&'a Pod> {
     let on_their_way = budget.status.as_ref().and_then(|status| status.disrupted_pods.as_ref());
     let is_on_its_way = |pod: &Pod| {
         let name = pod.metadata.name.as_ref();
@@ -79,7 +79,7 @@ pub fn holders<'a>(budget: &PodDisruptionBudget, pods: &'a [Pod]) -> Vec<&'a Pod
 pub fn reason(budget: &PodDisruptionBudget, pods: &[Pod]) -> String {
     let name = name_of(budget);
     let status = budget.status.clone().unwrap_or_default();
-    if is_unsettled(budget) {
+    if is_stale(budget) {
         return format!(
             "PodDisruptionBudget '{name}' was changed, and its status is still that of before"
         );
@@ -96,7 +96,7 @@ pub fn reason(budget: &PodDisruptionBudget, pods: &[Pod]) -> String {
             "PodDisruptionBudget '{name}' allows no disruption, since its status failed: {failure}"
         )
     });
-    match &holders(budget, pods)[..] {
+    match &blocking_pods(budget, pods)[..] {
         [] => lead,
         holders => format!("{lead}; not healthy: {}", named(holders)),
     }
@@ -110,29 +110,29 @@ pub fn name_of(budget: &PodDisruptionBudget) -> &str {
 
 /// How many pods it lets go now.
 #[must_use]
-pub fn room(budget: &PodDisruptionBudget) -> usize {
-    if is_unsettled(budget) {
+pub fn disruptions_allowed(budget: &PodDisruptionBudget) -> usize {
+    if is_stale(budget) {
         return 0;
     }
     let allowed = budget.status.as_ref().map_or(0, |status| status.disruptions_allowed);
     usize::try_from(allowed).unwrap_or(0)
 }
 
-fn verdict_of<'a>(pod: &Pod, budget: &'a PodDisruptionBudget) -> Verdict<'a> {
+fn verdict_of<'a>(pod: &Pod, budget: &'a PodDisruptionBudget) -> BudgetVerdict<'a> {
     let status = budget.status.clone().unwrap_or_default();
-    if !is_healthy(pod) && lets_unhealthy_go(budget, &status) {
-        Verdict::Free
-    } else if is_unsettled(budget) {
-        Verdict::Unsettled(budget)
+    if !is_healthy(pod) && allows_unhealthy(budget, &status) {
+        BudgetVerdict::Unprotected
+    } else if is_stale(budget) {
+        BudgetVerdict::Stale(budget)
     } else if status.disruptions_allowed > 0 {
-        Verdict::Room(budget)
+        BudgetVerdict::Allowed(budget)
     } else {
-        Verdict::NoRoom(budget)
+        BudgetVerdict::Blocked(budget)
     }
 }
 
 /// A pod that does not run, or is going, is no disruption any more.
-fn is_beyond_budgets(pod: &Pod) -> bool {
+fn exceeds_budgets(pod: &Pod) -> bool {
     pods::is_terminating(pod) || pods::has_finished(pod) || pods::phase(pod) == "Pending"
 }
 
@@ -143,7 +143,7 @@ fn is_healthy(pod: &Pod) -> bool {
 
 /// `unhealthyPodEvictionPolicy`: `AlwaysAllow`, or `IfHealthyBudget`, which is the default: while all
 /// that must be healthy is.
-fn lets_unhealthy_go(budget: &PodDisruptionBudget, status: &PodDisruptionBudgetStatus) -> bool {
+fn allows_unhealthy(budget: &PodDisruptionBudget, status: &PodDisruptionBudgetStatus) -> bool {
     let policy = budget.spec.as_ref().and_then(|it| it.unhealthy_pod_eviction_policy.as_deref());
     policy == Some("AlwaysAllow")
         || (status.desired_healthy > 0 && status.current_healthy >= status.desired_healthy)
@@ -156,7 +156,7 @@ fn selects(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
 }
 
 /// Whether the budget's status speaks of an earlier form of it.
-fn is_unsettled(budget: &PodDisruptionBudget) -> bool {
+fn is_stale(budget: &PodDisruptionBudget) -> bool {
     let observed = budget.status.as_ref().and_then(|status| status.observed_generation);
     observed.unwrap_or(0) < budget.metadata.generation.unwrap_or(0)
 }
@@ -173,8 +173,8 @@ fn sync_failure(status: &PodDisruptionBudgetStatus) -> Option<&str> {
 fn named(pods: &[&Pod]) -> String {
     let mut names: Vec<_> = pods.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect();
     names.sort_unstable();
-    let others = names.len().saturating_sub(MOST_NAMED);
-    names.truncate(MOST_NAMED);
+    let others = names.len().saturating_sub(MAX_NAMED_PODS);
+    names.truncate(MAX_NAMED_PODS);
     let names = names.join(", ");
     if others == 0 { names } else { format!("{names} and {others} more") }
 }
@@ -216,55 +216,62 @@ mod tests {
     #[test]
     fn a_pod_that_no_budget_selects_is_free() {
         for spec in ["selector: {matchLabels: {app: db}}", "minAvailable: 1"] {
-            assert_eq!(verdict(&running("a"), &[budget(spec, 2, 0)]), Verdict::Free, "{spec}");
+            assert_eq!(
+                classify(&running("a"), &[budget(spec, 2, 0)]),
+                BudgetVerdict::Unprotected,
+                "{spec}"
+            );
         }
         let mut elsewhere = budget(OF_WEB, 2, 0);
         elsewhere.metadata.namespace = Some("bank".to_owned());
-        assert_eq!(verdict(&running("a"), &[elsewhere]), Verdict::Free);
+        assert_eq!(classify(&running("a"), &[elsewhere]), BudgetVerdict::Unprotected);
     }
 
     #[test]
     fn an_empty_selector_selects_every_pod() {
         let budgets = [budget("selector: {}", 2, 0)];
-        assert_eq!(verdict(&running("a"), &budgets), Verdict::NoRoom(&budgets[0]));
+        assert_eq!(classify(&running("a"), &budgets), BudgetVerdict::Blocked(&budgets[0]));
     }
 
     #[test]
     fn a_budget_has_room_for_as_many_as_it_says() {
         let budgets = [budget(OF_WEB, 3, 1)];
-        assert_eq!(verdict(&running("a"), &budgets), Verdict::Room(&budgets[0]));
+        assert_eq!(classify(&running("a"), &budgets), BudgetVerdict::Allowed(&budgets[0]));
         let budgets = [budget(OF_WEB, 2, 0)];
-        assert_eq!(verdict(&running("a"), &budgets), Verdict::NoRoom(&budgets[0]));
+        assert_eq!(classify(&running("a"), &budgets), BudgetVerdict::Blocked(&budgets[0]));
     }
 
     #[test]
     fn a_pod_that_does_not_run_or_is_going_is_no_disruption() {
         let budgets = [budget(OF_WEB, 2, 0), budget("selector: {}", 2, 0)];
         for phase in ["Pending", "Succeeded", "Failed"] {
-            assert_eq!(verdict(&pod("a", &format!("phase: {phase}")), &budgets), Verdict::Free);
+            assert_eq!(
+                classify(&pod("a", &format!("phase: {phase}")), &budgets),
+                BudgetVerdict::Unprotected
+            );
         }
         let mut going = running("a");
         going.metadata.deletion_timestamp =
             serde_yaml_ng::from_str("'2026-01-31T12:00:00Z'").expect("is a time");
-        assert_eq!(verdict(&going, &budgets), Verdict::Free);
+        assert_eq!(classify(&going, &budgets), BudgetVerdict::Unprotected);
     }
 
     #[test]
     fn an_unready_pod_may_go_while_enough_others_are_healthy() {
-        assert_eq!(verdict(&unready("a"), &[budget(OF_WEB, 2, 0)]), Verdict::Free);
+        assert_eq!(classify(&unready("a"), &[budget(OF_WEB, 2, 0)]), BudgetVerdict::Unprotected);
         let budgets = [budget(OF_WEB, 1, 0)];
-        assert_eq!(verdict(&unready("a"), &budgets), Verdict::NoRoom(&budgets[0]));
+        assert_eq!(classify(&unready("a"), &budgets), BudgetVerdict::Blocked(&budgets[0]));
         // What needs none healthy was not meant to let all go.
         let mut none = budget(OF_WEB, 0, 0);
         none.status.as_mut().expect("has one").desired_healthy = 0;
-        assert!(matches!(verdict(&unready("a"), &[none]), Verdict::NoRoom(_)));
+        assert!(matches!(classify(&unready("a"), &[none]), BudgetVerdict::Blocked(_)));
     }
 
     #[test]
     fn an_unready_pod_may_always_go_where_the_budget_says_so() {
         let budgets = [budget(&format!("{OF_WEB}, unhealthyPodEvictionPolicy: AlwaysAllow"), 0, 0)];
-        assert_eq!(verdict(&unready("a"), &budgets), Verdict::Free);
-        assert_eq!(verdict(&running("a"), &budgets), Verdict::NoRoom(&budgets[0]));
+        assert_eq!(classify(&unready("a"), &budgets), BudgetVerdict::Unprotected);
+        assert_eq!(classify(&running("a"), &budgets), BudgetVerdict::Blocked(&budgets[0]));
     }
 
     #[test]
@@ -272,7 +279,7 @@ mod tests {
         let mut changed = budget(OF_WEB, 3, 1);
         changed.metadata.generation = Some(3);
         let budgets = [changed];
-        assert_eq!(verdict(&running("a"), &budgets), Verdict::Unsettled(&budgets[0]));
+        assert_eq!(classify(&running("a"), &budgets), BudgetVerdict::Stale(&budgets[0]));
         assert!(reason(&budgets[0], &[]).contains("was changed"));
     }
 
@@ -280,7 +287,7 @@ mod tests {
     fn two_budgets_for_one_pod_are_refused_for_good() {
         let budgets = [budget(OF_WEB, 3, 1), budget("selector: {}", 3, 1)];
         assert!(
-            matches!(verdict(&running("a"), &budgets), Verdict::Several(two) if two.len() == 2)
+            matches!(classify(&running("a"), &budgets), BudgetVerdict::Ambiguous(two) if two.len() == 2)
         );
     }
 
@@ -312,7 +319,7 @@ mod tests {
             serde_yaml_ng::from_str("{web-1: '2026-01-31T12:00:00Z'}").expect("are pods");
         let pods = [running("web-1"), running("web-2")];
         let names: Vec<_> =
-            holders(&budget, &pods).iter().map(|pod| pod.metadata.name.as_deref()).collect();
+            blocking_pods(&budget, &pods).iter().map(|pod| pod.metadata.name.as_deref()).collect();
         assert_eq!(names, [Some("web-1")]);
     }
 

@@ -22,7 +22,7 @@ const GENERATED_LABELS: [&str; 5] = [
 ];
 
 /// The most problems that are worth reading at once.
-const MOST_PROBLEMS: usize = 10;
+const MAX_PROBLEMS: usize = 10;
 
 /// The controller that replaces the pod when it is gone; none for a bare or a static pod.
 #[must_use]
@@ -118,7 +118,7 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str, &'a str)
 
 /// Why a pod that is to go is still there.
 #[must_use]
-pub fn reasons_to_stay(pod: &Pod) -> Vec<String> {
+pub fn termination_blockers(pod: &Pod) -> Vec<String> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let Some(since) = &pod.metadata.deletion_timestamp else {
         return vec![format!("pod {name} is not being deleted")];
@@ -143,11 +143,11 @@ pub fn problems<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Vec<String> {
             by_problem.entry(problem).or_default().push(name);
         }
     }
-    let told = by_problem.into_iter().take(MOST_PROBLEMS);
-    told.map(|(problem, names)| format!("{}: {problem}", counted(&names))).collect()
+    let told = by_problem.into_iter().take(MAX_PROBLEMS);
+    told.map(|(problem, names)| format!("{}: {problem}", count_phrase(&names))).collect()
 }
 
-fn counted(names: &[&str]) -> String {
+fn count_phrase(names: &[&str]) -> String {
     match names {
         [] => String::new(),
         [one] => format!("pod {one}"),
@@ -251,7 +251,7 @@ mod tests {
         let held = pod("metadata: {name: a, deletionTimestamp: '2026-01-31T12:00:30Z', \
              deletionGracePeriodSeconds: 30, finalizers: [example.org/keep]}");
         assert_eq!(
-            reasons_to_stay(&held),
+            termination_blockers(&held),
             [
                 "pod a has until 2026-01-31T12:00:30Z to stop (30 s of grace)",
                 "pod a is held by the finalizers example.org/keep",

@@ -13,22 +13,22 @@ use k8s_openapi::{
 use kube::core::SelectorExt;
 
 use crate::k8s::{
-    REQUEST_ID_ANNOTATION, api::preflight::Surroundings, autoscaling::autoscaler_of, pdb,
-    restart::RESTARTED_AT_ANNOTATION, rollout, rollout::Verdict, workload::Workload,
+    REQUEST_ID_ANNOTATION, api::preflight::Preflight, autoscaling::autoscaler_of, pdb,
+    restart::RESTARTED_AT_ANNOTATION, rollout, rollout::RolloutStatus, workload::Workload,
 };
 
 /// How long ago a restart is still worth mentioning, in seconds.
-const RECENTLY: i64 = 600;
+const RECENT_SECONDS: i64 = 600;
 
 /// From how many seconds on a wait for each new pod is worth mentioning.
-const LONG: i32 = 60;
+const LONG_GRACE_SECONDS: i32 = 60;
 
 /// What to know before all pods of a workload are replaced by its own rollout, at this time.
 #[must_use]
-pub fn on_rollout(workload: &Workload, around: &Surroundings, now: DateTime<Utc>) -> Vec<String> {
+pub fn on_rollout(workload: &Workload, around: &Preflight, now: DateTime<Utc>) -> Vec<String> {
     // Where no pod is replaced by itself there is nothing to look out for.
-    if rollout::held_back(workload).is_some() {
-        return around.unseen.clone();
+    if rollout::manual_update_reason(workload).is_some() {
+        return around.unavailable.clone();
     }
     let mut advice = Vec::new();
     let kind = workload.kind().name();
@@ -37,26 +37,26 @@ pub fn on_rollout(workload: &Workload, around: &Surroundings, now: DateTime<Utc>
     }));
     match workload.replicas() {
         Some(0) => advice.push(format!("the {kind} is scaled to 0: there is no pod to restart")),
-        Some(replicas) => advice.extend(interruption(workload, replicas)),
+        Some(replicas) => advice.extend(interruption_warning(workload, replicas)),
         None => {}
     }
-    advice.extend(slowness(workload));
+    advice.extend(slow_rollout_warning(workload));
     // What was held up by a pause is the rollout that is meant.
     if !workload.is_paused()
-        && let Verdict::Waiting(what) = rollout::verdict(workload, 0)
+        && let RolloutStatus::Waiting(what) = rollout::status(workload, 0)
     {
         advice.push(format!("another rollout is under way: {what}"));
     }
     advice.extend(restarted_recently(workload, now));
     advice.extend(shared_volumes(workload, around));
-    advice.extend(on_load(workload, around));
-    advice.extend(around.unseen.iter().cloned());
+    advice.extend(capacity_warnings(workload, around));
+    advice.extend(around.unavailable.iter().cloned());
     advice
 }
 
 /// What to know of a workload's pods before any of them goes: who scales them, who guards them.
 #[must_use]
-pub fn on_load(workload: &Workload, around: &Surroundings) -> Vec<String> {
+pub fn capacity_warnings(workload: &Workload, around: &Preflight) -> Vec<String> {
     let metadata = workload.metadata();
     let name = metadata.name.as_deref().unwrap_or_default();
     let target = workload.kind().target(metadata.namespace.as_deref().unwrap_or_default(), name);
@@ -66,7 +66,7 @@ pub fn on_load(workload: &Workload, around: &Surroundings) -> Vec<String> {
 }
 
 /// Whether there is a moment without a pod, or with none of them.
-fn interruption(workload: &Workload, replicas: i32) -> Option<String> {
+fn interruption_warning(workload: &Workload, replicas: i32) -> Option<String> {
     match workload {
         Workload::Deployment(_) if rollout::recreates(workload) => Some(format!(
             "the strategy is Recreate: all {replicas} pods stop before new ones start"
@@ -109,14 +109,14 @@ fn pace(deployment: &Deployment, replicas: i32) -> (i32, i32) {
 }
 
 /// Whether the rollout takes its time by design.
-fn slowness(workload: &Workload) -> Option<String> {
+fn slow_rollout_warning(workload: &Workload) -> Option<String> {
     let seconds = match workload {
         Workload::Deployment(it) => it.spec.as_ref()?.min_ready_seconds,
         Workload::StatefulSet(it) => it.spec.as_ref()?.min_ready_seconds,
         Workload::DaemonSet(it) => it.spec.as_ref()?.min_ready_seconds,
         Workload::ReplicaSet(it) => it.spec.as_ref()?.min_ready_seconds,
     }?;
-    (seconds >= LONG).then(|| {
+    (seconds >= LONG_GRACE_SECONDS).then(|| {
         format!("each new pod counts only after {seconds} s of being ready (minReadySeconds)")
     })
 }
@@ -125,7 +125,7 @@ fn slowness(workload: &Workload) -> Option<String> {
 fn restarted_recently(workload: &Workload, now: DateTime<Utc>) -> Option<String> {
     let at = DateTime::parse_from_rfc3339(workload.template_annotation(RESTARTED_AT_ANNOTATION)?);
     let ago = (now - at.ok()?.to_utc()).num_seconds();
-    if !(0..RECENTLY).contains(&ago) {
+    if !(0..RECENT_SECONDS).contains(&ago) {
         return None;
     }
     let by = match workload.template_annotation(REQUEST_ID_ANNOTATION) {
@@ -151,7 +151,7 @@ fn is_ours(manager: &str) -> bool {
 }
 
 /// Volumes that only one node can mount, while the new pod starts before the old one stops.
-fn shared_volumes(workload: &Workload, around: &Surroundings) -> Vec<String> {
+fn shared_volumes(workload: &Workload, around: &Preflight) -> Vec<String> {
     let Workload::Deployment(deployment) = workload else { return Vec::new() };
     let replicas = workload.replicas().unwrap_or(1);
     if rollout::recreates(workload) || replicas == 0 || pace(deployment, replicas).0 == 0 {
@@ -227,12 +227,12 @@ mod tests {
         deployment.into()
     }
 
-    fn advice_on(workload: &Workload, around: &Surroundings) -> String {
+    fn advice_on(workload: &Workload, around: &Preflight) -> String {
         on_rollout(workload, around, noon()).join("; ")
     }
 
     fn advice(spec: &str) -> String {
-        advice_on(&deployment(spec, "{}"), &Surroundings::default())
+        advice_on(&deployment(spec, "{}"), &Preflight::default())
     }
 
     #[test]
@@ -251,7 +251,7 @@ mod tests {
             "spec: {selector: {}, template: {}}\nstatus: {replicas: 1, readyReplicas: 1, updatedReplicas: 1}",
         )
         .expect("is a StatefulSet");
-        let told = advice_on(&set.into(), &Surroundings::default());
+        let told = advice_on(&set.into(), &Preflight::default());
         assert!(told.contains("one replica"), "{told}");
     }
 
@@ -266,9 +266,10 @@ mod tests {
             set.into()
         };
         let partitioned = set("{type: RollingUpdate, rollingUpdate: {partition: 2}}");
-        let told = advice_on(&partitioned, &Surroundings::default());
+        let told = advice_on(&partitioned, &Preflight::default());
         assert!(told.contains("partition is 2"), "{told}");
-        let unseen = Surroundings { unseen: vec!["not looked at: x".into()], ..Default::default() };
+        let unseen =
+            Preflight { unavailable: vec!["not looked at: x".into()], ..Default::default() };
         assert_eq!(advice_on(&set("{type: OnDelete}"), &unseen), "not looked at: x");
     }
 
@@ -297,7 +298,7 @@ mod tests {
     fn tells_a_recent_restart_and_who_made_it() {
         let restarted = |at: &str, id: &str| {
             let annotations = format!("{{kubectl.kubernetes.io/restartedAt: '{at}'{id}}}");
-            advice_on(&deployment(", replicas: 2", &annotations), &Surroundings::default())
+            advice_on(&deployment(", replicas: 2", &annotations), &Preflight::default())
         };
         let ours = ", action-executor.dev/request-id: r1";
         assert_eq!(
@@ -321,21 +322,21 @@ mod tests {
              {'f:annotations': {'f:kubectl.kubernetes.io/restartedAt': {}}}}}}}]",
         )
         .expect("are entries");
-        let told = advice_on(&workload, &Surroundings::default());
+        let told = advice_on(&workload, &Preflight::default());
         assert_eq!(told, "it was restarted 10 s ago by kubectl-rollout");
     }
 
-    fn around(yaml: &str) -> Surroundings {
+    fn around(yaml: &str) -> Preflight {
         #[derive(Default, serde::Deserialize)]
         #[serde(default)]
-        struct Found {
+        struct Restart {
             autoscalers: Vec<HorizontalPodAutoscaler>,
             budgets: Vec<PodDisruptionBudget>,
             claims: Vec<k8s_openapi::api::core::v1::PersistentVolumeClaim>,
         }
-        let Found { autoscalers, budgets, claims } =
+        let Restart { autoscalers, budgets, claims } =
             serde_yaml_ng::from_str(yaml).expect("are objects");
-        Surroundings { autoscalers, budgets, claims, unseen: Vec::new() }
+        Preflight { autoscalers, budgets, claims, unavailable: Vec::new() }
     }
 
     #[test]

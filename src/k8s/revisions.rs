@@ -25,7 +25,7 @@ use crate::{
         REQUEST_ID_ANNOTATION,
         api::{
             client::Cluster,
-            completion::{KnownBy, digest_of},
+            completion::{TemplateIdentity, digest_of},
         },
         pods,
         restart::RESTARTED_AT_ANNOTATION,
@@ -91,7 +91,7 @@ pub struct Revision {
 /// The revision to which a workload goes back if a change of it does not come to anything. It is known by
 /// the object that keeps it: going back gives it another number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fallback {
+pub struct RollbackTarget {
     /// The object that keeps the revision.
     pub revision: String,
     /// Its number before the change.
@@ -100,7 +100,7 @@ pub struct Fallback {
 
 /// Which revision is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub enum RevisionSelector {
     /// The one of this number.
     Number(i64),
     /// The last one before the present.
@@ -121,17 +121,18 @@ impl Cluster {
         name: &str,
         deadline: Instant,
     ) -> Result<History, ActionError> {
-        let object = self.object(&kind.resource(), namespace, name, deadline).await?;
+        let object = self.get_dynamic(&kind.resource(), namespace, name, deadline).await?;
         let template = template_in(&object.data, "/spec/template");
         let workload = kind.read(object)?;
         let selector = workload.label_selector();
-        let keepers = self.objects(&keeper(kind), namespace, &selector, deadline).await?;
+        let keepers =
+            self.list_dynamic(&revision_resource(kind), namespace, &selector, deadline).await?;
         Ok(History::new(workload, template, &keepers))
     }
 }
 
 /// The kind of object that keeps the revisions of this kind of workload.
-fn keeper(kind: WorkloadKind) -> ApiResource {
+fn revision_resource(kind: WorkloadKind) -> ApiResource {
     match kind {
         WorkloadKind::Deployment | WorkloadKind::ReplicaSet => {
             ApiResource::erase::<ReplicaSet>(&())
@@ -173,11 +174,11 @@ impl History {
     /// The revision that is meant. The present one is known by its template and not by its number, so
     /// it makes no difference whether the controller has seen the last change yet.
     #[must_use]
-    pub fn find(&self, wanted: Wanted) -> Option<&Revision> {
+    pub fn find(&self, wanted: RevisionSelector) -> Option<&Revision> {
         self.revisions.iter().find(|revision| match wanted {
-            Wanted::Number(number) => revision.number == number,
-            Wanted::Previous => !self.is_at(revision),
-            Wanted::PreviousThatDiffers => !self.differs_by_restarts_alone(revision),
+            RevisionSelector::Number(number) => revision.number == number,
+            RevisionSelector::Previous => !self.is_at(revision),
+            RevisionSelector::PreviousThatDiffers => !self.differs_by_restarts_alone(revision),
         })
     }
 
@@ -195,14 +196,14 @@ impl History {
 
     /// The present revision, to go back to after a change; none if the controller has not recorded it yet.
     #[must_use]
-    pub fn fallback(&self) -> Option<Fallback> {
+    pub fn rollback_target(&self) -> Option<RollbackTarget> {
         let present = self.revisions.iter().find(|revision| self.is_at(revision))?;
-        Some(Fallback { revision: present.name.clone(), number: present.number })
+        Some(RollbackTarget { revision: present.name.clone(), number: present.number })
     }
 
     /// The revision that was meant to be gone back to, if it is still kept.
     #[must_use]
-    pub fn kept(&self, fallback: &Fallback) -> Option<&Revision> {
+    pub fn kept(&self, fallback: &RollbackTarget) -> Option<&Revision> {
         self.revisions.iter().find(|revision| revision.name == fallback.revision)
     }
 
@@ -285,11 +286,12 @@ impl History {
             "/spec/template",
             Some(&self.template),
             Some(&revision.template),
-            Told::Word,
+            Redaction::Word,
             &mut changes,
         );
         for (name, (from, to)) in self.annotations_to(revision) {
-            let told = if name == CHANGE_CAUSE_ANNOTATION { Told::Value } else { Told::Word };
+            let told =
+                if name == CHANGE_CAUSE_ANNOTATION { Redaction::Value } else { Redaction::Word };
             let (from, to) = (from.map(|it| json!(it)), to.map(|it| json!(it)));
             let path = format!("/metadata/annotations/{}", escaped(name));
             changes.push(told.change(path, from.as_ref(), to.as_ref()));
@@ -328,9 +330,10 @@ impl Revision {
 
     /// By what the workload's template is known to be this one: nothing may be added to it.
     #[must_use]
-    pub fn known_by(&self) -> KnownBy {
+    pub fn known_by(&self) -> TemplateIdentity {
         let template = serde_json::from_value::<PodTemplateSpec>(self.template.clone());
-        template.map_or(KnownBy::Nothing, |it| KnownBy::Digest(digest_of(Some(&it))))
+        template
+            .map_or(TemplateIdentity::Nothing, |it| TemplateIdentity::Digest(digest_of(Some(&it))))
     }
 }
 
@@ -356,26 +359,26 @@ fn without_restarts(template: &Value) -> Value {
 
 /// How a difference is told.
 #[derive(Clone, Copy, PartialEq)]
-enum Told {
+enum Redaction {
     /// By its values.
     Value,
     /// By saying that there is one.
     Word,
 }
 
-impl Told {
+impl Redaction {
     /// How the field of this name is told, within what is told like this.
     fn of(self, name: &str) -> Self {
         let harmless = matches!(name, "image" | "resources") || RESTART_ANNOTATIONS.contains(&name);
-        if harmless { Told::Value } else { self }
+        if harmless { Redaction::Value } else { self }
     }
 
     fn change(self, path: String, from: Option<&Value>, to: Option<&Value>) -> Change {
         let word = |there: Option<&Value>, word: &str| there.map_or(Value::Null, |_| word.into());
         let (from, to) = match self {
-            Told::Value => (json!(from), json!(to)),
-            Told::Word if from.is_some() => (word(from, "set"), word(to, "changed")),
-            Told::Word => (Value::Null, word(to, "set")),
+            Redaction::Value => (json!(from), json!(to)),
+            Redaction::Word if from.is_some() => (word(from, "set"), word(to, "changed")),
+            Redaction::Word => (Value::Null, word(to, "set")),
         };
         Change { path, from, to }
     }
@@ -386,7 +389,7 @@ fn compare(
     path: &str,
     from: Option<&Value>,
     to: Option<&Value>,
-    told: Told,
+    told: Redaction,
     changes: &mut Vec<Change>,
 ) {
     if from == to {
@@ -423,15 +426,16 @@ fn compare_containers(
         let path = format!("{path}/{}", escaped(name));
         let (from, to) = (from.get(name), to.get(name));
         if from.is_some() && to.is_some() {
-            compare(&path, from, to, Told::Word, changes);
+            compare(&path, from, to, Redaction::Word, changes);
         } else {
             let image = |it: Option<&Value>| it.and_then(|it| it.get("image")).cloned();
             let (from, to) = (image(from), image(to));
-            let change = Told::Value.change(format!("{path}/image"), from.as_ref(), to.as_ref());
+            let change =
+                Redaction::Value.change(format!("{path}/image"), from.as_ref(), to.as_ref());
             changes.push(change);
         }
     }
-    tell_of_order(path, whole, known, changes);
+    describe_order(path, whole, known, changes);
 }
 
 /// The value of a variable is nobody else's business, and neither is where it comes from.
@@ -441,21 +445,21 @@ fn compare_env(path: &str, from: Option<&Value>, to: Option<&Value>, changes: &m
     for name in union(&from, &to) {
         let (from, to) = (from.get(name), to.get(name));
         if from != to {
-            changes.push(Told::Word.change(format!("{path}/{}", escaped(name)), from, to));
+            changes.push(Redaction::Word.change(format!("{path}/{}", escaped(name)), from, to));
         }
     }
-    tell_of_order(path, whole, known, changes);
+    describe_order(path, whole, known, changes);
 }
 
 /// Two lists may hold the same in another order.
-fn tell_of_order(
+fn describe_order(
     path: &str,
     (from, to): (Option<&Value>, Option<&Value>),
     known: usize,
     changes: &mut Vec<Change>,
 ) {
     if from != to && changes.len() == known {
-        changes.push(Told::Word.change(path.to_owned(), from, to));
+        changes.push(Redaction::Word.change(path.to_owned(), from, to));
     }
 }
 
@@ -532,22 +536,22 @@ mod tests {
         )
     }
 
-    fn found(history: &History, wanted: Wanted) -> Option<i64> {
+    fn found(history: &History, wanted: RevisionSelector) -> Option<i64> {
         history.find(wanted).map(|revision| revision.number)
     }
 
     #[test]
     fn the_previous_revision_is_the_last_one_of_another_template() {
         assert_eq!(history().numbers(), [4, 3, 2]);
-        assert_eq!(found(&history(), Wanted::Previous), Some(3));
-        assert_eq!(found(&history(), Wanted::Number(2)), Some(2));
-        assert_eq!(found(&history(), Wanted::Number(9)), None);
+        assert_eq!(found(&history(), RevisionSelector::Previous), Some(3));
+        assert_eq!(found(&history(), RevisionSelector::Number(2)), Some(2));
+        assert_eq!(found(&history(), RevisionSelector::Number(9)), None);
     }
 
     #[test]
     fn a_restart_can_be_passed_over() {
-        assert_eq!(found(&history(), Wanted::PreviousThatDiffers), Some(2));
-        let third = history().find(Wanted::Number(3)).cloned().expect("is there");
+        assert_eq!(found(&history(), RevisionSelector::PreviousThatDiffers), Some(2));
+        let third = history().find(RevisionSelector::Number(3)).cloned().expect("is there");
         assert!(history().differs_by_restarts_alone(&third) && !history().is_at(&third));
     }
 
@@ -557,13 +561,13 @@ mod tests {
         let kept = [replica_set("1", "u1", "{}", ""), replica_set("2", "u1", &old, "")];
         let kept: Vec<_> = kept.iter().map(String::as_str).collect();
         let history = History::example(WorkloadKind::Deployment, &deployment(&new, "{}"), &kept);
-        assert_eq!(found(&history, Wanted::Previous), Some(2));
+        assert_eq!(found(&history, RevisionSelector::Previous), Some(2));
     }
 
     #[test]
     fn the_whole_template_comes_back_without_the_controllers_label() {
         let history = history();
-        let patch = history.patch_to(history.find(Wanted::Number(2)).expect("is there"));
+        let patch = history.patch_to(history.find(RevisionSelector::Number(2)).expect("is there"));
         assert_eq!(
             patch,
             json!({ "spec": { "template": {
@@ -583,7 +587,7 @@ mod tests {
             &deployment(&new, "{}"),
             &[&replica_set("1", "u1", &old, ""), &replica_set("2", "u1", &new, "")],
         );
-        let first = history.find(Wanted::Previous).expect("is another one");
+        let first = history.find(RevisionSelector::Previous).expect("is another one");
         let patch = history.patch_to(first);
         let container = patch.pointer("/spec/template/spec/containers/0").expect("is there");
         assert_eq!(container["inTheFuture"]["answer"], 42);
@@ -602,7 +606,7 @@ mod tests {
             &deployment(&new, now),
             &[&replica_set("1", "u1", &old, then)],
         );
-        let first = history.find(Wanted::Previous).expect("is there");
+        let first = history.find(RevisionSelector::Previous).expect("is there");
         assert_eq!(
             history.patch_to(first)["metadata"]["annotations"],
             json!({ "kubernetes.io/change-cause": "first", "team": null })
@@ -629,10 +633,10 @@ mod tests {
             )
         };
         let at = History::example(WorkloadKind::StatefulSet, &object(""), &[&kept]);
-        assert_eq!(found(&at, Wanted::Previous), None);
+        assert_eq!(found(&at, RevisionSelector::Previous), None);
         let beyond = object("{name: db, image: 'db:2'}");
         let history = History::example(WorkloadKind::StatefulSet, &beyond, &[&kept]);
-        let revision = history.find(Wanted::Number(7)).expect("is there");
+        let revision = history.find(RevisionSelector::Number(7)).expect("is there");
         assert_eq!(history.patch_to(revision)["spec"]["template"]["$patch"], "replace");
         assert!(history.patch_to(revision).get("metadata").is_none());
     }
@@ -654,7 +658,8 @@ mod tests {
             &deployment(&new, "{}"),
             &[&replica_set("1", "u1", &old, "")],
         );
-        let changes = history.changes_to(history.find(Wanted::Previous).expect("is there"));
+        let changes =
+            history.changes_to(history.find(RevisionSelector::Previous).expect("is there"));
         let told: Vec<_> = changes
             .iter()
             .map(|it| format!("{} {} {}", it.path.replace("/spec/template", ""), it.from, it.to))
@@ -681,7 +686,8 @@ mod tests {
             &deployment(&of("{name: A}, {name: B}"), "{}"),
             &[&replica_set("1", "u1", &of("{name: B}, {name: A}"), "")],
         );
-        let changes = history.changes_to(history.find(Wanted::Previous).expect("is there"));
+        let changes =
+            history.changes_to(history.find(RevisionSelector::Previous).expect("is there"));
         assert_eq!(changes.len(), 1);
         assert_eq!(changes[0].path, "/spec/template/spec/containers/app/env");
     }
@@ -689,14 +695,14 @@ mod tests {
     #[test]
     fn the_present_revision_is_found_again_under_another_number() {
         let before = history();
-        let fallback = before.fallback().expect("is recorded");
+        let fallback = before.rollback_target().expect("is recorded");
         assert_eq!((fallback.revision.as_str(), fallback.number), ("web-4", 4));
         let mut after = before;
         after.revisions[0].number = 6;
         assert_eq!(after.kept(&fallback).map(|revision| revision.number), Some(6));
         after.revisions.remove(0);
         assert_eq!(after.kept(&fallback), None);
-        assert_eq!(after.fallback(), None);
+        assert_eq!(after.rollback_target(), None);
     }
 
     #[test]
@@ -709,7 +715,8 @@ mod tests {
             &deployment(two, "{}"),
             &[&replica_set("1", "u1", one, "")],
         );
-        let changes = history.changes_to(history.find(Wanted::Previous).expect("is there"));
+        let changes =
+            history.changes_to(history.find(RevisionSelector::Previous).expect("is there"));
         assert_eq!(changes.len(), 1);
         assert_eq!(changes[0].path, "/spec/template/spec/containers/log/image");
         assert_eq!((&changes[0].from, &changes[0].to), (&json!("log:1"), &Value::Null));

@@ -11,7 +11,7 @@ use crate::k8s::workload::Workload;
 
 /// Where a rollout stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RolloutStatus {
     /// Not there yet; says what is missing.
     Waiting(String),
     /// All replicas are updated and available, and no old one is left.
@@ -27,7 +27,7 @@ pub enum Verdict {
 /// stays so. A workload scaled to zero is complete at once. With the strategy `OnDelete` it is complete
 /// once somebody has deleted all old pods.
 #[must_use]
-pub fn verdict(workload: &Workload, generation: i64) -> Verdict {
+pub fn status(workload: &Workload, generation: i64) -> RolloutStatus {
     match workload {
         Workload::Deployment(it) => deployment(it, generation),
         Workload::StatefulSet(it) => stateful_set(it, generation),
@@ -41,11 +41,11 @@ fn is_observed(observed: Option<i64>, current: Option<i64>, generation: i64) -> 
     observed.unwrap_or(0) >= current.unwrap_or(0).max(generation)
 }
 
-fn not_observed() -> Verdict {
-    Verdict::Waiting("waiting for the change to be observed".to_owned())
+fn not_observed() -> RolloutStatus {
+    RolloutStatus::Waiting("waiting for the change to be observed".to_owned())
 }
 
-fn deployment(deployment: &Deployment, generation: i64) -> Verdict {
+fn deployment(deployment: &Deployment, generation: i64) -> RolloutStatus {
     let name = deployment.metadata.name.as_deref().unwrap_or_default();
     let status = deployment.status.clone().unwrap_or_default();
     let spec_replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
@@ -62,30 +62,30 @@ fn deployment(deployment: &Deployment, generation: i64) -> Verdict {
     });
     if let Some(condition) = exceeded {
         let message = condition.message.as_deref().unwrap_or_default();
-        return Verdict::Failed(format!("ProgressDeadlineExceeded: {message}"));
+        return RolloutStatus::Failed(format!("ProgressDeadlineExceeded: {message}"));
     }
     if updated < spec_replicas {
-        return Verdict::Waiting(format!(
+        return RolloutStatus::Waiting(format!(
             "{updated} of {spec_replicas} new replicas have been updated"
         ));
     }
     if total > updated {
-        return Verdict::Waiting(format!(
+        return RolloutStatus::Waiting(format!(
             "{} old replicas are pending termination",
             total - updated
         ));
     }
     if available < updated {
-        return Verdict::Waiting(format!(
+        return RolloutStatus::Waiting(format!(
             "{available} of {updated} updated replicas are available"
         ));
     }
-    Verdict::Complete(format!(
+    RolloutStatus::Complete(format!(
         "Deployment '{name}' is rolled out: {available} of {spec_replicas} replicas are updated and available"
     ))
 }
 
-fn stateful_set(set: &StatefulSet, generation: i64) -> Verdict {
+fn stateful_set(set: &StatefulSet, generation: i64) -> RolloutStatus {
     let name = set.metadata.name.as_deref().unwrap_or_default();
     let status = set.status.clone().unwrap_or_default();
     if !is_observed(status.observed_generation, set.metadata.generation, generation) {
@@ -96,7 +96,7 @@ fn stateful_set(set: &StatefulSet, generation: i64) -> Verdict {
     let ready = status.ready_replicas.unwrap_or(0);
     let updated = status.updated_replicas.unwrap_or(0);
     if ready < replicas {
-        return Verdict::Waiting(format!("{ready} of {replicas} pods are ready"));
+        return RolloutStatus::Waiting(format!("{ready} of {replicas} pods are ready"));
     }
     let strategy = spec.and_then(|spec| spec.update_strategy.as_ref());
     let partition = strategy.and_then(|it| it.rolling_update.as_ref()).and_then(|it| it.partition);
@@ -108,16 +108,18 @@ fn stateful_set(set: &StatefulSet, generation: i64) -> Verdict {
     // pod, but also before the controller has made the new one; the number of pods is not.
     if updated < wanted || (wanted == replicas && status.update_revision != status.current_revision)
     {
-        return Verdict::Waiting(format!("{updated} of {wanted} pods are of the new revision"));
+        return RolloutStatus::Waiting(format!(
+            "{updated} of {wanted} pods are of the new revision"
+        ));
     }
     let revision = status.update_revision.as_deref().unwrap_or("unknown");
-    Verdict::Complete(format!(
+    RolloutStatus::Complete(format!(
         "StatefulSet '{name}' is rolled out: {updated} of {replicas} pods are of revision {revision}, \
          {ready} are ready"
     ))
 }
 
-fn daemon_set(set: &DaemonSet, generation: i64) -> Verdict {
+fn daemon_set(set: &DaemonSet, generation: i64) -> RolloutStatus {
     let name = set.metadata.name.as_deref().unwrap_or_default();
     let status = set.status.clone().unwrap_or_default();
     if !is_observed(status.observed_generation, set.metadata.generation, generation) {
@@ -127,18 +129,22 @@ fn daemon_set(set: &DaemonSet, generation: i64) -> Verdict {
     let updated = status.updated_number_scheduled.unwrap_or(0);
     let available = status.number_available.unwrap_or(0);
     if updated < desired {
-        return Verdict::Waiting(format!("{updated} of {desired} new pods have been updated"));
+        return RolloutStatus::Waiting(format!(
+            "{updated} of {desired} new pods have been updated"
+        ));
     }
     if available < desired {
-        return Verdict::Waiting(format!("{available} of {desired} updated pods are available"));
+        return RolloutStatus::Waiting(format!(
+            "{available} of {desired} updated pods are available"
+        ));
     }
-    Verdict::Complete(format!(
+    RolloutStatus::Complete(format!(
         "DaemonSet '{name}' is rolled out: {available} of {desired} pods are updated and available"
     ))
 }
 
 /// A ReplicaSet replaces no pod; it is complete once it has those that it wants.
-fn replica_set(set: &ReplicaSet, generation: i64) -> Verdict {
+fn replica_set(set: &ReplicaSet, generation: i64) -> RolloutStatus {
     let name = set.metadata.name.as_deref().unwrap_or_default();
     let status = set.status.clone().unwrap_or_default();
     if !is_observed(status.observed_generation, set.metadata.generation, generation) {
@@ -147,9 +153,9 @@ fn replica_set(set: &ReplicaSet, generation: i64) -> Verdict {
     let replicas = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
     let available = status.available_replicas.unwrap_or(0);
     if status.replicas != replicas || available < replicas {
-        return Verdict::Waiting(format!("{available} of {replicas} replicas are available"));
+        return RolloutStatus::Waiting(format!("{available} of {replicas} replicas are available"));
     }
-    Verdict::Complete(format!("ReplicaSet '{name}' has its {replicas} replicas"))
+    RolloutStatus::Complete(format!("ReplicaSet '{name}' has its {replicas} replicas"))
 }
 
 /// The verdict on a workload's number of pods: as many as are asked for, all of them available, of
@@ -158,7 +164,7 @@ fn replica_set(set: &ReplicaSet, generation: i64) -> Verdict {
 /// # Caveats
 /// A Deployment that was paused in the middle of a rollout keeps that rollout's surplus.
 #[must_use]
-pub fn at_full_number(workload: &Workload) -> Verdict {
+pub fn scale_status(workload: &Workload) -> RolloutStatus {
     let (observed, total, available) = match workload {
         Workload::Deployment(it) => {
             let status = it.status.clone().unwrap_or_default();
@@ -179,20 +185,20 @@ pub fn at_full_number(workload: &Workload) -> Verdict {
     }
     let (wanted, available) = (workload.replicas().unwrap_or(1), available.unwrap_or(0));
     if available < wanted {
-        return Verdict::Waiting(format!("{available} of {wanted} replicas are available"));
+        return RolloutStatus::Waiting(format!("{available} of {wanted} replicas are available"));
     }
     let keeps_surplus = workload.is_paused() && workload.outdated_pods().is_some();
     if total > wanted && !keeps_surplus {
-        return Verdict::Waiting(format!("{} replicas are still to go", total - wanted));
+        return RolloutStatus::Waiting(format!("{} replicas are still to go", total - wanted));
     }
     let (kind, name) = (workload.kind().name(), workload.metadata().name.as_deref());
     let name = name.unwrap_or_default();
-    Verdict::Complete(format!("{kind} '{name}' has {wanted} replicas, all available"))
+    RolloutStatus::Complete(format!("{kind} '{name}' has {wanted} replicas, all available"))
 }
 
 /// Why no pod would be replaced by itself, if that is so.
 #[must_use]
-pub fn held_back(workload: &Workload) -> Option<String> {
+pub fn manual_update_reason(workload: &Workload) -> Option<String> {
     let (strategy, partition) = match workload {
         Workload::StatefulSet(set) => {
             let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
@@ -214,7 +220,7 @@ pub fn held_back(workload: &Workload) -> Option<String> {
 
 /// What is to be said of pods for which a StatefulSet waits before it replaces any.
 #[must_use]
-pub fn waits_for_ever(pods: &[&str]) -> String {
+pub fn stuck_pods_warning(pods: &[&str]) -> String {
     format!(
         "pod {} is not ready, and a StatefulSet that keeps order may wait for it for ever instead of \
          replacing it: if it stays as it is, delete it with restart_pod",
@@ -236,7 +242,7 @@ pub fn partition(workload: &Workload) -> Option<i32> {
     let Workload::StatefulSet(set) = workload else { return None };
     let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
     let partition = strategy.rolling_update.as_ref()?.partition?;
-    (partition > 0 && held_back(workload).is_none()).then_some(partition)
+    (partition > 0 && manual_update_reason(workload).is_none()).then_some(partition)
 }
 
 #[cfg(test)]
@@ -244,11 +250,11 @@ mod tests {
     use super::*;
 
     /// A Deployment of generation 4 with three replicas wanted and the status given as YAML.
-    fn verdict(status: &str) -> Verdict {
+    fn verdict(status: &str) -> RolloutStatus {
         verdict_after(4, status)
     }
 
-    fn verdict_after(generation: i64, status: &str) -> Verdict {
+    fn verdict_after(generation: i64, status: &str) -> RolloutStatus {
         let text = format!(
             "metadata: {{name: web, generation: 4}}\n\
              spec: {{replicas: 3, selector: {{}}, template: {{}}}}\n\
@@ -258,7 +264,7 @@ mod tests {
     }
 
     fn waits(status: &str, for_what: &str) {
-        assert_eq!(verdict(status), Verdict::Waiting(for_what.to_owned()));
+        assert_eq!(verdict(status), RolloutStatus::Waiting(for_what.to_owned()));
     }
 
     const DONE: &str =
@@ -266,7 +272,7 @@ mod tests {
 
     #[test]
     fn is_complete_when_all_are_updated_and_available_and_no_old_one_is_left() {
-        assert!(matches!(verdict(DONE), Verdict::Complete(_)));
+        assert!(matches!(verdict(DONE), RolloutStatus::Complete(_)));
     }
 
     #[test]
@@ -280,7 +286,7 @@ mod tests {
     #[test]
     fn a_stale_object_is_not_taken_for_the_patched_one() {
         // A read served from before the patch still shows the old generation, and all is well there.
-        assert!(matches!(verdict_after(5, DONE), Verdict::Waiting(_)));
+        assert!(matches!(verdict_after(5, DONE), RolloutStatus::Waiting(_)));
     }
 
     #[test]
@@ -297,7 +303,7 @@ mod tests {
                       status: 'False', reason: ProgressDeadlineExceeded, message: no progress}]}";
         assert_eq!(
             verdict(status),
-            Verdict::Failed("ProgressDeadlineExceeded: no progress".to_owned())
+            RolloutStatus::Failed("ProgressDeadlineExceeded: no progress".to_owned())
         );
     }
 
@@ -330,7 +336,7 @@ mod tests {
         waits("{}", "waiting for the change to be observed");
     }
 
-    fn of_stateful_set(spec: &str, status: &str) -> Verdict {
+    fn of_stateful_set(spec: &str, status: &str) -> RolloutStatus {
         let text = format!(
             "metadata: {{name: db, generation: 4}}\n\
              spec: {{replicas: 3, selector: {{}}, template: {{}}{spec}}}\n\
@@ -345,7 +351,7 @@ mod tests {
     #[test]
     fn a_stateful_set_waits_for_ready_pods_then_for_the_revision() {
         let waiting = |status: &str, what: &str| {
-            assert_eq!(of_stateful_set("", status), Verdict::Waiting(what.to_owned()));
+            assert_eq!(of_stateful_set("", status), RolloutStatus::Waiting(what.to_owned()));
         };
         waiting(", replicas: 3, readyReplicas: 2, updatedReplicas: 1", "2 of 3 pods are ready");
         let revisions = ", currentRevision: a, updateRevision: b";
@@ -355,7 +361,7 @@ mod tests {
         );
         let done = ", replicas: 3, readyReplicas: 3, updatedReplicas: 3, currentRevision: b, \
                     updateRevision: b";
-        assert!(matches!(of_stateful_set("", done), Verdict::Complete(_)));
+        assert!(matches!(of_stateful_set("", done), RolloutStatus::Complete(_)));
     }
 
     #[test]
@@ -366,9 +372,9 @@ mod tests {
         };
         let verdict = of_stateful_set(PARTITION, &status(1));
         assert!(
-            matches!(verdict, Verdict::Complete(what) if what.contains("1 of 3 pods are of revision b"))
+            matches!(verdict, RolloutStatus::Complete(what) if what.contains("1 of 3 pods are of revision b"))
         );
-        assert!(matches!(of_stateful_set(PARTITION, &status(0)), Verdict::Waiting(_)));
+        assert!(matches!(of_stateful_set(PARTITION, &status(0)), RolloutStatus::Waiting(_)));
     }
 
     #[test]
@@ -381,7 +387,7 @@ mod tests {
             );
             daemon_set(&serde_yaml_ng::from_str(&text).expect("is a DaemonSet"), 2)
         };
-        let waiting = |what: &str| Verdict::Waiting(what.to_owned());
+        let waiting = |what: &str| RolloutStatus::Waiting(what.to_owned());
         assert_eq!(
             verdict(", updatedNumberScheduled: 1, numberAvailable: 3"),
             waiting("1 of 3 new pods have been updated")
@@ -391,7 +397,7 @@ mod tests {
             waiting("2 of 3 updated pods are available")
         );
         let done = verdict(", updatedNumberScheduled: 3, numberAvailable: 3");
-        assert!(matches!(done, Verdict::Complete(_)));
+        assert!(matches!(done, RolloutStatus::Complete(_)));
     }
 
     #[test]
@@ -403,9 +409,9 @@ mod tests {
                  status: {{{status}}}"
             );
             let deployment: Deployment = serde_yaml_ng::from_str(&text).expect("is a Deployment");
-            at_full_number(&deployment.into())
+            scale_status(&deployment.into())
         };
-        let waiting = |what: &str| Verdict::Waiting(what.to_owned());
+        let waiting = |what: &str| RolloutStatus::Waiting(what.to_owned());
         let unobserved = "observedGeneration: 3, replicas: 3, availableReplicas: 3";
         assert_eq!(verdict("", unobserved), waiting("waiting for the change to be observed"));
         let few = "observedGeneration: 4, replicas: 3, availableReplicas: 2";
@@ -415,7 +421,7 @@ mod tests {
         // Whatever their revision: a paused Deployment's pods do not become new ones.
         let old = "observedGeneration: 4, replicas: 4, updatedReplicas: 1, availableReplicas: 3";
         assert_eq!(verdict("", old), waiting("1 replicas are still to go"));
-        assert!(matches!(verdict(", paused: true", old), Verdict::Complete(_)));
+        assert!(matches!(verdict(", paused: true", old), RolloutStatus::Complete(_)));
     }
 
     #[test]
@@ -426,11 +432,11 @@ mod tests {
              numberMisscheduled: 0, numberReady: 0}",
         )
         .expect("is a DaemonSet");
-        assert!(matches!(verdict_of(set.clone(), 1), Verdict::Complete(_)));
-        assert!(matches!(verdict_of(set, 2), Verdict::Waiting(_)));
+        assert!(matches!(verdict_of(set.clone(), 1), RolloutStatus::Complete(_)));
+        assert!(matches!(verdict_of(set, 2), RolloutStatus::Waiting(_)));
     }
 
-    fn verdict_of(set: DaemonSet, generation: i64) -> Verdict {
-        super::verdict(&set.into(), generation)
+    fn verdict_of(set: DaemonSet, generation: i64) -> RolloutStatus {
+        super::status(&set.into(), generation)
     }
 }

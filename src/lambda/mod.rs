@@ -25,13 +25,13 @@ use tokio::{
 };
 
 use crate::{
-    actions::request::Key,
-    auth::Callers,
-    config::{Settings, reload::Followed},
+    actions::request::IdempotencyKey,
+    auth::Authenticator,
+    config::{Settings, reload::Reloading},
     contract::error::{ActionError, Code},
     executor::{
         context::Context,
-        reply::{Answer, Delivery},
+        reply::{Answer, IncomingRequest},
     },
     http::{dispatch, dispatch::Service},
     k8s::api::connect::connect,
@@ -92,13 +92,13 @@ fn told(error: &ActionError) -> u8 {
 struct Function {
     /// A setting that is wrong is told to every caller: a runtime that ends is started again and again.
     settings: Result<Settings, ActionError>,
-    callers: Result<Arc<Callers>, ActionError>,
+    callers: Result<Arc<Authenticator>, ActionError>,
     context: Mutex<Option<(Context, Instant)>>,
 }
 
 impl Function {
     fn new(settings: Result<Settings, ActionError>) -> Self {
-        let callers = settings.clone().and_then(|settings| Callers::from_settings(&settings));
+        let callers = settings.clone().and_then(|settings| Authenticator::from_settings(&settings));
         let callers = callers.map(Arc::new);
         Function { settings, callers, context: Mutex::default() }
     }
@@ -112,7 +112,7 @@ impl Function {
             return Ok(context.clone());
         }
         let settings = self.settings.as_ref().map_err(Clone::clone)?;
-        let policy = Followed::new(settings.policy.clone())?;
+        let policy = Reloading::new(settings.policy.clone())?;
         let cluster = connect(None).await?;
         // Nobody tells a function to stop; its time does.
         let (_, stopping) = watch::channel(false);
@@ -174,11 +174,13 @@ impl Function {
     async fn message(&self, message: Message, left: Option<Duration>) -> Answer {
         let result = async {
             let context = bounded(self.context().await?, left);
-            let mut request = Delivery { body: message.body, key: None, event: None }.request()?;
+            let mut request =
+                IncomingRequest { body: message.body, key: None, event: None }.request()?;
             if request.id.is_none()
                 && let Some(id) = &message.id
             {
-                request = request.keyed(Some(&Key::new(id, "the event's id")?))?;
+                request = request
+                    .with_idempotency_key(Some(&IdempotencyKey::new(id, "the event's id")?))?;
             }
             crate::executor::handle(&context, request).await
         };
@@ -210,7 +212,7 @@ impl Function {
 /// The context, whose work ends with the invocation.
 fn bounded(context: Context, left: Option<Duration>) -> Context {
     match left {
-        Some(left) => context.within(left),
+        Some(left) => context.with_deadline(left),
         None => context,
     }
 }

@@ -17,7 +17,7 @@ use crate::{
 /// One request that was carried out, is under way, or was refused.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub struct Entry {
+pub struct HistoryEntry {
     /// When this was last written (UTC).
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub at: Option<String>,
@@ -39,7 +39,7 @@ pub struct Entry {
     /// Why, if it was said.
     pub reason: Option<String>,
     /// The object that it is about.
-    pub target: About,
+    pub target: ObjectRef,
     /// What happened, who asked and why, in a sentence.
     pub message: Option<String>,
     /// The answer, where there is one.
@@ -50,7 +50,7 @@ pub struct Entry {
 /// The object that an entry is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub struct About {
+pub struct ObjectRef {
     /// The kind, as `Deployment`.
     pub kind: Option<String>,
     /// The namespace; none for what is in none.
@@ -63,7 +63,7 @@ pub struct About {
 
 /// Which entries are meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct Filter {
     /// The namespace; none: all of them. Actions on nodes are written down in `default`.
     pub namespace: Option<String>,
     /// The target, as `deployment/web` or `web`; none: any.
@@ -75,7 +75,7 @@ pub struct Wanted {
 #[schemars(rename = "History", deny_unknown_fields)]
 pub struct Page {
     /// The newest first.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<HistoryEntry>,
     /// Whether older ones were left out, because there are more than were asked for.
     pub more: bool,
 }
@@ -85,9 +85,9 @@ pub struct Page {
 ///
 /// # Errors
 /// As [`Cluster::tell`] says.
-pub async fn newest(
+pub async fn query(
     cluster: &Cluster,
-    wanted: &Wanted,
+    wanted: &Filter,
     limit: usize,
     deadline: Instant,
 ) -> Result<Page, ActionError> {
@@ -103,8 +103,8 @@ pub async fn newest(
 }
 
 impl Page {
-    fn add(&mut self, events: &[Event], wanted: &Wanted, limit: usize) {
-        self.entries.extend(events.iter().filter(|it| wanted.includes(it)).map(Entry::of));
+    fn add(&mut self, events: &[Event], wanted: &Filter, limit: usize) {
+        self.entries.extend(events.iter().filter(|it| wanted.includes(it)).map(HistoryEntry::of));
         // RFC 3339 times of one form sort as text.
         self.entries.sort_by(|one, other| {
             (&other.at, &other.began_at, &other.id).cmp(&(&one.at, &one.began_at, &one.id))
@@ -114,7 +114,7 @@ impl Page {
     }
 }
 
-impl Wanted {
+impl Filter {
     /// Whether the event is about the target that is meant.
     fn includes(&self, event: &Event) -> bool {
         let Some(target) = self.target.as_deref() else { return true };
@@ -130,13 +130,13 @@ impl Wanted {
     }
 }
 
-impl Entry {
+impl HistoryEntry {
     /// What one Event of the ledger tells.
     fn of(event: &Event) -> Self {
         let annotation = |name| event.metadata.annotations.as_ref()?.get(name).cloned();
         let object = &event.involved_object;
         let answer = Record::read(event).and_then(|record| record.answer);
-        Entry {
+        HistoryEntry {
             at: event.last_timestamp.as_ref().map(|time| time.0.to_string()),
             began_at: event.first_timestamp.as_ref().map(|time| time.0.to_string()),
             id: annotation(REQUEST_ID),
@@ -145,7 +145,7 @@ impl Entry {
             outcome: answer.as_ref().map(|answer| answer.outcome),
             requester: annotation(REQUESTER),
             reason: annotation(REASON),
-            target: About {
+            target: ObjectRef {
                 kind: object.kind.clone(),
                 namespace: object.namespace.clone(),
                 name: object.name.clone(),
@@ -187,7 +187,7 @@ mod tests {
         let pages =
             [[event("web", "01"), event("web", "03")], [event("api", "02"), event("web", "04")]];
         for events in pages {
-            page.add(&events, &Wanted::default(), 3);
+            page.add(&events, &Filter::default(), 3);
         }
         let ids: Vec<_> = page.entries.iter().filter_map(|entry| entry.id.as_deref()).collect();
         assert_eq!((ids, page.more), (vec!["web-04", "web-03", "api-02"], true));
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn a_target_is_meant_by_its_name_or_with_its_kind() {
         let includes = |target: &str| {
-            Wanted { namespace: None, target: Some(target.to_owned()) }
+            Filter { namespace: None, target: Some(target.to_owned()) }
                 .includes(&event("web", "01"))
         };
         assert!(includes("web") && includes("deployment/web") && includes("Deployment/web"));
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn an_entry_has_the_requester_and_the_reason() {
-        let entry = Entry::of(&event("web", "01"));
+        let entry = HistoryEntry::of(&event("web", "01"));
         assert_eq!(entry.requester.as_deref(), Some("pager"));
         assert_eq!(entry.reason.as_deref(), Some("p99 is 4 s"));
         assert_eq!((entry.outcome, entry.answer.as_ref()), (None, None));

@@ -26,12 +26,12 @@ use crate::{
     k8s::{
         api::{
             client::{Call, Cluster},
-            error::Fault,
-            mutation::{Effect, Made},
+            error::ApiError,
+            mutation::{Applied, Effect},
         },
         rbac::PolicyRule,
     },
-    ledger::record::{Intent, Record, State, Subject},
+    ledger::record::{Intent, Record, RequestMetadata, State},
 };
 
 pub mod history;
@@ -47,22 +47,22 @@ pub const HISTORY: PolicyRule =
     PolicyRule { api_groups: &[""], resources: &["events"], verbs: &["list"] };
 
 /// How long a claim outlasts the time that its holder has for its calls.
-const AFTER_DEADLINE: Duration = Duration::from_secs(2);
+const CLAIM_GRACE: Duration = Duration::from_secs(2);
 
 /// The longest time that a note of a refusal may take.
-const NOTE_TIMEOUT: Duration = Duration::from_secs(1);
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The ledger's pages for one request.
 pub(crate) struct Ledger<'a> {
     cluster: &'a Cluster,
-    pub(crate) subject: Subject,
+    pub(crate) subject: RequestMetadata,
     /// Tells our own record from that of another try of the same request.
     holder: String,
 }
 
 /// What stands in the ledger under a request's id.
 #[derive(Debug)]
-pub(crate) enum Standing {
+pub(crate) enum ClaimState {
     /// Nothing.
     Free,
     /// Our own claim, just made.
@@ -70,48 +70,48 @@ pub(crate) enum Standing {
     /// The final answer is there.
     Answered(Box<Record>),
     /// The effect is made; its completion is being waited for, or it failed and is being taken back.
-    Effective(Box<Record>),
+    Applied(Box<Record>),
     /// Another try is at it, until this time at the latest.
     Held(DateTime<Utc>),
     /// A claim whose holder's time is over: what became of it has to be found out.
     Abandoned(Box<Record>),
     /// It had been claimed and was refused: it may be claimed again.
-    Released(Box<Record>),
+    Refused(Box<Record>),
     /// It waits for a person's approval; ours or an earlier try's.
     Pending(Box<Record>),
 }
 
 /// What came of writing down how a claim ended.
 #[derive(Debug)]
-pub(crate) enum Settled {
+pub(crate) enum Commit {
     /// It is written.
-    Written,
+    Stored,
     /// Another try had settled it before: its answer is the answer.
-    Theirs(Box<ActionResponse>),
+    Superseded(Box<ActionResponse>),
     /// Another try has taken it over and is at it, until this time at the latest.
-    Lost(DateTime<Utc>),
+    LostClaim(DateTime<Utc>),
 }
 
 impl<'a> Ledger<'a> {
     /// The ledger for this request.
-    pub(crate) fn new(cluster: &'a Cluster, subject: Subject) -> Self {
+    pub(crate) fn new(cluster: &'a Cluster, subject: RequestMetadata) -> Self {
         Ledger { cluster, subject, holder: uuid::Uuid::now_v7().to_string() }
     }
 
     /// A claim to make the effect ourselves, to be opened or to take over with.
     pub(crate) fn claim(&self, intent: Intent, deadline: Instant) -> Record {
-        let left = deadline.saturating_duration_since(Instant::now()) + AFTER_DEADLINE;
+        let left = deadline.saturating_duration_since(Instant::now()) + CLAIM_GRACE;
         Record::claim(&self.subject, &self.holder, Utc::now() + left, intent)
     }
 
     /// A record of another try that we go on with. What is written of it from now on is told apart from
     /// what others write who go on with it too.
-    pub(crate) fn take_up(&self, record: Record) -> Record {
+    pub(crate) fn adopt(&self, record: Record) -> Record {
         Record { holder: self.holder.clone(), ..record }
     }
 
     /// A plea for a person's approval until then, to be opened or to take over with.
-    pub(crate) fn plea(&self, intent: Intent, until: DateTime<Utc>) -> Record {
+    pub(crate) fn approval_request(&self, intent: Intent, until: DateTime<Utc>) -> Record {
         let claim = Record::claim(&self.subject, &self.holder, until, intent);
         Record { state: State::Pending, ..claim }
     }
@@ -125,18 +125,18 @@ impl<'a> Ledger<'a> {
         &self,
         record: &Record,
         deadline: Instant,
-    ) -> Result<Standing, ActionError> {
+    ) -> Result<ClaimState, ActionError> {
         let event = self.subject.event(record);
         loop {
             // A repeated creation meets the first one's Event, which is told by its holder.
             match self.cluster.create(self.subject.namespace(), &event, deadline).await {
-                Ok(event) => return self.standing(&event),
-                Err(Fault::Conflict(_)) => match self.find(deadline).await? {
+                Ok(event) => return self.state_of(&event),
+                Err(ApiError::Conflict(_)) => match self.find(deadline).await? {
                     // It expired between the two calls.
-                    Standing::Free if Instant::now() < deadline => {}
+                    ClaimState::Free if Instant::now() < deadline => {}
                     standing => return Ok(standing),
                 },
-                Err(fault) => return Err(self.tell("create", fault).await),
+                Err(fault) => return Err(self.explain("create", fault).await),
             }
         }
     }
@@ -145,11 +145,11 @@ impl<'a> Ledger<'a> {
     ///
     /// # Errors
     /// [`Code::IdReused`] if the id stands for another payload, else why it could not be read.
-    pub(crate) async fn find(&self, deadline: Instant) -> Result<Standing, ActionError> {
+    pub(crate) async fn find(&self, deadline: Instant) -> Result<ClaimState, ActionError> {
         match self.read(deadline).await {
-            Ok(event) => self.standing(&event),
-            Err(Fault::NotFound) => Ok(Standing::Free),
-            Err(fault) => Err(self.tell("get", fault).await),
+            Ok(event) => self.state_of(&event),
+            Err(ApiError::NotFound) => Ok(ClaimState::Free),
+            Err(fault) => Err(self.explain("get", fault).await),
         }
     }
 
@@ -166,8 +166,8 @@ impl<'a> Ledger<'a> {
         let ours = Record { resource_version: found.resource_version.clone(), ..ours };
         match self.write(&ours, deadline).await {
             Ok(event) => Ok(Record::read(&event)),
-            Err(Fault::Conflict(_) | Fault::NotFound) => Ok(None),
-            Err(fault) => Err(self.tell("patch", fault).await),
+            Err(ApiError::Conflict(_) | ApiError::NotFound) => Ok(None),
+            Err(fault) => Err(self.explain("patch", fault).await),
         }
     }
 
@@ -180,10 +180,10 @@ impl<'a> Ledger<'a> {
         &self,
         record: &mut Record,
         deadline: Instant,
-    ) -> Result<Settled, ActionError> {
+    ) -> Result<Commit, ActionError> {
         loop {
             let written = match self.write(record, deadline).await {
-                Err(Fault::NotFound) => {
+                Err(ApiError::NotFound) => {
                     let event = self.subject.event(record);
                     let made = self.cluster.create(self.subject.namespace(), &event, deadline);
                     made.await.map_err(|fault| ("create", fault))
@@ -194,24 +194,26 @@ impl<'a> Ledger<'a> {
                 Ok(event) => {
                     record.written_at = record::written_at(&event.metadata);
                     record.resource_version = event.metadata.resource_version;
-                    return Ok(Settled::Written);
+                    return Ok(Commit::Stored);
                 }
-                Err((_, Fault::Conflict(_))) if Instant::now() < deadline => {}
-                Err((verb, fault)) => return Err(self.tell(verb, fault).await),
+                Err((_, ApiError::Conflict(_))) if Instant::now() < deadline => {}
+                Err((verb, fault)) => return Err(self.explain(verb, fault).await),
             }
             let event = match self.read(deadline).await {
                 Ok(event) => event,
-                Err(Fault::NotFound) => continue,
-                Err(fault) => return Err(self.tell("get", fault).await),
+                Err(ApiError::NotFound) => continue,
+                Err(fault) => return Err(self.explain("get", fault).await),
             };
-            if let Some(settled) = Record::read(&event).and_then(|there| record.yield_to(there)) {
+            if let Some(settled) =
+                Record::read(&event).and_then(|there| record.resolve_conflict(there))
+            {
                 return Ok(settled);
             }
             record.resource_version = event.metadata.resource_version;
         }
     }
 
-    fn standing(&self, event: &Event) -> Result<Standing, ActionError> {
+    fn state_of(&self, event: &Event) -> Result<ClaimState, ActionError> {
         let Some(record) = Record::read(event) else { return Err(self.unreadable()) };
         if record.digest != self.subject.digest {
             return Err(self.reused());
@@ -219,40 +221,40 @@ impl<'a> Ledger<'a> {
         Ok(standing(record, &self.holder, Utc::now()))
     }
 
-    async fn read(&self, deadline: Instant) -> Result<Event, Fault> {
+    async fn read(&self, deadline: Instant) -> Result<Event, ApiError> {
         let name = self.subject.event_name();
-        self.cluster.fetch(self.subject.namespace(), &name, deadline).await
+        self.cluster.try_get(self.subject.namespace(), &name, deadline).await
     }
 
-    async fn write(&self, record: &Record, deadline: Instant) -> Result<Event, Fault> {
+    async fn write(&self, record: &Record, deadline: Instant) -> Result<Event, ApiError> {
         let (name, patch) = (self.subject.event_name(), self.subject.patch(record));
         let namespace = self.subject.namespace();
         match self.cluster.merge(namespace, &name, &patch, deadline).await {
             // A repeated patch meets its own first try.
-            Err(Fault::Conflict(message)) => match self.read(deadline).await {
+            Err(ApiError::Conflict(message)) => match self.read(deadline).await {
                 Ok(event) if Record::read(&event).is_some_and(|there| there.same_as(record)) => {
                     Ok(event)
                 }
-                _ => Err(Fault::Conflict(message)),
+                _ => Err(ApiError::Conflict(message)),
             },
             written => written,
         }
     }
 
-    async fn tell(&self, verb: &'static str, fault: Fault) -> ActionError {
+    async fn explain(&self, verb: &'static str, fault: ApiError) -> ActionError {
         let name = self.subject.event_name();
         let call = Call::of::<Event>(verb, self.subject.namespace(), Some(&name));
-        self.cluster.tell(&call, fault).await
+        self.cluster.explain(&call, fault).await
     }
 
     /// Leaves a trace of a request that was refused before there was a record of it: one Event for
     /// each kind of refusal on a target in ten minutes, however often it is asked for. It is a courtesy
     /// to whoever reads the Events; nothing depends on it.
-    pub(crate) async fn note_refusal(&self, refusal: &ActionError) {
-        let until = Instant::now() + NOTE_TIMEOUT;
+    pub(crate) async fn record_refusal(&self, refusal: &ActionError) {
+        let until = Instant::now() + REFUSAL_TIMEOUT;
         let event = self.subject.refusal(refusal, Utc::now());
         match self.cluster.create(self.subject.namespace(), &event, until).await {
-            Ok(_) | Err(Fault::Conflict(_)) => {}
+            Ok(_) | Err(ApiError::Conflict(_)) => {}
             Err(fault) => tracing::debug!(?fault, "the refusal could not be noted"),
         }
     }
@@ -275,16 +277,16 @@ impl<'a> Ledger<'a> {
 }
 
 /// What a record means to another try of the same request.
-fn standing(record: Record, holder: &str, now: DateTime<Utc>) -> Standing {
+fn standing(record: Record, holder: &str, now: DateTime<Utc>) -> ClaimState {
     match (record.state, &record.answer) {
-        (State::Answered, Some(_)) => Standing::Answered(Box::new(record)),
-        (State::Released, _) => Standing::Released(Box::new(record)),
-        (State::Pending, _) => Standing::Pending(Box::new(record)),
-        (State::InDoubt, _) => Standing::Abandoned(Box::new(record)),
-        (State::Effective | State::RollingBack, _) => Standing::Effective(Box::new(record)),
-        _ if record.holder == holder => Standing::Ours(Box::new(record)),
-        _ if now < record.until => Standing::Held(record.until),
-        _ => Standing::Abandoned(Box::new(record)),
+        (State::Answered, Some(_)) => ClaimState::Answered(Box::new(record)),
+        (State::Refused, _) => ClaimState::Refused(Box::new(record)),
+        (State::Pending, _) => ClaimState::Pending(Box::new(record)),
+        (State::InDoubt, _) => ClaimState::Abandoned(Box::new(record)),
+        (State::Applied | State::RollingBack, _) => ClaimState::Applied(Box::new(record)),
+        _ if record.holder == holder => ClaimState::Ours(Box::new(record)),
+        _ if now < record.expires_at => ClaimState::Held(record.expires_at),
+        _ => ClaimState::Abandoned(Box::new(record)),
     }
 }
 
@@ -295,29 +297,29 @@ impl Record {
     }
 
     /// What becomes of ours now that another record stands in its place; `None` if ours goes over it.
-    fn yield_to(&self, there: Record) -> Option<Settled> {
+    fn resolve_conflict(&self, there: Record) -> Option<Commit> {
         if there.holder == self.holder || there.digest != self.digest {
             return None;
         }
         match there.answer {
             Some(answer) if there.state == State::Answered => {
-                Some(Settled::Theirs(Box::new(answer)))
+                Some(Commit::Superseded(Box::new(answer)))
             }
-            _ if self.tells_of_an_effect() => None,
-            _ => Some(Settled::Lost(there.until)),
+            _ if self.records_an_effect() => None,
+            _ => Some(Commit::LostClaim(there.expires_at)),
         }
     }
 
-    fn tells_of_an_effect(&self) -> bool {
+    fn records_an_effect(&self) -> bool {
         match (self.state, &self.answer) {
             (State::Answered, Some(answer)) => answer.outcome != Outcome::Unchanged,
-            (state, _) => matches!(state, State::Effective | State::RollingBack),
+            (state, _) => matches!(state, State::Applied | State::RollingBack),
         }
     }
 
     /// The record once the effect is made and its completion is still to come.
-    pub(crate) fn effective(&mut self, made: Made) {
-        self.state = State::Effective;
+    pub(crate) fn applied(&mut self, made: Applied) {
+        self.state = State::Applied;
         self.made = Some(made);
     }
 
@@ -334,7 +336,7 @@ impl Record {
         self.state = match &self.rollback {
             _ if record::is_final(&answer) => State::Answered,
             Some(_) => State::RollingBack,
-            None => State::Effective,
+            None => State::Applied,
         };
         self.answer = Some(answer);
     }
@@ -346,8 +348,8 @@ impl Record {
 
     /// The record of a request that was refused although it was claimed. One that was taken over stays
     /// in doubt: the try that had it before may be slow and not dead.
-    pub(crate) fn released(&mut self, refusal: &ActionError) {
-        self.state = if self.intent.retaken { State::InDoubt } else { State::Released };
+    pub(crate) fn refused(&mut self, refusal: &ActionError) {
+        self.state = if self.intent.taken_over { State::InDoubt } else { State::Refused };
         self.refusal = Some(refusal.detail.clone());
     }
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{
-    actions::{CompletionOf, request::ActionRequest},
+    actions::{CompletionSpec, request::ActionRequest},
     contract::{
         digest::sha256,
         error::ActionError,
@@ -26,8 +26,8 @@ use crate::{
     },
     k8s::{
         FIELD_MANAGER,
-        api::mutation::{Effect, Made},
-        revisions::Fallback,
+        api::mutation::{Applied, Effect},
+        revisions::RollbackTarget,
     },
 };
 
@@ -44,7 +44,7 @@ pub(crate) const REASON: &str = "action-executor.dev/reason";
 pub(crate) const REQUEST_DIGEST: &str = "action-executor.dev/request-digest";
 const STATE: &str = "action-executor.dev/state";
 const HOLDER: &str = "action-executor.dev/holder";
-const UNTIL: &str = "action-executor.dev/until";
+const EXPIRES_AT: &str = "action-executor.dev/until";
 const INTENT: &str = "action-executor.dev/intent";
 const MADE: &str = "action-executor.dev/made";
 const ROLLBACK: &str = "action-executor.dev/rollback";
@@ -54,7 +54,7 @@ const ANSWER: &str = "action-executor.dev/answer";
 pub const NAMESPACE_OF_CLUSTER_SCOPED: &str = "default";
 
 /// The longest message of an Event (the bound that events.k8s.io/v1 has for its note), in bytes.
-const MAX_MESSAGE: usize = 1024;
+const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// How far a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,14 +65,14 @@ pub enum State {
     /// Its effect was sent and its holder could not find out whether it was made.
     InDoubt,
     /// Its effect is made; whether it leads to what was asked for is being waited for.
-    Effective,
+    Applied,
     /// What was waited for has failed, as the answer so far says, and somebody is about to take the target
     /// back, or has.
     RollingBack,
     /// Its answer is final.
     Answered,
     /// It was refused after it had been claimed, and provably nothing was done.
-    Released,
+    Refused,
     /// A person has to approve it first, until `until`.
     Pending,
 }
@@ -83,7 +83,7 @@ pub struct Intent {
     /// The effect; none if there is nothing to do.
     pub effect: Option<Effect>,
     /// When it is complete.
-    pub completion: CompletionOf,
+    pub completion: CompletionSpec,
     /// The answer, should all go well.
     pub answer: ActionResponse,
     /// What it was decided on, where that matters to whoever decides anew.
@@ -91,10 +91,10 @@ pub struct Intent {
     pub decided_on: Option<String>,
     /// Where the workload goes back to if the awaited rollout fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fallback: Option<Fallback>,
+    pub fallback: Option<RollbackTarget>,
     /// Whether the request was taken over from a try that may yet make the effect.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub retaken: bool,
+    pub taken_over: bool,
 }
 
 /// One request's record.
@@ -107,11 +107,11 @@ pub struct Record {
     /// Who has it; another one for each attempt.
     pub holder: String,
     /// Until when nobody else takes it over.
-    pub until: DateTime<Utc>,
+    pub expires_at: DateTime<Utc>,
     /// What the holder is about to do.
     pub intent: Intent,
     /// What the effect left behind, once it was made.
-    pub made: Option<Made>,
+    pub made: Option<Applied>,
     /// The effect that takes the target back, once that is about to be made.
     pub rollback: Option<Effect>,
     /// The answer, once there is one.
@@ -126,7 +126,7 @@ pub struct Record {
 
 /// What is the same in all records of one request.
 #[derive(Clone, Debug)]
-pub struct Subject {
+pub struct RequestMetadata {
     /// The request's id.
     pub id: RequestId,
     /// The digest of its payload.
@@ -141,11 +141,11 @@ pub struct Subject {
     pub reason: Option<String>,
 }
 
-impl Subject {
+impl RequestMetadata {
     /// What this request's records have in common.
     #[must_use]
     pub fn of(request: &ActionRequest, id: &RequestId) -> Self {
-        Subject {
+        RequestMetadata {
             id: id.clone(),
             digest: payload_digest(request),
             action: request.action.kind().name(),
@@ -255,7 +255,7 @@ impl Subject {
             (REQUEST_DIGEST, record.digest.clone()),
             (STATE, json_text(&record.state).trim_matches('"').to_owned()),
             (HOLDER, record.holder.clone()),
-            (UNTIL, rfc3339_millis(record.until)),
+            (EXPIRES_AT, rfc3339_millis(record.expires_at)),
             (INTENT, json_text(&record.intent)),
         ]);
         all.extend(record.made.as_ref().map(|made| (MADE, json_text(made))));
@@ -278,8 +278,8 @@ impl Subject {
             (None, State::InDoubt) => {
                 format!("{} was sent; it is unknown whether it was done.", self.action)
             }
-            (None, State::Effective) => record.intent.answer.result.clone(),
-            (None, State::Released) => {
+            (None, State::Applied) => record.intent.answer.result.clone(),
+            (None, State::Refused) => {
                 let why = record.refusal.as_deref().unwrap_or("nothing was done");
                 format!("{} was refused: {why}.", self.action)
             }
@@ -292,19 +292,24 @@ impl Subject {
     fn asked(&self, what: &str) -> String {
         let who = self.requester.as_deref().unwrap_or("unknown");
         let why = self.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
-        cut(format!("{what} Asked by {who}{why} (request {}).", self.id), MAX_MESSAGE)
+        truncate(format!("{what} Asked by {who}{why} (request {}).", self.id), MAX_MESSAGE_BYTES)
     }
 }
 
 impl Record {
     /// A claim of this holder, before it is written.
     #[must_use]
-    pub fn claim(subject: &Subject, holder: &str, until: DateTime<Utc>, intent: Intent) -> Self {
+    pub fn claim(
+        subject: &RequestMetadata,
+        holder: &str,
+        expires_at: DateTime<Utc>,
+        intent: Intent,
+    ) -> Self {
         Record {
             state: State::Claimed,
             digest: subject.digest.clone(),
             holder: holder.to_owned(),
-            until,
+            expires_at,
             intent,
             made: None,
             rollback: None,
@@ -324,7 +329,7 @@ impl Record {
             state: parsed(&format!("\"{}\"", get(STATE)?))?,
             digest: get(REQUEST_DIGEST)?.to_owned(),
             holder: get(HOLDER)?.to_owned(),
-            until: DateTime::parse_from_rfc3339(get(UNTIL)?).ok()?.to_utc(),
+            expires_at: DateTime::parse_from_rfc3339(get(EXPIRES_AT)?).ok()?.to_utc(),
             intent: parsed(get(INTENT)?)?,
             made: get(MADE).and_then(parsed),
             rollback: get(ROLLBACK).and_then(parsed),
@@ -368,9 +373,9 @@ fn reason(record: &Record) -> &'static str {
     match (record.state, &record.answer) {
         (State::Claimed, _) => "ActionBegun",
         (State::InDoubt, _) => "ActionUnknown",
-        (State::Released, _) => "ActionRefused",
+        (State::Refused, _) => "ActionRefused",
         (State::Pending, _) => "ApprovalPending",
-        (State::Effective, _) => "ActionApplied",
+        (State::Applied, _) => "ActionApplied",
         (State::RollingBack, _) => "ActionFailed",
         (State::Answered, answer) => match answer.as_ref().map(|answer| answer.outcome) {
             Some(Outcome::Failed) => "ActionFailed",
@@ -382,7 +387,7 @@ fn reason(record: &Record) -> &'static str {
 
 fn kind_of_event(record: &Record) -> &'static str {
     let failed = record.answer.as_ref().is_some_and(|answer| answer.outcome == Outcome::Failed);
-    let unusual = failed || matches!(record.state, State::InDoubt | State::Released);
+    let unusual = failed || matches!(record.state, State::InDoubt | State::Refused);
     if unusual { "Warning" } else { "Normal" }
 }
 
@@ -401,7 +406,7 @@ fn payload_digest(request: &ActionRequest) -> String {
 }
 
 /// At most `limit` bytes, cut between characters.
-fn cut(mut text: String, limit: usize) -> String {
+fn truncate(mut text: String, limit: usize) -> String {
     if text.len() > limit {
         text.truncate((0..=limit - 3).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0));
         text.push_str("...");
@@ -413,7 +418,7 @@ fn cut(mut text: String, limit: usize) -> String {
 mod tests {
     use super::*;
     use crate::k8s::{
-        api::completion::{KnownBy, RolloutOf},
+        api::completion::{RolloutOf, TemplateIdentity},
         workload::WorkloadKind,
     };
 
@@ -424,9 +429,9 @@ mod tests {
     const WEB: &str = r#"{"type":"restart_k8s","parameters":{"deployment":"web"},"simulate":false,
         "id":"alert-7","requester":"pager","reason":"p99 is 4 s""#;
 
-    fn subject(more: &str) -> Subject {
+    fn subject(more: &str) -> RequestMetadata {
         let id = RequestId::try_from("alert-7".to_owned()).expect("is an id");
-        Subject::of(&request(&format!("{WEB}{more}}}")), &id)
+        RequestMetadata::of(&request(&format!("{WEB}{more}}}")), &id)
     }
 
     fn answer() -> ActionResponse {
@@ -453,14 +458,14 @@ mod tests {
         let until = "2026-01-31T12:00:30Z".parse().expect("is a time");
         let intent = Intent {
             effect: None,
-            completion: CompletionOf::Rollout(RolloutOf {
+            completion: CompletionSpec::Rollout(RolloutOf {
                 kind: WorkloadKind::Deployment,
-                template: KnownBy::RequestId("r1".to_owned()),
+                template: TemplateIdentity::RequestId("r1".to_owned()),
             }),
             answer: answer(),
             decided_on: None,
             fallback: None,
-            retaken: false,
+            taken_over: false,
         };
         Record::claim(&subject(""), "holder", until, intent)
     }
@@ -469,7 +474,7 @@ mod tests {
     fn a_record_is_read_as_it_was_written() {
         let answered = Record {
             state: State::Answered,
-            made: Some(Made {
+            made: Some(Applied {
                 resource_version: Some("8".into()),
                 generation: Some(4),
                 warnings: Vec::new(),
@@ -501,8 +506,10 @@ mod tests {
 
     #[test]
     fn one_id_has_one_event() {
-        let other =
-            Subject { target: Target { name: "api".into(), ..subject("").target }, ..subject("") };
+        let other = RequestMetadata {
+            target: Target { name: "api".into(), ..subject("").target },
+            ..subject("")
+        };
         assert_eq!(subject("").event_name(), other.event_name());
         assert!(subject("").event_name().len() < 63);
     }
@@ -517,7 +524,7 @@ mod tests {
     fn everything_else_is() {
         let other = |text: &str| {
             let id = RequestId::try_from("alert-7".to_owned()).expect("is an id");
-            Subject::of(&request(text), &id).digest
+            RequestMetadata::of(&request(text), &id).digest
         };
         let whole = format!("{WEB}}}");
         assert_eq!(other(&whole), subject("").digest);
@@ -528,7 +535,7 @@ mod tests {
 
     #[test]
     fn a_message_is_cut_between_characters() {
-        let message = cut("ü".repeat(800), MAX_MESSAGE);
-        assert!(message.len() <= MAX_MESSAGE && message.ends_with("..."));
+        let message = truncate("ü".repeat(800), MAX_MESSAGE_BYTES);
+        assert!(message.len() <= MAX_MESSAGE_BYTES && message.ends_with("..."));
     }
 }

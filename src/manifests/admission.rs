@@ -12,12 +12,12 @@ use crate::{
     actions::{ActionKind, Descriptor},
     contract::names::ServiceAccount,
     k8s::rbac::PolicyRule,
-    policy::{Label, NodePattern, Pattern, Policy, Replicas, budget::STOP},
+    policy::{Label, NodePattern, Pattern, Policy, ReplicaRules, budget::STOP_ANNOTATION},
 };
 
 /// What the executor writes besides its actions: its records, its budget, and questions about itself
 /// and its callers.
-const OWN_BOOKS: [(&str, &str); 8] = [
+const EXCLUDED: [(&str, &str); 8] = [
     ("", "events"),
     ("events.k8s.io", "events"),
     ("coordination.k8s.io", "leases"),
@@ -37,7 +37,7 @@ pub fn manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
     let switch = format!("{name}.switch");
     let lever = format!("{name}.lever");
     let mut stop = admission_policy(&switch, account, &[kill_switch()]);
-    let mut lease = admission_policy(&lever, account, &[hands_off()]);
+    let mut lease = admission_policy(&lever, account, &[lease_guard()]);
     lease["spec"]["matchConstraints"] =
         json!({ "resourceRules": [all_of("coordination.k8s.io", "leases")] });
     stop["spec"]["paramKind"] = json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease" });
@@ -69,7 +69,7 @@ fn admission_policy(name: &str, account: &ServiceAccount, rules: &[Validation]) 
             })
         })
         .collect();
-    let books: Vec<_> = OWN_BOOKS.iter().map(|(group, resource)| all_of(group, resource)).collect();
+    let books: Vec<_> = EXCLUDED.iter().map(|(group, resource)| all_of(group, resource)).collect();
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicy",
@@ -155,18 +155,18 @@ fn fixed_rules(policy: &Policy) -> Vec<Validation> {
 }
 
 /// The bounds of what the scale subresource may be set to; none is 0 there.
-fn within(bounds: &Replicas) -> String {
+fn within(bounds: &ReplicaRules) -> String {
     let replicas = "(has(object.spec) && has(object.spec.replicas) ? object.spec.replicas : 0)";
-    let Replicas { min, max } = bounds;
+    let ReplicaRules { min, max } = bounds;
     format!("variables.subresource != 'scale' || ({replicas} >= {min} && {replicas} <= {max})")
 }
 
 /// The account neither throws nor releases the switch, nor makes it go away with its Lease.
-fn hands_off() -> Validation {
+fn lease_guard() -> Validation {
     let switch = |object: &str| {
         format!(
-            "({object} != null && has({object}.metadata.annotations) && '{STOP}' in \
-             {object}.metadata.annotations ? {object}.metadata.annotations['{STOP}'] : '')"
+            "({object} != null && has({object}.metadata.annotations) && '{STOP_ANNOTATION}' in \
+             {object}.metadata.annotations ? {object}.metadata.annotations['{STOP_ANNOTATION}'] : '')"
         )
     };
     let (before, after) = (switch("oldObject"), switch("object"));
@@ -178,8 +178,8 @@ fn hands_off() -> Validation {
 
 fn kill_switch() -> Validation {
     let expression = format!(
-        "({DRY_RUN}) || !has(params.metadata.annotations) || !('{STOP}' in params.metadata.annotations) \
-         || params.metadata.annotations['{STOP}'] == 'false'"
+        "({DRY_RUN}) || !has(params.metadata.annotations) || !('{STOP_ANNOTATION}' in params.metadata.annotations) \
+         || params.metadata.annotations['{STOP_ANNOTATION}'] == 'false'"
     );
     Validation { rule: "the kill switch", expression }
 }
@@ -245,7 +245,7 @@ fn any(conditions: impl Iterator<Item = String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::reload::Document;
+    use crate::config::reload::ConfigFile;
 
     fn made(policy: &str) -> Vec<Value> {
         let policy = Policy::parse(policy, "p").expect("is a policy");

@@ -16,7 +16,7 @@ use crate::{
         names::{Namespace, ObjectName, RequestId},
     },
     executor::wait::DEFAULT_WAIT,
-    ledger::record::{MANAGED_BY, REQUEST_DIGEST, REQUEST_ID, Subject},
+    ledger::record::{MANAGED_BY, REQUEST_DIGEST, REQUEST_ID, RequestMetadata},
 };
 
 /// The name of the container, which the failure policy refers to.
@@ -26,17 +26,17 @@ pub const CONTAINER: &str = "action";
 const POLICY_FOLDER: &str = "/etc/action-executor/policy";
 
 /// How often a pod is tried again; with the Job controller's own pauses that is over five minutes.
-const TRIES_AGAIN: u32 = 5;
+const BACKOFF_LIMIT: u32 = 5;
 
 /// Those pauses and the start of each pod, which come on top of the action's own time.
-const SLACK: Duration = Duration::from_secs(600);
+const DEADLINE_MARGIN: Duration = Duration::from_secs(600);
 
 /// How long a finished Job stays to be looked at: as long as its request is remembered by default.
-const KEPT: Duration = Duration::from_secs(3600);
+const TTL: Duration = Duration::from_secs(3600);
 
 /// What the cluster has to offer the Job.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Surroundings {
+pub struct JobOptions {
     /// The image.
     pub image: String,
     /// The namespace of the Job.
@@ -49,8 +49,8 @@ pub struct Surroundings {
 
 /// The Job that carries out `request` under `id`.
 #[must_use]
-pub fn manifest(request: &ActionRequest, id: &RequestId, around: &Surroundings) -> Value {
-    let subject = Subject::of(request, id);
+pub fn manifest(request: &ActionRequest, id: &RequestId, around: &JobOptions) -> Value {
+    let subject = RequestMetadata::of(request, id);
     let request = ActionRequest { id: Some(id.clone()), ..request.clone() };
     let labels = json!({
         "app.kubernetes.io/name": "action-executor",
@@ -67,7 +67,7 @@ pub fn manifest(request: &ActionRequest, id: &RequestId, around: &Surroundings) 
             "labels": labels,
             "annotations": { REQUEST_ID: &*subject.id, REQUEST_DIGEST: subject.digest },
         },
-        "spec": spec(&labels, environment(&request), longest(&request), around),
+        "spec": spec(&labels, environment(&request), active_deadline(&request), around),
     })
 }
 
@@ -81,24 +81,24 @@ fn environment(request: &ActionRequest) -> Value {
 
 /// A wait that is broken off by an eviction is taken up by the next pod, for as long again; and the way
 /// back from a rollout that fails takes as long as the way there.
-fn longest(request: &ActionRequest) -> Duration {
+fn active_deadline(request: &ActionRequest) -> Duration {
     let ways = if request.action.rollback_on_failure() { 2 } else { 1 };
     let once = ways * request.timeout.unwrap_or(DEFAULT_WAIT);
-    2 * once + SLACK
+    2 * once + DEADLINE_MARGIN
 }
 
-fn spec(labels: &Value, environment: Value, longest: Duration, around: &Surroundings) -> Value {
+fn spec(labels: &Value, environment: Value, longest: Duration, around: &JobOptions) -> Value {
     json!({
-        "backoffLimit": TRIES_AGAIN,
+        "backoffLimit": BACKOFF_LIMIT,
         "activeDeadlineSeconds": longest.as_secs(),
-        "ttlSecondsAfterFinished": KEPT.as_secs(),
+        "ttlSecondsAfterFinished": TTL.as_secs(),
         "podFailurePolicy": {
             "rules": [
                 // The node's doing, not the action's.
                 { "action": "Ignore", "onPodConditions": [{ "type": "DisruptionTarget", "status": "True" }] },
                 {
                     "action": "FailJob",
-                    "onExitCodes": { "containerName": CONTAINER, "operator": "In", "values": final_statuses() },
+                    "onExitCodes": { "containerName": CONTAINER, "operator": "In", "values": permanent_exit_codes() },
                 },
             ],
         },
@@ -140,7 +140,7 @@ fn spec(labels: &Value, environment: Value, longest: Duration, around: &Surround
 }
 
 /// The exit statuses that another try would not change.
-fn final_statuses() -> Vec<u8> {
+fn permanent_exit_codes() -> Vec<u8> {
     let mut statuses: Vec<u8> = Code::ALL
         .into_iter()
         .filter(|code| !code.retryable())
@@ -157,7 +157,7 @@ mod tests {
 
     fn made(request: &str) -> Value {
         let request = ActionRequest::parse(request.as_bytes()).expect("is a request");
-        let around = Surroundings {
+        let around = JobOptions {
             image: "registry.example/action-executor:1".to_owned(),
             namespace: "shop".to_owned().try_into().expect("is a name"),
             service_account: ObjectName::action_executor(),
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_another_try_would_not_change_fails_the_job() {
-        assert_eq!(final_statuses(), [64, 65, 69, 70, 77, 78]);
+        assert_eq!(permanent_exit_codes(), [64, 65, 69, 70, 77, 78]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub fn rules(kinds: &[ActionKind], policy: &Policy) -> Vec<PolicyRule> {
             rules.push(*rule);
         }
     }
-    if policy.asks_for_approval() {
+    if policy.requires_approval() {
         rules.push(approval::RULE);
     }
     rules
@@ -89,7 +89,7 @@ pub fn manifests(
     for namespace in namespaces {
         documents.push(role("action-executor", namespace, rules.clone()));
         documents.push(binding("action-executor", namespace, account));
-        if policy.asks_for_approval() {
+        if policy.requires_approval() {
             documents.push(role("action-executor-approver", namespace, json!(approval::APPROVER)));
         }
     }
@@ -152,7 +152,7 @@ fn labels() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::reload::Document;
+    use crate::config::reload::ConfigFile;
 
     #[test]
     fn no_rule_is_wider_than_it_says() {

@@ -15,11 +15,11 @@ use crate::{
     k8s::{
         api::{
             client::{Call, Cluster},
-            error::Fault,
+            error::ApiError,
         },
         rbac::PolicyRule,
     },
-    ledger::record::{Record, Subject},
+    ledger::record::{Record, RequestMetadata},
 };
 
 /// What RBAC must allow the executor where actions need approval.
@@ -34,7 +34,7 @@ pub const APPROVER: [PolicyRule; 2] = [
 
 /// The digest of a plan, as the record asks for it.
 #[must_use]
-pub(crate) fn digest(subject: &Subject, record: &Record, plan: &Plan) -> String {
+pub(crate) fn digest(subject: &RequestMetadata, record: &Record, plan: &Plan) -> String {
     let generation = plan.found.generation.unwrap_or(0);
     let uid = plan.found.uid.as_deref().unwrap_or_default();
     let whole = format!("{} {} {uid} {generation}", record.holder, subject.digest);
@@ -64,15 +64,15 @@ pub(crate) async fn given(
     deadline: Instant,
 ) -> Result<Option<String>, ActionError> {
     let name = object_name(digest);
-    match cluster.fetch::<ConfigMap>(namespace, &name, deadline).await {
+    match cluster.try_get::<ConfigMap>(namespace, &name, deadline).await {
         Ok(approval) => {
             let by = approval.data.and_then(|data| data.get("by").cloned()).unwrap_or_default();
             Ok(Some(by.chars().filter(|c| !c.is_control()).take(100).collect()))
         }
-        Err(Fault::NotFound) => Ok(None),
+        Err(ApiError::NotFound) => Ok(None),
         Err(fault) => {
             let call = Call::of::<ConfigMap>("get", namespace, Some(&name));
-            Err(cluster.tell(&call, fault).await)
+            Err(cluster.explain(&call, fault).await)
         }
     }
 }

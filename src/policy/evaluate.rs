@@ -49,24 +49,24 @@ impl<'a> Facts<'a> {
 /// What one rule says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Finding {
+pub enum Effect {
     /// Nothing against it.
-    Passes,
+    Allow,
     /// No.
-    Denies,
+    Deny,
     /// Not without a person's approval.
-    NeedsApproval,
+    RequireApproval,
     /// It cannot be said before the cluster is asked.
-    Later,
+    Unknown,
 }
 
 /// One rule and what it says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Ruling {
+pub struct RuleResult {
     /// The rule: the policy's field.
     pub rule: &'static str,
     /// What it says.
-    pub finding: Finding,
+    pub finding: Effect,
     /// Why, in a sentence.
     pub why: String,
 }
@@ -75,7 +75,7 @@ pub struct Ruling {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Verdict {
     /// The rules.
-    pub rulings: Vec<Ruling>,
+    pub rulings: Vec<RuleResult>,
 }
 
 impl Policy {
@@ -117,8 +117,8 @@ impl Policy {
                 ..facts
             };
             let rulings = self.judge(&facts).rulings.into_iter();
-            let against = rulings.filter(|ruling| ruling.finding != Finding::Passes);
-            verdict.rulings.extend(against.map(|ruling| Ruling {
+            let against = rulings.filter(|ruling| ruling.finding != Effect::Allow);
+            verdict.rulings.extend(against.map(|ruling| RuleResult {
                 why: format!("{}: {}", other.target, ruling.why),
                 ..ruling
             }));
@@ -126,9 +126,9 @@ impl Policy {
         verdict
     }
 
-    fn on_namespace_denied(&self, facts: &Facts) -> Ruling {
+    fn on_namespace_denied(&self, facts: &Facts) -> RuleResult {
         if let Some(node) = facts.node {
-            return denies_if(
+            return deny_if(
                 "nodes.deny",
                 named(&self.nodes.deny, node),
                 |pattern| format!("node '{node}' is denied by \"{pattern}\""),
@@ -136,7 +136,7 @@ impl Policy {
             );
         }
         let namespace = facts.namespace;
-        denies_if(
+        deny_if(
             "namespaces.deny",
             named(&self.namespaces.deny, namespace),
             |pattern| format!("namespace '{namespace}' is denied by \"{pattern}\""),
@@ -144,8 +144,8 @@ impl Policy {
         )
     }
 
-    fn on_reading_only(&self) -> Ruling {
-        denies_if(
+    fn on_reading_only(&self) -> RuleResult {
+        deny_if(
             "read_only",
             self.read_only.then_some(()),
             |()| "nothing but simulation is allowed".to_owned(),
@@ -153,10 +153,10 @@ impl Policy {
         )
     }
 
-    fn on_action(&self, facts: &Facts) -> Ruling {
+    fn on_action(&self, facts: &Facts) -> RuleResult {
         let name = facts.action.name();
         let allowed = self.allows(facts.action);
-        denies_if(
+        deny_if(
             "actions.allow",
             (!allowed).then_some(()),
             |()| format!("{name} is not among the allowed actions"),
@@ -164,9 +164,9 @@ impl Policy {
         )
     }
 
-    fn on_namespace_allowed(&self, facts: &Facts) -> Ruling {
+    fn on_namespace_allowed(&self, facts: &Facts) -> RuleResult {
         if let Some(node) = facts.node {
-            return denies_if(
+            return deny_if(
                 "nodes.allow",
                 named(&self.nodes.allow, node).is_none().then_some(()),
                 |()| format!("node '{node}' is not among the allowed ones"),
@@ -175,7 +175,7 @@ impl Policy {
         }
         let namespace = facts.namespace;
         let allowed = named(&self.namespaces.allow, namespace).is_some();
-        denies_if(
+        deny_if(
             "namespaces.allow",
             (!allowed).then_some(()),
             |()| format!("namespace '{namespace}' is not among the allowed ones"),
@@ -183,13 +183,13 @@ impl Policy {
         )
     }
 
-    fn on_labels(&self, facts: &Facts) -> [Ruling; 2] {
+    fn on_labels(&self, facts: &Facts) -> [RuleResult; 2] {
         const PROTECTED: &str = "targets.protected";
         const OPT_IN: &str = "targets.opt_in";
         let Some(labels) = facts.labels else {
             let later = |rule, asked: &[Label]| match asked {
-                [] => ruling(rule, Finding::Passes, "no label is asked for".to_owned()),
-                _ => ruling(rule, Finding::Later, "the target's labels decide".to_owned()),
+                [] => result_of(rule, Effect::Allow, "no label is asked for".to_owned()),
+                _ => result_of(rule, Effect::Unknown, "the target's labels decide".to_owned()),
             };
             return [
                 later(PROTECTED, &self.targets.protected),
@@ -200,13 +200,13 @@ impl Policy {
         let opted_in = self.targets.opt_in.iter().any(|label| label.is_on(labels));
         let missing = !self.targets.opt_in.is_empty() && !opted_in;
         [
-            denies_if(
+            deny_if(
                 PROTECTED,
                 protected,
                 |label| format!("the target has the label {label}"),
                 || "the target has no label that protects it".to_owned(),
             ),
-            denies_if(
+            deny_if(
                 OPT_IN,
                 missing.then_some(()),
                 |()| format!("the target has none of the labels {}", list(&self.targets.opt_in)),
@@ -215,10 +215,10 @@ impl Policy {
         ]
     }
 
-    fn on_replicas(&self, facts: &Facts) -> Option<Ruling> {
+    fn on_replicas(&self, facts: &Facts) -> Option<RuleResult> {
         let wanted = facts.replicas?;
         let (min, max) = (self.replicas.min, self.replicas.max);
-        Some(denies_if(
+        Some(deny_if(
             "replicas",
             (!(min..=max).contains(&wanted)).then_some(()),
             |()| format!("{wanted} replicas are not from {min} to {max}"),
@@ -226,23 +226,23 @@ impl Policy {
         ))
     }
 
-    fn on_approval_of_action(&self, facts: &Facts) -> Ruling {
+    fn on_approval_of_action(&self, facts: &Facts) -> RuleResult {
         let name = facts.action.name();
         let needed = self.actions.require_approval.iter().any(|it| it.matches(facts.action));
-        asks_if("actions.require_approval", needed, name)
+        require_approval_if("actions.require_approval", needed, name)
     }
 
-    fn on_approval_in_namespace(&self, facts: &Facts) -> Ruling {
+    fn on_approval_in_namespace(&self, facts: &Facts) -> RuleResult {
         if let Some(node) = facts.node {
             let needed = named(&self.nodes.require_approval, node).is_some();
-            return asks_if(
+            return require_approval_if(
                 "nodes.require_approval",
                 needed,
                 &format!("an action on node '{node}'"),
             );
         }
         let needed = named(&self.namespaces.require_approval, facts.namespace).is_some();
-        asks_if(
+        require_approval_if(
             "namespaces.require_approval",
             needed,
             &format!("an action in '{}'", facts.namespace),
@@ -256,7 +256,7 @@ impl Verdict {
     /// # Errors
     /// [`Code::PolicyDenied`] with the first rule that does.
     pub fn refuse(&self) -> Result<(), ActionError> {
-        let denied = self.rulings.iter().find(|ruling| ruling.finding == Finding::Denies);
+        let denied = self.rulings.iter().find(|ruling| ruling.finding == Effect::Deny);
         let Some(denied) = denied else { return Ok(()) };
         let hint = match denied.rule {
             "read_only" => "send it with \"simulate\": true to see what it would do".to_owned(),
@@ -268,8 +268,8 @@ impl Verdict {
 
     /// Whether a person has to approve it first.
     #[must_use]
-    pub fn needs_approval(&self) -> bool {
-        self.rulings.iter().any(|ruling| ruling.finding == Finding::NeedsApproval)
+    pub fn requires_approval(&self) -> bool {
+        self.rulings.iter().any(|ruling| ruling.finding == Effect::RequireApproval)
     }
 }
 
@@ -281,34 +281,34 @@ fn list(labels: &[Label]) -> String {
     labels.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn ruling(rule: &'static str, finding: Finding, why: String) -> Ruling {
-    Ruling { rule, finding, why }
+fn result_of(rule: &'static str, finding: Effect, why: String) -> RuleResult {
+    RuleResult { rule, finding, why }
 }
 
-fn denies_if<T>(
+fn deny_if<T>(
     rule: &'static str,
     against: Option<T>,
     why: impl FnOnce(T) -> String,
     why_not: impl FnOnce() -> String,
-) -> Ruling {
+) -> RuleResult {
     match against {
-        Some(against) => ruling(rule, Finding::Denies, why(against)),
-        None => ruling(rule, Finding::Passes, why_not()),
+        Some(against) => result_of(rule, Effect::Deny, why(against)),
+        None => result_of(rule, Effect::Allow, why_not()),
     }
 }
 
-fn asks_if(rule: &'static str, needed: bool, what: &str) -> Ruling {
+fn require_approval_if(rule: &'static str, needed: bool, what: &str) -> RuleResult {
     if needed {
-        ruling(rule, Finding::NeedsApproval, format!("{what} needs a person's approval"))
+        result_of(rule, Effect::RequireApproval, format!("{what} needs a person's approval"))
     } else {
-        ruling(rule, Finding::Passes, format!("{what} needs no approval"))
+        result_of(rule, Effect::Allow, format!("{what} needs no approval"))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::reload::Document;
+    use crate::config::reload::ConfigFile;
 
     const FACTS: Facts<'static> = Facts {
         action: ActionKind::RestartK8s,
@@ -326,7 +326,7 @@ mod tests {
     /// The rule that denies.
     fn denied(text: &str, facts: Facts) -> Option<&'static str> {
         let verdict = policy(text).judge(&facts);
-        let denied = verdict.rulings.iter().find(|it| it.finding == Finding::Denies);
+        let denied = verdict.rulings.iter().find(|it| it.finding == Effect::Deny);
         assert_eq!(verdict.refuse().is_err(), denied.is_some());
         denied.map(|ruling| ruling.rule)
     }
@@ -384,7 +384,7 @@ mod tests {
     #[test]
     fn what_is_not_known_yet_denies_nothing() {
         let verdict = policy("targets: {opt_in: [sre]}").judge(&FACTS);
-        let later = verdict.rulings.iter().filter(|it| it.finding == Finding::Later).count();
+        let later = verdict.rulings.iter().filter(|it| it.finding == Effect::Unknown).count();
         assert_eq!((verdict.refuse(), later), (Ok(()), 2));
     }
 
@@ -393,11 +393,11 @@ mod tests {
         for text in
             ["actions: {require_approval: [restart_k8s]}", "namespaces: {require_approval: ['*']}"]
         {
-            assert!(policy(text).judge(&FACTS).needs_approval());
-            assert!(!policy(text).judge(&Facts { simulate: true, ..FACTS }).needs_approval());
+            assert!(policy(text).judge(&FACTS).requires_approval());
+            assert!(!policy(text).judge(&Facts { simulate: true, ..FACTS }).requires_approval());
         }
         assert!(
-            !policy("actions: {require_approval: [restart_pod]}").judge(&FACTS).needs_approval()
+            !policy("actions: {require_approval: [restart_pod]}").judge(&FACTS).requires_approval()
         );
     }
 

@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     actions::ActionKind,
-    config::reload::Document,
+    config::reload::ConfigFile,
     contract::{
-        json::only_object,
+        json::strict_object,
         names::{Namespace, ObjectName},
     },
-    policy::budget::usage::{Limits, Quota},
+    policy::budget::usage::{self, Limits},
 };
 
 pub mod approval;
@@ -34,37 +34,37 @@ pub struct Policy {
     /// Nothing but simulation.
     pub read_only: bool,
     /// Which actions.
-    #[serde(deserialize_with = "only_object")]
+    #[serde(deserialize_with = "strict_object")]
     pub actions: Actions,
     /// Where.
-    #[serde(deserialize_with = "only_object")]
+    #[serde(deserialize_with = "strict_object")]
     pub namespaces: Namespaces,
     /// On which nodes, for the actions on nodes.
-    #[serde(deserialize_with = "only_object")]
+    #[serde(deserialize_with = "strict_object")]
     pub nodes: Nodes,
     /// On what.
-    #[serde(deserialize_with = "only_object")]
-    pub targets: Targets,
+    #[serde(deserialize_with = "strict_object")]
+    pub targets: TargetRules,
     /// How long a target is left alone after an action on it, in seconds; 0 for not at all.
-    pub cooldown_seconds: Number<0, 86_400, 60>,
+    pub cooldown_seconds: Bounded<0, 86_400, 60>,
     /// How many.
-    #[serde(deserialize_with = "only_object")]
-    pub budget: Budget,
+    #[serde(deserialize_with = "strict_object")]
+    pub budget: BudgetRules,
     /// What a target may be scaled to.
-    #[serde(deserialize_with = "only_object")]
-    pub replicas: Replicas,
+    #[serde(deserialize_with = "strict_object")]
+    pub replicas: ReplicaRules,
     /// How far all this holds for simulations too.
-    #[serde(deserialize_with = "only_object")]
-    pub simulation: Simulation,
+    #[serde(deserialize_with = "strict_object")]
+    pub simulation: SimulationRules,
     /// How long an approval can be given and used.
-    #[serde(deserialize_with = "only_object")]
-    pub approval: Approval,
+    #[serde(deserialize_with = "strict_object")]
+    pub approval: ApprovalRules,
     /// Where budget and kill switch are kept.
-    #[serde(deserialize_with = "only_object")]
-    pub state: State,
+    #[serde(deserialize_with = "strict_object")]
+    pub state: StateLocation,
 }
 
-impl Document for Policy {
+impl ConfigFile for Policy {
     const KIND: &'static str = "policy";
     const HINT: &'static str = "`action-executor schema policy` prints what can be in it";
 }
@@ -112,7 +112,7 @@ pub struct Nodes {
 /// On which objects.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Targets {
+pub struct TargetRules {
     /// Labels, as `key` or `key=value`, of objects that are left alone.
     pub protected: Vec<Label>,
     /// Labels of which an object must have one; none: every object will do.
@@ -122,27 +122,27 @@ pub struct Targets {
 /// How many actions in what time; null for no limit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Budget {
+pub struct BudgetRules {
     /// In each namespace.
-    pub per_namespace: Option<Allowance>,
+    pub per_namespace: Option<Quota>,
     /// In the cluster.
-    pub cluster: Option<Allowance>,
+    pub cluster: Option<Quota>,
 }
 
 /// So many in so much time.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Allowance {
+pub struct Quota {
     /// How many actions.
-    pub actions: Number<1, 1000, 10>,
+    pub actions: Bounded<1, 1000, 10>,
     /// In how many seconds.
-    pub within_seconds: Number<1, 86_400, 600>,
+    pub within_seconds: Bounded<1, 86_400, 600>,
 }
 
 /// The bounds of a target's replicas.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Replicas {
+pub struct ReplicaRules {
     /// The least.
     pub min: u32,
     /// The most.
@@ -152,7 +152,7 @@ pub struct Replicas {
 /// What limits a simulation, which changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Simulation {
+pub struct SimulationRules {
     /// Whether a simulation must keep to `actions`, `namespaces.allow` and `targets` too.
     pub limited: bool,
 }
@@ -160,15 +160,15 @@ pub struct Simulation {
 /// How long an approval can be given and used.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Approval {
+pub struct ApprovalRules {
     /// Seconds from the request to the end of its approval.
-    pub valid_seconds: Number<60, 3600, 1800>,
+    pub valid_seconds: Bounded<60, 3600, 1800>,
 }
 
 /// The Lease that holds the budget and the kill switch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct State {
+pub struct StateLocation {
     /// Its namespace; null: the pod's, or the kubeconfig context's.
     pub namespace: Option<Namespace>,
     /// Its name.
@@ -178,7 +178,7 @@ pub struct State {
 /// A number from `MIN` to `MAX`, and `DEFAULT` if none is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
-pub struct Number<const MIN: u64, const MAX: u64, const DEFAULT: u64>(u64);
+pub struct Bounded<const MIN: u64, const MAX: u64, const DEFAULT: u64>(u64);
 
 /// The name of an action, in its first spelling, or `*`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -216,7 +216,7 @@ impl Policy {
 
     /// Whether there is anything that a person has to approve.
     #[must_use]
-    pub fn asks_for_approval(&self) -> bool {
+    pub fn requires_approval(&self) -> bool {
         !self.actions.require_approval.is_empty()
             || !self.namespaces.require_approval.is_empty()
             || !self.nodes.require_approval.is_empty()
@@ -225,7 +225,7 @@ impl Policy {
     /// How often may be acted.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        let quota = |allowance: Allowance| Quota {
+        let quota = |allowance: Quota| usage::Quota {
             actions: allowance.actions.get() as usize,
             within: Duration::from_secs(allowance.within_seconds.get()),
         };
@@ -251,7 +251,7 @@ impl From<Version> for u64 {
     }
 }
 
-impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> Number<MIN, MAX, DEFAULT> {
+impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> Bounded<MIN, MAX, DEFAULT> {
     /// The number.
     #[must_use]
     pub fn get(self) -> u64 {
@@ -259,30 +259,30 @@ impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> Number<MIN, MAX, DEFAUL
     }
 }
 
-impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> Default for Number<MIN, MAX, DEFAULT> {
+impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> Default for Bounded<MIN, MAX, DEFAULT> {
     fn default() -> Self {
-        Number(DEFAULT)
+        Bounded(DEFAULT)
     }
 }
 
 impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> TryFrom<u64>
-    for Number<MIN, MAX, DEFAULT>
+    for Bounded<MIN, MAX, DEFAULT>
 {
     type Error = String;
 
     fn try_from(number: u64) -> Result<Self, String> {
         let within = (MIN..=MAX).contains(&number);
-        within.then_some(Number(number)).ok_or_else(|| format!("must be from {MIN} to {MAX}"))
+        within.then_some(Bounded(number)).ok_or_else(|| format!("must be from {MIN} to {MAX}"))
     }
 }
 
-impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> From<Number<MIN, MAX, DEFAULT>> for u64 {
-    fn from(number: Number<MIN, MAX, DEFAULT>) -> Self {
+impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> From<Bounded<MIN, MAX, DEFAULT>> for u64 {
+    fn from(number: Bounded<MIN, MAX, DEFAULT>) -> Self {
         number.0
     }
 }
 
-impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> JsonSchema for Number<MIN, MAX, DEFAULT> {
+impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> JsonSchema for Bounded<MIN, MAX, DEFAULT> {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         format!("Number{MIN}To{MAX}").into()
     }
@@ -501,31 +501,31 @@ impl Default for Nodes {
     }
 }
 
-impl Default for Targets {
+impl Default for TargetRules {
     fn default() -> Self {
         let key = "action-executor.dev/protected".to_owned();
         let protected = vec![Label { key, value: Some("true".to_owned()) }];
-        Targets { protected, opt_in: Vec::new() }
+        TargetRules { protected, opt_in: Vec::new() }
     }
 }
 
-impl Default for Budget {
+impl Default for BudgetRules {
     fn default() -> Self {
         let in_ten_minutes =
-            |actions| Some(Allowance { actions: Number(actions), within_seconds: Number(600) });
-        Budget { per_namespace: in_ten_minutes(10), cluster: in_ten_minutes(30) }
+            |actions| Some(Quota { actions: Bounded(actions), within_seconds: Bounded(600) });
+        BudgetRules { per_namespace: in_ten_minutes(10), cluster: in_ten_minutes(30) }
     }
 }
 
-impl Default for Replicas {
+impl Default for ReplicaRules {
     fn default() -> Self {
-        Replicas { min: 0, max: 1000 }
+        ReplicaRules { min: 0, max: 1000 }
     }
 }
 
-impl Default for State {
+impl Default for StateLocation {
     fn default() -> Self {
-        State { namespace: None, name: ObjectName::action_executor() }
+        StateLocation { namespace: None, name: ObjectName::action_executor() }
     }
 }
 

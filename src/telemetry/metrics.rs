@@ -21,11 +21,12 @@ use crate::{contract::error::ActionError, telemetry::calls::Calls};
 pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// From a millisecond to ten seconds: a call, a question, a simulation.
-const SHORT: [f64; 13] =
+const SHORT_SECONDS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// From ten milliseconds to an hour: an action may wait for a rollout.
-const LONG: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0];
+const ACTION_SECONDS: [f64; 12] =
+    [0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ActionLabels {
@@ -53,8 +54,8 @@ struct ProblemLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DocumentLabels {
-    document: &'static str,
+struct FileLabels {
+    file: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,8 +64,8 @@ struct CertificateLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RoomLabels {
-    room: &'static str,
+struct LaneLabels {
+    lane: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -86,11 +87,11 @@ pub struct Metrics {
     expiry: Family<CertificateLabels, Gauge>,
     queued: Gauge,
     queue_duration: Histogram,
-    places: Family<RoomLabels, Gauge>,
-    places_limit: Family<RoomLabels, Gauge>,
+    concurrency_in_use: Family<LaneLabels, Gauge>,
+    places_limit: Family<LaneLabels, Gauge>,
     edge_refusals: Family<ReasonLabels, Counter>,
     hung_up: Counter,
-    current: Family<DocumentLabels, Gauge>,
+    config_reloads: Family<FileLabels, Gauge>,
     memory: Gauge,
     descriptors: Gauge,
 }
@@ -102,7 +103,7 @@ impl Metrics {
         let mut metrics = Metrics {
             registry: Registry::default(),
             actions: Family::default(),
-            durations: Family::new_with_constructor(|| Histogram::new(LONG)),
+            durations: Family::new_with_constructor(|| Histogram::new(ACTION_SECONDS)),
             http: Family::default(),
             problems: Family::default(),
             under_way: Gauge::default(),
@@ -111,12 +112,12 @@ impl Metrics {
             failed_handshakes: Counter::default(),
             expiry: Family::default(),
             queued: Gauge::default(),
-            queue_duration: Histogram::new(SHORT),
-            places: Family::default(),
+            queue_duration: Histogram::new(SHORT_SECONDS),
+            concurrency_in_use: Family::default(),
             places_limit: Family::default(),
             edge_refusals: Family::default(),
             hung_up: Counter::default(),
-            current: Family::default(),
+            config_reloads: Family::default(),
             memory: Gauge::default(),
             descriptors: Gauge::default(),
         };
@@ -138,7 +139,7 @@ impl Metrics {
         ours.register("http_requests", "HTTP requests answered", self.http.clone());
         ours.register("problems", "Problem documents sent, by code", self.problems.clone());
         ours.register(
-            "http_requests_under_way",
+            "http_requests_in_flight",
             "HTTP requests being answered",
             self.under_way.clone(),
         );
@@ -155,19 +156,23 @@ impl Metrics {
             Unit::Seconds,
             self.queue_duration.clone(),
         );
-        ours.register("places", "Requests under way, by room", self.places.clone());
         ours.register(
-            "places_limit",
+            "concurrency_in_use",
+            "Requests under way, by room",
+            self.concurrency_in_use.clone(),
+        );
+        ours.register(
+            "concurrency_limit",
             "Most requests under way at once, by room",
             self.places_limit.clone(),
         );
         ours.register(
-            "edge_refusals",
+            "rejected_requests",
             "Requests for which there was no place or no time, by reason",
             self.edge_refusals.clone(),
         );
         ours.register(
-            "hung_up_requests",
+            "client_disconnects",
             "Requests whose client did not wait for the answer",
             self.hung_up.clone(),
         );
@@ -183,9 +188,9 @@ impl Metrics {
             self.expiry.clone(),
         );
         ours.register(
-            "document_current",
+            "config_reload_successful",
             "Whether the document's file is what holds (1), or an older one since the new one is wrong (0)",
-            self.current.clone(),
+            self.config_reloads.clone(),
         );
         if let Some(calls) = calls {
             ours.register_with_unit(
@@ -234,14 +239,14 @@ impl Metrics {
 
     /// An HTTP request is under way until this is dropped.
     #[must_use]
-    pub fn under_way(&self) -> Held {
-        Held::new(&self.under_way)
+    pub fn in_flight(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.under_way)
     }
 
     /// A connection is open until this is dropped.
     #[must_use]
-    pub fn connected(&self) -> Held {
-        Held::new(&self.connections)
+    pub fn connected(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.connections)
     }
 
     /// There was no room for a connection.
@@ -261,8 +266,8 @@ impl Metrics {
 
     /// An action is in line until this is dropped.
     #[must_use]
-    pub fn queued(&self) -> Held {
-        Held::new(&self.queued)
+    pub fn queued(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.queued)
     }
 
     /// An action was in line for so long.
@@ -272,24 +277,24 @@ impl Metrics {
 
     /// A place in this room is taken until this is dropped.
     #[must_use]
-    pub fn place_taken(&self, room: &'static str) -> Held {
-        Held::new(&self.places.get_or_create(&RoomLabels { room }))
+    pub fn permit_acquired(&self, lane: &'static str) -> GaugeGuard {
+        GaugeGuard::new(&self.concurrency_in_use.get_or_create(&LaneLabels { lane }))
     }
 
     /// This room has so many places.
-    pub fn places_limit(&self, room: &'static str, places: usize) {
-        let _ = self.places.get_or_create(&RoomLabels { room });
-        self.places_limit.get_or_create(&RoomLabels { room }).set(places as i64);
+    pub fn concurrency_limit(&self, lane: &'static str, places: usize) {
+        let _ = self.concurrency_in_use.get_or_create(&LaneLabels { lane });
+        self.places_limit.get_or_create(&LaneLabels { lane }).set(places as i64);
     }
 
     /// The requests that got no further than the edge for this reason.
     #[must_use]
-    pub fn edge_refusals(&self, reason: &'static str) -> Counter {
+    pub fn rejected_requests(&self, reason: &'static str) -> Counter {
         self.edge_refusals.get_or_create(&ReasonLabels { reason }).clone()
     }
 
     /// Counts a request whose client has gone.
-    pub fn hung_up(&self) {
+    pub fn client_disconnects(&self) {
         self.hung_up.inc();
     }
 
@@ -297,7 +302,9 @@ impl Metrics {
     #[must_use]
     pub fn text(&self, documents: &[(&'static str, bool)]) -> String {
         for (document, current) in documents {
-            self.current.get_or_create(&DocumentLabels { document }).set(i64::from(*current));
+            self.config_reloads
+                .get_or_create(&FileLabels { file: document })
+                .set(i64::from(*current));
         }
         self.memory.set(resident_memory().unwrap_or(0));
         self.descriptors.set(fs::read_dir("/proc/self/fd").map_or(0, |all| all.count() as i64));
@@ -309,16 +316,16 @@ impl Metrics {
 }
 
 /// One more in a gauge, for as long as it lives.
-pub struct Held(Gauge);
+pub struct GaugeGuard(Gauge);
 
-impl Held {
+impl GaugeGuard {
     fn new(gauge: &Gauge) -> Self {
         gauge.inc();
-        Held(gauge.clone())
+        GaugeGuard(gauge.clone())
     }
 }
 
-impl Drop for Held {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -347,19 +354,19 @@ mod tests {
         metrics.action("restart_k8s", true, "policy_denied", Duration::from_millis(20));
         metrics.problem(&ActionError::new(Code::PolicyDenied, "canary"));
         metrics.http("/readyz", 200);
-        let under_way = metrics.under_way();
+        let under_way = metrics.in_flight();
         let text = metrics.text(&[("policy", false)]);
         drop(under_way);
         for line in [
             r#"action_executor_actions_total{action="restart_k8s",simulate="true",result="policy_denied"} 1"#,
             r#"action_executor_action_duration_seconds_count{action="restart_k8s",simulate="true"} 1"#,
             r#"action_executor_http_requests_total{path="/readyz",status="200"} 1"#,
-            "action_executor_http_requests_under_way 1",
-            r#"action_executor_document_current{document="policy"} 0"#,
+            "action_executor_http_requests_in_flight 1",
+            r#"action_executor_config_reload_successful{file="policy"} 0"#,
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }
         assert!(!text.contains("canary"), "{text}");
-        assert!(metrics.text(&[]).contains("action_executor_http_requests_under_way 0"));
+        assert!(metrics.text(&[]).contains("action_executor_http_requests_in_flight 0"));
     }
 }

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 
 use action_executor::{
     actions::ActionKind,
-    config::reload::Document,
+    config::reload::ConfigFile,
     manifests::rbac,
     policy::{Policy, budget},
 };

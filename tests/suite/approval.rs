@@ -4,7 +4,7 @@ use std::{env, path::Path, process::Command};
 
 use action_executor::{
     actions::ActionKind,
-    config::reload::Document,
+    config::reload::ConfigFile,
     manifests::rbac,
     policy::{Policy, approval, budget},
 };

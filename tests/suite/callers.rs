@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use action_executor::{auth::keys::Keys, config::reload::Document, contract::digest::sha256};
+use action_executor::{auth::keys::Keys, config::reload::ConfigFile, contract::digest::sha256};
 use k8s_openapi::api::{
     core::v1::Event,
     rbac::v1::{ClusterRole, ClusterRoleBinding},

@@ -17,7 +17,7 @@ use std::{
 
 use action_executor::{
     actions::ActionKind,
-    config::reload::Document,
+    config::reload::ConfigFile,
     ledger,
     policy::{Policy, approval, budget},
 };

@@ -100,7 +100,7 @@ fn gauge(server: &Server, line: &str) -> Option<u64> {
 
 async fn is_quiet(server: &Server) {
     eventually("nothing is under way any more", async || {
-        let actions = gauge(server, r#"action_executor_places{room="actions"} "#)?;
+        let actions = gauge(server, r#"action_executor_concurrency_in_use{lane="actions"} "#)?;
         let queued = gauge(server, "action_executor_queued_requests ")?;
         (actions + queued == 0).then_some(())
     })
@@ -138,7 +138,7 @@ async fn hanging_up_leaves_nothing_half_made(test: &str, places: &str, longest: 
     is_quiet(&server).await;
     let effects = all_or_nothing(&namespace, &names).await;
     println!("{test}: {effects} of {} were begun, and all of these done", names.len());
-    let hung_up = gauge(&server, "action_executor_hung_up_requests_total ");
+    let hung_up = gauge(&server, "action_executor_client_disconnects_total ");
     assert!(hung_up.is_some_and(|it| it > 0), "{hung_up:?}");
     all_are_answered_in_the_end(&namespace, &server, &names).await;
 }

@@ -355,7 +355,7 @@ async fn answers_that_are_lost_at_random_never_lead_to_a_second_effect() {
             let first = send(kubeconfig, request.clone()).await;
             // What did not get an answer through the proxy gets it without.
             let honest = Program::with_kubeconfig(scenario.namespace.kubeconfig());
-            let again = honest.args(["--wait-for-other"]).input(request.to_string());
+            let again = honest.args(["--join"]).input(request.to_string());
             let again = tokio::task::spawn_blocking(|| again.run()).await.expect("it ran");
             assert_eq!(again.status, 0, "{first:?} {again:?}");
             assert_eq!(scenario.effects().await, 1, "{first:?} {again:?}");

@@ -83,7 +83,7 @@ fn send(program: Program, request: &Value) -> Finished {
 fn answered(namespace: &Namespace, request: &Value) -> Value {
     let began = std::time::Instant::now();
     loop {
-        let done = send(program(namespace).args(["--wait-for-other"]), request);
+        let done = send(program(namespace).args(["--join"]), request);
         // The time of a try is short, and a busy machine's cluster may be late for it.
         if done.status != 75 || began.elapsed() > PATIENCE {
             assert_eq!(done.status, 0, "{done:?}");

@@ -9,7 +9,7 @@ use std::{
 
 use action_executor::{
     actions::ActionKind,
-    config::reload::Document,
+    config::reload::ConfigFile,
     manifests::rbac,
     policy::{Policy, budget},
 };

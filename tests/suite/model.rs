@@ -14,7 +14,7 @@ use std::{
 
 use action_executor::{
     actions::request::ActionRequest,
-    config::{Settings, reload::Followed},
+    config::{Settings, reload::Reloading},
     contract::response::{ActionResponse, Outcome},
     executor::{context::Context, handle},
     k8s::api::client::Cluster,
@@ -259,7 +259,7 @@ async fn bring(world: Arc<Mutex<World>>, request: Value) -> ActionResponse {
         let settings = Settings::from_vars(std::iter::empty()).expect("are the defaults");
         let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/unlimited.yaml");
         let policy =
-            Followed::new(Some(std::path::PathBuf::from(policy).into())).expect("is a policy");
+            Reloading::new(Some(std::path::PathBuf::from(policy).into())).expect("is a policy");
         let context = Context::new(Some(cluster), policy, &settings, stopping);
         let request = ActionRequest::parse(request.to_string().as_bytes()).expect("is one");
         let answered = tokio::select! {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use action_executor::{
     actions::ActionKind,
-    config::reload::Document,
+    config::reload::ConfigFile,
     manifests::rbac,
     policy::{Policy, budget},
 };

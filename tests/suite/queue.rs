@@ -68,9 +68,9 @@ async fn one_too_many_is_refused_at_once_and_questions_are_answered_all_the_same
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
     assert!(took < Duration::from_secs(1), "{took:?}");
     assert_eq!(server.get("/api/v1/healthz").status, 200);
-    let refusals = r#"action_executor_edge_refusals_total{reason="queue_full"} "#;
+    let refusals = r#"action_executor_rejected_requests_total{reason="queue_full"} "#;
     assert_eq!(counted(&server, refusals), Some(1));
-    let places = r#"action_executor_places{room="actions"} "#;
+    let places = r#"action_executor_concurrency_in_use{lane="actions"} "#;
     assert_eq!(counted(&server, places), Some(1));
     // Nobody is kept waiting for longer than was said.
     for sent in under_way.drain(..) {
@@ -99,7 +99,7 @@ async fn waits_for_rollouts_leave_their_places_to_others() {
             send(server.address(), &body, "")
         })
         .collect();
-    let places = r#"action_executor_places{room="waits"} "#;
+    let places = r#"action_executor_concurrency_in_use{lane="waiting"} "#;
     eventually("all of them wait", async || (counted(&server, places) == Some(5)).then_some(()))
         .await;
     let (reply, took) = answer(send(server.address(), &restart(&namespace, "web", "r1"), "")).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use action_executor::{
     actions::request::ActionRequest,
     auth::keys::Keys,
-    config::reload::Document,
+    config::reload::ConfigFile,
     http::headers::{
         TIMEOUT_HEADERS, check_accept, check_content_type, client_timeout, header, idempotency_key,
     },

@@ -178,7 +178,7 @@ async fn a_crash_on_the_way_back_leaves_one_way_back_and_one_answer() {
         let dying = program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", at.name());
         let died = send(dying, &request).await;
         assert_eq!((died.status, died.stdout.as_str()), (-1, ""), "{at:?}: {died:?}");
-        let insist = || program(&namespace).args(["--wait-for-other"]);
+        let insist = || program(&namespace).args(["--join"]);
         let first = send(insist(), &request).await;
         assert_eq!(
             first.answer()["rolled_back"]["rollout"]["state"],
@@ -216,7 +216,7 @@ async fn several_tries_at_once_take_it_back_once() {
     let request = request(&namespace, kind, "r1");
     let mut tries = tokio::task::JoinSet::new();
     for _ in 0..4 {
-        let program = program(&namespace).args(["--wait-for-other"]).input(request.to_string());
+        let program = program(&namespace).args(["--join"]).input(request.to_string());
         tries.spawn_blocking(move || program.run().answer());
     }
     let answers = tries.join_all().await;

@@ -159,7 +159,7 @@ async fn a_difference_is_added_once_however_often_its_sender_dies() {
     assert_eq!(died.status, -1, "{died:?}");
     assert_eq!(replicas(&namespace).await, 2);
     for _ in 0..2 {
-        let done = program().args(["--wait-for-other"]).run();
+        let done = program().args(["--join"]).run();
         assert_eq!(done.status, 0, "{done:?}");
         assert_eq!(done.answer()["replayed"], true);
         assert_eq!(done.answer()["result"], "Deployment 'web' scaled from 1 to 2.");
@@ -194,7 +194,7 @@ async fn nothing_is_guessed_when_others_scaled_after_a_sender_that_died() {
     let died = program("a").env("ACTION_EXECUTOR_FAILPOINT", Failpoint::AfterWrite.name()).run();
     assert_eq!(died.status, -1, "{died:?}");
     assert_eq!(program("b").run().status, 0);
-    let done = program("a").args(["--wait-for-other"]).run();
+    let done = program("a").args(["--join"]).run();
     assert_eq!(done.status, 69, "{done:?}");
     assert_eq!(done.answer()["code"], "outcome_unknown");
     assert_eq!(replicas(&namespace).await, 3);

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use action_executor::{actions::ActionKind, k8s::applied_requests::Marks};
+use action_executor::{actions::ActionKind, k8s::applied_requests::AppliedRequests};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, StatefulSet},
     batch::v1::{CronJob, Job},
@@ -116,7 +116,8 @@ impl Scenario {
     /// How many requests have left their mark on a target whose changes have no generation.
     async fn marks(&self) -> i64 {
         let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
-        let number = |it: &DynamicObject| Marks::on(&it.metadata).last() as i64;
+        let number =
+            |it: &DynamicObject| AppliedRequests::from_metadata(&it.metadata).newest() as i64;
         number(&now) - number(&self.before)
     }
 

@@ -29,7 +29,7 @@ fn a_rebound_name_reads_and_does_nothing() {
     let port = server.address().port();
     let host = format!("rebound.example:{port}");
     let page = format!("Origin: http://{host}\r\nSec-Fetch-Site: same-origin\r\n");
-    let refused = (421, "host_not_served".to_owned());
+    let refused = (421, "misdirected_request".to_owned());
     assert_eq!(execute(&server, &host, &page), refused);
     for path in ["/metrics", "/readyz", "/api/v1/healthz", "/"] {
         assert_eq!(get(&server, path, "1.1", &format!("Host: {host}\r\n")), refused, "{path}");

@@ -114,7 +114,9 @@ fn a_wrong_pair_changes_nothing_but_that_the_server_is_not_ready() {
     let files = mount(&folder, &first);
     let server = Server::start(files.of(Program::offline())).over_tls(client.clone());
     let metrics = || String::from_utf8(server.get("/metrics").body).expect("is text");
-    assert!(metrics().contains(r#"action_executor_document_current{document="certificate"} 1"#));
+    assert!(
+        metrics().contains(r#"action_executor_config_reload_successful{file="certificate"} 1"#)
+    );
     assert!(
         metrics().contains(
             "action_executor_certificate_expiry_timestamp_seconds{certificate=\"server\"} "
@@ -129,7 +131,9 @@ fn a_wrong_pair_changes_nothing_but_that_the_server_is_not_ready() {
     let reply = server.get("/readyz");
     let detail = reply.json()["detail"].as_str().expect("says why").to_owned();
     assert!(reply.status == 503 && detail.contains("tls.key cannot be used with"), "{reply:?}");
-    assert!(metrics().contains(r#"action_executor_document_current{document="certificate"} 0"#));
+    assert!(
+        metrics().contains(r#"action_executor_config_reload_successful{file="certificate"} 0"#)
+    );
     let told = server.log().matches("the new certificate cannot be used").count();
     assert_eq!(told, 1, "{}", server.log());
 

@@ -5,14 +5,14 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::ApiResource;
 
 use crate::{
-    actions::{Asked, CompletionOf, Plan, Preview, Todo},
+    actions::{CompletionSpec, Decision, Plan, PlanInput, Preview},
     contract::{
         error::ActionError,
         response::{Change, Target, rfc3339_millis},
     },
     k8s::{
         api::{completion::Completion, mutation::Effect},
-        applied_requests::Marks,
+        applied_requests::AppliedRequests,
         nodes,
     },
 };
@@ -23,42 +23,46 @@ pub(crate) fn target(name: &str) -> Target {
 }
 
 /// What can be said without a cluster.
-pub(crate) fn preview(name: &str, cordoned: bool, asked: &Asked) -> Preview {
-    let changes = vec![nodes::cordon_change(cordoned), Marks::default().change(&asked.id)];
+pub(crate) fn preview(name: &str, cordoned: bool, asked: &PlanInput) -> Preview {
+    let changes =
+        vec![nodes::cordon_change(cordoned), AppliedRequests::default().change(&asked.id)];
     Preview { result: would(name, cordoned), changes }
 }
 
 /// From the node as it was read to what is to be done, so that it is cordoned or is not.
-pub(crate) fn decide(node: &Node, cordoned: bool, asked: &Asked) -> Result<Plan, ActionError> {
+pub(crate) fn decide(node: &Node, cordoned: bool, asked: &PlanInput) -> Result<Plan, ActionError> {
     let found = &node.metadata;
     let name = found.name.as_deref().unwrap_or_default();
     let target = target(name);
     let did = format!("Node '{name}' {} at {}.", word(cordoned), rfc3339_millis(asked.at));
-    let completion = CompletionOf::Known(Completion::AtOnce(state(name, cordoned)));
-    if Marks::on(found).hold(&asked.id) {
+    let completion = CompletionSpec::Known(Completion::Immediate(state(name, cordoned)));
+    if AppliedRequests::from_metadata(found).contains(&asked.id) {
         return Ok(Plan::already_made(target, found, did, completion));
     }
     asked.check_found(&target, found)?;
     if nodes::is_cordoned(node) == cordoned {
         let was = if cordoned { "is cordoned already" } else { "is not cordoned" };
-        let todo = Todo::Nothing(format!("Node '{name}' {was}."));
+        let todo = Decision::NoOp(format!("Node '{name}' {was}."));
         return Ok(Plan::new(target, found, todo, completion));
     }
-    let todo = Todo::Make(Box::new(effect(node, cordoned, asked)), did, would(name, cordoned));
+    let todo = Decision::Apply(Box::new(effect(node, cordoned, asked)), did, would(name, cordoned));
     let mut plan = Plan::new(target, found, todo, completion);
     plan.changes = changes(node, cordoned, asked);
     Ok(plan)
 }
 
 /// The change of the node, which leaves this request's mark even where it changes nothing else.
-pub(crate) fn effect(node: &Node, cordoned: bool, asked: &Asked) -> Effect {
+pub(crate) fn effect(node: &Node, cordoned: bool, asked: &PlanInput) -> Effect {
     let resource = ApiResource::erase::<Node>(&());
     Effect::patch(resource, &node.metadata, &asked.id, nodes::cordon_patch(cordoned))
 }
 
-pub(crate) fn changes(node: &Node, cordoned: bool, asked: &Asked) -> Vec<Change> {
+pub(crate) fn changes(node: &Node, cordoned: bool, asked: &PlanInput) -> Vec<Change> {
     let field = (nodes::is_cordoned(node) != cordoned).then(|| nodes::cordon_change(cordoned));
-    field.into_iter().chain([Marks::on(&node.metadata).change(&asked.id)]).collect()
+    field
+        .into_iter()
+        .chain([AppliedRequests::from_metadata(&node.metadata).change(&asked.id)])
+        .collect()
 }
 
 fn word(cordoned: bool) -> &'static str {

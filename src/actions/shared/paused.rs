@@ -3,20 +3,23 @@
 use serde_json::json;
 
 use crate::{
-    actions::{Asked, CompletionOf, Plan, Preview, Todo},
+    actions::{CompletionSpec, Decision, Plan, PlanInput, Preview},
     contract::{
         error::ActionError,
         response::{Change, Target},
     },
-    k8s::{api::mutation::Effect, applied_requests::Marks, workload::Workload},
+    k8s::{api::mutation::Effect, applied_requests::AppliedRequests, workload::Workload},
 };
 
 /// Where the field stands (RFC 6901).
 const PAUSED_POINTER: &str = "/spec/paused";
 
 /// What can be said without a cluster.
-pub(crate) fn preview(name: &str, paused: bool, asked: &Asked) -> Preview {
-    Preview { result: would(name, paused), changes: changes(&Marks::default(), paused, asked) }
+pub(crate) fn preview(name: &str, paused: bool, asked: &PlanInput) -> Preview {
+    Preview {
+        result: would(name, paused),
+        changes: changes(&AppliedRequests::default(), paused, asked),
+    }
 }
 
 /// From the Deployment as it was read to what is to be done, so that it is paused or not, as after
@@ -25,25 +28,25 @@ pub(crate) fn decide(
     target: Target,
     deployment: &Workload,
     paused: bool,
-    completion: CompletionOf,
+    completion: CompletionSpec,
     warnings: Vec<String>,
-    asked: &Asked,
+    asked: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let (found, name) = (deployment.metadata(), target.name.clone());
-    let marks = Marks::on(found);
+    let marks = AppliedRequests::from_metadata(found);
     let did = format!("Deployment '{name}' {}.", participle(paused));
-    if marks.hold(&asked.id) {
+    if marks.contains(&asked.id) {
         return Ok(Plan::already_made(target, found, did, completion));
     }
     asked.check_found(&target, found)?;
     if deployment.is_paused() == paused {
         let state = if paused { "is paused already" } else { "is not paused" };
-        let todo = Todo::Nothing(format!("Deployment '{name}' {state}."));
+        let todo = Decision::NoOp(format!("Deployment '{name}' {state}."));
         return Ok(Plan::new(target, found, todo, completion));
     }
     let patch = json!({ "spec": { "paused": paused } });
     let effect = Effect::patch(deployment.kind().resource(), found, &asked.id, patch);
-    let todo = Todo::Make(Box::new(effect), did, would(&name, paused));
+    let todo = Decision::Apply(Box::new(effect), did, would(&name, paused));
     let mut plan = Plan::new(target, found, todo, completion);
     plan.changes = changes(&marks, paused, asked);
     plan.warnings = warnings;
@@ -51,7 +54,7 @@ pub(crate) fn decide(
 }
 
 /// What the patch changes, with the mark that every change leaves.
-fn changes(marks: &Marks, paused: bool, asked: &Asked) -> Vec<Change> {
+fn changes(marks: &AppliedRequests, paused: bool, asked: &PlanInput) -> Vec<Change> {
     let path = PAUSED_POINTER.to_owned();
     let field = Change { path, from: (!paused).into(), to: paused.into() };
     vec![field, marks.change(&asked.id)]

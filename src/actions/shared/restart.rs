@@ -2,7 +2,7 @@
 //! template that `kubectl rollout restart` writes, what makes it useless, and what to warn of.
 
 use crate::{
-    actions::{Asked, CompletionOf, Plan, Preview, Todo},
+    actions::{CompletionSpec, Decision, Plan, PlanInput, Preview},
     contract::{
         error::{ActionError, Code},
         response::{Change, Target, rfc3339_millis},
@@ -10,10 +10,10 @@ use crate::{
     k8s::{
         api::{
             client::Cluster,
-            completion::{Completion, KnownBy, RolloutOf},
+            completion::{Completion, RolloutOf, TemplateIdentity},
             mutation::Effect,
         },
-        applied_requests::Marks,
+        applied_requests::AppliedRequests,
         rbac::PolicyRule,
         restart,
         revisions::History,
@@ -23,9 +23,9 @@ use crate::{
 };
 
 /// What can be said without a cluster.
-pub(crate) fn preview(kind: WorkloadKind, name: &str, asked: &Asked) -> Preview {
+pub(crate) fn preview(kind: WorkloadKind, name: &str, asked: &PlanInput) -> Preview {
     let mut changes = restart::changes(None, asked.at, &asked.id);
-    changes.push(Marks::default().change(&asked.id));
+    changes.push(AppliedRequests::default().change(&asked.id));
     Preview { result: would(kind, name), changes }
 }
 
@@ -35,7 +35,7 @@ pub(crate) const PODS: PolicyRule =
 
 /// What is asked for beside the restart itself.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Wishes {
+pub(crate) struct RestartOptions {
     /// Stamp the template also where no pod would be replaced by itself.
     pub even_if_none_restarts: bool,
     /// Go back to the present revision if the rollout fails.
@@ -46,9 +46,9 @@ pub(crate) struct Wishes {
 pub(crate) async fn plan(
     target: Target,
     kind: WorkloadKind,
-    wishes: Wishes,
+    wishes: RestartOptions,
     cluster: &Cluster,
-    asked: &Asked,
+    asked: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let (namespace, name) = (target.namespace.clone(), target.name.clone());
     let (plan, found) = if wishes.rollback_on_failure {
@@ -59,17 +59,17 @@ pub(crate) async fn plan(
         let found = cluster.workload(kind, &namespace, &name, asked.deadline).await?;
         (decide(target, &found, wishes.even_if_none_restarts, asked)?, found)
     };
-    Ok(plan.advised(cluster, &found, asked).await)
+    Ok(plan.with_preflight_warnings(cluster, &found, asked).await)
 }
 
 /// The plan with the revision to go back to. What was made already has its own, and what nobody waits for
 /// does not fail.
-fn with_fallback(plan: Plan, history: &History, asked: &Asked) -> Result<Plan, ActionError> {
-    let rolls_out = matches!(plan.completion, CompletionOf::Rollout(_));
-    if !rolls_out || !matches!(plan.todo, Todo::Make(..)) {
+fn with_fallback(plan: Plan, history: &History, asked: &PlanInput) -> Result<Plan, ActionError> {
+    let rolls_out = matches!(plan.completion, CompletionSpec::Rollout(_));
+    if !rolls_out || !matches!(plan.decision, Decision::Apply(..)) {
         return Ok(plan);
     }
-    let about = |refusal: ActionError| refusal.about(plan.target.uid.as_deref());
+    let about = |refusal: ActionError| refusal.object_uid(plan.target.uid.as_deref());
     asked.check_decided_on(&plan.target, history).map_err(about)?;
     plan.with_fallback(history)
 }
@@ -80,42 +80,42 @@ pub(crate) fn decide(
     target: Target,
     workload: &Workload,
     even_if_none_restarts: bool,
-    asked: &Asked,
+    asked: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let (kind, found) = (workload.kind(), workload.metadata());
-    let held = rollout::held_back(workload);
+    let held = rollout::manual_update_reason(workload);
     let completion = match &held {
-        Some(why) => CompletionOf::Known(Completion::AtOnce(format!(
+        Some(why) => CompletionSpec::Known(Completion::Immediate(format!(
             "the template is stamped, and pods are new once somebody deletes the old ones: {why}"
         ))),
         None => {
-            let template = KnownBy::RequestId(asked.id.to_string());
-            CompletionOf::Rollout(RolloutOf { kind, template })
+            let template = TemplateIdentity::RequestId(asked.id.to_string());
+            CompletionSpec::Rollout(RolloutOf { kind, template })
         }
     };
     let did = done(kind, &target.name, asked);
-    if Marks::on(found).hold(&asked.id) {
+    if AppliedRequests::from_metadata(found).contains(&asked.id) {
         return Ok(Plan::already_made(target, found, did, completion));
     }
     asked.check_found(&target, found)?;
     refuse_what_would_not_restart(&target, workload, held, even_if_none_restarts)
-        .map_err(|refusal| refusal.about(found.uid.as_deref()))?;
+        .map_err(|refusal| refusal.object_uid(found.uid.as_deref()))?;
     let patch = restart::patch(asked.at, &asked.id);
     let effect = Effect::patch(kind.resource(), found, &asked.id, patch);
-    let todo = Todo::Make(Box::new(effect), did, would(kind, &target.name));
+    let todo = Decision::Apply(Box::new(effect), did, would(kind, &target.name));
     let mut plan = Plan::new(target, found, todo, completion);
     plan.changes = changes(workload, asked);
     Ok(plan)
 }
 
 /// What the restart changes, and the mark that every change leaves.
-fn changes(workload: &Workload, asked: &Asked) -> Vec<Change> {
+fn changes(workload: &Workload, asked: &PlanInput) -> Vec<Change> {
     let mut changes = restart::changes(Some(workload), asked.at, &asked.id);
-    changes.push(Marks::on(workload.metadata()).change(&asked.id));
+    changes.push(AppliedRequests::from_metadata(workload.metadata()).change(&asked.id));
     changes
 }
 
-fn done(kind: WorkloadKind, name: &str, asked: &Asked) -> String {
+fn done(kind: WorkloadKind, name: &str, asked: &PlanInput) -> String {
     format!("{} '{name}' restarted at {}.", kind.name(), rfc3339_millis(asked.at))
 }
 
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
     use crate::{
         contract::precondition::Precondition,
-        k8s::api::mutation::{Made, Mutation},
+        k8s::api::mutation::{Applied, Mutation},
     };
 
     fn metadata(annotations: &str) -> String {
@@ -195,18 +195,21 @@ mod tests {
         set.into()
     }
 
-    fn decide_on(workload: &Workload, asked: &Asked) -> Result<Plan, ActionError> {
+    fn decide_on(workload: &Workload, asked: &PlanInput) -> Result<Plan, ActionError> {
         decide(workload.kind().target("shop", "web"), workload, false, asked)
     }
 
-    fn decide_on_deployment(spec: &str, asked: &Asked) -> Result<Plan, ActionError> {
+    fn decide_on_deployment(spec: &str, asked: &PlanInput) -> Result<Plan, ActionError> {
         decide_on(&deployment(spec, "{}"), asked)
     }
 
     #[test]
     fn plans_one_patch_bound_to_the_object() {
-        let plan = decide_on_deployment(", replicas: 2", &Asked::example()).expect("is planned");
-        let Todo::Make(effect, did, would) = plan.todo else { panic!("{:?}", plan.todo) };
+        let plan =
+            decide_on_deployment(", replicas: 2", &PlanInput::example()).expect("is planned");
+        let Decision::Apply(effect, did, would) = plan.decision else {
+            panic!("{:?}", plan.decision)
+        };
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
         assert_eq!(body["metadata"]["uid"], "u1");
         assert_eq!(body["metadata"]["resourceVersion"], "7");
@@ -217,7 +220,7 @@ mod tests {
     #[test]
     fn refuses_a_paused_deployment() {
         let paused = ", replicas: 2, paused: true";
-        let error = decide_on_deployment(paused, &Asked::example()).expect_err("refused");
+        let error = decide_on_deployment(paused, &PlanInput::example()).expect_err("refused");
         assert_eq!(error.code, Code::TargetPaused);
         assert!(error.hint.expect("has one").contains("rollout resume deployment/web"));
     }
@@ -226,8 +229,11 @@ mod tests {
     fn does_not_repeat_what_the_same_request_did() {
         let mark = "{action-executor.dev/requests: '4:r0 5:r1 6:r2'}";
         let marked = deployment(", replicas: 2", mark);
-        let plan = decide_on(&marked, &Asked::example()).expect("is planned");
-        assert!(matches!(plan.todo, Todo::AlreadyMade(Made { generation: Some(3), .. }, _)));
+        let plan = decide_on(&marked, &PlanInput::example()).expect("is planned");
+        assert!(matches!(
+            plan.decision,
+            Decision::AlreadyApplied(Applied { generation: Some(3), .. }, _)
+        ));
     }
 
     #[test]
@@ -236,7 +242,7 @@ mod tests {
             let opaque = |text: &str| text.to_owned().try_into().expect("is opaque");
             let precondition =
                 Precondition { uid: uid.map(opaque), resource_version: version.map(opaque) };
-            let asked = Asked { precondition: Some(precondition), ..Asked::example() };
+            let asked = PlanInput { precondition: Some(precondition), ..PlanInput::example() };
             decide_on_deployment(", replicas: 2", &asked)
         };
         let error = wanting(Some("u2"), None).expect_err("is refused");
@@ -259,15 +265,15 @@ mod tests {
             (stateful_set("{type: RollingUpdate, rollingUpdate: {partition: 3}}"), "holds all 3"),
             (agent.into(), "OnDelete"),
         ] {
-            let refusal = decide_on(&workload, &Asked::example()).expect_err("is refused");
+            let refusal = decide_on(&workload, &PlanInput::example()).expect_err("is refused");
             assert_eq!(refusal.code, Code::NoEffect);
             assert!(refusal.detail.contains(why), "{}", refusal.detail);
             assert!(refusal.hint.expect("has one").contains("accept_on_delete"));
             let target = workload.kind().target("shop", "web");
-            let plan = decide(target, &workload, true, &Asked::example()).expect("is planned");
-            assert!(matches!(plan.todo, Todo::Make(..)));
+            let plan = decide(target, &workload, true, &PlanInput::example()).expect("is planned");
+            assert!(matches!(plan.decision, Decision::Apply(..)));
             // There is no rollout to wait for.
-            assert!(matches!(plan.completion, CompletionOf::Known(Completion::AtOnce(_))));
+            assert!(matches!(plan.completion, CompletionSpec::Known(Completion::Immediate(_))));
         }
     }
 
@@ -284,20 +290,21 @@ mod tests {
 
     #[test]
     fn knows_the_revision_to_go_back_to_before_it_restarts() {
-        let plan = |history: &History, asked: &Asked| {
+        let plan = |history: &History, asked: &PlanInput| {
             let plan = decide_on(&history.workload, asked).expect("is planned");
             with_fallback(plan, history, asked)
         };
         let history_of_it = history("{}");
-        let planned = plan(&history_of_it, &Asked::example()).expect("is planned");
+        let planned = plan(&history_of_it, &PlanInput::example()).expect("is planned");
         assert_eq!(planned.fallback.expect("is known").number, 5);
         // The controller has not recorded the present template yet.
         let unknown = history("{spec: {}}");
-        let refusal = plan(&unknown, &Asked::example()).expect_err("is refused");
+        let refusal = plan(&unknown, &PlanInput::example()).expect_err("is refused");
         assert_eq!(refusal.code, Code::Conflict);
         assert!(refusal.retry_after_seconds().is_some());
         // Another template than the one that it was decided on is somebody's who came in between.
-        let asked = Asked { decided_on: Some("of another".to_owned()), ..Asked::example() };
+        let asked =
+            PlanInput { decision_etag: Some("of another".to_owned()), ..PlanInput::example() };
         let refusal = plan(&history_of_it, &asked).expect_err("is refused");
         assert_eq!(refusal.code, Code::PreconditionFailed);
     }

@@ -6,14 +6,14 @@ use kube::api::ApiResource;
 use serde_json::json;
 
 use crate::{
-    actions::{Asked, CompletionOf, Plan, Preview, Todo},
+    actions::{CompletionSpec, Decision, Plan, PlanInput, Preview},
     contract::{
         error::ActionError,
         response::{Change, Target, rfc3339_millis},
     },
     k8s::{
         api::{completion::Completion, mutation::Effect},
-        applied_requests::Marks,
+        applied_requests::AppliedRequests,
     },
 };
 
@@ -26,8 +26,8 @@ pub(crate) fn target(namespace: &str, name: &str) -> Target {
 }
 
 /// What can be said without a cluster.
-pub(crate) fn preview(name: &str, suspend: bool, asked: &Asked) -> Preview {
-    let changes = vec![change(None, suspend), Marks::default().change(&asked.id)];
+pub(crate) fn preview(name: &str, suspend: bool, asked: &PlanInput) -> Preview {
+    let changes = vec![change(None, suspend), AppliedRequests::default().change(&asked.id)];
     Preview { result: would(name, suspend), changes }
 }
 
@@ -49,24 +49,26 @@ pub(crate) fn decide(
     cron_job: &CronJob,
     suspend: bool,
     warnings: Vec<String>,
-    asked: &Asked,
+    asked: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let (found, name) = (&cron_job.metadata, target.name.clone());
-    let completion =
-        CompletionOf::Known(Completion::AtOnce(format!("CronJob '{name}' {}", state(suspend))));
+    let completion = CompletionSpec::Known(Completion::Immediate(format!(
+        "CronJob '{name}' {}",
+        state(suspend)
+    )));
     let did = format!("CronJob '{name}' {} at {}.", participle(suspend), rfc3339_millis(asked.at));
-    let marks = Marks::on(found);
-    if marks.hold(&asked.id) {
+    let marks = AppliedRequests::from_metadata(found);
+    if marks.contains(&asked.id) {
         return Ok(Plan::already_made(target, found, did, completion));
     }
     asked.check_found(&target, found)?;
     if is_suspended(cron_job) == suspend {
         let sentence = format!("CronJob '{name}' {} already.", state(suspend));
-        return Ok(Plan::new(target, found, Todo::Nothing(sentence), completion));
+        return Ok(Plan::new(target, found, Decision::NoOp(sentence), completion));
     }
     let patch = json!({ "spec": { "suspend": suspend } });
     let effect = Effect::patch(ApiResource::erase::<CronJob>(&()), found, &asked.id, patch);
-    let todo = Todo::Make(Box::new(effect), did, would(&name, suspend));
+    let todo = Decision::Apply(Box::new(effect), did, would(&name, suspend));
     let mut plan = Plan::new(target, found, todo, completion);
     plan.changes = vec![change(Some(cron_job), suspend), marks.change(&asked.id)];
     plan.warnings = warnings;

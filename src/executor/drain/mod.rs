@@ -18,7 +18,7 @@ use std::{
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{api::ApiResource, core::ObjectMeta};
 pub(crate) use remaining::Remaining;
-use remaining::{Left, Seen, is_going, uid};
+use remaining::{RemainingPod, Snapshot, is_going, uid};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -34,33 +34,33 @@ use crate::{
     },
     executor::context::{Context, stopped},
     k8s::{
-        api::mutation::{Effect, NotMade},
-        applied_requests::Marks,
-        drain_filter::counted,
+        api::mutation::{ApplyError, Effect},
+        applied_requests::AppliedRequests,
+        drain_filter::plural,
         nodes, pdb, pods,
     },
 };
 
 /// The most evictions that are under way at once.
-const MOST_AT_ONCE: usize = 16;
+const MAX_PARALLEL: usize = 16;
 
 /// How long one eviction may take.
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often it is looked: soon after something has happened, since most pods are quick.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(200);
+const MAX_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often one pod is tried although its budget has no room, since a pod that is not healthy any more
 /// may be let go all the same: kubectl's pace.
-const TRY_WITHOUT_ROOM: Duration = Duration::from_secs(5);
+const BLOCKED_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long the look at kill switch and node is good for: one for each batch would be as many calls as there
 /// are evictions.
-const PERMIT: Duration = Duration::from_secs(1);
+const PERMIT_TTL: Duration = Duration::from_secs(1);
 
 /// The most pods of which it is said why they are left.
-const MOST_PROBLEMS: usize = 20;
+const MAX_PROBLEMS: usize = 20;
 
 /// How long it may take to let the node take pods again.
 const UNCORDON_TIMEOUT: Duration = Duration::from_secs(4);
@@ -73,12 +73,12 @@ pub(crate) struct Drain<'a> {
     pub id: &'a RequestId,
     pub end: Instant,
     /// Whether policy and kill switch still let it go on.
-    pub permit: &'a (dyn Fn(Instant) -> actions::Step<'a, ()> + Sync),
+    pub permit: &'a (dyn Fn(Instant) -> actions::BoxFuture<'a, ()> + Sync),
 }
 
 /// What came of the tries so far.
 #[derive(Default)]
-struct Tries {
+struct EvictionAttempts {
     /// Why pods were refused the last time, by uid.
     refused: HashMap<String, String>,
     /// The same of those that are refused for good.
@@ -109,8 +109,8 @@ struct Ended {
 impl Drain<'_> {
     /// Evicts the pods and waits until they are gone.
     pub(crate) async fn until_gone(&self) -> Rollout {
-        let mut tries = Tries::default();
-        let mut seen = Seen::default();
+        let mut tries = EvictionAttempts::default();
+        let mut seen = Snapshot::default();
         let (state, message) = self.work(&mut seen, &mut tries).await;
         let problems = match state {
             RolloutState::Complete => Vec::new(),
@@ -123,23 +123,24 @@ impl Drain<'_> {
     ///
     /// # Errors
     /// What is left that was not evicted, and why.
-    pub(crate) async fn once(&self) -> Result<String, Rollout> {
-        let mut tries = Tries::default();
+    pub(crate) async fn evict_once(&self) -> Result<String, Rollout> {
+        let mut tries = EvictionAttempts::default();
         let end = self.end.min(Instant::now() + self.context.deadline());
         let failed = |message| Ended { state: RolloutState::Failed, message, problems: Vec::new() };
-        let ended = match (self.why_not_go_on(end).await, self.remaining.look(end).await) {
+        let ended = match (self.stop_reason(end).await, self.remaining.list(end).await) {
             (Ok(Some(why)), _) => failed(why),
             (Err(error), _) | (_, Err(error)) => failed(error.with_its_hint()),
             (Ok(None), Ok(seen)) => {
-                let chosen = choose(&seen, &tries, Instant::now());
+                let chosen = select_evictable(&seen, &tries, Instant::now());
                 let mut evicted = self.evict(&chosen, &mut tries, end).await;
-                evicted.extend(self.clear_doubts(&mut tries, end).await);
-                let stays = |it: &&Left| !is_going(&it.pod) && !evicted.contains(uid(&it.pod));
+                evicted.extend(self.resolve_unknown(&mut tries, end).await);
+                let stays =
+                    |it: &&RemainingPod| !is_going(&it.pod) && !evicted.contains(uid(&it.pod));
                 let left: Vec<_> = seen.pods.iter().filter(stays).collect();
                 if left.is_empty() {
                     return Ok(self.all_evicted(seen.pods.len()));
                 }
-                let all = counted(self.remaining.drained.count(), "pod");
+                let all = plural(self.remaining.drained.count(), "pod");
                 let message = format!("{} of {all} could not be evicted now", left.len());
                 let problems = tries.problems(&seen, left);
                 Ended { state: RolloutState::Failed, message, problems }
@@ -149,7 +150,7 @@ impl Drain<'_> {
     }
 
     fn all_evicted(&self, left: usize) -> String {
-        let all = counted(self.remaining.drained.count(), "pod");
+        let all = plural(self.remaining.drained.count(), "pod");
         match (self.remaining.drained.count(), left) {
             (0, _) => "There was no pod to evict.".to_owned(),
             (_, 0) => format!("{all} evicted, and gone."),
@@ -158,9 +159,13 @@ impl Drain<'_> {
     }
 
     /// How it ended. What was left when it was looked at last is in `seen`.
-    async fn work(&self, seen: &mut Seen, tries: &mut Tries) -> (RolloutState, String) {
+    async fn work(
+        &self,
+        seen: &mut Snapshot,
+        tries: &mut EvictionAttempts,
+    ) -> (RolloutState, String) {
         let mut stopping = self.context.stopping();
-        let mut pause = FIRST_PAUSE;
+        let mut pause = MIN_POLL_INTERVAL;
         let mut stage = "nothing was seen yet".to_owned();
         loop {
             let before = seen.pods.len();
@@ -169,7 +174,7 @@ impl Drain<'_> {
                 Ok(Step::Over(state, message)) => return (state, message),
                 Ok(Step::On(evicted)) => {
                     if !evicted.is_empty() || seen.pods.len() < before {
-                        pause = FIRST_PAUSE;
+                        pause = MIN_POLL_INTERVAL;
                     }
                     next = self.remaining.stage(seen, &evicted);
                 }
@@ -180,7 +185,7 @@ impl Drain<'_> {
                 Err(error) => return (RolloutState::Failed, error.with_its_hint()),
             }
             if next != stage {
-                self.context.tell(&next);
+                self.context.progress(&next);
                 stage = next;
             }
             if *stopping.borrow() {
@@ -192,29 +197,33 @@ impl Drain<'_> {
             }
             tokio::select! {
                 () = stopped(&mut stopping) => return (RolloutState::Interrupted, stage),
-                () = sleep(pause.min(left)) => pause = (pause * 3 / 2).min(LONGEST_PAUSE),
+                () = sleep(pause.min(left)) => pause = (pause * 3 / 2).min(MAX_POLL_INTERVAL),
             }
         }
     }
 
     /// Looks, and evicts what may go now.
-    async fn step(&self, seen: &mut Seen, tries: &mut Tries) -> Result<Step, ActionError> {
-        *seen = self.remaining.look(self.end).await?;
+    async fn step(
+        &self,
+        seen: &mut Snapshot,
+        tries: &mut EvictionAttempts,
+    ) -> Result<Step, ActionError> {
+        *seen = self.remaining.list(self.end).await?;
         if seen.pods.is_empty() {
             return Ok(Step::Over(RolloutState::Complete, self.remaining.all_gone()));
         }
-        tries.note_room(seen);
-        let chosen = choose(seen, tries, Instant::now());
-        if !chosen.is_empty() && tries.are_to_be_permitted() {
-            if let Some(why) = self.why_not_go_on(self.end).await? {
+        tries.record_room(seen);
+        let chosen = select_evictable(seen, tries, Instant::now());
+        if !chosen.is_empty() && tries.need_permit() {
+            if let Some(why) = self.stop_reason(self.end).await? {
                 return Ok(Step::Over(RolloutState::Failed, why));
             }
             tries.permitted = Some(Instant::now());
         }
-        tries.note_tries(&chosen, seen);
+        tries.record_attempts(&chosen, seen);
         let evicted = self.evict(&chosen, tries, self.end).await;
         if seen.pods.iter().all(|it| tries.given_up.contains_key(uid(&it.pod))) {
-            let pods = counted(seen.pods.len(), "pod");
+            let pods = plural(seen.pods.len(), "pod");
             return Ok(Step::Over(RolloutState::Failed, format!("{pods} cannot be evicted")));
         }
         Ok(Step::On(evicted))
@@ -222,7 +231,7 @@ impl Drain<'_> {
 
     /// Why nothing more may be evicted, if that is so: policy or kill switch, or the node is not the one that
     /// was cordoned, or is not cordoned any more.
-    async fn why_not_go_on(&self, deadline: Instant) -> Result<Option<String>, ActionError> {
+    async fn stop_reason(&self, deadline: Instant) -> Result<Option<String>, ActionError> {
         match (self.permit)(deadline).await {
             Err(error) if matches!(error.code, Code::PolicyDenied | Code::Stopped) => {
                 return Ok(Some(error.detail));
@@ -243,30 +252,37 @@ impl Drain<'_> {
         if nodes::is_cordoned(&node) {
             return Ok(None);
         }
-        Ok(Some(match Marks::on(&node.metadata).hold(&self.undoing()) {
-            true => format!("another try has given up and uncordoned Node '{name}'"),
-            false => {
-                format!("Node '{name}' was uncordoned by someone else; nothing more is evicted")
-            }
-        }))
+        Ok(Some(
+            match AppliedRequests::from_metadata(&node.metadata).contains(&self.uncordon_id()) {
+                true => format!("another try has given up and uncordoned Node '{name}'"),
+                false => {
+                    format!("Node '{name}' was uncordoned by someone else; nothing more is evicted")
+                }
+            },
+        ))
     }
 
     /// Evicts these pods, a bounded number at a time, and returns the uids of those that go. An eviction
     /// that is under way is never abandoned.
-    async fn evict(&self, chosen: &[&Left], tries: &mut Tries, end: Instant) -> HashSet<String> {
+    async fn evict(
+        &self,
+        chosen: &[&RemainingPod],
+        tries: &mut EvictionAttempts,
+        end: Instant,
+    ) -> HashSet<String> {
         let stopping = self.context.stopping();
         let mut evicted = HashSet::new();
         let mut under_way = JoinSet::new();
         let mut next = chosen.iter();
         loop {
-            while under_way.len() < MOST_AT_ONCE && may_begin(&stopping, end) {
+            while under_way.len() < MAX_PARALLEL && may_begin(&stopping, end) {
                 let Some(left) = next.next() else { break };
                 let effect = Effect::eviction(&left.pod, None)
                     .with_grace_period(self.remaining.drained.grace_period_seconds);
                 let cluster = self.remaining.cluster.clone();
                 let deadline = end.min(Instant::now() + EVICTION_TIMEOUT);
                 under_way.spawn(async move {
-                    let made = cluster.make(&effect, false, deadline).await;
+                    let made = cluster.apply(&effect, false, deadline).await;
                     (effect, made)
                 });
             }
@@ -276,23 +292,23 @@ impl Drain<'_> {
             let name = format!("{}/{}", effect.namespace, effect.name);
             match made {
                 // Gone, or another one under its name.
-                Ok(_) | Err(NotMade::Stale) => {
-                    self.context.tell(&format!("pod {name} is evicted"));
+                Ok(_) | Err(ApplyError::Conflict) => {
+                    self.context.progress(&format!("pod {name} is evicted"));
                     tries.refused.remove(&effect.uid);
                     evicted.insert(effect.uid);
                 }
-                Err(NotMade::Blocked(words)) => {
+                Err(ApplyError::Disruption(words)) => {
                     tries.refused.insert(effect.uid, words);
                 }
                 // Whether it was made is seen at the next look.
-                Err(NotMade::InDoubt(fault)) => {
+                Err(ApplyError::InDoubt(fault)) => {
                     tries.in_doubt.insert(effect.uid.clone());
                     tries.refused.insert(effect.uid, format!("its answer was lost ({fault:?})"));
                 }
-                Err(NotMade::Refused(error)) if may_pass(&error) => {
+                Err(ApplyError::Rejected(error)) if is_transient(&error) => {
                     tries.refused.insert(effect.uid, error.detail);
                 }
-                Err(NotMade::Refused(error)) => {
+                Err(ApplyError::Rejected(error)) => {
                     tries.given_up.insert(effect.uid, error.with_its_hint());
                 }
             }
@@ -301,13 +317,14 @@ impl Drain<'_> {
 
     /// Finds out what became of evictions whose answer was lost, and makes those that were not made.
     /// Returns the uids of the pods that go.
-    async fn clear_doubts(&self, tries: &mut Tries, end: Instant) -> HashSet<String> {
+    async fn resolve_unknown(&self, tries: &mut EvictionAttempts, end: Instant) -> HashSet<String> {
         let stopping = self.context.stopping();
         let mut evicted = HashSet::new();
         while !tries.in_doubt.is_empty() && may_begin(&stopping, end) {
-            let Ok(seen) = self.remaining.look(end).await else { break };
+            let Ok(seen) = self.remaining.list(end).await else { break };
             let doubtful = std::mem::take(&mut tries.in_doubt);
-            let is_there = |it: &&Left| !is_going(&it.pod) && doubtful.contains(uid(&it.pod));
+            let is_there =
+                |it: &&RemainingPod| !is_going(&it.pod) && doubtful.contains(uid(&it.pod));
             let there: Vec<_> = seen.pods.iter().filter(is_there).collect();
             let not_made: HashSet<_> = there.iter().map(|it| uid(&it.pod).to_owned()).collect();
             evicted.extend(doubtful.difference(&not_made).cloned());
@@ -327,7 +344,7 @@ impl Drain<'_> {
     }
 
     /// What stands for the undoing of this request's cordon among the node's marks: no request's id can.
-    fn undoing(&self) -> String {
+    fn uncordon_id(&self) -> String {
         format!("{}/uncordon", *self.id)
     }
 
@@ -343,7 +360,7 @@ impl Drain<'_> {
             if node.metadata.uid != self.remaining.node.uid {
                 return could_not("it was replaced by another of its name");
             }
-            if Marks::on(&node.metadata).hold(&self.undoing()) {
+            if AppliedRequests::from_metadata(&node.metadata).contains(&self.uncordon_id()) {
                 return format!("Node '{name}' is uncordoned again");
             }
             if !nodes::is_cordoned(&node) {
@@ -351,13 +368,15 @@ impl Drain<'_> {
             }
             let resource = ApiResource::erase::<Node>(&());
             let patch = nodes::cordon_patch(false);
-            let effect = Effect::patch(resource, &node.metadata, &self.undoing(), patch);
-            match self.remaining.cluster.make(&effect, false, until).await {
+            let effect = Effect::patch(resource, &node.metadata, &self.uncordon_id(), patch);
+            match self.remaining.cluster.apply(&effect, false, until).await {
                 Ok(_) => return format!("Node '{name}' is uncordoned again"),
                 // Its mark tells, at the next look.
-                Err(NotMade::Stale | NotMade::InDoubt(_)) => sleep(FIRST_PAUSE).await,
-                Err(NotMade::Blocked(words)) => return could_not(&words),
-                Err(NotMade::Refused(error)) => return could_not(&error.with_its_hint()),
+                Err(ApplyError::Conflict | ApplyError::InDoubt(_)) => {
+                    sleep(MIN_POLL_INTERVAL).await
+                }
+                Err(ApplyError::Disruption(words)) => return could_not(&words),
+                Err(ApplyError::Rejected(error)) => return could_not(&error.with_its_hint()),
             }
         }
         could_not("it kept changing")
@@ -366,13 +385,18 @@ impl Drain<'_> {
 
 /// The pods that are to be evicted now: those that no budget binds, and of the others as many as there is
 /// room for, taken from each set of pods in turn so that all shrink evenly.
-fn choose<'a>(seen: &'a Seen, tries: &Tries, now: Instant) -> Vec<&'a Left> {
-    let is_there = |it: &&Left| !is_going(&it.pod) && !tries.given_up.contains_key(uid(&it.pod));
+fn select_evictable<'a>(
+    seen: &'a Snapshot,
+    tries: &EvictionAttempts,
+    now: Instant,
+) -> Vec<&'a RemainingPod> {
+    let is_there =
+        |it: &&RemainingPod| !is_going(&it.pod) && !tries.given_up.contains_key(uid(&it.pod));
     let mut room: HashMap<&str, usize> = HashMap::new();
     for (key, budget) in &seen.budgets {
-        room.insert(key, pdb::room(budget).max(tries.due(key, now).into()));
+        room.insert(key, pdb::disruptions_allowed(budget).max(tries.due(key, now).into()));
     }
-    let mut chosen = evenly(seen.pods.iter().filter(is_there).collect());
+    let mut chosen = round_robin(seen.pods.iter().filter(is_there).collect());
     chosen.retain(|left| match &left.budget {
         None => true,
         Some(key) => {
@@ -386,7 +410,7 @@ fn choose<'a>(seen: &'a Seen, tries: &Tries, now: Instant) -> Vec<&'a Left> {
 }
 
 /// In such an order that the sets to which pods belong take turns.
-fn evenly(pods: Vec<&Left>) -> Vec<&Left> {
+fn round_robin(pods: Vec<&RemainingPod>) -> Vec<&RemainingPod> {
     let mut turns: HashMap<&str, usize> = HashMap::new();
     let mut numbered: Vec<_> = pods
         .into_iter()
@@ -400,28 +424,29 @@ fn evenly(pods: Vec<&Left>) -> Vec<&Left> {
     numbered.into_iter().map(|(_, left)| left).collect()
 }
 
-impl Tries {
+impl EvictionAttempts {
     /// Whether it has to be asked again before anything is evicted.
-    fn are_to_be_permitted(&self) -> bool {
-        self.permitted.is_none_or(|at| at.elapsed() >= PERMIT)
+    fn need_permit(&self) -> bool {
+        self.permitted.is_none_or(|at| at.elapsed() >= PERMIT_TTL)
     }
 
     /// Notes which budgets have no room, since when.
-    fn note_room(&mut self, seen: &Seen) {
+    fn record_room(&mut self, seen: &Snapshot) {
         let now = Instant::now();
-        self.without_room
-            .retain(|key, _| seen.budgets.get(key).is_some_and(|budget| pdb::room(budget) == 0));
+        self.without_room.retain(|key, _| {
+            seen.budgets.get(key).is_some_and(|budget| pdb::disruptions_allowed(budget) == 0)
+        });
         for (key, budget) in &seen.budgets {
-            if pdb::room(budget) == 0 {
+            if pdb::disruptions_allowed(budget) == 0 {
                 self.without_room.entry(key.clone()).or_insert(now);
             }
         }
     }
 
     /// Notes which budgets are tried although they have no room.
-    fn note_tries(&mut self, chosen: &[&Left], seen: &Seen) {
+    fn record_attempts(&mut self, chosen: &[&RemainingPod], seen: &Snapshot) {
         for key in chosen.iter().filter_map(|left| left.budget.as_ref()) {
-            if seen.budgets.get(key).is_some_and(|budget| pdb::room(budget) == 0) {
+            if seen.budgets.get(key).is_some_and(|budget| pdb::disruptions_allowed(budget) == 0) {
                 self.without_room.insert(key.clone(), Instant::now());
             }
         }
@@ -429,19 +454,19 @@ impl Tries {
 
     /// Whether it is time to try a pod although its budget has no room.
     fn due(&self, key: &str, now: Instant) -> bool {
-        self.without_room.get(key).is_some_and(|since| now - *since >= TRY_WITHOUT_ROOM)
+        self.without_room.get(key).is_some_and(|since| now - *since >= BLOCKED_RETRY_INTERVAL)
     }
 
     /// Why these pods are left, pod by pod.
-    fn problems(&self, seen: &Seen, left: Vec<&Left>) -> Vec<String> {
-        let more = left.len().saturating_sub(MOST_PROBLEMS);
-        let told = left.iter().take(MOST_PROBLEMS).map(|left| self.problem(seen, left));
-        let more = (more > 0).then(|| format!("and {}", counted(more, "other pod")));
+    fn problems(&self, seen: &Snapshot, left: Vec<&RemainingPod>) -> Vec<String> {
+        let more = left.len().saturating_sub(MAX_PROBLEMS);
+        let told = left.iter().take(MAX_PROBLEMS).map(|left| self.problem(seen, left));
+        let more = (more > 0).then(|| format!("and {}", plural(more, "other pod")));
         told.chain(more).collect()
     }
 
-    fn problem(&self, seen: &Seen, left: &Left) -> String {
-        let Left { pod, budget } = left;
+    fn problem(&self, seen: &Snapshot, left: &RemainingPod) -> String {
+        let RemainingPod { pod, budget } = left;
         let namespace = pod.namespace.as_deref().unwrap_or_default();
         let name = pod.name.as_deref().unwrap_or_default();
         let words = |all: &HashMap<String, String>| all.get(uid(pod)).cloned();
@@ -450,7 +475,7 @@ impl Tries {
             .or_else(|| {
                 is_going(pod).then(|| {
                     let pod = Pod { metadata: pod.clone(), ..Pod::default() };
-                    pods::reasons_to_stay(&pod).join("; ")
+                    pods::termination_blockers(&pod).join("; ")
                 })
             })
             .or_else(|| budget.map(|budget| pdb::reason(budget, &[])))
@@ -467,7 +492,7 @@ fn may_begin(stopping: &watch::Receiver<bool>, end: Instant) -> bool {
 
 /// Whether the refusal may be another one next time. While a namespace is being deleted its pods go by
 /// themselves, and evictions are refused in these words (`NamespaceLifecycle` of Kubernetes).
-fn may_pass(error: &ActionError) -> bool {
+fn is_transient(error: &ActionError) -> bool {
     error.code.retryable() || error.detail.contains("because it is being terminated")
 }
 
@@ -484,12 +509,12 @@ mod tests {
 
     use super::*;
 
-    fn left(name: &str, owner: &str, budget: Option<&str>) -> Left {
+    fn remaining(name: &str, owner: &str, budget: Option<&str>) -> RemainingPod {
         let pod = serde_yaml_ng::from_str(&format!(
             "{{name: {name}, namespace: shop, uid: {name}, ownerReferences: [{{apiVersion: apps/v1, \
              kind: ReplicaSet, name: {owner}, uid: {owner}, controller: true}}]}}"
         ));
-        Left { pod: pod.expect("is metadata"), budget: budget.map(str::to_owned) }
+        RemainingPod { pod: pod.expect("is metadata"), budget: budget.map(str::to_owned) }
     }
 
     fn budget(allowed: i32) -> PodDisruptionBudget {
@@ -501,12 +526,12 @@ mod tests {
         .expect("is a budget")
     }
 
-    fn seen(pods: Vec<Left>, allowed: i32) -> Seen {
+    fn seen(pods: Vec<RemainingPod>, allowed: i32) -> Snapshot {
         let budgets = HashMap::from([("shop/web".to_owned(), budget(allowed))]);
-        Seen { pods, budgets }
+        Snapshot { pods, budgets }
     }
 
-    fn names(chosen: &[&Left]) -> String {
+    fn names(chosen: &[&RemainingPod]) -> String {
         let names = chosen.iter().map(|left| left.pod.name.clone().expect("has one"));
         names.collect::<Vec<_>>().join(" ")
     }
@@ -515,61 +540,61 @@ mod tests {
     fn no_more_are_tried_than_have_room_and_the_free_ones_are_not_held_up() {
         let bound = Some("shop/web");
         let pods = vec![
-            left("a", "web", bound),
-            left("b", "web", bound),
-            left("c", "web", bound),
-            left("d", "job", None),
+            remaining("a", "web", bound),
+            remaining("b", "web", bound),
+            remaining("c", "web", bound),
+            remaining("d", "job", None),
         ];
         let seen = seen(pods, 2);
         let now = Instant::now();
-        assert_eq!(names(&choose(&seen, &Tries::default(), now)), "a d b");
+        assert_eq!(names(&select_evictable(&seen, &EvictionAttempts::default(), now)), "a d b");
         let without = self::seen(seen.pods, 0);
-        assert_eq!(names(&choose(&without, &Tries::default(), now)), "d");
+        assert_eq!(names(&select_evictable(&without, &EvictionAttempts::default(), now)), "d");
     }
 
     #[test]
     fn a_budget_without_room_is_tried_with_one_pod_every_five_seconds() {
         let bound = Some("shop/web");
-        let seen = seen(vec![left("a", "web", bound), left("b", "web", bound)], 0);
-        let mut tries = Tries::default();
-        tries.note_room(&seen);
+        let seen = seen(vec![remaining("a", "web", bound), remaining("b", "web", bound)], 0);
+        let mut tries = EvictionAttempts::default();
+        tries.record_room(&seen);
         let now = Instant::now();
-        assert!(choose(&seen, &tries, now).is_empty());
-        let later = now + TRY_WITHOUT_ROOM;
-        let chosen = choose(&seen, &tries, later);
+        assert!(select_evictable(&seen, &tries, now).is_empty());
+        let later = now + BLOCKED_RETRY_INTERVAL;
+        let chosen = select_evictable(&seen, &tries, later);
         assert_eq!(names(&chosen), "a");
-        tries.note_tries(&chosen, &seen);
-        assert!(choose(&seen, &tries, Instant::now()).is_empty());
+        tries.record_attempts(&chosen, &seen);
+        assert!(select_evictable(&seen, &tries, Instant::now()).is_empty());
     }
 
     #[test]
     fn sets_of_pods_take_turns() {
         let pods = [
-            left("a1", "a", None),
-            left("a2", "a", None),
-            left("a3", "a", None),
-            left("b1", "b", None),
-            left("b2", "b", None),
+            remaining("a1", "a", None),
+            remaining("a2", "a", None),
+            remaining("a3", "a", None),
+            remaining("b1", "b", None),
+            remaining("b2", "b", None),
         ];
-        assert_eq!(names(&evenly(pods.iter().collect())), "a1 b1 a2 b2 a3");
+        assert_eq!(names(&round_robin(pods.iter().collect())), "a1 b1 a2 b2 a3");
     }
 
     #[test]
     fn what_goes_or_is_refused_for_good_is_not_tried() {
-        let mut going = left("a", "web", None);
+        let mut going = remaining("a", "web", None);
         going.pod.deletion_timestamp =
             serde_json::from_str(r#""2026-01-31T12:00:00Z""#).expect("is a time");
-        let seen = seen(vec![going, left("b", "web", None), left("c", "web", None)], 1);
-        let mut tries = Tries::default();
+        let seen = seen(vec![going, remaining("b", "web", None), remaining("c", "web", None)], 1);
+        let mut tries = EvictionAttempts::default();
         tries.given_up.insert("b".to_owned(), "may not".to_owned());
-        assert_eq!(names(&choose(&seen, &tries, Instant::now())), "c");
+        assert_eq!(names(&select_evictable(&seen, &tries, Instant::now())), "c");
     }
 
     #[test]
     fn says_of_each_pod_why_it_is_left_and_of_how_many_it_does_not() {
-        let pods = (0..25).map(|number| left(&format!("p{number}"), "web", Some("shop/web")));
+        let pods = (0..25).map(|number| remaining(&format!("p{number}"), "web", Some("shop/web")));
         let seen = seen(pods.collect(), 0);
-        let problems = Tries::default().problems(&seen, seen.pods.iter().collect());
+        let problems = EvictionAttempts::default().problems(&seen, seen.pods.iter().collect());
         assert_eq!(problems.len(), 21);
         assert!(problems[0].contains("pod shop/p0: PodDisruptionBudget 'web' allows 0"));
         assert_eq!(problems[20], "and 5 other pods");

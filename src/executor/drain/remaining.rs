@@ -13,30 +13,30 @@ use tokio::time::Instant;
 
 use crate::{
     contract::{error::ActionError, response::Target},
-    k8s::{api::client::Cluster, drain_filter, drain_filter::Drained, pdb},
+    k8s::{api::client::Cluster, drain_filter, drain_filter::EvictionSet, pdb},
 };
 
 /// How many objects are read at once.
-const PAGE: u32 = 500;
+const PAGE_SIZE: u32 = 500;
 
 /// Where it is looked, and for which pods.
 pub(crate) struct Remaining<'a> {
     pub cluster: &'a Cluster,
     /// The node, as it was cordoned.
     pub node: &'a Target,
-    pub drained: &'a Drained,
+    pub drained: &'a EvictionSet,
 }
 
 /// What is left, as it was seen.
 #[derive(Default)]
-pub(crate) struct Seen {
-    pub pods: Vec<Left>,
+pub(crate) struct Snapshot {
+    pub pods: Vec<RemainingPod>,
     /// The budgets that bind them, by namespace and name.
     pub budgets: HashMap<String, PodDisruptionBudget>,
 }
 
 /// A pod that is to go and is there.
-pub(crate) struct Left {
+pub(crate) struct RemainingPod {
     pub pod: ObjectMeta,
     /// The budget that may refuse its eviction.
     pub budget: Option<String>,
@@ -47,8 +47,8 @@ impl Remaining<'_> {
     ///
     /// # Errors
     /// Why the cluster could not be asked.
-    pub(crate) async fn so_far(&self, deadline: Instant) -> Result<String, ActionError> {
-        let seen = self.look(deadline).await?;
+    pub(crate) async fn with_progress(&self, deadline: Instant) -> Result<String, ActionError> {
+        let seen = self.list(deadline).await?;
         Ok(match seen.pods.is_empty() {
             true => self.all_gone(),
             false => self.stage(&seen, &HashSet::new()),
@@ -56,14 +56,14 @@ impl Remaining<'_> {
     }
 
     /// Looks what is left on the node of what is to go.
-    pub(crate) async fn look(&self, deadline: Instant) -> Result<Seen, ActionError> {
+    pub(crate) async fn list(&self, deadline: Instant) -> Result<Snapshot, ActionError> {
         let mut left = Vec::new();
         let selector = self.drained.selector.as_deref();
-        let mut params = drain_filter::pods_of(&self.node.name, selector).limit(PAGE);
+        let mut params = drain_filter::pods_of(&self.node.name, selector).limit(PAGE_SIZE);
         loop {
             let page = self.cluster.page_of_metadata::<Pod>(&params, deadline).await?;
             let pods = page.items.into_iter().map(|pod| pod.metadata);
-            left.extend(pods.filter(|pod| self.is_left(pod)).map(essentials));
+            left.extend(pods.filter(|pod| self.is_left(pod)).map(strip));
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
                 None => break,
@@ -85,16 +85,16 @@ impl Remaining<'_> {
         }
     }
 
-    pub(crate) fn stage(&self, seen: &Seen, evicted: &HashSet<String>) -> String {
+    pub(crate) fn stage(&self, seen: &Snapshot, evicted: &HashSet<String>) -> String {
         let (all, left) = (self.drained.count(), seen.pods.len());
-        let goes = |it: &&Left| is_going(&it.pod) || evicted.contains(uid(&it.pod));
+        let goes = |it: &&RemainingPod| is_going(&it.pod) || evicted.contains(uid(&it.pod));
         let going = seen.pods.iter().filter(goes).count();
         let (gone, waiting) = (all.saturating_sub(left), left - going);
         format!("{gone} of {all} pods are gone, {going} are shutting down, {waiting} wait")
     }
 
     fn is_left(&self, pod: &ObjectMeta) -> bool {
-        self.drained.means(pod)
+        self.drained.contains(pod)
             && !drain_filter::is_deleted_for_long(pod, self.drained.deleted_for, Utc::now())
     }
 
@@ -103,14 +103,14 @@ impl Remaining<'_> {
     }
 
     /// Each pod with the budget that binds it.
-    fn bound(&self, pods: Vec<ObjectMeta>, budgets: Vec<PodDisruptionBudget>) -> Seen {
+    fn bound(&self, pods: Vec<ObjectMeta>, budgets: Vec<PodDisruptionBudget>) -> Snapshot {
         let mut by_namespace: HashMap<_, Vec<_>> = HashMap::new();
         for budget in budgets {
             by_namespace.entry(budget.namespace()).or_default().push(budget);
         }
-        let mut seen = Seen::default();
+        let mut seen = Snapshot::default();
         for metadata in pods {
-            let mut left = Left { pod: metadata, budget: None };
+            let mut left = RemainingPod { pod: metadata, budget: None };
             let there = by_namespace.get(&left.pod.namespace).filter(|_| self.is_bound(&left.pod));
             if let Some(there) = there {
                 let pod = Pod { metadata: left.pod.clone(), ..Pod::default() };
@@ -136,6 +136,6 @@ pub(crate) fn uid(pod: &ObjectMeta) -> &str {
 }
 
 /// The metadata without what nobody asks of it here, which is most.
-fn essentials(pod: ObjectMeta) -> ObjectMeta {
+fn strip(pod: ObjectMeta) -> ObjectMeta {
     ObjectMeta { annotations: None, managed_fields: None, ..pod }
 }

@@ -4,14 +4,14 @@ use http::{HeaderValue, Request, Response, header};
 use tokio::time::Instant;
 
 use crate::{
-    auth::{Callers, Verb, Wish},
+    auth::{AccessRequest, Authenticator, Verb},
     contract::error::ActionError,
     executor::context::Context,
     http::{
         message::{Body, credentials, json},
         query::{namespace, parameters},
     },
-    ledger::history::{Wanted, newest, no_cluster},
+    ledger::history::{self, Filter, no_cluster},
 };
 
 /// How many entries are told of unless the caller says otherwise, and how many at most.
@@ -29,20 +29,20 @@ const LONGEST_TARGET: usize = 320;
 /// that we may not list Events there, with the rule that is missing.
 pub async fn answer(
     context: &Context,
-    callers: &Callers,
+    callers: &Authenticator,
     request: &Request<Vec<u8>>,
 ) -> Result<Response<Body>, ActionError> {
     // Nobody learns anything who has not said who they are.
-    let caller = callers.identify(&credentials(request), context.cluster()).await?;
+    let caller = callers.authenticate(&credentials(request), context.cluster()).await?;
     let query = Query::read(request.uri().query().unwrap_or_default())?;
     if let Some(caller) = caller {
         let namespace = query.wanted.namespace.as_deref().unwrap_or_default();
-        let wish = Wish { verb: Verb::List, kind: None, namespace };
-        caller.may(&wish, context.cluster()).await?;
+        let wish = AccessRequest { verb: Verb::List, kind: None, namespace };
+        caller.authorize(&wish, context.cluster()).await?;
     }
     let cluster = context.cluster().ok_or_else(no_cluster)?;
     let deadline = Instant::now() + context.deadline();
-    let page = newest(cluster, &query.wanted, query.limit, deadline).await?;
+    let page = history::query(cluster, &query.wanted, query.limit, deadline).await?;
     let mut response = json(&page);
     // It is for this caller, and as of now.
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -52,7 +52,7 @@ pub async fn answer(
 /// What stands behind the `?`.
 #[derive(Debug, PartialEq, Eq)]
 struct Query {
-    wanted: Wanted,
+    wanted: Filter,
     limit: usize,
 }
 
@@ -62,20 +62,20 @@ impl Query {
     /// # Errors
     /// [`Code::InvalidRequest`](crate::contract::error::Code::InvalidRequest) naming the parameter.
     fn read(text: &str) -> Result<Self, ActionError> {
-        let mut query = Query { wanted: Wanted::default(), limit: USUAL };
+        let mut query = Query { wanted: Filter::default(), limit: USUAL };
         for parameter in parameters(text) {
             let (name, value) = parameter?;
             match name.as_ref() {
                 "namespace" => query.wanted.namespace = Some(namespace(value)?.to_string()),
                 "target" if value.is_empty() || value.len() > LONGEST_TARGET => {
                     let what = format!("must have 1 to {LONGEST_TARGET} characters");
-                    return Err(ActionError::in_field("target", what)
+                    return Err(ActionError::invalid_field("target", what)
                         .with_hint("name it as deployment/web or web"));
                 }
                 "target" => query.wanted.target = Some(value.into_owned()),
                 "limit" => query.limit = limit(&value)?,
                 _ => {
-                    return Err(ActionError::in_field("query", "holds an unknown parameter")
+                    return Err(ActionError::invalid_field("query", "holds an unknown parameter")
                         .with_hint("known: namespace, target, limit"));
                 }
             }
@@ -87,9 +87,9 @@ impl Query {
 fn limit(text: &str) -> Result<usize, ActionError> {
     // Digits alone: no sign, no spaces.
     let number = text.bytes().all(|it| it.is_ascii_digit()).then(|| text.parse().ok()).flatten();
-    number
-        .filter(|number| (1..=MOST).contains(number))
-        .ok_or_else(|| ActionError::in_field("limit", format!("must be a number from 1 to {MOST}")))
+    number.filter(|number| (1..=MOST).contains(number)).ok_or_else(|| {
+        ActionError::invalid_field("limit", format!("must be a number from 1 to {MOST}"))
+    })
 }
 
 #[cfg(test)]
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(query.wanted.namespace.as_deref(), Some("shop"));
         assert_eq!(query.wanted.target.as_deref(), Some("deployment/web"));
         assert_eq!(query.limit, 7);
-        assert_eq!(Query::read(""), Ok(Query { wanted: Wanted::default(), limit: USUAL }));
+        assert_eq!(Query::read(""), Ok(Query { wanted: Filter::default(), limit: USUAL }));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     actions::request::MAX_TIMEOUT_SECONDS,
-    auth::{Caller, Callers, Credentials, Verb, Wish},
+    auth::{AccessRequest, Authenticator, Caller, Credentials, Verb},
     contract::{
         error::{ActionError, Code},
         names::{Namespace, RequestId},
@@ -27,7 +27,7 @@ use crate::{
     executor::{
         context::{Context, stopped},
         status,
-        status::{Found, Progress, Stage},
+        status::{Operation, Progress, Stage},
     },
     http::{
         headers,
@@ -77,12 +77,12 @@ pub struct Followers {
 /// That the path or query is wrong, the caller may not know, or there is no such request.
 pub async fn tell(
     context: &Context,
-    callers: &Callers,
+    callers: &Authenticator,
     credentials: &Credentials,
     followers: Option<&Followers>,
     request: &Request<Vec<u8>>,
 ) -> Result<Response<Body>, ActionError> {
-    let caller = callers.identify(credentials, context.cluster()).await?;
+    let caller = callers.authenticate(credentials, context.cluster()).await?;
     let accept = headers::header(request.headers(), "accept");
     let streams = followers.filter(|_| request.method() != Method::HEAD);
     let followers = streams.filter(|_| takes_events(accept.as_deref()));
@@ -103,9 +103,9 @@ pub async fn tell(
 fn asked(uri: &http::Uri) -> Result<(Namespace, RequestId), ActionError> {
     let segment = uri.path().rsplit('/').next().unwrap_or_default();
     let id = percent_decode_str(segment).decode_utf8();
-    let id = id.map_err(|_| ActionError::in_field("id", "is not UTF-8"))?;
+    let id = id.map_err(|_| ActionError::invalid_field("id", "is not UTF-8"))?;
     let id = RequestId::try_from(id.into_owned());
-    let id = id.map_err(|what| ActionError::in_field("id", what))?;
+    let id = id.map_err(|what| ActionError::invalid_field("id", what))?;
     let mut namespace = None;
     for parameter in parameters(uri.query().unwrap_or_default()) {
         match parameter? {
@@ -123,20 +123,20 @@ fn asked(uri: &http::Uri) -> Result<(Namespace, RequestId), ActionError> {
 /// What was found, if this caller may know of it. Whether there is anything is told only to those who may
 /// know of every action in the namespace; to others, what is not theirs looks the same as what is not there.
 async fn if_allowed(
-    found: Option<Found>,
+    found: Option<Operation>,
     caller: Option<&Caller>,
     namespace: &Namespace,
     context: &Context,
-) -> Result<Found, ActionError> {
+) -> Result<Operation, ActionError> {
     let Some(caller) = caller else { return found.ok_or_else(|| not_found(namespace)) };
-    let wish = |kind| Wish { verb: Verb::Get, kind, namespace };
-    let kind = found.as_ref().and_then(Found::kind);
+    let wish = |kind| AccessRequest { verb: Verb::Get, kind, namespace };
+    let kind = found.as_ref().and_then(Operation::kind);
     if let (Some(found), Some(kind)) = (found, kind)
-        && caller.may(&wish(Some(kind)), context.cluster()).await.is_ok()
+        && caller.authorize(&wish(Some(kind)), context.cluster()).await.is_ok()
     {
         return Ok(found);
     }
-    caller.may(&wish(None), context.cluster()).await?;
+    caller.authorize(&wish(None), context.cluster()).await?;
     Err(not_found(namespace))
 }
 
@@ -149,7 +149,7 @@ fn not_found(namespace: &Namespace) -> ActionError {
 }
 
 impl Seen {
-    async fn of(found: &Found, context: &Context) -> Self {
+    async fn of(found: &Operation, context: &Context) -> Self {
         let version = found.version().map(str::to_owned);
         Seen { progress: found.progress(context).await, version }
     }

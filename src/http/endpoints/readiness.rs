@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    auth::Callers,
+    auth::Authenticator,
     contract::error::{ActionError, Code},
     executor::context::Context,
 };
@@ -78,11 +78,11 @@ impl Readiness {
     ///
     /// # Errors
     /// Why it could not.
-    pub async fn of(&self, context: &Context, callers: &Callers) -> Result<(), ActionError> {
+    pub async fn of(&self, context: &Context, callers: &Authenticator) -> Result<(), ActionError> {
         if self.stopping.as_ref().is_some_and(|stopping| *stopping.borrow()) {
             return Err(ActionError::new(Code::ShuttingDown, "the server was told to stop"));
         }
-        if let Some(fault) = callers.fault().or_else(|| context.policy_fault()) {
+        if let Some(fault) = callers.load_error().or_else(|| context.policy_error()) {
             return Err(fault);
         }
         // Held while asking, so that many probes at once ask once.
@@ -109,12 +109,12 @@ fn holds(fails: bool) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Settings, reload::Followed};
+    use crate::config::{Settings, reload::Reloading};
 
     fn context() -> Context {
         let (_stop, stopping) = watch::channel(false);
         let settings = Settings::from_vars(std::iter::empty()).expect("are the defaults");
-        let policy = Followed::new(None).expect("is the shipped one");
+        let policy = Reloading::new(None).expect("is the shipped one");
         Context::new(None, policy, &settings, stopping)
     }
 
@@ -124,7 +124,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_clusters_readiness_is_asked_once_and_holds() {
-        let (context, callers) = (context(), Callers::new(None, None));
+        let (context, callers) = (context(), Authenticator::new(None, None));
         let readiness = Readiness::default();
         assert_eq!(readiness.of(&context, &callers).await, Ok(()));
         readiness.state.lock().await.last = Some((Instant::now(), gone()));
@@ -133,7 +133,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_is_about_to_stop_is_not_ready() {
-        let (context, callers) = (context(), Callers::new(None, None));
+        let (context, callers) = (context(), Authenticator::new(None, None));
         let (stop, stopping) = watch::channel(false);
         let readiness = Readiness::until(stopping);
         assert_eq!(readiness.of(&context, &callers).await, Ok(()));

@@ -18,18 +18,18 @@ use tokio::{
 use tracing::Instrument;
 
 use crate::{
-    auth::{Callers, Credentials},
+    auth::{Authenticator, Credentials},
     contract::{
         error::{ActionError, Code},
         response::{ActionResponse, Target},
     },
     executor::{
         context::Context,
-        reply::{Answer, Delivery, carry_out},
+        reply::{Answer, IncomingRequest, execute},
         status::Stage,
     },
     http::message::{Body, json},
-    ledger::record::Subject,
+    ledger::record::RequestMetadata,
 };
 
 /// Most requests that go on after they were put off.
@@ -104,20 +104,20 @@ impl Later {
 /// As [`carry_out`] says, as long as it is waited for.
 pub async fn carry_out_later(
     context: Context,
-    callers: Arc<Callers>,
-    delivery: Delivery,
+    callers: Arc<Authenticator>,
+    delivery: IncomingRequest,
     credentials: Credentials,
     place: Place,
     patience: Duration,
 ) -> Result<Response<Body>, ActionError> {
     let patient_until = Instant::now() + patience;
     let (claimed, mut standing) = watch::channel(None);
-    let context = context.claiming(Arc::new(move |subject: &Subject| {
+    let context = context.claiming(Arc::new(move |subject: &RequestMetadata| {
         claimed.send_replace(Some(Claim::of(subject)));
     }));
     let work = async move {
         let _place = place;
-        carry_out(&context, &callers, &delivery, &credentials).await
+        execute(&context, &callers, &delivery, &credentials).await
     };
     let mut work = tokio::spawn(work.in_current_span());
     let put_off = async {
@@ -166,7 +166,7 @@ fn accepted(claim: &Claim) -> Result<Response<Body>, ActionError> {
 }
 
 impl Claim {
-    fn of(subject: &Subject) -> Self {
+    fn of(subject: &RequestMetadata) -> Self {
         Claim {
             id: subject.id.to_string(),
             action: subject.action,

@@ -22,7 +22,7 @@ use crate::{
     contract::error::{ActionError, Code},
     k8s::{
         FIELD_MANAGER,
-        api::{error::Fault, retry, retry::Repeat},
+        api::{error::ApiError, retry, retry::Retry},
     },
     telemetry::calls::{CallLabels, Calls, no_calls},
 };
@@ -32,10 +32,10 @@ use crate::{
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest time to find out who we are, once a call was refused.
-const WHO_AM_I_TIMEOUT: Duration = Duration::from_secs(2);
+const SELF_REVIEW_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Most objects that one list reads: enough to explain, bounded in memory.
-const LIST_LIMIT: u32 = 500;
+const PAGE_SIZE: u32 = 500;
 
 /// A namespaced kind with a type of its own.
 pub trait Namespaced:
@@ -52,12 +52,12 @@ impl<K> Namespaced for K where
 }
 
 /// A kind of its own type that is in no namespace.
-pub trait Global:
+pub trait ClusterScoped:
     Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + DeserializeOwned + Debug
 {
 }
 
-impl<K> Global for K where
+impl<K> ClusterScoped for K where
     K: Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + DeserializeOwned + Debug
 {
 }
@@ -103,19 +103,19 @@ impl Cluster {
 
     /// The namespace that we are at home in: the pod's, or the kubeconfig context's.
     #[must_use]
-    pub fn home_namespace(&self) -> &str {
+    pub fn default_namespace(&self) -> &str {
         self.client.default_namespace()
     }
 
     /// Reads an object, for those who have their own words for a fault.
-    pub(crate) async fn fetch<K: Namespaced>(
+    pub(crate) async fn try_get<K: Namespaced>(
         &self,
         namespace: &str,
         name: &str,
         deadline: Instant,
-    ) -> Result<K, Fault> {
+    ) -> Result<K, ApiError> {
         let api = Api::<K>::namespaced(self.client(), namespace);
-        self.attempt(Repeat::Freely, deadline, || api.get(name)).await
+        self.attempt(Retry::Idempotent, deadline, || api.get(name)).await
     }
 
     /// Creates an object of a given name. It is repeated on any passing fault, since the name lets
@@ -125,11 +125,11 @@ impl Cluster {
         namespace: &str,
         object: &K,
         deadline: Instant,
-    ) -> Result<K, Fault> {
+    ) -> Result<K, ApiError> {
         let api = Api::<K>::namespaced(self.client(), namespace);
         let params =
             PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        self.attempt(Repeat::Freely, deadline, || api.create(&params, object)).await
+        self.attempt(Retry::Idempotent, deadline, || api.create(&params, object)).await
     }
 
     /// Applies a merge patch that names a resourceVersion. It is repeated on any passing fault, since
@@ -140,23 +140,23 @@ impl Cluster {
         name: &str,
         patch: &Value,
         deadline: Instant,
-    ) -> Result<K, Fault> {
+    ) -> Result<K, ApiError> {
         let api = Api::<K>::namespaced(self.client(), namespace);
         let params =
             PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let patch = Patch::Merge(patch);
-        self.attempt(Repeat::Freely, deadline, || api.patch(name, &params, &patch)).await
+        self.attempt(Retry::Idempotent, deadline, || api.patch(name, &params, &patch)).await
     }
 
     /// Asks a question of the kind that is created and answered at once, and kept by nobody (a review).
-    pub(crate) async fn ask<K: Global + Serialize>(
+    pub(crate) async fn create_review<K: ClusterScoped + Serialize>(
         &self,
         question: &K,
         deadline: Instant,
-    ) -> Result<K, Fault> {
+    ) -> Result<K, ApiError> {
         let api = Api::<K>::all(self.client());
         let params = PostParams::default();
-        self.attempt(Repeat::Freely, deadline, || api.create(&params, question)).await
+        self.attempt(Retry::Idempotent, deadline, || api.create(&params, question)).await
     }
 
     /// Reads an object.
@@ -169,9 +169,11 @@ impl Cluster {
         name: &str,
         deadline: Instant,
     ) -> Result<K, ActionError> {
-        match self.fetch(namespace, name, deadline).await {
+        match self.try_get(namespace, name, deadline).await {
             Ok(object) => Ok(object),
-            Err(fault) => Err(self.tell(&Call::of::<K>("get", namespace, Some(name)), fault).await),
+            Err(fault) => {
+                Err(self.explain(&Call::of::<K>("get", namespace, Some(name)), fault).await)
+            }
         }
     }
 
@@ -179,15 +181,15 @@ impl Cluster {
     ///
     /// # Errors
     /// As [`Cluster::get`] says.
-    pub async fn get_global<K: Global>(
+    pub async fn get_global<K: ClusterScoped>(
         &self,
         name: &str,
         deadline: Instant,
     ) -> Result<K, ActionError> {
         let api = Api::<K>::all(self.client());
-        match self.attempt(Repeat::Freely, deadline, || api.get(name)).await {
+        match self.attempt(Retry::Idempotent, deadline, || api.get(name)).await {
             Ok(object) => Ok(object),
-            Err(fault) => Err(self.tell(&Call::of::<K>("get", "", Some(name)), fault).await),
+            Err(fault) => Err(self.explain(&Call::of::<K>("get", "", Some(name)), fault).await),
         }
     }
 
@@ -195,7 +197,7 @@ impl Cluster {
     ///
     /// # Errors
     /// As [`Cluster::tell`] says.
-    pub async fn is_any<K: Global>(
+    pub async fn exists<K: ClusterScoped>(
         &self,
         fields: &str,
         deadline: Instant,
@@ -210,7 +212,7 @@ impl Cluster {
     ///
     /// # Errors
     /// As [`Cluster::tell`] says.
-    pub async fn list_remembered<K: Namespaced>(
+    pub async fn list_cached<K: Namespaced>(
         &self,
         namespace: &str,
         deadline: Instant,
@@ -228,7 +230,7 @@ impl Cluster {
         selector: &str,
         deadline: Instant,
     ) -> Result<Vec<K>, ActionError> {
-        let params = ListParams::default().labels(selector).limit(LIST_LIMIT);
+        let params = ListParams::default().labels(selector).limit(PAGE_SIZE);
         self.listed(namespace, &params, deadline).await
     }
 
@@ -239,9 +241,9 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<Vec<K>, ActionError> {
         let api = Api::<K>::namespaced(self.client(), namespace);
-        match self.attempt(Repeat::Freely, deadline, || api.list(params)).await {
+        match self.attempt(Retry::Idempotent, deadline, || api.list(params)).await {
             Ok(list) => Ok(list.items),
-            Err(fault) => Err(self.tell(&Call::of::<K>("list", namespace, None), fault).await),
+            Err(fault) => Err(self.explain(&Call::of::<K>("list", namespace, None), fault).await),
         }
     }
 
@@ -249,7 +251,7 @@ impl Cluster {
     ///
     /// # Errors
     /// As [`Cluster::get`] says.
-    pub async fn object(
+    pub async fn get_dynamic(
         &self,
         resource: &ApiResource,
         namespace: &str,
@@ -257,10 +259,10 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<DynamicObject, ActionError> {
         let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
-        match self.attempt(Repeat::Freely, deadline, || api.get(name)).await {
+        match self.attempt(Retry::Idempotent, deadline, || api.get(name)).await {
             Ok(object) => Ok(object),
             Err(fault) => {
-                Err(self.tell(&Call::on(resource, "get", namespace, Some(name)), fault).await)
+                Err(self.explain(&Call::on(resource, "get", namespace, Some(name)), fault).await)
             }
         }
     }
@@ -269,7 +271,7 @@ impl Cluster {
     ///
     /// # Errors
     /// As [`Cluster::tell`] says.
-    pub async fn objects(
+    pub async fn list_dynamic(
         &self,
         resource: &ApiResource,
         namespace: &str,
@@ -277,10 +279,12 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<Vec<DynamicObject>, ActionError> {
         let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
-        let params = ListParams::default().labels(selector).limit(LIST_LIMIT);
-        match self.attempt(Repeat::Freely, deadline, || api.list(&params)).await {
+        let params = ListParams::default().labels(selector).limit(PAGE_SIZE);
+        match self.attempt(Retry::Idempotent, deadline, || api.list(&params)).await {
             Ok(list) => Ok(list.items),
-            Err(fault) => Err(self.tell(&Call::on(resource, "list", namespace, None), fault).await),
+            Err(fault) => {
+                Err(self.explain(&Call::on(resource, "list", namespace, None), fault).await)
+            }
         }
     }
 
@@ -298,9 +302,9 @@ impl Cluster {
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
     {
         let api = Api::<K>::all(self.client());
-        match self.attempt(Repeat::Freely, deadline, || api.list(params)).await {
+        match self.attempt(Retry::Idempotent, deadline, || api.list(params)).await {
             Ok(list) => Ok(list),
-            Err(fault) => Err(self.tell(&Call::of::<K>("list", "", None), fault).await),
+            Err(fault) => Err(self.explain(&Call::of::<K>("list", "", None), fault).await),
         }
     }
 
@@ -317,9 +321,9 @@ impl Cluster {
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
     {
         let api = Api::<K>::all(self.client());
-        match self.attempt(Repeat::Freely, deadline, || api.list_metadata(params)).await {
+        match self.attempt(Retry::Idempotent, deadline, || api.list_metadata(params)).await {
             Ok(list) => Ok(list),
-            Err(fault) => Err(self.tell(&Call::of::<K>("list", "", None), fault).await),
+            Err(fault) => Err(self.explain(&Call::of::<K>("list", "", None), fault).await),
         }
     }
 
@@ -354,9 +358,9 @@ impl Cluster {
             Some(namespace) => Api::<K>::namespaced(self.client(), namespace),
             None => Api::<K>::all(self.client()),
         };
-        let mut params = ListParams::default().labels(selector).limit(LIST_LIMIT);
+        let mut params = ListParams::default().labels(selector).limit(PAGE_SIZE);
         loop {
-            match self.attempt(Repeat::Freely, deadline, || api.list(&params)).await {
+            match self.attempt(Retry::Idempotent, deadline, || api.list(&params)).await {
                 Ok(page) => {
                     page_by_page(page.items);
                     match page.metadata.continue_.filter(|token| !token.is_empty()) {
@@ -366,7 +370,7 @@ impl Cluster {
                 }
                 Err(fault) => {
                     let call = Call::of::<K>("list", namespace.unwrap_or_default(), None);
-                    return Err(self.tell(&call, fault).await);
+                    return Err(self.explain(&call, fault).await);
                 }
             }
         }
@@ -381,36 +385,37 @@ impl Cluster {
         let request = http::Request::get("/readyz").body(Vec::new()).map_err(|error| {
             ActionError::new(Code::Internal, format!("the readiness request: {error}"))
         })?;
-        match timeout(WHO_AM_I_TIMEOUT, self.client.request_text(request)).await {
+        match timeout(SELF_REVIEW_TIMEOUT, self.client.request_text(request)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => match Fault::from(error) {
+            Ok(Err(error)) => match ApiError::from(error) {
                 // An identity that may not ask has been answered nevertheless.
-                Fault::Forbidden(_) => Ok(()),
-                fault => Err(self.unserved(fault)),
+                ApiError::Forbidden(_) => Ok(()),
+                fault => Err(self.unavailable(fault)),
             },
-            Err(_) => Err(self.unserved(no_answer_in(WHO_AM_I_TIMEOUT))),
+            Err(_) => Err(self.unavailable(no_answer_in(SELF_REVIEW_TIMEOUT))),
         }
     }
 
     /// Makes a call until it gives a result, a final fault, or the deadline comes.
     pub(crate) async fn attempt<T, F>(
         &self,
-        repeat: Repeat,
+        repeat: Retry,
         deadline: Instant,
         call: impl Fn() -> F,
-    ) -> Result<T, Fault>
+    ) -> Result<T, ApiError>
     where
         F: Future<Output = kube::Result<T>>,
     {
-        let mut pauses = retry::pauses();
+        let mut pauses = retry::backoff();
         loop {
             let now = Instant::now();
             let until = deadline.min(now + ATTEMPT_TIMEOUT);
             let result = match timeout_at(until, call()).await {
-                Ok(result) => result.map_err(Fault::from),
+                Ok(result) => result.map_err(ApiError::from),
                 Err(_) => Err(no_answer_in(until - now)),
             };
-            let labels = CallLabels { result: result.as_ref().map_or_else(Fault::name, |_| "ok") };
+            let labels =
+                CallLabels { result: result.as_ref().map_or_else(ApiError::name, |_| "ok") };
             self.calls.get_or_create(&labels).observe(now.elapsed().as_secs_f64());
             let fault = match result {
                 Ok(result) => return Ok(result),
@@ -429,63 +434,65 @@ impl Cluster {
     ///
     /// [`Code::TargetNotFound`], [`Code::Forbidden`] with the rule that is missing,
     /// [`Code::RejectedByCluster`], [`Code::Conflict`], or why the cluster did not serve.
-    pub async fn tell(&self, call: &Call, fault: Fault) -> ActionError {
+    pub async fn explain(&self, call: &Call, fault: ApiError) -> ActionError {
         match fault {
-            Fault::NotFound => call.not_found(),
-            Fault::Forbidden(_) => call.forbidden(&self.who_am_i().await),
-            Fault::Rejected(message) => ActionError::new(
+            ApiError::NotFound => call.not_found(),
+            ApiError::Forbidden(_) => call.forbidden(&self.user_name().await),
+            ApiError::Rejected(message) => ActionError::new(
                 Code::RejectedByCluster,
                 format!("the cluster rejected to {call}: {message}"),
             ),
-            Fault::Conflict(message) => ActionError::new(
+            ApiError::Conflict(message) => ActionError::new(
                 Code::Conflict,
                 format!("the object changed while we tried to {call}: {message}"),
             )
             .with_retry_after(Some(Duration::from_secs(1))),
-            fault => self.unserved(fault),
+            fault => self.unavailable(fault),
         }
     }
 
-    fn unserved(&self, fault: Fault) -> ActionError {
+    fn unavailable(&self, fault: ApiError) -> ActionError {
         let server = &self.server;
         match fault {
-            Fault::Unauthorized(message) => ActionError::new(
+            ApiError::Unauthorized(message) => ActionError::new(
                 Code::CredentialsRefused,
                 format!("the cluster at {server} does not accept our credentials: {message}"),
             )
             .with_hint("renew the kubeconfig's credentials or the service account's token"),
-            Fault::Misconfigured(message) => ActionError::new(
+            ApiError::Misconfigured(message) => ActionError::new(
                 Code::Configuration,
                 format!("the cluster at {server} cannot be called: {message}"),
             )
             .with_hint("check the kubeconfig: certificate authority, exec plugin, proxy"),
-            Fault::Busy(message, wait) | Fault::ServerError(message, wait) => ActionError::new(
-                Code::ClusterUnavailable,
-                format!("the cluster at {server} cannot serve now: {message}"),
-            )
-            .with_retry_after(Some(wait.unwrap_or(Duration::from_secs(5)))),
-            Fault::Unreachable(message) | Fault::NoAnswer(message) => ActionError::new(
+            ApiError::Busy(message, wait) | ApiError::ServerError(message, wait) => {
+                ActionError::new(
+                    Code::ClusterUnavailable,
+                    format!("the cluster at {server} cannot serve now: {message}"),
+                )
+                .with_retry_after(Some(wait.unwrap_or(Duration::from_secs(5))))
+            }
+            ApiError::Unreachable(message) | ApiError::NoAnswer(message) => ActionError::new(
                 Code::ClusterUnreachable,
                 format!("the cluster at {server} does not answer: {message}"),
             )
             .with_retry_after(Some(Duration::from_secs(5))),
-            Fault::Disruption(message) => ActionError::new(Code::DisruptionBudget, message)
+            ApiError::Disruption(message) => ActionError::new(Code::DisruptionBudget, message)
                 .with_retry_after(Some(Duration::from_secs(5))),
             fault => ActionError::new(Code::ClusterUnavailable, format!("{server}: {fault:?}")),
         }
     }
 
     /// Our identity in the cluster's own words (SelfSubjectReview, which everyone may make).
-    async fn who_am_i(&self) -> String {
-        let deadline = Instant::now() + WHO_AM_I_TIMEOUT;
-        let review = self.ask(&SelfSubjectReview::default(), deadline).await.ok();
+    async fn user_name(&self) -> String {
+        let deadline = Instant::now() + SELF_REVIEW_TIMEOUT;
+        let review = self.create_review(&SelfSubjectReview::default(), deadline).await.ok();
         let user = review.and_then(|review| review.status?.user_info?.username);
         user.unwrap_or_else(|| "this identity".to_owned())
     }
 }
 
-fn no_answer_in(time: Duration) -> Fault {
-    Fault::NoAnswer(format!("no answer within {:.1} s", time.as_secs_f64()))
+fn no_answer_in(time: Duration) -> ApiError {
+    ApiError::NoAnswer(format!("no answer within {:.1} s", time.as_secs_f64()))
 }
 
 impl Call {

@@ -20,9 +20,9 @@ use crate::{
     },
     k8s::{
         REQUEST_ID_ANNOTATION,
-        api::{client::Cluster, jobs, mutation::Made},
+        api::{client::Cluster, jobs, mutation::Applied},
         pods, rollout,
-        rollout::Verdict,
+        rollout::RolloutStatus,
         workload::{Workload, WorkloadKind},
     },
 };
@@ -33,13 +33,13 @@ pub struct RolloutOf {
     /// The kind of workload.
     pub kind: WorkloadKind,
     /// By what our template is known.
-    pub template: KnownBy,
+    pub template: TemplateIdentity,
 }
 
 /// By what a pod template is known to be ours.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum KnownBy {
+pub enum TemplateIdentity {
     /// The request's id, in an annotation of the template.
     RequestId(String),
     /// A digest of the template, where nothing may be added to it.
@@ -53,7 +53,7 @@ pub enum KnownBy {
 #[serde(rename_all = "snake_case")]
 pub enum Completion {
     /// The change itself is all there is to wait for; in a sentence.
-    AtOnce(String),
+    Immediate(String),
     /// The workload's rollout is done.
     RolledOut {
         /// The namespace.
@@ -109,7 +109,7 @@ pub enum Completion {
 
 impl Completion {
     /// The rollout of this target, of the generation that the effect made.
-    pub(crate) fn of_rollout(rollout: RolloutOf, target: &Target, made: &Made) -> Self {
+    pub(crate) fn of_rollout(rollout: RolloutOf, target: &Target, made: &Applied) -> Self {
         Completion::RolledOut {
             namespace: target.namespace.clone(),
             name: target.name.clone(),
@@ -138,9 +138,9 @@ impl Completion {
         &self,
         cluster: &Cluster,
         deadline: Instant,
-    ) -> Result<Verdict, ActionError> {
+    ) -> Result<RolloutStatus, ActionError> {
         match self {
-            Completion::AtOnce(what) => Ok(Verdict::Complete(what.clone())),
+            Completion::Immediate(what) => Ok(RolloutStatus::Complete(what.clone())),
             Completion::RolledOut { namespace, name, generation, rollout } => {
                 let found = cluster.workload(rollout.kind, namespace, name, deadline).await;
                 unless_deleted(found, rollout.kind.name(), name, |it| {
@@ -154,7 +154,7 @@ impl Completion {
             Completion::Gone { namespace, name, uid } => {
                 match cluster.get::<Pod>(namespace, name, deadline).await {
                     Ok(pod) if pod.metadata.uid.as_ref() == Some(uid) => {
-                        Ok(Verdict::Waiting(format!("pod '{name}' is shutting down")))
+                        Ok(RolloutStatus::Waiting(format!("pod '{name}' is shutting down")))
                     }
                     Ok(_) => Ok(gone(name)),
                     Err(error) if error.code == Code::TargetNotFound => Ok(gone(name)),
@@ -163,7 +163,7 @@ impl Completion {
             }
             Completion::Finished { namespace, name } => {
                 let found = cluster.get::<Job>(namespace, name, deadline).await;
-                unless_deleted(found, "Job", name, |it| jobs::verdict(&it))
+                unless_deleted(found, "Job", name, |it| jobs::status(&it))
             }
             Completion::Replaced { namespace, controller, controller_uid, selector, known } => {
                 let pods = cluster.list::<Pod>(namespace, selector, deadline).await?;
@@ -182,10 +182,10 @@ impl Completion {
         deadline: Instant,
     ) -> Result<Vec<String>, ActionError> {
         match self {
-            Completion::AtOnce(_) => Ok(Vec::new()),
+            Completion::Immediate(_) => Ok(Vec::new()),
             Completion::RolledOut { namespace, name, rollout, .. } => {
                 let pods = self.pods_of(cluster, rollout.kind, namespace, name, deadline).await?;
-                let ours = pods.iter().filter(|pod| rollout.template.may_have_made(pod));
+                let ours = pods.iter().filter(|pod| rollout.template.matches_pod(pod));
                 let of_ours = pods::problems(ours);
                 // A StatefulSet that keeps order may wait for an old pod before it makes a new one.
                 Ok(if of_ours.is_empty() { pods::problems(&pods) } else { of_ours })
@@ -194,11 +194,11 @@ impl Completion {
                 let pods = self.pods_of(cluster, *kind, namespace, name, deadline).await?;
                 Ok(pods::problems(&pods))
             }
-            Completion::Gone { namespace, name, .. } => {
-                Ok(pods::reasons_to_stay(&cluster.get::<Pod>(namespace, name, deadline).await?))
-            }
+            Completion::Gone { namespace, name, .. } => Ok(pods::termination_blockers(
+                &cluster.get::<Pod>(namespace, name, deadline).await?,
+            )),
             Completion::Finished { namespace, name } => {
-                jobs::last_words(cluster, namespace, name, deadline).await
+                jobs::failure_log(cluster, namespace, name, deadline).await
             }
             Completion::Replaced { namespace, controller_uid, selector, known, .. } => {
                 let pods = cluster.list::<Pod>(namespace, selector, deadline).await?;
@@ -213,49 +213,49 @@ fn unless_deleted<T>(
     found: Result<T, ActionError>,
     kind: &str,
     name: &str,
-    verdict: impl FnOnce(T) -> Verdict,
-) -> Result<Verdict, ActionError> {
+    verdict: impl FnOnce(T) -> RolloutStatus,
+) -> Result<RolloutStatus, ActionError> {
     match found {
         Ok(object) => Ok(verdict(object)),
         Err(error) if error.code == Code::TargetNotFound => {
-            Ok(Verdict::Failed(format!("{kind} '{name}' was deleted")))
+            Ok(RolloutStatus::Failed(format!("{kind} '{name}' was deleted")))
         }
         Err(error) => Err(error),
     }
 }
 
-fn rolled_out(workload: &Workload, generation: i64, template: &KnownBy) -> Verdict {
+fn rolled_out(workload: &Workload, generation: i64, template: &TemplateIdentity) -> RolloutStatus {
     // The object may be one from before our change, or as just that left it, whatever the API server has
     // added to our template; its generation tells.
     let is_no_younger = workload.metadata().generation.unwrap_or(0) <= generation;
     if is_no_younger || template.is_on(workload) {
-        return rollout::verdict(workload, generation);
+        return rollout::status(workload, generation);
     }
-    Verdict::Failed(
+    RolloutStatus::Failed(
         "superseded: the pod template was changed by someone else before the rollout was complete"
             .to_owned(),
     )
 }
 
-impl KnownBy {
+impl TemplateIdentity {
     pub(crate) fn is_on(&self, workload: &Workload) -> bool {
         match self {
-            KnownBy::RequestId(id) => {
+            TemplateIdentity::RequestId(id) => {
                 workload.template_annotation(REQUEST_ID_ANNOTATION) == Some(id.as_str())
             }
-            KnownBy::Digest(digest) => digest_of_template(workload) == *digest,
-            KnownBy::Nothing => true,
+            TemplateIdentity::Digest(digest) => digest_of_template(workload) == *digest,
+            TemplateIdentity::Nothing => true,
         }
     }
 
     /// Pods carry their template's annotations, so an id tells which ones our change brought forth.
-    fn may_have_made(&self, pod: &Pod) -> bool {
+    fn matches_pod(&self, pod: &Pod) -> bool {
         let annotations = pod.metadata.annotations.as_ref();
         match self {
-            KnownBy::RequestId(id) => {
+            TemplateIdentity::RequestId(id) => {
                 annotations.and_then(|all| all.get(REQUEST_ID_ANNOTATION)) == Some(id)
             }
-            KnownBy::Digest(_) | KnownBy::Nothing => true,
+            TemplateIdentity::Digest(_) | TemplateIdentity::Nothing => true,
         }
     }
 }
@@ -272,29 +272,30 @@ pub fn digest_of(template: Option<&PodTemplateSpec>) -> String {
     sha256(serde_json::json!(template).to_string().as_bytes())
 }
 
-fn scaled(workload: &Workload, replicas: i32) -> Verdict {
+fn scaled(workload: &Workload, replicas: i32) -> RolloutStatus {
     match workload.replicas() {
-        Some(now) if now == replicas => rollout::at_full_number(workload),
-        now => Verdict::Failed(format!(
+        Some(now) if now == replicas => rollout::scale_status(workload),
+        now => RolloutStatus::Failed(format!(
             "superseded: someone else has set the replicas to {}",
             now.unwrap_or_default()
         )),
     }
 }
 
-fn gone(name: &str) -> Verdict {
-    Verdict::Complete(format!("pod '{name}' is gone"))
+fn gone(name: &str) -> RolloutStatus {
+    RolloutStatus::Complete(format!("pod '{name}' is gone"))
 }
 
-fn replaced(replacements: &[&Pod], controller: &str) -> Verdict {
+fn replaced(replacements: &[&Pod], controller: &str) -> RolloutStatus {
     let name = |pod: &Pod| pod.metadata.name.clone().unwrap_or_default();
     match replacements.iter().find(|pod| pods::is_ready(pod)) {
-        Some(pod) => {
-            Verdict::Complete(format!("pod '{}' of {controller} is ready in its place", name(pod)))
-        }
+        Some(pod) => RolloutStatus::Complete(format!(
+            "pod '{}' of {controller} is ready in its place",
+            name(pod)
+        )),
         None => match replacements.first() {
-            Some(pod) => Verdict::Waiting(format!("pod '{}' is not ready yet", name(pod))),
-            None => Verdict::Waiting(format!("{controller} has not made a new pod yet")),
+            Some(pod) => RolloutStatus::Waiting(format!("pod '{}' is not ready yet", name(pod))),
+            None => RolloutStatus::Waiting(format!("{controller} has not made a new pod yet")),
         },
     }
 }
@@ -305,8 +306,8 @@ mod tests {
 
     use super::*;
 
-    fn by(id: &str) -> KnownBy {
-        KnownBy::RequestId(id.to_owned())
+    fn by(id: &str) -> TemplateIdentity {
+        TemplateIdentity::RequestId(id.to_owned())
     }
 
     fn deployment(id: &str, generation: i64) -> Workload {
@@ -323,25 +324,31 @@ mod tests {
 
     #[test]
     fn our_own_rollout_is_judged() {
-        assert!(matches!(rolled_out(&deployment("r1", 4), 4, &by("r1")), Verdict::Complete(_)));
+        assert!(matches!(
+            rolled_out(&deployment("r1", 4), 4, &by("r1")),
+            RolloutStatus::Complete(_)
+        ));
     }
 
     #[test]
     fn a_rollout_that_someone_else_replaced_has_failed() {
         let verdict = rolled_out(&deployment("r2", 5), 4, &by("r1"));
-        assert!(matches!(verdict, Verdict::Failed(why) if why.starts_with("superseded")));
+        assert!(matches!(verdict, RolloutStatus::Failed(why) if why.starts_with("superseded")));
     }
 
     #[test]
     fn an_object_from_before_our_change_is_not_someone_elses() {
-        assert!(matches!(rolled_out(&deployment("r0", 3), 4, &by("r1")), Verdict::Waiting(_)));
+        assert!(matches!(
+            rolled_out(&deployment("r0", 3), 4, &by("r1")),
+            RolloutStatus::Waiting(_)
+        ));
     }
 
     #[test]
     fn a_template_that_the_api_server_has_added_to_is_ours_in_the_generation_that_we_made() {
-        let known = KnownBy::Digest("of what we sent".to_owned());
-        assert!(matches!(rolled_out(&deployment("r1", 4), 4, &known), Verdict::Complete(_)));
-        assert!(matches!(rolled_out(&deployment("r1", 5), 4, &known), Verdict::Failed(_)));
+        let known = TemplateIdentity::Digest("of what we sent".to_owned());
+        assert!(matches!(rolled_out(&deployment("r1", 4), 4, &known), RolloutStatus::Complete(_)));
+        assert!(matches!(rolled_out(&deployment("r1", 5), 4, &known), RolloutStatus::Failed(_)));
     }
 
     #[test]
@@ -352,26 +359,31 @@ mod tests {
             ))
             .expect("is a pod")
         };
-        assert!(matches!(replaced(&[], "ReplicaSet 'web'"), Verdict::Waiting(_)));
-        assert!(matches!(replaced(&[&pod("False")], "ReplicaSet 'web'"), Verdict::Waiting(_)));
+        assert!(matches!(replaced(&[], "ReplicaSet 'web'"), RolloutStatus::Waiting(_)));
+        assert!(matches!(
+            replaced(&[&pod("False")], "ReplicaSet 'web'"),
+            RolloutStatus::Waiting(_)
+        ));
         assert_eq!(
             replaced(&[&pod("True")], "ReplicaSet 'web'"),
-            Verdict::Complete("pod 'web-2' of ReplicaSet 'web' is ready in its place".into())
+            RolloutStatus::Complete("pod 'web-2' of ReplicaSet 'web' is ready in its place".into())
         );
     }
 
     #[test]
     fn a_template_that_nothing_may_be_added_to_is_known_by_its_digest() {
         let ours = deployment("r1", 4);
-        let known = KnownBy::Digest(digest_of_template(&ours));
-        assert!(matches!(rolled_out(&ours, 4, &known), Verdict::Complete(_)));
-        assert!(matches!(rolled_out(&deployment("r2", 5), 4, &known), Verdict::Failed(_)));
+        let known = TemplateIdentity::Digest(digest_of_template(&ours));
+        assert!(matches!(rolled_out(&ours, 4, &known), RolloutStatus::Complete(_)));
+        assert!(matches!(rolled_out(&deployment("r2", 5), 4, &known), RolloutStatus::Failed(_)));
     }
 
     #[test]
     fn another_number_of_replicas_than_ours_is_someone_elses() {
         let one = deployment("r1", 4);
-        assert!(matches!(scaled(&one, 1), Verdict::Complete(_)));
-        assert!(matches!(scaled(&one, 2), Verdict::Failed(why) if why.starts_with("superseded")));
+        assert!(matches!(scaled(&one, 1), RolloutStatus::Complete(_)));
+        assert!(
+            matches!(scaled(&one, 2), RolloutStatus::Failed(why) if why.starts_with("superseded"))
+        );
     }
 }

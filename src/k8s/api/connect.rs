@@ -55,7 +55,7 @@ pub async fn connect(context: Option<&str>) -> Result<Option<Cluster>, ActionErr
 /// Tells the API server which span of ours its own are to hang on (its TracingConfiguration says whether
 /// it makes any).
 fn name_trace<B>(mut request: Request<B>) -> Request<B> {
-    traces::pass_on(&Span::current(), request.headers_mut());
+    traces::inject(&Span::current(), request.headers_mut());
     request
 }
 

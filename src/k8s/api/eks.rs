@@ -28,7 +28,7 @@ use kube::{Config, config::AuthInfo};
 use crate::contract::error::{ActionError, Code};
 
 /// How long the signed question may be asked.
-const VALID: Duration = Duration::from_secs(60);
+const TOKEN_TTL: Duration = Duration::from_secs(60);
 
 /// Where a cluster of EKS is, and who we are for AWS.
 struct Eks {
@@ -100,7 +100,7 @@ impl Eks {
         let mut settings = SigningSettings::default();
         settings.signature_location = SignatureLocation::QueryParams;
         settings.percent_encoding_mode = PercentEncodingMode::Single;
-        settings.expires_in = Some(VALID);
+        settings.expires_in = Some(TOKEN_TTL);
         let identity = self.credentials.clone().into();
         let params: SigningParams<'_> = v4::SigningParams::builder()
             .identity(&identity)

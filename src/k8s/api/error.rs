@@ -10,7 +10,7 @@ use kube::core::Status;
 
 /// Why a call gave no result.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum ApiError {
     /// 404: there is no such object.
     NotFound,
     /// 409: the object is another one, or has changed since it was read.
@@ -35,74 +35,74 @@ pub enum Fault {
     Misconfigured(String),
 }
 
-impl Fault {
+impl ApiError {
     /// Its kind, in snake case.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            Fault::NotFound => "not_found",
-            Fault::Conflict(_) => "conflict",
-            Fault::Forbidden(_) => "forbidden",
-            Fault::Rejected(_) => "rejected",
-            Fault::Unauthorized(_) => "unauthorized",
-            Fault::Busy(..) => "busy",
-            Fault::Disruption(_) => "disruption",
-            Fault::ServerError(..) => "server_error",
-            Fault::Unreachable(_) => "unreachable",
-            Fault::NoAnswer(_) => "no_answer",
-            Fault::Misconfigured(_) => "misconfigured",
+            ApiError::NotFound => "not_found",
+            ApiError::Conflict(_) => "conflict",
+            ApiError::Forbidden(_) => "forbidden",
+            ApiError::Rejected(_) => "rejected",
+            ApiError::Unauthorized(_) => "unauthorized",
+            ApiError::Busy(..) => "busy",
+            ApiError::Disruption(_) => "disruption",
+            ApiError::ServerError(..) => "server_error",
+            ApiError::Unreachable(_) => "unreachable",
+            ApiError::NoAnswer(_) => "no_answer",
+            ApiError::Misconfigured(_) => "misconfigured",
         }
     }
 
     /// Whether a write that met this fault may nevertheless have been carried out.
     #[must_use]
-    pub fn may_have_been_done(&self) -> bool {
-        matches!(self, Fault::ServerError(..) | Fault::NoAnswer(_))
+    pub fn may_be_applied(&self) -> bool {
+        matches!(self, ApiError::ServerError(..) | ApiError::NoAnswer(_))
     }
 }
 
-impl From<kube::Error> for Fault {
+impl From<kube::Error> for ApiError {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => of_status(&status),
             kube::Error::Service(error) => match error.downcast_ref::<legacy::Error>() {
                 Some(error) if error.is_connect() => of_connect(chain(error)),
-                Some(error) => Fault::NoAnswer(chain(error)),
-                None => Fault::NoAnswer(chain(error.as_ref())),
+                Some(error) => ApiError::NoAnswer(chain(error)),
+                None => ApiError::NoAnswer(chain(error.as_ref())),
             },
-            kube::Error::Auth(error) => Fault::Misconfigured(chain(&error)),
-            kube::Error::BuildRequest(error) => Fault::Misconfigured(chain(&error)),
+            kube::Error::Auth(error) => ApiError::Misconfigured(chain(&error)),
+            kube::Error::BuildRequest(error) => ApiError::Misconfigured(chain(&error)),
             // What is left happens while an answer is read.
-            error => Fault::NoAnswer(chain(&error)),
+            error => ApiError::NoAnswer(chain(&error)),
         }
     }
 }
 
 /// A server whose certificate we do not trust will not become another one by waiting.
-fn of_connect(message: String) -> Fault {
+fn of_connect(message: String) -> ApiError {
     if message.contains("invalid peer certificate") {
-        return Fault::Misconfigured(message);
+        return ApiError::Misconfigured(message);
     }
-    Fault::Unreachable(message)
+    ApiError::Unreachable(message)
 }
 
-fn of_status(status: &Status) -> Fault {
+fn of_status(status: &Status) -> ApiError {
     let message = status.message.clone();
     let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
     let retry_after = (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)));
     match status.code {
-        401 => Fault::Unauthorized(message),
-        403 if by_the_authorizer(&message) => Fault::Forbidden(message),
-        404 => Fault::NotFound,
-        409 => Fault::Conflict(message),
-        429 => match disruption_budgets_words(status) {
-            Some(words) => Fault::Disruption(format!("{message} {words}")),
-            None => Fault::Busy(message, retry_after),
+        401 => ApiError::Unauthorized(message),
+        403 if by_the_authorizer(&message) => ApiError::Forbidden(message),
+        404 => ApiError::NotFound,
+        409 => ApiError::Conflict(message),
+        429 => match disruption_message(status) {
+            Some(words) => ApiError::Disruption(format!("{message} {words}")),
+            None => ApiError::Busy(message, retry_after),
         },
         // Worded as a server's error, and for good (`registry/core/pod/storage/eviction.go`).
-        500 if message.contains("more than one PodDisruptionBudget") => Fault::Rejected(message),
-        500.. => Fault::ServerError(message, retry_after),
-        _ => Fault::Rejected(message),
+        500 if message.contains("more than one PodDisruptionBudget") => ApiError::Rejected(message),
+        500.. => ApiError::ServerError(message, retry_after),
+        _ => ApiError::Rejected(message),
     }
 }
 
@@ -112,7 +112,7 @@ fn by_the_authorizer(message: &str) -> bool {
 }
 
 /// Which disruption budget it was and what it needs, if it was one. The message alone does not say.
-fn disruption_budgets_words(status: &Status) -> Option<&str> {
+fn disruption_message(status: &Status) -> Option<&str> {
     let mut causes = status.details.iter().flat_map(|details| &details.causes);
     let budget = causes.find(|cause| cause.reason == "DisruptionBudget");
     budget.map(|cause| cause.message.as_str())
@@ -136,7 +136,7 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 mod tests {
     use super::*;
 
-    fn status(yaml: &str) -> Fault {
+    fn status(yaml: &str) -> ApiError {
         of_status(&serde_yaml_ng::from_str(yaml).expect("is a Status"))
     }
 
@@ -144,25 +144,25 @@ mod tests {
     fn tells_the_authorizer_from_admission() {
         let rbac = "{code: 403, message: 'deployments.apps \"web\" is forbidden: User \"u\" cannot \
                     patch resource \"deployments\" in API group \"apps\" in the namespace \"n\"'}";
-        assert!(matches!(status(rbac), Fault::Forbidden(_)));
+        assert!(matches!(status(rbac), ApiError::Forbidden(_)));
         let quota = "{code: 403, message: 'pods \"a\" is forbidden: exceeded quota: q'}";
-        assert!(matches!(status(quota), Fault::Rejected(_)));
+        assert!(matches!(status(quota), ApiError::Rejected(_)));
     }
 
     #[test]
     fn only_5xx_leaves_a_write_in_doubt() {
         for code in [400, 401, 403, 404, 409, 422, 429] {
-            assert!(!status(&format!("{{code: {code}}}")).may_have_been_done(), "{code}");
+            assert!(!status(&format!("{{code: {code}}}")).may_be_applied(), "{code}");
         }
         for code in [500, 502, 503, 504] {
-            assert!(status(&format!("{{code: {code}}}")).may_have_been_done(), "{code}");
+            assert!(status(&format!("{{code: {code}}}")).may_be_applied(), "{code}");
         }
     }
 
     #[test]
     fn keeps_the_servers_word_on_when_to_come_back() {
         let busy = status("{code: 429, message: slow down, details: {retryAfterSeconds: 7}}");
-        assert_eq!(busy, Fault::Busy("slow down".into(), Some(Duration::from_secs(7))));
+        assert_eq!(busy, ApiError::Busy("slow down".into(), Some(Duration::from_secs(7))));
     }
 
     #[test]
@@ -172,17 +172,17 @@ mod tests {
              message: The disruption budget web needs 2 healthy pods}]}}",
         );
         let words = "Cannot evict pod. The disruption budget web needs 2 healthy pods";
-        assert_eq!(blocked, Fault::Disruption(words.into()));
+        assert_eq!(blocked, ApiError::Disruption(words.into()));
         let two = status(
             "{code: 500, message: 'This pod has more than one PodDisruptionBudget, which the \
              eviction subresource does not support.'}",
         );
-        assert!(matches!(two, Fault::Rejected(_)));
+        assert!(matches!(two, ApiError::Rejected(_)));
     }
 
     #[test]
     fn an_untrusted_certificate_is_not_waited_for() {
         let fault = of_connect("client error: invalid peer certificate: UnknownIssuer".into());
-        assert!(matches!(fault, Fault::Misconfigured(_)));
+        assert!(matches!(fault, ApiError::Misconfigured(_)));
     }
 }

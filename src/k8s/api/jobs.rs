@@ -9,23 +9,23 @@ use crate::{
     k8s::{
         api::{
             client::{Call, Cluster},
-            error::Fault,
-            retry::Repeat,
+            error::ApiError,
+            retry::Retry,
         },
         pods,
-        rollout::Verdict,
+        rollout::RolloutStatus,
     },
 };
 
 /// How many of a failed pod's last lines are told.
-const LAST_LINES: i64 = 5;
+const MAX_LOG_LINES: i64 = 5;
 
 /// The longest line that is told, in characters.
-const LONGEST_LINE: usize = 200;
+const MAX_LINE_CHARACTERS: usize = 200;
 
 /// The verdict on a Job, by its conditions as `kubectl wait` reads them.
 #[must_use]
-pub fn verdict(job: &Job) -> Verdict {
+pub fn status(job: &Job) -> RolloutStatus {
     let name = job.metadata.name.as_deref().unwrap_or_default();
     let status = job.status.clone().unwrap_or_default();
     let condition = |kind: &str| {
@@ -34,24 +34,26 @@ pub fn verdict(job: &Job) -> Verdict {
     };
     if let Some(failed) = condition("Failed") {
         let reason = failed.reason.unwrap_or_else(|| "Failed".to_owned());
-        return Verdict::Failed(format!("{reason}: {}", failed.message.unwrap_or_default()));
+        return RolloutStatus::Failed(format!("{reason}: {}", failed.message.unwrap_or_default()));
     }
     let succeeded = status.succeeded.unwrap_or(0);
     if condition("Complete").is_some() {
-        return Verdict::Complete(format!("Job '{name}' is complete: {succeeded} pods succeeded"));
+        return RolloutStatus::Complete(format!(
+            "Job '{name}' is complete: {succeeded} pods succeeded"
+        ));
     }
     if condition("Suspended").is_some() {
-        return Verdict::Waiting(format!("Job '{name}' is suspended"));
+        return RolloutStatus::Waiting(format!("Job '{name}' is suspended"));
     }
     let (active, failed) = (status.active.unwrap_or(0), status.failed.unwrap_or(0));
-    Verdict::Waiting(format!("{active} pods run, {succeeded} succeeded, {failed} failed"))
+    RolloutStatus::Waiting(format!("{active} pods run, {succeeded} succeeded, {failed} failed"))
 }
 
 /// What the Job's pods say is wrong, and the last lines of one that failed.
 ///
 /// # Errors
 /// Why they could not be listed or read before `deadline`.
-pub(crate) async fn last_words(
+pub(crate) async fn failure_log(
     cluster: &Cluster,
     namespace: &str,
     job: &str,
@@ -65,7 +67,7 @@ pub(crate) async fn last_words(
         // The log comes from the node, which may not answer; what the API server knows is told then too.
         let now = Instant::now();
         let sooner = now + deadline.saturating_duration_since(now) / 2;
-        match cluster.last_lines(namespace, name, sooner).await {
+        match cluster.tail(namespace, name, sooner).await {
             Ok(lines) => words.extend(lines),
             Err(error) => words.push(format!(
                 "the log of pod {name} could not be read: {}",
@@ -78,25 +80,25 @@ pub(crate) async fn last_words(
 
 impl Cluster {
     /// The last lines of a pod's log, each with the pod's name.
-    async fn last_lines(
+    async fn tail(
         &self,
         namespace: &str,
         pod: &str,
         deadline: Instant,
     ) -> Result<Vec<String>, ActionError> {
         let api = Api::<Pod>::namespaced(self.client(), namespace);
-        let params = LogParams { tail_lines: Some(LAST_LINES), ..LogParams::default() };
-        match self.attempt(Repeat::Freely, deadline, || api.logs(pod, &params)).await {
+        let params = LogParams { tail_lines: Some(MAX_LOG_LINES), ..LogParams::default() };
+        match self.attempt(Retry::Idempotent, deadline, || api.logs(pod, &params)).await {
             Ok(text) => Ok(text
                 .lines()
                 .map(|line| format!("pod {pod} said: {}", printable(line)))
                 .collect()),
             // A pod that never started has no log.
-            Err(Fault::Rejected(_)) => Ok(Vec::new()),
+            Err(ApiError::Rejected(_)) => Ok(Vec::new()),
             Err(fault) => {
                 let mut call = Call::of::<Pod>("get", namespace, Some(pod));
                 call.resource.plural.push_str("/log");
-                Err(self.tell(&call, fault).await)
+                Err(self.explain(&call, fault).await)
             }
         }
     }
@@ -104,24 +106,24 @@ impl Cluster {
 
 /// A line as it can be shown anywhere.
 fn printable(line: &str) -> String {
-    line.chars().filter(|c| !c.is_control()).take(LONGEST_LINE).collect()
+    line.chars().filter(|c| !c.is_control()).take(MAX_LINE_CHARACTERS).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn of(status: &str) -> Verdict {
+    fn of(status: &str) -> RolloutStatus {
         let text = format!("metadata: {{name: nightly-1}}\nstatus: {status}");
-        verdict(&serde_yaml_ng::from_str(&text).expect("is a Job"))
+        super::status(&serde_yaml_ng::from_str(&text).expect("is a Job"))
     }
 
     #[test]
     fn a_job_is_complete_by_its_condition_alone() {
-        assert!(matches!(of("{succeeded: 1}"), Verdict::Waiting(_)));
+        assert!(matches!(of("{succeeded: 1}"), RolloutStatus::Waiting(_)));
         assert_eq!(
             of("{succeeded: 1, conditions: [{type: Complete, status: 'True'}]}"),
-            Verdict::Complete("Job 'nightly-1' is complete: 1 pods succeeded".into())
+            RolloutStatus::Complete("Job 'nightly-1' is complete: 1 pods succeeded".into())
         );
     }
 
@@ -130,7 +132,7 @@ mod tests {
         assert_eq!(
             of("{failed: 1, conditions: [{type: Failed, status: 'True', reason: \
                 BackoffLimitExceeded, message: Job has reached the specified backoff limit}]}"),
-            Verdict::Failed(
+            RolloutStatus::Failed(
                 "BackoffLimitExceeded: Job has reached the specified backoff limit".into()
             )
         );
@@ -140,7 +142,7 @@ mod tests {
     fn a_suspended_job_is_waited_for() {
         assert_eq!(
             of("{conditions: [{type: Suspended, status: 'True'}]}"),
-            Verdict::Waiting("Job 'nightly-1' is suspended".into())
+            RolloutStatus::Waiting("Job 'nightly-1' is suspended".into())
         );
     }
 

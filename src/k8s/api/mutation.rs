@@ -25,11 +25,11 @@ use crate::{
         FIELD_MANAGER, REQUEST_ID_ANNOTATION,
         api::{
             client::{Call, Cluster},
-            error::Fault,
-            retry::Repeat,
-            warnings::hearing,
+            error::ApiError,
+            retry::Retry,
+            warnings::with_warnings,
         },
-        applied_requests::{Marks, REQUESTS_ANNOTATION, Trace},
+        applied_requests::{AppliedRequests, Presence, REQUESTS_ANNOTATION},
     },
 };
 
@@ -99,7 +99,7 @@ pub enum Mutation {
 
 /// What is there of the target after an effect was made, or would be.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Made {
+pub struct Applied {
     /// The object's resourceVersion.
     pub resource_version: Option<String>,
     /// The object's generation, which a rollout must have observed.
@@ -109,24 +109,24 @@ pub struct Made {
     pub warnings: Vec<String>,
 }
 
-impl Made {
+impl Applied {
     /// What the API server warned of, as an answer tells it.
-    pub(crate) fn told_warnings(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn warnings_for_answer(&self) -> impl Iterator<Item = String> {
         self.warnings.iter().map(|warning| format!("the API server warns: {warning}"))
     }
 
     /// What is there when nothing had to be done.
     #[must_use]
     pub fn unchanged(resource_version: Option<String>) -> Self {
-        Made { resource_version, ..Made::default() }
+        Applied { resource_version, ..Applied::default() }
     }
 }
 
 /// What the cluster says of an effect whose maker is gone or was not answered.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Found {
+pub enum Evidence {
     /// It was made.
-    Made(Made),
+    Made(Applied),
     /// It was not made.
     NotMade,
     /// It cannot be told any more: too much happened to the object since.
@@ -135,37 +135,37 @@ pub enum Found {
 
 /// Why an effect was not made.
 #[derive(Debug)]
-pub enum NotMade {
+pub enum ApplyError {
     /// The object is not as it was read: read it again and decide anew.
-    Stale,
+    Conflict,
     /// The call was made and its answer lost: look for the effect.
-    InDoubt(Fault),
+    InDoubt(ApiError),
     /// A disruption budget has no room now; the API server's words.
-    Blocked(String),
+    Disruption(String),
     /// Refused, for good or until later.
-    Refused(ActionError),
+    Rejected(ActionError),
 }
 
 impl Cluster {
     /// Makes the effect; with `dry_run`, has the API server only say what it would do.
-    pub(crate) async fn make(
+    pub(crate) async fn apply(
         &self,
         effect: &Effect,
         dry_run: bool,
         deadline: Instant,
-    ) -> Result<Made, NotMade> {
+    ) -> Result<Applied, ApplyError> {
         let api = self.api_of(effect);
-        let repeat = if dry_run { Repeat::Freely } else { Repeat::IfNotDone };
+        let repeat = if dry_run { Retry::Idempotent } else { Retry::IfNotSent };
         let sent = self.attempt(repeat, deadline, || effect.send(&api, dry_run));
-        let (sent, warnings) = hearing(sent).await;
+        let (sent, warnings) = with_warnings(sent).await;
         match sent {
-            Ok(made) => Ok(Made { warnings, ..made }),
-            Err(Fault::Conflict(_)) => Err(NotMade::Stale),
+            Ok(made) => Ok(Applied { warnings, ..made }),
+            Err(ApiError::Conflict(_)) => Err(ApplyError::Conflict),
             // Read a moment ago and gone now: to be read again, whatever stands there then.
-            Err(Fault::NotFound) => Err(NotMade::Stale),
-            Err(Fault::Disruption(message)) => Err(NotMade::Blocked(message)),
-            Err(fault) if fault.may_have_been_done() && !dry_run => Err(NotMade::InDoubt(fault)),
-            Err(fault) => Err(NotMade::Refused(self.tell(&effect.call(), fault).await)),
+            Err(ApiError::NotFound) => Err(ApplyError::Conflict),
+            Err(ApiError::Disruption(message)) => Err(ApplyError::Disruption(message)),
+            Err(fault) if fault.may_be_applied() && !dry_run => Err(ApplyError::InDoubt(fault)),
+            Err(fault) => Err(ApplyError::Rejected(self.explain(&effect.call(), fault).await)),
         }
     }
 
@@ -173,16 +173,16 @@ impl Cluster {
     ///
     /// # Errors
     /// When the cluster cannot be asked; then nothing is known.
-    pub(crate) async fn recognise(
+    pub(crate) async fn find_evidence(
         &self,
         effect: &Effect,
         deadline: Instant,
-    ) -> Result<Found, ActionError> {
+    ) -> Result<Evidence, ActionError> {
         let api = self.api_of(effect);
-        match self.attempt(Repeat::Freely, deadline, || api.get(&effect.name)).await {
-            Ok(object) => Ok(effect.left_on(&object)),
-            Err(Fault::NotFound) => Ok(effect.left_where_nothing_is()),
-            Err(fault) => Err(self.tell(&Call { verb: "get", ..effect.call() }, fault).await),
+        match self.attempt(Retry::Idempotent, deadline, || api.get(&effect.name)).await {
+            Ok(object) => Ok(effect.evidence_on(&object)),
+            Err(ApiError::NotFound) => Ok(effect.evidence_if_absent()),
+            Err(fault) => Err(self.explain(&Call { verb: "get", ..effect.call() }, fault).await),
         }
     }
 
@@ -206,11 +206,11 @@ impl Effect {
         request_id: &str,
         mut change: Value,
     ) -> Self {
-        let marks = Marks::on(metadata);
+        let marks = AppliedRequests::from_metadata(metadata);
         change["metadata"]["uid"] = json!(metadata.uid);
         change["metadata"]["resourceVersion"] = json!(metadata.resource_version);
-        change["metadata"]["annotations"][REQUESTS_ANNOTATION] = marks.with(request_id).into();
-        let since = marks.last();
+        change["metadata"]["annotations"][REQUESTS_ANNOTATION] = marks.push(request_id).into();
+        let since = marks.newest();
         let mutation = Mutation::Patch { body: change, request_id: request_id.to_owned(), since };
         Effect::on(resource, metadata, mutation)
     }
@@ -253,7 +253,7 @@ impl Effect {
             replicas,
             resource_version: metadata.resource_version.clone(),
             manager: manager_of(request_id),
-            before: notes_on_replicas(metadata),
+            before: replica_managers(metadata),
         };
         Effect::on(resource, metadata, mutation)
     }
@@ -301,7 +301,7 @@ impl Effect {
         Call { verb, resource, namespace: self.namespace.clone(), name: Some(self.name.clone()) }
     }
 
-    async fn send(&self, api: &Api<DynamicObject>, dry_run: bool) -> kube::Result<Made> {
+    async fn send(&self, api: &Api<DynamicObject>, dry_run: bool) -> kube::Result<Applied> {
         match &self.mutation {
             Mutation::Patch { body, .. } => {
                 let params = PatchParams {
@@ -309,7 +309,7 @@ impl Effect {
                     field_manager: Some(FIELD_MANAGER.to_owned()),
                     ..PatchParams::default()
                 };
-                api.patch(&self.name, &params, &Patch::Strategic(body)).await.map(Made::from)
+                api.patch(&self.name, &params, &Patch::Strategic(body)).await.map(Applied::from)
             }
             Mutation::Scale { replicas, resource_version, manager, .. } => {
                 let params = PatchParams {
@@ -323,7 +323,7 @@ impl Effect {
                 });
                 let scaled = api.patch_scale(&self.name, &params, &Patch::Merge(patch)).await?;
                 let ObjectMeta { resource_version, generation, .. } = scaled.metadata;
-                Ok(Made { resource_version, generation, ..Made::default() })
+                Ok(Applied { resource_version, generation, ..Applied::default() })
             }
             Mutation::Evict { resource_version, grace_period_seconds } => {
                 // In the spelling of the API: kube's own helper loses the preconditions.
@@ -338,14 +338,14 @@ impl Effect {
                 let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
                 let evicted: kube::Result<Value> =
                     api.create_subresource("eviction", &self.name, &params, &eviction).await;
-                evicted.map(|_| Made::default())
+                evicted.map(|_| Applied::default())
             }
             Mutation::Create { object, .. } => {
                 let object: DynamicObject =
                     serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
                 let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
                 // The target is what it was made from, and is as it was.
-                api.create(&params, &object).await.map(|_| Made::default())
+                api.create(&params, &object).await.map(|_| Applied::default())
             }
             Mutation::Delete { resource_version } => {
                 let preconditions = Preconditions {
@@ -358,53 +358,53 @@ impl Effect {
                     ..DeleteParams::default()
                 };
                 let deleted = api.delete(&self.name, &params).await?;
-                Ok(deleted.left().map(Made::from).unwrap_or_default())
+                Ok(deleted.left().map(Applied::from).unwrap_or_default())
             }
         }
     }
 
     /// The effect's trace on the object that now stands under the name.
-    fn left_on(&self, object: &DynamicObject) -> Found {
+    fn evidence_on(&self, object: &DynamicObject) -> Evidence {
         let same = object.metadata.uid.as_deref() == Some(self.uid.as_str());
         let trace = match &self.mutation {
             Mutation::Patch { request_id, since, .. } if same => {
-                Marks::on(&object.metadata).trace(request_id, *since)
+                AppliedRequests::from_metadata(&object.metadata).evidence_of(request_id, *since)
             }
             // The object that it was for is gone, and what was done to it went with it.
-            Mutation::Patch { .. } => Trace::Lost,
+            Mutation::Patch { .. } => Presence::Lost,
             Mutation::Scale { manager, before, .. } if same => {
-                trace_of_scaling(&notes_on_replicas(&object.metadata), manager, before)
+                trace_of_scaling(&replica_managers(&object.metadata), manager, before)
             }
-            Mutation::Scale { .. } => Trace::Lost,
+            Mutation::Scale { .. } => Presence::Lost,
             Mutation::Delete { .. } | Mutation::Evict { .. }
                 if same && object.metadata.deletion_timestamp.is_none() =>
             {
-                Trace::NotMade
+                Presence::NotMade
             }
-            Mutation::Delete { .. } | Mutation::Evict { .. } => Trace::Made,
+            Mutation::Delete { .. } | Mutation::Evict { .. } => Presence::Made,
             Mutation::Create { request_id, .. } => {
                 let annotations = object.metadata.annotations.as_ref();
                 let id = annotations.and_then(|all| all.get(REQUEST_ID_ANNOTATION));
                 // Under a name that is this request's alone there is no other's object.
-                if id == Some(request_id) { Trace::Made } else { Trace::Lost }
+                if id == Some(request_id) { Presence::Made } else { Presence::Lost }
             }
         };
         match trace {
             // As it is when the effect was just made: what was created is not the target.
-            Trace::Made if matches!(self.mutation, Mutation::Create { .. }) => {
-                Found::Made(Made::default())
+            Presence::Made if matches!(self.mutation, Mutation::Create { .. }) => {
+                Evidence::Made(Applied::default())
             }
-            Trace::Made => Found::Made(Made::from(object.clone())),
-            Trace::NotMade => Found::NotMade,
-            Trace::Lost => Found::Unknowable,
+            Presence::Made => Evidence::Made(Applied::from(object.clone())),
+            Presence::NotMade => Evidence::NotMade,
+            Presence::Lost => Evidence::Unknowable,
         }
     }
 
-    fn left_where_nothing_is(&self) -> Found {
+    fn evidence_if_absent(&self) -> Evidence {
         match self.mutation {
-            Mutation::Delete { .. } | Mutation::Evict { .. } => Found::Made(Made::default()),
-            Mutation::Create { .. } => Found::NotMade,
-            Mutation::Patch { .. } | Mutation::Scale { .. } => Found::Unknowable,
+            Mutation::Delete { .. } | Mutation::Evict { .. } => Evidence::Made(Applied::default()),
+            Mutation::Create { .. } => Evidence::NotMade,
+            Mutation::Patch { .. } | Mutation::Scale { .. } => Evidence::Unknowable,
         }
     }
 }
@@ -415,7 +415,7 @@ fn manager_of(request_id: &str) -> String {
 }
 
 /// Who has set the replicas, as the API server notes it: field manager and time.
-fn notes_on_replicas(metadata: &ObjectMeta) -> Vec<String> {
+fn replica_managers(metadata: &ObjectMeta) -> Vec<String> {
     let entries = metadata.managed_fields.iter().flatten();
     let on_replicas = entries.filter(|entry| {
         let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
@@ -432,7 +432,7 @@ fn notes_on_replicas(metadata: &ObjectMeta) -> Vec<String> {
 /// Whether it was this request that set the replicas of the object with this metadata last.
 #[must_use]
 pub fn has_scaled(metadata: &ObjectMeta, request_id: &str) -> bool {
-    is_noted(&notes_on_replicas(metadata), &manager_of(request_id))
+    is_noted(&replica_managers(metadata), &manager_of(request_id))
 }
 
 fn is_noted(notes: &[String], manager: &str) -> bool {
@@ -440,19 +440,19 @@ fn is_noted(notes: &[String], manager: &str) -> bool {
 }
 
 /// Each change of the replicas takes them over from whoever set them before.
-fn trace_of_scaling(now: &[String], manager: &str, before: &[String]) -> Trace {
+fn trace_of_scaling(now: &[String], manager: &str, before: &[String]) -> Presence {
     if is_noted(now, manager) {
-        Trace::Made
+        Presence::Made
     } else if now == before {
-        Trace::NotMade
+        Presence::NotMade
     } else {
-        Trace::Lost
+        Presence::Lost
     }
 }
 
-impl From<DynamicObject> for Made {
+impl From<DynamicObject> for Applied {
     fn from(object: DynamicObject) -> Self {
-        Made {
+        Applied {
             resource_version: object.metadata.resource_version,
             generation: object.metadata.generation,
             warnings: Vec::new(),
@@ -498,36 +498,36 @@ mod tests {
     #[test]
     fn a_patch_is_recognised_by_its_mark_on_the_same_object() {
         let left = |uid: &str, marks: &str| {
-            patch().left_on(&object(&format!(
+            patch().evidence_on(&object(&format!(
                 "metadata: {{uid: {uid}, annotations: {{action-executor.dev/requests: '{marks}'}}}}"
             )))
         };
-        assert!(matches!(left("u1", "4:r0 5:r1"), Found::Made(_)));
-        assert!(matches!(left("u1", "5:r1 6:r2"), Found::Made(_)));
-        assert_eq!(left("u1", "4:r0"), Found::NotMade);
-        assert_eq!(left("u1", "4:r0 5:r2"), Found::NotMade);
-        assert_eq!(left("u1", "7:r4"), Found::Unknowable);
-        assert_eq!(left("u2", "5:r1"), Found::Unknowable);
+        assert!(matches!(left("u1", "4:r0 5:r1"), Evidence::Made(_)));
+        assert!(matches!(left("u1", "5:r1 6:r2"), Evidence::Made(_)));
+        assert_eq!(left("u1", "4:r0"), Evidence::NotMade);
+        assert_eq!(left("u1", "4:r0 5:r2"), Evidence::NotMade);
+        assert_eq!(left("u1", "7:r4"), Evidence::Unknowable);
+        assert_eq!(left("u2", "5:r1"), Evidence::Unknowable);
     }
 
     #[test]
     fn a_deletion_is_recognised_by_the_uid_that_is_gone_or_going() {
         let pod = object("metadata: {name: web-1, uid: u1}");
         let delete = Effect::deletion(ApiResource::erase::<Pod>(&()), &pod.metadata, None);
-        let left = |yaml| delete.left_on(&object(yaml));
-        assert!(matches!(left("metadata: {uid: u2}"), Found::Made(_)));
+        let left = |yaml| delete.evidence_on(&object(yaml));
+        assert!(matches!(left("metadata: {uid: u2}"), Evidence::Made(_)));
         let going = "metadata: {uid: u1, deletionTimestamp: '2026-01-31T12:00:00Z'}";
-        assert!(matches!(left(going), Found::Made(_)));
-        assert_eq!(left("metadata: {uid: u1}"), Found::NotMade);
-        assert!(matches!(delete.left_where_nothing_is(), Found::Made(_)));
+        assert!(matches!(left(going), Evidence::Made(_)));
+        assert_eq!(left("metadata: {uid: u1}"), Evidence::NotMade);
+        assert!(matches!(delete.evidence_if_absent(), Evidence::Made(_)));
     }
 
     #[test]
     fn an_eviction_leaves_the_trace_of_a_deletion() {
         let pod = object("metadata: {name: web-1, namespace: shop, uid: u1}");
         let evict = Effect::eviction(&pod.metadata, None);
-        assert!(matches!(evict.left_where_nothing_is(), Found::Made(_)));
-        assert_eq!(evict.left_on(&object("metadata: {uid: u1}")), Found::NotMade);
+        assert!(matches!(evict.evidence_if_absent(), Evidence::Made(_)));
+        assert_eq!(evict.evidence_on(&object("metadata: {uid: u1}")), Evidence::NotMade);
         assert_eq!(evict.call().to_string(), "create Pod shop/web-1");
     }
 
@@ -552,11 +552,11 @@ mod tests {
         let resource = ApiResource::erase::<Deployment>(&());
         let effect = Effect::scaling(resource, &before.metadata, "r1", 5);
         let ours = manager_of("r1");
-        let left = |notes: &[(&str, &str)]| effect.left_on(&noted(notes));
-        assert!(matches!(left(&[(&ours, "2026-01-31T12:00:01Z")]), Found::Made(_)));
-        assert_eq!(left(&[("hpa", "2026-01-31T12:00:00Z")]), Found::NotMade);
-        assert_eq!(left(&[("hpa", "2026-01-31T12:00:02Z")]), Found::Unknowable);
-        assert_eq!(left(&[(&manager_of("r2"), "2026-01-31T12:00:02Z")]), Found::Unknowable);
+        let left = |notes: &[(&str, &str)]| effect.evidence_on(&noted(notes));
+        assert!(matches!(left(&[(&ours, "2026-01-31T12:00:01Z")]), Evidence::Made(_)));
+        assert_eq!(left(&[("hpa", "2026-01-31T12:00:00Z")]), Evidence::NotMade);
+        assert_eq!(left(&[("hpa", "2026-01-31T12:00:02Z")]), Evidence::Unknowable);
+        assert_eq!(left(&[(&manager_of("r2"), "2026-01-31T12:00:02Z")]), Evidence::Unknowable);
         let after = noted(&[(&ours, "2026-01-31T12:00:01Z")]).metadata;
         assert!(has_scaled(&after, "r1") && !has_scaled(&after, "r2"));
     }
@@ -567,9 +567,9 @@ mod tests {
         let job = json!({ "metadata": { "name": "nightly-x" } });
         let effect = Effect::creation(ApiResource::erase::<Job>(&()), &metadata, "r1", job);
         let ours = "metadata: {uid: u9, annotations: {action-executor.dev/request-id: r1}}";
-        assert!(matches!(effect.left_on(&object(ours)), Found::Made(_)));
-        assert_eq!(effect.left_on(&object("metadata: {uid: u9}")), Found::Unknowable);
-        assert_eq!(effect.left_where_nothing_is(), Found::NotMade);
+        assert!(matches!(effect.evidence_on(&object(ours)), Evidence::Made(_)));
+        assert_eq!(effect.evidence_on(&object("metadata: {uid: u9}")), Evidence::Unknowable);
+        assert_eq!(effect.evidence_if_absent(), Evidence::NotMade);
     }
 
     #[test]

@@ -32,11 +32,11 @@ pub const CLAIMS: PolicyRule =
     PolicyRule { api_groups: &[""], resources: &["persistentvolumeclaims"], verbs: &["get"] };
 
 /// The longest time that looking around may take.
-const LONGEST_LOOK: Duration = Duration::from_secs(2);
+const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What was found around a workload.
 #[derive(Clone, Debug, Default)]
-pub struct Surroundings {
+pub struct Preflight {
     /// All autoscalers of the namespace.
     pub autoscalers: Vec<HorizontalPodAutoscaler>,
     /// All disruption budgets of the namespace.
@@ -44,10 +44,10 @@ pub struct Surroundings {
     /// The claims that the pods mount by name.
     pub claims: Vec<PersistentVolumeClaim>,
     /// What could not be looked at, and why.
-    pub unseen: Vec<String>,
+    pub unavailable: Vec<String>,
 }
 
-impl Surroundings {
+impl Preflight {
     /// Looks around a workload.
     pub(crate) async fn of(
         cluster: &Cluster,
@@ -55,10 +55,11 @@ impl Surroundings {
         workload: &Workload,
         deadline: Instant,
     ) -> Self {
-        let deadline = deadline.min(Instant::now() + LONGEST_LOOK);
-        let mut found = Surroundings::default();
-        found.autoscalers = found.seen(cluster.list_remembered(namespace, deadline).await);
-        found.budgets = found.seen(cluster.list_remembered(namespace, deadline).await);
+        let deadline = deadline.min(Instant::now() + PREFLIGHT_TIMEOUT);
+        let mut found = Preflight::default();
+        found.autoscalers =
+            found.read_or_unavailable(cluster.list_cached(namespace, deadline).await);
+        found.budgets = found.read_or_unavailable(cluster.list_cached(namespace, deadline).await);
         // Only a Deployment starts a pod beside the one that it replaces, with the same claim.
         if let Workload::Deployment(_) = workload {
             let pod = workload.template().and_then(|template| template.spec.as_ref());
@@ -66,7 +67,7 @@ impl Surroundings {
                 match cluster.get(namespace, name, deadline).await {
                     Err(error) if error.code == Code::TargetNotFound => {}
                     claim => {
-                        let seen = found.seen(claim.map(Some));
+                        let seen = found.read_or_unavailable(claim.map(Some));
                         found.claims.extend(seen);
                     }
                 }
@@ -77,15 +78,15 @@ impl Surroundings {
 
     /// Looks for the budgets that guard the pods of a namespace.
     pub(crate) async fn of_pods(cluster: &Cluster, namespace: &str, deadline: Instant) -> Self {
-        let deadline = deadline.min(Instant::now() + LONGEST_LOOK);
-        let mut found = Surroundings::default();
-        found.budgets = found.seen(cluster.list_remembered(namespace, deadline).await);
+        let deadline = deadline.min(Instant::now() + PREFLIGHT_TIMEOUT);
+        let mut found = Preflight::default();
+        found.budgets = found.read_or_unavailable(cluster.list_cached(namespace, deadline).await);
         found
     }
 
-    fn seen<T: Default>(&mut self, looked: Result<T, ActionError>) -> T {
+    fn read_or_unavailable<T: Default>(&mut self, looked: Result<T, ActionError>) -> T {
         looked.unwrap_or_else(|error| {
-            self.unseen.push(format!("not looked at: {}", error.with_its_hint()));
+            self.unavailable.push(format!("not looked at: {}", error.with_its_hint()));
             T::default()
         })
     }

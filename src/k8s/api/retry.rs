@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-use crate::k8s::api::error::Fault;
+use crate::k8s::api::error::ApiError;
 
 /// Whether a call may be carried out twice without harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Repeat {
+pub enum Retry {
     /// A read: ask as often as needed.
-    Freely,
+    Idempotent,
     /// A write: only when it provably was not carried out.
-    IfNotDone,
+    IfNotSent,
 }
 
 /// The pauses of one call: from a tenth of a second to two, doubling, with jitter.
 #[must_use]
-pub fn pauses() -> ExponentialBackoff {
+pub fn backoff() -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
         .with_max_delay(Duration::from_secs(2))
@@ -32,15 +32,15 @@ pub fn pauses() -> ExponentialBackoff {
 
 /// The pause before the call is made again, or none if it must not or need not be.
 pub fn pause(
-    fault: &Fault,
-    repeat: Repeat,
+    fault: &ApiError,
+    repeat: Retry,
     pauses: &mut impl Iterator<Item = Duration>,
 ) -> Option<Duration> {
     let asked = match fault {
-        Fault::Busy(_, asked) => *asked,
-        Fault::Unreachable(_) => None,
-        Fault::ServerError(_, asked) if repeat == Repeat::Freely => *asked,
-        Fault::NoAnswer(_) if repeat == Repeat::Freely => None,
+        ApiError::Busy(_, asked) => *asked,
+        ApiError::Unreachable(_) => None,
+        ApiError::ServerError(_, asked) if repeat == Retry::Idempotent => *asked,
+        ApiError::NoAnswer(_) if repeat == Retry::Idempotent => None,
         _ => return None,
     };
     let ours = pauses.next()?;
@@ -51,53 +51,54 @@ pub fn pause(
 mod tests {
     use super::*;
 
-    fn repeated(fault: &Fault, repeat: Repeat) -> bool {
-        pause(fault, repeat, &mut pauses()).is_some()
+    fn with_retry(fault: &ApiError, repeat: Retry) -> bool {
+        pause(fault, repeat, &mut backoff()).is_some()
     }
 
     #[test]
     fn a_write_in_doubt_is_never_repeated() {
         let doubtful = [
-            Fault::ServerError("timeout".into(), Some(Duration::from_secs(1))),
-            Fault::NoAnswer("connection reset".into()),
+            ApiError::ServerError("timeout".into(), Some(Duration::from_secs(1))),
+            ApiError::NoAnswer("connection reset".into()),
         ];
         for fault in doubtful {
-            assert!(fault.may_have_been_done());
-            assert!(!repeated(&fault, Repeat::IfNotDone), "{fault:?}");
-            assert!(repeated(&fault, Repeat::Freely), "{fault:?}");
+            assert!(fault.may_be_applied());
+            assert!(!with_retry(&fault, Retry::IfNotSent), "{fault:?}");
+            assert!(with_retry(&fault, Retry::Idempotent), "{fault:?}");
         }
     }
 
     #[test]
     fn what_was_not_carried_out_is_repeated() {
-        for fault in [Fault::Busy("full".into(), None), Fault::Unreachable("refused".into())] {
-            assert!(repeated(&fault, Repeat::IfNotDone), "{fault:?}");
+        for fault in [ApiError::Busy("full".into(), None), ApiError::Unreachable("refused".into())]
+        {
+            assert!(with_retry(&fault, Retry::IfNotSent), "{fault:?}");
         }
     }
 
     #[test]
     fn a_refusal_is_final() {
         for fault in [
-            Fault::NotFound,
-            Fault::Conflict(String::new()),
-            Fault::Forbidden(String::new()),
-            Fault::Rejected(String::new()),
-            Fault::Unauthorized(String::new()),
-            Fault::Misconfigured(String::new()),
+            ApiError::NotFound,
+            ApiError::Conflict(String::new()),
+            ApiError::Forbidden(String::new()),
+            ApiError::Rejected(String::new()),
+            ApiError::Unauthorized(String::new()),
+            ApiError::Misconfigured(String::new()),
         ] {
-            assert!(!repeated(&fault, Repeat::Freely), "{fault:?}");
+            assert!(!with_retry(&fault, Retry::Idempotent), "{fault:?}");
         }
     }
 
     #[test]
     fn waits_at_least_as_long_as_the_server_asks() {
-        let fault = Fault::Busy("full".into(), Some(Duration::from_secs(9)));
-        assert_eq!(pause(&fault, Repeat::Freely, &mut pauses()), Some(Duration::from_secs(9)));
+        let fault = ApiError::Busy("full".into(), Some(Duration::from_secs(9)));
+        assert_eq!(pause(&fault, Retry::Idempotent, &mut backoff()), Some(Duration::from_secs(9)));
     }
 
     #[test]
     fn pauses_grow_to_a_bound() {
-        let all: Vec<_> = pauses().take(12).collect();
+        let all: Vec<_> = backoff().take(12).collect();
         assert!(all[0] <= Duration::from_millis(200));
         assert!(all.iter().all(|pause| *pause <= Duration::from_secs(4)));
     }

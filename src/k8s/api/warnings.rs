@@ -14,8 +14,8 @@ tokio::task_local! {
 }
 
 /// The most warnings that are kept of one call, and the longest that is kept whole, in characters.
-const MOST: usize = 10;
-const LONGEST: usize = 300;
+const MAX_WARNINGS: usize = 10;
+const MAX_WARNING_CHARACTERS: usize = 300;
 
 /// A layer of the client that notes the warnings of each response for who asked for them.
 pub(crate) fn layer<B>() -> MapResponseLayer<fn(Response<B>) -> Response<B>> {
@@ -23,7 +23,7 @@ pub(crate) fn layer<B>() -> MapResponseLayer<fn(Response<B>) -> Response<B>> {
 }
 
 /// Makes calls, and returns what the API server warned of meanwhile, each warning once.
-pub(crate) async fn hearing<T>(calls: impl Future<Output = T>) -> (T, Vec<String>) {
+pub(crate) async fn with_warnings<T>(calls: impl Future<Output = T>) -> (T, Vec<String>) {
     HEARD
         .scope(RefCell::default(), async {
             let result = calls.await;
@@ -39,7 +39,7 @@ fn note<B>(response: Response<B>) -> Response<B> {
     let _ = HEARD.try_with(|heard| {
         let mut heard = heard.borrow_mut();
         for text in texts {
-            if heard.len() < MOST && !heard.contains(&text) {
+            if heard.len() < MAX_WARNINGS && !heard.contains(&text) {
                 heard.push(text);
             }
         }
@@ -59,7 +59,8 @@ fn text_of(header: &str) -> Option<String> {
             other => text.push(other),
         }
     }
-    let shown: String = text.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
+    let shown: String =
+        text.chars().filter(|c| !c.is_control()).take(MAX_WARNING_CHARACTERS).collect();
     (!shown.is_empty()).then_some(shown)
 }
 
@@ -87,7 +88,7 @@ mod tests {
     #[tokio::test]
     async fn hears_what_comes_while_it_listens_and_each_once() {
         note(response(&[r#"299 - "before""#]));
-        let (answer, heard) = hearing(async {
+        let (answer, heard) = with_warnings(async {
             note(response(&[r#"299 - "one""#, r#"299 - "two""#]));
             note(response(&[r#"299 - "one""#]));
             7

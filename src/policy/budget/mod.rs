@@ -21,13 +21,13 @@ use crate::{
     k8s::{
         api::{
             client::{Call, Cluster},
-            error::Fault,
+            error::ApiError,
         },
         rbac::PolicyRule,
     },
     policy::{
         Policy,
-        budget::usage::{Entry, Full, Limits, Quota, Spent},
+        budget::usage::{LimitExceeded, Limits, Quota, Usage, UsageEntry},
     },
 };
 
@@ -41,13 +41,13 @@ pub const RULE: PolicyRule = PolicyRule {
 };
 
 /// The list of what was spent.
-const SPENT: &str = "action-executor.dev/spent";
+const USAGE_ANNOTATION: &str = "action-executor.dev/spent";
 
 /// The kill switch: any value but `false` stops all actions, and says why.
-pub(crate) const STOP: &str = "action-executor.dev/stop";
+pub(crate) const STOP_ANNOTATION: &str = "action-executor.dev/stop";
 
 /// The Lease as it was looked at before the claim; the first try to charge it goes on from there.
-pub(crate) struct Glance(Option<Lease>);
+pub(crate) struct LeaseSnapshot(Option<Lease>);
 
 /// The books, kept in one Lease.
 pub(crate) struct Budget<'a> {
@@ -63,7 +63,7 @@ impl<'a> Budget<'a> {
         let namespace = policy.state.namespace.as_deref();
         Budget {
             cluster,
-            namespace: namespace.unwrap_or_else(|| cluster.home_namespace()).to_owned(),
+            namespace: namespace.unwrap_or_else(|| cluster.default_namespace()).to_owned(),
             name: policy.state.name.to_string(),
             limits: policy.limits(),
         }
@@ -75,17 +75,17 @@ impl<'a> Budget<'a> {
     ///
     /// # Errors
     /// [`Code::Stopped`], [`Code::RateLimited`], or why the Lease could not be read.
-    pub(crate) async fn glance(
+    pub(crate) async fn check(
         &self,
-        entries: &[Entry],
+        entries: &[UsageEntry],
         deadline: Instant,
-    ) -> Result<Option<Glance>, ActionError> {
+    ) -> Result<Option<LeaseSnapshot>, ActionError> {
         if self.limits.are_none() {
             return Ok(None);
         }
         let lease = self.read(deadline).await?;
         self.charged(lease.as_ref(), entries)?;
-        Ok(Some(Glance(lease)))
+        Ok(Some(LeaseSnapshot(lease)))
     }
 
     /// Lets all of these actions through, or none of them, and writes them down; where nothing is limited, nothing is written. Begins
@@ -96,8 +96,8 @@ impl<'a> Budget<'a> {
     /// nothing may be done.
     pub(crate) async fn reserve(
         &self,
-        entries: &[Entry],
-        glance: Option<Glance>,
+        entries: &[UsageEntry],
+        glance: Option<LeaseSnapshot>,
         deadline: Instant,
     ) -> Result<(), ActionError> {
         if self.limits.are_none() {
@@ -111,9 +111,9 @@ impl<'a> Budget<'a> {
     ///
     /// # Errors
     /// [`Code::Stopped`], or why the Lease could not be read or written; then nothing may be done.
-    pub(crate) async fn note(
+    pub(crate) async fn record_unconditionally(
         &self,
-        entries: &[Entry],
+        entries: &[UsageEntry],
         deadline: Instant,
     ) -> Result<(), ActionError> {
         if self.limits.are_none() {
@@ -121,15 +121,15 @@ impl<'a> Budget<'a> {
         }
         let noted = |lease: Option<&Lease>| {
             lease.map_or(Ok(()), |lease| self.refuse_if_stopped(lease))?;
-            Ok(spent_on(lease).noting(entries, &self.limits))
+            Ok(effects_on(lease).with_unconditional(entries, &self.limits))
         };
         self.change(None, deadline, noted).await
     }
 
     /// The list with these entries, if nothing is against them.
-    fn charged(&self, lease: Option<&Lease>, entries: &[Entry]) -> Result<Spent, ActionError> {
+    fn charged(&self, lease: Option<&Lease>, entries: &[UsageEntry]) -> Result<Usage, ActionError> {
         lease.map_or(Ok(()), |lease| self.refuse_if_stopped(lease))?;
-        let spent = spent_on(lease).with(entries, &self.limits);
+        let spent = effects_on(lease).with(entries, &self.limits);
         spent.map_err(|full| self.full(full))
     }
 
@@ -139,13 +139,13 @@ impl<'a> Budget<'a> {
     /// Why the Lease could not be written; then the action goes on counting.
     pub(crate) async fn refund(
         &self,
-        entries: &[Entry],
+        entries: &[UsageEntry],
         deadline: Instant,
     ) -> Result<(), ActionError> {
         if self.limits.are_none() {
             return Ok(());
         }
-        self.change(None, deadline, |lease| Ok(spent_on(lease).without(entries))).await
+        self.change(None, deadline, |lease| Ok(effects_on(lease).without(entries))).await
     }
 
     /// Looks at the kill switch alone.
@@ -162,18 +162,18 @@ impl<'a> Budget<'a> {
     /// Changes the list by compare-and-swap until it holds.
     async fn change(
         &self,
-        mut glance: Option<Glance>,
+        mut glance: Option<LeaseSnapshot>,
         deadline: Instant,
-        next: impl Fn(Option<&Lease>) -> Result<Spent, ActionError>,
+        next: impl Fn(Option<&Lease>) -> Result<Usage, ActionError>,
     ) -> Result<(), ActionError> {
         let mut pauses = pauses();
         loop {
             let (lease, seen_before) = match glance.take() {
-                Some(Glance(lease)) => (lease, true),
+                Some(LeaseSnapshot(lease)) => (lease, true),
                 None => (self.read(deadline).await?, false),
             };
             let after = next(lease.as_ref())?;
-            if after == spent_on(lease.as_ref()) {
+            if after == effects_on(lease.as_ref()) {
                 // There is nothing to write, by which it would be noticed that the Lease has changed.
                 if seen_before {
                     continue;
@@ -182,18 +182,19 @@ impl<'a> Budget<'a> {
             }
             match self.write(lease.as_ref(), &after, deadline).await {
                 Ok(()) => return Ok(()),
-                Err((_, Fault::Conflict(_) | Fault::NotFound)) if Instant::now() < deadline => {}
-                Err((verb, fault)) => return Err(self.tell(verb, fault).await),
+                Err((_, ApiError::Conflict(_) | ApiError::NotFound))
+                    if Instant::now() < deadline => {}
+                Err((verb, fault)) => return Err(self.explain(verb, fault).await),
             }
             sleep(pauses.next().unwrap_or_default()).await;
         }
     }
 
     async fn read(&self, deadline: Instant) -> Result<Option<Lease>, ActionError> {
-        match self.cluster.fetch(&self.namespace, &self.name, deadline).await {
+        match self.cluster.try_get(&self.namespace, &self.name, deadline).await {
             Ok(lease) => Ok(Some(lease)),
-            Err(Fault::NotFound) => Ok(None),
-            Err(fault) => Err(self.tell("get", fault).await),
+            Err(ApiError::NotFound) => Ok(None),
+            Err(fault) => Err(self.explain("get", fault).await),
         }
     }
 
@@ -202,20 +203,20 @@ impl<'a> Budget<'a> {
     async fn write(
         &self,
         lease: Option<&Lease>,
-        spent: &Spent,
+        spent: &Usage,
         deadline: Instant,
-    ) -> Result<(), (&'static str, Fault)> {
+    ) -> Result<(), (&'static str, ApiError)> {
         let text = spent.to_string();
         if let Some(lease) = lease {
             let patch = json!({ "metadata": {
                 "resourceVersion": lease.resource_version(),
-                "annotations": { SPENT: text },
+                "annotations": { USAGE_ANNOTATION: text },
             }});
             let patched =
                 self.cluster.merge::<Lease>(&self.namespace, &self.name, &patch, deadline);
             return patched.await.map(drop).map_err(|fault| ("patch", fault));
         }
-        let annotations = [(SPENT.to_owned(), text)];
+        let annotations = [(USAGE_ANNOTATION.to_owned(), text)];
         let lease = Lease {
             metadata: ObjectMeta {
                 name: Some(self.name.clone()),
@@ -229,7 +230,8 @@ impl<'a> Budget<'a> {
     }
 
     fn refuse_if_stopped(&self, lease: &Lease) -> Result<(), ActionError> {
-        let Some(why) = lease.annotations().get(STOP).filter(|value| *value != "false") else {
+        let Some(why) = lease.annotations().get(STOP_ANNOTATION).filter(|value| *value != "false")
+        else {
             return Ok(());
         };
         let why: String = why.chars().filter(|c| !c.is_control()).take(200).collect();
@@ -238,27 +240,27 @@ impl<'a> Budget<'a> {
             format!("all actions are stopped by the switch on Lease {namespace}/{name}: {why}");
         Err(ActionError::new(Code::Stopped, detail)
             .with_hint(format!(
-                "`kubectl -n {namespace} annotate lease {name} {STOP}-` lets them go on"
+                "`kubectl -n {namespace} annotate lease {name} {STOP_ANNOTATION}-` lets them go on"
             ))
             .with_retry_after(Some(Duration::from_secs(60))))
     }
 
-    fn full(&self, full: Full) -> ActionError {
+    fn full(&self, full: LimitExceeded) -> ActionError {
         let of =
             |quota: Quota| format!("{} actions in {} s", quota.actions, quota.within.as_secs());
         let (detail, field, wait) = match full {
-            Full::Cooldown(wait) => {
+            LimitExceeded::Cooldown(wait) => {
                 let cooldown = self.limits.cooldown.as_secs();
                 let detail = format!("the target was acted upon less than {cooldown} s ago");
                 (detail, "cooldown_seconds", wait)
             }
-            Full::Namespace(quota, wait) => {
+            LimitExceeded::Namespace(quota, wait) => {
                 (format!("the namespace has had its {}", of(quota)), "budget.per_namespace", wait)
             }
-            Full::Cluster(quota, wait) => {
+            LimitExceeded::Cluster(quota, wait) => {
                 (format!("the cluster has had its {}", of(quota)), "budget.cluster", wait)
             }
-            Full::List(wait) => {
+            LimitExceeded::List(wait) => {
                 ("too many actions to keep count of".to_owned(), "budget.cluster", wait)
             }
         };
@@ -267,15 +269,15 @@ impl<'a> Budget<'a> {
             .with_retry_after(Some(wait))
     }
 
-    async fn tell(&self, verb: &'static str, fault: Fault) -> ActionError {
+    async fn explain(&self, verb: &'static str, fault: ApiError) -> ActionError {
         let call = Call::of::<Lease>(verb, &self.namespace, Some(&self.name));
-        self.cluster.tell(&call, fault).await
+        self.cluster.explain(&call, fault).await
     }
 }
 
-fn spent_on(lease: Option<&Lease>) -> Spent {
-    let text = lease.and_then(|lease| lease.annotations().get(SPENT));
-    text.map(|text| Spent::parse(text)).unwrap_or_default()
+fn effects_on(lease: Option<&Lease>) -> Usage {
+    let text = lease.and_then(|lease| lease.annotations().get(USAGE_ANNOTATION));
+    text.map(|text| Usage::parse(text)).unwrap_or_default()
 }
 
 /// Between two tries of a compare-and-swap: short, since each loser lost to a winner.

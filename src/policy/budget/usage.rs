@@ -12,11 +12,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::contract::{digest::sha256, response::Target};
 
 /// The longest time between an entry and its effect.
-pub const SLACK: Duration = Duration::from_secs(30);
+pub const EFFECT_WINDOW: Duration = Duration::from_secs(30);
 
 /// The most entries that are kept; beyond it nothing more is let through until some are over. An
 /// entry has 50 bytes, and all annotations of an object together at most 256 KiB.
-const MOST_ENTRIES: usize = 4000;
+const MAX_ENTRIES: usize = 4000;
 
 /// At most so many actions in so much time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,13 +48,13 @@ impl Limits {
     /// The longest time that an entry matters.
     fn memory(&self) -> Duration {
         let quotas = [self.per_namespace, self.cluster].into_iter().flatten();
-        quotas.map(|quota| quota.within + SLACK).fold(self.cooldown, Duration::max)
+        quotas.map(|quota| quota.within + EFFECT_WINDOW).fold(self.cooldown, Duration::max)
     }
 }
 
 /// One action that was let through.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct UsageEntry {
     /// The request, so that its retry is not counted twice.
     request: String,
     target: String,
@@ -62,13 +62,13 @@ pub struct Entry {
     at: DateTime<Utc>,
 }
 
-impl Entry {
+impl UsageEntry {
     /// The entry for what this request, which is about `subject`, does to this target, at this time of
     /// the API server.
     #[must_use]
     pub fn new(id: &str, subject: &Target, target: &Target, at: DateTime<Utc>) -> Self {
         let Target { namespace, kind, name, .. } = target;
-        Entry {
+        UsageEntry {
             request: short(&format!("{}/{id}", subject.namespace)),
             target: short(&format!("{kind}/{namespace}/{name}")),
             namespace: short(namespace),
@@ -84,7 +84,7 @@ fn short(text: &str) -> String {
 
 /// Which limit leaves no room, and when there may be some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Full {
+pub enum LimitExceeded {
     /// The target was acted upon a moment ago.
     Cooldown(Duration),
     /// The namespace's quota is used up.
@@ -97,22 +97,22 @@ pub enum Full {
 
 /// The actions that were let through and still count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Spent(Vec<Entry>);
+pub struct Usage(Vec<UsageEntry>);
 
-impl Spent {
+impl Usage {
     /// Reads the list; an entry that is not of our form counts as none.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let entry = |word: &str| {
             let mut parts = word.split('.');
-            Some(Entry {
+            Some(UsageEntry {
                 request: parts.next()?.to_owned(),
                 target: parts.next()?.to_owned(),
                 namespace: parts.next()?.to_owned(),
                 at: DateTime::from_timestamp(parts.next()?.parse().ok()?, 0)?,
             })
         };
-        Spent(text.split(' ').filter_map(entry).collect())
+        Usage(text.split(' ').filter_map(entry).collect())
     }
 
     /// The list with the entries of a request, if there is room for all of them. Earlier ones of the same
@@ -120,7 +120,7 @@ impl Spent {
     ///
     /// # Errors
     /// The limit that leaves no room.
-    pub fn with(&self, entries: &[Entry], limits: &Limits) -> Result<Spent, Full> {
+    pub fn with(&self, entries: &[UsageEntry], limits: &Limits) -> Result<Usage, LimitExceeded> {
         let mut spent = self.without(entries);
         for entry in entries {
             spent.0.retain(|it| age(it, entry.at) < limits.memory());
@@ -133,11 +133,11 @@ impl Spent {
     /// The list with the entries of a request, whether there is room for them or not; only a list that is
     /// full to the brim stays as it is.
     #[must_use]
-    pub fn noting(&self, entries: &[Entry], limits: &Limits) -> Spent {
+    pub fn with_unconditional(&self, entries: &[UsageEntry], limits: &Limits) -> Usage {
         let mut spent = self.without(entries);
         for entry in entries {
             spent.0.retain(|it| age(it, entry.at) < limits.memory());
-            if spent.0.len() < MOST_ENTRIES {
+            if spent.0.len() < MAX_ENTRIES {
                 spent.0.push(entry.clone());
             }
         }
@@ -146,38 +146,41 @@ impl Spent {
 
     /// The list without the entries of these ones' request.
     #[must_use]
-    pub fn without(&self, entries: &[Entry]) -> Spent {
-        let is_theirs = |it: &&Entry| entries.iter().any(|entry| entry.request == it.request);
-        Spent(self.0.iter().filter(|it| !is_theirs(it)).cloned().collect())
+    pub fn without(&self, entries: &[UsageEntry]) -> Usage {
+        let is_theirs = |it: &&UsageEntry| entries.iter().any(|entry| entry.request == it.request);
+        Usage(self.0.iter().filter(|it| !is_theirs(it)).cloned().collect())
     }
 
-    fn check(&self, entry: &Entry, limits: &Limits) -> Result<(), Full> {
+    fn check(&self, entry: &UsageEntry, limits: &Limits) -> Result<(), LimitExceeded> {
         let now = entry.at;
         let same_target = self.0.iter().filter(|it| it.target == entry.target);
-        if let Some(wait) = until_room(same_target, 1, limits.cooldown, now) {
-            return Err(Full::Cooldown(wait));
+        if let Some(wait) = wait_for_slot(same_target, 1, limits.cooldown, now) {
+            return Err(LimitExceeded::Cooldown(wait));
         }
         if let Some(quota) = limits.per_namespace {
             let here = self.0.iter().filter(|it| it.namespace == entry.namespace);
-            if let Some(wait) = until_room(here, quota.actions, quota.within + SLACK, now) {
-                return Err(Full::Namespace(quota, wait));
+            if let Some(wait) =
+                wait_for_slot(here, quota.actions, quota.within + EFFECT_WINDOW, now)
+            {
+                return Err(LimitExceeded::Namespace(quota, wait));
             }
         }
         if let Some(quota) = limits.cluster
-            && let Some(wait) = until_room(self.0.iter(), quota.actions, quota.within + SLACK, now)
+            && let Some(wait) =
+                wait_for_slot(self.0.iter(), quota.actions, quota.within + EFFECT_WINDOW, now)
         {
-            return Err(Full::Cluster(quota, wait));
+            return Err(LimitExceeded::Cluster(quota, wait));
         }
-        match until_room(self.0.iter(), MOST_ENTRIES, limits.memory(), now) {
-            Some(wait) => Err(Full::List(wait)),
+        match wait_for_slot(self.0.iter(), MAX_ENTRIES, limits.memory(), now) {
+            Some(wait) => Err(LimitExceeded::List(wait)),
             None => Ok(()),
         }
     }
 }
 
 /// How long it takes until fewer than `room` of these lie within `window`; `None` if they do now.
-fn until_room<'a>(
-    entries: impl Iterator<Item = &'a Entry>,
+fn wait_for_slot<'a>(
+    entries: impl Iterator<Item = &'a UsageEntry>,
     room: usize,
     window: Duration,
     now: DateTime<Utc>,
@@ -192,13 +195,13 @@ fn until_room<'a>(
 }
 
 /// How long ago; an entry of the future (of an API server that is ahead) is as if made now.
-fn age(entry: &Entry, now: DateTime<Utc>) -> Duration {
+fn age(entry: &UsageEntry, now: DateTime<Utc>) -> Duration {
     (now - entry.at).max(TimeDelta::zero()).to_std().unwrap_or_default()
 }
 
-impl fmt::Display for Spent {
+impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, Entry { request, target, namespace, at }) in self.0.iter().enumerate() {
+        for (place, UsageEntry { request, target, namespace, at }) in self.0.iter().enumerate() {
             let space = if place > 0 { " " } else { "" };
             write!(f, "{space}{request}.{target}.{namespace}.{}", at.timestamp())?;
         }
@@ -216,7 +219,7 @@ mod tests {
         DateTime::from_timestamp(1_800_000_000 + seconds, 0).expect("is a time")
     }
 
-    fn entry(id: &str, namespace: &str, name: &str, seconds: i64) -> [Entry; 1] {
+    fn entry(id: &str, namespace: &str, name: &str, seconds: i64) -> [UsageEntry; 1] {
         let target = Target {
             api_version: "apps/v1".to_owned(),
             kind: "Deployment".to_owned(),
@@ -225,7 +228,7 @@ mod tests {
             uid: None,
             resource_version: None,
         };
-        [Entry::new(id, &target, &target, at(seconds))]
+        [UsageEntry::new(id, &target, &target, at(seconds))]
     }
 
     const MINUTE: Duration = Duration::from_secs(60);
@@ -236,20 +239,20 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let spent = Spent::default()
+        let spent = Usage::default()
             .with(&entry("a", "shop", "web", 0), &Limits { cooldown: MINUTE, ..Limits::default() })
             .expect("has room");
-        assert_eq!(Spent::parse(&spent.to_string()), spent);
-        assert_eq!(Spent::parse(""), Spent::default());
-        assert_eq!(Spent::parse("junk a.b.c.x"), Spent::default());
+        assert_eq!(Usage::parse(&spent.to_string()), spent);
+        assert_eq!(Usage::parse(""), Usage::default());
+        assert_eq!(Usage::parse("junk a.b.c.x"), Usage::default());
     }
 
     #[test]
     fn a_target_is_left_alone_for_its_cooldown() {
         let limits = Limits { cooldown: MINUTE, ..Limits::default() };
-        let spent = Spent::default().with(&entry("a", "n", "web", 0), &limits).expect("has room");
+        let spent = Usage::default().with(&entry("a", "n", "web", 0), &limits).expect("has room");
         let refused = spent.with(&entry("b", "n", "web", 20), &limits);
-        assert_eq!(refused, Err(Full::Cooldown(Duration::from_secs(40))));
+        assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(40))));
         assert!(spent.with(&entry("b", "n", "api", 20), &limits).is_ok());
         assert!(spent.with(&entry("b", "n", "web", 60), &limits).is_ok());
     }
@@ -258,39 +261,42 @@ mod tests {
     fn what_must_not_wait_is_written_down_where_there_is_no_room() {
         let quota = Some(Quota { actions: 1, within: MINUTE });
         let limits = Limits { cooldown: MINUTE, cluster: quota, ..Limits::default() };
-        let spent = Spent::default().with(&entry("a", "n", "web", 0), &limits).expect("has room");
+        let spent = Usage::default().with(&entry("a", "n", "web", 0), &limits).expect("has room");
         let back = entry("a/rollback", "n", "web", 20);
         assert!(spent.with(&back, &limits).is_err());
-        let noted = spent.noting(&back, &limits);
+        let noted = spent.with_unconditional(&back, &limits);
         assert_eq!(noted.to_string().split(' ').count(), 2);
-        assert_eq!(noted.noting(&back, &limits), noted);
+        assert_eq!(noted.with_unconditional(&back, &limits), noted);
         // It counts for all that comes after it.
         let refused = noted.with(&entry("b", "n", "web", 61), &limits);
-        assert_eq!(refused, Err(Full::Cooldown(Duration::from_secs(19))));
+        assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(19))));
     }
 
     #[test]
     fn a_namespace_has_its_quota_and_another_has_its_own() {
         let limits = Limits { per_namespace: two_in_a_minute(), ..Limits::default() };
-        let spent = Spent::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
+        let spent = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
         let spent = spent.with(&entry("b", "n", "2", 1), &limits).expect("has room");
         let refused = spent.with(&entry("c", "n", "3", 2), &limits);
-        assert!(matches!(refused, Err(Full::Namespace(_, wait)) if wait.as_secs() == 88));
+        assert!(matches!(refused, Err(LimitExceeded::Namespace(_, wait)) if wait.as_secs() == 88));
         assert!(spent.with(&entry("c", "m", "3", 2), &limits).is_ok());
     }
 
     #[test]
     fn the_cluster_has_one_quota() {
         let limits = Limits { cluster: two_in_a_minute(), ..Limits::default() };
-        let spent = Spent::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
+        let spent = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
         let spent = spent.with(&entry("b", "m", "2", 1), &limits).expect("has room");
-        assert!(matches!(spent.with(&entry("c", "o", "3", 2), &limits), Err(Full::Cluster(..))));
+        assert!(matches!(
+            spent.with(&entry("c", "o", "3", 2), &limits),
+            Err(LimitExceeded::Cluster(..))
+        ));
     }
 
     #[test]
     fn a_retry_of_the_same_request_is_counted_once() {
         let limits = Limits { cooldown: MINUTE, cluster: two_in_a_minute(), ..Limits::default() };
-        let spent = Spent::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
+        let spent = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
         let spent = spent.with(&entry("a", "n", "1", 5), &limits).expect("is the same");
         assert_eq!(spent.to_string().split(' ').count(), 1);
     }
@@ -298,7 +304,7 @@ mod tests {
     #[test]
     fn what_is_given_back_leaves_room() {
         let limits = Limits { cluster: two_in_a_minute(), ..Limits::default() };
-        let spent = Spent::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
+        let spent = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
         let spent = spent.with(&entry("b", "n", "2", 0), &limits).expect("has room");
         let spent = spent.without(&entry("a", "n", "1", 9));
         assert!(spent.with(&entry("c", "n", "3", 1), &limits).is_ok());
@@ -310,17 +316,17 @@ mod tests {
         let [one] = entry("a", "n", "1", 0);
         let [two] = entry("a", "m", "2", 0);
         let [three] = entry("a", "m", "3", 0);
-        let both = [one.clone(), Entry { request: one.request.clone(), ..two }];
-        let spent = Spent::default().with(&both, &limits).expect("has room for two");
+        let both = [one.clone(), UsageEntry { request: one.request.clone(), ..two }];
+        let spent = Usage::default().with(&both, &limits).expect("has room for two");
         assert_eq!(spent.to_string().split(' ').count(), 2);
-        assert!(Spent::default().with(&[&both[..], &[three]].concat(), &limits).is_err());
-        assert_eq!(spent.without(&both[..1]), Spent::default());
+        assert!(Usage::default().with(&[&both[..], &[three]].concat(), &limits).is_err());
+        assert_eq!(spent.without(&both[..1]), Usage::default());
     }
 
     #[test]
     fn entries_that_matter_no_more_are_dropped() {
         let limits = Limits { cooldown: MINUTE, ..Limits::default() };
-        let spent = Spent::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
+        let spent = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
         let spent = spent.with(&entry("b", "n", "2", 100), &limits).expect("has room");
         assert_eq!(spent.to_string().split(' ').count(), 1);
     }
@@ -334,7 +340,7 @@ mod tests {
         ) {
             let quota = Quota { actions, within: MINUTE };
             let limits = Limits { cluster: Some(quota), ..Limits::default() };
-            let (mut spent, mut now, mut effects) = (Spent::default(), 0, Vec::new());
+            let (mut spent, mut now, mut effects) = (Usage::default(), 0, Vec::new());
             for (number, (pause, delay)) in steps.into_iter().enumerate() {
                 now += pause;
                 let next = entry(&number.to_string(), "n", &number.to_string(), now);

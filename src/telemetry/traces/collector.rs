@@ -45,10 +45,10 @@ const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest time to send what is left when the program ends.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The most that is read of a collector's answer, in bytes.
-const MAX_ANSWER_BYTES: usize = 64 * 1024;
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// What has the spans sent; on its end those that are left.
 pub struct Exporter(Option<SdkTracerProvider>);
@@ -69,7 +69,8 @@ impl Exporter {
                     "OTEL_EXPORTER_OTLP_ENDPOINT is the collector's address, as http://HOST:4318",
                 )
         };
-        let exporter = SpanExporter::builder().with_http().with_http_client(Post::new()?).build();
+        let exporter =
+            SpanExporter::builder().with_http().with_http_client(OtlpClient::new()?).build();
         let provider = SdkTracerProvider::builder()
             .with_resource(resource())
             .with_batch_exporter(exporter.map_err(wrong)?)
@@ -89,7 +90,7 @@ impl Drop for Exporter {
     fn drop(&mut self) {
         if let Some(provider) = &self.0 {
             // Who does not listen has been logged already.
-            let _ = provider.shutdown_with_timeout(LAST_WORDS);
+            let _ = provider.shutdown_with_timeout(FLUSH_TIMEOUT);
         }
     }
 }
@@ -118,7 +119,7 @@ fn is_traced(metadata: &Metadata<'_>) -> bool {
     metadata.is_span() && (traced("action_executor") || traced("kube_client"))
 }
 
-pub(crate) fn adopt(span: &Span, headers: &HeaderMap) {
+pub(crate) fn extract(span: &Span, headers: &HeaderMap) {
     let named = TraceContextPropagator::new().extract(&HeaderExtractor(headers));
     if named.span().span_context().is_valid() {
         // A span that is not traced has no parent either.
@@ -131,7 +132,7 @@ pub(crate) fn adopt(span: &Span, headers: &HeaderMap) {
     }
 }
 
-pub(crate) fn pass_on(span: &Span, headers: &mut HeaderMap) {
+pub(crate) fn inject(span: &Span, headers: &mut HeaderMap) {
     let context = span.context();
     if context.span().span_context().is_valid() {
         TraceContextPropagator::new().inject_context(&context, &mut HeaderInjector(headers));
@@ -139,14 +140,14 @@ pub(crate) fn pass_on(span: &Span, headers: &mut HeaderMap) {
 }
 
 /// The exporter's HTTP client. The exporter's thread is none of a runtime, so it has one of its own.
-struct Post {
+struct OtlpClient {
     runtime: Runtime,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     /// Whether the last batch was lost.
     failing: AtomicBool,
 }
 
-impl Post {
+impl OtlpClient {
     fn new() -> Result<Self, ActionError> {
         let fault = |error: std::io::Error| {
             ActionError::new(Code::Internal, format!("the traces' exporter: {error}"))
@@ -158,7 +159,7 @@ impl Post {
             .https_or_http()
             .enable_http1()
             .build();
-        Ok(Post {
+        Ok(OtlpClient {
             runtime: runtime.map_err(fault)?,
             client: Client::builder(TokioExecutor::new()).build(connector),
             failing: AtomicBool::new(false),
@@ -169,7 +170,7 @@ impl Post {
         let (head, body) = request.into_parts();
         let request = Request::from_parts(head, Full::new(body));
         let (head, body) = self.client.request(request).await?.into_parts();
-        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await?.to_bytes();
+        let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await?.to_bytes();
         Ok(Response::from_parts(head, body))
     }
 
@@ -190,7 +191,7 @@ impl Post {
 }
 
 #[async_trait]
-impl HttpClient for Post {
+impl HttpClient for OtlpClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let result = self.runtime.block_on(async {
             let sent = timeout(EXPORT_TIMEOUT, self.send(request)).await;
@@ -201,7 +202,7 @@ impl HttpClient for Post {
     }
 }
 
-impl fmt::Debug for Post {
+impl fmt::Debug for OtlpClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Post")
     }
@@ -216,8 +217,8 @@ mod tests {
         let span = tracing::info_span!("a test's own");
         let mut headers = HeaderMap::new();
         headers.insert("traceparent", "00-xyz".parse().expect("is a value"));
-        adopt(&span, &headers);
-        pass_on(&span, &mut headers);
+        extract(&span, &headers);
+        inject(&span, &mut headers);
         assert_eq!(headers["traceparent"], "00-xyz");
     }
 }

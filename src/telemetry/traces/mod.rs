@@ -34,18 +34,18 @@ impl Exporter {
 
 /// Makes a span that was just made the child of the one that these headers name, if they do, and notes
 /// the trace in its field `trace_id`.
-pub fn adopt(span: &Span, headers: &HeaderMap) {
+pub fn extract(span: &Span, headers: &HeaderMap) {
     #[cfg(feature = "otel")]
-    collector::adopt(span, headers);
+    collector::extract(span, headers);
     #[cfg(not(feature = "otel"))]
     let _ = (span, headers);
 }
 
 /// Names a span in these headers, so that whoever gets them can go on from there. Where nothing is
 /// traced, what the headers name already stays.
-pub fn pass_on(span: &Span, headers: &mut HeaderMap) {
+pub fn inject(span: &Span, headers: &mut HeaderMap) {
     #[cfg(feature = "otel")]
-    collector::pass_on(span, headers);
+    collector::inject(span, headers);
     #[cfg(not(feature = "otel"))]
     let _ = (span, headers);
 }

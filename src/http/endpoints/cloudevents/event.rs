@@ -151,7 +151,7 @@ impl Incoming {
         data: Vec<u8>,
     ) -> Result<Self, ActionError> {
         let Attributes { specversion, kind, id, source, time } = attributes;
-        let wrong = |name: &str, what: &str| ActionError::in_field(mode.place_of(name), what);
+        let wrong = |name: &str, what: &str| ActionError::invalid_field(mode.place_of(name), what);
         if specversion != "1.0" {
             return Err(wrong("specversion", "must be 1.0"));
         }
@@ -191,10 +191,10 @@ fn structured(body: &[u8]) -> Result<Incoming, ActionError> {
         (Some(data), None) => data.get().as_bytes().to_vec(),
         (None, Some(text)) => BASE64_STANDARD
             .decode(text)
-            .map_err(|_| ActionError::in_field("data_base64", "is not base64"))?,
-        (None, None) => return Err(ActionError::in_field("data", "missing")),
+            .map_err(|_| ActionError::invalid_field("data_base64", "is not base64"))?,
+        (None, None) => return Err(ActionError::invalid_field("data", "missing")),
         (Some(_), Some(_)) => {
-            return Err(ActionError::in_field("data", "given beside data_base64"));
+            return Err(ActionError::invalid_field("data", "given beside data_base64"));
         }
     };
     let traces = TRACES.into_iter().zip([event.traceparent, event.tracestate]);
@@ -219,7 +219,7 @@ fn binary(
     check_content_type(media_type)?;
     let needed = |name: &str| {
         let value = attribute(headers, name)?;
-        value.ok_or_else(|| ActionError::in_field(Mode::Binary.place_of(name), "missing"))
+        value.ok_or_else(|| ActionError::invalid_field(Mode::Binary.place_of(name), "missing"))
     };
     let attributes = Attributes {
         specversion,
@@ -241,9 +241,9 @@ fn attribute(headers: &HeaderMap, name: &str) -> Result<Option<String>, ActionEr
     let mut values = headers.get_all(&place).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(ActionError::in_field(place, "given more than once"));
+        return Err(ActionError::invalid_field(place, "given more than once"));
     }
-    let wrong = || ActionError::in_field(&*place, "is not percent-encoded UTF-8");
+    let wrong = || ActionError::invalid_field(&*place, "is not percent-encoded UTF-8");
     let text = value.to_str().map_err(|_| wrong())?.trim();
     let unquoted = text.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
     let text = percent_decode_str(unquoted.unwrap_or(text)).decode_utf8().map_err(|_| wrong())?;

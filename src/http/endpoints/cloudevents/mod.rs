@@ -19,8 +19,8 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use percent_encoding::percent_decode_str;
 
 use crate::{
-    actions::request::Key,
-    auth::{Callers, Credentials},
+    actions::request::IdempotencyKey,
+    auth::{Authenticator, Credentials},
     contract::{
         digest::sha256,
         error::{ActionError, Code},
@@ -29,7 +29,7 @@ use crate::{
     },
     executor::{
         context::Context,
-        reply::{Answer, Delivery, Origin, carry_out_for},
+        reply::{Answer, EventMetadata, IncomingRequest, execute_as},
     },
     http::{
         endpoints::cloudevents::event::{Incoming, Outgoing},
@@ -53,17 +53,17 @@ const PROBLEM: &str = "dev.action-executor.action.problem.v1";
 /// That the caller is not known, or that it is no event of ours.
 pub async fn receive(
     context: &Context,
-    callers: &Callers,
+    callers: &Authenticator,
     credentials: &Credentials,
     request: Request<Vec<u8>>,
 ) -> Result<Response<Body>, ActionError> {
-    let caller = callers.identify(credentials, context.cluster()).await?;
+    let caller = callers.authenticate(credentials, context.cluster()).await?;
     let (head, body) = request.into_parts();
     let Incoming { mode, id, source, time, traces, data } = Incoming::read(&head.headers, body)?;
-    let key = Key::new(&key(&source, &id), "the event's source and id")?;
-    let event = Some(Origin { key: key.clone(), made_at: time });
-    let delivery = Delivery { body: data, key: None, event };
-    let done = carry_out_for(context, caller.as_ref(), &delivery).await;
+    let key = IdempotencyKey::new(&key(&source, &id), "the event's source and id")?;
+    let event = Some(EventMetadata { key: key.clone(), made_at: time });
+    let delivery = IncomingRequest { body: data, key: None, event };
+    let done = execute_as(context, caller.as_ref(), &delivery).await;
     let (kind, word, asked, target, time) = match &done {
         Ok(response) => {
             let (id, target) = (response.id.clone(), response.target.clone());
@@ -162,7 +162,7 @@ mod tests {
             key("/pager", &long),
         ];
         for (at, other) in all.iter().enumerate() {
-            assert!(Key::new(other, "a test").is_ok(), "{other}");
+            assert!(IdempotencyKey::new(other, "a test").is_ok(), "{other}");
             assert!(*other != one && !all[..at].contains(other), "{other}");
         }
     }
