@@ -1,4 +1,4 @@
-# Checks, releases and the image. `make` alone lists what there is.
+# Tests, generated files, releases and the image. `make` without a target lists them.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -7,7 +7,7 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
-# The time that everything built bears: the last commit's.
+# The time stamp of every built file: the time of the last commit.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 export SOURCE_DATE_EPOCH VERSION
@@ -17,13 +17,13 @@ export CARGO_TARGET_DIR
 DIST ?= $(CURDIR)/dist
 export DIST
 TOOLS := $(CARGO_TARGET_DIR)/release-tools
-ZIG ?= $(TOOLS)/zig/ziglang/zig
-export ZIG
+ZIGBUILD ?= $(TOOLS)/zigbuild
+export ZIGBUILD
 
-#: What to build for: targets of Rust
+#: The targets of a release
 TARGETS ?= x86_64-unknown-linux-musl aarch64-unknown-linux-musl
 
-#: The image: its name, its tag, its platforms, where it goes, where its source is
+#: The image: name, tags, platforms, output, the URL of its source, more flags of docker buildx build
 IMAGE ?= action-executor
 TAG ?= $(VERSION)
 PLATFORMS ?=
@@ -34,24 +34,37 @@ IMAGE_FLAGS ?=
 CYCLONEDX_VERSION := 0.5.9
 
 say = echo "$(1)" >&2
-need = command -v $(1) >/dev/null || { echo "make $@: needs $(1): $(2)" >&2; exit 1; }
+need = command -v $(1) >/dev/null || { echo "make $@: $(1) is missing: $(2)" >&2; exit 1; }
 
 .PHONY: help
-help: ## list this
+help: ## list the targets and variables
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@awk '/^#: / { printf "\n%s\n", substr($$0, 4); listed = 1 } /^$$/ { listed = 0 } listed && / \?=/ { print "  " $$0 }' $(MAKEFILE_LIST)
 
 .PHONY: check
-check: ## the tests and checks, as CI runs them
+check: ## run all tests and checks, as CI does
 	@.ci/run
 
-.PHONY: tools
-tools: $(TOOLS)/zig/.done $(TOOLS)/bin/.cyclonedx-$(CYCLONEDX_VERSION) ## what a release is built with, in target/
+.PHONY: generated
+generated: jobs chart-rules ## write all generated files
 
-$(TOOLS)/zig/.done: release/requirements.txt
+.PHONY: jobs
+jobs: ## write the Job manifests of the actions in jobs/
+	@jobs/render
+
+.PHONY: chart-rules
+chart-rules: ## write the chart's files/rules.yaml from the program's RBAC rules
+	@$(call need,cargo,https://rustup.rs)
+	@UPDATE_GENERATED=1 cargo test --quiet --locked --all-features --test suite -- \
+	    chart::files_rules_yaml_is_generated_from_the_programs_rules
+
+.PHONY: tools
+tools: $(TOOLS)/zigbuild/.installed $(TOOLS)/bin/.cyclonedx-$(CYCLONEDX_VERSION) ## install the build tools of a release in target/
+
+$(TOOLS)/zigbuild/.installed: release/requirements.txt
 	@$(call need,python3,apt-get install python3-pip)
-	@python3 -m pip --version >/dev/null 2>&1 || { echo "make tools: needs pip: apt-get install python3-pip" >&2; exit 1; }
-	@$(call say,Zig ...)
+	@python3 -m pip --version >/dev/null 2>&1 || { echo "make tools: pip is missing: apt-get install python3-pip" >&2; exit 1; }
+	@$(call say,cargo-zigbuild and Zig ...)
 	@rm -rf $(@D)
 	@python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-compile --no-deps \
 	    --only-binary :all: --require-hashes --target $(@D) --requirement $< >&2
@@ -65,13 +78,13 @@ $(TOOLS)/bin/.cyclonedx-$(CYCLONEDX_VERSION):
 	@touch $@
 
 .PHONY: release
-release: tools ## archives, SBOMs and SHA256SUMS, in dist/
-	@test -n "$$SOURCE_DATE_EPOCH" || { echo "make $@: no commit to take the time from: give SOURCE_DATE_EPOCH" >&2; exit 1; }
-	@test -z "$$(git status --porcelain 2>/dev/null)" || $(call say,warning: what is not committed is built too)
+release: tools ## build archives, SBOMs and SHA256SUMS in dist/
+	@test -n "$$SOURCE_DATE_EPOCH" || { echo "make $@: there is no commit: set SOURCE_DATE_EPOCH" >&2; exit 1; }
+	@test -z "$$(git status --porcelain 2>/dev/null)" || $(call say,warning: the build includes changes that are not committed)
 	@PATH=$(TOOLS)/bin:$$PATH release/pack $(TARGETS)
 
 .PHONY: lambda
-lambda: tools ## the archives for AWS Lambda, in dist/
+lambda: tools ## build the archives for AWS Lambda in dist/
 	@$(call need,zip,apt-get install zip)
 	@mkdir -p $(DIST)
 	@for target in $(TARGETS); do \
@@ -86,14 +99,14 @@ lambda: tools ## the archives for AWS Lambda, in dist/
 	done
 
 .PHONY: reproducible
-reproducible: tools ## build a release twice, in two folders, and compare byte for byte (slow)
+reproducible: tools ## build a release twice and compare byte for byte (slow)
 	@release/twice $(TARGETS)
 
 .PHONY: image
-image: ## the image, for this machine's platform, or for PLATFORMS=linux/amd64,linux/arm64
+image: ## build the image for this machine's platform, or for PLATFORMS=linux/amd64,linux/arm64
 	@$(call need,docker,https://docs.docker.com/engine/install)
-	@docker buildx version >/dev/null 2>&1 || { echo "make $@: needs buildx: https://docs.docker.com/go/buildx" >&2; exit 1; }
-	@test -n "$$SOURCE_DATE_EPOCH" || { echo "make $@: no commit to take the time from: give SOURCE_DATE_EPOCH" >&2; exit 1; }
+	@docker buildx version >/dev/null 2>&1 || { echo "make $@: buildx is missing: https://docs.docker.com/go/buildx" >&2; exit 1; }
+	@test -n "$$SOURCE_DATE_EPOCH" || { echo "make $@: there is no commit: set SOURCE_DATE_EPOCH" >&2; exit 1; }
 	docker buildx build \
 	    $(if $(PLATFORMS),--platform $(PLATFORMS)) \
 	    --build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) \
@@ -105,5 +118,5 @@ image: ## the image, for this machine's platform, or for PLATFORMS=linux/amd64,l
 	    --output $(OUTPUT) $(IMAGE_FLAGS) .
 
 .PHONY: clean
-clean: ## remove dist/ (target/ is Cargo's: cargo clean)
+clean: ## remove dist/ (cargo clean removes target/)
 	@rm -rf $(DIST)
