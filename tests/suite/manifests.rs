@@ -1,7 +1,7 @@
 //! The manifests that people copy: an API server takes each of them strictly, and those in jobs/ say
 //! what the program renders.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, process::Command};
 
 use action_executor::actions::ActionKind;
 use serde_json::{Value, json};
@@ -127,7 +127,7 @@ async fn the_files_for_knative_are_strictly_what_it_takes_and_belong_together() 
 #[tokio::test]
 async fn an_api_server_takes_every_manifest_in_a_readme() {
     let mut objects = Vec::new();
-    for readme in ["README.md", "jobs/README.md", "charts/README.md"] {
+    for readme in ["README.md", "jobs/README.md", "charts/README.md", "docs/platforms.md"] {
         let text = fs::read_to_string(folder(readme)).expect("is there");
         let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
         let manifests = blocks.filter(|block| block.contains("\nkind: "));
@@ -139,6 +139,19 @@ async fn an_api_server_takes_every_manifest_in_a_readme() {
         object["metadata"].as_object_mut().expect("is there").remove("namespace");
     }
     shared().create_strictly(&objects);
+}
+
+#[test]
+fn the_jobs_are_what_jobs_render_writes() {
+    let written = scratch("jobs");
+    fs::create_dir_all(&written).expect("is made");
+    let status = Command::new(folder("jobs/render")).arg(&written).status().expect("runs");
+    assert!(status.success(), "{status}");
+    for kind in ActionKind::ALL {
+        let name = format!("{}.yaml", kind.name());
+        let read = |folder: PathBuf| fs::read_to_string(folder.join(&name)).expect("is there");
+        assert_eq!(read(folder("jobs")), read(written.clone()), "{name}: run `make jobs`");
+    }
 }
 
 #[test]
