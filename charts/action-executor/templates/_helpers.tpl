@@ -6,7 +6,7 @@ The chart's name.
 {{- end }}
 
 {{/*
-The name of the release's objects, cut to 63 characters as DNS asks for.
+The name of the release's objects, at most 63 characters, because DNS labels are not longer.
 */}}
 {{- define "action-executor.fullname" -}}
 {{- if .Values.fullnameOverride }}
@@ -45,7 +45,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{/*
-The labels by which the server's pods are chosen. The test's pod has another component.
+The selector labels of the server's pods. The test's pod has another component.
 */}}
 {{- define "action-executor.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "action-executor.name" . }}
@@ -65,13 +65,14 @@ app.kubernetes.io/component: server
 {{- end }}
 
 {{/*
-The service account that acts. The namespace's own is never it: everything there would get its rights.
+The service account that runs the actions. It is never the namespace's default account, because every pod of the
+namespace would get its permissions.
 */}}
 {{- define "action-executor.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create }}
 {{- default (include "action-executor.fullname" .) .Values.serviceAccount.name }}
 {{- else }}
-{{- required "serviceAccount.name must name the account to use, since serviceAccount.create is false." .Values.serviceAccount.name }}
+{{- required "serviceAccount.name is required if serviceAccount.create is false: set it to the account to use." .Values.serviceAccount.name }}
 {{- end }}
 {{- end }}
 
@@ -79,7 +80,7 @@ The service account that acts. The namespace's own is never it: everything there
 The image, by digest if there is one.
 */}}
 {{- define "action-executor.image" -}}
-{{- $repository := required "image.repository must not be empty: it names the image to run." .Values.image.repository }}
+{{- $repository := required "image.repository is empty: set it to the image to run." .Values.image.repository }}
 {{- if .Values.image.digest }}
 {{- printf "%s@%s" $repository .Values.image.digest }}
 {{- else }}
@@ -88,14 +89,14 @@ The image, by digest if there is one.
 {{- end }}
 
 {{/*
-Where it acts, as a YAML list under "items".
+The namespaces of targets, as a YAML list under "items".
 */}}
 {{- define "action-executor.namespaces" -}}
 {{- toYaml (dict "items" (.Values.namespaces | default (list .Release.Namespace) | uniq)) }}
 {{- end }}
 
 {{/*
-The Secret with the keys; empty if callers have none.
+The name of the Secret with the keys; empty if there are no keys.
 */}}
 {{- define "action-executor.keysSecret" -}}
 {{- $keys := .Values.authentication.keys }}
@@ -107,73 +108,73 @@ The Secret with the keys; empty if callers have none.
 {{- end }}
 
 {{/*
-The keys' file.
+The keys file.
 */}}
 {{- define "action-executor.keys" -}}
 {{- toYaml (dict "version" 1 "keys" .Values.authentication.keys.entries) }}
 {{- end }}
 
 {{/*
-Whether the cluster's RBAC is asked what callers may.
+Whether the cluster's RBAC authorizes callers.
 */}}
-{{- define "action-executor.asksRbac" -}}
+{{- define "action-executor.usesRbac" -}}
 {{- if or .Values.authentication.tokenReview.enabled .Values.tls.clientCaSecret }}yes{{ end }}
 {{- end }}
 
 {{/*
-The scheme that is served, which is the name of the port too.
+The scheme of the server, and the name of its port.
 */}}
 {{- define "action-executor.scheme" -}}
 {{- ternary "https" "http" .Values.tls.enabled }}
 {{- end }}
 
 {{/*
-Whether callers are asked who they are.
+Whether the server authenticates callers.
 */}}
 {{- define "action-executor.authenticates" -}}
-{{- if or (include "action-executor.asksRbac" .) (include "action-executor.keysSecret" .) }}yes{{ end }}
+{{- if or (include "action-executor.usesRbac" .) (include "action-executor.keysSecret" .) }}yes{{ end }}
 {{- end }}
 
 {{/*
-What cannot be meant, each in a sentence.
+Checks of combinations of values that the schema cannot express.
 */}}
 {{- define "action-executor.validate" -}}
 {{- $keys := .Values.authentication.keys }}
 {{- if and $keys.entries $keys.existingSecret }}
-{{- fail "authentication.keys.entries and authentication.keys.existingSecret exclude each other: name the keys here or in a Secret of your own." }}
+{{- fail "authentication.keys.entries and authentication.keys.existingSecret are mutually exclusive: list the keys in the values or in your own Secret." }}
 {{- end }}
 {{- if .Values.server.enabled }}
 {{- $_ := include "action-executor.image" . }}
 {{- if not (or (include "action-executor.authenticates" .) .Values.authentication.insecureOpen) }}
-{{- fail "The server would not ask its callers who they are: set authentication.tokenReview.enabled, or authentication.keys, or authentication.insecureOpen if something else decides who may call." }}
+{{- fail "Authentication is off: set authentication.tokenReview.enabled or authentication.keys. Set authentication.insecureOpen only if another component restricts access." }}
 {{- end }}
 {{- else if .Values.knative.enabled }}
-{{- fail "knative.enabled needs server.enabled: without a server there is nothing for Knative to run." }}
+{{- fail "knative.enabled needs server.enabled: Knative runs only the server." }}
 {{- end }}
 {{- if and .Values.tls.enabled (not .Values.tls.secretName) }}
-{{- fail "tls.enabled needs tls.secretName: the Secret with the server's certificate and key." }}
+{{- fail "tls.enabled needs tls.secretName: set it to the Secret with the server's certificate and key." }}
 {{- end }}
 {{- if and .Values.tls.clientCaSecret (not .Values.tls.enabled) }}
-{{- fail "tls.clientCaSecret needs tls.enabled: without TLS nobody presents a certificate." }}
+{{- fail "tls.clientCaSecret needs tls.enabled: clients present certificates only over TLS." }}
 {{- end }}
 {{- if and .Values.knative.enabled .Values.tls.enabled }}
-{{- fail "knative.enabled and tls.enabled exclude each other: Knative has TLS of its own, and speaks plain HTTP to its pods." }}
+{{- fail "knative.enabled and tls.enabled are mutually exclusive: Knative terminates TLS itself and sends plain HTTP to its pods." }}
 {{- end }}
 {{- if .Values.knative.enabled }}
 {{- range $what := list "autoscaling" "ingress" "httpRoute" "networkPolicy" }}
 {{- if (get $.Values $what).enabled }}
-{{- fail (printf "%s.enabled and knative.enabled exclude each other: Knative routes to its pods and scales them itself." $what) }}
+{{- fail (printf "%s.enabled and knative.enabled are mutually exclusive: Knative routes requests and scales its pods itself." $what) }}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
 
 {{/*
-What a scanner (checkov) need not look for in the pods, and why.
+The scanner's checks (checkov) that do not apply to the pods, with reasons.
 */}}
 {{- define "action-executor.scannerNotes" -}}
-checkov.io/skip1: CKV_K8S_11=processor time is not limited, because throttling would make deadlines miss
-checkov.io/skip2: CKV_K8S_43=the digest is the user's to give, in image.digest
-checkov.io/skip3: CKV_K8S_15=the tag of a version is never moved, and image.digest is stronger
-checkov.io/skip4: CKV2_K8S_6=networkPolicy.enabled makes one, who may call is the user's to say
+checkov.io/skip1: CKV_K8S_11=there is no CPU limit, because throttling would cause missed deadlines
+checkov.io/skip2: CKV_K8S_43=the user sets the digest in image.digest
+checkov.io/skip3: CKV_K8S_15=the tag of a version never changes, and image.digest is stronger
+checkov.io/skip4: CKV2_K8S_6=networkPolicy.enabled creates one, and the user sets its peers
 {{- end }}

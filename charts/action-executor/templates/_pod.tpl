@@ -1,5 +1,5 @@
 {{/*
-The pod's annotations: a changed policy or a changed key starts new pods.
+The pod's annotations. A changed policy or key changes a checksum, so the Deployment starts new pods.
 */}}
 {{- define "action-executor.podAnnotations" -}}
 checksum/policy: {{ include "action-executor.policy" . | sha256sum }}
@@ -12,7 +12,7 @@ checksum/keys: {{ include "action-executor.keys" . | sha256sum }}
 {{- end }}
 
 {{/*
-A probe, at the container's port and in its scheme unless it names others itself.
+A probe. The container's port and scheme are its defaults.
 */}}
 {{- define "action-executor.probe" -}}
 {{- $probe := deepCopy .probe }}
@@ -30,18 +30,17 @@ A probe, at the container's port and in its scheme unless it names others itself
 {{- end }}
 
 {{/*
-The pod, for a Deployment and for Knative. Knative's API refuses by default what only the nodes or the
-kubelet care about, so that part is left to Deployments; what the values set is rendered and Knative says
-what it has to be told to allow.
+The pod, for a Deployment and for Knative. By default Knative rejects fields for nodes and the kubelet, so a
+Knative Service has only those of them that the values set; Knative reports the feature flags that they need.
 */}}
 {{- define "action-executor.podSpec" -}}
 {{- $knative := .Values.knative.enabled }}
 {{- $settings := .Values.settings }}
 {{- $keys := include "action-executor.keysSecret" . }}
 serviceAccountName: {{ include "action-executor.serviceAccountName" . }}
-# The token is mounted below, in this container alone.
+# The token is mounted below, into the server's container only.
 automountServiceAccountToken: false
-# A Service named action-executor would set variables that look like settings.
+# A Service named action-executor would set variables with the names of settings.
 enableServiceLinks: false
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
@@ -81,6 +80,10 @@ containers:
       - {{ printf "%s:%d" .Values.bindAddress (int .Values.containerPort) | quote }}
       {{- if not (include "action-executor.authenticates" .) }}
       - --insecure-open
+      {{- end }}
+      {{- if eq .Values.server.engine "tiny-http" }}
+      - --engine
+      - tiny-http
       {{- end }}
       {{- with .Values.extraArgs }}
       {{- toYaml . | nindent 6 }}
@@ -130,7 +133,7 @@ containers:
       {{- toYaml . | nindent 6 }}
     {{- end }}
     ports:
-      # Knative knows the protocol by this name.
+      # Knative derives the protocol from this name.
       - name: {{ ternary "http1" (include "action-executor.scheme" .) $knative }}
         containerPort: {{ .Values.containerPort }}
         protocol: TCP
@@ -176,8 +179,10 @@ containers:
         mountPath: /etc/action-executor/client-ca
         readOnly: true
       {{- end }}
+      {{- if eq .Values.server.engine "tiny-http" }}
       - name: tmp
         mountPath: /tmp
+      {{- end }}
       {{- with .Values.extraVolumeMounts }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
@@ -230,10 +235,13 @@ volumes:
         - key: ca.crt
           path: ca.crt
   {{- end }}
+  {{- if eq .Values.server.engine "tiny-http" }}
+  # The engine's private socket.
   - name: tmp
     emptyDir:
       medium: Memory
       sizeLimit: 16Mi
+  {{- end }}
   {{- with .Values.extraVolumes }}
   {{- toYaml . | nindent 2 }}
   {{- end }}

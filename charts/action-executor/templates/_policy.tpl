@@ -1,5 +1,5 @@
 {{/*
-The policy as it is mounted: what the values say, and where budget and kill switch are kept.
+The mounted policy: the values, and the Lease of budget and kill switch.
 */}}
 {{- define "action-executor.policy" -}}
 {{- $policy := deepCopy (.Values.policy | default dict) }}
@@ -15,7 +15,7 @@ The policy as it is mounted: what the values say, and where budget and kill swit
 {{- end }}
 
 {{/*
-The same with the shipped policy's value for every field that it leaves out, and checked.
+The policy with a default for every omitted field, validated.
 */}}
 {{- define "action-executor.limits" -}}
 {{- $policy := include "action-executor.policy" . | fromYaml }}
@@ -36,28 +36,28 @@ The same with the shipped policy's value for every field that it leaves out, and
 {{- range $list := list "allow" "require_approval" }}
 {{- range $name := get $policy.actions $list }}
 {{- if not (or (eq $name "*") (hasKey $known.actions $name) (hasKey $known.aliases $name)) }}
-{{- fail (printf "policy.actions.%s names %q, which is no action; known: %s, or \"*\" for all." $list $name (keys $known.actions | sortAlpha | join ", ")) }}
+{{- fail (printf "policy.actions.%s: unknown action %q; known actions: %s; \"*\" for all." $list $name (keys $known.actions | sortAlpha | join ", ")) }}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- range $list := list "allow" "deny" "require_approval" }}
 {{- range $pattern := get $policy.namespaces $list }}
 {{- if or (not (regexMatch "^[-a-z0-9*]{1,63}$" $pattern)) (gt (regexFindAll "[*]" $pattern -1 | len) 3) }}
-{{- fail (printf "policy.namespaces.%s holds %q, which must be a namespace's name, with up to three * for any characters." $list $pattern) }}
+{{- fail (printf "policy.namespaces.%s: %q is not the name of a namespace. A name can contain up to three *, each for any characters." $list $pattern) }}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- range $list := list "allow" "deny" "require_approval" }}
 {{- range $pattern := get $policy.nodes $list }}
 {{- if or (not (regexMatch "^[-.a-z0-9*]{1,253}$" $pattern)) (gt (regexFindAll "[*]" $pattern -1 | len) 3) }}
-{{- fail (printf "policy.nodes.%s holds %q, which must be a node's name, with up to three * for any characters." $list $pattern) }}
+{{- fail (printf "policy.nodes.%s: %q is not the name of a node. A name can contain up to three *, each for any characters." $list $pattern) }}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- range $list := list "protected" "opt_in" }}
 {{- range $label := get $policy.targets $list }}
 {{- if not (regexMatch "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[-A-Za-z0-9_.]{1,63}(=[-A-Za-z0-9_.]{0,63})?$" $label) }}
-{{- fail (printf "policy.targets.%s holds %q, which must be a label as key or key=value." $list $label) }}
+{{- fail (printf "policy.targets.%s: %q is not a label of the form key or key=value." $list $label) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -65,7 +65,7 @@ The same with the shipped policy's value for every field that it leaves out, and
 {{- end }}
 
 {{/*
-The program's table of what RBAC must allow.
+The program's RBAC rules.
 */}}
 {{- define "action-executor.rules" -}}
 {{- $rules := .Files.Get "files/rules.yaml" | fromYaml }}
@@ -78,7 +78,7 @@ The program's table of what RBAC must allow.
 {{- end }}
 
 {{/*
-The actions that the policy allows, as a YAML list under "items", in the names of the table.
+The allowed actions, as a YAML list under "items", without aliases.
 */}}
 {{- define "action-executor.allowed" -}}
 {{- $rules := include "action-executor.rules" . | fromYaml }}
@@ -94,15 +94,15 @@ The actions that the policy allows, as a YAML list under "items", in the names o
 {{- end }}
 
 {{/*
-Whether there is anything that a person has to approve.
+Whether the policy requires approvals.
 */}}
-{{- define "action-executor.asksForApproval" -}}
+{{- define "action-executor.requiresApproval" -}}
 {{- $limits := include "action-executor.limits" . | fromYaml }}
 {{- if or $limits.actions.require_approval $limits.namespaces.require_approval $limits.nodes.require_approval }}yes{{ end }}
 {{- end }}
 
 {{/*
-What the executor needs in a namespace in which it acts.
+The rules that the executor needs in each namespace of targets.
 */}}
 {{- define "action-executor.roleRules" -}}
 {{- $table := include "action-executor.rules" . | fromYaml }}
@@ -117,14 +117,14 @@ What the executor needs in a namespace in which it acts.
 {{- if not (has $table.ledger $rules) }}
 {{- $rules = append $rules $table.ledger }}
 {{- end }}
-{{- if include "action-executor.asksForApproval" . }}
+{{- if include "action-executor.requiresApproval" . }}
 {{- $rules = append $rules $table.approval }}
 {{- end }}
 {{- toYaml $rules }}
 {{- end }}
 
 {{/*
-What the allowed actions on nodes need in the whole cluster, as a YAML list under "items".
+The cluster-wide rules of the allowed actions on nodes, as a YAML list under "items".
 */}}
 {{- define "action-executor.clusterRules" -}}
 {{- $table := include "action-executor.rules" . | fromYaml }}
@@ -140,19 +140,19 @@ What the allowed actions on nodes need in the whole cluster, as a YAML list unde
 {{- end }}
 
 {{/*
-What the executor needs where the records of its actions on nodes are kept.
+The rules for the namespace of the records of actions on nodes.
 */}}
 {{- define "action-executor.recordRules" -}}
 {{- $table := include "action-executor.rules" . | fromYaml }}
 {{- $rules := list $table.ledger }}
-{{- if include "action-executor.asksForApproval" . }}
+{{- if include "action-executor.requiresApproval" . }}
 {{- $rules = append $rules $table.approval }}
 {{- end }}
 {{- toYaml $rules }}
 {{- end }}
 
 {{/*
-The right to the one Lease of budget and kill switch; RBAC cannot narrow "create" to a name.
+The rules for the Lease of budget and kill switch. RBAC cannot restrict "create" to a name.
 */}}
 {{- define "action-executor.stateRules" -}}
 {{- $limits := include "action-executor.limits" . | fromYaml }}
@@ -167,25 +167,25 @@ The right to the one Lease of budget and kill switch; RBAC cannot narrow "create
 {{- end }}
 
 {{/*
-CEL: at least one of these conditions; none of none.
+CEL: at least one of these conditions is true; false if there are none.
 */}}
 {{- define "action-executor.any" -}}
 {{- if . }}({{ join ") || (" . }}){{ else }}false{{ end }}
 {{- end }}
 
 {{/*
-CEL: the request's namespace is one of these patterns.
+CEL: the request's namespace matches one of these patterns.
 */}}
 {{- define "action-executor.inNamespaces" -}}
 {{- $conditions := list }}
 {{- range . }}
-{{- $conditions = append $conditions (printf "variables.place.matches('^%s$')" (replace "*" ".*" .)) }}
+{{- $conditions = append $conditions (printf "variables.requestNamespace.matches('^%s$')" (replace "*" ".*" .)) }}
 {{- end }}
 {{- include "action-executor.any" $conditions }}
 {{- end }}
 
 {{/*
-CEL: the request's object, a node, has a name of one of these patterns.
+CEL: the name of the request's node matches one of these patterns.
 */}}
 {{- define "action-executor.onNodes" -}}
 {{- $conditions := list }}
@@ -212,7 +212,7 @@ CEL: the object has one of these labels.
 {{- end }}
 
 {{/*
-CEL: the request is a write that an allowed action needs; a simulation makes the same ones.
+CEL: the request is a write that an allowed action needs. A simulation sends the same writes as dry runs.
 */}}
 {{- define "action-executor.writes" -}}
 {{- $limited := (include "action-executor.limits" . | fromYaml).simulation.limited }}
@@ -242,17 +242,17 @@ CEL: the request is a write that an allowed action needs; a simulation makes the
 {{- end }}
 
 {{/*
-The name of the admission policies and of what else is about this account and not in a namespace.
+The name of the cluster-scoped objects of this account.
 */}}
 {{- define "action-executor.clusterName" -}}
 {{- printf "action-executor.%s.%s" .Release.Namespace (include "action-executor.serviceAccountName" .) }}
 {{- end }}
 
 {{/*
-What the executor writes besides its actions: records, budget, and questions about itself and its callers.
+The resources that the admission policies exclude: records, budget, and reviews of itself and of its callers.
 */}}
-{{- define "action-executor.ownBooks" -}}
-{{- $books := list
+{{- define "action-executor.excluded" -}}
+{{- $excluded := list
   (list "" "events")
   (list "events.k8s.io" "events")
   (list "coordination.k8s.io" "leases")
@@ -261,7 +261,7 @@ What the executor writes besides its actions: records, budget, and questions abo
   (list "authorization.k8s.io" "selfsubjectrulesreviews")
   (list "authentication.k8s.io" "tokenreviews")
   (list "authorization.k8s.io" "subjectaccessreviews") }}
-{{- range $books }}
+{{- range $excluded }}
 - apiGroups: [{{ first . | quote }}]
   apiVersions: ["*"]
   operations: ["*"]
@@ -270,7 +270,7 @@ What the executor writes besides its actions: records, budget, and questions abo
 {{- end }}
 
 {{/*
-An admission policy's part that is the same in all three: whom it is about, and what CEL has names for.
+The common part of the three admission policies: the account that they apply to, and their variables.
 */}}
 {{- define "action-executor.admissionSubject" -}}
 matchConditions:
@@ -279,7 +279,7 @@ matchConditions:
 variables:
   - name: labels
     expression: "oldObject == null || !has(oldObject.metadata.labels) ? dyn({}) : dyn(oldObject.metadata.labels)"
-  - name: place
+  - name: requestNamespace
     expression: "has(request.namespace) ? request.namespace : ''"
   - name: name
     expression: "has(request.name) ? request.name : ''"
@@ -292,7 +292,7 @@ variables:
 {{- end }}
 
 {{/*
-Everything but the executor's own books.
+All resources except the excluded ones.
 */}}
 {{- define "action-executor.admissionScope" -}}
 matchConstraints:
@@ -302,11 +302,11 @@ matchConstraints:
       operations: ["*"]
       resources: ["*/*"]
   excludeResourceRules:
-    {{- include "action-executor.ownBooks" . | nindent 4 }}
+    {{- include "action-executor.excluded" . | nindent 4 }}
 {{- end }}
 
 {{/*
-One rule of an admission policy: a list of its name and its CEL.
+One rule of an admission policy, from a list of its name and its CEL expression.
 */}}
 {{- define "action-executor.validation" -}}
 - expression: {{ last . | quote }}
