@@ -122,7 +122,8 @@ fn files_rules_yaml_is_generated_from_the_programs_rules() {
         "approval": approval::RULE, "approver": approval::APPROVER,
     });
     let text = serde_yaml_ng::to_string(&expected).expect("is YAML");
-    let text = format!("# The RBAC rules of the program. `make chart-rules` writes this file.\n{text}");
+    let text =
+        format!("# The RBAC rules of the program. `make chart-rules` writes this file.\n{text}");
     let file = format!("{CHART}/files/rules.yaml");
     if std::env::var_os("UPDATE_GENERATED").is_some() {
         std::fs::write(&file, &text).expect("is written");
@@ -293,7 +294,10 @@ fn what_cannot_be_meant_is_refused_in_a_sentence() {
     };
     for (set, sentence) in [
         ("authentication.tokenReview.enabled=false", "Authentication is off: set"),
-        ("policy.actions.allow={restart_everything}", "unknown action \"restart_everything\"; known actions: "),
+        (
+            "policy.actions.allow={restart_everything}",
+            "unknown action \"restart_everything\"; known actions: ",
+        ),
         ("policy.cooldown=5", "additional properties 'cooldown' not allowed"),
         ("image.repository=", "image.repository"),
         ("tls.enabled=true", "tls.enabled needs tls.secretName"),
