@@ -278,6 +278,17 @@ fn with_tls_everybody_in_the_cluster_speaks_it() {
 }
 
 #[test]
+fn only_the_engine_tiny_http_has_a_volume_at_tmp() {
+    for (engine, expected) in [("default", false), ("tiny-http", true)] {
+        let documents = rendered(&json!({ "server": { "engine": engine } }));
+        let server = documents.iter().find(|it| it["kind"] == "Deployment").expect("is there");
+        let server = server.to_string();
+        assert_eq!(server.contains("--engine"), expected, "{engine}");
+        assert_eq!(server.contains(r#""mountPath":"/tmp""#), expected, "{engine}");
+    }
+}
+
+#[test]
 fn helm_finds_nothing_to_complain_of() {
     for file in ci_values() {
         let file = file.to_str().expect("is text");
