@@ -93,7 +93,7 @@ fn without_one_verb(rules: &[(Place, Value)]) -> Vec<Fewer> {
 }
 
 #[tokio::test]
-async fn each_action_succeeds_with_exactly_its_rules() {
+async fn each_action_succeeds_with_exactly_its_rbac_rules() {
     for kind in ActionKind::ALL {
         let namespace = shared().namespace("exact_rules").await;
         prepare(kind, &namespace).await;
@@ -109,7 +109,7 @@ async fn each_action_succeeds_with_exactly_its_rules() {
 }
 
 #[tokio::test]
-async fn without_any_one_verb_the_answer_names_it_and_the_rule_that_is_missing() {
+async fn an_answer_names_each_missing_verb_and_its_rule() {
     for kind in ActionKind::ALL {
         let ways = without_one_verb(&rules(kind));
         for (number, Fewer { verb, resource, rules }) in ways.iter().enumerate() {
@@ -146,7 +146,7 @@ async fn without_any_one_verb_the_answer_names_it_and_the_rule_that_is_missing()
 }
 
 #[tokio::test]
-async fn a_forbidden_patch_is_told_exactly() {
+async fn a_forbidden_patch_is_reported_with_the_missing_rule() {
     let namespace = shared().namespace("exact_message").await;
     namespace.running_deployment("web", 1).await;
     let all = rules(ActionKind::RestartK8s);
@@ -185,7 +185,7 @@ fn simulate(namespace: &Namespace, program: Program) -> Finished {
 }
 
 #[tokio::test]
-async fn several_kubeconfigs_are_merged_and_a_context_is_chosen() {
+async fn several_kubeconfigs_are_merged_and_a_context_is_selected() {
     let namespace = shared().namespace("merged").await;
     namespace.running_deployment("web", 1).await;
     let text = fs::read_to_string(namespace.kubeconfig()).expect("is readable");
@@ -211,7 +211,7 @@ async fn several_kubeconfigs_are_merged_and_a_context_is_chosen() {
 }
 
 #[tokio::test]
-async fn an_exec_plugin_gives_the_credentials() {
+async fn an_exec_plugin_provides_the_credentials() {
     let namespace = shared().namespace("plugin").await;
     namespace.running_deployment("web", 1).await;
     let plugged = account(&namespace, "plugged", &rules(ActionKind::RestartK8s)).await;
@@ -241,7 +241,7 @@ async fn an_exec_plugin_gives_the_credentials() {
 }
 
 #[tokio::test]
-async fn credentials_that_the_cluster_refuses_are_no_success_and_not_shown() {
+async fn rejected_credentials_are_an_error_and_are_not_printed() {
     let namespace = shared().namespace("credentials").await;
     let kubeconfig = namespace.kubeconfig_with("stranger", json!({ "token": "hunter2-hunter2" }));
     let done = simulate(&namespace, Program::with_kubeconfig(&kubeconfig));
@@ -251,7 +251,7 @@ async fn credentials_that_the_cluster_refuses_are_no_success_and_not_shown() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_the_one_we_trust_is_not_talked_to() {
+async fn an_untrusted_api_server_receives_no_request() {
     let namespace = shared().namespace("stranger").await;
     let text = fs::read_to_string(namespace.kubeconfig()).expect("is readable");
     let mut config: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
@@ -282,7 +282,7 @@ async fn a_server_that_is_not_the_one_we_trust_is_not_talked_to() {
 }
 
 #[test]
-fn a_broken_configuration_never_turns_into_no_cluster() {
+fn a_broken_kubeconfig_is_an_error_and_never_means_no_cluster() {
     let request = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
     let broken = scratch("broken");
     fs::write(&broken, "{ this is no: [ kubeconfig").expect("is written");

@@ -90,7 +90,7 @@ fn shows_labels(kind: ActionKind) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_api_server_denies_what_each_rule_denies() {
+async fn admission_denies_what_each_policy_rule_denies() {
     for kind in ActionKind::ALL {
         for (rule, policy) in [
             ("PLACES.deny", "PLACES: {deny: ['admission-*']}"),
@@ -125,7 +125,7 @@ async fn the_api_server_denies_what_each_rule_denies() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_protected_target_is_protected_by_the_api_server_too() {
+async fn admission_denies_writes_to_a_protected_target() {
     let scenario = Scenario::new(ActionKind::RestartPod, "protected").await;
     let policy = "targets: {protected: [app=web]}\nsimulation: {limited: true}";
     let kubeconfig = guarded(&scenario, policy).await;
@@ -134,7 +134,7 @@ async fn a_protected_target_is_protected_by_the_api_server_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_bounds_of_replicas_hold_in_the_api_server_too() {
+async fn admission_enforces_the_replica_bounds() {
     let scenario = Scenario::new(ActionKind::Scale, "bounds").await;
     // One replica is there, and one more is asked for.
     let policy = "replicas: {min: 1, max: 1}\nsimulation: {limited: true}";
@@ -149,7 +149,7 @@ async fn the_bounds_of_replicas_hold_in_the_api_server_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reading_only_leaves_dry_runs_and_the_switch_stops_the_rest() {
+async fn admission_under_read_only_allows_dry_runs_alone() {
     for kind in ActionKind::ALL {
         let scenario = Scenario::new(kind, "read_only").await;
         let kubeconfig = guarded(&scenario, "read_only: true").await;
@@ -164,7 +164,7 @@ async fn reading_only_leaves_dry_runs_and_the_switch_stops_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_kill_switch_holds_in_the_api_server_once_it_is_thrown() {
+async fn admission_enforces_the_kill_switch() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "vap_switch").await;
     let name = scenario.namespace.name();
     let kubeconfig = guarded(&scenario, "version: 1").await;
@@ -214,7 +214,7 @@ async fn the_kill_switch_holds_in_the_api_server_once_it_is_thrown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn even_with_far_more_rights_the_executor_can_do_nothing_else() {
+async fn admission_denies_other_writes_despite_wide_rights() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "nothing_else").await;
     let name = scenario.namespace.name();
     guarded(&scenario, "actions: {allow: [restart_k8s]}").await;
@@ -238,7 +238,7 @@ async fn even_with_far_more_rights_the_executor_can_do_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_printed_roles_are_taken_by_the_api_server_and_suffice() {
+async fn the_printed_roles_are_accepted_and_sufficient() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "roles").await;
     let name = scenario.namespace.name();
     let kubeconfig = scenario.namespace.account("executor", json!([])).await;

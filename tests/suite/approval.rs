@@ -41,7 +41,7 @@ fn approve(answer: &Value, kubeconfig: &Path) -> bool {
 }
 
 #[tokio::test]
-async fn an_approved_action_is_done_once() {
+async fn an_approved_action_is_applied_once() {
     for kind in ActionKind::ALL {
         let scenario = Scenario::new(kind, "approved").await;
         let request = scenario.request("r1");
@@ -72,7 +72,7 @@ async fn an_approved_action_is_done_once() {
 }
 
 #[tokio::test]
-async fn over_http_it_is_202() {
+async fn a_pending_approval_is_202_over_http() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "accepted").await;
     let policy = scenario.namespace.policy(ASKING);
     let program = Program::with_kubeconfig(scenario.namespace.kubeconfig()).under(&policy);
@@ -93,7 +93,7 @@ async fn the_executor_cannot_approve_with_its_own_rights() {
 }
 
 #[tokio::test]
-async fn without_the_right_to_look_for_an_approval_that_is_what_is_told() {
+async fn a_missing_right_to_read_approvals_is_reported() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "blind").await;
     let policy = Policy::parse(ASKING, "p").expect("is a policy");
     let rules = rbac::rules(&ActionKind::ALL, &policy);
@@ -109,7 +109,7 @@ async fn without_the_right_to_look_for_an_approval_that_is_what_is_told() {
 }
 
 #[tokio::test]
-async fn an_approval_is_for_the_object_as_it_was_looked_at() {
+async fn an_approval_ends_when_its_object_changes() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "changed").await;
     let request = scenario.request("r1");
     let before = send(&scenario, &request).answer();
@@ -123,7 +123,7 @@ async fn an_approval_is_for_the_object_as_it_was_looked_at() {
 }
 
 #[tokio::test]
-async fn an_approval_is_good_until_it_expires() {
+async fn an_approval_is_valid_until_it_expires() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "expired").await;
     let request = scenario.request("r1");
     let before = send(&scenario, &request).answer();

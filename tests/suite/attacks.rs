@@ -44,19 +44,19 @@ macro_rules! attacks {
 }
 
 attacks! {
-    a_content_length_that_is_a_lie_is_refused_before_anything_is_read,
-    a_content_length_that_is_no_number_is_refused,
-    two_content_lengths_are_refused_unless_they_are_one,
-    a_second_request_hidden_behind_two_lengths_is_never_carried_out,
-    a_header_without_end_is_refused_and_not_kept,
-    a_body_that_is_too_long_is_refused,
-    who_sends_on_after_a_refusal_is_not_cut_off_before_it_is_heard,
-    a_request_in_single_bytes_is_a_request,
+    an_oversized_content_length_is_rejected_before_the_body_is_read,
+    a_malformed_content_length_is_rejected,
+    differing_content_lengths_are_rejected,
+    a_request_smuggled_behind_two_lengths_is_never_executed,
+    an_endless_header_is_rejected_and_not_buffered,
+    an_oversized_body_is_rejected,
+    a_client_that_keeps_sending_can_read_an_early_rejection,
+    a_request_sent_byte_by_byte_is_accepted,
     pipelined_requests_are_answered_in_order,
-    what_is_no_http_is_refused,
-    a_thousand_slow_clients_hold_nobody_up,
-    slow_clients_are_shown_out,
-    ten_thousand_idle_connections_keep_nobody_out,
+    malformed_http_is_rejected,
+    a_thousand_slow_clients_do_not_delay_others,
+    slow_clients_are_disconnected,
+    ten_thousand_idle_connections_do_not_block_others,
 }
 
 fn server(over: Over) -> Server {
@@ -89,7 +89,7 @@ fn with_length(headers: &str) -> Vec<u8> {
     request
 }
 
-fn a_content_length_that_is_a_lie_is_refused_before_anything_is_read(over: Over) {
+fn an_oversized_content_length_is_rejected_before_the_body_is_read(over: Over) {
     let mut server = server(over);
     for length in ["1000000000000", "9223372036854775808", "18446744073709551615"] {
         let reply = server.raw(&with_length(&format!("Content-Length: {length}\r\n")));
@@ -100,7 +100,7 @@ fn a_content_length_that_is_a_lie_is_refused_before_anything_is_read(over: Over)
     unharmed(&mut server);
 }
 
-fn a_content_length_that_is_no_number_is_refused(over: Over) {
+fn a_malformed_content_length_is_rejected(over: Over) {
     let mut server = server(over);
     for length in ["-1", "+5", "0x10", "5, 5", "", "99999999999999999999"] {
         let reply = server.raw(&with_length(&format!("Content-Length: {length}\r\n")));
@@ -109,7 +109,7 @@ fn a_content_length_that_is_no_number_is_refused(over: Over) {
     unharmed(&mut server);
 }
 
-fn two_content_lengths_are_refused_unless_they_are_one(over: Over) {
+fn differing_content_lengths_are_rejected(over: Over) {
     let mut server = server(over);
     let length = REQUEST.len();
     let with_second = |second| {
@@ -123,7 +123,7 @@ fn two_content_lengths_are_refused_unless_they_are_one(over: Over) {
     unharmed(&mut server);
 }
 
-fn a_second_request_hidden_behind_two_lengths_is_never_carried_out(over: Over) {
+fn a_request_smuggled_behind_two_lengths_is_never_executed(over: Over) {
     let mut server = server(over);
     let hidden = execute_request(REQUEST, "");
     for headers in [
@@ -149,7 +149,7 @@ fn a_second_request_hidden_behind_two_lengths_is_never_carried_out(over: Over) {
     unharmed(&mut server);
 }
 
-fn a_header_without_end_is_refused_and_not_kept(over: Over) {
+fn an_endless_header_is_rejected_and_not_buffered(over: Over) {
     let mut server = server(over);
     let mut stream = server.open();
     let mut send = |bytes: &[u8]| stream.write_all(bytes).is_ok();
@@ -163,7 +163,7 @@ fn a_header_without_end_is_refused_and_not_kept(over: Over) {
     unharmed(&mut server);
 }
 
-fn a_body_that_is_too_long_is_refused(over: Over) {
+fn an_oversized_body_is_rejected(over: Over) {
     let mut server = server(over);
     let long = vec![b' '; 65 * 1024];
     assert_eq!(server.execute(&long).status, 413);
@@ -177,7 +177,7 @@ fn a_body_that_is_too_long_is_refused(over: Over) {
     unharmed(&mut server);
 }
 
-fn who_sends_on_after_a_refusal_is_not_cut_off_before_it_is_heard(over: Over) {
+fn a_client_that_keeps_sending_can_read_an_early_rejection(over: Over) {
     let mut server = server(over);
     let long = execute_request(&[b' '; 128 * 1024], "");
     let too_many = [b"GET / HTTP/1.1\r\n".as_slice(), &b"X: y\r\n".repeat(1000)].concat();
@@ -192,7 +192,7 @@ fn who_sends_on_after_a_refusal_is_not_cut_off_before_it_is_heard(over: Over) {
     unharmed(&mut server);
 }
 
-fn a_request_in_single_bytes_is_a_request(over: Over) {
+fn a_request_sent_byte_by_byte_is_accepted(over: Over) {
     let mut server = server(over);
     let mut stream = server.open();
     for byte in execute_request(REQUEST, "Connection: close\r\n") {
@@ -221,7 +221,7 @@ fn pipelined_requests_are_answered_in_order(over: Over) {
     unharmed(&mut server);
 }
 
-fn what_is_no_http_is_refused(over: Over) {
+fn malformed_http_is_rejected(over: Over) {
     let mut server = server(over);
     for junk in [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".as_slice(),
@@ -259,7 +259,7 @@ fn p99(server: &Server) -> Duration {
     times[98]
 }
 
-fn a_thousand_slow_clients_hold_nobody_up(over: Over) {
+fn a_thousand_slow_clients_do_not_delay_others(over: Over) {
     let mut server = server(over);
     let mut slow: Vec<Box<dyn Stream>> = (0..1000).map(|_| server.open()).collect();
     let over = AtomicBool::new(false);
@@ -286,7 +286,7 @@ fn a_thousand_slow_clients_hold_nobody_up(over: Over) {
     unharmed(&mut server);
 }
 
-fn slow_clients_are_shown_out(over: Over) {
+fn slow_clients_are_disconnected(over: Over) {
     let server = server(over);
     let mut header = server.open();
     header.write_all(b"GET /api/v1/healthz HTTP/1.1\r\n").expect("is sent");
@@ -303,7 +303,7 @@ fn slow_clients_are_shown_out(over: Over) {
     assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
 }
 
-fn ten_thousand_idle_connections_keep_nobody_out(over: Over) {
+fn ten_thousand_idle_connections_do_not_block_others(over: Over) {
     let mut server = started(over, |program| Server::with_descriptors(program, 1024));
     let mut idle = Vec::new();
     // Before a handshake TLS is not in it yet; so many as are shown out several times over will do.
@@ -324,7 +324,7 @@ fn ten_thousand_idle_connections_keep_nobody_out(over: Over) {
 }
 
 #[test]
-fn a_thousand_half_open_handshakes_hold_nobody_up() {
+fn a_thousand_half_open_handshakes_do_not_delay_others() {
     let mut server = server(Tls);
     // The beginning of a ClientHello that says it is 508 bytes long.
     let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
@@ -342,7 +342,7 @@ fn a_thousand_half_open_handshakes_hold_nobody_up() {
 }
 
 #[test]
-fn garbage_in_a_handshake_is_refused() {
+fn garbage_in_a_handshake_is_rejected() {
     let mut server = server(Tls);
     for junk in [
         b"GET /api/v1/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n".as_slice(),
@@ -367,7 +367,7 @@ fn garbage_in_a_handshake_is_refused() {
 }
 
 #[test]
-fn nobody_may_begin_the_handshake_anew() {
+fn a_tls_renegotiation_is_rejected() {
     let mut server = server(Tls);
     let address = server.address().to_string();
     // openssl begins a new handshake when it reads an R on a line of its own.

@@ -45,7 +45,7 @@ fn code(reply: &Reply) -> (u16, String) {
 }
 
 #[test]
-fn who_does_not_say_who_they_are_learns_nothing() {
+fn an_unauthenticated_caller_gets_401_for_any_request() {
     let server = Server::start(Program::offline().env("ACTION_EXECUTOR_KEYS", keys("")));
     for headers in ["", "Authorization: Basic YTpi\r\n", &bearer("wrong"), &bearer("")] {
         for body in [REQUEST, b"{".as_slice(), b"{}".as_slice()] {
@@ -59,7 +59,7 @@ fn who_does_not_say_who_they_are_learns_nothing() {
 }
 
 #[test]
-fn a_key_opens_what_its_entry_says_and_a_change_holds_at_once() {
+fn a_key_permits_what_its_entry_says_and_a_change_applies_at_once() {
     let path = keys(", simulate_only: true");
     let server = Server::start(Program::offline().env("ACTION_EXECUTOR_KEYS", &path));
     let real = br#"{"type":"restart_k8s","parameters":{"deployment":"web"},"simulate":false}"#;
@@ -84,7 +84,7 @@ fn a_key_opens_what_its_entry_says_and_a_change_holds_at_once() {
 }
 
 #[test]
-fn whoever_is_wrong_too_often_is_not_listened_to_and_shuts_nobody_else_out() {
+fn repeated_wrong_keys_are_rate_limited_and_known_keys_still_work() {
     let server = Server::start(Program::offline().env("ACTION_EXECUTOR_KEYS", keys("")));
     for number in 0..10 {
         let refused = execute(&server, REQUEST, &bearer(&format!("guess-{number}")));
@@ -100,7 +100,7 @@ fn whoever_is_wrong_too_often_is_not_listened_to_and_shuts_nobody_else_out() {
 }
 
 #[test]
-fn a_caller_who_asks_too_often_is_told_when_to_ask_again() {
+fn a_caller_over_its_rate_gets_429_with_retry_after() {
     let program = |rate| {
         Program::offline()
             .env("ACTION_EXECUTOR_KEYS", keys(""))
@@ -121,7 +121,7 @@ fn a_caller_who_asks_too_often_is_told_when_to_ask_again() {
 }
 
 #[test]
-fn the_readmes_keys_are_keys() {
+fn the_documented_keys_file_is_valid() {
     let readme = include_str!("../../README.md");
     let mut blocks = readme.split("```yaml\n").filter_map(|rest| rest.split("```").next());
     let example = blocks.find(|block| block.contains("\nkeys:")).expect("there is one");
@@ -130,7 +130,7 @@ fn the_readmes_keys_are_keys() {
 }
 
 #[test]
-fn a_keys_file_that_cannot_be_read_is_an_error_at_the_start() {
+fn an_invalid_keys_file_is_a_startup_error() {
     let done = Program::offline()
         .env("ACTION_EXECUTOR_KEYS", "/nonexistent/keys.yaml")
         .args(["serve", "--bind", "127.0.0.1:0"])
@@ -140,7 +140,7 @@ fn a_keys_file_that_cannot_be_read_is_an_error_at_the_start() {
 }
 
 #[test]
-fn with_keys_the_server_may_be_reached_by_others() {
+fn a_server_with_keys_may_listen_on_all_addresses() {
     let serve = ["serve", "--bind", "0.0.0.0:0"];
     let refused = Program::offline().args(serve).run();
     assert_eq!(refused.status, 78, "{refused:?}");
@@ -151,7 +151,7 @@ fn with_keys_the_server_may_be_reached_by_others() {
 }
 
 #[test]
-fn no_key_and_no_token_reaches_the_log() {
+fn keys_and_tokens_are_never_logged() {
     let server = Server::start(
         Program::offline()
             .env("ACTION_EXECUTOR_KEYS", keys(""))
@@ -219,7 +219,7 @@ fn request(namespace: &Namespace, simulate: bool) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_cluster_token_opens_what_rbac_says() {
+async fn a_cluster_token_permits_what_rbac_says() {
     let namespace = shared().namespace("callers").await;
     namespace.running_deployment("web", 1).await;
     let server = server(&namespace, &action_executor::auth::token_review::RULES).await;
@@ -257,7 +257,7 @@ fn calls(server: &Server) -> u64 {
 }
 
 #[tokio::test]
-async fn a_recognised_token_opens_where_unknown_ones_are_not_looked_at() {
+async fn a_known_token_works_while_unknown_ones_are_rejected_unread() {
     let namespace = shared().namespace("barred").await;
     namespace.running_deployment("web", 1).await;
     let server = server(&namespace, &action_executor::auth::token_review::RULES).await;
@@ -278,7 +278,7 @@ async fn a_recognised_token_opens_where_unknown_ones_are_not_looked_at() {
 }
 
 #[tokio::test]
-async fn whom_the_server_recognised_stands_in_the_audit() {
+async fn the_audit_names_the_authenticated_user() {
     let namespace = shared().namespace("audit_caller").await;
     namespace.running_deployment("web", 1).await;
     let server = server(&namespace, &action_executor::auth::token_review::RULES).await;
@@ -295,7 +295,7 @@ async fn whom_the_server_recognised_stands_in_the_audit() {
 }
 
 #[tokio::test]
-async fn a_server_that_may_not_ask_about_its_callers_says_so() {
+async fn a_server_without_token_review_rights_reports_the_rule() {
     let namespace = shared().namespace("unasked").await;
     let server = server(&namespace, &[]).await;
     caller(&namespace, &["execute"]).await;

@@ -104,7 +104,7 @@ fn ci_values() -> Vec<PathBuf> {
 }
 
 #[test]
-fn files_rules_yaml_is_generated_from_the_programs_rules() {
+fn the_charts_rules_yaml_is_generated_from_the_programs_rules() {
     let actions: BTreeMap<_, _> =
         ActionKind::ALL.iter().map(|kind| (kind.name(), kind.descriptor().rules)).collect();
     let aliases: BTreeMap<_, _> = ActionKind::ALL
@@ -133,7 +133,7 @@ fn files_rules_yaml_is_generated_from_the_programs_rules() {
 }
 
 #[test]
-fn the_charts_shipped_policy_is_the_programs() {
+fn the_charts_default_policy_equals_the_programs() {
     let text = std::fs::read_to_string(format!("{CHART}/files/policy.yaml")).expect("is there");
     let shipped = Policy::parse(&text, "files/policy.yaml").expect("is a policy");
     assert_eq!(shipped, Policy::default());
@@ -176,7 +176,7 @@ fn essence(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeMap<String
 }
 
 #[test]
-fn the_charts_rights_and_admission_policies_are_the_programs() {
+fn the_charts_roles_and_admission_policies_equal_the_programs() {
     for policy in POLICIES {
         let values: Value = serde_yaml_ng::from_str(policy).expect("is YAML");
         let documents_of_chart = rendered(&json!({
@@ -225,7 +225,7 @@ fn the_charts_rights_and_admission_policies_are_the_programs() {
 }
 
 #[test]
-fn the_server_may_ask_about_its_callers_and_no_more() {
+fn the_servers_cluster_role_allows_reviews_alone() {
     let documents = rendered(&json!({}));
     let role = documents.iter().find(|document| document["kind"] == "ClusterRole");
     let rules = &role.expect("there is one")["rules"];
@@ -233,7 +233,7 @@ fn the_server_may_ask_about_its_callers_and_no_more() {
 }
 
 #[test]
-fn with_tls_everybody_in_the_cluster_speaks_it() {
+fn tls_applies_to_probes_services_monitors_and_ingress() {
     let documents = rendered(&json!({
         "tls": { "enabled": true, "secretName": "executor-tls", "clientCaSecret": "clients" },
         "hosts": ["a.example.com", "b.example.com"],
@@ -289,7 +289,7 @@ fn only_the_engine_tiny_http_has_a_volume_at_tmp() {
 }
 
 #[test]
-fn helm_finds_nothing_to_complain_of() {
+fn helm_lint_reports_nothing() {
     for file in ci_values() {
         let file = file.to_str().expect("is text");
         helm_ok(shared(), &["lint", "--strict", CHART, "-f", file]);
@@ -297,7 +297,7 @@ fn helm_finds_nothing_to_complain_of() {
 }
 
 #[test]
-fn what_cannot_be_meant_is_refused_in_a_sentence() {
+fn inconsistent_values_are_rejected_with_a_sentence() {
     let refusal = |set: &str| {
         let done = helm(shared(), &["template", "executor", CHART, "--set", set]);
         assert!(!done.status.success(), "{set}");
@@ -323,7 +323,7 @@ fn what_cannot_be_meant_is_refused_in_a_sentence() {
 }
 
 #[tokio::test]
-async fn an_api_server_takes_every_object_strictly() {
+async fn an_api_server_accepts_every_object_strictly() {
     // Kinds that no API server has by itself.
     let foreign = [
         "gateway.networking.k8s.io",
@@ -356,7 +356,7 @@ async fn an_api_server_takes_every_object_strictly() {
 }
 
 #[tokio::test]
-async fn alerts_and_dashboard_look_at_what_is_counted() {
+async fn alerts_and_dashboard_use_metrics_that_exist() {
     let authority = Authority::new();
     let program = Program::with_kubeconfig(shared().kubeconfig());
     let program = authority.server().files().of(program);
@@ -433,7 +433,7 @@ impl Load {
 
 #[tokio::test]
 #[ignore = "needs a real node, and so root"]
-async fn it_installs_serves_upgrades_under_load_and_goes() {
+async fn the_chart_installs_serves_upgrades_under_load_and_uninstalls() {
     let cluster = with_node();
     let home = cluster.namespace("chart").await;
     let shop = cluster.namespace("chart-shop").await;
@@ -528,7 +528,7 @@ fn curl(address: &str, trusted: &Path, own: Option<&Pair>, arguments: &[&str]) -
 
 #[tokio::test]
 #[ignore = "needs a real node, and so root"]
-async fn with_tls_it_is_probed_tested_called_by_certificate_and_given_a_new_one() {
+async fn the_chart_with_tls_is_probed_called_by_certificate_and_rotated() {
     let cluster = with_node();
     let home = cluster.namespace("chart-tls").await;
     home.deployment("web", 0, GOOD_IMAGE).await;

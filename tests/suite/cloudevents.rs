@@ -75,7 +75,7 @@ fn binary(id: &str, source: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_sdk_for_go_is_answered_in_the_mode_that_it_speaks() {
+async fn the_go_sdk_gets_answers_in_the_mode_it_sends() {
     let namespace = shared().namespace("events").await;
     let before = namespace.running_deployment("web", 1).await.metadata.generation;
     let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
@@ -110,7 +110,7 @@ async fn the_sdk_for_go_is_answered_in_the_mode_that_it_speaks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_is_too_old_or_refused_is_answered_with_a_problem() {
+async fn an_expired_or_refused_event_gets_a_problem_event() {
     let namespace = shared().namespace("event_problems").await;
     let before = namespace.running_deployment("web", 1).await.metadata.generation;
     let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
@@ -140,7 +140,7 @@ async fn an_event_that_is_too_old_or_refused_is_answered_with_a_problem() {
 }
 
 #[test]
-fn statuses_are_what_a_broker_goes_by() {
+fn http_statuses_show_a_broker_whether_to_redeliver() {
     let server = Server::start(Program::offline());
     let event = binary("7", "/pager");
     let reply = post(&server, &event, DATA);
@@ -161,7 +161,7 @@ fn statuses_are_what_a_broker_goes_by() {
 }
 
 #[test]
-fn what_is_no_event_of_ours_is_refused() {
+fn a_foreign_or_malformed_event_is_rejected() {
     let server = Server::start(Program::offline());
     let code = |headers: &str, body: &str| {
         let reply = post(&server, headers, body);
@@ -200,7 +200,7 @@ fn what_is_no_event_of_ours_is_refused() {
 }
 
 #[test]
-fn who_does_not_say_who_they_are_learns_nothing_of_an_event() {
+fn an_unauthenticated_event_gets_401() {
     let keys = crate::program::scratch("keys.yaml");
     let sha256 = action_executor::contract::digest::sha256(b"secret");
     std::fs::write(

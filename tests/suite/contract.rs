@@ -35,7 +35,7 @@ pub fn fixtures() -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn the_request_schema_takes_what_the_parser_takes() {
+fn the_request_schema_accepts_what_the_parser_accepts() {
     let schema = schema("request");
     for (name, bytes) in fixtures() {
         let Ok(value) = serde_json::from_slice::<Value>(&bytes) else { continue };
@@ -51,7 +51,7 @@ fn the_request_schema_takes_what_the_parser_takes() {
 }
 
 #[test]
-fn every_answer_keeps_to_its_schema() {
+fn every_answer_matches_its_schema() {
     let (answer, problem) = (schema("answer"), schema("problem"));
     for (name, bytes) in fixtures() {
         let done = Program::offline().input(bytes).run();
@@ -75,9 +75,9 @@ fn every_action_has_a_fixture_that_is_accepted() {
 }
 
 #[test]
-fn the_documents_have_a_row_for_every_action_and_every_code() {
+fn the_docs_have_a_row_for_every_action_and_every_code() {
     let readme = include_str!("../../README.md");
-    let page = include_str!("../../docs/actions.md");
+    let page = include_str!("../../docs/reference/actions.md");
     for kind in ActionKind::ALL {
         let name = format!("`{}`", kind.name());
         assert!(readme.lines().any(|line| line.starts_with('|') && line.contains(&name)), "{name}");
@@ -103,7 +103,7 @@ fn the_documents_have_a_row_for_every_action_and_every_code() {
 }
 
 #[test]
-fn the_answer_to_the_originals_own_example_stays() {
+fn the_answer_to_the_originals_example_is_unchanged() {
     // With a cluster it says `restarted at`; see `restart_k8s`.
     let example = json!({
         "type": "restart_k8s",

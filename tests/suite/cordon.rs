@@ -38,7 +38,7 @@ fn kubectl(args: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn a_node_is_cordoned_and_uncordoned_and_each_answer_says_so() {
+async fn cordon_and_uncordon_change_the_node_and_report_it() {
     let namespace = shared().namespace("cordoned").await;
     namespace.own_node(false).await;
     let done = send(&namespace, "cordon", json!({ "simulate": false, "wait": true }));
@@ -55,7 +55,7 @@ async fn a_node_is_cordoned_and_uncordoned_and_each_answer_says_so() {
 }
 
 #[tokio::test]
-async fn what_is_so_already_is_unchanged() {
+async fn a_node_already_in_the_state_is_unchanged() {
     let namespace = shared().namespace("cordoned_already").await;
     namespace.own_node(true).await;
     let done = send(&namespace, "cordon", json!({ "simulate": false }));
@@ -68,7 +68,7 @@ async fn what_is_so_already_is_unchanged() {
 }
 
 #[tokio::test]
-async fn the_node_ends_in_the_same_state_as_with_kubectl() {
+async fn cordon_leaves_the_same_state_as_kubectl() {
     let (ours, theirs) =
         (shared().namespace("cordon_ours").await, shared().namespace("cordon_theirs").await);
     for (theirs_verb, cordoned) in [("cordon", true), ("uncordon", false)] {
@@ -85,7 +85,7 @@ async fn the_node_ends_in_the_same_state_as_with_kubectl() {
 }
 
 #[tokio::test]
-async fn simulation_changes_nothing() {
+async fn a_simulation_changes_nothing() {
     let namespace = shared().namespace("cordon_simulated").await;
     namespace.own_node(false).await;
     let done = send(&namespace, "cordon", json!({}));
@@ -109,7 +109,7 @@ async fn uncordon_warns_of_a_node_that_an_autoscaler_is_about_to_delete() {
 }
 
 #[tokio::test]
-async fn a_missing_node_is_told() {
+async fn a_missing_node_is_reported() {
     let namespace = shared().namespace("cordon_missing").await;
     let done = send(&namespace, "cordon", json!({ "simulate": false }));
     assert_eq!(done.status, 69, "{done:?}");
@@ -120,7 +120,7 @@ async fn a_missing_node_is_told() {
 }
 
 #[tokio::test]
-async fn the_record_is_in_default_and_people_see_it_on_the_node() {
+async fn the_record_is_in_default_and_kubectl_shows_it_on_the_node() {
     let namespace = shared().namespace("cordon_record").await;
     namespace.own_node(false).await;
     let done = send(&namespace, "cordon", json!({ "simulate": false, "requester": "pager" }));

@@ -41,7 +41,7 @@ async fn activate(namespace: &Namespace, job: &Job) {
 }
 
 #[tokio::test]
-async fn makes_the_job_that_kubectl_makes() {
+async fn run_cronjob_creates_the_job_that_kubectl_creates() {
     let namespace = shared().namespace("run_like_kubectl").await;
     namespace.cron_job("nightly", GOOD_IMAGE, false).await;
     let done = send(&namespace, "run_cronjob", json!({ "id": "r1" }));
@@ -76,7 +76,7 @@ async fn makes_the_job_that_kubectl_makes() {
 }
 
 #[tokio::test]
-async fn waits_until_the_job_is_complete() {
+async fn run_cronjob_waits_until_the_job_is_complete() {
     let namespace = shared().namespace("run_waits").await;
     namespace.cron_job("nightly", GOOD_IMAGE, false).await;
     let done = send(&namespace, "run_cronjob", json!({ "wait": true }));
@@ -87,7 +87,7 @@ async fn waits_until_the_job_is_complete() {
 }
 
 #[tokio::test]
-async fn a_job_that_fails_is_failed_with_its_reason_and_its_pods_own_words() {
+async fn a_failed_job_is_reported_with_its_reason_and_its_pods_error() {
     let namespace = shared().namespace("run_fails").await;
     namespace.cron_job("nightly", FAILING_IMAGE, false).await;
     let done = send(&namespace, "run_cronjob", json!({ "wait": true, "timeout_seconds": 30 }));
@@ -106,7 +106,7 @@ async fn a_job_that_fails_is_failed_with_its_reason_and_its_pods_own_words() {
 }
 
 #[tokio::test]
-async fn simulation_makes_no_job_and_names_the_one_that_would_be_made() {
+async fn a_simulation_creates_no_job_and_names_it() {
     let namespace = shared().namespace("run_simulated").await;
     namespace.cron_job("nightly", GOOD_IMAGE, false).await;
     let done = send(&namespace, "run_cronjob", json!({ "simulate": true, "id": "r1" }));
@@ -120,7 +120,7 @@ async fn simulation_makes_no_job_and_names_the_one_that_would_be_made() {
 }
 
 #[tokio::test]
-async fn what_the_cluster_does_not_admit_is_told_by_a_simulation_too() {
+async fn a_simulation_reports_what_admission_rejects() {
     let namespace = shared().namespace("run_quota").await;
     namespace.cron_job("nightly", GOOD_IMAGE, false).await;
     let quota =
@@ -138,7 +138,7 @@ async fn what_the_cluster_does_not_admit_is_told_by_a_simulation_too() {
 }
 
 #[tokio::test]
-async fn a_job_is_found_again_when_its_record_has_gone() {
+async fn a_job_is_found_after_its_record_is_gone() {
     let namespace = shared().namespace("run_again").await;
     namespace.cron_job("nightly", GOOD_IMAGE, false).await;
     assert_eq!(send(&namespace, "run_cronjob", json!({ "id": "r1" })).status, 0);
@@ -152,7 +152,7 @@ async fn a_job_is_found_again_when_its_record_has_gone() {
 }
 
 #[tokio::test]
-async fn a_job_of_its_name_that_it_did_not_make_is_not_taken_for_its_own() {
+async fn a_foreign_job_of_the_same_name_is_not_adopted() {
     let namespace = shared().namespace("run_taken").await;
     namespace.cron_job("nightly", GOOD_IMAGE, false).await;
     let foreseen =
@@ -165,7 +165,7 @@ async fn a_job_of_its_name_that_it_did_not_make_is_not_taken_for_its_own() {
 }
 
 #[tokio::test]
-async fn warns_of_what_the_cron_job_itself_would_not_do() {
+async fn run_and_suspend_warn_of_suspension_and_running_jobs() {
     let namespace = shared().namespace("run_warns").await;
     namespace.cron_job("nightly", SLOW_IMAGE, true).await;
     let forbid = Patch::Merge(json!({ "spec": { "concurrencyPolicy": "Forbid" } }));
@@ -188,7 +188,7 @@ async fn warns_of_what_the_cron_job_itself_would_not_do() {
 }
 
 #[tokio::test]
-async fn a_precondition_is_about_the_cron_job() {
+async fn a_precondition_applies_to_the_cron_job() {
     let namespace = shared().namespace("run_precondition").await;
     let cron_job = namespace.cron_job("nightly", GOOD_IMAGE, false).await;
     let wrong = json!({ "precondition": { "uid": "another" } });
@@ -200,7 +200,7 @@ async fn a_precondition_is_about_the_cron_job() {
 }
 
 #[tokio::test]
-async fn suspends_and_resumes_as_kubectl_patch_does_and_only_once() {
+async fn suspend_and_resume_match_kubectl_patch_and_apply_once() {
     let namespace = shared().namespace("suspends").await;
     for name in ["nightly", "theirs"] {
         namespace.cron_job(name, GOOD_IMAGE, false).await;
@@ -227,7 +227,7 @@ async fn suspends_and_resumes_as_kubectl_patch_does_and_only_once() {
 }
 
 #[tokio::test]
-async fn warns_that_a_missed_run_may_start_at_once() {
+async fn resume_cronjob_warns_that_a_missed_run_may_start_at_once() {
     let namespace = shared().namespace("missed").await;
     namespace.cron_job("nightly", GOOD_IMAGE, true).await;
     let forever = Patch::Merge(json!({ "spec": { "startingDeadlineSeconds": null } }));
@@ -239,7 +239,7 @@ async fn warns_that_a_missed_run_may_start_at_once() {
 }
 
 #[tokio::test]
-async fn a_missing_cron_job_is_told() {
+async fn a_missing_cron_job_is_reported() {
     let namespace = shared().namespace("no_cronjob").await;
     for action in ["run_cronjob", "suspend_cronjob", "resume_cronjob"] {
         let done = send(&namespace, action, json!({}));

@@ -22,7 +22,7 @@ fn keys() -> PathBuf {
 }
 
 #[test]
-fn documents_are_public_and_the_browser_is_told_to_be_strict() {
+fn documents_are_public_and_carry_strict_browser_headers() {
     let server = Server::start(Program::offline().env("ACTION_EXECUTOR_KEYS", keys()));
     for (path, media_type) in [
         ("/docs", "text/html; charset=utf-8"),
@@ -57,7 +57,7 @@ fn documents_are_public_and_the_browser_is_told_to_be_strict() {
 }
 
 #[test]
-fn the_program_prints_the_document_that_it_serves() {
+fn the_printed_openapi_document_equals_the_served_one() {
     let served = Server::start(Program::offline()).get("/openapi.json").json();
     let printed = Program::offline().args(["schema", "openapi"]).run();
     assert_eq!(printed.status, 0, "{printed:?}");
@@ -66,7 +66,7 @@ fn the_program_prints_the_document_that_it_serves() {
 }
 
 #[test]
-fn a_listed_example_is_a_request() {
+fn a_listed_example_is_a_valid_request() {
     let server = Server::start(Program::offline());
     let list = server.get("/api/v1/actions").json();
     for action in list["actions"].as_array().expect("is a list") {
@@ -89,7 +89,7 @@ fn pictures(browser: &Browser, name: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Chromium and chromedriver"]
-async fn a_person_simulates_executes_and_looks_it_up() {
+async fn the_page_simulates_executes_and_shows_the_history() {
     let namespace = shared().namespace("docs").await;
     namespace.running_deployment("web", 1).await;
     let server = Server::start(

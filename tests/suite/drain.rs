@@ -104,7 +104,7 @@ async fn bare_pod(namespace: &Namespace, name: &str, metadata: Value, spec: Valu
 }
 
 #[tokio::test]
-async fn evicts_the_pods_and_waits_until_they_are_gone() {
+async fn a_drain_evicts_the_pods_and_waits_until_they_are_gone() {
     let namespace = node_with("drain_waits", &[("web", 3), ("api", 2)]).await;
     namespace.daemon_set_on_own_node("agent").await;
     let done = send(&namespace, json!({}), json!({ "wait": true }));
@@ -129,7 +129,7 @@ async fn evicts_the_pods_and_waits_until_they_are_gone() {
 }
 
 #[tokio::test]
-async fn simulation_names_what_would_go_and_changes_nothing() {
+async fn a_simulation_names_the_pods_to_evict_and_changes_nothing() {
     let namespace = node_with("drain_simulated", &[("web", 2)]).await;
     let done = send(&namespace, json!({}), json!({ "simulate": true }));
     assert_eq!(done.status, 0, "{done:?}");
@@ -146,7 +146,7 @@ async fn simulation_names_what_would_go_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn all_that_stands_in_the_way_is_named_at_once_and_nothing_is_cordoned() {
+async fn all_blocking_pods_are_named_and_nothing_is_cordoned() {
     let namespace = node_with("drain_blocked", &[("web", 1), ("full", 1)]).await;
     bare_pod(&namespace, "lonely", json!({}), json!({})).await;
     let volumes = json!([{ "name": "tmp", "emptyDir": {} }]);
@@ -185,7 +185,7 @@ async fn all_that_stands_in_the_way_is_named_at_once_and_nothing_is_cordoned() {
 }
 
 #[tokio::test]
-async fn what_is_accepted_goes_with_a_warning() {
+async fn pods_allowed_by_options_are_evicted_with_a_warning() {
     let namespace = node_with("drain_accepted", &[]).await;
     let volumes = json!({ "volumes": [{ "name": "tmp", "emptyDir": {} }] });
     bare_pod(&namespace, "lonely", json!({}), volumes).await;
@@ -201,7 +201,7 @@ async fn what_is_accepted_goes_with_a_warning() {
 }
 
 #[tokio::test]
-async fn only_the_pods_that_are_selected_go() {
+async fn a_selector_limits_the_evicted_pods() {
     let namespace = node_with("drain_selected", &[("web", 1), ("api", 1)]).await;
     let selected = json!({ "pod_selector": "app in (api)" });
     let done = send(&namespace, selected, json!({ "wait": true }));
@@ -211,7 +211,7 @@ async fn only_the_pods_that_are_selected_go() {
 }
 
 #[tokio::test]
-async fn a_budget_without_room_is_refused_for_now_or_waited_for() {
+async fn an_exhausted_budget_is_refused_or_waited_for() {
     let namespace = node_with("drain_room", &[("web", 1), ("api", 1)]).await;
     budget(&namespace, "web", 0, 0).await;
     let done = send(&namespace, json!({}), json!({}));
@@ -235,7 +235,7 @@ async fn a_budget_without_room_is_refused_for_now_or_waited_for() {
 }
 
 #[tokio::test]
-async fn without_wait_each_pod_that_can_go_is_evicted_once_and_the_rest_is_told() {
+async fn a_drain_without_wait_evicts_once_and_reports_the_rest() {
     let namespace = node_with("drain_once", &[("web", 3), ("api", 1)]).await;
     budget(&namespace, "web", 1, 1).await;
     let done = send(&namespace, json!({}), json!({}));
@@ -260,7 +260,7 @@ async fn without_wait_each_pod_that_can_go_is_evicted_once_and_the_rest_is_told(
 }
 
 #[tokio::test]
-async fn a_drain_that_fails_is_undone_once_if_that_is_asked() {
+async fn a_failed_drain_is_undone_once_on_request() {
     let namespace = node_with("drain_undone", &[("web", 1)]).await;
     budget(&namespace, "web", 0, 0).await;
     let fields = json!({ "wait": true, "timeout_seconds": 2, "id": namespace.name() });
@@ -290,7 +290,7 @@ async fn a_drain_that_fails_is_undone_once_if_that_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_kill_switch_stops_a_drain_that_is_under_way() {
+async fn the_kill_switch_stops_a_running_drain() {
     let namespace = node_with("drain_stopped", &[("web", 2)]).await;
     budget(&namespace, "web", 0, 0).await;
     let policy = namespace.policy("cooldown_seconds: 0");
@@ -311,7 +311,7 @@ async fn the_kill_switch_stops_a_drain_that_is_under_way() {
 }
 
 #[tokio::test]
-async fn a_node_that_somebody_uncordons_is_not_emptied_further() {
+async fn a_drain_stops_when_its_node_is_uncordoned() {
     let namespace = node_with("drain_stopped", &[("web", 2)]).await;
     budget(&namespace, "web", 0, 0).await;
     let body = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 50 }));
@@ -328,7 +328,7 @@ async fn a_node_that_somebody_uncordons_is_not_emptied_further() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_whose_executor_is_killed_is_taken_up_and_what_came_since_stays() {
+async fn a_drain_of_a_killed_executor_is_resumed_without_newer_pods() {
     let namespace = node_with("drain_killed", &[("web", 2), ("api", 2)]).await;
     budget(&namespace, "web", 0, 0).await;
     let fields = json!({ "wait": true, "timeout_seconds": 50, "id": namespace.name() });
@@ -358,7 +358,7 @@ async fn a_drain_whose_executor_is_killed_is_taken_up_and_what_came_since_stays(
 }
 
 #[tokio::test]
-async fn the_policy_holds_for_each_pod_and_the_budget_counts_each() {
+async fn the_policy_and_its_budget_apply_to_each_pod() {
     let namespace = node_with("drain_policy", &[("web", 2)]).await;
     let run = |policy: &str| {
         let policy = namespace.policy(policy);
@@ -378,7 +378,7 @@ async fn the_policy_holds_for_each_pod_and_the_budget_counts_each() {
 }
 
 #[tokio::test]
-async fn a_pod_that_does_not_go_is_told_with_its_reason_or_left_when_that_is_said() {
+async fn a_pod_that_does_not_terminate_is_reported_or_skipped() {
     let namespace = node_with("drain_stuck", &[]).await;
     let held = json!({ "finalizers": ["test.action-executor.dev/held"] });
     bare_pod(&namespace, "held", held, json!({})).await;
@@ -397,7 +397,7 @@ async fn a_pod_that_does_not_go_is_told_with_its_reason_or_left_when_that_is_sai
 }
 
 #[tokio::test]
-async fn pods_that_never_ran_go_whatever_their_budget_says() {
+async fn pods_that_never_ran_are_evicted_despite_their_budget() {
     let namespace = shared().namespace("drain_pending").await.with_image(MISSING_IMAGE);
     namespace.own_node(false).await;
     namespace.replica_set_on_own_node("web", 3, json!({})).await;
@@ -462,7 +462,7 @@ impl Observer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_pods_under_ten_budgets_go_and_no_budget_is_ever_exceeded() {
+async fn two_hundred_pods_under_ten_budgets_are_evicted_within_each_budget() {
     const SETS: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
     let namespace = node_with("drain_many", &SETS.map(|name| (name, 20))).await;
     for name in SETS {
@@ -481,7 +481,7 @@ async fn two_hundred_pods_under_ten_budgets_go_and_no_budget_is_ever_exceeded() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_node_ends_in_the_same_state_as_with_kubectl() {
+async fn a_drain_leaves_the_same_state_as_kubectl() {
     let mut ends = Vec::new();
     for by in ["ours", "kubectl"] {
         let namespace = node_with("drain_same", &[("web", 3), ("api", 2)]).await;

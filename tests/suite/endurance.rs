@@ -116,7 +116,7 @@ fn send_and_hang_up(address: SocketAddr, body: &Value, sent: f64, after: Duratio
     thread::sleep(after);
 }
 
-async fn hanging_up_leaves_nothing_half_made(test: &str, places: &str, longest: u64) {
+async fn disconnects_leave_nothing_half_done(test: &str, places: &str, longest: u64) {
     let mut random = Random::new(test);
     let namespace = own().namespace(test).await;
     let names: Vec<_> = (0..rounds(30)).map(|number| format!("web-{number}")).collect();
@@ -144,17 +144,17 @@ async fn hanging_up_leaves_nothing_half_made(test: &str, places: &str, longest: 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hanging_up_at_any_moment_stops_nothing_half_way() {
-    hanging_up_leaves_nothing_half_made("hang_up", "128", 120).await;
+async fn a_disconnect_at_any_moment_leaves_nothing_half_done() {
+    disconnects_leave_nothing_half_done("hang_up", "128", 120).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hanging_up_in_the_line_is_as_if_nothing_was_sent() {
-    hanging_up_leaves_nothing_half_made("hang_up_queued", "1", 400).await;
+async fn a_disconnect_while_queued_leaves_nothing_half_done() {
+    disconnects_leave_nothing_half_done("hang_up_queued", "1", 400).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_term_signal_under_load_leaves_no_request_between() {
+async fn a_term_signal_under_load_leaves_no_request_half_done() {
     const CLIENTS: usize = 4;
     let mut random = Random::new("term_under_load");
     let namespace = own().namespace("term_load").await;
@@ -210,7 +210,7 @@ async fn a_term_signal_under_load_leaves_no_request_between() {
 }
 
 #[test]
-fn a_server_without_descriptors_serves_again_when_there_are_some() {
+fn a_server_recovers_when_file_descriptors_are_free_again() {
     let mut server = Server::with_descriptors(Program::offline(), 40);
     let request = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
     let mut crowd: Vec<_> =
@@ -241,7 +241,7 @@ fn serves_within_two_seconds(server: &Server, request: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_panics_are_answers_and_harm_nobody_else() {
+async fn a_hundred_panics_are_answered_and_affect_no_other_request() {
     // Where a release is tested there is no place to panic at.
     if !cfg!(debug_assertions) {
         return;
@@ -379,12 +379,12 @@ async fn outage(down: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_api_server_is_gone_everybody_is_told_in_time_and_served_soon_after() {
+async fn an_outage_of_the_api_server_is_reported_in_time_and_recovered_from() {
     outage(Duration::from_secs(8)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes over a minute: the API server is gone for that long"]
-async fn a_minute_without_the_api_server_is_told_and_got_over() {
+async fn a_minutes_outage_of_the_api_server_is_recovered_from() {
     outage(Duration::from_secs(60)).await;
 }

@@ -86,7 +86,7 @@ async fn watched(namespace: &Namespace) -> (PathBuf, watch::Receiver<bool>) {
 }
 
 #[tokio::test]
-async fn evicts_a_pod_and_waits_until_it_has_gone() {
+async fn an_eviction_waits_until_the_pod_is_gone() {
     let namespace = shared().namespace("evicted").await;
     namespace.running_deployment("web", 2).await;
     namespace.disruption_budget("loose", "web", json!({ "maxUnavailable": 1 })).await;
@@ -102,7 +102,7 @@ async fn evicts_a_pod_and_waits_until_it_has_gone() {
 }
 
 #[tokio::test]
-async fn simulation_evicts_nothing_and_says_whether_there_is_room() {
+async fn a_simulation_evicts_nothing_and_reports_the_budget() {
     let (namespace, pod) = full_budget("evict_simulated").await;
     let before = uid(&namespace, &pod).await;
     let done = send(&namespace, &pod, json!({ "simulate": true }));
@@ -122,7 +122,7 @@ async fn simulation_evicts_nothing_and_says_whether_there_is_room() {
 }
 
 #[tokio::test]
-async fn a_budget_without_room_is_told_with_the_pods_that_hold_it() {
+async fn an_exhausted_budget_is_reported_with_its_blocking_pods() {
     let (namespace, pod) = full_budget("evict_no_room").await;
     let mut stray = namespace.bare_pod_of("stray", CRASHING_IMAGE, json!({ "app": "web" })).await;
     set_min_available(&namespace, 3).await;
@@ -163,7 +163,7 @@ async fn a_budget_without_room_is_told_with_the_pods_that_hold_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_waits_for_room_first_and_claims_nothing_meanwhile() {
+async fn a_waiting_eviction_claims_nothing_until_the_budget_allows_it() {
     let (namespace, pod) = full_budget("evict_waits").await;
     let (kubeconfig, mut looks) = watched(&namespace).await;
     let asked = json!({ "wait": true, "timeout_seconds": 60, "id": "r1" });
@@ -181,7 +181,7 @@ async fn who_waits_waits_for_room_first_and_claims_nothing_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_processes_that_wait_with_one_request_evict_once() {
+async fn two_processes_waiting_with_one_request_evict_once() {
     let (namespace, pod) = full_budget("evict_twice").await;
     let asked = json!({ "wait": true, "timeout_seconds": 60, "id": "r1" });
     let request = request(&namespace, &pod, asked);
@@ -228,7 +228,7 @@ async fn evictions(namespace: &Namespace) -> usize {
 }
 
 #[tokio::test]
-async fn room_that_does_not_come_in_time_is_told() {
+async fn a_budget_exhausted_until_the_timeout_is_reported() {
     let (namespace, pod) = full_budget("evict_in_vain").await;
     let done = send(&namespace, &pod, json!({ "wait": true, "timeout_seconds": 3, "id": "r1" }));
     assert_eq!(done.status, 75, "{done:?}");
@@ -241,7 +241,7 @@ async fn room_that_does_not_come_in_time_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn room_that_goes_between_the_look_and_the_eviction_is_waited_for_too() {
+async fn a_budget_exhausted_after_the_check_is_waited_for() {
     let namespace = shared().namespace("evict_raced").await;
     namespace.running_deployment("web", 2).await;
     namespace.disruption_budget("tight", "web", json!({ "minAvailable": 1 })).await;
@@ -277,7 +277,7 @@ async fn room_that_goes_between_the_look_and_the_eviction_is_waited_for_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_came_under_the_same_name_while_room_was_waited_for_is_not_evicted() {
+async fn a_pod_recreated_during_the_wait_is_not_evicted() {
     let namespace = shared().namespace("evict_recreated").await;
     namespace.running_stateful_set("web", 2).await;
     namespace.disruption_budget("tight", "web", json!({ "minAvailable": 2 })).await;
@@ -300,7 +300,7 @@ async fn a_pod_that_came_under_the_same_name_while_room_was_waited_for_is_not_ev
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_budgets_for_one_pod_are_refused_before_anything_is_sent() {
+async fn two_budgets_for_one_pod_are_refused_before_any_write() {
     let namespace = shared().namespace("evict_two").await;
     namespace.running_deployment("web", 2).await;
     for name in ["first", "second"] {
@@ -322,7 +322,7 @@ async fn two_budgets_for_one_pod_are_refused_before_anything_is_sent() {
 }
 
 #[tokio::test]
-async fn a_pod_that_would_not_come_back_is_refused_unless_that_is_meant() {
+async fn a_pod_without_a_replacement_is_refused_unless_forced() {
     let namespace = shared().namespace("evict_bare").await;
     namespace.bare_pod("lonely").await;
     let done = send(&namespace, "lonely", json!({}));
@@ -352,7 +352,7 @@ async fn a_pod_that_would_not_come_back_is_refused_unless_that_is_meant() {
 }
 
 #[tokio::test]
-async fn the_grace_period_is_the_pods_own_or_the_requests_and_one_that_is_going_is_left() {
+async fn the_grace_period_is_the_pods_or_the_requests_and_a_terminating_pod_is_kept() {
     let namespace = shared().namespace("evict_grace").await;
     namespace.running_deployment("web", 1).await;
     let slow = json!({ "spec": { "replicas": 3, "template": {
@@ -376,7 +376,7 @@ async fn the_grace_period_is_the_pods_own_or_the_requests_and_one_that_is_going_
 }
 
 #[tokio::test]
-async fn a_controllers_only_pod_and_a_daemon_sets_pod_are_warned_of() {
+async fn a_controllers_only_pod_and_a_daemon_sets_pod_cause_warnings() {
     let namespace = shared().namespace("evict_warned").await;
     namespace.running_deployment("web", 1).await;
     namespace.running_daemon_set("agent").await;
@@ -408,7 +408,7 @@ fn evict_by_kubectl(namespace: &Namespace, pod: &str) -> (bool, String) {
 }
 
 #[tokio::test]
-async fn ends_as_kubectls_own_eviction_does() {
+async fn an_eviction_leaves_the_same_state_as_kubectl() {
     let (namespace, _) = full_budget("evict_parity").await;
     let pods: Vec<_> = namespace.pods_of("web").await.iter().map(ResourceExt::name_any).collect();
     // Neither goes while there is no room.

@@ -172,13 +172,13 @@ async fn restarted(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_honest_proxy_changes_nothing() {
+async fn a_transparent_proxy_changes_nothing() {
     let (done, effects) = restarted("honest", |_, _| Conduct::Honest).await;
     assert_eq!((done.status, effects), (0, 1), "{done:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_answer_to_a_write_is_looked_up_and_nothing_is_done_twice() {
+async fn a_lost_answer_to_a_write_is_resolved_without_a_second_effect() {
     let (done, effects) = restarted("lost_answer", |method, _| match *method {
         Method::PATCH => Conduct::LoseAnswer,
         _ => Conduct::Honest,
@@ -191,7 +191,7 @@ async fn a_lost_answer_to_a_write_is_looked_up_and_nothing_is_done_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_write_is_made_again() {
+async fn a_lost_write_is_retried() {
     let (done, effects) = restarted("lost_request", |method, number| match *method {
         Method::PATCH if number == 0 => Conduct::LoseRequest,
         _ => Conduct::Honest,
@@ -201,7 +201,7 @@ async fn a_lost_write_is_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_nothing_can_be_found_out_the_outcome_is_unknown() {
+async fn an_outcome_that_cannot_be_read_is_reported_as_unknown() {
     let (done, effects) = restarted("unknown", |method, number| match *method {
         Method::PATCH => Conduct::LoseAnswer,
         // The target, what stands around it and the kill switch are read, and the claim is written.
@@ -217,7 +217,7 @@ async fn when_nothing_can_be_found_out_the_outcome_is_unknown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_error_of_the_server_after_it_committed_is_looked_up() {
+async fn a_server_error_after_the_commit_is_resolved() {
     let (done, effects) = restarted("late_504", |method, number| match *method {
         Method::PATCH if number == 0 => Conduct::Answer(504, "still processing"),
         _ => Conduct::Honest,
@@ -227,7 +227,7 @@ async fn an_error_of_the_server_after_it_committed_is_looked_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_server_is_asked_again() {
+async fn a_busy_server_is_retried() {
     let (done, effects) = restarted("busy_server", |_, number| match number {
         0 | 1 => Conduct::Answer(429, "slow down"),
         _ => Conduct::Honest,
@@ -237,7 +237,7 @@ async fn a_busy_server_is_asked_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_stays_busy_is_told_with_when_to_come_back() {
+async fn a_server_that_stays_busy_is_reported_with_retry_after() {
     let (done, effects) = restarted("always_busy", |_, _| Conduct::Answer(503, "no room")).await;
     assert_eq!((done.status, effects), (75, 0), "{done:?}");
     let answer = done.answer();
@@ -246,7 +246,7 @@ async fn a_server_that_stays_busy_is_told_with_when_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_accepts_and_never_answers_is_given_up_within_the_deadline() {
+async fn a_server_that_never_answers_times_out_within_the_deadline() {
     let (done, effects) = restarted("silent", |_, _| Conduct::Silent).await;
     assert_eq!((done.status, effects), (75, 0), "{done:?}");
     assert_eq!(done.answer()["code"], "cluster_unreachable");
@@ -254,7 +254,7 @@ async fn a_server_that_accepts_and_never_answers_is_given_up_within_the_deadline
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn silence_after_the_write_is_unknown_within_the_deadline() {
+async fn a_write_without_an_answer_is_unknown_within_the_deadline() {
     let (done, effects) = restarted("silent_write", |method, number| match *method {
         Method::GET if number < 4 => Conduct::Honest,
         Method::POST => Conduct::Honest,
@@ -279,7 +279,7 @@ async fn an_unreachable_server_is_an_error_even_for_a_simulation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_lost_answer_to_a_deletion_is_looked_up() {
+async fn a_lost_answer_to_a_deletion_is_resolved() {
     let namespace = shared().namespace("lost_deletion").await;
     namespace.running_deployment("web", 1).await;
     let pod = namespace.pods_of("web").await.remove(0);
@@ -303,7 +303,7 @@ async fn the_lost_answer_to_a_deletion_is_looked_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_by_admission_is_told_in_its_own_words() {
+async fn a_rejection_by_admission_is_quoted() {
     let (done, effects) = restarted("admission", |method, _| match *method {
         Method::PATCH => Conduct::Answer(403, "admission webhook \"freeze\" denied the request"),
         _ => Conduct::Honest,
@@ -315,7 +315,7 @@ async fn a_refusal_by_admission_is_told_in_its_own_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_before_anything_was_done_is_no_outcome() {
+async fn a_signal_before_any_write_leaves_no_outcome() {
     let namespace = shared().namespace("early_signal").await;
     let kubeconfig = proxy(&namespace, |_, _| Conduct::Silent).await;
     let request = restart(&namespace);
@@ -335,7 +335,7 @@ async fn a_signal_before_anything_was_done_is_no_outcome() {
 /// Sends each of several requests through a proxy that loses answers to writes at random, until it is
 /// answered; it must have taken effect once.
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_are_lost_at_random_never_lead_to_a_second_effect() {
+async fn answers_lost_at_random_never_cause_a_second_effect() {
     let mut random = Random::new("lost_at_random");
     let tries = if rounds() > 1 { 250 } else { 12 };
     for kind in ActionKind::ALL {
@@ -364,7 +364,7 @@ async fn answers_that_are_lost_at_random_never_lead_to_a_second_effect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_came_under_the_same_name_is_never_deleted() {
+async fn a_recreated_pod_of_the_same_name_is_never_deleted() {
     for _ in 0..if rounds() > 1 { 1000 } else { 5 } {
         let namespace = shared().namespace("recreated").await;
         namespace.running_stateful_set("db", 1).await;
@@ -430,7 +430,7 @@ fn deletions(namespace: &Namespace, pod: &str) -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_expires_before_it_is_settled_is_written_anew() {
+async fn a_record_that_expires_before_its_outcome_is_rewritten() {
     let namespace = shared().namespace("expires").await;
     namespace.running_deployment("web", 1).await;
     let (events, handle) = (namespace.api::<Event>(), tokio::runtime::Handle::current());

@@ -28,7 +28,7 @@ fn restart(server: &Server, namespace: &Namespace, deployment: &str, id: &str) -
 }
 
 #[tokio::test]
-async fn what_was_done_and_refused_is_told_newest_first() {
+async fn history_lists_applied_and_refused_requests_newest_first() {
     let namespace = shared().namespace("history").await;
     namespace.running_deployment("web", 1).await;
     namespace.running_deployment("api", 1).await;
@@ -73,7 +73,7 @@ async fn what_was_done_and_refused_is_told_newest_first() {
 }
 
 #[tokio::test]
-async fn only_who_may_list_is_told() {
+async fn history_requires_the_right_to_list() {
     let namespace = shared().namespace("history_keys").await;
     let (keys, name) = (scratch("keys.yaml"), namespace.name());
     let write = |more: &str| {
@@ -103,7 +103,7 @@ async fn only_who_may_list_is_told() {
 }
 
 #[tokio::test]
-async fn a_server_that_may_not_list_names_the_rule_that_is_missing() {
+async fn a_server_that_may_not_list_names_the_missing_rule() {
     let namespace = shared().namespace("history_rbac").await;
     let policy = namespace.policy("cooldown_seconds: 0");
     let server = |account: std::path::PathBuf| {
@@ -128,7 +128,7 @@ async fn a_server_that_may_not_list_names_the_rule_that_is_missing() {
 }
 
 #[test]
-fn without_a_cluster_there_is_no_history_and_every_action_is_listed_all_the_same() {
+fn a_server_without_a_cluster_has_no_history_and_lists_every_action() {
     let server = Server::start(Program::offline());
     let reply = server.get("/api/v1/history");
     assert_eq!((reply.status, reply.json()["code"].clone()), (503, json!("configuration")));

@@ -21,7 +21,7 @@ fn offline() -> Server {
 }
 
 #[test]
-fn says_that_it_lives_in_the_originals_very_words() {
+fn health_answers_in_the_originals_words() {
     let reply = offline().get("/api/v1/healthz");
     assert_eq!(reply.status, 200);
     assert_eq!(reply.body, br#"{"status":"ok"}"#);
@@ -29,7 +29,7 @@ fn says_that_it_lives_in_the_originals_very_words() {
 }
 
 #[test]
-fn head_is_answered_where_get_is() {
+fn head_is_answered_wherever_get_is() {
     let server = offline();
     let mut stream = server.connect();
     stream
@@ -41,7 +41,7 @@ fn head_is_answered_where_get_is() {
 }
 
 #[test]
-fn carries_out_a_request() {
+fn a_request_is_executed() {
     let reply = offline().execute(REQUEST);
     assert_eq!(reply.status, 200);
     assert_eq!(reply.header("content-type"), Some("application/json"));
@@ -49,7 +49,7 @@ fn carries_out_a_request() {
 }
 
 #[test]
-fn a_wrong_request_is_a_problem_document() {
+fn an_invalid_request_gets_a_problem_document() {
     let reply = offline().execute(b"{}");
     assert_eq!(reply.status, 400);
     assert_eq!(reply.header("content-type"), Some("application/problem+json"));
@@ -57,7 +57,7 @@ fn a_wrong_request_is_a_problem_document() {
 }
 
 #[test]
-fn other_paths_are_404_and_other_methods_405() {
+fn unknown_paths_are_404_and_other_methods_405() {
     let server = offline();
     for path in ["//", "/api/v1/action/execute/", "/api/v1/healthz/x", "/readyz/", "/%2e%2e/readyz"]
     {
@@ -103,7 +103,7 @@ fn other_media_types_are_415() {
 }
 
 #[test]
-fn a_caller_who_takes_no_json_is_406() {
+fn an_accept_header_without_json_is_406() {
     let server = offline();
     let json = "Content-Type: application/json\r\n";
     assert_eq!(with_header(&server, &format!("{json}Accept: text/html\r\n")).status, 406);
@@ -114,7 +114,7 @@ fn a_caller_who_takes_no_json_is_406() {
 }
 
 #[test]
-fn the_original_services_python_calls_work_unchanged() {
+fn the_originals_python_calls_work_unchanged() {
     let server = offline();
     let script = format!(
         r#"
@@ -173,7 +173,7 @@ assert requests.post(f"{{base}}/api/v1/action/execute", json={{"type": "other"}}
 }
 
 #[test]
-fn a_chunked_request_is_taken() {
+fn a_chunked_request_is_accepted() {
     let server = offline();
     let mut request = b"POST /api/v1/action/execute HTTP/1.1\r\nHost: localhost\r\n\
         Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -188,7 +188,7 @@ fn a_chunked_request_is_taken() {
 }
 
 #[test]
-fn connections_are_kept_for_the_next_request() {
+fn connections_are_kept_alive() {
     let server = offline();
     let stream = server.connect();
     let mut reader = BufReader::new(stream.try_clone().expect("is cloned"));
@@ -199,14 +199,14 @@ fn connections_are_kept_for_the_next_request() {
 }
 
 #[test]
-fn an_open_door_must_be_asked_for() {
+fn an_unauthenticated_public_address_needs_a_flag() {
     let done = Program::offline().args(["serve", "--bind", "0.0.0.0:0"]).run();
     assert_eq!(done.status, 78, "{done:?}");
     assert!(done.stderr.contains("--insecure-open"), "{done:?}");
 }
 
 #[test]
-fn an_address_that_is_taken_is_told() {
+fn an_address_in_use_is_reported() {
     let server = offline();
     let address = server.address().to_string();
     let done = Program::offline().args(["serve", "--bind", &address]).run();
@@ -215,12 +215,12 @@ fn an_address_that_is_taken_is_told() {
 }
 
 #[test]
-fn is_ready_without_a_cluster_because_nothing_can_fail() {
+fn a_server_without_a_cluster_is_ready() {
     assert_eq!(offline().get("/readyz").status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn is_ready_only_while_the_cluster_answers() {
+async fn a_server_is_ready_only_while_the_cluster_answers() {
     let cluster = private();
     let server = Server::start(Program::with_kubeconfig(cluster.kubeconfig()));
     assert_eq!(server.get("/readyz").status, 200);
@@ -238,7 +238,7 @@ async fn is_ready_only_while_the_cluster_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_whose_client_hung_up_completes_and_is_logged() {
+async fn a_request_of_a_disconnected_client_completes_and_is_logged() {
     let namespace = shared().namespace("hung_up").await;
     namespace.running_deployment("web", 1).await;
     let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
@@ -265,7 +265,7 @@ async fn a_request_whose_client_hung_up_completes_and_is_logged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_term_signal_lets_what_is_under_way_finish() {
+async fn a_term_signal_lets_running_requests_finish() {
     let namespace = shared().namespace("drain").await;
     namespace.deployment("web", 1, SLOW_IMAGE).await;
     let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
@@ -310,7 +310,7 @@ fn a_term_signal_ends_an_idle_server_at_once_and_leaves_nothing() {
 }
 
 #[test]
-fn whoever_was_connected_before_the_end_is_answered() {
+fn connections_in_the_backlog_are_answered_during_shutdown() {
     let server = offline();
     // Stopped in its tracks, it accepts nobody, and the kernel keeps them for it.
     server.signal("STOP");
@@ -327,7 +327,7 @@ fn whoever_was_connected_before_the_end_is_answered() {
 }
 
 #[test]
-fn what_was_done_and_refused_is_counted_and_nothing_of_a_request_is_told() {
+fn metrics_count_requests_and_contain_nothing_of_them() {
     let server = offline();
     let request = br#"{"type":"restart_k8s","parameters":{"deployment":"canary-9"}}"#;
     assert_eq!(server.execute(request).status, 200);
@@ -350,7 +350,7 @@ fn what_was_done_and_refused_is_counted_and_nothing_of_a_request_is_told() {
 
 #[test]
 #[ignore = "needs promtool, of Debian's package prometheus"]
-fn promtool_finds_nothing_to_say_about_the_metrics() {
+fn promtool_reports_nothing_about_the_metrics() {
     use std::process::Stdio;
     let server = offline();
     assert_eq!(server.execute(REQUEST).status, 200);

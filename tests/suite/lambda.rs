@@ -239,7 +239,7 @@ fn body(answer: &Value) -> Value {
 }
 
 #[test]
-fn each_form_of_http_is_answered_as_the_server_answers_it() {
+fn each_form_of_http_event_gets_the_servers_answer() {
     let function = Function::offline();
     let execute = "/api/v1/action/execute";
     let encoded = "eyJ0eXBlIjoicmVzdGFydF9rOHMiLCJwYXJhbWV0ZXJzIjp7ImRlcGxveW1lbnQiOiJ3ZWIifX0=";
@@ -273,14 +273,14 @@ fn each_form_of_http_is_answered_as_the_server_answers_it() {
 }
 
 #[test]
-fn an_idempotency_key_beside_the_request_is_its_id() {
+fn an_idempotency_key_header_is_the_requests_id() {
     let function = Function::offline();
     let event = http_api("POST", "/api/v1/action/execute", "$default", Some(REQUEST), false);
     assert_eq!(body(&invoke(&function, &event))["id"], "v2-1");
 }
 
 #[test]
-fn a_request_by_itself_is_answered_with_the_answer_itself() {
+fn a_bare_request_gets_a_bare_answer() {
     let function = Function::offline();
     let answer = function.invoke(REQUEST.as_bytes()).answer();
     assert_eq!(answer["outcome"], "simulated", "{answer}");
@@ -290,7 +290,7 @@ fn a_request_by_itself_is_answered_with_the_answer_itself() {
 }
 
 #[test]
-fn no_cluster_is_looked_for_before_it_is_needed_and_a_broken_one_is_told() {
+fn the_kubeconfig_is_read_on_first_use_and_a_broken_one_is_reported() {
     let function = Function::start(&[("KUBECONFIG", Path::new("/nonexistent"))]);
     let health = invoke(&function, &rest("GET", "/api/v1/healthz", None));
     assert_eq!(health["statusCode"], 200);
@@ -299,7 +299,7 @@ fn no_cluster_is_looked_for_before_it_is_needed_and_a_broken_one_is_told() {
 }
 
 #[test]
-fn started_by_hand_it_says_what_it_is_for() {
+fn the_binary_without_a_runtime_api_explains_itself() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bootstrap"));
     let done = command.env_clear().output().expect("it starts");
     assert_eq!(done.status.code(), Some(64), "{done:?}");
@@ -308,7 +308,7 @@ fn started_by_hand_it_says_what_it_is_for() {
 }
 
 #[test]
-fn a_wrong_setting_is_told_to_the_caller_and_not_in_a_crash() {
+fn an_invalid_setting_is_answered_and_not_a_crash() {
     let function = Function::start(&[("ACTION_EXECUTOR_DEADLINE_SECONDS", Path::new("soon"))]);
     let answer = function.invoke(REQUEST.as_bytes()).answer();
     assert_eq!(answer["code"], "configuration", "{answer}");
@@ -316,7 +316,7 @@ fn a_wrong_setting_is_told_to_the_caller_and_not_in_a_crash() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kubeconfig_may_be_in_a_variable() {
+async fn a_kubeconfig_may_be_in_an_environment_variable() {
     let namespace = shared().namespace("base64").await;
     namespace.running_deployment("web", 1).await;
     let text = std::fs::read(shared().kubeconfig()).expect("is readable");
@@ -354,7 +354,7 @@ async fn an_event_delivered_twice_acts_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_queues_batch_only_what_may_be_tried_again_goes_back() {
+async fn an_sqs_batch_returns_only_the_retryable_messages() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "sqs").await;
     let policy = scenario.namespace.policy("cooldown_seconds: 600");
     let good = scenario.request("sqs-good").to_string();
@@ -377,7 +377,7 @@ async fn of_a_queues_batch_only_what_may_be_tried_again_goes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_may_be_tried_again_is_a_function_error() {
+async fn a_retryable_problem_is_a_function_error() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "retryable").await;
     let policy = scenario.namespace.policy("cooldown_seconds: 600");
     let function = Function::on_the_cluster(&policy);
@@ -411,7 +411,7 @@ async fn what_may_be_tried_again_is_a_function_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_answer_comes_before_the_time_is_over() {
+async fn the_answer_comes_before_the_invocation_times_out() {
     let namespace = shared().namespace("cut_off").await;
     namespace.deployment("web", 1, MISSING_IMAGE).await;
     let function = Function::on_the_cluster(&namespace.policy("cooldown_seconds: 0"));
@@ -429,7 +429,7 @@ async fn the_answer_comes_before_the_time_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whom_iam_recognised_stands_in_the_audit() {
+async fn the_audit_names_the_iam_user() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "iam").await;
     let function = Function::on_the_cluster(&scenario.namespace.policy("cooldown_seconds: 0"));
     let request = scenario.request("iam-1").to_string();
@@ -453,7 +453,7 @@ fn cargo_lambda() -> Command {
 
 #[test]
 #[ignore = "needs cargo-lambda: pip install cargo-lambda==1.9.2"]
-fn an_emulator_of_others_gets_the_same_answers() {
+fn a_third_party_emulator_gets_the_same_answers() {
     let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
     let port = port.expect("a port is free").port().to_string();
     let mut emulator = cargo_lambda()

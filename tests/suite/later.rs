@@ -121,7 +121,7 @@ async fn done(server: &Server, namespace: &Namespace, id: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_is_put_off_once_its_claim_stands_and_any_replica_tells_of_it() {
+async fn an_async_request_is_202_once_claimed_and_any_replica_reports_it() {
     let namespace = shared().namespace("later").await;
     namespace.deployment("web", 1, SLOW_IMAGE).await;
     let (one, other) = (server(&namespace), server(&namespace));
@@ -160,7 +160,7 @@ async fn a_request_is_put_off_once_its_claim_stands_and_any_replica_tells_of_it(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_ends_before_it_can_be_put_off_is_answered_at_once() {
+async fn a_request_that_ends_before_its_claim_is_answered_directly() {
     let namespace = shared().namespace("at_once").await;
     namespace.running_deployment("web", 1).await;
     let server = server(&namespace);
@@ -186,7 +186,7 @@ async fn what_ends_before_it_can_be_put_off_is_answered_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn patience_ends_before_the_work_does() {
+async fn a_preferred_wait_that_ends_early_is_202() {
     let namespace = shared().namespace("patience").await;
     namespace.deployment("web", 1, MISSING_IMAGE).await;
     let server = server(&namespace);
@@ -202,7 +202,7 @@ async fn patience_ends_before_the_work_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_that_is_killed_leaves_the_rest_to_another() {
+async fn a_request_of_a_killed_replica_is_resumed_by_another() {
     let namespace = shared().namespace("killed").await;
     namespace.deployment("web", 1, SLOW_IMAGE).await;
     let before = namespace.get_deployment("web").await.metadata.generation;
@@ -232,7 +232,7 @@ async fn a_replica_that_is_killed_leaves_the_rest_to_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_term_signal_lets_what_was_put_off_finish() {
+async fn a_term_signal_lets_async_requests_finish() {
     let namespace = shared().namespace("term").await;
     namespace.deployment("web", 1, SLOW_IMAGE).await;
     let (one, other) = (server(&namespace), server(&namespace));
@@ -249,7 +249,7 @@ async fn a_term_signal_lets_what_was_put_off_finish() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_claim_whose_holder_died_says_so() {
+async fn a_claim_of_a_dead_process_is_reported_as_overdue() {
     let namespace = shared().namespace("overdue").await;
     namespace.running_deployment("web", 1).await;
     let dying = program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", Failpoint::AfterClaim.name());
@@ -272,7 +272,7 @@ async fn a_claim_whose_holder_died_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_tells_each_stage_and_then_that_it_is_done() {
+async fn a_stream_reports_each_state_and_then_done() {
     let namespace = shared().namespace("stream").await;
     namespace.deployment("web", 2, SLOW_IMAGE).await;
     let (one, other) = (server(&namespace), server(&namespace));
@@ -298,7 +298,7 @@ async fn a_stream_tells_each_stage_and_then_that_it_is_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_ends_when_the_server_is_told_to_stop() {
+async fn a_stream_ends_when_the_server_shuts_down() {
     let namespace = shared().namespace("stream_term").await;
     namespace.deployment("web", 1, MISSING_IMAGE).await;
     let (one, other) = (server(&namespace), server(&namespace));
@@ -323,7 +323,7 @@ async fn a_stream_ends_when_the_server_is_told_to_stop() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_request_is_404_and_a_wrong_one_400() {
+async fn an_unknown_id_is_404_and_an_invalid_one_400() {
     let namespace = shared().namespace("unknown").await;
     let server = server(&namespace);
     let code = |target: &str| {
@@ -341,7 +341,7 @@ async fn an_unknown_request_is_404_and_a_wrong_one_400() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_who_may_know_of_it_learns_whether_it_is_there() {
+async fn only_a_permitted_caller_learns_whether_a_request_exists() {
     let namespace = shared().namespace("may").await;
     namespace.running_deployment("web", 1).await;
     let name = namespace.name();

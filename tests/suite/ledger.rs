@@ -112,7 +112,7 @@ async fn dies_and_is_retried(kind: ActionKind, at: Failpoint) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_at_any_step_of_any_action_leaves_one_effect_and_one_answer() {
+async fn a_crash_at_any_step_leaves_one_effect_and_one_answer() {
     // One action after the other: all at once, on a slow machine, a try's two seconds are over before it
     // has come to where it is to die.
     for kind in ActionKind::ALL {
@@ -200,7 +200,7 @@ fn insist(servers: &[Mutex<Server>], mut next: usize, request: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_request_sent_many_times_to_processes_that_are_killed_acts_once() {
+async fn a_request_resent_to_killed_processes_takes_effect_once() {
     let mut random = Random::new("killed");
     for _ in 0..rounds() {
         for kind in ActionKind::ALL {
@@ -211,7 +211,7 @@ async fn one_request_sent_many_times_to_processes_that_are_killed_acts_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_spread_over_replicas_that_are_killed_are_each_done_once_and_answered_alike() {
+async fn requests_spread_over_replicas_take_effect_once_and_get_one_answer() {
     const REPLICAS: usize = 3;
     const IDS: usize = 5;
     let mut random = Random::new("replicas");
@@ -286,7 +286,7 @@ pub async fn records(namespace: &Namespace) -> Vec<Event> {
 }
 
 #[tokio::test]
-async fn an_id_stands_for_one_payload() {
+async fn an_id_belongs_to_one_payload() {
     for kind in ActionKind::ALL {
         let scenario = Scenario::new(kind, "payload").await;
         let request = scenario.request("r1");
@@ -310,7 +310,7 @@ async fn an_id_stands_for_one_payload() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_under_way_is_told_apart_from_one_that_is_done() {
+async fn a_running_request_is_409_and_a_finished_one_is_replayed() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "under_way").await;
     let request = scenario.request("r1");
     let dying =
@@ -328,7 +328,7 @@ async fn a_request_that_is_under_way_is_told_apart_from_one_that_is_done() {
 }
 
 #[tokio::test]
-async fn the_id_may_come_in_a_header() {
+async fn the_id_may_be_in_a_header() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "header").await;
     let server = Server::start(program(&scenario.namespace));
     let mut request = scenario.request("r1");
@@ -345,7 +345,7 @@ async fn the_id_may_come_in_a_header() {
 }
 
 #[tokio::test]
-async fn a_record_that_has_gone_does_not_make_it_happen_again() {
+async fn a_request_whose_record_is_gone_takes_no_second_effect() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "gone").await;
     let request = scenario.request("r1");
     assert_eq!(send(program(&scenario.namespace), &request).status, 0);
@@ -362,7 +362,7 @@ async fn a_record_that_has_gone_does_not_make_it_happen_again() {
 }
 
 #[tokio::test]
-async fn without_a_claim_nothing_is_done() {
+async fn a_request_without_a_claim_takes_no_effect() {
     for kind in ActionKind::ALL {
         let scenario = Scenario::new(kind, "no_claim").await;
         let Descriptor { rules, cluster_rules, .. } = kind.descriptor();
@@ -376,7 +376,7 @@ async fn without_a_claim_nothing_is_done() {
 }
 
 #[tokio::test]
-async fn a_refused_request_may_be_sent_again_once_the_reason_is_gone() {
+async fn a_refused_request_may_be_resent() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "again").await;
     let mut request = scenario.request("r1");
     request["precondition"] = json!({ "resource_version": "1" });
@@ -386,7 +386,7 @@ async fn a_refused_request_may_be_sent_again_once_the_reason_is_gone() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_too_old_is_refused() {
+async fn an_expired_request_is_refused() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "old").await;
     let mut request = scenario.request("r1");
     request["issued_at"] = "2026-01-31T12:00:00Z".into();
@@ -399,7 +399,7 @@ async fn a_request_that_is_too_old_is_refused() {
 }
 
 #[tokio::test]
-async fn an_interrupted_wait_is_taken_up_by_the_next_try() {
+async fn an_interrupted_wait_is_resumed_by_a_retry() {
     let namespace = shared().namespace("taken_up").await;
     namespace.deployment("web", 1, crate::cluster::SLOW_IMAGE).await;
     namespace.rolled_out("web").await;
@@ -437,7 +437,7 @@ pub fn kubectl(namespace: &Namespace, args: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn people_see_in_kubectl_who_asked_why_and_what_was_done() {
+async fn kubectl_shows_requester_reason_and_result() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "audit").await;
     let mut request = scenario.request("alert-7");
     request["requester"] = "pager".into();
@@ -465,7 +465,7 @@ async fn people_see_in_kubectl_who_asked_why_and_what_was_done() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_seen_too_and_only_once() {
+async fn a_repeated_refusal_is_recorded_once() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "refusal").await;
     let policy = scenario.namespace.policy("actions: {allow: [restart_pod]}");
     for _ in 0..5 {

@@ -86,7 +86,7 @@ fn all_rights() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_rule_denies_never_reaches_the_cluster_whatever_the_action_and_the_door() {
+async fn a_denied_action_reaches_the_cluster_through_no_entry_point() {
     for kind in ActionKind::ALL {
         let scenario = Scenario::new(kind, "rules").await;
         let namespace = &scenario.namespace;
@@ -130,7 +130,7 @@ async fn what_a_rule_denies_never_reaches_the_cluster_whatever_the_action_and_th
 }
 
 #[tokio::test]
-async fn each_kind_of_request_makes_as_many_calls_as_the_readme_says() {
+async fn each_kind_of_request_makes_the_documented_number_of_calls() {
     let readme = include_str!("../../README.md");
     let scenario = Scenario::new(ActionKind::RestartK8s, "calls").await;
     let namespace = &scenario.namespace;
@@ -165,7 +165,7 @@ async fn each_kind_of_request_makes_as_many_calls_as_the_readme_says() {
 }
 
 #[tokio::test]
-async fn a_simulation_says_what_the_policy_would_say() {
+async fn a_simulation_reports_the_policys_decision() {
     let namespace = shared().namespace("foresight").await;
     namespace.running_deployment("web", 1).await;
     let mut request = restart(&namespace, "web");
@@ -186,7 +186,7 @@ async fn a_simulation_says_what_the_policy_would_say() {
 }
 
 #[tokio::test]
-async fn the_clusters_own_namespaces_are_left_alone_without_any_policy() {
+async fn system_namespaces_are_protected_by_default() {
     for namespace in ["kube-system", "kube-public", "kube-node-lease"] {
         for simulate in [true, false] {
             let request = json!({
@@ -201,7 +201,7 @@ async fn the_clusters_own_namespaces_are_left_alone_without_any_policy() {
 }
 
 #[tokio::test]
-async fn a_target_is_left_alone_for_its_cooldown() {
+async fn a_target_is_refused_during_its_cooldown() {
     let namespace = shared().namespace("cooldown").await;
     for name in ["web", "api"] {
         namespace.running_deployment(name, 1).await;
@@ -265,13 +265,13 @@ async fn spend(budget: usize, requests: usize) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn four_processes_together_keep_to_one_budget() {
+async fn four_processes_share_one_budget() {
     let requests = if rounds() > 1 { 1000 } else { 60 };
     assert_eq!(spend(17, requests).await, 17);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_provably_not_done_is_given_back() {
+async fn a_write_that_was_rejected_is_refunded() {
     let namespace = shared().namespace("refund").await;
     namespace.running_deployment("web", 1).await;
     let policy = namespace
@@ -360,7 +360,7 @@ async fn met_in_between(kind: ActionKind, meddle: impl AsyncFn(&Scenario, &PathB
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_kill_switch_stops_what_is_claimed_and_not_yet_done() {
+async fn the_kill_switch_stops_claimed_requests() {
     for kind in ActionKind::ALL {
         let problem = met_in_between(kind, async |scenario, _| {
             throw_switch(&scenario.namespace, Some("now")).await;
@@ -371,7 +371,7 @@ async fn the_kill_switch_stops_what_is_claimed_and_not_yet_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_that_becomes_read_only_stops_what_is_claimed_and_not_yet_done() {
+async fn a_policy_that_becomes_read_only_stops_claimed_requests() {
     for kind in ActionKind::ALL {
         let problem = met_in_between(kind, async |_, policy| {
             let text = fs::read_to_string(policy).expect("is readable");
@@ -383,7 +383,7 @@ async fn a_policy_that_becomes_read_only_stops_what_is_claimed_and_not_yet_done(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_that_changes_holds_for_the_next_request_and_a_broken_one_does_not() {
+async fn a_changed_policy_applies_at_once_and_an_invalid_one_is_ignored() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "reload").await;
     let policy = scenario.namespace.policy("cooldown_seconds: 0");
     let whole = fs::read_to_string(&policy).expect("is readable");
@@ -410,7 +410,7 @@ async fn a_policy_that_changes_holds_for_the_next_request_and_a_broken_one_does_
 }
 
 #[test]
-fn a_broken_policy_at_the_start_is_78_and_nothing_is_done() {
+fn an_invalid_policy_at_startup_exits_with_78() {
     let path = crate::program::scratch("policy.yaml");
     fs::write(&path, "version: 1\nactions: {allow: [everything]}\n").expect("is written");
     let request = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;

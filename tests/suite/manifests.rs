@@ -29,7 +29,7 @@ fn is_built_in(object: &Value) -> bool {
 }
 
 #[tokio::test]
-async fn an_api_server_takes_every_file_in_jobs() {
+async fn an_api_server_accepts_every_file_in_jobs() {
     let files =
         fs::read_dir(folder("jobs")).expect("is there").map(|file| file.expect("is").path());
     let yaml = files.filter(|path| path.extension().is_some_and(|end| end == "yaml"));
@@ -89,7 +89,7 @@ fn knatives_schema(kind: &str) -> Value {
 }
 
 #[tokio::test]
-async fn the_files_for_knative_are_strictly_what_it_takes_and_belong_together() {
+async fn the_knative_files_match_its_schema_and_each_other() {
     let read = |name: &str| {
         parse(&fs::read_to_string(folder("jobs/knative").join(name)).expect("is there"))
     };
@@ -125,7 +125,7 @@ async fn the_files_for_knative_are_strictly_what_it_takes_and_belong_together() 
 }
 
 #[tokio::test]
-async fn an_api_server_takes_every_manifest_in_a_readme() {
+async fn an_api_server_accepts_every_documented_manifest() {
     let mut objects = Vec::new();
     for readme in ["README.md", "jobs/README.md", "charts/README.md", "docs/platforms.md"] {
         let text = fs::read_to_string(folder(readme)).expect("is there");
@@ -155,7 +155,7 @@ fn the_jobs_are_what_jobs_render_writes() {
 }
 
 #[test]
-fn each_action_has_a_job_and_it_is_the_one_that_the_program_renders() {
+fn each_action_has_the_job_that_the_program_renders() {
     for kind in ActionKind::ALL {
         let path = folder("jobs").join(format!("{}.yaml", kind.name()));
         let text =

@@ -325,7 +325,7 @@ async fn history(mut random: Random, seed: u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_every_history_each_request_takes_effect_once_and_has_one_answer() {
+async fn each_request_takes_effect_once_and_has_one_answer_in_every_history() {
     let mut seeds = Random::new("model");
     for _ in 0..CASES * rounds() {
         let seed = seeds.below(u64::MAX) | 1;

@@ -114,7 +114,7 @@ fn termination_message(pod: &Pod) -> Option<String> {
 
 #[tokio::test]
 #[ignore = "needs a real node, and so root"]
-async fn each_action_as_a_job_does_its_work_once_and_answers() {
+async fn each_action_as_a_job_takes_effect_once_and_answers() {
     for kind in ActionKind::ALL {
         let scenario = installed(kind, "job").await;
         let request = waited(&scenario, "job-1");
@@ -144,7 +144,7 @@ async fn each_action_as_a_job_does_its_work_once_and_answers() {
 
 #[tokio::test]
 #[ignore = "needs a real node, and so root"]
-async fn each_file_in_jobs_works_once_its_three_lines_are_edited() {
+async fn each_file_in_jobs_works_after_three_edited_lines() {
     for kind in ActionKind::ALL {
         let scenario = installed(kind, "file").await;
         let path = format!("{}/jobs/{}.yaml", env!("CARGO_MANIFEST_DIR"), kind.name());
@@ -171,7 +171,7 @@ async fn each_file_in_jobs_works_once_its_three_lines_are_edited() {
 
 #[tokio::test]
 #[ignore = "needs a real node, and so root"]
-async fn a_job_whose_pod_is_evicted_in_the_middle_acts_once() {
+async fn a_job_whose_pod_is_evicted_takes_effect_once() {
     for kind in [ActionKind::RestartK8s, ActionKind::RestartPod] {
         // There is a middle for as long as we let no new pod be ready.
         let namespace = with_node().namespace(&format!("evicted-{}", kind.name())).await;
@@ -232,7 +232,7 @@ async fn a_job_whose_pod_is_evicted_in_the_middle_acts_once() {
 
 #[tokio::test]
 #[ignore = "needs a real node, and so root"]
-async fn a_failed_job_of_a_cron_job_is_told_with_the_last_lines_of_its_log() {
+async fn a_failed_job_of_a_cron_job_is_reported_with_its_log() {
     let namespace = with_node().namespace("job_log").await;
     namespace.cron_job("nightly", OWN_IMAGE, false).await;
     let wrong = json!([{ "name": "main", "args": ["--no-such-option"] }]);
@@ -254,7 +254,7 @@ async fn a_failed_job_of_a_cron_job_is_told_with_the_last_lines_of_its_log() {
 
 #[tokio::test]
 #[ignore = "needs a real node, and so root"]
-async fn a_wrong_request_fails_the_job_at_once_and_is_not_tried_again() {
+async fn an_invalid_request_fails_the_job_without_a_retry() {
     let scenario = installed(ActionKind::RestartK8s, "wrong").await;
     let namespace = &scenario.namespace;
     let request = |id: &str, deployment: &str| {
@@ -296,7 +296,7 @@ async fn a_wrong_request_fails_the_job_at_once_and_is_not_tried_again() {
 
 #[tokio::test]
 #[ignore = "needs a real node, and so root"]
-async fn a_job_that_meets_a_passing_limit_is_tried_again() {
+async fn a_job_under_a_transient_limit_is_retried() {
     let scenario = installed(ActionKind::RestartK8s, "limit").await;
     let namespace = &scenario.namespace;
     let policy = json!({ "data": { "policy.yaml": "cooldown_seconds: 15" } });

@@ -9,7 +9,7 @@ use crate::program::{Program, scratch};
 const REQUEST: &str = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
 
 #[test]
-fn reads_standard_input() {
+fn a_request_is_read_from_standard_input() {
     let done = Program::offline().input(REQUEST).run();
     assert_eq!(done.status, 0, "{done:?}");
     let answer = done.answer();
@@ -20,7 +20,7 @@ fn reads_standard_input() {
 }
 
 #[test]
-fn reads_a_file() {
+fn a_request_is_read_from_a_file() {
     let path = scratch("request.json");
     fs::write(&path, REQUEST).expect("is written");
     let path = path.display().to_string();
@@ -32,7 +32,7 @@ fn reads_a_file() {
 }
 
 #[test]
-fn reads_the_environment() {
+fn a_request_is_read_from_the_environment() {
     let done = Program::offline().env("ACTION_REQUEST", REQUEST).run();
     assert_eq!(done.status, 0, "{done:?}");
     let done = Program::offline()
@@ -45,7 +45,7 @@ fn reads_the_environment() {
 }
 
 #[test]
-fn two_sources_at_once_are_an_error() {
+fn two_sources_are_an_error() {
     let done = Program::offline().env("ACTION_REQUEST", REQUEST).input(REQUEST).run();
     assert_eq!(done.status, 64, "{done:?}");
     assert_eq!(done.answer()["code"], "usage");
@@ -56,7 +56,7 @@ fn two_sources_at_once_are_an_error() {
 }
 
 #[test]
-fn no_source_at_all_is_an_error() {
+fn no_source_is_an_error() {
     let done = Program::offline().run();
     assert_eq!(done.status, 64, "{done:?}");
     assert!(done.answer()["hint"].as_str().expect("has one").contains("ACTION_REQUEST"));
@@ -71,7 +71,7 @@ fn a_real_action_without_a_cluster_is_an_error() {
 }
 
 #[test]
-fn a_wrong_request_is_65_and_wrong_arguments_are_64() {
+fn an_invalid_request_exits_with_65_and_invalid_arguments_with_64() {
     assert_eq!(Program::offline().input("{}").run().status, 65);
     assert_eq!(Program::offline().input(vec![b' '; 70_000]).run().status, 65);
     let done = Program::offline().args(["--no-such-option"]).run();
@@ -80,14 +80,14 @@ fn a_wrong_request_is_65_and_wrong_arguments_are_64() {
 }
 
 #[test]
-fn a_wrong_setting_is_78() {
+fn an_invalid_setting_exits_with_78() {
     let done = Program::offline().env("PORT", "eighty").input(REQUEST).run();
     assert_eq!(done.status, 78, "{done:?}");
     assert!(done.stdout.contains("PORT") && !done.stdout.contains("eighty"));
 }
 
 #[test]
-fn help_and_version_are_answers() {
+fn help_and_version_exit_with_0() {
     let done = Program::offline().args(["--help"]).run();
     assert_eq!(done.status, 0, "{done:?}");
     for word in ["Examples:", "serve", "run", "schema", "Exit status"] {
@@ -98,7 +98,7 @@ fn help_and_version_are_answers() {
 }
 
 #[test]
-fn answers_in_the_form_that_was_asked_for() {
+fn the_answer_has_the_requested_output_format() {
     let run = |form| Program::offline().args(["run", "--output", form]).input(REQUEST).run();
     let json: Value = serde_json::from_str(&run("json").stdout).expect("is JSON");
     let pretty = run("pretty").stdout;
@@ -113,7 +113,7 @@ fn answers_in_the_form_that_was_asked_for() {
 }
 
 #[test]
-fn standard_output_carries_only_the_answer_and_logs_are_json() {
+fn standard_output_holds_only_the_answer_and_logs_are_json() {
     let done = Program::offline().env("ACTION_EXECUTOR_LOG", "trace").input(REQUEST).run();
     done.answer();
     for line in done.stderr.lines() {
@@ -124,7 +124,7 @@ fn standard_output_carries_only_the_answer_and_logs_are_json() {
 }
 
 #[test]
-fn leaves_its_last_words_where_they_are_looked_for() {
+fn the_termination_message_holds_the_outcome() {
     let path = scratch("termination-log");
     let done = Program::offline().env("TERMINATION_LOG", &path).input(REQUEST).run();
     let words = fs::read_to_string(&path).expect("is written");
@@ -135,14 +135,14 @@ fn leaves_its_last_words_where_they_are_looked_for() {
 }
 
 #[test]
-fn a_termination_log_that_cannot_be_written_changes_no_outcome() {
+fn an_unwritable_termination_log_changes_no_outcome() {
     let done = Program::offline().env("TERMINATION_LOG", "/nonexistent/log").input(REQUEST).run();
     assert_eq!(done.status, 0, "{done:?}");
     assert!(done.stderr.contains("termination message"));
 }
 
 #[test]
-fn the_environments_values_are_never_shown() {
+fn values_of_the_environment_are_never_printed() {
     let done = Program::offline()
         .env("ACTION_EXECUTOR_LOG", "trace")
         .env("ACTION_TYPE", "restart_k8s")

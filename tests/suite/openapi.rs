@@ -51,7 +51,7 @@ fn cases(server: &Server, cases: usize, headers: &[&str]) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs schemathesis"]
-async fn whatever_is_asked_the_answer_is_one_that_is_described() {
+async fn every_answer_to_generated_requests_is_described() {
     let namespace = shared().namespace("openapi").await;
     let all = std::env::var("SCHEMATHESIS_CASES").ok().map(|it| it.parse().expect("is a number"));
     let all = all.unwrap_or(CASES);

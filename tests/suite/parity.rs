@@ -57,7 +57,7 @@ fn invoked(
 }
 
 #[test]
-fn every_fixture_is_answered_alike_by_all() {
+fn every_fixture_gets_the_same_answer_from_every_entry_point() {
     let server = Server::start(Program::offline());
     #[cfg(feature = "lambda")]
     let function = crate::lambda::Function::start(&[]);
@@ -94,7 +94,7 @@ fn every_fixture_is_answered_alike_by_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_real_restart_is_answered_alike_by_all() {
+async fn a_real_restart_gets_the_same_answer_from_every_entry_point() {
     let namespace = shared().namespace("parity").await;
     namespace.running_deployment("web", 1).await;
     let request = |id: &str| {

@@ -56,7 +56,7 @@ pub fn is_paused(deployment: &Deployment) -> bool {
 }
 
 #[tokio::test]
-async fn ends_in_the_same_state_as_kubectl_rollout_pause() {
+async fn a_pause_leaves_the_same_state_as_kubectl() {
     let (ours, theirs) =
         (shared().namespace("pause_ours").await, shared().namespace("pause_theirs").await);
     for namespace in [&ours, &theirs] {
@@ -77,7 +77,7 @@ async fn ends_in_the_same_state_as_kubectl_rollout_pause() {
 }
 
 #[tokio::test]
-async fn a_template_that_is_changed_meanwhile_reaches_no_pod() {
+async fn a_template_changed_during_a_pause_reaches_no_pod() {
     let namespace = shared().namespace("pause_holds").await;
     namespace.running_deployment("web", 1).await;
     let before = namespace.pods_of("web").await[0].uid();
@@ -90,7 +90,7 @@ async fn a_template_that_is_changed_meanwhile_reaches_no_pod() {
 }
 
 #[tokio::test]
-async fn a_paused_deployment_is_unchanged_where_kubectl_fails() {
+async fn a_paused_deployment_is_unchanged_where_kubectl_reports_an_error() {
     let namespace = shared().namespace("pause_twice").await;
     namespace.running_deployment("web", 1).await;
     set_paused(&namespace, true).await;
@@ -104,7 +104,7 @@ async fn a_paused_deployment_is_unchanged_where_kubectl_fails() {
 }
 
 #[tokio::test]
-async fn warns_in_the_middle_of_a_rollout() {
+async fn a_pause_during_a_rollout_causes_a_warning() {
     let namespace = shared().namespace("pause_middle").await;
     namespace.running_deployment("web", 2).await;
     change_template(&namespace, MISSING_IMAGE).await;
@@ -120,7 +120,7 @@ async fn warns_in_the_middle_of_a_rollout() {
 }
 
 #[tokio::test]
-async fn a_retry_does_not_pause_what_someone_has_resumed() {
+async fn a_retry_does_not_pause_a_resumed_rollout_again() {
     let namespace = shared().namespace("pause_retry").await;
     namespace.running_deployment("web", 1).await;
     let pause = || send(&namespace, "pause_rollout", json!({ "id": "r1" }));

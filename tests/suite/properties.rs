@@ -57,17 +57,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn the_parser_panics_on_no_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = ActionRequest::parse(&bytes);
     }
 
     #[test]
-    fn no_json_makes_the_parser_panic(text in "[\\[\\]{}\":,a-z0-9 .\\\\-]{0,200}") {
+    fn the_parser_panics_on_no_json(text in "[\\[\\]{}\":,a-z0-9 .\\\\-]{0,200}") {
         let _ = ActionRequest::parse(text.as_bytes());
     }
 
     #[test]
-    fn what_is_accepted_is_written_with_the_same_meaning(request in accepted()) {
+    fn an_accepted_request_serializes_with_the_same_meaning(request in accepted()) {
         let first = ActionRequest::parse(request.to_string().as_bytes()).expect("is accepted");
         let written = serde_json::to_vec(&first).expect("is written");
         let second = ActionRequest::parse(&written).expect("is accepted again");
@@ -75,7 +75,7 @@ proptest! {
     }
 
     #[test]
-    fn a_request_that_lost_or_gained_a_byte_never_becomes_real(
+    fn a_simulation_with_a_changed_byte_never_becomes_real(
         request in accepted(),
         at in any::<prop::sample::Index>(),
         byte in any::<u8>(),
@@ -92,7 +92,7 @@ proptest! {
     }
 
     #[test]
-    fn a_refusal_always_names_a_field_or_a_place(request in accepted(), junk in "[a-z]{1,12}") {
+    fn a_rejection_always_names_a_field_or_a_position(request in accepted(), junk in "[a-z]{1,12}") {
         let mut request = request;
         request[&junk] = 1.into();
         if let Err(error) = ActionRequest::parse(request.to_string().as_bytes()) {
@@ -102,7 +102,7 @@ proptest! {
 }
 
 #[test]
-fn the_longest_request_is_read_and_one_byte_more_is_not() {
+fn a_request_of_the_maximum_size_is_read_and_a_larger_one_rejected() {
     let request = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
     let padded = format!("{request}{}", " ".repeat(MAX_REQUEST_BYTES - request.len()));
     assert!(ActionRequest::parse(padded.as_bytes()).is_ok());
@@ -132,7 +132,7 @@ const SEEDS: [&str; 8] = [
 
 #[test]
 #[ignore = "takes a minute: inputs spoilt at random, as long as the fuzzer would need to start"]
-fn a_minute_of_spoilt_inputs_makes_nothing_panic() {
+fn mutated_inputs_make_no_reader_panic() {
     let mut random = Random::new("spoilt");
     let until = Instant::now() + Duration::from_secs(60);
     let mut tried = 0;
@@ -161,7 +161,7 @@ fn a_minute_of_spoilt_inputs_makes_nothing_panic() {
 }
 
 #[test]
-fn what_is_to_be_spoilt_is_whole() {
+fn the_seeds_of_the_mutations_are_valid() {
     for seed in SEEDS {
         read_as_everything(seed.as_bytes());
     }

@@ -46,7 +46,7 @@ fn counted(server: &Server, line: &str) -> Option<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_too_many_is_refused_at_once_and_questions_are_answered_all_the_same() {
+async fn a_request_over_the_queue_limit_is_503_and_health_still_answers() {
     let namespace = shared().namespace("queue_full").await;
     let kubeconfig = proxy(&namespace, |_, _| Conduct::Silent).await;
     let server = Server::start(
@@ -81,7 +81,7 @@ async fn one_too_many_is_refused_at_once_and_questions_are_answered_all_the_same
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn waits_for_rollouts_leave_their_places_to_others() {
+async fn a_waiting_action_frees_its_slot() {
     let namespace = shared().namespace("queue_waits").await;
     let stuck = |number: usize| format!("stuck-{number}");
     for number in 0..5 {
@@ -116,7 +116,7 @@ async fn waits_for_rollouts_leave_their_places_to_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_one_object_few_wait_for_their_turn_and_the_others_are_told() {
+async fn concurrent_requests_for_one_object_wait_or_are_429() {
     let namespace = shared().namespace("queue_target").await;
     namespace.deployment("web", 0, GOOD_IMAGE).await;
     namespace.deployment("other", 0, GOOD_IMAGE).await;
@@ -145,7 +145,7 @@ async fn at_one_object_few_wait_for_their_turn_and_the_others_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_is_answered_before_its_time_is_over() {
+async fn a_client_is_answered_before_its_timeout() {
     let namespace = shared().namespace("client_time").await;
     let kubeconfig = proxy(&namespace, |_, _| Conduct::Silent).await;
     let server = Server::start(Program::with_kubeconfig(&kubeconfig));
@@ -162,7 +162,7 @@ async fn a_client_is_answered_before_its_time_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wait_ends_in_its_clients_time_and_says_what_it_knows() {
+async fn a_wait_ends_before_the_clients_timeout_and_reports_the_rollout() {
     let namespace = shared().namespace("client_wait").await;
     namespace.deployment("stuck", 1, MISSING_IMAGE).await;
     let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
@@ -175,7 +175,7 @@ async fn a_wait_ends_in_its_clients_time_and_says_what_it_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_was_told_to_stop_is_not_ready() {
+async fn a_server_that_is_shutting_down_is_not_ready() {
     let server = Server::start(Program::offline());
     let stream = server.connect();
     let mut reader = BufReader::new(stream.try_clone().expect("is cloned"));

@@ -32,7 +32,7 @@ async fn pods(namespace: &Namespace) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn waits_until_each_node_has_a_new_pod_that_is_available() {
+async fn a_restart_waits_until_each_node_has_a_new_available_pod() {
     let namespace = shared().namespace("ds_waits").await;
     namespace.running_daemon_set("agent").await;
     let before = pods(&namespace).await;
@@ -45,7 +45,7 @@ async fn waits_until_each_node_has_a_new_pod_that_is_available() {
 }
 
 #[tokio::test]
-async fn what_only_deletion_restarts_is_refused_unless_that_is_accepted() {
+async fn an_on_delete_strategy_is_refused_unless_accepted() {
     let namespace = shared().namespace("ds_on_delete").await;
     namespace.running_daemon_set("agent").await;
     let strategy = json!({ "type": "OnDelete", "rollingUpdate": null });
@@ -64,7 +64,7 @@ async fn what_only_deletion_restarts_is_refused_unless_that_is_accepted() {
 }
 
 #[tokio::test]
-async fn ends_where_kubectl_rollout_restart_ends() {
+async fn a_restart_leaves_the_same_state_as_kubectl() {
     let theirs = shared().namespace("ds_kubectl").await;
     let ours = shared().namespace("ds_ours").await;
     for namespace in [&theirs, &ours] {

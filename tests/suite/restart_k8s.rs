@@ -27,7 +27,7 @@ async fn generation(namespace: &Namespace) -> i64 {
 }
 
 #[tokio::test]
-async fn each_restart_is_exactly_one_new_generation() {
+async fn each_restart_adds_exactly_one_generation() {
     let namespace = shared().namespace("one_generation").await;
     namespace.running_deployment("web", 2).await;
     let before = generation(&namespace).await;
@@ -41,7 +41,7 @@ async fn each_restart_is_exactly_one_new_generation() {
 }
 
 #[tokio::test]
-async fn leaves_kubectls_annotation_and_its_own_name_behind() {
+async fn a_restart_sets_kubectls_annotation_and_its_own_field_manager() {
     let namespace = shared().namespace("annotation").await;
     namespace.running_deployment("web", 1).await;
     let done = send(&namespace, json!({ "simulate": false, "id": "alert:7" }));
@@ -57,7 +57,7 @@ async fn leaves_kubectls_annotation_and_its_own_name_behind() {
 }
 
 #[tokio::test]
-async fn the_answer_tells_the_object_as_it_is_afterwards() {
+async fn the_answer_describes_the_object_after_the_restart() {
     let namespace = shared().namespace("target").await;
     let before = namespace.running_deployment("web", 0).await;
     let answer = send(&namespace, json!({ "simulate": false })).answer();
@@ -72,7 +72,7 @@ async fn the_answer_tells_the_object_as_it_is_afterwards() {
 }
 
 #[tokio::test]
-async fn simulation_changes_nothing() {
+async fn a_simulation_changes_nothing() {
     let namespace = shared().namespace("simulation").await;
     let before = namespace.running_deployment("web", 1).await;
     let done = send(&namespace, json!({ "wait": true }));
@@ -87,7 +87,7 @@ async fn simulation_changes_nothing() {
 }
 
 #[tokio::test]
-async fn simulation_is_refused_where_the_action_would_be() {
+async fn a_simulation_is_refused_where_the_action_would_be() {
     let namespace = shared().namespace("simulation_refused").await;
     let rules = json!([{ "apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get"] }]);
     let kubeconfig = namespace.account("reader", rules).await;
@@ -98,7 +98,7 @@ async fn simulation_is_refused_where_the_action_would_be() {
 }
 
 #[tokio::test]
-async fn refuses_a_paused_deployment() {
+async fn a_paused_deployment_is_refused() {
     let namespace = shared().namespace("paused").await;
     namespace.running_deployment("web", 1).await;
     pause(&namespace).await;
@@ -126,7 +126,7 @@ async fn patch(namespace: &Namespace, patch: Value) {
 }
 
 #[tokio::test]
-async fn a_missing_deployment_is_told_with_where_to_look() {
+async fn a_missing_deployment_is_reported_with_a_hint() {
     let namespace = shared().namespace("missing").await;
     let done = send(&namespace, json!({ "simulate": false }));
     assert_eq!(done.status, 69, "{done:?}");
@@ -139,7 +139,7 @@ async fn a_missing_deployment_is_told_with_where_to_look() {
 }
 
 #[tokio::test]
-async fn acts_only_on_the_object_that_the_request_means() {
+async fn a_precondition_limits_the_restart_to_one_object() {
     let namespace = shared().namespace("precondition").await;
     let before = namespace.running_deployment("web", 1).await.metadata;
     let wanting = |field: &str, value: &str| {
@@ -160,7 +160,7 @@ async fn acts_only_on_the_object_that_the_request_means() {
 }
 
 #[tokio::test]
-async fn the_same_request_again_does_nothing_again() {
+async fn a_resent_request_restarts_once() {
     let namespace = shared().namespace("again").await;
     namespace.running_deployment("web", 1).await;
     let first = send(&namespace, json!({ "simulate": false, "id": "alert-7" }));
@@ -174,7 +174,7 @@ async fn the_same_request_again_does_nothing_again() {
 }
 
 #[tokio::test]
-async fn restarts_while_its_own_last_restart_still_rolls_out() {
+async fn a_restart_works_during_a_previous_rollout() {
     let namespace = shared().namespace("busy").await;
     namespace.running_deployment("web", 5).await;
     let before = generation(&namespace).await;
@@ -187,7 +187,7 @@ async fn restarts_while_its_own_last_restart_still_rolls_out() {
 }
 
 #[tokio::test]
-async fn waits_until_every_pod_is_a_new_one() {
+async fn a_restart_waits_until_every_pod_is_new() {
     let namespace = shared().namespace("waits").await;
     namespace.running_deployment("web", 3).await;
     let done = send(&namespace, json!({ "simulate": false, "wait": true, "id": "r1" }));
@@ -206,7 +206,7 @@ async fn waits_until_every_pod_is_a_new_one() {
 }
 
 #[tokio::test]
-async fn waits_for_readiness_and_not_only_for_pods() {
+async fn a_restart_waits_until_the_pods_are_ready() {
     let namespace = shared().namespace("slow").await;
     namespace.deployment("web", 1, SLOW_IMAGE).await;
     namespace.rolled_out("web").await;
@@ -216,7 +216,7 @@ async fn waits_for_readiness_and_not_only_for_pods() {
 }
 
 #[tokio::test]
-async fn a_rollout_that_does_not_come_is_failed_with_the_pods_own_words() {
+async fn a_stuck_rollout_fails_with_the_pods_error() {
     for (image, problem) in [
         (MISSING_IMAGE, "ImagePullBackOff: Back-off pulling image"),
         (CRASHING_IMAGE, "CrashLoopBackOff: restarted 3 times, last exit code 1"),
@@ -236,7 +236,7 @@ async fn a_rollout_that_does_not_come_is_failed_with_the_pods_own_words() {
 }
 
 #[tokio::test]
-async fn a_pod_that_no_node_takes_is_told() {
+async fn an_unschedulable_pod_is_reported() {
     let namespace = shared().namespace("unschedulable").await;
     namespace.running_deployment("web", 1).await;
     let nowhere =
@@ -266,7 +266,7 @@ async fn a_progress_deadline_ends_the_wait_at_once() {
 }
 
 #[tokio::test]
-async fn a_rollout_that_someone_else_replaces_is_told() {
+async fn a_superseded_rollout_is_reported() {
     let namespace = shared().namespace("superseded").await;
     namespace.deployment("web", 1, SLOW_IMAGE).await;
     let asked = json!({ "simulate": false, "wait": true, "timeout_seconds": 60, "id": "r1" });
@@ -286,7 +286,7 @@ async fn a_rollout_that_someone_else_replaces_is_told() {
 }
 
 #[tokio::test]
-async fn a_deployment_that_is_deleted_while_waiting_is_told() {
+async fn a_deployment_deleted_during_the_wait_is_reported() {
     let namespace = shared().namespace("deleted").await;
     namespace.deployment("web", 1, SLOW_IMAGE).await;
     let asked = json!({ "simulate": false, "wait": true, "timeout_seconds": 60 });
@@ -301,7 +301,7 @@ async fn a_deployment_that_is_deleted_while_waiting_is_told() {
 }
 
 #[tokio::test]
-async fn a_signal_ends_the_wait_with_what_is_known() {
+async fn a_signal_ends_the_wait_with_the_known_state() {
     let namespace = shared().namespace("signal").await;
     namespace.deployment("web", 1, SLOW_IMAGE).await;
     for name in ["TERM", "INT"] {
@@ -328,7 +328,7 @@ async fn a_signal_ends_the_wait_with_what_is_known() {
 }
 
 #[tokio::test]
-async fn the_wait_outlives_the_api_server() {
+async fn a_wait_survives_an_outage_of_the_api_server() {
     let cluster = private();
     let namespace = cluster.namespace("outlives").await;
     namespace.deployment("web", 1, SLOW_IMAGE).await;
@@ -344,7 +344,7 @@ async fn the_wait_outlives_the_api_server() {
 }
 
 #[tokio::test]
-async fn warns_of_what_a_careful_person_would_see() {
+async fn a_restart_of_zero_replicas_causes_a_warning() {
     let namespace = shared().namespace("warns").await;
     namespace.running_deployment("web", 0).await;
     let warnings = send(&namespace, json!({})).answer()["warnings"].to_string();

@@ -24,7 +24,7 @@ async fn uid(namespace: &Namespace, pod: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn deletes_the_pod_and_names_who_replaces_it() {
+async fn a_restart_deletes_the_pod_and_names_its_controller() {
     let namespace = shared().namespace("pod_deleted").await;
     namespace.running_deployment("web", 2).await;
     let pod = namespace.pods_of("web").await.remove(0);
@@ -41,7 +41,7 @@ async fn deletes_the_pod_and_names_who_replaces_it() {
 }
 
 #[tokio::test]
-async fn waits_until_the_replacement_is_ready() {
+async fn a_restart_waits_until_the_replacement_is_ready() {
     let namespace = shared().namespace("pod_waits").await;
     namespace.running_deployment("web", 2).await;
     let before = namespace.pods_of("web").await;
@@ -55,7 +55,7 @@ async fn waits_until_the_replacement_is_ready() {
 }
 
 #[tokio::test]
-async fn a_stateful_sets_pod_comes_back_under_its_name() {
+async fn a_stateful_sets_pod_is_replaced_under_its_name() {
     let namespace = shared().namespace("pod_stateful").await;
     namespace.running_stateful_set("db", 2).await;
     let before = uid(&namespace, "db-0").await;
@@ -67,7 +67,7 @@ async fn a_stateful_sets_pod_comes_back_under_its_name() {
 }
 
 #[tokio::test]
-async fn refuses_a_pod_without_a_controller() {
+async fn a_pod_without_a_controller_is_refused() {
     let namespace = shared().namespace("pod_bare").await;
     namespace.bare_pod("lonely").await;
     for simulate in [true, false] {
@@ -79,7 +79,7 @@ async fn refuses_a_pod_without_a_controller() {
 }
 
 #[tokio::test]
-async fn never_deletes_another_pod_of_the_same_name() {
+async fn another_pod_of_the_same_name_is_never_deleted() {
     let namespace = shared().namespace("pod_uid").await;
     namespace.running_stateful_set("db", 1).await;
     let old = uid(&namespace, "db-0").await.expect("is there");
@@ -93,7 +93,7 @@ async fn never_deletes_another_pod_of_the_same_name() {
 }
 
 #[tokio::test]
-async fn simulation_deletes_nothing() {
+async fn a_simulation_deletes_nothing() {
     let namespace = shared().namespace("pod_simulation").await;
     namespace.running_deployment("web", 1).await;
     let pod = namespace.pods_of("web").await.remove(0);
@@ -107,7 +107,7 @@ async fn simulation_deletes_nothing() {
 }
 
 #[tokio::test]
-async fn keeps_the_pods_grace_period_and_leaves_one_that_is_going() {
+async fn a_restart_keeps_the_grace_period_and_skips_a_terminating_pod() {
     let namespace = shared().namespace("pod_grace").await;
     namespace.running_deployment("web", 1).await;
     let slow = json!({ "spec": { "template": {
@@ -127,7 +127,7 @@ async fn keeps_the_pods_grace_period_and_leaves_one_that_is_going() {
 }
 
 #[tokio::test]
-async fn a_replacement_that_does_not_come_is_failed() {
+async fn a_missing_replacement_is_a_failure() {
     let namespace = shared().namespace("pod_broken").await;
     namespace.deployment("web", 1, MISSING_IMAGE).await;
     let name = eventually("there is a pod", async || {
@@ -142,7 +142,7 @@ async fn a_replacement_that_does_not_come_is_failed() {
 }
 
 #[tokio::test]
-async fn a_missing_pod_is_told() {
+async fn a_missing_pod_is_reported() {
     let namespace = shared().namespace("pod_missing").await;
     let done = send(&namespace, "nobody", json!({ "simulate": false }));
     assert_eq!(done.status, 69, "{done:?}");

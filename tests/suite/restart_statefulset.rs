@@ -41,7 +41,7 @@ async fn pods(namespace: &Namespace) -> BTreeMap<String, String> {
 }
 
 #[tokio::test]
-async fn waits_until_every_pod_is_of_the_new_revision_and_ready() {
+async fn a_restart_waits_until_every_pod_has_the_new_revision_and_is_ready() {
     let namespace = shared().namespace("sts_waits").await;
     namespace.running_stateful_set("db", 2).await;
     let before = pods(&namespace).await;
@@ -59,7 +59,7 @@ async fn waits_until_every_pod_is_of_the_new_revision_and_ready() {
 }
 
 #[tokio::test]
-async fn what_only_deletion_restarts_is_refused_unless_that_is_accepted() {
+async fn an_on_delete_strategy_is_refused_unless_accepted() {
     let namespace = shared().namespace("sts_on_delete").await;
     namespace.running_stateful_set("db", 1).await;
     patch(
@@ -91,7 +91,7 @@ async fn what_only_deletion_restarts_is_refused_unless_that_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_partition_is_told_and_the_pods_below_it_stay() {
+async fn a_partition_is_reported_and_the_pods_below_it_stay() {
     let namespace = shared().namespace("sts_partition").await;
     namespace.running_stateful_set("db", 2).await;
     let partition = |number: i32| json!({ "spec": { "updateStrategy": { "rollingUpdate": { "partition": number } } } });
@@ -111,7 +111,7 @@ async fn a_partition_is_told_and_the_pods_below_it_stay() {
 }
 
 #[tokio::test]
-async fn a_pod_that_does_not_start_is_told_with_its_reason() {
+async fn a_pod_that_does_not_start_is_reported_with_its_reason() {
     let namespace = shared().namespace("sts_broken").await;
     namespace.running_stateful_set("db", 1).await;
     patch(
@@ -129,7 +129,7 @@ async fn a_pod_that_does_not_start_is_told_with_its_reason() {
 }
 
 #[tokio::test]
-async fn ends_where_kubectl_rollout_restart_ends() {
+async fn a_restart_leaves_the_same_state_as_kubectl() {
     let theirs = shared().namespace("sts_kubectl").await;
     let ours = shared().namespace("sts_ours").await;
     for namespace in [&theirs, &ours] {

@@ -9,7 +9,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn ends_in_the_same_state_as_kubectl_rollout_resume() {
+async fn a_resume_leaves_the_same_state_as_kubectl() {
     let (ours, theirs) =
         (shared().namespace("resume_ours").await, shared().namespace("resume_theirs").await);
     for namespace in [&ours, &theirs] {
@@ -29,7 +29,7 @@ async fn ends_in_the_same_state_as_kubectl_rollout_resume() {
 }
 
 #[tokio::test]
-async fn says_how_many_pods_wait_and_stays_until_they_are_new_and_ready() {
+async fn a_resume_counts_the_outdated_pods_and_waits_until_they_are_replaced() {
     let namespace = shared().namespace("resume_waits").await;
     namespace.running_deployment("web", 2).await;
     set_paused(&namespace, true).await;
@@ -48,7 +48,7 @@ async fn says_how_many_pods_wait_and_stays_until_they_are_new_and_ready() {
 }
 
 #[tokio::test]
-async fn a_rollout_that_does_not_come_is_failed_with_the_pods_own_words() {
+async fn a_stuck_rollout_fails_with_the_pods_error() {
     let namespace = shared().namespace("resume_broken").await;
     namespace.running_deployment("web", 1).await;
     set_paused(&namespace, true).await;
@@ -64,7 +64,7 @@ async fn a_rollout_that_does_not_come_is_failed_with_the_pods_own_words() {
 }
 
 #[tokio::test]
-async fn what_is_not_paused_is_unchanged_where_kubectl_fails() {
+async fn a_running_rollout_is_unchanged_where_kubectl_reports_an_error() {
     let namespace = shared().namespace("resume_twice").await;
     let before = namespace.running_deployment("web", 1).await.metadata.resource_version;
     assert!(!kubectl_rollout(&namespace, "resume"));

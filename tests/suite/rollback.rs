@@ -113,7 +113,7 @@ async fn state(namespace: &Namespace, kind: WorkloadKind) -> Value {
 }
 
 #[tokio::test]
-async fn ends_where_kubectl_rollout_undo_ends() {
+async fn a_rollback_leaves_the_same_state_as_kubectl() {
     for kind in KINDS {
         for to_revision in [None, Some(1)] {
             let (ours, theirs) =
@@ -149,7 +149,7 @@ async fn ends_where_kubectl_rollout_undo_ends() {
 }
 
 #[tokio::test]
-async fn the_second_rollback_goes_forward_again_as_with_kubectl() {
+async fn a_second_rollback_restores_the_newer_revision_as_with_kubectl() {
     for kind in KINDS {
         let namespace = revised("twice", kind).await;
         for expected in ["2", "3"] {
@@ -161,7 +161,7 @@ async fn the_second_rollback_goes_forward_again_as_with_kubectl() {
 }
 
 #[tokio::test]
-async fn the_answer_tells_what_differs_and_no_value_of_a_variable() {
+async fn the_answer_lists_the_differences_without_values_of_variables() {
     let kind = WorkloadKind::Deployment;
     let namespace = shared().namespace("differs").await;
     running(&namespace, kind).await;
@@ -191,7 +191,7 @@ async fn the_answer_tells_what_differs_and_no_value_of_a_variable() {
 }
 
 #[tokio::test]
-async fn simulation_changes_nothing() {
+async fn a_simulation_changes_nothing() {
     for kind in KINDS {
         let namespace = revised("undo_simulation", kind).await;
         let request = request(&namespace, kind, json!({}), json!({ "simulate": true }));
@@ -205,7 +205,7 @@ async fn simulation_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_revision_that_is_there_already_or_not_at_all_is_told() {
+async fn a_current_or_missing_revision_is_reported() {
     let kind = WorkloadKind::Deployment;
     let namespace = revised("no_revision", kind).await;
     let before = get(&namespace, kind).await.metadata.generation;
@@ -223,7 +223,7 @@ async fn a_revision_that_is_there_already_or_not_at_all_is_told() {
 }
 
 #[tokio::test]
-async fn refuses_a_paused_deployment() {
+async fn a_paused_deployment_is_refused() {
     let kind = WorkloadKind::Deployment;
     let namespace = revised("undo_paused", kind).await;
     kubectl(&namespace, &["rollout", "pause", "deployment/web"]);
@@ -233,7 +233,7 @@ async fn refuses_a_paused_deployment() {
 }
 
 #[tokio::test]
-async fn a_restart_is_told_and_can_be_passed_over() {
+async fn a_restart_causes_a_warning_and_can_be_skipped() {
     for kind in KINDS {
         let namespace = revised("restarted", kind).await;
         kubectl(&namespace, &["rollout", "restart", &format!("{}/web", kind.for_kubectl())]);
@@ -268,7 +268,7 @@ async fn met_in_between(namespace: &Namespace, parameters: Value) -> Finished {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_changes_in_between_is_never_overwritten_unseen() {
+async fn a_concurrent_change_is_never_overwritten_unseen() {
     let kind = WorkloadKind::Deployment;
     let namespace = revised("in_between", kind).await;
     let done = met_in_between(&namespace, json!({})).await;
@@ -286,7 +286,7 @@ async fn what_somebody_changes_in_between_is_never_overwritten_unseen() {
 }
 
 #[tokio::test]
-async fn the_pod_that_a_stateful_set_waits_for_is_named() {
+async fn a_stateful_sets_stuck_pod_is_named() {
     let kind = WorkloadKind::StatefulSet;
     let namespace = shared().namespace("forced").await;
     running(&namespace, kind).await;

@@ -84,7 +84,7 @@ async fn send(program: Program, request: &Value) -> Finished {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_fails_is_taken_back_and_both_are_told() {
+async fn a_failed_rollout_is_rolled_back_and_both_are_reported() {
     for kind in [WorkloadKind::Deployment, WorkloadKind::DaemonSet] {
         let namespace = after_a_broken_revision("taken_back", kind).await;
         let before = generation(&namespace, kind).await;
@@ -133,7 +133,7 @@ async fn close(namespace: &Namespace) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_that_fails_is_taken_back_whatever_the_kind() {
+async fn a_failed_restart_of_each_kind_is_rolled_back() {
     for (kind, action, parameter) in [
         (WorkloadKind::Deployment, "restart_k8s", "deployment"),
         (WorkloadKind::StatefulSet, "restart_statefulset", "statefulset"),
@@ -166,7 +166,7 @@ async fn a_restart_that_fails_is_taken_back_whatever_the_kind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_on_the_way_back_leaves_one_way_back_and_one_answer() {
+async fn a_crash_during_the_rollback_leaves_one_rollback_and_one_answer() {
     let kind = WorkloadKind::Deployment;
     for at in
         [Failpoint::AfterWrite, Failpoint::BeforeRecord].into_iter().chain(Failpoint::ROLLBACK)
@@ -194,7 +194,7 @@ async fn a_crash_on_the_way_back_leaves_one_way_back_and_one_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_record_says_that_it_is_under_way_before_it_is_done() {
+async fn the_record_is_rolling_back_before_the_rollback_is_applied() {
     let kind = WorkloadKind::Deployment;
     let namespace = after_a_broken_revision("under_way", kind).await;
     let dying =
@@ -209,7 +209,7 @@ async fn the_record_says_that_it_is_under_way_before_it_is_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_tries_at_once_take_it_back_once() {
+async fn concurrent_retries_roll_back_once() {
     let kind = WorkloadKind::Deployment;
     let namespace = after_a_broken_revision("at_once", kind).await;
     let before = generation(&namespace, kind).await;
@@ -241,7 +241,7 @@ async fn waiting(namespace: &Namespace, policy: &Path) -> crate::program::Runnin
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_else_has_changed_is_not_taken_back() {
+async fn a_workload_changed_by_someone_else_is_not_rolled_back() {
     let kind = WorkloadKind::Deployment;
     let namespace = after_a_broken_revision("superseded_back", kind).await;
     let waiting = waiting(&namespace, &namespace.policy("cooldown_seconds: 0")).await;
@@ -256,7 +256,7 @@ async fn what_somebody_else_has_changed_is_not_taken_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_kill_switch_stops_the_way_back_too() {
+async fn the_kill_switch_stops_the_rollback() {
     let kind = WorkloadKind::Deployment;
     let namespace = after_a_broken_revision("switch_back", kind).await;
     let waiting = waiting(&namespace, &namespace.policy("cooldown_seconds: 60")).await;
@@ -272,7 +272,7 @@ async fn the_kill_switch_stops_the_way_back_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_that_becomes_read_only_stops_the_way_back_too() {
+async fn a_policy_that_becomes_read_only_stops_the_rollback() {
     let kind = WorkloadKind::Deployment;
     let namespace = after_a_broken_revision("read_only_back", kind).await;
     let policy = namespace.policy("cooldown_seconds: 0");
@@ -296,7 +296,7 @@ async fn a_policy_that_becomes_read_only_stops_the_way_back_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_budget_that_is_used_up_does_not_keep_it_broken_and_counts_it() {
+async fn an_exhausted_budget_allows_the_rollback_and_counts_it() {
     let kind = WorkloadKind::Deployment;
     let namespace = after_a_broken_revision("budget_back", kind).await;
     let policy = namespace.policy(
@@ -310,7 +310,7 @@ async fn a_budget_that_is_used_up_does_not_keep_it_broken_and_counts_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wait_that_is_interrupted_takes_nothing_back_and_the_next_try_does() {
+async fn an_interrupted_wait_rolls_nothing_back_and_its_retry_does() {
     let kind = WorkloadKind::Deployment;
     let namespace = after_a_broken_revision("interrupted_back", kind).await;
     let waiting = waiting(&namespace, &namespace.policy("cooldown_seconds: 0")).await;
@@ -324,7 +324,7 @@ async fn a_wait_that_is_interrupted_takes_nothing_back_and_the_next_try_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_lost_on_the_way_back_changes_nothing() {
+async fn an_answer_lost_during_the_rollback_changes_nothing() {
     let kind = WorkloadKind::Deployment;
     // Of the writes the first four are the way there: the claim, the budget, the change, the record.
     for lost in 4..8 {
@@ -345,7 +345,7 @@ async fn an_answer_that_is_lost_on_the_way_back_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_way_back_that_is_interrupted_is_gone_on_with_by_the_next_try() {
+async fn an_interrupted_rollback_is_resumed_by_a_retry() {
     let kind = WorkloadKind::DaemonSet;
     let namespace = shared().namespace("midway").await;
     namespace.running_daemon_set("web").await;
@@ -377,7 +377,7 @@ async fn a_way_back_that_is_interrupted_is_gone_on_with_by_the_next_try() {
 }
 
 #[tokio::test]
-async fn what_comes_to_its_end_is_not_taken_back() {
+async fn a_complete_rollout_is_not_rolled_back() {
     let namespace = shared().namespace("no_way_back").await;
     namespace.running_deployment("web", 1).await;
     let request = json!({
@@ -393,7 +393,7 @@ async fn what_comes_to_its_end_is_not_taken_back() {
 }
 
 #[test]
-fn who_does_not_wait_is_refused() {
+fn rollback_on_failure_without_wait_is_refused() {
     for request in [
         json!({ "type": "restart_k8s", "parameters": { "deployment": "web" } }),
         json!({ "type": "restart_statefulset", "parameters": { "statefulset": "web" } }),

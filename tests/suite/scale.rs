@@ -61,7 +61,7 @@ async fn at_rest(api: &Api<DynamicObject>, replicas: i64) -> DynamicObject {
 }
 
 #[tokio::test]
-async fn ends_in_the_same_state_as_kubectl_scale_for_each_kind() {
+async fn a_scaling_leaves_the_same_state_as_kubectl_for_each_kind() {
     for (kind, resource) in [
         ("Deployment", ApiResource::erase::<Deployment>(&())),
         ("StatefulSet", ApiResource::erase::<StatefulSet>(&())),
@@ -100,7 +100,7 @@ async fn ends_in_the_same_state_as_kubectl_scale_for_each_kind() {
 }
 
 #[tokio::test]
-async fn the_answer_says_from_how_many_to_how_many() {
+async fn the_answer_states_the_old_and_the_new_number() {
     let namespace = shared().namespace("scale_answer").await;
     let before = namespace.running_deployment("web", 1).await.metadata;
     let done = send(&namespace, json!({ "by": 2 }), json!({ "simulate": true }));
@@ -121,7 +121,7 @@ async fn the_answer_says_from_how_many_to_how_many() {
 }
 
 #[tokio::test]
-async fn waits_for_readiness_and_not_only_for_the_number() {
+async fn a_scaling_waits_until_the_pods_are_ready() {
     let namespace = shared().namespace("scale_slow").await;
     namespace.deployment("web", 1, SLOW_IMAGE).await;
     namespace.rolled_out("web").await;
@@ -133,7 +133,7 @@ async fn waits_for_readiness_and_not_only_for_the_number() {
 }
 
 #[tokio::test]
-async fn a_number_that_is_not_reached_is_failed_with_the_pods_own_words() {
+async fn a_number_that_is_not_reached_fails_with_the_pods_error() {
     let namespace = shared().namespace("scale_broken").await;
     namespace.deployment("web", 0, MISSING_IMAGE).await;
     namespace.rolled_out("web").await;
@@ -147,7 +147,7 @@ async fn a_number_that_is_not_reached_is_failed_with_the_pods_own_words() {
 }
 
 #[tokio::test]
-async fn a_difference_is_added_once_however_often_its_sender_dies() {
+async fn a_difference_is_added_once_despite_crashes() {
     let namespace = shared().namespace("scale_dies").await;
     namespace.running_deployment("web", 1).await;
     let request = request(&namespace, json!({ "by": 1 }), json!({ "id": "r1" })).to_string();
@@ -168,7 +168,7 @@ async fn a_difference_is_added_once_however_often_its_sender_dies() {
 }
 
 #[tokio::test]
-async fn two_requests_add_twice_and_the_first_ones_retry_adds_nothing() {
+async fn two_requests_add_twice_and_a_retry_adds_nothing() {
     let namespace = shared().namespace("scale_retry").await;
     namespace.running_deployment("web", 1).await;
     let send = |id: &str| {
@@ -183,7 +183,7 @@ async fn two_requests_add_twice_and_the_first_ones_retry_adds_nothing() {
 }
 
 #[tokio::test]
-async fn nothing_is_guessed_when_others_scaled_after_a_sender_that_died() {
+async fn an_outcome_is_not_guessed_when_others_scaled_after_a_crash() {
     let namespace = shared().namespace("scale_unknown").await;
     namespace.running_deployment("web", 1).await;
     let program = |id: &str| {
@@ -201,7 +201,7 @@ async fn nothing_is_guessed_when_others_scaled_after_a_sender_that_died() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_difference_is_not_added_to_what_someone_else_has_set_meanwhile() {
+async fn a_difference_is_not_added_to_a_concurrent_change() {
     let namespace = shared().namespace("scale_meddled").await;
     namespace.running_deployment("web", 1).await;
     let (meddled, handle) = (namespace.clone(), tokio::runtime::Handle::current());
@@ -227,7 +227,7 @@ async fn a_difference_is_not_added_to_what_someone_else_has_set_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_target_with_an_autoscaler_is_left_to_it() {
+async fn a_target_with_an_autoscaler_is_refused() {
     let namespace = shared().namespace("scale_managed").await;
     namespace.running_deployment("web", 1).await;
     let autoscalers = namespace.api::<HorizontalPodAutoscaler>();
@@ -262,7 +262,7 @@ async fn a_target_with_an_autoscaler_is_left_to_it() {
 }
 
 #[tokio::test]
-async fn a_deployments_replica_set_is_left_to_it() {
+async fn a_deployments_replica_set_is_refused() {
     let namespace = shared().namespace("scale_owned").await;
     namespace.running_deployment("web", 1).await;
     let sets = namespace.api::<ReplicaSet>().list(&ListParams::default()).await;
@@ -276,7 +276,7 @@ async fn a_deployments_replica_set_is_left_to_it() {
 }
 
 #[tokio::test]
-async fn acts_only_on_the_number_that_the_request_means_and_never_below_none() {
+async fn a_precondition_on_the_number_holds_and_the_result_is_never_negative() {
     let namespace = shared().namespace("scale_current").await;
     namespace.running_deployment("web", 1).await;
     for (parameters, field) in [
@@ -294,7 +294,7 @@ async fn acts_only_on_the_number_that_the_request_means_and_never_below_none() {
 }
 
 #[tokio::test]
-async fn the_policys_bounds_hold_for_a_number_and_for_a_difference() {
+async fn the_policys_bounds_apply_to_a_number_and_to_a_difference() {
     let namespace = shared().namespace("scale_bounds").await;
     namespace.running_deployment("web", 1).await;
     let policy = namespace.policy("cooldown_seconds: 0\nreplicas: {min: 1, max: 3}");
@@ -323,7 +323,7 @@ async fn the_policys_bounds_hold_for_a_number_and_for_a_difference() {
 }
 
 #[tokio::test]
-async fn a_paused_deployment_is_scaled_and_the_answer_says_that_it_is_paused() {
+async fn a_paused_deployment_is_scaled_with_a_warning() {
     let namespace = shared().namespace("scale_paused").await;
     namespace.running_deployment("web", 2).await;
     set_paused(&namespace, true).await;
@@ -342,7 +342,7 @@ async fn a_paused_deployment_is_scaled_and_the_answer_says_that_it_is_paused() {
 }
 
 #[tokio::test]
-async fn warns_of_a_rollout_under_way_and_of_none_left() {
+async fn a_scaling_warns_of_a_running_rollout_and_of_zero_replicas() {
     let namespace = shared().namespace("scale_warns").await;
     namespace.running_deployment("web", 2).await;
     change_template(&namespace, MISSING_IMAGE).await;
@@ -358,7 +358,7 @@ async fn warns_of_a_rollout_under_way_and_of_none_left() {
 }
 
 #[tokio::test]
-async fn an_id_is_recognised_on_the_object_when_its_record_has_gone() {
+async fn an_id_is_found_on_the_object_after_its_record_is_gone() {
     let namespace = shared().namespace("scale_gone").await;
     namespace.running_deployment("web", 1).await;
     let send = || send(&namespace, json!({ "by": 1 }), json!({ "id": "r1" }));

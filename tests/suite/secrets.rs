@@ -18,7 +18,7 @@ const VARIABLE: &str = "canary-variable-0b7c";
 const COLLECTOR_TOKEN: &str = "canary-collector-3e44";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_secret_is_in_logs_answers_metrics_or_traces() {
+async fn secrets_appear_in_no_log_answer_metric_or_trace() {
     let namespace = shared().namespace("canaries").await;
     namespace.running_deployment("web", 1).await;
     let rules = json!([

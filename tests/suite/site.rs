@@ -24,7 +24,7 @@ fn get(server: &Server, path: &str, version: &str, headers: &str) -> (u16, Strin
 
 /// A page of rebound.example whose name has come to mean this machine, in the words of a browser.
 #[test]
-fn a_rebound_name_reads_and_does_nothing() {
+fn a_rebound_host_name_is_421_for_every_request() {
     let server = Server::start(Program::offline());
     let port = server.address().port();
     let host = format!("rebound.example:{port}");
@@ -42,7 +42,7 @@ fn a_rebound_name_reads_and_does_nothing() {
 }
 
 #[test]
-fn the_names_of_a_server_for_others_may_be_listed() {
+fn a_servers_host_names_may_be_listed() {
     let program = Program::offline().env("ACTION_EXECUTOR_HOSTS", "hand.example.com");
     let server = Server::start_open(program);
     assert_eq!(execute(&server, "hand.example.com", "").0, 200);
@@ -62,7 +62,7 @@ fn the_names_of_a_server_for_others_may_be_listed() {
 }
 
 #[test]
-fn a_request_has_one_host() {
+fn a_request_without_exactly_one_host_is_400() {
     let server = Server::start(Program::offline());
     for headers in ["", "Host: localhost\r\nHost: localhost\r\n", "Host: a b\r\n", "Host:\r\n"] {
         let refused = get(&server, "/readyz", "1.1", headers);
@@ -71,7 +71,7 @@ fn a_request_has_one_host() {
 }
 
 #[test]
-fn pages_of_other_sites_have_nothing_done() {
+fn requests_from_pages_of_other_sites_are_refused() {
     let server = Server::start(Program::offline());
     let host = server.address().to_string();
     let refused = (403, "cross_site".to_owned());

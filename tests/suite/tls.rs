@@ -30,7 +30,7 @@ fn server(authority: &Authority) -> Server {
 }
 
 #[test]
-fn is_served_to_those_who_trust_the_authority() {
+fn clients_that_trust_the_authority_are_served() {
     let authority = Authority::new();
     let server = server(&authority);
     assert_eq!(server.execute(REQUEST).status, 200);
@@ -40,7 +40,7 @@ fn is_served_to_those_who_trust_the_authority() {
 }
 
 #[test]
-fn http_1_1_is_agreed_on_over_either_version_and_nothing_else() {
+fn http_1_1_alone_is_negotiated_over_either_tls_version() {
     let authority = Authority::new();
     let server = server(&authority);
     let speaking = |protocols: &[&[u8]]| {
@@ -88,7 +88,7 @@ fn mount(folder: &Path, pair: &Pair) -> Files {
 }
 
 #[test]
-fn a_rotated_certificate_is_shown_at_once_and_drops_nobody() {
+fn a_rotated_certificate_is_used_at_once_and_drops_no_connection() {
     let authority = Authority::new();
     let client = authority.trusted_by(None);
     let folder = scratch("secret");
@@ -105,7 +105,7 @@ fn a_rotated_certificate_is_shown_at_once_and_drops_nobody() {
 }
 
 #[test]
-fn a_wrong_pair_changes_nothing_but_that_the_server_is_not_ready() {
+fn a_mismatched_pair_is_ignored_and_the_server_is_not_ready() {
     let authority = Authority::new();
     let client = authority.trusted_by(None);
     let folder = scratch("secret");
@@ -144,7 +144,7 @@ fn a_wrong_pair_changes_nothing_but_that_the_server_is_not_ready() {
 }
 
 #[test]
-fn what_cannot_be_served_with_is_an_error_at_the_start() {
+fn an_unusable_pair_is_a_startup_error() {
     let authority = Authority::new();
     let (one, other) = (authority.server(), authority.server());
     let torn = Pair { key: other.key, certificate: one.certificate };
@@ -156,7 +156,7 @@ fn what_cannot_be_served_with_is_an_error_at_the_start() {
 }
 
 #[test]
-fn a_health_check_knows_the_server() {
+fn a_health_check_verifies_the_server() {
     let authority = Authority::new();
     let pair = authority.server();
     let files = pair.files();
@@ -206,7 +206,7 @@ fn execute(
 }
 
 #[test]
-fn a_certificates_holder_may_what_the_entry_of_its_name_says() {
+fn a_client_certificate_permits_what_its_entry_says() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let keys = "keys: [{name: pager, certificate: pager.example.com}, \
                 {name: narrow, certificate: narrow, actions: [drain]}]";
@@ -229,7 +229,7 @@ fn a_certificates_holder_may_what_the_entry_of_its_name_says() {
 }
 
 #[test]
-fn an_expired_and_a_foreign_certificate_end_the_handshake() {
+fn an_expired_or_foreign_certificate_fails_the_handshake() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let keys = "keys: [{name: pager, certificate: pager}]";
     let server = asking(&authority, &clients.file(), keys);
@@ -246,7 +246,7 @@ fn an_expired_and_a_foreign_certificate_end_the_handshake() {
 }
 
 #[test]
-fn a_certificate_whose_authority_is_gone_proves_nothing_on_an_old_connection() {
+fn a_certificate_of_a_removed_authority_is_401_on_an_open_connection() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let trusted = clients.file();
     let server = asking(&authority, &trusted, "keys: [{name: pager, certificate: pager}]");
@@ -260,7 +260,7 @@ fn a_certificate_whose_authority_is_gone_proves_nothing_on_an_old_connection() {
 }
 
 #[test]
-fn of_a_token_and_a_certificate_the_token_counts() {
+fn a_token_takes_precedence_over_a_certificate() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let digest = action_executor::contract::digest::sha256(KEY.as_bytes());
     let keys = format!(
@@ -278,7 +278,7 @@ fn of_a_token_and_a_certificate_the_token_counts() {
 }
 
 #[tokio::test]
-async fn the_clusters_rbac_knows_a_certificates_user_and_groups() {
+async fn rbac_applies_to_a_certificates_user_and_groups() {
     let namespace = shared().namespace("certified").await;
     namespace.running_deployment("web", 1).await;
     let account = namespace

@@ -115,7 +115,7 @@ fn named<'a>(spans: &'a [Span], name: &str) -> &'a Span {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_trace_goes_from_the_callers_span_to_the_calls_of_the_api_server() {
+async fn one_trace_spans_from_the_caller_to_the_api_server_calls() {
     let namespace = shared().namespace("traced").await;
     namespace.running_deployment("web", 1).await;
     let collector = Collector::start();
@@ -163,7 +163,7 @@ async fn one_trace_goes_from_the_callers_span_to_the_calls_of_the_api_server() {
 }
 
 #[test]
-fn a_refusal_is_an_error_in_its_span_and_who_names_no_trace_begins_one() {
+fn a_refusal_marks_its_span_and_a_request_without_a_trace_starts_one() {
     let collector = Collector::start();
     let server = Server::start(
         Program::offline().env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.endpoint()),
@@ -185,7 +185,7 @@ fn a_refusal_is_an_error_in_its_span_and_who_names_no_trace_begins_one() {
 }
 
 #[test]
-fn a_collector_that_is_gone_holds_nobody_up_and_is_told_once() {
+fn an_unreachable_collector_delays_no_request_and_is_logged_once() {
     let gone = TcpListener::bind("127.0.0.1:0").expect("is bound").local_addr().expect("is bound");
     let server = Server::start(
         Program::offline()
@@ -208,7 +208,7 @@ fn a_collector_that_is_gone_holds_nobody_up_and_is_told_once() {
 }
 
 #[test]
-fn a_single_action_is_traced_too() {
+fn a_single_run_is_traced() {
     let collector = Collector::start();
     let done = Program::offline()
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint())
@@ -223,7 +223,7 @@ fn a_single_action_is_traced_too() {
 }
 
 #[test]
-fn what_is_no_address_of_a_collector_is_told_without_repeating_it() {
+fn an_invalid_collector_address_is_reported_without_its_value() {
     let done = Program::offline()
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", "not an address, hunter2")
         .input(&br#"{"type":"restart_pod","parameters":{"pod_name":"web-1"}}"#[..])

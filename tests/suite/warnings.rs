@@ -33,7 +33,7 @@ fn has(warnings: &[String], part: &str) -> bool {
 }
 
 #[tokio::test]
-async fn what_admission_warns_of_is_in_the_answer() {
+async fn admission_warnings_are_in_the_answer() {
     let namespace = shared().namespace("admission_warns").await;
     namespace.running_deployment("web", 1).await;
     let name = namespace.name();
@@ -70,7 +70,7 @@ async fn what_admission_warns_of_is_in_the_answer() {
 }
 
 #[tokio::test]
-async fn an_autoscaler_at_its_maximum_and_a_budget_without_room_are_told() {
+async fn an_autoscaler_at_its_maximum_and_an_exhausted_budget_cause_warnings() {
     let namespace = shared().namespace("scaled_and_guarded").await;
     namespace.running_deployment("web", 1).await;
     namespace
@@ -103,7 +103,7 @@ async fn an_autoscaler_at_its_maximum_and_a_budget_without_room_are_told() {
 }
 
 #[tokio::test]
-async fn a_volume_for_one_node_is_told_when_the_new_pod_comes_before_the_old_one_goes() {
+async fn a_single_node_volume_causes_a_warning_under_surge() {
     let namespace = shared().namespace("one_volume").await;
     namespace
         .create::<PersistentVolumeClaim>(json!({
@@ -118,7 +118,7 @@ async fn a_volume_for_one_node_is_told_when_the_new_pod_comes_before_the_old_one
 }
 
 #[tokio::test]
-async fn a_restart_of_a_moment_ago_is_told_with_who_made_it() {
+async fn a_recent_restart_causes_a_warning_with_its_author() {
     let namespace = shared().namespace("restarted_before").await;
     namespace.running_deployment("web", 1).await;
     assert!(!has(&warnings(&namespace, true), "it was restarted"));
