@@ -131,7 +131,7 @@ async fn a_denied_action_reaches_the_cluster_through_no_entry_point() {
 
 #[tokio::test]
 async fn each_kind_of_request_makes_the_documented_number_of_calls() {
-    let readme = include_str!("../../README.md");
+    let page = include_str!("../../docs/explanation/exactly-once.md");
     let scenario = Scenario::new(ActionKind::RestartK8s, "calls").await;
     let namespace = &scenario.namespace;
     let kubeconfig = namespace.account("executor", all_rights()).await;
@@ -146,9 +146,9 @@ async fn each_kind_of_request_makes_the_documented_number_of_calls() {
         ("a replay", &counted, "r2", false),
         ("with no budget and no cooldown", &unlimited, "r3", false),
     ] {
-        let row = readme.lines().find_map(|line| line.strip_prefix(&format!("| {request} | ")));
+        let row = page.lines().find_map(|line| line.strip_prefix(&format!("| {request} | ")));
         let told: usize =
-            row.and_then(|row| row.split(' ').next()?.parse().ok()).expect("is in the README");
+            row.and_then(|row| row.split(' ').next()?.parse().ok()).expect("the page has the row");
         let mut body = scenario.request(id);
         body["simulate"] = simulate.into();
         // A rollout under way would change the Deployment between our look and our change.

@@ -122,10 +122,10 @@ fn a_caller_over_its_rate_gets_429_with_retry_after() {
 
 #[test]
 fn the_documented_keys_file_is_valid() {
-    let readme = include_str!("../../README.md");
-    let mut blocks = readme.split("```yaml\n").filter_map(|rest| rest.split("```").next());
+    let page = include_str!("../../docs/how-to/keys-and-tokens.md");
+    let mut blocks = page.split("```yaml\n").filter_map(|rest| rest.split("```").next());
     let example = blocks.find(|block| block.contains("\nkeys:")).expect("there is one");
-    let entry = Keys::parse(example, "README.md").expect("is right").find("secret");
+    let entry = Keys::parse(example, "keys-and-tokens.md").expect("is right").find("secret");
     assert_eq!(entry.expect("is known").name.to_string(), "pager");
 }
 
