@@ -36,7 +36,7 @@ const COUNTED: &str = "cooldown_seconds: 0";
 
 /// Where a rule holds.
 #[derive(Clone, Copy, PartialEq)]
-enum Place {
+enum Scope {
     /// In the test's namespace.
     Here,
     /// Where the records of what is in no namespace are kept.
@@ -46,35 +46,35 @@ enum Place {
 }
 
 /// All that the executor needs for this action under [`COUNTED`], as it says itself.
-fn rules(kind: ActionKind) -> Vec<(Place, Value)> {
+fn rules(kind: ActionKind) -> Vec<(Scope, Value)> {
     let policy = Policy::parse(COUNTED, "counted").expect("is a policy");
-    let target = if is_on_nodes(kind) { Place::Default } else { Place::Here };
+    let target = if is_on_nodes(kind) { Scope::Default } else { Scope::Here };
     let in_namespace = rbac::rules(&[kind], &policy).into_iter().map(|rule| (target, json!(rule)));
     let in_cluster = rbac::cluster_rules(&[kind]);
-    let in_cluster = in_cluster.into_iter().map(|rule| (Place::Everywhere, json!(rule)));
-    in_namespace.chain(in_cluster).chain([(Place::Here, json!(budget::RULE))]).collect()
+    let in_cluster = in_cluster.into_iter().map(|rule| (Scope::Everywhere, json!(rule)));
+    in_namespace.chain(in_cluster).chain([(Scope::Here, json!(budget::RULE))]).collect()
 }
 
 /// The kubeconfig of a new service account with these rules.
-async fn account(namespace: &Namespace, name: &str, rules: &[(Place, Value)]) -> PathBuf {
-    let of = |place: Place| {
+async fn account(namespace: &Namespace, name: &str, rules: &[(Scope, Value)]) -> PathBuf {
+    let of = |place: Scope| {
         let these = rules.iter().filter(|(it, _)| *it == place).map(|(_, rule)| rule);
         json!(these.collect::<Vec<_>>())
     };
-    namespace.grant_in_default(name, of(Place::Default)).await;
-    namespace.grant_everywhere(name, of(Place::Everywhere)).await;
-    namespace.account(name, of(Place::Here)).await
+    namespace.grant_in_default(name, of(Scope::Default)).await;
+    namespace.grant_everywhere(name, of(Scope::Everywhere)).await;
+    namespace.account(name, of(Scope::Here)).await
 }
 
 /// Rules that lack one verb.
-struct Fewer {
+struct ReducedRules {
     verb: String,
     resource: String,
-    rules: Vec<(Place, Value)>,
+    rules: Vec<(Scope, Value)>,
 }
 
 /// Every way of leaving one verb out, with what was left out.
-fn without_one_verb(rules: &[(Place, Value)]) -> Vec<Fewer> {
+fn without_one_verb(rules: &[(Scope, Value)]) -> Vec<ReducedRules> {
     let mut ways = Vec::new();
     for (index, (_, rule)) in rules.iter().enumerate() {
         for verb in rule["verbs"].as_array().expect("are verbs") {
@@ -86,7 +86,7 @@ fn without_one_verb(rules: &[(Place, Value)]) -> Vec<Fewer> {
             }
             let text = |value: &Value| value.as_str().expect("is text").to_owned();
             let (verb, resource) = (text(verb), text(&rule["resources"][0]));
-            ways.push(Fewer { verb, resource, rules: fewer });
+            ways.push(ReducedRules { verb, resource, rules: fewer });
         }
     }
     ways
@@ -112,7 +112,7 @@ async fn each_action_succeeds_with_exactly_its_rbac_rules() {
 async fn an_answer_names_each_missing_verb_and_its_rule() {
     for kind in ActionKind::ALL {
         let ways = without_one_verb(&rules(kind));
-        for (number, Fewer { verb, resource, rules }) in ways.iter().enumerate() {
+        for (number, ReducedRules { verb, resource, rules }) in ways.iter().enumerate() {
             let namespace = shared().namespace("one_verb_less").await;
             // A pod that does not start, so that an awaited restart has to ask the pods why.
             let namespace = namespace.with_image(MISSING_IMAGE);
@@ -131,16 +131,16 @@ async fn an_answer_names_each_missing_verb_and_its_rule() {
             };
             // Once, the same again, and another one: some rights are needed only by the latter two.
             let first = request(kind, &namespace).await;
-            let mut told = send("one", first.clone());
-            told.push_str(&send("one", first));
+            let mut output = send("one", first.clone());
+            output.push_str(&send("one", first));
             undo(kind, &namespace).await;
-            told.push_str(&send("two", request(kind, &namespace).await));
+            output.push_str(&send("two", request(kind, &namespace).await));
             let namespace = namespace.name();
             let who = format!("system:serviceaccount:{namespace}:{name}");
             let what = format!("{who} may not {verb} {resource}");
-            assert!(told.contains(&what), "{} without {verb} {resource}: {told}", kind.name());
+            assert!(output.contains(&what), "{} without {verb} {resource}: {output}", kind.name());
             let rule = format!("\\\"verbs\\\":[\\\"{verb}\\\"]");
-            assert!(told.contains(&rule), "{told}");
+            assert!(output.contains(&rule), "{output}");
         }
     }
 }
@@ -152,7 +152,7 @@ async fn a_forbidden_patch_is_reported_with_the_missing_rule() {
     let all = rules(ActionKind::RestartK8s);
     let fewer = without_one_verb(&all)
         .into_iter()
-        .find(|Fewer { verb, resource, .. }| verb == "patch" && resource == "deployments");
+        .find(|ReducedRules { verb, resource, .. }| verb == "patch" && resource == "deployments");
     let kubeconfig = account(&namespace, "reader", &fewer.expect("is one").rules).await;
     let request = request(ActionKind::RestartK8s, &namespace).await;
     let policy = namespace.policy(COUNTED);

@@ -30,13 +30,13 @@ fn kubectl(args: &[&str]) -> (bool, String) {
         .env("KUBECONFIG", shared().kubeconfig())
         .output()
         .expect("kubectl runs");
-    let told = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
-    (done.status.success(), told)
+    let output = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    (done.status.success(), output)
 }
 
 /// Installs the admission policies of this policy for an account of the namespace; returns the
 /// account's kubeconfig.
-async fn guarded(scenario: &Scenario, policy: &str) -> PathBuf {
+async fn install_policies(scenario: &Scenario, policy: &str) -> PathBuf {
     let namespace = &scenario.namespace;
     let kubeconfig = scenario.account("executor", wide_rights()).await;
     let account = format!("{}:executor", namespace.name());
@@ -48,8 +48,8 @@ async fn guarded(scenario: &Scenario, policy: &str) -> PathBuf {
     fs::write(&manifests, printed.stdout).expect("is written");
     let manifests = manifests.display().to_string();
     // Strict: a field that the API server does not know would be an error.
-    let (applied, told) = kubectl(&["apply", "--validate=strict", "-f", &manifests]);
-    assert!(applied, "{told}");
+    let (applied, output) = kubectl(&["apply", "--validate=strict", "-f", &manifests]);
+    assert!(applied, "{output}");
     kubeconfig
 }
 
@@ -65,8 +65,8 @@ async fn refused_to_annotate(scenario: &Scenario) -> String {
     let user = format!("--as=system:serviceaccount:{name}:executor");
     eventually("it holds", async || {
         let probe = ["-n", name, "annotate", &target, "probe=1", "--overwrite", &user];
-        let (done, told) = kubectl(&probe);
-        (!done).then_some(told)
+        let (done, output) = kubectl(&probe);
+        (!done).then_some(output)
     })
     .await
 }
@@ -99,9 +99,9 @@ async fn admission_denies_what_each_policy_rule_denies() {
             ("targets.opt_in", "targets: {opt_in: [sre=yes]}\nsimulation: {limited: true}"),
         ] {
             let scenario = Scenario::new(kind, "admission").await;
-            let here = |text: &str| text.replace("PLACES", scenario.places());
+            let here = |text: &str| text.replace("PLACES", scenario.policy_section());
             let (rule, policy) = (&here(rule), &here(policy));
-            let kubeconfig = guarded(&scenario, policy).await;
+            let kubeconfig = install_policies(&scenario, policy).await;
             let request = scenario.request("r1");
             if rule.starts_with("targets.") && !shows_labels(kind) {
                 // There the executor's own check is all, and what went by it goes by the API server too,
@@ -128,7 +128,7 @@ async fn admission_denies_what_each_policy_rule_denies() {
 async fn admission_denies_writes_to_a_protected_target() {
     let scenario = Scenario::new(ActionKind::RestartPod, "protected").await;
     let policy = "targets: {protected: [app=web]}\nsimulation: {limited: true}";
-    let kubeconfig = guarded(&scenario, policy).await;
+    let kubeconfig = install_policies(&scenario, policy).await;
     let detail = denied(&scenario, &kubeconfig).await;
     assert!(detail.contains("denied by targets.protected"), "{detail}");
 }
@@ -138,7 +138,7 @@ async fn admission_enforces_the_replica_bounds() {
     let scenario = Scenario::new(ActionKind::Scale, "bounds").await;
     // One replica is there, and one more is asked for.
     let policy = "replicas: {min: 1, max: 1}\nsimulation: {limited: true}";
-    let kubeconfig = guarded(&scenario, policy).await;
+    let kubeconfig = install_policies(&scenario, policy).await;
     let detail = denied(&scenario, &kubeconfig).await;
     assert!(detail.contains("denied by replicas"), "{detail}");
     let mut fewer = scenario.request("r2");
@@ -152,7 +152,7 @@ async fn admission_enforces_the_replica_bounds() {
 async fn admission_under_read_only_allows_dry_runs_alone() {
     for kind in ActionKind::ALL {
         let scenario = Scenario::new(kind, "read_only").await;
-        let kubeconfig = guarded(&scenario, "read_only: true").await;
+        let kubeconfig = install_policies(&scenario, "read_only: true").await;
         let refused = refused_to_annotate(&scenario).await;
         assert!(refused.contains("denied by read_only"), "{refused}");
         let mut request = scenario.request("r1");
@@ -167,7 +167,7 @@ async fn admission_under_read_only_allows_dry_runs_alone() {
 async fn admission_enforces_the_kill_switch() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "vap_switch").await;
     let name = scenario.namespace.name();
-    let kubeconfig = guarded(&scenario, "version: 1").await;
+    let kubeconfig = install_policies(&scenario, "version: 1").await;
     assert_eq!(send(&scenario, &kubeconfig, &scenario.request("r1")).status, 0);
     let lease = json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
@@ -178,20 +178,20 @@ async fn admission_enforces_the_kill_switch() {
     });
     let path = scratch("lease.json");
     fs::write(&path, lease.to_string()).expect("is written");
-    let (made, told) = kubectl(&["apply", "-f", &path.display().to_string()]);
-    assert!(made, "{told}");
+    let (made, output) = kubectl(&["apply", "-f", &path.display().to_string()]);
+    assert!(made, "{output}");
     let user = format!("--as=system:serviceaccount:{name}:executor");
     let refused = eventually("it holds", async || {
         let probe = ["-n", name, "annotate", "deployment", "web", "probe=1", "--overwrite", &user];
-        let (done, told) = kubectl(&probe);
-        (!done).then_some(told)
+        let (done, output) = kubectl(&probe);
+        (!done).then_some(output)
     })
     .await;
     assert!(refused.contains("denied by the kill switch"), "{refused}");
     // And who is stopped cannot start itself again. Changes of words first, until that holds too; each to
     // other words, since the same ones again are no change.
     let tries = std::sync::atomic::AtomicU32::new(8);
-    eventually("the switch is out of its hands", async || {
+    eventually("the executor cannot change the switch", async || {
         let number = tries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let reword = format!("action-executor.dev/stop=incident {number}");
         let args =
@@ -202,11 +202,11 @@ async fn admission_enforces_the_kill_switch() {
     let release = ["-n", name, "annotate", "lease", "action-executor", "action-executor.dev/stop-"];
     let vanish = ["-n", name, "delete", "lease", "action-executor"];
     for attempt in [&release[..], &vanish] {
-        let (done, told) = kubectl(&[attempt, &[user.as_str()]].concat());
-        assert!(!done && told.contains("denied by the kill switch"), "{attempt:?}: {told}");
+        let (done, output) = kubectl(&[attempt, &[user.as_str()]].concat());
+        assert!(!done && output.contains("denied by the kill switch"), "{attempt:?}: {output}");
     }
-    let (released, told) = kubectl(&release);
-    assert!(released, "{told}");
+    let (released, output) = kubectl(&release);
+    assert!(released, "{output}");
     eventually("it acts again, and keeps its budget on the Lease", async || {
         (send(&scenario, &kubeconfig, &scenario.request("r2")).status == 0).then_some(())
     })
@@ -217,12 +217,12 @@ async fn admission_enforces_the_kill_switch() {
 async fn admission_denies_other_writes_despite_wide_rights() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "nothing_else").await;
     let name = scenario.namespace.name();
-    guarded(&scenario, "actions: {allow: [restart_k8s]}").await;
+    install_policies(&scenario, "actions: {allow: [restart_k8s]}").await;
     let user = format!("--as=system:serviceaccount:{name}:executor");
     let attempt = |args: &[&str]| kubectl(&[&["-n", name, &user], args].concat());
     let refused = eventually("it holds", async || {
-        let (done, told) = attempt(&["create", "configmap", "approval", "--dry-run=server"]);
-        (!done).then_some(told)
+        let (done, output) = attempt(&["create", "configmap", "approval", "--dry-run=server"]);
+        (!done).then_some(output)
     })
     .await;
     assert!(refused.contains("denied by actions.allow"), "{refused}");
@@ -232,8 +232,8 @@ async fn admission_denies_other_writes_despite_wide_rights() {
         &["create", "secret", "generic", "s"],
         &["scale", "deployment", "web", "--replicas=0"],
     ] {
-        let (done, told) = attempt(args);
-        assert!(!done && told.contains("denied by actions.allow"), "{args:?}: {told}");
+        let (done, output) = attempt(args);
+        assert!(!done && output.contains("denied by actions.allow"), "{args:?}: {output}");
     }
 }
 
@@ -250,8 +250,8 @@ async fn the_printed_roles_are_accepted_and_sufficient() {
     let manifests = scratch("rbac.yaml");
     fs::write(&manifests, &printed.stdout).expect("is written");
     let manifests = manifests.display().to_string();
-    let (applied, told) = kubectl(&["apply", "--validate=strict", "-f", &manifests]);
-    assert!(applied, "{told}");
+    let (applied, output) = kubectl(&["apply", "--validate=strict", "-f", &manifests]);
+    assert!(applied, "{output}");
     eventually("the Roles hold", async || {
         let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
         let done = program.input(scenario.request("r1").to_string()).run();

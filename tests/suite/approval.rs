@@ -15,13 +15,13 @@ use serde_json::{Value, json};
 use crate::{
     cluster::shared,
     program::{Finished, Program, Server},
-    scenario::{Scenario, told},
+    scenario::{Scenario, without_replayed},
 };
 
-const ASKING: &str = "cooldown_seconds: 0\nactions: {require_approval: ['*']}";
+const REQUIRE_APPROVAL: &str = "cooldown_seconds: 0\nactions: {require_approval: ['*']}";
 
 fn send(scenario: &Scenario, request: &Value) -> Finished {
-    let policy = scenario.namespace.policy(ASKING);
+    let policy = scenario.namespace.policy(REQUIRE_APPROVAL);
     let program = Program::with_kubeconfig(scenario.namespace.kubeconfig()).under(&policy);
     program.input(request.to_string()).run()
 }
@@ -61,7 +61,7 @@ async fn an_approved_action_is_applied_once() {
         assert_eq!(done.status, 0, "{done:?}");
         assert_eq!(done.answer()["outcome"], "applied");
         let replayed = send(&scenario, &request).answer();
-        assert_eq!(told(replayed), told(done.answer()));
+        assert_eq!(without_replayed(replayed), without_replayed(done.answer()));
         assert_eq!(scenario.effects().await, 1);
         // Another request is another matter, approved or not.
         let other = ActionKind::RestartK8s == kind;
@@ -74,7 +74,7 @@ async fn an_approved_action_is_applied_once() {
 #[tokio::test]
 async fn a_pending_approval_is_202_over_http() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "accepted").await;
-    let policy = scenario.namespace.policy(ASKING);
+    let policy = scenario.namespace.policy(REQUIRE_APPROVAL);
     let program = Program::with_kubeconfig(scenario.namespace.kubeconfig()).under(&policy);
     let reply = Server::start(program).execute(scenario.request("r1").to_string().as_bytes());
     assert_eq!(reply.status, 202);
@@ -84,7 +84,7 @@ async fn a_pending_approval_is_202_over_http() {
 #[tokio::test]
 async fn the_executor_cannot_approve_with_its_own_rights() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "self").await;
-    let policy = Policy::parse(ASKING, "p").expect("is a policy");
+    let policy = Policy::parse(REQUIRE_APPROVAL, "p").expect("is a policy");
     let rules = json!(rbac::rules(&ActionKind::ALL, &policy));
     let executor = scenario.namespace.account("executor", rules).await;
     let pending = send(&scenario, &scenario.request("r1")).answer();
@@ -95,17 +95,17 @@ async fn the_executor_cannot_approve_with_its_own_rights() {
 #[tokio::test]
 async fn a_missing_right_to_read_approvals_is_reported() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "blind").await;
-    let policy = Policy::parse(ASKING, "p").expect("is a policy");
+    let policy = Policy::parse(REQUIRE_APPROVAL, "p").expect("is a policy");
     let rules = rbac::rules(&ActionKind::ALL, &policy);
     let fewer: Vec<_> = rules.iter().filter(|rule| **rule != approval::RULE).collect();
     assert_eq!(fewer.len() + 1, rules.len());
     let fewer: Vec<_> = fewer.into_iter().chain([&budget::RULE]).collect();
     let blind = scenario.namespace.account("blind", json!(fewer)).await;
-    let policy = scenario.namespace.policy(ASKING);
+    let policy = scenario.namespace.policy(REQUIRE_APPROVAL);
     let request = scenario.request("r1").to_string();
-    let told = Program::with_kubeconfig(&blind).under(&policy).input(request).run();
-    assert_eq!(told.status, 77, "{told:?}");
-    assert!(told.stdout.contains("may not get configmaps"), "{told:?}");
+    let done = Program::with_kubeconfig(&blind).under(&policy).input(request).run();
+    assert_eq!(done.status, 77, "{done:?}");
+    assert!(done.stdout.contains("may not get configmaps"), "{done:?}");
 }
 
 #[tokio::test]

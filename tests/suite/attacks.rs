@@ -69,11 +69,11 @@ fn started(over: Over, start: impl Fn(Program) -> Server) -> Server {
     }
     let authority = Authority::new();
     let files = authority.server().files();
-    start(files.of(Program::offline())).over_tls(authority.trusted_by(None))
+    start(files.apply_to(Program::offline())).over_tls(authority.trusted_by(None))
 }
 
 /// The same process answers a valid client, and did not grow.
-fn unharmed(server: &mut Server) {
+fn assert_unaffected(server: &mut Server) {
     assert!(server.is_alive());
     assert_eq!(server.execute(REQUEST).status, 200);
     let most = if server.is_secure() { MEMORY_OVER_TLS } else { MEMORY };
@@ -97,7 +97,7 @@ fn an_oversized_content_length_is_rejected_before_the_body_is_read(over: Over) {
         assert!(matches!(reply.status, 413 | 431), "{length}: {reply:?}");
         assert_eq!(reply.header("connection"), Some("close"));
     }
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }
 
 fn a_malformed_content_length_is_rejected(over: Over) {
@@ -106,7 +106,7 @@ fn a_malformed_content_length_is_rejected(over: Over) {
         let reply = server.raw(&with_length(&format!("Content-Length: {length}\r\n")));
         assert_eq!(reply.status, 400, "{length:?}");
     }
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }
 
 fn differing_content_lengths_are_rejected(over: Over) {
@@ -120,7 +120,7 @@ fn differing_content_lengths_are_rejected(over: Over) {
     assert_eq!(with_second(0), 400);
     // RFC 9110, section 8.6: the same length said twice may be read as said once.
     assert_eq!(with_second(length), 200);
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }
 
 fn a_request_smuggled_behind_two_lengths_is_never_executed(over: Over) {
@@ -146,7 +146,7 @@ fn a_request_smuggled_behind_two_lengths_is_never_executed(over: Over) {
         assert!(answers.starts_with("HTTP/1.1 400 "), "{headers}: {answers}");
     }
     assert!(!server.log().contains("action answered"), "{}", server.log());
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }
 
 fn an_endless_header_is_rejected_and_not_buffered(over: Over) {
@@ -160,7 +160,7 @@ fn an_endless_header_is_rejected_and_not_buffered(over: Over) {
     let many = "X: y\r\n".repeat(2000);
     let reply = server.raw(format!("GET /readyz HTTP/1.1\r\n{many}\r\n").as_bytes());
     assert!(matches!(reply.status, 400 | 431 | 0), "{reply:?}");
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }
 
 fn an_oversized_body_is_rejected(over: Over) {
@@ -174,7 +174,7 @@ fn an_oversized_body_is_rejected(over: Over) {
     let chunk = [b"8000\r\n".as_slice(), &[b' '; 0x8000], b"\r\n"].concat();
     let sent = (0..2000).take_while(|_| stream.write_all(&chunk).is_ok()).count();
     assert!(sent < 2000, "64 MB of body were taken");
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }
 
 fn a_client_that_keeps_sending_can_read_an_early_rejection(over: Over) {
@@ -183,13 +183,13 @@ fn a_client_that_keeps_sending_can_read_an_early_rejection(over: Over) {
     let too_many = [b"GET / HTTP/1.1\r\n".as_slice(), &b"X: y\r\n".repeat(1000)].concat();
     for (sent, statuses) in [(&long[..1024], [413, 413]), (&too_many, [400, 431])] {
         let mut stream = BufReader::new(server.open());
-        let reply = Reply::asked(&mut stream, sent);
+        let reply = Reply::exchange(&mut stream, sent);
         assert!(statuses.contains(&reply.status), "{reply:?}");
         for _ in 0..127 {
             stream.get_mut().write_all(&[b' '; 1024]).expect("is taken");
         }
     }
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }
 
 fn a_request_sent_byte_by_byte_is_accepted(over: Over) {
@@ -200,7 +200,7 @@ fn a_request_sent_byte_by_byte_is_accepted(over: Over) {
         stream.flush().expect("is flushed");
     }
     assert_eq!(Reply::read(&mut BufReader::new(stream)).status, 200);
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }
 
 fn pipelined_requests_are_answered_in_order(over: Over) {
@@ -218,7 +218,7 @@ fn pipelined_requests_are_answered_in_order(over: Over) {
     for id in &ids {
         assert_eq!(Reply::read(&mut reader).json()["id"], **id);
     }
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }
 
 fn malformed_http_is_rejected(over: Over) {
@@ -243,7 +243,7 @@ fn malformed_http_is_rejected(over: Over) {
         let answer = String::from_utf8_lossy(&answer);
         assert!(!answer.starts_with("HTTP/1.1 2"), "{junk:?}: {answer}");
     }
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }
 
 /// The slowest of 100 valid requests but one, each on a new connection.
@@ -283,7 +283,7 @@ fn a_thousand_slow_clients_do_not_delay_others(over: Over) {
         }
         over.store(true, Ordering::Relaxed);
     });
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }
 
 fn slow_clients_are_disconnected(over: Over) {
@@ -320,7 +320,7 @@ fn ten_thousand_idle_connections_do_not_block_others(over: Over) {
     }
     let slowest = p99(&server);
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }
 
 #[test]
@@ -338,7 +338,7 @@ fn a_thousand_half_open_handshakes_do_not_delay_others() {
     let slowest = p99(&server);
     assert!(slowest < Duration::from_millis(500), "{slowest:?}");
     drop(half_open);
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }
 
 #[test]
@@ -363,7 +363,7 @@ fn garbage_in_a_handshake_is_rejected() {
     }
     let failed = String::from_utf8(server.get("/metrics").body).expect("is text");
     assert!(failed.contains("action_executor_failed_handshakes_total 7"), "{failed}");
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }
 
 #[test]
@@ -390,5 +390,5 @@ fn a_tls_renegotiation_is_rejected() {
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(said.contains("RENEGOTIATING") && !done.status.success(), "{said}");
     drop(input);
-    unharmed(&mut server);
+    assert_unaffected(&mut server);
 }

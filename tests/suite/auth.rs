@@ -80,7 +80,7 @@ fn a_key_permits_what_its_entry_says_and_a_change_applies_at_once() {
     assert_eq!(code(&execute(&server, REQUEST, &bearer(KEY))).0, 401);
     let reply = server.get("/readyz");
     assert_eq!(reply.status, 503);
-    assert!(reply.json()["detail"].as_str().expect("says why").contains("keys.yaml:1:"));
+    assert!(reply.json()["detail"].as_str().expect("has a reason").contains("keys.yaml:1:"));
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn repeated_wrong_keys_are_rate_limited_and_known_keys_still_work() {
     }
     let refused = execute(&server, REQUEST, &bearer("guess-10"));
     assert_eq!(code(&refused), (429, "too_many_requests".to_owned()));
-    let wait = refused.header("retry-after").expect("says when").parse::<u64>();
+    let wait = refused.header("retry-after").expect("has a time").parse::<u64>();
     assert!((1..=6).contains(&wait.expect("is a number")));
     // All of it came from one address, as from a proxy that others are behind.
     assert_eq!(execute(&server, REQUEST, &bearer(KEY)).status, 200);

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::program::{Reply, scratch};
 
 /// How long something on a page may take to appear.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PAGE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// One browser with one page; closed when dropped.
 pub struct Browser {
@@ -107,7 +107,7 @@ impl Browser {
         let began = Instant::now();
         while self.script(script, arguments) != true {
             let page = || self.script("return document.body.innerText", &[]);
-            assert!(began.elapsed() < PATIENCE, "{what} did not come: {}", page());
+            assert!(began.elapsed() < PAGE_TIMEOUT, "{what} did not come: {}", page());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -153,7 +153,7 @@ impl Browser {
     }
 
     /// Pretends to be in the dark, or not, on a screen of this size.
-    pub fn look(&self, scheme: &str, width: u32, height: u32) {
+    pub fn emulate(&self, scheme: &str, width: u32, height: u32) {
         let features = json!([
             { "name": "prefers-color-scheme", "value": scheme },
             // What moves cannot be clicked on.
@@ -167,7 +167,7 @@ impl Browser {
     }
 
     /// Writes a picture of the whole page.
-    pub fn picture(&self, file: &Path) {
+    pub fn screenshot(&self, file: &Path) {
         let whole = json!({ "captureBeyondViewport": true, "format": "png" });
         let picture = self.command("Page.captureScreenshot", &whole);
         let data = picture["data"].as_str().expect("is there");

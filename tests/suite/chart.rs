@@ -143,7 +143,7 @@ fn the_charts_default_policy_equals_the_programs() {
 }
 
 /// The parts of objects of these kinds that the chart and the program must agree on.
-fn essence(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeMap<String, Value> {
+fn comparable_parts(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeMap<String, Value> {
     let of_kind = |document: &&Value| kinds.iter().any(|kind| document["kind"] == *kind);
     documents
         .iter()
@@ -156,21 +156,21 @@ fn essence(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeMap<String
             let own = if kind.starts_with("Role") { prefix } else { "" };
             let name = name.strip_prefix(own).unwrap_or(name);
             let place = &document["metadata"]["namespace"];
-            let mut essence = json!({});
+            let mut parts = json!({});
             for part in ["rules", "subjects", "spec"] {
-                essence[part] = document[part].clone();
+                parts[part] = document[part].clone();
             }
             // Which of several rules or writes comes first means nothing.
-            if let Some(rules) = essence["rules"].as_array_mut() {
+            if let Some(rules) = parts["rules"].as_array_mut() {
                 rules.sort_by_key(ToString::to_string);
             }
-            for validation in essence["spec"]["validations"].as_array_mut().into_iter().flatten() {
+            for validation in parts["spec"]["validations"].as_array_mut().into_iter().flatten() {
                 let text = validation["expression"].as_str().expect("is text");
                 let mut terms: Vec<_> = text.split(" || ").collect();
                 terms.sort_unstable();
                 validation["expression"] = json!(terms);
             }
-            (format!("{kind} {place} {name}"), essence)
+            (format!("{kind} {place} {name}"), parts)
         })
         .collect()
 }
@@ -199,8 +199,8 @@ fn the_charts_roles_and_admission_policies_equal_the_programs() {
         };
         let roles = ["Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"];
         assert_eq!(
-            essence(&documents_of_chart, &roles, "executor-action-executor"),
-            essence(
+            comparable_parts(&documents_of_chart, &roles, "executor-action-executor"),
+            comparable_parts(
                 &print(&[
                     "rbac",
                     "--nodes",
@@ -217,8 +217,8 @@ fn the_charts_roles_and_admission_policies_equal_the_programs() {
         );
         let admission = ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
         assert_eq!(
-            essence(&documents_of_chart, &admission, ""),
-            essence(&print(&["policy", "admission"]), &admission, ""),
+            comparable_parts(&documents_of_chart, &admission, ""),
+            comparable_parts(&print(&["policy", "admission"]), &admission, ""),
             "{policy}"
         );
     }
@@ -359,7 +359,7 @@ async fn an_api_server_accepts_every_object_strictly() {
 async fn alerts_and_dashboard_use_metrics_that_exist() {
     let authority = Authority::new();
     let program = Program::with_kubeconfig(shared().kubeconfig());
-    let program = authority.server().files().of(program);
+    let program = authority.server().files().apply_to(program);
     let server = Server::start(program).over_tls(authority.trusted_by(None));
     let missing = br#"{"type":"restart_k8s","parameters":{"deployment":"nobody"}}"#;
     assert_eq!(server.execute(missing).status, 422);

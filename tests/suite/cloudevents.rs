@@ -82,9 +82,9 @@ async fn the_go_sdk_gets_answers_in_the_mode_it_sends() {
     let request = restart(&namespace, false).to_string();
     for (at, mode) in ["binary", "structured"].into_iter().enumerate() {
         let event = ["-source", "/pager/é", "-id", &format!("alert-{at}")];
-        let told = send(&server, mode, &request, &event);
-        let answer = &told["event"];
-        assert_eq!(answer["type"], "dev.action-executor.action.response.v1", "{told}");
+        let received = send(&server, mode, &request, &event);
+        let answer = &received["event"];
+        assert_eq!(answer["type"], "dev.action-executor.action.response.v1", "{received}");
         assert_eq!(answer["source"], "https://action-executor.dev/executor");
         assert_eq!(answer["subject"], format!("{}/Deployment/web", namespace.name()));
         assert_eq!(answer["datacontenttype"], "application/json");
@@ -123,9 +123,9 @@ async fn an_expired_or_refused_event_gets_a_problem_event() {
             (&own, ["-time", "2026-01-31T12:00:00Z"], "mine.request_expired", "request_expired"),
             (&missing, ["-id", "7"], "mine.target_not_found", "target_not_found"),
         ] {
-            let told = send(&server, mode, &request.to_string(), &more);
-            let answer = &told["event"];
-            assert_eq!(answer["type"], "dev.action-executor.action.problem.v1", "{told}");
+            let received = send(&server, mode, &request.to_string(), &more);
+            let answer = &received["event"];
+            assert_eq!(answer["type"], "dev.action-executor.action.problem.v1", "{received}");
             assert_eq!((&answer["id"], &answer["data"]["code"]), (&json!(id), &json!(code)));
             assert_eq!(answer["datacontenttype"], "application/json");
         }
@@ -133,9 +133,9 @@ async fn an_expired_or_refused_event_gets_a_problem_event() {
     assert_eq!(namespace.get_deployment("web").await.metadata.generation, before);
     // An id of the request's own stands, and the same request may come in another event.
     for (event, replayed) in [("1", false), ("2", true)] {
-        let told = send(&server, "binary", &own.to_string(), &["-id", event]);
-        assert_eq!(told["event"]["id"], "mine.applied", "{told}");
-        assert_eq!(told["event"]["data"]["replayed"], replayed);
+        let received = send(&server, "binary", &own.to_string(), &["-id", event]);
+        assert_eq!(received["event"]["id"], "mine.applied", "{received}");
+        assert_eq!(received["event"]["data"]["replayed"], replayed);
     }
 }
 
@@ -213,8 +213,8 @@ fn an_unauthenticated_event_gets_401() {
         assert_eq!(post(&server, &headers, DATA).status, 401);
     }
     // Who may not ask has sent a dead letter.
-    let told = send(&server, "binary", DATA, &["-key", "secret"]);
-    assert_eq!(told["status"], 403, "{told}");
+    let received = send(&server, "binary", DATA, &["-key", "secret"]);
+    assert_eq!(received["status"], 403, "{received}");
     let allowed = DATA.replace(r#""web""#, r#""web","namespace":"shop""#);
     assert_eq!(
         send(&server, "structured", &allowed, &["-key", "secret"])["event"]["data"]["outcome"],

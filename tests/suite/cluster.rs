@@ -37,7 +37,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 /// How long anything in the cluster may take.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A pod with this image is never started.
 pub const MISSING_IMAGE: &str = "registry.invalid/missing:1";
@@ -233,7 +233,7 @@ impl TestCluster {
         let name = format!("{}-{}-{number}", test.replace('_', "-"), std::process::id());
         let client = self.client().await;
         let kubeconfig = self.kubeconfig.clone();
-        let testimony = Testimony {
+        let testimony = FailureReport {
             name: name.clone(),
             kubeconfig: kubeconfig.clone(),
             kubectl: self.program("kubectl"),
@@ -255,7 +255,7 @@ impl TestCluster {
         let all = Api::<CoreNamespace>::all(namespace.client.clone());
         all.create(&PostParams::default(), &object).await.expect("the namespace is made");
         eventually("the namespace has its service account", async || {
-            namespace.api::<ServiceAccount>().get_opt("default").await.expect("is asked")
+            namespace.api::<ServiceAccount>().get_opt("default").await.expect("is read")
         })
         .await;
         namespace
@@ -285,9 +285,9 @@ impl Drop for TestCluster {
     }
 }
 
-/// Tries until there is something, for at most [`PATIENCE`].
+/// Tries until there is something, for at most [`WAIT_TIMEOUT`].
 pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         if let Some(found) = attempt().await {
             return found;
@@ -306,17 +306,17 @@ pub struct Namespace {
     kubeconfig: PathBuf,
     image: &'static str,
     #[expect(dead_code, reason = "speaks when it is dropped")]
-    testimony: Arc<Testimony>,
+    testimony: Arc<FailureReport>,
 }
 
 /// Tells what a failed test's namespace looked like at its end: a cluster of ours is gone afterwards.
-struct Testimony {
+struct FailureReport {
     name: String,
     kubeconfig: PathBuf,
     kubectl: PathBuf,
 }
 
-impl Drop for Testimony {
+impl Drop for FailureReport {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             return;
@@ -635,7 +635,7 @@ impl Namespace {
 
     /// The budget, once its status is of its present form.
     pub async fn settled_budget(&self, name: &str) -> PodDisruptionBudget {
-        eventually("the budget is looked at", async || {
+        eventually("the budget has a current status", async || {
             let found = self.api::<PodDisruptionBudget>().get(name).await.expect("is there");
             let observed = found.status.as_ref()?.observed_generation;
             (observed == found.metadata.generation).then_some(found)

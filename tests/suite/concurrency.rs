@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{GOOD_IMAGE, MISSING_IMAGE, Namespace, eventually, shared},
-    faults::{Conduct, proxy},
+    faults::{ProxyBehavior, proxy},
     program::{Program, Reply, Server, execute_request},
 };
 
@@ -48,7 +48,7 @@ fn counted(server: &Server, line: &str) -> Option<u64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_over_the_queue_limit_is_503_and_health_still_answers() {
     let namespace = shared().namespace("queue_full").await;
-    let kubeconfig = proxy(&namespace, |_, _| Conduct::Silent).await;
+    let kubeconfig = proxy(&namespace, |_, _| ProxyBehavior::Hang).await;
     let server = Server::start(
         Program::with_kubeconfig(&kubeconfig)
             .env("ACTION_EXECUTOR_DEADLINE_SECONDS", "4")
@@ -59,7 +59,7 @@ async fn a_request_over_the_queue_limit_is_503_and_health_still_answers() {
         send(server.address(), &body, "")
     };
     let mut under_way: Vec<_> = (0..5).map(sent).collect();
-    eventually("one is under way and four are in line", async || {
+    eventually("one is running and four are queued", async || {
         (counted(&server, "action_executor_queued_requests ") == Some(4)).then_some(())
     })
     .await;
@@ -128,7 +128,7 @@ async fn concurrent_requests_for_one_object_wait_or_are_429() {
         .collect();
     let (reply, _) = answer(send(server.address(), &restart(&namespace, "other", "o1"), "")).await;
     assert_eq!(reply.status, 200, "{reply:?}");
-    let (mut done, mut told) = (0, 0);
+    let (mut done, mut limited) = (0, 0);
     for sent in sent {
         let (reply, _) = answer(sent).await;
         match reply.status {
@@ -136,18 +136,18 @@ async fn concurrent_requests_for_one_object_wait_or_are_429() {
             429 => {
                 assert_eq!(reply.json()["code"], "rate_limited", "{reply:?}");
                 assert!(reply.header("retry-after").is_some(), "{reply:?}");
-                told += 1;
+                limited += 1;
             }
             _ => panic!("{reply:?}"),
         }
     }
-    assert!(done >= 9 && done + told == 40, "{done} done, {told} told");
+    assert!(done >= 9 && done + limited == 40, "{done} done, {limited} limited");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_is_answered_before_its_timeout() {
     let namespace = shared().namespace("client_time").await;
-    let kubeconfig = proxy(&namespace, |_, _| Conduct::Silent).await;
+    let kubeconfig = proxy(&namespace, |_, _| ProxyBehavior::Hang).await;
     let server = Server::start(Program::with_kubeconfig(&kubeconfig));
     for header in ["Request-Timeout: 2\r\n", "X-Request-Timeout: 0.5\r\nRequest-Timeout: 30\r\n"] {
         let (reply, took) =

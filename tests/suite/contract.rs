@@ -91,8 +91,8 @@ fn the_docs_have_a_row_for_every_action_and_every_code() {
         let mut generator = schemars::SchemaGenerator::default();
         let schema = kind.parameters_schema(&mut generator).to_value();
         for (parameter, property) in schema["properties"].as_object().expect("are there") {
-            let told = row.contains(&format!("`{parameter}`"));
-            assert!(told || property["deprecated"] == true, "{name}: {parameter}");
+            let listed = row.contains(&format!("`{parameter}`"));
+            assert!(listed || property["deprecated"] == true, "{name}: {parameter}");
         }
     }
     for code in Code::ALL {

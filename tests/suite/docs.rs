@@ -76,15 +76,15 @@ fn a_listed_example_is_a_valid_request() {
 }
 
 /// Where pictures of the page go, if somebody wants to look at it.
-fn pictures(browser: &Browser, name: &str) {
+fn screenshot(browser: &Browser, name: &str) {
     let Some(folder) = std::env::var_os("DOCS_PICTURES").map(PathBuf::from) else { return };
     fs::create_dir_all(&folder).expect("is made");
     for (scheme, width, height) in [("light", 1360, 900), ("dark", 1360, 900), ("light", 390, 844)]
     {
-        browser.look(scheme, width, height);
-        browser.picture(&folder.join(format!("{name}-{scheme}-{width}.png")));
+        browser.emulate(scheme, width, height);
+        browser.screenshot(&folder.join(format!("{name}-{scheme}-{width}.png")));
     }
-    browser.look("light", 1360, 900);
+    browser.emulate("light", 1360, 900);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,11 +100,11 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     let generation = || async { namespace.get_deployment("web").await.metadata.generation };
     let before = generation().await;
     let browser = Browser::start();
-    browser.look("light", 1360, 900);
+    browser.emulate("light", 1360, 900);
 
     browser.open(&format!("{origin}/docs#restart_k8s"));
     browser.shows("h1", "restart_k8s");
-    pictures(&browser, "action");
+    screenshot(&browser, "action");
     browser.type_in("#key", KEY);
     browser.type_in("#field-parameters-deployment", "web");
     browser.type_in("#field-parameters-namespace", &name);
@@ -121,7 +121,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     browser.click(execute);
     browser.shows("#confirm", "web");
     browser.shows("#confirm", &name);
-    pictures(&browser, "confirm");
+    screenshot(&browser, "confirm");
     // The first choice is the harmless one.
     browser.press("\u{e007}");
     browser.until("the question is gone", "return !document.getElementById('confirm').open", &[]);
@@ -131,7 +131,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     browser.shows(".answer .badge", "Done");
     let after = generation().await;
     assert!(after > before, "{before:?} {after:?}");
-    pictures(&browser, "answer");
+    screenshot(&browser, "answer");
     // Pressed twice, it is one action.
     browser.click(execute);
     browser.click("#confirm-yes");
@@ -141,7 +141,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     browser.click("form .primary");
     browser.shows("#field-parameters-deployment-wrong", "must be a Kubernetes");
     browser.shows(".problem", "invalid_request");
-    pictures(&browser, "problem");
+    screenshot(&browser, "problem");
     let console = browser.console();
     assert!(console.iter().all(|line| line.contains("400 (Bad Request)")), "{console:?}");
 
@@ -150,7 +150,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     browser.click("fieldset input[type=radio]:not(:checked)");
     browser.type_in("#field-parameters-by", "-1");
     browser.shows("pre", "\"by\": -1");
-    pictures(&browser, "scale");
+    screenshot(&browser, "scale");
 
     browser.open(&format!("{origin}/history?namespace={name}"));
     browser.shows(".problem", "type a key");
@@ -160,7 +160,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     browser.shows(".history", hostile);
     browser.click(".expand");
     browser.shows(".history .answer", "restarted at");
-    pictures(&browser, "history");
+    screenshot(&browser, "history");
     assert_eq!(
         browser.script("return document.querySelectorAll('img, main script').length", &[]),
         0

@@ -62,7 +62,7 @@ async fn budget(namespace: &Namespace, app: &str, max_unavailable: i32, room: i3
             },
         }))
         .await;
-    eventually("the budget has room", async || {
+    eventually("the budget allows it", async || {
         let status = namespace.api::<PodDisruptionBudget>().get(app).await.expect("is").status?;
         (status.expected_pods > 0 && status.disruptions_allowed == room).then_some(())
     })
@@ -298,7 +298,7 @@ async fn the_kill_switch_stops_a_running_drain() {
     let asked = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 60 }));
     let running = spawn_blocking(move || program.input(asked).run());
     eventually("it is cordoned", async || is_cordoned(&namespace).await.then_some(())).await;
-    crate::limits::throw_switch(&namespace, Some("incident 7")).await;
+    crate::limits::set_kill_switch(&namespace, Some("incident 7")).await;
     let room = Patch::Merge(json!({ "spec": { "maxUnavailable": 2 } }));
     let budgets = namespace.api::<PodDisruptionBudget>();
     budgets.patch("web", &Default::default(), &room).await.expect("is patched");
@@ -322,7 +322,7 @@ async fn a_drain_stops_when_its_node_is_uncordoned() {
     nodes.patch(namespace.name(), &Default::default(), &uncordon).await.expect("is uncordoned");
     let done = spawn_blocking(|| waiting.wait()).await.expect("it ran");
     assert_eq!(done.status, 69, "{done:?}");
-    let message = done.answer()["rollout"]["message"].as_str().expect("is told").to_owned();
+    let message = done.answer()["rollout"]["message"].as_str().expect("is reported").to_owned();
     assert!(message.contains("uncordoned by someone else"), "{message}");
     assert_eq!(on_node(&namespace).await.len(), 2);
 }
@@ -391,9 +391,9 @@ async fn a_pod_that_does_not_terminate_is_reported_or_skipped() {
     let skip = json!({ "force": true, "skip_wait_for_delete_timeout_seconds": 1 });
     let done = send(&namespace, skip, fields);
     assert_eq!(done.status, 0, "{done:?}");
-    let nobody = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+    let unset = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
     let pods = namespace.api::<Pod>();
-    pods.patch("held", &Default::default(), &nobody).await.expect("is let go");
+    pods.patch("held", &Default::default(), &unset).await.expect("is released");
 }
 
 #[tokio::test]
@@ -422,10 +422,10 @@ impl Observer {
     /// Each set has so many pods, of which one may be missing.
     fn start(namespace: &Namespace, replicas: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (namespace, told) = (namespace.clone(), stop.clone());
+        let (namespace, stopped) = (namespace.clone(), stop.clone());
         let task = tokio::spawn(async move {
             let (mut looks, mut broken) = (0, Vec::new());
-            while !told.load(Ordering::SeqCst) {
+            while !stopped.load(Ordering::SeqCst) {
                 let pods = namespace.api::<Pod>().list(&ListParams::default()).await;
                 let mut ready: BTreeMap<String, usize> = BTreeMap::new();
                 for pod in pods.expect("are listed").items {

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// A cluster for these tests alone: its controllers are kept so busy that others would wait for them.
-fn own() -> &'static TestCluster {
+fn own_cluster() -> &'static TestCluster {
     static CLUSTER: OnceLock<TestCluster> = OnceLock::new();
     CLUSTER.get_or_init(private)
 }
@@ -98,7 +98,7 @@ fn gauge(server: &Server, line: &str) -> Option<u64> {
     text.lines().find_map(|it| it.strip_prefix(line))?.trim().parse().ok()
 }
 
-async fn is_quiet(server: &Server) {
+async fn wait_until_idle(server: &Server) {
     eventually("nothing is under way any more", async || {
         let actions = gauge(server, r#"action_executor_concurrency_in_use{lane="actions"} "#)?;
         let queued = gauge(server, "action_executor_queued_requests ")?;
@@ -118,7 +118,7 @@ fn send_and_hang_up(address: SocketAddr, body: &Value, sent: f64, after: Duratio
 
 async fn disconnects_leave_nothing_half_done(test: &str, places: &str, longest: u64) {
     let mut random = Random::new(test);
-    let namespace = own().namespace(test).await;
+    let namespace = own_cluster().namespace(test).await;
     let names: Vec<_> = (0..rounds(30)).map(|number| format!("web-{number}")).collect();
     deployments(&namespace, &names).await;
     let program = Program::with_kubeconfig(namespace.kubeconfig());
@@ -135,7 +135,7 @@ async fn disconnects_leave_nothing_half_done(test: &str, places: &str, longest: 
         }
     }
     clients.join_all().await;
-    is_quiet(&server).await;
+    wait_until_idle(&server).await;
     let effects = all_or_nothing(&namespace, &names).await;
     println!("{test}: {effects} of {} were begun, and all of these done", names.len());
     let hung_up = gauge(&server, "action_executor_client_disconnects_total ");
@@ -157,7 +157,7 @@ async fn a_disconnect_while_queued_leaves_nothing_half_done() {
 async fn a_term_signal_under_load_leaves_no_request_half_done() {
     const CLIENTS: usize = 4;
     let mut random = Random::new("term_under_load");
-    let namespace = own().namespace("term_load").await;
+    let namespace = own_cluster().namespace("term_load").await;
     for round in 0..rounds(10) {
         let names: Vec<_> =
             (0..CLIENTS * 3).map(|number| format!("web-{round}-{number}")).collect();
@@ -186,7 +186,7 @@ async fn a_term_signal_under_load_leaves_no_request_half_done() {
                         };
                         assert_eq!(reply.status, 200, "{reply:?}");
                         if body["simulate"] == false {
-                            answered.lock().expect("is whole").push(name.clone());
+                            answered.lock().expect("is not poisoned").push(name.clone());
                         }
                     }
                 }
@@ -205,7 +205,7 @@ async fn a_term_signal_under_load_leaves_no_request_half_done() {
         all_or_nothing(&namespace, &names).await;
         // What was answered stays; what was not is answered now, and done once.
         all_are_answered_in_the_end(&namespace, &start(), &names).await;
-        println!("round {round}: {} answered", answered.lock().expect("is whole").len());
+        println!("round {round}: {} answered", answered.lock().expect("is not poisoned").len());
     }
 }
 
@@ -267,31 +267,31 @@ async fn a_hundred_panics_are_answered_and_affect_no_other_request() {
     let mut simulation = restart(&namespace, "web");
     simulation["simulate"] = true.into();
     serves_within_two_seconds(&server, simulation.to_string().as_bytes());
-    is_quiet(&server).await;
+    wait_until_idle(&server).await;
     assert_eq!(namespace.get_deployment("web").await.metadata.generation, Some(1));
     assert!(records(&namespace).await.is_empty());
 }
 
 /// What a client was told, when, and how long that took.
-struct Told {
+struct Sample {
     at: Instant,
     took: Duration,
     reply: Option<Reply>,
 }
 
 /// Sends simulations and real actions, one after the other, until it is over.
-fn load(address: SocketAddr, bodies: Vec<Value>, over: &AtomicBool) -> Vec<Told> {
-    let mut told = Vec::new();
+fn load(address: SocketAddr, bodies: Vec<Value>, over: &AtomicBool) -> Vec<Sample> {
+    let mut samples = Vec::new();
     for body in bodies.iter().cycle() {
         if over.load(Ordering::Relaxed) {
             break;
         }
         let began = Instant::now();
         let reply = Server::try_execute(address, body.to_string().as_bytes());
-        told.push(Told { at: Instant::now(), took: began.elapsed(), reply });
+        samples.push(Sample { at: Instant::now(), took: began.elapsed(), reply });
         thread::sleep(Duration::from_millis(20));
     }
-    told
+    samples
 }
 
 async fn outage(down: Duration) {
@@ -343,11 +343,11 @@ async fn outage(down: Duration) {
     let ready_after = back.elapsed();
     tokio::time::sleep(Duration::from_secs(2)).await;
     over.store(true, Ordering::Relaxed);
-    let told: Vec<_> = clients.into_iter().flat_map(|it| it.join().expect("it ran")).collect();
-    let slowest = told.iter().map(|it| it.took).max().expect("there are some");
+    let samples: Vec<_> = clients.into_iter().flat_map(|it| it.join().expect("it ran")).collect();
+    let slowest = samples.iter().map(|it| it.took).max().expect("there are some");
     assert!(slowest < DEADLINE + AFTER, "{slowest:?}");
     let mut refused = 0;
-    for it in &told {
+    for it in &samples {
         let reply = it.reply.as_ref().expect("is answered");
         let began = it.at - it.took;
         let code = if reply.status == 200 { json!(null) } else { reply.json()["code"].clone() };
@@ -361,7 +361,7 @@ async fn outage(down: Duration) {
             status => panic!("{status} {code} {:?}", it.at - stopped),
         }
     }
-    let first_success = told
+    let first_success = samples
         .iter()
         .filter(|it| it.at > restarted && it.reply.as_ref().is_some_and(|it| it.status == 200))
         .map(|it| it.at.saturating_duration_since(back))
@@ -371,7 +371,7 @@ async fn outage(down: Duration) {
         "down for {:?}: {} answers, {refused} of them 503 or 504, slowest {slowest:?}; served again \
          {first_success:?} and ready {ready_after:?} after the API server",
         back - stopped,
-        told.len(),
+        samples.len(),
     );
     assert!(refused > 0);
     assert!(first_success < Duration::from_secs(2), "{first_success:?}");

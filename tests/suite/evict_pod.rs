@@ -13,10 +13,10 @@ use tokio::{sync::watch, task::spawn_blocking};
 
 use crate::{
     cluster::{CRASHING_IMAGE, MISSING_IMAGE, Namespace, eventually, shared},
-    faults::{Conduct, proxy},
+    faults::{ProxyBehavior, proxy},
     ledger::records,
     program::{Finished, Program, scratch},
-    scenario::told,
+    scenario::without_replayed,
 };
 
 fn request(namespace: &Namespace, pod: &str, fields: Value) -> String {
@@ -47,11 +47,11 @@ fn start(kubeconfig: PathBuf, request: String) -> tokio::task::JoinHandle<Finish
 }
 
 async fn uid(namespace: &Namespace, pod: &str) -> Option<String> {
-    namespace.api::<Pod>().get_opt(pod).await.expect("is asked").and_then(|pod| pod.uid())
+    namespace.api::<Pod>().get_opt(pod).await.expect("is read").and_then(|pod| pod.uid())
 }
 
 /// A Deployment of two pods that must both be healthy; the name of one of them.
-async fn full_budget(test: &str) -> (Namespace, String) {
+async fn exhausted_budget(test: &str) -> (Namespace, String) {
     let namespace = shared().namespace(test).await;
     namespace.running_deployment("web", 2).await;
     namespace.disruption_budget("tight", "web", json!({ "minAvailable": 2 })).await;
@@ -79,7 +79,7 @@ async fn watched(namespace: &Namespace) -> (PathBuf, watch::Receiver<bool>) {
         if *method == http::Method::GET && number >= 4 {
             looks.send_replace(true);
         }
-        Conduct::Honest
+        ProxyBehavior::Forward
     })
     .await;
     (kubeconfig, seen)
@@ -103,12 +103,12 @@ async fn an_eviction_waits_until_the_pod_is_gone() {
 
 #[tokio::test]
 async fn a_simulation_evicts_nothing_and_reports_the_budget() {
-    let (namespace, pod) = full_budget("evict_simulated").await;
+    let (namespace, pod) = exhausted_budget("evict_simulated").await;
     let before = uid(&namespace, &pod).await;
     let done = send(&namespace, &pod, json!({ "simulate": true }));
     assert_eq!((done.status, &done.answer()["code"]), (75, &json!("disruption_budget")));
     set_min_available(&namespace, 1).await;
-    let done = eventually("there is room", async || {
+    let done = eventually("the budget allows an eviction", async || {
         let done = send(&namespace, &pod, json!({ "simulate": true }));
         (done.status == 0).then_some(done)
     })
@@ -123,7 +123,7 @@ async fn a_simulation_evicts_nothing_and_reports_the_budget() {
 
 #[tokio::test]
 async fn an_exhausted_budget_is_reported_with_its_blocking_pods() {
-    let (namespace, pod) = full_budget("evict_no_room").await;
+    let (namespace, pod) = exhausted_budget("evict_no_room").await;
     let mut stray = namespace.bare_pod_of("stray", CRASHING_IMAGE, json!({ "app": "web" })).await;
     set_min_available(&namespace, 3).await;
     for simulate in [true, false] {
@@ -164,7 +164,7 @@ async fn an_exhausted_budget_is_reported_with_its_blocking_pods() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_eviction_claims_nothing_until_the_budget_allows_it() {
-    let (namespace, pod) = full_budget("evict_waits").await;
+    let (namespace, pod) = exhausted_budget("evict_waits").await;
     let (kubeconfig, mut looks) = watched(&namespace).await;
     let asked = json!({ "wait": true, "timeout_seconds": 60, "id": "r1" });
     let running = start(kubeconfig, request(&namespace, &pod, asked));
@@ -182,7 +182,7 @@ async fn a_waiting_eviction_claims_nothing_until_the_budget_allows_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_processes_waiting_with_one_request_evict_once() {
-    let (namespace, pod) = full_budget("evict_twice").await;
+    let (namespace, pod) = exhausted_budget("evict_twice").await;
     let asked = json!({ "wait": true, "timeout_seconds": 60, "id": "r1" });
     let request = request(&namespace, &pod, asked);
     let (mut running, mut waiting) = (Vec::new(), Vec::new());
@@ -209,7 +209,7 @@ async fn two_processes_waiting_with_one_request_evict_once() {
     let again = Program::with_kubeconfig(namespace.kubeconfig()).input(request).run().answer();
     assert_eq!(again["replayed"], true);
     for answer in answers {
-        assert_eq!(told(answer), told(again.clone()));
+        assert_eq!(without_replayed(answer), without_replayed(again.clone()));
     }
     assert_eq!(evictions(&namespace).await, 1);
 }
@@ -220,16 +220,16 @@ async fn evictions(namespace: &Namespace) -> usize {
     let events = namespace.api::<k8s_openapi::api::core::v1::Event>();
     let params = kube::api::ListParams::default()
         .fields("reason=SuccessfulCreate,involvedObject.kind=ReplicaSet");
-    eventually("the ReplicaSet has told of it", async || {
-        let told = events.list(&params).await.expect("are listed").items.len();
-        (told > 2).then(|| told - 2)
+    eventually("the ReplicaSet has reported it", async || {
+        let created = events.list(&params).await.expect("are listed").items.len();
+        (created > 2).then(|| created - 2)
     })
     .await
 }
 
 #[tokio::test]
 async fn a_budget_exhausted_until_the_timeout_is_reported() {
-    let (namespace, pod) = full_budget("evict_in_vain").await;
+    let (namespace, pod) = exhausted_budget("evict_in_vain").await;
     let done = send(&namespace, &pod, json!({ "wait": true, "timeout_seconds": 3, "id": "r1" }));
     assert_eq!(done.status, 75, "{done:?}");
     assert_eq!(done.answer()["code"], "disruption_budget");
@@ -245,7 +245,7 @@ async fn a_budget_exhausted_after_the_check_is_waited_for() {
     let namespace = shared().namespace("evict_raced").await;
     namespace.running_deployment("web", 2).await;
     namespace.disruption_budget("tight", "web", json!({ "minAvailable": 1 })).await;
-    eventually("there is room", async || {
+    eventually("the budget allows an eviction", async || {
         let status = namespace.settled_budget("tight").await.status?;
         (status.disruptions_allowed == 1).then_some(())
     })
@@ -263,7 +263,7 @@ async fn a_budget_exhausted_after_the_check_is_waited_for() {
             2 if *method != http::Method::GET => drop(refused.send_replace(true)),
             _ => {}
         }
-        Conduct::Honest
+        ProxyBehavior::Forward
     })
     .await;
     let asked = json!({ "wait": true, "timeout_seconds": 60, "id": "r1" });
@@ -310,7 +310,7 @@ async fn two_budgets_for_one_pod_are_refused_before_any_write() {
     static SENT: AtomicBool = AtomicBool::new(false);
     let kubeconfig = proxy(&namespace, |method, _| {
         SENT.fetch_or(*method != http::Method::GET, Ordering::SeqCst);
-        Conduct::Honest
+        ProxyBehavior::Forward
     })
     .await;
     let done = start(kubeconfig, request(&namespace, &pod, json!({ "wait": true }))).await;
@@ -409,7 +409,7 @@ fn evict_by_kubectl(namespace: &Namespace, pod: &str) -> (bool, String) {
 
 #[tokio::test]
 async fn an_eviction_leaves_the_same_state_as_kubectl() {
-    let (namespace, _) = full_budget("evict_parity").await;
+    let (namespace, _) = exhausted_budget("evict_parity").await;
     let pods: Vec<_> = namespace.pods_of("web").await.iter().map(ResourceExt::name_any).collect();
     // Neither goes while there is no room.
     let (evicted, words) = evict_by_kubectl(&namespace, &pods[0]);

@@ -39,21 +39,21 @@ use crate::{
 
 /// What the proxy does with a request.
 #[derive(Clone)]
-pub enum Conduct {
-    /// Passes it on, and its answer back.
-    Honest,
-    /// Passes it on and cuts the connection instead of answering.
-    LoseAnswer,
-    /// Cuts the connection without passing it on.
-    LoseRequest,
-    /// Neither passes it on nor answers.
-    Silent,
-    /// Answers this itself.
-    Answer(u16, &'static str),
+pub enum ProxyBehavior {
+    /// Forwards the request and returns the response.
+    Forward,
+    /// Forwards the request and closes the connection without a response.
+    DropResponse,
+    /// Closes the connection without forwarding the request.
+    DropRequest,
+    /// Keeps the connection open, and neither forwards nor responds.
+    Hang,
+    /// Responds by itself, with this status and message.
+    Respond(u16, &'static str),
 }
 
 /// Decides on each request by its number among those of its method, from 0.
-type Rule = dyn Fn(&Method, usize) -> Conduct + Send + Sync;
+type Rule = dyn Fn(&Method, usize) -> ProxyBehavior + Send + Sync;
 
 #[derive(Default)]
 struct Counts {
@@ -64,7 +64,7 @@ struct Counts {
 /// Starts a proxy; returns a kubeconfig that leads to it.
 pub async fn proxy(
     namespace: &Namespace,
-    rule: impl Fn(&Method, usize) -> Conduct + Send + Sync + 'static,
+    rule: impl Fn(&Method, usize) -> ProxyBehavior + Send + Sync + 'static,
 ) -> PathBuf {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("is bound");
     let address = listener.local_addr().expect("has one");
@@ -87,8 +87,8 @@ fn kubeconfig(namespace: &Namespace, address: SocketAddr) -> PathBuf {
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "proxy",
         "clusters": [{ "name": "proxy", "cluster": { "server": format!("http://{address}") } }],
-        "users": [{ "name": "nobody", "user": {} }],
-        "contexts": [{ "name": "proxy", "context": { "cluster": "proxy", "user": "nobody" } }],
+        "users": [{ "name": "anonymous", "user": {} }],
+        "contexts": [{ "name": "proxy", "context": { "cluster": "proxy", "user": "anonymous" } }],
     });
     std::fs::write(&path, config.to_string()).expect("is written");
     path
@@ -105,9 +105,9 @@ async fn pass(
     let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
     let count = if head.method == Method::GET { &counts.reads } else { &counts.writes };
     match rule(&head.method, count.fetch_add(1, Ordering::SeqCst)) {
-        Conduct::LoseRequest => return cut(),
-        Conduct::Silent => std::future::pending::<()>().await,
-        Conduct::Answer(status, message) => {
+        ProxyBehavior::DropRequest => return cut(),
+        ProxyBehavior::Hang => std::future::pending::<()>().await,
+        ProxyBehavior::Respond(status, message) => {
             let body = json!({
                 "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status,
                 "message": message, "reason": "Test", "metadata": {},
@@ -115,7 +115,7 @@ async fn pass(
             let response = Response::builder().status(status);
             return Ok(response.body(Full::new(body.to_string().into())).expect("is whole"));
         }
-        conduct => {
+        behavior => {
             let mut onward = Request::builder().method(head.method.clone()).uri(head.uri.clone());
             for name in ["content-type", "accept"] {
                 if let Some(value) = head.headers.get(name) {
@@ -124,7 +124,7 @@ async fn pass(
             }
             let onward = onward.body(body.to_vec().into()).expect("is whole");
             let answer = client.send(onward).await.map_err(std::io::Error::other)?;
-            if matches!(conduct, Conduct::LoseAnswer) {
+            if matches!(behavior, ProxyBehavior::DropResponse) {
                 return cut();
             }
             let (head, body) = answer.into_parts();
@@ -161,7 +161,7 @@ async fn generation(namespace: &Namespace) -> i64 {
 /// What the rule makes of one restart: how the program ended, and how often it took effect.
 async fn restarted(
     test: &str,
-    rule: impl Fn(&Method, usize) -> Conduct + Send + Sync + 'static,
+    rule: impl Fn(&Method, usize) -> ProxyBehavior + Send + Sync + 'static,
 ) -> (Finished, i64) {
     let namespace = shared().namespace(test).await;
     namespace.running_deployment("web", 1).await;
@@ -173,15 +173,15 @@ async fn restarted(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transparent_proxy_changes_nothing() {
-    let (done, effects) = restarted("honest", |_, _| Conduct::Honest).await;
+    let (done, effects) = restarted("honest", |_, _| ProxyBehavior::Forward).await;
     assert_eq!((done.status, effects), (0, 1), "{done:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_answer_to_a_write_is_resolved_without_a_second_effect() {
     let (done, effects) = restarted("lost_answer", |method, _| match *method {
-        Method::PATCH => Conduct::LoseAnswer,
-        _ => Conduct::Honest,
+        Method::PATCH => ProxyBehavior::DropResponse,
+        _ => ProxyBehavior::Forward,
     })
     .await;
     assert_eq!((done.status, effects), (0, 1), "{done:?}");
@@ -193,8 +193,8 @@ async fn a_lost_answer_to_a_write_is_resolved_without_a_second_effect() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_write_is_retried() {
     let (done, effects) = restarted("lost_request", |method, number| match *method {
-        Method::PATCH if number == 0 => Conduct::LoseRequest,
-        _ => Conduct::Honest,
+        Method::PATCH if number == 0 => ProxyBehavior::DropRequest,
+        _ => ProxyBehavior::Forward,
     })
     .await;
     assert_eq!((done.status, effects), (0, 1), "{done:?}");
@@ -203,10 +203,10 @@ async fn a_lost_write_is_retried() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outcome_that_cannot_be_read_is_reported_as_unknown() {
     let (done, effects) = restarted("unknown", |method, number| match *method {
-        Method::PATCH => Conduct::LoseAnswer,
+        Method::PATCH => ProxyBehavior::DropResponse,
         // The target, what stands around it and the kill switch are read, and the claim is written.
-        Method::GET if number >= 4 => Conduct::LoseRequest,
-        _ => Conduct::Honest,
+        Method::GET if number >= 4 => ProxyBehavior::DropRequest,
+        _ => ProxyBehavior::Forward,
     })
     .await;
     assert_eq!((done.status, effects), (69, 1), "{done:?}");
@@ -219,8 +219,8 @@ async fn an_outcome_that_cannot_be_read_is_reported_as_unknown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_error_after_the_commit_is_resolved() {
     let (done, effects) = restarted("late_504", |method, number| match *method {
-        Method::PATCH if number == 0 => Conduct::Answer(504, "still processing"),
-        _ => Conduct::Honest,
+        Method::PATCH if number == 0 => ProxyBehavior::Respond(504, "still processing"),
+        _ => ProxyBehavior::Forward,
     })
     .await;
     assert_eq!((done.status, effects), (0, 1), "{done:?}");
@@ -229,8 +229,8 @@ async fn a_server_error_after_the_commit_is_resolved() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_server_is_retried() {
     let (done, effects) = restarted("busy_server", |_, number| match number {
-        0 | 1 => Conduct::Answer(429, "slow down"),
-        _ => Conduct::Honest,
+        0 | 1 => ProxyBehavior::Respond(429, "slow down"),
+        _ => ProxyBehavior::Forward,
     })
     .await;
     assert_eq!((done.status, effects), (0, 1), "{done:?}");
@@ -238,7 +238,8 @@ async fn a_busy_server_is_retried() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stays_busy_is_reported_with_retry_after() {
-    let (done, effects) = restarted("always_busy", |_, _| Conduct::Answer(503, "no room")).await;
+    let (done, effects) =
+        restarted("always_busy", |_, _| ProxyBehavior::Respond(503, "no room")).await;
     assert_eq!((done.status, effects), (75, 0), "{done:?}");
     let answer = done.answer();
     assert_eq!(answer["code"], "cluster_unavailable");
@@ -247,7 +248,7 @@ async fn a_server_that_stays_busy_is_reported_with_retry_after() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_never_answers_times_out_within_the_deadline() {
-    let (done, effects) = restarted("silent", |_, _| Conduct::Silent).await;
+    let (done, effects) = restarted("silent", |_, _| ProxyBehavior::Hang).await;
     assert_eq!((done.status, effects), (75, 0), "{done:?}");
     assert_eq!(done.answer()["code"], "cluster_unreachable");
     assert!(done.took < Duration::from_secs(5), "{:?}", done.took);
@@ -256,9 +257,9 @@ async fn a_server_that_never_answers_times_out_within_the_deadline() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_without_an_answer_is_unknown_within_the_deadline() {
     let (done, effects) = restarted("silent_write", |method, number| match *method {
-        Method::GET if number < 4 => Conduct::Honest,
-        Method::POST => Conduct::Honest,
-        _ => Conduct::Silent,
+        Method::GET if number < 4 => ProxyBehavior::Forward,
+        Method::POST => ProxyBehavior::Forward,
+        _ => ProxyBehavior::Hang,
     })
     .await;
     assert_eq!((done.status, effects), (69, 0), "{done:?}");
@@ -284,8 +285,8 @@ async fn a_lost_answer_to_a_deletion_is_resolved() {
     namespace.running_deployment("web", 1).await;
     let pod = namespace.pods_of("web").await.remove(0);
     let kubeconfig = proxy(&namespace, |method, _| match *method {
-        Method::DELETE => Conduct::LoseAnswer,
-        _ => Conduct::Honest,
+        Method::DELETE => ProxyBehavior::DropResponse,
+        _ => ProxyBehavior::Forward,
     })
     .await;
     let request = json!({
@@ -305,8 +306,10 @@ async fn a_lost_answer_to_a_deletion_is_resolved() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rejection_by_admission_is_quoted() {
     let (done, effects) = restarted("admission", |method, _| match *method {
-        Method::PATCH => Conduct::Answer(403, "admission webhook \"freeze\" denied the request"),
-        _ => Conduct::Honest,
+        Method::PATCH => {
+            ProxyBehavior::Respond(403, "admission webhook \"freeze\" denied the request")
+        }
+        _ => ProxyBehavior::Forward,
     })
     .await;
     assert_eq!((done.status, effects), (69, 0), "{done:?}");
@@ -317,7 +320,7 @@ async fn a_rejection_by_admission_is_quoted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_before_any_write_leaves_no_outcome() {
     let namespace = shared().namespace("early_signal").await;
-    let kubeconfig = proxy(&namespace, |_, _| Conduct::Silent).await;
+    let kubeconfig = proxy(&namespace, |_, _| ProxyBehavior::Hang).await;
     let request = restart(&namespace);
     let run = move || {
         let program = Program::with_kubeconfig(&kubeconfig).input(request.to_string());
@@ -345,9 +348,9 @@ async fn answers_lost_at_random_never_cause_a_second_effect() {
             let kubeconfig = proxy(&scenario.namespace, move |method, number| {
                 let write = *method != Method::GET;
                 if write && lost[number % lost.len()] {
-                    Conduct::LoseAnswer
+                    ProxyBehavior::DropResponse
                 } else {
-                    Conduct::Honest
+                    ProxyBehavior::Forward
                 }
             })
             .await;
@@ -370,23 +373,23 @@ async fn a_recreated_pod_of_the_same_name_is_never_deleted() {
         namespace.running_stateful_set("db", 1).await;
         let pods = namespace.api::<Pod>();
         let old = pods.get("db-0").await.expect("is there").uid();
-        let (meddler, handle) = (pods.clone(), tokio::runtime::Handle::current());
+        let (administrator, handle) = (pods.clone(), tokio::runtime::Handle::current());
         let before = old.clone();
         let kubeconfig = proxy(&namespace, move |method, _| {
             if *method == Method::DELETE {
                 // Between our look at the pod and our deletion, somebody replaces it.
                 let replace = async {
                     let now = DeleteParams::default().grace_period(0);
-                    meddler.delete("db-0", &now).await.expect("is deleted");
+                    administrator.delete("db-0", &now).await.expect("is deleted");
                     eventually("it is back", async || {
-                        let pod = meddler.get_opt("db-0").await.expect("is asked")?;
+                        let pod = administrator.get_opt("db-0").await.expect("is read")?;
                         (pod.uid() != before).then_some(())
                     })
                     .await;
                 };
                 tokio::task::block_in_place(|| handle.block_on(replace));
             }
-            Conduct::Honest
+            ProxyBehavior::Forward
         })
         .await;
         let request = json!({
@@ -403,12 +406,12 @@ async fn a_recreated_pod_of_the_same_name_is_never_deleted() {
         assert_eq!(again.answer()["replayed"], true, "{again:?}");
         // Somebody's deletion took place and ours did not, whether it met the new pod or, where kwok
         // was late and took that one too, none at all.
-        let told = eventually("the deletions are in the log", async || {
-            let told = deletions(&namespace, "db-0");
-            (told.len() >= 2).then_some(told)
+        let statuses = eventually("the deletions are in the log", async || {
+            let statuses = deletions(&namespace, "db-0");
+            (statuses.len() >= 2).then_some(statuses)
         })
         .await;
-        assert!(matches!(told[..], [200, 404 | 409]), "{told:?} {done:?}");
+        assert!(matches!(statuses[..], [200, 404 | 409]), "{statuses:?} {done:?}");
     }
 }
 
@@ -445,7 +448,7 @@ async fn a_record_that_expires_before_its_outcome_is_rewritten() {
             };
             tokio::task::block_in_place(|| handle.block_on(expire));
         }
-        Conduct::Honest
+        ProxyBehavior::Forward
     })
     .await;
     let mut request = restart(&namespace);

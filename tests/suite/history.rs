@@ -45,7 +45,7 @@ async fn history_lists_applied_and_refused_requests_newest_first() {
     let page = reply.json();
     let entries = page["entries"].as_array().expect("is a list");
     let of = |target: &str| entries.iter().find(|it| it["target"]["name"] == target);
-    let web = of("web").expect("is told");
+    let web = of("web").expect("is reported");
     assert_eq!(web["id"], format!("one.{name}"));
     assert_eq!((&web["type"], &web["outcome"]), (&json!("restart_k8s"), &json!("applied")));
     assert_eq!((&web["requester"], &web["reason"]), (&json!("pager"), &json!("p99 is 4 s")));

@@ -280,7 +280,7 @@ async fn a_term_signal_lets_running_requests_finish() {
     })
     .await;
     server.signal("TERM");
-    eventually("nobody else is let in", async || {
+    eventually("new connections are refused", async || {
         std::net::TcpStream::connect(server.address()).is_err().then_some(())
     })
     .await;

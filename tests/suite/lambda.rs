@@ -27,7 +27,7 @@ use crate::{
 const REQUEST: &str = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
 
 /// How long the function may take to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const INVOCATION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What came of an invocation.
 #[derive(Debug, PartialEq)]
@@ -66,12 +66,12 @@ impl Function {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = listener.local_addr().expect("has one").to_string();
         let (invocations, waiting) = channel();
-        let (told, outcomes) = channel();
+        let (sender, outcomes) = channel();
         let waiting = Arc::new(Mutex::new(waiting));
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let (waiting, told) = (waiting.clone(), told.clone());
-                thread::spawn(move || serve(&stream, &waiting, &told));
+                let (waiting, sender) = (waiting.clone(), sender.clone());
+                thread::spawn(move || serve(&stream, &waiting, &sender));
             }
         });
         let mut command = Command::new(env!("CARGO_BIN_EXE_bootstrap"));
@@ -103,7 +103,7 @@ impl Function {
         let deadline_ms = (now + time).as_millis();
         let invocation = Invocation { event: event.to_vec(), deadline_ms };
         self.invocations.send(invocation).expect("the runtime API lives");
-        self.outcomes.recv_timeout(PATIENCE).expect("the function answers")
+        self.outcomes.recv_timeout(INVOCATION_TIMEOUT).expect("the function answers")
     }
 }
 
@@ -126,7 +126,7 @@ fn variables(runtime_api: &str) -> HashMap<&'static str, String> {
 }
 
 /// The runtime API on one connection ([AWS: Lambda runtime API](https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html)).
-fn serve(stream: &TcpStream, waiting: &Mutex<Receiver<Invocation>>, told: &Sender<Outcome>) {
+fn serve(stream: &TcpStream, waiting: &Mutex<Receiver<Invocation>>, sender: &Sender<Outcome>) {
     let mut reader = BufReader::new(stream);
     let mut writer = stream;
     loop {
@@ -147,7 +147,7 @@ fn serve(stream: &TcpStream, waiting: &Mutex<Receiver<Invocation>>, told: &Sende
         reader.read_exact(&mut body).expect("the body is whole");
         let parsed = || serde_json::from_slice::<Value>(&body).unwrap_or_default();
         if path.ends_with("/next") {
-            let Ok(invocation) = waiting.lock().expect("is whole").recv() else { return };
+            let Ok(invocation) = waiting.lock().expect("is not poisoned").recv() else { return };
             let Invocation { event, deadline_ms } = invocation;
             let head = format!(
                 "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
@@ -166,7 +166,7 @@ fn serve(stream: &TcpStream, waiting: &Mutex<Receiver<Invocation>>, told: &Sende
             Outcome::Failed(text("errorType"), text("errorMessage"))
         };
         writer.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n").expect("is sent");
-        let _ = told.send(outcome);
+        let _ = sender.send(outcome);
     }
 }
 
@@ -462,7 +462,7 @@ fn a_third_party_emulator_gets_the_same_answers() {
         .stderr(Stdio::null())
         .spawn()
         .expect("cargo-lambda starts");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + INVOCATION_TIMEOUT;
     while TcpStream::connect(format!("127.0.0.1:{port}")).is_err() {
         assert!(Instant::now() < deadline, "the emulator does not listen");
         thread::sleep(Duration::from_millis(20));
@@ -478,7 +478,7 @@ fn a_third_party_emulator_gets_the_same_answers() {
     let invoke = |event: &str| {
         let file = scratch("event.json");
         std::fs::write(&file, event).expect("is written");
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + INVOCATION_TIMEOUT;
         loop {
             let done = cargo_lambda()
                 .args(["invoke", "--invoke-address", "127.0.0.1", "--invoke-port", &port])

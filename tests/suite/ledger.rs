@@ -29,9 +29,9 @@ use tokio::{
 };
 
 use crate::{
-    cluster::{Namespace, PATIENCE, shared},
+    cluster::{Namespace, WAIT_TIMEOUT, shared},
     program::{Finished, Program, Server},
-    scenario::{Scenario, told},
+    scenario::{Scenario, without_replayed},
 };
 
 /// How often the short forms are repeated.
@@ -85,7 +85,7 @@ fn answered(namespace: &Namespace, request: &Value) -> Value {
     loop {
         let done = send(program(namespace).args(["--join"]), request);
         // The time of a try is short, and a busy machine's cluster may be late for it.
-        if done.status != 75 || began.elapsed() > PATIENCE {
+        if done.status != 75 || began.elapsed() > WAIT_TIMEOUT {
             assert_eq!(done.status, 0, "{done:?}");
             return done.answer();
         }
@@ -107,7 +107,7 @@ async fn dies_and_is_retried(kind: ActionKind, at: Failpoint) {
             .await
             .expect("it ran");
     assert_eq!(second["replayed"], true);
-    assert_eq!(told(first), told(second), "{kind:?} at {at:?}");
+    assert_eq!(without_replayed(first), without_replayed(second), "{kind:?} at {at:?}");
     assert_eq!(scenario.effects().await, 1, "{kind:?} at {at:?}");
 }
 
@@ -146,7 +146,10 @@ async fn many_tries_of_one_request(kind: ActionKind, requests: usize, random: &m
             spawn_blocking(move || {
                 let take = |left: usize| left.checked_sub(1);
                 while left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
-                    answers.lock().expect("is whole").push(insist(&servers, client, &request));
+                    answers
+                        .lock()
+                        .expect("is not poisoned")
+                        .push(retry_until_answered(&servers, client, &request));
                 }
             })
         })
@@ -161,7 +164,7 @@ async fn many_tries_of_one_request(kind: ActionKind, requests: usize, random: &m
                     return;
                 }
                 std::thread::sleep(Duration::from_millis(100 + pause));
-                let mut server = servers[victim as usize].lock().expect("is whole");
+                let mut server = servers[victim as usize].lock().expect("is not poisoned");
                 server.signal("KILL");
                 *server = start();
             }
@@ -172,28 +175,28 @@ async fn many_tries_of_one_request(kind: ActionKind, requests: usize, random: &m
     }
     done.store(true, Ordering::SeqCst);
     killer.await.expect("it ended");
-    let answers = answers.lock().expect("is whole").clone();
+    let answers = answers.lock().expect("is not poisoned").clone();
     assert_eq!(answers.len(), requests);
     let firsts = answers.iter().filter(|answer| answer["replayed"] == false).count();
     assert!(firsts <= 1, "{firsts} say that it was they");
     for answer in &answers {
-        assert_eq!(told(answer.clone()), told(answers[0].clone()));
+        assert_eq!(without_replayed(answer.clone()), without_replayed(answers[0].clone()));
     }
     assert_eq!(scenario.effects().await, 1, "{kind:?}");
 }
 
 /// Asks one server after the other until one has the answer.
-fn insist(servers: &[Mutex<Server>], mut next: usize, request: &str) -> Value {
+fn retry_until_answered(servers: &[Mutex<Server>], mut next: usize, request: &str) -> Value {
     let began = std::time::Instant::now();
     loop {
-        let address = servers[next % servers.len()].lock().expect("is whole").address();
+        let address = servers[next % servers.len()].lock().expect("is not poisoned").address();
         let reply = Server::try_execute(address, request.as_bytes());
         if let Some(reply) = &reply
             && reply.status == 200
         {
             return reply.json();
         }
-        assert!(began.elapsed() < PATIENCE, "no answer in time, but {reply:?}");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "no answer in time, but {reply:?}");
         next += 1;
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -231,7 +234,9 @@ async fn requests_spread_over_replicas_take_effect_once_and_get_one_answer() {
             let servers = servers.clone();
             spawn_blocking(move || {
                 let turns = (0..IDS * 4 * rounds()).map(|turn| turn + client);
-                let ask = |turn: usize| (turn % IDS, insist(&servers, turn, &requests[turn % IDS]));
+                let ask = |turn: usize| {
+                    (turn % IDS, retry_until_answered(&servers, turn, &requests[turn % IDS]))
+                };
                 turns.map(ask).collect::<Vec<_>>()
             })
         })
@@ -248,7 +253,7 @@ async fn requests_spread_over_replicas_take_effect_once_and_get_one_answer() {
                 if done.load(Ordering::SeqCst) {
                     return;
                 }
-                let mut server = servers[victim as usize].lock().expect("is whole");
+                let mut server = servers[victim as usize].lock().expect("is not poisoned");
                 server.signal("KILL");
                 *server = start();
             }
@@ -265,16 +270,16 @@ async fn requests_spread_over_replicas_take_effect_once_and_get_one_answer() {
     for (id, answers) in answers.into_iter().enumerate() {
         let firsts = answers.iter().filter(|answer| answer["replayed"] == false).count();
         assert!(firsts <= 1, "r{id}: {firsts} say that it was they");
-        let mut told = answers.into_iter().map(told);
-        let first = told.next().expect("is one");
-        assert!(told.all(|it| it == first), "r{id} is answered alike by all");
+        let mut answers = answers.into_iter().map(without_replayed);
+        let first = answers.next().expect("is one");
+        assert!(answers.all(|it| it == first), "r{id} is answered alike by all");
         // Any of them tells the same of it, and none needs to have been there.
         for server in servers.iter() {
-            let server = server.lock().expect("is whole");
+            let server = server.lock().expect("is not poisoned");
             let place = format!("/api/v1/actions/r{id}?namespace={}", scenario.namespace.name());
             let progress = server.get(&place).json();
             assert_eq!(progress["state"], "answered", "{progress}");
-            assert_eq!(crate::scenario::told(progress["answer"].clone()), first);
+            assert_eq!(crate::scenario::without_replayed(progress["answer"].clone()), first);
         }
     }
     assert_eq!(scenario.effects().await, IDS as i64);

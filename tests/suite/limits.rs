@@ -1,4 +1,4 @@
-//! What a person has set as limits, held against real requests through every door.
+//! What a person has set as limits, held against real requests through every entry_point.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     cluster::{Namespace, eventually, shared},
-    faults::{Conduct, proxy},
+    faults::{ProxyBehavior, proxy},
     ledger::rounds,
     program::{Program, Server},
     scenario::Scenario,
@@ -34,10 +34,10 @@ fn restart(namespace: &Namespace, deployment: &str) -> Value {
 }
 
 /// A way in: from a request to its answer.
-type Door = fn(Program, &Value) -> Value;
+type EntryPoint = fn(Program, &Value) -> Value;
 
 /// The doors.
-const DOORS: [(&str, Door); 3] = [
+const ENTRY_POINTS: [(&str, EntryPoint); 3] = [
     ("stdin", |program, request| program.input(request.to_string()).run().answer()),
     ("environment", |program, request| {
         program.env("ACTION_REQUEST", request.to_string()).run().answer()
@@ -93,7 +93,7 @@ async fn a_denied_action_reaches_the_cluster_through_no_entry_point() {
         let name = namespace.name();
         let kubeconfig = scenario.account("executor", all_rights()).await;
         let user = format!("system:serviceaccount:{name}:executor");
-        let places = scenario.places();
+        let places = scenario.policy_section();
         let (allow, deny) = (&format!("{places}.allow"), &format!("{places}.deny"));
         let rules = [
             ("read_only", "read_only: true".to_owned()),
@@ -107,11 +107,14 @@ async fn a_denied_action_reaches_the_cluster_through_no_entry_point() {
         let since = log_length();
         for (rule, policy) in rules {
             let policy = namespace.policy(&policy);
-            for (door, send) in DOORS {
+            for (entry_point, send) in ENTRY_POINTS {
                 let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
-                let request = scenario.request(&format!("{rule}-{door}"));
+                let request = scenario.request(&format!("{rule}-{entry_point}"));
                 let answer = spawn_blocking(move || send(program, &request)).await.expect("ran");
-                assert_eq!(answer["code"], "policy_denied", "{kind:?} {rule} {door}: {answer}");
+                assert_eq!(
+                    answer["code"], "policy_denied",
+                    "{kind:?} {rule} {entry_point}: {answer}"
+                );
                 assert_eq!(answer["status"], 403);
                 assert!(answer["detail"].as_str().expect("has one").contains(rule), "{answer}");
             }
@@ -147,7 +150,7 @@ async fn each_kind_of_request_makes_the_documented_number_of_calls() {
         ("with no budget and no cooldown", &unlimited, "r3", false),
     ] {
         let row = page.lines().find_map(|line| line.strip_prefix(&format!("| {request} | ")));
-        let told: usize =
+        let documented: usize =
             row.and_then(|row| row.split(' ').next()?.parse().ok()).expect("the page has the row");
         let mut body = scenario.request(id);
         body["simulate"] = simulate.into();
@@ -157,8 +160,8 @@ async fn each_kind_of_request_makes_the_documented_number_of_calls() {
         let program = Program::with_kubeconfig(&kubeconfig).under(policy);
         let done = program.input(body.to_string()).run();
         assert_eq!(done.status, 0, "{done:?}");
-        eventually(&format!("{request}: {told} calls"), async || {
-            (calls(&user, since).len() == told).then_some(())
+        eventually(&format!("{request}: {documented} calls"), async || {
+            (calls(&user, since).len() == documented).then_some(())
         })
         .await;
     }
@@ -216,7 +219,7 @@ async fn a_target_is_refused_during_its_cooldown() {
     assert_eq!(refused.status, 75, "{refused:?}");
     let problem = refused.answer();
     assert_eq!((&problem["code"], &problem["status"]), (&json!("rate_limited"), &json!(429)));
-    let wait = problem["retry_after_seconds"].as_u64().expect("is told");
+    let wait = problem["retry_after_seconds"].as_u64().expect("is reported");
     assert!((500..=600).contains(&wait), "{wait}");
     // What is refused again and again leaves one trace, beside that of what was done.
     for _ in 0..3 {
@@ -229,7 +232,7 @@ async fn a_target_is_refused_during_its_cooldown() {
 }
 
 /// Sends distinct requests to four servers at once; returns how many took effect.
-async fn spend(budget: usize, requests: usize) -> usize {
+async fn accepted_within_budget(budget: usize, requests: usize) -> usize {
     let namespace = shared().namespace("budget").await;
     for number in 0..requests {
         namespace.deployment(&format!("web-{number}"), 0, crate::cluster::GOOD_IMAGE).await;
@@ -256,18 +259,18 @@ async fn spend(budget: usize, requests: usize) -> usize {
             replies.filter(|status| *status == 200).count()
         });
     }
-    let told: usize = clients.join_all().await.into_iter().sum();
+    let accepted: usize = clients.join_all().await.into_iter().sum();
     let deployments = namespace.api::<k8s_openapi::api::apps::v1::Deployment>();
     let all = deployments.list(&Default::default()).await.expect("are listed").items;
     let acted = all.iter().filter(|it| it.metadata.generation > Some(1)).count();
-    assert_eq!(told, acted);
+    assert_eq!(accepted, acted);
     acted
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn four_processes_share_one_budget() {
     let requests = if rounds() > 1 { 1000 } else { 60 };
-    assert_eq!(spend(17, requests).await, 17);
+    assert_eq!(accepted_within_budget(17, requests).await, 17);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -277,8 +280,8 @@ async fn a_write_that_was_rejected_is_refunded() {
     let policy = namespace
         .policy("cooldown_seconds: 0\nbudget: {cluster: {actions: 1, within_seconds: 3600}}");
     let kubeconfig = proxy(&namespace, |method, number| match *method {
-        http::Method::PATCH if number == 2 => Conduct::Answer(403, "admission says no"),
-        _ => Conduct::Honest,
+        http::Method::PATCH if number == 2 => ProxyBehavior::Respond(403, "admission says no"),
+        _ => ProxyBehavior::Forward,
     })
     .await;
     let send = |kubeconfig: PathBuf, policy: PathBuf, request: Value| async move {
@@ -296,7 +299,7 @@ async fn a_write_that_was_rejected_is_refunded() {
     assert_eq!(over.answer()["code"], "rate_limited", "{over:?}");
 }
 
-pub async fn throw_switch(namespace: &Namespace, value: Option<&str>) {
+pub async fn set_kill_switch(namespace: &Namespace, value: Option<&str>) {
     let leases = namespace.api::<Lease>();
     let lease = json!({ "metadata": { "name": "action-executor" } });
     let lease = serde_json::from_value(lease).expect("is a Lease");
@@ -318,42 +321,42 @@ async fn the_kill_switch_stops_the_very_next_request() {
             let program = Program::with_kubeconfig(scenario.namespace.kubeconfig()).under(&policy);
             program.input(request.to_string()).run()
         };
-        throw_switch(&scenario.namespace, Some("incident 7")).await;
+        set_kill_switch(&scenario.namespace, Some("incident 7")).await;
         let stopped = send("r1", false);
         assert_eq!(stopped.status, 75, "{stopped:?}");
         let problem = stopped.answer();
         assert_eq!((&problem["code"], &problem["status"]), (&json!("stopped"), &json!(503)));
         assert!(problem["detail"].as_str().expect("has one").contains("incident 7"));
         assert_eq!(send("r2", true).status, 0);
-        throw_switch(&scenario.namespace, None).await;
+        set_kill_switch(&scenario.namespace, None).await;
         assert_eq!(send("r1", false).status, 0);
         assert_eq!(scenario.effects().await, 1);
     }
 }
 
-/// What comes of a request when `meddle` happens between its claim and its effect.
-async fn met_in_between(kind: ActionKind, meddle: impl AsyncFn(&Scenario, &PathBuf)) -> Value {
+/// What comes of a request when `change` happens between its claim and its effect.
+async fn changed_after_claim(kind: ActionKind, change: impl AsyncFn(&Scenario, &PathBuf)) -> Value {
     let scenario = Scenario::new(kind, "between").await;
     let policy = scenario.namespace.policy("cooldown_seconds: 0");
     let (claimed, mut seen) = tokio::sync::watch::channel(false);
-    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let (resume, wait) = std::sync::mpsc::channel::<()>();
     let wait = std::sync::Mutex::new(wait);
     let kubeconfig = proxy(&scenario.namespace, move |method, number| {
         // The first write is the claim, the second charges the Lease as it was read before.
         if *method != http::Method::GET && number == 1 {
             claimed.send(true).expect("is waited for");
-            let wait = wait.lock().expect("is whole");
+            let wait = wait.lock().expect("is not poisoned");
             let _ = tokio::task::block_in_place(|| wait.recv_timeout(Duration::from_secs(20)));
         }
-        Conduct::Honest
+        ProxyBehavior::Forward
     })
     .await;
     let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
     let request = scenario.request("r1").to_string();
     let running = spawn_blocking(move || program.input(request).run());
     seen.wait_for(|claimed| *claimed).await.expect("it is claimed");
-    meddle(&scenario, &policy).await;
-    go_on.send(()).expect("is waited for");
+    change(&scenario, &policy).await;
+    resume.send(()).expect("is waited for");
     let done = running.await.expect("it ran");
     assert_eq!(scenario.effects().await, 0, "{done:?}");
     done.answer()
@@ -362,8 +365,8 @@ async fn met_in_between(kind: ActionKind, meddle: impl AsyncFn(&Scenario, &PathB
 #[tokio::test(flavor = "multi_thread")]
 async fn the_kill_switch_stops_claimed_requests() {
     for kind in ActionKind::ALL {
-        let problem = met_in_between(kind, async |scenario, _| {
-            throw_switch(&scenario.namespace, Some("now")).await;
+        let problem = changed_after_claim(kind, async |scenario, _| {
+            set_kill_switch(&scenario.namespace, Some("now")).await;
         })
         .await;
         assert_eq!(problem["code"], "stopped", "{kind:?}");
@@ -373,7 +376,7 @@ async fn the_kill_switch_stops_claimed_requests() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_becomes_read_only_stops_claimed_requests() {
     for kind in ActionKind::ALL {
-        let problem = met_in_between(kind, async |_, policy| {
+        let problem = changed_after_claim(kind, async |_, policy| {
             let text = fs::read_to_string(policy).expect("is readable");
             fs::write(policy, format!("{text}read_only: true\n")).expect("is written");
         })

@@ -34,38 +34,38 @@ const CASES: usize = 1000;
 /// What happens besides, each one time in so many steps.
 const FAULT: u64 = 12;
 const DEATH: u64 = 25;
-const TIME_PASSES: u64 = 12;
+const EXPIRY: u64 = 12;
 
 /// The server, and what it knows of who did what.
-struct World {
+struct ModelServer {
     objects: HashMap<String, Value>,
     version: u64,
     effects: HashMap<String, usize>,
     random: Random,
     /// Whether things still go wrong.
-    rough: bool,
+    faulty: bool,
     /// What happened, for whoever has to understand a failure.
-    story: Vec<String>,
+    log: Vec<String>,
 }
 
-impl World {
+impl ModelServer {
     fn new(random: Random) -> Self {
-        let mut world = World {
+        let mut model = ModelServer {
             objects: HashMap::new(),
             version: 0,
             effects: HashMap::new(),
             random,
-            rough: true,
-            story: Vec::new(),
+            faulty: true,
+            log: Vec::new(),
         };
         let deployment = json!({
             "metadata": { "name": "web", "namespace": "n", "generation": 1 },
             "spec": { "replicas": 1, "selector": {}, "template": {} },
             "status": {},
         });
-        world.put("/apis/apps/v1/namespaces/n/deployments/web", deployment);
-        world.new_pod();
-        world
+        model.put("/apis/apps/v1/namespaces/n/deployments/web", deployment);
+        model.new_pod();
+        model
     }
 
     fn new_pod(&mut self) {
@@ -89,7 +89,7 @@ impl World {
     }
 
     /// Nobody's claim is young any more.
-    fn let_time_pass(&mut self) {
+    fn expire_claims(&mut self) {
         for object in self.objects.values_mut() {
             let until = object.pointer_mut("/metadata/annotations/action-executor.dev~1until");
             if let Some(until) = until {
@@ -153,7 +153,7 @@ impl World {
     }
 
     fn happens(&mut self, once_in: u64) -> bool {
-        self.rough && self.random.below(once_in) == 0
+        self.faulty && self.random.below(once_in) == 0
     }
 }
 
@@ -181,7 +181,7 @@ fn refusal(code: u16, reason: &str) -> (u16, Value) {
 
 /// One call by a process: it may be lost, its answer may be, and its process may die before or after.
 async fn call(
-    world: Arc<Mutex<World>>,
+    model: Arc<Mutex<ModelServer>>,
     id: String,
     death: Arc<watch::Sender<bool>>,
     request: Request<Body>,
@@ -189,34 +189,34 @@ async fn call(
     let (head, body) = request.into_parts();
     let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
     let body = serde_json::from_slice(&body).unwrap_or_default();
-    let turns = world.lock().expect("is whole").random.below(4);
+    let turns = model.lock().expect("is not poisoned").random.below(4);
     for _ in 0..turns {
         tokio::task::yield_now().await;
     }
     let done = {
-        let mut world = world.lock().expect("is whole");
-        if world.happens(TIME_PASSES) {
-            world.story.push("time passes".to_owned());
-            world.let_time_pass();
+        let mut model = model.lock().expect("is not poisoned");
+        if model.happens(EXPIRY) {
+            model.log.push("claims expire".to_owned());
+            model.expire_claims();
         }
-        let (dies, lost) = (world.happens(DEATH), world.happens(FAULT));
-        let too_early = world.random.below(2) == 0;
-        let fate = |after: bool| match (dies, lost) {
+        let (dies, lost) = (model.happens(DEATH), model.happens(FAULT));
+        let too_early = model.random.below(2) == 0;
+        let fault = |after: bool| match (dies, lost) {
             _ if after == too_early => None,
-            (true, _) => Some(Fate::Death),
-            (_, true) => Some(Fate::Loss),
+            (true, _) => Some(Fault::Death),
+            (_, true) => Some(Fault::Loss),
             _ => None,
         };
-        match fate(false) {
-            Some(fate) => Err(fate),
+        match fault(false) {
+            Some(fault) => Err(fault),
             None => {
-                let served = world.serve(&id, &head.method, head.uri.path(), &body);
+                let served = model.serve(&id, &head.method, head.uri.path(), &body);
                 let (by, path) = (Arc::as_ptr(&death) as usize & 0xfff0, head.uri.path());
                 let (status, state) = (served.0, &body["metadata"]["annotations"]);
                 let state = &state["action-executor.dev/state"];
                 let line = format!("{by:x} {id}: {} {path} {state} -> {status}", head.method);
-                world.story.push(line);
-                fate(true).map_or(Ok(served), Err)
+                model.log.push(line);
+                fault(true).map_or(Ok(served), Err)
             }
         }
     };
@@ -225,33 +225,33 @@ async fn call(
             let response = Response::builder().status(status);
             Ok(response.body(Full::new(object.to_string().into())).expect("is whole"))
         }
-        Err(Fate::Loss) => Err(std::io::Error::other("lost")),
-        Err(Fate::Death) => {
+        Err(Fault::Loss) => Err(std::io::Error::other("lost")),
+        Err(Fault::Death) => {
             death.send_replace(true);
             std::future::pending().await
         }
     }
 }
 
-enum Fate {
+enum Fault {
     Death,
     Loss,
 }
 
 /// A process that brings one request, again and again, until it is answered.
-async fn bring(world: Arc<Mutex<World>>, request: Value) -> ActionResponse {
+async fn send_until_answered(model: Arc<Mutex<ModelServer>>, request: Value) -> ActionResponse {
     let id = request["id"].as_str().expect("has one").to_owned();
     for attempt in 0..200 {
         if attempt == 40 {
-            world.lock().expect("is whole").rough = false;
+            model.lock().expect("is not poisoned").faulty = false;
         }
         let (death, mut dead) = watch::channel(false);
         let death = Arc::new(death);
-        let (world, id) = (world.clone(), id.clone());
+        let (model, id) = (model.clone(), id.clone());
         let service = {
-            let world = world.clone();
+            let model = model.clone();
             tower::service_fn(move |request| {
-                call(world.clone(), id.clone(), death.clone(), request)
+                call(model.clone(), id.clone(), death.clone(), request)
             })
         };
         let cluster = Cluster::new(Client::new(service, "n"), "model".to_owned());
@@ -268,7 +268,7 @@ async fn bring(world: Arc<Mutex<World>>, request: Value) -> ActionResponse {
         };
         match answered {
             Ok(answer) => return answer,
-            Err(_) => world.lock().expect("is whole").let_time_pass(),
+            Err(_) => model.lock().expect("is not poisoned").expire_claims(),
         }
     }
     panic!("{id} was never answered");
@@ -294,24 +294,24 @@ fn requests(random: &mut Random) -> Vec<Value> {
 
 async fn history(mut random: Random, seed: u64) {
     let requests = requests(&mut random);
-    let world = Arc::new(Mutex::new(World::new(random)));
+    let model = Arc::new(Mutex::new(ModelServer::new(random)));
     let mut processes = tokio::task::JoinSet::new();
     for mine in requests.chunks(2).map(<[Value]>::to_vec) {
-        let world = world.clone();
+        let model = model.clone();
         processes.spawn(async move {
             let mut answers = Vec::new();
             for request in mine {
-                answers.push(bring(world.clone(), request).await);
+                answers.push(send_until_answered(model.clone(), request).await);
             }
             answers
         });
     }
     let answers: Vec<_> = processes.join_all().await.into_iter().flatten().collect();
-    let world = world.lock().expect("is whole");
+    let model = model.lock().expect("is not poisoned");
     for answer in &answers {
-        let effects = world.effects.get(&answer.id).copied().unwrap_or(0);
-        let story = world.story.join("\n");
-        assert!(effects <= 1, "seed {seed}: {} took effect {effects} times\n{story}", answer.id);
+        let effects = model.effects.get(&answer.id).copied().unwrap_or(0);
+        let log = model.log.join("\n");
+        assert!(effects <= 1, "seed {seed}: {} took effect {effects} times\n{log}", answer.id);
         if answer.kind == "restart_k8s" {
             assert_eq!((answer.outcome, effects), (Outcome::Applied, 1), "seed {seed}: {answer:?}");
         }

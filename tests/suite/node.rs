@@ -270,11 +270,14 @@ async fn an_invalid_request_fails_the_job_without_a_retry() {
     let missing = job(namespace, &request("missing", "nobody"), &["--apply", "--wait"]);
     assert_eq!((missing.status, missing.answer()["code"].clone()), (69, json!("target_not_found")));
     let flags = ["--apply", "--wait", "--policy-config-map", "nothing"];
-    let lawless = job(namespace, &request("lawless", "web"), &flags);
-    assert_eq!((lawless.status, lawless.answer()["code"].clone()), (78, json!("configuration")));
+    let unconfigured = job(namespace, &request("lawless", "web"), &flags);
+    assert_eq!(
+        (unconfigured.status, unconfigured.answer()["code"].clone()),
+        (78, json!("configuration"))
+    );
     let flags = ["--apply", "--wait", "--service-account", "default"];
-    let nobody = job(namespace, &request("nobody", "web"), &flags);
-    assert_eq!((nobody.status, nobody.answer()["code"].clone()), (77, json!("forbidden")));
+    let forbidden = job(namespace, &request("nobody", "web"), &flags);
+    assert_eq!((forbidden.status, forbidden.answer()["code"].clone()), (77, json!("forbidden")));
     let text = job(namespace, &request("misspelt", "web"), &[]).stdout;
     let mut misspelt: Value = serde_json::from_str(&text).expect("is the manifest");
     let container = &mut misspelt["spec"]["template"]["spec"]["containers"][0];

@@ -44,7 +44,7 @@ fn cases(server: &Server, cases: usize, headers: &[&str]) -> usize {
         .expect("schemathesis runs");
     let text = String::from_utf8_lossy(&done.stdout);
     assert!(done.status.success(), "{text}{}", String::from_utf8_lossy(&done.stderr));
-    let made = text.lines().find(|line| line.contains(" generated,")).expect("is told");
+    let made = text.lines().find(|line| line.contains(" generated,")).expect("is reported");
     println!("{headers:?}: {}", made.trim());
     made.split_whitespace().next().and_then(|it| it.parse().ok()).expect("is a number")
 }

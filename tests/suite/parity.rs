@@ -112,7 +112,8 @@ async fn a_real_restart_gets_the_same_answer_from_every_entry_point() {
     let shape = |body: &[u8]| {
         let mut value: Value = serde_json::from_slice(body).expect("is JSON");
         blank(&mut value, true);
-        let at = value["result"].as_str().and_then(|it| it.find("restarted at ")).expect("is told");
+        let at =
+            value["result"].as_str().and_then(|it| it.find("restarted at ")).expect("is reported");
         value["result"] = value["result"].as_str().expect("is text")[at + 38..].into();
         value["target"]["resourceVersion"] = "V".into();
         // The later ones are told of the earlier ones.

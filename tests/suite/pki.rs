@@ -137,7 +137,7 @@ impl Pair {
 
 impl Files {
     /// The program, told to serve with them.
-    pub fn of(&self, program: Program) -> Program {
+    pub fn apply_to(&self, program: Program) -> Program {
         program
             .env("ACTION_EXECUTOR_TLS_CERTIFICATE", &self.certificate)
             .env("ACTION_EXECUTOR_TLS_KEY", &self.key)

@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 
 /// How long the program may take where nothing is waited for.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// The program, about to be run.
 pub struct Program {
@@ -121,7 +121,7 @@ impl Running {
             if let Some(status) = self.process.try_wait().expect("is our child") {
                 break status;
             }
-            if self.began.elapsed() > PATIENCE {
+            if self.began.elapsed() > PROGRAM_TIMEOUT {
                 let _ = self.process.kill();
                 panic!("the program did not end: {}", stderr.join().expect("is read"));
             }
@@ -237,7 +237,7 @@ impl Server {
         let written = log.clone();
         let reader = std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                written.lock().expect("is whole").push_str(&(line + "\n"));
+                written.lock().expect("is not poisoned").push_str(&(line + "\n"));
             }
         });
         Server { process, address, log, reader: Some(reader), tls: None }
@@ -256,7 +256,7 @@ impl Server {
 
     /// What it has logged since it listened.
     pub fn log(&self) -> String {
-        self.log.lock().expect("is whole").clone()
+        self.log.lock().expect("is not poisoned").clone()
     }
 
     /// Whether it still is the process that was started.
@@ -284,7 +284,7 @@ impl Server {
             if let Some(status) = self.process.try_wait().expect("is our child") {
                 break status;
             }
-            assert!(began.elapsed() < PATIENCE, "the server did not end: {}", self.log());
+            assert!(began.elapsed() < PROGRAM_TIMEOUT, "the server did not end: {}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         };
         self.reader.take().expect("is there").join().expect("has read");
@@ -294,7 +294,7 @@ impl Server {
     /// A connection to it.
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).expect("the server accepts");
-        stream.set_read_timeout(Some(PATIENCE)).expect("is set");
+        stream.set_read_timeout(Some(PROGRAM_TIMEOUT)).expect("is set");
         stream.set_nodelay(true).expect("is set");
         stream
     }
@@ -321,7 +321,7 @@ impl Server {
 
     /// Sends these bytes and reads the whole answer.
     pub fn raw(&self, bytes: &[u8]) -> Reply {
-        Reply::asked(&mut BufReader::new(self.open()), bytes)
+        Reply::exchange(&mut BufReader::new(self.open()), bytes)
     }
 
     /// A request without a body.
@@ -335,7 +335,7 @@ impl Server {
     /// Posts JSON to the server that is, or was, at this address; `None` if it gives no whole answer.
     pub fn try_execute(address: SocketAddr, body: &[u8]) -> Option<Reply> {
         let mut stream = TcpStream::connect(address).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.set_read_timeout(Some(PROGRAM_TIMEOUT)).ok()?;
         stream.write_all(&execute_request(body, "Connection: close\r\n")).ok()?;
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).ok()?;
@@ -381,7 +381,7 @@ pub struct Reply {
 
 impl Reply {
     /// Sends these bytes and reads one answer; as [`Reply::read`], if the connection ends instead.
-    pub fn asked(over: &mut BufReader<impl Read + Write>, bytes: &[u8]) -> Self {
+    pub fn exchange(over: &mut BufReader<impl Read + Write>, bytes: &[u8]) -> Self {
         match over.get_mut().write_all(bytes) {
             Ok(()) => Self::read(over),
             Err(_) => Reply { status: 0, headers: Vec::new(), body: Vec::new() },

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 use crate::{
-    cluster::{MISSING_IMAGE, Namespace, PATIENCE, SLOW_IMAGE, eventually, shared},
+    cluster::{MISSING_IMAGE, Namespace, SLOW_IMAGE, WAIT_TIMEOUT, eventually, shared},
     ledger::records,
     program::{Program, Reply, Server, execute_request, scratch},
 };
@@ -319,7 +319,7 @@ async fn a_stream_ends_when_the_server_shuts_down() {
     })
     .await
     .expect("it ended");
-    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    assert!(began.elapsed() < WAIT_TIMEOUT, "{:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

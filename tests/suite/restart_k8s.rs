@@ -229,8 +229,8 @@ async fn a_stuck_rollout_fails_with_the_pods_error() {
         let answer = done.answer();
         assert_eq!(answer["outcome"], "failed");
         assert_eq!(answer["rollout"]["state"], "timed_out");
-        let told = answer["rollout"]["problems"][0].as_str().expect("has one");
-        assert!(told.contains(problem), "{told}");
+        let text = answer["rollout"]["problems"][0].as_str().expect("has one");
+        assert!(text.contains(problem), "{text}");
         assert!((4..6).contains(&done.took.as_secs()), "{:?}", done.took);
     }
 }
@@ -244,10 +244,10 @@ async fn an_unschedulable_pod_is_reported() {
     patch(&namespace, nowhere).await;
     let asked = json!({ "simulate": false, "wait": true, "timeout_seconds": 4 });
     let answer = send(&namespace, asked).answer();
-    let told = answer["rollout"]["problems"][0].as_str().expect("has one");
+    let text = answer["rollout"]["problems"][0].as_str().expect("has one");
     // Other tests have nodes of their own.
-    assert!(told.contains("Unschedulable: 0/"), "{told}");
-    assert!(told.contains("nodes are available"), "{told}");
+    assert!(text.contains("Unschedulable: 0/"), "{text}");
+    assert!(text.contains("nodes are available"), "{text}");
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ fn send(namespace: &Namespace, pod: &str, fields: Value) -> Finished {
 }
 
 async fn uid(namespace: &Namespace, pod: &str) -> Option<String> {
-    namespace.api::<Pod>().get_opt(pod).await.expect("is asked").and_then(|pod| pod.uid())
+    namespace.api::<Pod>().get_opt(pod).await.expect("is read").and_then(|pod| pod.uid())
 }
 
 #[tokio::test]

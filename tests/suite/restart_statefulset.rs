@@ -51,8 +51,8 @@ async fn a_restart_waits_until_every_pod_has_the_new_revision_and_is_ready() {
     assert_eq!(rollout["state"], "complete", "{rollout}");
     let status = get(&namespace).await.status.expect("has one");
     let revision = status.update_revision.clone().expect("has one");
-    let told = rollout["message"].as_str().expect("is a sentence");
-    assert!(told.contains(&format!("2 of 2 pods are of revision {revision}")), "{told}");
+    let message = rollout["message"].as_str().expect("is a sentence");
+    assert!(message.contains(&format!("2 of 2 pods are of revision {revision}")), "{message}");
     assert_eq!(status.current_revision, status.update_revision);
     let after = pods(&namespace).await;
     assert!(before.iter().all(|(name, uid)| after[name] != *uid), "{before:?} {after:?}");
@@ -78,8 +78,8 @@ async fn an_on_delete_strategy_is_refused_unless_accepted() {
     let accepted = json!({ "accept_on_delete": true });
     let done = send(&namespace, accepted, json!({ "wait": true }));
     assert_eq!(done.status, 0, "{done:?}");
-    let told = done.answer()["rollout"]["message"].to_string();
-    assert!(told.contains("once somebody deletes the old ones"), "{told}");
+    let message = done.answer()["rollout"]["message"].to_string();
+    assert!(message.contains("once somebody deletes the old ones"), "{message}");
     assert_eq!(pods(&namespace).await, before.1);
     // The one who deletes it gets the stamped one.
     kubectl(&namespace, &["delete", "pod", "db-0", "--wait=false"]);

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{MISSING_IMAGE, Namespace, eventually, shared},
-    faults::{Conduct, proxy},
+    faults::{ProxyBehavior, proxy},
     ledger::kubectl,
     program::{Finished, Program},
 };
@@ -174,16 +174,16 @@ async fn the_answer_lists_the_differences_without_values_of_variables() {
     let done = send(&namespace, kind, json!({}));
     assert_eq!(done.status, 0, "{done:?}");
     let answer = done.answer();
-    let told = |field: &str| {
+    let change_of = |field: &str| {
         let path = format!("/spec/template/spec/containers/main/{field}");
         let changes = answer["changes"].as_array().expect("are there");
-        let change = changes.iter().find(|it| it["path"] == path).expect("is told").clone();
+        let change = changes.iter().find(|it| it["path"] == path).expect("is reported").clone();
         (change["from"].clone(), change["to"].clone())
     };
     let images = (json!("registry.invalid/good:2"), json!("registry.invalid/good:1"));
-    assert_eq!(told("image"), images);
-    assert_eq!(told("command"), (json!("set"), Value::Null));
-    assert_eq!(told("env/TOKEN"), (json!("set"), Value::Null));
+    assert_eq!(change_of("image"), images);
+    assert_eq!(change_of("command"), (json!("set"), Value::Null));
+    assert_eq!(change_of("env/TOKEN"), (json!("set"), Value::Null));
     let events = kubectl(&namespace, &["get", "events", "-o", "yaml"]);
     assert!(!format!("{done:?}{events}").contains("hunter2"));
     let result = answer["result"].as_str().expect("is a sentence");
@@ -250,7 +250,7 @@ async fn a_restart_causes_a_warning_and_can_be_skipped() {
 }
 
 /// Rolls back while somebody gives the template another variable between our look and our write.
-async fn met_in_between(namespace: &Namespace, parameters: Value) -> Finished {
+async fn changed_during_rollback(namespace: &Namespace, parameters: Value) -> Finished {
     let (meddler, handle) = (namespace.clone(), tokio::runtime::Handle::current());
     let first = AtomicBool::new(true);
     let kubeconfig = proxy(namespace, move |method, _| {
@@ -258,7 +258,7 @@ async fn met_in_between(namespace: &Namespace, parameters: Value) -> Finished {
             let change = revise(&meddler, WorkloadKind::Deployment, "theirs");
             tokio::task::block_in_place(|| handle.block_on(change));
         }
-        Conduct::Honest
+        ProxyBehavior::Forward
     })
     .await;
     let fields = json!({ "id": "r1" });
@@ -271,14 +271,14 @@ async fn met_in_between(namespace: &Namespace, parameters: Value) -> Finished {
 async fn a_concurrent_change_is_never_overwritten_unseen() {
     let kind = WorkloadKind::Deployment;
     let namespace = revised("in_between", kind).await;
-    let done = met_in_between(&namespace, json!({})).await;
+    let done = changed_during_rollback(&namespace, json!({})).await;
     assert_eq!(done.status, 69, "{done:?}");
     assert_eq!(done.answer()["code"], "precondition_failed");
     assert_eq!(revision(&namespace, kind).await, "theirs");
     // A number means the same before and after: it is decided anew, and their revision stays in the
     // history.
     let namespace = revised("in_between", kind).await;
-    let done = met_in_between(&namespace, json!({ "to_revision": 2 })).await;
+    let done = changed_during_rollback(&namespace, json!({ "to_revision": 2 })).await;
     assert_eq!(done.status, 0, "{done:?}");
     assert_eq!(revision(&namespace, kind).await, "2");
     observed(&namespace, kind).await;

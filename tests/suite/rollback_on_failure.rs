@@ -11,10 +11,10 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     cluster::{GOOD_IMAGE, MISSING_IMAGE, Namespace, eventually, shared},
-    faults::{Conduct, proxy},
+    faults::{ProxyBehavior, proxy},
     ledger::records,
     program::{Finished, Program},
-    scenario::told,
+    scenario::without_replayed,
 };
 
 /// The workload's object, as it is.
@@ -113,13 +113,13 @@ async fn a_failed_rollout_is_rolled_back_and_both_are_reported() {
         // The same request again is told the same, and nothing is done.
         let again = send(program(&namespace), &request).await;
         assert_eq!(again.answer()["replayed"], true);
-        assert_eq!(told(again.answer()), told(answer));
+        assert_eq!(without_replayed(again.answer()), without_replayed(answer));
         assert_eq!(generation(&namespace, kind).await, before + 2);
     }
 }
 
 /// Lets no more pods come into the namespace.
-async fn close(namespace: &Namespace) {
+async fn block_new_pods(namespace: &Namespace) {
     namespace
         .create::<ResourceQuota>(json!({
             "metadata": { "name": "closed" }, "spec": { "hard": { "pods": "0" } },
@@ -146,7 +146,7 @@ async fn a_failed_restart_of_each_kind_is_rolled_back() {
             _ => drop(namespace.running_deployment("web", 1).await),
         }
         let before = get(&namespace, kind).await.data["spec"]["template"].clone();
-        close(&namespace).await;
+        block_new_pods(&namespace).await;
         let request = json!({
             "type": action, "simulate": false, "wait": true, "timeout_seconds": 3, "id": "r1",
             "parameters": {
@@ -187,7 +187,7 @@ async fn a_crash_during_the_rollback_leaves_one_rollback_and_one_answer() {
         );
         assert_eq!(first.answer()["rolled_back"]["revision"], 2, "{at:?} {first:?}");
         let second = send(insist(), &request).await;
-        assert_eq!(told(first.answer()), told(second.answer()), "{at:?}");
+        assert_eq!(without_replayed(first.answer()), without_replayed(second.answer()), "{at:?}");
         assert_eq!(image(&namespace, kind).await, GOOD_IMAGE);
         assert_eq!(generation(&namespace, kind).await, before + 2, "{at:?}");
     }
@@ -332,7 +332,11 @@ async fn an_answer_lost_during_the_rollback_changes_nothing() {
         let before = generation(&namespace, kind).await;
         let kubeconfig = proxy(&namespace, move |method, number| {
             let is_write = *method != Method::GET;
-            if is_write && number == lost { Conduct::LoseAnswer } else { Conduct::Honest }
+            if is_write && number == lost {
+                ProxyBehavior::DropResponse
+            } else {
+                ProxyBehavior::Forward
+            }
         })
         .await;
         let policy = namespace.policy("cooldown_seconds: 60");
@@ -349,7 +353,7 @@ async fn an_interrupted_rollback_is_resumed_by_a_retry() {
     let kind = WorkloadKind::DaemonSet;
     let namespace = shared().namespace("midway").await;
     namespace.running_daemon_set("web").await;
-    close(&namespace).await;
+    block_new_pods(&namespace).await;
     let request = json!({
         "type": "restart_daemonset", "simulate": false, "wait": true, "timeout_seconds": 4, "id": "r1",
         "parameters": {
@@ -357,7 +361,7 @@ async fn an_interrupted_rollback_is_resumed_by_a_retry() {
         },
     });
     let waiting = program(&namespace).input(request.to_string()).start();
-    eventually("it is taken back", async || {
+    eventually("it is rolled back", async || {
         (generation(&namespace, kind).await == 3).then_some(())
     })
     .await;

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{MISSING_IMAGE, Namespace, SLOW_IMAGE, eventually, shared},
-    faults::{Conduct, proxy},
+    faults::{ProxyBehavior, proxy},
     pause_rollout::change_template,
     program::{Finished, Program},
-    scenario::{set_paused, told},
+    scenario::{set_paused, without_replayed},
 };
 
 /// A real request for the Deployment `web` with these parameters and fields besides.
@@ -178,7 +178,7 @@ async fn two_requests_add_twice_and_a_retry_adds_nothing() {
     };
     let (first, second, retry) = (send("a"), send("b"), send("a"));
     assert_eq!(second["result"], "Deployment 'web' scaled from 2 to 3.");
-    assert_eq!(told(retry), told(first));
+    assert_eq!(without_replayed(retry), without_replayed(first));
     assert_eq!(replicas(&namespace).await, 3);
 }
 
@@ -210,7 +210,7 @@ async fn a_difference_is_not_added_to_a_concurrent_change() {
         if *method == http::Method::PATCH && number == 1 {
             tokio::task::block_in_place(|| handle.block_on(set(&meddled, 5)));
         }
-        Conduct::Honest
+        ProxyBehavior::Forward
     })
     .await;
     let request = request(&namespace, json!({ "by": 1 }), json!({ "id": "r1" })).to_string();
@@ -335,7 +335,7 @@ async fn a_paused_deployment_is_scaled_with_a_warning() {
         assert_eq!(done.status, 0, "{done:?}");
         let answer = done.answer();
         assert!(answer["warnings"].to_string().contains("is paused"), "{answer}");
-        let message = answer["rollout"]["message"].as_str().expect("is told");
+        let message = answer["rollout"]["message"].as_str().expect("is reported");
         assert!(message.contains(&format!("has {number} replicas")), "{message}");
         assert_eq!(namespace.pods_of("web").await.len(), number);
     }

@@ -73,7 +73,7 @@ impl Scenario {
     }
 
     /// The part of a policy that says where: `nodes` or `namespaces`. Both names of ours are the same.
-    pub fn places(&self) -> &'static str {
+    pub fn policy_section(&self) -> &'static str {
         if is_on_nodes(self.kind) { "nodes" } else { "namespaces" }
     }
 
@@ -147,7 +147,7 @@ impl Scenario {
         .await;
         // The ReplicaSet tells of a pod a moment after it made it.
         let replaced = i64::from(pods.iter().all(|pod| pod.uid() != self.before.uid()));
-        eventually("the ReplicaSet has told of it", async || {
+        eventually("the ReplicaSet has reported it", async || {
             let made = pods_made(&self.namespace).await;
             (made >= replicas + replaced).then_some(made - replicas)
         })
@@ -346,7 +346,7 @@ async fn target(
     let named = parameters.as_object().expect("are parameters").iter();
     let name = named.filter(|(key, _)| *key != "namespace").find_map(|(_, value)| value.as_str());
     let api = api(kind, namespace);
-    api.get_opt(name.expect("is named")).await.expect("is asked")
+    api.get_opt(name.expect("is named")).await.expect("is read")
 }
 
 /// How many pods the ReplicaSet has made, by its own account.
@@ -358,7 +358,7 @@ async fn pods_made(namespace: &Namespace) -> i64 {
 }
 
 /// An answer without what differs between the one that did it and the one that was told.
-pub fn told(mut answer: Value) -> Value {
+pub fn without_replayed(mut answer: Value) -> Value {
     answer.as_object_mut().expect("is an answer").remove("replayed");
     answer
 }

@@ -26,7 +26,7 @@ const KEY: &str = "7d1c0ffee0ffee0ffee0ffee0ffee0ff";
 /// A server with a certificate of this authority.
 fn server(authority: &Authority) -> Server {
     let files = authority.server().files();
-    Server::start(files.of(Program::offline())).over_tls(authority.trusted_by(None))
+    Server::start(files.apply_to(Program::offline())).over_tls(authority.trusted_by(None))
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn http_1_1_alone_is_negotiated_over_either_tls_version() {
         let mut client = authority.trusted_by(None).as_ref().clone();
         client.alpn_protocols = protocols.iter().map(|it| it.to_vec()).collect();
         let mut over = BufReader::new(server.secured(&Arc::new(client)));
-        let status = Reply::asked(&mut over, HEALTH).status;
+        let status = Reply::exchange(&mut over, HEALTH).status;
         let agreed = &over.get_ref().conn;
         assert_eq!(agreed.protocol_version(), Some(ProtocolVersion::TLSv1_3));
         (status, agreed.alpn_protocol().map(<[u8]>::to_vec))
@@ -69,9 +69,9 @@ fn http_1_1_alone_is_negotiated_over_either_tls_version() {
 }
 
 /// The certificate that the server shows.
-fn shown(server: &Server, client: &Arc<ClientConfig>) -> Vec<u8> {
+fn served_certificate(server: &Server, client: &Arc<ClientConfig>) -> Vec<u8> {
     let mut over = BufReader::new(server.secured(client));
-    assert_eq!(Reply::asked(&mut over, HEALTH).status, 200);
+    assert_eq!(Reply::exchange(&mut over, HEALTH).status, 200);
     over.get_ref().conn.peer_certificates().expect("has one")[0].to_vec()
 }
 
@@ -95,13 +95,13 @@ fn a_rotated_certificate_is_used_at_once_and_drops_no_connection() {
     fs::create_dir(&folder).expect("is made");
     let (first, second) = (authority.server(), authority.server());
     let files = mount(&folder, &first);
-    let server = Server::start(files.of(Program::offline())).over_tls(client.clone());
+    let server = Server::start(files.apply_to(Program::offline())).over_tls(client.clone());
     let mut old = BufReader::new(server.secured(&client));
-    assert_eq!(Reply::asked(&mut old, HEALTH).status, 200);
-    assert_eq!(shown(&server, &client), first.der().to_vec());
+    assert_eq!(Reply::exchange(&mut old, HEALTH).status, 200);
+    assert_eq!(served_certificate(&server, &client), first.der().to_vec());
     mount(&folder, &second);
-    assert_eq!(shown(&server, &client), second.der().to_vec());
-    assert_eq!(Reply::asked(&mut old, HEALTH).status, 200);
+    assert_eq!(served_certificate(&server, &client), second.der().to_vec());
+    assert_eq!(Reply::exchange(&mut old, HEALTH).status, 200);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_mismatched_pair_is_ignored_and_the_server_is_not_ready() {
     fs::create_dir(&folder).expect("is made");
     let first = authority.server();
     let files = mount(&folder, &first);
-    let server = Server::start(files.of(Program::offline())).over_tls(client.clone());
+    let server = Server::start(files.apply_to(Program::offline())).over_tls(client.clone());
     let metrics = || String::from_utf8(server.get("/metrics").body).expect("is text");
     assert!(
         metrics().contains(r#"action_executor_config_reload_successful{file="certificate"} 1"#)
@@ -126,20 +126,20 @@ fn a_mismatched_pair_is_ignored_and_the_server_is_not_ready() {
     let torn = Pair { key: authority.server().key, ..authority.server() };
     mount(&folder, &torn);
     for _ in 0..3 {
-        assert_eq!(shown(&server, &client), first.der().to_vec());
+        assert_eq!(served_certificate(&server, &client), first.der().to_vec());
     }
     let reply = server.get("/readyz");
-    let detail = reply.json()["detail"].as_str().expect("says why").to_owned();
+    let detail = reply.json()["detail"].as_str().expect("has a reason").to_owned();
     assert!(reply.status == 503 && detail.contains("tls.key cannot be used with"), "{reply:?}");
     assert!(
         metrics().contains(r#"action_executor_config_reload_successful{file="certificate"} 0"#)
     );
-    let told = server.log().matches("the new certificate cannot be used").count();
-    assert_eq!(told, 1, "{}", server.log());
+    let logged = server.log().matches("the new certificate cannot be used").count();
+    assert_eq!(logged, 1, "{}", server.log());
 
     let second = authority.server();
     mount(&folder, &second);
-    assert_eq!(shown(&server, &client), second.der().to_vec());
+    assert_eq!(served_certificate(&server, &client), second.der().to_vec());
     assert_eq!(server.get("/readyz").status, 200);
 }
 
@@ -148,7 +148,8 @@ fn an_unusable_pair_is_a_startup_error() {
     let authority = Authority::new();
     let (one, other) = (authority.server(), authority.server());
     let torn = Pair { key: other.key, certificate: one.certificate };
-    let done = torn.files().of(Program::offline()).args(["serve", "--bind", "127.0.0.1:0"]).run();
+    let done =
+        torn.files().apply_to(Program::offline()).args(["serve", "--bind", "127.0.0.1:0"]).run();
     assert_eq!(done.status, 78, "{done:?}");
     assert!(done.stderr.contains("tls.key cannot be used with"), "{done:?}");
     let alone = Program::offline().env("ACTION_EXECUTOR_TLS_KEY", "/x").args(["serve"]).run();
@@ -160,7 +161,7 @@ fn a_health_check_verifies_the_server() {
     let authority = Authority::new();
     let pair = authority.server();
     let files = pair.files();
-    let server = Server::start(files.of(Program::offline()));
+    let server = Server::start(files.apply_to(Program::offline()));
     let port = server.address().port().to_string();
     let checked = |program: Program, url: Option<&str>, ca: Option<&Path>| {
         let url = url.map(|name| format!("https://{name}:{port}/readyz"));
@@ -170,7 +171,7 @@ fn a_health_check_verifies_the_server() {
         program.args(["healthcheck"].into_iter().chain(url).chain(ca)).run().status
     };
     // In the container of the server nothing has to be said.
-    let inside = || files.of(Program::offline()).env("PORT", &port);
+    let inside = || files.apply_to(Program::offline()).env("PORT", &port);
     assert_eq!(checked(inside(), None, None), 0);
     let outside = Program::offline;
     assert_eq!(checked(outside(), Some("127.0.0.1"), None), 0);
@@ -183,13 +184,13 @@ fn a_health_check_verifies_the_server() {
 }
 
 /// A server that asks for certificates of an authority, with this keys' file.
-fn asking(authority: &Authority, clients: &Path, keys: &str) -> Server {
+fn server_with_client_ca(authority: &Authority, clients: &Path, keys: &str) -> Server {
     let path = scratch("keys.yaml");
     fs::write(&path, keys).expect("is written");
     let program = authority
         .server()
         .files()
-        .of(Program::offline())
+        .apply_to(Program::offline())
         .env("ACTION_EXECUTOR_TLS_CLIENT_CA", clients)
         .env("ACTION_EXECUTOR_KEYS", path);
     Server::start_on("0.0.0.0:0", program).over_tls(authority.trusted_by(None))
@@ -200,7 +201,7 @@ fn execute(
     over: &mut BufReader<impl std::io::Read + std::io::Write>,
     headers: &str,
 ) -> (u16, String) {
-    let reply = Reply::asked(over, &execute_request(REQUEST, headers));
+    let reply = Reply::exchange(over, &execute_request(REQUEST, headers));
     let said = if reply.status == 0 { json!({}) } else { reply.json() };
     (reply.status, said["code"].as_str().unwrap_or_default().to_owned())
 }
@@ -210,7 +211,7 @@ fn a_client_certificate_permits_what_its_entry_says() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let keys = "keys: [{name: pager, certificate: pager.example.com}, \
                 {name: narrow, certificate: narrow, actions: [drain]}]";
-    let server = asking(&authority, &clients.file(), keys);
+    let server = server_with_client_ca(&authority, &clients.file(), keys);
     let as_user = |user: &str| {
         let client = authority.trusted_by(Some(&clients.client(user, &[])));
         execute(&mut BufReader::new(server.secured(&client)), "")
@@ -232,7 +233,7 @@ fn a_client_certificate_permits_what_its_entry_says() {
 fn an_expired_or_foreign_certificate_fails_the_handshake() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let keys = "keys: [{name: pager, certificate: pager}]";
-    let server = asking(&authority, &clients.file(), keys);
+    let server = server_with_client_ca(&authority, &clients.file(), keys);
     let foreign = Authority::new().client("pager", &[]);
     // Nor is a server's certificate a client's.
     for wrong in [clients.expired_client("pager"), foreign, clients.server()] {
@@ -249,7 +250,8 @@ fn an_expired_or_foreign_certificate_fails_the_handshake() {
 fn a_certificate_of_a_removed_authority_is_401_on_an_open_connection() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let trusted = clients.file();
-    let server = asking(&authority, &trusted, "keys: [{name: pager, certificate: pager}]");
+    let server =
+        server_with_client_ca(&authority, &trusted, "keys: [{name: pager, certificate: pager}]");
     let client = authority.trusted_by(Some(&clients.client("pager", &[])));
     let mut over = BufReader::new(server.secured(&client));
     assert_eq!(execute(&mut over, "").0, 200);
@@ -267,7 +269,7 @@ fn a_token_takes_precedence_over_a_certificate() {
         "keys: [{{name: by-certificate, certificate: proxy}}, \
          {{name: by-key, sha256: {digest}, actions: [drain]}}]"
     );
-    let server = asking(&authority, &clients.file(), &keys);
+    let server = server_with_client_ca(&authority, &clients.file(), &keys);
     let client = authority.trusted_by(Some(&clients.client("proxy", &[])));
     let mut over = BufReader::new(server.secured(&client));
     assert_eq!(execute(&mut over, "").0, 200);
@@ -309,7 +311,7 @@ async fn rbac_applies_to_a_certificates_user_and_groups() {
     let program = authority
         .server()
         .files()
-        .of(Program::with_kubeconfig(&account))
+        .apply_to(Program::with_kubeconfig(&account))
         .under(&namespace.policy("cooldown_seconds: 0"))
         .env("ACTION_EXECUTOR_TLS_CLIENT_CA", clients.file());
     let server = Server::start(program);
@@ -319,7 +321,7 @@ async fn rbac_applies_to_a_certificates_user_and_groups() {
     let as_user = |user: &str, groups: &[&str]| {
         let client = authority.trusted_by(Some(&clients.client(user, groups)));
         let mut over = BufReader::new(server.secured(&client));
-        Reply::asked(&mut over, &execute_request(request.to_string().as_bytes(), ""))
+        Reply::exchange(&mut over, &execute_request(request.to_string().as_bytes(), ""))
     };
     assert_eq!(as_user("jo", &[]).status, 200);
     assert_eq!(as_user("another", &["dev", "sre"]).status, 200);

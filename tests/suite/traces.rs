@@ -54,16 +54,21 @@ impl Collector {
 
     /// All that came, as bytes that may be searched.
     pub fn bytes(&self) -> Vec<u8> {
-        let received = self.received.lock().expect("is whole");
+        let received = self.received.lock().expect("is not poisoned");
         received.iter().flat_map(|(_, body)| body.clone()).collect()
     }
 
     fn headers(&self) -> Vec<String> {
-        self.received.lock().expect("is whole").iter().map(|(header, _)| header.clone()).collect()
+        self.received
+            .lock()
+            .expect("is not poisoned")
+            .iter()
+            .map(|(header, _)| header.clone())
+            .collect()
     }
 
     fn spans(&self) -> Vec<Span> {
-        let received = self.received.lock().expect("is whole");
+        let received = self.received.lock().expect("is not poisoned");
         let exports = received.iter().map(|(_, body)| {
             ExportTraceServiceRequest::decode(body.as_slice()).expect("is an export")
         });
@@ -86,7 +91,7 @@ fn take(stream: &TcpStream, into: &Mutex<Vec<Export>>) -> Option<()> {
     });
     let mut body = vec![0; length.unwrap_or(0)];
     reader.read_exact(&mut body).ok()?;
-    into.lock().expect("is whole").push((header, body));
+    into.lock().expect("is not poisoned").push((header, body));
     let mut stream = stream;
     let answer =
         "HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n";

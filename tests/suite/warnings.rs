@@ -60,13 +60,13 @@ async fn admission_warnings_are_in_the_answer() {
     let params = PostParams::default();
     Api::all(client.clone()).create(&params, &policy).await.expect("is created");
     Api::all(client).create(&params, &binding).await.expect("is created");
-    let told = "the API server warns: Validation failed for ValidatingAdmissionPolicy";
+    let warning = "the API server warns: Validation failed for ValidatingAdmissionPolicy";
     eventually("a simulation is warned", async || {
         let warnings = warnings(&namespace, true);
-        (has(&warnings, told) && has(&warnings, "no \"restarts\" on Fridays")).then_some(())
+        (has(&warnings, warning) && has(&warnings, "no \"restarts\" on Fridays")).then_some(())
     })
     .await;
-    assert!(has(&warnings(&namespace, false), told));
+    assert!(has(&warnings(&namespace, false), warning));
 }
 
 #[tokio::test]
@@ -93,10 +93,10 @@ async fn an_autoscaler_at_its_maximum_and_an_exhausted_budget_cause_warnings() {
             "spec": { "minAvailable": 1, "selector": { "matchLabels": { "app": "web" } } },
         }))
         .await;
-    eventually("both are told", async || {
-        let told = warnings(&namespace, true);
-        let both = has(&told, "HorizontalPodAutoscaler 'scaler' is at its maximum of 1")
-            && has(&told, "PodDisruptionBudget 'guard' has no room");
+    eventually("both are reported", async || {
+        let found = warnings(&namespace, true);
+        let both = has(&found, "HorizontalPodAutoscaler 'scaler' is at its maximum of 1")
+            && has(&found, "PodDisruptionBudget 'guard' has no room");
         both.then_some(())
     })
     .await;
@@ -126,8 +126,8 @@ async fn a_recent_restart_causes_a_warning_with_its_author() {
     assert!(has(&warnings(&namespace, true), " s ago by request "));
     // kubectl's restart within the same second would change nothing.
     eventually("the second is over", async || {
-        let told = warnings(&namespace, true);
-        (!has(&told, "it was restarted 0 s ago")).then_some(())
+        let found = warnings(&namespace, true);
+        (!has(&found, "it was restarted 0 s ago")).then_some(())
     })
     .await;
     let restarted = std::process::Command::new(shared().program("kubectl"))
