@@ -1,4 +1,4 @@
-//! Who we are in the cluster, and what that allows: RBAC, kubeconfigs, service accounts.
+//! Kubeconfigs, service accounts and RBAC: which credentials the executor uses, and which rules each action needs.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 
@@ -16,10 +16,10 @@ use crate::{
     scenario::{is_on_nodes, parameters, prepare, prepare_broken, undo},
 };
 
-/// A request for each action, real and waited for.
+/// A real request for each action, with `wait`.
 async fn request(kind: ActionKind, namespace: &Namespace) -> String {
     let mut parameters = parameters(kind, namespace).await;
-    // What is needed for the way back is among an action's rights.
+    // An action's rules include those that its automatic rollback needs.
     let schema = kind.parameters_schema(&mut schemars::SchemaGenerator::default());
     if schema.pointer("/properties/rollback_on_failure").is_some() {
         parameters["rollback_on_failure"] = true.into();
@@ -31,21 +31,21 @@ async fn request(kind: ActionKind, namespace: &Namespace) -> String {
     .to_string()
 }
 
-/// A policy under which everything is used that needs a right.
+/// A policy that uses every feature that needs a rule.
 const COUNTED: &str = "cooldown_seconds: 0";
 
-/// Where a rule holds.
+/// The scope of a rule.
 #[derive(Clone, Copy, PartialEq)]
 enum Scope {
     /// In the test's namespace.
     Here,
-    /// Where the records of what is in no namespace are kept.
+    /// In the namespace that holds the records of cluster-scoped objects.
     Default,
     /// In the whole cluster.
     Everywhere,
 }
 
-/// All that the executor needs for this action under [`COUNTED`], as it says itself.
+/// All rules that this action needs under [`COUNTED`], as the program lists them.
 fn rules(kind: ActionKind) -> Vec<(Scope, Value)> {
     let policy = Policy::parse(COUNTED, "counted").expect("is a policy");
     let target = if is_on_nodes(kind) { Scope::Default } else { Scope::Here };
@@ -73,7 +73,7 @@ struct ReducedRules {
     rules: Vec<(Scope, Value)>,
 }
 
-/// Every way of leaving one verb out, with what was left out.
+/// The rules without one verb, for every verb in turn, and which one is missing.
 fn without_one_verb(rules: &[(Scope, Value)]) -> Vec<ReducedRules> {
     let mut ways = Vec::new();
     for (index, (_, rule)) in rules.iter().enumerate() {
@@ -102,7 +102,7 @@ async fn each_action_succeeds_with_exactly_its_rbac_rules() {
         let policy = namespace.policy(COUNTED);
         let done = Program::with_kubeconfig(&kubeconfig).under(&policy).input(request).run();
         assert_eq!(done.status, 0, "{}: {done:?}", kind.name());
-        // What is only a courtesy would say so here if it lacked a right.
+        // A missing rule of a read that only serves warnings shows in the warnings.
         let warnings = done.answer()["warnings"].to_string();
         assert!(!warnings.contains("may not"), "{}: {done:?}", kind.name());
     }
@@ -114,7 +114,7 @@ async fn an_answer_names_each_missing_verb_and_its_rule() {
         let ways = without_one_verb(&rules(kind));
         for (number, ReducedRules { verb, resource, rules }) in ways.iter().enumerate() {
             let namespace = shared().namespace("one_verb_less").await;
-            // A pod that does not start, so that an awaited restart has to ask the pods why.
+            // Its pod does not start, so that the wait has to read why.
             let namespace = namespace.with_image(MISSING_IMAGE);
             prepare_broken(kind, &namespace).await;
             let name = format!("less-{number}");
@@ -129,7 +129,7 @@ async fn an_answer_names_each_missing_verb_and_its_rule() {
                     .run()
                     .stdout
             };
-            // Once, the same again, and another one: some rights are needed only by the latter two.
+            // First, a retry, and a second request: only the latter two need some of the rules.
             let first = request(kind, &namespace).await;
             let mut output = send("one", first.clone());
             output.push_str(&send("one", first));
@@ -175,7 +175,7 @@ async fn a_forbidden_patch_is_reported_with_the_missing_rule() {
     );
 }
 
-/// A harmless question, to see whether the cluster is reached.
+/// Sends a simulation, which shows whether the cluster is reached.
 fn simulate(namespace: &Namespace, program: Program) -> Finished {
     let request = json!({
         "type": "restart_k8s",
@@ -255,7 +255,7 @@ async fn an_untrusted_api_server_receives_no_request() {
     let namespace = shared().namespace("stranger").await;
     let text = fs::read_to_string(namespace.kubeconfig()).expect("is readable");
     let mut config: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
-    // Another authority of the same kind: the public certificate of the same file will not do.
+    // Another authority whose certificate is valid too: an untrusted one must not pass.
     let other = Command::new("openssl")
         .args([
             "req",

@@ -1,7 +1,7 @@
-//! The second layer: the API server itself denies what the policy denies, whatever the executor does.
+//! The admission policies: the API server itself denies what the policy denies, even if the executor does not.
 //!
-//! Here the executor runs under a policy that denies nothing, as if its own checks had failed, and the
-//! admission policies that were made from another one stand in its way.
+//! The executor runs under a policy that denies nothing, as if its own checks had failed. The admission policies
+//! are generated from another policy.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use crate::{
     scenario::Scenario,
 };
 
-/// Far more than the executor's own rights.
+/// Far wider rules than the executor's own.
 fn wide_rights() -> Value {
     let groups = ["", "apps", "autoscaling", "batch", "policy", "coordination.k8s.io"];
     json!([{ "apiGroups": groups, "resources": ["*"], "verbs": ["*"] }])
@@ -34,8 +34,8 @@ fn kubectl(args: &[&str]) -> (bool, String) {
     (done.status.success(), output)
 }
 
-/// Installs the admission policies of this policy for an account of the namespace; returns the
-/// account's kubeconfig.
+/// Generates the admission policies of this policy for an account of the namespace, and applies them; returns
+/// its kubeconfig.
 async fn install_policies(scenario: &Scenario, policy: &str) -> PathBuf {
     let namespace = &scenario.namespace;
     let kubeconfig = scenario.account("executor", wide_rights()).await;
@@ -47,7 +47,7 @@ async fn install_policies(scenario: &Scenario, policy: &str) -> PathBuf {
     let manifests = scratch("admission.yaml");
     fs::write(&manifests, printed.stdout).expect("is written");
     let manifests = manifests.display().to_string();
-    // Strict: a field that the API server does not know would be an error.
+    // Strict validation: a field that the API server does not know is an error.
     let (applied, output) = kubectl(&["apply", "--validate=strict", "-f", &manifests]);
     assert!(applied, "{output}");
     kubeconfig
@@ -59,7 +59,7 @@ fn send(scenario: &Scenario, kubeconfig: &Path, request: &Value) -> Finished {
     Program::with_kubeconfig(kubeconfig).under(&policy).input(request.to_string()).run()
 }
 
-/// Waits until the executor's account may not even annotate the target, and returns in which words.
+/// Waits until the executor's account may not even annotate the target; returns the message.
 async fn refused_to_annotate(scenario: &Scenario) -> String {
     let (name, target) = (scenario.namespace.name(), scenario.named());
     let user = format!("--as=system:serviceaccount:{name}:executor");
@@ -71,11 +71,11 @@ async fn refused_to_annotate(scenario: &Scenario) -> String {
     .await
 }
 
-/// Waits until the API server denies the request, and returns in which words.
+/// Waits until the API server denies the request; returns the message.
 async fn denied(scenario: &Scenario, kubeconfig: &Path) -> String {
     eventually("the API server denies it", async || {
         let mut request = scenario.request("r1");
-        // A dry run first, so that nothing happens while the policy is not known everywhere.
+        // A dry run first, so that nothing changes while not every API server has the policy.
         request["simulate"] = true.into();
         let done = send(scenario, kubeconfig, &request);
         (done.status == 69).then(|| done.answer()["detail"].as_str().expect("has one").to_owned())
@@ -83,8 +83,8 @@ async fn denied(scenario: &Scenario, kubeconfig: &Path) -> String {
     .await
 }
 
-/// Whether the API server sees the target's labels in what the action writes. A pod's eviction and a
-/// workload's scale are subresources, and a Job that is made is not the CronJob that it comes from.
+/// Whether the admission request of this action contains the target's labels. An eviction and a scale are
+/// subresources, and a Job that is created is not the CronJob that it comes from.
 fn shows_labels(kind: ActionKind) -> bool {
     !matches!(kind, ActionKind::EvictPod | ActionKind::RunCronjob | ActionKind::Scale)
 }
@@ -104,8 +104,8 @@ async fn admission_denies_what_each_policy_rule_denies() {
             let kubeconfig = install_policies(&scenario, policy).await;
             let request = scenario.request("r1");
             if rule.starts_with("targets.") && !shows_labels(kind) {
-                // There the executor's own check is all, and what went by it goes by the API server too,
-                // once that holds what it does see.
+                // The API server cannot evaluate this rule for this action, so it allows what the executor's
+                // own check missed, once the rules that it can evaluate are active.
                 let refused = refused_to_annotate(&scenario).await;
                 assert!(refused.contains("denied by "), "{refused}");
                 let done = send(&scenario, &kubeconfig, &request);
@@ -117,7 +117,7 @@ async fn admission_denies_what_each_policy_rule_denies() {
             let done = send(&scenario, &kubeconfig, &request);
             assert_eq!(done.answer()["code"], "rejected_by_cluster", "{kind:?} {rule}: {done:?}");
             assert_eq!(scenario.effects().await, 0, "{kind:?} {rule}");
-            // Nobody else is meant.
+            // The policy binds the executor's account alone.
             let own = send(&scenario, scenario.namespace.kubeconfig(), &scenario.request("r2"));
             assert_eq!(own.status, 0, "{own:?}");
         }
@@ -136,7 +136,7 @@ async fn admission_denies_writes_to_a_protected_target() {
 #[tokio::test(flavor = "multi_thread")]
 async fn admission_enforces_the_replica_bounds() {
     let scenario = Scenario::new(ActionKind::Scale, "bounds").await;
-    // One replica is there, and one more is asked for.
+    // One replica exists, and the request adds one.
     let policy = "replicas: {min: 1, max: 1}\nsimulation: {limited: true}";
     let kubeconfig = install_policies(&scenario, policy).await;
     let detail = denied(&scenario, &kubeconfig).await;
@@ -188,8 +188,8 @@ async fn admission_enforces_the_kill_switch() {
     })
     .await;
     assert!(refused.contains("denied by the kill switch"), "{refused}");
-    // And who is stopped cannot start itself again. Changes of words first, until that holds too; each to
-    // other words, since the same ones again are no change.
+    // A stopped executor cannot lift the switch itself. Changes of the reason come first, until the policy is
+    // active; each has another reason, since an equal one is no change.
     let tries = std::sync::atomic::AtomicU32::new(8);
     eventually("the executor cannot change the switch", async || {
         let number = tries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

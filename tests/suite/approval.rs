@@ -1,4 +1,4 @@
-//! A person's approval: asked for, given once, and not by the one who asks.
+//! Approvals: an action is pending, a person approves it once, and the executor cannot approve its own request.
 
 use std::{env, path::Path, process::Command};
 
@@ -26,7 +26,7 @@ fn send(scenario: &Scenario, request: &Value) -> Finished {
     program.input(request.to_string()).run()
 }
 
-/// Runs the command of an answer as it stands there, as the owner of this kubeconfig.
+/// Runs the command of an answer verbatim, with this kubeconfig.
 fn approve(answer: &Value, kubeconfig: &Path) -> bool {
     let command = answer["approval"]["command"].as_str().expect("there is a command");
     let path = env::var("PATH").unwrap_or_default();
@@ -63,7 +63,7 @@ async fn an_approved_action_is_applied_once() {
         let replayed = send(&scenario, &request).answer();
         assert_eq!(without_replayed(replayed), without_replayed(done.answer()));
         assert_eq!(scenario.effects().await, 1);
-        // Another request is another matter, approved or not.
+        // An approval belongs to one request.
         let other = ActionKind::RestartK8s == kind;
         if other {
             assert_eq!(send(&scenario, &scenario.request("r2")).status, 75);

@@ -1,5 +1,5 @@
-//! What strangers try on a server, in the clear and over TLS. Each ends with the same process, answering,
-//! and no larger for it.
+//! Malicious input to a server, over plain HTTP and over TLS. After each attack the same process still answers,
+//! and its memory has not grown.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -17,12 +17,12 @@ use crate::{
 
 const REQUEST: &[u8] = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
 
-/// The most memory that the server may have held after an attack, in KiB, in the clear and over TLS, where
-/// each client that stays connected holds about 11 KiB more.
+/// The maximum peak memory of the server after an attack, in KiB. Over TLS, each client that stays connected
+/// holds about 11 KiB more.
 const MEMORY: u64 = 64 * 1024;
 const MEMORY_OVER_TLS: u64 = 80 * 1024;
 
-/// How strangers come.
+/// The transport of an attack.
 #[derive(Clone, Copy, PartialEq)]
 enum Over {
     Plain,
@@ -31,7 +31,7 @@ enum Over {
 
 use Over::{Plain, Tls};
 
-/// Each attack, in the clear and over TLS.
+/// Each attack, over plain HTTP and over TLS.
 macro_rules! attacks {
     ($($attack:ident),* $(,)?) => {
         mod plain {
@@ -72,7 +72,7 @@ fn started(over: Over, start: impl Fn(Program) -> Server) -> Server {
     start(files.apply_to(Program::offline())).over_tls(authority.trusted_by(None))
 }
 
-/// The same process answers a valid client, and did not grow.
+/// Checks that the same process answers a valid client and that its memory has not grown.
 fn assert_unaffected(server: &mut Server) {
     assert!(server.is_alive());
     assert_eq!(server.execute(REQUEST).status, 200);
@@ -93,7 +93,7 @@ fn an_oversized_content_length_is_rejected_before_the_body_is_read(over: Over) {
     let mut server = server(over);
     for length in ["1000000000000", "9223372036854775808", "18446744073709551615"] {
         let reply = server.raw(&with_length(&format!("Content-Length: {length}\r\n")));
-        // hyper itself refuses the largest of them.
+        // hyper itself rejects the largest of them.
         assert!(matches!(reply.status, 413 | 431), "{length}: {reply:?}");
         assert_eq!(reply.header("connection"), Some("close"));
     }
@@ -118,7 +118,7 @@ fn differing_content_lengths_are_rejected(over: Over) {
     };
     assert_eq!(with_second(length + 1), 400);
     assert_eq!(with_second(0), 400);
-    // RFC 9110, section 8.6: the same length said twice may be read as said once.
+    // RFC 9110, section 8.6: a repeated identical length may be treated as one.
     assert_eq!(with_second(length), 200);
     assert_unaffected(&mut server);
 }
@@ -236,7 +236,7 @@ fn malformed_http_is_rejected(over: Over) {
     ] {
         let mut stream = server.open();
         stream.write_all(junk).expect("is sent");
-        // Some of it looks like a beginning: say that there is no more to come.
+        // Some of these are a valid beginning: end the stream, so that the server stops waiting.
         stream.end();
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
@@ -246,7 +246,7 @@ fn malformed_http_is_rejected(over: Over) {
     assert_unaffected(&mut server);
 }
 
-/// The slowest of 100 valid requests but one, each on a new connection.
+/// The 99th of 100 latencies of valid requests, each on a new connection.
 fn p99(server: &Server) -> Duration {
     let mut times: Vec<_> = (0..100)
         .map(|_| {
@@ -292,7 +292,7 @@ fn slow_clients_are_disconnected(over: Over) {
     header.write_all(b"GET /api/v1/healthz HTTP/1.1\r\n").expect("is sent");
     let mut body = server.open();
     body.write_all(&with_length("Content-Length: 60000\r\n")).expect("is sent");
-    // Over TLS this one is still to say hello.
+    // Over TLS this client has not sent its ClientHello yet.
     let mut silent = server.connect();
     let began = Instant::now();
     let body = Reply::read(&mut BufReader::new(body));
@@ -306,14 +306,14 @@ fn slow_clients_are_disconnected(over: Over) {
 fn ten_thousand_idle_connections_do_not_block_others(over: Over) {
     let mut server = started(over, |program| Server::with_descriptors(program, 1024));
     let mut idle = Vec::new();
-    // Before a handshake TLS is not in it yet; so many as are shown out several times over will do.
+    // Before its handshake a connection uses no TLS state, so fewer connections are enough.
     let many = if over == Tls { 2_000 } else { 10_000 };
     for number in 0..many {
         match TcpStream::connect_timeout(&server.address(), Duration::from_secs(5)) {
             Ok(stream) => idle.push(stream),
             Err(error) => panic!("connection {number}: {error}"),
         }
-        // Our own descriptors are limited too: those that were dismissed are of no more use.
+        // The test's own file descriptors are limited too, so it drops the connections that the server closed.
         if idle.len() > 2000 {
             idle.drain(..1000);
         }
@@ -326,7 +326,7 @@ fn ten_thousand_idle_connections_do_not_block_others(over: Over) {
 #[test]
 fn a_thousand_half_open_handshakes_do_not_delay_others() {
     let mut server = server(Tls);
-    // The beginning of a ClientHello that says it is 508 bytes long.
+    // The first bytes of a ClientHello that declares a length of 508 bytes.
     let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
     let half_open: Vec<TcpStream> = (0..1000)
         .map(|number| {
@@ -354,7 +354,7 @@ fn garbage_in_a_handshake_is_rejected() {
         &[0xff; 4096],
     ] {
         let mut stream = server.connect();
-        // It may be shown out before all is said.
+        // The server may close the connection before all is sent.
         let _ = stream.write_all(junk);
         let _ = stream.shutdown(std::net::Shutdown::Write);
         let mut answer = Vec::new();
@@ -370,7 +370,7 @@ fn garbage_in_a_handshake_is_rejected() {
 fn a_tls_renegotiation_is_rejected() {
     let mut server = server(Tls);
     let address = server.address().to_string();
-    // openssl begins a new handshake when it reads an R on a line of its own.
+    // openssl starts a renegotiation when it reads an R on a line of its own.
     let mut openssl = Command::new("openssl")
         .args(["s_client", "-tls1_2", "-connect", &address])
         .stdin(Stdio::piped())

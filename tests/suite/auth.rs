@@ -1,4 +1,4 @@
-//! Who may ask for what: keys from a file, tokens of the cluster, and what becomes of everybody else.
+//! Authentication and authorization of callers: keys from a file, cluster tokens, and the rate limits for both.
 
 use std::{fs, path::PathBuf};
 
@@ -75,7 +75,7 @@ fn a_key_permits_what_its_entry_says_and_a_change_applies_at_once() {
     fs::write(&path, "keys: []").expect("is written");
     assert_eq!(code(&execute(&server, REQUEST, &bearer(KEY))).0, 401);
 
-    // What cannot be read changes nothing but that the server is not ready.
+    // An invalid file is ignored: the last valid keys stay, and the server is not ready.
     fs::write(&path, "keys: [{name: pager, sha256: oops}]").expect("is written");
     assert_eq!(code(&execute(&server, REQUEST, &bearer(KEY))).0, 401);
     let reply = server.get("/readyz");
@@ -94,7 +94,7 @@ fn repeated_wrong_keys_are_rate_limited_and_known_keys_still_work() {
     assert_eq!(code(&refused), (429, "too_many_requests".to_owned()));
     let wait = refused.header("retry-after").expect("has a time").parse::<u64>();
     assert!((1..=6).contains(&wait.expect("is a number")));
-    // All of it came from one address, as from a proxy that others are behind.
+    // All of these came from one address, as if from a proxy that other callers share.
     assert_eq!(execute(&server, REQUEST, &bearer(KEY)).status, 200);
     assert_eq!(code(&execute(&server, REQUEST, "")).0, 401);
 }
@@ -166,7 +166,7 @@ fn keys_and_tokens_are_never_logged() {
     assert!(!log.contains(KEY) && !log.contains("canary-3c1f"), "{log}");
 }
 
-/// A server with an account of its own that has these rights in the cluster.
+/// A server whose own service account has these rules.
 async fn server(namespace: &Namespace, rules: &[action_executor::k8s::rbac::PolicyRule]) -> Server {
     let account = namespace
         .account(
@@ -200,7 +200,7 @@ async fn server(namespace: &Namespace, rules: &[action_executor::k8s::rbac::Poli
     )
 }
 
-/// A caller's account that may `verbs` this action.
+/// A service account of a caller with these verbs on this action.
 async fn caller(namespace: &Namespace, verbs: &[&str]) {
     let rule = json!({
         "apiGroups": ["action-executor.dev"], "resources": ["actions"],
@@ -239,7 +239,7 @@ async fn a_cluster_token_permits_what_rbac_says() {
     let refused = execute(&server, other.to_string().as_bytes(), &token);
     assert_eq!(code(&refused), (403, "caller_forbidden".to_owned()));
 
-    // One for the API server is not for us, and one of us is not for another service.
+    // A token for the API server's audience is not valid here, and ours is not valid for another service.
     for audiences in [&[][..], &["another"]] {
         let token = bearer(&namespace.token("agent", audiences).await);
         let refused = execute(&server, &request(&namespace, true), &token);
@@ -247,7 +247,7 @@ async fn a_cluster_token_permits_what_rbac_says() {
     }
 }
 
-/// How often the server has called the API server.
+/// How many calls to the API server the server has counted.
 fn calls(server: &Server) -> u64 {
     let text = String::from_utf8(server.get("/metrics").body).expect("is text");
     let counts = text.lines().filter_map(|line| {
@@ -271,7 +271,7 @@ async fn a_known_token_works_while_unknown_ones_are_rejected_unread() {
     let before = calls(&server);
     let refused = execute(&server, b"{}", &bearer("guess-10"));
     assert_eq!(code(&refused), (429, "too_many_requests".to_owned()));
-    // Of one that is known not even that is asked again; what is no request costs nothing.
+    // A known token is not reviewed again, and an invalid request causes no access review.
     assert_eq!(code(&execute(&server, b"{}", &token)), (400, "invalid_request".to_owned()));
     assert_eq!(calls(&server), before);
     assert_eq!(execute(&server, &request(&namespace, true), &token).status, 200);

@@ -1,5 +1,5 @@
-//! A browser for the tests: headless Chromium behind chromedriver, spoken to in the W3C's WebDriver, which is
-//! a handful of JSON requests.
+//! Headless Chromium behind chromedriver, driven through the JSON requests of the W3C's WebDriver. Knows nothing
+//! of the pages under test.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 
 use crate::program::{Reply, scratch};
 
-/// How long something on a page may take to appear.
+/// How long an element may take to appear.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// One browser with one page; closed when dropped.
+/// One browser with one page; it ends when dropped.
 pub struct Browser {
     driver: Child,
     address: String,
@@ -26,7 +26,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// A new one, with nothing in it.
+    /// Starts a browser with an empty profile.
     pub fn start() -> Self {
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
@@ -42,7 +42,7 @@ impl Browser {
                 line.split("successfully on port ").nth(1)?.trim_end_matches('.').parse().ok()
             })
             .expect("chromedriver listens");
-        // What it says further is of no interest, but it must be able to say it.
+        // Its further output is unused, but its pipe must be drained.
         std::thread::spawn(move || lines.for_each(drop));
         let profile = scratch("chromium");
         let mut browser = Browser {
@@ -51,7 +51,7 @@ impl Browser {
             session: String::new(),
             profile: profile.clone(),
         };
-        // Chromium's own sandbox needs more than a container usually allows; what is opened is ours.
+        // Chromium's own sandbox needs more rights than a container usually has; only our own pages are opened.
         let arguments = [
             "--headless=new",
             "--no-sandbox",
@@ -74,7 +74,7 @@ impl Browser {
         browser
     }
 
-    /// What chromedriver answers; a refusal is a failure of the test.
+    /// Posts to chromedriver; an error fails the test.
     fn post(&self, path: &str, body: &Value) -> Value {
         let body = body.to_string();
         let mut stream = TcpStream::connect(&self.address).expect("chromedriver accepts");
@@ -97,12 +97,12 @@ impl Browser {
         self.post("/url", &json!({ "url": url }));
     }
 
-    /// What a script on the page returns.
+    /// Runs a script on the page; returns its result.
     pub fn script(&self, script: &str, arguments: &[&str]) -> Value {
         self.post("/execute/sync", &json!({ "script": script, "args": arguments }))
     }
 
-    /// Waits until the script returns something that is true.
+    /// Waits until the script returns a true value.
     pub fn until(&self, what: &str, script: &str, arguments: &[&str]) {
         let began = Instant::now();
         while self.script(script, arguments) != true {
@@ -112,7 +112,7 @@ impl Browser {
         }
     }
 
-    /// Waits until an element that the selector means shows this text.
+    /// Waits until an element of this selector shows this text.
     pub fn shows(&self, selector: &str, text: &str) {
         let script = "return [...document.querySelectorAll(arguments[0])]\
                       .some((it) => it.innerText.includes(arguments[1]))";
@@ -126,7 +126,7 @@ impl Browser {
         format!("/element/{}", id.expect("has an id"))
     }
 
-    /// Clicks as a person would: on what can be seen.
+    /// Clicks on a visible element, as a person does.
     pub fn click(&self, selector: &str) {
         let element = self.element(selector);
         self.post(&format!("{element}/click"), &json!({}));
@@ -139,7 +139,7 @@ impl Browser {
         self.post(&format!("{element}/value"), &json!({ "text": text }));
     }
 
-    /// Presses keys, wherever the focus is.
+    /// Sends keys to the focused element.
     pub fn press(&self, key: &str) {
         let steps =
             [json!({ "type": "keyDown", "value": key }), json!({ "type": "keyUp", "value": key })];
@@ -147,16 +147,16 @@ impl Browser {
         self.post("/actions", &json!({ "actions": [keyboard] }));
     }
 
-    /// A command of Chromium's own protocol.
+    /// Sends a command of the Chrome DevTools Protocol.
     pub fn command(&self, name: &str, parameters: &Value) -> Value {
         self.post("/goog/cdp/execute", &json!({ "cmd": name, "params": parameters }))
     }
 
-    /// Pretends to be in the dark, or not, on a screen of this size.
+    /// Emulates a color scheme and a screen size.
     pub fn emulate(&self, scheme: &str, width: u32, height: u32) {
         let features = json!([
             { "name": "prefers-color-scheme", "value": scheme },
-            // What moves cannot be clicked on.
+            // An element that is being animated cannot be clicked.
             { "name": "prefers-reduced-motion", "value": "reduce" },
         ]);
         self.command("Emulation.setEmulatedMedia", &json!({ "features": features }));
@@ -166,7 +166,7 @@ impl Browser {
         self.command("Emulation.setDeviceMetricsOverride", &screen);
     }
 
-    /// Writes a picture of the whole page.
+    /// Writes a screenshot of the whole page.
     pub fn screenshot(&self, file: &Path) {
         let whole = json!({ "captureBeyondViewport": true, "format": "png" });
         let picture = self.command("Page.captureScreenshot", &whole);
@@ -174,14 +174,14 @@ impl Browser {
         std::fs::write(file, BASE64_STANDARD.decode(data).expect("is base64")).expect("is written");
     }
 
-    /// What was written to the console since this was last asked, but for mere advice.
+    /// The console's messages since the last call, without mere advice.
     pub fn console(&self) -> Vec<String> {
         let entries = self.post("/se/log", &json!({ "type": "browser" }));
         let entries = entries.as_array().expect("is a list").iter();
         entries.filter(|entry| entry["level"] != "DEBUG").map(ToString::to_string).collect()
     }
 
-    /// The addresses of everything that was asked for since this was last asked.
+    /// The URLs of all requests since the last call.
     pub fn requests(&self) -> Vec<String> {
         let entries = self.post("/se/log", &json!({ "type": "performance" }));
         let message = |entry: &Value| serde_json::from_str(entry["message"].as_str()?).ok();

@@ -1,5 +1,5 @@
-//! The Helm chart: that it says what the program says, that an API server takes all of it, and, on the
-//! real node, that it installs, serves, also over TLS, upgrades under load and goes.
+//! The Helm chart: its defaults and roles equal the program's, an API server accepts all objects, and on the real
+//! node it installs, serves (also over TLS), upgrades under load and uninstalls.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,7 +36,7 @@ use crate::{
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/action-executor");
 
-/// Policies that between them use every field that a Role or an admission policy comes from.
+/// Policies that together use every field from which a Role or an admission policy is generated.
 const POLICIES: [&str; 9] = [
     "{}",
     "actions: {allow: [restart_pod]}",
@@ -57,7 +57,7 @@ fn helm(cluster: &TestCluster, arguments: &[&str]) -> Output {
         .expect("helm runs")
 }
 
-/// What it prints, which must succeed.
+/// Helm's output; a failure fails the test.
 fn helm_ok(cluster: &TestCluster, arguments: &[&str]) -> String {
     let done = helm(cluster, arguments);
     assert!(done.status.success(), "{arguments:?}: {done:?}");
@@ -85,13 +85,13 @@ fn rendered(values: &Value) -> Vec<Value> {
     ))
 }
 
-/// The image that the real node has.
+/// The image that the real node has loaded.
 fn own_image() -> Value {
     let (repository, tag) = OWN_IMAGE.split_once(':').expect("has a tag");
     json!({ "repository": repository, "tag": tag, "pullPolicy": "Never" })
 }
 
-/// Where the Service of this release is reached from here.
+/// The address of this release's Service, reachable from the test.
 async fn address(cluster: &TestCluster, home: &Namespace, release: &str) -> String {
     let service = home.api::<Service>().get(&format!("{release}-action-executor")).await;
     let address = service.expect("is there").spec.and_then(|spec| spec.cluster_ip);
@@ -137,12 +137,12 @@ fn the_charts_default_policy_equals_the_programs() {
     let text = std::fs::read_to_string(format!("{CHART}/files/policy.yaml")).expect("is there");
     let shipped = Policy::parse(&text, "files/policy.yaml").expect("is a policy");
     assert_eq!(shipped, Policy::default());
-    // Nothing is left to the program's own default, which the templates cannot see.
+    // The values set every field, because the templates cannot see the program's own defaults.
     let written: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
     assert_eq!(written, json!(Policy::default()));
 }
 
-/// The parts of objects of these kinds that the chart and the program must agree on.
+/// The parts of objects of these kinds in which the chart and the program must agree.
 fn comparable_parts(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeMap<String, Value> {
     let of_kind = |document: &&Value| kinds.iter().any(|kind| document["kind"] == *kind);
     documents
@@ -152,7 +152,7 @@ fn comparable_parts(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeM
         .map(|document| {
             let name = document["metadata"]["name"].as_str().expect("has one");
             let kind = document["kind"].as_str().expect("has one");
-            // What is in no namespace has the account in its name, and so one name in both.
+            // Cluster-scoped objects have the account in their names, and so have one name in both.
             let own = if kind.starts_with("Role") { prefix } else { "" };
             let name = name.strip_prefix(own).unwrap_or(name);
             let place = &document["metadata"]["namespace"];
@@ -160,7 +160,7 @@ fn comparable_parts(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeM
             for part in ["rules", "subjects", "spec"] {
                 parts[part] = document[part].clone();
             }
-            // Which of several rules or writes comes first means nothing.
+            // The order of rules and of conditions has no meaning.
             if let Some(rules) = parts["rules"].as_array_mut() {
                 rules.sort_by_key(ToString::to_string);
             }
@@ -258,10 +258,10 @@ fn tls_applies_to_probes_services_monitors_and_ingress() {
         let file = variable(&format!("ACTION_EXECUTOR_TLS_{name}"));
         let mounted = |it: &&Value| file.starts_with(it["mountPath"].as_str().expect("is one"));
         let mount = mounts.iter().find(mounted).expect("is mounted");
-        // A part of a volume that is mounted by itself would not follow its Secret.
+        // A `subPath` mount would not follow changes of its Secret.
         assert!(mount["subPath"].is_null(), "{mount}");
     }
-    // Certificates alone are a way to say who one is, and RBAC is asked what they may.
+    // Client certificates alone authenticate callers, and RBAC authorizes them.
     assert!(!container["args"].to_string().contains("--insecure-open"));
     let rules = &of_kind("ClusterRole")["rules"];
     assert_eq!(*rules, json!(action_executor::auth::token_review::RULES));
@@ -324,7 +324,7 @@ fn inconsistent_values_are_rejected_with_a_sentence() {
 
 #[tokio::test]
 async fn an_api_server_accepts_every_object_strictly() {
-    // Kinds that no API server has by itself.
+    // Kinds that no API server has built in.
     let foreign = [
         "gateway.networking.k8s.io",
         "serving.knative.dev",
@@ -346,7 +346,7 @@ async fn an_api_server_accepts_every_object_strictly() {
                 let version = document["apiVersion"].as_str().expect("has one");
                 foreign.iter().all(|group| !version.starts_with(group))
             })
-            // A caller's Role may be for a namespace that only the values know.
+            // A caller's Role may be in a namespace that only the values name.
             .filter(|document| document["metadata"]["namespace"] != "shop")
             .collect();
         kinds.extend(ours.iter().map(|document| document["kind"].to_string()));
@@ -380,7 +380,7 @@ async fn alerts_and_dashboard_use_metrics_that_exist() {
     }
 }
 
-/// An action posted to this address.
+/// Posts an action to this address.
 fn post(address: &str, body: &Value, token: &str) -> Reply {
     let Ok(mut stream) = TcpStream::connect(address) else {
         return Reply { status: 0, headers: Vec::new(), body: Vec::new() };
@@ -388,12 +388,12 @@ fn post(address: &str, body: &Value, token: &str) -> Reply {
     stream.set_read_timeout(Some(Duration::from_secs(60))).expect("is set");
     let headers = format!("Authorization: Bearer {token}\r\nConnection: close\r\n");
     let request = execute_request(body.to_string().as_bytes(), &headers);
-    // What comes of it shows in the answer.
+    // A failed connection shows in the returned reply.
     let _ = stream.write_all(&request);
     Reply::read(&mut BufReader::new(stream))
 }
 
-/// Simulations, one after the other, until told to stop.
+/// Sends simulations, one after the other, until it is stopped.
 struct Load {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicUsize>,
@@ -422,7 +422,7 @@ impl Load {
         Load { stop, sent, threads }
     }
 
-    /// How many were sent, and those that were not answered with success.
+    /// How many were sent, and the answers that were not successful.
     fn end(self) -> (usize, Vec<String>) {
         self.stop.store(true, Ordering::Relaxed);
         let lost = self.threads.into_iter().flat_map(|thread| thread.join().expect("has ended"));
@@ -443,7 +443,7 @@ async fn the_chart_installs_serves_upgrades_under_load_and_uninstalls() {
         "image": own_image(),
         "namespaces": [shop.name()],
         "policy": { "cooldown_seconds": 0 },
-        // The load below is one caller's.
+        // The load below comes from one caller.
         "settings": { "callerRate": 0 },
         "authentication": { "tokenReview": { "callers": [{
             "name": "agent", "subjects": [{ "kind": "ServiceAccount", "name": "agent" }],
@@ -453,7 +453,7 @@ async fn the_chart_installs_serves_upgrades_under_load_and_uninstalls() {
     let chart = [CHART, "-f", &values, "--wait", "--timeout", "120s"];
     helm_ok(cluster, &[&["install"], &of[..], &chart[..]].concat());
 
-    // Through the Service, as anybody in the cluster.
+    // Through the Service, as other pods in the cluster do.
     let address = address(cluster, &home, "executor").await;
     let token = home.token("agent", &["action-executor"]).await;
     let request = |simulate: bool| {
@@ -462,7 +462,7 @@ async fn the_chart_installs_serves_upgrades_under_load_and_uninstalls() {
             "parameters": { "deployment": "web", "namespace": shop.name() },
         })
     };
-    // kube-proxy learns of a Service a moment after everybody else.
+    // kube-proxy programs a new Service with a short delay.
     eventually("the Service leads to the server", async || {
         (post(&address, &request(false), "wrong").status == 401).then_some(())
     })
@@ -498,7 +498,7 @@ async fn the_chart_installs_serves_upgrades_under_load_and_uninstalls() {
         "all,configmap,secret,role,rolebinding,serviceaccount,pdb",
         "clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding",
     ] {
-        // Pods go with their own grace.
+        // Pods terminate within their own grace period.
         eventually(&format!("nothing is left of {kinds}"), async || {
             let left = Command::new(cluster.program("kubectl"))
                 .args(["get", kinds, "--all-namespaces", "--ignore-not-found", "-o", "name"])
@@ -513,7 +513,7 @@ async fn the_chart_installs_serves_upgrades_under_load_and_uninstalls() {
     }
 }
 
-/// What curl prints of a request to the server, over TLS, for who trusts these authorities and presents this
+/// The output of curl for a request over TLS that trusts these authorities and presents this client
 /// certificate.
 fn curl(address: &str, trusted: &Path, own: Option<&Pair>, arguments: &[&str]) -> String {
     let mut curl = Command::new("curl");
@@ -556,7 +556,7 @@ async fn the_chart_with_tls_is_probed_called_by_certificate_and_rotated() {
         }] } },
     }));
     let of = ["secure", "--namespace", home.name()];
-    // That it is ready in time says that the kubelet's probes speak TLS.
+    // A timely rollout shows that the kubelet's probes use TLS.
     let chart = [CHART, "-f", &values, "--wait", "--timeout", "120s"];
     helm_ok(cluster, &[&["install"], &of[..], &chart[..]].concat());
     let tested = helm_ok(cluster, &[&["test"], &of[..]].concat());
@@ -582,7 +582,7 @@ async fn the_chart_with_tls_is_probed_called_by_certificate_and_rotated() {
     let params = PatchParams::default();
     let patch = Patch::Merge(secret(&second));
     home.api::<Secret>().patch("served", &params, &patch).await.expect("is changed");
-    // The kubelet looks at a pod's volumes when the pod changes, and otherwise once a minute.
+    // The kubelet syncs a pod's volumes when the pod changes, and otherwise once a minute.
     let pods = home.api::<Pod>();
     let server = ListParams::default().labels("app.kubernetes.io/component=server");
     for pod in pods.list(&server).await.expect("are listed").items {

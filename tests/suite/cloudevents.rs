@@ -1,4 +1,4 @@
-//! CloudEvents: sent and understood by the SDK for Go, and as brokers see them.
+//! CloudEvents: interoperability with the Go SDK, and the HTTP statuses that a broker acts on.
 
 use std::{
     io::Write,
@@ -18,7 +18,7 @@ const REQUEST: &str = "dev.action-executor.action.request.v1";
 const DATA: &str = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
 const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// The client, built once; Go keeps what it has compiled.
+/// The client in Go, built once; Go caches the build.
 fn client() -> &'static Path {
     static CLIENT: OnceLock<PathBuf> = OnceLock::new();
     CLIENT.get_or_init(|| {
@@ -36,7 +36,7 @@ fn client() -> &'static Path {
     })
 }
 
-/// What the SDK says came of an event.
+/// Sends an event through the SDK; returns what the SDK received.
 fn send(server: &Server, mode: &str, data: &str, more: &[&str]) -> Value {
     let to = format!("http://{}/", server.address());
     let mut client = Command::new(client());
@@ -97,7 +97,7 @@ async fn the_go_sdk_gets_answers_in_the_mode_it_sends() {
             (&answer["data"]["outcome"], &answer["data"]["replayed"]),
             (&json!("applied"), &json!(false))
         );
-        // Delivered again, in the other mode and with another time, it is the same event.
+        // Redelivered in the other mode and with another time, it is the same event.
         let other = if mode == "binary" { "structured" } else { "binary" };
         let again = send(&server, other, &request, &event);
         assert_eq!(
@@ -131,7 +131,7 @@ async fn an_expired_or_refused_event_gets_a_problem_event() {
         }
     }
     assert_eq!(namespace.get_deployment("web").await.metadata.generation, before);
-    // An id of the request's own stands, and the same request may come in another event.
+    // The request's own id takes precedence, and the same request may arrive in another event.
     for (event, replayed) in [("1", false), ("2", true)] {
         let received = send(&server, "binary", &own.to_string(), &["-id", event]);
         assert_eq!(received["event"]["id"], "mine.applied", "{received}");
@@ -147,7 +147,7 @@ fn http_statuses_show_a_broker_whether_to_redeliver() {
     assert_eq!((reply.status, reply.header("ce-specversion")), (200, Some("1.0")), "{reply:?}");
     assert_eq!(reply.header("content-type"), Some("application/json"));
     assert_eq!(reply.json()["outcome"], "simulated");
-    // A wrong request in a right event is answered, and not a dead letter.
+    // An invalid request in a valid event is answered, so that it does not become a dead letter.
     let reply = post(&server, &event, "{}");
     assert_eq!(
         (reply.status, reply.header("ce-type")),
@@ -155,7 +155,7 @@ fn http_statuses_show_a_broker_whether_to_redeliver() {
     );
     assert_eq!(reply.json()["code"], "invalid_request");
     assert!(reply.header("ce-id").expect("has one").ends_with("-7.invalid_request"));
-    // What needs somebody's hand is tried again meanwhile.
+    // An error that an operator has to mend is redelivered meanwhile.
     let real = DATA.replace(r#"}}"#, r#"},"simulate":false}"#);
     assert_eq!(post(&server, &event, &real).status, 503);
 }
@@ -190,7 +190,7 @@ fn a_foreign_or_malformed_event_is_rejected() {
         )
     };
     assert_eq!(post(&server, structured, &event(DATA)).status, 200);
-    // A field given twice is refused here as everywhere else.
+    // A duplicate field is rejected here as everywhere else.
     let twice = DATA.replacen('{', r#"{"simulate":true,"simulate":true,"#, 1);
     let reply = post(&server, structured, &event(&twice));
     assert_eq!(reply.json()["data"]["detail"], "simulate: given more than once", "{reply:?}");
@@ -212,7 +212,7 @@ fn an_unauthenticated_event_gets_401() {
     for headers in [binary("7", "/pager"), String::new()] {
         assert_eq!(post(&server, &headers, DATA).status, 401);
     }
-    // Who may not ask has sent a dead letter.
+    // An event of a caller without permission becomes a dead letter.
     let received = send(&server, "binary", DATA, &["-key", "secret"]);
     assert_eq!(received["status"], 403, "{received}");
     let allowed = DATA.replace(r#""web""#, r#""web","namespace":"shop""#);

@@ -1,8 +1,8 @@
-//! The tests' cluster, as tests see it: one for the whole run, a namespace for each test.
+//! The tests' cluster: one for the whole run, with a namespace for each test, and builders for its objects.
 //!
-//! It is started at first use through `tests/cluster/up`, or is the one that `TEST_KUBECONFIG` names.
-//! We hold its standard input, so it ends with this process, however that ends. Another one, with a real
-//! node, is for the tests of what really runs as a pod.
+//! It starts at first use through `tests/cluster/up`, unless `TEST_KUBECONFIG` names an existing one. This process
+//! holds its standard input, so it ends with this process, even after a crash. A second cluster with a real node
+//! serves the tests of what runs in a pod.
 
 use std::{
     env,
@@ -36,12 +36,12 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-/// How long anything in the cluster may take.
+/// The maximum time for anything in the cluster.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A pod with this image is never started.
 pub const MISSING_IMAGE: &str = "registry.invalid/missing:1";
-/// A pod with this image crashes again and again.
+/// A pod with this image crashes repeatedly.
 pub const CRASHING_IMAGE: &str = "registry.invalid/crashing:1";
 /// A pod with this image is ready after ten seconds.
 pub const SLOW_IMAGE: &str = "registry.invalid/slow:1";
@@ -50,7 +50,7 @@ pub const FAILING_IMAGE: &str = "registry.invalid/failing:1";
 /// A pod with any other image is ready at once.
 pub const GOOD_IMAGE: &str = "registry.invalid/good:1";
 
-/// The one image that the real node has besides the one under test; it runs until it is told to stop.
+/// The only other image on the real node; it runs until it is stopped.
 pub const PAUSE_IMAGE: &str = "test/pause:1";
 /// The program under test, as an image on the real node.
 pub const OWN_IMAGE: &str = "test/action-executor:1";
@@ -85,12 +85,12 @@ pub fn shared() -> &'static TestCluster {
     })
 }
 
-/// A cluster of the test's own, whose components it may stop.
+/// A cluster for one test, whose components the test may stop.
 pub fn private() -> TestCluster {
     start(&[], GOOD_IMAGE)
 }
 
-/// The cluster with a real node, which all tests share that need one. It enforces the `restricted` Pod
+/// The cluster with a real node, shared by all tests that need one. It enforces the `restricted` Pod
 /// Security Standard in their namespaces.
 pub fn with_node() -> &'static TestCluster {
     static WITH_NODE: OnceLock<TestCluster> = OnceLock::new();
@@ -141,23 +141,23 @@ impl TestCluster {
         &self.kubeconfig
     }
 
-    /// The folder with kubectl in it; empty for a cluster that is not ours, whose kubectl is on the PATH.
+    /// The folder with kubectl; empty for an external cluster, where kubectl is on the PATH.
     pub fn programs(&self) -> &Path {
         &self.programs
     }
 
-    /// A program that the cluster comes with, or one on the PATH for a cluster that is not ours.
+    /// A program that comes with the cluster, or one on the PATH for an external cluster.
     pub fn program(&self, name: &str) -> PathBuf {
         self.programs.join(name)
     }
 
-    /// Has the API server check these objects as `kubectl apply --server-side` would make them, and no
-    /// unknown or repeated field pass.
+    /// Has the API server validate these objects as `kubectl apply --server-side` does; an unknown or duplicate
+    /// field is an error.
     pub fn apply_strictly(&self, objects: &[Value]) {
         self.check_strictly(&["apply", "--server-side"], objects);
     }
 
-    /// The same for `kubectl create`, which takes names that the API server makes up.
+    /// The same for `kubectl create`, which accepts `generateName`.
     pub fn create_strictly(&self, objects: &[Value]) {
         self.check_strictly(&["create"], objects);
     }
@@ -171,22 +171,22 @@ impl TestCluster {
         run(kubectl.env("KUBECONFIG", &self.kubeconfig));
     }
 
-    /// What the API server was asked, in its own words.
+    /// The API server's audit log.
     pub fn audit_log(&self) -> &Path {
         &self.audit_log
     }
 
-    /// Kills a component of a cluster of our own.
+    /// Stops a component of a private cluster.
     pub fn stop(&self, component: &str) {
         self.command(&format!("stop {component}"));
     }
 
-    /// Starts it again, and waits until the API server is ready.
+    /// Starts the component again, and waits until the API server is ready.
     pub fn start(&self, component: &str) {
         self.command(&format!("start {component}"));
     }
 
-    /// Opens a way to an address in the network of the real node, and says where it begins.
+    /// Forwards a local port to an address in the real node's network; returns the local address.
     pub fn forward(&self, target: &str) -> String {
         let answer = self.command(&format!("forward {target}"));
         answer["forward"].as_str().expect("is an address").to_owned()
@@ -200,8 +200,7 @@ impl TestCluster {
         read_answer(&mut supervisor.answers)
     }
 
-    /// Makes an image of the built program and the libraries that it is linked with, and gives it to
-    /// the real node.
+    /// Builds an image of the program and its shared libraries, and loads it on the real node.
     fn import_own_image(&self) {
         let program = env!("CARGO_BIN_EXE_action-executor");
         let folder = self.kubeconfig.parent().expect("is in a folder");
@@ -218,7 +217,7 @@ impl TestCluster {
         run(import.arg(&image));
     }
 
-    /// An administrator's client for the calling test's runtime.
+    /// An administrator's client for the current runtime.
     pub async fn client(&self) -> Client {
         let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).expect("is a kubeconfig");
         let options = KubeConfigOptions::default();
@@ -262,7 +261,7 @@ impl TestCluster {
     }
 }
 
-/// The shared libraries of a program, the loader among them.
+/// The shared libraries of a program, including the loader.
 fn libraries(program: &str) -> Vec<String> {
     let listed = Command::new("ldd").arg(program).output().expect("ldd runs").stdout;
     let listed = String::from_utf8(listed).expect("is text");
@@ -270,7 +269,7 @@ fn libraries(program: &str) -> Vec<String> {
     paths.map(str::to_owned).collect()
 }
 
-/// Runs a command that has to succeed.
+/// Runs a command; a failure fails the test.
 fn run(command: &mut Command) {
     let done = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
@@ -285,7 +284,7 @@ impl Drop for TestCluster {
     }
 }
 
-/// Tries until there is something, for at most [`WAIT_TIMEOUT`].
+/// Retries until there is a value, for at most [`WAIT_TIMEOUT`].
 pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
@@ -297,8 +296,8 @@ pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<
     }
 }
 
-/// A test's own namespace. A cluster of ours ends with all of them; in a foreign one they stay, for
-/// whoever wants to look, under names that tell where they come from.
+/// A test's own namespace. Our own cluster ends with all its namespaces. In an external cluster they stay for
+/// inspection; their names contain the test's.
 #[derive(Clone)]
 pub struct Namespace {
     name: String,
@@ -309,7 +308,7 @@ pub struct Namespace {
     testimony: Arc<FailureReport>,
 }
 
-/// Tells what a failed test's namespace looked like at its end: a cluster of ours is gone afterwards.
+/// Prints the events and pods of a failed test's namespace, since our own cluster does not outlive the run.
 struct FailureReport {
     name: String,
     kubeconfig: PathBuf,
@@ -325,7 +324,7 @@ impl Drop for FailureReport {
         kubectl.env("KUBECONFIG", &self.kubeconfig).args(["--namespace", &self.name]);
         kubectl.args(["get", "jobs,pods,events", "--request-timeout=5s", "--no-headers"]);
         let Ok(seen) = kubectl.output() else { return };
-        // The end of a long list is the news.
+        // The last lines are the most recent.
         let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
         let lines: Vec<&str> = seen.lines().collect();
         let last = lines[lines.len().saturating_sub(60)..].join("\n");
@@ -334,7 +333,7 @@ impl Drop for FailureReport {
 }
 
 impl Namespace {
-    /// The same namespace, where workloads from now on are of this image.
+    /// The same namespace; its workloads use this image from here on.
     pub fn with_image(self, image: &'static str) -> Self {
         Namespace { image, ..self }
     }
@@ -349,7 +348,7 @@ impl Namespace {
         &self.kubeconfig
     }
 
-    /// The objects of a kind in it.
+    /// The objects of this kind in the namespace.
     pub fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope>,
@@ -358,12 +357,12 @@ impl Namespace {
         Api::namespaced(self.client.clone(), &self.name)
     }
 
-    /// The objects of a kind that is known by its name.
+    /// The objects of a kind given by name.
     pub fn objects(&self, resource: &ApiResource) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), &self.name, resource)
     }
 
-    /// The objects of a kind that is in no namespace.
+    /// The objects of a cluster-scoped kind.
     pub fn global<K>(&self) -> Api<K>
     where
         K: Resource<Scope = ClusterResourceScope>,
@@ -372,13 +371,13 @@ impl Namespace {
         Api::all(self.client.clone())
     }
 
-    /// The same where the kind is known by its name.
+    /// The same for a kind given by name.
     pub fn global_objects(&self, resource: &ApiResource) -> Api<DynamicObject> {
         Api::all_with(self.client.clone(), resource)
     }
 
-    /// A node of the test's own under the namespace's name, once it is ready. It is tainted, so that only
-    /// those pods are on it that the test puts there.
+    /// A node with the namespace's name, once it is ready. It is tainted, so that it runs only the pods that the
+    /// test assigns to it.
     pub async fn own_node(&self, cordoned: bool) -> Node {
         let object = json!({
             "metadata": {
@@ -406,8 +405,8 @@ impl Namespace {
         .await
     }
 
-    /// A ReplicaSet whose pods are on the test's own node now, and will come back elsewhere; with this in
-    /// their spec besides.
+    /// A ReplicaSet whose pods run on the test's own node, and whose replacements run elsewhere; `spec` extends
+    /// the pods' spec.
     pub async fn replica_set_on_own_node(&self, name: &str, replicas: i32, spec: Value) {
         let mut template = template(name, self.image);
         let more = spec.as_object().expect("are fields").clone();
@@ -425,7 +424,7 @@ impl Namespace {
             (self.image == MISSING_IMAGE || pods.iter().all(runs)).then_some(())
         })
         .await;
-        // It adopts pods that match, wherever they are; those that it makes are the scheduler's.
+        // It adopts matching pods wherever they run; the scheduler assigns those that it creates.
         self.create::<ReplicaSet>(json!({
             "metadata": { "name": name },
             "spec": {
@@ -470,7 +469,7 @@ impl Namespace {
         .await
     }
 
-    /// A Deployment of good pods, once they are all ready.
+    /// A Deployment of good pods, once all of them are ready.
     pub async fn running_deployment(&self, name: &str, replicas: i32) -> Deployment {
         self.deployment(name, replicas, self.image).await;
         self.rolled_out(name).await
@@ -488,8 +487,7 @@ impl Namespace {
         .await;
     }
 
-    /// Gives the Deployment's template another value of a variable, once its present one is known as a
-    /// revision.
+    /// Changes a variable in the Deployment's template, once its current template is a revision.
     pub async fn revise(&self, name: &str, value: &str) {
         eventually("the present revision is known", async || {
             let found = self.get_deployment(name).await;
@@ -509,7 +507,7 @@ impl Namespace {
         .await;
     }
 
-    /// A Deployment of one pod that is not ready before its condition of this type is set.
+    /// A Deployment of one pod that is ready once its condition of this type is set.
     pub async fn gated_deployment(&self, name: &str, gate: &str) {
         let mut template = template(name, self.image);
         template["spec"]["readinessGates"] = json!([{ "conditionType": gate }]);
@@ -534,7 +532,7 @@ impl Namespace {
         self.create::<StatefulSet>(object).await;
     }
 
-    /// A StatefulSet of good pods, once they are all ready.
+    /// A StatefulSet of good pods, once all of them are ready.
     pub async fn running_stateful_set(&self, name: &str, replicas: i32) {
         self.stateful_set(name, replicas).await;
         eventually("the StatefulSet is ready", async || {
@@ -544,7 +542,7 @@ impl Namespace {
         .await;
     }
 
-    /// A ReplicaSet of good pods that is nobody's.
+    /// A ReplicaSet of good pods without an owner.
     pub async fn replica_set(&self, name: &str, replicas: i32) {
         let object = json!({
             "metadata": { "name": name },
@@ -569,7 +567,7 @@ impl Namespace {
         self.create::<DaemonSet>(object).await;
     }
 
-    /// A DaemonSet with its pod on the test's own node, and nowhere else.
+    /// A DaemonSet with a pod on the test's own node alone.
     pub async fn daemon_set_on_own_node(&self, name: &str) {
         let mut template = template(name, self.image);
         template["spec"]["tolerations"] = json!([{ "operator": "Exists" }]);
@@ -588,7 +586,7 @@ impl Namespace {
         .await;
     }
 
-    /// A DaemonSet of good pods, once they are all ready.
+    /// A DaemonSet of good pods, once all of them are ready.
     pub async fn running_daemon_set(&self, name: &str) {
         self.daemon_set(name).await;
         eventually("the DaemonSet is ready", async || {
@@ -599,8 +597,8 @@ impl Namespace {
         .await;
     }
 
-    /// A CronJob that is due once a year, and makes up for no missed run. Its Job's one pod has this
-    /// image, and is done at once if that is the program under test.
+    /// A CronJob that is due once a year and never starts a missed run. Its Job's only pod has this image, and
+    /// completes at once if that is the program under test.
     pub async fn cron_job(&self, name: &str, image: &str, suspend: bool) -> CronJob {
         let mut template = template(name, image);
         template["spec"]["restartPolicy"] = "Never".into();
@@ -621,7 +619,7 @@ impl Namespace {
         .await
     }
 
-    /// A budget of the pods with the label `app` of this value, once the cluster has looked at it.
+    /// A disruption budget for the pods whose label `app` has this value, once its status is current.
     pub async fn disruption_budget(&self, name: &str, app: &str, spec: Value) {
         let mut object = json!({
             "metadata": { "name": name },
@@ -633,7 +631,7 @@ impl Namespace {
         self.settled_budget(name).await;
     }
 
-    /// The budget, once its status is of its present form.
+    /// The disruption budget, once its status is current.
     pub async fn settled_budget(&self, name: &str) -> PodDisruptionBudget {
         eventually("the budget has a current status", async || {
             let found = self.api::<PodDisruptionBudget>().get(name).await.expect("is there");
@@ -643,12 +641,12 @@ impl Namespace {
         .await
     }
 
-    /// A pod that nobody would replace.
+    /// A pod without a controller.
     pub async fn bare_pod(&self, name: &str) -> Pod {
         self.bare_pod_of(name, self.image, json!({ "app": name })).await
     }
 
-    /// A pod of this image, with these labels, that nobody would replace.
+    /// A pod without a controller, with this image and these labels.
     pub async fn bare_pod_of(&self, name: &str, image: &str, labels: Value) -> Pod {
         let mut pod = template(name, image);
         pod["metadata"] = json!({ "name": name, "labels": labels });
@@ -670,12 +668,12 @@ impl Namespace {
         .await
     }
 
-    /// The Deployment as it is.
+    /// The Deployment as it is now.
     pub async fn get_deployment(&self, name: &str) -> Deployment {
         self.api::<Deployment>().get(name).await.expect("the Deployment is there")
     }
 
-    /// The pods with the label `app` of this value, those that are going left out.
+    /// The pods whose label `app` has this value, without those that are terminating.
     pub async fn pods_of(&self, app: &str) -> Vec<Pod> {
         let params = ListParams::default().labels(&format!("app={app}"));
         let pods = self.api::<Pod>().list(&params).await.expect("pods are listed").items;
@@ -694,7 +692,7 @@ impl Namespace {
         .await;
     }
 
-    /// Gives a service account of this namespace these rules in the whole cluster.
+    /// Grants a service account of this namespace these rules in the whole cluster.
     pub async fn grant_everywhere(&self, account: &str, rules: Value) {
         let name = format!("{}-{account}", self.name);
         let role = json!({ "metadata": { "name": name }, "rules": rules });
@@ -711,8 +709,8 @@ impl Namespace {
         bindings.create(&PostParams::default(), &binding).await.expect("is created");
     }
 
-    /// Gives a service account of this namespace these rules in `default`, where the records are of what
-    /// is done to nodes.
+    /// Grants a service account of this namespace these rules in `default`, which holds the records of actions on
+    /// nodes.
     pub async fn grant_in_default(&self, account: &str, rules: Value) {
         let name = format!("{}-{account}", self.name);
         let default = Namespace { name: "default".to_owned(), ..self.clone() };
@@ -738,7 +736,7 @@ impl Namespace {
         self.kubeconfig_of(name).await
     }
 
-    /// A token of a service account, for these audiences, or else for the API server.
+    /// A token of a service account for these audiences; without any, for the API server.
     pub async fn token(&self, account: &str, audiences: &[&str]) -> String {
         let request: TokenRequest =
             serde_json::from_value(json!({ "spec": { "audiences": audiences } }))
@@ -748,7 +746,7 @@ impl Namespace {
         token.expect("a token is issued").status.expect("is answered").token
     }
 
-    /// A policy's file, its state kept in this namespace.
+    /// A policy file whose state is kept in this namespace.
     pub fn policy(&self, policy: &str) -> PathBuf {
         let path = crate::program::scratch("policy.yaml");
         let text = format!("{policy}\nstate: {{namespace: {}}}\n", self.name);
@@ -756,7 +754,7 @@ impl Namespace {
         path
     }
 
-    /// The administrator's kubeconfig with another user in it.
+    /// The administrator's kubeconfig with another user.
     pub fn kubeconfig_with(&self, name: &str, user: Value) -> PathBuf {
         let text = std::fs::read_to_string(&self.kubeconfig).expect("is readable");
         let mut config: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
@@ -768,7 +766,7 @@ impl Namespace {
     }
 }
 
-/// A template that was restarted, without what says when and by whom.
+/// A template without the annotations that a restart sets.
 pub fn without_restart(mut template: PodTemplateSpec) -> PodTemplateSpec {
     let annotations = template.metadata.as_mut().and_then(|it| it.annotations.take());
     let stamps = annotations.expect("has some");

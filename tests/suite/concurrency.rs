@@ -1,4 +1,4 @@
-//! How a server keeps its room: who waits, who is refused and when, and how a client bounds its own time.
+//! The concurrency limits of a server: who is queued, who is rejected and when, and the client's own timeout.
 
 use std::{
     io::{BufReader, Write},
@@ -22,7 +22,7 @@ fn restart(namespace: &Namespace, deployment: &str, id: &str) -> Value {
     })
 }
 
-/// Sends a request from a thread of its own; what comes back, and how long that took.
+/// Sends a request from a thread of its own; returns the response and how long it took.
 fn send(address: SocketAddr, body: &Value, headers: &str) -> JoinHandle<(Reply, Duration)> {
     let bytes =
         execute_request(body.to_string().as_bytes(), &format!("Connection: close\r\n{headers}"));
@@ -72,7 +72,7 @@ async fn a_request_over_the_queue_limit_is_503_and_health_still_answers() {
     assert_eq!(counted(&server, refusals), Some(1));
     let places = r#"action_executor_concurrency_in_use{lane="actions"} "#;
     assert_eq!(counted(&server, places), Some(1));
-    // Nobody is kept waiting for longer than was said.
+    // No request waits in the queue for longer than the limit.
     for sent in under_way.drain(..) {
         let (reply, took) = answer(sent).await;
         assert_eq!(reply.status, 503, "{reply:?}");
@@ -105,7 +105,7 @@ async fn a_waiting_action_frees_its_slot() {
     let (reply, took) = answer(send(server.address(), &restart(&namespace, "web", "r1"), "")).await;
     assert_eq!(reply.status, 200, "{reply:?}");
     assert!(took < Duration::from_secs(5), "{took:?}");
-    // A second try of one that waits joins it.
+    // A retry of a waiting request joins it.
     let joined = send(server.address(), &restart(&namespace, &stuck(0), "w0"), "");
     assert_eq!(answer(joined).await.0.json()["replayed"], true);
     server.signal("TERM");
@@ -185,7 +185,7 @@ async fn a_server_that_is_shutting_down_is_not_ready() {
         Reply::read(&mut reader)
     };
     assert_eq!(ask("/readyz").status, 200);
-    // For a moment a connection that is there is still served.
+    // A connection that is already open is still served for a moment.
     let sent = Instant::now();
     server.signal("TERM");
     let reply = loop {

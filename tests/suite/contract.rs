@@ -1,4 +1,4 @@
-//! The published schemas, held against what is really read and written.
+//! The published schemas and docs agree with what the program reads and writes.
 
 use std::{fs, path::PathBuf};
 
@@ -40,8 +40,8 @@ fn the_request_schema_accepts_what_the_parser_accepts() {
     for (name, bytes) in fixtures() {
         let Ok(value) = serde_json::from_slice::<Value>(&bytes) else { continue };
         let parsed = ActionRequest::parse(&bytes);
-        // What a schema cannot say: the same key twice, that a time is one, and that a parameter needs
-        // another field.
+        // A JSON Schema cannot express duplicate keys, valid times, or a parameter that needs another
+        // field.
         let beyond = ["duplicate", "issued_at", "without_wait"];
         if beyond.iter().any(|it| name.contains(it)) {
             continue;
@@ -105,7 +105,7 @@ fn the_docs_have_a_row_for_every_action_and_every_code() {
 
 #[test]
 fn the_answer_to_the_originals_example_is_unchanged() {
-    // With a cluster it says `restarted at`; see `restart_k8s`.
+    // With a cluster the text says `restarted at`; see `restart_k8s`.
     let example = json!({
         "type": "restart_k8s",
         "parameters": {

@@ -32,7 +32,7 @@ async fn is_suspended(namespace: &Namespace, name: &str) -> Option<bool> {
     found.spec.expect("has one").suspend
 }
 
-/// Has the CronJob say that this Job of it runs, as its controller says of what it has started itself.
+/// Lists this Job as active in the CronJob's status, as its controller does for the Jobs that it starts.
 async fn activate(namespace: &Namespace, job: &Job) {
     let reference = json!({ "kind": "Job", "name": job.name_any(), "uid": job.uid() });
     let status = Patch::Merge(json!({ "status": { "active": [reference] } }));
@@ -49,7 +49,7 @@ async fn run_cronjob_creates_the_job_that_kubectl_creates() {
     let ours = jobs(&namespace).await.remove(0);
     kubectl(&namespace, &["create", "job", "theirs", "--from=cronjob/nightly"]);
     let theirs = namespace.api::<Job>().get("theirs").await.expect("is there");
-    // What the API server adds tells Jobs apart.
+    // The API server adds what distinguishes the Jobs.
     let essence = |job: &Job| {
         let mut whole = json!({
             "labels": job.metadata.labels, "annotations": job.metadata.annotations,
@@ -101,7 +101,7 @@ async fn a_failed_job_is_reported_with_its_reason_and_its_pods_error() {
     assert!(message.starts_with("BackoffLimitExceeded"), "{message}");
     let problems = answer["rollout"]["problems"].to_string();
     assert!(problems.contains("exit code 3"), "{problems}");
-    // No kubelet is there to read the log from; that is no reason to tell nothing.
+    // Without a kubelet the log cannot be read; the failure is reported all the same.
     assert!(problems.contains("the log of pod"), "{problems}");
 }
 
@@ -181,7 +181,7 @@ async fn run_and_suspend_warn_of_suspension_and_running_jobs() {
         send(&namespace, "run_cronjob", json!({ "simulate": true })).answer()["warnings"]
             .to_string();
     assert!(warnings.contains("Forbid") && warnings.contains(&running.name_any()), "{warnings}");
-    // The same Job goes on when the CronJob is suspended.
+    // The running Job is not affected when the CronJob is suspended.
     assert_eq!(send(&namespace, "resume_cronjob", json!({})).status, 0);
     let warnings = send(&namespace, "suspend_cronjob", json!({})).answer()["warnings"].to_string();
     assert!(warnings.contains("go on") && warnings.contains(&running.name_any()), "{warnings}");

@@ -1,5 +1,5 @@
-//! The documents for programs and people: what is public, what a browser is told, and the page as a person
-//! uses it.
+//! The OpenAPI document and the pages: what is public, which headers restrict the browser, and the page in a
+//! real browser.
 
 use std::{fs, path::PathBuf};
 
@@ -75,7 +75,7 @@ fn a_listed_example_is_a_valid_request() {
     }
 }
 
-/// Where pictures of the page go, if somebody wants to look at it.
+/// Writes screenshots to the folder in `DOCS_PICTURES`, if that is set.
 fn screenshot(browser: &Browser, name: &str) {
     let Some(folder) = std::env::var_os("DOCS_PICTURES").map(PathBuf::from) else { return };
     fs::create_dir_all(&folder).expect("is made");
@@ -112,7 +112,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     browser.shows(".answer .badge", "Simulated");
     assert_eq!(generation().await, before);
 
-    // What a stranger might have written is text, wherever it is shown.
+    // Input that an attacker controls is shown as text everywhere.
     let hostile = "<img src=x onerror=document.title='caught'><script>alert(1)</script>";
     browser.click("form details summary");
     browser.type_in("#field-requester", hostile);
@@ -122,7 +122,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     browser.shows("#confirm", "web");
     browser.shows("#confirm", &name);
     screenshot(&browser, "confirm");
-    // The first choice is the harmless one.
+    // The dialog's default button cancels.
     browser.press("\u{e007}");
     browser.until("the question is gone", "return !document.getElementById('confirm').open", &[]);
     assert_eq!(generation().await, before);
@@ -132,7 +132,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     let after = generation().await;
     assert!(after > before, "{before:?} {after:?}");
     screenshot(&browser, "answer");
-    // Pressed twice, it is one action.
+    // Pressed twice, it is one action: the id stays.
     browser.click(execute);
     browser.click("#confirm-yes");
     browser.shows(".answer .notice", "An earlier try of the same id");
@@ -174,12 +174,12 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     assert!(only_asked, "{console:?}");
     let requests = browser.requests();
     assert!(requests.len() > 8, "{requests:?}");
-    // What the browser has in itself (its first, empty page; an icon in the page's text) goes nowhere.
+    // The browser's own URLs (its empty start page, an icon in a data URL) cause no network request.
     let within = ["data:", "chrome:", &origin];
     let elsewhere = requests.iter().find(|it| !within.iter().any(|place| it.starts_with(place)));
     assert_eq!(elsewhere, None);
 
-    // A server that is not there is told in words.
+    // An unreachable server is reported in a sentence.
     let gone = Server::start(Program::offline());
     browser.open(&format!("http://{}/docs#cordon", gone.address()));
     browser.type_in("#field-parameters-node", "worker-1");

@@ -1,4 +1,4 @@
-//! `drain` on a real API server, on nodes that kwok acts out.
+//! `drain` on a real API server, on nodes that kwok simulates.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,7 +52,7 @@ async fn on_node(namespace: &Namespace) -> Vec<Pod> {
     namespace.api::<Pod>().list(&params).await.expect("are listed").items
 }
 
-/// A disruption budget for the pods of `app`, once it has room for so many.
+/// A disruption budget for the pods of `app`, once it allows this many disruptions.
 async fn budget(namespace: &Namespace, app: &str, max_unavailable: i32, room: i32) {
     namespace
         .create::<PodDisruptionBudget>(json!({
@@ -69,7 +69,7 @@ async fn budget(namespace: &Namespace, app: &str, max_unavailable: i32, room: i3
     .await;
 }
 
-/// A node with pods of these sets on it.
+/// A node that runs the pods of these ReplicaSets.
 async fn node_with(test: &str, sets: &[(&str, i32)]) -> Namespace {
     let namespace = shared().namespace(test).await;
     namespace.own_node(false).await;
@@ -79,7 +79,7 @@ async fn node_with(test: &str, sets: &[(&str, i32)]) -> Namespace {
     namespace
 }
 
-/// A pod on the node with this in it, which nobody would replace.
+/// A pod without a controller on the node, with this metadata and spec.
 async fn bare_pod(namespace: &Namespace, name: &str, metadata: Value, spec: Value) -> Pod {
     let mut pod = json!({
         "metadata": { "name": name },
@@ -247,7 +247,7 @@ async fn a_drain_without_wait_evicts_once_and_reports_the_rest() {
     assert!(problems.contains("PodDisruptionBudget 'web' allows"), "{problems}");
     eventually("two are gone", async || (on_node(&namespace).await.len() == 2).then_some(())).await;
     assert!(is_cordoned(&namespace).await);
-    // A caller's own loop ends it.
+    // A caller that resends it in a loop completes the drain.
     let last = eventually("the loop ends", async || {
         let done = send(&namespace, json!({}), json!({}));
         (done.status == 0).then(|| done.answer())
@@ -277,10 +277,10 @@ async fn a_failed_drain_is_undone_once_on_request() {
     let problems = answer["rollout"]["problems"].to_string();
     assert!(problems.contains("web-0: PodDisruptionBudget 'web' allows 0"), "{problems}");
     assert!(!is_cordoned(&namespace).await);
-    // The same request again tells the same, and does nothing.
+    // A retry gets the same answer and changes nothing.
     let again = send(&namespace, undo.clone(), fields).answer();
     assert_eq!((&again["replayed"], &again["result"]), (&json!(true), &answer["result"]));
-    // A node that was cordoned before stays so.
+    // A node that was cordoned before the drain stays cordoned.
     let nodes = namespace.global::<Node>();
     let cordon = Patch::Merge(json!({ "spec": { "unschedulable": true } }));
     nodes.patch(namespace.name(), &Default::default(), &cordon).await.expect("is cordoned");
@@ -342,7 +342,7 @@ async fn a_drain_of_a_killed_executor_is_resumed_without_newer_pods() {
     first.signal("KILL");
     spawn_blocking(|| first.wait()).await.expect("it ended");
     bare_pod(&namespace, "late", json!({}), json!({})).await;
-    // Two at once go on with it.
+    // Two processes resume it at the same time.
     let (second, third) = (start(), start());
     let budgets = namespace.api::<PodDisruptionBudget>();
     let room = Patch::Merge(json!({ "spec": { "maxUnavailable": 1 } }));
@@ -412,14 +412,14 @@ async fn pods_that_never_ran_are_evicted_despite_their_budget() {
     assert!(done.took < Duration::from_secs(5), "{:?}", done.took);
 }
 
-/// Watches from outside whether ever fewer pods are ready than a budget wants.
+/// Watches the cluster: are fewer pods ready than a budget requires?
 struct Observer {
     stop: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<(usize, Vec<String>)>,
 }
 
 impl Observer {
-    /// Each set has so many pods, of which one may be missing.
+    /// Each ReplicaSet has this many pods, of which one may be unavailable.
     fn start(namespace: &Namespace, replicas: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (namespace, stopped) = (namespace.clone(), stop.clone());

@@ -1,7 +1,7 @@
-//! What a server outlasts: clients that hang up, signals under load, no descriptors, panics, and an API
-//! server that goes and comes back.
+//! Load and failures that a server survives: disconnects, signals, exhausted file descriptors, panics, and an
+//! outage of the API server.
 //!
-//! Each test here has a short form, which always runs; a longer one:
+//! Each test has a short form, which always runs, and a longer one:
 //!
 //!     ENDURANCE_ROUNDS=200 cargo test --release --test suite endurance -- --nocapture
 //!
@@ -29,7 +29,7 @@ use crate::{
     program::{Program, Reply, Server, execute_request},
 };
 
-/// A cluster for these tests alone: its controllers are kept so busy that others would wait for them.
+/// A private cluster: these tests keep its controllers so busy that other tests would wait for them.
 fn own_cluster() -> &'static TestCluster {
     static CLUSTER: OnceLock<TestCluster> = OnceLock::new();
     CLUSTER.get_or_init(private)
@@ -59,7 +59,7 @@ async fn deployments(namespace: &Namespace, names: &[String]) {
     made.join_all().await;
 }
 
-/// For each request either nothing was begun, or there is a record with its answer, and one effect.
+/// Each request either changed nothing, or has a record with its answer and one effect.
 async fn all_or_nothing(namespace: &Namespace, names: &[String]) -> usize {
     let states: Vec<(String, String)> = records(namespace)
         .await
@@ -83,7 +83,7 @@ async fn all_or_nothing(namespace: &Namespace, names: &[String]) -> usize {
     effects
 }
 
-/// Whoever sends the same again gets an answer, and there is one effect.
+/// A retry of each request gets an answer, and there is one effect.
 async fn all_are_answered_in_the_end(namespace: &Namespace, server: &Server, names: &[String]) {
     for name in names {
         let reply = server.execute(restart(namespace, name).to_string().as_bytes());
@@ -107,7 +107,7 @@ async fn wait_until_idle(server: &Server) {
     .await;
 }
 
-/// Sends a request, or a part of it, and hangs up after a while.
+/// Sends a request, or the beginning of one, and disconnects after a while.
 fn send_and_hang_up(address: SocketAddr, body: &Value, sent: f64, after: Duration) {
     let Ok(mut stream) = TcpStream::connect(address) else { return };
     let bytes = execute_request(body.to_string().as_bytes(), "");
@@ -126,7 +126,7 @@ async fn disconnects_leave_nothing_half_done(test: &str, places: &str, longest: 
     let mut clients = JoinSet::new();
     for name in &names {
         let (body, address) = (restart(&namespace, name), server.address());
-        // One in five is not sent whole.
+        // One in five is sent incompletely.
         let sent = if random.below(5) == 0 { random.below(100) as f64 / 100.0 } else { 1.0 };
         let after = Duration::from_millis(random.below(longest));
         clients.spawn_blocking(move || send_and_hang_up(address, &body, sent, after));
@@ -203,7 +203,7 @@ async fn a_term_signal_under_load_leaves_no_request_half_done() {
         assert_eq!(status, 0, "round {round}: {log}");
         clients.join_all().await;
         all_or_nothing(&namespace, &names).await;
-        // What was answered stays; what was not is answered now, and done once.
+        // An answered request stays as it is; each other one is answered now, with one effect.
         all_are_answered_in_the_end(&namespace, &start(), &names).await;
         println!("round {round}: {} answered", answered.lock().expect("is not poisoned").len());
     }
@@ -242,7 +242,7 @@ fn serves_within_two_seconds(server: &Server, request: &[u8]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_panics_are_answered_and_affect_no_other_request() {
-    // Where a release is tested there is no place to panic at.
+    // A release build has no failpoint at which it could panic.
     if !cfg!(debug_assertions) {
         return;
     }
@@ -272,14 +272,14 @@ async fn a_hundred_panics_are_answered_and_affect_no_other_request() {
     assert!(records(&namespace).await.is_empty());
 }
 
-/// What a client was told, when, and how long that took.
+/// One response, when it came, and how long it took.
 struct Sample {
     at: Instant,
     took: Duration,
     reply: Option<Reply>,
 }
 
-/// Sends simulations and real actions, one after the other, until it is over.
+/// Sends simulations and real actions, one after the other, until `over` is set.
 fn load(address: SocketAddr, bodies: Vec<Value>, over: &AtomicBool) -> Vec<Sample> {
     let mut samples = Vec::new();
     for body in bodies.iter().cycle() {
@@ -296,7 +296,7 @@ fn load(address: SocketAddr, bodies: Vec<Value>, over: &AtomicBool) -> Vec<Sampl
 
 async fn outage(down: Duration) {
     const DEADLINE: Duration = Duration::from_secs(3);
-    /// What it takes past the deadline to look what became of a write and to record it, on a busy machine.
+    /// The time past the deadline to resolve a write's outcome and to record it, on a busy machine.
     const AFTER: Duration = Duration::from_secs(3);
     let cluster: TestCluster = private();
     let namespace = cluster.namespace("outage").await;
@@ -310,7 +310,7 @@ async fn outage(down: Duration) {
     let clients: Vec<_> = (0..8)
         .map(|client| {
             let mut body = restart(&namespace, &names[client % names.len()]);
-            // Without an id of its own each real one is a new one.
+            // Without an id, each real request is a new one.
             body.as_object_mut().expect("is an object").remove("id");
             body["simulate"] = (client < 4).into();
             let (address, over) = (server.address(), over.clone());
@@ -324,7 +324,7 @@ async fn outage(down: Duration) {
     let mut first = true;
     while stopped.elapsed() < down {
         let ready = server.get("/readyz").status == 200;
-        // One failure is none.
+        // A single failure does not count.
         assert!(ready || !first, "it flaps");
         first = false;
         unready |= !ready;
@@ -354,9 +354,9 @@ async fn outage(down: Duration) {
         match reply.status {
             200 => {}
             503 | 504 => refused += 1,
-            // Many real ones on one target.
+            // Many real requests have the same target.
             409 | 429 => {}
-            // Its controllers and its admission come back after it.
+            // The controllers and the admission of the API server start after it.
             _ if began > restarted => {}
             status => panic!("{status} {code} {:?}", it.at - stopped),
         }

@@ -1,4 +1,4 @@
-//! `evict_pod` on a real API server, whose disruption controller counts what is healthy.
+//! `evict_pod` on a real API server, whose disruption controller counts the healthy pods.
 
 use std::{
     path::{Path, PathBuf},
@@ -41,7 +41,7 @@ fn send(namespace: &Namespace, pod: &str, fields: Value) -> Finished {
     Program::with_kubeconfig(namespace.kubeconfig()).input(request).run()
 }
 
-/// Sends it through a kubeconfig while the test does something else.
+/// Runs the program through a kubeconfig while the test continues.
 fn start(kubeconfig: PathBuf, request: String) -> tokio::task::JoinHandle<Finished> {
     spawn_blocking(move || Program::with_kubeconfig(&kubeconfig).input(request).run())
 }
@@ -50,7 +50,7 @@ async fn uid(namespace: &Namespace, pod: &str) -> Option<String> {
     namespace.api::<Pod>().get_opt(pod).await.expect("is read").and_then(|pod| pod.uid())
 }
 
-/// A Deployment of two pods that must both be healthy; the name of one of them.
+/// A Deployment of two pods that must both be healthy, and the name of one of them.
 async fn exhausted_budget(test: &str) -> (Namespace, String) {
     let namespace = shared().namespace(test).await;
     namespace.running_deployment("web", 2).await;
@@ -71,11 +71,11 @@ async fn set_min_available(namespace: &Namespace, number: i32) {
     namespace.settled_budget("tight").await;
 }
 
-/// A kubeconfig through which it is seen that the program looks for room a second time.
+/// A kubeconfig whose proxy signals when the program checks the budget a second time.
 async fn watched(namespace: &Namespace) -> (PathBuf, watch::Receiver<bool>) {
     let (looks, seen) = watch::channel(false);
     let kubeconfig = proxy(namespace, move |method, number| {
-        // The pod, the budgets, the pods and the record are read once for each look.
+        // Each check reads the pod, the budgets, the pods and the record once.
         if *method == http::Method::GET && number >= 4 {
             looks.send_replace(true);
         }
@@ -116,7 +116,7 @@ async fn a_simulation_evicts_nothing_and_reports_the_budget() {
     assert_eq!(done.answer()["outcome"], "simulated");
     assert_eq!(done.answer()["changes"][0]["to"], Value::Null);
     assert_eq!(uid(&namespace, &pod).await, before);
-    // Nor did it take from the budget.
+    // The simulation did not charge the budget either.
     let budget = namespace.settled_budget("tight").await.status.expect("has one");
     assert_eq!((budget.disruptions_allowed, budget.disrupted_pods), (1, None));
 }
@@ -145,7 +145,7 @@ async fn an_exhausted_budget_is_reported_with_its_blocking_pods() {
         assert!(problem["retry_after_seconds"].as_u64().is_some_and(|it| it > 0));
     }
     assert!(uid(&namespace, &pod).await.is_some());
-    // What is not healthy may go where all that must be healthy is, or where it always may.
+    // An unhealthy pod may be evicted while enough pods are healthy, or under `AlwaysAllow` at any time.
     stray = eventually("it crashes", async || {
         let pod = namespace.api::<Pod>().get(&stray.name_any()).await.expect("is there");
         (pod.status.as_ref()?.phase.as_deref() == Some("Running")).then_some(pod)
@@ -234,7 +234,7 @@ async fn a_budget_exhausted_until_the_timeout_is_reported() {
     assert_eq!(done.status, 75, "{done:?}");
     assert_eq!(done.answer()["code"], "disruption_budget");
     assert!((1..5).contains(&done.took.as_secs()), "{:?}", done.took);
-    // The same request may come again, and is none that was refused for good.
+    // The same request may be resent; it was not refused for good.
     set_min_available(&namespace, 0).await;
     let done = send(&namespace, &pod, json!({ "wait": true, "timeout_seconds": 60, "id": "r1" }));
     assert_eq!((done.status, &done.answer()["replayed"]), (0, &json!(false)), "{done:?}");
@@ -254,7 +254,7 @@ async fn a_budget_exhausted_after_the_check_is_waited_for() {
     let (meddler, handle) = (namespace.clone(), tokio::runtime::Handle::current());
     let (refused, mut seen) = watch::channel(false);
     let kubeconfig = proxy(&namespace, move |method, number| {
-        // The first write is the claim, the second the eviction, the third its release.
+        // The first write is the claim, the second the eviction, the third the release of the claim.
         match number {
             1 if *method != http::Method::GET => {
                 let narrow = set_min_available(&meddler, 2);
@@ -293,7 +293,7 @@ async fn a_pod_recreated_during_the_wait_is_not_evicted() {
     .await;
     set_min_available(&namespace, 0).await;
     let done = running.await.expect("it ran");
-    // It may have been looked at while there was none.
+    // The check may have run while no pod of this name existed.
     let code = done.answer()["code"].clone();
     assert!(code == "precondition_failed" || code == "target_not_found", "{done:?}");
     assert_eq!(uid(&namespace, "web-0").await, Some(new));
@@ -330,7 +330,7 @@ async fn a_pod_without_a_replacement_is_refused_unless_forced() {
     let done = send(&namespace, "lonely", json!({ "allow_unmanaged": true, "wait": true }));
     assert_eq!(done.status, 0, "{done:?}");
     assert_eq!(uid(&namespace, "lonely").await, None);
-    // As a kubelet shows the API a pod that it runs from a file: without an account.
+    // A mirror pod, as a kubelet creates it from a file: without a service account.
     namespace.bare_pod("static").await;
     let scheduled = eventually("it is on a node", async || {
         let pod = namespace.api::<Pod>().get("static").await.expect("is there");
@@ -411,7 +411,7 @@ fn evict_by_kubectl(namespace: &Namespace, pod: &str) -> (bool, String) {
 async fn an_eviction_leaves_the_same_state_as_kubectl() {
     let (namespace, _) = exhausted_budget("evict_parity").await;
     let pods: Vec<_> = namespace.pods_of("web").await.iter().map(ResourceExt::name_any).collect();
-    // Neither goes while there is no room.
+    // The budget allows neither eviction.
     let (evicted, words) = evict_by_kubectl(&namespace, &pods[0]);
     assert!(!evicted && words.contains("disruption budget"), "{words}");
     assert_eq!(send(&namespace, &pods[1], json!({})).answer()["code"], "disruption_budget");
@@ -425,7 +425,7 @@ async fn an_eviction_leaves_the_same_state_as_kubectl() {
             .await;
     }
     namespace.rolled_out("web").await;
-    // Both went before they were ready, too: a pod that waits for its image holds nothing.
+    // Both were evicted while unready too: a pod whose image is missing does not count as healthy.
     let pending = namespace.bare_pod_of("pending", MISSING_IMAGE, json!({ "app": "web" })).await;
     set_min_available(&namespace, 3).await;
     let done = send(&namespace, &pending.name_any(), json!({ "allow_unmanaged": true }));

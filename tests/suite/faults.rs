@@ -1,7 +1,7 @@
-//! Faults that a real API server does not produce on demand: silence, lost answers, odd statuses.
+//! Failures that a real API server does not produce on demand: silence, lost responses, unusual statuses.
 //!
-//! A proxy in front of the real server (plain HTTP on our side, the administrator's credentials on
-//! the other) misbehaves as it is told; what the program believes is then held against the truth.
+//! A proxy in front of the real API server (plain HTTP from the program, the administrator's credentials to the
+//! server) injects them. Each test compares the program's answer with the state of the cluster.
 
 use std::{
     net::SocketAddr,
@@ -52,7 +52,7 @@ pub enum ProxyBehavior {
     Respond(u16, &'static str),
 }
 
-/// Decides on each request by its number among those of its method, from 0.
+/// Decides on each request by its index among the reads or the writes, from 0.
 type Rule = dyn Fn(&Method, usize) -> ProxyBehavior + Send + Sync;
 
 #[derive(Default)]
@@ -61,7 +61,7 @@ struct Counts {
     writes: AtomicUsize,
 }
 
-/// Starts a proxy; returns a kubeconfig that leads to it.
+/// Starts a proxy; returns a kubeconfig that points to it.
 pub async fn proxy(
     namespace: &Namespace,
     rule: impl Fn(&Method, usize) -> ProxyBehavior + Send + Sync + 'static,
@@ -158,7 +158,7 @@ async fn generation(namespace: &Namespace) -> i64 {
     namespace.get_deployment("web").await.metadata.generation.expect("has one")
 }
 
-/// What the rule makes of one restart: how the program ended, and how often it took effect.
+/// One restart under this rule: how the program ended, and how often it took effect.
 async fn restarted(
     test: &str,
     rule: impl Fn(&Method, usize) -> ProxyBehavior + Send + Sync + 'static,
@@ -204,7 +204,7 @@ async fn a_lost_write_is_retried() {
 async fn an_outcome_that_cannot_be_read_is_reported_as_unknown() {
     let (done, effects) = restarted("unknown", |method, number| match *method {
         Method::PATCH => ProxyBehavior::DropResponse,
-        // The target, what stands around it and the kill switch are read, and the claim is written.
+        // The program reads the target, its environment and the kill switch, and writes the claim.
         Method::GET if number >= 4 => ProxyBehavior::DropRequest,
         _ => ProxyBehavior::Forward,
     })
@@ -335,8 +335,8 @@ async fn a_signal_before_any_write_leaves_no_outcome() {
     assert!(done.took < Duration::from_secs(3), "{:?}", done.took);
 }
 
-/// Sends each of several requests through a proxy that loses answers to writes at random, until it is
-/// answered; it must have taken effect once.
+/// Sends each of several requests through a proxy that drops responses to writes at random, until it is
+/// answered. Each must have taken effect once.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_lost_at_random_never_cause_a_second_effect() {
     let mut random = Random::new("lost_at_random");
@@ -356,7 +356,7 @@ async fn answers_lost_at_random_never_cause_a_second_effect() {
             .await;
             let request = scenario.request(&format!("r{number}"));
             let first = send(kubeconfig, request.clone()).await;
-            // What did not get an answer through the proxy gets it without.
+            // A request without an answer through the proxy gets one directly.
             let honest = Program::with_kubeconfig(scenario.namespace.kubeconfig());
             let again = honest.args(["--join"]).input(request.to_string());
             let again = tokio::task::spawn_blocking(|| again.run()).await.expect("it ran");
@@ -377,7 +377,7 @@ async fn a_recreated_pod_of_the_same_name_is_never_deleted() {
         let before = old.clone();
         let kubeconfig = proxy(&namespace, move |method, _| {
             if *method == Method::DELETE {
-                // Between our look at the pod and our deletion, somebody replaces it.
+                // Someone else replaces the pod between the executor's read and its deletion.
                 let replace = async {
                     let now = DeleteParams::default().grace_period(0);
                     administrator.delete("db-0", &now).await.expect("is deleted");
@@ -396,16 +396,16 @@ async fn a_recreated_pod_of_the_same_name_is_never_deleted() {
             "type": "restart_pod", "simulate": false, "id": "r1",
             "parameters": { "pod_name": "db-0", "namespace": namespace.name() },
         });
-        // With all the time that there is by default: the StatefulSet may be slow.
+        // The default timeout applies: the StatefulSet controller may be slow.
         let program = Program::with_kubeconfig(&kubeconfig).input(request.to_string());
         let done = tokio::task::spawn_blocking(|| program.run()).await.expect("it ran");
         assert_eq!(done.status, 0, "{done:?}");
         assert_eq!(done.answer()["outcome"], "unchanged");
-        // Nor by a retry.
+        // A retry must not delete it either.
         let again = send(namespace.kubeconfig().to_owned(), request).await;
         assert_eq!(again.answer()["replayed"], true, "{again:?}");
-        // Somebody's deletion took place and ours did not, whether it met the new pod or, where kwok
-        // was late and took that one too, none at all.
+        // The other deletion succeeded and the executor's did not: it met the new pod, or none if a late kwok
+        // deleted that one too.
         let statuses = eventually("the deletions are in the log", async || {
             let statuses = deletions(&namespace, "db-0");
             (statuses.len() >= 2).then_some(statuses)
@@ -415,8 +415,8 @@ async fn a_recreated_pod_of_the_same_name_is_never_deleted() {
     }
 }
 
-/// How the API server answered each deletion of this pod, by its own log; kwok's are left out, which
-/// acts as the kubelet and may be late.
+/// The API server's response to each deletion of this pod, from its audit log. kwok's deletions are left out:
+/// it acts as the kubelet, and may be late.
 fn deletions(namespace: &Namespace, pod: &str) -> Vec<u64> {
     let log = std::fs::read_to_string(shared().audit_log()).expect("there is an audit log");
     let mut answers: Vec<_> = log

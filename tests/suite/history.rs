@@ -1,4 +1,4 @@
-//! What was done, asked over HTTP: for whom, of what, and how much of it.
+//! The history over HTTP: which requests it lists, the filters, and who may read it.
 
 use std::fs;
 
@@ -89,7 +89,7 @@ async fn history_requires_the_right_to_list() {
     assert_eq!(get(&server, &here, &key).status, 200);
     for (path, headers, status) in [
         (&*here, "", 401),
-        // Not even whether the question is one.
+        // An unauthenticated caller does not even learn whether the query is valid.
         ("/api/v1/history?limit=0", "", 401),
         ("/api/v1/history?limit=0", &*key, 400),
         ("/api/v1/history", &key, 403),
@@ -97,7 +97,7 @@ async fn history_requires_the_right_to_list() {
     ] {
         assert_eq!(get(&server, path, headers).status, status, "{path}");
     }
-    // Of all actions, or of none.
+    // The right to list covers all actions or none.
     write(", actions: [restart_k8s]");
     assert_eq!(get(&server, &here, &key).status, 403);
 }

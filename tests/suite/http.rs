@@ -1,4 +1,4 @@
-//! The server as its callers see it: paths, methods, media types, limits, beginning and end.
+//! The HTTP interface: paths, methods, media types, limits, startup and shutdown.
 
 use std::{
     io::{BufReader, Write},
@@ -135,8 +135,8 @@ assert "my-deployment" in answer["result"], answer
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// The calls of the original's README, its body as it stands there, with the library that its users have.
-/// A Python of the tests' own that is not there is no reason to pass.
+/// The calls of the original's README, with its body verbatim, through the library that its users have.
+/// A missing Python fails the test: it must not pass unrun.
 #[test]
 #[ignore = "needs a Python with requests in PYTHON_WITH_REQUESTS: pip install requests==2.34.2"]
 fn the_originals_calls_with_requests_for_python_work_unchanged() {
@@ -248,7 +248,7 @@ async fn a_request_of_a_disconnected_client_completes_and_is_logged() {
     });
     let mut stream = server.connect();
     stream.write_all(&execute_request(request.to_string().as_bytes(), "")).expect("is sent");
-    // The request is whole before the client goes; anything less was never sent.
+    // The request is complete before the client disconnects; an incomplete one is never executed.
     eventually("it is begun", async || {
         let generation = namespace.get_deployment("web").await.metadata.generation;
         (generation > Some(1)).then_some(())
@@ -312,7 +312,7 @@ fn a_term_signal_ends_an_idle_server_at_once_and_leaves_nothing() {
 #[test]
 fn connections_in_the_backlog_are_answered_during_shutdown() {
     let server = offline();
-    // Stopped in its tracks, it accepts nobody, and the kernel keeps them for it.
+    // A stopped process accepts no connection; the kernel keeps them in the backlog.
     server.signal("STOP");
     let mut waiting: Vec<_> = (0..20).map(|_| server.connect()).collect();
     for stream in &mut waiting {

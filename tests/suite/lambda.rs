@@ -1,5 +1,5 @@
-//! The function runtime: the real binary on a runtime API of the test's own, which says what time is
-//! left, and each form of event that AWS documents. What an emulator of others makes of it is tried too.
+//! The Lambda runtime binary on a runtime API of the test's own, which sets the deadline, with each form of event
+//! that AWS documents; and on a third-party emulator.
 
 use std::{
     collections::HashMap,
@@ -26,13 +26,13 @@ use crate::{
 
 const REQUEST: &str = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
 
-/// How long the function may take to answer.
+/// The maximum time of an invocation.
 const INVOCATION_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What came of an invocation.
+/// The outcome of an invocation.
 #[derive(Debug, PartialEq)]
 pub enum Outcome {
-    /// The function's answer.
+    /// The function's response.
     Answered(Value),
     /// A function error: its type and its message.
     Failed(String, String),
@@ -47,13 +47,13 @@ impl Outcome {
     }
 }
 
-/// An invocation on its way in.
+/// An invocation that waits for the function.
 struct Invocation {
     event: Vec<u8>,
     deadline_ms: u128,
 }
 
-/// The function on a runtime API.
+/// The function, connected to a runtime API.
 pub struct Function {
     process: Child,
     invocations: Sender<Invocation>,
@@ -61,7 +61,7 @@ pub struct Function {
 }
 
 impl Function {
-    /// Starts it in this environment.
+    /// Starts the function with these environment variables.
     pub fn start(environment: &[(&str, &Path)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = listener.local_addr().expect("has one").to_string();
@@ -93,7 +93,7 @@ impl Function {
         ])
     }
 
-    /// Invokes it with this event and plenty of time.
+    /// Invokes the function with this event and a long deadline.
     pub fn invoke(&self, event: &[u8]) -> Outcome {
         self.invoke_within(event, Duration::from_secs(900))
     }
@@ -284,7 +284,7 @@ fn a_bare_request_gets_a_bare_answer() {
     let function = Function::offline();
     let answer = function.invoke(REQUEST.as_bytes()).answer();
     assert_eq!(answer["outcome"], "simulated", "{answer}");
-    // What another try would not change is an answer too.
+    // A problem that a retry would not change is a response too.
     let wrong = function.invoke(b"{\"type\":\"restart_k8s\"}").answer();
     assert_eq!(wrong["code"], "invalid_request", "{wrong}");
 }
@@ -358,7 +358,7 @@ async fn an_sqs_batch_returns_only_the_retryable_messages() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "sqs").await;
     let policy = scenario.namespace.policy("cooldown_seconds: 600");
     let good = scenario.request("sqs-good").to_string();
-    // The first one's cooldown.
+    // The cooldown of the first request applies.
     let soon = scenario.request("sqs-soon").to_string();
     let record = |id: &str, body: &str| {
         json!({
@@ -403,7 +403,7 @@ async fn a_retryable_problem_is_a_function_error() {
     assert_eq!(kind, "rate_limited");
     let problem: Value = serde_json::from_str(&message).expect("is the problem");
     assert!(problem["retry_after_seconds"].as_u64() > Some(0), "{problem}");
-    // Over HTTP it is an answer like any other.
+    // Over HTTP it is a response like any other.
     let request = scenario.request("http-1").to_string();
     let event = rest("POST", "/api/v1/action/execute", Some(&request));
     let answer = invoke(&function, &event);
@@ -443,7 +443,7 @@ async fn the_audit_names_the_iam_user() {
     assert!(message.contains("arn:aws:iam::123456789012:user/jo"), "{message}");
 }
 
-/// A program of the tests' own that is not there is no reason to pass.
+/// A missing `cargo lambda` fails the test: it must not pass unrun.
 fn cargo_lambda() -> Command {
     let path = std::env::var_os("CARGO_LAMBDA").unwrap_or_else(|| "cargo-lambda".into());
     let mut command = Command::new(path);

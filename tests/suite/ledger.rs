@@ -1,6 +1,6 @@
-//! Exactly once: crashes, retries, lost answers, and several processes at once.
+//! Exactly once: crashes, retries, lost responses, and concurrent processes.
 //!
-//! Each test here has a short form, which always runs, and a long one:
+//! Each test has a short form, which always runs, and a long one:
 //!
 //!     LEDGER_ROUNDS=100 cargo test --release --test suite ledger -- --nocapture
 //!
@@ -39,11 +39,11 @@ pub fn rounds() -> usize {
     env::var("LEDGER_ROUNDS").ok().and_then(|it| it.parse().ok()).unwrap_or(1)
 }
 
-/// Random numbers that can be had again: xorshift64*.
+/// Reproducible random numbers: xorshift64*.
 pub struct Random(u64);
 
 impl Random {
-    /// From `LEDGER_SEED`, or anew; printed, so that it can be given.
+    /// Seeded from `LEDGER_SEED`, or from the clock; prints the seed, so that the run can be repeated.
     pub fn new(test: &str) -> Self {
         let given = env::var("LEDGER_SEED").ok().and_then(|it| it.parse().ok());
         let seed = given.unwrap_or_else(|| uuid_bits() | 1);
@@ -71,7 +71,7 @@ fn uuid_bits() -> u64 {
 }
 
 fn program(namespace: &Namespace) -> Program {
-    // Short, so that a dead holder's claim is soon over.
+    // Short, so that the claim of a dead process expires soon.
     Program::with_kubeconfig(namespace.kubeconfig()).env("ACTION_EXECUTOR_DEADLINE_SECONDS", "2")
 }
 
@@ -79,12 +79,12 @@ fn send(program: Program, request: &Value) -> Finished {
     program.input(request.to_string()).run()
 }
 
-/// Sends the request until its answer is there.
+/// Resends the request until it is answered.
 fn answered(namespace: &Namespace, request: &Value) -> Value {
     let began = std::time::Instant::now();
     loop {
         let done = send(program(namespace).args(["--join"]), request);
-        // The time of a try is short, and a busy machine's cluster may be late for it.
+        // The timeout of an attempt is short, and a busy machine's cluster may exceed it.
         if done.status != 75 || began.elapsed() > WAIT_TIMEOUT {
             assert_eq!(done.status, 0, "{done:?}");
             return done.answer();
@@ -113,8 +113,8 @@ async fn dies_and_is_retried(kind: ActionKind, at: Failpoint) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_at_any_step_leaves_one_effect_and_one_answer() {
-    // One action after the other: all at once, on a slow machine, a try's two seconds are over before it
-    // has come to where it is to die.
+    // One action after the other: all at once on a slow machine, an attempt's two seconds would end before it
+    // reaches the failpoint.
     for kind in ActionKind::ALL {
         let side_by_side = async {
             let mut tries = JoinSet::new();
@@ -127,7 +127,7 @@ async fn a_crash_at_any_step_leaves_one_effect_and_one_answer() {
     }
 }
 
-/// Sends one request many times over to four servers that are killed at random.
+/// Sends one request many times to four servers that are killed at random.
 async fn many_tries_of_one_request(kind: ActionKind, requests: usize, random: &mut Random) {
     let scenario = Scenario::new(kind, "many").await;
     let request = scenario.request("one").to_string();
@@ -218,15 +218,15 @@ async fn requests_spread_over_replicas_take_effect_once_and_get_one_answer() {
     const REPLICAS: usize = 3;
     const IDS: usize = 5;
     let mut random = Random::new("replicas");
-    // Each leaves a mark that others do not push out; of two numbers of replicas nobody could say, once
-    // its sender has died, whether the first was ever set.
+    // Each effect is a mark that others do not overwrite. Of two replica counts, nothing would show after a crash
+    // whether the first was ever set.
     let scenario = Scenario::new(ActionKind::RestartK8s, "replicas").await;
     let start = {
         let namespace = scenario.namespace.clone();
         move || Server::start(program(&namespace))
     };
     let servers: Arc<Vec<_>> = Arc::new((0..REPLICAS).map(|_| Mutex::new(start())).collect());
-    // Round-robin, each id again and again: it comes to another replica each time.
+    // Round-robin, each id repeatedly: each time it reaches another replica.
     let clients: Vec<_> = (0..4)
         .map(|client| {
             let requests: Vec<_> =
@@ -273,7 +273,7 @@ async fn requests_spread_over_replicas_take_effect_once_and_get_one_answer() {
         let mut answers = answers.into_iter().map(without_replayed);
         let first = answers.next().expect("is one");
         assert!(answers.all(|it| it == first), "r{id} is answered alike by all");
-        // Any of them tells the same of it, and none needs to have been there.
+        // Each replica reports the same, whether or not it executed the request.
         for server in servers.iter() {
             let server = server.lock().expect("is not poisoned");
             let place = format!("/api/v1/actions/r{id}?namespace={}", scenario.namespace.name());
@@ -303,7 +303,7 @@ async fn an_id_belongs_to_one_payload() {
         let problem = done.answer();
         assert_eq!((&problem["code"], &problem["status"]), (&json!("id_reused"), &json!(422)));
         assert_eq!(problem["field"], "id");
-        // How long the caller stays is another matter.
+        // `wait` is not part of the payload.
         let mut waiting = request;
         waiting["wait"] = true.into();
         let done = send(program(&scenario.namespace), &waiting);
@@ -428,7 +428,7 @@ async fn an_interrupted_wait_is_resumed_by_a_retry() {
     assert_eq!(namespace.get_deployment("web").await.metadata.generation, Some(2));
 }
 
-/// What kubectl prints, which must succeed, in this namespace.
+/// Runs kubectl in this namespace; returns its output, and fails the test if it fails.
 pub fn kubectl(namespace: &Namespace, args: &[&str]) -> String {
     let kubectl = Path::new(shared().programs()).join("kubectl");
     let done = std::process::Command::new(kubectl)

@@ -1,4 +1,4 @@
-//! What a person has set as limits, held against real requests through every entry_point.
+//! The limits of the policy, checked with real requests through every entry point.
 
 use std::{
     fs,
@@ -33,10 +33,10 @@ fn restart(namespace: &Namespace, deployment: &str) -> Value {
     })
 }
 
-/// A way in: from a request to its answer.
+/// An entry point: from a request to its answer.
 type EntryPoint = fn(Program, &Value) -> Value;
 
-/// The doors.
+/// The entry points.
 const ENTRY_POINTS: [(&str, EntryPoint); 3] = [
     ("stdin", |program, request| program.input(request.to_string()).run().answer()),
     ("environment", |program, request| {
@@ -47,7 +47,7 @@ const ENTRY_POINTS: [(&str, EntryPoint); 3] = [
     }),
 ];
 
-/// What this user has asked of the API server since its log had this length.
+/// The calls of this user in the API server's audit log, from this position on.
 fn calls(user: &str, since: u64) -> Vec<Value> {
     let mut log = fs::File::open(shared().audit_log()).expect("there is an audit log");
     log.seek(std::io::SeekFrom::Start(since)).expect("is long enough");
@@ -59,7 +59,7 @@ fn calls(user: &str, since: u64) -> Vec<Value> {
         .collect()
 }
 
-/// What of it were writes, dry runs and our own books left out.
+/// The writes among them, without dry runs and without the ledger's and the budget's own.
 fn writes(user: &str, since: u64) -> Vec<String> {
     calls(user, since)
         .into_iter()
@@ -76,7 +76,7 @@ fn log_length() -> u64 {
     fs::metadata(shared().audit_log()).expect("there is an audit log").len()
 }
 
-/// Rights for all actions, so that nothing but the policy stands in the way.
+/// Rules for all actions, so that the policy alone restricts the executor.
 fn all_rights() -> Value {
     let policy = Policy::parse("actions: {require_approval: ['*']}", "all").expect("is a policy");
     let mut rules = rbac::rules(&ActionKind::ALL, &policy);
@@ -120,7 +120,7 @@ async fn a_denied_action_reaches_the_cluster_through_no_entry_point() {
             }
         }
         assert_eq!(writes(&user, since), Vec::<String>::new(), "{kind:?}");
-        // The log does show what is allowed.
+        // The audit log does contain an allowed write.
         let policy = namespace.policy("version: 1");
         let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
         let done = program.input(scenario.request("allowed").to_string()).run();
@@ -154,7 +154,7 @@ async fn each_kind_of_request_makes_the_documented_number_of_calls() {
             row.and_then(|row| row.split(' ').next()?.parse().ok()).expect("the page has the row");
         let mut body = scenario.request(id);
         body["simulate"] = simulate.into();
-        // A rollout under way would change the Deployment between our look and our change.
+        // A running rollout would change the Deployment between the executor's read and its write.
         namespace.rolled_out("web").await;
         let since = log_length();
         let program = Program::with_kubeconfig(&kubeconfig).under(policy);
@@ -221,7 +221,7 @@ async fn a_target_is_refused_during_its_cooldown() {
     assert_eq!((&problem["code"], &problem["status"]), (&json!("rate_limited"), &json!(429)));
     let wait = problem["retry_after_seconds"].as_u64().expect("is reported");
     assert!((500..=600).contains(&wait), "{wait}");
-    // What is refused again and again leaves one trace, beside that of what was done.
+    // A repeated refusal leaves one record, beside that of the applied action.
     for _ in 0..3 {
         assert_eq!(send("web").status, 75);
     }
@@ -231,7 +231,7 @@ async fn a_target_is_refused_during_its_cooldown() {
     assert_eq!(namespace.get_deployment("web").await.metadata.generation, Some(2));
 }
 
-/// Sends distinct requests to four servers at once; returns how many took effect.
+/// Sends distinct requests to four servers concurrently; returns how many took effect.
 async fn accepted_within_budget(budget: usize, requests: usize) -> usize {
     let namespace = shared().namespace("budget").await;
     for number in 0..requests {
@@ -303,7 +303,7 @@ pub async fn set_kill_switch(namespace: &Namespace, value: Option<&str>) {
     let leases = namespace.api::<Lease>();
     let lease = json!({ "metadata": { "name": "action-executor" } });
     let lease = serde_json::from_value(lease).expect("is a Lease");
-    // It may be there already.
+    // It may exist already.
     let _ = leases.create(&PostParams::default(), &lease).await;
     let patch = json!({ "metadata": { "annotations": { "action-executor.dev/stop": value } } });
     let (params, patch) = (Default::default(), Patch::Merge(patch));
@@ -334,7 +334,7 @@ async fn the_kill_switch_stops_the_very_next_request() {
     }
 }
 
-/// What comes of a request when `change` happens between its claim and its effect.
+/// The answer to a request when `change` runs between its claim and its effect.
 async fn changed_after_claim(kind: ActionKind, change: impl AsyncFn(&Scenario, &PathBuf)) -> Value {
     let scenario = Scenario::new(kind, "between").await;
     let policy = scenario.namespace.policy("cooldown_seconds: 0");
@@ -342,7 +342,7 @@ async fn changed_after_claim(kind: ActionKind, change: impl AsyncFn(&Scenario, &
     let (resume, wait) = std::sync::mpsc::channel::<()>();
     let wait = std::sync::Mutex::new(wait);
     let kubeconfig = proxy(&scenario.namespace, move |method, number| {
-        // The first write is the claim, the second charges the Lease as it was read before.
+        // The first write is the claim, the second charges the Lease in the version that was read before.
         if *method != http::Method::GET && number == 1 {
             claimed.send(true).expect("is waited for");
             let wait = wait.lock().expect("is not poisoned");

@@ -1,5 +1,5 @@
-//! The manifests that people copy: an API server takes each of them strictly, and those in jobs/ say
-//! what the program renders.
+//! The manifests that users copy: an API server accepts each of them strictly, and those in jobs/ equal what the
+//! program renders.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -20,7 +20,7 @@ fn parse(yaml: &str) -> Value {
     serde_yaml_ng::from_str(yaml).expect("is YAML")
 }
 
-/// Whether an API server has this kind by itself.
+/// Whether an API server has this kind built in.
 fn is_built_in(object: &Value) -> bool {
     let version = object["apiVersion"].as_str().unwrap_or_default();
     !["argoproj.io", "tekton.dev", "serving.knative.dev"]
@@ -40,8 +40,8 @@ async fn an_api_server_accepts_every_file_in_jobs() {
     shared().create_strictly(&built_in);
 }
 
-/// What Knative's own schemas say of the parts that are ours to write; a field that is not here is not
-/// known to them either.
+/// A part of Knative's own schemas: the fields that our files may use. A field that is not listed here is unknown
+/// there too.
 fn knatives_schema(kind: &str) -> Value {
     let object = |required: Value, properties: Value| {
         json!({
@@ -77,7 +77,7 @@ fn knatives_schema(kind: &str) -> Value {
             json!(["template"]),
             json!({ "template": object(json!(["spec"]), json!({
                 "metadata": object(json!([]), json!({ "labels": texts, "annotations": texts })),
-                // The API server judges it, as a pod's.
+                // The API server validates this part, as a pod's.
                 "spec": { "type": "object" },
             })) }),
         ),
@@ -113,12 +113,12 @@ async fn the_knative_files_match_its_schema_and_each_other() {
     let mut pod = service["spec"]["template"]["spec"].clone();
     let own = pod.as_object_mut().expect("is an object").remove("timeoutSeconds");
     assert_eq!(trigger["spec"]["delivery"]["timeout"], format!("PT{}S", own.expect("is there")));
-    // Knative says which port a probe without one means.
+    // Knative has a default port for a probe.
     pod["containers"][0]["readinessProbe"]["httpGet"]["port"] = 8000.into();
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": { "generateName": "knative-" }, "spec": pod,
     });
-    // The account is the reader's to make.
+    // The user creates the account.
     let mut pod = pod;
     pod["spec"].as_object_mut().expect("is an object").remove("serviceAccountName");
     shared().create_strictly(&[pod]);
@@ -135,7 +135,7 @@ async fn an_api_server_accepts_every_documented_manifest() {
     }
     assert!(!objects.is_empty());
     for object in &mut objects {
-        // A README's namespace is one of its reader's.
+        // The namespace of a documented manifest is the user's.
         object["metadata"].as_object_mut().expect("is there").remove("namespace");
     }
     shared().create_strictly(&objects);
@@ -172,7 +172,7 @@ fn each_action_has_the_job_that_the_program_renders() {
         let arguments = ["job", "--output", "json", file.to_str().expect("is text")];
         let done = Program::offline().args(arguments).run();
         let mut rendered: Value = serde_json::from_str(&done.stdout).expect("is JSON");
-        // A file's request is in variables of its own, and its name and id come from the cluster.
+        // A file passes the request in separate variables, and its name and id come from the cluster.
         let env = written.pointer_mut("/spec/template/spec/containers/0/env").expect("is there");
         let names: Vec<_> =
             env.as_array().expect("is a list").iter().map(|variable| &variable["name"]).collect();

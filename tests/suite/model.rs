@@ -1,9 +1,9 @@
-//! The protocol itself, in thousands of histories: three processes, few requests, one small server.
+//! The ledger's protocol under thousands of random histories: three processes, few requests, a model of a server.
 //!
-//! The processes run the real handler. The server is a model: objects with resourceVersions, compare
-//! and swap, and nothing else. Between any two steps it may lose a request or an answer, a process may
-//! die, and time may pass for everyone but the one who holds a claim, which is what clocks that differ
-//! come to. In the end every request must have been answered, and made its effect once.
+//! The processes run the real handler. The server is a model: objects with resourceVersions and compare-and-swap,
+//! and nothing else. Between any two steps it may drop a request or a response, a process may die, and all claims
+//! may expire, except for the process that holds one, as happens when clocks differ. At the end every request
+//! must be answered and must have taken effect once.
 //!
 //!     LEDGER_ROUNDS=10 cargo test --release --test suite model -- --nocapture
 
@@ -28,23 +28,23 @@ use tokio::sync::watch;
 
 use crate::ledger::{Random, rounds};
 
-/// Cases in the short form.
+/// Histories in the short form.
 const CASES: usize = 1000;
 
-/// What happens besides, each one time in so many steps.
+/// The faults: each occurs once in this many steps on average.
 const FAULT: u64 = 12;
 const DEATH: u64 = 25;
 const EXPIRY: u64 = 12;
 
-/// The server, and what it knows of who did what.
+/// The model of the server, and how often each request took effect.
 struct ModelServer {
     objects: HashMap<String, Value>,
     version: u64,
     effects: HashMap<String, usize>,
     random: Random,
-    /// Whether things still go wrong.
+    /// Whether faults still occur.
     faulty: bool,
-    /// What happened, for whoever has to understand a failure.
+    /// The steps so far, printed when an assertion fails.
     log: Vec<String>,
 }
 
@@ -88,7 +88,7 @@ impl ModelServer {
         object
     }
 
-    /// Nobody's claim is young any more.
+    /// Lets every claim expire.
     fn expire_claims(&mut self) {
         for object in self.objects.values_mut() {
             let until = object.pointer_mut("/metadata/annotations/action-executor.dev~1until");
@@ -98,7 +98,7 @@ impl ModelServer {
         }
     }
 
-    /// Does what is asked, for the request with this id.
+    /// Serves a call of the request with this id.
     fn serve(&mut self, id: &str, method: &Method, path: &str, body: &Value) -> (u16, Value) {
         match *method {
             Method::POST => {
@@ -147,7 +147,7 @@ impl ModelServer {
         }
         *self.effects.entry(id.to_owned()).or_default() += 1;
         self.objects.remove(path);
-        // Its controller is quick.
+        // Its controller recreates it at once.
         self.new_pod();
         (200, object)
     }
@@ -179,7 +179,7 @@ fn refusal(code: u16, reason: &str) -> (u16, Value) {
     (code, status)
 }
 
-/// One call by a process: it may be lost, its answer may be, and its process may die before or after.
+/// One call of a process: the request or the response may be dropped, and the process may die before or after it.
 async fn call(
     model: Arc<Mutex<ModelServer>>,
     id: String,
@@ -238,7 +238,7 @@ enum Fault {
     Loss,
 }
 
-/// A process that brings one request, again and again, until it is answered.
+/// A process that resends one request until it is answered.
 async fn send_until_answered(model: Arc<Mutex<ModelServer>>, request: Value) -> ActionResponse {
     let id = request["id"].as_str().expect("has one").to_owned();
     for attempt in 0..200 {
@@ -279,7 +279,7 @@ fn requests(random: &mut Random) -> Vec<Value> {
     (0..3)
         .flat_map(|_| (0..2).map(|_| ids[random.below(3) as usize]).collect::<Vec<_>>())
         .map(|id| match id {
-            // One id, one payload: what an id stands for does not change.
+            // One id belongs to one payload, so the action depends on the id.
             "c" => json!({
                 "type": "restart_pod", "simulate": false, "id": id,
                 "parameters": { "pod_name": "db-0", "namespace": "n" },

@@ -1,7 +1,7 @@
-//! What really runs as a pod: Jobs, on a node with a kubelet and containerd, in namespaces that enforce
-//! the `restricted` Pod Security Standard.
+//! Jobs on a real node with a kubelet and containerd, in namespaces that enforce the `restricted` Pod Security
+//! Standard.
 //!
-//! These need root and are left out unless asked for: `cargo test -- --ignored`.
+//! These tests need root and are ignored by default: `cargo test -- --ignored`.
 
 use std::path::PathBuf;
 
@@ -30,7 +30,7 @@ use crate::{
 
 const POLICY: &str = "cooldown_seconds: 0";
 
-/// A scenario in a namespace in which the executor is installed as the README says.
+/// A scenario in a namespace where the executor is installed as documented.
 async fn installed(kind: ActionKind, test: &str) -> Scenario {
     let scenario = Scenario::within(with_node(), kind, test).await;
     install(kind, &scenario.namespace).await;
@@ -63,7 +63,7 @@ fn job(namespace: &Namespace, request: &Value, flags: &[&str]) -> Finished {
     let file = file(request);
     Program::with_kubeconfig(namespace.kubeconfig())
         .args(["job", file.to_str().expect("is text"), "--image", OWN_IMAGE, "--output", "json"])
-        // Where the executor is installed, which is not where a node's records are.
+        // The executor's namespace; a node's records are in another one.
         .args(["--namespace", namespace.name()])
         .args(flags.iter().copied())
         .run()
@@ -76,7 +76,7 @@ fn waited(scenario: &Scenario, id: &str) -> Value {
     request
 }
 
-/// A pod with this readiness gate is not ready before the test says so.
+/// A pod with this readiness gate is not ready until the test sets its condition.
 const GATE: &str = "test.action-executor.dev/gate";
 
 async fn pods_of(namespace: &Namespace, job: &str) -> Vec<Pod> {
@@ -84,7 +84,7 @@ async fn pods_of(namespace: &Namespace, job: &str) -> Vec<Pod> {
     namespace.api::<Pod>().list(&params).await.expect("pods are listed").items
 }
 
-/// The Job once it has ended, and the type and reason of its last condition.
+/// The type and the reason of the Job's last condition, once the Job has ended.
 async fn ended(namespace: &Namespace, name: &str) -> (String, String) {
     eventually("the Job has ended", async || end_of(namespace, name).await).await
 }
@@ -96,13 +96,13 @@ async fn end_of(namespace: &Namespace, name: &str) -> Option<(String, String)> {
     Some((last.type_, last.reason.unwrap_or_default()))
 }
 
-/// Lets all pods be ready that wait for [`GATE`].
+/// Makes all pods ready that wait for [`GATE`].
 async fn open_gates(namespace: &Namespace) {
     let pods = namespace.api::<Pod>();
     for pod in namespace.pods_of("web").await {
         let open = json!({ "status": { "conditions": [{ "type": GATE, "status": "True" }] } });
         let params = PatchParams::default();
-        // A pod that has gone in between needs no gate.
+        // A pod that is gone needs no condition.
         let _ = pods.patch_status(&pod.name_any(), &params, &Patch::Strategic(open)).await;
     }
 }
@@ -124,7 +124,7 @@ async fn each_action_as_a_job_takes_effect_once_and_answers() {
         assert_eq!(answer["outcome"], "applied", "{done:?}");
         assert_eq!(answer["rollout"]["state"], "complete", "{done:?}");
         assert_eq!(scenario.effects().await, 1);
-        // The same request is the same Job, and so the same answer.
+        // The same request renders the same Job, and so gets the same answer.
         let again = job(&scenario.namespace, &request, &["--apply", "--wait"]);
         assert_eq!((again.status, again.answer()), (0, answer.clone()));
         let ours = ListParams::default().labels("app.kubernetes.io/name=action-executor");
@@ -134,7 +134,7 @@ async fn each_action_as_a_job_takes_effect_once_and_answers() {
         let pods = pods_of(&scenario.namespace, &jobs[0].name_any()).await;
         let message = termination_message(&pods[0]).expect("there is one");
         assert_eq!(serde_json::from_str::<Value>(&message).expect("is JSON"), answer);
-        // Another request under its id is not.
+        // Another request under this id is refused.
         let mut other = request.clone();
         other["reason"] = "another".into();
         let refused = job(&scenario.namespace, &other, &["--apply"]);
@@ -173,7 +173,7 @@ async fn each_file_in_jobs_works_after_three_edited_lines() {
 #[ignore = "needs a real node, and so root"]
 async fn a_job_whose_pod_is_evicted_takes_effect_once() {
     for kind in [ActionKind::RestartK8s, ActionKind::RestartPod] {
-        // There is a middle for as long as we let no new pod be ready.
+        // The rollout lasts until the test makes a new pod ready.
         let namespace = with_node().namespace(&format!("evicted-{}", kind.name())).await;
         namespace.gated_deployment("web", GATE).await;
         install(kind, &namespace).await;
@@ -263,7 +263,7 @@ async fn an_invalid_request_fails_the_job_without_a_retry() {
             "parameters": { "deployment": deployment, "namespace": namespace.name() },
         })
     };
-    // What cannot be read never becomes a Job.
+    // An unreadable request never becomes a Job.
     let refused = job(namespace, &json!({ "type": "restart_k8s" }), &["--apply", "--wait"]);
     assert_eq!((refused.status, refused.answer()["code"].clone()), (65, json!("invalid_request")));
     // The target is missing; the policy is missing; a variable is misspelt; a right is missing.

@@ -1,5 +1,5 @@
-//! The served OpenAPI document, held against the server by schemathesis, which makes requests from it, right
-//! and wrong ones: whatever it asks, there is no 5xx, and no answer but those that are described.
+//! The served OpenAPI document, checked by schemathesis. It sends valid and invalid requests that it generates from
+//! the document: no response is a 5xx, and each one is described.
 
 use std::{fs, process::Command};
 
@@ -13,31 +13,31 @@ use crate::{
 
 const KEY: &str = "7d1c0ffee0ffee0ffee0ffee0ffee0ff";
 
-/// How many requests are asked for in all, if nobody says: about a minute of them. `SCHEMATHESIS_CASES=20000`
-/// is the long form. There are some more, because each bound of each field is tried once besides.
+/// How many requests to generate by default: about a minute. `SCHEMATHESIS_CASES=20000` is the long form. The
+/// real number is higher, because each bound of each field is tried once more.
 const CASES: usize = 2000;
 
-/// Has about so many requests made; returns how many were.
+/// Generates about this many requests; returns how many were sent.
 fn cases(server: &Server, cases: usize, headers: &[&str]) -> usize {
     let program = std::env::var_os("SCHEMATHESIS").unwrap_or_else(|| "schemathesis".into());
     let base = format!("http://{}", server.address());
     let document: Value = server.get("/openapi.json").json();
     let paths = document["paths"].as_object().expect("are there").values();
-    // Of an operation that takes nothing there is but one request.
+    // An operation without parameters has a single request.
     let takes = |it: &&Value| it.get("requestBody").or(it.get("parameters")).is_some();
     let operations = paths.filter_map(Value::as_object).flat_map(|path| path.values());
     let operations = operations.filter(takes).count();
     let for_each = cases.div_ceil(operations).to_string();
-    // The same requests each time, unless somebody wants others.
+    // The same requests each time, unless the caller sets a seed.
     let seed = std::env::var("SCHEMATHESIS_SEED").unwrap_or_else(|_| "1".to_owned());
     let done = Command::new(program)
         .args(["run", &format!("{base}/openapi.json"), "--url", &base, "--no-color"])
         .args(["--max-examples", &for_each, "--generation-database", "none"])
         .args(["--seed", &seed])
-        // A right request for what is not there is refused, which that check takes for a fault; and JSON
-        // Schema takes 7.0 for an integer, which we do not.
+        // A valid request for a missing object is refused, which that check counts as a failure; and JSON Schema
+        // accepts 7.0 as an integer, which the program does not.
         .args(["--exclude-checks", "positive_data_acceptance"])
-        // It leaves notes where it runs.
+        // schemathesis writes files into its working directory.
         .current_dir(env!("CARGO_TARGET_TMPDIR"))
         .args(headers.iter().flat_map(|header| ["--header", header]))
         .output()

@@ -1,4 +1,4 @@
-//! Whose requests the server takes: its own names, and pages that may call it.
+//! The `Host` and `Origin` checks: which host names a server accepts, and which pages may call it.
 
 use crate::program::{Program, Reply, Server, execute_request};
 
@@ -10,7 +10,7 @@ fn code(reply: &Reply) -> (u16, String) {
     (reply.status, code.unwrap_or_default())
 }
 
-/// Posts a request for this host, with these header lines besides.
+/// Posts a request for this host, with these additional header lines.
 fn execute(server: &Server, host: &str, headers: &str) -> (u16, String) {
     let request = execute_request(REQUEST, &format!("{headers}Connection: close\r\n"));
     let request = String::from_utf8(request).expect("is text");
@@ -22,7 +22,7 @@ fn get(server: &Server, path: &str, version: &str, headers: &str) -> (u16, Strin
     code(&server.raw(request.as_bytes()))
 }
 
-/// A page of rebound.example whose name has come to mean this machine, in the words of a browser.
+/// DNS rebinding: a page of rebound.example, whose name now resolves to this machine, as a browser sends it.
 #[test]
 fn a_rebound_host_name_is_421_for_every_request() {
     let server = Server::start(Program::offline());
@@ -47,7 +47,7 @@ fn a_servers_host_names_may_be_listed() {
     let server = Server::start_open(program);
     assert_eq!(execute(&server, "hand.example.com", "").0, 200);
     assert_eq!(execute(&server, "other.example.com", "").0, 421);
-    // A probe names the address that it connects to; the oldest clients name nothing.
+    // A probe sends the address that it connects to; HTTP/1.0 clients may send no host.
     assert_eq!(
         get(&server, "/readyz", "1.1", &format!("Host: 127.0.0.1:{}\r\n", server.address().port()))
             .0,
@@ -85,7 +85,7 @@ fn requests_from_pages_of_other_sites_are_refused() {
     }
     let own = format!("Origin: http://{host}\r\nSec-Fetch-Site: same-origin\r\n");
     assert_eq!(execute(&server, &host, &own).0, 200);
-    // Pages that show whether servers are well may ask.
+    // A status page may read the readiness.
     let asking = "Host: localhost\r\nOrigin: https://status.example\r\n";
     assert_eq!(get(&server, "/readyz", "1.1", asking).0, 200);
     assert_eq!(get(&server, "/metrics", "1.1", asking), refused);

@@ -1,4 +1,4 @@
-//! One handler: every fixture gives the same answer through every door.
+//! All entry points share one handler: every fixture gets the same answer from each of them.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::{
     program::{Program, Server},
 };
 
-/// The answer without what must differ: times, and ids that were made for it.
+/// The answer without the parts that must differ: times, and ids that were generated.
 fn comparable(body: &[u8], request: &[u8]) -> Value {
     let mut value: Value = serde_json::from_slice(body).expect("is JSON");
     let given = serde_json::from_slice::<Value>(request).ok();
@@ -31,7 +31,7 @@ fn blank(value: &mut Value, made: bool) {
     }
 }
 
-/// The bytes of a CloudEvent in binary mode.
+/// A CloudEvent in binary mode.
 fn event_request(data: &[u8]) -> Vec<u8> {
     let head = format!(
         "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
@@ -42,7 +42,7 @@ fn event_request(data: &[u8]) -> Vec<u8> {
     [head.as_bytes(), data].concat()
 }
 
-/// What a function makes of it. An invocation is JSON, or it is not one.
+/// The Lambda function's answer; `None` if the fixture is no JSON, which an invocation must be.
 #[cfg(feature = "lambda")]
 fn invoked(
     function: &crate::lambda::Function,
@@ -81,7 +81,7 @@ fn every_fixture_gets_the_same_answer_from_every_entry_point() {
             assert_eq!(comparable(&answer, &request), expected, "{name} by invocation");
         }
 
-        // An environment variable holds neither NUL nor, for us, anything but text.
+        // An environment variable holds no NUL and, here, only UTF-8.
         let Ok(text) = String::from_utf8(request.clone()) else { continue };
         if text.contains('\0') || text.len() > 100_000 {
             continue;
@@ -116,7 +116,7 @@ async fn a_real_restart_gets_the_same_answer_from_every_entry_point() {
             value["result"].as_str().and_then(|it| it.find("restarted at ")).expect("is reported");
         value["result"] = value["result"].as_str().expect("is text")[at + 38..].into();
         value["target"]["resourceVersion"] = "V".into();
-        // The later ones are told of the earlier ones.
+        // A warning reports the restarts of the earlier entry points.
         let warnings = value["warnings"].as_array_mut().expect("are there");
         warnings.retain(|it| !it.to_string().contains("it was restarted"));
         for change in value["changes"].as_array_mut().expect("are there") {

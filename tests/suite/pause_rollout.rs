@@ -41,7 +41,7 @@ pub async fn change_template(namespace: &Namespace, image: &str) {
     deployments.patch("web", &Default::default(), &patch).await.expect("is patched");
 }
 
-/// The Deployment once its controller has seen all of it.
+/// The Deployment, once its controller has observed its latest generation.
 pub async fn observed(namespace: &Namespace) -> Deployment {
     eventually("it is observed", async || {
         let found = namespace.get_deployment("web").await;

@@ -1,4 +1,4 @@
-//! Authorities that issue certificates for the tests' servers and clients.
+//! Certificate authorities, and the certificates of the tests' servers and clients.
 
 use std::{
     fs,
@@ -18,13 +18,13 @@ use tokio_rustls::rustls::{
 
 use crate::program::{Program, scratch};
 
-/// An authority; rustls takes none of its certificates for a server's own, so it issues those.
+/// An authority. rustls accepts no CA certificate as a server's own, so the authority issues one.
 pub struct Authority {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// A certificate and its key, in PEM.
+/// A certificate and its private key, in PEM.
 #[derive(Clone)]
 pub struct Pair {
     /// The certificate.
@@ -33,16 +33,16 @@ pub struct Pair {
     pub key: String,
 }
 
-/// The files of a server's TLS.
+/// The files of a server's certificate and key.
 pub struct Files {
-    /// The certificate's.
+    /// The certificate's file.
     pub certificate: PathBuf,
-    /// The key's.
+    /// The key's file.
     pub key: PathBuf,
 }
 
 impl Authority {
-    /// A new one.
+    /// A new authority.
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "an authority");
@@ -60,12 +60,12 @@ impl Authority {
         self.issue(params)
     }
 
-    /// A client's certificate for this user in these groups.
+    /// A client certificate for this user and these groups.
     pub fn client(&self, user: &str, groups: &[&str]) -> Pair {
         self.issue(client(user, groups))
     }
 
-    /// One that was good until a moment ago.
+    /// A client certificate that has just expired.
     pub fn expired_client(&self, user: &str) -> Pair {
         let mut params = client(user, &[]);
         params.not_after = (SystemTime::now() - Duration::from_secs(5)).into();
@@ -78,19 +78,19 @@ impl Authority {
         Pair { certificate, key: key.serialize_pem() }
     }
 
-    /// Its own certificate, in a file.
+    /// A file with the authority's own certificate.
     pub fn file(&self) -> PathBuf {
         let path = scratch("ca.pem");
         self.write(&path);
         path
     }
 
-    /// Puts its own certificate into this file.
+    /// Writes the authority's own certificate to this file.
     pub fn write(&self, path: &Path) {
         fs::write(path, &self.pem).expect("is written");
     }
 
-    /// A client that trusts this authority, and presents this certificate.
+    /// A client configuration that trusts this authority and presents this certificate.
     pub fn trusted_by(&self, own: Option<&Pair>) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         let authority = CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("is PEM");
@@ -121,12 +121,12 @@ fn client(user: &str, groups: &[&str]) -> CertificateParams {
 }
 
 impl Pair {
-    /// The certificate as a client sees it.
+    /// The certificate in DER, as a client receives it.
     pub fn der(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_slice(self.certificate.as_bytes()).expect("is PEM")
     }
 
-    /// It in files.
+    /// The pair in files.
     pub fn files(&self) -> Files {
         let files = Files { certificate: scratch("tls.crt"), key: scratch("tls.key") };
         fs::write(&files.certificate, &self.certificate).expect("is written");
@@ -136,7 +136,7 @@ impl Pair {
 }
 
 impl Files {
-    /// The program, told to serve with them.
+    /// Configures the program to serve with these files.
     pub fn apply_to(&self, program: Program) -> Program {
         program
             .env("ACTION_EXECUTOR_TLS_CERTIFICATE", &self.certificate)

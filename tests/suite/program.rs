@@ -1,4 +1,4 @@
-//! The built program, run as its users run it: with arguments, an environment of its own, and input.
+//! The built program as a user runs it: with arguments, an environment and input; and clients of its server.
 
 use std::{
     fs,
@@ -17,16 +17,16 @@ use std::{
 use serde_json::Value;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 
-/// How long the program may take where nothing is waited for.
+/// The maximum run time of the program where it waits for nothing.
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// The program, about to be run.
+/// The program with its arguments and environment, before it starts.
 pub struct Program {
     command: Command,
     input: Vec<u8>,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Finished {
     /// The exit status.
@@ -35,7 +35,7 @@ pub struct Finished {
     pub stdout: String,
     /// Standard error.
     pub stderr: String,
-    /// How long it took.
+    /// How long the run took.
     pub took: Duration,
 }
 
@@ -47,7 +47,7 @@ impl Program {
         Program { command, input: Vec::new() }
     }
 
-    /// The program with this kubeconfig, under no limits but those that nobody can lift.
+    /// The program with this kubeconfig, under a policy with no limits but the built-in ones.
     pub fn with_kubeconfig(path: &Path) -> Self {
         let unlimited = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/unlimited.yaml");
         Program::offline().env("KUBECONFIG", path).under(Path::new(unlimited))
@@ -70,31 +70,31 @@ impl Program {
         self
     }
 
-    /// Sets what is piped into it.
+    /// Sets its standard input.
     pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
         self.input = input.into();
         self
     }
 
-    /// Runs it to its end.
+    /// Runs it until it ends.
     pub fn run(self) -> Finished {
         self.start().wait()
     }
 
-    /// Starts it, and gives it all its input.
+    /// Starts it, and writes all its input.
     pub fn start(mut self) -> Running {
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let began = Instant::now();
         let mut process = self.command.spawn().expect("the program starts");
         let mut stdin = process.stdin.take().expect("is piped");
         let input = self.input;
-        // A program that refuses early does not read on.
+        // A program that fails early does not read the rest.
         std::thread::spawn(move || drop(stdin.write_all(&input)));
         Running { process, began }
     }
 }
 
-/// The program while it runs.
+/// The running program.
 pub struct Running {
     process: Child,
     began: Instant,
@@ -106,7 +106,7 @@ impl Running {
         signal(self.process.id(), name);
     }
 
-    /// Waits for its end.
+    /// Waits until it ends.
     pub fn wait(mut self) -> Finished {
         let read = |mut from: Box<dyn Read + Send>| {
             std::thread::spawn(move || {
@@ -138,7 +138,7 @@ impl Running {
 }
 
 impl Finished {
-    /// The answer on standard output, which must be one line of JSON and nothing else.
+    /// The answer on standard output, which must be a single line of JSON.
     pub fn answer(&self) -> Value {
         assert_eq!(self.stdout.matches('\n').count(), 1, "{self:?}");
         serde_json::from_str(&self.stdout).unwrap_or_else(|_| panic!("is no JSON: {self:?}"))
@@ -150,7 +150,7 @@ fn signal(process: u32, name: &str) {
     assert!(status.expect("kill runs").success());
 }
 
-/// A path in the tests' own folder that no other test uses.
+/// A path in the tests' temporary folder that no other test uses.
 pub fn scratch(name: &str) -> PathBuf {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -168,9 +168,9 @@ pub struct Server {
     tls: Option<Arc<ClientConfig>>,
 }
 
-/// A client's end of a connection, in the clear or over TLS.
+/// A client's connection, over plain HTTP or TLS.
 pub trait Stream: Read + Write + Send {
-    /// Says that there is no more to come.
+    /// Ends the sent stream.
     fn end(&mut self);
 }
 
@@ -183,7 +183,7 @@ impl Stream for TcpStream {
 impl Stream for StreamOwned<ClientConnection, TcpStream> {
     fn end(&mut self) {
         self.conn.send_close_notify();
-        // Whoever was shown the door is not there to hear it.
+        // A server that has already closed the connection does not receive this.
         let _ = self.flush();
     }
 }
@@ -199,13 +199,13 @@ impl Server {
         Self::from_command(program.args(["serve", "--bind", address]).command)
     }
 
-    /// Starts it where others can reach it, and asks nobody who they are.
+    /// Starts it on all addresses, without authentication.
     pub fn start_open(program: Program) -> Self {
         let arguments = ["serve", "--bind", "0.0.0.0:0", "--insecure-open"];
         Self::from_command(program.args(arguments).command)
     }
 
-    /// Starts it with at most so many open files.
+    /// Starts it with at most this many open files.
     pub fn with_descriptors(program: Program, limit: u32) -> Self {
         let program = program.args(["serve", "--bind", "127.0.0.1:0"]);
         let mut command = Command::new("sh");
@@ -243,28 +243,28 @@ impl Server {
         Server { process, address, log, reader: Some(reader), tls: None }
     }
 
-    /// The same server, spoken to over TLS in this way.
+    /// The same server, for a client that uses TLS with this configuration.
     pub fn over_tls(mut self, client: Arc<ClientConfig>) -> Self {
         self.tls = Some(client);
         self
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What it has logged since it listened.
+    /// Its log since it started to listen.
     pub fn log(&self) -> String {
         self.log.lock().expect("is not poisoned").clone()
     }
 
-    /// Whether it still is the process that was started.
+    /// Whether the process that was started still runs.
     pub fn is_alive(&mut self) -> bool {
         self.process.try_wait().expect("is our child").is_none()
     }
 
-    /// The most memory that it has held, in KiB.
+    /// Its peak memory, in KiB.
     pub fn peak_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()));
         let status = status.expect("it lives");
@@ -277,7 +277,7 @@ impl Server {
         signal(self.process.id(), name);
     }
 
-    /// Waits for its end: the exit status and the log.
+    /// Waits until it ends; returns the exit status and the log.
     pub fn wait(mut self) -> (i32, String) {
         let began = Instant::now();
         let status = loop {
@@ -299,12 +299,12 @@ impl Server {
         stream
     }
 
-    /// Whether it is spoken to over TLS.
+    /// Whether this client uses TLS.
     pub fn is_secure(&self) -> bool {
         self.tls.is_some()
     }
 
-    /// A connection in the way that it is spoken to.
+    /// A connection over this client's transport.
     pub fn open(&self) -> Box<dyn Stream> {
         match &self.tls {
             None => Box::new(self.connect()),
@@ -312,19 +312,19 @@ impl Server {
         }
     }
 
-    /// A connection over TLS; nothing has been said yet.
+    /// A TLS connection before its handshake.
     pub fn secured(&self, client: &Arc<ClientConfig>) -> StreamOwned<ClientConnection, TcpStream> {
         let name = ServerName::try_from("localhost").expect("is a name");
         let connection = ClientConnection::new(client.clone(), name).expect("is made");
         StreamOwned::new(connection, self.connect())
     }
 
-    /// Sends these bytes and reads the whole answer.
+    /// Sends these bytes and reads the whole response.
     pub fn raw(&self, bytes: &[u8]) -> Reply {
         Reply::exchange(&mut BufReader::new(self.open()), bytes)
     }
 
-    /// A request without a body.
+    /// Sends a GET request.
     pub fn get(&self, path: &str) -> Reply {
         self.raw(
             format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -332,7 +332,7 @@ impl Server {
         )
     }
 
-    /// Posts JSON to the server that is, or was, at this address; `None` if it gives no whole answer.
+    /// Posts JSON to the server that is, or was, at this address; `None` without a complete response.
     pub fn try_execute(address: SocketAddr, body: &[u8]) -> Option<Reply> {
         let mut stream = TcpStream::connect(address).ok()?;
         stream.set_read_timeout(Some(PROGRAM_TIMEOUT)).ok()?;
@@ -349,7 +349,7 @@ impl Server {
     }
 }
 
-/// The bytes of a POST to the action endpoint, with these header lines besides.
+/// The bytes of a POST to the action endpoint, with these additional header lines.
 pub fn execute_request(body: &[u8], headers: &str) -> Vec<u8> {
     let length = body.len();
     let mut request = format!(
@@ -368,19 +368,19 @@ impl Drop for Server {
     }
 }
 
-/// An HTTP answer.
+/// An HTTP response.
 #[derive(Debug)]
 pub struct Reply {
     /// The status.
     pub status: u16,
-    /// The header's lines, lower-cased names.
+    /// The header lines, with lower-case names.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Vec<u8>,
 }
 
 impl Reply {
-    /// Sends these bytes and reads one answer; as [`Reply::read`], if the connection ends instead.
+    /// Sends these bytes and reads one response; as [`Reply::read`] if the connection ends instead.
     pub fn exchange(over: &mut BufReader<impl Read + Write>, bytes: &[u8]) -> Self {
         match over.get_mut().write_all(bytes) {
             Ok(()) => Self::read(over),
@@ -388,10 +388,10 @@ impl Reply {
         }
     }
 
-    /// Reads one answer; a connection that ends without one is status 0.
+    /// Reads one response; a connection that ends without one has status 0.
     pub fn read(from: &mut impl BufRead) -> Self {
         let mut line = String::new();
-        // A connection that was cut is as good as one that ended.
+        // A connection that is reset counts as one that ended.
         let _ = from.read_line(&mut line);
         let status = line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
         let mut reply = Reply { status, headers: Vec::new(), body: Vec::new() };

@@ -1,4 +1,4 @@
-//! What holds for every input, tried on many that nobody thought of.
+//! Properties that hold for every input, checked with generated and mutated inputs.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{ledger::Random, readers};
 
-/// A request that is accepted, with every field present or not.
+/// A valid request, with each optional field present or absent.
 fn accepted() -> impl Strategy<Value = Value> {
     let name = "[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?";
     let action = prop_oneof![
@@ -109,7 +109,7 @@ fn a_request_of_the_maximum_size_is_read_and_a_larger_one_rejected() {
     assert!(ActionRequest::parse(format!("{padded} ").as_bytes()).is_err());
 }
 
-/// Gives the bytes to all that reads what strangers or files say.
+/// Parses the bytes with every parser of external input.
 fn read_as_everything(bytes: &[u8]) {
     readers::request(bytes);
     if let Ok(text) = std::str::from_utf8(bytes) {
@@ -118,7 +118,7 @@ fn read_as_everything(bytes: &[u8]) {
     readers::headers(bytes);
 }
 
-/// What is read, to be spoilt.
+/// The valid inputs that are mutated.
 const SEEDS: [&str; 8] = [
     r#"{"type":"restart_k8s","parameters":{"deployment":"web","namespace":"shop"},"simulate":false,"id":"a-7","wait":true,"timeout_seconds":60,"issued_at":"2026-01-31T12:00:00Z","precondition":{"uid":"u","resource_version":"7"}}"#,
     r#"{"type":"scale","parameters":{"kind":"Deployment","name":"web","replicas":3}}"#,

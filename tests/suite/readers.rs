@@ -1,5 +1,5 @@
-//! All that reads what strangers or files say, and what has to hold whatever they say: for the fuzzer, and for
-//! the tests that have no time for it.
+//! All parsers of external input, and the properties that hold for every input. Shared by the fuzz targets and the
+//! tests.
 #![allow(dead_code, reason = "each target of the fuzzer is given to one of them")]
 
 use std::time::Duration;
@@ -15,7 +15,7 @@ use action_executor::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// What is accepted as a request is written with the same meaning.
+/// An accepted request serializes with the same meaning.
 pub fn request(bytes: &[u8]) {
     if let Ok(first) = ActionRequest::parse(bytes) {
         let written = serde_json::to_vec(&first).expect("is written");
@@ -23,7 +23,7 @@ pub fn request(bytes: &[u8]) {
     }
 }
 
-/// The keys that are read are written with the same meaning.
+/// Accepted keys serialize with the same meaning.
 pub fn documents(text: &str) {
     let _ = Policy::parse(text, "tried");
     if let Ok(first) = Keys::parse(text, "tried") {
@@ -32,7 +32,7 @@ pub fn documents(text: &str) {
     }
 }
 
-/// A client's time is never none or endless.
+/// A client's timeout is never zero or unlimited.
 pub fn headers(bytes: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
     let names = TIMEOUT_HEADERS.map(HeaderName::from_static);

@@ -1,4 +1,5 @@
-//! Answers that come later, and how a request is getting on: told by any replica from the cluster alone.
+//! `Prefer: respond-async`, the state of a request, and its event stream: any replica reports them from
+//! the cluster alone.
 
 use std::{
     fs,
@@ -27,7 +28,7 @@ fn program(namespace: &Namespace) -> Program {
     Program::with_kubeconfig(namespace.kubeconfig()).env("ACTION_EXECUTOR_DEADLINE_SECONDS", "3")
 }
 
-/// A restart of `web` that waits.
+/// A restart of `web` with `wait`.
 fn restart(namespace: &Namespace, id: &str) -> Value {
     json!({
         "type": "restart_k8s", "simulate": false, "wait": true, "id": id, "requester": "pager",
@@ -49,7 +50,7 @@ fn progress(server: &Server, namespace: &Namespace, id: &str) -> Value {
     reply.json()
 }
 
-/// The stream of a request's events, one at a time.
+/// The event stream of a request, read one event at a time.
 struct Stream(BufReader<TcpStream>);
 
 #[derive(Debug, Default)]
@@ -77,7 +78,7 @@ impl Stream {
         Stream(reader)
     }
 
-    /// The next chunk, which is one event or comment; `None` at the end.
+    /// The next chunk, which is one event or comment; `None` at the end of the stream.
     fn next(&mut self) -> Option<Event> {
         let mut length = String::new();
         self.0.read_line(&mut length).expect("is read");
@@ -100,7 +101,7 @@ impl Stream {
         })
     }
 
-    /// All that is left, to the end.
+    /// All remaining events.
     fn rest(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.next()).collect()
     }
@@ -126,7 +127,7 @@ async fn an_async_request_is_202_once_claimed_and_any_replica_reports_it() {
     namespace.deployment("web", 1, SLOW_IMAGE).await;
     let (one, other) = (server(&namespace), server(&namespace));
     let reply = execute(&one, &restart(&namespace, "r1"), ASYNC);
-    // Whatever happens now, the ledger knows of it.
+    // The claim is in the ledger before the response is sent.
     assert_eq!(records(&namespace).await.len(), 1);
     assert_eq!(reply.status, 202, "{reply:?}");
     assert_eq!(reply.header("location"), Some(&*path(&namespace, "r1")));
@@ -153,7 +154,7 @@ async fn an_async_request_is_202_once_claimed_and_any_replica_reports_it() {
     assert_eq!(progress["answer"]["rollout"]["state"], "complete");
     let reply = other.get(&path(&namespace, "r1"));
     assert!(reply.header("etag").is_some() && reply.header("retry-after").is_none(), "{reply:?}");
-    // It is the answer that whoever sends the same again gets.
+    // A retry of the request gets the same answer.
     let again = execute(&other, &restart(&namespace, "r1"), ASYNC);
     assert_eq!((again.status, &again.json()["replayed"]), (200, &json!(true)));
     assert_eq!(again.json()["result"], progress["answer"]["result"]);
@@ -177,7 +178,7 @@ async fn a_request_that_ends_before_its_claim_is_answered_directly() {
     });
     let reply = execute(&server, &unchanged, ASYNC);
     assert_eq!((reply.status, &reply.json()["outcome"]), (200, &json!("unchanged")));
-    // Who has patience gets the answer itself, if it comes in time.
+    // With a long enough `wait`, the client gets the answer itself.
     let prefer = "Prefer: respond-async, wait=60\r\nConnection: close\r\n";
     let reply = execute(&server, &restart(&namespace, "r4"), prefer);
     assert_eq!((reply.status, &reply.json()["outcome"]), (200, &json!("applied")));
@@ -215,7 +216,7 @@ async fn a_request_of_a_killed_replica_is_resumed_by_another() {
     one.signal("KILL");
     let stage = progress(&other, &namespace, "r1");
     assert_eq!(stage["state"], "effective", "{stage}");
-    // The same request to the other one takes up the wait.
+    // The same request to the other replica resumes the wait.
     let namespace_of_request = namespace.clone();
     let answer = spawn_blocking(move || {
         execute(&other, &restart(&namespace_of_request, "r1"), "Connection: close\r\n")
@@ -279,11 +280,11 @@ async fn a_stream_reports_each_state_and_then_done() {
     assert_eq!(execute(&one, &restart(&namespace, "r1"), ASYNC).status, 202);
     let target = path(&namespace, "r1");
     let events = spawn_blocking(move || {
-        // Two who follow it get the same.
+        // Two clients of the stream get the same events.
         let mut streams = [Stream::open(&other, &target), Stream::open(&other, &target)];
         let [one, two] = streams.each_mut().map(Stream::rest);
         assert_eq!(one.last().expect("is one").data, two.last().expect("is one").data);
-        // Whoever comes late gets the end alone.
+        // A client that connects late gets the last event alone.
         let late = Stream::open(&other, &target).rest();
         assert_eq!((late.len(), &*late[0].name), (1, "done"));
         one
@@ -309,7 +310,7 @@ async fn a_stream_ends_when_the_server_shuts_down() {
     spawn_blocking(move || {
         let mut stream = Stream::open(&other, &target);
         assert_eq!(stream.next().expect("is one").name, "progress");
-        // One that goes away is none that is waited for.
+        // A stream whose client disconnected does not delay the shutdown.
         drop(Stream::open(&other, &target));
         other.signal("TERM");
         let rest = stream.rest();
@@ -370,7 +371,7 @@ async fn only_a_permitted_caller_learns_whether_a_request_exists() {
     assert_eq!((status("all", "r1").0, status("all", "none").0), (200, 404));
     for other in ["scaler", "elsewhere"] {
         assert_eq!(status(other, "r1").0, 403);
-        // What is not theirs looks the same as what is not there.
+        // A request of someone else looks the same as one that does not exist.
         assert_eq!(status(other, "r1"), status(other, "none"));
     }
 }

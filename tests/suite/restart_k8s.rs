@@ -7,7 +7,7 @@ use crate::{
     program::{Finished, Program},
 };
 
-/// A request to restart `web`, with these fields besides.
+/// A request to restart `web`, with these additional fields.
 fn request(namespace: &Namespace, fields: Value) -> String {
     let mut request = json!({
         "type": "restart_k8s",
@@ -35,7 +35,7 @@ async fn each_restart_adds_exactly_one_generation() {
         let done = send(&namespace, json!({ "simulate": false }));
         assert_eq!(done.status, 0, "{done:?}");
         assert_eq!(done.answer()["outcome"], "applied");
-        // Faster than one a second, which is where kubectl's second restart changes nothing.
+        // More than one restart a second, where kubectl's second restart changes nothing.
         assert_eq!(generation(&namespace).await, before + restart);
     }
 }
@@ -178,7 +178,7 @@ async fn a_restart_works_during_a_previous_rollout() {
     let namespace = shared().namespace("busy").await;
     namespace.running_deployment("web", 5).await;
     let before = generation(&namespace).await;
-    // The controller writes the status all the time, so many a patch meets a newer object.
+    // The controller updates the status all the time, so many patches conflict.
     for _ in 0..20 {
         let done = send(&namespace, json!({ "simulate": false }));
         assert_eq!(done.status, 0, "{done:?}");
@@ -201,7 +201,7 @@ async fn a_restart_waits_until_every_pod_is_new() {
             "r1"
         );
     }
-    // Progress is for people; nobody is at a terminal here.
+    // Progress is printed for a terminal only.
     assert!(done.stderr.lines().all(|line| line.starts_with('{')), "{}", done.stderr);
 }
 
@@ -245,7 +245,7 @@ async fn an_unschedulable_pod_is_reported() {
     let asked = json!({ "simulate": false, "wait": true, "timeout_seconds": 4 });
     let answer = send(&namespace, asked).answer();
     let text = answer["rollout"]["problems"][0].as_str().expect("has one");
-    // Other tests have nodes of their own.
+    // Other tests have their own nodes.
     assert!(text.contains("Unschedulable: 0/"), "{text}");
     assert!(text.contains("nodes are available"), "{text}");
 }

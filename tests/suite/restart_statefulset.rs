@@ -34,7 +34,7 @@ async fn patch(namespace: &Namespace, patch: Value) {
     sets.patch("db", &Default::default(), &patch).await.expect("is patched");
 }
 
-/// The pods' uids by name.
+/// The pods' uids, by name.
 async fn pods(namespace: &Namespace) -> BTreeMap<String, String> {
     let pods = namespace.pods_of("db").await.into_iter();
     pods.map(|pod| (pod.name_any(), pod.uid().expect("has one"))).collect()
@@ -81,7 +81,7 @@ async fn an_on_delete_strategy_is_refused_unless_accepted() {
     let message = done.answer()["rollout"]["message"].to_string();
     assert!(message.contains("once somebody deletes the old ones"), "{message}");
     assert_eq!(pods(&namespace).await, before.1);
-    // The one who deletes it gets the stamped one.
+    // Deleting it creates a pod of the new revision.
     kubectl(&namespace, &["delete", "pod", "db-0", "--wait=false"]);
     eventually("the pod is of the new revision", async || {
         let status = get(&namespace).await.status?;

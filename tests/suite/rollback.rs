@@ -21,7 +21,7 @@ use crate::{
 const KINDS: [WorkloadKind; 3] =
     [WorkloadKind::Deployment, WorkloadKind::StatefulSet, WorkloadKind::DaemonSet];
 
-/// A request to roll the workload `web` back, with these parameters and fields besides.
+/// A request to roll back the workload `web`, with these parameters and additional fields.
 fn request(namespace: &Namespace, kind: WorkloadKind, parameters: Value, fields: Value) -> String {
     let mut request = json!({
         "type": "rollback", "simulate": false,
@@ -51,7 +51,7 @@ async fn get(namespace: &Namespace, kind: WorkloadKind) -> DynamicObject {
     namespace.objects(&kind.resource()).get("web").await.expect("is there")
 }
 
-/// Applies a strategic merge patch, and waits until the controller has seen it.
+/// Applies a strategic merge patch, and waits until the controller has observed it.
 async fn patch(namespace: &Namespace, kind: WorkloadKind, patch: Value) {
     let objects = namespace.objects(&kind.resource());
     let patch = Patch::Strategic(patch);
@@ -68,14 +68,14 @@ async fn observed(namespace: &Namespace, kind: WorkloadKind) {
     .await;
 }
 
-/// Gives the template another value of a variable.
+/// Changes a variable in the template.
 async fn revise(namespace: &Namespace, kind: WorkloadKind, value: &str) {
     let container = json!({ "name": "main", "env": [{ "name": "REVISION", "value": value }] });
     let template = json!({ "spec": { "containers": [container] } });
     patch(namespace, kind, json!({ "spec": { "template": template } })).await;
 }
 
-/// A running workload of three revisions, the first without the variable.
+/// A running workload with three revisions; the first one is without the variable.
 async fn revised(test: &str, kind: WorkloadKind) -> Namespace {
     let namespace = shared().namespace(test).await;
     running(&namespace, kind).await;
@@ -90,7 +90,7 @@ async fn revision(namespace: &Namespace, kind: WorkloadKind) -> Value {
     found.data["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"].clone()
 }
 
-/// What is to be the same whoever rolls back: the template, and which revisions there are.
+/// What must be equal after either rollback: the template and the list of revisions.
 async fn state(namespace: &Namespace, kind: WorkloadKind) -> Value {
     let found = get(namespace, kind).await;
     let params = ListParams::default().labels("app=web");
@@ -249,7 +249,7 @@ async fn a_restart_causes_a_warning_and_can_be_skipped() {
     }
 }
 
-/// Rolls back while somebody gives the template another variable between our look and our write.
+/// Rolls back while someone else changes a variable of the template between the executor's read and its write.
 async fn changed_during_rollback(namespace: &Namespace, parameters: Value) -> Finished {
     let (meddler, handle) = (namespace.clone(), tokio::runtime::Handle::current());
     let first = AtomicBool::new(true);
@@ -275,8 +275,8 @@ async fn a_concurrent_change_is_never_overwritten_unseen() {
     assert_eq!(done.status, 69, "{done:?}");
     assert_eq!(done.answer()["code"], "precondition_failed");
     assert_eq!(revision(&namespace, kind).await, "theirs");
-    // A number means the same before and after: it is decided anew, and their revision stays in the
-    // history.
+    // A revision's number means the same before and after: the rollback is decided again, and the other revision
+    // stays in the history.
     let namespace = revised("in_between", kind).await;
     let done = changed_during_rollback(&namespace, json!({ "to_revision": 2 })).await;
     assert_eq!(done.status, 0, "{done:?}");

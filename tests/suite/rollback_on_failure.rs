@@ -1,4 +1,4 @@
-//! `rollback_on_failure`: what a rollout that fails leaves behind, whatever happens on the way back.
+//! `rollback_on_failure`: the state after a failed rollout, with crashes and other failures during the rollback.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use crate::{
     scenario::without_replayed,
 };
 
-/// The workload's object, as it is.
+/// The workload's object as it is now.
 async fn get(namespace: &Namespace, kind: WorkloadKind) -> kube::api::DynamicObject {
     namespace.objects(&kind.resource()).get("web").await.expect("is there")
 }
@@ -38,7 +38,7 @@ async fn set_image(namespace: &Namespace, kind: WorkloadKind, image: &str) {
     objects.patch("web", &Default::default(), &patch).await.expect("is patched");
 }
 
-/// The workload runs, and its previous revision never will.
+/// A running workload whose previous revision cannot run.
 async fn after_a_broken_revision(test: &str, kind: WorkloadKind) -> Namespace {
     let namespace = shared().namespace(test).await;
     let broken = namespace.clone().with_image(MISSING_IMAGE);
@@ -55,7 +55,7 @@ async fn after_a_broken_revision(test: &str, kind: WorkloadKind) -> Namespace {
     namespace
 }
 
-/// Waits until the present revision runs.
+/// Waits until the current revision runs.
 async fn running(namespace: &Namespace, kind: WorkloadKind) {
     let name = kind.for_kubectl();
     let (namespace, what) = (namespace.clone(), format!("{name}/web"));
@@ -63,7 +63,7 @@ async fn running(namespace: &Namespace, kind: WorkloadKind) {
     spawn_blocking(wait).await.expect("it ran");
 }
 
-/// A request to go back to the broken revision, and forward again when that fails.
+/// A request to roll back to the broken revision, with an automatic rollback of that.
 fn request(namespace: &Namespace, kind: WorkloadKind, id: &str) -> Value {
     json!({
         "type": "rollback", "simulate": false, "wait": true, "timeout_seconds": 2, "id": id,
@@ -110,7 +110,7 @@ async fn a_failed_rollout_is_rolled_back_and_both_are_reported() {
         let marks =
             get(&namespace, kind).await.annotations()["action-executor.dev/requests"].clone();
         assert_eq!(marks, "1:r1 2:r1/rollback");
-        // The same request again is told the same, and nothing is done.
+        // A retry gets the same answer and changes nothing.
         let again = send(program(&namespace), &request).await;
         assert_eq!(again.answer()["replayed"], true);
         assert_eq!(without_replayed(again.answer()), without_replayed(answer));
@@ -118,7 +118,7 @@ async fn a_failed_rollout_is_rolled_back_and_both_are_reported() {
     }
 }
 
-/// Lets no more pods come into the namespace.
+/// Prevents new pods in the namespace.
 async fn block_new_pods(namespace: &Namespace) {
     namespace
         .create::<ResourceQuota>(json!({
@@ -158,7 +158,7 @@ async fn a_failed_restart_of_each_kind_is_rolled_back() {
         let answer = done.answer();
         assert_eq!(answer["rolled_back"]["revision"], 1, "{answer}");
         assert_eq!(get(&namespace, kind).await.data["spec"]["template"], before, "{answer}");
-        // The old pods of a Deployment are still there; the others have been deleted.
+        // The old pods of a Deployment still run; those of the other kinds have been deleted.
         let state = &answer["rolled_back"]["rollout"]["state"];
         let whole = kind == WorkloadKind::Deployment;
         assert_eq!(state, if whole { "complete" } else { "timed_out" }, "{answer}");
@@ -227,7 +227,7 @@ async fn concurrent_retries_roll_back_once() {
     assert_eq!(image(&namespace, kind).await, GOOD_IMAGE);
 }
 
-/// The one who waits, once the broken revision is there.
+/// The running program, once the broken revision is applied.
 async fn waiting(namespace: &Namespace, policy: &Path) -> crate::program::Running {
     let kind = WorkloadKind::Deployment;
     let mut request = request(namespace, kind, "r1");
@@ -326,7 +326,7 @@ async fn an_interrupted_wait_rolls_nothing_back_and_its_retry_does() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_lost_during_the_rollback_changes_nothing() {
     let kind = WorkloadKind::Deployment;
-    // Of the writes the first four are the way there: the claim, the budget, the change, the record.
+    // The first four writes precede the rollback: the claim, the budget, the change, the record.
     for lost in 4..8 {
         let namespace = after_a_broken_revision("lost_back", kind).await;
         let before = generation(&namespace, kind).await;

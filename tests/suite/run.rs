@@ -1,4 +1,4 @@
-//! The single shot: where a request comes from, where the answer goes, and how it ends.
+//! The command `run`: the sources of a request, the forms of its answer, and the exit statuses.
 
 use std::fs;
 
@@ -129,7 +129,7 @@ fn the_termination_message_holds_the_outcome() {
     let done = Program::offline().env("TERMINATION_LOG", &path).input(REQUEST).run();
     let words = fs::read_to_string(&path).expect("is written");
     assert_eq!(words, done.stdout.trim_end());
-    // A refusal is worth as much as a success.
+    // The message of a refusal is written too.
     let done = Program::offline().env("TERMINATION_LOG", &path).input("{}").run();
     assert_eq!(fs::read_to_string(&path).expect("is written"), done.stdout.trim_end());
 }

@@ -19,7 +19,7 @@ use crate::{
     scenario::{set_paused, without_replayed},
 };
 
-/// A real request for the Deployment `web` with these parameters and fields besides.
+/// A real request for the Deployment `web`, with these parameters and additional fields.
 fn request(namespace: &Namespace, parameters: Value, fields: Value) -> Value {
     let mut request = json!({
         "type": "scale", "simulate": false,
@@ -41,14 +41,14 @@ async fn replicas(namespace: &Namespace) -> i32 {
     namespace.get_deployment("web").await.spec.and_then(|spec| spec.replicas).expect("has some")
 }
 
-/// Sets the number as somebody else.
+/// Sets the replicas as someone else.
 async fn set(namespace: &Namespace, replicas: i32) {
     let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
     let deployments = namespace.api::<Deployment>();
     deployments.patch("web", &Default::default(), &patch).await.expect("is patched");
 }
 
-/// The workload `web` once it has this many ready pods.
+/// The workload `web`, once it has this many ready pods.
 async fn at_rest(api: &Api<DynamicObject>, replicas: i64) -> DynamicObject {
     eventually("the pods are there", async || {
         let found = api.get("web").await.expect("is there");
@@ -219,7 +219,7 @@ async fn a_difference_is_not_added_to_a_concurrent_change() {
     assert_eq!(done.status, 75, "{done:?}");
     assert_eq!(done.answer()["code"], "conflict", "{done:?}");
     assert_eq!(replicas(&namespace).await, 5);
-    // Sent again, it is decided anew.
+    // A resent request is decided again.
     let done = Program::with_kubeconfig(namespace.kubeconfig()).input(request).run();
     assert_eq!(done.status, 0, "{done:?}");
     assert_eq!(done.answer()["changes"][0]["from"], 5);
@@ -240,7 +240,7 @@ async fn a_target_with_an_autoscaler_is_refused() {
             },
         })
     };
-    // Another's is none of our business.
+    // An autoscaler of another target has no effect.
     namespace.create::<HorizontalPodAutoscaler>(autoscaler(json!({}), "api")).await;
     let done = send(&namespace, json!({ "by": 1 }), json!({ "simulate": true }));
     assert_eq!(done.status, 0, "{done:?}");
@@ -327,7 +327,7 @@ async fn a_paused_deployment_is_scaled_with_a_warning() {
     let namespace = shared().namespace("scale_paused").await;
     namespace.running_deployment("web", 2).await;
     set_paused(&namespace, true).await;
-    // None of its pods is of this template, and none will be.
+    // No pod has this template while the Deployment is paused.
     change_template(&namespace, "registry.invalid/other:1").await;
     for number in [3, 1] {
         let fields = json!({ "wait": true, "timeout_seconds": 60 });

@@ -1,7 +1,7 @@
-//! For each action: objects to act upon, a request, and how often it took effect.
+//! For each action: the objects that it acts on, a valid request, and the count of its effects.
 //!
-//! Whatever must hold for every action is a loop over [`ActionKind::ALL`] with these; an action that is
-//! added says here what its effect is, and is covered.
+//! What must hold for every action is tested in a loop over [`ActionKind::ALL`] with these scenarios. A new action
+//! that states its effect here is covered.
 
 use std::path::PathBuf;
 
@@ -21,14 +21,14 @@ use crate::cluster::{
     FAILING_IMAGE, MISSING_IMAGE, Namespace, OWN_IMAGE, TestCluster, eventually, shared,
 };
 
-/// A namespace with a workload, and what is asked for on it.
+/// A namespace with a workload, and the parameters of a request for it.
 pub struct Scenario {
     /// The action.
     pub kind: ActionKind,
-    /// Where.
+    /// The namespace.
     pub namespace: Namespace,
     parameters: Value,
-    /// The target as it was before anything was asked for.
+    /// The target before any request.
     before: DynamicObject,
 }
 
@@ -45,15 +45,15 @@ impl Scenario {
         Scenario::around(kind, namespace).await
     }
 
-    /// What is asked for in a namespace in which the workload `web` runs.
+    /// The scenario in a namespace in which the workload `web` already runs.
     pub async fn around(kind: ActionKind, namespace: Namespace) -> Self {
         let parameters = parameters(kind, &namespace).await;
         let before = target(kind, &namespace, &parameters).await.expect("is there");
         Scenario { kind, namespace, parameters, before }
     }
 
-    /// A real request under this id. Records of nodes are all in one namespace, so that there an id is
-    /// this scenario's own.
+    /// A real request with this id. The records of all nodes share one namespace, so the id of a request for a node
+    /// contains the scenario's name.
     pub fn request(&self, id: &str) -> Value {
         let id = match is_on_nodes(self.kind) {
             true => format!("{id}.{}", self.namespace.name()),
@@ -64,7 +64,7 @@ impl Scenario {
         })
     }
 
-    /// The kubeconfig of a new service account that has these rules wherever this action needs any.
+    /// The kubeconfig of a new service account that has these rules in every scope that this action needs.
     pub async fn account(&self, name: &str, rules: Value) -> PathBuf {
         if is_on_nodes(self.kind) {
             self.namespace.grant_everywhere(name, rules.clone()).await;
@@ -72,7 +72,7 @@ impl Scenario {
         self.namespace.account(name, rules).await
     }
 
-    /// The part of a policy that says where: `nodes` or `namespaces`. Both names of ours are the same.
+    /// The policy's section for the target: `nodes` or `namespaces`. The test's node is named as its namespace.
     pub fn policy_section(&self) -> &'static str {
         if is_on_nodes(self.kind) { "nodes" } else { "namespaces" }
     }
@@ -83,14 +83,14 @@ impl Scenario {
         format!("{kind}/{}", self.before.name_any())
     }
 
-    /// Gives the target these labels.
+    /// Labels the target.
     pub async fn label(&self, labels: Value) {
         let patch = Patch::Merge(json!({ "metadata": { "labels": labels } }));
         let api = api(self.kind, &self.namespace);
         api.patch(&self.before.name_any(), &Default::default(), &patch).await.expect("is labelled");
     }
 
-    /// How often the action took effect, once the workload has come to rest.
+    /// How often the action took effect, counted once the workload is stable.
     pub async fn effects(&self) -> i64 {
         match self.kind {
             ActionKind::RestartK8s => {
@@ -106,14 +106,14 @@ impl Scenario {
         }
     }
 
-    /// How often the target's spec was changed.
+    /// How often the target's spec changed.
     async fn generations(&self) -> i64 {
         let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
         let number = |it: &DynamicObject| it.metadata.generation.expect("has one");
         number(&now) - number(&self.before)
     }
 
-    /// How many requests have left their mark on a target whose changes have no generation.
+    /// How many requests are recorded on the target, for changes that add no generation.
     async fn marks(&self) -> i64 {
         let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
         let number =
@@ -121,8 +121,7 @@ impl Scenario {
         number(&now) - number(&self.before)
     }
 
-    /// How often the node was drained: each time its mark is there, and the ReplicaSet has made its pod
-    /// anew.
+    /// How often the node was drained: each drain adds its record, and the ReplicaSet replaces its pod.
     async fn drains(&self) -> i64 {
         let marks = self.marks().await;
         eventually("as many evictions follow as there were cordons", async || {
@@ -132,12 +131,12 @@ impl Scenario {
         marks
     }
 
-    /// How many writes the action takes: a drain evicts a pod besides.
+    /// How many writes the action needs: a drain also evicts a pod.
     pub fn writes(&self) -> usize {
         if self.kind == ActionKind::Drain { 2 } else { 1 }
     }
 
-    /// How often a pod of the Deployment, which has this many, was replaced.
+    /// How often a pod of the Deployment, which has this many replicas, was replaced.
     async fn pods_replaced(&self, replicas: i64) -> i64 {
         self.namespace.rolled_out("web").await;
         let pods = eventually("there are as many pods as there were", async || {
@@ -145,7 +144,7 @@ impl Scenario {
             (pods.len() as i64 == replicas).then_some(pods)
         })
         .await;
-        // The ReplicaSet tells of a pod a moment after it made it.
+        // The ReplicaSet's event follows the pod's creation with a delay.
         let replaced = i64::from(pods.iter().all(|pod| pod.uid() != self.before.uid()));
         eventually("the ReplicaSet has reported it", async || {
             let made = pods_made(&self.namespace).await;
@@ -154,7 +153,7 @@ impl Scenario {
         .await
     }
 
-    /// How many Jobs there are of the CronJob.
+    /// How many Jobs of the CronJob exist.
     async fn jobs_made(&self) -> i64 {
         let jobs = self.namespace.api::<Job>().list(&ListParams::default()).await;
         let jobs = jobs.expect("are listed").items;
@@ -172,7 +171,7 @@ pub fn is_on_nodes(kind: ActionKind) -> bool {
     !kind.descriptor().cluster_rules.is_empty()
 }
 
-/// The workload `web` that this action is for, once it runs, or the test's own node.
+/// Creates the workload `web` for this action and waits until it runs; or creates the test's own node.
 pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
     match kind {
         ActionKind::RestartK8s | ActionKind::RestartPod => {
@@ -187,7 +186,7 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
             namespace.running_deployment("web", 1).await;
             set_paused(namespace, true).await;
         }
-        // Not the only one of its kind, which would be worth a warning.
+        // A second pod: evicting a controller's only pod would cause a warning.
         ActionKind::EvictPod => drop(namespace.running_deployment("web", 2).await),
         ActionKind::RunCronjob | ActionKind::SuspendCronjob => {
             namespace.cron_job("web", OWN_IMAGE, false).await;
@@ -207,10 +206,10 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
     }
 }
 
-/// The workload `web` that this action is for, of pods that never run.
+/// Creates the workload `web` for this action with pods that never run.
 pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
     match kind {
-        // These look for the claims that the pods mount.
+        // The warnings of these actions read the claims that the pods mount.
         ActionKind::RestartK8s | ActionKind::ResumeRollout => {
             namespace.deployment_with_claim("web", "data").await;
         }
@@ -221,7 +220,7 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
             namespace.deployment("web", 1, MISSING_IMAGE).await;
         }
         ActionKind::EvictPod => drop(namespace.deployment("web", 2, MISSING_IMAGE).await),
-        // These have no pods before they are run, and then some that fail.
+        // These have no pods before they run, and failing ones afterwards.
         ActionKind::RunCronjob | ActionKind::SuspendCronjob => {
             namespace.cron_job("web", FAILING_IMAGE, false).await;
             return;
@@ -234,9 +233,9 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
             namespace.deployment_with_claim("web", "data").await;
             namespace.revise("web", "2").await;
         }
-        // A node that has no pods has none that do not run.
+        // A node without pods has none that fail.
         ActionKind::Cordon | ActionKind::Uncordon => return prepare(kind, namespace).await,
-        // With all that is looked at on a node.
+        // With everything on the node that a drain checks.
         ActionKind::Drain => {
             namespace.own_node(false).await;
             namespace.daemon_set_on_own_node("agent").await;
@@ -253,7 +252,7 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
     undo(kind, namespace).await;
 }
 
-/// Takes back what one request of this action did, where a second one would find nothing to do.
+/// Reverts one request of this action, where a second request would find nothing to change.
 pub async fn undo(kind: ActionKind, namespace: &Namespace) {
     match kind {
         ActionKind::PauseRollout => set_paused(namespace, false).await,
@@ -266,28 +265,28 @@ pub async fn undo(kind: ActionKind, namespace: &Namespace) {
     }
 }
 
-/// Cordons or uncordons the namespace's own node, as somebody else.
+/// Cordons or uncordons the namespace's own node, as someone else.
 async fn set_cordoned(namespace: &Namespace, cordoned: bool) {
     let patch = Patch::Merge(json!({ "spec": { "unschedulable": cordoned } }));
     let nodes = namespace.global::<Node>();
     nodes.patch(namespace.name(), &Default::default(), &patch).await.expect("is patched");
 }
 
-/// Pauses or resumes the Deployment `web`, as somebody else.
+/// Pauses or resumes the Deployment `web`, as someone else.
 pub async fn set_paused(namespace: &Namespace, paused: bool) {
     let patch = Patch::Merge(json!({ "spec": { "paused": paused } }));
     let deployments = namespace.api::<Deployment>();
     deployments.patch("web", &Default::default(), &patch).await.expect("is patched");
 }
 
-/// Suspends or resumes the CronJob `web`, as somebody else.
+/// Suspends or resumes the CronJob `web`, as someone else.
 async fn set_suspended(namespace: &Namespace, suspend: bool) {
     let patch = Patch::Merge(json!({ "spec": { "suspend": suspend } }));
     let cron_jobs = namespace.api::<CronJob>();
     cron_jobs.patch("web", &Default::default(), &patch).await.expect("is patched");
 }
 
-/// Parameters that mean the workload `web`, or the test's own node.
+/// Parameters that name the workload `web`, or the test's own node.
 pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
     let name = namespace.name();
     match kind {
@@ -298,7 +297,7 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
         }
         ActionKind::RestartStatefulset => json!({ "statefulset": "web", "namespace": name }),
         ActionKind::RestartDaemonset => json!({ "daemonset": "web", "namespace": name }),
-        // A difference, since what is done twice shows.
+        // A difference, because applying it twice would show.
         ActionKind::Scale => json!({ "name": "web", "namespace": name, "by": 1 }),
         ActionKind::PauseRollout | ActionKind::ResumeRollout => {
             json!({ "deployment": "web", "namespace": name })
@@ -311,7 +310,7 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
     }
 }
 
-/// Parameters that name no object in particular.
+/// The parameters of the action's documented example.
 pub fn example(kind: ActionKind) -> Value {
     serde_json::from_str(kind.descriptor().example).expect("is JSON")
 }
@@ -337,7 +336,7 @@ fn api(kind: ActionKind, namespace: &Namespace) -> Api<DynamicObject> {
     namespace.objects(&resource)
 }
 
-/// The object that these parameters mean.
+/// The object that these parameters name.
 async fn target(
     kind: ActionKind,
     namespace: &Namespace,
@@ -349,7 +348,7 @@ async fn target(
     api.get_opt(name.expect("is named")).await.expect("is read")
 }
 
-/// How many pods the ReplicaSet has made, by its own account.
+/// How many pods the ReplicaSet has created, by its events.
 async fn pods_made(namespace: &Namespace) -> i64 {
     let params =
         ListParams::default().fields("reason=SuccessfulCreate,involvedObject.kind=ReplicaSet");
@@ -357,7 +356,7 @@ async fn pods_made(namespace: &Namespace) -> i64 {
     events.items.iter().map(|event| i64::from(event.count.unwrap_or(1))).sum()
 }
 
-/// An answer without what differs between the one that did it and the one that was told.
+/// The answer without `replayed`, in which the first answer and a replay differ.
 pub fn without_replayed(mut answer: Value) -> Value {
     answer.as_object_mut().expect("is an answer").remove("replayed");
     answer

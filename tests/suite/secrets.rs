@@ -1,4 +1,4 @@
-//! Canaries: secrets in every place where the server meets one, looked for in all that it says.
+//! Canary secrets in every input of the server; the test searches all of its output for them.
 
 use std::fs;
 

@@ -1,5 +1,4 @@
-//! TLS as the server's clients meet it: what it is agreed on with, certificates that are rotated, and
-//! callers who present one.
+//! TLS: negotiated versions and protocols, certificate rotation, the health check, and client certificates.
 
 use std::{
     fs,
@@ -68,14 +67,14 @@ fn http_1_1_alone_is_negotiated_over_either_tls_version() {
     assert!(!curl("1.1").0);
 }
 
-/// The certificate that the server shows.
+/// The certificate that the server presents.
 fn served_certificate(server: &Server, client: &Arc<ClientConfig>) -> Vec<u8> {
     let mut over = BufReader::new(server.secured(client));
     assert_eq!(Reply::exchange(&mut over, HEALTH).status, 200);
     over.get_ref().conn.peer_certificates().expect("has one")[0].to_vec()
 }
 
-/// Puts a pair where the link points, as a kubelet changes a mounted Secret: all of it at one moment.
+/// Places a pair where a symbolic link points, as a kubelet updates a mounted Secret: both files at once.
 fn mount(folder: &Path, pair: &Pair) -> Files {
     let version = folder.join(format!("..{}", fs::read_dir(folder).expect("is there").count()));
     fs::create_dir(&version).expect("is made");
@@ -170,7 +169,7 @@ fn a_health_check_verifies_the_server() {
         let ca = ca.iter().flat_map(|ca| ["--ca", ca]);
         program.args(["healthcheck"].into_iter().chain(url).chain(ca)).run().status
     };
-    // In the container of the server nothing has to be said.
+    // In the server's own container the defaults suffice.
     let inside = || files.apply_to(Program::offline()).env("PORT", &port);
     assert_eq!(checked(inside(), None, None), 0);
     let outside = Program::offline;
@@ -183,7 +182,7 @@ fn a_health_check_verifies_the_server() {
     assert_eq!(checked(outside(), Some("localhost"), Some(&files.key)), 78);
 }
 
-/// A server that asks for certificates of an authority, with this keys' file.
+/// A server that verifies client certificates of an authority, with this keys file.
 fn server_with_client_ca(authority: &Authority, clients: &Path, keys: &str) -> Server {
     let path = scratch("keys.yaml");
     fs::write(&path, keys).expect("is written");
@@ -196,7 +195,7 @@ fn server_with_client_ca(authority: &Authority, clients: &Path, keys: &str) -> S
     Server::start_on("0.0.0.0:0", program).over_tls(authority.trusted_by(None))
 }
 
-/// What is answered to a request on this connection.
+/// The status and the error code of a request on this connection.
 fn execute(
     over: &mut BufReader<impl std::io::Read + std::io::Write>,
     headers: &str,
@@ -218,13 +217,13 @@ fn a_client_certificate_permits_what_its_entry_says() {
     };
     assert_eq!(as_user("pager.example.com"), (200, String::new()));
     assert_eq!(as_user("narrow"), (403, "caller_forbidden".to_owned()));
-    // Known, and with nobody to say what they may.
+    // An authenticated user without any permission.
     assert_eq!(as_user("jo"), (403, "caller_forbidden".to_owned()));
-    // Nobody can say of themselves whom a certificate names.
+    // A client's header cannot name a certificate.
     let claim = "X-Edge-Certificate: eyJuYW1lIjoicGFnZXIuZXhhbXBsZS5jb20iLCJncm91cHMiOltdfQ==\r\n";
     let mut without = BufReader::new(server.secured(&authority.trusted_by(None)));
     assert_eq!(execute(&mut without, claim), (401, "unauthenticated".to_owned()));
-    // Probes have none.
+    // Probes present no certificate.
     assert_eq!(server.get("/readyz").status, 200);
     assert_eq!(server.get("/metrics").status, 200);
 }
@@ -235,7 +234,7 @@ fn an_expired_or_foreign_certificate_fails_the_handshake() {
     let keys = "keys: [{name: pager, certificate: pager}]";
     let server = server_with_client_ca(&authority, &clients.file(), keys);
     let foreign = Authority::new().client("pager", &[]);
-    // Nor is a server's certificate a client's.
+    // A server certificate is not accepted as a client certificate.
     for wrong in [clients.expired_client("pager"), foreign, clients.server()] {
         let client = authority.trusted_by(Some(&wrong));
         let mut over = BufReader::new(server.secured(&client));

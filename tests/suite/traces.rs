@@ -1,4 +1,4 @@
-//! What a collector of OpenTelemetry is told of a request, and what becomes of it if there is none.
+//! OpenTelemetry traces: the spans that a collector receives, and an unreachable collector.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -24,13 +24,13 @@ use crate::{
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
 
-/// A collector that keeps what it is sent.
+/// A collector that stores what it receives.
 pub struct Collector {
     address: SocketAddr,
     received: Arc<Mutex<Vec<Export>>>,
 }
 
-/// The header and the body of an export, as they came.
+/// The header and the body of an export, as received.
 type Export = (String, Vec<u8>);
 
 impl Collector {
@@ -52,7 +52,7 @@ impl Collector {
         format!("http://{}", self.address)
     }
 
-    /// All that came, as bytes that may be searched.
+    /// Everything received, as searchable bytes.
     pub fn bytes(&self) -> Vec<u8> {
         let received = self.received.lock().expect("is not poisoned");
         received.iter().flat_map(|(_, body)| body.clone()).collect()
@@ -77,7 +77,7 @@ impl Collector {
     }
 }
 
-/// Takes one export off a connection.
+/// Reads one export from a connection.
 fn take(stream: &TcpStream, into: &Mutex<Vec<Export>>) -> Option<()> {
     let mut reader = BufReader::new(stream);
     let mut header = String::new();
@@ -162,7 +162,7 @@ async fn one_trace_spans_from_the_caller_to_the_api_server_calls() {
         assert_eq!(call.parent_span_id, action.span_id, "{call:?}");
     }
     assert!(collector.headers().iter().all(|header| header.contains("x-tenant: sre")));
-    // The logs name the request and the trace.
+    // The log line has the request's id and the trace's.
     let line = log.lines().find(|line| line.contains("action answered")).expect("is logged");
     assert!(line.contains("page-7") && line.contains(TRACE), "{line}");
 }

@@ -1,4 +1,4 @@
-//! What a careful person would want to know before an action, on a real API server.
+//! Preflight warnings on a real API server: conditions that a careful operator checks before an action.
 
 use k8s_openapi::api::{
     admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
@@ -82,7 +82,7 @@ async fn an_autoscaler_at_its_maximum_and_an_exhausted_budget_cause_warnings() {
             },
         }))
         .await;
-    // As its controller would write it; there are no metrics here for it to do so.
+    // As its controller would write it; this cluster has no metrics.
     let status = json!({ "status": { "currentReplicas": 1, "desiredReplicas": 1 } });
     let scalers = namespace.api::<HorizontalPodAutoscaler>();
     let patched = scalers.patch_status("scaler", &Default::default(), &Patch::Merge(status)).await;
@@ -124,7 +124,7 @@ async fn a_recent_restart_causes_a_warning_with_its_author() {
     assert!(!has(&warnings(&namespace, true), "it was restarted"));
     assert!(!has(&warnings(&namespace, false), "it was restarted"));
     assert!(has(&warnings(&namespace, true), " s ago by request "));
-    // kubectl's restart within the same second would change nothing.
+    // A kubectl restart within the same second would change nothing.
     eventually("the second is over", async || {
         let found = warnings(&namespace, true);
         (!has(&found, "it was restarted 0 s ago")).then_some(())
