@@ -1,10 +1,10 @@
-//! The function's cold start beside that of the same function in Python with the Kubernetes client.
+//! The Lambda function's cold start, compared with the same function in Python with the Kubernetes client.
 //!
 //!     cargo bench --features lambda --bench cold_start
 //!
-//! Needs python3 with venv and pip. Both speak to a runtime API in this process. Prints the time from
-//! the start of the process to the moment that it asks for its first event (the init phase), from there
-//! to its first answer, its memory, and the size of its archive, with ratios; each in turn, medians.
+//! Needs python3 with venv and pip. Both connect to a runtime API in this process, in turn. Prints medians and
+//! ratios of the time from the start of the process to its request for the first event (the init phase), the
+//! time from there to its first response, the peak RSS, and the size of the archive.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ const FUNCTION: &str = env!("CARGO_BIN_EXE_bootstrap");
 const RUNS: usize = 20;
 const REQUEST: &str = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
 
-/// As small as the runtime's own client would be; what takes time is the import of the client.
+/// As small as the runtime's own client; the import of the Kubernetes client takes the time.
 const PYTHON: &str = r#"
 import http.client, json, os
 from kubernetes import client, config
@@ -43,7 +43,7 @@ while True:
 /// One start of a function.
 struct Start {
     init_ms: f64,
-    first_answer_ms: f64,
+    first_response_ms: f64,
     peak_mib: f64,
 }
 
@@ -59,7 +59,7 @@ fn main() {
         command
     };
     let (mut mine, mut other) = (Vec::new(), Vec::new());
-    // Once for warmth; what follows is in turn, since the machine's load is the same for both then.
+    // The first pair warms the caches. The two alternate, so that the machine's load affects both alike.
     for run in 0..=RUNS {
         let pair = (start(ours()), start(theirs()));
         if run > 0 {
@@ -67,10 +67,10 @@ fn main() {
             other.push(pair.1);
         }
     }
-    println!("cold start, medians of {RUNS}");
+    println!("cold start: p50 of {RUNS}");
     println!(
         "{:<18}{:>10}{:>18}{:>12}{:>14}",
-        "", "init ms", "first answer ms", "peak MiB", "archive MB"
+        "", "init ms", "first response ms", "RSS MiB", "archive MB"
     );
     let archives = [archive(&[Path::new(FUNCTION)]), archive(&[&site_packages(&folder)])];
     for (name, starts, archive) in
@@ -79,7 +79,7 @@ fn main() {
         println!(
             "{name:<18}{:>10.2}{:>18.2}{:>12.1}{archive:>14.1}",
             median(starts, |it| it.init_ms),
-            median(starts, |it| it.first_answer_ms),
+            median(starts, |it| it.first_response_ms),
             median(starts, |it| it.peak_mib),
         );
     }
@@ -87,7 +87,7 @@ fn main() {
         "{:<18}{:>9.0}x{:>17.1}x{:>11.1}x{:>13.1}x",
         "ratio",
         median(&other, |it| it.init_ms) / median(&mine, |it| it.init_ms),
-        median(&other, |it| it.first_answer_ms) / median(&mine, |it| it.first_answer_ms),
+        median(&other, |it| it.first_response_ms) / median(&mine, |it| it.first_response_ms),
         median(&other, |it| it.peak_mib) / median(&mine, |it| it.peak_mib),
         archives[1] / archives[0],
     );
@@ -107,7 +107,7 @@ fn start(mut command: Command) -> Start {
         .stderr(Stdio::null());
     let began = Instant::now();
     let mut process = command.spawn().expect("the function starts");
-    // Each asks for its first event on the first connection that it makes.
+    // Each requests its first event on its first connection.
     let (stream, _) = listener.accept().expect("it connects");
     stream.set_nodelay(true).expect("is set");
     let mut reader = BufReader::new(stream.try_clone().expect("is ours"));
@@ -116,16 +116,16 @@ fn start(mut command: Command) -> Start {
     assert!(next.ends_with("/next"), "{next}");
     let asked = Instant::now();
     (&stream).write_all(event().as_bytes()).expect("is sent");
-    let answered = first_answer(&listener, reader);
-    let first_answer = answered - asked;
+    let answered = first_response(&listener, reader);
+    let first_response = answered - asked;
     let peak_mib = peer::peak_mib(process.id());
     process.kill().expect("is ours");
     process.wait().expect("is ours");
-    Start { init_ms: ms(init), first_answer_ms: ms(first_answer), peak_mib }
+    Start { init_ms: ms(init), first_response_ms: ms(first_response), peak_mib }
 }
 
-/// When the answer has come, on the same connection or on another one.
-fn first_answer(listener: &TcpListener, mut reader: BufReader<TcpStream>) -> Instant {
+/// The time of the response, on the same connection or on a new one.
+fn first_response(listener: &TcpListener, mut reader: BufReader<TcpStream>) -> Instant {
     reader.get_ref().set_read_timeout(Some(Duration::from_secs(30))).expect("is set");
     if let Some(path) = read_request(&mut reader) {
         assert!(path.ends_with("/response"), "{path}");
@@ -146,7 +146,7 @@ fn event() -> String {
     )
 }
 
-/// A request's path, once the whole of it is there; none when the connection has ended.
+/// Reads a whole request; returns its path, or `None` when the connection has ended.
 fn read_request(reader: &mut BufReader<TcpStream>) -> Option<String> {
     let mut line = String::new();
     if reader.read_line(&mut line).ok()? == 0 {
@@ -177,7 +177,7 @@ fn median(starts: &[Start], of: impl Fn(&Start) -> f64) -> f64 {
     values[values.len() / 2]
 }
 
-/// Megabytes of these, packed as a function's archive is.
+/// The size of these files in MB, packed as a function's archive.
 fn archive(paths: &[&Path]) -> f64 {
     let mut tar = Command::new("tar");
     tar.args(["--create", "--gzip", "--exclude=__pycache__", "--exclude=pip*", "--file=-"]);

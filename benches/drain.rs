@@ -1,12 +1,12 @@
-//! A node with 200 pods under ten disruption budgets, drained by `kubectl drain` and by us, in turn; and
-//! what 2,000 pods cost us in memory.
+//! The drain of a node with 200 pods under ten disruption budgets, compared with `kubectl drain`; and the peak
+//! RSS of a drain of 2,000 pods.
 //!
 //!     tests/cluster/up cargo bench --bench drain
 //!
-//! Each drain has a node and a namespace of its own, set up alike: ten sets of twenty pods, and for each a
-//! budget that lets one pod be missing. The pods stop at once and are ready elsewhere at once, so what is
-//! measured is how soon either notices that there is room again. Calls are counted from the API server's
-//! audit log. `DRAIN_ROUNDS` says how often; prints medians, and ratios to ourselves.
+//! Each drain has a new node and namespace: ten ReplicaSets of twenty pods, each with a budget that allows one
+//! unavailable pod. The pods terminate and become ready elsewhere at once, so the time depends on how soon the
+//! client notices that a budget allows the next eviction. Calls are counted in the API server's audit log. The
+//! two run in turn, `DRAIN_ROUNDS` times. Prints medians, and ratios to action-executor.
 
 use std::{
     env,
@@ -23,14 +23,14 @@ use wait4::Wait4;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_action-executor");
 
-/// How many sets of pods there are, and how many pods in each.
+/// How many ReplicaSets there are, and how many pods in each.
 const SETS: usize = 10;
 const PODS_OF_A_SET: usize = 20;
 
-/// How many pods the memory is measured with.
+/// How many pods the peak RSS is measured with.
 const MANY: usize = 2000;
 
-/// What one drain cost.
+/// The cost of one drain.
 struct Cost {
     wall: Duration,
     calls: usize,
@@ -56,11 +56,11 @@ fn main() {
             costs.push(cost);
         }
     }
-    println!("{} pods under {SETS} budgets, medians of {rounds}", SETS * PODS_OF_A_SET);
     println!(
-        "{:<20}{:>10}{:>8}{:>12}{:>8}{:>8}",
-        "", "wall s", "calls", "peak MiB", "wall", "calls"
+        "drain of {} pods under {SETS} budgets: time, calls and peak RSS, medians of {rounds}",
+        SETS * PODS_OF_A_SET
     );
+    println!("{:<20}{:>10}{:>8}{:>12}{:>8}{:>8}", "", "p50 s", "calls", "RSS MiB", "time", "calls");
     let of = |costs: &[Cost], of: fn(&Cost) -> f64| median(costs, of);
     let (wall, calls) = (|it: &Cost| it.wall.as_secs_f64(), |it: &Cost| it.calls as f64);
     for (name, costs) in &runs {
@@ -83,7 +83,7 @@ fn main() {
     let cost = measured(&mut ours("unlimited.yaml"), &request(node));
     assert_eq!(pods_on(node), 0);
     println!(
-        "\n{MANY} pods: {:.2} s, {} calls, peak {:.1} MiB",
+        "\ndrain of {MANY} pods: {:.2} s, {} calls, peak RSS {:.1} MiB",
         cost.wall.as_secs_f64(),
         cost.calls,
         cost.peak_kib as f64 / 1024.0
@@ -118,7 +118,7 @@ fn kubectl_drain(node: &str) -> Command {
     kubectl
 }
 
-/// Runs the command, and counts what it asks of the API server.
+/// Runs the command, and counts its calls to the API server.
 fn measured(command: &mut Command, input: &[u8]) -> Cost {
     let since = fs::metadata(audit_log()).expect("there is an audit log").len();
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -128,7 +128,7 @@ fn measured(command: &mut Command, input: &[u8]) -> Cost {
     let used = process.wait4().expect("it ends");
     let wall = began.elapsed();
     assert!(used.status.success(), "{command:?} failed");
-    // The log is written a moment later.
+    // The audit log is written with a delay.
     sleep(Duration::from_secs(1));
     Cost { wall, calls: calls(since), peak_kib: used.rusage.maxrss / 1024 }
 }
@@ -138,7 +138,7 @@ fn audit_log() -> std::path::PathBuf {
     Path::new(&kubeconfig).with_file_name("audit.log")
 }
 
-/// What the administrator, which is who drains, has asked since the log had this length.
+/// How many calls of the administrator, who drains, the audit log has from this position on.
 fn calls(since: u64) -> usize {
     let mut log = File::open(audit_log()).expect("is there");
     log.seek(SeekFrom::Start(since)).expect("is long enough");
@@ -154,7 +154,7 @@ fn calls(since: u64) -> usize {
     entries.filter(|entry| entry["stage"] == "ResponseComplete").filter(is_ours).count()
 }
 
-/// A node with all its pods, in a namespace of the same name.
+/// Creates a node with all its pods, in a namespace of the same name.
 fn set_up(node: &str) {
     make_node(node);
     make(&[json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": node } })]);
@@ -197,10 +197,10 @@ fn set_up(node: &str) {
         ]
     });
     make(&owners.collect::<Vec<_>>());
-    wait_for("the budgets have room", || {
-        let room = "jsonpath={.items[*].status.disruptionsAllowed}";
-        let told = kubectl(&["-n", node, "get", "pdb", "-o", room]).unwrap_or_default();
-        told.split_whitespace().filter(|it| *it == "1").count() == SETS
+    wait_for("the budgets allow an eviction", || {
+        let allowed = "jsonpath={.items[*].status.disruptionsAllowed}";
+        let output = kubectl(&["-n", node, "get", "pdb", "-o", allowed]).unwrap_or_default();
+        output.split_whitespace().filter(|it| *it == "1").count() == SETS
     });
 }
 
@@ -228,7 +228,7 @@ fn template(app: &str) -> Value {
     })
 }
 
-/// A pod of a size that is met in practice, about 5 KiB.
+/// A pod of a realistic size, about 5 KiB.
 fn large_pod(node: &str, number: usize) -> Value {
     let variable =
         |number: usize| json!({ "name": format!("VARIABLE_{number}"), "value": "x".repeat(60) });
@@ -268,7 +268,7 @@ fn kubectl(args: &[&str]) -> Option<String> {
 fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(120);
     while !is_so() {
-        assert!(Instant::now() < until, "not in time: {what}");
+        assert!(Instant::now() < until, "timed out: {what}");
         sleep(Duration::from_millis(200));
     }
 }

@@ -1,11 +1,11 @@
-//! One restart from start to answer, beside curl's bare PATCH and `kubectl rollout restart`, in turn.
+//! The cost of one restart as a process, compared with curl's bare PATCH and `kubectl rollout restart`.
 //!
 //!     tests/cluster/up cargo bench --bench single_shot
 //!
-//! curl sends one prepared PATCH and checks nothing, so it is the floor: a process, a handshake, a
-//! write. We read the Deployment first, claim the request, charge the budget, guard the write by what
-//! was read, and record the answer. Prints medians, and ratios to ourselves; machines differ, ratios
-//! less.
+//! curl sends one prepared PATCH and checks nothing, so it is the lower bound: a process, a handshake, a
+//! write. action-executor also reads the Deployment, claims the request, charges the budget, makes the write
+//! conditional on what it read, and records the answer. The three run in turn. Prints medians, and ratios to
+//! action-executor, which vary less between machines.
 
 use std::{
     env, fs,
@@ -20,7 +20,7 @@ use wait4::Wait4;
 const ROUNDS: usize = 60;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_action-executor");
 
-/// What one run cost.
+/// The cost of one run.
 struct Cost {
     wall: Duration,
     processor: Duration,
@@ -34,21 +34,20 @@ fn main() {
         );
         std::process::exit(64);
     }
-    // kubectl refuses a second restart of the same Deployment within a second, so it gets a new one
-    // each round.
-    let kubectls = |round: usize| format!("bench-{round}");
+    // kubectl refuses a second restart of the same Deployment within a second, so each round has a new one.
+    let kubectl_target = |round: usize| format!("bench-{round}");
     create("bench");
-    (0..ROUNDS).for_each(|round| create(&kubectls(round)));
+    (0..ROUNDS).for_each(|round| create(&kubectl_target(round)));
     let curl = Curl::prepare();
     let mut runs: [(&str, Vec<Cost>); 3] =
         [("action-executor", vec![]), ("curl PATCH", vec![]), ("kubectl", vec![])];
     for round in 0..ROUNDS {
         runs[0].1.push(restart());
         runs[1].1.push(curl.patch(round));
-        let target = format!("deployment/{}", kubectls(round));
+        let target = format!("deployment/{}", kubectl_target(round));
         runs[2].1.push(run(Command::new("kubectl").args(["rollout", "restart", &target]), b""));
     }
-    println!("one restart, medians of {ROUNDS}");
+    println!("one restart: time, processor time and peak RSS, medians of {ROUNDS}");
     print(&runs);
 
     let mut offline = [("offline simulation", vec![]), ("/bin/true", vec![])];
@@ -58,7 +57,7 @@ fn main() {
         offline[0].1.push(run(&mut program, &request(true)));
         offline[1].1.push(run(&mut Command::new("/bin/true"), b""));
     }
-    println!("\nstart to answer without a cluster, medians of {ROUNDS}");
+    println!("\none offline simulation: time, processor time and peak RSS, medians of {ROUNDS}");
     print(&offline);
 }
 
@@ -68,7 +67,7 @@ fn create(name: &str) {
 }
 
 fn print(runs: &[(&str, Vec<Cost>)]) {
-    println!("{:<20}{:>10}{:>10}{:>12}{:>8}", "", "wall ms", "cpu ms", "peak MiB", "wall");
+    println!("{:<20}{:>10}{:>10}{:>12}{:>8}", "", "p50 ms", "CPU ms", "RSS MiB", "ratio");
     let ours = median(&runs[0].1, |cost| cost.wall.as_secs_f64());
     for (name, costs) in runs {
         let wall = median(costs, |cost| cost.wall.as_secs_f64());
@@ -96,7 +95,7 @@ fn request(simulate: bool) -> Vec<u8> {
 }
 
 fn restart() -> Cost {
-    // Counted as in real use, but with room for all rounds.
+    // Budgets are charged as in real use, and are large enough for all rounds.
     let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/counted.yaml");
     run(Command::new(PROGRAM).env("ACTION_EXECUTOR_POLICY", policy), &request(false))
 }
@@ -105,7 +104,7 @@ fn run(command: &mut Command, input: &[u8]) -> Cost {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     let began = Instant::now();
     let mut process = command.spawn().expect("it starts");
-    // A program that reads nothing may be gone before it is written to.
+    // A program that reads no input may have ended before the write.
     let _ = process.stdin.take().expect("is piped").write_all(input);
     let used = process.wait4().expect("it ends");
     let wall = began.elapsed();

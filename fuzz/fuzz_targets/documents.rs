@@ -1,5 +1,5 @@
-//! No text makes the readers of the policy and of the callers' keys panic, and the keys that are read are
-//! written with the same meaning.
+//! No text makes the parsers of the policy and the keys file panic, and accepted keys serialize with the same
+//! meaning.
 
 #![no_main]
 

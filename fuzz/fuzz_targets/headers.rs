@@ -1,4 +1,4 @@
-//! No bytes in a header make what reads them panic, and a client's time is never none or endless.
+//! No header value makes its parsers panic, and a client's timeout is never zero or unlimited.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! No input makes the parser panic, and what it accepts it writes with the same meaning.
+//! No input makes the request parser panic, and an accepted request serializes with the same meaning.
 
 #![no_main]
 

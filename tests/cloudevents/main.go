@@ -1,5 +1,5 @@
-// Sends one CloudEvent with the SDK for Go, and prints what came of it as JSON: the status, and the event
-// that it was answered with, as the SDK understands it.
+// Sends one CloudEvent with the Go SDK, and prints the result as JSON: the status, and the response event as
+// the SDK parses it.
 //
 //	cloudevents -to URL -mode binary|structured -source SOURCE -id ID [-time TIME] [-key KEY] < request.json
 package main
