@@ -104,7 +104,7 @@ fn ci_values() -> Vec<PathBuf> {
 }
 
 #[test]
-fn the_charts_rules_yaml_is_generated_from_the_programs_rules() {
+fn files_rules_yaml_is_generated_from_the_programs_rules() {
     let actions: BTreeMap<_, _> =
         ActionKind::ALL.iter().map(|kind| (kind.name(), kind.descriptor().rules)).collect();
     let aliases: BTreeMap<_, _> = ActionKind::ALL
