@@ -121,7 +121,7 @@ fn a_caller_over_its_rate_gets_429_with_retry_after() {
 }
 
 #[test]
-fn the_documented_keys_file_is_valid() {
+fn the_keys_in_the_docs_are_keys() {
     let page = include_str!("../../docs/how-to/keys-and-tokens.md");
     let mut blocks = page.split("```yaml\n").filter_map(|rest| rest.split("```").next());
     let example = blocks.find(|block| block.contains("\nkeys:")).expect("there is one");

@@ -1,4 +1,4 @@
-//! The published schemas and docs agree with what the program reads and writes.
+//! The published schemas agree with what is read and written.
 
 use std::{fs, path::PathBuf};
 
@@ -40,8 +40,7 @@ fn the_request_schema_accepts_what_the_parser_accepts() {
     for (name, bytes) in fixtures() {
         let Ok(value) = serde_json::from_slice::<Value>(&bytes) else { continue };
         let parsed = ActionRequest::parse(&bytes);
-        // A JSON Schema cannot express duplicate keys, valid times, or a parameter that needs another
-        // field.
+        // A schema cannot express duplicate keys, valid times, and parameters that need another field.
         let beyond = ["duplicate", "issued_at", "without_wait"];
         if beyond.iter().any(|it| name.contains(it)) {
             continue;
@@ -63,7 +62,7 @@ fn every_answer_matches_its_schema() {
 }
 
 #[test]
-fn every_action_has_a_fixture_that_is_accepted() {
+fn every_action_has_an_accepted_fixture() {
     let accepted: Vec<_> = fixtures()
         .iter()
         .filter_map(|(_, bytes)| ActionRequest::parse(bytes).ok())
@@ -104,7 +103,7 @@ fn the_docs_have_a_row_for_every_action_and_every_code() {
 }
 
 #[test]
-fn the_answer_to_the_originals_example_is_unchanged() {
+fn the_example_of_the_original_service_is_answered() {
     // With a cluster the text says `restarted at`; see `restart_k8s`.
     let example = json!({
         "type": "restart_k8s",

@@ -133,7 +133,7 @@ async fn a_denied_action_reaches_the_cluster_through_no_entry_point() {
 }
 
 #[tokio::test]
-async fn each_kind_of_request_makes_the_documented_number_of_calls() {
+async fn each_kind_of_request_makes_as_many_calls_as_documented() {
     let page = include_str!("../../docs/explanation/exactly-once.md");
     let scenario = Scenario::new(ActionKind::RestartK8s, "calls").await;
     let namespace = &scenario.namespace;
@@ -151,7 +151,7 @@ async fn each_kind_of_request_makes_the_documented_number_of_calls() {
     ] {
         let row = page.lines().find_map(|line| line.strip_prefix(&format!("| {request} | ")));
         let documented: usize =
-            row.and_then(|row| row.split(' ').next()?.parse().ok()).expect("the page has the row");
+            row.and_then(|row| row.split(' ').next()?.parse().ok()).expect("is documented");
         let mut body = scenario.request(id);
         body["simulate"] = simulate.into();
         // A running rollout would change the Deployment between the executor's read and its write.

@@ -1,7 +1,7 @@
 //! The tests that need the built program: against a real API server, over real sockets.
 //!
-//! `browser`, `cluster`, `pki`, `program`, `readers` and `scenario` are shared helpers; every other file tests one part,
-//! and most are named as the source file that they test.
+//! `browser`, `cluster`, `pki`, `program`, `readers` and `scenario` are the tools; every other file has the
+//! tests of one part.
 
 mod access;
 mod admission;

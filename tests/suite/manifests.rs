@@ -125,7 +125,7 @@ async fn the_knative_files_match_its_schema_and_each_other() {
 }
 
 #[tokio::test]
-async fn an_api_server_accepts_every_documented_manifest() {
+async fn an_api_server_accepts_every_manifest_in_the_docs() {
     let mut objects = Vec::new();
     for readme in ["README.md", "jobs/README.md", "charts/README.md", "docs/platforms.md"] {
         let text = fs::read_to_string(folder(readme)).expect("is there");
@@ -135,7 +135,7 @@ async fn an_api_server_accepts_every_documented_manifest() {
     }
     assert!(!objects.is_empty());
     for object in &mut objects {
-        // The namespace of a documented manifest is the user's.
+        // The namespace of an example is the reader's.
         object["metadata"].as_object_mut().expect("is there").remove("namespace");
     }
     shared().create_strictly(&objects);

@@ -1,6 +1,5 @@
-//! All parsers of external input, and the properties that hold for every input. Shared by the fuzz targets and the
-//! tests.
-#![allow(dead_code, reason = "each target of the fuzzer is given to one of them")]
+//! Properties of the parsers of untrusted input, for the fuzzer and for `properties`.
+#![allow(dead_code, reason = "each fuzz target uses one of them")]
 
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use action_executor::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// An accepted request serializes with the same meaning.
+/// An accepted request keeps its meaning when it is written.
 pub fn request(bytes: &[u8]) {
     if let Ok(first) = ActionRequest::parse(bytes) {
         let written = serde_json::to_vec(&first).expect("is written");
@@ -23,7 +22,7 @@ pub fn request(bytes: &[u8]) {
     }
 }
 
-/// Accepted keys serialize with the same meaning.
+/// Parsed keys keep their meaning when they are written.
 pub fn documents(text: &str) {
     let _ = Policy::parse(text, "tried");
     if let Ok(first) = Keys::parse(text, "tried") {
@@ -32,7 +31,7 @@ pub fn documents(text: &str) {
     }
 }
 
-/// A client's timeout is never zero or unlimited.
+/// A client's timeout is never zero or unbounded.
 pub fn headers(bytes: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
     let names = TIMEOUT_HEADERS.map(HeaderName::from_static);
