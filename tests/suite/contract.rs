@@ -104,7 +104,7 @@ fn the_docs_have_a_row_for_every_action_and_every_code() {
 
 #[test]
 fn the_example_of_the_original_service_is_answered() {
-    // With a cluster the text says `restarted at`; see `restart_k8s`.
+    // With a cluster `result` contains `restarted at`; see `restart_k8s`.
     let example = json!({
         "type": "restart_k8s",
         "parameters": {
