@@ -361,7 +361,7 @@ async fn alerts_and_dashboard_use_metrics_that_exist() {
     let program = Program::with_kubeconfig(shared().kubeconfig());
     let program = authority.server().files().apply_to(program);
     let server = Server::start(program).over_tls(authority.trusted_by(None));
-    let missing = br#"{"type":"restart_k8s","parameters":{"deployment":"nobody"}}"#;
+    let missing = br#"{"type":"restart_k8s","parameters":{"deployment":"missing"}}"#;
     assert_eq!(server.execute(missing).status, 422);
     let counted = String::from_utf8(server.get("/metrics").body).expect("is text");
     let of_ours = |character: char| character.is_ascii_lowercase() || character == '_';

@@ -53,7 +53,7 @@ async fn on_node(namespace: &Namespace) -> Vec<Pod> {
 }
 
 /// A disruption budget for the pods of `app`, once it allows this many disruptions.
-async fn budget(namespace: &Namespace, app: &str, max_unavailable: i32, room: i32) {
+async fn budget(namespace: &Namespace, app: &str, max_unavailable: i32, allowed: i32) {
     namespace
         .create::<PodDisruptionBudget>(json!({
             "metadata": { "name": app },
@@ -64,7 +64,7 @@ async fn budget(namespace: &Namespace, app: &str, max_unavailable: i32, room: i3
         .await;
     eventually("the budget allows it", async || {
         let status = namespace.api::<PodDisruptionBudget>().get(app).await.expect("is").status?;
-        (status.expected_pods > 0 && status.disruptions_allowed == room).then_some(())
+        (status.expected_pods > 0 && status.disruptions_allowed == allowed).then_some(())
     })
     .await;
 }
@@ -225,8 +225,8 @@ async fn an_exhausted_budget_is_refused_or_waited_for() {
     })
     .await;
     let budgets = namespace.api::<PodDisruptionBudget>();
-    let room = Patch::Merge(json!({ "spec": { "maxUnavailable": 1 } }));
-    budgets.patch("web", &Default::default(), &room).await.expect("is patched");
+    let one_unavailable = Patch::Merge(json!({ "spec": { "maxUnavailable": 1 } }));
+    budgets.patch("web", &Default::default(), &one_unavailable).await.expect("is patched");
     let done = spawn_blocking(|| waiting.wait()).await.expect("it ran");
     assert_eq!(done.status, 0, "{done:?}");
     let warnings = done.answer()["warnings"].to_string();
@@ -299,9 +299,9 @@ async fn the_kill_switch_stops_a_running_drain() {
     let running = spawn_blocking(move || program.input(asked).run());
     eventually("it is cordoned", async || is_cordoned(&namespace).await.then_some(())).await;
     crate::limits::set_kill_switch(&namespace, Some("incident 7")).await;
-    let room = Patch::Merge(json!({ "spec": { "maxUnavailable": 2 } }));
+    let two_unavailable = Patch::Merge(json!({ "spec": { "maxUnavailable": 2 } }));
     let budgets = namespace.api::<PodDisruptionBudget>();
-    budgets.patch("web", &Default::default(), &room).await.expect("is patched");
+    budgets.patch("web", &Default::default(), &two_unavailable).await.expect("is patched");
     let done = running.await.expect("it ran");
     assert_eq!(done.status, 69, "{done:?}");
     let answer = done.answer();
@@ -345,8 +345,8 @@ async fn a_drain_of_a_killed_executor_is_resumed_without_newer_pods() {
     // Two processes resume it at the same time.
     let (second, third) = (start(), start());
     let budgets = namespace.api::<PodDisruptionBudget>();
-    let room = Patch::Merge(json!({ "spec": { "maxUnavailable": 1 } }));
-    budgets.patch("web", &Default::default(), &room).await.expect("is patched");
+    let one_unavailable = Patch::Merge(json!({ "spec": { "maxUnavailable": 1 } }));
+    budgets.patch("web", &Default::default(), &one_unavailable).await.expect("is patched");
     let (second, third) = spawn_blocking(|| (second.wait(), third.wait())).await.expect("they ran");
     for done in [&second, &third] {
         assert_eq!(done.status, 0, "{done:?}");
@@ -424,7 +424,7 @@ impl Observer {
         let stop = Arc::new(AtomicBool::new(false));
         let (namespace, stopped) = (namespace.clone(), stop.clone());
         let task = tokio::spawn(async move {
-            let (mut looks, mut broken) = (0, Vec::new());
+            let (mut checks, mut broken) = (0, Vec::new());
             while !stopped.load(Ordering::SeqCst) {
                 let pods = namespace.api::<Pod>().list(&ListParams::default()).await;
                 let mut ready: BTreeMap<String, usize> = BTreeMap::new();
@@ -447,10 +447,10 @@ impl Observer {
                         broken.push(format!("budget {name}: {is} are healthy, {must} must be"));
                     }
                 }
-                looks += 1;
+                checks += 1;
                 sleep(Duration::from_millis(20)).await;
             }
-            (looks, broken)
+            (checks, broken)
         });
         Observer { stop, task }
     }
@@ -472,12 +472,12 @@ async fn two_hundred_pods_under_ten_budgets_are_evicted_within_each_budget() {
     let body = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 80 }));
     let program = Program::with_kubeconfig(namespace.kubeconfig()).input(body);
     let done = spawn_blocking(|| program.run()).await.expect("it ran");
-    let (looks, broken) = observer.end().await;
+    let (checks, broken) = observer.end().await;
     assert_eq!(done.status, 0, "{done:?}");
-    assert!(looks > 20, "{looks}");
+    assert!(checks > 20, "{checks}");
     assert_eq!(broken, Vec::<String>::new());
     assert!(on_node(&namespace).await.is_empty());
-    println!("200 pods under 10 budgets: {:?}, {looks} looks", done.took);
+    println!("200 pods under 10 budgets: {:?}, {checks} checks", done.took);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -73,11 +73,11 @@ async fn set_min_available(namespace: &Namespace, number: i32) {
 
 /// A kubeconfig whose proxy signals when the program checks the budget a second time.
 async fn watched(namespace: &Namespace) -> (PathBuf, watch::Receiver<bool>) {
-    let (looks, seen) = watch::channel(false);
+    let (checks, seen) = watch::channel(false);
     let kubeconfig = proxy(namespace, move |method, number| {
         // Each check reads the pod, the budgets, the pods and the record once.
         if *method == http::Method::GET && number >= 4 {
-            looks.send_replace(true);
+            checks.send_replace(true);
         }
         ProxyBehavior::Forward
     })
@@ -165,10 +165,10 @@ async fn an_exhausted_budget_is_reported_with_its_blocking_pods() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_eviction_claims_nothing_until_the_budget_allows_it() {
     let (namespace, pod) = exhausted_budget("evict_waits").await;
-    let (kubeconfig, mut looks) = watched(&namespace).await;
+    let (kubeconfig, mut checks) = watched(&namespace).await;
     let asked = json!({ "wait": true, "timeout_seconds": 60, "id": "r1" });
     let running = start(kubeconfig, request(&namespace, &pod, asked));
-    looks.wait_for(|again| *again).await.expect("it looks again");
+    checks.wait_for(|again| *again).await.expect("it checks again");
     assert_eq!(records(&namespace).await.len(), 0);
     assert!(uid(&namespace, &pod).await.is_some());
     let deployments = namespace.api::<Deployment>();
@@ -187,12 +187,12 @@ async fn two_processes_waiting_with_one_request_evict_once() {
     let request = request(&namespace, &pod, asked);
     let (mut running, mut waiting) = (Vec::new(), Vec::new());
     for _ in 0..2 {
-        let (kubeconfig, looks) = watched(&namespace).await;
+        let (kubeconfig, checks) = watched(&namespace).await;
         running.push(start(kubeconfig, request.clone()));
-        waiting.push(looks);
+        waiting.push(checks);
     }
-    for looks in &mut waiting {
-        looks.wait_for(|again| *again).await.expect("it looks again");
+    for checks in &mut waiting {
+        checks.wait_for(|again| *again).await.expect("it checks again");
     }
     set_min_available(&namespace, 0).await;
     let mut answers = Vec::new();
@@ -281,10 +281,10 @@ async fn a_pod_recreated_during_the_wait_is_not_evicted() {
     let namespace = shared().namespace("evict_recreated").await;
     namespace.running_stateful_set("web", 2).await;
     namespace.disruption_budget("tight", "web", json!({ "minAvailable": 2 })).await;
-    let (kubeconfig, mut looks) = watched(&namespace).await;
+    let (kubeconfig, mut checks) = watched(&namespace).await;
     let asked = json!({ "wait": true, "timeout_seconds": 60 });
     let running = start(kubeconfig, request(&namespace, "web-0", asked));
-    looks.wait_for(|again| *again).await.expect("it looks again");
+    checks.wait_for(|again| *again).await.expect("it checks again");
     let old = uid(&namespace, "web-0").await;
     namespace.api::<Pod>().delete("web-0", &Default::default()).await.expect("is deleted");
     let new = eventually("it is back", async || {

@@ -239,7 +239,7 @@ async fn a_busy_server_is_retried() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stays_busy_is_reported_with_retry_after() {
     let (done, effects) =
-        restarted("always_busy", |_, _| ProxyBehavior::Respond(503, "no room")).await;
+        restarted("always_busy", |_, _| ProxyBehavior::Respond(503, "overloaded")).await;
     assert_eq!((done.status, effects), (75, 0), "{done:?}");
     let answer = done.answer();
     assert_eq!(answer["code"], "cluster_unavailable");

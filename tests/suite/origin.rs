@@ -43,9 +43,9 @@ fn a_rebound_host_name_is_421_for_every_request() {
 
 #[test]
 fn a_servers_host_names_may_be_listed() {
-    let program = Program::offline().env("ACTION_EXECUTOR_HOSTS", "hand.example.com");
+    let program = Program::offline().env("ACTION_EXECUTOR_HOSTS", "actions.example.com");
     let server = Server::start_open(program);
-    assert_eq!(execute(&server, "hand.example.com", "").0, 200);
+    assert_eq!(execute(&server, "actions.example.com", "").0, 200);
     assert_eq!(execute(&server, "other.example.com", "").0, 421);
     // A probe sends the address that it connects to; HTTP/1.0 clients may send no host.
     assert_eq!(
@@ -54,8 +54,8 @@ fn a_servers_host_names_may_be_listed() {
         200
     );
     assert_eq!(get(&server, "/readyz", "1.0", "").0, 200);
-    let page = "Origin: https://hand.example.com\r\nSec-Fetch-Site: cross-site\r\n";
-    assert_eq!(execute(&server, "hand.example.com", page).0, 200);
+    let page = "Origin: https://actions.example.com\r\nSec-Fetch-Site: cross-site\r\n";
+    assert_eq!(execute(&server, "actions.example.com", page).0, 200);
 
     let open = Server::start_open(Program::offline());
     assert_eq!(execute(&open, "whatever.example", "").0, 200);

@@ -33,8 +33,8 @@ fn clients_that_trust_the_authority_are_served() {
     let authority = Authority::new();
     let server = server(&authority);
     assert_eq!(server.execute(REQUEST).status, 200);
-    let stranger = Authority::new().trusted_by(None);
-    let mut stream = server.secured(&stranger);
+    let client = Authority::new().trusted_by(None);
+    let mut stream = server.secured(&client);
     assert!(stream.read(&mut [0]).is_err());
 }
 
@@ -178,7 +178,7 @@ fn a_health_check_verifies_the_server() {
     assert_eq!(checked(outside(), Some("localhost"), Some(&files.certificate)), 0);
     assert_eq!(checked(outside(), Some("localhost"), Some(&Authority::new().file())), 75);
     assert_eq!(checked(outside(), Some("127.0.0.9"), Some(&authority.file())), 75);
-    assert_eq!(checked(outside(), Some("hand.example.com"), None), 64);
+    assert_eq!(checked(outside(), Some("actions.example.com"), None), 64);
     assert_eq!(checked(outside(), Some("localhost"), Some(&files.key)), 78);
 }
 
