@@ -77,7 +77,7 @@ fn every_action_has_a_fixture_that_is_accepted() {
 #[test]
 fn the_documents_have_a_row_for_every_action_and_every_code() {
     let readme = include_str!("../../README.md");
-    let page = include_str!("../../docs/actions.md");
+    let page = include_str!("../../docs/reference/actions.md");
     for kind in ActionKind::ALL {
         let name = format!("`{}`", kind.name());
         assert!(readme.lines().any(|line| line.starts_with('|') && line.contains(&name)), "{name}");

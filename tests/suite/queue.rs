@@ -99,7 +99,7 @@ async fn waits_for_rollouts_leave_their_places_to_others() {
             send(server.address(), &body, "")
         })
         .collect();
-    let places = r#"action_executor_places{room="waits"} "#;
+    let places = r#"action_executor_places{room="waiting"} "#;
     eventually("all of them wait", async || (counted(&server, places) == Some(5)).then_some(()))
         .await;
     let (reply, took) = answer(send(server.address(), &restart(&namespace, "web", "r1"), "")).await;

@@ -1,0 +1,34 @@
+//! `GET /metrics`: what has been counted, for Prometheus.
+
+use http::Response;
+
+use crate::{
+    contract::error::{ActionError, Code},
+    http::{
+        dispatch::Service,
+        message::{Body, full},
+    },
+    telemetry::metrics::MEDIA_TYPE,
+};
+
+/// The metrics of this process.
+///
+/// # Errors
+/// [`Code::RouteNotFound`] in a function: each of its processes would report only itself.
+pub fn get(service: &Service) -> Result<Response<Body>, ActionError> {
+    let metrics = service.context.metrics().ok_or_else(|| {
+        ActionError::new(Code::RouteNotFound, "a function has no metrics")
+            .with_hint("the platform counts invocations and errors")
+    })?;
+    let mut files = vec![
+        ("policy", service.context.policy_fault().is_none()),
+        ("keys", service.callers.fault().is_none()),
+    ];
+    if let Some(tls) = service.tls() {
+        files.push(("certificate", tls.fault().is_none()));
+        for (certificate, at) in tls.current().expiries() {
+            metrics.certificate_expires(certificate, *at);
+        }
+    }
+    Ok(full(MEDIA_TYPE, metrics.text(&files)))
+}
