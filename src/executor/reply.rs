@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     actions::request::{ActionRequest, Key},
-    auth::{Caller, Callers, Credentials},
+    auth::Caller,
     contract::{
         error::ActionError,
         response::{ActionResponse, Outcome},
@@ -63,23 +63,6 @@ impl Delivery {
     }
 }
 
-/// Does what a caller from elsewhere asks.
-///
-/// Nobody learns anything of a request, not even whether it can be read, who has not said who they are.
-///
-/// # Errors
-/// That the caller is not known or may not ask for this, that the request cannot be read, or as
-/// [`handle`] says.
-pub async fn carry_out(
-    context: &Context,
-    callers: &Callers,
-    delivery: &Delivery,
-    credentials: &Credentials,
-) -> Result<ActionResponse, ActionError> {
-    let caller = callers.identify(credentials, context.cluster()).await?;
-    carry_out_for(context, caller.as_ref(), delivery).await
-}
-
 /// Does what this caller asks.
 ///
 /// A request is no younger than the event that brought it, whatever became of the event in between: one
@@ -87,7 +70,7 @@ pub async fn carry_out(
 /// time is no part of the request, so that a caller may send the same request in another event.
 ///
 /// # Errors
-/// As [`carry_out`] says of a caller who is known.
+/// That the caller may not ask for this, that the request cannot be read, or as [`handle`] says.
 pub async fn carry_out_for(
     context: &Context,
     caller: Option<&Caller>,

@@ -1,17 +1,20 @@
 //! `GET /api/v1/history`: what was done, by whom and why, for who may list it.
 
 use http::{HeaderValue, Response, header};
+use schemars::SchemaGenerator;
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
     auth::{Verb, Wish},
-    contract::error::ActionError,
+    contract::{error::ActionError, names::Namespace},
     http::{
         dispatch::Service,
-        message::{Body, FullRequest, RequestInfo, json},
+        message::{Body, FullRequest, RequestInfo, json as json_response},
+        openapi::{AUTH_ERRORS, CLUSTER_ERRORS, Operation, Tag, json_content, query, response},
         query::{namespace, parameters},
     },
-    ledger::history::{Wanted, newest, no_cluster},
+    ledger::history::{Page, Wanted, newest, no_cluster},
 };
 
 /// The default and the maximum number of entries.
@@ -36,16 +39,16 @@ pub async fn get(
     // Authentication comes first: other callers learn nothing.
     let credentials = info.credentials(request.headers());
     let caller = service.callers.identify(&credentials, context.cluster()).await?;
-    let query = Query::read(request.uri().query().unwrap_or_default())?;
+    let wanted = Query::read(request.uri().query().unwrap_or_default())?;
     if let Some(caller) = caller {
-        let namespace = query.filter.namespace.as_deref().unwrap_or_default();
+        let namespace = wanted.filter.namespace.as_deref().unwrap_or_default();
         let wish = Wish { verb: Verb::List, kind: None, namespace };
         caller.may(&wish, context.cluster()).await?;
     }
     let cluster = context.cluster().ok_or_else(no_cluster)?;
     let deadline = Instant::now() + context.deadline();
-    let page = newest(cluster, &query.filter, query.limit, deadline).await?;
-    let mut response = json(&page);
+    let page = newest(cluster, &wanted.filter, wanted.limit, deadline).await?;
+    let mut response = json_response(&page);
     // It depends on the caller and the time.
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
@@ -94,16 +97,54 @@ fn limit(text: &str) -> Result<usize, ActionError> {
     })
 }
 
+/// The operation in the OpenAPI document.
+pub fn operation(generator: &mut SchemaGenerator) -> Operation {
+    let namespace = generator.subschema_for::<Namespace>().to_value();
+    Operation {
+        description:
+            "The newest first, as far back as the API server keeps Events: an hour by default. \
+                      Callers need the right to `list`."
+                .to_owned(),
+        authenticated: true,
+        parameters: vec![
+            query(
+                "namespace",
+                "Only records in this namespace, which for actions on nodes is `default`; all namespaces, if \
+                 it is left out.",
+                namespace,
+            ),
+            query(
+                "target",
+                "Only records of this target, as `deployment/web` or `web`.",
+                json!({ "type": "string", "minLength": 1, "maxLength": MAX_TARGET_LENGTH }),
+            ),
+            query(
+                "limit",
+                "The maximum number of entries.",
+                json!({
+                    "type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT,
+                }),
+            ),
+        ],
+        responses: vec![(
+            200,
+            response("What was done, by whom and why.", json_content::<Page>(generator)),
+        )],
+        errors: [&AUTH_ERRORS[..], &CLUSTER_ERRORS].concat(),
+        ..Operation::get("/api/v1/history", "listHistory", Tag::Actions, "What was done")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_query_is_a_filter_and_a_limit() {
-        let query = Query::read("namespace=shop&target=deployment%2Fweb&limit=7").expect("is one");
-        assert_eq!(query.filter.namespace.as_deref(), Some("shop"));
-        assert_eq!(query.filter.target.as_deref(), Some("deployment/web"));
-        assert_eq!(query.limit, 7);
+        let wanted = Query::read("namespace=shop&target=deployment%2Fweb&limit=7").expect("is one");
+        assert_eq!(wanted.filter.namespace.as_deref(), Some("shop"));
+        assert_eq!(wanted.filter.target.as_deref(), Some("deployment/web"));
+        assert_eq!(wanted.limit, 7);
         assert_eq!(Query::read(""), Ok(Query { filter: Wanted::default(), limit: DEFAULT_LIMIT }));
     }
 

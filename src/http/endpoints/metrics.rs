@@ -1,12 +1,14 @@
 //! `GET /metrics`: what has been counted, for Prometheus.
 
 use http::Response;
+use serde_json::json;
 
 use crate::{
     contract::error::{ActionError, Code},
     http::{
         dispatch::Service,
         message::{Body, full},
+        openapi::{Operation, Tag, response},
     },
     telemetry::metrics::MEDIA_TYPE,
 };
@@ -31,4 +33,15 @@ pub fn get(service: &Service) -> Result<Response<Body>, ActionError> {
         }
     }
     Ok(full(MEDIA_TYPE, metrics.text(&files)))
+}
+
+/// The operation in the OpenAPI document.
+pub fn operation() -> Operation {
+    let content = json!({ "text/plain": { "schema": { "type": "string" } } });
+    Operation {
+        description: "For Prometheus, in its text format. A function has none.".to_owned(),
+        responses: vec![(200, response("The metrics.", content))],
+        errors: vec![Code::RouteNotFound],
+        ..Operation::get("/metrics", "getMetrics", Tag::Operation, "The metrics")
+    }
 }

@@ -4,6 +4,8 @@
 
 use http::{HeaderValue, Method, Response, header};
 use percent_encoding::percent_decode_str;
+use schemars::SchemaGenerator;
+use serde_json::json;
 
 use crate::{
     auth::{Caller, Verb, Wish},
@@ -20,6 +22,7 @@ use crate::{
         dispatch::Service,
         headers::{accepts_event_stream, check_accept, header as value_of},
         message::{Body, FullRequest, RequestInfo, full},
+        openapi::{self, AUTH_ERRORS, CLUSTER_ERRORS, Operation, Tag, response},
         query,
         query::parameters,
     },
@@ -148,6 +151,58 @@ impl Snapshot {
             (None, None) => {}
         }
         Ok(response)
+    }
+}
+
+/// The operation in the OpenAPI document.
+pub fn operation(generator: &mut SchemaGenerator) -> Operation {
+    let mut state = response(
+        "Its state. As a stream, `event: progress` with each change and `event: done` with the last; the \
+         data of each is the same object.",
+        json!({
+            "application/json": { "schema": generator.subschema_for::<Progress>() },
+            "text/event-stream": { "schema": { "type": "string" } },
+        }),
+    );
+    state["headers"] = json!({
+        "Retry-After": {
+            "schema": { "type": "integer", "minimum": 1 },
+            "description": "Seconds until there may be a change, while it is in progress.",
+        },
+        "ETag": { "schema": { "type": "string" }, "description": "Its tag, once it is done." },
+        "Cache-Control": { "schema": { "type": "string" }, "description": "`no-cache`." },
+    });
+    let not_found = |code: &Code| code.http_status() == 404;
+    Operation {
+        description:
+            "From its record in the cluster. With `Accept: text/event-stream` it sends each change \
+                      until the end. Callers need the right to `get` the action in its namespace."
+                .to_owned(),
+        authenticated: true,
+        parameters: vec![
+            json!({
+                "name": "id", "in": "path", "required": true,
+                "schema": generator.subschema_for::<RequestId>(),
+                "description": "The request's id.",
+            }),
+            openapi::query(
+                "namespace",
+                "The namespace of the target; `default` for a target in none.",
+                json!({ "type": "string", "default": "default" }),
+            ),
+        ],
+        responses: vec![(200, state)],
+        errors: Code::ALL
+            .into_iter()
+            .filter(|code| not_found(code) || AUTH_ERRORS.contains(code))
+            .chain(CLUSTER_ERRORS)
+            .collect(),
+        ..Operation::get(
+            "/api/v1/actions/{id}",
+            "getAction",
+            Tag::Actions,
+            "The state of a request",
+        )
     }
 }
 

@@ -6,6 +6,8 @@
 use std::time::Duration;
 
 use http::Response;
+use schemars::SchemaGenerator;
+use serde_json::{Value, json};
 use tokio::{
     sync::{Mutex, watch},
     time::{Instant, timeout},
@@ -19,6 +21,7 @@ use crate::{
     http::{
         dispatch::Service,
         message::{Body, full},
+        openapi::{Operation, Tag, response},
         routes::HEALTHY,
     },
 };
@@ -128,6 +131,54 @@ impl Readiness {
 
 fn ttl(fails: bool) -> Duration {
     if fails { FAILURE_TTL } else { CACHE_TTL }
+}
+
+/// The operation of the health check in the OpenAPI document.
+pub fn health_operation() -> Operation {
+    Operation {
+        responses: vec![(200, response("It is alive.", healthy_content()))],
+        ..Operation::get(
+            "/api/v1/healthz",
+            "getHealth",
+            Tag::Operation,
+            "Whether the process is alive",
+        )
+    }
+}
+
+/// The operation in the OpenAPI document.
+pub fn operation(generator: &mut SchemaGenerator) -> Operation {
+    let not_ready = json!({ "application/problem+json": {
+        "schema": generator.subschema_for::<ActionError>(),
+    } });
+    let reason = "It could not; the problem is the reason, with its own status in the document.";
+    Operation {
+        description:
+            "The cluster answers, the current policy and key files are loaded, and the process is \
+                      not shutting down."
+                .to_owned(),
+        responses: vec![
+            (200, response("It could.", healthy_content())),
+            // Whatever the reason, probes use the status.
+            (503, response(reason, not_ready)),
+        ],
+        ..Operation::get(
+            "/readyz",
+            "getReadiness",
+            Tag::Operation,
+            "Whether an action could be carried out now",
+        )
+    }
+}
+
+fn healthy_content() -> Value {
+    json!({ "application/json": {
+        "schema": {
+            "type": "object", "required": ["status"], "additionalProperties": false,
+            "properties": { "status": { "const": "ok" } },
+        },
+        "example": { "status": "ok" },
+    } })
 }
 
 #[cfg(test)]

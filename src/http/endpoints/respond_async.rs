@@ -17,14 +17,14 @@ use tokio::{
 use tracing::Instrument;
 
 use crate::{
-    auth::{Callers, Credentials},
+    auth::Caller,
     contract::{
         error::{ActionError, Code},
         response::Target,
     },
     executor::{
         context::Context,
-        reply::{Answer, Delivery, carry_out},
+        reply::{Answer, Delivery, carry_out_for},
         status::Stage,
     },
     http::{
@@ -103,12 +103,11 @@ impl BackgroundTasks {
 /// as soon as it is claimed in the ledger.
 ///
 /// # Errors
-/// As [`carry_out`] says, if it ends before the response.
+/// As [`carry_out_for`] says, if it ends before the response.
 pub async fn execute_async(
     context: Context,
-    callers: Arc<Callers>,
+    caller: Option<Caller>,
     delivery: Delivery,
-    credentials: Credentials,
     permit: Permit,
     patience: Duration,
 ) -> Result<Response<Body>, ActionError> {
@@ -119,7 +118,7 @@ pub async fn execute_async(
     }));
     let work = async move {
         let _permit = permit;
-        carry_out(&context, &callers, &delivery, &credentials).await
+        carry_out_for(&context, caller.as_ref(), &delivery).await
     };
     let mut work = tokio::spawn(work.in_current_span());
     let deferred = async {

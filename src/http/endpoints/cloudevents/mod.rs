@@ -12,12 +12,16 @@
 //! - what is not such an event, or comes from a caller that may not ask, has its 4xx. No sender would be
 //!   helped by an event; an operator reads the dead letters.
 
+use std::collections::BTreeSet;
+
 use chrono::Utc;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, header::RETRY_AFTER};
 use percent_encoding::percent_decode_str;
+use schemars::SchemaGenerator;
+use serde_json::json;
 
 use crate::{
-    actions::request::Key,
+    actions::request::{ActionRequest, Key},
     contract::{
         digest::sha256,
         error::{ActionError, Code},
@@ -29,9 +33,10 @@ use crate::{
         dispatch::Service,
         endpoints::{
             cloudevents::event::{Incoming, Outgoing},
-            execute::action_context,
+            execute::{action_context, action_errors},
         },
         message::{Body, FullRequest, RequestInfo},
+        openapi::{Operation, Tag, header, response},
     },
     ledger::record::is_final,
 };
@@ -94,7 +99,7 @@ pub async fn receive(
     };
     let mut response = event.response(mode, status)?;
     if let Some(seconds) = retry_after {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     Ok(response)
 }
@@ -139,6 +144,73 @@ fn status(done: &Result<ActionResponse, ActionError>) -> StatusCode {
         true => StatusCode::from_u16(elsewhere).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         false => StatusCode::OK,
     }
+}
+
+/// The operation in the OpenAPI document: a request in a CloudEvent, in either mode of its HTTP binding.
+pub fn operation(generator: &mut SchemaGenerator) -> Operation {
+    let request = json!({
+        "description": "A request; other data is answered with a problem in an event.",
+        "anyOf": [generator.subschema_for::<ActionRequest>(), {}],
+    });
+    let name = json!({ "type": "string", "minLength": 1 });
+    let kind = json!({ "const": "dev.action-executor.action.request.v1" });
+    Operation {
+        method: "POST",
+        description: "CloudEvents 1.0, in binary mode (headers `ce-...`, the request as the body) or \
+                      structured mode (the request in `data`). The event's source and id are the \
+                      request's id, unless it brings one of its own. The answer is an event too, in the \
+                      same mode: `dev.action-executor.action.response.v1`, or `.problem.v1`."
+            .to_owned(),
+        authenticated: true,
+        parameters: ["ce-specversion", "ce-type", "ce-source", "ce-id"]
+            .map(|name| {
+                let description = "In binary mode, and not empty; in structured mode it is ignored.";
+                header(name, description, json!({ "type": "string" }))
+            })
+            .into(),
+        request: Some(json!({
+            "required": true,
+            "content": {
+                "application/json": { "schema": request },
+                "application/cloudevents+json": { "schema": {
+                    "type": "object",
+                    "required": ["specversion", "type", "source", "id", "data"],
+                    "properties": {
+                        "specversion": { "const": "1.0" }, "type": kind, "source": name, "id": name,
+                        // Null means absent (JSON Event Format for CloudEvents, section 2.2).
+                        "datacontenttype": { "type": ["string", "null"] },
+                        "time": { "type": ["string", "null"], "format": "date-time" },
+                        "data": request,
+                    },
+                } },
+            },
+        })),
+        responses: event_statuses()
+            .into_iter()
+            .map(|status| {
+                let data = json!({ "anyOf": [
+                    generator.subschema_for::<ActionResponse>(), generator.subschema_for::<ActionError>(),
+                ] });
+                let content = json!({
+                    "application/json": { "schema": data },
+                    "application/cloudevents+json": { "schema": {
+                        "type": "object",
+                        "required": ["specversion", "type", "source", "id", "data"],
+                        "properties": { "specversion": { "const": "1.0" }, "data": data },
+                    } },
+                });
+                (status, response("The answer, as an event", content))
+            })
+            .collect(),
+        errors: action_errors(),
+        ..Operation::get("/", "sendEvent", Tag::Actions, "Carry out the request of a CloudEvent")
+    }
+}
+
+/// The statuses of responses that are events: those that brokers forward, and those that they retry.
+fn event_statuses() -> BTreeSet<u16> {
+    let retried = action_errors().into_iter().map(Code::http_status);
+    retried.filter(|status| matches!(status, 408 | 409 | 429 | 500..)).chain([200, 202]).collect()
 }
 
 #[cfg(test)]
