@@ -1,20 +1,23 @@
-//! The server's throughput, with each engine, beside the same two endpoints in FastAPI under uvicorn (one
-//! worker).
+//! The server with each engine beside the same two endpoints in FastAPI under uvicorn (one worker).
 //!
 //!     cargo bench --bench server
 //!
-//! Needs python3 with venv, and wrk. FastAPI parses and checks the same request with pydantic and
-//! answers a fixed sentence; we do all that a simulation without a cluster does, and log it. In
-//! `tests/cluster/up cargo bench --bench server` we are also asked for simulations by the API server, which
-//! runs on the same machine. Prints requests a second, the median, the slowest of a hundred, processor time for each request, and
-//! memory, with ratios. `BENCH_SECONDS` is how long each load lasts.
+//! Needs python3 with venv, and wrk. FastAPI parses and checks the same request with pydantic and returns a
+//! fixed sentence; action-executor does everything that an offline simulation does, and logs it. With
+//! `tests/cluster/up cargo bench --bench server`, simulations that the API server checks are measured too;
+//! it runs on the same machine.
+//!
+//! Prints, for each load: requests per second, median and 99th percentile of the latency, processor time
+//! per request (user and system, of the server's process), and each as a ratio to FastAPI. Then, for a
+//! fresh server of each kind: peak memory after 100,000 requests at 64 connections, and the processor time
+//! of an idle second. `BENCH_SECONDS` is the length of each load (30 by default).
 
 use std::{
     env,
     ffi::OsStr,
     fs,
     net::TcpStream,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -23,11 +26,14 @@ use std::{
 mod peer;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_action-executor");
-const OURS: u16 = 18_461;
-const THEIRS: u16 = 18_462;
-const OURS_WITH_CLUSTER: u16 = 18_463;
-const OURS_WITH_TINY_HTTP: u16 = 18_464;
 const CONNECTIONS: [u32; 3] = [8, 64, 512];
+
+/// The load after which memory is read.
+const MEMORY_CONNECTIONS: u32 = 64;
+const MEMORY_REQUESTS: u64 = 100_000;
+
+/// How long an idle server is observed.
+const IDLE: Duration = Duration::from_secs(5);
 
 const APPLICATION: &str = r#"
 from typing import Optional
@@ -61,125 +67,207 @@ wrk.headers["Content-Type"] = "application/json"
 wrk.body = '{"type":"restart_k8s","parameters":{"deployment":"web"},"simulate":true}'
 "#;
 
-/// A server that ends with us.
-struct Server {
-    process: Child,
-    port: u16,
+/// What is measured: the server with an engine, or the peer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Hyper,
+    TinyHttp,
+    FastApi,
 }
 
+/// A server that ends with the bench.
+struct Server {
+    kind: Kind,
+    port: u16,
+    process: Child,
+}
+
+/// One load on one server.
 struct Load {
+    requests: u64,
     per_second: f64,
     p50_ms: f64,
     p99_ms: f64,
-    /// Processor time for each request.
-    cpu_us: f64,
+    /// Processor time of the server per request, in microseconds.
+    processor_us: f64,
     errors: bool,
 }
 
-fn main() {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-server");
-    fs::create_dir_all(&folder).expect("is made");
-    fs::write(folder.join("app.py"), APPLICATION).expect("is written");
-    fs::write(folder.join("post.lua"), POST).expect("is written");
-    let python = peer::python_with(&folder, &["fastapi==0.165.0", "uvicorn[standard]==0.54.0"]);
+/// The files of the bench, and how long a load lasts.
+struct Bench {
+    folder: PathBuf,
+    python: PathBuf,
+    script: PathBuf,
+    seconds: u32,
+}
 
-    let log = fs::File::create(folder.join("log")).expect("is made");
-    let start = |port: u16, engine: &str| {
-        let bind = format!("127.0.0.1:{port}");
-        let mut command = Command::new(PROGRAM);
-        command.args(["serve", "--bind", &bind, "--engine", engine]);
-        let log = log.try_clone().expect("is cloned");
-        Server::start(command.env_clear().env("HOME", "/nonexistent").stderr(log), port)
-    };
-    let ours = start(OURS, "hyper");
-    let tiny_http = start(OURS_WITH_TINY_HTTP, "tiny-http");
-    let theirs = Server::start(
-        Command::new(python)
-            .args(["-m", "uvicorn", "app:app", "--log-level", "warning", "--port"])
-            .arg(THEIRS.to_string())
-            .current_dir(&folder),
-        THEIRS,
-    );
-    let seconds = env::var("BENCH_SECONDS").ok().and_then(|it| it.parse().ok()).unwrap_or(30);
-    println!("{seconds} s each, in turn");
-    println!(
-        "{:<22}{:<18}{:>12}{:>10}{:>10}{:>10}{:>8}",
-        "", "", "requests/s", "p50 ms", "p99 ms", "cpu µs", "errors"
-    );
-    let script = folder.join("post.lua");
+fn main() {
+    let bench = Bench::prepare();
+    println!("{} s each, in turn", bench.seconds);
+    print_header();
+    let servers = Kind::ALL.map(|kind| bench.start(kind, &[]));
     for (name, path, script) in [
         ("health", "/api/v1/healthz", None),
-        ("simulation", "/api/v1/action/execute", Some(script.as_path())),
+        ("offline simulation", "/api/v1/action/execute", Some(bench.script.as_path())),
     ] {
-        // Nobody is measured cold.
-        for server in [&ours, &tiny_http, &theirs] {
+        for server in &servers {
+            // A cold server is not measured.
             server.load(path, script, 8, 2);
         }
         for connections in CONNECTIONS {
-            let [mine, tiny, other] = [&ours, &tiny_http, &theirs]
-                .map(|server| server.load(path, script, connections, seconds));
-            let name = format!("{name}, {connections}");
-            mine.print(&name, "action-executor");
-            tiny.print(&name, "with tiny-http");
-            other.print(&name, "FastAPI");
-            println!(
-                "{name:<22}{:<18}{:>11.1}x{:>9.2}x{:>9.2}x{:>9.3}x",
-                "ratio",
-                mine.per_second / other.per_second,
-                mine.p50_ms / other.p50_ms,
-                mine.p99_ms / other.p99_ms,
-                mine.cpu_us / other.cpu_us
-            );
+            let loads = servers
+                .each_ref()
+                .map(|server| server.load(path, script, connections, bench.seconds));
+            print_loads(&format!("{name}, {connections}"), &loads);
         }
     }
-    println!(
-        "peak memory: action-executor {:.1} MiB, with tiny-http {:.1} MiB, FastAPI {:.1} MiB",
-        ours.peak(),
-        tiny_http.peak(),
-        theirs.peak()
-    );
+    drop(servers);
+    bench.print_memory();
     if let Some(kubeconfig) = env::var_os("KUBECONFIG") {
-        let log = fs::File::create(folder.join("log-with-cluster")).expect("is made");
-        with_cluster(&kubeconfig, &script, seconds, log);
+        bench.with_cluster(&kubeconfig);
     }
 }
 
-/// Simulations that the API server tries.
-fn with_cluster(kubeconfig: &OsStr, script: &Path, seconds: u32, log: fs::File) {
-    let create = ["create", "deployment", "web", "--image=registry.invalid/good:1", "--replicas=0"];
-    let done = Command::new("kubectl").args(create).status().expect("kubectl is there");
-    assert!(done.success(), "the Deployment is not made");
-    let ours = Server::start(
-        Command::new(PROGRAM)
-            .args(["serve", "--bind", &format!("127.0.0.1:{OURS_WITH_CLUSTER}")])
-            .env_clear()
-            .env("KUBECONFIG", kubeconfig)
-            .stderr(log),
-        OURS_WITH_CLUSTER,
-    );
-    let path = "/api/v1/action/execute";
-    ours.load(path, Some(script), 8, 2);
-    for connections in CONNECTIONS {
-        let load = ours.load(path, Some(script), connections, seconds);
-        load.print(&format!("by the cluster, {connections}"), "action-executor");
+impl Kind {
+    const ALL: [Kind; 3] = [Kind::Hyper, Kind::TinyHttp, Kind::FastApi];
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Hyper => "engine hyper",
+            Kind::TinyHttp => "engine tiny-http",
+            Kind::FastApi => "FastAPI",
+        }
     }
-    println!("peak memory: action-executor {:.1} MiB", ours.peak());
+
+    fn port(self) -> u16 {
+        18_461 + self as u16
+    }
+}
+
+impl Bench {
+    fn prepare() -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-server");
+        fs::create_dir_all(&folder).expect("is made");
+        fs::write(folder.join("app.py"), APPLICATION).expect("is written");
+        let script = folder.join("post.lua");
+        fs::write(&script, POST).expect("is written");
+        let packages = ["fastapi==0.165.0", "uvicorn[standard]==0.54.0"];
+        let python = peer::python_with(&folder, &packages);
+        let seconds = env::var("BENCH_SECONDS").ok().and_then(|it| it.parse().ok());
+        Bench { folder, python, script, seconds: seconds.unwrap_or(30) }
+    }
+
+    /// Starts a server; `environment` is all that action-executor gets besides a home.
+    fn start(&self, kind: Kind, environment: &[(&str, &OsStr)]) -> Server {
+        let port = kind.port();
+        let mut command = match kind {
+            Kind::FastApi => {
+                let mut command = Command::new(&self.python);
+                command
+                    .args(["-m", "uvicorn", "app:app", "--log-level", "warning", "--port"])
+                    .arg(port.to_string())
+                    .current_dir(&self.folder);
+                command
+            }
+            Kind::Hyper | Kind::TinyHttp => {
+                let engine = if kind == Kind::Hyper { "hyper" } else { "tiny-http" };
+                let log = fs::File::create(self.folder.join(engine)).expect("is made");
+                let mut command = Command::new(PROGRAM);
+                command
+                    .args(["serve", "--engine", engine, "--bind", &format!("127.0.0.1:{port}")])
+                    .env_clear()
+                    .env("HOME", "/nonexistent")
+                    .envs(environment.iter().copied())
+                    .stderr(log);
+                command
+            }
+        };
+        Server::start(kind, port, &mut command)
+    }
+
+    /// Memory after a fixed number of requests, and the cost of doing nothing, of a fresh server each.
+    fn print_memory(&self) {
+        println!();
+        println!(
+            "{:<18}{:>24}{:>24}",
+            "",
+            format!("MiB after {MEMORY_REQUESTS}"),
+            "idle, ms of CPU a second"
+        );
+        for kind in Kind::ALL {
+            let server = self.start(kind, &[]);
+            let before = server.processor_time();
+            sleep(IDLE);
+            let idle = (server.processor_time() - before).as_secs_f64() * 1e3 / IDLE.as_secs_f64();
+            let mut requests = 0;
+            while requests < MEMORY_REQUESTS {
+                let load = server.load(
+                    "/api/v1/action/execute",
+                    Some(&self.script),
+                    MEMORY_CONNECTIONS,
+                    2,
+                );
+                assert!(load.requests > 0, "{} answers nothing", kind.name());
+                requests += load.requests;
+            }
+            println!("{:<18}{:>24.1}{:>24.1}", kind.name(), server.peak_mib(), idle);
+        }
+    }
+
+    /// Simulations that the API server checks.
+    fn with_cluster(&self, kubeconfig: &OsStr) {
+        let create =
+            ["create", "deployment", "web", "--image=registry.invalid/good:1", "--replicas=0"];
+        let done = Command::new("kubectl").args(create).status().expect("kubectl is there");
+        assert!(done.success(), "the Deployment is not made");
+        println!();
+        print_header();
+        for kind in [Kind::Hyper, Kind::TinyHttp] {
+            let server = self.start(kind, &[("KUBECONFIG", kubeconfig)]);
+            let path = "/api/v1/action/execute";
+            server.load(path, Some(&self.script), 8, 2);
+            for connections in CONNECTIONS {
+                let load = server.load(path, Some(&self.script), connections, self.seconds);
+                load.print(&format!("by the cluster, {connections}"), kind.name());
+            }
+            println!("{:<24}{:<18}peak memory {:.1} MiB", "", kind.name(), server.peak_mib());
+        }
+    }
+}
+
+fn print_header() {
+    println!(
+        "{:<24}{:<18}{:>12}{:>10}{:>10}{:>16}{:>8}",
+        "", "", "requests/s", "p50 ms", "p99 ms", "CPU us/request", "errors"
+    );
+}
+
+/// The loads of each kind, and the ratios of both engines to the peer.
+fn print_loads(name: &str, loads: &[Load; 3]) {
+    for (kind, load) in Kind::ALL.iter().zip(loads) {
+        load.print(name, kind.name());
+    }
+    let [hyper, tiny_http, peer] = loads;
+    for (kind, load) in [(Kind::Hyper, hyper), (Kind::TinyHttp, tiny_http)] {
+        println!(
+            "{name:<24}{:<18}{:>11.2}x{:>9.2}x{:>9.2}x{:>15.3}x",
+            format!("{} ratio", kind.name().trim_start_matches("engine ")),
+            load.per_second / peer.per_second,
+            load.p50_ms / peer.p50_ms,
+            load.p99_ms / peer.p99_ms,
+            load.processor_us / peer.processor_us,
+        );
+    }
 }
 
 impl Load {
     fn print(&self, name: &str, who: &str) {
         let errors = if self.errors { "yes" } else { "none" };
         println!(
-            "{name:<22}{who:<18}{:>12.0}{:>10.2}{:>10.2}{:>10.1}{errors:>8}",
-            self.per_second, self.p50_ms, self.p99_ms, self.cpu_us
+            "{name:<24}{who:<18}{:>12.0}{:>10.2}{:>10.2}{:>16.1}{errors:>8}",
+            self.per_second, self.p50_ms, self.p99_ms, self.processor_us
         );
     }
-}
-
-/// From `123 requests in 2.00s, 1.00MB read`.
-fn requests(text: &str) -> f64 {
-    let line = text.lines().find(|line| line.contains(" requests in ")).expect("is told");
-    line.split_whitespace().next().and_then(|it| it.parse().ok()).expect("is a number")
 }
 
 /// From `3.45ms`, `870.00us` or `1.20s`.
@@ -195,54 +283,53 @@ fn milliseconds(text: &str) -> f64 {
 }
 
 impl Server {
-    fn start(command: &mut Command, port: u16) -> Self {
+    fn start(kind: Kind, port: u16, command: &mut Command) -> Self {
         let process = command.stdin(Stdio::null()).spawn().expect("it starts");
-        let began = Instant::now();
+        let server = Server { kind, port, process };
+        let started = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(began.elapsed() < Duration::from_secs(20), "nobody listens on {port}");
+            assert!(started.elapsed() < Duration::from_secs(20), "nothing listens on {port}");
             sleep(Duration::from_millis(50));
         }
-        Server { process, port }
+        server
     }
 
     fn load(&self, path: &str, script: Option<&Path>, connections: u32, seconds: u32) -> Load {
-        let before = self.cpu_us();
         let mut wrk = Command::new("wrk");
         wrk.args(["-t1", "--latency", "--timeout", "30s"]);
         wrk.args([format!("-c{connections}"), format!("-d{seconds}s")]);
         if let Some(script) = script {
             wrk.arg("-s").arg(script);
         }
-        let done = wrk
-            .arg(format!("http://127.0.0.1:{}{path}", self.port))
-            .output()
-            .expect("wrk is there");
+        let before = self.processor_time();
+        let url = format!("http://127.0.0.1:{}{path}", self.port);
+        let done = wrk.arg(url).output().expect("wrk is there");
+        let processor = self.processor_time() - before;
         let text = String::from_utf8(done.stdout).expect("is text");
         let after = |label: &str| {
             let line = text.lines().find_map(|line| line.trim().strip_prefix(label));
-            line.unwrap_or_else(|| panic!("wrk says {text}")).trim().to_owned()
+            line.unwrap_or_else(|| panic!("{}: wrk prints {text}", self.kind.name())).trim()
         };
+        let requests = text
+            .lines()
+            .find_map(|line| line.trim().split_once(" requests in "))
+            .and_then(|(count, _)| count.parse().ok())
+            .unwrap_or_else(|| panic!("{}: wrk prints {text}", self.kind.name()));
         Load {
+            requests,
             per_second: after("Requests/sec:").parse().expect("is a number"),
-            p50_ms: milliseconds(&after("50%")),
-            p99_ms: milliseconds(&after("99%")),
-            cpu_us: (self.cpu_us() - before) / requests(&text),
+            p50_ms: milliseconds(after("50%")),
+            p99_ms: milliseconds(after("99%")),
+            processor_us: processor.as_secs_f64() * 1e6 / (requests.max(1) as f64),
             errors: text.contains("Non-2xx") || text.contains("Socket errors"),
         }
     }
 
-    /// The processor time that it has used, as Linux counts it, in ticks of 10 ms (proc(5), stat).
-    fn cpu_us(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()));
-        let stat = stat.expect("it lives");
-        // The program's name is in parentheses, and may hold spaces.
-        let fields = stat.rsplit(')').next().expect("is there").split_whitespace();
-        let ticks: f64 = fields.skip(11).take(2).map(|it| it.parse::<f64>().expect("is one")).sum();
-        ticks * 10_000.0
+    fn processor_time(&self) -> Duration {
+        peer::processor_time(self.process.id())
     }
 
-    /// The most memory that it has held, in MiB.
-    fn peak(&self) -> f64 {
+    fn peak_mib(&self) -> f64 {
         peer::peak_mib(self.process.id())
     }
 }

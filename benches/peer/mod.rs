@@ -1,10 +1,11 @@
-//! What the benchmarks need of the peers that they measure us against: a Python with packages of its own,
-//! and how much memory a process has held.
+//! What the benchmarks need of their peers: a Python with packages of its own, and the processor time and
+//! memory of a running process.
 
 use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 /// A Python in `folder` with these packages, installed when it is first asked for.
@@ -28,4 +29,15 @@ pub fn peak_mib(process: u32) -> f64 {
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("is there");
     let kib: f64 = line.split_whitespace().nth(1).and_then(|it| it.parse().ok()).expect("is");
     kib / 1024.0
+}
+
+/// The processor time of a running process so far, user and system, all threads (proc(5), `stat`).
+#[allow(dead_code, reason = "each bench is a crate of its own and uses a part")]
+pub fn processor_time(process: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("it lives");
+    let (_, fields) = stat.rsplit_once(')').expect("has a name");
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let ticks = |index: usize| -> u64 { fields[index].parse().expect("is a number") };
+    // Fields 14 and 15 of the line, of which the first two are cut off; a tick is 10 ms on Linux.
+    Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
