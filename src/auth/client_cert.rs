@@ -1,4 +1,4 @@
-//! Callers who prove who they are with a certificate: whom it names.
+//! Authenticator who prove who they are with a certificate: whom it names.
 //!
 //! It is read as kube-apiserver reads one (its x509 authenticator): the subject's common name is the user,
 //! its organizations are the groups. The server has verified it against the clients' authorities.

@@ -55,7 +55,7 @@ impl IncomingRequest {
     /// Reads the request.
     ///
     /// # Errors
-    /// As [`ActionRequest::parse`] and [`ActionRequest::keyed`] say.
+    /// As [`ActionRequest::parse`] and [`ActionRequest::with_idempotency_key`] say.
     pub fn request(&self) -> Result<ActionRequest, ActionError> {
         let request = ActionRequest::parse(&self.body)?.with_idempotency_key(self.key.as_ref())?;
         let event = self.event.as_ref().filter(|_| request.id.is_none());

@@ -94,15 +94,25 @@ impl Service {
         let no_headers = HeaderMap::new();
         let is_root = info.span.is_disabled();
         traces::extract(&span, if is_root { request.headers() } else { &no_headers });
-        let response = match route {
-            Route::Execute => execute::execute(self, request, info).instrument(span).await,
-            Route::CloudEvent => cloudevents::receive(self, request, info).instrument(span).await,
-            Route::Operation => operation::get(self, &request, &info).instrument(span).await,
-            Route::History => history::get(self, &request, &info).instrument(span).await,
-            Route::Ready => Ok(readiness::get(self).instrument(span).await),
-            _ => metrics::get(self),
-        };
+        // An endpoint's state is large, and most connections are idle: it is no part of each one's task.
+        let response = Box::pin(self.call(route, request, info).instrument(span)).await;
         response.unwrap_or_else(|error| self.problem(error, None))
+    }
+
+    async fn call(
+        &self,
+        route: Route,
+        request: FullRequest,
+        info: RequestInfo,
+    ) -> Result<Response<Body>, ActionError> {
+        match route {
+            Route::Execute => execute::execute(self, request, info).await,
+            Route::CloudEvent => cloudevents::receive(self, request, info).await,
+            Route::Operation => operation::get(self, &request, &info).await,
+            Route::History => history::get(self, &request, &info).await,
+            Route::Ready => Ok(readiness::get(self).await),
+            _ => metrics::get(self),
+        }
     }
 
     /// The served certificate, if this is a server with TLS.

@@ -22,7 +22,7 @@ const REQUEST: &[u8] = br#"{"type":"restart_k8s","parameters":{"deployment":"web
 const MEMORY: u64 = 64 * 1024;
 const MEMORY_OVER_TLS: u64 = 80 * 1024;
 
-/// The transport of an attack, and the engine that answers.
+/// The transport and the engine of an attack.
 #[derive(Clone, Copy, PartialEq)]
 struct Over {
     tls: bool,

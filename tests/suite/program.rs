@@ -181,7 +181,7 @@ impl Engine {
     /// All of them.
     pub const ALL: [Engine; 2] = [Engine::Hyper, Engine::TinyHttp];
 
-    /// A part of names that tells the engines apart.
+    /// The engine in the names of a test's objects.
     pub fn name(self) -> &'static str {
         match self {
             Engine::Hyper => "hyper",
