@@ -242,9 +242,21 @@ pub struct ServeArgs {
     /// Allow an address that others can reach although callers are not asked who they are.
     #[arg(long)]
     pub insecure_open: bool,
+    /// What answers a request that has been read.
+    #[arg(long, value_enum, default_value_t = Engine::Hyper)]
+    pub engine: Engine,
     /// The kubeconfig context to use.
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
+}
+
+/// What answers a request that has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// The dispatcher, in process.
+    Hyper,
+    /// The same dispatcher, through tiny_http and a private socket in the temporary directory.
+    TinyHttp,
 }
 
 /// Arguments of `healthcheck`.

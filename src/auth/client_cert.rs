@@ -1,11 +1,8 @@
-//! Callers who prove who they are with a certificate: whom it names.
+//! Authenticator who prove who they are with a certificate: whom it names.
 //!
 //! It is read as kube-apiserver reads one (its x509 authenticator): the subject's common name is the user,
-//! its organizations are the groups. The edge has verified it against the clients' authorities, and hands
-//! on the names alone.
+//! its organizations are the groups. The server has verified it against the clients' authorities.
 
-use base64::{Engine, prelude::BASE64_STANDARD};
-use serde::{Deserialize, Serialize};
 use x509_parser::{parse_x509_certificate, x509::AttributeTypeAndValue};
 
 use crate::auth::token_review::Identity;
@@ -15,7 +12,7 @@ use crate::auth::token_review::Identity;
 const AUTHENTICATED: &str = "system:authenticated";
 
 /// Whom a certificate names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateSubject {
     /// The common name.
     pub name: String,
@@ -34,18 +31,6 @@ impl CertificateSubject {
         let (name, None) = (text(names.next()?)?, names.next()) else { return None };
         let groups = certificate.subject().iter_organization().map(text).collect::<Option<_>>()?;
         (!name.is_empty()).then_some(CertificateSubject { name, groups })
-    }
-
-    /// It in the characters of a header's value.
-    #[must_use]
-    pub fn to_header(&self) -> String {
-        BASE64_STANDARD.encode(serde_json::to_vec(self).unwrap_or_default())
-    }
-
-    /// It from a header's value that [`Subject::to_header`] has written.
-    #[must_use]
-    pub fn from_header(value: &str) -> Option<Self> {
-        serde_json::from_slice(&BASE64_STANDARD.decode(value).ok()?).ok()
     }
 
     /// The user as the cluster's RBAC knows them.
@@ -79,7 +64,6 @@ mod tests {
         let known = subject(&[(name.clone(), "jö"), (group.clone(), "sre")]).expect("names jö");
         assert_eq!((known.name.as_str(), known.groups.as_slice()), ("jö", &["sre".to_owned()][..]));
         assert_eq!(known.identity().user, "jö");
-        assert_eq!(CertificateSubject::from_header(&known.to_header()), Some(known));
         for nobody in [&[][..], &[(group, "sre")], &[(name, "")]] {
             assert_eq!(subject(nobody), None);
         }
@@ -89,6 +73,5 @@ mod tests {
     fn what_is_no_certificate_names_nobody() {
         assert_eq!(CertificateSubject::of(b""), None);
         assert_eq!(CertificateSubject::of(b"0\x82\xff\xff"), None);
-        assert_eq!(CertificateSubject::from_header("e30="), None);
     }
 }

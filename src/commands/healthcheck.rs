@@ -1,5 +1,5 @@
-//! Asks a server whether it is well, as a container's health check does: an image without a shell has no
-//! other program for it.
+//! `healthcheck`: checks a server, for a container's health check: an image without a shell has no other program
+//! for it.
 
 use std::{io, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
@@ -20,28 +20,28 @@ use crate::{
     contract::error::{ActionError, Code},
 };
 
-/// The longest that the server may take.
+/// Maximum time of the check.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks the server, by default the one that would serve in this environment. Returns what it said.
+/// Checks the server, by default the one that would serve in this environment. Returns its response.
 ///
 /// # Errors
-/// [`Code::Usage`] for an address that is none, [`Code::Configuration`] if the authorities cannot be read,
+/// [`Code::Usage`] for a URL that is not valid, [`Code::Configuration`] if the authorities cannot be read,
 /// [`Code::ServerUnhealthy`] for any answer but 200 and for none.
 pub fn check(args: &HealthcheckArgs, settings: &Settings) -> Result<String, ActionError> {
     let scheme = if settings.tls.is_some() { "https" } else { "http" };
     let default = || format!("{scheme}://127.0.0.1:{}/api/v1/healthz", settings.port);
     let url = args.url.clone().unwrap_or_else(default);
-    let uri: Uri = url.parse().map_err(|_| not_an_address(&url))?;
-    let Some(host) = uri.host() else { return Err(not_an_address(&url)) };
+    let uri: Uri = url.parse().map_err(|_| not_a_url(&url))?;
+    let Some(host) = uri.host() else { return Err(not_a_url(&url)) };
     let (tls, port) = match uri.scheme_str() {
         Some("http") => (None, 80),
         Some("https") => (Some(tls(host, args.ca.as_deref())?), 443),
-        _ => return Err(not_an_address(&url)),
+        _ => return Err(not_a_url(&url)),
     };
     let address = format!("{host}:{}", uri.port_u16().unwrap_or(port));
     run::runtime()?.block_on(async {
-        let answer = timeout(TIMEOUT, ask(&address, &uri, tls)).await;
+        let answer = timeout(TIMEOUT, check_url(&address, &uri, tls)).await;
         let late = || unhealthy(&url, format!("no answer within {} s", TIMEOUT.as_secs()));
         match answer.unwrap_or_else(|_| Err(late()))? {
             (StatusCode::OK, body) => Ok(body),
@@ -50,7 +50,7 @@ pub fn check(args: &HealthcheckArgs, settings: &Settings) -> Result<String, Acti
     })
 }
 
-/// How TLS is spoken to this host, and by which name.
+/// The TLS client for this host, and the name that it expects.
 fn tls(
     host: &str,
     authorities: Option<&Path>,
@@ -58,15 +58,15 @@ fn tls(
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let here = bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|it| it.is_loopback());
     if authorities.is_none() && !here {
-        let detail = format!("whose certificate {host} has to have is not said");
+        let detail = format!("no CA given for {host}");
         return Err(ActionError::new(Code::Usage, detail)
             .with_hint("--ca FILE names the file of its authority, or of the certificate itself"));
     }
-    let name = ServerName::try_from(bare.to_owned()).map_err(|_| not_an_address(host))?;
+    let name = ServerName::try_from(bare.to_owned()).map_err(|_| not_a_url(host))?;
     Ok((TlsConnector::from(Arc::new(healthcheck_tls::client(authorities)?)), name))
 }
 
-async fn ask(
+async fn check_url(
     address: &str,
     uri: &Uri,
     tls: Option<(TlsConnector, ServerName<'static>)>,
@@ -102,14 +102,14 @@ async fn exchange(
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
-fn not_an_address(url: &str) -> ActionError {
+fn not_a_url(url: &str) -> ActionError {
     ActionError::new(
         Code::Usage,
-        format!("{url} is no address as http://HOST:PORT/PATH or https://HOST:PORT/PATH"),
+        format!("'{url}' is not a URL like http://HOST:PORT/PATH or https://HOST:PORT/PATH"),
     )
 }
 
 fn unhealthy(url: &str, what: String) -> ActionError {
     ActionError::new(Code::ServerUnhealthy, format!("{url}: {what}"))
-        .with_hint("look at the server's log")
+        .with_hint("check the server's log")
 }

@@ -1,9 +1,8 @@
-//! Whose certificate a health check takes for the server's.
+//! The server certificate that a health check accepts.
 //!
-//! On this machine's own addresses any is taken: the certificate is for the name by which others call the
-//! server, and nothing is told or believed but whether it answers 200. Everywhere else a file has to say
-//! which one it may be: an authority, which answers for the server's name, or the server's certificate
-//! itself.
+//! On this machine's own addresses any is accepted: the certificate is for the name that other clients use,
+//! and nothing is sent or read but the health. Everywhere else a file names it: its authority, which has to
+//! verify the server's name, or the server's certificate itself.
 
 use std::{path::Path, sync::Arc};
 
@@ -24,17 +23,17 @@ use crate::{
 };
 
 #[derive(Debug)]
-struct Trust {
-    /// The certificates that are the server's own, and the authorities; none: any server.
+struct PinnedVerifier {
+    /// The accepted certificates and authorities; `None` accepts any.
     known: Option<(Vec<CertificateDer<'static>>, Arc<WebPkiServerVerifier>)>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// How TLS is spoken to a server that has one of the certificates in this file or of its authorities; or
-/// without a file to any.
+/// A client for servers that have a certificate in this file, or of an authority in it; without a file for any
+/// server.
 ///
 /// # Errors
-/// [`Code::Configuration`] if there are none in the file.
+/// [`Code::Configuration`] if there is no certificate in the file.
 pub fn client(file: Option<&Path>) -> Result<ClientConfig, ActionError> {
     let provider = Arc::new(ring::default_provider());
     let algorithms = provider.signature_verification_algorithms;
@@ -52,7 +51,7 @@ pub fn client(file: Option<&Path>) -> Result<ClientConfig, ActionError> {
         .with_safe_default_protocol_versions()
         .map_err(bug)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Trust { known, algorithms }))
+        .with_custom_certificate_verifier(Arc::new(PinnedVerifier { known, algorithms }))
         .with_no_client_auth();
     Ok(config)
 }
@@ -61,18 +60,18 @@ fn bug(error: impl std::fmt::Display) -> ActionError {
     ActionError::new(Code::Internal, error.to_string())
 }
 
-impl ServerCertVerifier for Trust {
+impl ServerCertVerifier for PinnedVerifier {
     fn verify_server_cert(
         &self,
-        own: &CertificateDer<'_>,
-        between: &[CertificateDer<'_>],
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
         name: &ServerName<'_>,
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         match &self.known {
-            Some((known, authorities)) if !known.contains(own) => {
-                authorities.verify_server_cert(own, between, name, ocsp, now)
+            Some((known, authorities)) if !known.contains(leaf) => {
+                authorities.verify_server_cert(leaf, intermediates, name, ocsp, now)
             }
             _ => Ok(ServerCertVerified::assertion()),
         }

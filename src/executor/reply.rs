@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     actions::request::{ActionRequest, IdempotencyKey},
-    auth::{Authenticator, Caller, Credentials},
+    auth::Caller,
     contract::{
         error::ActionError,
         response::{ActionResponse, Outcome},
@@ -55,29 +55,12 @@ impl IncomingRequest {
     /// Reads the request.
     ///
     /// # Errors
-    /// As [`ActionRequest::parse`] and [`ActionRequest::keyed`] say.
+    /// As [`ActionRequest::parse`] and [`ActionRequest::with_idempotency_key`] say.
     pub fn request(&self) -> Result<ActionRequest, ActionError> {
         let request = ActionRequest::parse(&self.body)?.with_idempotency_key(self.key.as_ref())?;
         let event = self.event.as_ref().filter(|_| request.id.is_none());
         request.with_idempotency_key(event.map(|event| &event.key))
     }
-}
-
-/// Does what a caller from elsewhere asks.
-///
-/// Nobody learns anything of a request, not even whether it can be read, who has not said who they are.
-///
-/// # Errors
-/// That the caller is not known or may not ask for this, that the request cannot be read, or as
-/// [`handle`] says.
-pub async fn execute(
-    context: &Context,
-    callers: &Authenticator,
-    delivery: &IncomingRequest,
-    credentials: &Credentials,
-) -> Result<ActionResponse, ActionError> {
-    let caller = callers.authenticate(credentials, context.cluster()).await?;
-    execute_as(context, caller.as_ref(), delivery).await
 }
 
 /// Does what this caller asks.
@@ -87,7 +70,7 @@ pub async fn execute(
 /// time is no part of the request, so that a caller may send the same request in another event.
 ///
 /// # Errors
-/// As [`carry_out`] says of a caller who is known.
+/// That the caller may not ask for this, that the request cannot be read, or as [`handle`] says.
 pub async fn execute_as(
     context: &Context,
     caller: Option<&Caller>,

@@ -1,8 +1,7 @@
-//! How many clients may be connected, and who has to go when one more comes.
+//! How many clients may be connected, and which connection is closed when one more comes.
 //!
-//! File descriptors and memory are few, and idle or slow clients cost nothing to make, so when the house is
-//! full the connection that has waited longest without a whole request leaves. One that is being served
-//! never does.
+//! File descriptors and memory are few, and idle or slow clients cost nothing to make, so at the
+//! limit the connection that has been idle longest is closed. One that is being served never is.
 
 use std::{
     collections::HashMap,
@@ -12,21 +11,21 @@ use std::{
 
 use tokio::{task::AbortHandle, time::Instant};
 
-/// Descriptors kept for the private socket (two for each request under way), the cluster, logs and the
-/// like: at least so many, and half of those there are.
+/// Descriptors kept for the cluster, files and, with the engine tiny-http, its sockets (two for each request
+/// in progress): at least so many, and half of those there are.
 const RESERVED_DESCRIPTORS: usize = 400;
 
-/// What a connection holds at most while its client is slow, over TLS, in bytes; about 33 KiB were measured.
-const HELD_BYTES: u64 = 48 * 1024;
+/// Maximum memory of a connection with a slow client, over TLS; about 33 KiB were measured.
+const BYTES_PER_CONNECTION: u64 = 48 * 1024;
 
-/// Where a container's limit on memory is told, by the second and by the first version of cgroups.
+/// Where the limit on a container's memory is, in the second and the first version of cgroups.
 const MEMORY_LIMITS: [&str; 2] =
     ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
 
-/// More connections than this serve nobody.
-const MOST_CONNECTIONS: usize = 8192;
+/// Maximum number of connections, whatever the limits allow.
+const MAX_CONNECTIONS: usize = 8192;
 
-/// The connections there are.
+/// The open connections.
 pub struct Connections {
     capacity: usize,
     open: Mutex<HashMap<u64, Connection>>,
@@ -34,8 +33,8 @@ pub struct Connections {
 
 struct Connection {
     task: AbortHandle,
-    /// Since when it has had no request in the house; none while it is being served.
-    waiting_since: Option<Instant>,
+    /// Since when it has had no request; `None` while it is being served.
+    idle_since: Option<Instant>,
 }
 
 impl Connections {
@@ -51,39 +50,39 @@ impl Connections {
         Connections { capacity, open: Mutex::default() }
     }
 
-    /// Makes sure that one more can be admitted; false if all there are being served.
-    pub fn make_room(&self) -> bool {
+    /// Makes room for one more connection; false if all of them are being served.
+    pub fn evict_if_full(&self) -> bool {
         let mut open = self.lock();
-        open.len() < self.capacity || dismiss_longest_waiting(&mut open)
+        open.len() < self.capacity || evict_longest_idle(&mut open)
     }
 
-    /// Lets the connection that waits longest go, if one does.
-    pub fn dismiss_one(&self) {
-        dismiss_longest_waiting(&mut self.lock());
+    /// Closes the connection that has been idle longest, if one is idle.
+    pub fn evict_one(&self) {
+        evict_longest_idle(&mut self.lock());
     }
 
-    /// A new connection, waiting for its first request.
+    /// Adds a connection, which is idle until its first request.
     pub fn admit(&self, id: u64, task: AbortHandle) {
-        let waiting_since = Some(Instant::now());
-        self.lock().insert(id, Connection { task, waiting_since });
+        let idle_since = Some(Instant::now());
+        self.lock().insert(id, Connection { task, idle_since });
     }
 
-    /// A whole request has come.
+    /// A request of this connection is being served.
     pub fn serving(&self, id: u64) {
         if let Some(connection) = self.lock().get_mut(&id) {
-            connection.waiting_since = None;
+            connection.idle_since = None;
         }
     }
 
-    /// The request was answered.
-    pub fn waiting(&self, id: u64) {
+    /// The response was sent.
+    pub fn idle(&self, id: u64) {
         if let Some(connection) = self.lock().get_mut(&id) {
-            connection.waiting_since = Some(Instant::now());
+            connection.idle_since = Some(Instant::now());
         }
     }
 
     /// The connection has ended.
-    pub fn left(&self, id: u64) {
+    pub fn closed(&self, id: u64) {
         self.lock().remove(&id);
     }
 
@@ -93,9 +92,9 @@ impl Connections {
     }
 }
 
-fn dismiss_longest_waiting(open: &mut HashMap<u64, Connection>) -> bool {
-    let waiting = open.iter().filter_map(|(id, it)| Some((it.waiting_since?, *id)));
-    let Some((_, longest)) = waiting.min() else { return false };
+fn evict_longest_idle(open: &mut HashMap<u64, Connection>) -> bool {
+    let idle = open.iter().filter_map(|(id, it)| Some((it.idle_since?, *id)));
+    let Some((_, longest)) = idle.min() else { return false };
     if let Some(connection) = open.remove(&longest) {
         connection.task.abort();
     }
@@ -113,8 +112,8 @@ pub fn descriptor_limit() -> usize {
 fn capacity(descriptors: usize, memory: Option<u64>) -> usize {
     let reserved = RESERVED_DESCRIPTORS.max(descriptors / 2);
     let by_descriptors = descriptors.saturating_sub(reserved);
-    let by_memory = memory.and_then(|bytes| usize::try_from(bytes / 2 / HELD_BYTES).ok());
-    by_descriptors.min(by_memory.unwrap_or(usize::MAX)).clamp(16, MOST_CONNECTIONS)
+    let by_memory = memory.and_then(|bytes| usize::try_from(bytes / 2 / BYTES_PER_CONNECTION).ok());
+    by_descriptors.min(by_memory.unwrap_or(usize::MAX)).clamp(16, MAX_CONNECTIONS)
 }
 
 /// From the text of `/proc/self/limits`.
@@ -133,26 +132,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_longest_waiting_leaves_when_the_house_is_full() {
+    async fn the_longest_idle_connection_is_closed_at_the_limit() {
         let connections = Connections::with_capacity(2);
         let (first, second) = (task(), task());
         connections.admit(1, first.clone());
         connections.admit(2, second.clone());
         connections.serving(1);
-        connections.waiting(1);
-        assert!(connections.make_room());
+        connections.idle(1);
+        assert!(connections.evict_if_full());
         tokio::task::yield_now().await;
         assert!(second.is_finished() && !first.is_finished());
     }
 
     #[tokio::test]
-    async fn none_that_is_being_served_has_to_leave() {
+    async fn a_connection_that_is_being_served_is_never_closed() {
         let connections = Connections::with_capacity(1);
         connections.admit(1, task());
         connections.serving(1);
-        assert!(!connections.make_room());
-        connections.left(1);
-        assert!(connections.make_room());
+        assert!(!connections.evict_if_full());
+        connections.closed(1);
+        assert!(connections.evict_if_full());
     }
 
     #[test]
@@ -164,7 +163,7 @@ mod tests {
         assert_eq!(soft_descriptor_limit(unlimited), Some(usize::MAX));
         assert_eq!(capacity(1024, None), 512);
         assert_eq!(capacity(64, None), 16);
-        assert_eq!(capacity(usize::MAX, None), MOST_CONNECTIONS);
+        assert_eq!(capacity(usize::MAX, None), MAX_CONNECTIONS);
         assert_eq!(capacity(usize::MAX, Some(64 << 20)), 682);
         assert_eq!(capacity(1024, Some(u64::MAX)), 512);
     }

@@ -1,64 +1,53 @@
-//! What is answered at each path, whoever carries the question here and the answer away: the server's
-//! router, or the function runtime.
+//! The dispatcher: from a request that has been read to the endpoint that answers it, whether the server
+//! or the function runtime has read it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Request, Response, header};
-use tokio::sync::watch;
+use http::{HeaderMap, HeaderValue, Response, header};
+use tokio::{sync::watch, task::JoinError};
 use tracing::{Instrument, field::Empty};
 
 use crate::{
     auth::Authenticator,
     config::reload::Reloading,
     contract::error::{ActionError, Code},
-    executor::{
-        context::Context,
-        reply::{Answer, IncomingRequest, execute},
-    },
+    executor::{context::Context, reply::Answer},
     http::{
         assets,
-        body::{PLACE, REQUEST_ID},
-        concurrency::Queue,
         endpoints::{
-            cloudevents, history, operation,
-            operation::Followers,
-            readiness::Readiness,
-            respond_async::{Later, carry_out_later},
+            cloudevents, execute, history, metrics, operation,
+            readiness::{self, Readiness},
+            respond_async::BackgroundTasks,
+            sse::Watchers,
         },
-        headers,
-        headers::{
-            check_accept, check_content_type, client_timeout, idempotency_key, respond_async,
-        },
-        message::{Body, credentials, whole},
-        routes::{HEALTHY, Route},
+        message::{Body, FullRequest, RequestInfo},
+        routes::Route,
         tls::Tls,
     },
-    telemetry::{metrics::MEDIA_TYPE, traces},
+    telemetry::traces,
 };
 
-/// How long before a client's time is over its action ends: long enough to find out what became of a
-/// write, and to record it. At most a quarter of that time.
-const MARGIN: Duration = Duration::from_secs(2);
-
-/// What there is to answer with. Cheap to clone.
+/// What the endpoints answer with. Cheap to clone.
 #[derive(Clone)]
 pub struct Service {
-    context: Context,
-    callers: Arc<Authenticator>,
-    readiness: Arc<Readiness>,
-    lasting: Option<Lasting>,
+    /// The executor's context.
+    pub context: Context,
+    /// Who may call.
+    pub callers: Arc<Authenticator>,
+    /// What is known of the cluster's readiness.
+    pub readiness: Arc<Readiness>,
+    /// What only a server has.
+    pub server: Option<ServerState>,
 }
 
-/// What only a process that stays has, besides.
+/// What a server has and a function does not.
 #[derive(Clone)]
-pub struct Lasting {
-    /// Where there is room for work that goes on once it was answered.
-    pub later: Later,
-    /// Those who follow it.
-    pub followers: Followers,
-    /// Where requests have their places.
-    pub places: Arc<Queue>,
-    /// The certificate that the edge serves with.
+pub struct ServerState {
+    /// The work that continues after its response.
+    pub background: BackgroundTasks,
+    /// The requests that are watched.
+    pub watchers: Watchers,
+    /// The certificate that is served.
     pub tls: Option<Arc<Reloading<Tls>>>,
 }
 
@@ -66,13 +55,13 @@ impl Service {
     /// A service for this context and these callers.
     #[must_use]
     pub fn new(context: Context, callers: Arc<Authenticator>) -> Self {
-        Service { context, callers, readiness: Arc::default(), lasting: None }
+        Service { context, callers, readiness: Arc::default(), server: None }
     }
 
-    /// The same service in a process that stays, and is ready only until `stopping` becomes true.
+    /// The same service in a server, which is ready only until `stopping` becomes true.
     #[must_use]
-    pub fn lasting(mut self, lasting: Lasting, stopping: watch::Receiver<bool>) -> Self {
-        self.lasting = Some(lasting);
+    pub fn in_server(mut self, server: ServerState, stopping: watch::Receiver<bool>) -> Self {
+        self.server = Some(server);
         self.readiness = Arc::new(Readiness::until(stopping));
         self
     }
@@ -80,130 +69,62 @@ impl Service {
     /// The same service for work that has to be over after `left`.
     #[cfg(feature = "lambda")]
     #[must_use]
-    pub fn within(mut self, left: Duration) -> Self {
+    pub fn within(mut self, left: std::time::Duration) -> Self {
         self.context = self.context.with_deadline(left);
         self
     }
 
-    /// Answers a whole request. Its target is a path, with or without a query.
-    pub async fn answer(&self, request: Request<Vec<u8>>) -> Response<Body> {
-        let request_id = headers::header(request.headers(), REQUEST_ID.as_str());
-        let span = tracing::info_span!("answer", request_id, trace_id = Empty);
-        traces::extract(&span, request.headers());
-        self.reply(request).instrument(span).await
-    }
-
-    async fn reply(&self, request: Request<Vec<u8>>) -> Response<Body> {
-        let method = request.method().as_str();
-        let target = request.uri().path().to_owned();
-        let result = match Route::of(method, &target) {
-            Ok(route) => self.at(route, request).await,
-            Err(error) => Err(error),
+    /// Answers a request.
+    pub async fn dispatch(&self, request: FullRequest, info: RequestInfo) -> Response<Body> {
+        let (method, path) = (request.method().as_str(), request.uri().path());
+        let route = match Route::of(method, path) {
+            Ok(route) => route,
+            Err(error) => return self.problem(error, Route::allow(path)),
         };
-        result.unwrap_or_else(|error| self.problem(error, &target))
+        if let Some(response) = answer_static(route, request.headers()) {
+            return response;
+        }
+        let span = tracing::info_span!(
+            parent: &info.span,
+            "answer",
+            request_id = info.request_id.to_str().unwrap_or_default(),
+            trace_id = Empty
+        );
+        // The client's trace context is in the parent, if there is one.
+        let no_headers = HeaderMap::new();
+        let is_root = info.span.is_disabled();
+        traces::extract(&span, if is_root { request.headers() } else { &no_headers });
+        // An endpoint's state is large, and most connections are idle: it is no part of each one's task.
+        let response = Box::pin(self.call(route, request, info).instrument(span)).await;
+        response.unwrap_or_else(|error| self.problem(error, None))
     }
 
-    async fn at(
+    async fn call(
         &self,
         route: Route,
-        request: Request<Vec<u8>>,
+        request: FullRequest,
+        info: RequestInfo,
     ) -> Result<Response<Body>, ActionError> {
         match route {
-            Route::Health => Ok(healthy()),
-            Route::Ready => Ok(self.ready().await),
-            Route::Metrics => self.counted(),
-            Route::Execute => self.execute(request).await,
-            Route::Receive => {
-                let credentials = credentials(&request);
-                let time = time_for(request.headers())?;
-                let context = bounded(self.with_place(request.headers()), time);
-                cloudevents::receive(&context, &self.callers, &credentials, request).await
-            }
-            Route::Progress => {
-                let (credentials, lasting) = (credentials(&request), self.lasting.as_ref());
-                let followers = lasting.map(|it| &it.followers);
-                let (context, callers) = (&self.context, &self.callers);
-                operation::tell(context, callers, &credentials, followers, &request).await
-            }
-            Route::History => history::answer(&self.context, &self.callers, &request).await,
-            Route::Fixed(which) => Ok(assets::answer(which, &request)),
+            Route::Execute => execute::execute(self, request, info).await,
+            Route::CloudEvent => cloudevents::receive(self, request, info).await,
+            Route::Operation => operation::get(self, &request, &info).await,
+            Route::History => history::get(self, &request, &info).await,
+            Route::Ready => Ok(readiness::get(self).await),
+            _ => metrics::get(self),
         }
     }
 
-    async fn execute(&self, request: Request<Vec<u8>>) -> Result<Response<Body>, ActionError> {
-        let header = |name| headers::header(request.headers(), name);
-        check_accept(header("accept").as_deref())?;
-        check_content_type(header("content-type").as_deref())?;
-        let key = idempotency_key(header("idempotency-key").as_deref())?;
-        let patience = respond_async(header("prefer").as_deref());
-        let credentials = credentials(&request);
-        let (time, context) = (time_for(request.headers())?, self.with_place(request.headers()));
-        let delivery = IncomingRequest { body: request.into_body(), key, event: None };
-        if let (Some(patience), Some(lasting)) = (patience, &self.lasting)
-            && let Some(place) = lasting.later.place()
-        {
-            // The client's time is for its answer; what is put off outlasts it.
-            let patience = time.map_or(patience, |time| patience.min(time));
-            let callers = self.callers.clone();
-            return carry_out_later(context, callers, delivery, credentials, place, patience).await;
-        }
-        let context = bounded(context, time);
-        let done = execute(&context, &self.callers, &delivery, &credentials).await?;
-        Ok(Answer::from(done).into())
+    /// The served certificate, if this is a server with TLS.
+    pub(crate) fn tls(&self) -> Option<&Reloading<Tls>> {
+        self.server.as_ref()?.tls.as_deref()
     }
 
-    /// The context for the work that a request with these headers asks for, whose place in the queue is told
-    /// when only a wait is left.
-    fn with_place(&self, headers: &HeaderMap) -> Context {
-        let place = headers::header(headers, PLACE.as_str()).and_then(|it| it.parse().ok());
-        match (&self.lasting, place) {
-            (Some(lasting), Some(place)) => {
-                let places = lasting.places.clone();
-                self.context.clone().resting(Arc::new(move || places.rest(place)))
-            }
-            _ => self.context.clone(),
-        }
-    }
-
-    fn tls(&self) -> Option<&Reloading<Tls>> {
-        self.lasting.as_ref()?.tls.as_deref()
-    }
-
-    async fn ready(&self) -> Response<Body> {
-        let ready = match self.tls().and_then(Reloading::load_error) {
-            Some(fault) => Err(fault),
-            None => self.readiness.of(&self.context, &self.callers).await,
-        };
-        match ready {
-            Ok(()) => healthy(),
-            Err(error) => Answer { http_status: 503, ..error.into() }.into(),
-        }
-    }
-
-    fn counted(&self) -> Result<Response<Body>, ActionError> {
-        // Each process of a function would tell of itself, and nobody knows how many there are.
-        let metrics = self.context.metrics().ok_or_else(|| {
-            ActionError::new(Code::RouteNotFound, "a function has no metrics")
-                .with_hint("the platform counts invocations and errors")
-        })?;
-        let mut documents = vec![
-            ("policy", self.context.policy_error().is_none()),
-            ("keys", self.callers.load_error().is_none()),
-        ];
-        if let Some(tls) = self.tls() {
-            documents.push(("certificate", tls.load_error().is_none()));
-            for (certificate, at) in tls.current().expiries() {
-                metrics.certificate_expires(certificate, *at);
-            }
-        }
-        Ok(whole(MEDIA_TYPE, metrics.text(&documents)))
-    }
-
-    fn problem(&self, error: ActionError, target: &str) -> Response<Body> {
+    fn problem(&self, error: ActionError, allow: Option<String>) -> Response<Body> {
         if let Some(metrics) = self.context.metrics() {
             metrics.problem(&error);
         }
-        let allow = Route::allow(target).filter(|_| error.code == Code::MethodNotAllowed);
+        let allow = allow.filter(|_| error.code == Code::MethodNotAllowed);
         let mut response = Response::from(Answer::from(error));
         if let Some(allow) = allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {
             response.headers_mut().insert(header::ALLOW, allow);
@@ -212,54 +133,45 @@ impl Service {
     }
 }
 
-/// What is answered whether or not there is a cluster, or anything else to be had.
-#[cfg(feature = "lambda")]
+/// The response of a route that needs neither cluster nor context.
 #[must_use]
-pub fn at_once(request: &Request<Vec<u8>>) -> Option<Response<Body>> {
-    match Route::of(request.method().as_str(), request.uri().path()) {
-        Ok(Route::Health) => Some(healthy()),
-        Ok(Route::Fixed(which)) => Some(assets::answer(which, request)),
+pub fn answer_static(route: Route, headers: &HeaderMap) -> Option<Response<Body>> {
+    match route {
+        Route::Health => Some(readiness::healthy()),
+        Route::Asset(asset) => Some(assets::get(asset, headers)),
         _ => None,
     }
 }
 
-/// The time for the work that a request with these headers asks for, if its client's is bounded.
-///
-/// # Errors
-/// As [`client_timeout`] says.
-fn time_for(headers: &HeaderMap) -> Result<Option<Duration>, ActionError> {
-    let time = client_timeout(headers)?;
-    Ok(time.map(|time| time - MARGIN.min(time / 4)))
+/// The problem to answer with when the task of a request has panicked.
+pub fn handler_panicked(panic: &JoinError) -> ActionError {
+    tracing::error!(%panic, "a handler panicked");
+    ActionError::new(Code::Internal, "a handler panicked; this is a bug")
 }
 
-fn bounded(context: Context, time: Option<Duration>) -> Context {
-    match time {
-        Some(time) => context.with_deadline(time),
-        None => context,
-    }
-}
-
-fn healthy() -> Response<Body> {
-    whole("application/json", HEALTHY)
-}
-
-#[cfg(all(test, feature = "lambda"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_needs_no_cluster_is_answered_without_one() {
-        let asked = |path: &str| {
-            at_once(&Request::get(path).body(Vec::new()).expect("is a request"))
-                .map(|answer| answer.status().as_u16())
+    fn static_routes_need_no_cluster() {
+        let status = |path: &str| {
+            let route = Route::of("GET", path).expect("is served");
+            answer_static(route, &HeaderMap::new()).map(|response| response.status().as_u16())
         };
         for path in
             ["/api/v1/healthz", "/docs", "/docs/page.js", "/openapi.json", "/api/v1/actions"]
         {
-            assert_eq!(asked(path), Some(200), "{path}");
+            assert_eq!(status(path), Some(200), "{path}");
         }
-        for path in ["/readyz", "/api/v1/history", "/nowhere"] {
-            assert_eq!(asked(path), None, "{path}");
+        for path in ["/readyz", "/api/v1/history"] {
+            assert_eq!(status(path), None, "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_problem() {
+        let panic = tokio::spawn(async { panic!("a test's own") }).await.expect_err("panics");
+        assert_eq!(handler_panicked(&panic).code, Code::Internal);
     }
 }

@@ -1,17 +1,21 @@
-//! What a request says of itself in its header: the media types that it speaks and takes, and its id.
+//! What the header of a request says: its media types, its id, its preferences, its client's timeout.
 //! Decisions on text alone.
 
 use std::time::Duration;
 
 use http::HeaderMap;
+use tokio::time::Instant;
 
 use crate::{
     actions::request::IdempotencyKey,
     contract::error::{ActionError, Code},
 };
 
-/// All values of a header as one, as RFC 9110 (section 5.3) joins them; what is not ASCII is as good as
-/// absent.
+/// How long before its client's time is over a request is answered; at most a tenth of that time.
+const ANSWER_MARGIN: Duration = Duration::from_millis(100);
+
+/// All values of a header as one, as RFC 9110 (section 5.3) joins them; a value that is not
+/// ASCII is ignored.
 #[must_use]
 pub fn header(headers: &HeaderMap, name: &str) -> Option<String> {
     let values: Vec<_> =
@@ -19,10 +23,10 @@ pub fn header(headers: &HeaderMap, name: &str) -> Option<String> {
     (!values.is_empty()).then(|| values.join(", "))
 }
 
-/// Whether a body of this media type is JSON.
+/// Checks that a body of this media type is JSON.
 ///
 /// A browser can send a body to another site without asking first only if it has no Content-Type or
-/// one of three that are not JSON, so nothing else than JSON is taken, and never a guess.
+/// one of three that are not JSON, so nothing but JSON is accepted, and it is never guessed.
 ///
 /// # Errors
 /// [`Code::UnsupportedMediaType`].
@@ -46,7 +50,7 @@ pub fn check_content_type(value: Option<&str>) -> Result<(), ActionError> {
     }
 }
 
-/// Whether the caller takes JSON (RFC 9110, section 12.5.1): no `Accept` takes everything, and of the
+/// Checks that the client accepts JSON (RFC 9110, section 12.5.1): no `Accept` accepts everything, and of the
 /// ranges that match the most specific one decides.
 ///
 /// # Errors
@@ -54,27 +58,27 @@ pub fn check_content_type(value: Option<&str>) -> Result<(), ActionError> {
 pub fn check_accept(value: Option<&str>) -> Result<(), ActionError> {
     let Some(value) = value.filter(|value| !value.trim().is_empty()) else { return Ok(()) };
     let taken = ["application/json", "application/problem+json"].iter().any(|offered| {
-        let matching = value.split(',').filter_map(|range| rank(range, offered));
+        let matching = value.split(',').filter_map(|range| match_range(range, offered));
         matching.max_by_key(|(specificity, _)| *specificity).is_some_and(|(_, taken)| taken)
     });
     if taken {
         return Ok(());
     }
-    Err(ActionError::new(Code::NotAcceptable, "the caller accepts no JSON")
+    Err(ActionError::new(Code::NotAcceptable, "the client accepts no JSON")
         .with_hint("send the header Accept: application/json, or none"))
 }
 
-/// Whether the caller asks for server-sent events: by name, since a range that happens to take them too is
-/// no wish for an answer without end.
+/// Whether the client asks for server-sent events: by name, since a range that matches them too does not ask
+/// for a response without end.
 #[must_use]
-pub fn takes_events(accept: Option<&str>) -> bool {
+pub fn accepts_event_stream(accept: Option<&str>) -> bool {
     let ranges = accept.unwrap_or_default().split(',');
-    ranges.filter_map(|range| rank(range, "text/event-stream")).any(|it| it == (2, true))
+    ranges.filter_map(|range| match_range(range, "text/event-stream")).any(|it| it == (2, true))
 }
 
-/// How long the caller would wait for the answer before it is put off, if they would rather be answered
-/// later (`Prefer: respond-async, wait=5`; RFC 7240, sections 4.1 and 4.3). Of a preference that is given
-/// more than once the first counts, and one that cannot be read is as good as absent.
+/// How long the client waits before the response may be asynchronous, if it prefers that
+/// (`Prefer: respond-async, wait=5`; RFC 7240, sections 4.1 and 4.3). Of a preference that is given more than
+/// once the first counts, and one that cannot be read is ignored.
 #[must_use]
 pub fn respond_async(prefer: Option<&str>) -> Option<Duration> {
     let preferences = || {
@@ -90,8 +94,8 @@ pub fn respond_async(prefer: Option<&str>) -> Option<Duration> {
     Some(Duration::from_secs(seconds.unwrap_or_default().into()))
 }
 
-/// How specifically a media range matches `offered`, and whether it takes it (`q` above 0).
-fn rank(range: &str, offered: &str) -> Option<(u8, bool)> {
+/// How specifically a media range matches `offered`, and whether it accepts it (`q` above 0).
+fn match_range(range: &str, offered: &str) -> Option<(u8, bool)> {
     let mut parts = range.split(';').map(|part| part.trim().to_ascii_lowercase());
     let specificity = match parts.next()?.as_str() {
         "*/*" => 0,
@@ -115,17 +119,17 @@ pub fn idempotency_key(value: Option<&str>) -> Result<Option<IdempotencyKey>, Ac
     IdempotencyKey::new(quoted.unwrap_or(value), "Idempotency-Key").map(Some)
 }
 
-/// The headers in which clients say how long they wait for the answer, in seconds. No RFC has one; these
-/// are what is found: `Request-Timeout` of gateways and several SDKs, and its older spelling.
+/// The headers with which clients bound their waiting, in seconds. No RFC has one; these are in use:
+/// `Request-Timeout` of gateways and several SDKs, and its older spelling.
 pub const TIMEOUT_HEADERS: [&str; 2] = ["request-timeout", "x-request-timeout"];
 
-/// Longest time that a client can mean, in seconds: a day.
-const LONGEST_TIMEOUT: f64 = 86_400.0;
+/// Maximum timeout of a client, in seconds: a day.
+const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
 
-/// How long the client waits for the answer, if it says so; the shortest, if it says so twice.
+/// How long the client waits for the response, if it says so; the shortest, if it says so twice.
 ///
 /// # Errors
-/// [`Code::InvalidRequest`] naming the header whose value is not a number of seconds above 0.
+/// As [`response_deadline`] says.
 pub fn client_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ActionError> {
     let mut shortest = None;
     for name in TIMEOUT_HEADERS {
@@ -140,13 +144,22 @@ pub fn client_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ActionErr
     Ok(shortest)
 }
 
+/// When the response must be sent, if the client waits for a limited time: a little before that ends.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] naming the header whose value is not a number of seconds above 0.
+pub fn response_deadline(headers: &HeaderMap) -> Result<Option<Instant>, ActionError> {
+    let timeout = client_timeout(headers)?;
+    Ok(timeout.map(|timeout| Instant::now() + timeout - ANSWER_MARGIN.min(timeout / 10)))
+}
+
 /// From `30` or `2.5`: digits, and a fraction or not.
 fn seconds(text: &str) -> Option<Duration> {
     let text = text.trim();
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     let digits = |part: &str| !part.is_empty() && part.bytes().all(|it| it.is_ascii_digit());
     let number = text.parse::<f64>().ok().filter(|_| digits(whole) && digits(fraction))?;
-    (number > 0.0 && number <= LONGEST_TIMEOUT).then(|| Duration::from_secs_f64(number))
+    (number > 0.0 && number <= MAX_TIMEOUT_SECONDS).then(|| Duration::from_secs_f64(number))
 }
 
 #[cfg(test)]
@@ -154,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_later_is_a_preference_with_or_without_patience() {
+    fn an_asynchronous_response_is_a_preference_with_or_without_a_wait() {
         let patience = |value| respond_async(Some(value)).map(|it| it.as_secs());
         assert_eq!(respond_async(None), None);
         assert_eq!(patience("respond-async"), Some(0));
@@ -168,15 +181,17 @@ mod tests {
 
     #[test]
     fn events_are_asked_for_by_name() {
-        assert!(takes_events(Some("text/event-stream")));
-        assert!(takes_events(Some("application/json;q=0.5, Text/Event-Stream;charset=utf-8")));
+        assert!(accepts_event_stream(Some("text/event-stream")));
+        assert!(accepts_event_stream(Some(
+            "application/json;q=0.5, Text/Event-Stream;charset=utf-8"
+        )));
         for other in [None, Some("*/*"), Some("text/event-stream;q=0"), Some("application/json")] {
-            assert!(!takes_events(other), "{other:?}");
+            assert!(!accepts_event_stream(other), "{other:?}");
         }
     }
 
     #[test]
-    fn a_clients_time_is_in_seconds_and_the_shortest_counts() {
+    fn a_clients_timeout_is_in_seconds_and_the_shortest_counts() {
         let timeout = |lines: &[(&'static str, &'static str)]| {
             let mut headers = HeaderMap::new();
             for (name, value) in lines {

@@ -1,63 +1,133 @@
-//! What a question and its answer are made of, once a request is whole.
+//! A request with all that the server knows of it, and a response: the types between the engines, the
+//! function runtime and the endpoints.
 
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use std::{
+    convert::Infallible,
+    mem,
+    net::IpAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
+use tracing::Span;
 
 use crate::{
     auth::{Credentials, client_cert::CertificateSubject},
     executor::{reply, reply::Answer},
-    http::{
-        body::{CERTIFICATE, PEER},
-        headers,
-    },
+    http::{concurrency::Permit, headers},
 };
 
-/// The body of an answer.
-#[derive(Debug)]
-pub enum Body {
-    /// All of it.
-    Whole(Vec<u8>),
-    /// Its parts, as they come; whoever sends them learns from the channel that nobody listens any more.
-    Stream(mpsc::Receiver<Vec<u8>>),
+/// What is known of a request besides its bytes. No header of a client can pass for any of it.
+#[derive(Clone, Debug)]
+pub struct RequestInfo {
+    /// What the request is called in logs, traces and its response.
+    pub request_id: HeaderValue,
+    /// The address that the client's connection comes from.
+    pub peer: Option<IpAddr>,
+    /// The subject of the client's certificate, verified for this request.
+    pub certificate: Option<CertificateSubject>,
+    /// The caller that the platform in front has authenticated.
+    pub platform_identity: Option<String>,
+    /// When the response must be sent, if the client waits for a limited time.
+    pub deadline: Option<Instant>,
+    /// What the request holds of the server's concurrency.
+    pub permit: Option<Arc<Permit>>,
+    /// The request's span, which carries the trace context.
+    pub span: Span,
 }
 
-/// Whom the platform in front has recognised and let through; an extension of the request.
-#[derive(Clone, Debug)]
-pub struct Recognised(pub String);
+impl RequestInfo {
+    /// Only an id and a deadline.
+    #[must_use]
+    pub fn new(request_id: HeaderValue, deadline: Option<Instant>) -> Self {
+        RequestInfo {
+            request_id,
+            peer: None,
+            certificate: None,
+            platform_identity: None,
+            deadline,
+            permit: None,
+            span: Span::none(),
+        }
+    }
 
-/// What came beside a request to prove who it is from.
-pub(crate) fn credentials(request: &Request<Vec<u8>>) -> Credentials {
-    let edge = |name: HeaderName| headers::header(request.headers(), name.as_str());
-    Credentials {
-        authorization: headers::header(request.headers(), "authorization"),
-        certificate: edge(CERTIFICATE).and_then(|it| CertificateSubject::from_header(&it)),
-        recognised: request.extensions().get::<Recognised>().map(|it| it.0.clone()),
-        peer: edge(PEER).and_then(|it| it.parse().ok()),
+    /// What proves who sent a request with these headers.
+    #[must_use]
+    pub fn credentials(&self, headers: &HeaderMap) -> Credentials {
+        Credentials {
+            authorization: headers::header(headers, "authorization"),
+            certificate: self.certificate.clone(),
+            recognised: self.platform_identity.clone(),
+            peer: self.peer,
+        }
     }
 }
 
-/// An answer that is there as a whole.
-pub(crate) fn whole(media_type: &'static str, body: impl Into<Vec<u8>>) -> Response<Body> {
-    let mut response = Response::new(Body::Whole(body.into()));
+/// A request whose body has been read.
+pub type FullRequest = Request<Bytes>;
+
+/// The body of a response.
+#[derive(Debug)]
+pub enum Body {
+    /// All of it.
+    Full(Bytes),
+    /// Its parts as they come; the sender learns from the channel that the client is gone.
+    Stream(mpsc::Receiver<Bytes>),
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let part = match self.get_mut() {
+            Body::Full(all) if all.is_empty() => return Poll::Ready(None),
+            Body::Full(all) => Poll::Ready(Some(mem::take(all))),
+            Body::Stream(parts) => parts.poll_recv(context),
+        };
+        part.map(|part| part.map(|part| Ok(Frame::data(part))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Body::Full(all) if all.is_empty())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Body::Full(all) => SizeHint::with_exact(all.len() as u64),
+            Body::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// A response with all of its body.
+pub(crate) fn full(media_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::Full(body.into()));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
 }
 
-/// A value that is there as a whole, in JSON.
+/// A value in JSON.
 pub(crate) fn json(value: &impl Serialize) -> Response<Body> {
-    whole("application/json", reply::json(value))
+    full("application/json", reply::json(value))
 }
 
-impl From<Answer> for Response<Vec<u8>> {
-    /// The answer over HTTP.
+impl From<Answer> for Response<Body> {
     fn from(answer: Answer) -> Self {
-        let kind = if answer.problem { "application/problem+json" } else { "application/json" };
-        let mut response = Response::new(answer.body);
+        let media_type =
+            if answer.problem { "application/problem+json" } else { "application/json" };
+        let mut response = full(media_type, answer.body);
         *response.status_mut() =
             StatusCode::from_u16(answer.http_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         if let Some(seconds) = answer.retry_after_seconds {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
@@ -69,8 +139,26 @@ impl From<Answer> for Response<Vec<u8>> {
     }
 }
 
-impl From<Answer> for Response<Body> {
-    fn from(answer: Answer) -> Self {
-        Response::<Vec<u8>>::from(answer).map(Body::Whole)
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_is_sent_part_by_part_and_a_full_body_at_once() {
+        let (sender, parts) = mpsc::channel(4);
+        for part in ["data: 1\n\n", "data: 2\n\n"] {
+            sender.try_send(Bytes::from(part)).expect("has room");
+        }
+        drop(sender);
+        let mut stream = Body::Stream(parts);
+        let first = stream.frame().await.expect("is there").expect("is one");
+        assert_eq!(first.into_data().expect("is data"), "data: 1\n\n");
+        let rest = stream.collect().await.expect("is read").to_bytes();
+        assert_eq!(rest, "data: 2\n\n");
+        let full = Body::Full(Bytes::from_static(b"{}"));
+        assert_eq!((full.size_hint().exact(), full.is_end_stream()), (Some(2), false));
+        assert_eq!(full.collect().await.expect("is read").to_bytes(), "{}");
     }
 }

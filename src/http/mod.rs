@@ -1,4 +1,4 @@
-//! HTTP.
+//! HTTP: what a connection may do, what a request says, and what answers it.
 
 pub mod assets;
 pub mod body;
@@ -11,8 +11,7 @@ pub mod message;
 pub mod openapi;
 pub mod origin;
 pub mod query;
-pub mod router;
 pub mod routes;
 pub mod server;
+pub mod tiny;
 pub mod tls;
-pub mod upstream;

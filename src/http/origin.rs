@@ -1,8 +1,8 @@
-//! Whose requests are meant for this server: decisions on a request's header alone.
+//! Which requests are meant for this server, by their `Host` and `Origin`: decisions on a header alone.
 //!
 //! A browser sends requests for any page that it shows. By DNS rebinding a page's own host name comes to
-//! mean this server's address, and then the page may read what is answered; so where only this machine can
-//! reach the server, only names of this machine are taken for its `Host`. And a page of another site is told
+//! mean this server's address, and then the page may read the response; so where only this machine can
+//! reach the server, only names of this machine are accepted as `Host`. A page of another site is recognised
 //! by its `Origin` and by `Sec-Fetch-Site`, which no page can set (Fetch Metadata Request Headers, section
 //! 2; Fetch, "Origin header").
 
@@ -15,18 +15,18 @@ use crate::{
     http::routes::Route,
 };
 
-/// The names that the server goes by.
+/// The host names that the server serves.
 #[derive(Clone, Debug)]
-pub struct Site {
+pub struct HostPolicy {
     /// Host names and addresses that a person listed, in lower case.
     hosts: Vec<String>,
-    /// Whether there are no others, those of the connection itself aside.
-    closed: bool,
+    /// Whether no other names are served, but for those of the connection itself.
+    strict: bool,
 }
 
-/// How a request came in.
+/// What is known of the connection of a request.
 #[derive(Clone, Copy, Debug)]
-pub struct Arrival {
+pub struct ConnectionInfo {
     /// The server's own address on the connection.
     pub local: IpAddr,
     /// Whether it came over TLS.
@@ -35,60 +35,68 @@ pub struct Arrival {
 
 /// A host and a port, by which two are compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
+struct HostPort {
     host: String,
     port: u16,
 }
 
-impl Site {
-    /// A server that listens on `address` and that a person calls by `hosts`.
+impl HostPolicy {
+    /// The policy of a server that listens on `address`, and of which `hosts` are the names.
     #[must_use]
     pub fn new(address: IpAddr, hosts: Vec<String>) -> Self {
-        Site { closed: address.is_loopback() || !hosts.is_empty(), hosts }
+        HostPolicy { strict: address.is_loopback() || !hosts.is_empty(), hosts }
     }
 
-    /// Whether this request may be meant for us.
+    /// Checks that this request is meant for this server.
     ///
     /// # Errors
-    /// [`Code::InvalidRequest`] for a `Host` that is none, [`Code::MisdirectedRequest`] for another's, and
+    /// [`Code::InvalidRequest`] for a `Host` that is not valid, [`Code::MisdirectedRequest`] for another one, and
     /// [`Code::CrossSite`] for a request that a page of another site makes.
-    pub fn check<B>(&self, request: &Request<B>, arrival: Arrival) -> Result<(), ActionError> {
+    pub fn check<B>(
+        &self,
+        request: &Request<B>,
+        connection: ConnectionInfo,
+    ) -> Result<(), ActionError> {
         let host = host(request.headers(), request.version())?;
         let target = request.uri().authority().cloned();
         for authority in [&host, &target].into_iter().flatten() {
-            self.check_host(authority, arrival)?;
+            self.check_host(authority, connection)?;
         }
         match Route::of(request.method().as_str(), request.uri().path()) {
-            // Nothing is told there that is worth hiding, and monitoring pages may ask.
+            // The health is no secret, and monitoring pages may read it.
             Ok(Route::Health | Route::Ready) => Ok(()),
             _ => {
-                let own = target.or(host).map(|it| place(&it, arrival.secure));
-                self.check_sender(request, own.as_ref(), arrival.secure)
+                let own = target.or(host).map(|it| host_port(&it, connection.secure));
+                self.check_origin(request, own.as_ref(), connection.secure)
             }
         }
     }
 
-    fn check_host(&self, authority: &Authority, arrival: Arrival) -> Result<(), ActionError> {
-        let name = plain(authority.host());
-        if !self.closed || self.hosts.contains(&name) || is_connections_own(&name, arrival.local) {
+    fn check_host(
+        &self,
+        authority: &Authority,
+        connection: ConnectionInfo,
+    ) -> Result<(), ActionError> {
+        let name = normalize_host(authority.host());
+        if !self.strict || self.hosts.contains(&name) || is_local_name(&name, connection.local) {
             return Ok(());
         }
-        let detail = "the request is for a host that this server does not go by";
+        let detail = "this server does not serve the host in the `Host` header";
         Err(ActionError::new(Code::MisdirectedRequest, detail)
-            .with_hint("ACTION_EXECUTOR_HOSTS lists the names by which it may be called"))
+            .with_hint("ACTION_EXECUTOR_HOSTS lists the names that it serves"))
     }
 
-    /// Whether a page that makes this request is one of our own, or of a host that a person listed.
-    fn check_sender<B>(
+    /// Checks that a page that makes this request is one of this server, or of a listed host.
+    fn check_origin<B>(
         &self,
         request: &Request<B>,
-        own: Option<&Place>,
+        own: Option<&HostPort>,
         secure: bool,
     ) -> Result<(), ActionError> {
         let site = value(request.headers(), "sec-fetch-site");
         let mut origins = request.headers().get_all(header::ORIGIN).iter();
         let allowed = match (origins.next(), origins.next()) {
-            // The browser itself has compared them, and it knows the scheme on the other side of a proxy.
+            // The browser has compared them, and it knows the scheme in front of a proxy.
             _ if site == Some("same-origin") => true,
             (Some(origin), None) => {
                 let origin = origin.to_str().ok().and_then(origin_of);
@@ -98,7 +106,7 @@ impl Site {
                 })
             }
             (Some(_), Some(_)) => false,
-            (None, _) => site != Some("cross-site") || is_followed_link(request),
+            (None, _) => site != Some("cross-site") || is_top_level_navigation(request),
         };
         if allowed {
             return Ok(());
@@ -124,9 +132,9 @@ fn host(headers: &HeaderMap, version: Version) -> Result<Option<Authority>, Acti
     }
 }
 
-/// Whether a name means the very machine that the connection is within, or is the address that the client
-/// connected to, as a kubelet's probes say it. A page cannot be loaded from either by another's name.
-fn is_connections_own(name: &str, local: IpAddr) -> bool {
+/// Whether a name means this machine on a connection within it, or is the address that the client
+/// connected to, which a kubelet's probes send. No page of another site is loaded from such a name.
+fn is_local_name(name: &str, local: IpAddr) -> bool {
     let local = local.to_canonical();
     let address = name.parse::<IpAddr>().ok().map(|it| it.to_canonical());
     address == Some(local)
@@ -134,9 +142,9 @@ fn is_connections_own(name: &str, local: IpAddr) -> bool {
             && (name == "localhost" || address.is_some_and(|it| it.is_loopback())))
 }
 
-/// A link that somebody followed here, to be shown by itself and not in another's frame. What is answered
-/// cannot be read by the page that the link is on.
-fn is_followed_link<B>(request: &Request<B>) -> bool {
+/// Whether a person followed a link, and not a frame, to here. The page with the link cannot read the
+/// response.
+fn is_top_level_navigation<B>(request: &Request<B>) -> bool {
     let says = |name, expected| value(request.headers(), name) == Some(expected);
     request.method() == Method::GET
         && says("sec-fetch-mode", "navigate")
@@ -148,20 +156,20 @@ fn value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// The scheme and the place of an `Origin`; none for `null`.
-fn origin_of(text: &str) -> Option<(String, Place)> {
+fn origin_of(text: &str) -> Option<(String, HostPort)> {
     let uri: Uri = text.parse().ok()?;
     let scheme = uri.scheme_str()?.to_owned();
-    let place = place(uri.authority()?, scheme == "https");
+    let place = host_port(uri.authority()?, scheme == "https");
     Some((scheme, place))
 }
 
-fn place(authority: &Authority, secure: bool) -> Place {
+fn host_port(authority: &Authority, secure: bool) -> HostPort {
     let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    Place { host: plain(authority.host()), port }
+    HostPort { host: normalize_host(authority.host()), port }
 }
 
 /// A host name in lower case without a dot at its end, or an address without brackets.
-fn plain(host: &str) -> String {
+fn normalize_host(host: &str) -> String {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     bare.strip_suffix('.').unwrap_or(bare).to_ascii_lowercase()
 }
@@ -172,20 +180,26 @@ mod tests {
 
     const EXECUTE: &str = "/api/v1/action/execute";
 
-    fn site(address: &str, hosts: &[&str]) -> Site {
+    fn site(address: &str, hosts: &[&str]) -> HostPolicy {
         let hosts = hosts.iter().map(|it| (*it).to_owned()).collect();
-        Site::new(address.parse().expect("is an address"), hosts)
+        HostPolicy::new(address.parse().expect("is an address"), hosts)
     }
 
-    /// What is said to a request in this header, on a connection to `local`.
-    fn said(site: &Site, local: &str, target: &str, headers: &[(&str, &str)]) -> Result<(), Code> {
+    /// Checks a request with these headers, on a connection to `local`.
+    fn said(
+        site: &HostPolicy,
+        local: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<(), Code> {
         let mut request = Request::post(target);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let request = request.body(()).expect("is a request");
-        let arrival = Arrival { local: local.parse().expect("is an address"), secure: false };
-        site.check(&request, arrival).map_err(|error| error.code)
+        let connection =
+            ConnectionInfo { local: local.parse().expect("is an address"), secure: false };
+        site.check(&request, connection).map_err(|error| error.code)
     }
 
     #[test]
@@ -208,7 +222,7 @@ mod tests {
 
     #[test]
     fn for_others_any_name_is_taken_unless_they_are_listed() {
-        let host = |site: &Site, host| said(site, "10.0.0.7", EXECUTE, &[("host", host)]);
+        let host = |site: &HostPolicy, host| said(site, "10.0.0.7", EXECUTE, &[("host", host)]);
         assert_eq!(host(&site("0.0.0.0", &[]), "whatever.example"), Ok(()));
         let listed = site("::", &["hand.test"]);
         assert_eq!(host(&listed, "hand.test"), Ok(()));
@@ -232,8 +246,8 @@ mod tests {
             assert_eq!(said(&[("host", wrong)]), refused, "{wrong:?}");
         }
         let old = Request::get(EXECUTE).version(Version::HTTP_10).body(()).expect("is a request");
-        let arrival = Arrival { local: IpAddr::from([10, 0, 0, 7]), secure: false };
-        assert!(site.check(&old, arrival).is_ok());
+        let connection = ConnectionInfo { local: IpAddr::from([10, 0, 0, 7]), secure: false };
+        assert!(site.check(&old, connection).is_ok());
     }
 
     #[test]
@@ -264,8 +278,8 @@ mod tests {
         assert_eq!(said(&site, "127.0.0.1", EXECUTE, &behind_a_proxy), Ok(()));
         let probe = [("host", "localhost"), ("origin", "http://evil.example")];
         let get = Request::get("/readyz").header("host", probe[0].1).header("origin", probe[1].1);
-        let arrival = Arrival { local: IpAddr::from([127, 0, 0, 1]), secure: false };
-        assert!(site.check(&get.body(()).expect("is a request"), arrival).is_ok());
+        let connection = ConnectionInfo { local: IpAddr::from([127, 0, 0, 1]), secure: false };
+        assert!(site.check(&get.body(()).expect("is a request"), connection).is_ok());
     }
 
     #[test]
@@ -277,8 +291,8 @@ mod tests {
             for (name, value) in headers {
                 request = request.header(*name, *value);
             }
-            let arrival = Arrival { local: IpAddr::from([127, 0, 0, 1]), secure: false };
-            site.check(&request.body(()).expect("is a request"), arrival).is_ok()
+            let connection = ConnectionInfo { local: IpAddr::from([127, 0, 0, 1]), secure: false };
+            site.check(&request.body(()).expect("is a request"), connection).is_ok()
         };
         let cross = ("sec-fetch-site", "cross-site");
         assert!(!fetched(Method::GET, &[cross]));

@@ -1,12 +1,12 @@
-//! What stands behind the `?` of a target, read strictly: a misspelt or repeated parameter would show what
-//! was not asked for.
+//! The query of a target, read strictly: a misspelt or repeated parameter is refused, since ignoring it would
+//! answer another question.
 
 use std::borrow::Cow;
 
 use crate::contract::{error::ActionError, names::Namespace};
 
-/// The parameters in their order, decoded (WHATWG URL, application/x-www-form-urlencoded), each of which may
-/// be given once.
+/// The parameters in their order, decoded (WHATWG URL, application/x-www-form-urlencoded). Each may be given
+/// once.
 pub fn parameters(
     text: &str,
 ) -> impl Iterator<Item = Result<(Cow<'_, str>, Cow<'_, str>), ActionError>> {
@@ -23,7 +23,7 @@ pub fn parameters(
 /// The value of `namespace`.
 ///
 /// # Errors
-/// [`Code::InvalidRequest`](crate::contract::error::Code::InvalidRequest) if it is none.
+/// [`Code::InvalidRequest`](crate::contract::error::Code::InvalidRequest) if it is not a namespace.
 pub fn namespace(value: Cow<'_, str>) -> Result<Namespace, ActionError> {
     let namespace = Namespace::try_from(value.into_owned());
     namespace.map_err(|what| ActionError::invalid_field("namespace", what))

@@ -2,33 +2,33 @@
 
 use crate::contract::error::{ActionError, Code};
 
-/// What is asked for.
+/// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// Is the process alive?
+    /// Whether the process is alive.
     Health,
-    /// Could an action be done now?
+    /// Whether an action could be carried out now.
     Ready,
-    /// What has been counted?
+    /// The metrics.
     Metrics,
-    /// Do an action.
+    /// Carry out a request.
     Execute,
-    /// Do the action that an event asks for.
-    Receive,
-    /// How is a request getting on?
-    Progress,
-    /// What was done?
+    /// Carry out the request of a CloudEvent.
+    CloudEvent,
+    /// The state of a request.
+    Operation,
+    /// What was done.
     History,
-    /// A document that is the same for everyone.
-    Fixed(Fixed),
+    /// A document that is the same for every client.
+    Asset(Asset),
 }
 
-/// The documents that are the same for everyone, as long as the program is.
+/// The documents that are the same for every client, as long as the program is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fixed {
+pub enum Asset {
     /// Every action with its schema.
     Actions,
-    /// The description of all this.
+    /// The OpenAPI description.
     OpenApi,
     /// The page for people.
     Page,
@@ -38,27 +38,27 @@ pub enum Fixed {
     Style,
 }
 
-/// The answer of the two questions about health when all is well, in the original service's words.
+/// The response of both health checks when all is well, in the original service's words.
 pub const HEALTHY: &str = r#"{"status":"ok"}"#;
 
-const READ: &[&str] = &["GET", "HEAD"];
-const DO: &[&str] = &["POST"];
+const GET_HEAD: &[&str] = &["GET", "HEAD"];
+const POST: &[&str] = &["POST"];
 
 /// Each path with its methods; `{...}` stands for one segment, whatever it is.
 pub(crate) const ROUTES: [(&str, &[&str], Route); 13] = [
-    ("/api/v1/healthz", READ, Route::Health),
-    ("/readyz", READ, Route::Ready),
-    ("/metrics", READ, Route::Metrics),
-    ("/api/v1/action/execute", DO, Route::Execute),
-    ("/", DO, Route::Receive),
-    ("/api/v1/actions/{id}", READ, Route::Progress),
-    ("/api/v1/actions", READ, Route::Fixed(Fixed::Actions)),
-    ("/api/v1/history", READ, Route::History),
-    ("/openapi.json", READ, Route::Fixed(Fixed::OpenApi)),
-    ("/docs", READ, Route::Fixed(Fixed::Page)),
-    ("/docs/page.js", READ, Route::Fixed(Fixed::Script)),
-    ("/docs/page.css", READ, Route::Fixed(Fixed::Style)),
-    ("/history", READ, Route::Fixed(Fixed::Page)),
+    ("/api/v1/healthz", GET_HEAD, Route::Health),
+    ("/readyz", GET_HEAD, Route::Ready),
+    ("/metrics", GET_HEAD, Route::Metrics),
+    ("/api/v1/action/execute", POST, Route::Execute),
+    ("/", POST, Route::CloudEvent),
+    ("/api/v1/actions/{id}", GET_HEAD, Route::Operation),
+    ("/api/v1/actions", GET_HEAD, Route::Asset(Asset::Actions)),
+    ("/api/v1/history", GET_HEAD, Route::History),
+    ("/openapi.json", GET_HEAD, Route::Asset(Asset::OpenApi)),
+    ("/docs", GET_HEAD, Route::Asset(Asset::Page)),
+    ("/docs/page.js", GET_HEAD, Route::Asset(Asset::Script)),
+    ("/docs/page.css", GET_HEAD, Route::Asset(Asset::Style)),
+    ("/history", GET_HEAD, Route::Asset(Asset::Page)),
 ];
 
 impl Route {
@@ -67,7 +67,7 @@ impl Route {
     /// # Errors
     /// [`Code::RouteNotFound`] or [`Code::MethodNotAllowed`].
     pub fn of(method: &str, target: &str) -> Result<Route, ActionError> {
-        let Some((_, methods, route)) = served(target) else {
+        let Some((_, methods, route)) = find(target) else {
             let known: Vec<_> = ROUTES.iter().map(|(path, ..)| *path).collect();
             return Err(ActionError::new(Code::RouteNotFound, "nothing is served at this path")
                 .with_hint(format!("served: {}", known.join(", "))));
@@ -79,20 +79,20 @@ impl Route {
         Err(ActionError::new(Code::MethodNotAllowed, format!("this path takes {allowed}")))
     }
 
-    /// The path in the words of the metrics: one that is served, or `other`.
+    /// The path in the metrics: one that is served, or `other`.
     #[must_use]
     pub fn known_path(target: &str) -> &'static str {
-        served(target).map_or("other", |(path, ..)| path)
+        find(target).map_or("other", |(path, ..)| path)
     }
 
     /// The value of `Allow` for a path, whatever the method.
     #[must_use]
     pub fn allow(target: &str) -> Option<String> {
-        served(target).map(|(_, methods, _)| methods.join(", "))
+        find(target).map(|(_, methods, _)| methods.join(", "))
     }
 }
 
-fn served(target: &str) -> Option<&'static (&'static str, &'static [&'static str], Route)> {
+fn find(target: &str) -> Option<&'static (&'static str, &'static [&'static str], Route)> {
     let path = target.split('?').next().unwrap_or_default();
     ROUTES.iter().find(|(pattern, ..)| matches(pattern, path))
 }

@@ -1,16 +1,14 @@
-//! TLS at the edge: what it is served with, made of files and followed as they are rotated, and who
-//! presents a certificate.
+//! TLS: the certificate that is served, reloaded as its files are rotated, and the certificates of clients.
 //!
 //! TLS 1.3 and 1.2 of rustls, HTTP/1.1 alone: HTTP/2 would not come free, since the limits that keep slow
 //! clients and crowds away are those of a connection with one request at a time. Its streams would each
-//! need a time for their header, a place among those that are served, and a bound on being opened and
-//! reset (CVE-2023-44487); whoever wants it has a proxy in front.
+//! need a timeout for their header, a place among those that are served, and a limit on being opened and
+//! reset (CVE-2023-44487). For HTTP/2, put a proxy in front.
 //!
-//! Clients need no certificate, for probes have none; one that is presented must be of the clients'
-//! authorities, or there is no connection. Nothing of one session is taken up in another, so that a
-//! certificate is verified with each connection, and with each request again, as kube-apiserver does it:
-//! one that has expired, or whose authority is no longer trusted, proves nothing on an old connection
-//! either.
+//! Clients need no certificate, for probes have none. One that is presented must be issued by the clients'
+//! authorities, or there is no connection. Sessions are not resumed, so that a certificate is verified with
+//! each connection, and with each request again, as kube-apiserver does it: one that has expired, or whose
+//! authority is no longer trusted, proves nothing on an old connection either.
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,18 +34,18 @@ use crate::{
     contract::error::{ActionError, Code},
 };
 
-/// Longest time from a connection to the end of the handshake: a few round trips.
+/// Maximum time from a connection to the end of the handshake: a few round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the edge serves TLS with.
+/// What TLS is served with.
 pub struct Tls {
     server: Arc<ServerConfig>,
     clients: Option<Arc<dyn ClientCertVerifier>>,
     expiries: Vec<(&'static str, i64)>,
 }
 
-/// The certificates that a client has presented, its own first; none if it has none.
-pub type Presented = Vec<CertificateDer<'static>>;
+/// The certificates that a client has presented, its own first; empty if it has none.
+pub type PeerCertificates = Vec<CertificateDer<'static>>;
 
 /// Follows these files.
 ///
@@ -110,12 +108,12 @@ impl Tls {
         }
     }
 
-    /// Whom these certificates name, if the clients' authorities of now answer for them now.
+    /// The subject of these certificates, if the clients' authorities verify them now.
     #[must_use]
-    pub fn subject(&self, presented: &Presented) -> Option<CertificateSubject> {
-        let (own, between) = presented.split_first()?;
-        self.clients.as_ref()?.verify_client_cert(own, between, UnixTime::now()).ok()?;
-        CertificateSubject::of(own)
+    pub fn subject(&self, peer_certificates: &PeerCertificates) -> Option<CertificateSubject> {
+        let (leaf, intermediates) = peer_certificates.split_first()?;
+        self.clients.as_ref()?.verify_client_cert(leaf, intermediates, UnixTime::now()).ok()?;
+        CertificateSubject::of(leaf)
     }
 
     /// When the server's certificate and the first of the clients' authorities expire, in seconds since
@@ -126,16 +124,17 @@ impl Tls {
     }
 }
 
-/// What a client has presented.
-pub fn presented(stream: &TlsStream<TcpStream>) -> Presented {
+/// The certificates that a client has presented.
+pub fn peer_certificates(stream: &TlsStream<TcpStream>) -> PeerCertificates {
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     certificates.iter().map(|it| it.clone().into_owned()).collect()
 }
 
 /// The certificates of a PEM file, at least one. What is wrong with one that cannot be read is not
 /// repeated: by mistake the file may hold a key.
-pub fn certificates(file: &File) -> Result<Presented, ActionError> {
-    let read: Result<Presented, _> = CertificateDer::pem_slice_iter(file.text.as_bytes()).collect();
+pub fn certificates(file: &File) -> Result<PeerCertificates, ActionError> {
+    let read: Result<PeerCertificates, _> =
+        CertificateDer::pem_slice_iter(file.text.as_bytes()).collect();
     let read = read.map_err(|_| wrong(file, "is no PEM"))?;
     if read.is_empty() {
         return Err(wrong(file, "holds no certificate in PEM"));
@@ -196,7 +195,7 @@ mod tests {
         File { path: name.into(), text: text.to_owned() }
     }
 
-    /// A certificate of its own making, and its key.
+    /// A self-signed certificate, and its key.
     fn pair() -> (String, String) {
         let key = KeyPair::generate().expect("is made");
         let mut params = CertificateParams::new(["localhost".to_owned()]).expect("are right");

@@ -1,7 +1,6 @@
-//! What an invocation carries that is no HTTP: told by its shape, taken apart, and not yet understood.
+//! Events that are not HTTP: recognised by their shape, and split into requests.
 //!
-//! The requests inside stay the text that they were sent as, so that they are read as strictly as
-//! everywhere else.
+//! Each request stays the text that it was sent as, so that it is read as strictly as everywhere else.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -26,7 +25,7 @@ pub struct Message {
     pub body: Vec<u8>,
 }
 
-/// The parts by which events are told apart; all others are passed over.
+/// The fields by which events are recognised; all others are ignored.
 #[derive(Deserialize)]
 struct Envelope<'a> {
     #[serde(borrow, rename = "detail-type")]
@@ -55,7 +54,7 @@ struct Notification {
     message: String,
 }
 
-/// Tells what an invocation is. What is no known event is a request, for its parser to judge.
+/// Recognises an invocation. What is not a known event is a request, for its parser to judge.
 pub fn read(text: &[u8]) -> Event {
     let whole = || Event::Single(Message { id: None, body: text.to_vec() });
     let Ok(envelope) = serde_json::from_slice::<Envelope>(text) else { return whole() };

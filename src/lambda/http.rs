@@ -1,53 +1,46 @@
-//! HTTP as it reaches a function: the same routes, media types and statuses as the server's, from
-//! whatever stands in front.
+//! HTTP in an invocation: the same routes, media types and statuses as the server's, behind whichever
+//! gateway is in front.
 
-use http::HeaderName;
+use hyper::body::Bytes;
 use lambda_http::{
     Body, Request, RequestExt, Response, aws_lambda_events::apigw::ApiGatewayRequestAuthorizer,
     request::RequestContext,
 };
 
-use crate::http::{
-    body::{REQUEST_ID, is_of_the_edge, request_id},
-    message,
-    message::Recognised,
+use crate::{
+    contract::error::ActionError,
+    http::{
+        body::request_id,
+        headers::response_deadline,
+        message,
+        message::{FullRequest, RequestInfo},
+    },
 };
 
-/// A function is frozen once it has answered, so what is asked for later is answered now.
-const ASKS_FOR_LATER: HeaderName = HeaderName::from_static("prefer");
-
-/// The request as the service takes it: under the path that the client sees behind the stage, with whom
-/// the platform recognised.
-pub fn whole(request: Request) -> http::Request<Vec<u8>> {
+/// The request for the dispatcher: under the path that the client sees behind the stage, with the caller
+/// that the platform has authenticated.
+///
+/// # Errors
+/// The client's timeout is not a number.
+pub fn from_lambda(request: Request) -> Result<(FullRequest, RequestInfo), ActionError> {
     let context = request.request_context_ref();
     let path = without_stage(request.raw_http_path(), context);
     let target = match request.uri().query() {
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
     };
-    let recognised = context.and_then(recognised);
-    let (head, body) = request.into_parts();
+    let platform_identity = context.and_then(platform_identity);
+    let (mut head, body) = request.into_parts();
+    // What is not a path is served nowhere.
+    head.uri = target.parse().unwrap_or_default();
+    let deadline = response_deadline(&head.headers)?;
+    let info = RequestInfo::new(request_id(&head.headers), deadline);
     let body = match body {
-        Body::Text(text) => text.into_bytes(),
-        Body::Binary(bytes) => bytes,
-        _ => Vec::new(),
+        Body::Text(text) => text.into(),
+        Body::Binary(bytes) => bytes.into(),
+        _ => Bytes::new(),
     };
-    let mut whole = http::Request::new(body);
-    *whole.method_mut() = head.method;
-    // What is no path is served nowhere.
-    *whole.uri_mut() = target.parse().unwrap_or_default();
-    *whole.headers_mut() = head.headers;
-    let headers = whole.headers_mut();
-    headers.remove(ASKS_FOR_LATER);
-    // There is no edge here that could have told anything.
-    let told: Vec<_> = headers.keys().filter(|it| is_of_the_edge(it)).cloned().collect();
-    told.iter().for_each(|name| drop(headers.remove(name)));
-    let named = request_id(headers);
-    headers.insert(REQUEST_ID, named);
-    if let Some(name) = recognised {
-        whole.extensions_mut().insert(Recognised(name));
-    }
-    whole
+    Ok((http::Request::from_parts(head, body), RequestInfo { platform_identity, ..info }))
 }
 
 /// The path without the stage, which an HTTP API puts before it unless it is the default one.
@@ -60,8 +53,8 @@ fn without_stage<'a>(path: &'a str, context: Option<&RequestContext>) -> &'a str
     rest.filter(|rest| rest.starts_with('/')).unwrap_or(path)
 }
 
-/// Whom AWS recognised by IAM, by their ARN.
-fn recognised(context: &RequestContext) -> Option<String> {
+/// The caller that AWS has authenticated by IAM, as an ARN.
+fn platform_identity(context: &RequestContext) -> Option<String> {
     match context {
         RequestContext::ApiGatewayV1(context) => context.identity.user_arn.clone(),
         RequestContext::ApiGatewayV2(context) => match &context.authorizer {
@@ -72,37 +65,32 @@ fn recognised(context: &RequestContext) -> Option<String> {
     }
 }
 
-/// An answer on its way out.
-pub fn answer(answer: http::Response<message::Body>) -> Response<Body> {
-    let (head, body) = answer.into_parts();
-    let body = match body {
-        message::Body::Whole(body) => String::from_utf8(body)
-            .map_or_else(|no_text| Body::Binary(no_text.into_bytes()), Body::Text),
-        // Nothing that a function is asked has an answer without end.
+/// The response for the platform.
+pub fn to_lambda(response: http::Response<message::Body>) -> Response<Body> {
+    response.map(|body| match body {
+        message::Body::Full(body) => String::from_utf8(body.into())
+            .map_or_else(|binary| Body::Binary(binary.into_bytes()), Body::Text),
+        // Only a server has streams.
         message::Body::Stream(_) => Body::Empty,
-    };
-    Response::from_parts(head, body)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::body::{CERTIFICATE, PEER, PLACE};
 
     #[test]
-    fn what_only_an_edge_could_tell_is_taken_from_nobody() {
+    fn no_header_passes_for_what_the_platform_knows() {
         let request = http::Request::post("/api/v1/action/execute")
-            .header(PEER, "127.0.0.1")
-            .header(CERTIFICATE, "eyJuYW1lIjoib3BzIiwiZ3JvdXBzIjpbXX0=")
-            .header(PLACE, "1")
-            .header("prefer", "respond-async")
-            .header("authorization", "Bearer x")
+            .header("x-edge-certificate", "eyJuYW1lIjoib3BzIiwiZ3JvdXBzIjpbXX0=")
+            .header("x-request-number", "1")
             .header("x-request-id", "a\"b");
         let request = request.body(Body::Empty).expect("is a request");
-        let whole = whole(request);
-        let mut left: Vec<_> = whole.headers().keys().map(HeaderName::as_str).collect();
-        left.sort_unstable();
-        assert_eq!(left, ["authorization", "x-request-id"]);
-        assert_eq!(whole.headers()[REQUEST_ID].len(), 36);
+        let (request, info) = from_lambda(request).expect("is right");
+        let credentials = info.credentials(request.headers());
+        assert_eq!(credentials, Default::default());
+        assert_eq!(info.request_id.len(), 36);
+        let request = http::Request::get("/readyz").header("request-timeout", "soon");
+        assert!(from_lambda(request.body(Body::Empty).expect("is a request")).is_err());
     }
 }

@@ -1,13 +1,12 @@
-//! The function runtime (AWS Lambda and what speaks its runtime API): events in, answers out.
+//! The function runtime (AWS Lambda and what speaks its runtime API): an invocation to the executor and back.
 //!
 //! HTTP comes from API Gateway (REST and HTTP), a load balancer or a function URL, and is answered as the
 //! server answers it. Everything else is a request by itself, or an event of EventBridge, SQS or SNS that
-//! carries one. What would not change is an answer; what may be tried again is a function error, or for
-//! SQS a failed item, so that the event's source tries again, and the ledger sees to it that it is done
-//! once.
+//! carries one. A permanent result is an answer; a transient one is a function error, or for SQS a failed
+//! item, so that the event's source retries, and the ledger ensures that the request acts once.
 //!
 //! The cluster's client is made at the first request that needs it and kept. Work ends a little before
-//! the invocation's time does, so that there always is an answer.
+//! the invocation does, so that there always is an answer.
 
 use std::{
     sync::Arc,
@@ -33,7 +32,13 @@ use crate::{
         context::Context,
         reply::{Answer, IncomingRequest},
     },
-    http::{dispatch, dispatch::Service},
+    http::{
+        dispatch,
+        dispatch::Service,
+        message,
+        message::{FullRequest, RequestInfo},
+        routes::Route,
+    },
     k8s::api::connect::connect,
     lambda::events::{Event, Message},
 };
@@ -41,14 +46,14 @@ use crate::{
 mod events;
 mod http;
 
-/// How long before the invocation's end everything has to be said.
-const MARGIN: Duration = Duration::from_millis(1500);
+/// How long before the invocation's end the answer is complete.
+const ANSWER_MARGIN: Duration = Duration::from_millis(1500);
 
-/// How long a cluster's client is used before its credentials are renewed: tokens for EKS hold for 15
+/// How long a cluster's client is used before its credentials are renewed: tokens for EKS are valid for 15
 /// minutes.
-const CREDENTIALS_HOLD: Duration = Duration::from_secs(600);
+const CREDENTIALS_TTL: Duration = Duration::from_secs(600);
 
-/// What the platform tells a function, without which its runtime cannot begin.
+/// The variables that the platform sets, without which its runtime cannot start.
 const PLATFORM: [&str; 4] = [
     "AWS_LAMBDA_RUNTIME_API",
     "AWS_LAMBDA_FUNCTION_NAME",
@@ -62,15 +67,14 @@ pub fn run(settings: Result<Settings, ActionError>) -> u8 {
     let missing = PLATFORM.iter().find(|name| std::env::var_os(name).is_none());
     if let Some(name) = missing {
         let error = ActionError::new(Code::Usage, format!("{name} is not set"));
-        return told(&error.with_hint(
-            "this binary is started by AWS Lambda or an emulator of it; action-executor is the one for \
-             everything else",
+        return exit_with(&error.with_hint(
+            "this is the Lambda runtime binary; run `action-executor` everywhere else",
         ));
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            return told(&ActionError::new(Code::Internal, format!("the runtime: {error}")));
+            return exit_with(&ActionError::new(Code::Internal, format!("the runtime: {error}")));
         }
     };
     let ended = runtime.block_on(async {
@@ -79,18 +83,18 @@ pub fn run(settings: Result<Settings, ActionError>) -> u8 {
     });
     match ended {
         Ok(()) => 0,
-        Err(error) => told(&ActionError::new(Code::Internal, format!("the runtime: {error}"))),
+        Err(error) => exit_with(&ActionError::new(Code::Internal, format!("the runtime: {error}"))),
     }
 }
 
-fn told(error: &ActionError) -> u8 {
+fn exit_with(error: &ActionError) -> u8 {
     tracing::error!(code = %error.code, hint = error.hint, "{}", error.detail);
     error.code.exit_status()
 }
 
 /// The function between invocations.
 struct Function {
-    /// A setting that is wrong is told to every caller: a runtime that ends is started again and again.
+    /// A wrong setting is reported to every caller: a runtime that exits is restarted again and again.
     settings: Result<Settings, ActionError>,
     callers: Result<Arc<Authenticator>, ActionError>,
     context: Mutex<Option<(Context, Instant)>>,
@@ -107,14 +111,14 @@ impl Function {
     async fn context(&self) -> Result<Context, ActionError> {
         let mut kept = self.context.lock().await;
         if let Some((context, made)) = &*kept
-            && made.elapsed() < CREDENTIALS_HOLD
+            && made.elapsed() < CREDENTIALS_TTL
         {
             return Ok(context.clone());
         }
         let settings = self.settings.as_ref().map_err(Clone::clone)?;
         let policy = Reloading::new(settings.policy.clone())?;
         let cluster = connect(None).await?;
-        // Nobody tells a function to stop; its time does.
+        // A function is not signalled to shut down; its time ends.
         let (_, stopping) = watch::channel(false);
         let context = Context::new(cluster, policy, settings, stopping);
         *kept = Some((context.clone(), Instant::now()));
@@ -137,7 +141,7 @@ impl Function {
         }
     }
 
-    /// Answers what is no HTTP, in JSON.
+    /// Answers an event that is not HTTP, in JSON.
     async fn event(&self, text: &[u8], left: Option<Duration>) -> Result<Vec<u8>, Failure> {
         match events::read(text) {
             Event::Single(message) => {
@@ -188,24 +192,32 @@ impl Function {
     }
 
     async fn http(&self, request: Request, left: Option<Duration>) -> Response<Body> {
-        let request = http::whole(request);
-        if let Some(answer) = dispatch::at_once(&request) {
-            return http::answer(answer);
-        }
-        let service = match self.service().await {
-            Ok(service) => service,
-            Err(error) => return http::answer(Answer::from(error).into()),
+        let response = match http::from_lambda(request) {
+            Ok((request, info)) => self.dispatch(request, info, left).await,
+            Err(error) => Err(error),
         };
+        http::to_lambda(response.unwrap_or_else(|error| Answer::from(error).into()))
+    }
+
+    async fn dispatch(
+        &self,
+        request: FullRequest,
+        info: RequestInfo,
+        left: Option<Duration>,
+    ) -> Result<Response<message::Body>, ActionError> {
+        let route = Route::of(request.method().as_str(), request.uri().path());
+        if let Some(response) =
+            route.ok().and_then(|route| dispatch::answer_static(route, request.headers()))
+        {
+            return Ok(response);
+        }
+        let callers = self.callers.as_ref().map_err(Clone::clone)?;
+        let service = Service::new(self.context().await?, callers.clone());
         let service = match left {
             Some(left) => service.within(left),
             None => service,
         };
-        http::answer(service.answer(request).await)
-    }
-
-    async fn service(&self) -> Result<Service, ActionError> {
-        let callers = self.callers.as_ref().map_err(Clone::clone)?;
-        Ok(Service::new(self.context().await?, callers.clone()))
+        Ok(service.dispatch(request, info).await)
     }
 }
 
@@ -221,14 +233,14 @@ fn bounded(context: Context, left: Option<Duration>) -> Context {
 fn time_left(deadline_ms: u64) -> Option<Duration> {
     let deadline = SystemTime::UNIX_EPOCH + Duration::from_millis(deadline_ms);
     let left = deadline.duration_since(SystemTime::now()).ok()?;
-    Some(left.saturating_sub(MARGIN))
+    Some(left.saturating_sub(ANSWER_MARGIN))
 }
 
 fn parsed(body: &[u8]) -> serde_json::Value {
     serde_json::from_slice(body).unwrap_or_default()
 }
 
-/// What makes the event's source try again.
+/// What makes the event's source retry.
 #[derive(Debug)]
 struct Failure(Answer);
 
@@ -248,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_comes_before_the_end_and_a_past_deadline_is_none() {
+    fn an_answer_precedes_the_deadline_and_a_past_one_is_ignored() {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("is after");
         let in_ten = u64::try_from((now + Duration::from_secs(10)).as_millis()).expect("fits");
         let left = time_left(in_ten).expect("is ahead");

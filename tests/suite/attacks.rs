@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     pki::Authority,
-    program::{Program, Reply, Server, Stream, execute_request},
+    program::{Engine, Program, Reply, Server, Stream, execute_request},
 };
 
 const REQUEST: &[u8] = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
@@ -22,23 +22,28 @@ const REQUEST: &[u8] = br#"{"type":"restart_k8s","parameters":{"deployment":"web
 const MEMORY: u64 = 64 * 1024;
 const MEMORY_OVER_TLS: u64 = 80 * 1024;
 
-/// The transport of an attack.
+/// The transport and the engine of an attack.
 #[derive(Clone, Copy, PartialEq)]
-enum Over {
-    Plain,
-    Tls,
+struct Over {
+    tls: bool,
+    engine: Engine,
 }
 
-use Over::{Plain, Tls};
+const PLAIN: Over = Over { tls: false, engine: Engine::Hyper };
+const TLS: Over = Over { tls: true, engine: Engine::Hyper };
+const TINY_HTTP: Over = Over { tls: false, engine: Engine::TinyHttp };
 
-/// Each attack, over plain HTTP and over TLS.
+/// Each attack, over plain HTTP, over TLS and on the engine tiny-http.
 macro_rules! attacks {
     ($($attack:ident),* $(,)?) => {
         mod plain {
-            $(#[test] fn $attack() { super::$attack(super::Plain); })*
+            $(#[test] fn $attack() { super::$attack(super::PLAIN); })*
         }
         mod tls {
-            $(#[test] fn $attack() { super::$attack(super::Tls); })*
+            $(#[test] fn $attack() { super::$attack(super::TLS); })*
+        }
+        mod tiny_http {
+            $(#[test] fn $attack() { super::$attack(super::TINY_HTTP); })*
         }
     };
 }
@@ -60,11 +65,11 @@ attacks! {
 }
 
 fn server(over: Over) -> Server {
-    started(over, Server::start)
+    started(over, |program| Server::start_with(over.engine, program))
 }
 
 fn started(over: Over, start: impl Fn(Program) -> Server) -> Server {
-    if over == Plain {
+    if !over.tls {
         return start(Program::offline());
     }
     let authority = Authority::new();
@@ -304,10 +309,10 @@ fn slow_clients_are_disconnected(over: Over) {
 }
 
 fn ten_thousand_idle_connections_do_not_block_others(over: Over) {
-    let mut server = started(over, |program| Server::with_descriptors(program, 1024));
+    let mut server = started(over, |program| Server::with_descriptors(over.engine, program, 1024));
     let mut idle = Vec::new();
     // Before its handshake a connection uses no TLS state, so fewer connections are enough.
-    let many = if over == Tls { 2_000 } else { 10_000 };
+    let many = if over.tls { 2_000 } else { 10_000 };
     for number in 0..many {
         match TcpStream::connect_timeout(&server.address(), Duration::from_secs(5)) {
             Ok(stream) => idle.push(stream),
@@ -325,7 +330,7 @@ fn ten_thousand_idle_connections_do_not_block_others(over: Over) {
 
 #[test]
 fn a_thousand_half_open_handshakes_do_not_delay_others() {
-    let mut server = server(Tls);
+    let mut server = server(TLS);
     // The first bytes of a ClientHello that declares a length of 508 bytes.
     let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
     let half_open: Vec<TcpStream> = (0..1000)
@@ -343,7 +348,7 @@ fn a_thousand_half_open_handshakes_do_not_delay_others() {
 
 #[test]
 fn garbage_in_a_handshake_is_rejected() {
-    let mut server = server(Tls);
+    let mut server = server(TLS);
     for junk in [
         b"GET /api/v1/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n".as_slice(),
         b"\x16\x03\x01\xff\xff\x01\xff\xff\xff",
@@ -368,7 +373,7 @@ fn garbage_in_a_handshake_is_rejected() {
 
 #[test]
 fn a_tls_renegotiation_is_rejected() {
-    let mut server = server(Tls);
+    let mut server = server(TLS);
     let address = server.address().to_string();
     // openssl starts a renegotiation when it reads an R on a line of its own.
     let mut openssl = Command::new("openssl")

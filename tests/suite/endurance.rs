@@ -26,7 +26,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use crate::{
     cluster::{GOOD_IMAGE, Namespace, TestCluster, eventually, private, shared},
     ledger::{Random, records},
-    program::{Program, Reply, Server, execute_request},
+    program::{Engine, Program, Reply, Server, execute_request},
 };
 
 /// A private cluster: these tests keep its controllers so busy that other tests would wait for them.
@@ -116,13 +116,20 @@ fn send_and_hang_up(address: SocketAddr, body: &Value, sent: f64, after: Duratio
     thread::sleep(after);
 }
 
-async fn disconnects_leave_nothing_half_done(test: &str, places: &str, longest: u64) {
+async fn disconnects_leave_nothing_half_done(
+    engine: Engine,
+    test: &str,
+    permits: &str,
+    longest: u64,
+) {
+    let test = &format!("{test}_{}", engine.name());
     let mut random = Random::new(test);
     let namespace = own_cluster().namespace(test).await;
     let names: Vec<_> = (0..rounds(30)).map(|number| format!("web-{number}")).collect();
     deployments(&namespace, &names).await;
     let program = Program::with_kubeconfig(namespace.kubeconfig());
-    let server = Server::start(program.env("ACTION_EXECUTOR_MAX_ACTIONS", places));
+    let program = program.env("ACTION_EXECUTOR_MAX_ACTIONS", permits);
+    let server = Server::start_with(engine, program);
     let mut clients = JoinSet::new();
     for name in &names {
         let (body, address) = (restart(&namespace, name), server.address());
@@ -145,25 +152,36 @@ async fn disconnects_leave_nothing_half_done(test: &str, places: &str, longest: 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disconnect_at_any_moment_leaves_nothing_half_done() {
-    disconnects_leave_nothing_half_done("hang_up", "128", 120).await;
+    for engine in Engine::ALL {
+        disconnects_leave_nothing_half_done(engine, "hang_up", "128", 120).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disconnect_while_queued_leaves_nothing_half_done() {
-    disconnects_leave_nothing_half_done("hang_up_queued", "1", 400).await;
+    for engine in Engine::ALL {
+        disconnects_leave_nothing_half_done(engine, "hang_up_queued", "1", 400).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_term_signal_under_load_leaves_no_request_half_done() {
+    for engine in Engine::ALL {
+        term_under_load(engine).await;
+    }
+}
+
+async fn term_under_load(engine: Engine) {
     const CLIENTS: usize = 4;
-    let mut random = Random::new("term_under_load");
-    let namespace = own_cluster().namespace("term_load").await;
+    let mut random = Random::new(&format!("term_under_load_{}", engine.name()));
+    let namespace = own_cluster().namespace(&format!("term_load_{}", engine.name())).await;
     for round in 0..rounds(10) {
         let names: Vec<_> =
             (0..CLIENTS * 3).map(|number| format!("web-{round}-{number}")).collect();
         deployments(&namespace, &names).await;
         let start = || {
-            Server::start(
+            Server::start_with(
+                engine,
                 Program::with_kubeconfig(namespace.kubeconfig())
                     .env("ACTION_EXECUTOR_DEADLINE_SECONDS", "5"),
             )
@@ -211,7 +229,13 @@ async fn a_term_signal_under_load_leaves_no_request_half_done() {
 
 #[test]
 fn a_server_recovers_when_file_descriptors_are_free_again() {
-    let mut server = Server::with_descriptors(Program::offline(), 40);
+    for engine in Engine::ALL {
+        without_descriptors(engine);
+    }
+}
+
+fn without_descriptors(engine: Engine) {
+    let mut server = Server::with_descriptors(engine, Program::offline(), 40);
     let request = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
     let mut crowd: Vec<_> =
         (0..200).map_while(|_| TcpStream::connect(server.address()).ok()).collect();
@@ -246,10 +270,17 @@ async fn a_hundred_panics_are_answered_and_affect_no_other_request() {
     if !cfg!(debug_assertions) {
         return;
     }
-    let namespace = shared().namespace("panics").await;
+    for engine in Engine::ALL {
+        a_hundred_panics(engine).await;
+    }
+}
+
+async fn a_hundred_panics(engine: Engine) {
+    let namespace = shared().namespace(&format!("panics_{}", engine.name())).await;
     namespace.deployment("web", 0, GOOD_IMAGE).await;
     let program = Program::with_kubeconfig(namespace.kubeconfig());
-    let server = Server::start(program.env("ACTION_EXECUTOR_PANICPOINT", "BeforeClaim"));
+    let program = program.env("ACTION_EXECUTOR_PANICPOINT", "BeforeClaim");
+    let server = Server::start_with(engine, program);
     let mut clients = JoinSet::new();
     for client in 0..4 {
         let (address, namespace) = (server.address(), namespace.clone());

@@ -3,6 +3,7 @@
 use std::{
     io::{BufReader, Write},
     net::Shutdown,
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{SLOW_IMAGE, eventually, private, shared},
-    program::{Program, Reply, Server, execute_request},
+    program::{Engine, Program, Reply, Server, execute_request},
 };
 
 const REQUEST: &[u8] = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
@@ -292,20 +293,97 @@ async fn a_term_signal_lets_running_requests_finish() {
     assert_eq!(status, 0, "{log}");
 }
 
+/// The folders and files in a folder.
+fn entries(folder: &Path) -> usize {
+    std::fs::read_dir(folder).expect("is there").count()
+}
+
 #[test]
 fn a_term_signal_ends_an_idle_server_at_once_and_leaves_nothing() {
     let folder = crate::program::scratch("tmp");
     std::fs::create_dir_all(&folder).expect("is made");
-    for name in ["TERM", "INT"] {
-        let server = Server::start(Program::offline().env("TMPDIR", &folder));
-        let _idle = server.connect();
-        let began = Instant::now();
-        server.signal(name);
-        let (status, log) = server.wait();
-        assert_eq!(status, 0, "{log}");
-        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
-        let left: Vec<_> = std::fs::read_dir(&folder).expect("is there").collect();
-        assert!(left.is_empty(), "{left:?}");
+    for engine in Engine::ALL {
+        for name in ["TERM", "INT"] {
+            let server = Server::start_with(engine, Program::offline().env("TMPDIR", &folder));
+            assert_eq!(server.execute(REQUEST).status, 200);
+            // Only tiny_http needs the temporary directory.
+            assert_eq!(entries(&folder), usize::from(engine == Engine::TinyHttp));
+            let _idle = server.connect();
+            let began = Instant::now();
+            server.signal(name);
+            let (status, log) = server.wait();
+            assert_eq!(status, 0, "{log}");
+            assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+            assert_eq!(entries(&folder), 0, "{engine:?}");
+        }
+    }
+}
+
+#[test]
+fn the_socket_of_a_killed_server_is_removed_by_the_next_and_that_of_a_living_one_is_not() {
+    let folder = crate::program::scratch("tmp");
+    std::fs::create_dir_all(&folder).expect("is made");
+    let start = || Server::start_with(Engine::TinyHttp, Program::offline().env("TMPDIR", &folder));
+    let (living, killed) = (start(), start());
+    assert_eq!(entries(&folder), 2);
+    killed.signal("KILL");
+    let _ = killed.wait();
+    assert_eq!(entries(&folder), 2);
+    let next = start();
+    assert_eq!(entries(&folder), 2);
+    for server in [&living, &next] {
+        assert_eq!(server.execute(REQUEST).status, 200);
+    }
+}
+
+#[test]
+fn tiny_http_needs_a_folder_that_can_be_written() {
+    let server = ["serve", "--bind", "127.0.0.1:0", "--engine", "tiny-http"];
+    let done = Program::offline().args(server).env("TMPDIR", "/proc").run();
+    assert_eq!(done.status, 78, "{done:?}");
+    assert!(done.stderr.contains("TMPDIR"), "{done:?}");
+}
+
+#[test]
+fn the_internal_header_of_tiny_http_is_taken_from_no_client() {
+    let server = Server::start_with(Engine::TinyHttp, Program::offline());
+    let number = format!("X-Request-Number: {}\r\n", "0".repeat(32));
+    let request = execute_request(REQUEST, &format!("{number}Connection: close\r\n"));
+    assert_eq!(server.raw(&request).json()["outcome"], "simulated");
+}
+
+#[test]
+fn both_engines_send_the_same_header() {
+    let servers = Engine::ALL.map(|engine| Server::start_with(engine, Program::offline()));
+    for request in [
+        "GET /api/v1/healthz HTTP/1.1\r\n",
+        "HEAD /api/v1/healthz HTTP/1.1\r\n",
+        "HEAD /docs HTTP/1.1\r\n",
+        "GET /docs/page.css HTTP/1.1\r\n",
+        "GET /api/v1/action/execute HTTP/1.1\r\n",
+        "GET /nowhere HTTP/1.1\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: 0\r\n",
+        "POST http://localhost/?x HTTP/1.1\r\nContent-Length: 0\r\n",
+        "GET /docs HTTP/1.1\r\nIf-None-Match: *\r\n",
+    ] {
+        let header = |server: &Server| {
+            let mut stream = server.connect();
+            let request = format!("{request}Host: localhost\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).expect("is sent");
+            let mut text = Vec::new();
+            std::io::Read::read_to_end(&mut stream, &mut text).expect("is read");
+            let text = String::from_utf8(text).expect("is text");
+            let (header, body) = text.split_once("\r\n\r\n").expect("has a header");
+            let mut lines: Vec<_> = header
+                .lines()
+                .map(str::to_lowercase)
+                .filter(|line| !line.starts_with("date:") && !line.starts_with("x-request-id:"))
+                .collect();
+            lines.sort();
+            (lines, body.len())
+        };
+        let [hyper, tiny_http] = servers.each_ref().map(header);
+        assert_eq!(hyper, tiny_http, "{request}");
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     cluster::shared,
     contract::fixtures,
-    program::{Program, Server},
+    program::{Engine, Program, Server},
 };
 
 /// The answer without the parts that must differ: times, and ids that were generated.
@@ -58,23 +58,27 @@ fn invoked(
 
 #[test]
 fn every_fixture_gets_the_same_answer_from_every_entry_point() {
-    let server = Server::start(Program::offline());
+    let servers =
+        Engine::ALL.map(|engine| (engine, Server::start_with(engine, Program::offline())));
     #[cfg(feature = "lambda")]
     let function = crate::lambda::Function::start(&[]);
     for (name, request) in fixtures() {
         let piped = Program::offline().input(request.clone()).run();
         let expected = comparable(piped.stdout.as_bytes(), &request);
 
-        let posted = server.execute(&request);
-        assert_eq!(comparable(&posted.body, &request), expected, "{name} over HTTP");
-        let succeeded = posted.status == 200;
-        assert_eq!(succeeded, piped.status == 0, "{name}: {} {}", posted.status, piped.status);
-        if !succeeded {
-            assert_eq!(expected["status"], posted.status, "{name}");
-        }
+        for (engine, server) in &servers {
+            let posted = server.execute(&request);
+            assert_eq!(comparable(&posted.body, &request), expected, "{name} over {engine:?}");
+            let succeeded = posted.status == 200;
+            assert_eq!(succeeded, piped.status == 0, "{name}: {} {}", posted.status, piped.status);
+            if !succeeded {
+                assert_eq!(expected["status"], posted.status, "{name}");
+            }
 
-        let received = server.raw(&event_request(&request));
-        assert_eq!(comparable(&received.body, &request), expected, "{name} in an event");
+            let received = server.raw(&event_request(&request));
+            let answer = comparable(&received.body, &request);
+            assert_eq!(answer, expected, "{name} in an event over {engine:?}");
+        }
 
         #[cfg(feature = "lambda")]
         if let Ok(answer) = invoked(&function, &request) {
@@ -107,8 +111,10 @@ async fn a_real_restart_gets_the_same_answer_from_every_entry_point() {
     let program = || Program::with_kubeconfig(namespace.kubeconfig());
     let piped = program().input(request("piped")).run();
     let environment = program().env("ACTION_REQUEST", request("from-env")).run();
-    let server = Server::start(program());
-    let posted = server.execute(request("posted").as_bytes());
+    let posted = Engine::ALL.map(|engine| {
+        let server = Server::start_with(engine, program());
+        server.execute(request(&format!("posted-{engine:?}")).as_bytes())
+    });
     let shape = |body: &[u8]| {
         let mut value: Value = serde_json::from_slice(body).expect("is JSON");
         blank(&mut value, true);
@@ -127,6 +133,8 @@ async fn a_real_restart_gets_the_same_answer_from_every_entry_point() {
     let expected = shape(piped.stdout.as_bytes());
     assert_eq!(expected["rollout"]["state"], "complete");
     assert_eq!(shape(environment.stdout.as_bytes()), expected);
-    assert_eq!(shape(&posted.body), expected);
-    assert_eq!((piped.status, environment.status, posted.status), (0, 0, 200));
+    for posted in posted {
+        assert_eq!((shape(&posted.body), posted.status), (expected.clone(), 200));
+    }
+    assert_eq!((piped.status, environment.status), (0, 0));
 }

@@ -168,6 +168,35 @@ pub struct Server {
     tls: Option<Arc<ClientConfig>>,
 }
 
+/// What answers a request that the server has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// The default.
+    Hyper,
+    /// tiny_http.
+    TinyHttp,
+}
+
+impl Engine {
+    /// All of them.
+    pub const ALL: [Engine; 2] = [Engine::Hyper, Engine::TinyHttp];
+
+    /// The engine in the names of a test's objects.
+    pub fn name(self) -> &'static str {
+        match self {
+            Engine::Hyper => "hyper",
+            Engine::TinyHttp => "tiny",
+        }
+    }
+
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Engine::Hyper => &[],
+            Engine::TinyHttp => &["--engine", "tiny-http"],
+        }
+    }
+}
+
 /// A client's connection, over plain HTTP or TLS.
 pub trait Stream: Read + Write + Send {
     /// Ends the sent stream.
@@ -194,6 +223,12 @@ impl Server {
         Self::start_on("127.0.0.1:0", program)
     }
 
+    /// Starts it with this engine.
+    pub fn start_with(engine: Engine, program: Program) -> Self {
+        let program = program.args(["serve", "--bind", "127.0.0.1:0"]);
+        Self::from_command(program.args(engine.arguments().iter().copied()).command)
+    }
+
     /// Starts it on this address.
     pub fn start_on(address: &str, program: Program) -> Self {
         Self::from_command(program.args(["serve", "--bind", address]).command)
@@ -206,8 +241,9 @@ impl Server {
     }
 
     /// Starts it with at most this many open files.
-    pub fn with_descriptors(program: Program, limit: u32) -> Self {
+    pub fn with_descriptors(engine: Engine, program: Program, limit: u32) -> Self {
         let program = program.args(["serve", "--bind", "127.0.0.1:0"]);
+        let program = program.args(engine.arguments().iter().copied());
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("ulimit -n {limit}; exec \"$0\" \"$@\""));
         command.arg(program.command.get_program()).args(program.command.get_args());

@@ -241,7 +241,7 @@ async fn a_term_signal_lets_async_requests_finish() {
     one.signal("TERM");
     let (status, log) = spawn_blocking(|| one.wait()).await.expect("it ended");
     assert_eq!(status, 0, "{log}");
-    assert!(log.contains("action answered") && !log.contains("still under way"), "{log}");
+    assert!(log.contains("action answered") && !log.contains("still in progress"), "{log}");
     let progress = progress(&other, &namespace, "r1");
     assert_eq!(
         (&progress["state"], &progress["answer"]["outcome"]),
@@ -314,7 +314,7 @@ async fn a_stream_ends_when_the_server_shuts_down() {
         drop(Stream::open(&other, &target));
         other.signal("TERM");
         let rest = stream.rest();
-        assert!(rest.last().expect("is one").comment.contains("told to stop"), "{rest:?}");
+        assert!(rest.last().expect("is one").comment.contains("shutting down"), "{rest:?}");
         let (status, log) = other.wait();
         assert_eq!(status, 0, "{log}");
     })

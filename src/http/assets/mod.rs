@@ -1,30 +1,31 @@
-//! The documents that are the same for everyone as long as the program is: what the actions are, how to
-//! ask for them, and the page on which a person does so.
+//! The documents that are the same for every client: the actions, the OpenAPI description, and the pages for
+//! people.
 //!
-//! They are public, made once, and need no cluster. The page gets the strictest policy that it can live
-//! with: nothing from elsewhere, nothing inline, in no frame.
+//! They are public, made once, and need no cluster. The pages get the strictest content security policy
+//! that works: nothing from other sites, nothing inline, in no frame.
 
 use std::sync::LazyLock;
 
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use hyper::body::Bytes;
 
 use crate::{
     contract::digest::sha256,
     http::{
         endpoints::actions,
         headers,
-        message::{Body, whole},
+        message::{Body, full},
         openapi,
-        routes::Fixed,
+        routes::Asset,
     },
 };
 
-/// A document on its way to many.
+/// A document, shared by all of its responses.
 struct Document {
     media_type: &'static str,
-    body: Vec<u8>,
-    /// Its entity tag (RFC 9110, section 8.8.3), in quotes: another one for other bytes.
-    tag: String,
+    body: Bytes,
+    /// Its entity tag (RFC 9110, section 8.8.3), in quotes: a digest of the body.
+    etag: HeaderValue,
 }
 
 const POLICY: HeaderValue = HeaderValue::from_static(
@@ -32,7 +33,7 @@ const POLICY: HeaderValue = HeaderValue::from_static(
      img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 
-/// What goes with every one of them: asked for again each time, and sent only if it has changed.
+/// The headers of all of them: a client revalidates each time, and the body is sent only if it changed.
 const HEADERS: [(HeaderName, HeaderValue); 4] = [
     (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
@@ -51,41 +52,42 @@ static SCRIPT: LazyLock<Document> =
 static STYLE: LazyLock<Document> =
     LazyLock::new(|| Document::new("text/css; charset=utf-8", include_str!("page.css")));
 
-/// The document, or that the caller has it already.
+/// The document, or 304 if the client has it already.
 #[must_use]
-pub fn answer(which: Fixed, request: &Request<Vec<u8>>) -> Response<Body> {
-    let document = match which {
-        Fixed::Actions => &ACTIONS,
-        Fixed::OpenApi => &OPENAPI,
-        Fixed::Page => &PAGE,
-        Fixed::Script => &SCRIPT,
-        Fixed::Style => &STYLE,
+pub fn get(asset: Asset, headers: &HeaderMap) -> Response<Body> {
+    let document = match asset {
+        Asset::Actions => &ACTIONS,
+        Asset::OpenApi => &OPENAPI,
+        Asset::Page => &PAGE,
+        Asset::Script => &SCRIPT,
+        Asset::Style => &STYLE,
     };
-    let known = headers::header(request.headers(), "if-none-match");
-    let mut response = if known.is_some_and(|known| names(&known, &document.tag)) {
-        let mut response = Response::new(Body::Whole(Vec::new()));
+    let known = headers::header(headers, "if-none-match");
+    let mut response = if known.is_some_and(|known| matches_etag(&known, &document.etag)) {
+        let mut response = Response::new(Body::Full(Bytes::new()));
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         response
     } else {
-        whole(document.media_type, document.body.clone())
+        full(document.media_type, document.body.clone())
     };
     let headers = response.headers_mut();
     headers.extend(HEADERS);
-    // A tag is hexadecimal digits in quotes.
-    headers.extend(HeaderValue::try_from(&document.tag).ok().map(|tag| (header::ETAG, tag)));
+    headers.insert(header::ETAG, document.etag.clone());
     response
 }
 
 /// Whether an `If-None-Match` names this tag (RFC 9110, section 13.1.2, which compares weakly).
-fn names(known: &str, tag: &str) -> bool {
-    known.split(',').map(str::trim).any(|it| it == "*" || it.trim_start_matches("W/") == tag)
+fn matches_etag(known: &str, etag: &HeaderValue) -> bool {
+    known.split(',').map(str::trim).any(|it| it == "*" || it.trim_start_matches("W/") == etag)
 }
 
 impl Document {
-    fn new(media_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
+    fn new(media_type: &'static str, body: impl Into<Bytes>) -> Self {
         let body = body.into();
-        let tag = format!("\"{}\"", &sha256(&body)[..32]);
-        Document { media_type, body, tag }
+        let etag = HeaderValue::try_from(format!("\"{}\"", &sha256(&body)[..32]));
+        // Hexadecimal digits in quotes are a value.
+        let etag = etag.unwrap_or(HeaderValue::from_static("\"\""));
+        Document { media_type, body, etag }
     }
 }
 
@@ -93,29 +95,27 @@ impl Document {
 mod tests {
     use super::*;
 
-    fn ask(which: Fixed, known: Option<&str>) -> Response<Body> {
-        let request = known
-            .into_iter()
-            .fold(Request::get("/"), |request, known| request.header(header::IF_NONE_MATCH, known));
-        answer(which, &request.body(Vec::new()).expect("is a request"))
+    fn ask(asset: Asset, known: Option<&str>) -> Response<Body> {
+        let known = known.map(|known| (header::IF_NONE_MATCH, known.parse().expect("is a value")));
+        get(asset, &known.into_iter().collect())
     }
 
     #[test]
-    fn what_the_caller_has_is_not_sent_again() {
-        let first = ask(Fixed::Page, None);
+    fn a_document_that_the_client_has_is_not_sent_again() {
+        let first = ask(Asset::Page, None);
         let tag = first.headers()[header::ETAG].to_str().expect("is text").to_owned();
         assert_eq!(first.status(), 200);
         for known in [tag.clone(), format!("\"x\", W/{tag}"), "*".to_owned()] {
-            let again = ask(Fixed::Page, Some(&known));
+            let again = ask(Asset::Page, Some(&known));
             assert_eq!(again.status(), 304);
             assert_eq!(again.headers()[header::ETAG], *tag);
-            assert!(matches!(again.body(), Body::Whole(body) if body.is_empty()));
+            assert!(matches!(again.body(), Body::Full(body) if body.is_empty()));
         }
-        assert_eq!(ask(Fixed::Script, Some(&tag)).status(), 200);
+        assert_eq!(ask(Asset::Script, Some(&tag)).status(), 200);
     }
 
     #[test]
-    fn the_page_takes_nothing_from_elsewhere_and_writes_no_markup() {
+    fn the_pages_load_nothing_from_other_sites_and_write_no_markup() {
         let page = include_str!("page.html");
         let script = include_str!("page.js");
         let style = include_str!("page.css");

@@ -1,10 +1,14 @@
-//! `GET /api/v1/actions`: what can be asked for, from the table of actions alone.
+//! `GET /api/v1/actions`: every action with its schema, from the table of actions alone.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{actions::ActionKind, k8s::rbac::PolicyRule};
+use crate::{
+    actions::ActionKind,
+    http::openapi::{Operation, json_content},
+    k8s::rbac::PolicyRule,
+};
 
 /// Every action.
 #[derive(Serialize, JsonSchema)]
@@ -58,7 +62,7 @@ pub fn example(kind: ActionKind) -> Value {
 #[must_use]
 pub fn text() -> String {
     let list = ActionList { actions: ActionKind::ALL.map(ActionDescription::of).into() };
-    // Plain data: there is nothing in it that JSON cannot say.
+    // Plain data, which JSON can hold.
     serde_json::to_string(&list).unwrap_or_default()
 }
 
@@ -81,6 +85,13 @@ impl ActionDescription {
 fn whole_schemas() -> SchemaGenerator {
     let settings = SchemaSettings::draft2020_12();
     settings.with(|settings| settings.inline_subschemas = true).into_generator()
+}
+
+/// The operation in the OpenAPI document.
+pub fn operation(generator: &mut SchemaGenerator) -> Operation {
+    let content = json_content::<ActionList>(generator);
+    let summary = "The actions, with the JSON Schema of their parameters";
+    Operation::document("/api/v1/actions", "listActions", summary, content)
 }
 
 #[cfg(test)]

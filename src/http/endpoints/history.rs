@@ -1,58 +1,63 @@
 //! `GET /api/v1/history`: what was done, by whom and why, for who may list it.
 
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Response, header};
+use schemars::SchemaGenerator;
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
-    auth::{AccessRequest, Authenticator, Verb},
-    contract::error::ActionError,
-    executor::context::Context,
+    auth::{AccessRequest, Verb},
+    contract::{error::ActionError, names::Namespace},
     http::{
-        message::{Body, credentials, json},
+        dispatch::Service,
+        message::{Body, FullRequest, RequestInfo, json as json_response},
+        openapi::{AUTH_ERRORS, CLUSTER_ERRORS, Operation, Tag, json_content, query, response},
         query::{namespace, parameters},
     },
-    ledger::history::{self, Filter, no_cluster},
+    ledger::history::{self, Filter, Page, no_cluster},
 };
 
-/// How many entries are told of unless the caller says otherwise, and how many at most.
-pub const USUAL: usize = 100;
-/// See [`USUAL`].
-pub const MOST: usize = 500;
+/// The default and the maximum number of entries.
+pub const DEFAULT_LIMIT: usize = 100;
+/// See [`DEFAULT_LIMIT`].
+pub const MAX_LIMIT: usize = 500;
 
-/// The longest target that is looked for: a kind, and a name of at most 253 characters.
-const LONGEST_TARGET: usize = 320;
+/// The maximum length of a target: a kind, and a name of at most 253 characters.
+const MAX_TARGET_LENGTH: usize = 320;
 
-/// Answers with the newest entries.
+/// The newest entries.
 ///
 /// # Errors
-/// That the caller is not known or may not list, that the query is wrong, that there is no cluster, or
-/// that we may not list Events there, with the rule that is missing.
-pub async fn answer(
-    context: &Context,
-    callers: &Authenticator,
-    request: &Request<Vec<u8>>,
+/// The caller is not authenticated or may not list, the query is wrong, there is no cluster, or the server
+/// may not list Events there; the error names the missing rule.
+pub async fn get(
+    service: &Service,
+    request: &FullRequest,
+    info: &RequestInfo,
 ) -> Result<Response<Body>, ActionError> {
-    // Nobody learns anything who has not said who they are.
-    let caller = callers.authenticate(&credentials(request), context.cluster()).await?;
-    let query = Query::read(request.uri().query().unwrap_or_default())?;
+    let context = &service.context;
+    // Authentication comes first: other callers learn nothing.
+    let credentials = info.credentials(request.headers());
+    let caller = service.callers.authenticate(&credentials, context.cluster()).await?;
+    let wanted = Query::read(request.uri().query().unwrap_or_default())?;
     if let Some(caller) = caller {
-        let namespace = query.wanted.namespace.as_deref().unwrap_or_default();
+        let namespace = wanted.filter.namespace.as_deref().unwrap_or_default();
         let wish = AccessRequest { verb: Verb::List, kind: None, namespace };
         caller.authorize(&wish, context.cluster()).await?;
     }
     let cluster = context.cluster().ok_or_else(no_cluster)?;
     let deadline = Instant::now() + context.deadline();
-    let page = history::query(cluster, &query.wanted, query.limit, deadline).await?;
-    let mut response = json(&page);
-    // It is for this caller, and as of now.
+    let page = history::query(cluster, &wanted.filter, wanted.limit, deadline).await?;
+    let mut response = json_response(&page);
+    // It depends on the caller and the time.
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }
 
-/// What stands behind the `?`.
+/// The query of the target.
 #[derive(Debug, PartialEq, Eq)]
 struct Query {
-    wanted: Filter,
+    filter: Filter,
     limit: usize,
 }
 
@@ -62,17 +67,17 @@ impl Query {
     /// # Errors
     /// [`Code::InvalidRequest`](crate::contract::error::Code::InvalidRequest) naming the parameter.
     fn read(text: &str) -> Result<Self, ActionError> {
-        let mut query = Query { wanted: Filter::default(), limit: USUAL };
+        let mut query = Query { filter: Filter::default(), limit: DEFAULT_LIMIT };
         for parameter in parameters(text) {
             let (name, value) = parameter?;
             match name.as_ref() {
-                "namespace" => query.wanted.namespace = Some(namespace(value)?.to_string()),
-                "target" if value.is_empty() || value.len() > LONGEST_TARGET => {
-                    let what = format!("must have 1 to {LONGEST_TARGET} characters");
+                "namespace" => query.filter.namespace = Some(namespace(value)?.to_string()),
+                "target" if value.is_empty() || value.len() > MAX_TARGET_LENGTH => {
+                    let what = format!("must have 1 to {MAX_TARGET_LENGTH} characters");
                     return Err(ActionError::invalid_field("target", what)
                         .with_hint("name it as deployment/web or web"));
                 }
-                "target" => query.wanted.target = Some(value.into_owned()),
+                "target" => query.filter.target = Some(value.into_owned()),
                 "limit" => query.limit = limit(&value)?,
                 _ => {
                     return Err(ActionError::invalid_field("query", "holds an unknown parameter")
@@ -87,9 +92,47 @@ impl Query {
 fn limit(text: &str) -> Result<usize, ActionError> {
     // Digits alone: no sign, no spaces.
     let number = text.bytes().all(|it| it.is_ascii_digit()).then(|| text.parse().ok()).flatten();
-    number.filter(|number| (1..=MOST).contains(number)).ok_or_else(|| {
-        ActionError::invalid_field("limit", format!("must be a number from 1 to {MOST}"))
+    number.filter(|number| (1..=MAX_LIMIT).contains(number)).ok_or_else(|| {
+        ActionError::invalid_field("limit", format!("must be a number from 1 to {MAX_LIMIT}"))
     })
+}
+
+/// The operation in the OpenAPI document.
+pub fn operation(generator: &mut SchemaGenerator) -> Operation {
+    let namespace = generator.subschema_for::<Namespace>().to_value();
+    Operation {
+        description:
+            "The newest first, as far back as the API server keeps Events: an hour by default. \
+                      Authenticator need the right to `list`."
+                .to_owned(),
+        authenticated: true,
+        parameters: vec![
+            query(
+                "namespace",
+                "Only records in this namespace, which for actions on nodes is `default`; all namespaces, if \
+                 it is left out.",
+                namespace,
+            ),
+            query(
+                "target",
+                "Only records of this target, as `deployment/web` or `web`.",
+                json!({ "type": "string", "minLength": 1, "maxLength": MAX_TARGET_LENGTH }),
+            ),
+            query(
+                "limit",
+                "The maximum number of entries.",
+                json!({
+                    "type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT,
+                }),
+            ),
+        ],
+        responses: vec![(
+            200,
+            response("What was done, by whom and why.", json_content::<Page>(generator)),
+        )],
+        errors: [&AUTH_ERRORS[..], &CLUSTER_ERRORS].concat(),
+        ..Operation::get("/api/v1/history", "listHistory", Tag::Actions, "What was done")
+    }
 }
 
 #[cfg(test)]
@@ -97,16 +140,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_says_what_is_wanted() {
-        let query = Query::read("namespace=shop&target=deployment%2Fweb&limit=7").expect("is one");
-        assert_eq!(query.wanted.namespace.as_deref(), Some("shop"));
-        assert_eq!(query.wanted.target.as_deref(), Some("deployment/web"));
-        assert_eq!(query.limit, 7);
-        assert_eq!(Query::read(""), Ok(Query { wanted: Filter::default(), limit: USUAL }));
+    fn a_query_is_a_filter_and_a_limit() {
+        let wanted = Query::read("namespace=shop&target=deployment%2Fweb&limit=7").expect("is one");
+        assert_eq!(wanted.filter.namespace.as_deref(), Some("shop"));
+        assert_eq!(wanted.filter.target.as_deref(), Some("deployment/web"));
+        assert_eq!(wanted.limit, 7);
+        assert_eq!(Query::read(""), Ok(Query { filter: Filter::default(), limit: DEFAULT_LIMIT }));
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused_by_name() {
+    fn a_wrong_parameter_is_refused_by_its_name() {
         for (text, field) in [
             ("namespace=", "namespace"),
             ("namespace=Shop", "namespace"),

@@ -2,7 +2,10 @@
 
 pub mod actions;
 pub mod cloudevents;
+pub mod execute;
 pub mod history;
+pub mod metrics;
 pub mod operation;
 pub mod readiness;
 pub mod respond_async;
+pub mod sse;

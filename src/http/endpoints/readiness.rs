@@ -1,11 +1,13 @@
-//! Whether an action could be done now: what a probe asks, and a load balancer goes by.
+//! `GET /readyz`: whether an action could be carried out now, for probes and load balancers.
 //!
-//! A cluster that fails once is not taken for gone: a server that has been ready is ready until the cluster
-//! has not answered for a while, however often it was asked. What is wrong with our own files is told at
-//! once, and so is that the process is about to stop.
+//! One failure of the cluster is not enough: a server that has been ready stays ready until the cluster has
+//! not answered for a while. A wrong policy or key file, and the begin of the shutdown, are reported at once.
 
 use std::time::Duration;
 
+use http::Response;
+use schemars::SchemaGenerator;
+use serde_json::{Value, json};
 use tokio::{
     sync::{Mutex, watch},
     time::{Instant, timeout},
@@ -13,22 +15,30 @@ use tokio::{
 
 use crate::{
     auth::Authenticator,
+    config::reload::Reloading,
     contract::error::{ActionError, Code},
-    executor::context::Context,
+    executor::{context::Context, reply::Answer},
+    http::{
+        dispatch::Service,
+        message::{Body, full},
+        openapi::{Operation, Tag, response},
+        routes::HEALTHY,
+    },
 };
 
-/// How long the cluster's answer holds, so that probes do not load it; a fault is looked at again sooner.
-const HOLDS: Duration = Duration::from_secs(1);
-const FAULT_HOLDS: Duration = Duration::from_millis(250);
+/// How long an answer of the cluster is cached, so that probes do not load it; a failure is checked again
+/// sooner.
+const CACHE_TTL: Duration = Duration::from_secs(1);
+const FAILURE_TTL: Duration = Duration::from_millis(250);
 
-/// Longest time to find out.
+/// Maximum time of a check.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long, and how often, the cluster must have failed before we are not ready.
-const FAILS_FOR: Duration = Duration::from_secs(10);
-const FAILURES: u32 = 3;
+/// How long, and how often, the cluster must have failed before the server is not ready.
+const MIN_FAILURE_TIME: Duration = Duration::from_secs(10);
+const MIN_FAILURES: u32 = 3;
 
-/// What has been found out so far.
+/// What is known of the cluster's readiness.
 #[derive(Default)]
 pub struct Readiness {
     state: Mutex<State>,
@@ -37,58 +47,75 @@ pub struct Readiness {
 
 #[derive(Default)]
 struct State {
-    /// The last answer, and when it was given.
+    /// The last result and its time.
     last: Option<(Instant, Result<(), ActionError>)>,
-    steadiness: Steadiness,
+    damping: FlapDamping,
 }
 
-/// How the cluster has answered: a verdict on each answer in the light of those before.
+/// Judges each answer of the cluster by those before it.
 #[derive(Debug, Default)]
-struct Steadiness {
+struct FlapDamping {
     has_been_ready: bool,
-    /// When it began to fail, and how often it has since.
+    /// Since when it fails, and how often it has.
     failing: Option<(Instant, u32)>,
 }
 
-impl Steadiness {
+impl FlapDamping {
     fn judge(&mut self, now: Instant, answer: Result<(), ActionError>) -> Result<(), ActionError> {
         let Err(error) = answer else {
-            *self = Steadiness { has_been_ready: true, failing: None };
+            *self = FlapDamping { has_been_ready: true, failing: None };
             return Ok(());
         };
         let (since, failures) = self.failing.map_or((now, 1), |(since, times)| (since, times + 1));
         self.failing = Some((since, failures));
-        let lasts = now - since >= FAILS_FOR && failures >= FAILURES;
+        let lasts = now - since >= MIN_FAILURE_TIME && failures >= MIN_FAILURES;
         if self.has_been_ready && !lasts {
-            tracing::warn!(%error, "the cluster does not serve; ready until that lasts");
+            tracing::warn!(%error, "the cluster is not ready; the server stays ready unless that lasts");
             return Ok(());
         }
         Err(error)
     }
 }
 
+/// `GET /readyz`: 200, or 503 with the reason.
+pub async fn get(service: &Service) -> Response<Body> {
+    let ready = match service.tls().and_then(Reloading::load_error) {
+        Some(fault) => Err(fault),
+        None => service.readiness.of(&service.context, &service.callers).await,
+    };
+    match ready {
+        Ok(()) => healthy(),
+        Err(error) => Answer { http_status: 503, ..error.into() }.into(),
+    }
+}
+
+/// The response of a health check when all is well.
+pub fn healthy() -> Response<Body> {
+    full("application/json", HEALTHY)
+}
+
 impl Readiness {
-    /// Of a process that is ready only until this becomes true.
+    /// The readiness of a process that is ready only until this becomes true.
     #[must_use]
     pub fn until(stopping: watch::Receiver<bool>) -> Self {
         Readiness { stopping: Some(stopping), ..Readiness::default() }
     }
 
-    /// Whether an action could be done in this context.
+    /// Checks that an action could be carried out in this context.
     ///
     /// # Errors
-    /// Why it could not.
+    /// The reason why it could not.
     pub async fn of(&self, context: &Context, callers: &Authenticator) -> Result<(), ActionError> {
         if self.stopping.as_ref().is_some_and(|stopping| *stopping.borrow()) {
-            return Err(ActionError::new(Code::ShuttingDown, "the server was told to stop"));
+            return Err(ActionError::new(Code::ShuttingDown, "the server is shutting down"));
         }
         if let Some(fault) = callers.load_error().or_else(|| context.policy_error()) {
             return Err(fault);
         }
-        // Held while asking, so that many probes at once ask once.
+        // Locked during the check, so that probes at the same time share it.
         let mut state = self.state.lock().await;
         if let Some((at, result)) = &state.last
-            && at.elapsed() < holds(state.steadiness.failing.is_some())
+            && at.elapsed() < ttl(state.damping.failing.is_some())
         {
             return result.clone();
         }
@@ -96,20 +123,68 @@ impl Readiness {
         let answer =
             timeout(TIMEOUT, context.cluster_serves()).await.unwrap_or_else(|_| Err(late()));
         let now = Instant::now();
-        let result = state.steadiness.judge(now, answer);
+        let result = state.damping.judge(now, answer);
         state.last = Some((now, result.clone()));
         result
     }
 }
 
-fn holds(fails: bool) -> Duration {
-    if fails { FAULT_HOLDS } else { HOLDS }
+fn ttl(fails: bool) -> Duration {
+    if fails { FAILURE_TTL } else { CACHE_TTL }
+}
+
+/// The operation of the health check in the OpenAPI document.
+pub fn health_operation() -> Operation {
+    Operation {
+        responses: vec![(200, response("It is alive.", healthy_content()))],
+        ..Operation::get(
+            "/api/v1/healthz",
+            "getHealth",
+            Tag::Operation,
+            "Whether the process is alive",
+        )
+    }
+}
+
+/// The operation in the OpenAPI document.
+pub fn operation(generator: &mut SchemaGenerator) -> Operation {
+    let not_ready = json!({ "application/problem+json": {
+        "schema": generator.subschema_for::<ActionError>(),
+    } });
+    let reason = "It could not; the problem is the reason, with its own status in the document.";
+    Operation {
+        description:
+            "The cluster answers, the current policy and key files are loaded, and the process is \
+                      not shutting down."
+                .to_owned(),
+        responses: vec![
+            (200, response("It could.", healthy_content())),
+            // Whatever the reason, probes use the status.
+            (503, response(reason, not_ready)),
+        ],
+        ..Operation::get(
+            "/readyz",
+            "getReadiness",
+            Tag::Operation,
+            "Whether an action could be carried out now",
+        )
+    }
+}
+
+fn healthy_content() -> Value {
+    json!({ "application/json": {
+        "schema": {
+            "type": "object", "required": ["status"], "additionalProperties": false,
+            "properties": { "status": { "const": "ok" } },
+        },
+        "example": { "status": "ok" },
+    } })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Settings, reload::Reloading};
+    use crate::config::Settings;
 
     fn context() -> Context {
         let (_stop, stopping) = watch::channel(false);
@@ -123,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_clusters_readiness_is_asked_once_and_holds() {
+    async fn the_clusters_readiness_is_cached() {
         let (context, callers) = (context(), Authenticator::new(None, None));
         let readiness = Readiness::default();
         assert_eq!(readiness.of(&context, &callers).await, Ok(()));
@@ -132,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_is_about_to_stop_is_not_ready() {
+    async fn a_server_that_is_shutting_down_is_not_ready() {
         let (context, callers) = (context(), Authenticator::new(None, None));
         let (stop, stopping) = watch::channel(false);
         let readiness = Readiness::until(stopping);
@@ -143,14 +218,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_failure_is_none_and_many_over_a_while_are() {
-        let mut steadiness = Steadiness::default();
-        let mut judge = |answer| steadiness.judge(Instant::now(), answer);
-        // Who has never been ready need not become it for a while first.
+    async fn one_failure_is_tolerated_and_lasting_failures_are_not() {
+        let mut damping = FlapDamping::default();
+        let mut judge = |answer| damping.judge(Instant::now(), answer);
+        // A server that has never been ready reports the first failure.
         assert_eq!(judge(gone()), gone());
         assert_eq!(judge(Ok(())), Ok(()));
         assert_eq!(judge(gone()), Ok(()));
-        tokio::time::advance(FAILS_FOR).await;
+        tokio::time::advance(MIN_FAILURE_TIME).await;
         assert_eq!(judge(gone()), Ok(()), "two are not many");
         assert_eq!(judge(gone()), gone());
         assert_eq!(judge(Ok(())), Ok(()), "the first success counts");

@@ -1,9 +1,9 @@
-//! Answers that come later: `Prefer: respond-async` (RFC 7240).
+//! Asynchronous responses: `Prefer: respond-async` (RFC 7240).
 //!
-//! A request is only put off once its record stands in the ledger: then any replica can tell of it, and if
-//! this process dies, whoever sends the same request again goes on with it. What ends before that is
-//! answered at once, as is everything when there is no place left: a preference may be passed over
-//! (RFC 7240, section 2).
+//! A response is asynchronous only once the request's record is in the ledger: then any replica can report
+//! its state, and if this process dies, resending the same request resumes it. A request that ends before
+//! that gets its normal response, and so does every request when no permit is left: a preference may be
+//! ignored (RFC 7240, section 2).
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,37 +12,39 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    task::JoinError,
     time::{Instant, sleep_until},
 };
 use tracing::Instrument;
 
 use crate::{
-    auth::{Authenticator, Credentials},
+    auth::Caller,
     contract::{
         error::{ActionError, Code},
-        response::{ActionResponse, Target},
+        response::Target,
     },
     executor::{
         context::Context,
-        reply::{Answer, IncomingRequest, execute},
+        reply::{Answer, IncomingRequest, execute_as},
         status::Stage,
     },
-    http::message::{Body, json},
+    http::{
+        dispatch::handler_panicked,
+        message::{Body, json},
+    },
     ledger::record::RequestMetadata,
 };
 
-/// Most requests that go on after they were put off.
-const PLACES: u32 = 128;
+/// Maximum number of requests in progress whose response was asynchronous.
+const MAX_BACKGROUND_TASKS: u32 = 128;
 
-/// The places for work that goes on without a client who waits.
+/// The work that continues after its response.
 #[derive(Clone)]
-pub struct Later(Arc<Semaphore>);
+pub struct BackgroundTasks(Arc<Semaphore>);
 
-/// A place; free again when dropped.
-pub type Place = OwnedSemaphorePermit;
+/// A permit for such work; released when dropped.
+pub type Permit = OwnedSemaphorePermit;
 
-/// What is answered for a request that goes on.
+/// The asynchronous response.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Accepted {
@@ -51,24 +53,24 @@ pub struct Accepted {
     /// The action.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// How far it is.
+    /// Its state.
     pub state: Stage,
     /// What it acts upon.
     pub target: Target,
-    /// Where more is to be had.
+    /// Related resources.
     pub links: Links,
 }
 
-/// Where more is to be had of a request.
+/// The resources of a request.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Links {
-    /// Where it can be asked how the request is getting on, as `Location` says too.
+    /// The state of the request, as in `Location`.
     #[serde(rename = "self")]
     pub itself: String,
 }
 
-/// What the ledger holds of a request that is put off.
+/// What the ledger holds of a deferred request.
 #[derive(Clone, Debug)]
 struct Claim {
     id: String,
@@ -77,86 +79,76 @@ struct Claim {
     target: Target,
 }
 
-impl Default for Later {
+impl Default for BackgroundTasks {
     fn default() -> Self {
-        Later(Arc::new(Semaphore::new(PLACES as usize)))
+        BackgroundTasks(Arc::new(Semaphore::new(MAX_BACKGROUND_TASKS as usize)))
     }
 }
 
-impl Later {
-    /// A place, if one is free.
+impl BackgroundTasks {
+    /// A permit, if one is free.
     #[must_use]
-    pub fn place(&self) -> Option<Place> {
+    pub fn permit(&self) -> Option<Permit> {
         self.0.clone().try_acquire_owned().ok()
     }
 
-    /// Returns when all that was put off is done.
-    pub async fn idle(&self) {
-        // Closed by nobody, so this waits for the last place to be free.
-        let _ = self.0.acquire_many(PLACES).await;
+    /// Returns when none of this work is in progress.
+    pub async fn wait_idle(&self) {
+        // The semaphore is never closed, so this waits for the last permit to be released.
+        let _ = self.0.acquire_many(MAX_BACKGROUND_TASKS).await;
     }
 }
 
-/// Does what a caller asks, and answers once that is done; or, if it still goes on after `patience`, as
-/// soon as its record stands.
+/// Carries out a request, and responds once that is done; or, if it is still in progress after `patience`,
+/// as soon as it is claimed in the ledger.
 ///
 /// # Errors
-/// As [`carry_out`] says, as long as it is waited for.
-pub async fn carry_out_later(
+/// As [`execute_as`] says, if it ends before the response.
+pub async fn execute_async(
     context: Context,
-    callers: Arc<Authenticator>,
+    caller: Option<Caller>,
     delivery: IncomingRequest,
-    credentials: Credentials,
-    place: Place,
+    permit: Permit,
     patience: Duration,
 ) -> Result<Response<Body>, ActionError> {
     let patient_until = Instant::now() + patience;
-    let (claimed, mut standing) = watch::channel(None);
+    let (claimed, mut claim) = watch::channel(None);
     let context = context.claiming(Arc::new(move |subject: &RequestMetadata| {
         claimed.send_replace(Some(Claim::of(subject)));
     }));
     let work = async move {
-        let _place = place;
-        execute(&context, &callers, &delivery, &credentials).await
+        let _permit = permit;
+        execute_as(&context, caller.as_ref(), &delivery).await
     };
     let mut work = tokio::spawn(work.in_current_span());
-    let put_off = async {
-        let claim = standing.wait_for(Option::is_some).await.ok()?.clone();
+    let deferred = async {
+        let claim = claim.wait_for(Option::is_some).await.ok()?.clone();
         sleep_until(patient_until).await;
         claim
     };
     tokio::select! {
         biased;
-        done = &mut work => answer(done),
-        Some(claim) = put_off => accepted(&claim),
-    }
-}
-
-fn answer(
-    done: Result<Result<ActionResponse, ActionError>, JoinError>,
-) -> Result<Response<Body>, ActionError> {
-    match done {
-        Ok(answered) => Ok(Answer::from(answered?).into()),
-        Err(panic) => {
-            tracing::error!(%panic, "a handler panicked");
-            Err(ActionError::new(Code::Internal, "a handler panicked; this is a bug"))
+        done = &mut work => {
+            let done = done.unwrap_or_else(|panic| Err(handler_panicked(&panic)))?;
+            Ok(Answer::from(done).into())
         }
+        Some(claim) = deferred => accepted(&claim),
     }
 }
 
-/// What is said of a request that goes on (RFC 9110, section 15.3.3): where it can be asked for.
+/// The response for a request in progress (RFC 9110, section 15.3.3), with the location of its state.
 fn accepted(claim: &Claim) -> Result<Response<Body>, ActionError> {
-    let place = claim.location();
+    let location = claim.location();
     let body = Accepted {
         id: claim.id.clone(),
         kind: claim.action,
         state: Stage::Claimed,
         target: claim.target.clone(),
-        links: Links { itself: place.clone() },
+        links: Links { itself: location.clone() },
     };
     let mut response = json(&body);
     *response.status_mut() = StatusCode::ACCEPTED;
-    let location = HeaderValue::try_from(place)
+    let location = HeaderValue::try_from(location)
         .map_err(|error| ActionError::new(Code::Internal, format!("the location: {error}")))?;
     let headers = response.headers_mut();
     headers.insert(header::LOCATION, location);
@@ -175,7 +167,7 @@ impl Claim {
         }
     }
 
-    /// Where the request can be asked for. An id and a namespace hold nothing that a URI would not.
+    /// The path of the request's state. An id and a namespace hold only characters that a URI may hold.
     fn location(&self) -> String {
         format!("/api/v1/actions/{}?namespace={}", self.id, self.namespace)
     }
@@ -186,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_put_off_can_be_asked_for() {
+    fn a_deferred_request_has_a_location() {
         let claim = Claim {
             id: "alert:7".to_owned(),
             action: "cordon",
@@ -200,18 +192,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn places_are_few_and_waited_for() {
-        let later = Later::default();
-        let places: Vec<_> = (0..PLACES).filter_map(|_| later.place()).collect();
-        assert_eq!(places.len(), PLACES as usize);
-        assert!(later.place().is_none());
+    async fn permits_are_limited_and_waited_for() {
+        let tasks = BackgroundTasks::default();
+        let permits: Vec<_> = (0..MAX_BACKGROUND_TASKS).filter_map(|_| tasks.permit()).collect();
+        assert_eq!(permits.len(), MAX_BACKGROUND_TASKS as usize);
+        assert!(tasks.permit().is_none());
         let idle = tokio::spawn({
-            let later = later.clone();
-            async move { later.idle().await }
+            let tasks = tasks.clone();
+            async move { tasks.wait_idle().await }
         });
         tokio::task::yield_now().await;
         assert!(!idle.is_finished());
-        drop(places);
+        drop(permits);
         idle.await.expect("is idle");
     }
 }

@@ -35,7 +35,7 @@ const STRUCTURED: &str = "application/cloudevents+json";
 const BATCH: &str = "application/cloudevents-batch+json";
 const ANY_FORMAT: &str = "application/cloudevents";
 
-/// Attributes of the distributed tracing extension, passed along as they came.
+/// Attributes of the distributed tracing extension, forwarded unchanged.
 const TRACES: [&str; 2] = ["traceparent", "tracestate"];
 
 /// The media type of the data of our events. A problem has it too, since the SDK for Go takes no other JSON
@@ -100,7 +100,7 @@ struct Attributes {
     time: Option<String>,
 }
 
-/// An event in the JSON event format. Other attributes and extensions are passed over.
+/// An event in the JSON event format. Other attributes and extensions are ignored.
 #[derive(Deserialize)]
 struct Structured<'a> {
     specversion: String,
@@ -129,7 +129,7 @@ impl Incoming {
         match essence.unwrap_or_default().trim().to_ascii_lowercase().as_str() {
             BATCH => Err(ActionError::new(
                 Code::UnsupportedMediaType,
-                "events are taken one at a time, not in batches",
+                "events are accepted one at a time, not in batches",
             )
             .with_hint(format!("send each event by itself, as {STRUCTURED} or in binary mode"))),
             STRUCTURED => {
@@ -210,7 +210,7 @@ fn binary(
     data: Vec<u8>,
 ) -> Result<Incoming, ActionError> {
     let Some(specversion) = attribute(headers, "specversion")? else {
-        return Err(ActionError::new(Code::InvalidRequest, "the request is no CloudEvent")
+        return Err(ActionError::new(Code::InvalidRequest, "the request is not a CloudEvent")
             .with_hint(format!(
                 "send {STRUCTURED}, or ce- header fields; a request as it is goes to \
                  /api/v1/action/execute"
@@ -275,7 +275,7 @@ impl Outgoing {
         ];
         lines.extend(self.subject.as_deref().map(|subject| ("subject", encoded(subject))));
         lines.extend(self.traces);
-        let mut response = Response::new(Body::Whole(self.data));
+        let mut response = Response::new(Body::Full(self.data.into()));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(DATA_TYPE));
         for (name, value) in lines {
@@ -325,7 +325,7 @@ impl Outgoing {
         };
         let body = write()
             .map_err(|error| ActionError::new(Code::Internal, format!("the event: {error}")))?;
-        let mut response = Response::new(Body::Whole(body));
+        let mut response = Response::new(Body::Full(body.into()));
         let media_type = HeaderValue::from_static("application/cloudevents+json; charset=utf-8");
         response.headers_mut().insert(header::CONTENT_TYPE, media_type);
         Ok(response)
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_event_is_told_by_its_attribute() {
+    fn a_wrong_event_is_refused_by_its_attribute() {
         let wrong = |attributes: &str| {
             let error = structured_event(attributes).expect_err(attributes);
             (error.code.http_status(), error.field.unwrap_or_default())

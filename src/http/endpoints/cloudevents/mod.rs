@@ -1,73 +1,78 @@
-//! The door for events: a CloudEvent that asks for an action is answered with one that says what came of
-//! it, which a broker of Knative's passes on to whoever waits for it.
+//! `POST /`: a CloudEvent with a request is answered with an event that carries the answer, which a broker of
+//! Knative forwards to its subscribers.
 //!
-//! What the statuses say is meant for brokers, who look at nothing else. They try 404, 408, 409, 429 and 5xx
-//! again, and put what gets any other refusal, or too many of these, into a dead-letter queue; and only the
-//! answer that comes with a 2xx is passed on as an event. So
+//! Brokers use the status alone. They retry 404, 408, 409, 429 and 5xx, put an event with any other error, or
+//! with too many of these, into a dead-letter queue, and forward a response as an event only with 2xx. So
 //!
-//! - what may go better another time has the status that it has elsewhere, and is tried again; and so is
-//!   what a person has to mend (credentials, settings), or where the same request is safe to send again
-//!   and may find out more (an unknown outcome);
-//! - what was asked for and will not be done, whether the policy forbids it, the target is not there or the
-//!   request is no request, is an answer as good as any: 200 with a problem in the event, so that whoever
-//!   asked learns of it. As a dead letter it would be silent, and be replayed in vain;
-//! - what is no event of ours, or from somebody who may not ask, has its 4xx. Nobody who asked would be
-//!   helped by an answer; a person looks at the dead letters.
+//! - a transient error has the status that it has elsewhere, and is retried; so is an error that an operator
+//!   has to correct (credentials, settings), and an unknown outcome, since resending the same request is safe
+//!   and may resolve it;
+//! - a permanent refusal, by the policy, the target or the request itself, is an answer: 200 with a problem in
+//!   the event, so that the sender gets it. As a dead letter it would be silent, and replayed in vain;
+//! - what is not such an event, or comes from a caller that may not ask, has its 4xx. No sender would be
+//!   helped by an event; an operator reads the dead letters.
+
+use std::collections::BTreeSet;
 
 use chrono::Utc;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, header::RETRY_AFTER};
 use percent_encoding::percent_decode_str;
+use schemars::SchemaGenerator;
+use serde_json::json;
 
 use crate::{
-    actions::request::IdempotencyKey,
-    auth::{Authenticator, Credentials},
+    actions::request::{ActionRequest, IdempotencyKey},
     contract::{
         digest::sha256,
         error::{ActionError, Code},
         names::RequestId,
         response::{ActionResponse, Target},
     },
-    executor::{
-        context::Context,
-        reply::{Answer, EventMetadata, IncomingRequest, execute_as},
-    },
+    executor::reply::{Answer, EventMetadata, IncomingRequest, execute_as},
     http::{
-        endpoints::cloudevents::event::{Incoming, Outgoing},
-        message::Body,
+        dispatch::Service,
+        endpoints::{
+            cloudevents::event::{Incoming, Outgoing},
+            execute::{action_context, action_errors},
+        },
+        message::{Body, FullRequest, RequestInfo},
+        openapi::{Operation, Tag, header, response},
     },
     ledger::record::is_final,
 };
 
 mod event;
 
-/// Where our events are from.
+/// The source of the events.
 const SOURCE: &str = "https://action-executor.dev/executor";
 
-/// The types of our events.
+/// The types of the events.
 const RESPONSE: &str = "dev.action-executor.action.response.v1";
 const PROBLEM: &str = "dev.action-executor.action.problem.v1";
 
-/// Does what an event asks for, and answers with one.
+/// Carries out the request of an event, and answers with one.
 ///
 /// # Errors
-/// That the caller is not known, or that it is no event of ours.
+/// The caller is not authenticated, or it is not such an event.
 pub async fn receive(
-    context: &Context,
-    callers: &Authenticator,
-    credentials: &Credentials,
-    request: Request<Vec<u8>>,
+    service: &Service,
+    request: FullRequest,
+    info: RequestInfo,
 ) -> Result<Response<Body>, ActionError> {
-    let caller = callers.authenticate(credentials, context.cluster()).await?;
+    let context = &action_context(service, &info);
+    let credentials = info.credentials(request.headers());
+    let caller = service.callers.authenticate(&credentials, context.cluster()).await?;
     let (head, body) = request.into_parts();
-    let Incoming { mode, id, source, time, traces, data } = Incoming::read(&head.headers, body)?;
+    let Incoming { mode, id, source, time, traces, data } =
+        Incoming::read(&head.headers, body.into())?;
     let key = IdempotencyKey::new(&key(&source, &id), "the event's source and id")?;
     let event = Some(EventMetadata { key: key.clone(), made_at: time });
     let delivery = IncomingRequest { body: data, key: None, event };
     let done = execute_as(context, caller.as_ref(), &delivery).await;
-    let (kind, word, asked, target, time) = match &done {
+    let (kind, suffix, asked, target, time) = match &done {
         Ok(response) => {
             let (id, target) = (response.id.clone(), response.target.clone());
-            (RESPONSE, word(response), id, Some(target), response.finished_at)
+            (RESPONSE, suffix(response), id, Some(target), response.finished_at)
         }
         Err(error) => {
             let request = delivery.request().ok();
@@ -86,7 +91,7 @@ pub async fn receive(
         kind,
         source: SOURCE,
         // A later answer to the same request is another event.
-        id: format!("{asked}.{word}"),
+        id: format!("{asked}.{suffix}"),
         subject: target.as_ref().map(subject),
         time,
         data: answer.body,
@@ -94,7 +99,7 @@ pub async fn receive(
     };
     let mut response = event.response(mode, status)?;
     if let Some(seconds) = retry_after {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     Ok(response)
 }
@@ -113,12 +118,12 @@ fn key(source: &str, id: &str) -> String {
     format!("ce-{}", sha256(format!("{of_source}{id}").as_bytes()))
 }
 
-/// How it ended, in a word that tells answers to the same request apart.
-fn word(response: &ActionResponse) -> String {
+/// How it ended: tells the answers to the same request apart.
+fn suffix(response: &ActionResponse) -> String {
     if is_final(response) { response.outcome.name() } else { "interrupted".to_owned() }
 }
 
-/// What an event is about.
+/// The subject of an event: the target.
 fn subject(target: &Target) -> String {
     let Target { namespace, kind, name, .. } = target;
     match namespace.as_str() {
@@ -127,7 +132,7 @@ fn subject(target: &Target) -> String {
     }
 }
 
-/// What the status says to a broker.
+/// The status for a broker.
 fn status(done: &Result<ActionResponse, ActionError>) -> StatusCode {
     let elsewhere = match done {
         Ok(response) => Answer::from(response.clone()).http_status,
@@ -141,12 +146,79 @@ fn status(done: &Result<ActionResponse, ActionError>) -> StatusCode {
     }
 }
 
+/// The operation in the OpenAPI document: a request in a CloudEvent, in either mode of its HTTP binding.
+pub fn operation(generator: &mut SchemaGenerator) -> Operation {
+    let request = json!({
+        "description": "A request; other data is answered with a problem in an event.",
+        "anyOf": [generator.subschema_for::<ActionRequest>(), {}],
+    });
+    let name = json!({ "type": "string", "minLength": 1 });
+    let kind = json!({ "const": "dev.action-executor.action.request.v1" });
+    Operation {
+        method: "POST",
+        description: "CloudEvents 1.0, in binary mode (headers `ce-...`, the request as the body) or \
+                      structured mode (the request in `data`). The event's source and id are the \
+                      request's id, unless it brings one of its own. The answer is an event too, in the \
+                      same mode: `dev.action-executor.action.response.v1`, or `.problem.v1`."
+            .to_owned(),
+        authenticated: true,
+        parameters: ["ce-specversion", "ce-type", "ce-source", "ce-id"]
+            .map(|name| {
+                let description = "In binary mode, and not empty; in structured mode it is ignored.";
+                header(name, description, json!({ "type": "string" }))
+            })
+            .into(),
+        request: Some(json!({
+            "required": true,
+            "content": {
+                "application/json": { "schema": request },
+                "application/cloudevents+json": { "schema": {
+                    "type": "object",
+                    "required": ["specversion", "type", "source", "id", "data"],
+                    "properties": {
+                        "specversion": { "const": "1.0" }, "type": kind, "source": name, "id": name,
+                        // Null means absent (JSON Event Format for CloudEvents, section 2.2).
+                        "datacontenttype": { "type": ["string", "null"] },
+                        "time": { "type": ["string", "null"], "format": "date-time" },
+                        "data": request,
+                    },
+                } },
+            },
+        })),
+        responses: event_statuses()
+            .into_iter()
+            .map(|status| {
+                let data = json!({ "anyOf": [
+                    generator.subschema_for::<ActionResponse>(), generator.subschema_for::<ActionError>(),
+                ] });
+                let content = json!({
+                    "application/json": { "schema": data },
+                    "application/cloudevents+json": { "schema": {
+                        "type": "object",
+                        "required": ["specversion", "type", "source", "id", "data"],
+                        "properties": { "specversion": { "const": "1.0" }, "data": data },
+                    } },
+                });
+                (status, response("The answer, as an event", content))
+            })
+            .collect(),
+        errors: action_errors(),
+        ..Operation::get("/", "sendEvent", Tag::Actions, "Carry out the request of a CloudEvent")
+    }
+}
+
+/// The statuses of responses that are events: those that brokers forward, and those that they retry.
+fn event_statuses() -> BTreeSet<u16> {
+    let retried = action_errors().into_iter().map(Code::http_status);
+    retried.filter(|status| matches!(status, 408 | 409 | 429 | 500..)).chain([200, 202]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn an_event_has_one_id_among_all_events() {
+    fn an_events_request_id_is_unique_to_it() {
         let one = key("/pager", "alert-7");
         assert!(one.starts_with("ce-") && one.ends_with("-alert-7"), "{one}");
         assert_eq!(one, key("/pager", "alert-7"));
@@ -168,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn brokers_retry_what_may_go_better_and_pass_on_what_will_not() {
+    fn transient_errors_are_retried_and_permanent_ones_are_forwarded() {
         for code in Code::ALL {
             let status = status(&Err(ActionError::new(code, "a test's own"))).as_u16();
             let is_retried = matches!(status, 404 | 408 | 409 | 429) || status >= 500;

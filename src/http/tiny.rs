@@ -1,0 +1,571 @@
+//! The engine tiny-http: the only file that knows the crate.
+//!
+//! tiny_http trusts its peer (a Content-Length of 10^12 ends its process, a stalled body holds a thread), so
+//! it listens on a private Unix socket and gets only requests that the server has read. What the server
+//! knows of a request does not cross the socket: one internal header holds a random number of 128 bits, under
+//! which a table holds the [`RequestInfo`], taken out once.
+
+use std::{
+    collections::HashMap,
+    fs::{self, DirBuilder, File, TryLockError},
+    io::{self, Write},
+    os::unix::{
+        fs::{DirBuilderExt, MetadataExt},
+        net::UnixListener,
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Method, Request, Response, Uri,
+    body::{Bytes, Incoming},
+    client::conn::http1::{self, SendRequest},
+    header::{self, HeaderName, HeaderValue},
+};
+use hyper_util::rt::TokioIo;
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::{
+    net::UnixStream,
+    runtime::Handle,
+    sync::{Notify, mpsc},
+    task::spawn_blocking,
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    contract::error::{ActionError, Code},
+    executor::reply::Answer,
+    http::{
+        dispatch::{Service, handler_panicked},
+        message::{Body, FullRequest, RequestInfo},
+    },
+};
+
+/// Holds the number of a request's [`RequestInfo`], and nothing on a connection's first request.
+const NUMBER: HeaderName = HeaderName::from_static("x-request-number");
+
+/// Threads of the handler; they only read requests and hand them to the runtime.
+const THREADS: usize = 2;
+
+/// Connections that are opened without waiting. tiny_http has a thread for each.
+const EAGER_CONNECTIONS: usize = 16;
+
+/// Maximum number of idle connections.
+const MAX_IDLE_CONNECTIONS: usize = 64;
+
+/// How long a request waits for a connection to become idle before one more than [`EAGER_CONNECTIONS`] is
+/// opened for it.
+const IDLE_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// How the folder of the socket is called, with the id of its server.
+const FOLDER: &str = "action-executor-";
+
+/// Attempts at a folder of one's own, each of which another server's cleaning may thwart.
+const FOLDER_ATTEMPTS: usize = 8;
+
+/// Headers that belong to a connection, and are not forwarded.
+const CONNECTION_HEADERS: [HeaderName; 5] =
+    [header::HOST, header::CONNECTION, header::TRANSFER_ENCODING, header::DATE, header::SERVER];
+
+type Table = Arc<Mutex<HashMap<u128, RequestInfo>>>;
+type Sender = SendRequest<Full<Bytes>>;
+
+/// The server's end of the socket.
+pub struct TinyHttp {
+    folder: SocketDir,
+    table: Table,
+    random: SystemRandom,
+    idle: Mutex<Vec<Sender>>,
+    open: Arc<AtomicUsize>,
+    became_idle: Notify,
+    opening: tokio::sync::Mutex<()>,
+}
+
+impl TinyHttp {
+    /// Starts a server of tiny_http, which dispatches to this service.
+    ///
+    /// # Errors
+    /// [`Code::Configuration`] if no folder can be written, [`Code::Internal`] if no thread can be started.
+    pub fn start(service: &Service) -> Result<Self, ActionError> {
+        let folder = SocketDir::new(&std::env::temp_dir())?;
+        let internal = |error: io::Error| {
+            ActionError::new(Code::Internal, format!("the engine tiny-http: {error}"))
+        };
+        let listener = UnixListener::bind(folder.socket()).map_err(internal)?;
+        let server = tiny_http::Server::from_listener(listener, None);
+        let server = Arc::new(server.map_err(io::Error::other).map_err(internal)?);
+        let table = Table::default();
+        for number in 0..THREADS {
+            let (server, service, table) = (server.clone(), service.clone(), table.clone());
+            let runtime = Handle::current();
+            let handler = move || {
+                for request in server.incoming_requests() {
+                    handle(request, &service, &table, &runtime);
+                }
+            };
+            let thread = thread::Builder::new().name(format!("tiny-http-{number}"));
+            thread.spawn(handler).map_err(internal)?;
+        }
+        Ok(TinyHttp {
+            folder,
+            table,
+            random: SystemRandom::new(),
+            idle: Mutex::default(),
+            open: Arc::default(),
+            became_idle: Notify::new(),
+            opening: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Has a request answered. The connection of a stream is not kept.
+    ///
+    /// # Errors
+    /// [`Code::Overloaded`] if no connection can be opened, [`Code::Internal`] if the exchange fails.
+    pub async fn exchange(
+        &self,
+        request: FullRequest,
+        info: RequestInfo,
+    ) -> Result<Response<Body>, ActionError> {
+        let is_head = request.method() == Method::HEAD;
+        let entry = Entry::new(&self.table, &self.random, info)?;
+        let request = forwarded(request, entry.number);
+        let mut sender = match self.idle_connection().await {
+            Some(sender) => sender,
+            None => self.connect().await?,
+        };
+        let (mut head, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
+        for name in &CONNECTION_HEADERS {
+            head.headers.remove(name);
+        }
+        if head.headers.get(header::CONTENT_TYPE).is_some_and(|it| it == "text/event-stream") {
+            return Ok(Response::from_parts(head, parts(body)));
+        }
+        // The response to HEAD has the length of that to GET, and no body.
+        if !is_head {
+            head.headers.remove(header::CONTENT_LENGTH);
+        }
+        let body = body.collect().await.map_err(broken)?.to_bytes();
+        if sender.ready().await.is_ok() {
+            self.keep(sender);
+        }
+        Ok(Response::from_parts(head, Body::Full(body)))
+    }
+
+    /// An idle connection; if many are open, one that becomes idle in a moment.
+    async fn idle_connection(&self) -> Option<Sender> {
+        let until = Instant::now() + IDLE_TIMEOUT;
+        loop {
+            let became_idle = self.became_idle.notified();
+            let sender = self.take_idle();
+            if sender.is_some() || self.open.load(Ordering::Relaxed) < EAGER_CONNECTIONS {
+                return sender;
+            }
+            timeout_at(until, became_idle).await.ok()?;
+        }
+    }
+
+    fn take_idle(&self) -> Option<Sender> {
+        let mut idle = lock(&self.idle);
+        std::iter::from_fn(|| idle.pop()).find(|sender| !sender.is_closed())
+    }
+
+    fn keep(&self, sender: Sender) {
+        let mut idle = lock(&self.idle);
+        if idle.len() < MAX_IDLE_CONNECTIONS {
+            idle.push(sender);
+        }
+        drop(idle);
+        self.became_idle.notify_one();
+    }
+
+    /// Opens a connection, and returns when tiny_http has a thread for it.
+    ///
+    /// tiny_http counts its idle threads before they have woken up for what it gave them, so of several
+    /// connections at once some would wait for a thread until another connection ends, which may take
+    /// minutes. So they are opened one after the other, and each proves itself with an empty request.
+    async fn connect(&self) -> Result<Sender, ActionError> {
+        let open = Open::new(&self.open);
+        let _one_at_a_time = self.opening.lock().await;
+        let stream = UnixStream::connect(self.folder.socket()).await.map_err(|error| {
+            // There is no descriptor for one more socket, and nothing was sent.
+            tracing::warn!(%error, "no connection to tiny_http");
+            ActionError::new(Code::Overloaded, "too many requests are in progress")
+                .with_retry_after(Some(Duration::from_secs(1)))
+        })?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to tiny_http ended");
+            }
+            drop(open);
+        });
+        let mut proof = Request::new(Full::default());
+        proof.headers_mut().insert(header::HOST, HeaderValue::from_static("tiny-http"));
+        let response = sender.send_request(proof).await.map_err(broken)?;
+        response.into_body().collect().await.map_err(broken)?;
+        sender.ready().await.map_err(broken)?;
+        Ok(sender)
+    }
+}
+
+fn broken(error: hyper::Error) -> ActionError {
+    ActionError::new(Code::Internal, format!("tiny_http: {error}"))
+}
+
+/// One of the open connections, counted from before it is opened until it has ended.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Open(open.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A number in the table; removed when dropped, if the handler has not taken it out.
+struct Entry<'a> {
+    table: &'a Table,
+    number: u128,
+}
+
+impl<'a> Entry<'a> {
+    fn new(
+        table: &'a Table,
+        random: &SystemRandom,
+        info: RequestInfo,
+    ) -> Result<Self, ActionError> {
+        let mut bytes = [0; 16];
+        let no_random = |_| ActionError::new(Code::Internal, "the system has no random numbers");
+        random.fill(&mut bytes).map_err(no_random)?;
+        let number = u128::from_ne_bytes(bytes);
+        lock(table).insert(number, info);
+        Ok(Entry { table, number })
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        lock(self.table).remove(&self.number);
+    }
+}
+
+/// The request as it crosses the socket: its path, and the headers that tiny_http can read, which are ASCII.
+fn forwarded(request: FullRequest, number: u128) -> Request<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let mut forwarded = Request::new(Full::new(body));
+    *forwarded.method_mut() = head.method;
+    let path = head.uri.path_and_query().cloned();
+    *forwarded.uri_mut() = path.map(Uri::from).unwrap_or_default();
+    let headers = forwarded.headers_mut();
+    *headers = head.headers;
+    let unreadable = |value: &HeaderValue| value.to_str().is_err();
+    let unreadable: Vec<_> =
+        headers.iter().filter(|(_, it)| unreadable(it)).map(|(name, _)| name.clone()).collect();
+    for name in CONNECTION_HEADERS.iter().chain([&header::EXPECT, &header::CONTENT_LENGTH]) {
+        headers.remove(name);
+    }
+    unreadable.iter().for_each(|name| drop(headers.remove(name)));
+    headers.insert(header::HOST, HeaderValue::from_static("tiny-http"));
+    if let Ok(number) = HeaderValue::try_from(format!("{number:032x}")) {
+        headers.insert(NUMBER, number);
+    }
+    forwarded
+}
+
+/// The parts of a stream as they come.
+fn parts(mut body: Incoming) -> Body {
+    let (sender, parts) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            let frame = tokio::select! {
+                frame = body.frame() => frame,
+                () = sender.closed() => return,
+            };
+            let Some(Ok(frame)) = frame else { return };
+            let Ok(part) = frame.into_data() else { continue };
+            if sender.send(part).await.is_err() {
+                return;
+            }
+        }
+    });
+    Body::Stream(parts)
+}
+
+/// Handles one request on a thread of tiny_http.
+fn handle(mut request: tiny_http::Request, service: &Service, table: &Table, runtime: &Handle) {
+    let read = match read(&mut request) {
+        Ok(read) => read,
+        Err(error) => {
+            let error = ActionError::new(Code::Internal, format!("tiny_http: {error}"));
+            return log_send_error(send(request, Answer::from(error).into()));
+        }
+    };
+    let number = read.headers().get(NUMBER).and_then(|number| number.to_str().ok());
+    let number = number.and_then(|number| u128::from_str_radix(number, 16).ok());
+    let Some(info) = number.and_then(|number| lock(table).remove(&number)) else {
+        // A connection proves itself.
+        return log_send_error(send(request, Response::new(Body::Full(Bytes::new()))));
+    };
+    let service = service.clone();
+    runtime.spawn(async move {
+        let work = tokio::spawn(async move { service.dispatch(read, info).await });
+        let response =
+            work.await.unwrap_or_else(|panic| Answer::from(handler_panicked(&panic)).into());
+        match response.body() {
+            Body::Full(_) => log_send_error(send(request, response)),
+            // A thread waits for its parts.
+            Body::Stream(_) => {
+                spawn_blocking(|| log_send_error(send(request, response)));
+            }
+        }
+    });
+}
+
+/// The request in the types of the dispatcher.
+fn read(request: &mut tiny_http::Request) -> io::Result<FullRequest> {
+    let mut body = Vec::new();
+    request.as_reader().read_to_end(&mut body)?;
+    let mut read = Request::builder().method(request.method().as_str()).uri(request.url());
+    if let Some(headers) = read.headers_mut() {
+        for header in request.headers() {
+            let name = HeaderName::from_bytes(header.field.as_str().as_bytes());
+            let value = HeaderValue::from_bytes(header.value.as_bytes());
+            if let (Ok(name), Ok(value)) = (name, value) {
+                headers.append(name, value);
+            }
+        }
+    }
+    read.body(body.into()).map_err(io::Error::other)
+}
+
+fn send(request: tiny_http::Request, response: Response<Body>) -> io::Result<()> {
+    let (head, body) = response.into_parts();
+    let headers = head.headers.iter().filter_map(|(name, value)| {
+        tiny_http::Header::from_bytes(name.as_str().as_bytes(), value.as_bytes()).ok()
+    });
+    let status = head.status.as_u16();
+    match body {
+        Body::Full(body) => {
+            let length = body.len();
+            let is_head = *request.method() == tiny_http::Method::Head;
+            let (headers, body) = (headers.collect(), if is_head { &[] } else { &*body });
+            request.respond(tiny_http::Response::new(
+                status.into(),
+                headers,
+                body,
+                Some(length),
+                None,
+            ))
+        }
+        Body::Stream(parts) => stream(&mut request.into_writer(), status, headers, parts),
+    }
+}
+
+/// Sends parts as they come, in chunks (RFC 9112, section 7.1). tiny_http would keep small ones until
+/// there are 8 KiB of them.
+fn stream(
+    to: &mut dyn Write,
+    status: u16,
+    headers: impl Iterator<Item = tiny_http::Header>,
+    mut parts: mpsc::Receiver<Bytes>,
+) -> io::Result<()> {
+    write!(to, "HTTP/1.1 {status} \r\nTransfer-Encoding: chunked\r\n")?;
+    for header in headers {
+        write!(to, "{}: {}\r\n", header.field, header.value)?;
+    }
+    write!(to, "\r\n")?;
+    to.flush()?;
+    while let Some(part) = parts.blocking_recv() {
+        // An empty chunk would be the last one.
+        if part.is_empty() {
+            continue;
+        }
+        write!(to, "{:x}\r\n", part.len())?;
+        to.write_all(&part)?;
+        write!(to, "\r\n")?;
+        to.flush()?;
+    }
+    write!(to, "0\r\n\r\n")?;
+    to.flush()
+}
+
+fn log_send_error(sent: io::Result<()>) {
+    if let Err(error) = sent {
+        tracing::debug!(%error, "a response of tiny_http was not sent");
+    }
+}
+
+/// The folder of the socket, which no other user may enter. It is locked while its server lives and
+/// removed when dropped.
+struct SocketDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl SocketDir {
+    /// A new folder in `parent`, from which the folders of killed servers are removed.
+    fn new(parent: &Path) -> Result<Self, ActionError> {
+        let mut made = Self::create(parent);
+        for _ in 1..FOLDER_ATTEMPTS {
+            // Before it was locked, another server has taken it for that of a killed one.
+            if !made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+                break;
+            }
+            made = Self::create(parent);
+        }
+        let folder = made.map_err(|error| {
+            let detail = format!(
+                "the engine tiny-http cannot make a folder for its socket in {}: {error}",
+                parent.display()
+            );
+            ActionError::new(Code::Configuration, detail).with_hint(
+                "set TMPDIR to a folder that can be written, in a container mount one at /tmp, or leave out \
+                 --engine tiny-http",
+            )
+        })?;
+        if let Err(error) = folder.remove_abandoned(parent) {
+            tracing::debug!(%error, "folders of killed servers were not removed");
+        }
+        Ok(folder)
+    }
+
+    fn create(parent: &Path) -> io::Result<Self> {
+        let path = parent.join(format!("{FOLDER}{}", uuid::Uuid::now_v7()));
+        DirBuilder::new().mode(0o700).create(&path)?;
+        let removed = |_| io::Error::from(io::ErrorKind::WouldBlock);
+        let lock = File::open(&path).map_err(removed)?;
+        lock.try_lock().map_err(|_| io::Error::from(io::ErrorKind::WouldBlock))?;
+        // It may have been removed before it was locked.
+        fs::metadata(&path).map_err(removed)?;
+        Ok(SocketDir { path, _lock: lock })
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path.join("socket")
+    }
+
+    /// Removes each folder of this user that no living server has locked.
+    fn remove_abandoned(&self, parent: &Path) -> io::Result<()> {
+        let user = fs::metadata(&self.path)?.uid();
+        for entry in fs::read_dir(parent)?.filter_map(Result::ok) {
+            let is_folder = entry.file_type().is_ok_and(|it| it.is_dir())
+                && entry.metadata().is_ok_and(|it| it.uid() == user)
+                && entry.file_name().to_string_lossy().starts_with(FOLDER);
+            if !is_folder || entry.path() == self.path {
+                continue;
+            }
+            let Ok(folder) = File::open(entry.path()) else { continue };
+            match folder.try_lock() {
+                Ok(()) => fs::remove_dir_all(entry.path())?,
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for SocketDir {
+    fn drop(&mut self) {
+        // The process ends; what stays is removed by the next server.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that panics runs under these locks.
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parent(name: &str) -> PathBuf {
+        let parent = std::env::temp_dir().join(format!("tiny-test-{name}-{}", std::process::id()));
+        fs::create_dir_all(&parent).expect("is made");
+        parent
+    }
+
+    #[test]
+    fn the_folder_of_a_killed_server_is_removed_and_that_of_a_living_one_stays() {
+        let parent = parent("folders");
+        let killed = parent.join(format!("{FOLDER}killed"));
+        fs::create_dir(&killed).expect("is made");
+        fs::write(killed.join("socket"), "").expect("is written");
+        let other = parent.join("another-program");
+        fs::create_dir(&other).expect("is made");
+        let living = SocketDir::new(&parent).expect("is made");
+        assert!(!killed.exists() && other.exists());
+        assert_eq!(fs::metadata(&living.path).expect("is there").mode() & 0o777, 0o700);
+        let next = SocketDir::new(&parent).expect("is made");
+        assert!(living.path.exists() && next.path.exists());
+        let paths = [living.path.clone(), next.path.clone()];
+        drop((living, next));
+        assert!(paths.iter().all(|path| !path.exists()));
+        fs::remove_dir_all(parent).expect("is removed");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_a_wrong_configuration() {
+        let error = SocketDir::new(Path::new("/proc")).err().expect("is refused");
+        assert_eq!(error.code, Code::Configuration);
+        assert!(error.hint.expect("has one").contains("TMPDIR"));
+    }
+
+    #[test]
+    fn a_request_crosses_with_its_path_and_without_what_a_client_says_of_the_server() {
+        let request = Request::post("http://localhost/api/v1/action/execute?x")
+            .header("host", "localhost")
+            .header("x-request-number", "1")
+            .header("x-note", HeaderValue::from_bytes(b"\xff").expect("is a value"))
+            .header("accept", "application/json");
+        let request = forwarded(request.body(Bytes::new()).expect("is a request"), 7);
+        assert_eq!(request.uri(), "/api/v1/action/execute?x");
+        let mut names: Vec<_> = request.headers().keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["accept", "host", "x-request-number"]);
+        assert_eq!(request.headers()[NUMBER], format!("{:032x}", 7));
+    }
+
+    #[test]
+    fn what_is_known_of_a_request_is_taken_out_once_and_never_stays() {
+        let (table, random) = (Table::default(), SystemRandom::new());
+        let info = || RequestInfo::new(HeaderValue::from_static("r1"), None);
+        let entry = Entry::new(&table, &random, info()).expect("is made");
+        assert_eq!(lock(&table).remove(&entry.number).expect("is there").request_id, "r1");
+        assert!(lock(&table).remove(&entry.number).is_none());
+        drop(Entry::new(&table, &random, info()).expect("is made"));
+        assert!(lock(&table).is_empty());
+    }
+
+    #[test]
+    fn parts_are_sent_as_they_come() {
+        let (sender, parts) = mpsc::channel(4);
+        for part in ["data: 1\n\n", "", "data: 2\n\n"] {
+            sender.try_send(part.into()).expect("has room");
+        }
+        drop(sender);
+        let mut sent = Vec::new();
+        stream(&mut sent, 200, std::iter::empty(), parts).expect("is sent");
+        let text = String::from_utf8(sent).expect("is text");
+        assert!(
+            text.ends_with("\r\n\r\n9\r\ndata: 1\n\n\r\n9\r\ndata: 2\n\n\r\n0\r\n\r\n"),
+            "{text}"
+        );
+    }
+}
