@@ -246,7 +246,9 @@ impl Server {
         mut stopping: watch::Receiver<bool>,
     ) {
         let connection = Arc::new(connection);
-        let service = service_fn(|request| self.clone().answer(connection.clone(), request));
+        // hyper has room for this future in each connection, and most connections are idle.
+        let service =
+            service_fn(|request| Box::pin(self.clone().answer(connection.clone(), request)));
         let mut exchange = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
