@@ -112,6 +112,13 @@ impl Target {
             resource_version: None,
         }
     }
+
+    /// The target as it was read.
+    pub(crate) fn found(mut self, metadata: &kube::core::ObjectMeta) -> Self {
+        self.uid.clone_from(&metadata.uid);
+        self.resource_version.clone_from(&metadata.resource_version);
+        self
+    }
 }
 
 impl std::fmt::Display for Target {

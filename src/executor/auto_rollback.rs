@@ -21,11 +21,11 @@ use crate::{
     executor::{apply, failpoint::Failpoint, transaction::Transaction, wait, wait::DEFAULT_WAIT},
     k8s::{
         api::{
-            completion::{Completion, RolloutOf, TemplateIdentity},
             mutation::{Applied, ApplyError, Effect, Evidence},
             retry,
         },
         applied_requests::AppliedRequests,
+        completion::{Completion, RolloutOf, TemplateIdentity},
         revisions::{History, Revision, RollbackTarget},
         rollout,
         workload::Workload,
@@ -133,7 +133,7 @@ impl Transaction<'_> {
         let (namespace, name) = (&answer.target.namespace, &answer.target.name);
         let history = self.cluster.history(failed.kind, namespace, name, deadline).await?;
         let template = |revision: Option<&Revision>| {
-            revision.map_or(TemplateIdentity::Nothing, Revision::known_by)
+            revision.map_or(TemplateIdentity::Nothing, Revision::template_identity)
         };
         if let Some(made) = self.find_applied(record, &history, deadline).await? {
             if record.rollback.is_none()
@@ -160,7 +160,7 @@ impl Transaction<'_> {
         match self.cluster.apply(&effect, false, deadline).await {
             Ok(made) => {
                 Failpoint::AfterRollback.pass();
-                Ok(Attempt::Over(RollbackOutcome::Made(made, revision.known_by())))
+                Ok(Attempt::Over(RollbackOutcome::Made(made, revision.template_identity())))
             }
             Err(ApplyError::Conflict) => Ok(Attempt::Again),
             Err(ApplyError::InDoubt(_)) => Ok(Attempt::InDoubt),

@@ -222,11 +222,13 @@ impl Operation {
         let made = self.record.made.clone().unwrap_or_default();
         let node = &self.record.intent.answer.target;
         match self.record.intent.completion.given(node, &made) {
-            FollowUp::Wait(completion) => Ok(match completion.check(cluster, end).await? {
-                RolloutStatus::Waiting(stage)
-                | RolloutStatus::Complete(stage)
-                | RolloutStatus::Failed(stage) => stage,
-            }),
+            FollowUp::Wait(completion) => {
+                Ok(match cluster.completion_status(&completion, end).await? {
+                    RolloutStatus::Waiting(stage)
+                    | RolloutStatus::Complete(stage)
+                    | RolloutStatus::Failed(stage) => stage,
+                })
+            }
             FollowUp::Drain(drained) => {
                 Remaining { cluster, node, drained }.with_progress(end).await
             }

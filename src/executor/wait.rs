@@ -10,10 +10,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::{
     contract::response::{RolledBack, Rollout, RolloutState},
     executor::context::{Context, stopped},
-    k8s::{
-        api::{client::Cluster, completion::Completion},
-        rollout::RolloutStatus,
-    },
+    k8s::{api::client::Cluster, completion::Completion, rollout::RolloutStatus},
 };
 
 /// Longest wait for an effect when the request names none.
@@ -57,7 +54,7 @@ async fn watch(
     loop {
         let next = tokio::select! {
             () = stopped(&mut stopping) => return (RolloutState::Interrupted, stage),
-            next = timeout_at(end, completion.check(cluster, end)) => next,
+            next = timeout_at(end, cluster.completion_status(completion, end)) => next,
         };
         let next = match next {
             Ok(Ok(RolloutStatus::Complete(message))) => return (RolloutState::Complete, message),
@@ -93,7 +90,7 @@ async fn watch(
 /// What the pods say, or why they could not be asked.
 async fn problems(cluster: &Cluster, completion: &Completion) -> Vec<String> {
     let until = Instant::now() + RECOVERY_TIMEOUT;
-    match timeout_at(until, completion.problems(cluster, until)).await {
+    match timeout_at(until, cluster.completion_problems(completion, until)).await {
         Ok(Ok(problems)) => problems,
         Ok(Err(error)) => {
             vec![format!("the pods could not be asked: {}", error.with_its_hint())]

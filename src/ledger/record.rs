@@ -418,7 +418,7 @@ fn truncate(mut text: String, limit: usize) -> String {
 mod tests {
     use super::*;
     use crate::k8s::{
-        api::completion::{RolloutOf, TemplateIdentity},
+        completion::{RolloutOf, TemplateIdentity},
         workload::WorkloadKind,
     };
 

@@ -367,7 +367,7 @@ impl Drain<'_> {
                 return format!("Node '{name}' is not cordoned any more");
             }
             let resource = ApiResource::erase::<Node>(&());
-            let patch = nodes::cordon_patch(false);
+            let patch = nodes::uncordon_patch();
             let effect = Effect::patch(resource, &node.metadata, &self.uncordon_id(), patch);
             match self.remaining.cluster.apply(&effect, false, until).await {
                 Ok(_) => return format!("Node '{name}' is uncordoned again"),

@@ -99,7 +99,7 @@ impl Remaining<'_> {
     }
 
     fn is_bound(&self, pod: &ObjectMeta) -> bool {
-        !is_going(pod) && !self.drained.is_free(pod)
+        !is_going(pod) && !self.drained.is_unprotected(pod)
     }
 
     /// Each pod with the budget that binds it.
