@@ -433,7 +433,7 @@ impl NodePods {
             )
         });
         let all: Vec<_> = blocked.chain(ambiguous).chain(exhausted).collect();
-        let detail = format!("Node '{node}' was not cordoned: it has {}", all.join("; "));
+        let detail = format!("Node '{node}' was not cordoned: {}", all.join("; "));
         let parameters: Vec<_> =
             self.blocked.keys().map(|reason| reason.accepting_parameter()).collect();
         let refusal = ActionError::new(Code::DrainBlocked, detail);
@@ -485,9 +485,7 @@ fn pod_name(pod: &Target) -> String {
 }
 
 fn join_names(names: &[String]) -> String {
-    let more = names.len().saturating_sub(MAX_NAMED_PODS);
-    let listed = names[..names.len() - more].join(", ");
-    if more == 0 { listed } else { format!("{listed} and {more} more") }
+    pods::join_names(names, MAX_NAMED_PODS)
 }
 
 #[cfg(test)]

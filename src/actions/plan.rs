@@ -92,7 +92,7 @@ impl PlanInput {
     /// Whether the object is the one that the request means, and the one of the first plan.
     ///
     /// # Errors
-    /// [`Code::PreconditionFailed`] with the field at fault.
+    /// [`Code::PreconditionFailed`] with the wrong field.
     pub(crate) fn check_same(&self, found: &Target) -> Result<(), ActionError> {
         let differs = |expected: Option<&str>, found: &Option<String>| {
             expected.is_some_and(|expected| found.as_deref() != Some(expected))

@@ -1,6 +1,6 @@
 //! The request, and how it is parsed.
 //!
-//! Parsing has two phases, so that an error can always name the field at fault: first the envelope,
+//! Parsing has two phases, so that an error can always name the wrong field: first the envelope,
 //! with `parameters` left unread, then the parameters, by the action that owns them. What is
 //! accepted here is fully checked; no later code parses text again. Every entry point reads requests with
 //! the same function. Must not call the cluster.
@@ -120,7 +120,7 @@ impl ActionRequest {
     ///
     /// # Errors
     /// [`Code::PayloadTooLarge`] beyond [`MAX_REQUEST_BYTES`], else [`Code::InvalidRequest`] with
-    /// the path of the field at fault: invalid UTF-8 or JSON, NUL, an unknown or repeated field, a
+    /// the path of the wrong field: invalid UTF-8 or JSON, NUL, an unknown or repeated field, a
     /// wrong type, a missing parameter, a name that Kubernetes would not take.
     pub fn parse(bytes: &[u8]) -> Result<Self, ActionError> {
         let text = checked_text(bytes)?;

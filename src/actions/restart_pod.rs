@@ -97,7 +97,7 @@ impl Plannable for Parameters {
                 Vec::new()
             };
             let mut plan = decide(self.target(), &pod, &siblings, input)?;
-            if let Decision::Apply(..) = plan.decision {
+            if plan.is_change() {
                 let namespace = &self.namespace;
                 let preflight = Preflight::of_pods(cluster, namespace, input.deadline).await;
                 plan.warnings.extend(budget_warning(&pod, &preflight.budgets));

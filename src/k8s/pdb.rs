@@ -163,10 +163,7 @@ fn sync_failure(status: &PodDisruptionBudgetStatus) -> Option<&str> {
 fn join_names(pods: &[&Pod]) -> String {
     let mut names: Vec<_> = pods.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect();
     names.sort_unstable();
-    let others = names.len().saturating_sub(MAX_NAMED_PODS);
-    names.truncate(MAX_NAMED_PODS);
-    let names = names.join(", ");
-    if others == 0 { names } else { format!("{names} and {others} more") }
+    pods::join_names(&names, MAX_NAMED_PODS)
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! What a Pod says: its controller, whether it is ready, what is wrong with it. Pure.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, HashSet},
+};
 
 use k8s_openapi::{
     api::core::v1::{ContainerStatus, Pod, PodSpec},
@@ -131,6 +134,13 @@ pub(crate) fn problems<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Vec<Strin
     }
     let listed = by_problem.into_iter().take(MAX_PROBLEMS);
     listed.map(|(problem, names)| format!("{}: {problem}", count_phrase(&names))).collect()
+}
+
+/// The names, shortened to `a, b and 3 more`.
+pub(crate) fn join_names<S: Borrow<str>>(names: &[S], max: usize) -> String {
+    let more = names.len().saturating_sub(max);
+    let listed = names[..names.len() - more].join(", ");
+    if more == 0 { listed } else { format!("{listed} and {more} more") }
 }
 
 fn count_phrase(names: &[&str]) -> String {

@@ -60,7 +60,7 @@ pub(crate) async fn plan(
 /// rollout nothing can fail.
 fn with_fallback(plan: Plan, history: &History, input: &PlanInput) -> Result<Plan, ActionError> {
     let rolls_out = matches!(plan.completion, CompletionSpec::Rollout(_));
-    if !rolls_out || !matches!(plan.decision, Decision::Apply(..)) {
+    if !rolls_out || !plan.is_change() {
         return Ok(plan);
     }
     let with_uid = |refusal: ActionError| refusal.object_uid(plan.target.uid.as_deref());

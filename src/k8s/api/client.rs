@@ -110,7 +110,7 @@ impl Cluster {
         self.client.default_namespace()
     }
 
-    /// Reads an object; the error is not explained, for callers that tell apart why it failed.
+    /// Reads an object, for callers that handle kinds of errors. The error is not explained.
     pub(crate) async fn try_get<K: Namespaced>(
         &self,
         namespace: &str,
