@@ -519,7 +519,7 @@ impl Call {
             Code::TargetNotFound,
             format!("{} '{name}' does not exist{place}", resource.kind),
         )
-        .with_hint(format!("`kubectl{option} get {}` lists those that exist", resource.plural))
+        .with_hint(format!("`kubectl{option} get {}` lists those that do", resource.plural))
     }
 
     /// The hint has the missing rule as it can be pasted into a Role.
