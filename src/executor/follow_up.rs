@@ -1,5 +1,5 @@
-//! What follows an effect: the wait for its completion, or the work that a cordon began. This is the one
-//! place that tells the two apart, for those who carry a request out and for those who read its status.
+//! What follows an effect: the wait for its completion, or the evictions after a cordon. Only this file
+//! distinguishes the two, for the transaction and for the status of a request.
 
 use tokio::time::Instant;
 

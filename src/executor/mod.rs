@@ -30,10 +30,10 @@ pub mod context;
 pub(crate) mod drain;
 pub mod failpoint;
 pub(crate) mod follow_up;
-pub mod incoming;
+pub(crate) mod incoming;
 pub(crate) mod observer;
 pub mod reply;
-pub mod status;
+pub(crate) mod status;
 pub(crate) mod target_lock;
 pub(crate) mod transaction;
 pub(crate) mod wait;
@@ -168,7 +168,7 @@ fn simulate_offline(request: &ActionRequest, input: &PlanInput, policy: &Policy)
     let mut response = response_to(request, input, Outcome::Simulated, preview.result);
     response.offline = true;
     response.changes = preview.changes;
-    response.warnings.push("no cluster is configured: the target was not looked at".to_owned());
+    response.warnings.push("no cluster is configured: the target was not read".to_owned());
     let facts = Facts { simulate: false, ..Facts::of(request, None) };
     response.warnings.extend(policy_preview(&policy.judge(&facts)));
     response

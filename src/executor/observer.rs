@@ -103,7 +103,9 @@ mod tests {
         let calls = Arc::new(AtomicUsize::new(0));
         let hook = || {
             let calls = calls.clone();
-            move || drop(calls.fetch_add(1, Ordering::SeqCst))
+            move || {
+                calls.fetch_add(1, Ordering::SeqCst);
+            }
         };
         Observer::default().waiting();
         Observer::default().on_waiting(hook()).on_waiting(hook()).waiting();

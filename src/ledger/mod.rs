@@ -33,8 +33,8 @@ use crate::{
     ledger::record::{Intent, Record, RequestMetadata, State},
 };
 
-pub mod history;
-pub mod record;
+pub(crate) mod history;
+pub(crate) mod record;
 
 /// The permissions in the target's namespace that every action needs.
 pub const RULE: PolicyRule =

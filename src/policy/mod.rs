@@ -23,7 +23,7 @@ use crate::{
 
 pub mod approval;
 pub mod budget;
-pub mod evaluate;
+pub(crate) mod evaluate;
 
 /// What a person allows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -28,7 +28,7 @@ use crate::{
     policy::budget::usage::{LimitExceeded, Limits, Quota, Usage, UsageEntry},
 };
 
-pub mod usage;
+pub(crate) mod usage;
 
 /// The permissions on the Lease.
 pub const RULE: PolicyRule = PolicyRule {
