@@ -106,7 +106,7 @@ async fn serve(
     let cluster = connect(kube_context).await?;
     let context = Context::new(cluster, policy, settings, concluding);
     let metrics = Arc::new(Metrics::new(context.cluster().map(Cluster::calls)));
-    let context = context.counting(metrics.clone());
+    let context = context.map_observer(|observer| observer.with_metrics(metrics.clone()));
     let (offline, callers_are_asked) = (context.cluster().is_none(), callers.is_required());
 
     let folder = PrivateFolder::new().map_err(fault("the private folder"))?;

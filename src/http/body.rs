@@ -21,7 +21,7 @@ use crate::{
         error::{ActionError, Code},
         names::RequestId,
     },
-    executor::reply::Answer,
+    executor::reply::Reply,
     http::{headers::TIMEOUT_HEADERS, upstream::Body},
 };
 
@@ -185,7 +185,7 @@ pub fn outward(answer: Response<Body>) -> Response<Body> {
 /// The edge's own answer. What the client still has to send is not read, so the connection ends.
 pub fn refusal(error: ActionError) -> Response<Body> {
     let close = error.code != Code::Overloaded;
-    let answer: Response<Vec<u8>> = Answer::from(error).into();
+    let answer: Response<Vec<u8>> = Reply::from(error).into();
     let mut response = answer.map(|body| Body::Left(Full::new(Bytes::from(body))));
     let headers = response.headers_mut();
     if close {

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use tokio::sync::watch;
 use tracing::{Instrument, field::Empty};
 
@@ -13,7 +13,8 @@ use crate::{
     contract::error::{ActionError, Code},
     executor::{
         context::Context,
-        reply::{Answer, IncomingRequest, execute},
+        incoming::{IncomingRequest, execute},
+        reply::Reply,
     },
     http::{
         assets,
@@ -149,7 +150,7 @@ impl Service {
         }
         let context = bounded(context, time);
         let done = execute(&context, &self.callers, &delivery, &credentials).await?;
-        Ok(Answer::from(done).into())
+        Ok(Reply::from(done).into())
     }
 
     /// The context for the work that a request with these headers asks for, whose place in the queue is told
@@ -159,7 +160,7 @@ impl Service {
         match (&self.lasting, place) {
             (Some(lasting), Some(place)) => {
                 let places = lasting.places.clone();
-                self.context.clone().resting(Arc::new(move || places.rest(place)))
+                self.context.clone().map_observer(|it| it.on_waiting(move || places.rest(place)))
             }
             _ => self.context.clone(),
         }
@@ -176,7 +177,11 @@ impl Service {
         };
         match ready {
             Ok(()) => healthy(),
-            Err(error) => Answer { http_status: 503, ..error.into() }.into(),
+            Err(error) => {
+                let mut response = Response::from(Reply::from(error));
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                response
+            }
         }
     }
 
@@ -204,7 +209,7 @@ impl Service {
             metrics.problem(&error);
         }
         let allow = Route::allow(target).filter(|_| error.code == Code::MethodNotAllowed);
-        let mut response = Response::from(Answer::from(error));
+        let mut response = Response::from(Reply::from(error));
         if let Some(allow) = allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {
             response.headers_mut().insert(header::ALLOW, allow);
         }

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     auth::{Credentials, client_cert::CertificateSubject},
-    executor::{reply, reply::Answer},
+    executor::{reply, reply::Reply},
     http::{
         body::{CERTIFICATE, PEER},
         headers,
@@ -49,19 +49,22 @@ pub(crate) fn json(value: &impl Serialize) -> Response<Body> {
     whole("application/json", reply::json(value))
 }
 
-impl From<Answer> for Response<Vec<u8>> {
-    /// The answer over HTTP.
-    fn from(answer: Answer) -> Self {
-        let kind = if answer.problem { "application/problem+json" } else { "application/json" };
-        let mut response = Response::new(answer.body);
+impl From<Reply> for Response<Vec<u8>> {
+    /// The reply over HTTP.
+    fn from(reply: Reply) -> Self {
+        let kind = match reply {
+            Reply::Done(_) => "application/json",
+            Reply::Problem(_) => "application/problem+json",
+        };
+        let mut response = Response::new(reply.to_json());
         *response.status_mut() =
-            StatusCode::from_u16(answer.http_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            StatusCode::from_u16(reply.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-        if let Some(seconds) = answer.retry_after_seconds {
+        if let Some(seconds) = reply.retry_after_seconds() {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        if answer.http_status == 401 {
+        if reply.http_status() == 401 {
             let bearer = HeaderValue::from_static("Bearer realm=\"action-executor\"");
             headers.insert(header::WWW_AUTHENTICATE, bearer);
         }
@@ -69,8 +72,8 @@ impl From<Answer> for Response<Vec<u8>> {
     }
 }
 
-impl From<Answer> for Response<Body> {
-    fn from(answer: Answer) -> Self {
-        Response::<Vec<u8>>::from(answer).map(Body::Whole)
+impl From<Reply> for Response<Body> {
+    fn from(reply: Reply) -> Self {
+        Response::<Vec<u8>>::from(reply).map(Body::Whole)
     }
 }

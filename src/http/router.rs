@@ -16,7 +16,7 @@ use tokio::{runtime::Handle, sync::mpsc, task::spawn_blocking};
 
 use crate::{
     contract::error::{ActionError, Code},
-    executor::reply::Answer,
+    executor::reply::Reply,
     http::{dispatch::Service, message::Body},
 };
 
@@ -45,7 +45,7 @@ fn route(mut request: tiny_http::Request, service: &Service, runtime: &Handle) {
         Ok(whole) => whole,
         Err(error) => {
             let error = ActionError::new(Code::Internal, format!("the edge broke off: {error}"));
-            return tell_if_lost(send(request, Answer::from(error).into()));
+            return tell_if_lost(send(request, Reply::from(error).into()));
         }
     };
     let service = service.clone();
@@ -83,7 +83,7 @@ async fn guarded(work: impl Future<Output = Response<Body>> + Send + 'static) ->
     tokio::spawn(work).await.unwrap_or_else(|panic| {
         tracing::error!(%panic, "a handler panicked");
         let error = ActionError::new(Code::Internal, "a handler panicked; this is a bug");
-        Answer::from(error).into()
+        Reply::from(error).into()
     })
 }
 

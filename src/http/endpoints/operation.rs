@@ -27,7 +27,7 @@ use crate::{
     executor::{
         context::{Context, stopped},
         status,
-        status::{Operation, Progress, Stage},
+        status::{Operation, Progress},
     },
     http::{
         headers,
@@ -36,6 +36,7 @@ use crate::{
         query,
         query::parameters,
     },
+    ledger::record::State,
 };
 
 /// How often a request that is followed is looked at.
@@ -164,8 +165,8 @@ impl Seen {
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         let seconds = match self.progress.state {
-            Stage::Claimed | Stage::Effective | Stage::RollingBack => Some(1),
-            Stage::PendingApproval => Some(10),
+            State::Claimed | State::Applied | State::RollingBack => Some(1),
+            State::PendingApproval => Some(10),
             _ => None,
         };
         match (seconds, &self.version) {
@@ -183,7 +184,7 @@ impl Seen {
 
     /// As one event of a stream.
     fn event(&self) -> Result<Vec<u8>, ActionError> {
-        let name = if self.progress.state.is_last() { "done" } else { "progress" };
+        let name = if self.progress.state.is_terminal() { "done" } else { "progress" };
         let (id, data) = (self.version.as_deref().unwrap_or_default(), self.json()?);
         let retry = RETRY.as_millis();
         // JSON on one line, so that it is one line of data.
@@ -312,7 +313,7 @@ async fn send(
 
 /// What is sent of a look, and whether that is the end.
 fn told(seen: &Option<Seen>) -> (Vec<u8>, bool) {
-    match seen.as_ref().map(|seen| (seen.event(), seen.progress.state.is_last())) {
+    match seen.as_ref().map(|seen| (seen.event(), seen.progress.state.is_terminal())) {
         Some((Ok(event), is_last)) => (event, is_last),
         Some((Err(error), _)) => (comment(&error.detail), true),
         None => (comment("the record has gone"), true),
@@ -349,7 +350,7 @@ mod tests {
         }
     }
 
-    fn seen(state: Stage) -> Option<Seen> {
+    fn seen(state: State) -> Option<Seen> {
         let progress = Progress {
             id: "alert-7".to_owned(),
             kind: "restart_k8s".to_owned(),
@@ -367,7 +368,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_without_news_shows_every_15_seconds_that_it_lives() {
-        let (looks, receiver) = watch::channel(seen(Stage::Effective));
+        let (looks, receiver) = watch::channel(seen(State::Applied));
         let (_stopping, stopping) = watch::channel(false);
         let (parts, mut body) = mpsc::channel(4);
         tokio::spawn(send(receiver, parts, stopping));
@@ -381,7 +382,7 @@ mod tests {
             assert_eq!(next().await, ": still under way\n\n");
             assert_eq!(began.elapsed(), KEEP_ALIVE * times);
         }
-        looks.send_replace(seen(Stage::Answered));
+        looks.send_replace(seen(State::Answered));
         assert!(next().await.starts_with("event: done\n"));
         assert_eq!(next().await, "");
     }
@@ -389,7 +390,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_ends_after_an_hour_also_for_who_does_not_read() {
         for reads in [true, false] {
-            let (_looks, receiver) = watch::channel(seen(Stage::Effective));
+            let (_looks, receiver) = watch::channel(seen(State::Applied));
             let (_stopping, stopping) = watch::channel(false);
             let (parts, mut body) = mpsc::channel(4);
             let began = Instant::now();

@@ -25,11 +25,11 @@ use crate::{
     },
     executor::{
         context::Context,
-        reply::{Answer, IncomingRequest, execute},
-        status::Stage,
+        incoming::{IncomingRequest, execute},
+        reply::Reply,
     },
     http::message::{Body, json},
-    ledger::record::RequestMetadata,
+    ledger::record::{RequestMetadata, State},
 };
 
 /// Most requests that go on after they were put off.
@@ -52,7 +52,7 @@ pub struct Accepted {
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// How far it is.
-    pub state: Stage,
+    pub state: State,
     /// What it acts upon.
     pub target: Target,
     /// Where more is to be had.
@@ -112,9 +112,11 @@ pub async fn carry_out_later(
 ) -> Result<Response<Body>, ActionError> {
     let patient_until = Instant::now() + patience;
     let (claimed, mut standing) = watch::channel(None);
-    let context = context.claiming(Arc::new(move |subject: &RequestMetadata| {
-        claimed.send_replace(Some(Claim::of(subject)));
-    }));
+    let context = context.map_observer(|observer| {
+        observer.on_claimed(move |request| {
+            claimed.send_replace(Some(Claim::of(request)));
+        })
+    });
     let work = async move {
         let _place = place;
         execute(&context, &callers, &delivery, &credentials).await
@@ -136,7 +138,7 @@ fn answer(
     done: Result<Result<ActionResponse, ActionError>, JoinError>,
 ) -> Result<Response<Body>, ActionError> {
     match done {
-        Ok(answered) => Ok(Answer::from(answered?).into()),
+        Ok(answered) => Ok(Reply::from(answered?).into()),
         Err(panic) => {
             tracing::error!(%panic, "a handler panicked");
             Err(ActionError::new(Code::Internal, "a handler panicked; this is a bug"))
@@ -150,7 +152,7 @@ fn accepted(claim: &Claim) -> Result<Response<Body>, ActionError> {
     let body = Accepted {
         id: claim.id.clone(),
         kind: claim.action,
-        state: Stage::Claimed,
+        state: State::Claimed,
         target: claim.target.clone(),
         links: Links { itself: place.clone() },
     };

@@ -29,7 +29,8 @@ use crate::{
     },
     executor::{
         context::Context,
-        reply::{Answer, EventMetadata, IncomingRequest, execute_as},
+        incoming::{EventMetadata, IncomingRequest, execute_as},
+        reply::Reply,
     },
     http::{
         endpoints::cloudevents::event::{Incoming, Outgoing},
@@ -80,8 +81,8 @@ pub async fn receive(
     if let (Err(error), Some(metrics)) = (&done, context.metrics()) {
         metrics.problem(error);
     }
-    let answer = done.map_or_else(Answer::from, Answer::from);
-    let retry_after = answer.retry_after_seconds;
+    let reply = done.map_or_else(Reply::from, Reply::from);
+    let retry_after = reply.retry_after_seconds();
     let event = Outgoing {
         kind,
         source: SOURCE,
@@ -89,7 +90,7 @@ pub async fn receive(
         id: format!("{asked}.{word}"),
         subject: target.as_ref().map(subject),
         time,
-        data: answer.body,
+        data: reply.to_json(),
         traces,
     };
     let mut response = event.response(mode, status)?;
@@ -130,7 +131,7 @@ fn subject(target: &Target) -> String {
 /// What the status says to a broker.
 fn status(done: &Result<ActionResponse, ActionError>) -> StatusCode {
     let elsewhere = match done {
-        Ok(response) => Answer::from(response.clone()).http_status,
+        Ok(response) => Reply::from(response.clone()).http_status(),
         Err(error) => error.code.http_status(),
     };
     let is_forbidden = done.as_ref().is_err_and(|error| error.code == Code::CallerForbidden);
