@@ -12,7 +12,7 @@ use action_executor::{
     commands::{healthcheck, history, job, policy, run, run::RequestSource, schema, serve},
     config::Settings,
     contract::error::{ActionError, Code},
-    executor::reply::Answer,
+    executor::reply::Reply,
     telemetry::{logging, traces::Exporter},
 };
 use clap::{CommandFactory, Parser};
@@ -69,8 +69,8 @@ fn single(source: &RequestSource, args: OnceArgs, settings: &Settings) -> u8 {
 /// Prints what was asked for, or the problem; returns the exit status.
 fn print(result: Result<(String, u8), ActionError>) -> u8 {
     let (text, status) = result.unwrap_or_else(|error| {
-        let answer = Answer::from(error);
-        (String::from_utf8_lossy(&answer.body).into_owned(), answer.exit_status)
+        let reply = Reply::from(error);
+        (String::from_utf8_lossy(&reply.to_json()).into_owned(), reply.exit_status())
     });
     // A reader that went away has had what it wanted.
     let _ = writeln!(io::stdout(), "{}", text.trim_end());

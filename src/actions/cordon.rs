@@ -4,31 +4,25 @@ use k8s_openapi::api::core::v1::Node;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::PlanInput;
-use crate::actions::Descriptor;
-use crate::actions::Plan;
-use crate::actions::Plannable;
-use crate::actions::Preview;
-use crate::k8s::rbac::PolicyRule;
-use crate::actions::BoxFuture;
-use crate::actions::Decision;
-use crate::actions::shared::cordoning;
-use crate::contract::error::ActionError;
-use crate::k8s::api::client::Cluster;
-use crate::k8s::nodes;
-use crate::contract::names::ObjectName;
-use crate::contract::response::Target;
+use crate::{
+    actions::{
+        BoxFuture, CompletionSpec, Descriptor, Plan, PlanInput, Plannable, Preview,
+        shared::toggle::CORDON,
+    },
+    contract::{error::ActionError, names::ObjectName, response::Target},
+    k8s::{api::client::Cluster, completion::Completion, nodes, rbac::PolicyRule},
+};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "cordon",
     aliases: &[],
     description: "Cordon a node: no new pods are scheduled onto it; those that run there stay. Use it \
-                  before looking at a node that misbehaves. `uncordon` ends it; `drain` also evicts \
-                  the pods.",
+                  before you investigate a node that misbehaves. `uncordon` undoes it; `drain` also \
+                  evicts the pods.",
     example: r#"{"node":"worker-1"}"#,
     rules: &[],
     cluster_rules: &[
-        // `list` only to warn that no other node takes pods.
+        // `list` only to warn that no other node accepts pods.
         PolicyRule { api_groups: &[""], resources: &["nodes"], verbs: &["get", "list", "patch"] },
     ],
 };
@@ -43,7 +37,7 @@ pub struct Parameters {
 
 impl Plannable for Parameters {
     fn target(&self) -> Target {
-        cordoning::target(&self.node)
+        CORDON.target("", &self.node)
     }
 
     fn namespace(&self) -> &str {
@@ -54,41 +48,47 @@ impl Plannable for Parameters {
         Some(&self.node)
     }
 
-    fn preview(&self, asked: &PlanInput) -> Preview {
-        cordoning::preview(&self.node, true, asked)
+    fn preview(&self, input: &PlanInput) -> Preview {
+        CORDON.preview(&self.target(), input)
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
-            let node: Node = cluster.get_global(&self.node, asked.deadline).await?;
+            let node: Node = cluster.get_global(&self.node, input.deadline).await?;
             let others = nodes::other_schedulable(&self.node);
-            let others = cluster.exists::<Node>(&others, asked.deadline).await;
-            decide(&node, others, asked)
+            let others = cluster.exists::<Node>(&others, input.deadline).await;
+            decide(self.target(), &node, others, input)
         })
     }
 }
 
-/// From the node, and whether there is another one for new pods, to what is to be done.
+/// From the node, and whether another one accepts new pods, to the plan.
 fn decide(
+    target: Target,
     node: &Node,
     others: Result<bool, ActionError>,
-    asked: &PlanInput,
+    input: &PlanInput,
 ) -> Result<Plan, ActionError> {
-    let mut plan = cordoning::decide(node, true, asked)?;
-    if matches!(plan.decision, Decision::Apply(..)) {
-        plan.warnings.extend(cordoning::not_ready(node));
-        plan.warnings.extend(no_other(others));
+    let completion = CompletionSpec::Known(Completion::Immediate(format!(
+        "no new pods are scheduled onto Node '{}'; its pods keep running",
+        target.name
+    )));
+    let is_cordoned = nodes::is_cordoned(node);
+    let mut plan = CORDON.decide(target, &node.metadata, is_cordoned, completion, input)?;
+    if plan.is_change() {
+        plan.warnings.extend(nodes::not_ready_warning(node));
+        plan.warnings.extend(no_other_node_warning(others));
     }
     Ok(plan)
 }
 
-fn no_other(others: Result<bool, ActionError>) -> Option<String> {
+fn no_other_node_warning(others: Result<bool, ActionError>) -> Option<String> {
     match others {
         Ok(true) => None,
-        Ok(false) => Some("no other node takes new pods: they will have nowhere to run".to_owned()),
+        Ok(false) => Some("no other node accepts new pods: new pods stay pending".to_owned()),
         Err(error) => {
             let why = error.with_its_hint();
-            Some(format!("whether another node takes new pods could not be seen: {why}"))
+            Some(format!("it is unknown whether another node accepts new pods: {why}"))
         }
     }
 }
@@ -96,8 +96,7 @@ fn no_other(others: Result<bool, ActionError>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::error::Code;
-    use crate::k8s::api::mutation::Mutation;
+    use crate::{actions::Decision, contract::error::Code, k8s::api::mutation::Mutation};
 
     fn node(yaml: &str) -> Node {
         serde_yaml_ng::from_str(&format!(
@@ -108,14 +107,16 @@ mod tests {
 
     const READY: &str = "status: {conditions: [{type: Ready, status: 'True'}]}";
 
-    fn decided(node: &Node, others: Result<bool, ActionError>) -> Plan {
-        decide(node, others, &PlanInput::example()).expect("is planned")
+    fn plan_of(node: &Node, others: Result<bool, ActionError>) -> Plan {
+        decide(CORDON.target("", "n1"), node, others, &PlanInput::example()).expect("is planned")
     }
 
     #[test]
-    fn plans_one_patch_of_the_node_as_it_was_read() {
-        let plan = decided(&node(READY), Ok(true));
-        let Decision::Apply(effect, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
+    fn a_cordon_is_one_patch_of_the_node() {
+        let plan = plan_of(&node(READY), Ok(true));
+        let Decision::Apply(effect, did, would) = plan.decision else {
+            panic!("{:?}", plan.decision)
+        };
         assert_eq!((effect.namespace.as_str(), effect.name.as_str()), ("", "n1"));
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is a patch") };
         assert_eq!(body["spec"]["unschedulable"], true);
@@ -127,19 +128,20 @@ mod tests {
     }
 
     #[test]
-    fn leaves_a_node_that_is_cordoned() {
-        let plan = decided(&node("spec: {unschedulable: true}"), Ok(true));
+    fn a_cordoned_node_is_left_without_a_warning() {
+        let plan = plan_of(&node("spec: {unschedulable: true}"), Ok(true));
         assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
         assert!(plan.changes.is_empty() && plan.warnings.is_empty());
     }
 
     #[test]
-    fn warns_when_it_is_the_last_one_or_not_ready() {
-        let plan = decided(&node("status: {conditions: []}"), Ok(false));
-        let told = plan.warnings.join("; ");
-        assert!(told.contains("not ready") && told.contains("no other node"), "{told}");
-        let unseen = ActionError::new(Code::Forbidden, "x may not list nodes").with_hint("a rule");
-        let told = decided(&node(READY), Err(unseen)).warnings.join("; ");
-        assert!(told.contains("may not list nodes; a rule"), "{told}");
+    fn the_last_schedulable_node_and_one_that_is_not_ready_are_warned_of() {
+        let plan = plan_of(&node("status: {conditions: []}"), Ok(false));
+        let warnings = plan.warnings.join("; ");
+        assert!(warnings.contains("not ready") && warnings.contains("no other node"), "{warnings}");
+        let forbidden =
+            ActionError::new(Code::Forbidden, "x may not list nodes").with_hint("a rule");
+        let warnings = plan_of(&node(READY), Err(forbidden)).warnings.join("; ");
+        assert!(warnings.contains("may not list nodes; a rule"), "{warnings}");
     }
 }

@@ -1,7 +1,7 @@
-//! `drain`: cordons a node and evicts its pods, as `kubectl drain` does, once nothing stands in the way.
+//! `drain`: cordons a node and evicts its pods, as `kubectl drain` does.
 //!
-//! All that stands in the way is found and named before anything is done. The effect is the cordon, with
-//! its mark; the evictions follow it (in `src/drain.rs`).
+//! Everything that blocks the drain is found and named before anything is changed. The effect is the
+//! cordon; the evictions follow it, in `executor::drain`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,61 +15,51 @@ use kube::{ResourceExt, api::ListParams};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::PlanInput;
-use crate::actions::CompletionSpec;
-use crate::actions::Descriptor;
-use crate::actions::AffectedObject;
-use crate::actions::Plan;
-use crate::actions::Plannable;
-use crate::actions::Preview;
-use crate::k8s::rbac::PolicyRule;
-use crate::actions::BoxFuture;
-use crate::actions::Decision;
-use crate::actions::shared::cordoning;
-use crate::actions::shared::restart;
-use crate::contract::error::ActionError;
-use crate::contract::error::Code;
-use crate::k8s::api::client::Call;
-use crate::k8s::api::client::Cluster;
-use crate::k8s::api::completion::Completion;
-use crate::k8s::pdb;
-use crate::k8s::drain_filter;
-use crate::k8s::drain_filter::DrainOptions;
-use crate::k8s::drain_filter::EvictionSet;
-use crate::k8s::drain_filter::BlockReason;
-use crate::k8s::drain_filter::SkipReason;
-use crate::k8s::drain_filter::plural;
-use crate::k8s::api::error::ApiError;
-use crate::k8s::applied_requests::AppliedRequests;
-use crate::k8s::nodes;
-use crate::k8s::pods;
-use crate::k8s::api::preflight;
-use crate::contract::names::LabelSelector;
-use crate::contract::names::ObjectName;
-use crate::contract::response::Target;
-use crate::contract::response::rfc3339_millis;
+use crate::{
+    actions::{
+        AffectedObject, BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput,
+        Plannable, Preview,
+        shared::{restart, toggle::CORDON},
+    },
+    contract::{
+        error::{ActionError, Code},
+        names::{LabelSelector, ObjectName},
+        response::{Target, rfc3339_millis},
+    },
+    k8s::{
+        api::{
+            client::{Cluster, next_page},
+            preflight,
+        },
+        applied_requests::AppliedRequests,
+        completion::Completion,
+        drain_filter::{self, BlockReason, DrainOptions, EvictionSet, SkipReason, plural},
+        nodes, pdb, pods,
+        rbac::PolicyRule,
+    },
+};
 
 /// The most pods that are named for one reason.
 const MAX_NAMED_PODS: usize = 50;
 
-/// The most budgets without room of which it is said who holds them.
+/// The most exhausted budgets whose blocking pods are listed.
 const MAX_BUDGETS: usize = 20;
 
-/// How many objects are read at once: whole pods are large, and little of each is kept.
+/// The objects of one page: pods are large, and little of each is kept.
 const PAGE_SIZE: u32 = 100;
 
-/// When a budget without room is worth another look.
+/// When an exhausted budget may allow a disruption again.
 const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "drain",
     aliases: &[],
     description: "Drain a node: cordon it and evict its pods within their disruption budgets, so that \
-                  it can be repaired or removed. Set wait to stay until they are gone; without it each \
-                  pod that can go now is evicted once. Refused, before anything is done, if a pod \
+                  it can be repaired or removed. With wait, the response comes once they are gone; \
+                  without it, each pod that can be evicted now is evicted once. Refused, before anything is changed, if a pod \
                   would not come back (force), would lose data in an emptyDir volume \
-                  (delete_empty_dir_data), or may never be evicted. Pods of DaemonSets and static pods \
-                  stay. Simulate it first: the answer names all pods that would go.",
+                  (delete_empty_dir_data), or can never be evicted. Pods of DaemonSets and static pods \
+                  stay. Simulate it first: the response names all pods that would be evicted.",
     example: r#"{"node":"worker-1"}"#,
     rules: &[],
     cluster_rules: &[
@@ -79,7 +69,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         preflight::BUDGETS,
         // Whether the DaemonSet of a pod exists.
         PolicyRule { api_groups: &["apps"], resources: &["daemonsets"], verbs: &["get"] },
-        // Only to warn of volumes that no other node has.
+        // Only to warn of volumes that exist on this node only.
         PolicyRule { api_groups: &[""], resources: &["persistentvolumes"], verbs: &["list"] },
     ],
 };
@@ -96,8 +86,8 @@ pub struct Parameters {
     /// Evict pods that have no controller, or whose DaemonSet does not exist: they do not come back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
-    /// Leave pods of DaemonSets where they are, since they would be made again at once. With `false` they
-    /// stand in the way.
+    /// Leave pods of DaemonSets on the node, since they would be recreated at once. With `false` they block
+    /// the drain.
     #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
     #[schemars(extend("default" = true))]
     pub ignore_daemonsets: bool,
@@ -110,7 +100,7 @@ pub struct Parameters {
     /// Do not wait for pods that have been deleted for more than so many seconds; 0: wait for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_wait_for_delete_timeout_seconds: Option<u32>,
-    /// Let the node take pods again if the drain fails, unless it was cordoned before.
+    /// Uncordon the node if the drain fails, unless it was cordoned before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub uncordon_on_failure: bool,
 }
@@ -121,7 +111,7 @@ fn yes() -> bool {
 
 impl Plannable for Parameters {
     fn target(&self) -> Target {
-        cordoning::target(&self.node)
+        CORDON.target("", &self.node)
     }
 
     fn namespace(&self) -> &str {
@@ -132,26 +122,26 @@ impl Plannable for Parameters {
         Some(&self.node)
     }
 
-    fn preview(&self, asked: &PlanInput) -> Preview {
-        let cordon = cordoning::preview(&self.node, true, asked);
+    fn preview(&self, input: &PlanInput) -> Preview {
+        let cordon = CORDON.preview(&self.target(), input);
         let result =
-            format!("Simulated: Node '{}' would be cordoned and its pods be evicted.", self.node);
+            format!("Simulated: Node '{}' would be cordoned and its pods evicted.", self.node);
         Preview { result, ..cordon }
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
-            let node: Node = cluster.get_global(&self.node, asked.deadline).await?;
-            let mut survey = self.list_pods(cluster, asked).await?;
-            survey.name_holders(cluster, asked).await?;
-            survey.warn_of_local_volumes(cluster, asked).await;
-            self.decide(&node, survey, asked)
+            let node: Node = cluster.get_global(&self.node, input.deadline).await?;
+            let mut node_pods = self.list_pods(cluster, input).await?;
+            node_pods.explain_exhausted_budgets(cluster, input).await?;
+            node_pods.warn_of_local_volumes(cluster, input).await;
+            self.decide(&node, node_pods, input)
         })
     }
 }
 
 impl Parameters {
-    fn accepted(&self) -> DrainOptions {
+    fn options(&self) -> DrainOptions {
         DrainOptions {
             unmanaged: self.force,
             daemon_sets: self.ignore_daemonsets,
@@ -160,14 +150,19 @@ impl Parameters {
         }
     }
 
-    /// Reads the pods of the node page by page, and keeps what is needed of each.
-    async fn list_pods(&self, cluster: &Cluster, asked: &PlanInput) -> Result<NodePods, ActionError> {
-        let budgets = Budgets::read(cluster, asked).await?;
-        let mut survey = NodePods::default();
+    /// Reads the pods of the node page by page.
+    async fn list_pods(
+        &self,
+        cluster: &Cluster,
+        input: &PlanInput,
+    ) -> Result<NodePods, ActionError> {
+        let budgets = Budgets::read(cluster, input).await?;
+        let mut node_pods = NodePods::default();
         let mut daemon_sets: HashMap<String, bool> = HashMap::new();
-        let mut params = drain_filter::pods_of(&self.node, self.pod_selector.as_deref()).limit(PAGE_SIZE);
+        let mut params =
+            drain_filter::pods_of(&self.node, self.pod_selector.as_deref()).limit(PAGE_SIZE);
         loop {
-            let page = cluster.page::<Pod>(&params, asked.deadline).await?;
+            let page = cluster.page::<Pod>(&params, input.deadline).await?;
             for pod in &page.items {
                 let exists = match drain_filter::daemon_set(pod) {
                     None => true,
@@ -177,65 +172,76 @@ impl Parameters {
                         match daemon_sets.get(&key) {
                             Some(exists) => *exists,
                             None => {
-                                let found = exists_daemon_set(cluster, &namespace, name, asked);
-                                let exists = found.await?;
+                                let found =
+                                    cluster.get_opt::<DaemonSet>(&namespace, name, input.deadline);
+                                let exists = found.await?.is_some();
                                 daemon_sets.insert(key, exists);
                                 exists
                             }
                         }
                     }
                 };
-                survey.add(pod, &self.accepted(), exists, budgets.of(pod));
+                node_pods.add(pod, &self.options(), exists, budgets.of(pod));
             }
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params.continue_token = Some(token),
-                None => return Ok(survey),
+            if !next_page(&mut params, &page.metadata) {
+                return Ok(node_pods);
             }
         }
     }
 
-    /// From the node and what is on it to what is to be done.
-    fn decide(&self, node: &Node, survey: NodePods, asked: &PlanInput) -> Result<Plan, ActionError> {
+    /// From the node and its pods to the plan.
+    fn decide(
+        &self,
+        node: &Node,
+        node_pods: NodePods,
+        input: &PlanInput,
+    ) -> Result<Plan, ActionError> {
         let (found, target) = (&node.metadata, self.target());
         let name = &*self.node;
         let was_cordoned = nodes::is_cordoned(node);
-        let drained = self.drained(&survey, was_cordoned);
-        let completion = CompletionSpec::Drained(drained);
-        let at = rfc3339_millis(asked.at);
+        let eviction_set = self.eviction_set(&node_pods, was_cordoned);
+        let completion = CompletionSpec::Drained(eviction_set);
+        let at = rfc3339_millis(input.at);
         let did = match was_cordoned {
             true => format!("Node '{name}' was cordoned already; its drain began at {at}."),
             false => format!("Node '{name}' cordoned at {at}."),
         };
-        if AppliedRequests::from_metadata(found).contains(&asked.id) {
-            let plan = Plan::already_made(target, found, did, completion);
-            return Ok(Plan { others: survey.going, ..plan });
+        if AppliedRequests::from_metadata(found).contains(&input.id) {
+            let plan = Plan::already_applied(target, found, did, completion);
+            return Ok(Plan { others: node_pods.to_evict, ..plan });
         }
-        asked.check_found(&target, found)?;
-        let about = |refusal: ActionError| refusal.object_uid(found.uid.as_deref());
-        survey.refuse(name, asked.wait).map_err(about)?;
-        if was_cordoned && survey.going.is_empty() {
+        input.check_found(&target, found)?;
+        let with_uid = |refusal: ActionError| refusal.object_uid(found.uid.as_deref());
+        node_pods.check_blockers(name, input.wait).map_err(with_uid)?;
+        if was_cordoned && node_pods.to_evict.is_empty() {
             let sentence = format!("Node '{name}' is cordoned and has no pods to evict.");
             let completion = CompletionSpec::Known(Completion::Immediate(sentence.clone()));
             return Ok(Plan::new(target, found, Decision::NoOp(sentence), completion));
         }
-        let effect = cordoning::effect(node, true, asked);
-        let todo = Decision::Apply(Box::new(effect), did, survey.would(name, was_cordoned));
-        let mut plan = Plan::new(target, found, todo, completion);
-        plan.changes = cordoning::changes(node, true, asked);
-        plan.warnings = survey.warnings(asked.wait);
-        plan.others = survey.going;
+        let effect = CORDON.effect(found, input);
+        let decision = Decision::Apply(Box::new(effect), did, node_pods.would(name, was_cordoned));
+        let mut plan = Plan::new(target, found, decision, completion);
+        plan.changes = CORDON.changes(found, was_cordoned, input);
+        plan.warnings = node_pods.warnings(input.wait);
+        plan.others = node_pods.to_evict;
         Ok(plan)
     }
 
-    fn drained(&self, survey: &NodePods, was_cordoned: bool) -> EvictionSet {
-        let signs = |free: bool| {
-            let some = survey.going.iter().zip(&survey.free).filter(|(_, it)| **it == free);
-            some.map(|(pod, _)| EvictionSet::uid_hash(pod.target.uid.as_deref().unwrap_or_default()))
-                .collect()
+    fn eviction_set(&self, node_pods: &NodePods, was_cordoned: bool) -> EvictionSet {
+        let hashes = |unprotected: bool| {
+            let some = node_pods
+                .to_evict
+                .iter()
+                .zip(&node_pods.unprotected)
+                .filter(|(_, it)| **it == unprotected);
+            some.map(|(pod, _)| {
+                EvictionSet::uid_hash(pod.target.uid.as_deref().unwrap_or_default())
+            })
+            .collect()
         };
         EvictionSet {
-            unprotected: signs(true),
-            protected: signs(false),
+            unprotected: hashes(true),
+            protected: hashes(false),
             selector: self.pod_selector.as_deref().map(str::to_owned),
             grace_period_seconds: self.grace_period_seconds,
             deleted_for: self.skip_wait_for_delete_timeout_seconds,
@@ -244,69 +250,51 @@ impl Parameters {
     }
 }
 
-async fn exists_daemon_set(
-    cluster: &Cluster,
-    namespace: &str,
-    name: &str,
-    asked: &PlanInput,
-) -> Result<bool, ActionError> {
-    match cluster.try_get::<DaemonSet>(namespace, name, asked.deadline).await {
-        Ok(_) => Ok(true),
-        Err(ApiError::NotFound) => Ok(false),
-        Err(fault) => {
-            let call = Call::of::<DaemonSet>("get", namespace, Some(name));
-            Err(cluster.explain(&call, fault).await)
-        }
-    }
-}
-
-/// All disruption budgets, by namespace.
+/// All disruption budgets by namespace.
 struct Budgets(HashMap<String, Vec<PodDisruptionBudget>>);
 
 impl Budgets {
-    async fn read(cluster: &Cluster, asked: &PlanInput) -> Result<Self, ActionError> {
+    async fn read(cluster: &Cluster, input: &PlanInput) -> Result<Self, ActionError> {
         let mut budgets: HashMap<String, Vec<PodDisruptionBudget>> = HashMap::new();
-        for budget in cluster.list_all::<PodDisruptionBudget>(None, "", asked.deadline).await? {
+        for budget in cluster.list_all::<PodDisruptionBudget>(None, "", input.deadline).await? {
             budgets.entry(budget.namespace().unwrap_or_default()).or_default().push(budget);
         }
         Ok(Budgets(budgets))
     }
 
-    /// Those that may speak for this pod.
+    /// The budgets of the pod's namespace.
     fn of(&self, pod: &Pod) -> &[PodDisruptionBudget] {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         self.0.get(namespace).map(Vec::as_slice).unwrap_or_default()
     }
 }
 
-/// A budget that lets none of its pods go now.
+/// A budget that allows no disruption now.
 struct ExhaustedBudget {
     budget: PodDisruptionBudget,
     pods: Vec<String>,
-    /// Why, and who holds it; known once its pods were looked at.
+    /// Why, with the blocking pods; set once those are listed.
     reason: String,
 }
 
-/// What is on the node.
+/// The pods of the node, by what happens to them.
 #[derive(Default)]
 struct NodePods {
-    /// The pods that are to go.
-    going: Vec<AffectedObject>,
+    to_evict: Vec<AffectedObject>,
     /// For each of them, whether no budget may refuse its eviction.
-    free: Vec<bool>,
-    /// How many stay.
-    staying: BTreeMap<SkipReason, usize>,
-    /// Pods that stand in the way.
-    blocking: BTreeMap<BlockReason, Vec<String>>,
-    /// Pods that go although something is lost.
-    losing: BTreeMap<BlockReason, Vec<String>>,
-    /// Pods under more than one budget, with their names.
+    unprotected: Vec<bool>,
+    /// How many stay, by reason.
+    skipped: BTreeMap<SkipReason, usize>,
+    blocked: BTreeMap<BlockReason, Vec<String>>,
+    /// Pods that are evicted although something is lost, by what was accepted.
+    accepted_risks: BTreeMap<BlockReason, Vec<String>>,
+    /// Pods that more than one budget selects, with the budgets' names.
     multiple_budgets: Vec<String>,
-    /// Budgets without room, by namespace and name.
-    full: BTreeMap<String, ExhaustedBudget>,
-    /// Claims on volumes, with the pod that has them.
+    /// By namespace and name.
+    exhausted: BTreeMap<String, ExhaustedBudget>,
+    /// Volume claims, with the pod that mounts each.
     claims: BTreeMap<String, String>,
-    /// What was seen of their volumes.
+    /// About the pods' volumes.
     warnings: Vec<String>,
 }
 
@@ -314,43 +302,46 @@ impl NodePods {
     fn add(
         &mut self,
         pod: &Pod,
-        accepted: &DrainOptions,
+        options: &DrainOptions,
         daemon_set_exists: bool,
         budgets: &[PodDisruptionBudget],
     ) {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let name = pod.metadata.name.clone().unwrap_or_default();
-        let pods_name = format!("{namespace}/{name}");
-        let losses = match drain_filter::classify(pod, accepted, daemon_set_exists, Utc::now()) {
-            drain_filter::DrainVerdict::Evict(losses) => losses,
-            drain_filter::DrainVerdict::Skip(why) => return *self.staying.entry(why).or_default() += 1,
-            drain_filter::DrainVerdict::Block(loss) => {
-                return self.blocking.entry(loss).or_default().push(pods_name);
-            }
-        };
-        for loss in losses {
-            self.losing.entry(loss).or_default().push(pods_name.clone());
+        let pod_name = format!("{namespace}/{name}");
+        let accepted_reasons =
+            match drain_filter::classify(pod, options, daemon_set_exists, Utc::now()) {
+                drain_filter::DrainVerdict::Evict(accepted_reasons) => accepted_reasons,
+                drain_filter::DrainVerdict::Skip(why) => {
+                    return *self.skipped.entry(why).or_default() += 1;
+                }
+                drain_filter::DrainVerdict::Block(reason) => {
+                    return self.blocked.entry(reason).or_default().push(pod_name);
+                }
+            };
+        for reason in accepted_reasons {
+            self.accepted_risks.entry(reason).or_default().push(pod_name.clone());
         }
-        let is_free = match pdb::classify(pod, budgets) {
+        let is_unprotected = match pdb::classify(pod, budgets) {
             pdb::BudgetVerdict::Unprotected => true,
             pdb::BudgetVerdict::Allowed(_) => false,
             pdb::BudgetVerdict::Blocked(budget) | pdb::BudgetVerdict::Stale(budget) => {
                 let key = format!("{namespace}/{}", pdb::name_of(budget));
                 let (budget, reason) = (budget.clone(), String::new());
-                let full = ExhaustedBudget { budget, pods: Vec::new(), reason };
-                self.full.entry(key).or_insert(full).pods.push(pods_name.clone());
+                let exhausted = ExhaustedBudget { budget, pods: Vec::new(), reason };
+                self.exhausted.entry(key).or_insert(exhausted).pods.push(pod_name.clone());
                 false
             }
             pdb::BudgetVerdict::Ambiguous(budgets) => {
                 let names: Vec<_> = budgets.into_iter().map(pdb::name_of).collect();
-                return self.multiple_budgets.push(format!("{pods_name} ({})", names.join(", ")));
+                return self.multiple_budgets.push(format!("{pod_name} ({})", names.join(", ")));
             }
         };
         for claim in pods::claims(pod.spec.as_ref()) {
-            self.claims.insert(format!("{namespace}/{claim}"), pods_name.clone());
+            self.claims.insert(format!("{namespace}/{claim}"), pod_name.clone());
         }
-        self.free.push(is_free);
-        self.going.push(AffectedObject {
+        self.unprotected.push(is_unprotected);
+        self.to_evict.push(AffectedObject {
             target: Target {
                 api_version: "v1".to_owned(),
                 kind: "Pod".to_owned(),
@@ -363,41 +354,44 @@ impl NodePods {
         });
     }
 
-    /// Finds out which pods hold the budgets that have no room.
-    async fn name_holders(&mut self, cluster: &Cluster, asked: &PlanInput) -> Result<(), ActionError> {
-        for (number, full) in self.full.values_mut().enumerate() {
-            let selector = pdb::selector_of(&full.budget).map(|it| it.to_string());
+    /// Lists the pods that block the exhausted budgets.
+    async fn explain_exhausted_budgets(
+        &mut self,
+        cluster: &Cluster,
+        input: &PlanInput,
+    ) -> Result<(), ActionError> {
+        for (number, exhausted) in self.exhausted.values_mut().enumerate() {
+            let selector = pdb::selector_of(&exhausted.budget).map(|it| it.to_string());
             let pods = match selector {
                 Some(selector) if number < MAX_BUDGETS => {
-                    let namespace = full.budget.namespace().unwrap_or_default();
-                    cluster.list::<Pod>(&namespace, &selector, asked.deadline).await?
+                    let namespace = exhausted.budget.namespace().unwrap_or_default();
+                    cluster.list::<Pod>(&namespace, &selector, input.deadline).await?
                 }
                 _ => Vec::new(),
             };
-            full.reason = pdb::reason(&full.budget, &pods);
+            exhausted.reason = pdb::reason(&exhausted.budget, &pods);
         }
         Ok(())
     }
 
-    /// Looks which volumes no other node has. It is for a warning, so that it fails with one.
-    async fn warn_of_local_volumes(&mut self, cluster: &Cluster, asked: &PlanInput) {
+    /// Finds volumes that exist on this node only. An error is a warning too.
+    async fn warn_of_local_volumes(&mut self, cluster: &Cluster, input: &PlanInput) {
         if self.claims.is_empty() {
             return;
         }
         let mut params = ListParams::default().limit(PAGE_SIZE);
         loop {
-            let page = match cluster.page::<PersistentVolume>(&params, asked.deadline).await {
+            let page = match cluster.page::<PersistentVolume>(&params, input.deadline).await {
                 Ok(page) => page,
                 Err(error) => {
                     let why = error.with_its_hint();
-                    let warning = format!("volumes could not be looked at: {why}");
+                    let warning = format!("local volumes are unknown: {why}");
                     return self.warnings.push(warning);
                 }
             };
             self.add_volumes(&page.items);
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params.continue_token = Some(token),
-                None => return,
+            if !next_page(&mut params, &page.metadata) {
+                return;
             }
         }
     }
@@ -407,42 +401,46 @@ impl NodePods {
             let local = drain_filter::local_claim(volume).and_then(|claim| self.claims.get(&claim));
             self.warnings.extend(local.map(|pod| {
                 let name = volume.name_any();
-                format!("the volume '{name}' of pod {pod} is on this node alone: without the node the pod cannot run")
+                format!("the volume '{name}' of pod {pod} exists on this node only: without the node the pod cannot run")
             }));
         }
     }
 
-    /// Refuses if anything stands in the way, and names all of it. Budgets that have no room now are
-    /// waited for, if anything is.
-    fn refuse(&self, node: &str, wait: bool) -> Result<(), ActionError> {
-        let full = self.full.values().map(|full| format!("{}: {}", full.reason, named(&full.pods)));
-        if self.blocking.is_empty() && self.multiple_budgets.is_empty() {
-            let full: Vec<_> = full.collect();
-            if full.is_empty() || wait {
+    /// Refuses with everything that blocks the drain. With `wait`, an exhausted budget does not block it.
+    fn check_blockers(&self, node: &str, wait: bool) -> Result<(), ActionError> {
+        let exhausted = self
+            .exhausted
+            .values()
+            .map(|exhausted| format!("{}: {}", exhausted.reason, join_names(&exhausted.pods)));
+        if self.blocked.is_empty() && self.multiple_budgets.is_empty() {
+            let exhausted: Vec<_> = exhausted.collect();
+            if exhausted.is_empty() || wait {
                 return Ok(());
             }
-            let detail = format!("Node '{node}' was not cordoned: {}", full.join("; "));
+            let detail = format!("Node '{node}' was not cordoned: {}", exhausted.join("; "));
             return Err(ActionError::new(Code::DisruptionBudget, detail)
-                .with_hint("wait until the named pods are ready, or set wait")
+                .with_hint("wait until the named pods are ready, or set \"wait\": true")
                 .with_retry_after(Some(RETRY_AFTER)));
         }
-        let blocking = self.blocking.iter().map(|(loss, pods)| {
-            format!("{} {}: {}", plural(pods.len(), "pod"), loss.how_to_allow(), named(pods))
+        let blocked = self.blocked.iter().map(|(reason, pods)| {
+            format!("{} {}: {}", plural(pods.len(), "pod"), reason.consequence(), join_names(pods))
         });
-        let torn = (!self.multiple_budgets.is_empty()).then(|| {
+        let ambiguous = (!self.multiple_budgets.is_empty()).then(|| {
             format!(
-                "{} under more than one disruption budget, which may never be evicted: {}",
+                "{} of more than one disruption budget, which the API server never evicts: {}",
                 plural(self.multiple_budgets.len(), "pod"),
-                named(&self.multiple_budgets)
+                join_names(&self.multiple_budgets)
             )
         });
-        let all: Vec<_> = blocking.chain(torn).chain(full).collect();
-        let detail = format!("Node '{node}' was not cordoned, for there are {}", all.join("; "));
-        let ways: Vec<_> = self.blocking.keys().map(|loss| loss.is_allowed_by()).collect();
+        let all: Vec<_> = blocked.chain(ambiguous).chain(exhausted).collect();
+        let detail = format!("Node '{node}' was not cordoned: {}", all.join("; "));
+        let parameters: Vec<_> =
+            self.blocked.keys().map(|reason| reason.accepting_parameter()).collect();
         let refusal = ActionError::new(Code::DrainBlocked, detail);
-        Err(match ways[..] {
-            [] => refusal.with_hint("leave each pod one disruption budget"),
-            _ => refusal.with_hint(format!("if that is accepted, set {}", ways.join(", "))),
+        Err(match parameters[..] {
+            [] => refusal
+                .with_hint("change the selectors so that one disruption budget selects each pod"),
+            _ => refusal.with_hint(format!("to accept this, set {}", parameters.join(", "))),
         })
     }
 
@@ -451,40 +449,43 @@ impl NodePods {
             true => format!("Node '{node}' is cordoned already"),
             false => format!("Node '{node}' would be cordoned"),
         };
-        let names: Vec<_> = self.going.iter().map(|pod| pods_name(&pod.target)).collect();
-        let evicted = match names[..] {
+        let names: Vec<_> = self.to_evict.iter().map(|pod| pod_name(&pod.target)).collect();
+        let eviction = match names[..] {
             [] => "no pod would be evicted".to_owned(),
-            _ => format!("{} would be evicted: {}", plural(names.len(), "pod"), named(&names)),
+            _ => format!("{} would be evicted: {}", plural(names.len(), "pod"), join_names(&names)),
         };
-        let stay = |(why, number): (&SkipReason, &usize)| format!("{number} {}", why.description());
-        let staying: Vec<_> = self.staying.iter().map(stay).collect();
-        let staying = match staying[..] {
+        let describe =
+            |(why, number): (&SkipReason, &usize)| format!("{number} {}", why.description());
+        let skipped: Vec<_> = self.skipped.iter().map(describe).collect();
+        let skipped = match skipped[..] {
             [] => String::new(),
-            _ => format!("; pods that would stay: {}", staying.join(", ")),
+            _ => format!("; pods that would stay: {}", skipped.join(", ")),
         };
-        format!("Simulated: {cordon}, and {evicted}{staying}.")
+        format!("Simulated: {cordon}, and {eviction}{skipped}.")
     }
 
     fn warnings(&self, wait: bool) -> Vec<String> {
-        let losing = self.losing.iter().map(|(loss, pods)| {
-            let what = loss.how_to_allow();
-            format!("{} {what}, evicted all the same: {}", plural(pods.len(), "pod"), named(pods))
+        let accepted_risks = self.accepted_risks.iter().map(|(reason, pods)| {
+            let what = reason.consequence();
+            format!("{} {what}, evicted anyway: {}", plural(pods.len(), "pod"), join_names(pods))
         });
-        let full = self.full.values().filter(|_| wait).map(|full| {
-            format!("room has to be waited for: {}: {}", full.reason, named(&full.pods))
+        let exhausted = self.exhausted.values().filter(|_| wait).map(|exhausted| {
+            format!(
+                "waiting for a disruption budget: {}: {}",
+                exhausted.reason,
+                join_names(&exhausted.pods)
+            )
         });
-        losing.chain(full).chain(self.warnings.iter().cloned()).collect()
+        accepted_risks.chain(exhausted).chain(self.warnings.iter().cloned()).collect()
     }
 }
 
-fn pods_name(pod: &Target) -> String {
+fn pod_name(pod: &Target) -> String {
     format!("{}/{}", pod.namespace, pod.name)
 }
 
-fn named(names: &[String]) -> String {
-    let more = names.len().saturating_sub(MAX_NAMED_PODS);
-    let listed = names[..names.len() - more].join(", ");
-    if more == 0 { listed } else { format!("{listed} and {more} more") }
+fn join_names(names: &[String]) -> String {
+    pods::join_names(names, MAX_NAMED_PODS)
 }
 
 #[cfg(test)]
@@ -501,7 +502,7 @@ mod tests {
         .expect("is a Node")
     }
 
-    /// A running pod of a controller, with what it has besides.
+    /// A running pod with this spec and owner.
     fn pod(name: &str, spec: &str, owner: &str) -> Pod {
         let owner = match owner {
             "" => String::new(),
@@ -531,33 +532,39 @@ mod tests {
         serde_json::from_str(&format!(r#"{{"node":"n1"{fields}}}"#)).expect("are parameters")
     }
 
-    fn surveyed(parameters: &Parameters, pods: &[Pod], budgets: &[PodDisruptionBudget]) -> NodePods {
-        let mut survey = NodePods::default();
+    fn node_pods(
+        parameters: &Parameters,
+        pods: &[Pod],
+        budgets: &[PodDisruptionBudget],
+    ) -> NodePods {
+        let mut node_pods = NodePods::default();
         for pod in pods {
-            survey.add(pod, &parameters.accepted(), true, budgets);
+            node_pods.add(pod, &parameters.options(), true, budgets);
         }
-        for full in survey.full.values_mut() {
-            full.reason = pdb::reason(&full.budget, &[]);
+        for exhausted in node_pods.exhausted.values_mut() {
+            exhausted.reason = pdb::reason(&exhausted.budget, &[]);
         }
-        survey
+        node_pods
     }
 
-    fn decided(
+    fn plan_for(
         fields: &str,
         pods: &[Pod],
         budgets: &[PodDisruptionBudget],
         wait: bool,
     ) -> Result<Plan, ActionError> {
         let parameters = parameters(fields);
-        let survey = surveyed(&parameters, pods, budgets);
-        parameters.decide(&node(""), survey, &PlanInput { wait, ..PlanInput::example() })
+        let node_pods = node_pods(&parameters, pods, budgets);
+        parameters.decide(&node(""), node_pods, &PlanInput { wait, ..PlanInput::example() })
     }
 
     #[test]
-    fn plans_one_cordon_and_names_the_pods_that_go() {
+    fn a_drain_is_one_cordon_and_names_the_pods_to_evict() {
         let pods = [pod("a", "", "ReplicaSet"), pod("agent", "", "DaemonSet")];
-        let plan = decided("", &pods, &[], false).expect("is planned");
-        let Decision::Apply(effect, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
+        let plan = plan_for("", &pods, &[], false).expect("is planned");
+        let Decision::Apply(effect, did, would) = plan.decision else {
+            panic!("{:?}", plan.decision)
+        };
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is a patch") };
         assert_eq!(body["spec"]["unschedulable"], true);
         assert_eq!(did, "Node 'n1' cordoned at 2026-01-31T12:00:00.987Z.");
@@ -568,20 +575,23 @@ mod tests {
         );
         assert_eq!(plan.others.len(), 1);
         assert_eq!(plan.warnings, Vec::<String>::new());
-        let CompletionSpec::Drained(drained) = plan.completion else { panic!("is drained") };
-        assert!(drained.contains(&pods[0].metadata) && drained.is_free(&pods[0].metadata));
-        assert!(!drained.contains(&pods[1].metadata));
+        let CompletionSpec::Drained(eviction_set) = plan.completion else { panic!("is drained") };
+        assert!(
+            eviction_set.contains(&pods[0].metadata)
+                && eviction_set.is_unprotected(&pods[0].metadata)
+        );
+        assert!(!eviction_set.contains(&pods[1].metadata));
     }
 
     #[test]
-    fn names_all_that_stands_in_the_way_at_once() {
+    fn all_blockers_are_named_in_one_refusal() {
         let pods = [
             pod("bare", "", ""),
             pod("cache", "volumes: [{name: tmp, emptyDir: {}}]", "ReplicaSet"),
             pod("torn", "", "ReplicaSet"),
         ];
         let budgets = [budget("one", 1), budget("two", 1)];
-        let refusal = decided("", &pods, &budgets, true).expect_err("is refused");
+        let refusal = plan_for("", &pods, &budgets, true).expect_err("is refused");
         assert_eq!(refusal.code, Code::DrainBlocked);
         for part in [
             "was not cordoned",
@@ -592,70 +602,78 @@ mod tests {
             assert!(refusal.detail.contains(part), "{part}: {}", refusal.detail);
         }
         let hint = refusal.hint.expect("has one");
-        assert_eq!(&*hint, "if that is accepted, set delete_empty_dir_data: true, force: true");
+        assert_eq!(&*hint, "to accept this, set delete_empty_dir_data: true, force: true");
     }
 
     #[test]
-    fn a_budget_without_room_is_refused_for_now_and_waited_for_if_that_is_asked() {
+    fn an_exhausted_budget_is_refused_as_retryable_and_waited_for_with_wait() {
         let (pods, budgets) = ([pod("a", "", "ReplicaSet")], [budget("web", 0)]);
-        let refusal = decided("", &pods, &budgets, false).expect_err("is refused");
+        let refusal = plan_for("", &pods, &budgets, false).expect_err("is refused");
         assert_eq!(refusal.code, Code::DisruptionBudget);
         for part in ["PodDisruptionBudget 'web' allows 0", "shop/a"] {
             assert!(refusal.detail.contains(part), "{part}: {}", refusal.detail);
         }
-        let plan = decided("", &pods, &budgets, true).expect("is planned");
-        assert!(plan.warnings[0].starts_with("room has to be waited for"), "{:?}", plan.warnings);
-        // With something for good beside it, it is refused for good.
+        let plan = plan_for("", &pods, &budgets, true).expect("is planned");
+        assert!(
+            plan.warnings[0].starts_with("waiting for a disruption budget"),
+            "{:?}",
+            plan.warnings
+        );
+        // A permanent blocker beside it makes the refusal permanent.
         let both = [pod("a", "", "ReplicaSet"), pod("bare", "", "")];
-        let refusal = decided("", &both, &budgets, false).expect_err("is refused");
+        let refusal = plan_for("", &both, &budgets, false).expect_err("is refused");
         assert_eq!(refusal.code, Code::DrainBlocked);
         assert!(refusal.detail.contains("PodDisruptionBudget 'web'"), "{}", refusal.detail);
     }
 
     #[test]
-    fn what_is_accepted_is_warned_of() {
+    fn accepted_losses_are_warned_of() {
         let pods = [pod("bare", "", ""), pod("cache", "volumes: [{name: t, emptyDir: {}}]", "")];
-        let accepted = r#","force":true,"delete_empty_dir_data":true"#;
-        let plan = decided(accepted, &pods, &[], false).expect("is planned");
+        let options = r#","force":true,"delete_empty_dir_data":true"#;
+        let plan = plan_for(options, &pods, &[], false).expect("is planned");
         assert_eq!(plan.others.len(), 2);
-        let told = plan.warnings.join("; ");
-        assert!(told.contains("emptyDir") && told.contains("without a controller"), "{told}");
+        let warnings = plan.warnings.join("; ");
+        assert!(
+            warnings.contains("emptyDir") && warnings.contains("without a controller"),
+            "{warnings}"
+        );
     }
 
     #[test]
-    fn warns_of_a_volume_that_no_other_node_has() {
+    fn a_volume_of_this_node_only_is_warned_of() {
         let claim = "volumes: [{name: d, persistentVolumeClaim: {claimName: data}}]";
         let parameters = parameters("");
-        let mut survey = surveyed(&parameters, &[pod("db", claim, "StatefulSet")], &[]);
+        let mut node_pods = node_pods(&parameters, &[pod("db", claim, "StatefulSet")], &[]);
         let volume = "metadata: {name: pv-1}\n\
                       spec: {claimRef: {namespace: shop, name: data}, local: {path: /data}}";
-        survey.add_volumes(&[serde_yaml_ng::from_str(volume).expect("is a volume")]);
-        let plan = parameters.decide(&node(""), survey, &PlanInput::example()).expect("is planned");
+        node_pods.add_volumes(&[serde_yaml_ng::from_str(volume).expect("is a volume")]);
+        let plan =
+            parameters.decide(&node(""), node_pods, &PlanInput::example()).expect("is planned");
         assert!(plan.warnings[0].contains("'pv-1' of pod shop/db"), "{:?}", plan.warnings);
     }
 
     #[test]
-    fn a_cordoned_node_without_pods_is_drained() {
+    fn a_cordoned_node_without_pods_is_left() {
         let parameters = parameters("");
-        let survey = NodePods::default();
+        let node_pods = NodePods::default();
         let node = node("unschedulable: true");
-        let plan = parameters.decide(&node, survey, &PlanInput::example()).expect("is planned");
+        let plan = parameters.decide(&node, node_pods, &PlanInput::example()).expect("is planned");
         assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
     }
 
     #[test]
-    fn a_node_that_was_cordoned_before_stays_so_whatever_happens() {
+    fn a_node_that_was_cordoned_before_is_never_uncordoned() {
         let parameters = parameters(r#","uncordon_on_failure":true"#);
-        let survey = surveyed(&parameters, &[pod("a", "", "ReplicaSet")], &[]);
-        assert!(parameters.drained(&survey, false).uncordon_on_failure);
-        assert!(!parameters.drained(&survey, true).uncordon_on_failure);
+        let node_pods = node_pods(&parameters, &[pod("a", "", "ReplicaSet")], &[]);
+        assert!(parameters.eviction_set(&node_pods, false).uncordon_on_failure);
+        assert!(!parameters.eviction_set(&node_pods, true).uncordon_on_failure);
     }
 
     #[test]
-    fn daemon_sets_stand_in_the_way_only_if_that_is_said() {
+    fn daemon_sets_block_only_with_ignore_daemonsets_false() {
         let pods = [pod("agent", "", "DaemonSet")];
-        assert!(decided("", &pods, &[], false).is_ok());
-        let refusal = decided(r#","ignore_daemonsets":false"#, &pods, &[], false);
+        assert!(plan_for("", &pods, &[], false).is_ok());
+        let refusal = plan_for(r#","ignore_daemonsets":false"#, &pods, &[], false);
         assert_eq!(refusal.expect_err("is refused").code, Code::DrainBlocked);
     }
 }

@@ -1,5 +1,4 @@
-//! `evict_pod`: asks the API server to delete a pod as far as its disruption budgets allow, as `kubectl
-//! drain` does for each pod of a node.
+//! `evict_pod`: evicts a pod within its disruption budget, as `kubectl drain` does for each pod of a node.
 
 use std::time::Duration;
 
@@ -10,39 +9,34 @@ use k8s_openapi::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::PlanInput;
-use crate::actions::CompletionSpec;
-use crate::actions::Descriptor;
-use crate::actions::Plan;
-use crate::actions::Plannable;
-use crate::actions::Preview;
-use crate::k8s::rbac::PolicyRule;
-use crate::actions::BoxFuture;
-use crate::actions::Decision;
-use crate::actions::restart_pod::disappears;
-use crate::contract::error::ActionError;
-use crate::contract::error::Code;
-use crate::k8s::api::client::Cluster;
-use crate::k8s::api::completion::Completion;
-use crate::k8s::pdb;
-use crate::k8s::pdb::BudgetVerdict;
-use crate::k8s::api::mutation::Effect;
-use crate::k8s::pods;
-use crate::k8s::api::preflight;
-use crate::contract::names::Namespace;
-use crate::contract::names::ObjectName;
-use crate::contract::names::null_is_default;
-use crate::contract::response::Target;
+use crate::{
+    actions::{
+        BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
+        restart_pod::removal,
+    },
+    contract::{
+        error::{ActionError, Code},
+        names::{Namespace, ObjectName, null_is_default},
+        response::Target,
+    },
+    k8s::{
+        api::{client::Cluster, mutation::Effect, preflight},
+        completion::Completion,
+        pdb::{self, BudgetVerdict},
+        pods,
+        rbac::PolicyRule,
+    },
+};
 
-/// When a refused eviction is worth another try.
+/// When an exhausted budget may allow a disruption again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "evict_pod",
     aliases: &[],
-    description: "Evict one pod: delete it as far as its PodDisruptionBudget allows, so that its \
-                  controller makes a new one. Prefer this to restart_pod where a budget is meant to be \
-                  kept. Refused while the budget has no room, unless it is waited for; refused for a pod \
+    description: "Evict one pod: delete it if its PodDisruptionBudget allows, so that its controller \
+                  creates a new one. Prefer this to restart_pod where a budget is to be respected. \
+                  Refused while the budget allows no disruption, unless wait is set; refused for a pod \
                   without a controller unless allow_unmanaged is set, because it would not come back.",
     example: r#"{"pod_name":"web-1"}"#,
     rules: &[
@@ -83,27 +77,27 @@ impl Plannable for Parameters {
     fn preview(&self, _: &PlanInput) -> Preview {
         Preview {
             result: format!(
-                "Simulated: Pod '{}' would be evicted, if its disruption budget has room.",
+                "Simulated: Pod '{}' would be evicted if its disruption budget allows it.",
                 self.pod_name
             ),
             changes: Vec::new(),
         }
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
-            let (namespace, deadline) = (&self.namespace, asked.deadline);
+            let (namespace, deadline) = (&self.namespace, input.deadline);
             let pod: Pod = cluster.get(namespace, &self.pod_name, deadline).await?;
             let budgets = cluster.list_all(Some(&**namespace), "", deadline).await?;
-            let selector = neighbours(&pod, &budgets);
-            let neighbours = cluster.list(namespace, &selector, deadline).await?;
-            self.decide(&pod, &budgets, &neighbours, asked)
+            let selector = related_selector(&pod, &budgets);
+            let related_pods = cluster.list(namespace, &selector, deadline).await?;
+            self.decide(&pod, &budgets, &related_pods, input)
         })
     }
 }
 
-/// The pods that matter: those that the budget waits for if there is no room, else the pod's siblings.
-fn neighbours(pod: &Pod, budgets: &[PodDisruptionBudget]) -> String {
+/// The selector of the pods to list: those of an exhausted budget, else the pod's siblings.
+fn related_selector(pod: &Pod, budgets: &[PodDisruptionBudget]) -> String {
     match pdb::classify(pod, budgets) {
         BudgetVerdict::Blocked(budget) => {
             pdb::selector_of(budget).map(|it| it.to_string()).unwrap_or_default()
@@ -119,47 +113,48 @@ impl Parameters {
         &self,
         pod: &Pod,
         budgets: &[PodDisruptionBudget],
-        neighbours: &[Pod],
-        asked: &PlanInput,
+        related_pods: &[Pod],
+        input: &PlanInput,
     ) -> Result<Plan, ActionError> {
         let target = self.target().found(&pod.metadata);
-        let refuse = |refusal: ActionError| refusal.object_uid(target.uid.as_deref());
-        asked.check_same(&target).map_err(refuse)?;
-        self.refuse_what_does_not_come_back(pod).map_err(refuse)?;
+        let with_uid = |refusal: ActionError| refusal.object_uid(target.uid.as_deref());
+        input.check_same(&target).map_err(with_uid)?;
+        self.refuse_unmanaged(pod).map_err(with_uid)?;
         let controller = pods::controller(pod);
-        let (todo, changes) = if pods::is_terminating(pod) {
+        let (decision, changes) = if pods::is_terminating(pod) {
             let sentence = format!("Pod '{}' is being deleted already.", target.name);
             (Decision::NoOp(sentence), Vec::new())
         } else {
-            refuse_without_room(&target, pod, budgets, neighbours, asked).map_err(refuse)?;
-            (self.eviction(pod, controller, asked), vec![disappears(&target)])
+            refuse_exhausted_budget(&target, pod, budgets, related_pods, input)
+                .map_err(with_uid)?;
+            (self.eviction(pod, controller, input), vec![removal(&target)])
         };
         let completion = CompletionSpec::Known(Completion::Gone {
             namespace: target.namespace.clone(),
             name: target.name.clone(),
             uid: target.uid.clone().unwrap_or_default(),
         });
-        let warnings = match todo {
-            Decision::Apply(..) => self.warnings_of(pod, controller, neighbours),
+        let warnings = match decision {
+            Decision::Apply(..) => self.warnings_of(pod, controller, related_pods),
             _ => Vec::new(),
         };
-        let mut plan = Plan::new(target, &pod.metadata, todo, completion);
+        let mut plan = Plan::new(target, &pod.metadata, decision, completion);
         plan.changes = changes;
         plan.warnings = warnings;
         Ok(plan)
     }
 
-    fn refuse_what_does_not_come_back(&self, pod: &Pod) -> Result<(), ActionError> {
+    fn refuse_unmanaged(&self, pod: &Pod) -> Result<(), ActionError> {
         let (name, namespace) = (&self.pod_name, &self.namespace);
         if pods::is_mirror(pod) {
             return Err(ActionError::new(
                 Code::NoEffect,
                 format!(
-                    "Pod '{name}' in namespace '{namespace}' is the mirror of a static pod, which its \
-                     kubelet runs all the same"
+                    "Pod '{name}' in namespace '{namespace}' mirrors a static pod, which its kubelet \
+                     keeps running"
                 ),
             )
-            .with_hint("move its manifest away on the node"));
+            .with_hint("remove its manifest from the node"));
         }
         if pods::controller(pod).is_none() && !self.allow_unmanaged {
             return Err(ActionError::new(
@@ -168,31 +163,36 @@ impl Parameters {
                     "Pod '{name}' in namespace '{namespace}' has no controller; it would not come back"
                 ),
             )
-            .with_hint("if it is meant to go for good, set parameters.allow_unmanaged"));
+            .with_hint("to delete it for good, set parameters.allow_unmanaged"));
         }
         Ok(())
     }
 
-    fn eviction(&self, pod: &Pod, controller: Option<&OwnerReference>, asked: &PlanInput) -> Decision {
-        let precondition = asked.precondition.as_ref();
+    fn eviction(
+        &self,
+        pod: &Pod,
+        controller: Option<&OwnerReference>,
+        input: &PlanInput,
+    ) -> Decision {
+        let precondition = input.precondition.as_ref();
         let version = precondition.and_then(|it| it.resource_version.as_deref()).map(str::to_owned);
         let effect = Effect::eviction(&pod.metadata, version);
         let effect = effect.with_grace_period(self.grace_period_seconds);
         let name = &self.pod_name;
-        let (replaces, would_replace) = match controller.map(described) {
+        let (replaces, would_replace) = match controller.map(describe) {
             Some(owner) => (format!("{owner} replaces it"), format!("{owner} would replace it")),
             None => ("nothing replaces it".to_owned(), "nothing would replace it".to_owned()),
         };
-        let done = format!("Pod '{name}' evicted; {replaces}.");
+        let did = format!("Pod '{name}' evicted; {replaces}.");
         let would = format!("Simulated: Pod '{name}' would be evicted; {would_replace}.");
-        Decision::Apply(Box::new(effect), done, would)
+        Decision::Apply(Box::new(effect), did, would)
     }
 
     fn warnings_of(
         &self,
         pod: &Pod,
         controller: Option<&OwnerReference>,
-        neighbours: &[Pod],
+        related_pods: &[Pod],
     ) -> Vec<String> {
         let mut warnings = Vec::new();
         match controller {
@@ -200,18 +200,19 @@ impl Parameters {
             Some(owner) if owner.kind == "DaemonSet" => {
                 let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
                 let node = node.map(|name| format!(", {name}")).unwrap_or_default();
-                warnings.push(format!("{} puts it back on the same node{node}", described(owner)));
+                warnings
+                    .push(format!("{} creates it again on the same node{node}", describe(owner)));
             }
-            Some(owner) if is_alone(owner, neighbours) => warnings.push(format!(
-                "it is the only pod of {}: none is there until the new one is ready",
-                described(owner)
+            Some(owner) if is_alone(owner, related_pods) => warnings.push(format!(
+                "it is the only pod of {}: none runs until the new one is ready",
+                describe(owner)
             )),
             Some(_) => {}
         }
         if self.grace_period_seconds == Some(0) {
             warnings.push(
-                "with a grace period of 0 the pod is forgotten at once, while its containers may \
-                 still run"
+                "with grace period 0 the pod object is removed at once; its containers may still be \
+                 running"
                     .to_owned(),
             );
         }
@@ -220,42 +221,40 @@ impl Parameters {
 }
 
 /// `ReplicaSet 'web-5d4f'`
-fn described(owner: &OwnerReference) -> String {
+fn describe(owner: &OwnerReference) -> String {
     format!("{} '{}'", owner.kind, owner.name)
 }
 
-/// Whether the controller has at most one pod that stays.
-fn is_alone(owner: &OwnerReference, neighbours: &[Pod]) -> bool {
-    let staying = neighbours.iter().filter(|pod| !pods::is_terminating(pod));
+/// Whether the controller has at most one pod that is not terminating.
+fn is_alone(owner: &OwnerReference, related_pods: &[Pod]) -> bool {
+    let staying = related_pods.iter().filter(|pod| !pods::is_terminating(pod));
     let owned = staying
         .filter(|pod| pods::controller(pod).is_some_and(|controller| controller.uid == owner.uid));
     owned.count() <= 1
 }
 
-/// The API server would refuse it too, without saying which pods keep the budget from having room.
-fn refuse_without_room(
+/// The API server would refuse it too, but without the names of the blocking pods.
+fn refuse_exhausted_budget(
     target: &Target,
     pod: &Pod,
     budgets: &[PodDisruptionBudget],
-    neighbours: &[Pod],
-    asked: &PlanInput,
+    related_pods: &[Pod],
+    input: &PlanInput,
 ) -> Result<(), ActionError> {
     match pdb::classify(pod, budgets) {
         BudgetVerdict::Unprotected | BudgetVerdict::Allowed(_) => Ok(()),
         BudgetVerdict::Blocked(budget) | BudgetVerdict::Stale(budget) => {
-            let why = pdb::reason(budget, neighbours);
-            let detail = format!("{target} may not be evicted now: {why}");
-            let refusal =
-                ActionError::new(Code::DisruptionBudget, detail).with_retry_after(Some(RETRY_AFTER));
-            // Who waits has waited for it.
-            let hint = "with \"wait\": true, room is waited for";
-            Err(if asked.wait { refusal } else { refusal.with_hint(hint) })
+            let why = pdb::reason(budget, related_pods);
+            let detail = format!("{target} cannot be evicted now: {why}");
+            let refusal = ActionError::new(Code::DisruptionBudget, detail)
+                .with_retry_after(Some(RETRY_AFTER));
+            // With wait, the request has waited already.
+            let hint = "set \"wait\": true to wait until the budget allows it";
+            Err(if input.wait { refusal } else { refusal.with_hint(hint) })
         }
-        BudgetVerdict::Ambiguous(several) => {
-            let names: Vec<_> = several
-                .into_iter()
-                .map(|budget| format!("'{}'", pdb::name_of(budget)))
-                .collect();
+        BudgetVerdict::Ambiguous(budgets) => {
+            let names: Vec<_> =
+                budgets.into_iter().map(|budget| format!("'{}'", pdb::name_of(budget))).collect();
             Err(ActionError::new(
                 Code::RejectedByCluster,
                 format!(
@@ -264,7 +263,7 @@ fn refuse_without_room(
                     names.join(" and ")
                 ),
             )
-            .with_hint("narrow the selector of one of them"))
+            .with_hint("change the selector of one of them so that it does not select the pod"))
         }
     }
 }
@@ -306,14 +305,16 @@ mod tests {
         budgets: &[PodDisruptionBudget],
         more: &str,
     ) -> Result<Plan, ActionError> {
-        let neighbours = [pod("web-1", metadata), pod("web-2", metadata)];
-        parameters(more).decide(&neighbours[0], budgets, &neighbours, &PlanInput::example())
+        let related_pods = [pod("web-1", metadata), pod("web-2", metadata)];
+        parameters(more).decide(&related_pods[0], budgets, &related_pods, &PlanInput::example())
     }
 
     #[test]
-    fn plans_one_eviction_bound_to_the_uid() {
+    fn an_eviction_is_bound_to_the_uid() {
         let plan = decide_on(OWNED, &[budget("web", 1)], "").expect("is planned");
-        let Decision::Apply(effect, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
+        let Decision::Apply(effect, did, would) = plan.decision else {
+            panic!("{:?}", plan.decision)
+        };
         assert_eq!(effect.uid, "u-web-1");
         let mutation = Mutation::Evict { resource_version: None, grace_period_seconds: None };
         assert_eq!(effect.mutation, mutation);
@@ -323,18 +324,15 @@ mod tests {
     }
 
     #[test]
-    fn a_grace_period_goes_with_the_eviction_and_none_at_all_is_warned_of() {
+    fn a_grace_period_is_sent_and_a_grace_period_of_0_is_warned_of() {
         let plan = decide_on(OWNED, &[], r#","grace_period_seconds":0"#).expect("is planned");
         let Decision::Apply(effect, ..) = plan.decision else { panic!("{:?}", plan.decision) };
-        assert!(matches!(
-            effect.mutation,
-            Mutation::Evict { grace_period_seconds: Some(0), .. }
-        ));
-        assert!(plan.warnings[0].contains("may still run"), "{:?}", plan.warnings);
+        assert!(matches!(effect.mutation, Mutation::Evict { grace_period_seconds: Some(0), .. }));
+        assert!(plan.warnings[0].contains("may still be running"), "{:?}", plan.warnings);
     }
 
     #[test]
-    fn is_refused_for_now_while_the_budget_has_no_room() {
+    fn an_exhausted_budget_is_refused_as_retryable() {
         let error = decide_on(OWNED, &[budget("web", 0)], "").expect_err("is refused");
         assert_eq!(error.code, Code::DisruptionBudget);
         assert!(error.detail.contains("PodDisruptionBudget 'web' allows 0"), "{}", error.detail);
@@ -342,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn is_refused_for_good_where_two_budgets_select_the_pod() {
+    fn a_pod_of_two_budgets_is_refused_for_good() {
         let budgets = [budget("web", 1), budget("front", 1)];
         let error = decide_on(OWNED, &budgets, "").expect_err("is refused");
         assert_eq!(error.code, Code::RejectedByCluster);
@@ -350,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_without_a_controller_goes_only_if_that_is_allowed() {
+    fn an_unmanaged_pod_is_evicted_only_with_allow_unmanaged() {
         let error = decide_on("", &[], "").expect_err("is refused");
         assert_eq!(error.code, Code::TargetUnmanaged);
         assert!(error.hint.expect("has one").contains("allow_unmanaged"));
@@ -359,25 +357,25 @@ mod tests {
     }
 
     #[test]
-    fn a_static_pods_mirror_is_always_refused() {
+    fn the_mirror_of_a_static_pod_is_always_refused() {
         let mirror = ", annotations: {kubernetes.io/config.mirror: x}";
         let error = decide_on(mirror, &[], r#","allow_unmanaged":true"#).expect_err("is refused");
         assert_eq!(error.code, Code::NoEffect);
     }
 
     #[test]
-    fn a_pod_that_is_going_already_is_left_whatever_its_budget_says() {
-        let going = format!("{OWNED}, deletionTimestamp: '2026-01-31T12:00:00Z'");
-        let plan = decide_on(&going, &[budget("web", 0)], "").expect("is planned");
+    fn a_terminating_pod_is_left_whatever_its_budget() {
+        let terminating = format!("{OWNED}, deletionTimestamp: '2026-01-31T12:00:00Z'");
+        let plan = decide_on(&terminating, &[budget("web", 0)], "").expect("is planned");
         assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
         assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
     }
 
     #[test]
-    fn warns_of_a_controllers_only_pod_and_of_one_that_returns_to_its_node() {
+    fn the_only_pod_of_a_controller_and_one_that_returns_to_its_node_are_warned_of() {
         let only = pod("web-1", OWNED);
-        let neighbours = std::slice::from_ref(&only);
-        let plan = parameters("").decide(&only, &[], neighbours, &PlanInput::example());
+        let related_pods = std::slice::from_ref(&only);
+        let plan = parameters("").decide(&only, &[], related_pods, &PlanInput::example());
         let warnings = plan.expect("is planned").warnings;
         assert!(warnings[0].contains("only pod of ReplicaSet 'web-5d4f'"), "{warnings:?}");
         let agent = OWNED.replace("ReplicaSet", "DaemonSet");

@@ -1,9 +1,9 @@
-//! The request, and how bytes become one.
+//! The request, and how it is parsed.
 //!
-//! Parsing has two phases, so that an error can always name the field at fault: first the envelope,
+//! Parsing has two phases, so that an error can always name the wrong field: first the envelope,
 //! with `parameters` left unread, then the parameters, by the action that owns them. What is
-//! accepted here is checked whole; nothing further in looks at text again. The same function reads
-//! the request at every entry point, and it makes no calls.
+//! accepted here is fully checked; no later code parses text again. Every entry point reads requests with
+//! the same function. Must not call the cluster.
 
 use std::{fmt, time::Duration};
 
@@ -22,32 +22,32 @@ use crate::{
     },
 };
 
-/// The longest request that is read, in bytes.
+/// The longest request, in bytes.
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
-/// The longest wait that a request may ask for, in seconds.
+/// The highest `timeout_seconds`.
 pub const MAX_TIMEOUT_SECONDS: u64 = 3600;
 
-/// One action to do: which, on what, and under which conditions.
+/// An action with its parameters and conditions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ActionRequest {
     /// The action with its parameters.
     pub action: Action,
-    /// Only tell what would happen. True unless the request says otherwise.
+    /// Only report what would happen. True by default.
     pub simulate: bool,
     /// The idempotency key.
     pub id: Option<RequestId>,
-    /// Who asks.
+    /// The person or program that sends the request.
     pub requester: Option<AuditText>,
-    /// Why.
+    /// The reason.
     pub reason: Option<AuditText>,
-    /// When the request was made.
+    /// When the request was created.
     pub issued_at: Option<DateTime<Utc>>,
     /// Wait until the effect is complete.
     pub wait: bool,
-    /// The bound on the whole action, waiting included.
+    /// The limit of the whole action, including the wait.
     pub timeout: Option<Duration>,
-    /// Act only if the target still is this one.
+    /// Act only if the target is still this one.
     pub precondition: Option<Precondition>,
 }
 
@@ -61,19 +61,19 @@ struct Envelope<P> {
     kind: String,
     /// The action's own parameters.
     parameters: P,
-    /// Only tell what would happen: true unless said otherwise.
+    /// Only report what would happen; true by default.
     #[serde(default = "simulate_by_default")]
     simulate: bool,
-    /// Idempotency key; without one an id is made, for the audit only.
+    /// Idempotency key; without one an id is generated, for the audit only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     id: Option<RequestId>,
-    /// Who asks; for the audit.
+    /// The person or program that sends the request; for the audit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     requester: Option<AuditText>,
-    /// Why; for the audit.
+    /// The reason; for the audit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<AuditText>,
-    /// When the request was made (RFC 3339).
+    /// When the request was created (RFC 3339).
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -82,14 +82,14 @@ struct Envelope<P> {
     )]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     issued_at: Option<DateTime<Utc>>,
-    /// Wait until the effect is complete: the rollout done, the pod replaced.
+    /// Wait until the effect is complete: the rollout is done, the pod is replaced.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     wait: bool,
-    /// Bound on the whole action in seconds, waiting included.
+    /// Limit of the whole action in seconds, including the wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3600))]
     timeout_seconds: Option<u64>,
-    /// Act only if the target still is this one.
+    /// Act only if the target is still this one.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -107,12 +107,12 @@ fn write_time<S: Serializer>(time: &Option<DateTime<Utc>>, to: S) -> Result<S::O
     time.map(|time| time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)).serialize(to)
 }
 
-/// RFC 3339, told without repeating the value.
+/// RFC 3339; the error does not repeat the value.
 fn read_time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<DateTime<Utc>>, D::Error> {
     let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
-    DateTime::parse_from_rfc3339(&text)
-        .map(|time| Some(time.to_utc()))
-        .map_err(|_| serde::de::Error::custom("must be an RFC 3339 time, as 2026-01-31T12:00:00Z"))
+    DateTime::parse_from_rfc3339(&text).map(|time| Some(time.to_utc())).map_err(|_| {
+        serde::de::Error::custom("must be an RFC 3339 time, for example 2026-01-31T12:00:00Z")
+    })
 }
 
 impl ActionRequest {
@@ -120,15 +120,15 @@ impl ActionRequest {
     ///
     /// # Errors
     /// [`Code::PayloadTooLarge`] beyond [`MAX_REQUEST_BYTES`], else [`Code::InvalidRequest`] with
-    /// the path of the field at fault: invalid UTF-8 or JSON, NUL, an unknown or repeated field, a
+    /// the path of the wrong field: invalid UTF-8 or JSON, NUL, an unknown or repeated field, a
     /// wrong type, a missing parameter, a name that Kubernetes would not take.
     pub fn parse(bytes: &[u8]) -> Result<Self, ActionError> {
         let text = checked_text(bytes)?;
         let envelope: Envelope<&RawValue> =
-            read(text, "").map_err(|error| hint_at_the_shape(text, error))?;
+            read(text, "").map_err(|error| with_list_hint(text, error))?;
         let action = ActionKind::named(&envelope.kind)?.parse(envelope.parameters.get())?;
         if action.rollback_on_failure() && !envelope.wait {
-            let what = "needs wait: whether it fails is known only to who waits";
+            let what = "requires \"wait\": true: without it a failed rollout is not noticed";
             return Err(ActionError::invalid_field("parameters.rollback_on_failure", what));
         }
         Ok(ActionRequest {
@@ -145,20 +145,18 @@ impl ActionRequest {
     }
 }
 
-/// An id that came beside the request, from a header or a variable.
+/// An id from a header or an environment variable, beside the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey {
     /// The id.
     pub id: RequestId,
-    /// Where it came from, for messages.
+    /// Its source, for messages.
     pub from: &'static str,
 }
 
 impl IdempotencyKey {
-    /// Checks what came from there.
-    ///
     /// # Errors
-    /// [`Code::InvalidRequest`] naming where it came from.
+    /// [`Code::InvalidRequest`] with the source.
     pub fn new(text: &str, from: &'static str) -> Result<Self, ActionError> {
         let id = RequestId::try_from(text.to_owned());
         id.map(|id| IdempotencyKey { id, from })
@@ -167,10 +165,10 @@ impl IdempotencyKey {
 }
 
 impl ActionRequest {
-    /// The request under the id that came beside it, if one did.
+    /// The request with the id from beside it, if there is one.
     ///
     /// # Errors
-    /// [`Code::InvalidRequest`] if the request has another id of its own.
+    /// [`Code::InvalidRequest`] if the request has another id.
     pub fn with_idempotency_key(
         mut self,
         key: Option<&IdempotencyKey>,
@@ -214,12 +212,12 @@ pub(crate) fn checked_text(bytes: &[u8]) -> Result<&str, ActionError> {
         ActionError::new(Code::InvalidRequest, format!("the request is not UTF-8 at byte {at}"))
     })?;
     if let Some(at) = text.find('\0') {
-        let detail = format!("the request holds a NUL at byte {at}");
+        let detail = format!("the request contains a NUL at byte {at}");
         return Err(ActionError::new(Code::InvalidRequest, detail));
     }
     if text.trim().is_empty() {
         return Err(ActionError::new(Code::InvalidRequest, "the request is empty").with_hint(
-            r#"send JSON, as {"type":"restart_k8s","parameters":{"deployment":"web"}}"#,
+            r#"send JSON, for example {"type":"restart_k8s","parameters":{"deployment":"web"}}"#,
         ));
     }
     Ok(text)
@@ -233,8 +231,8 @@ fn checked_timeout(seconds: u64) -> Result<Duration, ActionError> {
     Err(ActionError::invalid_field("timeout_seconds", what))
 }
 
-/// A first guess at a common mistake: a list of requests, or one inside another layer.
-fn hint_at_the_shape(text: &str, error: ActionError) -> ActionError {
+/// Adds a hint for a common mistake: a list of requests.
+fn with_list_hint(text: &str, error: ActionError) -> ActionError {
     match text.trim_start().as_bytes().first() {
         Some(b'[') => error.with_hint("send one request at a time, not a list"),
         _ => error,
@@ -277,7 +275,7 @@ impl JsonSchema for ActionRequest {
 }
 
 impl fmt::Display for ActionRequest {
-    /// The request in a few words, for logs: the action and its target.
+    /// For logs: the action and its target.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.action.kind().name(), self.action.target())
     }
@@ -307,14 +305,14 @@ mod tests {
     }
 
     #[test]
-    fn simulates_unless_told_otherwise() {
+    fn a_request_is_simulated_by_default() {
         let request = parse(r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#);
         assert!(request.expect("is accepted").simulate);
         assert!(!parse(&with(r#""simulate":false"#)).expect("is accepted").simulate);
     }
 
     #[test]
-    fn refuses_a_simulate_that_is_not_a_boolean() {
+    fn a_simulate_that_is_not_a_boolean_is_refused() {
         assert_eq!(
             refusal(&with(r#""simulate":"no""#)),
             "simulate: expected a boolean, got a string"
@@ -327,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn names_the_missing_parameter() {
+    fn a_missing_parameter_is_named() {
         let missing = "parameters.deployment: missing";
         assert_eq!(refusal(r#"{"type":"restart_k8s","parameters":{}}"#), missing);
         assert_eq!(refusal(r#"{"type":"restart_k8s","parameters":{"deployment":null}}"#), missing);
@@ -340,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_unknown_fields_by_path() {
+    fn an_unknown_field_is_refused_with_its_path() {
         assert_eq!(refusal(&with(r#""dry_run":false"#)), "dry_run: unknown field");
         assert_eq!(
             refusal(r#"{"type":"restart_k8s","parameters":{"deployment":"web","force":true}}"#),
@@ -353,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_duplicate_keys_at_every_level() {
+    fn a_duplicate_key_is_refused_at_every_level() {
         assert_eq!(
             refusal(&with(r#""simulate":true,"simulate":false"#)),
             "simulate: given more than once"
@@ -369,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_names_that_kubernetes_would_not_take() {
+    fn a_name_that_kubernetes_rejects_is_refused() {
         for name in ["", "Web", "--server=https://evil", "a/b", "a_b"] {
             let text =
                 format!(r#"{{"type":"restart_k8s","parameters":{{"deployment":"{name}"}}}}"#);
@@ -383,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_the_original_services_own_example() {
+    fn the_original_services_example_is_accepted() {
         let example = |kind| {
             format!(
                 r#"{{"type":"{kind}","parameters":{{"deployment":"my-deployment",
@@ -399,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_null_parameters_as_absent() {
+    fn a_null_parameter_is_absent() {
         let request = parse(
             r#"{"type":"restart_k8s","parameters":{"deployment":"web","pod_name":null,"namespace":null}}"#,
         )
@@ -409,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_too_long_or_not_text() {
+    fn a_request_that_is_too_long_or_not_text_is_refused() {
         let long = vec![b' '; MAX_REQUEST_BYTES + 1];
         assert_eq!(
             ActionRequest::parse(&long).expect_err("is refused").code,
@@ -417,13 +415,13 @@ mod tests {
         );
         let error = ActionRequest::parse(b"{\"type\":\"\xff\"}").expect_err("is refused");
         assert_eq!(error.detail, "the request is not UTF-8 at byte 9");
-        assert_eq!(refusal("{\"type\":\"a\0\"}"), "the request holds a NUL at byte 10");
+        assert_eq!(refusal("{\"type\":\"a\0\"}"), "the request contains a NUL at byte 10");
         assert_eq!(refusal("  "), "the request is empty");
         assert!(refusal(&with("\"reason\":\"a\\u0000b\"")).starts_with("reason: must be one line"));
     }
 
     #[test]
-    fn refuses_what_is_not_one_object() {
+    fn a_request_that_is_not_one_object_is_refused() {
         for text in ["[]", "null", "1", "\"restart_k8s\"", "{", "{} {}", "{\"type\":\"x\"}x"] {
             refusal(text);
         }
@@ -432,14 +430,14 @@ mod tests {
     }
 
     #[test]
-    fn never_repeats_a_value() {
+    fn an_error_never_repeats_a_value() {
         for field in [r#""simulate":"hunter2""#, r#""issued_at":"hunter2""#, r#""id":"hunter 2""#] {
             assert!(!refusal(&with(field)).contains("hunter"));
         }
     }
 
     #[test]
-    fn bounds_the_timeout() {
+    fn a_timeout_has_limits() {
         for bad in ["0", "3601"] {
             let detail = refusal(&with(&format!(r#""timeout_seconds":{bad}"#)));
             assert_eq!(detail, "timeout_seconds: must be from 1 to 3600");
@@ -453,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn names_the_range_of_a_number() {
+    fn a_number_out_of_range_is_refused_with_the_range() {
         #[derive(Debug, Deserialize)]
         #[allow(dead_code, reason = "only read")]
         struct Scale {
@@ -467,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_an_unknown_action_and_lists_the_known() {
+    fn an_unknown_action_is_refused_with_the_known_ones() {
         let error =
             parse(r#"{"type":"delete_everything","parameters":{}}"#).expect_err("is refused");
         assert_eq!(error.field.as_deref(), Some("type"));
@@ -475,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn restart_deployment_is_another_name_of_restart_k8s() {
+    fn restart_deployment_is_an_alias_of_restart_k8s() {
         let named =
             |kind| parse(&format!(r#"{{"type":"{kind}","parameters":{{"deployment":"a"}}}}"#));
         assert_eq!(named("restart_deployment"), named("restart_k8s"));

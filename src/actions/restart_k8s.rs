@@ -3,23 +3,21 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::PlanInput;
-use crate::actions::Descriptor;
-use crate::actions::Plan;
-use crate::actions::Plannable;
-use crate::actions::Preview;
-use crate::k8s::rbac::PolicyRule;
-use crate::actions::BoxFuture;
-use crate::actions::ignored;
-use crate::actions::shared::restart;
-use crate::actions::shared::restart::RestartOptions;
-use crate::k8s::api::client::Cluster;
-use crate::k8s::api::preflight;
-use crate::k8s::workload::WorkloadKind;
-use crate::contract::names::Namespace;
-use crate::contract::names::ObjectName;
-use crate::contract::names::null_is_default;
-use crate::contract::response::Target;
+use crate::{
+    actions::{
+        BoxFuture, Descriptor, Plan, PlanInput, Plannable, Preview, ignored,
+        shared::restart::{self, RestartOptions},
+    },
+    contract::{
+        names::{Namespace, ObjectName, null_is_default},
+        response::Target,
+    },
+    k8s::{
+        api::{client::Cluster, preflight},
+        rbac::PolicyRule,
+        workload::WorkloadKind,
+    },
+};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "restart_k8s",
@@ -29,7 +27,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     example: r#"{"deployment":"web"}"#,
     rules: &[
         PolicyRule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] },
-        // Only with rollback_on_failure, for the revision to go back to.
+        // Only with rollback_on_failure, for the revision to return to.
         PolicyRule { api_groups: &["apps"], resources: &["replicasets"], verbs: &["list"] },
         restart::PODS,
         preflight::AUTOSCALERS,
@@ -53,8 +51,8 @@ pub struct Parameters {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("deprecated" = true))]
     pub pod_name: Option<String>,
-    /// If the rollout that is waited for fails or takes too long, take the Deployment back to the
-    /// revision that it had. Only with `wait`.
+    /// If the awaited rollout fails or times out, roll the Deployment back to the revision that it had. Only
+    /// with `wait`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rollback_on_failure: bool,
 }
@@ -76,15 +74,15 @@ impl Plannable for Parameters {
         self.rollback_on_failure
     }
 
-    fn preview(&self, asked: &PlanInput) -> Preview {
-        restart::preview(WorkloadKind::Deployment, &self.deployment, asked)
+    fn preview(&self, input: &PlanInput) -> Preview {
+        restart::preview(WorkloadKind::Deployment, &self.deployment, input)
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
-        let wishes = RestartOptions {
-            even_if_none_restarts: false,
+    fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
+        let options = RestartOptions {
+            accept_no_restart: false,
             rollback_on_failure: self.rollback_on_failure,
         };
-        Box::pin(restart::plan(self.target(), WorkloadKind::Deployment, wishes, cluster, asked))
+        Box::pin(restart::plan(self.target(), WorkloadKind::Deployment, options, cluster, input))
     }
 }

@@ -10,42 +10,38 @@ use kube::api::ApiResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::PlanInput;
-use crate::actions::CompletionSpec;
-use crate::actions::Descriptor;
-use crate::actions::Plan;
-use crate::actions::Plannable;
-use crate::actions::Preview;
-use crate::k8s::rbac::PolicyRule;
-use crate::actions::BoxFuture;
-use crate::actions::Decision;
-use crate::actions::ignored;
-use crate::contract::error::ActionError;
-use crate::contract::error::Code;
-use crate::k8s::api::client::Cluster;
-use crate::k8s::api::completion::Completion;
-use crate::k8s::pdb;
-use crate::k8s::pdb::BudgetVerdict;
-use crate::k8s::api::mutation::Effect;
-use crate::k8s::pods;
-use crate::k8s::api::preflight;
-use crate::k8s::api::preflight::Preflight;
-use crate::contract::names::Namespace;
-use crate::contract::names::ObjectName;
-use crate::contract::names::null_is_default;
-use crate::contract::response::Change;
-use crate::contract::response::Target;
-use crate::contract::response::rfc3339_millis;
+use crate::{
+    actions::{
+        BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
+        ignored,
+    },
+    contract::{
+        error::{ActionError, Code},
+        names::{Namespace, ObjectName, null_is_default},
+        response::{Change, Target, rfc3339_millis},
+    },
+    k8s::{
+        api::{
+            client::Cluster,
+            mutation::Effect,
+            preflight::{self, Preflight},
+        },
+        completion::Completion,
+        pdb::{self, BudgetVerdict},
+        pods,
+        rbac::PolicyRule,
+    },
+};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "restart_pod",
     aliases: &[],
     description: "Restart one pod: delete it with its own grace period, so that its controller \
-                  (ReplicaSet, StatefulSet, DaemonSet, Job) makes a new one. Refused for a pod \
+                  (ReplicaSet, StatefulSet, DaemonSet, Job) creates a new one. Refused for a pod \
                   without a controller, because it would not come back.",
     example: r#"{"pod_name":"web-1"}"#,
     rules: &[
-        // `list` only to find the replacement when it is waited for.
+        // `list` only to find the replacement when the request waits.
         PolicyRule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list", "delete"] },
         preflight::BUDGETS,
     ],
@@ -91,68 +87,67 @@ impl Plannable for Parameters {
         }
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
-            let pod: Pod = cluster.get(&self.namespace, &self.pod_name, asked.deadline).await?;
-            let siblings = if asked.wait {
+            let pod: Pod = cluster.get(&self.namespace, &self.pod_name, input.deadline).await?;
+            let siblings = if input.wait {
                 let selector = pods::sibling_selector(&pod);
-                cluster.list::<Pod>(&self.namespace, &selector, asked.deadline).await?
+                cluster.list::<Pod>(&self.namespace, &selector, input.deadline).await?
             } else {
                 Vec::new()
             };
-            let mut plan = decide(self.target(), &pod, &siblings, asked)?;
-            if let Decision::Apply(..) = plan.decision {
+            let mut plan = decide(self.target(), &pod, &siblings, input)?;
+            if plan.is_change() {
                 let namespace = &self.namespace;
-                let around = Preflight::of_pods(cluster, namespace, asked.deadline).await;
-                plan.warnings.extend(beyond_budget(&pod, &around.budgets));
-                plan.warnings.extend(around.unavailable);
+                let preflight = Preflight::of_pods(cluster, namespace, input.deadline).await;
+                plan.warnings.extend(budget_warning(&pod, &preflight.budgets));
+                plan.warnings.extend(preflight.unavailable);
             }
             Ok(plan)
         })
     }
 }
 
-/// From the pod and its siblings as they were read to what is to be done.
 fn decide(
     target: Target,
     pod: &Pod,
     siblings: &[Pod],
-    asked: &PlanInput,
+    input: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let target = target.found(&pod.metadata);
     let uid = target.uid.as_deref();
-    asked.check_same(&target).map_err(|refusal| refusal.object_uid(uid))?;
+    input.check_same(&target).map_err(|refusal| refusal.object_uid(uid))?;
     let Some(controller) = pods::controller(pod) else {
         return Err(unmanaged(&target).object_uid(uid));
     };
     let owner = format!("{} '{}'", controller.kind, controller.name);
-    let (todo, changes) = if pods::is_terminating(pod) {
+    let (decision, changes) = if pods::is_terminating(pod) {
         let sentence =
             format!("Pod '{}' is being deleted already; {owner} replaces it.", target.name);
         (Decision::NoOp(sentence), Vec::new())
     } else {
-        (deletion(pod, &owner, asked), vec![disappears(&target)])
+        (deletion(pod, &owner, input), vec![removal(&target)])
     };
     let completion = CompletionSpec::Known(replacement(pod, controller, owner, siblings, &target));
-    let mut plan = Plan::new(target, &pod.metadata, todo, completion);
+    let mut plan = Plan::new(target, &pod.metadata, decision, completion);
     plan.changes = changes;
     plan.warnings = warnings(pod, controller);
     Ok(plan)
 }
 
-fn deletion(pod: &Pod, owner: &str, asked: &PlanInput) -> Decision {
-    let precondition = asked.precondition.as_ref();
+fn deletion(pod: &Pod, owner: &str, input: &PlanInput) -> Decision {
+    let precondition = input.precondition.as_ref();
     let version = precondition.and_then(|it| it.resource_version.as_deref()).map(str::to_owned);
     let effect = Effect::deletion(ApiResource::erase::<Pod>(&()), &pod.metadata, version);
-    let at = rfc3339_millis(asked.at);
+    let at = rfc3339_millis(input.at);
     let name = &effect.name;
-    let done = format!("Pod '{name}' deleted at {at}; {owner} replaces it.");
+    let did = format!("Pod '{name}' deleted at {at}; {owner} replaces it.");
     let would = format!("Simulated: Pod '{name}' would be deleted; {owner} would replace it.");
-    Decision::Apply(Box::new(effect), done, would)
+    Decision::Apply(Box::new(effect), did, would)
 }
 
-/// What differs once the target has gone.
-pub(crate) fn disappears(target: &Target) -> Change {
+/// The change of a target that is removed.
+pub(crate) fn removal(target: &Target) -> Change {
     let uid = target.uid.clone().unwrap_or_default();
     Change { path: "/metadata/uid".to_owned(), from: uid.into(), to: serde_json::Value::Null }
 }
@@ -183,33 +178,32 @@ fn unmanaged(target: &Target) -> ActionError {
             "Pod '{name}' in namespace '{namespace}' has no controller; it would not come back"
         ),
     )
-    .with_hint(format!(
-        "if it is meant to go for good, `kubectl -n {namespace} delete pod {name}` deletes it"
-    ))
+    .with_hint(format!("to delete it for good, run `kubectl -n {namespace} delete pod {name}`"))
 }
 
 fn warnings(pod: &Pod, controller: &OwnerReference) -> Vec<String> {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     match phase {
         Some(phase @ ("Succeeded" | "Failed")) if controller.kind == "Job" => {
-            vec![format!("the pod is {phase}: its Job makes a new one only if it is not finished")]
+            vec![format!(
+                "the pod is {phase}: its Job creates a new one only if the Job is not finished"
+            )]
         }
         _ => Vec::new(),
     }
 }
 
-/// A deletion is not stopped by a disruption budget, as an eviction would be.
-fn beyond_budget(pod: &Pod, budgets: &[PodDisruptionBudget]) -> Option<String> {
+/// No disruption budget stops a deletion, as it would stop an eviction.
+fn budget_warning(pod: &Pod, budgets: &[PodDisruptionBudget]) -> Option<String> {
     let BudgetVerdict::Blocked(budget) = pdb::classify(pod, budgets) else { return None };
     let why = pdb::reason(budget, &[]);
-    Some(format!("{why}; a deletion does not ask it, evict_pod does"))
+    Some(format!("{why}; a deletion ignores it, evict_pod respects it"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::api::mutation::Mutation;
-    use crate::contract::precondition::Precondition;
+    use crate::{contract::precondition::Precondition, k8s::api::mutation::Mutation};
 
     const OWNED: &str = ", ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, \
                          name: web-5d4f, uid: rs, controller: true}]";
@@ -221,14 +215,14 @@ mod tests {
         .expect("is a pod")
     }
 
-    fn decide_on(metadata: &str, asked: &PlanInput) -> Result<Plan, ActionError> {
+    fn decide_on(metadata: &str, input: &PlanInput) -> Result<Plan, ActionError> {
         let parameters: Parameters =
             serde_json::from_str(r#"{"pod_name":"web-1","namespace":"shop"}"#).expect("are");
-        decide(parameters.target(), &pod(metadata), &[pod(OWNED)], asked)
+        decide(parameters.target(), &pod(metadata), &[pod(OWNED)], input)
     }
 
     #[test]
-    fn plans_one_deletion_bound_to_the_uid() {
+    fn a_deletion_is_bound_to_the_uid() {
         let plan = decide_on(OWNED, &PlanInput::example()).expect("is planned");
         let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
         assert_eq!(effect.uid, "u1");
@@ -240,31 +234,31 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_pod_without_a_controller() {
+    fn a_pod_without_a_controller_is_refused() {
         let error = decide_on("", &PlanInput::example()).expect_err("is refused");
         assert_eq!(error.code, Code::TargetUnmanaged);
     }
 
     #[test]
-    fn refuses_another_pod_of_the_same_name() {
+    fn another_pod_of_the_same_name_is_refused() {
         let precondition = Precondition {
             uid: Some("u0".to_owned().try_into().expect("is")),
             ..Default::default()
         };
-        let asked = PlanInput { precondition: Some(precondition), ..PlanInput::example() };
-        let error = decide_on(OWNED, &asked).expect_err("is refused");
+        let input = PlanInput { precondition: Some(precondition), ..PlanInput::example() };
+        let error = decide_on(OWNED, &input).expect_err("is refused");
         assert_eq!(error.code, Code::PreconditionFailed);
     }
 
     #[test]
-    fn leaves_a_pod_that_is_going_already() {
+    fn a_terminating_pod_is_left() {
         let metadata = format!("{OWNED}, deletionTimestamp: '2026-01-31T12:00:00Z'");
         let plan = decide_on(&metadata, &PlanInput::example()).expect("is planned");
         assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
     }
 
     #[test]
-    fn tells_that_a_deletion_goes_beyond_a_budget() {
+    fn a_deletion_that_exceeds_a_budget_is_warned_of() {
         let budget: PodDisruptionBudget = serde_yaml_ng::from_str(
             "metadata: {name: guard, namespace: shop}\nspec: {selector: {}}\n\
              status: {disruptionsAllowed: 0, currentHealthy: 2, desiredHealthy: 2, expectedPods: 2}",
@@ -275,13 +269,13 @@ mod tests {
             "{phase: Running, conditions: [{type: Ready, status: 'True'}]}",
         )
         .expect("is a status");
-        let told = beyond_budget(&running, &[budget]).expect("is told");
-        assert!(told.contains("'guard'") && told.contains("evict_pod does"), "{told}");
-        assert_eq!(beyond_budget(&running, &[]), None);
+        let warning = budget_warning(&running, &[budget]).expect("is a warning");
+        assert!(warning.contains("'guard'") && warning.contains("evict_pod respects"), "{warning}");
+        assert_eq!(budget_warning(&running, &[]), None);
     }
 
     #[test]
-    fn the_deleted_pod_itself_is_never_its_replacement() {
+    fn the_deleted_pod_is_never_its_own_replacement() {
         let plan = decide_on(OWNED, &PlanInput::example()).expect("is planned");
         let CompletionSpec::Known(Completion::Replaced { known, .. }) = plan.completion else {
             panic!("{:?}", plan.completion)

@@ -3,33 +3,36 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::PlanInput;
-use crate::actions::Descriptor;
-use crate::actions::Plan;
-use crate::actions::Plannable;
-use crate::actions::Preview;
-use crate::k8s::rbac::PolicyRule;
-use crate::actions::BoxFuture;
-use crate::actions::shared::restart;
-use crate::actions::shared::restart::RestartOptions;
-use crate::k8s::api::client::Cluster;
-use crate::k8s::api::preflight;
-use crate::k8s::workload::WorkloadKind;
-use crate::contract::names::Namespace;
-use crate::contract::names::ObjectName;
-use crate::contract::names::null_is_default;
-use crate::contract::response::Target;
+use crate::{
+    actions::{
+        BoxFuture, Descriptor, Plan, PlanInput, Plannable, Preview,
+        shared::restart::{self, RestartOptions},
+    },
+    contract::{
+        names::{Namespace, ObjectName, null_is_default},
+        response::Target,
+    },
+    k8s::{
+        api::{client::Cluster, preflight},
+        rbac::PolicyRule,
+        workload::WorkloadKind,
+    },
+};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "restart_statefulset",
     aliases: &[],
     description: "Restart a StatefulSet: replace its pods one after the other, from the highest ordinal \
-                  down. Refused where no pod would restart by itself (update strategy OnDelete, or a \
-                  partition that holds all pods) unless accept_on_delete is set.",
+                  down. Refused if no pod would restart (update strategy OnDelete, or a partition \
+                  that covers all pods) unless accept_on_delete is set.",
     example: r#"{"statefulset":"db"}"#,
     rules: &[
-        PolicyRule { api_groups: &["apps"], resources: &["statefulsets"], verbs: &["get", "patch"] },
-        // Only with rollback_on_failure, for the revision to go back to.
+        PolicyRule {
+            api_groups: &["apps"],
+            resources: &["statefulsets"],
+            verbs: &["get", "patch"],
+        },
+        // Only with rollback_on_failure, for the revision to return to.
         PolicyRule { api_groups: &["apps"], resources: &["controllerrevisions"], verbs: &["list"] },
         restart::PODS,
         preflight::AUTOSCALERS,
@@ -48,12 +51,12 @@ pub struct Parameters {
     #[serde(default, deserialize_with = "null_is_default")]
     #[schemars(with = "Option<Namespace>")]
     pub namespace: Namespace,
-    /// Stamp the template even if no pod restarts by itself (update strategy `OnDelete`, or a partition
-    /// that holds all of them).
+    /// Annotate the template even if no pod restarts automatically (update strategy `OnDelete`, or a
+    /// partition that covers all pods).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub accept_on_delete: bool,
-    /// If the rollout that is waited for fails or takes too long, take the StatefulSet back to the
-    /// revision that it had. Only with `wait`.
+    /// If the awaited rollout fails or times out, roll the StatefulSet back to the revision that it had. Only
+    /// with `wait`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rollback_on_failure: bool,
 }
@@ -71,15 +74,15 @@ impl Plannable for Parameters {
         self.rollback_on_failure
     }
 
-    fn preview(&self, asked: &PlanInput) -> Preview {
-        restart::preview(WorkloadKind::StatefulSet, &self.statefulset, asked)
+    fn preview(&self, input: &PlanInput) -> Preview {
+        restart::preview(WorkloadKind::StatefulSet, &self.statefulset, input)
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
-        let wishes = RestartOptions {
-            even_if_none_restarts: self.accept_on_delete,
+    fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
+        let options = RestartOptions {
+            accept_no_restart: self.accept_on_delete,
             rollback_on_failure: self.rollback_on_failure,
         };
-        Box::pin(restart::plan(self.target(), WorkloadKind::StatefulSet, wishes, cluster, asked))
+        Box::pin(restart::plan(self.target(), WorkloadKind::StatefulSet, options, cluster, input))
     }
 }

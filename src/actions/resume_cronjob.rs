@@ -4,28 +4,30 @@ use k8s_openapi::api::batch::v1::CronJob;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::PlanInput;
-use crate::actions::Descriptor;
-use crate::actions::Plan;
-use crate::actions::Plannable;
-use crate::actions::Preview;
-use crate::k8s::rbac::PolicyRule;
-use crate::actions::BoxFuture;
-use crate::actions::shared::suspension;
-use crate::contract::error::ActionError;
-use crate::k8s::api::client::Cluster;
-use crate::contract::names::Namespace;
-use crate::contract::names::ObjectName;
-use crate::contract::names::null_is_default;
-use crate::contract::response::Target;
+use crate::{
+    actions::{
+        BoxFuture, CompletionSpec, Descriptor, Plan, PlanInput, Plannable, Preview,
+        shared::toggle::RESUME_CRONJOB,
+    },
+    contract::{
+        error::ActionError,
+        names::{Namespace, ObjectName, null_is_default},
+        response::Target,
+    },
+    k8s::{api::client::Cluster, completion::Completion, jobs, rbac::PolicyRule},
+};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "resume_cronjob",
     aliases: &[],
     description: "Resume a suspended CronJob: it starts Jobs by its schedule again. The last run that \
-                  was missed meanwhile may start at once. Nothing is changed if it is not suspended.",
+                  was missed during the suspension may start at once. Unchanged if it is not suspended.",
     example: r#"{"cronjob":"nightly"}"#,
-    rules: &[PolicyRule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get", "patch"] }],
+    rules: &[PolicyRule {
+        api_groups: &["batch"],
+        resources: &["cronjobs"],
+        verbs: &["get", "patch"],
+    }],
     cluster_rules: &[],
 };
 
@@ -43,49 +45,54 @@ pub struct Parameters {
 
 impl Plannable for Parameters {
     fn target(&self) -> Target {
-        suspension::target(&self.namespace, &self.cronjob)
+        RESUME_CRONJOB.target(&self.namespace, &self.cronjob)
     }
 
     fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    fn preview(&self, asked: &PlanInput) -> Preview {
-        suspension::preview(&self.cronjob, false, asked)
+    fn preview(&self, input: &PlanInput) -> Preview {
+        RESUME_CRONJOB.preview(&self.target(), input)
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
-            let found = cluster.get(&self.namespace, &self.cronjob, asked.deadline).await?;
-            decide(self.target(), &found, asked)
+            let found = cluster.get(&self.namespace, &self.cronjob, input.deadline).await?;
+            decide(self.target(), &found, input)
         })
     }
 }
 
-/// From the CronJob as it was read to what is to be done.
-fn decide(target: Target, cron_job: &CronJob, asked: &PlanInput) -> Result<Plan, ActionError> {
-    let warnings = missed_runs(cron_job).into_iter().collect();
-    suspension::decide(target, cron_job, false, warnings, asked)
+fn decide(target: Target, cron_job: &CronJob, input: &PlanInput) -> Result<Plan, ActionError> {
+    let sentence = format!("CronJob '{}' starts Jobs by its schedule", target.name);
+    let completion = CompletionSpec::Known(Completion::Immediate(sentence));
+    let is_suspended = jobs::is_suspended(cron_job);
+    let mut plan =
+        RESUME_CRONJOB.decide(target, &cron_job.metadata, is_suspended, completion, input)?;
+    if plan.is_change() {
+        plan.warnings.extend(missed_run_warning(cron_job));
+    }
+    Ok(plan)
 }
 
-/// What was due while it was suspended counts as missed, and the last such run is made up for as far
-/// back as `startingDeadlineSeconds` reaches
+/// A run that was due during the suspension counts as missed. The last missed run starts at once if it is
+/// not older than `startingDeadlineSeconds`
 /// ([Kubernetes: CronJob](https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/#schedule-suspension)).
-fn missed_runs(cron_job: &CronJob) -> Option<String> {
+fn missed_run_warning(cron_job: &CronJob) -> Option<String> {
     let deadline = cron_job.spec.as_ref().and_then(|spec| spec.starting_deadline_seconds);
     let since = match deadline {
         Some(0) => return None,
         Some(seconds) => format!("in the last {seconds} s (startingDeadlineSeconds)"),
-        None => "while it was suspended (it has no startingDeadlineSeconds)".to_owned(),
+        None => "during the suspension (there is no startingDeadlineSeconds)".to_owned(),
     };
-    Some(format!("if a run was missed {since}, one Job starts at once"))
+    Some(format!("one Job starts at once if a run was missed {since}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actions::Decision;
-    use crate::k8s::api::mutation::Mutation;
+    use crate::{actions::Decision, k8s::api::mutation::Mutation};
 
     fn decide_on(spec: &str) -> Plan {
         let cron_job: CronJob = serde_yaml_ng::from_str(&format!(
@@ -93,14 +100,16 @@ mod tests {
              spec: {{schedule: '0 3 * * *', jobTemplate: {{}}{spec}}}"
         ))
         .expect("is a CronJob");
-        let target = suspension::target("shop", "nightly");
+        let target = RESUME_CRONJOB.target("shop", "nightly");
         decide(target, &cron_job, &PlanInput::example()).expect("is planned")
     }
 
     #[test]
-    fn plans_one_patch() {
+    fn a_resumption_is_one_patch() {
         let plan = decide_on(", suspend: true");
-        let Decision::Apply(effect, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
+        let Decision::Apply(effect, did, would) = plan.decision else {
+            panic!("{:?}", plan.decision)
+        };
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
         assert_eq!(body["spec"]["suspend"], false);
         assert_eq!(did, "CronJob 'nightly' resumed at 2026-01-31T12:00:00.987Z.");
@@ -108,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_nothing_on_one_that_is_not_suspended() {
+    fn a_cron_job_that_is_not_suspended_is_left_without_a_warning() {
         for spec in ["", ", suspend: false"] {
             let plan = decide_on(spec);
             assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
@@ -117,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_that_a_missed_run_may_start_at_once_as_far_as_the_deadline_reaches() {
+    fn a_missed_run_within_the_starting_deadline_is_warned_of() {
         let warnings = |deadline: &str| decide_on(&format!(", suspend: true{deadline}")).warnings;
         assert!(warnings("")[0].contains("no startingDeadlineSeconds"));
         assert!(warnings(", startingDeadlineSeconds: 200")[0].contains("in the last 200 s"));

@@ -1,9 +1,8 @@
-//! `rollback`: takes a workload back to an earlier revision, as `kubectl rollout undo` does.
+//! `rollback`: rolls a workload back to an earlier revision, as `kubectl rollout undo` does.
 //!
-//! The template that comes back is exactly the one that was: nothing is added to it, so a Deployment
-//! uses its old ReplicaSet again. Which revision is meant is decided on the template that is there now;
-//! if somebody else changes that in between, the same words could mean another revision, and nothing
-//! is done.
+//! The restored template is exactly the old one: nothing is added to it, so that a Deployment uses its old
+//! ReplicaSet again. "The previous revision" depends on the current template: if that changes while the
+//! request is running, nothing is done.
 
 use std::num::NonZeroU32;
 
@@ -11,38 +10,27 @@ use k8s_openapi::api::core::v1::Pod;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::PlanInput;
-use crate::actions::CompletionSpec;
-use crate::actions::Descriptor;
-use crate::actions::Plan;
-use crate::actions::Plannable;
-use crate::actions::Preview;
-use crate::k8s::rbac::PolicyRule;
-use crate::actions::BoxFuture;
-use crate::actions::Decision;
-use crate::actions::ignored;
-use crate::actions::shared::restart;
-use crate::contract::error::ActionError;
-use crate::contract::error::Code;
-use crate::k8s::api::client::Cluster;
-use crate::k8s::api::completion::Completion;
-use crate::k8s::api::completion::TemplateIdentity;
-use crate::k8s::api::completion::RolloutOf;
-use crate::k8s::api::mutation::Effect;
-use crate::k8s::gitops;
-use crate::k8s::applied_requests::AppliedRequests;
-use crate::k8s::revisions::History;
-use crate::k8s::revisions::Revision;
-use crate::k8s::revisions::RevisionSelector;
-use crate::k8s::rollout;
-use crate::k8s::api::preflight;
-use crate::k8s::workload::Workload;
-use crate::k8s::workload::WorkloadKind;
-use crate::contract::names::Namespace;
-use crate::contract::names::ObjectName;
-use crate::contract::names::null_is_default;
-use crate::contract::response::Target;
-use crate::contract::response::rfc3339_millis;
+use crate::{
+    actions::{
+        BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
+        ignored, shared::restart,
+    },
+    contract::{
+        error::{ActionError, Code},
+        names::{Namespace, ObjectName, null_is_default},
+        response::{Target, rfc3339_millis},
+    },
+    k8s::{
+        api::{client::Cluster, mutation::Effect, preflight},
+        applied_requests::AppliedRequests,
+        completion::{Completion, RolloutOf, TemplateIdentity},
+        gitops,
+        rbac::PolicyRule,
+        revisions::{History, Revision, RevisionSelector},
+        rollout,
+        workload::{Workload, WorkloadKind},
+    },
+};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "rollback",
@@ -50,8 +38,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Roll a Deployment, StatefulSet or DaemonSet back to its previous revision, or to the \
                   one that to_revision names: its pod template (images, commands, environment) becomes \
                   what it was, and its pods are replaced. Replicas stay as they are. After a restart the \
-                  previous revision differs only by that restart; skip_restarts goes on to the last one \
-                  that really differs. Refused for a paused Deployment.",
+                  previous revision differs only by that restart; skip_restarts selects the last one that \
+                  differs in more. Refused for a paused Deployment.",
     example: r#"{"name":"web"}"#,
     rules: &[
         PolicyRule {
@@ -65,7 +53,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
             resources: &["replicasets", "controllerrevisions"],
             verbs: &["list"],
         },
-        // To say which pods a StatefulSet would wait for, and what the new pods' own trouble is when an
+        // To name the pods that a StatefulSet would wait for, and the problems of the new pods when an
         // awaited rollout does not complete.
         restart::PODS,
         preflight::AUTOSCALERS,
@@ -89,15 +77,15 @@ pub struct Parameters {
     #[serde(default, deserialize_with = "null_is_default")]
     #[schemars(with = "Option<Namespace>")]
     pub namespace: Namespace,
-    /// The number of the revision to go back to, as `kubectl rollout history` lists it; the previous one
-    /// unless it is given.
+    /// The number of the revision to return to, as `kubectl rollout history` lists it; by default the
+    /// previous one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to_revision: Option<NonZeroU32>,
-    /// Take for the previous revision the last one that differs in more than a restart.
+    /// Regard as the previous revision the last one that differs in more than a restart.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skip_restarts: bool,
-    /// If the rollout that is waited for fails or takes too long, take the workload forward again to the
-    /// revision that it had. Only with `wait`.
+    /// If the awaited rollout fails or times out, return the workload to the revision that it had. Only
+    /// with `wait`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rollback_on_failure: bool,
 }
@@ -143,7 +131,7 @@ impl Plannable for Parameters {
         self.rollback_on_failure
     }
 
-    fn preview(&self, asked: &PlanInput) -> Preview {
+    fn preview(&self, input: &PlanInput) -> Preview {
         let to = match self.to_revision {
             Some(number) => format!("revision {number}"),
             None => "its previous revision".to_owned(),
@@ -151,61 +139,63 @@ impl Plannable for Parameters {
         let kind = WorkloadKind::from(self.kind).name();
         Preview {
             result: format!("Simulated: {kind} '{}' would be rolled back to {to}.", self.name),
-            changes: vec![AppliedRequests::default().change(&asked.id)],
+            changes: vec![AppliedRequests::default().change(&input.id)],
         }
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let (kind, namespace) = (self.kind.into(), &self.namespace);
-            let history = cluster.history(kind, namespace, &self.name, asked.deadline).await?;
+            let history = cluster.history(kind, namespace, &self.name, input.deadline).await?;
             let pods = if history.keeps_order() {
                 let selector = history.workload.label_selector();
-                cluster.list::<Pod>(namespace, &selector, asked.deadline).await?
+                cluster.list::<Pod>(namespace, &selector, input.deadline).await?
             } else {
                 Vec::new()
             };
-            let plan = self.decide(&history, &pods, asked)?;
-            Ok(plan.with_preflight_warnings(cluster, &history.workload, asked).await)
+            let plan = self.decide(&history, &pods, input)?;
+            Ok(plan.with_preflight_warnings(cluster, &history.workload, input).await)
         })
     }
 }
 
 impl Parameters {
-    /// From the workload, its revisions and its pods as they were read to what is to be done.
-    fn decide(&self, history: &History, pods: &[Pod], asked: &PlanInput) -> Result<Plan, ActionError> {
+    fn decide(
+        &self,
+        history: &History,
+        pods: &[Pod],
+        input: &PlanInput,
+    ) -> Result<Plan, ActionError> {
         let (target, workload) = (self.target(), &history.workload);
         let (kind, found) = (workload.kind(), workload.metadata());
-        if AppliedRequests::from_metadata(found).contains(&asked.id) {
+        if AppliedRequests::from_metadata(found).contains(&input.id) {
             let sentence = format!("{} '{}' was rolled back.", kind.name(), self.name);
             let completion = completion(workload, TemplateIdentity::Nothing);
-            return Ok(Plan::already_made(target, found, sentence, completion));
+            return Ok(Plan::already_applied(target, found, sentence, completion));
         }
-        asked.check_found(&target, found)?;
-        let about = |refusal: ActionError| refusal.object_uid(found.uid.as_deref());
-        self.refuse_if_paused(workload).map_err(about)?;
+        input.check_found(&target, found)?;
+        let with_uid = |refusal: ActionError| refusal.object_uid(found.uid.as_deref());
+        self.refuse_if_paused(workload).map_err(with_uid)?;
         if self.to_revision.is_none() || self.rollback_on_failure {
-            asked.check_decided_on(&target, history).map_err(about)?;
+            input.check_decided_on(&target, history).map_err(with_uid)?;
         }
-        let revision = self.meant(history).map_err(about)?;
-        let completion = completion(workload, revision.known_by());
+        let revision = self.target_revision(history).map_err(with_uid)?;
+        let completion = completion(workload, revision.template_identity());
         let (name, number) = (&self.name, revision.number);
         if history.is_at(revision) {
             let sentence = format!("{} '{name}' is at revision {number} already.", kind.name());
             return Ok(Plan::new(target, found, Decision::NoOp(sentence), completion));
         }
-        let effect =
-            Effect::patch(kind.resource(), found, &asked.id, history.patch_to(revision));
+        let effect = Effect::patch(kind.resource(), found, &input.id, history.patch_to(revision));
         let to = format!("rolled back to revision {number}");
-        let did = format!("{} '{name}' {to} at {}.", kind.name(), rfc3339_millis(asked.at));
+        let did = format!("{} '{name}' {to} at {}.", kind.name(), rfc3339_millis(input.at));
         let would = format!("Simulated: {} '{name}' would be {to}.", kind.name());
-        let todo = Decision::Apply(Box::new(effect), did, would);
-        let mut plan = Plan::new(target, found, todo, completion);
+        let decision = Decision::Apply(Box::new(effect), did, would);
+        let mut plan = Plan::new(target, found, decision, completion);
         plan.changes = history.changes_to(revision);
-        plan.changes.push(AppliedRequests::from_metadata(found).change(&asked.id));
+        plan.changes.push(AppliedRequests::from_metadata(found).change(&input.id));
         plan.warnings = self.warnings_of(history, revision, pods);
-        // What was the previous revision when it was decided may be another one later. A number stays
-        // what it is.
+        // The previous revision may be another one in a later plan; a number is always the same one.
         plan.decided_on = self.to_revision.is_none().then(|| history.digest());
         let rolls_out = matches!(plan.completion, CompletionSpec::Rollout(_));
         if self.rollback_on_failure && rolls_out {
@@ -214,7 +204,7 @@ impl Parameters {
         Ok(plan)
     }
 
-    /// kubectl refuses a paused Deployment too: the template would be stored and no pod replaced.
+    /// kubectl refuses a paused Deployment too: the template would be stored, and no pod replaced.
     fn refuse_if_paused(&self, workload: &Workload) -> Result<(), ActionError> {
         if !workload.is_paused() {
             return Ok(());
@@ -228,8 +218,7 @@ impl Parameters {
         )))
     }
 
-    /// The revision that is meant.
-    fn meant<'a>(&self, history: &'a History) -> Result<&'a Revision, ActionError> {
+    fn target_revision<'a>(&self, history: &'a History) -> Result<&'a Revision, ActionError> {
         let wanted = match self.to_revision {
             Some(number) => RevisionSelector::Number(number.get().into()),
             None if self.skip_restarts => RevisionSelector::PreviousThatDiffers,
@@ -246,7 +235,7 @@ impl Parameters {
             };
             let numbers: Vec<_> = history.numbers().iter().map(i64::to_string).collect();
             ActionError::new(Code::NoRevision, detail).with_hint(format!(
-                "there are: {}; `kubectl -n {} rollout history {}/{}` lists them",
+                "existing revisions: {}; `kubectl -n {} rollout history {}/{}` lists them",
                 if numbers.is_empty() { "none".to_owned() } else { numbers.join(", ") },
                 self.namespace,
                 kind.for_kubectl(),
@@ -267,16 +256,16 @@ impl Parameters {
                 None => "none differs in more".to_owned(),
             };
             warnings.push(format!(
-                "revision {number} differs from the present one only by a restart; {really}"
+                "revision {number} differs from the current one only by a restart; {really}"
             ));
         }
         if let Some(why) = rollout::manual_update_reason(workload) {
             warnings.push(format!(
-                "no pod is replaced by itself: {why}; each has revision {number} once it is deleted"
+                "no pod is replaced automatically: {why}; a pod gets revision {number} once it is deleted"
             ));
         }
         if let Some(who) = gitops::gitops_owner(workload.metadata()) {
-            warnings.push(format!("this will not last: {who}"));
+            warnings.push(format!("the rollback will not last: {who}"));
         }
         let stuck = history.stuck(revision, pods);
         if !stuck.is_empty() {
@@ -286,12 +275,10 @@ impl Parameters {
     }
 }
 
-/// When a workload of this template is complete.
 fn completion(workload: &Workload, template: TemplateIdentity) -> CompletionSpec {
     match rollout::manual_update_reason(workload) {
         Some(why) => CompletionSpec::Known(Completion::Immediate(format!(
-            "the template is that of the revision, and pods are once somebody deletes the old ones: \
-             {why}"
+            "the template is rolled back; pods are replaced once the old ones are deleted: {why}"
         ))),
         None => CompletionSpec::Rollout(RolloutOf { kind: workload.kind(), template }),
     }
@@ -300,8 +287,7 @@ fn completion(workload: &Workload, template: TemplateIdentity) -> CompletionSpec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::api::mutation::Applied;
-    use crate::k8s::api::mutation::Mutation;
+    use crate::k8s::api::mutation::{Applied, Mutation};
 
     const OWNED: &str = "ownerReferences: [{apiVersion: apps/v1, kind: X, name: web, uid: u1, \
                          controller: true}]";
@@ -363,9 +349,11 @@ mod tests {
     }
 
     #[test]
-    fn goes_back_by_one_patch_bound_to_the_object() {
+    fn a_rollback_is_one_patch_bound_to_the_object() {
         let plan = plan("", &deployment("", "")).expect("is planned");
-        let Decision::Apply(effect, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
+        let Decision::Apply(effect, did, would) = plan.decision else {
+            panic!("{:?}", plan.decision)
+        };
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
         assert_eq!(body["metadata"]["uid"], "u1");
         assert_eq!(body["metadata"]["resourceVersion"], "7");
@@ -378,78 +366,91 @@ mod tests {
     }
 
     #[test]
-    fn a_revision_that_is_there_already_needs_nothing() {
+    fn a_workload_that_is_at_the_revision_is_left() {
         let plan = plan(", to_revision: 2", &deployment("", "")).expect("is planned");
-        assert!(matches!(plan.decision, Decision::NoOp(what) if what.contains("at revision 2 already")));
+        assert!(
+            matches!(plan.decision, Decision::NoOp(what) if what.contains("at revision 2 already"))
+        );
     }
 
     #[test]
-    fn a_revision_that_is_not_there_is_told_with_those_that_are() {
+    fn a_missing_revision_is_refused_with_the_existing_ones() {
         let refusal = plan(", to_revision: 7", &deployment("", "")).expect_err("is refused");
         assert_eq!(refusal.code, Code::NoRevision);
         assert!(refusal.detail.contains("no revision 7"), "{}", refusal.detail);
         let hint = refusal.hint.expect("has one");
-        assert!(hint.contains("there are: 2, 1") && hint.contains("history deployment/web"), "{hint}");
+        assert!(
+            hint.contains("existing revisions: 2, 1") && hint.contains("history deployment/web"),
+            "{hint}"
+        );
     }
 
     #[test]
-    fn refuses_a_paused_deployment() {
+    fn a_paused_deployment_is_refused() {
         let refusal = plan("", &deployment(", paused: true", "")).expect_err("is refused");
         assert_eq!(refusal.code, Code::TargetPaused);
     }
 
     #[test]
-    fn does_not_repeat_what_the_same_request_did() {
+    fn a_request_is_not_applied_twice() {
         let marked = deployment("", "annotations: {action-executor.dev/requests: '4:r0 5:r1'}");
         let plan = plan("", &marked).expect("is planned");
-        assert!(matches!(plan.decision, Decision::AlreadyApplied(Applied { generation: Some(3), .. }, _)));
+        assert!(matches!(
+            plan.decision,
+            Decision::AlreadyApplied(Applied { generation: Some(3), .. }, _)
+        ));
     }
 
     #[test]
-    fn the_previous_revision_is_that_of_the_template_that_was_decided_on() {
+    fn the_previous_revision_depends_on_the_template_of_the_first_plan() {
         let history = deployment("", "");
         let decided_on = plan("", &history).expect("is planned").decided_on;
         let again = |decided_on: &str, more: &str| {
             let decided_on = Some(decided_on.to_owned());
-            parameters(more).decide(&history, &[], &PlanInput { decision_etag: decided_on, ..PlanInput::example() })
+            parameters(more).decide(
+                &history,
+                &[],
+                &PlanInput { decision_etag: decided_on, ..PlanInput::example() },
+            )
         };
         assert!(again(&decided_on.expect("is known"), "").is_ok());
         let refusal = again("of another", "").expect_err("is refused");
         assert_eq!(refusal.code, Code::PreconditionFailed);
-        // A number means the same whatever happened.
+        // A number is always the same revision.
         assert!(again("of another", ", to_revision: 1").is_ok());
     }
 
     #[test]
-    fn knows_where_to_go_back_to_if_that_is_asked_for() {
+    fn the_current_revision_is_recorded_with_rollback_on_failure() {
         let history = deployment("", "");
         let fallback = |more: &str| plan(more, &history).expect("is planned").fallback;
         assert_eq!(fallback(""), None);
         let present = fallback(", rollback_on_failure: true").expect("is known");
         assert_eq!((present.revision.as_str(), present.number), ("web-2", 2));
-        // Then even a number is decided on with what is there now.
+        // Then even a plan with a number depends on the current template.
         let more = ", to_revision: 1, rollback_on_failure: true";
-        let asked = PlanInput { decision_etag: Some("of another".to_owned()), ..PlanInput::example() };
-        let refusal = parameters(more).decide(&history, &[], &asked).expect_err("is refused");
+        let input =
+            PlanInput { decision_etag: Some("of another".to_owned()), ..PlanInput::example() };
+        let refusal = parameters(more).decide(&history, &[], &input).expect_err("is refused");
         assert_eq!(refusal.code, Code::PreconditionFailed);
     }
 
     #[test]
-    fn warns_of_what_will_not_last_or_not_come() {
+    fn a_rollback_that_is_reverted_or_replaces_no_pod_is_warned_of() {
         let warnings = |more: &str, history: &History| {
             plan(more, history).expect("is planned").warnings.join("; ")
         };
         let argo = deployment("", "labels: {argocd.argoproj.io/instance: shop}");
-        assert!(warnings("", &argo).contains("Argo CD (application 'shop') will put it back"));
+        assert!(warnings("", &argo).contains("Argo CD (application 'shop') will revert it"));
         let more = ", kind: StatefulSet";
         let held = stateful_set(", updateStrategy: {type: OnDelete}");
-        assert!(warnings(more, &held).contains("no pod is replaced by itself"));
+        assert!(warnings(more, &held).contains("no pod is replaced automatically"));
         let plan = plan(more, &held).expect("is planned");
         assert!(matches!(plan.completion, CompletionSpec::Known(Completion::Immediate(_))));
     }
 
     #[test]
-    fn names_the_pods_that_a_stateful_set_would_wait_for() {
+    fn the_pods_that_a_stateful_set_would_wait_for_are_warned_of() {
         let pod = |name: &str, ready: &str, hash: &str| -> Pod {
             serde_yaml_ng::from_str(&format!(
                 "metadata: {{name: {name}, {OWNED}, labels: {{controller-revision-hash: {hash}}}}}\n\
@@ -457,8 +458,11 @@ mod tests {
             ))
             .expect("is a pod")
         };
-        let pods =
-            [pod("web-0", "True", "web-1"), pod("web-1", "False", "web-1"), pod("web-2", "False", "web-2")];
+        let pods = [
+            pod("web-0", "True", "web-1"),
+            pod("web-1", "False", "web-1"),
+            pod("web-2", "False", "web-2"),
+        ];
         let warnings = |spec: &str| {
             let parameters = parameters(", kind: StatefulSet");
             let plan = parameters.decide(&stateful_set(spec), &pods, &PlanInput::example());
@@ -469,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn says_that_the_previous_revision_is_only_a_restart_away() {
+    fn a_previous_revision_that_differs_by_a_restart_only_is_warned_of() {
         let kept = |number: &str, template: &str| {
             format!(
                 "metadata: {{name: web-{number}, {OWNED}, annotations: \
@@ -482,7 +486,11 @@ mod tests {
             &format!(
                 "metadata: {{name: web, uid: u1}}\nspec: {{selector: {{}}, template: {restarted}}}"
             ),
-            &[&kept("1", &template("1", "")), &kept("2", &template("2", "")), &kept("3", &restarted)],
+            &[
+                &kept("1", &template("1", "")),
+                &kept("2", &template("2", "")),
+                &kept("3", &restarted),
+            ],
         );
         let planned = plan("", &history).expect("is planned");
         assert!(planned.warnings[0].contains("revision 1 is the last that differs in more"));

@@ -12,56 +12,53 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::actions::PlanInput;
-use crate::actions::CompletionSpec;
-use crate::actions::Descriptor;
-use crate::actions::Plan;
-use crate::actions::Plannable;
-use crate::actions::Preview;
-use crate::k8s::rbac::PolicyRule;
-use crate::actions::BoxFuture;
-use crate::actions::Decision;
-use crate::actions::shared::restart;
-use crate::actions::shared::suspension;
-use crate::contract::error::ActionError;
-use crate::contract::error::Code;
-use crate::k8s::REQUEST_ID_ANNOTATION;
-use crate::k8s::api::client::Cluster;
-use crate::k8s::api::completion::Completion;
-use crate::k8s::api::mutation::Effect;
-use crate::k8s::api::mutation::Applied;
-use crate::contract::digest::sha256;
-use crate::contract::names::Namespace;
-use crate::contract::names::ObjectName;
-use crate::contract::names::null_is_default;
-use crate::contract::response::Change;
-use crate::contract::response::Target;
-use crate::contract::response::rfc3339_millis;
+use crate::{
+    actions::{
+        BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
+        shared::{restart, toggle::SUSPEND_CRONJOB},
+    },
+    contract::{
+        digest::sha256,
+        error::{ActionError, Code},
+        names::{Namespace, ObjectName, null_is_default},
+        response::{Change, Target, rfc3339_millis},
+    },
+    k8s::{
+        REQUEST_ID_ANNOTATION,
+        api::{
+            client::Cluster,
+            mutation::{Applied, Effect},
+        },
+        completion::Completion,
+        jobs,
+        rbac::PolicyRule,
+    },
+};
 
-/// What kubectl, too, writes on a Job that a person has started.
+/// The annotation that kubectl sets on a Job that was started by hand.
 const INSTANTIATE_ANNOTATION: (&str, &str) = ("cronjob.kubernetes.io/instantiate", "manual");
 
-/// The longest name of which Job and pods can be labelled.
+/// The longest label value: Job and pods are labelled with the name.
 const MAX_NAME_CHARACTERS: usize = 63;
 
-/// How much of a digest tells the Jobs of two requests apart.
+/// The length of the digest that distinguishes the Jobs of two requests.
 const DIGEST_CHARACTERS: usize = 10;
 
-/// How long a finished Job stays at least, in seconds: whoever repeats the request after a crash has to
-/// find it, or would start it a second time.
+/// The minimal lifetime of a finished Job in seconds: a request that is resent after a crash must find the
+/// Job, or it would start a second one.
 const MIN_TTL_SECONDS: i64 = 600;
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "run_cronjob",
     aliases: &[],
-    description: "Run a CronJob now: start one Job from its template, outside of its schedule, whatever \
-                  its concurrencyPolicy, and even if it is suspended. Waited for, it is complete when the \
-                  Job is, and a failed one is told with its pod's last log lines.",
+    description: "Run a CronJob now: create one Job from its template, outside of its schedule, whatever \
+                  its concurrencyPolicy, and even if it is suspended. With wait it is complete when the \
+                  Job is; the response of a failed Job has its pod's last log lines.",
     example: r#"{"cronjob":"nightly"}"#,
     rules: &[
         PolicyRule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get"] },
         PolicyRule { api_groups: &["batch"], resources: &["jobs"], verbs: &["get", "create"] },
-        // Only to say why a Job that is waited for does not complete.
+        // Only to report why a Job does not complete when the request waits.
         restart::PODS,
         PolicyRule { api_groups: &[""], resources: &["pods/log"], verbs: &["get"] },
     ],
@@ -82,80 +79,75 @@ pub struct Parameters {
 
 impl Plannable for Parameters {
     fn target(&self) -> Target {
-        suspension::target(&self.namespace, &self.cronjob)
+        SUSPEND_CRONJOB.target(&self.namespace, &self.cronjob)
     }
 
     fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    fn preview(&self, asked: &PlanInput) -> Preview {
-        let job = job_name(&self.cronjob, &asked.id);
-        Preview { result: would(&job, &self.cronjob), changes: vec![appears(&job)] }
+    fn preview(&self, input: &PlanInput) -> Preview {
+        let job = job_name(&self.cronjob, &input.id);
+        Preview { result: would(&job, &self.cronjob), changes: vec![creation(&job)] }
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
-            let (namespace, deadline) = (&self.namespace, asked.deadline);
+            let (namespace, deadline) = (&self.namespace, input.deadline);
             let resource = ApiResource::erase::<CronJob>(&());
             let found = cluster.get_dynamic(&resource, namespace, &self.cronjob, deadline).await?;
-            let job = job_name(&self.cronjob, &asked.id);
-            let job = match cluster.get::<Job>(namespace, &job, deadline).await {
-                Ok(job) => Some(job),
-                Err(error) if error.code == Code::TargetNotFound => None,
-                Err(error) => return Err(error),
-            };
-            decide(self.target(), &found, job.as_ref(), asked)
+            let job = job_name(&self.cronjob, &input.id);
+            let job = cluster.get_opt::<Job>(namespace, &job, deadline).await?;
+            decide(self.target(), &found, job.as_ref(), input)
         })
     }
 }
 
-/// From the CronJob as it was read, and what stands under the name of the Job that is to be made, to
-/// what is to be done.
+/// From the CronJob, and the object that has the new Job's name already, to the plan.
 fn decide(
     target: Target,
-    whole: &DynamicObject,
+    object: &DynamicObject,
     job: Option<&Job>,
-    asked: &PlanInput,
+    input: &PlanInput,
 ) -> Result<Plan, ActionError> {
-    let cron_job: CronJob = whole.clone().try_parse().map_err(|error| {
+    let cron_job: CronJob = object.clone().try_parse().map_err(|error| {
         ActionError::new(Code::Internal, format!("{target} cannot be read: {error}"))
     })?;
     let (found, cron_job_name) = (&cron_job.metadata, target.name.clone());
-    let name = job_name(&cron_job_name, &asked.id);
+    let name = job_name(&cron_job_name, &input.id);
     let completion = CompletionSpec::Known(Completion::Finished {
         namespace: target.namespace.clone(),
         name: name.clone(),
     });
-    let at = rfc3339_millis(asked.at);
+    let at = rfc3339_millis(input.at);
     let did = format!("Job '{name}' of CronJob '{cron_job_name}' created at {at}.");
     match job {
-        Some(job) if is_of_request(job, &asked.id) => {
-            // The CronJob is as it was; nothing of it changed with the Job.
-            let todo = Decision::AlreadyApplied(Applied::default(), did);
-            return Ok(Plan::new(target, found, todo, completion));
+        Some(job) if is_created_by(job, &input.id) => {
+            // The Job changes nothing of the CronJob.
+            let decision = Decision::AlreadyApplied(Applied::default(), did);
+            return Ok(Plan::new(target, found, decision, completion));
         }
         Some(_) => return Err(name_is_taken(&target, &name)),
         None => {}
     }
-    asked.check_found(&target, found)?;
+    input.check_found(&target, found)?;
     let metadata = ObjectMeta {
         name: Some(name.clone()),
         namespace: Some(target.namespace.clone()),
         ..ObjectMeta::default()
     };
     let resource = ApiResource::erase::<Job>(&());
-    let manifest = manifest(&cron_job, &whole.data["spec"]["jobTemplate"], &metadata);
-    let effect = Effect::creation(resource, &metadata, &asked.id, manifest);
-    let todo = Decision::Apply(Box::new(effect), did, would(&name, &cron_job_name));
-    let mut plan = Plan::new(target, found, todo, completion);
-    plan.changes = vec![appears(&name)];
+    let manifest = manifest(&cron_job, &object.data["spec"]["jobTemplate"], &metadata);
+    let effect = Effect::creation(resource, &metadata, &input.id, manifest);
+    let decision = Decision::Apply(Box::new(effect), did, would(&name, &cron_job_name));
+    let mut plan = Plan::new(target, found, decision, completion);
+    plan.changes = vec![creation(&name)];
     plan.warnings = warnings(&cron_job);
     Ok(plan)
 }
 
-/// The name of the Job that a request makes, the same whenever it is asked: the CronJob's, and enough of
-/// a digest of the request's id. It is a DNS label, as the names of pods that come from it should be.
+/// The name of a request's Job: the CronJob's name and a digest of the request's id, so that each attempt
+/// has the same. It is a DNS label, since pods are named after it.
 fn job_name(cron_job: &str, request_id: &str) -> String {
     let label = cron_job.replace('.', "-");
     let stem: String = label.chars().take(MAX_NAME_CHARACTERS - 1 - DIGEST_CHARACTERS).collect();
@@ -163,18 +155,19 @@ fn job_name(cron_job: &str, request_id: &str) -> String {
     format!("{}-{digest}", stem.trim_end_matches('-'))
 }
 
-/// The Job as `kubectl create job --from` makes it (`pkg/cmd/create/create_job.go`), but that it stays
-/// long enough to be found again. The template is taken as it was read, whatever is in it.
+/// The Job as `kubectl create job --from` creates it (`pkg/cmd/create/create_job.go`), with the template
+/// exactly as it was read, but with a minimal lifetime.
 fn manifest(cron_job: &CronJob, template: &Value, metadata: &ObjectMeta) -> Value {
     let (key, value) = INSTANTIATE_ANNOTATION;
     let mut annotations = Map::from_iter([(key.to_owned(), value.into())]);
-    annotations.extend(template["metadata"]["annotations"].as_object().cloned().unwrap_or_default());
+    annotations
+        .extend(template["metadata"]["annotations"].as_object().cloned().unwrap_or_default());
     let owner = OwnerReference {
         api_version: "batch/v1".to_owned(),
         kind: "CronJob".to_owned(),
         name: cron_job.metadata.name.clone().unwrap_or_default(),
         uid: cron_job.metadata.uid.clone().unwrap_or_default(),
-        // What it controls it also cleans away, and where it keeps none, as soon as it is finished.
+        // A CronJob deletes the finished Jobs that it controls, at once if its history limit is 0.
         controller: keeps_finished_jobs(cron_job).then_some(true),
         block_owner_deletion: None,
     };
@@ -187,9 +180,9 @@ fn manifest(cron_job: &CronJob, template: &Value, metadata: &ObjectMeta) -> Valu
         },
         "spec": template["spec"],
     });
-    let stays = &mut job["spec"]["ttlSecondsAfterFinished"];
-    if let Some(seconds) = stays.as_i64() {
-        *stays = seconds.max(MIN_TTL_SECONDS).into();
+    let ttl = &mut job["spec"]["ttlSecondsAfterFinished"];
+    if let Some(seconds) = ttl.as_i64() {
+        *ttl = seconds.max(MIN_TTL_SECONDS).into();
     }
     job
 }
@@ -201,7 +194,7 @@ fn keeps_finished_jobs(cron_job: &CronJob) -> bool {
     })
 }
 
-fn is_of_request(job: &Job, id: &str) -> bool {
+fn is_created_by(job: &Job, id: &str) -> bool {
     let annotations = job.metadata.annotations.as_ref();
     annotations.and_then(|all| all.get(REQUEST_ID_ANNOTATION)).is_some_and(|it| it == id)
 }
@@ -209,13 +202,12 @@ fn is_of_request(job: &Job, id: &str) -> bool {
 fn name_is_taken(target: &Target, job: &str) -> ActionError {
     ActionError::new(
         Code::RejectedByCluster,
-        format!("there is a Job '{job}' that this request did not make, so {target} was not run"),
+        format!("Job '{job}' exists and was not created by this request, so {target} was not run"),
     )
     .with_hint("send the request with another id")
 }
 
-/// The new Job, as a change: there was none, and there is this one.
-fn appears(job: &str) -> Change {
+fn creation(job: &str) -> Change {
     Change { path: "/metadata/name".to_owned(), from: Value::Null, to: job.into() }
 }
 
@@ -223,19 +215,19 @@ fn would(job: &str, cron_job: &str) -> String {
     format!("Simulated: Job '{job}' of CronJob '{cron_job}' would be created.")
 }
 
-/// What the CronJob's own settings would have forbidden; kubectl does not look at them either.
+/// What the CronJob's own settings would forbid; kubectl does not check them either.
 fn warnings(cron_job: &CronJob) -> Vec<String> {
     let mut warnings = Vec::new();
     let policy = cron_job.spec.as_ref().and_then(|spec| spec.concurrency_policy.as_deref());
-    let running = suspension::active_jobs(cron_job);
-    if policy == Some("Forbid") && !running.is_empty() {
+    let active = jobs::active_jobs(cron_job);
+    if policy == Some("Forbid") && !active.is_empty() {
         warnings.push(format!(
-            "the concurrencyPolicy is Forbid, and this runs beside what runs already: Job {}",
-            running.join(", ")
+            "the concurrencyPolicy is Forbid, but this Job runs beside those that are running: Job {}",
+            active.join(", ")
         ));
     }
-    if suspension::is_suspended(cron_job) {
-        warnings.push("the CronJob is suspended: this one Job runs all the same".to_owned());
+    if jobs::is_suspended(cron_job) {
+        warnings.push("the CronJob is suspended; this Job runs anyway".to_owned());
     }
     warnings
 }
@@ -256,11 +248,10 @@ mod tests {
     }
 
     fn decide_on(cron_job: &DynamicObject, job: Option<&Job>) -> Result<Plan, ActionError> {
-        decide(suspension::target("shop", "nightly"), cron_job, job, &PlanInput::example())
+        decide(SUSPEND_CRONJOB.target("shop", "nightly"), cron_job, job, &PlanInput::example())
     }
 
-    /// The Job that would be made.
-    fn made(cron_job: &DynamicObject) -> Value {
+    fn created(cron_job: &DynamicObject) -> Value {
         let plan = decide_on(cron_job, None).expect("is planned");
         let Decision::Apply(effect, ..) = plan.decision else { panic!("{:?}", plan.decision) };
         let Mutation::Create { object, .. } = effect.mutation else { panic!("is no creation") };
@@ -268,9 +259,9 @@ mod tests {
     }
 
     #[test]
-    fn plans_one_job_from_the_template_as_kubectl_makes_it() {
+    fn a_run_is_one_job_from_the_template_as_kubectl_creates_it() {
         let template = "labels: {team: a}, annotations: {note: b}";
-        let job = made(&cron_job("", template, ""));
+        let job = created(&cron_job("", template, ""));
         let name = job_name("nightly", "r1");
         assert_eq!(
             job["metadata"],
@@ -290,13 +281,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_newer_api_knows_goes_into_the_job_too() {
-        let job = made(&cron_job("", "", ", ofALaterVersion: {a: 1}"));
+    fn unknown_fields_of_the_template_are_kept_in_the_job() {
+        let job = created(&cron_job("", "", ", ofALaterVersion: {a: 1}"));
         assert_eq!(job["spec"]["ofALaterVersion"]["a"], 1);
     }
 
     #[test]
-    fn the_answer_names_the_job() {
+    fn the_result_names_the_job() {
         let plan = decide_on(&cron_job("", "", ""), None).expect("is planned");
         let name = job_name("nightly", "r1");
         let Decision::Apply(_, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
@@ -309,8 +300,9 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_a_label_and_the_same_request_has_the_same_one() {
-        for cron_job in ["nightly", "nightly.report", &"a".repeat(52), &format!("{}-b", "a".repeat(51))]
+    fn a_job_name_is_a_label_and_depends_on_the_request_alone() {
+        for cron_job in
+            ["nightly", "nightly.report", &"a".repeat(52), &format!("{}-b", "a".repeat(51))]
         {
             let name = job_name(cron_job, "alert-7");
             assert!(Namespace::try_from(name.clone()).is_ok(), "{name}");
@@ -320,28 +312,28 @@ mod tests {
     }
 
     #[test]
-    fn a_finished_job_stays_long_enough_to_be_found_again() {
-        let ttl = |job: &str| {
-            made(&cron_job("", "", job))["spec"]["ttlSecondsAfterFinished"].clone()
-        };
+    fn a_finished_job_has_a_minimal_lifetime() {
+        let ttl =
+            |job: &str| created(&cron_job("", "", job))["spec"]["ttlSecondsAfterFinished"].clone();
         assert_eq!(ttl(", ttlSecondsAfterFinished: 5"), 600);
         assert_eq!(ttl(", ttlSecondsAfterFinished: 9000"), 9000);
         assert_eq!(ttl(""), Value::Null);
     }
 
     #[test]
-    fn a_cron_job_that_keeps_no_finished_jobs_does_not_control_this_one() {
+    fn a_cron_job_that_keeps_no_finished_jobs_does_not_control_the_job() {
         for limit in ["successfulJobsHistoryLimit: 0", "failedJobsHistoryLimit: 0"] {
-            let job = made(&cron_job(&format!(", {limit}"), "", ""));
+            let job = created(&cron_job(&format!(", {limit}"), "", ""));
             let owner = &job["metadata"]["ownerReferences"][0];
             assert_eq!((&owner["uid"], &owner["controller"]), (&json!("u1"), &Value::Null));
         }
     }
 
     #[test]
-    fn does_not_repeat_what_the_same_request_did_and_takes_no_others_job_for_its_own() {
+    fn a_request_is_not_applied_twice_and_another_requests_job_is_refused() {
         let job = |id: &str| -> Job {
-            let text = format!("metadata: {{annotations: {{action-executor.dev/request-id: {id}}}}}");
+            let text =
+                format!("metadata: {{annotations: {{action-executor.dev/request-id: {id}}}}}");
             serde_yaml_ng::from_str(&text).expect("is a Job")
         };
         let plan = decide_on(&cron_job("", "", ""), Some(&job("r1"))).expect("is planned");
@@ -351,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn warns_of_what_the_cron_job_itself_would_not_do() {
+    fn what_the_cron_jobs_settings_forbid_is_warned_of() {
         let warnings = |spec: &str| {
             decide_on(&cron_job(spec, "", ""), None).expect("is planned").warnings.join("; ")
         };
@@ -361,16 +353,19 @@ mod tests {
     }
 
     #[test]
-    fn no_value_of_the_template_is_written_down_or_shown() {
-        let with_secret = ", template: {spec: {containers: [{name: a, env: [{name: K, value: hunter2}]}]}}";
+    fn no_value_of_the_template_is_stored_or_shown() {
+        let with_secret =
+            ", template: {spec: {containers: [{name: a, env: [{name: K, value: hunter2}]}]}}";
         let text = format!(
             "metadata: {{name: nightly, uid: u1}}\nspec: {{schedule: x, jobTemplate: {{spec: \
              {{backoffLimit: 1{with_secret}}}}}}}"
         );
         let cron_job: DynamicObject = serde_yaml_ng::from_str(&text).expect("is a CronJob");
-        assert!(made(&cron_job).to_string().contains("hunter2"));
+        assert!(created(&cron_job).to_string().contains("hunter2"));
         let plan = decide_on(&cron_job, None).expect("is planned");
-        let Decision::Apply(effect, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
+        let Decision::Apply(effect, did, would) = plan.decision else {
+            panic!("{:?}", plan.decision)
+        };
         let shown = json!([effect, did, would, plan.changes]).to_string();
         assert!(!shown.contains("hunter2"), "{shown}");
     }

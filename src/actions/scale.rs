@@ -1,43 +1,38 @@
 //! `scale`: sets how many replicas a workload has, through the scale subresource as `kubectl scale` does.
 //!
-//! A relative number is made an absolute one when it is decided, and only that is ever sent: so what was
-//! sent once, whether or not its answer came back, can be found and is never added a second time.
+//! A difference is turned into an absolute number in the plan, and only that is sent. So a change whose
+//! response was lost can be found, and a difference is never applied twice.
 
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::actions::PlanInput;
-use crate::actions::CompletionSpec;
-use crate::actions::Descriptor;
-use crate::actions::Plan;
-use crate::actions::Plannable;
-use crate::actions::Preview;
-use crate::k8s::rbac::PolicyRule;
-use crate::actions::BoxFuture;
-use crate::actions::Decision;
-use crate::actions::shared::restart;
-use crate::contract::error::ActionError;
-use crate::contract::error::Code;
-use crate::k8s::autoscaling::autoscaler_of;
-use crate::k8s::autoscaling::scaled_object_of;
-use crate::k8s::api::client::Cluster;
-use crate::k8s::api::completion::Completion;
-use crate::k8s::api::mutation::Effect;
-use crate::k8s::api::mutation::has_scaled;
-use crate::k8s::rollout;
-use crate::k8s::rollout::RolloutStatus;
-use crate::k8s::api::preflight;
-use crate::k8s::workload::Workload;
-use crate::k8s::workload::WorkloadKind;
-use crate::contract::names::Namespace;
-use crate::contract::names::ObjectName;
-use crate::contract::names::null_is_default;
-use crate::contract::response::Change;
-use crate::contract::response::Target;
+use crate::{
+    actions::{
+        BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
+        plan::READ_AGAIN, shared::restart,
+    },
+    contract::{
+        error::{ActionError, Code},
+        names::{Namespace, ObjectName, null_is_default},
+        response::{Change, Target},
+    },
+    k8s::{
+        api::{
+            client::Cluster,
+            mutation::{Effect, has_scaled},
+            preflight,
+        },
+        autoscaling::{autoscaler_of, scaled_object_of},
+        completion::Completion,
+        rbac::PolicyRule,
+        rollout::{self, RolloutStatus},
+        workload::{Workload, WorkloadKind},
+    },
+};
 
-/// Where the number stands (RFC 6901).
+/// The path of the change (RFC 6901).
 const REPLICAS_POINTER: &str = "/spec/replicas";
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
@@ -46,8 +41,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Set how many replicas a Deployment, StatefulSet or ReplicaSet has: to a number \
                   (replicas) or by a difference (by). Refused where a HorizontalPodAutoscaler, KEDA or \
                   an owning Deployment sets the number and would change it back: change it there. \
-                  Unchanged if the number is right already. With wait it stays until all replicas are \
-                  available and none is too many.",
+                  Unchanged if it has that number already. With wait it is complete once all replicas \
+                  are available and no surplus one is left.",
     example: r#"{"name":"web","replicas":3}"#,
     rules: &[
         PolicyRule {
@@ -60,14 +55,14 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
             resources: &["deployments/scale", "statefulsets/scale", "replicasets/scale"],
             verbs: &["patch"],
         },
-        // Who else sets the number.
+        // Whether an autoscaler sets the number.
         preflight::AUTOSCALERS,
         restart::PODS,
     ],
     cluster_rules: &[],
 };
 
-/// What `scale` acts upon, and how many replicas it is to have.
+/// What `scale` acts upon, and the desired number of replicas.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("oneOf" = [
@@ -85,11 +80,11 @@ pub struct Parameters {
     #[serde(default, deserialize_with = "null_is_default")]
     #[schemars(with = "Option<Namespace>")]
     pub namespace: Namespace,
-    /// How many replicas it is to have. Either this or `by`.
+    /// The desired number of replicas. Either this or `by`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 2147483647))]
     pub replicas: Option<i32>,
-    /// How many replicas more, or fewer if negative, than it has. Either this or `replicas`.
+    /// How many replicas to add, or to remove if negative. Either this or `replicas`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = -2147483648, max = 2147483647), extend("not" = { "const": 0 }))]
     pub by: Option<i32>,
@@ -99,7 +94,7 @@ pub struct Parameters {
     pub current_replicas: Option<i32>,
 }
 
-/// A kind of workload that has a number of replicas; the pods of a DaemonSet are as many as its nodes.
+/// A kind of workload with a number of replicas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Scalable {
     /// A Deployment.
@@ -137,21 +132,23 @@ impl Plannable for Parameters {
     fn check(&self) -> Result<(), ActionError> {
         let negative = |number: Option<i32>| number.is_some_and(|number| number < 0);
         match (self.replicas, self.by) {
-            (None, None) => {
-                Err(ActionError::invalid_field("parameters.replicas", "missing, and so is by")
-                    .with_hint("give replicas for a number, or by for a difference"))
-            }
+            (None, None) => Err(ActionError::invalid_field(
+                "parameters.replicas",
+                "missing: give replicas or by",
+            )
+            .with_hint("give replicas for a number, or by for a difference")),
             (Some(_), Some(_)) => {
-                Err(ActionError::invalid_field("parameters.by", "cannot be given beside replicas")
+                Err(ActionError::invalid_field("parameters.by", "cannot be combined with replicas")
                     .with_hint("give replicas for a number, or by for a difference"))
             }
             (None, Some(0)) => Err(ActionError::invalid_field("parameters.by", "must not be 0")),
             (replicas, _) if negative(replicas) => {
                 Err(ActionError::invalid_field("parameters.replicas", "must not be below 0"))
             }
-            _ if negative(self.current_replicas) => {
-                Err(ActionError::invalid_field("parameters.current_replicas", "must not be below 0"))
-            }
+            _ if negative(self.current_replicas) => Err(ActionError::invalid_field(
+                "parameters.current_replicas",
+                "must not be below 0",
+            )),
             _ => Ok(()),
         }
     }
@@ -169,82 +166,86 @@ impl Plannable for Parameters {
         }
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
-            let (namespace, deadline) = (&self.namespace, asked.deadline);
+            let (namespace, deadline) = (&self.namespace, input.deadline);
             let found = cluster.workload(self.kind.into(), namespace, &self.name, deadline).await?;
             let autoscalers = cluster.list_all(Some(namespace), "", deadline).await?;
-            decide(self, &found, &autoscalers, asked)
+            decide(self, &found, &autoscalers, input)
         })
     }
 }
 
-/// From the workload and the namespace's autoscalers as they were read to what is to be done.
 fn decide(
     parameters: &Parameters,
     workload: &Workload,
     autoscalers: &[HorizontalPodAutoscaler],
-    asked: &PlanInput,
+    input: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let (target, found) = (parameters.target(), workload.metadata());
-    let now = workload.replicas().unwrap_or(1);
-    let named = format!("{} '{}'", target.kind, target.name);
-    if has_scaled(found, &asked.id) {
-        let completion = full_number(&target, workload, now);
-        let did = format!("{named} scaled to {now}.");
-        return Ok(Plan::already_made(target, found, did, completion));
+    let current = workload.replicas().unwrap_or(1);
+    let object = format!("{} '{}'", target.kind, target.name);
+    if has_scaled(found, &input.id) {
+        let completion = completion_of(&target, workload, current);
+        let did = format!("{object} scaled to {current}.");
+        return Ok(Plan::already_applied(target, found, did, completion));
     }
-    asked.check_found(&target, found)?;
-    let about = |refusal: ActionError| refusal.object_uid(found.uid.as_deref());
-    refuse_what_would_be_changed_back(&target, workload, autoscalers).map_err(about)?;
-    let wanted = replicas_wanted(parameters, now, asked).map_err(about)?;
-    let completion = full_number(&target, workload, wanted);
-    if wanted == now {
-        let todo = Decision::NoOp(format!("{named} is scaled to {now} already."));
-        return Ok(Plan::new(target, found, todo, completion));
+    input.check_found(&target, found)?;
+    let with_uid = |refusal: ActionError| refusal.object_uid(found.uid.as_deref());
+    refuse_managed(&target, workload, autoscalers).map_err(with_uid)?;
+    let desired = target_replicas(parameters, current, input).map_err(with_uid)?;
+    let completion = completion_of(&target, workload, desired);
+    if desired == current {
+        let decision = Decision::NoOp(format!("{object} is scaled to {current} already."));
+        return Ok(Plan::new(target, found, decision, completion));
     }
-    let effect = Effect::scaling(workload.kind().resource(), found, &asked.id, wanted);
-    let did = format!("{named} scaled from {now} to {wanted}.");
-    let would = format!("Simulated: {named} would be scaled from {now} to {wanted}.");
+    let effect = Effect::scaling(workload.kind().resource(), found, &input.id, desired);
+    let did = format!("{object} scaled from {current} to {desired}.");
+    let would = format!("Simulated: {object} would be scaled from {current} to {desired}.");
     let mut plan =
         Plan::new(target, found, Decision::Apply(Box::new(effect), did, would), completion);
-    plan.changes = vec![change(now.into(), wanted)];
-    plan.warnings = warnings(workload, now, wanted);
-    plan.replicas = u32::try_from(wanted).ok();
-    plan.decided_on = Some(wanted.to_string());
+    plan.changes = vec![change(current.into(), desired)];
+    plan.warnings = warnings(workload, current, desired);
+    plan.replicas = u32::try_from(desired).ok();
+    plan.decided_on = Some(desired.to_string());
     Ok(plan)
 }
 
 /// How many replicas are wanted where there are `now`.
-fn replicas_wanted(parameters: &Parameters, now: i32, asked: &PlanInput) -> Result<i32, ActionError> {
+fn target_replicas(
+    parameters: &Parameters,
+    current: i32,
+    input: &PlanInput,
+) -> Result<i32, ActionError> {
     let target = parameters.target();
     let differs = |field: &str, detail: String| {
         ActionError::new(Code::PreconditionFailed, detail)
             .with_field(format!("parameters.{field}"))
-            .with_hint("look at the target again and decide anew")
+            .with_hint(READ_AGAIN)
     };
-    if parameters.current_replicas.is_some_and(|current| current != now) {
-        let detail = format!("{target} is not as the request means it: it is scaled to {now}");
+    if parameters.current_replicas.is_some_and(|expected| expected != current) {
+        let detail =
+            format!("{target} does not have the expected number of replicas: it has {current}");
         return Err(differs("current_replicas", detail));
     }
-    let Some(by) = parameters.by else { return Ok(parameters.replicas.unwrap_or(now)) };
-    let sum = now.checked_add(by).filter(|sum| *sum >= 0);
-    let Some(wanted) = sum else {
-        let detail = format!("{target} is scaled to {now}: {by:+} is no number of replicas");
+    let Some(by) = parameters.by else { return Ok(parameters.replicas.unwrap_or(current)) };
+    let sum = current.checked_add(by).filter(|sum| *sum >= 0);
+    let Some(desired) = sum else {
+        let detail = format!("{target} has {current} replicas: {by:+} is not possible");
         return Err(differs("by", detail));
     };
-    // What was judged, approved and written down is this number, not the difference.
-    if asked.decision_etag.as_ref().is_some_and(|decided| *decided != wanted.to_string()) {
+    // The policy check, the approval and the record are for this number, not for the difference.
+    if input.decision_etag.as_ref().is_some_and(|decided| *decided != desired.to_string()) {
         let detail = format!(
-            "{target} was scaled to {now} by someone else in between; nothing was added to that"
+            "{target} was scaled to {current} while the request was running; nothing was changed"
         );
         return Err(ActionError::new(Code::Conflict, detail)
             .with_retry_after(Some(std::time::Duration::from_secs(1))));
     }
-    Ok(wanted)
+    Ok(desired)
 }
 
-fn full_number(target: &Target, workload: &Workload, replicas: i32) -> CompletionSpec {
+fn completion_of(target: &Target, workload: &Workload, replicas: i32) -> CompletionSpec {
     CompletionSpec::Known(Completion::Scaled {
         kind: workload.kind(),
         namespace: target.namespace.clone(),
@@ -257,60 +258,60 @@ fn change(from: Value, to: i32) -> Change {
     Change { path: REPLICAS_POINTER.to_owned(), from, to: to.into() }
 }
 
-/// kubectl changes the number all the same, and whoever decides on it changes it back.
-fn refuse_what_would_be_changed_back(
+/// kubectl changes the number anyway, and the controller that sets it changes it back.
+fn refuse_managed(
     target: &Target,
     workload: &Workload,
     autoscalers: &[HorizontalPodAutoscaler],
 ) -> Result<(), ActionError> {
     let namespace = &target.namespace;
-    let managed = |by: String| {
-        let detail = format!("{target} gets its number of replicas from {by}");
+    let managed_by = |by: String| {
+        let detail = format!("the replicas of {target} are managed by {by}");
         ActionError::new(Code::TargetManaged, detail)
     };
     if let Some(autoscaler) = autoscaler_of(autoscalers, target) {
         let name = autoscaler.metadata.name.as_deref().unwrap_or_default();
         return Err(match scaled_object_of(autoscaler) {
-            Some(object) => managed(format!(
-                "HorizontalPodAutoscaler '{name}', which KEDA keeps for ScaledObject '{object}'"
+            Some(object) => managed_by(format!(
+                "HorizontalPodAutoscaler '{name}', which KEDA manages for ScaledObject '{object}'"
             ))
             .with_hint(format!(
-                "change minReplicaCount or maxReplicaCount of the ScaledObject, or hold it with \
+                "change minReplicaCount or maxReplicaCount of the ScaledObject, or pause it with \
                  `kubectl -n {namespace} annotate scaledobject {object} \
                  autoscaling.keda.sh/paused-replicas=N`"
             )),
-            None => managed(format!("HorizontalPodAutoscaler '{name}'")).with_hint(format!(
+            None => managed_by(format!("HorizontalPodAutoscaler '{name}'")).with_hint(format!(
                 "change its minReplicas or maxReplicas: `kubectl -n {namespace} edit hpa {name}`"
             )),
         });
     }
     match (workload.kind(), workload.controller()) {
         (WorkloadKind::ReplicaSet, Some((kind, name))) => {
-            let refusal = managed(format!("{kind} '{name}', which controls it"));
+            let refusal = managed_by(format!("{kind} '{name}', which controls it"));
             Err(refusal.with_hint(format!("scale {kind} '{name}' instead")))
         }
         _ => Ok(()),
     }
 }
 
-fn warnings(workload: &Workload, now: i32, wanted: i32) -> Vec<String> {
+fn warnings(workload: &Workload, current: i32, desired: i32) -> Vec<String> {
     let kind = workload.kind().name();
     let mut warnings = Vec::new();
-    if wanted == 0 {
-        warnings.push(format!("the {kind} is scaled to 0: none of its pods is left"));
+    if desired == 0 {
+        warnings.push(format!("the {kind} is scaled to 0: no pod is left"));
     }
     if workload.is_paused() {
         warnings.push(format!(
-            "the {kind} is paused: its number of pods changes all the same, their template does not"
+            "the {kind} is paused: its number of pods changes, their template does not"
         ));
     } else if rollout::manual_update_reason(workload).is_none()
         && let RolloutStatus::Waiting(what) = rollout::status(workload, 0)
     {
-        warnings.push(format!("a rollout is under way: {what}"));
+        warnings.push(format!("a rollout is in progress: {what}"));
     }
-    if wanted < now && deletes_claims(workload) {
+    if desired < current && deletes_claims_on_scale_down(workload) {
         warnings.push(
-            "the volume claims of the pods that go are deleted with them \
+            "the volume claims of the removed pods are deleted with them \
              (persistentVolumeClaimRetentionPolicy.whenScaled is Delete)"
                 .to_owned(),
         );
@@ -322,11 +323,10 @@ fn warnings(workload: &Workload, now: i32, wanted: i32) -> Vec<String> {
 }
 
 /// Whether a StatefulSet's claims go with the pods that are too many.
-fn deletes_claims(workload: &Workload) -> bool {
+fn deletes_claims_on_scale_down(workload: &Workload) -> bool {
     let Workload::StatefulSet(set) = workload else { return false };
     let spec = set.spec.as_ref();
-    let policy =
-        spec.and_then(|spec| spec.persistent_volume_claim_retention_policy.as_ref());
+    let policy = spec.and_then(|spec| spec.persistent_volume_claim_retention_policy.as_ref());
     policy.and_then(|it| it.when_scaled.as_deref()) == Some("Delete")
 }
 
@@ -335,8 +335,7 @@ mod tests {
     use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 
     use super::*;
-    use crate::actions::ActionKind;
-    use crate::k8s::api::mutation::Mutation;
+    use crate::{actions::ActionKind, k8s::api::mutation::Mutation};
 
     fn read(parameters: &str) -> Result<Parameters, ActionError> {
         let text = format!(r#"{{"name":"web","namespace":"shop",{parameters}}}"#);
@@ -385,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_one_of_replicas_and_by_and_names_the_field_otherwise() {
+    fn exactly_one_of_replicas_and_by_is_required() {
         for (parameters, field) in [
             (r#""kind":"Deployment""#, "parameters.replicas"),
             (r#""replicas":null"#, "parameters.replicas"),
@@ -407,27 +406,28 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_becomes_a_number_when_it_is_decided() {
-        for (parameters, wanted) in
+    fn a_difference_becomes_a_number_in_the_plan() {
+        for (parameters, desired) in
             [(r#""replicas":5"#, 5), (r#""by":2"#, 5), (r#""by":-3"#, 0), (r#""replicas":0"#, 0)]
         {
             let plan = decide_on(&deployment("", ""), parameters).expect("is planned");
-            assert_eq!(replicas_of(&plan), wanted);
-            assert_eq!(plan.replicas.map(i64::from), Some(i64::from(wanted)));
-            assert_eq!(plan.changes, [change(3.into(), wanted)]);
+            assert_eq!(replicas_of(&plan), desired);
+            assert_eq!(plan.replicas.map(i64::from), Some(i64::from(desired)));
+            assert_eq!(plan.changes, [change(3.into(), desired)]);
             let CompletionSpec::Known(Completion::Scaled { replicas, .. }) = plan.completion else {
                 panic!("{:?}", plan.completion)
             };
-            assert_eq!(replicas, wanted);
+            assert_eq!(replicas, desired);
         }
     }
 
     #[test]
-    fn a_difference_is_never_added_to_another_number_than_was_judged() {
+    fn a_difference_is_never_applied_to_another_number_than_that_of_the_first_plan() {
         let parameters = read(r#""by":1"#).expect("are parameters");
         let again = |decided: u32| {
-            let asked = PlanInput { decision_etag: Some(decided.to_string()), ..PlanInput::example() };
-            decide(&parameters, &deployment("", ""), &[], &asked)
+            let input =
+                PlanInput { decision_etag: Some(decided.to_string()), ..PlanInput::example() };
+            decide(&parameters, &deployment("", ""), &[], &input)
         };
         assert_eq!(replicas_of(&again(4).expect("is planned")), 4);
         let error = again(3).expect_err("is refused");
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_never_fewer_than_none_nor_more_than_can_be_written() {
+    fn a_number_below_0_or_above_the_maximum_is_refused() {
         for by in [-4, i32::MIN, i32::MAX] {
             let error = decide_on(&deployment("", ""), &format!(r#""by":{by}"#));
             let error = error.expect_err("is refused");
@@ -445,14 +445,14 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_right_already_is_left() {
+    fn a_workload_with_the_desired_number_is_left() {
         let plan = decide_on(&deployment("", ""), r#""replicas":3"#).expect("is planned");
         assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
         assert_eq!(plan.replicas, None);
     }
 
     #[test]
-    fn another_number_than_the_request_means_is_refused() {
+    fn another_current_number_than_expected_is_refused() {
         let on = |current: i32| {
             let parameters = format!(r#""replicas":5,"current_replicas":{current}"#);
             decide_on(&deployment("", ""), &parameters)
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_same_request_did_is_known_by_its_field_manager() {
+    fn a_request_is_recognised_by_its_field_manager() {
         let first = decide_on(&deployment("", ""), r#""by":1"#).expect("is planned");
         let Decision::Apply(effect, ..) = first.decision else { panic!("{:?}", first.decision) };
         let Mutation::Scale { manager, .. } = effect.mutation else { panic!("is no scaling") };
@@ -477,24 +477,26 @@ mod tests {
     }
 
     #[test]
-    fn who_else_sets_the_number_is_named() {
+    fn a_managed_number_is_refused_with_the_name_of_its_manager() {
         let parameters = read(r#""replicas":5"#).expect("are parameters");
         let refusal = |autoscaler: HorizontalPodAutoscaler| {
-            let asked = PlanInput::example();
-            let plan = decide(&parameters, &deployment("", ""), &[autoscaler], &asked);
+            let input = PlanInput::example();
+            let plan = decide(&parameters, &deployment("", ""), &[autoscaler], &input);
             let error = plan.expect_err("is refused");
             assert_eq!(error.code, Code::TargetManaged);
             format!("{} {}", error.detail, error.hint.expect("has one"))
         };
-        let told = refusal(autoscaler(""));
-        assert!(told.contains("HorizontalPodAutoscaler 'web-hpa'") && told.contains("edit hpa"));
-        let told = refusal(autoscaler(", labels: {scaledobject.keda.sh/name: web-so}"));
-        assert!(told.contains("ScaledObject 'web-so'"), "{told}");
-        assert!(told.contains("autoscaling.keda.sh/paused-replicas"), "{told}");
+        let message = refusal(autoscaler(""));
+        assert!(
+            message.contains("HorizontalPodAutoscaler 'web-hpa'") && message.contains("edit hpa")
+        );
+        let message = refusal(autoscaler(", labels: {scaledobject.keda.sh/name: web-so}"));
+        assert!(message.contains("ScaledObject 'web-so'"), "{message}");
+        assert!(message.contains("autoscaling.keda.sh/paused-replicas"), "{message}");
     }
 
     #[test]
-    fn a_replica_set_is_its_deployments_affair() {
+    fn a_replica_set_of_a_deployment_is_refused() {
         let set: ReplicaSet = serde_yaml_ng::from_str(&format!(
             "{}\nspec: {{replicas: 3, selector: {{}}}}",
             metadata(OWNED)
@@ -504,7 +506,7 @@ mod tests {
         let error = error.expect_err("is refused");
         assert_eq!(error.code, Code::TargetManaged);
         assert!(error.detail.contains("Deployment 'shop-web'"), "{}", error.detail);
-        // Who owns another workload may or may not care.
+        // The owner of another workload may or may not change it back.
         let plan = decide_on(&deployment(OWNED, ""), r#""replicas":5"#).expect("is planned");
         assert!(plan.warnings[0].contains("Deployment 'shop-web' controls the Deployment"));
     }
@@ -513,7 +515,7 @@ mod tests {
                          name: shop-web, uid: d, controller: true}]";
 
     #[test]
-    fn warns_of_what_a_careful_person_would_see() {
+    fn a_scaling_with_side_effects_is_warned_of() {
         let warnings = |workload: &Workload, parameters: &str| {
             decide_on(workload, parameters).expect("is planned").warnings.join("; ")
         };
@@ -523,8 +525,8 @@ mod tests {
         assert!(warnings(&paused, r#""replicas":5"#).contains("is paused"));
         let Workload::Deployment(mut rolling) = deployment("", "") else { panic!("is one") };
         rolling.status.as_mut().expect("has one").updated_replicas = Some(1);
-        let told = warnings(&Workload::Deployment(rolling), r#""replicas":5"#);
-        assert!(told.contains("a rollout is under way: 1 of 3"), "{told}");
+        let message = warnings(&Workload::Deployment(rolling), r#""replicas":5"#);
+        assert!(message.contains("a rollout is in progress: 1 of 3"), "{message}");
         let set: StatefulSet = serde_yaml_ng::from_str(&format!(
             "{}\nspec: {{replicas: 3, selector: {{}}, template: {{}}, \
              persistentVolumeClaimRetentionPolicy: {{whenScaled: Delete}}}}\n\

@@ -1,31 +1,35 @@
-//! `suspend_cronjob`: keeps a CronJob from starting Jobs until it is resumed.
+//! `suspend_cronjob`: stops a CronJob from starting Jobs until it is resumed.
 
 use k8s_openapi::api::batch::v1::CronJob;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::PlanInput;
-use crate::actions::Descriptor;
-use crate::actions::Plan;
-use crate::actions::Plannable;
-use crate::actions::Preview;
-use crate::k8s::rbac::PolicyRule;
-use crate::actions::BoxFuture;
-use crate::actions::shared::suspension;
-use crate::contract::error::ActionError;
-use crate::k8s::api::client::Cluster;
-use crate::contract::names::Namespace;
-use crate::contract::names::ObjectName;
-use crate::contract::names::null_is_default;
-use crate::contract::response::Target;
+use crate::{
+    actions::{
+        BoxFuture, CompletionSpec, Descriptor, Plan, PlanInput, Plannable, Preview,
+        shared::toggle::SUSPEND_CRONJOB,
+    },
+    contract::{
+        error::ActionError,
+        names::{Namespace, ObjectName, null_is_default},
+        response::Target,
+    },
+    k8s::{
+        api::client::Cluster, completion::Completion, drain_filter::plural, jobs, rbac::PolicyRule,
+    },
+};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "suspend_cronjob",
     aliases: &[],
-    description: "Suspend a CronJob: it starts no Jobs until resume_cronjob. Jobs that run already go \
-                  on. Nothing is changed if it is suspended already.",
+    description: "Suspend a CronJob: it starts no Jobs until resume_cronjob. Running Jobs keep \
+                  running. Unchanged if it is suspended already.",
     example: r#"{"cronjob":"nightly"}"#,
-    rules: &[PolicyRule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get", "patch"] }],
+    rules: &[PolicyRule {
+        api_groups: &["batch"],
+        resources: &["cronjobs"],
+        verbs: &["get", "patch"],
+    }],
     cluster_rules: &[],
 };
 
@@ -43,43 +47,46 @@ pub struct Parameters {
 
 impl Plannable for Parameters {
     fn target(&self) -> Target {
-        suspension::target(&self.namespace, &self.cronjob)
+        SUSPEND_CRONJOB.target(&self.namespace, &self.cronjob)
     }
 
     fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    fn preview(&self, asked: &PlanInput) -> Preview {
-        suspension::preview(&self.cronjob, true, asked)
+    fn preview(&self, input: &PlanInput) -> Preview {
+        SUSPEND_CRONJOB.preview(&self.target(), input)
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
-            let found = cluster.get(&self.namespace, &self.cronjob, asked.deadline).await?;
-            decide(self.target(), &found, asked)
+            let found = cluster.get(&self.namespace, &self.cronjob, input.deadline).await?;
+            decide(self.target(), &found, input)
         })
     }
 }
 
-/// From the CronJob as it was read to what is to be done.
-fn decide(target: Target, cron_job: &CronJob, asked: &PlanInput) -> Result<Plan, ActionError> {
-    let running = suspension::active_jobs(cron_job);
-    let warnings = match running.len() {
-        0 => Vec::new(),
-        number => {
-            vec![format!("{number} of its Jobs run already, and go on: {}", running.join(", "))]
-        }
-    };
-    suspension::decide(target, cron_job, true, warnings, asked)
+fn decide(target: Target, cron_job: &CronJob, input: &PlanInput) -> Result<Plan, ActionError> {
+    let sentence = format!("CronJob '{}' starts no Jobs until it is resumed", target.name);
+    let completion = CompletionSpec::Known(Completion::Immediate(sentence));
+    let is_suspended = jobs::is_suspended(cron_job);
+    let mut plan =
+        SUSPEND_CRONJOB.decide(target, &cron_job.metadata, is_suspended, completion, input)?;
+    let active = jobs::active_jobs(cron_job);
+    if plan.is_change() && !active.is_empty() {
+        let (number, names) = (plural(active.len(), "Job"), active.join(", "));
+        plan.warnings.push(format!("{number} of it still running, not affected: {names}"));
+    }
+    Ok(plan)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actions::Decision;
-    use crate::k8s::api::mutation::Applied;
-    use crate::k8s::api::mutation::Mutation;
+    use crate::{
+        actions::Decision,
+        k8s::api::mutation::{Applied, Mutation},
+    };
 
     fn decide_on(spec: &str, metadata: &str) -> Plan {
         let cron_job: CronJob = serde_yaml_ng::from_str(&format!(
@@ -88,12 +95,12 @@ mod tests {
              status: {{active: [{{name: nightly-1}}, {{name: nightly-2}}]}}"
         ))
         .expect("is a CronJob");
-        let target = suspension::target("shop", "nightly");
+        let target = SUSPEND_CRONJOB.target("shop", "nightly");
         decide(target, &cron_job, &PlanInput::example()).expect("is planned")
     }
 
     #[test]
-    fn plans_one_patch_and_names_the_jobs_that_go_on() {
+    fn a_suspension_is_one_patch_and_names_the_running_jobs() {
         let plan = decide_on("", "");
         let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
         let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
@@ -102,21 +109,25 @@ mod tests {
         assert_eq!(did, "CronJob 'nightly' suspended at 2026-01-31T12:00:00.987Z.");
         assert_eq!(
             plan.warnings,
-            ["2 of its Jobs run already, and go on: nightly-1, nightly-2"]
+            ["2 Jobs of it still running, not affected: nightly-1, nightly-2"]
         );
     }
 
     #[test]
-    fn changes_nothing_on_one_that_is_suspended() {
+    fn a_suspended_cron_job_is_left() {
         let plan = decide_on(", suspend: true", "");
         assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
         assert!(plan.warnings.is_empty() && plan.changes.is_empty());
     }
 
     #[test]
-    fn does_not_repeat_what_the_same_request_did() {
+    fn a_request_is_not_applied_twice() {
         let mark = ", annotations: {action-executor.dev/requests: '4:r1'}";
         let plan = decide_on("", mark);
-        assert!(matches!(plan.decision, Decision::AlreadyApplied(Applied { .. }, _)), "{:?}", plan.decision);
+        assert!(
+            matches!(plan.decision, Decision::AlreadyApplied(Applied { .. }, _)),
+            "{:?}",
+            plan.decision
+        );
     }
 }

@@ -1,23 +1,17 @@
-//! `uncordon`: lets new pods come to a node again, as `kubectl uncordon` does.
+//! `uncordon`: allows new pods on a node again, as `kubectl uncordon` does.
 
 use k8s_openapi::api::core::v1::Node;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::actions::PlanInput;
-use crate::actions::Descriptor;
-use crate::actions::Plan;
-use crate::actions::Plannable;
-use crate::actions::Preview;
-use crate::k8s::rbac::PolicyRule;
-use crate::actions::BoxFuture;
-use crate::actions::Decision;
-use crate::actions::shared::cordoning;
-use crate::contract::error::ActionError;
-use crate::k8s::api::client::Cluster;
-use crate::k8s::nodes;
-use crate::contract::names::ObjectName;
-use crate::contract::response::Target;
+use crate::{
+    actions::{
+        BoxFuture, CompletionSpec, Descriptor, Plan, PlanInput, Plannable, Preview,
+        shared::toggle::UNCORDON,
+    },
+    contract::{error::ActionError, names::ObjectName, response::Target},
+    k8s::{api::client::Cluster, completion::Completion, nodes, rbac::PolicyRule},
+};
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "uncordon",
@@ -26,7 +20,11 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   not come back by themselves.",
     example: r#"{"node":"worker-1"}"#,
     rules: &[],
-    cluster_rules: &[PolicyRule { api_groups: &[""], resources: &["nodes"], verbs: &["get", "patch"] }],
+    cluster_rules: &[PolicyRule {
+        api_groups: &[""],
+        resources: &["nodes"],
+        verbs: &["get", "patch"],
+    }],
 };
 
 /// What `uncordon` acts upon.
@@ -39,7 +37,7 @@ pub struct Parameters {
 
 impl Plannable for Parameters {
     fn target(&self) -> Target {
-        cordoning::target(&self.node)
+        UNCORDON.target("", &self.node)
     }
 
     fn namespace(&self) -> &str {
@@ -50,27 +48,29 @@ impl Plannable for Parameters {
         Some(&self.node)
     }
 
-    fn preview(&self, asked: &PlanInput) -> Preview {
-        cordoning::preview(&self.node, false, asked)
+    fn preview(&self, input: &PlanInput) -> Preview {
+        UNCORDON.preview(&self.target(), input)
     }
 
-    fn plan<'a>(&'a self, cluster: &'a Cluster, asked: &'a PlanInput) -> BoxFuture<'a, Plan> {
+    fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
-            let node: Node = cluster.get_global(&self.node, asked.deadline).await?;
-            decide(&node, asked)
+            let node: Node = cluster.get_global(&self.node, input.deadline).await?;
+            decide(self.target(), &node, input)
         })
     }
 }
 
-/// From the node as it was read to what is to be done.
-fn decide(node: &Node, asked: &PlanInput) -> Result<Plan, ActionError> {
-    let mut plan = cordoning::decide(node, false, asked)?;
-    if matches!(plan.decision, Decision::Apply(..)) {
-        plan.warnings.extend(cordoning::not_ready(node));
-        let taints = nodes::out_of_service(node);
+fn decide(target: Target, node: &Node, input: &PlanInput) -> Result<Plan, ActionError> {
+    let sentence = format!("new pods may be scheduled onto Node '{}'", target.name);
+    let completion = CompletionSpec::Known(Completion::Immediate(sentence));
+    let is_cordoned = nodes::is_cordoned(node);
+    let mut plan = UNCORDON.decide(target, &node.metadata, is_cordoned, completion, input)?;
+    if plan.is_change() {
+        plan.warnings.extend(nodes::not_ready_warning(node));
+        let taints = nodes::out_of_service_taints(node);
         if !taints.is_empty() {
             plan.warnings.push(format!(
-                "others take the node out of service: it has the taint {}",
+                "the node is taken out of service by the taint {}: pods may not be scheduled onto it",
                 taints.join(", ")
             ));
         }
@@ -81,7 +81,7 @@ fn decide(node: &Node, asked: &PlanInput) -> Result<Plan, ActionError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::api::mutation::Mutation;
+    use crate::{actions::Decision, k8s::api::mutation::Mutation};
 
     fn node(yaml: &str) -> Node {
         serde_yaml_ng::from_str(&format!(
@@ -90,13 +90,13 @@ mod tests {
         .expect("is a Node")
     }
 
-    fn decided(yaml: &str) -> Plan {
-        decide(&node(yaml), &PlanInput::example()).expect("is planned")
+    fn plan_of(yaml: &str) -> Plan {
+        decide(UNCORDON.target("", "n1"), &node(yaml), &PlanInput::example()).expect("is planned")
     }
 
     #[test]
-    fn takes_the_field_away() {
-        let plan = decided(
+    fn an_uncordon_removes_the_field() {
+        let plan = plan_of(
             "spec: {unschedulable: true}\nstatus: {conditions: [{type: Ready, status: 'True'}]}",
         );
         let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
@@ -107,15 +107,16 @@ mod tests {
     }
 
     #[test]
-    fn leaves_a_node_that_is_not_cordoned() {
-        assert!(matches!(decided("spec: {}").decision, Decision::NoOp(_)));
+    fn a_node_that_is_not_cordoned_is_left() {
+        assert!(matches!(plan_of("spec: {}").decision, Decision::NoOp(_)));
     }
 
     #[test]
-    fn warns_of_a_node_that_others_take_out_of_service() {
+    fn a_node_that_is_tainted_out_of_service_is_warned_of() {
         let taint = "{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}";
-        let plan = decided(&format!("spec: {{unschedulable: true, taints: [{taint}]}}"));
-        let told = plan.warnings.join("; ");
-        assert!(told.contains("not ready") && told.contains("ToBeDeletedByCluster"), "{told}");
+        let plan = plan_of(&format!("spec: {{unschedulable: true, taints: [{taint}]}}"));
+        let warnings = plan.warnings.join("; ");
+        assert!(warnings.contains("not ready"), "{warnings}");
+        assert!(warnings.contains("ToBeDeletedByCluster"), "{warnings}");
     }
 }

@@ -26,7 +26,7 @@ use crate::{
         names::{Namespace, RequestId},
         response::ActionResponse,
     },
-    executor::reply::Answer,
+    executor::reply::Reply,
     k8s::api::{
         client::{Call, Cluster},
         connect::connect,
@@ -208,8 +208,8 @@ async fn answer(
     if let ClaimState::Answered(record) = Ledger::new(cluster, subject).find(deadline).await?
         && let Some(answer) = record.answer
     {
-        let answer = Answer::from(ActionResponse { replayed: true, ..answer });
-        return Ok((answer.body, answer.exit_status));
+        let reply = Reply::from(ActionResponse { replayed: true, ..answer });
+        return Ok((reply.to_json(), reply.exit_status()));
     }
     let why = condition.message.as_deref().unwrap_or("its pods are gone");
     Err(outcome_unknown(job, &format!("left no answer behind: {why}")))

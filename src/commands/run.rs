@@ -9,7 +9,6 @@ use std::{
     fs,
     io::{self, IsTerminal, Read, Write},
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -33,7 +32,8 @@ use crate::{
     executor::{
         context::{Context, stopped},
         handle,
-        reply::{Answer, IncomingRequest},
+        incoming::IncomingRequest,
+        reply::Reply,
         wait::DEFAULT_WAIT,
     },
     k8s::api::connect::connect,
@@ -59,21 +59,18 @@ pub enum RequestSource {
 /// Carries out one request and answers its exit status (sysexits, as [`Code`] says).
 #[must_use]
 pub fn run(source: &RequestSource, args: &OnceArgs, settings: &Settings) -> u8 {
-    let answer = match read(source) {
-        Ok(delivery) => execute(&delivery, args, settings),
-        Err(error) => Answer::from(error),
+    let reply = match read(source) {
+        Ok(incoming) => execute(&incoming, args, settings),
+        Err(error) => Reply::from(error),
     };
     if let Some(path) = &settings.termination_log {
-        write_termination_message(path, &answer.body);
+        write_termination_message(path, &reply);
     }
-    match write(&answer.body, args.output) {
-        Ok(()) => answer.exit_status,
-        Err(error) => {
-            tracing::error!(%error, "the answer could not be written to standard output");
-            // What was done is done; a reader that went away does not change that.
-            answer.exit_status
-        }
+    if let Err(error) = write(&reply, args.output) {
+        // The exit status still reports the action.
+        tracing::error!(%error, "the answer could not be written to standard output");
     }
+    reply.exit_status()
 }
 
 fn read(source: &RequestSource) -> Result<IncomingRequest, ActionError> {
@@ -131,10 +128,10 @@ fn read_bounded(from: impl Read, name: &str) -> Result<Vec<u8>, ActionError> {
 }
 
 /// A request that is not one is refused before a runtime or a cluster is thought of.
-fn execute(delivery: &IncomingRequest, args: &OnceArgs, settings: &Settings) -> Answer {
-    let request = match delivery.request() {
+fn execute(incoming: &IncomingRequest, args: &OnceArgs, settings: &Settings) -> Reply {
+    let request = match incoming.request() {
         Ok(request) => request,
-        Err(error) => return Answer::from(error),
+        Err(error) => return Reply::from(error),
     };
     let result = runtime().and_then(|runtime| {
         runtime.block_on(async {
@@ -142,7 +139,7 @@ fn execute(delivery: &IncomingRequest, args: &OnceArgs, settings: &Settings) -> 
             if args.join { join(&context, request).await } else { handle(&context, request).await }
         })
     });
-    result.map_or_else(Answer::from, Answer::from)
+    result.map_or_else(Reply::from, Reply::from)
 }
 
 /// A runtime for one thing at a time.
@@ -162,7 +159,7 @@ async fn join(context: &Context, request: ActionRequest) -> Result<ActionRespons
             Err(error)
                 if error.code == Code::InProgress && Instant::now() + POLL_INTERVAL < end =>
             {
-                context.progress(&error.detail);
+                context.observer().progress(&error.detail);
                 tokio::select! {
                     () = stopped(&mut stopping) => return Err(error),
                     () = sleep(POLL_INTERVAL) => {}
@@ -178,7 +175,9 @@ async fn context(kube_context: Option<&str>, settings: &Settings) -> Result<Cont
     let cluster = connect(kube_context).await?;
     let context = Context::new(cluster, policy, settings, stop_on_signals()?);
     if io::stderr().is_terminal() {
-        return Ok(context.telling(Arc::new(|stage| eprintln!("{stage}"))));
+        return Ok(
+            context.map_observer(|observer| observer.on_progress(|stage| eprintln!("{stage}")))
+        );
     }
     Ok(context)
 }
@@ -202,18 +201,23 @@ fn stop_on_signals() -> Result<watch::Receiver<bool>, ActionError> {
     Ok(stopping)
 }
 
-fn write(body: &[u8], output: OutputFormat) -> io::Result<()> {
+fn write(reply: &Reply, output: OutputFormat) -> io::Result<()> {
+    let text = match output {
+        OutputFormat::Json => String::from_utf8_lossy(&reply.to_json()).into_owned(),
+        OutputFormat::Pretty => format!("{:#}", reply.to_value()),
+        OutputFormat::Text => text(&reply.to_value()),
+    };
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{}", formatted(body, output))?;
+    writeln!(stdout, "{text}")?;
     stdout.flush()
 }
 
-/// An answer or a problem in the form that was asked for.
+/// A reply of another process, as a Job's pod leaves it behind, in this format.
 pub(crate) fn formatted(body: &[u8], output: OutputFormat) -> String {
     match output {
         OutputFormat::Json => String::from_utf8_lossy(body).into_owned(),
         OutputFormat::Pretty => format!("{:#}", parsed(body)),
-        OutputFormat::Text => text(body),
+        OutputFormat::Text => text(&parsed(body)),
     }
 }
 
@@ -222,8 +226,7 @@ fn parsed(body: &[u8]) -> Value {
 }
 
 /// The answer in sentences: what happened, what the pods say, what to mind.
-fn text(body: &[u8]) -> String {
-    let answer = parsed(body);
+fn text(answer: &Value) -> String {
     let get = |name: &str| answer[name].as_str();
     let mut lines = Vec::new();
     if let Some(result) = get("result") {
@@ -246,25 +249,27 @@ fn text(body: &[u8]) -> String {
 }
 
 /// A file that cannot be written is worth a log line, not another outcome.
-fn write_termination_message(path: &Path, body: &[u8]) {
-    let words = termination_message(body);
+fn write_termination_message(path: &Path, reply: &Reply) {
+    let message = termination_message(reply);
     if let Err(error) = fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .open(path)
-        .and_then(|mut file| file.write_all(&words))
+        .and_then(|mut file| file.write_all(&message))
     {
         tracing::warn!(path = %path.display(), %error, "the termination message was not written");
     }
 }
 
-/// The answer as it is if it fits, else JSON with what matters most of it.
-fn termination_message(body: &[u8]) -> Vec<u8> {
-    if body.len() <= MAX_TERMINATION_MESSAGE {
-        return body.to_vec();
-    }
-    let mut answer = parsed(body);
+/// The reply in JSON if it fits, else a shortened form.
+fn termination_message(reply: &Reply) -> Vec<u8> {
+    let json = reply.to_json();
+    if json.len() <= MAX_TERMINATION_MESSAGE { json } else { shortened(reply.to_value()) }
+}
+
+/// A reply's most important fields, cut so that all of it fits.
+fn shortened(mut answer: Value) -> Vec<u8> {
     for (name, limit) in [("result", 1024), ("detail", 1024), ("hint", 512)] {
         if let Some(text) = answer[name].as_str() {
             answer[name] = shorten(text, limit).into();
@@ -299,14 +304,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn last_words_fit_and_stay_json() {
+    fn a_shortened_termination_message_fits_and_is_json() {
         let long = "ü".repeat(3000);
         let body = json!({
             "result": long, "outcome": "failed", "changes": [long], "warnings": [long],
             "rollout": {"state": "failed", "message": long, "problems": [long]},
-        })
-        .to_string();
-        let words = termination_message(body.as_bytes());
+        });
+        let words = shortened(body);
         assert!(words.len() <= MAX_TERMINATION_MESSAGE, "{}", words.len());
         let words: Value = serde_json::from_slice(&words).expect("is JSON");
         assert_eq!(words["outcome"], "failed");
@@ -314,8 +318,9 @@ mod tests {
     }
 
     #[test]
-    fn last_words_that_fit_are_the_answer_itself() {
-        assert_eq!(termination_message(b"{\"result\":\"done\"}"), b"{\"result\":\"done\"}");
+    fn a_termination_message_that_fits_is_the_reply_itself() {
+        let reply = Reply::from(ActionError::new(Code::Usage, "no request"));
+        assert_eq!(termination_message(&reply), reply.to_json());
     }
 
     #[test]
@@ -324,11 +329,8 @@ mod tests {
             "result": "Done.", "warnings": ["mind this"],
             "rollout": {"problems": ["pod a: broken"]},
         });
-        assert_eq!(
-            text(body.to_string().as_bytes()),
-            "Done.\nproblem: pod a: broken\nwarning: mind this"
-        );
+        assert_eq!(text(&body), "Done.\nproblem: pod a: broken\nwarning: mind this");
         let body = json!({"detail": "no such thing", "hint": "look"});
-        assert_eq!(text(body.to_string().as_bytes()), "not done: no such thing\nhint: look");
+        assert_eq!(text(&body), "not done: no such thing\nhint: look");
     }
 }

@@ -100,7 +100,7 @@ async fn serve(
     let cluster = connect(args.context.as_deref()).await?;
     let context = Context::new(cluster, policy, settings, concluding);
     let metrics = Arc::new(Metrics::new(context.cluster().map(Cluster::calls)));
-    let context = context.counting(metrics.clone());
+    let context = context.map_observer(|observer| observer.with_metrics(metrics.clone()));
     let (offline, authentication) = (context.cluster().is_none(), callers.is_required());
 
     let limits = Limits {

@@ -3,6 +3,8 @@
 //! Plain types with their JSON form and nothing else. Whatever is in an answer is true at the moment
 //! it is given: an effect that is not known is an error of its kind, never a guess in here.
 
+use std::fmt;
+
 use chrono::{DateTime, SecondsFormat, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
@@ -112,6 +114,13 @@ impl Target {
             resource_version: None,
         }
     }
+
+    /// The target as it was read.
+    pub(crate) fn found(mut self, metadata: &kube::core::ObjectMeta) -> Self {
+        self.uid.clone_from(&metadata.uid);
+        self.resource_version.clone_from(&metadata.resource_version);
+        self
+    }
 }
 
 impl std::fmt::Display for Target {
@@ -189,6 +198,30 @@ pub enum RolloutState {
     Interrupted,
 }
 
+impl fmt::Display for RolledBack {
+    /// The last sentences of a result.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Rolled back to revision {}. {}", self.revision, self.rollout)
+    }
+}
+
+impl fmt::Display for Rollout {
+    /// The second sentence of a result.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lead = match self.state {
+            RolloutState::Complete => "Complete",
+            RolloutState::Failed => "Failed",
+            RolloutState::TimedOut => "Not complete in the time allowed",
+            RolloutState::Interrupted => "Not complete at shutdown",
+        };
+        write!(f, "{lead}: {}", self.message)?;
+        match self.problems.first() {
+            Some(problem) => write!(f, " ({problem})."),
+            None => f.write_str("."),
+        }
+    }
+}
+
 pub(crate) fn milliseconds<S: Serializer>(
     time: &DateTime<Utc>,
     serializer: S,
@@ -200,4 +233,29 @@ pub(crate) fn milliseconds<S: Serializer>(
 #[must_use]
 pub fn rfc3339_millis(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+#[cfg(test)]
+impl ActionResponse {
+    /// An answer of `restart_k8s` on Deployment default/web, for tests.
+    pub(crate) fn example(outcome: Outcome) -> Self {
+        let at = "2026-01-31T12:00:00.987Z".parse().expect("is a time");
+        let target = Target::named("apps/v1", "Deployment", "default", "web");
+        ActionResponse {
+            result: "Deployment 'web' restarted.".to_owned(),
+            id: "alert-7".to_owned(),
+            kind: "restart_k8s".to_owned(),
+            outcome,
+            replayed: false,
+            offline: false,
+            target: Target { uid: Some("u1".to_owned()), ..target },
+            changes: Vec::new(),
+            warnings: Vec::new(),
+            rollout: None,
+            rolled_back: None,
+            approval: None,
+            started_at: at,
+            finished_at: at,
+        }
+    }
 }

@@ -1,13 +1,12 @@
-//! Takes a workload back to the revision that it had, once its awaited rollout has failed.
+//! Rolls a workload back to its previous revision after its awaited rollout failed.
 //!
-//! This is a second effect of the same request, and it has what the first one has: the object as it was
-//! read, a mark of its own, and a record that says it is under way before it is made. Where to was written
-//! down before the first effect and is not decided now. Several tries of the request may come here at
-//! once; the object lets one of them through, and the others find its mark.
+//! This is a second effect of the same request. Like the first one it is bound to the object as it was read,
+//! carries an id of its own, and is recorded before it is applied. The revision was recorded before the first
+//! effect and is not chosen now. Several attempts at the request may arrive here at once; the object accepts
+//! one of them, and the others find its id there.
 //!
-//! A person's limits hold, with one exception: it counts in the budget, but a budget that is used up, or
-//! the cooldown that the request itself began, does not keep a broken workload broken. What was allowed
-//! and approved was the request as it is, the way back included.
+//! The policy and the kill switch hold. The budget is charged but does not refuse: an exhausted budget, or the
+//! cooldown that the request itself started, must not keep a broken workload broken.
 
 use chrono::Utc;
 use tokio::time::{Instant, sleep};
@@ -21,11 +20,11 @@ use crate::{
     executor::{apply, failpoint::Failpoint, transaction::Transaction, wait, wait::DEFAULT_WAIT},
     k8s::{
         api::{
-            completion::{Completion, RolloutOf, TemplateIdentity},
             mutation::{Applied, ApplyError, Effect, Evidence},
             retry,
         },
         applied_requests::AppliedRequests,
+        completion::{Completion, RolloutOf, TemplateIdentity},
         revisions::{History, Revision, RollbackTarget},
         rollout,
         workload::Workload,
@@ -37,56 +36,54 @@ use crate::{
     policy::{budget::usage::UsageEntry, evaluate::Facts},
 };
 
-/// What the second effect's mark has after the request's id; no id has a slash in it.
+/// Appended to the request's id for the second effect. No request id has a slash.
 const SUFFIX: &str = "/rollback";
 
-/// What came of it.
+/// What became of the rollback.
 enum RollbackOutcome {
-    /// The workload is taken back: what that left behind, and by what its template is known.
-    Made(Applied, TemplateIdentity),
-    /// Another try of the request has seen to it, and this is the answer.
+    /// The workload is patched: what that left behind, and the template to wait for.
+    Applied(Applied, TemplateIdentity),
+    /// Another attempt has finished the request; this is its answer.
     Answered(Box<ActionResponse>),
 }
 
-/// What came of one look.
+/// What became of one attempt at it.
 enum Attempt {
-    /// It is over.
-    Over(RollbackOutcome),
-    /// The object changed under it.
+    Done(RollbackOutcome),
+    /// The object changed in between.
     Again,
-    /// It was sent and its answer lost.
+    /// The patch was sent and its answer lost.
     InDoubt,
 }
 
 impl Transaction<'_> {
-    /// Takes the workload back if that was asked for and is called for, and tells it in the answer.
+    /// Rolls the workload back if the request asks for that and the rollout failed, and adds the result to
+    /// the response.
     pub(crate) async fn roll_back_if_failed(
         &self,
         record: &mut Record,
-        answer: &mut ActionResponse,
+        response: &mut ActionResponse,
     ) {
-        let state = answer.rollout.as_ref().map(|rollout| rollout.state);
-        let failed = matches!(state, Some(RolloutState::Failed | RolloutState::TimedOut));
-        let did_something = record.intent.answer.outcome != Outcome::Unchanged;
-        if !failed || !did_something || !self.request.action.rollback_on_failure() {
+        let is_requested = self.request.action.rollback_on_failure();
+        if !is_requested || !has_failed(response, record.intent.answer.outcome) {
             return;
         }
-        answer.clear_rollback_text();
+        clear_rollback_text(response);
         let Some(fallback) = record.intent.fallback.clone() else {
-            return answer.not_rolled_back("it is not known any more what was there before");
+            return not_rolled_back(response, "the previous revision is not recorded");
         };
-        match self.roll_back(record, &fallback, answer).await {
-            Ok(RollbackOutcome::Made(made, template)) => {
-                self.wait_for_rollback(record, &fallback, made, template, answer).await;
+        match self.roll_back(record, &fallback, response).await {
+            Ok(RollbackOutcome::Applied(applied, template)) => {
+                self.wait_for_rollback(record, &fallback, applied, template, response).await;
             }
-            Ok(RollbackOutcome::Answered(theirs)) => *answer = *theirs,
+            Ok(RollbackOutcome::Answered(theirs)) => *response = *theirs,
             Err(error) if error.code == Code::OutcomeUnknown => {
-                answer.result = format!(
+                response.result = format!(
                     "{} Whether it was rolled back is unknown: {}.",
-                    answer.result, error.detail
+                    response.result, error.detail
                 );
             }
-            Err(error) => answer.not_rolled_back(&error.detail),
+            Err(error) => not_rolled_back(response, &error.detail),
         }
     }
 
@@ -94,88 +91,83 @@ impl Transaction<'_> {
         &self,
         record: &mut Record,
         fallback: &RollbackTarget,
-        answer: &mut ActionResponse,
+        response: &mut ActionResponse,
     ) -> Result<RollbackOutcome, ActionError> {
         let deadline = Instant::now() + self.context.deadline();
-        let mut pauses = retry::backoff();
-        // A try that wrote it down before us may be slow and not dead, and make it yet.
+        let mut backoff = retry::backoff();
+        // The attempt that recorded it before us may be slow rather than dead, and still apply it.
         let mut in_doubt = record.rollback.is_some();
         loop {
-            let look = self.try_roll_back(record, fallback, answer, deadline).await;
-            match (look, &record.rollback) {
-                (Ok(Attempt::Over(back)), _) => return Ok(back),
+            let attempt = self.try_roll_back(record, fallback, response, deadline).await;
+            match (attempt, &record.rollback) {
+                (Ok(Attempt::Done(outcome)), _) => return Ok(outcome),
                 (Ok(Attempt::InDoubt), _) => in_doubt = true,
                 (Ok(Attempt::Again), _) => {}
-                (Err(error), Some(effect)) if in_doubt && !settles_doubt(&error) => {
+                (Err(error), Some(effect)) if in_doubt && !settles_doubt(error.code) => {
                     return Err(apply::unknown(effect, &error.detail));
                 }
                 (Err(error), _) => return Err(error),
             }
             if Instant::now() >= deadline && !in_doubt {
-                let detail = format!("{} changed under every attempt", answer.target);
+                let detail = format!("{} kept changing while we tried", response.target);
                 return Err(ActionError::new(Code::Conflict, detail));
             }
-            sleep(pauses.next().unwrap_or_default()).await;
+            sleep(backoff.next().unwrap_or_default()).await;
         }
     }
 
-    /// Looks at the workload as it is, and takes it back if it still is as the failed rollout left it.
+    /// Reads the workload, and rolls it back if it still is as the failed rollout left it.
     async fn try_roll_back(
         &self,
         record: &mut Record,
         fallback: &RollbackTarget,
-        answer: &mut ActionResponse,
+        response: &mut ActionResponse,
         deadline: Instant,
     ) -> Result<Attempt, ActionError> {
         let CompletionSpec::Rollout(failed) = record.intent.completion.clone() else {
-            return Err(ActionError::new(Code::Internal, "there was no rollout"));
+            return Err(ActionError::new(Code::Internal, "the action has no rollout"));
         };
-        let (namespace, name) = (&answer.target.namespace, &answer.target.name);
+        let (namespace, name) = (&response.target.namespace, &response.target.name);
         let history = self.cluster.history(failed.kind, namespace, name, deadline).await?;
-        let template = |revision: Option<&Revision>| {
-            revision.map_or(TemplateIdentity::Nothing, Revision::known_by)
-        };
-        if let Some(made) = self.find_applied(record, &history, deadline).await? {
+        if let Some(applied) = self.find_applied(record, &history, deadline).await? {
             if record.rollback.is_none()
-                && let Some(theirs) = self.adopt(record, answer, deadline).await?
+                && let Some(theirs) = self.adopt_rollback(record, response, deadline).await?
             {
-                return Ok(Attempt::Over(RollbackOutcome::Answered(theirs)));
+                return Ok(Attempt::Done(RollbackOutcome::Answered(theirs)));
             }
-            return Ok(Attempt::Over(RollbackOutcome::Made(
-                made,
-                template(history.kept(fallback)),
-            )));
+            let template = history
+                .kept(fallback)
+                .map_or(TemplateIdentity::Nothing, Revision::template_identity);
+            return Ok(Attempt::Done(RollbackOutcome::Applied(applied, template)));
         }
-        let revision = target_revision(&history, fallback, &failed, answer)?;
-        self.warn_of_stuck_pods(&history, revision, answer, deadline).await;
+        let revision = target_revision(&history, fallback, &failed, response)?;
+        self.warn_of_stuck_pods(&history, revision, response, deadline).await;
         let (found, id) = (history.workload.metadata(), self.rollback_id());
         let patch = history.patch_to(revision);
         let effect = Effect::patch(failed.kind.resource(), found, &id, patch);
-        record.rolling_back(effect.clone(), answer.clone());
+        record.mark_rolling_back(effect.clone(), response.clone());
         if let Commit::Superseded(theirs) = self.ledger.settle(record, deadline).await? {
-            return Ok(Attempt::Over(RollbackOutcome::Answered(theirs)));
+            return Ok(Attempt::Done(RollbackOutcome::Answered(theirs)));
         }
-        self.check_limits(&history.workload, record, answer, deadline).await?;
+        self.check_rollback_limits(&history.workload, record, response, deadline).await?;
         Failpoint::BeforeRollback.pass();
         match self.cluster.apply(&effect, false, deadline).await {
-            Ok(made) => {
+            Ok(applied) => {
                 Failpoint::AfterRollback.pass();
-                Ok(Attempt::Over(RollbackOutcome::Made(made, revision.known_by())))
+                Ok(Attempt::Done(RollbackOutcome::Applied(applied, revision.template_identity())))
             }
             Err(ApplyError::Conflict) => Ok(Attempt::Again),
             Err(ApplyError::InDoubt(_)) => Ok(Attempt::InDoubt),
             Err(ApplyError::Rejected(error)) => Err(error),
-            Err(ApplyError::Disruption(words)) => {
-                Err(ActionError::new(Code::DisruptionBudget, words))
-            }
+            Err(ApplyError::Disruption(why)) => Err(ActionError::new(Code::DisruptionBudget, why)),
         }
     }
 
     fn rollback_id(&self) -> String {
-        format!("{}{SUFFIX}", self.ledger.subject.id)
+        format!("{}{SUFFIX}", self.ledger.request.id)
     }
 
-    /// What the second effect left behind, if it was made, by whatever try.
+    /// What the second effect left behind, if any attempt made it.
     async fn find_applied(
         &self,
         record: &Record,
@@ -185,15 +177,15 @@ impl Transaction<'_> {
         let Some(effect) = &record.rollback else {
             let found = history.workload.metadata();
             let (resource_version, generation) = (found.resource_version.clone(), found.generation);
-            let marked = AppliedRequests::from_metadata(found).contains(&self.rollback_id());
-            return Ok(marked.then_some(Applied {
+            let is_applied = AppliedRequests::from_metadata(found).contains(&self.rollback_id());
+            return Ok(is_applied.then_some(Applied {
                 resource_version,
                 generation,
                 ..Applied::default()
             }));
         };
         match self.cluster.find_evidence(effect, deadline).await? {
-            Evidence::Made(made) => Ok(Some(made)),
+            Evidence::Made(applied) => Ok(Some(applied)),
             Evidence::NotMade => Ok(None),
             Evidence::Unknowable => {
                 Err(apply::unknown(effect, "the object has been changed by others since"))
@@ -201,22 +193,21 @@ impl Transaction<'_> {
         }
     }
 
-    /// Goes on from what another try of the request has found and written down; its answer, if that is
-    /// final.
-    async fn adopt(
+    /// Continues from what another attempt has recorded; returns its answer if that is final.
+    async fn adopt_rollback(
         &self,
         record: &mut Record,
-        answer: &mut ActionResponse,
+        response: &mut ActionResponse,
         deadline: Instant,
     ) -> Result<Option<Box<ActionResponse>>, ActionError> {
         match self.ledger.find(deadline).await? {
-            ClaimState::Answered(there) => Ok(there.answer.map(Box::new)),
-            ClaimState::Applied(there) if there.state == State::RollingBack => {
-                if let (Some(effect), Some(so_far)) = (there.rollback, there.answer) {
-                    *answer = so_far;
-                    answer.clear_rollback_text();
-                    record.rolling_back(effect, answer.clone());
-                    record.resource_version = there.resource_version;
+            ClaimState::Answered(found) => Ok(found.answer.map(Box::new)),
+            ClaimState::Applied(found) if found.state == State::RollingBack => {
+                if let (Some(effect), Some(failed)) = (found.rollback, found.answer) {
+                    *response = failed;
+                    clear_rollback_text(response);
+                    record.mark_rolling_back(effect, response.clone());
+                    record.resource_version = found.resource_version;
                 }
                 Ok(None)
             }
@@ -224,73 +215,80 @@ impl Transaction<'_> {
         }
     }
 
-    /// The kill switch and the policy as it is now, of the workload as it is now.
-    async fn check_limits(
+    /// Checks policy and kill switch as they are now, for the workload as it is now.
+    async fn check_rollback_limits(
         &self,
         workload: &Workload,
         record: &Record,
-        answer: &ActionResponse,
+        response: &ActionResponse,
         deadline: Instant,
     ) -> Result<(), ActionError> {
         let labels = workload.metadata().labels.clone().unwrap_or_default();
         let facts = Facts { labels: Some(&labels), ..Facts::of(self.request, None) };
         self.context.policy().judge(&facts).refuse()?;
-        let (target, at) = (&answer.target, record.written_at.unwrap_or_else(Utc::now));
+        let (target, at) = (&response.target, record.written_at.unwrap_or_else(Utc::now));
         let entry = UsageEntry::new(&self.rollback_id(), target, target, at);
         self.budget.record_unconditionally(&[entry], deadline).await
     }
 
-    /// Names the pods that a StatefulSet would wait for. Without the right to list them it is not said.
+    /// Warns of the pods that a StatefulSet would wait for, if they may be listed.
     async fn warn_of_stuck_pods(
         &self,
         history: &History,
         revision: &Revision,
-        answer: &mut ActionResponse,
+        response: &mut ActionResponse,
         deadline: Instant,
     ) {
         if !history.keeps_order() {
             return;
         }
         let selector = history.workload.label_selector();
-        let pods = self.cluster.list(&answer.target.namespace, &selector, deadline).await;
+        let pods = self.cluster.list(&response.target.namespace, &selector, deadline).await;
         let pods = pods.unwrap_or_default();
         let stuck = history.stuck(revision, &pods);
         let warning = rollout::stuck_pods_warning(&stuck);
-        if !stuck.is_empty() && !answer.warnings.contains(&warning) {
-            answer.warnings.push(warning);
+        if !stuck.is_empty() && !response.warnings.contains(&warning) {
+            response.warnings.push(warning);
         }
     }
 
-    /// Waits for the revision to be rolled out, for as long as the request allows once more: the time for
-    /// the rollout that failed is over.
+    /// Waits for the revision's rollout, for the request's time once more: the failed rollout used it up.
     async fn wait_for_rollback(
         &self,
         record: &Record,
         fallback: &RollbackTarget,
-        made: Applied,
+        applied: Applied,
         template: TemplateIdentity,
-        answer: &mut ActionResponse,
+        response: &mut ActionResponse,
     ) {
         let CompletionSpec::Rollout(RolloutOf { kind, .. }) = record.intent.completion else {
             return;
         };
         let rollout = RolloutOf { kind, template };
-        let completion = Completion::of_rollout(rollout, &answer.target, &made);
+        let completion = Completion::of_rollout(rollout, &response.target, &applied);
         let end = Instant::now() + self.request.timeout.unwrap_or(DEFAULT_WAIT);
-        self.context.progress(&format!("rolled back to revision {}", fallback.number));
+        let stage = format!("rolled back to revision {}", fallback.number);
+        self.context.observer().progress(&stage);
         let rollout = wait::until_complete(self.context, self.cluster, &completion, end).await;
-        answer.target.resource_version.clone_from(&made.resource_version);
-        let (revision, resource_version) = (fallback.number, made.resource_version);
+        response.target.resource_version.clone_from(&applied.resource_version);
+        let (revision, resource_version) = (fallback.number, applied.resource_version);
         let rolled_back = RolledBack { revision, resource_version, rollout };
-        answer.result = format!("{} {rolled_back}", answer.result);
-        answer.rolled_back = Some(rolled_back);
+        response.result = format!("{} {rolled_back}", response.result);
+        response.rolled_back = Some(rolled_back);
     }
 }
 
-/// Whether nothing is in doubt after this: what was sent cannot come to anything once the object is another
-/// one than it was sent for, and what is unknown has been told.
-fn settles_doubt(error: &ActionError) -> bool {
-    matches!(error.code, Code::PreconditionFailed | Code::OutcomeUnknown)
+/// Whether the awaited rollout failed after a change. An interrupted wait has not failed.
+fn has_failed(response: &ActionResponse, outcome: Outcome) -> bool {
+    let state = response.rollout.as_ref().map(|rollout| rollout.state);
+    outcome != Outcome::Unchanged
+        && matches!(state, Some(RolloutState::Failed | RolloutState::TimedOut))
+}
+
+/// Whether this error leaves nothing in doubt: a patch for an object that is another one now has no effect,
+/// and an unknown outcome is reported as such already.
+fn settles_doubt(code: Code) -> bool {
+    matches!(code, Code::PreconditionFailed | Code::OutcomeUnknown)
 }
 
 /// The revision to go back to, if the workload still is as the failed rollout left it.
@@ -298,9 +296,9 @@ fn target_revision<'a>(
     history: &'a History,
     fallback: &RollbackTarget,
     failed: &RolloutOf,
-    answer: &ActionResponse,
+    response: &ActionResponse,
 ) -> Result<&'a Revision, ActionError> {
-    let (target, found) = (&answer.target, history.workload.metadata());
+    let (target, found) = (&response.target, history.workload.metadata());
     let is_ours =
         failed.template != TemplateIdentity::Nothing && failed.template.is_on(&history.workload);
     if found.uid != target.uid || found.deletion_timestamp.is_some() || !is_ours {
@@ -312,21 +310,66 @@ fn target_revision<'a>(
     }
     let number = fallback.number;
     history.kept(fallback).ok_or_else(|| {
-        ActionError::new(Code::NoRevision, format!("{target} has no revision {number} any more"))
+        let detail = format!("revision {number} of {target} does not exist any more");
+        ActionError::new(Code::NoRevision, detail)
     })
 }
 
-impl ActionResponse {
-    /// Takes out what an interrupted wait has said of the way back.
-    fn clear_rollback_text(&mut self) {
-        if let Some(rolled_back) = self.rolled_back.take()
-            && let Some(before) = self.result.strip_suffix(&format!(" {rolled_back}"))
-        {
-            self.result = before.to_owned();
+/// Removes what an interrupted wait has recorded about the rollback.
+fn clear_rollback_text(response: &mut ActionResponse) {
+    if let Some(rolled_back) = response.rolled_back.take()
+        && let Some(before) = response.result.strip_suffix(&format!(" {rolled_back}"))
+    {
+        response.result = before.to_owned();
+    }
+}
+
+fn not_rolled_back(response: &mut ActionResponse, why: &str) {
+    response.result = format!("{} Not rolled back: {why}.", response.result);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::response::Rollout;
+
+    fn rollout(state: RolloutState) -> Rollout {
+        Rollout { state, message: "1 of 2 pods".to_owned(), problems: Vec::new() }
+    }
+
+    #[test]
+    fn a_rollback_follows_a_failed_rollout_of_a_change() {
+        for (state, outcome, expected) in [
+            (Some(RolloutState::Failed), Outcome::Applied, true),
+            (Some(RolloutState::TimedOut), Outcome::Applied, true),
+            (Some(RolloutState::Failed), Outcome::Unchanged, false),
+            (Some(RolloutState::Interrupted), Outcome::Applied, false),
+            (Some(RolloutState::Complete), Outcome::Applied, false),
+            (None, Outcome::Applied, false),
+        ] {
+            let rollout = state.map(rollout);
+            let response = ActionResponse { rollout, ..ActionResponse::example(outcome) };
+            assert_eq!(has_failed(&response, outcome), expected, "{state:?} {outcome:?}");
         }
     }
 
-    fn not_rolled_back(&mut self, why: &str) {
-        self.result = format!("{} Not rolled back: {why}.", self.result);
+    #[test]
+    fn doubt_ends_with_another_object_or_a_reported_doubt() {
+        assert!(settles_doubt(Code::PreconditionFailed) && settles_doubt(Code::OutcomeUnknown));
+        assert!(!settles_doubt(Code::Forbidden) && !settles_doubt(Code::ClusterUnavailable));
+    }
+
+    #[test]
+    fn the_text_of_an_interrupted_rollback_is_removed_before_the_next() {
+        let first = ActionResponse::example(Outcome::Failed);
+        let mut response = first.clone();
+        let rollout = rollout(RolloutState::Interrupted);
+        let rolled_back = RolledBack { revision: 3, resource_version: None, rollout };
+        response.result = format!("{} {rolled_back}", response.result);
+        response.rolled_back = Some(rolled_back);
+        clear_rollback_text(&mut response);
+        assert_eq!(response, first);
+        not_rolled_back(&mut response, "it is paused");
+        assert!(response.result.ends_with(" Not rolled back: it is paused."));
     }
 }

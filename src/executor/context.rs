@@ -1,51 +1,34 @@
-//! What the handler is given besides the request: the cluster, the clock's bounds, a way to tell
-//! progress and a way to be told to stop. Made once by an entry point; cheap to clone.
+//! What every action needs besides its request: the cluster, the policy, time limits, an observer, the stop
+//! signal. An entry point makes it once; a clone is cheap. It knows no transport.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::sleep};
 
 use crate::{
-    actions::request::ActionRequest,
     config::{Settings, reload::Reloading},
-    contract::{
-        error::{ActionError, Code},
-        response::ActionResponse,
-    },
-    executor::target_lock::TargetLocks,
+    contract::error::{ActionError, Code},
+    executor::{observer::Observer, target_lock::TargetLocks},
     k8s::api::client::Cluster,
-    ledger::record::RequestMetadata,
     policy::Policy,
     telemetry::metrics::Metrics,
 };
 
-/// Told each new stage of a long wait, in a sentence.
-pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
-
-/// Told that a request's record stands in the ledger, and that its answer may take long: from now on
-/// whoever reads the record can tell of it, and a crash loses nothing.
-pub type Claimed = Arc<dyn Fn(&RequestMetadata) + Send + Sync>;
-/// Told when nothing is left of an action but a long wait, which costs little.
-pub type OnWaiting = Arc<dyn Fn() + Send + Sync>;
-
-/// The handler's surroundings.
+/// What every action needs besides its request.
 #[derive(Clone)]
 pub struct Context {
     cluster: Option<Cluster>,
     policy: Arc<Reloading<Policy>>,
     deadline: Duration,
     replay_window: Duration,
-    progress: Progress,
-    claimed: Claimed,
-    on_waiting: OnWaiting,
-    turns: Arc<TargetLocks>,
-    metrics: Option<Arc<Metrics>>,
+    observer: Observer,
+    target_locks: Arc<TargetLocks>,
     stopping: watch::Receiver<bool>,
 }
 
 impl Context {
-    /// A context for this cluster (none: simulation is offline), this policy and these settings, in
-    /// which a wait ends when `stopping` becomes true.
+    /// A context for this cluster (`None`: simulations are offline), this policy and these settings. Waits
+    /// end when `stopping` becomes true.
     #[must_use]
     pub fn new(
         cluster: Option<Cluster>,
@@ -53,71 +36,40 @@ impl Context {
         settings: &Settings,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        let policy = Arc::new(policy);
         let Settings { deadline, replay_window, .. } = *settings;
-        let progress: Progress = Arc::new(|_| ());
-        let claimed: Claimed = Arc::new(|_| ());
         Context {
             cluster,
-            policy,
+            policy: Arc::new(policy),
             deadline,
             replay_window,
-            progress,
-            claimed,
-            on_waiting: Arc::new(|| ()),
-            turns: Arc::default(),
-            metrics: None,
+            observer: Observer::default(),
+            target_locks: Arc::default(),
             stopping,
         }
     }
 
-    /// The same context with somebody to tell progress to.
+    /// The context with its observer changed, as by `|observer| observer.on_waiting(...)`.
     #[must_use]
-    pub fn telling(mut self, progress: Progress) -> Self {
-        self.progress = progress;
+    pub(crate) fn map_observer(mut self, change: impl FnOnce(Observer) -> Observer) -> Self {
+        self.observer = change(self.observer);
         self
     }
 
-    /// The same context with somebody to tell that a request's record stands.
+    /// The context for work that ends within `limit`: its calls are bounded by it, and its waits end then
+    /// if they have not ended before.
     #[must_use]
-    pub fn claiming(mut self, claimed: Claimed) -> Self {
-        self.claimed = claimed;
-        self
-    }
-
-    /// The same context with one more to tell when only a wait is left.
-    #[must_use]
-    pub fn resting(mut self, also: OnWaiting) -> Self {
-        let before = self.on_waiting;
-        self.on_waiting = Arc::new(move || {
-            before();
-            also();
-        });
-        self
-    }
-
-    /// The same context with somebody to count.
-    #[must_use]
-    pub fn counting(mut self, metrics: Arc<Metrics>) -> Self {
-        self.metrics = Some(metrics);
-        self
-    }
-
-    /// The same context for work that has to be over after `left`: its calls are bounded by it, and its
-    /// waits told to stop then, if they are not before.
-    #[must_use]
-    pub fn with_deadline(mut self, left: Duration) -> Self {
+    pub fn with_deadline(mut self, limit: Duration) -> Self {
         let (stop, stopping) = watch::channel(false);
-        let mut before = self.stopping;
+        let mut outer = self.stopping;
         tokio::spawn(async move {
             tokio::select! {
-                () = sleep(left) => { let _ = stop.send(true); }
-                () = stopped(&mut before) => { let _ = stop.send(true); }
-                // Whoever was to be told has gone.
+                () = sleep(limit) => { let _ = stop.send(true); }
+                () = stopped(&mut outer) => { let _ = stop.send(true); }
+                // The work is over.
                 () = stop.closed() => {}
             }
         });
-        self.deadline = self.deadline.min(left);
+        self.deadline = self.deadline.min(limit);
         self.stopping = stopping;
         self
     }
@@ -128,90 +80,65 @@ impl Context {
         self.cluster.as_ref()
     }
 
-    /// The cluster, where nothing goes without it; `so` is what comes of there being none.
+    /// The cluster, where nothing works without one; `consequence` ends the sentence "no cluster is
+    /// configured, so ...".
     ///
     /// # Errors
     /// [`Code::Configuration`] if none is configured.
-    pub(crate) fn require_cluster(&self, so: &str) -> Result<&Cluster, ActionError> {
+    pub(crate) fn require_cluster(&self, consequence: &str) -> Result<&Cluster, ActionError> {
         self.cluster().ok_or_else(|| {
-            ActionError::new(Code::Configuration, format!("no cluster is configured, so {so}"))
+            let detail = format!("no cluster is configured, so {consequence}");
+            ActionError::new(Code::Configuration, detail)
                 .with_hint("set KUBECONFIG, or run where a service account is mounted")
         })
     }
 
-    /// Longest time for the calls of one action, waiting for its effect aside.
+    /// The time limit for the calls of one action; the wait for its effect does not count.
     #[must_use]
     pub fn deadline(&self) -> Duration {
         self.deadline
     }
 
-    /// How old a real request may be, by its own word.
+    /// The maximum age of a real request, by its own `issued_at`.
     #[must_use]
     pub fn replay_window(&self) -> Duration {
         self.replay_window
     }
 
-    /// Becomes true when the process is told to stop.
+    /// Becomes true when the process is shutting down.
     #[must_use]
     pub fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.clone()
     }
 
-    /// The policy as it is now.
+    /// The current policy. This reads the file: call it once per request, and once more for the recheck
+    /// right before an effect.
     #[must_use]
     pub fn policy(&self) -> Arc<Policy> {
         self.policy.current()
     }
 
-    /// Tells that nothing is left but a wait.
-    pub(crate) fn waiting(&self) {
-        (self.on_waiting)();
-    }
-
-    /// The turns of this process at the objects that are acted upon.
-    pub(crate) fn target_locks(&self) -> &Arc<TargetLocks> {
-        &self.turns
-    }
-
-    /// Tells a stage of a wait.
-    pub(crate) fn progress(&self, stage: &str) {
-        (self.progress)(stage);
-    }
-
-    /// Tells that a request's record stands; more than once does no harm.
-    pub(crate) fn claimed(&self, subject: &RequestMetadata) {
-        (self.claimed)(subject);
-    }
-
-    /// Who counts, if somebody does.
-    #[must_use]
-    pub fn metrics(&self) -> Option<&Metrics> {
-        self.metrics.as_deref()
-    }
-
-    /// Counts an answered action.
-    pub(crate) fn count(
-        &self,
-        request: &ActionRequest,
-        result: &Result<ActionResponse, ActionError>,
-        took: Duration,
-    ) {
-        if let Some(metrics) = self.metrics() {
-            let result = match result {
-                Ok(answer) => answer.outcome.name(),
-                Err(error) => error.code.name(),
-            };
-            metrics.action(request.action.kind().name(), request.simulate, &result, took);
-        }
-    }
-
-    /// Why the policy's file is not what holds, if it is not.
+    /// Why the policy file is not the policy in use, if it is not.
     #[must_use]
     pub fn policy_error(&self) -> Option<ActionError> {
         self.policy.load_error()
     }
 
-    /// Whether the cluster serves. Without one there is nothing to fail.
+    pub(crate) fn observer(&self) -> &Observer {
+        &self.observer
+    }
+
+    /// The metrics, if there are any.
+    #[must_use]
+    pub fn metrics(&self) -> Option<&Metrics> {
+        self.observer.metrics()
+    }
+
+    pub(crate) fn target_locks(&self) -> &TargetLocks {
+        &self.target_locks
+    }
+
+    /// Whether the cluster answers. Without a cluster nothing can fail.
     ///
     /// # Errors
     /// Why it does not.
@@ -223,7 +150,7 @@ impl Context {
     }
 }
 
-/// Returns when we are told to stop; never, when nobody is left who could tell.
+/// Returns when the process is shutting down; never, if its sender is gone.
 pub(crate) async fn stopped(stopping: &mut watch::Receiver<bool>) {
     if stopping.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;

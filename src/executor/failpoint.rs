@@ -1,33 +1,31 @@
-//! Places where the process may be made to die, as a crash would, to see what its next try makes of
-//! it, or where a handler may be made to panic, as a bug would. Only in debug builds, and only when
-//! `ACTION_EXECUTOR_FAILPOINT` or `ACTION_EXECUTOR_PANICPOINT` names the place; in a release there is
-//! nothing here.
+//! Failpoints for tests: steps at which the process aborts, as in a crash, or panics, as with a bug. They work
+//! only in debug builds, and only if `ACTION_EXECUTOR_FAILPOINT` or `ACTION_EXECUTOR_PANICPOINT` names the step.
 
 /// The steps of a real action between which a crash matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failpoint {
-    /// It was decided what to do; nothing is written.
+    /// The plan is made; nothing is written.
     BeforeClaim,
     /// The request is claimed.
     AfterClaim,
     /// The budget is charged; the effect is next.
     BeforeWrite,
-    /// The effect is made.
+    /// The effect is applied.
     AfterWrite,
-    /// The effect is complete, if that was asked for; the record is next.
+    /// The wait for completion is over, if the request waits; the record is next.
     BeforeRecord,
     /// The answer is recorded.
     AfterRecord,
-    /// The answer is about to be given.
+    /// The answer is next.
     BeforeAnswer,
-    /// The awaited rollout has failed, and the record says that it is about to be taken back.
+    /// The awaited rollout failed, and the rollback is recorded; the rollback is next.
     BeforeRollback,
-    /// It is taken back; the wait for that is next.
+    /// The rollback is applied; the wait for it is next.
     AfterRollback,
 }
 
 impl Failpoint {
-    /// Those of every action, in the order in which they are passed.
+    /// The failpoints of every action, in order.
     pub const ALL: [Failpoint; 7] = [
         Failpoint::BeforeClaim,
         Failpoint::AfterClaim,
@@ -38,16 +36,16 @@ impl Failpoint {
         Failpoint::BeforeAnswer,
     ];
 
-    /// Those of an action that has failed and is taken back.
+    /// The failpoints of a rollback.
     pub const ROLLBACK: [Failpoint; 2] = [Failpoint::BeforeRollback, Failpoint::AfterRollback];
 
-    /// The name by which the environment calls it.
+    /// The name, as in the environment variable.
     #[must_use]
     pub fn name(self) -> String {
         format!("{self:?}")
     }
 
-    /// Dies or panics here if that was asked for.
+    /// Aborts or panics if the environment names this failpoint.
     pub(crate) fn pass(self) {
         #[cfg(debug_assertions)]
         {

@@ -1,7 +1,8 @@
-//! `handle`: one request in, one answer out, whichever door it came through.
+//! [`handle`]: one request in, one answer or error out, for every entry point.
 //!
-//! It settles what is common to all actions: the request's id, the time allowed, whether there is a
-//! cluster at all. A simulation is planned and tried here; a real action is a `transaction`.
+//! This module does what all actions share: the request's id, its time limits, whether a cluster is
+//! configured. A simulation is planned and tried here; a real action is a [`transaction`]. Nothing here knows
+//! a transport or a single action.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,26 +24,28 @@ use crate::{
     },
 };
 
-pub mod apply;
-pub mod auto_rollback;
+pub(crate) mod apply;
+pub(crate) mod auto_rollback;
 pub mod context;
-pub mod drain;
+pub(crate) mod drain;
 pub mod failpoint;
+pub(crate) mod follow_up;
+pub(crate) mod incoming;
+pub(crate) mod observer;
 pub mod reply;
-pub mod status;
-pub mod target_lock;
-pub mod transaction;
-pub mod wait;
+pub(crate) mod status;
+pub(crate) mod target_lock;
+pub(crate) mod transaction;
+pub(crate) mod wait;
 
-/// How far in the future a request may seem to come from, since clocks differ.
+/// How far ahead of ours a client's clock may be.
 const MAX_CLOCK_SKEW: TimeDelta = TimeDelta::seconds(60);
 
-/// Does what the request asks, and tells what came of it.
+/// Executes the request and returns its answer.
 ///
 /// # Errors
-/// An [`ActionError`] whenever the action was not done, or, as [`Code::OutcomeUnknown`], when that
-/// is not known. An action that was done and did not lead to what was waited for is an answer with
-/// [`Outcome::Failed`].
+/// Why the action was not done; [`Code::OutcomeUnknown`] if it is not known whether it was. An action that
+/// was done, and whose awaited effect failed, is an answer with [`Outcome::Failed`].
 pub async fn handle(
     context: &Context,
     request: ActionRequest,
@@ -67,39 +70,40 @@ async fn handle_traced(
     id: &RequestId,
 ) -> Result<ActionResponse, ActionError> {
     let began = Instant::now();
-    let result = answer_request(context, request, id).await;
-    context.count(request, &result, began.elapsed());
+    let result = simulate_or_execute(context, request, id).await;
+    context.observer().answered(request, &result, began.elapsed());
     record_in_span(&result);
     log(request, id, &result);
     Failpoint::BeforeAnswer.pass();
     result.map_err(|error| error.with_id(id))
 }
 
-async fn answer_request(
+async fn simulate_or_execute(
     context: &Context,
     request: &ActionRequest,
     id: &RequestId,
 ) -> Result<ActionResponse, ActionError> {
-    let asked = plan_input(context, request, id);
+    let input = plan_input(context, request, id);
     if request.simulate {
-        return simulate(context, request, &asked).await;
+        return simulate(context, request, &input).await;
     }
     let cluster = context.require_cluster("nothing can be done")?;
-    check_replay_window("issued_at", request.issued_at, asked.at, context.replay_window())?;
+    check_replay_window("issued_at", request.issued_at, input.at, context.replay_window())?;
     let target = request.action.target();
-    let turn = Arc::new(context.target_locks().take(&target, id, asked.deadline).await?);
-    // Its effect is made by then: nobody else has to wait for its completion.
-    let ended = turn.clone();
-    let context = context.clone().resting(Arc::new(move || ended.end()));
-    transaction::execute(&context, cluster, request, asked).await
+    let guard = Arc::new(context.target_locks().acquire(&target, id, input.deadline).await?);
+    // An action that only waits has made its effect: the next one need not wait for its completion.
+    let waiting = guard.clone();
+    let context =
+        context.clone().map_observer(|observer| observer.on_waiting(move || waiting.release()));
+    transaction::execute(&context, cluster, request, input).await
 }
 
 fn plan_input(context: &Context, request: &ActionRequest, id: &RequestId) -> PlanInput {
-    let calls = request.timeout.map_or(context.deadline(), |it| it.min(context.deadline()));
+    let limit = request.timeout.map_or(context.deadline(), |it| it.min(context.deadline()));
     PlanInput {
         id: id.clone(),
         at: Utc::now(),
-        deadline: Instant::now() + calls,
+        deadline: Instant::now() + limit,
         wait: request.wait,
         precondition: request.precondition.clone(),
         uid: None,
@@ -107,8 +111,8 @@ fn plan_input(context: &Context, request: &ActionRequest, id: &RequestId) -> Pla
     }
 }
 
-/// What the ledger may have forgotten cannot be recognised as done, so it is not done again. Nor is a
-/// request from the future, which would outlive the ledger's memory.
+/// Refuses a request that is too old for the ledger to recognise as done, and one from the future, which
+/// would outlive the ledger's memory.
 pub(crate) fn check_replay_window(
     field: &str,
     issued_at: Option<DateTime<Utc>>,
@@ -126,49 +130,51 @@ pub(crate) fn check_replay_window(
     };
     Err(ActionError::new(Code::RequestExpired, format!("{field}: {what}"))
         .with_field(field)
-        .with_hint("decide anew, and send a new request with an id of its own"))
+        .with_hint(
+            "check whether the action is still needed; if so, send a new request with a new id",
+        ))
 }
 
-/// Has the API server try it, or without a cluster says what can be said. What the policy would say of
-/// the real action is a warning.
+/// Has the API server try the effect; without a cluster, says what is known from the request alone. What the
+/// policy decides about the real action is a warning.
 async fn simulate(
     context: &Context,
     request: &ActionRequest,
-    asked: &PlanInput,
+    input: &PlanInput,
 ) -> Result<ActionResponse, ActionError> {
     let policy = context.policy();
     policy.judge(&Facts::of(request, None)).refuse()?;
     let Some(cluster) = context.cluster() else {
-        return Ok(offline(request, asked, &policy));
+        return Ok(simulate_offline(request, input, &policy));
     };
-    let done = apply::simulate(context, cluster, request, asked).await?;
+    let done = apply::simulate(context, cluster, request, input).await?;
     policy.judge_plan(request, &done.plan, true).refuse()?;
-    let foreseen = policy_preview(&policy.judge_plan(request, &done.plan, false));
-    let mut answer = ActionResponse::to(request, asked, done.outcome, done.result);
-    answer.replayed = done.replayed;
-    answer.warnings.extend(done.plan.warnings.iter().cloned());
-    answer.warnings.extend(done.made.warnings_for_answer());
-    answer.warnings.extend(foreseen);
-    answer.changes = done.plan.changes;
-    answer.target = done.plan.target;
-    if done.made.resource_version.is_some() {
-        answer.target.resource_version = done.made.resource_version;
+    let preview = policy_preview(&policy.judge_plan(request, &done.plan, false));
+    let mut response = response_to(request, input, done.outcome, done.result);
+    response.replayed = done.replayed;
+    response.warnings.extend(done.plan.warnings.iter().cloned());
+    response.warnings.extend(done.applied.warnings_for_answer());
+    response.warnings.extend(preview);
+    response.changes = done.plan.changes;
+    response.target = done.plan.target;
+    if done.applied.resource_version.is_some() {
+        response.target.resource_version = done.applied.resource_version;
     }
-    Ok(answer)
+    Ok(response)
 }
 
-fn offline(request: &ActionRequest, asked: &PlanInput, policy: &Policy) -> ActionResponse {
-    let preview = request.action.plannable().preview(asked);
-    let mut answer = ActionResponse::to(request, asked, Outcome::Simulated, preview.result);
-    answer.offline = true;
-    answer.changes = preview.changes;
-    answer.warnings.push("no cluster is configured: the target was not looked at".to_owned());
+fn simulate_offline(request: &ActionRequest, input: &PlanInput, policy: &Policy) -> ActionResponse {
+    let preview = request.action.plannable().preview(input);
+    let mut response = response_to(request, input, Outcome::Simulated, preview.result);
+    response.offline = true;
+    response.changes = preview.changes;
+    response.warnings.push("no cluster is configured: the target was not read".to_owned());
     let facts = Facts { simulate: false, ..Facts::of(request, None) };
-    answer.warnings.extend(policy_preview(&policy.judge(&facts)));
-    answer
+    response.warnings.extend(policy_preview(&policy.judge(&facts)));
+    response
 }
 
-/// What the policy says of the same, were it not a simulation.
+/// What the policy decides about the same action if it is not simulated.
 fn policy_preview(verdict: &Verdict) -> Option<String> {
     match verdict.refuse() {
         Err(refusal) => Some(format!("the real action would be refused: {}", refusal.detail)),
@@ -179,14 +185,39 @@ fn policy_preview(verdict: &Verdict) -> Option<String> {
     }
 }
 
-/// Says in the action's span what came of it, as the metrics do.
+/// The response before anything is known from the cluster.
+fn response_to(
+    request: &ActionRequest,
+    input: &PlanInput,
+    outcome: Outcome,
+    result: String,
+) -> ActionResponse {
+    ActionResponse {
+        result,
+        id: input.id.to_string(),
+        kind: request.action.kind().name().to_owned(),
+        outcome,
+        replayed: false,
+        offline: false,
+        target: request.action.target(),
+        changes: Vec::new(),
+        warnings: request.action.warnings(),
+        rollout: None,
+        rolled_back: None,
+        approval: None,
+        started_at: input.at,
+        finished_at: Utc::now(),
+    }
+}
+
+/// Records the result in the action's span, under the name that the metrics use.
 fn record_in_span(result: &Result<ActionResponse, ActionError>) {
-    let (word, failed) = match result {
-        Ok(answer) => (answer.outcome.name(), answer.outcome == Outcome::Failed),
+    let (name, failed) = match result {
+        Ok(response) => (response.outcome.name(), response.outcome == Outcome::Failed),
         Err(error) => (error.code.name(), true),
     };
     let span = Span::current();
-    span.record("action_executor.result", word);
+    span.record("action_executor.result", name);
     if failed {
         span.record("otel.status_code", "ERROR");
     }
@@ -198,9 +229,9 @@ fn log(request: &ActionRequest, id: &RequestId, result: &Result<ActionResponse, 
     let reason = request.reason.as_deref();
     let (simulate, id) = (request.simulate, &**id);
     match result {
-        Ok(answer) => tracing::info!(
-            id, action, simulate, requester, reason, replayed = answer.replayed,
-            outcome = ?answer.outcome, result = answer.result, "action answered"
+        Ok(response) => tracing::info!(
+            id, action, simulate, requester, reason, replayed = response.replayed,
+            outcome = ?response.outcome, result = response.result, "action answered"
         ),
         Err(error) => tracing::warn!(
             id, action, simulate, requester, reason,
@@ -209,39 +240,12 @@ fn log(request: &ActionRequest, id: &RequestId, result: &Result<ActionResponse, 
     }
 }
 
-impl ActionResponse {
-    /// The beginning of an answer to this request: what is known before the cluster is asked.
-    pub(crate) fn to(
-        request: &ActionRequest,
-        asked: &PlanInput,
-        outcome: Outcome,
-        result: String,
-    ) -> Self {
-        ActionResponse {
-            result,
-            id: asked.id.to_string(),
-            kind: request.action.kind().name().to_owned(),
-            outcome,
-            replayed: false,
-            offline: false,
-            target: request.action.target(),
-            changes: Vec::new(),
-            warnings: request.action.warnings(),
-            rollout: None,
-            rolled_back: None,
-            approval: None,
-            started_at: asked.at,
-            finished_at: Utc::now(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_forgotten_after_the_window_and_unheard_of_before_its_time() {
+    fn a_request_expires_after_the_window_and_before_its_time() {
         let now: DateTime<Utc> = "2026-01-31T12:00:00Z".parse().expect("is a time");
         let age = |seconds: i64| {
             let issued_at = now - TimeDelta::seconds(seconds);

@@ -1,133 +1,163 @@
-//! The doors. Each brings bytes to the one handler and carries its answer away; none knows an action.
+//! The reply to a request: an answer or a problem, with the statuses that go with it. It knows no transport.
 
-use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
-    actions::request::{ActionRequest, IdempotencyKey},
-    auth::Caller,
     contract::{
         error::ActionError,
         response::{ActionResponse, Outcome},
     },
-    executor,
-    executor::{context::Context, handle},
     ledger::record::is_final,
 };
 
-/// An answer or a problem, ready to be carried away.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// One line of JSON, without the line's end.
-    pub body: Vec<u8>,
-    /// The HTTP status that goes with it.
-    pub http_status: u16,
-    /// The exit status that goes with it.
-    pub exit_status: u8,
-    /// Whether the body is a problem document (RFC 9457).
-    pub problem: bool,
-    /// Whether the same request may go better another time.
-    pub retryable: bool,
-    /// Seconds to wait before another try.
-    pub retry_after_seconds: Option<u64>,
-}
-
-/// A request as it was delivered.
+/// An answer or a problem.
 #[derive(Clone, Debug)]
-pub struct IncomingRequest {
-    /// The request in JSON.
-    pub body: Vec<u8>,
-    /// An id that came beside it.
-    pub key: Option<IdempotencyKey>,
-    /// The event that brought it.
-    pub event: Option<EventMetadata>,
+pub enum Reply {
+    /// The action has an answer.
+    Done(Box<ActionResponse>),
+    /// The action was not done, or it is not known whether it was.
+    Problem(ActionError),
 }
 
-/// The event that brought a request.
-#[derive(Clone, Debug)]
-pub struct EventMetadata {
-    /// The event's own id, which is that of a request that brings none.
-    pub key: IdempotencyKey,
-    /// When the event was made.
-    pub made_at: Option<DateTime<Utc>>,
+/// How a reply looks to callers that read a status alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Statuses {
+    http: u16,
+    exit: u8,
 }
 
-impl IncomingRequest {
-    /// Reads the request.
-    ///
-    /// # Errors
-    /// As [`ActionRequest::parse`] and [`ActionRequest::with_idempotency_key`] say.
-    pub fn request(&self) -> Result<ActionRequest, ActionError> {
-        let request = ActionRequest::parse(&self.body)?.with_idempotency_key(self.key.as_ref())?;
-        let event = self.event.as_ref().filter(|_| request.id.is_none());
-        request.with_idempotency_key(event.map(|event| &event.key))
+impl Reply {
+    /// The HTTP status.
+    #[must_use]
+    pub fn http_status(&self) -> u16 {
+        match self {
+            Reply::Done(response) => statuses(response).http,
+            Reply::Problem(error) => error.code.http_status(),
+        }
+    }
+
+    /// The exit status (sysexits).
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Reply::Done(response) => statuses(response).exit,
+            Reply::Problem(error) => error.code.exit_status(),
+        }
+    }
+
+    /// Whether resending the same request may help. A pending approval is not resent: only a person can
+    /// end it.
+    #[must_use]
+    pub fn retryable(&self) -> bool {
+        match self {
+            Reply::Done(_) => self.http_status() == 503,
+            Reply::Problem(error) => error.code.retryable(),
+        }
+    }
+
+    /// Seconds to wait before a retry.
+    #[must_use]
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        match self {
+            Reply::Done(_) => None,
+            Reply::Problem(error) => error.retry_after_seconds(),
+        }
+    }
+
+    /// The outcome, or the problem's code.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Reply::Done(response) => response.outcome.name(),
+            Reply::Problem(error) => error.code.name(),
+        }
+    }
+
+    /// One line of JSON, without the line's end. A problem is a problem document (RFC 9457).
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        match self {
+            Reply::Done(response) => json(response),
+            Reply::Problem(error) => json(error),
+        }
+    }
+
+    /// The same as a JSON value.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        let value = match self {
+            Reply::Done(response) => serde_json::to_value(response),
+            Reply::Problem(error) => serde_json::to_value(error),
+        };
+        value.unwrap_or_default()
     }
 }
 
-/// Does what this caller asks.
-///
-/// A request is no younger than the event that brought it, whatever became of the event in between: one
-/// that has lain in a dead-letter queue for longer than the ledger remembers may have been done. The event's
-/// time is no part of the request, so that a caller may send the same request in another event.
-///
-/// # Errors
-/// That the caller may not ask for this, that the request cannot be read, or as [`handle`] says.
-pub async fn execute_as(
-    context: &Context,
-    caller: Option<&Caller>,
-    delivery: &IncomingRequest,
-) -> Result<ActionResponse, ActionError> {
-    let mut request = delivery.request()?;
-    if let Some(caller) = caller {
-        request = caller.authorize_request(request, context.cluster()).await?;
-    }
-    let made_at = delivery.event.as_ref().and_then(|event| event.made_at);
-    if !request.simulate && request.issued_at.is_none() {
-        executor::check_replay_window("time", made_at, Utc::now(), context.replay_window())?;
-    }
-    // A real action's steps are many and their state is large; on the heap, no door's stack grows by it.
-    Box::pin(handle(context, request)).await
-}
-
-impl From<ActionError> for Answer {
+impl From<ActionError> for Reply {
     fn from(error: ActionError) -> Self {
-        Answer {
-            body: json(&error),
-            http_status: error.code.http_status(),
-            exit_status: error.code.exit_status(),
-            problem: true,
-            retryable: error.code.retryable(),
-            retry_after_seconds: error.retry_after_seconds(),
-        }
+        Reply::Problem(error)
     }
 }
 
-impl From<ActionResponse> for Answer {
+impl From<ActionResponse> for Reply {
     fn from(response: ActionResponse) -> Self {
-        let (http_status, exit_status) = statuses(&response);
-        Answer {
-            body: json(&response),
-            http_status,
-            exit_status,
-            problem: false,
-            // Nothing is gained by asking again at once for a person's approval.
-            retryable: http_status == 503,
-            retry_after_seconds: None,
-        }
+        Reply::Done(Box::new(response))
     }
 }
 
-/// An effect that did not lead to what was waited for is no success to a caller who looks at the
-/// status alone, and is not to be retried either; one whose wait was cut short may be.
-fn statuses(response: &ActionResponse) -> (u16, u8) {
-    match response.outcome {
+/// A failed effect is no success to a caller that reads the status alone, and a retry does not help it. An
+/// interrupted wait may be retried.
+fn statuses(response: &ActionResponse) -> Statuses {
+    let (http, exit) = match response.outcome {
         Outcome::Failed if !is_final(response) => (503, 75),
         Outcome::Failed => (422, 69),
         Outcome::PendingApproval => (202, 75),
-        _ => (200, 0),
-    }
+        Outcome::Applied | Outcome::Unchanged | Outcome::Simulated => (200, 0),
+    };
+    Statuses { http, exit }
 }
 
-pub(crate) fn json(value: &impl serde::Serialize) -> Vec<u8> {
-    // Plain structs of strings, numbers and times: there is nothing in them that JSON cannot say.
+/// A plain struct as JSON. Strings, numbers and times always serialize.
+pub(crate) fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::{
+        error::Code,
+        response::{Rollout, RolloutState},
+    };
+
+    #[test]
+    fn each_outcome_has_its_statuses() {
+        let failed = |state| ActionResponse {
+            rollout: Some(Rollout { state, message: String::new(), problems: Vec::new() }),
+            ..ActionResponse::example(Outcome::Failed)
+        };
+        let example = ActionResponse::example;
+        for (response, http, exit, retryable) in [
+            (example(Outcome::Applied), 200, 0, false),
+            (example(Outcome::Unchanged), 200, 0, false),
+            (example(Outcome::Simulated), 200, 0, false),
+            (example(Outcome::PendingApproval), 202, 75, false),
+            (failed(RolloutState::Failed), 422, 69, false),
+            (failed(RolloutState::TimedOut), 422, 69, false),
+            (failed(RolloutState::Interrupted), 503, 75, true),
+        ] {
+            let reply = Reply::from(response);
+            assert_eq!((reply.http_status(), reply.exit_status()), (http, exit), "{reply:?}");
+            assert_eq!(reply.retryable(), retryable, "{reply:?}");
+        }
+    }
+
+    #[test]
+    fn a_problem_replies_with_the_statuses_of_its_code() {
+        let reply = Reply::from(ActionError::new(Code::RateLimited, "too soon"));
+        assert_eq!((reply.http_status(), reply.retryable()), (429, true));
+        assert_eq!(reply.name(), "rate_limited");
+        assert_eq!(reply.to_value()["detail"], "too soon");
+    }
 }

@@ -1,9 +1,9 @@
-//! How a request is getting on, told from its record alone: whoever can read the ledger can tell, whether
-//! it is at the request itself or not, and after any crash.
+//! The status of a request, from its record alone: any process that can read the ledger can report it,
+//! whether it works on the request or not, and after any crash.
 //!
-//! A record says how far its holder had come when it last wrote. While an effect is being waited for,
-//! nothing is written, so the target is looked at, as whoever waits looks at it. Nothing is changed here,
-//! and nobody is told anything: who may know is for the caller to ask between the two steps.
+//! A record says how far its holder was when it last wrote. During a wait nothing is written, so the target
+//! is read as the wait reads it. This module changes nothing and authorizes no one: the caller of [`find`]
+//! decides who may see the status.
 
 use std::time::Duration;
 
@@ -14,24 +14,21 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    actions::{ActionKind, FollowUp},
+    actions::ActionKind,
     contract::{
         error::ActionError,
         names::{Namespace, RequestId},
         response::{ActionResponse, Target, milliseconds},
     },
-    executor::{context::Context, drain::Remaining},
-    k8s::{
-        api::{client::Call, error::ApiError},
-        rollout::RolloutStatus,
-    },
+    executor::{context::Context, follow_up::Pending},
+    k8s::api::{client::Call, error::ApiError},
     ledger::record::{REQUESTER, Record, State, event_name},
 };
 
-/// The longest that reading the record, and then looking at the target, may each take.
+/// Time to read the record, and time to read the target.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is told of a request.
+/// The status of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Progress {
@@ -41,75 +38,31 @@ pub struct Progress {
     #[serde(rename = "type")]
     pub kind: String,
     /// How far it is.
-    pub state: Stage,
-    /// The same in a sentence; of what is being waited for, as it is now.
+    pub state: State,
+    /// The same in a sentence; during a wait, the progress now.
     pub detail: String,
     /// The object acted upon.
     pub target: Target,
-    /// Who asked, if it was said.
+    /// The requester, if the request names one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requester: Option<String>,
     /// When the work began (UTC).
     #[serde(serialize_with = "milliseconds")]
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub since: DateTime<Utc>,
-    /// Until when nobody else takes it over (`claimed`), or a person may approve it (`pending_approval`).
+    /// When the claim expires (`claimed`), or until when a person may approve (`pending_approval`).
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "milliseconds_if_any")]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub until: Option<DateTime<Utc>>,
-    /// Present and true if that time is over: nobody is known to be at it, and the same request may be sent
-    /// again, to be gone on with where it was left.
+    /// Present and true once `until` has passed: resend the same request to resume it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub overdue: bool,
-    /// The answer; final if the state is `answered`, and what was known when the rollout had failed if it
-    /// is `rolling_back`.
+    /// The answer: final with `answered`; with `rolling_back`, what was known when the rollout failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<ActionResponse>,
 }
 
-/// How far a request is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// Somebody is about to make its effect.
-    Claimed,
-    /// Its effect is made, and its completion is being waited for.
-    Effective,
-    /// What was waited for has failed, and the target is being taken back.
-    RollingBack,
-    /// A person has to approve it.
-    PendingApproval,
-    /// It is not known whether its effect was made.
-    InDoubt,
-    /// It was refused after it had been claimed, and nothing was done.
-    Released,
-    /// It has its final answer.
-    Answered,
-}
-
-impl Stage {
-    /// Whether nothing more comes unless the request is sent again.
-    #[must_use]
-    pub fn is_last(self) -> bool {
-        matches!(self, Stage::InDoubt | Stage::Released | Stage::Answered)
-    }
-}
-
-impl From<State> for Stage {
-    fn from(state: State) -> Self {
-        match state {
-            State::Claimed => Stage::Claimed,
-            State::InDoubt => Stage::InDoubt,
-            State::Applied => Stage::Effective,
-            State::RollingBack => Stage::RollingBack,
-            State::Answered => Stage::Answered,
-            State::Refused => Stage::Released,
-            State::Pending => Stage::PendingApproval,
-        }
-    }
-}
-
-/// A record that was found, of which nothing has been told yet.
+/// A request whose record was found.
 pub struct Operation {
     id: RequestId,
     record: Record,
@@ -117,7 +70,7 @@ pub struct Operation {
     message: String,
 }
 
-/// Finds the record of a request; `None` if there is none in that namespace (any more).
+/// Finds the record of a request; `None` if the namespace has none, or none any more.
 ///
 /// # Errors
 /// Why the ledger could not be read.
@@ -126,20 +79,20 @@ pub async fn find(
     namespace: &Namespace,
     id: &RequestId,
 ) -> Result<Option<Operation>, ActionError> {
-    let cluster = context.require_cluster("nothing is remembered")?;
+    let cluster = context.require_cluster("no request has a record")?;
     let name = event_name(id);
     let deadline = Instant::now() + STATUS_TIMEOUT;
     match cluster.try_get::<Event>(namespace, &name, deadline).await {
         Ok(event) => Ok(Operation::read(id, event)),
         Err(ApiError::NotFound) => Ok(None),
-        Err(fault) => {
-            Err(cluster.explain(&Call::of::<Event>("get", namespace, Some(&name)), fault).await)
+        Err(error) => {
+            Err(cluster.explain(&Call::of::<Event>("get", namespace, Some(&name)), error).await)
         }
     }
 }
 
 impl Operation {
-    /// What an Event holds. One that holds no record is none of ours, whatever its name.
+    /// `None` for an Event without a record: it is not ours, whatever its name.
     fn read(id: &RequestId, event: Event) -> Option<Self> {
         let record = Record::read(&event)?;
         let annotations = event.metadata.annotations.unwrap_or_default();
@@ -157,80 +110,71 @@ impl Operation {
         ActionKind::named(&self.record.intent.answer.kind).ok()
     }
 
-    /// The record's version: the same as long as nobody writes to it.
+    /// The record's version, which changes with every write.
     #[must_use]
     pub fn version(&self) -> Option<&str> {
         self.record.resource_version.as_deref()
     }
 
-    /// What is to be told, with a look at the target if its completion is being waited for.
+    /// The status. During a wait this reads the target.
     pub async fn progress(&self, context: &Context) -> Progress {
         let progress = self.from_record(Utc::now());
         match progress.state {
-            Stage::Effective => Progress { detail: self.observe(context).await, ..progress },
+            State::Applied => Progress { detail: self.observe(context).await, ..progress },
             _ => progress,
         }
     }
 
-    /// What the record says by itself.
+    /// The status that the record itself gives.
     fn from_record(&self, now: DateTime<Utc>) -> Progress {
-        let Record { state, expires_at: until, intent, answer, .. } = &self.record;
-        let state = Stage::from(*state);
-        let overdue = now >= *until;
-        let timed = matches!(state, Stage::Claimed | Stage::PendingApproval);
+        let Record { state, expires_at, intent, answer, .. } = &self.record;
+        let can_expire = matches!(state, State::Claimed | State::PendingApproval);
+        let overdue = can_expire && now >= *expires_at;
         let detail = match state {
-            Stage::Claimed if overdue => {
-                "its holder's time is over; send the same request again, and it is gone on with"
-                    .into()
+            State::Claimed if overdue => {
+                "its claim has expired; resend the same request to resume it".to_owned()
             }
-            Stage::Claimed => "it is being done".into(),
-            Stage::PendingApproval if overdue => {
-                "nobody approved it in time; send the same request again to ask anew".into()
+            State::Claimed => "it is in progress".to_owned(),
+            State::PendingApproval if overdue => {
+                "it was not approved in time; resend the same request to ask again".to_owned()
             }
-            Stage::RollingBack => "the rollout has failed and is being taken back".into(),
-            // What people read in the Event says why.
+            State::RollingBack => "the rollout failed and is being rolled back".to_owned(),
+            // The Event's message says why.
             _ => self.message.clone(),
         };
-        let told = answer.as_ref().filter(|_| state != Stage::Effective);
-        let target = &told.unwrap_or(&intent.answer).target;
+        let answer = answer.as_ref().filter(|_| *state != State::Applied);
         Progress {
             id: self.id.to_string(),
             kind: intent.answer.kind.clone(),
-            state,
+            state: *state,
             detail,
-            target: target.clone(),
+            target: answer.unwrap_or(&intent.answer).target.clone(),
             requester: self.requester.clone(),
             since: intent.answer.started_at,
-            until: timed.then_some(*until),
-            overdue: timed && overdue,
-            answer: told.cloned(),
+            until: can_expire.then_some(*expires_at),
+            overdue,
+            answer: answer.cloned(),
         }
     }
 
-    /// How far what is waited for is, in the words of the wait.
+    /// The progress of the wait, in its own sentence.
     async fn observe(&self, context: &Context) -> String {
         let end = Instant::now() + STATUS_TIMEOUT;
-        match timeout_at(end, self.stage(context, end)).await {
+        match timeout_at(end, self.observed(context, end)).await {
             Ok(Ok(stage)) => stage,
-            Ok(Err(error)) => format!("the target could not be looked at: {}", error.detail),
-            Err(_) => "the target could not be looked at in time".to_owned(),
+            Ok(Err(error)) => format!("the target could not be read: {}", error.detail),
+            Err(_) => "the target could not be read in time".to_owned(),
         }
     }
 
-    async fn stage(&self, context: &Context, end: Instant) -> Result<String, ActionError> {
-        let cluster = context.require_cluster("nothing is remembered")?;
-        let made = self.record.made.clone().unwrap_or_default();
-        let node = &self.record.intent.answer.target;
-        match self.record.intent.completion.given(node, &made) {
-            FollowUp::Wait(completion) => Ok(match completion.check(cluster, end).await? {
-                RolloutStatus::Waiting(stage)
-                | RolloutStatus::Complete(stage)
-                | RolloutStatus::Failed(stage) => stage,
-            }),
-            FollowUp::Drain(drained) => {
-                Remaining { cluster, node, drained }.with_progress(end).await
-            }
-        }
+    async fn observed(&self, context: &Context, end: Instant) -> Result<String, ActionError> {
+        let pending = Pending {
+            cluster: context.require_cluster("no request has a record")?,
+            completion: &self.record.intent.completion,
+            target: &self.record.intent.answer.target,
+            applied: &self.record.applied.clone().unwrap_or_default(),
+        };
+        pending.progress(end).await
     }
 }
 
@@ -241,5 +185,56 @@ fn milliseconds_if_any<S: serde::Serializer>(
     match time {
         Some(time) => milliseconds(time, serializer),
         None => serializer.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+
+    fn operation(state: State) -> Operation {
+        let record = Record { state, ..Record::example() };
+        Operation {
+            id: RequestId::try_from("alert-7".to_owned()).expect("is an id"),
+            record,
+            requester: Some("pager".to_owned()),
+            message: "The message.".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_status_is_read_from_the_record() {
+        for (state, late, detail, has_until) in [
+            (State::Claimed, false, "it is in progress", true),
+            (State::Claimed, true, "its claim has expired; resend", true),
+            (State::PendingApproval, false, "The message.", true),
+            (State::PendingApproval, true, "it was not approved in time; resend", true),
+            (State::RollingBack, true, "the rollout failed", false),
+            (State::Applied, true, "The message.", false),
+            (State::InDoubt, true, "The message.", false),
+            (State::Refused, true, "The message.", false),
+            (State::Answered, true, "The message.", false),
+        ] {
+            let operation = operation(state);
+            let seconds = TimeDelta::seconds(if late { 0 } else { -1 });
+            let progress = operation.from_record(operation.record.expires_at + seconds);
+            assert!(progress.detail.starts_with(detail), "{state:?}: {}", progress.detail);
+            assert_eq!(progress.until.is_some(), has_until, "{state:?}");
+            assert_eq!(progress.overdue, late && has_until, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_shown_unless_the_wait_goes_on() {
+        for (state, expected) in
+            [(State::Answered, true), (State::RollingBack, true), (State::Applied, false)]
+        {
+            let mut operation = operation(state);
+            operation.record.answer = Some(operation.record.intent.answer.clone());
+            let progress = operation.from_record(Utc::now());
+            assert_eq!(progress.answer.is_some(), expected, "{state:?}");
+        }
     }
 }

@@ -1,14 +1,13 @@
-//! Turns at one object: at most one real action of this process makes its effect on an object at a time,
-//! and few wait for that.
+//! A lock per target: in one process, at most one real action makes its effect on an object at a time, and a
+//! bounded number waits.
 //!
-//! Two at once would only meet each other's conflicts, or the cooldown. Several tries of the same request
-//! are no crowd: the ledger lets them join, so they pass. A turn ends when the effect is made, so that
-//! nobody waits for another's rollout. Over processes the ledger and the effect itself decide; this is
-//! courtesy to the cluster, and nothing depends on it.
+//! It only spares the cluster conflicts and gives callers an early answer. Nothing depends on it: across
+//! processes the ledger and the effect itself decide. Attempts at the same request pass, because the ledger
+//! joins them. The permit is released once the effect is made, so no request waits for another's rollout.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -23,156 +22,107 @@ use crate::contract::{
     response::Target,
 };
 
-/// How many may wait for their turn at one object.
+/// How many requests may wait for one target.
 const MAX_WAITERS: usize = 8;
 
-/// Longest wait for a turn.
+/// How long a request waits at most.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The lines in front of all objects.
+/// The locks of all targets in use.
 #[derive(Default)]
-pub(crate) struct TargetLocks(Mutex<HashMap<String, Line>>);
+pub(crate) struct TargetLocks(Mutex<HashMap<String, Weak<TargetLock>>>);
 
-/// Those at one object.
-struct Line {
-    turn: Arc<Semaphore>,
-    /// How many wait for their turn.
-    waiting: usize,
-    /// The requests that have had their turn and are not answered yet, with how many tries of each.
-    begun: HashMap<String, usize>,
+struct TargetLock {
+    /// Held while an effect is made.
+    effect: Arc<Semaphore>,
+    /// Held while waiting for `effect`.
+    queue: Semaphore,
+    /// The requests that were let in and are not answered yet, one entry per attempt.
+    requests: Mutex<Vec<String>>,
 }
 
-/// What becomes of one who comes to a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Entry {
-    /// Another try of the same request has begun: the ledger tells what becomes of this one.
-    Joins,
-    /// It waits for its turn, or has it at once.
-    Waits,
-    /// Too many wait.
-    Refused,
-}
-
-/// A turn at an object; whoever joins another try has one too.
+/// A request's place at a target until it is answered.
 pub(crate) struct TargetGuard {
-    turns: Arc<TargetLocks>,
-    target: String,
+    lock: Arc<TargetLock>,
     id: String,
+    /// `None` for a further attempt at the same request, and once the effect is made.
     permit: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
-/// Somebody in a line.
-struct Waiter<'a> {
-    turns: &'a TargetLocks,
-    target: &'a str,
-}
-
 impl TargetLocks {
-    /// Waits for a turn at `target`, at most half of the time until `deadline`.
+    /// Waits for the target's lock, at most half of the time until `deadline`.
     ///
     /// # Errors
-    /// [`Code::RateLimited`] if too many wait already, or it took too long. Nothing was done.
-    pub(crate) async fn take(
-        self: &Arc<Self>,
+    /// [`Code::RateLimited`] if too many requests wait, or the wait took too long. Nothing was done.
+    pub(crate) async fn acquire(
+        &self,
         target: &Target,
         id: &RequestId,
         deadline: Instant,
     ) -> Result<TargetGuard, ActionError> {
-        let (name, now) = (target.to_string(), Instant::now());
-        let (entry, semaphore) = self.enter(&name, id);
-        let permit = match entry {
-            Entry::Joins => None,
-            Entry::Refused => return Err(too_many_waiters(target, "as many others wait as may")),
-            Entry::Waits => {
-                let _waiting = Waiter { turns: self, target: &name };
-                let until = now + LOCK_TIMEOUT.min(deadline.saturating_duration_since(now) / 2);
-                let permit = timeout_at(until, semaphore.acquire_owned()).await;
-                let Ok(Ok(permit)) = permit else {
-                    return Err(too_many_waiters(target, "those before this one took too long"));
-                };
-                self.begin(&name, id);
-                Some(permit)
-            }
+        let target_lock = self.of(target);
+        if lock(&target_lock.requests).iter().any(|it| *it == **id) {
+            return Ok(TargetGuard::new(target_lock, id, None));
+        }
+        let Ok(waiting) = target_lock.queue.try_acquire() else {
+            return Err(busy(target, "its queue is full"));
         };
-        let (turns, id, permit) = (self.clone(), id.to_string(), Mutex::new(permit));
-        Ok(TargetGuard { turns, target: name, id, permit })
+        let now = Instant::now();
+        let until = now + LOCK_TIMEOUT.min(deadline.saturating_duration_since(now) / 2);
+        let acquired = timeout_at(until, target_lock.effect.clone().acquire_owned()).await;
+        drop(waiting);
+        match acquired {
+            Ok(Ok(permit)) => Ok(TargetGuard::new(target_lock, id, Some(permit))),
+            _ => Err(busy(target, "the actions before this one took too long")),
+        }
     }
 
-    fn enter(&self, target: &str, id: &str) -> (Entry, Arc<Semaphore>) {
-        let mut lines = lock(&self.0);
-        let line = lines.entry(target.to_owned()).or_insert_with(|| Line {
-            turn: Arc::new(Semaphore::new(1)),
-            waiting: 0,
-            begun: HashMap::new(),
+    fn of(&self, target: &Target) -> Arc<TargetLock> {
+        let mut locks = lock(&self.0);
+        locks.retain(|_, it| it.strong_count() > 0);
+        let name = target.to_string();
+        if let Some(existing) = locks.get(&name).and_then(Weak::upgrade) {
+            return existing;
+        }
+        let created = Arc::new(TargetLock {
+            effect: Arc::new(Semaphore::new(1)),
+            queue: Semaphore::new(MAX_WAITERS),
+            requests: Mutex::default(),
         });
-        let entry = entry(&line.begun, line.waiting, id);
-        match entry {
-            Entry::Joins => *line.begun.entry(id.to_owned()).or_default() += 1,
-            Entry::Waits => line.waiting += 1,
-            Entry::Refused => {}
-        }
-        (entry, line.turn.clone())
-    }
-
-    fn begin(&self, target: &str, id: &str) {
-        if let Some(line) = lock(&self.0).get_mut(target) {
-            *line.begun.entry(id.to_owned()).or_default() += 1;
-        }
-    }
-
-    /// Changes a line, and forgets it when nobody is there any more.
-    fn leave(&self, target: &str, change: impl FnOnce(&mut Line)) {
-        let mut lines = lock(&self.0);
-        let Some(line) = lines.get_mut(target) else { return };
-        change(line);
-        if line.waiting == 0 && line.begun.is_empty() {
-            lines.remove(target);
-        }
+        locks.insert(name, Arc::downgrade(&created));
+        created
     }
 }
 
 impl TargetGuard {
-    /// The effect is made: the next one may come.
-    pub(crate) fn end(&self) {
+    fn new(target_lock: Arc<TargetLock>, id: &str, permit: Option<OwnedSemaphorePermit>) -> Self {
+        lock(&target_lock.requests).push(id.to_owned());
+        TargetGuard { lock: target_lock, id: id.to_owned(), permit: Mutex::new(permit) }
+    }
+
+    /// Lets the next request make its effect.
+    pub(crate) fn release(&self) {
         lock(&self.permit).take();
     }
 }
 
 impl Drop for TargetGuard {
     fn drop(&mut self) {
-        self.end();
-        self.turns.leave(&self.target, |line| match line.begun.get_mut(&self.id) {
-            Some(tries) if *tries > 1 => *tries -= 1,
-            _ => {
-                line.begun.remove(&self.id);
-            }
-        });
+        let mut requests = lock(&self.lock.requests);
+        if let Some(index) = requests.iter().position(|it| *it == self.id) {
+            requests.swap_remove(index);
+        }
     }
 }
 
-impl Drop for Waiter<'_> {
-    fn drop(&mut self) {
-        self.turns.leave(self.target, |line| line.waiting -= 1);
-    }
-}
-
-fn entry(begun: &HashMap<String, usize>, waiting: usize, id: &str) -> Entry {
-    match waiting {
-        _ if begun.contains_key(id) => Entry::Joins,
-        // The one in its turn comes out of the line at once.
-        MAX_WAITERS.. => Entry::Refused,
-        _ => Entry::Waits,
-    }
-}
-
-fn too_many_waiters(target: &Target, why: &str) -> ActionError {
-    let detail = format!("other actions on {target} come first, and {why}; nothing was done");
+fn busy(target: &Target, why: &str) -> ActionError {
+    let detail = format!("{target} is busy and {why}; nothing was done");
     ActionError::new(Code::RateLimited, detail).with_retry_after(Some(Duration::from_secs(2)))
 }
 
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that panics runs under these locks.
-    of.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -183,64 +133,59 @@ mod tests {
         Target::named("apps/v1", "Deployment", "shop", "web")
     }
 
-    fn id(text: &str) -> RequestId {
-        RequestId::try_from(text.to_owned()).expect("is an id")
-    }
-
-    async fn take(turns: &Arc<TargetLocks>, name: &str) -> Result<TargetGuard, Code> {
+    async fn acquire(locks: &TargetLocks, id: &str) -> Result<TargetGuard, Code> {
+        let id = RequestId::try_from(id.to_owned()).expect("is an id");
         let deadline = Instant::now() + Duration::from_secs(30);
-        turns.take(&target(), &id(name), deadline).await.map_err(|error| error.code)
+        locks.acquire(&target(), &id, deadline).await.map_err(|error| error.code)
     }
 
-    #[test]
-    fn tries_of_one_request_join_and_others_wait_or_are_too_many() {
-        let begun = HashMap::from([("a".to_owned(), 1)]);
-        assert_eq!(entry(&begun, MAX_WAITERS, "a"), Entry::Joins);
-        assert_eq!(entry(&begun, MAX_WAITERS - 1, "b"), Entry::Waits);
-        assert_eq!(entry(&begun, MAX_WAITERS, "b"), Entry::Refused);
+    fn is_empty(locks: &TargetLocks) -> bool {
+        lock(&locks.0).values().all(|it| it.strong_count() == 0)
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_comes_after_the_other_and_nobody_waits_for_a_rollout() {
-        let turns = Arc::<TargetLocks>::default();
-        let first = take(&turns, "first").await.expect("is at once");
-        let again = take(&turns, "first").await.expect("joins");
+    async fn a_request_waits_for_the_effect_before_it_and_not_for_the_rollout() {
+        let locks = Arc::<TargetLocks>::default();
+        let first = acquire(&locks, "first").await.expect("is at once");
+        let again = acquire(&locks, "first").await.expect("joins");
         let next = tokio::spawn({
-            let turns = turns.clone();
-            async move { take(&turns, "next").await.map(|turn| (turn, Instant::now())) }
+            let locks = locks.clone();
+            async move { acquire(&locks, "next").await.map(|guard| (guard, Instant::now())) }
         });
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(!next.is_finished());
-        first.end();
-        let (next, at) = next.await.expect("ends").expect("has its turn");
+        first.release();
+        let (next, at) = next.await.expect("ends").expect("has the lock");
         assert_eq!(at, Instant::now());
-        // What only waits still is what another try joins.
-        assert!(take(&turns, "first").await.is_ok());
+        // An attempt joins a request that only waits.
+        assert!(acquire(&locks, "first").await.is_ok());
         drop((first, again, next));
-        assert!(lock(&turns.0).is_empty());
+        assert!(is_empty(&locks));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn too_many_are_refused_at_once_and_the_others_in_time() {
-        let turns = Arc::<TargetLocks>::default();
-        let _first = take(&turns, "first").await.expect("is at once");
-        let line: Vec<_> = (0..MAX_WAITERS)
+    async fn the_ninth_waiter_is_rejected_at_once_and_the_others_time_out() {
+        let locks = Arc::<TargetLocks>::default();
+        let first = acquire(&locks, "first").await.expect("is at once");
+        let waiters: Vec<_> = (0..MAX_WAITERS)
             .map(|number| {
-                let turns = turns.clone();
-                tokio::spawn(async move { take(&turns, &format!("{number}")).await.map(|_| ()) })
+                let locks = locks.clone();
+                tokio::spawn(async move { acquire(&locks, &format!("{number}")).await.map(drop) })
             })
             .collect();
         tokio::task::yield_now().await;
         let began = Instant::now();
-        assert_eq!(take(&turns, "late").await.map(|_| ()), Err(Code::RateLimited));
+        assert_eq!(acquire(&locks, "late").await.map(drop), Err(Code::RateLimited));
         assert_eq!(began.elapsed(), Duration::ZERO);
-        line[0].abort();
-        for waited in line {
-            if let Ok(waited) = waited.await {
+        // An attempt at the running request is not rejected.
+        assert!(acquire(&locks, "first").await.is_ok());
+        waiters[0].abort();
+        for waiter in waiters {
+            if let Ok(waited) = waiter.await {
                 assert_eq!(waited, Err(Code::RateLimited));
             }
         }
         assert_eq!(began.elapsed(), LOCK_TIMEOUT);
-        assert_eq!(lock(&turns.0)[&target().to_string()].waiting, 0);
+        assert_eq!(first.lock.queue.available_permits(), MAX_WAITERS);
     }
 }

@@ -1,43 +1,45 @@
-//! Stays until an effect is complete, cannot be any more, or time is up.
+//! Waits until an effect is complete, cannot complete any more, or the time is up.
 //!
-//! It looks at the target again and again instead of watching it, so that the right to `get` is
-//! enough. Each new stage is told to whoever listens.
+//! It polls the target instead of watching it, so that the permission to `get` is enough. Each new stage is
+//! reported to the context's observer. It changes nothing.
 
-use std::{fmt, time::Duration};
+use std::{ops::ControlFlow, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
-    contract::response::{RolledBack, Rollout, RolloutState},
-    executor::context::{Context, stopped},
-    k8s::{
-        api::{client::Cluster, completion::Completion},
-        rollout::RolloutStatus,
+    contract::{
+        error::ActionError,
+        response::{Rollout, RolloutState},
     },
+    executor::context::{Context, stopped},
+    k8s::{api::client::Cluster, completion::Completion, rollout::RolloutStatus},
 };
 
-/// Longest wait for an effect when the request names none.
+/// The time limit of a wait if the request names none.
 pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(300);
 
-/// How often the target is looked at: soon at first, since most effects are quick.
+/// Pauses between polls: short at first, since most effects are quick.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long before the end the last look comes.
+/// How long before the end the last poll starts, so that its answer arrives in time.
 const FINAL_CHECK_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Time kept past the end to ask the pods what is wrong.
-const RECOVERY_TIMEOUT: Duration = Duration::from_millis(800);
+/// Time after the end to read what is wrong with the pods.
+const PROBLEMS_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// Waits for `completion` until `end`. That it did not come is told in the rollout's state, with what
-/// the pods say.
+/// The stage before the first poll.
+const NOTHING_SEEN: &str = "nothing was seen yet";
+
+/// Waits for `completion` until `end`. If it does not come, the rollout has the problems of the pods.
 pub(crate) async fn until_complete(
     context: &Context,
     cluster: &Cluster,
     completion: &Completion,
     end: Instant,
 ) -> Rollout {
-    let (state, message) = watch(context, cluster, completion, end).await;
+    let (state, message) = poll(context, cluster, completion, end).await;
     let problems = match state {
         RolloutState::Complete => Vec::new(),
         _ => problems(cluster, completion).await,
@@ -45,7 +47,7 @@ pub(crate) async fn until_complete(
     Rollout { state, message, problems }
 }
 
-async fn watch(
+async fn poll(
     context: &Context,
     cluster: &Cluster,
     completion: &Completion,
@@ -53,75 +55,111 @@ async fn watch(
 ) -> (RolloutState, String) {
     let mut stopping = context.stopping();
     let mut pause = MIN_POLL_INTERVAL;
-    let mut stage = "nothing was seen yet".to_owned();
+    let mut stage = NOTHING_SEEN.to_owned();
     loop {
-        let next = tokio::select! {
+        let checked = tokio::select! {
             () = stopped(&mut stopping) => return (RolloutState::Interrupted, stage),
-            next = timeout_at(end, completion.check(cluster, end)) => next,
+            checked = timeout_at(end, cluster.completion_status(completion, end)) => checked.ok(),
         };
-        let next = match next {
-            Ok(Ok(RolloutStatus::Complete(message))) => return (RolloutState::Complete, message),
-            Ok(Ok(RolloutStatus::Failed(why))) => return (RolloutState::Failed, why),
-            Ok(Ok(RolloutStatus::Waiting(what))) => what,
-            // The last look came too late to be answered: what was seen before is what is known.
-            Ok(Err(error)) if error.code.retryable() && Instant::now() >= end => {
-                return (RolloutState::TimedOut, stage);
-            }
-            // The cluster may come back before the end does.
-            Ok(Err(error)) if error.code.retryable() => error.detail,
-            Ok(Err(error)) => return (RolloutState::Failed, error.detail),
-            Err(_) => return (RolloutState::TimedOut, stage),
+        let next = match next_stage(checked, Instant::now() >= end) {
+            ControlFlow::Continue(next) => next,
+            ControlFlow::Break((state, message)) => return (state, message.unwrap_or(stage)),
         };
         if next != stage {
-            context.progress(&next);
+            context.observer().progress(&next);
             stage = next;
         }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return (RolloutState::TimedOut, stage);
         }
-        // The last look comes while there is time for an answer to it.
-        let next_look =
-            pause.min(left.saturating_sub(FINAL_CHECK_TIMEOUT).max(MIN_POLL_INTERVAL)).min(left);
         tokio::select! {
             () = stopped(&mut stopping) => return (RolloutState::Interrupted, stage),
-            () = sleep(next_look) => pause = (pause * 3 / 2).min(MAX_POLL_INTERVAL),
+            () = sleep(next_pause(pause, left)) => pause = (pause * 3 / 2).min(MAX_POLL_INTERVAL),
         }
     }
 }
 
-/// What the pods say, or why they could not be asked.
+/// What one poll means: the stage to wait in, or how the wait ends. `None` for a poll that had no answer
+/// before the end, and for an end without a message of its own: then the last stage is what is known.
+fn next_stage(
+    checked: Option<Result<RolloutStatus, ActionError>>,
+    is_over: bool,
+) -> ControlFlow<(RolloutState, Option<String>), String> {
+    match checked {
+        Some(Ok(RolloutStatus::Complete(message))) => {
+            ControlFlow::Break((RolloutState::Complete, Some(message)))
+        }
+        Some(Ok(RolloutStatus::Failed(why))) => {
+            ControlFlow::Break((RolloutState::Failed, Some(why)))
+        }
+        Some(Ok(RolloutStatus::Waiting(stage))) => ControlFlow::Continue(stage),
+        // The cluster may be back before the end.
+        Some(Err(error)) if error.code.retryable() && !is_over => {
+            ControlFlow::Continue(error.detail)
+        }
+        Some(Err(error)) if !error.code.retryable() => {
+            ControlFlow::Break((RolloutState::Failed, Some(error.detail)))
+        }
+        Some(Err(_)) | None => ControlFlow::Break((RolloutState::TimedOut, None)),
+    }
+}
+
+/// The pause before the next poll. The last one leaves time for its answer.
+fn next_pause(pause: Duration, left: Duration) -> Duration {
+    pause.min(left.saturating_sub(FINAL_CHECK_TIMEOUT).max(MIN_POLL_INTERVAL)).min(left)
+}
+
+/// What is wrong with the pods, or why they could not be read.
 async fn problems(cluster: &Cluster, completion: &Completion) -> Vec<String> {
-    let until = Instant::now() + RECOVERY_TIMEOUT;
-    match timeout_at(until, completion.problems(cluster, until)).await {
+    let until = Instant::now() + PROBLEMS_TIMEOUT;
+    match timeout_at(until, cluster.completion_problems(completion, until)).await {
         Ok(Ok(problems)) => problems,
         Ok(Err(error)) => {
-            vec![format!("the pods could not be asked: {}", error.with_its_hint())]
+            vec![format!("the pods could not be read: {}", error.with_its_hint())]
         }
-        Err(_) => vec!["the pods could not be asked in time".to_owned()],
+        Err(_) => vec!["the pods could not be read in time".to_owned()],
     }
 }
 
-impl fmt::Display for RolledBack {
-    /// The way back as the last sentences of a result.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Rolled back to revision {}. {}", self.revision, self.rollout)
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::error::Code;
 
-impl fmt::Display for Rollout {
-    /// The rollout as the second sentence of a result.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lead = match self.state {
-            RolloutState::Complete => "Complete",
-            RolloutState::Failed => "Failed",
-            RolloutState::TimedOut => "Not complete in the time allowed",
-            RolloutState::Interrupted => "Not complete when told to stop",
-        };
-        write!(f, "{lead}: {}", self.message)?;
-        match self.problems.first() {
-            Some(problem) => write!(f, " ({problem})."),
-            None => f.write_str("."),
+    #[test]
+    fn a_poll_continues_the_wait_or_ends_it() {
+        let error = |code| Some(Err(ActionError::new(code, "why")));
+        let status = |status: fn(String) -> RolloutStatus| Some(Ok(status("how".to_owned())));
+        let ended =
+            |state, message: Option<&str>| ControlFlow::Break((state, message.map(str::to_owned)));
+        let waits = |stage: &str| ControlFlow::Continue(stage.to_owned());
+        for (checked, is_over, expected) in [
+            (status(RolloutStatus::Waiting), false, waits("how")),
+            (status(RolloutStatus::Waiting), true, waits("how")),
+            (status(RolloutStatus::Complete), true, ended(RolloutState::Complete, Some("how"))),
+            (status(RolloutStatus::Failed), false, ended(RolloutState::Failed, Some("how"))),
+            (error(Code::ClusterUnavailable), false, waits("why")),
+            (error(Code::ClusterUnavailable), true, ended(RolloutState::TimedOut, None)),
+            (error(Code::Forbidden), false, ended(RolloutState::Failed, Some("why"))),
+            (error(Code::Forbidden), true, ended(RolloutState::Failed, Some("why"))),
+            (None, true, ended(RolloutState::TimedOut, None)),
+        ] {
+            assert_eq!(next_stage(checked.clone(), is_over), expected, "{checked:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_poll_leaves_time_for_its_answer() {
+        let ms = Duration::from_millis;
+        for (pause, left, expected) in [
+            (100, 5000, 100),
+            (1000, 5000, 1000),
+            (1000, 900, 700),
+            (1000, 250, 100),
+            (1000, 50, 50),
+        ] {
+            assert_eq!(next_pause(ms(pause), ms(left)), ms(expected), "{pause} {left}");
         }
     }
 }

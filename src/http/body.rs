@@ -16,7 +16,7 @@ use crate::{
         error::{ActionError, Code},
         names::RequestId,
     },
-    executor::reply::Answer,
+    executor::reply::Reply,
     http::message::{Body, FullRequest},
 };
 
@@ -77,7 +77,7 @@ fn too_long() -> ActionError {
 /// the connection closes.
 pub fn problem_response(error: ActionError) -> Response<Body> {
     let close = error.code != Code::Overloaded;
-    let mut response = Response::<Body>::from(Answer::from(error));
+    let mut response = Response::<Body>::from(Reply::from(error));
     if close {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

@@ -11,7 +11,7 @@ use crate::{
     auth::Authenticator,
     config::reload::Reloading,
     contract::error::{ActionError, Code},
-    executor::{context::Context, reply::Answer},
+    executor::{context::Context, reply::Reply},
     http::{
         assets,
         endpoints::{
@@ -125,7 +125,7 @@ impl Service {
             metrics.problem(&error);
         }
         let allow = allow.filter(|_| error.code == Code::MethodNotAllowed);
-        let mut response = Response::from(Answer::from(error));
+        let mut response = Response::from(Reply::from(error));
         if let Some(allow) = allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {
             response.headers_mut().insert(header::ALLOW, allow);
         }

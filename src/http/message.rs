@@ -18,7 +18,7 @@ use tracing::Span;
 
 use crate::{
     auth::{Credentials, client_cert::CertificateSubject},
-    executor::{reply, reply::Answer},
+    executor::{reply, reply::Reply},
     http::{concurrency::Permit, headers},
 };
 
@@ -120,18 +120,21 @@ pub(crate) fn json(value: &impl Serialize) -> Response<Body> {
     full("application/json", reply::json(value))
 }
 
-impl From<Answer> for Response<Body> {
-    fn from(answer: Answer) -> Self {
-        let media_type =
-            if answer.problem { "application/problem+json" } else { "application/json" };
-        let mut response = full(media_type, answer.body);
+impl From<Reply> for Response<Body> {
+    fn from(reply: Reply) -> Self {
+        let media_type = match reply {
+            Reply::Done(_) => "application/json",
+            Reply::Problem(_) => "application/problem+json",
+        };
+        let status = reply.http_status();
+        let mut response = full(media_type, reply.to_json());
         *response.status_mut() =
-            StatusCode::from_u16(answer.http_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
-        if let Some(seconds) = answer.retry_after_seconds {
+        if let Some(seconds) = reply.retry_after_seconds() {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        if answer.http_status == 401 {
+        if status == 401 {
             let bearer = HeaderValue::from_static("Bearer realm=\"action-executor\"");
             headers.insert(header::WWW_AUTHENTICATE, bearer);
         }

@@ -123,7 +123,7 @@ struct Connection {
 }
 
 /// A response, and the permit that it holds if it is a stream.
-type Answer = (Response<Body>, Option<Arc<Permit>>);
+type Answered = (Response<Body>, Option<Arc<Permit>>);
 
 impl Server {
     /// A server that answers by this engine, within these limits, for these hosts.
@@ -310,7 +310,7 @@ impl Server {
         request: Request<Incoming>,
         request_id: &HeaderValue,
         span: &Span,
-    ) -> Result<Answer, ActionError> {
+    ) -> Result<Answered, ActionError> {
         connection.body_unread.store(!request.body().is_end_stream(), Ordering::Relaxed);
         self.hosts.check(&request, connection.info)?;
         let deadline = response_deadline(request.headers())?;

@@ -41,7 +41,7 @@ use tokio::{
 
 use crate::{
     contract::error::{ActionError, Code},
-    executor::reply::Answer,
+    executor::reply::Reply,
     http::{
         dispatch::{Service, handler_panicked},
         message::{Body, FullRequest, RequestInfo},
@@ -311,7 +311,7 @@ fn handle(mut request: tiny_http::Request, service: &Service, table: &Table, run
         Ok(read) => read,
         Err(error) => {
             let error = ActionError::new(Code::Internal, format!("tiny_http: {error}"));
-            return log_send_error(send(request, Answer::from(error).into()));
+            return log_send_error(send(request, Reply::from(error).into()));
         }
     };
     let number = read.headers().get(NUMBER).and_then(|number| number.to_str().ok());
@@ -324,7 +324,7 @@ fn handle(mut request: tiny_http::Request, service: &Service, table: &Table, run
     runtime.spawn(async move {
         let work = tokio::spawn(async move { service.dispatch(read, info).await });
         let response =
-            work.await.unwrap_or_else(|panic| Answer::from(handler_panicked(&panic)).into());
+            work.await.unwrap_or_else(|panic| Reply::from(handler_panicked(&panic)).into());
         match response.body() {
             Body::Full(_) => log_send_error(send(request, response)),
             // A thread waits for its parts.

@@ -1,10 +1,9 @@
-//! The requests that changed an object, written on the object itself.
+//! The annotation of an object with the last requests that changed it. Pure.
 //!
-//! Whoever changes an object adds the request's id to an annotation of it, in the same patch and
-//! bound to the resourceVersion that was read. So the mark is there exactly if the change is, and
-//! whoever picks up a request after a crash can tell. The list is short, since objects are not
-//! archives; it is numbered, so that it is known when a mark could have been pushed out, and then
-//! nothing is claimed.
+//! A change adds the request's id in the same patch, bound to the resourceVersion that was read. So the id is
+//! there exactly if the change was made, and a process that resumes a request after a crash can check it.
+//! The list is short, since objects are no archives. Its entries are numbered, so that it is known when an id
+//! may have been dropped; then the presence is unknown.
 
 use std::{collections::VecDeque, fmt};
 
@@ -16,30 +15,29 @@ use crate::contract::response::Change;
 /// The annotation: `41:alert-7 42:alert-8`, oldest first.
 pub const REQUESTS_ANNOTATION: &str = "action-executor.dev/requests";
 
-/// Where the annotation stands (RFC 6901).
+/// The path of the change (RFC 6901).
 const REQUESTS_POINTER: &str = "/metadata/annotations/action-executor.dev~1requests";
 
-/// How many requests are kept: more than cooldown and budget let through while one is in doubt.
+/// More requests than cooldown and budget allow while one is in doubt.
 const MAX_REQUESTS: usize = 8;
 
-/// The last requests that changed an object, each with its number.
+/// Each request with its number, the oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppliedRequests(VecDeque<(u64, String)>);
 
-/// What the marks say of one request.
+/// Whether a request's change was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// Its change was made.
+    /// The change was made.
     Made,
-    /// Its change was not made.
+    /// The change was not made.
     NotMade,
-    /// Its mark may have been there and be gone.
+    /// Its id may have been dropped.
     Lost,
 }
 
 impl AppliedRequests {
-    /// The marks on an object. What is not of our form was not written by us and counts as nothing.
-    #[must_use]
+    /// Entries in another format are ignored: this program did not write them.
     pub fn from_metadata(metadata: &ObjectMeta) -> Self {
         let text = metadata.annotations.as_ref().and_then(|all| all.get(REQUESTS_ANNOTATION));
         let entry = |word: &str| {
@@ -51,31 +49,27 @@ impl AppliedRequests {
         )
     }
 
-    /// Whether this request changed the object and is not pushed out by others since.
-    #[must_use]
+    /// Whether this request changed the object and its id was not dropped since.
     pub fn contains(&self, id: &str) -> bool {
         self.0.iter().any(|(_, known)| known == id)
     }
 
-    /// The number of the last change; 0 if there was none.
-    #[must_use]
+    /// The number of the last request; 0 without one.
     pub fn newest(&self) -> u64 {
         self.0.back().map_or(0, |(number, _)| *number)
     }
 
     /// The annotation's value after one more request.
-    #[must_use]
     pub fn push(&self, id: &str) -> String {
-        let mut marks = self.clone();
-        marks.0.push_back((self.newest() + 1, id.to_owned()));
-        while marks.0.len() > MAX_REQUESTS {
-            marks.0.pop_front();
+        let mut requests = self.clone();
+        requests.0.push_back((self.newest() + 1, id.to_owned()));
+        while requests.0.len() > MAX_REQUESTS {
+            requests.0.pop_front();
         }
-        marks.to_string()
+        requests.to_string()
     }
 
-    /// What one more request changes in the annotation.
-    #[must_use]
+    /// How one more request changes the annotation.
     pub fn change(&self, id: &str) -> Change {
         Change {
             path: REQUESTS_POINTER.to_owned(),
@@ -84,13 +78,12 @@ impl AppliedRequests {
         }
     }
 
-    /// What became of a request that was about to make its change when `since` was the last number.
-    #[must_use]
+    /// Whether a request made its change after `since` was the last number.
     pub fn evidence_of(&self, id: &str, since: u64) -> Presence {
         if self.contains(id) {
             return Presence::Made;
         }
-        // All that came after `since` is still here: either nothing did, or the next one is kept.
+        // All entries after `since` are still in the list: there is none, or the next one is.
         let next_is_kept = self.0.iter().any(|(number, _)| *number == since + 1);
         if self.newest() == since || next_is_kept { Presence::NotMade } else { Presence::Lost }
     }
@@ -98,8 +91,8 @@ impl AppliedRequests {
 
 impl fmt::Display for AppliedRequests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, (number, id)) in self.0.iter().enumerate() {
-            let space = if place > 0 { " " } else { "" };
+        for (index, (number, id)) in self.0.iter().enumerate() {
+            let space = if index > 0 { " " } else { "" };
             write!(f, "{space}{number}:{id}")?;
         }
         Ok(())
@@ -110,7 +103,7 @@ impl fmt::Display for AppliedRequests {
 mod tests {
     use super::*;
 
-    fn marks(text: &str) -> AppliedRequests {
+    fn requests(text: &str) -> AppliedRequests {
         let annotations = [(REQUESTS_ANNOTATION.to_owned(), text.to_owned())];
         AppliedRequests::from_metadata(&ObjectMeta {
             annotations: Some(annotations.into_iter().collect()),
@@ -119,44 +112,44 @@ mod tests {
     }
 
     #[test]
-    fn each_change_has_the_next_number() {
+    fn a_request_gets_the_next_number() {
         assert_eq!(AppliedRequests::default().push("a"), "1:a");
-        assert_eq!(marks("1:a").push("b"), "1:a 2:b");
-        assert_eq!(marks("1:a 2:b:c").newest(), 2);
+        assert_eq!(requests("1:a").push("b"), "1:a 2:b");
+        assert_eq!(requests("1:a 2:b:c").newest(), 2);
     }
 
     #[test]
-    fn the_oldest_goes_when_there_are_too_many() {
+    fn the_oldest_request_is_dropped_from_a_full_list() {
         let mut text = String::new();
         for number in 1..=20 {
-            text = marks(&text).push(&format!("r{number}"));
+            text = requests(&text).push(&format!("r{number}"));
         }
         assert!(text.starts_with("13:r13 ") && text.ends_with(" 20:r20"), "{text}");
-        assert!(marks(&text).contains("r13") && !marks(&text).contains("r12"));
+        assert!(requests(&text).contains("r13") && !requests(&text).contains("r12"));
     }
 
     #[test]
-    fn a_request_whose_mark_is_there_was_made() {
-        assert_eq!(marks("1:a 2:b").evidence_of("a", 0), Presence::Made);
+    fn a_listed_request_was_made() {
+        assert_eq!(requests("1:a 2:b").evidence_of("a", 0), Presence::Made);
     }
 
     #[test]
-    fn a_request_was_not_made_when_all_later_marks_are_of_others() {
-        assert_eq!(marks("").evidence_of("a", 0), Presence::NotMade);
-        assert_eq!(marks("1:b 2:c").evidence_of("a", 0), Presence::NotMade);
-        assert_eq!(marks("4:x 5:y").evidence_of("a", 5), Presence::NotMade);
+    fn a_request_was_not_made_if_all_later_ones_are_listed() {
+        assert_eq!(requests("").evidence_of("a", 0), Presence::NotMade);
+        assert_eq!(requests("1:b 2:c").evidence_of("a", 0), Presence::NotMade);
+        assert_eq!(requests("4:x 5:y").evidence_of("a", 5), Presence::NotMade);
     }
 
     #[test]
-    fn nothing_is_claimed_once_the_mark_could_have_been_pushed_out() {
-        assert_eq!(marks("4:x 5:y").evidence_of("a", 2), Presence::Lost);
-        // Somebody removed the annotation, or put an old one back.
-        assert_eq!(marks("").evidence_of("a", 3), Presence::Lost);
-        assert_eq!(marks("1:x").evidence_of("a", 3), Presence::Lost);
+    fn a_presence_is_lost_once_the_id_may_have_been_dropped() {
+        assert_eq!(requests("4:x 5:y").evidence_of("a", 2), Presence::Lost);
+        // The annotation was removed, or an old one restored.
+        assert_eq!(requests("").evidence_of("a", 3), Presence::Lost);
+        assert_eq!(requests("1:x").evidence_of("a", 3), Presence::Lost);
     }
 
     #[test]
-    fn what_is_not_of_our_form_counts_as_nothing() {
-        assert_eq!(marks("hello x:y 7").newest(), 0);
+    fn an_entry_in_another_format_is_ignored() {
+        assert_eq!(requests("hello x:y 7").newest(), 0);
     }
 }

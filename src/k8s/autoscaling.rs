@@ -1,4 +1,4 @@
-//! Who else decides how many replicas a workload has? HorizontalPodAutoscalers, and KEDA behind them.
+//! Which HorizontalPodAutoscaler, or KEDA behind it, sets the replicas of a workload. Pure.
 
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 
@@ -8,25 +8,23 @@ use crate::contract::response::Target;
 const SCALED_OBJECT_LABEL: &str = "scaledobject.keda.sh/name";
 
 /// The autoscaler whose `scaleTargetRef` is this object.
-#[must_use]
-pub fn autoscaler_of<'a>(
+pub(crate) fn autoscaler_of<'a>(
     autoscalers: &'a [HorizontalPodAutoscaler],
     target: &Target,
 ) -> Option<&'a HorizontalPodAutoscaler> {
     autoscalers.iter().find(|autoscaler| {
         let Some(spec) = &autoscaler.spec else { return false };
-        let meant = &spec.scale_target_ref;
-        // The reference may be of another version of the group, or say none.
-        let version = meant.api_version.as_deref().unwrap_or(&target.api_version);
-        meant.kind == target.kind
-            && meant.name == target.name
+        let reference = &spec.scale_target_ref;
+        // The reference may have another version of the group, or none.
+        let version = reference.api_version.as_deref().unwrap_or(&target.api_version);
+        reference.kind == target.kind
+            && reference.name == target.name
             && group(version) == group(&target.api_version)
     })
 }
 
 /// KEDA's ScaledObject to which an autoscaler belongs.
-#[must_use]
-pub fn scaled_object_of(autoscaler: &HorizontalPodAutoscaler) -> Option<&str> {
+pub(crate) fn scaled_object_of(autoscaler: &HorizontalPodAutoscaler) -> Option<&str> {
     let metadata = &autoscaler.metadata;
     let mut owners = metadata.owner_references.iter().flatten();
     let owner = owners.find(|owner| owner.kind == "ScaledObject").map(|owner| &owner.name);
@@ -57,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn an_autoscaler_is_the_targets_by_group_kind_and_name() {
+    fn an_autoscaler_matches_its_target_by_group_kind_and_name() {
         assert!(is_of_web("apiVersion: apps/v1, kind: Deployment, name: web"));
         assert!(is_of_web("apiVersion: apps/v1beta2, kind: Deployment, name: web"));
         assert!(is_of_web("kind: Deployment, name: web"));
@@ -67,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn kedas_object_is_the_owner_or_named_in_the_label() {
+    fn a_scaled_object_is_the_owner_or_named_in_the_label() {
         let target = "kind: Deployment, name: web";
         let owned = ", ownerReferences: [{apiVersion: keda.sh/v1alpha1, kind: ScaledObject, \
                      name: web-so, uid: s}]";

@@ -1,7 +1,7 @@
-//! Which pods of a node go when it is drained, which stay, and which stand in the way.
+//! Which pods of a node are evicted by a drain, which are skipped, and which block it. Pure.
 //!
-//! The verdicts are kubectl's (`pkg/drain/filters.go`), asked in its order; with what somebody who gives
-//! the order has to be told. What is left to do of a drain is data, so that whoever picks it up goes on.
+//! The filters and their order are kubectl's (`pkg/drain/filters.go`). The pods to evict are data, so that
+//! another process can resume the drain.
 
 use std::collections::HashSet;
 
@@ -12,78 +12,76 @@ use serde::{Deserialize, Serialize};
 
 use crate::{contract::digest::sha256, k8s::pods};
 
-/// What the one who drains accepts.
+/// What the request accepts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DrainOptions {
-    /// That pods without a controller are gone for good.
+    /// That pods without a controller do not come back.
     pub unmanaged: bool,
     /// That pods of DaemonSets stay.
     pub daemon_sets: bool,
-    /// That what is in emptyDir volumes is lost.
+    /// That data in emptyDir volumes is lost.
     pub empty_dir_data: bool,
-    /// That pods stay which have been deleted for so many seconds.
+    /// That pods stay that were deleted more than so many seconds ago.
     pub deleted_for: Option<u32>,
 }
 
-/// What is done with one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DrainVerdict {
-    /// It is evicted; with what is accepted in doing so.
+    /// It is evicted, with what was accepted for that.
     Evict(Vec<BlockReason>),
-    /// It is left alone.
+    /// It stays.
     Skip(SkipReason),
-    /// It stands in the way.
+    /// It blocks the drain.
     Block(BlockReason),
 }
 
-/// Why a pod is left alone.
+/// Why a pod stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SkipReason {
-    /// It has been deleted for a long time.
+    /// It was deleted long ago.
     Deleted,
-    /// Its DaemonSet would make it again at once, on the same node.
+    /// Its DaemonSet would recreate it at once on the same node.
     DaemonSet,
-    /// It is a mirror of what the kubelet runs from a file.
+    /// It is the mirror of a static pod.
     Mirror,
 }
 
-/// What is lost with a pod, or not understood about it.
+/// Why a pod blocks the drain unless that is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BlockReason {
-    /// A DaemonSet would make it again at once.
+    /// Its DaemonSet would recreate it at once.
     DaemonSet,
-    /// The DaemonSet that it belongs to does not exist.
+    /// Its DaemonSet does not exist.
     DaemonSetMissing,
-    /// What is in its emptyDir volumes.
+    /// The data in its emptyDir volumes would be lost.
     EmptyDir,
-    /// The pod itself: no controller makes another one.
+    /// No controller would recreate it.
     Unmanaged,
 }
 
-/// What is done with this pod. `daemon_set_exists`: whether the DaemonSet exists that owns it, if one does.
-#[must_use]
-pub fn classify(
+/// `daemon_set_exists` is about the DaemonSet that owns the pod, if one does.
+pub(crate) fn classify(
     pod: &Pod,
-    accepted: &DrainOptions,
+    options: &DrainOptions,
     daemon_set_exists: bool,
     now: DateTime<Utc>,
 ) -> DrainVerdict {
-    if is_deleted_for_long(&pod.metadata, accepted.deleted_for, now) {
+    if is_deleted_for_long(&pod.metadata, options.deleted_for, now) {
         return DrainVerdict::Skip(SkipReason::Deleted);
     }
-    let mut losses = Vec::new();
-    let mut accept = |loss: BlockReason, is_accepted: bool| {
-        losses.push(loss);
+    let mut accepted = Vec::new();
+    let mut accept = |reason: BlockReason, is_accepted: bool| {
+        accepted.push(reason);
         is_accepted
     };
     if daemon_set(pod).is_some() {
         if daemon_set_exists {
-            return match accepted.daemon_sets {
+            return match options.daemon_sets {
                 true => DrainVerdict::Skip(SkipReason::DaemonSet),
                 false => DrainVerdict::Block(BlockReason::DaemonSet),
             };
         }
-        if !accept(BlockReason::DaemonSetMissing, accepted.unmanaged) {
+        if !accept(BlockReason::DaemonSetMissing, options.unmanaged) {
             return DrainVerdict::Block(BlockReason::DaemonSetMissing);
         }
     }
@@ -91,29 +89,26 @@ pub fn classify(
         return DrainVerdict::Skip(SkipReason::Mirror);
     }
     let finished = pods::has_finished(pod);
-    if !finished && has_empty_dir(pod) && !accept(BlockReason::EmptyDir, accepted.empty_dir_data) {
+    if !finished && has_empty_dir(pod) && !accept(BlockReason::EmptyDir, options.empty_dir_data) {
         return DrainVerdict::Block(BlockReason::EmptyDir);
     }
     if !finished
         && pods::controller(pod).is_none()
-        && !accept(BlockReason::Unmanaged, accepted.unmanaged)
+        && !accept(BlockReason::Unmanaged, options.unmanaged)
     {
         return DrainVerdict::Block(BlockReason::Unmanaged);
     }
-    DrainVerdict::Evict(losses)
+    DrainVerdict::Evict(accepted)
 }
 
-/// The DaemonSet that owns the pod, of which it matters whether it exists; a pod that has finished goes
-/// whoever owns it.
-#[must_use]
-pub fn daemon_set(pod: &Pod) -> Option<&str> {
+/// The DaemonSet that owns the pod; none for a pod that has finished, which is evicted in any case.
+pub(crate) fn daemon_set(pod: &Pod) -> Option<&str> {
     let owner = pods::controller(pod).filter(|owner| owner.kind == "DaemonSet")?;
     (!pods::has_finished(pod)).then_some(owner.name.as_str())
 }
 
-/// Whether the pod was to be gone so many seconds ago.
-#[must_use]
-pub fn is_deleted_for_long(
+/// Whether the pod's grace period ended more than so many seconds ago.
+pub(crate) fn is_deleted_for_long(
     metadata: &ObjectMeta,
     seconds: Option<u32>,
     now: DateTime<Utc>,
@@ -125,9 +120,8 @@ pub fn is_deleted_for_long(
     seconds > 0 && now - deleted > TimeDelta::seconds(i64::from(seconds))
 }
 
-/// What selects the pods of a node, all or those with these labels.
-#[must_use]
-pub fn pods_of(node: &str, selector: Option<&str>) -> ListParams {
+/// Selects the pods of a node, all or those with these labels.
+pub(crate) fn pods_of(node: &str, selector: Option<&str>) -> ListParams {
     let all = ListParams::default().fields(&format!("spec.nodeName={node}"));
     match selector {
         Some(selector) => all.labels(selector),
@@ -135,16 +129,14 @@ pub fn pods_of(node: &str, selector: Option<&str>) -> ListParams {
     }
 }
 
-/// So many of these, in words.
-#[must_use]
-pub fn plural(number: usize, what: &str) -> String {
+/// `1 pod`, `2 pods`.
+pub(crate) fn plural(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// The claim, as `namespace/name`, that holds a volume which no other node has: a directory or a disk of
-/// the node, or one that is bound to a node by name.
-#[must_use]
-pub fn local_claim(volume: &PersistentVolume) -> Option<String> {
+/// The claim, as `namespace/name`, of a volume that exists on one node only: a directory or a disk of the
+/// node, or a volume that is bound to a node by name.
+pub(crate) fn local_claim(volume: &PersistentVolume) -> Option<String> {
     let spec = volume.spec.as_ref()?;
     let claim = spec.claim_ref.as_ref()?;
     let affinity = spec.node_affinity.as_ref().and_then(|it| it.required.as_ref());
@@ -165,9 +157,7 @@ fn has_empty_dir(pod: &Pod) -> bool {
 }
 
 impl SkipReason {
-    /// What such pods are.
-    #[must_use]
-    pub fn description(self) -> &'static str {
+    pub(crate) fn description(self) -> &'static str {
         match self {
             SkipReason::Deleted => "deleted long ago",
             SkipReason::DaemonSet => "of DaemonSets",
@@ -177,11 +167,10 @@ impl SkipReason {
 }
 
 impl BlockReason {
-    /// Why such pods are not evicted.
-    #[must_use]
-    pub fn how_to_allow(self) -> &'static str {
+    /// What such pods are, and what their eviction would mean.
+    pub(crate) fn consequence(self) -> &'static str {
         match self {
-            BlockReason::DaemonSet => "of a DaemonSet, which would make them again at once",
+            BlockReason::DaemonSet => "of a DaemonSet, which would recreate them at once",
             BlockReason::DaemonSetMissing => "of a DaemonSet that does not exist",
             BlockReason::EmptyDir => "with data in emptyDir volumes, which would be lost",
             BlockReason::Unmanaged => "without a controller, which would not come back",
@@ -189,8 +178,7 @@ impl BlockReason {
     }
 
     /// The parameter that accepts it, with its value.
-    #[must_use]
-    pub fn is_allowed_by(self) -> &'static str {
+    pub(crate) fn accepting_parameter(self) -> &'static str {
         match self {
             BlockReason::DaemonSet => "ignore_daemonsets: true",
             BlockReason::DaemonSetMissing | BlockReason::Unmanaged => "force: true",
@@ -199,50 +187,41 @@ impl BlockReason {
     }
 }
 
-/// What is left to do once the node is cordoned: which pods are to go, and how.
+/// The pods to evict once the node is cordoned, and how.
 ///
-/// The pods are those that were there when it was decided; what came to the node since was not judged and
-/// stays. Of each there is a piece of a digest of its uid: enough to tell pods of one node apart, and short
-/// enough for thousands.
+/// Pods that were scheduled onto the node after the plan are not in the set and stay. Each pod is stored as a
+/// piece of the digest of its uid: unique on one node, and short enough for thousands of pods.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvictionSet {
-    /// Pods whose eviction no disruption budget may refuse.
+    /// Pods whose eviction no disruption budget can refuse.
     pub unprotected: HashSet<String>,
-    /// Pods whose eviction one may refuse.
+    /// Pods whose eviction a disruption budget can refuse.
     pub protected: HashSet<String>,
-    /// The label selector that they match, if only such pods are meant.
+    /// The label selector of the pods to evict, if the request has one.
     pub selector: Option<String>,
-    /// How long they may take to stop, instead of their own grace period.
+    /// Replaces the pods' own grace periods.
     pub grace_period_seconds: Option<u32>,
-    /// After how many seconds a deleted pod is not waited for any more.
+    /// After how many seconds a deleted pod is not awaited any more.
     pub deleted_for: Option<u32>,
-    /// Whether the node is to take pods again if the drain fails.
+    /// Whether the node is uncordoned if the drain fails.
     pub uncordon_on_failure: bool,
 }
 
 impl EvictionSet {
-    /// What stands for the pod with this uid.
-    #[must_use]
-    pub fn uid_hash(uid: &str) -> String {
+    pub(crate) fn uid_hash(uid: &str) -> String {
         sha256(uid.as_bytes())[..10].to_owned()
     }
 
-    /// Whether the pod is to go.
-    #[must_use]
-    pub fn contains(&self, pod: &ObjectMeta) -> bool {
-        let sign = EvictionSet::uid_hash(pod.uid.as_deref().unwrap_or_default());
-        self.unprotected.contains(&sign) || self.protected.contains(&sign)
+    pub(crate) fn contains(&self, pod: &ObjectMeta) -> bool {
+        let hash = EvictionSet::uid_hash(pod.uid.as_deref().unwrap_or_default());
+        self.unprotected.contains(&hash) || self.protected.contains(&hash)
     }
 
-    /// Whether no budget may refuse the pod's eviction.
-    #[must_use]
-    pub fn is_free(&self, pod: &ObjectMeta) -> bool {
+    pub(crate) fn is_unprotected(&self, pod: &ObjectMeta) -> bool {
         self.unprotected.contains(&EvictionSet::uid_hash(pod.uid.as_deref().unwrap_or_default()))
     }
 
-    /// How many pods are to go.
-    #[must_use]
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.unprotected.len() + self.protected.len()
     }
 }
@@ -266,15 +245,15 @@ mod tests {
         "2026-01-31T12:01:00Z".parse().expect("is a time")
     }
 
-    fn verdict_on(pod: &Pod, accepted: DrainOptions) -> DrainVerdict {
-        classify(pod, &accepted, true, now())
+    fn verdict(pod: &Pod, options: DrainOptions) -> DrainVerdict {
+        classify(pod, &options, true, now())
     }
 
-    fn nothing_accepted() -> DrainOptions {
+    fn no_options() -> DrainOptions {
         DrainOptions::default()
     }
 
-    fn all_accepted() -> DrainOptions {
+    fn all_options() -> DrainOptions {
         DrainOptions {
             unmanaged: true,
             daemon_sets: true,
@@ -284,79 +263,70 @@ mod tests {
     }
 
     #[test]
-    fn what_a_controller_replaces_goes() {
-        assert_eq!(verdict_on(&pod(OWNED, ""), nothing_accepted()), DrainVerdict::Evict(vec![]));
+    fn a_managed_pod_is_evicted() {
+        assert_eq!(verdict(&pod(OWNED, ""), no_options()), DrainVerdict::Evict(vec![]));
     }
 
     #[test]
-    fn a_bare_pod_blocks_unless_that_is_accepted() {
+    fn an_unmanaged_pod_blocks_unless_accepted() {
         let bare = pod("labels: {app: web}", "");
+        assert_eq!(verdict(&bare, no_options()), DrainVerdict::Block(BlockReason::Unmanaged));
         assert_eq!(
-            verdict_on(&bare, nothing_accepted()),
-            DrainVerdict::Block(BlockReason::Unmanaged)
-        );
-        assert_eq!(
-            verdict_on(&bare, all_accepted()),
+            verdict(&bare, all_options()),
             DrainVerdict::Evict(vec![BlockReason::Unmanaged])
         );
     }
 
     #[test]
-    fn a_pod_with_data_of_its_own_blocks_unless_that_is_accepted() {
+    fn a_pod_with_local_data_blocks_unless_accepted() {
         let with_data = pod(OWNED, EMPTY_DIR);
+        assert_eq!(verdict(&with_data, no_options()), DrainVerdict::Block(BlockReason::EmptyDir));
         assert_eq!(
-            verdict_on(&with_data, nothing_accepted()),
-            DrainVerdict::Block(BlockReason::EmptyDir)
-        );
-        assert_eq!(
-            verdict_on(&with_data, all_accepted()),
+            verdict(&with_data, all_options()),
             DrainVerdict::Evict(vec![BlockReason::EmptyDir])
         );
     }
 
     #[test]
-    fn a_pod_of_a_daemon_set_stays_or_blocks_and_never_goes_while_that_exists() {
+    fn a_pod_of_an_existing_daemon_set_is_never_evicted() {
         let agent = pod(OF_A_DAEMON_SET, EMPTY_DIR);
+        assert_eq!(verdict(&agent, no_options()), DrainVerdict::Block(BlockReason::DaemonSet));
+        assert_eq!(verdict(&agent, all_options()), DrainVerdict::Skip(SkipReason::DaemonSet));
+        let orphan = |options| classify(&agent, &options, false, now());
+        assert_eq!(orphan(no_options()), DrainVerdict::Block(BlockReason::DaemonSetMissing));
         assert_eq!(
-            verdict_on(&agent, nothing_accepted()),
-            DrainVerdict::Block(BlockReason::DaemonSet)
-        );
-        assert_eq!(verdict_on(&agent, all_accepted()), DrainVerdict::Skip(SkipReason::DaemonSet));
-        let orphan = |accepted| classify(&agent, &accepted, false, now());
-        assert_eq!(orphan(nothing_accepted()), DrainVerdict::Block(BlockReason::DaemonSetMissing));
-        assert_eq!(
-            orphan(all_accepted()),
+            orphan(all_options()),
             DrainVerdict::Evict(vec![BlockReason::DaemonSetMissing, BlockReason::EmptyDir])
         );
     }
 
     #[test]
-    fn a_pod_that_has_finished_goes_whatever_it_is() {
+    fn a_finished_pod_is_always_evicted() {
         let done = "status: {phase: Succeeded}";
         for metadata in [OF_A_DAEMON_SET, "labels: {app: web}"] {
             let finished = pod(metadata, &format!("{EMPTY_DIR}\n{done}"));
-            assert_eq!(verdict_on(&finished, nothing_accepted()), DrainVerdict::Evict(vec![]));
+            assert_eq!(verdict(&finished, no_options()), DrainVerdict::Evict(vec![]));
         }
     }
 
     #[test]
-    fn a_static_pod_stays() {
+    fn a_static_pod_is_skipped() {
         let mirror = pod("annotations: {kubernetes.io/config.mirror: x}", EMPTY_DIR);
-        assert_eq!(verdict_on(&mirror, nothing_accepted()), DrainVerdict::Skip(SkipReason::Mirror));
+        assert_eq!(verdict(&mirror, no_options()), DrainVerdict::Skip(SkipReason::Mirror));
     }
 
     #[test]
-    fn a_pod_that_is_long_deleted_is_not_waited_for_if_that_is_accepted() {
+    fn a_pod_that_was_deleted_long_ago_is_skipped_if_accepted() {
         let deleted = pod("deletionTimestamp: '2026-01-31T12:00:00Z'", "");
-        assert_eq!(verdict_on(&deleted, all_accepted()), DrainVerdict::Skip(SkipReason::Deleted));
-        let longer = DrainOptions { deleted_for: Some(60), ..all_accepted() };
-        assert!(matches!(verdict_on(&deleted, longer), DrainVerdict::Evict(_)));
-        let never = DrainOptions { deleted_for: Some(0), ..all_accepted() };
-        assert!(matches!(verdict_on(&deleted, never), DrainVerdict::Evict(_)));
+        assert_eq!(verdict(&deleted, all_options()), DrainVerdict::Skip(SkipReason::Deleted));
+        let longer = DrainOptions { deleted_for: Some(60), ..all_options() };
+        assert!(matches!(verdict(&deleted, longer), DrainVerdict::Evict(_)));
+        let never = DrainOptions { deleted_for: Some(0), ..all_options() };
+        assert!(matches!(verdict(&deleted, never), DrainVerdict::Evict(_)));
     }
 
     #[test]
-    fn a_volume_is_local_if_it_is_of_the_node_or_bound_to_one_by_name() {
+    fn a_volume_is_local_if_it_is_on_the_node_or_bound_to_it_by_name() {
         let claim = |volume: &str| {
             let text = format!("spec: {{claimRef: {{namespace: shop, name: data}}, {volume}}}");
             local_claim(&serde_yaml_ng::from_str(&text).expect("is a volume"))

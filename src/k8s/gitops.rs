@@ -1,5 +1,4 @@
-//! Who else decides what an object looks like: tools that bring it back to what a repository or a chart
-//! says, known by the labels and annotations that they leave.
+//! Tools that reset an object to a repository or a chart, recognised by their labels and annotations. Pure.
 //!
 //! Argo CD: <https://argo-cd.readthedocs.io/en/stable/user-guide/resource_tracking/>; Flux:
 //! <https://fluxcd.io/flux/components/kustomize/kustomizations/>; Helm:
@@ -9,9 +8,8 @@ use std::collections::BTreeMap;
 
 use kube::core::ObjectMeta;
 
-/// What such a tool will make of a change to the object, in a sentence; none if there is no such tool.
-#[must_use]
-pub fn gitops_owner(metadata: &ObjectMeta) -> Option<String> {
+/// The sentence that such a tool will revert a change to the object; none without such a tool.
+pub(crate) fn gitops_owner(metadata: &ObjectMeta) -> Option<String> {
     let (labels, annotations) = (metadata.labels.as_ref(), metadata.annotations.as_ref());
     let label = |name: &str| value(labels, name);
     let annotation = |name: &str| value(annotations, name);
@@ -19,19 +17,20 @@ pub fn gitops_owner(metadata: &ObjectMeta) -> Option<String> {
         .and_then(|id| id.split(':').next())
         .or_else(|| label("argocd.argoproj.io/instance"))
         .or_else(|| annotation("argocd.argoproj.io/instance"));
-    let back = |who: String| Some(format!("{who} will put it back unless its source changes too"));
+    let reverts =
+        |owner: String| Some(format!("{owner} will revert it unless its source changes too"));
     if let Some(name) = argo {
-        return back(format!("Argo CD (application '{name}')"));
+        return reverts(format!("Argo CD (application '{name}')"));
     }
     if let Some(name) = label("kustomize.toolkit.fluxcd.io/name") {
-        return back(format!("Flux (Kustomization '{name}')"));
+        return reverts(format!("Flux (Kustomization '{name}')"));
     }
     if let Some(name) = label("helm.toolkit.fluxcd.io/name") {
-        return back(format!("Flux (HelmRelease '{name}')"));
+        return reverts(format!("Flux (HelmRelease '{name}')"));
     }
     let helm = label("app.kubernetes.io/managed-by") == Some("Helm");
     let release = annotation("meta.helm.sh/release-name").filter(|_| helm)?;
-    Some(format!("the next upgrade of the Helm release '{release}' will put it back"))
+    Some(format!("the next upgrade of the Helm release '{release}' will revert it"))
 }
 
 fn value<'a>(all: Option<&'a BTreeMap<String, String>>, name: &str) -> Option<&'a str> {
@@ -47,8 +46,8 @@ mod tests {
     }
 
     #[test]
-    fn names_the_tool_that_will_put_it_back() {
-        for (metadata, who) in [
+    fn the_tool_that_will_revert_a_change_is_named() {
+        for (metadata, owner) in [
             (
                 "annotations: {argocd.argoproj.io/tracking-id: 'shop:apps/Deployment:shop/web'}",
                 "Argo CD (application 'shop')",
@@ -65,13 +64,13 @@ mod tests {
                 "the Helm release 'web'",
             ),
         ] {
-            let told = describe(metadata).expect("is managed");
-            assert!(told.contains(who) && told.contains("will put it back"), "{told}");
+            let text = describe(metadata).expect("is managed");
+            assert!(text.contains(owner) && text.contains("will revert it"), "{text}");
         }
     }
 
     #[test]
-    fn has_nothing_to_say_of_an_object_of_nobodys() {
+    fn an_object_without_such_a_tool_has_no_gitops_owner() {
         assert_eq!(describe("labels: {app.kubernetes.io/managed-by: kubectl}"), None);
         assert_eq!(describe("{}"), None);
     }

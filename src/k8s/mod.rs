@@ -1,27 +1,28 @@
-//! What we know of Kubernetes.
+//! What this program knows of Kubernetes. Must not depend on an action or an entry point.
 //!
-//! Two kinds of file live here, and they do not mix. Most are pure: they turn objects into verdicts or
-//! intentions into patches, and are tested from YAML. The others call ([`connect`], [`cluster`],
-//! [`effect`], [`completion`], [`jobs`], [`surroundings`]) and decide nothing about actions: they know
-//! deadlines, retries and how to find out what became of a write whose answer was lost.
+//! The files of this folder are pure: they turn objects into decisions, and intentions into patches; their
+//! tests read objects from YAML. The calls are in [`api`], with their deadlines, retries and the search for
+//! the effect of a write whose answer was lost.
 
 pub mod api;
 pub mod applied_requests;
-pub mod autoscaling;
-pub mod drain_filter;
-pub mod gitops;
-pub mod nodes;
-pub mod pdb;
-pub mod pods;
-pub mod preflight_warnings;
+pub(crate) mod autoscaling;
+pub(crate) mod completion;
+pub(crate) mod drain_filter;
+pub(crate) mod gitops;
+pub(crate) mod jobs;
+pub(crate) mod nodes;
+pub(crate) mod pdb;
+pub(crate) mod pods;
+pub(crate) mod preflight_warnings;
 pub mod rbac;
-pub mod restart;
-pub mod revisions;
-pub mod rollout;
+pub(crate) mod restart;
+pub(crate) mod revisions;
+pub(crate) mod rollout;
 pub mod workload;
 
-/// The name under which the cluster records our changes (`managedFields`).
-pub const FIELD_MANAGER: &str = "action-executor";
+/// The field manager of our changes (`managedFields`).
+pub(crate) const FIELD_MANAGER: &str = "action-executor";
 
-/// The annotation that a change carries, so that whoever looks later knows which request made it.
-pub const REQUEST_ID_ANNOTATION: &str = "action-executor.dev/request-id";
+/// The annotation with the id of the request that made a change.
+pub(crate) const REQUEST_ID_ANNOTATION: &str = "action-executor.dev/request-id";

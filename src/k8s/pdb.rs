@@ -1,9 +1,8 @@
-//! Disruption budgets: which of them speak for a pod, whether they let it go, and which pods keep them
-//! from it.
+//! PodDisruptionBudgets: which ones select a pod, whether they allow its eviction, and which pods block them.
+//! Pure.
 //!
-//! Verdicts from objects alone, as the eviction subresource gives them
-//! (`pkg/registry/core/pod/storage/eviction.go` of Kubernetes); the lists come from elsewhere. They say
-//! beforehand, and with names, what the API server says afterwards without.
+//! The checks are those of the eviction subresource (`pkg/registry/core/pod/storage/eviction.go` of
+//! Kubernetes), but they are made before the eviction and name the blocking pods.
 
 use k8s_openapi::api::{
     core::v1::Pod,
@@ -13,104 +12,95 @@ use kube::core::{Selector, SelectorExt};
 
 use crate::k8s::pods;
 
-/// The most pods that are named at once.
+/// The most pods that a reason names.
 const MAX_NAMED_PODS: usize = 5;
 
-/// What the budgets of its namespace say of one pod's eviction.
+/// Whether the budgets of its namespace allow a pod's eviction.
 #[derive(Clone, Debug, PartialEq)]
 pub enum BudgetVerdict<'a> {
-    /// It may go: no budget selects it, or the one that does makes no claim on a pod in its state.
+    /// No budget selects the pod, or none protects a pod in its state.
     Unprotected,
-    /// It may go, at the expense of this budget.
+    /// This budget allows the disruption.
     Allowed(&'a PodDisruptionBudget),
-    /// This budget has no room for it now.
+    /// This budget allows no disruption now.
     Blocked(&'a PodDisruptionBudget),
-    /// This budget was changed, and how much room it has is not known yet.
+    /// This budget was changed, and its status is not up to date.
     Stale(&'a PodDisruptionBudget),
-    /// More than one budget selects it, which the API server refuses for good.
+    /// More than one budget selects it, which the API server always refuses.
     Ambiguous(Vec<&'a PodDisruptionBudget>),
 }
 
-/// What these budgets, all those of the pod's namespace, say of its eviction.
-#[must_use]
-pub fn classify<'a>(pod: &Pod, budgets: &'a [PodDisruptionBudget]) -> BudgetVerdict<'a> {
-    if exceeds_budgets(pod) {
+/// `budgets` are all those of the pod's namespace.
+pub(crate) fn classify<'a>(pod: &Pod, budgets: &'a [PodDisruptionBudget]) -> BudgetVerdict<'a> {
+    if is_no_disruption(pod) {
         return BudgetVerdict::Unprotected;
     }
     match *budgets_of(pod, budgets) {
         [] => BudgetVerdict::Unprotected,
         [budget] => verdict_of(pod, budget),
-        ref several => BudgetVerdict::Ambiguous(several.to_vec()),
+        ref budgets => BudgetVerdict::Ambiguous(budgets.to_vec()),
     }
 }
 
-/// The budgets that select the pod. An empty selector selects all pods, none at all selects none.
-#[must_use]
-pub fn budgets_of<'a>(
+/// The budgets that select the pod. An empty selector selects all pods, a missing one none.
+pub(crate) fn budgets_of<'a>(
     pod: &Pod,
     budgets: &'a [PodDisruptionBudget],
 ) -> Vec<&'a PodDisruptionBudget> {
     budgets.iter().filter(|budget| selects(budget, pod)).collect()
 }
 
-/// The selector of a budget's pods in the API's own notation; none if it selects no pod.
-#[must_use]
-pub fn selector_of(budget: &PodDisruptionBudget) -> Option<Selector> {
+/// The selector of a budget's pods; none if it selects no pod.
+pub(crate) fn selector_of(budget: &PodDisruptionBudget) -> Option<Selector> {
     Selector::try_from(budget.spec.as_ref()?.selector.clone()?).ok()
 }
 
-/// Those of the pods that the budget waits for: it selects them, they have not finished, and they do
-/// not count as healthy.
-#[must_use]
-pub fn blocking_pods<'a>(budget: &PodDisruptionBudget, pods: &'a [Pod]) -> Vec<&'a Pod> {
-    let on_their_way = budget.status.as_ref().and_then(|status| status.disrupted_pods.as_ref());
-    let is_on_its_way = |pod: &Pod| {
+/// The pods that block the budget: it selects them, they have not finished, and they do not count as healthy.
+pub(crate) fn blocking_pods<'a>(budget: &PodDisruptionBudget, pods: &'a [Pod]) -> Vec<&'a Pod> {
+    let disrupted = budget.status.as_ref().and_then(|status| status.disrupted_pods.as_ref());
+    let is_disrupted = |pod: &Pod| {
         let name = pod.metadata.name.as_ref();
-        name.is_some_and(|name| on_their_way.is_some_and(|all| all.contains_key(name)))
+        name.is_some_and(|name| disrupted.is_some_and(|all| all.contains_key(name)))
     };
     pods.iter()
         .filter(|pod| selects(budget, pod) && !pods::has_finished(pod))
-        .filter(|pod| !pods::is_ready(pod) || is_on_its_way(pod))
+        .filter(|pod| !pods::is_ready(pod) || is_disrupted(pod))
         .collect()
 }
 
-/// Why a budget lets no pod go now, and which of the pods keep it from that, in a sentence.
-#[must_use]
-pub fn reason(budget: &PodDisruptionBudget, pods: &[Pod]) -> String {
+/// Why a budget allows no disruption now, with the blocking pods.
+pub(crate) fn reason(budget: &PodDisruptionBudget, pods: &[Pod]) -> String {
     let name = name_of(budget);
     let status = budget.status.clone().unwrap_or_default();
     if is_stale(budget) {
         return format!(
-            "PodDisruptionBudget '{name}' was changed, and its status is still that of before"
+            "PodDisruptionBudget '{name}' was changed, and its status is not up to date yet"
         );
     }
     let PodDisruptionBudgetStatus { disruptions_allowed, current_healthy, desired_healthy, .. } =
         status;
-    let numbers = format!(
+    let summary = format!(
         "PodDisruptionBudget '{name}' allows {disruptions_allowed} disruptions now: \
          {current_healthy} pods are healthy, and {desired_healthy} must be"
     );
-    // What could not be computed has no numbers to trust.
-    let lead = sync_failure(&status).map_or(numbers, |failure| {
+    // After a failure the numbers are not valid.
+    let lead = sync_failure(&status).map_or(summary, |failure| {
         format!(
-            "PodDisruptionBudget '{name}' allows no disruption, since its status failed: {failure}"
+            "PodDisruptionBudget '{name}' allows no disruption, because its status could not be computed: {failure}"
         )
     });
     match &blocking_pods(budget, pods)[..] {
         [] => lead,
-        holders => format!("{lead}; not healthy: {}", named(holders)),
+        blocking => format!("{lead}; not healthy: {}", join_names(blocking)),
     }
 }
 
-/// The budget's name.
-#[must_use]
-pub fn name_of(budget: &PodDisruptionBudget) -> &str {
+pub(crate) fn name_of(budget: &PodDisruptionBudget) -> &str {
     budget.metadata.name.as_deref().unwrap_or_default()
 }
 
-/// How many pods it lets go now.
-#[must_use]
-pub fn disruptions_allowed(budget: &PodDisruptionBudget) -> usize {
+/// How many disruptions it allows now.
+pub(crate) fn disruptions_allowed(budget: &PodDisruptionBudget) -> usize {
     if is_stale(budget) {
         return 0;
     }
@@ -131,18 +121,18 @@ fn verdict_of<'a>(pod: &Pod, budget: &'a PodDisruptionBudget) -> BudgetVerdict<'
     }
 }
 
-/// A pod that does not run, or is going, is no disruption any more.
-fn exceeds_budgets(pod: &Pod) -> bool {
+/// The eviction of a pod that does not run or is terminating is no disruption.
+fn is_no_disruption(pod: &Pod) -> bool {
     pods::is_terminating(pod) || pods::has_finished(pod) || pods::phase(pod) == "Pending"
 }
 
-/// Of a pod that is not going, which is all that is asked here.
+/// For a pod that is not terminating.
 fn is_healthy(pod: &Pod) -> bool {
     pods::is_ready(pod)
 }
 
-/// `unhealthyPodEvictionPolicy`: `AlwaysAllow`, or `IfHealthyBudget`, which is the default: while all
-/// that must be healthy is.
+/// By `unhealthyPodEvictionPolicy`: `AlwaysAllow`, or the default `IfHealthyBudget`, which allows it while
+/// enough pods are healthy.
 fn allows_unhealthy(budget: &PodDisruptionBudget, status: &PodDisruptionBudgetStatus) -> bool {
     let policy = budget.spec.as_ref().and_then(|it| it.unhealthy_pod_eviction_policy.as_deref());
     policy == Some("AlwaysAllow")
@@ -155,13 +145,13 @@ fn selects(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
     same_namespace && selector_of(budget).is_some_and(|selector| selector.matches(&labels))
 }
 
-/// Whether the budget's status speaks of an earlier form of it.
+/// Whether the budget's status is about an earlier generation.
 fn is_stale(budget: &PodDisruptionBudget) -> bool {
     let observed = budget.status.as_ref().and_then(|status| status.observed_generation);
     observed.unwrap_or(0) < budget.metadata.generation.unwrap_or(0)
 }
 
-/// Why the disruption controller could not say how many pods are healthy.
+/// Why the disruption controller could not count the healthy pods.
 fn sync_failure(status: &PodDisruptionBudgetStatus) -> Option<&str> {
     let conditions = status.conditions.as_deref().unwrap_or_default();
     let failed = conditions.iter().find(|condition| {
@@ -170,13 +160,10 @@ fn sync_failure(status: &PodDisruptionBudgetStatus) -> Option<&str> {
     failed.map(|condition| condition.message.as_str())
 }
 
-fn named(pods: &[&Pod]) -> String {
+fn join_names(pods: &[&Pod]) -> String {
     let mut names: Vec<_> = pods.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect();
     names.sort_unstable();
-    let others = names.len().saturating_sub(MAX_NAMED_PODS);
-    names.truncate(MAX_NAMED_PODS);
-    let names = names.join(", ");
-    if others == 0 { names } else { format!("{names} and {others} more") }
+    pods::join_names(&names, MAX_NAMED_PODS)
 }
 
 #[cfg(test)]
@@ -200,8 +187,7 @@ mod tests {
         pod(name, "phase: Running")
     }
 
-    /// A budget with this spec, of which the controller says that so many of two that must be healthy
-    /// are.
+    /// A budget with this spec, of whose two required pods this number is healthy.
     fn budget(spec: &str, healthy: i32, allowed: i32) -> PodDisruptionBudget {
         let text = format!(
             "metadata: {{name: web, namespace: shop, generation: 2}}\nspec: {{{spec}}}\n\
@@ -214,7 +200,7 @@ mod tests {
     const OF_WEB: &str = "selector: {matchLabels: {app: web}}";
 
     #[test]
-    fn a_pod_that_no_budget_selects_is_free() {
+    fn a_pod_that_no_budget_selects_is_unprotected() {
         for spec in ["selector: {matchLabels: {app: db}}", "minAvailable: 1"] {
             assert_eq!(
                 classify(&running("a"), &[budget(spec, 2, 0)]),
@@ -234,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_has_room_for_as_many_as_it_says() {
+    fn a_budget_allows_the_disruptions_of_its_status() {
         let budgets = [budget(OF_WEB, 3, 1)];
         assert_eq!(classify(&running("a"), &budgets), BudgetVerdict::Allowed(&budgets[0]));
         let budgets = [budget(OF_WEB, 2, 0)];
@@ -242,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_does_not_run_or_is_going_is_no_disruption() {
+    fn a_pod_that_does_not_run_or_is_terminating_is_no_disruption() {
         let budgets = [budget(OF_WEB, 2, 0), budget("selector: {}", 2, 0)];
         for phase in ["Pending", "Succeeded", "Failed"] {
             assert_eq!(
@@ -250,32 +236,32 @@ mod tests {
                 BudgetVerdict::Unprotected
             );
         }
-        let mut going = running("a");
-        going.metadata.deletion_timestamp =
+        let mut terminating = running("a");
+        terminating.metadata.deletion_timestamp =
             serde_yaml_ng::from_str("'2026-01-31T12:00:00Z'").expect("is a time");
-        assert_eq!(classify(&going, &budgets), BudgetVerdict::Unprotected);
+        assert_eq!(classify(&terminating, &budgets), BudgetVerdict::Unprotected);
     }
 
     #[test]
-    fn an_unready_pod_may_go_while_enough_others_are_healthy() {
+    fn an_unready_pod_is_unprotected_while_enough_others_are_healthy() {
         assert_eq!(classify(&unready("a"), &[budget(OF_WEB, 2, 0)]), BudgetVerdict::Unprotected);
         let budgets = [budget(OF_WEB, 1, 0)];
         assert_eq!(classify(&unready("a"), &budgets), BudgetVerdict::Blocked(&budgets[0]));
-        // What needs none healthy was not meant to let all go.
+        // A budget that requires no healthy pod does not allow all.
         let mut none = budget(OF_WEB, 0, 0);
         none.status.as_mut().expect("has one").desired_healthy = 0;
         assert!(matches!(classify(&unready("a"), &[none]), BudgetVerdict::Blocked(_)));
     }
 
     #[test]
-    fn an_unready_pod_may_always_go_where_the_budget_says_so() {
+    fn an_unready_pod_is_unprotected_with_always_allow() {
         let budgets = [budget(&format!("{OF_WEB}, unhealthyPodEvictionPolicy: AlwaysAllow"), 0, 0)];
         assert_eq!(classify(&unready("a"), &budgets), BudgetVerdict::Unprotected);
         assert_eq!(classify(&running("a"), &budgets), BudgetVerdict::Blocked(&budgets[0]));
     }
 
     #[test]
-    fn a_budget_that_was_changed_since_is_not_trusted() {
+    fn a_changed_budget_is_stale() {
         let mut changed = budget(OF_WEB, 3, 1);
         changed.metadata.generation = Some(3);
         let budgets = [changed];
@@ -284,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn two_budgets_for_one_pod_are_refused_for_good() {
+    fn two_budgets_for_one_pod_are_ambiguous() {
         let budgets = [budget(OF_WEB, 3, 1), budget("selector: {}", 3, 1)];
         assert!(
             matches!(classify(&running("a"), &budgets), BudgetVerdict::Ambiguous(two) if two.len() == 2)
@@ -292,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_what_keeps_a_budget_from_having_room() {
+    fn a_reason_names_the_blocking_pods() {
         let mut other = unready("db-1");
         other.metadata.labels = None;
         let pods = [
@@ -308,12 +294,12 @@ mod tests {
              not healthy: web-2, web-3"
         );
         let many: Vec<_> = (0..8).map(|number| unready(&format!("web-{number}"))).collect();
-        let told = reason(&budget(OF_WEB, 0, 0), &many);
-        assert!(told.ends_with("web-0, web-1, web-2, web-3, web-4 and 3 more"), "{told}");
+        let reason = reason(&budget(OF_WEB, 0, 0), &many);
+        assert!(reason.ends_with("web-0, web-1, web-2, web-3, web-4 and 3 more"), "{reason}");
     }
 
     #[test]
-    fn a_pod_that_was_just_evicted_holds_the_budget_too() {
+    fn a_pod_that_was_just_evicted_blocks_the_budget() {
         let mut budget = budget(OF_WEB, 2, 0);
         budget.status.as_mut().expect("has one").disrupted_pods =
             serde_yaml_ng::from_str("{web-1: '2026-01-31T12:00:00Z'}").expect("are pods");
@@ -324,14 +310,14 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_could_not_be_computed_are_not_told() {
+    fn a_reason_has_no_numbers_after_a_failure() {
         let mut budget = budget(OF_WEB, 0, 0);
         budget.status.as_mut().expect("has one").conditions = serde_yaml_ng::from_str(
             "[{type: DisruptionAllowed, status: 'False', reason: SyncFailed, message: no scale, \
              lastTransitionTime: '2026-01-31T12:00:00Z'}]",
         )
         .expect("are conditions");
-        let told = reason(&budget, &[]);
-        assert!(told.contains("no scale") && !told.contains("healthy"), "{told}");
+        let reason = reason(&budget, &[]);
+        assert!(reason.contains("no scale") && !reason.contains("healthy"), "{reason}");
     }
 }

@@ -1,18 +1,19 @@
-//! What pods tell about themselves: who owns them, whether they are ready, what is wrong.
-//!
-//! Verdicts from objects alone; the lists come from elsewhere.
+//! What a Pod says: its controller, whether it is ready, what is wrong with it. Pure.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, HashSet},
+};
 
 use k8s_openapi::{
     api::core::v1::{ContainerStatus, Pod, PodSpec},
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 
 /// The annotation by which a kubelet marks the API's mirror of a static pod.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
-/// Labels that controllers add to tell generations of pods, or single pods, apart.
+/// Labels by which controllers distinguish generations of pods, or single pods.
 const GENERATED_LABELS: [&str; 5] = [
     "pod-template-hash",
     "controller-revision-hash",
@@ -21,29 +22,27 @@ const GENERATED_LABELS: [&str; 5] = [
     "apps.kubernetes.io/pod-index",
 ];
 
-/// The most problems that are worth reading at once.
+/// The most problems that are reported.
 const MAX_PROBLEMS: usize = 10;
 
-/// The controller that replaces the pod when it is gone; none for a bare or a static pod.
-#[must_use]
-pub fn controller(pod: &Pod) -> Option<&OwnerReference> {
-    if is_mirror(pod) {
-        return None;
-    }
-    let owners = pod.metadata.owner_references.as_ref()?;
-    owners.iter().find(|owner| owner.controller == Some(true))
+/// The owner that controls an object.
+pub(crate) fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {
+    metadata.owner_references.as_ref()?.iter().find(|owner| owner.controller == Some(true))
 }
 
-/// Whether the pod is only the API's mirror of a static pod, which its kubelet runs from a file.
-#[must_use]
-pub fn is_mirror(pod: &Pod) -> bool {
+/// The controller that replaces the pod once it is gone; none for a bare or a static pod.
+pub(crate) fn controller(pod: &Pod) -> Option<&OwnerReference> {
+    if is_mirror(pod) { None } else { controller_of(&pod.metadata) }
+}
+
+/// Whether the pod is the API's mirror of a static pod, which its kubelet runs from a file.
+pub(crate) fn is_mirror(pod: &Pod) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
     annotations.is_some_and(|all| all.contains_key(MIRROR_ANNOTATION))
 }
 
-/// A label selector (`a=b,c=d`) that the pod shares with its siblings, old and new.
-#[must_use]
-pub fn sibling_selector(pod: &Pod) -> String {
+/// A label selector (`a=b,c=d`) of the pod and its siblings, old and new.
+pub(crate) fn sibling_selector(pod: &Pod) -> String {
     let labels = pod.metadata.labels.iter().flatten();
     labels
         .filter(|(key, _)| !GENERATED_LABELS.contains(&key.as_str()))
@@ -52,18 +51,15 @@ pub fn sibling_selector(pod: &Pod) -> String {
         .join(",")
 }
 
-/// The uids of those pods that this controller owns.
-#[must_use]
-pub fn uids_owned_by(pods: &[Pod], controller_uid: &str) -> HashSet<String> {
+pub(crate) fn uids_owned_by(pods: &[Pod], controller_uid: &str) -> HashSet<String> {
     pods.iter()
         .filter(|pod| controller(pod).is_some_and(|owner| owner.uid == controller_uid))
         .filter_map(|pod| pod.metadata.uid.clone())
         .collect()
 }
 
-/// The pods that this controller made since `known` was written down.
-#[must_use]
-pub fn replacements<'a>(
+/// The controller's pods that are not among the `known` ones.
+pub(crate) fn replacements<'a>(
     pods: &'a [Pod],
     controller_uid: &str,
     known: &HashSet<String>,
@@ -74,37 +70,32 @@ pub fn replacements<'a>(
         .collect()
 }
 
-/// The pod's phase; empty before it has one.
-#[must_use]
-pub fn phase(pod: &Pod) -> &str {
+/// Empty before the pod has a phase.
+pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
-/// Whether the pod has run to its end and is not started again.
-#[must_use]
-pub fn has_finished(pod: &Pod) -> bool {
+/// Whether the pod has terminated and is not restarted.
+pub(crate) fn has_finished(pod: &Pod) -> bool {
     matches!(phase(pod), "Succeeded" | "Failed")
 }
 
-/// The claims on volumes that such a pod mounts.
-pub fn claims(spec: Option<&PodSpec>) -> impl Iterator<Item = &str> {
+/// The volume claims that a pod mounts.
+pub(crate) fn claims(spec: Option<&PodSpec>) -> impl Iterator<Item = &str> {
     let volumes = spec.into_iter().flat_map(|spec| spec.volumes.iter().flatten());
     volumes.filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str()))
 }
 
-/// Whether the pod is being deleted.
-#[must_use]
-pub fn is_terminating(pod: &Pod) -> bool {
+pub(crate) fn is_terminating(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some()
 }
 
-/// Whether the pod is ready and stays.
-#[must_use]
-pub fn is_ready(pod: &Pod) -> bool {
+/// Whether the pod is ready and not being deleted.
+pub(crate) fn is_ready(pod: &Pod) -> bool {
     !is_terminating(pod) && condition(pod, "Ready").is_some_and(|(status, ..)| status == "True")
 }
 
-/// The pod's condition of this type: status, reason, message.
+/// Status, reason and message of the pod's condition.
 fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str, &'a str)> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     conditions.iter().find(|condition| condition.type_ == kind).map(|condition| {
@@ -116,26 +107,24 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str, &'a str)
     })
 }
 
-/// Why a pod that is to go is still there.
-#[must_use]
-pub fn termination_blockers(pod: &Pod) -> Vec<String> {
+/// Why a pod that is to be deleted still exists.
+pub(crate) fn termination_blockers(pod: &Pod) -> Vec<String> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let Some(since) = &pod.metadata.deletion_timestamp else {
         return vec![format!("pod {name} is not being deleted")];
     };
     let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
     let mut reasons =
-        vec![format!("pod {name} has until {} to stop ({grace} s of grace)", since.0)];
+        vec![format!("pod {name} has until {} to stop (grace period {grace} s)", since.0)];
     let finalizers = pod.metadata.finalizers.as_deref().unwrap_or_default();
     if !finalizers.is_empty() {
-        reasons.push(format!("pod {name} is held by the finalizers {}", finalizers.join(", ")));
+        reasons.push(format!("pod {name} is kept by the finalizers {}", finalizers.join(", ")));
     }
     reasons
 }
 
-/// What is wrong with these pods, each problem once, with the pods that have it.
-#[must_use]
-pub fn problems<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Vec<String> {
+/// Each problem once, with the pods that have it.
+pub(crate) fn problems<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Vec<String> {
     let mut by_problem: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for pod in pods.into_iter().filter(|pod| !is_terminating(pod)) {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
@@ -143,8 +132,15 @@ pub fn problems<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Vec<String> {
             by_problem.entry(problem).or_default().push(name);
         }
     }
-    let told = by_problem.into_iter().take(MAX_PROBLEMS);
-    told.map(|(problem, names)| format!("{}: {problem}", count_phrase(&names))).collect()
+    let listed = by_problem.into_iter().take(MAX_PROBLEMS);
+    listed.map(|(problem, names)| format!("{}: {problem}", count_phrase(&names))).collect()
+}
+
+/// The names, shortened to `a, b and 3 more`.
+pub(crate) fn join_names<S: Borrow<str>>(names: &[S], max: usize) -> String {
+    let more = names.len().saturating_sub(max);
+    let listed = names[..names.len() - more].join(", ");
+    if more == 0 { listed } else { format!("{listed} and {more} more") }
 }
 
 fn count_phrase(names: &[&str]) -> String {
@@ -166,7 +162,7 @@ fn problems_of(pod: &Pod) -> Vec<String> {
     unscheduled.into_iter().chain(containers.filter_map(problem_of_container)).collect()
 }
 
-/// Waiting for anything but a normal start, or ended with an error and not started again.
+/// A container that waits for anything but a normal start, or terminated with an error.
 fn problem_of_container(container: &ContainerStatus) -> Option<String> {
     let state = container.state.as_ref()?;
     let name = &container.name;
@@ -175,7 +171,7 @@ fn problem_of_container(container: &ContainerStatus) -> Option<String> {
         if matches!(reason, "" | "ContainerCreating" | "PodInitializing") {
             return None;
         }
-        // The kubelet's message names the pod, which differs from pod to pod; the last exit doesn't.
+        // The kubelet's message has the pod's name, so it would not be the same for all pods.
         let exit = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
         let message = match (reason, exit) {
             ("CrashLoopBackOff", Some(exit)) => format!(
@@ -186,9 +182,9 @@ fn problem_of_container(container: &ContainerStatus) -> Option<String> {
         };
         return Some(format!("container {name}: {}", sentence(reason, &message)));
     }
-    let ended = state.terminated.as_ref().filter(|ended| ended.exit_code != 0)?;
-    let reason = ended.reason.as_deref().unwrap_or("Error");
-    Some(format!("container {name}: {reason}: exit code {}", ended.exit_code))
+    let terminated = state.terminated.as_ref().filter(|terminated| terminated.exit_code != 0)?;
+    let reason = terminated.reason.as_deref().unwrap_or("Error");
+    Some(format!("container {name}: {reason}: exit code {}", terminated.exit_code))
 }
 
 fn sentence(reason: &str, message: &str) -> String {
@@ -223,20 +219,20 @@ mod tests {
     }
 
     #[test]
-    fn a_static_pods_mirror_is_unmanaged() {
+    fn the_mirror_of_a_static_pod_is_unmanaged() {
         let mirror = "metadata: {name: a, annotations: {kubernetes.io/config.mirror: x}, \
                       ownerReferences: [{apiVersion: v1, kind: Node, name: n, uid: u, controller: true}]}";
         assert!(controller(&pod(mirror)).is_none());
     }
 
     #[test]
-    fn siblings_are_found_by_the_labels_that_outlive_a_pod() {
+    fn siblings_are_selected_by_the_labels_of_all_generations() {
         let labels = "metadata: {labels: {app: web, pod-template-hash: abc, tier: front}}";
         assert_eq!(sibling_selector(&pod(labels)), "app=web,tier=front");
     }
 
     #[test]
-    fn a_replacement_is_owned_by_the_same_controller_and_was_not_there_before() {
+    fn a_replacement_is_a_new_pod_of_the_same_controller() {
         let before = [owned("a", "1"), owned("b", "2"), pod("metadata: {name: x, uid: '9'}")];
         let known = uids_owned_by(&before, "rs");
         assert_eq!(known.len(), 2);
@@ -247,14 +243,14 @@ mod tests {
     }
 
     #[test]
-    fn tells_what_holds_a_pod_that_is_to_go() {
+    fn a_terminating_pod_is_reported_with_deadline_and_finalizers() {
         let held = pod("metadata: {name: a, deletionTimestamp: '2026-01-31T12:00:30Z', \
              deletionGracePeriodSeconds: 30, finalizers: [example.org/keep]}");
         assert_eq!(
             termination_blockers(&held),
             [
-                "pod a has until 2026-01-31T12:00:30Z to stop (30 s of grace)",
-                "pod a is held by the finalizers example.org/keep",
+                "pod a has until 2026-01-31T12:00:30Z to stop (grace period 30 s)",
+                "pod a is kept by the finalizers example.org/keep",
             ]
         );
     }
@@ -268,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_each_problem_once_with_its_pods() {
+    fn a_problem_of_several_pods_is_reported_once() {
         let failing = |name: &str| {
             pod(&format!(
                 "metadata: {{name: {name}}}\n\
@@ -284,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_crashes_by_their_exit_code() {
+    fn a_crash_is_reported_with_its_exit_code() {
         let crashing = pod("metadata: {name: a}\n\
              status: {containerStatuses: [{name: app, image: i, imageID: '', ready: false, \
              restartCount: 3, state: {waiting: {reason: CrashLoopBackOff, message: back-off 40s}}, \
@@ -296,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_why_a_pod_has_no_node() {
+    fn an_unschedulable_pod_is_reported() {
         let pending = pod("metadata: {name: a}\n\
              status: {conditions: [{type: PodScheduled, status: 'False', reason: Unschedulable, \
              message: 0/2 nodes are available}]}");

@@ -1,4 +1,4 @@
-//! One rule of a Role, as data that actions, the ledger and the budget declare for the calls they make.
+//! One rule of a Role: each part of the program declares the rules for its own calls.
 
 use schemars::JsonSchema;
 use serde::Serialize;

@@ -2,7 +2,7 @@
 //!
 //! kubectl stamps the pod template with the time in whole seconds, so its second restart within one
 //! second is an empty patch. The request's id beside it makes each of our restarts a change of its
-//! own, and lets whoever retries see that the restart was already made.
+//! own, and a retry can see that the restart was already made.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
@@ -13,11 +13,10 @@ use crate::{
 };
 
 /// The annotation that kubectl writes (`polymorphichelpers/objectrestarter.go`).
-pub const RESTARTED_AT_ANNOTATION: &str = "kubectl.kubernetes.io/restartedAt";
+pub(crate) const RESTARTED_AT_ANNOTATION: &str = "kubectl.kubernetes.io/restartedAt";
 
 /// The strategic merge patch: two template annotations.
-#[must_use]
-pub fn patch(at: DateTime<Utc>, request_id: &str) -> Value {
+pub(crate) fn patch(at: DateTime<Utc>, request_id: &str) -> Value {
     json!({
         "spec": { "template": { "metadata": { "annotations": {
             RESTARTED_AT_ANNOTATION: stamp(at),
@@ -26,9 +25,12 @@ pub fn patch(at: DateTime<Utc>, request_id: &str) -> Value {
     })
 }
 
-/// What the patch changes in this workload; in one that was not read, from nothing.
-#[must_use]
-pub fn changes(before: Option<&Workload>, at: DateTime<Utc>, request_id: &str) -> Vec<Change> {
+/// What the patch changes. Without a workload the values before are unknown.
+pub(crate) fn changes(
+    before: Option<&Workload>,
+    at: DateTime<Utc>,
+    request_id: &str,
+) -> Vec<Change> {
     let change = |key: &str, to: String| Change {
         path: format!("/spec/template/metadata/annotations/{}", key.replace('/', "~1")),
         from: before.and_then(|it| it.template_annotation(key)).map_or(Value::Null, Value::from),
@@ -55,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn stamps_the_template_with_the_time_and_the_request() {
+    fn the_patch_annotates_the_template_with_time_and_request() {
         assert_eq!(
             patch(noon(), "r1"),
             json!({
@@ -73,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_the_values_before_and_after() {
+    fn a_restart_shows_the_values_before_and_after() {
         let before: Deployment = serde_yaml_ng::from_str(
             "spec:
                selector: {}

@@ -1,9 +1,9 @@
-//! The revisions of a workload: which there are, which one is meant, and what would differ.
+//! The revisions of a workload: which exist, which one is selected, and what differs. Pure.
 //!
 //! A Deployment keeps its earlier templates in the ReplicaSets that it owns, a StatefulSet and a
-//! DaemonSet in ControllerRevisions. Both are read as the API has them and not through our own types, so
-//! that a field which this program does not know goes back as well: without it, what comes back would
-//! be a new revision and not the old one.
+//! DaemonSet in ControllerRevisions. Both are read as the API returns them and not
+//! through typed structs, so that unknown fields are restored too: without them, a rollback would create
+//! a new revision.
 
 use std::collections::BTreeMap;
 
@@ -17,16 +17,12 @@ use kube::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use tokio::time::Instant;
 
 use crate::{
-    contract::{digest::sha256, error::ActionError, response::Change},
+    contract::{digest::sha256, response::Change},
     k8s::{
         REQUEST_ID_ANNOTATION,
-        api::{
-            client::Cluster,
-            completion::{TemplateIdentity, digest_of},
-        },
+        completion::{TemplateIdentity, template_digest},
         pods,
         restart::RESTARTED_AT_ANNOTATION,
         workload::{Workload, WorkloadKind},
@@ -36,16 +32,15 @@ use crate::{
 /// The number of a ReplicaSet's revision (`deploymentutil.RevisionAnnotation`).
 const REVISION_ANNOTATION: &str = "deployment.kubernetes.io/revision";
 
-/// What the Deployment controller adds to a template to tell its ReplicaSets apart.
+/// The label that the Deployment controller adds to a template to distinguish its ReplicaSets.
 const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
 
-/// The ControllerRevision that a pod was made of.
+/// The label with a pod's ControllerRevision.
 const REVISION_LABEL: &str = "controller-revision-hash";
 
-/// Why a revision came about, in people's words.
 const CHANGE_CAUSE_ANNOTATION: &str = "kubernetes.io/change-cause";
 
-/// The annotations of a Deployment that its revisions have no say in (`annotationsToSkip` in
+/// The annotations of a Deployment that a rollback does not change (`annotationsToSkip` in
 /// `polymorphichelpers/rollback.go`).
 const KEPT_ANNOTATIONS: [&str; 6] = [
     "kubectl.kubernetes.io/last-applied-configuration",
@@ -56,18 +51,17 @@ const KEPT_ANNOTATIONS: [&str; 6] = [
     "deprecated.deployment.rollback.to",
 ];
 
-/// Our own annotations, which are not a revision's either.
+/// The prefix of our own annotations, which a rollback does not change either.
 const OWN_PREFIX: &str = "action-executor.dev/";
 
-/// The annotations of a template in which a restart differs from what was before it.
+/// The annotations of a template that a restart changes.
 const RESTART_ANNOTATIONS: [&str; 2] = [RESTARTED_AT_ANNOTATION, REQUEST_ID_ANNOTATION];
 
-/// A workload and the revisions that there are of it.
+/// A workload and its revisions.
 #[derive(Clone, Debug)]
 pub struct History {
-    /// The workload.
     pub workload: Workload,
-    /// Its pod template, whole.
+    /// Its pod template, with unknown fields.
     template: Value,
     /// Its revisions, the latest first.
     revisions: Vec<Revision>,
@@ -76,63 +70,38 @@ pub struct History {
 /// A pod template that a workload had.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Revision {
-    /// Its number.
     pub number: i64,
-    /// The object that keeps it.
+    /// The object that stores it.
     pub name: String,
-    /// The template, whole.
+    /// With unknown fields.
     template: Value,
-    /// The strategic merge patch that brings it back.
+    /// The strategic merge patch that restores it.
     patch: Value,
-    /// The annotations that the Deployment had then; none for other kinds.
+    /// The Deployment's annotations at that time; none for other kinds.
     annotations: Option<BTreeMap<String, String>>,
 }
 
-/// The revision to which a workload goes back if a change of it does not come to anything. It is known by
-/// the object that keeps it: going back gives it another number.
+/// The revision to return to if a rollout fails. It is recognised by the object that stores it, since a
+/// rollback gives it another number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RollbackTarget {
-    /// The object that keeps the revision.
+    /// The object that stores the revision.
     pub revision: String,
     /// Its number before the change.
     pub number: i64,
 }
 
-/// Which revision is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RevisionSelector {
-    /// The one of this number.
     Number(i64),
-    /// The last one before the present.
+    /// The last one whose template differs from the current one.
     Previous,
-    /// The last one that differs from the present in more than a restart.
+    /// The last one that differs in more than a restart.
     PreviousThatDiffers,
 }
 
-impl Cluster {
-    /// Reads a workload and its revisions.
-    ///
-    /// # Errors
-    /// As [`Cluster::get`] says.
-    pub async fn history(
-        &self,
-        kind: WorkloadKind,
-        namespace: &str,
-        name: &str,
-        deadline: Instant,
-    ) -> Result<History, ActionError> {
-        let object = self.get_dynamic(&kind.resource(), namespace, name, deadline).await?;
-        let template = template_in(&object.data, "/spec/template");
-        let workload = kind.read(object)?;
-        let selector = workload.label_selector();
-        let keepers =
-            self.list_dynamic(&revision_resource(kind), namespace, &selector, deadline).await?;
-        Ok(History::new(workload, template, &keepers))
-    }
-}
-
-/// The kind of object that keeps the revisions of this kind of workload.
-fn revision_resource(kind: WorkloadKind) -> ApiResource {
+/// The kind of object that stores the revisions.
+pub(crate) fn revision_resource(kind: WorkloadKind) -> ApiResource {
     match kind {
         WorkloadKind::Deployment | WorkloadKind::ReplicaSet => {
             ApiResource::erase::<ReplicaSet>(&())
@@ -143,8 +112,8 @@ fn revision_resource(kind: WorkloadKind) -> ApiResource {
     }
 }
 
-/// The template at this place, without what is not the user's.
-fn template_in(object: &Value, pointer: &str) -> Value {
+/// The template at this JSON Pointer, without what controllers and the API server add.
+pub(crate) fn template_in(object: &Value, pointer: &str) -> Value {
     let mut template = object.pointer(pointer).cloned().unwrap_or_default();
     if let Some(fields) = template.as_object_mut() {
         fields.remove("$patch");
@@ -159,9 +128,10 @@ fn template_in(object: &Value, pointer: &str) -> Value {
 }
 
 impl History {
-    fn new(workload: Workload, template: Value, keepers: &[DynamicObject]) -> Self {
+    pub(crate) fn new(workload: Workload, template: Value, objects: &[DynamicObject]) -> Self {
         let uid = workload.metadata().uid.as_deref();
-        let owned = keepers.iter().filter(|it| uid.is_some() && controller(&it.metadata) == uid);
+        let owned =
+            objects.iter().filter(|it| uid.is_some() && controller_uid(&it.metadata) == uid);
         let read = match workload.kind() {
             WorkloadKind::Deployment | WorkloadKind::ReplicaSet => Revision::in_replica_set,
             WorkloadKind::StatefulSet | WorkloadKind::DaemonSet => Revision::in_controller_revision,
@@ -171,11 +141,10 @@ impl History {
         History { workload, template, revisions }
     }
 
-    /// The revision that is meant. The present one is known by its template and not by its number, so
-    /// it makes no difference whether the controller has seen the last change yet.
-    #[must_use]
-    pub fn find(&self, wanted: RevisionSelector) -> Option<&Revision> {
-        self.revisions.iter().find(|revision| match wanted {
+    /// The current revision is recognised by its template and not by its number, so it does not matter
+    /// whether the controller has observed the last change.
+    pub(crate) fn find(&self, selector: RevisionSelector) -> Option<&Revision> {
+        self.revisions.iter().find(|revision| match selector {
             RevisionSelector::Number(number) => revision.number == number,
             RevisionSelector::Previous => !self.is_at(revision),
             RevisionSelector::PreviousThatDiffers => !self.differs_by_restarts_alone(revision),
@@ -183,41 +152,35 @@ impl History {
     }
 
     /// Whether the workload has this revision's template.
-    #[must_use]
-    pub fn is_at(&self, revision: &Revision) -> bool {
+    pub(crate) fn is_at(&self, revision: &Revision) -> bool {
         self.template == revision.template
     }
 
-    /// Whether this revision differs from the present one in nothing but restarts.
-    #[must_use]
-    pub fn differs_by_restarts_alone(&self, revision: &Revision) -> bool {
+    /// Whether this revision differs from the current one by restarts only.
+    pub(crate) fn differs_by_restarts_alone(&self, revision: &Revision) -> bool {
         without_restarts(&self.template) == without_restarts(&revision.template)
     }
 
-    /// The present revision, to go back to after a change; none if the controller has not recorded it yet.
-    #[must_use]
-    pub fn rollback_target(&self) -> Option<RollbackTarget> {
-        let present = self.revisions.iter().find(|revision| self.is_at(revision))?;
-        Some(RollbackTarget { revision: present.name.clone(), number: present.number })
+    /// The current revision; none if the controller has not recorded it yet.
+    pub(crate) fn rollback_target(&self) -> Option<RollbackTarget> {
+        let current = self.revisions.iter().find(|revision| self.is_at(revision))?;
+        Some(RollbackTarget { revision: current.name.clone(), number: current.number })
     }
 
-    /// The revision that was meant to be gone back to, if it is still kept.
-    #[must_use]
-    pub fn kept(&self, fallback: &RollbackTarget) -> Option<&Revision> {
+    /// The revision to return to, if it still exists.
+    pub(crate) fn kept(&self, fallback: &RollbackTarget) -> Option<&Revision> {
         self.revisions.iter().find(|revision| revision.name == fallback.revision)
     }
 
-    /// The pods of other revisions for which a StatefulSet that keeps order may wait for ever before it
-    /// replaces any
+    /// The pods of other revisions for which an ordered StatefulSet may wait forever before it replaces any
     /// ([forced rollback](https://kubernetes.io/docs/concepts/workloads/controllers/statefulset/#forced-rollback)).
-    #[must_use]
-    pub fn stuck<'a>(&self, revision: &Revision, pods: &'a [Pod]) -> Vec<&'a str> {
+    pub(crate) fn stuck<'a>(&self, revision: &Revision, pods: &'a [Pod]) -> Vec<&'a str> {
         if !self.keeps_order() {
             return Vec::new();
         }
         let uid = self.workload.metadata().uid.as_deref();
         pods.iter()
-            .filter(|pod| controller(&pod.metadata) == uid)
+            .filter(|pod| controller_uid(&pod.metadata) == uid)
             .filter(|pod| !pods::is_ready(pod) && !pods::is_terminating(pod))
             .filter(|pod| {
                 let labels = pod.metadata.labels.as_ref();
@@ -227,31 +190,26 @@ impl History {
             .collect()
     }
 
-    /// Whether it is a StatefulSet that does one pod after the other.
-    #[must_use]
-    pub fn keeps_order(&self) -> bool {
+    /// Whether it is a StatefulSet that replaces one pod after the other.
+    pub(crate) fn keeps_order(&self) -> bool {
         let Workload::StatefulSet(set) = &self.workload else { return false };
         let policy = set.spec.as_ref().and_then(|spec| spec.pod_management_policy.as_deref());
         policy != Some("Parallel")
     }
 
-    /// The numbers of the revisions that there are, the latest first.
-    #[must_use]
-    pub fn numbers(&self) -> Vec<i64> {
+    /// The numbers of the revisions, the latest first.
+    pub(crate) fn numbers(&self) -> Vec<i64> {
         self.revisions.iter().map(|revision| revision.number).collect()
     }
 
-    /// A digest of the present template.
-    #[must_use]
-    pub fn digest(&self) -> String {
+    /// A digest of the current template.
+    pub(crate) fn digest(&self) -> String {
         sha256(self.template.to_string().as_bytes())
     }
 
-    /// The strategic merge patch that brings this revision back. Of a Deployment it brings back the
-    /// annotations too, as kubectl does: among them the cause of the change, which would else be told of
-    /// the wrong revision.
-    #[must_use]
-    pub fn patch_to(&self, revision: &Revision) -> Value {
+    /// The strategic merge patch that restores this revision. Like kubectl, it restores a Deployment's
+    /// annotations too: otherwise the change cause would be that of the wrong revision.
+    pub(crate) fn patch_to(&self, revision: &Revision) -> Value {
         let mut patch = revision.patch.clone();
         for (name, (_, to)) in self.annotations_to(revision) {
             patch["metadata"]["annotations"][name] = json!(to);
@@ -259,7 +217,7 @@ impl History {
         patch
     }
 
-    /// The annotations that differ, before and after.
+    /// The annotations that differ, with the values before and after.
     fn annotations_to<'a>(
         &'a self,
         revision: &'a Revision,
@@ -276,11 +234,10 @@ impl History {
             .collect()
     }
 
-    /// What differs between the present and this revision. Values are told only of what can hold no
-    /// secret: images, resources, restarts and the cause of the change. Of anything else it is told that
-    /// it differs. Elements of a list that have names stand under them.
-    #[must_use]
-    pub fn changes_to(&self, revision: &Revision) -> Vec<Change> {
+    /// What differs between the current and this revision. Only values that cannot be secret are shown:
+    /// images, resources, restarts and the change cause. Anything else is shown as changed. The path of a
+    /// named list element has its name.
+    pub(crate) fn changes_to(&self, revision: &Revision) -> Vec<Change> {
         let mut changes = Vec::new();
         compare(
             "/spec/template",
@@ -290,11 +247,11 @@ impl History {
             &mut changes,
         );
         for (name, (from, to)) in self.annotations_to(revision) {
-            let told =
+            let redaction =
                 if name == CHANGE_CAUSE_ANNOTATION { Redaction::Value } else { Redaction::Word };
             let (from, to) = (from.map(|it| json!(it)), to.map(|it| json!(it)));
-            let path = format!("/metadata/annotations/{}", escaped(name));
-            changes.push(told.change(path, from.as_ref(), to.as_ref()));
+            let path = format!("/metadata/annotations/{}", escape(name));
+            changes.push(redaction.change(path, from.as_ref(), to.as_ref()));
         }
         changes
     }
@@ -305,18 +262,18 @@ impl Revision {
         let annotations = set.metadata.annotations.clone().unwrap_or_default();
         let number = annotations.get(REVISION_ANNOTATION)?.parse().ok()?;
         let template = template_in(&set.data, "/spec/template");
-        let mut whole = template.clone();
-        whole.as_object_mut()?.insert("$patch".to_owned(), "replace".into());
+        let mut lists = template.clone();
+        lists.as_object_mut()?.insert("$patch".to_owned(), "replace".into());
         Some(Revision {
             number,
             name: set.metadata.name.clone()?,
             template,
-            patch: json!({ "spec": { "template": whole } }),
+            patch: json!({ "spec": { "template": lists } }),
             annotations: Some(annotations),
         })
     }
 
-    /// Its data is the patch already.
+    /// Its data is the patch.
     fn in_controller_revision(revision: &DynamicObject) -> Option<Self> {
         let patch = revision.data.get("data")?.clone();
         Some(Revision {
@@ -328,19 +285,17 @@ impl Revision {
         })
     }
 
-    /// By what the workload's template is known to be this one: nothing may be added to it.
-    #[must_use]
-    pub fn known_by(&self) -> TemplateIdentity {
+    /// By digest, since nothing may be added to the template.
+    pub(crate) fn template_identity(&self) -> TemplateIdentity {
         let template = serde_json::from_value::<PodTemplateSpec>(self.template.clone());
-        template
-            .map_or(TemplateIdentity::Nothing, |it| TemplateIdentity::Digest(digest_of(Some(&it))))
+        template.map_or(TemplateIdentity::Nothing, |it| {
+            TemplateIdentity::Digest(template_digest(Some(&it)))
+        })
     }
 }
 
-/// The uid of the controller that owns the object.
-fn controller(metadata: &ObjectMeta) -> Option<&str> {
-    let owners = metadata.owner_references.as_ref()?;
-    owners.iter().find(|it| it.controller == Some(true)).map(|it| it.uid.as_str())
+fn controller_uid(metadata: &ObjectMeta) -> Option<&str> {
+    pods::controller_of(metadata).map(|owner| owner.uid.as_str())
 }
 
 fn without_restarts(template: &Value) -> Value {
@@ -357,17 +312,16 @@ fn without_restarts(template: &Value) -> Value {
     template
 }
 
-/// How a difference is told.
 #[derive(Clone, Copy, PartialEq)]
 enum Redaction {
-    /// By its values.
+    /// Show the values.
     Value,
-    /// By saying that there is one.
+    /// Show only that there is a difference.
     Word,
 }
 
 impl Redaction {
-    /// How the field of this name is told, within what is told like this.
+    /// The redaction of the field of this name, within a value of this redaction.
     fn of(self, name: &str) -> Self {
         let harmless = matches!(name, "image" | "resources") || RESTART_ANNOTATIONS.contains(&name);
         if harmless { Redaction::Value } else { self }
@@ -384,18 +338,18 @@ impl Redaction {
     }
 }
 
-/// Adds what differs at this place and below.
+/// Adds what differs at this path and below.
 fn compare(
     path: &str,
     from: Option<&Value>,
     to: Option<&Value>,
-    told: Redaction,
+    redaction: Redaction,
     changes: &mut Vec<Change>,
 ) {
     if from == to {
         return;
     }
-    let below = |name: &str| format!("{path}/{}", escaped(name));
+    let below = |name: &str| format!("{path}/{}", escape(name));
     match (from, to) {
         (Some(Value::Object(from)), Some(Value::Object(to))) => {
             for name in union(from, to) {
@@ -405,25 +359,25 @@ fn compare(
                         compare_containers(&below(name), from, to, changes);
                     }
                     "env" => compare_env(&below(name), from, to, changes),
-                    _ => compare(&below(name), from, to, told.of(name), changes),
+                    _ => compare(&below(name), from, to, redaction.of(name), changes),
                 }
             }
         }
-        _ => changes.push(told.change(path.to_owned(), from, to)),
+        _ => changes.push(redaction.change(path.to_owned(), from, to)),
     }
 }
 
-/// A container that is only there before or after is told by its image.
+/// A container that exists only before or only after is shown by its image.
 fn compare_containers(
     path: &str,
     from: Option<&Value>,
     to: Option<&Value>,
     changes: &mut Vec<Change>,
 ) {
-    let (whole, known) = ((from, to), changes.len());
+    let (lists, known) = ((from, to), changes.len());
     let (from, to) = (by_name(from), by_name(to));
     for name in union(&from, &to) {
-        let path = format!("{path}/{}", escaped(name));
+        let path = format!("{path}/{}", escape(name));
         let (from, to) = (from.get(name), to.get(name));
         if from.is_some() && to.is_some() {
             compare(&path, from, to, Redaction::Word, changes);
@@ -435,23 +389,23 @@ fn compare_containers(
             changes.push(change);
         }
     }
-    describe_order(path, whole, known, changes);
+    describe_order(path, lists, known, changes);
 }
 
-/// The value of a variable is nobody else's business, and neither is where it comes from.
+/// Neither a variable's value nor its source is shown.
 fn compare_env(path: &str, from: Option<&Value>, to: Option<&Value>, changes: &mut Vec<Change>) {
-    let (whole, known) = ((from, to), changes.len());
+    let (lists, known) = ((from, to), changes.len());
     let (from, to) = (by_name(from), by_name(to));
     for name in union(&from, &to) {
         let (from, to) = (from.get(name), to.get(name));
         if from != to {
-            changes.push(Redaction::Word.change(format!("{path}/{}", escaped(name)), from, to));
+            changes.push(Redaction::Word.change(format!("{path}/{}", escape(name)), from, to));
         }
     }
-    describe_order(path, whole, known, changes);
+    describe_order(path, lists, known, changes);
 }
 
-/// Two lists may hold the same in another order.
+/// Two lists may have the same elements in another order.
 fn describe_order(
     path: &str,
     (from, to): (Option<&Value>, Option<&Value>),
@@ -474,20 +428,19 @@ fn union<'a>(one: &'a Map<String, Value>, other: &'a Map<String, Value>) -> Vec<
     one.keys().chain(more).map(String::as_str).collect()
 }
 
-/// A name as a step of a JSON Pointer (RFC 6901).
-fn escaped(name: &str) -> String {
+/// A name as a token of a JSON Pointer (RFC 6901).
+fn escape(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
 #[cfg(test)]
 impl History {
-    /// The history of an object, its revisions kept by these, all in YAML, for the tests of decisions.
-    pub(crate) fn example(kind: WorkloadKind, object: &str, keepers: &[&str]) -> Self {
+    /// The history of an object and the objects that store its revisions, in YAML, for tests.
+    pub(crate) fn example(kind: WorkloadKind, object: &str, objects: &[&str]) -> Self {
         let read = |yaml: &str| serde_yaml_ng::from_str(yaml).expect("is an object");
-        let object: DynamicObject = read(object);
-        let template = template_in(&object.data, "/spec/template");
-        let keepers: Vec<_> = keepers.iter().map(|yaml| read(yaml)).collect();
-        History::new(kind.read(object).expect("is of that kind"), template, &keepers)
+        let (workload, template) = kind.read_with_template(read(object)).expect("is of that kind");
+        let objects: Vec<_> = objects.iter().map(|yaml| read(yaml)).collect();
+        History::new(workload, template, &objects)
     }
 }
 
@@ -536,8 +489,8 @@ mod tests {
         )
     }
 
-    fn found(history: &History, wanted: RevisionSelector) -> Option<i64> {
-        history.find(wanted).map(|revision| revision.number)
+    fn found(history: &History, selector: RevisionSelector) -> Option<i64> {
+        history.find(selector).map(|revision| revision.number)
     }
 
     #[test]
@@ -549,14 +502,14 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_can_be_passed_over() {
+    fn a_restart_can_be_skipped() {
         assert_eq!(found(&history(), RevisionSelector::PreviousThatDiffers), Some(2));
         let third = history().find(RevisionSelector::Number(3)).cloned().expect("is there");
         assert!(history().differs_by_restarts_alone(&third) && !history().is_at(&third));
     }
 
     #[test]
-    fn a_change_that_no_controller_has_seen_yet_is_not_passed_over() {
+    fn an_unobserved_change_is_not_skipped() {
         let (old, new) = (template("{}", "image: 'app:2'"), template("{}", "image: 'app:3'"));
         let kept = [replica_set("1", "u1", "{}", ""), replica_set("2", "u1", &old, "")];
         let kept: Vec<_> = kept.iter().map(String::as_str).collect();
@@ -565,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_template_comes_back_without_the_controllers_label() {
+    fn a_template_is_restored_without_the_controllers_label() {
         let history = history();
         let patch = history.patch_to(history.find(RevisionSelector::Number(2)).expect("is there"));
         assert_eq!(
@@ -579,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_our_types_do_not_know_comes_back_too() {
+    fn an_unknown_field_is_restored() {
         let new = template("{}", "image: 'app:2'");
         let old = template("{}", "image: 'app:2', inTheFuture: {answer: 42}");
         let history = History::example(
@@ -594,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn annotations_come_back_as_with_kubectl_but_ours_stay() {
+    fn annotations_are_restored_as_with_kubectl_but_ours_stay() {
         let (old, new) = (template("{}", "image: 'app:1'"), template("{}", "image: 'app:2'"));
         let now = "{kubernetes.io/change-cause: second, team: shop, \
                    kubectl.kubernetes.io/last-applied-configuration: now, \
@@ -612,14 +565,15 @@ mod tests {
             json!({ "kubernetes.io/change-cause": "first", "team": null })
         );
         let changes = history.changes_to(first);
-        let told = |path: &str| changes.iter().find(|it| it.path == path).expect("is told");
-        let cause = told("/metadata/annotations/kubernetes.io~1change-cause");
+        let redaction =
+            |path: &str| changes.iter().find(|it| it.path == path).expect("is a change");
+        let cause = redaction("/metadata/annotations/kubernetes.io~1change-cause");
         assert_eq!((&cause.from, &cause.to), (&json!("second"), &json!("first")));
-        assert_eq!(told("/metadata/annotations/team").from, "set");
+        assert_eq!(redaction("/metadata/annotations/team").from, "set");
     }
 
     #[test]
-    fn a_controller_revision_holds_the_patch() {
+    fn a_controller_revision_contains_the_patch() {
         let patch = "{spec: {template: {$patch: replace, metadata: {creationTimestamp: null, labels: \
                      {app: db}}, spec: {containers: []}}}}";
         let kept = format!(
@@ -642,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_what_differs_and_never_the_value_of_a_variable() {
+    fn a_change_never_shows_the_value_of_a_variable() {
         let old = template(
             "{checksum: a1b2c3}",
             "image: 'app:1', command: [run], resources: {limits: {cpu: 1}}, env: [{name: GONE, value: \
@@ -660,7 +614,7 @@ mod tests {
         );
         let changes =
             history.changes_to(history.find(RevisionSelector::Previous).expect("is there"));
-        let told: Vec<_> = changes
+        let redaction: Vec<_> = changes
             .iter()
             .map(|it| format!("{} {} {}", it.path.replace("/spec/template", ""), it.from, it.to))
             .collect();
@@ -673,13 +627,13 @@ mod tests {
             r#"/spec/containers/app/env/OTHER "set" "changed""#,
             r#"/metadata/annotations/checksum "set" "changed""#,
         ] {
-            assert!(told.contains(&line.to_owned()), "{line}: {told:#?}");
+            assert!(redaction.contains(&line.to_owned()), "{line}: {redaction:#?}");
         }
-        assert_eq!(told.len(), 7, "{told:#?}");
+        assert_eq!(redaction.len(), 7, "{redaction:#?}");
     }
 
     #[test]
-    fn another_order_of_the_same_is_told() {
+    fn another_order_of_a_list_is_a_change() {
         let of = |env: &str| template("{}", &format!("image: 'app:1', env: [{env}]"));
         let history = History::example(
             WorkloadKind::Deployment,
@@ -693,7 +647,7 @@ mod tests {
     }
 
     #[test]
-    fn the_present_revision_is_found_again_under_another_number() {
+    fn the_current_revision_is_found_under_another_number() {
         let before = history();
         let fallback = before.rollback_target().expect("is recorded");
         assert_eq!((fallback.revision.as_str(), fallback.number), ("web-4", 4));
@@ -706,7 +660,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_comes_or_goes_is_told_by_its_image() {
+    fn an_added_or_removed_container_is_shown_by_its_image() {
         let one = "{spec: {containers: [{name: app, image: 'app:1'}]}}";
         let two = "{spec: {containers: [{name: app, image: 'app:1'}, {name: log, image: 'log:1', env: \
                    [{name: A, value: hunter2}]}]}}";

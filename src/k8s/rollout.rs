@@ -1,33 +1,32 @@
-//! Is a workload's rollout complete? A verdict from the object alone.
+//! Whether a workload's rollout is complete, from the object alone. Pure.
 //!
 //! The checks and their order are those of `kubectl rollout status`
 //! (`polymorphichelpers/rollout_status.go`), with one difference: the generation that counts is at
-//! least the one that our own patch returned. A status that is older than that speaks of an earlier
-//! rollout, and so does a `ProgressDeadlineExceeded` in it.
+//! least the one that our own patch returned. An older status is about an earlier rollout, and so is a
+//! `ProgressDeadlineExceeded` in it.
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 
 use crate::k8s::workload::Workload;
 
-/// Where a rollout stands.
+/// How far a rollout is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RolloutStatus {
-    /// Not there yet; says what is missing.
+    /// In progress; says what is missing.
     Waiting(String),
     /// All replicas are updated and available, and no old one is left.
     Complete(String),
-    /// It will not come; says why.
+    /// It does not complete; says why.
     Failed(String),
 }
 
-/// The verdict on a workload, for a change that the API server numbered `generation`.
+/// The status of the rollout of this `generation`.
 ///
 /// # Caveats
-/// Complete means that every updated replica is *available* now; it says nothing of whether it
-/// stays so. A workload scaled to zero is complete at once. With the strategy `OnDelete` it is complete
-/// once somebody has deleted all old pods.
-#[must_use]
-pub fn status(workload: &Workload, generation: i64) -> RolloutStatus {
+/// Complete means that every updated replica is *available* now; not that it stays so. A
+/// workload scaled to zero is complete at once. With the strategy `OnDelete` it is complete once all old
+/// pods were deleted.
+pub(crate) fn status(workload: &Workload, generation: i64) -> RolloutStatus {
     match workload {
         Workload::Deployment(it) => deployment(it, generation),
         Workload::StatefulSet(it) => stateful_set(it, generation),
@@ -36,7 +35,7 @@ pub fn status(workload: &Workload, generation: i64) -> RolloutStatus {
     }
 }
 
-/// Whether the status may speak of the change at all.
+/// Whether the status is about the change.
 fn is_observed(observed: Option<i64>, current: Option<i64>, generation: i64) -> bool {
     observed.unwrap_or(0) >= current.unwrap_or(0).max(generation)
 }
@@ -100,16 +99,17 @@ fn stateful_set(set: &StatefulSet, generation: i64) -> RolloutStatus {
     }
     let strategy = spec.and_then(|spec| spec.update_strategy.as_ref());
     let partition = strategy.and_then(|it| it.rolling_update.as_ref()).and_then(|it| it.partition);
-    let wanted = match partition {
+    let desired = match partition {
         Some(partition) if partition > 0 => (replicas - partition).max(0),
         _ => replicas,
     };
-    // kubectl compares the revisions where there is no partition. Those are equal only after the last
-    // pod, but also before the controller has made the new one; the number of pods is not.
-    if updated < wanted || (wanted == replicas && status.update_revision != status.current_revision)
+    // Without a partition kubectl compares the revisions. They are equal after the last pod, but also before
+    // the controller has created the new revision; the number of pods is not.
+    if updated < desired
+        || (desired == replicas && status.update_revision != status.current_revision)
     {
         return RolloutStatus::Waiting(format!(
-            "{updated} of {wanted} pods are of the new revision"
+            "{updated} of {desired} pods are of the new revision"
         ));
     }
     let revision = status.update_revision.as_deref().unwrap_or("unknown");
@@ -143,7 +143,7 @@ fn daemon_set(set: &DaemonSet, generation: i64) -> RolloutStatus {
     ))
 }
 
-/// A ReplicaSet replaces no pod; it is complete once it has those that it wants.
+/// A ReplicaSet replaces no pod; it is complete once it has the desired number.
 fn replica_set(set: &ReplicaSet, generation: i64) -> RolloutStatus {
     let name = set.metadata.name.as_deref().unwrap_or_default();
     let status = set.status.clone().unwrap_or_default();
@@ -158,13 +158,12 @@ fn replica_set(set: &ReplicaSet, generation: i64) -> RolloutStatus {
     RolloutStatus::Complete(format!("ReplicaSet '{name}' has its {replicas} replicas"))
 }
 
-/// The verdict on a workload's number of pods: as many as are asked for, all of them available, of
-/// whatever revision. `kubectl scale` looks at the number alone.
+/// Whether a workload has the desired number of pods, all available, of any revision. `kubectl scale` checks
+/// the number only.
 ///
 /// # Caveats
 /// A Deployment that was paused in the middle of a rollout keeps that rollout's surplus.
-#[must_use]
-pub fn scale_status(workload: &Workload) -> RolloutStatus {
+pub(crate) fn scale_status(workload: &Workload) -> RolloutStatus {
     let (observed, total, available) = match workload {
         Workload::Deployment(it) => {
             let status = it.status.clone().unwrap_or_default();
@@ -183,22 +182,24 @@ pub fn scale_status(workload: &Workload) -> RolloutStatus {
     if !is_observed(observed, workload.metadata().generation, 0) {
         return not_observed();
     }
-    let (wanted, available) = (workload.replicas().unwrap_or(1), available.unwrap_or(0));
-    if available < wanted {
-        return RolloutStatus::Waiting(format!("{available} of {wanted} replicas are available"));
+    let (desired, available) = (workload.replicas().unwrap_or(1), available.unwrap_or(0));
+    if available < desired {
+        return RolloutStatus::Waiting(format!("{available} of {desired} replicas are available"));
     }
     let keeps_surplus = workload.is_paused() && workload.outdated_pods().is_some();
-    if total > wanted && !keeps_surplus {
-        return RolloutStatus::Waiting(format!("{} replicas are still to go", total - wanted));
+    if total > desired && !keeps_surplus {
+        return RolloutStatus::Waiting(format!(
+            "{} surplus replicas are pending termination",
+            total - desired
+        ));
     }
     let (kind, name) = (workload.kind().name(), workload.metadata().name.as_deref());
     let name = name.unwrap_or_default();
-    RolloutStatus::Complete(format!("{kind} '{name}' has {wanted} replicas, all available"))
+    RolloutStatus::Complete(format!("{kind} '{name}' has {desired} replicas, all available"))
 }
 
-/// Why no pod would be replaced by itself, if that is so.
-#[must_use]
-pub fn manual_update_reason(workload: &Workload) -> Option<String> {
+/// Why no pod would be replaced automatically, if that is so.
+pub(crate) fn manual_update_reason(workload: &Workload) -> Option<String> {
     let (strategy, partition) = match workload {
         Workload::StatefulSet(set) => {
             let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
@@ -215,30 +216,27 @@ pub fn manual_update_reason(workload: &Workload) -> Option<String> {
     }
     let (partition, replicas) = (partition?, workload.replicas().unwrap_or(0));
     (partition > 0 && partition >= replicas)
-        .then(|| format!("its partition {partition} holds all {replicas} pods"))
+        .then(|| format!("its partition {partition} covers all {replicas} pods"))
 }
 
-/// What is to be said of pods for which a StatefulSet waits before it replaces any.
-#[must_use]
-pub fn stuck_pods_warning(pods: &[&str]) -> String {
+/// The warning about pods for which a StatefulSet waits before it replaces any.
+pub(crate) fn stuck_pods_warning(pods: &[&str]) -> String {
     format!(
-        "pod {} is not ready, and a StatefulSet that keeps order may wait for it for ever instead of \
-         replacing it: if it stays as it is, delete it with restart_pod",
+        "pod {} is not ready, and an ordered StatefulSet may wait for it forever instead of \
+         replacing it: if it does not become ready, delete it with restart_pod",
         pods.join(", ")
     )
 }
 
 /// Whether all old pods stop before new ones start.
-#[must_use]
-pub fn recreates(workload: &Workload) -> bool {
+pub(crate) fn recreates(workload: &Workload) -> bool {
     let Workload::Deployment(deployment) = workload else { return false };
     let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
     strategy.is_some_and(|it| it.type_.as_deref() == Some("Recreate"))
 }
 
-/// The partition of a StatefulSet that holds some of its pods back.
-#[must_use]
-pub fn partition(workload: &Workload) -> Option<i32> {
+/// The partition of a StatefulSet that excludes some of its pods from the rollout.
+pub(crate) fn partition(workload: &Workload) -> Option<i32> {
     let Workload::StatefulSet(set) = workload else { return None };
     let strategy = set.spec.as_ref()?.update_strategy.as_ref()?;
     let partition = strategy.rolling_update.as_ref()?.partition?;
@@ -271,12 +269,12 @@ mod tests {
         "{observedGeneration: 4, replicas: 3, updatedReplicas: 3, availableReplicas: 3}";
 
     #[test]
-    fn is_complete_when_all_are_updated_and_available_and_no_old_one_is_left() {
+    fn a_deployment_is_complete_when_all_replicas_are_updated_and_available() {
         assert!(matches!(verdict(DONE), RolloutStatus::Complete(_)));
     }
 
     #[test]
-    fn a_status_older_than_the_change_says_nothing() {
+    fn a_status_older_than_the_change_is_ignored() {
         waits(
             "{observedGeneration: 3, replicas: 3, updatedReplicas: 3, availableReplicas: 3}",
             "waiting for the change to be observed",
@@ -284,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_object_is_not_taken_for_the_patched_one() {
+    fn a_stale_object_is_not_the_patched_one() {
         // A read served from before the patch still shows the old generation, and all is well there.
         assert!(matches!(verdict_after(5, DONE), RolloutStatus::Waiting(_)));
     }
@@ -308,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_for_updated_replicas_first() {
+    fn a_deployment_waits_for_updated_replicas_first() {
         waits(
             "{observedGeneration: 4, replicas: 4, updatedReplicas: 1, availableReplicas: 3}",
             "1 of 3 new replicas have been updated",
@@ -316,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn then_for_old_replicas_to_go() {
+    fn a_deployment_waits_for_old_replicas_to_terminate() {
         waits(
             "{observedGeneration: 4, replicas: 4, updatedReplicas: 3, availableReplicas: 3}",
             "1 old replicas are pending termination",
@@ -324,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn then_for_availability() {
+    fn a_deployment_waits_for_availability_last() {
         waits(
             "{observedGeneration: 4, replicas: 3, updatedReplicas: 3, availableReplicas: 2}",
             "2 of 3 updated replicas are available",
@@ -401,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_pods_is_full_once_all_are_available_and_none_is_too_many() {
+    fn a_scaling_is_complete_once_all_pods_are_available_and_none_is_surplus() {
         let verdict = |spec: &str, status: &str| {
             let text = format!(
                 "metadata: {{name: web, generation: 4}}\n\
@@ -417,15 +415,15 @@ mod tests {
         let few = "observedGeneration: 4, replicas: 3, availableReplicas: 2";
         assert_eq!(verdict("", few), waiting("2 of 3 replicas are available"));
         let many = "observedGeneration: 4, replicas: 5, updatedReplicas: 5, availableReplicas: 5";
-        assert_eq!(verdict("", many), waiting("2 replicas are still to go"));
+        assert_eq!(verdict("", many), waiting("2 surplus replicas are pending termination"));
         // Whatever their revision: a paused Deployment's pods do not become new ones.
         let old = "observedGeneration: 4, replicas: 4, updatedReplicas: 1, availableReplicas: 3";
-        assert_eq!(verdict("", old), waiting("1 replicas are still to go"));
+        assert_eq!(verdict("", old), waiting("1 surplus replicas are pending termination"));
         assert!(matches!(verdict(", paused: true", old), RolloutStatus::Complete(_)));
     }
 
     #[test]
-    fn a_status_from_before_the_change_says_nothing_whatever_the_kind() {
+    fn a_status_from_before_the_change_is_ignored_for_every_kind() {
         let set: DaemonSet = serde_yaml_ng::from_str(
             "metadata: {name: agent, generation: 1}\n\
              status: {observedGeneration: 1, desiredNumberScheduled: 0, currentNumberScheduled: 0, \

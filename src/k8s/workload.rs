@@ -1,6 +1,4 @@
-//! Workloads: the kinds whose pods come from a template, seen alike where they are alike.
-//!
-//! What is particular to one kind is asked of that kind's own type.
+//! Workloads: the kinds whose pods come from a template, and what they have in common. Pure.
 
 use k8s_openapi::{
     api::{
@@ -15,14 +13,14 @@ use kube::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use serde_json::Value;
 
 use crate::{
     contract::{
         error::{ActionError, Code},
         response::Target,
     },
-    k8s::api::client::Cluster,
+    k8s::{pods, revisions},
 };
 
 /// A kind of workload, all of them in the group `apps/v1`.
@@ -41,7 +39,6 @@ pub enum WorkloadKind {
 
 impl WorkloadKind {
     /// Its name, as `Deployment`.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             WorkloadKind::Deployment => "Deployment",
@@ -52,7 +49,6 @@ impl WorkloadKind {
     }
 
     /// Its name for kubectl, as `deployment`.
-    #[must_use]
     pub fn for_kubectl(self) -> &'static str {
         match self {
             WorkloadKind::Deployment => "deployment",
@@ -62,8 +58,7 @@ impl WorkloadKind {
         }
     }
 
-    /// Its place in the API.
-    #[must_use]
+    /// Its API resource.
     pub fn resource(self) -> ApiResource {
         match self {
             WorkloadKind::Deployment => ApiResource::erase::<Deployment>(&()),
@@ -73,11 +68,16 @@ impl WorkloadKind {
         }
     }
 
-    /// A workload of this kind from the object that the API gave.
+    /// The workload of this kind that the API returned, and its pod template with the fields that
+    /// `k8s_openapi` does not know.
     ///
     /// # Errors
     /// [`Code::ClusterUnavailable`] if it is not one.
-    pub(crate) fn read(self, object: DynamicObject) -> Result<Workload, ActionError> {
+    pub(crate) fn read_with_template(
+        self,
+        object: DynamicObject,
+    ) -> Result<(Workload, Value), ActionError> {
+        let template = revisions::template_in(&object.data, "/spec/template");
         let value = serde_json::to_value(object);
         let workload: Result<Workload, _> = value.and_then(|value| {
             Ok(match self {
@@ -87,15 +87,17 @@ impl WorkloadKind {
                 WorkloadKind::ReplicaSet => serde_json::from_value::<ReplicaSet>(value)?.into(),
             })
         });
-        // Serde's words may hold values that are nobody else's business.
-        workload.map_err(|_| {
-            let detail = format!("the cluster gave a {} that cannot be read", self.name());
-            ActionError::new(Code::ClusterUnavailable, detail)
-        })
+        // The message of serde may contain values of the object, which may be secret.
+        match workload {
+            Ok(workload) => Ok((workload, template)),
+            Err(_) => {
+                let detail = format!("the cluster returned a {} that cannot be read", self.name());
+                Err(ActionError::new(Code::ClusterUnavailable, detail))
+            }
+        }
     }
 
     /// An object of this kind as a request names it.
-    #[must_use]
     pub fn target(self, namespace: &str, name: &str) -> Target {
         Target::named("apps/v1", self.name(), namespace, name)
     }
@@ -114,39 +116,9 @@ pub enum Workload {
     ReplicaSet(Box<ReplicaSet>),
 }
 
-impl Cluster {
-    /// Reads a workload.
-    ///
-    /// # Errors
-    /// As [`Cluster::get`] says.
-    pub async fn workload(
-        &self,
-        kind: WorkloadKind,
-        namespace: &str,
-        name: &str,
-        deadline: Instant,
-    ) -> Result<Workload, ActionError> {
-        Ok(match kind {
-            WorkloadKind::Deployment => {
-                self.get::<Deployment>(namespace, name, deadline).await?.into()
-            }
-            WorkloadKind::StatefulSet => {
-                self.get::<StatefulSet>(namespace, name, deadline).await?.into()
-            }
-            WorkloadKind::DaemonSet => {
-                self.get::<DaemonSet>(namespace, name, deadline).await?.into()
-            }
-            WorkloadKind::ReplicaSet => {
-                self.get::<ReplicaSet>(namespace, name, deadline).await?.into()
-            }
-        })
-    }
-}
-
 impl Workload {
     /// Its kind.
-    #[must_use]
-    pub fn kind(&self) -> WorkloadKind {
+    pub(crate) fn kind(&self) -> WorkloadKind {
         match self {
             Workload::Deployment(_) => WorkloadKind::Deployment,
             Workload::StatefulSet(_) => WorkloadKind::StatefulSet,
@@ -156,8 +128,7 @@ impl Workload {
     }
 
     /// Its metadata.
-    #[must_use]
-    pub fn metadata(&self) -> &ObjectMeta {
+    pub(crate) fn metadata(&self) -> &ObjectMeta {
         match self {
             Workload::Deployment(it) => &it.metadata,
             Workload::StatefulSet(it) => &it.metadata,
@@ -166,17 +137,14 @@ impl Workload {
         }
     }
 
-    /// Kind and name of the object that controls it, if one does.
-    #[must_use]
-    pub fn controller(&self) -> Option<(&str, &str)> {
-        let mut owners = self.metadata().owner_references.iter().flatten();
-        let owner = owners.find(|owner| owner.controller == Some(true))?;
+    /// Kind and name of its controller.
+    pub(crate) fn controller(&self) -> Option<(&str, &str)> {
+        let owner = pods::controller_of(self.metadata())?;
         Some((&owner.kind, &owner.name))
     }
 
     /// The template of its pods.
-    #[must_use]
-    pub fn template(&self) -> Option<&PodTemplateSpec> {
+    pub(crate) fn template(&self) -> Option<&PodTemplateSpec> {
         match self {
             Workload::Deployment(it) => it.spec.as_ref().map(|spec| &spec.template),
             Workload::StatefulSet(it) => it.spec.as_ref().map(|spec| &spec.template),
@@ -185,29 +153,26 @@ impl Workload {
         }
     }
 
-    /// How many pods are asked for; none for a DaemonSet, whose nodes decide.
-    #[must_use]
-    pub fn replicas(&self) -> Option<i32> {
-        let asked = match self {
+    /// The desired number of pods; none for a DaemonSet, where it is the number of nodes.
+    pub(crate) fn replicas(&self) -> Option<i32> {
+        let replicas = match self {
             Workload::Deployment(it) => it.spec.as_ref()?.replicas,
             Workload::StatefulSet(it) => it.spec.as_ref()?.replicas,
             Workload::DaemonSet(_) => return None,
             Workload::ReplicaSet(it) => it.spec.as_ref()?.replicas,
         };
-        Some(asked.unwrap_or(1))
+        Some(replicas.unwrap_or(1))
     }
 
-    /// Whether it is a Deployment that is paused.
-    #[must_use]
-    pub fn is_paused(&self) -> bool {
+    /// Whether it is a paused Deployment.
+    pub(crate) fn is_paused(&self) -> bool {
         let Workload::Deployment(it) = self else { return false };
         it.spec.as_ref().and_then(|spec| spec.paused) == Some(true)
     }
 
-    /// How many of a Deployment's pods are of an older template than its present one, and how many
-    /// pods it has; none if all are of the present one.
-    #[must_use]
-    pub fn outdated_pods(&self) -> Option<(i32, i32)> {
+    /// How many of a Deployment's pods are of an older template, and how many pods it has; none if no pod
+    /// is outdated.
+    pub(crate) fn outdated_pods(&self) -> Option<(i32, i32)> {
         let Workload::Deployment(it) = self else { return None };
         let status = it.status.as_ref()?;
         let (all, updated) = (status.replicas?, status.updated_replicas.unwrap_or(0));
@@ -215,15 +180,13 @@ impl Workload {
     }
 
     /// An annotation of its pod template.
-    #[must_use]
-    pub fn template_annotation(&self, key: &str) -> Option<&str> {
+    pub(crate) fn template_annotation(&self, key: &str) -> Option<&str> {
         let metadata = self.template()?.metadata.as_ref()?;
         metadata.annotations.as_ref()?.get(key).map(String::as_str)
     }
 
-    /// Its pods' selector in the API's own notation; empty if it has none.
-    #[must_use]
-    pub fn label_selector(&self) -> String {
+    /// Its pods' selector as the API writes it; empty if it has none.
+    pub(crate) fn label_selector(&self) -> String {
         let selector: Option<&LabelSelector> = match self {
             Workload::Deployment(it) => it.spec.as_ref().map(|spec| &spec.selector),
             Workload::StatefulSet(it) => it.spec.as_ref().map(|spec| &spec.selector),
@@ -264,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_selector_is_written_as_the_api_reads_it() {
+    fn a_label_selector_is_written_as_the_api_reads_it() {
         let deployment: Deployment = serde_yaml_ng::from_str(
             "spec: {template: {}, selector: {matchLabels: {app: web}, matchExpressions: \
              [{key: tier, operator: In, values: [a, b]}]}}",
@@ -275,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_workload_without_a_number_has_one_replica_and_a_daemon_set_none() {
+    fn a_workload_has_one_replica_by_default_and_a_daemon_set_no_number() {
         let set: StatefulSet =
             serde_yaml_ng::from_str("spec: {template: {}, selector: {}}").expect("is one");
         assert_eq!(Workload::from(set).replicas(), Some(1));

@@ -28,10 +28,7 @@ use crate::{
     auth::Authenticator,
     config::{Settings, reload::Reloading},
     contract::error::{ActionError, Code},
-    executor::{
-        context::Context,
-        reply::{Answer, IncomingRequest},
-    },
+    executor::{context::Context, incoming::IncomingRequest, reply::Reply},
     http::{
         dispatch,
         dispatch::Service,
@@ -146,16 +143,16 @@ impl Function {
         match events::read(text) {
             Event::Single(message) => {
                 let answer = self.message(message, left).await;
-                if answer.retryable { Err(Failure(answer)) } else { Ok(answer.body) }
+                if answer.retryable() { Err(Failure(answer)) } else { Ok(answer.to_json()) }
             }
             Event::Sns(messages) => {
                 let mut answers = Vec::new();
                 for message in messages {
                     let answer = self.message(message, left).await;
-                    if answer.retryable {
+                    if answer.retryable() {
                         return Err(Failure(answer));
                     }
-                    answers.push(parsed(&answer.body));
+                    answers.push(answer.to_value());
                 }
                 Ok(json!(answers).to_string().into_bytes())
             }
@@ -165,7 +162,7 @@ impl Function {
                 for message in messages {
                     let id = message.id.clone().unwrap_or_default();
                     let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-                    if self.message(message, left).await.retryable {
+                    if self.message(message, left).await.retryable() {
                         failures.push(json!({ "itemIdentifier": id }));
                     }
                 }
@@ -175,7 +172,7 @@ impl Function {
     }
 
     /// Carries out one request; its event's id is its own, if it brings none.
-    async fn message(&self, message: Message, left: Option<Duration>) -> Answer {
+    async fn message(&self, message: Message, left: Option<Duration>) -> Reply {
         let result = async {
             let context = bounded(self.context().await?, left);
             let mut request =
@@ -188,7 +185,7 @@ impl Function {
             }
             crate::executor::handle(&context, request).await
         };
-        result.await.map_or_else(Answer::from, Answer::from)
+        result.await.map_or_else(Reply::from, Reply::from)
     }
 
     async fn http(&self, request: Request, left: Option<Duration>) -> Response<Body> {
@@ -196,7 +193,7 @@ impl Function {
             Ok((request, info)) => self.dispatch(request, info, left).await,
             Err(error) => Err(error),
         };
-        http::to_lambda(response.unwrap_or_else(|error| Answer::from(error).into()))
+        http::to_lambda(response.unwrap_or_else(|error| Reply::from(error).into()))
     }
 
     async fn dispatch(
@@ -236,21 +233,15 @@ fn time_left(deadline_ms: u64) -> Option<Duration> {
     Some(left.saturating_sub(ANSWER_MARGIN))
 }
 
-fn parsed(body: &[u8]) -> serde_json::Value {
-    serde_json::from_slice(body).unwrap_or_default()
-}
-
 /// What makes the event's source retry.
 #[derive(Debug)]
-struct Failure(Answer);
+struct Failure(Reply);
 
 impl From<Failure> for Diagnostic {
-    fn from(Failure(answer): Failure) -> Self {
-        let problem = parsed(&answer.body);
-        let code = problem["code"].as_str().or(problem["outcome"].as_str()).unwrap_or("internal");
+    fn from(Failure(reply): Failure) -> Self {
         Diagnostic {
-            error_type: code.to_owned(),
-            error_message: String::from_utf8_lossy(&answer.body).into_owned(),
+            error_type: reply.name(),
+            error_message: String::from_utf8_lossy(&reply.to_json()).into_owned(),
         }
     }
 }
@@ -271,7 +262,7 @@ mod tests {
     #[test]
     fn a_failure_carries_the_whole_problem() {
         let error = ActionError::new(Code::RateLimited, "too soon");
-        let diagnostic = Diagnostic::from(Failure(Answer::from(error)));
+        let diagnostic = Diagnostic::from(Failure(Reply::from(error)));
         assert_eq!(diagnostic.error_type, "rate_limited");
         assert!(diagnostic.error_message.contains("too soon"));
     }

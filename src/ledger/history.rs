@@ -1,4 +1,4 @@
-//! The records of the ledger as a list, newest first.
+//! The history: the ledger's Events as a list, newest first. It only reads.
 
 use k8s_openapi::api::core::v1::Event;
 use schemars::JsonSchema;
@@ -14,31 +14,30 @@ use crate::{
     ledger::record::{MANAGED_BY, REASON, REQUEST_ID, REQUESTER, Record},
 };
 
-/// One request that was carried out, is under way, or was refused.
+/// One request that was executed, is in progress, or was refused.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct HistoryEntry {
     /// When this was last written (UTC).
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub at: Option<String>,
-    /// When the request was first written down (UTC).
+    /// When the request was first recorded (UTC).
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub began_at: Option<String>,
-    /// The request's id; none for a refusal, which may stand for many requests.
+    /// The request's id; null for a refusal, which may stand for many requests.
     pub id: Option<String>,
     /// The action.
     #[serde(rename = "type")]
     pub kind: Option<String>,
-    /// What there is to say in one word, as `kubectl get events` shows it: `ActionApplied`,
-    /// `ActionRefused`.
+    /// The Event's reason, as `kubectl get events` shows it: `ActionApplied`, `ActionRefused`.
     pub event: Option<String>,
-    /// How it ended; none if it has not, or was refused.
+    /// How it ended; null if it has not, or was refused.
     pub outcome: Option<Outcome>,
-    /// Who asked, if it was said.
+    /// The requester, if the request names one.
     pub requester: Option<String>,
-    /// Why, if it was said.
+    /// The reason, if the request has one.
     pub reason: Option<String>,
-    /// The object that it is about.
+    /// The object acted upon.
     pub target: ObjectRef,
     /// What happened, who asked and why, in a sentence.
     pub message: Option<String>,
@@ -47,13 +46,13 @@ pub struct HistoryEntry {
     pub answer: Option<ActionResponse>,
 }
 
-/// The object that an entry is about.
+/// The object of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct ObjectRef {
     /// The kind, as `Deployment`.
     pub kind: Option<String>,
-    /// The namespace; none for what is in none.
+    /// The namespace; null for a cluster-scoped object.
     pub namespace: Option<String>,
     /// The name.
     pub name: Option<String>,
@@ -61,12 +60,12 @@ pub struct ObjectRef {
     pub uid: Option<String>,
 }
 
-/// Which entries are meant.
+/// Which entries to return.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// The namespace; none: all of them. Actions on nodes are written down in `default`.
+    /// The namespace; `None` for all. Actions on nodes are recorded in `default`.
     pub namespace: Option<String>,
-    /// The target, as `deployment/web` or `web`; none: any.
+    /// The target, as `deployment/web` or `web`; `None` for any.
     pub target: Option<String>,
 }
 
@@ -76,36 +75,36 @@ pub struct Filter {
 pub struct Page {
     /// The newest first.
     pub entries: Vec<HistoryEntry>,
-    /// Whether older ones were left out, because there are more than were asked for.
+    /// Whether there are older entries than these.
     pub more: bool,
 }
 
-/// The newest entries, at most `limit`. No more than these and one page of the API server's list are held
-/// at a time, however many there are.
+/// The newest entries, at most `limit`. Only these and one page of the API server's list are in memory at a
+/// time.
 ///
 /// # Errors
-/// As [`Cluster::tell`] says.
+/// As [`Cluster::each_page`].
 pub async fn query(
     cluster: &Cluster,
-    wanted: &Filter,
+    filter: &Filter,
     limit: usize,
     deadline: Instant,
 ) -> Result<Page, ActionError> {
     let selector = format!("{}={}", MANAGED_BY.0, MANAGED_BY.1);
     let mut page = Page::default();
-    let namespace = wanted.namespace.as_deref();
+    let namespace = filter.namespace.as_deref();
     cluster
         .each_page::<Event>(namespace, &selector, deadline, |events| {
-            page.add(&events, wanted, limit)
+            page.add(&events, filter, limit)
         })
         .await?;
     Ok(page)
 }
 
 impl Page {
-    fn add(&mut self, events: &[Event], wanted: &Filter, limit: usize) {
-        self.entries.extend(events.iter().filter(|it| wanted.includes(it)).map(HistoryEntry::of));
-        // RFC 3339 times of one form sort as text.
+    fn add(&mut self, events: &[Event], filter: &Filter, limit: usize) {
+        self.entries.extend(events.iter().filter(|it| filter.includes(it)).map(HistoryEntry::of));
+        // RFC 3339 times in UTC sort as text.
         self.entries.sort_by(|one, other| {
             (&other.at, &other.began_at, &other.id).cmp(&(&one.at, &one.began_at, &one.id))
         });
@@ -115,7 +114,7 @@ impl Page {
 }
 
 impl Filter {
-    /// Whether the event is about the target that is meant.
+    /// Whether the event is about the filter's target.
     fn includes(&self, event: &Event) -> bool {
         let Some(target) = self.target.as_deref() else { return true };
         let object = &event.involved_object;
@@ -131,7 +130,6 @@ impl Filter {
 }
 
 impl HistoryEntry {
-    /// What one Event of the ledger tells.
     fn of(event: &Event) -> Self {
         let annotation = |name| event.metadata.annotations.as_ref()?.get(name).cloned();
         let object = &event.involved_object;
@@ -157,7 +155,7 @@ impl HistoryEntry {
     }
 }
 
-/// That there is nothing to tell of.
+/// The error without a cluster.
 #[must_use]
 pub fn no_cluster() -> ActionError {
     ActionError::new(Code::Configuration, "no cluster is configured, so there is no history")
@@ -182,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_come_first_and_older_ones_are_counted_out() {
+    fn the_newest_entries_come_first_and_older_ones_are_left_out() {
         let mut page = Page::default();
         let pages =
             [[event("web", "01"), event("web", "03")], [event("api", "02"), event("web", "04")]];
@@ -194,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_meant_by_its_name_or_with_its_kind() {
+    fn a_filter_matches_a_name_or_a_kind_and_a_name() {
         let includes = |target: &str| {
             Filter { namespace: None, target: Some(target.to_owned()) }
                 .includes(&event("web", "01"))

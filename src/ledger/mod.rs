@@ -1,16 +1,16 @@
-//! The ledger: one record for each request, in the cluster, so that whoever comes with the same
-//! request again gets the same answer and nothing is done twice.
+//! The ledger: one record per request, in the cluster, so that a resent request gets the same answer and
+//! nothing is done twice.
 //!
-//! A record is an Event in the target's namespace under a name made from the request's id alone.
-//! Creating it is the claim: the API server lets one creator through. Every later change to it names
-//! the resourceVersion that was read, so of two who would go on with a claim one does. A claim whose
-//! holder died is taken over after its time, once the cluster has said what became of the effect.
+//! A record is an Event in the target's namespace, named after the request's id alone. Creating it is the
+//! claim: the API server lets one attempt create it. Every later write names the resourceVersion that was
+//! read, so one of two concurrent writers succeeds. A claim that expired may be taken over once the cluster
+//! has shown what became of its effect.
 //!
-//! Clocks only say when a claim may be taken over, never whether an effect is made twice: that the
-//! effect itself prevents, being bound to the object as it was read and leaving its mark (see
-//! [`crate::k8s::api::mutation`]). So clocks that differ cost at most patience.
+//! Clocks only decide when a claim may be taken over, never whether an effect is made twice. The effect itself
+//! prevents that: it is bound to the object as it was read, and carries the request's id (see
+//! [`crate::k8s::api::mutation`]). So clocks that differ cost waiting time at most.
 //!
-//! This room writes Events and knows no action; what became of an effect is for its caller to find out.
+//! The ledger writes Events and knows no single action. What became of an effect is for its caller to find out.
 
 use std::time::Duration;
 
@@ -21,139 +21,136 @@ use tokio::time::Instant;
 use crate::{
     contract::{
         error::{ActionError, Code},
-        response::{ActionResponse, Outcome},
+        response::ActionResponse,
     },
     k8s::{
         api::{
             client::{Call, Cluster},
             error::ApiError,
-            mutation::{Applied, Effect},
         },
         rbac::PolicyRule,
     },
     ledger::record::{Intent, Record, RequestMetadata, State},
 };
 
-pub mod history;
-pub mod record;
+pub(crate) mod history;
+pub(crate) mod record;
 
-/// What RBAC must allow in the target's namespace for every action.
+/// The permissions in the target's namespace that every action needs.
 pub const RULE: PolicyRule =
     PolicyRule { api_groups: &[""], resources: &["events"], verbs: &["create", "get", "patch"] };
 
-/// What a server's history needs besides, in a namespace that it tells of: the records of all requests,
-/// and not only the one whose name is known. No action needs it.
+/// The further permission for a server's history, in each namespace that it shows: to list the records of
+/// all requests. No action needs it.
 pub const HISTORY: PolicyRule =
     PolicyRule { api_groups: &[""], resources: &["events"], verbs: &["list"] };
 
-/// How long a claim outlasts the time that its holder has for its calls.
+/// How long a claim outlasts the time limit of its holder's calls.
 const CLAIM_GRACE: Duration = Duration::from_secs(2);
 
-/// The longest time that a note of a refusal may take.
+/// Time to record a refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The ledger's pages for one request.
+/// The ledger, for one attempt at one request.
 pub(crate) struct Ledger<'a> {
     cluster: &'a Cluster,
-    pub(crate) subject: RequestMetadata,
-    /// Tells our own record from that of another try of the same request.
+    pub(crate) request: RequestMetadata,
+    /// Distinguishes this attempt's records from those of other attempts.
     holder: String,
 }
 
-/// What stands in the ledger under a request's id.
+/// What the ledger holds under a request's id, as seen by one attempt.
 #[derive(Debug)]
 pub(crate) enum ClaimState {
-    /// Nothing.
+    /// No record.
     Free,
-    /// Our own claim, just made.
+    /// This attempt's own claim.
     Ours(Box<Record>),
-    /// The final answer is there.
+    /// The final answer.
     Answered(Box<Record>),
-    /// The effect is made; its completion is being waited for, or it failed and is being taken back.
+    /// The effect is made; its completion is awaited, or it failed and is being rolled back.
     Applied(Box<Record>),
-    /// Another try is at it, until this time at the latest.
+    /// Another attempt's claim, which expires then.
     Held(DateTime<Utc>),
-    /// A claim whose holder's time is over: what became of it has to be found out.
+    /// A claim that expired or is in doubt: what became of it has to be found out.
     Abandoned(Box<Record>),
-    /// It had been claimed and was refused: it may be claimed again.
+    /// A claim that was refused: it may be taken over.
     Refused(Box<Record>),
-    /// It waits for a person's approval; ours or an earlier try's.
+    /// A request for a person's approval, by this attempt or an earlier one.
     Pending(Box<Record>),
 }
 
-/// What came of writing down how a claim ended.
+/// What became of writing the end of a claim.
 #[derive(Debug)]
 pub(crate) enum Commit {
     /// It is written.
     Stored,
-    /// Another try had settled it before: its answer is the answer.
+    /// Another attempt recorded the final answer before.
     Superseded(Box<ActionResponse>),
-    /// Another try has taken it over and is at it, until this time at the latest.
+    /// Another attempt took the claim over; its claim expires then.
     LostClaim(DateTime<Utc>),
 }
 
 impl<'a> Ledger<'a> {
-    /// The ledger for this request.
-    pub(crate) fn new(cluster: &'a Cluster, subject: RequestMetadata) -> Self {
-        Ledger { cluster, subject, holder: uuid::Uuid::now_v7().to_string() }
+    pub(crate) fn new(cluster: &'a Cluster, request: RequestMetadata) -> Self {
+        Ledger { cluster, request, holder: uuid::Uuid::now_v7().to_string() }
     }
 
-    /// A claim to make the effect ourselves, to be opened or to take over with.
+    /// A claim of this attempt, to open or to take over with.
     pub(crate) fn claim(&self, intent: Intent, deadline: Instant) -> Record {
         let left = deadline.saturating_duration_since(Instant::now()) + CLAIM_GRACE;
-        Record::claim(&self.subject, &self.holder, Utc::now() + left, intent)
+        Record::claim(&self.request, &self.holder, Utc::now() + left, intent)
     }
 
-    /// A record of another try that we go on with. What is written of it from now on is told apart from
-    /// what others write who go on with it too.
+    /// Another attempt's record, continued by this attempt: further writes are this holder's.
     pub(crate) fn adopt(&self, record: Record) -> Record {
         Record { holder: self.holder.clone(), ..record }
     }
 
-    /// A plea for a person's approval until then, to be opened or to take over with.
+    /// A request for a person's approval until then, to open or to take over with.
     pub(crate) fn approval_request(&self, intent: Intent, until: DateTime<Utc>) -> Record {
-        let claim = Record::claim(&self.subject, &self.holder, until, intent);
-        Record { state: State::Pending, ..claim }
+        let claim = Record::claim(&self.request, &self.holder, until, intent);
+        Record { state: State::PendingApproval, ..claim }
     }
 
-    /// Opens the request's record, or finds what stands there already.
+    /// Creates the request's record, or finds the one that exists.
     ///
     /// # Errors
-    /// [`Code::IdReused`] if the id stands for another payload; else why the record could not be
-    /// written, and then nothing may be done.
+    /// [`Code::IdReused`] if the id was used for another payload; else why the record could not be written,
+    /// and then nothing may be done.
     pub(crate) async fn open(
         &self,
         record: &Record,
         deadline: Instant,
     ) -> Result<ClaimState, ActionError> {
-        let event = self.subject.event(record);
+        let event = self.request.event(record);
         loop {
-            // A repeated creation meets the first one's Event, which is told by its holder.
-            match self.cluster.create(self.subject.namespace(), &event, deadline).await {
-                Ok(event) => return self.state_of(&event),
+            // A repeated creation conflicts with its own first Event; the holder shows that it is ours.
+            match self.cluster.create(self.request.namespace(), &event, deadline).await {
+                Ok(event) => return self.read_state(&event),
                 Err(ApiError::Conflict(_)) => match self.find(deadline).await? {
-                    // It expired between the two calls.
+                    // The Event expired between the two calls.
                     ClaimState::Free if Instant::now() < deadline => {}
-                    standing => return Ok(standing),
+                    found => return Ok(found),
                 },
-                Err(fault) => return Err(self.explain("create", fault).await),
+                Err(error) => return Err(self.explain("create", error).await),
             }
         }
     }
 
-    /// Finds what stands there.
+    /// Finds the request's record.
     ///
     /// # Errors
-    /// [`Code::IdReused`] if the id stands for another payload, else why it could not be read.
+    /// [`Code::IdReused`] if the id was used for another payload, else why the record could not be read.
     pub(crate) async fn find(&self, deadline: Instant) -> Result<ClaimState, ActionError> {
         match self.read(deadline).await {
-            Ok(event) => self.state_of(&event),
+            Ok(event) => self.read_state(&event),
             Err(ApiError::NotFound) => Ok(ClaimState::Free),
-            Err(fault) => Err(self.explain("get", fault).await),
+            Err(error) => Err(self.explain("get", error).await),
         }
     }
 
-    /// Puts a record of ours over one as it was read; `None` if somebody else was quicker.
+    /// Replaces a record as it was read by ours; `None` if another attempt changed it before.
     ///
     /// # Errors
     /// Why it could not be written.
@@ -167,12 +164,12 @@ impl<'a> Ledger<'a> {
         match self.write(&ours, deadline).await {
             Ok(event) => Ok(Record::read(&event)),
             Err(ApiError::Conflict(_) | ApiError::NotFound) => Ok(None),
-            Err(fault) => Err(self.explain("patch", fault).await),
+            Err(error) => Err(self.explain("patch", error).await),
         }
     }
 
-    /// Writes what came of a claim; if the Event has gone, it is made anew. Who has lost the claim to
-    /// another try in the meantime may still say that the effect was made, and nothing else.
+    /// Writes what became of a claim; an Event that is gone is created again. An attempt that lost its claim
+    /// may still record that the effect was made, and nothing else.
     ///
     /// # Errors
     /// Why it could not be written; what was done stays done.
@@ -184,11 +181,11 @@ impl<'a> Ledger<'a> {
         loop {
             let written = match self.write(record, deadline).await {
                 Err(ApiError::NotFound) => {
-                    let event = self.subject.event(record);
-                    let made = self.cluster.create(self.subject.namespace(), &event, deadline);
-                    made.await.map_err(|fault| ("create", fault))
+                    let event = self.request.event(record);
+                    let created = self.cluster.create(self.request.namespace(), &event, deadline);
+                    created.await.map_err(|error| ("create", error))
                 }
-                written => written.map_err(|fault| ("patch", fault)),
+                written => written.map_err(|error| ("patch", error)),
             };
             match written {
                 Ok(event) => {
@@ -197,42 +194,44 @@ impl<'a> Ledger<'a> {
                     return Ok(Commit::Stored);
                 }
                 Err((_, ApiError::Conflict(_))) if Instant::now() < deadline => {}
-                Err((verb, fault)) => return Err(self.explain(verb, fault).await),
+                Err((verb, error)) => return Err(self.explain(verb, error).await),
             }
             let event = match self.read(deadline).await {
                 Ok(event) => event,
                 Err(ApiError::NotFound) => continue,
-                Err(fault) => return Err(self.explain("get", fault).await),
+                Err(error) => return Err(self.explain("get", error).await),
             };
-            if let Some(settled) =
-                Record::read(&event).and_then(|there| record.resolve_conflict(there))
+            if let Some(commit) =
+                Record::read(&event).and_then(|found| resolve_conflict(record, found))
             {
-                return Ok(settled);
+                return Ok(commit);
             }
             record.resource_version = event.metadata.resource_version;
         }
     }
 
-    fn state_of(&self, event: &Event) -> Result<ClaimState, ActionError> {
+    fn read_state(&self, event: &Event) -> Result<ClaimState, ActionError> {
         let Some(record) = Record::read(event) else { return Err(self.unreadable()) };
-        if record.digest != self.subject.digest {
-            return Err(self.reused());
+        if record.digest != self.request.digest {
+            return Err(self.id_reused());
         }
-        Ok(standing(record, &self.holder, Utc::now()))
+        Ok(claim_state(record, &self.holder, Utc::now()))
     }
 
     async fn read(&self, deadline: Instant) -> Result<Event, ApiError> {
-        let name = self.subject.event_name();
-        self.cluster.try_get(self.subject.namespace(), &name, deadline).await
+        let name = self.request.event_name();
+        self.cluster.try_get(self.request.namespace(), &name, deadline).await
     }
 
     async fn write(&self, record: &Record, deadline: Instant) -> Result<Event, ApiError> {
-        let (name, patch) = (self.subject.event_name(), self.subject.patch(record));
-        let namespace = self.subject.namespace();
+        let (name, patch) = (self.request.event_name(), self.request.patch(record));
+        let namespace = self.request.namespace();
         match self.cluster.merge(namespace, &name, &patch, deadline).await {
-            // A repeated patch meets its own first try.
+            // A repeated patch conflicts with its own first try.
             Err(ApiError::Conflict(message)) => match self.read(deadline).await {
-                Ok(event) if Record::read(&event).is_some_and(|there| there.same_as(record)) => {
+                Ok(event)
+                    if Record::read(&event).is_some_and(|found| found.is_same_write(record)) =>
+                {
                     Ok(event)
                 }
                 _ => Err(ApiError::Conflict(message)),
@@ -241,47 +240,46 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    async fn explain(&self, verb: &'static str, fault: ApiError) -> ActionError {
-        let name = self.subject.event_name();
-        let call = Call::of::<Event>(verb, self.subject.namespace(), Some(&name));
-        self.cluster.explain(&call, fault).await
+    async fn explain(&self, verb: &'static str, error: ApiError) -> ActionError {
+        let name = self.request.event_name();
+        let call = Call::of::<Event>(verb, self.request.namespace(), Some(&name));
+        self.cluster.explain(&call, error).await
     }
 
-    /// Leaves a trace of a request that was refused before there was a record of it: one Event for
-    /// each kind of refusal on a target in ten minutes, however often it is asked for. It is a courtesy
-    /// to whoever reads the Events; nothing depends on it.
+    /// Records that a request was refused before it had a record: one Event per kind of refusal and target
+    /// in ten minutes, however often the request is sent. It informs readers of Events; nothing depends on it.
     pub(crate) async fn record_refusal(&self, refusal: &ActionError) {
         let until = Instant::now() + REFUSAL_TIMEOUT;
-        let event = self.subject.refusal(refusal, Utc::now());
-        match self.cluster.create(self.subject.namespace(), &event, until).await {
+        let event = self.request.refusal(refusal, Utc::now());
+        match self.cluster.create(self.request.namespace(), &event, until).await {
             Ok(_) | Err(ApiError::Conflict(_)) => {}
-            Err(fault) => tracing::debug!(?fault, "the refusal could not be noted"),
+            Err(error) => tracing::debug!(?error, "the refusal could not be recorded"),
         }
     }
 
-    fn reused(&self) -> ActionError {
-        let detail = format!("id: '{}' was used for another request", self.subject.id);
+    fn id_reused(&self) -> ActionError {
+        let detail = format!("id: '{}' was used for another request", self.request.id);
         ActionError::new(Code::IdReused, detail).with_field("id").with_hint(
-            "give each request an id of its own; send the same request to ask for its answer",
+            "give each request an id of its own; resend the first request to get its answer",
         )
     }
 
     fn unreadable(&self) -> ActionError {
-        let (name, namespace) = (self.subject.event_name(), self.subject.namespace());
+        let (name, namespace) = (self.request.event_name(), self.request.namespace());
         let detail =
-            format!("the record of '{}' cannot be read, so nothing was done", self.subject.id);
+            format!("the record of '{}' cannot be read, so nothing was done", self.request.id);
         ActionError::new(Code::IdReused, detail).with_hint(format!(
-            "look at `kubectl -n {namespace} get event {name} -o yaml`, or use another id"
+            "check `kubectl -n {namespace} get event {name} -o yaml`, or use another id"
         ))
     }
 }
 
-/// What a record means to another try of the same request.
-fn standing(record: Record, holder: &str, now: DateTime<Utc>) -> ClaimState {
+/// What a record means to the attempt with this holder.
+fn claim_state(record: Record, holder: &str, now: DateTime<Utc>) -> ClaimState {
     match (record.state, &record.answer) {
         (State::Answered, Some(_)) => ClaimState::Answered(Box::new(record)),
         (State::Refused, _) => ClaimState::Refused(Box::new(record)),
-        (State::Pending, _) => ClaimState::Pending(Box::new(record)),
+        (State::PendingApproval, _) => ClaimState::Pending(Box::new(record)),
         (State::InDoubt, _) => ClaimState::Abandoned(Box::new(record)),
         (State::Applied | State::RollingBack, _) => ClaimState::Applied(Box::new(record)),
         _ if record.holder == holder => ClaimState::Ours(Box::new(record)),
@@ -290,74 +288,89 @@ fn standing(record: Record, holder: &str, now: DateTime<Utc>) -> ClaimState {
     }
 }
 
-impl Record {
-    /// Whether this is what that holder last wrote.
-    fn same_as(&self, other: &Record) -> bool {
-        self.holder == other.holder && self.state == other.state
+/// What becomes of our record when another one was written in its place; `None` if ours overwrites it.
+fn resolve_conflict(ours: &Record, found: Record) -> Option<Commit> {
+    if found.holder == ours.holder || found.digest != ours.digest {
+        return None;
     }
-
-    /// What becomes of ours now that another record stands in its place; `None` if ours goes over it.
-    fn resolve_conflict(&self, there: Record) -> Option<Commit> {
-        if there.holder == self.holder || there.digest != self.digest {
-            return None;
+    match found.answer {
+        Some(answer) if found.state == State::Answered => {
+            Some(Commit::Superseded(Box::new(answer)))
         }
-        match there.answer {
-            Some(answer) if there.state == State::Answered => {
-                Some(Commit::Superseded(Box::new(answer)))
-            }
-            _ if self.records_an_effect() => None,
-            _ => Some(Commit::LostClaim(there.expires_at)),
-        }
-    }
-
-    fn records_an_effect(&self) -> bool {
-        match (self.state, &self.answer) {
-            (State::Answered, Some(answer)) => answer.outcome != Outcome::Unchanged,
-            (state, _) => matches!(state, State::Applied | State::RollingBack),
-        }
-    }
-
-    /// The record once the effect is made and its completion is still to come.
-    pub(crate) fn applied(&mut self, made: Applied) {
-        self.state = State::Applied;
-        self.made = Some(made);
-    }
-
-    /// The record once what was waited for has failed, as the answer so far says, and this effect is about
-    /// to take the target back.
-    pub(crate) fn rolling_back(&mut self, effect: Effect, so_far: ActionResponse) {
-        self.state = State::RollingBack;
-        self.rollback = Some(effect);
-        self.answer = Some(so_far);
-    }
-
-    /// The record with its answer.
-    pub(crate) fn answered(&mut self, answer: ActionResponse) {
-        self.state = match &self.rollback {
-            _ if record::is_final(&answer) => State::Answered,
-            Some(_) => State::RollingBack,
-            None => State::Applied,
-        };
-        self.answer = Some(answer);
-    }
-
-    /// The record of an effect of which it is not known whether it was made.
-    pub(crate) fn in_doubt(&mut self) {
-        self.state = State::InDoubt;
-    }
-
-    /// The record of a request that was refused although it was claimed. One that was taken over stays
-    /// in doubt: the try that had it before may be slow and not dead.
-    pub(crate) fn refused(&mut self, refusal: &ActionError) {
-        self.state = if self.intent.taken_over { State::InDoubt } else { State::Refused };
-        self.refusal = Some(refusal.detail.clone());
+        _ if ours.records_an_effect() => None,
+        _ => Some(Commit::LostClaim(found.expires_at)),
     }
 }
 
-/// What is said to a try that comes while another one is at it.
+/// The error for an attempt while another one is running.
 pub(crate) fn in_progress(until: DateTime<Utc>) -> ActionError {
     let left = (until - Utc::now()).to_std().unwrap_or_default();
-    ActionError::new(Code::InProgress, "another try of the same request is at it")
-        .with_hint("send the same request again later to get its answer")
+    ActionError::new(Code::InProgress, "another attempt at this request is still running")
+        .with_hint("resend the same request later to get its answer")
         .with_retry_after(Some(left.clamp(Duration::from_secs(1), Duration::from_secs(10))))
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+    use crate::contract::response::Outcome;
+
+    fn record(state: State, holder: &str) -> Record {
+        Record { state, holder: holder.to_owned(), ..Record::example() }
+    }
+
+    fn with_answer(outcome: Outcome, record: Record) -> Record {
+        Record { answer: Some(ActionResponse::example(outcome)), ..record }
+    }
+
+    #[test]
+    fn a_record_means_one_thing_to_each_attempt() {
+        for (state, holder, late, expected) in [
+            (State::Claimed, "us", false, "Ours"),
+            (State::Claimed, "us", true, "Ours"),
+            (State::Claimed, "them", false, "Held"),
+            (State::Claimed, "them", true, "Abandoned"),
+            (State::InDoubt, "us", false, "Abandoned"),
+            (State::Applied, "them", true, "Applied"),
+            (State::RollingBack, "them", false, "Applied"),
+            (State::Refused, "them", false, "Refused"),
+            (State::PendingApproval, "them", true, "Pending"),
+            // An unreadable answer is ignored.
+            (State::Answered, "them", true, "Abandoned"),
+        ] {
+            let record = record(state, holder);
+            let now = record.expires_at + TimeDelta::seconds(if late { 0 } else { -1 });
+            let name = format!("{:?}", claim_state(record, "us", now));
+            assert!(name.starts_with(expected), "{state:?} {holder} {late}: {name}");
+        }
+        let answered = with_answer(Outcome::Applied, record(State::Answered, "them"));
+        assert!(matches!(claim_state(answered, "us", Utc::now()), ClaimState::Answered(_)));
+    }
+
+    #[test]
+    fn a_final_answer_stays_and_an_effect_is_recorded_over_a_claim() {
+        let ours = |state| record(state, "us");
+        let answered = |outcome| with_answer(outcome, ours(State::Answered));
+        let claim = || record(State::Claimed, "them");
+        let final_answer = || with_answer(Outcome::Applied, record(State::Answered, "them"));
+        let other_payload = Record { digest: "another".to_owned(), ..claim() };
+        for (ours, found, expected) in [
+            (ours(State::Refused), ours(State::Claimed), "None"),
+            (ours(State::Refused), other_payload, "None"),
+            (ours(State::Applied), final_answer(), "Some(Superseded"),
+            (answered(Outcome::Applied), final_answer(), "Some(Superseded"),
+            (ours(State::Applied), claim(), "None"),
+            (ours(State::RollingBack), claim(), "None"),
+            (answered(Outcome::Applied), claim(), "None"),
+            (answered(Outcome::Unchanged), claim(), "Some(LostClaim"),
+            (ours(State::Refused), claim(), "Some(LostClaim"),
+            (ours(State::InDoubt), claim(), "Some(LostClaim"),
+        ] {
+            let state = ours.state;
+            let resolved = format!("{:?}", resolve_conflict(&ours, found));
+            assert!(resolved.starts_with(expected), "{state:?}: {resolved}");
+        }
+    }
 }

@@ -1,8 +1,8 @@
-//! What is written down of one request, and how it stands in an Event.
+//! The record of one request, and its form as an Event.
 //!
 //! The Event is claim, audit entry and stored answer in one. People read its message through
-//! `kubectl describe` and `kubectl get events`; programs read the annotations. This file turns the one
-//! into the other and makes no calls.
+//! `kubectl describe` and `kubectl get events`; programs read the annotations. This file converts between
+//! record and Event, and makes no calls.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::core::ObjectMeta;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -31,68 +32,75 @@ use crate::{
     },
 };
 
-/// The label that all our Events carry (one of the recommended labels of Kubernetes).
+/// The label of all our Events (one of the recommended labels of Kubernetes).
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "action-executor");
 
 /// The label that names the action.
 const ACTION_LABEL: &str = "action-executor.dev/action";
 
-/// The annotations of an Event, one for each part of a record.
+/// The annotations of an Event, one per part of a record.
 pub(crate) const REQUEST_ID: &str = "action-executor.dev/request-id";
 pub(crate) const REQUESTER: &str = "action-executor.dev/requester";
 pub(crate) const REASON: &str = "action-executor.dev/reason";
 pub(crate) const REQUEST_DIGEST: &str = "action-executor.dev/request-digest";
 const STATE: &str = "action-executor.dev/state";
 const HOLDER: &str = "action-executor.dev/holder";
-const EXPIRES_AT: &str = "action-executor.dev/until";
+const EXPIRES_AT: &str = "action-executor.dev/expires-at";
 const INTENT: &str = "action-executor.dev/intent";
-const MADE: &str = "action-executor.dev/made";
+const APPLIED: &str = "action-executor.dev/applied";
 const ROLLBACK: &str = "action-executor.dev/rollback";
 const ANSWER: &str = "action-executor.dev/answer";
 
-/// Where the records of targets that are in no namespace are kept.
+/// The namespace for the records of cluster-scoped targets.
 pub const NAMESPACE_OF_CLUSTER_SCOPED: &str = "default";
 
 /// The longest message of an Event (the bound that events.k8s.io/v1 has for its note), in bytes.
 const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// How far a request is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// Somebody is about to make its effect, or was.
+    /// An attempt is about to make the effect, or was when it died.
     Claimed,
-    /// Its effect was sent and its holder could not find out whether it was made.
+    /// The effect was sent, and it is not known whether it was made.
     InDoubt,
-    /// Its effect is made; whether it leads to what was asked for is being waited for.
+    /// The effect is made, and its completion is awaited.
     Applied,
-    /// What was waited for has failed, as the answer so far says, and somebody is about to take the target
-    /// back, or has.
+    /// The awaited rollout failed, and the target is being rolled back, or has been.
     RollingBack,
-    /// Its answer is final.
+    /// The answer is final.
     Answered,
-    /// It was refused after it had been claimed, and provably nothing was done.
+    /// It was refused after it was claimed, and nothing was done.
     Refused,
-    /// A person has to approve it first, until `until`.
-    Pending,
+    /// A person has to approve it.
+    PendingApproval,
 }
 
-/// What is about to be done, in enough words to find out later what became of it.
+impl State {
+    /// Whether the state stays as it is until the request is resent.
+    #[must_use]
+    pub fn is_terminal(self) -> bool {
+        matches!(self, State::InDoubt | State::Refused | State::Answered)
+    }
+}
+
+/// What is about to be done, in enough detail to find out later what became of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Intent {
-    /// The effect; none if there is nothing to do.
+    /// The effect; `None` if there is nothing to do.
     pub effect: Option<Effect>,
     /// When it is complete.
     pub completion: CompletionSpec,
-    /// The answer, should all go well.
+    /// The answer if it succeeds.
     pub answer: ActionResponse,
-    /// What it was decided on, where that matters to whoever decides anew.
+    /// What the plan was decided on, if a further plan has to be for the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided_on: Option<String>,
-    /// Where the workload goes back to if the awaited rollout fails.
+    /// The revision to roll back to if the awaited rollout fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<RollbackTarget>,
-    /// Whether the request was taken over from a try that may yet make the effect.
+    /// Whether the claim was taken over from an attempt that may still make the effect.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub taken_over: bool,
 }
@@ -102,29 +110,29 @@ pub struct Intent {
 pub struct Record {
     /// How far it is.
     pub state: State,
-    /// Which payload the id stands for.
+    /// The digest of the request's payload.
     pub digest: String,
-    /// Who has it; another one for each attempt.
+    /// The attempt that wrote it.
     pub holder: String,
-    /// Until when nobody else takes it over.
+    /// When another attempt may take it over.
     pub expires_at: DateTime<Utc>,
     /// What the holder is about to do.
     pub intent: Intent,
-    /// What the effect left behind, once it was made.
-    pub made: Option<Applied>,
-    /// The effect that takes the target back, once that is about to be made.
+    /// What the effect left behind, once it is made.
+    pub applied: Option<Applied>,
+    /// The effect that rolls the target back, once it is about to be made.
     pub rollback: Option<Effect>,
     /// The answer, once there is one.
     pub answer: Option<ActionResponse>,
-    /// Why it was refused, for people; not read back.
+    /// Why it was refused, for the Event's message; it is not read back.
     pub refusal: Option<String>,
-    /// The Event's resourceVersion; none before it was written.
+    /// The Event's resourceVersion; `None` before the first write.
     pub resource_version: Option<String>,
     /// When the Event was last written, by the API server's clock.
     pub written_at: Option<DateTime<Utc>>,
 }
 
-/// What is the same in all records of one request.
+/// What all records of one request share.
 #[derive(Clone, Debug)]
 pub struct RequestMetadata {
     /// The request's id.
@@ -133,16 +141,16 @@ pub struct RequestMetadata {
     pub digest: String,
     /// The action's name.
     pub action: &'static str,
-    /// What it acts upon.
+    /// The target.
     pub target: Target,
-    /// Who asks, if it was said.
+    /// The requester, if the request names one.
     pub requester: Option<String>,
-    /// Why, if it was said.
+    /// The reason, if the request has one.
     pub reason: Option<String>,
 }
 
 impl RequestMetadata {
-    /// What this request's records have in common.
+    /// The metadata of this request, under this id.
     #[must_use]
     pub fn of(request: &ActionRequest, id: &RequestId) -> Self {
         RequestMetadata {
@@ -155,8 +163,8 @@ impl RequestMetadata {
         }
     }
 
-    /// The namespace of its Event: the target's, or `default` for a target that is in none, as the API
-    /// server demands (`ValidateEventCreate`).
+    /// The Event's namespace: the target's, or `default` for a cluster-scoped target, as the API server
+    /// requires (`ValidateEventCreate`).
     #[must_use]
     pub fn namespace(&self) -> &str {
         match self.target.namespace.as_str() {
@@ -165,13 +173,13 @@ impl RequestMetadata {
         }
     }
 
-    /// The name of its Event, from the id alone, so that there is one at most.
+    /// The Event's name, from the id alone, so that there is one at most.
     #[must_use]
     pub fn event_name(&self) -> String {
         event_name(&self.id)
     }
 
-    /// The Event that a new record is first written as.
+    /// The Event that creates this record.
     #[must_use]
     pub fn event(&self, record: &Record) -> Event {
         let mut event = self.bare_event(record.intent.answer.target.uid.as_deref());
@@ -183,7 +191,7 @@ impl RequestMetadata {
         event
     }
 
-    /// The Event that notes a refusal at this time; the same for the same one within ten minutes.
+    /// The Event for a refusal: the same name for the same refusal within ten minutes.
     #[must_use]
     pub fn refusal(&self, refusal: &ActionError, at: DateTime<Utc>) -> Event {
         let Target { kind, name, .. } = &self.target;
@@ -193,15 +201,16 @@ impl RequestMetadata {
         let mut event = self.bare_event(refusal.about.as_deref());
         let digest = &sha256(whole.as_bytes())[..32];
         event.metadata.name = Some(format!("action-executor-refused-{digest}"));
-        event.metadata.annotations = Some(owned(self.asked_by()));
+        event.metadata.annotations = Some(owned(self.origin()));
         event.reason = Some("ActionRefused".to_owned());
         event.type_ = Some("Warning".to_owned());
-        event.message =
-            Some(self.asked(&format!("{} was refused: {}.", self.action, refusal.detail)));
+        event.message = Some(
+            self.message_with_origin(&format!("{} was refused: {}.", self.action, refusal.detail)),
+        );
         event
     }
 
-    /// What all Events of this request have in common.
+    /// What all Events of this request share.
     fn bare_event(&self, uid: Option<&str>) -> Event {
         let Target { api_version, kind, namespace, name, .. } = &self.target;
         let now = Some(Time(Timestamp::now()));
@@ -232,8 +241,8 @@ impl RequestMetadata {
         }
     }
 
-    /// The merge patch that writes a record over the one it was read from; refused by the API server
-    /// (409) if somebody else has written it since.
+    /// The merge patch that replaces a record as it was read; the API server refuses it (409) if the record
+    /// was written in between.
     #[must_use]
     pub fn patch(&self, record: &Record) -> Value {
         let event = self.event(record);
@@ -258,38 +267,38 @@ impl RequestMetadata {
             (EXPIRES_AT, rfc3339_millis(record.expires_at)),
             (INTENT, json_text(&record.intent)),
         ]);
-        all.extend(record.made.as_ref().map(|made| (MADE, json_text(made))));
+        all.extend(record.applied.as_ref().map(|applied| (APPLIED, json_text(applied))));
         all.extend(record.rollback.as_ref().map(|effect| (ROLLBACK, json_text(effect))));
         all.extend(record.answer.as_ref().map(|answer| (ANSWER, json_text(answer))));
-        all.extend(self.asked_by());
+        all.extend(self.origin());
         owned(all)
     }
 
-    /// Who asks and why, for programs.
-    fn asked_by(&self) -> BTreeMap<&'static str, String> {
-        let said = [(REQUESTER, &self.requester), (REASON, &self.reason)];
-        said.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()
+    /// Requester and reason, for programs.
+    fn origin(&self) -> BTreeMap<&'static str, String> {
+        let all = [(REQUESTER, &self.requester), (REASON, &self.reason)];
+        all.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()
     }
 
-    /// What people read: what happened, who asked and why.
+    /// For people: what happened, who asked and why.
     fn message(&self, record: &Record) -> String {
         let what = match (&record.answer, record.state) {
             (Some(answer), _) => answer.result.clone(),
             (None, State::InDoubt) => {
-                format!("{} was sent; it is unknown whether it was done.", self.action)
+                format!("{} was sent; whether it was done is unknown.", self.action)
             }
             (None, State::Applied) => record.intent.answer.result.clone(),
             (None, State::Refused) => {
                 let why = record.refusal.as_deref().unwrap_or("nothing was done");
                 format!("{} was refused: {why}.", self.action)
             }
-            (None, State::Pending) => format!("{} waits for approval.", self.action),
-            (None, _) => format!("{} was begun.", self.action),
+            (None, State::PendingApproval) => format!("{} waits for approval.", self.action),
+            (None, _) => format!("{} has started.", self.action),
         };
-        self.asked(&what)
+        self.message_with_origin(&what)
     }
 
-    fn asked(&self, what: &str) -> String {
+    fn message_with_origin(&self, what: &str) -> String {
         let who = self.requester.as_deref().unwrap_or("unknown");
         let why = self.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
         truncate(format!("{what} Asked by {who}{why} (request {}).", self.id), MAX_MESSAGE_BYTES)
@@ -297,21 +306,21 @@ impl RequestMetadata {
 }
 
 impl Record {
-    /// A claim of this holder, before it is written.
+    /// A claim of this holder, not yet written.
     #[must_use]
     pub fn claim(
-        subject: &RequestMetadata,
+        request: &RequestMetadata,
         holder: &str,
         expires_at: DateTime<Utc>,
         intent: Intent,
     ) -> Self {
         Record {
             state: State::Claimed,
-            digest: subject.digest.clone(),
+            digest: request.digest.clone(),
             holder: holder.to_owned(),
             expires_at,
             intent,
-            made: None,
+            applied: None,
             rollback: None,
             answer: None,
             refusal: None,
@@ -320,7 +329,7 @@ impl Record {
         }
     }
 
-    /// Reads a record; `None` if the Event does not hold one.
+    /// Reads a record; `None` if the Event has none.
     #[must_use]
     pub fn read(event: &Event) -> Option<Self> {
         let annotations = event.metadata.annotations.as_ref()?;
@@ -331,13 +340,61 @@ impl Record {
             holder: get(HOLDER)?.to_owned(),
             expires_at: DateTime::parse_from_rfc3339(get(EXPIRES_AT)?).ok()?.to_utc(),
             intent: parsed(get(INTENT)?)?,
-            made: get(MADE).and_then(parsed),
+            applied: get(APPLIED).and_then(parsed),
             rollback: get(ROLLBACK).and_then(parsed),
             answer: get(ANSWER).and_then(parsed),
             refusal: None,
             resource_version: event.metadata.resource_version.clone(),
             written_at: written_at(&event.metadata),
         })
+    }
+
+    /// Whether these are the same write of the same attempt.
+    pub(crate) fn is_same_write(&self, other: &Record) -> bool {
+        self.holder == other.holder && self.state == other.state
+    }
+
+    /// Whether the record says that an effect was made.
+    pub(crate) fn records_an_effect(&self) -> bool {
+        match (self.state, &self.answer) {
+            (State::Answered, Some(answer)) => answer.outcome != Outcome::Unchanged,
+            (state, _) => matches!(state, State::Applied | State::RollingBack),
+        }
+    }
+
+    /// The effect is made, and its completion is awaited.
+    pub(crate) fn mark_applied(&mut self, applied: Applied) {
+        self.state = State::Applied;
+        self.applied = Some(applied);
+    }
+
+    /// The awaited rollout failed, as the answer so far says, and this effect is about to roll it back.
+    pub(crate) fn mark_rolling_back(&mut self, effect: Effect, failed: ActionResponse) {
+        self.state = State::RollingBack;
+        self.rollback = Some(effect);
+        self.answer = Some(failed);
+    }
+
+    /// The request has this answer. One whose wait was interrupted is not final.
+    pub(crate) fn mark_answered(&mut self, answer: ActionResponse) {
+        self.state = match &self.rollback {
+            _ if is_final(&answer) => State::Answered,
+            Some(_) => State::RollingBack,
+            None => State::Applied,
+        };
+        self.answer = Some(answer);
+    }
+
+    /// It is not known whether the effect was made.
+    pub(crate) fn mark_in_doubt(&mut self) {
+        self.state = State::InDoubt;
+    }
+
+    /// The request was refused after it was claimed. A claim that was taken over stays in doubt: the attempt
+    /// that held it before may be slow rather than dead.
+    pub(crate) fn mark_refused(&mut self, refusal: &ActionError) {
+        self.state = if self.intent.taken_over { State::InDoubt } else { State::Refused };
+        self.refusal = Some(refusal.detail.clone());
     }
 }
 
@@ -347,7 +404,7 @@ pub fn event_name(id: &RequestId) -> String {
     format!("action-executor-{}", &sha256(id.as_bytes())[..32])
 }
 
-/// The API server's own clock: when it last wrote the object for us, else when it made it.
+/// When the object was last written, else when it was created, by the API server's clock.
 pub(crate) fn written_at(metadata: &ObjectMeta) -> Option<DateTime<Utc>> {
     let entries = metadata.managed_fields.iter().flatten();
     let times = entries.filter_map(|entry| entry.time.as_ref());
@@ -364,7 +421,7 @@ fn parsed<T: DeserializeOwned>(text: &str) -> Option<T> {
 }
 
 fn json_text(value: &impl Serialize) -> String {
-    // Plain data: there is nothing in it that JSON cannot say.
+    // Plain data always serializes.
     serde_json::to_string(value).unwrap_or_default()
 }
 
@@ -374,7 +431,7 @@ fn reason(record: &Record) -> &'static str {
         (State::Claimed, _) => "ActionBegun",
         (State::InDoubt, _) => "ActionUnknown",
         (State::Refused, _) => "ActionRefused",
-        (State::Pending, _) => "ApprovalPending",
+        (State::PendingApproval, _) => "ApprovalPending",
         (State::Applied, _) => "ActionApplied",
         (State::RollingBack, _) => "ActionFailed",
         (State::Answered, answer) => match answer.as_ref().map(|answer| answer.outcome) {
@@ -387,11 +444,11 @@ fn reason(record: &Record) -> &'static str {
 
 fn kind_of_event(record: &Record) -> &'static str {
     let failed = record.answer.as_ref().is_some_and(|answer| answer.outcome == Outcome::Failed);
-    let unusual = failed || matches!(record.state, State::InDoubt | State::Refused);
-    if unusual { "Warning" } else { "Normal" }
+    let is_warning = failed || matches!(record.state, State::InDoubt | State::Refused);
+    if is_warning { "Warning" } else { "Normal" }
 }
 
-/// Whether there is nothing more to say: a wait that was interrupted is taken up by the next try.
+/// Whether an answer is final. An interrupted wait is resumed by the next attempt.
 #[must_use]
 pub fn is_final(answer: &ActionResponse) -> bool {
     let back = answer.rolled_back.as_ref().map(|rolled_back| &rolled_back.rollout);
@@ -399,13 +456,13 @@ pub fn is_final(answer: &ActionResponse) -> bool {
     waits.all(|rollout| rollout.state != RolloutState::Interrupted)
 }
 
-/// The digest of what is asked for and by whom: everything but the id and how long the caller stays.
+/// The digest of the payload: everything but the id, `wait` and the timeout.
 fn payload_digest(request: &ActionRequest) -> String {
     let payload = ActionRequest { id: None, wait: false, timeout: None, ..request.clone() };
     sha256(json_text(&payload).as_bytes())
 }
 
-/// At most `limit` bytes, cut between characters.
+/// At most `limit` bytes, truncated between characters.
 fn truncate(mut text: String, limit: usize) -> String {
     if text.len() > limit {
         text.truncate((0..=limit - 3).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0));
@@ -415,12 +472,38 @@ fn truncate(mut text: String, limit: usize) -> String {
 }
 
 #[cfg(test)]
+impl Record {
+    /// A claim of `restart_k8s` on Deployment shop/web, for tests.
+    pub(crate) fn example() -> Self {
+        use crate::k8s::{
+            completion::{RolloutOf, TemplateIdentity},
+            workload::WorkloadKind,
+        };
+        let text = r#"{"type":"restart_k8s","parameters":{"deployment":"web"},"simulate":false,
+            "id":"alert-7","requester":"pager","reason":"p99 is 4 s"}"#;
+        let request = ActionRequest::parse(text.as_bytes()).expect("is a request");
+        let id = request.id.clone().expect("has an id");
+        let template = TemplateIdentity::RequestId("r1".to_owned());
+        let intent = Intent {
+            effect: None,
+            completion: CompletionSpec::Rollout(RolloutOf {
+                kind: WorkloadKind::Deployment,
+                template,
+            }),
+            answer: ActionResponse::example(Outcome::Applied),
+            decided_on: None,
+            fallback: None,
+            taken_over: false,
+        };
+        let expires_at = "2026-01-31T12:00:30Z".parse().expect("is a time");
+        Record::claim(&RequestMetadata::of(&request, &id), "holder", expires_at, intent)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::{
-        api::completion::{RolloutOf, TemplateIdentity},
-        workload::WorkloadKind,
-    };
+    use crate::contract::response::{RolledBack, Rollout};
 
     fn request(text: &str) -> ActionRequest {
         ActionRequest::parse(text.as_bytes()).expect("is a request")
@@ -429,52 +512,27 @@ mod tests {
     const WEB: &str = r#"{"type":"restart_k8s","parameters":{"deployment":"web"},"simulate":false,
         "id":"alert-7","requester":"pager","reason":"p99 is 4 s""#;
 
-    fn subject(more: &str) -> RequestMetadata {
+    fn metadata(more: &str) -> RequestMetadata {
         let id = RequestId::try_from("alert-7".to_owned()).expect("is an id");
         RequestMetadata::of(&request(&format!("{WEB}{more}}}")), &id)
     }
 
     fn answer() -> ActionResponse {
-        let at = "2026-01-31T12:00:00.987Z".parse().expect("is a time");
         ActionResponse {
             result: "Deployment 'web' restarted.".to_owned(),
-            id: "alert-7".to_owned(),
-            kind: "restart_k8s".to_owned(),
-            outcome: Outcome::Applied,
-            replayed: false,
-            offline: false,
-            target: Target { uid: Some("u1".to_owned()), ..subject("").target },
-            changes: Vec::new(),
-            warnings: Vec::new(),
-            rollout: None,
-            rolled_back: None,
-            approval: None,
-            started_at: at,
-            finished_at: at,
+            ..ActionResponse::example(Outcome::Applied)
         }
     }
 
     fn claim() -> Record {
-        let until = "2026-01-31T12:00:30Z".parse().expect("is a time");
-        let intent = Intent {
-            effect: None,
-            completion: CompletionSpec::Rollout(RolloutOf {
-                kind: WorkloadKind::Deployment,
-                template: TemplateIdentity::RequestId("r1".to_owned()),
-            }),
-            answer: answer(),
-            decided_on: None,
-            fallback: None,
-            taken_over: false,
-        };
-        Record::claim(&subject(""), "holder", until, intent)
+        Record::example()
     }
 
     #[test]
     fn a_record_is_read_as_it_was_written() {
         let answered = Record {
             state: State::Answered,
-            made: Some(Applied {
+            applied: Some(Applied {
                 resource_version: Some("8".into()),
                 generation: Some(4),
                 warnings: Vec::new(),
@@ -483,19 +541,19 @@ mod tests {
             ..claim()
         };
         for record in [claim(), answered] {
-            assert_eq!(Record::read(&subject("").event(&record)), Some(record));
+            assert_eq!(Record::read(&metadata("").event(&record)), Some(record));
         }
     }
 
     #[test]
-    fn an_event_of_someone_else_holds_no_record() {
+    fn an_event_of_another_program_has_no_record() {
         assert_eq!(Record::read(&Event::default()), None);
     }
 
     #[test]
-    fn the_event_belongs_to_the_object_and_tells_who_and_why() {
+    fn the_event_belongs_to_the_object_and_says_who_asked_and_why() {
         let record = Record { state: State::Answered, answer: Some(answer()), ..claim() };
-        let event = subject("").event(&record);
+        let event = metadata("").event(&record);
         assert_eq!(event.involved_object.uid.as_deref(), Some("u1"));
         assert_eq!(event.reason.as_deref(), Some("ActionApplied"));
         assert_eq!(
@@ -507,35 +565,73 @@ mod tests {
     #[test]
     fn one_id_has_one_event() {
         let other = RequestMetadata {
-            target: Target { name: "api".into(), ..subject("").target },
-            ..subject("")
+            target: Target { name: "api".into(), ..metadata("").target },
+            ..metadata("")
         };
-        assert_eq!(subject("").event_name(), other.event_name());
-        assert!(subject("").event_name().len() < 63);
+        assert_eq!(metadata("").event_name(), other.event_name());
+        assert!(metadata("").event_name().len() < 63);
     }
 
     #[test]
-    fn how_long_the_caller_stays_is_no_part_of_the_payload() {
-        let waiting = subject(r#","wait":true,"timeout_seconds":7"#);
-        assert_eq!(subject("").digest, waiting.digest);
+    fn the_wait_is_no_part_of_the_payload() {
+        let waiting = metadata(r#","wait":true,"timeout_seconds":7"#);
+        assert_eq!(metadata("").digest, waiting.digest);
     }
 
     #[test]
-    fn everything_else_is() {
+    fn every_other_field_is_part_of_the_payload() {
         let other = |text: &str| {
             let id = RequestId::try_from("alert-7".to_owned()).expect("is an id");
             RequestMetadata::of(&request(text), &id).digest
         };
         let whole = format!("{WEB}}}");
-        assert_eq!(other(&whole), subject("").digest);
+        assert_eq!(other(&whole), metadata("").digest);
         for (from, to) in [("web", "api"), ("pager", "bot"), ("4 s", "5 s")] {
-            assert_ne!(other(&whole.replace(from, to)), subject("").digest, "{to}");
+            assert_ne!(other(&whole.replace(from, to)), metadata("").digest, "{to}");
         }
     }
 
     #[test]
-    fn a_message_is_cut_between_characters() {
+    fn a_message_is_truncated_between_characters() {
         let message = truncate("ü".repeat(800), MAX_MESSAGE_BYTES);
         assert!(message.len() <= MAX_MESSAGE_BYTES && message.ends_with("..."));
+    }
+
+    #[test]
+    fn an_answer_is_final_unless_a_wait_was_interrupted() {
+        let rollout = |state| Rollout { state, message: String::new(), problems: Vec::new() };
+        let rolled_back =
+            |state| RolledBack { revision: 1, resource_version: None, rollout: rollout(state) };
+        use RolloutState::{Complete, Failed, Interrupted, TimedOut};
+        for (waited, back, expected) in [
+            (None, None, true),
+            (Some(Complete), None, true),
+            (Some(Failed), None, true),
+            (Some(TimedOut), None, true),
+            (Some(Interrupted), None, false),
+            (Some(Failed), Some(Complete), true),
+            (Some(Failed), Some(Interrupted), false),
+        ] {
+            let answer = ActionResponse {
+                rollout: waited.map(rollout),
+                rolled_back: back.map(rolled_back),
+                ..answer()
+            };
+            assert_eq!(is_final(&answer), expected, "{waited:?} {back:?}");
+            let mut record = claim();
+            record.mark_answered(answer);
+            assert_eq!(record.state == State::Answered, expected, "{waited:?} {back:?}");
+        }
+    }
+
+    #[test]
+    fn a_refused_claim_stays_in_doubt_if_it_was_taken_over() {
+        let refusal = ActionError::new(crate::contract::error::Code::PolicyDenied, "read-only");
+        for (taken_over, expected) in [(false, State::Refused), (true, State::InDoubt)] {
+            let mut record = claim();
+            record.intent.taken_over = taken_over;
+            record.mark_refused(&refusal);
+            assert_eq!(record.state, expected);
+        }
     }
 }

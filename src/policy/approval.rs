@@ -1,10 +1,10 @@
 //! A person's approval of one planned action.
 //!
-//! An approval is a ConfigMap in the target's namespace whose name holds a digest: of the request, of
-//! the object as it was looked at, and of the record that asks. So it is good for that plan alone, and
-//! for one time: who asks again after it was used, after it expired or after the object has changed
-//! gets another digest. The executor can read approvals and cannot make them; whoever may create
-//! ConfigMaps in the namespace can. That is the whole of the separation, and RBAC keeps it.
+//! An approval is a ConfigMap in the target's namespace whose name has a digest: of the request, of the
+//! object as it was read, and of the record that asks. So it is valid for that plan alone, and once. After
+//! it was used, after it expired or after the object changed, a resent request gets another digest. The
+//! executor can read approvals and cannot create them; users who may create ConfigMaps in the namespace can.
+//! RBAC keeps the two apart.
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use tokio::time::Instant;
@@ -22,42 +22,42 @@ use crate::{
     ledger::record::{Record, RequestMetadata},
 };
 
-/// What RBAC must allow the executor where actions need approval.
+/// The permissions of the executor where actions need approval.
 pub const RULE: PolicyRule =
     PolicyRule { api_groups: &[""], resources: &["configmaps"], verbs: &["get"] };
 
-/// What RBAC must allow those who approve: to see what is asked for, and to say yes.
+/// The permissions of approvers: to see what is requested, and to approve it.
 pub const APPROVER: [PolicyRule; 2] = [
     PolicyRule { api_groups: &[""], resources: &["configmaps"], verbs: &["create"] },
     PolicyRule { api_groups: &[""], resources: &["events"], verbs: &["get", "list"] },
 ];
 
-/// The digest of a plan, as the record asks for it.
+/// The digest of a plan, as this record asks for it.
 #[must_use]
-pub(crate) fn digest(subject: &RequestMetadata, record: &Record, plan: &Plan) -> String {
+pub(crate) fn digest(request: &RequestMetadata, record: &Record, plan: &Plan) -> String {
     let generation = plan.found.generation.unwrap_or(0);
     let uid = plan.found.uid.as_deref().unwrap_or_default();
-    let whole = format!("{} {} {uid} {generation}", record.holder, subject.digest);
-    sha256(whole.as_bytes())[..20].to_owned()
+    let text = format!("{} {} {uid} {generation}", record.holder, request.digest);
+    sha256(text.as_bytes())[..20].to_owned()
 }
 
-/// The ConfigMap that is the approval of this digest.
+/// The name of the ConfigMap that approves this digest.
 fn object_name(digest: &str) -> String {
     format!("action-executor-approval-{digest}")
 }
 
-/// The command by which a person approves.
+/// The command that approves this digest.
 #[must_use]
 pub(crate) fn command(namespace: &str, digest: &str) -> String {
     let name = object_name(digest);
     format!("kubectl -n {namespace} create configmap {name} --from-literal=by=\"$USER\"")
 }
 
-/// Who approved the digest, in their own words; `None` if nobody did.
+/// The approver of this digest, as the ConfigMap names them; `None` if it is not approved.
 ///
 /// # Errors
-/// Why the cluster could not be asked.
-pub(crate) async fn given(
+/// Why the ConfigMap could not be read.
+pub(crate) async fn approver(
     cluster: &Cluster,
     namespace: &str,
     digest: &str,
@@ -70,9 +70,9 @@ pub(crate) async fn given(
             Ok(Some(by.chars().filter(|c| !c.is_control()).take(100).collect()))
         }
         Err(ApiError::NotFound) => Ok(None),
-        Err(fault) => {
+        Err(error) => {
             let call = Call::of::<ConfigMap>("get", namespace, Some(&name));
-            Err(cluster.explain(&call, fault).await)
+            Err(cluster.explain(&call, error).await)
         }
     }
 }

@@ -1,8 +1,7 @@
-//! May this be done? From a policy and a few facts to an answer, rule by rule.
+//! Evaluates a policy for a few facts, rule by rule. These are pure functions.
 //!
-//! The same function judges before the cluster was asked and after: what is not known yet denies
-//! nothing. How often is not for here: that is counted where the counting is shared (see
-//! [`crate::policy::budget`]).
+//! The same function runs before the cluster is read and after: an unknown fact denies nothing. Rates are
+//! limited elsewhere, where the count is shared (see [`crate::policy::budget`]).
 
 use std::collections::BTreeMap;
 
@@ -14,25 +13,25 @@ use crate::{
     policy::{Label, Pattern, Policy},
 };
 
-/// What a policy is held against.
+/// What a policy is evaluated for.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     /// The action.
     pub action: ActionKind,
-    /// The target's namespace; empty for what is in none.
+    /// The target's namespace; empty for a cluster-scoped target.
     pub namespace: &'a str,
-    /// The node that is acted upon, if it is one.
+    /// The target's name, if it is a node.
     pub node: Option<&'a str>,
-    /// Whether nothing will be changed.
+    /// Whether it is a simulation.
     pub simulate: bool,
-    /// The target's labels; none before it was read.
+    /// The target's labels; `None` before it is read.
     pub labels: Option<&'a BTreeMap<String, String>>,
-    /// How many replicas the target would have, if the action changes that.
+    /// The target's replicas after the action, if the action changes them.
     pub replicas: Option<u32>,
 }
 
 impl<'a> Facts<'a> {
-    /// What is known of a request, and of the plan for it once there is one.
+    /// The facts of a request, and of its plan once there is one.
     pub(crate) fn of(request: &'a ActionRequest, plan: Option<&'a Plan>) -> Self {
         static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
         Facts {
@@ -46,60 +45,60 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// What one rule says.
+/// The effect of one rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
-    /// Nothing against it.
+    /// The rule allows it.
     Allow,
-    /// No.
+    /// The rule denies it.
     Deny,
-    /// Not without a person's approval.
+    /// A person has to approve it first.
     RequireApproval,
-    /// It cannot be said before the cluster is asked.
+    /// The rule needs a fact that is not known yet.
     Unknown,
 }
 
-/// One rule and what it says.
+/// The result of one rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RuleResult {
     /// The rule: the policy's field.
     pub rule: &'static str,
-    /// What it says.
+    /// The effect.
     pub finding: Effect,
     /// Why, in a sentence.
     pub why: String,
 }
 
-/// What all rules say, in the order in which they are asked.
+/// The results of all rules, in the order of evaluation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Verdict {
-    /// The rules.
+    /// One result per rule.
     pub rulings: Vec<RuleResult>,
 }
 
 impl Policy {
-    /// What this policy says of this.
+    /// Evaluates all rules.
     #[must_use]
     pub fn judge(&self, facts: &Facts) -> Verdict {
-        let mut rulings = vec![self.on_namespace_denied(facts)];
+        let mut rulings = vec![self.namespace_denied(facts)];
         if !facts.simulate {
-            rulings.push(self.on_reading_only());
+            rulings.push(self.read_only_rule());
         }
         if !facts.simulate || self.simulation.limited {
-            rulings.push(self.on_action(facts));
-            rulings.push(self.on_namespace_allowed(facts));
-            rulings.extend(self.on_labels(facts));
-            rulings.extend(self.on_replicas(facts));
+            rulings.push(self.action_allowed(facts));
+            rulings.push(self.namespace_allowed(facts));
+            rulings.extend(self.label_rules(facts));
+            rulings.extend(self.replica_bounds(facts));
         }
         if !facts.simulate {
-            rulings.push(self.on_approval_of_action(facts));
-            rulings.push(self.on_approval_in_namespace(facts));
+            rulings.push(self.action_approval(facts));
+            rulings.push(self.namespace_approval(facts));
         }
         Verdict { rulings }
     }
 
-    /// What this policy says of a plan: of its target, and of all else that is acted upon because of it.
+    /// Evaluates all rules for a plan: for its target, and for each other object that it affects.
     pub(crate) fn judge_plan(
         &self,
         request: &ActionRequest,
@@ -117,8 +116,8 @@ impl Policy {
                 ..facts
             };
             let rulings = self.judge(&facts).rulings.into_iter();
-            let against = rulings.filter(|ruling| ruling.finding != Effect::Allow);
-            verdict.rulings.extend(against.map(|ruling| RuleResult {
+            let objections = rulings.filter(|ruling| ruling.finding != Effect::Allow);
+            verdict.rulings.extend(objections.map(|ruling| RuleResult {
                 why: format!("{}: {}", other.target, ruling.why),
                 ..ruling
             }));
@@ -126,7 +125,7 @@ impl Policy {
         verdict
     }
 
-    fn on_namespace_denied(&self, facts: &Facts) -> RuleResult {
+    fn namespace_denied(&self, facts: &Facts) -> RuleResult {
         if let Some(node) = facts.node {
             return deny_if(
                 "nodes.deny",
@@ -144,32 +143,32 @@ impl Policy {
         )
     }
 
-    fn on_reading_only(&self) -> RuleResult {
+    fn read_only_rule(&self) -> RuleResult {
         deny_if(
             "read_only",
             self.read_only.then_some(()),
-            |()| "nothing but simulation is allowed".to_owned(),
+            |()| "only simulations are allowed".to_owned(),
             || "real actions are allowed".to_owned(),
         )
     }
 
-    fn on_action(&self, facts: &Facts) -> RuleResult {
+    fn action_allowed(&self, facts: &Facts) -> RuleResult {
         let name = facts.action.name();
         let allowed = self.allows(facts.action);
         deny_if(
             "actions.allow",
             (!allowed).then_some(()),
-            |()| format!("{name} is not among the allowed actions"),
+            |()| format!("{name} is not an allowed action"),
             || format!("{name} is allowed"),
         )
     }
 
-    fn on_namespace_allowed(&self, facts: &Facts) -> RuleResult {
+    fn namespace_allowed(&self, facts: &Facts) -> RuleResult {
         if let Some(node) = facts.node {
             return deny_if(
                 "nodes.allow",
                 named(&self.nodes.allow, node).is_none().then_some(()),
-                |()| format!("node '{node}' is not among the allowed ones"),
+                |()| format!("node '{node}' is not allowed"),
                 || format!("node '{node}' is allowed"),
             );
         }
@@ -178,22 +177,22 @@ impl Policy {
         deny_if(
             "namespaces.allow",
             (!allowed).then_some(()),
-            |()| format!("namespace '{namespace}' is not among the allowed ones"),
+            |()| format!("namespace '{namespace}' is not allowed"),
             || format!("namespace '{namespace}' is allowed"),
         )
     }
 
-    fn on_labels(&self, facts: &Facts) -> [RuleResult; 2] {
+    fn label_rules(&self, facts: &Facts) -> [RuleResult; 2] {
         const PROTECTED: &str = "targets.protected";
         const OPT_IN: &str = "targets.opt_in";
         let Some(labels) = facts.labels else {
-            let later = |rule, asked: &[Label]| match asked {
-                [] => result_of(rule, Effect::Allow, "no label is asked for".to_owned()),
+            let unknown = |rule, labels: &[Label]| match labels {
+                [] => result_of(rule, Effect::Allow, "the policy names no label".to_owned()),
                 _ => result_of(rule, Effect::Unknown, "the target's labels decide".to_owned()),
             };
             return [
-                later(PROTECTED, &self.targets.protected),
-                later(OPT_IN, &self.targets.opt_in),
+                unknown(PROTECTED, &self.targets.protected),
+                unknown(OPT_IN, &self.targets.opt_in),
             ];
         };
         let protected = self.targets.protected.iter().find(|label| label.is_on(labels));
@@ -204,35 +203,35 @@ impl Policy {
                 PROTECTED,
                 protected,
                 |label| format!("the target has the label {label}"),
-                || "the target has no label that protects it".to_owned(),
+                || "the target has no protected label".to_owned(),
             ),
             deny_if(
                 OPT_IN,
                 missing.then_some(()),
                 |()| format!("the target has none of the labels {}", list(&self.targets.opt_in)),
-                || "the target has the labels that are asked for".to_owned(),
+                || "the target has the labels that the policy requires".to_owned(),
             ),
         ]
     }
 
-    fn on_replicas(&self, facts: &Facts) -> Option<RuleResult> {
-        let wanted = facts.replicas?;
+    fn replica_bounds(&self, facts: &Facts) -> Option<RuleResult> {
+        let replicas = facts.replicas?;
         let (min, max) = (self.replicas.min, self.replicas.max);
         Some(deny_if(
             "replicas",
-            (!(min..=max).contains(&wanted)).then_some(()),
-            |()| format!("{wanted} replicas are not from {min} to {max}"),
-            || format!("{wanted} replicas are from {min} to {max}"),
+            (!(min..=max).contains(&replicas)).then_some(()),
+            |()| format!("{replicas} replicas are not from {min} to {max}"),
+            || format!("{replicas} replicas are from {min} to {max}"),
         ))
     }
 
-    fn on_approval_of_action(&self, facts: &Facts) -> RuleResult {
+    fn action_approval(&self, facts: &Facts) -> RuleResult {
         let name = facts.action.name();
         let needed = self.actions.require_approval.iter().any(|it| it.matches(facts.action));
         require_approval_if("actions.require_approval", needed, name)
     }
 
-    fn on_approval_in_namespace(&self, facts: &Facts) -> RuleResult {
+    fn namespace_approval(&self, facts: &Facts) -> RuleResult {
         if let Some(node) = facts.node {
             let needed = named(&self.nodes.require_approval, node).is_some();
             return require_approval_if(
@@ -251,10 +250,10 @@ impl Policy {
 }
 
 impl Verdict {
-    /// Nothing, if no rule denies.
+    /// Refuses if a rule denies.
     ///
     /// # Errors
-    /// [`Code::PolicyDenied`] with the first rule that does.
+    /// [`Code::PolicyDenied`] with the first such rule.
     pub fn refuse(&self) -> Result<(), ActionError> {
         let denied = self.rulings.iter().find(|ruling| ruling.finding == Effect::Deny);
         let Some(denied) = denied else { return Ok(()) };
@@ -287,12 +286,12 @@ fn result_of(rule: &'static str, finding: Effect, why: String) -> RuleResult {
 
 fn deny_if<T>(
     rule: &'static str,
-    against: Option<T>,
+    objection: Option<T>,
     why: impl FnOnce(T) -> String,
     why_not: impl FnOnce() -> String,
 ) -> RuleResult {
-    match against {
-        Some(against) => result_of(rule, Effect::Deny, why(against)),
+    match objection {
+        Some(objection) => result_of(rule, Effect::Deny, why(objection)),
         None => result_of(rule, Effect::Allow, why_not()),
     }
 }
@@ -323,7 +322,7 @@ mod tests {
         Policy::parse(text, "p").expect("is a policy")
     }
 
-    /// The rule that denies.
+    /// The first rule that denies.
     fn denied(text: &str, facts: Facts) -> Option<&'static str> {
         let verdict = policy(text).judge(&facts);
         let denied = verdict.rulings.iter().find(|it| it.finding == Effect::Deny);
@@ -332,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shipped_policy_allows_every_action_but_not_in_the_clusters_own_namespaces() {
+    fn the_default_policy_allows_every_action_outside_system_namespaces() {
         for action in ActionKind::ALL {
             assert_eq!(denied("{}", Facts { action, ..FACTS }), None);
             for namespace in ["kube-system", "kube-public", "kube-node-lease"] {
@@ -345,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_denies_each_real_action_and_a_simulation_only_where_that_is_said() {
+    fn each_rule_denies_real_actions_and_limited_simulations() {
         let labels = BTreeMap::from([("frozen".to_owned(), "yes".to_owned())]);
         let cases = [
             ("actions.allow", "actions: {allow: []}"),
@@ -367,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_only_leaves_simulation() {
+    fn a_read_only_policy_allows_simulations() {
         for more in ["", "\nsimulation: {limited: true}"] {
             let text = format!("read_only: true{more}");
             assert_eq!(denied(&text, FACTS), Some("read_only"));
@@ -376,20 +375,20 @@ mod tests {
     }
 
     #[test]
-    fn denial_wins_over_allowance() {
+    fn a_denied_namespace_overrides_an_allowed_one() {
         let text = "namespaces: {allow: [shop], deny: ['s*']}";
         assert_eq!(denied(text, FACTS), Some("namespaces.deny"));
     }
 
     #[test]
-    fn what_is_not_known_yet_denies_nothing() {
+    fn an_unknown_fact_denies_nothing() {
         let verdict = policy("targets: {opt_in: [sre]}").judge(&FACTS);
         let later = verdict.rulings.iter().filter(|it| it.finding == Effect::Unknown).count();
         assert_eq!((verdict.refuse(), later), (Ok(()), 2));
     }
 
     #[test]
-    fn approval_is_asked_for_by_action_or_by_namespace_and_never_for_a_simulation() {
+    fn approval_is_required_by_action_or_namespace_and_never_for_a_simulation() {
         for text in
             ["actions: {require_approval: [restart_k8s]}", "namespaces: {require_approval: ['*']}"]
         {
@@ -402,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_denial_says_which_rule_and_what_to_do() {
+    fn a_denial_names_the_rule_and_what_to_do() {
         let error = policy("read_only: true").judge(&FACTS).refuse().expect_err("is denied");
         assert_eq!(error.code, Code::PolicyDenied);
         assert!(error.detail.contains("read_only"), "{}", error.detail);

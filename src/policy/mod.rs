@@ -1,10 +1,10 @@
 //! The policy: the limits that a person sets, read from a YAML file.
 //!
-//! Every field has a default, so an empty policy is the shipped one, which holds when there is no file
-//! at all. What is accepted here is checked whole: a name that is no action, a pattern that cannot
-//! match, a number out of its bounds are errors that name line and column. [`verdict`] holds a request
-//! against a policy, [`admission`] says the same to the API server; how the file is read is no concern of
-//! this room ([`crate::config::reload`]). Nothing here asks the cluster or the clock.
+//! Every field has a default, so an empty policy is the default policy, which also applies without a file.
+//! Parsing validates everything: an unknown action, a pattern that cannot match and a number out of bounds are
+//! errors with line and column. [`evaluate`] checks a request against a policy; [`approval`] and [`budget`]
+//! keep state in the cluster. The types in this file know neither the cluster nor the clock, and not how the
+//! file is read ([`crate::config::reload`]).
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
 
 pub mod approval;
 pub mod budget;
-pub mod evaluate;
+pub(crate) mod evaluate;
 
 /// What a person allows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -31,111 +31,111 @@ pub mod evaluate;
 pub struct Policy {
     /// The version of this format.
     pub version: Version,
-    /// Nothing but simulation.
+    /// Whether only simulations are allowed.
     pub read_only: bool,
-    /// Which actions.
+    /// The allowed actions.
     #[serde(deserialize_with = "strict_object")]
     pub actions: Actions,
-    /// Where.
+    /// The allowed namespaces.
     #[serde(deserialize_with = "strict_object")]
     pub namespaces: Namespaces,
-    /// On which nodes, for the actions on nodes.
+    /// The allowed nodes, for actions on nodes.
     #[serde(deserialize_with = "strict_object")]
     pub nodes: Nodes,
-    /// On what.
+    /// The allowed objects, by label.
     #[serde(deserialize_with = "strict_object")]
     pub targets: TargetRules,
-    /// How long a target is left alone after an action on it, in seconds; 0 for not at all.
+    /// Seconds between two actions on one target; 0 for no cooldown.
     pub cooldown_seconds: Bounded<0, 86_400, 60>,
-    /// How many.
+    /// The number of actions in a time.
     #[serde(deserialize_with = "strict_object")]
     pub budget: BudgetRules,
-    /// What a target may be scaled to.
+    /// The bounds of a target's replicas.
     #[serde(deserialize_with = "strict_object")]
     pub replicas: ReplicaRules,
-    /// How far all this holds for simulations too.
+    /// Which limits apply to simulations.
     #[serde(deserialize_with = "strict_object")]
     pub simulation: SimulationRules,
-    /// How long an approval can be given and used.
+    /// How long an approval is valid.
     #[serde(deserialize_with = "strict_object")]
     pub approval: ApprovalRules,
-    /// Where budget and kill switch are kept.
+    /// The Lease with budget and kill switch.
     #[serde(deserialize_with = "strict_object")]
     pub state: StateLocation,
 }
 
 impl ConfigFile for Policy {
     const KIND: &'static str = "policy";
-    const HINT: &'static str = "`action-executor schema policy` prints what can be in it";
+    const HINT: &'static str = "`action-executor schema policy` prints its schema";
 }
 
-/// The version of the format; there is one.
+/// The version of the format; the only one is 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u64", into = "u64")]
 #[schemars(with = "u64", extend("const" = 1))]
 pub struct Version;
 
-/// Which actions may be done.
+/// The allowed actions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Actions {
     /// Actions by name; `*` for all.
     pub allow: Vec<ActionName>,
-    /// Those that a person has to approve first; `*` for all.
+    /// Actions that a person has to approve first; `*` for all.
     pub require_approval: Vec<ActionName>,
 }
 
-/// In which namespaces.
+/// The allowed namespaces.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Namespaces {
     /// Names, with `*` for any characters.
     pub allow: Vec<Pattern>,
-    /// Those where nothing is done whatever `allow` says, simulations included.
+    /// Namespaces that are denied even if `allow` lists them, also to simulations.
     pub deny: Vec<Pattern>,
-    /// Those where a person has to approve first.
+    /// Namespaces where a person has to approve first.
     pub require_approval: Vec<Pattern>,
 }
 
-/// On which nodes. What is evicted from them has to be allowed by its own namespace and labels too.
+/// The allowed nodes. Pods that are evicted from them must be allowed by their own namespace and labels too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Nodes {
     /// Names, with `*` for any characters.
     pub allow: Vec<NodePattern>,
-    /// Those that are left alone whatever `allow` says, simulations included.
+    /// Nodes that are denied even if `allow` lists them, also to simulations.
     pub deny: Vec<NodePattern>,
-    /// Those where a person has to approve first.
+    /// Nodes where a person has to approve first.
     pub require_approval: Vec<NodePattern>,
 }
 
-/// On which objects.
+/// The allowed objects.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TargetRules {
-    /// Labels, as `key` or `key=value`, of objects that are left alone.
+    /// Labels, as `key` or `key=value`, of objects that are denied.
     pub protected: Vec<Label>,
-    /// Labels of which an object must have one; none: every object will do.
+    /// Labels of which an object must have at least one; an empty list allows every object.
     pub opt_in: Vec<Label>,
 }
 
-/// How many actions in what time; null for no limit.
+/// The number of actions in a time; null for no limit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BudgetRules {
-    /// In each namespace.
+    /// Per namespace.
     pub per_namespace: Option<Quota>,
-    /// In the cluster.
+    /// For the whole cluster.
     pub cluster: Option<Quota>,
 }
 
-/// So many in so much time.
+/// A number of actions in a time.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Quota {
-    /// How many actions.
+    /// The number of actions.
     pub actions: Bounded<1, 1000, 10>,
-    /// In how many seconds.
+    /// The time, in seconds.
     pub within_seconds: Bounded<1, 86_400, 600>,
 }
 
@@ -143,56 +143,56 @@ pub struct Quota {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReplicaRules {
-    /// The least.
+    /// The minimum.
     pub min: u32,
-    /// The most.
+    /// The maximum.
     pub max: u32,
 }
 
-/// What limits a simulation, which changes nothing.
+/// Which limits apply to simulations.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SimulationRules {
-    /// Whether a simulation must keep to `actions`, `namespaces.allow` and `targets` too.
+    /// Whether `actions`, `namespaces.allow`, `targets` and `replicas` apply to simulations too.
     pub limited: bool,
 }
 
-/// How long an approval can be given and used.
+/// How long an approval is valid.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApprovalRules {
-    /// Seconds from the request to the end of its approval.
+    /// Seconds from the request until its approval expires.
     pub valid_seconds: Bounded<60, 3600, 1800>,
 }
 
-/// The Lease that holds the budget and the kill switch.
+/// The Lease with the budget and the kill switch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StateLocation {
-    /// Its namespace; null: the pod's, or the kubeconfig context's.
+    /// The Lease's namespace; null for the pod's, or the kubeconfig context's.
     pub namespace: Option<Namespace>,
-    /// Its name.
+    /// The Lease's name.
     pub name: ObjectName,
 }
 
-/// A number from `MIN` to `MAX`, and `DEFAULT` if none is given.
+/// A number from `MIN` to `MAX`; `DEFAULT` if it is omitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub struct Bounded<const MIN: u64, const MAX: u64, const DEFAULT: u64>(u64);
 
-/// The name of an action, in its first spelling, or `*`.
+/// The name of an action, or `*`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
 pub struct ActionName(Option<ActionKind>);
 
-/// A namespace's name with `*` for any characters.
+/// A namespace name with `*` for any characters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String", extend("pattern" = "^[-a-z0-9*]{1,63}$"))]
 pub struct Pattern(String);
 
-/// A node's name with `*` for any characters; unlike a namespace's it may have dots.
+/// A node name with `*` for any characters; unlike a namespace name it may have dots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String", extend("pattern" = "^[-.a-z0-9*]{1,253}$"))]
@@ -208,13 +208,13 @@ pub struct Label {
 }
 
 impl Policy {
-    /// Whether this action may be done at all.
+    /// Whether this action is allowed at all.
     #[must_use]
     pub fn allows(&self, kind: ActionKind) -> bool {
         self.actions.allow.iter().any(|name| name.matches(kind))
     }
 
-    /// Whether there is anything that a person has to approve.
+    /// Whether anything requires approval.
     #[must_use]
     pub fn requires_approval(&self) -> bool {
         !self.actions.require_approval.is_empty()
@@ -222,12 +222,12 @@ impl Policy {
             || !self.nodes.require_approval.is_empty()
     }
 
-    /// How often may be acted.
+    /// The limits that the budget enforces.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        let quota = |allowance: Quota| usage::Quota {
-            actions: allowance.actions.get() as usize,
-            within: Duration::from_secs(allowance.within_seconds.get()),
+        let quota = |quota: Quota| usage::Quota {
+            actions: quota.actions.get() as usize,
+            within: Duration::from_secs(quota.within_seconds.get()),
         };
         Limits {
             cooldown: Duration::from_secs(self.cooldown_seconds.get()),
@@ -297,13 +297,13 @@ impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> JsonSchema for Bounded<
 }
 
 impl ActionName {
-    /// Every action.
+    /// Matches every action.
     #[must_use]
     pub fn any() -> Self {
         ActionName(None)
     }
 
-    /// Whether it is this action's.
+    /// Whether it matches this action.
     #[must_use]
     pub fn matches(&self, kind: ActionKind) -> bool {
         self.0.is_none_or(|named| named == kind)
@@ -320,7 +320,7 @@ impl TryFrom<String> for ActionName {
         let known = || ActionKind::ALL.map(ActionKind::name).join(", ");
         let kind = ActionKind::named(&text);
         kind.map(|kind| ActionName(Some(kind)))
-            .map_err(|_| format!("is no action; known: {}, or \"*\" for all", known()))
+            .map_err(|_| format!("unknown action; known actions: {}, or \"*\" for all", known()))
     }
 }
 
@@ -331,42 +331,45 @@ impl From<ActionName> for String {
 }
 
 impl Pattern {
-    /// Every namespace.
+    /// Matches every name.
     #[must_use]
     pub fn any() -> Self {
         Pattern("*".to_owned())
     }
 
-    /// Whether this namespace's name is of this form.
+    /// Whether this name matches.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
         matches(self.0.as_bytes(), name.as_bytes())
     }
 
-    /// The same as a regular expression (RE2) for the whole of a name.
+    /// The pattern as a regular expression (RE2) for a whole name.
     #[must_use]
     pub fn to_regex(&self) -> String {
         format!("^{}$", self.0.replace('.', "[.]").replace('*', ".*"))
     }
 }
 
-/// `*` stands for any characters, none included.
+/// `*` matches any characters, also none.
 fn matches(pattern: &[u8], name: &[u8]) -> bool {
     match (pattern, name) {
         ([], []) => true,
         ([b'*', rest @ ..], _) => (0..=name.len()).any(|skipped| matches(rest, &name[skipped..])),
-        ([wanted, pattern @ ..], [found, name @ ..]) => wanted == found && matches(pattern, name),
+        ([expected, pattern @ ..], [found, name @ ..]) => {
+            expected == found && matches(pattern, name)
+        }
         _ => false,
     }
 }
 
-/// A pattern of at most `longest` characters, these `marks` among them.
-fn pattern(text: String, longest: usize, marks: &[u8]) -> Option<Pattern> {
-    let allowed =
-        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || marks.contains(&byte);
-    // More stars than three match nothing that fewer do not, and take long.
+/// A pattern of at most `max_length` characters: lowercase letters, digits and `punctuation`.
+fn pattern(text: String, max_length: usize, punctuation: &[u8]) -> Option<Pattern> {
+    let allowed = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || punctuation.contains(&byte)
+    };
+    // Matching takes exponential time in the number of stars.
     let stars = text.bytes().filter(|byte| *byte == b'*').count();
-    let fits = (1..=longest).contains(&text.len()) && text.bytes().all(allowed) && stars <= 3;
+    let fits = (1..=max_length).contains(&text.len()) && text.bytes().all(allowed) && stars <= 3;
     fits.then_some(Pattern(text))
 }
 
@@ -375,7 +378,7 @@ impl TryFrom<String> for Pattern {
 
     fn try_from(text: String) -> Result<Self, String> {
         pattern(text, 63, b"-*").ok_or_else(|| {
-            "must be a namespace's name, with up to three * for any characters".to_owned()
+            "must be a namespace name, with up to three * for any characters".to_owned()
         })
     }
 }
@@ -384,9 +387,9 @@ impl TryFrom<String> for NodePattern {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        pattern(text, 253, b"-.*").map(NodePattern).ok_or_else(|| {
-            "must be a node's name, with up to three * for any characters".to_owned()
-        })
+        pattern(text, 253, b"-.*")
+            .map(NodePattern)
+            .ok_or_else(|| "must be a node name, with up to three * for any characters".to_owned())
     }
 }
 
@@ -421,14 +424,14 @@ impl fmt::Display for Pattern {
 }
 
 impl Label {
-    /// Whether it is among these.
+    /// Whether these labels have it.
     #[must_use]
     pub fn is_on(&self, labels: &BTreeMap<String, String>) -> bool {
         let found = labels.get(&self.key);
         found.is_some_and(|found| self.value.as_ref().is_none_or(|value| value == found))
     }
 
-    /// Its key, and its value if it asks for one.
+    /// The key, and the value if the label has one.
     #[must_use]
     pub fn parts(&self) -> (&str, Option<&str>) {
         (&self.key, self.value.as_deref())
@@ -546,13 +549,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_policy_is_the_shipped_one() {
+    fn an_empty_policy_is_the_default_policy() {
         assert_eq!(parse("{}"), Ok(Policy::default()));
         assert_eq!(parse("version: 1"), Ok(Policy::default()));
     }
 
     #[test]
-    fn a_policy_is_read_as_it_is_written() {
+    fn a_policy_is_parsed_as_it_is_written() {
         let text = "
             read_only: true
             actions: {allow: [restart_deployment], require_approval: ['*']}
@@ -577,7 +580,7 @@ mod tests {
         assert!(detail.contains("unknown field `denied`"), "{detail}");
         let detail = refusal("actions:\n  allow:\n    - restart_everything\n");
         assert!(detail.starts_with("policy policy.yaml:3:"), "{detail}");
-        assert!(detail.contains("known: restart_k8s, restart_pod"), "{detail}");
+        assert!(detail.contains("known actions: restart_k8s, restart_pod"), "{detail}");
         assert!(refusal("budget: {cluster: {actions: 0, within_seconds: 1}}").contains("from 1"));
         assert!(refusal("read_only: true\nread_only: false").contains("2:1"));
         for wrong in [
@@ -598,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_for_any_characters() {
+    fn a_star_matches_any_characters() {
         let matches = |pattern: &str, name: &str| Pattern(pattern.to_owned()).matches(name);
         assert!(matches("*", "shop") && matches("shop", "shop") && matches("sh*", "shop"));
         assert!(matches("*-prod", "shop-prod") && matches("s*p-*d", "shop-prod"));
@@ -606,7 +609,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_is_met_by_key_or_by_key_and_value() {
+    fn a_label_matches_by_key_or_by_key_and_value() {
         let labels = BTreeMap::from([("tier".to_owned(), "db".to_owned())]);
         let on = |text: &str| Label::try_from(text.to_owned()).expect("is one").is_on(&labels);
         assert!(on("tier") && on("tier=db"));

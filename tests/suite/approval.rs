@@ -132,7 +132,7 @@ async fn an_approval_is_valid_until_it_expires() {
     let ours = ListParams::default().labels("app.kubernetes.io/managed-by=action-executor");
     let record = events.list(&ours).await.expect("are listed").items.remove(0);
     let over = json!({ "metadata": { "annotations": {
-        "action-executor.dev/until": "2026-01-31T12:00:00.000Z",
+        "action-executor.dev/expires-at": "2026-01-31T12:00:00.000Z",
     }}});
     let name = record.metadata.name.expect("has one");
     events.patch(&name, &Default::default(), &Patch::Merge(over)).await.expect("is patched");

@@ -184,7 +184,10 @@ async fn run_and_suspend_warn_of_suspension_and_running_jobs() {
     // The running Job is not affected when the CronJob is suspended.
     assert_eq!(send(&namespace, "resume_cronjob", json!({})).status, 0);
     let warnings = send(&namespace, "suspend_cronjob", json!({})).answer()["warnings"].to_string();
-    assert!(warnings.contains("go on") && warnings.contains(&running.name_any()), "{warnings}");
+    assert!(
+        warnings.contains("still running") && warnings.contains(&running.name_any()),
+        "{warnings}"
+    );
 }
 
 #[tokio::test]

@@ -230,7 +230,7 @@ async fn an_exhausted_budget_is_refused_or_waited_for() {
     let done = spawn_blocking(|| waiting.wait()).await.expect("it ran");
     assert_eq!(done.status, 0, "{done:?}");
     let warnings = done.answer()["warnings"].to_string();
-    assert!(warnings.contains("room has to be waited for"), "{warnings}");
+    assert!(warnings.contains("waiting for a disruption budget"), "{warnings}");
     assert!(on_node(&namespace).await.is_empty());
 }
 

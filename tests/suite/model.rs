@@ -91,7 +91,7 @@ impl ModelServer {
     /// Lets every claim expire.
     fn expire_claims(&mut self) {
         for object in self.objects.values_mut() {
-            let until = object.pointer_mut("/metadata/annotations/action-executor.dev~1until");
+            let until = object.pointer_mut("/metadata/annotations/action-executor.dev~1expires-at");
             if let Some(until) = until {
                 *until = "2026-01-31T12:00:00.000Z".into();
             }

@@ -116,7 +116,7 @@ async fn a_pause_during_a_rollout_causes_a_warning() {
     let done = send(&namespace, "pause_rollout", json!({}));
     assert_eq!(done.status, 0, "{done:?}");
     let warnings = done.answer()["warnings"].to_string();
-    assert!(warnings.contains("stay beside the new ones"), "{warnings}");
+    assert!(warnings.contains("keep running beside the new ones"), "{warnings}");
 }
 
 #[tokio::test]

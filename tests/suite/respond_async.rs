@@ -142,7 +142,7 @@ async fn an_async_request_is_202_once_claimed_and_any_replica_reports_it() {
     let under_way = eventually("its rollout is on its way", async || {
         let progress = progress(&other, &namespace, "r1");
         let detail = progress["detail"].as_str().expect("is a sentence");
-        (progress["state"] == "effective" && detail.contains("of 1")).then_some(progress)
+        (progress["state"] == "applied" && detail.contains("of 1")).then_some(progress)
     })
     .await;
     assert_eq!(under_way["requester"], "pager");
@@ -210,12 +210,12 @@ async fn a_request_of_a_killed_replica_is_resumed_by_another() {
     let (one, other) = (server(&namespace), server(&namespace));
     assert_eq!(execute(&one, &restart(&namespace, "r1"), ASYNC).status, 202);
     eventually("its effect is recorded", async || {
-        (progress(&other, &namespace, "r1")["state"] == "effective").then_some(())
+        (progress(&other, &namespace, "r1")["state"] == "applied").then_some(())
     })
     .await;
     one.signal("KILL");
     let stage = progress(&other, &namespace, "r1");
-    assert_eq!(stage["state"], "effective", "{stage}");
+    assert_eq!(stage["state"], "applied", "{stage}");
     // The same request to the other replica resumes the wait.
     let namespace_of_request = namespace.clone();
     let answer = spawn_blocking(move || {
@@ -292,7 +292,7 @@ async fn a_stream_reports_each_state_and_then_done() {
     let events = events.await.expect("are read");
     let (last, stages) = events.split_last().expect("there are some");
     assert!(!stages.is_empty() && stages.iter().all(|it| it.name == "progress"), "{events:?}");
-    assert!(stages.iter().any(|it| it.json()["state"] == "effective"), "{events:?}");
+    assert!(stages.iter().any(|it| it.json()["state"] == "applied"), "{events:?}");
     assert!(events.iter().all(|it| !it.id.is_empty()), "{events:?}");
     assert_eq!(last.name, "done");
     assert_eq!(last.json()["answer"]["rollout"]["state"], "complete", "{last:?}");

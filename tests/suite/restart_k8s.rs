@@ -320,10 +320,7 @@ async fn a_signal_ends_the_wait_with_the_known_state() {
         let answer = done.answer();
         assert_eq!(answer["rollout"]["state"], "interrupted");
         let result = answer["result"].as_str().expect("is a sentence");
-        assert!(
-            result.contains("restarted at") && result.contains("when told to stop"),
-            "{result}"
-        );
+        assert!(result.contains("restarted at") && result.contains("at shutdown"), "{result}");
     }
 }
 

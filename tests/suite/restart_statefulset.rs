@@ -79,7 +79,7 @@ async fn an_on_delete_strategy_is_refused_unless_accepted() {
     let done = send(&namespace, accepted, json!({ "wait": true }));
     assert_eq!(done.status, 0, "{done:?}");
     let message = done.answer()["rollout"]["message"].to_string();
-    assert!(message.contains("once somebody deletes the old ones"), "{message}");
+    assert!(message.contains("once the old ones are deleted"), "{message}");
     assert_eq!(pods(&namespace).await, before.1);
     // Deleting it creates a pod of the new revision.
     kubectl(&namespace, &["delete", "pod", "db-0", "--wait=false"]);
@@ -107,7 +107,7 @@ async fn a_partition_is_reported_and_the_pods_below_it_stay() {
     patch(&namespace, partition(2)).await;
     let refused = send(&namespace, json!({}), json!({}));
     assert_eq!(refused.answer()["code"], "no_effect", "{refused:?}");
-    assert!(refused.answer()["detail"].to_string().contains("holds all 2 pods"));
+    assert!(refused.answer()["detail"].to_string().contains("covers all 2 pods"));
 }
 
 #[tokio::test]

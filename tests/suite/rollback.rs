@@ -214,7 +214,9 @@ async fn a_current_or_missing_revision_is_reported() {
     let done = send(&namespace, kind, json!({ "to_revision": 9 }));
     assert_eq!(done.status, 69, "{done:?}");
     assert_eq!(done.answer()["code"], "no_revision");
-    assert!(done.answer()["hint"].as_str().expect("has one").contains("there are: 3, 2, 1"));
+    assert!(
+        done.answer()["hint"].as_str().expect("has one").contains("existing revisions: 3, 2, 1")
+    );
     assert_eq!(get(&namespace, kind).await.metadata.generation, before);
     let fresh = shared().namespace("no_history").await;
     running(&fresh, kind).await;

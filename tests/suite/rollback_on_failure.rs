@@ -305,7 +305,7 @@ async fn an_exhausted_budget_allows_the_rollback_and_counts_it() {
     let done = send(program(&namespace).under(&policy), &request(&namespace, kind, "r1")).await;
     assert_eq!(done.answer()["rolled_back"]["revision"], 2, "{done:?}");
     let lease = namespace.api::<Lease>().get("action-executor").await.expect("is there");
-    let spent = &lease.annotations()["action-executor.dev/spent"];
+    let spent = &lease.annotations()["action-executor.dev/usage"];
     assert_eq!(spent.split(' ').count(), 2, "{spent}");
 }
 

@@ -353,7 +353,7 @@ async fn a_scaling_warns_of_a_running_rollout_and_of_zero_replicas() {
     .await;
     let answer = send(&namespace, json!({ "replicas": 0 }), json!({ "simulate": true })).answer();
     let warnings = answer["warnings"].to_string();
-    assert!(warnings.contains("a rollout is under way"), "{warnings}");
+    assert!(warnings.contains("a rollout is in progress"), "{warnings}");
     assert!(warnings.contains("scaled to 0"), "{warnings}");
 }
 

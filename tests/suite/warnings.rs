@@ -96,7 +96,7 @@ async fn an_autoscaler_at_its_maximum_and_an_exhausted_budget_cause_warnings() {
     eventually("both are reported", async || {
         let found = warnings(&namespace, true);
         let both = has(&found, "HorizontalPodAutoscaler 'scaler' is at its maximum of 1")
-            && has(&found, "PodDisruptionBudget 'guard' has no room");
+            && has(&found, "PodDisruptionBudget 'guard' allows no disruption");
         both.then_some(())
     })
     .await;

@@ -1,6 +1,4 @@
-//! What several actions share.
+//! What several actions have in common. Must not depend on one of them.
 
-pub mod cordoning;
-pub mod paused;
-pub mod restart;
-pub mod suspension;
+pub(crate) mod restart;
+pub(crate) mod toggle;

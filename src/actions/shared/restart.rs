@@ -1,5 +1,5 @@
-//! What the restarts of a Deployment, a StatefulSet and a DaemonSet have in common: the stamp on the pod
-//! template that `kubectl rollout restart` writes, what makes it useless, and what to warn of.
+//! What the restarts of a Deployment, a StatefulSet and a DaemonSet have in common: the annotation of the
+//! pod template that `kubectl rollout restart` sets, and when it would restart no pod.
 
 use crate::{
     actions::{CompletionSpec, Decision, Plan, PlanInput, Preview},
@@ -8,12 +8,9 @@ use crate::{
         response::{Change, Target, rfc3339_millis},
     },
     k8s::{
-        api::{
-            client::Cluster,
-            completion::{Completion, RolloutOf, TemplateIdentity},
-            mutation::Effect,
-        },
+        api::{client::Cluster, mutation::Effect},
         applied_requests::AppliedRequests,
+        completion::{Completion, RolloutOf, TemplateIdentity},
         rbac::PolicyRule,
         restart,
         revisions::History,
@@ -22,101 +19,95 @@ use crate::{
     },
 };
 
-/// What can be said without a cluster.
-pub(crate) fn preview(kind: WorkloadKind, name: &str, asked: &PlanInput) -> Preview {
-    let mut changes = restart::changes(None, asked.at, &asked.id);
-    changes.push(AppliedRequests::default().change(&asked.id));
+pub(crate) fn preview(kind: WorkloadKind, name: &str, input: &PlanInput) -> Preview {
+    let mut changes = restart::changes(None, input.at, &input.id);
+    changes.push(AppliedRequests::default().change(&input.id));
     Preview { result: would(kind, name), changes }
 }
 
-/// Only to say what the pods' own trouble is when what is waited for does not come.
+/// Only to report the pods' problems when an awaited effect does not complete.
 pub(crate) const PODS: PolicyRule =
     PolicyRule { api_groups: &[""], resources: &["pods"], verbs: &["list"] };
 
-/// What is asked for beside the restart itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RestartOptions {
-    /// Stamp the template also where no pod would be replaced by itself.
-    pub even_if_none_restarts: bool,
-    /// Go back to the present revision if the rollout fails.
+    /// Annotate the template even if no pod would be replaced automatically.
+    pub accept_no_restart: bool,
     pub rollback_on_failure: bool,
 }
 
-/// Reads the workload, with its revisions where one of them may be gone back to, and decides.
+/// Reads the workload, with its revisions if the restart may be rolled back, and decides.
 pub(crate) async fn plan(
     target: Target,
     kind: WorkloadKind,
-    wishes: RestartOptions,
+    options: RestartOptions,
     cluster: &Cluster,
-    asked: &PlanInput,
+    input: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let (namespace, name) = (target.namespace.clone(), target.name.clone());
-    let (plan, found) = if wishes.rollback_on_failure {
-        let history = cluster.history(kind, &namespace, &name, asked.deadline).await?;
-        let plan = decide(target, &history.workload, wishes.even_if_none_restarts, asked)?;
-        (with_fallback(plan, &history, asked)?, history.workload)
+    let (plan, found) = if options.rollback_on_failure {
+        let history = cluster.history(kind, &namespace, &name, input.deadline).await?;
+        let plan = decide(target, &history.workload, options.accept_no_restart, input)?;
+        (with_fallback(plan, &history, input)?, history.workload)
     } else {
-        let found = cluster.workload(kind, &namespace, &name, asked.deadline).await?;
-        (decide(target, &found, wishes.even_if_none_restarts, asked)?, found)
+        let found = cluster.workload(kind, &namespace, &name, input.deadline).await?;
+        (decide(target, &found, options.accept_no_restart, input)?, found)
     };
-    Ok(plan.with_preflight_warnings(cluster, &found, asked).await)
+    Ok(plan.with_preflight_warnings(cluster, &found, input).await)
 }
 
-/// The plan with the revision to go back to. What was made already has its own, and what nobody waits for
-/// does not fail.
-fn with_fallback(plan: Plan, history: &History, asked: &PlanInput) -> Result<Plan, ActionError> {
+/// The plan with the revision to return to. An effect that was applied before has its own, and without a
+/// rollout nothing can fail.
+fn with_fallback(plan: Plan, history: &History, input: &PlanInput) -> Result<Plan, ActionError> {
     let rolls_out = matches!(plan.completion, CompletionSpec::Rollout(_));
-    if !rolls_out || !matches!(plan.decision, Decision::Apply(..)) {
+    if !rolls_out || !plan.is_change() {
         return Ok(plan);
     }
-    let about = |refusal: ActionError| refusal.object_uid(plan.target.uid.as_deref());
-    asked.check_decided_on(&plan.target, history).map_err(about)?;
+    let with_uid = |refusal: ActionError| refusal.object_uid(plan.target.uid.as_deref());
+    input.check_decided_on(&plan.target, history).map_err(with_uid)?;
     plan.with_fallback(history)
 }
 
-/// From the workload as it was read to what is to be done. `even_if_none_restarts`: also where no pod
-/// would be replaced by itself.
 pub(crate) fn decide(
     target: Target,
     workload: &Workload,
-    even_if_none_restarts: bool,
-    asked: &PlanInput,
+    accept_no_restart: bool,
+    input: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let (kind, found) = (workload.kind(), workload.metadata());
-    let held = rollout::manual_update_reason(workload);
-    let completion = match &held {
+    let manual_update = rollout::manual_update_reason(workload);
+    let completion = match &manual_update {
         Some(why) => CompletionSpec::Known(Completion::Immediate(format!(
-            "the template is stamped, and pods are new once somebody deletes the old ones: {why}"
+            "the template is annotated; pods are replaced once the old ones are deleted: {why}"
         ))),
         None => {
-            let template = TemplateIdentity::RequestId(asked.id.to_string());
+            let template = TemplateIdentity::RequestId(input.id.to_string());
             CompletionSpec::Rollout(RolloutOf { kind, template })
         }
     };
-    let did = done(kind, &target.name, asked);
-    if AppliedRequests::from_metadata(found).contains(&asked.id) {
-        return Ok(Plan::already_made(target, found, did, completion));
+    let did = done_sentence(kind, &target.name, input);
+    if AppliedRequests::from_metadata(found).contains(&input.id) {
+        return Ok(Plan::already_applied(target, found, did, completion));
     }
-    asked.check_found(&target, found)?;
-    refuse_what_would_not_restart(&target, workload, held, even_if_none_restarts)
+    input.check_found(&target, found)?;
+    refuse_no_restart(&target, workload, manual_update, accept_no_restart)
         .map_err(|refusal| refusal.object_uid(found.uid.as_deref()))?;
-    let patch = restart::patch(asked.at, &asked.id);
-    let effect = Effect::patch(kind.resource(), found, &asked.id, patch);
-    let todo = Decision::Apply(Box::new(effect), did, would(kind, &target.name));
-    let mut plan = Plan::new(target, found, todo, completion);
-    plan.changes = changes(workload, asked);
+    let patch = restart::patch(input.at, &input.id);
+    let effect = Effect::patch(kind.resource(), found, &input.id, patch);
+    let decision = Decision::Apply(Box::new(effect), did, would(kind, &target.name));
+    let mut plan = Plan::new(target, found, decision, completion);
+    plan.changes = changes(workload, input);
     Ok(plan)
 }
 
-/// What the restart changes, and the mark that every change leaves.
-fn changes(workload: &Workload, asked: &PlanInput) -> Vec<Change> {
-    let mut changes = restart::changes(Some(workload), asked.at, &asked.id);
-    changes.push(AppliedRequests::from_metadata(workload.metadata()).change(&asked.id));
+fn changes(workload: &Workload, input: &PlanInput) -> Vec<Change> {
+    let mut changes = restart::changes(Some(workload), input.at, &input.id);
+    changes.push(AppliedRequests::from_metadata(workload.metadata()).change(&input.id));
     changes
 }
 
-fn done(kind: WorkloadKind, name: &str, asked: &PlanInput) -> String {
-    format!("{} '{name}' restarted at {}.", kind.name(), rfc3339_millis(asked.at))
+fn done_sentence(kind: WorkloadKind, name: &str, input: &PlanInput) -> String {
+    format!("{} '{name}' restarted at {}.", kind.name(), rfc3339_millis(input.at))
 }
 
 fn would(kind: WorkloadKind, name: &str) -> String {
@@ -125,11 +116,11 @@ fn would(kind: WorkloadKind, name: &str) -> String {
 
 /// kubectl refuses a paused Deployment too: the patch would be stored and no pod restarted. It does not
 /// notice that `OnDelete`, or a partition above all pods, has the same effect.
-fn refuse_what_would_not_restart(
+fn refuse_no_restart(
     target: &Target,
     workload: &Workload,
-    held: Option<String>,
-    even_if_none_restarts: bool,
+    manual_update: Option<String>,
+    accept_no_restart: bool,
 ) -> Result<(), ActionError> {
     let Target { kind, namespace, name, .. } = target;
     if workload.is_paused() {
@@ -141,14 +132,14 @@ fn refuse_what_would_not_restart(
             "`kubectl -n {namespace} rollout resume deployment/{name}` resumes it"
         )));
     }
-    match held {
-        Some(why) if !even_if_none_restarts => Err(ActionError::new(
+    match manual_update {
+        Some(why) if !accept_no_restart => Err(ActionError::new(
             Code::NoEffect,
             format!("no pod of {kind} '{name}' in namespace '{namespace}' would restart: {why}"),
         )
         .with_hint(
             "delete its pods one by one with restart_pod, or set parameters.accept_on_delete to \
-             stamp the template all the same",
+             annotate the template anyway",
         )),
         _ => Ok(()),
     }
@@ -195,16 +186,16 @@ mod tests {
         set.into()
     }
 
-    fn decide_on(workload: &Workload, asked: &PlanInput) -> Result<Plan, ActionError> {
-        decide(workload.kind().target("shop", "web"), workload, false, asked)
+    fn decide_on(workload: &Workload, input: &PlanInput) -> Result<Plan, ActionError> {
+        decide(workload.kind().target("shop", "web"), workload, false, input)
     }
 
-    fn decide_on_deployment(spec: &str, asked: &PlanInput) -> Result<Plan, ActionError> {
-        decide_on(&deployment(spec, "{}"), asked)
+    fn decide_on_deployment(spec: &str, input: &PlanInput) -> Result<Plan, ActionError> {
+        decide_on(&deployment(spec, "{}"), input)
     }
 
     #[test]
-    fn plans_one_patch_bound_to_the_object() {
+    fn a_restart_is_one_patch_bound_to_the_object() {
         let plan =
             decide_on_deployment(", replicas: 2", &PlanInput::example()).expect("is planned");
         let Decision::Apply(effect, did, would) = plan.decision else {
@@ -218,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_paused_deployment() {
+    fn a_paused_deployment_is_refused() {
         let paused = ", replicas: 2, paused: true";
         let error = decide_on_deployment(paused, &PlanInput::example()).expect_err("refused");
         assert_eq!(error.code, Code::TargetPaused);
@@ -226,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn does_not_repeat_what_the_same_request_did() {
+    fn a_request_is_not_applied_twice() {
         let mark = "{action-executor.dev/requests: '4:r0 5:r1 6:r2'}";
         let marked = deployment(", replicas: 2", mark);
         let plan = decide_on(&marked, &PlanInput::example()).expect("is planned");
@@ -237,13 +228,13 @@ mod tests {
     }
 
     #[test]
-    fn refuses_another_object_than_the_request_means() {
+    fn an_object_that_does_not_match_the_precondition_is_refused() {
         let wanting = |uid: Option<&str>, version: Option<&str>| {
             let opaque = |text: &str| text.to_owned().try_into().expect("is opaque");
             let precondition =
                 Precondition { uid: uid.map(opaque), resource_version: version.map(opaque) };
-            let asked = PlanInput { precondition: Some(precondition), ..PlanInput::example() };
-            decide_on_deployment(", replicas: 2", &asked)
+            let input = PlanInput { precondition: Some(precondition), ..PlanInput::example() };
+            decide_on_deployment(", replicas: 2", &input)
         };
         let error = wanting(Some("u2"), None).expect_err("is refused");
         assert_eq!(error.code, Code::PreconditionFailed);
@@ -254,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_would_restart_no_pod_unless_that_is_accepted() {
+    fn a_workload_that_would_restart_no_pod_is_refused_unless_accepted() {
         let agent: DaemonSet = serde_yaml_ng::from_str(&format!(
             "{}\nspec: {{selector: {{}}, template: {{}}, updateStrategy: {{type: OnDelete}}}}",
             metadata("{}")
@@ -262,7 +253,7 @@ mod tests {
         .expect("is a DaemonSet");
         for (workload, why) in [
             (stateful_set("{type: OnDelete}"), "OnDelete"),
-            (stateful_set("{type: RollingUpdate, rollingUpdate: {partition: 3}}"), "holds all 3"),
+            (stateful_set("{type: RollingUpdate, rollingUpdate: {partition: 3}}"), "covers all 3"),
             (agent.into(), "OnDelete"),
         ] {
             let refusal = decide_on(&workload, &PlanInput::example()).expect_err("is refused");
@@ -289,23 +280,23 @@ mod tests {
     }
 
     #[test]
-    fn knows_the_revision_to_go_back_to_before_it_restarts() {
-        let plan = |history: &History, asked: &PlanInput| {
-            let plan = decide_on(&history.workload, asked).expect("is planned");
-            with_fallback(plan, history, asked)
+    fn the_revision_to_return_to_is_recorded_before_the_restart() {
+        let plan = |history: &History, input: &PlanInput| {
+            let plan = decide_on(&history.workload, input).expect("is planned");
+            with_fallback(plan, history, input)
         };
         let history_of_it = history("{}");
         let planned = plan(&history_of_it, &PlanInput::example()).expect("is planned");
         assert_eq!(planned.fallback.expect("is known").number, 5);
-        // The controller has not recorded the present template yet.
+        // The controller has not recorded the current template yet.
         let unknown = history("{spec: {}}");
         let refusal = plan(&unknown, &PlanInput::example()).expect_err("is refused");
         assert_eq!(refusal.code, Code::Conflict);
         assert!(refusal.retry_after_seconds().is_some());
-        // Another template than the one that it was decided on is somebody's who came in between.
-        let asked =
+        // The template changed since the first plan.
+        let input =
             PlanInput { decision_etag: Some("of another".to_owned()), ..PlanInput::example() };
-        let refusal = plan(&history_of_it, &asked).expect_err("is refused");
+        let refusal = plan(&history_of_it, &input).expect_err("is refused");
         assert_eq!(refusal.code, Code::PreconditionFailed);
     }
 }

@@ -18,7 +18,8 @@ use crate::{
     },
     executor::{
         context::Context,
-        reply::{Answer, IncomingRequest, execute_as},
+        incoming::{IncomingRequest, execute_as},
+        reply::Reply,
     },
     http::{
         dispatch::Service,
@@ -66,7 +67,7 @@ pub async fn execute(
     }
     let context = action_context(service, &info);
     let done = execute_as(&context, caller.as_ref(), &delivery).await?;
-    Ok(Answer::from(done).into())
+    Ok(Reply::from(done).into())
 }
 
 /// The context for the action of this request: within its client's time, and with its permit.
@@ -84,11 +85,13 @@ fn with_permit(service: &Service, info: &RequestInfo) -> Context {
     let Some(permit) = &info.permit else { return context };
     // Asynchronous work holds the context for longer than the permit.
     let permit = Arc::downgrade(permit);
-    context.resting(Arc::new(move || {
-        if let Some(permit) = permit.upgrade() {
-            permit.downgrade();
-        }
-    }))
+    context.map_observer(|observer| {
+        observer.on_waiting(move || {
+            if let Some(permit) = permit.upgrade() {
+                permit.downgrade();
+            }
+        })
+    })
 }
 
 /// The time for the action of this request, if its client waits for a limited time.

@@ -16,7 +16,7 @@ use crate::{
     executor::{
         context::Context,
         status,
-        status::{Operation, Progress, Stage},
+        status::{Operation, Progress},
     },
     http::{
         dispatch::Service,
@@ -26,6 +26,7 @@ use crate::{
         query,
         query::parameters,
     },
+    ledger::record::State,
 };
 
 /// The state of a request at one time.
@@ -136,8 +137,8 @@ impl Snapshot {
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         let seconds = match self.progress.state {
-            Stage::Claimed | Stage::Effective | Stage::RollingBack => Some(1),
-            Stage::PendingApproval => Some(10),
+            State::Claimed | State::Applied | State::RollingBack => Some(1),
+            State::PendingApproval => Some(10),
             _ => None,
         };
         match (seconds, &self.version) {

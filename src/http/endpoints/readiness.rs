@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use http::Response;
+use http::{Response, StatusCode};
 use schemars::SchemaGenerator;
 use serde_json::{Value, json};
 use tokio::{
@@ -17,7 +17,7 @@ use crate::{
     auth::Authenticator,
     config::reload::Reloading,
     contract::error::{ActionError, Code},
-    executor::{context::Context, reply::Answer},
+    executor::{context::Context, reply::Reply},
     http::{
         dispatch::Service,
         message::{Body, full},
@@ -85,7 +85,11 @@ pub async fn get(service: &Service) -> Response<Body> {
     };
     match ready {
         Ok(()) => healthy(),
-        Err(error) => Answer { http_status: 503, ..error.into() }.into(),
+        Err(error) => {
+            let mut response = Response::from(Reply::from(error));
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            response
+        }
     }
 }
 

@@ -24,14 +24,14 @@ use crate::{
     },
     executor::{
         context::Context,
-        reply::{Answer, IncomingRequest, execute_as},
-        status::Stage,
+        incoming::{IncomingRequest, execute_as},
+        reply::Reply,
     },
     http::{
         dispatch::handler_panicked,
         message::{Body, json},
     },
-    ledger::record::RequestMetadata,
+    ledger::record::{RequestMetadata, State},
 };
 
 /// Maximum number of requests in progress whose response was asynchronous.
@@ -54,7 +54,7 @@ pub struct Accepted {
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// Its state.
-    pub state: Stage,
+    pub state: State,
     /// What it acts upon.
     pub target: Target,
     /// Related resources.
@@ -113,9 +113,11 @@ pub async fn execute_async(
 ) -> Result<Response<Body>, ActionError> {
     let patient_until = Instant::now() + patience;
     let (claimed, mut claim) = watch::channel(None);
-    let context = context.claiming(Arc::new(move |subject: &RequestMetadata| {
-        claimed.send_replace(Some(Claim::of(subject)));
-    }));
+    let context = context.map_observer(|observer| {
+        observer.on_claimed(move |request: &RequestMetadata| {
+            claimed.send_replace(Some(Claim::of(request)));
+        })
+    });
     let work = async move {
         let _permit = permit;
         execute_as(&context, caller.as_ref(), &delivery).await
@@ -130,7 +132,7 @@ pub async fn execute_async(
         biased;
         done = &mut work => {
             let done = done.unwrap_or_else(|panic| Err(handler_panicked(&panic)))?;
-            Ok(Answer::from(done).into())
+            Ok(Reply::from(done).into())
         }
         Some(claim) = deferred => accepted(&claim),
     }
@@ -142,7 +144,7 @@ fn accepted(claim: &Claim) -> Result<Response<Body>, ActionError> {
     let body = Accepted {
         id: claim.id.clone(),
         kind: claim.action,
-        state: Stage::Claimed,
+        state: State::Claimed,
         target: claim.target.clone(),
         links: Links { itself: location.clone() },
     };

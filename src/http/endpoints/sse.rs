@@ -174,7 +174,7 @@ async fn send(
 
 /// What is sent for a state, and whether that is the last event.
 fn to_event(snapshot: &Option<Snapshot>) -> (Bytes, bool) {
-    match snapshot.as_ref().map(|it| (event(it), it.progress.state.is_last())) {
+    match snapshot.as_ref().map(|it| (event(it), it.progress.state.is_terminal())) {
         Some((Ok(event), is_last)) => (event, is_last),
         Some((Err(error), _)) => (comment(&error.detail), true),
         None => (comment("the record is gone"), true),
@@ -182,7 +182,7 @@ fn to_event(snapshot: &Option<Snapshot>) -> (Bytes, bool) {
 }
 
 fn event(snapshot: &Snapshot) -> Result<Bytes, ActionError> {
-    let name = if snapshot.progress.state.is_last() { "done" } else { "progress" };
+    let name = if snapshot.progress.state.is_terminal() { "done" } else { "progress" };
     let (id, data) = (snapshot.version.as_deref().unwrap_or_default(), snapshot.json()?);
     let retry = RETRY_AFTER.as_millis();
     Ok(format!("event: {name}\nid: {id}\nretry: {retry}\ndata: {data}\n\n").into())
@@ -198,12 +198,9 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use crate::{
-        contract::response::Target,
-        executor::status::{Progress, Stage},
-    };
+    use crate::{contract::response::Target, executor::status::Progress, ledger::record::State};
 
-    fn snapshot(state: Stage) -> Option<Snapshot> {
+    fn snapshot(state: State) -> Option<Snapshot> {
         let progress = Progress {
             id: "alert-7".to_owned(),
             kind: "restart_k8s".to_owned(),
@@ -221,7 +218,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_without_changes_is_kept_alive_every_15_seconds() {
-        let (snapshots, receiver) = watch::channel(snapshot(Stage::Effective));
+        let (snapshots, receiver) = watch::channel(snapshot(State::Applied));
         let (_stopping, stopping) = watch::channel(false);
         let (parts, mut body) = mpsc::channel(4);
         tokio::spawn(send(receiver, parts, stopping));
@@ -235,7 +232,7 @@ mod tests {
             assert_eq!(next().await, ": still in progress\n\n");
             assert_eq!(began.elapsed(), KEEP_ALIVE_INTERVAL * times);
         }
-        snapshots.send_replace(snapshot(Stage::Answered));
+        snapshots.send_replace(snapshot(State::Answered));
         assert!(next().await.starts_with("event: done\n"));
         assert_eq!(next().await, "");
     }
@@ -243,7 +240,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_ends_after_an_hour_also_if_its_client_does_not_read() {
         for reads in [true, false] {
-            let (_snapshots, receiver) = watch::channel(snapshot(Stage::Effective));
+            let (_snapshots, receiver) = watch::channel(snapshot(State::Applied));
             let (_stopping, stopping) = watch::channel(false);
             let (parts, mut body) = mpsc::channel(4);
             let began = Instant::now();

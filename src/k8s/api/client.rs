@@ -1,13 +1,14 @@
-//! Calls to the API server: each bounded by a deadline, repeated only where that is harmless, and
-//! told exactly when it fails.
+//! The client of the API server: each call has a deadline, is retried only where that is harmless, and
+//! its error says what to do.
 //!
-//! A refused call is told as verb, resource, namespace and who we are, with the RBAC rule that would
-//! allow it. Nothing here knows an action.
+//! A forbidden call is reported with verb, resource, namespace and user, and with the RBAC rule that
+//! would allow it. Must not depend on an action, nor on one kind of object.
 
 use std::{fmt::Debug, time::Duration};
 
 use k8s_openapi::{
     ClusterResourceScope, NamespaceResourceScope, api::authentication::v1::SelfSubjectReview,
+    apimachinery::pkg::apis::meta::v1::ListMeta,
 };
 use kube::{
     Api, Client, Resource,
@@ -27,18 +28,17 @@ use crate::{
     telemetry::calls::{CallLabels, Calls, no_calls},
 };
 
-/// Longest time for one attempt, so that a server that accepts and never answers is given up on
-/// while there is time to ask again.
+/// Limit of one attempt: a server that accepts and never answers leaves time for a retry.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest time to find out who we are, once a call was refused.
+/// Limit of the call that finds out the user name for an error, and of the readiness check.
 const SELF_REVIEW_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Most objects that one list reads: enough to explain, bounded in memory.
+/// The most objects that one list call returns, which bounds memory.
 const PAGE_SIZE: u32 = 500;
 
-/// A namespaced kind with a type of its own.
-pub trait Namespaced:
+/// A namespaced kind of `k8s_openapi`.
+pub(crate) trait Namespaced:
     Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug
 {
 }
@@ -51,8 +51,8 @@ impl<K> Namespaced for K where
 {
 }
 
-/// A kind of its own type that is in no namespace.
-pub trait ClusterScoped:
+/// A cluster-scoped kind of `k8s_openapi`.
+pub(crate) trait ClusterScoped:
     Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + DeserializeOwned + Debug
 {
 }
@@ -62,6 +62,14 @@ impl<K> ClusterScoped for K where
 {
 }
 
+/// A kind of `k8s_openapi`, namespaced or not.
+pub(crate) trait Listable:
+    Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug
+{
+}
+
+impl<K> Listable for K where K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug {}
+
 /// One cluster, as one identity. Cheap to clone; connections are shared.
 #[derive(Clone)]
 pub struct Cluster {
@@ -70,44 +78,39 @@ pub struct Cluster {
     calls: Calls,
 }
 
-/// What is called, for the words of an error.
+/// A call, as an error names it.
 #[derive(Clone, Debug)]
-pub struct Call {
+pub(crate) struct Call {
     /// The verb as RBAC names it.
     pub verb: &'static str,
-    /// The kind of object.
     pub resource: ApiResource,
-    /// The namespace; empty for what is in none.
+    /// Empty if the object is cluster-scoped.
     pub namespace: String,
-    /// The object; none for a list.
+    /// None for a list.
     pub name: Option<String>,
 }
 
 impl Cluster {
-    /// A cluster reached through `client`; `server` is its address, for messages.
-    #[must_use]
+    /// `server` is the address for messages.
     pub fn new(client: Client, server: String) -> Self {
         Cluster { client, server, calls: no_calls() }
     }
 
-    /// The client, for calls to kinds without a type.
     pub(crate) fn client(&self) -> Client {
         self.client.clone()
     }
 
-    /// The calls that were made, by result.
-    #[must_use]
-    pub fn calls(&self) -> &Calls {
+    /// The calls made so far, by result.
+    pub(crate) fn calls(&self) -> &Calls {
         &self.calls
     }
 
-    /// The namespace that we are at home in: the pod's, or the kubeconfig context's.
-    #[must_use]
-    pub fn default_namespace(&self) -> &str {
+    /// The namespace of our pod, or of the kubeconfig's context.
+    pub(crate) fn default_namespace(&self) -> &str {
         self.client.default_namespace()
     }
 
-    /// Reads an object, for those who have their own words for a fault.
+    /// Reads an object, for callers that handle kinds of errors. The error is not explained.
     pub(crate) async fn try_get<K: Namespaced>(
         &self,
         namespace: &str,
@@ -118,8 +121,172 @@ impl Cluster {
         self.attempt(Retry::Idempotent, deadline, || api.get(name)).await
     }
 
-    /// Creates an object of a given name. It is repeated on any passing fault, since the name lets
-    /// only one through: whoever meets a conflict has to look whether the object is its own.
+    /// Reads an object.
+    ///
+    /// # Errors
+    /// [`Code::TargetNotFound`] if it does not exist, else as [`Cluster::explain`] says.
+    pub(crate) async fn get<K: Namespaced>(
+        &self,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<K, ActionError> {
+        let result = self.try_get(namespace, name, deadline).await;
+        self.explain_result(&Call::of::<K>("get", namespace, Some(name)), result).await
+    }
+
+    /// Reads an object that may not exist.
+    pub(crate) async fn get_opt<K: Namespaced>(
+        &self,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Option<K>, ActionError> {
+        let result = match self.try_get(namespace, name, deadline).await {
+            Err(ApiError::NotFound) => Ok(None),
+            result => result.map(Some),
+        };
+        self.explain_result(&Call::of::<K>("get", namespace, Some(name)), result).await
+    }
+
+    /// Reads a cluster-scoped object.
+    pub(crate) async fn get_global<K: ClusterScoped>(
+        &self,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<K, ActionError> {
+        let api = Api::<K>::all(self.client());
+        self.read(&Call::of::<K>("get", "", Some(name)), deadline, || api.get(name)).await
+    }
+
+    /// Reads an object as the API returns it, with the fields that `k8s_openapi` does not know.
+    pub(crate) async fn get_dynamic(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<DynamicObject, ActionError> {
+        let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
+        let call = Call::on(resource, "get", namespace, Some(name));
+        self.read(&call, deadline, || api.get(name)).await
+    }
+
+    /// Whether any cluster-scoped object matches these field selectors.
+    pub(crate) async fn exists<K: ClusterScoped>(
+        &self,
+        fields: &str,
+        deadline: Instant,
+    ) -> Result<bool, ActionError> {
+        let params = ListParams::default().fields(fields).limit(1);
+        let page = self.page_of_metadata::<K>(&params, deadline).await?;
+        Ok(!page.items.is_empty())
+    }
+
+    /// Lists up to 500 objects by label selector.
+    pub(crate) async fn list<K: Namespaced>(
+        &self,
+        namespace: &str,
+        selector: &str,
+        deadline: Instant,
+    ) -> Result<Vec<K>, ActionError> {
+        let params = ListParams::default().labels(selector).limit(PAGE_SIZE);
+        self.list_with(namespace, &params, deadline).await
+    }
+
+    /// Lists all objects of a namespace from the API server's cache. The list may be slightly out of date,
+    /// which is enough for a warning, and it causes no read from etcd.
+    pub(crate) async fn list_cached<K: Namespaced>(
+        &self,
+        namespace: &str,
+        deadline: Instant,
+    ) -> Result<Vec<K>, ActionError> {
+        self.list_with(namespace, &ListParams::default().match_any(), deadline).await
+    }
+
+    async fn list_with<K: Namespaced>(
+        &self,
+        namespace: &str,
+        params: &ListParams,
+        deadline: Instant,
+    ) -> Result<Vec<K>, ActionError> {
+        let api = Api::<K>::namespaced(self.client(), namespace);
+        let call = Call::of::<K>("list", namespace, None);
+        self.read(&call, deadline, || api.list(params)).await.map(|list| list.items)
+    }
+
+    /// Lists up to 500 objects by label selector, as the API returns them.
+    pub(crate) async fn list_dynamic(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+        selector: &str,
+        deadline: Instant,
+    ) -> Result<Vec<DynamicObject>, ActionError> {
+        let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
+        let params = ListParams::default().labels(selector).limit(PAGE_SIZE);
+        let call = Call::on(resource, "list", namespace, None);
+        self.read(&call, deadline, || api.list(&params)).await.map(|list| list.items)
+    }
+
+    /// One page of the objects of all namespaces, or of a cluster-scoped kind.
+    pub(crate) async fn page<K: Listable>(
+        &self,
+        params: &ListParams,
+        deadline: Instant,
+    ) -> Result<ObjectList<K>, ActionError> {
+        let api = Api::<K>::all(self.client());
+        self.read(&Call::of::<K>("list", "", None), deadline, || api.list(params)).await
+    }
+
+    /// The same page with each object's metadata only.
+    pub(crate) async fn page_of_metadata<K: Listable>(
+        &self,
+        params: &ListParams,
+        deadline: Instant,
+    ) -> Result<ObjectList<PartialObjectMeta<K>>, ActionError> {
+        let api = Api::<K>::all(self.client());
+        self.read(&Call::of::<K>("list", "", None), deadline, || api.list_metadata(params)).await
+    }
+
+    /// Lists all objects that match a label selector, in one namespace or in all.
+    pub(crate) async fn list_all<K: Namespaced>(
+        &self,
+        namespace: Option<&str>,
+        selector: &str,
+        deadline: Instant,
+    ) -> Result<Vec<K>, ActionError> {
+        let mut found = Vec::new();
+        self.each_page(namespace, selector, deadline, |page| found.extend(page)).await?;
+        Ok(found)
+    }
+
+    /// Lists all objects that match a label selector, in one namespace or in all, and passes them on page
+    /// by page, so that no more than one page is in memory.
+    pub(crate) async fn each_page<K: Namespaced>(
+        &self,
+        namespace: Option<&str>,
+        selector: &str,
+        deadline: Instant,
+        mut on_page: impl FnMut(Vec<K>),
+    ) -> Result<(), ActionError> {
+        let api = match namespace {
+            Some(namespace) => Api::<K>::namespaced(self.client(), namespace),
+            None => Api::<K>::all(self.client()),
+        };
+        let call = Call::of::<K>("list", namespace.unwrap_or_default(), None);
+        let mut params = ListParams::default().labels(selector).limit(PAGE_SIZE);
+        loop {
+            let page = self.read(&call, deadline, || api.list(&params)).await?;
+            on_page(page.items);
+            if !next_page(&mut params, &page.metadata) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Creates an object with a fixed name. It is retried after every transient error, since the name
+    /// lets only one creation succeed; after a conflict the caller checks whether the object is its own.
     pub(crate) async fn create<K: Namespaced + Serialize>(
         &self,
         namespace: &str,
@@ -132,8 +299,8 @@ impl Cluster {
         self.attempt(Retry::Idempotent, deadline, || api.create(&params, object)).await
     }
 
-    /// Applies a merge patch that names a resourceVersion. It is repeated on any passing fault, since
-    /// the version lets only one through: a conflict may be with its own first try.
+    /// Applies a merge patch that names a resourceVersion. It is retried after every transient error,
+    /// since the version lets only one patch succeed; a conflict may be with its own first attempt.
     pub(crate) async fn merge<K: Namespaced>(
         &self,
         namespace: &str,
@@ -148,315 +315,123 @@ impl Cluster {
         self.attempt(Retry::Idempotent, deadline, || api.patch(name, &params, &patch)).await
     }
 
-    /// Asks a question of the kind that is created and answered at once, and kept by nobody (a review).
+    /// Creates a review (TokenReview and the like), which the API server answers and does not store.
     pub(crate) async fn create_review<K: ClusterScoped + Serialize>(
         &self,
-        question: &K,
+        review: &K,
         deadline: Instant,
     ) -> Result<K, ApiError> {
         let api = Api::<K>::all(self.client());
         let params = PostParams::default();
-        self.attempt(Retry::Idempotent, deadline, || api.create(&params, question)).await
+        self.attempt(Retry::Idempotent, deadline, || api.create(&params, review)).await
     }
 
-    /// Reads an object.
+    /// Asks the API server once whether it is ready to serve (`/readyz`).
     ///
     /// # Errors
-    /// [`Code::TargetNotFound`] if there is none, else as [`Cluster::tell`] says.
-    pub async fn get<K: Namespaced>(
-        &self,
-        namespace: &str,
-        name: &str,
-        deadline: Instant,
-    ) -> Result<K, ActionError> {
-        match self.try_get(namespace, name, deadline).await {
-            Ok(object) => Ok(object),
-            Err(fault) => {
-                Err(self.explain(&Call::of::<K>("get", namespace, Some(name)), fault).await)
-            }
-        }
-    }
-
-    /// Reads an object that is in no namespace.
-    ///
-    /// # Errors
-    /// As [`Cluster::get`] says.
-    pub async fn get_global<K: ClusterScoped>(
-        &self,
-        name: &str,
-        deadline: Instant,
-    ) -> Result<K, ActionError> {
-        let api = Api::<K>::all(self.client());
-        match self.attempt(Retry::Idempotent, deadline, || api.get(name)).await {
-            Ok(object) => Ok(object),
-            Err(fault) => Err(self.explain(&Call::of::<K>("get", "", Some(name)), fault).await),
-        }
-    }
-
-    /// Whether there is any object that these fields select, of a kind that is in no namespace.
-    ///
-    /// # Errors
-    /// As [`Cluster::tell`] says.
-    pub async fn exists<K: ClusterScoped>(
-        &self,
-        fields: &str,
-        deadline: Instant,
-    ) -> Result<bool, ActionError> {
-        let params = ListParams::default().fields(fields).limit(1);
-        let page = self.page_of_metadata::<K>(&params, deadline).await?;
-        Ok(!page.items.is_empty())
-    }
-
-    /// Lists the objects of a namespace as the API server remembers them, which may be as of a moment ago:
-    /// enough to warn, and it asks nobody further for it.
-    ///
-    /// # Errors
-    /// As [`Cluster::tell`] says.
-    pub async fn list_cached<K: Namespaced>(
-        &self,
-        namespace: &str,
-        deadline: Instant,
-    ) -> Result<Vec<K>, ActionError> {
-        self.listed(namespace, &ListParams::default().match_any(), deadline).await
-    }
-
-    /// Lists up to 500 objects by label selector.
-    ///
-    /// # Errors
-    /// As [`Cluster::tell`] says.
-    pub async fn list<K: Namespaced>(
-        &self,
-        namespace: &str,
-        selector: &str,
-        deadline: Instant,
-    ) -> Result<Vec<K>, ActionError> {
-        let params = ListParams::default().labels(selector).limit(PAGE_SIZE);
-        self.listed(namespace, &params, deadline).await
-    }
-
-    async fn listed<K: Namespaced>(
-        &self,
-        namespace: &str,
-        params: &ListParams,
-        deadline: Instant,
-    ) -> Result<Vec<K>, ActionError> {
-        let api = Api::<K>::namespaced(self.client(), namespace);
-        match self.attempt(Retry::Idempotent, deadline, || api.list(params)).await {
-            Ok(list) => Ok(list.items),
-            Err(fault) => Err(self.explain(&Call::of::<K>("list", namespace, None), fault).await),
-        }
-    }
-
-    /// Reads an object as the API has it, fields that no type of ours knows included.
-    ///
-    /// # Errors
-    /// As [`Cluster::get`] says.
-    pub async fn get_dynamic(
-        &self,
-        resource: &ApiResource,
-        namespace: &str,
-        name: &str,
-        deadline: Instant,
-    ) -> Result<DynamicObject, ActionError> {
-        let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
-        match self.attempt(Retry::Idempotent, deadline, || api.get(name)).await {
-            Ok(object) => Ok(object),
-            Err(fault) => {
-                Err(self.explain(&Call::on(resource, "get", namespace, Some(name)), fault).await)
-            }
-        }
-    }
-
-    /// Lists up to 500 objects by label selector, as the API has them.
-    ///
-    /// # Errors
-    /// As [`Cluster::tell`] says.
-    pub async fn list_dynamic(
-        &self,
-        resource: &ApiResource,
-        namespace: &str,
-        selector: &str,
-        deadline: Instant,
-    ) -> Result<Vec<DynamicObject>, ActionError> {
-        let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
-        let params = ListParams::default().labels(selector).limit(PAGE_SIZE);
-        match self.attempt(Retry::Idempotent, deadline, || api.list(&params)).await {
-            Ok(list) => Ok(list.items),
-            Err(fault) => {
-                Err(self.explain(&Call::on(resource, "list", namespace, None), fault).await)
-            }
-        }
-    }
-
-    /// One page of the objects that these parameters select in all namespaces, or in none for what is in
-    /// none.
-    ///
-    /// # Errors
-    /// As [`Cluster::tell`] says.
-    pub async fn page<K>(
-        &self,
-        params: &ListParams,
-        deadline: Instant,
-    ) -> Result<ObjectList<K>, ActionError>
-    where
-        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
-    {
-        let api = Api::<K>::all(self.client());
-        match self.attempt(Retry::Idempotent, deadline, || api.list(params)).await {
-            Ok(list) => Ok(list),
-            Err(fault) => Err(self.explain(&Call::of::<K>("list", "", None), fault).await),
-        }
-    }
-
-    /// The same page with no more of each object than its metadata.
-    ///
-    /// # Errors
-    /// As [`Cluster::tell`] says.
-    pub async fn page_of_metadata<K>(
-        &self,
-        params: &ListParams,
-        deadline: Instant,
-    ) -> Result<ObjectList<PartialObjectMeta<K>>, ActionError>
-    where
-        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
-    {
-        let api = Api::<K>::all(self.client());
-        match self.attempt(Retry::Idempotent, deadline, || api.list_metadata(params)).await {
-            Ok(list) => Ok(list),
-            Err(fault) => Err(self.explain(&Call::of::<K>("list", "", None), fault).await),
-        }
-    }
-
-    /// Lists all objects with a label, in one namespace or in all.
-    ///
-    /// # Errors
-    /// As [`Cluster::tell`] says.
-    pub async fn list_all<K: Namespaced>(
-        &self,
-        namespace: Option<&str>,
-        selector: &str,
-        deadline: Instant,
-    ) -> Result<Vec<K>, ActionError> {
-        let mut found = Vec::new();
-        self.each_page(namespace, selector, deadline, |page| found.extend(page)).await?;
-        Ok(found)
-    }
-
-    /// Lists all objects with a label, in one namespace or in all, and hands them on page by page, so that
-    /// no more than one need be held.
-    ///
-    /// # Errors
-    /// As [`Cluster::tell`] says.
-    pub async fn each_page<K: Namespaced>(
-        &self,
-        namespace: Option<&str>,
-        selector: &str,
-        deadline: Instant,
-        mut page_by_page: impl FnMut(Vec<K>),
-    ) -> Result<(), ActionError> {
-        let api = match namespace {
-            Some(namespace) => Api::<K>::namespaced(self.client(), namespace),
-            None => Api::<K>::all(self.client()),
-        };
-        let mut params = ListParams::default().labels(selector).limit(PAGE_SIZE);
-        loop {
-            match self.attempt(Retry::Idempotent, deadline, || api.list(&params)).await {
-                Ok(page) => {
-                    page_by_page(page.items);
-                    match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                        Some(token) => params.continue_token = Some(token),
-                        None => return Ok(()),
-                    }
-                }
-                Err(fault) => {
-                    let call = Call::of::<K>("list", namespace.unwrap_or_default(), None);
-                    return Err(self.explain(&call, fault).await);
-                }
-            }
-        }
-    }
-
-    /// Asks the API server whether it is ready to serve (`/readyz`), once.
-    ///
-    /// # Errors
-    /// [`Code::ClusterUnreachable`] or [`Code::ClusterUnavailable`] with its own words, or what is
+    /// [`Code::ClusterUnreachable`] or [`Code::ClusterUnavailable`] with the server's message, or what is
     /// wrong with our credentials.
-    pub async fn ready(&self) -> Result<(), ActionError> {
+    pub(crate) async fn ready(&self) -> Result<(), ActionError> {
         let request = http::Request::get("/readyz").body(Vec::new()).map_err(|error| {
             ActionError::new(Code::Internal, format!("the readiness request: {error}"))
         })?;
         match timeout(SELF_REVIEW_TIMEOUT, self.client.request_text(request)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => match ApiError::from(error) {
-                // An identity that may not ask has been answered nevertheless.
+                // A server that refuses the identity serves.
                 ApiError::Forbidden(_) => Ok(()),
-                fault => Err(self.unavailable(fault)),
+                error => Err(self.unavailable(error)),
             },
             Err(_) => Err(self.unavailable(no_answer_in(SELF_REVIEW_TIMEOUT))),
         }
     }
 
-    /// Makes a call until it gives a result, a final fault, or the deadline comes.
+    /// Makes a call until it succeeds, fails for good, or the deadline passes.
     pub(crate) async fn attempt<T, F>(
         &self,
-        repeat: Retry,
+        retry: Retry,
         deadline: Instant,
         call: impl Fn() -> F,
     ) -> Result<T, ApiError>
     where
         F: Future<Output = kube::Result<T>>,
     {
-        let mut pauses = retry::backoff();
+        let mut backoff = retry::backoff();
         loop {
-            let now = Instant::now();
-            let until = deadline.min(now + ATTEMPT_TIMEOUT);
-            let result = match timeout_at(until, call()).await {
+            let start = Instant::now();
+            let end = deadline.min(start + ATTEMPT_TIMEOUT);
+            let result = match timeout_at(end, call()).await {
                 Ok(result) => result.map_err(ApiError::from),
-                Err(_) => Err(no_answer_in(until - now)),
+                Err(_) => Err(no_answer_in(end - start)),
             };
             let labels =
                 CallLabels { result: result.as_ref().map_or_else(ApiError::name, |_| "ok") };
-            self.calls.get_or_create(&labels).observe(now.elapsed().as_secs_f64());
-            let fault = match result {
+            self.calls.get_or_create(&labels).observe(start.elapsed().as_secs_f64());
+            let error = match result {
                 Ok(result) => return Ok(result),
-                Err(fault) => fault,
+                Err(error) => error,
             };
-            let Some(pause) = retry::pause(&fault, repeat, &mut pauses) else { return Err(fault) };
+            let Some(pause) = retry::pause(&error, retry, &mut backoff) else { return Err(error) };
             if Instant::now() + pause >= deadline {
-                return Err(fault);
+                return Err(error);
             }
-            tracing::warn!(server = self.server, ?fault, "the call failed and is made again");
+            tracing::warn!(server = self.server, ?error, "call to the API server failed; retrying");
             sleep(pause).await;
         }
     }
 
-    /// Puts a fault into words for the one who asked.
-    ///
-    /// [`Code::TargetNotFound`], [`Code::Forbidden`] with the rule that is missing,
-    /// [`Code::RejectedByCluster`], [`Code::Conflict`], or why the cluster did not serve.
-    pub async fn explain(&self, call: &Call, fault: ApiError) -> ActionError {
-        match fault {
+    /// Makes a call that changes nothing, and explains its error.
+    pub(crate) async fn read<T, F>(
+        &self,
+        call: &Call,
+        deadline: Instant,
+        send: impl Fn() -> F,
+    ) -> Result<T, ActionError>
+    where
+        F: Future<Output = kube::Result<T>>,
+    {
+        let result = self.attempt(Retry::Idempotent, deadline, send).await;
+        self.explain_result(call, result).await
+    }
+
+    /// The result of a call with its error explained.
+    pub(crate) async fn explain_result<T>(
+        &self,
+        call: &Call,
+        result: Result<T, ApiError>,
+    ) -> Result<T, ActionError> {
+        match result {
+            Ok(value) => Ok(value),
+            Err(error) => Err(self.explain(call, error).await),
+        }
+    }
+
+    /// The error of a call as it is reported to the client: [`Code::TargetNotFound`],
+    /// [`Code::Forbidden`] with the missing rule, [`Code::RejectedByCluster`], [`Code::Conflict`], or why
+    /// the cluster did not serve.
+    pub(crate) async fn explain(&self, call: &Call, error: ApiError) -> ActionError {
+        match error {
             ApiError::NotFound => call.not_found(),
             ApiError::Forbidden(_) => call.forbidden(&self.user_name().await),
             ApiError::Rejected(message) => ActionError::new(
                 Code::RejectedByCluster,
-                format!("the cluster rejected to {call}: {message}"),
+                format!("the cluster rejected {call}: {message}"),
             ),
             ApiError::Conflict(message) => ActionError::new(
                 Code::Conflict,
-                format!("the object changed while we tried to {call}: {message}"),
+                format!("the object changed during {call}: {message}"),
             )
             .with_retry_after(Some(Duration::from_secs(1))),
-            fault => self.unavailable(fault),
+            error => self.unavailable(error),
         }
     }
 
-    fn unavailable(&self, fault: ApiError) -> ActionError {
+    fn unavailable(&self, error: ApiError) -> ActionError {
         let server = &self.server;
-        match fault {
+        match error {
             ApiError::Unauthorized(message) => ActionError::new(
                 Code::CredentialsRefused,
-                format!("the cluster at {server} does not accept our credentials: {message}"),
+                format!("the cluster at {server} rejected the credentials: {message}"),
             )
             .with_hint("renew the kubeconfig's credentials or the service account's token"),
             ApiError::Misconfigured(message) => ActionError::new(
@@ -467,7 +442,7 @@ impl Cluster {
             ApiError::Busy(message, wait) | ApiError::ServerError(message, wait) => {
                 ActionError::new(
                     Code::ClusterUnavailable,
-                    format!("the cluster at {server} cannot serve now: {message}"),
+                    format!("the cluster at {server} is unavailable: {message}"),
                 )
                 .with_retry_after(Some(wait.unwrap_or(Duration::from_secs(5))))
             }
@@ -478,11 +453,14 @@ impl Cluster {
             .with_retry_after(Some(Duration::from_secs(5))),
             ApiError::Disruption(message) => ActionError::new(Code::DisruptionBudget, message)
                 .with_retry_after(Some(Duration::from_secs(5))),
-            fault => ActionError::new(Code::ClusterUnavailable, format!("{server}: {fault:?}")),
+            error => ActionError::new(
+                Code::ClusterUnavailable,
+                format!("the cluster at {server} is unavailable: {error:?}"),
+            ),
         }
     }
 
-    /// Our identity in the cluster's own words (SelfSubjectReview, which everyone may make).
+    /// The user name that the cluster knows us by (SelfSubjectReview, which every identity may create).
     async fn user_name(&self) -> String {
         let deadline = Instant::now() + SELF_REVIEW_TIMEOUT;
         let review = self.create_review(&SelfSubjectReview::default(), deadline).await.ok();
@@ -491,14 +469,18 @@ impl Cluster {
     }
 }
 
+/// Selects the page after this one; false if this is the last.
+pub(crate) fn next_page(params: &mut ListParams, page: &ListMeta) -> bool {
+    params.continue_token = page.continue_.clone().filter(|token| !token.is_empty());
+    params.continue_token.is_some()
+}
+
 fn no_answer_in(time: Duration) -> ApiError {
     ApiError::NoAnswer(format!("no answer within {:.1} s", time.as_secs_f64()))
 }
 
 impl Call {
-    /// A call on an object (or, without a name, a list) of a typed kind.
-    #[must_use]
-    pub fn of<K: Resource<DynamicType = ()>>(
+    pub(crate) fn of<K: Resource<DynamicType = ()>>(
         verb: &'static str,
         namespace: &str,
         name: Option<&str>,
@@ -506,9 +488,7 @@ impl Call {
         Call::on(&ApiResource::erase::<K>(&()), verb, namespace, name)
     }
 
-    /// A call on an object (or, without a name, a list) of this kind.
-    #[must_use]
-    pub fn on(
+    pub(crate) fn on(
         resource: &ApiResource,
         verb: &'static str,
         namespace: &str,
@@ -522,9 +502,8 @@ impl Call {
         }
     }
 
-    /// A call on a kind that is in no namespace, about no object in particular.
-    #[must_use]
-    pub fn about<K: Resource<DynamicType = ()>>(verb: &'static str) -> Self {
+    /// A call on a cluster-scoped kind, without an object's name.
+    pub(crate) fn about<K: Resource<DynamicType = ()>>(verb: &'static str) -> Self {
         let resource = ApiResource::erase::<K>(&());
         Call { verb, resource, namespace: String::new(), name: None }
     }
@@ -543,8 +522,8 @@ impl Call {
         .with_hint(format!("`kubectl{option} get {}` lists those that do", resource.plural))
     }
 
-    /// Names the one rule whose absence was met, so that it can be pasted into a Role.
-    fn forbidden(&self, who: &str) -> ActionError {
+    /// The hint has the missing rule as it can be pasted into a Role.
+    fn forbidden(&self, user: &str) -> ActionError {
         let Call { verb, resource, namespace, .. } = self;
         let rule = json!({
             "apiGroups": [resource.group],
@@ -555,8 +534,8 @@ impl Call {
             "" => ("the cluster".to_owned(), "a ClusterRole".to_owned()),
             name => (format!("namespace '{name}'"), format!("a Role in namespace '{name}'")),
         };
-        let what = self.qualified();
-        ActionError::new(Code::Forbidden, format!("{who} may not {verb} {what} in {place}"))
+        let resource = self.qualified();
+        ActionError::new(Code::Forbidden, format!("{user} may not {verb} {resource} in {place}"))
             .with_hint(format!("{role} with the rule {rule} would allow it"))
     }
 
@@ -604,20 +583,20 @@ mod tests {
     }
 
     #[test]
-    fn the_core_group_has_no_name() {
+    fn a_resource_of_the_core_group_is_named_without_a_group() {
         let error = Call::of::<Pod>("list", "shop", None).forbidden("sa:x");
         assert_eq!(error.detail, "sa:x may not list pods in namespace 'shop'");
     }
 
     #[test]
-    fn what_is_in_no_namespace_needs_a_cluster_role() {
+    fn a_cluster_scoped_kind_needs_a_cluster_role() {
         let error = Call::about::<SelfSubjectReview>("create").forbidden("sa:x");
         assert!(error.detail.ends_with("selfsubjectreviews.authentication.k8s.io in the cluster"));
         assert!(error.hint.expect("has one").starts_with("a ClusterRole with the rule"));
     }
 
     #[test]
-    fn a_missing_target_says_how_to_look_for_it() {
+    fn a_missing_target_is_reported_with_the_command_that_lists_those_that_exist() {
         let error = Call::of::<Pod>("get", "shop", Some("web-1")).not_found();
         assert_eq!(error.detail, "Pod 'web-1' does not exist in namespace 'shop'");
         assert!(error.hint.expect("has one").contains("kubectl -n shop get pods"));

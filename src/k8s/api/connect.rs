@@ -1,9 +1,9 @@
-//! Where the cluster is, and as whom we speak to it.
+//! Finds the cluster and our credentials. Must not send a request.
 //!
 //! In order: a whole kubeconfig in `KUBECONFIG_BASE64`, the EKS cluster that `EKS_CLUSTER_NAME` names (in
 //! the function runtime), the files of `KUBECONFIG`, `~/.kube/config`, the service account of the pod
-//! that we run in. If none of these is there, there is no cluster and simulation is offline. If one is there and
-//! cannot be used, that is an error: a broken configuration must never turn into "no cluster".
+//! that we run in. Without any of these there is no cluster, and simulation is offline. One that exists and
+//! cannot be used is an error: a broken configuration must never mean "no cluster".
 
 use std::{env, path::PathBuf, time::Duration};
 
@@ -23,22 +23,20 @@ use crate::{
     telemetry::traces,
 };
 
-/// The variable that may hold a kubeconfig.
-const IN_VARIABLE: &str = "KUBECONFIG_BASE64";
+/// The variable with a base64-encoded kubeconfig.
+const KUBECONFIG_BASE64: &str = "KUBECONFIG_BASE64";
 
-/// Longest time for a TCP connection and TLS handshake.
+/// For the TCP connection and the TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest silence of a server that has been asked something.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Finds the cluster, using kubeconfig context `context` if one is given.
-///
-/// Nothing is sent yet; a server that does not answer shows at the first call.
+/// Finds the cluster, with this kubeconfig context if one is given. A server that does not answer is noticed
+/// at the first call.
 ///
 /// # Errors
-/// [`Code::Configuration`] when what is configured cannot be read or used.
-pub async fn connect(context: Option<&str>) -> Result<Option<Cluster>, ActionError> {
+/// [`Code::Configuration`] when the configuration cannot be read or used.
+pub(crate) async fn connect(context: Option<&str>) -> Result<Option<Cluster>, ActionError> {
     let Some(mut config) = find_config(context).await? else { return Ok(None) };
     config.default_retry = false;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
@@ -47,14 +45,14 @@ pub async fn connect(context: Option<&str>) -> Result<Option<Cluster>, ActionErr
     let builder = ClientBuilder::try_from(config).map_err(|error| misconfigured(chain(&error)))?;
     let client = builder
         .with_layer(&warnings::layer())
-        .with_layer(&MapRequestLayer::new(name_trace))
+        .with_layer(&MapRequestLayer::new(inject_trace_context))
         .build();
     Ok(Some(Cluster::new(client, server)))
 }
 
-/// Tells the API server which span of ours its own are to hang on (its TracingConfiguration says whether
-/// it makes any).
-fn name_trace<B>(mut request: Request<B>) -> Request<B> {
+/// Sends the trace context, so that the API server's spans (if its TracingConfiguration enables them) have
+/// ours as parent.
+fn inject_trace_context<B>(mut request: Request<B>) -> Request<B> {
     traces::inject(&Span::current(), request.headers_mut());
     request
 }
@@ -71,7 +69,7 @@ async fn find_config(context: Option<&str>) -> Result<Option<Config>, ActionErro
         return config.map(Some).map_err(|error| misconfigured(chain(&error)));
     }
     if context.is_some() {
-        return Err(misconfigured("a context was asked for, but there is no kubeconfig"));
+        return Err(misconfigured("a kubeconfig context is set, but there is no kubeconfig"));
     }
     if env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
         return Config::incluster().map(Some).map_err(|error| misconfigured(chain(&error)));
@@ -79,29 +77,30 @@ async fn find_config(context: Option<&str>) -> Result<Option<Config>, ActionErro
     Ok(None)
 }
 
-/// The kubeconfig that a variable holds, where there is no disk to put one on.
+/// The kubeconfig of the variable, for platforms without a file system.
 fn in_variable() -> Result<Option<Kubeconfig>, ActionError> {
-    let Some(text) = env::var_os(IN_VARIABLE).filter(|text| !text.is_empty()) else {
+    let Some(text) = env::var_os(KUBECONFIG_BASE64).filter(|text| !text.is_empty()) else {
         return Ok(None);
     };
-    // The value may be a secret, so no error repeats any of it.
-    let wrong = || misconfigured(format!("{IN_VARIABLE} holds no kubeconfig in base64"));
-    let text = text.into_string().map_err(|_| wrong())?;
-    let text = text_of_base64(&text).ok_or_else(wrong)?;
-    Kubeconfig::from_yaml(&text).map(Some).map_err(|_| wrong())
+    // The value may be secret, so no error repeats it.
+    let invalid =
+        || misconfigured(format!("{KUBECONFIG_BASE64} is not a base64-encoded kubeconfig"));
+    let text = text.into_string().map_err(|_| invalid())?;
+    let text = text_of_base64(&text).ok_or_else(invalid)?;
+    Kubeconfig::from_yaml(&text).map(Some).map_err(|_| invalid())
 }
 
-/// The merged kubeconfig. Like kubectl, passes over files of `KUBECONFIG` that do not exist, but
-/// unlike kubectl does not pretend that nothing was configured when none of them does.
+/// The merged kubeconfig. Like kubectl, it skips files of `KUBECONFIG` that do not exist; unlike kubectl, it
+/// is an error if none of them exists.
 fn find_kubeconfig() -> Result<Option<Kubeconfig>, ActionError> {
-    let listed = env::var_os("KUBECONFIG").unwrap_or_default();
-    let listed: Vec<PathBuf> =
-        env::split_paths(&listed).filter(|path| !path.as_os_str().is_empty()).collect();
+    let paths = env::var_os("KUBECONFIG").unwrap_or_default();
+    let paths: Vec<PathBuf> =
+        env::split_paths(&paths).filter(|path| !path.as_os_str().is_empty()).collect();
     let candidates =
-        if listed.is_empty() { default_path().into_iter().collect() } else { listed.clone() };
+        if paths.is_empty() { default_path().into_iter().collect() } else { paths.clone() };
     let present: Vec<_> = candidates.into_iter().filter(|path| path.exists()).collect();
     if present.is_empty() {
-        return match listed.first() {
+        return match paths.first() {
             None => Ok(None),
             Some(first) => Err(misconfigured(format!(
                 "KUBECONFIG names {}, which does not exist",

@@ -1,10 +1,10 @@
-//! A cluster of EKS without a kubeconfig: where it is from the environment, and who we are from a token
-//! that is a presigned question to STS, as `aws eks get-token` makes it.
+//! The configuration for an EKS cluster without a kubeconfig: its address from the environment, and a
+//! token that is a presigned STS request, as `aws eks get-token` makes it. Must not call AWS.
 //!
 //! The token is `k8s-aws-v1.` and the base64url of the URL of GetCallerIdentity, signed (SigV4, in the
-//! query, for 60 s) with the header `x-k8s-aws-id` that names the cluster
+//! query, for 60 s) with the header `x-k8s-aws-id`, which names the cluster
 //! ([aws-iam-authenticator](https://github.com/kubernetes-sigs/aws-iam-authenticator#api-authorization-from-outside-a-cluster)).
-//! EKS takes it for 15 minutes. Nothing is asked of AWS here.
+//! EKS accepts it for 15 minutes.
 
 use std::{
     env,
@@ -24,13 +24,17 @@ use base64::{
     prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
 };
 use kube::{Config, config::AuthInfo};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::contract::error::{ActionError, Code};
 
-/// How long the signed question may be asked.
+/// What SigV4 percent-encodes: all but the unreserved characters of RFC 3986.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// How long the presigned URL is valid.
 const TOKEN_TTL: Duration = Duration::from_secs(60);
 
-/// Where a cluster of EKS is, and who we are for AWS.
 struct Eks {
     name: String,
     endpoint: String,
@@ -40,12 +44,12 @@ struct Eks {
     credentials: Credentials,
 }
 
-/// The configuration for the cluster that `EKS_CLUSTER_NAME` names, with a new token; none if it names
-/// none.
+/// The configuration for the cluster that `EKS_CLUSTER_NAME` names, with a new token; none if the variable
+/// is not set.
 ///
 /// # Errors
-/// [`Code::Configuration`] naming the variable that is missing or wrong, and never its value.
-pub fn config() -> Result<Option<Config>, ActionError> {
+/// [`Code::Configuration`] with the name of the missing or wrong variable, never its value.
+pub(crate) fn config() -> Result<Option<Config>, ActionError> {
     let found = Eks::from_vars(&|name| env::var(name).ok().filter(|value| !value.is_empty()))?;
     found.map(|eks| eks.config(SystemTime::now())).transpose()
 }
@@ -54,7 +58,7 @@ impl Eks {
     fn from_vars(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>, ActionError> {
         let Some(name) = get("EKS_CLUSTER_NAME") else { return Ok(None) };
         let need = |variable: &str| {
-            get(variable).ok_or_else(|| wrong(variable, "is missing beside EKS_CLUSTER_NAME"))
+            get(variable).ok_or_else(|| wrong(variable, "is missing; EKS_CLUSTER_NAME requires it"))
         };
         let ca = need("EKS_CLUSTER_CA")?;
         let ca = BASE64_STANDARD.decode(ca.trim());
@@ -76,17 +80,19 @@ impl Eks {
     fn config(&self, now: SystemTime) -> Result<Config, ActionError> {
         let endpoint = self.endpoint.parse();
         let mut config =
-            Config::new(endpoint.map_err(|_| wrong("EKS_CLUSTER_ENDPOINT", "is no address"))?);
-        let certificates = pem_certificates(&self.ca);
-        if certificates.is_empty() {
-            return Err(wrong("EKS_CLUSTER_CA", "holds no certificate"));
-        }
-        config.root_cert = Some(certificates);
+            Config::new(endpoint.map_err(|_| wrong("EKS_CLUSTER_ENDPOINT", "is not a URL"))?);
+        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.ca)
+            .map(|certificate| certificate.map(|it| it.to_vec()))
+            .collect();
+        let certificates = certificates.ok().filter(|all| !all.is_empty());
+        config.root_cert =
+            Some(certificates.ok_or_else(|| {
+                wrong("EKS_CLUSTER_CA", "has no certificate in PEM, base64-encoded")
+            })?);
         config.auth_info = AuthInfo { token: Some(self.token(now)?.into()), ..AuthInfo::default() };
         Ok(config)
     }
 
-    /// The token, made at this time.
     fn token(&self, now: SystemTime) -> Result<String, ActionError> {
         let url = self.presigned_url(now).map_err(|error| {
             ActionError::new(Code::Internal, format!("the token for EKS cannot be signed: {error}"))
@@ -114,9 +120,9 @@ impl Eks {
         let body = SignableBody::Bytes(b"");
         let request = SignableRequest::new("GET", url.as_str(), headers.into_iter(), body)?;
         let (instructions, _) = sign(request, &params)?.into_parts();
-        // What is signed is to be in the order that it is signed in, as AWS's own tools have it.
+        // In the order of AWS's own tools.
         let order = |name: &str| {
-            let places = [
+            let names = [
                 "X-Amz-Algorithm",
                 "X-Amz-Credential",
                 "X-Amz-Date",
@@ -125,37 +131,17 @@ impl Eks {
                 "X-Amz-Security-Token",
                 "X-Amz-Signature",
             ];
-            places.iter().position(|place| *place == name)
+            names.iter().position(|it| *it == name)
         };
-        let mut signed: Vec<_> =
-            instructions.params().iter().map(|(name, value)| (*name, encode(value))).collect();
+        let mut signed: Vec<_> = instructions
+            .params()
+            .iter()
+            .map(|(name, value)| (*name, utf8_percent_encode(value, RESERVED).to_string()))
+            .collect();
         signed.sort_by_key(|(name, _)| order(name));
         let query: String = signed.iter().map(|(name, value)| format!("&{name}={value}")).collect();
         Ok(url + &query)
     }
-}
-
-/// Percent-encoding as SigV4 has it: all but the unreserved characters of RFC 3986.
-fn encode(value: &str) -> String {
-    value
-        .bytes()
-        .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                char::from(byte).to_string()
-            }
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
-}
-
-/// The certificates of a PEM text, DER.
-fn pem_certificates(text: &[u8]) -> Vec<Vec<u8>> {
-    let text = String::from_utf8_lossy(text);
-    text.split("-----BEGIN CERTIFICATE-----")
-        .skip(1)
-        .filter_map(|rest| rest.split("-----END CERTIFICATE-----").next())
-        .filter_map(|body| BASE64_STANDARD.decode(body.split_whitespace().collect::<String>()).ok())
-        .collect()
 }
 
 fn wrong(variable: &str, what: &str) -> ActionError {
@@ -190,17 +176,17 @@ mod tests {
     }
 
     /// 2026-01-02T03:04:05Z.
-    fn then() -> SystemTime {
+    fn signing_time() -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_323_045)
     }
 
     /// What `aws eks get-token --cluster-name prod --region eu-central-1` (awscli 1.46.3) printed for
     /// the same keys at the same time.
     #[test]
-    fn the_token_is_byte_for_byte_that_of_awscli() {
+    fn the_token_equals_that_of_awscli() {
         let token = |session| {
             let eks = read(&vars(session)).expect("is read").expect("is there");
-            eks.token(then()).expect("is signed")
+            eks.token(signing_time()).expect("is signed")
         };
         assert_eq!(token(None), include_str!("../../../tests/eks/token.txt").trim());
         assert_eq!(
@@ -210,15 +196,15 @@ mod tests {
     }
 
     #[test]
-    fn the_cluster_is_where_the_variables_say() {
+    fn the_configuration_has_the_address_and_certificate_of_the_variables() {
         let eks = read(&vars(None)).expect("is read").expect("is there");
-        let config = eks.config(then()).expect("is whole");
+        let config = eks.config(signing_time()).expect("is whole");
         assert_eq!(config.cluster_url.host(), Some("ABC.gr7.eu-central-1.eks.amazonaws.com"));
         assert_eq!(config.root_cert, Some(vec![vec![1, 2, 3]]));
     }
 
     #[test]
-    fn without_a_name_there_is_no_cluster_and_half_of_one_is_an_error() {
+    fn a_missing_name_means_no_cluster_and_another_missing_variable_is_an_error() {
         assert!(read(&BTreeMap::new()).expect("is read").is_none());
         for missing in ["EKS_CLUSTER_ENDPOINT", "EKS_CLUSTER_CA", "AWS_REGION", "AWS_ACCESS_KEY_ID"]
         {

@@ -1,44 +1,43 @@
 //! What a failed call to the API server means.
 //!
-//! One question matters more than the rest: can the call have been carried out all the same? A
-//! connection that was never made, or an answer of 429, says no. A lost answer or a 5xx says maybe.
+//! Above all: may the write have been applied nevertheless? After a failed connection or a 429 it was not;
+//! after a lost response or a 5xx it may have been.
 
 use std::time::Duration;
 
 use hyper_util::client::legacy;
 use kube::core::Status;
 
-/// Why a call gave no result.
+/// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ApiError {
-    /// 404: there is no such object.
+    /// 404: the object does not exist.
     NotFound,
     /// 409: the object is another one, or has changed since it was read.
     Conflict(String),
     /// 403 by the authorizer: this identity may not make this call.
     Forbidden(String),
-    /// 400, 403 by admission, 422 and the like: the cluster refuses this change.
+    /// 400, 403 by admission, 422 and the like: the cluster rejects this change.
     Rejected(String),
     /// 401: the cluster does not know this identity.
     Unauthorized(String),
-    /// 429: not carried out; ask again later.
+    /// 429: not applied; retry later.
     Busy(String, Option<Duration>),
-    /// 429 of an eviction: a disruption budget has no room for it now; not carried out.
+    /// 429 of an eviction: a disruption budget does not allow it now; not applied.
     Disruption(String),
-    /// 5xx: a write may have been carried out.
+    /// 5xx: a write may have been applied.
     ServerError(String, Option<Duration>),
-    /// No connection came about, so nothing was sent.
+    /// The connection failed, so nothing was sent.
     Unreachable(String),
-    /// The connection broke, or nothing came back in time: a write may have been carried out.
+    /// The connection broke, or the response did not come in time: a write may have been applied.
     NoAnswer(String),
-    /// Our own side cannot make the call: an exec plugin, a certificate, a proxy.
+    /// The call cannot be made: an exec plugin, a certificate or a proxy is wrong.
     Misconfigured(String),
 }
 
 impl ApiError {
-    /// Its kind, in snake case.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
+    /// Its kind in snake case, for metrics.
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             ApiError::NotFound => "not_found",
             ApiError::Conflict(_) => "conflict",
@@ -54,9 +53,8 @@ impl ApiError {
         }
     }
 
-    /// Whether a write that met this fault may nevertheless have been carried out.
-    #[must_use]
-    pub fn may_be_applied(&self) -> bool {
+    /// Whether the failed write may have been applied.
+    pub(crate) fn may_be_applied(&self) -> bool {
         matches!(self, ApiError::ServerError(..) | ApiError::NoAnswer(_))
     }
 }
@@ -72,13 +70,13 @@ impl From<kube::Error> for ApiError {
             },
             kube::Error::Auth(error) => ApiError::Misconfigured(chain(&error)),
             kube::Error::BuildRequest(error) => ApiError::Misconfigured(chain(&error)),
-            // What is left happens while an answer is read.
+            // All others happen while a response is read.
             error => ApiError::NoAnswer(chain(&error)),
         }
     }
 }
 
-/// A server whose certificate we do not trust will not become another one by waiting.
+/// An untrusted certificate is no transient error: a retry would not help.
 fn of_connect(message: String) -> ApiError {
     if message.contains("invalid peer certificate") {
         return ApiError::Misconfigured(message);
@@ -96,29 +94,29 @@ fn of_status(status: &Status) -> ApiError {
         404 => ApiError::NotFound,
         409 => ApiError::Conflict(message),
         429 => match disruption_message(status) {
-            Some(words) => ApiError::Disruption(format!("{message} {words}")),
+            Some(detail) => ApiError::Disruption(format!("{message} {detail}")),
             None => ApiError::Busy(message, retry_after),
         },
-        // Worded as a server's error, and for good (`registry/core/pod/storage/eviction.go`).
+        // Reported as a server error, but permanent (`registry/core/pod/storage/eviction.go`).
         500 if message.contains("more than one PodDisruptionBudget") => ApiError::Rejected(message),
         500.. => ApiError::ServerError(message, retry_after),
         _ => ApiError::Rejected(message),
     }
 }
 
-/// The authorizer's 403 reads `User "x" cannot patch resource "y"`; admission words its own.
+/// The authorizer's message is `User "x" cannot patch resource "y"`; admission has other messages.
 fn by_the_authorizer(message: &str) -> bool {
     message.contains("\" cannot ") && message.contains(" resource \"")
 }
 
-/// Which disruption budget it was and what it needs, if it was one. The message alone does not say.
+/// The disruption budget that refused and what it needs; only the details of the status have it.
 fn disruption_message(status: &Status) -> Option<&str> {
     let mut causes = status.details.iter().flat_map(|details| &details.causes);
     let budget = causes.find(|cause| cause.reason == "DisruptionBudget");
     budget.map(|cause| cause.message.as_str())
 }
 
-/// An error with its causes, outermost first, without saying anything twice.
+/// An error with its causes, outermost first, without repetitions.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -141,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_the_authorizer_from_admission() {
+    fn a_403_of_the_authorizer_differs_from_one_of_admission() {
         let rbac = "{code: 403, message: 'deployments.apps \"web\" is forbidden: User \"u\" cannot \
                     patch resource \"deployments\" in API group \"apps\" in the namespace \"n\"'}";
         assert!(matches!(status(rbac), ApiError::Forbidden(_)));
@@ -150,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn only_5xx_leaves_a_write_in_doubt() {
+    fn a_write_is_in_doubt_after_a_5xx_only() {
         for code in [400, 401, 403, 404, 409, 422, 429] {
             assert!(!status(&format!("{{code: {code}}}")).may_be_applied(), "{code}");
         }
@@ -160,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_the_servers_word_on_when_to_come_back() {
+    fn a_retry_after_is_kept() {
         let busy = status("{code: 429, message: slow down, details: {retryAfterSeconds: 7}}");
         assert_eq!(busy, ApiError::Busy("slow down".into(), Some(Duration::from_secs(7))));
     }
@@ -171,8 +169,8 @@ mod tests {
             "{code: 429, message: Cannot evict pod., details: {causes: [{reason: DisruptionBudget, \
              message: The disruption budget web needs 2 healthy pods}]}}",
         );
-        let words = "Cannot evict pod. The disruption budget web needs 2 healthy pods";
-        assert_eq!(blocked, ApiError::Disruption(words.into()));
+        let detail = "Cannot evict pod. The disruption budget web needs 2 healthy pods";
+        assert_eq!(blocked, ApiError::Disruption(detail.into()));
         let two = status(
             "{code: 500, message: 'This pod has more than one PodDisruptionBudget, which the \
              eviction subresource does not support.'}",
@@ -181,8 +179,8 @@ mod tests {
     }
 
     #[test]
-    fn an_untrusted_certificate_is_not_waited_for() {
-        let fault = of_connect("client error: invalid peer certificate: UnknownIssuer".into());
-        assert!(matches!(fault, ApiError::Misconfigured(_)));
+    fn an_untrusted_certificate_is_not_transient() {
+        let error = of_connect("client error: invalid peer certificate: UnknownIssuer".into());
+        assert!(matches!(error, ApiError::Misconfigured(_)));
     }
 }

@@ -1,13 +1,13 @@
-//! Calls to the API server.
+//! Calls to the API server. Must not decide anything about an action.
 
 pub mod client;
-pub mod completion;
-pub mod connect;
+pub(crate) mod completion;
+pub(crate) mod connect;
 #[cfg(feature = "lambda")]
-pub mod eks;
-pub mod error;
-pub mod jobs;
-pub mod mutation;
-pub mod preflight;
-pub mod retry;
-pub mod warnings;
+pub(crate) mod eks;
+pub(crate) mod error;
+pub(crate) mod mutation;
+pub(crate) mod preflight;
+pub(crate) mod retry;
+pub(crate) mod warnings;
+pub(crate) mod workloads;

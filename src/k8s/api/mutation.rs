@@ -1,11 +1,11 @@
-//! A change to the cluster as data, and how it is made at most once.
+//! A change to the cluster as data, and how it is applied at most once.
 //!
-//! An action decides on an [`Effect`]; this file makes it. Each effect is bound to the object that
-//! was read (uid, resourceVersion), so sending it twice cannot change anything twice, and each can be
-//! recognised in the cluster afterwards: a patch by the mark that it leaves on the object, a deletion
-//! by the uid that is gone, since uids are never used again. So an effect is also what is written
-//! down before it is made, for whoever has to find out later what became of it. The scale subresource
-//! takes no annotation: there the mark is the field manager under which the API server notes the change.
+//! An action decides on an [`Effect`]; this file applies it. Each effect is bound to the object that was read
+//! (uid, resourceVersion), so sending it twice cannot change anything twice. Each can be recognised in the
+//! cluster afterwards: a patch by the request's id in an annotation, a deletion by the uid that is gone,
+//! since uids are never reused. The scale subresource accepts no annotation: there it is the field manager of
+//! the change. So the record has the effect before it is applied, and a process that resumes the request can
+//! find out what happened.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -36,42 +36,35 @@ use crate::{
 /// One change to one object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Effect {
-    /// The kind of object.
     pub resource: ApiResource,
-    /// Its namespace; empty for what is in none.
+    /// Empty if the object is cluster-scoped.
     pub namespace: String,
-    /// Its name.
     pub name: String,
-    /// Its uid: the change is for this object and no other of the same name. Empty for one that is to
-    /// be created.
+    /// The change is for the object with this uid and no other of the same name. Empty for a creation.
     pub uid: String,
-    /// The change.
     pub mutation: Mutation,
 }
 
-/// What is changed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mutation {
-    /// A strategic merge patch that itself names uid and resourceVersion and leaves a mark.
+    /// A strategic merge patch that names uid and resourceVersion and adds the request's id.
     Patch {
-        /// The patch; never written down, since it may hold what is nobody else's business.
+        /// Never stored, since it may contain secret values.
         #[serde(skip)]
         body: Value,
-        /// The request's id, by which the mark is found.
         request_id: String,
-        /// The number of the last mark before ours.
+        /// The number of the last request before ours in the annotation.
         since: u64,
     },
     /// A number of replicas, through the scale subresource.
     Scale {
-        /// How many.
         replicas: i32,
         /// The resourceVersion that the object must still have.
         resource_version: Option<String>,
-        /// The field manager of this request alone, by which the change is recognised.
+        /// The field manager of this request, by which the change is recognised.
         manager: String,
-        /// The API server's notes on who has set the replicas, as they were before.
+        /// The managers of the replicas before the change, as the API server records them.
         before: Vec<String>,
     },
     /// A deletion, with the object's own grace period.
@@ -83,71 +76,65 @@ pub enum Mutation {
     Evict {
         /// The resourceVersion that the pod must still have.
         resource_version: Option<String>,
-        /// How long it may take to stop, instead of its own grace period.
+        /// Replaces the pod's own grace period.
         #[serde(default)]
         grace_period_seconds: Option<u32>,
     },
-    /// A new object under a name that is this request's alone, and with its id in an annotation.
+    /// A new object with a name of this request alone, and its id in an annotation.
     Create {
-        /// The object; never written down.
+        /// Never stored.
         #[serde(skip)]
         object: Value,
-        /// The request's id, by which the object is recognised.
         request_id: String,
     },
 }
 
-/// What is there of the target after an effect was made, or would be.
+/// The target after an effect was applied, or would be.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Applied {
-    /// The object's resourceVersion.
     pub resource_version: Option<String>,
-    /// The object's generation, which a rollout must have observed.
+    /// The generation that a rollout must have observed.
     pub generation: Option<i64>,
-    /// What the API server warned of when it was made.
+    /// The API server's warnings.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
 impl Applied {
-    /// What the API server warned of, as an answer tells it.
     pub(crate) fn warnings_for_answer(&self) -> impl Iterator<Item = String> {
         self.warnings.iter().map(|warning| format!("the API server warns: {warning}"))
     }
 
-    /// What is there when nothing had to be done.
-    #[must_use]
-    pub fn unchanged(resource_version: Option<String>) -> Self {
+    /// The target if nothing had to be done.
+    pub(crate) fn unchanged(resource_version: Option<String>) -> Self {
         Applied { resource_version, ..Applied::default() }
     }
 }
 
-/// What the cluster says of an effect whose maker is gone or was not answered.
+/// What the cluster shows of an effect whose response was lost.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Evidence {
-    /// It was made.
     Made(Applied),
-    /// It was not made.
     NotMade,
-    /// It cannot be told any more: too much happened to the object since.
+    /// Unknown: the object was changed too often, or replaced, since.
     Unknowable,
 }
 
-/// Why an effect was not made.
+/// Why an effect was not applied.
 #[derive(Debug)]
 pub enum ApplyError {
-    /// The object is not as it was read: read it again and decide anew.
+    /// The object changed since it was read: plan again.
     Conflict,
-    /// The call was made and its answer lost: look for the effect.
+    /// The response was lost: find the evidence.
     InDoubt(ApiError),
-    /// A disruption budget has no room now; the API server's words.
+    /// A disruption budget does not allow it now; the API server's message.
     Disruption(String),
-    /// Refused, for good or until later.
+    /// Refused, permanently or for now.
     Rejected(ActionError),
 }
 
 impl Cluster {
-    /// Makes the effect; with `dry_run`, has the API server only say what it would do.
+    /// Applies the effect; with `dry_run` as a server-side dry run.
     pub(crate) async fn apply(
         &self,
         effect: &Effect,
@@ -155,24 +142,24 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<Applied, ApplyError> {
         let api = self.api_of(effect);
-        let repeat = if dry_run { Retry::Idempotent } else { Retry::IfNotSent };
-        let sent = self.attempt(repeat, deadline, || effect.send(&api, dry_run));
+        let retry = if dry_run { Retry::Idempotent } else { Retry::IfNotSent };
+        let sent = self.attempt(retry, deadline, || effect.send(&api, dry_run));
         let (sent, warnings) = with_warnings(sent).await;
         match sent {
             Ok(made) => Ok(Applied { warnings, ..made }),
             Err(ApiError::Conflict(_)) => Err(ApplyError::Conflict),
-            // Read a moment ago and gone now: to be read again, whatever stands there then.
+            // It was deleted after it was read: plan again.
             Err(ApiError::NotFound) => Err(ApplyError::Conflict),
             Err(ApiError::Disruption(message)) => Err(ApplyError::Disruption(message)),
-            Err(fault) if fault.may_be_applied() && !dry_run => Err(ApplyError::InDoubt(fault)),
-            Err(fault) => Err(ApplyError::Rejected(self.explain(&effect.call(), fault).await)),
+            Err(error) if error.may_be_applied() && !dry_run => Err(ApplyError::InDoubt(error)),
+            Err(error) => Err(ApplyError::Rejected(self.explain(&effect.call(), error).await)),
         }
     }
 
-    /// Looks whether the effect is there.
+    /// Whether the effect was applied.
     ///
     /// # Errors
-    /// When the cluster cannot be asked; then nothing is known.
+    /// Why the cluster could not be asked; then nothing is known.
     pub(crate) async fn find_evidence(
         &self,
         effect: &Effect,
@@ -182,7 +169,7 @@ impl Cluster {
         match self.attempt(Retry::Idempotent, deadline, || api.get(&effect.name)).await {
             Ok(object) => Ok(effect.evidence_on(&object)),
             Err(ApiError::NotFound) => Ok(effect.evidence_if_absent()),
-            Err(fault) => Err(self.explain(&Call { verb: "get", ..effect.call() }, fault).await),
+            Err(error) => Err(self.explain(&Call { verb: "get", ..effect.call() }, error).await),
         }
     }
 
@@ -195,29 +182,25 @@ impl Cluster {
 }
 
 impl Effect {
-    /// A patch of the object with this metadata. `change` is a strategic merge patch; what binds it
-    /// to the object as it was read, and the mark that it leaves, are added here. With `uid` and
-    /// `resourceVersion` in it the API server answers 409 if the object is another one or has
-    /// changed, so the patch can take effect at most once however often it is sent.
-    #[must_use]
-    pub fn patch(
+    /// A patch of the object with this metadata. `change` is a strategic merge patch; uid, resourceVersion
+    /// and the request's id are added here. With uid and resourceVersion the API server answers 409 if the
+    /// object is another one or has changed, so the patch takes effect at most once however often it is sent.
+    pub(crate) fn patch(
         resource: ApiResource,
         metadata: &ObjectMeta,
         request_id: &str,
         mut change: Value,
     ) -> Self {
-        let marks = AppliedRequests::from_metadata(metadata);
+        let requests = AppliedRequests::from_metadata(metadata);
         change["metadata"]["uid"] = json!(metadata.uid);
         change["metadata"]["resourceVersion"] = json!(metadata.resource_version);
-        change["metadata"]["annotations"][REQUESTS_ANNOTATION] = marks.push(request_id).into();
-        let since = marks.newest();
+        change["metadata"]["annotations"][REQUESTS_ANNOTATION] = requests.push(request_id).into();
+        let since = requests.newest();
         let mutation = Mutation::Patch { body: change, request_id: request_id.to_owned(), since };
         Effect::on(resource, metadata, mutation)
     }
 
-    /// A deletion of the object with this metadata and no other of its name.
-    #[must_use]
-    pub fn deletion(
+    pub(crate) fn deletion(
         resource: ApiResource,
         metadata: &ObjectMeta,
         resource_version: Option<String>,
@@ -225,25 +208,19 @@ impl Effect {
         Effect::on(resource, metadata, Mutation::Delete { resource_version })
     }
 
-    /// The eviction of the pod with this metadata and no other of its name.
-    #[must_use]
-    pub fn eviction(metadata: &ObjectMeta, resource_version: Option<String>) -> Self {
+    pub(crate) fn eviction(metadata: &ObjectMeta, resource_version: Option<String>) -> Self {
         let mutation = Mutation::Evict { resource_version, grace_period_seconds: None };
         Effect::on(ApiResource::erase::<Pod>(&()), metadata, mutation)
     }
 
-    /// The same eviction with another grace period than the pod's own.
-    #[must_use]
-    pub fn with_grace_period(mut self, seconds: Option<u32>) -> Self {
+    pub(crate) fn with_grace_period(mut self, seconds: Option<u32>) -> Self {
         if let Mutation::Evict { grace_period_seconds, .. } = &mut self.mutation {
             *grace_period_seconds = seconds;
         }
         self
     }
 
-    /// Another number of replicas for the object with this metadata.
-    #[must_use]
-    pub fn scaling(
+    pub(crate) fn scaling(
         resource: ApiResource,
         metadata: &ObjectMeta,
         request_id: &str,
@@ -252,16 +229,15 @@ impl Effect {
         let mutation = Mutation::Scale {
             replicas,
             resource_version: metadata.resource_version.clone(),
-            manager: manager_of(request_id),
+            manager: request_manager(request_id),
             before: replica_managers(metadata),
         };
         Effect::on(resource, metadata, mutation)
     }
 
-    /// A new object. Its name has to be made from the request's id, so that there is one at most; the
-    /// id is added to its annotations here.
-    #[must_use]
-    pub fn creation(
+    /// A new object. Its name must depend on the request's id, so that at most one is created; the id is
+    /// added to its annotations here.
+    pub(crate) fn creation(
         resource: ApiResource,
         metadata: &ObjectMeta,
         request_id: &str,
@@ -282,9 +258,7 @@ impl Effect {
         }
     }
 
-    /// Whether the object is to go.
-    #[must_use]
-    pub fn is_deletion(&self) -> bool {
+    pub(crate) fn is_deletion(&self) -> bool {
         matches!(self.mutation, Mutation::Delete { .. } | Mutation::Evict { .. })
     }
 
@@ -326,7 +300,7 @@ impl Effect {
                 Ok(Applied { resource_version, generation, ..Applied::default() })
             }
             Mutation::Evict { resource_version, grace_period_seconds } => {
-                // In the spelling of the API: kube's own helper loses the preconditions.
+                // kube's own helper loses the preconditions.
                 let eviction = json!({
                     "apiVersion": "policy/v1", "kind": "Eviction",
                     "metadata": { "name": self.name, "namespace": self.namespace },
@@ -344,7 +318,7 @@ impl Effect {
                 let object: DynamicObject =
                     serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
                 let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
-                // The target is what it was made from, and is as it was.
+                // The target is the object that it was created from, which did not change.
                 api.create(&params, &object).await.map(|_| Applied::default())
             }
             Mutation::Delete { resource_version } => {
@@ -363,21 +337,21 @@ impl Effect {
         }
     }
 
-    /// The effect's trace on the object that now stands under the name.
+    /// The evidence on the object that has the name now.
     fn evidence_on(&self, object: &DynamicObject) -> Evidence {
-        let same = object.metadata.uid.as_deref() == Some(self.uid.as_str());
-        let trace = match &self.mutation {
-            Mutation::Patch { request_id, since, .. } if same => {
+        let is_same_object = object.metadata.uid.as_deref() == Some(self.uid.as_str());
+        let presence = match &self.mutation {
+            Mutation::Patch { request_id, since, .. } if is_same_object => {
                 AppliedRequests::from_metadata(&object.metadata).evidence_of(request_id, *since)
             }
-            // The object that it was for is gone, and what was done to it went with it.
+            // The object of the effect is gone, and its annotations with it.
             Mutation::Patch { .. } => Presence::Lost,
-            Mutation::Scale { manager, before, .. } if same => {
-                trace_of_scaling(&replica_managers(&object.metadata), manager, before)
+            Mutation::Scale { manager, before, .. } if is_same_object => {
+                scaling_presence(&replica_managers(&object.metadata), manager, before)
             }
             Mutation::Scale { .. } => Presence::Lost,
             Mutation::Delete { .. } | Mutation::Evict { .. }
-                if same && object.metadata.deletion_timestamp.is_none() =>
+                if is_same_object && object.metadata.deletion_timestamp.is_none() =>
             {
                 Presence::NotMade
             }
@@ -385,12 +359,12 @@ impl Effect {
             Mutation::Create { request_id, .. } => {
                 let annotations = object.metadata.annotations.as_ref();
                 let id = annotations.and_then(|all| all.get(REQUEST_ID_ANNOTATION));
-                // Under a name that is this request's alone there is no other's object.
+                // The name is this request's alone: another object means that ours was replaced.
                 if id == Some(request_id) { Presence::Made } else { Presence::Lost }
             }
         };
-        match trace {
-            // As it is when the effect was just made: what was created is not the target.
+        match presence {
+            // As right after the creation: the new object is not the target.
             Presence::Made if matches!(self.mutation, Mutation::Create { .. }) => {
                 Evidence::Made(Applied::default())
             }
@@ -409,12 +383,12 @@ impl Effect {
     }
 }
 
-/// The field manager of one request: ours, and enough of a digest to tell requests apart.
-fn manager_of(request_id: &str) -> String {
+/// The field manager of one request: ours, with a digest of the request's id.
+fn request_manager(request_id: &str) -> String {
     format!("{FIELD_MANAGER}/{}", &sha256(request_id.as_bytes())[..16])
 }
 
-/// Who has set the replicas, as the API server notes it: field manager and time.
+/// Which field managers own the replicas, each with the time, as the API server records them.
 fn replica_managers(metadata: &ObjectMeta) -> Vec<String> {
     let entries = metadata.managed_fields.iter().flatten();
     let on_replicas = entries.filter(|entry| {
@@ -429,19 +403,18 @@ fn replica_managers(metadata: &ObjectMeta) -> Vec<String> {
         .collect()
 }
 
-/// Whether it was this request that set the replicas of the object with this metadata last.
-#[must_use]
-pub fn has_scaled(metadata: &ObjectMeta, request_id: &str) -> bool {
-    is_noted(&replica_managers(metadata), &manager_of(request_id))
+/// Whether this request was the last one to set the replicas.
+pub(crate) fn has_scaled(metadata: &ObjectMeta, request_id: &str) -> bool {
+    is_listed(&replica_managers(metadata), &request_manager(request_id))
 }
 
-fn is_noted(notes: &[String], manager: &str) -> bool {
-    notes.iter().any(|note| note.split(' ').next() == Some(manager))
+fn is_listed(managers: &[String], manager: &str) -> bool {
+    managers.iter().any(|note| note.split(' ').next() == Some(manager))
 }
 
-/// Each change of the replicas takes them over from whoever set them before.
-fn trace_of_scaling(now: &[String], manager: &str, before: &[String]) -> Presence {
-    if is_noted(now, manager) {
+/// Each change of the replicas takes the ownership from the previous manager.
+fn scaling_presence(now: &[String], manager: &str, before: &[String]) -> Presence {
+    if is_listed(now, manager) {
         Presence::Made
     } else if now == before {
         Presence::NotMade
@@ -480,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_is_bound_to_the_object_and_leaves_its_mark() {
+    fn a_patch_is_bound_to_the_object_and_adds_the_requests_id() {
         let Mutation::Patch { body, since, .. } = patch().mutation else { panic!("is no patch") };
         assert_eq!(since, 4);
         assert_eq!(
@@ -496,10 +469,10 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_is_recognised_by_its_mark_on_the_same_object() {
-        let left = |uid: &str, marks: &str| {
+    fn a_patch_is_recognised_by_the_requests_id_on_the_same_object() {
+        let left = |uid: &str, requests: &str| {
             patch().evidence_on(&object(&format!(
-                "metadata: {{uid: {uid}, annotations: {{action-executor.dev/requests: '{marks}'}}}}"
+                "metadata: {{uid: {uid}, annotations: {{action-executor.dev/requests: '{requests}'}}}}"
             )))
         };
         assert!(matches!(left("u1", "4:r0 5:r1"), Evidence::Made(_)));
@@ -511,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_is_recognised_by_the_uid_that_is_gone_or_going() {
+    fn a_deletion_is_recognised_by_the_uid_that_is_gone_or_terminating() {
         let pod = object("metadata: {name: web-1, uid: u1}");
         let delete = Effect::deletion(ApiResource::erase::<Pod>(&()), &pod.metadata, None);
         let left = |yaml| delete.evidence_on(&object(yaml));
@@ -523,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn an_eviction_leaves_the_trace_of_a_deletion() {
+    fn an_eviction_is_recognised_like_a_deletion() {
         let pod = object("metadata: {name: web-1, namespace: shop, uid: u1}");
         let evict = Effect::eviction(&pod.metadata, None);
         assert!(matches!(evict.evidence_if_absent(), Evidence::Made(_)));
@@ -533,8 +506,8 @@ mod tests {
 
     #[test]
     fn a_scaling_is_recognised_by_its_field_manager_on_the_replicas() {
-        let noted = |notes: &[(&str, &str)]| {
-            let entries: Vec<_> = notes
+        let noted = |managers: &[(&str, &str)]| {
+            let entries: Vec<_> = managers
                 .iter()
                 .map(|(manager, at)| {
                     format!(
@@ -551,12 +524,12 @@ mod tests {
         let before = noted(&[("hpa", "2026-01-31T12:00:00Z")]);
         let resource = ApiResource::erase::<Deployment>(&());
         let effect = Effect::scaling(resource, &before.metadata, "r1", 5);
-        let ours = manager_of("r1");
-        let left = |notes: &[(&str, &str)]| effect.evidence_on(&noted(notes));
+        let ours = request_manager("r1");
+        let left = |managers: &[(&str, &str)]| effect.evidence_on(&noted(managers));
         assert!(matches!(left(&[(&ours, "2026-01-31T12:00:01Z")]), Evidence::Made(_)));
         assert_eq!(left(&[("hpa", "2026-01-31T12:00:00Z")]), Evidence::NotMade);
         assert_eq!(left(&[("hpa", "2026-01-31T12:00:02Z")]), Evidence::Unknowable);
-        assert_eq!(left(&[(&manager_of("r2"), "2026-01-31T12:00:02Z")]), Evidence::Unknowable);
+        assert_eq!(left(&[(&request_manager("r2"), "2026-01-31T12:00:02Z")]), Evidence::Unknowable);
         let after = noted(&[(&ours, "2026-01-31T12:00:01Z")]).metadata;
         assert!(has_scaled(&after, "r1") && !has_scaled(&after, "r2"));
     }
@@ -573,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_down_of_a_patch_does_not_hold_the_patch() {
+    fn a_stored_patch_does_not_contain_its_body() {
         let written = serde_json::to_string(&patch()).expect("is written");
         assert!(!written.contains("paused"), "{written}");
         let read: Effect = serde_json::from_str(&written).expect("is read");

@@ -1,7 +1,7 @@
-//! What stands around a workload: who scales it, which budgets guard its pods, what they mount.
+//! Reads what a workload depends on: its autoscalers, disruption budgets and volume claims.
 //!
-//! Looking is a courtesy: what cannot be looked at is told, and stops nothing. What follows from it is
-//! for [`super::advice`].
+//! A failed read is a warning and stops nothing. What follows from the objects is for
+//! `k8s::preflight_warnings`.
 
 use std::time::Duration;
 
@@ -12,43 +12,40 @@ use k8s_openapi::api::{
 use tokio::time::Instant;
 
 use crate::{
-    contract::error::{ActionError, Code},
+    contract::error::ActionError,
     k8s::{api::client::Cluster, pods, rbac::PolicyRule, workload::Workload},
 };
 
-/// What RBAC must allow to look at who scales a workload.
-pub const AUTOSCALERS: PolicyRule = PolicyRule {
+/// The RBAC rule to read autoscalers.
+pub(crate) const AUTOSCALERS: PolicyRule = PolicyRule {
     api_groups: &["autoscaling"],
     resources: &["horizontalpodautoscalers"],
     verbs: &["list"],
 };
 
-/// What RBAC must allow to look at the budgets that guard pods.
-pub const BUDGETS: PolicyRule =
+/// The RBAC rule to read disruption budgets.
+pub(crate) const BUDGETS: PolicyRule =
     PolicyRule { api_groups: &["policy"], resources: &["poddisruptionbudgets"], verbs: &["list"] };
 
-/// What RBAC must allow to look at the volumes that a Deployment's pods mount.
-pub const CLAIMS: PolicyRule =
+/// The RBAC rule to read the volume claims of a Deployment's pods.
+pub(crate) const CLAIMS: PolicyRule =
     PolicyRule { api_groups: &[""], resources: &["persistentvolumeclaims"], verbs: &["get"] };
 
-/// The longest time that looking around may take.
 const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What was found around a workload.
 #[derive(Clone, Debug, Default)]
 pub struct Preflight {
-    /// All autoscalers of the namespace.
+    /// All of the namespace.
     pub autoscalers: Vec<HorizontalPodAutoscaler>,
-    /// All disruption budgets of the namespace.
+    /// All of the namespace.
     pub budgets: Vec<PodDisruptionBudget>,
     /// The claims that the pods mount by name.
     pub claims: Vec<PersistentVolumeClaim>,
-    /// What could not be looked at, and why.
+    /// What could not be read, and why.
     pub unavailable: Vec<String>,
 }
 
 impl Preflight {
-    /// Looks around a workload.
     pub(crate) async fn of(
         cluster: &Cluster,
         namespace: &str,
@@ -56,37 +53,35 @@ impl Preflight {
         deadline: Instant,
     ) -> Self {
         let deadline = deadline.min(Instant::now() + PREFLIGHT_TIMEOUT);
-        let mut found = Preflight::default();
-        found.autoscalers =
-            found.read_or_unavailable(cluster.list_cached(namespace, deadline).await);
-        found.budgets = found.read_or_unavailable(cluster.list_cached(namespace, deadline).await);
+        let mut preflight = Preflight::default();
+        preflight.autoscalers =
+            preflight.read_or_unavailable(cluster.list_cached(namespace, deadline).await);
+        preflight.budgets =
+            preflight.read_or_unavailable(cluster.list_cached(namespace, deadline).await);
         // Only a Deployment starts a pod beside the one that it replaces, with the same claim.
         if let Workload::Deployment(_) = workload {
             let pod = workload.template().and_then(|template| template.spec.as_ref());
             for name in pods::claims(pod) {
-                match cluster.get(namespace, name, deadline).await {
-                    Err(error) if error.code == Code::TargetNotFound => {}
-                    claim => {
-                        let seen = found.read_or_unavailable(claim.map(Some));
-                        found.claims.extend(seen);
-                    }
-                }
+                let claim = cluster.get_opt(namespace, name, deadline).await;
+                let claim = preflight.read_or_unavailable(claim);
+                preflight.claims.extend(claim);
             }
         }
-        found
+        preflight
     }
 
-    /// Looks for the budgets that guard the pods of a namespace.
+    /// Reads the budgets of a namespace only.
     pub(crate) async fn of_pods(cluster: &Cluster, namespace: &str, deadline: Instant) -> Self {
         let deadline = deadline.min(Instant::now() + PREFLIGHT_TIMEOUT);
-        let mut found = Preflight::default();
-        found.budgets = found.read_or_unavailable(cluster.list_cached(namespace, deadline).await);
-        found
+        let mut preflight = Preflight::default();
+        preflight.budgets =
+            preflight.read_or_unavailable(cluster.list_cached(namespace, deadline).await);
+        preflight
     }
 
-    fn read_or_unavailable<T: Default>(&mut self, looked: Result<T, ActionError>) -> T {
-        looked.unwrap_or_else(|error| {
-            self.unavailable.push(format!("not looked at: {}", error.with_its_hint()));
+    fn read_or_unavailable<T: Default>(&mut self, result: Result<T, ActionError>) -> T {
+        result.unwrap_or_else(|error| {
+            self.unavailable.push(format!("not checked: {}", error.with_its_hint()));
             T::default()
         })
     }

@@ -1,8 +1,8 @@
-//! When a failed call is made again, and how long after.
+//! Whether a failed call is retried, and after which pause.
 //!
-//! kube's own retry repeats any verb on 429, 503 and 504, fifteen times; a repeated write can be a
-//! second effect, so that is off. Here reads are repeated on every passing fault, writes only when
-//! the fault proves that the first was not carried out. The caller's deadline bounds it all.
+//! kube's own retry repeats any verb on 429, 503 and 504, up to fifteen times. A repeated write can be a
+//! second effect, so that is off. Here reads are retried after every transient error, and writes only if the
+//! error proves that the first attempt was not applied. The caller's deadline limits all attempts.
 
 use std::time::Duration;
 
@@ -10,18 +10,17 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
 use crate::k8s::api::error::ApiError;
 
-/// Whether a call may be carried out twice without harm.
+/// When a call may be retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// A read: ask as often as needed.
+    /// A call that is harmless when repeated: after every transient error.
     Idempotent,
-    /// A write: only when it provably was not carried out.
+    /// A write: only if it was certainly not applied.
     IfNotSent,
 }
 
-/// The pauses of one call: from a tenth of a second to two, doubling, with jitter.
-#[must_use]
-pub fn backoff() -> ExponentialBackoff {
+/// The pauses of one call: from 0.1 s to 2 s, doubling, with jitter.
+pub(crate) fn backoff() -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
         .with_max_delay(Duration::from_secs(2))
@@ -30,55 +29,55 @@ pub fn backoff() -> ExponentialBackoff {
         .build()
 }
 
-/// The pause before the call is made again, or none if it must not or need not be.
-pub fn pause(
-    fault: &ApiError,
-    repeat: Retry,
-    pauses: &mut impl Iterator<Item = Duration>,
+/// The pause before the retry; none if the call must not be retried.
+pub(crate) fn pause(
+    error: &ApiError,
+    retry: Retry,
+    backoff: &mut impl Iterator<Item = Duration>,
 ) -> Option<Duration> {
-    let asked = match fault {
-        ApiError::Busy(_, asked) => *asked,
+    let retry_after = match error {
+        ApiError::Busy(_, retry_after) => *retry_after,
         ApiError::Unreachable(_) => None,
-        ApiError::ServerError(_, asked) if repeat == Retry::Idempotent => *asked,
-        ApiError::NoAnswer(_) if repeat == Retry::Idempotent => None,
+        ApiError::ServerError(_, retry_after) if retry == Retry::Idempotent => *retry_after,
+        ApiError::NoAnswer(_) if retry == Retry::Idempotent => None,
         _ => return None,
     };
-    let ours = pauses.next()?;
-    Some(asked.map_or(ours, |asked| asked.max(ours)))
+    let own = backoff.next()?;
+    Some(retry_after.map_or(own, |retry_after| retry_after.max(own)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn with_retry(fault: &ApiError, repeat: Retry) -> bool {
-        pause(fault, repeat, &mut backoff()).is_some()
+    fn with_retry(error: &ApiError, retry: Retry) -> bool {
+        pause(error, retry, &mut backoff()).is_some()
     }
 
     #[test]
-    fn a_write_in_doubt_is_never_repeated() {
+    fn a_write_in_doubt_is_never_retried() {
         let doubtful = [
             ApiError::ServerError("timeout".into(), Some(Duration::from_secs(1))),
             ApiError::NoAnswer("connection reset".into()),
         ];
-        for fault in doubtful {
-            assert!(fault.may_be_applied());
-            assert!(!with_retry(&fault, Retry::IfNotSent), "{fault:?}");
-            assert!(with_retry(&fault, Retry::Idempotent), "{fault:?}");
+        for error in doubtful {
+            assert!(error.may_be_applied());
+            assert!(!with_retry(&error, Retry::IfNotSent), "{error:?}");
+            assert!(with_retry(&error, Retry::Idempotent), "{error:?}");
         }
     }
 
     #[test]
-    fn what_was_not_carried_out_is_repeated() {
-        for fault in [ApiError::Busy("full".into(), None), ApiError::Unreachable("refused".into())]
+    fn a_write_that_was_not_applied_is_retried() {
+        for error in [ApiError::Busy("full".into(), None), ApiError::Unreachable("refused".into())]
         {
-            assert!(with_retry(&fault, Retry::IfNotSent), "{fault:?}");
+            assert!(with_retry(&error, Retry::IfNotSent), "{error:?}");
         }
     }
 
     #[test]
-    fn a_refusal_is_final() {
-        for fault in [
+    fn a_refused_call_is_never_retried() {
+        for error in [
             ApiError::NotFound,
             ApiError::Conflict(String::new()),
             ApiError::Forbidden(String::new()),
@@ -86,14 +85,14 @@ mod tests {
             ApiError::Unauthorized(String::new()),
             ApiError::Misconfigured(String::new()),
         ] {
-            assert!(!with_retry(&fault, Retry::Idempotent), "{fault:?}");
+            assert!(!with_retry(&error, Retry::Idempotent), "{error:?}");
         }
     }
 
     #[test]
-    fn waits_at_least_as_long_as_the_server_asks() {
-        let fault = ApiError::Busy("full".into(), Some(Duration::from_secs(9)));
-        assert_eq!(pause(&fault, Retry::Idempotent, &mut backoff()), Some(Duration::from_secs(9)));
+    fn a_pause_is_at_least_the_servers_retry_after() {
+        let error = ApiError::Busy("full".into(), Some(Duration::from_secs(9)));
+        assert_eq!(pause(&error, Retry::Idempotent, &mut backoff()), Some(Duration::from_secs(9)));
     }
 
     #[test]

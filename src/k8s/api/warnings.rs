@@ -1,8 +1,7 @@
-//! What the API server says beside its answers: `Warning` headers (KEP-1693, RFC 7234 section 5.5),
-//! from admission policies, webhooks, and about deprecated fields.
+//! The `Warning` headers of the API server (KEP-1693, RFC 7234 section 5.5): from admission policies and
+//! webhooks, and about deprecated fields.
 //!
-//! They come with the response, below the typed client; whoever makes a call in [`hearing`] gets those
-//! that came with it.
+//! The typed client does not return them. [`with_warnings`] collects those of the calls made in it.
 
 use std::cell::RefCell;
 
@@ -10,24 +9,23 @@ use http::Response;
 use tower::util::MapResponseLayer;
 
 tokio::task_local! {
-    static HEARD: RefCell<Vec<String>>;
+    static WARNINGS: RefCell<Vec<String>>;
 }
 
-/// The most warnings that are kept of one call, and the longest that is kept whole, in characters.
 const MAX_WARNINGS: usize = 10;
 const MAX_WARNING_CHARACTERS: usize = 300;
 
-/// A layer of the client that notes the warnings of each response for who asked for them.
+/// A layer of the client that collects the warnings of each response for [`with_warnings`].
 pub(crate) fn layer<B>() -> MapResponseLayer<fn(Response<B>) -> Response<B>> {
     MapResponseLayer::new(note)
 }
 
-/// Makes calls, and returns what the API server warned of meanwhile, each warning once.
+/// Returns the warnings of the calls, each one once.
 pub(crate) async fn with_warnings<T>(calls: impl Future<Output = T>) -> (T, Vec<String>) {
-    HEARD
+    WARNINGS
         .scope(RefCell::default(), async {
             let result = calls.await;
-            (result, HEARD.with(RefCell::take))
+            (result, WARNINGS.with(RefCell::take))
         })
         .await
 }
@@ -35,19 +33,19 @@ pub(crate) async fn with_warnings<T>(calls: impl Future<Output = T>) -> (T, Vec<
 fn note<B>(response: Response<B>) -> Response<B> {
     let headers = response.headers().get_all(http::header::WARNING);
     let texts = headers.iter().filter_map(|value| text_of(value.to_str().ok()?));
-    // Nobody listens to most calls.
-    let _ = HEARD.try_with(|heard| {
-        let mut heard = heard.borrow_mut();
+    // Outside of `with_warnings` they are dropped.
+    let _ = WARNINGS.try_with(|warnings| {
+        let mut warnings = warnings.borrow_mut();
         for text in texts {
-            if heard.len() < MAX_WARNINGS && !heard.contains(&text) {
-                heard.push(text);
+            if warnings.len() < MAX_WARNINGS && !warnings.contains(&text) {
+                warnings.push(text);
             }
         }
     });
     response
 }
 
-/// The text of `299 - "text"`, as it can be shown anywhere.
+/// The text of `299 - "text"`, shortened and without control characters.
 fn text_of(header: &str) -> Option<String> {
     let (_, quoted) = header.split_once('"')?;
     let mut text = String::new();
@@ -76,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_quoted_text() {
+    fn a_warning_is_the_quoted_text() {
         assert_eq!(
             text_of(r#"299 - "spec.x is deprecated""#).as_deref(),
             Some("spec.x is deprecated")
@@ -86,14 +84,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn hears_what_comes_while_it_listens_and_each_once() {
+    async fn a_warning_within_the_calls_is_collected_once() {
         note(response(&[r#"299 - "before""#]));
-        let (answer, heard) = with_warnings(async {
+        let (answer, warnings) = with_warnings(async {
             note(response(&[r#"299 - "one""#, r#"299 - "two""#]));
             note(response(&[r#"299 - "one""#]));
             7
         })
         .await;
-        assert_eq!((answer, heard), (7, vec!["one".to_owned(), "two".to_owned()]));
+        assert_eq!((answer, warnings), (7, vec!["one".to_owned(), "two".to_owned()]));
     }
 }

@@ -1,12 +1,12 @@
-//! How often the executor may act, and whether at all: held in one Lease for all processes.
+//! The budget: how often the executor may act, and whether at all. It is shared by all processes in one Lease.
 //!
-//! The Lease has two annotations. `action-executor.dev/spent` lists what was let through; it is
-//! changed by compare-and-swap on the resourceVersion, so however many processes there are, together
-//! they let through what the limits allow. `action-executor.dev/stop` is the kill switch: it is read
-//! with the list, and since the list is changed after the claim and right before the effect, only if
-//! the Lease still is as it was read, it also stops what is under way.
+//! The Lease has two annotations. `action-executor.dev/usage` lists the allowed actions; it is changed by
+//! compare-and-swap on the resourceVersion, so all processes together keep to the limits.
+//! `action-executor.dev/stop` is the kill switch. It is read with the list. The list is changed after the claim
+//! and right before the effect, only if the Lease still is as it was read, so the switch also stops requests
+//! in progress.
 //!
-//! This room knows no action and no request; it is given an entry and keeps the books.
+//! The budget knows no action and no request; it is given entries.
 
 use std::time::Duration;
 
@@ -25,53 +25,49 @@ use crate::{
         },
         rbac::PolicyRule,
     },
-    policy::{
-        Policy,
-        budget::usage::{LimitExceeded, Limits, Quota, Usage, UsageEntry},
-    },
+    policy::budget::usage::{LimitExceeded, Limits, Quota, Usage, UsageEntry},
 };
 
-pub mod usage;
+pub(crate) mod usage;
 
-/// What RBAC must allow on the Lease.
+/// The permissions on the Lease.
 pub const RULE: PolicyRule = PolicyRule {
     api_groups: &["coordination.k8s.io"],
     resources: &["leases"],
     verbs: &["create", "get", "patch"],
 };
 
-/// The list of what was spent.
-const USAGE_ANNOTATION: &str = "action-executor.dev/spent";
+/// The list of allowed actions.
+const USAGE_ANNOTATION: &str = "action-executor.dev/usage";
 
-/// The kill switch: any value but `false` stops all actions, and says why.
+/// The kill switch: any value but `false` stops all actions, and is the reason.
 pub(crate) const STOP_ANNOTATION: &str = "action-executor.dev/stop";
 
-/// The Lease as it was looked at before the claim; the first try to charge it goes on from there.
+/// The Lease as it was checked before the claim; the first attempt to charge it starts from there.
 pub(crate) struct LeaseSnapshot(Option<Lease>);
 
-/// The books, kept in one Lease.
+/// The budget, and the limits that it enforces.
 pub(crate) struct Budget<'a> {
     cluster: &'a Cluster,
-    namespace: String,
-    name: String,
+    lease: LeaseRef,
     limits: Limits,
 }
 
+/// The Lease's namespace and name.
+struct LeaseRef {
+    namespace: String,
+    name: String,
+}
+
 impl<'a> Budget<'a> {
-    /// The budget that this policy sets, kept where it says.
-    pub(crate) fn of(policy: &Policy, cluster: &'a Cluster) -> Self {
-        let namespace = policy.state.namespace.as_deref();
-        Budget {
-            cluster,
-            namespace: namespace.unwrap_or_else(|| cluster.default_namespace()).to_owned(),
-            name: policy.state.name.to_string(),
-            limits: policy.limits(),
-        }
+    /// The budget with these limits, kept in the Lease of this namespace and name.
+    pub(crate) fn new(limits: Limits, namespace: &str, name: &str, cluster: &'a Cluster) -> Self {
+        let lease = LeaseRef { namespace: namespace.to_owned(), name: name.to_owned() };
+        Budget { cluster, lease, limits }
     }
 
-    /// Looks whether there is room before anything is claimed, so that what is refused again and again
-    /// leaves no claim each time. It is no promise: what counts is [`Budget::reserve`]. `None` where
-    /// nothing is limited.
+    /// Checks the budget before anything is claimed, so that a request that is refused again and again leaves
+    /// no claim each time. It reserves nothing; [`Budget::reserve`] decides. `None` without limits.
     ///
     /// # Errors
     /// [`Code::Stopped`], [`Code::RateLimited`], or why the Lease could not be read.
@@ -84,30 +80,30 @@ impl<'a> Budget<'a> {
             return Ok(None);
         }
         let lease = self.read(deadline).await?;
-        self.charged(lease.as_ref(), entries)?;
+        self.charge(lease.as_ref(), entries)?;
         Ok(Some(LeaseSnapshot(lease)))
     }
 
-    /// Lets all of these actions through, or none of them, and writes them down; where nothing is limited, nothing is written. Begins
-    /// with what was seen at a glance: if the Lease has changed since, it is read again.
+    /// Allows all of these actions, or none, and charges them; without limits nothing is written. It starts
+    /// from the snapshot, and reads the Lease again if that has changed since.
     ///
     /// # Errors
-    /// [`Code::Stopped`], [`Code::RateLimited`], or why the Lease could not be read or written; then
-    /// nothing may be done.
+    /// [`Code::Stopped`], [`Code::RateLimited`], or why the Lease could not be read or written; then nothing
+    /// may be done.
     pub(crate) async fn reserve(
         &self,
         entries: &[UsageEntry],
-        glance: Option<LeaseSnapshot>,
+        snapshot: Option<LeaseSnapshot>,
         deadline: Instant,
     ) -> Result<(), ActionError> {
         if self.limits.are_none() {
             return self.check_switch(deadline).await;
         }
-        self.change(glance, deadline, |lease| self.charged(lease, entries)).await
+        self.change(snapshot, deadline, |lease| self.charge(lease, entries)).await
     }
 
-    /// Writes these actions down whether there is room or not, for what must not wait: it takes back what
-    /// was let through before. The kill switch holds for it too.
+    /// Charges these actions whatever the limits, for a rollback of an allowed action, which must not wait.
+    /// The kill switch holds for it too.
     ///
     /// # Errors
     /// [`Code::Stopped`], or why the Lease could not be read or written; then nothing may be done.
@@ -119,24 +115,17 @@ impl<'a> Budget<'a> {
         if self.limits.are_none() {
             return self.check_switch(deadline).await;
         }
-        let noted = |lease: Option<&Lease>| {
-            lease.map_or(Ok(()), |lease| self.refuse_if_stopped(lease))?;
-            Ok(effects_on(lease).with_unconditional(entries, &self.limits))
+        let charge = |lease: Option<&Lease>| {
+            refuse_if_stopped(lease, &self.lease)?;
+            Ok(usage_of(lease).with_unconditional(entries, &self.limits))
         };
-        self.change(None, deadline, noted).await
+        self.change(None, deadline, charge).await
     }
 
-    /// The list with these entries, if nothing is against them.
-    fn charged(&self, lease: Option<&Lease>, entries: &[UsageEntry]) -> Result<Usage, ActionError> {
-        lease.map_or(Ok(()), |lease| self.refuse_if_stopped(lease))?;
-        let spent = effects_on(lease).with(entries, &self.limits);
-        spent.map_err(|full| self.full(full))
-    }
-
-    /// Gives back what was reserved for an action that was provably not done.
+    /// Refunds the charge of an action that was not done.
     ///
     /// # Errors
-    /// Why the Lease could not be written; then the action goes on counting.
+    /// Why the Lease could not be written; then the action still counts.
     pub(crate) async fn refund(
         &self,
         entries: &[UsageEntry],
@@ -145,37 +134,38 @@ impl<'a> Budget<'a> {
         if self.limits.are_none() {
             return Ok(());
         }
-        self.change(None, deadline, |lease| Ok(effects_on(lease).without(entries))).await
+        self.change(None, deadline, |lease| Ok(usage_of(lease).without(entries))).await
     }
 
-    /// Looks at the kill switch alone.
+    /// Checks the kill switch alone.
     ///
     /// # Errors
     /// [`Code::Stopped`], or why the Lease could not be read.
     pub(crate) async fn check_switch(&self, deadline: Instant) -> Result<(), ActionError> {
-        match self.read(deadline).await? {
-            Some(lease) => self.refuse_if_stopped(&lease),
-            None => Ok(()),
-        }
+        refuse_if_stopped(self.read(deadline).await?.as_ref(), &self.lease)
     }
 
-    /// Changes the list by compare-and-swap until it holds.
+    fn charge(&self, lease: Option<&Lease>, entries: &[UsageEntry]) -> Result<Usage, ActionError> {
+        charge(lease, &self.lease, entries, &self.limits)
+    }
+
+    /// Changes the list by compare-and-swap.
     async fn change(
         &self,
-        mut glance: Option<LeaseSnapshot>,
+        mut snapshot: Option<LeaseSnapshot>,
         deadline: Instant,
         next: impl Fn(Option<&Lease>) -> Result<Usage, ActionError>,
     ) -> Result<(), ActionError> {
-        let mut pauses = pauses();
+        let mut backoff = backoff();
         loop {
-            let (lease, seen_before) = match glance.take() {
+            let (lease, is_snapshot) = match snapshot.take() {
                 Some(LeaseSnapshot(lease)) => (lease, true),
                 None => (self.read(deadline).await?, false),
             };
             let after = next(lease.as_ref())?;
-            if after == effects_on(lease.as_ref()) {
-                // There is nothing to write, by which it would be noticed that the Lease has changed.
-                if seen_before {
+            if after == usage_of(lease.as_ref()) {
+                // There is no write that would fail if the Lease had changed, so read it again.
+                if is_snapshot {
                     continue;
                 }
                 return Ok(());
@@ -184,108 +174,183 @@ impl<'a> Budget<'a> {
                 Ok(()) => return Ok(()),
                 Err((_, ApiError::Conflict(_) | ApiError::NotFound))
                     if Instant::now() < deadline => {}
-                Err((verb, fault)) => return Err(self.explain(verb, fault).await),
+                Err((verb, error)) => return Err(self.explain(verb, error).await),
             }
-            sleep(pauses.next().unwrap_or_default()).await;
+            sleep(backoff.next().unwrap_or_default()).await;
         }
     }
 
     async fn read(&self, deadline: Instant) -> Result<Option<Lease>, ActionError> {
-        match self.cluster.try_get(&self.namespace, &self.name, deadline).await {
+        let LeaseRef { namespace, name } = &self.lease;
+        match self.cluster.try_get(namespace, name, deadline).await {
             Ok(lease) => Ok(Some(lease)),
             Err(ApiError::NotFound) => Ok(None),
-            Err(fault) => Err(self.explain("get", fault).await),
+            Err(error) => Err(self.explain("get", error).await),
         }
     }
 
-    /// Writes the list over the Lease as it was read. A repeated write meets its own first try as a
-    /// conflict, and then finds its entry there.
+    /// Replaces the list of the Lease as it was read. A repeated write conflicts with its own first try, and
+    /// then finds its entries in the list.
     async fn write(
         &self,
         lease: Option<&Lease>,
-        spent: &Usage,
+        usage: &Usage,
         deadline: Instant,
     ) -> Result<(), (&'static str, ApiError)> {
-        let text = spent.to_string();
+        let LeaseRef { namespace, name } = &self.lease;
+        let text = usage.to_string();
         if let Some(lease) = lease {
             let patch = json!({ "metadata": {
                 "resourceVersion": lease.resource_version(),
                 "annotations": { USAGE_ANNOTATION: text },
             }});
-            let patched =
-                self.cluster.merge::<Lease>(&self.namespace, &self.name, &patch, deadline);
-            return patched.await.map(drop).map_err(|fault| ("patch", fault));
+            let patched = self.cluster.merge::<Lease>(namespace, name, &patch, deadline);
+            return patched.await.map(drop).map_err(|error| ("patch", error));
         }
         let annotations = [(USAGE_ANNOTATION.to_owned(), text)];
         let lease = Lease {
             metadata: ObjectMeta {
-                name: Some(self.name.clone()),
+                name: Some(name.clone()),
                 annotations: Some(annotations.into_iter().collect()),
                 ..ObjectMeta::default()
             },
             ..Lease::default()
         };
-        let created = self.cluster.create(&self.namespace, &lease, deadline);
-        created.await.map(drop).map_err(|fault| ("create", fault))
+        let created = self.cluster.create(namespace, &lease, deadline);
+        created.await.map(drop).map_err(|error| ("create", error))
     }
 
-    fn refuse_if_stopped(&self, lease: &Lease) -> Result<(), ActionError> {
-        let Some(why) = lease.annotations().get(STOP_ANNOTATION).filter(|value| *value != "false")
-        else {
-            return Ok(());
-        };
-        let why: String = why.chars().filter(|c| !c.is_control()).take(200).collect();
-        let (namespace, name) = (&self.namespace, &self.name);
-        let detail =
-            format!("all actions are stopped by the switch on Lease {namespace}/{name}: {why}");
-        Err(ActionError::new(Code::Stopped, detail)
-            .with_hint(format!(
-                "`kubectl -n {namespace} annotate lease {name} {STOP_ANNOTATION}-` lets them go on"
-            ))
-            .with_retry_after(Some(Duration::from_secs(60))))
-    }
-
-    fn full(&self, full: LimitExceeded) -> ActionError {
-        let of =
-            |quota: Quota| format!("{} actions in {} s", quota.actions, quota.within.as_secs());
-        let (detail, field, wait) = match full {
-            LimitExceeded::Cooldown(wait) => {
-                let cooldown = self.limits.cooldown.as_secs();
-                let detail = format!("the target was acted upon less than {cooldown} s ago");
-                (detail, "cooldown_seconds", wait)
-            }
-            LimitExceeded::Namespace(quota, wait) => {
-                (format!("the namespace has had its {}", of(quota)), "budget.per_namespace", wait)
-            }
-            LimitExceeded::Cluster(quota, wait) => {
-                (format!("the cluster has had its {}", of(quota)), "budget.cluster", wait)
-            }
-            LimitExceeded::List(wait) => {
-                ("too many actions to keep count of".to_owned(), "budget.cluster", wait)
-            }
-        };
-        ActionError::new(Code::RateLimited, detail)
-            .with_hint(format!("wait; the limit is {field} in the policy"))
-            .with_retry_after(Some(wait))
-    }
-
-    async fn explain(&self, verb: &'static str, fault: ApiError) -> ActionError {
-        let call = Call::of::<Lease>(verb, &self.namespace, Some(&self.name));
-        self.cluster.explain(&call, fault).await
+    async fn explain(&self, verb: &'static str, error: ApiError) -> ActionError {
+        let call = Call::of::<Lease>(verb, &self.lease.namespace, Some(&self.lease.name));
+        self.cluster.explain(&call, error).await
     }
 }
 
-fn effects_on(lease: Option<&Lease>) -> Usage {
+/// The list with these entries, unless the kill switch or a limit refuses them.
+fn charge(
+    lease: Option<&Lease>,
+    lease_ref: &LeaseRef,
+    entries: &[UsageEntry],
+    limits: &Limits,
+) -> Result<Usage, ActionError> {
+    refuse_if_stopped(lease, lease_ref)?;
+    usage_of(lease).with(entries, limits).map_err(|limit| rate_limited(limit, limits.cooldown))
+}
+
+fn refuse_if_stopped(lease: Option<&Lease>, lease_ref: &LeaseRef) -> Result<(), ActionError> {
+    let annotation = lease.and_then(|lease| lease.annotations().get(STOP_ANNOTATION));
+    let Some(reason) = annotation.filter(|value| *value != "false") else { return Ok(()) };
+    let reason: String = reason.chars().filter(|c| !c.is_control()).take(200).collect();
+    let LeaseRef { namespace, name } = lease_ref;
+    let detail = format!("the kill switch on Lease {namespace}/{name} stops all actions: {reason}");
+    Err(ActionError::new(Code::Stopped, detail)
+        .with_hint(format!(
+            "`kubectl -n {namespace} annotate lease {name} {STOP_ANNOTATION}-` allows actions again"
+        ))
+        .with_retry_after(Some(Duration::from_secs(60))))
+}
+
+fn rate_limited(limit: LimitExceeded, cooldown: Duration) -> ActionError {
+    let of = |quota: Quota| format!("{} actions in {} s", quota.actions, quota.within.as_secs());
+    let (detail, field, wait) = match limit {
+        LimitExceeded::Cooldown(wait) => {
+            let detail =
+                format!("the target was acted upon less than {} s ago", cooldown.as_secs());
+            (detail, "cooldown_seconds", wait)
+        }
+        LimitExceeded::Namespace(quota, wait) => {
+            (format!("the namespace has had its {}", of(quota)), "budget.per_namespace", wait)
+        }
+        LimitExceeded::Cluster(quota, wait) => {
+            (format!("the cluster has had its {}", of(quota)), "budget.cluster", wait)
+        }
+        LimitExceeded::List(wait) => {
+            ("the budget's list of actions is full".to_owned(), "budget.cluster", wait)
+        }
+    };
+    ActionError::new(Code::RateLimited, detail)
+        .with_hint(format!("wait; the limit is {field} in the policy"))
+        .with_retry_after(Some(wait))
+}
+
+fn usage_of(lease: Option<&Lease>) -> Usage {
     let text = lease.and_then(|lease| lease.annotations().get(USAGE_ANNOTATION));
     text.map(|text| Usage::parse(text)).unwrap_or_default()
 }
 
-/// Between two tries of a compare-and-swap: short, since each loser lost to a winner.
-fn pauses() -> impl Iterator<Item = Duration> {
+/// Pauses between tries of a compare-and-swap: short, since whenever one process loses another one wins.
+fn backoff() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(5))
         .with_max_delay(Duration::from_millis(200))
         .with_jitter()
         .without_max_times()
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::contract::response::Target;
+
+    fn lease(annotations: &[(&str, &str)]) -> Lease {
+        let annotations =
+            annotations.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        let metadata =
+            ObjectMeta { annotations: Some(annotations.collect()), ..ObjectMeta::default() };
+        Lease { metadata, ..Lease::default() }
+    }
+
+    fn entry(id: &str, seconds: i64) -> [UsageEntry; 1] {
+        let target = Target::named("apps/v1", "Deployment", "shop", "web");
+        let at = DateTime::from_timestamp(1_800_000_000 + seconds, 0).expect("is a time");
+        [UsageEntry::new(id, &target, &target, at)]
+    }
+
+    fn charged(lease: Option<&Lease>, id: &str, seconds: i64) -> Result<Usage, ActionError> {
+        let lease_ref = LeaseRef { namespace: "ops".to_owned(), name: "limits".to_owned() };
+        let cluster = Some(Quota { actions: 2, within: Duration::from_secs(600) });
+        let limits = Limits { cooldown: Duration::from_secs(60), cluster, ..Limits::default() };
+        charge(lease, &lease_ref, &entry(id, seconds), &limits)
+    }
+
+    #[test]
+    fn the_kill_switch_refuses_before_the_limits() {
+        for (annotations, expected) in [
+            (&[][..], Ok(())),
+            (&[(STOP_ANNOTATION, "false")], Ok(())),
+            (&[(STOP_ANNOTATION, "true")], Err(Code::Stopped)),
+            (&[(STOP_ANNOTATION, "")], Err(Code::Stopped)),
+            (&[(STOP_ANNOTATION, "incident 7"), (USAGE_ANNOTATION, "junk")], Err(Code::Stopped)),
+        ] {
+            let charged = charged(Some(&lease(annotations)), "a", 0);
+            assert_eq!(charged.map(drop).map_err(|error| error.code), expected, "{annotations:?}");
+        }
+        let stopped = charged(Some(&lease(&[(STOP_ANNOTATION, "incident\n7")])), "a", 0);
+        let error = stopped.expect_err("is stopped");
+        assert!(error.detail.ends_with("Lease ops/limits stops all actions: incident7"), "{error}");
+    }
+
+    #[test]
+    fn a_lease_is_charged_until_a_limit_refuses() {
+        let first = charged(None, "a", 0).expect("has no Lease yet");
+        let lease = lease(&[(USAGE_ANNOTATION, &first.to_string())]);
+        for (id, seconds, expected) in [
+            ("a", 20, None),
+            ("b", 20, Some(("less than 60 s ago", "cooldown_seconds", 40))),
+            ("b", 60, None),
+        ] {
+            let charged = charged(Some(&lease), id, seconds);
+            let Some((detail, field, wait)) = expected else {
+                assert!(charged.is_ok(), "{id} {seconds}");
+                continue;
+            };
+            let error = charged.expect_err("is refused");
+            assert_eq!((error.code, error.retry_after_seconds()), (Code::RateLimited, Some(wait)));
+            assert!(error.detail.contains(detail), "{error}");
+            assert!(error.hint.as_ref().is_some_and(|hint| hint.contains(field)), "{error:?}");
+        }
+    }
 }

@@ -1,9 +1,9 @@
-//! What was spent of a budget, and whether there is room for one more: arithmetic on a short list.
+//! The usage of a budget, and whether it allows one more action: pure arithmetic on a short list.
 //!
-//! The list is one annotation of a Lease, shared by all processes. Its times are the API server's, not
-//! ours, so it does not matter whose clock is wrong. An entry is written before its effect is made,
-//! and the effect follows within [`SLACK`]; a window of time is counted with that much added, so that
-//! in no stretch of its length there are ever more effects than it allows.
+//! The list is one annotation of a Lease, shared by all processes. Its times are the API server's, so a wrong
+//! clock in one process does not matter. An entry is written before its effect, and the effect follows within
+//! [`EFFECT_WINDOW`]. Each time window is extended by that much, so that no window ever has more effects than
+//! its limit.
 
 use std::{fmt, time::Duration};
 
@@ -14,48 +14,48 @@ use crate::contract::{digest::sha256, response::Target};
 /// The longest time between an entry and its effect.
 pub const EFFECT_WINDOW: Duration = Duration::from_secs(30);
 
-/// The most entries that are kept; beyond it nothing more is let through until some are over. An
-/// entry has 50 bytes, and all annotations of an object together at most 256 KiB.
+/// The maximum number of entries; a full list refuses further actions until some entries expire. An entry
+/// has 50 bytes, and the annotations of an object at most 256 KiB.
 const MAX_ENTRIES: usize = 4000;
 
-/// At most so many actions in so much time.
+/// A number of actions in a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
-    /// How many.
+    /// The number of actions.
     pub actions: usize,
-    /// In what time.
+    /// The time.
     pub within: Duration,
 }
 
-/// All limits on how often.
+/// All limits on the rate of actions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// The time that one target is left alone after an action on it.
+    /// The time between two actions on one target.
     pub cooldown: Duration,
-    /// For each namespace.
+    /// Per namespace.
     pub per_namespace: Option<Quota>,
-    /// For all of the cluster.
+    /// For the whole cluster.
     pub cluster: Option<Quota>,
 }
 
 impl Limits {
-    /// Whether nothing is limited.
+    /// Whether there is no limit.
     #[must_use]
     pub fn are_none(&self) -> bool {
         *self == Limits::default()
     }
 
-    /// The longest time that an entry matters.
-    fn memory(&self) -> Duration {
+    /// How long an entry counts.
+    fn retention(&self) -> Duration {
         let quotas = [self.per_namespace, self.cluster].into_iter().flatten();
         quotas.map(|quota| quota.within + EFFECT_WINDOW).fold(self.cooldown, Duration::max)
     }
 }
 
-/// One action that was let through.
+/// One action that was allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageEntry {
-    /// The request, so that its retry is not counted twice.
+    /// The request, so that a retry is not counted twice.
     request: String,
     target: String,
     namespace: String,
@@ -63,44 +63,44 @@ pub struct UsageEntry {
 }
 
 impl UsageEntry {
-    /// The entry for what this request, which is about `subject`, does to this target, at this time of
-    /// the API server.
+    /// The entry for an action on `target`, at this time of the API server. `request_target` is the request's
+    /// own target, which differs for a pod of a drained node.
     #[must_use]
-    pub fn new(id: &str, subject: &Target, target: &Target, at: DateTime<Utc>) -> Self {
+    pub fn new(id: &str, request_target: &Target, target: &Target, at: DateTime<Utc>) -> Self {
         let Target { namespace, kind, name, .. } = target;
         UsageEntry {
-            request: short(&format!("{}/{id}", subject.namespace)),
-            target: short(&format!("{kind}/{namespace}/{name}")),
-            namespace: short(namespace),
+            request: short_digest(&format!("{}/{id}", request_target.namespace)),
+            target: short_digest(&format!("{kind}/{namespace}/{name}")),
+            namespace: short_digest(namespace),
             at,
         }
     }
 }
 
-/// Enough of a digest to tell a few thousand things apart.
-fn short(text: &str) -> String {
+/// Enough of a digest for a few thousand entries.
+fn short_digest(text: &str) -> String {
     sha256(text.as_bytes())[..12].to_owned()
 }
 
-/// Which limit leaves no room, and when there may be some.
+/// The limit that is exceeded, and how long it takes until it allows one more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitExceeded {
-    /// The target was acted upon a moment ago.
+    /// The target's cooldown.
     Cooldown(Duration),
-    /// The namespace's quota is used up.
+    /// The namespace's quota.
     Namespace(Quota, Duration),
-    /// The cluster's quota is used up.
+    /// The cluster's quota.
     Cluster(Quota, Duration),
-    /// The list itself is full.
+    /// The length of the list.
     List(Duration),
 }
 
-/// The actions that were let through and still count.
+/// The actions that were allowed and still count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage(Vec<UsageEntry>);
 
 impl Usage {
-    /// Reads the list; an entry that is not of our form counts as none.
+    /// Parses the list; malformed entries are ignored.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let entry = |word: &str| {
@@ -115,40 +115,40 @@ impl Usage {
         Usage(text.split(' ').filter_map(entry).collect())
     }
 
-    /// The list with the entries of a request, if there is room for all of them. Earlier ones of the same
-    /// request give way to them.
+    /// The list with the entries of a request, if the limits allow all of them. They replace earlier entries
+    /// of the same request.
     ///
     /// # Errors
-    /// The limit that leaves no room.
+    /// The limit that is exceeded.
     pub fn with(&self, entries: &[UsageEntry], limits: &Limits) -> Result<Usage, LimitExceeded> {
-        let mut spent = self.without(entries);
+        let mut usage = self.without(entries);
         for entry in entries {
-            spent.0.retain(|it| age(it, entry.at) < limits.memory());
-            spent.check(entry, limits)?;
-            spent.0.push(entry.clone());
+            usage.0.retain(|it| age(it, entry.at) < limits.retention());
+            usage.check(entry, limits)?;
+            usage.0.push(entry.clone());
         }
-        Ok(spent)
+        Ok(usage)
     }
 
-    /// The list with the entries of a request, whether there is room for them or not; only a list that is
-    /// full to the brim stays as it is.
+    /// The list with the entries of a request, whatever the limits; only a full list stays as it is.
     #[must_use]
     pub fn with_unconditional(&self, entries: &[UsageEntry], limits: &Limits) -> Usage {
-        let mut spent = self.without(entries);
+        let mut usage = self.without(entries);
         for entry in entries {
-            spent.0.retain(|it| age(it, entry.at) < limits.memory());
-            if spent.0.len() < MAX_ENTRIES {
-                spent.0.push(entry.clone());
+            usage.0.retain(|it| age(it, entry.at) < limits.retention());
+            if usage.0.len() < MAX_ENTRIES {
+                usage.0.push(entry.clone());
             }
         }
-        spent
+        usage
     }
 
-    /// The list without the entries of these ones' request.
+    /// The list without the entries of the same request.
     #[must_use]
     pub fn without(&self, entries: &[UsageEntry]) -> Usage {
-        let is_theirs = |it: &&UsageEntry| entries.iter().any(|entry| entry.request == it.request);
-        Usage(self.0.iter().filter(|it| !is_theirs(it)).cloned().collect())
+        let is_same_request =
+            |it: &&UsageEntry| entries.iter().any(|entry| entry.request == it.request);
+        Usage(self.0.iter().filter(|it| !is_same_request(it)).cloned().collect())
     }
 
     fn check(&self, entry: &UsageEntry, limits: &Limits) -> Result<(), LimitExceeded> {
@@ -171,38 +171,39 @@ impl Usage {
         {
             return Err(LimitExceeded::Cluster(quota, wait));
         }
-        match wait_for_slot(self.0.iter(), MAX_ENTRIES, limits.memory(), now) {
+        match wait_for_slot(self.0.iter(), MAX_ENTRIES, limits.retention(), now) {
             Some(wait) => Err(LimitExceeded::List(wait)),
             None => Ok(()),
         }
     }
 }
 
-/// How long it takes until fewer than `room` of these lie within `window`; `None` if they do now.
+/// How long it takes until fewer than `limit` of these entries are younger than `window`; `None` if that is
+/// so now.
 fn wait_for_slot<'a>(
     entries: impl Iterator<Item = &'a UsageEntry>,
-    room: usize,
+    limit: usize,
     window: Duration,
     now: DateTime<Utc>,
 ) -> Option<Duration> {
     let mut ages: Vec<_> = entries.map(|it| age(it, now)).filter(|age| *age < window).collect();
-    if ages.len() < room {
+    if ages.len() < limit {
         return None;
     }
     ages.sort_unstable();
-    // The youngest that has to be over before there is room.
-    ages.get(room - 1).map(|age| window.saturating_sub(*age))
+    // The youngest entry that has to expire.
+    ages.get(limit - 1).map(|age| window.saturating_sub(*age))
 }
 
-/// How long ago; an entry of the future (of an API server that is ahead) is as if made now.
+/// The age of an entry; an entry from the future (another API server's clock) has none.
 fn age(entry: &UsageEntry, now: DateTime<Utc>) -> Duration {
     (now - entry.at).max(TimeDelta::zero()).to_std().unwrap_or_default()
 }
 
 impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, UsageEntry { request, target, namespace, at }) in self.0.iter().enumerate() {
-            let space = if place > 0 { " " } else { "" };
+        for (index, UsageEntry { request, target, namespace, at }) in self.0.iter().enumerate() {
+            let space = if index > 0 { " " } else { "" };
             write!(f, "{space}{request}.{target}.{namespace}.{}", at.timestamp())?;
         }
         Ok(())
@@ -238,57 +239,57 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
-        let spent = Usage::default()
+    fn a_list_is_parsed_as_it_is_written() {
+        let usage = Usage::default()
             .with(&entry("a", "shop", "web", 0), &Limits { cooldown: MINUTE, ..Limits::default() })
-            .expect("has room");
-        assert_eq!(Usage::parse(&spent.to_string()), spent);
+            .expect("is allowed");
+        assert_eq!(Usage::parse(&usage.to_string()), usage);
         assert_eq!(Usage::parse(""), Usage::default());
         assert_eq!(Usage::parse("junk a.b.c.x"), Usage::default());
     }
 
     #[test]
-    fn a_target_is_left_alone_for_its_cooldown() {
+    fn a_target_is_refused_during_its_cooldown() {
         let limits = Limits { cooldown: MINUTE, ..Limits::default() };
-        let spent = Usage::default().with(&entry("a", "n", "web", 0), &limits).expect("has room");
-        let refused = spent.with(&entry("b", "n", "web", 20), &limits);
+        let usage = Usage::default().with(&entry("a", "n", "web", 0), &limits).expect("is allowed");
+        let refused = usage.with(&entry("b", "n", "web", 20), &limits);
         assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(40))));
-        assert!(spent.with(&entry("b", "n", "api", 20), &limits).is_ok());
-        assert!(spent.with(&entry("b", "n", "web", 60), &limits).is_ok());
+        assert!(usage.with(&entry("b", "n", "api", 20), &limits).is_ok());
+        assert!(usage.with(&entry("b", "n", "web", 60), &limits).is_ok());
     }
 
     #[test]
-    fn what_must_not_wait_is_written_down_where_there_is_no_room() {
+    fn an_unconditional_entry_is_added_over_the_limit_and_counts() {
         let quota = Some(Quota { actions: 1, within: MINUTE });
         let limits = Limits { cooldown: MINUTE, cluster: quota, ..Limits::default() };
-        let spent = Usage::default().with(&entry("a", "n", "web", 0), &limits).expect("has room");
+        let usage = Usage::default().with(&entry("a", "n", "web", 0), &limits).expect("is allowed");
         let back = entry("a/rollback", "n", "web", 20);
-        assert!(spent.with(&back, &limits).is_err());
-        let noted = spent.with_unconditional(&back, &limits);
-        assert_eq!(noted.to_string().split(' ').count(), 2);
-        assert_eq!(noted.with_unconditional(&back, &limits), noted);
+        assert!(usage.with(&back, &limits).is_err());
+        let over = usage.with_unconditional(&back, &limits);
+        assert_eq!(over.to_string().split(' ').count(), 2);
+        assert_eq!(over.with_unconditional(&back, &limits), over);
         // It counts for all that comes after it.
-        let refused = noted.with(&entry("b", "n", "web", 61), &limits);
+        let refused = over.with(&entry("b", "n", "web", 61), &limits);
         assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(19))));
     }
 
     #[test]
-    fn a_namespace_has_its_quota_and_another_has_its_own() {
+    fn each_namespace_has_its_own_quota() {
         let limits = Limits { per_namespace: two_in_a_minute(), ..Limits::default() };
-        let spent = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
-        let spent = spent.with(&entry("b", "n", "2", 1), &limits).expect("has room");
-        let refused = spent.with(&entry("c", "n", "3", 2), &limits);
+        let usage = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("is allowed");
+        let usage = usage.with(&entry("b", "n", "2", 1), &limits).expect("is allowed");
+        let refused = usage.with(&entry("c", "n", "3", 2), &limits);
         assert!(matches!(refused, Err(LimitExceeded::Namespace(_, wait)) if wait.as_secs() == 88));
-        assert!(spent.with(&entry("c", "m", "3", 2), &limits).is_ok());
+        assert!(usage.with(&entry("c", "m", "3", 2), &limits).is_ok());
     }
 
     #[test]
     fn the_cluster_has_one_quota() {
         let limits = Limits { cluster: two_in_a_minute(), ..Limits::default() };
-        let spent = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
-        let spent = spent.with(&entry("b", "m", "2", 1), &limits).expect("has room");
+        let usage = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("is allowed");
+        let usage = usage.with(&entry("b", "m", "2", 1), &limits).expect("is allowed");
         assert!(matches!(
-            spent.with(&entry("c", "o", "3", 2), &limits),
+            usage.with(&entry("c", "o", "3", 2), &limits),
             Err(LimitExceeded::Cluster(..))
         ));
     }
@@ -296,56 +297,56 @@ mod tests {
     #[test]
     fn a_retry_of_the_same_request_is_counted_once() {
         let limits = Limits { cooldown: MINUTE, cluster: two_in_a_minute(), ..Limits::default() };
-        let spent = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
-        let spent = spent.with(&entry("a", "n", "1", 5), &limits).expect("is the same");
-        assert_eq!(spent.to_string().split(' ').count(), 1);
+        let usage = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("is allowed");
+        let usage = usage.with(&entry("a", "n", "1", 5), &limits).expect("is the same");
+        assert_eq!(usage.to_string().split(' ').count(), 1);
     }
 
     #[test]
-    fn what_is_given_back_leaves_room() {
+    fn a_refund_allows_another_action() {
         let limits = Limits { cluster: two_in_a_minute(), ..Limits::default() };
-        let spent = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
-        let spent = spent.with(&entry("b", "n", "2", 0), &limits).expect("has room");
-        let spent = spent.without(&entry("a", "n", "1", 9));
-        assert!(spent.with(&entry("c", "n", "3", 1), &limits).is_ok());
+        let usage = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("is allowed");
+        let usage = usage.with(&entry("b", "n", "2", 0), &limits).expect("is allowed");
+        let usage = usage.without(&entry("a", "n", "1", 9));
+        assert!(usage.with(&entry("c", "n", "3", 1), &limits).is_ok());
     }
 
     #[test]
-    fn the_actions_of_one_request_are_let_through_together_or_not_at_all() {
+    fn the_actions_of_one_request_are_allowed_together_or_not_at_all() {
         let limits = Limits { cluster: two_in_a_minute(), ..Limits::default() };
         let [one] = entry("a", "n", "1", 0);
         let [two] = entry("a", "m", "2", 0);
         let [three] = entry("a", "m", "3", 0);
         let both = [one.clone(), UsageEntry { request: one.request.clone(), ..two }];
-        let spent = Usage::default().with(&both, &limits).expect("has room for two");
-        assert_eq!(spent.to_string().split(' ').count(), 2);
+        let usage = Usage::default().with(&both, &limits).expect("allows two");
+        assert_eq!(usage.to_string().split(' ').count(), 2);
         assert!(Usage::default().with(&[&both[..], &[three]].concat(), &limits).is_err());
-        assert_eq!(spent.without(&both[..1]), Usage::default());
+        assert_eq!(usage.without(&both[..1]), Usage::default());
     }
 
     #[test]
-    fn entries_that_matter_no_more_are_dropped() {
+    fn expired_entries_are_dropped() {
         let limits = Limits { cooldown: MINUTE, ..Limits::default() };
-        let spent = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("has room");
-        let spent = spent.with(&entry("b", "n", "2", 100), &limits).expect("has room");
-        assert_eq!(spent.to_string().split(' ').count(), 1);
+        let usage = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("is allowed");
+        let usage = usage.with(&entry("b", "n", "2", 100), &limits).expect("is allowed");
+        assert_eq!(usage.to_string().split(' ').count(), 1);
     }
 
     proptest! {
-        /// Effects come up to [`SLACK`] after their entry, in an order of their own.
+        /// Effects come up to [`EFFECT_WINDOW`] after their entry, in any order.
         #[test]
-        fn no_stretch_of_time_ever_has_more_effects_than_it_allows(
+        fn no_window_ever_has_more_effects_than_its_limit(
             steps in proptest::collection::vec((0i64..20, 0i64..=30), 1..200),
             actions in 1usize..6,
         ) {
             let quota = Quota { actions, within: MINUTE };
             let limits = Limits { cluster: Some(quota), ..Limits::default() };
-            let (mut spent, mut now, mut effects) = (Usage::default(), 0, Vec::new());
+            let (mut usage, mut now, mut effects) = (Usage::default(), 0, Vec::new());
             for (number, (pause, delay)) in steps.into_iter().enumerate() {
                 now += pause;
                 let next = entry(&number.to_string(), "n", &number.to_string(), now);
-                if let Ok(next) = spent.with(&next, &limits) {
-                    spent = next;
+                if let Ok(next) = usage.with(&next, &limits) {
+                    usage = next;
                     effects.push(now + delay);
                 }
             }

@@ -28,7 +28,10 @@ use crate::{
         names::RequestId,
         response::{ActionResponse, Target},
     },
-    executor::reply::{Answer, EventMetadata, IncomingRequest, execute_as},
+    executor::{
+        incoming::{EventMetadata, IncomingRequest, execute_as},
+        reply::Reply,
+    },
     http::{
         dispatch::Service,
         endpoints::{
@@ -85,8 +88,8 @@ pub async fn receive(
     if let (Err(error), Some(metrics)) = (&done, context.metrics()) {
         metrics.problem(error);
     }
-    let answer = done.map_or_else(Answer::from, Answer::from);
-    let retry_after = answer.retry_after_seconds;
+    let answer = done.map_or_else(Reply::from, Reply::from);
+    let retry_after = answer.retry_after_seconds();
     let event = Outgoing {
         kind,
         source: SOURCE,
@@ -94,7 +97,7 @@ pub async fn receive(
         id: format!("{asked}.{suffix}"),
         subject: target.as_ref().map(subject),
         time,
-        data: answer.body,
+        data: answer.to_json(),
         traces,
     };
     let mut response = event.response(mode, status)?;
@@ -135,7 +138,7 @@ fn subject(target: &Target) -> String {
 /// The status for a broker.
 fn status(done: &Result<ActionResponse, ActionError>) -> StatusCode {
     let elsewhere = match done {
-        Ok(response) => Answer::from(response.clone()).http_status,
+        Ok(response) => Reply::from(response.clone()).http_status(),
         Err(error) => error.code.http_status(),
     };
     let is_forbidden = done.as_ref().is_err_and(|error| error.code == Code::CallerForbidden);

@@ -1,0 +1,305 @@
+//! What an action plans: a decision as data, with what it changes, what to warn of and when it is complete.
+//!
+//! Must not depend on one action, nor on how a plan is carried out.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use kube::core::ObjectMeta;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::{
+    contract::{
+        error::{ActionError, Code},
+        names::RequestId,
+        precondition::Precondition,
+        response::{Change, Target},
+    },
+    k8s::{
+        api::{
+            client::Cluster,
+            mutation::{Applied, Effect},
+            preflight::Preflight,
+        },
+        completion::{Completion, RolloutOf},
+        drain_filter::EvictionSet,
+        preflight_warnings,
+        revisions::{History, RollbackTarget},
+        workload::Workload,
+    },
+};
+
+/// The hint of a refusal because the object is not the one that the client saw.
+pub(crate) const READ_AGAIN: &str = "read the target again and decide anew";
+
+/// What an action needs to know of the request beyond its parameters.
+#[derive(Clone, Debug)]
+pub(crate) struct PlanInput {
+    pub id: RequestId,
+    /// The time of the request, for annotations and sentences.
+    pub at: DateTime<Utc>,
+    /// The limit for calls to the cluster.
+    pub deadline: Instant,
+    /// Whether the request waits for the effect.
+    pub wait: bool,
+    pub precondition: Option<Precondition>,
+    /// The uid of the object that the first plan was for; none in the first plan.
+    pub uid: Option<String>,
+    /// [`Plan::decided_on`] of the first plan.
+    pub decision_etag: Option<String>,
+}
+
+impl PlanInput {
+    /// Refuses an object that the request does not mean, or that is being deleted.
+    ///
+    /// # Errors
+    /// [`Code::TargetNotFound`] if it is being deleted, else as [`PlanInput::check_same`] says.
+    pub(crate) fn check_found(
+        &self,
+        target: &Target,
+        metadata: &ObjectMeta,
+    ) -> Result<(), ActionError> {
+        let target = target.clone().found(metadata);
+        let with_uid = |refusal: ActionError| refusal.object_uid(target.uid.as_deref());
+        self.check_same(&target).map_err(with_uid)?;
+        if metadata.deletion_timestamp.is_some() {
+            let detail = format!("{target} is being deleted");
+            return Err(with_uid(ActionError::new(Code::TargetNotFound, detail)));
+        }
+        Ok(())
+    }
+
+    /// Refuses a workload whose pod template was changed since the first plan.
+    ///
+    /// # Errors
+    /// [`Code::PreconditionFailed`].
+    pub(crate) fn check_decided_on(
+        &self,
+        target: &Target,
+        history: &History,
+    ) -> Result<(), ActionError> {
+        if self.decision_etag.as_ref().is_none_or(|digest| *digest == history.digest()) {
+            return Ok(());
+        }
+        let detail = format!("the pod template of {target} changed while the request was running");
+        Err(ActionError::new(Code::PreconditionFailed, detail).with_hint(READ_AGAIN))
+    }
+
+    /// Whether the object is the one that the request means, and the one of the first plan.
+    ///
+    /// # Errors
+    /// [`Code::PreconditionFailed`] with the wrong field.
+    pub(crate) fn check_same(&self, found: &Target) -> Result<(), ActionError> {
+        let differs = |expected: Option<&str>, found: &Option<String>| {
+            expected.is_some_and(|expected| found.as_deref() != Some(expected))
+        };
+        if differs(self.uid.as_deref(), &found.uid) {
+            let detail = format!(
+                "{found} was replaced by another object of its name while the request was running"
+            );
+            return Err(ActionError::new(Code::PreconditionFailed, detail).with_hint(READ_AGAIN));
+        }
+        let Some(expected) = &self.precondition else { return Ok(()) };
+        let (field, actual) = if differs(expected.uid.as_deref(), &found.uid) {
+            ("uid", &found.uid)
+        } else if differs(expected.resource_version.as_deref(), &found.resource_version) {
+            ("resource_version", &found.resource_version)
+        } else {
+            return Ok(());
+        };
+        let actual = actual.as_deref().unwrap_or("not set");
+        let detail = format!("{found} does not match the precondition: its {field} is {actual}");
+        Err(ActionError::new(Code::PreconditionFailed, detail)
+            .with_field(format!("precondition.{field}"))
+            .with_hint(READ_AGAIN))
+    }
+}
+
+/// What an action decided.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// The target as it was read.
+    pub target: Target,
+    pub decision: Decision,
+    pub changes: Vec<Change>,
+    pub warnings: Vec<String>,
+    pub completion: CompletionSpec,
+    /// The target's metadata as it was read.
+    pub found: ObjectMeta,
+    /// How many replicas the target has afterwards, if that changes.
+    pub replicas: Option<u32>,
+    /// The other objects that are affected: policy and budget apply to each.
+    pub others: Vec<AffectedObject>,
+    /// What the decision rests on, or a digest of it, where the same parameters mean another change once
+    /// that has changed. A later plan of the request is refused then.
+    pub decided_on: Option<String>,
+    /// The revision to return to if the rollout fails.
+    pub fallback: Option<RollbackTarget>,
+}
+
+/// An object that is affected with the target: a pod of a node that is drained.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct AffectedObject {
+    pub target: Target,
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Plan {
+    /// A plan for the object with this metadata, without changes and warnings.
+    pub(crate) fn new(
+        target: Target,
+        found: &ObjectMeta,
+        decision: Decision,
+        completion: CompletionSpec,
+    ) -> Self {
+        Plan {
+            target: target.found(found),
+            decision,
+            changes: Vec::new(),
+            warnings: Vec::new(),
+            completion,
+            found: found.clone(),
+            replicas: None,
+            others: Vec::new(),
+            decided_on: None,
+            fallback: None,
+        }
+    }
+
+    /// The plan with the current revision as the one to return to if the rollout fails.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`] if the controller has not recorded it yet.
+    pub(crate) fn with_fallback(mut self, history: &History) -> Result<Self, ActionError> {
+        self.fallback = history.rollback_target();
+        self.decided_on = Some(history.digest());
+        if self.fallback.is_some() {
+            return Ok(self);
+        }
+        let detail = format!(
+            "the controller has not recorded the current pod template of {} as a revision yet, so there \
+             is no revision to return to",
+            self.target
+        );
+        Err(ActionError::new(Code::Conflict, detail)
+            .object_uid(self.target.uid.as_deref())
+            .with_retry_after(Some(Duration::from_secs(1))))
+    }
+
+    /// The uids of the other affected objects.
+    pub(crate) fn uids_of_others(&self) -> HashSet<String> {
+        self.others.iter().filter_map(|other| other.target.uid.clone()).collect()
+    }
+
+    /// The plan for an object whose annotation has this request's id: the change was made, and its
+    /// response was lost.
+    pub(crate) fn already_applied(
+        target: Target,
+        found: &ObjectMeta,
+        sentence: String,
+        completion: CompletionSpec,
+    ) -> Self {
+        let applied = Applied {
+            resource_version: found.resource_version.clone(),
+            generation: found.generation,
+            warnings: Vec::new(),
+        };
+        Plan::new(target, found, Decision::AlreadyApplied(applied, sentence), completion)
+    }
+
+    /// Whether there is a change to make.
+    pub(crate) fn is_change(&self) -> bool {
+        matches!(self.decision, Decision::Apply(..))
+    }
+
+    /// The plan with the warnings about the workload whose pods it replaces, if it makes a change.
+    pub(crate) async fn with_preflight_warnings(
+        mut self,
+        cluster: &Cluster,
+        workload: &Workload,
+        input: &PlanInput,
+    ) -> Self {
+        if self.is_change() {
+            let namespace = &self.target.namespace;
+            let preflight = Preflight::of(cluster, namespace, workload, input.deadline).await;
+            self.warnings.extend(preflight_warnings::on_rollout(workload, &preflight, input.at));
+        }
+        self
+    }
+}
+
+/// What to do, with the sentences for the answer's `result`.
+#[derive(Clone, Debug)]
+pub(crate) enum Decision {
+    /// Apply the effect: the sentence once it is applied, and the sentence of a simulation.
+    Apply(Box<Effect>, String, String),
+    /// This request applied it before.
+    AlreadyApplied(Applied, String),
+    /// The target is already in the requested state.
+    NoOp(String),
+}
+
+/// What follows once the effect is applied.
+pub(crate) enum FollowUp<'a> {
+    /// Wait until this is so.
+    Wait(Completion),
+    /// Evict the pods of the node that was cordoned.
+    Drain(&'a EvictionSet),
+}
+
+/// When a plan is complete, before the effect is applied.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CompletionSpec {
+    /// Once the rollout is done; its generation is known when the effect is applied.
+    Rollout(RolloutOf),
+    /// Fully known.
+    Known(Completion),
+    /// Once these pods of the node are evicted.
+    Drained(EvictionSet),
+}
+
+impl CompletionSpec {
+    /// What follows, given what the effect left.
+    pub(crate) fn given(&self, target: &Target, applied: &Applied) -> FollowUp<'_> {
+        match self {
+            CompletionSpec::Known(completion) => FollowUp::Wait(completion.clone()),
+            CompletionSpec::Drained(eviction_set) => FollowUp::Drain(eviction_set),
+            CompletionSpec::Rollout(rollout) => {
+                FollowUp::Wait(Completion::of_rollout(rollout.clone(), target, applied))
+            }
+        }
+    }
+
+    /// Whether more is to be done after the effect even if the request does not wait.
+    pub(crate) fn is_work(&self) -> bool {
+        matches!(self, CompletionSpec::Drained(_))
+    }
+}
+
+/// What is known of an action without a cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Preview {
+    pub result: String,
+    pub changes: Vec<Change>,
+}
+
+#[cfg(test)]
+impl PlanInput {
+    /// The input of a plain request with the id `r1`, for tests.
+    pub(crate) fn example() -> Self {
+        PlanInput {
+            id: RequestId::try_from("r1".to_owned()).expect("is an id"),
+            at: "2026-01-31T12:00:00.987Z".parse().expect("is a time"),
+            deadline: Instant::now(),
+            wait: false,
+            precondition: None,
+            uid: None,
+            decision_etag: None,
+        }
+    }
+}

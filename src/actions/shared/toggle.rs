@@ -1,0 +1,207 @@
+//! The actions that set one boolean field: cordon and uncordon a node, pause and resume a Deployment's
+//! rollout, suspend and resume a CronJob. Each is one patch, and refuses what every patch refuses.
+
+use k8s_openapi::api::{apps::v1::Deployment, batch::v1::CronJob, core::v1::Node};
+use kube::{api::ApiResource, core::ObjectMeta};
+use serde_json::{Value, json};
+
+use crate::{
+    actions::{CompletionSpec, Decision, Plan, PlanInput, Preview},
+    contract::{
+        error::ActionError,
+        response::{Change, Target, rfc3339_millis},
+    },
+    k8s::{api::mutation::Effect, applied_requests::AppliedRequests},
+};
+
+/// A boolean field below `spec`, and the value to set.
+#[derive(Clone, Copy)]
+pub(crate) struct Toggle {
+    field: &'static Field,
+    on: bool,
+}
+
+struct Field {
+    resource: fn() -> ApiResource,
+    name: &'static str,
+    /// What stands for false: kubectl removes the field of a node.
+    off: Value,
+    /// Of an object whose field is true.
+    state: &'static str,
+    /// Of an object whose field was set to true, and to false.
+    participles: [&'static str; 2],
+}
+
+static NODE_UNSCHEDULABLE: Field = Field {
+    resource: || ApiResource::erase::<Node>(&()),
+    name: "unschedulable",
+    off: Value::Null,
+    state: "cordoned",
+    participles: ["cordoned", "uncordoned"],
+};
+
+static DEPLOYMENT_PAUSED: Field = Field {
+    resource: || ApiResource::erase::<Deployment>(&()),
+    name: "paused",
+    off: Value::Bool(false),
+    state: "paused",
+    participles: ["paused", "resumed"],
+};
+
+static CRONJOB_SUSPEND: Field = Field {
+    resource: || ApiResource::erase::<CronJob>(&()),
+    name: "suspend",
+    off: Value::Bool(false),
+    state: "suspended",
+    participles: ["suspended", "resumed"],
+};
+
+pub(crate) const CORDON: Toggle = Toggle { field: &NODE_UNSCHEDULABLE, on: true };
+pub(crate) const UNCORDON: Toggle = Toggle { field: &NODE_UNSCHEDULABLE, on: false };
+pub(crate) const PAUSE_ROLLOUT: Toggle = Toggle { field: &DEPLOYMENT_PAUSED, on: true };
+pub(crate) const RESUME_ROLLOUT: Toggle = Toggle { field: &DEPLOYMENT_PAUSED, on: false };
+pub(crate) const SUSPEND_CRONJOB: Toggle = Toggle { field: &CRONJOB_SUSPEND, on: true };
+pub(crate) const RESUME_CRONJOB: Toggle = Toggle { field: &CRONJOB_SUSPEND, on: false };
+
+impl Toggle {
+    pub(crate) fn target(self, namespace: &str, name: &str) -> Target {
+        let ApiResource { api_version, kind, .. } = (self.field.resource)();
+        Target::named(&api_version, &kind, namespace, name)
+    }
+
+    pub(crate) fn preview(self, target: &Target, input: &PlanInput) -> Preview {
+        let mark = AppliedRequests::default().change(&input.id);
+        Preview { result: self.would(target), changes: vec![self.change(), mark] }
+    }
+
+    /// From the object's metadata and the field's current value to the plan, without warnings.
+    pub(crate) fn decide(
+        self,
+        target: Target,
+        metadata: &ObjectMeta,
+        is_on: bool,
+        completion: CompletionSpec,
+        input: &PlanInput,
+    ) -> Result<Plan, ActionError> {
+        let object = format!("{} '{}'", target.kind, target.name);
+        let did = format!("{object} {} at {}.", self.participle(), rfc3339_millis(input.at));
+        if AppliedRequests::from_metadata(metadata).contains(&input.id) {
+            return Ok(Plan::already_applied(target, metadata, did, completion));
+        }
+        input.check_found(&target, metadata)?;
+        if is_on == self.on {
+            let state = self.field.state;
+            let decision = Decision::NoOp(match is_on {
+                true => format!("{object} is {state} already."),
+                false => format!("{object} is not {state}."),
+            });
+            return Ok(Plan::new(target, metadata, decision, completion));
+        }
+        let effect = Box::new(self.effect(metadata, input));
+        let decision = Decision::Apply(effect, did, self.would(&target));
+        let mut plan = Plan::new(target, metadata, decision, completion);
+        plan.changes = self.changes(metadata, is_on, input);
+        Ok(plan)
+    }
+
+    /// The patch, which adds this request's id to the object even where the field has the value already.
+    pub(crate) fn effect(self, metadata: &ObjectMeta, input: &PlanInput) -> Effect {
+        let patch = json!({ "spec": { self.field.name: self.value(self.on) } });
+        Effect::patch((self.field.resource)(), metadata, &input.id, patch)
+    }
+
+    pub(crate) fn changes(
+        self,
+        metadata: &ObjectMeta,
+        is_on: bool,
+        input: &PlanInput,
+    ) -> Vec<Change> {
+        let mark = AppliedRequests::from_metadata(metadata).change(&input.id);
+        let field = (is_on != self.on).then(|| self.change());
+        field.into_iter().chain([mark]).collect()
+    }
+
+    fn change(self) -> Change {
+        let path = format!("/spec/{}", self.field.name);
+        Change { path, from: self.value(!self.on), to: self.value(self.on) }
+    }
+
+    fn value(self, on: bool) -> Value {
+        if on { Value::Bool(true) } else { self.field.off.clone() }
+    }
+
+    fn participle(self) -> &'static str {
+        self.field.participles[usize::from(!self.on)]
+    }
+
+    fn would(self, target: &Target) -> String {
+        format!("Simulated: {} '{}' would be {}.", target.kind, target.name, self.participle())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::k8s::{api::mutation::Mutation, completion::Completion};
+
+    fn decide(toggle: Toggle, is_on: bool, requests: &str) -> Plan {
+        let metadata: ObjectMeta = serde_yaml_ng::from_str(&format!(
+            "{{name: x, uid: u1, resourceVersion: '7', annotations: \
+             {{action-executor.dev/requests: '{requests}'}}}}"
+        ))
+        .expect("is metadata");
+        let completion = CompletionSpec::Known(Completion::Immediate(String::new()));
+        let target = toggle.target("", "x");
+        let plan = toggle.decide(target, &metadata, is_on, completion, &PlanInput::example());
+        plan.expect("is planned")
+    }
+
+    #[test]
+    fn a_toggle_is_one_patch_bound_to_the_object() {
+        let (no, yes, gone) = (json!(false), json!(true), Value::Null);
+        for (toggle, kind, path, from, to, participle) in [
+            (CORDON, "Node", "/spec/unschedulable", &gone, &yes, "cordoned"),
+            (UNCORDON, "Node", "/spec/unschedulable", &yes, &gone, "uncordoned"),
+            (PAUSE_ROLLOUT, "Deployment", "/spec/paused", &no, &yes, "paused"),
+            (RESUME_ROLLOUT, "Deployment", "/spec/paused", &yes, &no, "resumed"),
+            (SUSPEND_CRONJOB, "CronJob", "/spec/suspend", &no, &yes, "suspended"),
+            (RESUME_CRONJOB, "CronJob", "/spec/suspend", &yes, &no, "resumed"),
+        ] {
+            let plan = decide(toggle, !toggle.on, "");
+            let Decision::Apply(effect, did, would) = plan.decision else {
+                panic!("{:?}", plan.decision)
+            };
+            let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
+            assert_eq!(body.pointer(path), Some(to));
+            assert_eq!(body["metadata"]["uid"], "u1");
+            assert_eq!(body["metadata"]["resourceVersion"], "7");
+            assert_eq!(did, format!("{kind} 'x' {participle} at 2026-01-31T12:00:00.987Z."));
+            assert_eq!(would, format!("Simulated: {kind} 'x' would be {participle}."));
+            assert_eq!((&plan.changes[0].from, &plan.changes[0].to), (from, to));
+        }
+    }
+
+    #[test]
+    fn an_object_with_the_requested_value_is_left_unchanged() {
+        for (toggle, result) in [
+            (CORDON, "Node 'x' is cordoned already."),
+            (UNCORDON, "Node 'x' is not cordoned."),
+            (PAUSE_ROLLOUT, "Deployment 'x' is paused already."),
+            (RESUME_ROLLOUT, "Deployment 'x' is not paused."),
+            (SUSPEND_CRONJOB, "CronJob 'x' is suspended already."),
+            (RESUME_CRONJOB, "CronJob 'x' is not suspended."),
+        ] {
+            let plan = decide(toggle, toggle.on, "");
+            assert!(matches!(plan.decision, Decision::NoOp(sentence) if sentence == result));
+            assert!(plan.changes.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_request_is_not_applied_twice_whatever_later_requests_did() {
+        for (is_on, requests) in [(true, "1:r1"), (false, "1:r1 2:r2")] {
+            let plan = decide(PAUSE_ROLLOUT, is_on, requests);
+            assert!(matches!(plan.decision, Decision::AlreadyApplied(..)));
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Evictions of a drain: which pods to evict now, the evictions themselves, and why pods remain.
+//!
+//! No more evictions are attempted than the disruption budgets allow.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::core::ObjectMeta;
+use tokio::{sync::watch, task::JoinSet, time::Instant};
+
+use super::{
+    Drain,
+    remaining::{RemainingPod, Snapshot, is_terminating, uid},
+};
+use crate::{
+    contract::error::ActionError,
+    k8s::{
+        api::mutation::{ApplyError, Effect},
+        drain_filter::plural,
+        pdb, pods,
+    },
+};
+
+/// How many evictions run at once.
+const MAX_PARALLEL: usize = 16;
+
+/// Time for one eviction.
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often one pod is tried although its budget allows none: an unhealthy pod may be evicted all the same.
+/// This is kubectl's interval.
+const BLOCKED_RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long a check of limits and node is valid: one per batch would double the number of calls.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How many remaining pods are listed with their reasons.
+const MAX_PROBLEMS: usize = 20;
+
+/// What became of the attempts so far. Pods are known by uid.
+#[derive(Default)]
+pub(super) struct EvictionAttempts {
+    /// Why the last eviction of a pod was refused.
+    refused: HashMap<String, String>,
+    /// The same for pods that are not tried again.
+    given_up: HashMap<String, String>,
+    /// Pods whose eviction was sent and its answer lost.
+    in_doubt: HashSet<String>,
+    /// When a budget was first seen to allow none, or last tried all the same.
+    exhausted: HashMap<String, Instant>,
+    /// When limits and node were last checked.
+    checked: Option<Instant>,
+}
+
+impl Drain<'_> {
+    /// Evicts these pods, a bounded number at a time, and returns the uids of the evicted ones. An eviction
+    /// in progress is never abandoned.
+    pub(super) async fn evict(
+        &self,
+        chosen: &[&RemainingPod],
+        attempts: &mut EvictionAttempts,
+        end: Instant,
+    ) -> HashSet<String> {
+        let stopping = self.context.stopping();
+        let mut evicted = HashSet::new();
+        let mut in_flight = JoinSet::new();
+        let mut next = chosen.iter();
+        loop {
+            while in_flight.len() < MAX_PARALLEL && may_begin(&stopping, end) {
+                let Some(left) = next.next() else { break };
+                let effect = Effect::eviction(&left.pod, None)
+                    .with_grace_period(self.remaining.evictions.grace_period_seconds);
+                let cluster = self.remaining.cluster.clone();
+                let deadline = end.min(Instant::now() + EVICTION_TIMEOUT);
+                in_flight.spawn(async move {
+                    let result = cluster.apply(&effect, false, deadline).await;
+                    (effect, result)
+                });
+            }
+            let Some(done) = in_flight.join_next().await else { return evicted };
+            // The next list shows what became of the pod of a task that panicked.
+            let Ok((effect, result)) = done else { continue };
+            let name = format!("{}/{}", effect.namespace, effect.name);
+            match result {
+                // It is gone, or another pod has its name.
+                Ok(_) | Err(ApplyError::Conflict) => {
+                    self.context.observer().progress(&format!("pod {name} is evicted"));
+                    attempts.refused.remove(&effect.uid);
+                    evicted.insert(effect.uid);
+                }
+                Err(ApplyError::Disruption(why)) => {
+                    attempts.refused.insert(effect.uid, why);
+                }
+                // The next list shows whether it was evicted.
+                Err(ApplyError::InDoubt(error)) => {
+                    attempts.in_doubt.insert(effect.uid.clone());
+                    attempts.refused.insert(effect.uid, format!("its answer was lost ({error:?})"));
+                }
+                Err(ApplyError::Rejected(error)) if is_transient(&error) => {
+                    attempts.refused.insert(effect.uid, error.detail);
+                }
+                Err(ApplyError::Rejected(error)) => {
+                    attempts.given_up.insert(effect.uid, error.with_its_hint());
+                }
+            }
+        }
+    }
+
+    /// Finds out what became of evictions whose answer was lost, and evicts the pods that are still there.
+    /// Returns the uids of the evicted pods.
+    pub(super) async fn resolve_unknown(
+        &self,
+        attempts: &mut EvictionAttempts,
+        end: Instant,
+    ) -> HashSet<String> {
+        let stopping = self.context.stopping();
+        let mut evicted = HashSet::new();
+        while !attempts.in_doubt.is_empty() && may_begin(&stopping, end) {
+            let Ok(snapshot) = self.remaining.list(end).await else { break };
+            let in_doubt = std::mem::take(&mut attempts.in_doubt);
+            let is_there =
+                |it: &&RemainingPod| !is_terminating(&it.pod) && in_doubt.contains(uid(&it.pod));
+            let there: Vec<_> = snapshot.pods.iter().filter(is_there).collect();
+            let not_evicted: HashSet<_> = there.iter().map(|it| uid(&it.pod).to_owned()).collect();
+            evicted.extend(in_doubt.difference(&not_evicted).cloned());
+            evicted.extend(self.evict(&there, attempts, end).await);
+        }
+        evicted
+    }
+}
+
+/// The pods to evict now: those that no budget protects, and of the others as many as their budgets allow,
+/// in turns over the pods' owners, so that all of them shrink evenly.
+pub(super) fn select_evictable<'a>(
+    snapshot: &'a Snapshot,
+    attempts: &EvictionAttempts,
+    now: Instant,
+) -> Vec<&'a RemainingPod> {
+    let can_evict = |it: &&RemainingPod| !is_terminating(&it.pod) && !attempts.is_given_up(&it.pod);
+    let mut allowed: HashMap<&str, usize> = HashMap::new();
+    for (key, budget) in &snapshot.budgets {
+        let is_due = attempts.is_due(key, now);
+        allowed.insert(key, pdb::disruptions_allowed(budget).max(is_due.into()));
+    }
+    let mut chosen = round_robin(snapshot.pods.iter().filter(can_evict).collect());
+    chosen.retain(|left| match &left.budget {
+        None => true,
+        Some(key) => {
+            let allowed = allowed.entry(key).or_default();
+            let is_allowed = *allowed > 0;
+            *allowed = allowed.saturating_sub(1);
+            is_allowed
+        }
+    });
+    chosen
+}
+
+/// The pods in turns over their owners.
+fn round_robin(pods: Vec<&RemainingPod>) -> Vec<&RemainingPod> {
+    let mut turns: HashMap<&str, usize> = HashMap::new();
+    let mut numbered: Vec<_> = pods
+        .into_iter()
+        .map(|left| {
+            let turn = turns.entry(owner(&left.pod)).or_default();
+            *turn += 1;
+            (*turn, left)
+        })
+        .collect();
+    numbered.sort_by_key(|(turn, _)| *turn);
+    numbered.into_iter().map(|(_, left)| left).collect()
+}
+
+impl EvictionAttempts {
+    pub(super) fn need_recheck(&self) -> bool {
+        self.checked.is_none_or(|at| at.elapsed() >= RECHECK_INTERVAL)
+    }
+
+    pub(super) fn record_recheck(&mut self) {
+        self.checked = Some(Instant::now());
+    }
+
+    pub(super) fn is_given_up(&self, pod: &ObjectMeta) -> bool {
+        self.given_up.contains_key(uid(pod))
+    }
+
+    /// Records which budgets allow no eviction, and since when.
+    pub(super) fn record_budgets(&mut self, snapshot: &Snapshot) {
+        let now = Instant::now();
+        self.exhausted.retain(|key, _| is_exhausted(snapshot, key));
+        for key in snapshot.budgets.keys().filter(|key| is_exhausted(snapshot, key)) {
+            self.exhausted.entry(key.clone()).or_insert(now);
+        }
+    }
+
+    /// Records which budgets are tried although they allow no eviction.
+    pub(super) fn record_attempts(&mut self, chosen: &[&RemainingPod], snapshot: &Snapshot) {
+        for key in chosen.iter().filter_map(|left| left.budget.as_ref()) {
+            if is_exhausted(snapshot, key) {
+                self.exhausted.insert(key.clone(), Instant::now());
+            }
+        }
+    }
+
+    /// Whether to try one pod although its budget allows no eviction.
+    fn is_due(&self, key: &str, now: Instant) -> bool {
+        self.exhausted.get(key).is_some_and(|since| now - *since >= BLOCKED_RETRY_INTERVAL)
+    }
+
+    /// Why these pods remain, one line per pod.
+    pub(super) fn problems(&self, snapshot: &Snapshot, left: Vec<&RemainingPod>) -> Vec<String> {
+        let more = left.len().saturating_sub(MAX_PROBLEMS);
+        let listed = left.iter().take(MAX_PROBLEMS).map(|left| self.problem(snapshot, left));
+        let more = (more > 0).then(|| format!("and {}", plural(more, "other pod")));
+        listed.chain(more).collect()
+    }
+
+    fn problem(&self, snapshot: &Snapshot, left: &RemainingPod) -> String {
+        let RemainingPod { pod, budget } = left;
+        let namespace = pod.namespace.as_deref().unwrap_or_default();
+        let name = pod.name.as_deref().unwrap_or_default();
+        let reason_in = |all: &HashMap<String, String>| all.get(uid(pod)).cloned();
+        let budget = budget.as_ref().and_then(|key| snapshot.budgets.get(key));
+        let why = reason_in(&self.given_up)
+            .or_else(|| {
+                is_terminating(pod).then(|| {
+                    let pod = Pod { metadata: pod.clone(), ..Pod::default() };
+                    pods::termination_blockers(&pod).join("; ")
+                })
+            })
+            .or_else(|| budget.map(|budget| pdb::reason(budget, &[])))
+            .or_else(|| reason_in(&self.refused))
+            .unwrap_or_else(|| "its eviction was not attempted yet".to_owned());
+        format!("pod {namespace}/{name}: {why}")
+    }
+}
+
+fn is_exhausted(snapshot: &Snapshot, key: &str) -> bool {
+    snapshot.budgets.get(key).is_some_and(|budget| pdb::disruptions_allowed(budget) == 0)
+}
+
+/// Whether a new eviction may be sent.
+fn may_begin(stopping: &watch::Receiver<bool>, end: Instant) -> bool {
+    !*stopping.borrow() && Instant::now() < end
+}
+
+/// Whether a retry may succeed. While a namespace is being deleted its pods are deleted too, and evictions
+/// are refused with this message (`NamespaceLifecycle` of Kubernetes).
+fn is_transient(error: &ActionError) -> bool {
+    error.code.retryable() || error.detail.contains("because it is being terminated")
+}
+
+/// The uid of the pod's controller, or of the pod itself.
+fn owner(pod: &ObjectMeta) -> &str {
+    let mut owners = pod.owner_references.iter().flatten();
+    let controller = owners.find(|owner| owner.controller == Some(true));
+    controller.map_or(uid(pod), |owner| owner.uid.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+
+    use super::*;
+
+    fn remaining(name: &str, owner: &str, budget: Option<&str>) -> RemainingPod {
+        let pod = serde_yaml_ng::from_str(&format!(
+            "{{name: {name}, namespace: shop, uid: {name}, ownerReferences: [{{apiVersion: apps/v1, \
+             kind: ReplicaSet, name: {owner}, uid: {owner}, controller: true}}]}}"
+        ));
+        RemainingPod { pod: pod.expect("is metadata"), budget: budget.map(str::to_owned) }
+    }
+
+    fn budget(allowed: i32) -> PodDisruptionBudget {
+        serde_yaml_ng::from_str(&format!(
+            "metadata: {{name: web, namespace: shop, generation: 1}}\n\
+             status: {{observedGeneration: 1, currentHealthy: 2, desiredHealthy: 2, expectedPods: 3, \
+             disruptionsAllowed: {allowed}}}"
+        ))
+        .expect("is a budget")
+    }
+
+    fn snapshot(pods: Vec<RemainingPod>, allowed: i32) -> Snapshot {
+        let budgets = HashMap::from([("shop/web".to_owned(), budget(allowed))]);
+        Snapshot { pods, budgets }
+    }
+
+    fn names(chosen: &[&RemainingPod]) -> String {
+        let names = chosen.iter().map(|left| left.pod.name.clone().expect("has one"));
+        names.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_budget_bounds_its_own_pods_and_no_others() {
+        let bound = Some("shop/web");
+        let pods = vec![
+            remaining("a", "web", bound),
+            remaining("b", "web", bound),
+            remaining("c", "web", bound),
+            remaining("d", "job", None),
+        ];
+        let snapshot = snapshot(pods, 2);
+        let now = Instant::now();
+        assert_eq!(names(&select_evictable(&snapshot, &EvictionAttempts::default(), now)), "a d b");
+        let without = self::snapshot(snapshot.pods, 0);
+        assert_eq!(names(&select_evictable(&without, &EvictionAttempts::default(), now)), "d");
+    }
+
+    #[test]
+    fn an_exhausted_budget_is_tried_with_one_pod_every_five_seconds() {
+        let bound = Some("shop/web");
+        let snapshot =
+            snapshot(vec![remaining("a", "web", bound), remaining("b", "web", bound)], 0);
+        let mut attempts = EvictionAttempts::default();
+        attempts.record_budgets(&snapshot);
+        let now = Instant::now();
+        assert!(select_evictable(&snapshot, &attempts, now).is_empty());
+        let later = now + BLOCKED_RETRY_INTERVAL;
+        let chosen = select_evictable(&snapshot, &attempts, later);
+        assert_eq!(names(&chosen), "a");
+        attempts.record_attempts(&chosen, &snapshot);
+        assert!(select_evictable(&snapshot, &attempts, Instant::now()).is_empty());
+    }
+
+    #[test]
+    fn owners_take_turns() {
+        let pods = [
+            remaining("a1", "a", None),
+            remaining("a2", "a", None),
+            remaining("a3", "a", None),
+            remaining("b1", "b", None),
+            remaining("b2", "b", None),
+        ];
+        assert_eq!(names(&round_robin(pods.iter().collect())), "a1 b1 a2 b2 a3");
+    }
+
+    #[test]
+    fn a_pod_that_terminates_or_is_given_up_is_not_evicted() {
+        let mut going = remaining("a", "web", None);
+        going.pod.deletion_timestamp =
+            serde_json::from_str(r#""2026-01-31T12:00:00Z""#).expect("is a time");
+        let snapshot =
+            snapshot(vec![going, remaining("b", "web", None), remaining("c", "web", None)], 1);
+        let mut attempts = EvictionAttempts::default();
+        attempts.given_up.insert("b".to_owned(), "may not".to_owned());
+        assert_eq!(names(&select_evictable(&snapshot, &attempts, Instant::now())), "c");
+    }
+
+    #[test]
+    fn problems_list_twenty_pods_and_count_the_others() {
+        let pods = (0..25).map(|number| remaining(&format!("p{number}"), "web", Some("shop/web")));
+        let snapshot = snapshot(pods.collect(), 0);
+        let problems =
+            EvictionAttempts::default().problems(&snapshot, snapshot.pods.iter().collect());
+        assert_eq!(problems.len(), 21);
+        assert!(problems[0].contains("pod shop/p0: PodDisruptionBudget 'web' allows 0"));
+        assert_eq!(problems[20], "and 5 other pods");
+    }
+}

@@ -1,0 +1,68 @@
+//! A request as an entry point received it, and its way to [`handle`]: parse, authorize. The entry point has
+//! authenticated the caller before. It
+//! knows no transport.
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    actions::request::{ActionRequest, IdempotencyKey},
+    auth::Caller,
+    contract::{error::ActionError, response::ActionResponse},
+    executor::{check_replay_window, context::Context, handle},
+};
+
+/// A request as it was received.
+#[derive(Clone, Debug)]
+pub struct IncomingRequest {
+    /// The request in JSON.
+    pub body: Vec<u8>,
+    /// An idempotency key that came beside the body.
+    pub key: Option<IdempotencyKey>,
+    /// The event that carried the request.
+    pub event: Option<EventMetadata>,
+}
+
+/// The event that carried a request.
+#[derive(Clone, Debug)]
+pub struct EventMetadata {
+    /// The idempotency key made from the event's id, for a request without an id.
+    pub key: IdempotencyKey,
+    /// The event's time.
+    pub made_at: Option<DateTime<Utc>>,
+}
+
+impl IncomingRequest {
+    /// Parses the request.
+    ///
+    /// # Errors
+    /// As [`ActionRequest::parse`] and [`ActionRequest::with_idempotency_key`].
+    pub fn request(&self) -> Result<ActionRequest, ActionError> {
+        let request = ActionRequest::parse(&self.body)?.with_idempotency_key(self.key.as_ref())?;
+        let event = self.event.as_ref().filter(|_| request.id.is_none());
+        request.with_idempotency_key(event.map(|event| &event.key))
+    }
+}
+
+/// Executes the request for this caller; `None` if authentication is off.
+///
+/// An event's time bounds the request's age: an event from a dead-letter queue may be older than the
+/// ledger's memory. That time is no part of the request, so another event may carry the same request.
+///
+/// # Errors
+/// The caller is unauthorized, the request cannot be parsed, or as [`handle`].
+pub async fn execute_as(
+    context: &Context,
+    caller: Option<&Caller>,
+    incoming: &IncomingRequest,
+) -> Result<ActionResponse, ActionError> {
+    let mut request = incoming.request()?;
+    if let Some(caller) = caller {
+        request = caller.authorize_request(request, context.cluster()).await?;
+    }
+    let made_at = incoming.event.as_ref().and_then(|event| event.made_at);
+    if !request.simulate && request.issued_at.is_none() {
+        check_replay_window("time", made_at, Utc::now(), context.replay_window())?;
+    }
+    // The future of a real action is large: on the heap it does not grow every entry point's stack.
+    Box::pin(handle(context, request)).await
+}

@@ -1,0 +1,114 @@
+//! Who is informed while an action runs: its progress, its claim, its wait, its metrics. The executor calls
+//! an observer; nothing depends on one.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    actions::request::ActionRequest,
+    contract::{error::ActionError, response::ActionResponse},
+    ledger::record::RequestMetadata,
+    telemetry::metrics::Metrics,
+};
+
+type OnProgress = Arc<dyn Fn(&str) + Send + Sync>;
+type OnClaimed = Arc<dyn Fn(&RequestMetadata) + Send + Sync>;
+type OnWaiting = Arc<dyn Fn() + Send + Sync>;
+
+/// The hooks of an action; none by default.
+#[derive(Clone, Default)]
+pub struct Observer {
+    on_progress: Option<OnProgress>,
+    on_claimed: Option<OnClaimed>,
+    on_waiting: Vec<OnWaiting>,
+    metrics: Option<Arc<Metrics>>,
+}
+
+impl Observer {
+    /// Calls this with each new stage of a long wait, in a sentence.
+    #[must_use]
+    pub fn on_progress(mut self, hook: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.on_progress = Some(Arc::new(hook));
+        self
+    }
+
+    /// Calls this when the request's record is in the ledger: from now on its status can be read there, and
+    /// a crash loses nothing. It may be called more than once.
+    #[must_use]
+    pub fn on_claimed(mut self, hook: impl Fn(&RequestMetadata) + Send + Sync + 'static) -> Self {
+        self.on_claimed = Some(Arc::new(hook));
+        self
+    }
+
+    /// Calls this too when only a wait is left, so that a permit for work can be released. It may be called
+    /// more than once.
+    #[must_use]
+    pub fn on_waiting(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
+        self.on_waiting.push(Arc::new(hook));
+        self
+    }
+
+    /// Counts answered actions in these metrics.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: Arc<Metrics>) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    pub(crate) fn progress(&self, stage: &str) {
+        if let Some(hook) = &self.on_progress {
+            hook(stage);
+        }
+    }
+
+    pub(crate) fn claimed(&self, request: &RequestMetadata) {
+        if let Some(hook) = &self.on_claimed {
+            hook(request);
+        }
+    }
+
+    pub(crate) fn waiting(&self) {
+        for hook in &self.on_waiting {
+            hook();
+        }
+    }
+
+    pub(crate) fn answered(
+        &self,
+        request: &ActionRequest,
+        result: &Result<ActionResponse, ActionError>,
+        took: Duration,
+    ) {
+        if let Some(metrics) = self.metrics() {
+            let result = match result {
+                Ok(response) => response.outcome.name(),
+                Err(error) => error.code.name(),
+            };
+            metrics.action(request.action.kind().name(), request.simulate, &result, took);
+        }
+    }
+
+    pub(crate) fn metrics(&self) -> Option<&Metrics> {
+        self.metrics.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn each_waiting_hook_is_called_and_the_default_has_none() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let hook = || {
+            let calls = calls.clone();
+            move || {
+                calls.fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        Observer::default().waiting();
+        Observer::default().on_waiting(hook()).on_waiting(hook()).waiting();
+        assert_eq!(calls.load(Ordering::SeqCst), 2);
+    }
+}

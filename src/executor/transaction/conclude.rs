@@ -1,0 +1,161 @@
+//! The end of a transaction: wait for completion if the request waits, roll back if that failed, record the
+//! answer. An answer is final once it is recorded; the first one recorded is everyone's.
+
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::time::Instant;
+
+use super::{Transaction, record_deadline};
+use crate::{
+    actions::PlanInput,
+    contract::{
+        error::ActionError,
+        response::{ActionResponse, Outcome, RolloutState},
+    },
+    executor::{
+        failpoint::Failpoint,
+        follow_up::{FollowUpResult, Pending, Run},
+    },
+    k8s::api::mutation::Applied,
+    ledger::{
+        Commit, in_progress,
+        record::{Record, State},
+    },
+};
+
+/// Time to record the answer after a wait that used up all other time.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Transaction<'_> {
+    /// Completes the record of an attempt that made the effect and died before its answer.
+    pub(super) async fn conclude(
+        &self,
+        record: Record,
+        applied: Applied,
+        input: &PlanInput,
+    ) -> Result<ActionResponse, ActionError> {
+        let response = record.intent.answer.clone();
+        self.complete(record, applied, response, true, input).await
+    }
+
+    /// Waits if the request waits, and records the answer.
+    pub(super) async fn complete(
+        &self,
+        mut record: Record,
+        applied: Applied,
+        mut response: ActionResponse,
+        replayed: bool,
+        input: &PlanInput,
+    ) -> Result<ActionResponse, ActionError> {
+        response.warnings.extend(applied.warnings_for_answer());
+        if applied.resource_version.is_some() {
+            response.target.resource_version.clone_from(&applied.resource_version);
+        }
+        record.intent.answer = response.clone();
+        if input.wait || record.intent.completion.is_work() {
+            record.mark_applied(applied);
+            self.write(&mut record, record_deadline(input)).await;
+            self.context.observer().claimed(&self.ledger.request);
+            self.follow_up(&record, &mut response, input).await;
+            self.roll_back_if_failed(&mut record, &mut response).await;
+        } else {
+            record.applied = Some(applied);
+        }
+        response.finished_at = Utc::now();
+        self.record(record, response, replayed, input).await
+    }
+
+    /// The effect is made, and another attempt waits or waited for its completion: wait too. If the effect
+    /// has failed and is being rolled back, resume that.
+    pub(super) async fn join_wait(
+        &self,
+        mut record: Record,
+        input: &PlanInput,
+    ) -> Result<ActionResponse, ActionError> {
+        let failed = record.answer.clone().filter(|_| record.state == State::RollingBack);
+        let has_failed = failed.is_some();
+        let mut response = failed.unwrap_or_else(|| record.intent.answer.clone());
+        if !input.wait && !record.intent.completion.is_work() {
+            return Ok(ActionResponse { replayed: true, ..response });
+        }
+        self.context.observer().claimed(&self.ledger.request);
+        if !has_failed {
+            self.follow_up(&record, &mut response, input).await;
+        }
+        self.roll_back_if_failed(&mut record, &mut response).await;
+        response.finished_at = Utc::now();
+        self.record(record, response, true, input).await
+    }
+
+    /// Returns the recorded answer, after a wait if that attempt did not wait and this one does.
+    pub(super) async fn replay(
+        &self,
+        record: Record,
+        input: &PlanInput,
+    ) -> Result<ActionResponse, ActionError> {
+        let response = record.answer.clone().unwrap_or_else(|| record.intent.answer.clone());
+        let mut response = ActionResponse { replayed: true, ..response };
+        if input.wait && response.rollout.is_none() {
+            self.follow_up(&record, &mut response, input).await;
+        }
+        Ok(response)
+    }
+
+    /// Does what follows the effect, and adds the result to the response.
+    async fn follow_up(&self, record: &Record, response: &mut ActionResponse, input: &PlanInput) {
+        self.context.observer().waiting();
+        let recheck = |deadline| self.recheck_limits(deadline);
+        let pending = Pending {
+            cluster: self.cluster,
+            completion: &record.intent.completion,
+            target: &response.target,
+            applied: &record.applied.clone().unwrap_or_default(),
+        };
+        let run = Run {
+            context: self.context,
+            id: &input.id,
+            wait: input.wait,
+            end: self.end,
+            recheck: &recheck,
+        };
+        match pending.run(run).await {
+            FollowUpResult::Begun(sentence) => {
+                response.result = format!("{} {sentence}", response.result);
+            }
+            FollowUpResult::Waited(rollout) => {
+                if rollout.state != RolloutState::Complete {
+                    response.outcome = Outcome::Failed;
+                }
+                response.result = format!("{} {rollout}", response.result);
+                response.rollout = Some(rollout);
+            }
+        }
+    }
+
+    /// Records the answer and returns it, or the one that another attempt recorded first.
+    async fn record(
+        &self,
+        mut record: Record,
+        response: ActionResponse,
+        replayed: bool,
+        input: &PlanInput,
+    ) -> Result<ActionResponse, ActionError> {
+        Failpoint::BeforeRecord.pass();
+        record.mark_answered(response.clone());
+        let deadline = record_deadline(input).max(Instant::now() + RECORD_TIMEOUT);
+        let commit = self.ledger.settle(&mut record, deadline).await;
+        Failpoint::AfterRecord.pass();
+        match commit {
+            Ok(Commit::Stored) => Ok(ActionResponse { replayed, ..response }),
+            Ok(Commit::Superseded(theirs)) => Ok(ActionResponse { replayed: true, ..*theirs }),
+            Ok(Commit::LostClaim(until)) => Err(in_progress(until)),
+            Err(error) => {
+                let mut response = ActionResponse { replayed, ..response };
+                let why = error.with_its_hint();
+                response.warnings.push(format!("the answer could not be recorded: {why}"));
+                Ok(response)
+            }
+        }
+    }
+}

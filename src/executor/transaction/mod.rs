@@ -1,0 +1,255 @@
+//! One real action, from its claim to its recorded answer, as a state machine.
+//!
+//! [`Transaction::attempt`] plans, then claims the request in the ledger or finds its record there. What the
+//! record says decides the next step:
+//!
+//! | record | next |
+//! |---|---|
+//! | none, claimed by us | charge the budget, apply the effect, complete ([`effect`]) |
+//! | pending approval | check for the approval; then as above |
+//! | claimed by another attempt | refuse: in progress |
+//! | its claim expired, or in doubt | look for evidence of the effect: complete, or take the claim over |
+//! | applied, rolling back | join the wait, complete ([`conclude`]) |
+//! | refused | take the record over |
+//! | answered | replay the answer |
+//!
+//! A crash between any two steps leaves a record from which the next attempt resumes. It recognises the
+//! effect or applies it, and never applies it twice. No action and no transport is known here.
+
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    actions::{BoxFuture, Decision, Plan, PlanInput, request::ActionRequest},
+    contract::{
+        error::{ActionError, Code},
+        response::ActionResponse,
+    },
+    executor::{
+        apply,
+        apply::RECOVERY_TIMEOUT,
+        context::{Context, stopped},
+        failpoint::Failpoint,
+        wait::DEFAULT_WAIT,
+    },
+    k8s::api::{client::Cluster, mutation::Applied},
+    ledger::{
+        ClaimState, Ledger, in_progress,
+        record::{Record, RequestMetadata},
+    },
+    policy::{
+        Policy,
+        budget::{Budget, LeaseSnapshot},
+        evaluate::Facts,
+    },
+};
+
+mod claim;
+mod conclude;
+mod effect;
+
+/// How often an action that waits for a disruption budget tries again.
+const BUDGET_POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Executes a real request, or finds the answer of an earlier attempt.
+///
+/// # Errors
+/// Why nothing was done, or [`Code::OutcomeUnknown`].
+pub(crate) async fn execute(
+    context: &Context,
+    cluster: &Cluster,
+    request: &ActionRequest,
+    input: PlanInput,
+) -> Result<ActionResponse, ActionError> {
+    let policy = context.policy();
+    let ledger = Ledger::new(cluster, RequestMetadata::of(request, &input.id));
+    let namespace = policy.state.namespace.as_deref().unwrap_or(cluster.default_namespace());
+    let budget = Budget::new(policy.limits(), namespace, &policy.state.name, cluster);
+    let end = Instant::now() + request.timeout.unwrap_or(DEFAULT_WAIT);
+    Transaction { context, cluster, request, policy: &policy, ledger, budget, end }.run(input).await
+}
+
+pub(crate) struct Transaction<'a> {
+    pub(super) context: &'a Context,
+    pub(super) cluster: &'a Cluster,
+    pub(super) request: &'a ActionRequest,
+    /// The policy when the request arrived; right before the effect the current one is checked.
+    policy: &'a Policy,
+    pub(super) ledger: Ledger<'a>,
+    pub(super) budget: Budget<'a>,
+    /// When the wait for completion ends.
+    end: Instant,
+}
+
+/// What can be done, and whether a person has to approve it first.
+struct Planned {
+    plan: Plan,
+    requires_approval: bool,
+    /// The budget's Lease as it was checked; `None` if there is nothing to charge.
+    lease: Option<LeaseSnapshot>,
+}
+
+/// What follows from the record.
+enum Step {
+    /// The claim is ours: apply the effect.
+    Act(Box<Record>, Box<Planned>, PlanInput),
+    /// The effect is applied: complete the record.
+    Conclude(Box<Record>, Applied),
+    /// A person has to approve it.
+    AskApproval(Box<Record>, Box<Plan>),
+    /// Another attempt changed the record: plan and read it again.
+    Again,
+}
+
+impl Transaction<'_> {
+    /// Attempts until there is an answer. If a disruption budget allows nothing now and the request waits,
+    /// it polls the budget; meanwhile nothing is claimed.
+    async fn run(&self, mut input: PlanInput) -> Result<ActionResponse, ActionError> {
+        let mut reported = String::new();
+        loop {
+            let refusal = match self.attempt(input.clone()).await {
+                Err(refusal) if refusal.code == Code::DisruptionBudget && input.wait => refusal,
+                result => return result,
+            };
+            if Instant::now() + BUDGET_POLL_INTERVAL >= self.end {
+                return Err(refusal);
+            }
+            if refusal.detail != reported {
+                self.context.observer().progress(&refusal.detail);
+                reported.clone_from(&refusal.detail);
+            }
+            self.context.observer().waiting();
+            let mut stopping = self.context.stopping();
+            tokio::select! {
+                () = stopped(&mut stopping) => return Err(refusal),
+                () = sleep(BUDGET_POLL_INTERVAL) => {}
+            }
+            // The next attempt is for the object that was refused, and not for one that takes its name.
+            input.uid = input.uid.or_else(|| refusal.about.as_deref().map(str::to_owned));
+            input.deadline = self.end.min(Instant::now() + self.context.deadline());
+        }
+    }
+
+    /// One way through the state machine.
+    async fn attempt(&self, input: PlanInput) -> Result<ActionResponse, ActionError> {
+        loop {
+            let planned = self.plan(&input).await;
+            Failpoint::BeforeClaim.pass();
+            let step = match (self.claim_or_find(&planned, &input).await?, planned) {
+                (ClaimState::Answered(record), _) => return self.replay(*record, &input).await,
+                (ClaimState::Applied(record), _) => {
+                    return self.join_wait(self.ledger.adopt(*record), &input).await;
+                }
+                (ClaimState::Held(until), _) => return Err(in_progress(until)),
+                (ClaimState::Abandoned(record), _) => {
+                    self.resume_abandoned(self.ledger.adopt(*record), &input).await?
+                }
+                (ClaimState::Free, Err(refusal)) => {
+                    self.record_refusal(&refusal).await;
+                    return Err(refusal);
+                }
+                (_, Err(refusal)) => return Err(refusal),
+                (ClaimState::Ours(record), Ok(planned)) => {
+                    Step::Act(record, Box::new(planned), input.clone())
+                }
+                (ClaimState::Refused(record), Ok(planned)) => {
+                    self.take(*record, planned, &input).await?
+                }
+                (ClaimState::Pending(record), Ok(planned)) => {
+                    self.check_approval(*record, planned, &input).await?
+                }
+                (ClaimState::Free, Ok(_)) => Step::Again,
+            };
+            match step {
+                Step::Act(record, planned, input) => {
+                    return self.act(*record, *planned, input).await;
+                }
+                Step::Conclude(record, applied) => {
+                    return self.conclude(*record, applied, &input).await;
+                }
+                Step::AskApproval(record, plan) => {
+                    return Ok(self.pending_approval(&record, &plan, &input));
+                }
+                Step::Again if Instant::now() < input.deadline => {}
+                Step::Again => return Err(in_progress(Utc::now())),
+            }
+        }
+    }
+
+    /// Plans, if the policy allows it and the budget appears to allow it.
+    async fn plan(&self, input: &PlanInput) -> Result<Planned, ActionError> {
+        self.policy.judge(&Facts::of(self.request, None)).refuse()?;
+        let plan = apply::plan(self.context, self.cluster, self.request, input).await?;
+        let verdict = self.policy.judge_plan(self.request, &plan, false);
+        let with_object = |refusal: ActionError| refusal.object_uid(plan.found.uid.as_deref());
+        verdict.refuse().map_err(with_object)?;
+        let lease = match plan.decision {
+            Decision::Apply(..) => {
+                let entries = effect::usage_entries(&plan, input, Utc::now());
+                self.budget.check(&entries, input.deadline).await.map_err(with_object)?
+            }
+            _ => None,
+        };
+        Ok(Planned { plan, requires_approval: verdict.requires_approval(), lease })
+    }
+
+    /// Checks policy and kill switch as they are now, before any further change.
+    fn recheck_limits(&self, deadline: Instant) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.context.policy().judge(&Facts::of(self.request, None)).refuse()?;
+            self.budget.check_switch(deadline).await
+        })
+    }
+
+    /// Writes a record that nothing depends on: without it the next attempt finds out by itself, later.
+    async fn write(&self, record: &mut Record, deadline: Instant) {
+        if let Err(error) = self.ledger.settle(record, deadline).await {
+            tracing::warn!(%error, "the record could not be written");
+        }
+    }
+
+    /// Records a refusal that the target's owner may want to know about.
+    async fn record_refusal(&self, refusal: &ActionError) {
+        if concerns_owner(refusal.code) {
+            self.ledger.record_refusal(refusal).await;
+        }
+    }
+}
+
+/// Until when records are written: a little longer than calls for the effect are made.
+fn record_deadline(input: &PlanInput) -> Instant {
+    input.deadline + RECOVERY_TIMEOUT
+}
+
+/// Whether the target's owner may want to know about a refusal of this kind.
+fn concerns_owner(code: Code) -> bool {
+    matches!(
+        code,
+        Code::PolicyDenied
+            | Code::RateLimited
+            | Code::Stopped
+            | Code::TargetPaused
+            | Code::TargetUnmanaged
+            | Code::TargetManaged
+            | Code::NoEffect
+            | Code::DrainBlocked
+            | Code::PreconditionFailed
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_is_informed_of_limits_and_not_of_outages() {
+        for code in [Code::PolicyDenied, Code::RateLimited, Code::Stopped, Code::DrainBlocked] {
+            assert!(concerns_owner(code), "{code}");
+        }
+        for code in [Code::ClusterUnavailable, Code::Forbidden, Code::TargetNotFound] {
+            assert!(!concerns_owner(code), "{code}");
+        }
+    }
+}

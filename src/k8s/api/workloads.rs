@@ -1,0 +1,54 @@
+//! Reads workloads and their revisions. Must not decide anything about them.
+
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use tokio::time::Instant;
+
+use crate::{
+    contract::error::ActionError,
+    k8s::{
+        api::client::Cluster,
+        revisions::{History, revision_resource},
+        workload::{Workload, WorkloadKind},
+    },
+};
+
+impl Cluster {
+    pub(crate) async fn workload(
+        &self,
+        kind: WorkloadKind,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Workload, ActionError> {
+        Ok(match kind {
+            WorkloadKind::Deployment => {
+                self.get::<Deployment>(namespace, name, deadline).await?.into()
+            }
+            WorkloadKind::StatefulSet => {
+                self.get::<StatefulSet>(namespace, name, deadline).await?.into()
+            }
+            WorkloadKind::DaemonSet => {
+                self.get::<DaemonSet>(namespace, name, deadline).await?.into()
+            }
+            WorkloadKind::ReplicaSet => {
+                self.get::<ReplicaSet>(namespace, name, deadline).await?.into()
+            }
+        })
+    }
+
+    /// Reads a workload and its revisions.
+    pub(crate) async fn history(
+        &self,
+        kind: WorkloadKind,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<History, ActionError> {
+        let object = self.get_dynamic(&kind.resource(), namespace, name, deadline).await?;
+        let (workload, template) = kind.read_with_template(object)?;
+        let selector = workload.label_selector();
+        let revisions =
+            self.list_dynamic(&revision_resource(kind), namespace, &selector, deadline).await?;
+        Ok(History::new(workload, template, &revisions))
+    }
+}
