@@ -104,13 +104,13 @@ fn explain(verdict: &Verdict, word: &str) -> String {
         .rulings
         .iter()
         .map(|ruling| {
-            let finding = match ruling.finding {
+            let finding = match ruling.effect {
                 Effect::Allow => "ok",
                 Effect::Deny => "DENIED",
                 Effect::RequireApproval => "APPROVAL",
                 Effect::Unknown => "later",
             };
-            format!("{finding:<10}{:<29}{}", ruling.rule, ruling.why)
+            format!("{finding:<10}{:<29}{}", ruling.rule, ruling.reason)
         })
         .collect();
     for (rule, why) in [

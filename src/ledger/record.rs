@@ -90,7 +90,6 @@ impl State {
 pub struct Intent {
     /// The effect; `None` if there is nothing to do.
     pub effect: Option<Effect>,
-    /// When it is complete.
     pub completion: CompletionSpec,
     /// The answer if it succeeds.
     pub answer: ActionResponse,
@@ -108,7 +107,6 @@ pub struct Intent {
 /// One request's record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// How far it is.
     pub state: State,
     /// The digest of the request's payload.
     pub digest: String,
@@ -135,22 +133,17 @@ pub struct Record {
 /// What all records of one request share.
 #[derive(Clone, Debug)]
 pub struct RequestMetadata {
-    /// The request's id.
     pub id: RequestId,
-    /// The digest of its payload.
+    /// The digest of the payload.
     pub digest: String,
     /// The action's name.
     pub action: &'static str,
-    /// The target.
     pub target: Target,
-    /// The requester, if the request names one.
     pub requester: Option<String>,
-    /// The reason, if the request has one.
     pub reason: Option<String>,
 }
 
 impl RequestMetadata {
-    /// The metadata of this request, under this id.
     #[must_use]
     pub fn of(request: &ActionRequest, id: &RequestId) -> Self {
         RequestMetadata {

@@ -16,13 +16,11 @@ use crate::{
 /// What a policy is evaluated for.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
-    /// The action.
     pub action: ActionKind,
     /// The target's namespace; empty for a cluster-scoped target.
     pub namespace: &'a str,
     /// The target's name, if it is a node.
     pub node: Option<&'a str>,
-    /// Whether it is a simulation.
     pub simulate: bool,
     /// The target's labels; `None` before it is read.
     pub labels: Option<&'a BTreeMap<String, String>>,
@@ -49,9 +47,7 @@ impl<'a> Facts<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
-    /// The rule allows it.
     Allow,
-    /// The rule denies it.
     Deny,
     /// A person has to approve it first.
     RequireApproval,
@@ -64,16 +60,14 @@ pub enum Effect {
 pub struct RuleResult {
     /// The rule: the policy's field.
     pub rule: &'static str,
-    /// The effect.
-    pub finding: Effect,
-    /// Why, in a sentence.
-    pub why: String,
+    pub effect: Effect,
+    /// In a sentence.
+    pub reason: String,
 }
 
 /// The results of all rules, in the order of evaluation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Verdict {
-    /// One result per rule.
     pub rulings: Vec<RuleResult>,
 }
 
@@ -116,9 +110,9 @@ impl Policy {
                 ..facts
             };
             let rulings = self.judge(&facts).rulings.into_iter();
-            let objections = rulings.filter(|ruling| ruling.finding != Effect::Allow);
+            let objections = rulings.filter(|ruling| ruling.effect != Effect::Allow);
             verdict.rulings.extend(objections.map(|ruling| RuleResult {
-                why: format!("{}: {}", other.target, ruling.why),
+                reason: format!("{}: {}", other.target, ruling.reason),
                 ..ruling
             }));
         }
@@ -255,20 +249,20 @@ impl Verdict {
     /// # Errors
     /// [`Code::PolicyDenied`] with the first such rule.
     pub fn refuse(&self) -> Result<(), ActionError> {
-        let denied = self.rulings.iter().find(|ruling| ruling.finding == Effect::Deny);
+        let denied = self.rulings.iter().find(|ruling| ruling.effect == Effect::Deny);
         let Some(denied) = denied else { return Ok(()) };
         let hint = match denied.rule {
             "read_only" => "send it with \"simulate\": true to see what it would do".to_owned(),
             rule => format!("the policy's {rule} decides; its owner can change it"),
         };
-        let detail = format!("not allowed by the policy ({}): {}", denied.rule, denied.why);
+        let detail = format!("not allowed by the policy ({}): {}", denied.rule, denied.reason);
         Err(ActionError::new(Code::PolicyDenied, detail).with_hint(hint))
     }
 
     /// Whether a person has to approve it first.
     #[must_use]
     pub fn requires_approval(&self) -> bool {
-        self.rulings.iter().any(|ruling| ruling.finding == Effect::RequireApproval)
+        self.rulings.iter().any(|ruling| ruling.effect == Effect::RequireApproval)
     }
 }
 
@@ -280,8 +274,8 @@ fn list(labels: &[Label]) -> String {
     labels.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn result_of(rule: &'static str, finding: Effect, why: String) -> RuleResult {
-    RuleResult { rule, finding, why }
+fn result_of(rule: &'static str, effect: Effect, reason: String) -> RuleResult {
+    RuleResult { rule, effect, reason }
 }
 
 fn deny_if<T>(
@@ -325,7 +319,7 @@ mod tests {
     /// The first rule that denies.
     fn denied(text: &str, facts: Facts) -> Option<&'static str> {
         let verdict = policy(text).judge(&facts);
-        let denied = verdict.rulings.iter().find(|it| it.finding == Effect::Deny);
+        let denied = verdict.rulings.iter().find(|it| it.effect == Effect::Deny);
         assert_eq!(verdict.refuse().is_err(), denied.is_some());
         denied.map(|ruling| ruling.rule)
     }
@@ -383,7 +377,7 @@ mod tests {
     #[test]
     fn an_unknown_fact_denies_nothing() {
         let verdict = policy("targets: {opt_in: [sre]}").judge(&FACTS);
-        let later = verdict.rulings.iter().filter(|it| it.finding == Effect::Unknown).count();
+        let later = verdict.rulings.iter().filter(|it| it.effect == Effect::Unknown).count();
         assert_eq!((verdict.refuse(), later), (Ok(()), 2));
     }
 
