@@ -1,6 +1,5 @@
 //! A request as an entry point received it, and its way to [`handle`]: parse, authorize. The entry point has
-//! authenticated the caller before. It
-//! knows no transport.
+//! authenticated the caller before. It knows no transport.
 
 use chrono::{DateTime, Utc};
 
