@@ -44,21 +44,31 @@ pub const HEALTHY: &str = r#"{"status":"ok"}"#;
 const READ: &[&str] = &["GET", "HEAD"];
 const DO: &[&str] = &["POST"];
 
-/// Each path with its methods; `{...}` stands for one segment, whatever it is.
-pub(crate) const ROUTES: [(&str, &[&str], Route); 13] = [
-    ("/api/v1/healthz", READ, Route::Health),
-    ("/readyz", READ, Route::Ready),
-    ("/metrics", READ, Route::Metrics),
-    ("/api/v1/action/execute", DO, Route::Execute),
-    ("/", DO, Route::Receive),
-    ("/api/v1/actions/{id}", READ, Route::Progress),
-    ("/api/v1/actions", READ, Route::Fixed(Fixed::Actions)),
-    ("/api/v1/history", READ, Route::History),
-    ("/openapi.json", READ, Route::Fixed(Fixed::OpenApi)),
-    ("/docs", READ, Route::Fixed(Fixed::Page)),
-    ("/docs/page.js", READ, Route::Fixed(Fixed::Script)),
-    ("/docs/page.css", READ, Route::Fixed(Fixed::Style)),
-    ("/history", READ, Route::Fixed(Fixed::Page)),
+/// Each path with its methods, its route and its purpose; `{...}` matches any one segment.
+pub(crate) const ROUTES: [(&str, &[&str], Route, &str); 13] = [
+    ("/api/v1/healthz", READ, Route::Health, "whether the process is alive"),
+    ("/readyz", READ, Route::Ready, "whether an action could be carried out now"),
+    ("/metrics", READ, Route::Metrics, "metrics for Prometheus"),
+    ("/api/v1/action/execute", DO, Route::Execute, "carry out a request"),
+    ("/", DO, Route::Receive, "carry out the request of a CloudEvent"),
+    (
+        "/api/v1/actions/{id}",
+        READ,
+        Route::Progress,
+        "the state of a request, once or as a stream of events",
+    ),
+    (
+        "/api/v1/actions",
+        READ,
+        Route::Fixed(Fixed::Actions),
+        "every action with the JSON Schema of its parameters",
+    ),
+    ("/api/v1/history", READ, Route::History, "what was done, by whom and why, newest first"),
+    ("/openapi.json", READ, Route::Fixed(Fixed::OpenApi), "the OpenAPI 3.1 description"),
+    ("/docs", READ, Route::Fixed(Fixed::Page), "the page for people"),
+    ("/docs/page.js", READ, Route::Fixed(Fixed::Script), "its script"),
+    ("/docs/page.css", READ, Route::Fixed(Fixed::Style), "its style"),
+    ("/history", READ, Route::Fixed(Fixed::Page), "the page of the history"),
 ];
 
 impl Route {
@@ -67,7 +77,7 @@ impl Route {
     /// # Errors
     /// [`Code::RouteNotFound`] or [`Code::MethodNotAllowed`].
     pub fn of(method: &str, target: &str) -> Result<Route, ActionError> {
-        let Some((_, methods, route)) = served(target) else {
+        let Some((_, methods, route, _)) = served(target) else {
             let known: Vec<_> = ROUTES.iter().map(|(path, ..)| *path).collect();
             return Err(ActionError::new(Code::RouteNotFound, "nothing is served at this path")
                 .with_hint(format!("served: {}", known.join(", "))));
@@ -88,11 +98,13 @@ impl Route {
     /// The value of `Allow` for a path, whatever the method.
     #[must_use]
     pub fn allow(target: &str) -> Option<String> {
-        served(target).map(|(_, methods, _)| methods.join(", "))
+        served(target).map(|(_, methods, ..)| methods.join(", "))
     }
 }
 
-fn served(target: &str) -> Option<&'static (&'static str, &'static [&'static str], Route)> {
+fn served(
+    target: &str,
+) -> Option<&'static (&'static str, &'static [&'static str], Route, &'static str)> {
     let path = target.split('?').next().unwrap_or_default();
     ROUTES.iter().find(|(pattern, ..)| matches(pattern, path))
 }
