@@ -51,7 +51,7 @@ pub trait ConfigFile: DeserializeOwned + Default {
             let position = position.unwrap_or_default();
             let what = error.without_snippet().to_string();
             let first = what.lines().next().unwrap_or_default();
-            let detail = format!("{kind} {name}{position}: {}", without_position(first));
+            let detail = format!("{kind} {name}{position}: {}", plain(first));
             ActionError::new(Code::Configuration, detail).with_hint(Self::HINT)
         })
     }
@@ -92,9 +92,15 @@ impl<T: ConfigFile> FromFiles for T {
 #[serde(bound = "T: DeserializeOwned")]
 struct Root<T>(#[serde(deserialize_with = "strict_object")] T);
 
-/// The parser's message without the position at its end, which the error states already.
-fn without_position(message: &str) -> &str {
-    message.split(" at line ").next().unwrap_or(message)
+/// The parser's message without its position, which the error states already, and without words of Rust.
+fn plain(message: &str) -> &str {
+    let message = message.split(" at line ").next().unwrap_or(message);
+    match message.split(", set DuplicateKeyPolicy").next().unwrap_or(message) {
+        "expected mapping start" => "expected a mapping",
+        "invalid u64" | "invalid u32" => "must be a whole number from 0",
+        boolean if boolean.starts_with("invalid boolean") => "must be true or false",
+        other => other,
+    }
 }
 
 /// Where the content of a file of configuration comes from.

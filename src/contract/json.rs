@@ -90,6 +90,7 @@ fn explain(parent: &str, path: &str, error: &serde_json::Error) -> ActionError {
             join(strip_last(path, field), &sanitized(field)),
             "unknown field",
         );
+        let known = known.trim_start_matches("one of ");
         return if known.is_empty() { error } else { error.with_hint(format!("known: {known}")) };
     }
     let what = match wrong_type(message) {
@@ -98,7 +99,14 @@ fn explain(parent: &str, path: &str, error: &serde_json::Error) -> ActionError {
             format!("must be {range}")
         }
         Some((got, expected)) => format!("expected {expected}, got {got}"),
-        None => message.to_owned(),
+        None => match message.split_once(", expected ") {
+            Some((unknown, known)) if unknown.starts_with("unknown variant") => {
+                format!("must be {known}")
+            }
+            _ if message.starts_with("EOF while parsing") => "the JSON ends too early".to_owned(),
+            _ if message == "trailing characters" => "text after the end of the JSON".to_owned(),
+            _ => message.to_owned(),
+        },
     };
     match path {
         "" => ActionError::new(Code::InvalidRequest, format!("the request: {what}{position}")),
@@ -150,6 +158,7 @@ fn in_plain_english(expected: &str) -> &str {
     match expected {
         "u64" => "a whole number from 0",
         "u32" => "a whole number from 0 to 4294967295",
+        "a nonzero u32" => "a whole number from 1 to 4294967295",
         "i32" => "a whole number from -2147483648 to 2147483647",
         _ if expected.starts_with("struct ") => "an object",
         _ => expected,

@@ -172,7 +172,7 @@ fn problems(text: &mut String) {
         "keys: [{name: a}]".to_owned(),
         "keys: [{name: a, sha256: b}]".to_owned(),
         format!("keys: [{{name: a, sha256: {digest}, certificate: b}}]"),
-        "keys: [{sha256: a}]".to_owned(),
+        format!("keys: [{{sha256: {digest}}}]"),
         format!("keys: [{{name: a, sha256: {digest}, actions: [fly]}}]"),
     ] {
         let file = scratch("keys.yaml");
@@ -241,6 +241,7 @@ struct Literal {
 /// Whether a literal is a message: it has words, and stands in one of [`CALLS`] or is a value on its own.
 fn is_message(literal: &Literal) -> bool {
     let words = literal.value.split_whitespace();
+    let has_words = literal.value.chars().any(|c| c.is_alphabetic());
     let is_word = |word: &&str| word.chars().filter(|c| c.is_alphabetic()).count() > 1;
     let is_call = CALLS.iter().any(|call| {
         literal.call == *call
@@ -249,7 +250,7 @@ fn is_message(literal: &Literal) -> bool {
     });
     let is_attribute = ["cfg", "schemars", ".expect"].iter().any(|it| literal.call.ends_with(it));
     let is_sentence = words.filter(is_word).count() > 2;
-    !is_attribute && (is_sentence || (is_call && literal.value.contains(' ')))
+    !is_attribute && (is_sentence || (is_call && has_words && literal.value.contains(' ')))
 }
 
 /// The string literals of Rust source, without those in comments.
