@@ -46,7 +46,13 @@ check: ## run all tests and checks, as CI does
 	@.ci/run
 
 .PHONY: generated
-generated: jobs chart-rules ## write all generated files
+generated: jobs chart-rules reference ## write all generated files
+
+.PHONY: reference
+reference: ## write the tables in docs/reference, and tests/data/messages.txt
+	@$(call need,cargo,https://rustup.rs)
+	@UPDATE_GENERATED=1 cargo test --quiet --locked --all-features --test suite -- \
+	    links::every_generated_block messages::every_message
 
 .PHONY: jobs
 jobs: ## write the Job manifests of the actions in jobs/

@@ -1,54 +1,68 @@
-//! The command line: what can be asked of the program, and its help.
+//! The command line: commands, arguments and help. Parses only; `commands` has what each one does.
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::contract::{
-    error::{ActionError, Code},
-    names::{Namespace, ObjectName, ServiceAccount},
+use crate::{
+    config::variables::{Kind, SETTINGS},
+    contract::{
+        error::{ActionError, Code, EXIT_STATUSES},
+        names::{Namespace, ObjectName, ServiceAccount},
+    },
 };
 
 const EXAMPLES: &str = r#"Examples:
-  # What would happen? (simulation is the default)
+  # Simulate (the default)
   echo '{"type":"restart_k8s","parameters":{"deployment":"web","namespace":"shop"}}' | action-executor
 
-  # Do it, and stay until the rollout is complete
+  # Execute, and wait until the rollout is complete
   action-executor run --output text <<< '{"type":"restart_k8s","parameters":{"deployment":"web","namespace":"shop"},"simulate":false,"wait":true}'
 
-  # The same from the environment, as a Kubernetes Job carries it
+  # The same request in environment variables, as in a Kubernetes Job
   ACTION_TYPE=restart_k8s ACTION_PARAM_DEPLOYMENT=web ACTION_SIMULATE=false action-executor < /dev/null
 
-  # What does the policy say of it, rule by rule?
+  # Explain what a policy decides about a request, rule by rule
   action-executor policy check policy.yaml request.json
 
-  # Have the cluster do it, as a Job, and bring back the answer
+  # Execute in the cluster, as a Job, and print its answer
   action-executor job request.json --apply --wait
 
-  # Serve it over HTTP
+  # Serve HTTP
   action-executor serve --bind 127.0.0.1:8000
+"#;
 
-Exit status: 0 done, 64 usage, 65 bad request, 69 refused by the cluster's state, 70 bug,
-75 try again, 77 not permitted, 78 configuration.
+/// The end of the help: examples, exit statuses and environment variables.
+fn after_help() -> String {
+    let mut text = format!("{EXAMPLES}\nExit status:\n");
+    for exit in &EXIT_STATUSES {
+        text += &format!("  {:<3} {}\n", exit.status, exit.meaning);
+    }
+    text += "\nEnvironment:\n  ACTION_REQUEST, or ACTION_TYPE and more ACTION_ variables: the request\n  \
+             ACTION_ID: the id of the request\n  KUBECONFIG: the files of the kubeconfig\n  \
+             NO_COLOR: no colours in logs\n";
+    for setting in SETTINGS {
+        let default = match setting.kind {
+            Kind::Number { default, .. } => format!(" [default: {default}]"),
+            Kind::Text { default: "none", .. } => String::new(),
+            Kind::Text { default, .. } => format!(" [default: {}]", default.replace('`', "")),
+        };
+        text += &format!("  {}: {}{default}\n", setting.name, setting.meaning.replace('`', ""));
+    }
+    text
+}
 
-Environment: KUBECONFIG, ACTION_REQUEST or ACTION_TYPE and ACTION_*, ACTION_ID,
-ACTION_EXECUTOR_POLICY, ACTION_EXECUTOR_REPLAY_WINDOW_SECONDS, ACTION_EXECUTOR_DEADLINE_SECONDS,
-ACTION_EXECUTOR_LOG, PORT, TERMINATION_LOG, NO_COLOR; for `serve` ACTION_EXECUTOR_KEYS,
-ACTION_EXECUTOR_TOKEN_AUDIENCE, ACTION_EXECUTOR_TLS_CERTIFICATE, ACTION_EXECUTOR_TLS_KEY,
-ACTION_EXECUTOR_TLS_CLIENT_CA, ACTION_EXECUTOR_HOSTS, ACTION_EXECUTOR_CALLER_RATE,
-ACTION_EXECUTOR_CALLER_BURST and ACTION_EXECUTOR_MAX_ACTIONS."#;
-
-/// Does one checked action on a Kubernetes cluster, at most once, and answers what happened.
+/// Runs one checked action on a Kubernetes cluster, at most once, and prints its answer.
 ///
-/// Without a command, reads one request from standard input or from ACTION_ variables.
+/// Without a command it reads one request from standard input or from ACTION_ environment variables.
 #[derive(Debug, Parser)]
-#[command(name = "action-executor", version, after_help = EXAMPLES)]
+#[command(name = "action-executor", version, after_help = after_help())]
 pub struct Cli {
-    /// What to do; without a command, one request.
+    /// The command; without one, a single request.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// How the single request is answered.
+    /// Arguments of the single request.
     #[command(flatten)]
     pub once: OnceArgs,
 }
@@ -56,61 +70,67 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Carry out one request.
+    /// Run one request.
     Run(RunArgs),
-    /// Serve requests over HTTP.
+    /// Serve HTTP.
     Serve(ServeArgs),
-    /// Have the cluster carry out one request, as a Job.
+    /// Run one request in the cluster, as a Job.
     ///
-    /// Prints the Job unless --apply is given. The Job's name comes from the request's id, so that the
-    /// same request is one Job, and however often its pod is started the action is done once.
+    /// Prints the Job, unless --apply is given. The name of the Job comes from the id of the request, so the
+    /// same request is the same Job. However often its pod starts, the action is done once.
     Job(JobArgs),
-    /// Check a policy, or print what is to match it.
+    /// Check a policy, or print its admission policies.
     #[command(subcommand)]
     Policy(PolicyCommand),
-    /// Print the Roles that the executor needs, no wider than the policy's actions.
+    /// Print the Roles that the actions of a policy need.
     Rbac(RbacArgs),
-    /// Ask a server whether it is well; exit status 0 if it is.
+    /// Check that a server is healthy; exit status 0 if it is.
     Healthcheck(HealthcheckArgs),
     /// List what was done, by whom and why.
     History(HistoryArgs),
-    /// Print the JSON Schema (2020-12) of the contract, or its OpenAPI document.
+    /// Print a JSON Schema (2020-12), or the OpenAPI document.
     Schema {
-        /// Which document.
+        /// The document.
         #[arg(value_enum, default_value_t = SchemaOf::Request)]
         of: SchemaOf,
     },
-    /// Print what makes a shell complete the command line.
+    /// Print a table of the reference, as Markdown.
+    Reference {
+        /// The table.
+        #[arg(value_enum)]
+        of: ReferenceOf,
+    },
+    /// Print a completion script for a shell.
     Completions {
-        /// For which shell.
+        /// The shell.
         shell: Shell,
     },
     /// Print the manual page (roff).
     Man,
 }
 
-/// What can be asked of a policy.
+/// The commands of `policy`.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
-    /// Say whether a policy is valid and what it comes to, or what it says of a request, rule by rule.
+    /// Validate a policy and print it with its defaults, or explain its decision about a request.
     ///
-    /// Exit status: 0 allowed, 75 after an approval, 77 denied, 65 bad request, 78 bad policy.
+    /// Exit status: 0 allowed, 75 needs approval, 77 denied, 65 invalid request, 78 invalid policy.
     Check(CheckArgs),
-    /// Print the ValidatingAdmissionPolicies by which the API server denies the same.
+    /// Print ValidatingAdmissionPolicies with which the API server enforces the same policy.
     Admission(AdmissionArgs),
 }
 
 /// Arguments of `policy check`.
 #[derive(Args, Debug)]
 pub struct CheckArgs {
-    /// The policy's file.
+    /// The policy file.
     pub policy: PathBuf,
-    /// The request's file; `-` for standard input.
+    /// The request file; `-` for standard input.
     pub request: Option<PathBuf>,
-    /// The target's labels, as if it had been read.
+    /// The labels of the target.
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
     pub labels: Vec<(String, String)>,
-    /// How to write the verdict.
+    /// The output format.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
     pub output: OutputFormat,
 }
@@ -118,9 +138,9 @@ pub struct CheckArgs {
 /// Arguments of `policy admission`.
 #[derive(Args, Debug)]
 pub struct AdmissionArgs {
-    /// The policy's file [default: the shipped policy].
+    /// The policy file [default: the shipped policy].
     pub policy: Option<PathBuf>,
-    /// Whom it is about.
+    /// The service account that it applies to.
     #[arg(long, value_name = "NAMESPACE:NAME")]
     pub service_account: ServiceAccount,
 }
@@ -128,18 +148,18 @@ pub struct AdmissionArgs {
 /// Arguments of `rbac`.
 #[derive(Args, Debug)]
 pub struct RbacArgs {
-    /// The policy's file [default: the shipped policy].
+    /// The policy file [default: the shipped policy].
     pub policy: Option<PathBuf>,
-    /// Whom it is for.
+    /// The service account that needs the rights.
     #[arg(long, value_name = "NAMESPACE:NAME")]
     pub service_account: ServiceAccount,
-    /// A namespace in which it acts; may be given again [default: the service account's].
+    /// A namespace of targets; can be repeated [default: the service account's].
     #[arg(short, long, value_name = "NAME", value_parser = namespace)]
     pub namespace: Vec<Namespace>,
-    /// Print too what the actions on nodes need, in the whole cluster.
+    /// Include the rights of the actions on nodes, which are cluster-wide.
     #[arg(long)]
     pub nodes: bool,
-    /// Print too what a server needs to tell of what was done.
+    /// Include the rights of a server that lists the history.
     #[arg(long)]
     pub history: bool,
 }
@@ -153,10 +173,10 @@ pub struct HistoryArgs {
     /// All namespaces.
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
-    /// Only what was done to this target, as deployment/web or web.
+    /// Only actions on this target, as deployment/web or web.
     #[arg(long, value_name = "[KIND/]NAME")]
     pub target: Option<String>,
-    /// How to write it; json is one line for each.
+    /// The output format; json is one object per line.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
     pub output: OutputFormat,
     /// The kubeconfig context to use.
@@ -180,10 +200,10 @@ fn object_name(text: &str) -> Result<ObjectName, String> {
 /// Arguments of a single request.
 #[derive(Args, Debug)]
 pub struct OnceArgs {
-    /// How to write the answer.
+    /// The output format.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Json)]
     pub output: OutputFormat,
-    /// If another try of the same request is under way, wait for its answer.
+    /// If another attempt at the same request is running, wait for its answer.
     #[arg(long)]
     pub join: bool,
     /// The kubeconfig context to use.
@@ -194,9 +214,9 @@ pub struct OnceArgs {
 /// Arguments of `run`.
 #[derive(Args, Debug)]
 pub struct RunArgs {
-    /// The request's file; `-` for standard input.
+    /// The request file; `-` for standard input.
     pub file: Option<PathBuf>,
-    /// How the request is answered.
+    /// Arguments of the single request.
     #[command(flatten)]
     pub once: OnceArgs,
 }
@@ -204,28 +224,28 @@ pub struct RunArgs {
 /// Arguments of `job`.
 #[derive(Args, Debug)]
 pub struct JobArgs {
-    /// The request's file; `-` for standard input.
+    /// The request file; `-` for standard input.
     #[arg(default_value = "-")]
     pub file: PathBuf,
-    /// The image that the Job runs.
+    /// The image of the Job.
     #[arg(long, value_name = "IMAGE", default_value = concat!("action-executor:", env!("CARGO_PKG_VERSION")))]
     pub image: String,
     /// The namespace of the Job [default: the target's].
     #[arg(short, long, value_name = "NAME", value_parser = namespace)]
     pub namespace: Option<Namespace>,
-    /// The service account that the Job runs as.
+    /// The service account of the Job.
     #[arg(long, value_name = "NAME", default_value = "action-executor", value_parser = object_name)]
     pub service_account: ObjectName,
-    /// The ConfigMap in the Job's namespace that holds the policy, as policy.yaml.
+    /// The ConfigMap in the Job's namespace with the policy, in the key policy.yaml.
     #[arg(long, value_name = "NAME", default_value = "action-executor-policy", value_parser = object_name)]
     pub policy_config_map: ObjectName,
-    /// Make the Job instead of printing it; one that is there for the same request is as good.
+    /// Create the Job instead of printing it; a Job of the same request that exists is used.
     #[arg(long)]
     pub apply: bool,
-    /// Stay until the Job has ended, print its answer, and exit as it did.
+    /// Wait until the Job ends, print its answer, and exit with its status.
     #[arg(long, requires = "apply")]
     pub wait: bool,
-    /// How to write the Job (text is YAML) or the answer.
+    /// The output format of the Job (text is YAML) or of the answer.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
     pub output: OutputFormat,
     /// The kubeconfig context to use.
@@ -239,7 +259,7 @@ pub struct ServeArgs {
     /// The address to listen on [default: 127.0.0.1 with port PORT or 8000].
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub bind: Option<SocketAddr>,
-    /// Allow an address that others can reach although callers are not asked who they are.
+    /// Allow an address that other hosts can reach although authentication is off.
     #[arg(long)]
     pub insecure_open: bool,
     /// What answers a request that has been read.
@@ -262,19 +282,19 @@ pub enum Engine {
 /// Arguments of `healthcheck`.
 #[derive(Args, Debug)]
 pub struct HealthcheckArgs {
-    /// What to ask [default: http://127.0.0.1:PORT/api/v1/healthz, or https with ACTION_EXECUTOR_TLS_CERTIFICATE].
+    /// The URL [default: http://127.0.0.1:PORT/api/v1/healthz, or https with ACTION_EXECUTOR_TLS_CERTIFICATE].
     #[arg(long, value_name = "http[s]://HOST:PORT/PATH")]
     pub url: Option<String>,
-    /// With https, the certificates of which the server's is one, or their authorities, in PEM; a server on
-    /// this machine may have any.
+    /// With https, a PEM file with the server's certificate or its authority; not needed for a server on this
+    /// machine.
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
 }
 
-/// The manual page of the program and its commands, in roff.
+/// The manual page, in roff.
 ///
 /// # Errors
-/// [`Code::Internal`] if it cannot be written, which would be a bug.
+/// [`Code::Internal`] if it cannot be written.
 pub fn manual() -> Result<String, ActionError> {
     let mut page = Vec::new();
     let written = clap_mangen::Man::new(Cli::command()).render(&mut page);
@@ -282,7 +302,7 @@ pub fn manual() -> Result<String, ActionError> {
     Ok(String::from_utf8_lossy(&page).into_owned())
 }
 
-/// What makes a shell complete the command line.
+/// The completion script for a shell.
 #[must_use]
 pub fn completions(shell: Shell) -> String {
     let mut script = Vec::new();
@@ -290,7 +310,7 @@ pub fn completions(shell: Shell) -> String {
     String::from_utf8_lossy(&script).into_owned()
 }
 
-/// How an answer is written.
+/// The format of an answer.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum OutputFormat {
     /// One line of JSON.
@@ -301,20 +321,39 @@ pub enum OutputFormat {
     Text,
 }
 
-/// The documents of the contract.
+/// The tables of the reference.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ReferenceOf {
+    /// The actions and the rights that each one needs.
+    Actions,
+    /// The parameters of the actions.
+    Parameters,
+    /// The error codes.
+    Errors,
+    /// The exit statuses.
+    ExitStatuses,
+    /// The settings.
+    Settings,
+    /// The metrics of a server.
+    Metrics,
+    /// The routes of a server.
+    Routes,
+}
+
+/// The documents that have a schema.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum SchemaOf {
-    /// What is sent.
+    /// A request.
     Request,
-    /// What comes back when it was carried out.
+    /// An answer.
     Answer,
-    /// What comes back when it was not (RFC 9457).
+    /// A problem document (RFC 9457).
     Problem,
-    /// What a person allows.
+    /// A policy.
     Policy,
-    /// Who holds keys to a server.
+    /// The file of callers' keys.
     Keys,
-    /// What a server answers, as OpenAPI 3.1.
+    /// The server, as OpenAPI 3.1.
     #[value(name = "openapi")]
     OpenApi,
 }

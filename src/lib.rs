@@ -6,6 +6,7 @@
 //! | module | responsibility |
 //! |---|---|
 //! | [`commands`] | one subcommand per file |
+//! | [`cli`] | the command line |
 //! | `lambda` | an invocation of a function to the executor and back (feature `lambda`) |
 //! | [`http`] | what a connection may do, what a request says, the endpoints |
 //! | [`manifests`] | what the cluster must hold, as YAML: RBAC, Jobs, admission policies |
@@ -17,7 +18,6 @@
 //! | [`k8s`] | Kubernetes' semantics as pure functions; calls to it in `k8s::api` |
 //! | [`config`] | settings, and files that are reloaded |
 //! | [`telemetry`] | metrics, traces, logs |
-//! | [`cli`] | the command line |
 //! | [`contract`] | errors, answers, names: imports nothing of the above |
 
 pub mod actions;
@@ -43,6 +43,7 @@ mod tests {
     /// Every module of the table above, from the top down.
     const ORDER: [&str; 14] = [
         "commands",
+        "cli",
         "lambda",
         "http",
         "manifests",
@@ -54,7 +55,6 @@ mod tests {
         "k8s",
         "config",
         "telemetry",
-        "cli",
         "contract",
     ];
 

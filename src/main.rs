@@ -1,4 +1,4 @@
-//! Arguments to entry point, and nothing else.
+//! Arguments and settings to a command; nothing else.
 
 use std::{
     io::{self, Write},
@@ -9,7 +9,9 @@ use std::{
 use action_executor::{
     cli,
     cli::{Cli, Command, OnceArgs, PolicyCommand},
-    commands::{healthcheck, history, job, policy, run, run::RequestSource, schema, serve},
+    commands::{
+        healthcheck, history, job, policy, reference, run, run::RequestSource, schema, serve,
+    },
     config::Settings,
     contract::error::{ActionError, Code},
     executor::reply::Reply,
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Some(Command::Completions { shell }) => print(Ok((cli::completions(shell), 0))),
         Some(Command::Man) => print(cli::manual().map(|text| (text, 0))),
         Some(Command::Schema { of }) => print(Ok((schema::document(of), 0))),
+        Some(Command::Reference { of }) => print(Ok((reference::table(of), 0))),
     })
 }
 
@@ -66,20 +69,20 @@ fn single(source: &RequestSource, args: OnceArgs, settings: &Settings) -> u8 {
     run::run(source, &args, settings)
 }
 
-/// Prints what was asked for, or the problem; returns the exit status.
+/// Prints the output or the problem; returns the exit status.
 fn print(result: Result<(String, u8), ActionError>) -> u8 {
     let (text, status) = result.unwrap_or_else(|error| {
         let reply = Reply::from(error);
         (String::from_utf8_lossy(&reply.to_json()).into_owned(), reply.exit_status())
     });
-    // A reader that went away has had what it wanted.
+    // A closed pipe is not an error.
     let _ = writeln!(io::stdout(), "{}", text.trim_end());
     status
 }
 
-/// Help and version are answers; anything else is wrong usage.
+/// Help and version are output; anything else is wrong usage.
 fn print_usage(error: &clap::Error) -> ExitCode {
-    // There is nobody left to tell if this cannot be printed.
+    // An error to print an error cannot be reported.
     let _ = error.print();
     ExitCode::from(if error.use_stderr() { Code::Usage.exit_status() } else { 0 })
 }

@@ -72,7 +72,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
 pub struct Parameters {
     /// The kind of workload.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_deployment")]
-    #[schemars(with = "Option<Scalable>")]
+    #[schemars(with = "Option<Scalable>", extend("default" = "Deployment"))]
     pub kind: Scalable,
     /// The workload to scale.
     pub name: ObjectName,

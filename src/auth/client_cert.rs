@@ -1,17 +1,14 @@
-//! Authenticator who prove who they are with a certificate: whom it names.
-//!
-//! It is read as kube-apiserver reads one (its x509 authenticator): the subject's common name is the user,
-//! its organizations are the groups. The server has verified it against the clients' authorities.
+//! The user and groups of a client certificate, as kube-apiserver's x509 authenticator reads them: the common
+//! name is the user, the organizations are the groups. Does not verify certificates: the TLS handshake does.
 
 use x509_parser::{parse_x509_certificate, x509::AttributeTypeAndValue};
 
 use crate::auth::token_review::Identity;
 
-/// The group of everybody who has proved who they are; the API server adds it by itself only to those
-/// whom it recognised itself.
+/// The group of authenticated users. The API server adds it only to users that it authenticates itself.
 const AUTHENTICATED: &str = "system:authenticated";
 
-/// Whom a certificate names.
+/// The subject of a client certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateSubject {
     /// The common name.
@@ -21,19 +18,19 @@ pub struct CertificateSubject {
 }
 
 impl CertificateSubject {
-    /// The subject of a certificate in DER; none, if it does not name one user in text.
+    /// The subject of a certificate in DER; none if it does not have one common name as text.
     #[must_use]
     pub fn of(certificate: &[u8]) -> Option<Self> {
         let (_, certificate) = parse_x509_certificate(certificate).ok()?;
         let text = |it: &AttributeTypeAndValue<'_>| it.as_str().ok().map(str::to_owned);
         let mut names = certificate.subject().iter_common_name();
-        // Of two names nobody can say which one was meant.
+        // With two names it is unclear which one is meant.
         let (name, None) = (text(names.next()?)?, names.next()) else { return None };
         let groups = certificate.subject().iter_organization().map(text).collect::<Option<_>>()?;
         (!name.is_empty()).then_some(CertificateSubject { name, groups })
     }
 
-    /// The user as the cluster's RBAC knows them.
+    /// The user for the cluster's RBAC.
     #[must_use]
     pub fn identity(&self) -> Identity {
         let mut groups = self.groups.clone();
@@ -70,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_names_nobody() {
+    fn invalid_bytes_have_no_subject() {
         assert_eq!(CertificateSubject::of(b""), None);
         assert_eq!(CertificateSubject::of(b"0\x82\xff\xff"), None);
     }

@@ -1,8 +1,8 @@
-//! The keys of callers from outside the cluster, as a file of their hashes; or of the names in their
-//! certificates.
+//! The keys file: callers from outside the cluster, by the hash of a key or by the name in a certificate, and
+//! what each one may do.
 //!
-//! A key is random and long (`openssl rand -hex 32`), so its SHA-256 gives nothing away and needs no salt
-//! and no slow function. Whether a key is known takes the same time whichever it is.
+//! A key is random and long (`openssl rand -hex 32`), so its SHA-256 reveals nothing and needs no salt and no
+//! slow function. The comparison takes the same time for every key.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
@@ -15,7 +15,7 @@ use crate::{
     policy::{ActionName, Pattern, Version},
 };
 
-/// The callers' keys.
+/// The keys file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Keys {
@@ -26,29 +26,28 @@ pub struct Keys {
     pub keys: Vec<KeyEntry>,
 }
 
-/// One key or certificate, and what its holder may ask for.
+/// One key or certificate, and what its holder may do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("oneOf" = [{ "required": ["sha256"] }, { "required": ["certificate"] }]))]
 pub struct KeyEntry {
-    /// Who holds it; stands in the audit as the requester.
+    /// The holder; the requester in the audit.
     pub name: AuditText,
     /// The key's SHA-256, in hexadecimal.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Digest")]
     pub sha256: Option<Digest>,
-    /// In place of a key: the common name of the certificate that its holder has from the clients'
-    /// authority.
+    /// Instead of a key: the common name of the holder's client certificate.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "AuditText")]
     pub certificate: Option<AuditText>,
-    /// Actions by name; `*` for all.
+    /// The allowed actions; `*` for all.
     #[serde(default = "any_action")]
     pub actions: Vec<ActionName>,
-    /// The namespaces of targets, with `*` for any characters.
+    /// The allowed namespaces of targets, with `*` for any characters.
     #[serde(default = "any_namespace")]
     pub namespaces: Vec<Pattern>,
-    /// Nothing but simulation.
+    /// Allow simulation only.
     #[serde(default)]
     pub simulate_only: bool,
 }
@@ -59,7 +58,7 @@ pub struct KeyEntry {
 #[schemars(extend("pattern" = "^[0-9a-f]{64}$"))]
 pub struct Digest(String);
 
-/// What is there is not null.
+/// An optional field that must not be null.
 fn not_null<'de, D, T>(field: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -87,8 +86,8 @@ fn any_namespace() -> Vec<Pattern> {
 }
 
 impl ConfigFile for Keys {
-    const KIND: &'static str = "keys' file";
-    const HINT: &'static str = "`action-executor schema keys` prints what can be in it";
+    const KIND: &'static str = "keys file";
+    const HINT: &'static str = "`action-executor schema keys` prints its format";
 }
 
 impl TryFrom<String> for Digest {
@@ -99,19 +98,19 @@ impl TryFrom<String> for Digest {
         if text.len() == 64 && text.bytes().all(hexadecimal) {
             return Ok(Digest(text));
         }
-        Err("must be a SHA-256 as 64 hexadecimal digits in lower case, not the key itself; \
+        Err("must be the SHA-256 of the key as 64 lower-case hexadecimal digits, not the key itself; \
              `printf %s KEY | sha256sum` prints it"
             .to_owned())
     }
 }
 
 impl Keys {
-    /// The entry of this key.
+    /// The entry of a key.
     #[must_use]
     pub fn find(&self, key: &str) -> Option<KeyEntry> {
         let digest = sha256(key.as_bytes());
         let mut found = None;
-        // All are compared, and each to its end.
+        // Every entry is compared, each to its end.
         for entry in &self.keys {
             let Some(known) = &entry.sha256 else { continue };
             if bool::from(known.0.as_bytes().ct_eq(digest.as_bytes())) {
@@ -121,7 +120,7 @@ impl Keys {
         found.cloned()
     }
 
-    /// The entry of the holder of a certificate with this common name.
+    /// The entry of a certificate with this common name.
     #[must_use]
     pub fn of_certificate(&self, name: &str) -> Option<KeyEntry> {
         let named = |entry: &&KeyEntry| entry.certificate.as_deref() == Some(name);
@@ -130,29 +129,27 @@ impl Keys {
 }
 
 impl KeyEntry {
-    /// Whether the holder may ask for this.
+    /// Checks that the entry allows the access.
     ///
     /// # Errors
-    /// [`Code::CallerForbidden`](crate::contract::error::Code::CallerForbidden) naming the field that stands
-    /// against it.
-    pub fn check(&self, wish: &AccessRequest) -> Result<(), ActionError> {
-        // What is wished of any action must be allowed for all of them.
-        let action = |name: &ActionName| match wish.kind {
+    /// [`Code::CallerForbidden`](crate::contract::error::Code::CallerForbidden) naming the field that denies it.
+    pub fn check(&self, access: &AccessRequest) -> Result<(), ActionError> {
+        // Access to all actions needs an entry for all of them.
+        let action = |name: &ActionName| match access.kind {
             Some(kind) => name.matches(kind),
             None => *name == ActionName::any(),
         };
         let field = if !self.actions.iter().any(action) {
             "actions"
-        } else if !self.namespaces.iter().any(|pattern| pattern.matches(wish.namespace)) {
+        } else if !self.namespaces.iter().any(|pattern| pattern.matches(access.namespace)) {
             "namespaces"
-        } else if self.simulate_only && wish.verb == Verb::Execute {
+        } else if self.simulate_only && access.verb == Verb::Execute {
             "simulate_only"
         } else {
             return Ok(());
         };
-        let hint =
-            format!("`{field}` of the key '{}' in the keys' file says what it may", self.name);
-        Err(forbidden(&self.name, wish).with_hint(hint))
+        let hint = format!("see `{field}` of key '{}' in the keys file", self.name);
+        Err(forbidden(&self.name, access).with_hint(hint))
     }
 }
 
@@ -170,13 +167,13 @@ mod tests {
         keys(&text).expect("are keys").find("secret").expect("is known")
     }
 
-    fn wish(namespace: &str, simulate: bool) -> AccessRequest<'_> {
+    fn access(namespace: &str, simulate: bool) -> AccessRequest<'_> {
         let verb = if simulate { Verb::Simulate } else { Verb::Execute };
         AccessRequest { verb, kind: Some(ActionKind::RestartK8s), namespace }
     }
 
     #[test]
-    fn a_key_is_known_by_its_hash_alone() {
+    fn a_key_is_found_by_its_hash_only() {
         let text = format!("version: 1\nkeys: [{{name: pager, sha256: {}}}]", sha256(b"secret"));
         let keys = keys(&text).expect("are keys");
         assert_eq!(
@@ -188,13 +185,13 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_known_by_its_name_and_is_no_key() {
+    fn a_certificate_is_found_by_its_name_and_is_no_key() {
         let file =
             keys("keys: [{name: pager, certificate: pager.example.com, namespaces: [shop]}]");
         let known = file.expect("are keys");
         let entry = known.of_certificate("pager.example.com").expect("is known");
-        assert!(entry.check(&wish("shop", false)).is_ok());
-        assert!(entry.check(&wish("bank", false)).is_err());
+        assert!(entry.check(&access("shop", false)).is_ok());
+        assert!(entry.check(&access("bank", false)).is_err());
         assert!(
             known.of_certificate("pager").is_none() && known.find("pager.example.com").is_none()
         );
@@ -204,20 +201,21 @@ mod tests {
     }
 
     #[test]
-    fn a_key_may_be_narrowed_to_actions_namespaces_and_simulation() {
-        let check =
-            |more: &str, wish: &AccessRequest| one(more).check(wish).map_err(|error| error.code);
-        assert_eq!(check("", &wish("shop", false)), Ok(()));
+    fn a_key_can_be_limited_to_actions_namespaces_and_simulation() {
+        let check = |more: &str, access: &AccessRequest| {
+            one(more).check(access).map_err(|error| error.code)
+        };
+        assert_eq!(check("", &access("shop", false)), Ok(()));
         let refused = Err(Code::CallerForbidden);
-        assert_eq!(check(", actions: [restart_pod]", &wish("shop", true)), refused);
-        assert_eq!(check(", namespaces: [shop-*]", &wish("shop", true)), refused);
-        assert_eq!(check(", namespaces: [shop-*]", &wish("shop-a", false)), Ok(()));
-        assert_eq!(check(", simulate_only: true", &wish("shop", false)), refused);
-        assert_eq!(check(", simulate_only: true", &wish("shop", true)), Ok(()));
+        assert_eq!(check(", actions: [restart_pod]", &access("shop", true)), refused);
+        assert_eq!(check(", namespaces: [shop-*]", &access("shop", true)), refused);
+        assert_eq!(check(", namespaces: [shop-*]", &access("shop-a", false)), Ok(()));
+        assert_eq!(check(", simulate_only: true", &access("shop", false)), refused);
+        assert_eq!(check(", simulate_only: true", &access("shop", true)), Ok(()));
     }
 
     #[test]
-    fn a_list_of_all_actions_is_for_those_who_may_ask_for_all_of_them() {
+    fn a_list_of_all_actions_needs_access_to_all_actions() {
         let list = |namespace| AccessRequest { verb: Verb::List, kind: None, namespace };
         assert!(one(", simulate_only: true").check(&list("")).is_ok());
         assert!(one(", actions: [restart_pod]").check(&list("shop")).is_err());
@@ -226,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_keys_file_is_refused_without_repeating_it() {
+    fn an_invalid_keys_file_is_refused_and_its_values_are_not_repeated() {
         for wrong in [
             "keys: [{name: pager, sha256: hunter2}]",
             "keys: [{name: pager, key: hunter2}]",

@@ -1,15 +1,15 @@
-//! Who may ask for what, where strangers can reach the server: a caller proves who they are with a
-//! bearer token (RFC 6750), which is either one of the [`keys`] of a file or a Kubernetes token, or with a
-//! certificate ([`certificates`]), and is then allowed what the entry in that file or the cluster's RBAC
-//! says. How often they may ask, and be wrong, is in `limits`.
+//! Authentication and authorization of callers.
 //!
-//! A request that comes with both is its token's: the token was put into this very request, the
-//! certificate belongs to the connection, which may be a proxy's that speaks for many. A wrong token is
-//! never made good by a certificate.
+//! A caller authenticates with a bearer token (RFC 6750), which is a key of the [`keys`] file or a Kubernetes
+//! token ([`token_review`]), or with a certificate ([`client_cert`]). The entry in the keys file or the cluster's
+//! RBAC authorizes them. [`rate_limit`] limits requests and failures.
 //!
-//! This comes before the policy and does not replace it: the policy limits what is done, whoever asks.
-//! Who was recognised stands in the audit as the requester; a requester that the request names itself is
-//! the one on whose behalf they ask.
+//! With both credentials the token applies: it belongs to the request, while the certificate belongs to the
+//! connection, which may be that of a proxy. A certificate never makes up for a wrong token.
+//!
+//! Authorization precedes the policy and does not replace it. The caller is the requester in the audit; a
+//! requester that the request names is recorded as the one on whose behalf the caller acts. This module does not
+//! know the transport.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -38,70 +38,70 @@ pub mod rate_limit;
 pub mod token_cache;
 pub mod token_review;
 
-/// The longest that finding out who calls and what they may may take.
+/// Limit on the authentication or authorization of one request.
 const AUTH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How callers are told apart.
+/// Authenticates callers.
 pub struct Authenticator {
     keys: Option<Reloading<Keys>>,
     audience: Option<String>,
-    /// Whether clients are asked for certificates.
+    /// Whether client certificates are accepted.
     certificates: bool,
     tokens: TokenCache,
     failures: Failures,
     rates: Rates,
 }
 
-/// Somebody who has proved who they are.
+/// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
-    /// The holder of a key, or of a certificate that has an entry among the keys.
+    /// The holder of a key, or of a certificate with an entry in the keys file.
     Key(keys::KeyEntry),
     /// A user of the cluster.
     User(Identity),
-    /// Whom the platform in front recognised and let through.
+    /// A caller whom the platform in front of the program authenticated and authorized.
     Recognised(String),
 }
 
-/// What came beside a request to prove who it is from.
+/// The credentials of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Credentials {
     /// The value of the `Authorization` header.
     pub authorization: Option<String>,
-    /// Whom the client's certificate names, which the edge has verified.
+    /// The subject of the verified client certificate.
     pub certificate: Option<CertificateSubject>,
-    /// Whom the platform in front has recognised and let through.
+    /// The caller whom the platform in front authenticated and authorized.
     pub recognised: Option<String>,
-    /// The address that the client's connection comes from, where we see it.
+    /// The peer's address, if it is known.
     pub peer: Option<IpAddr>,
 }
 
-/// What a caller asks for, in the words of an access review.
+/// The access that a caller requests, as in a SubjectAccessReview.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AccessRequest<'a> {
-    /// What is to become of it.
+    /// The verb.
     pub verb: Verb,
-    /// The action; none: any of them, as in a list of what was done.
+    /// The action; none: all of them, as for the history.
     pub kind: Option<ActionKind>,
-    /// The target's namespace; empty: any.
+    /// The target's namespace; empty: all.
     pub namespace: &'a str,
 }
 
-/// What can be wished of an action.
+/// A verb of RBAC on actions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
-    /// To have it done.
+    /// Execute the action.
     Execute,
-    /// To be told what it would do.
+    /// Simulate the action.
     Simulate,
-    /// To be told how one is getting on, or what came of it.
+    /// Read the state of a request.
     Get,
-    /// To be told of all that were done.
+    /// List the history.
     List,
 }
 
 impl Verb {
-    /// The verb as RBAC has it.
+    /// Its name in RBAC.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -114,7 +114,7 @@ impl Verb {
 }
 
 impl<'a> AccessRequest<'a> {
-    /// What this request asks for.
+    /// The access that a request needs.
     #[must_use]
     pub fn of(request: &'a ActionRequest) -> Self {
         AccessRequest {
@@ -126,8 +126,8 @@ impl<'a> AccessRequest<'a> {
 }
 
 impl Authenticator {
-    /// Callers who are known by a key in this file, or by a Kubernetes token for this audience. With
-    /// neither, nobody is asked.
+    /// Authenticates by the keys file and by Kubernetes tokens for this audience. With neither,
+    /// authentication is off.
     #[must_use]
     pub fn new(keys: Option<Reloading<Keys>>, audience: Option<String>) -> Self {
         Authenticator {
@@ -140,12 +140,12 @@ impl Authenticator {
         }
     }
 
-    /// Callers as the settings say.
+    /// The authenticator of the settings.
     ///
     /// # Errors
-    /// [`Code::Configuration`] if the keys' file cannot be read.
+    /// [`Code::Configuration`] if the keys file cannot be used.
     pub fn from_settings(settings: &Settings) -> Result<Self, ActionError> {
-        let keys = settings.keys.clone().map(|place| Reloading::new(Some(place))).transpose()?;
+        let keys = settings.keys.clone().map(|source| Reloading::new(Some(source))).transpose()?;
         Ok(Authenticator {
             certificates: settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
             rates: Rates::new(settings.caller_rate, settings.caller_burst),
@@ -153,25 +153,23 @@ impl Authenticator {
         })
     }
 
-    /// Whether callers are asked who they are.
+    /// Whether authentication is on.
     #[must_use]
     pub fn is_required(&self) -> bool {
         self.keys.is_some() || self.audience.is_some() || self.certificates
     }
 
-    /// Why the keys' file is not what holds, if it is not.
+    /// Why the present keys file is not in use, if it is not.
     #[must_use]
     pub fn load_error(&self) -> Option<ActionError> {
         self.keys.as_ref().and_then(Reloading::load_error)
     }
 
-    /// Finds out who calls. Where nobody is asked, it is whom the platform in front recognised, if it did.
-    ///
-    /// This is one of the requests that the caller may make in the time; where nobody is asked, nobody can
-    /// be told from another, and there is no such limit.
+    /// Authenticates the caller, and counts the request against its rate limit. If authentication is off, the
+    /// caller is the one whom the platform in front authenticated, if any, and there is no rate limit.
     ///
     /// # Errors
-    /// [`Code::Unauthenticated`], [`Code::TooManyRequests`], or why the cluster could not be asked.
+    /// [`Code::Unauthenticated`], [`Code::TooManyRequests`], or why the cluster could not answer.
     pub async fn authenticate(
         &self,
         credentials: &Credentials,
@@ -181,23 +179,22 @@ impl Authenticator {
             return Ok(credentials.recognised.clone().map(Caller::Recognised));
         }
         let caller = match (&credentials.authorization, &credentials.certificate) {
-            (None, Some(subject)) => self.holder(subject),
-            _ => self.bearer(credentials, cluster).await?,
+            (None, Some(subject)) => self.certificate_holder(subject),
+            _ => self.token_holder(credentials, cluster).await?,
         };
         self.rates.admit(caller.name())?;
         Ok(Some(caller))
     }
 
-    /// Who holds a certificate that was verified.
-    fn holder(&self, subject: &CertificateSubject) -> Caller {
+    fn certificate_holder(&self, subject: &CertificateSubject) -> Caller {
         let keys = self.keys.as_ref().map(Reloading::current);
         let entry = keys.and_then(|keys| keys.of_certificate(&subject.name));
         entry.map_or_else(|| Caller::User(subject.identity()), Caller::Key)
     }
 
-    /// Who bears a token. One that is known opens always; one that is not costs a question to the API
-    /// server, and its peer's failures are counted.
-    async fn bearer(
+    /// A known token is always accepted. An unknown one costs a call to the API server, and a wrong one counts
+    /// as a failure of its peer.
+    async fn token_holder(
         &self,
         credentials: &Credentials,
         cluster: Option<&Cluster>,
@@ -213,7 +210,7 @@ impl Authenticator {
         self.failures.check(peer, now.into_std())?;
         let (Some(audience), Some(cluster)) = (&self.audience, cluster) else {
             self.failures.count(peer, now.into_std());
-            return Err(unauthenticated("the key is not known"));
+            return Err(unauthenticated("unknown key"));
         };
         match token_review::review(cluster, token, audience, now + AUTH_TIMEOUT)
             .await
@@ -225,9 +222,9 @@ impl Authenticator {
             }
             None => {
                 self.failures.count(peer, now.into_std());
-                let what = "the token is neither a known key nor a valid Kubernetes token";
+                let what = "the bearer token is neither a known key nor a valid Kubernetes token";
                 Err(unauthenticated(what).with_hint(format!(
-                    "`kubectl create token NAME --audience {audience}` makes a token that is"
+                    "`kubectl create token NAME --audience {audience}` creates a valid token"
                 )))
             }
         }
@@ -235,10 +232,10 @@ impl Authenticator {
 }
 
 impl Caller {
-    /// The request as this caller may make it, in their name.
+    /// Authorizes a request, and makes the caller its requester.
     ///
     /// # Errors
-    /// [`Code::CallerForbidden`] with what is missing, or why the cluster could not be asked.
+    /// [`Code::CallerForbidden`] with the missing right, or why the cluster could not answer.
     pub async fn authorize_request(
         &self,
         request: ActionRequest,
@@ -249,30 +246,30 @@ impl Caller {
         Ok(ActionRequest { requester, ..request })
     }
 
-    /// Whether this caller may have what they wish.
+    /// Authorizes an access.
     ///
     /// # Errors
-    /// [`Code::CallerForbidden`] with what is missing, or why the cluster could not be asked.
+    /// [`Code::CallerForbidden`] with the missing right, or why the cluster could not answer.
     pub async fn authorize(
         &self,
-        wish: &AccessRequest<'_>,
+        access: &AccessRequest<'_>,
         cluster: Option<&Cluster>,
     ) -> Result<(), ActionError> {
         match (self, cluster) {
-            (Caller::Key(entry), _) => entry.check(wish),
+            (Caller::Key(entry), _) => entry.check(access),
             (Caller::Recognised(_), _) => Ok(()),
             (Caller::User(identity), Some(cluster)) => {
                 let deadline = Instant::now() + AUTH_TIMEOUT;
-                token_review::check(cluster, identity, wish, deadline)
+                token_review::check(cluster, identity, access, deadline)
                     .await
                     .map_err(as_misconfiguration)
             }
-            // Nobody is recognised by a cluster that is not there.
-            (Caller::User(_), None) => Err(forbidden(self.name(), wish)),
+            // Without a cluster RBAC cannot authorize.
+            (Caller::User(_), None) => Err(forbidden(self.name(), access)),
         }
     }
 
-    /// Who it is, as it stands in the audit.
+    /// The caller's name in the audit.
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
@@ -283,7 +280,7 @@ impl Caller {
     }
 }
 
-/// The requester for the audit, in the audit's bounds: what the caller says of others gives way first.
+/// The requester for the audit. What exceeds its maximum length is cut at the end, where the caller's claim is.
 fn audit_requester(caller: &str, on_behalf_of: Option<&str>) -> Option<AuditText> {
     let text = match on_behalf_of {
         Some(other) if other != caller => format!("{caller} on behalf of {other}"),
@@ -296,15 +293,15 @@ fn audit_requester(caller: &str, on_behalf_of: Option<&str>) -> Option<AuditText
 /// The token of an `Authorization` header (RFC 6750, section 2.1; the scheme in any case).
 fn bearer(authorization: Option<&str>) -> Result<&str, ActionError> {
     let Some(value) = authorization else {
-        return Err(unauthenticated("the request does not say who it is from"));
+        return Err(unauthenticated("the request has no credentials"));
     };
     match value.trim().split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim()),
-        _ => Err(unauthenticated("the Authorization header holds no bearer token")),
+        _ => Err(unauthenticated("the header Authorization has no bearer token")),
     }
 }
 
-/// That we may not ask about callers is no fault of theirs.
+/// If the executor may not create reviews, that is no error of the caller.
 fn as_misconfiguration(error: ActionError) -> ActionError {
     match error.code {
         Code::Forbidden => ActionError { code: Code::Configuration, ..error },
@@ -314,16 +311,16 @@ fn as_misconfiguration(error: ActionError) -> ActionError {
 
 fn unauthenticated(what: &str) -> ActionError {
     ActionError::new(Code::Unauthenticated, what)
-        .with_hint("send the header Authorization: Bearer, with a key or a Kubernetes token, or where clients' certificates are asked for, present one")
+        .with_hint("send the header `Authorization: Bearer` with a key or a Kubernetes token, or present a client certificate, if the server accepts them")
 }
 
-fn forbidden(who: &str, wish: &AccessRequest) -> ActionError {
-    let (verb, action) = (wish.verb.name(), wish.kind.map_or("actions", ActionKind::name));
-    let place = match wish.namespace {
+fn forbidden(caller: &str, access: &AccessRequest) -> ActionError {
+    let (verb, action) = (access.verb.name(), access.kind.map_or("actions", ActionKind::name));
+    let scope = match access.namespace {
         "" => "in all namespaces".to_owned(),
         namespace => format!("in namespace '{namespace}'"),
     };
-    ActionError::new(Code::CallerForbidden, format!("{who} may not {verb} {action} {place}"))
+    ActionError::new(Code::CallerForbidden, format!("{caller} may not {verb} {action} {scope}"))
 }
 
 #[cfg(test)]
@@ -331,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bearer_token_is_taken_from_the_header() {
+    fn a_bearer_token_is_read_from_the_header() {
         assert_eq!(bearer(Some("Bearer abc")), Ok("abc"));
         assert_eq!(bearer(Some("bearer  abc ")), Ok("abc"));
         for wrong in [None, Some(""), Some("abc"), Some("Basic YTpi")] {
@@ -341,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn the_recognised_name_comes_first_in_the_audit() {
+    fn the_callers_name_comes_first_in_the_audit() {
         let name = |caller: &str, other| audit_requester(caller, other).map(|it| it.to_string());
         assert_eq!(name("pager", None).as_deref(), Some("pager"));
         assert_eq!(name("pager", Some("pager")).as_deref(), Some("pager"));
@@ -352,7 +349,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_is_asked_where_nothing_says_how() {
+    async fn authentication_is_off_without_keys_and_audience() {
         let open = Authenticator::new(None, None);
         assert_eq!(open.authenticate(&Credentials::default(), None).await, Ok(None));
         let credentials = Credentials {
@@ -373,7 +370,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_certificate_is_whom_it_names() {
+    async fn a_certificate_authenticates_its_subject() {
         let callers = Authenticator { certificates: true, ..Authenticator::new(None, None) };
         let caller =
             callers.authenticate(&holder_of_a_certificate(), None).await.expect("is known");
@@ -384,7 +381,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wrong_token_is_not_made_good_by_a_certificate() {
+    async fn a_certificate_does_not_make_up_for_a_wrong_token() {
         let callers = Authenticator { certificates: true, ..Authenticator::new(None, None) };
         for wrong in ["Bearer wrong", "Basic YTpi", ""] {
             let authorization = Some(wrong.to_owned());

@@ -1,5 +1,5 @@
-//! How often a caller may ask, and how often a peer may be wrong about who it is. In memory alone, and
-//! bounded, whoever comes: each process counts for itself.
+//! Rate limits: requests of a caller, and wrong credentials of a peer. In memory and bounded; each process counts
+//! for itself.
 
 use std::{
     collections::HashMap,
@@ -18,20 +18,20 @@ use governor::{
 
 use crate::contract::error::{ActionError, Code};
 
-/// How many credentials of one peer may be wrong in a minute before its unknown ones are not looked at.
+/// Wrong credentials of one peer in a minute, after which its unknown credentials are rejected unchecked.
 const MAX_FAILURES: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
 
-/// After this time without a failure a peer is as good as new: all of its failures have grown old.
+/// After this time without a failure a peer's record is deleted.
 const RESET_AFTER: Duration = Duration::from_secs(60);
 
-/// Most peers, and most callers, that are kept apart.
+/// Maximum number of peers, and of callers, that are counted separately.
 const MAX_PEERS: usize = 4096;
 
-/// How often each caller may ask.
+/// The rate limit of each caller.
 pub struct Rates(Option<DefaultKeyedRateLimiter<String>>);
 
 impl Rates {
-    /// `rate` requests a second, and `burst` at once; any number, if `rate` is 0.
+    /// `rate` requests a second, and `burst` at once; no limit if `rate` is 0.
     #[must_use]
     pub fn new(rate: u32, burst: u32) -> Self {
         let quota = |rate| {
@@ -40,66 +40,67 @@ impl Rates {
         Rates(NonZeroU32::new(rate).map(|rate| RateLimiter::keyed(quota(rate))))
     }
 
-    /// Lets this caller make one more request.
+    /// Counts a request of this caller.
     ///
     /// # Errors
-    /// [`Code::TooManyRequests`], with the time until there is room.
+    /// [`Code::TooManyRequests`], with the time until the next request is allowed.
     pub fn admit(&self, name: &str) -> Result<(), ActionError> {
         let Some(limiter) = &self.0 else { return Ok(()) };
         if limiter.len() > MAX_PEERS {
-            // Those who have rested are as good as new.
+            // Drops the callers whose burst is available again.
             limiter.retain_recent();
         }
         limiter.check_key(&name.to_owned()).map_err(|not_until| {
             let wait = not_until.wait_time_from(DefaultClock::default().now());
-            ActionError::new(Code::TooManyRequests, format!("{name} asks too often"))
-                .with_hint("ACTION_EXECUTOR_CALLER_RATE says how often one caller may")
+            ActionError::new(Code::TooManyRequests, format!("{name} sends too many requests"))
+                .with_hint("the server's settings ACTION_EXECUTOR_CALLER_RATE and ACTION_EXECUTOR_CALLER_BURST limit each caller")
                 .with_retry_after(Some(wait))
         })
     }
 }
 
-/// The peers whose credentials were wrong.
+/// The failures of peers.
 #[derive(Default)]
 pub struct Failures(Mutex<HashMap<Peer, FailureRecord>>);
 
-/// Whom failures are counted for: an address, of IPv6 its first 64 bits, since one host has all the
-/// others; or, when too many are being counted, whoever else there is.
+/// The key by which failures are counted: an address (of IPv6 its first 64 bits, since one host has all the
+/// others), or all further addresses together if there are too many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Peer {
     Address(IpAddr),
-    Crowd,
+    Overflow,
 }
 
 struct FailureRecord {
-    measure: Limiter,
+    limiter: Limiter,
     last: Instant,
-    /// Until when this peer's unknown credentials are not looked at.
+    /// Until when unknown credentials of the peer are rejected unchecked.
     blocked_until: Option<Instant>,
 }
 
 type Limiter = RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>;
 
 impl Failures {
-    /// Whether an unknown credential of this peer is looked at.
+    /// Checks that an unknown credential of this peer may be checked.
     ///
     /// # Errors
-    /// [`Code::TooManyRequests`], with the time until the next one is.
+    /// [`Code::TooManyRequests`], with the time until the next one may be.
     pub fn check(&self, address: Option<IpAddr>, now: Instant) -> Result<(), ActionError> {
         let Some(address) = address else { return Ok(()) };
         let peers = self.lock();
-        let barred = peers.get(&bucket(&peers, address)).and_then(|record| record.blocked_until);
-        let wait = barred.map(|until| until.saturating_duration_since(now));
+        let blocked_until =
+            peers.get(&bucket(&peers, address)).and_then(|record| record.blocked_until);
+        let wait = blocked_until.map(|until| until.saturating_duration_since(now));
         let Some(wait) = wait.filter(|wait| !wait.is_zero()) else { return Ok(()) };
-        let detail = format!("too many credentials from {address} were wrong");
+        let detail = format!("too many wrong credentials from {address}");
         Err(ActionError::new(Code::TooManyRequests, detail)
             .with_hint(
-                "a key or token that is known still opens; others are not looked at until then",
+                "known keys and tokens still work; unknown ones are rejected unchecked until then",
             )
             .with_retry_after(Some(wait)))
     }
 
-    /// A credential of this peer was wrong.
+    /// Counts a wrong credential of this peer.
     pub fn count(&self, address: Option<IpAddr>, now: Instant) {
         let Some(address) = address else { return };
         let mut peers = self.lock();
@@ -108,10 +109,10 @@ impl Failures {
         }
         let peer = bucket(&peers, address);
         let quota = Quota::per_minute(MAX_FAILURES);
-        let new = || FailureRecord { measure: limiter(quota), last: now, blocked_until: None };
+        let new = || FailureRecord { limiter: limiter(quota), last: now, blocked_until: None };
         let record = peers.entry(peer).or_insert_with(new);
         record.last = now;
-        record.blocked_until = match record.measure.check() {
+        record.blocked_until = match record.limiter.check() {
             Ok(left) if left.remaining_burst_capacity() > 0 => None,
             Ok(_) => Some(now + quota.replenish_interval()),
             Err(not_until) => Some(now + not_until.wait_time_from(DefaultClock::default().now())),
@@ -119,7 +120,7 @@ impl Failures {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Peer, FailureRecord>> {
-        // Nothing that panics runs under the lock.
+        // No code under the lock panics.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -128,10 +129,9 @@ fn limiter(quota: Quota) -> Limiter {
     RateLimiter::direct(quota).with_middleware()
 }
 
-/// As whom an address is counted, given those that are.
 fn bucket(peers: &HashMap<Peer, FailureRecord>, address: IpAddr) -> Peer {
     let peer = Peer::Address(network(address));
-    if peers.len() >= MAX_PEERS && !peers.contains_key(&peer) { Peer::Crowd } else { peer }
+    if peers.len() >= MAX_PEERS && !peers.contains_key(&peer) { Peer::Overflow } else { peer }
 }
 
 fn network(address: IpAddr) -> IpAddr {
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_was_wrong_ten_times_is_barred_for_a_while() {
+    fn a_peer_with_ten_failures_is_blocked_for_a_while() {
         let (failures, now) = (Failures::default(), Instant::now());
         for _ in 0..10 {
             assert_eq!(failures.check(address("2001:db8::1"), now), Ok(()));
@@ -170,27 +170,27 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_the_same_in_either_notation() {
+    fn an_address_is_the_same_in_both_notations() {
         let (failures, now) = (Failures::default(), Instant::now());
         (0..10).for_each(|_| failures.count(address("::ffff:10.0.0.1"), now));
         assert!(failures.check(address("10.0.0.1"), now).is_err());
     }
 
     #[test]
-    fn a_crowd_of_peers_is_counted_as_one_and_takes_no_more_room() {
+    fn peers_beyond_the_limit_are_counted_together() {
         let (failures, now) = (Failures::default(), Instant::now());
         let peer = |number: u32| Some(IpAddr::from(number.to_be_bytes()));
         (0..MAX_PEERS as u32 + 20).for_each(|number| failures.count(peer(number), now));
         assert_eq!(failures.lock().len(), MAX_PEERS + 1);
         assert!(failures.check(peer(1 << 24), now).is_err());
         assert_eq!(failures.check(peer(1), now), Ok(()));
-        // A minute later nothing of it is left.
+        // A minute later the records are deleted.
         failures.count(peer(1 << 24), now + RESET_AFTER);
         assert_eq!(failures.lock().len(), 1);
     }
 
     #[test]
-    fn each_caller_has_a_rate_of_their_own() {
+    fn each_caller_has_its_own_rate() {
         let rates = Rates::new(1, 2);
         assert!(rates.admit("jo").is_ok() && rates.admit("jo").is_ok());
         let error = rates.admit("jo").expect_err("is too often");

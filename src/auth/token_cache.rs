@@ -1,7 +1,6 @@
-//! Tokens that the API server has recognised a moment ago, so that it is not asked about them with each
-//! request. What their holders may is asked each time.
+//! A cache of valid tokens, so that not every request needs a TokenReview. Authorization is not cached.
 //!
-//! Only a token's SHA-256 is kept, and only of tokens that were recognised, so strangers fill nothing.
+//! It contains only the SHA-256 of tokens, and only of valid ones, so unauthenticated clients cannot fill it.
 
 use std::{
     collections::HashMap,
@@ -11,18 +10,18 @@ use std::{
 
 use crate::{auth::token_review::Identity, contract::digest::sha256};
 
-/// How long the API server's word holds; a token that was revoked opens no longer than this.
+/// How long a TokenReview is cached: a revoked token works no longer than this.
 const TTL: Duration = Duration::from_secs(10);
 
-/// Most tokens that are remembered.
+/// Maximum number of cached tokens.
 const MAX_TOKENS: usize = 1024;
 
-/// The tokens, and whose they are.
+/// The hash of each token, with its user and the time of its review.
 #[derive(Default)]
 pub struct TokenCache(Mutex<HashMap<String, (Identity, Instant)>>);
 
 impl TokenCache {
-    /// Whose token this is, if that was found out a moment ago.
+    /// The user of a cached token.
     #[must_use]
     pub fn find(&self, token: &str, now: Instant) -> Option<Identity> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -30,7 +29,7 @@ impl TokenCache {
         is_fresh(*at, now).then(|| identity.clone())
     }
 
-    /// Remembers whose token this is, if there is room.
+    /// Caches a valid token, unless the cache is full.
     pub fn insert(&self, token: &str, identity: &Identity, now: Instant) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_TOKENS {
@@ -51,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_remembered_for_a_moment_and_is_no_other() {
+    fn a_token_is_cached_for_its_ttl() {
         let (known, now) = (TokenCache::default(), Instant::now());
         let jo = Identity::new("jo".to_owned(), Vec::new());
         known.insert("abc", &jo, now);
@@ -61,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn many_tokens_take_bounded_room() {
+    fn the_number_of_cached_tokens_is_bounded() {
         let (known, now) = (TokenCache::default(), Instant::now());
         let jo = Identity::new("jo".to_owned(), Vec::new());
         (0..2 * MAX_TOKENS).for_each(|number| known.insert(&number.to_string(), &jo, now));

@@ -1,10 +1,9 @@
-//! Callers from the cluster: the API server says whose token it is (TokenReview) and whether RBAC lets
-//! them ask for an action (SubjectAccessReview).
+//! Kubernetes tokens: authentication by TokenReview, authorization by SubjectAccessReview.
 //!
-//! The token must be for our audience, so that one that was made for the API server, or for another
-//! service, opens nothing here, and ours opens nothing there. What a caller may is said by RBAC on
-//! `actions.action-executor.dev`, a resource that nobody serves: verb `execute`, `simulate`, `get` or
-//! `list`, resource name the action's, namespace the target's.
+//! A token must be for the executor's audience, so that a token for the API server or for another service is not
+//! accepted here, and the other way round. RBAC authorizes on `actions.action-executor.dev`, a resource that no
+//! API server serves: verb `execute`, `simulate`, `get` or `list`, the action as resource name, in the target's
+//! namespace.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +27,7 @@ pub const GROUP: &str = "action-executor.dev";
 /// See [`GROUP`].
 pub const RESOURCE: &str = "actions";
 
-/// What RBAC must allow the server in the whole cluster, to ask about its callers.
+/// The cluster-wide rights that the server needs to review its callers.
 pub const RULES: [PolicyRule; 2] = [
     PolicyRule {
         api_groups: &["authentication.k8s.io"],
@@ -42,7 +41,7 @@ pub const RULES: [PolicyRule; 2] = [
     },
 ];
 
-/// A user as the API server knows them.
+/// A user of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     /// The user's name.
@@ -53,39 +52,39 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// A user of this name in these groups, whom somebody else than the API server has recognised.
+    /// A user whom the API server did not authenticate itself.
     #[must_use]
     pub fn new(user: String, groups: Vec<String>) -> Self {
         Identity { user, groups: Some(groups), ..Identity::default() }
     }
 }
 
-/// Asks whose token this is; none, if nobody's or not for this audience.
+/// The user of a token; none if it is not valid for this audience.
 pub(crate) async fn review(
     cluster: &Cluster,
     token: &str,
     audience: &str,
     deadline: Instant,
 ) -> Result<Option<Identity>, ActionError> {
-    let question = TokenReview {
+    let review = TokenReview {
         spec: TokenReviewSpec {
             token: Some(token.to_owned()),
             audiences: Some(vec![audience.to_owned()]),
         },
         ..TokenReview::default()
     };
-    match cluster.create_review(&question, deadline).await {
+    match cluster.create_review(&review, deadline).await {
         Ok(answer) => Ok(identity_of(answer, audience)),
         Err(fault) => Err(cluster.explain(&Call::about::<TokenReview>("create"), fault).await),
     }
 }
 
-/// An API server that knows no audiences leaves them out of its answer, and the token may then be for
-/// anything (TokenReviewStatus in the API's reference).
+/// An API server without support for audiences leaves them out of its answer; the token may then be for any
+/// (TokenReviewStatus in the API's reference).
 fn identity_of(review: TokenReview, audience: &str) -> Option<Identity> {
     let status = review.status?;
-    let ours = status.audiences?.iter().any(|it| it == audience);
-    if !ours || status.authenticated != Some(true) {
+    let is_for_audience = status.audiences?.iter().any(|it| it == audience);
+    if !is_for_audience || status.authenticated != Some(true) {
         return None;
     }
     let user = status.user?;
@@ -97,15 +96,15 @@ fn identity_of(review: TokenReview, audience: &str) -> Option<Identity> {
     })
 }
 
-/// Asks whether RBAC lets this user ask for this.
+/// Checks that RBAC allows the user the access.
 pub(crate) async fn check(
     cluster: &Cluster,
     identity: &Identity,
-    wish: &AccessRequest<'_>,
+    access: &AccessRequest<'_>,
     deadline: Instant,
 ) -> Result<(), ActionError> {
     let Identity { user, uid, groups, extra } = identity.clone();
-    let question = SubjectAccessReview {
+    let review = SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
             user: Some(user.clone()),
             uid,
@@ -114,18 +113,18 @@ pub(crate) async fn check(
             resource_attributes: Some(ResourceAttributes {
                 group: Some(GROUP.to_owned()),
                 resource: Some(RESOURCE.to_owned()),
-                verb: Some(wish.verb.name().to_owned()),
-                name: wish.kind.map(|kind| kind.name().to_owned()),
-                namespace: Some(wish.namespace.to_owned()),
+                verb: Some(access.verb.name().to_owned()),
+                name: access.kind.map(|kind| kind.name().to_owned()),
+                namespace: Some(access.namespace.to_owned()),
                 ..ResourceAttributes::default()
             }),
             ..SubjectAccessReviewSpec::default()
         },
         ..SubjectAccessReview::default()
     };
-    match cluster.create_review(&question, deadline).await {
+    match cluster.create_review(&review, deadline).await {
         Ok(answer) if answer.status.as_ref().is_some_and(|status| status.allowed) => Ok(()),
-        Ok(_) => Err(forbidden(&user, wish).with_hint(missing(wish))),
+        Ok(_) => Err(forbidden(&user, access).with_hint(missing_rule(access))),
         Err(fault) => {
             let call = Call::about::<SubjectAccessReview>("create");
             Err(cluster.explain(&call, fault).await)
@@ -133,17 +132,17 @@ pub(crate) async fn check(
     }
 }
 
-/// The rule that would let them.
-fn missing(wish: &AccessRequest<'_>) -> String {
-    let role = match wish.namespace {
+/// The RBAC rule that would allow it.
+fn missing_rule(access: &AccessRequest<'_>) -> String {
+    let role = match access.namespace {
         "" => "a ClusterRole".to_owned(),
         namespace => format!("a Role in '{namespace}'"),
     };
-    let names = wish.kind.map(|kind| format!("resourceNames [\"{}\"], ", kind.name()));
+    let names = access.kind.map(|kind| format!("resourceNames [\"{}\"], ", kind.name()));
     format!(
-        "{role} must allow them apiGroups [\"{GROUP}\"], resources [\"{RESOURCE}\"], {}verbs [\"{}\"]",
+        "{role} must allow the caller apiGroups [\"{GROUP}\"], resources [\"{RESOURCE}\"], {}verbs [\"{}\"]",
         names.unwrap_or_default(),
-        wish.verb.name()
+        access.verb.name()
     )
 }
 
@@ -157,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_valid_token_for_our_audience_is_recognised() {
+    fn only_a_valid_token_for_the_audience_is_accepted() {
         let user = "user: {username: system:serviceaccount:agents:agent, groups: [a]}";
         let known = review(&format!("{{authenticated: true, audiences: [ours], {user}}}"));
         assert_eq!(known.expect("is known").user, "system:serviceaccount:agents:agent");

@@ -1,4 +1,4 @@
-//! The function runtime's binary: settings to entry point, and nothing else.
+//! The binary for the runtime of AWS Lambda: settings to the entry point; nothing else.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use action_executor::{config::Settings, lambda, telemetry::logging};
 fn main() -> ExitCode {
     let settings = Settings::from_env();
     let level = settings.as_ref().ok().and_then(|settings| settings.log_level);
-    // A function is frozen between invocations: nothing could be sent then.
+    // No traces: a function is frozen between invocations, so they could not be sent.
     logging::start(level.unwrap_or(tracing::Level::INFO), None);
     ExitCode::from(lambda::run(settings))
 }

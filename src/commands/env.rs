@@ -1,10 +1,10 @@
-//! A request from environment variables, as a Kubernetes Job carries one.
+//! A request in environment variables, as in a Kubernetes Job.
 //!
-//! `ACTION_REQUEST` holds it whole, as JSON. Otherwise each field has a variable: `ACTION_TYPE`,
-//! `ACTION_SIMULATE` and so on, and `ACTION_PARAM_<NAME>` for a parameter. Both become JSON and go
-//! through the same parser as every other request. `ACTION_ID` may stand beside a request from any
-//! source, so that whoever starts a Job can name its try. A variable that begins with `ACTION_` and is
-//! none of these is an error: a misspelt `ACTION_SIMULATE` must not be passed over.
+//! `ACTION_REQUEST` has the complete request as JSON. Otherwise each field has a variable: `ACTION_TYPE`,
+//! `ACTION_SIMULATE` and so on, and `ACTION_PARAM_<NAME>` for each parameter. Both become JSON and go through the
+//! parser of every other request. `ACTION_ID` may be set with a request from any source, so that the creator of a
+//! Job can set its id. Any other variable that starts with `ACTION_` is an error: a misspelt `ACTION_SIMULATE`
+//! must not be ignored.
 
 use std::{collections::BTreeMap, ffi::OsString};
 
@@ -22,10 +22,10 @@ const PREFIX: &str = "ACTION_";
 const PARAMETER_PREFIX: &str = "ACTION_PARAM_";
 const ID: &str = "ACTION_ID";
 
-/// Settings, and what Kubernetes itself sets for a Service named `action-executor`.
+/// The prefix of settings, and of what Kubernetes sets for a Service named `action-executor`.
 const SERVICE_PREFIX: &str = "ACTION_EXECUTOR_";
 
-/// The fields of a request, one variable each, without their prefix.
+/// The fields of a request, one variable each, without the prefix.
 #[derive(Deserialize)]
 struct Variables {
     request: Option<String>,
@@ -41,7 +41,7 @@ struct Variables {
     precondition_resource_version: Option<String>,
 }
 
-/// Every variable that makes up a request, for messages and the check for misspelt ones.
+/// Every variable of a request.
 const NAMES: [&str; 11] = [
     "ACTION_REQUEST",
     "ACTION_TYPE",
@@ -56,45 +56,45 @@ const NAMES: [&str; 11] = [
     "ACTION_PRECONDITION_RESOURCE_VERSION",
 ];
 
-/// What the environment says of a request.
+/// The request in the environment.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct EnvRequest {
-    /// The request as JSON text, if there is one.
+    /// The request as JSON, if there is one.
     pub body: Option<Vec<u8>>,
-    /// The id for it, or for the request that comes from elsewhere.
+    /// The id of this request, or of the request from another source.
     pub key: Option<IdempotencyKey>,
 }
 
 /// The request in these variables.
 ///
 /// # Errors
-/// [`Code::Usage`] when `ACTION_REQUEST` stands beside others than `ACTION_ID`,
+/// [`Code::Usage`] if `ACTION_REQUEST` is set with others than `ACTION_ID`,
 /// [`Code::InvalidRequest`] for an unknown variable or a wrong id.
 pub fn request(
     vars: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<EnvRequest, ActionError> {
-    let ours: BTreeMap<String, String> = text_only(vars)
+    let vars: BTreeMap<String, String> = text_only(vars)
         .filter(|(name, _)| name.starts_with(PREFIX) && !name.starts_with(SERVICE_PREFIX))
         .collect();
-    refuse_unknown(&ours)?;
-    let key = ours.get(ID).map(|id| IdempotencyKey::new(id, ID)).transpose()?;
-    if ours.keys().all(|name| name == ID) {
+    refuse_unknown(&vars)?;
+    let key = vars.get(ID).map(|id| IdempotencyKey::new(id, ID)).transpose()?;
+    if vars.keys().all(|name| name == ID) {
         return Ok(EnvRequest { body: None, key });
     }
     let fields: Variables = envy::prefixed(PREFIX)
-        .from_iter(ours.clone())
+        .from_iter(vars.clone())
         .map_err(|_| ActionError::new(Code::Internal, "the environment cannot be read"))?;
-    if let Some(whole) = fields.request {
-        if ours.len() > 1 + usize::from(key.is_some()) {
+    if let Some(request) = fields.request {
+        if vars.len() > 1 + usize::from(key.is_some()) {
             return Err(ActionError::new(
                 Code::Usage,
-                "ACTION_REQUEST holds a whole request, and other ACTION_ variables are set beside it",
+                "ACTION_REQUEST is set, and so are other ACTION_ variables of a request",
             )
-            .with_hint("set one or the others"));
+            .with_hint("set ACTION_REQUEST or the others, not both"));
         }
-        return Ok(EnvRequest { body: Some(whole.into_bytes()), key });
+        return Ok(EnvRequest { body: Some(request.into_bytes()), key });
     }
-    let parameters = parameters(fields.kind.as_deref(), &ours);
+    let parameters = parameters(fields.kind.as_deref(), &vars);
     let body = to_json(fields, parameters).to_string().into_bytes();
     Ok(EnvRequest { body: Some(body), key })
 }
@@ -137,14 +137,14 @@ fn to_json(fields: Variables, parameters: Map<String, Value>) -> Value {
     request.into()
 }
 
-/// Each `ACTION_PARAM_<NAME>`, in the type that the action's schema gives that parameter.
+/// Each `ACTION_PARAM_<NAME>`, in the type of that parameter in the action's schema.
 fn parameters(kind: Option<&str>, vars: &BTreeMap<String, String>) -> Map<String, Value> {
     let schema = kind
         .and_then(|kind| ActionKind::named(kind).ok())
         .map(|kind| kind.parameters_schema(&mut SchemaGenerator::default()).to_value());
     let type_of = |name: &str| {
         let kind = schema.as_ref()?.pointer(&format!("/properties/{name}/type"))?;
-        // An optional parameter's type is a list of its own and "null".
+        // The type of an optional parameter is a list: the type and "null".
         kind.as_str().or_else(|| kind.get(0)?.as_str()).map(str::to_owned)
     };
     vars.iter()
@@ -157,8 +157,8 @@ fn parameters(kind: Option<&str>, vars: &BTreeMap<String, String>) -> Map<String
         .collect()
 }
 
-/// The JSON value that `text` spells, if it is one of this type; else the text itself, which the
-/// parser then refuses with the field's path.
+/// The JSON value in `text` if it has this type; else the text itself, which the parser refuses with the field's
+/// path.
 fn typed_value(text: String, kind: &str) -> Value {
     match (kind, serde_json::from_str(&text)) {
         ("boolean", Ok(value @ Value::Bool(_))) => value,
@@ -187,23 +187,23 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_without_action_variables_holds_no_request() {
+    fn an_environment_without_action_variables_has_no_request() {
         assert_eq!(read(&[("PATH", "/bin"), ("ACTIONS_RUNNER", "x")]), Ok(None));
     }
 
     #[test]
-    fn a_service_of_our_own_name_is_no_request() {
+    fn the_variables_of_a_service_named_action_executor_are_ignored() {
         assert_eq!(read(&[("ACTION_EXECUTOR_SERVICE_HOST", "10.0.0.7")]), Ok(None));
     }
 
     #[test]
-    fn simulates_unless_told_otherwise() {
+    fn a_request_is_a_simulation_by_default() {
         assert!(with(&[]).expect("is accepted").simulate);
         assert!(!with(&[("ACTION_SIMULATE", "false")]).expect("is accepted").simulate);
     }
 
     #[test]
-    fn a_simulate_that_is_not_a_boolean_is_refused() {
+    fn a_non_boolean_simulate_is_refused() {
         for wrong in ["no", "0", "False", "none"] {
             let error = with(&[("ACTION_SIMULATE", wrong)]).expect_err("is refused");
             assert!(error.detail.starts_with("simulate: expected a boolean"), "{}", error.detail);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn every_field_has_its_variable() {
+    fn every_field_has_a_variable() {
         let request = with(&[
             ("ACTION_PARAM_NAMESPACE", "shop"),
             ("ACTION_ID", "7"),
@@ -233,13 +233,13 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_variable_is_not_passed_over() {
+    fn a_misspelt_variable_is_refused() {
         let error = with(&[("ACTION_SIMULATED", "false")]).expect_err("is refused");
         assert_eq!(error.detail, "ACTION_SIMULATED: unknown environment variable");
     }
 
     #[test]
-    fn a_whole_request_stands_alone() {
+    fn action_request_excludes_other_variables() {
         let whole = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
         assert_eq!(read(&[("ACTION_REQUEST", whole)]), read(&WEB));
         let error = with(&[("ACTION_REQUEST", whole)]).expect_err("is refused");
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_may_stand_beside_any_request() {
+    fn action_id_sets_the_id_of_any_request() {
         let whole = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
         let request = read(&[("ACTION_REQUEST", whole), ("ACTION_ID", "job-7")]);
         let request = request.expect("is accepted").expect("there is one");
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_type_is_told_as_everywhere() {
+    fn a_missing_type_is_refused_as_in_json() {
         let error = read(&[("ACTION_PARAM_DEPLOYMENT", "web")]).expect_err("is refused");
         assert_eq!(error.detail, "type: missing");
     }

@@ -1,8 +1,6 @@
-//! What was done, by whom and why: the Events of the ledger, for people and programs to read.
+//! `history`: lists what was done, by whom and why, from the Events of the ledger.
 //!
-//! It shows what the cluster still has, which is what its API server keeps of Events (an hour, unless
-//! it was told otherwise). The command line and the server ask the same: which [`Entry`]s match a
-//! [`Wanted`].
+//! The list contains what the API server still keeps of Events, an hour by default.
 
 use std::time::Duration;
 
@@ -17,7 +15,7 @@ use crate::{
     ledger::history::{Filter, HistoryEntry, no_cluster, query},
 };
 
-/// The longest that listing may take.
+/// Limit on listing.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Lists what was done, oldest first.
@@ -25,7 +23,7 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// # Errors
 /// Why the Events could not be listed.
 pub fn list(args: &HistoryArgs) -> Result<String, ActionError> {
-    let mut entries = run::runtime()?.block_on(all(args))?;
+    let mut entries = run::runtime()?.block_on(entries(args))?;
     entries.reverse();
     Ok(match args.output {
         OutputFormat::Json => lines(&entries, |entry| json!(entry).to_string()),
@@ -34,15 +32,15 @@ pub fn list(args: &HistoryArgs) -> Result<String, ActionError> {
     })
 }
 
-async fn all(args: &HistoryArgs) -> Result<Vec<HistoryEntry>, ActionError> {
+async fn entries(args: &HistoryArgs) -> Result<Vec<HistoryEntry>, ActionError> {
     let cluster = connect(args.context.as_deref()).await?.ok_or_else(no_cluster)?;
     let namespace = match &args.namespace {
         _ if args.all_namespaces => None,
         Some(namespace) => Some(namespace.clone()),
         None => Some(cluster.default_namespace().to_owned()),
     };
-    let wanted = Filter { namespace, target: args.target.clone() };
-    Ok(query(&cluster, &wanted, usize::MAX, Instant::now() + LIST_TIMEOUT).await?.entries)
+    let filter = Filter { namespace, target: args.target.clone() };
+    Ok(query(&cluster, &filter, usize::MAX, Instant::now() + LIST_TIMEOUT).await?.entries)
 }
 
 fn sentence(entry: &HistoryEntry) -> String {

@@ -1,9 +1,7 @@
-//! One action as a Kubernetes Job: prints the manifest, or has the cluster run it and brings back its
-//! answer.
+//! `job`: one action as a Kubernetes Job. Prints the manifest, or creates the Job and waits for its answer.
 //!
-//! The answer is the pod's termination message, word for word, and the exit status is the pod's own, so
-//! a caller cannot tell a Job from the single shot. Where the pod has gone, an evicted one say, the
-//! ledger still has the answer.
+//! The answer is the pod's termination message, byte for byte, and the exit status is the pod's: the same as of a
+//! single request. If the pod is gone, evicted for example, the ledger still has the answer.
 
 use std::{
     io::{self, IsTerminal},
@@ -19,8 +17,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     actions::request::ActionRequest,
-    cli::{JobArgs, OutputFormat},
-    commands::run,
+    cli::JobArgs,
+    commands::{document, run},
     contract::{
         error::{ActionError, Code},
         names::{Namespace, RequestId},
@@ -39,50 +37,43 @@ use crate::{
     manifests::{
         job,
         job::{CONTAINER, JobOptions},
-        yaml,
     },
 };
 
-/// The longest that making the Job, or one look at it, may take.
+/// Limit on creating the Job, or on reading it once.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often the Job is looked at.
+/// How often the Job is read.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What the Job controller may need beyond the Job's own deadline.
 const DEADLINE_MARGIN: Duration = Duration::from_secs(60);
 
-/// Renders the Job, makes it, or makes it and waits for its answer. Returns what to print and the exit
-/// status.
+/// Prints the Job, creates it, or creates it and waits for its answer. Returns the output and the exit status.
 ///
 /// # Errors
-/// What is wrong with the request, or why the Job could not be made or its answer not be had.
+/// What is wrong with the request, or why the Job could not be created or its answer not be read.
 pub fn run(args: &JobArgs) -> Result<(String, u8), ActionError> {
     let request = run::read_request(&args.file)?;
     let id = request.id.clone().unwrap_or_else(RequestId::generate);
-    let around = job_options(args, &request)?;
-    let manifest = job::manifest(&request, &id, &around);
+    let options = job_options(args, &request)?;
+    let manifest = job::manifest(&request, &id, &options);
     if !args.apply {
-        let text = match args.output {
-            OutputFormat::Text => yaml(&[manifest])?,
-            OutputFormat::Json => manifest.to_string(),
-            OutputFormat::Pretty => format!("{manifest:#}"),
-        };
-        return Ok((text, 0));
+        return Ok((document(&manifest, args.output)?, 0));
     }
     run::runtime()?.block_on(async {
         let cluster = connect(args.context.as_deref()).await?.ok_or_else(|| {
-            ActionError::new(Code::Configuration, "no cluster is configured to make the Job in")
+            ActionError::new(Code::Configuration, "no cluster is configured to create the Job in")
         })?;
         let subject = RequestMetadata::of(&request, &id);
         let job = create(&cluster, &manifest, &subject).await?;
         if args.wait {
-            let condition = end(&cluster, &job).await?;
+            let condition = wait(&cluster, &job).await?;
             let (answer, status) = answer(&cluster, &job, subject, &condition).await?;
             Ok((run::formatted(&answer, args.output), status))
         } else {
             let (namespace, name) = name_of(&job);
-            let result = format!("Job '{name}' is made in namespace '{namespace}'.");
+            let result = format!("Job '{name}' created in namespace '{namespace}'.");
             let job = json!({ "namespace": namespace, "name": name });
             let answer = json!({ "result": result, "id": &*id, "job": job });
             Ok((run::formatted(answer.to_string().as_bytes(), args.output), 0))
@@ -93,7 +84,7 @@ pub fn run(args: &JobArgs) -> Result<(String, u8), ActionError> {
 fn job_options(args: &JobArgs, request: &ActionRequest) -> Result<JobOptions, ActionError> {
     let namespace = match &args.namespace {
         Some(namespace) => namespace.clone(),
-        // An action on what is in no namespace has its Job where its records are.
+        // The Job of an action on a node is in the namespace of its record.
         None if request.action.namespace().is_empty() => Namespace::default(),
         None => Namespace::try_from(request.action.namespace().to_owned())
             .map_err(|what| ActionError::invalid_field("parameters.namespace", what))?,
@@ -106,7 +97,7 @@ fn job_options(args: &JobArgs, request: &ActionRequest) -> Result<JobOptions, Ac
     })
 }
 
-/// Makes the Job. One that is there already is as good, if it is for the same request.
+/// Creates the Job. One that exists is used, if it is of the same request.
 async fn create(
     cluster: &Cluster,
     manifest: &Value,
@@ -119,22 +110,22 @@ async fn create(
     match cluster.create(namespace, &job, deadline).await {
         Ok(job) => Ok(job),
         Err(ApiError::Conflict(_)) => {
-            let there = cluster.get::<Job>(namespace, name, deadline).await?;
-            let annotations = there.metadata.annotations.as_ref();
+            let existing = cluster.get::<Job>(namespace, name, deadline).await?;
+            let annotations = existing.metadata.annotations.as_ref();
             let digest = annotations.and_then(|all| all.get(REQUEST_DIGEST));
             if digest != Some(&subject.digest) {
                 return Err(ActionError::new(
                     Code::IdReused,
-                    format!("Job '{name}' in namespace '{namespace}' is for another request"),
+                    format!("Job '{name}' in namespace '{namespace}' belongs to another request"),
                 )
                 .with_field("id")
-                .with_hint("give the request an id of its own"));
+                .with_hint("use another id for this request"));
             }
-            Ok(there)
+            Ok(existing)
         }
-        Err(fault) => {
+        Err(error) => {
             let call = Call::of::<Job>("create", namespace, Some(name));
-            Err(cluster.explain(&call, fault).await)
+            Err(cluster.explain(&call, error).await)
         }
     }
 }
@@ -144,34 +135,34 @@ fn name_of(job: &Job) -> (&str, &str) {
     (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
 
-/// Looks at the Job until it has ended; returns how.
-async fn end(cluster: &Cluster, job: &Job) -> Result<JobCondition, ActionError> {
+/// Reads the Job until it has ended; returns its last condition.
+async fn wait(cluster: &Cluster, job: &Job) -> Result<JobCondition, ActionError> {
     let (namespace, name) = name_of(job);
-    let longest = job.spec.as_ref().and_then(|spec| spec.active_deadline_seconds).unwrap_or(0);
-    let end = Instant::now() + Duration::from_secs(longest.unsigned_abs()) + DEADLINE_MARGIN;
-    let mut told = String::new();
+    let deadline = job.spec.as_ref().and_then(|spec| spec.active_deadline_seconds).unwrap_or(0);
+    let end = Instant::now() + Duration::from_secs(deadline.unsigned_abs()) + DEADLINE_MARGIN;
+    let mut reported = String::new();
     loop {
         let job = cluster.get::<Job>(namespace, name, Instant::now() + CALL_TIMEOUT).await?;
         if let Some(condition) = ended(&job) {
             return Ok(condition.clone());
         }
-        report(&job, &mut told);
+        report(&job, &mut reported);
         if Instant::now() + POLL_INTERVAL >= end {
-            return Err(outcome_unknown(&job, "has not ended in its time"));
+            return Err(outcome_unknown(&job, "has not ended within its deadline"));
         }
         sleep(POLL_INTERVAL).await;
     }
 }
 
-/// The condition under which the Job has come to its end, its pods included.
+/// The condition with which the Job, its pods included, has ended.
 fn ended(job: &Job) -> Option<&JobCondition> {
     job.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| {
         condition.status == "True" && matches!(condition.type_.as_str(), "Complete" | "Failed")
     })
 }
 
-/// On a terminal, says how far it is whenever that has changed.
-fn report(job: &Job, told: &mut String) {
+/// On a terminal, prints the state when it changes.
+fn report(job: &Job, reported: &mut String) {
     if !io::stderr().is_terminal() {
         return;
     }
@@ -183,13 +174,13 @@ fn report(job: &Job, told: &mut String) {
         count(status.active),
         count(status.failed)
     );
-    if *told != stage {
+    if *reported != stage {
         eprintln!("{stage}");
-        *told = stage;
+        *reported = stage;
     }
 }
 
-/// The answer and the exit status that the Job left behind.
+/// The answer and the exit status of a Job that has ended.
 async fn answer(
     cluster: &Cluster,
     job: &Job,
@@ -211,11 +202,11 @@ async fn answer(
         let reply = Reply::from(ActionResponse { replayed: true, ..answer });
         return Ok((reply.to_json(), reply.exit_status()));
     }
-    let why = condition.message.as_deref().unwrap_or("its pods are gone");
-    Err(outcome_unknown(job, &format!("left no answer behind: {why}")))
+    let why = condition.message.as_deref().unwrap_or("its pods are deleted");
+    Err(outcome_unknown(job, &format!("has no answer: {why}")))
 }
 
-/// How the container ended that ended last and left a message.
+/// The state of the container that ended last and has a message.
 fn failure_log(pods: &[Pod]) -> Option<&ContainerStateTerminated> {
     let ended = pods.iter().filter_map(|pod| {
         let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
@@ -233,7 +224,7 @@ fn outcome_unknown(job: &Job, what: &str) -> ActionError {
         format!("Job '{name}' in namespace '{namespace}' {what}"),
     )
     .with_hint(format!(
-        "`kubectl -n {namespace} describe job {name}` says what became of it, \
+        "`kubectl -n {namespace} describe job {name}` prints its events, \
          `action-executor history -n {namespace}` what was done"
     ))
 }
@@ -247,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_is_that_of_the_pod_that_ended_last() {
+    fn the_pod_that_ended_last_has_the_answer() {
         let pods = pods(
             r#"
 - status: {containerStatuses: [{name: action, image: a, imageID: a, ready: false, restartCount: 0,
@@ -264,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_has_ended_when_its_pods_have_too() {
+    fn a_job_has_ended_when_its_pods_have() {
         let job = |condition: &str| -> Job {
             let text = format!("status: {{conditions: [{{type: {condition}, status: \"True\"}}]}}");
             serde_yaml_ng::from_str(&text).expect("is a Job")

@@ -1,4 +1,8 @@
-//! One subcommand per file.
+//! One subcommand per file: from its arguments to what it prints and its exit status.
+
+use serde_json::Value;
+
+use crate::{cli::OutputFormat, contract::error::ActionError, manifests::yaml};
 
 pub mod env;
 pub mod healthcheck;
@@ -6,6 +10,16 @@ pub mod healthcheck_tls;
 pub mod history;
 pub mod job;
 pub mod policy;
+pub mod reference;
 pub mod run;
 pub mod schema;
 pub mod serve;
+
+/// A document in the requested format; text is YAML.
+fn document(value: &Value, output: OutputFormat) -> Result<String, ActionError> {
+    Ok(match output {
+        OutputFormat::Text => yaml(std::slice::from_ref(value))?.trim_end().to_owned(),
+        OutputFormat::Json => value.to_string(),
+        OutputFormat::Pretty => format!("{value:#}"),
+    })
+}

@@ -1,5 +1,5 @@
-//! What a person who sets limits asks: is this policy right, what does it say of a request, and what
-//! are RBAC and admission policies to match it. No cluster is asked.
+//! `policy` and `rbac`: checks a policy, explains its decision about a request, and prints the Roles and admission
+//! policies for it. Makes no calls.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     cli::{AdmissionArgs, CheckArgs, OutputFormat, RbacArgs},
-    commands::run::read_request,
+    commands::{document, run::read_request},
     config::reload::Reloading,
     contract::{
         error::{ActionError, Code},
@@ -20,20 +20,15 @@ use crate::{
     },
 };
 
-/// Checks a policy, and a request against it. Returns what to print and the exit status: 0 allowed, 75
-/// after an approval, 77 denied.
+/// Checks a policy, and a request against it. Returns the output and the exit status: 0 allowed, 75 needs
+/// approval, 77 denied.
 ///
 /// # Errors
 /// [`Code::Configuration`] with line and column, or what is wrong with the request.
 pub fn check(args: &CheckArgs) -> Result<(String, u8), ActionError> {
     let policy = load(Some(&args.policy))?;
     let Some(file) = &args.request else {
-        let text = match args.output {
-            OutputFormat::Text => yaml(&[json!(policy)])?.trim_end().to_owned(),
-            OutputFormat::Json => json!(policy).to_string(),
-            OutputFormat::Pretty => format!("{:#}", json!(policy)),
-        };
-        return Ok((text, 0));
+        return Ok((document(&json!(policy), args.output)?, 0));
     };
     let request = read_request(file)?;
     let labels = args.labels.iter().cloned().collect();
@@ -43,15 +38,12 @@ pub fn check(args: &CheckArgs) -> Result<(String, u8), ActionError> {
     let (word, status) = conclusion(&verdict);
     let text = match args.output {
         OutputFormat::Text => explain(&verdict, word),
-        OutputFormat::Json => json!({ "verdict": word, "rulings": verdict.rulings }).to_string(),
-        OutputFormat::Pretty => {
-            format!("{:#}", json!({ "verdict": word, "rulings": verdict.rulings }))
-        }
+        output => document(&json!({ "verdict": word, "rulings": verdict.rulings }), output)?,
     };
     Ok((text, status))
 }
 
-/// The admission policies that say the same to the API server.
+/// The admission policies for a policy.
 ///
 /// # Errors
 /// [`Code::Configuration`] with line and column.
@@ -60,7 +52,7 @@ pub fn admission(args: &AdmissionArgs) -> Result<String, ActionError> {
     yaml(&admission::manifests(&policy, &args.service_account))
 }
 
-/// The Roles that the executor needs under a policy.
+/// The Roles for a policy.
 ///
 /// # Errors
 /// [`Code::Configuration`] with line and column.
@@ -77,7 +69,7 @@ pub fn rbac(args: &RbacArgs) -> Result<String, ActionError> {
     };
     if args.history {
         let mut namespaces = namespaces.to_vec();
-        // What is done to nodes is written down in `default`.
+        // The records of actions on nodes are in `default`.
         if !nodes.is_empty() && !namespaces.contains(&Namespace::default()) {
             namespaces.push(Namespace::default());
         }
@@ -114,9 +106,9 @@ fn explain(verdict: &Verdict, word: &str) -> String {
         })
         .collect();
     for (rule, why) in [
-        ("cooldown_seconds", "counted when it is done"),
-        ("budget", "counted when it is done"),
-        ("state", "the kill switch is looked at when it is done"),
+        ("cooldown_seconds", "counted at execution"),
+        ("budget", "counted at execution"),
+        ("state", "the kill switch is checked at execution"),
     ] {
         lines.push(format!("{:<10}{rule:<29}{why}", "later"));
     }

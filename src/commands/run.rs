@@ -1,8 +1,7 @@
-//! The single shot: one request from a file, standard input or the environment; one answer on
-//! standard output; the exit status says the rest.
+//! `run`: one request from a file, standard input or the environment; one answer on standard output; the exit
+//! status of its outcome.
 //!
-//! Logs go to standard error. The answer also goes to the termination log, where a pod's owner finds
-//! it after the pod has ended.
+//! Logs go to standard error. The answer is also the container's termination message.
 
 use std::{
     ffi::OsString,
@@ -39,24 +38,24 @@ use crate::{
     k8s::api::connect::connect,
 };
 
-/// How often another try of the same request is looked for.
+/// How often `--join` checks the other attempt.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The most that Kubernetes keeps of a termination message, in bytes.
+/// The maximum length of a termination message in Kubernetes, in bytes.
 const MAX_TERMINATION_MESSAGE: usize = 4096;
 
-/// Where the request comes from.
+/// The source of the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestSource {
-    /// This file.
+    /// A file.
     File(PathBuf),
     /// Standard input.
     Stdin,
-    /// Standard input if something is piped into it, else the environment.
+    /// Standard input if it is not a terminal and not empty, else the environment.
     Auto,
 }
 
-/// Carries out one request and answers its exit status (sysexits, as [`Code`] says).
+/// Runs one request; returns its exit status.
 #[must_use]
 pub fn run(source: &RequestSource, args: &OnceArgs, settings: &Settings) -> u8 {
     let reply = match read(source) {
@@ -67,8 +66,7 @@ pub fn run(source: &RequestSource, args: &OnceArgs, settings: &Settings) -> u8 {
         write_termination_message(path, &reply);
     }
     if let Err(error) = write(&reply, args.output) {
-        // The exit status still reports the action.
-        tracing::error!(%error, "the answer could not be written to standard output");
+        tracing::error!(%error, "answer not written to standard output");
     }
     reply.exit_status()
 }
@@ -86,22 +84,22 @@ fn read(source: &RequestSource) -> Result<IncomingRequest, ActionError> {
         (Some(body), None) | (None, Some(body)) => {
             Ok(IncomingRequest { body, key: environment.key, event: None })
         }
-        (None, None) => Err(ActionError::new(Code::Usage, "there is no request").with_hint(
-            "pipe JSON into standard input, name a file (`action-executor run FILE`), or set \
-             ACTION_REQUEST or ACTION_TYPE",
+        (None, None) => Err(ActionError::new(Code::Usage, "no request").with_hint(
+            "pipe JSON into standard input, run `action-executor run FILE`, or set ACTION_REQUEST or \
+             ACTION_TYPE",
         )),
         (Some(_), Some(_)) => Err(ActionError::new(
             Code::Usage,
-            "there are two requests: one in ACTION_ environment variables and one in the input",
+            "two requests: one in ACTION_ environment variables and one in the input",
         )
-        .with_hint("give one; `env | grep ^ACTION_` lists the variables")),
+        .with_hint("remove one; `env | grep ^ACTION_` lists the variables")),
     }
 }
 
 /// The request in this file, `-` for standard input.
 ///
 /// # Errors
-/// Why it cannot be read, or what is wrong with it.
+/// Why the file cannot be read or the request is not valid.
 pub fn read_request(file: &Path) -> Result<ActionRequest, ActionError> {
     let body = if file == Path::new("-") {
         read_bounded(io::stdin().lock(), "standard input")?
@@ -118,7 +116,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, ActionError> {
     read_bounded(file, &name)
 }
 
-/// Reads one byte more than is allowed at most, so that the parser can tell.
+/// Reads at most one byte more than allowed, so that the parser detects a request that is too long.
 fn read_bounded(from: impl Read, name: &str) -> Result<Vec<u8>, ActionError> {
     let mut bytes = Vec::new();
     from.take(MAX_REQUEST_BYTES as u64 + 1)
@@ -127,7 +125,7 @@ fn read_bounded(from: impl Read, name: &str) -> Result<Vec<u8>, ActionError> {
     Ok(bytes)
 }
 
-/// A request that is not one is refused before a runtime or a cluster is thought of.
+/// An invalid request is refused before a runtime or a client is built.
 fn execute(incoming: &IncomingRequest, args: &OnceArgs, settings: &Settings) -> Reply {
     let request = match incoming.request() {
         Ok(request) => request,
@@ -142,7 +140,7 @@ fn execute(incoming: &IncomingRequest, args: &OnceArgs, settings: &Settings) -> 
     result.map_or_else(Reply::from, Reply::from)
 }
 
-/// A runtime for one thing at a time.
+/// A runtime on the current thread.
 pub(crate) fn runtime() -> Result<Runtime, ActionError> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -150,7 +148,7 @@ pub(crate) fn runtime() -> Result<Runtime, ActionError> {
         .map_err(|error| ActionError::new(Code::Internal, format!("the runtime: {error}")))
 }
 
-/// Asks again as long as another try of the same request is at it, and the request's own time allows.
+/// Waits for another attempt at the same request, within the request's timeout.
 async fn join(context: &Context, request: ActionRequest) -> Result<ActionResponse, ActionError> {
     let end = Instant::now() + request.timeout.unwrap_or(DEFAULT_WAIT);
     let mut stopping = context.stopping();
@@ -182,7 +180,7 @@ async fn context(kube_context: Option<&str>, settings: &Settings) -> Result<Cont
     Ok(context)
 }
 
-/// Becomes true at the first SIGTERM or SIGINT.
+/// True after the first SIGTERM or SIGINT.
 fn stop_on_signals() -> Result<watch::Receiver<bool>, ActionError> {
     let listen = |kind| {
         signal(kind).map_err(|error| ActionError::new(Code::Internal, format!("signals: {error}")))
@@ -195,7 +193,7 @@ fn stop_on_signals() -> Result<watch::Receiver<bool>, ActionError> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        // The receiver is gone only when there is nothing left to stop.
+        // Without a receiver there is nothing to stop.
         let _ = stop.send(true);
     });
     Ok(stopping)
@@ -225,7 +223,7 @@ fn parsed(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap_or_default()
 }
 
-/// The answer in sentences: what happened, what the pods say, what to mind.
+/// The answer in sentences: result, problems of pods, warnings.
 fn text(answer: &Value) -> String {
     let get = |name: &str| answer[name].as_str();
     let mut lines = Vec::new();
@@ -248,7 +246,7 @@ fn text(answer: &Value) -> String {
     lines.join("\n")
 }
 
-/// A file that cannot be written is worth a log line, not another outcome.
+/// A file that cannot be written is logged and does not change the outcome.
 fn write_termination_message(path: &Path, reply: &Reply) {
     let message = termination_message(reply);
     if let Err(error) = fs::OpenOptions::new()
@@ -258,7 +256,7 @@ fn write_termination_message(path: &Path, reply: &Reply) {
         .open(path)
         .and_then(|mut file| file.write_all(&message))
     {
-        tracing::warn!(path = %path.display(), %error, "the termination message was not written");
+        tracing::warn!(path = %path.display(), %error, "termination message not written");
     }
 }
 
@@ -293,7 +291,7 @@ fn shorten(text: &str, limit: usize) -> String {
     text[..end.unwrap_or(0)].to_owned()
 }
 
-/// Whether this invocation has nothing to work on: a person at a terminal, and no request.
+/// Whether standard input is a terminal and there is no request.
 #[must_use]
 pub fn is_idle_terminal(vars: impl Iterator<Item = (OsString, OsString)>) -> bool {
     io::stdin().is_terminal() && env::request(vars).is_ok_and(|found| found.body.is_none())
@@ -324,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn text_tells_what_happened_and_what_to_mind() {
+    fn text_has_the_result_the_problems_and_the_warnings() {
         let body = json!({
             "result": "Done.", "warnings": ["mind this"],
             "rollout": {"problems": ["pod a: broken"]},

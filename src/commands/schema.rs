@@ -1,4 +1,4 @@
-//! The contract as JSON Schema (draft 2020-12), from the very types that read and write it.
+//! JSON Schemas (draft 2020-12), generated from the types that read and write the documents.
 
 use schemars::generate::SchemaSettings;
 
@@ -11,7 +11,7 @@ use crate::{
     policy::Policy,
 };
 
-/// The schema of one document, as indented JSON.
+/// The schema of a document, as indented JSON.
 #[must_use]
 pub fn document(of: SchemaOf) -> String {
     let generator = SchemaSettings::draft2020_12().into_generator();

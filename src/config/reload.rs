@@ -1,16 +1,16 @@
-//! Documents that a person keeps in a file (the policy, the callers' keys): how they are read, and how
-//! they, and what else is made of files (a certificate and its key), are kept up with.
+//! Files that a person or a controller changes while the program runs (the policy, the callers' keys, a
+//! certificate and its key): reading them strictly, and reloading them.
 //!
-//! A document is read strictly and whole: what is wrong is told with line and column. Its file is read
-//! again for each request: it is small, and so a change holds for the very next one, however it came
-//! about (an editor, a ConfigMap's symlink). A new file that cannot be read or understood changes
-//! nothing: the old document stays, and that it is old is told.
+//! A change applies to the next request, however it is made (an editor, a ConfigMap's symlink). A new content
+//! that cannot be used is ignored: the old one stays, and the error is reported. This module knows no
+//! particular file: the types that implement [`ConfigFile`] or [`FromFiles`] are elsewhere.
 
 use std::{
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use serde::{Deserialize, de::DeserializeOwned};
@@ -20,45 +20,49 @@ use crate::contract::{
     json::strict_object,
 };
 
-/// The longest document that is read, in bytes.
-pub const MAX_BYTES: u64 = 64 * 1024;
+/// The maximum length of a file in bytes.
+pub(crate) const MAX_BYTES: u64 = 64 * 1024;
 
-/// A kind of document; its default holds where there is no file.
+/// A file that was modified this recently is read even if its stamp is the same: two changes within one tick
+/// of the file system's clock have the same stamp.
+const STAMP_GRANULARITY: Duration = Duration::from_secs(2);
+
+/// A file in YAML; its default applies if there is none.
 pub trait ConfigFile: DeserializeOwned + Default {
-    /// What it is called in errors.
+    /// Its name in errors.
     const KIND: &'static str;
-    /// Where to look what can be in it.
+    /// Where its format is described.
     const HINT: &'static str;
 
-    /// Reads one from YAML; `name` is what it is called in errors.
+    /// Reads one from YAML; `name` is its path or variable, for errors.
     ///
     /// # Errors
     /// [`Code::Configuration`] with line and column.
     fn parse(text: &str, name: &str) -> Result<Self, ActionError> {
         let kind = Self::KIND;
         if text.trim().is_empty() {
-            let what = "is empty; `{}` would be the default";
+            let what = "is empty; write `{}` for the default";
             return Err(ActionError::new(Code::Configuration, format!("{kind} {name} {what}")));
         }
         let options = serde_saphyr::options! { strict_booleans: true };
         let read = serde_saphyr::from_str_with_options::<Root<Self>>(text, options);
         read.map(|root| root.0).map_err(|error| {
-            let place = error.location().map(|at| format!("{}:{}", at.line(), at.column()));
-            let place = place.map(|place| format!(":{place}")).unwrap_or_default();
+            let position = error.location().map(|at| format!(":{}:{}", at.line(), at.column()));
+            let position = position.unwrap_or_default();
             let what = error.without_snippet().to_string();
             let first = what.lines().next().unwrap_or_default();
-            let detail = format!("{kind} {name}{place}: {}", without_position(first));
+            let detail = format!("{kind} {name}{position}: {}", plain(first));
             ActionError::new(Code::Configuration, detail).with_hint(Self::HINT)
         })
     }
 }
 
-/// What is made of the content of files, and made anew when they change.
+/// A value that is built from files, and rebuilt when they change.
 pub trait FromFiles: Sized {
-    /// What it is called in errors.
+    /// Its name in errors.
     const NAME: &'static str;
 
-    /// Makes it of its files, in the order in which they were named; of none there is a default.
+    /// Builds it from its files, in the order of their paths; without files, the default.
     ///
     /// # Errors
     /// [`Code::Configuration`], naming the file at fault.
@@ -68,9 +72,9 @@ pub trait FromFiles: Sized {
 /// A file as it was read.
 #[derive(Clone, PartialEq, Eq)]
 pub struct File {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// What it holds; may be a secret.
+    /// Its content; may be a secret.
     pub text: String,
 }
 
@@ -83,22 +87,28 @@ impl<T: ConfigFile> FromFiles for T {
     }
 }
 
-/// The whole file, which must be a mapping.
+/// The document of a file, which must be a mapping.
 #[derive(Deserialize)]
 #[serde(bound = "T: DeserializeOwned")]
 struct Root<T>(#[serde(deserialize_with = "strict_object")] T);
 
-/// The parser tells its position at the end too; once is enough.
-fn without_position(message: &str) -> &str {
-    message.split(" at line ").next().unwrap_or(message)
+/// The parser's message without its position, which the error states already, and without words of Rust.
+fn plain(message: &str) -> &str {
+    let message = message.split(" at line ").next().unwrap_or(message);
+    match message.split(", set DuplicateKeyPolicy").next().unwrap_or(message) {
+        "expected mapping start" => "expected a mapping",
+        "invalid u64" | "invalid u32" => "must be a whole number from 0",
+        boolean if boolean.starts_with("invalid boolean") => "must be true or false",
+        other => other,
+    }
 }
 
-/// Where a document is.
+/// Where the content of a file of configuration comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// In this file.
+    /// The file with this path.
     File(PathBuf),
-    /// It is this text, from the variable of this name; where there is no disk to put a file on.
+    /// The environment variable of this name, with its decoded content.
     Variable(&'static str, String),
 }
 
@@ -108,106 +118,159 @@ impl From<PathBuf> for Source {
     }
 }
 
-/// What follows its files.
+/// A value that follows its files.
 pub struct Reloading<T> {
     paths: Vec<PathBuf>,
-    last: Mutex<Loaded<T>>,
+    loaded: Mutex<Loaded<T>>,
 }
 
 struct Loaded<T> {
-    /// What the files held, or why one could not be read.
-    read: Result<Vec<File>, ActionError>,
-    made: Arc<T>,
-    fault: Option<ActionError>,
+    /// The stamps of the files before they were last read.
+    stamps: Vec<Option<Stamp>>,
+    /// The files as they were last read, or why one could not be read.
+    files: Result<Vec<File>, ActionError>,
+    value: Arc<T>,
+    error: Option<ActionError>,
 }
 
 impl<T: ConfigFile> Reloading<T> {
-    /// The document in this place; without one the default.
+    /// The value of this source; without one, the default.
     ///
     /// # Errors
-    /// [`Code::Configuration`] if there is a place and no such document in it.
-    pub fn new(place: Option<Source>) -> Result<Self, ActionError> {
-        match place {
+    /// [`Code::Configuration`] if the source cannot be read or is not valid.
+    pub fn new(source: Option<Source>) -> Result<Self, ActionError> {
+        match source {
             Some(Source::File(path)) => Reloading::of(vec![path]),
             Some(Source::Variable(name, text)) => {
-                Ok(Reloading::unchanging(T::parse(&text, &format!("in {name}"))?))
+                Ok(Reloading::constant(T::parse(&text, &format!("in {name}"))?))
             }
-            None => Ok(Reloading::unchanging(T::default())),
+            None => Ok(Reloading::constant(T::default())),
         }
     }
 }
 
 impl<T: FromFiles> Reloading<T> {
-    /// What is made of these files.
+    /// The value of the files with these paths.
     ///
     /// # Errors
-    /// [`Code::Configuration`] if one cannot be read, or it cannot be made of them.
+    /// [`Code::Configuration`] if a file cannot be read or is not valid.
     pub fn of(paths: Vec<PathBuf>) -> Result<Self, ActionError> {
+        let stamps = stamps(&paths);
         let files = read_all::<T>(&paths)?;
-        let made = Arc::new(T::from_files(&files)?);
-        Ok(Reloading { paths, last: Mutex::new(Loaded { read: Ok(files), made, fault: None }) })
+        let value = Arc::new(T::from_files(&files)?);
+        let loaded = Loaded { stamps, files: Ok(files), value, error: None };
+        Ok(Reloading { paths, loaded: Mutex::new(loaded) })
     }
 
-    fn unchanging(made: T) -> Self {
-        let last = Loaded { read: Ok(Vec::new()), made: Arc::new(made), fault: None };
-        Reloading { paths: Vec::new(), last: Mutex::new(last) }
+    fn constant(value: T) -> Self {
+        let (stamps, files) = (Vec::new(), Ok(Vec::new()));
+        let loaded = Loaded { stamps, files, value: Arc::new(value), error: None };
+        Reloading { paths: Vec::new(), loaded: Mutex::new(loaded) }
     }
 
-    /// It as it is now.
+    /// The value of the files' present content, or of the last content that was valid. Costs one `stat` per
+    /// file; call it once per request, so that a request sees one value.
     #[must_use]
     pub fn current(&self) -> Arc<T> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.reload(&self.paths);
-        last.made.clone()
+        self.reload().value.clone()
     }
 
-    /// Why the files' present content is not what holds, if it is not.
+    /// Why the files' present content is not in use, if it is not.
     #[must_use]
     pub fn load_error(&self) -> Option<ActionError> {
-        let _ = self.current();
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).fault.clone()
+        self.reload().error.clone()
+    }
+
+    fn reload(&self) -> MutexGuard<'_, Loaded<T>> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.reload(&self.paths);
+        loaded
     }
 }
 
 impl<T: FromFiles> Loaded<T> {
     fn reload(&mut self, paths: &[PathBuf]) {
-        let now = read_all::<T>(paths);
-        // Several files are not read at one moment: if they are being changed just now, the next look
-        // will find them whole.
-        if now == self.read || (paths.len() > 1 && read_all::<T>(paths) != now) {
+        let stamps = stamps(paths);
+        if stamps == self.stamps && !stamps.iter().flatten().any(Stamp::is_recent) {
             return;
         }
-        let made = now.as_ref().map_err(Clone::clone).and_then(|files| T::from_files(files));
-        self.read = now;
+        let files = read_all::<T>(paths);
+        // Several files are not read at one moment: if they are being changed just now, the next request
+        // reads them again.
+        if paths.len() > 1 && read_all::<T>(paths) != files {
+            return;
+        }
+        self.stamps = stamps;
+        if files == self.files {
+            return;
+        }
+        let built = files.as_ref().map_err(Clone::clone).and_then(|files| T::from_files(files));
+        self.files = files;
         let path = paths.first().map(|path| path.display().to_string());
-        match made {
-            Ok(made) => {
-                tracing::info!(path, "the {} has changed", T::NAME);
-                self.made = Arc::new(made);
-                self.fault = None;
+        match built {
+            Ok(value) => {
+                tracing::info!(path, "{} reloaded", T::NAME);
+                self.value = Arc::new(value);
+                self.error = None;
             }
             Err(error) => {
                 tracing::error!(
                     path,
                     detail = error.detail,
-                    "the new {} cannot be used: the old one stays",
+                    "{} not reloaded: the new content cannot be used, the old one stays",
                     T::NAME
                 );
-                self.fault = Some(error);
+                self.error = Some(error);
             }
         }
     }
+}
+
+/// What `stat` reports of a file; it differs if another file or another content is there.
+#[derive(PartialEq, Eq)]
+struct Stamp {
+    modified: Option<SystemTime>,
+    length: u64,
+    /// Device, inode, and the time of the last change of the inode.
+    #[cfg(unix)]
+    inode: (u64, u64, i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = fs::metadata(path).ok()?;
+        #[cfg(unix)]
+        let inode = {
+            use std::os::unix::fs::MetadataExt;
+            (metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec())
+        };
+        Some(Stamp {
+            modified: metadata.modified().ok(),
+            length: metadata.len(),
+            #[cfg(unix)]
+            inode,
+        })
+    }
+
+    fn is_recent(&self) -> bool {
+        let age = self.modified.and_then(|modified| modified.elapsed().ok());
+        age.is_none_or(|age| age < STAMP_GRANULARITY)
+    }
+}
+
+fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
+    paths.iter().map(|path| Stamp::of(path)).collect()
 }
 
 fn read_all<T: FromFiles>(paths: &[PathBuf]) -> Result<Vec<File>, ActionError> {
     paths.iter().map(|path| read_one(path, T::NAME)).collect()
 }
 
-/// Reads a file; `name` is what it is called in errors.
+/// Reads a file; `name` is its name in errors.
 ///
 /// # Errors
-/// [`Code::Configuration`] if it is not there, is not text or is longer than [`MAX_BYTES`].
-pub fn read_one(path: &Path, name: &str) -> Result<File, ActionError> {
+/// [`Code::Configuration`] if it does not exist, is not text or is longer than [`MAX_BYTES`].
+pub(crate) fn read_one(path: &Path, name: &str) -> Result<File, ActionError> {
     match read(path) {
         Ok(text) => Ok(File { path: path.to_owned(), text }),
         Err(why) => {
@@ -217,7 +280,6 @@ pub fn read_one(path: &Path, name: &str) -> Result<File, ActionError> {
     }
 }
 
-/// The file's text.
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
@@ -232,7 +294,7 @@ mod tests {
     use super::*;
     use crate::policy::Policy;
 
-    fn modified_at(text: &str) -> PathBuf {
+    fn file_with(text: &str) -> PathBuf {
         let name = format!("action-executor-policy-{}", uuid::Uuid::now_v7());
         let path = std::env::temp_dir().join(name);
         fs::write(&path, text).expect("is written");
@@ -240,33 +302,51 @@ mod tests {
     }
 
     #[test]
-    fn without_a_file_the_shipped_policy_holds() {
-        let source = Reloading::<Policy>::new(None).expect("is there");
-        assert_eq!(*source.current(), Policy::default());
+    fn the_shipped_policy_applies_without_a_file() {
+        let policy = Reloading::<Policy>::new(None).expect("is valid");
+        assert_eq!(*policy.current(), Policy::default());
     }
 
     #[test]
-    fn a_broken_file_at_the_start_is_an_error() {
-        let path = modified_at("read_only: perhaps");
+    fn an_invalid_file_at_the_start_is_an_error() {
+        let path = file_with("read_only: perhaps");
         assert!(Reloading::<Policy>::new(Some(path.clone().into())).is_err());
         fs::remove_file(&path).expect("is removed");
         assert!(Reloading::<Policy>::new(Some(path.into())).is_err());
     }
 
     #[test]
-    fn a_change_holds_at_once_and_a_broken_one_keeps_the_old_policy() {
-        let path = modified_at("read_only: false");
-        let source = Reloading::<Policy>::new(Some(path.clone().into())).expect("is read");
-        assert!(!source.current().read_only);
+    fn a_change_applies_at_once_and_an_invalid_one_keeps_the_old_policy() {
+        let path = file_with("read_only: false");
+        let policy = Reloading::<Policy>::new(Some(path.clone().into())).expect("is valid");
+        assert!(!policy.current().read_only);
         fs::write(&path, "read_only: true").expect("is written");
-        assert!(source.current().read_only);
+        assert!(policy.current().read_only);
         fs::write(&path, "read_only: perhaps").expect("is written");
-        assert!(source.current().read_only);
-        assert!(source.load_error().is_some());
+        assert!(policy.current().read_only);
+        assert!(policy.load_error().is_some());
         fs::remove_file(&path).expect("is removed");
-        assert!(source.current().read_only && source.load_error().is_some());
+        assert!(policy.current().read_only && policy.load_error().is_some());
         fs::write(&path, "read_only: false").expect("is written");
-        assert!(!source.current().read_only && source.load_error().is_none());
+        assert!(!policy.current().read_only && policy.load_error().is_none());
+        fs::remove_file(&path).expect("is removed");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_old_file_in_place_of_another_is_read() {
+        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        let age = |path: &Path| {
+            let file = fs::File::options().write(true).open(path).expect("is opened");
+            file.set_modified(hour_ago).expect("is set");
+        };
+        let (path, other) = (file_with("read_only: true "), file_with("read_only: false"));
+        age(&path);
+        age(&other);
+        let policy = Reloading::<Policy>::new(Some(path.clone().into())).expect("is valid");
+        assert!(policy.current().read_only);
+        fs::rename(&other, &path).expect("is renamed");
+        assert!(!policy.current().read_only);
         fs::remove_file(&path).expect("is removed");
     }
 }

@@ -1,4 +1,4 @@
-//! SHA-256, by which requests, tokens, templates and names of records are compared.
+//! SHA-256, for the digests of requests, tokens and pod templates and for the names of records.
 
 use ring::digest::{SHA256, digest};
 

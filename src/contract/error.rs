@@ -1,34 +1,31 @@
-//! Every way in which an action is not done, in one enum.
+//! Errors: the reasons why an action was not done, in one enum.
 //!
-//! An [`ActionError`] is written for the person (or model) who reads it: what was wrong, where, and
-//! what to do next. It travels as an RFC 9457 problem document, the same bytes at every entry point,
-//! so [`Code`] also holds the one table of what each error means to HTTP and to a shell. Entry points
-//! look their status up here and never decide one themselves.
-//!
-//! This file knows the contract alone: it makes no calls and reads no settings.
+//! An [`ActionError`] states what was wrong, where, and what to do next. It is sent as an RFC 9457 problem
+//! document, the same bytes at every entry point. [`Code`] has the one table of HTTP and exit statuses: an
+//! entry point must not decide a status itself. This file makes no calls and reads no settings.
 
 use std::{fmt, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
-/// The stable name of what went wrong. Callers may branch on it; its spelling never changes.
+/// The stable name of an error. Clients may branch on it; its spelling never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
-    /// The request is not one: syntax, a field, a type, a name or a bound is wrong.
+    /// The syntax, a field, a type, a name or a number of the request is wrong.
     InvalidRequest,
     /// The request is longer than the limit.
     PayloadTooLarge,
-    /// No input, or more than one source of input at once.
+    /// No request, or more than one.
     Usage,
-    /// The path is not served.
+    /// There is no such path.
     RouteNotFound,
     /// There is no record of a request with this id.
     RequestNotFound,
-    /// The path is served, the method is not.
+    /// The path does not have this method.
     MethodNotAllowed,
-    /// The answer cannot be given in a media type that the caller accepts.
+    /// The client accepts no media type of the answer.
     NotAcceptable,
     /// The request's media type is not JSON.
     UnsupportedMediaType,
@@ -36,71 +33,71 @@ pub enum Code {
     RequestTimeout,
     /// The object that the request names does not exist.
     TargetNotFound,
-    /// The Deployment is paused; nothing would be rolled out.
+    /// The Deployment is paused, so that nothing would be rolled out.
     TargetPaused,
-    /// No controller owns the pod; it would not come back.
+    /// The pod has no controller and would not be replaced.
     TargetUnmanaged,
-    /// Another controller decides what was to be changed, and would change it back.
+    /// Another controller sets the value and would change it back.
     TargetManaged,
     /// The change would have no effect.
     NoEffect,
-    /// There is no earlier revision, or not the one that was asked for.
+    /// There is no earlier revision, or not the requested one.
     NoRevision,
-    /// A disruption budget has no room for it now.
+    /// A disruption budget allows no disruption now.
     DisruptionBudget,
-    /// Something on the node stands in the way of draining it.
+    /// Pods on the node block the drain.
     DrainBlocked,
-    /// The target is not the one that `precondition` names.
+    /// The target does not meet the request's `precondition`.
     PreconditionFailed,
-    /// The cluster refused the change for its own reasons: admission, quota, validation.
+    /// Admission, quota or validation of the cluster refused the change.
     RejectedByCluster,
-    /// The cluster does not permit this identity to make the call.
+    /// RBAC of the cluster does not permit the call.
     Forbidden,
-    /// The cluster does not accept our credentials.
+    /// The cluster does not accept the executor's credentials.
     CredentialsRefused,
-    /// The cluster's address or credentials cannot be read.
+    /// A setting, a file or a kubeconfig cannot be used.
     Configuration,
-    /// The caller has not proved who they are.
+    /// The caller is not authenticated.
     Unauthenticated,
-    /// The caller may not ask for this.
+    /// The caller is not authorized for this.
     CallerForbidden,
-    /// The request is for a host name that this server does not go by.
+    /// The server does not serve the host of the request.
     MisdirectedRequest,
-    /// A page of another site sent the request, through somebody's browser.
+    /// A page of another site sent the request through a browser.
     CrossSite,
-    /// The caller asks too often, or too many of the peer's credentials were wrong.
+    /// The caller sends too often, or too many credentials of the peer were wrong.
     TooManyRequests,
     /// The policy does not allow it.
     PolicyDenied,
-    /// Too soon after the last action on the target, or too many in the time.
+    /// The target's cooldown or a budget of actions is exceeded.
     RateLimited,
-    /// Somebody has thrown the kill switch.
+    /// The kill switch is on.
     Stopped,
     /// The id was used for another request.
     IdReused,
-    /// The request is older than what the ledger remembers.
+    /// The request is older than the replay window.
     RequestExpired,
-    /// Another try of the same request is under way.
+    /// Another attempt at the same request is in progress.
     InProgress,
-    /// The target changed under every attempt.
+    /// The target changed during every attempt.
     Conflict,
     /// The cluster does not answer.
     ClusterUnreachable,
-    /// The cluster answers that it cannot serve now.
+    /// The API server is overloaded.
     ClusterUnavailable,
-    /// A change was sent and its answer was lost: it may or may not have happened.
+    /// A change was sent and its answer was lost: it may or may not have been made.
     OutcomeUnknown,
-    /// A server that was asked about its health is not well.
+    /// The server that `healthcheck` requested is not healthy.
     ServerUnhealthy,
-    /// The executor has no room for another request now.
+    /// Too many requests are in progress and queued.
     Overloaded,
-    /// The executor was told to stop before anything was done.
+    /// The executor shut down before anything was done.
     ShuttingDown,
     /// A bug in the executor.
     Internal,
 }
 
-/// What one [`Code`] means to those who do not read its text.
+/// What a [`Code`] means to HTTP, to a shell and to a client that retries.
 struct Meaning {
     title: &'static str,
     http: u16,
@@ -116,14 +113,14 @@ const fn transient(title: &'static str, http: u16, exit: u8) -> Meaning {
     Meaning { title, http, exit, retryable: true }
 }
 
-/// How a unit variant is written in JSON.
+/// The JSON name of a unit variant.
 pub(crate) fn wire_name(variant: impl Serialize) -> String {
     let name = serde_json::to_value(variant).ok();
     name.and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 impl Code {
-    /// Every code, for tables and for the tests that loop over them.
+    /// Every code.
     pub const ALL: [Code; 41] = [
         Code::InvalidRequest,
         Code::PayloadTooLarge,
@@ -168,64 +165,63 @@ impl Code {
         Code::Internal,
     ];
 
-    /// The one table. Exit statuses are those of sysexits(3). A missing target is 422 rather than
-    /// 404 and a failed precondition 422 rather than 409, because event brokers (Knative) retry 404
-    /// and 409, and neither gets better by itself.
+    /// The one table. Exit statuses are those of sysexits(3). A missing target is 422 and not 404, and a
+    /// failed precondition is 422 and not 409, because event brokers (Knative) retry 404 and 409, and
+    /// neither improves by itself.
     const fn meaning(self) -> Meaning {
         match self {
             Code::InvalidRequest => permanent("The request is not valid", 400, 65),
             Code::PayloadTooLarge => permanent("The request is too long", 413, 65),
-            Code::Usage => permanent("No single source of input", 400, 64),
+            Code::Usage => permanent("No request, or more than one", 400, 64),
             Code::RouteNotFound => permanent("No such path", 404, 64),
-            Code::RequestNotFound => permanent("No such request is remembered", 404, 69),
+            Code::RequestNotFound => permanent("No record of such a request", 404, 69),
             Code::MethodNotAllowed => permanent("Method not allowed", 405, 64),
             Code::NotAcceptable => permanent("No acceptable media type", 406, 64),
             Code::UnsupportedMediaType => permanent("Unsupported media type", 415, 64),
             Code::RequestTimeout => transient("The request did not arrive in time", 408, 75),
             Code::TargetNotFound => permanent("The target does not exist", 422, 69),
             Code::TargetPaused => permanent("The target is paused", 422, 69),
-            Code::TargetUnmanaged => permanent("The target would not come back", 422, 69),
+            Code::TargetUnmanaged => permanent("The target would not be replaced", 422, 69),
             Code::TargetManaged => permanent("Another controller decides this", 422, 69),
             Code::NoEffect => permanent("The change would have no effect", 422, 69),
             Code::NoRevision => permanent("There is no such revision", 422, 69),
-            Code::DisruptionBudget => transient("A disruption budget has no room", 429, 75),
+            Code::DisruptionBudget => transient("No disruption allowed now", 429, 75),
             Code::DrainBlocked => permanent("The node cannot be drained", 422, 69),
-            Code::PreconditionFailed => permanent("The target is another one", 422, 69),
+            Code::PreconditionFailed => permanent("The target does not match", 422, 69),
             Code::RejectedByCluster => permanent("The cluster rejected the change", 422, 69),
             Code::Forbidden => permanent("Not permitted in the cluster", 403, 77),
             Code::CredentialsRefused => permanent("Credentials refused by the cluster", 503, 78),
             Code::Configuration => permanent("The executor is misconfigured", 503, 78),
-            Code::Unauthenticated => permanent("The caller is not known", 401, 77),
-            Code::CallerForbidden => permanent("The caller may not ask for this", 403, 77),
-            // 421 is for a request that reached a server which does not answer for its host (RFC 9110,
-            // section 15.5.20).
+            Code::Unauthenticated => permanent("Not authenticated", 401, 77),
+            Code::CallerForbidden => permanent("The caller is not authorized", 403, 77),
+            // RFC 9110, section 15.5.20.
             Code::MisdirectedRequest => permanent("Misdirected request", 421, 77),
-            Code::CrossSite => permanent("Sent by another site", 403, 77),
+            Code::CrossSite => permanent("Request from another site", 403, 77),
             Code::TooManyRequests => transient("Too many requests", 429, 75),
             Code::PolicyDenied => permanent("Not allowed by the policy", 403, 77),
             Code::RateLimited => transient("Too many actions", 429, 75),
             Code::Stopped => transient("Actions are stopped", 503, 75),
             Code::IdReused => permanent("The id was used for another request", 422, 65),
             Code::RequestExpired => permanent("The request is too old", 422, 65),
-            Code::InProgress => transient("The same request is under way", 409, 75),
+            Code::InProgress => transient("The same request is in progress", 409, 75),
             Code::Conflict => transient("The target keeps changing", 409, 75),
             Code::ClusterUnreachable => transient("The cluster cannot be reached", 503, 75),
-            Code::ClusterUnavailable => transient("The cluster cannot serve now", 503, 75),
+            Code::ClusterUnavailable => transient("The cluster is overloaded", 503, 75),
             Code::OutcomeUnknown => permanent("It is unknown whether the change was made", 504, 69),
             Code::ServerUnhealthy => transient("The server is unhealthy", 503, 75),
-            Code::Overloaded => transient("The executor is busy", 503, 75),
-            Code::ShuttingDown => transient("The executor is shutting down", 503, 75),
+            Code::Overloaded => transient("The server is overloaded", 503, 75),
+            Code::ShuttingDown => transient("The server is shutting down", 503, 75),
             Code::Internal => permanent("A bug in the executor", 500, 70),
         }
     }
 
-    /// The name on the wire, in snake case.
+    /// Its name in JSON.
     #[must_use]
     pub fn name(self) -> String {
         wire_name(self)
     }
 
-    /// A short sentence that is the same for every occurrence (RFC 9457 `title`).
+    /// The title, which is the same for every occurrence (RFC 9457).
     #[must_use]
     pub fn title(self) -> &'static str {
         self.meaning().title
@@ -237,18 +233,52 @@ impl Code {
         self.meaning().http
     }
 
-    /// The exit status, after sysexits(3).
+    /// The exit status (sysexits(3)).
     #[must_use]
     pub fn exit_status(self) -> u8 {
         self.meaning().exit
     }
 
-    /// Whether the same request may succeed later without anyone changing anything.
+    /// Whether the same request may succeed later without any change.
     #[must_use]
     pub fn retryable(self) -> bool {
         self.meaning().retryable
     }
 }
+
+/// An exit status of the program.
+pub struct ExitStatus {
+    /// The number.
+    pub status: u8,
+    /// Its name in sysexits(3).
+    pub name: &'static str,
+    /// What it means here.
+    pub meaning: &'static str,
+}
+
+const fn exit(status: u8, name: &'static str, meaning: &'static str) -> ExitStatus {
+    ExitStatus { status, name, meaning }
+}
+
+/// Every exit status.
+pub const EXIT_STATUSES: [ExitStatus; 8] = [
+    exit(0, "EX_OK", "done, simulated, or nothing to do"),
+    exit(64, "EX_USAGE", "no request, more than one, or wrong arguments"),
+    exit(65, "EX_DATAERR", "the request is not valid"),
+    exit(
+        69,
+        "EX_UNAVAILABLE",
+        "refused because of the cluster's state, or the effect did not complete",
+    ),
+    exit(70, "EX_SOFTWARE", "a bug"),
+    exit(75, "EX_TEMPFAIL", "retry later; also an interrupted wait and a pending approval"),
+    exit(77, "EX_NOPERM", "not permitted by the policy, by RBAC or for this caller"),
+    exit(
+        78,
+        "EX_CONFIG",
+        "the executor is misconfigured, or the cluster does not accept its credentials",
+    ),
+];
 
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -256,28 +286,28 @@ impl fmt::Display for Code {
     }
 }
 
-/// One action that was not done, and why.
+/// Why an action was not done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct ActionError {
-    /// What kind of failure this is.
+    /// The kind of error.
     pub code: Code,
-    /// What was wrong this time, in a sentence.
+    /// What was wrong this time.
     pub detail: String,
     /// The path of the request's field that is at fault, as `parameters.deployment`.
     pub field: Option<String>,
     /// What to do next.
     pub hint: Option<Box<str>>,
-    /// How long the cluster (or we) asked to wait before another try.
+    /// How long to wait before the request is resent.
     pub retry_after: Option<Duration>,
     /// The request's id, once it is known.
     pub id: Option<Box<str>>,
-    /// The uid of the object that was refused; for the audit, not for the caller.
+    /// The uid of the object that was refused; for the audit only.
     pub about: Option<Box<str>>,
 }
 
 impl ActionError {
-    /// An error of this kind, with the sentence that says what was wrong.
+    /// An error with this detail.
     #[must_use]
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         ActionError {
@@ -291,7 +321,7 @@ impl ActionError {
         }
     }
 
-    /// A fault in one field of the request; `path` as `parameters.deployment`.
+    /// An invalid field of the request; `path` as `parameters.deployment`.
     #[must_use]
     pub fn invalid_field(path: impl Into<String>, what: impl fmt::Display) -> Self {
         let path = path.into();
@@ -305,7 +335,7 @@ impl ActionError {
         self
     }
 
-    /// What was wrong and what to do next, as part of a longer sentence.
+    /// Detail and hint in one line, for the middle of a sentence.
     #[must_use]
     pub fn with_its_hint(&self) -> String {
         match &self.hint {
@@ -321,7 +351,7 @@ impl ActionError {
         self
     }
 
-    /// Adds how long to wait before another try.
+    /// Adds how long to wait before the request is resent.
     #[must_use]
     pub fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
         self.retry_after = wait;
@@ -342,7 +372,7 @@ impl ActionError {
         self
     }
 
-    /// Whole seconds to wait before another try, rounded up, at least one.
+    /// Whole seconds to wait before the request is resent, rounded up, at least one.
     #[must_use]
     pub fn retry_after_seconds(&self) -> Option<u64> {
         self.retry_after.map(|wait| (wait.as_secs_f64().ceil() as u64).max(1))
@@ -372,7 +402,7 @@ struct Problem<'a> {
     /// What to do next.
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<&'a str>,
-    /// Seconds to wait before another try.
+    /// Seconds to wait before the request is resent.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_seconds: Option<u64>,
     /// The request's id.
@@ -432,22 +462,30 @@ mod tests {
     fn all_lists_each_code_once() {
         let names: HashSet<_> = Code::ALL.iter().map(|code| code.name()).collect();
         assert_eq!(names.len(), Code::ALL.len());
-        // A variant added without a place in ALL would leave a gap before the last one.
+        // A variant that is missing in ALL leaves a gap before the last one.
         assert_eq!(Code::Internal as usize + 1, Code::ALL.len());
     }
 
     #[test]
-    fn exit_status_75_and_retryable_say_the_same() {
+    fn exit_status_75_means_retryable() {
         for code in Code::ALL {
             assert_eq!(code.exit_status() == 75, code.retryable(), "{code}");
         }
     }
 
     #[test]
+    fn every_exit_status_is_described() {
+        let described: HashSet<_> = EXIT_STATUSES.iter().map(|it| it.status).collect();
+        for code in Code::ALL {
+            assert!(described.contains(&code.exit_status()), "{code}");
+        }
+    }
+
+    #[test]
     fn no_permanent_error_has_a_status_that_event_brokers_retry() {
-        // Knative Eventing retries 404, 408, 409, 429 and 5xx. What is left is either not about an
-        // event (a wrong path, a question about an id) or for a person to mend while the broker holds the event.
-        let mended_by_a_person =
+        // Knative Eventing retries 404, 408, 409, 429 and 5xx. The exceptions do not concern events (a wrong
+        // path, the state of an id), or a person repairs the cause while the broker holds the event.
+        let repaired_by_a_person =
             [Code::CredentialsRefused, Code::Configuration, Code::OutcomeUnknown, Code::Internal];
         for code in Code::ALL.into_iter().filter(|code| !code.retryable()) {
             let status = code.http_status();
@@ -455,7 +493,7 @@ mod tests {
             assert!(
                 !retried
                     || matches!(code, Code::RouteNotFound | Code::RequestNotFound)
-                    || mended_by_a_person.contains(&code),
+                    || repaired_by_a_person.contains(&code),
                 "{code}"
             );
         }

@@ -1,4 +1,5 @@
-//! Strict JSON: one object, no unknown or duplicate field, and errors that name the field at fault.
+//! Strict JSON: one object, no unknown or duplicate field, and errors that name the field at fault. Knows no
+//! type of the contract but its error.
 
 use std::{fmt, marker::PhantomData};
 
@@ -9,7 +10,7 @@ use serde::{
 
 use crate::contract::error::{ActionError, Code};
 
-/// Reads `text` as `T`, and tells an error by the field's path below `parent` (empty for the root).
+/// Reads `text` as `T`; an error has the field's path below `parent` (empty for the root).
 pub(crate) fn read<'de, T: Deserialize<'de>>(
     text: &'de str,
     parent: &str,
@@ -25,8 +26,7 @@ pub(crate) fn read<'de, T: Deserialize<'de>>(
     Ok(value)
 }
 
-/// Reads a struct from an object alone. Serde would take a list for one too, its elements in the order
-/// of the fields, which no one who sends a list can have meant.
+/// Reads a struct from an object only. Serde also reads one from a list of its fields, which cannot be meant.
 pub(crate) fn strict_object<'de, D, T>(from: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -49,7 +49,7 @@ where
     from.deserialize_map(OnlyObject(PhantomData))
 }
 
-/// The same where the object may be absent.
+/// The same for an object that may be null.
 pub(crate) fn strict_object_or_null<'de, D, T>(from: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -70,7 +70,7 @@ fn join(parent: &str, child: &str) -> String {
     }
 }
 
-/// Turns serde's words into ours: the field's path first, the value never.
+/// The error of serde with the field's path and without the value, which may be a secret.
 fn explain(parent: &str, path: &str, error: &serde_json::Error) -> ActionError {
     let full = error.to_string();
     let position = format!(" at line {} column {}", error.line(), error.column());
@@ -90,6 +90,7 @@ fn explain(parent: &str, path: &str, error: &serde_json::Error) -> ActionError {
             join(strip_last(path, field), &sanitized(field)),
             "unknown field",
         );
+        let known = known.trim_start_matches("one of ");
         return if known.is_empty() { error } else { error.with_hint(format!("known: {known}")) };
     }
     let what = match wrong_type(message) {
@@ -98,7 +99,14 @@ fn explain(parent: &str, path: &str, error: &serde_json::Error) -> ActionError {
             format!("must be {range}")
         }
         Some((got, expected)) => format!("expected {expected}, got {got}"),
-        None => message.to_owned(),
+        None => match message.split_once(", expected ") {
+            Some((unknown, known)) if unknown.starts_with("unknown variant") => {
+                format!("must be {known}")
+            }
+            _ if message.starts_with("EOF while parsing") => "the JSON ends too early".to_owned(),
+            _ if message == "trailing characters" => "text after the end of the JSON".to_owned(),
+            _ => message.to_owned(),
+        },
     };
     match path {
         "" => ActionError::new(Code::InvalidRequest, format!("the request: {what}{position}")),
@@ -108,12 +116,12 @@ fn explain(parent: &str, path: &str, error: &serde_json::Error) -> ActionError {
 
 /// The name between `start` and the next backtick.
 fn quoted<'a>(message: &'a str, start: &str) -> Option<&'a str> {
-    // An unknown field's own name may hold a backtick: the list of known ones begins after it.
+    // The name of an unknown field may contain a backtick: the list of known fields begins after it.
     let rest = message.strip_prefix(start)?;
     rest.split_once("`, expected").or_else(|| rest.rsplit_once('`')).map(|(name, _)| name)
 }
 
-/// `path` without its last step where that is `field` itself.
+/// `path` without its last segment if that is `field` itself.
 fn strip_last<'a>(path: &'a str, field: &str) -> &'a str {
     match path.strip_suffix(field) {
         Some(rest) => rest.strip_suffix('.').unwrap_or(rest),
@@ -121,12 +129,12 @@ fn strip_last<'a>(path: &'a str, field: &str) -> &'a str {
     }
 }
 
-/// A caller's own field name, made safe to show.
+/// The name of an unknown field, safe to print.
 fn sanitized(name: &str) -> String {
     name.chars().take(64).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// From `invalid type: string "no", expected a boolean` makes (`a string`, `a boolean`).
+/// `invalid type: string "no", expected a boolean` as (`a string`, `a boolean`).
 fn wrong_type(message: &str) -> Option<(&'static str, &str)> {
     let rest = message
         .strip_prefix("invalid type: ")
@@ -145,11 +153,12 @@ fn wrong_type(message: &str) -> Option<(&'static str, &str)> {
     Some((got, in_plain_english(expected)))
 }
 
-/// What a type of Rust's is to those who write JSON; what is in words already stays as it is.
+/// The name of a Rust type in the terms of JSON.
 fn in_plain_english(expected: &str) -> &str {
     match expected {
         "u64" => "a whole number from 0",
         "u32" => "a whole number from 0 to 4294967295",
+        "a nonzero u32" => "a whole number from 1 to 4294967295",
         "i32" => "a whole number from -2147483648 to 2147483647",
         _ if expected.starts_with("struct ") => "an object",
         _ => expected,

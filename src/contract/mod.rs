@@ -1,4 +1,5 @@
-//! The contract.
+//! What every entry point and every client agrees on: errors, answers, names, strict JSON. Imports nothing of
+//! the other modules.
 
 pub mod digest;
 pub mod error;

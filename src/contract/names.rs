@@ -1,15 +1,14 @@
-//! The strings of a request, each with the rule that it keeps.
+//! The checked strings of a request: names (RFC 1123), ids, texts for the audit.
 //!
-//! A value of one of these types was checked when it was made, so nobody further in has to ask
-//! again. The rules are Kubernetes' own for names (RFC 1123) and ours for what goes into the audit.
-//! No message here repeats the value: it may have been meant for somewhere else.
+//! A value of one of these types is valid: it is checked when it is created. No message repeats a value,
+//! which may be a secret in the wrong field.
 
 use std::{fmt, ops::Deref};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Declares a checked string: how it is made from text, and how it is read.
+/// Implements a checked string.
 macro_rules! checked_string {
     ($name:ident, $check:path) => {
         impl TryFrom<String> for $name {
@@ -63,7 +62,7 @@ pub struct Namespace(String);
 #[schemars(extend("minLength" = 1, "maxLength" = 128, "pattern" = "^[A-Za-z0-9._:-]+$"))]
 pub struct RequestId(String);
 
-/// A line for the audit, such as who asks or why: 1 to 512 characters, none of them a control or
+/// A line for the audit, as a requester or a reason: 1 to 512 characters, none of them a control or
 /// line-breaking character.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
@@ -80,8 +79,7 @@ pub struct AuditText(String);
 #[schemars(extend("minLength" = 1, "maxLength" = 128, "pattern" = "^[!-~]+$"))]
 pub struct Opaque(String);
 
-/// A label selector as kubectl takes one: 1 to 512 characters of its notation. Whether it is one is for the
-/// API server to say.
+/// A label selector as of kubectl: 1 to 512 characters of its notation. The API server checks its syntax.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 #[schemars(extend(
@@ -105,7 +103,7 @@ impl Default for Namespace {
 }
 
 impl ObjectName {
-    /// Our own name, for the objects that we keep.
+    /// The name of the executor's own objects.
     #[must_use]
     pub fn action_executor() -> Self {
         ObjectName("action-executor".to_owned())
@@ -113,14 +111,14 @@ impl ObjectName {
 }
 
 impl RequestId {
-    /// A new id for a request that brought none: a UUIDv7, so that ids sort by time.
+    /// An id for a request without one: a UUIDv7, so that ids sort by time.
     #[must_use]
     pub fn generate() -> Self {
         RequestId(uuid::Uuid::now_v7().to_string())
     }
 }
 
-/// Reads null as absent, as the original service's users send it.
+/// Reads null as absent: clients of the original service send it.
 pub(crate) fn null_is_default<'de, D, T>(from: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -133,7 +131,7 @@ fn check_length(text: &str, max: usize) -> Result<(), String> {
     match text.chars().count() {
         0 => Err("must not be empty".to_owned()),
         length if length > max => {
-            Err(format!("must have at most {max} characters, this one has {length}"))
+            Err(format!("must have at most {max} characters, but has {length}"))
         }
         _ => Ok(()),
     }
@@ -153,7 +151,7 @@ fn check_label(text: &str) -> Result<(), String> {
         return Ok(());
     }
     Err("must be a Kubernetes label name (RFC 1123): lower-case letters, digits and '-', \
-         beginning and ending with a letter or digit"
+         starting and ending with a letter or digit"
         .to_owned())
 }
 
@@ -163,7 +161,7 @@ fn check_subdomain(text: &str) -> Result<(), String> {
         return Ok(());
     }
     Err("must be a Kubernetes object name (RFC 1123): lower-case letters, digits, '-' and '.', \
-         beginning and ending with a letter or digit"
+         starting and ending with a letter or digit"
         .to_owned())
 }
 
@@ -172,13 +170,13 @@ fn check_request_id(text: &str) -> Result<(), String> {
     if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte)) {
         return Ok(());
     }
-    Err("may hold only letters, digits, '.', '_', ':' and '-'".to_owned())
+    Err("must contain only letters, digits, '.', '_', ':' and '-'".to_owned())
 }
 
 fn check_audit_text(text: &str) -> Result<(), String> {
     check_length(text, 512)?;
     let breaks_a_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
-    // Bidirectional overrides make a terminal show another text than the one that is stored.
+    // A terminal shows bidirectional overrides as another text than the stored one.
     let reorders = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     if text.chars().any(|c| breaks_a_line(c) || reorders(c)) {
         return Err("must be one line of printable text".to_owned());
@@ -199,7 +197,7 @@ fn check_opaque(text: &str) -> Result<(), String> {
     if text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Ok(());
     }
-    Err("may hold only visible ASCII characters".to_owned())
+    Err("must contain only visible ASCII characters".to_owned())
 }
 
 /// The service account that the executor runs as.

@@ -1,11 +1,11 @@
-//! What the target of an action must still be.
+//! The precondition of a request: which object, in which version, the target must be.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::contract::names::Opaque;
 
-/// What the target must still be for the action to be done.
+/// What the target must be for the action to be done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Precondition {

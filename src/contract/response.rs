@@ -1,7 +1,7 @@
-//! The answer: what was done, to what, and what changed.
+//! The answer: what was done, to which object, and what changed.
 //!
-//! Plain types with their JSON form and nothing else. Whatever is in an answer is true at the moment
-//! it is given: an effect that is not known is an error of its kind, never a guess in here.
+//! Plain types with their JSON form. An answer contains only facts: an effect that is not known is an error
+//! (`outcome_unknown`), never a guess.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::contract::error::wire_name;
 
-/// What came of a request.
+/// The answer to a request that was carried out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct ActionResponse {
@@ -23,29 +23,29 @@ pub struct ActionResponse {
     /// The action.
     #[serde(rename = "type")]
     pub kind: String,
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
-    /// Whether this request had been carried out before, so that nothing was done now.
+    /// Whether the request was carried out before, so that nothing was done now.
     pub replayed: bool,
-    /// Present and true when no cluster was asked.
+    /// Present and true if no cluster is configured.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub offline: bool,
-    /// The object acted upon.
+    /// The object of the action.
     pub target: Target,
     /// What changed in the target, or would change.
     pub changes: Vec<Change>,
-    /// What a careful person would want to know.
+    /// What a careful operator would want to know.
     pub warnings: Vec<String>,
-    /// How the wait for the effect ended, when the request asked to wait.
+    /// How the wait for the effect ended, with `wait`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
-    /// How the target was taken back once that had failed, when the request asked for it.
+    /// How the target was rolled back after that failed, with `rollback_on_failure`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rolled_back: Option<RolledBack>,
-    /// What a person has to do before it is done, with `pending_approval`.
+    /// How a person approves the action, with `pending_approval`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<PendingApproval>,
-    /// When the work began (UTC).
+    /// When the action started (UTC).
     #[serde(serialize_with = "milliseconds")]
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub started_at: DateTime<Utc>,
@@ -59,20 +59,20 @@ pub struct ActionResponse {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Done, and complete if the request asked to wait.
+    /// Done, and complete if `wait` was set.
     Applied,
     /// Nothing had to be done.
     Unchanged,
-    /// Nothing was done, because the request asked only what would happen.
+    /// Nothing was done: the request is a simulation.
     Simulated,
-    /// The change was made, but what the request waited for did not come; `rollout` says why.
+    /// The change was made, but its effect did not complete; `rollout` has the reason.
     Failed,
-    /// Nothing was done yet: a person has to approve it, as `approval` says.
+    /// Nothing was done yet: a person must approve it; `approval` has the command.
     PendingApproval,
 }
 
 impl Outcome {
-    /// The name on the wire, in snake case.
+    /// Its name in JSON.
     #[must_use]
     pub fn name(self) -> String {
         wire_name(self)
@@ -88,21 +88,21 @@ pub struct Target {
     pub api_version: String,
     /// The kind, as `Deployment`.
     pub kind: String,
-    /// The namespace; absent for what is in none.
+    /// The namespace; absent for a cluster-scoped object.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub namespace: String,
     /// The name.
     pub name: String,
-    /// The object's uid; absent when no cluster was asked.
+    /// The object's uid; absent if no cluster is configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
-    /// The resourceVersion after the action; absent when no cluster was asked.
+    /// The resourceVersion after the action; absent if no cluster is configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resource_version: Option<String>,
 }
 
 impl Target {
-    /// An object as a request names it, before it was read; in no namespace if that is empty.
+    /// An object as a request names it, before it is read; an empty namespace means cluster-scoped.
     #[must_use]
     pub fn named(api_version: &str, kind: &str, namespace: &str, name: &str) -> Self {
         Target {
@@ -124,7 +124,7 @@ impl Target {
 }
 
 impl std::fmt::Display for Target {
-    /// As people write it: `Deployment shop/web`, `Node n1`.
+    /// `Deployment shop/web`, `Node n1`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.namespace.as_str() {
             "" => write!(f, "{} {}", self.kind, self.name),
@@ -137,24 +137,24 @@ impl std::fmt::Display for Target {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Change {
-    /// Where, as a JSON Pointer (RFC 6901).
+    /// The field, as a JSON Pointer (RFC 6901).
     pub path: String,
-    /// The value before; null where there was none.
+    /// The value before; null if there was none.
     pub from: Value,
-    /// The value after; null where there is none any more.
+    /// The value after; null if it is removed.
     pub to: Value,
 }
 
-/// What an action is waiting for.
+/// The approval that an action waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct PendingApproval {
-    /// What is to be approved: this plan on the object as it is.
+    /// The digest of what is approved: the plan, on the object as it is.
     pub digest: String,
-    /// Until when (UTC).
+    /// When the approval expires (UTC).
     #[schemars(extend("format" = "date-time"))]
     pub expires_at: String,
-    /// How a person approves it.
+    /// The command that approves it.
     pub command: String,
 }
 
@@ -162,20 +162,20 @@ pub struct PendingApproval {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Rollout {
-    /// Where it stands.
+    /// The state.
     pub state: RolloutState,
-    /// The same in a sentence.
+    /// The state in a sentence.
     pub message: String,
-    /// What the pods themselves say is wrong.
+    /// What is wrong, as the pods report it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
 }
 
-/// How a workload was taken back to the revision that it had.
+/// How a workload was rolled back to the revision that it had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct RolledBack {
-    /// The revision, by the number that it had before.
+    /// The number of that revision before the rollback.
     pub revision: i64,
     /// The workload's resourceVersion afterwards.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -184,17 +184,17 @@ pub struct RolledBack {
     pub rollout: Rollout,
 }
 
-/// Where an awaited effect stands.
+/// The state of an effect that is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutState {
-    /// Everything asked for is there.
+    /// The effect is complete.
     Complete,
-    /// It cannot come any more: the cluster gave up, or someone changed or deleted the target.
+    /// It cannot complete any more: it failed, or the target was changed or deleted.
     Failed,
-    /// It had not come when the time allowed ran out; it may still come.
+    /// The timeout expired; it may still complete.
     TimedOut,
-    /// We were told to stop before it came; it may still come.
+    /// The executor shut down before it completed; it may still complete.
     Interrupted,
 }
 
@@ -229,7 +229,7 @@ pub(crate) fn milliseconds<S: Serializer>(
     serializer.serialize_str(&rfc3339_millis(*time))
 }
 
-/// A time as answers write it: RFC 3339, UTC, milliseconds.
+/// A time in the format of answers: RFC 3339, UTC, milliseconds.
 #[must_use]
 pub fn rfc3339_millis(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)

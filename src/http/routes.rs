@@ -44,21 +44,31 @@ pub const HEALTHY: &str = r#"{"status":"ok"}"#;
 const GET_HEAD: &[&str] = &["GET", "HEAD"];
 const POST: &[&str] = &["POST"];
 
-/// Each path with its methods; `{...}` stands for one segment, whatever it is.
-pub(crate) const ROUTES: [(&str, &[&str], Route); 13] = [
-    ("/api/v1/healthz", GET_HEAD, Route::Health),
-    ("/readyz", GET_HEAD, Route::Ready),
-    ("/metrics", GET_HEAD, Route::Metrics),
-    ("/api/v1/action/execute", POST, Route::Execute),
-    ("/", POST, Route::CloudEvent),
-    ("/api/v1/actions/{id}", GET_HEAD, Route::Operation),
-    ("/api/v1/actions", GET_HEAD, Route::Asset(Asset::Actions)),
-    ("/api/v1/history", GET_HEAD, Route::History),
-    ("/openapi.json", GET_HEAD, Route::Asset(Asset::OpenApi)),
-    ("/docs", GET_HEAD, Route::Asset(Asset::Page)),
-    ("/docs/page.js", GET_HEAD, Route::Asset(Asset::Script)),
-    ("/docs/page.css", GET_HEAD, Route::Asset(Asset::Style)),
-    ("/history", GET_HEAD, Route::Asset(Asset::Page)),
+/// Each path with its methods, its route and its purpose; `{...}` matches any one segment.
+pub(crate) const ROUTES: [(&str, &[&str], Route, &str); 13] = [
+    ("/api/v1/healthz", GET_HEAD, Route::Health, "whether the process is alive"),
+    ("/readyz", GET_HEAD, Route::Ready, "whether an action could be carried out now"),
+    ("/metrics", GET_HEAD, Route::Metrics, "metrics for Prometheus"),
+    ("/api/v1/action/execute", POST, Route::Execute, "carry out a request"),
+    ("/", POST, Route::CloudEvent, "carry out the request of a CloudEvent"),
+    (
+        "/api/v1/actions/{id}",
+        GET_HEAD,
+        Route::Operation,
+        "the state of a request, once or as a stream of events",
+    ),
+    (
+        "/api/v1/actions",
+        GET_HEAD,
+        Route::Asset(Asset::Actions),
+        "every action with the JSON Schema of its parameters",
+    ),
+    ("/api/v1/history", GET_HEAD, Route::History, "what was done, by whom and why, newest first"),
+    ("/openapi.json", GET_HEAD, Route::Asset(Asset::OpenApi), "the OpenAPI 3.1 description"),
+    ("/docs", GET_HEAD, Route::Asset(Asset::Page), "the page for people"),
+    ("/docs/page.js", GET_HEAD, Route::Asset(Asset::Script), "its script"),
+    ("/docs/page.css", GET_HEAD, Route::Asset(Asset::Style), "its style"),
+    ("/history", GET_HEAD, Route::Asset(Asset::Page), "the page of the history"),
 ];
 
 impl Route {
@@ -67,7 +77,7 @@ impl Route {
     /// # Errors
     /// [`Code::RouteNotFound`] or [`Code::MethodNotAllowed`].
     pub fn of(method: &str, target: &str) -> Result<Route, ActionError> {
-        let Some((_, methods, route)) = find(target) else {
+        let Some((_, methods, route, _)) = find(target) else {
             let known: Vec<_> = ROUTES.iter().map(|(path, ..)| *path).collect();
             return Err(ActionError::new(Code::RouteNotFound, "nothing is served at this path")
                 .with_hint(format!("served: {}", known.join(", "))));
@@ -88,11 +98,13 @@ impl Route {
     /// The value of `Allow` for a path, whatever the method.
     #[must_use]
     pub fn allow(target: &str) -> Option<String> {
-        find(target).map(|(_, methods, _)| methods.join(", "))
+        find(target).map(|(_, methods, ..)| methods.join(", "))
     }
 }
 
-fn find(target: &str) -> Option<&'static (&'static str, &'static [&'static str], Route)> {
+fn find(
+    target: &str,
+) -> Option<&'static (&'static str, &'static [&'static str], Route, &'static str)> {
     let path = target.split('?').next().unwrap_or_default();
     ROUTES.iter().find(|(pattern, ..)| matches(pattern, path))
 }

@@ -1,10 +1,10 @@
-//! The policy once more, as the API server's own admission policies (ValidatingAdmissionPolicy, v1).
+//! The policy as admission policies of the API server (ValidatingAdmissionPolicy, v1).
 //!
-//! A second layer under the first: whatever happens to the executor, its service account can do no
-//! more than the policy allows. One policy says what is fixed, another follows the kill switch on the
-//! Lease, since a policy with a parameter does not hold while the parameter is not there, and a third
-//! keeps the account, which writes its budget on that Lease, from touching the switch. They speak of one
-//! service account and of nobody else. What depends on counting is not in here.
+//! A second layer: even a compromised executor's service account can do no more than the policy allows. One
+//! admission policy has the fixed rules. A second one follows the kill switch on the Lease: it is separate because
+//! a policy with a parameter does not apply while the parameter does not exist. A third one denies that the
+//! account, which writes its budget to that Lease, changes the kill switch. All three apply to one service
+//! account. Rules that depend on counting (cooldown, budget) have no admission policy.
 
 use serde_json::{Value, json};
 
@@ -15,8 +15,8 @@ use crate::{
     policy::{Label, NodePattern, Pattern, Policy, ReplicaRules, budget::STOP_ANNOTATION},
 };
 
-/// What the executor writes besides its actions: its records, its budget, and questions about itself
-/// and its callers.
+/// The resources that the policies exclude: records, budget, and reviews of the executor itself and of its
+/// callers.
 const EXCLUDED: [(&str, &str); 8] = [
     ("", "events"),
     ("events.k8s.io", "events"),
@@ -28,30 +28,31 @@ const EXCLUDED: [(&str, &str); 8] = [
     ("authorization.k8s.io", "subjectaccessreviews"),
 ];
 
+/// Whether the request is a dry run, in CEL.
 const DRY_RUN: &str = "variables.simulated";
 
 /// The admission policies for this service account, with their bindings.
 #[must_use]
 pub fn manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
     let name = format!("action-executor.{}.{}", account.namespace, account.name);
-    let switch = format!("{name}.switch");
-    let lever = format!("{name}.lever");
-    let mut stop = admission_policy(&switch, account, &[kill_switch()]);
-    let mut lease = admission_policy(&lever, account, &[lease_guard()]);
+    let kill_switch_name = format!("{name}.kill-switch");
+    let lease_guard_name = format!("{name}.lease-guard");
+    let mut stop = admission_policy(&kill_switch_name, account, &[kill_switch()]);
+    let mut lease = admission_policy(&lease_guard_name, account, &[lease_guard()]);
     lease["spec"]["matchConstraints"] =
         json!({ "resourceRules": [all_of("coordination.k8s.io", "leases")] });
     stop["spec"]["paramKind"] = json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease" });
-    let mut bound = binding(&switch);
+    let mut bound = binding(&kill_switch_name);
     bound["spec"]["paramRef"] = json!({
         "name": policy.state.name,
         "namespace": policy.state.namespace.as_ref().unwrap_or(&account.namespace),
         "parameterNotFoundAction": "Allow",
     });
     let fixed = admission_policy(&name, account, &fixed_rules(policy));
-    vec![fixed, binding(&name), stop, bound, lease, binding(&lever)]
+    vec![fixed, binding(&name), stop, bound, lease, binding(&lease_guard_name)]
 }
 
-/// A rule in the API server's language, and what it says when it denies.
+/// A rule of a policy in CEL; its name is in the message of a denial.
 struct Validation {
     rule: &'static str,
     expression: String,
@@ -69,26 +70,27 @@ fn admission_policy(name: &str, account: &ServiceAccount, rules: &[Validation]) 
             })
         })
         .collect();
-    let books: Vec<_> = EXCLUDED.iter().map(|(group, resource)| all_of(group, resource)).collect();
+    let excluded: Vec<_> =
+        EXCLUDED.iter().map(|(group, resource)| all_of(group, resource)).collect();
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicy",
         "metadata": { "name": name, "labels": labels() },
         "spec": {
             "failurePolicy": "Fail",
-            "matchConstraints": { "resourceRules": [all_of("*", "*/*")], "excludeResourceRules": books },
+            "matchConstraints": { "resourceRules": [all_of("*", "*/*")], "excludeResourceRules": excluded },
             "matchConditions": [{
                 "name": "is-the-executor",
                 "expression": format!("request.userInfo.username == '{user}'"),
             }],
-            // What is empty is not there at all.
+            // An empty field is absent.
             "variables": [
                 variable("labels", "oldObject == null || !has(oldObject.metadata.labels) ? dyn({}) : \
                                     dyn(oldObject.metadata.labels)"),
-                variable("place", "has(request.namespace) ? request.namespace : ''"),
+                variable("requestNamespace", "has(request.namespace) ? request.namespace : ''"),
                 variable("name", "has(request.name) ? request.name : ''"),
                 variable("subresource", "has(request.subResource) ? request.subResource : ''"),
-                // A subresource shows no labels of its object, and neither does what is new.
+                // A subresource has no labels of its object, and neither has a new object.
                 variable("labelled", "oldObject != null && variables.subresource == ''"),
                 variable("simulated", "has(request.dryRun) && request.dryRun"),
             ],
@@ -122,14 +124,16 @@ fn labels() -> Value {
 
 fn fixed_rules(policy: &Policy) -> Vec<Validation> {
     let rule = |rule, expression| Validation { rule, expression };
-    let in_one = |expression: String| format!("variables.place == '' || ({expression})");
-    let in_none = |expression: String| format!("variables.place != '' || ({expression})");
-    let where_labelled = |expression: String| format!("!variables.labelled || ({expression})");
+    let if_namespaced =
+        |expression: String| format!("variables.requestNamespace == '' || ({expression})");
+    let if_cluster_scoped =
+        |expression: String| format!("variables.requestNamespace != '' || ({expression})");
+    let if_labelled = |expression: String| format!("!variables.labelled || ({expression})");
     let denied = any(policy.namespaces.deny.iter().map(in_namespace));
     let nodes_denied = any(policy.nodes.deny.iter().map(on_node));
     let mut rules = vec![
-        rule("namespaces.deny", in_one(format!("!({denied})"))),
-        rule("nodes.deny", in_none(format!("!({nodes_denied})"))),
+        rule("namespaces.deny", if_namespaced(format!("!({denied})"))),
+        rule("nodes.deny", if_cluster_scoped(format!("!({nodes_denied})"))),
     ];
     if policy.read_only {
         rules.push(rule("read_only", DRY_RUN.to_owned()));
@@ -142,26 +146,26 @@ fn fixed_rules(policy: &Policy) -> Vec<Validation> {
     let nodes_allowed = any(policy.nodes.allow.iter().map(on_node));
     let protected = any(policy.targets.protected.iter().map(on_target));
     rules.push(rule("actions.allow", writes(policy)));
-    rules.push(rule("namespaces.allow", unless_simulated(in_one(allowed))));
-    rules.push(rule("nodes.allow", unless_simulated(in_none(nodes_allowed))));
-    let unprotected = where_labelled(format!("!({protected})"));
+    rules.push(rule("namespaces.allow", unless_simulated(if_namespaced(allowed))));
+    rules.push(rule("nodes.allow", unless_simulated(if_cluster_scoped(nodes_allowed))));
+    let unprotected = if_labelled(format!("!({protected})"));
     rules.push(rule("targets.protected", unless_simulated(unprotected)));
     if !policy.targets.opt_in.is_empty() {
         let opted_in = any(policy.targets.opt_in.iter().map(on_target));
-        rules.push(rule("targets.opt_in", unless_simulated(where_labelled(opted_in))));
+        rules.push(rule("targets.opt_in", unless_simulated(if_labelled(opted_in))));
     }
     rules.push(rule("replicas", unless_simulated(within(&policy.replicas))));
     rules
 }
 
-/// The bounds of what the scale subresource may be set to; none is 0 there.
+/// The bounds of the scale subresource; absent replicas mean 0 there.
 fn within(bounds: &ReplicaRules) -> String {
     let replicas = "(has(object.spec) && has(object.spec.replicas) ? object.spec.replicas : 0)";
     let ReplicaRules { min, max } = bounds;
     format!("variables.subresource != 'scale' || ({replicas} >= {min} && {replicas} <= {max})")
 }
 
-/// The account neither throws nor releases the switch, nor makes it go away with its Lease.
+/// Denies that the account sets or removes the kill switch, or deletes its Lease.
 fn lease_guard() -> Validation {
     let switch = |object: &str| {
         format!(
@@ -184,10 +188,10 @@ fn kill_switch() -> Validation {
     Validation { rule: "the kill switch", expression }
 }
 
-/// The writes that the allowed actions need; a simulation makes the same ones.
+/// The writes that the allowed actions need. A simulation makes the same writes as dry runs.
 fn writes(policy: &Policy) -> String {
-    let tried = |kind: &ActionKind| !policy.simulation.limited || policy.allows(*kind);
-    any(ActionKind::ALL.into_iter().filter(tried).flat_map(|kind| {
+    let is_possible = |kind: &ActionKind| !policy.simulation.limited || policy.allows(*kind);
+    any(ActionKind::ALL.into_iter().filter(is_possible).flat_map(|kind| {
         let Descriptor { rules, cluster_rules, .. } = kind.descriptor();
         rules.iter().chain(*cluster_rules).flat_map(operations).map(move |write| {
             if policy.allows(kind) { write } else { format!("{write} && {DRY_RUN}") }
@@ -195,7 +199,7 @@ fn writes(policy: &Policy) -> String {
     }))
 }
 
-/// A rule's writes, as conditions.
+/// The writes of a rule, as conditions in CEL.
 fn operations(rule: &PolicyRule) -> Vec<String> {
     let mut found = Vec::new();
     for group in rule.api_groups {
@@ -220,7 +224,7 @@ fn operations(rule: &PolicyRule) -> Vec<String> {
 }
 
 fn in_namespace(pattern: &Pattern) -> String {
-    format!("variables.place.matches('{}')", pattern.to_regex())
+    format!("variables.requestNamespace.matches('{}')", pattern.to_regex())
 }
 
 fn on_node(pattern: &NodePattern) -> String {
@@ -236,7 +240,7 @@ fn on_target(label: &Label) -> String {
     }
 }
 
-/// At least one of these; none of none.
+/// At least one of these conditions; false if there are none.
 fn any(conditions: impl Iterator<Item = String>) -> String {
     let conditions: Vec<_> = conditions.map(|condition| format!("({condition})")).collect();
     if conditions.is_empty() { "false".to_owned() } else { conditions.join(" || ") }
@@ -258,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn speaks_of_the_executors_account_alone() {
+    fn the_policies_apply_only_to_the_executors_account() {
         for document in made("{}").iter().filter(|it| it["kind"] == "ValidatingAdmissionPolicy") {
             assert_eq!(
                 document["spec"]["matchConditions"][0]["expression"],
@@ -268,14 +272,14 @@ mod tests {
     }
 
     #[test]
-    fn the_kill_switch_is_where_the_policy_keeps_it() {
-        let bound = &made("state: {namespace: brakes, name: lever}")[3]["spec"]["paramRef"];
-        assert_eq!((&bound["namespace"], &bound["name"]), (&json!("brakes"), &json!("lever")));
+    fn the_kill_switch_is_on_the_policys_lease() {
+        let bound = &made("state: {namespace: limits, name: state}")[3]["spec"]["paramRef"];
+        assert_eq!((&bound["namespace"], &bound["name"]), (&json!("limits"), &json!("state")));
         assert_eq!(made("{}")[3]["spec"]["paramRef"]["namespace"], "ops");
     }
 
     #[test]
-    fn an_action_that_is_not_allowed_leaves_only_its_dry_run() {
+    fn a_denied_action_can_only_be_simulated() {
         let text = expressions("actions: {allow: [restart_k8s]}");
         let pods = "'pods' && variables.subresource == '' && request.operation == 'DELETE'";
         assert!(text.contains(&format!("{pods} && variables.simulated")), "{text}");
@@ -284,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_is_there_when_the_policy_has_it() {
+    fn every_rule_of_the_policy_is_in_the_admission_policy() {
         let text = expressions(
             "read_only: true\nnamespaces: {allow: ['shop-*'], deny: [bank]}\n\
              targets: {protected: [tier=db], opt_in: [sre]}",

@@ -1,9 +1,9 @@
-//! A Kubernetes Job for one action, as data: from a request to the manifest, without a call.
+//! The Kubernetes Job of one request, as data.
 //!
-//! The Job's name comes from the request's id, as the name of its claim does, so that a second Job for
-//! the same request is refused by the API server. Every try of its pod carries the same id, so however
-//! often Kubernetes starts one, the action is done once. Which exit status is worth another pod is said
-//! in its podFailurePolicy (KEP-3329). It runs under the `restricted` Pod Security Standard.
+//! The Job's name comes from the request's id, as the name of its record does, so the API server refuses a second
+//! Job for the same request. Every pod has the same id, so the action is done once however often Kubernetes
+//! starts one. The podFailurePolicy (KEP-3329) lists the exit statuses for which another pod is useless. The Job
+//! meets the `restricted` Pod Security Standard.
 
 use std::time::Duration;
 
@@ -19,37 +19,37 @@ use crate::{
     ledger::record::{MANAGED_BY, REQUEST_DIGEST, REQUEST_ID, RequestMetadata},
 };
 
-/// The name of the container, which the failure policy refers to.
+/// The name of the container.
 pub const CONTAINER: &str = "action";
 
-/// Where the policy is mounted.
+/// The folder of the mounted policy.
 const POLICY_FOLDER: &str = "/etc/action-executor/policy";
 
-/// How often a pod is tried again; with the Job controller's own pauses that is over five minutes.
+/// How often a pod is retried; with the Job controller's backoff that takes over five minutes.
 const BACKOFF_LIMIT: u32 = 5;
 
-/// Those pauses and the start of each pod, which come on top of the action's own time.
+/// The time for that backoff and for starting the pods, in addition to the action's own time.
 const DEADLINE_MARGIN: Duration = Duration::from_secs(600);
 
-/// How long a finished Job stays to be looked at: as long as its request is remembered by default.
+/// How long a finished Job is kept: as long as its record by default.
 const TTL: Duration = Duration::from_secs(3600);
 
-/// What the cluster has to offer the Job.
+/// Where and as whom the Job runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobOptions {
     /// The image.
     pub image: String,
     /// The namespace of the Job.
     pub namespace: Namespace,
-    /// The service account that it runs as.
+    /// The service account of the Job.
     pub service_account: ObjectName,
     /// The ConfigMap with the policy, under the key `policy.yaml`.
     pub policy_config_map: ObjectName,
 }
 
-/// The Job that carries out `request` under `id`.
+/// The Job that runs `request` with this `id`.
 #[must_use]
-pub fn manifest(request: &ActionRequest, id: &RequestId, around: &JobOptions) -> Value {
+pub fn manifest(request: &ActionRequest, id: &RequestId, options: &JobOptions) -> Value {
     let subject = RequestMetadata::of(request, id);
     let request = ActionRequest { id: Some(id.clone()), ..request.clone() };
     let labels = json!({
@@ -63,11 +63,11 @@ pub fn manifest(request: &ActionRequest, id: &RequestId, around: &JobOptions) ->
         "kind": "Job",
         "metadata": {
             "name": subject.event_name(),
-            "namespace": around.namespace,
+            "namespace": options.namespace,
             "labels": labels,
             "annotations": { REQUEST_ID: &*subject.id, REQUEST_DIGEST: subject.digest },
         },
-        "spec": spec(&labels, environment(&request), active_deadline(&request), around),
+        "spec": spec(&labels, environment(&request), active_deadline(&request), options),
     })
 }
 
@@ -79,22 +79,22 @@ fn environment(request: &ActionRequest) -> Value {
     ])
 }
 
-/// A wait that is broken off by an eviction is taken up by the next pod, for as long again; and the way
-/// back from a rollout that fails takes as long as the way there.
+/// After an eviction the next pod resumes the wait, with the full timeout. A rollback of a failed rollout has the
+/// same timeout as the rollout.
 fn active_deadline(request: &ActionRequest) -> Duration {
-    let ways = if request.action.rollback_on_failure() { 2 } else { 1 };
-    let once = ways * request.timeout.unwrap_or(DEFAULT_WAIT);
+    let rollouts = if request.action.rollback_on_failure() { 2 } else { 1 };
+    let once = rollouts * request.timeout.unwrap_or(DEFAULT_WAIT);
     2 * once + DEADLINE_MARGIN
 }
 
-fn spec(labels: &Value, environment: Value, longest: Duration, around: &JobOptions) -> Value {
+fn spec(labels: &Value, environment: Value, deadline: Duration, options: &JobOptions) -> Value {
     json!({
         "backoffLimit": BACKOFF_LIMIT,
-        "activeDeadlineSeconds": longest.as_secs(),
+        "activeDeadlineSeconds": deadline.as_secs(),
         "ttlSecondsAfterFinished": TTL.as_secs(),
         "podFailurePolicy": {
             "rules": [
-                // The node's doing, not the action's.
+                // A disruption by the cluster is no failure of the action.
                 { "action": "Ignore", "onPodConditions": [{ "type": "DisruptionTarget", "status": "True" }] },
                 {
                     "action": "FailJob",
@@ -106,8 +106,8 @@ fn spec(labels: &Value, environment: Value, longest: Duration, around: &JobOptio
             "metadata": { "labels": labels },
             "spec": {
                 "restartPolicy": "Never",
-                "serviceAccountName": around.service_account,
-                // A Service named action-something would set variables that are taken for a request's.
+                "serviceAccountName": options.service_account,
+                // A Service named action-something would set ACTION_ variables.
                 "enableServiceLinks": false,
                 "securityContext": {
                     "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
@@ -115,7 +115,7 @@ fn spec(labels: &Value, environment: Value, longest: Duration, around: &JobOptio
                 },
                 "containers": [{
                     "name": CONTAINER,
-                    "image": around.image,
+                    "image": options.image,
                     "env": environment,
                     "resources": {
                         "requests": { "cpu": "10m", "memory": "16Mi" },
@@ -130,16 +130,16 @@ fn spec(labels: &Value, environment: Value, longest: Duration, around: &JobOptio
                 }],
                 "volumes": [{
                     "name": "policy",
-                    // Without one the program says so and the Job fails at once; a pod that waits for a
-                    // volume says nothing until the Job's time is up.
-                    "configMap": { "name": around.policy_config_map, "optional": true },
+                    // Without it the program prints the error and the Job fails at once; a pod that waits for a
+                    // volume reports nothing until the Job's deadline.
+                    "configMap": { "name": options.policy_config_map, "optional": true },
                 }],
             },
         },
     })
 }
 
-/// The exit statuses that another try would not change.
+/// The exit statuses of errors that a retry does not change.
 fn permanent_exit_codes() -> Vec<u8> {
     let mut statuses: Vec<u8> = Code::ALL
         .into_iter()
@@ -157,14 +157,14 @@ mod tests {
 
     fn made(request: &str) -> Value {
         let request = ActionRequest::parse(request.as_bytes()).expect("is a request");
-        let around = JobOptions {
+        let options = JobOptions {
             image: "registry.example/action-executor:1".to_owned(),
             namespace: "shop".to_owned().try_into().expect("is a name"),
             service_account: ObjectName::action_executor(),
             policy_config_map: "limits".to_owned().try_into().expect("is a name"),
         };
         let id = RequestId::try_from("alert-7".to_owned()).expect("is an id");
-        manifest(&request, &id, &around)
+        manifest(&request, &id, &options)
     }
 
     const REQUEST: &str = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_request_in_it_carries_the_id_and_reads_as_it_was_given() {
+    fn the_request_in_the_job_has_the_id() {
         let job = made(REQUEST);
         let text = job["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"].clone();
         let read = ActionRequest::parse(text.as_str().expect("is text").as_bytes());
@@ -188,12 +188,12 @@ mod tests {
     }
 
     #[test]
-    fn what_another_try_would_not_change_fails_the_job() {
+    fn a_permanent_error_fails_the_job() {
         assert_eq!(permanent_exit_codes(), [64, 65, 69, 70, 77, 78]);
     }
 
     #[test]
-    fn it_lives_longer_than_the_action() {
+    fn the_job_has_more_time_than_the_action() {
         let job = made(
             r#"{"type":"restart_k8s","parameters":{"deployment":"web"},"wait":true,"timeout_seconds":3600}"#,
         );

@@ -1,4 +1,4 @@
-//! Kubernetes manifests as text: YAML documents, one after the other, always in the same order.
+//! Manifests for the cluster: RBAC, Jobs, admission policies. Data only: makes no calls and reads no files.
 
 use serde_json::Value;
 
@@ -8,10 +8,10 @@ pub mod admission;
 pub mod job;
 pub mod rbac;
 
-/// The documents as one YAML stream.
+/// The documents as one YAML stream, in their order.
 ///
 /// # Errors
-/// [`Code::Internal`] if one of them cannot be written, which would be a bug.
+/// [`Code::Internal`] if one of them cannot be written.
 pub fn yaml(documents: &[Value]) -> Result<String, ActionError> {
     let mut text = String::new();
     for document in documents {

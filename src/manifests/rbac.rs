@@ -1,8 +1,7 @@
-//! The least that RBAC must allow, as data: from the enabled actions to the Roles of the executor.
+//! The least RBAC for a policy: Roles and bindings of the executor.
 //!
-//! The rules stand with what needs them: each action's in its file, the ledger's and the budget's in
-//! theirs. This file adds them up and writes the manifests, and has no rule of its own but that of the
-//! person who approves.
+//! Each rule is beside the code that needs it: those of an action in its file, those of the ledger and the budget
+//! in theirs. This file collects them and must not have a rule of its own.
 
 use serde_json::{Value, json};
 
@@ -14,7 +13,7 @@ use crate::{
     policy::{Policy, approval, budget},
 };
 
-/// What the executor needs in a namespace in which it acts.
+/// The rules that the executor needs in each namespace of targets.
 #[must_use]
 pub fn rules(kinds: &[ActionKind], policy: &Policy) -> Vec<PolicyRule> {
     let mut rules: Vec<PolicyRule> = Vec::new();
@@ -30,7 +29,7 @@ pub fn rules(kinds: &[ActionKind], policy: &Policy) -> Vec<PolicyRule> {
     rules
 }
 
-/// The rules for the whole cluster, which the actions on nodes need.
+/// The cluster-wide rules, which the actions on nodes need.
 #[must_use]
 pub fn cluster_rules(kinds: &[ActionKind]) -> Vec<PolicyRule> {
     let mut rules: Vec<PolicyRule> = Vec::new();
@@ -46,8 +45,8 @@ fn enabled(policy: &Policy) -> Vec<ActionKind> {
     ActionKind::ALL.into_iter().filter(|kind| policy.allows(*kind)).collect()
 }
 
-/// What the allowed actions on nodes need beside the Roles of [`manifests`]: a ClusterRole, and a Role
-/// where their records are kept. Nothing, if none is allowed.
+/// What the allowed actions on nodes need in addition to [`manifests`]: a ClusterRole, and a Role for their
+/// records. Empty if no action on nodes is allowed.
 #[must_use]
 pub fn node_manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
     let rules = cluster_rules(&enabled(policy));
@@ -55,7 +54,7 @@ pub fn node_manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
         return Vec::new();
     }
     let name = format!("action-executor.{}.{}.nodes", account.namespace, account.name);
-    let home = Namespace::default();
+    let namespace = Namespace::default();
     let records = self::rules(&[], policy);
     vec![
         json!({
@@ -71,13 +70,13 @@ pub fn node_manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
             },
             "subjects": [subject(account)],
         }),
-        role("action-executor-records", &home, json!(records)),
-        binding("action-executor-records", &home, account),
+        role("action-executor-records", &namespace, json!(records)),
+        binding("action-executor-records", &namespace, account),
     ]
 }
 
-/// The Roles and RoleBindings for this account: one in each namespace in which it acts, one where the
-/// budget is kept, and one for those who approve.
+/// The Roles and RoleBindings of the account: one in each namespace of targets, one for the Lease of the budget,
+/// and one for approvers.
 #[must_use]
 pub fn manifests(
     policy: &Policy,
@@ -93,14 +92,14 @@ pub fn manifests(
             documents.push(role("action-executor-approver", namespace, json!(approval::APPROVER)));
         }
     }
-    let home = policy.state.namespace.as_ref().unwrap_or(&account.namespace);
-    documents.push(role("action-executor-state", home, state_rules(policy)));
-    documents.push(binding("action-executor-state", home, account));
+    let namespace = policy.state.namespace.as_ref().unwrap_or(&account.namespace);
+    documents.push(role("action-executor-state", namespace, state_rules(policy)));
+    documents.push(binding("action-executor-state", namespace, account));
     documents
 }
 
-/// What a server needs besides to tell of what was done in these namespaces: a Role in each, which an
-/// account that only carries out Jobs is better without.
+/// What a server needs in addition to list the history of these namespaces: a Role in each. The account of Jobs
+/// does not need it.
 #[must_use]
 pub fn history_manifests(account: &ServiceAccount, namespaces: &[Namespace]) -> Vec<Value> {
     let name = "action-executor-history";
@@ -110,7 +109,7 @@ pub fn history_manifests(account: &ServiceAccount, namespaces: &[Namespace]) -> 
     namespaces.iter().flat_map(of).collect()
 }
 
-/// The budget's rule, narrowed to its one Lease wherever RBAC can (not for `create`).
+/// The budget's rule, restricted to its Lease where RBAC can restrict it (not for `create`).
 fn state_rules(policy: &Policy) -> Value {
     let PolicyRule { api_groups, resources, verbs } = budget::RULE;
     let (create, rest): (Vec<&str>, Vec<&str>) =
@@ -155,7 +154,7 @@ mod tests {
     use crate::config::reload::ConfigFile;
 
     #[test]
-    fn no_rule_is_wider_than_it_says() {
+    fn no_rule_is_wide() {
         let policy = Policy::parse("actions: {require_approval: ['*']}", "p").expect("is one");
         let account = "ops:executor".parse().expect("is an account");
         let shop = Namespace::try_from("shop".to_owned()).expect("is a name");
@@ -166,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn an_action_that_is_not_allowed_needs_no_rule() {
+    fn a_denied_action_has_no_rule() {
         let policy = Policy::parse("actions: {allow: [restart_pod]}", "p").expect("is one");
         let account = "ops:executor".parse().expect("is an account");
         let shop = Namespace::try_from("shop".to_owned()).expect("is a name");
@@ -175,11 +174,11 @@ mod tests {
     }
 
     #[test]
-    fn the_executor_cannot_make_an_approval() {
+    fn the_executor_cannot_create_an_approval() {
         let policy = Policy::parse("actions: {require_approval: ['*']}", "p").expect("is one");
         for rule in rules(&ActionKind::ALL, &policy) {
-            let about_approvals = rule.resources.contains(&"configmaps");
-            assert!(!about_approvals || rule.verbs == ["get"]);
+            let concerns_approvals = rule.resources.contains(&"configmaps");
+            assert!(!concerns_approvals || rule.verbs == ["get"]);
         }
     }
 }

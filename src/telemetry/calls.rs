@@ -1,4 +1,4 @@
-//! Durations of calls to the API server: the client of the cluster records them, the metrics show them.
+//! Durations of calls to the API server: the cluster's client records them, the metrics expose them.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -8,18 +8,18 @@ use prometheus_client::{
 /// The labels of a call to the API server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CallLabels {
-    /// `ok`, or the kind of fault.
+    /// `ok`, or the kind of error.
     pub result: &'static str,
 }
 
-/// Durations of calls to the API server in seconds; each attempt is a call.
+/// Durations of calls in seconds; each attempt is a call.
 pub type Calls = Family<CallLabels, Histogram>;
 
 /// Upper bounds in seconds, from a millisecond to ten seconds.
 const BUCKETS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// No calls yet.
+/// A histogram without calls.
 #[must_use]
 pub fn no_calls() -> Calls {
     Family::new_with_constructor(|| Histogram::new(BUCKETS))

@@ -1,4 +1,4 @@
-//! Logs: on standard error, for machines as JSON, for people on a terminal as text.
+//! Logs: to standard error, as text on a terminal, else as JSON.
 
 use std::io::{self, IsTerminal};
 
@@ -7,8 +7,8 @@ use tracing_subscriber::{filter::Targets, fmt, prelude::*};
 
 use crate::telemetry::traces;
 
-/// Starts logging what this project says from `level` on, and what its libraries say of warnings; and
-/// turning spans into traces, if there is a layer for it.
+/// Starts logging: the program from `level` on, its libraries from warnings on. Spans become traces if there
+/// is a layer for them.
 pub fn start(level: Level, traces: Option<traces::Layer>) {
     let libraries = LevelFilter::from_level(level.min(Level::WARN));
     let filter = Targets::new().with_default(libraries).with_target("action_executor", level);

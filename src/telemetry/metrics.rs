@@ -1,8 +1,8 @@
-//! What a server counts and times, for Prometheus (text format 0.0.4).
+//! The metrics of a server, for Prometheus (text format 0.0.4).
 //!
-//! Names carry their units and begin with `action_executor_`, those about the process excepted, whose
-//! names Prometheus gives. Labels hold only words of our own (actions, outcomes, codes, paths that are
-//! served), so that no caller can make them many, and nothing of a request gets in.
+//! Names have their unit as suffix and start with `action_executor_`, except those of the process, whose names
+//! Prometheus defines. Labels contain only the program's own words (actions, outcomes, codes, served paths):
+//! no text of a request becomes a label, so callers cannot create time series.
 
 use std::{
     fs,
@@ -15,16 +15,19 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::{contract::error::ActionError, telemetry::calls::Calls};
+use crate::{
+    contract::error::{ActionError, Code},
+    telemetry::calls::{CallLabels, Calls, no_calls},
+};
 
-/// The media type of what [`Metrics::text`] writes.
+/// The media type of [`Metrics::text`].
 pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// From a millisecond to ten seconds: a call, a question, a simulation.
+/// From a millisecond to ten seconds, for calls and simulations.
 const SHORT_SECONDS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// From ten milliseconds to an hour: an action may wait for a rollout.
+/// From ten milliseconds to an hour, since an action may wait for a rollout.
 const ACTION_SECONDS: [f64; 12] =
     [0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0];
 
@@ -32,7 +35,7 @@ const ACTION_SECONDS: [f64; 12] =
 struct ActionLabels {
     action: &'static str,
     simulate: &'static str,
-    /// The outcome of an answer, or the code of a problem.
+    /// An outcome, or an error code.
     result: String,
 }
 
@@ -73,14 +76,14 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
-/// Everything that is counted.
+/// The registry and its metrics.
 pub struct Metrics {
     registry: Registry,
     actions: Family<ActionLabels, Counter>,
     durations: Family<KindLabels, Histogram, fn() -> Histogram>,
     http: Family<HttpLabels, Counter>,
     problems: Family<ProblemLabels, Counter>,
-    under_way: Gauge,
+    in_flight: Gauge,
     connections: Gauge,
     refused_connections: Counter,
     failed_handshakes: Counter,
@@ -88,16 +91,16 @@ pub struct Metrics {
     queued: Gauge,
     queue_duration: Histogram,
     concurrency_in_use: Family<LaneLabels, Gauge>,
-    places_limit: Family<LaneLabels, Gauge>,
-    edge_refusals: Family<ReasonLabels, Counter>,
-    hung_up: Counter,
+    concurrency_limit: Family<LaneLabels, Gauge>,
+    rejected_requests: Family<ReasonLabels, Counter>,
+    client_disconnects: Counter,
     config_reloads: Family<FileLabels, Gauge>,
     memory: Gauge,
     descriptors: Gauge,
 }
 
 impl Metrics {
-    /// Nothing counted yet; `calls` are those of the cluster.
+    /// New metrics; `calls` are those of the cluster's client.
     #[must_use]
     pub fn new(calls: Option<&Calls>) -> Self {
         let mut metrics = Metrics {
@@ -106,7 +109,7 @@ impl Metrics {
             durations: Family::new_with_constructor(|| Histogram::new(ACTION_SECONDS)),
             http: Family::default(),
             problems: Family::default(),
-            under_way: Gauge::default(),
+            in_flight: Gauge::default(),
             connections: Gauge::default(),
             refused_connections: Counter::default(),
             failed_handshakes: Counter::default(),
@@ -114,9 +117,9 @@ impl Metrics {
             queued: Gauge::default(),
             queue_duration: Histogram::new(SHORT_SECONDS),
             concurrency_in_use: Family::default(),
-            places_limit: Family::default(),
-            edge_refusals: Family::default(),
-            hung_up: Counter::default(),
+            concurrency_limit: Family::default(),
+            rejected_requests: Family::default(),
+            client_disconnects: Counter::default(),
             config_reloads: Family::default(),
             memory: Gauge::default(),
             descriptors: Gauge::default(),
@@ -129,7 +132,11 @@ impl Metrics {
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         let ours = self.registry.sub_registry_with_prefix("action_executor");
         ours.register("build", "The program", build);
-        ours.register("actions", "Actions by what came of them", self.actions.clone());
+        ours.register(
+            "actions",
+            "Actions by their result: an outcome or an error code",
+            self.actions.clone(),
+        );
         ours.register_with_unit(
             "action_duration",
             "Time from a request to its answer",
@@ -137,48 +144,44 @@ impl Metrics {
             self.durations.clone(),
         );
         ours.register("http_requests", "HTTP requests answered", self.http.clone());
-        ours.register("problems", "Problem documents sent, by code", self.problems.clone());
+        ours.register("problems", "Problem documents sent", self.problems.clone());
         ours.register(
             "http_requests_in_flight",
-            "HTTP requests being answered",
-            self.under_way.clone(),
+            "HTTP requests being served",
+            self.in_flight.clone(),
         );
         ours.register("connections", "Open client connections", self.connections.clone());
         ours.register(
             "refused_connections",
-            "Client connections for which there was no room",
+            "Client connections refused because the limit was reached",
             self.refused_connections.clone(),
         );
-        ours.register("queued_requests", "Actions in line for a place", self.queued.clone());
+        ours.register("queued_requests", "Actions that wait for a permit", self.queued.clone());
         ours.register_with_unit(
             "queue_duration",
-            "Time in line of actions that found no place at once",
+            "Time that actions waited for a permit",
             Unit::Seconds,
             self.queue_duration.clone(),
         );
-        ours.register(
-            "concurrency_in_use",
-            "Requests under way, by room",
-            self.concurrency_in_use.clone(),
-        );
+        ours.register("concurrency_in_use", "Permits in use", self.concurrency_in_use.clone());
         ours.register(
             "concurrency_limit",
-            "Most requests under way at once, by room",
-            self.places_limit.clone(),
+            "Maximum number of permits",
+            self.concurrency_limit.clone(),
         );
         ours.register(
             "rejected_requests",
-            "Requests for which there was no place or no time, by reason",
-            self.edge_refusals.clone(),
+            "Requests rejected before they were dispatched",
+            self.rejected_requests.clone(),
         );
         ours.register(
             "client_disconnects",
-            "Requests whose client did not wait for the answer",
-            self.hung_up.clone(),
+            "Requests whose client disconnected before the answer",
+            self.client_disconnects.clone(),
         );
         ours.register(
             "failed_handshakes",
-            "Client connections that ended before TLS was agreed on",
+            "Client connections that ended before the TLS handshake was complete",
             self.failed_handshakes.clone(),
         );
         ours.register_with_unit(
@@ -189,13 +192,13 @@ impl Metrics {
         );
         ours.register(
             "config_reload_successful",
-            "Whether the document's file is what holds (1), or an older one since the new one is wrong (0)",
+            "1 if the file's present content is in use, 0 if an older one is, since the new one is invalid",
             self.config_reloads.clone(),
         );
         if let Some(calls) = calls {
             ours.register_with_unit(
                 "kubernetes_request_duration",
-                "Calls to the API server by result, each try by itself",
+                "Calls to the API server, each attempt by itself",
                 Unit::Seconds,
                 calls.clone(),
             );
@@ -211,15 +214,51 @@ impl Metrics {
         );
         process.register_with_unit(
             "resident_memory",
-            "Memory that the process holds",
+            "Resident memory",
             Unit::Bytes,
             self.memory.clone(),
         );
         process.register("open_fds", "Open file descriptors", self.descriptors.clone());
     }
 
-    /// Counts an answered action: its kind, whether it was a simulation, and the outcome of its answer
-    /// or the code of its problem.
+    /// A description of every metric.
+    pub(crate) fn reference() -> Vec<MetricDescription> {
+        let calls = no_calls();
+        calls.get_or_create(&CallLabels { result: "ok" }).observe(0.0);
+        let metrics = Metrics::new(Some(&calls));
+        // A family without a series prints no labels.
+        metrics.action("cordon", true, "simulated", Duration::ZERO);
+        metrics.http("other", 404);
+        metrics.problem(&ActionError::new(Code::RouteNotFound, ""));
+        metrics.certificate_expires("server", 0);
+        metrics.concurrency_limit("reads", 1);
+        metrics.rejected_requests("deadline").inc();
+        let text = metrics.text(&[("policy", true)]);
+        let help = |name: &str| {
+            let line = text.lines().find_map(|it| it.strip_prefix(&format!("# HELP {name} ")));
+            line.unwrap_or_default().trim_end_matches('.').to_owned()
+        };
+        let labels = |name: &str| {
+            let series = text.lines().find_map(|line| {
+                let rest = line.strip_prefix(name)?;
+                rest.strip_prefix("_bucket").unwrap_or(rest).strip_prefix('{')
+            });
+            let pairs = series.and_then(|it| it.split('}').next()).unwrap_or_default().split(',');
+            let names = pairs.filter_map(|pair| pair.split_once('=')).map(|(name, _)| name);
+            names.filter(|name| *name != "le").map(str::to_owned).collect()
+        };
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        types
+            .map(|(name, kind)| MetricDescription {
+                name: name.to_owned(),
+                kind: kind.to_owned(),
+                labels: labels(name),
+                help: help(name),
+            })
+            .collect()
+    }
+
+    /// Counts an answered action; `result` is its outcome or its error code.
     pub fn action(&self, action: &'static str, simulate: bool, result: &str, took: Duration) {
         let simulate = if simulate { "true" } else { "false" };
         let labels = ActionLabels { action, simulate, result: result.to_owned() };
@@ -227,7 +266,7 @@ impl Metrics {
         self.durations.get_or_create(&KindLabels { action, simulate }).observe(took.as_secs_f64());
     }
 
-    /// Counts an HTTP request on a path that is served, or on `other`.
+    /// Counts an HTTP request to a served path, or to `other`.
     pub fn http(&self, path: &'static str, status: u16) {
         self.http.get_or_create(&HttpLabels { path, status }).inc();
     }
@@ -237,74 +276,72 @@ impl Metrics {
         self.problems.get_or_create(&ProblemLabels { code: error.code.name() }).inc();
     }
 
-    /// An HTTP request is under way until this is dropped.
+    /// An HTTP request is in flight until the guard is dropped.
     #[must_use]
     pub fn in_flight(&self) -> GaugeGuard {
-        GaugeGuard::new(&self.under_way)
+        GaugeGuard::new(&self.in_flight)
     }
 
-    /// A connection is open until this is dropped.
+    /// A connection is open until the guard is dropped.
     #[must_use]
     pub fn connected(&self) -> GaugeGuard {
         GaugeGuard::new(&self.connections)
     }
 
-    /// There was no room for a connection.
+    /// Counts a connection that was refused.
     pub fn connection_refused(&self) {
         self.refused_connections.inc();
     }
 
-    /// A client and we did not agree on TLS.
+    /// Counts a failed TLS handshake.
     pub fn handshake_failed(&self) {
         self.failed_handshakes.inc();
     }
 
-    /// When this certificate expires, in seconds since 1970.
+    /// Sets when this certificate expires, in seconds since 1970.
     pub fn certificate_expires(&self, certificate: &'static str, at: i64) {
         self.expiry.get_or_create(&CertificateLabels { certificate }).set(at);
     }
 
-    /// An action is in line until this is dropped.
+    /// An action is queued until the guard is dropped.
     #[must_use]
     pub fn queued(&self) -> GaugeGuard {
         GaugeGuard::new(&self.queued)
     }
 
-    /// An action was in line for so long.
+    /// Observes the time that an action was queued.
     pub fn queued_for(&self, time: Duration) {
         self.queue_duration.observe(time.as_secs_f64());
     }
 
-    /// A place in this room is taken until this is dropped.
+    /// A permit of this lane is in use until the guard is dropped.
     #[must_use]
     pub fn permit_acquired(&self, lane: &'static str) -> GaugeGuard {
         GaugeGuard::new(&self.concurrency_in_use.get_or_create(&LaneLabels { lane }))
     }
 
-    /// This room has so many places.
-    pub fn concurrency_limit(&self, lane: &'static str, places: usize) {
+    /// Sets the number of permits of a lane.
+    pub fn concurrency_limit(&self, lane: &'static str, permits: usize) {
         let _ = self.concurrency_in_use.get_or_create(&LaneLabels { lane });
-        self.places_limit.get_or_create(&LaneLabels { lane }).set(places as i64);
+        self.concurrency_limit.get_or_create(&LaneLabels { lane }).set(permits as i64);
     }
 
-    /// The requests that got no further than the edge for this reason.
+    /// The counter of requests rejected for this reason.
     #[must_use]
     pub fn rejected_requests(&self, reason: &'static str) -> Counter {
-        self.edge_refusals.get_or_create(&ReasonLabels { reason }).clone()
+        self.rejected_requests.get_or_create(&ReasonLabels { reason }).clone()
     }
 
-    /// Counts a request whose client has gone.
+    /// Counts a request whose client disconnected.
     pub fn client_disconnects(&self) {
-        self.hung_up.inc();
+        self.client_disconnects.inc();
     }
 
-    /// All of it as text; `documents` are those that are followed, and whether each is current.
+    /// All metrics as text; `files` are the reloaded files, and whether the present content of each is in use.
     #[must_use]
-    pub fn text(&self, documents: &[(&'static str, bool)]) -> String {
-        for (document, current) in documents {
-            self.config_reloads
-                .get_or_create(&FileLabels { file: document })
-                .set(i64::from(*current));
+    pub fn text(&self, files: &[(&'static str, bool)]) -> String {
+        for (file, current) in files {
+            self.config_reloads.get_or_create(&FileLabels { file }).set(i64::from(*current));
         }
         self.memory.set(resident_memory().unwrap_or(0));
         self.descriptors.set(fs::read_dir("/proc/self/fd").map_or(0, |all| all.count() as i64));
@@ -315,7 +352,15 @@ impl Metrics {
     }
 }
 
-/// One more in a gauge, for as long as it lives.
+/// A metric as it is exposed.
+pub(crate) struct MetricDescription {
+    pub name: String,
+    pub kind: String,
+    pub labels: Vec<String>,
+    pub help: String,
+}
+
+/// Counts one in a gauge until it is dropped.
 pub struct GaugeGuard(Gauge);
 
 impl GaugeGuard {
@@ -335,7 +380,7 @@ fn seconds(time: SystemTime) -> i64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
-/// Bytes in memory, as Linux counts them (proc(5), status).
+/// Bytes of resident memory (proc(5), status).
 fn resident_memory() -> Option<i64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
@@ -346,17 +391,16 @@ fn resident_memory() -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::error::Code;
 
     #[test]
-    fn what_is_counted_is_told_with_its_unit() {
+    fn a_metric_has_its_labels_and_its_value() {
         let metrics = Metrics::new(None);
         metrics.action("restart_k8s", true, "policy_denied", Duration::from_millis(20));
         metrics.problem(&ActionError::new(Code::PolicyDenied, "canary"));
         metrics.http("/readyz", 200);
-        let under_way = metrics.in_flight();
+        let in_flight = metrics.in_flight();
         let text = metrics.text(&[("policy", false)]);
-        drop(under_way);
+        drop(in_flight);
         for line in [
             r#"action_executor_actions_total{action="restart_k8s",simulate="true",result="policy_denied"} 1"#,
             r#"action_executor_action_duration_seconds_count{action="restart_k8s",simulate="true"} 1"#,

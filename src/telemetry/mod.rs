@@ -1,4 +1,4 @@
-//! Metrics, traces and logging.
+//! Metrics, traces and logging. Knows neither HTTP nor actions.
 
 pub mod calls;
 pub mod logging;

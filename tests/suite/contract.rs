@@ -25,6 +25,7 @@ pub fn fixtures() -> Vec<(String, Vec<u8>)> {
     let mut fixtures: Vec<_> = fs::read_dir(folder)
         .expect("is there")
         .map(|entry| entry.expect("is readable").path())
+        .filter(|path| path.extension().is_some_and(|it| it == "json"))
         .map(|path| {
             let name = path.file_name().expect("has a name").to_string_lossy().into_owned();
             (name, fs::read(path).expect("is readable"))

@@ -1,6 +1,6 @@
 //! The pages for readers: every link between them resolves, the index names each page, and the README stays short.
 //!
-//! Reads files alone; starts nothing.
+//! The blocks of pages that the program generates are what it prints.
 
 use std::{
     collections::HashSet,
@@ -8,18 +8,30 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::{
+    messages::{compare, root},
+    program::Program,
+};
+
+/// Every table of the reference, and the page that has its block.
+const TABLES: [(&str, &str); 7] = [
+    ("actions", "actions.md"),
+    ("parameters", "actions.md"),
+    ("errors", "errors.md"),
+    ("exit-statuses", "errors.md"),
+    ("settings", "settings.md"),
+    ("metrics", "metrics.md"),
+    ("routes", "http.md"),
+];
+
 /// The most lines of the README.
 const MAX_README_LINES: usize = 250;
 
 /// The pages outside `docs/`.
 const PAGES: [&str; 4] = ["README.md", "charts/README.md", "jobs/README.md", "release/README.md"];
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
 /// The Markdown files in a folder and the folders in it.
-fn markdown_in(folder: &Path) -> Vec<PathBuf> {
+pub fn markdown_in(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).expect("is a folder") {
         let path = entry.expect("is readable").path();
@@ -165,6 +177,21 @@ fn the_index_of_the_docs_names_every_page() {
 fn the_readme_has_at_most_250_lines() {
     let lines = read(&root().join("README.md")).lines().count();
     assert!(lines <= MAX_README_LINES, "{lines} lines");
+}
+
+#[test]
+fn every_generated_block_is_what_the_program_prints() {
+    for (table, page) in TABLES {
+        let done = Program::offline().args(["reference", table]).run();
+        assert_eq!(done.status, 0, "{done:?}");
+        let file = format!("docs/reference/{page}");
+        let text = read(&root().join(&file));
+        let start = format!("<!-- generated: {table} -->\n");
+        let (before, rest) = text.split_once(&start).unwrap_or_else(|| panic!("{file}: {start}"));
+        let (_, after) = rest.split_once("<!-- end generated -->").expect("is closed");
+        let printed = done.stdout.trim_end();
+        compare(&file, &format!("{before}{start}{printed}\n<!-- end generated -->{after}"));
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::shared,
+    links::markdown_in,
     program::{Program, scratch},
     scenario,
 };
@@ -127,8 +128,10 @@ async fn the_knative_files_match_its_schema_and_each_other() {
 #[tokio::test]
 async fn an_api_server_accepts_every_manifest_in_the_docs() {
     let mut objects = Vec::new();
-    for readme in ["README.md", "jobs/README.md", "charts/README.md", "docs/platforms.md"] {
-        let text = fs::read_to_string(folder(readme)).expect("is there");
+    let mut pages = ["README.md", "jobs/README.md", "charts/README.md"].map(folder).to_vec();
+    pages.extend(markdown_in(&folder("docs")));
+    for page in pages {
+        let text = fs::read_to_string(page).expect("is text");
         let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
         let manifests = blocks.filter(|block| block.contains("\nkind: "));
         objects.extend(manifests.map(parse).filter(is_built_in));

@@ -198,7 +198,7 @@ fn an_unreachable_collector_delays_no_request_and_is_logged_once() {
             .env("OTEL_BSP_SCHEDULE_DELAY", "100"),
     );
     let began = Instant::now();
-    while server.log().matches("traces are lost").count() == 0 {
+    while server.log().matches("traces dropped").count() == 0 {
         let request = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
         let asked = Instant::now();
         assert_eq!(server.execute(request).status, 200);
@@ -208,7 +208,7 @@ fn an_unreachable_collector_delays_no_request_and_is_logged_once() {
     let began = Instant::now();
     server.signal("TERM");
     let (status, log) = server.wait();
-    assert_eq!((status, log.matches("traces are lost").count()), (0, 1), "{log}");
+    assert_eq!((status, log.matches("traces dropped").count()), (0, 1), "{log}");
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 

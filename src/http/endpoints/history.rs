@@ -103,7 +103,7 @@ pub fn operation(generator: &mut SchemaGenerator) -> Operation {
     Operation {
         description:
             "The newest first, as far back as the API server keeps Events: an hour by default. \
-                      Authenticator need the right to `list`."
+                      Callers need the right to `list`."
                 .to_owned(),
         authenticated: true,
         parameters: vec![

@@ -177,7 +177,7 @@ pub fn operation(generator: &mut SchemaGenerator) -> openapi::Operation {
     openapi::Operation {
         description:
             "From its record in the cluster. With `Accept: text/event-stream` it sends each change \
-                      until the end. Authenticator need the right to `get` the action in its namespace."
+                      until the end. Callers need the right to `get` the action in its namespace."
                 .to_owned(),
         authenticated: true,
         parameters: vec![

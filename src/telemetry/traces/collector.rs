@@ -1,9 +1,8 @@
-//! The way to an OpenTelemetry collector: OTLP over HTTP, in batches, from a thread of its own.
+//! Export of traces to an OpenTelemetry collector: OTLP over HTTP, in batches, from a thread of its own.
 //!
-//! Where it is, and what is sampled, say OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`,
-//! `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`,
-//! `OTEL_SDK_DISABLED`). A collector that is slow or gone holds up nobody: what it does not take is
-//! dropped, and that is logged once.
+//! OpenTelemetry's own variables configure it (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_HEADERS`,
+//! `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_SDK_DISABLED`). A collector
+//! that is slow or unreachable delays no request: its spans are dropped, and that is logged once.
 
 use std::{
     fmt,
@@ -38,36 +37,39 @@ use crate::{
     telemetry::traces::Layer,
 };
 
-/// The variables of which one must name a collector for anything to be sent.
+/// The variables of which one must have the URL of a collector.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 
-/// Longest time for one batch.
+/// Limit on one batch.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest time to send what is left when the program ends.
+/// Limit on the last batch when the program exits.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The most that is read of a collector's answer, in bytes.
+/// Maximum length of a collector's response that is read.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// What has the spans sent; on its end those that are left.
+/// Exports spans; on drop, the remaining ones.
 pub struct Exporter(Option<SdkTracerProvider>);
 
 impl Exporter {
-    /// The exporter and its layer, if a collector is named.
+    /// The exporter and its layer, if a collector is configured.
     ///
     /// # Errors
-    /// [`Code::Configuration`] if what the variables say cannot be used.
+    /// [`Code::Configuration`] if the variables are not valid.
     pub fn from_env() -> Result<(Self, Option<Layer>), ActionError> {
         if !is_wanted() {
             return Ok((Exporter(None), None));
         }
-        // What the crate says may repeat a variable's value, and headers are secrets.
+        // The crate's error may repeat the value of a variable, and headers are secrets.
         let wrong = |_| {
-            ActionError::new(Code::Configuration, "the variables OTEL_EXPORTER_OTLP_... are wrong")
-                .with_hint(
-                    "OTEL_EXPORTER_OTLP_ENDPOINT is the collector's address, as http://HOST:4318",
-                )
+            ActionError::new(
+                Code::Configuration,
+                "the variables OTEL_EXPORTER_OTLP_... are not valid",
+            )
+            .with_hint(
+                "set OTEL_EXPORTER_OTLP_ENDPOINT to the collector's URL, as http://HOST:4318",
+            )
         };
         let exporter =
             SpanExporter::builder().with_http().with_http_client(OtlpClient::new()?).build();
@@ -89,7 +91,7 @@ impl Exporter {
 impl Drop for Exporter {
     fn drop(&mut self) {
         if let Some(provider) = &self.0 {
-            // Who does not listen has been logged already.
+            // A collector that does not answer is logged already.
             let _ = provider.shutdown_with_timeout(FLUSH_TIMEOUT);
         }
     }
@@ -103,7 +105,7 @@ fn is_wanted() -> bool {
         && !value("OTEL_TRACES_EXPORTER").eq_ignore_ascii_case("none")
 }
 
-/// Who tells: the name as the variables have it, or the program's.
+/// The service name of the variables, or the program's.
 fn resource() -> Resource {
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
     let resource = Resource::builder().with_attribute(version);
@@ -113,7 +115,7 @@ fn resource() -> Resource {
     }
 }
 
-/// Our own spans, and those that the Kubernetes client makes for its calls.
+/// The program's own spans, and those of the Kubernetes client for its calls.
 fn is_traced(metadata: &Metadata<'_>) -> bool {
     let traced = |name| metadata.target().starts_with(name) && *metadata.level() <= Level::DEBUG;
     metadata.is_span() && (traced("action_executor") || traced("kube_client"))
@@ -139,7 +141,7 @@ pub(crate) fn inject(span: &Span, headers: &mut HeaderMap) {
     }
 }
 
-/// The exporter's HTTP client. The exporter's thread is none of a runtime, so it has one of its own.
+/// The exporter's HTTP client, with a runtime: the exporter's thread has none.
 struct OtlpClient {
     runtime: Runtime,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
@@ -150,7 +152,7 @@ struct OtlpClient {
 impl OtlpClient {
     fn new() -> Result<Self, ActionError> {
         let fault = |error: std::io::Error| {
-            ActionError::new(Code::Internal, format!("the traces' exporter: {error}"))
+            ActionError::new(Code::Internal, format!("the exporter of traces: {error}"))
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let connector = HttpsConnectorBuilder::new()
@@ -174,7 +176,7 @@ impl OtlpClient {
         Ok(Response::from_parts(head, body))
     }
 
-    /// Says it when batches begin to be lost, and when they no longer are.
+    /// Logs when batches start to be lost, and when they no longer are.
     fn note(&self, result: &Result<Response<Bytes>, HttpError>) {
         let lost = match result {
             Ok(response) if response.status().is_success() => None,
@@ -182,8 +184,10 @@ impl OtlpClient {
             Err(error) => Some(error.to_string()),
         };
         match (lost, self.failing.load(Ordering::Relaxed)) {
-            (Some(why), false) => tracing::warn!(why, "traces are lost: the collector takes none"),
-            (None, true) => tracing::info!("the collector takes traces again"),
+            (Some(why), false) => {
+                tracing::warn!(why, "traces dropped: the collector does not accept them")
+            }
+            (None, true) => tracing::info!("the collector accepts traces again"),
             _ => return,
         }
         self.failing.fetch_xor(true, Ordering::Relaxed);
@@ -204,7 +208,7 @@ impl HttpClient for OtlpClient {
 
 impl fmt::Debug for OtlpClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Post")
+        f.write_str("OtlpClient")
     }
 }
 
@@ -213,8 +217,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_names_no_span_has_no_child_and_names_none_where_nothing_is_traced() {
-        let span = tracing::info_span!("a test's own");
+    fn an_invalid_traceparent_is_ignored_and_stays() {
+        let span = tracing::info_span!("test");
         let mut headers = HeaderMap::new();
         headers.insert("traceparent", "00-xyz".parse().expect("is a value"));
         extract(&span, &headers);

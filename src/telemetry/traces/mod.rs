@@ -1,8 +1,7 @@
-//! Traces: what belongs to one request, across the edge, the handler and the calls to the API server.
+//! Traces: the spans of a request, from its connection to its calls to the API server.
 //!
-//! The spans are those of `tracing`, there for the logs in any case. With the feature `otel`, and a
-//! collector named in OpenTelemetry's own variables, they are also sent there; without it, what is here
-//! does nothing. Either way a caller's `traceparent` (W3C Trace Context) is understood as one text.
+//! The spans are those of `tracing`, which the logs use too. With the feature `otel`, and a collector in
+//! OpenTelemetry's own variables, they are also sent to it; without the feature this module does nothing.
 
 use http::HeaderMap;
 use tracing::Span;
@@ -13,11 +12,11 @@ mod collector;
 #[cfg(feature = "otel")]
 pub use crate::telemetry::traces::collector::Exporter;
 
-/// Nowhere to send traces to: the program was built without the feature `otel`.
+/// Sends nothing: the program was built without the feature `otel`.
 #[cfg(not(feature = "otel"))]
 pub struct Exporter;
 
-/// What turns spans into traces; none: nothing is sent.
+/// Turns spans into traces.
 pub type Layer =
     Box<dyn tracing_subscriber::Layer<tracing_subscriber::Registry> + Send + Sync + 'static>;
 
@@ -32,8 +31,8 @@ impl Exporter {
     }
 }
 
-/// Makes a span that was just made the child of the one that these headers name, if they do, and notes
-/// the trace in its field `trace_id`.
+/// Makes a new span the child of the one in these headers (W3C Trace Context), if there is one, and records the
+/// trace in its field `trace_id`.
 pub fn extract(span: &Span, headers: &HeaderMap) {
     #[cfg(feature = "otel")]
     collector::extract(span, headers);
@@ -41,8 +40,8 @@ pub fn extract(span: &Span, headers: &HeaderMap) {
     let _ = (span, headers);
 }
 
-/// Names a span in these headers, so that whoever gets them can go on from there. Where nothing is
-/// traced, what the headers name already stays.
+/// Writes a span into these headers, so that their receiver continues its trace. A span that is not traced
+/// leaves the headers as they are.
 pub fn inject(span: &Span, headers: &mut HeaderMap) {
     #[cfg(feature = "otel")]
     collector::inject(span, headers);

@@ -1,0 +1,169 @@
+//! The table of settings: the name of each environment variable, its default, its values and its meaning.
+//!
+//! [`Settings`](super::Settings) reads by this table; the reference and `--help` are printed from it. It must
+//! not read the environment itself.
+
+use std::collections::HashMap;
+
+use crate::contract::error::{ActionError, Code};
+
+/// The variables of a process that are text and not empty.
+pub(crate) type Variables = HashMap<String, String>;
+
+/// A setting.
+pub(crate) struct Setting {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub meaning: &'static str,
+}
+
+pub(crate) enum Kind {
+    /// A whole number within bounds.
+    Number { default: u32, min: u32, max: u32 },
+    /// Text, with its default and its values in words.
+    Text { default: &'static str, values: &'static str },
+}
+
+const fn number(
+    name: &'static str,
+    default: u32,
+    [min, max]: [u32; 2],
+    meaning: &'static str,
+) -> Setting {
+    Setting { name, kind: Kind::Number { default, min, max }, meaning }
+}
+
+const fn text(
+    name: &'static str,
+    default: &'static str,
+    values: &'static str,
+    meaning: &'static str,
+) -> Setting {
+    Setting { name, kind: Kind::Text { default, values }, meaning }
+}
+
+pub(crate) const DEADLINE_SECONDS: Setting =
+    number("ACTION_EXECUTOR_DEADLINE_SECONDS", 30, [1, 600], "limit on the calls of one action");
+pub(crate) const REPLAY_WINDOW_SECONDS: Setting = number(
+    "ACTION_EXECUTOR_REPLAY_WINDOW_SECONDS",
+    1800,
+    [60, 86_400],
+    "how old a real request may be by its `issued_at`",
+);
+pub(crate) const POLICY: Setting = text(
+    "ACTION_EXECUTOR_POLICY",
+    "none",
+    "path",
+    "the policy file; without one the shipped limits apply",
+);
+pub(crate) const POLICY_BASE64: Setting =
+    text("ACTION_EXECUTOR_POLICY_BASE64", "none", "base64", "the policy itself");
+pub(crate) const KEYS: Setting =
+    text("ACTION_EXECUTOR_KEYS", "none", "path", "the file of callers' keys");
+pub(crate) const KEYS_BASE64: Setting =
+    text("ACTION_EXECUTOR_KEYS_BASE64", "none", "base64", "the keys themselves");
+pub(crate) const TOKEN_AUDIENCE: Setting = text(
+    "ACTION_EXECUTOR_TOKEN_AUDIENCE",
+    "none",
+    "text",
+    "the audience of callers' Kubernetes tokens; without one they are not accepted",
+);
+pub(crate) const TLS_CERTIFICATE: Setting = text(
+    "ACTION_EXECUTOR_TLS_CERTIFICATE",
+    "none",
+    "path",
+    "PEM file with the server's certificate and its intermediates",
+);
+pub(crate) const TLS_KEY: Setting =
+    text("ACTION_EXECUTOR_TLS_KEY", "none", "path", "PEM file with the server's private key");
+pub(crate) const TLS_CLIENT_CA: Setting = text(
+    "ACTION_EXECUTOR_TLS_CLIENT_CA",
+    "none",
+    "path",
+    "PEM file with the authorities of clients' certificates",
+);
+pub(crate) const HOSTS: Setting = text(
+    "ACTION_EXECUTOR_HOSTS",
+    "none",
+    "names, comma-separated",
+    "host names that the server serves, without schemes, ports and wildcards",
+);
+pub(crate) const CALLER_RATE: Setting = number(
+    "ACTION_EXECUTOR_CALLER_RATE",
+    20,
+    [0, 100_000],
+    "requests per second that one caller may make; 0: no limit",
+);
+pub(crate) const CALLER_BURST: Setting = number(
+    "ACTION_EXECUTOR_CALLER_BURST",
+    40,
+    [1, 100_000],
+    "requests that one caller may make at once",
+);
+pub(crate) const MAX_ACTIONS: Setting = number(
+    "ACTION_EXECUTOR_MAX_ACTIONS",
+    128,
+    [1, 1024],
+    "maximum number of concurrent actions in a server",
+);
+pub(crate) const LOG: Setting = text(
+    "ACTION_EXECUTOR_LOG",
+    "`info`",
+    "`error`, `warn`, `info`, `debug`, `trace`",
+    "the log level",
+);
+pub(crate) const PORT: Setting =
+    number("PORT", 8000, [0, 65_535], "the port that `serve` listens on");
+pub(crate) const TERMINATION_LOG: Setting = text(
+    "TERMINATION_LOG",
+    "`/dev/termination-log` in Kubernetes",
+    "path",
+    "where a single request writes its termination message",
+);
+
+/// Every setting, in the order in which the reference lists them.
+pub(crate) const SETTINGS: [&Setting; 17] = [
+    &DEADLINE_SECONDS,
+    &REPLAY_WINDOW_SECONDS,
+    &POLICY,
+    &POLICY_BASE64,
+    &KEYS,
+    &KEYS_BASE64,
+    &TOKEN_AUDIENCE,
+    &TLS_CERTIFICATE,
+    &TLS_KEY,
+    &TLS_CLIENT_CA,
+    &HOSTS,
+    &CALLER_RATE,
+    &CALLER_BURST,
+    &MAX_ACTIONS,
+    &LOG,
+    &PORT,
+    &TERMINATION_LOG,
+];
+
+impl Setting {
+    /// The value in these variables, if there is one.
+    pub(crate) fn get<'a>(&self, variables: &'a Variables) -> Option<&'a str> {
+        variables.get(self.name).map(String::as_str)
+    }
+
+    /// The number in these variables, or the default.
+    pub(crate) fn number<N: TryFrom<u32>>(&self, variables: &Variables) -> Result<N, ActionError> {
+        let Kind::Number { default, min, max } = self.kind else {
+            return Err(ActionError::new(Code::Internal, format!("{} is not a number", self.name)));
+        };
+        let number = match self.get(variables) {
+            None => Some(default),
+            Some(text) => text.parse().ok().filter(|number| (min..=max).contains(number)),
+        };
+        number
+            .and_then(|number| N::try_from(number).ok())
+            .ok_or_else(|| self.invalid(&format!("must be a whole number from {min} to {max}")))
+    }
+
+    /// The error that this variable has a wrong value, which is not repeated: it may be a secret.
+    pub(crate) fn invalid(&self, what: &str) -> ActionError {
+        ActionError::new(Code::Configuration, format!("environment variable {} {what}", self.name))
+    }
+}
