@@ -64,8 +64,11 @@ const MAX_IDLE_CONNECTIONS: usize = 64;
 /// opened for it.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How the folder of the socket is called, with the id of its server.
-const FOLDER: &str = "action-executor-";
+/// The beginning of the name of a socket's folder; a UUID follows, and nothing else.
+const FOLDER: &str = "action-executor-tiny-";
+
+/// The only file in that folder. The path of a socket is at most 107 bytes long, so both names are short.
+const SOCKET: &str = "s";
 
 /// Attempts at a folder of one's own, each of which another server's cleaning may thwart.
 const FOLDER_ATTEMPTS: usize = 8;
@@ -444,7 +447,7 @@ impl SocketDir {
     }
 
     fn create(parent: &Path) -> io::Result<Self> {
-        let path = parent.join(format!("{FOLDER}{}", uuid::Uuid::now_v7()));
+        let path = parent.join(format!("{FOLDER}{}", uuid::Uuid::now_v7().simple()));
         DirBuilder::new().mode(0o700).create(&path)?;
         let removed = |_| io::Error::from(io::ErrorKind::WouldBlock);
         let lock = File::open(&path).map_err(removed)?;
@@ -455,22 +458,24 @@ impl SocketDir {
     }
 
     fn socket(&self) -> PathBuf {
-        self.path.join("socket")
+        self.path.join(SOCKET)
     }
 
-    /// Removes each folder of this user that no living server has locked.
+    /// Removes each socket's folder of this user that no living server has locked: the socket and the folder,
+    /// and nothing that is not empty after that.
     fn remove_abandoned(&self, parent: &Path) -> io::Result<()> {
         let user = fs::metadata(&self.path)?.uid();
         for entry in fs::read_dir(parent)?.filter_map(Result::ok) {
             let is_folder = entry.file_type().is_ok_and(|it| it.is_dir())
                 && entry.metadata().is_ok_and(|it| it.uid() == user)
-                && entry.file_name().to_string_lossy().starts_with(FOLDER);
+                && is_socket_dir(&entry.file_name().to_string_lossy());
             if !is_folder || entry.path() == self.path {
                 continue;
             }
             let Ok(folder) = File::open(entry.path()) else { continue };
             match folder.try_lock() {
-                Ok(()) => fs::remove_dir_all(entry.path())?,
+                // A folder that holds anything else is not the server's.
+                Ok(()) => drop(remove(&entry.path())),
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(error),
             }
@@ -482,7 +487,19 @@ impl SocketDir {
 impl Drop for SocketDir {
     fn drop(&mut self) {
         // The process ends; what stays is removed by the next server.
-        let _ = fs::remove_dir_all(&self.path);
+        let _ = remove(&self.path);
+    }
+}
+
+fn is_socket_dir(name: &str) -> bool {
+    name.strip_prefix(FOLDER).is_some_and(|id| uuid::Uuid::try_parse(id).is_ok())
+}
+
+/// Removes a socket and its folder.
+fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_file(folder.join(SOCKET)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => fs::remove_dir(folder),
     }
 }
 
@@ -504,13 +521,25 @@ mod tests {
     #[test]
     fn the_folder_of_a_killed_server_is_removed_and_that_of_a_living_one_stays() {
         let parent = parent("folders");
-        let killed = parent.join(format!("{FOLDER}killed"));
-        fs::create_dir(&killed).expect("is made");
-        fs::write(killed.join("socket"), "").expect("is written");
-        let other = parent.join("another-program");
-        fs::create_dir(&other).expect("is made");
+        let folder = |name: &str, file: &str| {
+            let folder = parent.join(name);
+            fs::create_dir(&folder).expect("is made");
+            fs::write(folder.join(file), "").expect("is written");
+            folder
+        };
+        let id = uuid::Uuid::now_v7();
+        let killed = folder(&format!("{FOLDER}{id}"), SOCKET);
+        let others = [
+            folder("another-program", SOCKET),
+            folder("action-executor-cluster-1", SOCKET),
+            folder(&format!("{FOLDER}x"), SOCKET),
+            folder(&format!("{FOLDER}{}", uuid::Uuid::now_v7()), "another-file"),
+        ];
         let living = SocketDir::new(&parent).expect("is made");
-        assert!(!killed.exists() && other.exists());
+        assert!(!killed.exists());
+        for other in &others {
+            assert_eq!(fs::read_dir(other).expect("is there").count(), 1, "{other:?}");
+        }
         assert_eq!(fs::metadata(&living.path).expect("is there").mode() & 0o777, 0o700);
         let next = SocketDir::new(&parent).expect("is made");
         assert!(living.path.exists() && next.path.exists());
