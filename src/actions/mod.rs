@@ -1,7 +1,7 @@
 //! The registry of actions: one file per action has all that is particular to it.
 //!
 //! An action's file has its parameters, the facts that it reads, and the decision from those facts to a
-//! [`Plan`]: a refusal, or an effect as data with what it changes, what to warn of and when it is complete.
+//! `Plan`: a refusal, or an effect as data with what it changes, what to warn of and when it is complete.
 //! Applying effects and waiting for them is the executor's work: an action writes nothing and must not
 //! depend on an entry point.
 //!

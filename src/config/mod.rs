@@ -21,7 +21,7 @@ pub(crate) mod variables;
 /// Where Kubernetes reads a container's termination message, unless the pod names another file.
 const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// The settings; [`variables`] has the variable, the default and the bounds of each.
+/// The settings; `variables` has the variable, the default and the bounds of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Limit on the calls of one action.

@@ -1,7 +1,7 @@
 //! [`handle`]: one request in, one answer or error out, for every entry point.
 //!
 //! This module does what all actions share: the request's id, its time limits, whether a cluster is
-//! configured. A simulation is planned and tried here; a real action is a [`transaction`]. Nothing here knows
+//! configured. A simulation is planned and tried here; a real action is a `transaction`. Nothing here knows
 //! a transport or a single action.
 
 use std::{sync::Arc, time::Duration};

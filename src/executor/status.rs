@@ -118,7 +118,7 @@ impl Operation {
 
     /// The status. During a wait this reads the target.
     pub async fn progress(&self, context: &Context) -> Progress {
-        let progress = self.from_record(Utc::now());
+        let progress = self.progress_at(Utc::now());
         match progress.state {
             State::Applied => Progress { detail: self.observe(context).await, ..progress },
             _ => progress,
@@ -126,7 +126,7 @@ impl Operation {
     }
 
     /// The status that the record itself gives.
-    fn from_record(&self, now: DateTime<Utc>) -> Progress {
+    fn progress_at(&self, now: DateTime<Utc>) -> Progress {
         let Record { state, expires_at, intent, answer, .. } = &self.record;
         let can_expire = matches!(state, State::Claimed | State::PendingApproval);
         let overdue = can_expire && now >= *expires_at;
@@ -219,7 +219,7 @@ mod tests {
         ] {
             let operation = operation(state);
             let seconds = TimeDelta::seconds(if late { 0 } else { -1 });
-            let progress = operation.from_record(operation.record.expires_at + seconds);
+            let progress = operation.progress_at(operation.record.expires_at + seconds);
             assert!(progress.detail.starts_with(detail), "{state:?}: {}", progress.detail);
             assert_eq!(progress.until.is_some(), has_until, "{state:?}");
             assert_eq!(progress.overdue, late && has_until, "{state:?}");
@@ -233,7 +233,7 @@ mod tests {
         {
             let mut operation = operation(state);
             operation.record.answer = Some(operation.record.intent.answer.clone());
-            let progress = operation.from_record(Utc::now());
+            let progress = operation.progress_at(Utc::now());
             assert_eq!(progress.answer.is_some(), expected, "{state:?}");
         }
     }

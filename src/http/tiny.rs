@@ -498,7 +498,7 @@ fn is_socket_dir(name: &str) -> bool {
 /// Removes a socket and its folder.
 fn remove(folder: &Path) -> io::Result<()> {
     match fs::remove_file(folder.join(SOCKET)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => fs::remove_dir(folder),
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! Clocks only decide when a claim may be taken over, never whether an effect is made twice. The effect itself
 //! prevents that: it is bound to the object as it was read, and carries the request's id (see
-//! [`crate::k8s::api::mutation`]). So clocks that differ cost waiting time at most.
+//! `k8s::api::mutation`). So clocks that differ cost waiting time at most.
 //!
 //! The ledger writes Events and knows no single action. What became of an effect is for its caller to find out.
 

@@ -2,7 +2,7 @@
 //!
 //! Every field has a default, so an empty policy is the default policy, which also applies without a file.
 //! Parsing validates everything: an unknown action, a pattern that cannot match and a number out of bounds are
-//! errors with line and column. [`evaluate`] checks a request against a policy; [`approval`] and [`budget`]
+//! errors with line and column. `evaluate` checks a request against a policy; [`approval`] and [`budget`]
 //! keep state in the cluster. The types in this file know neither the cluster nor the clock, and not how the
 //! file is read ([`crate::config::reload`]).
 

@@ -42,7 +42,7 @@ const RECORD_MARGIN: Duration = Duration::from_secs(2);
 /// Carries out the request; with `Prefer: respond-async` the response may come earlier.
 ///
 /// # Errors
-/// The media types do not fit, the caller is not authenticated, or as [`execute_as`] says.
+/// The media types do not fit, the caller is not authenticated, or as `execute_as` says.
 pub async fn execute(
     service: &Service,
     request: FullRequest,

@@ -103,7 +103,7 @@ impl BackgroundTasks {
 /// as soon as it is claimed in the ledger.
 ///
 /// # Errors
-/// As [`execute_as`] says, if it ends before the response.
+/// As `execute_as` says, if it ends before the response.
 pub async fn execute_async(
     context: Context,
     caller: Option<Caller>,
