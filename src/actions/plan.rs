@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// The hint of a refusal because the object is not the one that the client saw.
-pub(crate) const READ_AGAIN: &str = "read the target again and decide anew";
+pub(crate) const READ_AGAIN: &str = "read the target again, then decide again";
 
 /// What an action needs to know of the request beyond its parameters.
 #[derive(Clone, Debug)]
@@ -49,7 +49,7 @@ pub(crate) struct PlanInput {
     pub precondition: Option<Precondition>,
     /// The uid of the object that the first plan was for; none in the first plan.
     pub uid: Option<String>,
-    /// [`Plan::decided_on`] of the first plan.
+    /// [`Plan::decision_etag`] of the first plan.
     pub decision_etag: Option<String>,
 }
 
@@ -136,9 +136,9 @@ pub(crate) struct Plan {
     pub others: Vec<AffectedObject>,
     /// What the decision rests on, or a digest of it, where the same parameters mean another change once
     /// that has changed. A later plan of the request is refused then.
-    pub decided_on: Option<String>,
+    pub decision_etag: Option<String>,
     /// The revision to return to if the rollout fails.
-    pub fallback: Option<RollbackTarget>,
+    pub rollback_target: Option<RollbackTarget>,
 }
 
 /// An object that is affected with the target: a pod of a node that is drained.
@@ -165,8 +165,8 @@ impl Plan {
             found: found.clone(),
             replicas: None,
             others: Vec::new(),
-            decided_on: None,
-            fallback: None,
+            decision_etag: None,
+            rollback_target: None,
         }
     }
 
@@ -174,10 +174,10 @@ impl Plan {
     ///
     /// # Errors
     /// [`Code::Conflict`] if the controller has not recorded it yet.
-    pub(crate) fn with_fallback(mut self, history: &History) -> Result<Self, ActionError> {
-        self.fallback = history.rollback_target();
-        self.decided_on = Some(history.digest());
-        if self.fallback.is_some() {
+    pub(crate) fn with_rollback_target(mut self, history: &History) -> Result<Self, ActionError> {
+        self.rollback_target = history.rollback_target();
+        self.decision_etag = Some(history.digest());
+        if self.rollback_target.is_some() {
             return Ok(self);
         }
         let detail = format!(

@@ -196,10 +196,10 @@ impl Parameters {
         plan.changes.push(AppliedRequests::from_metadata(found).change(&input.id));
         plan.warnings = self.warnings_of(history, revision, pods);
         // The previous revision may be another one in a later plan; a number is always the same one.
-        plan.decided_on = self.to_revision.is_none().then(|| history.digest());
+        plan.decision_etag = self.to_revision.is_none().then(|| history.digest());
         let rolls_out = matches!(plan.completion, CompletionSpec::Rollout(_));
         if self.rollback_on_failure && rolls_out {
-            plan = plan.with_fallback(history)?;
+            plan = plan.with_rollback_target(history)?;
         }
         Ok(plan)
     }
@@ -404,16 +404,16 @@ mod tests {
     #[test]
     fn the_previous_revision_depends_on_the_template_of_the_first_plan() {
         let history = deployment("", "");
-        let decided_on = plan("", &history).expect("is planned").decided_on;
-        let again = |decided_on: &str, more: &str| {
-            let decided_on = Some(decided_on.to_owned());
+        let decision_etag = plan("", &history).expect("is planned").decision_etag;
+        let again = |decision_etag: &str, more: &str| {
+            let decision_etag = Some(decision_etag.to_owned());
             parameters(more).decide(
                 &history,
                 &[],
-                &PlanInput { decision_etag: decided_on, ..PlanInput::example() },
+                &PlanInput { decision_etag: decision_etag, ..PlanInput::example() },
             )
         };
-        assert!(again(&decided_on.expect("is known"), "").is_ok());
+        assert!(again(&decision_etag.expect("is known"), "").is_ok());
         let refusal = again("of another", "").expect_err("is refused");
         assert_eq!(refusal.code, Code::PreconditionFailed);
         // A number is always the same revision.
@@ -423,9 +423,10 @@ mod tests {
     #[test]
     fn the_current_revision_is_recorded_with_rollback_on_failure() {
         let history = deployment("", "");
-        let fallback = |more: &str| plan(more, &history).expect("is planned").fallback;
-        assert_eq!(fallback(""), None);
-        let present = fallback(", rollback_on_failure: true").expect("is known");
+        let rollback_target =
+            |more: &str| plan(more, &history).expect("is planned").rollback_target;
+        assert_eq!(rollback_target(""), None);
+        let present = rollback_target(", rollback_on_failure: true").expect("is known");
         assert_eq!((present.revision.as_str(), present.number), ("web-2", 2));
         // Then even a plan with a number depends on the current template.
         let more = ", to_revision: 1, rollback_on_failure: true";

@@ -207,7 +207,7 @@ fn decide(
     plan.changes = vec![change(current.into(), desired)];
     plan.warnings = warnings(workload, current, desired);
     plan.replicas = u32::try_from(desired).ok();
-    plan.decided_on = Some(desired.to_string());
+    plan.decision_etag = Some(desired.to_string());
     Ok(plan)
 }
 

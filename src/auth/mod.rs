@@ -60,7 +60,7 @@ pub enum Caller {
     /// A user of the cluster.
     User(Identity),
     /// A caller whom the platform in front of the program authenticated and authorized.
-    Recognised(String),
+    Platform(String),
 }
 
 /// The credentials of a request.
@@ -176,7 +176,7 @@ impl Authenticator {
         cluster: Option<&Cluster>,
     ) -> Result<Option<Caller>, ActionError> {
         if !self.is_required() {
-            return Ok(credentials.recognised.clone().map(Caller::Recognised));
+            return Ok(credentials.recognised.clone().map(Caller::Platform));
         }
         let caller = match (&credentials.authorization, &credentials.certificate) {
             (None, Some(subject)) => self.certificate_holder(subject),
@@ -257,7 +257,7 @@ impl Caller {
     ) -> Result<(), ActionError> {
         match (self, cluster) {
             (Caller::Key(entry), _) => entry.check(access),
-            (Caller::Recognised(_), _) => Ok(()),
+            (Caller::Platform(_), _) => Ok(()),
             (Caller::User(identity), Some(cluster)) => {
                 let deadline = Instant::now() + AUTH_TIMEOUT;
                 token_review::check(cluster, identity, access, deadline)
@@ -275,7 +275,7 @@ impl Caller {
         match self {
             Caller::Key(entry) => &entry.name,
             Caller::User(identity) => &identity.user,
-            Caller::Recognised(name) => name,
+            Caller::Platform(name) => name,
         }
     }
 }
@@ -358,7 +358,7 @@ mod tests {
             ..Credentials::default()
         };
         let caller = open.authenticate(&credentials, None).await.expect("is let in");
-        assert_eq!(caller, Some(Caller::Recognised("arn:aws:iam::1:user/jo".to_owned())));
+        assert_eq!(caller, Some(Caller::Platform("arn:aws:iam::1:user/jo".to_owned())));
         let asked = Authenticator::new(None, Some("action-executor".to_owned()));
         let error = asked.authenticate(&credentials, None).await.expect_err("is refused");
         assert_eq!(error.code, Code::Unauthenticated);

@@ -38,7 +38,7 @@ pub fn check(args: &CheckArgs) -> Result<(String, u8), ActionError> {
     let (word, status) = conclusion(&verdict);
     let text = match args.output {
         OutputFormat::Text => explain(&verdict, word),
-        output => document(&json!({ "verdict": word, "rulings": verdict.rulings }), output)?,
+        output => document(&json!({ "verdict": word, "results": verdict.results }), output)?,
     };
     Ok((text, status))
 }
@@ -93,16 +93,16 @@ fn conclusion(verdict: &Verdict) -> (&'static str, u8) {
 
 fn explain(verdict: &Verdict, word: &str) -> String {
     let mut lines: Vec<_> = verdict
-        .rulings
+        .results
         .iter()
-        .map(|ruling| {
-            let finding = match ruling.effect {
+        .map(|result| {
+            let finding = match result.effect {
                 Effect::Allow => "ok",
                 Effect::Deny => "DENIED",
                 Effect::RequireApproval => "APPROVAL",
                 Effect::Unknown => "later",
             };
-            format!("{finding:<10}{:<29}{}", ruling.rule, ruling.reason)
+            format!("{finding:<10}{:<29}{}", result.rule, result.reason)
         })
         .collect();
     for (rule, why) in [

@@ -303,7 +303,7 @@ pub struct ActionError {
     /// The request's id, once it is known.
     pub id: Option<Box<str>>,
     /// The uid of the object that was refused; for the audit only.
-    pub about: Option<Box<str>>,
+    pub object_uid: Option<Box<str>>,
 }
 
 impl ActionError {
@@ -317,7 +317,7 @@ impl ActionError {
             hint: None,
             retry_after: None,
             id: None,
-            about: None,
+            object_uid: None,
         }
     }
 
@@ -361,7 +361,7 @@ impl ActionError {
     /// Adds the uid of the object that was refused.
     #[must_use]
     pub fn object_uid(mut self, uid: Option<&str>) -> Self {
-        self.about = uid.map(Into::into);
+        self.object_uid = uid.map(Into::into);
         self
     }
 

@@ -115,7 +115,7 @@ pub(crate) async fn apply<'a>(
     recheck: &(dyn Fn() -> BoxFuture<'a, ()> + Sync),
 ) -> Result<Execution, ActionError> {
     // A further plan is for this very object, and not for one that takes its name.
-    let (uid, decision_etag) = (plan.target.uid.clone(), plan.decided_on.clone());
+    let (uid, decision_etag) = (plan.target.uid.clone(), plan.decision_etag.clone());
     let input = &PlanInput { uid, decision_etag, ..input.clone() };
     let judged = plan.uids_of_others();
     let mut backoff = retry::backoff();
@@ -218,13 +218,13 @@ fn settle(
 }
 
 fn blocked(target: &Target, why: &str) -> ActionError {
-    ActionError::new(Code::DisruptionBudget, format!("{target} may not be evicted now: {why}"))
+    ActionError::new(Code::DisruptionBudget, format!("{target} cannot be evicted now: {why}"))
         .with_retry_after(Some(Duration::from_secs(5)))
 }
 
 fn kept_changing(request: &ActionRequest) -> ActionError {
     let target = request.action.target();
-    let detail = format!("{target} kept changing while we tried; nothing was done");
+    let detail = format!("{target} kept changing during every attempt; nothing was done");
     ActionError::new(Code::Conflict, detail).with_retry_after(Some(Duration::from_secs(1)))
 }
 

@@ -69,12 +69,12 @@ impl Transaction<'_> {
             return;
         }
         clear_rollback_text(response);
-        let Some(fallback) = record.intent.fallback.clone() else {
+        let Some(rollback_target) = record.intent.rollback_target.clone() else {
             return not_rolled_back(response, "the previous revision is not recorded");
         };
-        match self.roll_back(record, &fallback, response).await {
+        match self.roll_back(record, &rollback_target, response).await {
             Ok(RollbackOutcome::Applied(applied, template)) => {
-                self.wait_for_rollback(record, &fallback, applied, template, response).await;
+                self.wait_for_rollback(record, &rollback_target, applied, template, response).await;
             }
             Ok(RollbackOutcome::Answered(theirs)) => *response = *theirs,
             Err(error) if error.code == Code::OutcomeUnknown => {
@@ -90,7 +90,7 @@ impl Transaction<'_> {
     async fn roll_back(
         &self,
         record: &mut Record,
-        fallback: &RollbackTarget,
+        rollback_target: &RollbackTarget,
         response: &mut ActionResponse,
     ) -> Result<RollbackOutcome, ActionError> {
         let deadline = Instant::now() + self.context.deadline();
@@ -98,7 +98,7 @@ impl Transaction<'_> {
         // The attempt that recorded it before us may be slow rather than dead, and still apply it.
         let mut in_doubt = record.rollback.is_some();
         loop {
-            let attempt = self.try_roll_back(record, fallback, response, deadline).await;
+            let attempt = self.try_roll_back(record, rollback_target, response, deadline).await;
             match (attempt, &record.rollback) {
                 (Ok(Attempt::Done(outcome)), _) => return Ok(outcome),
                 (Ok(Attempt::InDoubt), _) => in_doubt = true,
@@ -109,7 +109,7 @@ impl Transaction<'_> {
                 (Err(error), _) => return Err(error),
             }
             if Instant::now() >= deadline && !in_doubt {
-                let detail = format!("{} kept changing while we tried", response.target);
+                let detail = format!("{} kept changing during every attempt", response.target);
                 return Err(ActionError::new(Code::Conflict, detail));
             }
             sleep(backoff.next().unwrap_or_default()).await;
@@ -120,7 +120,7 @@ impl Transaction<'_> {
     async fn try_roll_back(
         &self,
         record: &mut Record,
-        fallback: &RollbackTarget,
+        rollback_target: &RollbackTarget,
         response: &mut ActionResponse,
         deadline: Instant,
     ) -> Result<Attempt, ActionError> {
@@ -136,11 +136,11 @@ impl Transaction<'_> {
                 return Ok(Attempt::Done(RollbackOutcome::Answered(theirs)));
             }
             let template = history
-                .kept(fallback)
+                .kept(rollback_target)
                 .map_or(TemplateIdentity::Nothing, Revision::template_identity);
             return Ok(Attempt::Done(RollbackOutcome::Applied(applied, template)));
         }
-        let revision = target_revision(&history, fallback, &failed, response)?;
+        let revision = target_revision(&history, rollback_target, &failed, response)?;
         self.warn_of_stuck_pods(&history, revision, response, deadline).await;
         let (found, id) = (history.workload.metadata(), self.rollback_id());
         let patch = history.patch_to(revision);
@@ -256,7 +256,7 @@ impl Transaction<'_> {
     async fn wait_for_rollback(
         &self,
         record: &Record,
-        fallback: &RollbackTarget,
+        rollback_target: &RollbackTarget,
         applied: Applied,
         template: TemplateIdentity,
         response: &mut ActionResponse,
@@ -267,11 +267,11 @@ impl Transaction<'_> {
         let rollout = RolloutOf { kind, template };
         let completion = Completion::of_rollout(rollout, &response.target, &applied);
         let end = Instant::now() + self.request.timeout.unwrap_or(DEFAULT_WAIT);
-        let stage = format!("rolled back to revision {}", fallback.number);
+        let stage = format!("rolled back to revision {}", rollback_target.number);
         self.context.observer().progress(&stage);
         let rollout = wait::until_complete(self.context, self.cluster, &completion, end).await;
         response.target.resource_version.clone_from(&applied.resource_version);
-        let (revision, resource_version) = (fallback.number, applied.resource_version);
+        let (revision, resource_version) = (rollback_target.number, applied.resource_version);
         let rolled_back = RolledBack { revision, resource_version, rollout };
         response.result = format!("{} {rolled_back}", response.result);
         response.rolled_back = Some(rolled_back);
@@ -294,7 +294,7 @@ fn settles_doubt(code: Code) -> bool {
 /// The revision to go back to, if the workload still is as the failed rollout left it.
 fn target_revision<'a>(
     history: &'a History,
-    fallback: &RollbackTarget,
+    rollback_target: &RollbackTarget,
     failed: &RolloutOf,
     response: &ActionResponse,
 ) -> Result<&'a Revision, ActionError> {
@@ -308,8 +308,8 @@ fn target_revision<'a>(
     if history.workload.is_paused() {
         return Err(ActionError::new(Code::TargetPaused, format!("{target} is paused")));
     }
-    let number = fallback.number;
-    history.kept(fallback).ok_or_else(|| {
+    let number = rollback_target.number;
+    history.kept(rollback_target).ok_or_else(|| {
         let detail = format!("revision {number} of {target} does not exist any more");
         ActionError::new(Code::NoRevision, detail)
     })

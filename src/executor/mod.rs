@@ -61,21 +61,16 @@ pub async fn handle(
         action_executor.simulate = request.simulate,
         action_executor.result = Empty,
     );
-    handle_traced(context, &request, &id).instrument(span).await
-}
-
-async fn handle_traced(
-    context: &Context,
-    request: &ActionRequest,
-    id: &RequestId,
-) -> Result<ActionResponse, ActionError> {
-    let began = Instant::now();
-    let result = simulate_or_execute(context, request, id).await;
-    context.observer().answered(request, &result, began.elapsed());
-    record_in_span(&result);
-    log(request, id, &result);
-    Failpoint::BeforeAnswer.pass();
-    result.map_err(|error| error.with_id(id))
+    let handled = async {
+        let began = Instant::now();
+        let result = simulate_or_execute(context, &request, &id).await;
+        context.observer().answered(&request, &result, began.elapsed());
+        record_in_span(&result);
+        log(&request, &id, &result);
+        Failpoint::BeforeAnswer.pass();
+        result.map_err(|error| error.with_id(&id))
+    };
+    handled.instrument(span).await
 }
 
 async fn simulate_or_execute(

@@ -30,7 +30,7 @@ const FINAL_CHECK_TIMEOUT: Duration = Duration::from_millis(200);
 const PROBLEMS_TIMEOUT: Duration = Duration::from_millis(800);
 
 /// The stage before the first poll.
-const NOTHING_SEEN: &str = "nothing was seen yet";
+const NOTHING_SEEN: &str = "no state read yet";
 
 /// Waits for `completion` until `end`. If it does not come, the rollout has the problems of the pods.
 pub(crate) async fn until_complete(

@@ -69,7 +69,7 @@ impl Service {
     /// The same service for work that has to be over after `left`.
     #[cfg(feature = "lambda")]
     #[must_use]
-    pub fn within(mut self, left: std::time::Duration) -> Self {
+    pub fn with_deadline(mut self, left: std::time::Duration) -> Self {
         self.context = self.context.with_deadline(left);
         self
     }

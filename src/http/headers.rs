@@ -135,7 +135,7 @@ pub fn client_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ActionErr
     for name in TIMEOUT_HEADERS {
         for value in headers.get_all(name) {
             let timeout = value.to_str().ok().and_then(seconds).ok_or_else(|| {
-                ActionError::invalid_field(name, "is not a number of seconds above 0")
+                ActionError::invalid_field(name, "must be a number of seconds greater than 0")
                     .with_hint("send it as 30 or 2.5, at most 86400, or not at all")
             })?;
             shortest = Some(shortest.map_or(timeout, |other: Duration| other.min(timeout)));
@@ -147,7 +147,7 @@ pub fn client_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ActionErr
 /// When the response must be sent, if the client waits for a limited time: a little before that ends.
 ///
 /// # Errors
-/// [`Code::InvalidRequest`] naming the header whose value is not a number of seconds above 0.
+/// [`Code::InvalidRequest`] naming the header whose value must be a number of seconds greater than 0.
 pub fn response_deadline(headers: &HeaderMap) -> Result<Option<Instant>, ActionError> {
     let timeout = client_timeout(headers)?;
     Ok(timeout.map(|timeout| Instant::now() + timeout - ANSWER_MARGIN.min(timeout / 10)))

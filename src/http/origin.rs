@@ -128,7 +128,7 @@ fn host(headers: &HeaderMap, version: Version) -> Result<Option<Authority>, Acti
     };
     match host.filter(|host| !host.host().is_empty() && !host.as_str().contains('@')) {
         Some(host) => Ok(Some(host)),
-        None => wrong("the request's Host is no host"),
+        None => wrong("the header Host is not a host name or address"),
     }
 }
 

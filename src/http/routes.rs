@@ -79,14 +79,14 @@ impl Route {
     pub fn of(method: &str, target: &str) -> Result<Route, ActionError> {
         let Some((_, methods, route, _)) = find(target) else {
             let known: Vec<_> = ROUTES.iter().map(|(path, ..)| *path).collect();
-            return Err(ActionError::new(Code::RouteNotFound, "nothing is served at this path")
+            return Err(ActionError::new(Code::RouteNotFound, "no such path")
                 .with_hint(format!("served: {}", known.join(", "))));
         };
         if methods.contains(&method) {
             return Ok(*route);
         }
         let allowed = methods.join(", ");
-        Err(ActionError::new(Code::MethodNotAllowed, format!("this path takes {allowed}")))
+        Err(ActionError::new(Code::MethodNotAllowed, format!("this path accepts only {allowed}")))
     }
 
     /// The path in the metrics: one that is served, or `other`.

@@ -183,7 +183,9 @@ impl Server {
     ) {
         if !self.limits.connections.evict_if_full() {
             self.metrics.connection_refused();
-            tracing::warn!("a connection was refused: every open one is being served");
+            tracing::warn!(
+                "connection refused: the limit is reached and no open connection is idle"
+            );
             return;
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -363,7 +365,7 @@ async fn within<T>(
 fn deadline_exceeded(lane: Lane, metrics: &Metrics) -> ActionError {
     metrics.rejected_requests(DEADLINE).inc();
     if lane != Lane::Actions {
-        let detail = "there was no response within the time that the request's header gives";
+        let detail = "no response within the timeout in the request's header";
         return ActionError::new(Code::Overloaded, detail);
     }
     let detail = "the time that the request's header gives is over, and the action continues";

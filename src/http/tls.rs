@@ -104,7 +104,9 @@ impl Tls {
         let handshake = TlsAcceptor::from(self.server.clone()).accept(stream);
         match timeout(HANDSHAKE_TIMEOUT, handshake).await {
             Ok(agreed) => agreed.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("not agreed within {} s", HANDSHAKE_TIMEOUT.as_secs())),
+            Err(_) => {
+                Err(format!("handshake not complete within {} s", HANDSHAKE_TIMEOUT.as_secs()))
+            }
         }
     }
 
@@ -135,9 +137,9 @@ pub fn peer_certificates(stream: &TlsStream<TcpStream>) -> PeerCertificates {
 pub fn certificates(file: &File) -> Result<PeerCertificates, ActionError> {
     let read: Result<PeerCertificates, _> =
         CertificateDer::pem_slice_iter(file.text.as_bytes()).collect();
-    let read = read.map_err(|_| wrong(file, "is no PEM"))?;
+    let read = read.map_err(|_| wrong(file, "is not PEM"))?;
     if read.is_empty() {
-        return Err(wrong(file, "holds no certificate in PEM"));
+        return Err(wrong(file, "contains no PEM certificate"));
     }
     Ok(read)
 }
@@ -178,7 +180,7 @@ fn first_expiry(certificates: &[CertificateDer<'static>], file: &File) -> Result
     };
     let all: Option<Vec<_>> = certificates.iter().map(expiry).collect();
     let first = all.and_then(|all| all.into_iter().min());
-    first.ok_or_else(|| wrong(file, "holds a certificate that cannot be read"))
+    first.ok_or_else(|| wrong(file, "contains an invalid certificate"))
 }
 
 fn wrong(file: &File, what: &str) -> ActionError {

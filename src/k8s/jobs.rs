@@ -46,7 +46,7 @@ pub(crate) fn status(job: &Job) -> RolloutStatus {
 
 /// A pod's log as lines that each name the pod.
 pub(crate) fn log_lines(pod: &str, log: &str) -> Vec<String> {
-    log.lines().map(|line| format!("pod {pod} said: {}", printable(line))).collect()
+    log.lines().map(|line| format!("pod {pod} printed: {}", printable(line))).collect()
 }
 
 /// Without control characters, which could change how a terminal shows the line.

@@ -118,7 +118,7 @@ pub(crate) fn termination_blockers(pod: &Pod) -> Vec<String> {
         vec![format!("pod {name} has until {} to stop (grace period {grace} s)", since.0)];
     let finalizers = pod.metadata.finalizers.as_deref().unwrap_or_default();
     if !finalizers.is_empty() {
-        reasons.push(format!("pod {name} is kept by the finalizers {}", finalizers.join(", ")));
+        reasons.push(format!("pod {name} is blocked by the finalizers {}", finalizers.join(", ")));
     }
     reasons
 }
@@ -250,7 +250,7 @@ mod tests {
             termination_blockers(&held),
             [
                 "pod a has until 2026-01-31T12:00:30Z to stop (grace period 30 s)",
-                "pod a is kept by the finalizers example.org/keep",
+                "pod a is blocked by the finalizers example.org/keep",
             ]
         );
     }

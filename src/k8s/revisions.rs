@@ -168,8 +168,8 @@ impl History {
     }
 
     /// The revision to return to, if it still exists.
-    pub(crate) fn kept(&self, fallback: &RollbackTarget) -> Option<&Revision> {
-        self.revisions.iter().find(|revision| revision.name == fallback.revision)
+    pub(crate) fn kept(&self, rollback_target: &RollbackTarget) -> Option<&Revision> {
+        self.revisions.iter().find(|revision| revision.name == rollback_target.revision)
     }
 
     /// The pods of other revisions for which an ordered StatefulSet may wait forever before it replaces any
@@ -649,13 +649,13 @@ mod tests {
     #[test]
     fn the_current_revision_is_found_under_another_number() {
         let before = history();
-        let fallback = before.rollback_target().expect("is recorded");
-        assert_eq!((fallback.revision.as_str(), fallback.number), ("web-4", 4));
+        let rollback_target = before.rollback_target().expect("is recorded");
+        assert_eq!((rollback_target.revision.as_str(), rollback_target.number), ("web-4", 4));
         let mut after = before;
         after.revisions[0].number = 6;
-        assert_eq!(after.kept(&fallback).map(|revision| revision.number), Some(6));
+        assert_eq!(after.kept(&rollback_target).map(|revision| revision.number), Some(6));
         after.revisions.remove(0);
-        assert_eq!(after.kept(&fallback), None);
+        assert_eq!(after.kept(&rollback_target), None);
         assert_eq!(after.rollback_target(), None);
     }
 

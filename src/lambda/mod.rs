@@ -71,7 +71,10 @@ pub fn run(settings: Result<Settings, ActionError>) -> u8 {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            return exit_with(&ActionError::new(Code::Internal, format!("the runtime: {error}")));
+            return exit_with(&ActionError::new(
+                Code::Internal,
+                format!("the runtime cannot start: {error}"),
+            ));
         }
     };
     let ended = runtime.block_on(async {
@@ -80,7 +83,10 @@ pub fn run(settings: Result<Settings, ActionError>) -> u8 {
     });
     match ended {
         Ok(()) => 0,
-        Err(error) => exit_with(&ActionError::new(Code::Internal, format!("the runtime: {error}"))),
+        Err(error) => exit_with(&ActionError::new(
+            Code::Internal,
+            format!("the runtime cannot start: {error}"),
+        )),
     }
 }
 
@@ -211,7 +217,7 @@ impl Function {
         let callers = self.callers.as_ref().map_err(Clone::clone)?;
         let service = Service::new(self.context().await?, callers.clone());
         let service = match left {
-            Some(left) => service.within(left),
+            Some(left) => service.with_deadline(left),
             None => service,
         };
         Ok(service.dispatch(request, info).await)

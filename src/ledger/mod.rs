@@ -259,9 +259,9 @@ impl<'a> Ledger<'a> {
 
     fn id_reused(&self) -> ActionError {
         let detail = format!("id: '{}' was used for another request", self.request.id);
-        ActionError::new(Code::IdReused, detail).with_field("id").with_hint(
-            "give each request an id of its own; resend the first request to get its answer",
-        )
+        ActionError::new(Code::IdReused, detail)
+            .with_field("id")
+            .with_hint("use a new id for each request; resend the first request to get its answer")
     }
 
     fn unreadable(&self) -> ActionError {

@@ -95,10 +95,10 @@ pub struct Intent {
     pub answer: ActionResponse,
     /// What the plan was decided on, if a further plan has to be for the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub decided_on: Option<String>,
+    pub decision_etag: Option<String>,
     /// The revision to roll back to if the awaited rollout fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fallback: Option<RollbackTarget>,
+    pub rollback_target: Option<RollbackTarget>,
     /// Whether the claim was taken over from an attempt that may still make the effect.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub taken_over: bool,
@@ -191,7 +191,7 @@ impl RequestMetadata {
         let bucket = at.timestamp() / 600;
         let who = self.requester.as_deref().unwrap_or_default();
         let whole = format!("{bucket} {} {kind} {name} {} {who}", self.action, refusal.code);
-        let mut event = self.bare_event(refusal.about.as_deref());
+        let mut event = self.bare_event(refusal.object_uid.as_deref());
         let digest = &sha256(whole.as_bytes())[..32];
         event.metadata.name = Some(format!("action-executor-refused-{digest}"));
         event.metadata.annotations = Some(owned(self.origin()));
@@ -294,7 +294,10 @@ impl RequestMetadata {
     fn message_with_origin(&self, what: &str) -> String {
         let who = self.requester.as_deref().unwrap_or("unknown");
         let why = self.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
-        truncate(format!("{what} Asked by {who}{why} (request {}).", self.id), MAX_MESSAGE_BYTES)
+        truncate(
+            format!("{what} Requested by {who}{why} (request {}).", self.id),
+            MAX_MESSAGE_BYTES,
+        )
     }
 }
 
@@ -484,8 +487,8 @@ impl Record {
                 template,
             }),
             answer: ActionResponse::example(Outcome::Applied),
-            decided_on: None,
-            fallback: None,
+            decision_etag: None,
+            rollback_target: None,
             taken_over: false,
         };
         let expires_at = "2026-01-31T12:00:30Z".parse().expect("is a time");

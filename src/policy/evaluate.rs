@@ -68,28 +68,28 @@ pub struct RuleResult {
 /// The results of all rules, in the order of evaluation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Verdict {
-    pub rulings: Vec<RuleResult>,
+    pub results: Vec<RuleResult>,
 }
 
 impl Policy {
     /// Evaluates all rules.
     #[must_use]
     pub fn judge(&self, facts: &Facts) -> Verdict {
-        let mut rulings = vec![self.namespace_denied(facts)];
+        let mut results = vec![self.namespace_denied(facts)];
         if !facts.simulate {
-            rulings.push(self.read_only_rule());
+            results.push(self.read_only_rule());
         }
         if !facts.simulate || self.simulation.limited {
-            rulings.push(self.action_allowed(facts));
-            rulings.push(self.namespace_allowed(facts));
-            rulings.extend(self.label_rules(facts));
-            rulings.extend(self.replica_bounds(facts));
+            results.push(self.action_allowed(facts));
+            results.push(self.namespace_allowed(facts));
+            results.extend(self.label_rules(facts));
+            results.extend(self.replica_bounds(facts));
         }
         if !facts.simulate {
-            rulings.push(self.action_approval(facts));
-            rulings.push(self.namespace_approval(facts));
+            results.push(self.action_approval(facts));
+            results.push(self.namespace_approval(facts));
         }
-        Verdict { rulings }
+        Verdict { results }
     }
 
     /// Evaluates all rules for a plan: for its target, and for each other object that it affects.
@@ -109,11 +109,11 @@ impl Policy {
                 replicas: None,
                 ..facts
             };
-            let rulings = self.judge(&facts).rulings.into_iter();
-            let objections = rulings.filter(|ruling| ruling.effect != Effect::Allow);
-            verdict.rulings.extend(objections.map(|ruling| RuleResult {
-                reason: format!("{}: {}", other.target, ruling.reason),
-                ..ruling
+            let results = self.judge(&facts).results.into_iter();
+            let objections = results.filter(|result| result.effect != Effect::Allow);
+            verdict.results.extend(objections.map(|result| RuleResult {
+                reason: format!("{}: {}", other.target, result.reason),
+                ..result
             }));
         }
         verdict
@@ -249,7 +249,7 @@ impl Verdict {
     /// # Errors
     /// [`Code::PolicyDenied`] with the first such rule.
     pub fn refuse(&self) -> Result<(), ActionError> {
-        let denied = self.rulings.iter().find(|ruling| ruling.effect == Effect::Deny);
+        let denied = self.results.iter().find(|result| result.effect == Effect::Deny);
         let Some(denied) = denied else { return Ok(()) };
         let hint = match denied.rule {
             "read_only" => "send it with \"simulate\": true to see what it would do".to_owned(),
@@ -262,7 +262,7 @@ impl Verdict {
     /// Whether a person has to approve it first.
     #[must_use]
     pub fn requires_approval(&self) -> bool {
-        self.rulings.iter().any(|ruling| ruling.effect == Effect::RequireApproval)
+        self.results.iter().any(|result| result.effect == Effect::RequireApproval)
     }
 }
 
@@ -319,9 +319,9 @@ mod tests {
     /// The first rule that denies.
     fn denied(text: &str, facts: Facts) -> Option<&'static str> {
         let verdict = policy(text).judge(&facts);
-        let denied = verdict.rulings.iter().find(|it| it.effect == Effect::Deny);
+        let denied = verdict.results.iter().find(|it| it.effect == Effect::Deny);
         assert_eq!(verdict.refuse().is_err(), denied.is_some());
-        denied.map(|ruling| ruling.rule)
+        denied.map(|result| result.rule)
     }
 
     #[test]
@@ -377,7 +377,7 @@ mod tests {
     #[test]
     fn an_unknown_fact_denies_nothing() {
         let verdict = policy("targets: {opt_in: [sre]}").judge(&FACTS);
-        let later = verdict.rulings.iter().filter(|it| it.effect == Effect::Unknown).count();
+        let later = verdict.results.iter().filter(|it| it.effect == Effect::Unknown).count();
         assert_eq!((verdict.refuse(), later), (Ok(()), 2));
     }
 

@@ -57,22 +57,22 @@ func main() {
 		ctx = binding.WithForceStructured(ctx)
 	}
 	answer, result := client.Request(ctx, event)
-	told := struct {
+	report := struct {
 		Status int                `json:"status"`
 		Event  *cloudevents.Event `json:"event,omitempty"`
 		Result string             `json:"result"`
 	}{Event: answer}
 	if result != nil {
-		told.Result = result.Error()
+		report.Result = result.Error()
 	}
 	var withStatus *cehttp.Result
 	if errors.As(result, &withStatus) {
-		told.Status = withStatus.StatusCode
+		report.Status = withStatus.StatusCode
 	}
 	if answer != nil {
 		check(answer.Validate())
 	}
-	check(json.NewEncoder(os.Stdout).Encode(told))
+	check(json.NewEncoder(os.Stdout).Encode(report))
 }
 
 func check(err error) {

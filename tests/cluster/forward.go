@@ -1,6 +1,6 @@
 package main
 
-// The forwarder: carries bytes between a socket that it was born with and an address that it dials, and
+// The forwarder: carries bytes between an inherited socket and an address that it dials, and
 // so between two network namespaces.
 
 import (
@@ -11,7 +11,7 @@ import (
 )
 
 func forward(target string) error {
-	// The first file after the standard ones, as exec.Cmd hands it on.
+	// The first file after the standard ones, as exec.Cmd passes it.
 	listener, err := net.FileListener(os.NewFile(3, "listener"))
 	if err != nil {
 		return err
@@ -36,7 +36,7 @@ func forward(target string) error {
 	}
 }
 
-// carry copies until one side has said all, and passes that on.
+// carry copies until one side ends its stream, and ends the other.
 func carry(to, from *net.TCPConn) {
 	_, _ = io.Copy(to, from)
 	_ = to.CloseWrite()

@@ -2,9 +2,9 @@
 //
 // Called by the name of a component (etcd, kube-apiserver, kube-controller-manager, kube-scheduler,
 // kubelet, kube-proxy, forward) it is that component. Called by any other name it is the supervisor,
-// which starts them all on free loopback ports and ends with whoever started it; with --node it adds
-// a real node. The components are the published modules, not look-alikes; nothing of the project under
-// test is in here.
+// which starts them all on free loopback ports and ends with its parent process; with --node it adds
+// a real node. The components are the published modules; the program under test is
+// not among them.
 package main
 
 import (

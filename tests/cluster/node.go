@@ -22,12 +22,12 @@ const (
 	nodeAddress = "10.245.0.1"
 	// Where Debian keeps the CNI plugins; others keep them where CNI_PATH says.
 	cniPlugins = "/usr/lib/cni"
-	// Fakes are told apart from the real node by kwok's own annotation and taint.
+	// Simulated nodes are distinguished from the real node by kwok's own annotation and taint.
 	fakeKey   = "kwok.x-k8s.io/node"
 	fakeValue = "fake"
 )
 
-// network is a namespace with one address in it, and a name that nobody else has.
+// network is a namespace with one address in it, and a unique name.
 type network struct{ name string }
 
 // Every hierarchy of a cgroup v1 machine is a folder in here; on cgroup v2 this is the only one.
@@ -43,7 +43,7 @@ func newNetwork() (*network, error) {
 	if err := run("ip", "netns", "add", n.name); err != nil {
 		return nil, err
 	}
-	// The kernel wants a device behind the default route; a pair of which both ends stay here will do.
+	// The kernel requires a device behind the default route; a veth pair with both ends here is enough.
 	for _, line := range []string{
 		"ip link set lo up",
 		"ip link add uplink type veth peer name nowhere",
@@ -67,7 +67,7 @@ func (n *network) inside(command []string) []string {
 	return append([]string{"nsenter", "--net=/run/netns/" + n.name, "--"}, command...)
 }
 
-// cgroups are the folders of our own part of the cgroup tree, so that no other kubelet tidies it up.
+// cgroups are the folders of our own part of the cgroup tree, so that no other kubelet removes it.
 func (n *network) cgroups() []string {
 	if _, err := os.Stat(cgroups + "/cgroup.controllers"); err == nil {
 		return []string{filepath.Join(cgroups, n.name)}
@@ -104,7 +104,7 @@ func run(command ...string) error {
 	return nil
 }
 
-// forward opens a door to an address in the namespace and says where it is on this side.
+// forward forwards a local address to one in the namespace, and returns it.
 func (c *cluster) forward(target string) (string, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -116,11 +116,11 @@ func (c *cluster) forward(target string) (string, error) {
 		return "", err
 	}
 	defer file.Close()
-	door := c.component("forward", target)
-	// The socket was made out here and stays here; what the process dials is dialled in there.
-	door.files = []*os.File{file}
-	c.components = append(c.components, door)
-	return listener.Addr().String(), door.start()
+	forwarder := c.component("forward", target)
+	// The socket is created in the outer namespace; its connections are dialled in the inner one.
+	forwarder.files = []*os.File{file}
+	c.components = append(c.components, forwarder)
+	return listener.Addr().String(), forwarder.start()
 }
 
 // node holds the processes of the real node; the API server is up when they start.
@@ -223,7 +223,7 @@ const podNetwork = `{
 `
 
 // The CRI plugin alone. An OOM score can only be lowered with a capability that containers lack, and
-// without it runc dies.
+// without it runc fails.
 const containerdConfig = `version = 2
 root = "%s"
 state = "%s"
@@ -257,7 +257,7 @@ resolvConf: ""
 clusterDNS: ["%s"]
 clusterDomain: cluster.local
 healthzPort: 10248
-# What is on this machine's disk is no concern of the tests.
+# Disk pressure on this machine must not affect the tests.
 evictionHard: {memory.available: 1Mi, nodefs.available: 0%%, nodefs.inodesFree: 0%%, imagefs.available: 0%%}
 imageGCHighThresholdPercent: 100
 nodeStatusUpdateFrequency: 2s

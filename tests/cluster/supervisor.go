@@ -1,7 +1,7 @@
 package main
 
-// The supervisor: starts the components in order, says when the cluster is ready, obeys its caller,
-// and leaves nothing behind.
+// The supervisor: starts the components in order, reports when the cluster is ready, runs its
+// caller's commands, and removes its files.
 //
 // On standard output it writes one line of JSON when the cluster is ready, and one for each command
 // it was given on standard input (`stop NAME`, `start NAME`, and with --node `forward ADDRESS:PORT`). When its standard input ends or a
@@ -74,7 +74,7 @@ type component struct {
 	ended   chan struct{}
 }
 
-// ready is the line that tells the caller where the cluster is.
+// ready is the line that reports to the caller where the cluster is.
 type ready struct {
 	Kubeconfig string `json:"kubeconfig"`
 	Server     string `json:"server"`
@@ -131,8 +131,8 @@ func answer(value any) {
 func (c *cluster) obey(line string) error {
 	verb, name, _ := strings.Cut(line, " ")
 	if verb == "forward" {
-		door, err := c.forward(name)
-		answer(map[string]string{"forward": door})
+		address, err := c.forward(name)
+		answer(map[string]string{"forward": address})
 		return err
 	}
 	for _, component := range c.components {
@@ -166,7 +166,7 @@ func startSomewhere(withNode bool) (*cluster, error) {
 		if err = c.start(); err == nil {
 			return c, nil
 		}
-		err = fmt.Errorf("%w\n%s", err, c.lastWords())
+		err = fmt.Errorf("%w\n%s", err, c.logTails())
 		c.remove()
 	}
 	return nil, err
@@ -200,11 +200,11 @@ func (c *cluster) prepare(withNode bool) error {
 		if c.network, err = newNetwork(); err != nil {
 			return err
 		}
-		door, err := c.forward(fmt.Sprintf("127.0.0.1:%d", ports[2]))
+		address, err := c.forward(fmt.Sprintf("127.0.0.1:%d", ports[2]))
 		if err != nil {
 			return err
 		}
-		c.server, c.inner = "https://"+door, filepath.Join(c.dir, "inner.kubeconfig")
+		c.server, c.inner = "https://"+address, filepath.Join(c.dir, "inner.kubeconfig")
 	}
 	for path, server := range map[string]string{c.kubeconfig: c.server, c.inner: c.innerServer} {
 		if err := paths.writeKubeconfig(path, server, paths.adminCert, paths.adminKey); err != nil {
@@ -236,7 +236,7 @@ func (c *cluster) commands(paths credentials, ports []int) []*component {
 	etcd := fmt.Sprintf("http://127.0.0.1:%d", ports[0])
 	peer := fmt.Sprintf("http://127.0.0.1:%d", ports[1])
 	// Pods find the API server through its Service, whose endpoint is what it advertises. A restart of
-	// the server must not wait for its former self to expire.
+	// the server must not wait for its previous endpoint to expire.
 	bind, advertise, reconciler := "127.0.0.1", "127.0.0.1", "none"
 	if c.network != nil {
 		bind, advertise, reconciler = "0.0.0.0", nodeAddress, "master-count"
@@ -305,7 +305,7 @@ func (c *cluster) auditLog() string { return filepath.Join(c.dir, "audit.log") }
 
 func (c *cluster) start() error {
 	for _, component := range c.components {
-		// A door that is open already leads to whatever comes.
+		// An open forward reaches the restarted component too.
 		if component.process != nil {
 			continue
 		}
@@ -384,7 +384,7 @@ func (c *cluster) waitUntilReady() error {
 	})
 }
 
-// populate makes the nodes that kwok acts out and waits until a pod could be made. Beside a real node
+// populate creates the nodes that kwok simulates and waits until a pod could be made. Beside a real node
 // they are tainted, so that only those pods come to them that ask for it.
 func (c *cluster) populate() error {
 	client, err := c.client()
@@ -433,7 +433,7 @@ func (c *cluster) populate() error {
 	})
 }
 
-// isTainted tells of taints that are not ours: those of a node that has just come.
+// isTainted reports foreign taints: those of a node that has just come.
 func isTainted(node corev1.Node) bool {
 	for _, taint := range node.Spec.Taints {
 		if taint.Key != fakeKey {
@@ -474,8 +474,8 @@ func (c *cluster) eventually(what string, try func(context.Context) error) error
 	}
 }
 
-// lastWords are the ends of the logs of those that ended.
-func (c *cluster) lastWords() string {
+// logTails are the ends of the logs of those that ended.
+func (c *cluster) logTails() string {
 	var words strings.Builder
 	for _, component := range c.components {
 		if component.process == nil || !component.hasEnded() {

@@ -205,7 +205,7 @@ async fn the_record_is_rolling_back_before_the_rollback_is_applied() {
     let annotations = records[0].annotations();
     assert_eq!(annotations["action-executor.dev/state"], "rolling_back");
     assert!(annotations["action-executor.dev/rollback"].contains("r1/rollback"));
-    assert!(annotations["action-executor.dev/intent"].contains(r#""fallback":{"#));
+    assert!(annotations["action-executor.dev/intent"].contains(r#""rollback_target":{"#));
 }
 
 #[tokio::test(flavor = "multi_thread")]

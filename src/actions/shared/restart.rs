@@ -48,7 +48,7 @@ pub(crate) async fn plan(
     let (plan, found) = if options.rollback_on_failure {
         let history = cluster.history(kind, &namespace, &name, input.deadline).await?;
         let plan = decide(target, &history.workload, options.accept_no_restart, input)?;
-        (with_fallback(plan, &history, input)?, history.workload)
+        (with_rollback_target(plan, &history, input)?, history.workload)
     } else {
         let found = cluster.workload(kind, &namespace, &name, input.deadline).await?;
         (decide(target, &found, options.accept_no_restart, input)?, found)
@@ -58,14 +58,18 @@ pub(crate) async fn plan(
 
 /// The plan with the revision to return to. An effect that was applied before has its own, and without a
 /// rollout nothing can fail.
-fn with_fallback(plan: Plan, history: &History, input: &PlanInput) -> Result<Plan, ActionError> {
+fn with_rollback_target(
+    plan: Plan,
+    history: &History,
+    input: &PlanInput,
+) -> Result<Plan, ActionError> {
     let rolls_out = matches!(plan.completion, CompletionSpec::Rollout(_));
     if !rolls_out || !plan.is_change() {
         return Ok(plan);
     }
     let with_uid = |refusal: ActionError| refusal.object_uid(plan.target.uid.as_deref());
     input.check_decided_on(&plan.target, history).map_err(with_uid)?;
-    plan.with_fallback(history)
+    plan.with_rollback_target(history)
 }
 
 pub(crate) fn decide(
@@ -283,11 +287,11 @@ mod tests {
     fn the_revision_to_return_to_is_recorded_before_the_restart() {
         let plan = |history: &History, input: &PlanInput| {
             let plan = decide_on(&history.workload, input).expect("is planned");
-            with_fallback(plan, history, input)
+            with_rollback_target(plan, history, input)
         };
         let history_of_it = history("{}");
         let planned = plan(&history_of_it, &PlanInput::example()).expect("is planned");
-        assert_eq!(planned.fallback.expect("is known").number, 5);
+        assert_eq!(planned.rollback_target.expect("is known").number, 5);
         // The controller has not recorded the current template yet.
         let unknown = history("{spec: {}}");
         let refusal = plan(&unknown, &PlanInput::example()).expect_err("is refused");

@@ -43,7 +43,7 @@ const MAX_POLL_INTERVAL: Duration = Duration::from_secs(1);
 const UNCORDON_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The stage before the first list.
-const NOTHING_SEEN: &str = "nothing was seen yet";
+const NOTHING_SEEN: &str = "no state read yet";
 
 /// A drain and its time limit.
 pub(crate) struct Drain<'a> {
@@ -119,7 +119,7 @@ impl Drain<'_> {
         let all = plural(self.remaining.evictions.count(), "pod");
         match (self.remaining.evictions.count(), left) {
             (0, _) => "There was no pod to evict.".to_owned(),
-            (_, 0) => format!("{all} evicted, and gone."),
+            (_, 0) => format!("{all} evicted and terminated."),
             _ => format!("{all} evicted; did not wait for them to terminate."),
         }
     }

@@ -64,8 +64,8 @@ impl Transaction<'_> {
             Decision::NoOp(result) => (None, Outcome::Unchanged, result),
         };
         let answer = self.response(plan, input, outcome, result.clone());
-        let Plan { completion, decided_on, fallback, .. } = plan.clone();
-        Intent { effect, completion, answer, decided_on, fallback, taken_over: false }
+        let Plan { completion, decision_etag, rollback_target, .. } = plan.clone();
+        Intent { effect, completion, answer, decision_etag, rollback_target, taken_over: false }
     }
 
     pub(super) fn response(
@@ -152,7 +152,7 @@ impl Transaction<'_> {
         // on which attempt gives it. If it needed approval, it had that before it was claimed.
         let intended = &record.intent.answer;
         let (at, uid) = (intended.started_at, intended.target.uid.clone());
-        let decision_etag = record.intent.decided_on.clone();
+        let decision_etag = record.intent.decision_etag.clone();
         let input = PlanInput { at, uid, decision_etag, ..input.clone() };
         let planned = match self.plan(&input).await {
             Ok(planned) => planned,
@@ -181,7 +181,7 @@ impl Transaction<'_> {
             Evidence::NotMade => Ok(None),
             Evidence::Unknowable => Err(apply::unknown(
                 effect,
-                "its sender died, and the object has been changed by others since",
+                "the process that sent it ended, and others have changed the object since",
             )),
         }
     }

@@ -60,7 +60,7 @@ impl Transaction<'_> {
                 // For an effect that an earlier attempt made, the recorded intent holds.
                 if !matches!(done.plan.decision, Decision::AlreadyApplied(..)) {
                     record.intent.completion = done.plan.completion;
-                    record.intent.fallback = done.plan.fallback;
+                    record.intent.rollback_target = done.plan.rollback_target;
                 }
                 self.complete(record, done.applied, response, done.replayed, &input).await
             }
@@ -111,7 +111,7 @@ impl Transaction<'_> {
 
     async fn refund(&self, entries: &[UsageEntry], input: &PlanInput) {
         if let Err(error) = self.budget.refund(entries, record_deadline(input)).await {
-            tracing::warn!(%error, "the budget was charged for nothing, and the refund failed");
+            tracing::warn!(%error, "the action was not done, but its budget charge could not be removed");
         }
     }
 }

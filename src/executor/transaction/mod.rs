@@ -53,7 +53,8 @@ mod effect;
 /// How often an action that waits for a disruption budget tries again.
 const BUDGET_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Executes a real request, or finds the answer of an earlier attempt.
+/// Executes a real request, or finds the answer of an earlier attempt. If a disruption budget allows
+/// nothing now and the request waits, it polls the budget; meanwhile nothing is claimed.
 ///
 /// # Errors
 /// Why nothing was done, or [`Code::OutcomeUnknown`].
@@ -61,14 +62,38 @@ pub(crate) async fn execute(
     context: &Context,
     cluster: &Cluster,
     request: &ActionRequest,
-    input: PlanInput,
+    mut input: PlanInput,
 ) -> Result<ActionResponse, ActionError> {
     let policy = context.policy();
     let ledger = Ledger::new(cluster, RequestMetadata::of(request, &input.id));
     let namespace = policy.state.namespace.as_deref().unwrap_or(cluster.default_namespace());
     let budget = Budget::new(policy.limits(), namespace, &policy.state.name, cluster);
     let end = Instant::now() + request.timeout.unwrap_or(DEFAULT_WAIT);
-    Transaction { context, cluster, request, policy: &policy, ledger, budget, end }.run(input).await
+    let transaction =
+        Transaction { context, cluster, request, policy: &policy, ledger, budget, end };
+    let mut reported = String::new();
+    loop {
+        let refusal = match transaction.attempt(input.clone()).await {
+            Err(refusal) if refusal.code == Code::DisruptionBudget && input.wait => refusal,
+            result => return result,
+        };
+        if Instant::now() + BUDGET_POLL_INTERVAL >= end {
+            return Err(refusal);
+        }
+        if refusal.detail != reported {
+            context.observer().progress(&refusal.detail);
+            reported.clone_from(&refusal.detail);
+        }
+        context.observer().waiting();
+        let mut stopping = context.stopping();
+        tokio::select! {
+            () = stopped(&mut stopping) => return Err(refusal),
+            () = sleep(BUDGET_POLL_INTERVAL) => {}
+        }
+        // The next attempt is for the object that was refused, and not for one that takes its name.
+        input.uid = input.uid.or_else(|| refusal.object_uid.as_deref().map(str::to_owned));
+        input.deadline = end.min(Instant::now() + context.deadline());
+    }
 }
 
 pub(crate) struct Transaction<'a> {
@@ -104,34 +129,6 @@ enum Step {
 }
 
 impl Transaction<'_> {
-    /// Attempts until there is an answer. If a disruption budget allows nothing now and the request waits,
-    /// it polls the budget; meanwhile nothing is claimed.
-    async fn run(&self, mut input: PlanInput) -> Result<ActionResponse, ActionError> {
-        let mut reported = String::new();
-        loop {
-            let refusal = match self.attempt(input.clone()).await {
-                Err(refusal) if refusal.code == Code::DisruptionBudget && input.wait => refusal,
-                result => return result,
-            };
-            if Instant::now() + BUDGET_POLL_INTERVAL >= self.end {
-                return Err(refusal);
-            }
-            if refusal.detail != reported {
-                self.context.observer().progress(&refusal.detail);
-                reported.clone_from(&refusal.detail);
-            }
-            self.context.observer().waiting();
-            let mut stopping = self.context.stopping();
-            tokio::select! {
-                () = stopped(&mut stopping) => return Err(refusal),
-                () = sleep(BUDGET_POLL_INTERVAL) => {}
-            }
-            // The next attempt is for the object that was refused, and not for one that takes its name.
-            input.uid = input.uid.or_else(|| refusal.about.as_deref().map(str::to_owned));
-            input.deadline = self.end.min(Instant::now() + self.context.deadline());
-        }
-    }
-
     /// One way through the state machine.
     async fn attempt(&self, input: PlanInput) -> Result<ActionResponse, ActionError> {
         loop {

@@ -166,7 +166,7 @@ pub fn operation(generator: &mut SchemaGenerator) -> Operation {
         responses: vec![
             (200, response("Done, unchanged or simulated, as `outcome` says.", answer.clone())),
             (202, accepted),
-            (422, response("Done, and not completed as expected", answer.clone())),
+            (422, response("Done, but its effect did not complete", answer.clone())),
             (503, response("Done, and the wait was interrupted", answer)),
         ],
         errors: action_errors(),

@@ -42,8 +42,8 @@ pub async fn get(
     let wanted = Query::read(request.uri().query().unwrap_or_default())?;
     if let Some(caller) = caller {
         let namespace = wanted.filter.namespace.as_deref().unwrap_or_default();
-        let wish = AccessRequest { verb: Verb::List, kind: None, namespace };
-        caller.authorize(&wish, context.cluster()).await?;
+        let access = AccessRequest { verb: Verb::List, kind: None, namespace };
+        caller.authorize(&access, context.cluster()).await?;
     }
     let cluster = context.cluster().ok_or_else(no_cluster)?;
     let deadline = Instant::now() + context.deadline();
@@ -75,12 +75,12 @@ impl Query {
                 "target" if value.is_empty() || value.len() > MAX_TARGET_LENGTH => {
                     let what = format!("must have 1 to {MAX_TARGET_LENGTH} characters");
                     return Err(ActionError::invalid_field("target", what)
-                        .with_hint("name it as deployment/web or web"));
+                        .with_hint("write it as deployment/web or web"));
                 }
                 "target" => query.filter.target = Some(value.into_owned()),
                 "limit" => query.limit = limit(&value)?,
                 _ => {
-                    return Err(ActionError::invalid_field("query", "holds an unknown parameter")
+                    return Err(ActionError::invalid_field("query", "has an unknown parameter")
                         .with_hint("known: namespace, target, limit"));
                 }
             }

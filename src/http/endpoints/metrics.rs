@@ -19,7 +19,7 @@ use crate::{
 /// [`Code::RouteNotFound`] in a function: each of its processes would report only itself.
 pub fn get(service: &Service) -> Result<Response<Body>, ActionError> {
     let metrics = service.context.metrics().ok_or_else(|| {
-        ActionError::new(Code::RouteNotFound, "a function has no metrics")
+        ActionError::new(Code::RouteNotFound, "AWS Lambda functions have no metrics")
             .with_hint("the platform counts invocations and errors")
     })?;
     let mut files = vec![

@@ -79,7 +79,7 @@ fn operation_of(uri: &http::Uri) -> Result<(Namespace, RequestId), ActionError> 
         match parameter? {
             (name, value) if name == "namespace" => namespace = Some(query::namespace(value)?),
             _ => {
-                let what = "the query holds an unknown parameter";
+                let what = "the query has an unknown parameter";
                 return Err(ActionError::new(Code::InvalidRequest, what)
                     .with_hint("?namespace= is the target's namespace, or default for nodes"));
             }
@@ -97,14 +97,14 @@ async fn if_allowed(
     context: &Context,
 ) -> Result<Operation, ActionError> {
     let Some(caller) = caller else { return found.ok_or_else(|| not_found(namespace)) };
-    let wish = |kind| AccessRequest { verb: Verb::Get, kind, namespace };
+    let access = |kind| AccessRequest { verb: Verb::Get, kind, namespace };
     let kind = found.as_ref().and_then(Operation::kind);
     if let (Some(found), Some(kind)) = (found, kind)
-        && caller.authorize(&wish(Some(kind)), context.cluster()).await.is_ok()
+        && caller.authorize(&access(Some(kind)), context.cluster()).await.is_ok()
     {
         return Ok(found);
     }
-    caller.authorize(&wish(None), context.cluster()).await?;
+    caller.authorize(&access(None), context.cluster()).await?;
     Err(not_found(namespace))
 }
 
@@ -128,8 +128,9 @@ impl Snapshot {
     /// # Errors
     /// [`Code::Internal`] if it cannot be written, which would be a bug.
     pub fn json(&self) -> Result<String, ActionError> {
-        serde_json::to_string(&self.progress)
-            .map_err(|error| ActionError::new(Code::Internal, format!("the state: {error}")))
+        serde_json::to_string(&self.progress).map_err(|error| {
+            ActionError::new(Code::Internal, format!("the state cannot be written: {error}"))
+        })
     }
 
     fn response(&self) -> Result<Response<Body>, ActionError> {

@@ -150,8 +150,9 @@ fn accepted(claim: &Claim) -> Result<Response<Body>, ActionError> {
     };
     let mut response = json(&body);
     *response.status_mut() = StatusCode::ACCEPTED;
-    let location = HeaderValue::try_from(location)
-        .map_err(|error| ActionError::new(Code::Internal, format!("the location: {error}")))?;
+    let location = HeaderValue::try_from(location).map_err(|error| {
+        ActionError::new(Code::Internal, format!("the header Location cannot be written: {error}"))
+    })?;
     let headers = response.headers_mut();
     headers.insert(header::LOCATION, location);
     headers.insert("preference-applied", HeaderValue::from_static("respond-async"));

@@ -255,7 +255,7 @@ fn rate_limited(limit: LimitExceeded, cooldown: Duration) -> ActionError {
     let (detail, field, wait) = match limit {
         LimitExceeded::Cooldown(wait) => {
             let detail =
-                format!("the target was acted upon less than {} s ago", cooldown.as_secs());
+                format!("the last action on the target was less than {} s ago", cooldown.as_secs());
             (detail, "cooldown_seconds", wait)
         }
         LimitExceeded::Namespace(quota, wait) => {

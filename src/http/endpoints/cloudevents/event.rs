@@ -194,7 +194,7 @@ fn structured(body: &[u8]) -> Result<Incoming, ActionError> {
             .map_err(|_| ActionError::invalid_field("data_base64", "is not base64"))?,
         (None, None) => return Err(ActionError::invalid_field("data", "missing")),
         (Some(_), Some(_)) => {
-            return Err(ActionError::invalid_field("data", "given beside data_base64"));
+            return Err(ActionError::invalid_field("data", "cannot be combined with data_base64"));
         }
     };
     let traces = TRACES.into_iter().zip([event.traceparent, event.tracestate]);
@@ -323,8 +323,9 @@ impl Outgoing {
                 data: serde_json::from_slice(&self.data)?,
             })
         };
-        let body = write()
-            .map_err(|error| ActionError::new(Code::Internal, format!("the event: {error}")))?;
+        let body = write().map_err(|error| {
+            ActionError::new(Code::Internal, format!("the event cannot be read: {error}"))
+        })?;
         let mut response = Response::new(Body::Full(body.into()));
         let media_type = HeaderValue::from_static("application/cloudevents+json; charset=utf-8");
         response.headers_mut().insert(header::CONTENT_TYPE, media_type);

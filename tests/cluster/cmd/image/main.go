@@ -1,4 +1,4 @@
-// Makes a container image from files, without Docker and without a registry: one layer on nothing,
+// Makes a container image from files, without Docker and without a registry: a single layer without a base image,
 // as an OCI image layout in a tar file, which `ctr images import`, `podman load` and `skopeo` read. The
 // same files give the same bytes.
 //

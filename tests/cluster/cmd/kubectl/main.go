@@ -1,4 +1,4 @@
-// kubectl on its own, of the cluster's version: for people who look into the tests' cluster, and as a
+// kubectl on its own, of the cluster's version: for inspecting the tests' cluster, and as a
 // peer that benchmarks are measured against.
 package main
 

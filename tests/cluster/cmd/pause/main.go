@@ -1,4 +1,4 @@
-// A container that runs and does nothing, until it is told to stop: the sandbox of every pod on the real
+// A container that runs and does nothing, until it receives a signal: the sandbox of every pod on the real
 // node, and the workload of those tests that need one that really runs.
 package main
 
