@@ -146,7 +146,7 @@ pub fn certificates(file: &File) -> Result<PeerCertificates, ActionError> {
 
 fn private_key(file: &File) -> Result<PrivateKeyDer<'static>, ActionError> {
     PrivateKeyDer::from_pem_slice(file.text.as_bytes())
-        .map_err(|_| wrong(file, "holds no private key in PEM that is not encrypted"))
+        .map_err(|_| wrong(file, "contains no unencrypted PEM private key"))
 }
 
 /// Trust in these authorities.
@@ -229,12 +229,16 @@ mod tests {
             refused(&[crt.clone(), file("key", &other)]).starts_with("key cannot be used with crt")
         );
         assert!(
-            refused(&[file("crt", &key), of_it.clone()]).starts_with("crt holds no certificate")
+            refused(&[file("crt", &key), of_it.clone()])
+                .starts_with("crt contains no PEM certificate")
         );
         assert!(
-            refused(&[crt.clone(), file("key", &certificate)]).starts_with("key holds no private")
+            refused(&[crt.clone(), file("key", &certificate)])
+                .starts_with("key contains no unencrypted")
         );
-        assert!(refused(&[crt.clone(), of_it.clone(), file("ca", "")]).starts_with("ca holds no"));
+        assert!(
+            refused(&[crt.clone(), of_it.clone(), file("ca", "")]).starts_with("ca contains no")
+        );
         let canary = "-----BEGIN canary\n";
         for files in [
             [file("crt", canary), of_it.clone(), crt.clone()],

@@ -95,7 +95,7 @@ mod tests {
     fn a_log_line_loses_its_control_characters() {
         assert_eq!(
             log_lines("a", "\u{1b}[31mboom\u{7}\nx"),
-            ["pod a said: [31mboom", "pod a said: x"]
+            ["pod a printed: [31mboom", "pod a printed: x"]
         );
     }
 }

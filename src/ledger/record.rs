@@ -554,7 +554,7 @@ mod tests {
         assert_eq!(event.reason.as_deref(), Some("ActionApplied"));
         assert_eq!(
             event.message.as_deref(),
-            Some("Deployment 'web' restarted. Asked by pager: p99 is 4 s (request alert-7).")
+            Some("Deployment 'web' restarted. Requested by pager: p99 is 4 s (request alert-7).")
         );
     }
 

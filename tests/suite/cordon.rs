@@ -134,7 +134,7 @@ async fn the_record_is_in_default_and_kubectl_shows_it_on_the_node() {
     assert_eq!(records.len(), 1, "{records:?}");
     let described = kubectl(&["describe", "node", namespace.name()]);
     let line = described.lines().find(|line| line.contains("ActionApplied")).expect("is listed");
-    assert!(line.contains("cordoned at") && line.contains("Asked by pager"), "{line}");
+    assert!(line.contains("cordoned at") && line.contains("Requested by pager"), "{line}");
     let history = ["history", "--namespace", "default", "--target", namespace.name()];
     let listed = Program::with_kubeconfig(namespace.kubeconfig()).args(history).run();
     assert!(listed.stdout.contains("ActionApplied"), "{listed:?}");

@@ -451,7 +451,7 @@ async fn kubectl_shows_requester_reason_and_result() {
     for args in [&["describe", "deployment", "web"][..], &["get", "events"]] {
         let text = kubectl(&scenario.namespace, args);
         let line = text.lines().find(|line| line.contains("ActionApplied")).expect("is listed");
-        for part in ["Deployment 'web' restarted at", "Asked by pager: p99 is 4 s", "alert-7"] {
+        for part in ["Deployment 'web' restarted at", "Requested by pager: p99 is 4 s", "alert-7"] {
             assert!(line.contains(part), "{line}");
         }
     }
@@ -464,7 +464,7 @@ async fn kubectl_shows_requester_reason_and_result() {
     assert_eq!(listed.status, 0, "{listed:?}");
     let entry = listed.answer();
     assert_eq!((&entry["id"], &entry["type"]), (&json!("alert-7"), &json!("restart_k8s")));
-    assert!(entry["message"].as_str().expect("has one").contains("Asked by pager"));
+    assert!(entry["message"].as_str().expect("has one").contains("Requested by pager"));
     assert_eq!(history(&["--target", "api"]).stdout.trim(), "");
     assert!(history(&[]).stdout.contains("ActionApplied"));
 }

@@ -249,7 +249,7 @@ async fn a_failed_job_of_a_cron_job_is_reported_with_its_log() {
     assert_eq!(done.status, 69, "{done:?}");
     let problems = done.answer()["rollout"]["problems"].to_string();
     assert!(problems.contains("exit code 64"), "{problems}");
-    assert!(problems.contains("said: "), "{problems}");
+    assert!(problems.contains("printed: "), "{problems}");
 }
 
 #[tokio::test]

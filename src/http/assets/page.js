@@ -29,7 +29,7 @@ function pretty(value) {
 
 // ---- Asking the server
 
-// What came back: the status, the document, and when to try again.
+// The status, the document, and when to retry.
 async function ask(path, options = {}) {
   const headers = { Accept: "application/json", ...options.headers };
   const key = keyField.value.trim();
@@ -38,13 +38,13 @@ async function ask(path, options = {}) {
   try {
     response = await fetch(path, { ...options, headers, credentials: "omit", redirect: "error", referrerPolicy: "no-referrer" });
   } catch {
-    return { status: 0, body: { title: "The server cannot be reached", detail: "The request did not get an answer. Is the server there, and this machine online?", unsure: Boolean(options.body) } };
+    return { status: 0, body: { title: "The server cannot be reached", detail: "The request got no answer. Check that the server runs and that this machine is online.", unsure: Boolean(options.body) } };
   }
   let body;
   try {
     body = await response.json();
   } catch {
-    body = { title: "The answer is not JSON", detail: "Something between here and the server answered with status " + response.status + "." };
+    body = { title: "The answer is not JSON", detail: "A proxy in between answered with status " + response.status + "." };
   }
   return { status: response.status, body, retryAfter: response.headers.get("Retry-After") };
 }
@@ -53,22 +53,22 @@ function isProblem(answer) {
   return answer.status === 0 || (answer.status >= 400 && !answer.body.outcome);
 }
 
-// What a person can do about it, in words, beside what the server says itself.
+// What a person can do about it, beside what the server's answer says.
 function advice(answer) {
   const again = answer.retryAfter && "Try again in " + answer.retryAfter + (answer.retryAfter === "1" ? " second." : " seconds.");
-  if (answer.status === 0 && answer.body.unsure) return "Whether it was done is not known. Pressing the same button again is safe: the request keeps its id.";
-  if (answer.status === 401) return "This server asks who you are: type a key or a Kubernetes token into the field Key at the top.";
-  if (answer.status === 403 && answer.body.code === "caller_forbidden") return "The key is known, and may not ask for this.";
-  if (answer.status === 403) return "You are known; it is the policy or the cluster that does not allow it.";
-  if (answer.status === 429) return again || "Too much at once: wait a while before you try again.";
-  return again || (answer.body.retryable ? "The same request may go better later." : null);
+  if (answer.status === 0 && answer.body.unsure) return "It is not known whether it was done. Pressing the same button again is safe: the request keeps its id.";
+  if (answer.status === 401) return "This server requires authentication: enter a key or a Kubernetes token in the field Key at the top.";
+  if (answer.status === 403 && answer.body.code === "caller_forbidden") return "The key is valid but does not allow this.";
+  if (answer.status === 403) return "You are authenticated, but the policy or the cluster does not allow this.";
+  if (answer.status === 429) return again || "Too many requests: wait before you retry.";
+  return again || (answer.body.retryable ? "The same request may succeed later." : null);
 }
 
 function problem(answer) {
   const { title, detail, hint, code, field, id } = answer.body;
   const more = advice(answer);
   return make("div", { class: "problem", role: "alert" },
-    make("h3", {}, title || "It was not done"),
+    make("h3", {}, title || "Not done"),
     make("p", {}, detail || ""),
     hint && make("p", {}, make("b", {}, "What to do: "), prose(hint)),
     more && make("p", {}, more),
@@ -99,7 +99,7 @@ function shown(value) {
   return value === null ? make("i", { class: "quiet" }, "nothing") : make("code", {}, typeof value === "string" ? value : JSON.stringify(value));
 }
 
-// A JSON Pointer (RFC 6901) as it reads best: with room to break.
+// A JSON Pointer (RFC 6901) with line-break opportunities.
 function pointer(path) {
   const parts = path.split("/").slice(1).map((part) => part.replaceAll("~1", "/").replaceAll("~0", "~"));
   return make("span", { class: "path", title: path }, parts.flatMap((part, index) => [index ? " › " : "", make("span", {}, part)]));
@@ -109,7 +109,7 @@ function answerOf(body) {
   const { rollout, approval, rolled_back: back } = body;
   return make("div", { class: "answer" },
     make("p", { class: "result" }, badge(body.outcome), " ", make("span", {}, body.result)),
-    body.replayed && make("p", { class: "notice" }, "An earlier try of the same id had done it; nothing was done now."),
+    body.replayed && make("p", { class: "notice" }, "An earlier attempt with this id applied it; nothing was done now."),
     body.offline && make("p", { class: "notice" }, "No cluster was asked: none is configured."),
     make("dl", { class: "facts" },
       make("dt", {}, "Target"), make("dd", {}, named(body.target)),
@@ -118,7 +118,7 @@ function answerOf(body) {
     body.warnings.length > 0 && make("div", { class: "warnings" }, make("h3", {}, "Mind"), make("ul", {}, body.warnings.map((it) => make("li", {}, it)))),
     rollout && make("div", {}, make("h3", {}, "Rollout: " + rollout.state), make("p", {}, rollout.message),
       rollout.problems && make("ul", {}, rollout.problems.map((it) => make("li", {}, it)))),
-    back && make("div", {}, make("h3", {}, "Taken back to revision " + back.revision), make("p", {}, back.rollout.message)),
+    back && make("div", {}, make("h3", {}, "Rolled back to revision " + back.revision), make("p", {}, back.rollout.message)),
     approval && make("div", {}, make("h3", {}, "A person approves it with"), copyable("Command", approval.command), make("p", { class: "quiet" }, "Until " + when(approval.expires_at) + ". Then execute again with the same id.")),
     body.changes.length > 0 && changes(body.changes),
     make("details", {}, make("summary", {}, "The whole answer"), copyable("Answer", pretty(body))));
@@ -188,7 +188,7 @@ function alternatives(schema) {
 
 // ---- Forms
 
-// A field with its label, its words, and room for what is wrong with it.
+// A field with its label, its description and its error.
 function field(path, name, shape, required, changed) {
   const id = "field-" + path.replaceAll(".", "-");
   const about = { id, "aria-describedby": id + "-about " + id + "-wrong" };
@@ -283,7 +283,7 @@ function consoleFor(action) {
 
   const changed = () => {
     const request = requestOf(true);
-    // Another request is another action; the same one, however often it is sent, is not.
+    // A changed request gets a new id; a resent one keeps it.
     const text = JSON.stringify({ ...request, simulate: false });
     if (text !== last) { last = text; id = newId(); }
     idText.textContent = id;
@@ -315,7 +315,7 @@ function consoleFor(action) {
   function blame(path, words) {
     const it = [...fields, ...envelope].find((it) => it.path === path);
     if (!it) return;
-    // The field knows its name.
+    // The field has its name.
     it.wrong.textContent = words.replace(path + ": ", "");
     it.input.setAttribute("aria-invalid", "true");
     it.element.closest("details")?.setAttribute("open", "");
@@ -395,7 +395,7 @@ function rightsOf(action) {
     make("b", {}, rule.verbs.join(", ")), " on ", make("code", {}, rule.resources.map((it) => [it, rule.apiGroups[0]].filter(Boolean).join(".")).join(", ")))));
 }
 
-// Every problem that an execution can meet, from the server's own description.
+// Every problem of an execution, from the server's own description.
 function failuresOf(openapi) {
   const responses = openapi?.paths?.["/api/v1/action/execute"]?.post?.responses || {};
   const examples = Object.values(responses).flatMap((it) => Object.values(it.content?.["application/problem+json"]?.examples || {}));
@@ -419,7 +419,7 @@ function actionPage(action, openapi) {
       make("p", {}, "Callers need ", make("code", {}, "simulate"), " or ", make("code", {}, "execute"), " on ", make("code", {}, "actions.action-executor.dev"), ", or a key that allows it. In the cluster the executor itself needs" + (action.scope === "cluster" ? ", in a ClusterRole:" : ", in the target's namespace:")),
       rightsOf(action),
       make("details", { class: "failures" }, make("summary", {}, "When it is not done"),
-        make("p", {}, "Nothing is reported as done that was not. A refusal names its code, and whether the same request may go better later:"),
+        make("p", {}, "A problem has a code, and says whether the same request may succeed later:"),
         failuresOf(openapi))),
     consoleFor(action),
   ];
@@ -457,7 +457,7 @@ const EVENTS = {
   ActionUnchanged: ["Nothing to do", "good"],
   ActionFailed: ["Failed", "bad"],
   ActionRefused: ["Refused", "warn"],
-  ActionBegun: ["Under way", "calm"],
+  ActionBegun: ["In progress", "calm"],
   ActionUnknown: ["Unknown", "bad"],
   ApprovalPending: ["Needs approval", "warn"],
 };
@@ -478,7 +478,7 @@ function rowsOf(entry, index) {
       make("td", { "data-head": "Action" }, make("code", {}, entry.type || "-")),
       make("td", { "data-head": "Target" }, named(entry.target)),
       make("td", { "data-head": "Outcome" }, make("span", { class: "badge " + mood }, word)),
-      make("td", { "data-head": "Asked by" }, who)),
+      make("td", { "data-head": "Requested by" }, who)),
     details,
   ];
 }
@@ -506,8 +506,8 @@ async function historyPage() {
       return;
     }
     const { entries, more } = answer.body;
-    if (entries.length === 0) return place.replaceChildren(make("p", { class: "notice" }, "Nothing is remembered here. The cluster keeps records about an hour."));
-    const head = ["When", "Action", "Target", "Outcome", "Asked by"].map((it) => make("th", { scope: "col" }, it));
+    if (entries.length === 0) return place.replaceChildren(make("p", { class: "notice" }, "There are no records. The cluster keeps them for about an hour."));
+    const head = ["When", "Action", "Target", "Outcome", "Requested by"].map((it) => make("th", { scope: "col" }, it));
     place.replaceChildren(
       make("table", { class: "history" }, make("thead", {}, make("tr", {}, head)), make("tbody", {}, entries.flatMap(rowsOf))),
       more ? make("p", { class: "quiet" }, "Only the newest " + entries.length + " are shown.") : "");
