@@ -265,7 +265,7 @@ async fn a_claim_of_a_dead_process_is_reported_as_overdue() {
     })
     .await;
     assert!(
-        overdue["detail"].as_str().expect("is a sentence").contains("send the same request again")
+        overdue["detail"].as_str().expect("is a sentence").contains("resend the same request")
     );
     let reply = execute(&server, &request, "Connection: close\r\n");
     assert_eq!(reply.status, 200, "{reply:?} {}", server.log());
