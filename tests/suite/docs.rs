@@ -135,7 +135,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     // Pressed twice, it is one action: the id stays.
     browser.click(execute);
     browser.click("#confirm-yes");
-    browser.shows(".answer .notice", "An earlier try of the same id");
+    browser.shows(".answer .notice", "An earlier attempt with this id");
     assert_eq!(generation().await, after);
     browser.type_in("#field-parameters-deployment", "Not a name");
     browser.click("form .primary");
