@@ -153,7 +153,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     screenshot(&browser, "scale");
 
     browser.open(&format!("{origin}/history?namespace={name}"));
-    browser.shows(".problem", "type a key");
+    browser.shows(".problem", "enter a key");
     browser.type_in("#key", KEY);
     browser.click("form .primary");
     browser.shows(".history", "restart_k8s");
