@@ -189,7 +189,7 @@ impl Bench {
     fn print_memory(&self) {
         println!();
         println!(
-            "{:<18}{:>24}{:>24}",
+            "{:<18}{:>24}{:>28}",
             "",
             format!("MiB after {MEMORY_REQUESTS}"),
             "idle, ms of CPU a second"
@@ -210,7 +210,7 @@ impl Bench {
                 assert!(load.requests > 0, "{} answers nothing", kind.name());
                 requests += load.requests;
             }
-            println!("{:<18}{:>24.1}{:>24.1}", kind.name(), server.peak_mib(), idle);
+            println!("{:<18}{:>24.1}{:>28.1}", kind.name(), server.peak_mib(), idle);
         }
     }
 

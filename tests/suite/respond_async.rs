@@ -264,9 +264,7 @@ async fn a_claim_of_a_dead_process_is_reported_as_overdue() {
         (progress["overdue"] == true).then_some(progress)
     })
     .await;
-    assert!(
-        overdue["detail"].as_str().expect("is a sentence").contains("resend the same request")
-    );
+    assert!(overdue["detail"].as_str().expect("is a sentence").contains("resend the same request"));
     let reply = execute(&server, &request, "Connection: close\r\n");
     assert_eq!(reply.status, 200, "{reply:?} {}", server.log());
     assert_eq!(progress(&server, &namespace, "r1")["state"], "answered");
