@@ -410,7 +410,7 @@ mod tests {
             parameters(more).decide(
                 &history,
                 &[],
-                &PlanInput { decision_etag: decision_etag, ..PlanInput::example() },
+                &PlanInput { decision_etag, ..PlanInput::example() },
             )
         };
         assert!(again(&decision_etag.expect("is known"), "").is_ok());
