@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     cluster::{MISSING_IMAGE, Namespace, shared},
     program::{Finished, Program, scratch},
-    scenario::{is_on_nodes, parameters, prepare, prepare_broken, undo},
+    scenario::{for_each_action, is_on_nodes, parameters, prepare, prepare_broken, undo},
 };
 
 /// A real request for each action, with `wait`.
@@ -92,9 +92,9 @@ fn without_one_verb(rules: &[(Scope, Value)]) -> Vec<ReducedRules> {
     ways
 }
 
-#[tokio::test]
-async fn each_action_succeeds_with_exactly_its_rbac_rules() {
-    for kind in ActionKind::ALL {
+#[test]
+fn each_action_succeeds_with_exactly_its_rbac_rules() {
+    for_each_action(async |kind| {
         let namespace = shared().namespace("exact_rules").await;
         prepare(kind, &namespace).await;
         let kubeconfig = account(&namespace, "exact", &rules(kind)).await;
@@ -105,12 +105,12 @@ async fn each_action_succeeds_with_exactly_its_rbac_rules() {
         // A missing rule of a read that only serves warnings shows in the warnings.
         let warnings = done.answer()["warnings"].to_string();
         assert!(!warnings.contains("may not"), "{}: {done:?}", kind.name());
-    }
+    });
 }
 
-#[tokio::test]
-async fn an_answer_names_each_missing_verb_and_its_rule() {
-    for kind in ActionKind::ALL {
+#[test]
+fn an_answer_names_each_missing_verb_and_its_rule() {
+    for_each_action(async |kind| {
         let ways = without_one_verb(&rules(kind));
         for (number, ReducedRules { verb, resource, rules }) in ways.iter().enumerate() {
             let namespace = shared().namespace("one_verb_less").await;
@@ -142,7 +142,7 @@ async fn an_answer_names_each_missing_verb_and_its_rule() {
             let rule = format!("\\\"verbs\\\":[\\\"{verb}\\\"]");
             assert!(output.contains(&rule), "{output}");
         }
-    }
+    });
 }
 
 #[tokio::test]

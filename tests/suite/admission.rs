@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     cluster::{eventually, shared},
     program::{Finished, Program, scratch},
-    scenario::Scenario,
+    scenario::{Scenario, for_each_action},
 };
 
 /// Far wider rules than the executor's own.
@@ -34,9 +34,22 @@ fn kubectl(args: &[&str]) -> (bool, String) {
     (done.status.success(), output)
 }
 
-/// Generates the admission policies of this policy for an account of the namespace, and applies them; returns
-/// its kubeconfig.
-async fn install_policies(scenario: &Scenario, policy: &str) -> PathBuf {
+/// Admission policies in the cluster, for one account. They are deleted with this value, because the API server
+/// evaluates every policy of the cluster at each write, also at those of other tests.
+struct Installed {
+    /// The account's.
+    kubeconfig: PathBuf,
+    manifests: String,
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        kubectl(&["delete", "--wait=false", "-f", &self.manifests]);
+    }
+}
+
+/// Generates the admission policies of this policy for an account of the namespace, and applies them.
+async fn install_policies(scenario: &Scenario, policy: &str) -> Installed {
     let namespace = &scenario.namespace;
     let kubeconfig = scenario.account("executor", wide_rights()).await;
     let account = format!("{}:executor", namespace.name());
@@ -50,7 +63,7 @@ async fn install_policies(scenario: &Scenario, policy: &str) -> PathBuf {
     // Strict validation: a field that the API server does not know is an error.
     let (applied, output) = kubectl(&["apply", "--validate=strict", "-f", &manifests]);
     assert!(applied, "{output}");
-    kubeconfig
+    Installed { kubeconfig, manifests }
 }
 
 /// Sends the request under a policy that denies nothing.
@@ -89,9 +102,9 @@ fn shows_labels(kind: ActionKind) -> bool {
     !matches!(kind, ActionKind::EvictPod | ActionKind::RunCronjob | ActionKind::Scale)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn admission_denies_what_each_policy_rule_denies() {
-    for kind in ActionKind::ALL {
+#[test]
+fn admission_denies_what_each_policy_rule_denies() {
+    for_each_action(async |kind| {
         for (rule, policy) in [
             ("PLACES.deny", "PLACES: {deny: ['admission-*']}"),
             ("PLACES.allow", "PLACES: {allow: [elsewhere]}\nsimulation: {limited: true}"),
@@ -101,35 +114,35 @@ async fn admission_denies_what_each_policy_rule_denies() {
             let scenario = Scenario::new(kind, "admission").await;
             let here = |text: &str| text.replace("PLACES", scenario.policy_section());
             let (rule, policy) = (&here(rule), &here(policy));
-            let kubeconfig = install_policies(&scenario, policy).await;
+            let installed = install_policies(&scenario, policy).await;
             let request = scenario.request("r1");
             if rule.starts_with("targets.") && !shows_labels(kind) {
                 // The API server cannot evaluate this rule for this action, so it allows what the executor's
                 // own check missed, once the rules that it can evaluate are active.
                 let refused = refused_to_annotate(&scenario).await;
                 assert!(refused.contains("denied by "), "{refused}");
-                let done = send(&scenario, &kubeconfig, &request);
+                let done = send(&scenario, &installed.kubeconfig, &request);
                 assert_eq!(done.status, 0, "{kind:?} {rule}: {done:?}");
                 continue;
             }
-            let detail = denied(&scenario, &kubeconfig).await;
+            let detail = denied(&scenario, &installed.kubeconfig).await;
             assert!(detail.contains(&format!("denied by {rule}")), "{kind:?} {rule}: {detail}");
-            let done = send(&scenario, &kubeconfig, &request);
+            let done = send(&scenario, &installed.kubeconfig, &request);
             assert_eq!(done.answer()["code"], "rejected_by_cluster", "{kind:?} {rule}: {done:?}");
             assert_eq!(scenario.effects().await, 0, "{kind:?} {rule}");
             // The policy binds the executor's account alone.
             let own = send(&scenario, scenario.namespace.kubeconfig(), &scenario.request("r2"));
             assert_eq!(own.status, 0, "{own:?}");
         }
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn admission_denies_writes_to_a_protected_target() {
     let scenario = Scenario::new(ActionKind::RestartPod, "protected").await;
     let policy = "targets: {protected: [app=web]}\nsimulation: {limited: true}";
-    let kubeconfig = install_policies(&scenario, policy).await;
-    let detail = denied(&scenario, &kubeconfig).await;
+    let installed = install_policies(&scenario, policy).await;
+    let detail = denied(&scenario, &installed.kubeconfig).await;
     assert!(detail.contains("denied by targets.protected"), "{detail}");
 }
 
@@ -138,37 +151,37 @@ async fn admission_enforces_the_replica_bounds() {
     let scenario = Scenario::new(ActionKind::Scale, "bounds").await;
     // One replica exists, and the request adds one.
     let policy = "replicas: {min: 1, max: 1}\nsimulation: {limited: true}";
-    let kubeconfig = install_policies(&scenario, policy).await;
-    let detail = denied(&scenario, &kubeconfig).await;
+    let installed = install_policies(&scenario, policy).await;
+    let detail = denied(&scenario, &installed.kubeconfig).await;
     assert!(detail.contains("denied by replicas"), "{detail}");
     let mut fewer = scenario.request("r2");
     fewer["parameters"]["by"] = json!(-1);
-    let done = send(&scenario, &kubeconfig, &fewer);
+    let done = send(&scenario, &installed.kubeconfig, &fewer);
     assert!(done.stdout.contains("denied by replicas"), "{done:?}");
     assert_eq!(scenario.effects().await, 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn admission_under_read_only_allows_dry_runs_alone() {
-    for kind in ActionKind::ALL {
+#[test]
+fn admission_under_read_only_allows_dry_runs_alone() {
+    for_each_action(async |kind| {
         let scenario = Scenario::new(kind, "read_only").await;
-        let kubeconfig = install_policies(&scenario, "read_only: true").await;
+        let installed = install_policies(&scenario, "read_only: true").await;
         let refused = refused_to_annotate(&scenario).await;
         assert!(refused.contains("denied by read_only"), "{refused}");
         let mut request = scenario.request("r1");
-        let done = send(&scenario, &kubeconfig, &request);
+        let done = send(&scenario, &installed.kubeconfig, &request);
         assert_eq!(done.answer()["code"], "rejected_by_cluster", "{done:?}");
         request["simulate"] = true.into();
-        assert_eq!(send(&scenario, &kubeconfig, &request).status, 0);
-    }
+        assert_eq!(send(&scenario, &installed.kubeconfig, &request).status, 0);
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn admission_enforces_the_kill_switch() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "vap_switch").await;
     let name = scenario.namespace.name();
-    let kubeconfig = install_policies(&scenario, "version: 1").await;
-    assert_eq!(send(&scenario, &kubeconfig, &scenario.request("r1")).status, 0);
+    let installed = install_policies(&scenario, "version: 1").await;
+    assert_eq!(send(&scenario, &installed.kubeconfig, &scenario.request("r1")).status, 0);
     let lease = json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
         "metadata": {
@@ -208,7 +221,7 @@ async fn admission_enforces_the_kill_switch() {
     let (released, output) = kubectl(&release);
     assert!(released, "{output}");
     eventually("it acts again, and keeps its budget on the Lease", async || {
-        (send(&scenario, &kubeconfig, &scenario.request("r2")).status == 0).then_some(())
+        (send(&scenario, &installed.kubeconfig, &scenario.request("r2")).status == 0).then_some(())
     })
     .await;
 }
@@ -217,7 +230,7 @@ async fn admission_enforces_the_kill_switch() {
 async fn admission_denies_other_writes_despite_wide_rights() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "nothing_else").await;
     let name = scenario.namespace.name();
-    install_policies(&scenario, "actions: {allow: [restart_k8s]}").await;
+    let _installed = install_policies(&scenario, "actions: {allow: [restart_k8s]}").await;
     let user = format!("--as=system:serviceaccount:{name}:executor");
     let attempt = |args: &[&str]| kubectl(&[&["-n", name, &user], args].concat());
     let refused = eventually("it holds", async || {

@@ -34,7 +34,7 @@ use crate::{
     cluster::{Namespace, eventually, shared},
     ledger::{Random, rounds},
     program::{Finished, Program, scratch},
-    scenario::Scenario,
+    scenario::{Scenario, for_each_action},
 };
 
 /// What the proxy does with a request.
@@ -337,11 +337,11 @@ async fn a_signal_before_any_write_leaves_no_outcome() {
 
 /// Sends each of several requests through a proxy that drops responses to writes at random, until it is
 /// answered. Each must have taken effect once.
-#[tokio::test(flavor = "multi_thread")]
-async fn answers_lost_at_random_never_cause_a_second_effect() {
-    let mut random = Random::new("lost_at_random");
+#[test]
+fn answers_lost_at_random_never_cause_a_second_effect() {
     let tries = if rounds() > 1 { 250 } else { 12 };
-    for kind in ActionKind::ALL {
+    for_each_action(async |kind| {
+        let mut random = Random::new(&format!("lost_at_random {}", kind.name()));
         for number in 0..tries {
             let scenario = Scenario::new(kind, "lossy").await;
             let lost: Vec<_> = (0..64).map(|_| random.below(3) == 0).collect();
@@ -363,7 +363,7 @@ async fn answers_lost_at_random_never_cause_a_second_effect() {
             assert_eq!(again.status, 0, "{first:?} {again:?}");
             assert_eq!(scenario.effects().await, 1, "{first:?} {again:?}");
         }
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use crate::{
     cluster::{MISSING_IMAGE, shared},
     program::scratch,
-    scenario::Scenario,
+    scenario::{Scenario, for_each_action},
 };
 
 const REQUEST: &str = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
@@ -331,9 +331,9 @@ async fn a_kubeconfig_may_be_in_an_environment_variable() {
     assert!(answer.get("offline").is_none(), "{answer}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_event_delivered_twice_acts_once() {
-    for kind in ActionKind::ALL {
+#[test]
+fn an_event_delivered_twice_acts_once() {
+    for_each_action(async |kind| {
         let scenario = Scenario::new(kind, "lambda_twice").await;
         let policy = scenario.namespace.policy("cooldown_seconds: 0");
         let mut request = scenario.request("x");
@@ -350,7 +350,7 @@ async fn an_event_delivered_twice_acts_once() {
         assert_eq!((&second["outcome"], &second["replayed"]), (&json!("applied"), &json!(true)));
         assert_eq!(first["id"], event["id"]);
         assert_eq!(scenario.effects().await, 1);
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

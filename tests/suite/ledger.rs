@@ -31,7 +31,7 @@ use tokio::{
 use crate::{
     cluster::{Namespace, WAIT_TIMEOUT, shared},
     program::{Finished, Program, Server},
-    scenario::{Scenario, without_replayed},
+    scenario::{Scenario, for_each_action, without_replayed},
 };
 
 /// How often the short forms are repeated.
@@ -290,9 +290,9 @@ pub async fn records(namespace: &Namespace) -> Vec<Event> {
     namespace.api::<Event>().list(&params).await.expect("events are listed").items
 }
 
-#[tokio::test]
-async fn an_id_belongs_to_one_payload() {
-    for kind in ActionKind::ALL {
+#[test]
+fn an_id_belongs_to_one_payload() {
+    for_each_action(async |kind| {
         let scenario = Scenario::new(kind, "payload").await;
         let request = scenario.request("r1");
         assert_eq!(send(program(&scenario.namespace), &request).status, 0);
@@ -311,7 +311,7 @@ async fn an_id_belongs_to_one_payload() {
         assert_eq!(done.answer()["replayed"], true);
         assert_eq!(done.answer()["rollout"]["state"], "complete");
         assert_eq!(scenario.effects().await, 1);
-    }
+    });
 }
 
 #[tokio::test]
@@ -366,9 +366,9 @@ async fn a_request_whose_record_is_gone_takes_no_second_effect() {
     assert_eq!(records(&scenario.namespace).await.len(), 1);
 }
 
-#[tokio::test]
-async fn a_request_without_a_claim_takes_no_effect() {
-    for kind in ActionKind::ALL {
+#[test]
+fn a_request_without_a_claim_takes_no_effect() {
+    for_each_action(async |kind| {
         let scenario = Scenario::new(kind, "no_claim").await;
         let Descriptor { rules, cluster_rules, .. } = kind.descriptor();
         let rules = [*rules, *cluster_rules].concat();
@@ -377,7 +377,7 @@ async fn a_request_without_a_claim_takes_no_effect() {
         assert_eq!(done.status, 77, "{done:?}");
         assert!(done.stdout.contains("may not create events"), "{done:?}");
         assert_eq!(scenario.effects().await, 0);
-    }
+    });
 }
 
 #[tokio::test]

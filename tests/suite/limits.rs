@@ -23,7 +23,7 @@ use crate::{
     faults::{ProxyBehavior, proxy},
     ledger::rounds,
     program::{Program, Server},
-    scenario::Scenario,
+    scenario::{Scenario, for_each_action},
 };
 
 fn restart(namespace: &Namespace, deployment: &str) -> Value {
@@ -85,9 +85,9 @@ fn all_rights() -> Value {
     json!(rules)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_denied_action_reaches_the_cluster_through_no_entry_point() {
-    for kind in ActionKind::ALL {
+#[test]
+fn a_denied_action_reaches_the_cluster_through_no_entry_point() {
+    for_each_action(async |kind| {
         let scenario = Scenario::new(kind, "rules").await;
         let namespace = &scenario.namespace;
         let name = namespace.name();
@@ -129,7 +129,7 @@ async fn a_denied_action_reaches_the_cluster_through_no_entry_point() {
             (writes(&user, since).len() == scenario.writes()).then_some(())
         })
         .await;
-    }
+    });
 }
 
 #[tokio::test]
@@ -310,9 +310,9 @@ pub async fn set_kill_switch(namespace: &Namespace, value: Option<&str>) {
     leases.patch("action-executor", &params, &patch).await.expect("is patched");
 }
 
-#[tokio::test]
-async fn the_kill_switch_stops_the_very_next_request() {
-    for kind in ActionKind::ALL {
+#[test]
+fn the_kill_switch_stops_the_very_next_request() {
+    for_each_action(async |kind| {
         let scenario = Scenario::new(kind, "switch").await;
         let policy = scenario.namespace.policy("cooldown_seconds: 0");
         let send = |id: &str, simulate: bool| {
@@ -331,7 +331,7 @@ async fn the_kill_switch_stops_the_very_next_request() {
         set_kill_switch(&scenario.namespace, None).await;
         assert_eq!(send("r1", false).status, 0);
         assert_eq!(scenario.effects().await, 1);
-    }
+    });
 }
 
 /// The answer to a request when `change` runs between its claim and its effect.
@@ -362,27 +362,27 @@ async fn changed_after_claim(kind: ActionKind, change: impl AsyncFn(&Scenario, &
     done.answer()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_kill_switch_stops_claimed_requests() {
-    for kind in ActionKind::ALL {
+#[test]
+fn the_kill_switch_stops_claimed_requests() {
+    for_each_action(async |kind| {
         let problem = changed_after_claim(kind, async |scenario, _| {
             set_kill_switch(&scenario.namespace, Some("now")).await;
         })
         .await;
         assert_eq!(problem["code"], "stopped", "{kind:?}");
-    }
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_policy_that_becomes_read_only_stops_claimed_requests() {
-    for kind in ActionKind::ALL {
+#[test]
+fn a_policy_that_becomes_read_only_stops_claimed_requests() {
+    for_each_action(async |kind| {
         let problem = changed_after_claim(kind, async |_, policy| {
             let text = fs::read_to_string(policy).expect("is readable");
             fs::write(policy, format!("{text}read_only: true\n")).expect("is written");
         })
         .await;
         assert_eq!(problem["code"], "policy_denied", "{kind:?}: {problem}");
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,11 @@
 //! What must hold for every action is tested in a loop over [`ActionKind::ALL`] with these scenarios. A new action
 //! that states its effect here is covered.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
 
 use action_executor::{actions::ActionKind, k8s::applied_requests::AppliedRequests};
 use k8s_openapi::api::{
@@ -16,6 +20,7 @@ use kube::{
     api::{ApiResource, DynamicObject, ListParams, Patch},
 };
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 use crate::cluster::{
     FAILING_IMAGE, MISSING_IMAGE, Namespace, OWN_IMAGE, TestCluster, eventually, shared,
@@ -164,6 +169,25 @@ impl Scenario {
         });
         ours.count() as i64
     }
+}
+
+/// How many actions are tested at a time: most of a test is waiting.
+const ACTIONS_AT_A_TIME: usize = 4;
+
+/// Runs this test for each action, a few at a time, each on a thread and a runtime of its own.
+pub fn for_each_action(test: impl AsyncFn(ActionKind) + Sync) {
+    let next = AtomicUsize::new(0);
+    let run = || {
+        while let Some(kind) = ActionKind::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let runtime = Runtime::new().expect("a runtime starts");
+            runtime.block_on(test(*kind));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..ACTIONS_AT_A_TIME {
+            scope.spawn(run);
+        }
+    });
 }
 
 /// Whether the target is a node, which is in no namespace.
