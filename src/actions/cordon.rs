@@ -54,10 +54,12 @@ impl Plannable for Parameters {
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
-            let node: Node = cluster.get_global(&self.node, input.deadline).await?;
             let others = nodes::other_schedulable(&self.node);
-            let others = cluster.exists::<Node>(&others, input.deadline).await;
-            decide(self.target(), &node, others, input)
+            let (node, others) = tokio::join!(
+                cluster.get_global(&self.node, input.deadline),
+                cluster.exists::<Node>(&others, input.deadline),
+            );
+            decide(self.target(), &node?, others, input)
         })
     }
 }
@@ -96,7 +98,7 @@ fn no_other_node_warning(others: Result<bool, ActionError>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{actions::Decision, contract::error::Code, k8s::api::mutation::Mutation};
+    use crate::{actions::Decision, contract::error::Code};
 
     fn node(yaml: &str) -> Node {
         serde_yaml_ng::from_str(&format!(
@@ -118,9 +120,8 @@ mod tests {
             panic!("{:?}", plan.decision)
         };
         assert_eq!((effect.namespace.as_str(), effect.name.as_str()), ("", "n1"));
-        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is a patch") };
-        assert_eq!(body["spec"]["unschedulable"], true);
-        assert_eq!(body["metadata"]["resourceVersion"], "7");
+        let change = serde_json::json!({ "op": "add", "path": "/spec/unschedulable", "value": true });
+        assert_eq!(effect.operations().last(), Some(&change));
         assert_eq!(did, "Node 'n1' cordoned at 2026-01-31T12:00:00.987Z.");
         assert_eq!(would, "Simulated: Node 'n1' would be cordoned.");
         assert_eq!(plan.warnings, Vec::<String>::new());

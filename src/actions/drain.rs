@@ -3,7 +3,7 @@
 //! Everything that blocks the drain is found and named before anything is changed. The effect is the
 //! cordon; the evictions follow it, in `executor::drain`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::Utc;
 use k8s_openapi::api::{
@@ -14,6 +14,7 @@ use k8s_openapi::api::{
 use kube::{ResourceExt, api::ListParams};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     actions::{
@@ -131,8 +132,10 @@ impl Plannable for Parameters {
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
-            let node: Node = cluster.get_global(&self.node, input.deadline).await?;
-            let mut node_pods = self.list_pods(cluster, input).await?;
+            let (node, mut node_pods) = tokio::try_join!(
+                cluster.get_global::<Node>(&self.node, input.deadline),
+                self.list_pods(cluster, input),
+            )?;
             node_pods.explain_exhausted_budgets(cluster, input).await?;
             node_pods.warn_of_local_volumes(cluster, input).await;
             self.decide(&node, node_pods, input)
@@ -156,36 +159,23 @@ impl Parameters {
         cluster: &Cluster,
         input: &PlanInput,
     ) -> Result<NodePods, ActionError> {
-        let budgets = Budgets::read(cluster, input).await?;
         let mut node_pods = NodePods::default();
-        let mut daemon_sets: HashMap<String, bool> = HashMap::new();
+        let mut daemon_sets = DaemonSets::default();
         let mut params =
             drain_filter::pods_of(&self.node, self.pod_selector.as_deref()).limit(PAGE_SIZE);
+        let (budgets, mut page) = tokio::try_join!(
+            Budgets::read(cluster, input),
+            cluster.page::<Pod>(&params, input.deadline),
+        )?;
         loop {
-            let page = cluster.page::<Pod>(&params, input.deadline).await?;
+            daemon_sets.read_those_of(&page.items, cluster, input.deadline).await?;
             for pod in &page.items {
-                let exists = match drain_filter::daemon_set(pod) {
-                    None => true,
-                    Some(name) => {
-                        let namespace = pod.namespace().unwrap_or_default();
-                        let key = format!("{namespace}/{name}");
-                        match daemon_sets.get(&key) {
-                            Some(exists) => *exists,
-                            None => {
-                                let found =
-                                    cluster.get_opt::<DaemonSet>(&namespace, name, input.deadline);
-                                let exists = found.await?.is_some();
-                                daemon_sets.insert(key, exists);
-                                exists
-                            }
-                        }
-                    }
-                };
-                node_pods.add(pod, &self.options(), exists, budgets.of(pod));
+                node_pods.add(pod, &self.options(), daemon_sets.exists(pod), budgets.of(pod));
             }
             if !next_page(&mut params, &page.metadata) {
                 return Ok(node_pods);
             }
+            page = cluster.page::<Pod>(&params, input.deadline).await?;
         }
     }
 
@@ -218,7 +208,7 @@ impl Parameters {
             let completion = CompletionSpec::Known(Completion::Immediate(sentence.clone()));
             return Ok(Plan::new(target, found, Decision::NoOp(sentence), completion));
         }
-        let effect = CORDON.effect(found, input);
+        let effect = CORDON.effect(found, was_cordoned, input);
         let decision = Decision::Apply(Box::new(effect), did, node_pods.would(name, was_cordoned));
         let mut plan = Plan::new(target, found, decision, completion);
         plan.changes = CORDON.changes(found, was_cordoned, input);
@@ -248,6 +238,46 @@ impl Parameters {
             uncordon_on_failure: self.uncordon_on_failure && !was_cordoned,
         }
     }
+}
+
+/// Which DaemonSets of the node's pods exist.
+#[derive(Default)]
+struct DaemonSets(HashMap<(String, String), bool>);
+
+impl DaemonSets {
+    /// Reads those of these pods that are not known yet, all at the same time.
+    async fn read_those_of(
+        &mut self,
+        pods: &[Pod],
+        cluster: &Cluster,
+        deadline: Instant,
+    ) -> Result<(), ActionError> {
+        let named: HashSet<_> = pods.iter().filter_map(daemon_set_of).collect();
+        let mut reads = JoinSet::new();
+        for (namespace, name) in named.into_iter().filter(|key| !self.0.contains_key(key)) {
+            let cluster = cluster.clone();
+            reads.spawn(async move {
+                let found = cluster.get_opt::<DaemonSet>(&namespace, &name, deadline).await;
+                found.map(|found| ((namespace, name), found.is_some()))
+            });
+        }
+        while let Some(read) = reads.join_next().await {
+            let read = read.map_err(|error| ActionError::new(Code::Internal, error.to_string()))?;
+            self.0.extend([read?]);
+        }
+        Ok(())
+    }
+
+    /// Whether the pod's DaemonSet exists; true for a pod that has none.
+    fn exists(&self, pod: &Pod) -> bool {
+        daemon_set_of(pod).and_then(|key| self.0.get(&key)).copied().unwrap_or(true)
+    }
+}
+
+/// Namespace and name of the pod's DaemonSet.
+fn daemon_set_of(pod: &Pod) -> Option<(String, String)> {
+    let name = drain_filter::daemon_set(pod)?;
+    Some((pod.namespace().unwrap_or_default(), name.to_owned()))
 }
 
 /// All disruption budgets by namespace.
@@ -491,7 +521,6 @@ fn join_names(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::api::mutation::Mutation;
 
     const READY: &str = "status: {phase: Running, conditions: [{type: Ready, status: 'True'}]}";
 
@@ -565,8 +594,8 @@ mod tests {
         let Decision::Apply(effect, did, would) = plan.decision else {
             panic!("{:?}", plan.decision)
         };
-        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is a patch") };
-        assert_eq!(body["spec"]["unschedulable"], true);
+        let change = serde_json::json!({ "op": "add", "path": "/spec/unschedulable", "value": true });
+        assert_eq!(effect.operations().last(), Some(&change));
         assert_eq!(did, "Node 'n1' cordoned at 2026-01-31T12:00:00.987Z.");
         assert_eq!(
             would,

@@ -87,8 +87,10 @@ impl Plannable for Parameters {
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let (namespace, deadline) = (&self.namespace, input.deadline);
-            let pod: Pod = cluster.get(namespace, &self.pod_name, deadline).await?;
-            let budgets = cluster.list_all(Some(&**namespace), "", deadline).await?;
+            let (pod, budgets) = tokio::try_join!(
+                cluster.get::<Pod>(namespace, &self.pod_name, deadline),
+                cluster.list_all(Some(&**namespace), "", deadline),
+            )?;
             let selector = related_selector(&pod, &budgets);
             let related_pods = cluster.list(namespace, &selector, deadline).await?;
             self.decide(&pod, &budgets, &related_pods, input)

@@ -97,7 +97,7 @@ mod tests {
     use k8s_openapi::api::apps::v1::Deployment;
 
     use super::*;
-    use crate::{actions::Decision, k8s::api::mutation::Mutation};
+    use crate::actions::Decision;
 
     fn decide_on(spec: &str, updated: i32, requests: &str) -> Plan {
         let deployment: Deployment = serde_yaml_ng::from_str(&format!(
@@ -117,8 +117,8 @@ mod tests {
         let Decision::Apply(effect, did, would) = plan.decision else {
             panic!("{:?}", plan.decision)
         };
-        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
-        assert_eq!(body["spec"], serde_json::json!({ "paused": true }));
+        let change = serde_json::json!({ "op": "add", "path": "/spec/paused", "value": true });
+        assert_eq!(effect.operations().last(), Some(&change));
         assert_eq!(did, "Deployment 'web' paused at 2026-01-31T12:00:00.987Z.");
         assert_eq!(would, "Simulated: Deployment 'web' would be paused.");
         assert_eq!(plan.changes[0].to, true);

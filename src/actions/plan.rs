@@ -21,7 +21,6 @@ use crate::{
     },
     k8s::{
         api::{
-            client::Cluster,
             mutation::{Applied, Effect},
             preflight::Preflight,
         },
@@ -217,16 +216,14 @@ impl Plan {
     }
 
     /// The plan with the warnings about the workload whose pods it replaces, if it makes a change.
-    pub(crate) async fn with_preflight_warnings(
+    pub(crate) fn with_preflight_warnings(
         mut self,
-        cluster: &Cluster,
+        preflight: &Preflight,
         workload: &Workload,
         input: &PlanInput,
     ) -> Self {
         if self.is_change() {
-            let namespace = &self.target.namespace;
-            let preflight = Preflight::of(cluster, namespace, workload, input.deadline).await;
-            self.warnings.extend(preflight_warnings::on_rollout(workload, &preflight, input.at));
+            self.warnings.extend(preflight_warnings::on_rollout(workload, preflight, input.at));
         }
         self
     }

@@ -89,7 +89,11 @@ impl Plannable for Parameters {
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
-            let pod: Pod = cluster.get(&self.namespace, &self.pod_name, input.deadline).await?;
+            let (pod, preflight) = tokio::join!(
+                cluster.get::<Pod>(&self.namespace, &self.pod_name, input.deadline),
+                Preflight::of_pods(cluster, &self.namespace, input.deadline),
+            );
+            let pod = pod?;
             let siblings = if input.wait {
                 let selector = pods::sibling_selector(&pod);
                 cluster.list::<Pod>(&self.namespace, &selector, input.deadline).await?
@@ -98,8 +102,6 @@ impl Plannable for Parameters {
             };
             let mut plan = decide(self.target(), &pod, &siblings, input)?;
             if plan.is_change() {
-                let namespace = &self.namespace;
-                let preflight = Preflight::of_pods(cluster, namespace, input.deadline).await;
                 plan.warnings.extend(budget_warning(&pod, &preflight.budgets));
                 plan.warnings.extend(preflight.unavailable);
             }

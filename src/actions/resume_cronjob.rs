@@ -92,7 +92,7 @@ fn missed_run_warning(cron_job: &CronJob) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{actions::Decision, k8s::api::mutation::Mutation};
+    use crate::actions::Decision;
 
     fn decide_on(spec: &str) -> Plan {
         let cron_job: CronJob = serde_yaml_ng::from_str(&format!(
@@ -110,8 +110,8 @@ mod tests {
         let Decision::Apply(effect, did, would) = plan.decision else {
             panic!("{:?}", plan.decision)
         };
-        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
-        assert_eq!(body["spec"]["suspend"], false);
+        let change = serde_json::json!({ "op": "add", "path": "/spec/suspend", "value": false });
+        assert_eq!(effect.operations().last(), Some(&change));
         assert_eq!(did, "CronJob 'nightly' resumed at 2026-01-31T12:00:00.987Z.");
         assert_eq!(would, "Simulated: CronJob 'nightly' would be resumed.");
     }

@@ -14,7 +14,10 @@ use crate::{
         response::Target,
     },
     k8s::{
-        api::{client::Cluster, preflight},
+        api::{
+            client::Cluster,
+            preflight::{self, Preflight},
+        },
         completion::{RolloutOf, TemplateIdentity},
         rbac::PolicyRule,
         workload::{Workload, WorkloadKind},
@@ -65,9 +68,13 @@ impl Plannable for Parameters {
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let (kind, namespace) = (WorkloadKind::Deployment, &self.namespace);
-            let found = cluster.workload(kind, namespace, &self.deployment, input.deadline).await?;
+            let (found, preflight) = tokio::join!(
+                cluster.workload(kind, namespace, &self.deployment, input.deadline),
+                Preflight::of(cluster, kind, namespace, input.deadline),
+            );
+            let found = found?;
             let plan = decide(self.target(), &found, input)?;
-            Ok(plan.with_preflight_warnings(cluster, &found, input).await)
+            Ok(plan.with_preflight_warnings(&preflight, &found, input))
         })
     }
 }
@@ -97,7 +104,7 @@ mod tests {
     use k8s_openapi::api::apps::v1::Deployment;
 
     use super::*;
-    use crate::{actions::Decision, k8s::api::mutation::Mutation};
+    use crate::actions::Decision;
 
     fn decide_on(spec: &str, updated: i32, requests: &str) -> Plan {
         let deployment: Deployment = serde_yaml_ng::from_str(&format!(
@@ -117,8 +124,8 @@ mod tests {
         let Decision::Apply(effect, did, would) = plan.decision else {
             panic!("{:?}", plan.decision)
         };
-        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
-        assert_eq!(body["spec"], serde_json::json!({ "paused": false }));
+        let change = serde_json::json!({ "op": "add", "path": "/spec/paused", "value": false });
+        assert_eq!(effect.operations().last(), Some(&change));
         assert_eq!(did, "Deployment 'web' resumed at 2026-01-31T12:00:00.987Z.");
         assert_eq!(would, "Simulated: Deployment 'web' would be resumed.");
         assert_eq!(plan.changes[0].from, true);

@@ -21,7 +21,11 @@ use crate::{
         response::{Target, rfc3339_millis},
     },
     k8s::{
-        api::{client::Cluster, mutation::Effect, preflight},
+        api::{
+            client::Cluster,
+            mutation::Effect,
+            preflight::{self, Preflight},
+        },
         applied_requests::AppliedRequests,
         completion::{Completion, RolloutOf, TemplateIdentity},
         gitops,
@@ -146,7 +150,11 @@ impl Plannable for Parameters {
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let (kind, namespace) = (self.kind.into(), &self.namespace);
-            let history = cluster.history(kind, namespace, &self.name, input.deadline).await?;
+            let (history, preflight) = tokio::join!(
+                cluster.history(kind, namespace, &self.name, input.deadline),
+                Preflight::of(cluster, kind, namespace, input.deadline),
+            );
+            let history = history?;
             let pods = if history.keeps_order() {
                 let selector = history.workload.label_selector();
                 cluster.list::<Pod>(namespace, &selector, input.deadline).await?
@@ -154,7 +162,7 @@ impl Plannable for Parameters {
                 Vec::new()
             };
             let plan = self.decide(&history, &pods, input)?;
-            Ok(plan.with_preflight_warnings(cluster, &history.workload, input).await)
+            Ok(plan.with_preflight_warnings(&preflight, &history.workload, input))
         })
     }
 }
@@ -186,7 +194,8 @@ impl Parameters {
             let sentence = format!("{} '{name}' is at revision {number} already.", kind.name());
             return Ok(Plan::new(target, found, Decision::NoOp(sentence), completion));
         }
-        let effect = Effect::patch(kind.resource(), found, &input.id, history.patch_to(revision));
+        let (precondition, restore) = (input.precondition.as_ref(), history.operations_to(revision));
+        let effect = Effect::patch(kind.resource(), found, &input.id, precondition, restore);
         let to = format!("rolled back to revision {number}");
         let did = format!("{} '{name}' {to} at {}.", kind.name(), rfc3339_millis(input.at));
         let would = format!("Simulated: {} '{name}' would be {to}.", kind.name());
@@ -287,7 +296,7 @@ fn completion(workload: &Workload, template: TemplateIdentity) -> CompletionSpec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::api::mutation::{Applied, Mutation};
+    use crate::k8s::api::mutation::Applied;
 
     const OWNED: &str = "ownerReferences: [{apiVersion: apps/v1, kind: X, name: web, uid: u1, \
                          controller: true}]";
@@ -354,10 +363,14 @@ mod tests {
         let Decision::Apply(effect, did, would) = plan.decision else {
             panic!("{:?}", plan.decision)
         };
-        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
-        assert_eq!(body["metadata"]["uid"], "u1");
-        assert_eq!(body["metadata"]["resourceVersion"], "7");
-        assert_eq!(body["spec"]["template"]["spec"]["containers"][0]["image"], "app:1");
+        let operations = effect.operations();
+        let restored = operations.last().expect("is an operation");
+        assert_eq!((&restored["op"], &restored["path"]), (&"add".into(), &"/spec/template".into()));
+        assert_eq!(restored["value"]["spec"]["containers"][0]["image"], "app:1");
+        let generation = serde_json::json!({
+            "op": "test", "path": "/metadata/generation", "value": 3,
+        });
+        assert!(operations.contains(&generation), "{operations:?}");
         assert_eq!(did, "Deployment 'web' rolled back to revision 1 at 2026-01-31T12:00:00.987Z.");
         assert_eq!(would, "Simulated: Deployment 'web' would be rolled back to revision 1.");
         assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);

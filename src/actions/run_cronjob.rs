@@ -95,9 +95,11 @@ impl Plannable for Parameters {
         Box::pin(async move {
             let (namespace, deadline) = (&self.namespace, input.deadline);
             let resource = ApiResource::erase::<CronJob>(&());
-            let found = cluster.get_dynamic(&resource, namespace, &self.cronjob, deadline).await?;
             let job = job_name(&self.cronjob, &input.id);
-            let job = cluster.get_opt::<Job>(namespace, &job, deadline).await?;
+            let (found, job) = tokio::try_join!(
+                cluster.get_dynamic(&resource, namespace, &self.cronjob, deadline),
+                cluster.get_opt::<Job>(namespace, &job, deadline),
+            )?;
             decide(self.target(), &found, job.as_ref(), input)
         })
     }

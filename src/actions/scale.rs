@@ -169,8 +169,10 @@ impl Plannable for Parameters {
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let (namespace, deadline) = (&self.namespace, input.deadline);
-            let found = cluster.workload(self.kind.into(), namespace, &self.name, deadline).await?;
-            let autoscalers = cluster.list_all(Some(namespace), "", deadline).await?;
+            let (found, autoscalers) = tokio::try_join!(
+                cluster.workload(self.kind.into(), namespace, &self.name, deadline),
+                cluster.list_all(Some(namespace), "", deadline),
+            )?;
             decide(self, &found, &autoscalers, input)
         })
     }
@@ -199,7 +201,8 @@ fn decide(
         let decision = Decision::NoOp(format!("{object} is scaled to {current} already."));
         return Ok(Plan::new(target, found, decision, completion));
     }
-    let effect = Effect::scaling(workload.kind().resource(), found, &input.id, desired);
+    let (resource, precondition) = (workload.kind().resource(), input.precondition.as_ref());
+    let effect = Effect::scaling(resource, found, &input.id, precondition, [current, desired]);
     let did = format!("{object} scaled from {current} to {desired}.");
     let would = format!("Simulated: {object} would be scaled from {current} to {desired}.");
     let mut plan =

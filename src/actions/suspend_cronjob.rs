@@ -85,7 +85,7 @@ mod tests {
     use super::*;
     use crate::{
         actions::Decision,
-        k8s::api::mutation::{Applied, Mutation},
+        k8s::api::mutation::Applied,
     };
 
     fn decide_on(spec: &str, metadata: &str) -> Plan {
@@ -103,9 +103,8 @@ mod tests {
     fn a_suspension_is_one_patch_and_names_the_running_jobs() {
         let plan = decide_on("", "");
         let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
-        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
-        assert_eq!(body["spec"]["suspend"], true);
-        assert_eq!(body["metadata"]["resourceVersion"], "7");
+        let change = serde_json::json!({ "op": "add", "path": "/spec/suspend", "value": true });
+        assert_eq!(effect.operations().last(), Some(&change));
         assert_eq!(did, "CronJob 'nightly' suspended at 2026-01-31T12:00:00.987Z.");
         assert_eq!(
             plan.warnings,

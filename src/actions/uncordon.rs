@@ -81,7 +81,7 @@ fn decide(target: Target, node: &Node, input: &PlanInput) -> Result<Plan, Action
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{actions::Decision, k8s::api::mutation::Mutation};
+    use crate::actions::Decision;
 
     fn node(yaml: &str) -> Node {
         serde_yaml_ng::from_str(&format!(
@@ -100,8 +100,8 @@ mod tests {
             "spec: {unschedulable: true}\nstatus: {conditions: [{type: Ready, status: 'True'}]}",
         );
         let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
-        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is a patch") };
-        assert!(body["spec"]["unschedulable"].is_null());
+        let change = serde_json::json!({ "op": "remove", "path": "/spec/unschedulable" });
+        assert_eq!(effect.operations().last(), Some(&change));
         assert_eq!(did, "Node 'n1' uncordoned at 2026-01-31T12:00:00.987Z.");
         assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
     }

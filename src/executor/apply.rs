@@ -30,6 +30,9 @@ use crate::{
 /// Time after the deadline to find out whether a write took effect.
 pub(crate) const RECOVERY_TIMEOUT: Duration = Duration::from_millis(800);
 
+/// Judges a plan by the limits as they are now.
+pub(crate) type Recheck<'a> = dyn Fn(&Plan) -> BoxFuture<'a, ()> + Sync + 'a;
+
 /// What was done, and the plan behind it.
 pub(crate) struct Execution {
     pub plan: Plan,
@@ -82,6 +85,7 @@ pub(crate) async fn simulate(
     input: &PlanInput,
 ) -> Result<Execution, ActionError> {
     let mut backoff = retry::backoff();
+    let mut rejected = None;
     loop {
         let plan = plan(context, cluster, request, input).await?;
         let (effect, would) = match plan.decision.clone() {
@@ -95,6 +99,11 @@ pub(crate) async fn simulate(
             Ok(applied) => return Ok(Execution::new(plan, applied, Outcome::Simulated, would)),
             Err(ApplyError::Rejected(error)) => return Err(error),
             Err(ApplyError::Disruption(why)) => return Err(blocked(&plan.target, &why)),
+            Err(ApplyError::TestFailed(error)) => {
+                if rejected.replace(effect.clone()).is_some_and(|before| before == effect) {
+                    return Err(error);
+                }
+            }
             // A dry run changes nothing, so nothing is in doubt.
             Err(ApplyError::InDoubt(_) | ApplyError::Conflict) => {}
         }
@@ -102,17 +111,17 @@ pub(crate) async fn simulate(
     }
 }
 
-/// Applies the effect of a plan. `recheck` runs before each further plan.
+/// Applies the effect of a plan. `recheck` judges each further plan.
 ///
 /// # Errors
 /// Why it was not done, or [`Code::OutcomeUnknown`].
-pub(crate) async fn apply<'a>(
+pub(crate) async fn apply(
     context: &Context,
     cluster: &Cluster,
     request: &ActionRequest,
     input: &PlanInput,
     mut plan: Plan,
-    recheck: &(dyn Fn() -> BoxFuture<'a, ()> + Sync),
+    recheck: &Recheck<'_>,
 ) -> Result<Execution, ActionError> {
     // A further plan is for this very object, and not for one that takes its name.
     let (uid, decision_etag) = (plan.target.uid.clone(), plan.decision_etag.clone());
@@ -120,6 +129,7 @@ pub(crate) async fn apply<'a>(
     let judged = plan.uids_of_others();
     let mut backoff = retry::backoff();
     let mut in_doubt: Option<InDoubt> = None;
+    let mut rejected: Option<Effect> = None;
     loop {
         let (effect, result) = match plan.decision.clone() {
             Decision::Apply(effect, result, _) => (*effect, result),
@@ -148,6 +158,12 @@ pub(crate) async fn apply<'a>(
                     Some(Evidence::Unknowable) | None => return Err(sent.unknown()),
                 }
             }
+            Err(ApplyError::TestFailed(error)) => {
+                // The same tests again, of an object that was just read: they did not fail.
+                if rejected.replace(effect.clone()).is_some_and(|before| before == effect) {
+                    return fail(cluster, in_doubt, error).await;
+                }
+            }
             Err(ApplyError::Conflict) => {
                 if in_doubt.is_none() && is_gone(cluster, &effect, input.deadline).await {
                     let result = gone_already(&plan.target);
@@ -157,8 +173,9 @@ pub(crate) async fn apply<'a>(
         }
         let next = async {
             pause(&mut backoff, input.deadline, request).await?;
-            recheck().await?;
-            self::plan(context, cluster, request, input).await
+            let next = self::plan(context, cluster, request, input).await?;
+            recheck(&next).await?;
+            Ok(next)
         };
         plan = match next.await {
             // The policy judged and the budget counted these objects, and no others.
@@ -283,7 +300,6 @@ impl Execution {
 #[cfg(test)]
 mod tests {
     use kube::core::ObjectMeta;
-    use serde_json::json;
 
     use super::*;
     use crate::{
@@ -300,7 +316,7 @@ mod tests {
             ..ObjectMeta::default()
         };
         let resource = WorkloadKind::Deployment.resource();
-        let effect = Effect::patch(resource, &found, "r1", json!({}));
+        let effect = Effect::patch(resource, &found, "r1", None, Vec::new());
         let completion = CompletionSpec::Known(Completion::Immediate("done".to_owned()));
         let plan = Plan::new(target, &found, Decision::NoOp(String::new()), completion);
         let result = "Deployment 'web' restarted.".to_owned();

@@ -8,7 +8,6 @@
 //! The policy and the kill switch hold. The budget is charged but does not refuse: an exhausted budget, or the
 //! cooldown that the request itself started, must not keep a broken workload broken.
 
-use chrono::Utc;
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -143,20 +142,20 @@ impl Transaction<'_> {
         let revision = target_revision(&history, rollback_target, &failed, response)?;
         self.warn_of_stuck_pods(&history, revision, response, deadline).await;
         let (found, id) = (history.workload.metadata(), self.rollback_id());
-        let patch = history.patch_to(revision);
-        let effect = Effect::patch(failed.kind.resource(), found, &id, patch);
+        let restore = history.operations_to(revision);
+        let effect = Effect::patch(failed.kind.resource(), found, &id, None, restore);
         record.mark_rolling_back(effect.clone(), response.clone());
         if let Commit::Superseded(theirs) = self.ledger.settle(record, deadline).await? {
             return Ok(Attempt::Done(RollbackOutcome::Answered(theirs)));
         }
-        self.check_rollback_limits(&history.workload, record, response, deadline).await?;
+        self.check_rollback_limits(&history.workload, response, deadline).await?;
         Failpoint::BeforeRollback.pass();
         match self.cluster.apply(&effect, false, deadline).await {
             Ok(applied) => {
                 Failpoint::AfterRollback.pass();
                 Ok(Attempt::Done(RollbackOutcome::Applied(applied, revision.template_identity())))
             }
-            Err(ApplyError::Conflict) => Ok(Attempt::Again),
+            Err(ApplyError::Conflict | ApplyError::TestFailed(_)) => Ok(Attempt::Again),
             Err(ApplyError::InDoubt(_)) => Ok(Attempt::InDoubt),
             Err(ApplyError::Rejected(error)) => Err(error),
             Err(ApplyError::Disruption(why)) => Err(ActionError::new(Code::DisruptionBudget, why)),
@@ -219,15 +218,15 @@ impl Transaction<'_> {
     async fn check_rollback_limits(
         &self,
         workload: &Workload,
-        record: &Record,
         response: &ActionResponse,
         deadline: Instant,
     ) -> Result<(), ActionError> {
         let labels = workload.metadata().labels.clone().unwrap_or_default();
         let facts = Facts { labels: Some(&labels), ..Facts::of(self.request, None) };
         self.context.policy().judge(&facts).refuse()?;
-        let (target, at) = (&response.target, record.written_at.unwrap_or_else(Utc::now));
-        let entry = UsageEntry::new(&self.rollback_id(), target, target, at);
+        let (target, attempt) = (&response.target, self.ledger.holder());
+        let now = self.cluster.now();
+        let entry = UsageEntry::new(attempt, &self.rollback_id(), target, target, now);
         self.budget.record_unconditionally(&[entry], deadline).await
     }
 

@@ -8,7 +8,9 @@ pub enum Failpoint {
     BeforeClaim,
     /// The request is claimed.
     AfterClaim,
-    /// The budget is charged; the effect is next.
+    /// The budget is charged, at the same time as the claim.
+    AfterCharge,
+    /// The request is claimed and charged; the effect is next.
     BeforeWrite,
     /// The effect is applied.
     AfterWrite,
@@ -26,9 +28,10 @@ pub enum Failpoint {
 
 impl Failpoint {
     /// The failpoints of every action, in order.
-    pub const ALL: [Failpoint; 7] = [
+    pub const ALL: [Failpoint; 8] = [
         Failpoint::BeforeClaim,
         Failpoint::AfterClaim,
+        Failpoint::AfterCharge,
         Failpoint::BeforeWrite,
         Failpoint::AfterWrite,
         Failpoint::BeforeRecord,

@@ -8,6 +8,7 @@ pub mod api;
 pub mod applied_requests;
 pub(crate) mod autoscaling;
 pub(crate) mod completion;
+pub(crate) mod conditional_patch;
 pub(crate) mod drain_filter;
 pub(crate) mod gitops;
 pub(crate) mod jobs;

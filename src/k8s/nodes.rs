@@ -1,7 +1,6 @@
 //! What a Node says: whether it is cordoned, ready, or tainted out of service. Pure.
 
 use k8s_openapi::api::core::v1::{Node, Taint};
-use serde_json::{Value, json};
 
 /// The taint that the node controller sets on a cordoned node, and removes with the cordon.
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
@@ -20,11 +19,6 @@ const OUT_OF_SERVICE: [&str; 6] = [
 
 pub(crate) fn is_cordoned(node: &Node) -> bool {
     node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true)
-}
-
-/// The patch that uncordons a node: like kubectl, it removes the field.
-pub(crate) fn uncordon_patch() -> Value {
-    json!({ "spec": { "unschedulable": null } })
 }
 
 /// The field selector of the other nodes that accept new pods.

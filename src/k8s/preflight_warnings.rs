@@ -12,7 +12,7 @@ use k8s_openapi::{
 use kube::core::SelectorExt;
 
 use crate::k8s::{
-    REQUEST_ID_ANNOTATION, api::preflight::Preflight, autoscaling::autoscaler_of, pdb,
+    REQUEST_ID_ANNOTATION, api::preflight::Preflight, autoscaling::autoscaler_of, pdb, pods,
     restart::RESTARTED_AT_ANNOTATION, rollout, rollout::RolloutStatus, workload::Workload,
 };
 
@@ -160,9 +160,11 @@ fn shared_volume_warnings(workload: &Workload, preflight: &Preflight) -> Vec<Str
     {
         return Vec::new();
     }
-    let claims = preflight.claims.iter().filter_map(|claim| {
+    let template = workload.template().and_then(|template| template.spec.as_ref());
+    let mounted: Vec<&str> = pods::claims(template).collect();
+    let warnings = preflight.claims.iter().filter_map(|claim| {
         let modes = claim.spec.as_ref()?.access_modes.as_deref()?;
-        let name = claim.metadata.name.as_deref()?;
+        let name = claim.metadata.name.as_deref().filter(|name| mounted.contains(name))?;
         match modes {
             [mode] if mode == "ReadWriteOncePod" => Some(format!(
                 "PersistentVolumeClaim '{name}' is ReadWriteOncePod and the new pod starts before the \
@@ -175,7 +177,8 @@ fn shared_volume_warnings(workload: &Workload, preflight: &Preflight) -> Vec<Str
             _ => None,
         }
     });
-    claims.collect()
+    let unavailable = preflight.claims_unavailable.clone().filter(|_| !mounted.is_empty());
+    warnings.chain(unavailable).collect()
 }
 
 fn autoscaler_warning(autoscaler: &HorizontalPodAutoscaler) -> Option<String> {
@@ -345,7 +348,7 @@ mod tests {
         }
         let Restart { autoscalers, budgets, claims } =
             serde_yaml_ng::from_str(yaml).expect("are objects");
-        Preflight { autoscalers, budgets, claims, unavailable: Vec::new() }
+        Preflight { autoscalers, budgets, claims, ..Preflight::default() }
     }
 
     #[test]

@@ -5,24 +5,28 @@
 //! own, and a retry can see that the restart was already made.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde_json::{Value, json};
+use json_patch::PatchOperation;
+use serde_json::Value;
 
 use crate::{
     contract::response::Change,
-    k8s::{REQUEST_ID_ANNOTATION, workload::Workload},
+    k8s::{REQUEST_ID_ANNOTATION, conditional_patch::set_entries, workload::Workload},
 };
 
 /// The annotation that kubectl writes (`polymorphichelpers/objectrestarter.go`).
 pub(crate) const RESTARTED_AT_ANNOTATION: &str = "kubectl.kubernetes.io/restartedAt";
 
-/// The strategic merge patch: two template annotations.
-pub(crate) fn patch(at: DateTime<Utc>, request_id: &str) -> Value {
-    json!({
-        "spec": { "template": { "metadata": { "annotations": {
-            RESTARTED_AT_ANNOTATION: stamp(at),
-            REQUEST_ID_ANNOTATION: request_id,
-        }}}},
-    })
+/// Sets two template annotations.
+pub(crate) fn operations(
+    workload: &Workload,
+    at: DateTime<Utc>,
+    request_id: &str,
+) -> Vec<PatchOperation> {
+    let template = workload.template().and_then(|template| template.metadata.as_ref());
+    let annotations = template.and_then(|metadata| metadata.annotations.as_ref());
+    let entries =
+        [(RESTARTED_AT_ANNOTATION, stamp(at)), (REQUEST_ID_ANNOTATION, request_id.to_owned())];
+    set_entries(&["spec", "template", "metadata", "annotations"], annotations, &entries)
 }
 
 /// What the patch changes. Without a workload the values before are unknown.
@@ -49,6 +53,7 @@ fn stamp(at: DateTime<Utc>) -> String {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::apps::v1::Deployment;
+    use serde_json::json;
 
     use super::*;
 
@@ -56,22 +61,43 @@ mod tests {
         "2026-01-31T12:00:00.987Z".parse().expect("is a time")
     }
 
+    fn deployment(template: &str) -> Workload {
+        let yaml = format!("spec: {{selector: {{}}, template: {template}}}");
+        let deployment: Deployment = serde_yaml_ng::from_str(&yaml).expect("is a Deployment");
+        deployment.into()
+    }
+
     #[test]
-    fn the_patch_annotates_the_template_with_time_and_request() {
+    fn the_template_is_annotated_with_time_and_request() {
+        let path = "/spec/template/metadata/annotations";
+        let (at, id) = (
+            "kubectl.kubernetes.io~1restartedAt".to_owned(),
+            "action-executor.dev~1request-id".to_owned(),
+        );
+        let annotated = deployment("{metadata: {annotations: {a: b}}}");
         assert_eq!(
-            patch(noon(), "r1"),
-            json!({
-                "spec": { "template": { "metadata": { "annotations": {
+            json!(operations(&annotated, noon(), "r1")),
+            json!([
+                { "op": "add", "path": format!("{path}/{at}"), "value": "2026-01-31T12:00:00Z" },
+                { "op": "add", "path": format!("{path}/{id}"), "value": "r1" },
+            ])
+        );
+        assert_eq!(
+            json!(operations(&deployment("{metadata: {labels: {a: b}}}"), noon(), "r1")),
+            json!([
+                { "op": "test", "path": path, "value": null },
+                { "op": "add", "path": path, "value": {
                     "kubectl.kubernetes.io/restartedAt": "2026-01-31T12:00:00Z",
                     "action-executor.dev/request-id": "r1",
-                }}}},
-            })
+                }},
+            ])
         );
     }
 
     #[test]
     fn two_restarts_within_a_second_differ() {
-        assert_ne!(patch(noon(), "r1"), patch(noon(), "r2"));
+        let deployment = deployment("{}");
+        assert_ne!(operations(&deployment, noon(), "r1"), operations(&deployment, noon(), "r2"));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use json_patch::PatchOperation;
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, ReplicaSet},
     core::v1::{Pod, PodTemplateSpec},
@@ -23,6 +24,7 @@ use crate::{
     k8s::{
         REQUEST_ID_ANNOTATION,
         completion::{TemplateIdentity, template_digest},
+        conditional_patch::{add, remove},
         pods,
         restart::RESTARTED_AT_ANNOTATION,
         workload::{Workload, WorkloadKind},
@@ -75,8 +77,6 @@ pub struct Revision {
     pub name: String,
     /// With unknown fields.
     template: Value,
-    /// The strategic merge patch that restores it.
-    patch: Value,
     /// The Deployment's annotations at that time; none for other kinds.
     annotations: Option<BTreeMap<String, String>>,
 }
@@ -207,14 +207,15 @@ impl History {
         sha256(self.template.to_string().as_bytes())
     }
 
-    /// The strategic merge patch that restores this revision. Like kubectl, it restores a Deployment's
-    /// annotations too: otherwise the change cause would be that of the wrong revision.
-    pub(crate) fn patch_to(&self, revision: &Revision) -> Value {
-        let mut patch = revision.patch.clone();
-        for (name, (_, to)) in self.annotations_to(revision) {
-            patch["metadata"]["annotations"][name] = json!(to);
-        }
-        patch
+    /// Restores this revision's template as a whole. Like kubectl, it restores a Deployment's annotations too:
+    /// otherwise the change cause would be that of the wrong revision.
+    pub(crate) fn operations_to(&self, revision: &Revision) -> Vec<PatchOperation> {
+        let annotations = self.annotations_to(revision).into_iter().map(|(name, (_, to))| {
+            let path = ["metadata", "annotations", name];
+            to.map_or_else(|| remove(&path), |to| add(&path, json!(to)))
+        });
+        let template = add(&["spec", "template"], revision.template.clone());
+        annotations.chain([template]).collect()
     }
 
     /// The annotations that differ, with the values before and after.
@@ -261,26 +262,20 @@ impl Revision {
     fn in_replica_set(set: &DynamicObject) -> Option<Self> {
         let annotations = set.metadata.annotations.clone().unwrap_or_default();
         let number = annotations.get(REVISION_ANNOTATION)?.parse().ok()?;
-        let template = template_in(&set.data, "/spec/template");
-        let mut lists = template.clone();
-        lists.as_object_mut()?.insert("$patch".to_owned(), "replace".into());
         Some(Revision {
             number,
             name: set.metadata.name.clone()?,
-            template,
-            patch: json!({ "spec": { "template": lists } }),
+            template: template_in(&set.data, "/spec/template"),
             annotations: Some(annotations),
         })
     }
 
-    /// Its data is the patch.
+    /// Its data is a strategic merge patch that replaces the template.
     fn in_controller_revision(revision: &DynamicObject) -> Option<Self> {
-        let patch = revision.data.get("data")?.clone();
         Some(Revision {
             number: revision.data.get("revision")?.as_i64()?,
             name: revision.metadata.name.clone()?,
-            template: template_in(&patch, "/spec/template"),
-            patch,
+            template: template_in(revision.data.get("data")?, "/spec/template"),
             annotations: None,
         })
     }
@@ -520,14 +515,13 @@ mod tests {
     #[test]
     fn a_template_is_restored_without_the_controllers_label() {
         let history = history();
-        let patch = history.patch_to(history.find(RevisionSelector::Number(2)).expect("is there"));
+        let second = history.find(RevisionSelector::Number(2)).expect("is there");
         assert_eq!(
-            patch,
-            json!({ "spec": { "template": {
-                "$patch": "replace",
+            json!(history.operations_to(second)),
+            json!([{ "op": "add", "path": "/spec/template", "value": {
                 "metadata": { "labels": { "app": "web" }, "annotations": {} },
                 "spec": { "containers": [{ "name": "app", "image": "app:1" }] },
-            }}})
+            }}])
         );
     }
 
@@ -541,9 +535,9 @@ mod tests {
             &[&replica_set("1", "u1", &old, ""), &replica_set("2", "u1", &new, "")],
         );
         let first = history.find(RevisionSelector::Previous).expect("is another one");
-        let patch = history.patch_to(first);
-        let container = patch.pointer("/spec/template/spec/containers/0").expect("is there");
-        assert_eq!(container["inTheFuture"]["answer"], 42);
+        let operations = json!(history.operations_to(first));
+        let answer = operations.pointer("/0/value/spec/containers/0/inTheFuture/answer");
+        assert_eq!(answer, Some(&json!(42)));
     }
 
     #[test]
@@ -560,10 +554,18 @@ mod tests {
             &[&replica_set("1", "u1", &old, then)],
         );
         let first = history.find(RevisionSelector::Previous).expect("is there");
+        let operations = history.operations_to(first);
         assert_eq!(
-            history.patch_to(first)["metadata"]["annotations"],
-            json!({ "kubernetes.io/change-cause": "first", "team": null })
+            json!(operations[..2]),
+            json!([
+                {
+                    "op": "add", "path": "/metadata/annotations/kubernetes.io~1change-cause",
+                    "value": "first",
+                },
+                { "op": "remove", "path": "/metadata/annotations/team" },
+            ])
         );
+        assert_eq!(operations.len(), 3);
         let changes = history.changes_to(first);
         let redaction =
             |path: &str| changes.iter().find(|it| it.path == path).expect("is a change");
@@ -573,7 +575,7 @@ mod tests {
     }
 
     #[test]
-    fn a_controller_revision_contains_the_patch() {
+    fn a_controller_revision_contains_the_template() {
         let patch = "{spec: {template: {$patch: replace, metadata: {creationTimestamp: null, labels: \
                      {app: db}}, spec: {containers: []}}}}";
         let kept = format!(
@@ -591,8 +593,12 @@ mod tests {
         let beyond = object("{name: db, image: 'db:2'}");
         let history = History::example(WorkloadKind::StatefulSet, &beyond, &[&kept]);
         let revision = history.find(RevisionSelector::Number(7)).expect("is there");
-        assert_eq!(history.patch_to(revision)["spec"]["template"]["$patch"], "replace");
-        assert!(history.patch_to(revision).get("metadata").is_none());
+        assert_eq!(
+            json!(history.operations_to(revision)),
+            json!([{ "op": "add", "path": "/spec/template", "value": {
+                "metadata": { "labels": { "app": "db" } }, "spec": { "containers": [] },
+            }}])
+        );
     }
 
     #[test]

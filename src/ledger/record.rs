@@ -126,8 +126,6 @@ pub struct Record {
     pub refusal: Option<String>,
     /// The Event's resourceVersion; `None` before the first write.
     pub resource_version: Option<String>,
-    /// When the Event was last written, by the API server's clock.
-    pub written_at: Option<DateTime<Utc>>,
 }
 
 /// What all records of one request share.
@@ -321,7 +319,6 @@ impl Record {
             answer: None,
             refusal: None,
             resource_version: None,
-            written_at: None,
         }
     }
 
@@ -341,7 +338,6 @@ impl Record {
             answer: get(ANSWER).and_then(parsed),
             refusal: None,
             resource_version: event.metadata.resource_version.clone(),
-            written_at: written_at(&event.metadata),
         })
     }
 
@@ -398,14 +394,6 @@ impl Record {
 #[must_use]
 pub fn event_name(id: &RequestId) -> String {
     format!("action-executor-{}", &sha256(id.as_bytes())[..32])
-}
-
-/// When the object was last written, else when it was created, by the API server's clock.
-pub(crate) fn written_at(metadata: &ObjectMeta) -> Option<DateTime<Utc>> {
-    let entries = metadata.managed_fields.iter().flatten();
-    let times = entries.filter_map(|entry| entry.time.as_ref());
-    let time = times.max().or(metadata.creation_timestamp.as_ref())?;
-    DateTime::from_timestamp(time.0.as_second(), 0)
 }
 
 fn owned(annotations: BTreeMap<&'static str, String>) -> BTreeMap<String, String> {

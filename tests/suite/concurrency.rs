@@ -48,7 +48,7 @@ fn counted(server: &Server, line: &str) -> Option<u64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_over_the_queue_limit_is_503_and_health_still_answers() {
     let namespace = shared().namespace("queue_full").await;
-    let kubeconfig = proxy(&namespace, |_, _| ProxyBehavior::Hang).await;
+    let kubeconfig = proxy(&namespace, |_| ProxyBehavior::Hang).await;
     let server = Server::start(
         Program::with_kubeconfig(&kubeconfig)
             .env("ACTION_EXECUTOR_DEADLINE_SECONDS", "4")
@@ -147,7 +147,7 @@ async fn concurrent_requests_for_one_object_wait_or_are_429() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_is_answered_before_its_timeout() {
     let namespace = shared().namespace("client_time").await;
-    let kubeconfig = proxy(&namespace, |_, _| ProxyBehavior::Hang).await;
+    let kubeconfig = proxy(&namespace, |_| ProxyBehavior::Hang).await;
     let server = Server::start(Program::with_kubeconfig(&kubeconfig));
     for header in ["Request-Timeout: 2\r\n", "X-Request-Timeout: 0.5\r\nRequest-Timeout: 30\r\n"] {
         let (reply, took) =

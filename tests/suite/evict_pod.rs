@@ -74,9 +74,9 @@ async fn set_min_available(namespace: &Namespace, number: i32) {
 /// A kubeconfig whose proxy signals when the program checks the budget a second time.
 async fn watched(namespace: &Namespace) -> (PathBuf, watch::Receiver<bool>) {
     let (checks, seen) = watch::channel(false);
-    let kubeconfig = proxy(namespace, move |method, number| {
+    let kubeconfig = proxy(namespace, move |call| {
         // Each check reads the pod, the budgets, the pods and the record once.
-        if *method == http::Method::GET && number >= 4 {
+        if call.method == http::Method::GET && call.number >= 4 {
             checks.send_replace(true);
         }
         ProxyBehavior::Forward
@@ -253,15 +253,13 @@ async fn a_budget_exhausted_after_the_check_is_waited_for() {
     let pod = namespace.pods_of("web").await[0].name_any();
     let (meddler, handle) = (namespace.clone(), tokio::runtime::Handle::current());
     let (refused, mut seen) = watch::channel(false);
-    let kubeconfig = proxy(&namespace, move |method, number| {
-        // The first write is the claim, the second the eviction, the third the release of the claim.
-        match number {
-            1 if *method != http::Method::GET => {
-                let narrow = set_min_available(&meddler, 2);
-                tokio::task::block_in_place(|| handle.block_on(narrow));
-            }
-            2 if *method != http::Method::GET => drop(refused.send_replace(true)),
-            _ => {}
+    let kubeconfig = proxy(&namespace, move |call| {
+        // The claim is created, and released by a patch.
+        if call.writes("eviction") {
+            let narrow = set_min_available(&meddler, 2);
+            tokio::task::block_in_place(|| handle.block_on(narrow));
+        } else if call.method == http::Method::PATCH && call.writes("events") {
+            refused.send_replace(true);
         }
         ProxyBehavior::Forward
     })
@@ -308,8 +306,8 @@ async fn two_budgets_for_one_pod_are_refused_before_any_write() {
     }
     let pod = namespace.pods_of("web").await[0].name_any();
     static SENT: AtomicBool = AtomicBool::new(false);
-    let kubeconfig = proxy(&namespace, |method, _| {
-        SENT.fetch_or(*method != http::Method::GET, Ordering::SeqCst);
+    let kubeconfig = proxy(&namespace, |call| {
+        SENT.fetch_or(call.method != http::Method::GET, Ordering::SeqCst);
         ProxyBehavior::Forward
     })
     .await;

@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use action_executor::actions::ActionKind;
 use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response,
@@ -28,7 +27,7 @@ use kube::{
     api::{DeleteParams, ListParams},
 };
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::sleep};
 
 use crate::{
     cluster::{Namespace, eventually, shared},
@@ -42,6 +41,8 @@ use crate::{
 pub enum ProxyBehavior {
     /// Forwards the request and returns the response.
     Forward,
+    /// Forwards the request and returns the response, each after this delay.
+    Delay(Duration),
     /// Forwards the request and closes the connection without a response.
     DropResponse,
     /// Closes the connection without forwarding the request.
@@ -52,8 +53,35 @@ pub enum ProxyBehavior {
     Respond(u16, &'static str),
 }
 
-/// Decides on each request by its index among the reads or the writes, from 0.
-type Rule = dyn Fn(&Method, usize) -> ProxyBehavior + Send + Sync;
+/// A request that the proxy has received.
+pub struct Received {
+    /// Its method.
+    pub method: Method,
+    /// Its path.
+    pub path: String,
+    /// Its index among the reads or the writes, from 0.
+    pub number: usize,
+}
+
+impl Received {
+    /// Whether it may change something.
+    pub fn is_write(&self) -> bool {
+        self.method != Method::GET
+    }
+
+    /// Whether it changes an object, or a subresource, of this name in the path.
+    pub fn writes(&self, resource: &str) -> bool {
+        self.is_write() && self.path.split('/').any(|part| part == resource)
+    }
+
+    /// Whether it changes something other than the request's record and the budget.
+    pub fn is_effect(&self) -> bool {
+        self.is_write() && !self.writes("events") && !self.writes("leases")
+    }
+}
+
+/// Decides on each request.
+type Rule = dyn Fn(&Received) -> ProxyBehavior + Send + Sync;
 
 #[derive(Default)]
 struct Counts {
@@ -64,7 +92,7 @@ struct Counts {
 /// Starts a proxy; returns a kubeconfig that points to it.
 pub async fn proxy(
     namespace: &Namespace,
-    rule: impl Fn(&Method, usize) -> ProxyBehavior + Send + Sync + 'static,
+    rule: impl Fn(&Received) -> ProxyBehavior + Send + Sync + 'static,
 ) -> PathBuf {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("is bound");
     let address = listener.local_addr().expect("has one");
@@ -104,7 +132,12 @@ async fn pass(
     let (head, body) = request.into_parts();
     let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
     let count = if head.method == Method::GET { &counts.reads } else { &counts.writes };
-    match rule(&head.method, count.fetch_add(1, Ordering::SeqCst)) {
+    let received = Received {
+        method: head.method.clone(),
+        path: head.uri.path().to_owned(),
+        number: count.fetch_add(1, Ordering::SeqCst),
+    };
+    match rule(&received) {
         ProxyBehavior::DropRequest => return cut(),
         ProxyBehavior::Hang => std::future::pending::<()>().await,
         ProxyBehavior::Respond(status, message) => {
@@ -116,6 +149,9 @@ async fn pass(
             return Ok(response.body(Full::new(body.to_string().into())).expect("is whole"));
         }
         behavior => {
+            if let ProxyBehavior::Delay(delay) = behavior {
+                sleep(delay).await;
+            }
             let mut onward = Request::builder().method(head.method.clone()).uri(head.uri.clone());
             for name in ["content-type", "accept"] {
                 if let Some(value) = head.headers.get(name) {
@@ -129,6 +165,9 @@ async fn pass(
             }
             let (head, body) = answer.into_parts();
             let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
+            if let ProxyBehavior::Delay(delay) = behavior {
+                sleep(delay).await;
+            }
             let mut response = Response::new(Full::new(body));
             *response.status_mut() = head.status;
             return Ok(response);
@@ -161,7 +200,7 @@ async fn generation(namespace: &Namespace) -> i64 {
 /// One restart under this rule: how the program ended, and how often it took effect.
 async fn restarted(
     test: &str,
-    rule: impl Fn(&Method, usize) -> ProxyBehavior + Send + Sync + 'static,
+    rule: impl Fn(&Received) -> ProxyBehavior + Send + Sync + 'static,
 ) -> (Finished, i64) {
     let namespace = shared().namespace(test).await;
     namespace.running_deployment("web", 1).await;
@@ -173,13 +212,13 @@ async fn restarted(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transparent_proxy_changes_nothing() {
-    let (done, effects) = restarted("honest", |_, _| ProxyBehavior::Forward).await;
+    let (done, effects) = restarted("honest", |_| ProxyBehavior::Forward).await;
     assert_eq!((done.status, effects), (0, 1), "{done:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_answer_to_a_write_is_resolved_without_a_second_effect() {
-    let (done, effects) = restarted("lost_answer", |method, _| match *method {
+    let (done, effects) = restarted("lost_answer", |call| match call.method {
         Method::PATCH => ProxyBehavior::DropResponse,
         _ => ProxyBehavior::Forward,
     })
@@ -192,8 +231,8 @@ async fn a_lost_answer_to_a_write_is_resolved_without_a_second_effect() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_write_is_retried() {
-    let (done, effects) = restarted("lost_request", |method, number| match *method {
-        Method::PATCH if number == 0 => ProxyBehavior::DropRequest,
+    let (done, effects) = restarted("lost_request", |call| match call.method {
+        Method::PATCH if call.number == 0 => ProxyBehavior::DropRequest,
         _ => ProxyBehavior::Forward,
     })
     .await;
@@ -202,10 +241,10 @@ async fn a_lost_write_is_retried() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outcome_that_cannot_be_read_is_reported_as_unknown() {
-    let (done, effects) = restarted("unknown", |method, number| match *method {
+    let (done, effects) = restarted("unknown", |call| match call.method {
         Method::PATCH => ProxyBehavior::DropResponse,
         // The program reads the target, its environment and the kill switch, and writes the claim.
-        Method::GET if number >= 4 => ProxyBehavior::DropRequest,
+        Method::GET if call.number >= 5 => ProxyBehavior::DropRequest,
         _ => ProxyBehavior::Forward,
     })
     .await;
@@ -218,8 +257,8 @@ async fn an_outcome_that_cannot_be_read_is_reported_as_unknown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_error_after_the_commit_is_resolved() {
-    let (done, effects) = restarted("late_504", |method, number| match *method {
-        Method::PATCH if number == 0 => ProxyBehavior::Respond(504, "still processing"),
+    let (done, effects) = restarted("late_504", |call| match call.method {
+        Method::PATCH if call.number == 0 => ProxyBehavior::Respond(504, "still processing"),
         _ => ProxyBehavior::Forward,
     })
     .await;
@@ -228,7 +267,7 @@ async fn a_server_error_after_the_commit_is_resolved() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_server_is_retried() {
-    let (done, effects) = restarted("busy_server", |_, number| match number {
+    let (done, effects) = restarted("busy_server", |call| match call.number {
         0 | 1 => ProxyBehavior::Respond(429, "slow down"),
         _ => ProxyBehavior::Forward,
     })
@@ -239,7 +278,7 @@ async fn a_busy_server_is_retried() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stays_busy_is_reported_with_retry_after() {
     let (done, effects) =
-        restarted("always_busy", |_, _| ProxyBehavior::Respond(503, "overloaded")).await;
+        restarted("always_busy", |_| ProxyBehavior::Respond(503, "overloaded")).await;
     assert_eq!((done.status, effects), (75, 0), "{done:?}");
     let answer = done.answer();
     assert_eq!(answer["code"], "cluster_unavailable");
@@ -248,7 +287,7 @@ async fn a_server_that_stays_busy_is_reported_with_retry_after() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_never_answers_times_out_within_the_deadline() {
-    let (done, effects) = restarted("silent", |_, _| ProxyBehavior::Hang).await;
+    let (done, effects) = restarted("silent", |_| ProxyBehavior::Hang).await;
     assert_eq!((done.status, effects), (75, 0), "{done:?}");
     assert_eq!(done.answer()["code"], "cluster_unreachable");
     assert!(done.took < Duration::from_secs(5), "{:?}", done.took);
@@ -256,8 +295,8 @@ async fn a_server_that_never_answers_times_out_within_the_deadline() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_without_an_answer_is_unknown_within_the_deadline() {
-    let (done, effects) = restarted("silent_write", |method, number| match *method {
-        Method::GET if number < 4 => ProxyBehavior::Forward,
+    let (done, effects) = restarted("silent_write", |call| match call.method {
+        Method::GET if call.number < 5 => ProxyBehavior::Forward,
         Method::POST => ProxyBehavior::Forward,
         _ => ProxyBehavior::Hang,
     })
@@ -284,7 +323,7 @@ async fn a_lost_answer_to_a_deletion_is_resolved() {
     let namespace = shared().namespace("lost_deletion").await;
     namespace.running_deployment("web", 1).await;
     let pod = namespace.pods_of("web").await.remove(0);
-    let kubeconfig = proxy(&namespace, |method, _| match *method {
+    let kubeconfig = proxy(&namespace, |call| match call.method {
         Method::DELETE => ProxyBehavior::DropResponse,
         _ => ProxyBehavior::Forward,
     })
@@ -305,7 +344,7 @@ async fn a_lost_answer_to_a_deletion_is_resolved() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rejection_by_admission_is_quoted() {
-    let (done, effects) = restarted("admission", |method, _| match *method {
+    let (done, effects) = restarted("admission", |call| match call.method {
         Method::PATCH => {
             ProxyBehavior::Respond(403, "admission webhook \"freeze\" denied the request")
         }
@@ -320,7 +359,7 @@ async fn a_rejection_by_admission_is_quoted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_before_any_write_leaves_no_outcome() {
     let namespace = shared().namespace("early_signal").await;
-    let kubeconfig = proxy(&namespace, |_, _| ProxyBehavior::Hang).await;
+    let kubeconfig = proxy(&namespace, |_| ProxyBehavior::Hang).await;
     let request = restart(&namespace);
     let run = move || {
         let program = Program::with_kubeconfig(&kubeconfig).input(request.to_string());
@@ -345,9 +384,8 @@ fn answers_lost_at_random_never_cause_a_second_effect() {
         for number in 0..tries {
             let scenario = Scenario::new(kind, "lossy").await;
             let lost: Vec<_> = (0..64).map(|_| random.below(3) == 0).collect();
-            let kubeconfig = proxy(&scenario.namespace, move |method, number| {
-                let write = *method != Method::GET;
-                if write && lost[number % lost.len()] {
+            let kubeconfig = proxy(&scenario.namespace, move |call| {
+                if call.is_write() && lost[call.number % lost.len()] {
                     ProxyBehavior::DropResponse
                 } else {
                     ProxyBehavior::Forward
@@ -375,8 +413,8 @@ async fn a_recreated_pod_of_the_same_name_is_never_deleted() {
         let old = pods.get("db-0").await.expect("is there").uid();
         let (administrator, handle) = (pods.clone(), tokio::runtime::Handle::current());
         let before = old.clone();
-        let kubeconfig = proxy(&namespace, move |method, _| {
-            if *method == Method::DELETE {
+        let kubeconfig = proxy(&namespace, move |call| {
+            if call.method == Method::DELETE {
                 // Someone else replaces the pod between the executor's read and its deletion.
                 let replace = async {
                     let now = DeleteParams::default().grace_period(0);
@@ -437,9 +475,9 @@ async fn a_record_that_expires_before_its_outcome_is_rewritten() {
     let namespace = shared().namespace("expires").await;
     namespace.running_deployment("web", 1).await;
     let (events, handle) = (namespace.api::<Event>(), tokio::runtime::Handle::current());
-    let kubeconfig = proxy(&namespace, move |method, number| {
-        // The writes are the claim, the restart and the record.
-        if *method == Method::PATCH && number == 2 {
+    let kubeconfig = proxy(&namespace, move |call| {
+        // The claim is created, and the record patched.
+        if call.method == Method::PATCH && call.writes("events") {
             let ours = ListParams::default().labels("app.kubernetes.io/managed-by=action-executor");
             let expire = async {
                 for record in events.list(&ours).await.expect("are listed").items {

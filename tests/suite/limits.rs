@@ -279,8 +279,8 @@ async fn a_write_that_was_rejected_is_refunded() {
     namespace.running_deployment("web", 1).await;
     let policy = namespace
         .policy("cooldown_seconds: 0\nbudget: {cluster: {actions: 1, within_seconds: 3600}}");
-    let kubeconfig = proxy(&namespace, |method, number| match *method {
-        http::Method::PATCH if number == 2 => ProxyBehavior::Respond(403, "admission says no"),
+    let kubeconfig = proxy(&namespace, |call| match call.method {
+        http::Method::PATCH if call.is_effect() => ProxyBehavior::Respond(403, "admission says no"),
         _ => ProxyBehavior::Forward,
     })
     .await;
@@ -341,9 +341,9 @@ async fn changed_after_claim(kind: ActionKind, change: impl AsyncFn(&Scenario, &
     let (claimed, mut seen) = tokio::sync::watch::channel(false);
     let (resume, wait) = std::sync::mpsc::channel::<()>();
     let wait = std::sync::Mutex::new(wait);
-    let kubeconfig = proxy(&scenario.namespace, move |method, number| {
-        // The first write is the claim, the second charges the Lease in the version that was read before.
-        if *method != http::Method::GET && number == 1 {
+    let kubeconfig = proxy(&scenario.namespace, move |call| {
+        // The charge, which is sent at the same time as the claim.
+        if call.writes("leases") {
             claimed.send(true).expect("is waited for");
             let wait = wait.lock().expect("is not poisoned");
             let _ = tokio::task::block_in_place(|| wait.recv_timeout(Duration::from_secs(20)));

@@ -57,3 +57,4 @@ mod tls;
 #[cfg(feature = "otel")]
 mod traces;
 mod warnings;
+mod writers;

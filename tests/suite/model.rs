@@ -123,6 +123,12 @@ impl ModelServer {
         let Some(mut object) = self.objects.get(path).cloned() else {
             return refusal(404, "NotFound");
         };
+        if let Some(operations) = patch.as_array() {
+            if !apply_operations(&mut object, operations) {
+                return refusal(422, "Invalid");
+            }
+            return self.patched(id, path, object);
+        }
         for field in ["uid", "resourceVersion"] {
             let wanted = &patch["metadata"][field];
             if !wanted.is_null() && *wanted != object["metadata"][field] {
@@ -130,6 +136,10 @@ impl ModelServer {
             }
         }
         merge(&mut object, patch);
+        self.patched(id, path, object)
+    }
+
+    fn patched(&mut self, id: &str, path: &str, mut object: Value) -> (u16, Value) {
         if path.contains("/deployments/") {
             *self.effects.entry(id.to_owned()).or_default() += 1;
             let generation = object["metadata"]["generation"].as_i64().expect("has one");
@@ -155,6 +165,20 @@ impl ModelServer {
     fn happens(&mut self, once_in: u64) -> bool {
         self.faulty && self.random.below(once_in) == 0
     }
+}
+
+/// Applies a JSON Patch as the API server does, which regards a missing value as null; false if a test fails.
+fn apply_operations(object: &mut Value, operations: &[Value]) -> bool {
+    let (tests, changes): (Vec<_>, Vec<_>) = operations.iter().partition(|it| it["op"] == "test");
+    let holds = |test: &&Value| {
+        let found = object.pointer(test["path"].as_str().expect("has a path"));
+        *found.unwrap_or(&Value::Null) == test["value"]
+    };
+    if !tests.iter().all(holds) {
+        return false;
+    }
+    let changes: json_patch::Patch = serde_json::from_value(json!(changes)).expect("is one");
+    json_patch::patch(object, &changes).is_ok()
 }
 
 fn merge(object: &mut Value, patch: &Value) {

@@ -255,8 +255,8 @@ async fn a_restart_causes_a_warning_and_can_be_skipped() {
 async fn changed_during_rollback(namespace: &Namespace, parameters: Value) -> Finished {
     let (meddler, handle) = (namespace.clone(), tokio::runtime::Handle::current());
     let first = AtomicBool::new(true);
-    let kubeconfig = proxy(namespace, move |method, _| {
-        if *method == Method::PATCH && first.swap(false, Ordering::SeqCst) {
+    let kubeconfig = proxy(namespace, move |call| {
+        if call.method == Method::PATCH && first.swap(false, Ordering::SeqCst) {
             let change = revise(&meddler, WorkloadKind::Deployment, "theirs");
             tokio::task::block_in_place(|| handle.block_on(change));
         }

@@ -205,9 +205,8 @@ async fn a_difference_is_not_added_to_a_concurrent_change() {
     let namespace = shared().namespace("scale_meddled").await;
     namespace.running_deployment("web", 1).await;
     let (meddled, handle) = (namespace.clone(), tokio::runtime::Handle::current());
-    let kubeconfig = proxy(&namespace, move |method, number| {
-        // The writes are the claim and the scaling.
-        if *method == http::Method::PATCH && number == 1 {
+    let kubeconfig = proxy(&namespace, move |call| {
+        if call.writes("scale") {
             tokio::task::block_in_place(|| handle.block_on(set(&meddled, 5)));
         }
         ProxyBehavior::Forward

@@ -95,6 +95,14 @@ impl Scenario {
         api.patch(&self.before.name_any(), &Default::default(), &patch).await.expect("is labelled");
     }
 
+    /// Sets an annotation of the target.
+    pub async fn annotate(&self, name: &str, value: &str) {
+        let patch = Patch::Merge(json!({ "metadata": { "annotations": { name: value } } }));
+        let api = api(self.kind, &self.namespace);
+        // A pod may be gone by now.
+        let _ = api.patch(&self.before.name_any(), &Default::default(), &patch).await;
+    }
+
     /// How often the action took effect, counted once the workload is stable.
     pub async fn effects(&self) -> i64 {
         match self.kind {

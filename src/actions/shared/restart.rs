@@ -8,7 +8,7 @@ use crate::{
         response::{Change, Target, rfc3339_millis},
     },
     k8s::{
-        api::{client::Cluster, mutation::Effect},
+        api::{client::Cluster, mutation::Effect, preflight::Preflight},
         applied_requests::AppliedRequests,
         completion::{Completion, RolloutOf, TemplateIdentity},
         rbac::PolicyRule,
@@ -45,15 +45,20 @@ pub(crate) async fn plan(
     input: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let (namespace, name) = (target.namespace.clone(), target.name.clone());
-    let (plan, found) = if options.rollback_on_failure {
-        let history = cluster.history(kind, &namespace, &name, input.deadline).await?;
+    let preflight = Preflight::of(cluster, kind, &namespace, input.deadline);
+    let (plan, found, preflight) = if options.rollback_on_failure {
+        let history = cluster.history(kind, &namespace, &name, input.deadline);
+        let (history, preflight) = tokio::join!(history, preflight);
+        let history = history?;
         let plan = decide(target, &history.workload, options.accept_no_restart, input)?;
-        (with_rollback_target(plan, &history, input)?, history.workload)
+        (with_rollback_target(plan, &history, input)?, history.workload, preflight)
     } else {
-        let found = cluster.workload(kind, &namespace, &name, input.deadline).await?;
-        (decide(target, &found, options.accept_no_restart, input)?, found)
+        let found = cluster.workload(kind, &namespace, &name, input.deadline);
+        let (found, preflight) = tokio::join!(found, preflight);
+        let found = found?;
+        (decide(target, &found, options.accept_no_restart, input)?, found, preflight)
     };
-    Ok(plan.with_preflight_warnings(cluster, &found, input).await)
+    Ok(plan.with_preflight_warnings(&preflight, &found, input))
 }
 
 /// The plan with the revision to return to. An effect that was applied before has its own, and without a
@@ -96,8 +101,9 @@ pub(crate) fn decide(
     input.check_found(&target, found)?;
     refuse_no_restart(&target, workload, manual_update, accept_no_restart)
         .map_err(|refusal| refusal.object_uid(found.uid.as_deref()))?;
-    let patch = restart::patch(input.at, &input.id);
-    let effect = Effect::patch(kind.resource(), found, &input.id, patch);
+    let annotate = restart::operations(workload, input.at, &input.id);
+    let precondition = input.precondition.as_ref();
+    let effect = Effect::patch(kind.resource(), found, &input.id, precondition, annotate);
     let decision = Decision::Apply(Box::new(effect), did, would(kind, &target.name));
     let mut plan = Plan::new(target, found, decision, completion);
     plan.changes = changes(workload, input);
@@ -154,10 +160,7 @@ mod tests {
     use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 
     use super::*;
-    use crate::{
-        contract::precondition::Precondition,
-        k8s::api::mutation::{Applied, Mutation},
-    };
+    use crate::{contract::precondition::Precondition, k8s::api::mutation::Applied};
 
     fn metadata(annotations: &str) -> String {
         format!(
@@ -199,15 +202,16 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_is_one_patch_bound_to_the_object() {
+    fn a_restart_is_one_patch_of_the_object_as_it_was_read() {
         let plan =
             decide_on_deployment(", replicas: 2", &PlanInput::example()).expect("is planned");
         let Decision::Apply(effect, did, would) = plan.decision else {
             panic!("{:?}", plan.decision)
         };
-        let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
-        assert_eq!(body["metadata"]["uid"], "u1");
-        assert_eq!(body["metadata"]["resourceVersion"], "7");
+        let operations = serde_json::to_string(&effect.operations()).expect("is written");
+        assert!(operations.contains(r#"{"op":"test","path":"/metadata/uid","value":"u1"}"#));
+        assert!(operations.contains(r#"{"op":"test","path":"/metadata/generation","value":3}"#));
+        assert!(operations.contains("kubectl.kubernetes.io/restartedAt"), "{operations}");
         assert_eq!(did, "Deployment 'web' restarted at 2026-01-31T12:00:00.987Z.");
         assert_eq!(would, "Simulated: Deployment 'web' would be restarted.");
     }

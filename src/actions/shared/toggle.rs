@@ -1,9 +1,10 @@
 //! The actions that set one boolean field: cordon and uncordon a node, pause and resume a Deployment's
 //! rollout, suspend and resume a CronJob. Each is one patch, and refuses what every patch refuses.
 
+use json_patch::PatchOperation;
 use k8s_openapi::api::{apps::v1::Deployment, batch::v1::CronJob, core::v1::Node};
 use kube::{api::ApiResource, core::ObjectMeta};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     actions::{CompletionSpec, Decision, Plan, PlanInput, Preview},
@@ -11,7 +12,11 @@ use crate::{
         error::ActionError,
         response::{Change, Target, rfc3339_millis},
     },
-    k8s::{api::mutation::Effect, applied_requests::AppliedRequests},
+    k8s::{
+        api::mutation::Effect,
+        applied_requests::AppliedRequests,
+        conditional_patch::{add, remove, test},
+    },
 };
 
 /// A boolean field below `spec`, and the value to set.
@@ -97,7 +102,7 @@ impl Toggle {
             });
             return Ok(Plan::new(target, metadata, decision, completion));
         }
-        let effect = Box::new(self.effect(metadata, input));
+        let effect = Box::new(self.effect(metadata, is_on, input));
         let decision = Decision::Apply(effect, did, self.would(&target));
         let mut plan = Plan::new(target, metadata, decision, completion);
         plan.changes = self.changes(metadata, is_on, input);
@@ -105,9 +110,24 @@ impl Toggle {
     }
 
     /// The patch, which adds this request's id to the object even where the field has the value already.
-    pub(crate) fn effect(self, metadata: &ObjectMeta, input: &PlanInput) -> Effect {
-        let patch = json!({ "spec": { self.field.name: self.value(self.on) } });
-        Effect::patch((self.field.resource)(), metadata, &input.id, patch)
+    pub(crate) fn effect(self, metadata: &ObjectMeta, is_on: bool, input: &PlanInput) -> Effect {
+        let change = self.operations(metadata, is_on);
+        let precondition = input.precondition.as_ref();
+        Effect::patch((self.field.resource)(), metadata, &input.id, precondition, change)
+    }
+
+    /// Sets the field. An object without a generation (a node) must still have the value that was read, which the
+    /// API server leaves out if it is false.
+    pub(crate) fn operations(self, metadata: &ObjectMeta, is_on: bool) -> Vec<PatchOperation> {
+        let path = ["spec", self.field.name];
+        let unchanged = metadata.generation.is_none();
+        let unchanged = unchanged.then(|| test(&path, is_on.then_some(true).into()));
+        let set = match self.value(self.on) {
+            Value::Null if !is_on => None,
+            Value::Null => Some(remove(&path)),
+            value => Some(add(&path, value)),
+        };
+        unchanged.into_iter().chain(set).collect()
     }
 
     pub(crate) fn changes(
@@ -142,7 +162,9 @@ impl Toggle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::{api::mutation::Mutation, completion::Completion};
+    use serde_json::json;
+
+    use crate::k8s::completion::Completion;
 
     fn decide(toggle: Toggle, is_on: bool, requests: &str) -> Plan {
         let metadata: ObjectMeta = serde_yaml_ng::from_str(&format!(
@@ -157,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_toggle_is_one_patch_bound_to_the_object() {
+    fn a_toggle_is_one_patch_of_the_object_as_it_was_read() {
         let (no, yes, gone) = (json!(false), json!(true), Value::Null);
         for (toggle, kind, path, from, to, participle) in [
             (CORDON, "Node", "/spec/unschedulable", &gone, &yes, "cordoned"),
@@ -171,14 +193,34 @@ mod tests {
             let Decision::Apply(effect, did, would) = plan.decision else {
                 panic!("{:?}", plan.decision)
             };
-            let Mutation::Patch { body, .. } = effect.mutation else { panic!("is no patch") };
-            assert_eq!(body.pointer(path), Some(to));
-            assert_eq!(body["metadata"]["uid"], "u1");
-            assert_eq!(body["metadata"]["resourceVersion"], "7");
+            let operations = effect.operations();
+            let change = match to {
+                Value::Null => json!({ "op": "remove", "path": path }),
+                to => json!({ "op": "add", "path": path, "value": to }),
+            };
+            assert_eq!(operations.last(), Some(&change));
+            // The object has no generation, so the field itself must be as it was read.
+            let read = if *from == yes { &yes } else { &gone };
+            assert!(operations.contains(&json!({ "op": "test", "path": path, "value": read })));
             assert_eq!(did, format!("{kind} 'x' {participle} at 2026-01-31T12:00:00.987Z."));
             assert_eq!(would, format!("Simulated: {kind} 'x' would be {participle}."));
             assert_eq!((&plan.changes[0].from, &plan.changes[0].to), (from, to));
         }
+    }
+
+    #[test]
+    fn a_generation_stands_for_the_field() {
+        let metadata: ObjectMeta =
+            serde_yaml_ng::from_str("{name: x, uid: u1, generation: 3}").expect("is metadata");
+        let change = json!([{ "op": "add", "path": "/spec/paused", "value": true }]);
+        assert_eq!(json!(PAUSE_ROLLOUT.operations(&metadata, false)), change);
+        // A node that is cordoned already is recorded as cordoned by this request.
+        let node: ObjectMeta = serde_yaml_ng::from_str("{name: x, uid: u1}").expect("is metadata");
+        let kept = json!([
+            { "op": "test", "path": "/spec/unschedulable", "value": true },
+            { "op": "add", "path": "/spec/unschedulable", "value": true },
+        ]);
+        assert_eq!(json!(CORDON.operations(&node, true)), kept);
     }
 
     #[test]

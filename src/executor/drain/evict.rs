@@ -102,7 +102,8 @@ impl Drain<'_> {
                 Err(ApplyError::Rejected(error)) if is_transient(&error) => {
                     attempts.refused.insert(effect.uid, error.detail);
                 }
-                Err(ApplyError::Rejected(error)) => {
+                // An eviction has no tests, so it was rejected.
+                Err(ApplyError::Rejected(error) | ApplyError::TestFailed(error)) => {
                     attempts.given_up.insert(effect.uid, error.with_its_hint());
                 }
             }

@@ -20,7 +20,7 @@ use remaining::{RemainingPod, Snapshot, is_terminating, uid};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    actions::BoxFuture,
+    actions::{BoxFuture, shared::toggle::UNCORDON},
     contract::{
         error::{ActionError, Code},
         names::RequestId,
@@ -248,12 +248,12 @@ impl Drain<'_> {
                 return format!("Node '{name}' is not cordoned any more");
             }
             let resource = ApiResource::erase::<Node>(&());
-            let patch = nodes::uncordon_patch();
-            let effect = Effect::patch(resource, &node.metadata, &self.uncordon_id(), patch);
+            let change = UNCORDON.operations(&node.metadata, true);
+            let effect = Effect::patch(resource, &node.metadata, &self.uncordon_id(), None, change);
             match self.remaining.cluster.apply(&effect, false, until).await {
                 Ok(_) => return format!("Node '{name}' is uncordoned again"),
                 // The next read shows whether it was applied.
-                Err(ApplyError::Conflict | ApplyError::InDoubt(_)) => {
+                Err(ApplyError::Conflict | ApplyError::TestFailed(_) | ApplyError::InDoubt(_)) => {
                     sleep(MIN_POLL_INTERVAL).await
                 }
                 Err(ApplyError::Disruption(why)) => return failed(&why),

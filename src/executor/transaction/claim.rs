@@ -10,7 +10,7 @@ use crate::{
         error::{ActionError, Code},
         response::{ActionResponse, Outcome, PendingApproval, rfc3339_millis},
     },
-    executor::{apply, response_to},
+    executor::{apply, failpoint::Failpoint, response_to},
     k8s::api::mutation::{Applied, Evidence},
     ledger::{
         ClaimState,
@@ -20,29 +20,48 @@ use crate::{
 };
 
 impl Transaction<'_> {
-    /// Claims what can be done. What cannot be done now may have been done before, so then the record is
-    /// only read.
-    pub(super) async fn claim_or_find(
+    /// Finds the request's record. An id that this program made is new.
+    pub(super) async fn find_record(&self, input: &PlanInput) -> Result<ClaimState, ActionError> {
+        match self.request.id {
+            Some(_) => self.ledger.find(input.deadline).await,
+            None => Ok(ClaimState::Free),
+        }
+    }
+
+    /// Claims what can be done and has no record yet, and charges it to the budget at the same time. What cannot
+    /// be done now may have been done before, so its record counts too.
+    pub(super) async fn claim(
         &self,
-        planned: &Result<Planned, ActionError>,
+        planned: Result<Planned, ActionError>,
+        found: Result<ClaimState, ActionError>,
         input: &PlanInput,
-    ) -> Result<ClaimState, ActionError> {
-        match planned {
-            Ok(planned) => {
-                self.ledger.open(&self.initial_record(planned, input), input.deadline).await
+    ) -> Result<(ClaimState, Result<Planned, ActionError>), ActionError> {
+        let mut planned = match (planned, found) {
+            (Err(refusal), Err(error)) => return Err(most_relevant(refusal, error)),
+            // A record that could not be read cannot be created either, which explains why.
+            (Ok(planned), Ok(ClaimState::Free) | Err(_)) => planned,
+            (planned, Ok(found)) => return Ok((found, planned)),
+        };
+        let record = self.initial_record(&planned, input);
+        let open = async {
+            let opened = self.ledger.open(&record, input.deadline).await;
+            Failpoint::AfterClaim.pass();
+            opened
+        };
+        // What waits for approval is charged once it is approved.
+        let charge = planned.charge.as_mut().filter(|_| !planned.requires_approval);
+        let Some(charge) = charge else { return Ok((open.await?, Ok(planned))) };
+        let (opened, charged) = tokio::join!(open, self.reserve(charge, input));
+        if !matches!(opened, Ok(ClaimState::Ours(_))) && charged.is_ok() {
+            self.refund(&charge.entries, input).await;
+        }
+        match opened? {
+            ClaimState::Ours(record) => {
+                charge.result = Some(charged);
+                Ok((ClaimState::Ours(record), Ok(planned)))
             }
-            Err(refusal) if self.request.id.is_some() && is_of_this_request(refusal.code) => {
-                match self.ledger.find(input.deadline).await {
-                    // Where the policy denies everything, the executor may lack the permission to read.
-                    Err(error)
-                        if error.code == Code::Forbidden && refusal.code == Code::PolicyDenied =>
-                    {
-                        Ok(ClaimState::Free)
-                    }
-                    found => found,
-                }
-            }
-            Err(_) => Ok(ClaimState::Free),
+            // Another attempt was faster. What it has recorded may need another charge.
+            found => Ok((found, Ok(planned))),
         }
     }
 
@@ -185,6 +204,13 @@ impl Transaction<'_> {
             )),
         }
     }
+}
+
+/// The error to return if neither a plan could be made nor the record be read.
+fn most_relevant(refusal: ActionError, error: ActionError) -> ActionError {
+    // Where the policy denies everything, the executor may lack the permission to read.
+    let may_not_read = error.code == Code::Forbidden && refusal.code == Code::PolicyDenied;
+    if is_of_this_request(refusal.code) && !may_not_read { error } else { refusal }
 }
 
 /// Whether a refusal is about this request, and not a failure to reach the cluster: only then is there a

@@ -1,10 +1,11 @@
 //! The effect of a transaction whose claim is ours: charge the budget, check the policy as it is now, apply.
 //! Whatever was charged for an effect that was not made is refunded.
 
-use chrono::{DateTime, Utc};
+use std::time::Duration;
+
 use tokio::time::Instant;
 
-use super::{Planned, Transaction, record_deadline};
+use super::{Charge, Planned, Transaction, record_deadline};
 use crate::{
     actions::{Decision, Plan, PlanInput},
     contract::{
@@ -16,7 +17,7 @@ use crate::{
     ledger::record::Record,
     policy::budget::{
         LeaseSnapshot,
-        usage::{EFFECT_WINDOW, UsageEntry},
+        usage::{EFFECT_TIMEOUT, UsageEntry},
     },
 };
 
@@ -28,21 +29,23 @@ impl Transaction<'_> {
         planned: Planned,
         input: PlanInput,
     ) -> Result<ActionResponse, ActionError> {
-        Failpoint::AfterClaim.pass();
-        let Planned { plan, lease, .. } = planned;
+        let Planned { plan, charge, .. } = planned;
         if !matches!(plan.decision, Decision::NoOp(..)) {
             self.context.observer().claimed(&self.ledger.request);
         }
-        let deadline = input.deadline.min(Instant::now() + EFFECT_WINDOW);
-        let input = PlanInput { deadline, ..input };
-        let at = record.written_at.unwrap_or_else(Utc::now);
-        let entries = usage_entries(&plan, &input, at);
-        let charged = matches!(plan.decision, Decision::Apply(..));
-        if charged && let Err(refusal) = self.reserve(&plan, &entries, lease, &input).await {
-            self.release(record, &refusal, &input).await;
-            return Err(refusal);
+        let mut deadline = input.deadline;
+        let charged = charge.is_some();
+        let mut entries = Vec::new();
+        if let Some(charge) = charge {
+            deadline = deadline.min(charge.at + EFFECT_TIMEOUT);
+            if let Err(refusal) = self.check_charge(&plan, &charge, &input).await {
+                self.release(record, &refusal, &input).await;
+                return Err(refusal);
+            }
+            entries = charge.entries;
         }
-        let recheck = || self.recheck_limits(deadline);
+        let input = PlanInput { deadline, ..input };
+        let recheck = |plan: &Plan| self.recheck_plan(plan, deadline);
         let result =
             apply::apply(self.context, self.cluster, self.request, &input, plan, &recheck).await;
         match result {
@@ -79,20 +82,50 @@ impl Transaction<'_> {
         }
     }
 
-    /// The last checks before the effect: kill switch and budget, then the policy as it is now.
-    async fn reserve(
+    /// What the plan's effect costs, by the API server's time.
+    pub(super) fn charge_of(
         &self,
         plan: &Plan,
-        entries: &[UsageEntry],
+        input: &PlanInput,
         lease: Option<LeaseSnapshot>,
+    ) -> Charge {
+        let (at, now) = (Instant::now(), self.cluster.now());
+        let others = plan.others.iter().map(|other| &other.target);
+        let targets = std::iter::once(&plan.target).chain(others);
+        let attempt = self.ledger.holder();
+        let entry = |target| UsageEntry::new(attempt, &input.id, &plan.target, target, now);
+        Charge { entries: targets.map(entry).collect(), at, lease, result: None }
+    }
+
+    /// Charges the budget, if kill switch and limits allow it.
+    pub(super) async fn reserve(
+        &self,
+        charge: &Charge,
         input: &PlanInput,
     ) -> Result<(), ActionError> {
-        self.budget.reserve(entries, lease, input.deadline).await?;
-        let verdict = self.context.policy().judge_plan(self.request, plan, false);
-        if verdict.refuse().is_err() {
-            self.refund(entries, input).await;
+        let Charge { entries, lease, .. } = charge;
+        let reserved = self.budget.reserve(entries, lease.as_ref(), input.deadline).await;
+        Failpoint::AfterCharge.pass();
+        reserved
+    }
+
+    /// The last checks before the effect: that it is charged, and lately, and the policy as it is now.
+    async fn check_charge(
+        &self,
+        plan: &Plan,
+        charge: &Charge,
+        input: &PlanInput,
+    ) -> Result<(), ActionError> {
+        match &charge.result {
+            Some(result) => result.clone()?,
+            None => self.reserve(charge, input).await?,
         }
-        verdict.refuse()
+        let verdict = self.context.policy().judge_plan(self.request, plan, false);
+        let allowed = verdict.refuse().and_then(|()| charge.check_age());
+        if allowed.is_err() {
+            self.refund(&charge.entries, input).await;
+        }
+        allowed
     }
 
     /// The answer about what was done. For an effect that an earlier attempt made, it is the recorded one.
@@ -109,16 +142,24 @@ impl Transaction<'_> {
         self.write(&mut record, record_deadline(input)).await;
     }
 
-    async fn refund(&self, entries: &[UsageEntry], input: &PlanInput) {
+    pub(super) async fn refund(&self, entries: &[UsageEntry], input: &PlanInput) {
         if let Err(error) = self.budget.refund(entries, record_deadline(input)).await {
             tracing::warn!(%error, "the action was not done, but its budget charge could not be removed");
         }
     }
 }
 
-/// What a plan charges to the budget: one action for its target, and one for each other object.
-pub(super) fn usage_entries(plan: &Plan, input: &PlanInput, at: DateTime<Utc>) -> Vec<UsageEntry> {
-    let others = plan.others.iter().map(|other| &other.target);
-    let targets = std::iter::once(&plan.target).chain(others);
-    targets.map(|target| UsageEntry::new(&input.id, &plan.target, target, at)).collect()
+impl Charge {
+    /// Refuses an effect that would come after the time that its entries stand for.
+    fn check_age(&self) -> Result<(), ActionError> {
+        if Instant::now() < self.at + EFFECT_TIMEOUT {
+            return Ok(());
+        }
+        let detail = format!(
+            "claim and charge took longer than {} s; nothing was done",
+            EFFECT_TIMEOUT.as_secs()
+        );
+        Err(ActionError::new(Code::ClusterUnavailable, detail)
+            .with_retry_after(Some(Duration::from_secs(1))))
+    }
 }

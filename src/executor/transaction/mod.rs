@@ -1,11 +1,11 @@
 //! One real action, from its claim to its recorded answer, as a state machine.
 //!
-//! [`Transaction::attempt`] plans, then claims the request in the ledger or finds its record there. What the
-//! record says decides the next step:
+//! [`Transaction::attempt`] reads all it decides on at the same time: the request's record, the target with what it
+//! depends on, the budget. What the record says decides the next step:
 //!
 //! | record | next |
 //! |---|---|
-//! | none, claimed by us | charge the budget, apply the effect, complete ([`effect`]) |
+//! | none | claim the request and charge the budget at the same time, apply the effect, complete ([`effect`]) |
 //! | pending approval | check for the approval; then as above |
 //! | claimed by another attempt | refuse: in progress |
 //! | its claim expired, or in doubt | look for evidence of the effect: complete, or take the claim over |
@@ -41,7 +41,7 @@ use crate::{
     },
     policy::{
         Policy,
-        budget::{Budget, LeaseSnapshot},
+        budget::{Budget, LeaseSnapshot, usage::UsageEntry},
         evaluate::Facts,
     },
 };
@@ -112,8 +112,19 @@ pub(crate) struct Transaction<'a> {
 struct Planned {
     plan: Plan,
     requires_approval: bool,
-    /// The budget's Lease as it was checked; `None` if there is nothing to charge.
+    /// What to charge to the budget; `None` if there is no effect.
+    charge: Option<Charge>,
+}
+
+/// What an effect costs.
+struct Charge {
+    entries: Vec<UsageEntry>,
+    /// The time of the entries.
+    at: Instant,
+    /// The budget's Lease as it was checked; `None` without limits.
     lease: Option<LeaseSnapshot>,
+    /// The result, once it is charged.
+    result: Option<Result<(), ActionError>>,
 }
 
 /// What follows from the record.
@@ -132,9 +143,10 @@ impl Transaction<'_> {
     /// One way through the state machine.
     async fn attempt(&self, input: PlanInput) -> Result<ActionResponse, ActionError> {
         loop {
-            let planned = self.plan(&input).await;
+            let (planned, found) = tokio::join!(self.plan(&input), self.find_record(&input));
             Failpoint::BeforeClaim.pass();
-            let step = match (self.claim_or_find(&planned, &input).await?, planned) {
+            let (found, planned) = self.claim(planned, found, &input).await?;
+            let step = match (found, planned) {
                 (ClaimState::Answered(record), _) => return self.replay(*record, &input).await,
                 (ClaimState::Applied(record), _) => {
                     return self.join_wait(self.ledger.adopt(*record), &input).await;
@@ -178,24 +190,38 @@ impl Transaction<'_> {
     /// Plans, if the policy allows it and the budget appears to allow it.
     async fn plan(&self, input: &PlanInput) -> Result<Planned, ActionError> {
         self.policy.judge(&Facts::of(self.request, None)).refuse()?;
-        let plan = apply::plan(self.context, self.cluster, self.request, input).await?;
+        let (plan, lease) = tokio::join!(
+            apply::plan(self.context, self.cluster, self.request, input),
+            self.budget.snapshot(input.deadline),
+        );
+        let plan = plan?;
         let verdict = self.policy.judge_plan(self.request, &plan, false);
         let with_object = |refusal: ActionError| refusal.object_uid(plan.found.uid.as_deref());
         verdict.refuse().map_err(with_object)?;
-        let lease = match plan.decision {
+        let charge = match plan.decision {
             Decision::Apply(..) => {
-                let entries = effect::usage_entries(&plan, input, Utc::now());
-                self.budget.check(&entries, input.deadline).await.map_err(with_object)?
+                let charge = self.charge_of(&plan, input, lease.map_err(with_object)?);
+                self.budget.check(charge.lease.as_ref(), &charge.entries).map_err(with_object)?;
+                Some(charge)
             }
             _ => None,
         };
-        Ok(Planned { plan, requires_approval: verdict.requires_approval(), lease })
+        Ok(Planned { plan, requires_approval: verdict.requires_approval(), charge })
     }
 
     /// Checks policy and kill switch as they are now, before any further change.
     fn recheck_limits(&self, deadline: Instant) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.context.policy().judge(&Facts::of(self.request, None)).refuse()?;
+            self.budget.check_switch(deadline).await
+        })
+    }
+
+    /// The same for a further plan of the effect, whose target may have other labels now.
+    fn recheck_plan(&self, plan: &Plan, deadline: Instant) -> BoxFuture<'_, ()> {
+        let allowed = self.context.policy().judge_plan(self.request, plan, false).refuse();
+        Box::pin(async move {
+            allowed?;
             self.budget.check_switch(deadline).await
         })
     }

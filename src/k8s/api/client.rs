@@ -6,6 +6,7 @@
 
 use std::{fmt::Debug, time::Duration};
 
+use chrono::{DateTime, Utc};
 use k8s_openapi::{
     ClusterResourceScope, NamespaceResourceScope, api::authentication::v1::SelfSubjectReview,
     apimachinery::pkg::apis::meta::v1::ListMeta,
@@ -23,7 +24,7 @@ use crate::{
     contract::error::{ActionError, Code},
     k8s::{
         FIELD_MANAGER,
-        api::{error::ApiError, retry, retry::Retry},
+        api::{error::ApiError, retry, retry::Retry, server_time::ServerTime},
     },
     telemetry::calls::{CallLabels, Calls, no_calls},
 };
@@ -76,6 +77,7 @@ pub struct Cluster {
     client: Client,
     server: String,
     calls: Calls,
+    time: ServerTime,
 }
 
 /// A call, as an error names it.
@@ -93,7 +95,18 @@ pub(crate) struct Call {
 impl Cluster {
     /// `server` is the address for messages.
     pub fn new(client: Client, server: String) -> Self {
-        Cluster { client, server, calls: no_calls() }
+        Cluster { client, server, calls: no_calls(), time: ServerTime::default() }
+    }
+
+    /// The cluster with the clock that its client's responses set.
+    #[must_use]
+    pub(crate) fn with_time(self, time: ServerTime) -> Self {
+        Cluster { time, ..self }
+    }
+
+    /// The API server's time.
+    pub(crate) fn now(&self) -> DateTime<Utc> {
+        self.time.now()
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -299,8 +312,8 @@ impl Cluster {
         self.attempt(Retry::Idempotent, deadline, || api.create(&params, object)).await
     }
 
-    /// Applies a merge patch that names a resourceVersion. It is retried after every transient error,
-    /// since the version lets only one patch succeed; a conflict may be with its own first attempt.
+    /// Applies a merge patch that names a resourceVersion, or one that may be applied twice. It is retried after
+    /// every transient error; a conflict may be with its own first attempt.
     pub(crate) async fn merge<K: Namespaced>(
         &self,
         namespace: &str,
@@ -413,7 +426,7 @@ impl Cluster {
         match error {
             ApiError::NotFound => call.not_found(),
             ApiError::Forbidden(_) => call.forbidden(&self.user_name().await),
-            ApiError::Rejected(message) => ActionError::new(
+            ApiError::Rejected(message) | ApiError::TestFailed(message) => ActionError::new(
                 Code::RejectedByCluster,
                 format!("the cluster rejected {call}: {message}"),
             ),

@@ -7,19 +7,19 @@
 
 use std::{env, path::PathBuf, time::Duration};
 
-use http::Request;
+use http::{Request, Response};
 use kube::{
     Config,
     client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use tower::util::MapRequestLayer;
+use tower::util::{MapRequestLayer, MapResponseLayer};
 use tracing::Span;
 
 use crate::{
     config::text_of_base64,
     contract::error::{ActionError, Code},
-    k8s::api::{client::Cluster, error::chain, warnings},
+    k8s::api::{client::Cluster, error::chain, server_time::ServerTime, warnings},
     telemetry::traces,
 };
 
@@ -43,11 +43,21 @@ pub(crate) async fn connect(context: Option<&str>) -> Result<Option<Cluster>, Ac
     config.read_timeout = Some(READ_TIMEOUT);
     let server = config.cluster_url.to_string();
     let builder = ClientBuilder::try_from(config).map_err(|error| misconfigured(chain(&error)))?;
+    let time = ServerTime::default();
     let client = builder
         .with_layer(&warnings::layer())
+        .with_layer(&note_time(time.clone()))
         .with_layer(&MapRequestLayer::new(inject_trace_context))
         .build();
-    Ok(Some(Cluster::new(client, server)))
+    Ok(Some(Cluster::new(client, server).with_time(time)))
+}
+
+/// A layer that sets the clock by each response.
+fn note_time<B>(time: ServerTime) -> MapResponseLayer<impl Fn(Response<B>) -> Response<B> + Clone> {
+    MapResponseLayer::new(move |response: Response<B>| {
+        time.note(response.headers());
+        response
+    })
 }
 
 /// Sends the trace context, so that the API server's spans (if its TracingConfiguration enables them) have

@@ -19,6 +19,8 @@ pub enum ApiError {
     Forbidden(String),
     /// 400, 403 by admission, 422 and the like: the cluster rejects this change.
     Rejected(String),
+    /// 422 without a cause: a `test` of a JSON Patch failed, or an admission webhook rejected the change so.
+    TestFailed(String),
     /// 401: the cluster does not know this identity.
     Unauthorized(String),
     /// 429: not applied; retry later.
@@ -43,6 +45,7 @@ impl ApiError {
             ApiError::Conflict(_) => "conflict",
             ApiError::Forbidden(_) => "forbidden",
             ApiError::Rejected(_) => "rejected",
+            ApiError::TestFailed(_) => "test_failed",
             ApiError::Unauthorized(_) => "unauthorized",
             ApiError::Busy(..) => "busy",
             ApiError::Disruption(_) => "disruption",
@@ -93,6 +96,7 @@ fn of_status(status: &Status) -> ApiError {
         403 if by_the_authorizer(&message) => ApiError::Forbidden(message),
         404 => ApiError::NotFound,
         409 => ApiError::Conflict(message),
+        422 if has_no_cause(status) => ApiError::TestFailed(message),
         429 => match disruption_message(status) {
             Some(detail) => ApiError::Disruption(format!("{message} {detail}")),
             None => ApiError::Busy(message, retry_after),
@@ -102,6 +106,11 @@ fn of_status(status: &Status) -> ApiError {
         500.. => ApiError::ServerError(message, retry_after),
         _ => ApiError::Rejected(message),
     }
+}
+
+/// A validation error has a cause for each wrong field; a failed `test` has none (seen on Kubernetes 1.37).
+fn has_no_cause(status: &Status) -> bool {
+    status.details.as_ref().is_none_or(|details| details.causes.is_empty())
 }
 
 /// The authorizer's message is `User "x" cannot patch resource "y"`; admission has other messages.
@@ -155,6 +164,15 @@ mod tests {
         for code in [500, 502, 503, 504] {
             assert!(status(&format!("{{code: {code}}}")).may_be_applied(), "{code}");
         }
+    }
+
+    #[test]
+    fn a_failed_test_of_a_patch_differs_from_a_validation_error() {
+        let test = "{code: 422, reason: Invalid, message: the server rejected our request}";
+        assert!(matches!(status(test), ApiError::TestFailed(_)));
+        let invalid = "{code: 422, reason: Invalid, message: 'spec.replicas: must not be negative', \
+                       details: {causes: [{reason: FieldValueInvalid, field: spec.replicas}]}}";
+        assert!(matches!(status(invalid), ApiError::Rejected(_)));
     }
 
     #[test]

@@ -9,5 +9,6 @@ pub(crate) mod error;
 pub(crate) mod mutation;
 pub(crate) mod preflight;
 pub(crate) mod retry;
+pub(crate) mod server_time;
 pub(crate) mod warnings;
 pub(crate) mod workloads;

@@ -1,12 +1,14 @@
 //! A change to the cluster as data, and how it is applied at most once.
 //!
-//! An action decides on an [`Effect`]; this file applies it. Each effect is bound to the object that was read
-//! (uid, resourceVersion), so sending it twice cannot change anything twice. Each can be recognised in the
+//! An action decides on an [`Effect`]; this file applies it. Each effect is bound to the object as it was
+//! decided on, so sending it twice cannot change anything twice: a patch by its `test` operations
+//! (`k8s::conditional_patch`), a deletion by the uid. Each can be recognised in the
 //! cluster afterwards: a patch by the request's id in an annotation, a deletion by the uid that is gone,
 //! since uids are never reused. The scale subresource accepts no annotation: there it is the field manager of
 //! the change. So the record has the effect before it is applied, and a process that resumes the request can
 //! find out what happened.
 
+use json_patch::{Patch as JsonPatch, PatchOperation};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
@@ -20,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
-    contract::{digest::sha256, error::ActionError},
+    contract::{digest::sha256, error::ActionError, precondition::Precondition},
     k8s::{
         FIELD_MANAGER, REQUEST_ID_ANNOTATION,
         api::{
@@ -29,7 +31,9 @@ use crate::{
             retry::Retry,
             warnings::with_warnings,
         },
-        applied_requests::{AppliedRequests, Presence, REQUESTS_ANNOTATION},
+        applied_requests::{AppliedRequests, Presence},
+        conditional_patch,
+        conditional_patch::{add, test},
     },
 };
 
@@ -48,11 +52,11 @@ pub struct Effect {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mutation {
-    /// A strategic merge patch that names uid and resourceVersion and adds the request's id.
+    /// A JSON Patch that tests what was decided on and adds the request's id.
     Patch {
         /// Never stored, since it may contain secret values.
         #[serde(skip)]
-        body: Value,
+        patch: JsonPatch,
         request_id: String,
         /// The number of the last request before ours in the annotation.
         since: u64,
@@ -60,7 +64,9 @@ pub enum Mutation {
     /// A number of replicas, through the scale subresource.
     Scale {
         replicas: i32,
-        /// The resourceVersion that the object must still have.
+        /// The replicas that the object must still have.
+        from: i32,
+        /// The resourceVersion that the object must still have, if the request names one.
         resource_version: Option<String>,
         /// The field manager of this request, by which the change is recognised.
         manager: String,
@@ -127,6 +133,9 @@ pub enum ApplyError {
     Conflict,
     /// The response was lost: find the evidence.
     InDoubt(ApiError),
+    /// A `test` of the patch failed, so the object changed since it was read: plan again. If the next plan has
+    /// the same tests, they cannot have failed, and this is why the change was rejected.
+    TestFailed(ActionError),
     /// A disruption budget does not allow it now; the API server's message.
     Disruption(String),
     /// Refused, permanently or for now.
@@ -150,6 +159,9 @@ impl Cluster {
             Err(ApiError::Conflict(_)) => Err(ApplyError::Conflict),
             // It was deleted after it was read: plan again.
             Err(ApiError::NotFound) => Err(ApplyError::Conflict),
+            Err(error @ ApiError::TestFailed(_)) => {
+                Err(ApplyError::TestFailed(self.explain(&effect.call(), error).await))
+            }
             Err(ApiError::Disruption(message)) => Err(ApplyError::Disruption(message)),
             Err(error) if error.may_be_applied() && !dry_run => Err(ApplyError::InDoubt(error)),
             Err(error) => Err(ApplyError::Rejected(self.explain(&effect.call(), error).await)),
@@ -182,21 +194,17 @@ impl Cluster {
 }
 
 impl Effect {
-    /// A patch of the object with this metadata. `change` is a strategic merge patch; uid, resourceVersion
-    /// and the request's id are added here. With uid and resourceVersion the API server answers 409 if the
-    /// object is another one or has changed, so the patch takes effect at most once however often it is sent.
+    /// A patch of the object with this metadata, under the conditions of [`conditional_patch::patch`].
     pub(crate) fn patch(
         resource: ApiResource,
         metadata: &ObjectMeta,
         request_id: &str,
-        mut change: Value,
+        precondition: Option<&Precondition>,
+        change: Vec<PatchOperation>,
     ) -> Self {
-        let requests = AppliedRequests::from_metadata(metadata);
-        change["metadata"]["uid"] = json!(metadata.uid);
-        change["metadata"]["resourceVersion"] = json!(metadata.resource_version);
-        change["metadata"]["annotations"][REQUESTS_ANNOTATION] = requests.push(request_id).into();
-        let since = requests.newest();
-        let mutation = Mutation::Patch { body: change, request_id: request_id.to_owned(), since };
+        let patch = conditional_patch::patch(metadata, request_id, precondition, change);
+        let since = AppliedRequests::from_metadata(metadata).newest();
+        let mutation = Mutation::Patch { patch, request_id: request_id.to_owned(), since };
         Effect::on(resource, metadata, mutation)
     }
 
@@ -220,15 +228,20 @@ impl Effect {
         self
     }
 
+    /// A number of replicas instead of the one that the object has, which is tested: the scale subresource shows
+    /// no more of the object.
     pub(crate) fn scaling(
         resource: ApiResource,
         metadata: &ObjectMeta,
         request_id: &str,
-        replicas: i32,
+        precondition: Option<&Precondition>,
+        [from, replicas]: [i32; 2],
     ) -> Self {
+        let version = precondition.and_then(|it| it.resource_version.as_deref());
         let mutation = Mutation::Scale {
             replicas,
-            resource_version: metadata.resource_version.clone(),
+            from,
+            resource_version: version.map(str::to_owned),
             manager: request_manager(request_id),
             before: replica_managers(metadata),
         };
@@ -277,25 +290,33 @@ impl Effect {
 
     async fn send(&self, api: &Api<DynamicObject>, dry_run: bool) -> kube::Result<Applied> {
         match &self.mutation {
-            Mutation::Patch { body, .. } => {
+            Mutation::Patch { patch, .. } => {
                 let params = PatchParams {
                     dry_run,
                     field_manager: Some(FIELD_MANAGER.to_owned()),
                     ..PatchParams::default()
                 };
-                api.patch(&self.name, &params, &Patch::Strategic(body)).await.map(Applied::from)
+                let patch = Patch::Json::<()>(patch.clone());
+                api.patch(&self.name, &params, &patch).await.map(Applied::from)
             }
-            Mutation::Scale { replicas, resource_version, manager, .. } => {
+            Mutation::Scale { replicas, from, resource_version, manager, .. } => {
                 let params = PatchParams {
                     dry_run,
                     field_manager: Some(manager.clone()),
                     ..PatchParams::default()
                 };
-                let patch = json!({
-                    "metadata": { "uid": self.uid, "resourceVersion": resource_version },
-                    "spec": { "replicas": replicas },
-                });
-                let scaled = api.patch_scale(&self.name, &params, &Patch::Merge(patch)).await?;
+                let version = resource_version.as_ref();
+                let version = version.map(|it| test(&["metadata", "resourceVersion"], json!(it)));
+                // The API server leaves out a number of 0.
+                let from = (*from != 0).then_some(from);
+                let operations = [
+                    test(&["metadata", "uid"], json!(self.uid)),
+                    test(&["spec", "replicas"], json!(from)),
+                    add(&["spec", "replicas"], json!(replicas)),
+                ];
+                let patch = JsonPatch(version.into_iter().chain(operations).collect());
+                let patch = Patch::Json::<()>(patch);
+                let scaled = api.patch_scale(&self.name, &params, &patch).await?;
                 let ObjectMeta { resource_version, generation, .. } = scaled.metadata;
                 Ok(Applied { resource_version, generation, ..Applied::default() })
             }
@@ -434,6 +455,15 @@ impl From<DynamicObject> for Applied {
 }
 
 #[cfg(test)]
+impl Effect {
+    /// The operations of a patch as JSON, for tests.
+    pub(crate) fn operations(&self) -> Vec<Value> {
+        let Mutation::Patch { patch, .. } = &self.mutation else { panic!("is no patch") };
+        patch.iter().map(|operation| json!(operation)).collect()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job};
 
@@ -448,24 +478,8 @@ mod tests {
             "metadata: {name: web, namespace: shop, uid: u1, resourceVersion: '7', \
              annotations: {action-executor.dev/requests: '4:r0'}}",
         );
-        let change = json!({ "spec": { "paused": true } });
-        Effect::patch(ApiResource::erase::<Deployment>(&()), &before.metadata, "r1", change)
-    }
-
-    #[test]
-    fn a_patch_is_bound_to_the_object_and_adds_the_requests_id() {
-        let Mutation::Patch { body, since, .. } = patch().mutation else { panic!("is no patch") };
-        assert_eq!(since, 4);
-        assert_eq!(
-            body,
-            json!({
-                "spec": { "paused": true },
-                "metadata": {
-                    "uid": "u1", "resourceVersion": "7",
-                    "annotations": { "action-executor.dev/requests": "4:r0 5:r1" },
-                },
-            })
-        );
+        let change = vec![add(&["spec", "paused"], json!(true))];
+        Effect::patch(ApiResource::erase::<Deployment>(&()), &before.metadata, "r1", None, change)
     }
 
     #[test]
@@ -523,7 +537,7 @@ mod tests {
         };
         let before = noted(&[("hpa", "2026-01-31T12:00:00Z")]);
         let resource = ApiResource::erase::<Deployment>(&());
-        let effect = Effect::scaling(resource, &before.metadata, "r1", 5);
+        let effect = Effect::scaling(resource, &before.metadata, "r1", None, [3, 5]);
         let ours = request_manager("r1");
         let left = |managers: &[(&str, &str)]| effect.evidence_on(&noted(managers));
         assert!(matches!(left(&[(&ours, "2026-01-31T12:00:01Z")]), Evidence::Made(_)));

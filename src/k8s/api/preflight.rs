@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     contract::error::ActionError,
-    k8s::{api::client::Cluster, pods, rbac::PolicyRule, workload::Workload},
+    k8s::{api::client::Cluster, rbac::PolicyRule, workload::WorkloadKind},
 };
 
 /// The RBAC rule to read autoscalers.
@@ -29,7 +29,7 @@ pub(crate) const BUDGETS: PolicyRule =
 
 /// The RBAC rule to read the volume claims of a Deployment's pods.
 pub(crate) const CLAIMS: PolicyRule =
-    PolicyRule { api_groups: &[""], resources: &["persistentvolumeclaims"], verbs: &["get"] };
+    PolicyRule { api_groups: &[""], resources: &["persistentvolumeclaims"], verbs: &["list"] };
 
 const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -39,33 +39,41 @@ pub struct Preflight {
     pub autoscalers: Vec<HorizontalPodAutoscaler>,
     /// All of the namespace.
     pub budgets: Vec<PodDisruptionBudget>,
-    /// The claims that the pods mount by name.
+    /// All of the namespace, where they matter.
     pub claims: Vec<PersistentVolumeClaim>,
     /// What could not be read, and why.
     pub unavailable: Vec<String>,
+    /// Why the claims could not be read; of interest only to a pod that mounts one.
+    pub claims_unavailable: Option<String>,
 }
 
 impl Preflight {
+    /// Reads what a workload of this kind depends on, all at the same time, and so without knowing the workload.
     pub(crate) async fn of(
         cluster: &Cluster,
+        kind: WorkloadKind,
         namespace: &str,
-        workload: &Workload,
         deadline: Instant,
     ) -> Self {
         let deadline = deadline.min(Instant::now() + PREFLIGHT_TIMEOUT);
-        let mut preflight = Preflight::default();
-        preflight.autoscalers =
-            preflight.read_or_unavailable(cluster.list_cached(namespace, deadline).await);
-        preflight.budgets =
-            preflight.read_or_unavailable(cluster.list_cached(namespace, deadline).await);
         // Only a Deployment starts a pod beside the one that it replaces, with the same claim.
-        if let Workload::Deployment(_) = workload {
-            let pod = workload.template().and_then(|template| template.spec.as_ref());
-            for name in pods::claims(pod) {
-                let claim = cluster.get_opt(namespace, name, deadline).await;
-                let claim = preflight.read_or_unavailable(claim);
-                preflight.claims.extend(claim);
+        let claims = async {
+            match kind {
+                WorkloadKind::Deployment => cluster.list_cached(namespace, deadline).await,
+                _ => Ok(Vec::new()),
             }
+        };
+        let (autoscalers, budgets, claims) = tokio::join!(
+            cluster.list_cached(namespace, deadline),
+            cluster.list_cached(namespace, deadline),
+            claims,
+        );
+        let mut preflight = Preflight::default();
+        preflight.autoscalers = preflight.read_or_unavailable(autoscalers);
+        preflight.budgets = preflight.read_or_unavailable(budgets);
+        match claims {
+            Ok(claims) => preflight.claims = claims,
+            Err(error) => preflight.claims_unavailable = Some(not_checked(&error)),
         }
         preflight
     }
@@ -81,8 +89,12 @@ impl Preflight {
 
     fn read_or_unavailable<T: Default>(&mut self, result: Result<T, ActionError>) -> T {
         result.unwrap_or_else(|error| {
-            self.unavailable.push(format!("not checked: {}", error.with_its_hint()));
+            self.unavailable.push(not_checked(&error));
             T::default()
         })
     }
+}
+
+fn not_checked(error: &ActionError) -> String {
+    format!("not checked: {}", error.with_its_hint())
 }

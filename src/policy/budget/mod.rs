@@ -1,14 +1,17 @@
 //! The budget: how often the executor may act, and whether at all. It is shared by all processes in one Lease.
 //!
-//! The Lease has two annotations. `action-executor.dev/usage` lists the allowed actions; it is changed by
-//! compare-and-swap on the resourceVersion, so all processes together keep to the limits.
-//! `action-executor.dev/stop` is the kill switch. It is read with the list. The list is changed after the claim
-//! and right before the effect, only if the Lease still is as it was read, so the switch also stops requests
-//! in progress.
+//! The Lease's annotations have an entry for each allowed action (`usage.action-executor.dev/...`), and
+//! `action-executor.dev/stop`, the kill switch. An action writes its entry first, in one patch that conflicts with
+//! no other, and checks what the API server returns: all entries that were written before its own. So of all
+//! processes together, only as many see room as there is, and none has to try again because others write too. An
+//! entry that is refused is removed. The switch is in the same response, so it also stops requests in progress.
+//!
+//! A process that dies between entry and effect leaves an entry that counts until it expires. The request's next
+//! attempt writes one of its own; the two are counted once.
 //!
 //! The budget knows no action and no request; it is given entries.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -37,13 +40,10 @@ pub const RULE: PolicyRule = PolicyRule {
     verbs: &["create", "get", "patch"],
 };
 
-/// The list of allowed actions.
-const USAGE_ANNOTATION: &str = "action-executor.dev/usage";
-
 /// The kill switch: any value but `false` stops all actions, and is the reason.
 pub(crate) const STOP_ANNOTATION: &str = "action-executor.dev/stop";
 
-/// The Lease as it was checked before the claim; the first attempt to charge it starts from there.
+/// The Lease as it was read before the claim; `None` if it does not exist.
 pub(crate) struct LeaseSnapshot(Option<Lease>);
 
 /// The budget, and the limits that it enforces.
@@ -66,26 +66,35 @@ impl<'a> Budget<'a> {
         Budget { cluster, lease, limits }
     }
 
-    /// Checks the budget before anything is claimed, so that a request that is refused again and again leaves
-    /// no claim each time. It reserves nothing; [`Budget::reserve`] decides. `None` without limits.
+    /// Reads the Lease, if there are limits.
     ///
     /// # Errors
-    /// [`Code::Stopped`], [`Code::RateLimited`], or why the Lease could not be read.
-    pub(crate) async fn check(
+    /// Why it could not be read.
+    pub(crate) async fn snapshot(
         &self,
-        entries: &[UsageEntry],
         deadline: Instant,
     ) -> Result<Option<LeaseSnapshot>, ActionError> {
         if self.limits.are_none() {
             return Ok(None);
         }
-        let lease = self.read(deadline).await?;
-        self.charge(lease.as_ref(), entries)?;
-        Ok(Some(LeaseSnapshot(lease)))
+        self.read(deadline).await.map(|lease| Some(LeaseSnapshot(lease)))
     }
 
-    /// Allows all of these actions, or none, and charges them; without limits nothing is written. It starts
-    /// from the snapshot, and reads the Lease again if that has changed since.
+    /// Checks the budget before anything is written, so that a request that is refused again and again leaves
+    /// nothing each time. It reserves nothing; [`Budget::reserve`] decides.
+    ///
+    /// # Errors
+    /// [`Code::Stopped`] or [`Code::RateLimited`].
+    pub(crate) fn check(
+        &self,
+        snapshot: Option<&LeaseSnapshot>,
+        entries: &[UsageEntry],
+    ) -> Result<(), ActionError> {
+        let lease = |LeaseSnapshot(lease): &LeaseSnapshot| self.judge(lease.as_ref(), entries);
+        snapshot.map_or(Ok(()), lease)
+    }
+
+    /// Allows all of these actions, or none, and charges them; without limits nothing is written.
     ///
     /// # Errors
     /// [`Code::Stopped`], [`Code::RateLimited`], or why the Lease could not be read or written; then nothing
@@ -93,13 +102,26 @@ impl<'a> Budget<'a> {
     pub(crate) async fn reserve(
         &self,
         entries: &[UsageEntry],
-        snapshot: Option<LeaseSnapshot>,
+        snapshot: Option<&LeaseSnapshot>,
         deadline: Instant,
     ) -> Result<(), ActionError> {
         if self.limits.are_none() {
             return self.check_switch(deadline).await;
         }
-        self.change(snapshot, deadline, |lease| self.charge(lease, entries)).await
+        let mut backoff = backoff();
+        loop {
+            let lease = self.add(entries, snapshot, deadline).await?;
+            let Err(refusal) = self.judge(Some(&lease), entries) else { return Ok(()) };
+            // Some of the entries before ours may be refused, too, and removed: without ours, and after a pause,
+            // there may be room.
+            let lease = self.write(&removal(entries), deadline).await?;
+            self.judge(Some(&lease), entries)?;
+            let pause = backoff.next().unwrap_or_default();
+            if Instant::now() + pause >= deadline {
+                return Err(refusal);
+            }
+            sleep(pause).await;
+        }
     }
 
     /// Charges these actions whatever the limits, for a rollback of an allowed action, which must not wait.
@@ -115,17 +137,18 @@ impl<'a> Budget<'a> {
         if self.limits.are_none() {
             return self.check_switch(deadline).await;
         }
-        let charge = |lease: Option<&Lease>| {
-            refuse_if_stopped(lease, &self.lease)?;
-            Ok(usage_of(lease).with_unconditional(entries, &self.limits))
-        };
-        self.change(None, deadline, charge).await
+        let lease = self.add(entries, None, deadline).await?;
+        let stopped = refuse_if_stopped(Some(&lease), &self.lease);
+        if stopped.is_err() {
+            self.write(&removal(entries), deadline).await?;
+        }
+        stopped
     }
 
-    /// Refunds the charge of an action that was not done.
+    /// Refunds the charge of actions that were not done.
     ///
     /// # Errors
-    /// Why the Lease could not be written; then the action still counts.
+    /// Why the Lease could not be written; then the actions still count.
     pub(crate) async fn refund(
         &self,
         entries: &[UsageEntry],
@@ -134,7 +157,7 @@ impl<'a> Budget<'a> {
         if self.limits.are_none() {
             return Ok(());
         }
-        self.change(None, deadline, |lease| Ok(usage_of(lease).without(entries))).await
+        self.write(&removal(entries), deadline).await.map(drop)
     }
 
     /// Checks the kill switch alone.
@@ -145,79 +168,86 @@ impl<'a> Budget<'a> {
         refuse_if_stopped(self.read(deadline).await?.as_ref(), &self.lease)
     }
 
-    fn charge(&self, lease: Option<&Lease>, entries: &[UsageEntry]) -> Result<Usage, ActionError> {
-        charge(lease, &self.lease, entries, &self.limits)
+    fn judge(&self, lease: Option<&Lease>, entries: &[UsageEntry]) -> Result<(), ActionError> {
+        judge(lease, &self.lease, entries, &self.limits)
     }
 
-    /// Changes the list by compare-and-swap.
-    async fn change(
+    /// Adds these entries, and removes those of the snapshot that count no more.
+    async fn add(
         &self,
-        mut snapshot: Option<LeaseSnapshot>,
+        entries: &[UsageEntry],
+        snapshot: Option<&LeaseSnapshot>,
         deadline: Instant,
-        next: impl Fn(Option<&Lease>) -> Result<Usage, ActionError>,
-    ) -> Result<(), ActionError> {
-        let mut backoff = backoff();
-        loop {
-            let (lease, is_snapshot) = match snapshot.take() {
-                Some(LeaseSnapshot(lease)) => (lease, true),
-                None => (self.read(deadline).await?, false),
-            };
-            let after = next(lease.as_ref())?;
-            if after == usage_of(lease.as_ref()) {
-                // There is no write that would fail if the Lease had changed, so read it again.
-                if is_snapshot {
-                    continue;
-                }
-                return Ok(());
+    ) -> Result<Lease, ActionError> {
+        let annotations = self.addition(entries, snapshot);
+        if let Some(LeaseSnapshot(None)) = snapshot {
+            match self.create(&annotations, deadline).await {
+                Ok(lease) => return Ok(lease),
+                // Another process has created it.
+                Err(ApiError::Conflict(_)) => {}
+                Err(error) => return Err(self.explain("create", error).await),
             }
-            match self.write(lease.as_ref(), &after, deadline).await {
-                Ok(()) => return Ok(()),
-                Err((_, ApiError::Conflict(_) | ApiError::NotFound))
-                    if Instant::now() < deadline => {}
-                Err((verb, error)) => return Err(self.explain(verb, error).await),
-            }
-            sleep(backoff.next().unwrap_or_default()).await;
         }
+        self.write(&annotations, deadline).await
+    }
+
+    fn addition(&self, entries: &[UsageEntry], snapshot: Option<&LeaseSnapshot>) -> Annotations {
+        let mut annotations = Annotations::new();
+        if let (Some(LeaseSnapshot(lease)), Some(entry)) = (snapshot, entries.first()) {
+            let expired = usage_of(lease.as_ref()).expired(&self.limits, entry.at());
+            annotations.extend(expired.into_iter().map(|key| (key, None)));
+        }
+        annotations
+            .extend(entries.iter().map(UsageEntry::annotation).map(|(key, it)| (key, Some(it))));
+        annotations
     }
 
     async fn read(&self, deadline: Instant) -> Result<Option<Lease>, ActionError> {
+        self.cluster.get_opt(&self.lease.namespace, &self.lease.name, deadline).await
+    }
+
+    /// Sets or removes these annotations, and returns the Lease as the API server wrote it. Repeated, it does the
+    /// same, and it conflicts with no other writer.
+    async fn write(
+        &self,
+        annotations: &Annotations,
+        deadline: Instant,
+    ) -> Result<Lease, ActionError> {
         let LeaseRef { namespace, name } = &self.lease;
-        match self.cluster.try_get(namespace, name, deadline).await {
-            Ok(lease) => Ok(Some(lease)),
-            Err(ApiError::NotFound) => Ok(None),
-            Err(error) => Err(self.explain("get", error).await),
+        let patch = json!({ "metadata": { "annotations": annotations } });
+        let mut backoff = backoff();
+        loop {
+            let patched = self.cluster.merge::<Lease>(namespace, name, &patch, deadline).await;
+            let (verb, error) = match patched {
+                Ok(lease) => return Ok(lease),
+                Err(ApiError::NotFound) => match self.create(annotations, deadline).await {
+                    Ok(lease) => return Ok(lease),
+                    // Another process has created it.
+                    Err(error) => ("create", error),
+                },
+                Err(error) => ("patch", error),
+            };
+            let pause = backoff.next().unwrap_or_default();
+            if !matches!(error, ApiError::Conflict(_)) || Instant::now() + pause >= deadline {
+                return Err(self.explain(verb, error).await);
+            }
+            sleep(pause).await;
         }
     }
 
-    /// Replaces the list of the Lease as it was read. A repeated write conflicts with its own first try, and
-    /// then finds its entries in the list.
-    async fn write(
+    async fn create(
         &self,
-        lease: Option<&Lease>,
-        usage: &Usage,
+        annotations: &Annotations,
         deadline: Instant,
-    ) -> Result<(), (&'static str, ApiError)> {
-        let LeaseRef { namespace, name } = &self.lease;
-        let text = usage.to_string();
-        if let Some(lease) = lease {
-            let patch = json!({ "metadata": {
-                "resourceVersion": lease.resource_version(),
-                "annotations": { USAGE_ANNOTATION: text },
-            }});
-            let patched = self.cluster.merge::<Lease>(namespace, name, &patch, deadline);
-            return patched.await.map(drop).map_err(|error| ("patch", error));
-        }
-        let annotations = [(USAGE_ANNOTATION.to_owned(), text)];
-        let lease = Lease {
-            metadata: ObjectMeta {
-                name: Some(name.clone()),
-                annotations: Some(annotations.into_iter().collect()),
-                ..ObjectMeta::default()
-            },
-            ..Lease::default()
+    ) -> Result<Lease, ApiError> {
+        let set = annotations.iter().filter_map(|(key, it)| Some((key.clone(), it.clone()?)));
+        let metadata = ObjectMeta {
+            name: Some(self.lease.name.clone()),
+            annotations: Some(set.collect()),
+            ..ObjectMeta::default()
         };
-        let created = self.cluster.create(namespace, &lease, deadline);
-        created.await.map(drop).map_err(|error| ("create", error))
+        let lease = Lease { metadata, ..Lease::default() };
+        self.cluster.create(&self.lease.namespace, &lease, deadline).await
     }
 
     async fn explain(&self, verb: &'static str, error: ApiError) -> ActionError {
@@ -226,15 +256,23 @@ impl<'a> Budget<'a> {
     }
 }
 
-/// The list with these entries, unless the kill switch or a limit refuses them.
-fn charge(
+/// Annotations to set, or to remove (`None`).
+type Annotations = BTreeMap<String, Option<String>>;
+
+/// The annotations that remove these entries.
+fn removal(entries: &[UsageEntry]) -> Annotations {
+    entries.iter().map(|entry| (entry.annotation().0, None)).collect()
+}
+
+/// Whether the kill switch and the limits allow these entries.
+fn judge(
     lease: Option<&Lease>,
     lease_ref: &LeaseRef,
     entries: &[UsageEntry],
     limits: &Limits,
-) -> Result<Usage, ActionError> {
+) -> Result<(), ActionError> {
     refuse_if_stopped(lease, lease_ref)?;
-    usage_of(lease).with(entries, limits).map_err(|limit| rate_limited(limit, limits.cooldown))
+    usage_of(lease).check(entries, limits).map_err(|limit| rate_limited(limit, limits.cooldown))
 }
 
 fn refuse_if_stopped(lease: Option<&Lease>, lease_ref: &LeaseRef) -> Result<(), ActionError> {
@@ -274,11 +312,10 @@ fn rate_limited(limit: LimitExceeded, cooldown: Duration) -> ActionError {
 }
 
 fn usage_of(lease: Option<&Lease>) -> Usage {
-    let text = lease.and_then(|lease| lease.annotations().get(USAGE_ANNOTATION));
-    text.map(|text| Usage::parse(text)).unwrap_or_default()
+    lease.map(|lease| Usage::parse(lease.annotations())).unwrap_or_default()
 }
 
-/// Pauses between tries of a compare-and-swap: short, since whenever one process loses another one wins.
+/// Pauses until others have removed their refused entries.
 fn backoff() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(5))
@@ -306,14 +343,14 @@ mod tests {
     fn entry(id: &str, seconds: i64) -> [UsageEntry; 1] {
         let target = Target::named("apps/v1", "Deployment", "shop", "web");
         let at = DateTime::from_timestamp(1_800_000_000 + seconds, 0).expect("is a time");
-        [UsageEntry::new(id, &target, &target, at)]
+        [UsageEntry::new("attempt", id, &target, &target, at)]
     }
 
-    fn charged(lease: Option<&Lease>, id: &str, seconds: i64) -> Result<Usage, ActionError> {
+    fn judged(lease: Option<&Lease>, id: &str, seconds: i64) -> Result<(), ActionError> {
         let lease_ref = LeaseRef { namespace: "ops".to_owned(), name: "limits".to_owned() };
         let cluster = Some(Quota { actions: 2, within: Duration::from_secs(600) });
         let limits = Limits { cooldown: Duration::from_secs(60), cluster, ..Limits::default() };
-        charge(lease, &lease_ref, &entry(id, seconds), &limits)
+        judge(lease, &lease_ref, &entry(id, seconds), &limits)
     }
 
     #[test]
@@ -323,31 +360,35 @@ mod tests {
             (&[(STOP_ANNOTATION, "false")], Ok(())),
             (&[(STOP_ANNOTATION, "true")], Err(Code::Stopped)),
             (&[(STOP_ANNOTATION, "")], Err(Code::Stopped)),
-            (&[(STOP_ANNOTATION, "incident 7"), (USAGE_ANNOTATION, "junk")], Err(Code::Stopped)),
+            (
+                &[(STOP_ANNOTATION, "incident 7"), ("usage.action-executor.dev/x", "junk")],
+                Err(Code::Stopped),
+            ),
         ] {
-            let charged = charged(Some(&lease(annotations)), "a", 0);
-            assert_eq!(charged.map(drop).map_err(|error| error.code), expected, "{annotations:?}");
+            let judged = judged(Some(&lease(annotations)), "a", 0);
+            assert_eq!(judged.map_err(|error| error.code), expected, "{annotations:?}");
         }
-        let stopped = charged(Some(&lease(&[(STOP_ANNOTATION, "incident\n7")])), "a", 0);
+        let stopped = judged(Some(&lease(&[(STOP_ANNOTATION, "incident\n7")])), "a", 0);
         let error = stopped.expect_err("is stopped");
         assert!(error.detail.ends_with("Lease ops/limits stops all actions: incident7"), "{error}");
     }
 
     #[test]
-    fn a_lease_is_charged_until_a_limit_refuses() {
-        let first = charged(None, "a", 0).expect("has no Lease yet");
-        let lease = lease(&[(USAGE_ANNOTATION, &first.to_string())]);
+    fn a_limit_refuses_with_its_name_and_the_time_to_wait() {
+        let [first] = entry("a", 0);
+        let (key, value) = first.annotation();
+        let lease = lease(&[(&key, &value)]);
         for (id, seconds, expected) in [
             ("a", 20, None),
             ("b", 20, Some(("less than 60 s ago", "cooldown_seconds", 40))),
             ("b", 60, None),
         ] {
-            let charged = charged(Some(&lease), id, seconds);
+            let judged = judged(Some(&lease), id, seconds);
             let Some((detail, field, wait)) = expected else {
-                assert!(charged.is_ok(), "{id} {seconds}");
+                assert!(judged.is_ok(), "{id} {seconds}");
                 continue;
             };
-            let error = charged.expect_err("is refused");
+            let error = judged.expect_err("is refused");
             assert_eq!((error.code, error.retry_after_seconds()), (Code::RateLimited, Some(wait)));
             assert!(error.detail.contains(detail), "{error}");
             assert!(error.hint.as_ref().is_some_and(|hint| hint.contains(field)), "{error:?}");

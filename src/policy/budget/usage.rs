@@ -1,11 +1,14 @@
 //! The usage of a budget, and whether it allows one more action: pure arithmetic on a short list.
 //!
-//! The list is one annotation of a Lease, shared by all processes. Its times are the API server's, so a wrong
-//! clock in one process does not matter. An entry is written before its effect, and the effect follows within
-//! [`EFFECT_WINDOW`]. Each time window is extended by that much, so that no window ever has more effects than
-//! its limit.
+//! The list is in the annotations of a Lease, one for each entry, shared by all processes. Its times are the API
+//! server's, so a wrong clock in one process does not matter. An entry is written before its effect, and the
+//! effect follows within [`EFFECT_WINDOW`]. Each time window is extended by that much, so that no window ever has
+//! more effects than its limit.
 
-use std::{fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -14,9 +17,16 @@ use crate::contract::{digest::sha256, response::Target};
 /// The longest time between an entry and its effect.
 pub const EFFECT_WINDOW: Duration = Duration::from_secs(30);
 
+/// How long an effect may be made after its entry. It is shorter than [`EFFECT_WINDOW`] by the precision of the API
+/// server's time as this process knows it.
+pub const EFFECT_TIMEOUT: Duration = Duration::from_secs(28);
+
+/// The prefix of the annotations with the entries.
+const PREFIX: &str = "usage.action-executor.dev/";
+
 /// The maximum number of entries; a full list refuses further actions until some entries expire. An entry
-/// has 50 bytes, and the annotations of an object at most 256 KiB.
-const MAX_ENTRIES: usize = 4000;
+/// has 160 bytes, and the annotations of an object at most 256 KiB.
+const MAX_ENTRIES: usize = 1500;
 
 /// A number of actions in a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +62,11 @@ impl Limits {
     }
 }
 
-/// One action that was allowed.
+/// One action that was allowed, or asks to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageEntry {
+    /// The annotation, of this attempt alone: no attempt can remove another one's entry.
+    key: String,
     /// The request, so that a retry is not counted twice.
     request: String,
     target: String,
@@ -63,23 +75,61 @@ pub struct UsageEntry {
 }
 
 impl UsageEntry {
-    /// The entry for an action on `target`, at this time of the API server. `request_target` is the request's
-    /// own target, which differs for a pod of a drained node.
+    /// The entry of this attempt for an action on `target`, at this time of the API server. `request_target` is
+    /// the request's own target, which differs for a pod of a drained node.
     #[must_use]
-    pub fn new(id: &str, request_target: &Target, target: &Target, at: DateTime<Utc>) -> Self {
+    pub fn new(
+        attempt: &str,
+        id: &str,
+        request_target: &Target,
+        target: &Target,
+        at: DateTime<Utc>,
+    ) -> Self {
         let Target { namespace, kind, name, .. } = target;
+        let target = digest(&format!("{kind}/{namespace}/{name}"));
         UsageEntry {
-            request: short_digest(&format!("{}/{id}", request_target.namespace)),
-            target: short_digest(&format!("{kind}/{namespace}/{name}")),
-            namespace: short_digest(namespace),
+            key: format!("{PREFIX}{}", digest(&format!("{attempt}/{target}"))),
+            request: digest(&format!("{}/{id}", request_target.namespace)),
+            namespace: digest(namespace),
+            target,
             at,
         }
     }
+
+    /// The name and the value of its annotation.
+    #[must_use]
+    pub fn annotation(&self) -> (String, String) {
+        let UsageEntry { key, request, target, namespace, at } = self;
+        (key.clone(), format!("{request}.{target}.{namespace}.{}", at.timestamp()))
+    }
+
+    /// When it was made, by the API server's clock.
+    #[must_use]
+    pub fn at(&self) -> DateTime<Utc> {
+        self.at
+    }
+
+    fn parse(key: &str, value: &str) -> Option<Self> {
+        key.strip_prefix(PREFIX)?;
+        let mut parts = value.split('.');
+        Some(UsageEntry {
+            key: key.to_owned(),
+            request: parts.next()?.to_owned(),
+            target: parts.next()?.to_owned(),
+            namespace: parts.next()?.to_owned(),
+            at: DateTime::from_timestamp(parts.next()?.parse().ok()?, 0)?,
+        })
+    }
+
+    /// Whether it is the same action: another attempt at the same request.
+    fn is_same_action(&self, other: &UsageEntry) -> bool {
+        (&self.request, &self.target) == (&other.request, &other.target)
+    }
 }
 
-/// Enough of a digest for a few thousand entries.
-fn short_digest(text: &str) -> String {
-    sha256(text.as_bytes())[..12].to_owned()
+/// 128 bits: a requester chooses ids, so two with the same digest must not be found.
+fn digest(text: &str) -> String {
+    sha256(text.as_bytes())[..32].to_owned()
 }
 
 /// The limit that is exceeded, and how long it takes until it allows one more.
@@ -100,81 +150,69 @@ pub enum LimitExceeded {
 pub struct Usage(Vec<UsageEntry>);
 
 impl Usage {
-    /// Parses the list; malformed entries are ignored.
+    /// Reads the list from the annotations of a Lease; malformed entries are ignored.
     #[must_use]
-    pub fn parse(text: &str) -> Self {
-        let entry = |word: &str| {
-            let mut parts = word.split('.');
-            Some(UsageEntry {
-                request: parts.next()?.to_owned(),
-                target: parts.next()?.to_owned(),
-                namespace: parts.next()?.to_owned(),
-                at: DateTime::from_timestamp(parts.next()?.parse().ok()?, 0)?,
-            })
-        };
-        Usage(text.split(' ').filter_map(entry).collect())
+    pub fn parse(annotations: &BTreeMap<String, String>) -> Self {
+        Usage(annotations.iter().filter_map(|(key, it)| UsageEntry::parse(key, it)).collect())
     }
 
-    /// The list with the entries of a request, if the limits allow all of them. They replace earlier entries
-    /// of the same request.
+    /// The annotations of the entries that count no more at this time.
+    #[must_use]
+    pub fn expired(&self, limits: &Limits, now: DateTime<Utc>) -> Vec<String> {
+        let expired = self.0.iter().filter(|it| age(it, now) >= limits.retention());
+        expired.map(|it| it.key.clone()).collect()
+    }
+
+    /// Checks that the limits allow all of these entries of one request. Entries of the same request for the
+    /// same targets, by any attempt, are not counted beside them: the request has one effect.
     ///
     /// # Errors
     /// The limit that is exceeded.
-    pub fn with(&self, entries: &[UsageEntry], limits: &Limits) -> Result<Usage, LimitExceeded> {
-        let mut usage = self.without(entries);
-        for entry in entries {
-            usage.0.retain(|it| age(it, entry.at) < limits.retention());
-            usage.check(entry, limits)?;
-            usage.0.push(entry.clone());
-        }
-        Ok(usage)
-    }
-
-    /// The list with the entries of a request, whatever the limits; only a full list stays as it is.
-    #[must_use]
-    pub fn with_unconditional(&self, entries: &[UsageEntry], limits: &Limits) -> Usage {
-        let mut usage = self.without(entries);
-        for entry in entries {
-            usage.0.retain(|it| age(it, entry.at) < limits.retention());
-            if usage.0.len() < MAX_ENTRIES {
-                usage.0.push(entry.clone());
+    pub fn check(&self, entries: &[UsageEntry], limits: &Limits) -> Result<(), LimitExceeded> {
+        let mut counted = HashMap::new();
+        for it in &self.0 {
+            if entries.iter().any(|entry| entry.is_same_action(it)) {
+                continue;
+            }
+            let latest = counted.entry((&it.request, &it.target)).or_insert(it);
+            if latest.at < it.at {
+                *latest = it;
             }
         }
-        usage
+        let mut usage: Vec<&UsageEntry> = counted.into_values().collect();
+        for entry in entries {
+            check_one(&usage, entry, limits)?;
+            usage.push(entry);
+        }
+        Ok(())
     }
+}
 
-    /// The list without the entries of the same request.
-    #[must_use]
-    pub fn without(&self, entries: &[UsageEntry]) -> Usage {
-        let is_same_request =
-            |it: &&UsageEntry| entries.iter().any(|entry| entry.request == it.request);
-        Usage(self.0.iter().filter(|it| !is_same_request(it)).cloned().collect())
+fn check_one(
+    usage: &[&UsageEntry],
+    entry: &UsageEntry,
+    limits: &Limits,
+) -> Result<(), LimitExceeded> {
+    let now = entry.at;
+    let all = || usage.iter().copied();
+    let same_target = all().filter(|it| it.target == entry.target);
+    if let Some(wait) = wait_for_slot(same_target, 1, limits.cooldown, now) {
+        return Err(LimitExceeded::Cooldown(wait));
     }
-
-    fn check(&self, entry: &UsageEntry, limits: &Limits) -> Result<(), LimitExceeded> {
-        let now = entry.at;
-        let same_target = self.0.iter().filter(|it| it.target == entry.target);
-        if let Some(wait) = wait_for_slot(same_target, 1, limits.cooldown, now) {
-            return Err(LimitExceeded::Cooldown(wait));
+    if let Some(quota) = limits.per_namespace {
+        let here = all().filter(|it| it.namespace == entry.namespace);
+        if let Some(wait) = wait_for_slot(here, quota.actions, quota.within + EFFECT_WINDOW, now) {
+            return Err(LimitExceeded::Namespace(quota, wait));
         }
-        if let Some(quota) = limits.per_namespace {
-            let here = self.0.iter().filter(|it| it.namespace == entry.namespace);
-            if let Some(wait) =
-                wait_for_slot(here, quota.actions, quota.within + EFFECT_WINDOW, now)
-            {
-                return Err(LimitExceeded::Namespace(quota, wait));
-            }
-        }
-        if let Some(quota) = limits.cluster
-            && let Some(wait) =
-                wait_for_slot(self.0.iter(), quota.actions, quota.within + EFFECT_WINDOW, now)
-        {
-            return Err(LimitExceeded::Cluster(quota, wait));
-        }
-        match wait_for_slot(self.0.iter(), MAX_ENTRIES, limits.retention(), now) {
-            Some(wait) => Err(LimitExceeded::List(wait)),
-            None => Ok(()),
-        }
+    }
+    if let Some(quota) = limits.cluster
+        && let Some(wait) = wait_for_slot(all(), quota.actions, quota.within + EFFECT_WINDOW, now)
+    {
+        return Err(LimitExceeded::Cluster(quota, wait));
+    }
+    match wait_for_slot(all(), MAX_ENTRIES, limits.retention(), now) {
+        Some(wait) => Err(LimitExceeded::List(wait)),
+        None => Ok(()),
     }
 }
 
@@ -200,16 +238,6 @@ fn age(entry: &UsageEntry, now: DateTime<Utc>) -> Duration {
     (now - entry.at).max(TimeDelta::zero()).to_std().unwrap_or_default()
 }
 
-impl fmt::Display for Usage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, UsageEntry { request, target, namespace, at }) in self.0.iter().enumerate() {
-            let space = if index > 0 { " " } else { "" };
-            write!(f, "{space}{request}.{target}.{namespace}.{}", at.timestamp())?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -220,16 +248,27 @@ mod tests {
         DateTime::from_timestamp(1_800_000_000 + seconds, 0).expect("is a time")
     }
 
+    /// The entry of this attempt at the request `id` for the Deployment `namespace/name`.
+    fn attempt(
+        attempt: &str,
+        id: &str,
+        namespace: &str,
+        name: &str,
+        seconds: i64,
+    ) -> [UsageEntry; 1] {
+        let target = Target::named("apps/v1", "Deployment", namespace, name);
+        let request_target = Target::named("apps/v1", "Deployment", "n", "web");
+        [UsageEntry::new(attempt, id, &request_target, &target, at(seconds))]
+    }
+
     fn entry(id: &str, namespace: &str, name: &str, seconds: i64) -> [UsageEntry; 1] {
-        let target = Target {
-            api_version: "apps/v1".to_owned(),
-            kind: "Deployment".to_owned(),
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            uid: None,
-            resource_version: None,
-        };
-        [UsageEntry::new(id, &target, &target, at(seconds))]
+        attempt(&format!("attempt at {id}"), id, namespace, name, seconds)
+    }
+
+    impl Usage {
+        fn with(&self, entries: &[UsageEntry]) -> Usage {
+            Usage(self.0.iter().chain(entries).cloned().collect())
+        }
     }
 
     const MINUTE: Duration = Duration::from_secs(60);
@@ -240,115 +279,129 @@ mod tests {
 
     #[test]
     fn a_list_is_parsed_as_it_is_written() {
-        let usage = Usage::default()
-            .with(&entry("a", "shop", "web", 0), &Limits { cooldown: MINUTE, ..Limits::default() })
-            .expect("is allowed");
-        assert_eq!(Usage::parse(&usage.to_string()), usage);
-        assert_eq!(Usage::parse(""), Usage::default());
-        assert_eq!(Usage::parse("junk a.b.c.x"), Usage::default());
+        let usage = Usage::default().with(&entry("a", "shop", "web", 0));
+        let annotations = BTreeMap::from([usage.0[0].annotation()]);
+        let (key, value) = annotations.first_key_value().expect("is one");
+        assert_eq!((key.len(), value.len()), (PREFIX.len() + 32, 3 * 33 + 10));
+        assert_eq!(Usage::parse(&annotations), usage);
+        let of = |key: &str, value: &str| {
+            Usage::parse(&BTreeMap::from([(key.to_owned(), value.to_owned())]))
+        };
+        assert_eq!(of("usage.action-executor.dev/x", "a.b.c.x"), Usage::default());
+        assert_eq!(of("example.com/x", value), Usage::default());
     }
 
     #[test]
     fn a_target_is_refused_during_its_cooldown() {
         let limits = Limits { cooldown: MINUTE, ..Limits::default() };
-        let usage = Usage::default().with(&entry("a", "n", "web", 0), &limits).expect("is allowed");
-        let refused = usage.with(&entry("b", "n", "web", 20), &limits);
+        let usage = Usage::default().with(&entry("a", "n", "web", 0));
+        let refused = usage.check(&entry("b", "n", "web", 20), &limits);
         assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(40))));
-        assert!(usage.with(&entry("b", "n", "api", 20), &limits).is_ok());
-        assert!(usage.with(&entry("b", "n", "web", 60), &limits).is_ok());
-    }
-
-    #[test]
-    fn an_unconditional_entry_is_added_over_the_limit_and_counts() {
-        let quota = Some(Quota { actions: 1, within: MINUTE });
-        let limits = Limits { cooldown: MINUTE, cluster: quota, ..Limits::default() };
-        let usage = Usage::default().with(&entry("a", "n", "web", 0), &limits).expect("is allowed");
-        let back = entry("a/rollback", "n", "web", 20);
-        assert!(usage.with(&back, &limits).is_err());
-        let over = usage.with_unconditional(&back, &limits);
-        assert_eq!(over.to_string().split(' ').count(), 2);
-        assert_eq!(over.with_unconditional(&back, &limits), over);
-        // It counts for all that comes after it.
-        let refused = over.with(&entry("b", "n", "web", 61), &limits);
-        assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(19))));
+        assert!(usage.check(&entry("b", "n", "api", 20), &limits).is_ok());
+        assert!(usage.check(&entry("b", "n", "web", 60), &limits).is_ok());
     }
 
     #[test]
     fn each_namespace_has_its_own_quota() {
         let limits = Limits { per_namespace: two_in_a_minute(), ..Limits::default() };
-        let usage = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("is allowed");
-        let usage = usage.with(&entry("b", "n", "2", 1), &limits).expect("is allowed");
-        let refused = usage.with(&entry("c", "n", "3", 2), &limits);
+        let usage = Usage::default().with(&entry("a", "n", "1", 0)).with(&entry("b", "n", "2", 1));
+        let refused = usage.check(&entry("c", "n", "3", 2), &limits);
         assert!(matches!(refused, Err(LimitExceeded::Namespace(_, wait)) if wait.as_secs() == 88));
-        assert!(usage.with(&entry("c", "m", "3", 2), &limits).is_ok());
+        assert!(usage.check(&entry("c", "m", "3", 2), &limits).is_ok());
     }
 
     #[test]
     fn the_cluster_has_one_quota() {
         let limits = Limits { cluster: two_in_a_minute(), ..Limits::default() };
-        let usage = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("is allowed");
-        let usage = usage.with(&entry("b", "m", "2", 1), &limits).expect("is allowed");
-        assert!(matches!(
-            usage.with(&entry("c", "o", "3", 2), &limits),
-            Err(LimitExceeded::Cluster(..))
-        ));
+        let usage = Usage::default().with(&entry("a", "n", "1", 0));
+        assert!(usage.check(&entry("b", "m", "2", 1), &limits).is_ok());
+        let usage = usage.with(&entry("b", "m", "2", 1));
+        let refused = usage.check(&entry("c", "o", "3", 2), &limits);
+        assert!(matches!(refused, Err(LimitExceeded::Cluster(..))));
     }
 
     #[test]
-    fn a_retry_of_the_same_request_is_counted_once() {
+    fn the_attempts_at_one_request_are_counted_once() {
         let limits = Limits { cooldown: MINUTE, cluster: two_in_a_minute(), ..Limits::default() };
-        let usage = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("is allowed");
-        let usage = usage.with(&entry("a", "n", "1", 5), &limits).expect("is the same");
-        assert_eq!(usage.to_string().split(' ').count(), 1);
+        let usage = Usage::default()
+            .with(&attempt("first", "a", "n", "1", 0))
+            .with(&attempt("second", "a", "n", "1", 5));
+        assert!(usage.check(&attempt("third", "a", "n", "1", 9), &limits).is_ok());
+        assert!(usage.check(&entry("b", "n", "2", 9), &limits).is_ok());
+        let usage = usage.with(&entry("b", "n", "2", 9));
+        assert!(usage.check(&entry("c", "n", "3", 9), &limits).is_err());
+        // The latest attempt counts.
+        let refused = usage.check(&entry("c", "n", "1", 60), &limits);
+        assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(5))));
     }
 
     #[test]
-    fn a_refund_allows_another_action() {
-        let limits = Limits { cluster: two_in_a_minute(), ..Limits::default() };
-        let usage = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("is allowed");
-        let usage = usage.with(&entry("b", "n", "2", 0), &limits).expect("is allowed");
-        let usage = usage.without(&entry("a", "n", "1", 9));
-        assert!(usage.with(&entry("c", "n", "3", 1), &limits).is_ok());
+    fn the_annotations_of_two_attempts_differ() {
+        let [first] = attempt("first", "a", "n", "1", 0);
+        let [second] = attempt("second", "a", "n", "1", 0);
+        assert!(first.is_same_action(&second));
+        assert_ne!(first.annotation().0, second.annotation().0);
     }
 
     #[test]
     fn the_actions_of_one_request_are_allowed_together_or_not_at_all() {
         let limits = Limits { cluster: two_in_a_minute(), ..Limits::default() };
-        let [one] = entry("a", "n", "1", 0);
-        let [two] = entry("a", "m", "2", 0);
-        let [three] = entry("a", "m", "3", 0);
-        let both = [one.clone(), UsageEntry { request: one.request.clone(), ..two }];
-        let usage = Usage::default().with(&both, &limits).expect("allows two");
-        assert_eq!(usage.to_string().split(' ').count(), 2);
-        assert!(Usage::default().with(&[&both[..], &[three]].concat(), &limits).is_err());
-        assert_eq!(usage.without(&both[..1]), Usage::default());
+        let both = [entry("a", "n", "1", 0), entry("a", "m", "2", 0)].concat();
+        assert!(Usage::default().check(&both, &limits).is_ok());
+        let three = [&both[..], &entry("a", "m", "3", 0)].concat();
+        assert!(Usage::default().check(&three, &limits).is_err());
+        // A later attempt, for the last of them, counts what the first one may have done.
+        let usage = Usage::default().with(&both);
+        assert!(usage.check(&attempt("second", "a", "m", "2", 9), &limits).is_ok());
+        assert!(usage.check(&attempt("second", "a", "m", "3", 9), &limits).is_err());
     }
 
     #[test]
-    fn expired_entries_are_dropped() {
+    fn expired_entries_are_named_for_removal() {
         let limits = Limits { cooldown: MINUTE, ..Limits::default() };
-        let usage = Usage::default().with(&entry("a", "n", "1", 0), &limits).expect("is allowed");
-        let usage = usage.with(&entry("b", "n", "2", 100), &limits).expect("is allowed");
-        assert_eq!(usage.to_string().split(' ').count(), 1);
+        let usage = Usage::default().with(&entry("a", "n", "1", 0)).with(&entry("b", "n", "2", 50));
+        assert_eq!(usage.expired(&limits, at(59)), Vec::<String>::new());
+        assert_eq!(usage.expired(&limits, at(60)), [usage.0[0].key.clone()]);
+    }
+
+    #[test]
+    fn a_full_list_refuses_until_an_entry_expires() {
+        let limits = Limits { cooldown: MINUTE, ..Limits::default() };
+        let entries = (0..MAX_ENTRIES).map(|it| entry(&it.to_string(), "n", &it.to_string(), 0));
+        let usage = Usage(entries.flatten().collect());
+        let refused = usage.check(&entry("b", "n", "web", 20), &limits);
+        assert_eq!(refused, Err(LimitExceeded::List(Duration::from_secs(40))));
+        let bytes: usize =
+            usage.0.iter().map(|it| it.annotation().0.len() + it.annotation().1.len()).sum();
+        assert!(bytes < 256 * 1024, "{bytes}");
     }
 
     proptest! {
-        /// Effects come up to [`EFFECT_WINDOW`] after their entry, in any order.
+        /// Effects come up to [`EFFECT_WINDOW`] after their entry, in any order. Entries are written first and
+        /// checked in the order in which the API server wrote them, each by what it saw then; an entry that is
+        /// refused is removed some time later.
         #[test]
         fn no_window_ever_has_more_effects_than_its_limit(
-            steps in proptest::collection::vec((0i64..20, 0i64..=30), 1..200),
+            steps in proptest::collection::vec((0i64..20, 0i64..=30, 0usize..4), 1..200),
             actions in 1usize..6,
         ) {
             let quota = Quota { actions, within: MINUTE };
             let limits = Limits { cluster: Some(quota), ..Limits::default() };
             let (mut usage, mut now, mut effects) = (Usage::default(), 0, Vec::new());
-            for (number, (pause, delay)) in steps.into_iter().enumerate() {
+            let mut refused: Vec<(usize, String)> = Vec::new();
+            for (number, (pause, delay, lag)) in steps.into_iter().enumerate() {
                 now += pause;
-                let next = entry(&number.to_string(), "n", &number.to_string(), now);
-                if let Ok(next) = usage.with(&next, &limits) {
-                    usage = next;
-                    effects.push(now + delay);
+                let [next] = entry(&number.to_string(), "n", &number.to_string(), now);
+                usage = usage.with(std::slice::from_ref(&next));
+                match usage.check(std::slice::from_ref(&next), &limits) {
+                    Ok(()) => effects.push(now + delay),
+                    Err(_) => refused.push((number + lag, next.key)),
                 }
+                let expired = usage.expired(&limits, at(now));
+                let removed = |key: &String| {
+                    expired.contains(key) || refused.iter().any(|(at, it)| *at <= number && it == key)
+                };
+                usage.0.retain(|it| !removed(&it.key));
             }
             effects.sort_unstable();
             for few in effects.windows(actions + 1) {
