@@ -8,7 +8,7 @@
 //! - the annotation with the last requests: no other request changed it since, and not this one either, so a
 //!   patch that is sent twice takes effect once;
 //! - `metadata.generation`, where the kind has one: the whole spec, with the pod template, and whether the
-//!   object is being deleted;
+//!   object is being deleted; of a Deployment its annotations too;
 //! - `metadata.labels`: what the policy decided by labels;
 //! - `metadata.resourceVersion` only if the request's precondition names it.
 //!
@@ -41,15 +41,19 @@ pub(crate) fn patch(
 ) -> Patch {
     let requests = AppliedRequests::from_metadata(metadata);
     let annotations = metadata.annotations.as_ref();
-    let known = annotations.and_then(|all| all.get(REQUESTS_ANNOTATION));
+    // A test within a map that is missing fails; that the map is missing is tested where it is created.
+    let known = non_empty(annotations).map(|all| {
+        let value = json!(all.get(REQUESTS_ANNOTATION));
+        test(&["metadata", "annotations", REQUESTS_ANNOTATION], value)
+    });
     let version = precondition.and_then(|it| it.resource_version.as_deref());
     let generation = metadata.generation.map(|it| test(&["metadata", "generation"], json!(it)));
     let version = version.map(|it| test(&["metadata", "resourceVersion"], json!(it)));
     let mut operations = vec![
         test(&["metadata", "uid"], json!(metadata.uid)),
         test(&["metadata", "labels"], json!(non_empty(metadata.labels.as_ref()))),
-        test(&["metadata", "annotations", REQUESTS_ANNOTATION], json!(known)),
     ];
+    operations.extend(known);
     operations.extend(generation);
     operations.extend(version);
     let mark = [(REQUESTS_ANNOTATION, requests.push(request_id))];
@@ -87,7 +91,7 @@ pub(crate) fn remove(path: &[&str]) -> PatchOperation {
     PatchOperation::Remove(RemoveOperation { path: PointerBuf::from_tokens(path.iter().copied()) })
 }
 
-/// Requires a value. The API server regards a missing value as null.
+/// Requires a value. The API server regards a missing value as null, if what contains it is there.
 pub(crate) fn test(path: &[&str], value: Value) -> PatchOperation {
     PatchOperation::Test(TestOperation {
         path: PointerBuf::from_tokens(path.iter().copied()),
@@ -138,7 +142,6 @@ mod tests {
             json!([
                 { "op": "test", "path": "/metadata/uid", "value": "u1" },
                 { "op": "test", "path": "/metadata/labels", "value": null },
-                { "op": "test", "path": path, "value": null },
                 { "op": "test", "path": "/metadata/annotations", "value": null },
                 { "op": "add", "path": "/metadata/annotations", "value": {
                     "action-executor.dev/requests": "1:r1",
@@ -147,6 +150,7 @@ mod tests {
             ])
         );
         let with_others = json!(paused(&metadata("{name: web, uid: u1, annotations: {a: b}}")));
+        assert_eq!(with_others[2], json!({ "op": "test", "path": path, "value": null }));
         assert_eq!(with_others[3], json!({ "op": "add", "path": path, "value": "1:r1" }));
     }
 
@@ -200,7 +204,7 @@ mod tests {
                     let requests = AppliedRequests::from_metadata(&now).push("other");
                     metadata["annotations"][REQUESTS_ANNOTATION] = json!(requests);
                 }
-                Writer::Recreation => metadata["uid"] = json!(format!("u{number}")),
+                Writer::Recreation => metadata["uid"] = json!(format!("new-{number}")),
             }
         }
     }

@@ -233,6 +233,16 @@ mod tests {
         deployment.into()
     }
 
+    /// The same, whose pods mount this claim.
+    fn mounting(claim: &str, spec: &str) -> Workload {
+        let Workload::Deployment(mut mounting) = deployment(spec, "{}") else { panic!("is none") };
+        let pod = serde_yaml_ng::from_str(&format!(
+            "{{containers: [], volumes: [{{name: v, persistentVolumeClaim: {{claimName: {claim}}}}}]}}"
+        ));
+        mounting.spec.as_mut().expect("has one").template.spec = Some(pod.expect("is a spec"));
+        Workload::Deployment(mounting)
+    }
+
     fn warnings_on(workload: &Workload, preflight: &Preflight) -> String {
         on_rollout(workload, preflight, now()).join("; ")
     }
@@ -358,12 +368,25 @@ mod tests {
                 "claims: [{{metadata: {{name: data}}, spec: {{accessModes: [{mode}]}}}}]"
             ))
         };
-        let one = deployment(", replicas: 1", "{}");
+        let one = mounting("data", ", replicas: 1");
         assert!(warnings_on(&one, &claim("ReadWriteOnce")).contains("'data' is ReadWriteOnce"));
         assert!(warnings_on(&one, &claim("ReadWriteOncePod")).contains("is ReadWriteOncePod"));
         assert!(!warnings_on(&one, &claim("ReadWriteMany")).contains("'data'"));
-        let recreated = deployment(", replicas: 1, strategy: {type: Recreate}", "{}");
+        let recreated = mounting("data", ", replicas: 1, strategy: {type: Recreate}");
         assert!(!warnings_on(&recreated, &claim("ReadWriteOnce")).contains("'data'"));
+        let other = mounting("cache", ", replicas: 1");
+        assert!(!warnings_on(&other, &claim("ReadWriteOnce")).contains("'data'"));
+    }
+
+    #[test]
+    fn unreadable_claims_are_warned_of_if_the_pod_mounts_one() {
+        let unavailable = Preflight {
+            claims_unavailable: Some("not checked: may not list".to_owned()),
+            ..Preflight::default()
+        };
+        let mounting = mounting("data", ", replicas: 2");
+        assert!(warnings_on(&mounting, &unavailable).contains("not checked"));
+        assert_eq!(warnings_on(&deployment(", replicas: 2", "{}"), &unavailable), "");
     }
 
     #[test]

@@ -94,6 +94,15 @@ pub async fn proxy(
     namespace: &Namespace,
     rule: impl Fn(&Received) -> ProxyBehavior + Send + Sync + 'static,
 ) -> PathBuf {
+    proxy_until(namespace, rule, || {}).await
+}
+
+/// The same; `ended` runs before each response.
+pub async fn proxy_until(
+    namespace: &Namespace,
+    rule: impl Fn(&Received) -> ProxyBehavior + Send + Sync + 'static,
+    ended: impl Fn() + Clone + Send + Sync + 'static,
+) -> PathBuf {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("is bound");
     let address = listener.local_addr().expect("has one");
     let client = shared().client().await;
@@ -101,8 +110,15 @@ pub async fn proxy(
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (client, rule, counts) = (client.clone(), rule.clone(), counts.clone());
+            let ended = ended.clone();
             let service = service_fn(move |request| {
-                pass(client.clone(), rule.clone(), counts.clone(), request)
+                let passed = pass(client.clone(), rule.clone(), counts.clone(), request);
+                let ended = ended.clone();
+                async move {
+                    let response = passed.await;
+                    ended();
+                    response
+                }
             });
             tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Seek},
     path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -340,10 +341,10 @@ async fn changed_after_claim(kind: ActionKind, change: impl AsyncFn(&Scenario, &
     let policy = scenario.namespace.policy("cooldown_seconds: 0");
     let (claimed, mut seen) = tokio::sync::watch::channel(false);
     let (resume, wait) = std::sync::mpsc::channel::<()>();
-    let wait = std::sync::Mutex::new(wait);
+    let (wait, first) = (std::sync::Mutex::new(wait), AtomicBool::new(true));
     let kubeconfig = proxy(&scenario.namespace, move |call| {
         // The charge, which is sent at the same time as the claim.
-        if call.writes("leases") {
+        if call.writes("leases") && first.swap(false, Ordering::SeqCst) {
             claimed.send(true).expect("is waited for");
             let wait = wait.lock().expect("is not poisoned");
             let _ = tokio::task::block_in_place(|| wait.recv_timeout(Duration::from_secs(20)));

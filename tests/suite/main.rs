@@ -48,6 +48,7 @@ mod restart_statefulset;
 mod resume_rollout;
 mod rollback;
 mod rollback_on_failure;
+mod round_trips;
 mod run;
 mod scale;
 mod scenario;

@@ -60,7 +60,7 @@ impl ModelServer {
         };
         let deployment = json!({
             "metadata": { "name": "web", "namespace": "n", "generation": 1 },
-            "spec": { "replicas": 1, "selector": {}, "template": {} },
+            "spec": { "replicas": 1, "selector": {}, "template": { "metadata": {} } },
             "status": {},
         });
         model.put("/apis/apps/v1/namespaces/n/deployments/web", deployment);

@@ -95,12 +95,25 @@ impl Scenario {
         api.patch(&self.before.name_any(), &Default::default(), &patch).await.expect("is labelled");
     }
 
-    /// Sets an annotation of the target.
-    pub async fn annotate(&self, name: &str, value: &str) {
-        let patch = Patch::Merge(json!({ "metadata": { "annotations": { name: value } } }));
-        let api = api(self.kind, &self.namespace);
+    /// Writes the target's status as its controller does. A CronJob has no conditions, so an annotation stands for
+    /// its status.
+    pub async fn write_status(&self, value: &str) {
+        let (api, name, params) =
+            (api(self.kind, &self.namespace), self.before.name_any(), Default::default());
+        let is_cron_job = self.before.types.as_ref().is_some_and(|types| types.kind == "CronJob");
+        let condition = json!({ "type": "Heartbeat", "status": "True", "message": value });
         // A pod may be gone by now.
-        let _ = api.patch(&self.before.name_any(), &Default::default(), &patch).await;
+        let _ = match is_cron_job {
+            true => {
+                let annotations = json!({ "example.com/heartbeat": value });
+                let patch = Patch::Merge(json!({ "metadata": { "annotations": annotations } }));
+                api.patch(&name, &params, &patch).await
+            }
+            false => {
+                let patch = json!({ "status": { "conditions": [condition] } });
+                api.patch_status(&name, &params, &Patch::Strategic(patch)).await
+            }
+        };
     }
 
     /// How often the action took effect, counted once the workload is stable.

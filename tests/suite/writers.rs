@@ -35,7 +35,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 async fn write_until(done: Arc<AtomicBool>, scenario: &Scenario) -> usize {
     let mut writes = 0;
     while !done.load(Ordering::Relaxed) {
-        scenario.annotate("example.com/heartbeat", &writes.to_string()).await;
+        scenario.write_status(&writes.to_string()).await;
         writes += 1;
         sleep(WRITE_INTERVAL).await;
     }

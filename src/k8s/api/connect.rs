@@ -8,26 +8,33 @@
 use std::{env, path::PathBuf, time::Duration};
 
 use http::{Request, Response};
+use hyper::body::{Body, Bytes};
 use kube::{
-    Config,
-    client::ClientBuilder,
+    Client, Config,
+    client::{ClientBuilder, ConfigExt},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use tower::util::{MapRequestLayer, MapResponseLayer};
+use tower::{
+    BoxError, Service,
+    util::{MapRequestLayer, MapResponseLayer, option_layer},
+};
 use tracing::Span;
 
 use crate::{
     config::text_of_base64,
     contract::error::{ActionError, Code},
-    k8s::api::{client::Cluster, error::chain, server_time::ServerTime, warnings},
+    k8s::api::{
+        client::Cluster,
+        connection::{ApiConnection, CONNECT_TIMEOUT},
+        error::chain,
+        server_time::ServerTime,
+        warnings,
+    },
     telemetry::traces,
 };
 
 /// The variable with a base64-encoded kubeconfig.
 const KUBECONFIG_BASE64: &str = "KUBECONFIG_BASE64";
-
-/// For the TCP connection and the TLS handshake.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -42,14 +49,36 @@ pub(crate) async fn connect(context: Option<&str>) -> Result<Option<Cluster>, Ac
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     let server = config.cluster_url.to_string();
-    let builder = ClientBuilder::try_from(config).map_err(|error| misconfigured(chain(&error)))?;
     let time = ServerTime::default();
-    let client = builder
-        .with_layer(&warnings::layer())
-        .with_layer(&note_time(time.clone()))
-        .with_layer(&MapRequestLayer::new(inject_trace_context))
-        .build();
+    let client = client(config, time.clone()).map_err(|error| misconfigured(chain(&*error)))?;
     Ok(Some(Cluster::new(client, server).with_time(time)))
+}
+
+/// The client for this configuration. Through a proxy it is kube's own, with HTTP/1.1.
+fn client(config: Config, time: ServerTime) -> Result<Client, BoxError> {
+    if config.proxy_url.is_some() {
+        return Ok(with_layers(ClientBuilder::try_from(config)?, time));
+    }
+    let builder = ClientBuilder::new(ApiConnection::new(&config)?, &*config.default_namespace)
+        .with_layer(&config.extra_headers_layer()?)
+        .with_layer(&option_layer(config.auth_layer()?))
+        .with_layer(&config.base_uri_layer());
+    Ok(with_layers(builder, time))
+}
+
+fn with_layers<S, B>(builder: ClientBuilder<S>, time: ServerTime) -> Client
+where
+    S: Service<Request<kube::client::Body>, Response = Response<B>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    builder
+        .with_layer(&warnings::layer())
+        .with_layer(&note_time(time))
+        .with_layer(&MapRequestLayer::new(inject_trace_context))
+        .build()
 }
 
 /// A layer that sets the clock by each response.

@@ -8,6 +8,8 @@ use std::time::Duration;
 use hyper_util::client::legacy;
 use kube::core::Status;
 
+use crate::k8s::api::connection::ConnectError;
+
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ApiError {
@@ -66,17 +68,21 @@ impl From<kube::Error> for ApiError {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => of_status(&status),
-            kube::Error::Service(error) => match error.downcast_ref::<legacy::Error>() {
-                Some(error) if error.is_connect() => of_connect(chain(error)),
-                Some(error) => ApiError::NoAnswer(chain(error)),
-                None => ApiError::NoAnswer(chain(error.as_ref())),
-            },
+            kube::Error::Service(error) if is_connect(error.as_ref()) => {
+                of_connect(chain(error.as_ref()))
+            }
+            kube::Error::Service(error) => ApiError::NoAnswer(chain(error.as_ref())),
             kube::Error::Auth(error) => ApiError::Misconfigured(chain(&error)),
             kube::Error::BuildRequest(error) => ApiError::Misconfigured(chain(&error)),
             // All others happen while a response is read.
             error => ApiError::NoAnswer(chain(&error)),
         }
     }
+}
+
+fn is_connect(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.is::<ConnectError>()
+        || error.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect)
 }
 
 /// An untrusted certificate is no transient error: a retry would not help.

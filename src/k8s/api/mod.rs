@@ -3,6 +3,7 @@
 pub mod client;
 pub(crate) mod completion;
 pub(crate) mod connect;
+pub(crate) mod connection;
 #[cfg(feature = "lambda")]
 pub(crate) mod eks;
 pub(crate) mod error;

@@ -87,9 +87,10 @@ impl UsageEntry {
     ) -> Self {
         let Target { namespace, kind, name, .. } = target;
         let target = digest(&format!("{kind}/{namespace}/{name}"));
+        let request = digest(&format!("{}/{id}", request_target.namespace));
         UsageEntry {
-            key: format!("{PREFIX}{}", digest(&format!("{attempt}/{target}"))),
-            request: digest(&format!("{}/{id}", request_target.namespace)),
+            key: format!("{PREFIX}{}", digest(&format!("{attempt}/{request}/{target}"))),
+            request,
             namespace: digest(namespace),
             target,
             at,

@@ -1,0 +1,208 @@
+//! The connection to the API server: one with HTTP/2, if the server offers it (ALPN), so that calls at the same
+//! time share one handshake; else several with HTTP/1.1. Must not retry: a caller knows which call may be repeated.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response, Uri};
+use hyper::{
+    body::Incoming,
+    client::conn::http2::{self, SendRequest},
+};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{
+        Client as Http1Client,
+        connect::{Connection, HttpConnector},
+    },
+    rt::{TokioExecutor, TokioTimer},
+};
+use kube::{
+    Config,
+    client::{Body, ConfigExt},
+};
+use tokio::{sync::Mutex, time::timeout};
+use tokio_rustls::rustls::pki_types::ServerName;
+use tower::{BoxError, Service, ServiceExt};
+use tracing::{Instrument, Span, field::Empty};
+
+/// For the TCP connection and the TLS handshake.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often, and how long, a connection with calls is checked: a server that is gone without a word must not
+/// hold later calls.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How much of a response, and of all responses, may be in flight: a list crosses a long distance in few round trips.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// No connection could be made, so nothing was sent.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot connect")]
+pub(crate) struct ConnectError(#[source] BoxError);
+
+/// Calls to one API server. Clones share the connection.
+#[derive(Clone)]
+pub(crate) struct ApiConnection {
+    connector: HttpsConnector<HttpConnector>,
+    protocol: Arc<Mutex<Protocol>>,
+    http1: Http1Client<HttpsConnector<HttpConnector>, Body>,
+}
+
+/// What the server speaks, as far as it is known.
+enum Protocol {
+    Unknown,
+    Http1,
+    Http2(SendRequest<Body>),
+}
+
+impl ApiConnection {
+    /// A connection by this configuration, without its proxy; it is made with the first call.
+    ///
+    /// # Errors
+    /// Why certificates or the server's name cannot be used.
+    pub(crate) fn new(config: &Config) -> Result<Self, BoxError> {
+        let tls = config.rustls_client_config()?;
+        let name = config.tls_server_name.clone().map(ServerName::try_from).transpose()?;
+        let builder = || {
+            let builder = HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http();
+            match name.clone() {
+                Some(name) => builder.with_server_name_resolver(FixedServerNameResolver::new(name)),
+                None => builder,
+            }
+        };
+        let http1 = builder().enable_http1().wrap_connector(tcp());
+        // Without TLS there is nothing to negotiate.
+        let protocol = match config.cluster_url.scheme_str() {
+            Some("https") => Protocol::Unknown,
+            _ => Protocol::Http1,
+        };
+        Ok(ApiConnection {
+            connector: builder().enable_all_versions().wrap_connector(tcp()),
+            protocol: Arc::new(Mutex::new(protocol)),
+            http1: Http1Client::builder(TokioExecutor::new()).build(http1),
+        })
+    }
+
+    /// Sends one request.
+    async fn send(self, request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
+        let Some(mut http2) = self.http2(request.uri()).await? else {
+            return self.http1.request(request).await.map_err(BoxError::from);
+        };
+        let mut unanswered = Unanswered(Some(self.protocol));
+        let response = http2.send_request(request).await;
+        unanswered.0 = None;
+        response.map_err(BoxError::from)
+    }
+
+    /// The connection with HTTP/2, if the server speaks it. Other calls wait while one connects.
+    async fn http2(&self, server: &Uri) -> Result<Option<SendRequest<Body>>, BoxError> {
+        let mut protocol = self.protocol.lock().await;
+        match &*protocol {
+            Protocol::Http1 => return Ok(None),
+            Protocol::Http2(sender) if !sender.is_closed() => return Ok(Some(sender.clone())),
+            Protocol::Http2(_) | Protocol::Unknown => {}
+        }
+        *protocol = match self.connect(server).await? {
+            Some(sender) => Protocol::Http2(sender),
+            None => Protocol::Http1,
+        };
+        match &*protocol {
+            Protocol::Http2(sender) => Ok(Some(sender.clone())),
+            _ => Ok(None),
+        }
+    }
+
+    async fn connect(&self, server: &Uri) -> Result<Option<SendRequest<Body>>, BoxError> {
+        let mut connector = self.connector.clone();
+        let stream =
+            timeout(CONNECT_TIMEOUT, async { connector.ready().await?.call(server.clone()).await });
+        let stream = match stream.await {
+            Ok(stream) => stream.map_err(ConnectError)?,
+            Err(_) => {
+                let why = format!("no connection within {} s", CONNECT_TIMEOUT.as_secs());
+                return Err(ConnectError(why.into()).into());
+            }
+        };
+        if !stream.connected().is_negotiated_h2() {
+            return Ok(None);
+        }
+        let handshake = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .handshake(stream);
+        let (sender, connection) = handshake.await.map_err(|it| ConnectError(it.into()))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "the connection to the API server ended");
+            }
+        });
+        Ok(Some(sender))
+    }
+}
+
+/// A call that ends without an answer: the next one connects anew, since the connection may be dead.
+struct Unanswered(Option<Arc<Mutex<Protocol>>>);
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some(protocol) = &self.0
+            && let Ok(mut protocol) = protocol.try_lock()
+        {
+            *protocol = Protocol::Unknown;
+        }
+    }
+}
+
+fn tcp() -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp
+}
+
+impl Service<Request<Body>> for ApiConnection {
+    type Response = Response<Incoming>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // The names that kube gives to its spans.
+        let span = tracing::debug_span!(
+            "HTTP",
+            http.method = %request.method(),
+            http.url = %request.uri(),
+            http.status_code = Empty,
+            otel.name = request.extensions().get::<&'static str>().unwrap_or(&"HTTP"),
+            otel.kind = "client",
+            otel.status_code = Empty,
+        );
+        let call = self.clone().send(request);
+        let recorded = async {
+            let result = call.await;
+            let status = result.as_ref().ok().map(|response| response.status());
+            let span = Span::current();
+            if let Some(status) = status {
+                span.record("http.status_code", status.as_u16());
+            }
+            if status.is_none_or(|it| it.is_client_error() || it.is_server_error()) {
+                span.record("otel.status_code", "ERROR");
+            }
+            result
+        };
+        Box::pin(recorded.instrument(span))
+    }
+}
