@@ -120,7 +120,8 @@ mod tests {
             panic!("{:?}", plan.decision)
         };
         assert_eq!((effect.namespace.as_str(), effect.name.as_str()), ("", "n1"));
-        let change = serde_json::json!({ "op": "add", "path": "/spec/unschedulable", "value": true });
+        let change =
+            serde_json::json!({ "op": "add", "path": "/spec/unschedulable", "value": true });
         assert_eq!(effect.operations().last(), Some(&change));
         assert_eq!(did, "Node 'n1' cordoned at 2026-01-31T12:00:00.987Z.");
         assert_eq!(would, "Simulated: Node 'n1' would be cordoned.");

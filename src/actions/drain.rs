@@ -594,7 +594,8 @@ mod tests {
         let Decision::Apply(effect, did, would) = plan.decision else {
             panic!("{:?}", plan.decision)
         };
-        let change = serde_json::json!({ "op": "add", "path": "/spec/unschedulable", "value": true });
+        let change =
+            serde_json::json!({ "op": "add", "path": "/spec/unschedulable", "value": true });
         assert_eq!(effect.operations().last(), Some(&change));
         assert_eq!(did, "Node 'n1' cordoned at 2026-01-31T12:00:00.987Z.");
         assert_eq!(

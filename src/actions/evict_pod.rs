@@ -40,7 +40,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   without a controller unless allow_unmanaged is set, because it would not come back.",
     example: r#"{"pod_name":"web-1"}"#,
     rules: &[
-        PolicyRule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list"] },
+        PolicyRule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list", "watch"] },
         PolicyRule { api_groups: &[""], resources: &["pods/eviction"], verbs: &["create"] },
         preflight::BUDGETS,
     ],

@@ -27,7 +27,11 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   accept_on_delete is set.",
     example: r#"{"daemonset":"agent"}"#,
     rules: &[
-        PolicyRule { api_groups: &["apps"], resources: &["daemonsets"], verbs: &["get", "patch"] },
+        PolicyRule {
+            api_groups: &["apps"],
+            resources: &["daemonsets"],
+            verbs: &["get", "patch", "watch"],
+        },
         // Only with rollback_on_failure, for the revision to return to.
         PolicyRule { api_groups: &["apps"], resources: &["controllerrevisions"], verbs: &["list"] },
         restart::PODS,

@@ -26,7 +26,11 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   that its strategy allows. Refused for a paused Deployment.",
     example: r#"{"deployment":"web"}"#,
     rules: &[
-        PolicyRule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] },
+        PolicyRule {
+            api_groups: &["apps"],
+            resources: &["deployments"],
+            verbs: &["get", "patch", "watch"],
+        },
         // Only with rollback_on_failure, for the revision to return to.
         PolicyRule { api_groups: &["apps"], resources: &["replicasets"], verbs: &["list"] },
         restart::PODS,

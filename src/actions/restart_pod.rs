@@ -42,7 +42,11 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     example: r#"{"pod_name":"web-1"}"#,
     rules: &[
         // `list` only to find the replacement when the request waits.
-        PolicyRule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list", "delete"] },
+        PolicyRule {
+            api_groups: &[""],
+            resources: &["pods"],
+            verbs: &["get", "list", "watch", "delete"],
+        },
         preflight::BUDGETS,
     ],
     cluster_rules: &[],

@@ -30,7 +30,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         PolicyRule {
             api_groups: &["apps"],
             resources: &["statefulsets"],
-            verbs: &["get", "patch"],
+            verbs: &["get", "patch", "watch"],
         },
         // Only with rollback_on_failure, for the revision to return to.
         PolicyRule { api_groups: &["apps"], resources: &["controllerrevisions"], verbs: &["list"] },

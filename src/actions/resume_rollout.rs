@@ -31,7 +31,11 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   rolled out now, in one rollout. Unchanged if it is not paused.",
     example: r#"{"deployment":"web"}"#,
     rules: &[
-        PolicyRule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "patch"] },
+        PolicyRule {
+            api_groups: &["apps"],
+            resources: &["deployments"],
+            verbs: &["get", "patch", "watch"],
+        },
         PODS,
         preflight::AUTOSCALERS,
         preflight::BUDGETS,

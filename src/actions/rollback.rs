@@ -49,7 +49,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         PolicyRule {
             api_groups: &["apps"],
             resources: &["deployments", "statefulsets", "daemonsets"],
-            verbs: &["get", "patch"],
+            verbs: &["get", "patch", "watch"],
         },
         // Where the revisions are kept.
         PolicyRule {
@@ -194,7 +194,8 @@ impl Parameters {
             let sentence = format!("{} '{name}' is at revision {number} already.", kind.name());
             return Ok(Plan::new(target, found, Decision::NoOp(sentence), completion));
         }
-        let (precondition, restore) = (input.precondition.as_ref(), history.operations_to(revision));
+        let (precondition, restore) =
+            (input.precondition.as_ref(), history.operations_to(revision));
         let effect = Effect::patch(kind.resource(), found, &input.id, precondition, restore);
         let to = format!("rolled back to revision {number}");
         let did = format!("{} '{name}' {to} at {}.", kind.name(), rfc3339_millis(input.at));

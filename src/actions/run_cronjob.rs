@@ -57,7 +57,11 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     example: r#"{"cronjob":"nightly"}"#,
     rules: &[
         PolicyRule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get"] },
-        PolicyRule { api_groups: &["batch"], resources: &["jobs"], verbs: &["get", "create"] },
+        PolicyRule {
+            api_groups: &["batch"],
+            resources: &["jobs"],
+            verbs: &["get", "create", "watch"],
+        },
         // Only to report why a Job does not complete when the request waits.
         restart::PODS,
         PolicyRule { api_groups: &[""], resources: &["pods/log"], verbs: &["get"] },

@@ -48,7 +48,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         PolicyRule {
             api_groups: &["apps"],
             resources: &["deployments", "statefulsets", "replicasets"],
-            verbs: &["get"],
+            verbs: &["get", "watch"],
         },
         PolicyRule {
             api_groups: &["apps"],

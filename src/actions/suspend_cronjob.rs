@@ -83,10 +83,7 @@ fn decide(target: Target, cron_job: &CronJob, input: &PlanInput) -> Result<Plan,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        actions::Decision,
-        k8s::api::mutation::Applied,
-    };
+    use crate::{actions::Decision, k8s::api::mutation::Applied};
 
     fn decide_on(spec: &str, metadata: &str) -> Plan {
         let cron_job: CronJob = serde_yaml_ng::from_str(&format!(

@@ -1,11 +1,11 @@
 //! Waits until an effect is complete, cannot complete any more, or the time is up.
 //!
-//! It polls the target instead of watching it, so that the permission to `get` is enough. Each new stage is
-//! reported to the context's observer. It changes nothing.
+//! It reads the target when a watch notices a change, and else rarely; without the permission to `watch` it polls,
+//! so that the permission to `get` is enough. Each new stage is reported to the context's observer. It changes nothing.
 
 use std::{ops::ControlFlow, time::Duration};
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
     contract::{
@@ -13,7 +13,11 @@ use crate::{
         response::{Rollout, RolloutState},
     },
     executor::context::{Context, stopped},
-    k8s::{api::client::Cluster, completion::Completion, rollout::RolloutStatus},
+    k8s::{
+        api::{client::Cluster, watch::Changes},
+        completion::Completion,
+        rollout::RolloutStatus,
+    },
 };
 
 /// The time limit of a wait if the request names none.
@@ -22,6 +26,10 @@ pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(300);
 /// Pauses between polls: short at first, since most effects are quick.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Between reads while a watch runs: after a change, which seldom comes alone, and without one.
+const CHANGE_INTERVAL: Duration = Duration::from_millis(300);
+const WATCHED_POLL_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long before the end the last poll starts, so that its answer arrives in time.
 const FINAL_CHECK_TIMEOUT: Duration = Duration::from_millis(200);
@@ -54,6 +62,7 @@ async fn poll(
     end: Instant,
 ) -> (RolloutState, String) {
     let mut stopping = context.stopping();
+    let mut changes = cluster.changes(completion);
     let mut pause = MIN_POLL_INTERVAL;
     let mut stage = NOTHING_SEEN.to_owned();
     loop {
@@ -75,7 +84,27 @@ async fn poll(
         }
         tokio::select! {
             () = stopped(&mut stopping) => return (RolloutState::Interrupted, stage),
-            () = sleep(next_pause(pause, left)) => pause = (pause * 3 / 2).min(MAX_POLL_INTERVAL),
+            () = next_poll(&mut changes, pause, left) => {
+                pause = (pause * 3 / 2).min(MAX_POLL_INTERVAL);
+            }
+        }
+    }
+}
+
+/// Returns when the target is to be read again: after a change, or after a pause that is long while changes would be
+/// noticed. A watch may begin or break meanwhile.
+async fn next_poll(changes: &mut Changes, pause: Duration, left: Duration) {
+    let began = Instant::now();
+    loop {
+        let pause = if changes.is_live() { WATCHED_POLL_INTERVAL } else { pause };
+        let pause = next_pause(pause, left);
+        tokio::select! {
+            () = sleep_until(began + pause) => return,
+            () = changes.next() => {}
+        }
+        if changes.is_live() {
+            sleep_until(began + next_pause(CHANGE_INTERVAL, left)).await;
+            return;
         }
     }
 }

@@ -77,7 +77,9 @@ struct ReducedRules {
 fn without_one_verb(rules: &[(Scope, Value)]) -> Vec<ReducedRules> {
     let mut ways = Vec::new();
     for (index, (_, rule)) in rules.iter().enumerate() {
-        for verb in rule["verbs"].as_array().expect("are verbs") {
+        // Without `watch` a wait polls, as another test shows.
+        for verb in rule["verbs"].as_array().expect("are verbs").iter().filter(|it| *it != "watch")
+        {
             let mut fewer = rules.to_vec();
             let verbs = fewer[index].1["verbs"].as_array_mut().expect("are verbs");
             verbs.retain(|it| it != verb);
@@ -121,7 +123,7 @@ fn an_answer_names_each_missing_verb_and_its_rule() {
             let kubeconfig = account(&namespace, &name, rules).await;
             let policy = namespace.policy(COUNTED);
             let send = |id: &str, request: String| {
-                let request = request.replace("\"timeout_seconds\":20", "\"timeout_seconds\":1");
+                let request = request.replace("\"timeout_seconds\":20", "\"timeout_seconds\":2");
                 Program::with_kubeconfig(&kubeconfig)
                     .under(&policy)
                     .env("ACTION_ID", format!("{id}.{}", namespace.name()))

@@ -49,7 +49,7 @@ const ENTRY_POINTS: [(&str, EntryPoint); 3] = [
 ];
 
 /// The calls of this user in the API server's audit log, from this position on.
-fn calls(user: &str, since: u64) -> Vec<Value> {
+pub fn calls(user: &str, since: u64) -> Vec<Value> {
     let mut log = fs::File::open(shared().audit_log()).expect("there is an audit log");
     log.seek(std::io::SeekFrom::Start(since)).expect("is long enough");
     let mut text = String::new();
@@ -73,12 +73,12 @@ fn writes(user: &str, since: u64) -> Vec<String> {
         .collect()
 }
 
-fn log_length() -> u64 {
+pub fn log_length() -> u64 {
     fs::metadata(shared().audit_log()).expect("there is an audit log").len()
 }
 
 /// Rules for all actions, so that the policy alone restricts the executor.
-fn all_rights() -> Value {
+pub fn all_rights() -> Value {
     let policy = Policy::parse("actions: {require_approval: ['*']}", "all").expect("is a policy");
     let mut rules = rbac::rules(&ActionKind::ALL, &policy);
     rules.extend(rbac::cluster_rules(&ActionKind::ALL));
@@ -272,6 +272,43 @@ async fn accepted_within_budget(budget: usize, requests: usize) -> usize {
 async fn four_processes_share_one_budget() {
     let requests = if rounds() > 1 { 1000 } else { 60 };
     assert_eq!(accepted_within_budget(17, requests).await, 17);
+}
+
+/// Sends distinct requests at the same time, each by a process of its own at a distance of 50 ms; returns how many
+/// took effect, and how long the slowest one took.
+async fn accepted_at_a_distance(budget: usize, processes: usize) -> (usize, Duration) {
+    let namespace = shared().namespace("distance").await;
+    for number in 0..processes {
+        namespace.deployment(&format!("web-{number}"), 0, crate::cluster::GOOD_IMAGE).await;
+        namespace.rolled_out(&format!("web-{number}")).await;
+    }
+    let policy = namespace.policy(&format!(
+        "cooldown_seconds: 0\nbudget: {{per_namespace: null, cluster: {{actions: {budget}, \
+         within_seconds: 3600}}}}"
+    ));
+    let delay = ProxyBehavior::Delay(Duration::from_millis(25));
+    let kubeconfig = proxy(&namespace, move |_| delay.clone()).await;
+    let mut running = tokio::task::JoinSet::new();
+    for number in 0..processes {
+        let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
+        let request = restart(&namespace, &format!("web-{number}")).to_string();
+        running.spawn_blocking(move || program.input(request).run());
+    }
+    let finished = running.join_all().await;
+    let slowest = finished.iter().map(|it| it.took).max().expect("is one");
+    for refused in finished.iter().filter(|it| it.status != 0) {
+        assert_eq!(refused.answer()["code"], "rate_limited", "{refused:?}");
+    }
+    (finished.iter().filter(|it| it.status == 0).count(), slowest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_charge_one_lease_at_the_same_time_do_not_refuse_each_other() {
+    for budget in [16, 10] {
+        let (accepted, slowest) = accepted_at_a_distance(budget, 16).await;
+        println!("16 processes, a budget of {budget}: {accepted} accepted, within {slowest:?}");
+        assert_eq!(accepted, budget);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

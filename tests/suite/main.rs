@@ -57,5 +57,6 @@ mod secrets;
 mod tls;
 #[cfg(feature = "otel")]
 mod traces;
+mod waits;
 mod warnings;
 mod writers;

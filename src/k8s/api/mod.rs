@@ -12,4 +12,5 @@ pub(crate) mod preflight;
 pub(crate) mod retry;
 pub(crate) mod server_time;
 pub(crate) mod warnings;
+pub(crate) mod watch;
 pub(crate) mod workloads;

@@ -1,0 +1,163 @@
+//! Notices that an object may have changed, so that a wait need not poll it each second.
+//!
+//! A watch is a hint and nothing more: what the object is, is read again. So a watch that breaks, or that RBAC does
+//! not permit, costs calls and time, and changes no answer.
+
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use kube::{
+    Resource,
+    api::{ApiResource, DynamicObject, WatchParams},
+    client::Body,
+    core::Request,
+};
+use tokio::{sync::watch, task::AbortHandle, time::sleep};
+
+use crate::k8s::{api::client::Cluster, completion::Completion};
+
+/// The pause before a watch that ended begins again.
+const RESTART_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a wait is notified of.
+pub(crate) struct Changes {
+    state: watch::Receiver<State>,
+    task: Option<AbortHandle>,
+}
+
+/// Whether the watch runs, and how many events it has had.
+#[derive(Clone, Copy, Default)]
+struct State {
+    is_live: bool,
+    events: u64,
+}
+
+/// The objects to watch.
+struct Watched {
+    resource: ApiResource,
+    namespace: String,
+    params: WatchParams,
+}
+
+impl Changes {
+    /// Returns when the object may have changed since the last call; never, without a watch.
+    pub(crate) async fn next(&mut self) {
+        if self.state.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether a change would be noticed.
+    pub(crate) fn is_live(&self) -> bool {
+        self.state.borrow().is_live
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+impl Cluster {
+    /// Watches what decides whether the effect is complete.
+    pub(crate) fn changes(&self, completion: &Completion) -> Changes {
+        let (notify, state) = watch::channel(State::default());
+        let task = Watched::of(completion).map(|watched| {
+            let cluster = self.clone();
+            let task = async move {
+                while cluster.watch_once(&watched, &notify).await {
+                    notify.send_modify(|state| state.is_live = false);
+                    sleep(RESTART_INTERVAL).await;
+                }
+            };
+            tokio::spawn(task).abort_handle()
+        });
+        Changes { state, task }
+    }
+
+    /// Watches until the server ends it; false if it does not permit it.
+    async fn watch_once(&self, watched: &Watched, notify: &watch::Sender<State>) -> bool {
+        let Watched { resource, namespace, params } = watched;
+        let path = DynamicObject::url_path(resource, Some(namespace));
+        let Ok(request) = Request::new(path).watch_metadata(params, "0") else { return false };
+        let Ok(response) = self.client().send(request.map(Body::from)).await else { return true };
+        let status = response.status();
+        if !status.is_success() {
+            return !status.is_client_error();
+        }
+        let mut body = response.into_body();
+        // The first event is the present state.
+        while let Some(Ok(_)) = body.frame().await {
+            notify.send_modify(|state| {
+                *state = State { is_live: true, events: state.events + 1 };
+            });
+        }
+        true
+    }
+}
+
+impl Watched {
+    fn of(completion: &Completion) -> Option<Self> {
+        let params = WatchParams::default().disable_bookmarks();
+        let named = |resource: ApiResource, namespace: &str, name: &str| Watched {
+            resource,
+            namespace: namespace.to_owned(),
+            params: params.clone().fields(&format!("metadata.name={name}")),
+        };
+        match completion {
+            Completion::Immediate(_) => None,
+            Completion::RolledOut { namespace, name, rollout, .. } => {
+                Some(named(rollout.kind.resource(), namespace, name))
+            }
+            Completion::Scaled { kind, namespace, name, .. } => {
+                Some(named(kind.resource(), namespace, name))
+            }
+            Completion::Gone { namespace, name, .. } => {
+                Some(named(ApiResource::erase::<Pod>(&()), namespace, name))
+            }
+            Completion::Finished { namespace, name } => {
+                Some(named(ApiResource::erase::<Job>(&()), namespace, name))
+            }
+            Completion::Replaced { namespace, selector, .. } => Some(Watched {
+                resource: ApiResource::erase::<Pod>(&()),
+                namespace: namespace.clone(),
+                params: params.labels(selector),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::k8s::workload::WorkloadKind;
+
+    #[test]
+    fn the_object_that_decides_is_watched() {
+        let (namespace, name) = ("shop".to_owned(), "web".to_owned());
+        let scaled = Completion::Scaled {
+            kind: WorkloadKind::StatefulSet,
+            namespace: namespace.clone(),
+            name: name.clone(),
+            replicas: 3,
+        };
+        let watched = Watched::of(&scaled).expect("is watched");
+        assert_eq!(watched.resource.plural, "statefulsets");
+        assert_eq!(watched.params.field_selector.as_deref(), Some("metadata.name=web"));
+        let replaced = Completion::Replaced {
+            namespace,
+            controller: "ReplicaSet 'web-1'".to_owned(),
+            controller_uid: "u1".to_owned(),
+            selector: "app=web".to_owned(),
+            known: Default::default(),
+        };
+        let watched = Watched::of(&replaced).expect("is watched");
+        assert_eq!(watched.resource.plural, "pods");
+        assert_eq!(watched.params.label_selector.as_deref(), Some("app=web"));
+        assert!(Watched::of(&Completion::Immediate(String::new())).is_none());
+    }
+}
