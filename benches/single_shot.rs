@@ -7,25 +7,14 @@
 //! conditional on what it read, and records the answer. The three run in turn. Prints medians, and ratios to
 //! action-executor, which vary less between machines.
 
-use std::{
-    env, fs,
-    io::Write,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::{env, process::Command};
 
-use wait4::Wait4;
+use process::{Cost, Curl, kubectl, median, run};
+
+mod process;
 
 const ROUNDS: usize = 60;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_action-executor");
-
-/// The cost of one run.
-struct Cost {
-    wall: Duration,
-    processor: Duration,
-    peak_kib: u64,
-}
 
 fn main() {
     if env::var_os("KUBECONFIG").is_none() {
@@ -38,12 +27,13 @@ fn main() {
     let kubectl_target = |round: usize| format!("bench-{round}");
     create("bench");
     (0..ROUNDS).for_each(|round| create(&kubectl_target(round)));
-    let curl = Curl::prepare();
+    let kubeconfig = env::var_os("KUBECONFIG").expect("is set");
+    let curl = Curl::prepare_with(kubeconfig.as_ref());
     let mut runs: [(&str, Vec<Cost>); 3] =
         [("action-executor", vec![]), ("curl PATCH", vec![]), ("kubectl", vec![])];
     for round in 0..ROUNDS {
         runs[0].1.push(restart());
-        runs[1].1.push(curl.patch(round));
+        runs[1].1.push(curl.restart("bench", round));
         let target = format!("deployment/{}", kubectl_target(round));
         runs[2].1.push(run(Command::new("kubectl").args(["rollout", "restart", &target]), b""));
     }
@@ -81,12 +71,6 @@ fn print(runs: &[(&str, Vec<Cost>)]) {
     }
 }
 
-fn median(costs: &[Cost], of: impl Fn(&Cost) -> f64) -> f64 {
-    let mut values: Vec<_> = costs.iter().map(of).collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 fn request(simulate: bool) -> Vec<u8> {
     format!(
         r#"{{"type":"restart_k8s","parameters":{{"deployment":"bench"}},"simulate":{simulate}}}"#
@@ -98,70 +82,4 @@ fn restart() -> Cost {
     // Budgets are charged as in real use, and are large enough for all rounds.
     let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/counted.yaml");
     run(Command::new(PROGRAM).env("ACTION_EXECUTOR_POLICY", policy), &request(false))
-}
-
-fn run(command: &mut Command, input: &[u8]) -> Cost {
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let began = Instant::now();
-    let mut process = command.spawn().expect("it starts");
-    // A program that reads no input may have ended before the write.
-    let _ = process.stdin.take().expect("is piped").write_all(input);
-    let used = process.wait4().expect("it ends");
-    let wall = began.elapsed();
-    assert!(used.status.success(), "{command:?} failed");
-    Cost {
-        wall,
-        processor: used.rusage.utime + used.rusage.stime,
-        peak_kib: used.rusage.maxrss / 1024,
-    }
-}
-
-fn kubectl(args: &[&str]) -> String {
-    let done = Command::new("kubectl").args(args).output().expect("kubectl is there");
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    String::from_utf8(done.stdout).expect("is text")
-}
-
-/// curl with the kubeconfig's credentials in files.
-struct Curl {
-    folder: PathBuf,
-    url: String,
-}
-
-impl Curl {
-    fn prepare() -> Self {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench");
-        fs::create_dir_all(&folder).expect("is made");
-        let raw = |path: &str| {
-            kubectl(&["config", "view", "--raw", "-o", &format!("jsonpath={{{path}}}")])
-        };
-        for (name, path) in [
-            ("ca", ".clusters[0].cluster.certificate-authority-data"),
-            ("cert", ".users[0].user.client-certificate-data"),
-            ("key", ".users[0].user.client-key-data"),
-        ] {
-            let decode = format!("base64 -d > '{}'", folder.join(name).display());
-            let mut base64 =
-                Command::new("sh").args(["-c", &decode]).stdin(Stdio::piped()).spawn().expect("sh");
-            let mut input = base64.stdin.take().expect("is piped");
-            input.write_all(raw(path).as_bytes()).expect("is written");
-            drop(input);
-            assert!(base64.wait().expect("it ends").success());
-        }
-        let server = raw(".clusters[0].cluster.server");
-        let url = format!("{server}/apis/apps/v1/namespaces/default/deployments/bench");
-        Curl { folder, url }
-    }
-
-    fn patch(&self, round: usize) -> Cost {
-        let file = |name: &str| self.folder.join(name).display().to_string();
-        let patch = format!(
-            r#"{{"spec":{{"template":{{"metadata":{{"annotations":{{"round":"{round}"}}}}}}}}}}"#
-        );
-        let mut curl = Command::new("curl");
-        curl.args(["-sSf", "-X", "PATCH", "--cacert", &file("ca"), "--cert", &file("cert")]);
-        curl.args(["--key", &file("key"), "--data", &patch]);
-        curl.args(["-H", "Content-Type: application/strategic-merge-patch+json", &self.url]);
-        run(&mut curl, b"")
-    }
 }

@@ -11,7 +11,13 @@ use tokio::time::Instant;
 
 /// The time of the latest response. Cheap to clone; all clones are one clock.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ServerTime(Arc<Mutex<Option<(Instant, DateTime<Utc>)>>>);
+pub(crate) struct ServerTime(Arc<Mutex<Option<Noted>>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Noted {
+    at: Instant,
+    date: DateTime<Utc>,
+}
 
 impl ServerTime {
     /// Notes the time of a response. It is up to a second late, since `Date` has whole seconds.
@@ -19,13 +25,13 @@ impl ServerTime {
         let date = headers.get(DATE).and_then(|value| value.to_str().ok());
         let Some(date) = date.and_then(|it| DateTime::parse_from_rfc2822(it).ok()) else { return };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some((Instant::now(), date.to_utc()));
+            Some(Noted { at: Instant::now(), date: date.to_utc() });
     }
 
     /// The API server's time; our own before any response.
     pub(crate) fn now(&self) -> DateTime<Utc> {
         let noted = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((at, date)) = noted else { return Utc::now() };
+        let Some(Noted { at, date }) = noted else { return Utc::now() };
         date + TimeDelta::from_std(at.elapsed()).unwrap_or_default()
     }
 }
