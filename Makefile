@@ -34,6 +34,8 @@ IMAGE_FLAGS ?=
 CYCLONEDX_VERSION := 0.5.9
 
 say = echo "$(1)" >&2
+# Without SOURCE_DATE_EPOCH: Cargo rebuilds ring, and all that needs it, wherever its value differs from the last build's.
+write_generated = env -u SOURCE_DATE_EPOCH UPDATE_GENERATED=1 cargo test --quiet --locked --all-features --test suite --
 need = command -v $(1) >/dev/null || { echo "make $@: $(1) is missing: $(2)" >&2; exit 1; }
 
 .PHONY: help
@@ -43,7 +45,7 @@ help: ## list the targets and variables
 
 .PHONY: check
 check: ## run all tests and checks, as CI does
-	@.ci/run
+	@env -u SOURCE_DATE_EPOCH .ci/run
 
 .PHONY: generated
 generated: jobs chart-rules reference ## write all generated files
@@ -51,7 +53,7 @@ generated: jobs chart-rules reference ## write all generated files
 .PHONY: reference
 reference: ## write the tables in docs/reference, and tests/data/messages.txt
 	@$(call need,cargo,https://rustup.rs)
-	@UPDATE_GENERATED=1 cargo test --quiet --locked --all-features --test suite -- \
+	@$(write_generated) \
 	    links::every_generated_block messages::every_message
 
 .PHONY: jobs
@@ -61,7 +63,7 @@ jobs: ## write the Job manifests of the actions in jobs/
 .PHONY: chart-rules
 chart-rules: ## write the chart's files/rules.yaml from the program's RBAC rules
 	@$(call need,cargo,https://rustup.rs)
-	@UPDATE_GENERATED=1 cargo test --quiet --locked --all-features --test suite -- \
+	@$(write_generated) \
 	    chart::files_rules_yaml_is_generated_from_the_programs_rules
 
 .PHONY: tools

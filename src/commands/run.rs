@@ -223,7 +223,7 @@ fn parsed(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap_or_default()
 }
 
-/// The answer in sentences: result, problems of pods, warnings.
+/// The answer in sentences: result, how to approve, problems of pods, warnings.
 fn text(answer: &Value) -> String {
     let get = |name: &str| answer[name].as_str();
     let mut lines = Vec::new();
@@ -235,6 +235,9 @@ fn text(answer: &Value) -> String {
     }
     if let Some(hint) = get("hint") {
         lines.push(format!("hint: {hint}"));
+    }
+    if let Some(command) = answer["approval"]["command"].as_str() {
+        lines.push(format!("to approve: {command}"));
     }
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     for problem in list(&answer["rollout"]["problems"]) {
@@ -322,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn text_has_the_result_the_problems_and_the_warnings() {
+    fn text_has_the_result_the_problems_the_warnings_and_the_command_that_approves() {
         let body = json!({
             "result": "Done.", "warnings": ["mind this"],
             "rollout": {"problems": ["pod a: broken"]},
@@ -330,5 +333,7 @@ mod tests {
         assert_eq!(text(&body), "Done.\nproblem: pod a: broken\nwarning: mind this");
         let body = json!({"detail": "no such thing", "hint": "look"});
         assert_eq!(text(&body), "not done: no such thing\nhint: look");
+        let body = json!({"result": "Waits.", "approval": {"command": "kubectl create"}});
+        assert_eq!(text(&body), "Waits.\nto approve: kubectl create");
     }
 }
