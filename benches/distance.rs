@@ -167,23 +167,23 @@ fn write_status_until(done: &AtomicBool, near: &Path) -> usize {
     let length = proxy.stdout.as_mut().expect("is piped").read(&mut line).expect("is printed");
     let line = String::from_utf8_lossy(&line[..length]).into_owned();
     let address = line.trim().rsplit(' ').next().expect("names an address").to_owned();
-    let mut stream = TcpStream::connect(address).expect("kubectl proxy listens");
     let mut writes = 0;
     while !done.load(Ordering::Relaxed) {
         let next = Instant::now() + Duration::from_millis(20);
         let body = format!(
             r#"{{"status":{{"conditions":[{{"type":"Heartbeat","status":"True","message":"{writes}"}}]}}}}"#
         );
+        let mut stream = TcpStream::connect(&address).expect("kubectl proxy listens");
         write!(
             stream,
             "PATCH /apis/apps/v1/namespaces/default/deployments/bench/status HTTP/1.1\r\nHost: localhost\r\n\
-             Content-Type: application/strategic-merge-patch+json\r\nContent-Length: {}\r\n\r\n{body}",
+             Connection: close\r\nContent-Type: application/strategic-merge-patch+json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         )
         .expect("is sent");
-        let mut answer = [0; 65536];
-        assert!(stream.read(&mut answer).expect("is answered") > 0);
-        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer[..400]));
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("is answered");
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
         writes += 1;
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
