@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use action_executor::actions::ActionKind;
 use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response,
