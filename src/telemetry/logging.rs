@@ -185,7 +185,7 @@ mod tests {
             let text = std::str::from_utf8(line).expect("is text");
             assert_eq!(text.find('\n'), Some(text.len() - 1), "{text}");
             let mut line: Value = serde_json::from_str(text).expect("is JSON");
-            let time = line.as_object_mut().expect("is an object").remove("timestamp");
+            let time = line.as_object_mut().expect("is an object").shift_remove("timestamp");
             let time = time.expect("is there").as_str().expect("is text").to_owned();
             assert_eq!((time.len(), time.ends_with('Z')), (27, true), "{time}");
             line
