@@ -229,7 +229,7 @@ fn binary(
         time: attribute(headers, "time")?,
     };
     let raw = |name: &'static str| {
-        headers::header(headers, &Mode::Binary.place_of(name))
+        headers::header(headers, Mode::Binary.place_of(name))
             .map(|value| (name, value.into_owned()))
     };
     let traces = TRACES.into_iter().filter_map(raw).collect();
