@@ -180,7 +180,8 @@ impl Authenticator {
         }
         let caller = match (&credentials.authorization, &credentials.certificate) {
             (None, Some(subject)) => self.certificate_holder(subject),
-            _ => self.token_holder(credentials, cluster).await?,
+            // Its future is large, and no part of that of each request.
+            _ => Box::pin(self.token_holder(credentials, cluster)).await?,
         };
         self.rates.admit(caller.name())?;
         Ok(Some(caller))

@@ -114,7 +114,7 @@ const fn transient(title: &'static str, http: u16, exit: u8) -> Meaning {
 }
 
 /// The JSON name of a unit variant.
-pub(crate) fn wire_name(variant: impl Serialize) -> String {
+fn wire_name(variant: impl Serialize) -> String {
     let name = serde_json::to_value(variant).ok();
     name.and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
 }

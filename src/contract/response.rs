@@ -10,8 +10,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::contract::error::wire_name;
-
 /// The answer to a request that was carried out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -74,8 +72,14 @@ pub enum Outcome {
 impl Outcome {
     /// Its name in JSON.
     #[must_use]
-    pub fn name(self) -> String {
-        wire_name(self)
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Applied => "applied",
+            Outcome::Unchanged => "unchanged",
+            Outcome::Simulated => "simulated",
+            Outcome::Failed => "failed",
+            Outcome::PendingApproval => "pending_approval",
+        }
     }
 }
 
@@ -256,6 +260,24 @@ impl ActionResponse {
             approval: None,
             started_at: at,
             finished_at: at,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcomes_name_is_that_in_json() {
+        for outcome in [
+            Outcome::Applied,
+            Outcome::Unchanged,
+            Outcome::Simulated,
+            Outcome::Failed,
+            Outcome::PendingApproval,
+        ] {
+            assert_eq!(serde_json::to_value(outcome).expect("is text"), outcome.name());
         }
     }
 }

@@ -56,12 +56,11 @@ pub async fn execute_as(
 ) -> Result<ActionResponse, ActionError> {
     let mut request = incoming.request()?;
     if let Some(caller) = caller {
-        request = caller.authorize_request(request, context.cluster()).await?;
+        request = Box::pin(caller.authorize_request(request, context.cluster())).await?;
     }
     let made_at = incoming.event.as_ref().and_then(|event| event.made_at);
     if !request.simulate && request.issued_at.is_none() {
         check_replay_window("time", made_at, Utc::now(), context.replay_window())?;
     }
-    // The future of a real action is large: on the heap it does not grow every entry point's stack.
-    Box::pin(handle(context, request)).await
+    handle(context, request).await
 }

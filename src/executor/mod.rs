@@ -4,7 +4,7 @@
 //! configured. A simulation is planned and tried here; a real action is a `transaction`. Nothing here knows
 //! a transport or a single action.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
@@ -90,7 +90,8 @@ async fn simulate_or_execute(
     let waiting = guard.clone();
     let context =
         context.clone().map_observer(|observer| observer.on_waiting(move || waiting.release()));
-    transaction::execute(&context, cluster, request, input).await
+    // The future of a real action is large: on the heap it does not grow that of each simulation.
+    Box::pin(transaction::execute(&context, cluster, request, input)).await
 }
 
 fn plan_input(context: &Context, request: &ActionRequest, id: &RequestId) -> PlanInput {
@@ -142,7 +143,7 @@ async fn simulate(
     let Some(cluster) = context.cluster() else {
         return Ok(simulate_offline(request, input, &policy));
     };
-    let done = apply::simulate(context, cluster, request, input).await?;
+    let done = Box::pin(apply::simulate(context, cluster, request, input)).await?;
     policy.judge_plan(request, &done.plan, true).refuse()?;
     let preview = policy_preview(&policy.judge_plan(request, &done.plan, false));
     let mut response = response_to(request, input, done.outcome, done.result);
@@ -208,28 +209,27 @@ fn response_to(
 /// Records the result in the action's span, under the name that the metrics use.
 fn record_in_span(result: &Result<ActionResponse, ActionError>) {
     let (name, failed) = match result {
-        Ok(response) => (response.outcome.name(), response.outcome == Outcome::Failed),
-        Err(error) => (error.code.name(), true),
+        Ok(response) => (response.outcome.name().into(), response.outcome == Outcome::Failed),
+        Err(error) => (Cow::Owned(error.code.name()), true),
     };
     let span = Span::current();
-    span.record("action_executor.result", name);
+    span.record("action_executor.result", &*name);
     if failed {
         span.record("otel.status_code", "ERROR");
     }
 }
 
 fn log(request: &ActionRequest, id: &RequestId, result: &Result<ActionResponse, ActionError>) {
-    let action = request.to_string();
     let requester = request.requester.as_deref();
     let reason = request.reason.as_deref();
     let (simulate, id) = (request.simulate, &**id);
     match result {
         Ok(response) => tracing::info!(
-            id, action, simulate, requester, reason, replayed = response.replayed,
+            id, action = %request, simulate, requester, reason, replayed = response.replayed,
             outcome = ?response.outcome, result = response.result, "action answered"
         ),
         Err(error) => tracing::warn!(
-            id, action, simulate, requester, reason,
+            id, action = %request, simulate, requester, reason,
             code = %error.code, detail = error.detail, "action not done"
         ),
     }

@@ -80,10 +80,10 @@ impl Observer {
     ) {
         if let Some(metrics) = self.metrics() {
             let result = match result {
-                Ok(response) => response.outcome.name(),
-                Err(error) => error.code.name(),
+                Ok(response) => response.outcome.name().into(),
+                Err(error) => error.code.name().into(),
             };
-            metrics.action(request.action.kind().name(), request.simulate, &result, took);
+            metrics.action(request.action.kind().name(), request.simulate, result, took);
         }
     }
 

@@ -11,6 +11,9 @@ use crate::{
     ledger::record::is_final,
 };
 
+/// Most replies are not longer.
+const TYPICAL_BYTES: usize = 1024;
+
 /// An answer or a problem.
 #[derive(Clone, Debug)]
 pub enum Reply {
@@ -69,7 +72,7 @@ impl Reply {
     #[must_use]
     pub fn name(&self) -> String {
         match self {
-            Reply::Done(response) => response.outcome.name(),
+            Reply::Done(response) => response.outcome.name().to_owned(),
             Reply::Problem(error) => error.code.name(),
         }
     }
@@ -120,7 +123,11 @@ fn statuses(response: &ActionResponse) -> Statuses {
 
 /// A plain struct as JSON. Strings, numbers and times always serialize.
 pub(crate) fn json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).unwrap_or_default()
+    let mut text = Vec::with_capacity(TYPICAL_BYTES);
+    match serde_json::to_writer(&mut text, value) {
+        Ok(()) => text,
+        Err(_) => Vec::new(),
+    }
 }
 
 #[cfg(test)]

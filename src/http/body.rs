@@ -65,7 +65,7 @@ pub fn request_id(headers: &HeaderMap) -> HeaderValue {
     let given = given.and_then(|given| RequestId::try_from(given.to_owned()).ok());
     let id = given.unwrap_or_else(RequestId::generate);
     // An id holds only characters that a header may hold.
-    HeaderValue::try_from(&*id).unwrap_or(HeaderValue::from_static("-"))
+    HeaderValue::try_from(String::from(id)).unwrap_or(HeaderValue::from_static("-"))
 }
 
 fn too_long() -> ActionError {

@@ -20,6 +20,7 @@ use hyper::{
     Method,
     body::{Body as HttpBody, Bytes, Frame, SizeHint},
 };
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout_at},
@@ -129,6 +130,7 @@ impl Rejection {
 pub struct Limiter {
     lanes: [Arc<Semaphore>; 4],
     limits: [usize; 4],
+    in_use: [Gauge; 4],
     queued: AtomicUsize,
     metrics: Arc<Metrics>,
 }
@@ -138,15 +140,14 @@ impl Limiter {
     #[must_use]
     pub fn new(actions: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         let limits = [MAX_READS, actions, MAX_WAITING, MAX_STREAMS];
-        for lane in Lane::ALL {
-            metrics.concurrency_limit(lane.name(), limits[lane as usize]);
-        }
+        let in_use =
+            Lane::ALL.map(|lane| metrics.concurrency_limit(lane.name(), limits[lane as usize]));
         // A counter is exported from the start, so that its first increase is seen.
         for reason in Rejection::ALL.map(Rejection::name).into_iter().chain([DEADLINE]) {
             let _ = metrics.rejected_requests(reason);
         }
         let lanes = limits.map(|limit| Arc::new(Semaphore::new(limit)));
-        Arc::new(Limiter { lanes, limits, queued: AtomicUsize::new(0), metrics })
+        Arc::new(Limiter { lanes, limits, in_use, queued: AtomicUsize::new(0), metrics })
     }
 
     /// A permit of the lane of reads or of actions; the client expects its response by `deadline`.
@@ -202,8 +203,13 @@ impl Limiter {
     }
 
     fn permit(self: &Arc<Self>, lane: Lane, permit: OwnedSemaphorePermit) -> Arc<Permit> {
-        let held = Mutex::new(HeldPermit::new(lane, permit, &self.metrics));
+        let held = Mutex::new(self.held(lane, permit));
         Arc::new(Permit { limiter: self.clone(), held })
+    }
+
+    fn held(&self, lane: Lane, permit: OwnedSemaphorePermit) -> HeldPermit {
+        let counted = GaugeGuard::new(&self.in_use[lane as usize]);
+        HeldPermit { lane, _permit: permit, _counted: counted }
     }
 
     fn reject(&self, rejection: Rejection) -> ActionError {
@@ -222,12 +228,6 @@ struct HeldPermit {
     lane: Lane,
     _permit: OwnedSemaphorePermit,
     _counted: GaugeGuard,
-}
-
-impl HeldPermit {
-    fn new(lane: Lane, permit: OwnedSemaphorePermit, metrics: &Metrics) -> Self {
-        HeldPermit { lane, _permit: permit, _counted: metrics.permit_acquired(lane.name()) }
-    }
 }
 
 impl Permit {
@@ -252,7 +252,7 @@ impl Permit {
 
     fn move_to(&self, lane: Lane) -> bool {
         let Some(permit) = self.limiter.try_acquire(lane) else { return false };
-        *lock(&self.held) = HeldPermit::new(lane, permit, &self.limiter.metrics);
+        *lock(&self.held) = self.limiter.held(lane, permit);
         true
     }
 

@@ -76,10 +76,9 @@ impl Service {
 
     /// Answers a request.
     pub async fn dispatch(&self, request: FullRequest, info: RequestInfo) -> Response<Body> {
-        let (method, path) = (request.method().as_str(), request.uri().path());
-        let route = match Route::of(method, path) {
+        let route = match info.path.route(request.method().as_str()) {
             Ok(route) => route,
-            Err(error) => return self.problem(error, Route::allow(path)),
+            Err(error) => return self.problem(error, info.path.allow()),
         };
         if let Some(response) = answer_static(route, request.headers()) {
             return response;
@@ -105,12 +104,13 @@ impl Service {
         request: FullRequest,
         info: RequestInfo,
     ) -> Result<Response<Body>, ActionError> {
+        // Endpoints that call the cluster have large futures, which are no part of that of each request.
         match route {
             Route::Execute => execute::execute(self, request, info).await,
-            Route::CloudEvent => cloudevents::receive(self, request, info).await,
-            Route::Operation => operation::get(self, &request, &info).await,
-            Route::History => history::get(self, &request, &info).await,
-            Route::Ready => Ok(readiness::get(self).await),
+            Route::CloudEvent => Box::pin(cloudevents::receive(self, request, info)).await,
+            Route::Operation => Box::pin(operation::get(self, &request, &info)).await,
+            Route::History => Box::pin(history::get(self, &request, &info)).await,
+            Route::Ready => Ok(Box::pin(readiness::get(self)).await),
             _ => metrics::get(self),
         }
     }
@@ -152,11 +152,12 @@ pub fn handler_panicked(panic: &JoinError) -> ActionError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::routes::MatchedPath;
 
     #[test]
     fn static_routes_need_no_cluster() {
         let status = |path: &str| {
-            let route = Route::of("GET", path).expect("is served");
+            let route = MatchedPath::of(path).route("GET").expect("is served");
             answer_static(route, &HeaderMap::new()).map(|response| response.status().as_u16())
         };
         for path in

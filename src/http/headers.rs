@@ -1,9 +1,9 @@
 //! What the header of a request says: its media types, its id, its preferences, its client's timeout.
 //! Decisions on text alone.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, header::AsHeaderName};
 use tokio::time::Instant;
 
 use crate::{
@@ -11,16 +11,22 @@ use crate::{
     contract::error::{ActionError, Code},
 };
 
+/// The request's id beside its body.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// How the client wants the response (RFC 7240).
+pub const PREFER: HeaderName = HeaderName::from_static("prefer");
+
 /// How long before its client's time is over a request is answered; at most a tenth of that time.
 const ANSWER_MARGIN: Duration = Duration::from_millis(100);
 
 /// All values of a header as one, as RFC 9110 (section 5.3) joins them; a value that is not
 /// ASCII is ignored.
 #[must_use]
-pub fn header(headers: &HeaderMap, name: &str) -> Option<String> {
-    let values: Vec<_> =
-        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
-    (!values.is_empty()).then(|| values.join(", "))
+pub fn header(headers: &HeaderMap, name: impl AsHeaderName) -> Option<Cow<'_, str>> {
+    let mut values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    let first = values.next()?;
+    let joined = |all: Cow<'_, str>, next| Cow::Owned(format!("{all}, {next}"));
+    Some(values.fold(Cow::Borrowed(first), joined))
 }
 
 /// Checks that a body of this media type is JSON.
@@ -121,7 +127,8 @@ pub fn idempotency_key(value: Option<&str>) -> Result<Option<IdempotencyKey>, Ac
 
 /// The headers with which clients bound their waiting, in seconds. No RFC has one; these are in use:
 /// `Request-Timeout` of gateways and several SDKs, and its older spelling.
-pub const TIMEOUT_HEADERS: [&str; 2] = ["request-timeout", "x-request-timeout"];
+pub static TIMEOUT_HEADERS: [HeaderName; 2] =
+    [HeaderName::from_static("request-timeout"), HeaderName::from_static("x-request-timeout")];
 
 /// Maximum timeout of a client, in seconds: a day.
 const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
@@ -132,11 +139,14 @@ const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
 /// As [`response_deadline`] says.
 pub fn client_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ActionError> {
     let mut shortest = None;
-    for name in TIMEOUT_HEADERS {
+    for name in &TIMEOUT_HEADERS {
         for value in headers.get_all(name) {
             let timeout = value.to_str().ok().and_then(seconds).ok_or_else(|| {
-                ActionError::invalid_field(name, "must be a number of seconds greater than 0")
-                    .with_hint("send it as 30 or 2.5, at most 86400, or not at all")
+                ActionError::invalid_field(
+                    name.as_str(),
+                    "must be a number of seconds greater than 0",
+                )
+                .with_hint("send it as 30 or 2.5, at most 86400, or not at all")
             })?;
             shortest = Some(shortest.map_or(timeout, |other: Duration| other.min(timeout)));
         }

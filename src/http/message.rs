@@ -2,6 +2,7 @@
 //! function runtime and the endpoints.
 
 use std::{
+    borrow::Cow,
     convert::Infallible,
     mem,
     net::IpAddr,
@@ -19,7 +20,7 @@ use tracing::Span;
 use crate::{
     auth::{Credentials, client_cert::CertificateSubject},
     executor::{reply, reply::Reply},
-    http::{concurrency::Permit, headers},
+    http::{concurrency::Permit, headers, routes::MatchedPath},
 };
 
 /// What is known of a request besides its bytes. No header of a client can pass for any of it.
@@ -27,6 +28,8 @@ use crate::{
 pub struct RequestInfo {
     /// What the request is called in logs, traces and its response.
     pub request_id: HeaderValue,
+    /// What is served under the request's path.
+    pub path: MatchedPath,
     /// The address that the client's connection comes from.
     pub peer: Option<IpAddr>,
     /// The subject of the client's certificate, verified for this request.
@@ -42,11 +45,12 @@ pub struct RequestInfo {
 }
 
 impl RequestInfo {
-    /// Only an id and a deadline.
+    /// Only an id, a path and a deadline.
     #[must_use]
-    pub fn new(request_id: HeaderValue, deadline: Option<Instant>) -> Self {
+    pub fn new(request_id: HeaderValue, path: MatchedPath, deadline: Option<Instant>) -> Self {
         RequestInfo {
             request_id,
+            path,
             peer: None,
             certificate: None,
             platform_identity: None,
@@ -60,7 +64,7 @@ impl RequestInfo {
     #[must_use]
     pub fn credentials(&self, headers: &HeaderMap) -> Credentials {
         Credentials {
-            authorization: headers::header(headers, "authorization"),
+            authorization: headers::header(headers, header::AUTHORIZATION).map(Cow::into_owned),
             certificate: self.certificate.clone(),
             recognised: self.platform_identity.clone(),
             peer: self.peer,

@@ -8,12 +8,19 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, Method, Request, Uri, Version, header, uri::Authority};
+use http::{
+    HeaderMap, Method, Request, Uri, Version,
+    header::{self, AsHeaderName, HeaderName},
+    uri::Authority,
+};
 
 use crate::{
     contract::error::{ActionError, Code},
-    http::routes::Route,
+    http::routes::MatchedPath,
 };
+
+/// Where a request comes from, as its browser says (Fetch Metadata Request Headers, section 2.1).
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The host names that the server serves.
 #[derive(Clone, Debug)]
@@ -55,6 +62,7 @@ impl HostPolicy {
     pub fn check<B>(
         &self,
         request: &Request<B>,
+        path: MatchedPath,
         connection: ConnectionInfo,
     ) -> Result<(), ActionError> {
         let host = host(request.headers(), request.version())?;
@@ -62,14 +70,12 @@ impl HostPolicy {
         for authority in [&host, &target].into_iter().flatten() {
             self.check_host(authority, connection)?;
         }
-        match Route::of(request.method().as_str(), request.uri().path()) {
-            // The health is no secret, and monitoring pages may read it.
-            Ok(Route::Health | Route::Ready) => Ok(()),
-            _ => {
-                let own = target.or(host).map(|it| host_port(&it, connection.secure));
-                self.check_origin(request, own.as_ref(), connection.secure)
-            }
+        // The health is no secret, and monitoring pages may read it.
+        if path.is_health_check(request.method().as_str()) {
+            return Ok(());
         }
+        let own = target.or(host).map(|it| host_port(&it, connection.secure));
+        self.check_origin(request, own.as_ref(), connection.secure)
     }
 
     fn check_host(
@@ -93,7 +99,7 @@ impl HostPolicy {
         own: Option<&HostPort>,
         secure: bool,
     ) -> Result<(), ActionError> {
-        let site = value(request.headers(), "sec-fetch-site");
+        let site = value(request.headers(), &SEC_FETCH_SITE);
         let mut origins = request.headers().get_all(header::ORIGIN).iter();
         let allowed = match (origins.next(), origins.next()) {
             // The browser has compared them, and it knows the scheme in front of a proxy.
@@ -151,7 +157,7 @@ fn is_top_level_navigation<B>(request: &Request<B>) -> bool {
         && says("sec-fetch-dest", "document")
 }
 
-fn value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn value(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
@@ -199,7 +205,15 @@ mod tests {
         let request = request.body(()).expect("is a request");
         let connection =
             ConnectionInfo { local: local.parse().expect("is an address"), secure: false };
-        site.check(&request, connection).map_err(|error| error.code)
+        check(site, &request, connection).map_err(|error| error.code)
+    }
+
+    fn check(
+        site: &HostPolicy,
+        request: &Request<()>,
+        connection: ConnectionInfo,
+    ) -> Result<(), ActionError> {
+        site.check(request, MatchedPath::of(request.uri().path()), connection)
     }
 
     #[test]
@@ -247,7 +261,7 @@ mod tests {
         }
         let old = Request::get(EXECUTE).version(Version::HTTP_10).body(()).expect("is a request");
         let connection = ConnectionInfo { local: IpAddr::from([10, 0, 0, 7]), secure: false };
-        assert!(site.check(&old, connection).is_ok());
+        assert!(check(&site, &old, connection).is_ok());
     }
 
     #[test]
@@ -279,7 +293,7 @@ mod tests {
         let probe = [("host", "localhost"), ("origin", "http://evil.example")];
         let get = Request::get("/readyz").header("host", probe[0].1).header("origin", probe[1].1);
         let connection = ConnectionInfo { local: IpAddr::from([127, 0, 0, 1]), secure: false };
-        assert!(site.check(&get.body(()).expect("is a request"), connection).is_ok());
+        assert!(check(&site, &get.body(()).expect("is a request"), connection).is_ok());
     }
 
     #[test]
@@ -292,7 +306,7 @@ mod tests {
                 request = request.header(*name, *value);
             }
             let connection = ConnectionInfo { local: IpAddr::from([127, 0, 0, 1]), secure: false };
-            site.check(&request.body(()).expect("is a request"), connection).is_ok()
+            check(&site, &request.body(()).expect("is a request"), connection).is_ok()
         };
         let cross = ("sec-fetch-site", "cross-site");
         assert!(!fetched(Method::GET, &[cross]));

@@ -45,7 +45,7 @@ const GET_HEAD: &[&str] = &["GET", "HEAD"];
 const POST: &[&str] = &["POST"];
 
 /// Each path with its methods, its route and its purpose; `{...}` matches any one segment.
-pub(crate) const ROUTES: [(&str, &[&str], Route, &str); 13] = [
+pub(crate) static ROUTES: [Entry; 13] = [
     ("/api/v1/healthz", GET_HEAD, Route::Health, "whether the process is alive"),
     ("/readyz", GET_HEAD, Route::Ready, "whether an action could be carried out now"),
     ("/metrics", GET_HEAD, Route::Metrics, "metrics for Prometheus"),
@@ -71,13 +71,27 @@ pub(crate) const ROUTES: [(&str, &[&str], Route, &str); 13] = [
     ("/history", GET_HEAD, Route::Asset(Asset::Page), "the page of the history"),
 ];
 
-impl Route {
-    /// The route of a request line; a query is no part of it.
+/// A path with its methods, its route and its purpose.
+type Entry = (&'static str, &'static [&'static str], Route, &'static str);
+
+/// What [`ROUTES`] has for the path of a request: found once, and used by all that answers the request.
+#[derive(Clone, Copy, Debug)]
+pub struct MatchedPath(Option<&'static Entry>);
+
+impl MatchedPath {
+    /// What is served under this target; a query is no part of it.
+    #[must_use]
+    pub fn of(target: &str) -> Self {
+        let path = target.split_once('?').map_or(target, |(path, _)| path);
+        MatchedPath(ROUTES.iter().find(|(pattern, ..)| matches(pattern, path)))
+    }
+
+    /// The route of a request with this method.
     ///
     /// # Errors
     /// [`Code::RouteNotFound`] or [`Code::MethodNotAllowed`].
-    pub fn of(method: &str, target: &str) -> Result<Route, ActionError> {
-        let Some((_, methods, route, _)) = find(target) else {
+    pub fn route(self, method: &str) -> Result<Route, ActionError> {
+        let Some((_, methods, route, _)) = self.0 else {
             let known: Vec<_> = ROUTES.iter().map(|(path, ..)| *path).collect();
             return Err(ActionError::new(Code::RouteNotFound, "no such path")
                 .with_hint(format!("served: {}", known.join(", "))));
@@ -89,28 +103,33 @@ impl Route {
         Err(ActionError::new(Code::MethodNotAllowed, format!("this path accepts only {allowed}")))
     }
 
+    /// Whether a request with this method is a health check.
+    #[must_use]
+    pub fn is_health_check(self, method: &str) -> bool {
+        self.0.is_some_and(|(_, methods, route, _)| {
+            matches!(route, Route::Health | Route::Ready) && methods.contains(&method)
+        })
+    }
+
     /// The path in the metrics: one that is served, or `other`.
     #[must_use]
-    pub fn known_path(target: &str) -> &'static str {
-        find(target).map_or("other", |(path, ..)| path)
+    pub fn name(self) -> &'static str {
+        self.0.map_or("other", |(path, ..)| path)
     }
 
-    /// The value of `Allow` for a path, whatever the method.
+    /// The value of `Allow` for the path, whatever the method.
     #[must_use]
-    pub fn allow(target: &str) -> Option<String> {
-        find(target).map(|(_, methods, ..)| methods.join(", "))
+    pub fn allow(self) -> Option<String> {
+        self.0.map(|(_, methods, ..)| methods.join(", "))
     }
-}
-
-fn find(
-    target: &str,
-) -> Option<&'static (&'static str, &'static [&'static str], Route, &'static str)> {
-    let path = target.split('?').next().unwrap_or_default();
-    ROUTES.iter().find(|(pattern, ..)| matches(pattern, path))
 }
 
 /// Whether a path is what a pattern says, segment by segment.
 fn matches(pattern: &str, path: &str) -> bool {
+    // Most patterns match one path.
+    if !pattern.contains('{') {
+        return pattern == path;
+    }
     let (mut expected, mut given) = (pattern.split('/'), path.split('/'));
     loop {
         match (expected.next(), given.next()) {
@@ -127,7 +146,7 @@ mod tests {
     use super::*;
 
     fn route(method: &str, target: &str) -> Result<Route, Code> {
-        Route::of(method, target).map_err(|error| error.code)
+        MatchedPath::of(target).route(method).map_err(|error| error.code)
     }
 
     #[test]
@@ -137,7 +156,7 @@ mod tests {
         assert_eq!(route("POST", "/api/v1/action/execute"), Ok(Route::Execute));
         assert_eq!(route("GET", "/api/v1/action/execute"), Err(Code::MethodNotAllowed));
         assert_eq!(route("POST", "/api/v1/healthz"), Err(Code::MethodNotAllowed));
-        assert_eq!(Route::allow("/readyz").as_deref(), Some("GET, HEAD"));
+        assert_eq!(MatchedPath::of("/readyz").allow().as_deref(), Some("GET, HEAD"));
     }
 
     #[test]

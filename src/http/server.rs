@@ -2,16 +2,19 @@
 //!
 //! Slow headers and bodies, long ones, ambiguous lengths and too many of them end here: `tls` has the
 //! certificates, `origin` the hosts that are served, `body` the limits of a body, and `concurrency` those of
-//! what is in progress. Only full requests reach the engine. A request that acts runs in a task of its own:
-//! whether its client stays or not, it is finished and logged.
+//! what is in progress. Only full requests reach the engine. A request that acts and has to wait becomes a
+//! task of its own: whether its client stays or not, it is finished and logged.
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     net::{IpAddr, SocketAddr},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -45,7 +48,7 @@ use crate::{
         headers::response_deadline,
         message::{Body, FullRequest, RequestInfo},
         origin::{ConnectionInfo, HostPolicy},
-        routes::Route,
+        routes::MatchedPath,
         tiny::TinyHttp,
         tls::{PeerCertificates, Tls, peer_certificates},
     },
@@ -225,13 +228,14 @@ impl Server {
             return self.serve_connection(connection(Vec::new()), stream, stopping).await;
         };
         let agreed = tokio::select! {
-            agreed = tls.accept(stream) => agreed,
+            agreed = Box::pin(tls.accept(stream)) => agreed,
             () = accept_grace(&mut stopping) => return,
         };
         match agreed {
             Ok(stream) => {
                 let connection = connection(peer_certificates(&stream));
-                self.serve_connection(connection, stream, stopping).await;
+                // The state of TLS is large, and no part of each connection's task.
+                Box::pin(self.serve_connection(connection, stream, stopping)).await;
             }
             Err(error) => {
                 self.metrics.handshake_failed();
@@ -286,10 +290,16 @@ impl Server {
         let _in_flight = self.metrics.in_flight();
         let mut guard = RequestGuard::new(&self, connection.id);
         let request_id = request_id(request.headers());
-        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let span = span(&method, &path, &request_id);
+        let (method, target) = (request.method().clone(), request.uri().clone());
+        let path = MatchedPath::of(target.path());
+        let span = span(&method, path, &request_id);
         traces::extract(&span, request.headers());
-        let forwarded = self.clone().forward(&connection, request, &request_id, &span);
+        let info = RequestInfo {
+            peer: Some(connection.peer),
+            span: span.clone(),
+            ..RequestInfo::new(request_id.clone(), path, None)
+        };
+        let forwarded = self.forward(&connection, request, info);
         let (mut response, permit) = match forwarded.instrument(span.clone()).await {
             Ok(answer) => answer,
             Err(error) => {
@@ -298,8 +308,8 @@ impl Server {
             }
         };
         guard.answered = true;
-        self.metrics.http(Route::known_path(&path), response.status().as_u16());
-        log(&span, &method, &path, response.status(), &request_id, began);
+        self.metrics.http(path.name(), response.status().as_u16());
+        log(&span, &method, target.path(), response.status(), &request_id, began);
         response.headers_mut().insert(REQUEST_ID, request_id);
         // A stream holds its permit until it ends.
         Ok(response.map(|body| GuardedBody::new(body, permit.map(|permit| (permit, guard)))))
@@ -307,14 +317,13 @@ impl Server {
 
     /// Reads the request, takes a permit for it and has it dispatched.
     async fn forward(
-        self: Arc<Self>,
+        self: &Arc<Self>,
         connection: &Connection,
         request: Request<Incoming>,
-        request_id: &HeaderValue,
-        span: &Span,
+        info: RequestInfo,
     ) -> Result<Answered, ActionError> {
         connection.body_unread.store(!request.body().is_end_stream(), Ordering::Relaxed);
-        self.hosts.check(&request, connection.info)?;
+        self.hosts.check(&request, info.path, connection.info)?;
         let deadline = response_deadline(request.headers())?;
         let certificate = match &self.tls {
             Some(tls) if !connection.certificates.is_empty() => {
@@ -326,28 +335,40 @@ impl Server {
         connection.body_unread.store(false, Ordering::Relaxed);
         let lane = Lane::of(request.method());
         let permit = self.limits.concurrency.acquire(lane, deadline).await?;
-        let info = RequestInfo {
-            peer: Some(connection.peer),
-            certificate,
-            permit: Some(permit.clone()),
-            span: span.clone(),
-            ..RequestInfo::new(request_id.clone(), deadline)
-        };
-        let metrics = self.metrics.clone();
+        let span = info.span.clone();
+        let info = RequestInfo { certificate, deadline, permit: Some(permit.clone()), ..info };
+        let server = self.clone();
         let work = async move {
-            let response = self.engine.dispatch(request, info).await?;
+            let response = server.engine.dispatch(request, info).await?;
             match response.body() {
                 Body::Full(_) => Ok((response, None)),
                 Body::Stream(_) => permit.become_stream().map(|()| (response, Some(permit))),
             }
         };
         if lane != Lane::Actions {
-            return within(deadline, work, || deadline_exceeded(lane, &metrics)).await;
+            return within(deadline, work, || deadline_exceeded(lane, &self.metrics)).await;
         }
-        let task = tokio::spawn(work.instrument(span.clone()));
-        let done = async { task.await.unwrap_or_else(|panic| Err(handler_panicked(&panic))) };
-        within(deadline, done, || deadline_exceeded(lane, &metrics)).await
+        let done = finish(work.instrument(span));
+        within(deadline, done, || deadline_exceeded(lane, &self.metrics)).await
     }
+}
+
+/// Has work finished whether its client stays or not: where it first waits, it becomes a task of its own. Work
+/// that never waits, as a simulation without a cluster, does not cost one.
+async fn finish<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ActionError>> + Send + 'static,
+) -> Result<T, ActionError> {
+    let mut work = Box::pin(work);
+    let begin = |context: &mut Context<'_>| {
+        Poll::Ready(catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))))
+    };
+    let task = match poll_fn(begin).await {
+        Ok(Poll::Ready(done)) => return done,
+        Ok(Poll::Pending) => tokio::spawn(work),
+        // A panic is reported as that of any task.
+        Err(panic) => tokio::spawn(async move { resume_unwind(panic) }),
+    };
+    task.await.unwrap_or_else(|panic| Err(handler_panicked(&panic)))
 }
 
 async fn within<T>(
@@ -419,12 +440,12 @@ async fn linger(stream: impl AsyncRead + Unpin) {
 }
 
 /// The span of a request, named as OpenTelemetry's conventions for HTTP servers have it.
-fn span(method: &Method, path: &str, request_id: &HeaderValue) -> Span {
+fn span(method: &Method, path: MatchedPath, request_id: &HeaderValue) -> Span {
     let method = match method.as_str() {
         known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS" | "PATCH") => known,
         _ => "_OTHER",
     };
-    let route = Route::known_path(path);
+    let route = path.name();
     tracing::debug_span!(
         "request",
         otel.name = format_args!("{method} {route}"),
@@ -458,5 +479,52 @@ fn log(
         tracing::info!(%method, path, status, milliseconds, request_id, "request refused");
     } else {
         tracing::debug!(%method, path, status, milliseconds, request_id, "request answered");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{sync::oneshot, task};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_waits_is_finished_without_its_client() {
+        let (go, may_go) = oneshot::channel::<()>();
+        let (finished, is_finished) = oneshot::channel();
+        let work = async move {
+            may_go.await.expect("is sent");
+            finished.send(()).expect("is awaited");
+            Ok(())
+        };
+        let client = task::spawn(finish(work));
+        task::yield_now().await;
+        client.abort();
+        assert!(client.await.expect_err("is gone").is_cancelled());
+        go.send(()).expect("is awaited");
+        is_finished.await.expect("is finished");
+    }
+
+    #[tokio::test]
+    async fn work_that_never_waits_is_no_task_of_its_own() {
+        let task_of_work = task::spawn(async {
+            (finish(async { Ok(task::id()) }).await.expect("is done"), task::id())
+        });
+        let (work, caller) = task_of_work.await.expect("ends");
+        assert_eq!(work, caller);
+    }
+
+    #[tokio::test]
+    async fn a_panic_before_and_after_a_wait_is_a_problem() {
+        for waits in [false, true] {
+            let work = async move {
+                if waits {
+                    task::yield_now().await;
+                }
+                panic!("a test's own")
+            };
+            let problem: Result<(), _> = finish(work).await;
+            assert_eq!(problem.expect_err("is a problem").code, Code::Internal);
+        }
     }
 }

@@ -511,6 +511,7 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::routes::MatchedPath;
 
     fn parent(name: &str) -> PathBuf {
         let parent = std::env::temp_dir().join(format!("tiny-test-{name}-{}", std::process::id()));
@@ -574,7 +575,8 @@ mod tests {
     #[test]
     fn what_is_known_of_a_request_is_taken_out_once_and_never_stays() {
         let (table, random) = (Table::default(), SystemRandom::new());
-        let info = || RequestInfo::new(HeaderValue::from_static("r1"), None);
+        let path = MatchedPath::of("/readyz");
+        let info = || RequestInfo::new(HeaderValue::from_static("r1"), path, None);
         let entry = Entry::new(&table, &random, info()).expect("is made");
         assert_eq!(lock(&table).remove(&entry.number).expect("is there").request_id, "r1");
         assert!(lock(&table).remove(&entry.number).is_none());

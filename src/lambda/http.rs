@@ -14,6 +14,7 @@ use crate::{
         headers::response_deadline,
         message,
         message::{FullRequest, RequestInfo},
+        routes::MatchedPath,
     },
 };
 
@@ -34,7 +35,8 @@ pub fn from_lambda(request: Request) -> Result<(FullRequest, RequestInfo), Actio
     // What is not a path is served nowhere.
     head.uri = target.parse().unwrap_or_default();
     let deadline = response_deadline(&head.headers)?;
-    let info = RequestInfo::new(request_id(&head.headers), deadline);
+    let path = MatchedPath::of(head.uri.path());
+    let info = RequestInfo::new(request_id(&head.headers), path, deadline);
     let body = match body {
         Body::Text(text) => text.into(),
         Body::Binary(bytes) => bytes.into(),

@@ -34,7 +34,6 @@ use crate::{
         dispatch::Service,
         message,
         message::{FullRequest, RequestInfo},
-        routes::Route,
     },
     k8s::api::connect::connect,
     lambda::events::{Event, Message},
@@ -208,7 +207,7 @@ impl Function {
         info: RequestInfo,
         left: Option<Duration>,
     ) -> Result<Response<message::Body>, ActionError> {
-        let route = Route::of(request.method().as_str(), request.uri().path());
+        let route = info.path.route(request.method().as_str());
         if let Some(response) =
             route.ok().and_then(|route| dispatch::answer_static(route, request.headers()))
         {

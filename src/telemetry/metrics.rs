@@ -5,6 +5,7 @@
 //! no text of a request becomes a label, so callers cannot create time series.
 
 use std::{
+    borrow::Cow,
     fs,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -36,7 +37,7 @@ struct ActionLabels {
     action: &'static str,
     simulate: &'static str,
     /// An outcome, or an error code.
-    result: String,
+    result: Cow<'static, str>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -227,7 +228,7 @@ impl Metrics {
         calls.get_or_create(&CallLabels { result: "ok" }).observe(0.0);
         let metrics = Metrics::new(Some(&calls));
         // A family without a series prints no labels.
-        metrics.action("cordon", true, "simulated", Duration::ZERO);
+        metrics.action("cordon", true, "simulated".into(), Duration::ZERO);
         metrics.http("other", 404);
         metrics.problem(&ActionError::new(Code::RouteNotFound, ""));
         metrics.certificate_expires("server", 0);
@@ -259,9 +260,15 @@ impl Metrics {
     }
 
     /// Counts an answered action; `result` is its outcome or its error code.
-    pub fn action(&self, action: &'static str, simulate: bool, result: &str, took: Duration) {
+    pub fn action(
+        &self,
+        action: &'static str,
+        simulate: bool,
+        result: Cow<'static, str>,
+        took: Duration,
+    ) {
         let simulate = if simulate { "true" } else { "false" };
-        let labels = ActionLabels { action, simulate, result: result.to_owned() };
+        let labels = ActionLabels { action, simulate, result };
         self.actions.get_or_create(&labels).inc();
         self.durations.get_or_create(&KindLabels { action, simulate }).observe(took.as_secs_f64());
     }
@@ -314,16 +321,10 @@ impl Metrics {
         self.queue_duration.observe(time.as_secs_f64());
     }
 
-    /// A permit of this lane is in use until the guard is dropped.
-    #[must_use]
-    pub fn permit_acquired(&self, lane: &'static str) -> GaugeGuard {
-        GaugeGuard::new(&self.concurrency_in_use.get_or_create(&LaneLabels { lane }))
-    }
-
-    /// Sets the number of permits of a lane.
-    pub fn concurrency_limit(&self, lane: &'static str, permits: usize) {
-        let _ = self.concurrency_in_use.get_or_create(&LaneLabels { lane });
+    /// Sets the number of permits of a lane; returns the gauge of those in use.
+    pub fn concurrency_limit(&self, lane: &'static str, permits: usize) -> Gauge {
         self.concurrency_limit.get_or_create(&LaneLabels { lane }).set(permits as i64);
+        self.concurrency_in_use.get_or_create(&LaneLabels { lane }).clone()
     }
 
     /// The counter of requests rejected for this reason.
@@ -364,7 +365,9 @@ pub(crate) struct MetricDescription {
 pub struct GaugeGuard(Gauge);
 
 impl GaugeGuard {
-    fn new(gauge: &Gauge) -> Self {
+    /// Counts one in this gauge.
+    #[must_use]
+    pub fn new(gauge: &Gauge) -> Self {
         gauge.inc();
         GaugeGuard(gauge.clone())
     }
@@ -395,7 +398,7 @@ mod tests {
     #[test]
     fn a_metric_has_its_labels_and_its_value() {
         let metrics = Metrics::new(None);
-        metrics.action("restart_k8s", true, "policy_denied", Duration::from_millis(20));
+        metrics.action("restart_k8s", true, "policy_denied".into(), Duration::from_millis(20));
         metrics.problem(&ActionError::new(Code::PolicyDenied, "canary"));
         metrics.http("/readyz", 200);
         let in_flight = metrics.in_flight();

@@ -62,7 +62,7 @@ pub fn get(asset: Asset, headers: &HeaderMap) -> Response<Body> {
         Asset::Script => &SCRIPT,
         Asset::Style => &STYLE,
     };
-    let known = headers::header(headers, "if-none-match");
+    let known = headers::header(headers, header::IF_NONE_MATCH);
     let mut response = if known.is_some_and(|known| matches_etag(&known, &document.etag)) {
         let mut response = Response::new(Body::Full(Bytes::new()));
         *response.status_mut() = StatusCode::NOT_MODIFIED;

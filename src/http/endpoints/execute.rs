@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::Response;
+use http::{Response, header};
 use schemars::SchemaGenerator;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
@@ -28,10 +28,11 @@ use crate::{
             respond_async::{Accepted, execute_async},
         },
         headers::{
-            check_accept, check_content_type, header as value_of, idempotency_key, respond_async,
+            IDEMPOTENCY_KEY, PREFER, check_accept, check_content_type, header as value_of,
+            idempotency_key, respond_async,
         },
         message::{Body, FullRequest, RequestInfo},
-        openapi::{Operation, Tag, header, json_content, response},
+        openapi::{self, Operation, Tag, json_content, response},
     },
 };
 
@@ -49,10 +50,10 @@ pub async fn execute(
     info: RequestInfo,
 ) -> Result<Response<Body>, ActionError> {
     let headers = request.headers();
-    check_accept(value_of(headers, "accept").as_deref())?;
-    check_content_type(value_of(headers, "content-type").as_deref())?;
-    let key = idempotency_key(value_of(headers, "idempotency-key").as_deref())?;
-    let patience = respond_async(value_of(headers, "prefer").as_deref());
+    check_accept(value_of(headers, header::ACCEPT).as_deref())?;
+    check_content_type(value_of(headers, header::CONTENT_TYPE).as_deref())?;
+    let key = idempotency_key(value_of(headers, &IDEMPOTENCY_KEY).as_deref())?;
+    let patience = respond_async(value_of(headers, &PREFER).as_deref());
     let credentials = info.credentials(headers);
     let caller = service.callers.authenticate(&credentials, service.context.cluster()).await?;
     let delivery = IncomingRequest { body: request.into_body().into(), key, event: None };
@@ -63,7 +64,7 @@ pub async fn execute(
         // The client's time is for its response; asynchronous work outlasts it.
         let patience = time.map_or(patience, |time| patience.min(time));
         let context = with_permit(service, &info);
-        return execute_async(context, caller, delivery, permit, patience).await;
+        return Box::pin(execute_async(context, caller, delivery, permit, patience)).await;
     }
     let context = action_context(service, &info);
     let done = execute_as(&context, caller.as_ref(), &delivery).await?;
@@ -136,7 +137,7 @@ pub fn operation(generator: &mut SchemaGenerator) -> Operation {
         ),
         authenticated: true,
         parameters: vec![
-            header(
+            openapi::header(
                 "Idempotency-Key",
                 "The request's id, in quotes or bare, in place of `id`.",
                 json!({
@@ -144,17 +145,17 @@ pub fn operation(generator: &mut SchemaGenerator) -> Operation {
                     "pattern": r#"^("[A-Za-z0-9._:-]{1,128}"|[A-Za-z0-9._:-]{1,128})$"#,
                 }),
             ),
-            header(
+            openapi::header(
                 "Prefer",
                 "`respond-async`: respond as soon as the request is claimed in the cluster (RFC 7240).",
                 json!({ "type": "string", "examples": ["respond-async, wait=5"] }),
             ),
-            header(
+            openapi::header(
                 "Request-Timeout",
                 "Seconds that the client waits for the response; the shorter, if both are sent.",
                 seconds(),
             ),
-            header("X-Request-Timeout", "The same.", seconds()),
+            openapi::header("X-Request-Timeout", "The same.", seconds()),
         ],
         request: Some(json!({
             "required": true,

@@ -50,7 +50,7 @@ pub async fn get(
     let context = &service.context;
     let credentials = info.credentials(request.headers());
     let caller = service.callers.authenticate(&credentials, context.cluster()).await?;
-    let accept = value_of(request.headers(), "accept");
+    let accept = value_of(request.headers(), http::header::ACCEPT);
     let watchers = service.server.as_ref().map(|server| &server.watchers);
     let watchers = watchers
         .filter(|_| request.method() != Method::HEAD && accepts_event_stream(accept.as_deref()));

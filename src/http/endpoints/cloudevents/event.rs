@@ -124,7 +124,7 @@ impl Incoming {
     /// [`Code::UnsupportedMediaType`] for a batch, another event format or data that is not JSON, else
     /// [`Code::InvalidRequest`] with the attribute at fault.
     pub fn read(headers: &HeaderMap, body: Vec<u8>) -> Result<Self, ActionError> {
-        let media_type = headers::header(headers, header::CONTENT_TYPE.as_str());
+        let media_type = headers::header(headers, header::CONTENT_TYPE);
         let essence = media_type.as_deref().unwrap_or_default().split(';').next();
         match essence.unwrap_or_default().trim().to_ascii_lowercase().as_str() {
             BATCH => Err(ActionError::new(
@@ -229,7 +229,8 @@ fn binary(
         time: attribute(headers, "time")?,
     };
     let raw = |name: &'static str| {
-        headers::header(headers, &Mode::Binary.place_of(name)).map(|value| (name, value))
+        headers::header(headers, Mode::Binary.place_of(name))
+            .map(|value| (name, value.into_owned()))
     };
     let traces = TRACES.into_iter().filter_map(raw).collect();
     Incoming::checked(Mode::Binary, attributes, traces, data)

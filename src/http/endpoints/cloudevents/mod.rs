@@ -123,7 +123,7 @@ fn key(source: &str, id: &str) -> String {
 
 /// How it ended: tells the answers to the same request apart.
 fn suffix(response: &ActionResponse) -> String {
-    if is_final(response) { response.outcome.name() } else { "interrupted".to_owned() }
+    if is_final(response) { response.outcome.name().to_owned() } else { "interrupted".to_owned() }
 }
 
 /// The subject of an event: the target.
