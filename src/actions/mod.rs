@@ -198,7 +198,7 @@ impl ActionKind {
     }
 
     /// Whether its target is cluster-scoped.
-    pub fn is_on_cluster(self) -> bool {
+    pub(crate) fn is_on_cluster(self) -> bool {
         !self.descriptor().cluster_rules.is_empty()
     }
 
@@ -206,7 +206,7 @@ impl ActionKind {
     ///
     /// # Errors
     /// `Code::InvalidRequest` with the known names.
-    pub fn named(name: &str) -> Result<Self, ActionError> {
+    pub(crate) fn named(name: &str) -> Result<Self, ActionError> {
         let known = |kind: &ActionKind| {
             let descriptor = kind.descriptor();
             descriptor.name == name || descriptor.aliases.contains(&name)

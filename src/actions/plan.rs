@@ -251,7 +251,7 @@ pub(crate) enum FollowUp<'a> {
 /// When a plan is complete, before the effect is applied.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum CompletionSpec {
+pub(crate) enum CompletionSpec {
     /// Once the rollout is done; its generation is known when the effect is applied.
     Rollout(RolloutOf),
     /// Fully known.

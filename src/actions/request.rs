@@ -26,7 +26,7 @@ use crate::{
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
 /// The highest `timeout_seconds`.
-pub const MAX_TIMEOUT_SECONDS: u64 = 3600;
+pub(crate) const MAX_TIMEOUT_SECONDS: u64 = 3600;
 
 /// An action with its parameters and conditions.
 #[derive(Clone, Debug, PartialEq)]
@@ -157,7 +157,7 @@ pub struct IdempotencyKey {
 impl IdempotencyKey {
     /// # Errors
     /// [`Code::InvalidRequest`] with the source.
-    pub fn new(text: &str, from: &'static str) -> Result<Self, ActionError> {
+    pub(crate) fn new(text: &str, from: &'static str) -> Result<Self, ActionError> {
         let id = RequestId::try_from(text.to_owned());
         id.map(|id| IdempotencyKey { id, from })
             .map_err(|what| ActionError::invalid_field(from, what))
@@ -169,7 +169,7 @@ impl ActionRequest {
     ///
     /// # Errors
     /// [`Code::InvalidRequest`] if the request has another id.
-    pub fn with_idempotency_key(
+    pub(crate) fn with_idempotency_key(
         mut self,
         key: Option<&IdempotencyKey>,
     ) -> Result<Self, ActionError> {

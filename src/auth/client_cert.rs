@@ -10,7 +10,7 @@ const AUTHENTICATED: &str = "system:authenticated";
 
 /// The subject of a client certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertificateSubject {
+pub(crate) struct CertificateSubject {
     /// The common name.
     pub name: String,
     /// The organizations.
@@ -19,8 +19,7 @@ pub struct CertificateSubject {
 
 impl CertificateSubject {
     /// The subject of a certificate in DER; none if it does not have one common name as text.
-    #[must_use]
-    pub fn of(certificate: &[u8]) -> Option<Self> {
+    pub(crate) fn of(certificate: &[u8]) -> Option<Self> {
         let (_, certificate) = parse_x509_certificate(certificate).ok()?;
         let text = |it: &AttributeTypeAndValue<'_>| it.as_str().ok().map(str::to_owned);
         let mut names = certificate.subject().iter_common_name();
@@ -31,8 +30,7 @@ impl CertificateSubject {
     }
 
     /// The user for the cluster's RBAC.
-    #[must_use]
-    pub fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> Identity {
         let mut groups = self.groups.clone();
         groups.push(AUTHENTICATED.to_owned());
         Identity::new(self.name.clone(), groups)

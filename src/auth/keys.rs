@@ -121,8 +121,7 @@ impl Keys {
     }
 
     /// The entry of a certificate with this common name.
-    #[must_use]
-    pub fn of_certificate(&self, name: &str) -> Option<KeyEntry> {
+    pub(crate) fn of_certificate(&self, name: &str) -> Option<KeyEntry> {
         let named = |entry: &&KeyEntry| entry.certificate.as_deref() == Some(name);
         self.keys.iter().find(named).cloned()
     }
@@ -133,7 +132,7 @@ impl KeyEntry {
     ///
     /// # Errors
     /// [`Code::CallerForbidden`](crate::contract::error::Code::CallerForbidden) naming the field that denies it.
-    pub fn check(&self, access: &AccessRequest) -> Result<(), ActionError> {
+    pub(crate) fn check(&self, access: &AccessRequest) -> Result<(), ActionError> {
         // Access to all actions needs an entry for all of them.
         let action = |name: &ActionName| match access.kind {
             Some(kind) => name.matches(kind),

@@ -42,7 +42,7 @@ pub mod token_review;
 const AUTH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Authenticates callers.
-pub struct Authenticator {
+pub(crate) struct Authenticator {
     keys: Option<Reloading<Keys>>,
     audience: Option<String>,
     /// Whether client certificates are accepted.
@@ -54,7 +54,7 @@ pub struct Authenticator {
 
 /// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Caller {
+pub(crate) enum Caller {
     /// The holder of a key, or of a certificate with an entry in the keys file.
     Key(keys::KeyEntry),
     /// A user of the cluster.
@@ -65,7 +65,7 @@ pub enum Caller {
 
 /// The credentials of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Credentials {
+pub(crate) struct Credentials {
     /// The value of the `Authorization` header.
     pub authorization: Option<String>,
     /// The subject of the verified client certificate.
@@ -78,7 +78,7 @@ pub struct Credentials {
 
 /// The access that a caller requests, as in a SubjectAccessReview.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AccessRequest<'a> {
+pub(crate) struct AccessRequest<'a> {
     /// The verb.
     pub verb: Verb,
     /// The action; none: all of them, as for the history.
@@ -89,7 +89,7 @@ pub struct AccessRequest<'a> {
 
 /// A verb of RBAC on actions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
+pub(crate) enum Verb {
     /// Execute the action.
     Execute,
     /// Simulate the action.
@@ -102,8 +102,7 @@ pub enum Verb {
 
 impl Verb {
     /// Its name in RBAC.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Verb::Execute => "execute",
             Verb::Simulate => "simulate",
@@ -115,8 +114,7 @@ impl Verb {
 
 impl<'a> AccessRequest<'a> {
     /// The access that a request needs.
-    #[must_use]
-    pub fn of(request: &'a ActionRequest) -> Self {
+    pub(crate) fn of(request: &'a ActionRequest) -> Self {
         AccessRequest {
             verb: if request.simulate { Verb::Simulate } else { Verb::Execute },
             kind: Some(request.action.kind()),
@@ -128,8 +126,7 @@ impl<'a> AccessRequest<'a> {
 impl Authenticator {
     /// Authenticates by the keys file and by Kubernetes tokens for this audience. With neither,
     /// authentication is off.
-    #[must_use]
-    pub fn new(keys: Option<Reloading<Keys>>, audience: Option<String>) -> Self {
+    pub(crate) fn new(keys: Option<Reloading<Keys>>, audience: Option<String>) -> Self {
         Authenticator {
             keys,
             audience,
@@ -144,7 +141,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// [`Code::Configuration`] if the keys file cannot be used.
-    pub fn from_settings(settings: &Settings) -> Result<Self, ActionError> {
+    pub(crate) fn from_settings(settings: &Settings) -> Result<Self, ActionError> {
         let keys = settings.keys.clone().map(|source| Reloading::new(Some(source))).transpose()?;
         Ok(Authenticator {
             certificates: settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
@@ -154,14 +151,12 @@ impl Authenticator {
     }
 
     /// Whether authentication is on.
-    #[must_use]
-    pub fn is_required(&self) -> bool {
+    pub(crate) fn is_required(&self) -> bool {
         self.keys.is_some() || self.audience.is_some() || self.certificates
     }
 
     /// Why the present keys file is not in use, if it is not.
-    #[must_use]
-    pub fn load_error(&self) -> Option<ActionError> {
+    pub(crate) fn load_error(&self) -> Option<ActionError> {
         self.keys.as_ref().and_then(Reloading::load_error)
     }
 
@@ -170,7 +165,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// [`Code::Unauthenticated`], [`Code::TooManyRequests`], or why the cluster could not answer.
-    pub async fn authenticate(
+    pub(crate) async fn authenticate(
         &self,
         credentials: &Credentials,
         cluster: Option<&Cluster>,
@@ -237,7 +232,7 @@ impl Caller {
     ///
     /// # Errors
     /// [`Code::CallerForbidden`] with the missing right, or why the cluster could not answer.
-    pub async fn authorize_request(
+    pub(crate) async fn authorize_request(
         &self,
         request: ActionRequest,
         cluster: Option<&Cluster>,
@@ -251,7 +246,7 @@ impl Caller {
     ///
     /// # Errors
     /// [`Code::CallerForbidden`] with the missing right, or why the cluster could not answer.
-    pub async fn authorize(
+    pub(crate) async fn authorize(
         &self,
         access: &AccessRequest<'_>,
         cluster: Option<&Cluster>,
@@ -271,8 +266,7 @@ impl Caller {
     }
 
     /// The caller's name in the audit.
-    #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         match self {
             Caller::Key(entry) => &entry.name,
             Caller::User(identity) => &identity.user,

@@ -28,12 +28,11 @@ const RESET_AFTER: Duration = Duration::from_secs(60);
 const MAX_PEERS: usize = 4096;
 
 /// The rate limit of each caller.
-pub struct Rates(Option<DefaultKeyedRateLimiter<String>>);
+pub(crate) struct Rates(Option<DefaultKeyedRateLimiter<String>>);
 
 impl Rates {
     /// `rate` requests a second, and `burst` at once; no limit if `rate` is 0.
-    #[must_use]
-    pub fn new(rate: u32, burst: u32) -> Self {
+    pub(crate) fn new(rate: u32, burst: u32) -> Self {
         let quota = |rate| {
             Quota::per_second(rate).allow_burst(NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN))
         };
@@ -44,7 +43,7 @@ impl Rates {
     ///
     /// # Errors
     /// [`Code::TooManyRequests`], with the time until the next request is allowed.
-    pub fn admit(&self, name: &str) -> Result<(), ActionError> {
+    pub(crate) fn admit(&self, name: &str) -> Result<(), ActionError> {
         let Some(limiter) = &self.0 else { return Ok(()) };
         if limiter.len() > MAX_PEERS {
             // Drops the callers whose burst is available again.
@@ -61,7 +60,7 @@ impl Rates {
 
 /// The failures of peers.
 #[derive(Default)]
-pub struct Failures(Mutex<HashMap<Peer, FailureRecord>>);
+pub(crate) struct Failures(Mutex<HashMap<Peer, FailureRecord>>);
 
 /// The key by which failures are counted: an address (of IPv6 its first 64 bits, since one host has all the
 /// others), or all further addresses together if there are too many.
@@ -85,7 +84,7 @@ impl Failures {
     ///
     /// # Errors
     /// [`Code::TooManyRequests`], with the time until the next one may be.
-    pub fn check(&self, address: Option<IpAddr>, now: Instant) -> Result<(), ActionError> {
+    pub(crate) fn check(&self, address: Option<IpAddr>, now: Instant) -> Result<(), ActionError> {
         let Some(address) = address else { return Ok(()) };
         let peers = self.lock();
         let blocked_until =
@@ -101,7 +100,7 @@ impl Failures {
     }
 
     /// Counts a wrong credential of this peer.
-    pub fn count(&self, address: Option<IpAddr>, now: Instant) {
+    pub(crate) fn count(&self, address: Option<IpAddr>, now: Instant) {
         let Some(address) = address else { return };
         let mut peers = self.lock();
         if peers.len() >= MAX_PEERS {

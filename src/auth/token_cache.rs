@@ -18,19 +18,18 @@ const MAX_TOKENS: usize = 1024;
 
 /// The hash of each token, with its user and the time of its review.
 #[derive(Default)]
-pub struct TokenCache(Mutex<HashMap<String, (Identity, Instant)>>);
+pub(crate) struct TokenCache(Mutex<HashMap<String, (Identity, Instant)>>);
 
 impl TokenCache {
     /// The user of a cached token.
-    #[must_use]
-    pub fn find(&self, token: &str, now: Instant) -> Option<Identity> {
+    pub(crate) fn find(&self, token: &str, now: Instant) -> Option<Identity> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (identity, at) = known.get(&sha256(token.as_bytes()))?;
         is_fresh(*at, now).then(|| identity.clone())
     }
 
     /// Caches a valid token, unless the cache is full.
-    pub fn insert(&self, token: &str, identity: &Identity, now: Instant) {
+    pub(crate) fn insert(&self, token: &str, identity: &Identity, now: Instant) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_TOKENS {
             known.retain(|_, (_, at)| is_fresh(*at, now));

@@ -23,9 +23,9 @@ use crate::{
 };
 
 /// The API group and the resource of actions in RBAC.
-pub const GROUP: &str = "action-executor.dev";
+pub(crate) const GROUP: &str = "action-executor.dev";
 /// See [`GROUP`].
-pub const RESOURCE: &str = "actions";
+pub(crate) const RESOURCE: &str = "actions";
 
 /// The cluster-wide rights that the server needs to review its callers.
 pub const RULES: [PolicyRule; 2] = [
@@ -43,7 +43,7 @@ pub const RULES: [PolicyRule; 2] = [
 
 /// A user of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// The user's name.
     pub user: String,
     uid: Option<String>,
@@ -53,8 +53,7 @@ pub struct Identity {
 
 impl Identity {
     /// A user whom the API server did not authenticate itself.
-    #[must_use]
-    pub fn new(user: String, groups: Vec<String>) -> Self {
+    pub(crate) fn new(user: String, groups: Vec<String>) -> Self {
         Identity { user, groups: Some(groups), ..Identity::default() }
     }
 }

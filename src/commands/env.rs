@@ -58,7 +58,7 @@ const NAMES: [&str; 11] = [
 
 /// The request in the environment.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct EnvRequest {
+pub(crate) struct EnvRequest {
     /// The request as JSON, if there is one.
     pub body: Option<Vec<u8>>,
     /// The id of this request, or of the request from another source.
@@ -70,7 +70,7 @@ pub struct EnvRequest {
 /// # Errors
 /// [`Code::Usage`] if `ACTION_REQUEST` is set with others than `ACTION_ID`,
 /// [`Code::InvalidRequest`] for an unknown variable or a wrong id.
-pub fn request(
+pub(crate) fn request(
     vars: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<EnvRequest, ActionError> {
     let vars: BTreeMap<String, String> = text_only(vars)

@@ -34,7 +34,7 @@ struct PinnedVerifier {
 ///
 /// # Errors
 /// [`Code::Configuration`] if there is no certificate in the file.
-pub fn client(file: Option<&Path>) -> Result<ClientConfig, ActionError> {
+pub(crate) fn client(file: Option<&Path>) -> Result<ClientConfig, ActionError> {
     let provider = Arc::new(ring::default_provider());
     let algorithms = provider.signature_verification_algorithms;
     let known = match file {

@@ -100,7 +100,7 @@ fn read(source: &RequestSource) -> Result<IncomingRequest, ActionError> {
 ///
 /// # Errors
 /// Why the file cannot be read or the request is not valid.
-pub fn read_request(file: &Path) -> Result<ActionRequest, ActionError> {
+pub(crate) fn read_request(file: &Path) -> Result<ActionRequest, ActionError> {
     let body = if file == Path::new("-") {
         read_bounded(io::stdin().lock(), "standard input")?
     } else {

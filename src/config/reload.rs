@@ -154,7 +154,7 @@ impl<T: FromFiles> Reloading<T> {
     ///
     /// # Errors
     /// [`Code::Configuration`] if a file cannot be read or is not valid.
-    pub fn of(paths: Vec<PathBuf>) -> Result<Self, ActionError> {
+    pub(crate) fn of(paths: Vec<PathBuf>) -> Result<Self, ActionError> {
         let stamps = stamps(&paths);
         let files = read_all::<T>(&paths)?;
         let value = Arc::new(T::from_files(&files)?);
@@ -170,14 +170,12 @@ impl<T: FromFiles> Reloading<T> {
 
     /// The value of the files' present content, or of the last content that was valid. Costs one `stat` per
     /// file; call it once per request, so that a request sees one value.
-    #[must_use]
-    pub fn current(&self) -> Arc<T> {
+    pub(crate) fn current(&self) -> Arc<T> {
         self.reload().value.clone()
     }
 
     /// Why the files' present content is not in use, if it is not.
-    #[must_use]
-    pub fn load_error(&self) -> Option<ActionError> {
+    pub(crate) fn load_error(&self) -> Option<ActionError> {
         self.reload().error.clone()
     }
 

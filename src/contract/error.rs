@@ -216,14 +216,12 @@ impl Code {
     }
 
     /// Its name in JSON.
-    #[must_use]
-    pub fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         wire_name(self)
     }
 
     /// The title, which is the same for every occurrence (RFC 9457).
-    #[must_use]
-    pub fn title(self) -> &'static str {
+    pub(crate) fn title(self) -> &'static str {
         self.meaning().title
     }
 
@@ -247,7 +245,7 @@ impl Code {
 }
 
 /// An exit status of the program.
-pub struct ExitStatus {
+pub(crate) struct ExitStatus {
     /// The number.
     pub status: u8,
     /// Its name in sysexits(3).
@@ -261,7 +259,7 @@ const fn exit(status: u8, name: &'static str, meaning: &'static str) -> ExitStat
 }
 
 /// Every exit status.
-pub const EXIT_STATUSES: [ExitStatus; 8] = [
+pub(crate) const EXIT_STATUSES: [ExitStatus; 8] = [
     exit(0, "EX_OK", "done, simulated, or nothing to do"),
     exit(64, "EX_USAGE", "no request, more than one, or wrong arguments"),
     exit(65, "EX_DATAERR", "the request is not valid"),
@@ -308,8 +306,7 @@ pub struct ActionError {
 
 impl ActionError {
     /// An error with this detail.
-    #[must_use]
-    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
         ActionError {
             code,
             detail: detail.into(),
@@ -322,22 +319,19 @@ impl ActionError {
     }
 
     /// An invalid field of the request; `path` as `parameters.deployment`.
-    #[must_use]
-    pub fn invalid_field(path: impl Into<String>, what: impl fmt::Display) -> Self {
+    pub(crate) fn invalid_field(path: impl Into<String>, what: impl fmt::Display) -> Self {
         let path = path.into();
         ActionError::new(Code::InvalidRequest, format!("{path}: {what}")).with_field(path)
     }
 
     /// Names the request's field that is at fault; `path` as `precondition.uid`.
-    #[must_use]
-    pub fn with_field(mut self, path: impl Into<String>) -> Self {
+    pub(crate) fn with_field(mut self, path: impl Into<String>) -> Self {
         self.field = Some(path.into());
         self
     }
 
     /// Detail and hint in one line, for the middle of a sentence.
-    #[must_use]
-    pub fn with_its_hint(&self) -> String {
+    pub(crate) fn with_its_hint(&self) -> String {
         match &self.hint {
             Some(hint) => format!("{}; {hint}", self.detail),
             None => self.detail.clone(),
@@ -345,36 +339,31 @@ impl ActionError {
     }
 
     /// Adds what to do next.
-    #[must_use]
-    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+    pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into().into());
         self
     }
 
     /// Adds how long to wait before the request is resent.
-    #[must_use]
-    pub fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
+    pub(crate) fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
         self.retry_after = wait;
         self
     }
 
     /// Adds the uid of the object that was refused.
-    #[must_use]
-    pub fn object_uid(mut self, uid: Option<&str>) -> Self {
+    pub(crate) fn object_uid(mut self, uid: Option<&str>) -> Self {
         self.object_uid = uid.map(Into::into);
         self
     }
 
     /// Adds the id of the request that failed.
-    #[must_use]
-    pub fn with_id(mut self, id: &str) -> Self {
+    pub(crate) fn with_id(mut self, id: &str) -> Self {
         self.id = Some(id.into());
         self
     }
 
     /// Whole seconds to wait before the request is resent, rounded up, at least one.
-    #[must_use]
-    pub fn retry_after_seconds(&self) -> Option<u64> {
+    pub(crate) fn retry_after_seconds(&self) -> Option<u64> {
         self.retry_after.map(|wait| (wait.as_secs_f64().ceil() as u64).max(1))
     }
 }

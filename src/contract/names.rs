@@ -119,16 +119,14 @@ impl Default for Namespace {
 
 impl ObjectName {
     /// The name of the executor's own objects.
-    #[must_use]
-    pub fn action_executor() -> Self {
+    pub(crate) fn action_executor() -> Self {
         ObjectName("action-executor".to_owned())
     }
 }
 
 impl RequestId {
     /// An id for a request without one: a UUIDv7, so that ids sort by time.
-    #[must_use]
-    pub fn generate() -> Self {
+    pub(crate) fn generate() -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let milliseconds = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let mut rest = random_bytes();
@@ -248,8 +246,7 @@ pub struct ServiceAccount {
 
 impl ServiceAccount {
     /// The user name that the API server knows it by.
-    #[must_use]
-    pub fn user(&self) -> String {
+    pub(crate) fn user(&self) -> String {
         format!("system:serviceaccount:{}:{}", self.namespace, self.name)
     }
 }

@@ -71,8 +71,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Its name in JSON.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Outcome::Applied => "applied",
             Outcome::Unchanged => "unchanged",
@@ -107,8 +106,7 @@ pub struct Target {
 
 impl Target {
     /// An object as a request names it, before it is read; an empty namespace means cluster-scoped.
-    #[must_use]
-    pub fn named(api_version: &str, kind: &str, namespace: &str, name: &str) -> Self {
+    pub(crate) fn named(api_version: &str, kind: &str, namespace: &str, name: &str) -> Self {
         Target {
             api_version: api_version.to_owned(),
             kind: kind.to_owned(),
@@ -234,8 +232,7 @@ pub(crate) fn milliseconds<S: Serializer>(
 }
 
 /// A time in the format of answers: RFC 3339, UTC, milliseconds.
-#[must_use]
-pub fn rfc3339_millis(time: DateTime<Utc>) -> String {
+pub(crate) fn rfc3339_millis(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 

@@ -49,7 +49,6 @@ impl Context {
     }
 
     /// The context with its observer changed, as by `|observer| observer.on_waiting(...)`.
-    #[must_use]
     pub(crate) fn map_observer(mut self, change: impl FnOnce(Observer) -> Observer) -> Self {
         self.observer = change(self.observer);
         self
@@ -57,8 +56,7 @@ impl Context {
 
     /// The context for work that ends within `limit`: its calls are bounded by it, and its waits end then
     /// if they have not ended before.
-    #[must_use]
-    pub fn with_deadline(mut self, limit: Duration) -> Self {
+    pub(crate) fn with_deadline(mut self, limit: Duration) -> Self {
         let (stop, stopping) = watch::channel(false);
         let mut outer = self.stopping;
         tokio::spawn(async move {
@@ -75,8 +73,7 @@ impl Context {
     }
 
     /// The cluster, if one is configured.
-    #[must_use]
-    pub fn cluster(&self) -> Option<&Cluster> {
+    pub(crate) fn cluster(&self) -> Option<&Cluster> {
         self.cluster.as_ref()
     }
 
@@ -94,33 +91,28 @@ impl Context {
     }
 
     /// The time limit for the calls of one action; the wait for its effect does not count.
-    #[must_use]
-    pub fn deadline(&self) -> Duration {
+    pub(crate) fn deadline(&self) -> Duration {
         self.deadline
     }
 
     /// The maximum age of a real request, by its own `issued_at`.
-    #[must_use]
-    pub fn replay_window(&self) -> Duration {
+    pub(crate) fn replay_window(&self) -> Duration {
         self.replay_window
     }
 
     /// Becomes true when the process is shutting down.
-    #[must_use]
-    pub fn stopping(&self) -> watch::Receiver<bool> {
+    pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.clone()
     }
 
     /// The current policy. This reads the file: call it once per request, and once more for the recheck
     /// right before an effect.
-    #[must_use]
-    pub fn policy(&self) -> Arc<Policy> {
+    pub(crate) fn policy(&self) -> Arc<Policy> {
         self.policy.current()
     }
 
     /// Why the policy file is not the policy in use, if it is not.
-    #[must_use]
-    pub fn policy_error(&self) -> Option<ActionError> {
+    pub(crate) fn policy_error(&self) -> Option<ActionError> {
         self.policy.load_error()
     }
 
@@ -129,8 +121,7 @@ impl Context {
     }
 
     /// The metrics, if there are any.
-    #[must_use]
-    pub fn metrics(&self) -> Option<&Metrics> {
+    pub(crate) fn metrics(&self) -> Option<&Metrics> {
         self.observer.metrics()
     }
 
@@ -142,7 +133,7 @@ impl Context {
     ///
     /// # Errors
     /// Why it does not.
-    pub async fn cluster_serves(&self) -> Result<(), ActionError> {
+    pub(crate) async fn cluster_serves(&self) -> Result<(), ActionError> {
         match &self.cluster {
             Some(cluster) => cluster.ready().await,
             None => Ok(()),

@@ -12,7 +12,7 @@ use crate::{
 
 /// A request as it was received.
 #[derive(Clone, Debug)]
-pub struct IncomingRequest {
+pub(crate) struct IncomingRequest {
     /// The request in JSON.
     pub body: Vec<u8>,
     /// An idempotency key that came beside the body.
@@ -23,7 +23,7 @@ pub struct IncomingRequest {
 
 /// The event that carried a request.
 #[derive(Clone, Debug)]
-pub struct EventMetadata {
+pub(crate) struct EventMetadata {
     /// The idempotency key made from the event's id, for a request without an id.
     pub key: IdempotencyKey,
     /// The event's time.
@@ -35,7 +35,7 @@ impl IncomingRequest {
     ///
     /// # Errors
     /// As [`ActionRequest::parse`] and [`ActionRequest::with_idempotency_key`].
-    pub fn request(&self) -> Result<ActionRequest, ActionError> {
+    pub(crate) fn request(&self) -> Result<ActionRequest, ActionError> {
         let request = ActionRequest::parse(&self.body)?.with_idempotency_key(self.key.as_ref())?;
         let event = self.event.as_ref().filter(|_| request.id.is_none());
         request.with_idempotency_key(event.map(|event| &event.key))
@@ -49,7 +49,7 @@ impl IncomingRequest {
 ///
 /// # Errors
 /// The caller is unauthorized, the request cannot be parsed, or as [`handle`].
-pub async fn execute_as(
+pub(crate) async fn execute_as(
     context: &Context,
     caller: Option<&Caller>,
     incoming: &IncomingRequest,

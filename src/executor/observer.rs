@@ -16,7 +16,7 @@ type OnWaiting = Arc<dyn Fn() + Send + Sync>;
 
 /// The hooks of an action; none by default.
 #[derive(Clone, Default)]
-pub struct Observer {
+pub(crate) struct Observer {
     on_progress: Option<OnProgress>,
     on_claimed: Option<OnClaimed>,
     on_waiting: Vec<OnWaiting>,
@@ -25,31 +25,30 @@ pub struct Observer {
 
 impl Observer {
     /// Calls this with each new stage of a long wait, in a sentence.
-    #[must_use]
-    pub fn on_progress(mut self, hook: impl Fn(&str) + Send + Sync + 'static) -> Self {
+    pub(crate) fn on_progress(mut self, hook: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.on_progress = Some(Arc::new(hook));
         self
     }
 
     /// Calls this when the request's record is in the ledger: from now on its status can be read there, and
     /// a crash loses nothing. It may be called more than once.
-    #[must_use]
-    pub fn on_claimed(mut self, hook: impl Fn(&RequestMetadata) + Send + Sync + 'static) -> Self {
+    pub(crate) fn on_claimed(
+        mut self,
+        hook: impl Fn(&RequestMetadata) + Send + Sync + 'static,
+    ) -> Self {
         self.on_claimed = Some(Arc::new(hook));
         self
     }
 
     /// Calls this too when only a wait is left, so that a permit for work can be released. It may be called
     /// more than once.
-    #[must_use]
-    pub fn on_waiting(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
+    pub(crate) fn on_waiting(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
         self.on_waiting.push(Arc::new(hook));
         self
     }
 
     /// Counts answered actions in these metrics.
-    #[must_use]
-    pub fn with_metrics(mut self, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn with_metrics(mut self, metrics: Arc<Metrics>) -> Self {
         self.metrics = Some(metrics);
         self
     }

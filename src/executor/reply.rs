@@ -32,8 +32,7 @@ struct Statuses {
 
 impl Reply {
     /// The HTTP status.
-    #[must_use]
-    pub fn http_status(&self) -> u16 {
+    pub(crate) fn http_status(&self) -> u16 {
         match self {
             Reply::Done(response) => statuses(response).http,
             Reply::Problem(error) => error.code.http_status(),
@@ -51,8 +50,7 @@ impl Reply {
 
     /// Whether resending the same request may help. A pending approval is not resent: only a person can
     /// end it.
-    #[must_use]
-    pub fn retryable(&self) -> bool {
+    pub(crate) fn retryable(&self) -> bool {
         match self {
             Reply::Done(_) => self.http_status() == 503,
             Reply::Problem(error) => error.code.retryable(),
@@ -60,8 +58,7 @@ impl Reply {
     }
 
     /// Seconds to wait before a retry.
-    #[must_use]
-    pub fn retry_after_seconds(&self) -> Option<u64> {
+    pub(crate) fn retry_after_seconds(&self) -> Option<u64> {
         match self {
             Reply::Done(_) => None,
             Reply::Problem(error) => error.retry_after_seconds(),
@@ -69,8 +66,7 @@ impl Reply {
     }
 
     /// The outcome, or the problem's code.
-    #[must_use]
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match self {
             Reply::Done(response) => response.outcome.name().to_owned(),
             Reply::Problem(error) => error.code.name(),
@@ -87,8 +83,7 @@ impl Reply {
     }
 
     /// The same as a JSON value.
-    #[must_use]
-    pub fn to_value(&self) -> Value {
+    pub(crate) fn to_value(&self) -> Value {
         let value = match self {
             Reply::Done(response) => serde_json::to_value(response),
             Reply::Problem(error) => serde_json::to_value(error),

@@ -31,7 +31,7 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 /// The status of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// The request's id.
     pub id: String,
     /// The action.
@@ -63,7 +63,7 @@ pub struct Progress {
 }
 
 /// A request whose record was found.
-pub struct Operation {
+pub(crate) struct Operation {
     id: RequestId,
     record: Record,
     requester: Option<String>,
@@ -74,7 +74,7 @@ pub struct Operation {
 ///
 /// # Errors
 /// Why the ledger could not be read.
-pub async fn find(
+pub(crate) async fn find(
     context: &Context,
     namespace: &Namespace,
     id: &RequestId,
@@ -105,19 +105,17 @@ impl Operation {
     }
 
     /// The action; `None` if this version does not know it.
-    #[must_use]
-    pub fn kind(&self) -> Option<ActionKind> {
+    pub(crate) fn kind(&self) -> Option<ActionKind> {
         ActionKind::named(&self.record.intent.answer.kind).ok()
     }
 
     /// The record's version, which changes with every write.
-    #[must_use]
-    pub fn version(&self) -> Option<&str> {
+    pub(crate) fn version(&self) -> Option<&str> {
         self.record.resource_version.as_deref()
     }
 
     /// The status. During a wait this reads the target.
-    pub async fn progress(&self, context: &Context) -> Progress {
+    pub(crate) async fn progress(&self, context: &Context) -> Progress {
         let progress = self.progress_at(Utc::now());
         match progress.state {
             State::Applied => Progress { detail: self.observe(context).await, ..progress },

@@ -24,13 +24,13 @@ use crate::{
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The id of a request in logs, traces and its response.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Reads the body to its end, within the limits.
 ///
 /// # Errors
 /// The target is not a path, or the body is too long, too slow or incomplete.
-pub async fn read_body(request: Request<Incoming>) -> Result<FullRequest, ActionError> {
+pub(crate) async fn read_body(request: Request<Incoming>) -> Result<FullRequest, ActionError> {
     let path = request.uri().path_and_query().map(|target| target.as_str());
     if !path.is_some_and(|path| path.starts_with('/')) {
         let detail = "the request's target is not a path";
@@ -60,7 +60,7 @@ pub async fn read_body(request: Request<Incoming>) -> Result<FullRequest, Action
 }
 
 /// The request's id: the client's if it is a valid one, else a new one.
-pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
     let given = headers.get(&REQUEST_ID).and_then(|given| given.to_str().ok());
     let given = given.and_then(|given| RequestId::try_from(given.to_owned()).ok());
     let id = given.unwrap_or_else(RequestId::generate);
@@ -75,7 +75,7 @@ fn too_long() -> ActionError {
 
 /// The response to a request that was not dispatched. A body that the client still sends is not read, so
 /// the connection closes.
-pub fn problem_response(error: ActionError) -> Response<Body> {
+pub(crate) fn problem_response(error: ActionError) -> Response<Body> {
     let close = error.code != Code::Overloaded;
     let mut response = Response::<Body>::from(Reply::from(error));
     if close {

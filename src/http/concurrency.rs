@@ -54,11 +54,11 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The reason in the metrics for a request whose client's time was over first.
-pub const DEADLINE: &str = "deadline";
+pub(crate) const DEADLINE: &str = "deadline";
 
 /// What kind of work a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
+pub(crate) enum Lane {
     /// It only reads.
     Reads,
     /// It acts.
@@ -73,8 +73,7 @@ impl Lane {
     const ALL: [Lane; 4] = [Lane::Reads, Lane::Actions, Lane::Waiting, Lane::Streams];
 
     /// The lane in which a request of this method begins.
-    #[must_use]
-    pub fn of(method: &Method) -> Self {
+    pub(crate) fn of(method: &Method) -> Self {
         if method == Method::POST { Lane::Actions } else { Lane::Reads }
     }
 
@@ -127,7 +126,7 @@ impl Rejection {
 }
 
 /// The limits of all lanes, and the queue for actions.
-pub struct Limiter {
+pub(crate) struct Limiter {
     lanes: [Arc<Semaphore>; 4],
     limits: [usize; 4],
     in_use: [Gauge; 4],
@@ -137,8 +136,7 @@ pub struct Limiter {
 
 impl Limiter {
     /// A limiter that permits so many actions at once.
-    #[must_use]
-    pub fn new(actions: usize, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(crate) fn new(actions: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         let limits = [MAX_READS, actions, MAX_WAITING, MAX_STREAMS];
         let in_use =
             Lane::ALL.map(|lane| metrics.concurrency_limit(lane.name(), limits[lane as usize]));
@@ -154,7 +152,7 @@ impl Limiter {
     ///
     /// # Errors
     /// [`Code::Overloaded`] if the queue is full, or no permit becomes free in time.
-    pub async fn acquire(
+    pub(crate) async fn acquire(
         self: &Arc<Self>,
         lane: Lane,
         deadline: Option<Instant>,
@@ -185,7 +183,7 @@ impl Limiter {
     }
 
     /// Returns when only reads are in progress. No request may be accepted any more.
-    pub async fn wait_idle(&self) {
+    pub(crate) async fn wait_idle(&self) {
         // Permits move from the first of these lanes to the others.
         for lane in [Lane::Actions, Lane::Waiting, Lane::Streams] {
             let all = self.limits[lane as usize] as u32;
@@ -219,7 +217,7 @@ impl Limiter {
 }
 
 /// The permit of one request; released when dropped.
-pub struct Permit {
+pub(crate) struct Permit {
     limiter: Arc<Limiter>,
     held: Mutex<HeldPermit>,
 }
@@ -233,7 +231,7 @@ struct HeldPermit {
 impl Permit {
     /// Takes a permit of the lane of waiting actions and releases that of an acting one. If there is
     /// none, it stays as it is.
-    pub fn downgrade(&self) {
+    pub(crate) fn downgrade(&self) {
         if self.lane() == Lane::Actions {
             self.move_to(Lane::Waiting);
         }
@@ -243,7 +241,7 @@ impl Permit {
     ///
     /// # Errors
     /// [`Code::Overloaded`] if too many streams are open.
-    pub fn become_stream(&self) -> Result<(), ActionError> {
+    pub(crate) fn become_stream(&self) -> Result<(), ActionError> {
         if self.move_to(Lane::Streams) || self.lane() != Lane::Reads {
             return Ok(());
         }
@@ -299,14 +297,14 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A body, and what is held until it is sent or its client is gone.
-pub struct GuardedBody<G> {
+pub(crate) struct GuardedBody<G> {
     body: Body,
     _guard: Option<G>,
 }
 
 impl<G> GuardedBody<G> {
     /// Holds the guard until the body ends.
-    pub fn new(body: Body, guard: Option<G>) -> Self {
+    pub(crate) fn new(body: Body, guard: Option<G>) -> Self {
         GuardedBody { body, _guard: guard }
     }
 }

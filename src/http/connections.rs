@@ -26,7 +26,7 @@ const MEMORY_LIMITS: [&str; 2] =
 const MAX_CONNECTIONS: usize = 8192;
 
 /// The open connections.
-pub struct Connections {
+pub(crate) struct Connections {
     capacity: usize,
     open: Mutex<HashMap<u64, Connection>>,
 }
@@ -39,8 +39,7 @@ struct Connection {
 
 impl Connections {
     /// As many as this limit on open files allows, and that on the container's memory.
-    #[must_use]
-    pub fn within(descriptors: usize) -> Self {
+    pub(crate) fn within(descriptors: usize) -> Self {
         let memory = MEMORY_LIMITS.iter().find_map(|path| fs::read_to_string(path).ok());
         let memory = memory.and_then(|limit| limit.trim().parse().ok());
         Self::with_capacity(capacity(descriptors, memory))
@@ -51,38 +50,38 @@ impl Connections {
     }
 
     /// Makes room for one more connection; false if all of them are being served.
-    pub fn evict_if_full(&self) -> bool {
+    pub(crate) fn evict_if_full(&self) -> bool {
         let mut open = self.lock();
         open.len() < self.capacity || evict_longest_idle(&mut open)
     }
 
     /// Closes the connection that has been idle longest, if one is idle.
-    pub fn evict_one(&self) {
+    pub(crate) fn evict_one(&self) {
         evict_longest_idle(&mut self.lock());
     }
 
     /// Adds a connection, which is idle until its first request.
-    pub fn admit(&self, id: u64, task: AbortHandle) {
+    pub(crate) fn admit(&self, id: u64, task: AbortHandle) {
         let idle_since = Some(Instant::now());
         self.lock().insert(id, Connection { task, idle_since });
     }
 
     /// A request of this connection is being served.
-    pub fn serving(&self, id: u64) {
+    pub(crate) fn serving(&self, id: u64) {
         if let Some(connection) = self.lock().get_mut(&id) {
             connection.idle_since = None;
         }
     }
 
     /// The response was sent.
-    pub fn idle(&self, id: u64) {
+    pub(crate) fn idle(&self, id: u64) {
         if let Some(connection) = self.lock().get_mut(&id) {
             connection.idle_since = Some(Instant::now());
         }
     }
 
     /// The connection has ended.
-    pub fn closed(&self, id: u64) {
+    pub(crate) fn closed(&self, id: u64) {
         self.lock().remove(&id);
     }
 
@@ -102,8 +101,7 @@ fn evict_longest_idle(open: &mut HashMap<u64, Connection>) -> bool {
 }
 
 /// How many files this process may have open at once.
-#[must_use]
-pub fn descriptor_limit() -> usize {
+pub(crate) fn descriptor_limit() -> usize {
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     soft_descriptor_limit(&limits).unwrap_or(1024)
 }

@@ -29,7 +29,7 @@ use crate::{
 
 /// What the endpoints answer with. Cheap to clone.
 #[derive(Clone)]
-pub struct Service {
+pub(crate) struct Service {
     /// The executor's context.
     pub context: Context,
     /// Who may call.
@@ -42,7 +42,7 @@ pub struct Service {
 
 /// What a server has and a function does not.
 #[derive(Clone)]
-pub struct ServerState {
+pub(crate) struct ServerState {
     /// The work that continues after its response.
     pub background: BackgroundTasks,
     /// The requests that are watched.
@@ -53,14 +53,16 @@ pub struct ServerState {
 
 impl Service {
     /// A service for this context and these callers.
-    #[must_use]
-    pub fn new(context: Context, callers: Arc<Authenticator>) -> Self {
+    pub(crate) fn new(context: Context, callers: Arc<Authenticator>) -> Self {
         Service { context, callers, readiness: Arc::default(), server: None }
     }
 
     /// The same service in a server, which is ready only until `stopping` becomes true.
-    #[must_use]
-    pub fn in_server(mut self, server: ServerState, stopping: watch::Receiver<bool>) -> Self {
+    pub(crate) fn in_server(
+        mut self,
+        server: ServerState,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
         self.server = Some(server);
         self.readiness = Arc::new(Readiness::until(stopping));
         self
@@ -68,14 +70,13 @@ impl Service {
 
     /// The same service for work that has to be over after `left`.
     #[cfg(feature = "lambda")]
-    #[must_use]
-    pub fn with_deadline(mut self, left: std::time::Duration) -> Self {
+    pub(crate) fn with_deadline(mut self, left: std::time::Duration) -> Self {
         self.context = self.context.with_deadline(left);
         self
     }
 
     /// Answers a request.
-    pub async fn dispatch(&self, request: FullRequest, info: RequestInfo) -> Response<Body> {
+    pub(crate) async fn dispatch(&self, request: FullRequest, info: RequestInfo) -> Response<Body> {
         let route = match info.path.route(request.method().as_str()) {
             Ok(route) => route,
             Err(error) => return self.problem(error, info.path.allow()),
@@ -134,8 +135,7 @@ impl Service {
 }
 
 /// The response of a route that needs neither cluster nor context.
-#[must_use]
-pub fn answer_static(route: Route, headers: &HeaderMap) -> Option<Response<Body>> {
+pub(crate) fn answer_static(route: Route, headers: &HeaderMap) -> Option<Response<Body>> {
     match route {
         Route::Health => Some(readiness::healthy()),
         Route::Asset(asset) => Some(assets::get(asset, headers)),
@@ -144,7 +144,7 @@ pub fn answer_static(route: Route, headers: &HeaderMap) -> Option<Response<Body>
 }
 
 /// The problem to answer with when the task of a request has panicked.
-pub fn handler_panicked(panic: &JoinError) -> ActionError {
+pub(crate) fn handler_panicked(panic: &JoinError) -> ActionError {
     tracing::error!(%panic, "a handler panicked");
     ActionError::new(Code::Internal, "a handler panicked; this is a bug")
 }

@@ -12,9 +12,9 @@ use crate::{
 };
 
 /// The request's id beside its body.
-pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// How the client wants the response (RFC 7240).
-pub const PREFER: HeaderName = HeaderName::from_static("prefer");
+pub(crate) const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// How long before its client's time is over a request is answered; at most a tenth of that time.
 const ANSWER_MARGIN: Duration = Duration::from_millis(100);
@@ -76,8 +76,7 @@ pub fn check_accept(value: Option<&str>) -> Result<(), ActionError> {
 
 /// Whether the client asks for server-sent events: by name, since a range that matches them too does not ask
 /// for a response without end.
-#[must_use]
-pub fn accepts_event_stream(accept: Option<&str>) -> bool {
+pub(crate) fn accepts_event_stream(accept: Option<&str>) -> bool {
     let ranges = accept.unwrap_or_default().split(',');
     ranges.filter_map(|range| match_range(range, "text/event-stream")).any(|it| it == (2, true))
 }
@@ -85,8 +84,7 @@ pub fn accepts_event_stream(accept: Option<&str>) -> bool {
 /// How long the client waits before the response may be asynchronous, if it prefers that
 /// (`Prefer: respond-async, wait=5`; RFC 7240, sections 4.1 and 4.3). Of a preference that is given more than
 /// once the first counts, and one that cannot be read is ignored.
-#[must_use]
-pub fn respond_async(prefer: Option<&str>) -> Option<Duration> {
+pub(crate) fn respond_async(prefer: Option<&str>) -> Option<Duration> {
     let preferences = || {
         let all = prefer.unwrap_or_default().split(',');
         all.map(|it| it.split(';').next().unwrap_or_default()).map(|it| {
@@ -158,7 +156,7 @@ pub fn client_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ActionErr
 ///
 /// # Errors
 /// [`Code::InvalidRequest`] naming the header whose value must be a number of seconds greater than 0.
-pub fn response_deadline(headers: &HeaderMap) -> Result<Option<Instant>, ActionError> {
+pub(crate) fn response_deadline(headers: &HeaderMap) -> Result<Option<Instant>, ActionError> {
     let timeout = client_timeout(headers)?;
     Ok(timeout.map(|timeout| Instant::now() + timeout - ANSWER_MARGIN.min(timeout / 10)))
 }

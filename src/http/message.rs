@@ -25,7 +25,7 @@ use crate::{
 
 /// What is known of a request besides its bytes. No header of a client can pass for any of it.
 #[derive(Clone, Debug)]
-pub struct RequestInfo {
+pub(crate) struct RequestInfo {
     /// What the request is called in logs, traces and its response.
     pub request_id: HeaderValue,
     /// What is served under the request's path.
@@ -46,8 +46,11 @@ pub struct RequestInfo {
 
 impl RequestInfo {
     /// Only an id, a path and a deadline.
-    #[must_use]
-    pub fn new(request_id: HeaderValue, path: MatchedPath, deadline: Option<Instant>) -> Self {
+    pub(crate) fn new(
+        request_id: HeaderValue,
+        path: MatchedPath,
+        deadline: Option<Instant>,
+    ) -> Self {
         RequestInfo {
             request_id,
             path,
@@ -61,8 +64,7 @@ impl RequestInfo {
     }
 
     /// What proves who sent a request with these headers.
-    #[must_use]
-    pub fn credentials(&self, headers: &HeaderMap) -> Credentials {
+    pub(crate) fn credentials(&self, headers: &HeaderMap) -> Credentials {
         Credentials {
             authorization: headers::header(headers, header::AUTHORIZATION).map(Cow::into_owned),
             certificate: self.certificate.clone(),
@@ -73,11 +75,11 @@ impl RequestInfo {
 }
 
 /// A request whose body has been read.
-pub type FullRequest = Request<Bytes>;
+pub(crate) type FullRequest = Request<Bytes>;
 
 /// The body of a response.
 #[derive(Debug)]
-pub enum Body {
+pub(crate) enum Body {
     /// All of it.
     Full(Bytes),
     /// Its parts as they come; the sender learns from the channel that the client is gone.

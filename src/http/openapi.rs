@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// One method of one path.
-pub struct Operation {
+pub(crate) struct Operation {
     /// The path.
     pub path: &'static str,
     /// The method.
@@ -42,7 +42,7 @@ pub struct Operation {
 
 /// A group of operations.
 #[derive(Clone, Copy)]
-pub enum Tag {
+pub(crate) enum Tag {
     /// Requests, and what was done.
     Actions,
     /// The descriptions of the API.
@@ -63,7 +63,7 @@ const TRANSPORT_ERRORS: [Code; 7] = [
 ];
 
 /// The problems of reading from the cluster.
-pub const CLUSTER_ERRORS: [Code; 6] = [
+pub(crate) const CLUSTER_ERRORS: [Code; 6] = [
     Code::Forbidden,
     Code::RejectedByCluster,
     Code::CredentialsRefused,
@@ -73,7 +73,7 @@ pub const CLUSTER_ERRORS: [Code; 6] = [
 ];
 
 /// The problems of authentication, authorization and a caller's rate.
-pub const AUTH_ERRORS: [Code; 3] =
+pub(crate) const AUTH_ERRORS: [Code; 3] =
     [Code::Unauthenticated, Code::CallerForbidden, Code::TooManyRequests];
 
 const DESCRIPTION: &str = "Runs one checked action on a Kubernetes cluster, at most once, for an SRE agent, a \
@@ -81,14 +81,12 @@ const DESCRIPTION: &str = "Runs one checked action on a Kubernetes cluster, at m
     document (RFC 9457) with a stable `code`.";
 
 /// The document in one line of JSON.
-#[must_use]
-pub fn text() -> String {
+pub(crate) fn text() -> String {
     document().to_string()
 }
 
 /// The document.
-#[must_use]
-pub fn document() -> Value {
+pub(crate) fn document() -> Value {
     let settings = SchemaSettings::draft2020_12()
         .with(|settings| settings.definitions_path = "/components/schemas".into());
     let generator = &mut settings.into_generator();
@@ -161,7 +159,12 @@ impl Tag {
 
 impl Operation {
     /// A public GET, of which nothing else is said yet.
-    pub fn get(path: &'static str, id: &'static str, tag: Tag, summary: &'static str) -> Self {
+    pub(crate) fn get(
+        path: &'static str,
+        id: &'static str,
+        tag: Tag,
+        summary: &'static str,
+    ) -> Self {
         Operation {
             path,
             method: "GET",
@@ -178,7 +181,7 @@ impl Operation {
     }
 
     /// A GET of a document that is the same for every client, which revalidates it by its tag.
-    pub fn document(
+    pub(crate) fn document(
         path: &'static str,
         id: &'static str,
         summary: &'static str,
@@ -283,22 +286,22 @@ fn add_problems(
 }
 
 /// A response with this content.
-pub fn response(description: &str, content: Value) -> Value {
+pub(crate) fn response(description: &str, content: Value) -> Value {
     json!({ "description": description, "content": content })
 }
 
 /// JSON of this type.
-pub fn json_content<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
+pub(crate) fn json_content<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
     json!({ "application/json": { "schema": generator.subschema_for::<T>() } })
 }
 
 /// A parameter in the query.
-pub fn query(name: &str, description: &str, schema: Value) -> Value {
+pub(crate) fn query(name: &str, description: &str, schema: Value) -> Value {
     json!({ "name": name, "in": "query", "description": description, "schema": schema })
 }
 
 /// A parameter in the header.
-pub fn header(name: &str, description: &str, schema: Value) -> Value {
+pub(crate) fn header(name: &str, description: &str, schema: Value) -> Value {
     json!({ "name": name, "in": "header", "description": description, "schema": schema })
 }
 

@@ -24,7 +24,7 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The host names that the server serves.
 #[derive(Clone, Debug)]
-pub struct HostPolicy {
+pub(crate) struct HostPolicy {
     /// Host names and addresses that a person listed, in lower case.
     hosts: Vec<String>,
     /// Whether no other names are served, but for those of the connection itself.
@@ -33,7 +33,7 @@ pub struct HostPolicy {
 
 /// What is known of the connection of a request.
 #[derive(Clone, Copy, Debug)]
-pub struct ConnectionInfo {
+pub(crate) struct ConnectionInfo {
     /// The server's own address on the connection.
     pub local: IpAddr,
     /// Whether it came over TLS.
@@ -49,8 +49,7 @@ struct HostPort {
 
 impl HostPolicy {
     /// The policy of a server that listens on `address`, and of which `hosts` are the names.
-    #[must_use]
-    pub fn new(address: IpAddr, hosts: Vec<String>) -> Self {
+    pub(crate) fn new(address: IpAddr, hosts: Vec<String>) -> Self {
         HostPolicy { strict: address.is_loopback() || !hosts.is_empty(), hosts }
     }
 
@@ -59,7 +58,7 @@ impl HostPolicy {
     /// # Errors
     /// [`Code::InvalidRequest`] for a `Host` that is not valid, [`Code::MisdirectedRequest`] for another one, and
     /// [`Code::CrossSite`] for a request that a page of another site makes.
-    pub fn check<B>(
+    pub(crate) fn check<B>(
         &self,
         request: &Request<B>,
         path: MatchedPath,

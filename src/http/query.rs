@@ -7,7 +7,7 @@ use crate::contract::{error::ActionError, names::Namespace};
 
 /// The parameters in their order, decoded (WHATWG URL, application/x-www-form-urlencoded). Each may be given
 /// once.
-pub fn parameters(
+pub(crate) fn parameters(
     text: &str,
 ) -> impl Iterator<Item = Result<(Cow<'_, str>, Cow<'_, str>), ActionError>> {
     let mut given = Vec::new();
@@ -24,7 +24,7 @@ pub fn parameters(
 ///
 /// # Errors
 /// [`Code::InvalidRequest`](crate::contract::error::Code::InvalidRequest) if it is not a namespace.
-pub fn namespace(value: Cow<'_, str>) -> Result<Namespace, ActionError> {
+pub(crate) fn namespace(value: Cow<'_, str>) -> Result<Namespace, ActionError> {
     let namespace = Namespace::try_from(value.into_owned());
     namespace.map_err(|what| ActionError::invalid_field("namespace", what))
 }

@@ -4,7 +4,7 @@ use crate::contract::error::{ActionError, Code};
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
+pub(crate) enum Route {
     /// Whether the process is alive.
     Health,
     /// Whether an action could be carried out now.
@@ -25,7 +25,7 @@ pub enum Route {
 
 /// The documents that are the same for every client, as long as the program is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asset {
+pub(crate) enum Asset {
     /// Every action with its schema.
     Actions,
     /// The OpenAPI description.
@@ -39,7 +39,7 @@ pub enum Asset {
 }
 
 /// The response of both health checks when all is well, in the original service's words.
-pub const HEALTHY: &str = r#"{"status":"ok"}"#;
+pub(crate) const HEALTHY: &str = r#"{"status":"ok"}"#;
 
 const GET_HEAD: &[&str] = &["GET", "HEAD"];
 const POST: &[&str] = &["POST"];
@@ -76,12 +76,11 @@ type Entry = (&'static str, &'static [&'static str], Route, &'static str);
 
 /// What [`ROUTES`] has for the path of a request: found once, and used by all that answers the request.
 #[derive(Clone, Copy, Debug)]
-pub struct MatchedPath(Option<&'static Entry>);
+pub(crate) struct MatchedPath(Option<&'static Entry>);
 
 impl MatchedPath {
     /// What is served under this target; a query is no part of it.
-    #[must_use]
-    pub fn of(target: &str) -> Self {
+    pub(crate) fn of(target: &str) -> Self {
         let path = target.split_once('?').map_or(target, |(path, _)| path);
         MatchedPath(ROUTES.iter().find(|(pattern, ..)| matches(pattern, path)))
     }
@@ -90,7 +89,7 @@ impl MatchedPath {
     ///
     /// # Errors
     /// [`Code::RouteNotFound`] or [`Code::MethodNotAllowed`].
-    pub fn route(self, method: &str) -> Result<Route, ActionError> {
+    pub(crate) fn route(self, method: &str) -> Result<Route, ActionError> {
         let Some((_, methods, route, _)) = self.0 else {
             let known: Vec<_> = ROUTES.iter().map(|(path, ..)| *path).collect();
             return Err(ActionError::new(Code::RouteNotFound, "no such path")
@@ -104,22 +103,19 @@ impl MatchedPath {
     }
 
     /// Whether a request with this method is a health check.
-    #[must_use]
-    pub fn is_health_check(self, method: &str) -> bool {
+    pub(crate) fn is_health_check(self, method: &str) -> bool {
         self.0.is_some_and(|(_, methods, route, _)| {
             matches!(route, Route::Health | Route::Ready) && methods.contains(&method)
         })
     }
 
     /// The path in the metrics: one that is served, or `other`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         self.0.map_or("other", |(path, ..)| path)
     }
 
     /// The value of `Allow` for the path, whatever the method.
-    #[must_use]
-    pub fn allow(self) -> Option<String> {
+    pub(crate) fn allow(self) -> Option<String> {
         self.0.map(|(_, methods, ..)| methods.join(", "))
     }
 }

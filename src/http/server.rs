@@ -75,7 +75,7 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: u64 = 1 << 20;
 
 /// The server's state, shared by all connections.
-pub struct Server {
+pub(crate) struct Server {
     engine: Engine,
     limits: Limits,
     hosts: HostPolicy,
@@ -85,7 +85,7 @@ pub struct Server {
 }
 
 /// What answers a request that has been read.
-pub enum Engine {
+pub(crate) enum Engine {
     /// The dispatcher, called in process.
     Hyper(Service),
     /// The same dispatcher, called from a handler of tiny_http.
@@ -106,7 +106,7 @@ impl Engine {
 }
 
 /// How much the server does at once.
-pub struct Limits {
+pub(crate) struct Limits {
     /// The connections.
     pub connections: Connections,
     /// The requests in progress.
@@ -130,8 +130,7 @@ type Answered = (Response<Body>, Option<Arc<Permit>>);
 
 impl Server {
     /// A server that answers by this engine, within these limits, for these hosts.
-    #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         engine: Engine,
         limits: Limits,
         hosts: HostPolicy,
@@ -142,7 +141,7 @@ impl Server {
     }
 
     /// Serves until the shutdown begins, then until nothing is in progress or `grace` is over.
-    pub async fn serve(
+    pub(crate) async fn serve(
         self: &Arc<Self>,
         listener: TcpListener,
         mut stopping: watch::Receiver<bool>,
@@ -395,7 +394,7 @@ fn deadline_exceeded(lane: Lane, metrics: &Metrics) -> ActionError {
 }
 
 /// A request is being served, or its stream sent; then its connection is idle until the next one.
-pub struct RequestGuard {
+pub(crate) struct RequestGuard {
     server: Arc<Server>,
     connection: u64,
     answered: bool,

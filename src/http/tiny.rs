@@ -81,7 +81,7 @@ type Table = Arc<Mutex<HashMap<u128, RequestInfo>>>;
 type Sender = SendRequest<Full<Bytes>>;
 
 /// The server's end of the socket.
-pub struct TinyHttp {
+pub(crate) struct TinyHttp {
     folder: SocketDir,
     table: Table,
     random: SystemRandom,
@@ -96,7 +96,7 @@ impl TinyHttp {
     ///
     /// # Errors
     /// [`Code::Configuration`] if no folder can be written, [`Code::Internal`] if no thread can be started.
-    pub fn start(service: &Service) -> Result<Self, ActionError> {
+    pub(crate) fn start(service: &Service) -> Result<Self, ActionError> {
         let folder = SocketDir::new(&std::env::temp_dir())?;
         let internal = |error: io::Error| {
             ActionError::new(Code::Internal, format!("the engine tiny-http: {error}"))
@@ -131,7 +131,7 @@ impl TinyHttp {
     ///
     /// # Errors
     /// [`Code::Overloaded`] if no connection can be opened, [`Code::Internal`] if the exchange fails.
-    pub async fn exchange(
+    pub(crate) async fn exchange(
         &self,
         request: FullRequest,
         info: RequestInfo,

@@ -38,20 +38,20 @@ use crate::{
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What TLS is served with.
-pub struct Tls {
+pub(crate) struct Tls {
     server: Arc<ServerConfig>,
     clients: Option<Arc<dyn ClientCertVerifier>>,
     expiries: Vec<(&'static str, i64)>,
 }
 
 /// The certificates that a client has presented, its own first; empty if it has none.
-pub type PeerCertificates = Vec<CertificateDer<'static>>;
+pub(crate) type PeerCertificates = Vec<CertificateDer<'static>>;
 
 /// Follows these files.
 ///
 /// # Errors
 /// [`Code::Configuration`] if there is no certificate, key or authority in them, or they do not match.
-pub fn follow(files: &TlsFiles) -> Result<Arc<Reloading<Tls>>, ActionError> {
+pub(crate) fn follow(files: &TlsFiles) -> Result<Arc<Reloading<Tls>>, ActionError> {
     let TlsFiles { certificate, key, client_ca } = files.clone();
     let paths = [Some(certificate), Some(key), client_ca];
     Reloading::of(paths.into_iter().flatten().collect()).map(Arc::new)
@@ -100,7 +100,7 @@ impl Tls {
     ///
     /// # Errors
     /// Why there is no agreement, or that it takes too long.
-    pub async fn accept(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, String> {
+    pub(crate) async fn accept(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, String> {
         let handshake = TlsAcceptor::from(self.server.clone()).accept(stream);
         match timeout(HANDSHAKE_TIMEOUT, handshake).await {
             Ok(agreed) => agreed.map_err(|error| error.to_string()),
@@ -111,8 +111,10 @@ impl Tls {
     }
 
     /// The subject of these certificates, if the clients' authorities verify them now.
-    #[must_use]
-    pub fn subject(&self, peer_certificates: &PeerCertificates) -> Option<CertificateSubject> {
+    pub(crate) fn subject(
+        &self,
+        peer_certificates: &PeerCertificates,
+    ) -> Option<CertificateSubject> {
         let (leaf, intermediates) = peer_certificates.split_first()?;
         self.clients.as_ref()?.verify_client_cert(leaf, intermediates, UnixTime::now()).ok()?;
         CertificateSubject::of(leaf)
@@ -120,21 +122,20 @@ impl Tls {
 
     /// When the server's certificate and the first of the clients' authorities expire, in seconds since
     /// 1970.
-    #[must_use]
-    pub fn expiries(&self) -> &[(&'static str, i64)] {
+    pub(crate) fn expiries(&self) -> &[(&'static str, i64)] {
         &self.expiries
     }
 }
 
 /// The certificates that a client has presented.
-pub fn peer_certificates(stream: &TlsStream<TcpStream>) -> PeerCertificates {
+pub(crate) fn peer_certificates(stream: &TlsStream<TcpStream>) -> PeerCertificates {
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     certificates.iter().map(|it| it.clone().into_owned()).collect()
 }
 
 /// The certificates of a PEM file, at least one. What is wrong with one that cannot be read is not
 /// repeated: by mistake the file may hold a key.
-pub fn certificates(file: &File) -> Result<PeerCertificates, ActionError> {
+pub(crate) fn certificates(file: &File) -> Result<PeerCertificates, ActionError> {
     let read: Result<PeerCertificates, _> =
         CertificateDer::pem_slice_iter(file.text.as_bytes()).collect();
     let read = read.map_err(|_| wrong(file, "is not PEM"))?;
@@ -150,7 +151,7 @@ fn private_key(file: &File) -> Result<PrivateKeyDer<'static>, ActionError> {
 }
 
 /// Trust in these authorities.
-pub fn roots(
+pub(crate) fn roots(
     authorities: Vec<CertificateDer<'static>>,
     file: &File,
 ) -> Result<Arc<RootCertStore>, ActionError> {

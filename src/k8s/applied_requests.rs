@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::contract::response::Change;
 
 /// The annotation: `41:alert-7 42:alert-8`, oldest first.
-pub const REQUESTS_ANNOTATION: &str = "action-executor.dev/requests";
+pub(crate) const REQUESTS_ANNOTATION: &str = "action-executor.dev/requests";
 
 /// The path of the change (RFC 6901).
 const REQUESTS_POINTER: &str = "/metadata/annotations/action-executor.dev~1requests";
@@ -27,7 +27,7 @@ pub struct AppliedRequests(VecDeque<(u64, String)>);
 
 /// Whether a request's change was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Presence {
+pub(crate) enum Presence {
     /// The change was made.
     Made,
     /// The change was not made.
@@ -50,7 +50,7 @@ impl AppliedRequests {
     }
 
     /// Whether this request changed the object and its id was not dropped since.
-    pub fn contains(&self, id: &str) -> bool {
+    pub(crate) fn contains(&self, id: &str) -> bool {
         self.0.iter().any(|(_, known)| known == id)
     }
 
@@ -60,7 +60,7 @@ impl AppliedRequests {
     }
 
     /// The annotation's value after one more request.
-    pub fn push(&self, id: &str) -> String {
+    pub(crate) fn push(&self, id: &str) -> String {
         let mut requests = self.clone();
         requests.0.push_back((self.newest() + 1, id.to_owned()));
         while requests.0.len() > MAX_REQUESTS {
@@ -70,7 +70,7 @@ impl AppliedRequests {
     }
 
     /// How one more request changes the annotation.
-    pub fn change(&self, id: &str) -> Change {
+    pub(crate) fn change(&self, id: &str) -> Change {
         Change {
             path: REQUESTS_POINTER.to_owned(),
             from: if self.0.is_empty() { Value::Null } else { self.to_string().into() },
@@ -79,7 +79,7 @@ impl AppliedRequests {
     }
 
     /// Whether a request made its change after `since` was the last number.
-    pub fn evidence_of(&self, id: &str, since: u64) -> Presence {
+    pub(crate) fn evidence_of(&self, id: &str, since: u64) -> Presence {
         if self.contains(id) {
             return Presence::Made;
         }

@@ -21,7 +21,7 @@ use crate::{
 
 /// The rollout of a request. A rollout of another template has superseded it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RolloutOf {
+pub(crate) struct RolloutOf {
     pub kind: WorkloadKind,
     pub template: TemplateIdentity,
 }
@@ -29,7 +29,7 @@ pub struct RolloutOf {
 /// How the pod template of a request is recognised.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum TemplateIdentity {
+pub(crate) enum TemplateIdentity {
     /// By the request's id in an annotation of the template.
     RequestId(String),
     /// By a digest, where no annotation may be added to the template.
@@ -41,7 +41,7 @@ pub enum TemplateIdentity {
 /// What must be true for an effect to be complete.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Completion {
+pub(crate) enum Completion {
     /// There is nothing to wait for after the change; described in a sentence.
     Immediate(String),
     /// The workload's rollout is done.

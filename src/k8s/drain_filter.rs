@@ -14,7 +14,7 @@ use crate::{contract::digest::sha256, k8s::pods};
 
 /// What the request accepts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct DrainOptions {
+pub(crate) struct DrainOptions {
     /// That pods without a controller do not come back.
     pub unmanaged: bool,
     /// That pods of DaemonSets stay.
@@ -26,7 +26,7 @@ pub struct DrainOptions {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DrainVerdict {
+pub(crate) enum DrainVerdict {
     /// It is evicted, with what was accepted for that.
     Evict(Vec<BlockReason>),
     /// It stays.
@@ -37,7 +37,7 @@ pub enum DrainVerdict {
 
 /// Why a pod stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SkipReason {
+pub(crate) enum SkipReason {
     /// It was deleted long ago.
     Deleted,
     /// Its DaemonSet would recreate it at once on the same node.
@@ -48,7 +48,7 @@ pub enum SkipReason {
 
 /// Why a pod blocks the drain unless that is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum BlockReason {
+pub(crate) enum BlockReason {
     /// Its DaemonSet would recreate it at once.
     DaemonSet,
     /// Its DaemonSet does not exist.
@@ -192,7 +192,7 @@ impl BlockReason {
 /// Pods that were scheduled onto the node after the plan are not in the set and stay. Each pod is stored as a
 /// piece of the digest of its uid: unique on one node, and short enough for thousands of pods.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct EvictionSet {
+pub(crate) struct EvictionSet {
     /// Pods whose eviction no disruption budget can refuse.
     pub unprotected: HashSet<String>,
     /// Pods whose eviction a disruption budget can refuse.

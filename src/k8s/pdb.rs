@@ -17,7 +17,7 @@ const MAX_NAMED_PODS: usize = 5;
 
 /// Whether the budgets of its namespace allow a pod's eviction.
 #[derive(Clone, Debug, PartialEq)]
-pub enum BudgetVerdict<'a> {
+pub(crate) enum BudgetVerdict<'a> {
     /// No budget selects the pod, or none protects a pod in its state.
     Unprotected,
     /// This budget allows the disruption.

@@ -61,7 +61,7 @@ const RESTART_ANNOTATIONS: [&str; 2] = [RESTARTED_AT_ANNOTATION, REQUEST_ID_ANNO
 
 /// A workload and its revisions.
 #[derive(Clone, Debug)]
-pub struct History {
+pub(crate) struct History {
     pub workload: Workload,
     /// Its pod template, with unknown fields.
     template: Value,
@@ -71,7 +71,7 @@ pub struct History {
 
 /// A pod template that a workload had.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Revision {
+pub(crate) struct Revision {
     pub number: i64,
     /// The object that stores it.
     pub name: String,
@@ -84,7 +84,7 @@ pub struct Revision {
 /// The revision to return to if a rollout fails. It is recognised by the object that stores it, since a
 /// rollback gives it another number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RollbackTarget {
+pub(crate) struct RollbackTarget {
     /// The object that stores the revision.
     pub revision: String,
     /// Its number before the change.
@@ -92,7 +92,7 @@ pub struct RollbackTarget {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RevisionSelector {
+pub(crate) enum RevisionSelector {
     Number(i64),
     /// The last one whose template differs from the current one.
     Previous,

@@ -11,7 +11,7 @@ use crate::k8s::workload::Workload;
 
 /// How far a rollout is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RolloutStatus {
+pub(crate) enum RolloutStatus {
     /// In progress; says what is missing.
     Waiting(String),
     /// All replicas are updated and available, and no old one is left.

@@ -98,14 +98,14 @@ impl WorkloadKind {
     }
 
     /// An object of this kind as a request names it.
-    pub fn target(self, namespace: &str, name: &str) -> Target {
+    pub(crate) fn target(self, namespace: &str, name: &str) -> Target {
         Target::named("apps/v1", self.name(), namespace, name)
     }
 }
 
 /// A workload as it was read.
 #[derive(Clone, Debug)]
-pub enum Workload {
+pub(crate) enum Workload {
     /// A Deployment.
     Deployment(Box<Deployment>),
     /// A StatefulSet.

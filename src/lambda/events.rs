@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 /// An invocation.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// The request itself, or the one in the `detail` of an event of EventBridge.
     Single(Message),
     /// A batch from a queue.
@@ -18,7 +18,7 @@ pub enum Event {
 
 /// A request in an event.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Message {
+pub(crate) struct Message {
     /// The id that its source gave it: the same when it is delivered again.
     pub id: Option<String>,
     /// The request in JSON.
@@ -55,7 +55,7 @@ struct Notification {
 }
 
 /// Recognises an invocation. What is not a known event is a request, for its parser to judge.
-pub fn read(text: &[u8]) -> Event {
+pub(crate) fn read(text: &[u8]) -> Event {
     let whole = || Event::Single(Message { id: None, body: text.to_vec() });
     let Ok(envelope) = serde_json::from_slice::<Envelope>(text) else { return whole() };
     if let (Some(_), Some(detail)) = (envelope.detail_type, envelope.detail) {

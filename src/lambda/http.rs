@@ -23,7 +23,7 @@ use crate::{
 ///
 /// # Errors
 /// The client's timeout is not a number.
-pub fn from_lambda(request: Request) -> Result<(FullRequest, RequestInfo), ActionError> {
+pub(crate) fn from_lambda(request: Request) -> Result<(FullRequest, RequestInfo), ActionError> {
     let context = request.request_context_ref();
     let path = without_stage(request.raw_http_path(), context);
     let target = match request.uri().query() {
@@ -68,7 +68,7 @@ fn platform_identity(context: &RequestContext) -> Option<String> {
 }
 
 /// The response for the platform.
-pub fn to_lambda(response: http::Response<message::Body>) -> Response<Body> {
+pub(crate) fn to_lambda(response: http::Response<message::Body>) -> Response<Body> {
     response.map(|body| match body {
         message::Body::Full(body) => String::from_utf8(body.into())
             .map_or_else(|binary| Body::Binary(binary.into_bytes()), Body::Text),

@@ -17,7 +17,7 @@ use crate::{
 /// One request that was executed, is in progress, or was refused.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub struct HistoryEntry {
+pub(crate) struct HistoryEntry {
     /// When this was last written (UTC).
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub at: Option<String>,
@@ -49,7 +49,7 @@ pub struct HistoryEntry {
 /// The object of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub struct ObjectRef {
+pub(crate) struct ObjectRef {
     /// The kind, as `Deployment`.
     pub kind: Option<String>,
     /// The namespace; null for a cluster-scoped object.
@@ -62,7 +62,7 @@ pub struct ObjectRef {
 
 /// Which entries to return.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
+pub(crate) struct Filter {
     /// The namespace; `None` for all. Actions on nodes are recorded in `default`.
     pub namespace: Option<String>,
     /// The target, as `deployment/web` or `web`; `None` for any.
@@ -72,7 +72,7 @@ pub struct Filter {
 /// The newest entries, and whether there are older ones.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 #[schemars(rename = "History", deny_unknown_fields)]
-pub struct Page {
+pub(crate) struct Page {
     /// The newest first.
     pub entries: Vec<HistoryEntry>,
     /// Whether there are older entries than these.
@@ -84,7 +84,7 @@ pub struct Page {
 ///
 /// # Errors
 /// As [`Cluster::each_page`].
-pub async fn query(
+pub(crate) async fn query(
     cluster: &Cluster,
     filter: &Filter,
     limit: usize,
@@ -156,8 +156,7 @@ impl HistoryEntry {
 }
 
 /// The error without a cluster.
-#[must_use]
-pub fn no_cluster() -> ActionError {
+pub(crate) fn no_cluster() -> ActionError {
     ActionError::new(Code::Configuration, "no cluster is configured, so there is no history")
 }
 

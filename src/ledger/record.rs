@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// The label of all our Events (one of the recommended labels of Kubernetes).
-pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "action-executor");
+pub(crate) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "action-executor");
 
 /// The label that names the action.
 const ACTION_LABEL: &str = "action-executor.dev/action";
@@ -52,7 +52,7 @@ const ROLLBACK: &str = "action-executor.dev/rollback";
 const ANSWER: &str = "action-executor.dev/answer";
 
 /// The namespace for the records of cluster-scoped targets.
-pub const NAMESPACE_OF_CLUSTER_SCOPED: &str = "default";
+pub(crate) const NAMESPACE_OF_CLUSTER_SCOPED: &str = "default";
 
 /// The longest message of an Event (the bound that events.k8s.io/v1 has for its note), in bytes.
 const MAX_MESSAGE_BYTES: usize = 1024;
@@ -60,7 +60,7 @@ const MAX_MESSAGE_BYTES: usize = 1024;
 /// How far a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub(crate) enum State {
     /// An attempt is about to make the effect, or was when it died.
     Claimed,
     /// The effect was sent, and it is not known whether it was made.
@@ -79,15 +79,14 @@ pub enum State {
 
 impl State {
     /// Whether the state stays as it is until the request is resent.
-    #[must_use]
-    pub fn is_terminal(self) -> bool {
+    pub(crate) fn is_terminal(self) -> bool {
         matches!(self, State::InDoubt | State::Refused | State::Answered)
     }
 }
 
 /// What is about to be done, in enough detail to find out later what became of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Intent {
+pub(crate) struct Intent {
     /// The effect; `None` if there is nothing to do.
     pub effect: Option<Effect>,
     pub completion: CompletionSpec,
@@ -106,7 +105,7 @@ pub struct Intent {
 
 /// One request's record.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Record {
+pub(crate) struct Record {
     pub state: State,
     /// The digest of the request's payload.
     pub digest: String,
@@ -130,7 +129,7 @@ pub struct Record {
 
 /// What all records of one request share.
 #[derive(Clone, Debug)]
-pub struct RequestMetadata {
+pub(crate) struct RequestMetadata {
     pub id: RequestId,
     /// The digest of the payload.
     pub digest: String,
@@ -142,8 +141,7 @@ pub struct RequestMetadata {
 }
 
 impl RequestMetadata {
-    #[must_use]
-    pub fn of(request: &ActionRequest, id: &RequestId) -> Self {
+    pub(crate) fn of(request: &ActionRequest, id: &RequestId) -> Self {
         RequestMetadata {
             id: id.clone(),
             digest: payload_digest(request),
@@ -156,8 +154,7 @@ impl RequestMetadata {
 
     /// The Event's namespace: the target's, or `default` for a cluster-scoped target, as the API server
     /// requires (`ValidateEventCreate`).
-    #[must_use]
-    pub fn namespace(&self) -> &str {
+    pub(crate) fn namespace(&self) -> &str {
         match self.target.namespace.as_str() {
             "" => NAMESPACE_OF_CLUSTER_SCOPED,
             namespace => namespace,
@@ -165,14 +162,12 @@ impl RequestMetadata {
     }
 
     /// The Event's name, from the id alone, so that there is one at most.
-    #[must_use]
-    pub fn event_name(&self) -> String {
+    pub(crate) fn event_name(&self) -> String {
         event_name(&self.id)
     }
 
     /// The Event that creates this record.
-    #[must_use]
-    pub fn event(&self, record: &Record) -> Event {
+    pub(crate) fn event(&self, record: &Record) -> Event {
         let mut event = self.bare_event(record.intent.answer.target.uid.as_deref());
         event.metadata.name = Some(self.event_name());
         event.metadata.annotations = Some(self.annotations(record));
@@ -183,8 +178,7 @@ impl RequestMetadata {
     }
 
     /// The Event for a refusal: the same name for the same refusal within ten minutes.
-    #[must_use]
-    pub fn refusal(&self, refusal: &ActionError, at: DateTime<Utc>) -> Event {
+    pub(crate) fn refusal(&self, refusal: &ActionError, at: DateTime<Utc>) -> Event {
         let Target { kind, name, .. } = &self.target;
         let bucket = at.timestamp() / 600;
         let who = self.requester.as_deref().unwrap_or_default();
@@ -234,8 +228,7 @@ impl RequestMetadata {
 
     /// The merge patch that replaces a record as it was read; the API server refuses it (409) if the record
     /// was written in between.
-    #[must_use]
-    pub fn patch(&self, record: &Record) -> Value {
+    pub(crate) fn patch(&self, record: &Record) -> Value {
         let event = self.event(record);
         json!({
             "metadata": {
@@ -301,8 +294,7 @@ impl RequestMetadata {
 
 impl Record {
     /// A claim of this holder, not yet written.
-    #[must_use]
-    pub fn claim(
+    pub(crate) fn claim(
         request: &RequestMetadata,
         holder: &str,
         expires_at: DateTime<Utc>,
@@ -323,8 +315,7 @@ impl Record {
     }
 
     /// Reads a record; `None` if the Event has none.
-    #[must_use]
-    pub fn read(event: &Event) -> Option<Self> {
+    pub(crate) fn read(event: &Event) -> Option<Self> {
         let annotations = event.metadata.annotations.as_ref()?;
         let get = |name: &str| annotations.get(name).map(String::as_str);
         Some(Record {
@@ -391,8 +382,7 @@ impl Record {
 }
 
 /// The name of the Event of the request with this id.
-#[must_use]
-pub fn event_name(id: &RequestId) -> String {
+pub(crate) fn event_name(id: &RequestId) -> String {
     format!("action-executor-{}", &sha256(id.as_bytes())[..32])
 }
 
@@ -433,8 +423,7 @@ fn kind_of_event(record: &Record) -> &'static str {
 }
 
 /// Whether an answer is final. An interrupted wait is resumed by the next attempt.
-#[must_use]
-pub fn is_final(answer: &ActionResponse) -> bool {
+pub(crate) fn is_final(answer: &ActionResponse) -> bool {
     let back = answer.rolled_back.as_ref().map(|rolled_back| &rolled_back.rollout);
     let mut waits = answer.rollout.iter().chain(back);
     waits.all(|rollout| rollout.state != RolloutState::Interrupted)

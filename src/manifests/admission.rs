@@ -32,8 +32,7 @@ const EXCLUDED: [(&str, &str); 8] = [
 const DRY_RUN: &str = "variables.simulated";
 
 /// The admission policies for this service account, with their bindings.
-#[must_use]
-pub fn manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
+pub(crate) fn manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
     let name = format!("action-executor.{}.{}", account.namespace, account.name);
     let kill_switch_name = format!("{name}.kill-switch");
     let lease_guard_name = format!("{name}.lease-guard");

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The name of the container.
-pub const CONTAINER: &str = "action";
+pub(crate) const CONTAINER: &str = "action";
 
 /// The folder of the mounted policy.
 const POLICY_FOLDER: &str = "/etc/action-executor/policy";
@@ -36,7 +36,7 @@ const TTL: Duration = Duration::from_secs(3600);
 
 /// Where and as whom the Job runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JobOptions {
+pub(crate) struct JobOptions {
     /// The image.
     pub image: String,
     /// The namespace of the Job.
@@ -48,8 +48,7 @@ pub struct JobOptions {
 }
 
 /// The Job that runs `request` with this `id`.
-#[must_use]
-pub fn manifest(request: &ActionRequest, id: &RequestId, options: &JobOptions) -> Value {
+pub(crate) fn manifest(request: &ActionRequest, id: &RequestId, options: &JobOptions) -> Value {
     let subject = RequestMetadata::of(request, id);
     let request = ActionRequest { id: Some(id.clone()), ..request.clone() };
     let labels = json!({

@@ -12,7 +12,7 @@ pub mod rbac;
 ///
 /// # Errors
 /// [`Code::Internal`] if one of them cannot be written.
-pub fn yaml(documents: &[Value]) -> Result<String, ActionError> {
+pub(crate) fn yaml(documents: &[Value]) -> Result<String, ActionError> {
     let mut text = String::new();
     for document in documents {
         let written = serde_saphyr::to_string(document).map_err(|error| {

@@ -47,8 +47,7 @@ fn enabled(policy: &Policy) -> Vec<ActionKind> {
 
 /// What the allowed actions on nodes need in addition to [`manifests`]: a ClusterRole, and a Role for their
 /// records. Empty if no action on nodes is allowed.
-#[must_use]
-pub fn node_manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
+pub(crate) fn node_manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
     let rules = cluster_rules(&enabled(policy));
     if rules.is_empty() {
         return Vec::new();
@@ -77,8 +76,7 @@ pub fn node_manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
 
 /// The Roles and RoleBindings of the account: one in each namespace of targets, one for the Lease of the budget,
 /// and one for approvers.
-#[must_use]
-pub fn manifests(
+pub(crate) fn manifests(
     policy: &Policy,
     account: &ServiceAccount,
     namespaces: &[Namespace],
@@ -100,8 +98,7 @@ pub fn manifests(
 
 /// What a server needs in addition to list the history of these namespaces: a Role in each. The account of Jobs
 /// does not need it.
-#[must_use]
-pub fn history_manifests(account: &ServiceAccount, namespaces: &[Namespace]) -> Vec<Value> {
+pub(crate) fn history_manifests(account: &ServiceAccount, namespaces: &[Namespace]) -> Vec<Value> {
     let name = "action-executor-history";
     let of = |namespace: &Namespace| {
         [role(name, namespace, json!([ledger::HISTORY])), binding(name, namespace, account)]

@@ -33,7 +33,6 @@ pub const APPROVER: [PolicyRule; 2] = [
 ];
 
 /// The digest of a plan, as this record asks for it.
-#[must_use]
 pub(crate) fn digest(request: &RequestMetadata, record: &Record, plan: &Plan) -> String {
     let generation = plan.found.generation.unwrap_or(0);
     let uid = plan.found.uid.as_deref().unwrap_or_default();
@@ -47,7 +46,6 @@ fn object_name(digest: &str) -> String {
 }
 
 /// The command that approves this digest.
-#[must_use]
 pub(crate) fn command(namespace: &str, digest: &str) -> String {
     let name = object_name(digest);
     format!("kubectl -n {namespace} create configmap {name} --from-literal=by=\"$USER\"")

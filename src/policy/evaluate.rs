@@ -15,7 +15,7 @@ use crate::{
 
 /// What a policy is evaluated for.
 #[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
+pub(crate) struct Facts<'a> {
     pub action: ActionKind,
     /// The target's namespace; empty for a cluster-scoped target.
     pub namespace: &'a str,
@@ -46,7 +46,7 @@ impl<'a> Facts<'a> {
 /// The effect of one rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Effect {
+pub(crate) enum Effect {
     Allow,
     Deny,
     /// A person has to approve it first.
@@ -57,7 +57,7 @@ pub enum Effect {
 
 /// The result of one rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RuleResult {
+pub(crate) struct RuleResult {
     /// The rule: the policy's field.
     pub rule: &'static str,
     pub effect: Effect,
@@ -67,14 +67,13 @@ pub struct RuleResult {
 
 /// The results of all rules, in the order of evaluation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     pub results: Vec<RuleResult>,
 }
 
 impl Policy {
     /// Evaluates all rules.
-    #[must_use]
-    pub fn judge(&self, facts: &Facts) -> Verdict {
+    pub(crate) fn judge(&self, facts: &Facts) -> Verdict {
         let mut results = vec![self.namespace_denied(facts)];
         if !facts.simulate {
             results.push(self.read_only_rule());
@@ -248,7 +247,7 @@ impl Verdict {
     ///
     /// # Errors
     /// [`Code::PolicyDenied`] with the first such rule.
-    pub fn refuse(&self) -> Result<(), ActionError> {
+    pub(crate) fn refuse(&self) -> Result<(), ActionError> {
         let denied = self.results.iter().find(|result| result.effect == Effect::Deny);
         let Some(denied) = denied else { return Ok(()) };
         let hint = match denied.rule {
@@ -260,8 +259,7 @@ impl Verdict {
     }
 
     /// Whether a person has to approve it first.
-    #[must_use]
-    pub fn requires_approval(&self) -> bool {
+    pub(crate) fn requires_approval(&self) -> bool {
         self.results.iter().any(|result| result.effect == Effect::RequireApproval)
     }
 }

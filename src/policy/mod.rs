@@ -209,22 +209,19 @@ pub struct Label {
 
 impl Policy {
     /// Whether this action is allowed at all.
-    #[must_use]
-    pub fn allows(&self, kind: ActionKind) -> bool {
+    pub(crate) fn allows(&self, kind: ActionKind) -> bool {
         self.actions.allow.iter().any(|name| name.matches(kind))
     }
 
     /// Whether anything requires approval.
-    #[must_use]
-    pub fn requires_approval(&self) -> bool {
+    pub(crate) fn requires_approval(&self) -> bool {
         !self.actions.require_approval.is_empty()
             || !self.namespaces.require_approval.is_empty()
             || !self.nodes.require_approval.is_empty()
     }
 
     /// The limits that the budget enforces.
-    #[must_use]
-    pub fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> Limits {
         let quota = |quota: Quota| usage::Quota {
             actions: quota.actions.get() as usize,
             within: Duration::from_secs(quota.within_seconds.get()),
@@ -253,8 +250,7 @@ impl From<Version> for u64 {
 
 impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> Bounded<MIN, MAX, DEFAULT> {
     /// The number.
-    #[must_use]
-    pub fn get(self) -> u64 {
+    pub(crate) fn get(self) -> u64 {
         self.0
     }
 }
@@ -298,14 +294,12 @@ impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> JsonSchema for Bounded<
 
 impl ActionName {
     /// Matches every action.
-    #[must_use]
-    pub fn any() -> Self {
+    pub(crate) fn any() -> Self {
         ActionName(None)
     }
 
     /// Whether it matches this action.
-    #[must_use]
-    pub fn matches(&self, kind: ActionKind) -> bool {
+    pub(crate) fn matches(&self, kind: ActionKind) -> bool {
         self.0.is_none_or(|named| named == kind)
     }
 }
@@ -332,20 +326,17 @@ impl From<ActionName> for String {
 
 impl Pattern {
     /// Matches every name.
-    #[must_use]
-    pub fn any() -> Self {
+    pub(crate) fn any() -> Self {
         Pattern("*".to_owned())
     }
 
     /// Whether this name matches.
-    #[must_use]
-    pub fn matches(&self, name: &str) -> bool {
+    pub(crate) fn matches(&self, name: &str) -> bool {
         matches(self.0.as_bytes(), name.as_bytes())
     }
 
     /// The pattern as a regular expression (RE2) for a whole name.
-    #[must_use]
-    pub fn to_regex(&self) -> String {
+    pub(crate) fn to_regex(&self) -> String {
         format!("^{}$", self.0.replace('.', "[.]").replace('*', ".*"))
     }
 }
@@ -425,15 +416,13 @@ impl fmt::Display for Pattern {
 
 impl Label {
     /// Whether these labels have it.
-    #[must_use]
-    pub fn is_on(&self, labels: &BTreeMap<String, String>) -> bool {
+    pub(crate) fn is_on(&self, labels: &BTreeMap<String, String>) -> bool {
         let found = labels.get(&self.key);
         found.is_some_and(|found| self.value.as_ref().is_none_or(|value| value == found))
     }
 
     /// The key, and the value if the label has one.
-    #[must_use]
-    pub fn parts(&self) -> (&str, Option<&str>) {
+    pub(crate) fn parts(&self) -> (&str, Option<&str>) {
         (&self.key, self.value.as_deref())
     }
 }

@@ -7,20 +7,19 @@ use prometheus_client::{
 
 /// The labels of a call to the API server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CallLabels {
+pub(crate) struct CallLabels {
     /// `ok`, or the kind of error.
     pub result: &'static str,
 }
 
 /// Durations of calls in seconds; each attempt is a call.
-pub type Calls = Family<CallLabels, Histogram>;
+pub(crate) type Calls = Family<CallLabels, Histogram>;
 
 /// Upper bounds in seconds, from a millisecond to ten seconds.
 const BUCKETS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// A histogram without calls.
-#[must_use]
-pub fn no_calls() -> Calls {
+pub(crate) fn no_calls() -> Calls {
     Family::new_with_constructor(|| Histogram::new(BUCKETS))
 }

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The media type of [`Metrics::text`].
-pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// From a millisecond to ten seconds, for calls and simulations.
 const SHORT_SECONDS: [f64; 13] =
@@ -78,7 +78,7 @@ struct ReasonLabels {
 }
 
 /// The registry and its metrics.
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     actions: Family<ActionLabels, Counter>,
     durations: Family<KindLabels, Histogram, fn() -> Histogram>,
@@ -102,8 +102,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// New metrics; `calls` are those of the cluster's client.
-    #[must_use]
-    pub fn new(calls: Option<&Calls>) -> Self {
+    pub(crate) fn new(calls: Option<&Calls>) -> Self {
         let mut metrics = Metrics {
             registry: Registry::default(),
             actions: Family::default(),
@@ -260,7 +259,7 @@ impl Metrics {
     }
 
     /// Counts an answered action; `result` is its outcome or its error code.
-    pub fn action(
+    pub(crate) fn action(
         &self,
         action: &'static str,
         simulate: bool,
@@ -274,73 +273,68 @@ impl Metrics {
     }
 
     /// Counts an HTTP request to a served path, or to `other`.
-    pub fn http(&self, path: &'static str, status: u16) {
+    pub(crate) fn http(&self, path: &'static str, status: u16) {
         self.http.get_or_create(&HttpLabels { path, status }).inc();
     }
 
     /// Counts a problem document that was sent.
-    pub fn problem(&self, error: &ActionError) {
+    pub(crate) fn problem(&self, error: &ActionError) {
         self.problems.get_or_create(&ProblemLabels { code: error.code.name() }).inc();
     }
 
     /// An HTTP request is in flight until the guard is dropped.
-    #[must_use]
-    pub fn in_flight(&self) -> GaugeGuard {
+    pub(crate) fn in_flight(&self) -> GaugeGuard {
         GaugeGuard::new(&self.in_flight)
     }
 
     /// A connection is open until the guard is dropped.
-    #[must_use]
-    pub fn connected(&self) -> GaugeGuard {
+    pub(crate) fn connected(&self) -> GaugeGuard {
         GaugeGuard::new(&self.connections)
     }
 
     /// Counts a connection that was refused.
-    pub fn connection_refused(&self) {
+    pub(crate) fn connection_refused(&self) {
         self.refused_connections.inc();
     }
 
     /// Counts a failed TLS handshake.
-    pub fn handshake_failed(&self) {
+    pub(crate) fn handshake_failed(&self) {
         self.failed_handshakes.inc();
     }
 
     /// Sets when this certificate expires, in seconds since 1970.
-    pub fn certificate_expires(&self, certificate: &'static str, at: i64) {
+    pub(crate) fn certificate_expires(&self, certificate: &'static str, at: i64) {
         self.expiry.get_or_create(&CertificateLabels { certificate }).set(at);
     }
 
     /// An action is queued until the guard is dropped.
-    #[must_use]
-    pub fn queued(&self) -> GaugeGuard {
+    pub(crate) fn queued(&self) -> GaugeGuard {
         GaugeGuard::new(&self.queued)
     }
 
     /// Observes the time that an action was queued.
-    pub fn queued_for(&self, time: Duration) {
+    pub(crate) fn queued_for(&self, time: Duration) {
         self.queue_duration.observe(time.as_secs_f64());
     }
 
     /// Sets the number of permits of a lane; returns the gauge of those in use.
-    pub fn concurrency_limit(&self, lane: &'static str, permits: usize) -> Gauge {
+    pub(crate) fn concurrency_limit(&self, lane: &'static str, permits: usize) -> Gauge {
         self.concurrency_limit.get_or_create(&LaneLabels { lane }).set(permits as i64);
         self.concurrency_in_use.get_or_create(&LaneLabels { lane }).clone()
     }
 
     /// The counter of requests rejected for this reason.
-    #[must_use]
-    pub fn rejected_requests(&self, reason: &'static str) -> Counter {
+    pub(crate) fn rejected_requests(&self, reason: &'static str) -> Counter {
         self.rejected_requests.get_or_create(&ReasonLabels { reason }).clone()
     }
 
     /// Counts a request whose client disconnected.
-    pub fn client_disconnects(&self) {
+    pub(crate) fn client_disconnects(&self) {
         self.client_disconnects.inc();
     }
 
     /// All metrics as text; `files` are the reloaded files, and whether the present content of each is in use.
-    #[must_use]
-    pub fn text(&self, files: &[(&'static str, bool)]) -> String {
+    pub(crate) fn text(&self, files: &[(&'static str, bool)]) -> String {
         for (file, current) in files {
             self.config_reloads.get_or_create(&FileLabels { file }).set(i64::from(*current));
         }
@@ -362,12 +356,11 @@ pub(crate) struct MetricDescription {
 }
 
 /// Counts one in a gauge until it is dropped.
-pub struct GaugeGuard(Gauge);
+pub(crate) struct GaugeGuard(Gauge);
 
 impl GaugeGuard {
     /// Counts one in this gauge.
-    #[must_use]
-    pub fn new(gauge: &Gauge) -> Self {
+    pub(crate) fn new(gauge: &Gauge) -> Self {
         gauge.inc();
         GaugeGuard(gauge.clone())
     }

@@ -253,9 +253,10 @@ async fn a_budget_exhausted_after_the_check_is_waited_for() {
     let pod = namespace.pods_of("web").await[0].name_any();
     let (meddler, handle) = (namespace.clone(), tokio::runtime::Handle::current());
     let (refused, mut seen) = watch::channel(false);
+    let first = AtomicBool::new(true);
     let kubeconfig = proxy(&namespace, move |call| {
         // The claim is created, and released by a patch.
-        if call.writes("eviction") {
+        if call.writes("eviction") && first.swap(false, Ordering::SeqCst) {
             let narrow = set_min_available(&meddler, 2);
             tokio::task::block_in_place(|| handle.block_on(narrow));
         } else if call.method == http::Method::PATCH && call.writes("events") {

@@ -161,9 +161,9 @@ impl Toggle {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
 
+    use super::*;
     use crate::k8s::completion::Completion;
 
     fn decide(toggle: Toggle, is_on: bool, requests: &str) -> Plan {

@@ -53,8 +53,7 @@ static STYLE: LazyLock<Document> =
     LazyLock::new(|| Document::new("text/css; charset=utf-8", include_str!("page.css")));
 
 /// The document, or 304 if the client has it already.
-#[must_use]
-pub fn get(asset: Asset, headers: &HeaderMap) -> Response<Body> {
+pub(crate) fn get(asset: Asset, headers: &HeaderMap) -> Response<Body> {
     let document = match asset {
         Asset::Actions => &ACTIONS,
         Asset::OpenApi => &OPENAPI,

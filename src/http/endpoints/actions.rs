@@ -13,7 +13,7 @@ use crate::{
 /// Every action.
 #[derive(Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub struct ActionList {
+pub(crate) struct ActionList {
     /// One for each, in the order in which they are listed everywhere.
     actions: Vec<ActionDescription>,
 }
@@ -52,15 +52,13 @@ enum Scope {
 }
 
 /// A request that simulates this action.
-#[must_use]
-pub fn example(kind: ActionKind) -> Value {
+pub(crate) fn example(kind: ActionKind) -> Value {
     let parameters: Value = serde_json::from_str(kind.descriptor().example).unwrap_or_default();
     json!({ "type": kind.name(), "parameters": parameters, "simulate": true })
 }
 
 /// The list in JSON.
-#[must_use]
-pub fn text() -> String {
+pub(crate) fn text() -> String {
     let list = ActionList { actions: ActionKind::ALL.map(ActionDescription::of).into() };
     // Plain data, which JSON can hold.
     serde_json::to_string(&list).unwrap_or_default()
@@ -88,7 +86,7 @@ fn whole_schemas() -> SchemaGenerator {
 }
 
 /// The operation in the OpenAPI document.
-pub fn operation(generator: &mut SchemaGenerator) -> Operation {
+pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
     let content = json_content::<ActionList>(generator);
     let summary = "The actions, with the JSON Schema of their parameters";
     Operation::document("/api/v1/actions", "listActions", summary, content)

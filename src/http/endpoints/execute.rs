@@ -44,7 +44,7 @@ const RECORD_MARGIN: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// The media types do not fit, the caller is not authenticated, or as `execute_as` says.
-pub async fn execute(
+pub(crate) async fn execute(
     service: &Service,
     request: FullRequest,
     info: RequestInfo,
@@ -102,7 +102,7 @@ fn action_time(info: &RequestInfo) -> Option<Duration> {
 }
 
 /// The operation in the OpenAPI document.
-pub fn operation(generator: &mut SchemaGenerator) -> Operation {
+pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
     let examples = ActionKind::ALL.map(|kind| {
         let example = json!({ "summary": kind.name(), "value": actions::example(kind) });
         (kind.name().to_owned(), example)

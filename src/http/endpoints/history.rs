@@ -18,9 +18,9 @@ use crate::{
 };
 
 /// The default and the maximum number of entries.
-pub const DEFAULT_LIMIT: usize = 100;
+pub(crate) const DEFAULT_LIMIT: usize = 100;
 /// See [`DEFAULT_LIMIT`].
-pub const MAX_LIMIT: usize = 500;
+pub(crate) const MAX_LIMIT: usize = 500;
 
 /// The maximum length of a target: a kind, and a name of at most 253 characters.
 const MAX_TARGET_LENGTH: usize = 320;
@@ -30,7 +30,7 @@ const MAX_TARGET_LENGTH: usize = 320;
 /// # Errors
 /// The caller is not authenticated or may not list, the query is wrong, there is no cluster, or the server
 /// may not list Events there; the error names the missing rule.
-pub async fn get(
+pub(crate) async fn get(
     service: &Service,
     request: &FullRequest,
     info: &RequestInfo,
@@ -98,7 +98,7 @@ fn limit(text: &str) -> Result<usize, ActionError> {
 }
 
 /// The operation in the OpenAPI document.
-pub fn operation(generator: &mut SchemaGenerator) -> Operation {
+pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
     let namespace = generator.subschema_for::<Namespace>().to_value();
     Operation {
         description:

@@ -17,7 +17,7 @@ use crate::{
 ///
 /// # Errors
 /// [`Code::RouteNotFound`] in a function: each of its processes would report only itself.
-pub fn get(service: &Service) -> Result<Response<Body>, ActionError> {
+pub(crate) fn get(service: &Service) -> Result<Response<Body>, ActionError> {
     let metrics = service.context.metrics().ok_or_else(|| {
         ActionError::new(Code::RouteNotFound, "AWS Lambda functions have no metrics")
             .with_hint("the platform counts invocations and errors")
@@ -36,7 +36,7 @@ pub fn get(service: &Service) -> Result<Response<Body>, ActionError> {
 }
 
 /// The operation in the OpenAPI document.
-pub fn operation() -> Operation {
+pub(crate) fn operation() -> Operation {
     let content = json!({ "text/plain": { "schema": { "type": "string" } } });
     Operation {
         description: "For Prometheus, in its text format. A function has none.".to_owned(),

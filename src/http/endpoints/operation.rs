@@ -31,7 +31,7 @@ use crate::{
 
 /// The state of a request at one time.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// The state.
     pub progress: Progress,
     /// The version of the record that it was read from.
@@ -42,7 +42,7 @@ pub struct Snapshot {
 ///
 /// # Errors
 /// The path or the query is wrong, the caller may not read it, or there is no such request.
-pub async fn get(
+pub(crate) async fn get(
     service: &Service,
     request: &FullRequest,
     info: &RequestInfo,
@@ -118,7 +118,7 @@ fn not_found(namespace: &Namespace) -> ActionError {
 
 impl Snapshot {
     /// The state of a request that was found.
-    pub async fn of(found: &Operation, context: &Context) -> Self {
+    pub(crate) async fn of(found: &Operation, context: &Context) -> Self {
         let version = found.version().map(str::to_owned);
         Snapshot { progress: found.progress(context).await, version }
     }
@@ -127,7 +127,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`Code::Internal`] if it cannot be written, which would be a bug.
-    pub fn json(&self) -> Result<String, ActionError> {
+    pub(crate) fn json(&self) -> Result<String, ActionError> {
         serde_json::to_string(&self.progress).map_err(|error| {
             ActionError::new(Code::Internal, format!("the state cannot be written: {error}"))
         })
@@ -157,7 +157,7 @@ impl Snapshot {
 }
 
 /// The operation in the OpenAPI document.
-pub fn operation(generator: &mut SchemaGenerator) -> openapi::Operation {
+pub(crate) fn operation(generator: &mut SchemaGenerator) -> openapi::Operation {
     let mut state = response(
         "Its state. As a stream, `event: progress` with each change and `event: done` with the last; the \
          data of each is the same object.",

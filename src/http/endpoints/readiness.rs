@@ -40,7 +40,7 @@ const MIN_FAILURES: u32 = 3;
 
 /// What is known of the cluster's readiness.
 #[derive(Default)]
-pub struct Readiness {
+pub(crate) struct Readiness {
     state: Mutex<State>,
     stopping: Option<watch::Receiver<bool>>,
 }
@@ -78,7 +78,7 @@ impl FlapDamping {
 }
 
 /// `GET /readyz`: 200, or 503 with the reason.
-pub async fn get(service: &Service) -> Response<Body> {
+pub(crate) async fn get(service: &Service) -> Response<Body> {
     let ready = match service.tls().and_then(Reloading::load_error) {
         Some(fault) => Err(fault),
         None => service.readiness.of(&service.context, &service.callers).await,
@@ -94,14 +94,13 @@ pub async fn get(service: &Service) -> Response<Body> {
 }
 
 /// The response of a health check when all is well.
-pub fn healthy() -> Response<Body> {
+pub(crate) fn healthy() -> Response<Body> {
     full("application/json", HEALTHY)
 }
 
 impl Readiness {
     /// The readiness of a process that is ready only until this becomes true.
-    #[must_use]
-    pub fn until(stopping: watch::Receiver<bool>) -> Self {
+    pub(crate) fn until(stopping: watch::Receiver<bool>) -> Self {
         Readiness { stopping: Some(stopping), ..Readiness::default() }
     }
 
@@ -109,7 +108,11 @@ impl Readiness {
     ///
     /// # Errors
     /// The reason why it could not.
-    pub async fn of(&self, context: &Context, callers: &Authenticator) -> Result<(), ActionError> {
+    pub(crate) async fn of(
+        &self,
+        context: &Context,
+        callers: &Authenticator,
+    ) -> Result<(), ActionError> {
         if self.stopping.as_ref().is_some_and(|stopping| *stopping.borrow()) {
             return Err(ActionError::new(Code::ShuttingDown, "the server is shutting down"));
         }
@@ -138,7 +141,7 @@ fn ttl(fails: bool) -> Duration {
 }
 
 /// The operation of the health check in the OpenAPI document.
-pub fn health_operation() -> Operation {
+pub(crate) fn health_operation() -> Operation {
     Operation {
         responses: vec![(200, response("It is alive.", healthy_content()))],
         ..Operation::get(
@@ -151,7 +154,7 @@ pub fn health_operation() -> Operation {
 }
 
 /// The operation in the OpenAPI document.
-pub fn operation(generator: &mut SchemaGenerator) -> Operation {
+pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
     let not_ready = json!({ "application/problem+json": {
         "schema": generator.subschema_for::<ActionError>(),
     } });

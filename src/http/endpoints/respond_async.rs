@@ -39,15 +39,15 @@ const MAX_BACKGROUND_TASKS: u32 = 128;
 
 /// The work that continues after its response.
 #[derive(Clone)]
-pub struct BackgroundTasks(Arc<Semaphore>);
+pub(crate) struct BackgroundTasks(Arc<Semaphore>);
 
 /// A permit for such work; released when dropped.
-pub type Permit = OwnedSemaphorePermit;
+pub(crate) type Permit = OwnedSemaphorePermit;
 
 /// The asynchronous response.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub struct Accepted {
+pub(crate) struct Accepted {
     /// The request's id, or the one made for it.
     pub id: String,
     /// The action.
@@ -64,7 +64,7 @@ pub struct Accepted {
 /// The resources of a request.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub struct Links {
+pub(crate) struct Links {
     /// The state of the request, as in `Location`.
     #[serde(rename = "self")]
     pub itself: String,
@@ -87,13 +87,12 @@ impl Default for BackgroundTasks {
 
 impl BackgroundTasks {
     /// A permit, if one is free.
-    #[must_use]
-    pub fn permit(&self) -> Option<Permit> {
+    pub(crate) fn permit(&self) -> Option<Permit> {
         self.0.clone().try_acquire_owned().ok()
     }
 
     /// Returns when none of this work is in progress.
-    pub async fn wait_idle(&self) {
+    pub(crate) async fn wait_idle(&self) {
         // The semaphore is never closed, so this waits for the last permit to be released.
         let _ = self.0.acquire_many(MAX_BACKGROUND_TASKS).await;
     }
@@ -104,7 +103,7 @@ impl BackgroundTasks {
 ///
 /// # Errors
 /// As `execute_as` says, if it ends before the response.
-pub async fn execute_async(
+pub(crate) async fn execute_async(
     context: Context,
     caller: Option<Caller>,
     delivery: IncomingRequest,

@@ -52,20 +52,19 @@ type Snapshots = watch::Sender<Option<Snapshot>>;
 
 /// The requests that are watched. Cheap to clone.
 #[derive(Clone)]
-pub struct Watchers {
+pub(crate) struct Watchers {
     stopping: watch::Receiver<bool>,
     watched: Arc<Mutex<HashMap<OperationKey, Snapshots>>>,
 }
 
 impl Watchers {
     /// No request is watched yet; all streams end when `stopping` becomes true.
-    #[must_use]
-    pub fn new(stopping: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(stopping: watch::Receiver<bool>) -> Self {
         Watchers { stopping, watched: Arc::default() }
     }
 
     /// A stream of the changes of a request, beginning with its state now.
-    pub fn stream(
+    pub(crate) fn stream(
         &self,
         context: &Context,
         namespace: Namespace,

@@ -99,7 +99,6 @@ impl Cluster {
     }
 
     /// The cluster with the clock that its client's responses set.
-    #[must_use]
     pub(crate) fn with_time(self, time: ServerTime) -> Self {
         Cluster { time, ..self }
     }

@@ -12,7 +12,7 @@ use crate::k8s::api::connection::ConnectError;
 
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ApiError {
+pub(crate) enum ApiError {
     /// 404: the object does not exist.
     NotFound,
     /// 409: the object is another one, or has changed since it was read.

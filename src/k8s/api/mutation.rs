@@ -39,7 +39,7 @@ use crate::{
 
 /// One change to one object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Effect {
+pub(crate) struct Effect {
     pub resource: ApiResource,
     /// Empty if the object is cluster-scoped.
     pub namespace: String,
@@ -51,7 +51,7 @@ pub struct Effect {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Mutation {
+pub(crate) enum Mutation {
     /// A JSON Patch that tests what was decided on and adds the request's id.
     Patch {
         /// Never stored, since it may contain secret values.
@@ -97,7 +97,7 @@ pub enum Mutation {
 
 /// The target after an effect was applied, or would be.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Applied {
+pub(crate) struct Applied {
     pub resource_version: Option<String>,
     /// The generation that a rollout must have observed.
     pub generation: Option<i64>,
@@ -119,7 +119,7 @@ impl Applied {
 
 /// What the cluster shows of an effect whose response was lost.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Evidence {
+pub(crate) enum Evidence {
     Made(Applied),
     NotMade,
     /// Unknown: the object was changed too often, or replaced, since.
@@ -128,7 +128,7 @@ pub enum Evidence {
 
 /// Why an effect was not applied.
 #[derive(Debug)]
-pub enum ApplyError {
+pub(crate) enum ApplyError {
     /// The object changed since it was read: plan again.
     Conflict,
     /// The response was lost: find the evidence.

@@ -34,7 +34,7 @@ pub(crate) const CLAIMS: PolicyRule =
 const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug, Default)]
-pub struct Preflight {
+pub(crate) struct Preflight {
     /// All of the namespace.
     pub autoscalers: Vec<HorizontalPodAutoscaler>,
     /// All of the namespace.

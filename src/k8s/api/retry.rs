@@ -12,7 +12,7 @@ use crate::k8s::api::error::ApiError;
 
 /// When a call may be retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Retry {
+pub(crate) enum Retry {
     /// A call that is harmless when repeated: after every transient error.
     Idempotent,
     /// A write: only if it was certainly not applied.

@@ -15,11 +15,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::contract::{digest::sha256, response::Target};
 
 /// The longest time between an entry and its effect.
-pub const EFFECT_WINDOW: Duration = Duration::from_secs(30);
+pub(crate) const EFFECT_WINDOW: Duration = Duration::from_secs(30);
 
 /// How long an effect may be made after its entry. It is shorter than [`EFFECT_WINDOW`] by the precision of the API
 /// server's time as this process knows it.
-pub const EFFECT_TIMEOUT: Duration = Duration::from_secs(28);
+pub(crate) const EFFECT_TIMEOUT: Duration = Duration::from_secs(28);
 
 /// The prefix of the annotations with the entries.
 const PREFIX: &str = "usage.action-executor.dev/";
@@ -30,7 +30,7 @@ const MAX_ENTRIES: usize = 1500;
 
 /// A number of actions in a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quota {
+pub(crate) struct Quota {
     /// The number of actions.
     pub actions: usize,
     /// The time.
@@ -39,7 +39,7 @@ pub struct Quota {
 
 /// All limits on the rate of actions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// The time between two actions on one target.
     pub cooldown: Duration,
     /// Per namespace.
@@ -50,8 +50,7 @@ pub struct Limits {
 
 impl Limits {
     /// Whether there is no limit.
-    #[must_use]
-    pub fn are_none(&self) -> bool {
+    pub(crate) fn are_none(&self) -> bool {
         *self == Limits::default()
     }
 
@@ -64,7 +63,7 @@ impl Limits {
 
 /// One action that was allowed, or asks to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UsageEntry {
+pub(crate) struct UsageEntry {
     /// The annotation, of this attempt alone: no attempt can remove another one's entry.
     key: String,
     /// The request, so that a retry is not counted twice.
@@ -77,8 +76,7 @@ pub struct UsageEntry {
 impl UsageEntry {
     /// The entry of this attempt for an action on `target`, at this time of the API server. `request_target` is
     /// the request's own target, which differs for a pod of a drained node.
-    #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         attempt: &str,
         id: &str,
         request_target: &Target,
@@ -98,15 +96,13 @@ impl UsageEntry {
     }
 
     /// The name and the value of its annotation.
-    #[must_use]
-    pub fn annotation(&self) -> (String, String) {
+    pub(crate) fn annotation(&self) -> (String, String) {
         let UsageEntry { key, request, target, namespace, at } = self;
         (key.clone(), format!("{request}.{target}.{namespace}.{}", at.timestamp()))
     }
 
     /// When it was made, by the API server's clock.
-    #[must_use]
-    pub fn at(&self) -> DateTime<Utc> {
+    pub(crate) fn at(&self) -> DateTime<Utc> {
         self.at
     }
 
@@ -135,7 +131,7 @@ fn digest(text: &str) -> String {
 
 /// The limit that is exceeded, and how long it takes until it allows one more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LimitExceeded {
+pub(crate) enum LimitExceeded {
     /// The target's cooldown.
     Cooldown(Duration),
     /// The namespace's quota.
@@ -148,18 +144,16 @@ pub enum LimitExceeded {
 
 /// The actions that were allowed and still count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Usage(Vec<UsageEntry>);
+pub(crate) struct Usage(Vec<UsageEntry>);
 
 impl Usage {
     /// Reads the list from the annotations of a Lease; malformed entries are ignored.
-    #[must_use]
-    pub fn parse(annotations: &BTreeMap<String, String>) -> Self {
+    pub(crate) fn parse(annotations: &BTreeMap<String, String>) -> Self {
         Usage(annotations.iter().filter_map(|(key, it)| UsageEntry::parse(key, it)).collect())
     }
 
     /// The annotations of the entries that count no more at this time.
-    #[must_use]
-    pub fn expired(&self, limits: &Limits, now: DateTime<Utc>) -> Vec<String> {
+    pub(crate) fn expired(&self, limits: &Limits, now: DateTime<Utc>) -> Vec<String> {
         let expired = self.0.iter().filter(|it| age(it, now) >= limits.retention());
         expired.map(|it| it.key.clone()).collect()
     }
@@ -169,7 +163,11 @@ impl Usage {
     ///
     /// # Errors
     /// The limit that is exceeded.
-    pub fn check(&self, entries: &[UsageEntry], limits: &Limits) -> Result<(), LimitExceeded> {
+    pub(crate) fn check(
+        &self,
+        entries: &[UsageEntry],
+        limits: &Limits,
+    ) -> Result<(), LimitExceeded> {
         let mut counted = HashMap::new();
         for it in &self.0 {
             if entries.iter().any(|entry| entry.is_same_action(it)) {

@@ -17,7 +17,7 @@ pub use crate::telemetry::traces::collector::Exporter;
 pub struct Exporter;
 
 /// Turns spans into traces.
-pub type Layer =
+pub(crate) type Layer =
     Box<dyn tracing_subscriber::Layer<tracing_subscriber::Registry> + Send + Sync + 'static>;
 
 #[cfg(not(feature = "otel"))]
@@ -33,7 +33,7 @@ impl Exporter {
 
 /// Makes a new span the child of the one in these headers (W3C Trace Context), if there is one, and records the
 /// trace in its field `trace_id`.
-pub fn extract(span: &Span, headers: &HeaderMap) {
+pub(crate) fn extract(span: &Span, headers: &HeaderMap) {
     #[cfg(feature = "otel")]
     collector::extract(span, headers);
     #[cfg(not(feature = "otel"))]
@@ -42,7 +42,7 @@ pub fn extract(span: &Span, headers: &HeaderMap) {
 
 /// Writes a span into these headers, so that their receiver continues its trace. A span that is not traced
 /// leaves the headers as they are.
-pub fn inject(span: &Span, headers: &mut HeaderMap) {
+pub(crate) fn inject(span: &Span, headers: &mut HeaderMap) {
     #[cfg(feature = "otel")]
     collector::inject(span, headers);
     #[cfg(not(feature = "otel"))]

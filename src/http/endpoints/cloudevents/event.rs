@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The type of an event that asks for an action.
-pub const REQUEST: &str = "dev.action-executor.action.request.v1";
+pub(crate) const REQUEST: &str = "dev.action-executor.action.request.v1";
 
 /// The media types of events as a whole (JSON event format, sections 3 and 4).
 const STRUCTURED: &str = "application/cloudevents+json";
@@ -48,7 +48,7 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
 /// How an event is carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Attributes in the header, data in the body.
     Binary,
     /// All of it in the body.
@@ -57,7 +57,7 @@ pub enum Mode {
 
 /// An event that asks for an action.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Incoming {
+pub(crate) struct Incoming {
     /// How it came, which is how it is answered.
     pub mode: Mode,
     /// Its id, one of its own among those of its source.
@@ -74,7 +74,7 @@ pub struct Incoming {
 
 /// An event that answers.
 #[derive(Debug)]
-pub struct Outgoing {
+pub(crate) struct Outgoing {
     /// Its type.
     pub kind: &'static str,
     /// Its source.
@@ -123,7 +123,7 @@ impl Incoming {
     /// # Errors
     /// [`Code::UnsupportedMediaType`] for a batch, another event format or data that is not JSON, else
     /// [`Code::InvalidRequest`] with the attribute at fault.
-    pub fn read(headers: &HeaderMap, body: Vec<u8>) -> Result<Self, ActionError> {
+    pub(crate) fn read(headers: &HeaderMap, body: Vec<u8>) -> Result<Self, ActionError> {
         let media_type = headers::header(headers, header::CONTENT_TYPE);
         let essence = media_type.as_deref().unwrap_or_default().split(';').next();
         match essence.unwrap_or_default().trim().to_ascii_lowercase().as_str() {
@@ -256,7 +256,11 @@ impl Outgoing {
     ///
     /// # Errors
     /// [`Code::Internal`] if its data is not JSON after all.
-    pub fn response(self, mode: Mode, status: StatusCode) -> Result<Response<Body>, ActionError> {
+    pub(crate) fn response(
+        self,
+        mode: Mode,
+        status: StatusCode,
+    ) -> Result<Response<Body>, ActionError> {
         let mut response = match mode {
             Mode::Binary => self.binary(),
             Mode::Structured => self.structured()?,

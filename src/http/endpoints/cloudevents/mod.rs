@@ -57,7 +57,7 @@ const PROBLEM: &str = "dev.action-executor.action.problem.v1";
 ///
 /// # Errors
 /// The caller is not authenticated, or it is not such an event.
-pub async fn receive(
+pub(crate) async fn receive(
     service: &Service,
     request: FullRequest,
     info: RequestInfo,
@@ -150,7 +150,7 @@ fn status(done: &Result<ActionResponse, ActionError>) -> StatusCode {
 }
 
 /// The operation in the OpenAPI document: a request in a CloudEvent, in either mode of its HTTP binding.
-pub fn operation(generator: &mut SchemaGenerator) -> Operation {
+pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
     let request = json!({
         "description": "A request; other data is answered with a problem in an event.",
         "anyOf": [generator.subschema_for::<ActionRequest>(), {}],
