@@ -50,7 +50,7 @@ impl Reply {
 
     /// Whether resending the same request may help. A pending approval is not resent: only a person can
     /// end it.
-    pub(crate) fn retryable(&self) -> bool {
+    pub fn retryable(&self) -> bool {
         match self {
             Reply::Done(_) => self.http_status() == 503,
             Reply::Problem(error) => error.code.retryable(),
@@ -66,7 +66,7 @@ impl Reply {
     }
 
     /// The outcome, or the problem's code.
-    pub(crate) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         match self {
             Reply::Done(response) => response.outcome.name().to_owned(),
             Reply::Problem(error) => error.code.name(),

@@ -21,7 +21,6 @@ use crate::{
         response::{ActionResponse, Target, milliseconds},
     },
     executor::{context::Context, follow_up::Pending},
-    k8s::api::{client::Call, error::ApiError},
     ledger::record::{REQUESTER, Record, State, event_name},
 };
 
@@ -82,13 +81,8 @@ pub(crate) async fn find(
     let cluster = context.require_cluster("no request has a record")?;
     let name = event_name(id);
     let deadline = Instant::now() + STATUS_TIMEOUT;
-    match cluster.try_get::<Event>(namespace, &name, deadline).await {
-        Ok(event) => Ok(Operation::read(id, event)),
-        Err(ApiError::NotFound) => Ok(None),
-        Err(error) => {
-            Err(cluster.explain(&Call::of::<Event>("get", namespace, Some(&name)), error).await)
-        }
-    }
+    let event = cluster.get_opt::<Event>(namespace, &name, deadline).await?;
+    Ok(event.and_then(|event| Operation::read(id, event)))
 }
 
 impl Operation {

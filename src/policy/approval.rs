@@ -12,13 +12,7 @@ use tokio::time::Instant;
 use crate::{
     actions::Plan,
     contract::{digest::sha256, error::ActionError},
-    k8s::{
-        api::{
-            client::{Call, Cluster},
-            error::ApiError,
-        },
-        rbac::PolicyRule,
-    },
+    k8s::{api::client::Cluster, rbac::PolicyRule},
     ledger::record::{Record, RequestMetadata},
 };
 
@@ -62,15 +56,9 @@ pub(crate) async fn approver(
     deadline: Instant,
 ) -> Result<Option<String>, ActionError> {
     let name = object_name(digest);
-    match cluster.try_get::<ConfigMap>(namespace, &name, deadline).await {
-        Ok(approval) => {
-            let by = approval.data.and_then(|data| data.get("by").cloned()).unwrap_or_default();
-            Ok(Some(by.chars().filter(|c| !c.is_control()).take(100).collect()))
-        }
-        Err(ApiError::NotFound) => Ok(None),
-        Err(error) => {
-            let call = Call::of::<ConfigMap>("get", namespace, Some(&name));
-            Err(cluster.explain(&call, error).await)
-        }
-    }
+    let approval = cluster.get_opt::<ConfigMap>(namespace, &name, deadline).await?;
+    Ok(approval.map(|approval| {
+        let by = approval.data.and_then(|data| data.get("by").cloned()).unwrap_or_default();
+        by.chars().filter(|c| !c.is_control()).take(100).collect()
+    }))
 }
