@@ -1,6 +1,6 @@
 //! The annotation of an object with the last requests that changed it. Pure.
 //!
-//! A change adds the request's id in the same patch, bound to the resourceVersion that was read. So the id is
+//! A change adds the request's id in the same patch, which tests that the list is as it was read. So the id is
 //! there exactly if the change was made, and a process that resumes a request after a crash can check it.
 //! The list is short, since objects are no archives. Its entries are numbered, so that it is known when an id
 //! may have been dropped; then the presence is unknown.
