@@ -132,6 +132,10 @@ pub(crate) async fn apply(
     let mut rejected: Option<Effect> = None;
     loop {
         let (effect, result) = match plan.decision.clone() {
+            // Under a writer of status a bound effect may fail again and again.
+            Decision::Apply(effect, result, _) if rejected.is_none() || in_doubt.is_some() => {
+                (effect.bound_to(&plan.found), result)
+            }
             Decision::Apply(effect, result, _) => (*effect, result),
             Decision::AlreadyApplied(applied, result) => {
                 let replayed = in_doubt.is_none();

@@ -224,9 +224,8 @@ impl Transaction<'_> {
         let labels = workload.metadata().labels.clone().unwrap_or_default();
         let facts = Facts { labels: Some(&labels), ..Facts::of(self.request, None) };
         self.context.policy().judge(&facts).refuse()?;
-        let (target, attempt) = (&response.target, self.ledger.holder());
-        let now = self.cluster.now();
-        let entry = UsageEntry::new(attempt, &self.rollback_id(), target, target, now);
+        let (target, now) = (&response.target, self.cluster.now());
+        let entry = UsageEntry::new(&self.rollback_id(), target, target, now);
         self.budget.record_unconditionally(&[entry], deadline).await
     }
 

@@ -29,7 +29,7 @@ const MAX_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Between reads while a watch runs: after a change, which seldom comes alone, and without one.
 const CHANGE_INTERVAL: Duration = Duration::from_millis(300);
-const WATCHED_POLL_INTERVAL: Duration = Duration::from_secs(30);
+const WATCHED_POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long before the end the last poll starts, so that its answer arrives in time.
 const FINAL_CHECK_TIMEOUT: Duration = Duration::from_millis(200);

@@ -156,7 +156,7 @@ pub fn client_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ActionErr
 ///
 /// # Errors
 /// [`Code::InvalidRequest`] naming the header whose value must be a number of seconds greater than 0.
-pub(crate) fn response_deadline(headers: &HeaderMap) -> Result<Option<Instant>, ActionError> {
+pub fn response_deadline(headers: &HeaderMap) -> Result<Option<Instant>, ActionError> {
     let timeout = client_timeout(headers)?;
     Ok(timeout.map(|timeout| Instant::now() + timeout - ANSWER_MARGIN.min(timeout / 10)))
 }

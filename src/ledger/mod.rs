@@ -96,11 +96,6 @@ impl<'a> Ledger<'a> {
         Ledger { cluster, request, holder: uuid::Uuid::now_v7().to_string() }
     }
 
-    /// What distinguishes this attempt from all others.
-    pub(crate) fn holder(&self) -> &str {
-        &self.holder
-    }
-
     /// A claim of this attempt, to open or to take over with.
     pub(crate) fn claim(&self, intent: Intent, deadline: Instant) -> Record {
         let left = deadline.saturating_duration_since(Instant::now()) + CLAIM_GRACE;

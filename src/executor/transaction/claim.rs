@@ -38,6 +38,7 @@ impl Transaction<'_> {
     ) -> Result<(ClaimState, Result<Planned, ActionError>), ActionError> {
         let mut planned = match (planned, found) {
             (Err(refusal), Err(error)) => return Err(most_relevant(refusal, error)),
+            (_, Err(error)) if error.code == Code::IdReused => return Err(error),
             // A record that could not be read cannot be created either, which explains why.
             (Ok(planned), Ok(ClaimState::Free) | Err(_)) => planned,
             (planned, Ok(found)) => return Ok((found, planned)),

@@ -36,9 +36,9 @@ impl Transaction<'_> {
         let mut deadline = input.deadline;
         let charged = charge.is_some();
         let mut entries = Vec::new();
-        if let Some(charge) = charge {
+        if let Some(mut charge) = charge {
             deadline = deadline.min(charge.at + EFFECT_TIMEOUT);
-            if let Err(refusal) = self.check_charge(&plan, &charge, &input).await {
+            if let Err(refusal) = self.check_charge(&plan, &mut charge, &input).await {
                 self.release(record, &refusal, &input).await;
                 return Err(refusal);
             }
@@ -92,32 +92,32 @@ impl Transaction<'_> {
         let (at, now) = (Instant::now(), self.cluster.now());
         let others = plan.others.iter().map(|other| &other.target);
         let targets = std::iter::once(&plan.target).chain(others);
-        let attempt = self.ledger.holder();
-        let entry = |target| UsageEntry::new(attempt, &input.id, &plan.target, target, now);
+        let entry = |target| UsageEntry::new(&input.id, &plan.target, target, now);
         Charge { entries: targets.map(entry).collect(), at, lease, result: None }
     }
 
     /// Charges the budget, if kill switch and limits allow it.
     pub(super) async fn reserve(
         &self,
-        charge: &Charge,
+        charge: &mut Charge,
         input: &PlanInput,
     ) -> Result<(), ActionError> {
         let Charge { entries, lease, .. } = charge;
         let reserved = self.budget.reserve(entries, lease.as_ref(), input.deadline).await;
         Failpoint::AfterCharge.pass();
-        reserved
+        charge.entries = reserved?;
+        Ok(())
     }
 
     /// The last checks before the effect: that it is charged, and lately, and the policy as it is now.
     async fn check_charge(
         &self,
         plan: &Plan,
-        charge: &Charge,
+        charge: &mut Charge,
         input: &PlanInput,
     ) -> Result<(), ActionError> {
-        match &charge.result {
-            Some(result) => result.clone()?,
+        match charge.result.take() {
+            Some(result) => result?,
             None => self.reserve(charge, input).await?,
         }
         let verdict = self.context.policy().judge_plan(self.request, plan, false);

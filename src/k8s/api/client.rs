@@ -4,7 +4,7 @@
 //! A forbidden call is reported with verb, resource, namespace and user, and with the RBAC rule that
 //! would allow it. Must not depend on an action, nor on one kind of object.
 
-use std::{fmt::Debug, time::Duration};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::{
@@ -18,7 +18,10 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout, timeout_at},
+};
 
 use crate::{
     contract::error::{ActionError, Code},
@@ -34,6 +37,9 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Limit of the call that finds out the user name for an error, and of the readiness check.
 const SELF_REVIEW_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The most watches at a time. The API server allows 100 calls at a time on one HTTP/2 connection; the others wait.
+const MAX_WATCHES: usize = 32;
 
 /// The most objects that one list call returns, which bounds memory.
 const PAGE_SIZE: u32 = 500;
@@ -78,6 +84,7 @@ pub struct Cluster {
     server: String,
     calls: Calls,
     time: ServerTime,
+    watches: Arc<Semaphore>,
 }
 
 /// A call, as an error names it.
@@ -95,12 +102,23 @@ pub(crate) struct Call {
 impl Cluster {
     /// `server` is the address for messages.
     pub fn new(client: Client, server: String) -> Self {
-        Cluster { client, server, calls: no_calls(), time: ServerTime::default() }
+        Cluster {
+            client,
+            server,
+            calls: no_calls(),
+            time: ServerTime::default(),
+            watches: Arc::new(Semaphore::new(MAX_WATCHES)),
+        }
     }
 
     /// The cluster with the clock that its client's responses set.
     pub(crate) fn with_time(self, time: ServerTime) -> Self {
         Cluster { time, ..self }
+    }
+
+    /// Permits for watches.
+    pub(crate) fn watches(&self) -> &Semaphore {
+        &self.watches
     }
 
     /// The API server's time.

@@ -3,7 +3,10 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -25,7 +28,10 @@ use kube::{
     Config,
     client::{Body, ConfigExt},
 };
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{BoxError, Service, ServiceExt};
 use tracing::{Instrument, Span, field::Empty};
@@ -37,6 +43,9 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// hold later calls.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How long a cancelled call has waited if its connection is suspected.
+const SUSPICIOUS_SILENCE: Duration = Duration::from_secs(1);
 
 /// How much of a response, and of all responses, may be in flight: a list crosses a long distance in few round trips.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -59,7 +68,14 @@ pub(crate) struct ApiConnection {
 enum Protocol {
     Unknown,
     Http1,
-    Http2(SendRequest<Body>),
+    Http2(Http2),
+}
+
+/// One connection, with its number.
+#[derive(Clone)]
+struct Http2 {
+    sender: SendRequest<Body>,
+    number: u64,
 }
 
 impl ApiConnection {
@@ -92,44 +108,44 @@ impl ApiConnection {
 
     /// Sends one request.
     async fn send(self, request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
-        let Some(mut http2) = self.http2(request.uri()).await? else {
+        // Nothing is sent before there is a connection, however long others take to connect.
+        let connected = timeout(CONNECT_TIMEOUT, self.http2(request.uri())).await;
+        let Some(mut http2) = connected.unwrap_or_else(|_| Err(not_connected().into()))? else {
             return self.http1.request(request).await.map_err(BoxError::from);
         };
-        let mut unanswered = Unanswered(Some(self.protocol));
-        let response = http2.send_request(request).await;
-        unanswered.0 = None;
+        let mut unanswered = Unanswered {
+            protocol: Some(self.protocol),
+            number: http2.number,
+            since: Instant::now(),
+        };
+        let response = http2.sender.send_request(request).await;
+        unanswered.protocol = None;
         response.map_err(BoxError::from)
     }
 
     /// The connection with HTTP/2, if the server speaks it. Other calls wait while one connects.
-    async fn http2(&self, server: &Uri) -> Result<Option<SendRequest<Body>>, BoxError> {
+    async fn http2(&self, server: &Uri) -> Result<Option<Http2>, BoxError> {
         let mut protocol = self.protocol.lock().await;
         match &*protocol {
             Protocol::Http1 => return Ok(None),
-            Protocol::Http2(sender) if !sender.is_closed() => return Ok(Some(sender.clone())),
+            Protocol::Http2(http2) if !http2.sender.is_closed() => return Ok(Some(http2.clone())),
             Protocol::Http2(_) | Protocol::Unknown => {}
         }
         *protocol = match self.connect(server).await? {
-            Some(sender) => Protocol::Http2(sender),
+            Some(http2) => Protocol::Http2(http2),
             None => Protocol::Http1,
         };
         match &*protocol {
-            Protocol::Http2(sender) => Ok(Some(sender.clone())),
+            Protocol::Http2(http2) => Ok(Some(http2.clone())),
             _ => Ok(None),
         }
     }
 
-    async fn connect(&self, server: &Uri) -> Result<Option<SendRequest<Body>>, BoxError> {
+    async fn connect(&self, server: &Uri) -> Result<Option<Http2>, BoxError> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
         let mut connector = self.connector.clone();
-        let stream =
-            timeout(CONNECT_TIMEOUT, async { connector.ready().await?.call(server.clone()).await });
-        let stream = match stream.await {
-            Ok(stream) => stream.map_err(ConnectError)?,
-            Err(_) => {
-                let why = format!("no connection within {} s", CONNECT_TIMEOUT.as_secs());
-                return Err(ConnectError(why.into()).into());
-            }
-        };
+        let stream = connector.ready().await.map_err(ConnectError)?.call(server.clone()).await;
+        let stream = stream.map_err(ConnectError)?;
         if !stream.connected().is_negotiated_h2() {
             return Ok(None);
         }
@@ -146,17 +162,28 @@ impl ApiConnection {
                 tracing::debug!(%error, "the connection to the API server ended");
             }
         });
-        Ok(Some(sender))
+        Ok(Some(Http2 { sender, number: NUMBER.fetch_add(1, Ordering::Relaxed) }))
     }
 }
 
-/// A call that ends without an answer: the next one connects anew, since the connection may be dead.
-struct Unanswered(Option<Arc<Mutex<Protocol>>>);
+fn not_connected() -> ConnectError {
+    ConnectError(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()).into())
+}
+
+/// A call that ends without an answer after a while: the next one connects anew, since the connection may be dead.
+struct Unanswered {
+    /// `None` once there is an answer.
+    protocol: Option<Arc<Mutex<Protocol>>>,
+    number: u64,
+    since: Instant,
+}
 
 impl Drop for Unanswered {
     fn drop(&mut self) {
-        if let Some(protocol) = &self.0
+        let Some(protocol) = &self.protocol else { return };
+        if self.since.elapsed() >= SUSPICIOUS_SILENCE
             && let Ok(mut protocol) = protocol.try_lock()
+            && matches!(&*protocol, Protocol::Http2(http2) if http2.number == self.number)
         {
             *protocol = Protocol::Unknown;
         }
@@ -167,6 +194,7 @@ fn tcp() -> HttpConnector {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
     tcp
 }
 

@@ -271,6 +271,15 @@ impl Effect {
         }
     }
 
+    /// Binds a scaling to the version that was read, too. The scale subresource shows neither the requests nor the
+    /// labels of the object, so uid and replicas alone would let a late write pass once the number is the same again.
+    pub(crate) fn bound_to(mut self, found: &ObjectMeta) -> Self {
+        if let Mutation::Scale { resource_version, .. } = &mut self.mutation {
+            resource_version.clone_from(&found.resource_version);
+        }
+        self
+    }
+
     pub(crate) fn is_deletion(&self) -> bool {
         matches!(self.mutation, Mutation::Delete { .. } | Mutation::Evict { .. })
     }

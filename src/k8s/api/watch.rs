@@ -69,7 +69,13 @@ impl Cluster {
         let task = Watched::of(completion).map(|watched| {
             let cluster = self.clone();
             let task = async move {
-                while cluster.watch_once(&watched, &notify).await {
+                loop {
+                    // Without a permit the wait polls.
+                    if let Ok(_permit) = cluster.watches().try_acquire()
+                        && !cluster.watch_once(&watched, &notify).await
+                    {
+                        return;
+                    }
                     notify.send_modify(|state| state.is_live = false);
                     sleep(RESTART_INTERVAL).await;
                 }
@@ -87,7 +93,8 @@ impl Cluster {
         let Ok(response) = self.client().send(request.map(Body::from)).await else { return true };
         let status = response.status();
         if !status.is_success() {
-            return !status.is_client_error();
+            // A busy server (429) and a version that it has forgotten (410) are no refusal.
+            return !status.is_client_error() || matches!(status.as_u16(), 410 | 429);
         }
         let mut body = response.into_body();
         // The first event is the present state.

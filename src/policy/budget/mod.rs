@@ -43,6 +43,12 @@ pub const RULE: PolicyRule = PolicyRule {
 /// The kill switch: any value but `false` stops all actions, and is the reason.
 pub(crate) const STOP_ANNOTATION: &str = "action-executor.dev/stop";
 
+/// How often a charge is tried again because others charge at the same time.
+const MAX_RETRIES: usize = 3;
+
+/// Time to remove what may have been written.
+const REFUND_TIMEOUT: Duration = Duration::from_millis(800);
+
 /// The Lease as it was read before the claim; `None` if it does not exist.
 pub(crate) struct LeaseSnapshot(Option<Lease>);
 
@@ -94,7 +100,8 @@ impl<'a> Budget<'a> {
         snapshot.map_or(Ok(()), lease)
     }
 
-    /// Allows all of these actions, or none, and charges them; without limits nothing is written.
+    /// Allows all of these actions, or none, and charges them; without limits nothing is written. Returns the
+    /// entries as they were written.
     ///
     /// # Errors
     /// [`Code::Stopped`], [`Code::RateLimited`], or why the Lease could not be read or written; then nothing
@@ -104,23 +111,27 @@ impl<'a> Budget<'a> {
         entries: &[UsageEntry],
         snapshot: Option<&LeaseSnapshot>,
         deadline: Instant,
-    ) -> Result<(), ActionError> {
+    ) -> Result<Vec<UsageEntry>, ActionError> {
+        let mut entries = entries.to_vec();
         if self.limits.are_none() {
-            return self.check_switch(deadline).await;
+            return self.check_switch(deadline).await.map(|()| entries);
         }
-        let mut backoff = backoff();
+        let mut pauses = backoff().take(MAX_RETRIES);
         loop {
-            let lease = self.add(entries, snapshot, deadline).await?;
-            let Err(refusal) = self.judge(Some(&lease), entries) else { return Ok(()) };
-            // Some of the entries before ours may be refused, too, and removed: without ours, and after a pause,
-            // there may be room.
-            let lease = self.write(&removal(entries), deadline).await?;
-            self.judge(Some(&lease), entries)?;
-            let pause = backoff.next().unwrap_or_default();
-            if Instant::now() + pause >= deadline {
+            let written = self.add(&entries, snapshot, deadline).await;
+            let Err(refusal) = written.and_then(|lease| self.judge(Some(&lease), &entries)) else {
+                return Ok(entries);
+            };
+            // What was not answered may have been written.
+            let removed =
+                self.refund(&entries, deadline.max(Instant::now() + REFUND_TIMEOUT)).await;
+            let pause = pauses.next().filter(|pause| Instant::now() + *pause < deadline);
+            let (Code::RateLimited, Ok(()), Some(pause)) = (refusal.code, removed, pause) else {
                 return Err(refusal);
-            }
+            };
+            // Some of the entries before ours are refused, too, and removed soon: then there may be room.
             sleep(pause).await;
+            entries = entries.iter().map(UsageEntry::renewed).collect();
         }
     }
 
@@ -318,7 +329,7 @@ fn usage_of(lease: Option<&Lease>) -> Usage {
 /// Pauses until others have removed their refused entries.
 fn backoff() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(5))
+        .with_min_delay(Duration::from_millis(50))
         .with_max_delay(Duration::from_millis(200))
         .with_jitter()
         .without_max_times()
@@ -343,7 +354,7 @@ mod tests {
     fn entry(id: &str, seconds: i64) -> [UsageEntry; 1] {
         let target = Target::named("apps/v1", "Deployment", "shop", "web");
         let at = DateTime::from_timestamp(1_800_000_000 + seconds, 0).expect("is a time");
-        [UsageEntry::new("attempt", id, &target, &target, at)]
+        [UsageEntry::new(id, &target, &target, at)]
     }
 
     fn judged(lease: Option<&Lease>, id: &str, seconds: i64) -> Result<(), ActionError> {

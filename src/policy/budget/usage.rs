@@ -64,7 +64,7 @@ impl Limits {
 /// One action that was allowed, or asks to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct UsageEntry {
-    /// The annotation, of this attempt alone: no attempt can remove another one's entry.
+    /// The annotation, of this charge alone: no late write of another charge can touch it.
     key: String,
     /// The request, so that a retry is not counted twice.
     request: String,
@@ -74,25 +74,27 @@ pub(crate) struct UsageEntry {
 }
 
 impl UsageEntry {
-    /// The entry of this attempt for an action on `target`, at this time of the API server. `request_target` is
-    /// the request's own target, which differs for a pod of a drained node.
+    /// A new entry for an action on `target`, at this time of the API server. `request_target` is the request's own
+    /// target, which differs for a pod of a drained node.
     pub(crate) fn new(
-        attempt: &str,
         id: &str,
         request_target: &Target,
         target: &Target,
         at: DateTime<Utc>,
     ) -> Self {
         let Target { namespace, kind, name, .. } = target;
-        let target = digest(&format!("{kind}/{namespace}/{name}"));
-        let request = digest(&format!("{}/{id}", request_target.namespace));
         UsageEntry {
-            key: format!("{PREFIX}{}", digest(&format!("{attempt}/{request}/{target}"))),
-            request,
+            key: new_key(),
+            request: digest(&format!("{}/{id}", request_target.namespace)),
+            target: digest(&format!("{kind}/{namespace}/{name}")),
             namespace: digest(namespace),
-            target,
             at,
         }
+    }
+
+    /// The same action, charged anew.
+    pub(crate) fn renewed(&self) -> Self {
+        UsageEntry { key: new_key(), ..self.clone() }
     }
 
     /// The name and the value of its annotation.
@@ -122,6 +124,10 @@ impl UsageEntry {
     fn is_same_action(&self, other: &UsageEntry) -> bool {
         (&self.request, &self.target) == (&other.request, &other.target)
     }
+}
+
+fn new_key() -> String {
+    format!("{PREFIX}{}", uuid::Uuid::now_v7().simple())
 }
 
 /// 128 bits: a requester chooses ids, so two with the same digest must not be found.
@@ -247,21 +253,11 @@ mod tests {
         DateTime::from_timestamp(1_800_000_000 + seconds, 0).expect("is a time")
     }
 
-    /// The entry of this attempt at the request `id` for the Deployment `namespace/name`.
-    fn attempt(
-        attempt: &str,
-        id: &str,
-        namespace: &str,
-        name: &str,
-        seconds: i64,
-    ) -> [UsageEntry; 1] {
+    /// An entry of the request `id` for the Deployment `namespace/name`.
+    fn entry(id: &str, namespace: &str, name: &str, seconds: i64) -> [UsageEntry; 1] {
         let target = Target::named("apps/v1", "Deployment", namespace, name);
         let request_target = Target::named("apps/v1", "Deployment", "n", "web");
-        [UsageEntry::new(attempt, id, &request_target, &target, at(seconds))]
-    }
-
-    fn entry(id: &str, namespace: &str, name: &str, seconds: i64) -> [UsageEntry; 1] {
-        attempt(&format!("attempt at {id}"), id, namespace, name, seconds)
+        [UsageEntry::new(id, &request_target, &target, at(seconds))]
     }
 
     impl Usage {
@@ -322,10 +318,8 @@ mod tests {
     #[test]
     fn the_attempts_at_one_request_are_counted_once() {
         let limits = Limits { cooldown: MINUTE, cluster: two_in_a_minute(), ..Limits::default() };
-        let usage = Usage::default()
-            .with(&attempt("first", "a", "n", "1", 0))
-            .with(&attempt("second", "a", "n", "1", 5));
-        assert!(usage.check(&attempt("third", "a", "n", "1", 9), &limits).is_ok());
+        let usage = Usage::default().with(&entry("a", "n", "1", 0)).with(&entry("a", "n", "1", 5));
+        assert!(usage.check(&entry("a", "n", "1", 9), &limits).is_ok());
         assert!(usage.check(&entry("b", "n", "2", 9), &limits).is_ok());
         let usage = usage.with(&entry("b", "n", "2", 9));
         assert!(usage.check(&entry("c", "n", "3", 9), &limits).is_err());
@@ -335,11 +329,12 @@ mod tests {
     }
 
     #[test]
-    fn the_annotations_of_two_attempts_differ() {
-        let [first] = attempt("first", "a", "n", "1", 0);
-        let [second] = attempt("second", "a", "n", "1", 0);
+    fn each_charge_has_an_annotation_of_its_own() {
+        let [first] = entry("a", "n", "1", 0);
+        let second = first.renewed();
         assert!(first.is_same_action(&second));
         assert_ne!(first.annotation().0, second.annotation().0);
+        assert_eq!(first.annotation().1, second.annotation().1);
     }
 
     #[test]
@@ -351,8 +346,8 @@ mod tests {
         assert!(Usage::default().check(&three, &limits).is_err());
         // A later attempt, for the last of them, counts what the first one may have done.
         let usage = Usage::default().with(&both);
-        assert!(usage.check(&attempt("second", "a", "m", "2", 9), &limits).is_ok());
-        assert!(usage.check(&attempt("second", "a", "m", "3", 9), &limits).is_err());
+        assert!(usage.check(&entry("a", "m", "2", 9), &limits).is_ok());
+        assert!(usage.check(&entry("a", "m", "3", 9), &limits).is_err());
     }
 
     #[test]
