@@ -94,14 +94,15 @@ pub async fn proxy(
     namespace: &Namespace,
     rule: impl Fn(&Received) -> ProxyBehavior + Send + Sync + 'static,
 ) -> PathBuf {
-    proxy_until(namespace, rule, || {}).await
+    proxy_around(namespace, rule, || {}, |()| {}).await
 }
 
-/// The same; `ended` runs before each response.
-pub async fn proxy_until(
+/// The same; `begin` runs at each request, and `end` before its response with what `begin` returned.
+pub async fn proxy_around<T: Send + 'static>(
     namespace: &Namespace,
     rule: impl Fn(&Received) -> ProxyBehavior + Send + Sync + 'static,
-    ended: impl Fn() + Clone + Send + Sync + 'static,
+    begin: impl Fn() -> T + Clone + Send + Sync + 'static,
+    end: impl Fn(T) + Clone + Send + Sync + 'static,
 ) -> PathBuf {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("is bound");
     let address = listener.local_addr().expect("has one");
@@ -110,13 +111,14 @@ pub async fn proxy_until(
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (client, rule, counts) = (client.clone(), rule.clone(), counts.clone());
-            let ended = ended.clone();
+            let (begin, end) = (begin.clone(), end.clone());
             let service = service_fn(move |request| {
+                let begun = begin();
                 let passed = pass(client.clone(), rule.clone(), counts.clone(), request);
-                let ended = ended.clone();
+                let end = end.clone();
                 async move {
                     let response = passed.await;
-                    ended();
+                    end(begun);
                     response
                 }
             });

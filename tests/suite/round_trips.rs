@@ -12,20 +12,13 @@ use action_executor::actions::ActionKind;
 use tokio::task::spawn_blocking;
 
 use crate::{
-    faults::{ProxyBehavior, proxy_until},
+    faults::{ProxyBehavior, proxy_around},
     program::Program,
     scenario::{Scenario, for_each_action},
 };
 
-/// In each direction; long enough that calls that are sent at the same time overlap.
-const DELAY: Duration = Duration::from_millis(150);
-
-/// Calls that overlap are one round trip.
-#[derive(Default)]
-struct RoundTrips {
-    running: AtomicUsize,
-    counted: AtomicUsize,
-}
+/// In each direction; long enough that none of the calls that are sent at the same time ends before all have begun.
+const DELAY: Duration = Duration::from_millis(400);
 
 /// How many round trips the kind takes as a simulation, and as a real action. The claim and the charge are one, the
 /// change is one, the record is one; the rest are reads.
@@ -46,18 +39,15 @@ fn an_action_takes_as_many_round_trips_as_documented() {
         let scenario = Scenario::new(kind, "trips").await;
         let policy = scenario.namespace.policy("cooldown_seconds: 1");
         for (simulate, expected) in [true, false].into_iter().zip(documented) {
-            let trips = Arc::new(RoundTrips::default());
-            let (begun, ended) = (trips.clone(), trips.clone());
-            let kubeconfig = proxy_until(
+            // A call's place in the row is one more than that of any call that ended before it began.
+            let ended = Arc::new(AtomicUsize::new(0));
+            let (before, after) = (ended.clone(), ended.clone());
+            let kubeconfig = proxy_around(
                 &scenario.namespace,
-                move |_| {
-                    if begun.running.fetch_add(1, Ordering::SeqCst) == 0 {
-                        begun.counted.fetch_add(1, Ordering::SeqCst);
-                    }
-                    ProxyBehavior::Delay(DELAY)
-                },
-                move || {
-                    ended.running.fetch_sub(1, Ordering::SeqCst);
+                |_| ProxyBehavior::Delay(DELAY),
+                move || before.load(Ordering::SeqCst) + 1,
+                move |place| {
+                    after.fetch_max(place, Ordering::SeqCst);
                 },
             )
             .await;
@@ -67,7 +57,7 @@ fn an_action_takes_as_many_round_trips_as_documented() {
             let run = move || program.input(request.to_string()).run();
             let done = spawn_blocking(run).await.expect("it ran");
             assert_eq!(done.status, 0, "{}: {done:?}", kind.name());
-            let counted = trips.counted.load(Ordering::SeqCst);
+            let counted = ended.load(Ordering::SeqCst);
             assert_eq!(counted, expected, "{} simulate={simulate}", kind.name());
         }
     });
