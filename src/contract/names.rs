@@ -3,19 +3,10 @@
 //! A value of one of these types is valid: it is checked when it is created. No message repeats a value,
 //! which may be a secret in the wrong field.
 
-use std::{
-    cell::RefCell,
-    fmt,
-    ops::Deref,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{fmt, ops::Deref};
 
-use ring::rand::{SecureRandom, SystemRandom};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
-
-/// Bytes of an id besides its time.
-const ID_BYTES: usize = 10;
 
 /// Implements a checked string.
 macro_rules! checked_string {
@@ -127,30 +118,8 @@ impl ObjectName {
 impl RequestId {
     /// An id for a request without one: a UUIDv7, so that ids sort by time.
     pub(crate) fn generate() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let milliseconds = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let mut rest = random_bytes();
-        // RFC 9562, section 6.2, method 3: the time within the millisecond, in 1/4096.
-        let fraction = (now.subsec_nanos() % 1_000_000) * 4096 / 1_000_000;
-        rest[..2].copy_from_slice(&(fraction as u16).to_be_bytes());
-        let id = uuid::Builder::from_unix_timestamp_millis(milliseconds, &rest).into_uuid();
-        RequestId(id.hyphenated().encode_lower(&mut [0; 36]).to_owned())
+        RequestId(uuid::Uuid::now_v7().to_string())
     }
-}
-
-/// Random bytes for one id. The system gives them for many ids at once, since a call to it costs more than all
-/// else that makes an id.
-fn random_bytes() -> [u8; ID_BYTES] {
-    const AT_ONCE: usize = 64;
-    thread_local!(static BYTES: RefCell<Vec<[u8; ID_BYTES]>> = const { RefCell::new(Vec::new()) });
-    BYTES.with_borrow_mut(|bytes| {
-        if bytes.is_empty() {
-            let mut fresh = [0; AT_ONCE * ID_BYTES];
-            SystemRandom::new().fill(&mut fresh).expect("the system has random numbers");
-            bytes.extend(fresh.as_chunks().0);
-        }
-        bytes.pop().unwrap_or_default()
-    })
 }
 
 /// Reads null as absent: clients of the original service send it.
