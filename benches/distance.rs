@@ -22,9 +22,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use process::{Cost, Curl, kubectl, median, run};
+use process::median;
+use programs::{Cost, Curl, kubectl, run};
 
 mod process;
+mod programs;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_action-executor");
 

@@ -18,8 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use process::{measure, median};
 use serde_json::{Value, json};
-use wait4::Wait4;
+
+mod process;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_action-executor");
 
@@ -90,12 +92,6 @@ fn main() {
     );
 }
 
-fn median(costs: &[Cost], of: fn(&Cost) -> f64) -> f64 {
-    let mut values: Vec<_> = costs.iter().map(of).collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 fn request(node: &str) -> Vec<u8> {
     let parameters = json!({ "node": node, "force": true });
     let request = json!({
@@ -121,16 +117,10 @@ fn kubectl_drain(node: &str) -> Command {
 /// Runs the command, and counts its calls to the API server.
 fn measured(command: &mut Command, input: &[u8]) -> Cost {
     let since = fs::metadata(audit_log()).expect("there is an audit log").len();
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let began = Instant::now();
-    let mut process = command.spawn().expect("it starts");
-    let _ = process.stdin.take().expect("is piped").write_all(input);
-    let used = process.wait4().expect("it ends");
-    let wall = began.elapsed();
-    assert!(used.status.success(), "{command:?} failed");
+    let (wall, used) = measure(command, input);
     // The audit log is written with a delay.
     sleep(Duration::from_secs(1));
-    Cost { wall, calls: calls(since), peak_kib: used.rusage.maxrss / 1024 }
+    Cost { wall, calls: calls(since), peak_kib: used.maxrss / 1024 }
 }
 
 fn audit_log() -> std::path::PathBuf {

@@ -9,9 +9,11 @@
 
 use std::{env, process::Command};
 
-use process::{Cost, Curl, kubectl, median, run};
+use process::median;
+use programs::{Cost, Curl, kubectl, run};
 
 mod process;
+mod programs;
 
 const ROUNDS: usize = 60;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_action-executor");

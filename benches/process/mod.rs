@@ -1,34 +1,15 @@
 //! One run of a program, measured: for benchmarks of whole processes.
 
 use std::{
-    fs,
     io::Write,
-    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use wait4::Wait4;
+use wait4::{ResourceUsage, Wait4};
 
-/// The cost of one run.
-pub struct Cost {
-    /// From the start of the process to its end.
-    pub wall: Duration,
-    /// User and system time.
-    pub processor: Duration,
-    /// The most memory that it has held.
-    pub peak_kib: u64,
-}
-
-/// The median of a figure.
-pub fn median(costs: &[Cost], of: impl Fn(&Cost) -> f64) -> f64 {
-    let mut values: Vec<_> = costs.iter().map(of).collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Runs a program to its end, which must be a success.
-pub fn run(command: &mut Command, input: &[u8]) -> Cost {
+/// Runs a program to its end, which must be a success; returns how long it took and what it used.
+pub fn measure(command: &mut Command, input: &[u8]) -> (Duration, ResourceUsage) {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     let began = Instant::now();
     let mut process = command.spawn().expect("it starts");
@@ -37,65 +18,12 @@ pub fn run(command: &mut Command, input: &[u8]) -> Cost {
     let used = process.wait4().expect("it ends");
     let wall = began.elapsed();
     assert!(used.status.success(), "{command:?} failed");
-    Cost {
-        wall,
-        processor: used.rusage.utime + used.rusage.stime,
-        peak_kib: used.rusage.maxrss / 1024,
-    }
+    (wall, used.rusage)
 }
 
-/// The output of kubectl.
-pub fn kubectl(args: &[&str]) -> String {
-    let done = Command::new("kubectl").args(args).output().expect("kubectl is there");
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    String::from_utf8(done.stdout).expect("is text")
-}
-
-/// curl with the kubeconfig's credentials in files.
-pub struct Curl {
-    folder: PathBuf,
-    server: String,
-}
-
-impl Curl {
-    /// Reads server and credentials from this kubeconfig.
-    pub fn prepare_with(kubeconfig: &Path) -> Self {
-        let folder =
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", std::process::id()));
-        fs::create_dir_all(&folder).expect("is made");
-        let raw = |path: &str| {
-            let output = format!("jsonpath={{{path}}}");
-            let file = format!("--kubeconfig={}", kubeconfig.display());
-            kubectl(&["config", "view", "--raw", &file, "-o", &output])
-        };
-        for (name, path) in [
-            ("ca", ".clusters[0].cluster.certificate-authority-data"),
-            ("cert", ".users[0].user.client-certificate-data"),
-            ("key", ".users[0].user.client-key-data"),
-        ] {
-            let decode = format!("base64 -d > '{}'", folder.join(name).display());
-            let mut base64 =
-                Command::new("sh").args(["-c", &decode]).stdin(Stdio::piped()).spawn().expect("sh");
-            let mut input = base64.stdin.take().expect("is piped");
-            input.write_all(raw(path).as_bytes()).expect("is written");
-            drop(input);
-            assert!(base64.wait().expect("it ends").success());
-        }
-        Curl { folder, server: raw(".clusters[0].cluster.server") }
-    }
-
-    /// Restarts this Deployment, as a bare PATCH.
-    pub fn restart(&self, deployment: &str, round: usize) -> Cost {
-        let server = &self.server;
-        let url = format!("{server}/apis/apps/v1/namespaces/default/deployments/{deployment}");
-        let file = |name: &str| self.folder.join(name).display().to_string();
-        let patch = format!(
-            r#"{{"spec":{{"template":{{"metadata":{{"annotations":{{"round":"{round}"}}}}}}}}}}"#
-        );
-        let mut curl = Command::new("curl");
-        curl.args(["-sSf", "-X", "PATCH", "--cacert", &file("ca"), "--cert", &file("cert")]);
-        curl.args(["--key", &file("key"), "--data", &patch]);
-        curl.args(["-H", "Content-Type: application/strategic-merge-patch+json", &url]);
-        run(&mut curl, b"")
-    }
+/// The median of a figure.
+pub fn median<T>(costs: &[T], of: impl Fn(&T) -> f64) -> f64 {
+    let mut values: Vec<_> = costs.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
