@@ -42,7 +42,7 @@ use crate::{
     policy::{
         Policy,
         budget::{Budget, LeaseSnapshot, usage::UsageEntry},
-        evaluate::Facts,
+        evaluate::{Facts, Verdict},
     },
 };
 
@@ -211,15 +211,16 @@ impl Transaction<'_> {
 
     /// Checks policy and kill switch as they are now, before any further change.
     fn recheck_limits(&self, deadline: Instant) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            self.context.policy().judge(&Facts::of(self.request, None)).refuse()?;
-            self.budget.check_switch(deadline).await
-        })
+        self.recheck(&self.context.policy().judge(&Facts::of(self.request, None)), deadline)
     }
 
     /// The same for a further plan of the effect, whose target may have other labels now.
     fn recheck_plan(&self, plan: &Plan, deadline: Instant) -> BoxFuture<'_, ()> {
-        let allowed = self.context.policy().judge_plan(self.request, plan, false).refuse();
+        self.recheck(&self.context.policy().judge_plan(self.request, plan, false), deadline)
+    }
+
+    fn recheck(&self, verdict: &Verdict, deadline: Instant) -> BoxFuture<'_, ()> {
+        let allowed = verdict.refuse();
         Box::pin(async move {
             allowed?;
             self.budget.check_switch(deadline).await

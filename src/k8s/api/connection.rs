@@ -131,14 +131,9 @@ impl ApiConnection {
             Protocol::Http2(http2) if !http2.sender.is_closed() => return Ok(Some(http2.clone())),
             Protocol::Http2(_) | Protocol::Unknown => {}
         }
-        *protocol = match self.connect(server).await? {
-            Some(http2) => Protocol::Http2(http2),
-            None => Protocol::Http1,
-        };
-        match &*protocol {
-            Protocol::Http2(http2) => Ok(Some(http2.clone())),
-            _ => Ok(None),
-        }
+        let connected = self.connect(server).await?;
+        *protocol = connected.clone().map_or(Protocol::Http1, Protocol::Http2);
+        Ok(connected)
     }
 
     async fn connect(&self, server: &Uri) -> Result<Option<Http2>, BoxError> {

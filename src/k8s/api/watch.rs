@@ -22,15 +22,9 @@ const RESTART_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a wait is notified of.
 pub(crate) struct Changes {
-    state: watch::Receiver<State>,
+    /// Whether the watch runs; each event is sent, although the value stays.
+    is_live: watch::Receiver<bool>,
     task: Option<AbortHandle>,
-}
-
-/// Whether the watch runs, and how many events it has had.
-#[derive(Clone, Copy, Default)]
-struct State {
-    is_live: bool,
-    events: u64,
 }
 
 /// The objects to watch.
@@ -43,14 +37,14 @@ struct Watched {
 impl Changes {
     /// Returns when the object may have changed since the last call; never, without a watch.
     pub(crate) async fn next(&mut self) {
-        if self.state.changed().await.is_err() {
+        if self.is_live.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
     /// Whether a change would be noticed.
     pub(crate) fn is_live(&self) -> bool {
-        self.state.borrow().is_live
+        *self.is_live.borrow()
     }
 }
 
@@ -65,7 +59,7 @@ impl Drop for Changes {
 impl Cluster {
     /// Watches what decides whether the effect is complete.
     pub(crate) fn changes(&self, completion: &Completion) -> Changes {
-        let (notify, state) = watch::channel(State::default());
+        let (notify, is_live) = watch::channel(false);
         let task = Watched::of(completion).map(|watched| {
             let cluster = self.clone();
             let task = async move {
@@ -76,17 +70,17 @@ impl Cluster {
                     {
                         return;
                     }
-                    notify.send_modify(|state| state.is_live = false);
+                    notify.send_replace(false);
                     sleep(RESTART_INTERVAL).await;
                 }
             };
             tokio::spawn(task).abort_handle()
         });
-        Changes { state, task }
+        Changes { is_live, task }
     }
 
     /// Watches until the server ends it; false if it does not permit it.
-    async fn watch_once(&self, watched: &Watched, notify: &watch::Sender<State>) -> bool {
+    async fn watch_once(&self, watched: &Watched, notify: &watch::Sender<bool>) -> bool {
         let Watched { resource, namespace, params } = watched;
         let path = DynamicObject::url_path(resource, Some(namespace));
         let Ok(request) = Request::new(path).watch_metadata(params, "0") else { return false };
@@ -99,9 +93,7 @@ impl Cluster {
         let mut body = response.into_body();
         // The first event is the present state.
         while let Some(Ok(_)) = body.frame().await {
-            notify.send_modify(|state| {
-                *state = State { is_live: true, events: state.events + 1 };
-            });
+            notify.send_replace(true);
         }
         true
     }
