@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use action_executor::actions::ActionKind;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::{
@@ -85,8 +84,7 @@ fn each_action_completes_without_the_permission_to_watch() {
 async fn completion_is_noticed_within_half_a_second_at_the_median() {
     let mut delays = Vec::new();
     for number in 0..9 {
-        let scenario = Scenario::new(ActionKind::ResumeCronjob, "noticed").await;
-        let namespace = &scenario.namespace;
+        let namespace = shared().namespace("noticed").await;
         namespace.running_deployment("web", 1).await;
         let name = namespace.name().to_owned();
         // The new pod is ready when this test says so.
