@@ -32,7 +32,6 @@ use crate::{
             client::{Cluster, next_page},
             preflight,
         },
-        applied_requests::AppliedRequests,
         completion::Completion,
         drain_filter::{self, BlockReason, DrainOptions, EvictionSet, SkipReason, plural},
         nodes, pdb, pods,
@@ -196,7 +195,7 @@ impl Parameters {
             true => format!("Node '{name}' was cordoned already; its drain began at {at}."),
             false => format!("Node '{name}' cordoned at {at}."),
         };
-        if AppliedRequests::from_metadata(found).contains(&input.id) {
+        if input.has_changed(found)? {
             let plan = Plan::already_applied(target, found, did, completion);
             return Ok(Plan { others: node_pods.to_evict, ..plan });
         }

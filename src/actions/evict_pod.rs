@@ -20,8 +20,9 @@ use crate::{
         response::Target,
     },
     k8s::{
-        api::{client::Cluster, mutation::Effect, preflight},
+        api::{client::Cluster, preflight},
         completion::Completion,
+        effect::Effect,
         pdb::{self, BudgetVerdict},
         pods,
         rbac::PolicyRule,
@@ -273,7 +274,7 @@ fn refuse_exhausted_budget(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::api::mutation::Mutation;
+    use crate::k8s::effect::Mutation;
 
     const OWNED: &str = ", ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: web-5d4f, \
                          uid: rs, controller: true}]";

@@ -130,11 +130,11 @@ mod tests {
     fn a_paused_deployment_is_left_and_a_request_is_not_applied_twice() {
         assert!(matches!(decide_on(", paused: true", 3, "").decision, Decision::NoOp(_)));
         assert!(matches!(
-            decide_on(", paused: true", 3, "1:r1").decision,
+            decide_on(", paused: true", 3, "1:r1@d1").decision,
             Decision::AlreadyApplied(..)
         ));
         // A later request has resumed it.
-        assert!(matches!(decide_on("", 3, "1:r1 2:r2").decision, Decision::AlreadyApplied(..)));
+        assert!(matches!(decide_on("", 3, "1:r1@d1 2:r2@d2").decision, Decision::AlreadyApplied(..)));
     }
 
     #[test]

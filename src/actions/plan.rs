@@ -20,12 +20,11 @@ use crate::{
         response::{Change, Target},
     },
     k8s::{
-        api::{
-            mutation::{Applied, Effect},
-            preflight::Preflight,
-        },
+        api::preflight::Preflight,
+        applied_requests::AppliedRequests,
         completion::{Completion, RolloutOf},
         drain_filter::EvictionSet,
+        effect::{Applied, Effect},
         preflight_warnings,
         revisions::{History, RollbackTarget},
         workload::Workload,
@@ -39,6 +38,8 @@ pub(crate) const READ_AGAIN: &str = "read the target again, then decide again";
 #[derive(Clone, Debug)]
 pub(crate) struct PlanInput {
     pub id: RequestId,
+    /// The request's mark on an object that it changed (`k8s::applied_requests`).
+    pub mark: String,
     /// The time of the request, for annotations and sentences.
     pub at: DateTime<Utc>,
     /// The limit for calls to the cluster.
@@ -70,6 +71,18 @@ impl PlanInput {
             return Err(with_uid(ActionError::new(Code::TargetNotFound, detail)));
         }
         Ok(())
+    }
+
+    /// Whether this request changed the object with this metadata, as the object records it.
+    ///
+    /// # Errors
+    /// [`Code::IdReused`] if another request with the same id changed it.
+    pub(crate) fn has_changed(&self, metadata: &ObjectMeta) -> Result<bool, ActionError> {
+        let requests = AppliedRequests::from_metadata(metadata);
+        if requests.contains_id_of_another(&self.mark) {
+            return Err(ActionError::id_reused(&self.id).object_uid(metadata.uid.as_deref()));
+        }
+        Ok(requests.contains(&self.mark))
     }
 
     /// Refuses a workload whose pod template was changed since the first plan.
@@ -291,6 +304,7 @@ impl PlanInput {
     pub(crate) fn example() -> Self {
         PlanInput {
             id: RequestId::try_from("r1".to_owned()).expect("is an id"),
+            mark: "r1@d1".to_owned(),
             at: "2026-01-31T12:00:00.987Z".parse().expect("is a time"),
             deadline: Instant::now(),
             wait: false,

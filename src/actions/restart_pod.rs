@@ -23,10 +23,10 @@ use crate::{
     k8s::{
         api::{
             client::Cluster,
-            mutation::Effect,
             preflight::{self, Preflight},
         },
         completion::Completion,
+        effect::Effect,
         pdb::{self, BudgetVerdict},
         pods,
         rbac::PolicyRule,
@@ -209,7 +209,7 @@ fn budget_warning(pod: &Pod, budgets: &[PodDisruptionBudget]) -> Option<String> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{contract::precondition::Precondition, k8s::api::mutation::Mutation};
+    use crate::{contract::precondition::Precondition, k8s::effect::Mutation};
 
     const OWNED: &str = ", ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, \
                          name: web-5d4f, uid: rs, controller: true}]";

@@ -141,9 +141,9 @@ mod tests {
     #[test]
     fn a_deployment_that_is_not_paused_is_left_and_a_request_is_not_applied_twice() {
         assert!(matches!(decide_on("", 3, "").decision, Decision::NoOp(_)));
-        assert!(matches!(decide_on("", 3, "1:r1").decision, Decision::AlreadyApplied(..)));
+        assert!(matches!(decide_on("", 3, "1:r1@d1").decision, Decision::AlreadyApplied(..)));
         assert!(matches!(
-            decide_on(", paused: true", 3, "1:r1").decision,
+            decide_on(", paused: true", 3, "1:r1@d1").decision,
             Decision::AlreadyApplied(..)
         ));
     }

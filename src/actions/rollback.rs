@@ -23,11 +23,11 @@ use crate::{
     k8s::{
         api::{
             client::Cluster,
-            mutation::Effect,
             preflight::{self, Preflight},
         },
         applied_requests::AppliedRequests,
         completion::{Completion, RolloutOf, TemplateIdentity},
+        effect::Effect,
         gitops,
         rbac::PolicyRule,
         revisions::{History, Revision, RevisionSelector},
@@ -143,7 +143,7 @@ impl Plannable for Parameters {
         let kind = WorkloadKind::from(self.kind).name();
         Preview {
             result: format!("Simulated: {kind} '{}' would be rolled back to {to}.", self.name),
-            changes: vec![AppliedRequests::default().change(&input.id)],
+            changes: vec![AppliedRequests::default().change(&input.mark)],
         }
     }
 
@@ -176,7 +176,7 @@ impl Parameters {
     ) -> Result<Plan, ActionError> {
         let (target, workload) = (self.target(), &history.workload);
         let (kind, found) = (workload.kind(), workload.metadata());
-        if AppliedRequests::from_metadata(found).contains(&input.id) {
+        if input.has_changed(found)? {
             let sentence = format!("{} '{}' was rolled back.", kind.name(), self.name);
             let completion = completion(workload, TemplateIdentity::Nothing);
             return Ok(Plan::already_applied(target, found, sentence, completion));
@@ -196,14 +196,14 @@ impl Parameters {
         }
         let (precondition, restore) =
             (input.precondition.as_ref(), history.operations_to(revision));
-        let effect = Effect::patch(kind.resource(), found, &input.id, precondition, restore);
+        let effect = Effect::patch(kind.resource(), found, &input.mark, precondition, restore);
         let to = format!("rolled back to revision {number}");
         let did = format!("{} '{name}' {to} at {}.", kind.name(), rfc3339_millis(input.at));
         let would = format!("Simulated: {} '{name}' would be {to}.", kind.name());
         let decision = Decision::Apply(Box::new(effect), did, would);
         let mut plan = Plan::new(target, found, decision, completion);
         plan.changes = history.changes_to(revision);
-        plan.changes.push(AppliedRequests::from_metadata(found).change(&input.id));
+        plan.changes.push(AppliedRequests::from_metadata(found).change(&input.mark));
         plan.warnings = self.warnings_of(history, revision, pods);
         // The previous revision may be another one in a later plan; a number is always the same one.
         plan.decision_etag = self.to_revision.is_none().then(|| history.digest());
@@ -297,7 +297,7 @@ fn completion(workload: &Workload, template: TemplateIdentity) -> CompletionSpec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::api::mutation::Applied;
+    use crate::k8s::effect::Applied;
 
     const OWNED: &str = "ownerReferences: [{apiVersion: apps/v1, kind: X, name: web, uid: u1, \
                          controller: true}]";
@@ -407,7 +407,7 @@ mod tests {
 
     #[test]
     fn a_request_is_not_applied_twice() {
-        let marked = deployment("", "annotations: {action-executor.dev/requests: '4:r0 5:r1'}");
+        let marked = deployment("", "annotations: {action-executor.dev/requests: '4:r0@d0 5:r1@d1'}");
         let plan = plan("", &marked).expect("is planned");
         assert!(matches!(
             plan.decision,

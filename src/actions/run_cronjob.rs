@@ -5,7 +5,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
-    api::{ApiResource, DynamicObject},
+    api::{ApiResource, DynamicObject, ObjectList},
     core::ObjectMeta,
 };
 use schemars::JsonSchema;
@@ -25,11 +25,9 @@ use crate::{
     },
     k8s::{
         REQUEST_ID_ANNOTATION,
-        api::{
-            client::Cluster,
-            mutation::{Applied, Effect},
-        },
+        api::client::Cluster,
         completion::Completion,
+        effect::{Applied, Effect},
         jobs,
         rbac::PolicyRule,
     },
@@ -60,7 +58,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         PolicyRule {
             api_groups: &["batch"],
             resources: &["jobs"],
-            verbs: &["get", "create", "watch"],
+            // `list` and `watch` to find out after a crash whether the Job was created.
+            verbs: &["get", "list", "create", "watch"],
         },
         // Only to report why a Job does not complete when the request waits.
         restart::PODS,
@@ -100,20 +99,20 @@ impl Plannable for Parameters {
             let (namespace, deadline) = (&self.namespace, input.deadline);
             let resource = ApiResource::erase::<CronJob>(&());
             let job = job_name(&self.cronjob, &input.id);
-            let (found, job) = tokio::try_join!(
+            let (found, jobs) = tokio::try_join!(
                 cluster.get_dynamic(&resource, namespace, &self.cronjob, deadline),
-                cluster.get_opt::<Job>(namespace, &job, deadline),
+                cluster.list_named::<Job>(namespace, &job, deadline),
             )?;
-            decide(self.target(), &found, job.as_ref(), input)
+            decide(self.target(), &found, &jobs, input)
         })
     }
 }
 
-/// From the CronJob, and the object that has the new Job's name already, to the plan.
+/// From the CronJob, and the list of Jobs that have the new Job's name already, to the plan.
 fn decide(
     target: Target,
     object: &DynamicObject,
-    job: Option<&Job>,
+    jobs: &ObjectList<Job>,
     input: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let cron_job: CronJob = object.clone().try_parse().map_err(|error| {
@@ -127,8 +126,8 @@ fn decide(
     });
     let at = rfc3339_millis(input.at);
     let did = format!("Job '{name}' of CronJob '{cron_job_name}' created at {at}.");
-    match job {
-        Some(job) if is_created_by(job, &input.id) => {
+    match jobs.items.first() {
+        Some(job) if input.has_changed(&job.metadata)? => {
             // The Job changes nothing of the CronJob.
             let decision = Decision::AlreadyApplied(Applied::default(), did);
             return Ok(Plan::new(target, found, decision, completion));
@@ -143,8 +142,9 @@ fn decide(
         ..ObjectMeta::default()
     };
     let resource = ApiResource::erase::<Job>(&());
-    let manifest = manifest(&cron_job, &object.data["spec"]["jobTemplate"], &metadata);
-    let effect = Effect::creation(resource, &metadata, &input.id, manifest);
+    let manifest = manifest(&cron_job, &object.data["spec"]["jobTemplate"], &metadata, &input.id);
+    let since = jobs.metadata.resource_version.clone();
+    let effect = Effect::creation(resource, &metadata, &input.mark, since, manifest);
     let decision = Decision::Apply(Box::new(effect), did, would(&name, &cron_job_name));
     let mut plan = Plan::new(target, found, decision, completion);
     plan.changes = vec![creation(&name)];
@@ -163,11 +163,17 @@ fn job_name(cron_job: &str, request_id: &str) -> String {
 
 /// The Job as `kubectl create job --from` creates it (`pkg/cmd/create/create_job.go`), with the template
 /// exactly as it was read, but with a minimal lifetime.
-fn manifest(cron_job: &CronJob, template: &Value, metadata: &ObjectMeta) -> Value {
+fn manifest(
+    cron_job: &CronJob,
+    template: &Value,
+    metadata: &ObjectMeta,
+    request_id: &str,
+) -> Value {
     let (key, value) = INSTANTIATE_ANNOTATION;
     let mut annotations = Map::from_iter([(key.to_owned(), value.into())]);
     annotations
         .extend(template["metadata"]["annotations"].as_object().cloned().unwrap_or_default());
+    annotations.insert(REQUEST_ID_ANNOTATION.to_owned(), request_id.into());
     let owner = OwnerReference {
         api_version: "batch/v1".to_owned(),
         kind: "CronJob".to_owned(),
@@ -198,11 +204,6 @@ fn keeps_finished_jobs(cron_job: &CronJob) -> bool {
         let limits = [spec.successful_jobs_history_limit, spec.failed_jobs_history_limit];
         !limits.contains(&Some(0))
     })
-}
-
-fn is_created_by(job: &Job, id: &str) -> bool {
-    let annotations = job.metadata.annotations.as_ref();
-    annotations.and_then(|all| all.get(REQUEST_ID_ANNOTATION)).is_some_and(|it| it == id)
 }
 
 fn name_is_taken(target: &Target, job: &str) -> ActionError {
@@ -241,7 +242,7 @@ fn warnings(cron_job: &CronJob) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::api::mutation::Mutation;
+    use crate::k8s::effect::Mutation;
 
     fn cron_job(spec: &str, template: &str, job: &str) -> DynamicObject {
         serde_yaml_ng::from_str(&format!(
@@ -254,7 +255,10 @@ mod tests {
     }
 
     fn decide_on(cron_job: &DynamicObject, job: Option<&Job>) -> Result<Plan, ActionError> {
-        decide(SUSPEND_CRONJOB.target("shop", "nightly"), cron_job, job, &PlanInput::example())
+        let list = json!({ "metadata": { "resourceVersion": "70" }, "items": [] });
+        let mut jobs: ObjectList<Job> = serde_json::from_value(list).expect("is a list");
+        jobs.items.extend(job.cloned());
+        decide(SUSPEND_CRONJOB.target("shop", "nightly"), cron_job, &jobs, &PlanInput::example())
     }
 
     fn created(cron_job: &DynamicObject) -> Value {
@@ -276,6 +280,7 @@ mod tests {
                 "annotations": {
                     "note": "b", "cronjob.kubernetes.io/instantiate": "manual",
                     "action-executor.dev/request-id": "r1",
+                    "action-executor.dev/requests": "1:r1@d1",
                 },
                 "ownerReferences": [{
                     "apiVersion": "batch/v1", "kind": "CronJob", "name": "nightly", "uid": "u1",
@@ -337,15 +342,17 @@ mod tests {
 
     #[test]
     fn a_request_is_not_applied_twice_and_another_requests_job_is_refused() {
-        let job = |id: &str| -> Job {
+        let job = |mark: &str| -> Job {
             let text =
-                format!("metadata: {{annotations: {{action-executor.dev/request-id: {id}}}}}");
+                format!("metadata: {{annotations: {{action-executor.dev/requests: '1:{mark}'}}}}");
             serde_yaml_ng::from_str(&text).expect("is a Job")
         };
-        let plan = decide_on(&cron_job("", "", ""), Some(&job("r1"))).expect("is planned");
+        let plan = decide_on(&cron_job("", "", ""), Some(&job("r1@d1"))).expect("is planned");
         assert!(matches!(plan.decision, Decision::AlreadyApplied(..)), "{:?}", plan.decision);
-        let error = decide_on(&cron_job("", "", ""), Some(&job("r2"))).expect_err("is refused");
+        let error = decide_on(&cron_job("", "", ""), Some(&job("r2@d2"))).expect_err("is refused");
         assert_eq!(error.code, Code::RejectedByCluster);
+        let error = decide_on(&cron_job("", "", ""), Some(&job("r1@d2"))).expect_err("is refused");
+        assert_eq!(error.code, Code::IdReused);
     }
 
     #[test]

@@ -19,13 +19,11 @@ use crate::{
         response::{Change, Target},
     },
     k8s::{
-        api::{
-            client::Cluster,
-            mutation::{Effect, has_scaled},
-            preflight,
-        },
+        api::{client::Cluster, preflight},
         autoscaling::{autoscaler_of, scaled_object_of},
         completion::Completion,
+        effect::Effect,
+        evidence::has_scaled,
         rbac::PolicyRule,
         rollout::{self, RolloutStatus},
         workload::{Workload, WorkloadKind},
@@ -187,7 +185,9 @@ fn decide(
     let (target, found) = (parameters.target(), workload.metadata());
     let current = workload.replicas().unwrap_or(1);
     let object = format!("{} '{}'", target.kind, target.name);
-    if has_scaled(found, &input.id) {
+    // A scaling leaves no mark; another request with the same id may have left one.
+    input.has_changed(found)?;
+    if has_scaled(found, &input.mark) {
         let completion = completion_of(&target, workload, current);
         let did = format!("{object} scaled to {current}.");
         return Ok(Plan::already_applied(target, found, did, completion));
@@ -202,7 +202,7 @@ fn decide(
         return Ok(Plan::new(target, found, decision, completion));
     }
     let (resource, precondition) = (workload.kind().resource(), input.precondition.as_ref());
-    let effect = Effect::scaling(resource, found, &input.id, precondition, [current, desired]);
+    let effect = Effect::scaling(resource, found, &input.mark, precondition, [current, desired]);
     let did = format!("{object} scaled from {current} to {desired}.");
     let would = format!("Simulated: {object} would be scaled from {current} to {desired}.");
     let mut plan =
@@ -338,7 +338,7 @@ mod tests {
     use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 
     use super::*;
-    use crate::{actions::ActionKind, k8s::api::mutation::Mutation};
+    use crate::{actions::ActionKind, k8s::effect::Mutation};
 
     fn read(parameters: &str) -> Result<Parameters, ActionError> {
         let text = format!(r#"{{"name":"web","namespace":"shop",{parameters}}}"#);

@@ -83,7 +83,7 @@ fn decide(target: Target, cron_job: &CronJob, input: &PlanInput) -> Result<Plan,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{actions::Decision, k8s::api::mutation::Applied};
+    use crate::{actions::Decision, k8s::effect::Applied};
 
     fn decide_on(spec: &str, metadata: &str) -> Plan {
         let cron_job: CronJob = serde_yaml_ng::from_str(&format!(
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_request_is_not_applied_twice() {
-        let mark = ", annotations: {action-executor.dev/requests: '4:r1'}";
+        let mark = ", annotations: {action-executor.dev/requests: '4:r1@d1'}";
         let plan = decide_on("", mark);
         assert!(
             matches!(plan.decision, Decision::AlreadyApplied(Applied { .. }, _)),

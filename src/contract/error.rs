@@ -324,6 +324,13 @@ impl ActionError {
         ActionError::new(Code::InvalidRequest, format!("{path}: {what}")).with_field(path)
     }
 
+    /// The id of a request was used for another one.
+    pub(crate) fn id_reused(id: &str) -> Self {
+        ActionError::new(Code::IdReused, format!("id: '{id}' was used for another request"))
+            .with_field("id")
+            .with_hint("use a new id for each request; resend the first request to get its answer")
+    }
+
     /// Names the request's field that is at fault; `path` as `precondition.uid`.
     pub(crate) fn with_field(mut self, path: impl Into<String>) -> Self {
         self.field = Some(path.into());

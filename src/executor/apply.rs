@@ -1,9 +1,9 @@
 //! Plans an effect and applies it, at most once.
 //!
 //! It plans from facts that were just read, then applies the effect or has the API server try it. If the
-//! object changed in between, it plans again. If the answer to a write is lost, it asks the cluster whether
-//! the write took effect; only if that fails is the outcome unknown. A write in progress is never abandoned,
-//! not even at shutdown. It knows neither ledger nor budget.
+//! object changed in between, it plans again. Once an effect was sent and its answer is missing, only positive
+//! evidence in the cluster decides: that it was made, or that it cannot be made any more. Without either the outcome
+//! is unknown. A write in progress is never abandoned, not even at shutdown. It knows neither ledger nor budget.
 
 use std::time::Duration;
 
@@ -19,11 +19,10 @@ use crate::{
         context::{Context, stopped},
         failpoint::Failpoint,
     },
-    k8s::api::{
-        client::Cluster,
-        error::ApiError,
-        mutation::{Applied, ApplyError, Effect, Evidence},
-        retry,
+    k8s::{
+        api::{client::Cluster, error::ApiError, mutation::ApplyError, retry},
+        effect::{Applied, Effect},
+        evidence::Evidence,
     },
 };
 
@@ -45,13 +44,14 @@ pub(crate) struct Execution {
     pub replayed: bool,
 }
 
-/// A write whose answer was lost.
-struct InDoubt {
-    plan: Plan,
+/// An effect that was sent, and what is known of it.
+pub(crate) struct Sent {
     effect: Effect,
-    /// The answer's sentence if it took effect.
-    result: String,
-    error: ApiError,
+    /// The plan behind it and the answer's sentence if it was made; `None` if an earlier attempt sent it.
+    plan: Option<(Plan, String)>,
+    /// Why its answer is missing; `None` if the API server refused it. Then it was not made, unless something
+    /// between us and the API server has sent it twice.
+    missing: Option<String>,
 }
 
 /// Reads the facts and plans. Shutdown may interrupt it: nothing was done yet.
@@ -96,8 +96,11 @@ pub(crate) async fn simulate(
             Decision::NoOp(result) => return Ok(Execution::unchanged(plan, result)),
         };
         match cluster.apply(&effect, true, input.deadline).await {
-            Ok(applied) => return Ok(Execution::new(plan, applied, Outcome::Simulated, would)),
-            Err(ApplyError::Rejected(error)) => return Err(error),
+            Ok(applied) => {
+                check_nothing_deleted(cluster, &effect, &plan, &applied, input.deadline).await?;
+                return Ok(Execution::new(plan, applied, Outcome::Simulated, would));
+            }
+            Err(ApplyError::Rejected(error) | ApplyError::NotTaken(error, _)) => return Err(error),
             Err(ApplyError::Disruption(why)) => return Err(blocked(&plan.target, &why)),
             Err(ApplyError::TestFailed(error)) => {
                 if rejected.replace(effect.clone()).is_some_and(|before| before == effect) {
@@ -107,11 +110,35 @@ pub(crate) async fn simulate(
             // A dry run changes nothing, so nothing is in doubt.
             Err(ApplyError::InDoubt(_) | ApplyError::Conflict) => {}
         }
-        pause(&mut backoff, input.deadline, request).await?;
+        Pause::AfterConflict.wait(&mut backoff, input.deadline, request).await?;
     }
 }
 
-/// Applies the effect of a plan. `recheck` judges each further plan.
+/// Checks that a simulated deletion deleted nothing, if its response shows another version than was read: then
+/// something between us and the API server may have made it a real one.
+async fn check_nothing_deleted(
+    cluster: &Cluster,
+    effect: &Effect,
+    plan: &Plan,
+    applied: &Applied,
+    deadline: Instant,
+) -> Result<(), ActionError> {
+    let is_as_read = applied.resource_version.as_ref().is_none_or(|version| {
+        plan.found.resource_version.as_ref().is_some_and(|found| found == version)
+    });
+    if !effect.is_deletion() || is_as_read {
+        return Ok(());
+    }
+    match cluster.find_evidence(effect, deadline).await? {
+        Evidence::Gone => Err(gone(effect)),
+        _ => Ok(()),
+    }
+}
+
+/// Applies the effect of a plan. `earlier` is an effect of the same request that an earlier attempt sent, and that
+/// may still be made. `recheck` judges each further plan.
+///
+/// Once an effect was sent, the answer is its evidence and nothing else: not the next plan, and not an error.
 ///
 /// # Errors
 /// Why it was not done, or [`Code::OutcomeUnknown`].
@@ -121,6 +148,7 @@ pub(crate) async fn apply(
     request: &ActionRequest,
     input: &PlanInput,
     mut plan: Plan,
+    earlier: Option<Effect>,
     recheck: &Recheck<'_>,
 ) -> Result<Execution, ActionError> {
     // A further plan is for this very object, and not for one that takes its name.
@@ -128,55 +156,67 @@ pub(crate) async fn apply(
     let input = &PlanInput { uid, decision_etag, ..input.clone() };
     let judged = plan.uids_of_others();
     let mut backoff = retry::backoff();
-    let mut in_doubt: Option<InDoubt> = None;
+    let mut sent = earlier.map(Sent::by_an_earlier_attempt);
+    let mut bound = Bound::default();
     let mut rejected: Option<Effect> = None;
     loop {
         let (effect, result) = match plan.decision.clone() {
-            // Under a writer of status a bound effect may fail again and again.
-            Decision::Apply(effect, result, _) if rejected.is_none() || in_doubt.is_some() => {
-                (effect.bound_to(&plan.found), result)
+            Decision::Apply(effect, result, _) => {
+                let is_lost = sent.as_ref().is_some_and(Sent::is_lost);
+                (bound.bind(*effect, &plan, is_lost), result)
             }
-            Decision::Apply(effect, result, _) => (*effect, result),
             Decision::AlreadyApplied(applied, result) => {
-                let replayed = in_doubt.is_none();
+                let replayed = sent.as_ref().is_none_or(Sent::is_of_an_earlier_attempt);
                 return Ok(Execution { replayed, ..Execution::replayed(plan, applied, result) });
             }
-            Decision::NoOp(result) => return Ok(Execution::unchanged(plan, result)),
+            Decision::NoOp(result) => {
+                let done = Execution::unchanged(plan, result);
+                return settle(cluster, sent, input.deadline, Ok(done)).await;
+            }
         };
+        if Instant::now() >= input.deadline {
+            return settle(cluster, sent, input.deadline, Err(out_of_time(request))).await;
+        }
         Failpoint::BeforeWrite.pass();
-        match cluster.apply(&effect, false, input.deadline).await {
+        let pause = match cluster.apply(&effect, false, input.deadline).await {
             Ok(applied) => {
                 Failpoint::AfterWrite.pass();
                 return Ok(Execution::new(plan, applied, Outcome::Applied, result));
             }
-            Err(ApplyError::Rejected(error)) => return fail(cluster, in_doubt, error).await,
+            Err(ApplyError::Rejected(error)) => {
+                return settle(cluster, sent, input.deadline, Err(error)).await;
+            }
             Err(ApplyError::Disruption(why)) => {
                 let error = blocked(&plan.target, &why);
-                return fail(cluster, in_doubt, error).await;
+                return settle(cluster, sent, input.deadline, Err(error)).await;
             }
+            Err(ApplyError::NotTaken(error, wait)) => Pause::AfterBusy(error, wait),
             Err(ApplyError::InDoubt(error)) => {
-                let sent = InDoubt { plan, effect, result, error };
-                match sent.find_evidence(cluster, input.deadline.max(Instant::now())).await {
-                    Some(Evidence::Made(applied)) => return Ok(sent.into_execution(applied)),
-                    Some(Evidence::NotMade) => in_doubt = Some(sent),
-                    Some(Evidence::Unknowable) | None => return Err(sent.unknown()),
+                let lost = Sent::without_answer(effect, plan, result, &error);
+                match lost.find_evidence(cluster, input.deadline).await {
+                    Some(Evidence::NotYet) => sent = Some(lost),
+                    Some(Evidence::NeverMade) => {}
+                    evidence => return lost.conclude(evidence, Err(kept_changing(request))),
                 }
+                Pause::AfterConflict
             }
             Err(ApplyError::TestFailed(error)) => {
                 // The same tests again, of an object that was just read: they did not fail.
                 if rejected.replace(effect.clone()).is_some_and(|before| before == effect) {
-                    return fail(cluster, in_doubt, error).await;
+                    return settle(cluster, sent, input.deadline, Err(error)).await;
                 }
+                bound.count_conflict();
+                sent = Some(Sent::refused(sent, effect, plan, result));
+                Pause::AfterConflict
             }
             Err(ApplyError::Conflict) => {
-                if in_doubt.is_none() && is_gone(cluster, &effect, input.deadline).await {
-                    let result = gone_already(&plan.target);
-                    return Ok(Execution::unchanged(plan, result));
-                }
+                bound.count_conflict();
+                sent = Some(Sent::refused(sent, effect, plan, result));
+                Pause::AfterConflict
             }
-        }
+        };
         let next = async {
-            pause(&mut backoff, input.deadline, request).await?;
+            pause.wait(&mut backoff, input.deadline, request).await?;
             let next = self::plan(context, cluster, request, input).await?;
             recheck(&next).await?;
             Ok(next)
@@ -184,57 +224,74 @@ pub(crate) async fn apply(
         plan = match next.await {
             // The policy judged and the budget counted these objects, and no others.
             Ok(next) if next.uids_of_others().is_subset(&judged) => next,
-            Ok(_) => return fail(cluster, in_doubt, kept_changing(request)).await,
-            Err(error) => return fail(cluster, in_doubt, error).await,
+            Ok(_) => {
+                let error = kept_changing(request);
+                return settle(cluster, sent, input.deadline, Err(error)).await;
+            }
+            Err(error) => return settle(cluster, sent, input.deadline, Err(error)).await,
         };
     }
 }
 
-async fn pause(
-    backoff: &mut impl Iterator<Item = Duration>,
-    deadline: Instant,
-    request: &ActionRequest,
-) -> Result<(), ActionError> {
-    let pause = backoff.next().unwrap_or_default();
-    if Instant::now() + pause >= deadline {
-        return Err(kept_changing(request));
-    }
-    sleep(pause).await;
-    Ok(())
-}
-
-/// Whether the object to delete is gone by itself, so that its name may be another object's now.
-async fn is_gone(cluster: &Cluster, effect: &Effect, deadline: Instant) -> bool {
-    effect.is_deletion()
-        && matches!(cluster.find_evidence(effect, deadline).await, Ok(Evidence::Made(_)))
-}
-
-fn gone_already(target: &Target) -> String {
-    format!("{target} was deleted by someone else in the meantime.")
-}
-
-/// Fails with `error`, unless an earlier write is in doubt: then the cluster is asked about it once more.
-async fn fail(
+/// The result of an attempt that ends like this, given what it has sent before.
+async fn settle(
     cluster: &Cluster,
-    in_doubt: Option<InDoubt>,
-    error: ActionError,
+    sent: Option<Sent>,
+    deadline: Instant,
+    end: Result<Execution, ActionError>,
 ) -> Result<Execution, ActionError> {
-    let Some(sent) = in_doubt else { return Err(error) };
-    let evidence = sent.find_evidence(cluster, Instant::now()).await;
-    settle(sent, evidence, error)
+    let Some(sent) = sent else { return end };
+    let evidence = sent.find_evidence(cluster, deadline).await;
+    sent.conclude(evidence, end)
 }
 
-/// What becomes of a write in doubt, given this evidence (`None` if the cluster did not answer) and the
-/// error that ended the attempt.
-fn settle(
-    sent: InDoubt,
-    evidence: Option<Evidence>,
-    error: ActionError,
-) -> Result<Execution, ActionError> {
-    match evidence {
-        Some(Evidence::Made(applied)) => Ok(sent.into_execution(applied)),
-        Some(Evidence::NotMade) => Err(error),
-        Some(Evidence::Unknowable) | None => Err(sent.unknown()),
+/// Whether a deletion or a scaling is bound to the version that was read. Where others write the object's status
+/// all the time, a bound effect may fail again and again.
+#[derive(Default)]
+struct Bound {
+    conflicts: usize,
+}
+
+impl Bound {
+    /// After so many conflicts an effect is bound by its other conditions alone.
+    const MAX_CONFLICTS: usize = 2;
+
+    /// While a write before is lost, each further one is bound.
+    fn bind(&self, effect: Effect, plan: &Plan, is_lost: bool) -> Effect {
+        let is_free = self.conflicts >= Self::MAX_CONFLICTS && !is_lost;
+        if is_free { effect } else { effect.bound_to(&plan.found) }
+    }
+
+    fn count_conflict(&mut self) {
+        self.conflicts += 1;
+    }
+}
+
+/// Why an effect is tried again later.
+enum Pause {
+    AfterConflict,
+    /// The API server did not take it.
+    AfterBusy(ActionError, Option<Duration>),
+}
+
+impl Pause {
+    /// Waits, if there is time left.
+    async fn wait(
+        self,
+        backoff: &mut impl Iterator<Item = Duration>,
+        deadline: Instant,
+        request: &ActionRequest,
+    ) -> Result<(), ActionError> {
+        let own = backoff.next().unwrap_or_default();
+        let (pause, error) = match self {
+            Pause::AfterConflict => (own, kept_changing(request)),
+            Pause::AfterBusy(error, wait) => (wait.unwrap_or_default().max(own), error),
+        };
+        if Instant::now() + pause >= deadline {
+            return Err(error);
+        }
+        sleep(pause).await;
+        Ok(())
     }
 }
 
@@ -243,47 +300,121 @@ fn blocked(target: &Target, why: &str) -> ActionError {
         .with_retry_after(Some(Duration::from_secs(5)))
 }
 
+fn out_of_time(request: &ActionRequest) -> ActionError {
+    let target = request.action.target();
+    let detail = format!("the time limit passed before the change of {target} was sent");
+    ActionError::new(Code::ClusterUnavailable, detail)
+        .with_retry_after(Some(Duration::from_secs(1)))
+}
+
 fn kept_changing(request: &ActionRequest) -> ActionError {
     let target = request.action.target();
     let detail = format!("{target} kept changing during every attempt; nothing was done");
     ActionError::new(Code::Conflict, detail).with_retry_after(Some(Duration::from_secs(1)))
 }
 
-impl InDoubt {
+impl Sent {
+    fn by_an_earlier_attempt(effect: Effect) -> Self {
+        let missing = Some("the attempt that sent it did not record an answer".to_owned());
+        Sent { effect, plan: None, missing }
+    }
+
+    fn without_answer(effect: Effect, plan: Plan, result: String, error: &ApiError) -> Self {
+        let missing = Some(format!("its answer was lost ({error:?})"));
+        Sent { effect, plan: Some((plan, result)), missing }
+    }
+
+    /// The API server refused this effect, because the object is not as it was. An earlier one whose answer is
+    /// missing stays the one in question.
+    fn refused(before: Option<Sent>, effect: Effect, plan: Plan, result: String) -> Self {
+        let lost = before.filter(|it| it.missing.is_some());
+        lost.unwrap_or(Sent { effect, plan: Some((plan, result)), missing: None })
+    }
+
+    /// Whether its answer is missing.
+    fn is_lost(&self) -> bool {
+        self.missing.is_some()
+    }
+
+    fn is_of_an_earlier_attempt(&self) -> bool {
+        self.plan.is_none()
+    }
+
     /// What the cluster shows of it; `None` if the cluster does not answer.
     async fn find_evidence(&self, cluster: &Cluster, deadline: Instant) -> Option<Evidence> {
-        let until = deadline + RECOVERY_TIMEOUT;
+        let until = deadline.max(Instant::now()) + RECOVERY_TIMEOUT;
         timeout_at(until, cluster.find_evidence(&self.effect, until)).await.ok()?.ok()
     }
 
-    fn into_execution(self, applied: Applied) -> Execution {
-        Execution::new(self.plan, applied, Outcome::Applied, self.result)
-    }
-
-    fn unknown(&self) -> ActionError {
-        unknown(&self.effect, &format!("its answer was lost ({:?})", self.error))
+    /// The result of an attempt that sent this effect and ends like this otherwise.
+    fn conclude(
+        self,
+        evidence: Option<Evidence>,
+        end: Result<Execution, ActionError>,
+    ) -> Result<Execution, ActionError> {
+        match (evidence, self) {
+            (Some(Evidence::Made(applied)), Sent { plan: Some((plan, result)), .. }) => {
+                Ok(Execution::new(plan, applied, Outcome::Applied, result))
+            }
+            (Some(Evidence::NeverMade), _) => end,
+            // What was refused is not on its way, and it is not there.
+            (Some(Evidence::NotYet), Sent { missing: None, .. }) => end,
+            (Some(Evidence::Gone), sent) => Err(gone(&sent.effect)),
+            (_, Sent { effect, missing, .. }) => {
+                let why = missing.unwrap_or_else(|| {
+                    "was refused, since the object had changed, perhaps by the same change sent twice".to_owned()
+                });
+                let why = match end {
+                    Err(error) => format!("{why}; after that: {}", error.detail),
+                    Ok(_) => why,
+                };
+                Err(unknown(&effect, &why))
+            }
+        }
     }
 }
 
 /// The error for an effect that may or may not have been made, with what to check.
 pub(crate) fn unknown(effect: &Effect, why: &str) -> ActionError {
-    let Effect { resource, namespace, name, uid, .. } = effect;
-    let (prefix, option) = match namespace.as_str() {
-        "" => (String::new(), String::new()),
-        namespace => (format!("{namespace}/"), format!(" -n {namespace}")),
+    let detail = format!(
+        "the change to {} was sent and {why}; it may or may not have been made",
+        object_of(effect)
+    );
+    let hint = match effect.uid.as_str() {
+        "" => format!("check `{}`", command_of(effect)),
+        uid => format!("check `{}` (it had uid {uid})", command_of(effect)),
     };
+    ActionError::new(Code::OutcomeUnknown, detail)
+        .with_hint(format!("{hint}; the same request with the same id is safe to resend"))
+}
+
+/// The error for an object that was to be deleted and is gone: uids are never used again, so this request can do
+/// nothing more.
+pub(crate) fn gone(effect: &Effect) -> ActionError {
+    let (object, uid) = (object_of(effect), &effect.uid);
     ActionError::new(
         Code::OutcomeUnknown,
         format!(
-            "the change to {} {prefix}{name} was sent and {why}; it may or may not have been made",
-            resource.kind
+            "{object} (uid {uid}) is gone or being deleted; whether by this request or by someone else is unknown"
         ),
     )
     .with_hint(format!(
-        "check `kubectl{option} get {} {name} -o yaml` (it had uid {uid}); the same request with the same \
-         id is safe to resend",
-        resource.plural
+        "nothing is left to do for this request; `{}` shows what has its name now, and a new request with a new id \
+         would act on that",
+        command_of(effect)
     ))
+}
+
+fn object_of(effect: &Effect) -> String {
+    let Effect { resource, namespace, name, .. } = effect;
+    let prefix = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
+    format!("{} {prefix}{name}", resource.kind)
+}
+
+fn command_of(effect: &Effect) -> String {
+    let Effect { resource, namespace, name, .. } = effect;
+    let option = if namespace.is_empty() { String::new() } else { format!(" -n {namespace}") };
+    format!("kubectl{option} get {} {name} -o yaml", resource.plural)
 }
 
 impl Execution {
@@ -311,7 +442,7 @@ mod tests {
         k8s::{completion::Completion, workload::WorkloadKind},
     };
 
-    fn in_doubt() -> InDoubt {
+    fn sent(missing: Option<&str>) -> Sent {
         let target = Target::named("apps/v1", "Deployment", "shop", "web");
         let found = ObjectMeta {
             namespace: Some("shop".to_owned()),
@@ -320,36 +451,81 @@ mod tests {
             ..ObjectMeta::default()
         };
         let resource = WorkloadKind::Deployment.resource();
-        let effect = Effect::patch(resource, &found, "r1", None, Vec::new());
+        let effect = Effect::patch(resource, &found, "r1@d1", None, Vec::new());
         let completion = CompletionSpec::Known(Completion::Immediate("done".to_owned()));
         let plan = Plan::new(target, &found, Decision::NoOp(String::new()), completion);
         let result = "Deployment 'web' restarted.".to_owned();
-        InDoubt { plan, effect, result, error: ApiError::NotFound }
+        Sent { effect, plan: Some((plan, result)), missing: missing.map(str::to_owned) }
     }
 
     #[test]
-    fn a_write_in_doubt_is_settled_by_evidence_alone() {
-        let applied = Applied { generation: Some(4), ..Applied::default() };
-        for (evidence, expected) in [
-            (Some(Evidence::Made(applied)), Ok(Outcome::Applied)),
-            (Some(Evidence::NotMade), Err(Code::Forbidden)),
-            (Some(Evidence::Unknowable), Err(Code::OutcomeUnknown)),
-            (None, Err(Code::OutcomeUnknown)),
+    fn an_attempt_that_sent_an_effect_ends_by_its_evidence_alone() {
+        let made = || Some(Evidence::Made(Applied { generation: Some(4), ..Applied::default() }));
+        let lost = Some("its answer was lost");
+        for (missing, evidence, expected) in [
+            (lost, made(), Ok(Outcome::Applied)),
+            (lost, Some(Evidence::NeverMade), Err(Code::Forbidden)),
+            (lost, Some(Evidence::NotYet), Err(Code::OutcomeUnknown)),
+            (lost, Some(Evidence::Gone), Err(Code::OutcomeUnknown)),
+            (lost, Some(Evidence::Unknowable), Err(Code::OutcomeUnknown)),
+            (lost, None, Err(Code::OutcomeUnknown)),
+            // Sent twice by something between, and the second one refused.
+            (None, made(), Ok(Outcome::Applied)),
+            (None, Some(Evidence::NeverMade), Err(Code::Forbidden)),
+            (None, Some(Evidence::NotYet), Err(Code::Forbidden)),
+            (None, Some(Evidence::Gone), Err(Code::OutcomeUnknown)),
+            (None, Some(Evidence::Unknowable), Err(Code::OutcomeUnknown)),
+            (None, None, Err(Code::OutcomeUnknown)),
         ] {
-            let error = ActionError::new(Code::Forbidden, "may not");
-            let settled = settle(in_doubt(), evidence, error);
-            let settled = settled.map(|done| done.outcome).map_err(|error| error.code);
-            assert_eq!(settled, expected);
+            let end = Err(ActionError::new(Code::Forbidden, "may not"));
+            let result = sent(missing).conclude(evidence.clone(), end);
+            let result = result.map(|done| done.outcome).map_err(|error| error.code);
+            assert_eq!(result, expected, "{missing:?} {evidence:?}");
         }
     }
 
     #[test]
+    fn nothing_is_unchanged_while_an_effect_of_an_earlier_attempt_may_come() {
+        let Sent { effect, plan, .. } = sent(None);
+        let (plan, _) = plan.expect("has one");
+        for (evidence, expected) in [
+            (Evidence::NeverMade, Ok(Outcome::Unchanged)),
+            (Evidence::NotYet, Err(Code::OutcomeUnknown)),
+            (Evidence::Gone, Err(Code::OutcomeUnknown)),
+        ] {
+            let earlier = Sent::by_an_earlier_attempt(effect.clone());
+            let end = Ok(Execution::unchanged(plan.clone(), "It is paused already.".to_owned()));
+            let result = earlier.conclude(Some(evidence.clone()), end);
+            let result = result.map(|done| done.outcome).map_err(|error| error.code);
+            assert_eq!(result, expected, "{evidence:?}");
+        }
+    }
+
+    #[test]
+    fn a_refused_effect_does_not_hide_a_lost_one() {
+        let Sent { effect, plan, .. } = sent(None);
+        let (plan, result) = plan.expect("has one");
+        let refused = |before| Sent::refused(before, effect.clone(), plan.clone(), result.clone());
+        assert!(refused(Some(sent(Some("lost")))).missing.is_some());
+        assert!(refused(Some(sent(None))).missing.is_none());
+        assert!(refused(None).missing.is_none());
+    }
+
+    #[test]
     fn an_unknown_outcome_names_the_command_that_shows_the_object() {
-        let error = in_doubt().unknown();
+        let error = unknown(&sent(None).effect, "its answer was lost");
         assert!(error.detail.contains("Deployment shop/web"), "{}", error.detail);
         let hint = error.hint.expect("has one");
         assert!(hint.contains("`kubectl -n shop get deployments web -o yaml`"), "{hint}");
         assert!(hint.contains("uid u1"), "{hint}");
+    }
+
+    #[test]
+    fn an_object_that_is_gone_is_not_claimed_to_be_deleted_by_this_request() {
+        let error = gone(&sent(None).effect);
+        assert_eq!(error.code, Code::OutcomeUnknown);
+        assert!(error.detail.contains("unknown"), "{}", error.detail);
+        assert!(error.hint.expect("has one").contains("a new request with a new id"));
     }
 
     #[test]

@@ -18,12 +18,11 @@ use crate::{
     },
     executor::{apply, failpoint::Failpoint, transaction::Transaction, wait, wait::DEFAULT_WAIT},
     k8s::{
-        api::{
-            mutation::{Applied, ApplyError, Effect, Evidence},
-            retry,
-        },
+        api::{mutation::ApplyError, retry},
         applied_requests::AppliedRequests,
         completion::{Completion, RolloutOf, TemplateIdentity},
+        effect::{Applied, Effect},
+        evidence::Evidence,
         revisions::{History, Revision, RollbackTarget},
         rollout,
         workload::Workload,
@@ -35,8 +34,8 @@ use crate::{
     policy::{budget::usage::UsageEntry, evaluate::Facts},
 };
 
-/// Appended to the request's id for the second effect. No request id has a slash.
-const SUFFIX: &str = "/rollback";
+/// Tells the mark of the second effect from that of the request.
+const SUFFIX: &str = "rollback";
 
 /// What became of the rollback.
 enum RollbackOutcome {
@@ -49,8 +48,10 @@ enum RollbackOutcome {
 /// What became of one attempt at it.
 enum Attempt {
     Done(RollbackOutcome),
-    /// The object changed in between.
+    /// The object changed in between, or the API server did not take the patch.
     Again,
+    /// A test of this patch failed.
+    TestFailed(Box<Effect>, ActionError),
     /// The patch was sent and its answer lost.
     InDoubt,
 }
@@ -96,12 +97,19 @@ impl Transaction<'_> {
         let mut backoff = retry::backoff();
         // The attempt that recorded it before us may be slow rather than dead, and still apply it.
         let mut in_doubt = record.rollback.is_some();
+        let mut rejected = None;
         loop {
             let attempt = self.try_roll_back(record, rollback_target, response, deadline).await;
             match (attempt, &record.rollback) {
                 (Ok(Attempt::Done(outcome)), _) => return Ok(outcome),
                 (Ok(Attempt::InDoubt), _) => in_doubt = true,
                 (Ok(Attempt::Again), _) => {}
+                (Ok(Attempt::TestFailed(effect, error)), _) => {
+                    // The same tests again, of an object that was just read: they did not fail.
+                    if rejected.replace(effect.clone()).is_some_and(|before| before == effect) {
+                        return Err(error);
+                    }
+                }
                 (Err(error), Some(effect)) if in_doubt && !settles_doubt(error.code) => {
                     return Err(apply::unknown(effect, &error.detail));
                 }
@@ -139,11 +147,12 @@ impl Transaction<'_> {
                 .map_or(TemplateIdentity::Nothing, Revision::template_identity);
             return Ok(Attempt::Done(RollbackOutcome::Applied(applied, template)));
         }
-        let revision = target_revision(&history, rollback_target, &failed, response)?;
+        let mark = self.ledger.request.mark();
+        let revision = target_revision(&history, rollback_target, &failed, &mark, response)?;
         self.warn_of_stuck_pods(&history, revision, response, deadline).await;
-        let (found, id) = (history.workload.metadata(), self.rollback_id());
+        let (found, mark) = (history.workload.metadata(), self.rollback_mark());
         let restore = history.operations_to(revision);
-        let effect = Effect::patch(failed.kind.resource(), found, &id, None, restore);
+        let effect = Effect::patch(failed.kind.resource(), found, &mark, None, restore);
         record.mark_rolling_back(effect.clone(), response.clone());
         if let Commit::Superseded(theirs) = self.ledger.settle(record, deadline).await? {
             return Ok(Attempt::Done(RollbackOutcome::Answered(theirs)));
@@ -155,15 +164,16 @@ impl Transaction<'_> {
                 Failpoint::AfterRollback.pass();
                 Ok(Attempt::Done(RollbackOutcome::Applied(applied, revision.template_identity())))
             }
-            Err(ApplyError::Conflict | ApplyError::TestFailed(_)) => Ok(Attempt::Again),
+            Err(ApplyError::Conflict | ApplyError::NotTaken(..)) => Ok(Attempt::Again),
+            Err(ApplyError::TestFailed(error)) => Ok(Attempt::TestFailed(Box::new(effect), error)),
             Err(ApplyError::InDoubt(_)) => Ok(Attempt::InDoubt),
             Err(ApplyError::Rejected(error)) => Err(error),
             Err(ApplyError::Disruption(why)) => Err(ActionError::new(Code::DisruptionBudget, why)),
         }
     }
 
-    fn rollback_id(&self) -> String {
-        format!("{}{SUFFIX}", self.ledger.request.id)
+    fn rollback_mark(&self) -> String {
+        self.ledger.request.mark_of(SUFFIX)
     }
 
     /// What the second effect left behind, if any attempt made it.
@@ -176,7 +186,7 @@ impl Transaction<'_> {
         let Some(effect) = &record.rollback else {
             let found = history.workload.metadata();
             let (resource_version, generation) = (found.resource_version.clone(), found.generation);
-            let is_applied = AppliedRequests::from_metadata(found).contains(&self.rollback_id());
+            let is_applied = AppliedRequests::from_metadata(found).contains(&self.rollback_mark());
             return Ok(is_applied.then_some(Applied {
                 resource_version,
                 generation,
@@ -185,8 +195,8 @@ impl Transaction<'_> {
         };
         match self.cluster.find_evidence(effect, deadline).await? {
             Evidence::Made(applied) => Ok(Some(applied)),
-            Evidence::NotMade => Ok(None),
-            Evidence::Unknowable => {
+            Evidence::NeverMade | Evidence::NotYet => Ok(None),
+            Evidence::Gone | Evidence::Unknowable => {
                 Err(apply::unknown(effect, "the object has been changed by others since"))
             }
         }
@@ -225,7 +235,7 @@ impl Transaction<'_> {
         let facts = Facts { labels: Some(&labels), ..Facts::of(self.request, None) };
         self.context.policy().judge(&facts).refuse()?;
         let (target, now) = (&response.target, self.cluster.now());
-        let entry = UsageEntry::new(&self.rollback_id(), target, target, now);
+        let entry = UsageEntry::new(&self.rollback_mark(), target, target, now);
         self.budget.record_unconditionally(&[entry], deadline).await
     }
 
@@ -294,11 +304,14 @@ fn target_revision<'a>(
     history: &'a History,
     rollback_target: &RollbackTarget,
     failed: &RolloutOf,
+    mark: &str,
     response: &ActionResponse,
 ) -> Result<&'a Revision, ActionError> {
     let (target, found) = (&response.target, history.workload.metadata());
-    let is_ours =
-        failed.template != TemplateIdentity::Nothing && failed.template.is_on(&history.workload);
+    // A record alone does not count: more accounts may write Events than workloads.
+    let is_ours = failed.template != TemplateIdentity::Nothing
+        && failed.template.is_on(&history.workload)
+        && AppliedRequests::from_metadata(found).contains(mark);
     if found.uid != target.uid || found.deletion_timestamp.is_some() || !is_ours {
         let detail = format!("{target} was changed by someone else in the meantime");
         return Err(ActionError::new(Code::PreconditionFailed, detail));

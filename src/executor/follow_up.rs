@@ -7,7 +7,6 @@ use crate::{
     actions::{BoxFuture, CompletionSpec, FollowUp},
     contract::{
         error::ActionError,
-        names::RequestId,
         response::{Rollout, Target},
     },
     executor::{
@@ -15,10 +14,8 @@ use crate::{
         drain::{Drain, Remaining},
         wait,
     },
-    k8s::{
-        api::{client::Cluster, mutation::Applied},
-        rollout::RolloutStatus,
-    },
+    k8s::{api::client::Cluster, effect::Applied, rollout::RolloutStatus},
+    ledger::record::RequestMetadata,
 };
 
 /// What follows the effect of this request.
@@ -34,7 +31,7 @@ pub(crate) struct Pending<'a> {
 /// How it is carried out.
 pub(crate) struct Run<'a> {
     pub context: &'a Context,
-    pub id: &'a RequestId,
+    pub request: &'a RequestMetadata,
     /// Whether to wait for completion; if not, only the remaining work is done.
     pub wait: bool,
     pub end: Instant,
@@ -53,14 +50,14 @@ pub(crate) enum FollowUpResult {
 impl<'a> Pending<'a> {
     pub(crate) async fn run(&self, run: Run<'a>) -> FollowUpResult {
         let (cluster, node) = (self.cluster, self.target);
-        let Run { context, id, wait, end, recheck } = run;
+        let Run { context, request, wait, end, recheck } = run;
         match self.completion.given(self.target, self.applied) {
             FollowUp::Wait(completion) => FollowUpResult::Waited(
                 wait::until_complete(context, cluster, &completion, end).await,
             ),
             FollowUp::Drain(evictions) => {
                 let remaining = Remaining { cluster, node, evictions };
-                let drain = Drain { context, remaining, id, end, recheck };
+                let drain = Drain { context, remaining, request, end, recheck };
                 if wait {
                     return FollowUpResult::Waited(drain.until_gone().await);
                 }

@@ -18,6 +18,7 @@ use crate::{
         response::{ActionResponse, Outcome},
     },
     executor::{context::Context, failpoint::Failpoint},
+    ledger::record::RequestMetadata,
     policy::{
         Policy,
         evaluate::{Facts, Verdict},
@@ -98,6 +99,7 @@ fn plan_input(context: &Context, request: &ActionRequest, id: &RequestId) -> Pla
     let limit = request.timeout.map_or(context.deadline(), |it| it.min(context.deadline()));
     PlanInput {
         id: id.clone(),
+        mark: RequestMetadata::of(request, id).mark(),
         at: Utc::now(),
         deadline: Instant::now() + limit,
         wait: request.wait,

@@ -1,9 +1,9 @@
 //! The annotation of an object with the last requests that changed it. Pure.
 //!
-//! A change adds the request's id in the same patch, which tests that the list is as it was read. So the id is
-//! there exactly if the change was made, and a process that resumes a request after a crash can check it.
-//! The list is short, since objects are no archives. Its entries are numbered, so that it is known when an id
-//! may have been dropped; then the presence is unknown.
+//! A change adds the request's mark in the same patch, which tests that the list is as it was read. A process that
+//! resumes a request after a crash can look for it. The mark is the request's id with a digest of what it asks
+//! for, so that another request with the same id is not taken for this one. The list is short, since objects are
+//! no archives. Its entries are numbered, so that it is known when one may have been dropped.
 
 use std::{collections::VecDeque, fmt};
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::contract::response::Change;
 
-/// The annotation: `41:alert-7 42:alert-8`, oldest first.
+/// The annotation: `41:alert-7@5d41402a 42:alert-8@7d793037`, oldest first.
 pub(crate) const REQUESTS_ANNOTATION: &str = "action-executor.dev/requests";
 
 /// The path of the change (RFC 6901).
@@ -21,19 +21,22 @@ const REQUESTS_POINTER: &str = "/metadata/annotations/action-executor.dev~1reque
 /// More requests than cooldown and budget allow while one is in doubt.
 const MAX_REQUESTS: usize = 8;
 
-/// Each request with its number, the oldest first.
+/// The length of the digest in a mark: 128 bits, since a requester chooses what it asks for.
+const DIGEST_CHARACTERS: usize = 32;
+
+/// Each request's mark with its number, the oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppliedRequests(VecDeque<(u64, String)>);
 
-/// Whether a request's change was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Presence {
-    /// The change was made.
-    Made,
-    /// The change was not made.
-    NotMade,
-    /// Its id may have been dropped.
-    Lost,
+/// The mark of the request with this id and this digest of what it asks for.
+pub(crate) fn mark(id: &str, digest: &str) -> String {
+    let digest: String = digest.chars().take(DIGEST_CHARACTERS).collect();
+    format!("{id}@{digest}")
+}
+
+/// No id has an `@`.
+fn id_of(mark: &str) -> &str {
+    mark.split('@').next().unwrap_or_default()
 }
 
 impl AppliedRequests {
@@ -49,9 +52,26 @@ impl AppliedRequests {
         )
     }
 
-    /// Whether this request changed the object and its id was not dropped since.
-    pub(crate) fn contains(&self, id: &str) -> bool {
-        self.0.iter().any(|(_, known)| known == id)
+    /// Whether the request with this mark changed the object and its mark was not dropped since.
+    pub(crate) fn contains(&self, mark: &str) -> bool {
+        self.0.iter().any(|(_, known)| known == mark)
+    }
+
+    /// Whether another request with the same id as this one changed the object.
+    pub(crate) fn contains_id_of_another(&self, mark: &str) -> bool {
+        self.0.iter().any(|(_, known)| known != mark && id_of(known) == id_of(mark))
+    }
+
+    /// How many requests changed the object after the one with this number, if each of them is listed; else 0.
+    pub(crate) fn added_since(&self, number: u64) -> i64 {
+        let listed = self.0.iter().filter(|(known, _)| *known > number).count() as u64;
+        let added = self.newest().saturating_sub(number);
+        if listed == added { added.try_into().unwrap_or_default() } else { 0 }
+    }
+
+    /// Whether the entry with this number is listed.
+    pub(crate) fn has_number(&self, number: u64) -> bool {
+        self.0.iter().any(|(known, _)| *known == number)
     }
 
     /// The number of the last request; 0 without one.
@@ -60,9 +80,9 @@ impl AppliedRequests {
     }
 
     /// The annotation's value after one more request.
-    pub(crate) fn push(&self, id: &str) -> String {
+    pub(crate) fn push(&self, mark: &str) -> String {
         let mut requests = self.clone();
-        requests.0.push_back((self.newest() + 1, id.to_owned()));
+        requests.0.push_back((self.newest() + 1, mark.to_owned()));
         while requests.0.len() > MAX_REQUESTS {
             requests.0.pop_front();
         }
@@ -70,22 +90,12 @@ impl AppliedRequests {
     }
 
     /// How one more request changes the annotation.
-    pub(crate) fn change(&self, id: &str) -> Change {
+    pub(crate) fn change(&self, mark: &str) -> Change {
         Change {
             path: REQUESTS_POINTER.to_owned(),
             from: if self.0.is_empty() { Value::Null } else { self.to_string().into() },
-            to: self.push(id).into(),
+            to: self.push(mark).into(),
         }
-    }
-
-    /// Whether a request made its change after `since` was the last number.
-    pub(crate) fn evidence_of(&self, id: &str, since: u64) -> Presence {
-        if self.contains(id) {
-            return Presence::Made;
-        }
-        // All entries after `since` are still in the list: there is none, or the next one is.
-        let next_is_kept = self.0.iter().any(|(number, _)| *number == since + 1);
-        if self.newest() == since || next_is_kept { Presence::NotMade } else { Presence::Lost }
     }
 }
 
@@ -129,23 +139,12 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_request_was_made() {
-        assert_eq!(requests("1:a 2:b").evidence_of("a", 0), Presence::Made);
-    }
-
-    #[test]
-    fn a_request_was_not_made_if_all_later_ones_are_listed() {
-        assert_eq!(requests("").evidence_of("a", 0), Presence::NotMade);
-        assert_eq!(requests("1:b 2:c").evidence_of("a", 0), Presence::NotMade);
-        assert_eq!(requests("4:x 5:y").evidence_of("a", 5), Presence::NotMade);
-    }
-
-    #[test]
-    fn a_presence_is_lost_once_the_id_may_have_been_dropped() {
-        assert_eq!(requests("4:x 5:y").evidence_of("a", 2), Presence::Lost);
-        // The annotation was removed, or an old one restored.
-        assert_eq!(requests("").evidence_of("a", 3), Presence::Lost);
-        assert_eq!(requests("1:x").evidence_of("a", 3), Presence::Lost);
+    fn another_request_with_the_same_id_has_another_mark() {
+        let (first, other) = (mark("alert-7", &"a".repeat(64)), mark("alert-7", &"b".repeat(64)));
+        let list = requests(&AppliedRequests::default().push(&first));
+        assert!(list.contains(&first) && !list.contains_id_of_another(&first));
+        assert!(!list.contains(&other) && list.contains_id_of_another(&other));
+        assert!(!list.contains_id_of_another(&mark("alert-8", "a")));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::{
     contract::{digest::sha256, response::Target},
     k8s::{
         REQUEST_ID_ANNOTATION,
-        api::mutation::Applied,
+        effect::Applied,
         pods, rollout,
         rollout::RolloutStatus,
         workload::{Workload, WorkloadKind},

@@ -1,8 +1,7 @@
 //! What this program knows of Kubernetes. Must not depend on an action or an entry point.
 //!
 //! The files of this folder are pure: they turn objects into decisions, and intentions into patches; their
-//! tests read objects from YAML. The calls are in [`api`], with their deadlines, retries and the search for
-//! the effect of a write whose answer was lost.
+//! tests read objects from YAML. The calls are in [`api`], with their deadlines and retries.
 
 pub mod api;
 pub mod applied_requests;
@@ -10,6 +9,8 @@ pub(crate) mod autoscaling;
 pub(crate) mod completion;
 pub(crate) mod conditional_patch;
 pub(crate) mod drain_filter;
+pub(crate) mod effect;
+pub(crate) mod evidence;
 pub(crate) mod gitops;
 pub(crate) mod jobs;
 pub(crate) mod nodes;

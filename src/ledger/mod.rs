@@ -6,9 +6,9 @@
 //! read, so one of two concurrent writers succeeds. A claim that expired may be taken over once the cluster
 //! has shown what became of its effect.
 //!
-//! Clocks only decide when a claim may be taken over, never whether an effect is made twice. The effect itself
-//! prevents that: it is bound to the object as it was read, and carries the request's id (see
-//! `k8s::api::mutation`). So clocks that differ cost waiting time at most.
+//! When a claim may be taken over is decided by the API server's clock, so a wrong clock of one process blocks no
+//! other. No clock decides whether an effect is made twice. The effect itself prevents that: it is bound to the
+//! object as it was read, and carries the request's mark (see `k8s::effect`).
 //!
 //! The ledger writes Events and knows no single action. What became of an effect is for its caller to find out.
 
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Event;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     contract::{
@@ -27,6 +27,7 @@ use crate::{
         api::{
             client::{Call, Cluster},
             error::ApiError,
+            retry,
         },
         rbac::PolicyRule,
     },
@@ -99,7 +100,7 @@ impl<'a> Ledger<'a> {
     /// A claim of this attempt, to open or to take over with.
     pub(crate) fn claim(&self, intent: Intent, deadline: Instant) -> Record {
         let left = deadline.saturating_duration_since(Instant::now()) + CLAIM_GRACE;
-        Record::claim(&self.request, &self.holder, Utc::now() + left, intent)
+        Record::claim(&self.request, &self.holder, self.cluster.now() + left, intent)
     }
 
     /// Another attempt's record, continued by this attempt: further writes are this holder's.
@@ -110,7 +111,8 @@ impl<'a> Ledger<'a> {
     /// A request for a person's approval until then, to open or to take over with.
     pub(crate) fn approval_request(&self, intent: Intent, until: DateTime<Utc>) -> Record {
         let claim = Record::claim(&self.request, &self.holder, until, intent);
-        Record { state: State::PendingApproval, ..claim }
+        let approval_nonce = Some(self.holder.clone());
+        Record { state: State::PendingApproval, approval_nonce, ..claim }
     }
 
     /// Creates the request's record, or finds the one that exists.
@@ -127,8 +129,9 @@ impl<'a> Ledger<'a> {
         loop {
             // A repeated creation conflicts with its own first Event; the holder shows that it is ours.
             match self.cluster.create(self.request.namespace(), &event, deadline).await {
-                Ok(event) => return self.read_state(&event),
-                Err(ApiError::Conflict(_)) => match self.find(deadline).await? {
+                Ok(event) if Record::read(&event).is_some() => return self.read_state(&event),
+                // A response without the record proves nothing, and a conflict may be with our own creation.
+                Ok(_) | Err(ApiError::Conflict(_)) => match self.find(deadline).await? {
                     // The Event expired between the two calls.
                     ClaimState::Free if Instant::now() < deadline => {}
                     found => return Ok(found),
@@ -178,6 +181,7 @@ impl<'a> Ledger<'a> {
         record: &mut Record,
         deadline: Instant,
     ) -> Result<Commit, ActionError> {
+        let mut backoff = retry::backoff();
         loop {
             let written = match self.write(record, deadline).await {
                 Err(ApiError::NotFound) => {
@@ -187,13 +191,27 @@ impl<'a> Ledger<'a> {
                 }
                 written => written.map_err(|error| ("patch", error)),
             };
+            let written = match written {
+                Ok(event)
+                    if !Record::read(&event).is_some_and(|found| found.is_same_write(record)) =>
+                {
+                    Err(("patch", ApiError::NoAnswer("the response is not the record".to_owned())))
+                }
+                written => written,
+            };
             match written {
                 Ok(event) => {
                     record.resource_version = event.metadata.resource_version;
                     return Ok(Commit::Stored);
                 }
-                Err((_, ApiError::Conflict(_))) if Instant::now() < deadline => {}
-                Err((verb, error)) => return Err(self.explain(verb, error).await),
+                Err((verb, error)) => {
+                    let pause = backoff.next().unwrap_or_default();
+                    let is_conflict = matches!(error, ApiError::Conflict(_));
+                    if !is_conflict || Instant::now() + pause >= deadline {
+                        return Err(self.explain(verb, error).await);
+                    }
+                    sleep(pause).await;
+                }
             }
             let event = match self.read(deadline).await {
                 Ok(event) => event,
@@ -212,9 +230,9 @@ impl<'a> Ledger<'a> {
     fn read_state(&self, event: &Event) -> Result<ClaimState, ActionError> {
         let Some(record) = Record::read(event) else { return Err(self.unreadable()) };
         if record.digest != self.request.digest {
-            return Err(self.id_reused());
+            return Err(ActionError::id_reused(&self.request.id));
         }
-        Ok(claim_state(record, &self.holder, Utc::now()))
+        Ok(claim_state(record, &self.holder, self.cluster.now()))
     }
 
     async fn read(&self, deadline: Instant) -> Result<Event, ApiError> {
@@ -256,13 +274,6 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    fn id_reused(&self) -> ActionError {
-        let detail = format!("id: '{}' was used for another request", self.request.id);
-        ActionError::new(Code::IdReused, detail)
-            .with_field("id")
-            .with_hint("use a new id for each request; resend the first request to get its answer")
-    }
-
     fn unreadable(&self) -> ActionError {
         let (name, namespace) = (self.request.event_name(), self.request.namespace());
         let detail =
@@ -302,8 +313,8 @@ fn resolve_conflict(ours: &Record, found: Record) -> Option<Commit> {
 }
 
 /// The error for an attempt while another one is running.
-pub(crate) fn in_progress(until: DateTime<Utc>) -> ActionError {
-    let left = (until - Utc::now()).to_std().unwrap_or_default();
+pub(crate) fn in_progress(until: DateTime<Utc>, now: DateTime<Utc>) -> ActionError {
+    let left = (until - now).to_std().unwrap_or_default();
     ActionError::new(Code::InProgress, "another attempt at this request is still running")
         .with_hint("resend the same request later to get its answer")
         .with_retry_after(Some(left.clamp(Duration::from_secs(1), Duration::from_secs(10))))

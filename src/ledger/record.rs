@@ -26,8 +26,8 @@ use crate::{
         response::{ActionResponse, Outcome, RolloutState, Target, rfc3339_millis},
     },
     k8s::{
-        FIELD_MANAGER,
-        api::mutation::{Applied, Effect},
+        FIELD_MANAGER, applied_requests,
+        effect::{Applied, Effect},
         revisions::RollbackTarget,
     },
 };
@@ -50,6 +50,7 @@ const INTENT: &str = "action-executor.dev/intent";
 const APPLIED: &str = "action-executor.dev/applied";
 const ROLLBACK: &str = "action-executor.dev/rollback";
 const ANSWER: &str = "action-executor.dev/answer";
+const APPROVAL_NONCE: &str = "action-executor.dev/approval-nonce";
 
 /// The namespace for the records of cluster-scoped targets.
 pub(crate) const NAMESPACE_OF_CLUSTER_SCOPED: &str = "default";
@@ -121,6 +122,8 @@ pub(crate) struct Record {
     pub rollback: Option<Effect>,
     /// The answer, once there is one.
     pub answer: Option<ActionResponse>,
+    /// What distinguishes this record's request for approval from others of the same plan, if it asked for one.
+    pub approval_nonce: Option<String>,
     /// Why it was refused, for the Event's message; it is not read back.
     pub refusal: Option<String>,
     /// The Event's resourceVersion; `None` before the first write.
@@ -150,6 +153,16 @@ impl RequestMetadata {
             requester: request.requester.as_deref().map(str::to_owned),
             reason: request.reason.as_deref().map(str::to_owned),
         }
+    }
+
+    /// The request's mark on an object that it changed.
+    pub(crate) fn mark(&self) -> String {
+        applied_requests::mark(&self.id, &self.digest)
+    }
+
+    /// The mark of a further change by this request, told by a suffix. No id has a slash.
+    pub(crate) fn mark_of(&self, suffix: &str) -> String {
+        applied_requests::mark(&format!("{}/{suffix}", self.id), &self.digest)
     }
 
     /// The Event's namespace: the target's, or `default` for a cluster-scoped target, as the API server
@@ -254,6 +267,7 @@ impl RequestMetadata {
         all.extend(record.applied.as_ref().map(|applied| (APPLIED, json_text(applied))));
         all.extend(record.rollback.as_ref().map(|effect| (ROLLBACK, json_text(effect))));
         all.extend(record.answer.as_ref().map(|answer| (ANSWER, json_text(answer))));
+        all.extend(record.approval_nonce.clone().map(|nonce| (APPROVAL_NONCE, nonce)));
         all.extend(self.origin());
         owned(all)
     }
@@ -309,6 +323,7 @@ impl Record {
             applied: None,
             rollback: None,
             answer: None,
+            approval_nonce: None,
             refusal: None,
             resource_version: None,
         }
@@ -327,6 +342,7 @@ impl Record {
             applied: get(APPLIED).and_then(parsed),
             rollback: get(ROLLBACK).and_then(parsed),
             answer: get(ANSWER).and_then(parsed),
+            approval_nonce: get(APPROVAL_NONCE).map(str::to_owned),
             refusal: None,
             resource_version: event.metadata.resource_version.clone(),
         })
@@ -429,9 +445,11 @@ pub(crate) fn is_final(answer: &ActionResponse) -> bool {
     waits.all(|rollout| rollout.state != RolloutState::Interrupted)
 }
 
-/// The digest of the payload: everything but the id, `wait` and the timeout.
+/// The digest of the payload: everything but the id, `simulate`, `wait` and the timeout.
 fn payload_digest(request: &ActionRequest) -> String {
-    let payload = ActionRequest { id: None, wait: false, timeout: None, ..request.clone() };
+    let request = request.clone();
+    let payload =
+        ActionRequest { id: None, simulate: false, wait: false, timeout: None, ..request };
     sha256(json_text(&payload).as_bytes())
 }
 
@@ -445,6 +463,18 @@ fn truncate(mut text: String, limit: usize) -> String {
 }
 
 #[cfg(test)]
+impl RequestMetadata {
+    /// `restart_k8s` of Deployment shop/web with the id `alert-7`, for tests.
+    pub(crate) fn example() -> Self {
+        let text = r#"{"type":"restart_k8s","parameters":{"deployment":"web"},"simulate":false,
+            "id":"alert-7","requester":"pager","reason":"p99 is 4 s"}"#;
+        let request = ActionRequest::parse(text.as_bytes()).expect("is a request");
+        let id = request.id.clone().expect("has an id");
+        RequestMetadata::of(&request, &id)
+    }
+}
+
+#[cfg(test)]
 impl Record {
     /// A claim of `restart_k8s` on Deployment shop/web, for tests.
     pub(crate) fn example() -> Self {
@@ -452,10 +482,6 @@ impl Record {
             completion::{RolloutOf, TemplateIdentity},
             workload::WorkloadKind,
         };
-        let text = r#"{"type":"restart_k8s","parameters":{"deployment":"web"},"simulate":false,
-            "id":"alert-7","requester":"pager","reason":"p99 is 4 s"}"#;
-        let request = ActionRequest::parse(text.as_bytes()).expect("is a request");
-        let id = request.id.clone().expect("has an id");
         let template = TemplateIdentity::RequestId("r1".to_owned());
         let intent = Intent {
             effect: None,
@@ -469,7 +495,7 @@ impl Record {
             taken_over: false,
         };
         let expires_at = "2026-01-31T12:00:30Z".parse().expect("is a time");
-        Record::claim(&RequestMetadata::of(&request, &id), "holder", expires_at, intent)
+        Record::claim(&RequestMetadata::example(), "holder", expires_at, intent)
     }
 }
 
@@ -505,6 +531,7 @@ mod tests {
     fn a_record_is_read_as_it_was_written() {
         let answered = Record {
             state: State::Answered,
+            approval_nonce: Some("nonce".to_owned()),
             applied: Some(Applied {
                 resource_version: Some("8".into()),
                 generation: Some(4),

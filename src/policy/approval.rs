@@ -1,10 +1,13 @@
 //! A person's approval of one planned action.
 //!
-//! An approval is a ConfigMap in the target's namespace whose name has a digest: of the request, of the
-//! object as it was read, and of the record that asks. So it is valid for that plan alone, and once. After
+//! An approval is a ConfigMap in the target's namespace whose name has a digest: of the request, of what it is
+//! about to do to which objects, and of the record that asks. So it is valid for that plan alone, and once. After
 //! it was used, after it expired or after the object changed, a resent request gets another digest. The
 //! executor can read approvals and cannot create them; users who may create ConfigMaps in the namespace can.
 //! RBAC keeps the two apart.
+//!
+//! A record never stands for an approval, since more accounts may write Events than may approve. Each attempt looks
+//! for the ConfigMap of the digest that it computes itself.
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use tokio::time::Instant;
@@ -13,8 +16,11 @@ use crate::{
     actions::Plan,
     contract::{digest::sha256, error::ActionError},
     k8s::{api::client::Cluster, rbac::PolicyRule},
-    ledger::record::{Record, RequestMetadata},
+    ledger::record::RequestMetadata,
 };
+
+/// The length of a digest: 128 bits.
+const DIGEST_CHARACTERS: usize = 32;
 
 /// The permissions of the executor where actions need approval.
 pub const RULE: PolicyRule =
@@ -26,12 +32,22 @@ pub const APPROVER: [PolicyRule; 2] = [
     PolicyRule { api_groups: &[""], resources: &["events"], verbs: &["get", "list"] },
 ];
 
-/// The digest of a plan, as this record asks for it.
-pub(crate) fn digest(request: &RequestMetadata, record: &Record, plan: &Plan) -> String {
-    let generation = plan.found.generation.unwrap_or(0);
-    let uid = plan.found.uid.as_deref().unwrap_or_default();
-    let text = format!("{} {} {uid} {generation}", record.holder, request.digest);
-    sha256(text.as_bytes())[..20].to_owned()
+/// The digest of a plan, as the record with this nonce asks for it. The fence of the effect tests the same: uid and
+/// generation.
+pub(crate) fn digest(request: &RequestMetadata, nonce: &str, plan: &Plan) -> String {
+    let mut others: Vec<_> = plan.uids_of_others().into_iter().collect();
+    others.sort_unstable();
+    let whole = serde_json::json!([
+        nonce,
+        request.id,
+        request.digest,
+        plan.found.uid,
+        plan.found.generation,
+        plan.replicas,
+        plan.decision_etag,
+        others,
+    ]);
+    sha256(whole.to_string().as_bytes())[..DIGEST_CHARACTERS].to_owned()
 }
 
 /// The name of the ConfigMap that approves this digest.

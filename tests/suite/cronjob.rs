@@ -56,7 +56,7 @@ async fn run_cronjob_creates_the_job_that_kubectl_creates() {
             "owners": job.metadata.owner_references, "spec": job.spec,
         });
         let annotations = whole["annotations"].as_object_mut().expect("are there");
-        annotations.remove("action-executor.dev/request-id");
+        annotations.retain(|key, _| !key.starts_with("action-executor.dev/"));
         whole["spec"]["selector"] = Value::Null;
         for labels in ["/labels", "/spec/template/metadata/labels"] {
             let labels = whole.pointer_mut(labels).and_then(Value::as_object_mut);

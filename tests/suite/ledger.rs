@@ -79,15 +79,16 @@ fn send(program: Program, request: &Value) -> Finished {
     program.input(request.to_string()).run()
 }
 
-/// Resends the request until it is answered.
-fn answered(namespace: &Namespace, request: &Value) -> Value {
+/// Resends the request until it is answered, finally.
+fn answered(namespace: &Namespace, request: &Value) -> Finished {
     let began = std::time::Instant::now();
     loop {
-        let done = send(program(namespace).args(["--join"]), request);
+        // Long enough to read the changes of the past.
+        let program = program(namespace).env("ACTION_EXECUTOR_DEADLINE_SECONDS", "10");
+        let done = send(program.args(["--join"]), request);
         // The timeout of an attempt is short, and a busy machine's cluster may exceed it.
         if done.status != 75 || began.elapsed() > WAIT_TIMEOUT {
-            assert_eq!(done.status, 0, "{done:?}");
-            return done.answer();
+            return done;
         }
     }
 }
@@ -106,9 +107,30 @@ async fn dies_and_is_retried(kind: ActionKind, at: Failpoint) {
         spawn_blocking(move || (answered(&namespace, &request), answered(&namespace, &request)))
             .await
             .expect("it ran");
-    assert_eq!(second["replayed"], true);
-    assert_eq!(without_replayed(first), without_replayed(second), "{kind:?} at {at:?}");
-    assert_eq!(scenario.effects().await, 1, "{kind:?} at {at:?}");
+    let (first, second, effects) = (first.answer(), second.answer(), scenario.effects().await);
+    let Some(expected) = effects_left_unknown(kind, at) else {
+        assert_eq!(second["replayed"], true, "{kind:?} at {at:?}: {first}");
+        assert_eq!(without_replayed(first), without_replayed(second), "{kind:?} at {at:?}");
+        assert_eq!(effects, 1, "{kind:?} at {at:?}");
+        return;
+    };
+    assert_eq!(first["code"], "outcome_unknown", "{kind:?} at {at:?}: {first}");
+    assert_eq!(second["code"], "outcome_unknown", "{kind:?} at {at:?}: {second}");
+    assert_eq!(effects, expected, "{kind:?} at {at:?}");
+}
+
+/// The effects of a request that died where no later attempt can find out whether it had made its effect.
+fn effects_left_unknown(kind: ActionKind, at: Failpoint) -> Option<i64> {
+    use Failpoint::*;
+    match kind {
+        // A pod that is gone does not show who deleted it.
+        ActionKind::RestartPod | ActionKind::EvictPod
+            if matches!(at, AfterWrite | BeforeRecord) =>
+        {
+            Some(1)
+        }
+        _ => None,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -177,12 +199,24 @@ async fn many_tries_of_one_request(kind: ActionKind, requests: usize, random: &m
     killer.await.expect("it ended");
     let answers = answers.lock().expect("is not poisoned").clone();
     assert_eq!(answers.len(), requests);
-    let firsts = answers.iter().filter(|answer| answer["replayed"] == false).count();
+    let (known, unknown): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|answer| answer["code"] != "outcome_unknown");
+    let firsts = known.iter().filter(|answer| answer["replayed"] == false).count();
     assert!(firsts <= 1, "{firsts} say that it was they");
-    for answer in &answers {
-        assert_eq!(without_replayed(answer.clone()), without_replayed(answers[0].clone()));
+    for answer in &known {
+        assert_eq!(without_replayed(answer.clone()), without_replayed(known[0].clone()));
     }
-    assert_eq!(scenario.effects().await, 1, "{kind:?}");
+    let effects = scenario.effects().await;
+    let least = i64::from(!known.is_empty() || kind != ActionKind::RunCronjob);
+    assert!((least..=1).contains(&effects), "{kind:?}: {effects} {known:?} {unknown:?}");
+}
+
+/// Whether no later attempt can find out what became of the request: a pod that is gone does not show who deleted
+/// it, and whether a Job that is not there was created takes longer to find out than these attempts have.
+fn is_unknown_for_good(problem: &Value) -> bool {
+    let says = |text: &str| problem["detail"].as_str().is_some_and(|detail| detail.contains(text));
+    problem["code"] == "outcome_unknown"
+        && (says("is gone or being deleted") || says("the change to Job "))
 }
 
 /// Asks one server after the other until one has the answer.
@@ -192,7 +226,7 @@ fn retry_until_answered(servers: &[Mutex<Server>], mut next: usize, request: &st
         let address = servers[next % servers.len()].lock().expect("is not poisoned").address();
         let reply = Server::try_execute(address, request.as_bytes());
         if let Some(reply) = &reply
-            && reply.status == 200
+            && (reply.status == 200 || is_unknown_for_good(&reply.json()))
         {
             return reply.json();
         }

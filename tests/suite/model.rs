@@ -262,8 +262,11 @@ enum Fault {
     Loss,
 }
 
-/// A process that resends one request until it is answered.
-async fn send_until_answered(model: Arc<Mutex<ModelServer>>, request: Value) -> ActionResponse {
+/// A process that resends one request until it is answered; `None` if it is unknown for good who deleted a pod.
+async fn send_until_answered(
+    model: Arc<Mutex<ModelServer>>,
+    request: Value,
+) -> Option<ActionResponse> {
     let id = request["id"].as_str().expect("has one").to_owned();
     for attempt in 0..200 {
         if attempt == 40 {
@@ -291,7 +294,8 @@ async fn send_until_answered(model: Arc<Mutex<ModelServer>>, request: Value) -> 
             _ = dead.wait_for(|dead| *dead) => continue,
         };
         match answered {
-            Ok(answer) => return answer,
+            Ok(answer) => return Some(answer),
+            Err(error) if error.detail.contains("is gone or being deleted") => return None,
             Err(_) => model.lock().expect("is not poisoned").expire_claims(),
         }
     }
@@ -325,7 +329,7 @@ async fn history(mut random: Random, seed: u64) {
         processes.spawn(async move {
             let mut answers = Vec::new();
             for request in mine {
-                answers.push(send_until_answered(model.clone(), request).await);
+                answers.extend(send_until_answered(model.clone(), request).await);
             }
             answers
         });

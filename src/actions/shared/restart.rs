@@ -8,9 +8,10 @@ use crate::{
         response::{Change, Target, rfc3339_millis},
     },
     k8s::{
-        api::{client::Cluster, mutation::Effect, preflight::Preflight},
+        api::{client::Cluster, preflight::Preflight},
         applied_requests::AppliedRequests,
         completion::{Completion, RolloutOf, TemplateIdentity},
+        effect::Effect,
         rbac::PolicyRule,
         restart,
         revisions::History,
@@ -21,7 +22,7 @@ use crate::{
 
 pub(crate) fn preview(kind: WorkloadKind, name: &str, input: &PlanInput) -> Preview {
     let mut changes = restart::changes(None, input.at, &input.id);
-    changes.push(AppliedRequests::default().change(&input.id));
+    changes.push(AppliedRequests::default().change(&input.mark));
     Preview { result: would(kind, name), changes }
 }
 
@@ -95,7 +96,7 @@ pub(crate) fn decide(
         }
     };
     let did = done_sentence(kind, &target.name, input);
-    if AppliedRequests::from_metadata(found).contains(&input.id) {
+    if input.has_changed(found)? {
         return Ok(Plan::already_applied(target, found, did, completion));
     }
     input.check_found(&target, found)?;
@@ -103,7 +104,7 @@ pub(crate) fn decide(
         .map_err(|refusal| refusal.object_uid(found.uid.as_deref()))?;
     let annotate = restart::operations(workload, input.at, &input.id);
     let precondition = input.precondition.as_ref();
-    let effect = Effect::patch(kind.resource(), found, &input.id, precondition, annotate);
+    let effect = Effect::patch(kind.resource(), found, &input.mark, precondition, annotate);
     let decision = Decision::Apply(Box::new(effect), did, would(kind, &target.name));
     let mut plan = Plan::new(target, found, decision, completion);
     plan.changes = changes(workload, input);
@@ -112,7 +113,7 @@ pub(crate) fn decide(
 
 fn changes(workload: &Workload, input: &PlanInput) -> Vec<Change> {
     let mut changes = restart::changes(Some(workload), input.at, &input.id);
-    changes.push(AppliedRequests::from_metadata(workload.metadata()).change(&input.id));
+    changes.push(AppliedRequests::from_metadata(workload.metadata()).change(&input.mark));
     changes
 }
 
@@ -160,7 +161,7 @@ mod tests {
     use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 
     use super::*;
-    use crate::{contract::precondition::Precondition, k8s::api::mutation::Applied};
+    use crate::{contract::precondition::Precondition, k8s::effect::Applied};
 
     fn metadata(annotations: &str) -> String {
         format!(
@@ -226,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_request_is_not_applied_twice() {
-        let mark = "{action-executor.dev/requests: '4:r0 5:r1 6:r2'}";
+        let mark = "{action-executor.dev/requests: '4:r0@d0 5:r1@d1 6:r2@d2'}";
         let marked = deployment(", replicas: 2", mark);
         let plan = decide_on(&marked, &PlanInput::example()).expect("is planned");
         assert!(matches!(

@@ -13,9 +13,9 @@ use crate::{
         response::{Change, Target, rfc3339_millis},
     },
     k8s::{
-        api::mutation::Effect,
         applied_requests::AppliedRequests,
         conditional_patch::{add, remove, test},
+        effect::Effect,
     },
 };
 
@@ -75,7 +75,7 @@ impl Toggle {
     }
 
     pub(crate) fn preview(self, target: &Target, input: &PlanInput) -> Preview {
-        let mark = AppliedRequests::default().change(&input.id);
+        let mark = AppliedRequests::default().change(&input.mark);
         Preview { result: self.would(target), changes: vec![self.change(), mark] }
     }
 
@@ -90,7 +90,7 @@ impl Toggle {
     ) -> Result<Plan, ActionError> {
         let object = format!("{} '{}'", target.kind, target.name);
         let did = format!("{object} {} at {}.", self.participle(), rfc3339_millis(input.at));
-        if AppliedRequests::from_metadata(metadata).contains(&input.id) {
+        if input.has_changed(metadata)? {
             return Ok(Plan::already_applied(target, metadata, did, completion));
         }
         input.check_found(&target, metadata)?;
@@ -113,7 +113,7 @@ impl Toggle {
     pub(crate) fn effect(self, metadata: &ObjectMeta, is_on: bool, input: &PlanInput) -> Effect {
         let change = self.operations(metadata, is_on);
         let precondition = input.precondition.as_ref();
-        Effect::patch((self.field.resource)(), metadata, &input.id, precondition, change)
+        Effect::patch((self.field.resource)(), metadata, &input.mark, precondition, change)
     }
 
     /// Sets the field. An object without a generation (a node) must still have the value that was read, which the
@@ -136,7 +136,7 @@ impl Toggle {
         is_on: bool,
         input: &PlanInput,
     ) -> Vec<Change> {
-        let mark = AppliedRequests::from_metadata(metadata).change(&input.id);
+        let mark = AppliedRequests::from_metadata(metadata).change(&input.mark);
         let field = (is_on != self.on).then(|| self.change());
         field.into_iter().chain([mark]).collect()
     }
@@ -241,9 +241,21 @@ mod tests {
 
     #[test]
     fn a_request_is_not_applied_twice_whatever_later_requests_did() {
-        for (is_on, requests) in [(true, "1:r1"), (false, "1:r1 2:r2")] {
+        for (is_on, requests) in [(true, "1:r1@d1"), (false, "1:r1@d1 2:r2@d2")] {
             let plan = decide(PAUSE_ROLLOUT, is_on, requests);
             assert!(matches!(plan.decision, Decision::AlreadyApplied(..)));
         }
+    }
+
+    #[test]
+    fn another_request_with_the_same_id_is_refused() {
+        let metadata: ObjectMeta = serde_yaml_ng::from_str(
+            "{name: x, uid: u1, annotations: {action-executor.dev/requests: '1:r1@d9'}}",
+        )
+        .expect("is metadata");
+        let completion = CompletionSpec::Known(Completion::Immediate(String::new()));
+        let (target, input) = (CORDON.target("", "x"), PlanInput::example());
+        let error = CORDON.decide(target, &metadata, false, completion, &input);
+        assert_eq!(error.expect_err("is refused").code, crate::contract::error::Code::IdReused);
     }
 }

@@ -9,7 +9,11 @@ use std::{
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::ObjectMeta;
-use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use super::{
     Drain,
@@ -18,8 +22,9 @@ use super::{
 use crate::{
     contract::error::ActionError,
     k8s::{
-        api::mutation::{ApplyError, Effect},
+        api::{mutation::ApplyError, retry},
         drain_filter::plural,
+        effect::Effect,
         pdb, pods,
     },
 };
@@ -47,7 +52,7 @@ pub(super) struct EvictionAttempts {
     refused: HashMap<String, String>,
     /// The same for pods that are not tried again.
     given_up: HashMap<String, String>,
-    /// Pods whose eviction was sent and its answer lost.
+    /// Pods whose eviction was sent and its answer lost, or that the API server did not take.
     in_doubt: HashSet<String>,
     /// When a budget was first seen to allow none, or last tried all the same.
     exhausted: HashMap<String, Instant>,
@@ -99,6 +104,10 @@ impl Drain<'_> {
                     attempts.in_doubt.insert(effect.uid.clone());
                     attempts.refused.insert(effect.uid, format!("its answer was lost ({error:?})"));
                 }
+                Err(ApplyError::NotTaken(error, _)) => {
+                    attempts.in_doubt.insert(effect.uid.clone());
+                    attempts.refused.insert(effect.uid, error.detail);
+                }
                 Err(ApplyError::Rejected(error)) if is_transient(&error) => {
                     attempts.refused.insert(effect.uid, error.detail);
                 }
@@ -119,7 +128,10 @@ impl Drain<'_> {
     ) -> HashSet<String> {
         let stopping = self.context.stopping();
         let mut evicted = HashSet::new();
+        let mut backoff = retry::backoff();
         while !attempts.in_doubt.is_empty() && may_begin(&stopping, end) {
+            sleep(backoff.next().unwrap_or_default()).await;
+            let Ok(None) = self.stop_reason(end).await else { break };
             let Ok(snapshot) = self.remaining.list(end).await else { break };
             let in_doubt = std::mem::take(&mut attempts.in_doubt);
             let is_there =

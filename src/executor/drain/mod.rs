@@ -23,16 +23,14 @@ use crate::{
     actions::{BoxFuture, shared::toggle::UNCORDON},
     contract::{
         error::{ActionError, Code},
-        names::RequestId,
         response::{Rollout, RolloutState, Target},
     },
     executor::context::{Context, stopped},
     k8s::{
-        api::mutation::{ApplyError, Effect},
-        applied_requests::AppliedRequests,
-        drain_filter::plural,
-        nodes,
+        api::mutation::ApplyError, applied_requests::AppliedRequests, drain_filter::plural,
+        effect::Effect, nodes,
     },
+    ledger::record::RequestMetadata,
 };
 
 /// Pauses between lists: short after something has happened, since most pods terminate quickly.
@@ -42,6 +40,9 @@ const MAX_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Time to uncordon the node.
 const UNCORDON_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// Tells the mark of the uncordoning from that of the request.
+const UNCORDON_SUFFIX: &str = "uncordon";
+
 /// The stage before the first list.
 const NOTHING_SEEN: &str = "no state read yet";
 
@@ -49,8 +50,7 @@ const NOTHING_SEEN: &str = "no state read yet";
 pub(crate) struct Drain<'a> {
     pub context: &'a Context,
     pub remaining: Remaining<'a>,
-    /// The request.
-    pub id: &'a RequestId,
+    pub request: &'a RequestMetadata,
     pub end: Instant,
     /// Checks whether policy and kill switch still allow it.
     pub recheck: &'a (dyn Fn(Instant) -> BoxFuture<'a, ()> + Sync),
@@ -109,7 +109,12 @@ impl Drain<'_> {
                 let all = plural(self.remaining.evictions.count(), "pod");
                 let message = format!("{} of {all} could not be evicted now", left.len());
                 let problems = attempts.problems(&snapshot, left);
-                Ended { state: RolloutState::Failed, message, problems }
+                // What was not tried is left to the next attempt.
+                let state = match *self.context.stopping().borrow() {
+                    true => RolloutState::Interrupted,
+                    false => RolloutState::Failed,
+                };
+                Ended { state, message, problems }
             }
         };
         Err(self.conclude(ended).await)
@@ -197,7 +202,10 @@ impl Drain<'_> {
 
     /// Why nothing more may be evicted, if so: policy or kill switch, or the node is another one than was
     /// cordoned, or is not cordoned any more.
-    async fn stop_reason(&self, deadline: Instant) -> Result<Option<String>, ActionError> {
+    pub(super) async fn stop_reason(
+        &self,
+        deadline: Instant,
+    ) -> Result<Option<String>, ActionError> {
         match (self.recheck)(deadline).await {
             Err(error) if matches!(error.code, Code::PolicyDenied | Code::Stopped) => {
                 return Ok(Some(error.detail));
@@ -206,7 +214,7 @@ impl Drain<'_> {
         }
         let node = &self.remaining.node;
         match self.remaining.cluster.get_global(&node.name, deadline).await {
-            Ok(found) => Ok(reason_of_node(&found, node, &self.uncordon_id())),
+            Ok(found) => Ok(reason_of_node(&found, node, self.request)),
             Err(error) if error.code == Code::TargetNotFound => {
                 Ok(Some(format!("Node '{}' was deleted", node.name)))
             }
@@ -224,11 +232,6 @@ impl Drain<'_> {
         Rollout { state, message, problems }
     }
 
-    /// The id under which the node records that this request uncordoned it. No request id has a slash.
-    fn uncordon_id(&self) -> String {
-        format!("{}/uncordon", *self.id)
-    }
-
     /// Uncordons the node, at most once, and returns what became of it.
     async fn uncordon(&self) -> String {
         let (name, until) = (&self.remaining.node.name, Instant::now() + UNCORDON_TIMEOUT);
@@ -241,7 +244,8 @@ impl Drain<'_> {
             if node.metadata.uid != self.remaining.node.uid {
                 return failed("it was replaced by another node of its name");
             }
-            if AppliedRequests::from_metadata(&node.metadata).contains(&self.uncordon_id()) {
+            let mark = self.request.mark_of(UNCORDON_SUFFIX);
+            if AppliedRequests::from_metadata(&node.metadata).contains(&mark) {
                 return format!("Node '{name}' is uncordoned again");
             }
             if !nodes::is_cordoned(&node) {
@@ -249,13 +253,16 @@ impl Drain<'_> {
             }
             let resource = ApiResource::erase::<Node>(&());
             let change = UNCORDON.operations(&node.metadata, true);
-            let effect = Effect::patch(resource, &node.metadata, &self.uncordon_id(), None, change);
+            let effect = Effect::patch(resource, &node.metadata, &mark, None, change);
             match self.remaining.cluster.apply(&effect, false, until).await {
                 Ok(_) => return format!("Node '{name}' is uncordoned again"),
                 // The next read shows whether it was applied.
-                Err(ApplyError::Conflict | ApplyError::TestFailed(_) | ApplyError::InDoubt(_)) => {
-                    sleep(MIN_POLL_INTERVAL).await
-                }
+                Err(
+                    ApplyError::Conflict
+                    | ApplyError::TestFailed(_)
+                    | ApplyError::InDoubt(_)
+                    | ApplyError::NotTaken(..),
+                ) => sleep(MIN_POLL_INTERVAL).await,
                 Err(ApplyError::Disruption(why)) => return failed(&why),
                 Err(ApplyError::Rejected(error)) => return failed(&error.with_its_hint()),
             }
@@ -264,19 +271,24 @@ impl Drain<'_> {
     }
 }
 
-/// Why nothing more may be evicted from the node as it was found, if so.
-fn reason_of_node(found: &Node, cordoned: &Target, uncordon_id: &str) -> Option<String> {
+/// Why nothing more may be evicted from the node as it was found, if so. The node itself shows that this request
+/// cordoned it: a record alone does not count, since more accounts may write Events than nodes.
+fn reason_of_node(found: &Node, cordoned: &Target, request: &RequestMetadata) -> Option<String> {
     let name = &cordoned.name;
     if found.metadata.uid != cordoned.uid {
         return Some(format!("Node '{name}' was replaced by another node of its name"));
     }
-    if nodes::is_cordoned(found) {
-        return None;
+    let requests = AppliedRequests::from_metadata(&found.metadata);
+    if !nodes::is_cordoned(found) {
+        return Some(match requests.contains(&request.mark_of(UNCORDON_SUFFIX)) {
+            true => format!("another attempt has given up and uncordoned Node '{name}'"),
+            false => {
+                format!("Node '{name}' was uncordoned by someone else; nothing more is evicted")
+            }
+        });
     }
-    Some(match AppliedRequests::from_metadata(&found.metadata).contains(uncordon_id) {
-        true => format!("another attempt has given up and uncordoned Node '{name}'"),
-        false => format!("Node '{name}' was uncordoned by someone else; nothing more is evicted"),
-    })
+    let is_ours = requests.contains(&request.mark());
+    (!is_ours).then(|| format!("Node '{name}' does not show that this request cordoned it"))
 }
 
 #[cfg(test)]
@@ -284,18 +296,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_drain_stops_when_its_node_is_replaced_or_uncordoned() {
+    fn a_drain_stops_when_its_node_is_replaced_or_uncordoned_or_was_cordoned_by_another_request() {
+        let request = RequestMetadata::example();
+        let (ours, other) = (format!("1:{}", request.mark()), "1:alert-7@of-another");
+        let both = format!("{ours} 2:{}", request.mark_of(UNCORDON_SUFFIX));
         let cordoned =
             Target { uid: Some("u1".to_owned()), ..Target::named("v1", "Node", "", "n1") };
-        for (uid, unschedulable, expected) in [
-            ("u1", true, None),
-            ("u2", true, Some("replaced by another node")),
-            ("u1", false, Some("uncordoned by someone else")),
+        for (uid, unschedulable, requests, expected) in [
+            ("u1", true, &*ours, None),
+            ("u1", true, other, Some("does not show that this request cordoned it")),
+            ("u2", true, &*ours, Some("replaced by another node")),
+            ("u1", false, &*ours, Some("uncordoned by someone else")),
+            ("u1", false, &*both, Some("another attempt has given up")),
         ] {
             let node = serde_yaml_ng::from_str(&format!(
-                "{{metadata: {{name: n1, uid: {uid}}}, spec: {{unschedulable: {unschedulable}}}}}"
+                "{{metadata: {{name: n1, uid: {uid}, annotations: \
+                 {{action-executor.dev/requests: '{requests}'}}}}, \
+                 spec: {{unschedulable: {unschedulable}}}}}"
             ));
-            let reason = reason_of_node(&node.expect("is a node"), &cordoned, "r1/uncordon");
+            let reason = reason_of_node(&node.expect("is a node"), &cordoned, &request);
             assert_eq!(reason.is_some(), expected.is_some(), "{reason:?}");
             let says = |part| reason.as_ref().is_some_and(|reason| reason.contains(part));
             assert!(expected.is_none_or(says), "{reason:?}");

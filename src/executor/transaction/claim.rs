@@ -1,23 +1,36 @@
 //! The claim of a transaction: opening it, finding another attempt's record, asking for approval, taking
 //! over. It makes no change to the target.
 
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 
-use super::{Planned, Step, Transaction};
+use super::{Approval, Planned, Step, Transaction};
 use crate::{
     actions::{Decision, Plan, PlanInput},
     contract::{
         error::{ActionError, Code},
         response::{ActionResponse, Outcome, PendingApproval, rfc3339_millis},
     },
-    executor::{apply, failpoint::Failpoint, response_to},
-    k8s::api::mutation::{Applied, Evidence},
+    executor::{apply, check_replay_window, failpoint::Failpoint, response_to},
+    k8s::{
+        effect::{Applied, Effect},
+        evidence::Evidence,
+    },
     ledger::{
         ClaimState,
-        record::{Intent, Record},
+        record::{Intent, Record, State},
     },
     policy::approval,
 };
+
+/// What became of the effect of an earlier attempt.
+enum EarlierEffect {
+    /// It was made.
+    Made(Applied),
+    /// It was not made so far, and may still come.
+    MayCome(Box<Effect>),
+    /// There is none, or none that can be made any more.
+    None,
+}
 
 impl Transaction<'_> {
     /// Finds the request's record. An id that this program made is new.
@@ -43,6 +56,9 @@ impl Transaction<'_> {
             (Ok(planned), Ok(ClaimState::Free) | Err(_)) => planned,
             (planned, Ok(found)) => return Ok((found, planned)),
         };
+        // By the API server's clock, which is known by now: ours may be wrong.
+        let (issued_at, window) = (self.request.issued_at, self.context.replay_window());
+        check_replay_window("issued_at", issued_at, self.cluster.now(), window)?;
         let record = self.initial_record(&planned, input);
         let open = async {
             let opened = self.ledger.open(&record, input.deadline).await;
@@ -71,9 +87,10 @@ impl Transaction<'_> {
         let intent = self.intent(&planned.plan, input);
         if planned.requires_approval {
             let valid = TimeDelta::seconds(self.policy.approval.valid_seconds.get() as i64);
-            return self.ledger.approval_request(intent, Utc::now() + valid);
+            return self.ledger.approval_request(intent, self.cluster.now() + valid);
         }
-        self.ledger.claim(intent, input.deadline)
+        let approval_nonce = planned.approval.as_ref().map(|it| it.nonce.clone());
+        Record { approval_nonce, ..self.ledger.claim(intent, input.deadline) }
     }
 
     /// What a plan is about to do, and the answer if it succeeds.
@@ -102,14 +119,18 @@ impl Transaction<'_> {
         response
     }
 
-    /// Replaces a record that is free to be taken.
+    /// Replaces a record that is free to be taken, and keeps in mind what of it may still come.
     pub(super) async fn take(
         &self,
         found: Record,
-        planned: Planned,
+        mut planned: Planned,
         input: &PlanInput,
     ) -> Result<Step, ActionError> {
-        let ours = self.initial_record(&planned, input);
+        if planned.earlier.is_none() && found.intent.taken_over {
+            planned.earlier.clone_from(&found.intent.effect);
+        }
+        let mut ours = self.initial_record(&planned, input);
+        ours.intent.taken_over = planned.earlier.is_some();
         let taken = self.ledger.take(&found, ours, input.deadline).await?;
         Ok(match taken {
             None => Step::Again,
@@ -127,17 +148,29 @@ impl Transaction<'_> {
         planned: Planned,
         input: &PlanInput,
     ) -> Result<Step, ActionError> {
-        if Utc::now() >= found.expires_at || !planned.requires_approval {
+        if self.cluster.now() >= found.expires_at || !planned.requires_approval {
             return self.take(found, planned, input).await;
         }
-        let digest = approval::digest(&self.ledger.request, &found, &planned.plan);
+        match self.find_approval(&found, &planned.plan, input).await? {
+            Some(approval) => self.take(found, planned.approved(approval), input).await,
+            None => Ok(Step::AskApproval(Box::new(found), Box::new(planned.plan))),
+        }
+    }
+
+    /// A person's approval of this very plan, which this record asked for.
+    async fn find_approval(
+        &self,
+        record: &Record,
+        plan: &Plan,
+        input: &PlanInput,
+    ) -> Result<Option<Approval>, ActionError> {
+        let Some(nonce) = record.approval_nonce.clone() else { return Ok(None) };
+        let digest = approval::digest(&self.ledger.request, &nonce, plan);
         let namespace = self.ledger.request.namespace();
-        let approved = approval::approver(self.cluster, namespace, &digest, input.deadline).await?;
-        let Some(by) = approved else {
-            return Ok(Step::AskApproval(Box::new(found), Box::new(planned.plan)));
-        };
+        let by = approval::approver(self.cluster, namespace, &digest, input.deadline).await?;
+        let Some(by) = by else { return Ok(None) };
         tracing::info!(id = &*input.id, digest, by, "approved");
-        self.take(found, Planned { requires_approval: false, ..planned }, input).await
+        Ok(Some(Approval { nonce, digest }))
     }
 
     /// The answer while a person has not decided.
@@ -147,7 +180,8 @@ impl Transaction<'_> {
         plan: &Plan,
         input: &PlanInput,
     ) -> ActionResponse {
-        let digest = approval::digest(&self.ledger.request, record, plan);
+        let nonce = record.approval_nonce.as_deref().unwrap_or_default();
+        let digest = approval::digest(&self.ledger.request, nonce, plan);
         let action = self.request.action.kind().name();
         let result = format!("{action} of {} waits for a person's approval.", plan.target);
         let mut response = self.response(plan, input, Outcome::PendingApproval, result);
@@ -165,46 +199,71 @@ impl Transaction<'_> {
         record: Record,
         input: &PlanInput,
     ) -> Result<Step, ActionError> {
-        if let Some(applied) = self.find_evidence(&record, input).await? {
+        if let EarlierEffect::Made(applied) = self.find_earlier_effect(&record, input).await? {
             return Ok(Step::Conclude(Box::new(record), applied));
         }
         // Plan as the first attempt did: for the same time and object, so that the answer does not depend
-        // on which attempt gives it. If it needed approval, it had that before it was claimed.
+        // on which attempt gives it.
         let intended = &record.intent.answer;
         let (at, uid) = (intended.started_at, intended.target.uid.clone());
         let decision_etag = record.intent.decision_etag.clone();
         let input = PlanInput { at, uid, decision_etag, ..input.clone() };
-        let planned = match self.plan(&input).await {
-            Ok(planned) => planned,
-            // The plan may be refused because the other attempt was slow and has just made the effect.
-            Err(refusal) => match self.find_evidence(&record, &input).await? {
-                Some(applied) => return Ok(Step::Conclude(Box::new(record), applied)),
-                None => return Err(refusal),
-            },
+        let planned = self.plan(&input).await;
+        // Again, after the plan: the other attempt may be slow, and the plan refused because of its effect.
+        let earlier = match self.find_earlier_effect(&record, &input).await? {
+            EarlierEffect::Made(applied) => return Ok(Step::Conclude(Box::new(record), applied)),
+            EarlierEffect::MayCome(effect) => Some(*effect),
+            EarlierEffect::None => None,
         };
-        let intent = Intent { taken_over: true, ..self.intent(&planned.plan, &input) };
-        let claim = self.ledger.claim(intent, input.deadline);
-        let taken = self.ledger.take(&record, claim, input.deadline).await?;
-        let act = |record| Step::Act(Box::new(record), Box::new(planned), input);
-        Ok(taken.map_or(Step::Again, act))
+        let planned = planned.map_err(|refusal| refusal_after(earlier.as_ref(), refusal))?;
+        let planned = Planned { earlier, ..planned };
+        if !planned.requires_approval {
+            return self.take(record, planned, &input).await;
+        }
+        // Whoever wrote the record: without an approval of this very plan there is none.
+        match self.find_approval(&record, &planned.plan, &input).await? {
+            Some(approval) => self.take(record, planned.approved(approval), &input).await,
+            None => self.take(record, planned, &input).await,
+        }
     }
 
-    /// What the effect of a claim left behind; `None` if it was not made.
-    async fn find_evidence(
+    /// What became of the effect of this record's attempt.
+    ///
+    /// # Errors
+    /// [`Code::OutcomeUnknown`] if that cannot be found out any more, which is recorded.
+    async fn find_earlier_effect(
         &self,
         record: &Record,
         input: &PlanInput,
-    ) -> Result<Option<Applied>, ActionError> {
-        let Some(effect) = &record.intent.effect else { return Ok(None) };
-        match self.cluster.find_evidence(effect, input.deadline).await? {
-            Evidence::Made(applied) => Ok(Some(applied)),
-            Evidence::NotMade => Ok(None),
-            Evidence::Unknowable => Err(apply::unknown(
+    ) -> Result<EarlierEffect, ActionError> {
+        let Some(effect) = &record.intent.effect else { return Ok(EarlierEffect::None) };
+        let error = match self.cluster.find_evidence(effect, input.deadline).await? {
+            Evidence::Made(applied) => return Ok(EarlierEffect::Made(applied)),
+            Evidence::NeverMade => return Ok(EarlierEffect::None),
+            Evidence::NotYet => return Ok(EarlierEffect::MayCome(Box::new(effect.clone()))),
+            Evidence::Gone => apply::gone(effect),
+            Evidence::Unknowable => apply::unknown(
                 effect,
-                "the process that sent it ended, and others have changed the object since",
-            )),
+                "the attempt that sent it did not record an answer, and the object was changed by others since",
+            ),
+        };
+        if record.state != State::InDoubt {
+            let mut record = record.clone();
+            record.mark_in_doubt();
+            self.write(&mut record, input.deadline).await;
         }
+        Err(error)
     }
+}
+
+/// The error of an attempt that was refused while the effect of an earlier one may still come.
+pub(super) fn refusal_after(earlier: Option<&Effect>, refusal: ActionError) -> ActionError {
+    let Some(effect) = earlier else { return refusal };
+    let why = format!(
+        "the attempt that sent it did not record an answer; this attempt was refused: {}",
+        refusal.detail
+    );
+    apply::unknown(effect, &why)
 }
 
 /// The error to return if neither a plan could be made nor the record be read.

@@ -17,9 +17,9 @@ use crate::{
         failpoint::Failpoint,
         follow_up::{FollowUpResult, Pending, Run},
     },
-    k8s::api::mutation::Applied,
+    k8s::effect::{Applied, Effect},
     ledger::{
-        Commit, in_progress,
+        Commit,
         record::{Record, State},
     },
 };
@@ -35,7 +35,10 @@ impl Transaction<'_> {
         applied: Applied,
         input: &PlanInput,
     ) -> Result<ActionResponse, ActionError> {
-        let response = record.intent.answer.clone();
+        let mut response = record.intent.answer.clone();
+        if record.intent.effect.as_ref().is_none_or(Effect::changes_the_target) {
+            response.target.resource_version.clone_from(&applied.resource_version);
+        }
         self.complete(record, applied, response, true, input).await
     }
 
@@ -114,7 +117,7 @@ impl Transaction<'_> {
         };
         let run = Run {
             context: self.context,
-            id: &input.id,
+            request: &self.ledger.request,
             wait: input.wait,
             end: self.end,
             recheck: &recheck,
@@ -149,7 +152,7 @@ impl Transaction<'_> {
         match commit {
             Ok(Commit::Stored) => Ok(ActionResponse { replayed, ..response }),
             Ok(Commit::Superseded(theirs)) => Ok(ActionResponse { replayed: true, ..*theirs }),
-            Ok(Commit::LostClaim(until)) => Err(in_progress(until)),
+            Ok(Commit::LostClaim(until)) => Err(self.in_progress(until)),
             Err(error) => {
                 let mut response = ActionResponse { replayed, ..response };
                 let why = error.with_its_hint();

@@ -1,11 +1,11 @@
 //! The effect of a transaction whose claim is ours: charge the budget, check the policy as it is now, apply.
-//! Whatever was charged for an effect that was not made is refunded.
+//! Whatever was charged for an effect is refunded once it is certain that it was not made.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Charge, Planned, Transaction, record_deadline};
+use super::{Approval, Charge, Planned, Transaction, claim::refusal_after, record_deadline};
 use crate::{
     actions::{Decision, Plan, PlanInput},
     contract::{
@@ -13,7 +13,6 @@ use crate::{
         response::{ActionResponse, Outcome},
     },
     executor::{apply, apply::Execution, failpoint::Failpoint},
-    k8s::api::mutation::Applied,
     ledger::record::Record,
     policy::budget::{
         LeaseSnapshot,
@@ -29,43 +28,35 @@ impl Transaction<'_> {
         planned: Planned,
         input: PlanInput,
     ) -> Result<ActionResponse, ActionError> {
-        let Planned { plan, charge, .. } = planned;
+        let Planned { plan, charge, approval, earlier, .. } = planned;
         if !matches!(plan.decision, Decision::NoOp(..)) {
             self.context.observer().claimed(&self.ledger.request);
         }
         let mut deadline = input.deadline;
-        let charged = charge.is_some();
         let mut entries = Vec::new();
         if let Some(mut charge) = charge {
             deadline = deadline.min(charge.at + EFFECT_TIMEOUT);
-            if let Err(refusal) = self.check_charge(&plan, &mut charge, &input).await {
+            let allowed = self.check_charge(&plan, &mut charge, approval.as_ref(), &input).await;
+            if let Err(refusal) = allowed {
                 self.release(record, &refusal, &input).await;
-                return Err(refusal);
+                return Err(refusal_after(earlier.as_ref(), refusal));
             }
             entries = charge.entries;
         }
         let input = PlanInput { deadline, ..input };
-        let recheck = |plan: &Plan| self.recheck_plan(plan, deadline);
-        let result =
-            apply::apply(self.context, self.cluster, self.request, &input, plan, &recheck).await;
+        let recheck = |plan: &Plan| self.recheck_plan(plan, approval.as_ref(), deadline);
+        let (context, cluster, request) = (self.context, self.cluster, self.request);
+        let result = apply::apply(context, cluster, request, &input, plan, earlier, &recheck).await;
         match result {
-            // The object is gone: the attempt whose claim we took over may have deleted it.
-            Ok(done)
-                if charged && done.outcome == Outcome::Unchanged && record.intent.taken_over =>
-            {
-                self.conclude(record, Applied::default(), &input).await
+            Ok(done) if done.outcome == Outcome::Unchanged => {
+                self.refund(&entries, &input).await;
+                self.finish(record, done, &input).await
             }
+            // When an earlier attempt made it is unknown.
+            Ok(done) if done.replayed => self.finish(record, done, &input).await,
             Ok(done) => {
-                if charged && done.outcome == Outcome::Unchanged {
-                    self.refund(&entries, &input).await;
-                }
-                let response = self.response_of(&record, &done, &input);
-                // For an effect that an earlier attempt made, the recorded intent holds.
-                if !matches!(done.plan.decision, Decision::AlreadyApplied(..)) {
-                    record.intent.completion = done.plan.completion;
-                    record.intent.rollback_target = done.plan.rollback_target;
-                }
-                self.complete(record, done.applied, response, done.replayed, &input).await
+                let finished = self.finish(record, done, &input);
+                tokio::join!(finished, self.record_effect(&entries, &input)).0
             }
             Err(error) if error.code == Code::OutcomeUnknown => {
                 record.mark_in_doubt();
@@ -73,13 +64,27 @@ impl Transaction<'_> {
                 Err(error)
             }
             Err(error) => {
-                if charged {
-                    self.refund(&entries, &input).await;
-                }
+                self.refund(&entries, &input).await;
                 self.release(record, &error, &input).await;
                 Err(error)
             }
         }
+    }
+
+    /// Completes the record of an effect that was made, or was not needed.
+    async fn finish(
+        &self,
+        mut record: Record,
+        done: Execution,
+        input: &PlanInput,
+    ) -> Result<ActionResponse, ActionError> {
+        let response = self.response_of(&record, &done, input);
+        // For an effect that an earlier attempt made, the recorded intent holds.
+        if !matches!(done.plan.decision, Decision::AlreadyApplied(..)) {
+            record.intent.completion = done.plan.completion;
+            record.intent.rollback_target = done.plan.rollback_target;
+        }
+        self.complete(record, done.applied, response, done.replayed, input).await
     }
 
     /// What the plan's effect costs, by the API server's time.
@@ -114,14 +119,14 @@ impl Transaction<'_> {
         &self,
         plan: &Plan,
         charge: &mut Charge,
+        approval: Option<&Approval>,
         input: &PlanInput,
     ) -> Result<(), ActionError> {
         match charge.result.take() {
             Some(result) => result?,
             None => self.reserve(charge, input).await?,
         }
-        let verdict = self.context.policy().judge_plan(self.request, plan, false);
-        let allowed = verdict.refuse().and_then(|()| charge.check_age());
+        let allowed = self.judge_now(plan, approval).and_then(|()| charge.check_age());
         if allowed.is_err() {
             self.refund(&charge.entries, input).await;
         }
@@ -143,8 +148,21 @@ impl Transaction<'_> {
     }
 
     pub(super) async fn refund(&self, entries: &[UsageEntry], input: &PlanInput) {
+        if entries.is_empty() {
+            return;
+        }
         if let Err(error) = self.budget.refund(entries, record_deadline(input)).await {
             tracing::warn!(%error, "the action was not done, but its budget charge could not be removed");
+        }
+    }
+
+    /// Without it the entries count longer than they have to.
+    async fn record_effect(&self, entries: &[UsageEntry], input: &PlanInput) {
+        if entries.is_empty() {
+            return;
+        }
+        if let Err(error) = self.budget.record_effect(entries, record_deadline(input)).await {
+            tracing::warn!(%error, "the time of the effect could not be added to its budget charge");
         }
     }
 }

@@ -18,7 +18,7 @@
 
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -34,15 +34,18 @@ use crate::{
         failpoint::Failpoint,
         wait::DEFAULT_WAIT,
     },
-    k8s::api::{client::Cluster, mutation::Applied},
+    k8s::{
+        api::client::Cluster,
+        effect::{Applied, Effect},
+    },
     ledger::{
         ClaimState, Ledger, in_progress,
         record::{Record, RequestMetadata},
     },
     policy::{
-        Policy,
+        Policy, approval,
         budget::{Budget, LeaseSnapshot, usage::UsageEntry},
-        evaluate::{Facts, Verdict},
+        evaluate::Facts,
     },
 };
 
@@ -112,8 +115,25 @@ pub(crate) struct Transaction<'a> {
 struct Planned {
     plan: Plan,
     requires_approval: bool,
+    /// The approval of this plan, once it is found.
+    approval: Option<Approval>,
+    /// The effect of an earlier attempt at the request, if it may still come.
+    earlier: Option<Effect>,
     /// What to charge to the budget; `None` if there is no effect.
     charge: Option<Charge>,
+}
+
+impl Planned {
+    fn approved(self, approval: Approval) -> Self {
+        Planned { requires_approval: false, approval: Some(approval), ..self }
+    }
+}
+
+/// A person's approval of one plan.
+struct Approval {
+    /// As in the record that asked for it.
+    nonce: String,
+    digest: String,
 }
 
 /// What an effect costs.
@@ -151,7 +171,7 @@ impl Transaction<'_> {
                 (ClaimState::Applied(record), _) => {
                     return self.join_wait(self.ledger.adopt(*record), &input).await;
                 }
-                (ClaimState::Held(until), _) => return Err(in_progress(until)),
+                (ClaimState::Held(until), _) => return Err(self.in_progress(until)),
                 (ClaimState::Abandoned(record), _) => {
                     self.resume_abandoned(self.ledger.adopt(*record), &input).await?
                 }
@@ -182,7 +202,7 @@ impl Transaction<'_> {
                     return Ok(self.pending_approval(&record, &plan, &input));
                 }
                 Step::Again if Instant::now() < input.deadline => {}
-                Step::Again => return Err(in_progress(Utc::now())),
+                Step::Again => return Err(self.in_progress(self.cluster.now())),
             }
         }
     }
@@ -206,25 +226,54 @@ impl Transaction<'_> {
             }
             _ => None,
         };
-        Ok(Planned { plan, requires_approval: verdict.requires_approval(), charge })
+        let requires_approval = verdict.requires_approval();
+        Ok(Planned { plan, requires_approval, approval: None, earlier: None, charge })
     }
 
     /// Checks policy and kill switch as they are now, before any further change.
     fn recheck_limits(&self, deadline: Instant) -> BoxFuture<'_, ()> {
-        self.recheck(&self.context.policy().judge(&Facts::of(self.request, None)), deadline)
+        let verdict = self.context.policy().judge(&Facts::of(self.request, None));
+        self.recheck(verdict.refuse(), deadline)
     }
 
-    /// The same for a further plan of the effect, whose target may have other labels now.
-    fn recheck_plan(&self, plan: &Plan, deadline: Instant) -> BoxFuture<'_, ()> {
-        self.recheck(&self.context.policy().judge_plan(self.request, plan, false), deadline)
+    /// The same for a further plan of the effect, whose target may have other labels now. What was approved was
+    /// the plan before.
+    fn recheck_plan(
+        &self,
+        plan: &Plan,
+        approval: Option<&Approval>,
+        deadline: Instant,
+    ) -> BoxFuture<'_, ()> {
+        self.recheck(self.judge_now(plan, approval), deadline)
     }
 
-    fn recheck(&self, verdict: &Verdict, deadline: Instant) -> BoxFuture<'_, ()> {
-        let allowed = verdict.refuse();
+    fn recheck(&self, allowed: Result<(), ActionError>, deadline: Instant) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             allowed?;
             self.budget.check_switch(deadline).await
         })
+    }
+
+    /// Whether the policy as it is now allows this plan, given what was approved.
+    fn judge_now(&self, plan: &Plan, approval: Option<&Approval>) -> Result<(), ActionError> {
+        let verdict = self.context.policy().judge_plan(self.request, plan, false);
+        verdict.refuse()?;
+        let request = &self.ledger.request;
+        let covers = |it: &Approval| it.digest == approval::digest(request, &it.nonce, plan);
+        if !verdict.requires_approval() || approval.is_some_and(covers) {
+            return Ok(());
+        }
+        let detail = format!(
+            "{} needs the approval of a person as it is now; nothing was done",
+            plan.target
+        );
+        Err(ActionError::new(Code::Conflict, detail)
+            .with_hint("resend the same request to ask for it")
+            .with_retry_after(Some(Duration::from_secs(1))))
+    }
+
+    fn in_progress(&self, until: DateTime<Utc>) -> ActionError {
+        in_progress(until, self.cluster.now())
     }
 
     /// Writes a record that nothing depends on: without it the next attempt finds out by itself, later.

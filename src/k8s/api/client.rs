@@ -12,7 +12,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ListMeta,
 };
 use kube::{
-    Api, Client, Resource,
+    Api, Client, Resource, ResourceExt,
     api::{ApiResource, DynamicObject, ListParams, ObjectList, Patch, PatchParams, PostParams},
     core::PartialObjectMeta,
 };
@@ -148,7 +148,7 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<K, ApiError> {
         let api = Api::<K>::namespaced(self.client(), namespace);
-        self.attempt(Retry::Idempotent, deadline, || api.get(name)).await
+        self.attempt(Retry::Idempotent, deadline, || api.get(name)).await.and_then(with_name(name))
     }
 
     /// Reads an object.
@@ -186,7 +186,9 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<K, ActionError> {
         let api = Api::<K>::all(self.client());
-        self.read(&Call::of::<K>("get", "", Some(name)), deadline, || api.get(name)).await
+        let result = self.attempt(Retry::Idempotent, deadline, || api.get(name)).await;
+        let call = Call::of::<K>("get", "", Some(name));
+        self.explain_result(&call, result.and_then(with_name(name))).await
     }
 
     /// Reads an object as the API returns it, with the fields that `k8s_openapi` does not know.
@@ -199,7 +201,8 @@ impl Cluster {
     ) -> Result<DynamicObject, ActionError> {
         let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
         let call = Call::on(resource, "get", namespace, Some(name));
-        self.read(&call, deadline, || api.get(name)).await
+        let result = self.attempt(Retry::Idempotent, deadline, || api.get(name)).await;
+        self.explain_result(&call, result.and_then(with_name(name))).await
     }
 
     /// Whether any cluster-scoped object matches these field selectors.
@@ -222,6 +225,19 @@ impl Cluster {
     ) -> Result<Vec<K>, ActionError> {
         let params = ListParams::default().labels(selector).limit(PAGE_SIZE);
         self.list_with(namespace, &params, deadline).await
+    }
+
+    /// The object of this name as a list, which has the version at which it was there or not.
+    pub(crate) async fn list_named<K: Namespaced>(
+        &self,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<ObjectList<K>, ActionError> {
+        let api = Api::<K>::namespaced(self.client(), namespace);
+        let params = ListParams::default().fields(&format!("metadata.name={name}"));
+        let call = Call::of::<K>("list", namespace, None);
+        self.read(&call, deadline, || api.list(&params)).await
     }
 
     /// Lists all objects of a namespace from the API server's cache. The list may be slightly out of date,
@@ -496,6 +512,16 @@ impl Cluster {
         let review = self.create_review(&SelfSubjectReview::default(), deadline).await.ok();
         let user = review.and_then(|review| review.status?.user_info?.username);
         user.unwrap_or_else(|| "this identity".to_owned())
+    }
+}
+
+/// Refuses a response that is not the object of this name, whatever its status code: an empty Lease would hide the
+/// kill switch.
+pub(crate) fn with_name<K: ResourceExt>(name: &str) -> impl FnOnce(K) -> Result<K, ApiError> {
+    let name = name.to_owned();
+    move |object| match object.meta().name.as_ref() {
+        Some(found) if *found == name => Ok(object),
+        _ => Err(ApiError::NoAnswer("the response is not the object".to_owned())),
     }
 }
 

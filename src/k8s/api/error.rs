@@ -58,6 +58,14 @@ impl ApiError {
         }
     }
 
+    /// When to try again, if the server named a time.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            ApiError::Busy(_, wait) | ApiError::ServerError(_, wait) => *wait,
+            _ => None,
+        }
+    }
+
     /// Whether the failed write may have been applied.
     pub(crate) fn may_be_applied(&self) -> bool {
         matches!(self, ApiError::ServerError(..) | ApiError::NoAnswer(_))

@@ -1,8 +1,8 @@
 //! Whether a failed call is retried, and after which pause.
 //!
 //! kube's own retry repeats any verb on 429, 503 and 504, up to fifteen times. A repeated write can be a
-//! second effect, so that is off. Here reads are retried after every transient error, and writes only if the
-//! error proves that the first attempt was not applied. The caller's deadline limits all attempts.
+//! second effect, so that is off. Here reads are retried after every transient error. An effect is not: before
+//! it is sent again, kill switch and policy have to be checked again. The caller's deadline limits all attempts.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::k8s::api::error::ApiError;
 pub(crate) enum Retry {
     /// A call that is harmless when repeated: after every transient error.
     Idempotent,
-    /// A write: only if it was certainly not applied.
-    IfNotSent,
+    /// An effect.
+    Never,
 }
 
 /// The pauses of one call: from 0.1 s to 2 s, doubling, with jitter.
@@ -35,11 +35,10 @@ pub(crate) fn pause(
     retry: Retry,
     backoff: &mut impl Iterator<Item = Duration>,
 ) -> Option<Duration> {
-    let retry_after = match error {
-        ApiError::Busy(_, retry_after) => *retry_after,
-        ApiError::Unreachable(_) => None,
-        ApiError::ServerError(_, retry_after) if retry == Retry::Idempotent => *retry_after,
-        ApiError::NoAnswer(_) if retry == Retry::Idempotent => None,
+    let retry_after = match (retry, error) {
+        (Retry::Never, _) => return None,
+        (_, ApiError::Busy(_, retry_after) | ApiError::ServerError(_, retry_after)) => *retry_after,
+        (_, ApiError::Unreachable(_) | ApiError::NoAnswer(_)) => None,
         _ => return None,
     };
     let own = backoff.next()?;
@@ -55,23 +54,15 @@ mod tests {
     }
 
     #[test]
-    fn a_write_in_doubt_is_never_retried() {
-        let doubtful = [
+    fn a_transient_error_is_retried_unless_the_call_is_an_effect() {
+        for error in [
             ApiError::ServerError("timeout".into(), Some(Duration::from_secs(1))),
             ApiError::NoAnswer("connection reset".into()),
-        ];
-        for error in doubtful {
-            assert!(error.may_be_applied());
-            assert!(!with_retry(&error, Retry::IfNotSent), "{error:?}");
+            ApiError::Busy("full".into(), None),
+            ApiError::Unreachable("refused".into()),
+        ] {
+            assert!(!with_retry(&error, Retry::Never), "{error:?}");
             assert!(with_retry(&error, Retry::Idempotent), "{error:?}");
-        }
-    }
-
-    #[test]
-    fn a_write_that_was_not_applied_is_retried() {
-        for error in [ApiError::Busy("full".into(), None), ApiError::Unreachable("refused".into())]
-        {
-            assert!(with_retry(&error, Retry::IfNotSent), "{error:?}");
         }
     }
 

@@ -6,8 +6,9 @@
 //! processes together, only as many see room as there is, and none has to try again because others write too. An
 //! entry that is refused is removed. The switch is in the same response, so it also stops requests in progress.
 //!
-//! A process that dies between entry and effect leaves an entry that counts until it expires. The request's next
-//! attempt writes one of its own; the two are counted once.
+//! After the effect its time is added to the entry: a cooldown begins with the effect. A process that dies between
+//! leaves an entry that counts until it expires, as if the effect came as late as it may. The request's next attempt
+//! writes one of its own; the two are counted once.
 //!
 //! The budget knows no action and no request; it is given entries.
 
@@ -119,9 +120,11 @@ impl<'a> Budget<'a> {
         let mut pauses = backoff().take(MAX_RETRIES);
         loop {
             let written = self.add(&entries, snapshot, deadline).await;
-            let Err(refusal) = written.and_then(|lease| self.judge(Some(&lease), &entries)) else {
-                return Ok(entries);
-            };
+            let judged = written.and_then(|lease| {
+                check_written(&lease, &entries)?;
+                self.judge(Some(&lease), &entries)
+            });
+            let Err(refusal) = judged else { return Ok(entries) };
             // What was not answered may have been written.
             let removed =
                 self.refund(&entries, deadline.max(Instant::now() + REFUND_TIMEOUT)).await;
@@ -154,6 +157,25 @@ impl<'a> Budget<'a> {
             self.write(&removal(entries), deadline).await?;
         }
         stopped
+    }
+
+    /// Adds the time of their effects to these entries. Until then each counts as if its effect came as late as it
+    /// may.
+    ///
+    /// # Errors
+    /// Why the Lease could not be written.
+    pub(crate) async fn record_effect(
+        &self,
+        entries: &[UsageEntry],
+        deadline: Instant,
+    ) -> Result<(), ActionError> {
+        if self.limits.are_none() {
+            return Ok(());
+        }
+        let now = self.cluster.now();
+        let made = entries.iter().map(|entry| entry.after_effect(now).annotation());
+        let made = made.map(|(key, value)| (key, Some(value))).collect();
+        self.write(&made, deadline).await.map(drop)
     }
 
     /// Refunds the charge of actions that were not done.
@@ -265,6 +287,18 @@ impl<'a> Budget<'a> {
         let call = Call::of::<Lease>(verb, &self.lease.namespace, Some(&self.lease.name));
         self.cluster.explain(&call, error).await
     }
+}
+
+/// Checks that the response shows these entries: else something between us and the API server has answered.
+fn check_written(lease: &Lease, entries: &[UsageEntry]) -> Result<(), ActionError> {
+    let annotations = lease.annotations();
+    let is_there = |entry: &UsageEntry| annotations.contains_key(&entry.annotation().0);
+    if entries.iter().all(is_there) {
+        return Ok(());
+    }
+    let detail = "the response to the charge of the budget does not show it; nothing was done";
+    Err(ActionError::new(Code::ClusterUnavailable, detail)
+        .with_retry_after(Some(Duration::from_secs(5))))
 }
 
 /// Annotations to set, or to remove (`None`).
@@ -387,12 +421,12 @@ mod tests {
     #[test]
     fn a_limit_refuses_with_its_name_and_the_time_to_wait() {
         let [first] = entry("a", 0);
-        let (key, value) = first.annotation();
+        let (key, value) = first.after_effect(first.at()).annotation();
         let lease = lease(&[(&key, &value)]);
         for (id, seconds, expected) in [
             ("a", 20, None),
-            ("b", 20, Some(("less than 60 s ago", "cooldown_seconds", 40))),
-            ("b", 60, None),
+            ("b", 20, Some(("less than 60 s ago", "cooldown_seconds", 41))),
+            ("b", 61, None),
         ] {
             let judged = judged(Some(&lease), id, seconds);
             let Some((detail, field, wait)) = expected else {

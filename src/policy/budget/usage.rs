@@ -1,9 +1,9 @@
 //! The usage of a budget, and whether it allows one more action: pure arithmetic on a short list.
 //!
 //! The list is in the annotations of a Lease, one for each entry, shared by all processes. Its times are the API
-//! server's, so a wrong clock in one process does not matter. An entry is written before its effect, and the
-//! effect follows within [`EFFECT_WINDOW`]. Each time window is extended by that much, so that no window ever has
-//! more effects than its limit.
+//! server's, so a wrong clock in one process does not matter. An entry is written before its effect, which follows
+//! within [`EFFECT_WINDOW`]; after the effect its time is added. Until then the entry counts as if the effect came
+//! as late as it may. So no window ever has more effects than its limit, whoever dies in between.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,11 +21,17 @@ pub(crate) const EFFECT_WINDOW: Duration = Duration::from_secs(30);
 /// server's time as this process knows it.
 pub(crate) const EFFECT_TIMEOUT: Duration = Duration::from_secs(28);
 
+/// How far behind the API server's time is as this process knows it.
+const CLOCK_PRECISION: TimeDelta = TimeDelta::seconds(1);
+
 /// The prefix of the annotations with the entries.
 const PREFIX: &str = "usage.action-executor.dev/";
 
+/// Ends an entry whose effect was made.
+const MADE: &str = ".made";
+
 /// The maximum number of entries; a full list refuses further actions until some entries expire. An entry
-/// has 160 bytes, and the annotations of an object at most 256 KiB.
+/// has 165 bytes, and the annotations of an object at most 256 KiB.
 const MAX_ENTRIES: usize = 1500;
 
 /// A number of actions in a time.
@@ -57,7 +63,7 @@ impl Limits {
     /// How long an entry counts.
     fn retention(&self) -> Duration {
         let quotas = [self.per_namespace, self.cluster].into_iter().flatten();
-        quotas.map(|quota| quota.within + EFFECT_WINDOW).fold(self.cooldown, Duration::max)
+        quotas.map(|quota| quota.within).fold(self.cooldown, Duration::max)
     }
 }
 
@@ -70,7 +76,9 @@ pub(crate) struct UsageEntry {
     request: String,
     target: String,
     namespace: String,
+    /// When the effect was made; before that, when the entry was.
     at: DateTime<Utc>,
+    is_made: bool,
 }
 
 impl UsageEntry {
@@ -89,6 +97,7 @@ impl UsageEntry {
             target: digest(&format!("{kind}/{namespace}/{name}")),
             namespace: digest(namespace),
             at,
+            is_made: false,
         }
     }
 
@@ -99,24 +108,37 @@ impl UsageEntry {
 
     /// The name and the value of its annotation.
     pub(crate) fn annotation(&self) -> (String, String) {
-        let UsageEntry { key, request, target, namespace, at } = self;
-        (key.clone(), format!("{request}.{target}.{namespace}.{}", at.timestamp()))
+        let UsageEntry { key, request, target, namespace, at, is_made } = self;
+        let made = if *is_made { MADE } else { "" };
+        (key.clone(), format!("{request}.{target}.{namespace}.{}{made}", at.timestamp()))
     }
 
-    /// When it was made, by the API server's clock.
+    /// The entry after its effect was made at this time.
+    pub(crate) fn after_effect(&self, at: DateTime<Utc>) -> Self {
+        UsageEntry { at, is_made: true, ..self.clone() }
+    }
+
+    /// The latest time at which its effect may have been made.
+    fn latest_effect(&self) -> DateTime<Utc> {
+        if self.is_made { self.at + CLOCK_PRECISION } else { self.at + EFFECT_WINDOW }
+    }
+
+    /// When it was written, or its effect made, by the API server's clock.
     pub(crate) fn at(&self) -> DateTime<Utc> {
         self.at
     }
 
     fn parse(key: &str, value: &str) -> Option<Self> {
         key.strip_prefix(PREFIX)?;
-        let mut parts = value.split('.');
+        let before_effect = value.strip_suffix(MADE);
+        let mut parts = before_effect.unwrap_or(value).split('.');
         Some(UsageEntry {
             key: key.to_owned(),
             request: parts.next()?.to_owned(),
             target: parts.next()?.to_owned(),
             namespace: parts.next()?.to_owned(),
             at: DateTime::from_timestamp(parts.next()?.parse().ok()?, 0)?,
+            is_made: before_effect.is_some(),
         })
     }
 
@@ -160,7 +182,7 @@ impl Usage {
 
     /// The annotations of the entries that count no more at this time.
     pub(crate) fn expired(&self, limits: &Limits, now: DateTime<Utc>) -> Vec<String> {
-        let expired = self.0.iter().filter(|it| age(it, now) >= limits.retention());
+        let expired = self.0.iter().filter(|it| time_left(it, limits.retention(), now).is_none());
         expired.map(|it| it.key.clone()).collect()
     }
 
@@ -206,12 +228,12 @@ fn check_one(
     }
     if let Some(quota) = limits.per_namespace {
         let here = all().filter(|it| it.namespace == entry.namespace);
-        if let Some(wait) = wait_for_slot(here, quota.actions, quota.within + EFFECT_WINDOW, now) {
+        if let Some(wait) = wait_for_slot(here, quota.actions, quota.within, now) {
             return Err(LimitExceeded::Namespace(quota, wait));
         }
     }
     if let Some(quota) = limits.cluster
-        && let Some(wait) = wait_for_slot(all(), quota.actions, quota.within + EFFECT_WINDOW, now)
+        && let Some(wait) = wait_for_slot(all(), quota.actions, quota.within, now)
     {
         return Err(LimitExceeded::Cluster(quota, wait));
     }
@@ -221,7 +243,7 @@ fn check_one(
     }
 }
 
-/// How long it takes until fewer than `limit` of these entries are younger than `window`; `None` if that is
+/// How long it takes until fewer than `limit` of these effects are younger than `window`; `None` if that is
 /// so now.
 fn wait_for_slot<'a>(
     entries: impl Iterator<Item = &'a UsageEntry>,
@@ -229,18 +251,19 @@ fn wait_for_slot<'a>(
     window: Duration,
     now: DateTime<Utc>,
 ) -> Option<Duration> {
-    let mut ages: Vec<_> = entries.map(|it| age(it, now)).filter(|age| *age < window).collect();
-    if ages.len() < limit {
-        return None;
-    }
-    ages.sort_unstable();
-    // The youngest entry that has to expire.
-    ages.get(limit - 1).map(|age| window.saturating_sub(*age))
+    let mut left: Vec<_> = entries.filter_map(|it| time_left(it, window, now)).collect();
+    left.sort_unstable_by(|a, b| b.cmp(a));
+    // The one that must have left the window: as many as are allowed beside the new one stay.
+    left.get(limit.checked_sub(1)?).copied()
 }
 
-/// The age of an entry; an entry from the future (another API server's clock) has none.
-fn age(entry: &UsageEntry, now: DateTime<Utc>) -> Duration {
-    (now - entry.at).max(TimeDelta::zero()).to_std().unwrap_or_default()
+/// How long the entry's effect stays within the window that ends now; `None` if it has left it.
+fn time_left(entry: &UsageEntry, window: Duration, now: DateTime<Utc>) -> Option<Duration> {
+    if window.is_zero() {
+        return None;
+    }
+    let end = entry.latest_effect() + window;
+    (end - now).to_std().ok().filter(|left| !left.is_zero())
 }
 
 #[cfg(test)]
@@ -258,6 +281,11 @@ mod tests {
         let target = Target::named("apps/v1", "Deployment", namespace, name);
         let request_target = Target::named("apps/v1", "Deployment", "n", "web");
         [UsageEntry::new(id, &request_target, &target, at(seconds))]
+    }
+
+    /// The same, with an effect at that time.
+    fn made(id: &str, namespace: &str, name: &str, seconds: i64) -> [UsageEntry; 1] {
+        entry(id, namespace, name, seconds).map(|it| it.after_effect(at(seconds)))
     }
 
     impl Usage {
@@ -279,6 +307,8 @@ mod tests {
         let (key, value) = annotations.first_key_value().expect("is one");
         assert_eq!((key.len(), value.len()), (PREFIX.len() + 32, 3 * 33 + 10));
         assert_eq!(Usage::parse(&annotations), usage);
+        let usage = Usage::default().with(&made("a", "shop", "web", 7));
+        assert_eq!(Usage::parse(&BTreeMap::from([usage.0[0].annotation()])), usage);
         let of = |key: &str, value: &str| {
             Usage::parse(&BTreeMap::from([(key.to_owned(), value.to_owned())]))
         };
@@ -289,20 +319,35 @@ mod tests {
     #[test]
     fn a_target_is_refused_during_its_cooldown() {
         let limits = Limits { cooldown: MINUTE, ..Limits::default() };
-        let usage = Usage::default().with(&entry("a", "n", "web", 0));
+        let usage = Usage::default().with(&made("a", "n", "web", 0));
         let refused = usage.check(&entry("b", "n", "web", 20), &limits);
-        assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(40))));
+        assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(41))));
         assert!(usage.check(&entry("b", "n", "api", 20), &limits).is_ok());
-        assert!(usage.check(&entry("b", "n", "web", 60), &limits).is_ok());
+        assert!(usage.check(&entry("b", "n", "web", 61), &limits).is_ok());
+    }
+
+    #[test]
+    fn a_cooldown_begins_with_the_effect_and_not_with_its_entry() {
+        let limits = Limits { cooldown: MINUTE, ..Limits::default() };
+        let late =
+            Usage::default().with(&entry("a", "n", "web", 0).map(|it| it.after_effect(at(9))));
+        let refused = late.check(&entry("b", "n", "web", 61), &limits);
+        assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(9))));
+        // Whoever wrote it may have died before, or right after, the latest possible effect.
+        let unknown = Usage::default().with(&entry("a", "n", "web", 0));
+        let refused = unknown.check(&entry("b", "n", "web", 61), &limits);
+        assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(29))));
+        assert!(unknown.check(&entry("b", "n", "web", 90), &limits).is_ok());
     }
 
     #[test]
     fn each_namespace_has_its_own_quota() {
         let limits = Limits { per_namespace: two_in_a_minute(), ..Limits::default() };
-        let usage = Usage::default().with(&entry("a", "n", "1", 0)).with(&entry("b", "n", "2", 1));
+        let usage = Usage::default().with(&made("a", "n", "1", 0)).with(&entry("b", "n", "2", 1));
         let refused = usage.check(&entry("c", "n", "3", 2), &limits);
-        assert!(matches!(refused, Err(LimitExceeded::Namespace(_, wait)) if wait.as_secs() == 88));
+        assert!(matches!(refused, Err(LimitExceeded::Namespace(_, wait)) if wait.as_secs() == 59));
         assert!(usage.check(&entry("c", "m", "3", 2), &limits).is_ok());
+        assert!(usage.check(&entry("c", "n", "3", 61), &limits).is_ok());
     }
 
     #[test]
@@ -324,7 +369,7 @@ mod tests {
         let usage = usage.with(&entry("b", "n", "2", 9));
         assert!(usage.check(&entry("c", "n", "3", 9), &limits).is_err());
         // The latest attempt counts.
-        let refused = usage.check(&entry("c", "n", "1", 60), &limits);
+        let refused = usage.check(&entry("c", "n", "1", 90), &limits);
         assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(5))));
     }
 
@@ -353,42 +398,54 @@ mod tests {
     #[test]
     fn expired_entries_are_named_for_removal() {
         let limits = Limits { cooldown: MINUTE, ..Limits::default() };
-        let usage = Usage::default().with(&entry("a", "n", "1", 0)).with(&entry("b", "n", "2", 50));
-        assert_eq!(usage.expired(&limits, at(59)), Vec::<String>::new());
-        assert_eq!(usage.expired(&limits, at(60)), [usage.0[0].key.clone()]);
+        let usage = Usage::default().with(&made("a", "n", "1", 0)).with(&entry("b", "n", "2", 0));
+        assert_eq!(usage.expired(&limits, at(60)), Vec::<String>::new());
+        assert_eq!(usage.expired(&limits, at(61)), [usage.0[0].key.clone()]);
+        assert_eq!(usage.expired(&limits, at(90)).len(), 2);
     }
 
     #[test]
     fn a_full_list_refuses_until_an_entry_expires() {
         let limits = Limits { cooldown: MINUTE, ..Limits::default() };
-        let entries = (0..MAX_ENTRIES).map(|it| entry(&it.to_string(), "n", &it.to_string(), 0));
+        let entries = (0..MAX_ENTRIES).map(|it| made(&it.to_string(), "n", &it.to_string(), 0));
         let usage = Usage(entries.flatten().collect());
         let refused = usage.check(&entry("b", "n", "web", 20), &limits);
-        assert_eq!(refused, Err(LimitExceeded::List(Duration::from_secs(40))));
+        assert_eq!(refused, Err(LimitExceeded::List(Duration::from_secs(41))));
         let bytes: usize =
             usage.0.iter().map(|it| it.annotation().0.len() + it.annotation().1.len()).sum();
         assert!(bytes < 256 * 1024, "{bytes}");
     }
 
     proptest! {
-        /// Effects come up to [`EFFECT_WINDOW`] after their entry, in any order. Entries are written first and
-        /// checked in the order in which the API server wrote them, each by what it saw then; an entry that is
-        /// refused is removed some time later.
+        /// Effects come up to [`EFFECT_WINDOW`] after their entry, in any order; some are added to their entry later,
+        /// some never. Entries are written first and checked in the order in which the API server wrote them, each
+        /// by what it saw then; an entry that is refused is removed some time later.
         #[test]
         fn no_window_ever_has_more_effects_than_its_limit(
-            steps in proptest::collection::vec((0i64..20, 0i64..=30, 0usize..4), 1..200),
+            steps in proptest::collection::vec((0i64..20, 0i64..=30, 0usize..4, 0i64..60), 1..200),
             actions in 1usize..6,
         ) {
             let quota = Quota { actions, within: MINUTE };
             let limits = Limits { cluster: Some(quota), ..Limits::default() };
             let (mut usage, mut now, mut effects) = (Usage::default(), 0, Vec::new());
             let mut refused: Vec<(usize, String)> = Vec::new();
-            for (number, (pause, delay, lag)) in steps.into_iter().enumerate() {
+            let mut to_add: Vec<(i64, UsageEntry)> = Vec::new();
+            for (number, (pause, delay, lag, added_after)) in steps.into_iter().enumerate() {
                 now += pause;
+                for (_, done) in to_add.extract_if(.., |(at, _)| *at <= now) {
+                    usage.0.retain(|it| it.key != done.key);
+                    usage = usage.with(&[done]);
+                }
                 let [next] = entry(&number.to_string(), "n", &number.to_string(), now);
                 usage = usage.with(std::slice::from_ref(&next));
                 match usage.check(std::slice::from_ref(&next), &limits) {
-                    Ok(()) => effects.push(now + delay),
+                    Ok(()) => {
+                        effects.push(now + delay);
+                        if added_after < 30 {
+                            let done = next.after_effect(at(now + delay));
+                            to_add.push((now + delay + added_after, done));
+                        }
+                    }
                     Err(_) => refused.push((number + lag, next.key)),
                 }
                 let expired = usage.expired(&limits, at(now));

@@ -1,0 +1,441 @@
+//! What the cluster shows of an effect that was sent, and whose answer is missing. Pure.
+//!
+//! A patch is recognised by the request's mark in an annotation, a scaling by its field manager, which the scale
+//! subresource keeps in place of an annotation, a creation by the mark on the new object. A deletion leaves
+//! nothing behind: an object that is gone does not show who deleted it.
+//!
+//! That an effect is not seen does not prove that it was not made, nor that it will not be made:
+//!
+//! - Somebody may have removed the mark with everything else (`kubectl rollout undo`, `kubectl replace`). Our
+//!   patch adds one to `metadata.generation`, and so does the removal; a generation that is one ahead has room
+//!   for one of them only, beside the steps of other requests that the annotation lists. The exception is a removal of the annotation alone from a StatefulSet, a DaemonSet or a
+//!   CronJob, or of a node, which has no generation.
+//! - The write may still be on its way. It can have no effect any more once what it tests has changed for good: a
+//!   generation and the number of the last request only grow, a resourceVersion is never used again.
+
+use kube::{api::DynamicObject, core::ObjectMeta};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    contract::digest::sha256,
+    k8s::{
+        FIELD_MANAGER,
+        applied_requests::AppliedRequests,
+        effect::{Applied, Effect, Mutation},
+    },
+};
+
+/// What the cluster shows of an effect whose answer is missing.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Evidence {
+    /// It was made.
+    Made(Applied),
+    /// It was not made, and a write that is on its way will have no effect.
+    NeverMade,
+    /// It was not made so far. A write that is on its way may still make it.
+    NotYet,
+    /// The object is gone or being deleted. Who deleted it is unknown.
+    Gone,
+    /// Unknown: the object was changed too often, or replaced, since.
+    Unknowable,
+}
+
+impl Evidence {
+    /// The evidence on the object that has the effect's name now; `None` if there is none.
+    pub(crate) fn of(effect: &Effect, found: Option<&DynamicObject>) -> Self {
+        match (&effect.mutation, found) {
+            (Mutation::Delete { resource_version }, found)
+            | (Mutation::Evict { resource_version, .. }, found) => {
+                match found.map(|it| &it.metadata).filter(|it| is_alive(effect, it)) {
+                    Some(metadata) => not_made(has_changed(metadata, resource_version.as_deref())),
+                    None => Evidence::Gone,
+                }
+            }
+            // The name is this request's alone: another object means that ours was deleted. None proves nothing,
+            // since an object may be deleted as soon as it is made: [`Evidence::of_creation`].
+            (Mutation::Create { mark, .. }, Some(found)) if is_marked(&found.metadata, mark) => {
+                // As right after the creation: the new object is not the target.
+                Evidence::Made(Applied::default())
+            }
+            (Mutation::Create { .. }, _) => Evidence::Unknowable,
+            (_, Some(found)) if is_same_object(effect, &found.metadata) => of_change(effect, found),
+            // The object of the effect is gone, and its annotations with it.
+            _ => Evidence::Unknowable,
+        }
+    }
+}
+
+/// One event of a watch, as the API server sends it.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct WatchEvent {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    object: DynamicObjectMeta,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct DynamicObjectMeta {
+    #[serde(default)]
+    metadata: ObjectMeta,
+}
+
+impl Evidence {
+    /// The evidence of a creation whose object is not there, from what happened to objects of its name since before
+    /// it was sent. `absent_at` is the version at which it was not there: the events are complete if they reach it.
+    pub(crate) fn of_creation(mark: &str, events: &[WatchEvent], absent_at: &str) -> Self {
+        if events.iter().any(|event| is_marked(&event.object.metadata, mark)) {
+            return Evidence::Made(Applied::default());
+        }
+        let reaches = |event: &WatchEvent| {
+            let version = event.object.metadata.resource_version.as_deref();
+            event.kind == "BOOKMARK" && version.is_some_and(|it| is_as_new(it, absent_at))
+        };
+        let is_broken = events.iter().any(|event| event.kind == "ERROR");
+        match !is_broken && events.iter().any(reaches) {
+            true => Evidence::NotYet,
+            false => Evidence::Unknowable,
+        }
+    }
+}
+
+/// Versions of one kind can be compared as numbers (KEP-5504).
+fn is_as_new(version: &str, other: &str) -> bool {
+    let number = |text: &str| text.parse::<u64>().ok();
+    number(version).zip(number(other)).is_some_and(|(version, other)| version >= other)
+}
+
+/// The evidence of a patch or a scaling on its own object.
+fn of_change(effect: &Effect, found: &DynamicObject) -> Evidence {
+    let metadata = &found.metadata;
+    let steps = effect.generation.zip(metadata.generation).map(|(then, now)| now - then);
+    match &effect.mutation {
+        Mutation::Patch { mark, .. } if is_marked(metadata, mark) => made(effect),
+        Mutation::Patch { since, .. } => {
+            let requests = AppliedRequests::from_metadata(metadata);
+            match steps {
+                Some(0) => not_made(requests.newest() > *since),
+                // Ours and the removal of its mark are two steps.
+                Some(steps) if (0..=1).contains(&(steps - requests.added_since(*since))) => {
+                    Evidence::NeverMade
+                }
+                Some(_) => Evidence::Unknowable,
+                // All entries after `since` are still in the list: there is none, or the next one is.
+                None if requests.newest() == *since => Evidence::NotYet,
+                None if requests.has_number(*since + 1) => Evidence::NeverMade,
+                None => Evidence::Unknowable,
+            }
+        }
+        Mutation::Scale { manager, before, resource_version, .. } => {
+            let now = replica_managers(metadata);
+            if is_listed(&now, manager) {
+                return made(effect);
+            }
+            // Each change of the replicas takes their ownership from the manager before, at another time.
+            match steps {
+                _ if now == *before => not_made(has_changed(metadata, resource_version.as_deref())),
+                Some(1) => not_made(has_changed(metadata, resource_version.as_deref())),
+                _ => Evidence::Unknowable,
+            }
+        }
+        _ => Evidence::Unknowable,
+    }
+}
+
+/// The object may have been changed since, so its version right after the effect is unknown. The generation is not.
+fn made(effect: &Effect) -> Evidence {
+    let generation = effect.generation.map(|before| before + 1);
+    Evidence::Made(Applied { generation, ..Applied::default() })
+}
+
+fn not_made(is_for_good: bool) -> Evidence {
+    if is_for_good { Evidence::NeverMade } else { Evidence::NotYet }
+}
+
+/// Whether the object has another version than a write requires, if it requires one.
+fn has_changed(found: &ObjectMeta, required: Option<&str>) -> bool {
+    required.is_some_and(|required| found.resource_version.as_deref() != Some(required))
+}
+
+fn is_same_object(effect: &Effect, found: &ObjectMeta) -> bool {
+    found.uid.as_deref() == Some(effect.uid.as_str())
+}
+
+fn is_alive(effect: &Effect, found: &ObjectMeta) -> bool {
+    is_same_object(effect, found) && found.deletion_timestamp.is_none()
+}
+
+fn is_marked(found: &ObjectMeta, mark: &str) -> bool {
+    AppliedRequests::from_metadata(found).contains(mark)
+}
+
+/// What the response to an effect says was done; `None` if it does not show the effect, whatever its status code:
+/// then something between us and the API server has answered.
+pub(crate) fn confirmed(effect: &Effect, response: &Value) -> Option<Applied> {
+    let metadata = &response["metadata"];
+    let is_target = metadata["uid"] == effect.uid.as_str();
+    let is_success = response["kind"] == "Status" && response["status"] == "Success";
+    let has_mark = |mark: &str| {
+        serde_json::from_value::<ObjectMeta>(metadata.clone()).is_ok_and(|it| is_marked(&it, mark))
+    };
+    let is_confirmed = match &effect.mutation {
+        Mutation::Patch { mark, .. } => is_target && has_mark(mark),
+        // The API server leaves out a number of 0.
+        Mutation::Scale { replicas, .. } => {
+            is_target && response["spec"]["replicas"].as_i64().unwrap_or(0) == i64::from(*replicas)
+        }
+        // A deletion returns the object, or a Status with its uid.
+        Mutation::Delete { .. } => {
+            is_target || is_success && response["details"]["uid"] == effect.uid.as_str()
+        }
+        Mutation::Evict { .. } => is_success,
+        Mutation::Create { mark, .. } => metadata["name"] == effect.name.as_str() && has_mark(mark),
+    };
+    is_confirmed.then(|| match effect.mutation {
+        // The target is the object that it was created from, which did not change.
+        Mutation::Create { .. } => Applied::default(),
+        _ => Applied {
+            resource_version: metadata["resourceVersion"].as_str().map(str::to_owned),
+            generation: metadata["generation"].as_i64(),
+            warnings: Vec::new(),
+        },
+    })
+}
+
+/// The field manager of one request: ours, with a digest of its mark.
+pub(crate) fn request_manager(mark: &str) -> String {
+    format!("{FIELD_MANAGER}/{}", &sha256(mark.as_bytes())[..32])
+}
+
+/// Which field managers own the replicas, each with the time, as the API server records them.
+pub(crate) fn replica_managers(metadata: &ObjectMeta) -> Vec<String> {
+    let entries = metadata.managed_fields.iter().flatten();
+    let on_replicas = entries.filter(|entry| {
+        let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
+        fields.is_some_and(|fields| fields.pointer("/f:spec/f:replicas").is_some())
+    });
+    on_replicas
+        .map(|entry| {
+            let time = entry.time.as_ref().map(|time| time.0.to_string()).unwrap_or_default();
+            format!("{} {time}", entry.manager.as_deref().unwrap_or_default())
+        })
+        .collect()
+}
+
+/// Whether this request was the last one to set the replicas.
+pub(crate) fn has_scaled(metadata: &ObjectMeta, mark: &str) -> bool {
+    is_listed(&replica_managers(metadata), &request_manager(mark))
+}
+
+fn is_listed(managers: &[String], manager: &str) -> bool {
+    managers.iter().any(|note| note.split(' ').next() == Some(manager))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod};
+    use kube::api::ApiResource;
+    use serde_json::json;
+
+    use super::*;
+    use crate::k8s::conditional_patch::add;
+
+    fn object(yaml: &str) -> DynamicObject {
+        serde_yaml_ng::from_str(yaml).expect("is an object")
+    }
+
+    fn evidence(effect: &Effect, yaml: &str) -> Evidence {
+        Evidence::of(effect, Some(&object(yaml)))
+    }
+
+    fn patch(generation: &str) -> Effect {
+        let before = object(&format!(
+            "metadata: {{name: web, namespace: shop, uid: u1, resourceVersion: '7', {generation} \
+             annotations: {{action-executor.dev/requests: '4:r0@d0'}}}}"
+        ));
+        let change = vec![add(&["spec", "paused"], json!(true))];
+        let resource = ApiResource::erase::<Deployment>(&());
+        Effect::patch(resource, &before.metadata, "r1@d1", None, change)
+    }
+
+    #[test]
+    fn a_patch_is_recognised_by_the_mark_on_the_same_object() {
+        let left = |uid: &str, generation: i64, requests: &str| {
+            let yaml = format!(
+                "metadata: {{uid: {uid}, generation: {generation}, annotations: \
+                 {{action-executor.dev/requests: '{requests}'}}}}"
+            );
+            evidence(&patch("generation: 3,"), &yaml)
+        };
+        assert!(matches!(left("u1", 4, "4:r0@d0 5:r1@d1"), Evidence::Made(_)));
+        let Evidence::Made(applied) = left("u1", 9, "5:r1@d1 6:r2@d2") else { panic!("is made") };
+        assert_eq!((applied.generation, applied.resource_version), (Some(4), None));
+        // Another request with the same id.
+        assert_eq!(left("u1", 4, "4:r0@d0 5:r1@d9"), Evidence::NeverMade);
+        assert_eq!(left("u1", 3, "4:r0@d0"), Evidence::NotYet);
+        assert_eq!(left("u1", 4, "4:r0@d0"), Evidence::NeverMade);
+        assert_eq!(left("u1", 4, "4:r0@d0 5:r2@d2"), Evidence::NeverMade);
+        // Two other requests, and one more change.
+        assert_eq!(left("u1", 5, "5:r2@d2 6:r3@d3"), Evidence::NeverMade);
+        assert_eq!(left("u1", 6, "5:r2@d2 6:r3@d3"), Evidence::NeverMade);
+        assert_eq!(left("u1", 7, "5:r2@d2 6:r3@d3"), Evidence::Unknowable);
+        // One that is dropped may have been ours.
+        assert_eq!(left("u1", 6, "6:r3@d3 7:r4@d4"), Evidence::Unknowable);
+        // Made, and undone together with its mark.
+        assert_eq!(left("u1", 5, "4:r0@d0"), Evidence::Unknowable);
+        assert_eq!(left("u1", 5, ""), Evidence::Unknowable);
+        assert_eq!(left("u2", 4, "5:r1@d1"), Evidence::Unknowable);
+        assert_eq!(Evidence::of(&patch("generation: 3,"), None), Evidence::Unknowable);
+    }
+
+    #[test]
+    fn a_patch_of_an_object_without_a_generation_is_judged_by_the_numbers_of_the_requests() {
+        let left = |requests: &str| {
+            let yaml = format!(
+                "metadata: {{uid: u1, annotations: {{action-executor.dev/requests: '{requests}'}}}}"
+            );
+            evidence(&patch(""), &yaml)
+        };
+        assert!(matches!(left("4:r0@d0 5:r1@d1"), Evidence::Made(_)));
+        assert_eq!(left("4:r0@d0"), Evidence::NotYet);
+        assert_eq!(left("4:r0@d0 5:r2@d2"), Evidence::NeverMade);
+        assert_eq!(left("7:r4@d4"), Evidence::Unknowable);
+    }
+
+    #[test]
+    fn a_deletion_shows_that_the_object_is_gone_and_not_by_whom() {
+        let pod = object("metadata: {name: web-1, namespace: shop, uid: u1, resourceVersion: '7'}");
+        let resource = ApiResource::erase::<Pod>(&());
+        for effect in
+            [Effect::deletion(resource, &pod.metadata, None), Effect::eviction(&pod.metadata, None)]
+        {
+            assert_eq!(evidence(&effect, "metadata: {uid: u2}"), Evidence::Gone);
+            let going = "metadata: {uid: u1, deletionTimestamp: '2026-01-31T12:00:00Z'}";
+            assert_eq!(evidence(&effect, going), Evidence::Gone);
+            assert_eq!(Evidence::of(&effect, None), Evidence::Gone);
+            let alive = |version| format!("metadata: {{uid: u1, resourceVersion: '{version}'}}");
+            assert_eq!(evidence(&effect, &alive(8)), Evidence::NotYet);
+        }
+        let bound = Effect::deletion(ApiResource::erase::<Pod>(&()), &pod.metadata, None)
+            .bound_to(&pod.metadata);
+        let alive = |version| format!("metadata: {{uid: u1, resourceVersion: '{version}'}}");
+        assert_eq!(evidence(&bound, &alive(7)), Evidence::NotYet);
+        assert_eq!(evidence(&bound, &alive(8)), Evidence::NeverMade);
+    }
+
+    #[test]
+    fn a_scaling_is_recognised_by_its_field_manager_on_the_replicas() {
+        let noted = |generation: i64, managers: &[(&str, &str)]| {
+            let entries: Vec<_> = managers
+                .iter()
+                .map(|(manager, at)| {
+                    format!(
+                        "{{manager: {manager}, time: '{at}', operation: Update, fieldsType: FieldsV1, \
+                         fieldsV1: {{'f:spec': {{'f:replicas': {{}}}}}}}}"
+                    )
+                })
+                .collect();
+            let entries = entries.join(", ");
+            format!(
+                "metadata: {{name: web, uid: u1, resourceVersion: '{generation}', \
+                 generation: {generation}, managedFields: [{entries}]}}"
+            )
+        };
+        let before = object(&noted(3, &[("hpa", "2026-01-31T12:00:00Z")]));
+        let resource = ApiResource::erase::<Deployment>(&());
+        let effect = Effect::scaling(resource, &before.metadata, "r1@d1", None, [3, 5]);
+        let ours = request_manager("r1@d1");
+        let left = |generation, managers: &[_]| evidence(&effect, &noted(generation, managers));
+        assert!(matches!(left(4, &[(&ours, "2026-01-31T12:00:01Z")]), Evidence::Made(_)));
+        assert_eq!(left(3, &[("hpa", "2026-01-31T12:00:00Z")]), Evidence::NotYet);
+        let other = request_manager("r2@d2");
+        for manager in ["hpa", other.as_str()] {
+            assert_eq!(left(4, &[(manager, "2026-01-31T12:00:02Z")]), Evidence::NotYet);
+            assert_eq!(left(5, &[(manager, "2026-01-31T12:00:02Z")]), Evidence::Unknowable);
+        }
+        let bound = effect.clone().bound_to(&before.metadata);
+        let changed = noted(4, &[("hpa", "2026-01-31T12:00:00Z")]);
+        assert_eq!(evidence(&bound, &changed), Evidence::NeverMade);
+        let after = object(&noted(4, &[(&ours, "2026-01-31T12:00:01Z")])).metadata;
+        assert!(has_scaled(&after, "r1@d1") && !has_scaled(&after, "r1@d9"));
+    }
+
+    #[test]
+    fn a_creation_is_recognised_by_the_mark_and_its_absence_proves_nothing() {
+        let metadata = object("metadata: {name: nightly-x, namespace: shop}").metadata;
+        let job = json!({ "metadata": { "name": "nightly-x" } });
+        let resource = ApiResource::erase::<Job>(&());
+        let effect = Effect::creation(resource, &metadata, "r1@d1", None, job);
+        let ours = "metadata: {uid: u9, annotations: {action-executor.dev/requests: '1:r1@d1'}}";
+        assert!(matches!(evidence(&effect, ours), Evidence::Made(_)));
+        assert_eq!(evidence(&effect, "metadata: {uid: u9}"), Evidence::Unknowable);
+        assert_eq!(Evidence::of(&effect, None), Evidence::Unknowable);
+    }
+
+    #[test]
+    fn a_creation_is_found_out_from_all_that_happened_since() {
+        let ours = r#"{"type":"ADDED","object":{"metadata":{"resourceVersion":"8","annotations":
+            {"action-executor.dev/requests":"1:r1@d1"}}}}"#;
+        let deleted = ours.replace("ADDED", "DELETED");
+        let bookmark =
+            |version| format!(r#"{{"type":"BOOKMARK","object":{{"metadata":{{"resourceVersion":"{version}"}}}}}}"#);
+        let (old, new) = (bookmark(7), bookmark(9));
+        let gone = r#"{"type":"ERROR","object":{"kind":"Status","code":410}}"#;
+        let evidence = |events: &[&str]| {
+            let events: Vec<_> =
+                events.iter().map(|text| serde_json::from_str(text).expect("is an event")).collect();
+            Evidence::of_creation("r1@d1", &events, "9")
+        };
+        for events in [&[ours, &deleted, &new][..], &[deleted.as_str()], &[ours]] {
+            assert!(matches!(evidence(events), Evidence::Made(_)), "{events:?}");
+        }
+        assert_eq!(evidence(&[&new]), Evidence::NotYet);
+        // The events may be incomplete.
+        for events in [&[][..], &[old.as_str()], &[gone], &[&new, gone]] {
+            assert_eq!(evidence(events), Evidence::Unknowable, "{events:?}");
+        }
+    }
+
+    #[test]
+    fn a_response_confirms_an_effect_only_if_it_shows_it() {
+        let marked = json!({ "uid": "u1", "name": "web", "generation": 4, "resourceVersion": "8",
+            "annotations": { "action-executor.dev/requests": "4:r0@d0 5:r1@d1" } });
+        let unmarked = json!({ "uid": "u1", "name": "web" });
+        let success = json!({ "kind": "Status", "status": "Success" });
+        let of_uid =
+            |uid| json!({ "kind": "Status", "status": "Success", "details": { "uid": uid } });
+        let meta = object("metadata: {name: web, namespace: shop, uid: u1}").metadata;
+        let resource = ApiResource::erase::<Deployment>(&());
+        let delete = Effect::deletion(resource.clone(), &meta, None);
+        let evict = Effect::eviction(&meta, None);
+        let scale = Effect::scaling(resource.clone(), &meta, "r1@d1", None, [1, 2]);
+        let create = Effect::creation(resource, &meta, "r1@d1", None, json!({}));
+        let with = |metadata: &Value, replicas: i32| json!({ "metadata": metadata, "spec": { "replicas": replicas } });
+        for (effect, response, expected) in [
+            (patch("generation: 3,"), with(&marked, 1), true),
+            (patch("generation: 3,"), with(&unmarked, 1), false),
+            (scale.clone(), with(&unmarked, 2), true),
+            (scale.clone(), with(&unmarked, 1), false),
+            (delete.clone(), with(&unmarked, 1), true),
+            (delete.clone(), of_uid("u1"), true),
+            (delete.clone(), of_uid("u2"), false),
+            (delete.clone(), success.clone(), false),
+            (evict.clone(), success.clone(), true),
+            (evict.clone(), with(&unmarked, 1), false),
+            (create.clone(), with(&marked, 1), true),
+            (create.clone(), with(&unmarked, 1), false),
+        ] {
+            assert_eq!(confirmed(&effect, &response).is_some(), expected, "{effect:?} {response}");
+        }
+        for effect in [patch("generation: 3,"), delete, evict, scale, create] {
+            for nothing in
+                [json!({}), json!([]), Value::Null, json!({ "metadata": { "uid": "u2" } })]
+            {
+                assert_eq!(confirmed(&effect, &nothing), None, "{effect:?} {nothing}");
+            }
+        }
+        let applied = confirmed(&patch("generation: 3,"), &with(&marked, 1)).expect("is confirmed");
+        assert_eq!((applied.generation, applied.resource_version.as_deref()), (Some(4), Some("8")));
+    }
+}
