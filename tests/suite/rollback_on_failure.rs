@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     cluster::{GOOD_IMAGE, MISSING_IMAGE, Namespace, eventually, shared},
-    faults::{ProxyBehavior, proxy},
+    fault_proxy::{ProxyBehavior, proxy},
     ledger::records,
     program::{Finished, Program},
     scenario::without_replayed,
