@@ -55,13 +55,15 @@ struct Case {
     index: usize,
     /// Whether no call after it reaches the API server.
     is_cut_off: bool,
+    /// Whether a call that is delivered late is delivered after the retry, and not before.
+    lands_last: bool,
 }
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Case { action, fault, index, is_cut_off } = self;
-        let end = if *is_cut_off { ", and none after it reaches the API server" } else { "" };
-        write!(f, "{}: {fault} at call {index}{end}", action.name())
+        write!(f, "{}: {} at call {}", self.action.name(), self.fault, self.index)?;
+        f.write_str(if self.is_cut_off { ", and no later one arrives" } else { "" })?;
+        f.write_str(if self.lands_last { ", after the retry" } else { "" })
     }
 }
 
@@ -104,21 +106,37 @@ fn cases(action: ActionKind, calls: Calls) -> Vec<Case> {
         .collect();
     let rounds = env::var("FAULT_ROUNDS").unwrap_or_default();
     if rounds == "all" {
-        let places =
-            (0..calls.real).flat_map(|index| [false, true].map(|is_cut_off| (index, is_cut_off)));
-        let with = |(index, is_cut_off)| {
-            names.iter().map(move |fault| Case { action, fault, index, is_cut_off })
-        };
-        return places.flat_map(with).collect();
+        let mut all = Vec::new();
+        for index in 0..calls.real {
+            for fault in &names {
+                for is_cut_off in [false, true] {
+                    let lands_last: &[bool] =
+                        if is_late(fault) { &[false, true] } else { &[false] };
+                    all.extend(lands_last.iter().map(|lands_last| Case {
+                        action,
+                        fault,
+                        index,
+                        is_cut_off,
+                        lands_last: *lands_last,
+                    }));
+                }
+            }
+        }
+        return all;
     }
     let mut random = Random::new(&format!("fault_matrix {}", action.name()));
-    let mut case = || Case {
-        action,
-        fault: names[random.below(names.len() as u64) as usize],
-        index: random.below(calls.real as u64) as usize,
-        is_cut_off: random.below(3) == 0,
+    let mut case = || {
+        let fault = names[random.below(names.len() as u64) as usize];
+        let lands_last = is_late(fault) && random.below(2) == 0;
+        let index = random.below(calls.real as u64) as usize;
+        Case { action, fault, index, is_cut_off: random.below(3) == 0, lands_last }
     };
     (0..rounds.parse().unwrap_or(SAMPLE)).map(|_| case()).collect()
+}
+
+/// Whether the fault delivers a call later.
+fn is_late(fault: &str) -> bool {
+    ["hold", "repeat_later"].contains(&fault)
 }
 
 #[test]
@@ -178,34 +196,21 @@ async fn violations_of(case: &Case, calls: Calls) -> Vec<String> {
     let request = scenario.request("r1");
     let first = send(&proxy.kubeconfig, &policy, &request).await;
     violations.check(&first, scenario.effects_so_far().await);
-    held.release().await;
-    let before_retry = scenario.effects_so_far().await;
-    if Answer::of(&first) == Answer::DefiniteError && before_retry > 0 {
-        violations.add("the effect came after an error that excludes it", &first);
-    }
-    let is_pod = matches!(case.action, ActionKind::RestartPod | ActionKind::EvictPod);
-    if is_pod && before_retry > 0 {
-        scenario.successor().await;
+    if !case.lands_last {
+        land(&held, &first, &scenario, &mut violations).await;
     }
 
     let honest = Proxy::start(&scenario.namespace, |_| ProxyBehavior::Forward).await;
-    let began = Instant::now();
-    let last = loop {
-        let done = send(&honest.kubeconfig, &policy, &request).await;
-        // Exit status 75 asks for a retry.
-        if done.status != 75 {
-            break done;
-        }
-        if began.elapsed() > FINAL_TIMEOUT {
-            violations.add("the answer never becomes final", &done);
-            break done;
-        }
-        sleep(RESEND_INTERVAL).await;
-    };
+    let mut last = resend(&honest.kubeconfig, &policy, &request, &mut violations).await;
+    if case.lands_last {
+        violations.check(&last, scenario.effects_so_far().await);
+        land(&held, &last, &scenario, &mut violations).await;
+        last = resend(&honest.kubeconfig, &policy, &request, &mut violations).await;
+    }
     let effects = scenario.effects_so_far().await;
     violations.check(&last, effects);
     if Answer::of(&first) == Answer::Applied && Answer::of(&last) != Answer::Applied {
-        violations.add(&format!("it was applied before: {}", first.stdout.trim()), &last);
+        violations.add("it was applied before", &last);
     }
     if effects > 1 {
         violations.add(&format!("{effects} effects"), &last);
@@ -222,9 +227,46 @@ async fn violations_of(case: &Case, calls: Calls) -> Vec<String> {
         violations.add(&format!("{charged} charged for {effects} effects"), &last);
     }
     if !violations.0.is_empty() {
-        violations.0.push(format!("the first answer was: {}", first.stdout.trim()));
+        violations.add("the first answer", &first);
     }
     violations.0
+}
+
+/// Delivers the held calls after this answer, and waits for the successor of a deleted pod.
+async fn land(held: &Held, answer: &Finished, scenario: &Scenario, violations: &mut Violations) {
+    let before = scenario.effects_so_far().await;
+    held.release().await;
+    let after = scenario.effects_so_far().await;
+    let excludes_it = matches!(Answer::of(answer), Answer::DefiniteError | Answer::Unchanged);
+    if after > before && excludes_it {
+        violations.add("the effect came after an answer that excludes it", answer);
+    }
+    let is_pod = matches!(scenario.kind, ActionKind::RestartPod | ActionKind::EvictPod);
+    if is_pod && after > 0 {
+        scenario.successor().await;
+    }
+}
+
+/// Resends the request until its answer is final.
+async fn resend(
+    kubeconfig: &Path,
+    policy: &Path,
+    request: &Value,
+    violations: &mut Violations,
+) -> Finished {
+    let began = Instant::now();
+    loop {
+        let done = send(kubeconfig, policy, request).await;
+        // Exit status 75 asks for a retry.
+        if done.status != 75 {
+            return done;
+        }
+        if began.elapsed() > FINAL_TIMEOUT {
+            violations.add("the answer never becomes final", &done);
+            return done;
+        }
+        sleep(RESEND_INTERVAL).await;
+    }
 }
 
 /// How many entries the budget's Lease has.
@@ -262,7 +304,11 @@ struct Violations(Vec<String>);
 
 impl Violations {
     fn add(&mut self, what: &str, done: &Finished) {
-        self.0.push(format!("{what}: {} {}", done.status, done.stdout.trim()));
+        let answer: Value = serde_json::from_str(&done.stdout).unwrap_or_default();
+        let text = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
+        let kind = text("outcome") + &text("code");
+        let sentence = text("result") + &text("detail");
+        self.0.push(format!("{what}: {} {kind}: {sentence}", done.status));
     }
 
     /// The answer must agree with the number of effects so far.
@@ -289,7 +335,7 @@ impl Violations {
             _ => -1,
         };
         if done.status != expected || expected == 70 || done.stderr.contains("panicked") {
-            self.add(&format!("a wrong end: {}", done.stderr.trim()), done);
+            self.add(&format!("a wrong end ({})", done.stderr.trim()), done);
         }
     }
 }

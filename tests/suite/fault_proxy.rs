@@ -364,11 +364,20 @@ impl Call {
         Ok(Answer { status: head.status, headers: head.headers, body })
     }
 
-    /// The object that the call is about with another uid: as a read returns it, or as a creation sends it.
+    /// The object that the call creates, without all that it was to contain.
+    fn name_alone(&self) -> String {
+        let sent: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        let name = &sent["metadata"]["name"];
+        let metadata = json!({ "name": name, "namespace": sent["metadata"]["namespace"] });
+        json!({ "apiVersion": sent["apiVersion"], "kind": sent["kind"], "metadata": metadata })
+            .to_string()
+    }
+
+    /// The object that the call is about, with another uid: as a read returns it, or for a creation its name alone.
     async fn with_other_uid(&self) -> std::io::Result<Answer> {
         let mut answer = match self.method {
             Method::GET => self.forward().await?,
-            Method::POST => Answer::json(200, self.body.clone()),
+            Method::POST => Answer::json(201, self.name_alone()),
             _ => {
                 let path = self.uri.path().parse().expect("is a path");
                 self.send(Method::GET, &path, Bytes::new()).await?
