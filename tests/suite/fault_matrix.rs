@@ -67,11 +67,14 @@ impl fmt::Display for Case {
     }
 }
 
-/// The number of calls of a simulation and of a real action.
-#[derive(Clone, Copy)]
+/// The calls of a simulation and of a real action.
 struct Calls {
+    /// The number of calls of a simulation.
     simulation: usize,
+    /// The number of calls of a real action.
     real: usize,
+    /// The indices of those that are effects.
+    effects: Vec<usize>,
 }
 
 async fn count_calls(kind: ActionKind) -> Calls {
@@ -83,9 +86,15 @@ async fn count_calls(kind: ActionKind) -> Calls {
         request["simulate"] = simulate.into();
         let done = send(&proxy.kubeconfig, &policy, &request).await;
         assert_eq!(done.status, 0, "{}: {done:?}", kind.name());
-        proxy.calls()
+        proxy
     };
-    Calls { simulation: count(true).await, real: count(false).await }
+    let (simulation, real) = (count(true).await, count(false).await);
+    let effects = real.forwarded().into_iter().filter(|call| call.is_effect);
+    Calls {
+        simulation: simulation.calls(),
+        real: real.calls(),
+        effects: effects.map(|call| call.index).collect(),
+    }
 }
 
 async fn send(kubeconfig: &Path, policy: &Path, request: &Value) -> Finished {
@@ -97,7 +106,7 @@ async fn send(kubeconfig: &Path, policy: &Path, request: &Value) -> Finished {
 }
 
 /// The cases of an action: a sample, or all of them.
-fn cases(action: ActionKind, calls: Calls) -> Vec<Case> {
+fn cases(action: ActionKind, calls: &Calls) -> Vec<Case> {
     let only = env::var("FAULT_KIND").ok();
     let names: Vec<_> = faults(&Held::default())
         .into_iter()
@@ -128,7 +137,11 @@ fn cases(action: ActionKind, calls: Calls) -> Vec<Case> {
     let mut case = || {
         let fault = names[random.below(names.len() as u64) as usize];
         let lands_last = is_late(fault) && random.below(2) == 0;
-        let index = random.below(calls.real as u64) as usize;
+        // A fault at an effect matters most.
+        let index = match random.below(2) == 0 {
+            true => calls.effects[random.below(calls.effects.len() as u64) as usize],
+            false => random.below(calls.real as u64) as usize,
+        };
         Case { action, fault, index, is_cut_off: random.below(3) == 0, lands_last }
     };
     (0..rounds.parse().unwrap_or(SAMPLE)).map(|_| case()).collect()
@@ -147,8 +160,8 @@ fn no_fault_at_any_call_causes_a_second_effect_or_an_untrue_answer() {
             return;
         }
         let calls = count_calls(kind).await;
-        for case in cases(kind, calls) {
-            let found = violations_of(&case, calls).await;
+        for case in cases(kind, &calls) {
+            let found = violations_of(&case, &calls).await;
             let found = found.into_iter().map(|it| format!("{case}: {it}"));
             let found: Vec<_> = found.inspect(|it| println!("{it}")).collect();
             violations.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
@@ -172,7 +185,7 @@ async fn faulty(namespace: &Namespace, case: &Case, index: usize, held: &Held) -
 }
 
 /// What is wrong with the effects and the answers of a simulation and of a request with this fault.
-async fn violations_of(case: &Case, calls: Calls) -> Vec<String> {
+async fn violations_of(case: &Case, calls: &Calls) -> Vec<String> {
     let scenario = Scenario::with_successor(case.action, "fault").await;
     let policy = scenario.namespace.policy(LIMITS);
     let mut violations = Violations::default();

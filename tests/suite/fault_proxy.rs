@@ -198,6 +198,8 @@ type Rule = dyn Fn(&Received) -> ProxyBehavior + Send + Sync;
 pub struct Forwarded {
     /// Its method and path.
     pub call: String,
+    /// Its index among all calls, from 0.
+    pub index: usize,
     /// Whether it is an effect, as [`Received::is_effect`].
     pub is_effect: bool,
     /// The API server's status.
@@ -332,6 +334,7 @@ struct Call {
     uri: Uri,
     headers: HeaderMap,
     body: Bytes,
+    index: usize,
     is_effect: bool,
 }
 
@@ -344,6 +347,7 @@ impl Call {
         let answer = self.send(self.method.clone(), &self.uri, body).await?;
         self.state.forwarded.lock().expect("is not poisoned").push(Forwarded {
             call: format!("{} {}", self.method, self.uri.path()),
+            index: self.index,
             is_effect: self.is_effect,
             status: answer.status.as_u16(),
         });
@@ -512,6 +516,7 @@ async fn pass(
         headers: head.headers,
         state: state.clone(),
         body,
+        index: received.index,
         is_effect,
     };
     let answer = match behavior {
