@@ -59,6 +59,7 @@ struct Run {
     failpoint: Option<Failpoint>,
     /// By how many seconds the clock of the process is wrong.
     clock_shift: i64,
+    deadline_seconds: u32,
 }
 
 impl Run {
@@ -69,7 +70,12 @@ impl Run {
             policy: policy.to_owned(),
             failpoint: None,
             clock_shift: 0,
+            deadline_seconds: 3,
         }
+    }
+
+    fn within(self, deadline_seconds: u32) -> Self {
+        Run { deadline_seconds, ..self }
     }
 
     fn killed(self, at: Failpoint) -> Self {
@@ -83,7 +89,7 @@ impl Run {
     async fn send(&self, request: &Value) -> Finished {
         let mut program = Program::with_kubeconfig(&self.kubeconfig)
             .under(&self.policy)
-            .env("ACTION_EXECUTOR_DEADLINE_SECONDS", "3")
+            .env("ACTION_EXECUTOR_DEADLINE_SECONDS", self.deadline_seconds.to_string())
             .input(request.to_string());
         if let Some(at) = self.failpoint {
             program = program.env("ACTION_EXECUTOR_FAILPOINT", at.name());
@@ -368,18 +374,19 @@ fn the_kill_switch_stops_an_effect_that_is_answered_429_again_and_again() {
                 return ProxyBehavior::Forward;
             }
             match effects.fetch_add(1, Ordering::SeqCst) {
-                0 => ProxyBehavior::Respond(429, "slow down"),
+                0 => ProxyBehavior::RespondRetryAfter(429, 1),
                 1 => {
                     let stop = set_kill_switch(&namespace, Some("incident 7"));
                     block_in_place(|| handle.block_on(stop));
-                    ProxyBehavior::Respond(429, "slow down")
+                    ProxyBehavior::RespondRetryAfter(429, 1)
                 }
                 _ => ProxyBehavior::Forward,
             }
         })
         .await;
         let policy = scenario.namespace.policy(LIMITS);
-        let done = Run::through(&proxy, &policy).send(&scenario.request("r1")).await;
+        let run = Run::through(&proxy, &policy).within(15);
+        let done = run.send(&scenario.request("r1")).await;
         assert_eq!(proxy.accepted_effects(), Vec::<String>::new(), "{kind:?}: {done:?}");
         assert_eq!(done.answer()["code"], "stopped", "{kind:?}: {done:?}");
     });
