@@ -134,7 +134,10 @@ mod tests {
             Decision::AlreadyApplied(..)
         ));
         // A later request has resumed it.
-        assert!(matches!(decide_on("", 3, "1:r1@d1 2:r2@d2").decision, Decision::AlreadyApplied(..)));
+        assert!(matches!(
+            decide_on("", 3, "1:r1@d1 2:r2@d2").decision,
+            Decision::AlreadyApplied(..)
+        ));
     }
 
     #[test]

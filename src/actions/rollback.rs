@@ -407,7 +407,8 @@ mod tests {
 
     #[test]
     fn a_request_is_not_applied_twice() {
-        let marked = deployment("", "annotations: {action-executor.dev/requests: '4:r0@d0 5:r1@d1'}");
+        let marked =
+            deployment("", "annotations: {action-executor.dev/requests: '4:r0@d0 5:r1@d1'}");
         let plan = plan("", &marked).expect("is planned");
         assert!(matches!(
             plan.decision,

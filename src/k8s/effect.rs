@@ -208,7 +208,6 @@ impl Effect {
     pub(crate) fn changes_the_target(&self) -> bool {
         !matches!(self.mutation, Mutation::Create { .. })
     }
-
 }
 
 #[cfg(test)]

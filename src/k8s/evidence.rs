@@ -378,13 +378,18 @@ mod tests {
         let ours = r#"{"type":"ADDED","object":{"metadata":{"resourceVersion":"8","annotations":
             {"action-executor.dev/requests":"1:r1@d1"}}}}"#;
         let deleted = ours.replace("ADDED", "DELETED");
-        let bookmark =
-            |version| format!(r#"{{"type":"BOOKMARK","object":{{"metadata":{{"resourceVersion":"{version}"}}}}}}"#);
+        let bookmark = |version| {
+            format!(
+                r#"{{"type":"BOOKMARK","object":{{"metadata":{{"resourceVersion":"{version}"}}}}}}"#
+            )
+        };
         let (old, new) = (bookmark(7), bookmark(9));
         let gone = r#"{"type":"ERROR","object":{"kind":"Status","code":410}}"#;
         let evidence = |events: &[&str]| {
-            let events: Vec<_> =
-                events.iter().map(|text| serde_json::from_str(text).expect("is an event")).collect();
+            let events: Vec<_> = events
+                .iter()
+                .map(|text| serde_json::from_str(text).expect("is an event"))
+                .collect();
             Evidence::of_creation("r1@d1", &events, "9")
         };
         for events in [&[ours, &deleted, &new][..], &[deleted.as_str()], &[ours]] {

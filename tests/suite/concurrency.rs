@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{GOOD_IMAGE, MISSING_IMAGE, Namespace, eventually, shared},
-    faults::{ProxyBehavior, proxy},
+    fault_proxy::{ProxyBehavior, proxy},
     program::{Program, Reply, Server, execute_request},
 };
 

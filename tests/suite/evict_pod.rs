@@ -13,7 +13,7 @@ use tokio::{sync::watch, task::spawn_blocking};
 
 use crate::{
     cluster::{CRASHING_IMAGE, MISSING_IMAGE, Namespace, eventually, shared},
-    faults::{ProxyBehavior, proxy},
+    fault_proxy::{ProxyBehavior, proxy},
     ledger::records,
     program::{Finished, Program, scratch},
     scenario::without_replayed,

@@ -1,199 +1,25 @@
 //! Failures that a real API server does not produce on demand: silence, lost responses, unusual statuses.
 //!
-//! A proxy in front of the real API server (plain HTTP from the program, the administrator's credentials to the
-//! server) injects them. Each test compares the program's answer with the state of the cluster.
+//! `fault_proxy` injects them. Each test compares the program's answer with the state of the cluster.
 
-use std::{
-    net::SocketAddr,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use action_executor::actions::ActionKind;
-use http_body_util::{BodyExt, Full};
-use hyper::{
-    Method, Request, Response,
-    body::{Bytes, Incoming},
-    server::conn::http1,
-    service::service_fn,
-};
-use hyper_util::rt::TokioIo;
+use hyper::Method;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::{
-    Client, ResourceExt,
+    ResourceExt,
     api::{DeleteParams, ListParams},
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, time::sleep};
 
 use crate::{
     cluster::{Namespace, eventually, shared},
+    fault_proxy::{ProxyBehavior, Received, kubeconfig, proxy},
     ledger::{Random, rounds},
-    program::{Finished, Program, scratch},
+    program::{Finished, Program},
     scenario::{Scenario, for_each_action},
 };
-
-/// What the proxy does with a request.
-#[derive(Clone)]
-pub enum ProxyBehavior {
-    /// Forwards the request and returns the response.
-    Forward,
-    /// Forwards the request and returns the response, each after this delay.
-    Delay(Duration),
-    /// Forwards the request and closes the connection without a response.
-    DropResponse,
-    /// Closes the connection without forwarding the request.
-    DropRequest,
-    /// Keeps the connection open, and neither forwards nor responds.
-    Hang,
-    /// Responds by itself, with this status and message.
-    Respond(u16, &'static str),
-}
-
-/// A request that the proxy has received.
-pub struct Received {
-    /// Its method.
-    pub method: Method,
-    /// Its path.
-    pub path: String,
-    /// Its index among the reads or the writes, from 0.
-    pub number: usize,
-}
-
-impl Received {
-    /// Whether it may change something.
-    pub fn is_write(&self) -> bool {
-        self.method != Method::GET
-    }
-
-    /// Whether it changes an object, or a subresource, of this name in the path.
-    pub fn writes(&self, resource: &str) -> bool {
-        self.is_write() && self.path.split('/').any(|part| part == resource)
-    }
-
-    /// Whether it changes something other than the request's record and the budget.
-    pub fn is_effect(&self) -> bool {
-        self.is_write() && !self.writes("events") && !self.writes("leases")
-    }
-}
-
-/// Decides on each request.
-type Rule = dyn Fn(&Received) -> ProxyBehavior + Send + Sync;
-
-#[derive(Default)]
-struct Counts {
-    reads: AtomicUsize,
-    writes: AtomicUsize,
-}
-
-/// Starts a proxy; returns a kubeconfig that points to it.
-pub async fn proxy(
-    namespace: &Namespace,
-    rule: impl Fn(&Received) -> ProxyBehavior + Send + Sync + 'static,
-) -> PathBuf {
-    proxy_around(namespace, rule, || {}, |()| {}).await
-}
-
-/// The same; `begin` runs at each request, and `end` before its response with what `begin` returned.
-pub async fn proxy_around<T: Send + 'static>(
-    namespace: &Namespace,
-    rule: impl Fn(&Received) -> ProxyBehavior + Send + Sync + 'static,
-    begin: impl Fn() -> T + Clone + Send + Sync + 'static,
-    end: impl Fn(T) + Clone + Send + Sync + 'static,
-) -> PathBuf {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("is bound");
-    let address = listener.local_addr().expect("has one");
-    let client = shared().client().await;
-    let (rule, counts) = (Arc::<Rule>::from(Box::new(rule) as Box<Rule>), Arc::<Counts>::default());
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let (client, rule, counts) = (client.clone(), rule.clone(), counts.clone());
-            let (begin, end) = (begin.clone(), end.clone());
-            let service = service_fn(move |request| {
-                let begun = begin();
-                let passed = pass(client.clone(), rule.clone(), counts.clone(), request);
-                let end = end.clone();
-                async move {
-                    let response = passed.await;
-                    end(begun);
-                    response
-                }
-            });
-            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
-        }
-    });
-    kubeconfig(namespace, address)
-}
-
-fn kubeconfig(namespace: &Namespace, address: SocketAddr) -> PathBuf {
-    let path = scratch(&format!("{}.kubeconfig", namespace.name()));
-    let config = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "proxy",
-        "clusters": [{ "name": "proxy", "cluster": { "server": format!("http://{address}") } }],
-        "users": [{ "name": "anonymous", "user": {} }],
-        "contexts": [{ "name": "proxy", "context": { "cluster": "proxy", "user": "anonymous" } }],
-    });
-    std::fs::write(&path, config.to_string()).expect("is written");
-    path
-}
-
-async fn pass(
-    client: Client,
-    rule: Arc<Rule>,
-    counts: Arc<Counts>,
-    request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, std::io::Error> {
-    let cut = || Err(std::io::Error::other("cut"));
-    let (head, body) = request.into_parts();
-    let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
-    let count = if head.method == Method::GET { &counts.reads } else { &counts.writes };
-    let received = Received {
-        method: head.method.clone(),
-        path: head.uri.path().to_owned(),
-        number: count.fetch_add(1, Ordering::SeqCst),
-    };
-    match rule(&received) {
-        ProxyBehavior::DropRequest => return cut(),
-        ProxyBehavior::Hang => std::future::pending::<()>().await,
-        ProxyBehavior::Respond(status, message) => {
-            let body = json!({
-                "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status,
-                "message": message, "reason": "Test", "metadata": {},
-            });
-            let response = Response::builder().status(status);
-            return Ok(response.body(Full::new(body.to_string().into())).expect("is whole"));
-        }
-        behavior => {
-            if let ProxyBehavior::Delay(delay) = behavior {
-                sleep(delay).await;
-            }
-            let mut onward = Request::builder().method(head.method.clone()).uri(head.uri.clone());
-            for name in ["content-type", "accept"] {
-                if let Some(value) = head.headers.get(name) {
-                    onward = onward.header(name, value);
-                }
-            }
-            let onward = onward.body(body.to_vec().into()).expect("is whole");
-            let answer = client.send(onward).await.map_err(std::io::Error::other)?;
-            if matches!(behavior, ProxyBehavior::DropResponse) {
-                return cut();
-            }
-            let (head, body) = answer.into_parts();
-            let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
-            if let ProxyBehavior::Delay(delay) = behavior {
-                sleep(delay).await;
-            }
-            let mut response = Response::new(Full::new(body));
-            *response.status_mut() = head.status;
-            return Ok(response);
-        }
-    }
-    cut()
-}
 
 fn restart(namespace: &Namespace) -> Value {
     json!({

@@ -21,7 +21,7 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     cluster::{Namespace, eventually, shared},
-    faults::{ProxyBehavior, proxy},
+    fault_proxy::{ProxyBehavior, proxy},
     ledger::rounds,
     program::{Program, Server},
     scenario::{Scenario, for_each_action},

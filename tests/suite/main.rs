@@ -1,7 +1,7 @@
 //! The tests that need the built program: against a real API server, over real sockets.
 //!
-//! `browser`, `cluster`, `pki`, `program`, `readers` and `scenario` are the tools; every other file has the
-//! tests of one part.
+//! `browser`, `cluster`, `fault_proxy`, `pki`, `program`, `readers` and `scenario` are the tools; every other file
+//! has the tests of one part.
 
 mod access;
 mod admission;
@@ -20,6 +20,9 @@ mod docs;
 mod drain;
 mod endurance;
 mod evict_pod;
+mod exactly_once;
+mod fault_matrix;
+mod fault_proxy;
 mod faults;
 mod history;
 mod http;

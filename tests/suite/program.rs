@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
     thread::JoinHandle,
@@ -70,6 +70,11 @@ impl Program {
         self
     }
 
+    /// Shifts its clock by these seconds. Times since its start are not shifted.
+    pub fn clock_shifted_by(self, seconds: i64) -> Self {
+        self.env("LD_PRELOAD", clock_shift()).env("CLOCK_SHIFT_SECONDS", seconds.to_string())
+    }
+
     /// Sets its standard input.
     pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
         self.input = input.into();
@@ -93,6 +98,34 @@ impl Program {
         Running { process, began }
     }
 }
+
+/// A library that shifts the real-time clock of the process that preloads it, built once.
+fn clock_shift() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let (source, library) = (scratch("clock_shift.c"), scratch("clock_shift.so"));
+        fs::write(&source, CLOCK_SHIFT).expect("is written");
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source);
+        assert!(compiler.status().expect("cc runs").success());
+        library
+    })
+}
+
+const CLOCK_SHIFT: &str = r#"
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+int clock_gettime(clockid_t clock, struct timespec *time) {
+    int result = syscall(SYS_clock_gettime, clock, time);
+    const char *shift = getenv("CLOCK_SHIFT_SECONDS");
+    if (result == 0 && clock == CLOCK_REALTIME && shift) time->tv_sec += atol(shift);
+    return result;
+}
+"#;
 
 /// The running program.
 pub struct Running {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{MISSING_IMAGE, Namespace, eventually, shared},
-    faults::{ProxyBehavior, proxy},
+    fault_proxy::{ProxyBehavior, proxy},
     ledger::kubectl,
     program::{Finished, Program},
 };

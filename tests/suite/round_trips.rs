@@ -12,7 +12,7 @@ use action_executor::actions::ActionKind;
 use tokio::task::spawn_blocking;
 
 use crate::{
-    faults::{ProxyBehavior, proxy_around},
+    fault_proxy::{ProxyBehavior, proxy_around},
     program::Program,
     scenario::{Scenario, for_each_action},
 };

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{MISSING_IMAGE, Namespace, SLOW_IMAGE, eventually, shared},
-    faults::{ProxyBehavior, proxy},
+    fault_proxy::{ProxyBehavior, proxy},
     pause_rollout::change_template,
     program::{Finished, Program},
     scenario::{set_paused, without_replayed},

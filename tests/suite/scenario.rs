@@ -50,6 +50,18 @@ impl Scenario {
         Scenario::around(kind, namespace).await
     }
 
+    /// The same, but a pod is one that a StatefulSet replaces under the same name.
+    pub async fn with_successor(kind: ActionKind, test: &str) -> Self {
+        let namespace = shared().namespace(&format!("{test}-{}", kind.name())).await;
+        match kind {
+            ActionKind::RestartPod | ActionKind::EvictPod => {
+                namespace.running_stateful_set("web", 1).await;
+            }
+            _ => prepare(kind, &namespace).await,
+        }
+        Scenario::around(kind, namespace).await
+    }
+
     /// The scenario in a namespace in which the workload `web` already runs.
     pub async fn around(kind: ActionKind, namespace: Namespace) -> Self {
         let parameters = parameters(kind, &namespace).await;
@@ -130,6 +142,35 @@ impl Scenario {
             ActionKind::Drain => self.drains().await,
             _ => self.generations().await,
         }
+    }
+
+    /// How often the action took effect so far, by what the API server stores; it waits for no controller.
+    pub async fn effects_so_far(&self) -> i64 {
+        match self.kind {
+            ActionKind::RestartPod | ActionKind::EvictPod => i64::from(self.is_replaced().await),
+            ActionKind::RunCronjob => self.jobs_made().await,
+            ActionKind::Cordon | ActionKind::Uncordon | ActionKind::Drain => self.marks().await,
+            _ => self.generations().await,
+        }
+    }
+
+    /// Whether the target is gone, is terminating or is another object of the same name.
+    async fn is_replaced(&self) -> bool {
+        let now = target(self.kind, &self.namespace, &self.parameters).await;
+        let is_same = |it: &DynamicObject| {
+            it.uid() == self.before.uid() && it.metadata.deletion_timestamp.is_none()
+        };
+        !now.is_some_and(|it| is_same(&it))
+    }
+
+    /// The pod that has the name of the scenario's pod, once it is another one.
+    pub async fn successor(&self) -> Pod {
+        let pods = self.namespace.api::<Pod>();
+        eventually("the pod has a successor", async || {
+            let pod = pods.get_opt(&self.before.name_any()).await.expect("is read")?;
+            (pod.uid() != self.before.uid()).then_some(pod)
+        })
+        .await
     }
 
     /// How often the target's spec changed.

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    faults::{ProxyBehavior, proxy},
+    fault_proxy::{ProxyBehavior, proxy},
     program::Program,
     scenario::{Scenario, for_each_action},
 };
