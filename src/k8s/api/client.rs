@@ -4,7 +4,7 @@
 //! A forbidden call is reported with verb, resource, namespace and user, and with the RBAC rule that
 //! would allow it. Must not depend on an action, nor on one kind of object.
 
-use std::{fmt::Debug, sync::Arc, time::Duration};
+use std::{fmt::Debug, time::Duration};
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::{
@@ -18,16 +18,15 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, sleep, timeout, timeout_at},
-};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::{
     contract::error::{ActionError, Code},
     k8s::{
         FIELD_MANAGER,
-        api::{error::ApiError, retry, retry::Retry, server_time::ServerTime},
+        api::{
+            connection::WatchPermits, error::ApiError, retry, retry::Retry, server_time::ServerTime,
+        },
     },
     telemetry::calls::{CallLabels, Calls, no_calls},
 };
@@ -37,9 +36,6 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Limit of the call that finds out the user name for an error, and of the readiness check.
 const SELF_REVIEW_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The most watches at a time. The API server allows 100 calls at a time on one HTTP/2 connection; the others wait.
-const MAX_WATCHES: usize = 32;
 
 /// The most objects that one list call returns, which bounds memory.
 const PAGE_SIZE: u32 = 500;
@@ -84,7 +80,7 @@ pub struct Cluster {
     server: String,
     calls: Calls,
     time: ServerTime,
-    watches: Arc<Semaphore>,
+    watches: WatchPermits,
 }
 
 /// A call, as an error names it.
@@ -107,7 +103,7 @@ impl Cluster {
             server,
             calls: no_calls(),
             time: ServerTime::default(),
-            watches: Arc::new(Semaphore::new(MAX_WATCHES)),
+            watches: WatchPermits::new(),
         }
     }
 
@@ -117,7 +113,7 @@ impl Cluster {
     }
 
     /// Permits for watches.
-    pub(crate) fn watches(&self) -> &Semaphore {
+    pub(crate) fn watches(&self) -> &WatchPermits {
         &self.watches
     }
 

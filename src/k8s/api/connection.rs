@@ -1,5 +1,5 @@
 //! The connection to the API server: one with HTTP/2, if the server offers it (ALPN), so that calls at the same
-//! time share one handshake; else several with HTTP/1.1. Must not retry: a caller knows which call may be repeated.
+//! time share one handshake, and further ones for many watches; else several with HTTP/1.1. Must not retry: a caller knows which call may be repeated.
 
 use std::{
     pin::Pin,
@@ -29,7 +29,7 @@ use kube::{
     client::{Body, ConfigExt},
 };
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, Semaphore, SemaphorePermit},
     time::{Instant, timeout},
 };
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -51,6 +51,10 @@ const SUSPICIOUS_SILENCE: Duration = Duration::from_secs(1);
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
+/// How many watches may use each connection. The API server allows 100 calls at a time on one connection with HTTP/2,
+/// and further ones wait. The first connection has all other calls too.
+const MAX_WATCHES: [usize; 4] = [32, 96, 96, 96];
+
 /// No connection could be made, so nothing was sent.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot connect")]
@@ -60,8 +64,31 @@ pub(crate) struct ConnectError(#[source] BoxError);
 #[derive(Clone)]
 pub(crate) struct ApiConnection {
     connector: HttpsConnector<HttpConnector>,
-    protocol: Arc<Mutex<Protocol>>,
+    /// Made when they are first used.
+    protocols: Protocols,
     http1: Http1Client<HttpsConnector<HttpConnector>, Body>,
+}
+
+type Protocols = Arc<[Mutex<Protocol>; MAX_WATCHES.len()]>;
+
+/// In a request's extensions: which connection it uses. It is the first without one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectionIndex(usize);
+
+/// Permits for watches. Clones share them.
+#[derive(Clone)]
+pub(crate) struct WatchPermits(Arc<[Semaphore; MAX_WATCHES.len()]>);
+
+impl WatchPermits {
+    pub(crate) fn new() -> Self {
+        WatchPermits(Arc::new(MAX_WATCHES.map(Semaphore::new)))
+    }
+
+    /// A permit to watch over this connection; none if too many watches run.
+    pub(crate) fn try_acquire(&self) -> Option<(ConnectionIndex, SemaphorePermit<'_>)> {
+        let mut connections = self.0.iter().enumerate();
+        connections.find_map(|(index, it)| Some((ConnectionIndex(index), it.try_acquire().ok()?)))
+    }
 }
 
 /// What the server speaks, as far as it is known.
@@ -95,13 +122,12 @@ impl ApiConnection {
         };
         let http1 = builder().enable_http1().wrap_connector(tcp());
         // Without TLS there is nothing to negotiate.
-        let protocol = match config.cluster_url.scheme_str() {
-            Some("https") => Protocol::Unknown,
-            _ => Protocol::Http1,
-        };
+        let is_tls = config.cluster_url.scheme_str() == Some("https");
+        let protocols = MAX_WATCHES
+            .map(|_| Mutex::new(if is_tls { Protocol::Unknown } else { Protocol::Http1 }));
         Ok(ApiConnection {
             connector: builder().enable_all_versions().wrap_connector(tcp()),
-            protocol: Arc::new(Mutex::new(protocol)),
+            protocols: Arc::new(protocols),
             http1: Http1Client::builder(TokioExecutor::new()).build(http1),
         })
     }
@@ -109,23 +135,25 @@ impl ApiConnection {
     /// Sends one request.
     async fn send(self, request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
         // Nothing is sent before there is a connection, however long others take to connect.
-        let connected = timeout(CONNECT_TIMEOUT, self.http2(request.uri())).await;
+        let index = request.extensions().get().map_or(0, |&ConnectionIndex(index)| index);
+        let connected = timeout(CONNECT_TIMEOUT, self.http2(index, request.uri())).await;
         let Some(mut http2) = connected.unwrap_or_else(|_| Err(not_connected().into()))? else {
             return self.http1.request(request).await.map_err(BoxError::from);
         };
         let mut unanswered = Unanswered {
-            protocol: Some(self.protocol),
+            protocols: Some(self.protocols),
+            index,
             number: http2.number,
             since: Instant::now(),
         };
         let response = http2.sender.send_request(request).await;
-        unanswered.protocol = None;
+        unanswered.protocols = None;
         response.map_err(BoxError::from)
     }
 
     /// The connection with HTTP/2, if the server speaks it. Other calls wait while one connects.
-    async fn http2(&self, server: &Uri) -> Result<Option<Http2>, BoxError> {
-        let mut protocol = self.protocol.lock().await;
+    async fn http2(&self, index: usize, server: &Uri) -> Result<Option<Http2>, BoxError> {
+        let mut protocol = self.protocols[index].lock().await;
         match &*protocol {
             Protocol::Http1 => return Ok(None),
             Protocol::Http2(http2) if !http2.sender.is_closed() => return Ok(Some(http2.clone())),
@@ -168,16 +196,17 @@ fn not_connected() -> ConnectError {
 /// A call that ends without an answer after a while: the next one connects anew, since the connection may be dead.
 struct Unanswered {
     /// `None` once there is an answer.
-    protocol: Option<Arc<Mutex<Protocol>>>,
+    protocols: Option<Protocols>,
+    index: usize,
     number: u64,
     since: Instant,
 }
 
 impl Drop for Unanswered {
     fn drop(&mut self) {
-        let Some(protocol) = &self.protocol else { return };
+        let Some(protocols) = &self.protocols else { return };
         if self.since.elapsed() >= SUSPICIOUS_SILENCE
-            && let Ok(mut protocol) = protocol.try_lock()
+            && let Ok(mut protocol) = protocols[self.index].try_lock()
             && matches!(&*protocol, Protocol::Http2(http2) if http2.number == self.number)
         {
             *protocol = Protocol::Unknown;
@@ -227,5 +256,20 @@ impl Service<Request<Body>> for ApiConnection {
             result
         };
         Box::pin(recorded.instrument(span))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watches_leave_calls_to_the_first_connection_and_share_further_ones() {
+        let permits = WatchPermits::new();
+        let watches: Vec<_> = std::iter::from_fn(|| permits.try_acquire()).collect();
+        let on = |wanted: usize| watches.iter().filter(|(it, _)| it.0 == wanted).count();
+        assert_eq!([0, 1, 2, 3].map(on), MAX_WATCHES);
+        drop(watches);
+        assert!(matches!(permits.try_acquire(), Some((ConnectionIndex(0), _))));
     }
 }

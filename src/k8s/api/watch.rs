@@ -15,7 +15,10 @@ use kube::{
 };
 use tokio::{sync::watch, task::AbortHandle, time::sleep};
 
-use crate::k8s::{api::client::Cluster, completion::Completion};
+use crate::k8s::{
+    api::{client::Cluster, connection::ConnectionIndex},
+    completion::Completion,
+};
 
 /// The pause before a watch that ended begins again.
 const RESTART_INTERVAL: Duration = Duration::from_secs(1);
@@ -65,8 +68,8 @@ impl Cluster {
             let task = async move {
                 loop {
                     // Without a permit the wait polls.
-                    if let Ok(_permit) = cluster.watches().try_acquire()
-                        && !cluster.watch_once(&watched, &notify).await
+                    if let Some((connection, _permit)) = cluster.watches().try_acquire()
+                        && !cluster.watch_once(&watched, connection, &notify).await
                     {
                         return;
                     }
@@ -80,10 +83,16 @@ impl Cluster {
     }
 
     /// Watches until the server ends it; false if it does not permit it.
-    async fn watch_once(&self, watched: &Watched, notify: &watch::Sender<bool>) -> bool {
+    async fn watch_once(
+        &self,
+        watched: &Watched,
+        connection: ConnectionIndex,
+        notify: &watch::Sender<bool>,
+    ) -> bool {
         let Watched { resource, namespace, params } = watched;
         let path = DynamicObject::url_path(resource, Some(namespace));
-        let Ok(request) = Request::new(path).watch_metadata(params, "0") else { return false };
+        let Ok(mut request) = Request::new(path).watch_metadata(params, "0") else { return false };
+        request.extensions_mut().insert(connection);
         let Ok(response) = self.client().send(request.map(Body::from)).await else { return true };
         let status = response.status();
         if !status.is_success() {
