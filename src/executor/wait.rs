@@ -23,9 +23,13 @@ use crate::{
 /// The time limit of a wait if the request names none.
 pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(300);
 
-/// Pauses between polls: short at first, since most effects are quick.
+/// Pauses between polls: short at first, since most effects are quick, and longer the longer the wait lasts.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
-const MAX_POLL_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_POLL_INTERVAL: Duration = Duration::from_secs(10);
+
+/// From when on, and in relation to the time waited, pauses grow.
+const STEADY_POLL_INTERVAL: Duration = Duration::from_secs(1);
+const POLLS_PER_WAITED_TIME: u32 = 20;
 
 /// Between reads while a watch runs: after a change, which seldom comes alone, and without one.
 const CHANGE_INTERVAL: Duration = Duration::from_millis(300);
@@ -63,7 +67,7 @@ async fn poll(
 ) -> (RolloutState, String) {
     let mut stopping = context.stopping();
     let mut changes = cluster.changes(completion);
-    let mut pause = MIN_POLL_INTERVAL;
+    let (began, mut pause) = (Instant::now(), MIN_POLL_INTERVAL);
     let mut stage = NOTHING_SEEN.to_owned();
     loop {
         let checked = tokio::select! {
@@ -85,10 +89,15 @@ async fn poll(
         tokio::select! {
             () = stopped(&mut stopping) => return (RolloutState::Interrupted, stage),
             () = next_poll(&mut changes, pause, left) => {
-                pause = (pause * 3 / 2).min(MAX_POLL_INTERVAL);
+                pause = (pause * 3 / 2).min(longest_pause(began.elapsed()));
             }
         }
     }
+}
+
+/// The longest pause after so much time waited: without the permission to watch, many long waits would be many calls.
+fn longest_pause(waited: Duration) -> Duration {
+    (waited / POLLS_PER_WAITED_TIME).clamp(STEADY_POLL_INTERVAL, MAX_POLL_INTERVAL)
 }
 
 /// Returns when the target is to be read again: after a change, or after a pause that is long while changes would be
@@ -189,6 +198,14 @@ mod tests {
             (1000, 50, 50),
         ] {
             assert_eq!(next_pause(ms(pause), ms(left)), ms(expected), "{pause} {left}");
+        }
+    }
+
+    #[test]
+    fn pauses_grow_with_the_time_waited() {
+        for (waited, expected) in [(0, 1), (10, 1), (20, 1), (60, 3), (200, 10), (3600, 10)] {
+            let pause = longest_pause(Duration::from_secs(waited));
+            assert_eq!(pause.as_secs(), expected, "{waited}");
         }
     }
 }

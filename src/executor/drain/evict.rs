@@ -33,7 +33,7 @@ use crate::{
 const MAX_PARALLEL: usize = 16;
 
 /// Time for one eviction.
-const EVICTION_TIMEOUT: Duration = Duration::from_secs(10);
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How often one pod is tried although its budget allows none: an unhealthy pod may be evicted all the same.
 /// This is kubectl's interval.

@@ -34,6 +34,10 @@ use crate::{
 /// Limit of one attempt: a server that accepts and never answers leaves time for a retry.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The same for an effect, which is not repeated. The API server itself repeats an eviction for 10 s
+/// (`registry/core/pod/storage/eviction.go`, `EvictionsRetry`).
+const EFFECT_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// Limit of the call that finds out the user name for an error, and of the readiness check.
 const SELF_REVIEW_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -401,7 +405,11 @@ impl Cluster {
         let mut backoff = retry::backoff();
         loop {
             let start = Instant::now();
-            let end = deadline.min(start + ATTEMPT_TIMEOUT);
+            let limit = match retry {
+                Retry::Idempotent => ATTEMPT_TIMEOUT,
+                Retry::Never => EFFECT_TIMEOUT,
+            };
+            let end = deadline.min(start + limit);
             let result = match timeout_at(end, call()).await {
                 Ok(result) => result.map_err(ApiError::from),
                 Err(_) => Err(no_answer_in(end - start)),

@@ -18,7 +18,10 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{ResourceExt, core::ObjectMeta};
 use serde_json::json;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout_at},
+};
 
 use crate::{
     contract::error::{ActionError, Code},
@@ -46,6 +49,9 @@ pub(crate) const STOP_ANNOTATION: &str = "action-executor.dev/stop";
 
 /// How often a charge is tried again because others charge at the same time.
 const MAX_RETRIES: usize = 3;
+
+/// How many writes of the Lease this process makes at a time.
+static WRITES: Semaphore = Semaphore::const_new(2);
 
 /// Time to remove what may have been written.
 const REFUND_TIMEOUT: Duration = Duration::from_millis(800);
@@ -249,6 +255,8 @@ impl<'a> Budget<'a> {
         let LeaseRef { namespace, name } = &self.lease;
         let patch = json!({ "metadata": { "annotations": annotations } });
         let mut backoff = backoff();
+        // Many writers of one object at once starve each other in the API server, which tries each again and again.
+        let _turn = timeout_at(deadline, WRITES.acquire()).await;
         loop {
             let patched = self.cluster.merge::<Lease>(namespace, name, &patch, deadline).await;
             let (verb, error) = match patched {
