@@ -46,13 +46,13 @@ use crate::{
 };
 
 /// A policy with limits, so that each effect is charged.
-const LIMITS: &str = "cooldown_seconds: 1";
+pub const LIMITS: &str = "cooldown_seconds: 1";
 
 const REQUIRE_APPROVAL: &str = "cooldown_seconds: 0\nactions: {require_approval: ['*']}";
 
 /// How to run a request.
 #[derive(Clone)]
-struct Run {
+pub struct Run {
     kubeconfig: PathBuf,
     policy: PathBuf,
     /// The process aborts there.
@@ -64,7 +64,7 @@ struct Run {
 
 impl Run {
     /// Through the proxy, with this policy.
-    fn through(proxy: &Proxy, policy: &Path) -> Self {
+    pub fn through(proxy: &Proxy, policy: &Path) -> Self {
         Run {
             kubeconfig: proxy.kubeconfig.clone(),
             policy: policy.to_owned(),
@@ -86,7 +86,7 @@ impl Run {
         Run { clock_shift, ..self }
     }
 
-    async fn send(&self, request: &Value) -> Finished {
+    pub async fn send(&self, request: &Value) -> Finished {
         let mut program = Program::with_kubeconfig(&self.kubeconfig)
             .under(&self.policy)
             .env("ACTION_EXECUTOR_DEADLINE_SECONDS", self.deadline_seconds.to_string())
@@ -105,7 +105,7 @@ impl Run {
     }
 
     /// Resends the request until the answer is final.
-    async fn resend(&self, request: &Value) -> Value {
+    pub async fn resend(&self, request: &Value) -> Value {
         let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             let done = self.send(request).await;
@@ -118,7 +118,7 @@ impl Run {
     }
 }
 
-async fn transparent(namespace: &Namespace) -> Proxy {
+pub async fn transparent(namespace: &Namespace) -> Proxy {
     Proxy::start(namespace, |_| ProxyBehavior::Forward).await
 }
 
@@ -132,7 +132,7 @@ async fn on_effects(namespace: &Namespace, behavior: ProxyBehavior) -> Proxy {
 }
 
 /// Whether the answer says that the effect was made, or that this is unknown.
-fn is_applied_or_unknown(answer: &Value) -> bool {
+pub fn is_applied_or_unknown(answer: &Value) -> bool {
     answer["outcome"] == "applied" || answer["code"] == "outcome_unknown"
 }
 
@@ -665,4 +665,87 @@ async fn an_approval_of_a_drain_is_no_consent_to_evict_more_pods() {
     let (namespace, request) = (scenario.namespace.clone(), scenario.request("r1"));
     let change = async move || namespace.replica_set_on_own_node("more", 2, json!({})).await;
     approved_before_a_change(scenario, request, change, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_shows_no_other_version_than_the_first_answer() {
+    for_each_action(async |kind| {
+        let scenario = Scenario::new(kind, "version").await;
+        let namespace = &scenario.namespace;
+        let (policy, request) = (namespace.policy(LIMITS), scenario.request("r1"));
+        // The effect is made, and its record is not.
+        let unrecorded = Proxy::start(namespace, |call| {
+            match call.method == Method::PATCH && call.writes("events") {
+                true => ProxyBehavior::Respond(403, "no"),
+                false => ProxyBehavior::Forward,
+            }
+        })
+        .await;
+        let first = Run::through(&unrecorded, &policy).send(&request).await.answer();
+        assert_eq!(first["outcome"], "applied", "{first}");
+        let honest = transparent(namespace).await;
+        let second = Run::through(&honest, &policy).resend(&request).await;
+        let [before, now] = [&first, &second].map(|it| &it["target"]["resourceVersion"]);
+        let is_unknown = second["code"] == "outcome_unknown";
+        assert!(is_unknown || now.is_null() || now == before, "{first} {second}");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_conflicts_again_and_again_is_written_with_pauses() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "conflicts").await;
+    let namespace = &scenario.namespace;
+    let (policy, request) = (namespace.policy(LIMITS), scenario.request("r1"));
+    let writes = Arc::new(AtomicUsize::new(0));
+    let counted = writes.clone();
+    let proxy = Proxy::start(namespace, move |call| {
+        if call.method != Method::PATCH || !call.writes("events") {
+            return ProxyBehavior::Forward;
+        }
+        counted.fetch_add(1, Ordering::SeqCst);
+        ProxyBehavior::Respond(409, "the object has been modified")
+    })
+    .await;
+    let done = Run::through(&proxy, &policy).send(&request).await;
+    assert_eq!(done.answer()["outcome"], "applied", "{done:?}");
+    let writes = writes.load(Ordering::SeqCst);
+    assert!((2..40).contains(&writes), "{writes} in {:?}", done.took);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_is_stopped_is_resumed_by_the_next_attempt() {
+    const PODS: i32 = 24;
+    let namespace = shared().namespace("stopped_drain").await;
+    namespace.own_node(false).await;
+    namespace.replica_set_on_own_node("web", PODS, json!({})).await;
+    let request = json!({
+        "type": "drain", "simulate": false, "id": format!("r1.{}", namespace.name()),
+        "parameters": { "node": namespace.name() },
+    });
+    let (seen, first) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
+    let (notify, count) = (seen.clone(), first.clone());
+    let proxy = Proxy::start(&namespace, move |call| {
+        if !call.path.ends_with("/eviction") {
+            return ProxyBehavior::Forward;
+        }
+        if count.fetch_add(1, Ordering::SeqCst) == 0 {
+            notify.notify_one();
+        }
+        ProxyBehavior::Delay(Duration::from_millis(400))
+    })
+    .await;
+    let program = Program::with_kubeconfig(&proxy.kubeconfig).input(request.to_string());
+    let running = program.start();
+    seen.notified().await;
+    running.signal("TERM");
+    let stopped = spawn_blocking(move || running.wait()).await.expect("it ran").answer();
+    assert_eq!(stopped["rollout"]["state"], "interrupted", "{stopped}");
+    let evicted = proxy.accepted_effects().iter().filter(|call| is_deletion(call)).count();
+    assert!((1..PODS as usize).contains(&evicted), "{evicted}");
+    let honest = transparent(&namespace).await;
+    let policy = namespace.policy(LIMITS);
+    let answer = Run::through(&honest, &policy).within(20).resend(&request).await;
+    assert_eq!(answer["outcome"], "applied", "{answer}");
+    let rest = honest.accepted_effects().iter().filter(|call| is_deletion(call)).count();
+    assert_eq!(evicted + rest, PODS as usize, "{answer}");
 }

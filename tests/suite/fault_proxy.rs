@@ -40,6 +40,8 @@ use crate::{
 pub enum ProxyBehavior {
     /// Forwards the request and returns the response.
     Forward,
+    /// Forwards the request to another API server.
+    ForwardTo(Client),
     /// Forwards the request and returns the response, each after this delay.
     Delay(Duration),
     /// Closes the connection without forwarding the request.
@@ -340,11 +342,11 @@ struct Call {
 
 impl Call {
     async fn forward(&self) -> std::io::Result<Answer> {
-        self.forward_body(self.body.clone()).await
+        self.forward_body(&self.state.client, self.body.clone()).await
     }
 
-    async fn forward_body(&self, body: Bytes) -> std::io::Result<Answer> {
-        let answer = self.send(self.method.clone(), &self.uri, body).await?;
+    async fn forward_body(&self, to: &Client, body: Bytes) -> std::io::Result<Answer> {
+        let answer = self.send(to, self.method.clone(), &self.uri, body).await?;
         self.state.forwarded.lock().expect("is not poisoned").push(Forwarded {
             call: format!("{} {}", self.method, self.uri.path()),
             index: self.index,
@@ -354,7 +356,13 @@ impl Call {
         Ok(answer)
     }
 
-    async fn send(&self, method: Method, uri: &Uri, body: Bytes) -> std::io::Result<Answer> {
+    async fn send(
+        &self,
+        to: &Client,
+        method: Method,
+        uri: &Uri,
+        body: Bytes,
+    ) -> std::io::Result<Answer> {
         let mut onward = Request::builder().method(method).uri(uri.clone());
         for name in ["content-type", "accept"] {
             if let Some(value) = self.headers.get(name) {
@@ -362,7 +370,7 @@ impl Call {
             }
         }
         let onward = onward.body(body.to_vec().into()).expect("is whole");
-        let answer = self.state.client.send(onward).await.map_err(std::io::Error::other)?;
+        let answer = to.send(onward).await.map_err(std::io::Error::other)?;
         let (head, body) = answer.into_parts();
         let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
         Ok(Answer { status: head.status, headers: head.headers, body })
@@ -384,7 +392,7 @@ impl Call {
             Method::POST => Answer::json(201, self.name_alone()),
             _ => {
                 let path = self.uri.path().parse().expect("is a path");
-                self.send(Method::GET, &path, Bytes::new()).await?
+                self.send(&self.state.client, Method::GET, &path, Bytes::new()).await?
             }
         };
         let mut body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
@@ -561,7 +569,12 @@ async fn pass(
         }
         ProxyBehavior::RespondBody(body) => Answer::json(200, body),
         ProxyBehavior::RespondOtherUid => call.with_other_uid().await?,
-        ProxyBehavior::StripBody => call.forward_body(Bytes::new()).await?,
+        ProxyBehavior::StripBody => call.forward_body(&state.client, Bytes::new()).await?,
+        // Not dropped with the client's connection: the API server's stays half open.
+        ProxyBehavior::ForwardTo(other) => {
+            let forward = async move { call.forward_body(&other, call.body.clone()).await };
+            tokio::spawn(forward).await.map_err(std::io::Error::other)??
+        }
         ProxyBehavior::Redirect => {
             let mut answer = Answer::error(307, "moved", None);
             let place = HeaderValue::try_from(call.uri.path()).expect("is a header");

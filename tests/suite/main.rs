@@ -24,6 +24,7 @@ mod exactly_once;
 mod fault_matrix;
 mod fault_proxy;
 mod faults;
+mod frozen_server;
 mod history;
 mod http;
 #[cfg(feature = "lambda")]
