@@ -114,7 +114,7 @@ impl Plannable for Parameters {
     }
 }
 
-fn decide(
+pub(crate) fn decide(
     target: Target,
     pod: &Pod,
     siblings: &[Pod],

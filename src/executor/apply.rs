@@ -5,7 +5,7 @@
 //! evidence in the cluster decides: that it was made, or that it cannot be made any more. Without either the outcome
 //! is unknown. A write in progress is never abandoned, not even at shutdown. It knows neither ledger nor budget.
 
-use std::time::Duration;
+use std::{ops::ControlFlow, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -193,10 +193,10 @@ pub(crate) async fn apply(
             Err(ApplyError::NotTaken(error, wait)) => Pause::AfterBusy(error, wait),
             Err(ApplyError::InDoubt(error)) => {
                 let lost = Sent::without_answer(effect, plan, result, &error);
-                match lost.find_evidence(cluster, input.deadline).await {
-                    Some(Evidence::NotYet) => sent = Some(lost),
-                    Some(Evidence::NeverMade) => {}
-                    evidence => return lost.conclude(evidence, Err(kept_changing(request))),
+                let evidence = lost.find_evidence(cluster, input.deadline).await;
+                match lost.resume(sent, evidence, kept_changing(request)) {
+                    ControlFlow::Continue(before) => sent = before,
+                    ControlFlow::Break(result) => return result,
                 }
                 Pause::AfterConflict
             }
@@ -314,19 +314,29 @@ fn kept_changing(request: &ActionRequest) -> ActionError {
 }
 
 impl Sent {
-    fn by_an_earlier_attempt(effect: Effect) -> Self {
+    pub(crate) fn by_an_earlier_attempt(effect: Effect) -> Self {
         let missing = Some("the attempt that sent it did not record an answer".to_owned());
         Sent { effect, plan: None, missing }
     }
 
-    fn without_answer(effect: Effect, plan: Plan, result: String, error: &ApiError) -> Self {
+    pub(crate) fn without_answer(
+        effect: Effect,
+        plan: Plan,
+        result: String,
+        error: &ApiError,
+    ) -> Self {
         let missing = Some(format!("its answer was lost ({error:?})"));
         Sent { effect, plan: Some((plan, result)), missing }
     }
 
     /// The API server refused this effect, because the object is not as it was. An earlier one whose answer is
     /// missing stays the one in question.
-    fn refused(before: Option<Sent>, effect: Effect, plan: Plan, result: String) -> Self {
+    pub(crate) fn refused(
+        before: Option<Sent>,
+        effect: Effect,
+        plan: Plan,
+        result: String,
+    ) -> Self {
         let lost = before.filter(|it| it.missing.is_some());
         lost.unwrap_or(Sent { effect, plan: Some((plan, result)), missing: None })
     }
@@ -336,7 +346,7 @@ impl Sent {
         self.missing.is_some()
     }
 
-    fn is_of_an_earlier_attempt(&self) -> bool {
+    pub(crate) fn is_of_an_earlier_attempt(&self) -> bool {
         self.plan.is_none()
     }
 
@@ -346,8 +356,22 @@ impl Sent {
         timeout_at(until, cluster.find_evidence(&self.effect, until)).await.ok()?.ok()
     }
 
+    /// Whether an attempt that lost this effect's answer plans again, and what it has sent then.
+    pub(crate) fn resume(
+        self,
+        before: Option<Sent>,
+        evidence: Option<Evidence>,
+        end: ActionError,
+    ) -> ControlFlow<Result<Execution, ActionError>, Option<Sent>> {
+        match evidence {
+            Some(Evidence::NotYet) => ControlFlow::Continue(Some(self)),
+            Some(Evidence::NeverMade) => ControlFlow::Continue(before),
+            evidence => ControlFlow::Break(self.conclude(evidence, Err(end))),
+        }
+    }
+
     /// The result of an attempt that sent this effect and ends like this otherwise.
-    fn conclude(
+    pub(crate) fn conclude(
         self,
         evidence: Option<Evidence>,
         end: Result<Execution, ActionError>,

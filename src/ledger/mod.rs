@@ -285,7 +285,7 @@ impl<'a> Ledger<'a> {
 }
 
 /// What a record means to the attempt with this holder.
-fn claim_state(record: Record, holder: &str, now: DateTime<Utc>) -> ClaimState {
+pub(crate) fn claim_state(record: Record, holder: &str, now: DateTime<Utc>) -> ClaimState {
     match (record.state, &record.answer) {
         (State::Answered, Some(_)) => ClaimState::Answered(Box::new(record)),
         (State::Refused, _) => ClaimState::Refused(Box::new(record)),
@@ -299,7 +299,7 @@ fn claim_state(record: Record, holder: &str, now: DateTime<Utc>) -> ClaimState {
 }
 
 /// What becomes of our record when another one was written in its place; `None` if ours overwrites it.
-fn resolve_conflict(ours: &Record, found: Record) -> Option<Commit> {
+pub(crate) fn resolve_conflict(ours: &Record, found: Record) -> Option<Commit> {
     if found.holder == ours.holder || found.digest != ours.digest {
         return None;
     }

@@ -59,7 +59,7 @@ pub(crate) const NAMESPACE_OF_CLUSTER_SCOPED: &str = "default";
 const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// How far a request is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
     /// An attempt is about to make the effect, or was when it died.

@@ -23,13 +23,54 @@ use crate::{
 };
 
 /// What became of the effect of an earlier attempt.
-enum EarlierEffect {
+pub(super) enum EarlierEffect {
     /// It was made.
     Made(Applied),
     /// It was not made so far, and may still come.
     MayCome(Box<Effect>),
     /// There is none, or none that can be made any more.
     None,
+}
+
+impl EarlierEffect {
+    /// What follows from the evidence of the effect.
+    ///
+    /// # Errors
+    /// [`Code::OutcomeUnknown`] if that cannot be found out any more.
+    pub(super) fn of(effect: &Effect, evidence: Evidence) -> Result<Self, ActionError> {
+        match evidence {
+            Evidence::Made(applied) => Ok(EarlierEffect::Made(applied)),
+            Evidence::NeverMade => Ok(EarlierEffect::None),
+            Evidence::NotYet => Ok(EarlierEffect::MayCome(Box::new(effect.clone()))),
+            Evidence::Gone => Err(apply::gone(effect)),
+            Evidence::Unknowable => Err(apply::unknown(
+                effect,
+                "the attempt that sent it did not record an answer, and the object was changed by others since",
+            )),
+        }
+    }
+}
+
+/// How an abandoned claim of which a plan was made is resumed.
+pub(super) enum Resume {
+    /// Its effect is made by a claim of this attempt.
+    TakeOver,
+    /// A person is asked for approval anew.
+    AskAnew,
+}
+
+impl Resume {
+    /// Whoever wrote the record: where approval is needed, only that of this very plan lets it be taken over.
+    ///
+    /// # Errors
+    /// [`Code::OutcomeUnknown`] if it may not be taken over and its effect may still come.
+    pub(super) fn of(earlier: Option<&Effect>, is_allowed: bool) -> Result<Self, ActionError> {
+        match earlier {
+            _ if is_allowed => Ok(Resume::TakeOver),
+            Some(effect) => Err(apply::unknown(effect, "there is no approval of it")),
+            None => Ok(Resume::AskAnew),
+        }
+    }
 }
 
 impl Transaction<'_> {
@@ -119,18 +160,14 @@ impl Transaction<'_> {
         response
     }
 
-    /// Replaces a record that is free to be taken, and keeps in mind what of it may still come.
+    /// Replaces a record that is free to be taken.
     pub(super) async fn take(
         &self,
         found: Record,
-        mut planned: Planned,
+        planned: Planned,
         input: &PlanInput,
     ) -> Result<Step, ActionError> {
-        if planned.earlier.is_none() && found.intent.taken_over {
-            planned.earlier.clone_from(&found.intent.effect);
-        }
-        let mut ours = self.initial_record(&planned, input);
-        ours.intent.taken_over = planned.earlier.is_some();
+        let ours = self.initial_record(&planned, input);
         let taken = self.ledger.take(&found, ours, input.deadline).await?;
         Ok(match taken {
             None => Step::Again,
@@ -217,14 +254,31 @@ impl Transaction<'_> {
         };
         let planned = planned.map_err(|refusal| refusal_after(earlier.as_ref(), refusal))?;
         let planned = Planned { earlier, ..planned };
-        if !planned.requires_approval {
-            return self.take(record, planned, &input).await;
+        let planned = if planned.requires_approval {
+            match self.find_approval(&record, &planned.plan, &input).await? {
+                Some(approval) => planned.approved(approval),
+                None => planned,
+            }
+        } else {
+            planned
+        };
+        match Resume::of(planned.earlier.as_ref(), !planned.requires_approval)? {
+            Resume::TakeOver => self.take_over(record, planned, input).await,
+            Resume::AskAnew => self.take(record, planned, &input).await,
         }
-        // Whoever wrote the record: without an approval of this very plan there is none.
-        match self.find_approval(&record, &planned.plan, &input).await? {
-            Some(approval) => self.take(record, planned.approved(approval), &input).await,
-            None => self.take(record, planned, &input).await,
-        }
+    }
+
+    async fn take_over(
+        &self,
+        record: Record,
+        planned: Planned,
+        input: PlanInput,
+    ) -> Result<Step, ActionError> {
+        let mut claim = self.initial_record(&planned, &input);
+        claim.intent.taken_over = planned.earlier.is_some();
+        let taken = self.ledger.take(&record, claim, input.deadline).await?;
+        let act = |record| Step::Act(Box::new(record), Box::new(planned), input);
+        Ok(taken.map_or(Step::Again, act))
     }
 
     /// What became of the effect of this record's attempt.
@@ -237,22 +291,14 @@ impl Transaction<'_> {
         input: &PlanInput,
     ) -> Result<EarlierEffect, ActionError> {
         let Some(effect) = &record.intent.effect else { return Ok(EarlierEffect::None) };
-        let error = match self.cluster.find_evidence(effect, input.deadline).await? {
-            Evidence::Made(applied) => return Ok(EarlierEffect::Made(applied)),
-            Evidence::NeverMade => return Ok(EarlierEffect::None),
-            Evidence::NotYet => return Ok(EarlierEffect::MayCome(Box::new(effect.clone()))),
-            Evidence::Gone => apply::gone(effect),
-            Evidence::Unknowable => apply::unknown(
-                effect,
-                "the attempt that sent it did not record an answer, and the object was changed by others since",
-            ),
-        };
-        if record.state != State::InDoubt {
+        let evidence = self.cluster.find_evidence(effect, input.deadline).await?;
+        let earlier = EarlierEffect::of(effect, evidence);
+        if earlier.is_err() && record.state != State::InDoubt {
             let mut record = record.clone();
             record.mark_in_doubt();
             self.write(&mut record, input.deadline).await;
         }
-        Err(error)
+        earlier
     }
 }
 

@@ -20,6 +20,30 @@ use crate::{
     },
 };
 
+/// What becomes of the charge of an effect that ended like this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settlement {
+    /// The effect was made: its time is recorded.
+    Record,
+    /// It was made, or may have been made, at an unknown time.
+    Keep,
+    /// It was not made.
+    Refund,
+}
+
+impl Settlement {
+    pub(super) fn of(result: &Result<Execution, ActionError>) -> Self {
+        match result {
+            Ok(done) if done.outcome == Outcome::Unchanged => Settlement::Refund,
+            // When an earlier attempt made it is unknown.
+            Ok(done) if done.replayed => Settlement::Keep,
+            Ok(_) => Settlement::Record,
+            Err(error) if error.code == Code::OutcomeUnknown => Settlement::Keep,
+            Err(_) => Settlement::Refund,
+        }
+    }
+}
+
 impl Transaction<'_> {
     /// Applies the effect of a request whose claim is ours, and completes its record.
     pub(super) async fn act(
@@ -47,24 +71,22 @@ impl Transaction<'_> {
         let recheck = |plan: &Plan| self.recheck_plan(plan, approval.as_ref(), deadline);
         let (context, cluster, request) = (self.context, self.cluster, self.request);
         let result = apply::apply(context, cluster, request, &input, plan, earlier, &recheck).await;
+        let settlement = Settlement::of(&result);
+        if settlement == Settlement::Refund {
+            self.refund(&entries, &input).await;
+        }
         match result {
-            Ok(done) if done.outcome == Outcome::Unchanged => {
-                self.refund(&entries, &input).await;
-                self.finish(record, done, &input).await
-            }
-            // When an earlier attempt made it is unknown.
-            Ok(done) if done.replayed => self.finish(record, done, &input).await,
-            Ok(done) => {
+            Ok(done) if settlement == Settlement::Record => {
                 let finished = self.finish(record, done, &input);
                 tokio::join!(finished, self.record_effect(&entries, &input)).0
             }
-            Err(error) if error.code == Code::OutcomeUnknown => {
+            Ok(done) => self.finish(record, done, &input).await,
+            Err(error) if settlement == Settlement::Keep => {
                 record.mark_in_doubt();
                 self.write(&mut record, record_deadline(&input)).await;
                 Err(error)
             }
             Err(error) => {
-                self.refund(&entries, &input).await;
                 self.release(record, &error, &input).await;
                 Err(error)
             }

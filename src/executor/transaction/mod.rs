@@ -136,6 +136,13 @@ struct Approval {
     digest: String,
 }
 
+impl Approval {
+    /// Whether it is of this very plan.
+    fn covers(&self, request: &RequestMetadata, plan: &Plan) -> bool {
+        self.digest == approval::digest(request, &self.nonce, plan)
+    }
+}
+
 /// What an effect costs.
 struct Charge {
     entries: Vec<UsageEntry>,
@@ -258,8 +265,7 @@ impl Transaction<'_> {
     fn judge_now(&self, plan: &Plan, approval: Option<&Approval>) -> Result<(), ActionError> {
         let verdict = self.context.policy().judge_plan(self.request, plan, false);
         verdict.refuse()?;
-        let request = &self.ledger.request;
-        let covers = |it: &Approval| it.digest == approval::digest(request, &it.nonce, plan);
+        let covers = |it: &Approval| it.covers(&self.ledger.request, plan);
         if !verdict.requires_approval() || approval.is_some_and(covers) {
             return Ok(());
         }
