@@ -7,6 +7,8 @@
 
 use std::{ops::ControlFlow, time::Duration};
 
+use kube::{api::DynamicObject, core::ObjectMeta};
+use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
@@ -160,6 +162,12 @@ pub(crate) async fn apply(
     let mut bound = Bound::default();
     let mut rejected: Option<Effect> = None;
     loop {
+        if plan.is_change()
+            && let Some(evidence) = sent.as_ref().and_then(|it| it.bars_another(&plan.found))
+            && let Some(sent) = sent.take()
+        {
+            return sent.conclude(Some(evidence), Err(kept_changing(request)));
+        }
         let (effect, result) = match plan.decision.clone() {
             Decision::Apply(effect, result, _) => {
                 let is_lost = sent.as_ref().is_some_and(Sent::is_lost);
@@ -370,6 +378,19 @@ impl Sent {
         }
     }
 
+    /// Why no further effect may follow this one, by the object as the next plan has read it: this one may have been
+    /// made, and undone with its mark. A further effect is bound to that object, so what is made later is no danger.
+    pub(crate) fn bars_another(&self, found: &ObjectMeta) -> Option<Evidence> {
+        if !self.effect.changes_the_target() {
+            return None;
+        }
+        let found = DynamicObject { types: None, metadata: found.clone(), data: Value::Null };
+        match Evidence::of(&self.effect, Some(&found)) {
+            Evidence::NeverMade | Evidence::NotYet => None,
+            evidence => Some(evidence),
+        }
+    }
+
     /// The result of an attempt that sent this effect and ends like this otherwise.
     pub(crate) fn conclude(
         self,
@@ -458,8 +479,6 @@ impl Execution {
 
 #[cfg(test)]
 mod tests {
-    use kube::core::ObjectMeta;
-
     use super::*;
     use crate::{
         actions::CompletionSpec,
@@ -522,6 +541,29 @@ mod tests {
             let result = earlier.conclude(Some(evidence.clone()), end);
             let result = result.map(|done| done.outcome).map_err(|error| error.code);
             assert_eq!(result, expected, "{evidence:?}");
+        }
+    }
+
+    #[test]
+    fn no_effect_follows_one_that_may_have_been_made_and_undone() {
+        let metadata = |generation, requests: &str| {
+            serde_yaml_ng::from_str::<ObjectMeta>(&format!(
+                "{{uid: u1, name: web, namespace: shop, generation: {generation}, \
+                 annotations: {{action-executor.dev/requests: '{requests}'}}}}"
+            ))
+            .expect("is metadata")
+        };
+        let resource = WorkloadKind::Deployment.resource();
+        let effect = Effect::patch(resource, &metadata(3, "4:r0@d0"), "r1@d1", None, Vec::new());
+        let earlier = Sent::by_an_earlier_attempt(effect);
+        for (generation, expected) in [
+            (3, None),
+            (4, None),
+            // The effect and its removal, or two changes by others.
+            (5, Some(Evidence::Unknowable)),
+        ] {
+            let found = metadata(generation, "4:r0@d0");
+            assert_eq!(earlier.bars_another(&found), expected, "{generation}");
         }
     }
 
