@@ -52,6 +52,8 @@ use crate::{
 mod claim;
 mod conclude;
 mod effect;
+#[cfg(test)]
+mod model;
 
 /// How often an action that waits for a disruption budget tries again.
 const BUDGET_POLL_INTERVAL: Duration = Duration::from_secs(1);

@@ -35,6 +35,8 @@ use crate::{
     policy::budget::usage::{LimitExceeded, Limits, Quota, Usage, UsageEntry},
 };
 
+#[cfg(test)]
+mod model;
 pub(crate) mod usage;
 
 /// The permissions on the Lease.
