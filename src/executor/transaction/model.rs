@@ -8,7 +8,7 @@
 //! server.
 //!
 //! Atomic here: a call that conflicts and the read that follows it, and the first evidence of an abandoned claim with
-//! the plan after it. A charge that is not answered is removed at once. No request waits for completion here.
+//! the plan after it. A charge that is not answered is removed at once. A wait for completion takes no time.
 //!
 //! Assumed: an Event that expires belongs to a request that is too old to be claimed; an Event that is deleted before
 //! leaves the mark in place; no write of a record is held as long as an Event is kept. A forger writes one record and
@@ -135,6 +135,7 @@ enum Found {
     Free,
     Ours(Stored),
     Answered(Said),
+    Applied(Stored),
     Held,
     Abandoned(Stored),
     Refused(Stored),
@@ -204,6 +205,8 @@ enum Stage {
     Replanning(Work),
     /// It ends, after evidence of what it has sent was found.
     Settling(Work, End),
+    /// About to write that the effect is made, and to wait.
+    Marking(Stored, End),
     /// About to write the end of its record.
     Recording(Stored, End),
 }
@@ -296,6 +299,8 @@ struct Model {
     kind: Kind,
     needs_approval: bool,
     forger: bool,
+    /// Whether the requests wait for completion, so that an effect is recorded before its answer.
+    waits: bool,
     disturbances: u8,
     attempts: u8,
     /// A rule that is broken, to see that the model finds it.
@@ -694,6 +699,7 @@ mod program {
         enum Means {
             Ours,
             Answered,
+            Applied,
             Held,
             Abandoned,
             Refused,
@@ -708,17 +714,19 @@ mod program {
             match claim_state(real, "us", now) {
                 ClaimState::Ours(_) => Means::Ours,
                 ClaimState::Answered(_) => Means::Answered,
+                ClaimState::Applied(_) => Means::Applied,
                 ClaimState::Held(_) => Means::Held,
                 ClaimState::Abandoned(_) => Means::Abandoned,
                 ClaimState::Refused(_) => Means::Refused,
                 ClaimState::Pending(_) => Means::Pending,
-                other => panic!("is not in this model: {other:?}"),
+                ClaimState::Free => panic!("there is a record"),
             }
         });
         let stored = || (*version, record.clone());
         match means {
             Means::Ours => Found::Ours(stored()),
             Means::Answered => Found::Answered(record.answer.expect("is answered")),
+            Means::Applied => Found::Applied(stored()),
             Means::Held => Found::Held,
             Means::Abandoned => Found::Abandoned(stored()),
             Means::Refused => Found::Refused(stored()),
@@ -734,13 +742,15 @@ mod program {
     }
 
     pub(super) fn resolve(ours: &Rec, found: &Rec) -> Resolved {
-        type Key = (State, Option<Said>, State, Option<Said>, bool);
+        type Key = (State, Said, Option<Said>, State, Option<Said>, bool);
         thread_local!(static CACHE: Cache<Key, Resolved> = RefCell::default());
         let is_same = ours.holder == found.holder;
-        let key = (ours.state, ours.answer, found.state, found.answer, is_same);
+        let key = (ours.state, ours.intended, ours.answer, found.state, found.answer, is_same);
         cached(&CACHE, key, |_| {
             let theirs = if is_same { "us" } else { "them" };
-            let ours = real_record(ours.state, ours.answer, "us");
+            let mut real = real_record(ours.state, ours.answer, "us");
+            real.intent.answer = answer(ours.intended);
+            let ours = real;
             match resolve_conflict(&ours, real_record(found.state, found.answer, theirs)) {
                 None => Resolved::Overwrite,
                 Some(Commit::Superseded(_)) => Resolved::Superseded,
@@ -764,7 +774,14 @@ mod program {
             real.state
         });
         let said = if let End::Said(said) = end { Some(said) } else { record.answer };
-        Rec { state, answer: said, ..record.clone() }
+        Rec { state, answer: said, intended: said.unwrap_or(record.intended), ..record.clone() }
+    }
+
+    /// A record of an effect whose completion is awaited.
+    pub(super) fn marked(record: &Rec, said: Said) -> Rec {
+        let mut real = real_record(record.state, None, "us");
+        real.mark_applied(Applied::default());
+        Rec { state: real.state, intended: said, ..record.clone() }
     }
 
     fn digest(kind: Kind, (nonce, seen): &Consent) -> String {
@@ -867,6 +884,9 @@ impl Model {
     }
 
     fn store(&self, world: &mut World, record: Rec) {
+        if record.answer == Some(Said::Applied) && world.effects == 0 && !self.forger {
+            world.wrong.get_or_insert(UNTRUE_APPLIED);
+        }
         world.writes += 1;
         world.unchanged |= record.answer == Some(Said::Unchanged);
         world.event = Some((world.writes, record));
@@ -969,6 +989,15 @@ impl Model {
                 self.reach("a replay");
                 return self.end(world, slot, End::Said(said));
             }
+            Found::Applied((_, record)) if !self.waits => {
+                return self.end(world, slot, End::Said(record.intended));
+            }
+            Found::Applied((version, record)) => {
+                self.reach("a wait is joined");
+                let end = End::Said(record.intended);
+                let ours = program::ended(&Rec { holder: id, ..record }, end);
+                Stage::Recording((version, ours), end)
+            }
             Found::Held => return self.end(world, slot, End::InProgress),
             Found::Abandoned(found) => Stage::Resuming { found },
             Found::Failed => return self.end(world, slot, End::Refusal),
@@ -1028,9 +1057,17 @@ impl Model {
         if program::settlement(end, replayed) == Settlement::Refund || is_broken {
             world.entries &= !(1 << id);
         }
-        let (version, record) = &work.record;
-        let ended = program::ended(record, end);
-        world.attempts[slot].stage = Stage::Recording((*version, ended), end);
+        self.complete(world, slot, &work.record, end);
+    }
+
+    /// `Transaction::complete`, or the record of another end.
+    fn complete(&self, world: &mut World, slot: usize, (version, record): &Stored, end: End) {
+        world.attempts[slot].stage = match end {
+            End::Said(said) if self.waits => {
+                Stage::Marking((*version, program::marked(record, said)), end)
+            }
+            _ => Stage::Recording((*version, program::ended(record, end)), end),
+        };
     }
 
     /// It ends like this, unless the evidence of what it has sent decides.
@@ -1327,6 +1364,18 @@ impl Model {
                     });
                 }
             }
+            Stage::Marking(record, end) => {
+                let answered = program::ended(&record.1, *end);
+                steps.add("records that it is made", who, 0, |to| {
+                    let is_stored = self.settle(to, record).is_none();
+                    let version = if is_stored { to.writes } else { record.0 };
+                    set(to, Stage::Recording((version, answered.clone()), *end));
+                });
+                steps.add("records that it is made, which is held", who, 1, |to| {
+                    to.network.push(Write::Patch(record.clone()));
+                    set(to, Stage::Recording((record.0, answered.clone()), *end));
+                });
+            }
             Stage::Recording(record, end) => {
                 let is_answer = matches!(end, End::Said(_));
                 steps.add("records the end", who, 0, |to| {
@@ -1361,7 +1410,7 @@ impl Model {
             _ if record.state == State::InDoubt => return self.end(to, slot, End::Unknown),
             _ => End::Unknown,
         };
-        to.attempts[slot].stage = Stage::Recording((*version, program::ended(&adopted, end)), end);
+        self.complete(to, slot, &(*version, adopted), end);
     }
 
     fn steps_of_resumed(&self, steps: &mut Steps<'_>, slot: usize, found: &Stored, view: &View) {
@@ -1712,6 +1761,7 @@ fn model(kind: Kind) -> Model {
         kind,
         needs_approval: false,
         forger: false,
+        waits: false,
         disturbances: 2,
         attempts: 3,
         broken: None,
@@ -1737,6 +1787,12 @@ fn a_patch_is_made_at_most_once_and_answered_truly_in_every_history() {
     let more =
         ["unchanged", "the mark is recognised", "the effect of another attempt is recognised"];
     explore("patch", model(Kind::Deployment), &[&ALWAYS_REACHED[..], &more].concat());
+}
+
+#[test]
+fn requests_that_wait_are_answered_truly_in_every_history() {
+    let model = Model { waits: true, ..model(Kind::Deployment) };
+    explore("waiting", model, &[&ALWAYS_REACHED[..], &["unchanged", "a wait is joined"]].concat());
 }
 
 #[test]
