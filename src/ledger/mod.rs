@@ -365,6 +365,8 @@ mod tests {
         let answered = |outcome| with_answer(outcome, ours(State::Answered));
         let claim = || record(State::Claimed, "them");
         let final_answer = || with_answer(Outcome::Applied, record(State::Answered, "them"));
+        let mut waits_unchanged = ours(State::Applied);
+        waits_unchanged.intent.answer.outcome = Outcome::Unchanged;
         let other_payload = Record { digest: "another".to_owned(), ..claim() };
         for (ours, found, expected) in [
             (ours(State::Refused), ours(State::Claimed), "None"),
@@ -373,6 +375,7 @@ mod tests {
             (answered(Outcome::Applied), final_answer(), "Some(Superseded"),
             (ours(State::Applied), claim(), "None"),
             (ours(State::RollingBack), claim(), "None"),
+            (waits_unchanged, claim(), "Some(LostClaim"),
             (answered(Outcome::Applied), claim(), "None"),
             (answered(Outcome::Unchanged), claim(), "Some(LostClaim"),
             (ours(State::Refused), claim(), "Some(LostClaim"),

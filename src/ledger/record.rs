@@ -357,7 +357,9 @@ impl Record {
     pub(crate) fn records_an_effect(&self) -> bool {
         match (self.state, &self.answer) {
             (State::Answered, Some(answer)) => answer.outcome != Outcome::Unchanged,
-            (state, _) => matches!(state, State::Applied | State::RollingBack),
+            // A request that waits although it has changed nothing.
+            (State::Applied, _) => self.intent.answer.outcome != Outcome::Unchanged,
+            (state, _) => state == State::RollingBack,
         }
     }
 
