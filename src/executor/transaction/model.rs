@@ -79,6 +79,7 @@ struct Object {
     generation: u8,
     /// Its resourceVersion, where something tests it.
     version: u8,
+    /// A pod is being deleted.
     paused: bool,
     /// The annotation with the requests; empty if there is none.
     requests: String,
@@ -386,6 +387,9 @@ mod program {
             Kind::Pod => {
                 metadata["ownerReferences"] = json!([{ "apiVersion": "apps/v1",
                     "kind": "ReplicaSet", "name": "web", "uid": "rs", "controller": true }]);
+                if object.paused {
+                    metadata["deletionTimestamp"] = json!("2026-01-31T12:00:00Z");
+                }
                 json!({ "metadata": metadata })
             }
         }
@@ -488,7 +492,9 @@ mod program {
                         return Err(());
                     }
                     assert!(confirmed(&effect, &json_of(kind, now)).is_some());
-                    Ok(None)
+                    // A pod that is being deleted already is deleted by someone else, with the same answer.
+                    let version = if now.paused { now.version } else { now.version + 1 };
+                    Ok(Some(Object { version, paused: true, ..now.clone() }))
                 }
                 other => panic!("is not in this model: {other:?}"),
             }
@@ -856,7 +862,11 @@ impl Model {
         let Ok(object) = program::deliver(self.kind, change, world.object.as_ref()) else {
             return false;
         };
+        let is_change = world.object != object;
         world.object = object;
+        if !is_change {
+            return true;
+        }
         world.effects += 1;
         world.by |= 1 << by;
         let seen = &change.seen;
@@ -1584,8 +1594,15 @@ impl Model {
                 }
             }
             Kind::Pod => {
-                steps.add("someone deletes the pod", 0, 1, |to| to.object = None);
+                if object.paused {
+                    steps.add("the pod is gone", 0, 0, |to| to.object = None);
+                }
                 let version = object.version + 1;
+                if !object.paused {
+                    steps.add("someone deletes the pod", 0, 1, |to| {
+                        to.object = Some(Object { version, paused: true, ..object.clone() });
+                    });
+                }
                 steps.add("the kubelet writes the status", 0, 1, |to| {
                     to.object = Some(Object { version, ..object.clone() });
                 });
