@@ -1840,7 +1840,7 @@ fn each_broken_rule_is_found() {
         (Broken::Consent, forgery(), &[NO_CONSENT]),
         (Broken::Fence, Model { needs_approval: true, ..patch() }, &[NO_CONSENT]),
         (Broken::Undone, patch(), &[TWO_EFFECTS]),
-        (Broken::TakenOver, model(Kind::Pod), &[TWO_EFFECTS, SUCCESSOR]),
+        (Broken::TakenOver, model(Kind::Pod), &[TWO_EFFECTS, SUCCESSOR, UNTRUE_UNCHANGED]),
     ] {
         let model = Model { broken: Some(broken), ..model };
         let checker = model.checker().threads(2).finish_when(HasDiscoveries::AnyFailures);
