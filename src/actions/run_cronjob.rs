@@ -5,7 +5,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
-    api::{ApiResource, DynamicObject, ObjectList},
+    api::{ApiResource, DynamicObject},
     core::ObjectMeta,
 };
 use schemars::JsonSchema;
@@ -99,20 +99,23 @@ impl Plannable for Parameters {
             let (namespace, deadline) = (&self.namespace, input.deadline);
             let resource = ApiResource::erase::<CronJob>(&());
             let job = job_name(&self.cronjob, &input.id);
-            let (found, jobs) = tokio::try_join!(
+            let (found, existing, version) = tokio::try_join!(
                 cluster.get_dynamic(&resource, namespace, &self.cronjob, deadline),
-                cluster.list_named::<Job>(namespace, &job, deadline),
+                cluster.get_opt::<Job>(namespace, &job, deadline),
+                cluster.list_version::<Job>(namespace, &job, deadline),
             )?;
-            decide(self.target(), &found, &jobs, input)
+            decide(self.target(), &found, existing.as_ref(), version, input)
         })
     }
 }
 
-/// From the CronJob, and the list of Jobs that have the new Job's name already, to the plan.
+/// From the CronJob, the object that has the new Job's name already, and the version at which that was listed, to
+/// the plan.
 fn decide(
     target: Target,
     object: &DynamicObject,
-    jobs: &ObjectList<Job>,
+    job: Option<&Job>,
+    version: Option<String>,
     input: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let cron_job: CronJob = object.clone().try_parse().map_err(|error| {
@@ -126,7 +129,7 @@ fn decide(
     });
     let at = rfc3339_millis(input.at);
     let did = format!("Job '{name}' of CronJob '{cron_job_name}' created at {at}.");
-    match jobs.items.first() {
+    match job {
         Some(job) if input.has_changed(&job.metadata)? => {
             // The Job changes nothing of the CronJob.
             let decision = Decision::AlreadyApplied(Applied::default(), did);
@@ -143,8 +146,7 @@ fn decide(
     };
     let resource = ApiResource::erase::<Job>(&());
     let manifest = manifest(&cron_job, &object.data["spec"]["jobTemplate"], &metadata, &input.id);
-    let since = jobs.metadata.resource_version.clone();
-    let effect = Effect::creation(resource, &metadata, &input.mark, since, manifest);
+    let effect = Effect::creation(resource, &metadata, &input.mark, version, manifest);
     let decision = Decision::Apply(Box::new(effect), did, would(&name, &cron_job_name));
     let mut plan = Plan::new(target, found, decision, completion);
     plan.changes = vec![creation(&name)];
@@ -255,10 +257,8 @@ mod tests {
     }
 
     fn decide_on(cron_job: &DynamicObject, job: Option<&Job>) -> Result<Plan, ActionError> {
-        let list = json!({ "metadata": { "resourceVersion": "70" }, "items": [] });
-        let mut jobs: ObjectList<Job> = serde_json::from_value(list).expect("is a list");
-        jobs.items.extend(job.cloned());
-        decide(SUSPEND_CRONJOB.target("shop", "nightly"), cron_job, &jobs, &PlanInput::example())
+        let (target, version) = (SUSPEND_CRONJOB.target("shop", "nightly"), Some("70".to_owned()));
+        decide(target, cron_job, job, version, &PlanInput::example())
     }
 
     fn created(cron_job: &DynamicObject) -> Value {

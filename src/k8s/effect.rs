@@ -189,11 +189,11 @@ impl Effect {
 
     /// Binds a scaling or a deletion to the version that was read, too. Its success then proves that it changed
     /// the object as it was read, and a late write of it has no effect once the object has changed. A patch is
-    /// bound by its tests. An eviction is not bound: the API server tries it again for 10 s if its precondition
-    /// fails (`EvictionsRetry`).
+    /// bound by its tests.
     pub(crate) fn bound_to(mut self, found: &ObjectMeta) -> Self {
-        if let Mutation::Scale { resource_version, .. } | Mutation::Delete { resource_version } =
-            &mut self.mutation
+        if let Mutation::Scale { resource_version, .. }
+        | Mutation::Delete { resource_version }
+        | Mutation::Evict { resource_version, .. } = &mut self.mutation
         {
             resource_version.clone_from(&found.resource_version);
         }
@@ -249,6 +249,7 @@ mod tests {
         let resource = ApiResource::erase::<Deployment>(&());
         for effect in [
             Effect::deletion(resource.clone(), &metadata(), None),
+            Effect::eviction(&metadata(), None),
             Effect::scaling(resource, &metadata(), "r1@d1", None, [1, 2]),
         ] {
             let bound = json!(effect.clone().bound_to(&metadata())).to_string();

@@ -221,7 +221,10 @@ impl TestCluster {
     pub async fn client(&self) -> Client {
         let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).expect("is a kubeconfig");
         let options = KubeConfigOptions::default();
-        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("is whole");
+        let mut config =
+            Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("is whole");
+        // A proxy passes on what the API server answers.
+        config.default_retry = false;
         Client::try_from(config).expect("is a client")
     }
 

@@ -545,10 +545,10 @@ async fn a_forged_record_gives_no_consent() {
         annotate_record(&Api::namespaced(forger, namespace.name()), &record, forged).await;
         let answer = run.send(&request).await.answer();
         assert_eq!(proxy.accepted_effects(), Vec::<String>::new(), "{state}: {answer}");
-        if state == "claimed" {
-            assert_eq!(answer["outcome"], "pending_approval", "{answer}");
-        }
-        assert_ne!(answer["outcome"], "applied", "{state}: {answer}");
+        // What the record says was sent may come, for all that can be known.
+        let is_undecided =
+            answer["outcome"] == "pending_approval" || answer["code"] == "outcome_unknown";
+        assert!(is_undecided, "{state}: {answer}");
         assert_eq!(scenario.effects_so_far().await, 0, "{state}");
     }
 }

@@ -227,17 +227,18 @@ impl Cluster {
         self.list_with(namespace, &params, deadline).await
     }
 
-    /// The object of this name as a list, which has the version at which it was there or not.
-    pub(crate) async fn list_named<K: Namespaced>(
+    /// The version of the list of objects of this name, from which a watch returns all that happens to them.
+    pub(crate) async fn list_version<K: Namespaced>(
         &self,
         namespace: &str,
         name: &str,
         deadline: Instant,
-    ) -> Result<ObjectList<K>, ActionError> {
+    ) -> Result<Option<String>, ActionError> {
         let api = Api::<K>::namespaced(self.client(), namespace);
-        let params = ListParams::default().fields(&format!("metadata.name={name}"));
+        let params = ListParams::default().fields(&format!("metadata.name={name}")).limit(1);
         let call = Call::of::<K>("list", namespace, None);
-        self.read(&call, deadline, || api.list(&params)).await
+        let list = self.read(&call, deadline, || api.list_metadata(&params)).await?;
+        Ok(list.metadata.resource_version)
     }
 
     /// Lists all objects of a namespace from the API server's cache. The list may be slightly out of date,
