@@ -4,8 +4,8 @@
 //!
 //! Each phase restarts `THROUGHPUT_ACTIONS` Deployments (256 by default), each once, by 8 or 64 clients at a time:
 //! through the server, and by a client here that sends the same calls with the same bodies, and waits where the
-//! server waits: for the reads, for the claim with the charge, for the change, for the record. It keeps no promise
-//! and decides nothing, so it shows the limit of the API server. It uses HTTP/1.1, then HTTP/2. The phases run in
+//! server waits: for the reads, for the claim with the charge, for the change, for the record. It
+//! decides nothing, so it shows the limit of the API server. It uses HTTP/1.1, then HTTP/2. The phases run in
 //! turn, `THROUGHPUT_ROUNDS` times (3), after a warm-up, without and with a budget; each phase with a budget has a
 //! Lease of its own, since a Lease grows with each charge.
 //!
@@ -444,13 +444,26 @@ impl Raw {
         }
     }
 
-    async fn charge(&self) -> Result<(), String> {
+    /// The charge before the effect.
+    async fn charge(&self, key: &str) -> Result<(), String> {
         if !self.is_budgeted {
             self.read(&self.lease).await;
             return Ok(());
         }
-        let key = format!("usage.action-executor.dev/{}", uuid::Uuid::now_v7().simple());
-        let patch = json!({ "metadata": { "annotations": { key: self.records.usage } } });
+        let usage = self.records.usage.trim_end_matches(".made");
+        self.write_usage(key, usage).await
+    }
+
+    /// The time of the effect, after it.
+    async fn charge_made(&self, key: &str) -> Result<(), String> {
+        match self.is_budgeted {
+            true => self.write_usage(key, &self.records.usage).await,
+            false => Ok(()),
+        }
+    }
+
+    async fn write_usage(&self, key: &str, usage: &str) -> Result<(), String> {
+        let patch = json!({ "metadata": { "annotations": { key: usage } } });
         self.write(Method::PATCH, &self.lease, MERGE_PATCH, patch.to_string()).await.map(drop)
     }
 }
@@ -485,14 +498,16 @@ impl Subject for Raw {
         let uid = found["metadata"]["uid"].as_str().expect("has one");
         let replaced = |text: &str| self.records.for_another(text, name, uid, &id, &event);
         let claim = self.write(Method::POST, events, JSON, replaced(&self.records.claim));
-        let (claim, ()) = tokio::try_join!(claim, self.charge())?;
+        let key = format!("usage.action-executor.dev/{}", uuid::Uuid::now_v7().simple());
+        let (claim, ()) = tokio::try_join!(claim, self.charge(&key))?;
         let patch = patch(&found, &id).to_string();
         self.write(Method::PATCH, &deployment, JSON_PATCH, patch).await?;
         let claim: Value = serde_json::from_slice(&claim).expect("is an Event");
         let mut record: Value =
             serde_json::from_str(&replaced(&self.records.record.to_string())).expect("is JSON");
         record["metadata"]["resourceVersion"] = claim["metadata"]["resourceVersion"].clone();
-        self.write(Method::PATCH, &own, MERGE_PATCH, record.to_string()).await.map(drop)
+        let record = self.write(Method::PATCH, &own, MERGE_PATCH, record.to_string());
+        tokio::try_join!(record, self.charge_made(&key)).map(drop)
     }
 }
 
@@ -502,7 +517,9 @@ fn patch(found: &Value, id: &str) -> Value {
     let requests = &metadata["annotations"]["action-executor.dev/requests"];
     let mut kept: Vec<_> = requests.as_str().unwrap_or_default().split_whitespace().collect();
     let newest = kept.last().and_then(|it| it.split(':').next()?.parse::<u64>().ok());
-    let newest = format!("{}:{id}", newest.unwrap_or_default() + 1);
+    let generation = metadata["generation"].as_u64().unwrap_or_default();
+    let number = newest.unwrap_or_default().max(generation) + 1;
+    let newest = format!("{number}:{id}@{:032}", 0);
     kept.push(&newest);
     let kept = kept[kept.len().saturating_sub(8)..].join(" ");
     let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);

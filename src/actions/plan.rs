@@ -215,11 +215,8 @@ impl Plan {
         sentence: String,
         completion: CompletionSpec,
     ) -> Self {
-        let applied = Applied {
-            resource_version: found.resource_version.clone(),
-            generation: found.generation,
-            warnings: Vec::new(),
-        };
+        // The object may have been changed since, so its version right after the change is unknown.
+        let applied = Applied { generation: found.generation, ..Applied::default() };
         Plan::new(target, found, Decision::AlreadyApplied(applied, sentence), completion)
     }
 
@@ -282,6 +279,14 @@ impl CompletionSpec {
             CompletionSpec::Rollout(rollout) => {
                 FollowUp::Wait(Completion::of_rollout(rollout.clone(), target, applied))
             }
+        }
+    }
+
+    /// The namespace of what is awaited, if that is not the target itself.
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        match self {
+            CompletionSpec::Known(completion) => completion.namespace(),
+            CompletionSpec::Rollout(_) | CompletionSpec::Drained(_) => None,
         }
     }
 

@@ -58,7 +58,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         PolicyRule {
             api_groups: &["batch"],
             resources: &["jobs"],
-            // `list` and `watch` to find out after a crash whether the Job was created.
+            // list: each plan records the version of the list. watch: completion, and evidence of a creation
+            // without an answer.
             verbs: &["get", "list", "create", "watch"],
         },
         // Only to report why a Job does not complete when the request waits.

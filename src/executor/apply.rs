@@ -28,6 +28,9 @@ use crate::{
     },
 };
 
+/// Why the answer of an earlier attempt's effect is missing.
+pub(crate) const NO_RECORDED_ANSWER: &str = "the attempt that sent it did not record an answer";
+
 /// Time after the deadline to find out whether a write took effect.
 pub(crate) const RECOVERY_TIMEOUT: Duration = Duration::from_millis(800);
 
@@ -305,12 +308,13 @@ impl Pause {
 
 fn blocked(target: &Target, why: &str) -> ActionError {
     ActionError::new(Code::DisruptionBudget, format!("{target} cannot be evicted now: {why}"))
+        .object_uid(target.uid.as_deref())
         .with_retry_after(Some(Duration::from_secs(5)))
 }
 
 fn out_of_time(request: &ActionRequest) -> ActionError {
     let target = request.action.target();
-    let detail = format!("the time limit passed before the change of {target} was sent");
+    let detail = format!("the time limit for {target} passed; nothing was done");
     ActionError::new(Code::ClusterUnavailable, detail)
         .with_retry_after(Some(Duration::from_secs(1)))
 }
@@ -323,7 +327,7 @@ fn kept_changing(request: &ActionRequest) -> ActionError {
 
 impl Sent {
     pub(crate) fn by_an_earlier_attempt(effect: Effect) -> Self {
-        let missing = Some("the attempt that sent it did not record an answer".to_owned());
+        let missing = Some(NO_RECORDED_ANSWER.to_owned());
         Sent { effect, plan: None, missing }
     }
 
@@ -333,7 +337,7 @@ impl Sent {
         result: String,
         error: &ApiError,
     ) -> Self {
-        let missing = Some(format!("its answer was lost ({error:?})"));
+        let missing = Some(format!("no answer shows whether it was made ({})", error.message()));
         Sent { effect, plan: Some((plan, result)), missing }
     }
 
@@ -407,13 +411,13 @@ impl Sent {
             (Some(Evidence::Gone), sent) => Err(gone(&sent.effect)),
             (_, Sent { effect, missing, .. }) => {
                 let why = missing.unwrap_or_else(|| {
-                    "was refused, since the object had changed, perhaps by the same change sent twice".to_owned()
+                    "was refused because the object had changed; a proxy may have sent it twice"
+                        .to_owned()
                 });
-                let why = match end {
-                    Err(error) => format!("{why}; after that: {}", error.detail),
-                    Ok(_) => why,
-                };
-                Err(unknown(&effect, &why))
+                Err(match end {
+                    Err(error) => unknown_after(&effect, &why, &error),
+                    Ok(_) => unknown(&effect, &why),
+                })
             }
         }
     }
@@ -429,8 +433,15 @@ pub(crate) fn unknown(effect: &Effect, why: &str) -> ActionError {
         "" => format!("check `{}`", command_of(effect)),
         uid => format!("check `{}` (it had uid {uid})", command_of(effect)),
     };
-    ActionError::new(Code::OutcomeUnknown, detail)
-        .with_hint(format!("{hint}; the same request with the same id is safe to resend"))
+    ActionError::new(Code::OutcomeUnknown, detail).with_hint(format!(
+        "{hint}; then resend the same request with the same id: it does not repeat the change"
+    ))
+}
+
+/// The same, for an attempt that ended with this error after it.
+pub(crate) fn unknown_after(effect: &Effect, why: &str, end: &ActionError) -> ActionError {
+    let end = end.detail.strip_suffix("; nothing was done").unwrap_or(&end.detail);
+    unknown(effect, &format!("{why}; then this attempt ended: {end}"))
 }
 
 /// The error for an object that was to be deleted and is gone: uids are never used again, so this request can do
@@ -440,7 +451,7 @@ pub(crate) fn gone(effect: &Effect) -> ActionError {
     ActionError::new(
         Code::OutcomeUnknown,
         format!(
-            "{object} (uid {uid}) is gone or being deleted; whether by this request or by someone else is unknown"
+            "{object} (uid {uid}) is gone or being deleted; whether this request or another client deleted it is unknown"
         ),
     )
     .with_hint(format!(

@@ -1,9 +1,9 @@
 //! Rolls a workload back to its previous revision after its awaited rollout failed.
 //!
 //! This is a second effect of the same request. Like the first one it is bound to the object as it was read,
-//! carries an id of its own, and is recorded before it is applied. The revision was recorded before the first
+//! carries a mark of its own, and is recorded before it is applied. The revision was recorded before the first
 //! effect and is not chosen now. Several attempts at the request may arrive here at once; the object accepts
-//! one of them, and the others find its id there.
+//! one of them, and the others find its mark there.
 //!
 //! The policy and the kill switch hold. The budget is charged but does not refuse: an exhausted budget, or the
 //! cooldown that the request itself started, must not keep a broken workload broken.
@@ -34,8 +34,8 @@ use crate::{
     policy::{budget::usage::UsageEntry, evaluate::Facts},
 };
 
-/// Tells the mark of the second effect from that of the request.
-const SUFFIX: &str = "rollback";
+/// Distinguishes the mark of the second effect from that of the request.
+const ROLLBACK_SUFFIX: &str = "rollback";
 
 /// What became of the rollback.
 enum RollbackOutcome {
@@ -173,7 +173,7 @@ impl Transaction<'_> {
     }
 
     fn rollback_mark(&self) -> String {
-        self.ledger.request.mark_of(SUFFIX)
+        self.ledger.request.mark_of(ROLLBACK_SUFFIX)
     }
 
     /// What the second effect left behind, if any attempt made it.
@@ -197,7 +197,7 @@ impl Transaction<'_> {
             Evidence::Made(applied) => Ok(Some(applied)),
             Evidence::NeverMade | Evidence::NotYet => Ok(None),
             Evidence::Gone | Evidence::Unknowable => {
-                Err(apply::unknown(effect, "the object has been changed by others since"))
+                Err(apply::unknown(effect, "the object was changed or replaced since"))
             }
         }
     }
@@ -313,7 +313,9 @@ fn target_revision<'a>(
         && failed.template.is_on(&history.workload)
         && AppliedRequests::from_metadata(found).contains(mark);
     if found.uid != target.uid || found.deletion_timestamp.is_some() || !is_ours {
-        let detail = format!("{target} was changed by someone else in the meantime");
+        let detail = format!(
+            "{target} is not as this request left it: another client changed or replaced it"
+        );
         return Err(ActionError::new(Code::PreconditionFailed, detail));
     }
     if history.workload.is_paused() {

@@ -84,7 +84,6 @@ async fn simulate_or_execute(
         return simulate(context, request, &input).await;
     }
     let cluster = context.require_cluster("nothing can be done")?;
-    check_replay_window("issued_at", request.issued_at, input.at, context.replay_window())?;
     let target = request.action.target();
     let guard = Arc::new(context.target_locks().acquire(&target, id, input.deadline).await?);
     // An action that only waits has made its effect: the next one need not wait for its completion.

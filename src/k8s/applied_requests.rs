@@ -26,7 +26,12 @@ const DIGEST_CHARACTERS: usize = 32;
 
 /// Each request's mark with its number, the oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AppliedRequests(VecDeque<(u64, String)>);
+pub struct AppliedRequests {
+    entries: VecDeque<(u64, String)>,
+    /// The object's generation, 0 without one. A later number is above it, so that no number is used again after an
+    /// old list was restored (`kubectl rollout undo` restores the annotations of the revision).
+    generation: u64,
+}
 
 /// The mark of the request with this id and this digest of what it asks for.
 pub(crate) fn mark(id: &str, digest: &str) -> String {
@@ -47,44 +52,46 @@ impl AppliedRequests {
             let (number, id) = word.split_once(':')?;
             Some((number.parse().ok()?, id.to_owned()))
         };
-        AppliedRequests(
-            text.map(|text| text.split(' ').filter_map(entry).collect()).unwrap_or_default(),
-        )
+        AppliedRequests {
+            entries: text
+                .map(|text| text.split(' ').filter_map(entry).collect())
+                .unwrap_or_default(),
+            generation: metadata.generation.and_then(|it| it.try_into().ok()).unwrap_or_default(),
+        }
     }
 
     /// Whether the request with this mark changed the object and its mark was not dropped since.
     pub(crate) fn contains(&self, mark: &str) -> bool {
-        self.0.iter().any(|(_, known)| known == mark)
+        self.entries.iter().any(|(_, known)| known == mark)
     }
 
     /// Whether another request with the same id as this one changed the object.
     pub(crate) fn contains_id_of_another(&self, mark: &str) -> bool {
-        self.0.iter().any(|(_, known)| known != mark && id_of(known) == id_of(mark))
+        self.entries.iter().any(|(_, known)| known != mark && id_of(known) == id_of(mark))
     }
 
-    /// How many requests changed the object after the one with this number, if each of them is listed; else 0.
-    pub(crate) fn added_since(&self, number: u64) -> i64 {
-        let listed = self.0.iter().filter(|(known, _)| *known > number).count() as u64;
-        let added = self.newest().saturating_sub(number);
-        if listed == added { added.try_into().unwrap_or_default() } else { 0 }
+    /// How many requests have a number above this one; `None` if one of them may have been dropped.
+    pub(crate) fn count_above(&self, number: u64) -> Option<i64> {
+        let above = self.entries.iter().filter(|(known, _)| *known > number).count();
+        if above < MAX_REQUESTS { above.try_into().ok() } else { None }
     }
 
     /// Whether the entry with this number is listed.
     pub(crate) fn has_number(&self, number: u64) -> bool {
-        self.0.iter().any(|(known, _)| *known == number)
+        self.entries.iter().any(|(known, _)| *known == number)
     }
 
     /// The number of the last request; 0 without one.
     pub fn newest(&self) -> u64 {
-        self.0.back().map_or(0, |(number, _)| *number)
+        self.entries.back().map_or(0, |(number, _)| *number)
     }
 
     /// The annotation's value after one more request.
     pub(crate) fn push(&self, mark: &str) -> String {
         let mut requests = self.clone();
-        requests.0.push_back((self.newest() + 1, mark.to_owned()));
-        while requests.0.len() > MAX_REQUESTS {
-            requests.0.pop_front();
+        requests.entries.push_back((self.newest().max(self.generation) + 1, mark.to_owned()));
+        while requests.entries.len() > MAX_REQUESTS {
+            requests.entries.pop_front();
         }
         requests.to_string()
     }
@@ -93,7 +100,7 @@ impl AppliedRequests {
     pub(crate) fn change(&self, mark: &str) -> Change {
         Change {
             path: REQUESTS_POINTER.to_owned(),
-            from: if self.0.is_empty() { Value::Null } else { self.to_string().into() },
+            from: if self.entries.is_empty() { Value::Null } else { self.to_string().into() },
             to: self.push(mark).into(),
         }
     }
@@ -101,7 +108,7 @@ impl AppliedRequests {
 
 impl fmt::Display for AppliedRequests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (number, id)) in self.0.iter().enumerate() {
+        for (index, (number, id)) in self.entries.iter().enumerate() {
             let space = if index > 0 { " " } else { "" };
             write!(f, "{space}{number}:{id}")?;
         }
@@ -126,6 +133,24 @@ mod tests {
         assert_eq!(AppliedRequests::default().push("a"), "1:a");
         assert_eq!(requests("1:a").push("b"), "1:a 2:b");
         assert_eq!(requests("1:a 2:b:c").newest(), 2);
+    }
+
+    #[test]
+    fn a_number_is_above_the_generation_and_never_used_again() {
+        let restored = AppliedRequests::from_metadata(&ObjectMeta {
+            generation: Some(9),
+            annotations: Some([(REQUESTS_ANNOTATION.to_owned(), "5:r5".to_owned())].into()),
+            ..ObjectMeta::default()
+        });
+        assert_eq!(restored.push("ours"), "5:r5 10:ours");
+    }
+
+    #[test]
+    fn requests_are_counted_unless_one_may_have_been_dropped() {
+        assert_eq!(requests("4:a 5:b 6:c").count_above(4), Some(2));
+        let full: Vec<_> = (1..=8).map(|number| format!("{number}:r{number}")).collect();
+        assert_eq!(requests(&full.join(" ")).count_above(1), Some(7));
+        assert_eq!(requests(&full.join(" ")).count_above(0), None);
     }
 
     #[test]

@@ -72,6 +72,18 @@ pub(crate) enum Completion {
 }
 
 impl Completion {
+    /// The namespace of what is awaited.
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        match self {
+            Completion::Immediate(_) => None,
+            Completion::RolledOut { namespace, .. }
+            | Completion::Scaled { namespace, .. }
+            | Completion::Gone { namespace, .. }
+            | Completion::Finished { namespace, .. }
+            | Completion::Replaced { namespace, .. } => Some(namespace),
+        }
+    }
+
     /// The rollout of the generation that the effect made.
     pub(crate) fn of_rollout(rollout: RolloutOf, target: &Target, applied: &Applied) -> Self {
         Completion::RolledOut {

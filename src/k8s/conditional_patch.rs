@@ -32,7 +32,7 @@ use crate::{
     k8s::applied_requests::{AppliedRequests, REQUESTS_ANNOTATION},
 };
 
-/// The patch that makes `change` to the object with this metadata, and adds the request's id to it.
+/// The patch that makes `change` to the object with this metadata, and adds the request's mark to it.
 pub(crate) fn patch(
     metadata: &ObjectMeta,
     request_id: &str,

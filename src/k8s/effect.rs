@@ -1,8 +1,8 @@
 //! A change to the cluster as data.
 //!
 //! An action decides on an [`Effect`]; `k8s::api::mutation` sends it, and `k8s::evidence` recognises it in the
-//! cluster. Each effect is bound to the object as it was decided on, so sending it twice cannot change anything
-//! twice: a patch by its `test` operations (`k8s::conditional_patch`), a deletion by the uid. The record has the
+//! cluster. Each effect is bound to the object as it was decided on, so sending it twice changes nothing
+//! twice: a patch and a scaling by their `test` operations, a deletion by the uid, a creation by its name. The record has the
 //! effect before it is sent, so a process that resumes the request can find out what happened. Pure.
 
 use json_patch::{Patch as JsonPatch, PatchOperation};

@@ -6,7 +6,7 @@
 //!
 //! That an effect is not seen does not prove that it was not made, nor that it will not be made:
 //!
-//! - Somebody may have removed the mark with everything else (`kubectl rollout undo`, `kubectl replace`). Our
+//! - Another client may have removed the mark with everything else (`kubectl rollout undo`, `kubectl replace`). Our
 //!   patch adds one to `metadata.generation`, and so does the removal; a generation that is one ahead has room
 //!   for one of them only, beside the steps of other requests that the annotation lists. The exception is a removal of the annotation alone from a StatefulSet, a DaemonSet or a
 //!   CronJob, or of a node, which has no generation.
@@ -114,10 +114,14 @@ fn of_change(effect: &Effect, found: &DynamicObject) -> Evidence {
         Mutation::Patch { mark, .. } if is_marked(metadata, mark) => made(effect),
         Mutation::Patch { since, .. } => {
             let requests = AppliedRequests::from_metadata(metadata);
+            // The requests after ours was decided on: each is one step.
+            let generation: u64 =
+                effect.generation.and_then(|it| it.try_into().ok()).unwrap_or_default();
+            let others = requests.count_above(generation.max(*since));
             match steps {
                 Some(0) => not_made(requests.newest() > *since),
                 // Ours and the removal of its mark are two steps.
-                Some(steps) if (0..=1).contains(&(steps - requests.added_since(*since))) => {
+                Some(steps) if others.is_some_and(|it| (0..=1).contains(&(steps - it))) => {
                     Evidence::NeverMade
                 }
                 Some(_) => Evidence::Unknowable,
@@ -281,7 +285,8 @@ mod tests {
         assert_eq!(left("u1", 6, "5:r2@d2 6:r3@d3"), Evidence::NeverMade);
         assert_eq!(left("u1", 7, "5:r2@d2 6:r3@d3"), Evidence::Unknowable);
         // One that is dropped may have been ours.
-        assert_eq!(left("u1", 6, "6:r3@d3 7:r4@d4"), Evidence::Unknowable);
+        let full: Vec<_> = (6..14).map(|number| format!("{number}:r{number}@d2")).collect();
+        assert_eq!(left("u1", 12, &full.join(" ")), Evidence::Unknowable);
         // Made, and undone together with its mark.
         assert_eq!(left("u1", 5, "4:r0@d0"), Evidence::Unknowable);
         assert_eq!(left("u1", 5, ""), Evidence::Unknowable);

@@ -7,8 +7,8 @@
 //! has shown what became of its effect.
 //!
 //! When a claim may be taken over is decided by the API server's clock, so a wrong clock of one process blocks no
-//! other. No clock decides whether an effect is made twice. The effect itself prevents that: it is bound to the
-//! object as it was read, and carries the request's mark (see `k8s::effect`).
+//! other. No clock decides whether an effect is made twice: the effect is bound to the object as it was read
+//! (`k8s::effect`), and what it leaves behind shows that it was made (`k8s::evidence`).
 //!
 //! The ledger writes Events and knows no single action. What became of an effect is for its caller to find out.
 
@@ -126,6 +126,7 @@ impl<'a> Ledger<'a> {
         deadline: Instant,
     ) -> Result<ClaimState, ActionError> {
         let event = self.request.event(record);
+        let mut backoff = retry::backoff();
         loop {
             // A repeated creation conflicts with its own first Event; the holder shows that it is ours.
             match self.cluster.create(self.request.namespace(), &event, deadline).await {
@@ -133,7 +134,9 @@ impl<'a> Ledger<'a> {
                 // A response without the record proves nothing, and a conflict may be with our own creation.
                 Ok(_) | Err(ApiError::Conflict(_)) => match self.find(deadline).await? {
                     // The Event expired between the two calls.
-                    ClaimState::Free if Instant::now() < deadline => {}
+                    ClaimState::Free if Instant::now() < deadline => {
+                        sleep(backoff.next().unwrap_or_default()).await;
+                    }
                     found => return Ok(found),
                 },
                 Err(error) => return Err(self.explain("create", error).await),
@@ -165,7 +168,7 @@ impl<'a> Ledger<'a> {
     ) -> Result<Option<Record>, ActionError> {
         let ours = Record { resource_version: found.resource_version.clone(), ..ours };
         match self.write(&ours, deadline).await {
-            Ok(event) => Ok(Record::read(&event)),
+            Ok(event) => Ok(Record::read(&event).filter(|found| found.is_same_write(&ours))),
             Err(ApiError::Conflict(_) | ApiError::NotFound) => Ok(None),
             Err(error) => Err(self.explain("patch", error).await),
         }
@@ -231,6 +234,9 @@ impl<'a> Ledger<'a> {
         let Some(record) = Record::read(event) else { return Err(self.unreadable()) };
         if record.digest != self.request.digest {
             return Err(ActionError::id_reused(&self.request.id));
+        }
+        if !record.is_about(&self.request) {
+            return Err(self.unreadable());
         }
         Ok(claim_state(record, &self.holder, self.cluster.now()))
     }

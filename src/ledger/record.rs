@@ -160,7 +160,7 @@ impl RequestMetadata {
         applied_requests::mark(&self.id, &self.digest)
     }
 
-    /// The mark of a further change by this request, told by a suffix. No id has a slash.
+    /// The mark of a further change by this request, distinguished by a suffix. No id has a slash.
     pub(crate) fn mark_of(&self, suffix: &str) -> String {
         applied_requests::mark(&format!("{}/{suffix}", self.id), &self.digest)
     }
@@ -346,6 +346,20 @@ impl Record {
             refusal: None,
             resource_version: event.metadata.resource_version.clone(),
         })
+    }
+
+    /// Whether all that it names is the request's own. More accounts may write Events than the objects that a forged
+    /// record could name.
+    pub(crate) fn is_about(&self, request: &RequestMetadata) -> bool {
+        let Target { api_version, kind, namespace, name, .. } = &request.target;
+        let target = &self.intent.answer.target;
+        let is_target = [&target.api_version, &target.kind, &target.namespace, &target.name]
+            == [api_version, kind, namespace, name];
+        let effects = self.intent.effect.iter().chain(&self.rollback);
+        let mut namespaces = effects
+            .map(|effect| effect.namespace.as_str())
+            .chain(self.intent.completion.namespace());
+        is_target && namespaces.all(|it| it == namespace)
     }
 
     /// Whether these are the same write of the same attempt.

@@ -9,6 +9,7 @@
 //! A record never stands for an approval, since more accounts may write Events than may approve. Each attempt looks
 //! for the ConfigMap of the digest that it computes itself.
 
+use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::ConfigMap;
 use tokio::time::Instant;
 
@@ -61,20 +62,31 @@ pub(crate) fn command(namespace: &str, digest: &str) -> String {
     format!("kubectl -n {namespace} create configmap {name} --from-literal=by=\"$USER\"")
 }
 
-/// The approver of this digest, as the ConfigMap names them; `None` if it is not approved.
+/// A ConfigMap that approves a digest.
+pub(crate) struct Approved {
+    /// The approver, as the ConfigMap names them.
+    pub by: String,
+    /// When it was created, by the API server's clock.
+    pub at: Option<DateTime<Utc>>,
+}
+
+/// The approval of this digest; `None` if it is not approved.
 ///
 /// # Errors
 /// Why the ConfigMap could not be read.
-pub(crate) async fn approver(
+pub(crate) async fn find(
     cluster: &Cluster,
     namespace: &str,
     digest: &str,
     deadline: Instant,
-) -> Result<Option<String>, ActionError> {
+) -> Result<Option<Approved>, ActionError> {
     let name = object_name(digest);
     let approval = cluster.get_opt::<ConfigMap>(namespace, &name, deadline).await?;
     Ok(approval.map(|approval| {
+        let created = approval.metadata.creation_timestamp.as_ref();
+        let at = created.and_then(|it| DateTime::from_timestamp(it.0.as_second(), 0));
         let by = approval.data.and_then(|data| data.get("by").cloned()).unwrap_or_default();
-        by.chars().filter(|c| !c.is_control()).take(100).collect()
+        let by = by.chars().filter(|c| !c.is_control()).take(100).collect();
+        Approved { by, at }
     }))
 }

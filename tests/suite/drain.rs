@@ -323,7 +323,7 @@ async fn a_drain_stops_when_its_node_is_uncordoned() {
     let done = spawn_blocking(|| waiting.wait()).await.expect("it ran");
     assert_eq!(done.status, 69, "{done:?}");
     let message = done.answer()["rollout"]["message"].as_str().expect("is reported").to_owned();
-    assert!(message.contains("uncordoned by someone else"), "{message}");
+    assert!(message.contains("uncordoned by another client"), "{message}");
     assert_eq!(on_node(&namespace).await.len(), 2);
 }
 

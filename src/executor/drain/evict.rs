@@ -90,8 +90,7 @@ impl Drain<'_> {
             let Ok((effect, result)) = done else { continue };
             let name = format!("{}/{}", effect.namespace, effect.name);
             match result {
-                // It is gone, or another pod has its name.
-                Ok(_) | Err(ApplyError::Conflict) => {
+                Ok(_) => {
                     self.context.observer().progress(&format!("pod {name} is evicted"));
                     attempts.refused.remove(&effect.uid);
                     evicted.insert(effect.uid);
@@ -99,10 +98,18 @@ impl Drain<'_> {
                 Err(ApplyError::Disruption(why)) => {
                     attempts.refused.insert(effect.uid, why);
                 }
+                // It is gone, or another pod has its name: the next list shows it.
+                Err(ApplyError::Conflict) => {
+                    attempts.in_doubt.insert(effect.uid.clone());
+                    attempts.refused.insert(effect.uid, "it was changed or replaced".to_owned());
+                }
                 // The next list shows whether it was evicted.
                 Err(ApplyError::InDoubt(error)) => {
                     attempts.in_doubt.insert(effect.uid.clone());
-                    attempts.refused.insert(effect.uid, format!("its answer was lost ({error:?})"));
+                    attempts.refused.insert(
+                        effect.uid,
+                        format!("no answer shows whether it was evicted ({})", error.message()),
+                    );
                 }
                 Err(ApplyError::NotTaken(error, _)) => {
                     attempts.in_doubt.insert(effect.uid.clone());
@@ -119,7 +126,7 @@ impl Drain<'_> {
         }
     }
 
-    /// Finds out what became of evictions whose answer was lost, and evicts the pods that are still there.
+    /// Finds out which evictions without an answer were made, and evicts the other pods.
     /// Returns the uids of the evicted pods.
     pub(super) async fn resolve_unknown(
         &self,

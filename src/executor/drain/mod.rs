@@ -40,7 +40,7 @@ const MAX_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Time to uncordon the node.
 const UNCORDON_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Tells the mark of the uncordoning from that of the request.
+/// Distinguishes the mark of the uncordoning from that of the request.
 const UNCORDON_SUFFIX: &str = "uncordon";
 
 /// The stage before the first list.
@@ -236,6 +236,10 @@ impl Drain<'_> {
     async fn uncordon(&self) -> String {
         let (name, until) = (&self.remaining.node.name, Instant::now() + UNCORDON_TIMEOUT);
         let failed = |why: &str| format!("Node '{name}' could not be uncordoned: {why}");
+        if let Err(error) = (self.recheck)(until).await {
+            return failed(&error.detail);
+        }
+        let mut is_in_doubt = false;
         while Instant::now() < until {
             let node: Node = match self.remaining.cluster.get_global(name, until).await {
                 Ok(node) => node,
@@ -245,7 +249,11 @@ impl Drain<'_> {
                 return failed("it was replaced by another node of its name");
             }
             let mark = self.request.mark_of(UNCORDON_SUFFIX);
-            if AppliedRequests::from_metadata(&node.metadata).contains(&mark) {
+            let requests = AppliedRequests::from_metadata(&node.metadata);
+            if !requests.contains(&self.request.mark()) {
+                return failed("it does not have this request's mark");
+            }
+            if requests.contains(&mark) {
                 return format!("Node '{name}' is uncordoned again");
             }
             if !nodes::is_cordoned(&node) {
@@ -258,14 +266,20 @@ impl Drain<'_> {
                 Ok(_) => return format!("Node '{name}' is uncordoned again"),
                 // The next read shows whether it was applied.
                 Err(
-                    ApplyError::Conflict
+                    error @ (ApplyError::Conflict
                     | ApplyError::TestFailed(_)
                     | ApplyError::InDoubt(_)
-                    | ApplyError::NotTaken(..),
-                ) => sleep(MIN_POLL_INTERVAL).await,
+                    | ApplyError::NotTaken(..)),
+                ) => {
+                    is_in_doubt |= matches!(error, ApplyError::InDoubt(_));
+                    sleep(MIN_POLL_INTERVAL).await;
+                }
                 Err(ApplyError::Disruption(why)) => return failed(&why),
                 Err(ApplyError::Rejected(error)) => return failed(&error.with_its_hint()),
             }
+        }
+        if is_in_doubt {
+            return format!("whether Node '{name}' was uncordoned is unknown");
         }
         failed("it kept changing")
     }
@@ -283,12 +297,14 @@ fn reason_of_node(found: &Node, cordoned: &Target, request: &RequestMetadata) ->
         return Some(match requests.contains(&request.mark_of(UNCORDON_SUFFIX)) {
             true => format!("another attempt has given up and uncordoned Node '{name}'"),
             false => {
-                format!("Node '{name}' was uncordoned by someone else; nothing more is evicted")
+                format!("Node '{name}' was uncordoned by another client; nothing more is evicted")
             }
         });
     }
     let is_ours = requests.contains(&request.mark());
-    (!is_ours).then(|| format!("Node '{name}' does not show that this request cordoned it"))
+    (!is_ours).then(|| {
+        format!("Node '{name}' does not have this request's mark; nothing more is evicted")
+    })
 }
 
 #[cfg(test)]
@@ -304,9 +320,9 @@ mod tests {
             Target { uid: Some("u1".to_owned()), ..Target::named("v1", "Node", "", "n1") };
         for (uid, unschedulable, requests, expected) in [
             ("u1", true, &*ours, None),
-            ("u1", true, other, Some("does not show that this request cordoned it")),
+            ("u1", true, other, Some("does not have this request's mark; nothing more is evicted")),
             ("u2", true, &*ours, Some("replaced by another node")),
-            ("u1", false, &*ours, Some("uncordoned by someone else")),
+            ("u1", false, &*ours, Some("uncordoned by another client")),
             ("u1", false, &*both, Some("another attempt has given up")),
         ] {
             let node = serde_yaml_ng::from_str(&format!(

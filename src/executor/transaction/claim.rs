@@ -45,7 +45,7 @@ impl EarlierEffect {
             Evidence::Gone => Err(apply::gone(effect)),
             Evidence::Unknowable => Err(apply::unknown(
                 effect,
-                "the attempt that sent it did not record an answer, and the object was changed by others since",
+                "the attempt that sent it did not record an answer, and the object was changed or replaced since",
             )),
         }
     }
@@ -60,14 +60,18 @@ pub(super) enum Resume {
 }
 
 impl Resume {
-    /// Whoever wrote the record: where approval is needed, only that of this very plan lets it be taken over.
+    /// Where approval is needed, only an approval of this very plan lets the claim be taken over, whatever the record
+    /// says.
     ///
     /// # Errors
     /// [`Code::OutcomeUnknown`] if it may not be taken over and its effect may still come.
     pub(super) fn of(earlier: Option<&Effect>, is_allowed: bool) -> Result<Self, ActionError> {
         match earlier {
             _ if is_allowed => Ok(Resume::TakeOver),
-            Some(effect) => Err(apply::unknown(effect, "there is no approval of it")),
+            Some(effect) => Err(apply::unknown(
+                effect,
+                "the attempt that sent it did not record an answer, and the present plan has no approval",
+            )),
             None => Ok(Resume::AskAnew),
         }
     }
@@ -204,8 +208,13 @@ impl Transaction<'_> {
         let Some(nonce) = record.approval_nonce.clone() else { return Ok(None) };
         let digest = approval::digest(&self.ledger.request, &nonce, plan);
         let namespace = self.ledger.request.namespace();
-        let by = approval::approver(self.cluster, namespace, &digest, input.deadline).await?;
-        let Some(by) = by else { return Ok(None) };
+        let found = approval::find(self.cluster, namespace, &digest, input.deadline).await?;
+        let Some(approval::Approved { by, at }) = found else { return Ok(None) };
+        // Not by the record's own time: more accounts may write Events than may approve.
+        let valid = TimeDelta::seconds(self.policy.approval.valid_seconds.get() as i64);
+        if at.is_none_or(|at| self.cluster.now() >= at + valid) {
+            return Ok(None);
+        }
         tracing::info!(id = &*input.id, digest, by, "approved");
         Ok(Some(Approval { nonce, digest }))
     }
@@ -304,12 +313,10 @@ impl Transaction<'_> {
 
 /// The error of an attempt that was refused while the effect of an earlier one may still come.
 pub(super) fn refusal_after(earlier: Option<&Effect>, refusal: ActionError) -> ActionError {
-    let Some(effect) = earlier else { return refusal };
-    let why = format!(
-        "the attempt that sent it did not record an answer; this attempt was refused: {}",
-        refusal.detail
-    );
-    apply::unknown(effect, &why)
+    match earlier {
+        Some(effect) => apply::unknown_after(effect, apply::NO_RECORDED_ANSWER, &refusal),
+        None => refusal,
+    }
 }
 
 /// The error to return if neither a plan could be made nor the record be read.
@@ -330,7 +337,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_of_the_request_is_told_from_an_outage() {
+    fn a_refusal_of_the_request_is_distinguished_from_an_outage() {
         for (code, expected) in [
             (Code::PolicyDenied, true),
             (Code::TargetNotFound, true),

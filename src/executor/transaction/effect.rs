@@ -13,6 +13,7 @@ use crate::{
         response::{ActionResponse, Outcome},
     },
     executor::{apply, apply::Execution, failpoint::Failpoint},
+    k8s::effect::Effect,
     ledger::record::Record,
     policy::budget::{
         LeaseSnapshot,
@@ -43,6 +44,9 @@ impl Settlement {
         }
     }
 }
+
+/// How long a check of the kill switch is valid.
+const SWITCH_TTL: Duration = Duration::from_secs(1);
 
 impl Transaction<'_> {
     /// Applies the effect of a request whose claim is ours, and completes its record.
@@ -148,7 +152,12 @@ impl Transaction<'_> {
             Some(result) => result?,
             None => self.reserve(charge, input).await?,
         }
-        let allowed = self.judge_now(plan, approval).and_then(|()| charge.check_age());
+        let mut allowed = self.judge_now(plan, approval).and_then(|()| charge.check_age());
+        // The response to the charge had the kill switch; a slow claim may have come after it.
+        if allowed.is_ok() && charge.at.elapsed() > SWITCH_TTL {
+            let switch = self.budget.check_switch(input.deadline).await;
+            allowed = switch.and_then(|()| charge.check_age());
+        }
         if allowed.is_err() {
             self.refund(&charge.entries, input).await;
         }
@@ -158,7 +167,13 @@ impl Transaction<'_> {
     /// The answer about what was done. For an effect that an earlier attempt made, it is the recorded one.
     fn response_of(&self, record: &Record, done: &Execution, input: &PlanInput) -> ActionResponse {
         match done.plan.decision {
-            Decision::AlreadyApplied(..) => record.intent.answer.clone(),
+            Decision::AlreadyApplied(..) => {
+                let mut response = record.intent.answer.clone();
+                if record.intent.effect.as_ref().is_none_or(Effect::changes_the_target) {
+                    response.target.resource_version = None;
+                }
+                response
+            }
             _ => self.response(&done.plan, input, done.outcome, done.result.clone()),
         }
     }
@@ -174,17 +189,17 @@ impl Transaction<'_> {
             return;
         }
         if let Err(error) = self.budget.refund(entries, record_deadline(input)).await {
-            tracing::warn!(%error, "the action was not done, but its budget charge could not be removed");
+            tracing::warn!(%error, "nothing was done, but the charge stays in the budget until it expires");
         }
     }
 
-    /// Without it the entries count longer than they have to.
+    /// Adds the time of the effect to the entries. If that fails, they count longer than they have to.
     async fn record_effect(&self, entries: &[UsageEntry], input: &PlanInput) {
         if entries.is_empty() {
             return;
         }
         if let Err(error) = self.budget.record_effect(entries, record_deadline(input)).await {
-            tracing::warn!(%error, "the time of the effect could not be added to its budget charge");
+            tracing::warn!(%error, "the time of the effect was not recorded; the charge counts up to 30 s longer");
         }
     }
 }

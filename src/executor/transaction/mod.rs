@@ -35,7 +35,7 @@ use crate::{
         wait::DEFAULT_WAIT,
     },
     k8s::{
-        api::client::Cluster,
+        api::{client::Cluster, retry},
         effect::{Applied, Effect},
     },
     ledger::{
@@ -171,6 +171,7 @@ enum Step {
 impl Transaction<'_> {
     /// One way through the state machine.
     async fn attempt(&self, input: PlanInput) -> Result<ActionResponse, ActionError> {
+        let mut backoff = retry::backoff();
         loop {
             let (planned, found) = tokio::join!(self.plan(&input), self.find_record(&input));
             Failpoint::BeforeClaim.pass();
@@ -210,7 +211,9 @@ impl Transaction<'_> {
                 Step::AskApproval(record, plan) => {
                     return Ok(self.pending_approval(&record, &plan, &input));
                 }
-                Step::Again if Instant::now() < input.deadline => {}
+                Step::Again if Instant::now() < input.deadline => {
+                    sleep(backoff.next().unwrap_or_default()).await;
+                }
                 Step::Again => return Err(self.in_progress(self.cluster.now())),
             }
         }
@@ -272,7 +275,7 @@ impl Transaction<'_> {
             return Ok(());
         }
         let detail = format!(
-            "{} needs the approval of a person as it is now; nothing was done",
+            "{} in its present state needs a person's approval; nothing was done",
             plan.target
         );
         Err(ActionError::new(Code::Conflict, detail)

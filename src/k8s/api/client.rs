@@ -36,7 +36,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The same for an effect, which is not repeated. The API server itself repeats an eviction for 10 s
 /// (`registry/core/pod/storage/eviction.go`, `EvictionsRetry`).
-const EFFECT_TIMEOUT: Duration = Duration::from_secs(15);
+const EFFECT_CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Limit of the call that finds out the user name for an error, and of the readiness check.
 const SELF_REVIEW_TIMEOUT: Duration = Duration::from_secs(2);
@@ -408,7 +408,7 @@ impl Cluster {
             let start = Instant::now();
             let limit = match retry {
                 Retry::Idempotent => ATTEMPT_TIMEOUT,
-                Retry::Never => EFFECT_TIMEOUT,
+                Retry::Never => EFFECT_CALL_TIMEOUT,
             };
             let end = deadline.min(start + limit);
             let result = match timeout_at(end, call()).await {
@@ -519,6 +519,10 @@ impl Cluster {
         user.unwrap_or_else(|| "this identity".to_owned())
     }
 }
+
+/// The hint for a response that is not the API server's.
+pub(crate) const CHECK_PROXIES: &str = "check the proxies between this program and the API server: one of them may \
+                                        have answered instead";
 
 /// Refuses a response that is not the object of this name, whatever its status code: an empty Lease would hide the
 /// kill switch.

@@ -58,6 +58,24 @@ impl ApiError {
         }
     }
 
+    /// What happened, for people.
+    pub(crate) fn message(&self) -> &str {
+        match self {
+            ApiError::NotFound => "not found",
+            ApiError::Conflict(message)
+            | ApiError::Forbidden(message)
+            | ApiError::Rejected(message)
+            | ApiError::TestFailed(message)
+            | ApiError::Unauthorized(message)
+            | ApiError::Busy(message, _)
+            | ApiError::Disruption(message)
+            | ApiError::ServerError(message, _)
+            | ApiError::Unreachable(message)
+            | ApiError::NoAnswer(message)
+            | ApiError::Misconfigured(message) => message,
+        }
+    }
+
     /// When to try again, if the server named a time.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -106,6 +124,9 @@ fn of_status(status: &Status) -> ApiError {
     let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
     let retry_after = (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)));
     match status.code {
+        // Not the API server's: something between has answered with JSON or text of its own.
+        0 | 408 => ApiError::NoAnswer(message),
+        404 | 409 if status.reason == "Failed to parse error data" => ApiError::NoAnswer(message),
         401 => ApiError::Unauthorized(message),
         403 if by_the_authorizer(&message) => ApiError::Forbidden(message),
         404 => ApiError::NotFound,
@@ -187,6 +208,20 @@ mod tests {
         let invalid = "{code: 422, reason: Invalid, message: 'spec.replicas: must not be negative', \
                        details: {causes: [{reason: FieldValueInvalid, field: spec.replicas}]}}";
         assert!(matches!(status(invalid), ApiError::Rejected(_)));
+    }
+
+    #[test]
+    fn a_gateways_own_answer_is_none_of_the_api_servers() {
+        for gateway in [
+            "{message: The upstream server is timing out}",
+            "{code: 408, message: timeout}",
+            "{code: 404, reason: Failed to parse error data, message: not found}",
+            "{code: 409, reason: Failed to parse error data, message: conflict}",
+        ] {
+            assert!(matches!(status(gateway), ApiError::NoAnswer(_)), "{gateway}");
+            assert!(status(gateway).may_be_applied(), "{gateway}");
+        }
+        assert_eq!(status("{code: 404, reason: NotFound}"), ApiError::NotFound);
     }
 
     #[test]

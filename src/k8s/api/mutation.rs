@@ -20,7 +20,7 @@ use crate::{
     k8s::{
         FIELD_MANAGER,
         api::{
-            client::{Call, Cluster, with_name},
+            client::{CHECK_PROXIES, Call, Cluster, with_name},
             error::ApiError,
             retry::Retry,
             warnings::with_warnings,
@@ -146,9 +146,8 @@ impl Cluster {
 const NOT_SHOWN: &str = "the response does not show the change";
 
 fn not_shown(call: &Call) -> ActionError {
-    ActionError::new(Code::ClusterUnavailable, format!("{call}: {NOT_SHOWN}")).with_hint(
-        "something between this program and the API server answers in its place: check the proxies on the way",
-    )
+    ActionError::new(Code::ClusterUnavailable, format!("{call}: {NOT_SHOWN}"))
+        .with_hint(CHECK_PROXIES)
 }
 
 impl Effect {
@@ -194,6 +193,7 @@ impl Effect {
                     "apiVersion": "policy/v1", "kind": "Eviction",
                     "metadata": { "name": self.name, "namespace": self.namespace },
                     "deleteOptions": {
+                        "dryRun": dry_run.then_some(["All"]),
                         "gracePeriodSeconds": grace_period_seconds,
                         "preconditions": { "uid": self.uid, "resourceVersion": resource_version },
                     },

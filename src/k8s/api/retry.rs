@@ -15,7 +15,7 @@ use crate::k8s::api::error::ApiError;
 pub(crate) enum Retry {
     /// A call that is harmless when repeated: after every transient error.
     Idempotent,
-    /// An effect.
+    /// An effect: never, since the caller checks the limits before it sends it again.
     Never,
 }
 

@@ -9,6 +9,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use http::{HeaderMap, header::DATE};
 use tokio::time::Instant;
 
+/// The longest time that a response is under way.
+const MAX_DELAY: TimeDelta = TimeDelta::seconds(60);
+
 /// The time of the latest response. Cheap to clone; all clones are one clock.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ServerTime(Arc<Mutex<Option<Noted>>>);
@@ -24,8 +27,12 @@ impl ServerTime {
     pub(crate) fn note(&self, headers: &HeaderMap) {
         let date = headers.get(DATE).and_then(|value| value.to_str().ok());
         let Some(date) = date.and_then(|it| DateTime::parse_from_rfc2822(it).ok()) else { return };
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Noted { at: Instant::now(), date: date.to_utc() });
+        let (date, known) = (date.to_utc(), self.now());
+        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A response that was under way for long is late, and time does not go back; a clock that was set may.
+        if noted.is_none() || date >= known || known - date > MAX_DELAY {
+            *noted = Some(Noted { at: Instant::now(), date });
+        }
     }
 
     /// The API server's time; our own before any response.
@@ -59,5 +66,9 @@ mod tests {
         time.clone().note(&headers("Sun, 06 Nov 1994 08:49:41 GMT"));
         time.note(&headers("no date"));
         assert_eq!(time.now().to_rfc3339(), "1994-11-06T08:49:41+00:00");
+        time.note(&headers("Sun, 06 Nov 1994 08:49:31 GMT"));
+        assert_eq!(time.now().to_rfc3339(), "1994-11-06T08:49:41+00:00");
+        time.note(&headers("Sun, 06 Nov 1994 08:40:00 GMT"));
+        assert_eq!(time.now().to_rfc3339(), "1994-11-06T08:40:00+00:00");
     }
 }

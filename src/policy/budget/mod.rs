@@ -3,7 +3,7 @@
 //! The Lease's annotations have an entry for each allowed action (`usage.action-executor.dev/...`), and
 //! `action-executor.dev/stop`, the kill switch. An action writes its entry first, in one patch that conflicts with
 //! no other, and checks what the API server returns: all entries that were written before its own. So of all
-//! processes together, only as many see room as there is, and none has to try again because others write too. An
+//! processes together, allow no more actions than the limits, and no action is tried again because others write too. An
 //! entry that is refused is removed. The switch is in the same response, so it also stops requests in progress.
 //!
 //! After the effect its time is added to the entry: a cooldown begins with the effect. A process that dies between
@@ -27,7 +27,7 @@ use crate::{
     contract::error::{ActionError, Code},
     k8s::{
         api::{
-            client::{Call, Cluster},
+            client::{CHECK_PROXIES, Call, Cluster},
             error::ApiError,
         },
         rbac::PolicyRule,
@@ -53,7 +53,7 @@ pub(crate) const STOP_ANNOTATION: &str = "action-executor.dev/stop";
 const MAX_RETRIES: usize = 3;
 
 /// How many writes of the Lease this process makes at a time.
-static WRITES: Semaphore = Semaphore::const_new(2);
+static WRITE_PERMITS: Semaphore = Semaphore::const_new(2);
 
 /// Time to remove what may have been written.
 const REFUND_TIMEOUT: Duration = Duration::from_millis(800);
@@ -129,7 +129,7 @@ impl<'a> Budget<'a> {
         loop {
             let written = self.add(&entries, snapshot, deadline).await;
             let judged = written.and_then(|lease| {
-                check_written(&lease, &entries)?;
+                check_written(&lease, &self.lease, &entries)?;
                 self.judge(Some(&lease), &entries)
             });
             let Err(refusal) = judged else { return Ok(entries) };
@@ -140,7 +140,7 @@ impl<'a> Budget<'a> {
             let (Code::RateLimited, Ok(()), Some(pause)) = (refusal.code, removed, pause) else {
                 return Err(refusal);
             };
-            // Some of the entries before ours are refused, too, and removed soon: then there may be room.
+            // Some of the entries before ours are refused, too, and removed soon: then the limits may allow it.
             sleep(pause).await;
             entries = entries.iter().map(UsageEntry::renewed).collect();
         }
@@ -257,8 +257,8 @@ impl<'a> Budget<'a> {
         let LeaseRef { namespace, name } = &self.lease;
         let patch = json!({ "metadata": { "annotations": annotations } });
         let mut backoff = backoff();
-        // Many writers of one object at once starve each other in the API server, which tries each again and again.
-        let _turn = timeout_at(deadline, WRITES.acquire()).await;
+        // Concurrent writes of one object conflict in the API server, which repeats each of them.
+        let _permit = timeout_at(deadline, WRITE_PERMITS.acquire()).await;
         loop {
             let patched = self.cluster.merge::<Lease>(namespace, name, &patch, deadline).await;
             let (verb, error) = match patched {
@@ -299,15 +299,22 @@ impl<'a> Budget<'a> {
     }
 }
 
-/// Checks that the response shows these entries: else something between us and the API server has answered.
-fn check_written(lease: &Lease, entries: &[UsageEntry]) -> Result<(), ActionError> {
+/// Checks that the response shows these entries, whatever its status code.
+fn check_written(
+    lease: &Lease,
+    lease_ref: &LeaseRef,
+    entries: &[UsageEntry],
+) -> Result<(), ActionError> {
     let annotations = lease.annotations();
-    let is_there = |entry: &UsageEntry| annotations.contains_key(&entry.annotation().0);
-    if entries.iter().all(is_there) {
+    if entries.iter().all(|entry| annotations.contains_key(&entry.annotation().0)) {
         return Ok(());
     }
-    let detail = "the response to the charge of the budget does not show it; nothing was done";
+    let LeaseRef { namespace, name } = lease_ref;
+    let detail = format!(
+        "patch Lease {namespace}/{name}: the response does not show the charge; nothing was done"
+    );
     Err(ActionError::new(Code::ClusterUnavailable, detail)
+        .with_hint(CHECK_PROXIES)
         .with_retry_after(Some(Duration::from_secs(5))))
 }
 
@@ -434,7 +441,7 @@ mod tests {
         let (key, value) = first.after_effect(first.at()).annotation();
         let lease = lease(&[(&key, &value)]);
         for (id, seconds, expected) in [
-            ("a", 20, None),
+            ("a", 20, Some(("less than 60 s ago", "cooldown_seconds", 41))),
             ("b", 20, Some(("less than 60 s ago", "cooldown_seconds", 41))),
             ("b", 61, None),
         ] {

@@ -3,7 +3,7 @@
 //! The list is in the annotations of a Lease, one for each entry, shared by all processes. Its times are the API
 //! server's, so a wrong clock in one process does not matter. An entry is written before its effect, which follows
 //! within [`EFFECT_WINDOW`]; after the effect its time is added. Until then the entry counts as if the effect came
-//! as late as it may. So no window ever has more effects than its limit, whoever dies in between.
+//! as late as it may. So no window ever has more effects than its limit, whichever process dies in between.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,7 +21,7 @@ pub(crate) const EFFECT_WINDOW: Duration = Duration::from_secs(30);
 /// server's time as this process knows it.
 pub(crate) const EFFECT_TIMEOUT: Duration = Duration::from_secs(28);
 
-/// How far behind the API server's time is as this process knows it.
+/// By how much the API server's time, as this process knows it, may be behind.
 const CLOCK_PRECISION: TimeDelta = TimeDelta::seconds(1);
 
 /// The prefix of the annotations with the entries.
@@ -31,7 +31,7 @@ const PREFIX: &str = "usage.action-executor.dev/";
 const MADE: &str = ".made";
 
 /// The maximum number of entries; a full list refuses further actions until some entries expire. An entry
-/// has 165 bytes, and the annotations of an object at most 256 KiB.
+/// has 172 bytes, and the annotations of an object at most 256 KiB.
 const MAX_ENTRIES: usize = 1500;
 
 /// A number of actions in a time.
@@ -130,15 +130,15 @@ impl UsageEntry {
 
     fn parse(key: &str, value: &str) -> Option<Self> {
         key.strip_prefix(PREFIX)?;
-        let before_effect = value.strip_suffix(MADE);
-        let mut parts = before_effect.unwrap_or(value).split('.');
+        let without_suffix = value.strip_suffix(MADE);
+        let mut parts = without_suffix.unwrap_or(value).split('.');
         Some(UsageEntry {
             key: key.to_owned(),
             request: parts.next()?.to_owned(),
             target: parts.next()?.to_owned(),
             namespace: parts.next()?.to_owned(),
             at: DateTime::from_timestamp(parts.next()?.parse().ok()?, 0)?,
-            is_made: before_effect.is_some(),
+            is_made: without_suffix.is_some(),
         })
     }
 
@@ -187,7 +187,8 @@ impl Usage {
     }
 
     /// Checks that the limits allow all of these entries of one request. Entries of the same request for the
-    /// same targets, by any attempt, are not counted beside them: the request has one effect.
+    /// same targets, by attempts whose effect is not known to be made, are not counted beside them: the request has
+    /// one effect.
     ///
     /// # Errors
     /// The limit that is exceeded.
@@ -198,10 +199,12 @@ impl Usage {
     ) -> Result<(), LimitExceeded> {
         let mut counted = HashMap::new();
         for it in &self.0 {
-            if entries.iter().any(|entry| entry.is_same_action(it)) {
+            // What was made was an effect of its own, also if the request has another one now.
+            if !it.is_made && entries.iter().any(|entry| entry.is_same_action(it)) {
                 continue;
             }
-            let latest = counted.entry((&it.request, &it.target)).or_insert(it);
+            let made = it.is_made.then_some(&it.key);
+            let latest = counted.entry((&it.request, &it.target, made)).or_insert(it);
             if latest.at < it.at {
                 *latest = it;
             }
@@ -333,7 +336,7 @@ mod tests {
             Usage::default().with(&entry("a", "n", "web", 0).map(|it| it.after_effect(at(9))));
         let refused = late.check(&entry("b", "n", "web", 61), &limits);
         assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(9))));
-        // Whoever wrote it may have died before, or right after, the latest possible effect.
+        // The process that wrote it may have died before, or right after, the latest possible effect.
         let unknown = Usage::default().with(&entry("a", "n", "web", 0));
         let refused = unknown.check(&entry("b", "n", "web", 61), &limits);
         assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(29))));
@@ -371,6 +374,17 @@ mod tests {
         // The latest attempt counts.
         let refused = usage.check(&entry("c", "n", "1", 90), &limits);
         assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(5))));
+    }
+
+    #[test]
+    fn a_request_that_has_an_effect_again_is_charged_again() {
+        let limits = Limits { cooldown: MINUTE, cluster: two_in_a_minute(), ..Limits::default() };
+        let usage = Usage::default().with(&made("a", "n", "1", 0));
+        let refused = usage.check(&entry("a", "n", "1", 9), &limits);
+        assert!(matches!(refused, Err(LimitExceeded::Cooldown(_))));
+        let usage = usage.with(&made("a", "n", "1", 5));
+        let refused = usage.check(&entry("b", "n", "2", 9), &limits);
+        assert!(matches!(refused, Err(LimitExceeded::Cluster(..))));
     }
 
     #[test]
