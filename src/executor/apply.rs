@@ -7,8 +7,7 @@
 
 use std::{ops::ControlFlow, time::Duration};
 
-use kube::{api::DynamicObject, core::ObjectMeta};
-use serde_json::Value;
+use kube::core::ObjectMeta;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
@@ -90,7 +89,7 @@ pub(crate) async fn simulate(
     input: &PlanInput,
 ) -> Result<Execution, ActionError> {
     let mut backoff = retry::backoff();
-    let mut rejected = None;
+    let mut rejected = RejectedTests::default();
     loop {
         let plan = plan(context, cluster, request, input).await?;
         let (effect, would) = match plan.decision.clone() {
@@ -108,7 +107,7 @@ pub(crate) async fn simulate(
             Err(ApplyError::Rejected(error) | ApplyError::NotTaken(error, _)) => return Err(error),
             Err(ApplyError::Disruption(why)) => return Err(blocked(&plan.target, &why)),
             Err(ApplyError::TestFailed(error)) => {
-                if rejected.replace(effect.clone()).is_some_and(|before| before == effect) {
+                if rejected.are_again_of(&effect) {
                     return Err(error);
                 }
             }
@@ -163,7 +162,7 @@ pub(crate) async fn apply(
     let mut backoff = retry::backoff();
     let mut sent = earlier.map(Sent::by_an_earlier_attempt);
     let mut bound = Bound::default();
-    let mut rejected: Option<Effect> = None;
+    let mut rejected = RejectedTests::default();
     loop {
         if plan.is_change()
             && let Some(evidence) = sent.as_ref().and_then(|it| it.bars_another(&plan.found))
@@ -211,16 +210,10 @@ pub(crate) async fn apply(
                 }
                 Pause::AfterConflict
             }
-            Err(ApplyError::TestFailed(error)) => {
-                // The same tests again, of an object that was just read: they did not fail.
-                if rejected.replace(effect.clone()).is_some_and(|before| before == effect) {
-                    return settle(cluster, sent, input.deadline, Err(error)).await;
-                }
-                bound.count_conflict();
-                sent = Some(Sent::refused(sent, effect, plan, result));
-                Pause::AfterConflict
+            Err(ApplyError::TestFailed(error)) if rejected.are_again_of(&effect) => {
+                return settle(cluster, sent, input.deadline, Err(error)).await;
             }
-            Err(ApplyError::Conflict) => {
+            Err(ApplyError::TestFailed(_) | ApplyError::Conflict) => {
                 bound.count_conflict();
                 sent = Some(Sent::refused(sent, effect, plan, result));
                 Pause::AfterConflict
@@ -254,6 +247,17 @@ async fn settle(
     let Some(sent) = sent else { return end };
     let evidence = sent.find_evidence(cluster, deadline).await;
     sent.conclude(evidence, end)
+}
+
+/// The effect of which a test failed last.
+#[derive(Default)]
+pub(crate) struct RejectedTests(Option<Effect>);
+
+impl RejectedTests {
+    /// Whether this effect has the same tests again. Then they did not fail, since the object was just read.
+    pub(crate) fn are_again_of(&mut self, effect: &Effect) -> bool {
+        self.0.replace(effect.clone()).is_some_and(|before| before == *effect)
+    }
 }
 
 /// Whether a deletion or a scaling is bound to the version that was read. Where others write the object's status
@@ -388,8 +392,7 @@ impl Sent {
         if !self.effect.changes_the_target() {
             return None;
         }
-        let found = DynamicObject { types: None, metadata: found.clone(), data: Value::Null };
-        match Evidence::of(&self.effect, Some(&found)) {
+        match Evidence::of(&self.effect, Some(found)) {
             Evidence::NeverMade | Evidence::NotYet => None,
             evidence => Some(evidence),
         }

@@ -16,7 +16,10 @@ use crate::{
         error::{ActionError, Code},
         response::{ActionResponse, Outcome, RolledBack, RolloutState},
     },
-    executor::{apply, failpoint::Failpoint, transaction::Transaction, wait, wait::DEFAULT_WAIT},
+    executor::{
+        apply, apply::RejectedTests, failpoint::Failpoint, transaction::Transaction, wait,
+        wait::DEFAULT_WAIT,
+    },
     k8s::{
         api::{mutation::ApplyError, retry},
         applied_requests::AppliedRequests,
@@ -97,7 +100,7 @@ impl Transaction<'_> {
         let mut backoff = retry::backoff();
         // The attempt that recorded it before us may be slow rather than dead, and still apply it.
         let mut in_doubt = record.rollback.is_some();
-        let mut rejected = None;
+        let mut rejected = RejectedTests::default();
         loop {
             let attempt = self.try_roll_back(record, rollback_target, response, deadline).await;
             match (attempt, &record.rollback) {
@@ -105,8 +108,7 @@ impl Transaction<'_> {
                 (Ok(Attempt::InDoubt), _) => in_doubt = true,
                 (Ok(Attempt::Again), _) => {}
                 (Ok(Attempt::TestFailed(effect, error)), _) => {
-                    // The same tests again, of an object that was just read: they did not fail.
-                    if rejected.replace(effect.clone()).is_some_and(|before| before == effect) {
+                    if rejected.are_again_of(&effect) {
                         return Err(error);
                     }
                 }

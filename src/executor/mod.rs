@@ -79,7 +79,8 @@ async fn simulate_or_execute(
     request: &ActionRequest,
     id: &RequestId,
 ) -> Result<ActionResponse, ActionError> {
-    let input = plan_input(context, request, id);
+    let metadata = RequestMetadata::of(request, id);
+    let input = plan_input(context, request, &metadata);
     if request.simulate {
         return simulate(context, request, &input).await;
     }
@@ -91,14 +92,14 @@ async fn simulate_or_execute(
     let context =
         context.clone().map_observer(|observer| observer.on_waiting(move || waiting.release()));
     // The future of a real action is large: on the heap it does not grow that of each simulation.
-    Box::pin(transaction::execute(&context, cluster, request, input)).await
+    Box::pin(transaction::execute(&context, cluster, request, metadata, input)).await
 }
 
-fn plan_input(context: &Context, request: &ActionRequest, id: &RequestId) -> PlanInput {
+fn plan_input(context: &Context, request: &ActionRequest, metadata: &RequestMetadata) -> PlanInput {
     let limit = request.timeout.map_or(context.deadline(), |it| it.min(context.deadline()));
     PlanInput {
-        id: id.clone(),
-        mark: RequestMetadata::of(request, id).mark(),
+        id: metadata.id.clone(),
+        mark: metadata.mark(),
         at: Utc::now(),
         deadline: Instant::now() + limit,
         wait: request.wait,

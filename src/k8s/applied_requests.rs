@@ -86,10 +86,15 @@ impl AppliedRequests {
         self.entries.back().map_or(0, |(number, _)| *number)
     }
 
+    /// The number after which the next request comes.
+    pub(crate) fn last_number(&self) -> u64 {
+        self.newest().max(self.generation)
+    }
+
     /// The annotation's value after one more request.
     pub(crate) fn push(&self, mark: &str) -> String {
         let mut requests = self.clone();
-        requests.entries.push_back((self.newest().max(self.generation) + 1, mark.to_owned()));
+        requests.entries.push_back((self.last_number() + 1, mark.to_owned()));
         while requests.entries.len() > MAX_REQUESTS {
             requests.entries.pop_front();
         }

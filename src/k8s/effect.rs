@@ -16,7 +16,7 @@ use crate::{
     k8s::{
         applied_requests::{AppliedRequests, REQUESTS_ANNOTATION},
         conditional_patch,
-        evidence::{replica_managers, request_manager},
+        replica_managers::{replica_managers, request_manager},
     },
 };
 
@@ -45,7 +45,7 @@ pub(crate) enum Mutation {
         patch: JsonPatch,
         /// The request's mark (`k8s::applied_requests`).
         mark: String,
-        /// The number of the last request before ours in the annotation.
+        /// The number after which ours comes in the annotation.
         since: u64,
     },
     /// A number of replicas, through the scale subresource.
@@ -116,7 +116,7 @@ impl Effect {
         change: Vec<PatchOperation>,
     ) -> Self {
         let patch = conditional_patch::patch(metadata, mark, precondition, change);
-        let since = AppliedRequests::from_metadata(metadata).newest();
+        let since = AppliedRequests::from_metadata(metadata).last_number();
         let mutation = Mutation::Patch { patch, mark: mark.to_owned(), since };
         Effect::on(resource, metadata, mutation)
     }

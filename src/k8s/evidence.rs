@@ -7,23 +7,22 @@
 //! That an effect is not seen does not prove that it was not made, nor that it will not be made:
 //!
 //! - Another client may have removed the mark with everything else (`kubectl rollout undo`, `kubectl replace`). Our
-//!   patch adds one to `metadata.generation`, and so does the removal; a generation that is one ahead has room
-//!   for one of them only, beside the steps of other requests that the annotation lists. The exception is a removal of the annotation alone from a StatefulSet, a DaemonSet or a
-//!   CronJob, or of a node, which has no generation.
+//!   patch adds one to `metadata.generation`, and so does the removal. A generation that is one ahead, apart from the
+//!   requests that the annotation lists, allows for one of them only. Not noticed is a removal of the annotation alone
+//!   from a StatefulSet, a DaemonSet or a CronJob, or from a node, which has no generation.
 //! - The write may still be on its way. It can have no effect any more once what it tests has changed for good: a
 //!   generation and the number of the last request only grow, a resourceVersion is never used again.
 
-use kube::{api::DynamicObject, core::ObjectMeta};
-use serde::Deserialize;
+use kube::{
+    api::DynamicObject,
+    core::{ObjectMeta, WatchEvent, watch::Bookmark},
+};
 use serde_json::Value;
 
-use crate::{
-    contract::digest::sha256,
-    k8s::{
-        FIELD_MANAGER,
-        applied_requests::AppliedRequests,
-        effect::{Applied, Effect, Mutation},
-    },
+use crate::k8s::{
+    applied_requests::AppliedRequests,
+    effect::{Applied, Effect, Mutation},
+    replica_managers::{is_listed, replica_managers},
 };
 
 /// What the cluster shows of an effect whose answer is missing.
@@ -42,61 +41,56 @@ pub(crate) enum Evidence {
 }
 
 impl Evidence {
-    /// The evidence on the object that has the effect's name now; `None` if there is none.
-    pub(crate) fn of(effect: &Effect, found: Option<&DynamicObject>) -> Self {
+    /// The evidence on the metadata of the object that has the effect's name now; `None` if there is none.
+    pub(crate) fn of(effect: &Effect, found: Option<&ObjectMeta>) -> Self {
         match (&effect.mutation, found) {
             (Mutation::Delete { resource_version }, found)
             | (Mutation::Evict { resource_version, .. }, found) => {
-                match found.map(|it| &it.metadata).filter(|it| is_alive(effect, it)) {
-                    Some(metadata) => not_made(has_changed(metadata, resource_version.as_deref())),
+                match found.filter(|it| is_alive(effect, it)) {
+                    Some(found) => not_made(has_changed(found, resource_version.as_deref())),
                     None => Evidence::Gone,
                 }
             }
             // The name is this request's alone: another object means that ours was deleted. None proves nothing,
             // since an object may be deleted as soon as it is made: [`Evidence::of_creation`].
-            (Mutation::Create { mark, .. }, Some(found)) if is_marked(&found.metadata, mark) => {
+            (Mutation::Create { mark, .. }, Some(found)) if is_marked(found, mark) => {
                 // As right after the creation: the new object is not the target.
                 Evidence::Made(Applied::default())
             }
             (Mutation::Create { .. }, _) => Evidence::Unknowable,
-            (_, Some(found)) if is_same_object(effect, &found.metadata) => of_change(effect, found),
+            (_, Some(found)) if is_same_object(effect, found) => of_change(effect, found),
             // The object of the effect is gone, and its annotations with it.
             _ => Evidence::Unknowable,
         }
     }
 }
 
-/// One event of a watch, as the API server sends it.
-#[derive(Clone, Debug, Deserialize)]
-pub(crate) struct WatchEvent {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    object: DynamicObjectMeta,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-struct DynamicObjectMeta {
-    #[serde(default)]
-    metadata: ObjectMeta,
-}
-
 impl Evidence {
     /// The evidence of a creation whose object is not there, from what happened to objects of its name since before
     /// it was sent. `absent_at` is the version at which it was not there: the events are complete if they reach it.
-    pub(crate) fn of_creation(mark: &str, events: &[WatchEvent], absent_at: &str) -> Self {
-        if events.iter().any(|event| is_marked(&event.object.metadata, mark)) {
-            return Evidence::Made(Applied::default());
+    pub(crate) fn of_creation(
+        mark: &str,
+        events: &[WatchEvent<DynamicObject>],
+        absent_at: &str,
+    ) -> Self {
+        let mut is_complete = false;
+        for event in events {
+            match event {
+                WatchEvent::Added(object)
+                | WatchEvent::Modified(object)
+                | WatchEvent::Deleted(object)
+                    if is_marked(&object.metadata, mark) =>
+                {
+                    return Evidence::Made(Applied::default());
+                }
+                WatchEvent::Bookmark(Bookmark { metadata, .. }) => {
+                    is_complete |= is_as_new(&metadata.resource_version, absent_at);
+                }
+                WatchEvent::Error(_) => return Evidence::Unknowable,
+                _ => {}
+            }
         }
-        let reaches = |event: &WatchEvent| {
-            let version = event.object.metadata.resource_version.as_deref();
-            event.kind == "BOOKMARK" && version.is_some_and(|it| is_as_new(it, absent_at))
-        };
-        let is_broken = events.iter().any(|event| event.kind == "ERROR");
-        match !is_broken && events.iter().any(reaches) {
-            true => Evidence::NotYet,
-            false => Evidence::Unknowable,
-        }
+        if is_complete { Evidence::NotYet } else { Evidence::Unknowable }
     }
 }
 
@@ -107,17 +101,14 @@ fn is_as_new(version: &str, other: &str) -> bool {
 }
 
 /// The evidence of a patch or a scaling on its own object.
-fn of_change(effect: &Effect, found: &DynamicObject) -> Evidence {
-    let metadata = &found.metadata;
-    let steps = effect.generation.zip(metadata.generation).map(|(then, now)| now - then);
+fn of_change(effect: &Effect, found: &ObjectMeta) -> Evidence {
+    let steps = effect.generation.zip(found.generation).map(|(then, now)| now - then);
     match &effect.mutation {
-        Mutation::Patch { mark, .. } if is_marked(metadata, mark) => made(effect),
+        Mutation::Patch { mark, .. } if is_marked(found, mark) => made(effect),
         Mutation::Patch { since, .. } => {
-            let requests = AppliedRequests::from_metadata(metadata);
+            let requests = AppliedRequests::from_metadata(found);
             // The requests after ours was decided on: each is one step.
-            let generation: u64 =
-                effect.generation.and_then(|it| it.try_into().ok()).unwrap_or_default();
-            let others = requests.count_above(generation.max(*since));
+            let others = requests.count_above(*since);
             match steps {
                 Some(0) => not_made(requests.newest() > *since),
                 // Ours and the removal of its mark are two steps.
@@ -132,16 +123,15 @@ fn of_change(effect: &Effect, found: &DynamicObject) -> Evidence {
             }
         }
         Mutation::Scale { manager, before, resource_version, .. } => {
-            let now = replica_managers(metadata);
+            let now = replica_managers(found);
             if is_listed(&now, manager) {
                 return made(effect);
             }
             // Each change of the replicas takes their ownership from the manager before, at another time.
-            match steps {
-                _ if now == *before => not_made(has_changed(metadata, resource_version.as_deref())),
-                Some(1) => not_made(has_changed(metadata, resource_version.as_deref())),
-                _ => Evidence::Unknowable,
+            if now != *before && steps != Some(1) {
+                return Evidence::Unknowable;
             }
+            not_made(has_changed(found, resource_version.as_deref()))
         }
         _ => Evidence::Unknowable,
     }
@@ -207,35 +197,6 @@ pub(crate) fn confirmed(effect: &Effect, response: &Value) -> Option<Applied> {
     })
 }
 
-/// The field manager of one request: ours, with a digest of its mark.
-pub(crate) fn request_manager(mark: &str) -> String {
-    format!("{FIELD_MANAGER}/{}", &sha256(mark.as_bytes())[..32])
-}
-
-/// Which field managers own the replicas, each with the time, as the API server records them.
-pub(crate) fn replica_managers(metadata: &ObjectMeta) -> Vec<String> {
-    let entries = metadata.managed_fields.iter().flatten();
-    let on_replicas = entries.filter(|entry| {
-        let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
-        fields.is_some_and(|fields| fields.pointer("/f:spec/f:replicas").is_some())
-    });
-    on_replicas
-        .map(|entry| {
-            let time = entry.time.as_ref().map(|time| time.0.to_string()).unwrap_or_default();
-            format!("{} {time}", entry.manager.as_deref().unwrap_or_default())
-        })
-        .collect()
-}
-
-/// Whether this request was the last one to set the replicas.
-pub(crate) fn has_scaled(metadata: &ObjectMeta, mark: &str) -> bool {
-    is_listed(&replica_managers(metadata), &request_manager(mark))
-}
-
-fn is_listed(managers: &[String], manager: &str) -> bool {
-    managers.iter().any(|note| note.split(' ').next() == Some(manager))
-}
-
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod};
@@ -243,14 +204,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::k8s::conditional_patch::add;
+    use crate::k8s::{
+        conditional_patch::add,
+        replica_managers::{has_scaled, request_manager},
+    };
 
     fn object(yaml: &str) -> DynamicObject {
         serde_yaml_ng::from_str(yaml).expect("is an object")
     }
 
     fn evidence(effect: &Effect, yaml: &str) -> Evidence {
-        Evidence::of(effect, Some(&object(yaml)))
+        Evidence::of(effect, Some(&object(yaml).metadata))
     }
 
     fn patch(generation: &str) -> Effect {
@@ -385,7 +349,8 @@ mod tests {
         let deleted = ours.replace("ADDED", "DELETED");
         let bookmark = |version| {
             format!(
-                r#"{{"type":"BOOKMARK","object":{{"metadata":{{"resourceVersion":"{version}"}}}}}}"#
+                r#"{{"type":"BOOKMARK","object":{{"apiVersion":"meta.k8s.io/v1","kind":"PartialObjectMetadata",
+                "metadata":{{"resourceVersion":"{version}"}}}}}}"#
             )
         };
         let (old, new) = (bookmark(7), bookmark(9));

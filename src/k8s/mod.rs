@@ -18,6 +18,7 @@ pub(crate) mod pdb;
 pub(crate) mod pods;
 pub(crate) mod preflight_warnings;
 pub mod rbac;
+pub(crate) mod replica_managers;
 pub(crate) mod restart;
 pub(crate) mod revisions;
 pub(crate) mod rollout;

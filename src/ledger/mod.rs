@@ -129,10 +129,11 @@ impl<'a> Ledger<'a> {
         let mut backoff = retry::backoff();
         loop {
             // A repeated creation conflicts with its own first Event; the holder shows that it is ours.
-            match self.cluster.create(self.request.namespace(), &event, deadline).await {
-                Ok(event) if Record::read(&event).is_some() => return self.read_state(&event),
+            let created = self.cluster.create(self.request.namespace(), &event, deadline).await;
+            match created.map(|event| Record::read(&event)) {
+                Ok(Some(record)) => return self.state_of(record),
                 // A response without the record proves nothing, and a conflict may be with our own creation.
-                Ok(_) | Err(ApiError::Conflict(_)) => match self.find(deadline).await? {
+                Ok(None) | Err(ApiError::Conflict(_)) => match self.find(deadline).await? {
                     // The Event expired between the two calls.
                     ClaimState::Free if Instant::now() < deadline => {
                         sleep(backoff.next().unwrap_or_default()).await;
@@ -150,7 +151,10 @@ impl<'a> Ledger<'a> {
     /// [`Code::IdReused`] if the id was used for another payload, else why the record could not be read.
     pub(crate) async fn find(&self, deadline: Instant) -> Result<ClaimState, ActionError> {
         match self.read(deadline).await {
-            Ok(event) => self.read_state(&event),
+            Ok(event) => match Record::read(&event) {
+                Some(record) => self.state_of(record),
+                None => Err(self.unreadable()),
+            },
             Err(ApiError::NotFound) => Ok(ClaimState::Free),
             Err(error) => Err(self.explain("get", error).await),
         }
@@ -230,8 +234,7 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    fn read_state(&self, event: &Event) -> Result<ClaimState, ActionError> {
-        let Some(record) = Record::read(event) else { return Err(self.unreadable()) };
+    fn state_of(&self, record: Record) -> Result<ClaimState, ActionError> {
         if record.digest != self.request.digest {
             return Err(ActionError::id_reused(&self.request.id));
         }

@@ -362,6 +362,15 @@ impl Record {
         is_target && namespaces.all(|it| it == namespace)
     }
 
+    /// The answer for an effect that an earlier attempt made. Which version the target had right after it is unknown.
+    pub(crate) fn answer_of_earlier_attempt(&self) -> ActionResponse {
+        let mut answer = self.intent.answer.clone();
+        if self.intent.effect.as_ref().is_none_or(Effect::changes_the_target) {
+            answer.target.resource_version = None;
+        }
+        answer
+    }
+
     /// Whether these are the same write of the same attempt.
     pub(crate) fn is_same_write(&self, other: &Record) -> bool {
         self.holder == other.holder && self.state == other.state

@@ -32,9 +32,6 @@ use crate::{
 /// How many evictions run at once.
 const MAX_PARALLEL: usize = 16;
 
-/// Time for one eviction.
-const EVICTION_TIMEOUT: Duration = Duration::from_secs(15);
-
 /// How often one pod is tried although its budget allows none: an unhealthy pod may be evicted all the same.
 /// This is kubectl's interval.
 const BLOCKED_RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -79,9 +76,8 @@ impl Drain<'_> {
                 let effect = Effect::eviction(&left.pod, None)
                     .with_grace_period(self.remaining.evictions.grace_period_seconds);
                 let cluster = self.remaining.cluster.clone();
-                let deadline = end.min(Instant::now() + EVICTION_TIMEOUT);
                 in_flight.spawn(async move {
-                    let result = cluster.apply(&effect, false, deadline).await;
+                    let result = cluster.apply(&effect, false, end).await;
                     (effect, result)
                 });
             }

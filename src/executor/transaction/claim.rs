@@ -51,32 +51,6 @@ impl EarlierEffect {
     }
 }
 
-/// How an abandoned claim of which a plan was made is resumed.
-pub(super) enum Resume {
-    /// Its effect is made by a claim of this attempt.
-    TakeOver,
-    /// A person is asked for approval anew.
-    AskAnew,
-}
-
-impl Resume {
-    /// Where approval is needed, only an approval of this very plan lets the claim be taken over, whatever the record
-    /// says.
-    ///
-    /// # Errors
-    /// [`Code::OutcomeUnknown`] if it may not be taken over and its effect may still come.
-    pub(super) fn of(earlier: Option<&Effect>, is_allowed: bool) -> Result<Self, ActionError> {
-        match earlier {
-            _ if is_allowed => Ok(Resume::TakeOver),
-            Some(effect) => Err(apply::unknown(
-                effect,
-                "the attempt that sent it did not record an answer, and the present plan has no approval",
-            )),
-            None => Ok(Resume::AskAnew),
-        }
-    }
-}
-
 impl Transaction<'_> {
     /// Finds the request's record. An id that this program made is new.
     pub(super) async fn find_record(&self, input: &PlanInput) -> Result<ClaimState, ActionError> {
@@ -131,8 +105,7 @@ impl Transaction<'_> {
     fn initial_record(&self, planned: &Planned, input: &PlanInput) -> Record {
         let intent = self.intent(&planned.plan, input);
         if planned.requires_approval {
-            let valid = TimeDelta::seconds(self.policy.approval.valid_seconds.get() as i64);
-            return self.ledger.approval_request(intent, self.cluster.now() + valid);
+            return self.ledger.approval_request(intent, self.cluster.now() + self.approval_time());
         }
         let approval_nonce = planned.approval.as_ref().map(|it| it.nonce.clone());
         Record { approval_nonce, ..self.ledger.claim(intent, input.deadline) }
@@ -164,14 +137,15 @@ impl Transaction<'_> {
         response
     }
 
-    /// Replaces a record that is free to be taken.
+    /// Replaces a record that is free to be taken over.
     pub(super) async fn take(
         &self,
         found: Record,
         planned: Planned,
         input: &PlanInput,
     ) -> Result<Step, ActionError> {
-        let ours = self.initial_record(&planned, input);
+        let mut ours = self.initial_record(&planned, input);
+        ours.intent.taken_over = planned.earlier.is_some();
         let taken = self.ledger.take(&found, ours, input.deadline).await?;
         Ok(match taken {
             None => Step::Again,
@@ -211,12 +185,16 @@ impl Transaction<'_> {
         let found = approval::find(self.cluster, namespace, &digest, input.deadline).await?;
         let Some(approval::Approved { by, at }) = found else { return Ok(None) };
         // Not by the record's own time: more accounts may write Events than may approve.
-        let valid = TimeDelta::seconds(self.policy.approval.valid_seconds.get() as i64);
-        if at.is_none_or(|at| self.cluster.now() >= at + valid) {
+        if at.is_none_or(|at| self.cluster.now() >= at + self.approval_time()) {
             return Ok(None);
         }
         tracing::info!(id = &*input.id, digest, by, "approved");
         Ok(Some(Approval { nonce, digest }))
+    }
+
+    /// How long a request for approval, and an approval, are valid.
+    fn approval_time(&self) -> TimeDelta {
+        TimeDelta::seconds(self.policy.approval.valid_seconds.get() as i64)
     }
 
     /// The answer while a person has not decided.
@@ -271,23 +249,8 @@ impl Transaction<'_> {
         } else {
             planned
         };
-        match Resume::of(planned.earlier.as_ref(), !planned.requires_approval)? {
-            Resume::TakeOver => self.take_over(record, planned, input).await,
-            Resume::AskAnew => self.take(record, planned, &input).await,
-        }
-    }
-
-    async fn take_over(
-        &self,
-        record: Record,
-        planned: Planned,
-        input: PlanInput,
-    ) -> Result<Step, ActionError> {
-        let mut claim = self.initial_record(&planned, &input);
-        claim.intent.taken_over = planned.earlier.is_some();
-        let taken = self.ledger.take(&record, claim, input.deadline).await?;
-        let act = |record| Step::Act(Box::new(record), Box::new(planned), input);
-        Ok(taken.map_or(Step::Again, act))
+        check_approved(planned.earlier.as_ref(), !planned.requires_approval)?;
+        self.take(record, planned, &input).await
     }
 
     /// What became of the effect of this record's attempt.
@@ -308,6 +271,24 @@ impl Transaction<'_> {
             self.write(&mut record, input.deadline).await;
         }
         earlier
+    }
+}
+
+/// Checks that the plan of an abandoned claim may be carried out, or its approval be asked for anew. Where approval is
+/// needed, only that of this very plan counts, whatever the record says.
+///
+/// # Errors
+/// [`Code::OutcomeUnknown`] if it has no approval and the earlier effect may still come.
+pub(super) fn check_approved(
+    earlier: Option<&Effect>,
+    is_approved: bool,
+) -> Result<(), ActionError> {
+    match earlier {
+        Some(effect) if !is_approved => Err(apply::unknown(
+            effect,
+            "the attempt that sent it did not record an answer, and the present plan has no approval",
+        )),
+        _ => Ok(()),
     }
 }
 

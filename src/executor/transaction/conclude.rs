@@ -17,7 +17,7 @@ use crate::{
         failpoint::Failpoint,
         follow_up::{FollowUpResult, Pending, Run},
     },
-    k8s::effect::{Applied, Effect},
+    k8s::effect::Applied,
     ledger::{
         Commit,
         record::{Record, State},
@@ -35,10 +35,7 @@ impl Transaction<'_> {
         applied: Applied,
         input: &PlanInput,
     ) -> Result<ActionResponse, ActionError> {
-        let mut response = record.intent.answer.clone();
-        if record.intent.effect.as_ref().is_none_or(Effect::changes_the_target) {
-            response.target.resource_version.clone_from(&applied.resource_version);
-        }
+        let response = record.answer_of_earlier_attempt();
         self.complete(record, applied, response, true, input).await
     }
 

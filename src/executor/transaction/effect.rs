@@ -13,7 +13,6 @@ use crate::{
         response::{ActionResponse, Outcome},
     },
     executor::{apply, apply::Execution, failpoint::Failpoint},
-    k8s::effect::Effect,
     ledger::record::Record,
     policy::budget::{
         LeaseSnapshot,
@@ -167,13 +166,7 @@ impl Transaction<'_> {
     /// The answer about what was done. For an effect that an earlier attempt made, it is the recorded one.
     fn response_of(&self, record: &Record, done: &Execution, input: &PlanInput) -> ActionResponse {
         match done.plan.decision {
-            Decision::AlreadyApplied(..) => {
-                let mut response = record.intent.answer.clone();
-                if record.intent.effect.as_ref().is_none_or(Effect::changes_the_target) {
-                    response.target.resource_version = None;
-                }
-                response
-            }
+            Decision::AlreadyApplied(..) => record.answer_of_earlier_attempt(),
             _ => self.response(&done.plan, input, done.outcome, done.result.clone()),
         }
     }
@@ -185,9 +178,6 @@ impl Transaction<'_> {
     }
 
     pub(super) async fn refund(&self, entries: &[UsageEntry], input: &PlanInput) {
-        if entries.is_empty() {
-            return;
-        }
         if let Err(error) = self.budget.refund(entries, record_deadline(input)).await {
             tracing::warn!(%error, "nothing was done, but the charge stays in the budget until it expires");
         }
@@ -195,9 +185,6 @@ impl Transaction<'_> {
 
     /// Adds the time of the effect to the entries. If that fails, they count longer than they have to.
     async fn record_effect(&self, entries: &[UsageEntry], input: &PlanInput) {
-        if entries.is_empty() {
-            return;
-        }
         if let Err(error) = self.budget.record_effect(entries, record_deadline(input)).await {
             tracing::warn!(%error, "the time of the effect was not recorded; the charge counts up to 30 s longer");
         }

@@ -67,10 +67,11 @@ pub(crate) async fn execute(
     context: &Context,
     cluster: &Cluster,
     request: &ActionRequest,
+    metadata: RequestMetadata,
     mut input: PlanInput,
 ) -> Result<ActionResponse, ActionError> {
     let policy = context.policy();
-    let ledger = Ledger::new(cluster, RequestMetadata::of(request, &input.id));
+    let ledger = Ledger::new(cluster, metadata);
     let namespace = policy.state.namespace.as_deref().unwrap_or(cluster.default_namespace());
     let budget = Budget::new(policy.limits(), namespace, &policy.state.name, cluster);
     let end = Instant::now() + request.timeout.unwrap_or(DEFAULT_WAIT);

@@ -31,13 +31,13 @@ use std::{
 use chrono::TimeDelta;
 use json_patch::{Patch as JsonPatch, PatchOperation};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{api::DynamicObject, core::ObjectMeta};
+use kube::core::ObjectMeta;
 use serde_json::{Value, json};
 use stateright::{Checker, HasDiscoveries, Model as _, Property};
 
 use super::{
     Approval,
-    claim::{EarlierEffect, Resume, refusal_after},
+    claim::{EarlierEffect, check_approved, refusal_after},
     effect::Settlement,
 };
 use crate::{
@@ -536,8 +536,9 @@ mod program {
     pub(super) fn evidence(kind: Kind, change: &Change, now: Option<&Object>) -> Shown {
         thread_local!(static CACHE: Cache<(Kind, Change, Option<Object>), Shown> = RefCell::default());
         cached(&CACHE, (kind, change.clone(), now.cloned()), |_| {
-            let found: Option<DynamicObject> =
-                now.map(|now| serde_json::from_value(json_of(kind, now)).expect("is an object"));
+            let metadata = |now| json_of(kind, now)["metadata"].take();
+            let found: Option<ObjectMeta> =
+                now.map(|now| serde_json::from_value(metadata(now)).expect("is metadata"));
             Shown::of(&Evidence::of(&real_effect(kind, change), found.as_ref()))
         })
     }
@@ -582,9 +583,9 @@ mod program {
 
     pub(super) fn resume(has_earlier: bool, is_allowed: bool) -> Resumed {
         let (effect, _) = some_effect();
-        match Resume::of(has_earlier.then_some(&effect), is_allowed) {
-            Ok(Resume::TakeOver) => Resumed::TakeOver,
-            Ok(Resume::AskAnew) => Resumed::AskAnew,
+        match check_approved(has_earlier.then_some(&effect), is_allowed) {
+            Ok(()) if is_allowed => Resumed::TakeOver,
+            Ok(()) => Resumed::AskAnew,
             Err(_) => Resumed::Unknown,
         }
     }

@@ -12,7 +12,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ListMeta,
 };
 use kube::{
-    Api, Client, Resource, ResourceExt,
+    Api, Client, Resource,
     api::{ApiResource, DynamicObject, ListParams, ObjectList, Patch, PatchParams, PostParams},
     core::PartialObjectMeta,
 };
@@ -148,7 +148,25 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<K, ApiError> {
         let api = Api::<K>::namespaced(self.client(), namespace);
-        self.attempt(Retry::Idempotent, deadline, || api.get(name)).await.and_then(with_name(name))
+        self.get_named(&api, name, deadline).await
+    }
+
+    /// Reads the object of this name. A response that is another object is an error, whatever its status code: an
+    /// empty Lease would hide the kill switch.
+    pub(crate) async fn get_named<K>(
+        &self,
+        api: &Api<K>,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<K, ApiError>
+    where
+        K: Resource + Clone + DeserializeOwned + Debug,
+    {
+        let object = self.attempt(Retry::Idempotent, deadline, || api.get(name)).await?;
+        match object.meta().name.as_deref() {
+            Some(found) if found == name => Ok(object),
+            _ => Err(ApiError::NoAnswer("the response is not the object".to_owned())),
+        }
     }
 
     /// Reads an object.
@@ -186,9 +204,8 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<K, ActionError> {
         let api = Api::<K>::all(self.client());
-        let result = self.attempt(Retry::Idempotent, deadline, || api.get(name)).await;
-        let call = Call::of::<K>("get", "", Some(name));
-        self.explain_result(&call, result.and_then(with_name(name))).await
+        let result = self.get_named(&api, name, deadline).await;
+        self.explain_result(&Call::of::<K>("get", "", Some(name)), result).await
     }
 
     /// Reads an object as the API returns it, with the fields that `k8s_openapi` does not know.
@@ -200,9 +217,8 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<DynamicObject, ActionError> {
         let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
-        let call = Call::on(resource, "get", namespace, Some(name));
-        let result = self.attempt(Retry::Idempotent, deadline, || api.get(name)).await;
-        self.explain_result(&call, result.and_then(with_name(name))).await
+        let result = self.get_named(&api, name, deadline).await;
+        self.explain_result(&Call::on(resource, "get", namespace, Some(name)), result).await
     }
 
     /// Whether any cluster-scoped object matches these field selectors.
@@ -523,16 +539,6 @@ impl Cluster {
 /// The hint for a response that is not the API server's.
 pub(crate) const CHECK_PROXIES: &str = "check the proxies between this program and the API server: one of them may \
                                         have answered instead";
-
-/// Refuses a response that is not the object of this name, whatever its status code: an empty Lease would hide the
-/// kill switch.
-pub(crate) fn with_name<K: ResourceExt>(name: &str) -> impl FnOnce(K) -> Result<K, ApiError> {
-    let name = name.to_owned();
-    move |object| match object.meta().name.as_ref() {
-        Some(found) if *found == name => Ok(object),
-        _ => Err(ApiError::NoAnswer("the response is not the object".to_owned())),
-    }
-}
 
 /// Selects the page after this one; false if this is the last.
 pub(crate) fn next_page(params: &mut ListParams, page: &ListMeta) -> bool {

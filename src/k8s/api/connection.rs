@@ -1,5 +1,6 @@
 //! The connection to the API server: one with HTTP/2, if the server offers it (ALPN), so that calls at the same
-//! time share one handshake, and further ones for many watches; else several with HTTP/1.1. Must not retry: a caller knows which call may be repeated.
+//! time share one handshake, and further ones for many watches; else several with HTTP/1.1. Must not retry: a caller
+//! knows which call may be repeated.
 
 use std::{
     pin::Pin,

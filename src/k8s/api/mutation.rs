@@ -20,7 +20,7 @@ use crate::{
     k8s::{
         FIELD_MANAGER,
         api::{
-            client::{CHECK_PROXIES, Call, Cluster, with_name},
+            client::{CHECK_PROXIES, Call, Cluster},
             error::ApiError,
             retry::Retry,
             warnings::with_warnings,
@@ -100,9 +100,8 @@ impl Cluster {
             "" => Api::<DynamicObject>::all_with(self.client(), &effect.resource),
             namespace => Api::namespaced_with(self.client(), namespace, &effect.resource),
         };
-        let found = self.attempt(Retry::Idempotent, deadline, || api.get(&effect.name)).await;
-        match found.and_then(with_name(&effect.name)) {
-            Ok(object) => Ok(Evidence::of(effect, Some(&object))),
+        match self.get_named(&api, &effect.name, deadline).await {
+            Ok(object) => Ok(Evidence::of(effect, Some(&object.metadata))),
             Err(ApiError::NotFound) => match &effect.mutation {
                 Mutation::Create { mark, since: Some(since), .. } => {
                     Ok(self.find_creation(effect, mark, since, deadline).await)

@@ -177,13 +177,9 @@ impl<'a> Budget<'a> {
         entries: &[UsageEntry],
         deadline: Instant,
     ) -> Result<(), ActionError> {
-        if self.limits.are_none() {
-            return Ok(());
-        }
         let now = self.cluster.now();
         let made = entries.iter().map(|entry| entry.after_effect(now).annotation());
-        let made = made.map(|(key, value)| (key, Some(value))).collect();
-        self.write(&made, deadline).await.map(drop)
+        self.change(&made.map(|(key, value)| (key, Some(value))).collect(), deadline).await
     }
 
     /// Refunds the charge of actions that were not done.
@@ -195,10 +191,15 @@ impl<'a> Budget<'a> {
         entries: &[UsageEntry],
         deadline: Instant,
     ) -> Result<(), ActionError> {
-        if self.limits.are_none() {
+        self.change(&removal(entries), deadline).await
+    }
+
+    /// Changes entries, where there are any.
+    async fn change(&self, entries: &Annotations, deadline: Instant) -> Result<(), ActionError> {
+        if self.limits.are_none() || entries.is_empty() {
             return Ok(());
         }
-        self.write(&removal(entries), deadline).await.map(drop)
+        self.write(entries, deadline).await.map(drop)
     }
 
     /// Checks the kill switch alone.
