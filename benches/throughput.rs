@@ -14,12 +14,8 @@
 
 use std::{
     collections::VecDeque,
-    env, fs,
-    net::TcpStream,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    env,
     sync::{Arc, Mutex},
-    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -32,13 +28,20 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use kube::{Config, client::ConfigExt};
+use process::median;
+use programs::kubectl;
 use serde_json::{Value, json};
+use server_process::{ServerProcess, create_deployments};
 use tokio::{runtime::Runtime, task::JoinSet};
 
 #[allow(dead_code, reason = "each bench is a crate of its own and uses a part")]
 mod peer;
+mod process;
+#[allow(dead_code, reason = "each bench is a crate of its own and uses a part")]
+mod programs;
+#[allow(dead_code, reason = "each bench is a crate of its own and uses a part")]
+mod server_process;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_action-executor");
 const PORT: u16 = 18_471;
 
 /// How many clients act at a time.
@@ -78,7 +81,8 @@ fn main() {
     let actions = number("THROUGHPUT_ACTIONS", 256);
     let rounds = number("THROUGHPUT_ROUNDS", 3);
     let names: Vec<_> = (0..actions).map(|number| format!("bench-{number:04}")).collect();
-    create_deployments(&names);
+    let spec = json!({ "replicas": 0, "revisionHistoryLimit": 1 });
+    create_deployments(&names, "registry.invalid/good:1", &spec);
     let runtime = Runtime::new().expect("is a runtime");
     let records = runtime.block_on(Records::sample(&names[0]));
     println!("{actions} restarts, medians of {rounds}");
@@ -117,7 +121,7 @@ fn number(variable: &str, otherwise: usize) -> usize {
 }
 
 fn print(is_budgeted: bool, clients: usize, phases: &[Vec<Phase>; 3]) {
-    let per_second = |phases: &[Phase]| median(phases.iter().map(|phase| phase.per_second));
+    let per_second = |phases: &[Phase]| median(phases, |phase| phase.per_second);
     let limit = per_second(&phases[0]).max(per_second(&phases[1]));
     let names = ["calls over HTTP/1.1", "calls over HTTP/2", "action-executor"];
     for (name, phases) in names.into_iter().zip(phases) {
@@ -128,25 +132,22 @@ fn print(is_budgeted: bool, clients: usize, phases: &[Vec<Phase>; 3]) {
             let at = (latencies.len() * of / 100).min(latencies.len().saturating_sub(1));
             latencies.get(at).map_or(f64::NAN, |it| it.as_secs_f64() * 1e3)
         };
-        let processor = phases.iter().filter_map(|phase| phase.processor);
-        let processor = median(processor.map(|it| it.as_secs_f64() * 1e3));
+        let used: Vec<_> = phases.iter().filter_map(|phase| phase.processor).collect();
+        let processor = match used.is_empty() {
+            true => String::new(),
+            false => format!("{:.2}", median(&used, |it| it.as_secs_f64() * 1e3)),
+        };
         println!(
             "{:<10}{clients:>8}  {name:<24}{:>11.1}{:>10.1}{:>10.1}{:>16}{:>8}{:>7.2}x",
             if is_budgeted { "yes" } else { "none" },
             per_second(phases),
             percentile(50),
             percentile(99),
-            if processor.is_nan() { String::new() } else { format!("{processor:.2}") },
+            processor,
             phases.iter().map(|phase| phase.failed).sum::<usize>(),
             per_second(phases) / limit,
         );
     }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Makes one action on each Deployment, as many at a time as there are clients. Those that fail do not count.
@@ -175,50 +176,13 @@ async fn measure(subject: &impl Subject, names: &[String], clients: usize) -> Ph
     Phase { per_second, latencies, failed, processor: None }
 }
 
-fn create_deployments(names: &[String]) {
-    let items: Vec<_> = names
-        .iter()
-        .map(|name| {
-            json!({
-                "apiVersion": "apps/v1", "kind": "Deployment",
-                "metadata": { "name": name, "annotations": { "bench": "throughput" } },
-                "spec": {
-                    "replicas": 0, "revisionHistoryLimit": 1,
-                    "selector": { "matchLabels": { "app": name } },
-                    "template": {
-                        "metadata": { "labels": { "app": name } },
-                        "spec": { "containers": [{ "name": "app", "image": "registry.invalid/good:1" }] },
-                    },
-                },
-            })
-        })
-        .collect();
-    let file = folder().join("deployments.json");
-    let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
-    fs::write(&file, list.to_string()).expect("is written");
-    let file = file.display().to_string();
-    kubectl(&["create", "-f", &file]);
-}
-
-fn kubectl(args: &[&str]) -> String {
-    let done = Command::new("kubectl").args(args).output().expect("kubectl is there");
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    String::from_utf8(done.stdout).expect("is text")
-}
-
-fn folder() -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-throughput");
-    fs::create_dir_all(&folder).expect("is made");
-    folder
-}
-
 fn new_id() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 
 /// A server, under a policy of its own.
 struct Server {
-    process: Child,
+    process: ServerProcess,
     client: ServerClient,
 }
 
@@ -229,30 +193,13 @@ struct ServerClient(Client<HttpConnector, Full<Bytes>>);
 impl Server {
     fn start(is_budgeted: bool) -> Self {
         let quota = if is_budgeted { "{actions: 1000, within_seconds: 3600}" } else { "null" };
-        let policy = folder().join("policy.yaml");
-        let text = format!(
+        let policy = format!(
             "cooldown_seconds: 0\nbudget: {{per_namespace: {quota}, cluster: {quota}}}\n\
              state: {{namespace: default, name: bench-{}}}\n",
             new_id()
         );
-        fs::write(&policy, text).expect("is written");
-        let log = fs::File::create(folder().join("log")).expect("is made");
-        let mut command = Command::new(PROGRAM);
-        command
-            .args(["serve", "--bind", &format!("127.0.0.1:{PORT}")])
-            .env("ACTION_EXECUTOR_POLICY", policy)
-            // All clients are one caller.
-            .env("ACTION_EXECUTOR_CALLER_RATE", "0")
-            .stdin(Stdio::null())
-            .stderr(log);
-        let process = command.spawn().expect("it starts");
-        let client = ServerClient(Client::builder(TokioExecutor::new()).build_http());
-        let started = Instant::now();
-        while TcpStream::connect(("127.0.0.1", PORT)).is_err() {
-            assert!(started.elapsed() < Duration::from_secs(20), "nothing listens on {PORT}");
-            sleep(Duration::from_millis(20));
-        }
-        Server { process, client }
+        let process = ServerProcess::start(PORT, &policy, None);
+        Server { process, client: ServerClient(Client::builder(TokioExecutor::new()).build_http()) }
     }
 
     /// Measures the server once it is warm: the first calls connect.
@@ -262,13 +209,6 @@ impl Server {
         let phase = measure(&self.client, names, clients).await;
         let used = peer::processor_time(self.process.id()) - before;
         Phase { processor: Some(used / names.len() as u32), ..phase }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 

@@ -10,8 +10,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     net::SocketAddr,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -30,13 +29,18 @@ use hyper_util::{
 };
 use kube::{Config, client::ConfigExt};
 use serde_json::json;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    time::sleep,
-};
+use server_process::{ServerProcess, create_deployments, folder};
+use tokio::{net::TcpListener, time::sleep};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_action-executor");
+#[allow(dead_code, reason = "each bench is a crate of its own and uses a part")]
+mod process;
+#[allow(dead_code, reason = "each bench is a crate of its own and uses a part")]
+mod programs;
+#[allow(dead_code, reason = "each bench is a crate of its own and uses a part")]
+mod server_process;
+
 const PORT: u16 = 18_481;
+const POLICY: &str = "cooldown_seconds: 0\nbudget: {per_namespace: null, cluster: null}\n";
 
 /// How many requests wait.
 const WAITS: usize = 128;
@@ -59,7 +63,10 @@ async fn main() {
         std::process::exit(64);
     }
     let seconds = env::var("WAITS_SECONDS").ok().and_then(|it| it.parse().ok()).unwrap_or(30);
-    create_deployments();
+    // Their pods never start.
+    let names: Vec<_> = (0..WAITS).map(name).collect();
+    let spec = json!({ "replicas": 1, "progressDeadlineSeconds": 3600 });
+    create_deployments(&names, "registry.invalid/missing:1", &spec);
     println!("{WAITS} waits, requests a second to the API server over {seconds} s");
     println!("{:<26}{:>10}{:>10}{:>10}{:>10}{:>10}", "", "total", "get", "list", "watch", "write");
     print("a GET each second", [WAITS as f64, 0.0, 0.0, 0.0]);
@@ -81,7 +88,7 @@ async fn count_waits(may_watch: bool, lasting: Duration) -> BTreeMap<&'static st
     let counted =
         Arc::new(Mutex::new(Counts { by_verb: BTreeMap::new(), last_write: Instant::now() }));
     let kubeconfig = start_proxy(counted.clone(), may_watch).await;
-    let _server = Server::start(&kubeconfig).await;
+    let _server = ServerProcess::start(PORT, POLICY, Some(&kubeconfig));
     for number in 0..WAITS {
         tokio::spawn(restart(number));
     }
@@ -99,37 +106,6 @@ fn name(number: usize) -> String {
     format!("waits-{number:03}")
 }
 
-/// Deployments whose pod never starts.
-fn create_deployments() {
-    let deployment = |number: usize| {
-        let name = name(number);
-        json!({
-            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
-            "spec": {
-                "replicas": 1, "progressDeadlineSeconds": 3600,
-                "selector": { "matchLabels": { "app": name } },
-                "template": {
-                    "metadata": { "labels": { "app": name } },
-                    "spec": { "containers": [{ "name": "app", "image": "registry.invalid/missing:1" }] },
-                },
-            },
-        })
-    };
-    let items: Vec<_> = (0..WAITS).map(deployment).collect();
-    let file = folder().join("deployments.json");
-    let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
-    fs::write(&file, list.to_string()).expect("is written");
-    let mut kubectl = Command::new("kubectl");
-    kubectl.args(["create", "-f"]).arg(&file).stdout(Stdio::null());
-    assert!(kubectl.status().expect("kubectl is there").success());
-}
-
-fn folder() -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-waits");
-    fs::create_dir_all(&folder).expect("is made");
-    folder
-}
-
 /// Restarts a Deployment and waits, until the server ends.
 async fn restart(number: usize) {
     let body = json!({
@@ -145,41 +121,6 @@ async fn restart(number: usize) {
     let status = response.status();
     let body = response.into_body().collect().await.map(|it| it.to_bytes()).unwrap_or_default();
     eprintln!("a wait ended: {status} {}", String::from_utf8_lossy(&body));
-}
-
-/// A server that ends with the bench.
-struct Server(Child);
-
-impl Server {
-    async fn start(kubeconfig: &Path) -> Self {
-        let policy = folder().join("policy.yaml");
-        let text = "cooldown_seconds: 0\nbudget: {per_namespace: null, cluster: null}\n";
-        fs::write(&policy, text).expect("is written");
-        let log = fs::File::create(folder().join("log")).expect("is made");
-        let mut command = Command::new(PROGRAM);
-        command
-            .args(["serve", "--bind", &format!("127.0.0.1:{PORT}")])
-            .env("KUBECONFIG", kubeconfig)
-            .env("ACTION_EXECUTOR_POLICY", policy)
-            // All clients are one caller.
-            .env("ACTION_EXECUTOR_CALLER_RATE", "0")
-            .stdin(Stdio::null())
-            .stderr(log);
-        let server = Server(command.spawn().expect("it starts"));
-        let started = Instant::now();
-        while TcpStream::connect(("127.0.0.1", PORT)).await.is_err() {
-            assert!(started.elapsed() < Duration::from_secs(20), "nothing listens on {PORT}");
-            sleep(Duration::from_millis(20)).await;
-        }
-        server
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// What the proxy forwards with.

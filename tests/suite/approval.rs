@@ -18,7 +18,7 @@ use crate::{
     scenario::{Scenario, for_each_action, without_replayed},
 };
 
-const REQUIRE_APPROVAL: &str = "cooldown_seconds: 0\nactions: {require_approval: ['*']}";
+pub const REQUIRE_APPROVAL: &str = "cooldown_seconds: 0\nactions: {require_approval: ['*']}";
 
 fn send(scenario: &Scenario, request: &Value) -> Finished {
     let policy = scenario.namespace.policy(REQUIRE_APPROVAL);
@@ -27,7 +27,7 @@ fn send(scenario: &Scenario, request: &Value) -> Finished {
 }
 
 /// Runs the command of an answer verbatim, with this kubeconfig.
-fn approve(answer: &Value, kubeconfig: &Path) -> bool {
+pub fn approve(answer: &Value, kubeconfig: &Path) -> bool {
     let command = answer["approval"]["command"].as_str().expect("there is a command");
     let path = env::var("PATH").unwrap_or_default();
     let done = Command::new("sh")

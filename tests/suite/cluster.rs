@@ -219,13 +219,7 @@ impl TestCluster {
 
     /// An administrator's client for the current runtime.
     pub async fn client(&self) -> Client {
-        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).expect("is a kubeconfig");
-        let options = KubeConfigOptions::default();
-        let mut config =
-            Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("is whole");
-        // A proxy passes on what the API server answers.
-        config.default_retry = false;
-        Client::try_from(config).expect("is a client")
+        client(Kubeconfig::read_from(&self.kubeconfig).expect("is a kubeconfig")).await
     }
 
     /// A new namespace, ready for pods.
@@ -285,6 +279,14 @@ impl Drop for TestCluster {
         drop(supervisor.commands.take());
         let _ = supervisor.process.wait();
     }
+}
+
+/// A client by this kubeconfig. It does not retry, so that a proxy passes on what the API server answers.
+pub async fn client(kubeconfig: Kubeconfig) -> Client {
+    let options = KubeConfigOptions::default();
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("is whole");
+    config.default_retry = false;
+    Client::try_from(config).expect("is a client")
 }
 
 /// Retries until there is a value, for at most [`WAIT_TIMEOUT`].

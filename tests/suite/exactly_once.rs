@@ -4,9 +4,7 @@
 //! `fault_matrix` has every fault at every call; here each test has one story.
 
 use std::{
-    env,
     path::{Path, PathBuf},
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -23,7 +21,7 @@ use k8s_openapi::api::{
     core::v1::{Event, Pod},
 };
 use kube::{
-    Api, Client, Config, ResourceExt,
+    Api, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PostParams},
     config::Kubeconfig,
 };
@@ -36,7 +34,8 @@ use tokio::{
 };
 
 use crate::{
-    cluster::{Namespace, WAIT_TIMEOUT, shared},
+    approval::{REQUIRE_APPROVAL, approve},
+    cluster::{Namespace, WAIT_TIMEOUT, client, shared},
     fault_matrix::charged,
     fault_proxy::{Held, Proxy, ProxyBehavior, Received},
     ledger::records,
@@ -47,8 +46,6 @@ use crate::{
 
 /// A policy with limits, so that each effect is charged.
 pub const LIMITS: &str = "cooldown_seconds: 1";
-
-const REQUIRE_APPROVAL: &str = "cooldown_seconds: 0\nactions: {require_approval: ['*']}";
 
 /// How to run a request.
 #[derive(Clone)]
@@ -499,26 +496,6 @@ async fn an_old_request_is_refused_by_the_servers_time() {
     assert_eq!(scenario.effects_so_far().await, 0);
 }
 
-/// Runs the command of a pending answer verbatim.
-fn approve(answer: &Value, namespace: &Namespace) {
-    let command = answer["approval"]["command"].as_str().expect("there is a command");
-    let path = env::var("PATH").unwrap_or_default();
-    let done = Command::new("sh")
-        .args(["-c", command])
-        .env("PATH", format!("{}:{path}", shared().programs().display()))
-        .env("USER", "alice")
-        .env("KUBECONFIG", namespace.kubeconfig())
-        .output()
-        .expect("sh runs");
-    assert!(done.status.success(), "{done:?}");
-}
-
-async fn client(kubeconfig: &Path) -> Client {
-    let kubeconfig = Kubeconfig::read_from(kubeconfig).expect("is a kubeconfig");
-    let config = Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await;
-    Client::try_from(config.expect("is whole")).expect("is a client")
-}
-
 /// Changes annotations of a record.
 async fn annotate_record(events: &Api<Event>, name: &str, annotations: Value) {
     let patch = Patch::Merge(json!({ "metadata": { "annotations": annotations } }));
@@ -538,7 +515,8 @@ async fn a_forged_record_gives_no_consent() {
         assert_eq!(pending["outcome"], "pending_approval", "{pending}");
         let record = records(namespace).await.remove(0).name_any();
         let rules = json!([{ "apiGroups": [""], "resources": ["events"], "verbs": ["patch"] }]);
-        let forger = client(&namespace.account("forger", rules).await).await;
+        let forger = namespace.account("forger", rules).await;
+        let forger = client(Kubeconfig::read_from(forger).expect("is a kubeconfig")).await;
         let forged = json!({
             "action-executor.dev/state": state, "action-executor.dev/expires-at": past,
         });
@@ -561,7 +539,7 @@ async fn an_approval_expires_by_the_servers_time() {
     let proxy = transparent(namespace).await;
     let run = Run::through(&proxy, &policy);
     let pending = run.send(&request).await.answer();
-    approve(&pending, namespace);
+    assert!(approve(&pending, namespace.kubeconfig()));
     let record = records(namespace).await.remove(0).name_any();
     let expired = (Utc::now() - TimeDelta::minutes(5)).format("%Y-%m-%dT%H:%M:%S.000Z").to_string();
     let expired = json!({ "action-executor.dev/expires-at": expired });
@@ -584,7 +562,7 @@ async fn approved_before_a_change(
     let honest = transparent(namespace).await;
     let pending = Run::through(&honest, &policy).send(&request).await.answer();
     assert_eq!(pending["outcome"], "pending_approval", "{pending}");
-    approve(&pending, namespace);
+    assert!(approve(&pending, namespace.kubeconfig()));
     if is_last_moment {
         let (arrived, resume) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (reached, changed) = (arrived.clone(), resume.clone());

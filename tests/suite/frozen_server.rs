@@ -8,14 +8,14 @@ use std::{
 };
 
 use action_executor::actions::ActionKind;
-use kube::{Client, Config, ResourceExt, config::Kubeconfig};
+use kube::{Client, ResourceExt, config::Kubeconfig};
 
 use crate::{
-    cluster::{Namespace, eventually, shared},
+    cluster::{Namespace, client, eventually, shared},
     exactly_once::{LIMITS, Run, is_applied_or_unknown, transparent},
     fault_matrix::charged,
     fault_proxy::{Proxy, ProxyBehavior},
-    program::scratch,
+    program::{scratch, signal},
     scenario::Scenario,
 };
 
@@ -51,9 +51,7 @@ impl SecondServer {
         if let Some(cluster) = &mut kubeconfig.clusters[0].cluster {
             cluster.server = Some(address.replace(&port, &own_port));
         }
-        let config = Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await;
-        let client = Client::try_from(config.expect("is a config")).expect("is a client");
-        let server = SecondServer { process, client };
+        let server = SecondServer { process, client: client(kubeconfig).await };
         // This also opens the connection that the write uses: to a frozen server none can be opened.
         eventually("the second API server is ready", async || {
             let request = http::Request::get("/readyz").body(Vec::new()).expect("is whole");
@@ -61,12 +59,6 @@ impl SecondServer {
         })
         .await;
         server
-    }
-
-    fn signal(&self, name: &str) {
-        let pid = self.process.id().to_string();
-        let done = Command::new("kill").args([&format!("-{name}"), &pid]).status();
-        assert!(done.expect("kill runs").success(), "{name}");
     }
 }
 
@@ -95,12 +87,12 @@ async fn frozen(namespace: &Namespace, scenario: &Scenario, is_thawed_first: boo
     let second = SecondServer::start().await;
     let (policy, request) = (namespace.policy(LIMITS), scenario.request("r1"));
     let client = second.client.clone();
-    let pid = second.process.id().to_string();
+    let pid = second.process.id();
     let proxy = Proxy::start(namespace, move |call| {
         if !call.is_effect() {
             return ProxyBehavior::Forward;
         }
-        Command::new("kill").args(["-STOP", &pid]).status().expect("kill runs");
+        signal(pid, "STOP");
         ProxyBehavior::ForwardTo(client.clone())
     })
     .await;
@@ -108,7 +100,7 @@ async fn frozen(namespace: &Namespace, scenario: &Scenario, is_thawed_first: boo
     assert_eq!(first.answer()["code"], "outcome_unknown", "{first:?}");
     assert_eq!(scenario.effects_so_far().await, 0);
     let thaw = async || {
-        second.signal("CONT");
+        signal(pid, "CONT");
         eventually("the frozen server has answered", async || {
             (!proxy.forwarded().iter().all(|call| !call.is_effect)).then_some(())
         })

@@ -178,7 +178,8 @@ impl Finished {
     }
 }
 
-fn signal(process: u32, name: &str) {
+/// Sends a process a signal, by name.
+pub fn signal(process: u32, name: &str) {
     let status = Command::new("kill").args(["-s", name, &process.to_string()]).status();
     assert!(status.expect("kill runs").success());
 }
