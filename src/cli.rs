@@ -11,6 +11,7 @@ use crate::{
         error::{ActionError, Code, EXIT_STATUSES},
         names::{Namespace, ObjectName, ServiceAccount},
     },
+    ledger::history::HistoryState,
 };
 
 const EXAMPLES: &str = r#"Examples:
@@ -176,6 +177,12 @@ pub struct HistoryArgs {
     /// Only actions on this target, as deployment/web or web.
     #[arg(long, value_name = "[KIND/]NAME")]
     pub target: Option<String>,
+    /// Only requests of this person or program.
+    #[arg(long, value_name = "NAME")]
+    pub requester: Option<String>,
+    /// Only requests that ended like this.
+    #[arg(long, value_name = "OUTCOME")]
+    pub outcome: Option<HistoryState>,
     /// The output format; json is one object per line.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
     pub output: OutputFormat,

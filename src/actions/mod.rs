@@ -142,6 +142,8 @@ pub struct Descriptor {
     pub aliases: &'static [&'static str],
     /// What it does and when it refuses, for a person or a model that chooses an action.
     pub description: &'static str,
+    /// Whether its effect is complete some time after the change, for which `wait` waits.
+    pub takes_time: bool,
     /// Example parameters, in JSON.
     pub example: &'static str,
     /// The minimal RBAC rules in the target's namespace.

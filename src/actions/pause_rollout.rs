@@ -28,6 +28,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   resume_rollout. A rollout in progress stops where it is, with old and new pods side by \
                   side. Scaling still works; restarts and rollbacks are refused. Unchanged if it is \
                   paused already.",
+    takes_time: false,
     example: r#"{"deployment":"web"}"#,
     rules: &[PolicyRule {
         api_groups: &["apps"],

@@ -21,7 +21,7 @@ use crate::{
     },
     k8s::{
         api::preflight::Preflight,
-        applied_requests::AppliedRequests,
+        applied_requests::{self, AppliedRequests},
         completion::{Completion, RolloutOf},
         drain_filter::EvictionSet,
         effect::{Applied, Effect},
@@ -83,6 +83,14 @@ impl PlanInput {
             return Err(ActionError::id_reused(&self.id).object_uid(metadata.uid.as_deref()));
         }
         Ok(requests.contains(&self.mark))
+    }
+
+    /// The mark on a workload that is to return to this revision if its rollout fails.
+    pub(crate) fn mark_for(&self, rollback_target: Option<&RollbackTarget>) -> String {
+        match rollback_target {
+            Some(target) => applied_requests::mark_with_revision(&self.mark, &target.revision),
+            None => self.mark.clone(),
+        }
     }
 
     /// Refuses a workload whose pod template was changed since the first plan.

@@ -43,6 +43,8 @@ pub struct ActionRequest {
     pub reason: Option<AuditText>,
     /// When the request was created.
     pub issued_at: Option<DateTime<Utc>>,
+    /// The time of the event that carried it. It is no part of the request: another event may carry the same one.
+    pub event_time: Option<DateTime<Utc>>,
     /// Wait until the effect is complete.
     pub wait: bool,
     /// The limit of the whole action, including the wait.
@@ -138,6 +140,7 @@ impl ActionRequest {
             requester: envelope.requester,
             reason: envelope.reason,
             issued_at: envelope.issued_at,
+            event_time: None,
             wait: envelope.wait,
             timeout: envelope.timeout_seconds.map(checked_timeout).transpose()?,
             precondition: envelope.precondition,
@@ -179,6 +182,15 @@ impl ActionRequest {
         }
         self.id = Some(key.id.clone());
         Ok(self)
+    }
+}
+
+impl ActionRequest {
+    /// When the request was made, as far as it or its event says, with the name of the field: an event from a
+    /// dead-letter queue may be older than what the ledger remembers.
+    pub(crate) fn made_at(&self) -> Option<(&'static str, DateTime<Utc>)> {
+        let of_event = self.event_time.map(|time| ("time", time));
+        self.issued_at.map(|time| ("issued_at", time)).or(of_event)
     }
 }
 

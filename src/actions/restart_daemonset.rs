@@ -25,6 +25,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Restart a DaemonSet: replace its pods node by node, at the pace that its strategy \
                   allows. Refused if no pod would restart (update strategy OnDelete) unless \
                   accept_on_delete is set.",
+    takes_time: true,
     example: r#"{"daemonset":"agent"}"#,
     rules: &[
         PolicyRule {

@@ -24,6 +24,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &["restart_deployment"],
     description: "Restart a Deployment: replace all its pods through its own rollout, at the pace \
                   that its strategy allows. Refused for a paused Deployment.",
+    takes_time: true,
     example: r#"{"deployment":"web"}"#,
     rules: &[
         PolicyRule {

@@ -25,6 +25,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Restart a StatefulSet: replace its pods one after the other, from the highest ordinal \
                   down. Refused if no pod would restart (update strategy OnDelete, or a partition \
                   that covers all pods) unless accept_on_delete is set.",
+    takes_time: true,
     example: r#"{"statefulset":"db"}"#,
     rules: &[
         PolicyRule {

@@ -22,6 +22,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Resume a suspended CronJob: it starts Jobs by its schedule again. The last run that \
                   was missed during the suspension may start at once. Unchanged if it is not suspended.",
+    takes_time: false,
     example: r#"{"cronjob":"nightly"}"#,
     rules: &[PolicyRule {
         api_groups: &["batch"],

@@ -29,6 +29,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Resume a paused Deployment: all changes made to its pod template during the pause are \
                   rolled out now, in one rollout. Unchanged if it is not paused.",
+    takes_time: true,
     example: r#"{"deployment":"web"}"#,
     rules: &[
         PolicyRule {

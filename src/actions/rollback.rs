@@ -44,6 +44,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   what it was, and its pods are replaced. Replicas stay as they are. After a restart the \
                   previous revision differs only by that restart; skip_restarts selects the last one that \
                   differs in more. Refused for a paused Deployment.",
+    takes_time: true,
     example: r#"{"name":"web"}"#,
     rules: &[
         PolicyRule {
@@ -154,20 +155,44 @@ impl Plannable for Parameters {
                 cluster.history(kind, namespace, &self.name, input.deadline),
                 Preflight::of(cluster, kind, namespace, input.deadline),
             );
-            let history = history?;
+            let mut history = history?;
             let pods = if history.keeps_order() {
                 let selector = history.workload.label_selector();
                 cluster.list::<Pod>(namespace, &selector, input.deadline).await?
             } else {
                 Vec::new()
             };
-            let plan = self.decide(&history, &pods, input)?;
+            let mut plan = self.decide(&history, &pods, input)?;
+            while let Some(same) = self.unchanging_revision(cluster, &plan, &history, input).await {
+                history.note_same(&same);
+                plan = self.decide(&history, &pods, input)?;
+            }
             Ok(plan.with_preflight_warnings(&preflight, &history.workload, input))
         })
     }
 }
 
 impl Parameters {
+    /// The name of the revision that the plan restores, if the API server says that it is the current one: it adds
+    /// the defaults that a ControllerRevision of an earlier Kubernetes lacks. ReplicaSets have them.
+    async fn unchanging_revision(
+        &self,
+        cluster: &Cluster,
+        plan: &Plan,
+        history: &History,
+        input: &PlanInput,
+    ) -> Option<String> {
+        let (Decision::Apply(effect, ..), false) =
+            (&plan.decision, history.workload.kind() == WorkloadKind::Deployment)
+        else {
+            return None;
+        };
+        // If it fails, the real one says why.
+        let tried = cluster.apply(effect, true, input.deadline).await.ok()?;
+        let is_unchanged = tried.generation.is_some() && tried.generation == plan.found.generation;
+        is_unchanged.then(|| self.target_revision(history).ok()).flatten().map(|it| it.name.clone())
+    }
+
     fn decide(
         &self,
         history: &History,
@@ -196,19 +221,21 @@ impl Parameters {
         }
         let (precondition, restore) =
             (input.precondition.as_ref(), history.operations_to(revision));
-        let effect = Effect::patch(kind.resource(), found, &input.mark, precondition, restore);
+        let rolls_out = matches!(completion, CompletionSpec::Rollout(_));
+        let returns = self.rollback_on_failure && rolls_out;
+        let mark = input.mark_for(history.rollback_target().filter(|_| returns).as_ref());
+        let effect = Effect::patch(kind.resource(), found, &mark, precondition, restore);
         let to = format!("rolled back to revision {number}");
         let did = format!("{} '{name}' {to} at {}.", kind.name(), rfc3339_millis(input.at));
         let would = format!("Simulated: {} '{name}' would be {to}.", kind.name());
         let decision = Decision::Apply(Box::new(effect), did, would);
         let mut plan = Plan::new(target, found, decision, completion);
         plan.changes = history.changes_to(revision);
-        plan.changes.push(AppliedRequests::from_metadata(found).change(&input.mark));
+        plan.changes.push(AppliedRequests::from_metadata(found).change(&mark));
         plan.warnings = self.warnings_of(history, revision, pods);
         // The previous revision may be another one in a later plan; a number is always the same one.
         plan.decision_etag = self.to_revision.is_none().then(|| history.digest());
-        let rolls_out = matches!(plan.completion, CompletionSpec::Rollout(_));
-        if self.rollback_on_failure && rolls_out {
+        if returns {
             plan = plan.with_rollback_target(history)?;
         }
         Ok(plan)

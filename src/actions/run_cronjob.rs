@@ -52,6 +52,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Run a CronJob now: create one Job from its template, outside of its schedule, whatever \
                   its concurrencyPolicy, and even if it is suspended. With wait it is complete when the \
                   Job is; the response of a failed Job has its pod's last log lines.",
+    takes_time: true,
     example: r#"{"cronjob":"nightly"}"#,
     rules: &[
         PolicyRule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get"] },

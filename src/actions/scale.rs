@@ -41,6 +41,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   an owning Deployment sets the number and would change it back: change it there. \
                   Unchanged if it has that number already. With wait it is complete once all replicas \
                   are available and no surplus one is left.",
+    takes_time: true,
     example: r#"{"name":"web","replicas":3}"#,
     rules: &[
         PolicyRule {

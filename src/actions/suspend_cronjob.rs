@@ -24,6 +24,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Suspend a CronJob: it starts no Jobs until resume_cronjob. Running Jobs keep \
                   running. Unchanged if it is suspended already.",
+    takes_time: false,
     example: r#"{"cronjob":"nightly"}"#,
     rules: &[PolicyRule {
         api_groups: &["batch"],

@@ -18,6 +18,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Uncordon a node: new pods may be scheduled onto it again. Pods that were evicted do \
                   not come back by themselves.",
+    takes_time: false,
     example: r#"{"node":"worker-1"}"#,
     rules: &[],
     cluster_rules: &[PolicyRule {

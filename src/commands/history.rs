@@ -39,7 +39,8 @@ async fn entries(args: &HistoryArgs) -> Result<Vec<HistoryEntry>, ActionError> {
         Some(namespace) => Some(namespace.clone()),
         None => Some(cluster.default_namespace().to_owned()),
     };
-    let filter = Filter { namespace, target: args.target.clone() };
+    let (target, requester) = (args.target.clone(), args.requester.clone());
+    let filter = Filter { namespace, target, requester, state: args.outcome };
     Ok(query(&cluster, &filter, usize::MAX, Instant::now() + LIST_TIMEOUT).await?.entries)
 }
 

@@ -22,7 +22,7 @@ use crate::{
     },
     k8s::{
         api::{mutation::ApplyError, retry},
-        applied_requests::AppliedRequests,
+        applied_requests::{self, AppliedRequests},
         completion::{Completion, RolloutOf, TemplateIdentity},
         effect::{Applied, Effect},
         evidence::Evidence,
@@ -150,6 +150,7 @@ impl Transaction<'_> {
             return Ok(Attempt::Done(RollbackOutcome::Applied(applied, template)));
         }
         let mark = self.ledger.request.mark();
+        let mark = applied_requests::mark_with_revision(&mark, &rollback_target.revision);
         let revision = target_revision(&history, rollback_target, &failed, &mark, response)?;
         self.warn_of_stuck_pods(&history, revision, response, deadline).await;
         let (found, mark) = (history.workload.metadata(), self.rollback_mark());
@@ -310,7 +311,7 @@ fn target_revision<'a>(
     response: &ActionResponse,
 ) -> Result<&'a Revision, ActionError> {
     let (target, found) = (&response.target, history.workload.metadata());
-    // A record alone does not count: more accounts may write Events than workloads.
+    // A record alone does not count, for the revision neither: more accounts may write Events than workloads.
     let is_ours = failed.template != TemplateIdentity::Nothing
         && failed.template.is_on(&history.workload)
         && AppliedRequests::from_metadata(found).contains(mark);

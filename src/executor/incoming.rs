@@ -7,7 +7,7 @@ use crate::{
     actions::request::{ActionRequest, IdempotencyKey},
     auth::Caller,
     contract::{error::ActionError, response::ActionResponse},
-    executor::{check_replay_window, context::Context, handle},
+    executor::{context::Context, handle},
 };
 
 /// A request as it was received.
@@ -27,25 +27,24 @@ pub(crate) struct EventMetadata {
     /// The idempotency key made from the event's id, for a request without an id.
     pub key: IdempotencyKey,
     /// The event's time.
-    pub made_at: Option<DateTime<Utc>>,
+    pub time: Option<DateTime<Utc>>,
 }
 
 impl IncomingRequest {
-    /// Parses the request.
+    /// Parses the request. An event's time bounds its age.
     ///
     /// # Errors
     /// As [`ActionRequest::parse`] and [`ActionRequest::with_idempotency_key`].
     pub(crate) fn request(&self) -> Result<ActionRequest, ActionError> {
         let request = ActionRequest::parse(&self.body)?.with_idempotency_key(self.key.as_ref())?;
         let event = self.event.as_ref().filter(|_| request.id.is_none());
-        request.with_idempotency_key(event.map(|event| &event.key))
+        let mut request = request.with_idempotency_key(event.map(|event| &event.key))?;
+        request.event_time = self.event.as_ref().and_then(|event| event.time);
+        Ok(request)
     }
 }
 
 /// Executes the request for this caller; `None` if authentication is off.
-///
-/// An event's time bounds the request's age: an event from a dead-letter queue may be older than the
-/// ledger's memory. That time is no part of the request, so another event may carry the same request.
 ///
 /// # Errors
 /// The caller is unauthorized, the request cannot be parsed, or as [`handle`].
@@ -57,10 +56,6 @@ pub(crate) async fn execute_as(
     let mut request = incoming.request()?;
     if let Some(caller) = caller {
         request = Box::pin(caller.authorize_request(request, context.cluster())).await?;
-    }
-    let made_at = incoming.event.as_ref().and_then(|event| event.made_at);
-    if !request.simulate && request.issued_at.is_none() {
-        check_replay_window("time", made_at, Utc::now(), context.replay_window())?;
     }
     handle(context, request).await
 }

@@ -112,16 +112,15 @@ fn plan_input(context: &Context, request: &ActionRequest, metadata: &RequestMeta
 /// Refuses a request that is too old for the ledger to recognise as done, and one from the future, which
 /// would outlive the ledger's memory.
 pub(crate) fn check_replay_window(
-    field: &str,
-    issued_at: Option<DateTime<Utc>>,
+    made_at: Option<(&str, DateTime<Utc>)>,
     now: DateTime<Utc>,
     window: Duration,
 ) -> Result<(), ActionError> {
-    let Some(issued_at) = issued_at else { return Ok(()) };
+    let Some((field, made_at)) = made_at else { return Ok(()) };
     let window = TimeDelta::from_std(window).unwrap_or(TimeDelta::MAX);
-    let what = if now - issued_at > window {
+    let what = if now - made_at > window {
         format!("is more than {} s ago", window.num_seconds())
-    } else if issued_at - now > MAX_CLOCK_SKEW {
+    } else if made_at - now > MAX_CLOCK_SKEW {
         "is in the future".to_owned()
     } else {
         return Ok(());
@@ -251,7 +250,7 @@ mod tests {
                 issued_at.to_rfc3339()
             );
             let request = ActionRequest::parse(text.as_bytes()).expect("is accepted");
-            check_replay_window("issued_at", request.issued_at, now, Duration::from_secs(1800))
+            check_replay_window(request.made_at(), now, Duration::from_secs(1800))
                 .map_err(|error| error.code)
         };
         assert_eq!(age(1800), Ok(()));

@@ -3,7 +3,9 @@
 //! A change adds the request's mark in the same patch, which tests that the list is as it was read. A process that
 //! resumes a request after a crash can look for it. The mark is the request's id with a digest of what it asks
 //! for, so that another request with the same id is not taken for this one. The list is short, since objects are
-//! no archives. Its entries are numbered, so that it is known when one may have been dropped.
+//! no archives. Its entries are numbered, so that it is known when one may have been dropped. The mark of a request
+//! that may have to be rolled back names the revision to return to, too: more accounts may write Events, where the
+//! records are, than workloads.
 
 use std::{collections::VecDeque, fmt};
 
@@ -39,6 +41,16 @@ pub(crate) fn mark(id: &str, digest: &str) -> String {
     format!("{id}@{digest}")
 }
 
+/// The mark of a request that returns to this revision if its rollout fails. No digest has a slash.
+pub(crate) fn mark_with_revision(mark: &str, revision: &str) -> String {
+    format!("{mark}/{revision}")
+}
+
+/// Whether an entry is this mark, with or without a revision.
+fn is_mark(entry: &str, mark: &str) -> bool {
+    entry.strip_prefix(mark).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// No id has an `@`.
 fn id_of(mark: &str) -> &str {
     mark.split('@').next().unwrap_or_default()
@@ -62,12 +74,12 @@ impl AppliedRequests {
 
     /// Whether the request with this mark changed the object and its mark was not dropped since.
     pub(crate) fn contains(&self, mark: &str) -> bool {
-        self.entries.iter().any(|(_, known)| known == mark)
+        self.entries.iter().any(|(_, known)| is_mark(known, mark))
     }
 
     /// Whether another request with the same id as this one changed the object.
     pub(crate) fn contains_id_of_another(&self, mark: &str) -> bool {
-        self.entries.iter().any(|(_, known)| known != mark && id_of(known) == id_of(mark))
+        self.entries.iter().any(|(_, known)| !is_mark(known, mark) && id_of(known) == id_of(mark))
     }
 
     /// How many requests have a number above this one; `None` if one of them may have been dropped.
@@ -175,6 +187,18 @@ mod tests {
         assert!(list.contains(&first) && !list.contains_id_of_another(&first));
         assert!(!list.contains(&other) && list.contains_id_of_another(&other));
         assert!(!list.contains_id_of_another(&mark("alert-8", "a")));
+    }
+
+    #[test]
+    fn a_mark_is_found_with_and_without_its_revision_but_not_with_another() {
+        let plain = mark("alert-7", &"a".repeat(64));
+        let with_revision = mark_with_revision(&plain, "web-5d41");
+        let list = requests(&AppliedRequests::default().push(&with_revision));
+        assert!(list.contains(&plain) && list.contains(&with_revision));
+        assert!(!list.contains_id_of_another(&plain));
+        assert!(!list.contains(&mark_with_revision(&plain, "web-5d42")));
+        let rollback = mark("alert-7/rollback", &"a".repeat(64));
+        assert!(!list.contains(&rollback) && !list.contains_id_of_another(&rollback));
     }
 
     #[test]

@@ -8,7 +8,14 @@ use std::collections::BTreeMap;
 
 use kube::core::ObjectMeta;
 
-/// The sentence that such a tool will revert a change to the object; none without such a tool.
+/// The warning that such a tool may revert the change of this field; none without such a tool. A field that its
+/// source leaves out stays as it is.
+pub(crate) fn revert_warning(metadata: &ObjectMeta, field: &str) -> Option<String> {
+    Some(format!("if the source sets {field}, it will not last: {}", gitops_owner(metadata)?))
+}
+
+/// The sentence that such a tool will revert a change to the object; none without such a tool. Helm 4 applies on the
+/// server's side, and not by force (<https://helm.sh/docs/overview>).
 pub(crate) fn gitops_owner(metadata: &ObjectMeta) -> Option<String> {
     let (labels, annotations) = (metadata.labels.as_ref(), metadata.annotations.as_ref());
     let label = |name: &str| value(labels, name);
@@ -30,7 +37,10 @@ pub(crate) fn gitops_owner(metadata: &ObjectMeta) -> Option<String> {
     }
     let helm = label("app.kubernetes.io/managed-by") == Some("Helm");
     let release = annotation("meta.helm.sh/release-name").filter(|_| helm)?;
-    Some(format!("the next upgrade of the Helm release '{release}' will revert it"))
+    Some(format!(
+        "the next upgrade of the Helm release '{release}' will revert it, or, with Helm 4, fail with a conflict \
+         until it is run with --force-conflicts"
+    ))
 }
 
 fn value<'a>(all: Option<&'a BTreeMap<String, String>>, name: &str) -> Option<&'a str> {
@@ -67,6 +77,15 @@ mod tests {
             let text = describe(metadata).expect("is managed");
             assert!(text.contains(owner) && text.contains("will revert it"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_field_lasts_if_the_source_leaves_it_out() {
+        let labels = "labels: {kustomize.toolkit.fluxcd.io/name: apps}";
+        let metadata = serde_yaml_ng::from_str(labels).expect("is metadata");
+        let warning = revert_warning(&metadata, "spec.suspend").expect("is managed");
+        assert!(warning.starts_with("if the source sets spec.suspend"), "{warning}");
+        assert_eq!(revert_warning(&ObjectMeta::default(), "spec.suspend"), None);
     }
 
     #[test]

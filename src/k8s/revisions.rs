@@ -5,7 +5,7 @@
 //! through typed structs, so that unknown fields are restored too: without them, a rollback would create
 //! a new revision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use json_patch::PatchOperation;
 use k8s_openapi::api::{
@@ -67,6 +67,9 @@ pub(crate) struct History {
     template: Value,
     /// Its revisions, the latest first.
     revisions: Vec<Revision>,
+    /// The names of revisions that mean the current template although they are written in another way: an earlier
+    /// Kubernetes wrote them, which knew fewer defaults.
+    synonyms: BTreeSet<String>,
 }
 
 /// A pod template that a workload had.
@@ -112,9 +115,11 @@ pub(crate) fn revision_resource(kind: WorkloadKind) -> ApiResource {
     }
 }
 
-/// The template at this JSON Pointer, without what controllers and the API server add.
+/// The template at this JSON Pointer, without what controllers and the API server add, and without nulls, which some
+/// versions of Kubernetes write where others leave the field out.
 pub(crate) fn template_in(object: &Value, pointer: &str) -> Value {
     let mut template = object.pointer(pointer).cloned().unwrap_or_default();
+    remove_nulls(&mut template);
     if let Some(fields) = template.as_object_mut() {
         fields.remove("$patch");
     }
@@ -125,6 +130,28 @@ pub(crate) fn template_in(object: &Value, pointer: &str) -> Value {
         }
     }
     template
+}
+
+/// Removes fields that are null, and objects of which nothing else is left.
+fn remove_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => fields.retain(|_, field| {
+            let was_empty = field.as_object().is_some_and(Map::is_empty);
+            remove_nulls(field);
+            !field.is_null() && (was_empty || !field.as_object().is_some_and(Map::is_empty))
+        }),
+        Value::Array(elements) => elements.iter_mut().for_each(remove_nulls),
+        _ => {}
+    }
+}
+
+/// The revision that the StatefulSet's controller regards as the current one, if it has seen the current spec. A
+/// DaemonSet's status has no such field.
+fn update_revision(workload: &Workload) -> Option<String> {
+    let Workload::StatefulSet(set) = workload else { return None };
+    let status = set.status.as_ref()?;
+    let is_observed = status.observed_generation == set.metadata.generation;
+    status.update_revision.clone().filter(|_| is_observed)
 }
 
 impl History {
@@ -138,7 +165,8 @@ impl History {
         };
         let mut revisions: Vec<_> = owned.filter_map(read).collect();
         revisions.sort_by_key(|revision| std::cmp::Reverse(revision.number));
-        History { workload, template, revisions }
+        let synonyms = update_revision(&workload).into_iter().collect();
+        History { workload, template, revisions, synonyms }
     }
 
     /// The current revision is recognised by its template and not by its number, so it does not matter
@@ -147,13 +175,20 @@ impl History {
         self.revisions.iter().find(|revision| match selector {
             RevisionSelector::Number(number) => revision.number == number,
             RevisionSelector::Previous => !self.is_at(revision),
-            RevisionSelector::PreviousThatDiffers => !self.differs_by_restarts_alone(revision),
+            RevisionSelector::PreviousThatDiffers => {
+                !self.is_at(revision) && !self.differs_by_restarts_alone(revision)
+            }
         })
     }
 
     /// Whether the workload has this revision's template.
     pub(crate) fn is_at(&self, revision: &Revision) -> bool {
-        self.template == revision.template
+        self.template == revision.template || self.synonyms.contains(&revision.name)
+    }
+
+    /// Notes that this revision's template changes nothing, as the API server found.
+    pub(crate) fn note_same(&mut self, revision: &str) {
+        self.synonyms.insert(revision.to_owned());
     }
 
     /// Whether this revision differs from the current one by restarts only.
@@ -501,6 +536,63 @@ mod tests {
         assert_eq!(found(&history(), RevisionSelector::PreviousThatDiffers), Some(2));
         let third = history().find(RevisionSelector::Number(3)).cloned().expect("is there");
         assert!(history().differs_by_restarts_alone(&third) && !history().is_at(&third));
+    }
+
+    fn controller_revision(number: i64, container: &str) -> String {
+        format!(
+            "metadata: {{name: web-{number}, ownerReferences: [{{apiVersion: apps/v1, kind: StatefulSet, \
+             name: web, uid: u1, controller: true}}]}}\nrevision: {number}\n\
+             data: {{spec: {{template: {{$patch: replace, metadata: {{creationTimestamp: null, \
+             labels: {{app: web}}}}, spec: {{containers: [{{name: app, {container}}}]}}}}}}}}"
+        )
+    }
+
+    fn stateful_set(container: &str, status: &str) -> String {
+        format!(
+            "metadata: {{name: web, uid: u1, generation: 3}}\nspec: {{selector: {{}}, serviceName: web, \
+             template: {{metadata: {{labels: {{app: web}}}}, \
+             spec: {{containers: [{{name: app, {container}}}]}}}}}}\nstatus: {{replicas: 1{status}}}"
+        )
+    }
+
+    #[test]
+    fn a_field_that_is_null_in_a_revision_is_one_that_is_absent() {
+        let revisions = ["image: 'app:1'", "image: 'app:2', claim: {metadata: {time: null}}"];
+        let kept = [controller_revision(1, revisions[0]), controller_revision(2, revisions[1])];
+        let kept: Vec<_> = kept.iter().map(String::as_str).collect();
+        let now = stateful_set("image: 'app:2', claim: {}", "");
+        let history = History::example(WorkloadKind::StatefulSet, &now, &kept);
+        assert_eq!(
+            found(&history, RevisionSelector::Previous),
+            Some(2),
+            "an empty object is a value"
+        );
+        let now = stateful_set("image: 'app:2'", "");
+        let history = History::example(WorkloadKind::StatefulSet, &now, &kept);
+        assert_eq!(found(&history, RevisionSelector::Previous), Some(1));
+        assert_eq!(history.rollback_target().expect("is known").number, 2);
+    }
+
+    #[test]
+    fn a_revision_written_by_an_earlier_kubernetes_is_the_current_one_if_its_controller_says_so() {
+        let kept =
+            [controller_revision(1, "image: 'app:1'"), controller_revision(2, "image: 'app:2'")];
+        let kept: Vec<_> = kept.iter().map(String::as_str).collect();
+        let previous = |status: &str| {
+            let now = stateful_set("image: 'app:2', newDefault: x", status);
+            let history = History::example(WorkloadKind::StatefulSet, &now, &kept);
+            found(&history, RevisionSelector::Previous)
+        };
+        assert_eq!(previous(", observedGeneration: 3, updateRevision: web-2"), Some(1));
+        assert_eq!(previous(", observedGeneration: 2, updateRevision: web-2"), Some(2));
+    }
+
+    #[test]
+    fn a_revision_that_the_api_server_finds_unchanged_is_not_an_earlier_one() {
+        let mut history = history();
+        history.note_same("web-3");
+        assert_eq!(found(&history, RevisionSelector::Previous), Some(2));
+        assert_eq!(found(&history, RevisionSelector::PreviousThatDiffers), Some(2));
     }
 
     #[test]

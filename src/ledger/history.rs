@@ -1,5 +1,7 @@
 //! The history: the ledger's Events as a list, newest first. It only reads.
 
+use std::str::FromStr;
+
 use k8s_openapi::api::core::v1::Event;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -67,6 +69,59 @@ pub(crate) struct Filter {
     pub namespace: Option<String>,
     /// The target, as `deployment/web` or `web`; `None` for any.
     pub target: Option<String>,
+    /// The requester; `None` for any.
+    pub requester: Option<String>,
+    /// How it ended; `None` for any.
+    pub state: Option<HistoryState>,
+}
+
+/// How a request ended, or how far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HistoryState {
+    /// It is being carried out, or the process that did it has died.
+    Started,
+    /// The change was made.
+    Applied,
+    /// Nothing had to be done.
+    Unchanged,
+    /// The change was made, and its effect did not complete.
+    Failed,
+    /// It was refused.
+    Refused,
+    /// It waits for a person's approval.
+    PendingApproval,
+    /// Whether the change was made is unknown.
+    Unknown,
+}
+
+/// Each with its name and the reason of its Event.
+const STATES: [(HistoryState, &str, &str); 7] = [
+    (HistoryState::Started, "started", "ActionBegun"),
+    (HistoryState::Applied, "applied", "ActionApplied"),
+    (HistoryState::Unchanged, "unchanged", "ActionUnchanged"),
+    (HistoryState::Failed, "failed", "ActionFailed"),
+    (HistoryState::Refused, "refused", "ActionRefused"),
+    (HistoryState::PendingApproval, "pending_approval", "ApprovalPending"),
+    (HistoryState::Unknown, "unknown", "ActionUnknown"),
+];
+
+impl FromStr for HistoryState {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = STATES.iter().find(|(_, known, _)| *known == name);
+        found.map(|(state, ..)| *state).ok_or_else(|| {
+            format!("must be one of {}", STATES.map(|(_, known, _)| known).join(", "))
+        })
+    }
+}
+
+impl HistoryState {
+    fn is_of(self, event: &Event) -> bool {
+        let reason = event.reason.as_deref();
+        STATES.iter().any(|(state, _, of_state)| *state == self && Some(*of_state) == reason)
+    }
 }
 
 /// The newest entries, and whether there are older ones.
@@ -114,8 +169,16 @@ impl Page {
 }
 
 impl Filter {
-    /// Whether the event is about the filter's target.
     fn includes(&self, event: &Event) -> bool {
+        let annotations = event.metadata.annotations.as_ref();
+        let requester = annotations.and_then(|all| all.get(REQUESTER));
+        self.includes_target(event)
+            && self.requester.as_ref().is_none_or(|it| Some(it) == requester)
+            && self.state.is_none_or(|state| state.is_of(event))
+    }
+
+    /// Whether the event is about the filter's target.
+    fn includes_target(&self, event: &Event) -> bool {
         let Some(target) = self.target.as_deref() else { return true };
         let object = &event.involved_object;
         let (kind, name) = match target.split_once('/') {
@@ -193,11 +256,20 @@ mod tests {
     #[test]
     fn a_filter_matches_a_name_or_a_kind_and_a_name() {
         let includes = |target: &str| {
-            Filter { namespace: None, target: Some(target.to_owned()) }
-                .includes(&event("web", "01"))
+            let target = Some(target.to_owned());
+            Filter { target, ..Filter::default() }.includes(&event("web", "01"))
         };
         assert!(includes("web") && includes("deployment/web") && includes("Deployment/web"));
         assert!(!includes("api") && !includes("pod/web") && !includes(""));
+    }
+
+    #[test]
+    fn a_filter_matches_the_requester_and_how_it_ended() {
+        let includes = |filter: Filter| filter.includes(&event("web", "01"));
+        let by = |name: &str| Filter { requester: Some(name.to_owned()), ..Filter::default() };
+        let ended = |state| Filter { state: Some(state), ..Filter::default() };
+        assert!(includes(by("pager")) && !includes(by("page")));
+        assert!(includes(ended(HistoryState::Refused)) && !includes(ended(HistoryState::Applied)));
     }
 
     #[test]

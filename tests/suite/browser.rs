@@ -166,6 +166,20 @@ impl Browser {
         self.command("Emulation.setDeviceMetricsOverride", &screen);
     }
 
+    /// What axe-core finds wrong by WCAG 2.2, level AA; its script is in the file that `AXE_CORE` names.
+    pub fn accessibility_violations(&self) -> Vec<String> {
+        let path = std::env::var_os("AXE_CORE").expect("AXE_CORE names axe.min.js of axe-core");
+        let axe = std::fs::read_to_string(path).expect("is read");
+        let run = "const done = arguments[arguments.length - 1];
+            const runOnly = ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'];
+            axe.run(document, { runOnly }).then(({ violations }) => done(violations.flatMap((it) =>
+                it.nodes.map((node) => `${it.id}: ${node.target.join(' ')}: ${node.failureSummary}`))))";
+        let script = format!("{axe}\n{run}");
+        let found = self.post("/execute/async", &json!({ "script": script, "args": [] }));
+        let found = found.as_array().expect("is a list").iter();
+        found.map(|it| it.as_str().unwrap_or_default().to_owned()).collect()
+    }
+
     /// Writes a screenshot of the whole page.
     pub fn screenshot(&self, file: &Path) {
         let whole = json!({ "captureBeyondViewport": true, "format": "png" });

@@ -7,11 +7,12 @@ use std::{
     sync::OnceLock,
 };
 
-use chrono::{DateTime, FixedOffset};
+use chrono::{DateTime, FixedOffset, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use crate::{
     cluster::{Namespace, shared},
+    fault_proxy::{Proxy, ProxyBehavior},
     program::{Program, Reply, Server},
 };
 
@@ -143,6 +144,23 @@ async fn an_expired_or_refused_event_gets_a_problem_event() {
         assert_eq!(received["event"]["id"], "mine.applied", "{received}");
         assert_eq!(received["event"]["data"]["replayed"], replayed);
     }
+}
+
+/// The clock of the server is 40 minutes behind: by it, the event would be young enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_age_of_an_event_is_judged_by_the_api_servers_clock() {
+    let namespace = shared().namespace("event_age").await;
+    let before = namespace.running_deployment("web", 1).await.metadata.generation;
+    // Without TLS: by this clock, the API server's certificate is not valid yet.
+    let proxy = Proxy::start(&namespace, |_| ProxyBehavior::Forward).await;
+    let program = Program::with_kubeconfig(&proxy.kubeconfig).clock_shifted_by(-40 * 60);
+    let server = Server::start(program);
+    let at = (Utc::now() - TimeDelta::minutes(65)).to_rfc3339();
+    let data = restart(&namespace, false).to_string();
+    let received = send(&server, "binary", &data, &["-time", &at, "-id", "7"]);
+    assert_eq!(received["event"]["data"]["code"], "request_expired", "{received}");
+    assert_eq!(received["event"]["data"]["field"], "time", "{received}");
+    assert_eq!(namespace.get_deployment("web").await.metadata.generation, before);
 }
 
 #[test]

@@ -75,8 +75,15 @@ fn a_listed_example_is_a_valid_request() {
     }
 }
 
-/// Writes screenshots to the folder in `DOCS_PICTURES`, if that is set.
-fn screenshot(browser: &Browser, name: &str) {
+/// Checks that people with disabilities can use what is shown, and writes screenshots to the folder in
+/// `DOCS_PICTURES`, if that is set.
+fn examine(browser: &Browser, name: &str) {
+    for (scheme, width, height) in [("dark", 1360, 900), ("light", 390, 844), ("light", 1360, 900)]
+    {
+        browser.emulate(scheme, width, height);
+        let violations = browser.accessibility_violations();
+        assert_eq!(violations, Vec::<String>::new(), "{name}, {scheme}, {width}");
+    }
     let Some(folder) = std::env::var_os("DOCS_PICTURES").map(PathBuf::from) else { return };
     fs::create_dir_all(&folder).expect("is made");
     for (scheme, width, height) in [("light", 1360, 900), ("dark", 1360, 900), ("light", 390, 844)]
@@ -104,7 +111,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
 
     browser.open(&format!("{origin}/docs#restart_k8s"));
     browser.shows("h1", "restart_k8s");
-    screenshot(&browser, "action");
+    examine(&browser, "action");
     browser.type_in("#key", KEY);
     browser.type_in("#field-parameters-deployment", "web");
     browser.type_in("#field-parameters-namespace", &name);
@@ -121,17 +128,17 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     browser.click(execute);
     browser.shows("#confirm", "web");
     browser.shows("#confirm", &name);
-    screenshot(&browser, "confirm");
+    examine(&browser, "confirm");
     // The dialog's default button cancels.
     browser.press("\u{e007}");
     browser.until("the question is gone", "return !document.getElementById('confirm').open", &[]);
     assert_eq!(generation().await, before);
     browser.click(execute);
     browser.click("#confirm-yes");
-    browser.shows(".answer .badge", "Done");
+    browser.shows(".answer .badge", "Started");
     let after = generation().await;
     assert!(after > before, "{before:?} {after:?}");
-    screenshot(&browser, "answer");
+    examine(&browser, "answer");
     // Pressed twice, it is one action: the id stays.
     browser.click(execute);
     browser.click("#confirm-yes");
@@ -141,7 +148,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     browser.click("form .primary");
     browser.shows("#field-parameters-deployment-wrong", "must be a Kubernetes");
     browser.shows(".problem", "invalid_request");
-    screenshot(&browser, "problem");
+    examine(&browser, "problem");
     let console = browser.console();
     assert!(console.iter().all(|line| line.contains("400 (Bad Request)")), "{console:?}");
 
@@ -150,7 +157,22 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     browser.click("fieldset input[type=radio]:not(:checked)");
     browser.type_in("#field-parameters-by", "-1");
     browser.shows("pre", "\"by\": -1");
-    screenshot(&browser, "scale");
+    examine(&browser, "scale");
+
+    // An automatic rollback needs a wait, which the page shows and sets.
+    browser.open(&format!("{origin}/docs#rollback"));
+    browser.shows("h1", "rollback");
+    let is_open = "return document.querySelector('form details').open";
+    assert_eq!(browser.script(is_open, &[]), false);
+    browser.click("#field-parameters-rollback_on_failure");
+    assert_eq!(browser.script(is_open, &[]), true);
+    browser.shows("pre", "\"wait\": true");
+    // On a phone, the form comes before the reference, and after the description.
+    browser.emulate("light", 390, 844);
+    let order = "const top = (it) => document.querySelector(it).getBoundingClientRect().top;
+        return top('.lead') < top('.console') && top('.console') < top('.reference')";
+    assert_eq!(browser.script(order, &[]), true);
+    browser.emulate("light", 1360, 900);
 
     browser.open(&format!("{origin}/history?namespace={name}"));
     browser.shows(".problem", "enter a key");
@@ -158,9 +180,10 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     browser.click("form .primary");
     browser.shows(".history", "restart_k8s");
     browser.shows(".history", hostile);
+    browser.shows(".history .age", "ago");
     browser.click(".expand");
     browser.shows(".history .answer", "restarted at");
-    screenshot(&browser, "history");
+    examine(&browser, "history");
     assert_eq!(
         browser.script("return document.querySelectorAll('img, main script').length", &[]),
         0

@@ -59,6 +59,13 @@ async fn history_lists_applied_and_refused_requests_newest_first() {
     };
     let one = filtered("target=deployment/api");
     assert_eq!(one["entries"].as_array().expect("is a list").len(), 1, "{one}");
+    // A refusal of a target that does not exist is one, too.
+    let refused = filtered("outcome=refused");
+    assert_eq!(refused["entries"][0]["target"]["name"], "nobody", "{refused}");
+    let count = |page: &Value| page["entries"].as_array().expect("is a list").len();
+    assert_eq!(count(&refused), 1, "{refused}");
+    assert_eq!(count(&filtered("outcome=applied&requester=pager")), 2);
+    assert_eq!(count(&filtered("requester=another")), 0);
     let newest = filtered("limit=1");
     assert_eq!(newest["entries"].as_array().expect("is a list").len(), 1, "{newest}");
     assert_eq!(newest["more"], true);

@@ -4,7 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use action_executor::k8s::workload::WorkloadKind;
 use hyper::Method;
-use k8s_openapi::api::apps::v1::{ControllerRevision, ReplicaSet};
+use k8s_openapi::api::{
+    apps::v1::{ControllerRevision, ReplicaSet},
+    core::v1::ConfigMap,
+};
 use kube::{
     api::{DynamicObject, ListParams, Patch},
     core::ResourceExt,
@@ -110,6 +113,48 @@ async fn state(namespace: &Namespace, kind: WorkloadKind) -> Value {
         "template": found.data["spec"]["template"], "revisions": numbers, "annotations": annotations,
         "replicas": found.data["spec"]["replicas"],
     })
+}
+
+/// A revision of the current template as an earlier Kubernetes would have written it: without a field that has a
+/// default now. Returns its number.
+async fn written_by_an_earlier_kubernetes(namespace: &Namespace) -> i64 {
+    let revisions = namespace.api::<ControllerRevision>();
+    let kept = revisions.list(&ListParams::default().labels("app=web")).await.expect("are listed");
+    let latest = kept.into_iter().max_by_key(|it| it.revision).expect("is there");
+    let mut data = json!(latest.data);
+    let container = data.pointer_mut("/spec/template/spec/containers/0").expect("is there");
+    let fields = container.as_object_mut().expect("has fields");
+    assert!(fields.remove("terminationMessagePolicy").is_some());
+    let owners = json!(latest.metadata.owner_references);
+    let number = latest.revision + 1;
+    let metadata = json!({
+        "name": "web-earlier", "labels": latest.metadata.labels, "ownerReferences": owners,
+    });
+    namespace
+        .create::<ControllerRevision>(
+            json!({ "metadata": metadata, "revision": number, "data": data }),
+        )
+        .await;
+    number
+}
+
+#[tokio::test]
+async fn a_revision_that_is_the_current_one_in_another_form_is_no_earlier_one() {
+    for kind in [WorkloadKind::StatefulSet, WorkloadKind::DaemonSet] {
+        let namespace = revised("undo_form", kind).await;
+        let number = written_by_an_earlier_kubernetes(&namespace).await;
+        let done = send(&namespace, kind, json!({ "to_revision": number }));
+        assert_eq!(done.answer()["outcome"], "unchanged", "{kind:?} {done:?}");
+        let mut restart = json!({ "namespace": namespace.name(), "rollback_on_failure": true });
+        restart[kind.name().to_lowercase()] = "web".into();
+        let action = format!("restart_{}", kind.name().to_lowercase());
+        let request = json!({ "type": action, "wait": true, "parameters": restart }).to_string();
+        let simulated = Program::with_kubeconfig(namespace.kubeconfig()).input(request).run();
+        assert_eq!(simulated.answer()["outcome"], "simulated", "{kind:?} {simulated:?}");
+        let done = send(&namespace, kind, json!({}));
+        assert_eq!(done.answer()["outcome"], "applied", "{kind:?} {done:?}");
+        assert_eq!(revision(&namespace, kind).await, "2", "{kind:?} {done:?}");
+    }
 }
 
 #[tokio::test]
@@ -310,4 +355,37 @@ async fn a_stateful_sets_stuck_pod_is_named() {
     assert_eq!(done.status, 0, "{done:?}");
     let warnings = done.answer()["warnings"].to_string();
     assert!(warnings.contains("pod web-1 is not ready"), "{warnings}");
+}
+
+/// Lists are read in pages of 500. These ReplicaSets of another owner come first.
+#[tokio::test]
+async fn a_revision_behind_five_hundred_others_is_found() {
+    let namespace = revised("undo_many", WorkloadKind::Deployment).await;
+    let owner = namespace.create::<ConfigMap>(json!({ "metadata": { "name": "owner" } })).await;
+    let owner = json!([{
+        "apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner.uid(),
+        "controller": true,
+    }]);
+    let mut creations = tokio::task::JoinSet::new();
+    for index in 0..500 {
+        let (namespace, owner) = (namespace.clone(), owner.clone());
+        creations.spawn(async move {
+            let labels = json!({ "app": "web", "other": "yes" });
+            let template = json!({
+                "metadata": { "labels": labels },
+                "spec": { "containers": [{ "name": "main", "image": MISSING_IMAGE }] },
+            });
+            let spec = json!({
+                "replicas": 0, "selector": { "matchLabels": labels }, "template": template,
+            });
+            let metadata = json!({
+                "name": format!("a-{index}"), "labels": labels, "ownerReferences": owner,
+            });
+            namespace.create::<ReplicaSet>(json!({ "metadata": metadata, "spec": spec })).await;
+        });
+    }
+    creations.join_all().await;
+    let done = send(&namespace, WorkloadKind::Deployment, json!({ "rollback_on_failure": true }));
+    assert_eq!(done.answer()["outcome"], "applied", "{done:?}");
+    assert_eq!(revision(&namespace, WorkloadKind::Deployment).await, "2", "{done:?}");
 }

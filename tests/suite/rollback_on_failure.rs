@@ -3,7 +3,11 @@
 use std::path::Path;
 
 use action_executor::{executor::failpoint::Failpoint, k8s::workload::WorkloadKind};
-use k8s_openapi::api::{coordination::v1::Lease, core::v1::ResourceQuota};
+use k8s_openapi::api::{
+    apps::v1::ReplicaSet,
+    coordination::v1::Lease,
+    core::v1::{Event, ResourceQuota},
+};
 use kube::{ResourceExt, api::Patch};
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
@@ -207,6 +211,45 @@ async fn the_record_is_rolling_back_before_the_rollback_is_applied() {
     assert_eq!(annotations["action-executor.dev/state"], "rolling_back");
     assert!(annotations["action-executor.dev/rollback"].contains("r1/rollback"));
     assert!(annotations["action-executor.dev/intent"].contains(r#""rollback_target":{"#));
+}
+
+/// The name of the ReplicaSet with this image.
+async fn replica_set_with(namespace: &Namespace, image: &str) -> String {
+    let all = namespace.api::<ReplicaSet>().list(&Default::default()).await.expect("are listed");
+    let has_image = |set: &ReplicaSet| json!(set.spec)["template"].to_string().contains(image);
+    all.into_iter().find(has_image).expect("is there").name_any()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_record_does_not_choose_the_revision() {
+    let kind = WorkloadKind::Deployment;
+    let namespace = after_a_broken_revision("forged_back", kind).await;
+    let other = "registry.invalid/other:1";
+    set_image(&namespace, kind, other).await;
+    running(&namespace, kind).await;
+    set_image(&namespace, kind, GOOD_IMAGE).await;
+    running(&namespace, kind).await;
+    let mut request = request(&namespace, kind, "r1");
+    request["parameters"]["to_revision"] = 1.into();
+    let dying =
+        program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", Failpoint::BeforeRecord.name());
+    send(dying, &request).await;
+    assert_eq!(image(&namespace, kind).await, MISSING_IMAGE);
+    let record = records(&namespace).await.remove(0);
+    let right = replica_set_with(&namespace, GOOD_IMAGE).await;
+    let wrong = replica_set_with(&namespace, other).await;
+    let intent = record.annotations()["action-executor.dev/intent"].replace(&right, &wrong);
+    assert!(intent.contains(&wrong), "{intent}");
+    let forged = json!({ "metadata": { "annotations": { "action-executor.dev/intent": intent } } });
+    let events = namespace.api::<Event>();
+    events
+        .patch(&record.name_any(), &Default::default(), &Patch::Merge(forged))
+        .await
+        .expect("is patched");
+    let answer = send(program(&namespace).args(["--join"]), &request).await.answer();
+    let result = answer["result"].as_str().expect("is a sentence");
+    assert!(result.contains("is not as this request left it"), "{answer}");
+    assert_eq!(image(&namespace, kind).await, MISSING_IMAGE, "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use crate::{
         effect::Effect,
         rbac::PolicyRule,
         restart,
-        revisions::History,
+        revisions::{History, RollbackTarget},
         rollout,
         workload::{Workload, WorkloadKind},
     },
@@ -51,13 +51,15 @@ pub(crate) async fn plan(
         let history = cluster.history(kind, &namespace, &name, input.deadline);
         let (history, preflight) = tokio::join!(history, preflight);
         let history = history?;
-        let plan = decide(target, &history.workload, options.accept_no_restart, input)?;
+        let revision = history.rollback_target();
+        let plan =
+            decide(target, &history.workload, options.accept_no_restart, revision.as_ref(), input)?;
         (with_rollback_target(plan, &history, input)?, history.workload, preflight)
     } else {
         let found = cluster.workload(kind, &namespace, &name, input.deadline);
         let (found, preflight) = tokio::join!(found, preflight);
         let found = found?;
-        (decide(target, &found, options.accept_no_restart, input)?, found, preflight)
+        (decide(target, &found, options.accept_no_restart, None, input)?, found, preflight)
     };
     Ok(plan.with_preflight_warnings(&preflight, &found, input))
 }
@@ -82,6 +84,7 @@ pub(crate) fn decide(
     target: Target,
     workload: &Workload,
     accept_no_restart: bool,
+    rollback_target: Option<&RollbackTarget>,
     input: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let (kind, found) = (workload.kind(), workload.metadata());
@@ -103,17 +106,17 @@ pub(crate) fn decide(
     refuse_no_restart(&target, workload, manual_update, accept_no_restart)
         .map_err(|refusal| refusal.object_uid(found.uid.as_deref()))?;
     let annotate = restart::operations(workload, input.at, &input.id);
-    let precondition = input.precondition.as_ref();
-    let effect = Effect::patch(kind.resource(), found, &input.mark, precondition, annotate);
+    let (mark, precondition) = (input.mark_for(rollback_target), input.precondition.as_ref());
+    let effect = Effect::patch(kind.resource(), found, &mark, precondition, annotate);
     let decision = Decision::Apply(Box::new(effect), did, would(kind, &target.name));
     let mut plan = Plan::new(target, found, decision, completion);
-    plan.changes = changes(workload, input);
+    plan.changes = changes(workload, &mark, input);
     Ok(plan)
 }
 
-fn changes(workload: &Workload, input: &PlanInput) -> Vec<Change> {
+fn changes(workload: &Workload, mark: &str, input: &PlanInput) -> Vec<Change> {
     let mut changes = restart::changes(Some(workload), input.at, &input.id);
-    changes.push(AppliedRequests::from_metadata(workload.metadata()).change(&input.mark));
+    changes.push(AppliedRequests::from_metadata(workload.metadata()).change(mark));
     changes
 }
 
@@ -195,7 +198,7 @@ mod tests {
     }
 
     fn decide_on(workload: &Workload, input: &PlanInput) -> Result<Plan, ActionError> {
-        decide(workload.kind().target("shop", "web"), workload, false, input)
+        decide(workload.kind().target("shop", "web"), workload, false, None, input)
     }
 
     fn decide_on_deployment(spec: &str, input: &PlanInput) -> Result<Plan, ActionError> {
@@ -270,7 +273,8 @@ mod tests {
             assert!(refusal.detail.contains(why), "{}", refusal.detail);
             assert!(refusal.hint.expect("has one").contains("accept_on_delete"));
             let target = workload.kind().target("shop", "web");
-            let plan = decide(target, &workload, true, &PlanInput::example()).expect("is planned");
+            let plan =
+                decide(target, &workload, true, None, &PlanInput::example()).expect("is planned");
             assert!(matches!(plan.decision, Decision::Apply(..)));
             // There is no rollout to wait for.
             assert!(matches!(plan.completion, CompletionSpec::Known(Completion::Immediate(_))));

@@ -16,6 +16,7 @@ use crate::{
         applied_requests::AppliedRequests,
         conditional_patch::{add, remove, test},
         effect::Effect,
+        gitops,
     },
 };
 
@@ -106,6 +107,8 @@ impl Toggle {
         let decision = Decision::Apply(effect, did, self.would(&target));
         let mut plan = Plan::new(target, metadata, decision, completion);
         plan.changes = self.changes(metadata, is_on, input);
+        let field = format!("spec.{}", self.field.name);
+        plan.warnings.extend(gitops::revert_warning(metadata, &field));
         Ok(plan)
     }
 

@@ -76,8 +76,8 @@ impl Transaction<'_> {
             (planned, Ok(found)) => return Ok((found, planned)),
         };
         // By the API server's clock, which is known by now: ours may be wrong.
-        let (issued_at, window) = (self.request.issued_at, self.context.replay_window());
-        check_replay_window("issued_at", issued_at, self.cluster.now(), window)?;
+        let (made_at, window) = (self.request.made_at(), self.context.replay_window());
+        check_replay_window(made_at, self.cluster.now(), window)?;
         let record = self.initial_record(&planned, input);
         let open = async {
             let opened = self.ledger.open(&record, input.deadline).await;

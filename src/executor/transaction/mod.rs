@@ -315,6 +315,9 @@ fn concerns_owner(code: Code) -> bool {
         Code::PolicyDenied
             | Code::RateLimited
             | Code::Stopped
+            | Code::TargetNotFound
+            | Code::NoRevision
+            | Code::DisruptionBudget
             | Code::TargetPaused
             | Code::TargetUnmanaged
             | Code::TargetManaged
@@ -329,11 +332,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_owner_is_informed_of_limits_and_not_of_outages() {
-        for code in [Code::PolicyDenied, Code::RateLimited, Code::Stopped, Code::DrainBlocked] {
+    fn the_owner_is_informed_of_refusals_and_not_of_outages() {
+        for code in [Code::PolicyDenied, Code::RateLimited, Code::Stopped, Code::TargetNotFound] {
             assert!(concerns_owner(code), "{code}");
         }
-        for code in [Code::ClusterUnavailable, Code::Forbidden, Code::TargetNotFound] {
+        for code in [Code::ClusterUnavailable, Code::Forbidden, Code::Conflict] {
             assert!(!concerns_owner(code), "{code}");
         }
     }

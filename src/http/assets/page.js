@@ -27,6 +27,16 @@ function pretty(value) {
   return JSON.stringify(value, null, 2);
 }
 
+// The name of the cluster that the server acts on, as the header shows it.
+let cluster = null;
+
+function showCluster(name) {
+  cluster = name || null;
+  const place = document.getElementById("cluster");
+  place.hidden = !cluster;
+  place.replaceChildren("Cluster ", make("b", {}, cluster || ""));
+}
+
 // ---- Asking the server
 
 // The status, the document, and when to retry.
@@ -78,15 +88,22 @@ function problem(answer) {
 // ---- Answers
 
 const OUTCOMES = {
-  applied: ["Done", "good"],
   unchanged: ["Nothing to do", "good"],
   simulated: ["Simulated", "calm"],
   failed: ["Failed", "bad"],
   pending_approval: ["Needs approval", "warn"],
 };
 
-function badge(outcome) {
-  const [word, mood] = OUTCOMES[outcome] || [outcome, "calm"];
+// The actions whose effect takes time. Without a wait, the answer shows that it was started.
+let slow = new Set();
+
+function outcomeOf(body) {
+  if (body.outcome !== "applied") return OUTCOMES[body.outcome] || [body.outcome, "calm"];
+  if (!slow.has(body.type)) return ["Done", "good"];
+  return body.rollout?.state === "complete" ? ["Complete", "good"] : ["Started", "calm"];
+}
+
+function badge([word, mood]) {
   return make("span", { class: "badge " + mood }, word);
 }
 
@@ -108,14 +125,15 @@ function pointer(path) {
 function answerOf(body) {
   const { rollout, approval, rolled_back: back } = body;
   return make("div", { class: "answer" },
-    make("p", { class: "result" }, badge(body.outcome), " ", make("span", {}, body.result)),
+    make("p", { class: "result" }, badge(outcomeOf(body)), " ", make("span", {}, body.result)),
     body.replayed && make("p", { class: "notice" }, "An earlier attempt with this id applied it; nothing was done now."),
     body.offline && make("p", { class: "notice" }, "No cluster was asked: none is configured."),
     make("dl", { class: "facts" },
+      body.cluster && [make("dt", {}, "Cluster"), make("dd", {}, body.cluster)],
       make("dt", {}, "Target"), make("dd", {}, named(body.target)),
       make("dt", {}, "Id"), make("dd", {}, make("code", {}, body.id)),
       make("dt", {}, "Time"), make("dd", {}, when(body.started_at) + ", took " + (new Date(body.finished_at) - new Date(body.started_at)) + " ms")),
-    body.warnings.length > 0 && make("div", { class: "warnings" }, make("h3", {}, "Mind"), make("ul", {}, body.warnings.map((it) => make("li", {}, it)))),
+    body.warnings.length > 0 && make("div", { class: "warnings" }, make("h3", {}, "Warnings"), make("ul", {}, body.warnings.map((it) => make("li", {}, it)))),
     rollout && make("div", {}, make("h3", {}, "Rollout: " + rollout.state), make("p", {}, rollout.message),
       rollout.problems && make("ul", {}, rollout.problems.map((it) => make("li", {}, it)))),
     back && make("div", {}, make("h3", {}, "Rolled back to revision " + back.revision), make("p", {}, back.rollout.message)),
@@ -133,9 +151,19 @@ function changes(list) {
   return make("div", {}, make("h3", {}, "Changes"), make("table", { class: "changes" }, make("thead", {}, make("tr", {}, head)), make("tbody", {}, rows)));
 }
 
+// The time in the reader's time zone, which it names.
 function when(text) {
   const time = new Date(text);
-  return Number.isNaN(time.getTime()) ? String(text ?? "-") : time.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  if (Number.isNaN(time.getTime())) return String(text ?? "-");
+  return time.toLocaleString(undefined, { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", timeZoneName: "short" });
+}
+
+// How long ago it was.
+function age(text) {
+  const seconds = Math.round((Date.now() - new Date(text)) / 1000);
+  if (Number.isNaN(seconds)) return "";
+  const [unit, length] = seconds < 90 ? ["second", 1] : seconds < 5400 ? ["minute", 60] : ["hour", 3600];
+  return new Intl.RelativeTimeFormat(undefined, { numeric: "always" }).format(-Math.max(0, Math.round(seconds / length)), unit);
 }
 
 function copyable(label, text) {
@@ -238,10 +266,10 @@ function oneOf(fields, changed) {
 }
 
 const ENVELOPE = [
-  ["wait", { type: "boolean", description: "Stay until the effect is complete." }],
-  ["timeout_seconds", { type: "integer", minimum: 1, maximum: 3600, description: "Bound on the whole action in seconds, waiting included: 1 to 3600." }],
-  ["requester", { type: "string", maxLength: 512, description: "Who asks; for the audit." }],
-  ["reason", { type: "string", maxLength: 512, description: "Why; for the audit." }],
+  ["wait", { type: "boolean", description: "Answer once the effect is complete." }],
+  ["timeout_seconds", { type: "integer", minimum: 1, maximum: 3600, description: "Limit of the whole action in seconds, with the wait: 1 to 3600." }],
+  ["requester", { type: "string", maxLength: 512, description: "The person or program that sends the request; for the audit." }],
+  ["reason", { type: "string", maxLength: 512, description: "The reason; for the audit." }],
 ];
 
 function newId() {
@@ -282,6 +310,7 @@ function consoleFor(action) {
   let last = "";
 
   const changed = () => {
+    requireWait();
     const request = requestOf(true);
     // A changed request gets a new id; a resent one keeps it.
     const text = JSON.stringify({ ...request, simulate: false });
@@ -297,6 +326,16 @@ function consoleFor(action) {
     .map(([name, schema]) => field("parameters." + name, name, shapeOf(schema), required.includes(name), changed));
   const isEither = (it) => either.includes(it.path.slice("parameters.".length));
   const envelope = ENVELOPE.map(([name, shape]) => field(name, name, shape, false, changed));
+
+  // An automatic rollback needs the wait: the request is refused without it.
+  function requireWait() {
+    const rollback = fields.find((it) => it.path === "parameters.rollback_on_failure");
+    const { input, element } = envelope.find((it) => it.path === "wait");
+    input.disabled = Boolean(rollback?.input.checked);
+    if (!input.disabled) return;
+    input.checked = true;
+    element.closest("details")?.setAttribute("open", "");
+  }
 
   function requestOf(simulate) {
     const parameters = {};
@@ -353,13 +392,13 @@ function consoleFor(action) {
     const known = [name?.path, "parameters.namespace"];
     const rest = Object.entries(parameters).filter(([it]) => !known.includes("parameters." + it));
     const how = rest.length ? [", with ", make("code", {}, rest.map(([it, value]) => it + " " + value).join(", "))] : [];
-    if (await confirmed([make("code", {}, action.name), " on ", make("b", {}, String(name ? name.value() : "?")), ...place, ...how, ". This changes the cluster."])) await send(request);
+    if (await confirmed([make("code", {}, action.name), " on ", make("b", {}, String(name ? name.value() : "?")), ...place, ...how, ". This changes ", cluster ? ["the cluster ", make("b", {}, cluster)] : "the cluster", "."].flat())) await send(request);
   }
 
   const form = make("form", { novalidate: true, onsubmit: (event) => { event.preventDefault(); if (isSound()) send(requestOf(true)); } },
     fields.filter((it) => !isEither(it)).map((it) => it.element),
     either.length > 0 && oneOf(fields.filter(isEither), changed),
-    make("details", {}, make("summary", {}, "Waiting, requester, reason"), envelope.map((it) => it.element),
+    make("details", {}, make("summary", {}, "Wait, requester, reason"), envelope.map((it) => it.element),
       make("p", { class: "about" }, "Id of a real execution: ", idText, " ",
         make("button", { type: "button", class: "small", onclick: () => { id = newId(); idText.textContent = id; } }, "New id"),
         " The same id is one action, however often it is sent.")),
@@ -403,17 +442,19 @@ function failuresOf(openapi) {
     make("th", { scope: "row" }, make("code", {}, value.code)),
     make("td", { "data-head": "Meaning" }, value.title),
     make("td", { "data-head": "HTTP" }, String(value.status)),
-    make("td", { "data-head": "Again?" }, value.retryable ? "may go better later" : "no")));
-  const head = ["Code", "Meaning", "HTTP", "Again?"].map((it) => make("th", { scope: "col" }, it));
+    make("td", { "data-head": "Retry" }, value.retryable ? "may succeed later" : "no")));
+  const head = ["Code", "Meaning", "HTTP", "Retry"].map((it) => make("th", { scope: "col" }, it));
   return make("table", {}, make("thead", {}, make("tr", {}, head)), make("tbody", {}, rows));
 }
 
 function actionPage(action, openapi) {
   return [
-    make("article", { class: "reference" },
+    make("header", { class: "head" },
       make("h1", {}, action.name),
       action.aliases.length > 0 && make("p", { class: "quiet" }, "also ", prose(action.aliases.map((it) => "`" + it + "`").join(", "))),
-      make("p", { class: "lead" }, prose(action.description)),
+      make("p", { class: "lead" }, prose(action.description))),
+    consoleFor(action),
+    make("article", { class: "reference" },
       make("h2", {}, "Parameters"), parametersOf(action),
       make("h2", {}, "Rights"),
       make("p", {}, "Callers need ", make("code", {}, "simulate"), " or ", make("code", {}, "execute"), " on ", make("code", {}, "actions.action-executor.dev"), ", or a key that allows it. In the cluster the executor itself needs" + (action.scope === "cluster" ? ", in a ClusterRole:" : ", in the target's namespace:")),
@@ -421,14 +462,19 @@ function actionPage(action, openapi) {
       make("details", { class: "failures" }, make("summary", {}, "When it is not done"),
         make("p", {}, "A problem has a code, and says whether the same request may succeed later:"),
         failuresOf(openapi))),
-    consoleFor(action),
   ];
+}
+
+function note({ actions, cluster }) {
+  slow = new Set(actions.filter((it) => it.takes_time).map((it) => it.name));
+  showCluster(cluster);
 }
 
 async function actionsPage() {
   const [list, openapi] = await Promise.all([ask("api/v1/actions"), ask("openapi.json")]);
   if (isProblem(list)) return main.replaceChildren(problem(list));
   const { actions } = list.body;
+  note(list.body);
   const links = actions.map((it) => make("a", { href: "#" + it.name }, it.name));
   const menu = make("nav", { class: "menu", "aria-label": "Actions" }, links);
   const place = make("div", { class: "sheet" });
@@ -452,32 +498,41 @@ async function actionsPage() {
 
 // ---- The page of what was done
 
-const EVENTS = {
-  ActionApplied: ["Done", "good"],
-  ActionUnchanged: ["Nothing to do", "good"],
-  ActionFailed: ["Failed", "bad"],
-  ActionRefused: ["Refused", "warn"],
-  ActionBegun: ["In progress", "calm"],
-  ActionUnknown: ["Unknown", "bad"],
-  ApprovalPending: ["Needs approval", "warn"],
+// How a request ended, by the reason of its Event: the name in a query, and the words for it.
+const STATES = {
+  ActionApplied: ["applied", "Applied", "good"],
+  ActionUnchanged: ["unchanged", "Nothing to do", "good"],
+  ActionFailed: ["failed", "Failed", "bad"],
+  ActionRefused: ["refused", "Refused", "warn"],
+  ActionBegun: ["started", "In progress", "calm"],
+  ActionUnknown: ["unknown", "Unknown", "bad"],
+  ApprovalPending: ["pending_approval", "Needs approval", "warn"],
 };
 
+// The states of which the table shows the reason.
+const EXPLAINED = ["ActionFailed", "ActionRefused", "ActionUnknown"];
+
+function stateOf(entry) {
+  if (entry.answer && entry.event === "ActionApplied") return badge(outcomeOf(entry.answer));
+  const [, word, mood] = STATES[entry.event] || ["", entry.event, "calm"];
+  return badge([word, mood]);
+}
+
 function rowsOf(entry, index) {
-  const [word, mood] = EVENTS[entry.event] || [entry.event, "calm"];
   const details = make("tr", { class: "more", id: "entry-" + index, hidden: true }, make("td", { colspan: "5" },
     make("p", {}, entry.message || ""),
     entry.answer ? answerOf(entry.answer) : make("details", {}, make("summary", {}, "The record"), copyable("Record", pretty(entry)))));
   const button = make("button", { type: "button", class: "expand", "aria-expanded": "false", "aria-controls": "entry-" + index, onclick: () => {
     details.hidden = !details.hidden;
     button.setAttribute("aria-expanded", String(!details.hidden));
-  } }, when(entry.at));
+  } }, when(entry.at), make("span", { class: "quiet age" }, age(entry.at)));
   const who = [entry.requester || "not said", entry.reason && make("span", { class: "quiet" }, " · " + entry.reason)];
   return [
     make("tr", {},
       make("th", { scope: "row" }, button),
       make("td", { "data-head": "Action" }, make("code", {}, entry.type || "-")),
       make("td", { "data-head": "Target" }, named(entry.target)),
-      make("td", { "data-head": "Outcome" }, make("span", { class: "badge " + mood }, word)),
+      make("td", { "data-head": "Outcome" }, stateOf(entry), EXPLAINED.includes(entry.event) && make("span", { class: "quiet why" }, entry.message || "")),
       make("td", { "data-head": "Requested by" }, who)),
     details,
   ];
@@ -491,12 +546,14 @@ async function historyPage() {
     input.value = given.get(name) || "";
     return input;
   };
-  const namespace = text("namespace", "all");
-  const target = text("target", "deployment/web");
+  const fields = [["namespace", "Namespace", "all"], ["target", "Target", "deployment/web"], ["requester", "Requested by", "anyone"]]
+    .map(([name, label, words]) => [label, text(name, words)]);
+  const states = Object.values(STATES).map(([name, word]) => make("option", { value: name, selected: name === given.get("outcome") }, word));
+  fields.push(["Outcome", make("select", { id: "outcome", name: "outcome" }, make("option", { value: "" }, "any"), states)]);
   const place = make("div", { "aria-live": "polite" });
   const show = async () => {
     const query = new URLSearchParams();
-    for (const it of [namespace, target]) if (it.value.trim()) query.set(it.name, it.value.trim());
+    for (const [, it] of fields) if (it.value.trim()) query.set(it.name, it.value.trim());
     history.replaceState(null, "", query.size ? "?" + query : location.pathname);
     place.replaceChildren(make("p", { class: "waiting" }, "Loading…"));
     const answer = await ask("api/v1/history?" + query);
@@ -513,11 +570,12 @@ async function historyPage() {
       more ? make("p", { class: "quiet" }, "Only the newest " + entries.length + " are shown.") : "");
   };
   const form = make("form", { class: "filters", novalidate: true, onsubmit: (event) => { event.preventDefault(); show(); } },
-    make("div", {}, make("label", { for: "namespace" }, "Namespace"), namespace),
-    make("div", {}, make("label", { for: "target" }, "Target"), target),
-    make("button", { type: "submit", class: "primary" }, "Show"));
+    fields.map(([label, it]) => make("div", {}, make("label", { for: it.id }, label), it)),
+    make("button", { type: "submit", class: "primary" }, "Refresh"));
   main.replaceChildren(make("article", { class: "wide" }, make("h1", {}, "What was done"),
     make("p", { class: "lead" }, "By whom and why, from the records that the cluster still keeps. Actions on nodes are recorded in ", make("code", {}, "default"), "."), form, place));
+  const list = await ask("api/v1/actions");
+  if (!isProblem(list)) note(list.body);
   await show();
 }
 

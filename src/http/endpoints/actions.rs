@@ -28,6 +28,8 @@ struct ActionDescription {
     aliases: &'static [&'static str],
     /// What it does and when it refuses.
     description: &'static str,
+    /// Whether its effect is complete some time after the change, for which `wait` waits.
+    takes_time: bool,
     /// Where its target is.
     scope: Scope,
     /// The JSON Schema (2020-12) of its parameters, complete in itself.
@@ -71,6 +73,7 @@ impl ActionDescription {
             name: descriptor.name,
             aliases: descriptor.aliases,
             description: descriptor.description,
+            takes_time: kind.descriptor().takes_time,
             scope: if kind.is_on_cluster() { Scope::Cluster } else { Scope::Namespace },
             parameters: kind.parameters_schema(&mut whole_schemas()),
             rules: descriptor.rules.iter().chain(descriptor.cluster_rules).copied().collect(),

@@ -14,7 +14,7 @@ use crate::{
         openapi::{AUTH_ERRORS, CLUSTER_ERRORS, Operation, Tag, json_content, query, response},
         query::{namespace, parameters},
     },
-    ledger::history::{self, Filter, Page, no_cluster},
+    ledger::history::{self, Filter, HistoryState, Page, no_cluster},
 };
 
 /// The default and the maximum number of entries.
@@ -24,6 +24,9 @@ pub(crate) const MAX_LIMIT: usize = 500;
 
 /// The maximum length of a target: a kind, and a name of at most 253 characters.
 const MAX_TARGET_LENGTH: usize = 320;
+
+/// The maximum length of a requester.
+const MAX_REQUESTER_LENGTH: usize = 512;
 
 /// The newest entries.
 ///
@@ -78,10 +81,22 @@ impl Query {
                         .with_hint("write it as deployment/web or web"));
                 }
                 "target" => query.filter.target = Some(value.into_owned()),
+                "requester" if value.is_empty() || value.chars().count() > MAX_REQUESTER_LENGTH => {
+                    let what = format!("must have 1 to {MAX_REQUESTER_LENGTH} characters");
+                    return Err(ActionError::invalid_field("requester", what));
+                }
+                "requester" => query.filter.requester = Some(value.into_owned()),
+                "outcome" => {
+                    query.filter.state = Some(
+                        value
+                            .parse()
+                            .map_err(|what: String| ActionError::invalid_field("outcome", what))?,
+                    )
+                }
                 "limit" => query.limit = limit(&value)?,
                 _ => {
                     return Err(ActionError::invalid_field("query", "has an unknown parameter")
-                        .with_hint("known: namespace, target, limit"));
+                        .with_hint("known: namespace, target, requester, outcome, limit"));
                 }
             }
         }
@@ -100,6 +115,7 @@ fn limit(text: &str) -> Result<usize, ActionError> {
 /// The operation in the OpenAPI document.
 pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
     let namespace = generator.subschema_for::<Namespace>().to_value();
+    let outcome = generator.subschema_for::<HistoryState>().to_value();
     Operation {
         description:
             "The newest first, as far back as the API server keeps Events: an hour by default. \
@@ -118,6 +134,12 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
                 "Only records of this target, as `deployment/web` or `web`.",
                 json!({ "type": "string", "minLength": 1, "maxLength": MAX_TARGET_LENGTH }),
             ),
+            query(
+                "requester",
+                "Only requests of this person or program.",
+                json!({ "type": "string", "minLength": 1, "maxLength": MAX_REQUESTER_LENGTH }),
+            ),
+            query("outcome", "Only requests that ended like this.", outcome),
             query(
                 "limit",
                 "The maximum number of entries.",
@@ -141,10 +163,13 @@ mod tests {
 
     #[test]
     fn a_query_is_a_filter_and_a_limit() {
-        let wanted = Query::read("namespace=shop&target=deployment%2Fweb&limit=7").expect("is one");
+        let wanted =
+            Query::read("namespace=shop&target=deployment%2Fweb&limit=7&outcome=pending_approval")
+                .expect("is one");
         assert_eq!(wanted.filter.namespace.as_deref(), Some("shop"));
         assert_eq!(wanted.filter.target.as_deref(), Some("deployment/web"));
         assert_eq!(wanted.limit, 7);
+        assert_eq!(wanted.filter.state, Some(HistoryState::PendingApproval));
         assert_eq!(Query::read(""), Ok(Query { filter: Filter::default(), limit: DEFAULT_LIMIT }));
     }
 
@@ -159,6 +184,9 @@ mod tests {
             ("limit=%2B1", "limit"),
             ("limit=99999999999999999999", "limit"),
             ("limit=1&limit=2", "limit"),
+            ("requester=", "requester"),
+            ("outcome=done", "outcome"),
+            ("outcome=Applied", "outcome"),
             ("name_space=shop", "query"),
         ] {
             let error = Query::read(text).expect_err(text);

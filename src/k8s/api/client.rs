@@ -232,15 +232,14 @@ impl Cluster {
         Ok(!page.items.is_empty())
     }
 
-    /// Lists up to 500 objects by label selector.
+    /// Lists all objects of a namespace that match a label selector.
     pub(crate) async fn list<K: Namespaced>(
         &self,
         namespace: &str,
         selector: &str,
         deadline: Instant,
     ) -> Result<Vec<K>, ActionError> {
-        let params = ListParams::default().labels(selector).limit(PAGE_SIZE);
-        self.list_with(namespace, &params, deadline).await
+        self.list_all(Some(namespace), selector, deadline).await
     }
 
     /// The version of the list of objects of this name, from which a watch returns all that happens to them.
@@ -264,21 +263,13 @@ impl Cluster {
         namespace: &str,
         deadline: Instant,
     ) -> Result<Vec<K>, ActionError> {
-        self.list_with(namespace, &ListParams::default().match_any(), deadline).await
-    }
-
-    async fn list_with<K: Namespaced>(
-        &self,
-        namespace: &str,
-        params: &ListParams,
-        deadline: Instant,
-    ) -> Result<Vec<K>, ActionError> {
         let api = Api::<K>::namespaced(self.client(), namespace);
-        let call = Call::of::<K>("list", namespace, None);
-        self.read(&call, deadline, || api.list(params)).await.map(|list| list.items)
+        let (call, params) =
+            (Call::of::<K>("list", namespace, None), ListParams::default().match_any());
+        self.read(&call, deadline, || api.list(&params)).await.map(|list| list.items)
     }
 
-    /// Lists up to 500 objects by label selector, as the API returns them.
+    /// Lists all objects of a namespace that match a label selector, as the API returns them.
     pub(crate) async fn list_dynamic(
         &self,
         resource: &ApiResource,
@@ -287,9 +278,15 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<Vec<DynamicObject>, ActionError> {
         let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
-        let params = ListParams::default().labels(selector).limit(PAGE_SIZE);
-        let call = Call::on(resource, "list", namespace, None);
-        self.read(&call, deadline, || api.list(&params)).await.map(|list| list.items)
+        let mut params = ListParams::default().labels(selector).limit(PAGE_SIZE);
+        let (call, mut found) = (Call::on(resource, "list", namespace, None), Vec::new());
+        loop {
+            let page = self.read(&call, deadline, || api.list(&params)).await?;
+            found.extend(page.items);
+            if !next_page(&mut params, &page.metadata) {
+                return Ok(found);
+            }
+        }
     }
 
     /// One page of the objects of all namespaces, or of a cluster-scoped kind.
