@@ -61,6 +61,7 @@ mod secrets;
 mod tls;
 #[cfg(feature = "otel")]
 mod traces;
+mod unseen;
 mod waits;
 mod warnings;
 mod writers;
