@@ -65,6 +65,13 @@ impl AppliedRequests {
         self.entries.iter().any(|(_, known)| known == mark)
     }
 
+    /// Whether the change of the request with this mark is the last change of the object's generation.
+    pub(crate) fn is_last_change(&self, mark: &str) -> bool {
+        self.entries
+            .back()
+            .is_some_and(|(number, known)| known == mark && *number >= self.generation)
+    }
+
     /// Whether another request with the same id as this one changed the object.
     pub(crate) fn contains_id_of_another(&self, mark: &str) -> bool {
         self.entries.iter().any(|(_, known)| known != mark && id_of(known) == id_of(mark))
@@ -175,6 +182,14 @@ mod tests {
         assert!(list.contains(&first) && !list.contains_id_of_another(&first));
         assert!(!list.contains(&other) && list.contains_id_of_another(&other));
         assert!(!list.contains_id_of_another(&mark("alert-8", "a")));
+    }
+
+    #[test]
+    fn the_last_change_is_recognised_by_its_number_and_the_generation() {
+        let after = |text: &str, generation| AppliedRequests { generation, ..requests(text) };
+        assert!(after("4:a 5:b", 5).is_last_change("b"));
+        assert!(!after("4:a 5:b", 5).is_last_change("a"));
+        assert!(!after("4:a 5:b", 6).is_last_change("b"));
     }
 
     #[test]

@@ -267,7 +267,7 @@ impl Cluster {
         self.list_with(namespace, &ListParams::default().match_any(), deadline).await
     }
 
-    async fn list_with<K: Namespaced>(
+    pub(crate) async fn list_with<K: Namespaced>(
         &self,
         namespace: &str,
         params: &ListParams,
