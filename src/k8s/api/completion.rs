@@ -68,9 +68,10 @@ impl Cluster {
         };
         let status =
             |stale: Option<&str>| completion::rollout_status(&workload, &template, awaited, stale);
+        let is_ours = awaited.superseded(&workload, &template).is_none();
         let exceeded =
             match (status(awaited.exceeded_at.as_deref()), ExceededDeadline::on(&workload)) {
-                (RolloutStatus::Failed(_), Some(exceeded)) => exceeded,
+                (RolloutStatus::Failed(_), Some(exceeded)) if is_ours => exceeded,
                 (status, _) => return Ok(status),
             };
         // The controller may have written it about the ReplicaSet before. Only then is it worth another call.

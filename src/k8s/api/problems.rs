@@ -14,10 +14,10 @@ use crate::{
     contract::error::ActionError,
     k8s::{
         api::{client::Cluster, completion::found_opt},
-        completion::{AwaitedRollout, Completion},
+        completion::{self, AwaitedRollout, Completion},
         events, pods, problems,
         revisions::{History, revision_resource},
-        rollout,
+        rollout::{self, RolloutStatus},
         workload::Workload,
     },
 };
@@ -50,13 +50,17 @@ impl Cluster {
                     _ => Ok(Vec::new()),
                 }
             }
-            Completion::Scaled { kind, namespace, name, .. } => {
+            Completion::Scaled { kind, namespace, name, uid, replicas } => {
                 let found = self.workload_and_template(*kind, namespace, name, deadline).await;
+                let is_ours = |workload: &Workload| {
+                    let status = completion::scale_status(workload, uid.as_deref(), *replicas);
+                    !matches!(status, RolloutStatus::Failed(_))
+                };
                 match found_opt(found)? {
-                    Some((workload, template)) => {
+                    Some((workload, template)) if is_ours(&workload) => {
                         Ok(self.workload_problems(workload, template, deadline).await)
                     }
-                    None => Ok(Vec::new()),
+                    _ => Ok(Vec::new()),
                 }
             }
             Completion::Gone { namespace, name, .. } => {
