@@ -10,6 +10,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use kube::core::ObjectMeta;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
@@ -22,11 +23,11 @@ use crate::{
     k8s::{
         api::preflight::Preflight,
         applied_requests::{self, AppliedRequests},
-        completion::{Completion, RolloutOf},
+        completion::{AwaitedRollout, Completion, RolloutOf},
         drain_filter::EvictionSet,
         effect::{Applied, Effect},
         preflight_warnings,
-        revisions::{History, RollbackTarget},
+        revisions::{History, RollbackTarget, template_digest},
         workload::Workload,
     },
 };
@@ -91,6 +92,13 @@ impl PlanInput {
             Some(target) => applied_requests::mark_with_revision(&self.mark, &target.revision),
             None => self.mark.clone(),
         }
+    }
+
+    /// The digest of the pod template that this request's change left on the object; none if the object was changed
+    /// since.
+    pub(crate) fn template_left(&self, metadata: &ObjectMeta, template: &Value) -> Option<String> {
+        let is_last = AppliedRequests::from_metadata(metadata).is_last_change(&self.mark);
+        is_last.then(|| template_digest(template))
     }
 
     /// Refuses a workload whose pod template was changed since the first plan.
@@ -198,6 +206,7 @@ impl Plan {
         self.rollback_target = history.rollback_target();
         self.decision_etag = Some(history.digest());
         if self.rollback_target.is_some() {
+            self.warnings.extend(history.unkept_warning());
             return Ok(self);
         }
         let detail = format!(
@@ -216,7 +225,7 @@ impl Plan {
     }
 
     /// The plan for an object whose annotation has this request's id: the change was made, and its
-    /// response was lost.
+    /// response was lost. If its pod template is unknown, the object was changed since.
     pub(crate) fn already_applied(
         target: Target,
         found: &ObjectMeta,
@@ -225,7 +234,16 @@ impl Plan {
     ) -> Self {
         // The object may have been changed since, so its version right after the change is unknown.
         let applied = Applied { generation: found.generation, ..Applied::default() };
-        Plan::new(target, found, Decision::AlreadyApplied(applied, sentence), completion)
+        let decision = Decision::AlreadyApplied(applied, sentence);
+        let mut plan = Plan::new(target, found, decision, completion);
+        if let CompletionSpec::Rollout(RolloutOf { template: None, .. }) = &plan.completion {
+            plan.warnings.push(format!(
+                "{} was changed again since this request changed it: what is reported of its rollout may be of a \
+                 later change",
+                plan.target
+            ));
+        }
+        plan
     }
 
     /// Whether there is a change to make.
@@ -285,7 +303,8 @@ impl CompletionSpec {
             CompletionSpec::Known(completion) => FollowUp::Wait(completion.clone()),
             CompletionSpec::Drained(eviction_set) => FollowUp::Drain(eviction_set),
             CompletionSpec::Rollout(rollout) => {
-                FollowUp::Wait(Completion::of_rollout(rollout.clone(), target, applied))
+                let awaited = AwaitedRollout::new(rollout, target, applied);
+                FollowUp::Wait(Completion::RolledOut(awaited))
             }
         }
     }

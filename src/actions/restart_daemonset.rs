@@ -36,6 +36,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         // Only with rollback_on_failure, for the revision to return to.
         PolicyRule { api_groups: &["apps"], resources: &["controllerrevisions"], verbs: &["list"] },
         restart::PODS,
+        restart::EVENTS,
         preflight::AUTOSCALERS,
         preflight::BUDGETS,
     ],

@@ -32,9 +32,10 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
             resources: &["deployments"],
             verbs: &["get", "patch", "watch"],
         },
-        // Only with rollback_on_failure, for the revision to return to.
+        // With rollback_on_failure, for the revision to return to; with wait, for the newest ReplicaSet.
         PolicyRule { api_groups: &["apps"], resources: &["replicasets"], verbs: &["list"] },
         restart::PODS,
+        restart::EVENTS,
         preflight::AUTOSCALERS,
         preflight::BUDGETS,
         preflight::CLAIMS,

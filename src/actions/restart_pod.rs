@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     actions::{
         BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
-        ignored,
+        ignored, shared::restart,
     },
     contract::{
         error::{ActionError, Code},
@@ -48,6 +48,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
             resources: &["pods"],
             verbs: &["get", "list", "watch", "delete"],
         },
+        restart::EVENTS,
         preflight::BUDGETS,
     ],
     cluster_rules: &[],

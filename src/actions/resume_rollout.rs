@@ -2,11 +2,12 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     actions::{
         BoxFuture, CompletionSpec, Descriptor, Plan, PlanInput, Plannable, Preview,
-        shared::{restart::PODS, toggle::RESUME_ROLLOUT},
+        shared::{restart, toggle::RESUME_ROLLOUT},
     },
     contract::{
         error::ActionError,
@@ -18,8 +19,9 @@ use crate::{
             client::Cluster,
             preflight::{self, Preflight},
         },
-        completion::{RolloutOf, TemplateIdentity},
+        completion::RolloutOf,
         rbac::PolicyRule,
+        revisions::template_digest,
         workload::{Workload, WorkloadKind},
     },
 };
@@ -37,7 +39,10 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
             resources: &["deployments"],
             verbs: &["get", "patch", "watch"],
         },
-        PODS,
+        // Whether an exceeded progress deadline is that of the newest ReplicaSet, when the request waits.
+        PolicyRule { api_groups: &["apps"], resources: &["replicasets"], verbs: &["list"] },
+        restart::PODS,
+        restart::EVENTS,
         preflight::AUTOSCALERS,
         preflight::BUDGETS,
         preflight::CLAIMS,
@@ -74,21 +79,31 @@ impl Plannable for Parameters {
         Box::pin(async move {
             let (kind, namespace) = (WorkloadKind::Deployment, &self.namespace);
             let (found, preflight) = tokio::join!(
-                cluster.workload(kind, namespace, &self.deployment, input.deadline),
+                cluster.workload_and_template(kind, namespace, &self.deployment, input.deadline),
                 Preflight::of(cluster, kind, namespace, input.deadline),
             );
-            let found = found?;
-            let plan = decide(self.target(), &found, input)?;
+            let (found, template) = found?;
+            let plan = decide(self.target(), &found, &template, input)?;
             Ok(plan.with_preflight_warnings(&preflight, &found, input))
         })
     }
 }
 
-fn decide(target: Target, deployment: &Workload, input: &PlanInput) -> Result<Plan, ActionError> {
-    // The request does not set the template, so a rollout of any template is the one to wait for.
-    let rollout = RolloutOf { kind: WorkloadKind::Deployment, template: TemplateIdentity::Nothing };
-    let completion = CompletionSpec::Rollout(rollout);
+/// `template` is the Deployment's, with unknown fields.
+fn decide(
+    target: Target,
+    deployment: &Workload,
+    template: &Value,
+    input: &PlanInput,
+) -> Result<Plan, ActionError> {
     let (metadata, is_paused) = (deployment.metadata(), deployment.is_paused());
+    // The request does not set the template: the one that is there is rolled out.
+    let template = match input.has_changed(metadata)? {
+        true => input.template_left(metadata, template),
+        false => Some(template_digest(template)),
+    };
+    let rollout = RolloutOf { kind: WorkloadKind::Deployment, template };
+    let completion = CompletionSpec::Rollout(rollout);
     let mut plan = RESUME_ROLLOUT.decide(target, metadata, is_paused, completion, input)?;
     if plan.is_change() {
         plan.warnings.extend(outdated_pods_warning(deployment));
@@ -120,11 +135,12 @@ mod tests {
         ))
         .expect("is a Deployment");
         let target = RESUME_ROLLOUT.target("shop", "web");
-        decide(target, &deployment.into(), &PlanInput::example()).expect("is planned")
+        let template = serde_json::json!({});
+        decide(target, &deployment.into(), &template, &PlanInput::example()).expect("is planned")
     }
 
     #[test]
-    fn a_resumption_sets_one_field_and_waits_for_the_rollout_of_any_template() {
+    fn a_resumption_sets_one_field_and_waits_for_the_rollout_of_the_present_template() {
         let plan = decide_on(", paused: true", 3, "");
         let Decision::Apply(effect, did, would) = plan.decision else {
             panic!("{:?}", plan.decision)
@@ -136,7 +152,7 @@ mod tests {
         assert_eq!(plan.changes[0].from, true);
         assert_eq!(plan.warnings, Vec::<String>::new());
         let CompletionSpec::Rollout(rollout) = plan.completion else { panic!("is a rollout") };
-        assert_eq!(rollout.template, TemplateIdentity::Nothing);
+        assert_eq!(rollout.template, Some(template_digest(&serde_json::json!({}))));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::num::NonZeroU32;
 
 use k8s_openapi::api::core::v1::Pod;
+use kube::core::ObjectMeta;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -26,11 +27,13 @@ use crate::{
             preflight::{self, Preflight},
         },
         applied_requests::AppliedRequests,
-        completion::{Completion, RolloutOf, TemplateIdentity},
+        completion::{Completion, RolloutOf},
         effect::Effect,
         gitops,
         rbac::PolicyRule,
-        revisions::{History, Revision, RevisionSelector},
+        revisions::{
+            History, LAST_APPLIED_ANNOTATION, Revision, RevisionSelector, template_digest,
+        },
         rollout,
         workload::{Workload, WorkloadKind},
     },
@@ -61,6 +64,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         // To name the pods that a StatefulSet would wait for, and the problems of the new pods when an
         // awaited rollout does not complete.
         restart::PODS,
+        restart::EVENTS,
         preflight::AUTOSCALERS,
         preflight::BUDGETS,
         preflight::CLAIMS,
@@ -203,7 +207,7 @@ impl Parameters {
         let (kind, found) = (workload.kind(), workload.metadata());
         if input.has_changed(found)? {
             let sentence = format!("{} '{}' was rolled back.", kind.name(), self.name);
-            let completion = completion(workload, TemplateIdentity::Nothing);
+            let completion = completion(workload, input.template_left(found, history.template()));
             return Ok(Plan::already_applied(target, found, sentence, completion));
         }
         input.check_found(&target, found)?;
@@ -213,12 +217,14 @@ impl Parameters {
             input.check_decided_on(&target, history).map_err(with_uid)?;
         }
         let revision = self.target_revision(history).map_err(with_uid)?;
-        let completion = completion(workload, revision.template_identity());
         let (name, number) = (&self.name, revision.number);
         if history.is_at(revision) {
             let sentence = format!("{} '{name}' is at revision {number} already.", kind.name());
+            // Its template may be written in another form than the current one.
+            let completion = completion(workload, Some(template_digest(history.template())));
             return Ok(Plan::new(target, found, Decision::NoOp(sentence), completion));
         }
+        let completion = completion(workload, Some(revision.digest()));
         let (precondition, restore) =
             (input.precondition.as_ref(), history.operations_to(revision));
         let rolls_out = matches!(completion, CompletionSpec::Rollout(_));
@@ -270,6 +276,10 @@ impl Parameters {
                     format!("{target} has no revision that differs in more than a restart")
                 }
             };
+            let detail = match history.workload.revision_history_limit() {
+                Some(0) => format!("{detail}: its revisionHistoryLimit is 0, so none is kept"),
+                _ => detail,
+            };
             let numbers: Vec<_> = history.numbers().iter().map(i64::to_string).collect();
             ActionError::new(Code::NoRevision, detail).with_hint(format!(
                 "existing revisions: {}; `kubectl -n {} rollout history {}/{}` lists them",
@@ -304,6 +314,7 @@ impl Parameters {
         if let Some(who) = gitops::gitops_owner(workload.metadata()) {
             warnings.push(format!("the rollback will not last: {who}"));
         }
+        warnings.extend(applied_by_kubectl_warning(workload.metadata()));
         let stuck = history.stuck(revision, pods);
         if !stuck.is_empty() {
             warnings.push(rollout::stuck_pods_warning(&stuck));
@@ -312,7 +323,17 @@ impl Parameters {
     }
 }
 
-fn completion(workload: &Workload, template: TemplateIdentity) -> CompletionSpec {
+/// As kubectl 1.37 warns (`pkg/cmd/rollout/rollout_undo.go`).
+fn applied_by_kubectl_warning(metadata: &ObjectMeta) -> Option<String> {
+    metadata.annotations.as_ref()?.get(LAST_APPLIED_ANNOTATION)?;
+    Some(format!(
+        "it was managed with `kubectl apply`, and the rollback does not change the annotation \
+         {LAST_APPLIED_ANNOTATION}: the next `kubectl apply` may undo the rollback or have other unexpected effects; \
+         consider to apply the earlier configuration instead"
+    ))
+}
+
+fn completion(workload: &Workload, template: Option<String>) -> CompletionSpec {
     match rollout::manual_update_reason(workload) {
         Some(why) => CompletionSpec::Known(Completion::Immediate(format!(
             "the template is rolled back; pods are replaced once the old ones are deleted: {why}"
@@ -403,7 +424,9 @@ mod tests {
         assert_eq!(would, "Simulated: Deployment 'web' would be rolled back to revision 1.");
         assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
         let CompletionSpec::Rollout(rollout) = plan.completion else { panic!("is waited for") };
-        assert!(matches!(rollout.template, TemplateIdentity::Digest(_)));
+        let history = deployment("", "");
+        let first = history.find(RevisionSelector::Number(1)).expect("is there");
+        assert_eq!(rollout.template, Some(first.digest()));
     }
 
     #[test]

@@ -65,6 +65,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         },
         // Only to report why a Job does not complete when the request waits.
         restart::PODS,
+        restart::EVENTS,
         PolicyRule { api_groups: &[""], resources: &["pods/log"], verbs: &["get"] },
     ],
     cluster_rules: &[],

@@ -25,7 +25,7 @@ use crate::{
         effect::Effect,
         rbac::PolicyRule,
         replica_managers::has_scaled,
-        rollout::{self, RolloutStatus},
+        rollout,
         workload::{Workload, WorkloadKind},
     },
 };
@@ -57,6 +57,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         // Whether an autoscaler sets the number.
         preflight::AUTOSCALERS,
         restart::PODS,
+        restart::EVENTS,
     ],
     cluster_rules: &[],
 };
@@ -254,6 +255,7 @@ fn completion_of(target: &Target, workload: &Workload, replicas: i32) -> Complet
         kind: workload.kind(),
         namespace: target.namespace.clone(),
         name: target.name.clone(),
+        uid: workload.metadata().uid.clone(),
         replicas,
     })
 }
@@ -308,10 +310,8 @@ fn warnings(workload: &Workload, current: i32, desired: i32) -> Vec<String> {
         warnings.push(format!(
             "the {kind} is paused: its number of pods changes, their template does not"
         ));
-    } else if rollout::manual_update_reason(workload).is_none()
-        && let RolloutStatus::Waiting(what) = rollout::status(workload, 0)
-    {
-        warnings.push(format!("a rollout is in progress: {what}"));
+    } else if rollout::manual_update_reason(workload).is_none() {
+        warnings.extend(rollout::unfinished_warning(workload));
     }
     if desired < current && deletes_claims_on_scale_down(workload) {
         warnings.push(
@@ -534,7 +534,8 @@ mod tests {
         let set: StatefulSet = serde_yaml_ng::from_str(&format!(
             "{}\nspec: {{replicas: 3, selector: {{}}, template: {{}}, \
              persistentVolumeClaimRetentionPolicy: {{whenScaled: Delete}}}}\n\
-             status: {{observedGeneration: 3, replicas: 3, readyReplicas: 3, updatedReplicas: 3}}",
+             status: {{observedGeneration: 3, replicas: 3, readyReplicas: 3, availableReplicas: 3, \
+             updatedReplicas: 3}}",
             metadata("")
         ))
         .expect("is a StatefulSet");

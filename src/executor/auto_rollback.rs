@@ -23,11 +23,11 @@ use crate::{
     k8s::{
         api::{mutation::ApplyError, retry},
         applied_requests::{self, AppliedRequests},
-        completion::{Completion, RolloutOf, TemplateIdentity},
+        completion::{self, AwaitedRollout, Completion, RolloutOf},
         effect::{Applied, Effect},
         evidence::Evidence,
         revisions::{History, Revision, RollbackTarget},
-        rollout,
+        rollout::{self, ExceededDeadline, RolloutStatus},
         workload::Workload,
     },
     ledger::{
@@ -42,8 +42,8 @@ const ROLLBACK_SUFFIX: &str = "rollback";
 
 /// What became of the rollback.
 enum RollbackOutcome {
-    /// The workload is patched: what that left behind, and the template to wait for.
-    Applied(Applied, TemplateIdentity),
+    /// The workload is patched: what that left behind, and the digest of the template to wait for.
+    Applied(Applied, Option<String>),
     /// Another attempt has finished the request; this is its answer.
     Answered(Box<ActionResponse>),
 }
@@ -144,13 +144,13 @@ impl Transaction<'_> {
             {
                 return Ok(Attempt::Done(RollbackOutcome::Answered(theirs)));
             }
-            let template = history
-                .kept(rollback_target)
-                .map_or(TemplateIdentity::Nothing, Revision::template_identity);
+            let template = history.kept(rollback_target).map(Revision::digest);
             return Ok(Attempt::Done(RollbackOutcome::Applied(applied, template)));
         }
         let mark = self.ledger.request.mark();
         let mark = applied_requests::mark_with_revision(&mark, &rollback_target.revision);
+        let applied = record.applied.clone().unwrap_or_default();
+        let failed = AwaitedRollout::new(&failed, &response.target, &applied);
         let revision = target_revision(&history, rollback_target, &failed, &mark, response)?;
         self.warn_of_stuck_pods(&history, revision, response, deadline).await;
         let (found, mark) = (history.workload.metadata(), self.rollback_mark());
@@ -165,7 +165,7 @@ impl Transaction<'_> {
         match self.cluster.apply(&effect, false, deadline).await {
             Ok(applied) => {
                 Failpoint::AfterRollback.pass();
-                Ok(Attempt::Done(RollbackOutcome::Applied(applied, revision.template_identity())))
+                Ok(Attempt::Done(RollbackOutcome::Applied(applied, Some(revision.digest()))))
             }
             Err(ApplyError::Conflict | ApplyError::NotTaken(..)) => Ok(Attempt::Again),
             Err(ApplyError::TestFailed(error)) => Ok(Attempt::TestFailed(Box::new(effect), error)),
@@ -188,11 +188,11 @@ impl Transaction<'_> {
     ) -> Result<Option<Applied>, ActionError> {
         let Some(effect) = &record.rollback else {
             let found = history.workload.metadata();
-            let (resource_version, generation) = (found.resource_version.clone(), found.generation);
-            let is_applied = AppliedRequests::from_metadata(found).contains(&self.rollback_mark());
-            return Ok(is_applied.then_some(Applied {
-                resource_version,
-                generation,
+            let (requests, mark) = (AppliedRequests::from_metadata(found), self.rollback_mark());
+            return Ok(requests.contains(&mark).then(|| Applied {
+                resource_version: found.resource_version.clone(),
+                generation: found.generation,
+                template: requests.is_last_change(&mark).then(|| history.digest()),
                 ..Applied::default()
             }));
         };
@@ -269,14 +269,15 @@ impl Transaction<'_> {
         record: &Record,
         rollback_target: &RollbackTarget,
         applied: Applied,
-        template: TemplateIdentity,
+        template: Option<String>,
         response: &mut ActionResponse,
     ) {
         let CompletionSpec::Rollout(RolloutOf { kind, .. }) = record.intent.completion else {
             return;
         };
         let rollout = RolloutOf { kind, template };
-        let completion = Completion::of_rollout(rollout, &response.target, &applied);
+        let awaited = AwaitedRollout::new(&rollout, &response.target, &applied);
+        let completion = Completion::RolledOut(awaited);
         let end = Instant::now() + self.request.timeout.unwrap_or(DEFAULT_WAIT);
         let stage = format!("rolled back to revision {}", rollback_target.number);
         self.context.observer().progress(&stage);
@@ -302,18 +303,18 @@ fn settles_doubt(code: Code) -> bool {
     matches!(code, Code::PreconditionFailed | Code::OutcomeUnknown)
 }
 
-/// The revision to go back to, if the workload still is as the failed rollout left it.
+/// The revision to go back to, if the workload still is as the failed rollout left it, and has not completed it.
 fn target_revision<'a>(
     history: &'a History,
     rollback_target: &RollbackTarget,
-    failed: &RolloutOf,
+    failed: &AwaitedRollout,
     mark: &str,
     response: &ActionResponse,
 ) -> Result<&'a Revision, ActionError> {
-    let (target, found) = (&response.target, history.workload.metadata());
+    let (target, workload) = (&response.target, &history.workload);
+    let found = workload.metadata();
     // A record alone does not count, for the revision neither: more accounts may write Events than workloads.
-    let is_ours = failed.template != TemplateIdentity::Nothing
-        && failed.template.is_on(&history.workload)
+    let is_ours = failed.is_shown_by(workload, history.template())
         && AppliedRequests::from_metadata(found).contains(mark);
     if found.uid != target.uid || found.deletion_timestamp.is_some() || !is_ours {
         let detail = format!(
@@ -321,8 +322,15 @@ fn target_revision<'a>(
         );
         return Err(ActionError::new(Code::PreconditionFailed, detail));
     }
-    if history.workload.is_paused() {
+    if workload.is_paused() {
         return Err(ActionError::new(Code::TargetPaused, format!("{target} is paused")));
+    }
+    // The last look of the wait is older, or was refused.
+    let exceeded_at = ExceededDeadline::on(workload).and_then(|exceeded| exceeded.at);
+    let now =
+        completion::rollout_status(workload, history.template(), failed, exceeded_at.as_deref());
+    if let RolloutStatus::Complete(message) = now {
+        return Err(ActionError::new(Code::Conflict, format!("it is complete now: {message}")));
     }
     let number = rollback_target.number;
     history.kept(rollback_target).ok_or_else(|| {

@@ -77,6 +77,13 @@ impl AppliedRequests {
         self.entries.iter().any(|(_, known)| is_mark(known, mark))
     }
 
+    /// Whether the change of the request with this mark is the last change of the object's generation.
+    pub(crate) fn is_last_change(&self, mark: &str) -> bool {
+        self.entries
+            .back()
+            .is_some_and(|(number, known)| is_mark(known, mark) && *number >= self.generation)
+    }
+
     /// Whether another request with the same id as this one changed the object.
     pub(crate) fn contains_id_of_another(&self, mark: &str) -> bool {
         self.entries.iter().any(|(_, known)| !is_mark(known, mark) && id_of(known) == id_of(mark))
@@ -199,6 +206,15 @@ mod tests {
         assert!(!list.contains(&mark_with_revision(&plain, "web-5d42")));
         let rollback = mark("alert-7/rollback", &"a".repeat(64));
         assert!(!list.contains(&rollback) && !list.contains_id_of_another(&rollback));
+    }
+
+    #[test]
+    fn the_last_change_is_recognised_by_its_number_and_the_generation() {
+        let after = |text: &str, generation| AppliedRequests { generation, ..requests(text) };
+        assert!(after("4:a 5:b", 5).is_last_change("b"));
+        assert!(after("4:a 5:b/web-5d41", 5).is_last_change("b"));
+        assert!(!after("4:a 5:b", 5).is_last_change("a"));
+        assert!(!after("4:a 5:b", 6).is_last_change("b"));
     }
 
     #[test]

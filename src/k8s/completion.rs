@@ -5,37 +5,56 @@
 
 use std::collections::HashSet;
 
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
-    contract::{digest::sha256, response::Target},
+    contract::response::Target,
     k8s::{
-        REQUEST_ID_ANNOTATION,
         effect::Applied,
-        pods, rollout,
+        pods,
+        revisions::template_digest,
+        rollout,
         rollout::RolloutStatus,
         workload::{Workload, WorkloadKind},
     },
 };
 
-/// The rollout of a request. A rollout of another template has superseded it.
+/// The rollout of a request, before its change is made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RolloutOf {
     pub kind: WorkloadKind,
-    pub template: TemplateIdentity,
+    /// The digest of the pod template that the workload has after the change; none if that is unknown. Admission
+    /// may change it.
+    pub template: Option<String>,
 }
 
-/// How the pod template of a request is recognised.
+/// The rollout that follows a change. A rollout of another template supersedes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct AwaitedRollout {
+    pub kind: WorkloadKind,
+    pub namespace: String,
+    pub name: String,
+    /// The object that was changed.
+    pub uid: Option<String>,
+    /// The generation that our change made.
+    pub generation: i64,
+    pub template: TemplateIdentity,
+    /// When the status that our change left said that the progress deadline of an earlier rollout was exceeded.
+    pub exceeded_at: Option<String>,
+}
+
+/// How the pod template of a change is recognised. The annotation with the request's id does not show it: a client
+/// that writes a part of the template leaves it there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum TemplateIdentity {
-    /// By the request's id in an annotation of the template.
-    RequestId(String),
-    /// By a digest, where no annotation may be added to the template.
-    Digest(String),
-    /// Not at all: the request does not set the template.
-    Nothing,
+    /// The digest of the template that the API server returned for the change.
+    Returned(String),
+    /// The digest of the template that the request sets. What the API server made of it is unknown.
+    Expected(String),
+    Unknown,
 }
 
 /// What must be true for an effect to be complete.
@@ -45,15 +64,16 @@ pub(crate) enum Completion {
     /// There is nothing to wait for after the change; described in a sentence.
     Immediate(String),
     /// The workload's rollout is done.
-    RolledOut {
+    RolledOut(AwaitedRollout),
+    /// The workload has this number of pods and all of them are available.
+    Scaled {
+        kind: WorkloadKind,
         namespace: String,
         name: String,
-        /// The generation that our change made.
-        generation: i64,
-        rollout: RolloutOf,
+        /// The object that was scaled.
+        uid: Option<String>,
+        replicas: i32,
     },
-    /// The workload has this number of pods and all of them are available.
-    Scaled { kind: WorkloadKind, namespace: String, name: String, replicas: i32 },
     /// The pod has gone, or another one has its name.
     Gone { namespace: String, name: String, uid: String },
     /// The Job is complete.
@@ -76,23 +96,72 @@ impl Completion {
     pub(crate) fn namespace(&self) -> Option<&str> {
         match self {
             Completion::Immediate(_) => None,
-            Completion::RolledOut { namespace, .. }
+            Completion::RolledOut(AwaitedRollout { namespace, .. })
             | Completion::Scaled { namespace, .. }
             | Completion::Gone { namespace, .. }
             | Completion::Finished { namespace, .. }
             | Completion::Replaced { namespace, .. } => Some(namespace),
         }
     }
+}
 
-    /// The rollout of the generation that the effect made.
-    pub(crate) fn of_rollout(rollout: RolloutOf, target: &Target, applied: &Applied) -> Self {
-        Completion::RolledOut {
+impl AwaitedRollout {
+    /// The rollout that follows what the effect left.
+    pub(crate) fn new(rollout: &RolloutOf, target: &Target, applied: &Applied) -> Self {
+        let template = match (&applied.template, &rollout.template) {
+            (Some(returned), _) => TemplateIdentity::Returned(returned.clone()),
+            (None, Some(expected)) => TemplateIdentity::Expected(expected.clone()),
+            (None, None) => TemplateIdentity::Unknown,
+        };
+        AwaitedRollout {
+            kind: rollout.kind,
             namespace: target.namespace.clone(),
             name: target.name.clone(),
+            uid: target.uid.clone(),
             generation: applied.generation.unwrap_or(0),
-            rollout,
+            template,
+            exceeded_at: applied.exceeded_at.clone(),
         }
     }
+
+    /// Why the workload as it is now, with this template, does not show this rollout, if so.
+    pub(crate) fn superseded(&self, workload: &Workload, template: &Value) -> Option<String> {
+        if let Some(why) = replaced(workload, self.uid.as_deref()) {
+            return Some(why);
+        }
+        // Up to our generation the object is from before the change or exactly as it left it.
+        if workload.metadata().generation.unwrap_or(0) <= self.generation {
+            return None;
+        }
+        let differs = |known: &str| template_digest(template) != known;
+        match &self.template {
+            TemplateIdentity::Returned(known) if differs(known) => Some(
+                "superseded: another change of the pod template came before the rollout was complete"
+                    .to_owned(),
+            ),
+            TemplateIdentity::Expected(known) if differs(known) => Some(
+                "superseded: the pod template is not the one that this request set; another change replaced \
+                 it, or an admission webhook changed it"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
+    }
+
+    /// Whether the workload as it is now certainly has the template that this request set.
+    pub(crate) fn is_shown_by(&self, workload: &Workload, template: &Value) -> bool {
+        self.template != TemplateIdentity::Unknown && self.superseded(workload, template).is_none()
+    }
+}
+
+/// Why the object is not the one with this uid, if so.
+fn replaced(workload: &Workload, uid: Option<&str>) -> Option<String> {
+    let metadata = workload.metadata();
+    let is_another = metadata.uid.as_deref().zip(uid).is_some_and(|(found, uid)| found != uid);
+    let name = metadata.name.as_deref().unwrap_or_default();
+    is_another.then(|| {
+        format!("{} '{name}' was replaced by another object of its name", workload.kind().name())
+    })
 }
 
 /// The status of an object that was deleted: it does not complete any more.
@@ -100,51 +169,24 @@ pub(crate) fn deleted(kind: &str, name: &str) -> RolloutStatus {
     RolloutStatus::Failed(format!("{kind} '{name}' was deleted"))
 }
 
+/// The status of this rollout on the workload as it is now, with this template. `stale` is when the progress deadline
+/// of an earlier rollout was exceeded.
 pub(crate) fn rollout_status(
     workload: &Workload,
-    generation: i64,
-    template: &TemplateIdentity,
+    template: &Value,
+    awaited: &AwaitedRollout,
+    stale: Option<&str>,
 ) -> RolloutStatus {
-    // Up to our generation the object is from before the change or exactly as it left it, even if the API
-    // server has added to our template.
-    let is_not_newer = workload.metadata().generation.unwrap_or(0) <= generation;
-    if is_not_newer || template.is_on(workload) {
-        return rollout::status(workload, generation);
-    }
-    RolloutStatus::Failed(
-        "superseded: another change of the pod template came before the rollout was complete"
-            .to_owned(),
-    )
-}
-
-impl TemplateIdentity {
-    pub(crate) fn is_on(&self, workload: &Workload) -> bool {
-        match self {
-            TemplateIdentity::RequestId(id) => {
-                workload.template_annotation(REQUEST_ID_ANNOTATION) == Some(id.as_str())
-            }
-            TemplateIdentity::Digest(digest) => template_digest(workload.template()) == *digest,
-            TemplateIdentity::Nothing => true,
-        }
-    }
-
-    /// Whether the pod may be of this template: pods carry their template's annotations.
-    pub(crate) fn matches_pod(&self, pod: &Pod) -> bool {
-        let annotations = pod.metadata.annotations.as_ref();
-        match self {
-            TemplateIdentity::RequestId(id) => {
-                annotations.and_then(|all| all.get(REQUEST_ID_ANNOTATION)) == Some(id)
-            }
-            TemplateIdentity::Digest(_) | TemplateIdentity::Nothing => true,
-        }
+    match awaited.superseded(workload, template) {
+        Some(why) => RolloutStatus::Failed(why),
+        None => rollout::status(workload, awaited.generation, stale),
     }
 }
 
-pub(crate) fn template_digest(template: Option<&PodTemplateSpec>) -> String {
-    sha256(serde_json::json!(template).to_string().as_bytes())
-}
-
-pub(crate) fn scale_status(workload: &Workload, replicas: i32) -> RolloutStatus {
+pub(crate) fn scale_status(workload: &Workload, uid: Option<&str>, replicas: i32) -> RolloutStatus {
+    if let Some(why) = replaced(workload, uid) {
+        return RolloutStatus::Failed(why);
+    }
     match workload.replicas() {
         Some(now) if now == replicas => rollout::scale_status(workload),
         now => RolloutStatus::Failed(format!(
@@ -181,18 +223,18 @@ pub(crate) fn replacement_status(replacements: &[&Pod], controller: &str) -> Rol
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::apps::v1::Deployment;
+    use serde_json::json;
 
     use super::*;
 
-    fn by(id: &str) -> TemplateIdentity {
-        TemplateIdentity::RequestId(id.to_owned())
+    fn template(id: &str) -> Value {
+        json!({ "metadata": { "annotations": { "action-executor.dev/request-id": id } } })
     }
 
-    fn deployment(id: &str, generation: i64) -> Workload {
+    fn deployment(uid: &str, generation: i64) -> Workload {
         serde_yaml_ng::from_str(&format!(
-            "metadata: {{name: web, generation: {generation}}}\n\
-             spec: {{replicas: 1, selector: {{}}, template: {{metadata: {{annotations: \
-             {{action-executor.dev/request-id: {id}}}}}}}}}\n\
+            "metadata: {{name: web, uid: {uid}, generation: {generation}}}\n\
+             spec: {{replicas: 1, selector: {{}}, template: {{}}}}\n\
              status: {{observedGeneration: {generation}, replicas: 1, updatedReplicas: 1, \
              availableReplicas: 1}}"
         ))
@@ -200,39 +242,84 @@ mod tests {
         .expect("is a Deployment")
     }
 
-    #[test]
-    fn a_rollout_of_our_template_has_its_status() {
-        assert!(matches!(
-            rollout_status(&deployment("r1", 4), 4, &by("r1")),
-            RolloutStatus::Complete(_)
-        ));
+    /// The rollout of generation 4 of the Deployment u1.
+    fn awaited(template: TemplateIdentity) -> AwaitedRollout {
+        AwaitedRollout {
+            kind: WorkloadKind::Deployment,
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+            uid: Some("u1".to_owned()),
+            generation: 4,
+            template,
+            exceeded_at: None,
+        }
     }
 
     #[test]
-    fn a_superseded_rollout_has_failed() {
-        let status = rollout_status(&deployment("r2", 5), 4, &by("r1"));
-        assert!(matches!(status, RolloutStatus::Failed(why) if why.starts_with("superseded")));
+    fn a_rollout_is_superseded_by_another_template_after_our_generation() {
+        let ours = || template_digest(&template("r1"));
+        let (returned, expected) =
+            (TemplateIdentity::Returned(ours()), TemplateIdentity::Expected(ours()));
+        let unknown = TemplateIdentity::Unknown;
+        for (identity, generation, id, complete) in [
+            (&returned, 4, "r1", true),
+            // Scaled, or changed back.
+            (&returned, 5, "r1", true),
+            (&returned, 5, "r2", false),
+            (&expected, 5, "r1", true),
+            (&expected, 5, "r2", false),
+            // As our change left it, whatever admission made of it.
+            (&expected, 4, "r2", true),
+            (&unknown, 5, "r2", true),
+        ] {
+            let awaited = awaited(identity.clone());
+            let workload = deployment("u1", generation);
+            let status = rollout_status(&workload, &template(id), &awaited, None);
+            let is_complete = matches!(status, RolloutStatus::Complete(_));
+            assert_eq!(is_complete, complete, "{identity:?} {generation} {id}: {status:?}");
+            let is_superseded =
+                matches!(&status, RolloutStatus::Failed(why) if why.starts_with("superseded"));
+            assert_eq!(is_superseded, !complete, "{status:?}");
+            let is_certain = complete && *identity != unknown;
+            assert_eq!(awaited.is_shown_by(&workload, &template(id)), is_certain);
+        }
     }
 
     #[test]
     fn an_object_from_before_our_change_is_not_superseded() {
-        assert!(matches!(
-            rollout_status(&deployment("r0", 3), 4, &by("r1")),
-            RolloutStatus::Waiting(_)
-        ));
+        let awaited = awaited(TemplateIdentity::Returned("of ours".to_owned()));
+        let status = rollout_status(&deployment("u1", 3), &template("r0"), &awaited, None);
+        assert!(matches!(status, RolloutStatus::Waiting(_)), "{status:?}");
     }
 
     #[test]
-    fn a_template_that_the_api_server_changed_is_ours_in_our_generation() {
-        let known = TemplateIdentity::Digest("of what we sent".to_owned());
-        assert!(matches!(
-            rollout_status(&deployment("r1", 4), 4, &known),
-            RolloutStatus::Complete(_)
-        ));
-        assert!(matches!(
-            rollout_status(&deployment("r1", 5), 4, &known),
-            RolloutStatus::Failed(_)
-        ));
+    fn the_template_that_the_api_server_returned_counts_before_the_one_that_was_sent() {
+        let rollout = RolloutOf { kind: WorkloadKind::Deployment, template: Some("sent".into()) };
+        let target = WorkloadKind::Deployment.target("shop", "web");
+        let identity = |template: Option<&str>| {
+            let template = template.map(str::to_owned);
+            let applied = Applied { template, ..Applied::default() };
+            AwaitedRollout::new(&rollout, &target, &applied).template
+        };
+        assert_eq!(identity(Some("got")), TemplateIdentity::Returned("got".to_owned()));
+        assert_eq!(identity(None), TemplateIdentity::Expected("sent".to_owned()));
+    }
+
+    #[test]
+    fn another_object_of_the_same_name_is_not_ours() {
+        let awaited = awaited(TemplateIdentity::Unknown);
+        let successor = deployment("u2", 4);
+        for status in [
+            rollout_status(&successor, &template("r1"), &awaited, None),
+            scale_status(&successor, Some("u1"), 1),
+        ] {
+            assert_eq!(
+                status,
+                RolloutStatus::Failed(
+                    "Deployment 'web' was replaced by another object of its name".to_owned()
+                )
+            );
+        }
     }
 
     #[test]
@@ -255,22 +342,10 @@ mod tests {
     }
 
     #[test]
-    fn a_template_without_an_annotation_is_recognised_by_its_digest() {
-        let ours = deployment("r1", 4);
-        let known = TemplateIdentity::Digest(template_digest(ours.template()));
-        assert!(matches!(rollout_status(&ours, 4, &known), RolloutStatus::Complete(_)));
-        assert!(matches!(
-            rollout_status(&deployment("r2", 5), 4, &known),
-            RolloutStatus::Failed(_)
-        ));
-    }
-
-    #[test]
     fn another_number_of_replicas_supersedes_ours() {
-        let one = deployment("r1", 4);
-        assert!(matches!(scale_status(&one, 1), RolloutStatus::Complete(_)));
-        assert!(
-            matches!(scale_status(&one, 2), RolloutStatus::Failed(why) if why.starts_with("superseded"))
-        );
+        let one = deployment("u1", 4);
+        assert!(matches!(scale_status(&one, Some("u1"), 1), RolloutStatus::Complete(_)));
+        let other = scale_status(&one, Some("u1"), 2);
+        assert!(matches!(other, RolloutStatus::Failed(why) if why.starts_with("superseded")));
     }
 }

@@ -90,6 +90,12 @@ pub(crate) struct Applied {
     pub resource_version: Option<String>,
     /// The generation that a rollout must have observed.
     pub generation: Option<i64>,
+    /// The digest of a workload's pod template after the effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// When a Deployment's progress deadline was exceeded, if its status after the effect still says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exceeded_at: Option<String>,
     /// The API server's warnings.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

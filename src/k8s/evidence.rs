@@ -23,6 +23,8 @@ use crate::k8s::{
     applied_requests::AppliedRequests,
     effect::{Applied, Effect, Mutation},
     replica_managers::{is_listed, replica_managers},
+    revisions::{template_digest, template_in},
+    rollout::ExceededDeadline,
 };
 
 /// What the cluster shows of an effect whose answer is missing.
@@ -66,6 +68,19 @@ impl Evidence {
 }
 
 impl Evidence {
+    /// The same evidence with the pod template that the effect left, if the object was not changed since.
+    pub(crate) fn with_template_of(self, object: &DynamicObject) -> Self {
+        match self {
+            Evidence::Made(applied)
+                if applied.generation.is_some()
+                    && applied.generation == object.metadata.generation =>
+            {
+                Evidence::Made(Applied { template: digest_in(&object.data), ..applied })
+            }
+            evidence => evidence,
+        }
+    }
+
     /// The evidence of a creation whose object is not there, from what happened to objects of its name since before
     /// it was sent. `absent_at` is the version at which it was not there: the events are complete if they reach it.
     pub(crate) fn of_creation(
@@ -192,9 +207,19 @@ pub(crate) fn confirmed(effect: &Effect, response: &Value) -> Option<Applied> {
         _ => Applied {
             resource_version: metadata["resourceVersion"].as_str().map(str::to_owned),
             generation: metadata["generation"].as_i64(),
+            template: digest_in(response),
+            exceeded_at: serde_json::from_value(response["status"].clone())
+                .ok()
+                .and_then(|status| ExceededDeadline::in_status(&status)?.at),
             warnings: Vec::new(),
         },
     })
+}
+
+/// The digest of the pod template of this object, if it has one.
+fn digest_in(object: &Value) -> Option<String> {
+    object.pointer("/spec/template")?;
+    Some(template_digest(&template_in(object, "/spec/template")))
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ pub(crate) fn log_lines(pod: &str, log: &str) -> Vec<String> {
 }
 
 /// Without control characters, which could change how a terminal shows the line.
-fn printable(line: &str) -> String {
+pub(crate) fn printable(line: &str) -> String {
     line.chars().filter(|c| !c.is_control()).take(MAX_LINE_CHARACTERS).collect()
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::core::v1::{ContainerStatus, Pod, PodSpec},
+    api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodSpec},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 
@@ -152,39 +152,58 @@ fn count_phrase(names: &[&str]) -> String {
 }
 
 fn problems_of(pod: &Pod) -> Vec<String> {
-    let unscheduled = condition(pod, "PodScheduled")
-        .filter(|(status, ..)| *status == "False")
-        .map(|(_, reason, message)| sentence(reason, message));
+    let failing = |kind: &str| {
+        let (_, reason, message) =
+            condition(pod, kind).filter(|(status, ..)| *status == "False")?;
+        Some(sentence(reason, message))
+    };
+    let unscheduled = failing("PodScheduled");
     let status = pod.status.as_ref();
     let inits = status.and_then(|status| status.init_container_statuses.as_ref());
     let mains = status.and_then(|status| status.container_statuses.as_ref());
     let containers = inits.into_iter().flatten().chain(mains.into_iter().flatten());
-    unscheduled.into_iter().chain(containers.filter_map(problem_of_container)).collect()
+    let mut problems: Vec<_> =
+        unscheduled.into_iter().chain(containers.filter_map(problem_of_container)).collect();
+    // Of a finished pod the containers say why.
+    if problems.is_empty() && !has_finished(pod) {
+        problems.extend(failing("Ready").filter(|it| !it.is_empty()));
+    }
+    problems
 }
 
-/// A container that waits for anything but a normal start, or terminated with an error.
+/// A container that waits, terminated with an error, or is not ready after a restart.
 fn problem_of_container(container: &ContainerStatus) -> Option<String> {
     let state = container.state.as_ref()?;
     let name = &container.name;
+    let last = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
+    let restarted = last.map(|last| {
+        let times = container.restart_count;
+        format!("restarted {times} times, last {}", exit_of(last))
+    });
     if let Some(waiting) = &state.waiting {
         let reason = waiting.reason.as_deref().unwrap_or_default();
-        if matches!(reason, "" | "ContainerCreating" | "PodInitializing") {
-            return None;
-        }
         // The kubelet's message has the pod's name, so it would not be the same for all pods.
-        let exit = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
-        let message = match (reason, exit) {
-            ("CrashLoopBackOff", Some(exit)) => format!(
-                "restarted {} times, last exit code {}",
-                container.restart_count, exit.exit_code
-            ),
+        let message = match (reason, restarted) {
+            ("", _) => return None,
+            ("CrashLoopBackOff", Some(restarted)) => restarted,
             _ => waiting.message.clone().unwrap_or_default(),
         };
         return Some(format!("container {name}: {}", sentence(reason, &message)));
     }
-    let terminated = state.terminated.as_ref().filter(|terminated| terminated.exit_code != 0)?;
-    let reason = terminated.reason.as_deref().unwrap_or("Error");
-    Some(format!("container {name}: {reason}: exit code {}", terminated.exit_code))
+    if let Some(terminated) = state.terminated.as_ref().filter(|it| it.exit_code != 0) {
+        return Some(format!("container {name}: {}", exit_of(terminated)));
+    }
+    let is_unready = state.running.is_some() && !container.ready;
+    restarted.filter(|_| is_unready).map(|restarted| format!("container {name}: {restarted}"))
+}
+
+/// How a container ended: `OOMKilled` says more than its exit code.
+fn exit_of(terminated: &ContainerStateTerminated) -> String {
+    let code = terminated.exit_code;
+    match terminated.reason.as_deref() {
+        None | Some("Error") => format!("exit code {code}"),
+        Some(reason) => format!("{reason} (exit code {code})"),
+    }
 }
 
 fn sentence(reason: &str, message: &str) -> String {
@@ -300,10 +319,50 @@ mod tests {
     }
 
     #[test]
-    fn a_normal_start_is_no_problem() {
-        let starting = pod("metadata: {name: a}\n\
-             status: {containerStatuses: [{name: app, image: i, imageID: '', ready: false, \
-             restartCount: 0, state: {waiting: {reason: ContainerCreating}}}]}");
-        assert!(problems([&starting]).is_empty());
+    fn each_reason_why_a_pod_is_not_ready_is_reported() {
+        let container = |state: &str| {
+            format!(
+                "containerStatuses: [{{name: app, image: i, imageID: '', ready: false, restartCount: 2, \
+                 {state}}}]"
+            )
+        };
+        let killed = "lastState: {terminated: {exitCode: 137, reason: OOMKilled}}";
+        let conditions = "conditions: [{type: Ready, status: 'False', reason: ContainersNotReady, message: \
+                          'containers with unready status: [app]'}]";
+        let gate = "conditions: [{type: Ready, status: 'False', reason: ReadinessGatesNotReady, message: \
+                    'the status of pod readiness gate \"x\" is not \"True\", but False'}]";
+        for (status, expected) in [
+            (
+                container("state: {waiting: {reason: ContainerCreating}}"),
+                "pod a: container app: ContainerCreating",
+            ),
+            (
+                container(&format!("state: {{waiting: {{reason: CrashLoopBackOff}}}}, {killed}")),
+                "pod a: container app: CrashLoopBackOff: restarted 2 times, last OOMKilled (exit code 137)",
+            ),
+            (
+                container(&format!("state: {{running: {{}}}}, {killed}")),
+                "pod a: container app: restarted 2 times, last OOMKilled (exit code 137)",
+            ),
+            (
+                container("state: {terminated: {exitCode: 137, reason: OOMKilled}}"),
+                "pod a: container app: OOMKilled (exit code 137)",
+            ),
+            (
+                container("state: {terminated: {exitCode: 3, reason: Error}}"),
+                "pod a: container app: exit code 3",
+            ),
+            (
+                format!("{}, {conditions}", container("state: {running: {}}")),
+                "pod a: ContainersNotReady: containers with unready status: [app]",
+            ),
+            (
+                gate.to_owned(),
+                "pod a: ReadinessGatesNotReady: the status of pod readiness gate \"x\" is not \"True\", but False",
+            ),
+        ] {
+            let unready = pod(&format!("metadata: {{name: a}}\nstatus: {{{status}}}"));
+            assert_eq!(problems([&unready]), [expected]);
+        }
     }
 }

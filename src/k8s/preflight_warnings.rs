@@ -13,7 +13,7 @@ use kube::core::SelectorExt;
 
 use crate::k8s::{
     REQUEST_ID_ANNOTATION, api::preflight::Preflight, autoscaling::autoscaler_of, pdb, pods,
-    restart::RESTARTED_AT_ANNOTATION, rollout, rollout::RolloutStatus, workload::Workload,
+    restart::RESTARTED_AT_ANNOTATION, rollout, workload::Workload,
 };
 
 /// A restart within this many seconds is warned of.
@@ -44,10 +44,8 @@ pub(crate) fn on_rollout(
     }
     warnings.extend(slow_rollout_warning(workload));
     // The rollout that a pause interrupted is the one that is resumed.
-    if !workload.is_paused()
-        && let RolloutStatus::Waiting(what) = rollout::status(workload, 0)
-    {
-        warnings.push(format!("another rollout is in progress: {what}"));
+    if !workload.is_paused() {
+        warnings.extend(rollout::unfinished_warning(workload));
     }
     warnings.extend(recent_restart_warning(workload, now));
     warnings.extend(shared_volume_warnings(workload, preflight));
@@ -264,7 +262,8 @@ mod tests {
             ", replicas: 1, strategy: {rollingUpdate: {maxSurge: 0, maxUnavailable: 1}}";
         assert!(warnings(stopped_first).contains("there is an interruption"));
         let set: StatefulSet = serde_yaml_ng::from_str(
-            "spec: {selector: {}, template: {}}\nstatus: {replicas: 1, readyReplicas: 1, updatedReplicas: 1}",
+            "spec: {selector: {}, template: {}}\nstatus: {replicas: 1, readyReplicas: 1, availableReplicas: 1, \
+             updatedReplicas: 1}",
         )
         .expect("is a StatefulSet");
         let text = warnings_on(&set.into(), &Preflight::default());
@@ -276,7 +275,7 @@ mod tests {
         let set = |strategy: &str| -> Workload {
             let set: StatefulSet = serde_yaml_ng::from_str(&format!(
                 "spec: {{replicas: 3, selector: {{}}, template: {{}}, updateStrategy: {strategy}}}\n\
-                 status: {{replicas: 3, readyReplicas: 3, updatedReplicas: 3}}"
+                 status: {{replicas: 3, readyReplicas: 3, availableReplicas: 3, updatedReplicas: 3}}"
             ))
             .expect("is a StatefulSet");
             set.into()
@@ -307,8 +306,8 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_in_progress_and_a_slow_one_are_warned_of() {
-        assert!(warnings(", replicas: 3").contains("another rollout is in progress"));
+    fn a_missing_pod_and_a_slow_rollout_are_warned_of() {
+        assert!(warnings(", replicas: 3").contains("not all pods are available: 2 of 3"));
         assert!(warnings(", replicas: 2, minReadySeconds: 90").contains("after 90 s"));
         assert_eq!(warnings(", replicas: 2, minReadySeconds: 5"), "");
     }

@@ -29,6 +29,15 @@ pub(crate) fn operations(
     set_entries(&["spec", "template", "metadata", "annotations"], annotations, &entries)
 }
 
+/// The template after the patch.
+pub(crate) fn template_after(template: &Value, at: DateTime<Utc>, request_id: &str) -> Value {
+    let mut template = template.clone();
+    let annotations = &mut template["metadata"]["annotations"];
+    annotations[RESTARTED_AT_ANNOTATION] = stamp(at).into();
+    annotations[REQUEST_ID_ANNOTATION] = request_id.into();
+    template
+}
+
 /// What the patch changes. Without a workload the values before are unknown.
 pub(crate) fn changes(
     before: Option<&Workload>,
@@ -92,6 +101,17 @@ mod tests {
                 }},
             ])
         );
+    }
+
+    #[test]
+    fn the_template_after_the_patch_is_known_before() {
+        let template = json!({ "metadata": { "annotations": { "a": "b" } } });
+        let mut object = json!({ "spec": { "template": template } });
+        let patch = operations(&deployment(&template.to_string()), noon(), "r1");
+        json_patch::patch(&mut object, &json_patch::Patch(patch)).expect("is patched");
+        assert_eq!(object["spec"]["template"], template_after(&template, noon(), "r1"));
+        let new = template_after(&json!({}), noon(), "r1");
+        assert_eq!(new["metadata"]["annotations"]["action-executor.dev/request-id"], "r1");
     }
 
     #[test]

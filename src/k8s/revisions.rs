@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use json_patch::PatchOperation;
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, ReplicaSet},
-    core::v1::{Pod, PodTemplateSpec},
+    core::v1::Pod,
 };
 use kube::{
     api::{ApiResource, DynamicObject},
@@ -23,7 +23,6 @@ use crate::{
     contract::{digest::sha256, response::Change},
     k8s::{
         REQUEST_ID_ANNOTATION,
-        completion::{TemplateIdentity, template_digest},
         conditional_patch::{add, remove},
         pods,
         restart::RESTARTED_AT_ANNOTATION,
@@ -42,10 +41,13 @@ const REVISION_LABEL: &str = "controller-revision-hash";
 
 const CHANGE_CAUSE_ANNOTATION: &str = "kubernetes.io/change-cause";
 
+/// The configuration that `kubectl apply` applied last.
+pub(crate) const LAST_APPLIED_ANNOTATION: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
 /// The annotations of a Deployment that a rollback does not change (`annotationsToSkip` in
 /// `polymorphichelpers/rollback.go`).
 const KEPT_ANNOTATIONS: [&str; 6] = [
-    "kubectl.kubernetes.io/last-applied-configuration",
+    LAST_APPLIED_ANNOTATION,
     REVISION_ANNOTATION,
     "deployment.kubernetes.io/revision-history",
     "deployment.kubernetes.io/desired-replicas",
@@ -154,6 +156,14 @@ fn update_revision(workload: &Workload) -> Option<String> {
     status.update_revision.clone().filter(|_| is_observed)
 }
 
+/// The digest of a template as [`template_in`] returns it. The order of its fields does not count: it differs between
+/// a workload and its ControllerRevisions.
+pub(crate) fn template_digest(template: &Value) -> String {
+    let mut template = template.clone();
+    template.sort_all_objects();
+    sha256(template.to_string().as_bytes())
+}
+
 impl History {
     pub(crate) fn new(workload: Workload, template: Value, objects: &[DynamicObject]) -> Self {
         let uid = workload.metadata().uid.as_deref();
@@ -198,8 +208,47 @@ impl History {
 
     /// The current revision; none if the controller has not recorded it yet.
     pub(crate) fn rollback_target(&self) -> Option<RollbackTarget> {
-        let current = self.revisions.iter().find(|revision| self.is_at(revision))?;
+        let current = self.current()?;
         Some(RollbackTarget { revision: current.name.clone(), number: current.number })
+    }
+
+    /// The object that stores the current revision; none if the controller has not recorded it yet.
+    pub(crate) fn current(&self) -> Option<&Revision> {
+        self.revisions.iter().find(|revision| self.is_at(revision))
+    }
+
+    /// Whether this pod is of the current revision.
+    pub(crate) fn is_new(&self, pod: &Pod) -> bool {
+        let Some(current) = self.current() else { return false };
+        let label = pod.metadata.labels.as_ref().and_then(|all| all.get(REVISION_LABEL));
+        match self.workload {
+            Workload::Deployment(_) | Workload::ReplicaSet(_) => {
+                pods::controller_of(&pod.metadata).is_some_and(|owner| owner.name == current.name)
+            }
+            Workload::StatefulSet(_) => label == Some(&current.name),
+            // Of a DaemonSet the label has the last part of the name.
+            Workload::DaemonSet(_) => {
+                label.is_some_and(|hash| current.name.ends_with(&format!("-{hash}")))
+            }
+        }
+    }
+
+    /// Whether the object of this name stores the current revision.
+    pub(crate) fn is_current(&self, name: &str) -> bool {
+        self.revisions.iter().any(|revision| revision.name == name && self.is_at(revision))
+    }
+
+    /// The warning that the current revision may not be kept until a rollout fails. A Deployment's controller deletes
+    /// old ReplicaSets once a rollout is complete, and a StatefulSet's keeps the current revision until then. A
+    /// DaemonSet's keeps only revisions that a pod has (`cleanupHistory` in `pkg/controller/daemon/update.go`).
+    pub(crate) fn unkept_warning(&self) -> Option<String> {
+        let is_unkept = matches!(self.workload, Workload::DaemonSet(_))
+            && self.workload.revision_history_limit() == Some(0);
+        is_unkept.then(|| {
+            "its revisionHistoryLimit is 0: once no pod of the current revision is left, the revision is deleted, and a \
+             failed rollout cannot be rolled back"
+                .to_owned()
+        })
     }
 
     /// The revision to return to, if it still exists.
@@ -237,9 +286,14 @@ impl History {
         self.revisions.iter().map(|revision| revision.number).collect()
     }
 
+    /// The current template, with unknown fields.
+    pub(crate) fn template(&self) -> &Value {
+        &self.template
+    }
+
     /// A digest of the current template.
     pub(crate) fn digest(&self) -> String {
-        sha256(self.template.to_string().as_bytes())
+        template_digest(&self.template)
     }
 
     /// Restores this revision's template as a whole. Like kubectl, it restores a Deployment's annotations too:
@@ -315,12 +369,9 @@ impl Revision {
         })
     }
 
-    /// By digest, since nothing may be added to the template.
-    pub(crate) fn template_identity(&self) -> TemplateIdentity {
-        let template = serde_json::from_value::<PodTemplateSpec>(self.template.clone());
-        template.map_or(TemplateIdentity::Nothing, |it| {
-            TemplateIdentity::Digest(template_digest(Some(&it)))
-        })
+    /// A digest of its template.
+    pub(crate) fn digest(&self) -> String {
+        template_digest(&self.template)
     }
 }
 

@@ -1,11 +1,18 @@
 //! Whether a workload's rollout is complete, from the object alone. Pure.
 //!
 //! The checks and their order are those of `kubectl rollout status`
-//! (`polymorphichelpers/rollout_status.go`), with one difference: the generation that counts is at
-//! least the one that our own patch returned. An older status is about an earlier rollout, and so is a
-//! `ProgressDeadlineExceeded` in it.
+//! (`polymorphichelpers/rollout_status.go`), with these differences:
+//!
+//! - The generation that counts is at least the one that our own patch returned. An older status is about an earlier
+//!   rollout.
+//! - So is a `ProgressDeadlineExceeded` that was there before: the controller keeps it in the status of the next
+//!   rollout until that makes progress, if a ReplicaSet for its template exists already (`syncRolloutStatus` and
+//!   `getNewReplicaSet` in `pkg/controller/deployment`).
+//! - A StatefulSet is complete once its pods are available, not only ready (`minReadySeconds`).
 
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::apps::v1::{
+    DaemonSet, Deployment, DeploymentStatus, ReplicaSet, StatefulSet,
+};
 
 use crate::k8s::workload::Workload;
 
@@ -20,15 +27,48 @@ pub(crate) enum RolloutStatus {
     Failed(String),
 }
 
-/// The status of the rollout of this `generation`.
+/// A progress deadline that a Deployment's status says was exceeded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ExceededDeadline {
+    pub message: String,
+    /// When the condition was written.
+    pub at: Option<String>,
+}
+
+impl ExceededDeadline {
+    /// What the workload's status says; `None` for other kinds than a Deployment.
+    pub(crate) fn on(workload: &Workload) -> Option<Self> {
+        let Workload::Deployment(deployment) = workload else { return None };
+        Self::in_status(deployment.status.as_ref()?)
+    }
+
+    pub(crate) fn in_status(status: &DeploymentStatus) -> Option<Self> {
+        let condition = status.conditions.iter().flatten().find(|condition| {
+            condition.type_ == "Progressing"
+                && condition.reason.as_deref() == Some("ProgressDeadlineExceeded")
+        })?;
+        Some(ExceededDeadline {
+            message: condition.message.clone().unwrap_or_default(),
+            at: condition.last_update_time.as_ref().map(|time| time.0.to_string()),
+        })
+    }
+
+    /// The ReplicaSet that made no progress, as the controller's message names it.
+    pub(crate) fn replica_set(&self) -> Option<&str> {
+        self.message.strip_prefix("ReplicaSet \"")?.split('"').next()
+    }
+}
+
+/// The status of the rollout of this `generation`. `stale` is when the progress deadline of an earlier rollout was
+/// exceeded.
 ///
 /// # Caveats
 /// Complete means that every updated replica is *available* now; not that it stays so. A
 /// workload scaled to zero is complete at once. With the strategy `OnDelete` it is complete once all old
 /// pods were deleted.
-pub(crate) fn status(workload: &Workload, generation: i64) -> RolloutStatus {
+pub(crate) fn status(workload: &Workload, generation: i64, stale: Option<&str>) -> RolloutStatus {
     match workload {
-        Workload::Deployment(it) => deployment(it, generation),
+        Workload::Deployment(it) => deployment(it, generation, stale),
         Workload::StatefulSet(it) => stateful_set(it, generation),
         Workload::DaemonSet(it) => daemon_set(it, generation),
         Workload::ReplicaSet(it) => replica_set(it, generation),
@@ -44,7 +84,7 @@ fn not_observed() -> RolloutStatus {
     RolloutStatus::Waiting("waiting for the change to be observed".to_owned())
 }
 
-fn deployment(deployment: &Deployment, generation: i64) -> RolloutStatus {
+fn deployment(deployment: &Deployment, generation: i64, stale: Option<&str>) -> RolloutStatus {
     let name = deployment.metadata.name.as_deref().unwrap_or_default();
     let status = deployment.status.clone().unwrap_or_default();
     let spec_replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
@@ -55,13 +95,9 @@ fn deployment(deployment: &Deployment, generation: i64) -> RolloutStatus {
     if !is_observed(status.observed_generation, deployment.metadata.generation, generation) {
         return not_observed();
     }
-    let exceeded = status.conditions.iter().flatten().find(|condition| {
-        condition.type_ == "Progressing"
-            && condition.reason.as_deref() == Some("ProgressDeadlineExceeded")
-    });
-    if let Some(condition) = exceeded {
-        let message = condition.message.as_deref().unwrap_or_default();
-        return RolloutStatus::Failed(format!("ProgressDeadlineExceeded: {message}"));
+    let exceeded = ExceededDeadline::in_status(&status);
+    if let Some(exceeded) = exceeded.filter(|it| stale.is_none() || it.at.as_deref() != stale) {
+        return RolloutStatus::Failed(format!("ProgressDeadlineExceeded: {}", exceeded.message));
     }
     if updated < spec_replicas {
         return RolloutStatus::Waiting(format!(
@@ -92,10 +128,14 @@ fn stateful_set(set: &StatefulSet, generation: i64) -> RolloutStatus {
     }
     let spec = set.spec.as_ref();
     let replicas = spec.and_then(|spec| spec.replicas).unwrap_or(1);
-    let ready = status.ready_replicas.unwrap_or(0);
+    let (ready, available) =
+        (status.ready_replicas.unwrap_or(0), status.available_replicas.unwrap_or(0));
     let updated = status.updated_replicas.unwrap_or(0);
     if ready < replicas {
         return RolloutStatus::Waiting(format!("{ready} of {replicas} pods are ready"));
+    }
+    if available < replicas {
+        return RolloutStatus::Waiting(format!("{available} of {replicas} pods are available"));
     }
     let strategy = spec.and_then(|spec| spec.update_strategy.as_ref());
     let partition = strategy.and_then(|it| it.rolling_update.as_ref()).and_then(|it| it.partition);
@@ -115,7 +155,7 @@ fn stateful_set(set: &StatefulSet, generation: i64) -> RolloutStatus {
     let revision = status.update_revision.as_deref().unwrap_or("unknown");
     RolloutStatus::Complete(format!(
         "StatefulSet '{name}' is rolled out: {updated} of {replicas} pods are of revision {revision}, \
-         {ready} are ready"
+         {available} are available"
     ))
 }
 
@@ -198,6 +238,89 @@ pub(crate) fn scale_status(workload: &Workload) -> RolloutStatus {
     RolloutStatus::Complete(format!("{kind} '{name}' has {desired} replicas, all available"))
 }
 
+/// What is unfinished about a workload before an action, as a warning.
+pub(crate) fn unfinished_warning(workload: &Workload) -> Option<String> {
+    match status(workload, 0, None) {
+        RolloutStatus::Complete(_) => None,
+        RolloutStatus::Failed(why) => Some(format!("its last rollout has failed: {why}")),
+        RolloutStatus::Waiting(what) if is_rolling_out(workload) => {
+            Some(format!("a rollout is in progress: {what}"))
+        }
+        RolloutStatus::Waiting(what) => Some(format!("not all pods are available: {what}")),
+    }
+}
+
+/// Whether pods are being replaced by those of another template. A pod that is missing or not available does not show
+/// it.
+fn is_rolling_out(workload: &Workload) -> bool {
+    match workload {
+        Workload::Deployment(it) => {
+            let status = it.status.clone().unwrap_or_default();
+            let conditions = status.conditions.as_deref().unwrap_or_default();
+            let progress = conditions.iter().find(|condition| condition.type_ == "Progressing");
+            // The controller keeps this reason once a rollout is complete, whatever becomes of the pods.
+            let was_complete =
+                progress.is_none_or(|it| it.reason.as_deref() == Some("NewReplicaSetAvailable"));
+            !is_observed(status.observed_generation, it.metadata.generation, 0)
+                || status.replicas > status.updated_replicas
+                || !was_complete
+        }
+        Workload::StatefulSet(it) => {
+            let status = it.status.clone().unwrap_or_default();
+            !is_observed(status.observed_generation, it.metadata.generation, 0)
+                || status.update_revision != status.current_revision
+        }
+        Workload::DaemonSet(it) => {
+            let status = it.status.clone().unwrap_or_default();
+            !is_observed(status.observed_generation, it.metadata.generation, 0)
+                || status.updated_number_scheduled.unwrap_or(0) < status.current_number_scheduled
+        }
+        Workload::ReplicaSet(_) => false,
+    }
+}
+
+/// What the workload's own conditions say is wrong. An exceeded deadline is not among them: it says no more than that
+/// there is no progress, and may be of an earlier rollout.
+pub(crate) fn failing_conditions(workload: &Workload) -> Vec<String> {
+    let describe = |reason: Option<&str>, message: Option<&str>| {
+        format!("{}: {}", reason.unwrap_or("unknown"), message.unwrap_or_default())
+    };
+    let mut problems = Vec::new();
+    if workload.is_paused() {
+        problems.push("the Deployment is paused".to_owned());
+    }
+    match workload {
+        Workload::Deployment(it) => {
+            let conditions = it.status.as_ref().and_then(|status| status.conditions.as_ref());
+            for it in conditions.into_iter().flatten() {
+                let reason = it.reason.as_deref();
+                let is_failing = match it.type_.as_str() {
+                    "ReplicaFailure" => it.status == "True",
+                    "Progressing" => {
+                        it.status == "False" && reason != Some("ProgressDeadlineExceeded")
+                    }
+                    _ => false,
+                };
+                if is_failing {
+                    problems.push(describe(reason, it.message.as_deref()));
+                }
+            }
+        }
+        Workload::ReplicaSet(it) => {
+            let conditions = it.status.as_ref().and_then(|status| status.conditions.as_ref());
+            let failing = conditions
+                .into_iter()
+                .flatten()
+                .filter(|it| it.type_ == "ReplicaFailure" && it.status == "True");
+            problems
+                .extend(failing.map(|it| describe(it.reason.as_deref(), it.message.as_deref())));
+        }
+        // Their controllers write no conditions.
+        Workload::StatefulSet(_) | Workload::DaemonSet(_) => {}
+    }
+    problems
+}
+
 /// Why no pod would be replaced automatically, if that is so.
 pub(crate) fn manual_update_reason(workload: &Workload) -> Option<String> {
     let (strategy, partition) = match workload {
@@ -258,7 +381,7 @@ mod tests {
              spec: {{replicas: 3, selector: {{}}, template: {{}}}}\n\
              status: {status}"
         );
-        deployment(&serde_yaml_ng::from_str(&text).expect("is a Deployment"), generation)
+        deployment(&serde_yaml_ng::from_str(&text).expect("is a Deployment"), generation, None)
     }
 
     fn waits(status: &str, for_what: &str) {
@@ -354,19 +477,27 @@ mod tests {
         waiting(", replicas: 3, readyReplicas: 2, updatedReplicas: 1", "2 of 3 pods are ready");
         let revisions = ", currentRevision: a, updateRevision: b";
         waiting(
-            &format!(", replicas: 3, readyReplicas: 3, updatedReplicas: 1{revisions}"),
+            &format!(
+                ", replicas: 3, readyReplicas: 3, availableReplicas: 3, updatedReplicas: 1{revisions}"
+            ),
             "1 of 3 pods are of the new revision",
         );
         let done = ", replicas: 3, readyReplicas: 3, updatedReplicas: 3, currentRevision: b, \
                     updateRevision: b";
-        assert!(matches!(of_stateful_set("", done), RolloutStatus::Complete(_)));
+        // Ready, but not for minReadySeconds yet.
+        waiting(done, "0 of 3 pods are available");
+        let done = format!("{done}, availableReplicas: 3");
+        assert!(matches!(of_stateful_set("", &done), RolloutStatus::Complete(_)));
     }
 
     #[test]
     fn a_partitioned_stateful_set_is_complete_with_the_pods_above_the_partition() {
         let revisions = ", currentRevision: a, updateRevision: b";
         let status = |updated: i32| {
-            format!(", replicas: 3, readyReplicas: 3, updatedReplicas: {updated}{revisions}")
+            format!(
+                ", replicas: 3, readyReplicas: 3, availableReplicas: 3, \
+                 updatedReplicas: {updated}{revisions}"
+            )
         };
         let verdict = of_stateful_set(PARTITION, &status(1));
         assert!(
@@ -435,6 +566,111 @@ mod tests {
     }
 
     fn verdict_of(set: DaemonSet, generation: i64) -> RolloutStatus {
-        super::status(&set.into(), generation)
+        super::status(&set.into(), generation, None)
+    }
+
+    #[test]
+    fn a_deadline_that_was_exceeded_before_the_change_does_not_fail_the_new_rollout() {
+        let text = "metadata: {name: web, generation: 4}\n\
+                    spec: {replicas: 1, selector: {}, template: {}}\n\
+                    status: {observedGeneration: 4, replicas: 2, updatedReplicas: 1, conditions: [{type: \
+                    Progressing, status: 'False', reason: ProgressDeadlineExceeded, lastUpdateTime: \
+                    '2026-01-31T12:00:00Z', message: 'ReplicaSet \"web-5d4f\" has timed out progressing.'}]}";
+        let found: Deployment = serde_yaml_ng::from_str(text).expect("is a Deployment");
+        let status = |stale| deployment(&found, 4, stale);
+        assert!(matches!(status(Some("2026-01-31T12:00:00Z")), RolloutStatus::Waiting(_)));
+        assert!(matches!(status(Some("2026-01-31T11:59:59Z")), RolloutStatus::Failed(_)));
+        assert!(matches!(status(None), RolloutStatus::Failed(_)));
+        let exceeded = ExceededDeadline::on(&found.into()).expect("is exceeded");
+        assert_eq!(exceeded.replica_set(), Some("web-5d4f"));
+        let other = "Deployment \"web\" has timed out progressing.".to_owned();
+        assert_eq!(ExceededDeadline { message: other, at: None }.replica_set(), None);
+    }
+
+    #[test]
+    fn failing_conditions_are_reported_and_an_exceeded_deadline_is_not() {
+        let problems = |conditions: &str| {
+            let text = format!(
+                "spec: {{selector: {{}}, template: {{}}}}\nstatus: {{conditions: [{conditions}]}}"
+            );
+            let found: Deployment = serde_yaml_ng::from_str(&text).expect("is a Deployment");
+            failing_conditions(&found.into())
+        };
+        assert_eq!(
+            problems(
+                "{type: ReplicaFailure, status: 'True', reason: FailedCreate, message: exceeded quota}"
+            ),
+            ["FailedCreate: exceeded quota"]
+        );
+        assert_eq!(
+            problems(
+                "{type: Progressing, status: 'False', reason: ReplicaSetCreateError, message: no}"
+            ),
+            ["ReplicaSetCreateError: no"]
+        );
+        let exceeded = "{type: Progressing, status: 'False', reason: ProgressDeadlineExceeded}";
+        let unavailable = "{type: Available, status: 'False', reason: MinimumReplicasUnavailable}";
+        assert!(problems(&format!("{exceeded}, {unavailable}")).is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_is_not_available_is_no_rollout() {
+        let warning = |workload: Workload| unfinished_warning(&workload).unwrap_or_default();
+        let deployment = |status: &str| -> Workload {
+            let text = format!(
+                "metadata: {{name: web, generation: 4}}\n\
+                 spec: {{replicas: 3, selector: {{}}, template: {{}}}}\n\
+                 status: {{observedGeneration: 4, {status}}}"
+            );
+            serde_yaml_ng::from_str::<Deployment>(&text).expect("is a Deployment").into()
+        };
+        let complete =
+            "conditions: [{type: Progressing, status: 'True', reason: NewReplicaSetAvailable}]";
+        let progressing =
+            "conditions: [{type: Progressing, status: 'True', reason: ReplicaSetUpdated}]";
+        for (status, expected) in [
+            (
+                "replicas: 3, updatedReplicas: 3, availableReplicas: 2",
+                "not all pods are available: 2 of 3",
+            ),
+            (
+                "replicas: 2, updatedReplicas: 2, availableReplicas: 2",
+                "not all pods are available: 2 of 3",
+            ),
+            (
+                "replicas: 4, updatedReplicas: 1, availableReplicas: 3",
+                "a rollout is in progress: 1 of 3",
+            ),
+            ("replicas: 3, updatedReplicas: 3, availableReplicas: 3", ""),
+        ] {
+            let found = warning(deployment(&format!("{status}, {complete}")));
+            assert!(
+                found.starts_with(expected) && found.is_empty() == expected.is_empty(),
+                "{found}"
+            );
+        }
+        let last = format!("replicas: 3, updatedReplicas: 3, availableReplicas: 2, {progressing}");
+        assert!(warning(deployment(&last)).starts_with("a rollout is in progress"));
+        let failed = progressing.replace("ReplicaSetUpdated", "ProgressDeadlineExceeded");
+        assert!(warning(deployment(&failed)).starts_with("its last rollout has failed"));
+        let stateful_set = |current: &str| -> Workload {
+            let text = format!(
+                "spec: {{replicas: 2, selector: {{}}, template: {{}}}}\n\
+                 status: {{replicas: 2, readyReplicas: 1, updatedReplicas: 2, currentRevision: {current}, \
+                 updateRevision: b}}"
+            );
+            serde_yaml_ng::from_str::<StatefulSet>(&text).expect("is a StatefulSet").into()
+        };
+        assert_eq!(warning(stateful_set("b")), "not all pods are available: 1 of 2 pods are ready");
+        assert!(warning(stateful_set("a")).starts_with("a rollout is in progress"));
+        let daemon_set = |updated: i32| -> Workload {
+            let text = format!(
+                "status: {{desiredNumberScheduled: 3, currentNumberScheduled: 2, numberMisscheduled: 0, \
+                 numberReady: 2, numberAvailable: 2, updatedNumberScheduled: {updated}}}"
+            );
+            serde_yaml_ng::from_str::<DaemonSet>(&text).expect("is a DaemonSet").into()
+        };
+        assert!(warning(daemon_set(2)).starts_with("not all pods are available"));
+        assert!(warning(daemon_set(1)).starts_with("a rollout is in progress"));
     }
 }

@@ -164,6 +164,16 @@ impl Workload {
         Some(replicas.unwrap_or(1))
     }
 
+    /// How many old revisions its controller keeps; none for a ReplicaSet.
+    pub(crate) fn revision_history_limit(&self) -> Option<i32> {
+        match self {
+            Workload::Deployment(it) => it.spec.as_ref()?.revision_history_limit,
+            Workload::StatefulSet(it) => it.spec.as_ref()?.revision_history_limit,
+            Workload::DaemonSet(it) => it.spec.as_ref()?.revision_history_limit,
+            Workload::ReplicaSet(_) => None,
+        }
+    }
+
     /// Whether it is a paused Deployment.
     pub(crate) fn is_paused(&self) -> bool {
         let Workload::Deployment(it) = self else { return false };

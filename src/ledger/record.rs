@@ -503,11 +503,8 @@ impl RequestMetadata {
 impl Record {
     /// A claim of `restart_k8s` on Deployment shop/web, for tests.
     pub(crate) fn example() -> Self {
-        use crate::k8s::{
-            completion::{RolloutOf, TemplateIdentity},
-            workload::WorkloadKind,
-        };
-        let template = TemplateIdentity::RequestId("r1".to_owned());
+        use crate::k8s::{completion::RolloutOf, workload::WorkloadKind};
+        let template = None;
         let intent = Intent {
             effect: None,
             completion: CompletionSpec::Rollout(RolloutOf {
@@ -560,6 +557,8 @@ mod tests {
             applied: Some(Applied {
                 resource_version: Some("8".into()),
                 generation: Some(4),
+                template: Some("digest".into()),
+                exceeded_at: None,
                 warnings: Vec::new(),
             }),
             answer: Some(answer()),

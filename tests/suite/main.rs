@@ -41,6 +41,7 @@ mod origin;
 mod parity;
 mod pause_rollout;
 mod pki;
+mod problems;
 mod program;
 mod properties;
 mod readers;
@@ -58,9 +59,11 @@ mod scale;
 mod scenario;
 #[cfg(feature = "otel")]
 mod secrets;
+mod superseded;
 mod tls;
 #[cfg(feature = "otel")]
 mod traces;
+mod unseen;
 mod waits;
 mod warnings;
 mod writers;

@@ -147,3 +147,81 @@ async fn a_restart_leaves_the_same_state_as_kubectl() {
     };
     assert_eq!(end(&ours).await, end(&theirs).await);
 }
+
+/// Pods count as available this many seconds after they are ready.
+async fn set_min_ready_seconds(namespace: &Namespace, seconds: u32) {
+    patch(namespace, json!({ "spec": { "minReadySeconds": seconds } })).await;
+    eventually("all pods are available", async || {
+        let found = get(namespace).await;
+        let status = found.status?;
+        (status.observed_generation == found.metadata.generation
+            && status.available_replicas == found.spec?.replicas)
+            .then_some(())
+    })
+    .await;
+}
+
+fn rollback(namespace: &Namespace, fields: Value) -> Value {
+    let mut request = json!({
+        "type": "rollback", "simulate": false, "wait": true,
+        "parameters": { "kind": "StatefulSet", "name": "db", "namespace": namespace.name() },
+    });
+    let more = fields.as_object().expect("are fields").clone();
+    request.as_object_mut().expect("is an object").extend(more);
+    request
+}
+
+#[tokio::test]
+async fn a_restart_and_a_rollback_wait_until_the_pods_are_available() {
+    let namespace = shared().namespace("sts_available").await;
+    namespace.running_stateful_set("db", 1).await;
+    set_min_ready_seconds(&namespace, 6).await;
+    let run = |request: Value| {
+        Program::with_kubeconfig(namespace.kubeconfig()).input(request.to_string()).run()
+    };
+    for done in
+        [send(&namespace, json!({}), json!({ "wait": true })), run(rollback(&namespace, json!({})))]
+    {
+        assert_eq!(done.status, 0, "{done:?}");
+        assert!(done.took.as_secs_f64() > 5.0, "{done:?}");
+        let status = get(&namespace).await.status.expect("has one");
+        assert_eq!(status.available_replicas, Some(1), "{done:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_crashes_before_it_is_available_is_not_complete_and_neither_is_the_way_back() {
+    let namespace = shared().namespace("sts_crashes").await;
+    namespace.running_stateful_set("db", 1).await;
+    set_min_ready_seconds(&namespace, 8).await;
+    let request = json!({
+        "type": "restart_statefulset", "simulate": false, "wait": true, "timeout_seconds": 10,
+        "parameters": {
+            "statefulset": "db", "namespace": namespace.name(), "rollback_on_failure": true,
+        },
+    });
+    let before = pods(&namespace).await;
+    let program = Program::with_kubeconfig(namespace.kubeconfig()).input(request.to_string());
+    let running = program.start();
+    eventually("the new pod is ready", async || {
+        let status = get(&namespace).await.status?;
+        let is_new = pods(&namespace).await != before;
+        (is_new && status.ready_replicas == Some(1)).then_some(())
+    })
+    .await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    let crashed = json!({ "status": { "conditions": [
+        { "type": "Ready", "status": "False", "reason": "ContainersNotReady" },
+    ]}});
+    let all = namespace.api::<k8s_openapi::api::core::v1::Pod>();
+    let patched = all.patch_status("db-0", &Default::default(), &Patch::Strategic(crashed)).await;
+    patched.expect("is patched");
+    let done = tokio::task::spawn_blocking(|| running.wait()).await.expect("it ran");
+    let answer = done.answer();
+    assert_eq!(answer["rollout"]["state"], "timed_out", "{answer}");
+    // An ordered StatefulSet waits for the pod that crashed before it replaces it.
+    let way_back = &answer["rolled_back"]["rollout"];
+    let status = get(&namespace).await.status.expect("has one");
+    let available = status.available_replicas == Some(1);
+    assert_eq!(way_back["state"] == "complete", available, "{answer}");
+}

@@ -1,24 +1,29 @@
 //! `rollback` on a real API server, beside `kubectl rollout undo`.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use action_executor::k8s::workload::WorkloadKind;
 use hyper::Method;
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, ReplicaSet},
-    core::v1::ConfigMap,
+    core::v1::{ConfigMap, ResourceQuota},
 };
 use kube::{
     api::{DynamicObject, ListParams, Patch},
     core::ResourceExt,
 };
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use crate::{
     cluster::{MISSING_IMAGE, Namespace, eventually, shared},
     fault_proxy::{ProxyBehavior, proxy},
     ledger::kubectl,
     program::{Finished, Program},
+    rollback_on_failure::block_new_pods,
 };
 
 const KINDS: [WorkloadKind; 3] =
@@ -388,4 +393,181 @@ async fn a_revision_behind_five_hundred_others_is_found() {
     let done = send(&namespace, WorkloadKind::Deployment, json!({ "rollback_on_failure": true }));
     assert_eq!(done.answer()["outcome"], "applied", "{done:?}");
     assert_eq!(revision(&namespace, WorkloadKind::Deployment).await, "2", "{done:?}");
+}
+
+#[tokio::test]
+async fn a_rollback_of_what_kubectl_applied_is_warned_of_as_by_kubectl() {
+    for kind in KINDS {
+        let namespace = revised("applied", kind).await;
+        let what = format!("{}/web", kind.for_kubectl());
+        let annotation = "kubectl.kubernetes.io/last-applied-configuration";
+        let simulated = || {
+            let request = request(&namespace, kind, json!({}), json!({ "simulate": true }));
+            let program = Program::with_kubeconfig(namespace.kubeconfig()).input(request);
+            program.run().answer()["warnings"].to_string()
+        };
+        let theirs = || {
+            let kubectl = shared().program("kubectl");
+            let mut kubectl = std::process::Command::new(kubectl);
+            kubectl.args(["-n", namespace.name(), "rollout", "undo", &what, "--dry-run=server"]);
+            let done = kubectl.env("KUBECONFIG", namespace.kubeconfig()).output().expect("it runs");
+            String::from_utf8_lossy(&done.stderr).into_owned()
+        };
+        assert!(!simulated().contains(annotation) && !theirs().contains(annotation));
+        kubectl(&namespace, &["annotate", &what, &format!("{annotation}={{}}")]);
+        assert!(theirs().contains(annotation), "{}", theirs());
+        let warnings = simulated();
+        assert!(warnings.contains(annotation) && warnings.contains("kubectl apply"), "{warnings}");
+    }
+}
+
+#[tokio::test]
+async fn a_history_limit_of_zero_is_named_where_no_revision_is_left() {
+    for kind in KINDS {
+        let namespace = shared().namespace("no_limit").await;
+        running(&namespace, kind).await;
+        patch(&namespace, kind, json!({ "spec": { "revisionHistoryLimit": 0 } })).await;
+        revise(&namespace, kind, "2").await;
+        eventually("the earlier revision is deleted", async || {
+            let state = state(&namespace, kind).await;
+            (state["revisions"].as_array().expect("are there").len() == 1).then_some(())
+        })
+        .await;
+        let done = send(&namespace, kind, json!({}));
+        assert_eq!((done.status, &done.answer()["code"]), (69, &json!("no_revision")), "{done:?}");
+        let detail = done.answer()["detail"].to_string();
+        assert!(detail.contains("revisionHistoryLimit is 0"), "{kind:?}: {detail}");
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_set_that_keeps_no_revision_is_warned_of_before_a_restart_with_rollback() {
+    let kind = WorkloadKind::DaemonSet;
+    let namespace = shared().namespace("keeps_none").await;
+    running(&namespace, kind).await;
+    let restart = |simulate: bool| {
+        let request = json!({
+            "type": "restart_daemonset", "simulate": simulate, "wait": true,
+            "parameters": {
+                "daemonset": "web", "namespace": namespace.name(), "rollback_on_failure": true,
+            },
+        });
+        let program = Program::with_kubeconfig(namespace.kubeconfig()).input(request.to_string());
+        program.run().answer()["warnings"].to_string()
+    };
+    assert!(!restart(true).contains("revisionHistoryLimit"));
+    patch(&namespace, kind, json!({ "spec": { "revisionHistoryLimit": 0 } })).await;
+    for simulate in [true, false] {
+        let warnings = restart(simulate);
+        assert!(warnings.contains("its revisionHistoryLimit is 0"), "{warnings}");
+    }
+}
+
+/// A Deployment of one pod whose second revision cannot run, once the condition says that its deadline is exceeded. Its
+/// first revision has no pod.
+async fn stuck(test: &str) -> Namespace {
+    let kind = WorkloadKind::Deployment;
+    let namespace = shared().namespace(test).await;
+    namespace.running_deployment("web", 1).await;
+    patch(&namespace, kind, json!({ "spec": { "replicas": 0 } })).await;
+    namespace.rolled_out("web").await;
+    let broken = json!({ "spec": { "containers": [{ "name": "main", "image": MISSING_IMAGE }] } });
+    let both = json!({ "replicas": 1, "progressDeadlineSeconds": 2, "template": broken });
+    patch(&namespace, kind, json!({ "spec": both })).await;
+    eventually("the deadline is exceeded", async || {
+        let status = namespace.get_deployment("web").await.status?;
+        let mut conditions = status.conditions?.into_iter();
+        let exceeded = Some("ProgressDeadlineExceeded");
+        conditions.any(|condition| condition.reason.as_deref() == exceeded).then_some(())
+    })
+    .await;
+    namespace
+}
+
+/// Gives the next rollout of the Deployment more time. The condition stays.
+async fn extend_deadline(namespace: &Namespace) {
+    let longer = json!({ "spec": { "progressDeadlineSeconds": 600 } });
+    patch(namespace, WorkloadKind::Deployment, longer).await;
+}
+
+async fn image(namespace: &Namespace) -> Value {
+    let found = get(namespace, WorkloadKind::Deployment).await;
+    found.data["spec"]["template"]["spec"]["containers"][0]["image"].clone()
+}
+
+/// Prevents new pods in the namespace for some seconds: the next rollout makes no progress until then, and so the
+/// condition of the rollout before stays.
+async fn no_new_pods_for(namespace: &Namespace, seconds: u64) {
+    block_new_pods(namespace).await;
+    let quotas = namespace.api::<ResourceQuota>();
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(seconds)).await;
+        quotas.delete("closed", &Default::default()).await.expect("is deleted");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exceeded_deadline_of_the_rollout_before_does_not_fail_a_rollback() {
+    for rollback_on_failure in [false, true] {
+        let namespace = stuck("stale").await;
+        extend_deadline(&namespace).await;
+        no_new_pods_for(&namespace, 4).await;
+        let parameters = json!({ "rollback_on_failure": rollback_on_failure });
+        let fields = json!({ "wait": true, "timeout_seconds": 60 });
+        let request = request(&namespace, WorkloadKind::Deployment, parameters, fields);
+        let program = Program::with_kubeconfig(namespace.kubeconfig()).input(request);
+        let done = tokio::task::spawn_blocking(|| program.run()).await.expect("it ran");
+        assert_eq!(done.status, 0, "{done:?}");
+        assert_eq!(done.answer()["rollout"]["state"], "complete", "{done:?}");
+        assert_ne!(image(&namespace).await, MISSING_IMAGE, "{done:?}");
+    }
+}
+
+/// Takes the pods of the Deployment's older ReplicaSets away, as a rollout that may stop them first does.
+async fn stop_old_pods(namespace: &Namespace) {
+    let sets = namespace.api::<ReplicaSet>();
+    let params = ListParams::default().labels("app=web");
+    for set in sets.list(&params).await.expect("are listed").items {
+        let template = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
+        let container = template.and_then(|it| it.spec.as_ref()).map(|it| &it.containers[0]);
+        if container.and_then(|it| it.image.as_deref()) != Some(MISSING_IMAGE) {
+            kubectl(namespace, &["scale", &format!("rs/{}", set.name_any()), "--replicas=0"]);
+        }
+    }
+    eventually("the old pod is gone", async || {
+        (namespace.pods_of("web").await.len() == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exceeded_deadline_of_the_failed_rollout_does_not_fail_the_automatic_rollback() {
+    // Revision 2 is broken. It is rolled back to revision 1 by hand, and to revision 2 by the request.
+    let namespace = stuck("stale_back").await;
+    kubectl(&namespace, &["rollout", "undo", "deployment/web"]);
+    namespace.rolled_out("web").await;
+    let (hindered, handle) = (namespace.clone(), tokio::runtime::Handle::current());
+    let patches = AtomicUsize::new(0);
+    let kubeconfig = proxy(&namespace, move |call| {
+        if call.writes("deployments") && patches.fetch_add(1, Ordering::SeqCst) == 1 {
+            let hinder = async {
+                extend_deadline(&hindered).await;
+                stop_old_pods(&hindered).await;
+                no_new_pods_for(&hindered, 4).await;
+            };
+            tokio::task::block_in_place(|| handle.block_on(hinder));
+        }
+        ProxyBehavior::Forward
+    })
+    .await;
+    let parameters = json!({ "rollback_on_failure": true });
+    let fields = json!({ "wait": true, "timeout_seconds": 40 });
+    let request = request(&namespace, WorkloadKind::Deployment, parameters, fields);
+    let program = Program::with_kubeconfig(&kubeconfig).input(request);
+    let done = tokio::task::spawn_blocking(|| program.run()).await.expect("it ran");
+    let answer = done.answer();
+    let message = answer["rollout"]["message"].as_str().expect("is a sentence");
+    assert!(message.starts_with("ProgressDeadlineExceeded"), "{answer}");
+    assert_eq!(answer["rolled_back"]["rollout"]["state"], "complete", "{answer}");
+    assert_ne!(image(&namespace).await, MISSING_IMAGE, "{answer}");
 }

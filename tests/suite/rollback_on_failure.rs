@@ -124,7 +124,7 @@ async fn a_failed_rollout_is_rolled_back_and_both_are_reported() {
 }
 
 /// Prevents new pods in the namespace.
-async fn block_new_pods(namespace: &Namespace) {
+pub async fn block_new_pods(namespace: &Namespace) {
     namespace
         .create::<ResourceQuota>(json!({
             "metadata": { "name": "closed" }, "spec": { "hard": { "pods": "0" } },

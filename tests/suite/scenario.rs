@@ -238,11 +238,16 @@ const ACTIONS_AT_A_TIME: usize = 4;
 
 /// Runs this test for each action, a few at a time, each on a thread and a runtime of its own.
 pub fn for_each_action(test: impl AsyncFn(ActionKind) + Sync) {
+    for_each(&ActionKind::ALL, test);
+}
+
+/// Runs the test for each case, some at a time.
+pub fn for_each<T: Clone + Sync>(cases: &[T], test: impl AsyncFn(T) + Sync) {
     let next = AtomicUsize::new(0);
     let run = || {
-        while let Some(kind) = ActionKind::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
             let runtime = Runtime::new().expect("a runtime starts");
-            runtime.block_on(test(*kind));
+            runtime.block_on(test(case.clone()));
         }
     };
     thread::scope(|scope| {

@@ -2,8 +2,9 @@
 
 use k8s_openapi::api::{
     admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+    apps::v1::{Deployment, StatefulSet},
     autoscaling::v2::HorizontalPodAutoscaler,
-    core::v1::PersistentVolumeClaim,
+    core::v1::{PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -13,7 +14,7 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    cluster::{Namespace, eventually, shared},
+    cluster::{MISSING_IMAGE, Namespace, eventually, shared},
     program::Program,
 };
 
@@ -137,4 +138,69 @@ async fn a_recent_restart_causes_a_warning_with_its_author() {
         .expect("kubectl runs");
     assert!(restarted.status.success(), "{restarted:?}");
     assert!(has(&warnings(&namespace, true), " s ago by kubectl-rollout"));
+}
+
+#[tokio::test]
+async fn an_unready_pod_is_no_rollout_in_progress() {
+    for (kind, action, parameter) in [
+        ("Deployment", "restart_k8s", "deployment"),
+        ("StatefulSet", "restart_statefulset", "statefulset"),
+        ("Deployment", "scale", "name"),
+    ] {
+        let namespace = shared().namespace("unready").await;
+        match kind {
+            "StatefulSet" => namespace.running_stateful_set("web", 2).await,
+            _ => drop(namespace.running_deployment("web", 2).await),
+        }
+        // The rollout is complete, which its controller may not have recorded yet.
+        eventually("the rollout is complete", async || {
+            let set = namespace.api::<StatefulSet>().get_opt("web").await.expect("is read");
+            let status = set.and_then(|it| it.status);
+            let current = status.is_none_or(|it| it.current_revision == it.update_revision);
+            current.then_some(())
+        })
+        .await;
+        let pod = namespace.pods_of("web").await[0].metadata.name.clone().expect("has one");
+        let unready = json!({ "status": { "conditions": [
+            { "type": "Ready", "status": "False", "reason": "ContainersNotReady" },
+        ]}});
+        let pods = namespace.api::<Pod>();
+        let patched =
+            pods.patch_status(&pod, &Default::default(), &Patch::Strategic(unready)).await;
+        patched.expect("is patched");
+        let mut parameters = json!({ (parameter): "web", "namespace": namespace.name() });
+        if action == "scale" {
+            parameters["replicas"] = 3.into();
+        }
+        let request = json!({ "type": action, "parameters": parameters }).to_string();
+        eventually("the pod counts as not available", async || {
+            let program = Program::with_kubeconfig(namespace.kubeconfig()).input(request.clone());
+            let warnings = program.run().answer()["warnings"].to_string();
+            assert!(!warnings.contains("rollout is in progress"), "{kind} {action}: {warnings}");
+            warnings.contains("not all pods are available: 1 of 2").then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_rollout_in_progress_causes_a_warning() {
+    let namespace = shared().namespace("rolling").await;
+    namespace.running_deployment("web", 1).await;
+    let image = json!({ "spec": { "template": { "spec": { "containers": [
+        { "name": "main", "image": MISSING_IMAGE },
+    ]}}}});
+    let deployments = namespace.api::<Deployment>();
+    let patched = deployments.patch("web", &Default::default(), &Patch::Strategic(image)).await;
+    patched.expect("is patched");
+    eventually("it is reported", async || {
+        has(&warnings(&namespace, true), "a rollout is in progress: ").then_some(())
+    })
+    .await;
+    // And it stays so, however long the pod does not start.
+    eventually("the new pod is there", async || {
+        (namespace.pods_of("web").await.len() == 2).then_some(())
+    })
+    .await;
+    assert!(has(&warnings(&namespace, true), "a rollout is in progress: "));
 }

@@ -1,6 +1,8 @@
 //! What the restarts of a Deployment, a StatefulSet and a DaemonSet have in common: the annotation of the
 //! pod template that `kubectl rollout restart` sets, and when it would restart no pod.
 
+use serde_json::Value;
+
 use crate::{
     actions::{CompletionSpec, Decision, Plan, PlanInput, Preview},
     contract::{
@@ -10,11 +12,11 @@ use crate::{
     k8s::{
         api::{client::Cluster, preflight::Preflight},
         applied_requests::AppliedRequests,
-        completion::{Completion, RolloutOf, TemplateIdentity},
+        completion::{Completion, RolloutOf},
         effect::Effect,
         rbac::PolicyRule,
         restart,
-        revisions::{History, RollbackTarget},
+        revisions::{History, RollbackTarget, template_digest},
         rollout,
         workload::{Workload, WorkloadKind},
     },
@@ -29,6 +31,10 @@ pub(crate) fn preview(kind: WorkloadKind, name: &str, input: &PlanInput) -> Prev
 /// Only to report the pods' problems when an awaited effect does not complete.
 pub(crate) const PODS: PolicyRule =
     PolicyRule { api_groups: &[""], resources: &["pods"], verbs: &["list"] };
+
+/// Likewise for Warning Events, which alone say why some controllers create no pod.
+pub(crate) const EVENTS: PolicyRule =
+    PolicyRule { api_groups: &[""], resources: &["events"], verbs: &["list"] };
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RestartOptions {
@@ -51,15 +57,17 @@ pub(crate) async fn plan(
         let history = cluster.history(kind, &namespace, &name, input.deadline);
         let (history, preflight) = tokio::join!(history, preflight);
         let history = history?;
+        let (found, template) = (&history.workload, history.template());
         let revision = history.rollback_target();
         let plan =
-            decide(target, &history.workload, options.accept_no_restart, revision.as_ref(), input)?;
+            decide(target, found, template, options.accept_no_restart, revision.as_ref(), input)?;
         (with_rollback_target(plan, &history, input)?, history.workload, preflight)
     } else {
-        let found = cluster.workload(kind, &namespace, &name, input.deadline);
+        let found = cluster.workload_and_template(kind, &namespace, &name, input.deadline);
         let (found, preflight) = tokio::join!(found, preflight);
-        let found = found?;
-        (decide(target, &found, options.accept_no_restart, None, input)?, found, preflight)
+        let (found, template) = found?;
+        let plan = decide(target, &found, &template, options.accept_no_restart, None, input)?;
+        (plan, found, preflight)
     };
     Ok(plan.with_preflight_warnings(&preflight, &found, input))
 }
@@ -80,35 +88,37 @@ fn with_rollback_target(
     plan.with_rollback_target(history)
 }
 
+/// `template` is the workload's, with unknown fields.
 pub(crate) fn decide(
     target: Target,
     workload: &Workload,
+    template: &Value,
     accept_no_restart: bool,
     rollback_target: Option<&RollbackTarget>,
     input: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let (kind, found) = (workload.kind(), workload.metadata());
     let manual_update = rollout::manual_update_reason(workload);
-    let completion = match &manual_update {
+    let completion = |template| match &manual_update {
         Some(why) => CompletionSpec::Known(Completion::Immediate(format!(
             "the template is annotated; pods are replaced once the old ones are deleted: {why}"
         ))),
-        None => {
-            let template = TemplateIdentity::RequestId(input.id.to_string());
-            CompletionSpec::Rollout(RolloutOf { kind, template })
-        }
+        None => CompletionSpec::Rollout(RolloutOf { kind, template }),
     };
     let did = done_sentence(kind, &target.name, input);
     if input.has_changed(found)? {
+        let completion = completion(input.template_left(found, template));
         return Ok(Plan::already_applied(target, found, did, completion));
     }
     input.check_found(&target, found)?;
-    refuse_no_restart(&target, workload, manual_update, accept_no_restart)
+    refuse_no_restart(&target, workload, manual_update.as_deref(), accept_no_restart)
         .map_err(|refusal| refusal.object_uid(found.uid.as_deref()))?;
     let annotate = restart::operations(workload, input.at, &input.id);
     let (mark, precondition) = (input.mark_for(rollback_target), input.precondition.as_ref());
     let effect = Effect::patch(kind.resource(), found, &mark, precondition, annotate);
     let decision = Decision::Apply(Box::new(effect), did, would(kind, &target.name));
+    let restarted = restart::template_after(template, input.at, &input.id);
+    let completion = completion(Some(template_digest(&restarted)));
     let mut plan = Plan::new(target, found, decision, completion);
     plan.changes = changes(workload, &mark, input);
     Ok(plan)
@@ -133,7 +143,7 @@ fn would(kind: WorkloadKind, name: &str) -> String {
 fn refuse_no_restart(
     target: &Target,
     workload: &Workload,
-    manual_update: Option<String>,
+    manual_update: Option<&str>,
     accept_no_restart: bool,
 ) -> Result<(), ActionError> {
     let Target { kind, namespace, name, .. } = target;
@@ -162,6 +172,7 @@ fn refuse_no_restart(
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+    use serde_json::json;
 
     use super::*;
     use crate::{contract::precondition::Precondition, k8s::effect::Applied};
@@ -198,7 +209,7 @@ mod tests {
     }
 
     fn decide_on(workload: &Workload, input: &PlanInput) -> Result<Plan, ActionError> {
-        decide(workload.kind().target("shop", "web"), workload, false, None, input)
+        decide(workload.kind().target("shop", "web"), workload, &json!({}), false, None, input)
     }
 
     fn decide_on_deployment(spec: &str, input: &PlanInput) -> Result<Plan, ActionError> {
@@ -273,8 +284,8 @@ mod tests {
             assert!(refusal.detail.contains(why), "{}", refusal.detail);
             assert!(refusal.hint.expect("has one").contains("accept_on_delete"));
             let target = workload.kind().target("shop", "web");
-            let plan =
-                decide(target, &workload, true, None, &PlanInput::example()).expect("is planned");
+            let plan = decide(target, &workload, &json!({}), true, None, &PlanInput::example());
+            let plan = plan.expect("is planned");
             assert!(matches!(plan.decision, Decision::Apply(..)));
             // There is no rollout to wait for.
             assert!(matches!(plan.completion, CompletionSpec::Known(Completion::Immediate(_))));

@@ -69,6 +69,8 @@ struct Ended {
     state: RolloutState,
     message: String,
     problems: Vec<String>,
+    /// Whether the last list showed this. If not, the node is not uncordoned: its pods may be terminating.
+    is_seen: bool,
 }
 
 impl Drain<'_> {
@@ -76,12 +78,13 @@ impl Drain<'_> {
     pub(crate) async fn until_gone(&self) -> Rollout {
         let mut attempts = EvictionAttempts::default();
         let mut snapshot = Snapshot::default();
-        let (state, message) = self.work(&mut snapshot, &mut attempts).await;
+        let mut is_seen = true;
+        let (state, message) = self.work(&mut snapshot, &mut attempts, &mut is_seen).await;
         let problems = match state {
             RolloutState::Complete => Vec::new(),
             _ => attempts.problems(&snapshot, snapshot.pods.iter().collect()),
         };
-        self.conclude(Ended { state, message, problems }).await
+        self.conclude(Ended { state, message, problems, is_seen }).await
     }
 
     /// Evicts once each pod that may be evicted now, and returns a sentence about it.
@@ -91,10 +94,15 @@ impl Drain<'_> {
     pub(crate) async fn evict_once(&self) -> Result<String, Rollout> {
         let mut attempts = EvictionAttempts::default();
         let end = self.end.min(Instant::now() + self.context.deadline());
-        let failed = |message| Ended { state: RolloutState::Failed, message, problems: Vec::new() };
+        let failed = |message, is_seen| Ended {
+            state: RolloutState::Failed,
+            message,
+            problems: Vec::new(),
+            is_seen,
+        };
         let ended = match (self.stop_reason(end).await, self.remaining.list(end).await) {
-            (Ok(Some(why)), _) => failed(why),
-            (Err(error), _) | (_, Err(error)) => failed(error.with_its_hint()),
+            (Ok(Some(why)), _) => failed(why, true),
+            (Err(error), _) | (_, Err(error)) => failed(error.with_its_hint(), false),
             (Ok(None), Ok(snapshot)) => {
                 let chosen = select_evictable(&snapshot, &attempts, Instant::now());
                 let mut evicted = self.evict(&chosen, &mut attempts, end).await;
@@ -114,7 +122,7 @@ impl Drain<'_> {
                     true => RolloutState::Interrupted,
                     false => RolloutState::Failed,
                 };
-                Ended { state, message, problems }
+                Ended { state, message, problems, is_seen: true }
             }
         };
         Err(self.conclude(ended).await)
@@ -129,31 +137,42 @@ impl Drain<'_> {
         }
     }
 
-    /// Evicts until it ends, and returns how. The last list is in `snapshot`.
+    /// Evicts until it ends, and returns how. The last list that was answered is in `snapshot`; whether it was the last
+    /// one is in `is_seen`.
     async fn work(
         &self,
         snapshot: &mut Snapshot,
         attempts: &mut EvictionAttempts,
+        is_seen: &mut bool,
     ) -> (RolloutState, String) {
         let mut stopping = self.context.stopping();
         let mut pause = MIN_POLL_INTERVAL;
         let mut stage = NOTHING_SEEN.to_owned();
+        let mut unseen = None;
         loop {
             let before = snapshot.pods.len();
             let mut next = stage.clone();
-            match self.step(snapshot, attempts).await {
+            let step = self.step(snapshot, attempts).await;
+            // A list that the end cut short takes nothing from the one before.
+            let is_cut_short = step.is_err() && Instant::now() >= self.end;
+            if !is_cut_short {
+                *is_seen = step.is_ok();
+            }
+            match step {
                 Ok(Step::Over(state, message)) => return (state, message),
                 Ok(Step::Evicted(evicted)) => {
+                    unseen = None;
                     if !evicted.is_empty() || snapshot.pods.len() < before {
                         pause = MIN_POLL_INTERVAL;
                     }
                     next = self.remaining.stage(snapshot, &evicted);
                 }
-                // The cluster may be back before the end.
-                Err(error) if error.code.retryable() => {
+                Err(_) if is_cut_short => {}
+                // What could not be seen has not failed; the next list may show it.
+                Err(error) => {
                     tracing::warn!(%error, "the node's pods could not be listed");
+                    unseen = Some(error.detail);
                 }
-                Err(error) => return (RolloutState::Failed, error.with_its_hint()),
             }
             if next != stage {
                 self.context.observer().progress(&next);
@@ -164,7 +183,11 @@ impl Drain<'_> {
             }
             let left = self.end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return (RolloutState::TimedOut, stage);
+                let message = match unseen {
+                    Some(why) => format!("{stage}; since then the pods could not be listed: {why}"),
+                    None => stage,
+                };
+                return (RolloutState::TimedOut, message);
             }
             tokio::select! {
                 () = stopped(&mut stopping) => return (RolloutState::Interrupted, stage),
@@ -224,8 +247,8 @@ impl Drain<'_> {
 
     /// The drain's part of the answer. After a failure it uncordons the node, if the request asks for that.
     async fn conclude(&self, ended: Ended) -> Rollout {
-        let Ended { state, mut message, problems } = ended;
-        let failed = matches!(state, RolloutState::Failed | RolloutState::TimedOut);
+        let Ended { state, mut message, problems, is_seen } = ended;
+        let failed = is_seen && matches!(state, RolloutState::Failed | RolloutState::TimedOut);
         if failed && self.remaining.evictions.uncordon_on_failure {
             message = format!("{message}; {}", self.uncordon().await);
         }

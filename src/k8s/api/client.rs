@@ -263,10 +263,18 @@ impl Cluster {
         namespace: &str,
         deadline: Instant,
     ) -> Result<Vec<K>, ActionError> {
+        self.list_with(namespace, &ListParams::default().match_any(), deadline).await
+    }
+
+    pub(crate) async fn list_with<K: Namespaced>(
+        &self,
+        namespace: &str,
+        params: &ListParams,
+        deadline: Instant,
+    ) -> Result<Vec<K>, ActionError> {
         let api = Api::<K>::namespaced(self.client(), namespace);
-        let (call, params) =
-            (Call::of::<K>("list", namespace, None), ListParams::default().match_any());
-        self.read(&call, deadline, || api.list(&params)).await.map(|list| list.items)
+        let call = Call::of::<K>("list", namespace, None);
+        self.read(&call, deadline, || api.list(params)).await.map(|list| list.items)
     }
 
     /// Lists all objects of a namespace that match a label selector, as the API returns them.

@@ -1,4 +1,4 @@
-//! Asks the cluster how far an effect is and, if it does not complete, what is wrong with the pods.
+//! Asks the cluster how far an effect is, and what a failed Job printed.
 //!
 //! Must not decide: what the objects mean is for `k8s::completion`, `k8s::jobs` and `k8s::pods`.
 
@@ -14,10 +14,9 @@ use crate::{
             error::ApiError,
             retry::Retry,
         },
-        completion::{self, Completion},
+        completion::{self, AwaitedRollout, Completion},
         jobs, pods,
-        rollout::RolloutStatus,
-        workload::{Workload, WorkloadKind},
+        rollout::{ExceededDeadline, RolloutStatus},
     },
 };
 
@@ -33,18 +32,12 @@ impl Cluster {
     ) -> Result<RolloutStatus, ActionError> {
         Ok(match completion {
             Completion::Immediate(what) => RolloutStatus::Complete(what.clone()),
-            Completion::RolledOut { namespace, name, generation, rollout } => {
-                let found = self.workload_opt(rollout.kind, namespace, name, deadline).await?;
-                found.map_or_else(
-                    || completion::deleted(rollout.kind.name(), name),
-                    |it| completion::rollout_status(&it, *generation, &rollout.template),
-                )
-            }
-            Completion::Scaled { kind, namespace, name, replicas } => {
-                let found = self.workload_opt(*kind, namespace, name, deadline).await?;
-                found.map_or_else(
+            Completion::RolledOut(awaited) => self.rollout_status(awaited, deadline).await?,
+            Completion::Scaled { kind, namespace, name, uid, replicas } => {
+                let found = self.workload(*kind, namespace, name, deadline).await;
+                found_opt(found)?.map_or_else(
                     || completion::deleted(kind.name(), name),
-                    |it| completion::scale_status(&it, *replicas),
+                    |it| completion::scale_status(&it, uid.as_deref(), *replicas),
                 )
             }
             Completion::Gone { namespace, name, uid } => {
@@ -63,67 +56,32 @@ impl Cluster {
         })
     }
 
-    /// What is wrong with the pods, each problem once.
-    ///
-    /// # Errors
-    /// Why they could not be listed before `deadline`.
-    pub(crate) async fn completion_problems(
+    async fn rollout_status(
         &self,
-        completion: &Completion,
+        awaited: &AwaitedRollout,
         deadline: Instant,
-    ) -> Result<Vec<String>, ActionError> {
-        match completion {
-            Completion::Immediate(_) => Ok(Vec::new()),
-            Completion::RolledOut { namespace, name, rollout, .. } => {
-                let pods = self.pods_of(rollout.kind, namespace, name, deadline).await?;
-                let new = pods.iter().filter(|pod| rollout.template.matches_pod(pod));
-                let problems = pods::problems(new);
-                // A StatefulSet that keeps order may wait for an old pod before it creates a new one.
-                Ok(if problems.is_empty() { pods::problems(&pods) } else { problems })
-            }
-            Completion::Scaled { kind, namespace, name, .. } => {
-                Ok(pods::problems(&self.pods_of(*kind, namespace, name, deadline).await?))
-            }
-            Completion::Gone { namespace, name, .. } => {
-                Ok(pods::termination_blockers(&self.get::<Pod>(namespace, name, deadline).await?))
-            }
-            Completion::Finished { namespace, name } => {
-                self.failure_log(namespace, name, deadline).await
-            }
-            Completion::Replaced { namespace, controller_uid, selector, known, .. } => {
-                let pods = self.list::<Pod>(namespace, selector, deadline).await?;
-                Ok(pods::problems(pods::replacements(&pods, controller_uid, known)))
-            }
-        }
-    }
-
-    /// The workload; none if it was deleted.
-    async fn workload_opt(
-        &self,
-        kind: WorkloadKind,
-        namespace: &str,
-        name: &str,
-        deadline: Instant,
-    ) -> Result<Option<Workload>, ActionError> {
-        match self.workload(kind, namespace, name, deadline).await {
-            Err(error) if error.code == Code::TargetNotFound => Ok(None),
-            found => found.map(Some),
-        }
-    }
-
-    async fn pods_of(
-        &self,
-        kind: WorkloadKind,
-        namespace: &str,
-        name: &str,
-        deadline: Instant,
-    ) -> Result<Vec<Pod>, ActionError> {
-        let selector = self.workload(kind, namespace, name, deadline).await?.label_selector();
-        self.list(namespace, &selector, deadline).await
+    ) -> Result<RolloutStatus, ActionError> {
+        let AwaitedRollout { kind, namespace, name, .. } = awaited;
+        let found = self.workload_and_template(*kind, namespace, name, deadline).await;
+        let Some((workload, template)) = found_opt(found)? else {
+            return Ok(completion::deleted(kind.name(), name));
+        };
+        let status =
+            |stale: Option<&str>| completion::rollout_status(&workload, &template, awaited, stale);
+        let is_ours = awaited.superseded(&workload, &template).is_none();
+        let exceeded =
+            match (status(awaited.exceeded_at.as_deref()), ExceededDeadline::on(&workload)) {
+                (RolloutStatus::Failed(_), Some(exceeded)) if is_ours => exceeded,
+                (status, _) => return Ok(status),
+            };
+        // The controller may have written it about the ReplicaSet before. Only then is it worth another call.
+        let history = self.history(*kind, namespace, name, deadline).await?;
+        let is_of_newest = exceeded.replica_set().is_none_or(|name| history.is_current(name));
+        Ok(if is_of_newest { status(None) } else { status(exceeded.at.as_deref()) })
     }
 
     /// What is wrong with a Job's pods, and the last log lines of one that failed.
-    async fn failure_log(
+    pub(super) async fn failure_log(
         &self,
         namespace: &str,
         job: &str,
@@ -166,5 +124,13 @@ impl Cluster {
         let mut call = Call::of::<Pod>("get", namespace, Some(pod));
         call.resource.plural.push_str("/log");
         Ok(jobs::log_lines(pod, &self.explain_result(&call, text).await?))
+    }
+}
+
+/// What was found; none if it was deleted.
+pub(super) fn found_opt<T>(found: Result<T, ActionError>) -> Result<Option<T>, ActionError> {
+    match found {
+        Err(error) if error.code == Code::TargetNotFound => Ok(None),
+        found => found.map(Some),
     }
 }

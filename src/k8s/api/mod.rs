@@ -9,6 +9,7 @@ pub(crate) mod eks;
 pub(crate) mod error;
 pub(crate) mod mutation;
 pub(crate) mod preflight;
+pub(crate) mod problems;
 pub(crate) mod retry;
 pub(crate) mod server_time;
 pub(crate) mod warnings;

@@ -101,7 +101,9 @@ impl Cluster {
             namespace => Api::namespaced_with(self.client(), namespace, &effect.resource),
         };
         match self.get_named(&api, &effect.name, deadline).await {
-            Ok(object) => Ok(Evidence::of(effect, Some(&object.metadata))),
+            Ok(object) => {
+                Ok(Evidence::of(effect, Some(&object.metadata)).with_template_of(&object))
+            }
             Err(ApiError::NotFound) => match &effect.mutation {
                 Mutation::Create { mark, since: Some(since), .. } => {
                     Ok(self.find_creation(effect, mark, since, deadline).await)

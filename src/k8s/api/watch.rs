@@ -118,8 +118,8 @@ impl Watched {
         };
         match completion {
             Completion::Immediate(_) => None,
-            Completion::RolledOut { namespace, name, rollout, .. } => {
-                Some(named(rollout.kind.resource(), namespace, name))
+            Completion::RolledOut(awaited) => {
+                Some(named(awaited.kind.resource(), &awaited.namespace, &awaited.name))
             }
             Completion::Scaled { kind, namespace, name, .. } => {
                 Some(named(kind.resource(), namespace, name))
@@ -151,6 +151,7 @@ mod tests {
             kind: WorkloadKind::StatefulSet,
             namespace: namespace.clone(),
             name: name.clone(),
+            uid: None,
             replicas: 3,
         };
         let watched = Watched::of(&scaled).expect("is watched");

@@ -1,6 +1,7 @@
 //! Reads workloads and their revisions. Must not decide anything about them.
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
@@ -36,6 +37,18 @@ impl Cluster {
         })
     }
 
+    /// Reads a workload, and its pod template with the fields that `k8s_openapi` does not know.
+    pub(crate) async fn workload_and_template(
+        &self,
+        kind: WorkloadKind,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<(Workload, Value), ActionError> {
+        let object = self.get_dynamic(&kind.resource(), namespace, name, deadline).await?;
+        kind.read_with_template(object)
+    }
+
     /// Reads a workload and its revisions.
     pub(crate) async fn history(
         &self,
@@ -44,8 +57,8 @@ impl Cluster {
         name: &str,
         deadline: Instant,
     ) -> Result<History, ActionError> {
-        let object = self.get_dynamic(&kind.resource(), namespace, name, deadline).await?;
-        let (workload, template) = kind.read_with_template(object)?;
+        let (workload, template) =
+            self.workload_and_template(kind, namespace, name, deadline).await?;
         let selector = workload.label_selector();
         let revisions =
             self.list_dynamic(&revision_resource(kind), namespace, &selector, deadline).await?;

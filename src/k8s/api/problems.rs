@@ -1,0 +1,153 @@
+//! Reads why an awaited effect did not complete: the workload's conditions, its pods, the newest Warning Events.
+//!
+//! Must not decide: what the objects mean is for `k8s::problems`.
+
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Event, Pod},
+};
+use kube::{ResourceExt, api::ListParams};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::{
+    contract::error::ActionError,
+    k8s::{
+        api::{client::Cluster, completion::found_opt},
+        completion::{self, AwaitedRollout, Completion},
+        events, pods, problems,
+        revisions::{History, revision_resource},
+        rollout::{self, RolloutStatus},
+        workload::Workload,
+    },
+};
+
+/// The most Events of one object that are read.
+const MAX_EVENTS: u32 = 100;
+
+impl Cluster {
+    /// What is wrong, each problem once, the most telling one first: conditions, pods, Events.
+    ///
+    /// # Errors
+    /// Why it could not be read before `deadline`.
+    pub(crate) async fn completion_problems(
+        &self,
+        completion: &Completion,
+        deadline: Instant,
+    ) -> Result<Vec<String>, ActionError> {
+        match completion {
+            Completion::Immediate(_) => Ok(Vec::new()),
+            Completion::RolledOut(awaited) => {
+                let AwaitedRollout { kind, namespace, name, .. } = awaited;
+                let found = self.workload_and_template(*kind, namespace, name, deadline).await;
+                match found_opt(found)? {
+                    // The problems of another rollout are not those of this one.
+                    Some((workload, template))
+                        if awaited.superseded(&workload, &template).is_none() =>
+                    {
+                        Ok(self.workload_problems(workload, template, deadline).await)
+                    }
+                    _ => Ok(Vec::new()),
+                }
+            }
+            Completion::Scaled { kind, namespace, name, uid, replicas } => {
+                let found = self.workload_and_template(*kind, namespace, name, deadline).await;
+                let is_ours = |workload: &Workload| {
+                    let status = completion::scale_status(workload, uid.as_deref(), *replicas);
+                    !matches!(status, RolloutStatus::Failed(_))
+                };
+                match found_opt(found)? {
+                    Some((workload, template)) if is_ours(&workload) => {
+                        Ok(self.workload_problems(workload, template, deadline).await)
+                    }
+                    _ => Ok(Vec::new()),
+                }
+            }
+            Completion::Gone { namespace, name, .. } => {
+                Ok(pods::termination_blockers(&self.get::<Pod>(namespace, name, deadline).await?))
+            }
+            Completion::Finished { namespace, name } => {
+                self.job_problems(namespace, name, deadline).await
+            }
+            Completion::Replaced { namespace, controller_uid, selector, known, .. } => {
+                let (pods, warning) = tokio::join!(
+                    self.list::<Pod>(namespace, selector, deadline),
+                    self.newest_warning(namespace, Some(controller_uid), deadline),
+                );
+                let pods = pods?;
+                let problems = pods::problems(pods::replacements(&pods, controller_uid, known));
+                Ok(problems::with_events(problems, [warning]))
+            }
+        }
+    }
+
+    async fn workload_problems(
+        &self,
+        workload: Workload,
+        template: Value,
+        deadline: Instant,
+    ) -> Vec<String> {
+        let (kind, metadata) = (workload.kind(), workload.metadata());
+        let namespace = metadata.namespace.clone().unwrap_or_default();
+        let (selector, uid) = (workload.label_selector(), metadata.uid.clone());
+        let revision_resource = revision_resource(kind);
+        let (pods, revisions, warning) = tokio::join!(
+            self.list::<Pod>(&namespace, &selector, deadline),
+            self.list_dynamic(&revision_resource, &namespace, &selector, deadline),
+            self.newest_warning(&namespace, uid.as_deref(), deadline),
+        );
+        // Without the revisions it is unknown which pods are new.
+        let revisions = revisions.unwrap_or_default();
+        let mut problems = rollout::failing_conditions(&workload);
+        let history = History::new(workload, template, &revisions);
+        let pods = match pods {
+            Ok(pods) => pods,
+            Err(error) => {
+                problems.push(format!("the pods could not be read: {}", error.with_its_hint()));
+                Vec::new()
+            }
+        };
+        problems.extend(problems::of_pods(&history, &pods));
+        let unready = problems::unready_pod(&history, &pods).and_then(ResourceExt::uid);
+        let (of_replica_set, of_pod) = tokio::join!(
+            self.newest_warning(
+                &namespace,
+                problems::replica_set_uid(&history, &revisions),
+                deadline
+            ),
+            self.newest_warning(&namespace, unready.as_deref(), deadline),
+        );
+        problems::with_events(problems, [warning, of_replica_set, of_pod])
+    }
+
+    async fn job_problems(
+        &self,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Vec<String>, ActionError> {
+        let warning = async {
+            let job = self.get_opt::<Job>(namespace, name, deadline).await?;
+            let uid = job.and_then(|job| job.metadata.uid);
+            self.newest_warning(namespace, uid.as_deref(), deadline).await
+        };
+        let (problems, warning) =
+            tokio::join!(self.failure_log(namespace, name, deadline), warning);
+        Ok(problems::with_events(problems?, [warning]))
+    }
+
+    /// The newest Warning Event of the object with this uid.
+    async fn newest_warning(
+        &self,
+        namespace: &str,
+        uid: Option<&str>,
+        deadline: Instant,
+    ) -> Result<Option<(Event, String)>, ActionError> {
+        let Some(uid) = uid else { return Ok(None) };
+        let fields = format!("involvedObject.uid={uid},type=Warning");
+        let params = ListParams::default().fields(&fields).limit(MAX_EVENTS);
+        let found = self.list_with::<Event>(namespace, &params, deadline).await?;
+        let newest = events::newest(&found);
+        Ok(newest.map(|event| (event.clone(), events::sentence(event, self.now()))))
+    }
+}
