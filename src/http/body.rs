@@ -6,7 +6,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{
     Request, Response,
     body::{Body as _, Incoming},
-    header::{self, HeaderMap, HeaderName, HeaderValue},
+    header::{self, HeaderMap, HeaderValue},
 };
 use tokio::time::timeout;
 
@@ -17,14 +17,14 @@ use crate::{
         names::RequestId,
     },
     executor::reply::Reply,
-    http::message::{Body, FullRequest},
+    http::{
+        headers::REQUEST_ID,
+        message::{Body, FullRequest},
+    },
 };
 
 /// Maximum time for a body once its header is there.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The id of a request in logs, traces and its response.
-pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Reads the body to its end, within the limits.
 ///
@@ -61,8 +61,8 @@ pub(crate) async fn read_body(request: Request<Incoming>) -> Result<FullRequest,
 
 /// The request's id: the client's if it is a valid one, else a new one.
 pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let given = headers.get(&REQUEST_ID).and_then(|given| given.to_str().ok());
-    let given = given.and_then(|given| RequestId::try_from(given.to_owned()).ok());
+    let given = REQUEST_ID.read(headers).ok().flatten();
+    let given = given.and_then(|given| RequestId::try_from(given.into_owned()).ok());
     let id = given.unwrap_or_else(RequestId::generate);
     // An id holds only characters that a header may hold.
     HeaderValue::try_from(String::from(id)).unwrap_or(HeaderValue::from_static("-"))
@@ -91,10 +91,10 @@ mod tests {
     #[test]
     fn a_request_keeps_its_id_if_it_is_valid() {
         let mut headers = HeaderMap::new();
-        headers.insert(REQUEST_ID, HeaderValue::from_static("page-7"));
+        headers.insert("x-request-id", HeaderValue::from_static("page-7"));
         assert_eq!(request_id(&headers), "page-7");
         for wrong in ["", "a b", "a\"b", &"x".repeat(129)] {
-            headers.insert(REQUEST_ID, wrong.parse().expect("is a value"));
+            headers.insert("x-request-id", wrong.parse().expect("is a value"));
             assert_eq!(request_id(&headers).len(), 36, "{wrong}");
         }
         assert_ne!(request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));

@@ -20,7 +20,7 @@ use tracing::Span;
 use crate::{
     auth::{Credentials, client_cert::CertificateSubject},
     executor::{reply, reply::Reply},
-    http::{concurrency::Permit, headers, routes::MatchedPath},
+    http::{concurrency::Permit, headers::AUTHORIZATION, routes::MatchedPath},
 };
 
 /// What is known of a request besides its bytes. No header of a client can pass for any of it.
@@ -66,7 +66,7 @@ impl RequestInfo {
     /// What proves who sent a request with these headers.
     pub(crate) fn credentials(&self, headers: &HeaderMap) -> Credentials {
         Credentials {
-            authorization: headers::header(headers, header::AUTHORIZATION).map(Cow::into_owned),
+            authorization: AUTHORIZATION.read(headers).map(|value| value.map(Cow::into_owned)),
             certificate: self.certificate.clone(),
             recognised: self.platform_identity.clone(),
             peer: self.peer,

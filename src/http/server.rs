@@ -21,7 +21,7 @@ use std::{
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Body as _, Incoming},
-    header::HeaderValue,
+    header::{HeaderName, HeaderValue},
     server::conn::http1,
     service::service_fn,
 };
@@ -40,7 +40,7 @@ use crate::{
     contract::error::{ActionError, Code},
     executor::context::stopped,
     http::{
-        body::{REQUEST_ID, problem_response, read_body, request_id},
+        body::{problem_response, read_body, request_id},
         concurrency::{DEADLINE, GuardedBody, Lane, Limiter, Permit},
         connections::Connections,
         dispatch::{Service, handler_panicked},
@@ -61,6 +61,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Maximum length of a header, in bytes (hyper answers 431 beyond it).
 const MAX_HEADER_BYTES: usize = 16 * 1024;
+
+/// What the request is called, in its response.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Maximum number of header lines.
 const MAX_HEADER_LINES: usize = 64;

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{Response, header};
+use http::Response;
 use schemars::SchemaGenerator;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
@@ -28,7 +28,7 @@ use crate::{
             respond_async::{Accepted, execute_async},
         },
         headers::{
-            IDEMPOTENCY_KEY, PREFER, check_accept, check_content_type, header as value_of,
+            ACCEPT, CONTENT_TYPE, IDEMPOTENCY_KEY, PREFER, check_accept, check_content_type,
             idempotency_key, respond_async,
         },
         message::{Body, FullRequest, RequestInfo},
@@ -50,10 +50,10 @@ pub(crate) async fn execute(
     info: RequestInfo,
 ) -> Result<Response<Body>, ActionError> {
     let headers = request.headers();
-    check_accept(value_of(headers, header::ACCEPT).as_deref())?;
-    check_content_type(value_of(headers, header::CONTENT_TYPE).as_deref())?;
-    let key = idempotency_key(value_of(headers, &IDEMPOTENCY_KEY).as_deref())?;
-    let patience = respond_async(value_of(headers, &PREFER).as_deref());
+    check_accept(ACCEPT.read(headers)?.as_deref())?;
+    check_content_type(CONTENT_TYPE.read(headers)?.as_deref())?;
+    let key = idempotency_key(IDEMPOTENCY_KEY.read(headers)?.as_deref())?;
+    let patience = respond_async(PREFER.read(headers)?.as_deref());
     let credentials = info.credentials(headers);
     let caller = service.callers.authenticate(&credentials, service.context.cluster()).await?;
     let delivery = IncomingRequest { body: request.into_body().into(), key, event: None };

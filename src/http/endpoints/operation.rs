@@ -20,7 +20,7 @@ use crate::{
     },
     http::{
         dispatch::Service,
-        headers::{accepts_event_stream, check_accept, header as value_of},
+        headers::{ACCEPT, accepts_event_stream, check_accept},
         message::{Body, FullRequest, RequestInfo, full},
         openapi::{self, AUTH_ERRORS, CLUSTER_ERRORS, Tag, response},
         query,
@@ -50,7 +50,7 @@ pub(crate) async fn get(
     let context = &service.context;
     let credentials = info.credentials(request.headers());
     let caller = service.callers.authenticate(&credentials, context.cluster()).await?;
-    let accept = value_of(request.headers(), http::header::ACCEPT);
+    let accept = ACCEPT.read(request.headers())?;
     let watchers = service.server.as_ref().map(|server| &server.watchers);
     let watchers = watchers
         .filter(|_| request.method() != Method::HEAD && accepts_event_stream(accept.as_deref()));
