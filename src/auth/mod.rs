@@ -161,6 +161,11 @@ impl Authenticator {
         self.keys.is_some() || self.audience.is_some() || self.certificates
     }
 
+    /// Requests a minute that each caller may make; none: there is no limit.
+    pub(crate) fn requests_per_minute(&self) -> Option<u32> {
+        self.is_required().then(|| self.rates.per_minute())?
+    }
+
     /// Why the present keys file is not in use, if it is not.
     pub(crate) fn load_error(&self) -> Option<ActionError> {
         self.keys.as_ref().and_then(Reloading::load_error)
@@ -288,8 +293,7 @@ fn audit_requester(caller: &str, on_behalf_of: Option<&str>) -> Option<AuditText
         Some(other) if other != caller => format!("{caller} on behalf of {other}"),
         _ => caller.to_owned(),
     };
-    let short: String = text.chars().filter(|it| !it.is_control()).take(512).collect();
-    AuditText::try_from(short).ok()
+    AuditText::visible_part(&text)
 }
 
 /// The token of an `Authorization` header (RFC 6750, section 2.1; the scheme in any case).

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::{
     actions::request::IdempotencyKey,
+    auth::Credentials,
     contract::error::{ActionError, Code},
 };
 
@@ -53,6 +54,8 @@ pub enum At {
     Document,
     /// A GET that a page of another site causes.
     Navigation,
+    /// The question whether events may be delivered.
+    Validation,
 }
 
 impl At {
@@ -67,6 +70,7 @@ impl At {
             At::Event => "`/`, in binary mode",
             At::Document => "documents and pages",
             At::Navigation => "a GET by a page of another site",
+            At::Validation => "OPTIONS of `/`",
         }
     }
 }
@@ -140,13 +144,19 @@ pub(crate) const CE_TIME: Header = attribute("ce-time");
 pub(crate) const CE_TRACEPARENT: Header = harmless("ce-traceparent", At::Event, 512);
 /// See [`CE_TRACEPARENT`].
 pub(crate) const CE_TRACESTATE: Header = harmless("ce-tracestate", At::Event, 512);
+/// Who wants to deliver events.
+pub(crate) const WEBHOOK_REQUEST_ORIGIN: Header =
+    single("WebHook-Request-Origin", At::Validation, Code::InvalidRequest, 320);
+/// How many events a minute it wants to deliver.
+pub(crate) const WEBHOOK_REQUEST_RATE: Header =
+    single("WebHook-Request-Rate", At::Validation, Code::InvalidRequest, 10);
 /// The headers with which clients bound their waiting, in seconds. No RFC has one; these are in use:
 /// `Request-Timeout` of gateways and several SDKs, and its older spelling.
 pub(crate) const TIMEOUTS: [Header; 2] = [timeout("Request-Timeout"), timeout("X-Request-Timeout")];
 
 /// Every header that is read, but for the ones that frame a request (`Content-Length`, `Transfer-Encoding`,
 /// `Connection`, `Expect`) and those of its trace.
-pub static HEADERS: [Header; 21] = [
+pub static HEADERS: [Header; 23] = [
     HOST,
     ORIGIN,
     SEC_FETCH_SITE,
@@ -168,6 +178,8 @@ pub static HEADERS: [Header; 21] = [
     CE_TIME,
     CE_TRACEPARENT,
     CE_TRACESTATE,
+    WEBHOOK_REQUEST_ORIGIN,
+    WEBHOOK_REQUEST_RATE,
 ];
 
 /// A header whose value changes what is done: it is read, or the request is refused.
@@ -268,6 +280,12 @@ impl Header {
     }
 }
 
+/// What these headers prove of who sends a request.
+pub(crate) fn credentials(headers: &HeaderMap) -> Credentials {
+    let authorization = AUTHORIZATION.read(headers).map(|value| value.map(Cow::into_owned));
+    Credentials { authorization, ..Credentials::default() }
+}
+
 /// Checks that a body of this media type is JSON.
 ///
 /// A browser can send a body to another site without asking first only if it has no Content-Type or
@@ -364,6 +382,9 @@ pub fn idempotency_key(value: Option<&str>) -> Result<Option<IdempotencyKey>, Ac
 
 /// Maximum timeout of a client, in seconds: a day.
 const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
+
+/// What is read as a number of seconds, for the OpenAPI document.
+pub(crate) const TIMEOUT_PATTERN: &str = r"^[0-9]+(\.[0-9]+)?$";
 
 /// How long the client waits for the response, if it says so; the shortest, if it says so more than once.
 ///

@@ -151,7 +151,10 @@ fn is_top_level_navigation<B>(request: &Request<B>) -> Result<bool, ActionError>
 fn is_host_and_port(authority: &Authority) -> bool {
     let host = authority.host();
     let Some(rest) = authority.as_str().strip_prefix(host) else { return false };
-    let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok();
+    let is_port = |port: &str| {
+        let is_number = port.bytes().all(|it| it.is_ascii_digit());
+        is_number && (port.is_empty() || port.parse::<u16>().is_ok())
+    };
     let is_address = |text: &str| text.parse::<Ipv6Addr>().is_ok();
     let bracketed = host.strip_prefix('[').map(|host| host.strip_suffix(']'));
     let is_name = bracketed.map_or(!host.is_empty(), |inner| inner.is_some_and(is_address));

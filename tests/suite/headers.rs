@@ -2,7 +2,7 @@
 //! TLS, on both engines, in a CloudEvent and in a function. The expectation is the program's own table, of which
 //! `docs/reference/http.md` has a copy.
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use action_executor::{
     contract::digest::sha256,
@@ -55,6 +55,11 @@ fn request_at(at: At) -> Sent {
             sent.lines.extend(names.into_iter().zip(site).map(|(name, value)| line(name, value)));
             sent
         }
+        At::Validation => {
+            let origin = line("WebHook-Request-Origin", "eventgrid.azure.net");
+            let lines = vec![line("Host", "localhost"), origin];
+            Sent { method: "OPTIONS", path: "/", lines, body: "" }
+        }
         At::Event => {
             let attributes = [
                 ("ce-specversion", "1.0"),
@@ -86,6 +91,8 @@ fn valid(name: &str) -> Vec<u8> {
         "Authorization" => return format!("Bearer {KEY}").into_bytes(),
         "Content-Type" | "Accept" => "application/json",
         "Prefer" => "respond-async",
+        "WebHook-Request-Origin" => "eventgrid.azure.net",
+        "WebHook-Request-Rate" => "120",
         "If-None-Match" => "*",
         "Request-Timeout" | "X-Request-Timeout" => "30",
         "ce-specversion" => "1.0",
@@ -166,15 +173,18 @@ fn outcome(reply: &Reply) -> (u16, String) {
     (reply.status, code.unwrap_or_default())
 }
 
-/// The file with the key that the requests have.
-pub fn keys() -> String {
-    format!("keys: [{{name: pager, sha256: {}}}]", sha256(KEY.as_bytes()))
+/// A file with the key that the requests have.
+pub fn key_file() -> PathBuf {
+    let path = scratch("keys.yaml");
+    let text = format!("keys: [{{name: pager, sha256: {}}}]", sha256(KEY.as_bytes()));
+    fs::write(&path, text).expect("is written");
+    path
 }
 
 fn program() -> Program {
-    let path = scratch("keys.yaml");
-    fs::write(&path, keys()).expect("is written");
-    Program::offline().env("ACTION_EXECUTOR_KEYS", path).env("ACTION_EXECUTOR_CALLER_RATE", "0")
+    Program::offline()
+        .env("ACTION_EXECUTOR_KEYS", key_file())
+        .env("ACTION_EXECUTOR_CALLER_RATE", "0")
 }
 
 #[test]

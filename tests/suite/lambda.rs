@@ -300,10 +300,8 @@ const OF_A_SERVER: [&str; 5] =
 
 #[test]
 fn a_header_that_cannot_be_read_gets_what_the_table_says() {
-    let keys = scratch("keys.yaml");
-    std::fs::write(&keys, headers::keys()).expect("is written");
     let function = Function::start(&[
-        ("ACTION_EXECUTOR_KEYS", &keys),
+        ("ACTION_EXECUTOR_KEYS", &headers::key_file()),
         ("ACTION_EXECUTOR_CALLER_RATE", Path::new("0")),
     ]);
     let outcome = |sent: &Sent| {

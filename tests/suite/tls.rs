@@ -257,6 +257,7 @@ fn a_certificate_of_a_removed_authority_is_401_on_an_open_connection() {
     Authority::new().write(&trusted);
     assert_eq!(execute(&mut over, "").0, 401);
     clients.write(&trusted);
+    let mut over = BufReader::new(server.secured(&client));
     assert_eq!(execute(&mut over, "").0, 200);
 }
 
@@ -277,6 +278,7 @@ fn a_token_takes_precedence_over_a_certificate() {
     // A token that cannot be read is a token.
     for wrong in ["wrong", "wr\u{f6}ng", ""] {
         let wrong = format!("Authorization: Bearer {wrong}\r\n");
+        let mut over = BufReader::new(server.secured(&client));
         assert_eq!(execute(&mut over, &wrong), (401, "unauthenticated".to_owned()));
     }
 }

@@ -48,8 +48,6 @@ pub(crate) async fn get(
     info: &RequestInfo,
 ) -> Result<Response<Body>, ActionError> {
     let context = &service.context;
-    let credentials = info.credentials(request.headers());
-    let caller = service.callers.authenticate(&credentials, context.cluster()).await?;
     let accept = ACCEPT.read(request.headers())?;
     let watchers = service.server.as_ref().map(|server| &server.watchers);
     let watchers = watchers
@@ -59,7 +57,7 @@ pub(crate) async fn get(
     }
     let (namespace, id) = operation_of(request.uri())?;
     let found = status::find(context, &namespace, &id).await?;
-    let found = if_allowed(found, caller.as_ref(), &namespace, context).await?;
+    let found = if_allowed(found, info.caller.as_ref(), &namespace, context).await?;
     let snapshot = Snapshot::of(&found, context).await;
     match watchers {
         Some(watchers) => Ok(watchers.stream(context, namespace, id, snapshot)),
