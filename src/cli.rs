@@ -345,6 +345,8 @@ pub enum ReferenceOf {
     Metrics,
     /// The routes of a server.
     Routes,
+    /// The headers that are read.
+    Headers,
 }
 
 /// The documents that have a schema.

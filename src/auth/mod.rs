@@ -64,10 +64,10 @@ pub(crate) enum Caller {
 }
 
 /// The credentials of a request.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Credentials {
-    /// The value of the `Authorization` header.
-    pub authorization: Option<String>,
+    /// The value of the `Authorization` header, or why it cannot be read.
+    pub authorization: Result<Option<String>, ActionError>,
     /// The subject of the verified client certificate.
     pub certificate: Option<CertificateSubject>,
     /// The caller whom the platform in front authenticated and authorized.
@@ -109,6 +109,12 @@ impl Verb {
             Verb::Get => "get",
             Verb::List => "list",
         }
+    }
+}
+
+impl Default for Credentials {
+    fn default() -> Self {
+        Credentials { authorization: Ok(None), certificate: None, recognised: None, peer: None }
     }
 }
 
@@ -155,6 +161,11 @@ impl Authenticator {
         self.keys.is_some() || self.audience.is_some() || self.certificates
     }
 
+    /// Requests a minute that each caller may make; none: there is no limit.
+    pub(crate) fn requests_per_minute(&self) -> Option<u32> {
+        self.is_required().then(|| self.rates.per_minute())?
+    }
+
     /// Why the present keys file is not in use, if it is not.
     pub(crate) fn load_error(&self) -> Option<ActionError> {
         self.keys.as_ref().and_then(Reloading::load_error)
@@ -174,7 +185,7 @@ impl Authenticator {
             return Ok(credentials.recognised.clone().map(Caller::Platform));
         }
         let caller = match (&credentials.authorization, &credentials.certificate) {
-            (None, Some(subject)) => self.certificate_holder(subject),
+            (Ok(None), Some(subject)) => self.certificate_holder(subject),
             // Its future is large, and no part of that of each request.
             _ => Box::pin(self.token_holder(credentials, cluster)).await?,
         };
@@ -196,7 +207,8 @@ impl Authenticator {
         cluster: Option<&Cluster>,
     ) -> Result<Caller, ActionError> {
         let (peer, now) = (credentials.peer, Instant::now());
-        let token = bearer(credentials.authorization.as_deref())?;
+        let authorization = credentials.authorization.as_ref().map_err(with_credentials_hint)?;
+        let token = bearer(authorization.as_deref())?;
         if let Some(entry) = self.keys.as_ref().and_then(|keys| keys.current().find(token)) {
             return Ok(Caller::Key(entry));
         }
@@ -281,8 +293,7 @@ fn audit_requester(caller: &str, on_behalf_of: Option<&str>) -> Option<AuditText
         Some(other) if other != caller => format!("{caller} on behalf of {other}"),
         _ => caller.to_owned(),
     };
-    let short: String = text.chars().filter(|it| !it.is_control()).take(512).collect();
-    AuditText::try_from(short).ok()
+    AuditText::visible_part(&text)
 }
 
 /// The token of an `Authorization` header (RFC 6750, section 2.1; the scheme in any case).
@@ -305,7 +316,12 @@ fn as_misconfiguration(error: ActionError) -> ActionError {
 }
 
 fn unauthenticated(what: &str) -> ActionError {
-    ActionError::new(Code::Unauthenticated, what)
+    with_credentials_hint(&ActionError::new(Code::Unauthenticated, what))
+}
+
+fn with_credentials_hint(error: &ActionError) -> ActionError {
+    error
+        .clone()
         .with_hint("send the header `Authorization: Bearer` with a key or a Kubernetes token, or present a client certificate, if the server accepts them")
 }
 
@@ -348,7 +364,7 @@ mod tests {
         let open = Authenticator::new(None, None);
         assert_eq!(open.authenticate(&Credentials::default(), None).await, Ok(None));
         let credentials = Credentials {
-            authorization: Some("Bearer x".to_owned()),
+            authorization: Ok(Some("Bearer x".to_owned())),
             recognised: Some("arn:aws:iam::1:user/jo".to_owned()),
             ..Credentials::default()
         };
@@ -379,7 +395,7 @@ mod tests {
     async fn a_certificate_does_not_make_up_for_a_wrong_token() {
         let callers = Authenticator { certificates: true, ..Authenticator::new(None, None) };
         for wrong in ["Bearer wrong", "Basic YTpi", ""] {
-            let authorization = Some(wrong.to_owned());
+            let authorization = Ok(Some(wrong.to_owned()));
             let both = Credentials { authorization, ..holder_of_a_certificate() };
             let error = callers.authenticate(&both, None).await.expect_err("is refused");
             assert_eq!(error.code, Code::Unauthenticated);

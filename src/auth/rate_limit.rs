@@ -28,7 +28,10 @@ const RESET_AFTER: Duration = Duration::from_secs(60);
 const MAX_PEERS: usize = 4096;
 
 /// The rate limit of each caller.
-pub(crate) struct Rates(Option<DefaultKeyedRateLimiter<String>>);
+pub(crate) struct Rates {
+    per_second: u32,
+    limiter: Option<DefaultKeyedRateLimiter<String>>,
+}
 
 impl Rates {
     /// `rate` requests a second, and `burst` at once; no limit if `rate` is 0.
@@ -36,7 +39,13 @@ impl Rates {
         let quota = |rate| {
             Quota::per_second(rate).allow_burst(NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN))
         };
-        Rates(NonZeroU32::new(rate).map(|rate| RateLimiter::keyed(quota(rate))))
+        let limiter = NonZeroU32::new(rate).map(|rate| RateLimiter::keyed(quota(rate)));
+        Rates { per_second: rate, limiter }
+    }
+
+    /// The rate of each caller in a minute; none: there is no limit.
+    pub(crate) fn per_minute(&self) -> Option<u32> {
+        self.limiter.as_ref().map(|_| self.per_second.saturating_mul(60))
     }
 
     /// Counts a request of this caller.
@@ -44,7 +53,7 @@ impl Rates {
     /// # Errors
     /// [`Code::TooManyRequests`], with the time until the next request is allowed.
     pub(crate) fn admit(&self, name: &str) -> Result<(), ActionError> {
-        let Some(limiter) = &self.0 else { return Ok(()) };
+        let Some(limiter) = &self.limiter else { return Ok(()) };
         if limiter.len() > MAX_PEERS {
             // Drops the callers whose burst is available again.
             limiter.retain_recent();
@@ -133,7 +142,8 @@ fn bucket(peers: &HashMap<Peer, FailureRecord>, address: IpAddr) -> Peer {
     if peers.len() >= MAX_PEERS && !peers.contains_key(&peer) { Peer::Overflow } else { peer }
 }
 
-fn network(address: IpAddr) -> IpAddr {
+/// The address, or of IPv6 the network of its host.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(it) => {
             let [a, b, c, d, ..] = it.segments();

@@ -10,7 +10,7 @@ use crate::{
     cli::ReferenceOf,
     config::variables::{Kind, SETTINGS},
     contract::error::{Code, EXIT_STATUSES},
-    http::routes::ROUTES,
+    http::{headers::HEADERS, routes::ROUTES},
     k8s::rbac::PolicyRule,
     telemetry::metrics::Metrics,
 };
@@ -30,6 +30,10 @@ pub fn table(of: ReferenceOf) -> String {
         ReferenceOf::Settings => rows(&["setting", "default", "values", "meaning"], settings()),
         ReferenceOf::Metrics => rows(&["metric", "type", "labels", "meaning"], metrics()),
         ReferenceOf::Routes => rows(&["path", "methods", "purpose"], routes()),
+        ReferenceOf::Headers => rows(
+            &["header", "read in", "not ASCII", "empty", "repeated", "longest", "longer"],
+            headers(),
+        ),
     }
 }
 
@@ -176,6 +180,20 @@ fn routes() -> impl Iterator<Item = [String; 3]> {
     ROUTES
         .iter()
         .map(|(path, methods, _, purpose)| [code(path), methods.join(", "), (*purpose).to_owned()])
+}
+
+fn headers() -> impl Iterator<Item = [String; 7]> {
+    HEADERS.iter().map(|header| {
+        [
+            code(header.name),
+            header.at.text().to_owned(),
+            header.unreadable.to_string(),
+            header.empty.to_string(),
+            header.repeated.to_string(),
+            format!("{} bytes", header.max),
+            header.overlong.to_string(),
+        ]
+    })
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! `serve`: from settings and arguments to a running server, and its shutdown.
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     runtime::Builder,
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -22,7 +23,7 @@ use crate::{
     executor::context::{Context, stopped},
     http::{
         concurrency::Limiter,
-        connections::{Connections, descriptor_limit},
+        connections::{Bounds, Connections, descriptor_limit},
         dispatch::{ServerState, Service},
         endpoints::{respond_async::BackgroundTasks, sse::Watchers},
         origin::HostPolicy,
@@ -42,6 +43,12 @@ const CONCLUDE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The stack of a thread, in bytes: that of the main thread, on which a single request is carried out. An
 /// unoptimised build needs most of a thread's usual 2 MiB for one action, and unused stack costs nothing.
 const STACK_BYTES: usize = 8 * 1024 * 1024;
+
+/// The size of a connection's buffers in the kernel, which uses as much again for its bookkeeping.
+const SOCKET_BUFFER_BYTES: u32 = 16 * 1024;
+
+/// How many connections the kernel keeps until they are accepted.
+const BACKLOG: u32 = 1024;
 
 /// Serves until SIGTERM or SIGINT; returns the exit status.
 #[must_use]
@@ -104,7 +111,7 @@ async fn serve(
     let (offline, authentication) = (context.cluster().is_none(), callers.is_required());
 
     let limits = Limits {
-        connections: Connections::within(descriptor_limit()),
+        connections: Connections::new(Bounds::within(descriptor_limit(), settings.peer_share)),
         concurrency: Limiter::new(settings.max_actions, metrics.clone()),
         background: BackgroundTasks::default(),
     };
@@ -115,10 +122,10 @@ async fn serve(
     };
     let service = Service::new(context, Arc::new(callers)).in_server(state, stopping.clone());
     let engine = match args.engine {
-        cli::Engine::Hyper => Engine::Hyper(service),
+        cli::Engine::Hyper => Engine::Hyper,
         cli::Engine::TinyHttp => Engine::TinyHttp(TinyHttp::start(&service)?),
     };
-    let listener = TcpListener::bind(address).await.map_err(|error| {
+    let listener = listen(address).map_err(|error| {
         ActionError::new(Code::Configuration, format!("cannot listen on {address}: {error}"))
     })?;
     let address = listener.local_addr().map_err(internal("the listener"))?;
@@ -139,10 +146,25 @@ async fn serve(
         sleep(CONCLUDE_TIMEOUT).await;
     };
     let hosts = HostPolicy::new(address.ip(), settings.hosts.clone());
-    let server = Server::new(engine, limits, hosts, tls, metrics);
+    let server = Server::new(service, engine, limits, hosts, tls, metrics);
     server.serve(listener, stopping, grace).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// A listener whose connections have small buffers in the kernel, which counts them as the container's memory and
+/// would let a client that sends or reads nothing fill megabytes.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    // Accepted connections inherit them.
+    socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
+    socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Returns at the first SIGTERM or SIGINT after this call.

@@ -45,6 +45,8 @@ pub struct Settings {
     pub caller_burst: u32,
     /// Maximum number of concurrent actions in a server.
     pub max_actions: usize,
+    /// Percent of a server's connections that one address may hold.
+    pub peer_share: u32,
     /// The log level; none: the entry point's own.
     pub log_level: Option<tracing::Level>,
     /// The port that the server listens on.
@@ -94,6 +96,7 @@ impl Settings {
             caller_rate: variables::CALLER_RATE.number(&vars)?,
             caller_burst: variables::CALLER_BURST.number(&vars)?,
             max_actions: variables::MAX_ACTIONS.number::<u32>(&vars)? as usize,
+            peer_share: variables::PEER_SHARE.number(&vars)?,
             log_level: log_level(variables::LOG.get(&vars))?,
             port: variables::PORT.number(&vars)?,
             termination_log: termination_log

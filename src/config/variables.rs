@@ -100,6 +100,12 @@ pub(crate) const CALLER_BURST: Setting = number(
     [1, 100_000],
     "requests that one caller may make at once",
 );
+pub(crate) const PEER_SHARE: Setting = number(
+    "ACTION_EXECUTOR_PEER_SHARE",
+    50,
+    [1, 100],
+    "percent of a server's connections that one address may hold; 100 behind a load balancer that has one",
+);
 pub(crate) const MAX_ACTIONS: Setting = number(
     "ACTION_EXECUTOR_MAX_ACTIONS",
     128,
@@ -122,7 +128,7 @@ pub(crate) const TERMINATION_LOG: Setting = text(
 );
 
 /// Every setting, in the order in which the reference lists them.
-pub(crate) const SETTINGS: [&Setting; 17] = [
+pub(crate) const SETTINGS: [&Setting; 18] = [
     &DEADLINE_SECONDS,
     &REPLAY_WINDOW_SECONDS,
     &POLICY,
@@ -137,6 +143,7 @@ pub(crate) const SETTINGS: [&Setting; 17] = [
     &CALLER_RATE,
     &CALLER_BURST,
     &MAX_ACTIONS,
+    &PEER_SHARE,
     &LOG,
     &PORT,
     &TERMINATION_LOG,

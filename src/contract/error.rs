@@ -17,6 +17,8 @@ pub enum Code {
     InvalidRequest,
     /// The request is longer than the limit.
     PayloadTooLarge,
+    /// The header of the request is longer than the limit.
+    HeaderTooLarge,
     /// No request, or more than one.
     Usage,
     /// There is no such path.
@@ -121,9 +123,10 @@ fn wire_name(variant: impl Serialize) -> String {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Code; 41] = [
+    pub const ALL: [Code; 42] = [
         Code::InvalidRequest,
         Code::PayloadTooLarge,
+        Code::HeaderTooLarge,
         Code::Usage,
         Code::RouteNotFound,
         Code::RequestNotFound,
@@ -172,6 +175,7 @@ impl Code {
         match self {
             Code::InvalidRequest => permanent("The request is not valid", 400, 65),
             Code::PayloadTooLarge => permanent("The request is too long", 413, 65),
+            Code::HeaderTooLarge => permanent("The request's header is too long", 431, 65),
             Code::Usage => permanent("No request, or more than one", 400, 64),
             Code::RouteNotFound => permanent("No such path", 404, 64),
             Code::RequestNotFound => permanent("No record of such a request", 404, 69),

@@ -68,14 +68,13 @@ pub struct Namespace(String);
 #[schemars(extend("minLength" = 1, "maxLength" = 128, "pattern" = "^[A-Za-z0-9._:-]+$"))]
 pub struct RequestId(String);
 
-/// A line for the audit, as a requester or a reason: 1 to 512 characters, none of them a control or
-/// line-breaking character.
+/// A line for the audit, as a requester or a reason: 1 to 512 characters, all of which a person can see.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 #[schemars(extend(
     "minLength" = 1,
     "maxLength" = 512,
-    "pattern" = r"^[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]+$"
+    "pattern" = r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f\ue000-\uf8ff\ufeff]+$"
 ))]
 pub struct AuditText(String);
 
@@ -112,6 +111,14 @@ impl ObjectName {
     /// The name of the executor's own objects.
     pub(crate) fn action_executor() -> Self {
         ObjectName("action-executor".to_owned())
+    }
+}
+
+impl AuditText {
+    /// The text without what a person cannot see, cut at its maximum length; none if nothing is left.
+    pub(crate) fn visible_part(text: &str) -> Option<Self> {
+        let visible: String = text.chars().filter(|c| !is_invisible(*c)).take(512).collect();
+        AuditText::try_from(visible).ok()
     }
 }
 
@@ -179,13 +186,40 @@ fn check_request_id(text: &str) -> Result<(), String> {
 
 fn check_audit_text(text: &str) -> Result<(), String> {
     check_length(text, 512)?;
-    let breaks_a_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
-    // A terminal shows bidirectional overrides as another text than the stored one.
-    let reorders = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    if text.chars().any(|c| breaks_a_line(c) || reorders(c)) {
-        return Err("must be one line of printable text".to_owned());
+    match first_invisible(text) {
+        None => Ok(()),
+        Some(at) => Err(format!(
+            "must be one line of text that a person can see, but character {} is not visible",
+            at + 1
+        )),
     }
-    Ok(())
+}
+
+/// The first character that a person cannot see, or that changes how others are shown, counted from 0. In the
+/// audit a text must not look like another one.
+fn first_invisible(text: &str) -> Option<usize> {
+    let mut before = None;
+    text.chars().position(|c| {
+        let after = before.replace(c);
+        // Emoji are often more than one character; the second one shows nothing by itself.
+        let joins_emoji = matches!(c, '\u{200d}' | '\u{fe0f}')
+            && after.is_some_and(|it| !it.is_ascii() && !it.is_alphanumeric());
+        is_invisible(c) && !joins_emoji
+    })
+}
+
+/// Whether nothing is shown for a character: it is a control, formatting, private or unassigned one (Unicode's
+/// categories Cc, Cf, Zl, Zp, Co and Cn, and the property Default_Ignorable_Code_Point).
+fn is_invisible(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
+            | '\u{890}' | '\u{891}' | '\u{8e2}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{e000}'..='\u{f8ff}'
+            | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
+            | '\u{fffe}' | '\u{ffff}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{10ffff}')
 }
 
 fn check_label_selector(text: &str) -> Result<(), String> {
@@ -310,8 +344,25 @@ mod tests {
     #[test]
     fn audit_texts_are_one_printable_line() {
         accepts::<AuditText>("pager 4711: p99 über 2 s → restart");
-        for bad in ["", "a\nb", "a\0", "\u{1b}[2J", "a\u{202e}b", "a\u{2028}b", &"x".repeat(513)] {
+        for good in [
+            "\u{26a0}\u{fe0f} disk full",
+            "\u{1f468}\u{200d}\u{1f680}",
+            "5\u{a0}h",
+            "管理者",
+            "नमस्ते",
+        ] {
+            accepts::<AuditText>(good);
+        }
+        for bad in ["", "a\nb", "a\0", "\u{1b}[2J", &"x".repeat(513)] {
             refuses::<AuditText>(bad);
+        }
+        let invisible = "\u{ad}\u{34f}\u{61c}\u{115f}\u{180e}\u{200b}\u{200c}\u{200d}\u{200e}\u{2028}\u{202e}\u{2060}\u{2066}\
+                         \u{2800}\u{3164}\u{e000}\u{fe0f}\u{feff}\u{fff9}\u{ffff}\u{e0041}\u{f0000}\u{10fffd}";
+        for c in invisible.chars() {
+            for text in [format!("ad{c}min"), format!("{c}admin"), format!("admin{c}")] {
+                refuses::<AuditText>(&text);
+                assert_eq!(AuditText::visible_part(&text).as_deref(), Some("admin"), "{c:?}");
+            }
         }
     }
 

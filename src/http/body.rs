@@ -1,12 +1,12 @@
-//! Reading a request to its end within the limits, and the responses that are sent where that fails.
+//! Reading a request to its end, within the limits.
 
 use std::time::Duration;
 
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::{
-    Request, Response,
-    body::{Body as _, Incoming},
-    header::{self, HeaderMap, HeaderName, HeaderValue},
+    Request, Uri,
+    body::{Body as _, Bytes, Incoming},
+    header::{HeaderMap, HeaderValue},
 };
 use tokio::time::timeout;
 
@@ -16,41 +16,45 @@ use crate::{
         error::{ActionError, Code},
         names::RequestId,
     },
-    executor::reply::Reply,
-    http::message::{Body, FullRequest},
+    http::{headers::REQUEST_ID, message::FullRequest},
 };
 
 /// Maximum time for a body once its header is there.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The id of a request in logs, traces and its response.
-pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// By how much the memory of a body of unknown length grows.
+const GROWTH_BYTES: usize = 8 * 1024;
 
-/// Reads the body to its end, within the limits.
+/// Checks that the target is a path in ASCII (RFC 9112, section 3.2). hyper hands other ones through, too.
 ///
 /// # Errors
-/// The target is not a path, or the body is too long, too slow or incomplete.
-pub(crate) async fn read_body(request: Request<Incoming>) -> Result<FullRequest, ActionError> {
-    let path = request.uri().path_and_query().map(|target| target.as_str());
-    if !path.is_some_and(|path| path.starts_with('/')) {
-        let detail = "the request's target is not a path";
-        return Err(ActionError::new(Code::InvalidRequest, detail));
+/// [`Code::InvalidRequest`].
+pub(crate) fn check_target(target: &Uri) -> Result<(), ActionError> {
+    let wrong = |what| Err(ActionError::new(Code::InvalidRequest, what));
+    match target.path_and_query().map(|target| target.as_str()) {
+        Some(path) if !path.is_ascii() => wrong("the request's target is not percent-encoded"),
+        Some(path) if path.starts_with('/') => Ok(()),
+        _ => wrong("the request's target is not a path"),
     }
+}
+
+/// Reads the body to its end, within the limits. `hold` is told the memory that it takes, and whether there is so
+/// much.
+///
+/// # Errors
+/// The body is too long, too slow, incomplete or followed by a trailer section, or there is no memory for it.
+pub(crate) async fn read_body(
+    request: Request<Incoming>,
+    hold: impl Fn(usize) -> bool,
+) -> Result<FullRequest, ActionError> {
     // hyper has checked Content-Length (RFC 9112, section 6.3); a length over the limit is rejected
     // before anything is read.
     if request.body().size_hint().lower() > MAX_REQUEST_BYTES as u64 {
         return Err(too_long());
     }
     let (head, body) = request.into_parts();
-    if body.is_end_stream() {
-        return Ok(Request::from_parts(head, Default::default()));
-    }
-    match timeout(BODY_TIMEOUT, Limited::new(body, MAX_REQUEST_BYTES).collect()).await {
-        Ok(Ok(body)) => Ok(Request::from_parts(head, body.to_bytes())),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_long()),
-        Ok(Err(_)) => {
-            Err(ActionError::new(Code::InvalidRequest, "the request's body is incomplete"))
-        }
+    match timeout(BODY_TIMEOUT, collect(body, hold)).await {
+        Ok(body) => Ok(Request::from_parts(head, body?)),
         Err(_) => {
             let limit = BODY_TIMEOUT.as_secs();
             let detail = format!("the request's body did not arrive within {limit} s");
@@ -59,10 +63,38 @@ pub(crate) async fn read_body(request: Request<Incoming>) -> Result<FullRequest,
     }
 }
 
+/// All of a body. Its parts are copied: one of a few bytes would keep the buffer that it was read into.
+async fn collect(mut body: Incoming, hold: impl Fn(usize) -> bool) -> Result<Bytes, ActionError> {
+    let wrong = |what| Err(ActionError::new(Code::InvalidRequest, what));
+    // Memory is taken as it is needed, and not twice of it.
+    let declared = usize::try_from(body.size_hint().lower()).unwrap_or_default();
+    let mut all = Vec::with_capacity(declared.min(MAX_REQUEST_BYTES));
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return wrong("the request's body is incomplete") };
+        // hyper 1.12 loses the end of some trailer sections, and takes the next request for a part of them.
+        let Ok(part) = frame.into_data() else {
+            return wrong("the request has a trailer section, which is not accepted");
+        };
+        if all.len() + part.len() > MAX_REQUEST_BYTES {
+            return Err(too_long());
+        }
+        if all.capacity() - all.len() < part.len() {
+            all.reserve_exact(part.len().max(GROWTH_BYTES));
+        }
+        all.extend_from_slice(&part);
+        if !hold(all.len()) {
+            let detail = "the bodies of other requests take all memory that there is for them";
+            return Err(ActionError::new(Code::Overloaded, detail)
+                .with_retry_after(Some(Duration::from_secs(1))));
+        }
+    }
+    Ok(all.into())
+}
+
 /// The request's id: the client's if it is a valid one, else a new one.
 pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let given = headers.get(&REQUEST_ID).and_then(|given| given.to_str().ok());
-    let given = given.and_then(|given| RequestId::try_from(given.to_owned()).ok());
+    let given = REQUEST_ID.read(headers).ok().flatten();
+    let given = given.and_then(|given| RequestId::try_from(given.into_owned()).ok());
     let id = given.unwrap_or_else(RequestId::generate);
     // An id holds only characters that a header may hold.
     HeaderValue::try_from(String::from(id)).unwrap_or(HeaderValue::from_static("-"))
@@ -73,17 +105,6 @@ fn too_long() -> ActionError {
     ActionError::new(Code::PayloadTooLarge, detail)
 }
 
-/// The response to a request that was not dispatched. A body that the client still sends is not read, so
-/// the connection closes.
-pub(crate) fn problem_response(error: ActionError) -> Response<Body> {
-    let close = error.code != Code::Overloaded;
-    let mut response = Response::<Body>::from(Reply::from(error));
-    if close {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,10 +112,10 @@ mod tests {
     #[test]
     fn a_request_keeps_its_id_if_it_is_valid() {
         let mut headers = HeaderMap::new();
-        headers.insert(REQUEST_ID, HeaderValue::from_static("page-7"));
+        headers.insert("x-request-id", HeaderValue::from_static("page-7"));
         assert_eq!(request_id(&headers), "page-7");
         for wrong in ["", "a b", "a\"b", &"x".repeat(129)] {
-            headers.insert(REQUEST_ID, wrong.parse().expect("is a value"));
+            headers.insert("x-request-id", wrong.parse().expect("is a value"));
             assert_eq!(request_id(&headers).len(), 36, "{wrong}");
         }
         assert_ne!(request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));

@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -55,6 +55,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The reason in the metrics for a request whose client's time was over first.
 pub(crate) const DEADLINE: &str = "deadline";
+
+/// The reason in the metrics for a request on a connection that is kept back for health checks.
+pub(crate) const CONNECTIONS_FULL: &str = "connections_full";
 
 /// What kind of work a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +144,9 @@ impl Limiter {
         let in_use =
             Lane::ALL.map(|lane| metrics.concurrency_limit(lane.name(), limits[lane as usize]));
         // A counter is exported from the start, so that its first increase is seen.
-        for reason in Rejection::ALL.map(Rejection::name).into_iter().chain([DEADLINE]) {
+        for reason in
+            Rejection::ALL.map(Rejection::name).into_iter().chain([DEADLINE, CONNECTIONS_FULL])
+        {
             let _ = metrics.rejected_requests(reason);
         }
         let lanes = limits.map(|limit| Arc::new(Semaphore::new(limit)));
@@ -202,7 +207,8 @@ impl Limiter {
 
     fn permit(self: &Arc<Self>, lane: Lane, permit: OwnedSemaphorePermit) -> Arc<Permit> {
         let held = Mutex::new(self.held(lane, permit));
-        Arc::new(Permit { limiter: self.clone(), held })
+        let changes_nothing = AtomicBool::new(lane == Lane::Reads);
+        Arc::new(Permit { limiter: self.clone(), held, changes_nothing })
     }
 
     fn held(&self, lane: Lane, permit: OwnedSemaphorePermit) -> HeldPermit {
@@ -220,6 +226,8 @@ impl Limiter {
 pub(crate) struct Permit {
     limiter: Arc<Limiter>,
     held: Mutex<HeldPermit>,
+    /// Whether the request is known to change nothing.
+    changes_nothing: AtomicBool,
 }
 
 struct HeldPermit {
@@ -229,6 +237,16 @@ struct HeldPermit {
 }
 
 impl Permit {
+    /// The request is a simulation.
+    pub(crate) fn simulates(&self) {
+        self.changes_nothing.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the request is known to change nothing.
+    pub(crate) fn changes_nothing(&self) -> bool {
+        self.changes_nothing.load(Ordering::Relaxed)
+    }
+
     /// Takes a permit of the lane of waiting actions and releases that of an acting one. If there is
     /// none, it stays as it is.
     pub(crate) fn downgrade(&self) {
@@ -299,12 +317,12 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A body, and what is held until it is sent or its client is gone.
 pub(crate) struct GuardedBody<G> {
     body: Body,
-    _guard: Option<G>,
+    _guard: G,
 }
 
 impl<G> GuardedBody<G> {
     /// Holds the guard until the body ends.
-    pub(crate) fn new(body: Body, guard: Option<G>) -> Self {
+    pub(crate) fn new(body: Body, guard: G) -> Self {
         GuardedBody { body, _guard: guard }
     }
 }

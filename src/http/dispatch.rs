@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Response, header};
 use tokio::{sync::watch, task::JoinError};
 use tracing::{Instrument, field::Empty};
 
 use crate::{
-    auth::Authenticator,
+    auth::{Authenticator, Caller, Credentials},
     config::reload::Reloading,
     contract::error::{ActionError, Code},
     executor::{context::Context, reply::Reply},
@@ -21,7 +21,7 @@ use crate::{
             sse::Watchers,
         },
         message::{Body, FullRequest, RequestInfo},
-        routes::Route,
+        routes::{MatchedPath, Route},
         tls::Tls,
     },
     telemetry::traces,
@@ -75,6 +75,23 @@ impl Service {
         self
     }
 
+    /// The caller of a request, which is known before its body is read; none if authentication is off, or not
+    /// required for this route.
+    ///
+    /// # Errors
+    /// As [`Authenticator::authenticate`].
+    pub(crate) async fn authenticate(
+        &self,
+        method: &Method,
+        path: MatchedPath,
+        credentials: Credentials,
+    ) -> Result<Option<Caller>, ActionError> {
+        if !path.requires_authentication(method.as_str()) {
+            return Ok(None);
+        }
+        self.callers.authenticate(&credentials, self.context.cluster()).await
+    }
+
     /// Answers a request.
     pub(crate) async fn dispatch(&self, request: FullRequest, info: RequestInfo) -> Response<Body> {
         let route = match info.path.route(request.method().as_str()) {
@@ -108,6 +125,9 @@ impl Service {
         // Endpoints that call the cluster have large futures, which are no part of that of each request.
         match route {
             Route::Execute => execute::execute(self, request, info).await,
+            Route::CloudEvent if request.method() == Method::OPTIONS => {
+                cloudevents::validate(self, request.headers())
+            }
             Route::CloudEvent => Box::pin(cloudevents::receive(self, request, info)).await,
             Route::Operation => Box::pin(operation::get(self, &request, &info)).await,
             Route::History => Box::pin(history::get(self, &request, &info)).await,
@@ -152,7 +172,6 @@ pub(crate) fn handler_panicked(panic: &JoinError) -> ActionError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::routes::MatchedPath;
 
     #[test]
     fn static_routes_need_no_cluster() {

@@ -3,30 +3,287 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use http::{HeaderMap, HeaderName, header::AsHeaderName};
+use http::HeaderMap;
 use tokio::time::Instant;
 
 use crate::{
     actions::request::IdempotencyKey,
+    auth::Credentials,
     contract::error::{ActionError, Code},
 };
-
-/// The request's id beside its body.
-pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// How the client wants the response (RFC 7240).
-pub(crate) const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// How long before its client's time is over a request is answered; at most a tenth of that time.
 const ANSWER_MARGIN: Duration = Duration::from_millis(100);
 
-/// All values of a header as one, as RFC 9110 (section 5.3) joins them; a value that is not
-/// ASCII is ignored.
-#[must_use]
-pub fn header(headers: &HeaderMap, name: impl AsHeaderName) -> Option<Cow<'_, str>> {
-    let mut values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    let first = values.next()?;
-    let joined = |all: Cow<'_, str>, next| Cow::Owned(format!("{all}, {next}"));
-    Some(values.fold(Cow::Borrowed(first), joined))
+/// A header that is read, and what becomes of a request in which it is not one line of readable text. There is no
+/// other way to read a header, so none that changes a meaning is dropped because it cannot be read.
+#[derive(Clone, Copy, Debug)]
+pub struct Header {
+    /// Its name.
+    pub name: &'static str,
+    /// The requests in which it is read.
+    pub at: At,
+    /// What a value gets with a byte that is neither visible ASCII, a space nor a tab.
+    pub unreadable: Fate,
+    /// What a value gets that is empty, or only spaces.
+    pub empty: Fate,
+    /// What a second line gets.
+    pub repeated: Fate,
+    /// The longest line, in bytes.
+    pub max: usize,
+    /// What a longer one gets.
+    pub overlong: Fate,
+}
+
+/// The requests in which a header is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// All of them.
+    Every,
+    /// Those that require authentication, if it is on.
+    Authenticated,
+    /// A request to act.
+    Execute,
+    /// A request to act, and a CloudEvent.
+    Body,
+    /// A request to act, and that for the state of one.
+    Negotiated,
+    /// A CloudEvent in binary mode.
+    Event,
+    /// A request for a document.
+    Document,
+    /// A GET that a page of another site causes.
+    Navigation,
+    /// The question whether events may be delivered.
+    Validation,
+}
+
+impl At {
+    /// For the table in the documentation.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            At::Every => "every request",
+            At::Authenticated => "requests that require authentication, if it is on",
+            At::Execute => "`/api/v1/action/execute`",
+            At::Body => "`/api/v1/action/execute`, `/`",
+            At::Negotiated => "`/api/v1/action/execute`, `/api/v1/actions/{id}`",
+            At::Event => "`/`, in binary mode",
+            At::Document => "documents and pages",
+            At::Navigation => "a GET by a page of another site",
+            At::Validation => "OPTIONS of `/`",
+        }
+    }
+}
+
+impl std::fmt::Display for Fate {
+    /// For the table in the documentation.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Fate::Refused(code) => write!(f, "{} `{code}`", code.http_status()),
+            Fate::Ignored => f.write_str("ignored"),
+            Fate::Joined => f.write_str("one list"),
+            Fate::Shortest => f.write_str("the shortest counts"),
+        }
+    }
+}
+
+/// What becomes of a request with such a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is refused.
+    Refused(Code),
+    /// It is answered as without the header.
+    Ignored,
+    /// It is answered: all lines are one list (RFC 9110, section 5.3).
+    Joined,
+    /// It is answered: the shortest counts.
+    Shortest,
+}
+
+/// The server that the request is for.
+pub(crate) const HOST: Header = single("Host", At::Every, Code::InvalidRequest, 320);
+/// The page that makes the request.
+pub(crate) const ORIGIN: Header = single("Origin", At::Every, Code::CrossSite, 512);
+/// Where a request comes from, as its browser says (Fetch Metadata Request Headers, section 2).
+pub(crate) const SEC_FETCH_SITE: Header = fetch_metadata("Sec-Fetch-Site");
+/// See [`SEC_FETCH_SITE`].
+pub(crate) const SEC_FETCH_MODE: Header =
+    Header { at: At::Navigation, ..fetch_metadata("Sec-Fetch-Mode") };
+/// See [`SEC_FETCH_SITE`].
+pub(crate) const SEC_FETCH_DEST: Header =
+    Header { at: At::Navigation, ..fetch_metadata("Sec-Fetch-Dest") };
+/// What the request is called in logs, traces and its response.
+pub(crate) const REQUEST_ID: Header = harmless("X-Request-Id", At::Every, 128);
+/// Who sends the request.
+pub(crate) const AUTHORIZATION: Header =
+    single("Authorization", At::Authenticated, Code::Unauthenticated, 8192);
+/// What the body is.
+pub(crate) const CONTENT_TYPE: Header =
+    single("Content-Type", At::Body, Code::UnsupportedMediaType, 256);
+/// What the response may be.
+pub(crate) const ACCEPT: Header = list("Accept", At::Negotiated, 2048);
+/// The request's id beside its body.
+pub(crate) const IDEMPOTENCY_KEY: Header =
+    single("Idempotency-Key", At::Execute, Code::InvalidRequest, 130);
+/// How the client wants the response (RFC 7240).
+pub(crate) const PREFER: Header = list("Prefer", At::Execute, 1024);
+/// The documents that the client has.
+pub(crate) const IF_NONE_MATCH: Header =
+    Header { repeated: Fate::Joined, ..harmless("If-None-Match", At::Document, 2048) };
+/// Attributes of a CloudEvent.
+pub(crate) const CE_SPECVERSION: Header = attribute("ce-specversion");
+/// See [`CE_SPECVERSION`].
+pub(crate) const CE_TYPE: Header = attribute("ce-type");
+/// See [`CE_SPECVERSION`].
+pub(crate) const CE_SOURCE: Header = attribute("ce-source");
+/// See [`CE_SPECVERSION`].
+pub(crate) const CE_ID: Header = attribute("ce-id");
+/// See [`CE_SPECVERSION`].
+pub(crate) const CE_TIME: Header = attribute("ce-time");
+/// The traces of a CloudEvent, which are only passed on.
+pub(crate) const CE_TRACEPARENT: Header = harmless("ce-traceparent", At::Event, 512);
+/// See [`CE_TRACEPARENT`].
+pub(crate) const CE_TRACESTATE: Header = harmless("ce-tracestate", At::Event, 512);
+/// Who wants to deliver events.
+pub(crate) const WEBHOOK_REQUEST_ORIGIN: Header =
+    single("WebHook-Request-Origin", At::Validation, Code::InvalidRequest, 320);
+/// How many events a minute it wants to deliver.
+pub(crate) const WEBHOOK_REQUEST_RATE: Header =
+    single("WebHook-Request-Rate", At::Validation, Code::InvalidRequest, 10);
+/// The headers with which clients bound their waiting, in seconds. No RFC has one; these are in use:
+/// `Request-Timeout` of gateways and several SDKs, and its older spelling.
+pub(crate) const TIMEOUTS: [Header; 2] = [timeout("Request-Timeout"), timeout("X-Request-Timeout")];
+
+/// Every header that is read, but for the ones that frame a request (`Content-Length`, `Transfer-Encoding`,
+/// `Connection`, `Expect`) and those of its trace.
+pub static HEADERS: [Header; 23] = [
+    HOST,
+    ORIGIN,
+    SEC_FETCH_SITE,
+    SEC_FETCH_MODE,
+    SEC_FETCH_DEST,
+    REQUEST_ID,
+    TIMEOUTS[0],
+    TIMEOUTS[1],
+    AUTHORIZATION,
+    CONTENT_TYPE,
+    ACCEPT,
+    IDEMPOTENCY_KEY,
+    PREFER,
+    IF_NONE_MATCH,
+    CE_SPECVERSION,
+    CE_TYPE,
+    CE_SOURCE,
+    CE_ID,
+    CE_TIME,
+    CE_TRACEPARENT,
+    CE_TRACESTATE,
+    WEBHOOK_REQUEST_ORIGIN,
+    WEBHOOK_REQUEST_RATE,
+];
+
+/// A header whose value changes what is done: it is read, or the request is refused.
+const fn single(name: &'static str, at: At, code: Code, max: usize) -> Header {
+    let refused = Fate::Refused(code);
+    Header {
+        name,
+        at,
+        unreadable: refused,
+        empty: refused,
+        repeated: refused,
+        max,
+        overlong: refused,
+    }
+}
+
+/// A header that is a list; an empty one says nothing.
+const fn list(name: &'static str, at: At, max: usize) -> Header {
+    let of_one = single(name, at, Code::InvalidRequest, max);
+    Header { empty: Fate::Ignored, repeated: Fate::Joined, ..of_one }
+}
+
+/// A header that changes nothing that is done.
+const fn harmless(name: &'static str, at: At, max: usize) -> Header {
+    let ignored = Fate::Ignored;
+    Header {
+        name,
+        at,
+        unreadable: ignored,
+        empty: ignored,
+        repeated: ignored,
+        max,
+        overlong: ignored,
+    }
+}
+
+const fn fetch_metadata(name: &'static str) -> Header {
+    Header { empty: Fate::Ignored, ..single(name, At::Every, Code::CrossSite, 64) }
+}
+
+const fn attribute(name: &'static str) -> Header {
+    single(name, At::Event, Code::InvalidRequest, 2048)
+}
+
+const fn timeout(name: &'static str) -> Header {
+    Header { repeated: Fate::Shortest, ..single(name, At::Every, Code::InvalidRequest, 32) }
+}
+
+impl Header {
+    /// The value, without the spaces around it; none if there is no such header, or if it is ignored.
+    ///
+    /// # Errors
+    /// As the header's table says.
+    pub fn read<'a>(&self, headers: &'a HeaderMap) -> Result<Option<Cow<'a, str>>, ActionError> {
+        let lines = self.lines(headers).collect::<Result<Vec<_>, _>>()?;
+        match (&lines[..], self.repeated) {
+            ([], _) => Ok(None),
+            ([only], _) => Ok(only.map(Cow::Borrowed)),
+            (_, Fate::Refused(code)) => Err(self.refusal(code, "given more than once")),
+            (all, Fate::Joined) => {
+                let all: Vec<_> = all.iter().copied().flatten().collect();
+                Ok((!all.is_empty()).then(|| Cow::Owned(all.join(", "))))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Each line's value; none for one that is ignored.
+    fn lines<'a>(
+        &self,
+        headers: &'a HeaderMap,
+    ) -> impl Iterator<Item = Result<Option<&'a str>, ActionError>> {
+        headers.get_all(self.name).into_iter().map(|value| {
+            let Ok(text) = value.to_str() else {
+                return self.unless_refused(self.unreadable, "must be ASCII");
+            };
+            match text.trim_matches([' ', '\t']) {
+                "" => self.unless_refused(self.empty, "must not be empty"),
+                text if text.len() > self.max => {
+                    let what = format!("must have at most {} bytes", self.max);
+                    self.unless_refused(self.overlong, &what)
+                }
+                text => Ok(Some(text)),
+            }
+        })
+    }
+
+    fn unless_refused(&self, fate: Fate, what: &str) -> Result<Option<&'static str>, ActionError> {
+        match fate {
+            Fate::Refused(code) => Err(self.refusal(code, what)),
+            _ => Ok(None),
+        }
+    }
+
+    fn refusal(&self, code: Code, what: &str) -> ActionError {
+        let name = self.name;
+        ActionError::new(code, format!("{name}: {what}")).with_field(name)
+    }
+}
+
+/// What these headers prove of who sends a request.
+pub(crate) fn credentials(headers: &HeaderMap) -> Credentials {
+    let authorization = AUTHORIZATION.read(headers).map(|value| value.map(Cow::into_owned));
+    Credentials { authorization, ..Credentials::default() }
 }
 
 /// Checks that a body of this media type is JSON.
@@ -118,30 +375,28 @@ fn match_range(range: &str, offered: &str) -> Option<(u8, bool)> {
 /// # Errors
 /// [`Code::InvalidRequest`] if it is not an id.
 pub fn idempotency_key(value: Option<&str>) -> Result<Option<IdempotencyKey>, ActionError> {
-    let Some(value) = value.map(str::trim) else { return Ok(None) };
+    let Some(value) = value else { return Ok(None) };
     let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
     IdempotencyKey::new(quoted.unwrap_or(value), "Idempotency-Key").map(Some)
 }
 
-/// The headers with which clients bound their waiting, in seconds. No RFC has one; these are in use:
-/// `Request-Timeout` of gateways and several SDKs, and its older spelling.
-pub static TIMEOUT_HEADERS: [HeaderName; 2] =
-    [HeaderName::from_static("request-timeout"), HeaderName::from_static("x-request-timeout")];
-
 /// Maximum timeout of a client, in seconds: a day.
 const MAX_TIMEOUT_SECONDS: f64 = 86_400.0;
 
-/// How long the client waits for the response, if it says so; the shortest, if it says so twice.
+/// What is read as a number of seconds, for the OpenAPI document.
+pub(crate) const TIMEOUT_PATTERN: &str = r"^[0-9]+(\.[0-9]+)?$";
+
+/// How long the client waits for the response, if it says so; the shortest, if it says so more than once.
 ///
 /// # Errors
 /// As [`response_deadline`] says.
 pub fn client_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ActionError> {
     let mut shortest = None;
-    for name in &TIMEOUT_HEADERS {
-        for value in headers.get_all(name) {
-            let timeout = value.to_str().ok().and_then(seconds).ok_or_else(|| {
+    for header in &TIMEOUTS {
+        for value in header.lines(headers) {
+            let timeout = value?.and_then(seconds).ok_or_else(|| {
                 ActionError::invalid_field(
-                    name.as_str(),
+                    header.name,
                     "must be a number of seconds greater than 0",
                 )
                 .with_hint("send it as 30 or 2.5, at most 86400, or not at all")
@@ -214,8 +469,51 @@ mod tests {
             Ok(Some(Duration::from_millis(2500)))
         );
         for wrong in ["", "0", "0.0", "-1", "+1", "1e3", "inf", "NaN", "1.", ".5", "5s", "86401"] {
-            let named = Err(Some("x-request-timeout".to_owned()));
+            let named = Err(Some("X-Request-Timeout".to_owned()));
             assert_eq!(timeout(&[("x-request-timeout", wrong)]), named, "{wrong:?}");
+        }
+    }
+
+    fn lines(name: &str, values: &[&[u8]]) -> HeaderMap {
+        let name = http::HeaderName::try_from(name).expect("is a name");
+        let value = |bytes: &&[u8]| http::HeaderValue::from_bytes(bytes).expect("is a value");
+        values.iter().map(|bytes| (name.clone(), value(bytes))).collect()
+    }
+
+    #[test]
+    fn a_header_is_read_as_its_table_says() {
+        for header in &HEADERS {
+            let long = "x".repeat(header.max + 1);
+            for (values, fate) in [
+                (&["st\u{f6}rung".as_bytes()][..], header.unreadable),
+                (&[b"a\xff"], header.unreadable),
+                (&["a\u{a0}".as_bytes()], header.unreadable),
+                (&[b""], header.empty),
+                (&[b" \t "], header.empty),
+                (&[long.as_bytes()], header.overlong),
+                (&[b"a", b"a"], header.repeated),
+            ] {
+                let headers = lines(header.name, values);
+                let read = header.read(&headers).map(|value| value.map(Cow::into_owned));
+                let joined = (fate == Fate::Joined).then(|| "a, a".to_owned());
+                match fate {
+                    Fate::Refused(code) => {
+                        assert_eq!(read.expect_err(header.name).code, code, "{header:?}");
+                    }
+                    _ => assert_eq!(read, Ok(joined), "{header:?}"),
+                }
+            }
+            // One unreadable line of two is not passed over, unless nothing depends on it.
+            let two = lines(header.name, &[b"a", b"\xff"]);
+            match header.unreadable {
+                Fate::Refused(code) => {
+                    assert_eq!(header.read(&two).expect_err(header.name).code, code);
+                }
+                _ => assert!(header.read(&two).is_ok(), "{header:?}"),
+            }
+            let one = lines(header.name, &[b" a "]);
+            assert_eq!(header.read(&one), Ok(Some(Cow::Borrowed("a"))));
+            assert_eq!(header.read(&HeaderMap::new()), Ok(None));
         }
     }
 
@@ -223,7 +521,7 @@ mod tests {
     fn an_idempotency_key_is_an_id_in_quotes_or_bare() {
         let id = |value| idempotency_key(Some(value)).map(|key| key.map(|key| key.id.to_string()));
         assert_eq!(id("\"alert-7\""), Ok(Some("alert-7".to_owned())));
-        assert_eq!(id(" alert-7 "), Ok(Some("alert-7".to_owned())));
+        assert_eq!(id("alert-7"), Ok(Some("alert-7".to_owned())));
         assert_eq!(idempotency_key(None), Ok(None));
         for wrong in ["", "\"\"", "\"a", "a, b", "a b"] {
             let error = id(wrong).expect_err(wrong);

@@ -2,25 +2,23 @@
 //! function runtime and the endpoints.
 
 use std::{
-    borrow::Cow,
     convert::Infallible,
     mem,
-    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
 use serde::Serialize;
 use tokio::{sync::mpsc, time::Instant};
 use tracing::Span;
 
 use crate::{
-    auth::{Credentials, client_cert::CertificateSubject},
+    auth::Caller,
     executor::{reply, reply::Reply},
-    http::{concurrency::Permit, headers, routes::MatchedPath},
+    http::{concurrency::Permit, routes::MatchedPath},
 };
 
 /// What is known of a request besides its bytes. No header of a client can pass for any of it.
@@ -30,12 +28,8 @@ pub(crate) struct RequestInfo {
     pub request_id: HeaderValue,
     /// What is served under the request's path.
     pub path: MatchedPath,
-    /// The address that the client's connection comes from.
-    pub peer: Option<IpAddr>,
-    /// The subject of the client's certificate, verified for this request.
-    pub certificate: Option<CertificateSubject>,
-    /// The caller that the platform in front has authenticated.
-    pub platform_identity: Option<String>,
+    /// The authenticated caller; none if authentication is off, or not required for this route.
+    pub caller: Option<Caller>,
     /// When the response must be sent, if the client waits for a limited time.
     pub deadline: Option<Instant>,
     /// What the request holds of the server's concurrency.
@@ -51,26 +45,7 @@ impl RequestInfo {
         path: MatchedPath,
         deadline: Option<Instant>,
     ) -> Self {
-        RequestInfo {
-            request_id,
-            path,
-            peer: None,
-            certificate: None,
-            platform_identity: None,
-            deadline,
-            permit: None,
-            span: Span::none(),
-        }
-    }
-
-    /// What proves who sent a request with these headers.
-    pub(crate) fn credentials(&self, headers: &HeaderMap) -> Credentials {
-        Credentials {
-            authorization: headers::header(headers, header::AUTHORIZATION).map(Cow::into_owned),
-            certificate: self.certificate.clone(),
-            recognised: self.platform_identity.clone(),
-            peer: self.peer,
-        }
+        RequestInfo { request_id, path, caller: None, deadline, permit: None, span: Span::none() }
     }
 }
 
@@ -84,6 +59,16 @@ pub(crate) enum Body {
     Full(Bytes),
     /// Its parts as they come; the sender learns from the channel that the client is gone.
     Stream(mpsc::Receiver<Bytes>),
+}
+
+impl Body {
+    /// The bytes that this response alone holds: a document is shared by all of its responses.
+    pub(crate) fn own_bytes(&self) -> usize {
+        match self {
+            Body::Full(all) if all.is_unique() => all.len(),
+            _ => 0,
+        }
+    }
 }
 
 impl HttpBody for Body {

@@ -1,5 +1,6 @@
 //! HTTP: what a connection may do, what a request says, and what answers it.
 
+pub mod activity;
 pub mod assets;
 pub mod body;
 pub mod concurrency;
@@ -13,5 +14,6 @@ pub mod origin;
 pub mod query;
 pub mod routes;
 pub mod server;
+pub mod stream;
 pub mod tiny;
 pub mod tls;

@@ -52,11 +52,12 @@ pub(crate) enum Tag {
 }
 
 /// The problems of any request.
-const TRANSPORT_ERRORS: [Code; 7] = [
+const TRANSPORT_ERRORS: [Code; 8] = [
     Code::InvalidRequest,
     Code::MisdirectedRequest,
     Code::CrossSite,
     Code::PayloadTooLarge,
+    Code::HeaderTooLarge,
     Code::RequestTimeout,
     Code::Overloaded,
     Code::Internal,
@@ -93,6 +94,7 @@ pub(crate) fn document() -> Value {
     let operations = [
         execute::operation(generator),
         cloudevents::operation(generator),
+        cloudevents::validation_operation(),
         history::operation(generator),
         operation::operation(generator),
         actions::operation(generator),

@@ -6,21 +6,17 @@
 //! by its `Origin` and by `Sec-Fetch-Site`, which no page can set (Fetch Metadata Request Headers, section
 //! 2; Fetch, "Origin header").
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use http::{
-    HeaderMap, Method, Request, Uri, Version,
-    header::{self, AsHeaderName, HeaderName},
-    uri::Authority,
-};
+use http::{HeaderMap, Method, Request, Uri, Version, uri::Authority};
 
 use crate::{
     contract::error::{ActionError, Code},
-    http::routes::MatchedPath,
+    http::{
+        headers::{HOST, ORIGIN, SEC_FETCH_DEST, SEC_FETCH_MODE, SEC_FETCH_SITE},
+        routes::MatchedPath,
+    },
 };
-
-/// Where a request comes from, as its browser says (Fetch Metadata Request Headers, section 2.1).
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The host names that the server serves.
 #[derive(Clone, Debug)]
@@ -98,20 +94,16 @@ impl HostPolicy {
         own: Option<&HostPort>,
         secure: bool,
     ) -> Result<(), ActionError> {
-        let site = value(request.headers(), &SEC_FETCH_SITE);
-        let mut origins = request.headers().get_all(header::ORIGIN).iter();
-        let allowed = match (origins.next(), origins.next()) {
+        let site = SEC_FETCH_SITE.read(request.headers())?;
+        let origin = ORIGIN.read(request.headers())?;
+        let allowed = match origin {
             // The browser has compared them, and it knows the scheme in front of a proxy.
-            _ if site == Some("same-origin") => true,
-            (Some(origin), None) => {
-                let origin = origin.to_str().ok().and_then(origin_of);
-                origin.is_some_and(|(scheme, place)| {
-                    self.hosts.contains(&place.host)
-                        || (own == Some(&place) && (scheme == "https") == secure)
-                })
-            }
-            (Some(_), Some(_)) => false,
-            (None, _) => site != Some("cross-site") || is_top_level_navigation(request),
+            _ if site.as_deref() == Some("same-origin") => true,
+            Some(origin) => origin_of(&origin).is_some_and(|(scheme, place)| {
+                self.hosts.contains(&place.host)
+                    || (own == Some(&place) && (scheme == "https") == secure)
+            }),
+            None => site.as_deref() != Some("cross-site") || is_top_level_navigation(request)?,
         };
         if allowed {
             return Ok(());
@@ -124,14 +116,12 @@ impl HostPolicy {
 /// The one `Host` (RFC 9112, section 3.2); before HTTP/1.1 there may be none.
 fn host(headers: &HeaderMap, version: Version) -> Result<Option<Authority>, ActionError> {
     let wrong = |what| Err(ActionError::new(Code::InvalidRequest, what));
-    let mut all = headers.get_all(header::HOST).iter();
-    let host = match (all.next(), all.next()) {
-        (None, _) if version < Version::HTTP_11 => return Ok(None),
-        (None, _) => return wrong("the request has no Host"),
-        (Some(host), None) => Authority::try_from(host.as_bytes()).ok(),
-        (Some(_), Some(_)) => return wrong("the request has more than one Host"),
+    let host = match HOST.read(headers)? {
+        Some(host) => Authority::try_from(&*host).ok(),
+        None if version < Version::HTTP_11 => return Ok(None),
+        None => return wrong("the request has no Host"),
     };
-    match host.filter(|host| !host.host().is_empty() && !host.as_str().contains('@')) {
+    match host.filter(is_host_and_port) {
         Some(host) => Ok(Some(host)),
         None => wrong("the header Host is not a host name or address"),
     }
@@ -149,15 +139,26 @@ fn is_local_name(name: &str, local: IpAddr) -> bool {
 
 /// Whether a person followed a link, and not a frame, to here. The page with the link cannot read the
 /// response.
-fn is_top_level_navigation<B>(request: &Request<B>) -> bool {
-    let says = |name, expected| value(request.headers(), name) == Some(expected);
-    request.method() == Method::GET
-        && says("sec-fetch-mode", "navigate")
-        && says("sec-fetch-dest", "document")
+fn is_top_level_navigation<B>(request: &Request<B>) -> Result<bool, ActionError> {
+    let mode = SEC_FETCH_MODE.read(request.headers())?;
+    let destination = SEC_FETCH_DEST.read(request.headers())?;
+    Ok(request.method() == Method::GET
+        && mode.as_deref() == Some("navigate")
+        && destination.as_deref() == Some("document"))
 }
 
-fn value(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
+/// Whether it is what RFC 9112 (section 3.2) lets a `Host` be: a name or an address, and a port or none.
+fn is_host_and_port(authority: &Authority) -> bool {
+    let host = authority.host();
+    let Some(rest) = authority.as_str().strip_prefix(host) else { return false };
+    let is_port = |port: &str| {
+        let is_number = port.bytes().all(|it| it.is_ascii_digit());
+        is_number && (port.is_empty() || port.parse::<u16>().is_ok())
+    };
+    let is_address = |text: &str| text.parse::<Ipv6Addr>().is_ok();
+    let bracketed = host.strip_prefix('[').map(|host| host.strip_suffix(']'));
+    let is_name = bracketed.map_or(!host.is_empty(), |inner| inner.is_some_and(is_address));
+    is_name && (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
 }
 
 /// The scheme and the place of an `Origin`; none for `null`.
@@ -255,7 +256,20 @@ mod tests {
         let refused = Err(Code::InvalidRequest);
         assert_eq!(said(&[]), refused);
         assert_eq!(said(&[("host", "a"), ("host", "a")]), refused);
-        for wrong in ["", "a b", "jo@a", "a/b", ":80"] {
+        for wrong in [
+            "",
+            "a b",
+            "jo@a",
+            "a/b",
+            ":80",
+            "a:b",
+            "localhost:abc",
+            "localhost:65536",
+            "localhost:+1",
+            "[localhost]",
+            "[::1",
+            "[::1]x",
+        ] {
             assert_eq!(said(&[("host", wrong)]), refused, "{wrong:?}");
         }
         let old = Request::get(EXECUTE).version(Version::HTTP_10).body(()).expect("is a request");

@@ -43,6 +43,7 @@ pub(crate) const HEALTHY: &str = r#"{"status":"ok"}"#;
 
 const GET_HEAD: &[&str] = &["GET", "HEAD"];
 const POST: &[&str] = &["POST"];
+const POST_OPTIONS: &[&str] = &["POST", "OPTIONS"];
 
 /// Each path with its methods, its route and its purpose; `{...}` matches any one segment.
 pub(crate) static ROUTES: [Entry; 13] = [
@@ -50,7 +51,12 @@ pub(crate) static ROUTES: [Entry; 13] = [
     ("/readyz", GET_HEAD, Route::Ready, "whether an action could be carried out now"),
     ("/metrics", GET_HEAD, Route::Metrics, "metrics for Prometheus"),
     ("/api/v1/action/execute", POST, Route::Execute, "carry out a request"),
-    ("/", POST, Route::CloudEvent, "carry out the request of a CloudEvent"),
+    (
+        "/",
+        POST_OPTIONS,
+        Route::CloudEvent,
+        "carry out the request of a CloudEvent; OPTIONS: may a sender deliver events here?",
+    ),
     (
         "/api/v1/actions/{id}",
         GET_HEAD,
@@ -109,6 +115,15 @@ impl MatchedPath {
         })
     }
 
+    /// Whether a request with this method requires authentication, if that is on.
+    pub(crate) fn requires_authentication(self, method: &str) -> bool {
+        let is_private = matches!(
+            self.route(method),
+            Ok(Route::Execute | Route::CloudEvent | Route::Operation | Route::History)
+        );
+        is_private && method != "OPTIONS"
+    }
+
     /// The path in the metrics: one that is served, or `other`.
     pub(crate) fn name(self) -> &'static str {
         self.0.map_or("other", |(path, ..)| path)
@@ -152,7 +167,30 @@ mod tests {
         assert_eq!(route("POST", "/api/v1/action/execute"), Ok(Route::Execute));
         assert_eq!(route("GET", "/api/v1/action/execute"), Err(Code::MethodNotAllowed));
         assert_eq!(route("POST", "/api/v1/healthz"), Err(Code::MethodNotAllowed));
+        assert_eq!(route("OPTIONS", "/"), Ok(Route::CloudEvent));
         assert_eq!(MatchedPath::of("/readyz").allow().as_deref(), Some("GET, HEAD"));
+    }
+
+    #[test]
+    fn what_acts_or_reads_requests_requires_authentication() {
+        let required = |method, path| MatchedPath::of(path).requires_authentication(method);
+        for (method, path) in [
+            ("POST", "/api/v1/action/execute"),
+            ("POST", "/"),
+            ("GET", "/api/v1/actions/a"),
+            ("HEAD", "/api/v1/history"),
+        ] {
+            assert!(required(method, path), "{method} {path}");
+        }
+        for (method, path) in [
+            ("OPTIONS", "/"),
+            ("GET", "/readyz"),
+            ("GET", "/metrics"),
+            ("GET", "/api/v1/actions"),
+            ("GET", "/nowhere"),
+        ] {
+            assert!(!required(method, path), "{method} {path}");
+        }
     }
 
     #[test]

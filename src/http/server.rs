@@ -1,13 +1,15 @@
 //! The server: connections of clients, and each of their requests from its header to its response.
 //!
 //! Slow headers and bodies, long ones, ambiguous lengths and too many of them end here: `tls` has the
-//! certificates, `origin` the hosts that are served, `body` the limits of a body, and `concurrency` those of
-//! what is in progress. Only full requests reach the engine. A request that acts and has to wait becomes a
+//! certificates, `origin` the hosts that are served, `body` the limits of a body, `connections` what clients may
+//! hold, and `concurrency` the limits of what is in progress. Callers are authenticated before their body is read,
+//! and only full requests reach the engine. A request that acts and has to wait becomes a
 //! task of its own: whether its client stays or not, it is finished and logged.
 
 use std::{
     convert::Infallible,
     future::poll_fn,
+    io,
     net::{IpAddr, SocketAddr},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
@@ -18,16 +20,17 @@ use std::{
     time::Duration,
 };
 
+use chrono::Utc;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Body as _, Incoming},
-    header::HeaderValue,
+    header::{self, HeaderMap, HeaderName, HeaderValue},
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, copy, sink},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, sink},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
@@ -36,19 +39,22 @@ use tokio::{
 use tracing::{Instrument, Span, field::Empty};
 
 use crate::{
+    auth::Credentials,
     config::reload::Reloading,
     contract::error::{ActionError, Code},
-    executor::context::stopped,
+    executor::{context::stopped, reply::Reply},
     http::{
-        body::{REQUEST_ID, problem_response, read_body, request_id},
-        concurrency::{DEADLINE, GuardedBody, Lane, Limiter, Permit},
-        connections::Connections,
+        activity::{Activity, Phase},
+        body::{check_target, read_body, request_id},
+        concurrency::{CONNECTIONS_FULL, DEADLINE, GuardedBody, Lane, Limiter, Permit},
+        connections::{Admission, Connections},
         dispatch::{Service, handler_panicked},
         endpoints::respond_async::BackgroundTasks,
-        headers::response_deadline,
+        headers::{credentials, response_deadline},
         message::{Body, FullRequest, RequestInfo},
         origin::{ConnectionInfo, HostPolicy},
         routes::MatchedPath,
+        stream::{ClientStream, WriteTimeout},
         tiny::TinyHttp,
         tls::{PeerCertificates, Tls, peer_certificates},
     },
@@ -61,6 +67,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Maximum length of a header, in bytes (hyper answers 431 beyond it).
 const MAX_HEADER_BYTES: usize = 16 * 1024;
+
+/// What the request is called, in its response.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Maximum number of header lines.
 const MAX_HEADER_LINES: usize = 64;
@@ -76,6 +85,7 @@ const MAX_LINGER_BYTES: u64 = 1 << 20;
 
 /// The server's state, shared by all connections.
 pub(crate) struct Server {
+    service: Service,
     engine: Engine,
     limits: Limits,
     hosts: HostPolicy,
@@ -87,22 +97,9 @@ pub(crate) struct Server {
 /// What answers a request that has been read.
 pub(crate) enum Engine {
     /// The dispatcher, called in process.
-    Hyper(Service),
+    Hyper,
     /// The same dispatcher, called from a handler of tiny_http.
     TinyHttp(TinyHttp),
-}
-
-impl Engine {
-    async fn dispatch(
-        &self,
-        request: FullRequest,
-        info: RequestInfo,
-    ) -> Result<Response<Body>, ActionError> {
-        match self {
-            Engine::Hyper(service) => Ok(service.dispatch(request, info).await),
-            Engine::TinyHttp(tiny_http) => Box::pin(tiny_http.exchange(request, info)).await,
-        }
-    }
 }
 
 /// How much the server does at once.
@@ -121,23 +118,27 @@ struct Connection {
     peer: IpAddr,
     info: ConnectionInfo,
     certificates: PeerCertificates,
-    /// Whether its last request was answered before its body was read.
-    body_unread: AtomicBool,
+    admission: Admission,
+    activity: Arc<Activity>,
+    /// Whether the client may still be sending what is not read.
+    lingers: AtomicBool,
 }
 
 /// A response, and the permit that it holds if it is a stream.
 type Answered = (Response<Body>, Option<Arc<Permit>>);
 
 impl Server {
-    /// A server that answers by this engine, within these limits, for these hosts.
+    /// A server that answers with this service and engine, within these limits, for these hosts.
     pub(crate) fn new(
+        service: Service,
         engine: Engine,
         limits: Limits,
         hosts: HostPolicy,
         tls: Option<Arc<Reloading<Tls>>>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        Arc::new(Server { engine, limits, hosts, tls, metrics, next_id: AtomicU64::new(0) })
+        let next_id = AtomicU64::new(0);
+        Arc::new(Server { service, engine, limits, hosts, tls, metrics, next_id })
     }
 
     /// Serves until the shutdown begins, then until nothing is in progress or `grace` is over.
@@ -183,16 +184,20 @@ impl Server {
         stopping: &watch::Receiver<bool>,
         tasks: &mut JoinSet<()>,
     ) {
-        if !self.limits.connections.evict_if_full() {
+        let connections = &self.limits.connections;
+        let Some(admission) = connections.make_room(peer.ip()) else {
             self.metrics.connection_refused();
             tracing::warn!(
-                "connection refused: the limit is reached and no open connection is idle"
+                %peer,
+                "connection refused: the limit is reached, and all of them are being served"
             );
             return;
-        }
+        };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let connection = self.clone().accept(id, stream, peer.ip(), stopping.clone());
-        self.limits.connections.admit(id, tasks.spawn(connection));
+        let activity = connections.activity();
+        let admitted = Admitted { id, peer: peer.ip(), admission, activity: activity.clone() };
+        let task = tasks.spawn(self.clone().accept(admitted, stream, stopping.clone()));
+        connections.admit(id, peer.ip(), admission, activity, task);
     }
 
     /// Returns when every connection has ended, and so has all work that outlives its connection.
@@ -204,11 +209,11 @@ impl Server {
 
     async fn accept(
         self: Arc<Self>,
-        id: u64,
+        admitted: Admitted,
         stream: TcpStream,
-        peer: IpAddr,
         mut stopping: watch::Receiver<bool>,
     ) {
+        let Admitted { id, peer, admission, activity } = admitted;
         let _guard = ConnectionGuard(self.clone(), id);
         let _connected = self.metrics.connected();
         // A response is small and written at once: there is nothing to collect before sending.
@@ -221,8 +226,11 @@ impl Server {
             peer,
             info,
             certificates,
-            body_unread: AtomicBool::new(false),
+            admission,
+            activity,
+            lingers: AtomicBool::new(false),
         };
+        let stream = WriteTimeout::new(stream);
         let Some(tls) = self.tls.as_ref().map(|tls| tls.current()) else {
             return self.serve_connection(connection(Vec::new()), stream, stopping).await;
         };
@@ -251,9 +259,13 @@ impl Server {
         mut stopping: watch::Receiver<bool>,
     ) {
         let connection = Arc::new(connection);
-        // hyper has room for this future in each connection, and most connections are idle.
-        let service =
-            service_fn(|request| Box::pin(self.clone().answer(connection.clone(), request)));
+        let stream = ClientStream::new(stream, connection.activity.clone());
+        let service = service_fn(|request| {
+            // hyper looks for more from the client before it polls the future.
+            connection.activity.enter(Phase::Reading);
+            // hyper has room for this future in each connection, and most connections are idle.
+            Box::pin(self.clone().answer(connection.clone(), request))
+        });
         let mut exchange = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
@@ -271,12 +283,44 @@ impl Server {
         if let Err(error) = &ended {
             tracing::debug!(%error, "a connection ended early");
         }
-        let body_unread = connection.body_unread.load(Ordering::Relaxed);
-        if body_unread || ended.is_err_and(|error| error.is_parse()) {
-            let stream = exchange.into_parts().io.into_inner();
+        let (mut stream, is_malformed) = exchange.into_parts().io.into_inner().into_parts();
+        if is_malformed {
+            let is_too_large = ended.is_err_and(|error| error.is_parse_too_large());
+            let refused = self.refuse_malformed(&mut stream, connection.peer, is_too_large);
+            if Box::pin(refused).await.is_err() {
+                return;
+            }
+        }
+        if is_malformed || connection.lingers.load(Ordering::Relaxed) {
             // Few connections need this memory, so it is not part of each one's task.
             Box::pin(linger(stream)).await;
         }
+    }
+
+    /// Answers what is no request that hyper can read, and ends the response.
+    async fn refuse_malformed(
+        &self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        peer: IpAddr,
+        is_too_large: bool,
+    ) -> io::Result<()> {
+        let error = if is_too_large {
+            let detail = format!(
+                "the request's header is longer than {MAX_HEADER_BYTES} bytes or {MAX_HEADER_LINES} lines"
+            );
+            ActionError::new(Code::HeaderTooLarge, detail)
+        } else {
+            ActionError::new(Code::InvalidRequest, "the request is not valid HTTP/1.1")
+        };
+        self.metrics.problem(&error);
+        self.metrics.http(MatchedPath::of("").name(), error.code.http_status());
+        let request_id = request_id(&HeaderMap::new());
+        let id = request_id.to_str().unwrap_or_default();
+        tracing::info!(%peer, status = error.code.http_status(), request_id = id, "malformed HTTP refused");
+        let mut response = Response::<Body>::from(Reply::from(error));
+        response.headers_mut().insert(REQUEST_ID, request_id);
+        stream.write_all(&written(response)).await?;
+        stream.shutdown().await
     }
 
     /// Answers one request: its span, its metrics, its line in the log.
@@ -284,71 +328,128 @@ impl Server {
         self: Arc<Self>,
         connection: Arc<Connection>,
         request: Request<Incoming>,
-    ) -> Result<Response<GuardedBody<(Arc<Permit>, RequestGuard)>>, Infallible> {
+    ) -> Result<Response<GuardedBody<(Option<Arc<Permit>>, RequestGuard)>>, Infallible> {
         let began = Instant::now();
         let _in_flight = self.metrics.in_flight();
-        let mut guard = RequestGuard::new(&self, connection.id);
+        let mut guard = RequestGuard::new(&self, &connection);
+        // hyper 1.12 may take what follows a chunked body for a part of it, or the other way round.
+        let closes = request.headers().contains_key(header::TRANSFER_ENCODING)
+            || connection.admission == Admission::HealthChecks;
+        connection.lingers.store(closes || !request.body().is_end_stream(), Ordering::Relaxed);
         let request_id = request_id(request.headers());
         let (method, target) = (request.method().clone(), request.uri().clone());
         let path = MatchedPath::of(target.path());
         let span = span(&method, path, &request_id);
         traces::extract(&span, request.headers());
-        let info = RequestInfo {
-            peer: Some(connection.peer),
-            span: span.clone(),
-            ..RequestInfo::new(request_id.clone(), path, None)
-        };
+        let info =
+            RequestInfo { span: span.clone(), ..RequestInfo::new(request_id.clone(), path, None) };
         let forwarded = self.forward(&connection, request, info);
         let (mut response, permit) = match forwarded.instrument(span.clone()).await {
             Ok(answer) => answer,
             Err(error) => {
                 self.metrics.problem(&error);
-                (problem_response(error), None)
+                (Reply::from(error).into(), None)
             }
         };
+        // A body that the client still sends is not read.
+        if closes || connection.lingers.load(Ordering::Relaxed) {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        if let Body::Full(_) = response.body() {
+            connection.activity.enter(Phase::Answering);
+        }
+        connection.activity.hold_response(response.body().own_bytes());
+        self.limits.connections.relieve(connection.id);
         guard.answered = true;
         self.metrics.http(path.name(), response.status().as_u16());
         log(&span, &method, target.path(), response.status(), &request_id, began);
         response.headers_mut().insert(REQUEST_ID, request_id);
         // A stream holds its permit until it ends.
-        Ok(response.map(|body| GuardedBody::new(body, permit.map(|permit| (permit, guard)))))
+        Ok(response.map(|body| GuardedBody::new(body, (permit, guard))))
     }
 
-    /// Reads the request, takes a permit for it and has it dispatched.
+    /// Authenticates the caller, reads the request, takes a permit for it and has it dispatched.
     async fn forward(
         self: &Arc<Self>,
         connection: &Connection,
         request: Request<Incoming>,
         info: RequestInfo,
     ) -> Result<Answered, ActionError> {
-        connection.body_unread.store(!request.body().is_end_stream(), Ordering::Relaxed);
         self.hosts.check(&request, info.path, connection.info)?;
+        check_target(request.uri())?;
+        let is_health_check = info.path.is_health_check(request.method().as_str());
+        if connection.admission == Admission::HealthChecks && !is_health_check {
+            self.metrics.rejected_requests(CONNECTIONS_FULL).inc();
+            let detail = "too many connections are open, or too many from this address";
+            return Err(ActionError::new(Code::Overloaded, detail)
+                .with_retry_after(Some(Duration::from_secs(1))));
+        }
         let deadline = response_deadline(request.headers())?;
+        let late = || deadline_exceeded(true, &self.metrics);
+        let credentials = self.credentials(connection, request.headers());
+        let authenticated = self.service.authenticate(request.method(), info.path, credentials);
+        let caller = within(deadline, authenticated, late).await?;
+        if caller.is_some() {
+            connection.activity.authenticated();
+        }
+        let request = read_body(request, |bytes| {
+            connection.activity.hold_body(bytes);
+            self.limits.connections.relieve(connection.id)
+        });
+        let request = request.await?;
+        connection.activity.enter(Phase::Serving);
+        let is_chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+        connection.lingers.store(is_chunked, Ordering::Relaxed);
+        let lane = Lane::of(request.method());
+        // Health checks are cheap, and answered whatever else is in progress.
+        let permit = match is_health_check {
+            true => None,
+            false => Some(self.limits.concurrency.acquire(lane, deadline).await?),
+        };
+        let span = info.span.clone();
+        let info = RequestInfo { caller, deadline, permit: permit.clone(), ..info };
+        let server = self.clone();
+        let held = permit.clone();
+        let work = async move {
+            let response = server.dispatch(request, info).await?;
+            match (response.body(), held) {
+                (Body::Stream(_), Some(permit)) => {
+                    permit.become_stream().map(|()| (response, Some(permit)))
+                }
+                _ => Ok((response, None)),
+            }
+        };
+        let late = || {
+            let changes_nothing = permit.as_ref().is_none_or(|permit| permit.changes_nothing());
+            deadline_exceeded(changes_nothing, &self.metrics)
+        };
+        if lane != Lane::Actions {
+            return within(deadline, work, late).await;
+        }
+        within(deadline, finish(work.instrument(span)), late).await
+    }
+
+    async fn dispatch(
+        &self,
+        request: FullRequest,
+        info: RequestInfo,
+    ) -> Result<Response<Body>, ActionError> {
+        match &self.engine {
+            Engine::Hyper => Ok(self.service.dispatch(request, info).await),
+            Engine::TinyHttp(tiny_http) => Box::pin(tiny_http.exchange(request, info)).await,
+        }
+    }
+
+    /// What proves who sends a request with this header on this connection.
+    fn credentials(&self, connection: &Connection, headers: &HeaderMap) -> Credentials {
         let certificate = match &self.tls {
             Some(tls) if !connection.certificates.is_empty() => {
                 tls.current().subject(&connection.certificates)
             }
             _ => None,
         };
-        let request = read_body(request).await?;
-        connection.body_unread.store(false, Ordering::Relaxed);
-        let lane = Lane::of(request.method());
-        let permit = self.limits.concurrency.acquire(lane, deadline).await?;
-        let span = info.span.clone();
-        let info = RequestInfo { certificate, deadline, permit: Some(permit.clone()), ..info };
-        let server = self.clone();
-        let work = async move {
-            let response = server.engine.dispatch(request, info).await?;
-            match response.body() {
-                Body::Full(_) => Ok((response, None)),
-                Body::Stream(_) => permit.become_stream().map(|()| (response, Some(permit))),
-            }
-        };
-        if lane != Lane::Actions {
-            return within(deadline, work, || deadline_exceeded(lane, &self.metrics)).await;
-        }
-        let done = finish(work.instrument(span));
-        within(deadline, done, || deadline_exceeded(lane, &self.metrics)).await
+        Credentials { certificate, peer: Some(connection.peer), ..credentials(headers) }
     }
 }
 
@@ -382,9 +483,9 @@ async fn within<T>(
 }
 
 /// The client's time is over before the response. An action that has begun is not interrupted.
-fn deadline_exceeded(lane: Lane, metrics: &Metrics) -> ActionError {
+fn deadline_exceeded(changes_nothing: bool, metrics: &Metrics) -> ActionError {
     metrics.rejected_requests(DEADLINE).inc();
-    if lane != Lane::Actions {
+    if changes_nothing {
         let detail = "no response within the timeout in the request's header";
         return ActionError::new(Code::Overloaded, detail);
     }
@@ -393,23 +494,34 @@ fn deadline_exceeded(lane: Lane, metrics: &Metrics) -> ActionError {
         .with_hint("resend the same request with the same id to get its answer")
 }
 
-/// A request is being served, or its stream sent; then its connection is idle until the next one.
+/// A connection that has been admitted.
+struct Admitted {
+    id: u64,
+    peer: IpAddr,
+    admission: Admission,
+    activity: Arc<Activity>,
+}
+
+/// A request whose response is not complete.
 pub(crate) struct RequestGuard {
     server: Arc<Server>,
-    connection: u64,
+    activity: Arc<Activity>,
     answered: bool,
 }
 
 impl RequestGuard {
-    fn new(server: &Arc<Server>, connection: u64) -> Self {
-        server.limits.connections.serving(connection);
-        RequestGuard { server: server.clone(), connection, answered: false }
+    fn new(server: &Arc<Server>, connection: &Connection) -> Self {
+        RequestGuard {
+            server: server.clone(),
+            activity: connection.activity.clone(),
+            answered: false,
+        }
     }
 }
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.server.limits.connections.idle(self.connection);
+        self.activity.enter(Phase::Sending);
         if !self.answered {
             self.server.metrics.client_disconnects();
         }
@@ -436,6 +548,22 @@ async fn accept_grace(stopping: &mut watch::Receiver<bool>) {
 async fn linger(stream: impl AsyncRead + Unpin) {
     let mut rest = stream.take(MAX_LINGER_BYTES);
     let _ = timeout(LINGER_TIMEOUT, copy(&mut rest, &mut sink())).await;
+}
+
+/// A response with all of its body as it is sent (RFC 9112), the last one of its connection.
+fn written(response: Response<Body>) -> Vec<u8> {
+    let (head, body) = response.into_parts();
+    let Body::Full(body) = body else { return Vec::new() };
+    let date = Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
+    let (status, length) = (head.status, body.len());
+    let mut text = format!(
+        "HTTP/1.1 {status}\r\nDate: {date}\r\nConnection: close\r\nContent-Length: {length}\r\n"
+    )
+    .into_bytes();
+    for (name, value) in &head.headers {
+        text.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    [&text[..], b"\r\n", &body].concat()
 }
 
 /// The span of a request, named as OpenTelemetry's conventions for HTTP servers have it.

@@ -27,7 +27,7 @@ use hyper::{
     Method, Request, Response, Uri,
     body::{Bytes, Incoming},
     client::conn::http1::{self, SendRequest},
-    header::{self, HeaderName, HeaderValue},
+    header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -49,7 +49,7 @@ use crate::{
 };
 
 /// Holds the number of a request's [`RequestInfo`], and nothing on a connection's first request.
-const NUMBER: HeaderName = HeaderName::from_static("x-request-number");
+const NUMBER: &str = "x-request-number";
 
 /// Threads of the handler; they only read requests and hand them to the runtime.
 const THREADS: usize = 2;
@@ -77,7 +77,9 @@ const FOLDER_ATTEMPTS: usize = 8;
 const CONNECTION_HEADERS: [HeaderName; 5] =
     [header::HOST, header::CONNECTION, header::TRANSFER_ENCODING, header::DATE, header::SERVER];
 
-type Table = Arc<Mutex<HashMap<u128, RequestInfo>>>;
+/// The header as the client sent it, which tiny_http could hold only in part, and what is known besides.
+type Known = (HeaderMap, RequestInfo);
+type Table = Arc<Mutex<HashMap<u128, Known>>>;
 type Sender = SendRequest<Full<Bytes>>;
 
 /// The server's end of the socket.
@@ -137,8 +139,9 @@ impl TinyHttp {
         info: RequestInfo,
     ) -> Result<Response<Body>, ActionError> {
         let is_head = request.method() == Method::HEAD;
-        let entry = Entry::new(&self.table, &self.random, info)?;
-        let request = forwarded(request, entry.number);
+        let (head, body) = request.into_parts();
+        let entry = Entry::new(&self.table, &self.random, (head.headers, info))?;
+        let request = forwarded(head.method, &head.uri, body, entry.number);
         let mut sender = match self.idle_connection().await {
             Some(sender) => sender,
             None => self.connect().await?,
@@ -246,16 +249,12 @@ struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    fn new(
-        table: &'a Table,
-        random: &SystemRandom,
-        info: RequestInfo,
-    ) -> Result<Self, ActionError> {
+    fn new(table: &'a Table, random: &SystemRandom, known: Known) -> Result<Self, ActionError> {
         let mut bytes = [0; 16];
         let no_random = |_| ActionError::new(Code::Internal, "the system has no random numbers");
         random.fill(&mut bytes).map_err(no_random)?;
         let number = u128::from_ne_bytes(bytes);
-        lock(table).insert(number, info);
+        lock(table).insert(number, known);
         Ok(Entry { table, number })
     }
 }
@@ -266,25 +265,15 @@ impl Drop for Entry<'_> {
     }
 }
 
-/// The request as it crosses the socket: its path, and the headers that tiny_http can read, which are ASCII.
-fn forwarded(request: FullRequest, number: u128) -> Request<Full<Bytes>> {
-    let (head, body) = request.into_parts();
+/// The request as it crosses the socket: its method, its path, its body, and the number of the rest.
+fn forwarded(method: Method, uri: &Uri, body: Bytes, number: u128) -> Request<Full<Bytes>> {
     let mut forwarded = Request::new(Full::new(body));
-    *forwarded.method_mut() = head.method;
-    let path = head.uri.path_and_query().cloned();
-    *forwarded.uri_mut() = path.map(Uri::from).unwrap_or_default();
+    *forwarded.method_mut() = method;
+    *forwarded.uri_mut() = uri.path_and_query().cloned().map(Uri::from).unwrap_or_default();
     let headers = forwarded.headers_mut();
-    *headers = head.headers;
-    let unreadable = |value: &HeaderValue| value.to_str().is_err();
-    let unreadable: Vec<_> =
-        headers.iter().filter(|(_, it)| unreadable(it)).map(|(name, _)| name.clone()).collect();
-    for name in CONNECTION_HEADERS.iter().chain([&header::EXPECT, &header::CONTENT_LENGTH]) {
-        headers.remove(name);
-    }
-    unreadable.iter().for_each(|name| drop(headers.remove(name)));
     headers.insert(header::HOST, HeaderValue::from_static("tiny-http"));
     if let Ok(number) = HeaderValue::try_from(format!("{number:032x}")) {
-        headers.insert(NUMBER, number);
+        headers.insert(HeaderName::from_static(NUMBER), number);
     }
     forwarded
 }
@@ -310,19 +299,19 @@ fn parts(mut body: Incoming) -> Body {
 
 /// Handles one request on a thread of tiny_http.
 fn handle(mut request: tiny_http::Request, service: &Service, table: &Table, runtime: &Handle) {
-    let read = match read(&mut request) {
+    let number = number(&request);
+    let mut read = match read(&mut request) {
         Ok(read) => read,
         Err(error) => {
             let error = ActionError::new(Code::Internal, format!("tiny_http: {error}"));
             return log_send_error(send(request, Reply::from(error).into()));
         }
     };
-    let number = read.headers().get(NUMBER).and_then(|number| number.to_str().ok());
-    let number = number.and_then(|number| u128::from_str_radix(number, 16).ok());
-    let Some(info) = number.and_then(|number| lock(table).remove(&number)) else {
+    let Some((headers, info)) = number.and_then(|number| lock(table).remove(&number)) else {
         // A connection proves itself.
         return log_send_error(send(request, Response::new(Body::Full(Bytes::new()))));
     };
+    *read.headers_mut() = headers;
     let service = service.clone();
     runtime.spawn(async move {
         let work = tokio::spawn(async move { service.dispatch(read, info).await });
@@ -338,20 +327,16 @@ fn handle(mut request: tiny_http::Request, service: &Service, table: &Table, run
     });
 }
 
-/// The request in the types of the dispatcher.
+fn number(request: &tiny_http::Request) -> Option<u128> {
+    let header = request.headers().iter().find(|it| it.field.equiv(NUMBER))?;
+    u128::from_str_radix(header.value.as_str(), 16).ok()
+}
+
+/// The request in the types of the dispatcher, without its header.
 fn read(request: &mut tiny_http::Request) -> io::Result<FullRequest> {
     let mut body = Vec::new();
     request.as_reader().read_to_end(&mut body)?;
-    let mut read = Request::builder().method(request.method().as_str()).uri(request.url());
-    if let Some(headers) = read.headers_mut() {
-        for header in request.headers() {
-            let name = HeaderName::from_bytes(header.field.as_str().as_bytes());
-            let value = HeaderValue::from_bytes(header.value.as_bytes());
-            if let (Ok(name), Ok(value)) = (name, value) {
-                headers.append(name, value);
-            }
-        }
-    }
+    let read = Request::builder().method(request.method().as_str()).uri(request.url());
     read.body(body.into()).map_err(io::Error::other)
 }
 
@@ -558,17 +543,16 @@ mod tests {
     }
 
     #[test]
-    fn a_request_crosses_with_its_path_and_without_what_a_client_says_of_the_server() {
-        let request = Request::post("http://localhost/api/v1/action/execute?x")
-            .header("host", "localhost")
-            .header("x-request-number", "1")
-            .header("x-note", HeaderValue::from_bytes(b"\xff").expect("is a value"))
-            .header("accept", "application/json");
-        let request = forwarded(request.body(Bytes::new()).expect("is a request"), 7);
-        assert_eq!(request.uri(), "/api/v1/action/execute?x");
+    fn a_request_crosses_with_its_path_and_none_of_its_header() {
+        let uri = "http://localhost/api/v1/action/execute?x".parse().expect("is a target");
+        let request = forwarded(Method::POST, &uri, Bytes::from_static(b"{}"), 7);
+        assert_eq!(
+            (request.method(), request.uri().to_string()),
+            (&Method::POST, "/api/v1/action/execute?x".to_owned())
+        );
         let mut names: Vec<_> = request.headers().keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["accept", "host", "x-request-number"]);
+        assert_eq!(names, ["host", "x-request-number"]);
         assert_eq!(request.headers()[NUMBER], format!("{:032x}", 7));
     }
 
@@ -576,9 +560,10 @@ mod tests {
     fn what_is_known_of_a_request_is_taken_out_once_and_never_stays() {
         let (table, random) = (Table::default(), SystemRandom::new());
         let path = MatchedPath::of("/readyz");
-        let info = || RequestInfo::new(HeaderValue::from_static("r1"), path, None);
+        let info =
+            || (HeaderMap::new(), RequestInfo::new(HeaderValue::from_static("r1"), path, None));
         let entry = Entry::new(&table, &random, info()).expect("is made");
-        assert_eq!(lock(&table).remove(&entry.number).expect("is there").request_id, "r1");
+        assert_eq!(lock(&table).remove(&entry.number).expect("is there").1.request_id, "r1");
         assert!(lock(&table).remove(&entry.number).is_none());
         drop(Entry::new(&table, &random, info()).expect("is made"));
         assert!(lock(&table).is_empty());

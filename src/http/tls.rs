@@ -12,11 +12,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
-        RootCertStore, ServerConfig,
+        RootCertStore, ServerConfig, ServerConnection,
         crypto::ring,
         pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
         server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
@@ -36,6 +39,9 @@ use crate::{
 
 /// Maximum time from a connection to the end of the handshake: a few round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Maximum length of what is encrypted and not yet written, in bytes: that of one record.
+const MAX_BUFFERED_BYTES: usize = 16 * 1024;
 
 /// What TLS is served with.
 pub(crate) struct Tls {
@@ -100,8 +106,14 @@ impl Tls {
     ///
     /// # Errors
     /// Why there is no agreement, or that it takes too long.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, String> {
-        let handshake = TlsAcceptor::from(self.server.clone()).accept(stream);
+    pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+    ) -> Result<TlsStream<S>, String> {
+        let limited = |connection: &mut ServerConnection| {
+            connection.set_buffer_limit(Some(MAX_BUFFERED_BYTES));
+        };
+        let handshake = TlsAcceptor::from(self.server.clone()).accept_with(stream, limited);
         match timeout(HANDSHAKE_TIMEOUT, handshake).await {
             Ok(agreed) => agreed.map_err(|error| error.to_string()),
             Err(_) => {
@@ -128,7 +140,7 @@ impl Tls {
 }
 
 /// The certificates that a client has presented.
-pub(crate) fn peer_certificates(stream: &TlsStream<TcpStream>) -> PeerCertificates {
+pub(crate) fn peer_certificates<S>(stream: &TlsStream<S>) -> PeerCertificates {
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     certificates.iter().map(|it| it.clone().into_owned()).collect()
 }

@@ -8,32 +8,36 @@ use lambda_http::{
 };
 
 use crate::{
+    auth::Credentials,
     contract::error::ActionError,
     http::{
-        body::request_id,
-        headers::response_deadline,
+        body::{check_target, request_id},
+        headers::{credentials, response_deadline},
         message,
         message::{FullRequest, RequestInfo},
         routes::MatchedPath,
     },
 };
 
-/// The request for the dispatcher: under the path that the client sees behind the stage, with the caller
-/// that the platform has authenticated.
+/// The request for the dispatcher, under the path that the client sees behind the stage, and what proves who
+/// sends it, with the caller that the platform has authenticated.
 ///
 /// # Errors
-/// The client's timeout is not a number.
-pub(crate) fn from_lambda(request: Request) -> Result<(FullRequest, RequestInfo), ActionError> {
+/// The target is not a path in ASCII, or the client's timeout is not a number.
+pub(crate) fn from_lambda(
+    request: Request,
+) -> Result<(FullRequest, RequestInfo, Credentials), ActionError> {
     let context = request.request_context_ref();
     let path = without_stage(request.raw_http_path(), context);
     let target = match request.uri().query() {
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
     };
-    let platform_identity = context.and_then(platform_identity);
+    let recognised = context.and_then(platform_identity);
     let (mut head, body) = request.into_parts();
     // What is not a path is served nowhere.
     head.uri = target.parse().unwrap_or_default();
+    check_target(&head.uri)?;
     let deadline = response_deadline(&head.headers)?;
     let path = MatchedPath::of(head.uri.path());
     let info = RequestInfo::new(request_id(&head.headers), path, deadline);
@@ -42,7 +46,8 @@ pub(crate) fn from_lambda(request: Request) -> Result<(FullRequest, RequestInfo)
         Body::Binary(bytes) => bytes.into(),
         _ => Bytes::new(),
     };
-    Ok((http::Request::from_parts(head, body), RequestInfo { platform_identity, ..info }))
+    let credentials = Credentials { recognised, ..credentials(&head.headers) };
+    Ok((http::Request::from_parts(head, body), info, credentials))
 }
 
 /// The path without the stage, which an HTTP API puts before it unless it is the default one.
@@ -88,8 +93,7 @@ mod tests {
             .header("x-request-number", "1")
             .header("x-request-id", "a\"b");
         let request = request.body(Body::Empty).expect("is a request");
-        let (request, info) = from_lambda(request).expect("is right");
-        let credentials = info.credentials(request.headers());
+        let (_, info, credentials) = from_lambda(request).expect("is right");
         assert_eq!(credentials, Default::default());
         assert_eq!(info.request_id.len(), 36);
         let request = http::Request::get("/readyz").header("request-timeout", "soon");

@@ -25,7 +25,7 @@ use tokio::{
 
 use crate::{
     actions::request::IdempotencyKey,
-    auth::Authenticator,
+    auth::{Authenticator, Credentials},
     config::{Settings, reload::Reloading},
     contract::error::{ActionError, Code},
     executor::{context::Context, incoming::IncomingRequest, reply::Reply},
@@ -195,7 +195,9 @@ impl Function {
 
     async fn http(&self, request: Request, left: Option<Duration>) -> Response<Body> {
         let response = match http::from_lambda(request) {
-            Ok((request, info)) => self.dispatch(request, info, left).await,
+            Ok((request, info, credentials)) => {
+                self.dispatch(request, info, credentials, left).await
+            }
             Err(error) => Err(error),
         };
         http::to_lambda(response.unwrap_or_else(|error| Reply::from(error).into()))
@@ -205,6 +207,7 @@ impl Function {
         &self,
         request: FullRequest,
         info: RequestInfo,
+        credentials: Credentials,
         left: Option<Duration>,
     ) -> Result<Response<message::Body>, ActionError> {
         let route = info.path.route(request.method().as_str());
@@ -219,7 +222,8 @@ impl Function {
             Some(left) => service.with_deadline(left),
             None => service,
         };
-        Ok(service.dispatch(request, info).await)
+        let caller = service.authenticate(request.method(), info.path, credentials).await?;
+        Ok(service.dispatch(request, RequestInfo { caller, ..info }).await)
     }
 }
 

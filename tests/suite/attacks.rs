@@ -61,6 +61,13 @@ attacks! {
     malformed_http_is_rejected,
     a_thousand_slow_clients_do_not_delay_others,
     slow_clients_are_disconnected,
+    a_trailer_section_never_hides_a_request,
+    a_half_closed_client_is_answered,
+    malformed_http_gets_a_problem_document,
+    a_target_that_is_not_percent_encoded_is_rejected,
+    a_client_that_reads_nothing_does_not_delay_a_shutdown,
+    a_wrong_key_is_refused_before_the_body_is_read,
+    slow_bodies_lock_nobody_out,
     ten_thousand_idle_connections_do_not_block_others,
 }
 
@@ -247,6 +254,155 @@ fn malformed_http_is_rejected(over: Over) {
         let _ = stream.read_to_end(&mut answer);
         let answer = String::from_utf8_lossy(&answer);
         assert!(!answer.starts_with("HTTP/1.1 2"), "{junk:?}: {answer}");
+    }
+    assert_unaffected(&mut server);
+}
+
+/// Each of these ends the trailer section of a chunked body, and hyper 1.12 reads on.
+fn a_trailer_section_never_hides_a_request(over: Over) {
+    let mut server = server(over);
+    let hidden = r#"{"type":"restart_k8s","parameters":{"deployment":"web"},"id":"hidden"}"#;
+    let inner = execute_request(hidden.as_bytes(), "");
+    for end in
+        ["0\r\n\n", "0\r\nX: y\n\n", "0\r\nX: y\r\n\n", "0\r\nX: y\n\r\n", "0\r\nX: y\r\n\r\n"]
+    {
+        let mut bytes = b"POST /api/v1/action/execute HTTP/1.1\r\nHost: localhost\r\n\
+            Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+            .to_vec();
+        bytes.extend(format!("{:x}\r\n", REQUEST.len()).as_bytes());
+        bytes.extend([REQUEST, b"\r\n", end.as_bytes()].concat());
+        // The request that may be swallowed, and one whose body would then be the next request.
+        bytes.extend(b"GET /api/v1/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        bytes.extend(execute_request(&inner, ""));
+        bytes.extend(&inner);
+        let mut stream = server.open();
+        stream.write_all(&bytes).expect("is sent");
+        let mut answers = Vec::new();
+        let _ = stream.read_to_end(&mut answers);
+        let answers = String::from_utf8_lossy(&answers);
+        assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{end:?}: {answers}");
+        assert!(answers.starts_with("HTTP/1.1 400 "), "{end:?}: {answers}");
+    }
+    assert!(!server.log().contains("hidden"), "{}", server.log());
+    assert_unaffected(&mut server);
+}
+
+/// `nc -N` and `socat` close their sending side with the request, and wait for the response.
+fn a_half_closed_client_is_answered(over: Over) {
+    let mut server = server(over);
+    let execute = execute_request(REQUEST, "");
+    let get = b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let two = [&get[..], &execute].concat();
+    for (bytes, responses) in [(&execute[..], 1), (get, 1), (&two, 2)] {
+        for _ in 0..20 {
+            let mut stream = server.open();
+            stream.write_all(bytes).expect("is sent");
+            stream.end();
+            let mut answers = Vec::new();
+            stream.read_to_end(&mut answers).expect("is closed in order");
+            let answers = String::from_utf8_lossy(&answers);
+            assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), responses, "{answers}");
+        }
+    }
+    let incomplete = &execute[..execute.len() - 1];
+    let mut stream = server.open();
+    stream.write_all(incomplete).expect("is sent");
+    stream.end();
+    let mut answers = Vec::new();
+    let _ = stream.read_to_end(&mut answers);
+    assert!(!answers.starts_with(b"HTTP/1.1 200"));
+    assert_unaffected(&mut server);
+}
+
+fn malformed_http_gets_a_problem_document(over: Over) {
+    let mut server = server(over);
+    let long = [b"GET / HTTP/1.1\r\nX: ".as_slice(), &[b'a'; 20_000]].concat();
+    let many = [b"GET / HTTP/1.1\r\n".as_slice(), &b"X: y\r\n".repeat(65), b"\r\n"].concat();
+    let after = [b"GET /api/v1/healthz HTTP/1.1\r\nHost: a\r\n\r\n".as_slice(), b"GET\r\n\r\n"];
+    for (sent, status, code) in [
+        (b"GET\r\n\r\n".to_vec(), 400, "invalid_request"),
+        (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n".to_vec(), 400, "invalid_request"),
+        (with_length("Content-Length: -1\r\n"), 400, "invalid_request"),
+        (long, 431, "header_too_large"),
+        (many, 431, "header_too_large"),
+    ] {
+        let reply = server.raw(&sent);
+        assert_eq!((reply.status, reply.json()["code"].as_str()), (status, Some(code)));
+        assert_eq!(reply.header("content-type"), Some("application/problem+json"));
+        assert_eq!(reply.header("connection"), Some("close"));
+        assert_eq!(reply.header("x-request-id").map(str::len), Some(36), "{reply:?}");
+        assert!(reply.header("date").is_some(), "{reply:?}");
+    }
+    // Behind an answered request it is the same.
+    let mut stream = BufReader::new(server.open());
+    let first = Reply::exchange(&mut stream, after[0]);
+    assert!(matches!(first.status, 200 | 421), "{first:?}");
+    assert_eq!(Reply::exchange(&mut stream, after[1]).json()["code"], "invalid_request");
+    let metrics = String::from_utf8(server.get("/metrics").body).expect("is text");
+    assert!(metrics.contains(r#"problems_total{code="header_too_large"} 2"#), "{metrics}");
+    assert_unaffected(&mut server);
+}
+
+fn a_target_that_is_not_percent_encoded_is_rejected(over: Over) {
+    let mut server = server(over);
+    for target in ["GET /caf\u{e9}", "POST /?\u{e9}", "GET /api/v1/actions/a?namespace=\u{e9}"] {
+        let request = format!("{target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
+        let reply = server.raw(request.as_bytes());
+        assert_eq!((reply.status, &reply.json()["code"]), (400, &"invalid_request".into()));
+    }
+    assert_unaffected(&mut server);
+}
+
+fn a_client_that_reads_nothing_does_not_delay_a_shutdown(over: Over) {
+    let server = server(over);
+    let mut stream = server.open();
+    // More than the buffers of both sides hold.
+    let request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100);
+    stream.write_all(&request).expect("is sent");
+    // The first response is on its way.
+    let mut first = [0; 1];
+    stream.read_exact(&mut first).expect("is answered");
+    let began = Instant::now();
+    server.signal("TERM");
+    let (status, log) = server.wait();
+    assert_eq!(status, 0, "{log}");
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+}
+
+fn with_keys(over: Over, start: impl Fn(Program) -> Server) -> Server {
+    started(over, |program| start(program.env("ACTION_EXECUTOR_KEYS", crate::headers::key_file())))
+}
+
+fn a_wrong_key_is_refused_before_the_body_is_read(over: Over) {
+    let mut server = with_keys(over, |program| Server::start_with(over.engine, program));
+    for headers in ["", "Authorization: Bearer wrong\r\n"] {
+        let began = Instant::now();
+        let mut stream = BufReader::new(server.open());
+        let head = with_length(&format!("Content-Length: 60000\r\n{headers}"));
+        let reply = Reply::exchange(&mut stream, &head);
+        assert_eq!((reply.status, reply.header("connection")), (401, Some("close")));
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    }
+    assert!(server.is_alive());
+}
+
+/// More clients than there are connections send a byte of a body now and then, and connect again when they are
+/// disconnected; `ENDURANCE_ROUNDS` is how often all of them send.
+fn slow_bodies_lock_nobody_out(over: Over) {
+    // Sixteen connections, and as many for health checks.
+    let mut server = started(over, |program| Server::with_descriptors(over.engine, program, 120));
+    let rounds = std::env::var("ENDURANCE_ROUNDS").ok().and_then(|it| it.parse().ok());
+    let beginning = with_length("Content-Length: 60000\r\n");
+    let mut slow: Vec<Box<dyn Stream>> = Vec::new();
+    for _ in 0..rounds.unwrap_or(20) {
+        slow.retain_mut(|stream| stream.write_all(b" ").and_then(|()| stream.flush()).is_ok());
+        while slow.len() < 40 {
+            let mut stream = server.open();
+            let _ = stream.write_all(&beginning);
+            slow.push(stream);
+        }
+        assert_eq!(server.execute(REQUEST).status, 200);
+        assert_eq!(server.get("/api/v1/healthz").status, 200);
     }
     assert_unaffected(&mut server);
 }

@@ -245,3 +245,27 @@ fn an_unauthenticated_event_gets_401() {
         "simulated"
     );
 }
+
+/// As Azure Event Grid asks before it delivers (HTTP 1.1 Web Hooks for Event Delivery, section 4).
+#[test]
+fn a_sender_may_ask_whether_it_may_deliver_events() {
+    let keys = crate::headers::key_file();
+    for (program, rate) in
+        [(Program::offline(), "*"), (Program::offline().env("ACTION_EXECUTOR_KEYS", &keys), "1200")]
+    {
+        let server = Server::start(program);
+        let ask = |headers: &str| {
+            let request = format!("OPTIONS / HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
+            server.raw(request.as_bytes())
+        };
+        let origin = "WebHook-Request-Origin: eventgrid.azure.net\r\n";
+        let reply = ask(&format!("{origin}WebHook-Request-Rate: 120\r\n"));
+        assert_eq!((reply.status, reply.header("allow")), (200, Some("POST, OPTIONS")));
+        assert_eq!(reply.header("webhook-allowed-origin"), Some("eventgrid.azure.net"));
+        assert_eq!(reply.header("webhook-allowed-rate"), Some(rate));
+        assert_eq!(ask(origin).header("webhook-allowed-rate"), None);
+        for wrong in ["", &format!("{origin}WebHook-Request-Rate: 0\r\n")] {
+            assert_eq!(ask(wrong).json()["code"], "invalid_request", "{wrong}");
+        }
+    }
+}

@@ -8,11 +8,15 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+};
 
 use crate::{
     cluster::{GOOD_IMAGE, MISSING_IMAGE, Namespace, eventually, shared},
     fault_proxy::{ProxyBehavior, proxy},
-    program::{Program, Reply, Server, execute_request},
+    program::{Engine, Program, Reply, Server, execute_request},
 };
 
 fn restart(namespace: &Namespace, deployment: &str, id: &str) -> Value {
@@ -158,7 +162,7 @@ async fn a_client_is_answered_before_its_timeout() {
     let wrong =
         send(server.address(), &restart(&namespace, "w", "r"), "X-Request-Timeout: soon\r\n");
     let (reply, _) = answer(wrong).await;
-    assert_eq!((reply.status, &reply.json()["field"]), (400, &json!("x-request-timeout")));
+    assert_eq!((reply.status, &reply.json()["field"]), (400, &json!("X-Request-Timeout")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -172,6 +176,98 @@ async fn a_wait_ends_before_the_clients_timeout_and_reports_the_rollout() {
     assert_eq!(reply.status, 503, "{reply:?}");
     assert_eq!(reply.json()["rollout"]["state"], "interrupted");
     assert!(took < Duration::from_secs(4), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_simulation_whose_time_is_over_is_not_of_unknown_outcome() {
+    let namespace = shared().namespace("simulation_time").await;
+    let kubeconfig = proxy(&namespace, |_| ProxyBehavior::Hang).await;
+    for engine in Engine::ALL {
+        let server = Server::start_with(engine, Program::with_kubeconfig(&kubeconfig));
+        let mut body = restart(&namespace, "web", "r1");
+        let reply = |body: &Value| send(server.address(), body, "Request-Timeout: 0.3\r\n");
+        body["simulate"] = true.into();
+        let (simulated, _) = answer(reply(&body)).await;
+        let code = simulated.json()["code"].as_str().unwrap_or_default().to_owned();
+        assert_eq!(simulated.status, 503, "{simulated:?}");
+        assert_ne!(code, "outcome_unknown");
+    }
+}
+
+/// Connections on which requests are served are not closed, so the others are refused; health checks are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_checks_are_answered_while_all_connections_are_served() {
+    let namespace = shared().namespace("health_kept").await;
+    let kubeconfig = proxy(&namespace, |_| ProxyBehavior::Hang).await;
+    for engine in Engine::ALL {
+        // Sixteen connections.
+        let program =
+            Program::with_kubeconfig(&kubeconfig).env("ACTION_EXECUTOR_PEER_SHARE", "100");
+        let server = Server::with_descriptors(engine, program, 200);
+        let sent = |name: &str, headers: &str| {
+            let body = restart(&namespace, name, name);
+            send(server.address(), &body, headers)
+        };
+        for number in 0..15 {
+            drop(sent(&format!("web-{number}"), ""));
+            let served = r#"action_executor_concurrency_in_use{lane="actions"} "#;
+            eventually("it is served", async || {
+                (counted(&server, served) == Some(number + 1)).then_some(())
+            })
+            .await;
+        }
+        let mut number = 15;
+        let (refused, took) = eventually("all connections are served", async || {
+            drop(sent(&format!("web-{number}"), ""));
+            number += 1;
+            let (reply, took) = answer(sent("one-more", "Request-Timeout: 0.2\r\n")).await;
+            let is_refused =
+                reply.status == 503 && reply.json().to_string().contains("connections");
+            is_refused.then_some((reply, took))
+        })
+        .await;
+        assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("overloaded")));
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        for _ in 0..40 {
+            assert_eq!(server.get("/api/v1/healthz").status, 200);
+        }
+    }
+}
+
+/// One address cannot take the connections of another.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_holds_no_more_than_its_share() {
+    // Sixteen connections.
+    let server = Server::with_descriptors(Engine::Hyper, Program::offline(), 120);
+    let ask = async |stream: &mut TcpStream| {
+        let request =
+            b"GET /api/v1/actions HTTP/1.1\r\nHost: localhost\r\nIf-None-Match: *\r\n\r\n";
+        stream.write_all(request).await.expect("is open");
+        let mut header = [0; 12];
+        stream.read_exact(&mut header).await.expect("is answered");
+        assert_eq!(&header, b"HTTP/1.1 304");
+        while !header.ends_with(b"\r\n\r\n") {
+            header.rotate_left(1);
+            stream.read_exact(&mut header[11..]).await.expect("is answered");
+        }
+    };
+    let mut own = Vec::new();
+    for _ in 0..6 {
+        let mut stream = TcpStream::connect(server.address()).await.expect("connects");
+        ask(&mut stream).await;
+        own.push(stream);
+    }
+    let mut others = Vec::new();
+    for _ in 0..60 {
+        let socket = TcpSocket::new_v4().expect("is made");
+        socket.bind("127.0.0.2:0".parse().expect("is an address")).expect("is bound");
+        others.push(socket.connect(server.address()).await.expect("connects"));
+    }
+    // The last of them is accepted.
+    ask(others.last_mut().expect("is there")).await;
+    for stream in &mut own {
+        ask(stream).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,12 +21,15 @@ use std::{
 
 use k8s_openapi::api::core::v1::Event;
 use serde_json::{Value, json};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::{
+    io::AsyncWriteExt,
+    task::{JoinSet, spawn_blocking},
+};
 
 use crate::{
     cluster::{GOOD_IMAGE, Namespace, TestCluster, eventually, private, shared},
     ledger::{Random, records},
-    program::{Engine, Program, Reply, Server, execute_request},
+    program::{Cgroup, Engine, Program, Reply, Server, execute_request},
 };
 
 /// A private cluster: these tests keep its controllers so busy that other tests would wait for them.
@@ -107,13 +110,23 @@ async fn wait_until_idle(server: &Server) {
     .await;
 }
 
-/// Sends a request, or the beginning of one, and disconnects after a while.
-fn send_and_hang_up(address: SocketAddr, body: &Value, sent: f64, after: Duration) {
-    let Ok(mut stream) = TcpStream::connect(address) else { return };
+/// Sends a request, or the beginning of one, and disconnects after a while: by a reset, or in order, which at first
+/// looks as if it waited for its response.
+async fn send_and_hang_up(
+    address: SocketAddr,
+    body: Value,
+    sent: f64,
+    after: Duration,
+    resets: bool,
+) {
+    let Ok(mut stream) = tokio::net::TcpStream::connect(address).await else { return };
     let bytes = execute_request(body.to_string().as_bytes(), "");
     let part = ((bytes.len() as f64 * sent) as usize).min(bytes.len());
-    let _ = stream.write_all(&bytes[..part]);
-    thread::sleep(after);
+    let _ = stream.write_all(&bytes[..part]).await;
+    tokio::time::sleep(after).await;
+    if resets {
+        stream.set_zero_linger().expect("is set");
+    }
 }
 
 async fn disconnects_leave_nothing_half_done(
@@ -136,7 +149,8 @@ async fn disconnects_leave_nothing_half_done(
         // One in five is sent incompletely.
         let sent = if random.below(5) == 0 { random.below(100) as f64 / 100.0 } else { 1.0 };
         let after = Duration::from_millis(random.below(longest));
-        clients.spawn_blocking(move || send_and_hang_up(address, &body, sent, after));
+        let resets = random.below(2) == 0;
+        clients.spawn(send_and_hang_up(address, body, sent, after, resets));
         while clients.len() >= 8 {
             clients.join_next().await;
         }
@@ -250,6 +264,54 @@ fn without_descriptors(engine: Engine) {
     drop(crowd);
     serves_within_two_seconds(&server, request);
     assert!(server.is_alive());
+}
+
+/// The limit on memory of the chart.
+const CHART_MEMORY: u64 = 128 << 20;
+
+/// A crowd that holds what it can, twice: bodies that never end, and responses that are never read. With
+/// `ENDURANCE_ROUNDS`, so often.
+#[test]
+fn crowds_that_hold_memory_do_not_get_the_server_killed() {
+    const CROWD: usize = 700;
+    let body = [b"POST /api/v1/action/execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+        Content-Length: 65500\r\n\r\n".as_slice(), &[b' '; 65_000]].concat();
+    let answers = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(5);
+    let request = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
+    for engine in Engine::ALL {
+        let Some(cgroup) = Cgroup::with_memory(CHART_MEMORY) else { return };
+        let program = Program::offline().env("ACTION_EXECUTOR_PEER_SHARE", "100");
+        let mut server = Server::in_cgroup(engine, program, &cgroup);
+        let (mut slowest, mut served) = (Duration::ZERO, 0);
+        for _ in 0..rounds(2) {
+            for sent in [&body, &answers] {
+                let mut crowd = Vec::new();
+                for number in 0..CROWD {
+                    let mut stream = server.connect();
+                    let _ = stream.set_write_timeout(Some(Duration::from_millis(100)));
+                    let _ = stream.write_all(sent);
+                    crowd.push(stream);
+                    if number % 20 == 0 {
+                        let began = Instant::now();
+                        assert_eq!(
+                            server.execute(request).status,
+                            200,
+                            "{engine:?} {}",
+                            server.log()
+                        );
+                        slowest = slowest.max(began.elapsed());
+                        served += 1;
+                    }
+                }
+            }
+        }
+        assert!(server.is_alive());
+        println!(
+            "{engine:?}: {served} valid requests served, the slowest in {slowest:?}; peak {} MiB",
+            cgroup.peak() >> 20
+        );
+        drop(server);
+    }
 }
 
 fn serves_within_two_seconds(server: &Server, request: &[u8]) {

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{MISSING_IMAGE, shared},
+    headers::{self, Case, Sent},
     program::scratch,
     scenario::{Scenario, for_each_action},
 };
@@ -81,7 +82,8 @@ impl Function {
         Function { process, invocations, outcomes }
     }
 
-    fn offline() -> Self {
+    /// Starts the function without a cluster.
+    pub fn offline() -> Self {
         Function::start(&[])
     }
 
@@ -277,6 +279,46 @@ fn an_idempotency_key_header_is_the_requests_id() {
     let function = Function::offline();
     let event = http_api("POST", "/api/v1/action/execute", "$default", Some(REQUEST), false);
     assert_eq!(body(&invoke(&function, &event))["id"], "v2-1");
+}
+
+/// An event of a load balancer for this request; a value that is not UTF-8 is none that JSON can hold.
+fn as_load_balancer_event(sent: &Sent) -> Option<Value> {
+    let mut event = load_balancer(sent.method, sent.path, sent.body);
+    let mut headers = serde_json::Map::new();
+    for (name, value) in &sent.lines {
+        let value = String::from_utf8(value.clone()).ok()?;
+        let values = headers.entry(name.to_lowercase()).or_insert_with(|| json!([]));
+        values.as_array_mut().expect("is a list").push(value.into());
+    }
+    event["multiValueHeaders"] = headers.into();
+    Some(event)
+}
+
+/// The platform decides what reaches a function, which checks neither host nor page.
+const OF_A_SERVER: [&str; 5] =
+    ["Host", "Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest"];
+
+#[test]
+fn a_header_that_cannot_be_read_gets_what_the_table_says() {
+    let function = Function::start(&[
+        ("ACTION_EXECUTOR_KEYS", &headers::key_file()),
+        ("ACTION_EXECUTOR_CALLER_RATE", Path::new("0")),
+    ]);
+    let outcome = |sent: &Sent| {
+        let answer = invoke(&function, &as_load_balancer_event(sent)?);
+        let status = answer["statusCode"].as_u64().expect("is a number") as u16;
+        let code =
+            if status < 400 { None } else { body(&answer)["code"].as_str().map(str::to_owned) };
+        Some((status, code.unwrap_or_default()))
+    };
+    for Case { what, sent, expected } in headers::cases() {
+        if OF_A_SERVER.iter().any(|name| what.starts_with(name)) {
+            continue;
+        }
+        let Some(got) = outcome(&sent) else { continue };
+        let expected = expected.map_or_else(Some, |sent| outcome(&sent));
+        assert_eq!(Some(got), expected, "{what}");
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Every table of the reference, and the page that has its block.
-const TABLES: [(&str, &str); 7] = [
+const TABLES: [(&str, &str); 8] = [
     ("actions", "actions.md"),
     ("parameters", "actions.md"),
     ("errors", "errors.md"),
@@ -22,6 +22,7 @@ const TABLES: [(&str, &str); 7] = [
     ("settings", "settings.md"),
     ("metrics", "metrics.md"),
     ("routes", "http.md"),
+    ("headers", "http.md"),
 ];
 
 /// The most lines of the README.

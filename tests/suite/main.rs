@@ -25,6 +25,7 @@ mod fault_matrix;
 mod fault_proxy;
 mod faults;
 mod frozen_server;
+mod headers;
 mod history;
 mod http;
 #[cfg(feature = "lambda")]

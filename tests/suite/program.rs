@@ -276,10 +276,21 @@ impl Server {
 
     /// Starts it with at most this many open files.
     pub fn with_descriptors(engine: Engine, program: Program, limit: u32) -> Self {
+        Self::after(&format!("ulimit -n {limit}"), engine, program)
+    }
+
+    /// Starts it in this cgroup.
+    pub fn in_cgroup(engine: Engine, program: Program, cgroup: &Cgroup) -> Self {
+        let procs = cgroup.0.join("cgroup.procs");
+        Self::after(&format!("ulimit -n 4096 && echo $$ > {}", procs.display()), engine, program)
+    }
+
+    /// Starts it from a shell that has run these commands.
+    fn after(commands: &str, engine: Engine, program: Program) -> Self {
         let program = program.args(["serve", "--bind", "127.0.0.1:0"]);
         let program = program.args(engine.arguments().iter().copied());
         let mut command = Command::new("sh");
-        command.arg("-c").arg(format!("ulimit -n {limit}; exec \"$0\" \"$@\""));
+        command.arg("-c").arg(format!("{commands} && exec \"$0\" \"$@\""));
         command.arg(program.command.get_program()).args(program.command.get_args());
         command.env_clear();
         for (name, value) in program.command.get_envs() {
@@ -416,6 +427,52 @@ impl Server {
     /// Posts JSON to the action endpoint, as the original service's users do.
     pub fn execute(&self, body: &[u8]) -> Reply {
         self.raw(&execute_request(body, "Connection: close\r\n"))
+    }
+}
+
+/// A cgroup with a limit on memory; removed when dropped.
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// A cgroup with so many bytes; none where this process may make none, which it reports.
+    pub fn with_memory(bytes: u64) -> Option<Self> {
+        let name = format!("action-executor-{}", std::process::id());
+        let parents =
+            [("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")];
+        let made = parents.into_iter().find_map(|(parent, limit)| {
+            let controllers = std::fs::read_to_string(format!("{parent}/cgroup.controllers"));
+            let is_second = limit == "memory.max";
+            if is_second && !controllers.is_ok_and(|it| it.contains("memory")) {
+                return None;
+            }
+            let folder = PathBuf::from(parent).join(&name);
+            std::fs::create_dir(&folder).ok()?;
+            let made = Cgroup(folder);
+            std::fs::write(made.0.join(limit), bytes.to_string()).ok().map(|()| made)
+        });
+        if made.is_none() {
+            eprintln!("skipped: no cgroup with a limit on memory can be made here");
+        }
+        made
+    }
+
+    /// The most memory that its processes have had, in bytes.
+    pub fn peak(&self) -> u64 {
+        let files = ["memory.peak", "memory.max_usage_in_bytes"];
+        let read = |name| std::fs::read_to_string(self.0.join(name)).ok()?.trim().parse().ok();
+        files.into_iter().find_map(read).expect("is known")
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Its processes have been killed, and leave it soon.
+        for _ in 0..100 {
+            if std::fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 }
 

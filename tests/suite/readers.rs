@@ -7,12 +7,10 @@ use action_executor::{
     actions::request::ActionRequest,
     auth::keys::Keys,
     config::reload::ConfigFile,
-    http::headers::{
-        TIMEOUT_HEADERS, check_accept, check_content_type, client_timeout, header, idempotency_key,
-    },
+    http::headers::{HEADERS, check_accept, check_content_type, client_timeout, idempotency_key},
     policy::Policy,
 };
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// An accepted request keeps its meaning when it is written.
 pub fn request(bytes: &[u8]) {
@@ -34,13 +32,17 @@ pub fn documents(text: &str) {
 /// A client's timeout is never zero or unbounded.
 pub fn headers(bytes: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
-    let names = TIMEOUT_HEADERS.clone();
-    let headers: HeaderMap = names.into_iter().map(|name| (name, value.clone())).collect();
+    let timeouts = ["request-timeout", "x-request-timeout"].map(HeaderName::from_static);
+    let headers: HeaderMap = timeouts.into_iter().map(|name| (name, value.clone())).collect();
     if let Ok(timeout) = client_timeout(&headers) {
         assert!(timeout.is_some_and(|it| it <= Duration::from_secs(86_400)));
     }
-    let value = header(&headers, &TIMEOUT_HEADERS[0]);
-    let _ = check_accept(value.as_deref());
-    let _ = check_content_type(value.as_deref());
-    let _ = idempotency_key(value.as_deref());
+    for header in &HEADERS {
+        let headers =
+            [(header.name.parse().expect("is a name"), value.clone())].into_iter().collect();
+        let value = header.read(&headers).unwrap_or_default();
+        let _ = check_accept(value.as_deref());
+        let _ = check_content_type(value.as_deref());
+        let _ = idempotency_key(value.as_deref());
+    }
 }

@@ -257,6 +257,7 @@ fn a_certificate_of_a_removed_authority_is_401_on_an_open_connection() {
     Authority::new().write(&trusted);
     assert_eq!(execute(&mut over, "").0, 401);
     clients.write(&trusted);
+    let mut over = BufReader::new(server.secured(&client));
     assert_eq!(execute(&mut over, "").0, 200);
 }
 
@@ -274,8 +275,12 @@ fn a_token_takes_precedence_over_a_certificate() {
     assert_eq!(execute(&mut over, "").0, 200);
     let key = format!("Authorization: Bearer {KEY}\r\n");
     assert_eq!(execute(&mut over, &key), (403, "caller_forbidden".to_owned()));
-    let wrong = "Authorization: Bearer wrong\r\n";
-    assert_eq!(execute(&mut over, wrong), (401, "unauthenticated".to_owned()));
+    // A token that cannot be read is a token.
+    for wrong in ["wrong", "wr\u{f6}ng", ""] {
+        let wrong = format!("Authorization: Bearer {wrong}\r\n");
+        let mut over = BufReader::new(server.secured(&client));
+        assert_eq!(execute(&mut over, &wrong), (401, "unauthenticated".to_owned()));
+    }
 }
 
 #[tokio::test]

@@ -123,6 +123,8 @@ containers:
         value: {{ $settings.deadlineSeconds | int | quote }}
       - name: ACTION_EXECUTOR_MAX_ACTIONS
         value: {{ $settings.maxActions | int | quote }}
+      - name: ACTION_EXECUTOR_PEER_SHARE
+        value: {{ ternary 100 ($settings.peerShare | int) $knative | quote }}
       - name: ACTION_EXECUTOR_REPLAY_WINDOW_SECONDS
         value: {{ $settings.replayWindowSeconds | int | quote }}
       {{- with .Values.extraEnv }}

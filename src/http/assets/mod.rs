@@ -13,7 +13,7 @@ use crate::{
     contract::digest::sha256,
     http::{
         endpoints::actions,
-        headers,
+        headers::IF_NONE_MATCH,
         message::{Body, full},
         openapi,
         routes::Asset,
@@ -61,7 +61,7 @@ pub(crate) fn get(asset: Asset, headers: &HeaderMap) -> Response<Body> {
         Asset::Script => &SCRIPT,
         Asset::Style => &STYLE,
     };
-    let known = headers::header(headers, header::IF_NONE_MATCH);
+    let known = IF_NONE_MATCH.read(headers).ok().flatten();
     let mut response = if known.is_some_and(|known| matches_etag(&known, &document.etag)) {
         let mut response = Response::new(Body::Full(Bytes::new()));
         *response.status_mut() = StatusCode::NOT_MODIFIED;

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{Response, header};
+use http::Response;
 use schemars::SchemaGenerator;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
@@ -28,8 +28,8 @@ use crate::{
             respond_async::{Accepted, execute_async},
         },
         headers::{
-            IDEMPOTENCY_KEY, PREFER, check_accept, check_content_type, header as value_of,
-            idempotency_key, respond_async,
+            ACCEPT, CONTENT_TYPE, IDEMPOTENCY_KEY, PREFER, TIMEOUT_PATTERN, TIMEOUTS, check_accept,
+            check_content_type, idempotency_key, respond_async,
         },
         message::{Body, FullRequest, RequestInfo},
         openapi::{self, Operation, Tag, json_content, response},
@@ -43,20 +43,20 @@ const RECORD_MARGIN: Duration = Duration::from_secs(2);
 /// Carries out the request; with `Prefer: respond-async` the response may come earlier.
 ///
 /// # Errors
-/// The media types do not fit, the caller is not authenticated, or as `execute_as` says.
+/// The media types do not fit, a header cannot be read, or as `execute_as` says.
 pub(crate) async fn execute(
     service: &Service,
     request: FullRequest,
     info: RequestInfo,
 ) -> Result<Response<Body>, ActionError> {
     let headers = request.headers();
-    check_accept(value_of(headers, header::ACCEPT).as_deref())?;
-    check_content_type(value_of(headers, header::CONTENT_TYPE).as_deref())?;
-    let key = idempotency_key(value_of(headers, &IDEMPOTENCY_KEY).as_deref())?;
-    let patience = respond_async(value_of(headers, &PREFER).as_deref());
-    let credentials = info.credentials(headers);
-    let caller = service.callers.authenticate(&credentials, service.context.cluster()).await?;
+    check_accept(ACCEPT.read(headers)?.as_deref())?;
+    check_content_type(CONTENT_TYPE.read(headers)?.as_deref())?;
+    let key = idempotency_key(IDEMPOTENCY_KEY.read(headers)?.as_deref())?;
+    let patience = respond_async(PREFER.read(headers)?.as_deref());
+    let caller = info.caller.clone();
     let delivery = IncomingRequest { body: request.into_body().into(), key, event: None };
+    note_simulation(&delivery, &info);
     let time = action_time(&info);
     if let (Some(patience), Some(server)) = (patience, &service.server)
         && let Some(permit) = server.background.permit()
@@ -69,6 +69,16 @@ pub(crate) async fn execute(
     let context = action_context(service, &info);
     let done = execute_as(&context, caller.as_ref(), &delivery).await?;
     Ok(Reply::from(done).into())
+}
+
+/// A simulation whose client's time runs out has changed nothing.
+pub(super) fn note_simulation(incoming: &IncomingRequest, info: &RequestInfo) {
+    let is_timed = info.deadline.is_some();
+    if let Some(permit) = info.permit.as_ref().filter(|_| is_timed)
+        && incoming.request().is_ok_and(|request| request.simulate)
+    {
+        permit.simulates();
+    }
 }
 
 /// The context for the action of this request: within its client's time, and with its permit.
@@ -124,7 +134,8 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
     });
     let seconds = || {
         json!({
-            "type": "string", "pattern": r"^[1-9][0-9]{0,3}(\.[0-9]{1,3})?$", "examples": ["30", "2.5"],
+            "type": "string", "pattern": TIMEOUT_PATTERN, "maxLength": TIMEOUTS[0].max,
+            "examples": ["30", "2.5"],
         })
     };
     Operation {
@@ -152,7 +163,8 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
             ),
             openapi::header(
                 "Request-Timeout",
-                "Seconds that the client waits for the response; the shorter, if both are sent.",
+                "Seconds that the client waits for the response, more than 0 and at most 86400; the shorter, if \
+                 both are sent.",
                 seconds(),
             ),
             openapi::header("X-Request-Timeout", "The same.", seconds()),

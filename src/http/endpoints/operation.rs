@@ -20,7 +20,7 @@ use crate::{
     },
     http::{
         dispatch::Service,
-        headers::{accepts_event_stream, check_accept, header as value_of},
+        headers::{ACCEPT, accepts_event_stream, check_accept},
         message::{Body, FullRequest, RequestInfo, full},
         openapi::{self, AUTH_ERRORS, CLUSTER_ERRORS, Tag, response},
         query,
@@ -48,9 +48,7 @@ pub(crate) async fn get(
     info: &RequestInfo,
 ) -> Result<Response<Body>, ActionError> {
     let context = &service.context;
-    let credentials = info.credentials(request.headers());
-    let caller = service.callers.authenticate(&credentials, context.cluster()).await?;
-    let accept = value_of(request.headers(), http::header::ACCEPT);
+    let accept = ACCEPT.read(request.headers())?;
     let watchers = service.server.as_ref().map(|server| &server.watchers);
     let watchers = watchers
         .filter(|_| request.method() != Method::HEAD && accepts_event_stream(accept.as_deref()));
@@ -59,7 +57,7 @@ pub(crate) async fn get(
     }
     let (namespace, id) = operation_of(request.uri())?;
     let found = status::find(context, &namespace, &id).await?;
-    let found = if_allowed(found, caller.as_ref(), &namespace, context).await?;
+    let found = if_allowed(found, info.caller.as_ref(), &namespace, context).await?;
     let snapshot = Snapshot::of(&found, context).await;
     match watchers {
         Some(watchers) => Ok(watchers.stream(context, namespace, id, snapshot)),

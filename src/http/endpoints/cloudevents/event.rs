@@ -10,6 +10,8 @@
 //!
 //! Decisions on text alone.
 
+use std::borrow::Cow;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, Utc};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -24,7 +26,13 @@ use crate::{
         json::read,
         response::rfc3339_millis,
     },
-    http::{headers, headers::check_content_type, message::Body},
+    http::{
+        headers::{
+            CE_ID, CE_SOURCE, CE_SPECVERSION, CE_TIME, CE_TRACEPARENT, CE_TRACESTATE, CE_TYPE,
+            CONTENT_TYPE, Header, check_content_type,
+        },
+        message::Body,
+    },
 };
 
 /// The type of an event that asks for an action.
@@ -124,7 +132,7 @@ impl Incoming {
     /// [`Code::UnsupportedMediaType`] for a batch, another event format or data that is not JSON, else
     /// [`Code::InvalidRequest`] with the attribute at fault.
     pub(crate) fn read(headers: &HeaderMap, body: Vec<u8>) -> Result<Self, ActionError> {
-        let media_type = headers::header(headers, header::CONTENT_TYPE);
+        let media_type = CONTENT_TYPE.read(headers)?;
         let essence = media_type.as_deref().unwrap_or_default().split(';').next();
         match essence.unwrap_or_default().trim().to_ascii_lowercase().as_str() {
             BATCH => Err(ActionError::new(
@@ -209,7 +217,7 @@ fn binary(
     media_type: Option<&str>,
     data: Vec<u8>,
 ) -> Result<Incoming, ActionError> {
-    let Some(specversion) = attribute(headers, "specversion")? else {
+    let Some(specversion) = attribute(headers, &CE_SPECVERSION)? else {
         return Err(ActionError::new(Code::InvalidRequest, "the request is not a CloudEvent")
             .with_hint(format!(
                 "send {STRUCTURED}, or ce- header fields; a request as it is goes to \
@@ -217,38 +225,46 @@ fn binary(
             )));
     };
     check_content_type(media_type)?;
-    let needed = |name: &str| {
-        let value = attribute(headers, name)?;
-        value.ok_or_else(|| ActionError::invalid_field(Mode::Binary.place_of(name), "missing"))
+    let needed = |header: &Header| {
+        let value = attribute(headers, header)?;
+        value.ok_or_else(|| ActionError::invalid_field(header.name, "missing"))
     };
     let attributes = Attributes {
         specversion,
-        kind: needed("type")?,
-        id: needed("id")?,
-        source: needed("source")?,
-        time: attribute(headers, "time")?,
+        kind: needed(&CE_TYPE)?,
+        id: needed(&CE_ID)?,
+        source: needed(&CE_SOURCE)?,
+        time: attribute(headers, &CE_TIME)?,
     };
-    let raw = |name: &'static str| {
-        headers::header(headers, Mode::Binary.place_of(name))
-            .map(|value| (name, value.into_owned()))
-    };
-    let traces = TRACES.into_iter().filter_map(raw).collect();
+    let traces = TRACES.into_iter().zip([&CE_TRACEPARENT, &CE_TRACESTATE]);
+    let traces = traces
+        .filter_map(|(name, header)| Some((name, header.read(headers).ok()??.into_owned())))
+        .collect();
     Incoming::checked(Mode::Binary, attributes, traces, data)
 }
 
 /// An attribute from the header, decoded (HTTP protocol binding, section 3.1.3.2).
-fn attribute(headers: &HeaderMap, name: &str) -> Result<Option<String>, ActionError> {
-    let place = Mode::Binary.place_of(name);
-    let mut values = headers.get_all(&place).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err(ActionError::invalid_field(place, "given more than once"));
-    }
-    let wrong = || ActionError::invalid_field(&*place, "is not percent-encoded UTF-8");
-    let text = value.to_str().map_err(|_| wrong())?.trim();
-    let unquoted = text.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
-    let text = percent_decode_str(unquoted.unwrap_or(text)).decode_utf8().map_err(|_| wrong())?;
-    Ok(Some(text.into_owned()))
+fn attribute(headers: &HeaderMap, header: &Header) -> Result<Option<String>, ActionError> {
+    let Some(text) = header.read(headers)? else { return Ok(None) };
+    let text = unquoted(&text);
+    let decoded = percent_decode_str(&text).decode_utf8();
+    let decoded = decoded
+        .map_err(|_| ActionError::invalid_field(header.name, "is not percent-encoded UTF-8"))?;
+    Ok(Some(decoded.into_owned()))
+}
+
+/// The text of a quoted string, in which a backslash stands before a character as it is (RFC 9110, section
+/// 5.6.4); other text as it is.
+fn unquoted(text: &str) -> Cow<'_, str> {
+    let Some(quoted) = text.strip_prefix('"').and_then(|it| it.strip_suffix('"')) else {
+        return Cow::Borrowed(text);
+    };
+    let mut characters = quoted.chars();
+    let next = || match characters.next()? {
+        '\\' => characters.next(),
+        other => Some(other),
+    };
+    Cow::Owned(std::iter::from_fn(next).collect())
 }
 
 impl Outgoing {
@@ -388,11 +404,21 @@ mod tests {
     #[test]
     fn a_header_value_is_decoded_and_encoded_again() {
         let one = headers(&[("ce-source", "\"/caf%C3%A9%20%25\"")]);
-        assert_eq!(attribute(&one, "source").expect("is one").as_deref(), Some("/café %"));
+        assert_eq!(attribute(&one, &CE_SOURCE).expect("is one").as_deref(), Some("/café %"));
+        for (sent, meant) in [
+            (r#""on\ce""#, "once"),
+            (r#""a\"b\\c""#, r#"a"b\c"#),
+            (r#""\%41""#, "A"),
+            (r"on\ce", r"on\ce"),
+            (r#""a"#, r#""a"#),
+        ] {
+            let one = headers(&[("ce-id", sent)]);
+            assert_eq!(attribute(&one, &CE_ID).expect(sent).as_deref(), Some(meant), "{sent}");
+        }
         assert_eq!(utf8_percent_encode("/café %", ENCODED).to_string(), "/caf%C3%A9%20%25");
-        assert!(attribute(&headers(&[("ce-source", "%ff")]), "source").is_err());
+        assert!(attribute(&headers(&[("ce-source", "%ff")]), &CE_SOURCE).is_err());
         let twice = headers(&[("ce-source", "/a"), ("ce-source", "/b")]);
-        assert!(attribute(&twice, "source").is_err());
+        assert!(attribute(&twice, &CE_SOURCE).is_err());
     }
 
     #[test]

@@ -15,7 +15,11 @@
 use std::collections::BTreeSet;
 
 use chrono::Utc;
-use http::{HeaderValue, Response, StatusCode, header::RETRY_AFTER};
+use http::{
+    HeaderMap, HeaderValue, Response, StatusCode,
+    header::{ALLOW, RETRY_AFTER},
+};
+use hyper::body::Bytes;
 use percent_encoding::percent_decode_str;
 use schemars::SchemaGenerator;
 use serde_json::json;
@@ -36,8 +40,9 @@ use crate::{
         dispatch::Service,
         endpoints::{
             cloudevents::event::{Incoming, Outgoing},
-            execute::{action_context, action_errors},
+            execute::{action_context, action_errors, note_simulation},
         },
+        headers::{WEBHOOK_REQUEST_ORIGIN, WEBHOOK_REQUEST_RATE},
         message::{Body, FullRequest, RequestInfo},
         openapi::{Operation, Tag, header, response},
     },
@@ -56,22 +61,21 @@ const PROBLEM: &str = "dev.action-executor.action.problem.v1";
 /// Carries out the request of an event, and answers with one.
 ///
 /// # Errors
-/// The caller is not authenticated, or it is not such an event.
+/// It is not such an event.
 pub(crate) async fn receive(
     service: &Service,
     request: FullRequest,
     info: RequestInfo,
 ) -> Result<Response<Body>, ActionError> {
     let context = &action_context(service, &info);
-    let credentials = info.credentials(request.headers());
-    let caller = service.callers.authenticate(&credentials, context.cluster()).await?;
     let (head, body) = request.into_parts();
     let Incoming { mode, id, source, time, traces, data } =
         Incoming::read(&head.headers, body.into())?;
     let key = IdempotencyKey::new(&key(&source, &id), "the event's source and id")?;
     let event = Some(EventMetadata { key: key.clone(), time });
     let delivery = IncomingRequest { body: data, key: None, event };
-    let done = execute_as(context, caller.as_ref(), &delivery).await;
+    note_simulation(&delivery, &info);
+    let done = execute_as(context, info.caller.as_ref(), &delivery).await;
     let (kind, suffix, asked, target, time) = match &done {
         Ok(response) => {
             let (id, target) = (response.id.clone(), response.target.clone());
@@ -103,6 +107,37 @@ pub(crate) async fn receive(
     let mut response = event.response(mode, status)?;
     if let Some(seconds) = retry_after {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    Ok(response)
+}
+
+/// Answers a sender that asks whether it may deliver events here
+/// ([HTTP 1.1 Web Hooks for Event Delivery](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/http-webhook.md),
+/// section 4): it may, at a caller's rate. Who it is is checked with each event.
+///
+/// # Errors
+/// A header of the question is missing or cannot be read.
+pub(crate) fn validate(
+    service: &Service,
+    headers: &HeaderMap,
+) -> Result<Response<Body>, ActionError> {
+    let origin = WEBHOOK_REQUEST_ORIGIN.read(headers)?;
+    let origin = origin
+        .and_then(|origin| HeaderValue::try_from(&*origin).ok())
+        .ok_or_else(|| ActionError::invalid_field(WEBHOOK_REQUEST_ORIGIN.name, "missing"))?;
+    let mut response = Response::new(Body::Full(Bytes::new()));
+    let answer = response.headers_mut();
+    answer.insert(ALLOW, HeaderValue::from_static("POST, OPTIONS"));
+    answer.insert("webhook-allowed-origin", origin);
+    if let Some(rate) = WEBHOOK_REQUEST_RATE.read(headers)? {
+        let is_number = rate.parse::<u32>().is_ok_and(|rate| rate > 0);
+        if !is_number {
+            let what = "must be a number of requests a minute";
+            return Err(ActionError::invalid_field(WEBHOOK_REQUEST_RATE.name, what));
+        }
+        let allowed = service.callers.requests_per_minute();
+        let allowed = allowed.map_or(HeaderValue::from_static("*"), HeaderValue::from);
+        answer.insert("webhook-allowed-rate", allowed);
     }
     Ok(response)
 }
@@ -207,6 +242,35 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
             .collect(),
         errors: action_errors(),
         ..Operation::get("/", "sendEvent", Tag::Actions, "Carry out the request of a CloudEvent")
+    }
+}
+
+/// The operation in the OpenAPI document: may a sender deliver events?
+pub(crate) fn validation_operation() -> Operation {
+    let text = || json!({ "type": "string", "minLength": 1 });
+    let mut allowed = json!({ "description": "It may." });
+    allowed["headers"] = json!({
+        "Allow": { "schema": text(), "description": "The methods of this path." },
+        "WebHook-Allowed-Origin": { "schema": text(), "description": "The sender that asked." },
+        "WebHook-Allowed-Rate": {
+            "schema": text(), "description": "Requests a minute, or `*`; if the sender asked.",
+        },
+    });
+    Operation {
+        method: "OPTIONS",
+        description: "HTTP 1.1 Web Hooks for Event Delivery, section 4, as Azure Event Grid asks it. A sender \
+                      is authenticated with each event."
+            .to_owned(),
+        parameters: vec![
+            header("WebHook-Request-Origin", "The sender.", text()),
+            header(
+                "WebHook-Request-Rate",
+                "Requests a minute that it wants to send.",
+                json!({ "type": "string", "pattern": "^[1-9][0-9]*$" }),
+            ),
+        ],
+        responses: vec![(200, allowed)],
+        ..Operation::get("/", "validateWebhook", Tag::Actions, "May a sender deliver events here?")
     }
 }
 

@@ -1,0 +1,202 @@
+//! What the client of a connection is doing, as its stream, the server and the list of connections see it.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// How soon after its request a client has to close its sending side to count as one that waits for its response
+/// (`nc -N`, `socat`). One that closes later has given up: to the server both look alike.
+const HALF_CLOSE_TIME: Duration = Duration::from_secs(1);
+
+/// Where an exchange is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// No request, or only a part of a header.
+    Waiting,
+    /// A header, and the body not yet.
+    Reading,
+    /// The whole request, and no response yet, or one that is a stream.
+    Serving,
+    /// The whole response, of which hyper has not taken all yet.
+    Answering,
+    /// The whole response, written into buffers that the client has not emptied yet.
+    Sending,
+}
+
+/// What is known of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct State {
+    /// The phase.
+    pub phase: Phase,
+    /// Since when.
+    pub since: Instant,
+    /// Whether its client has authenticated.
+    pub authenticated: bool,
+    /// The memory of the body of its request, in bytes.
+    body: usize,
+    /// The memory of responses that are not yet written, in bytes.
+    unsent: usize,
+}
+
+/// The state of a connection, shared.
+pub(crate) struct Activity {
+    state: Mutex<State>,
+    /// The bytes that all connections hold.
+    held: Arc<AtomicUsize>,
+}
+
+impl Activity {
+    /// That of a new connection.
+    pub(crate) fn new(held: Arc<AtomicUsize>) -> Self {
+        let state = State {
+            phase: Phase::Waiting,
+            since: Instant::now(),
+            authenticated: false,
+            body: 0,
+            unsent: 0,
+        };
+        Activity { state: Mutex::new(state), held }
+    }
+
+    /// The state now.
+    pub(crate) fn state(&self) -> State {
+        *self.lock()
+    }
+
+    /// A phase begins.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.change(|state| {
+            state.phase = phase;
+            state.since = Instant::now();
+            if matches!(phase, Phase::Answering | Phase::Sending) {
+                state.body = 0;
+            }
+        });
+    }
+
+    /// All that was written has reached the kernel.
+    pub(crate) fn flushed(&self) {
+        self.change(|state| {
+            state.unsent = 0;
+            if state.phase == Phase::Sending {
+                state.phase = Phase::Waiting;
+                state.since = Instant::now();
+            }
+        });
+    }
+
+    /// The client has authenticated.
+    pub(crate) fn authenticated(&self) {
+        self.change(|state| state.authenticated = true);
+    }
+
+    /// The body of the request takes so many bytes now.
+    pub(crate) fn hold_body(&self, bytes: usize) {
+        self.change(|state| state.body = bytes);
+    }
+
+    /// A response of so many bytes of its own is to be written.
+    pub(crate) fn hold_response(&self, bytes: usize) {
+        self.change(|state| state.unsent += bytes);
+    }
+
+    /// The bytes that the connection holds.
+    pub(crate) fn held(&self) -> usize {
+        let state = self.lock();
+        state.body + state.unsent
+    }
+
+    /// The connection is about to end.
+    pub(crate) fn release(&self) {
+        self.change(|state| (state.body, state.unsent) = (0, 0));
+    }
+
+    /// Whether no exchange is in progress.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.lock().phase == Phase::Waiting
+    }
+
+    /// Whether a client that sends nothing more now waits for its response.
+    pub(crate) fn awaits_response(&self) -> bool {
+        let State { phase, since, .. } = self.state();
+        match phase {
+            Phase::Serving => since.elapsed() < HALF_CLOSE_TIME,
+            Phase::Answering | Phase::Sending => true,
+            Phase::Waiting | Phase::Reading => false,
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.lock();
+        let before = state.body + state.unsent;
+        change(&mut state);
+        self.held.fetch_add(state.body + state.unsent, Ordering::Relaxed);
+        self.held.fetch_sub(before, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that panics runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Activity {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_ends_with_its_request_waits_and_one_that_ends_later_has_given_up() {
+        let activity = Activity::new(Arc::default());
+        assert!(!activity.awaits_response());
+        activity.enter(Phase::Reading);
+        assert!(!activity.awaits_response());
+        activity.enter(Phase::Serving);
+        assert!(activity.awaits_response());
+        sleep(HALF_CLOSE_TIME).await;
+        assert!(!activity.awaits_response());
+    }
+
+    #[test]
+    fn a_response_is_taken_when_all_of_it_is_written() {
+        let activity = Activity::new(Arc::default());
+        activity.enter(Phase::Serving);
+        activity.flushed();
+        assert_eq!(activity.state().phase, Phase::Serving);
+        activity.enter(Phase::Sending);
+        assert!(!activity.is_waiting());
+        activity.flushed();
+        assert!(activity.is_waiting());
+    }
+
+    #[test]
+    fn what_a_connection_holds_is_counted_until_it_is_written_or_ends() {
+        let held = Arc::new(AtomicUsize::new(0));
+        let all = || held.load(Ordering::Relaxed);
+        let activity = Activity::new(held.clone());
+        activity.hold_body(7);
+        activity.hold_body(9);
+        activity.hold_response(100);
+        assert_eq!((all(), activity.held()), (109, 109));
+        activity.enter(Phase::Sending);
+        assert_eq!(all(), 100);
+        activity.flushed();
+        assert_eq!(all(), 0);
+        activity.hold_body(5);
+        drop(activity);
+        assert_eq!(all(), 0);
+    }
+}
