@@ -19,6 +19,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Cordon a node: no new pods are scheduled onto it; those that run there stay. Use it \
                   before you investigate a node that misbehaves. `uncordon` undoes it; `drain` also \
                   evicts the pods.",
+    when: "a node misbehaves and must get no new pods",
+    when_not: "its pods have to leave too: use drain",
+    destructive: false,
     example: r#"{"node":"worker-1"}"#,
     rules: &[],
     cluster_rules: &[

@@ -60,6 +60,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   would not come back (force), would lose data in an emptyDir volume \
                   (delete_empty_dir_data), or can never be evicted. Pods of DaemonSets and static pods \
                   stay. Simulate it first: the response names all pods that would be evicted.",
+    when: "a node is to be repaired or removed",
+    when_not: "one pod is at fault, or the other nodes have no room",
+    destructive: true,
     example: r#"{"node":"worker-1"}"#,
     rules: &[],
     cluster_rules: &[

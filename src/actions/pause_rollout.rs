@@ -28,6 +28,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   resume_rollout. A rollout in progress stops where it is, with old and new pods side by \
                   side. Scaling still works; restarts and rollbacks are refused. Unchanged if it is \
                   paused already.",
+    when: "a rollout in progress looks wrong and has to stop now",
+    when_not: "the rollout is complete: use rollback",
+    destructive: false,
     example: r#"{"deployment":"web"}"#,
     rules: &[PolicyRule {
         api_groups: &["apps"],

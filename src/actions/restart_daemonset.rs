@@ -25,6 +25,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Restart a DaemonSet: replace its pods node by node, at the pace that its strategy \
                   allows. Refused if no pod would restart (update strategy OnDelete) unless \
                   accept_on_delete is set.",
+    when: "the agent misbehaves on many nodes",
+    when_not: "it misbehaves on one node: use restart_pod there",
+    destructive: true,
     example: r#"{"daemonset":"agent"}"#,
     rules: &[
         PolicyRule {

@@ -25,6 +25,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Restart a StatefulSet: replace its pods one after the other, from the highest ordinal \
                   down. Refused if no pod would restart (update strategy OnDelete, or a partition \
                   that covers all pods) unless accept_on_delete is set.",
+    when: "its pods hang, or run with an old configuration",
+    when_not: "one member alone is at fault: use restart_pod",
+    destructive: true,
     example: r#"{"statefulset":"db"}"#,
     rules: &[
         PolicyRule {

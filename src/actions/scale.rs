@@ -41,6 +41,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   an owning Deployment sets the number and would change it back: change it there. \
                   Unchanged if it has that number already. With wait it is complete once all replicas \
                   are available and no surplus one is left.",
+    when: "the load needs more or fewer pods, and no autoscaler sets the number",
+    when_not: "pods crash: more of them crash too",
+    destructive: true,
     example: r#"{"name":"web","replicas":3}"#,
     rules: &[
         PolicyRule {

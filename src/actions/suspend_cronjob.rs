@@ -24,6 +24,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Suspend a CronJob: it starts no Jobs until resume_cronjob. Running Jobs keep \
                   running. Unchanged if it is suspended already.",
+    when: "its Jobs do harm, or must not start during an incident",
+    when_not: "a Job that runs now has to stop: this does not stop it",
+    destructive: false,
     example: r#"{"cronjob":"nightly"}"#,
     rules: &[PolicyRule {
         api_groups: &["batch"],

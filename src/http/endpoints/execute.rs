@@ -56,7 +56,7 @@ pub(crate) async fn execute(
     let patience = respond_async(value_of(headers, &PREFER).as_deref());
     let credentials = info.credentials(headers);
     let caller = service.callers.authenticate(&credentials, service.context.cluster()).await?;
-    let delivery = IncomingRequest { body: request.into_body().into(), key, event: None };
+    let delivery = IncomingRequest { body: request.into_body().into(), key, ..Default::default() };
     let time = action_time(&info);
     if let (Some(patience), Some(server)) = (patience, &service.server)
         && let Some(permit) = server.background.permit()
@@ -81,7 +81,7 @@ pub(super) fn action_context(service: &Service, info: &RequestInfo) -> Context {
 }
 
 /// The context in which an action that only waits for its effect frees the permit to act.
-fn with_permit(service: &Service, info: &RequestInfo) -> Context {
+pub(super) fn with_permit(service: &Service, info: &RequestInfo) -> Context {
     let context = service.context.clone();
     let Some(permit) = &info.permit else { return context };
     // Asynchronous work holds the context for longer than the permit.
@@ -96,7 +96,7 @@ fn with_permit(service: &Service, info: &RequestInfo) -> Context {
 }
 
 /// The time for the action of this request, if its client waits for a limited time.
-fn action_time(info: &RequestInfo) -> Option<Duration> {
+pub(super) fn action_time(info: &RequestInfo) -> Option<Duration> {
     let time = info.deadline?.saturating_duration_since(Instant::now());
     Some(time - RECORD_MARGIN.min(time / 4))
 }

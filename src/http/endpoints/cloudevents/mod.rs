@@ -70,7 +70,7 @@ pub(crate) async fn receive(
         Incoming::read(&head.headers, body.into())?;
     let key = IdempotencyKey::new(&key(&source, &id), "the event's source and id")?;
     let event = Some(EventMetadata { key: key.clone(), made_at: time });
-    let delivery = IncomingRequest { body: data, key: None, event };
+    let delivery = IncomingRequest { body: data, event, ..IncomingRequest::default() };
     let done = execute_as(context, caller.as_ref(), &delivery).await;
     let (kind, suffix, asked, target, time) = match &done {
         Ok(response) => {
