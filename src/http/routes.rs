@@ -15,6 +15,8 @@ pub(crate) enum Route {
     Execute,
     /// Carry out the request of a CloudEvent.
     CloudEvent,
+    /// Answer a message of the Model Context Protocol.
+    Mcp,
     /// The state of a request.
     Operation,
     /// What was done.
@@ -45,12 +47,13 @@ const GET_HEAD: &[&str] = &["GET", "HEAD"];
 const POST: &[&str] = &["POST"];
 
 /// Each path with its methods, its route and its purpose; `{...}` matches any one segment.
-pub(crate) static ROUTES: [Entry; 13] = [
+pub(crate) static ROUTES: [Entry; 14] = [
     ("/api/v1/healthz", GET_HEAD, Route::Health, "whether the process is alive"),
     ("/readyz", GET_HEAD, Route::Ready, "whether an action could be carried out now"),
     ("/metrics", GET_HEAD, Route::Metrics, "metrics for Prometheus"),
     ("/api/v1/action/execute", POST, Route::Execute, "carry out a request"),
     ("/", POST, Route::CloudEvent, "carry out the request of a CloudEvent"),
+    ("/mcp", POST, Route::Mcp, "the Model Context Protocol: the tools of an agent"),
     (
         "/api/v1/actions/{id}",
         GET_HEAD,
