@@ -1,8 +1,8 @@
 //! `mcp`: the Model Context Protocol over standard input and output, for a client that starts the program.
 //!
 //! Standard output carries messages and nothing else: whatever goes wrong is logged to standard error. At the end of the
-//! input, and at SIGTERM, waits end, effects under way are made and recorded, and the process exits. The program
-//! authenticates nobody here; the cluster authenticates the kubeconfig's user.
+//! input the requests under way are answered, and the process exits; at SIGTERM waits end at once, and effects that were
+//! begun are made and recorded. The program authenticates nobody here; the cluster authenticates the kubeconfig's user.
 
 use std::{
     collections::HashMap,
@@ -39,7 +39,7 @@ const MAX_REQUESTS: usize = 64;
 /// Maximum number of actions at once that continue after their answer.
 const MAX_BACKGROUND: u32 = 128;
 
-/// How long what is under way may take after the end of the input: less than the 30 s that Kubernetes gives a pod.
+/// How long what is under way may take once waits end: less than the 30 s that Kubernetes gives a pod.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// How many lines wait between the threads of the streams and the runtime.
@@ -88,8 +88,12 @@ async fn serve(kube_context: Option<&str>, settings: &Settings) -> Result<(), Ac
             () = output.closed() => break,
         }
     }
-    conclude.send_replace(true);
     drop(output);
+    tokio::select! {
+        () = session.answered() => {}
+        () = stopped(&mut signalled) => {}
+    }
+    conclude.send_replace(true);
     let finish = async {
         session.finish().await;
         // The sender is dropped, not used.
@@ -192,9 +196,14 @@ impl Session {
         let _ = self.output.send(line).await;
     }
 
+    /// Returns when every request is answered.
+    async fn answered(&mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
+
     /// Returns when nothing is under way.
     async fn finish(mut self) {
-        while self.tasks.join_next().await.is_some() {}
+        self.answered().await;
         let _ = self.background.acquire_many(MAX_BACKGROUND).await;
     }
 }

@@ -2,15 +2,18 @@
 //! functions; no call and no transport.
 //!
 //! A model reads the text, and may take any text for instructions. So the text contains words of this program, and names
-//! that Kubernetes restricts, but no message of the cluster: those stand in the structured content, which is bounded.
+//! that Kubernetes restricts, but no message of the cluster and nothing else that a record holds, which whoever may write
+//! Events could have written: those stand in the structured content, which is bounded.
 
 use serde_json::{Value, json};
 
 use crate::{
+    actions::ActionKind,
     config::ToolSet,
     contract::{
         error::{ActionError, Code},
-        response::{ActionResponse, Outcome, RolloutState},
+        names::{Namespace, ObjectName, RequestId},
+        response::{ActionResponse, Outcome, RolloutState, Target},
     },
     executor::{reply::Reply, status::Progress},
     ledger::{
@@ -46,7 +49,7 @@ pub(crate) fn of_reply(reply: &Reply, tools: ToolSet) -> Value {
 /// The result of a call whose time is up while its action continues; also that of `get_action`.
 pub(crate) fn of_progress(progress: &Progress) -> Value {
     let Progress { id, kind, state, target, .. } = progress;
-    let what = format!("{kind} on {target} (id {id})");
+    let what = what(kind, target, id);
     let again = format!("Call {GET_ACTION} again with this id in a few seconds.");
     let text = match state {
         State::Claimed if progress.overdue => {
@@ -72,7 +75,7 @@ pub(crate) fn of_progress(progress: &Progress) -> Value {
         ),
         State::Refused => format!("Refused: {what}. Nothing was done; `detail` says why."),
         State::Answered => match &progress.answer {
-            Some(answer) => format!("Done: {}", sentence(answer)),
+            Some(answer) => format!("Done: {}", recorded_sentence(answer)),
             None => format!("Done: {what}."),
         },
     };
@@ -111,8 +114,12 @@ fn result(text: String, structure: Value, is_error: bool) -> Value {
 }
 
 fn of_response(response: &ActionResponse, tools: ToolSet) -> String {
-    let mut text = sentence(response);
-    let id = &response.id;
+    let mut text = match response {
+        // The sentence of the action itself; with a rollout it goes on with what the pods report.
+        ActionResponse { rollout: None, replayed: false, result, .. } => result.clone(),
+        _ => recorded_sentence(response),
+    };
+    let id = checked::<RequestId>(&response.id).unwrap_or("of the call");
     match response.outcome {
         Outcome::Simulated => {
             let tool = match tools {
@@ -144,20 +151,21 @@ fn of_response(response: &ActionResponse, tools: ToolSet) -> String {
     text
 }
 
-/// What happened, in this program's words.
-fn sentence(response: &ActionResponse) -> String {
-    let ActionResponse { kind, target, id, .. } = response;
-    let what = format!("{kind} on {target} (id {id})");
+/// What happened, in words that no record can change.
+fn recorded_sentence(response: &ActionResponse) -> String {
+    let what = what(&response.kind, &response.target, &response.id);
     let base = match response.outcome {
-        // The sentence of the action itself; with a rollout it goes on with what the pods report.
-        _ if response.rollout.is_none() => response.result.clone(),
         Outcome::Failed if is_interrupted(response) => {
             format!("Made, and not complete when the wait ended: {what}.")
         }
         Outcome::Failed => {
             format!("Failed: {what} was made, and its effect did not complete; `rollout` says why.")
         }
-        _ => format!("Applied and complete: {what}."),
+        Outcome::Applied if response.rollout.is_some() => format!("Applied and complete: {what}."),
+        Outcome::Applied => format!("Applied: {what}."),
+        Outcome::Unchanged => format!("Unchanged: {what}."),
+        Outcome::Simulated => format!("Simulated: {what}."),
+        Outcome::PendingApproval => format!("Waiting for a person's approval: {what}."),
     };
     match &response.rolled_back {
         Some(back) if back.rollout.state == RolloutState::Complete => {
@@ -166,6 +174,25 @@ fn sentence(response: &ActionResponse) -> String {
         Some(_) => format!("{base} Its rollback did not complete; `rolled_back` says why."),
         None => base,
     }
+}
+
+/// An action, its target and its id, as far as they are names.
+fn what(kind: &str, target: &Target, id: &str) -> String {
+    let kind = ActionKind::named(kind).map_or("an action", ActionKind::name);
+    let Target { kind: of, namespace, name, .. } = target;
+    let is_kind = of.len() <= 63 && of.bytes().all(|it| it.is_ascii_alphanumeric());
+    let is_named = namespace.is_empty() || checked::<Namespace>(namespace).is_some();
+    let target = match checked::<ObjectName>(name) {
+        Some(_) if is_kind && is_named => format!(" on {target}"),
+        _ => String::new(),
+    };
+    let id = checked::<RequestId>(id).map(|id| format!(" (id {id})")).unwrap_or_default();
+    format!("{kind}{target}{id}")
+}
+
+/// The text, if it is such a name.
+fn checked<T: TryFrom<String>>(text: &str) -> Option<&str> {
+    T::try_from(text.to_owned()).ok().map(|_| text)
 }
 
 fn is_interrupted(response: &ActionResponse) -> bool {
@@ -372,6 +399,36 @@ mod tests {
     }
 
     #[test]
+    fn a_forged_record_puts_no_words_into_a_text() {
+        let forged = |outcome| ActionResponse {
+            result: HOSTILE.to_owned(),
+            id: HOSTILE.to_owned(),
+            kind: HOSTILE.to_owned(),
+            target: Target::named(HOSTILE, HOSTILE, HOSTILE, HOSTILE),
+            replayed: true,
+            ..ActionResponse::example(outcome)
+        };
+        for outcome in [Outcome::Applied, Outcome::Unchanged, Outcome::Failed] {
+            let result = of_reply(&Reply::from(forged(outcome)), ToolSet::PerAction);
+            assert!(!text(&result).contains("IGNORE"), "{}", text(&result));
+        }
+        let progress = Progress {
+            id: "alert-7".to_owned(),
+            kind: HOSTILE.to_owned(),
+            state: State::Answered,
+            detail: HOSTILE.to_owned(),
+            target: forged(Outcome::Applied).target,
+            requester: Some(HOSTILE.to_owned()),
+            since: Default::default(),
+            until: None,
+            overdue: false,
+            answer: Some(forged(Outcome::Applied)),
+        };
+        let result = of_progress(&progress);
+        assert_eq!(text(&result), "Done: Applied: an action.");
+    }
+
+    #[test]
     fn the_structure_is_the_answer_itself_unless_it_is_too_long() {
         let response = answer(Outcome::Applied, Some(RolloutState::Complete));
         let reply = Reply::from(response.clone());
@@ -410,7 +467,11 @@ mod tests {
             (State::PendingApproval, true, "to ask again"),
             (State::InDoubt, false, "with the same id to find out"),
             (State::Refused, false, "Nothing was done"),
-            (State::Answered, false, "Done: Deployment 'web' restarted."),
+            (
+                State::Answered,
+                false,
+                "Done: Applied: restart_k8s on Deployment default/web (id alert-7).",
+            ),
         ] {
             let result = of_progress(&progress(state, overdue));
             assert!(text(&result).contains(part), "{state:?}: {}", text(&result));

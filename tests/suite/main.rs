@@ -33,6 +33,7 @@ mod ledger;
 mod limits;
 mod links;
 mod manifests;
+mod mcp;
 mod messages;
 mod model;
 mod node;

@@ -60,7 +60,8 @@ pub(crate) async fn post(
 ) -> Result<Response<Body>, ActionError> {
     let headers = request.headers();
     let accept = value_of(headers, header::ACCEPT);
-    let may_stream = accepts_event_stream(accept.as_deref());
+    // A function's response is complete when it is sent.
+    let may_stream = service.server.is_some() && accepts_event_stream(accept.as_deref());
     if !may_stream {
         check_accept(accept.as_deref())?;
     }
