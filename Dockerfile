@@ -58,6 +58,7 @@ ENTRYPOINT ["/bootstrap"]
 FROM scratch
 # `make image` adds the labels of version, revision, source and time.
 LABEL org.opencontainers.image.title="action-executor" \
+      io.modelcontextprotocol.server.name="io.github.OWNER/action-executor" \
       org.opencontainers.image.description="Runs one checked Kubernetes action, at most once" \
       org.opencontainers.image.licenses="MIT"
 COPY --from=build /image/ /

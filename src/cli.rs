@@ -75,6 +75,8 @@ pub enum Command {
     Run(RunArgs),
     /// Serve HTTP.
     Serve(ServeArgs),
+    /// Serve the Model Context Protocol over standard input and output, for an agent that starts this program.
+    Mcp(McpArgs),
     /// Run one request in the cluster, as a Job.
     ///
     /// Prints the Job, unless --apply is given. The name of the Job comes from the id of the request, so the
@@ -272,6 +274,14 @@ pub struct ServeArgs {
     /// What answers a request that has been read.
     #[arg(long, value_enum, default_value_t = Engine::Hyper)]
     pub engine: Engine,
+    /// The kubeconfig context to use.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+}
+
+/// Arguments of `mcp`.
+#[derive(Args, Debug)]
+pub struct McpArgs {
     /// The kubeconfig context to use.
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,

@@ -9,6 +9,7 @@
 //! | [`cli`] | the command line |
 //! | `lambda` | an invocation of a function to the executor and back (feature `lambda`) |
 //! | [`http`] | what a connection may do, what a request says, the endpoints |
+//! | [`mcp`] | the Model Context Protocol: a client's messages to the executor and back |
 //! | [`manifests`] | what the cluster must hold, as YAML: RBAC, Jobs, admission policies |
 //! | [`executor`] | a request from its claim to its answer |
 //! | [`auth`] | who calls, and what they may request |
@@ -33,6 +34,7 @@ pub mod k8s;
 pub mod lambda;
 pub mod ledger;
 pub mod manifests;
+pub mod mcp;
 pub mod policy;
 pub mod telemetry;
 
@@ -41,11 +43,12 @@ mod tests {
     use std::{fs, path::Path};
 
     /// Every module of the table above, from the top down.
-    const ORDER: [&str; 14] = [
+    const ORDER: [&str; 15] = [
         "commands",
         "cli",
         "lambda",
         "http",
+        "mcp",
         "manifests",
         "executor",
         "auth",

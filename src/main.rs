@@ -10,7 +10,7 @@ use action_executor::{
     cli,
     cli::{Cli, Command, OnceArgs, PolicyCommand},
     commands::{
-        healthcheck, history, job, policy, reference, run, run::RequestSource, schema, serve,
+        healthcheck, history, job, mcp, policy, reference, run, run::RequestSource, schema, serve,
     },
     config::Settings,
     contract::error::{ActionError, Code},
@@ -25,13 +25,18 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return print_usage(&error),
     };
+    let report = |error| match &cli.command {
+        // Its standard output carries messages only.
+        Some(Command::Mcp(_)) => mcp::report(&error),
+        _ => print(Err(error)),
+    };
     let settings = match Settings::from_env() {
         Ok(settings) => settings,
-        Err(error) => return ExitCode::from(print(Err(error))),
+        Err(error) => return ExitCode::from(report(error)),
     };
     let (_traces, layer) = match Exporter::from_env() {
         Ok(traces) => traces,
-        Err(error) => return ExitCode::from(print(Err(error))),
+        Err(error) => return ExitCode::from(report(error)),
     };
     logging::start(settings.log_level.unwrap_or(Level::INFO), layer);
     ExitCode::from(match cli.command {
@@ -48,6 +53,7 @@ fn main() -> ExitCode {
             Some(file) => single(&RequestSource::File(file.to_owned()), run.once, &settings),
         },
         Some(Command::Serve(serve)) => serve::run(serve, &settings),
+        Some(Command::Mcp(args)) => mcp::run(&args, &settings),
         Some(Command::Job(args)) => print(job::run(&args)),
         Some(Command::Policy(PolicyCommand::Check(args))) => print(policy::check(&args)),
         Some(Command::Policy(PolicyCommand::Admission(args))) => {

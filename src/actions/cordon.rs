@@ -20,6 +20,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   before you investigate a node that misbehaves. `uncordon` undoes it; `drain` also \
                   evicts the pods.",
     takes_time: false,
+    when: "a node misbehaves and must get no new pods",
+    when_not: "its pods have to leave too: use drain",
+    destructive: false,
     example: r#"{"node":"worker-1"}"#,
     rules: &[],
     cluster_rules: &[

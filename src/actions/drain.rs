@@ -61,6 +61,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   (delete_empty_dir_data), or can never be evicted. Pods of DaemonSets and static pods \
                   stay. Simulate it first: the response names all pods that would be evicted.",
     takes_time: true,
+    when: "a node is to be repaired or removed",
+    when_not: "one pod is at fault, or the other nodes have no room",
+    destructive: true,
     example: r#"{"node":"worker-1"}"#,
     rules: &[],
     cluster_rules: &[

@@ -40,6 +40,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   Refused while the budget allows no disruption, unless wait is set; refused for a pod \
                   without a controller unless allow_unmanaged is set, because it would not come back.",
     takes_time: true,
+    when: "one pod has to go and its disruption budget must hold",
+    when_not: "all pods of a workload have to be replaced: restart it",
+    destructive: true,
     example: r#"{"pod_name":"web-1"}"#,
     rules: &[
         PolicyRule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list", "watch"] },

@@ -10,7 +10,7 @@
 
 use std::pin::Pin;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Serialize, Serializer};
 
 pub(crate) use crate::actions::plan::{
@@ -144,6 +144,12 @@ pub struct Descriptor {
     pub description: &'static str,
     /// Whether its effect is complete some time after the change, for which `wait` waits.
     pub takes_time: bool,
+    /// When to choose it, as the end of the sentence "Choose it when ...".
+    pub when: &'static str,
+    /// When to choose something else, as the end of the sentence "Do not choose it when ...".
+    pub when_not: &'static str,
+    /// Whether pods end, or their template is replaced.
+    pub destructive: bool,
     /// Example parameters, in JSON.
     pub example: &'static str,
     /// The minimal RBAC rules in the target's namespace.
@@ -197,6 +203,13 @@ impl ActionKind {
     /// The `type` of a request; never an alias.
     pub fn name(self) -> &'static str {
         self.descriptor().name
+    }
+
+    /// The JSON Schema (2020-12) of its parameters, which refers to nothing outside itself.
+    pub(crate) fn whole_schema(self) -> Schema {
+        let settings = SchemaSettings::draft2020_12();
+        let settings = settings.with(|settings| settings.inline_subschemas = true);
+        self.parameters_schema(&mut settings.into_generator())
     }
 
     /// Whether its target is cluster-scoped.

@@ -29,6 +29,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   side. Scaling still works; restarts and rollbacks are refused. Unchanged if it is \
                   paused already.",
     takes_time: false,
+    when: "a rollout in progress looks wrong and has to stop now",
+    when_not: "the rollout is complete: use rollback",
+    destructive: false,
     example: r#"{"deployment":"web"}"#,
     rules: &[PolicyRule {
         api_groups: &["apps"],

@@ -41,6 +41,9 @@ pub struct ActionRequest {
     pub requester: Option<AuditText>,
     /// The reason.
     pub reason: Option<AuditText>,
+    /// The program that sent it, as it names itself; for the audit. It is no part of the JSON form and of the payload:
+    /// another version of a client may resend a request.
+    pub client: Option<AuditText>,
     /// When the request was created.
     pub issued_at: Option<DateTime<Utc>>,
     /// The time of the event that carried it. It is no part of the request: another event may carry the same one.
@@ -139,6 +142,7 @@ impl ActionRequest {
             id: envelope.id,
             requester: envelope.requester,
             reason: envelope.reason,
+            client: None,
             issued_at: envelope.issued_at,
             event_time: None,
             wait: envelope.wait,

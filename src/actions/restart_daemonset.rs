@@ -26,6 +26,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   allows. Refused if no pod would restart (update strategy OnDelete) unless \
                   accept_on_delete is set.",
     takes_time: true,
+    when: "the agent misbehaves on many nodes",
+    when_not: "it misbehaves on one node: use restart_pod there",
+    destructive: true,
     example: r#"{"daemonset":"agent"}"#,
     rules: &[
         PolicyRule {

@@ -25,6 +25,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Restart a Deployment: replace all its pods through its own rollout, at the pace \
                   that its strategy allows. Refused for a paused Deployment.",
     takes_time: true,
+    when: "its pods hang, leak or run with an old configuration, and the image is right",
+    when_not: "the new revision itself is at fault: use rollback",
+    destructive: true,
     example: r#"{"deployment":"web"}"#,
     rules: &[
         PolicyRule {

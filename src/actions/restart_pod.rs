@@ -40,6 +40,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   (ReplicaSet, StatefulSet, DaemonSet, Job) creates a new one. Refused for a pod \
                   without a controller, because it would not come back.",
     takes_time: true,
+    when: "one pod of several misbehaves and its controller replaces it",
+    when_not: "a disruption budget must hold: use evict_pod; all pods are affected: restart the workload",
+    destructive: true,
     example: r#"{"pod_name":"web-1"}"#,
     rules: &[
         // `list` only to find the replacement when the request waits.

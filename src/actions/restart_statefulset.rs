@@ -26,6 +26,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   down. Refused if no pod would restart (update strategy OnDelete, or a partition \
                   that covers all pods) unless accept_on_delete is set.",
     takes_time: true,
+    when: "its pods hang, or run with an old configuration",
+    when_not: "one member alone is at fault: use restart_pod",
+    destructive: true,
     example: r#"{"statefulset":"db"}"#,
     rules: &[
         PolicyRule {

@@ -23,6 +23,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Resume a suspended CronJob: it starts Jobs by its schedule again. The last run that \
                   was missed during the suspension may start at once. Unchanged if it is not suspended.",
     takes_time: false,
+    when: "the reason for the suspension is settled",
+    when_not: "a missed run must not start at once",
+    destructive: false,
     example: r#"{"cronjob":"nightly"}"#,
     rules: &[PolicyRule {
         api_groups: &["batch"],

@@ -32,6 +32,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Resume a paused Deployment: all changes made to its pod template during the pause are \
                   rolled out now, in one rollout. Unchanged if it is not paused.",
     takes_time: true,
+    when: "what the pause was for is settled",
+    when_not: "the changes made during the pause are not wanted: they are rolled out",
+    destructive: true,
     example: r#"{"deployment":"web"}"#,
     rules: &[
         PolicyRule {

@@ -48,6 +48,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   previous revision differs only by that restart; skip_restarts selects the last one that \
                   differs in more. Refused for a paused Deployment.",
     takes_time: true,
+    when: "the failure began with the latest revision",
+    when_not: "a restart with the same image is enough, or the earlier revision cannot read newer data",
+    destructive: true,
     example: r#"{"name":"web"}"#,
     rules: &[
         PolicyRule {

@@ -53,6 +53,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   its concurrencyPolicy, and even if it is suspended. With wait it is complete when the \
                   Job is; the response of a failed Job has its pod's last log lines.",
     takes_time: true,
+    when: "a scheduled run was missed or failed, and is needed now",
+    when_not: "its previous Job still runs and two must not run at once",
+    destructive: false,
     example: r#"{"cronjob":"nightly"}"#,
     rules: &[
         PolicyRule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get"] },

@@ -42,6 +42,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   Unchanged if it has that number already. With wait it is complete once all replicas \
                   are available and no surplus one is left.",
     takes_time: true,
+    when: "the load needs more or fewer pods, and no autoscaler sets the number",
+    when_not: "pods crash: more of them crash too",
+    destructive: true,
     example: r#"{"name":"web","replicas":3}"#,
     rules: &[
         PolicyRule {

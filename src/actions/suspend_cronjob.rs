@@ -25,6 +25,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Suspend a CronJob: it starts no Jobs until resume_cronjob. Running Jobs keep \
                   running. Unchanged if it is suspended already.",
     takes_time: false,
+    when: "its Jobs do harm, or must not start during an incident",
+    when_not: "a Job that runs now has to stop: this does not stop it",
+    destructive: false,
     example: r#"{"cronjob":"nightly"}"#,
     rules: &[PolicyRule {
         api_groups: &["batch"],

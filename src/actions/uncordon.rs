@@ -19,6 +19,9 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Uncordon a node: new pods may be scheduled onto it again. Pods that were evicted do \
                   not come back by themselves.",
     takes_time: false,
+    when: "a cordoned node is healthy again",
+    when_not: "it is unknown why the node was cordoned",
+    destructive: false,
     example: r#"{"node":"worker-1"}"#,
     rules: &[],
     cluster_rules: &[PolicyRule {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use subtle::ConstantTimeEq;
 
 use crate::{
+    actions::ActionKind,
     auth::{AccessRequest, Verb, forbidden},
     config::reload::ConfigFile,
     contract::{digest::sha256, error::ActionError, names::AuditText},
@@ -128,6 +129,15 @@ impl Keys {
 }
 
 impl KeyEntry {
+    /// Whether the entry allows the access in one namespace at least; to a node, which is in none.
+    pub(crate) fn allows_somewhere(&self, verb: Verb, kind: Option<ActionKind>) -> bool {
+        let allows = |namespace: &str| self.check(&AccessRequest { verb, kind, namespace }).is_ok();
+        match kind {
+            Some(kind) if kind.is_on_cluster() => allows(""),
+            _ => self.namespaces.iter().any(|pattern| allows(&pattern.example())),
+        }
+    }
+
     /// Checks that the entry allows the access.
     ///
     /// # Errors
@@ -155,7 +165,7 @@ impl KeyEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{actions::ActionKind, contract::error::Code};
+    use crate::contract::error::Code;
 
     fn keys(text: &str) -> Result<Keys, ActionError> {
         Keys::parse(text, "keys.yaml")
@@ -211,6 +221,23 @@ mod tests {
         assert_eq!(check(", namespaces: [shop-*]", &access("shop-a", false)), Ok(()));
         assert_eq!(check(", simulate_only: true", &access("shop", false)), refused);
         assert_eq!(check(", simulate_only: true", &access("shop", true)), Ok(()));
+    }
+
+    #[test]
+    fn a_key_allows_somewhere_what_it_allows_in_one_of_its_namespaces() {
+        let somewhere = |more: &str, verb, kind| one(more).allows_somewhere(verb, Some(kind));
+        let (restart, drain) = (ActionKind::RestartK8s, ActionKind::Drain);
+        assert!(somewhere("", Verb::Execute, restart) && somewhere("", Verb::Execute, drain));
+        for namespaces in ["[shop]", "['shop-*', bank]"] {
+            let more = format!(", namespaces: {namespaces}");
+            assert!(somewhere(&more, Verb::Execute, restart));
+            // A node is in no namespace.
+            assert!(!somewhere(&more, Verb::Execute, drain));
+        }
+        assert!(!somewhere(", actions: [drain]", Verb::Simulate, restart));
+        assert!(!somewhere(", simulate_only: true", Verb::Execute, restart));
+        assert!(somewhere(", simulate_only: true", Verb::Simulate, restart));
+        assert!(!somewhere(", namespaces: []", Verb::Simulate, restart));
     }
 
     #[test]

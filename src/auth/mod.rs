@@ -277,6 +277,31 @@ impl Caller {
         }
     }
 
+    /// Whether the caller may have such an access in one namespace at least. The cluster's RBAC can only be asked for
+    /// one namespace at a time, or for all (empty): for its users only `namespaces` count.
+    ///
+    /// # Errors
+    /// Why the cluster could not answer.
+    pub(crate) async fn may_somewhere(
+        &self,
+        verb: Verb,
+        kind: Option<ActionKind>,
+        namespaces: &[String],
+        cluster: Option<&Cluster>,
+    ) -> Result<bool, ActionError> {
+        if let Caller::Key(entry) = self {
+            return Ok(entry.allows_somewhere(verb, kind));
+        }
+        for namespace in namespaces {
+            match self.authorize(&AccessRequest { verb, kind, namespace }, cluster).await {
+                Ok(()) => return Ok(true),
+                Err(refusal) if refusal.code == Code::CallerForbidden => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
     /// The caller's name in the audit.
     pub(crate) fn name(&self) -> &str {
         match self {

@@ -79,6 +79,7 @@ mod tests {
             outcome: None,
             requester: None,
             reason: None,
+            client: None,
             target: ObjectRef {
                 kind: text("Deployment"),
                 namespace: text("shop"),

@@ -9,6 +9,7 @@ pub mod healthcheck;
 pub mod healthcheck_tls;
 pub mod history;
 pub mod job;
+pub mod mcp;
 pub mod policy;
 pub mod reference;
 pub mod run;

@@ -82,7 +82,7 @@ fn read(source: &RequestSource) -> Result<IncomingRequest, ActionError> {
     };
     match (piped, environment.body) {
         (Some(body), None) | (None, Some(body)) => {
-            Ok(IncomingRequest { body, key: environment.key, event: None })
+            Ok(IncomingRequest { body, key: environment.key, ..IncomingRequest::default() })
         }
         (None, None) => Err(ActionError::new(Code::Usage, "no request").with_hint(
             "pipe JSON into standard input, run `action-executor run FILE`, or set ACTION_REQUEST or \
@@ -181,7 +181,7 @@ async fn context(kube_context: Option<&str>, settings: &Settings) -> Result<Cont
 }
 
 /// True after the first SIGTERM or SIGINT.
-fn stop_on_signals() -> Result<watch::Receiver<bool>, ActionError> {
+pub(super) fn stop_on_signals() -> Result<watch::Receiver<bool>, ActionError> {
     let listen = |kind| {
         signal(kind).map_err(|error| ActionError::new(Code::Internal, format!("signals: {error}")))
     };

@@ -120,7 +120,8 @@ async fn serve(
         watchers: Watchers::new(stopping.clone()),
         tls: tls.clone(),
     };
-    let service = Service::new(context, Arc::new(callers)).in_server(state, stopping.clone());
+    let service = Service::new(context, Arc::new(callers), settings.mcp);
+    let service = service.in_server(state, stopping.clone());
     let engine = match args.engine {
         cli::Engine::Hyper => Engine::Hyper,
         cli::Engine::TinyHttp => Engine::TinyHttp(TinyHttp::start(&service)?),

@@ -47,12 +47,32 @@ pub struct Settings {
     pub max_actions: usize,
     /// Percent of a server's connections that one address may hold.
     pub peer_share: u32,
+    /// How MCP is served.
+    pub mcp: McpSettings,
     /// The log level; none: the entry point's own.
     pub log_level: Option<tracing::Level>,
     /// The port that the server listens on.
     pub port: u16,
     /// Where a single request writes its termination message.
     pub termination_log: Option<PathBuf>,
+}
+
+/// How MCP is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct McpSettings {
+    /// After how long a tool call is answered, whatever the action waits for.
+    pub wait: Duration,
+    /// The tools.
+    pub tools: ToolSet,
+}
+
+/// Which tools MCP offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToolSet {
+    /// One for each action.
+    PerAction,
+    /// Four in all, for clients that can have few.
+    Generic,
 }
 
 /// The PEM files of a server's TLS.
@@ -97,6 +117,10 @@ impl Settings {
             caller_burst: variables::CALLER_BURST.number(&vars)?,
             max_actions: variables::MAX_ACTIONS.number::<u32>(&vars)? as usize,
             peer_share: variables::PEER_SHARE.number(&vars)?,
+            mcp: McpSettings {
+                wait: Duration::from_secs(variables::MCP_WAIT_SECONDS.number(&vars)?),
+                tools: tool_set(variables::MCP_TOOLS.get(&vars))?,
+            },
             log_level: log_level(variables::LOG.get(&vars))?,
             port: variables::PORT.number(&vars)?,
             termination_log: termination_log
@@ -169,6 +193,14 @@ fn hosts(text: &str) -> Result<Vec<String>, ActionError> {
     checked.collect()
 }
 
+fn tool_set(text: Option<&str>) -> Result<ToolSet, ActionError> {
+    match text {
+        None | Some("per_action") => Ok(ToolSet::PerAction),
+        Some("generic") => Ok(ToolSet::Generic),
+        Some(_) => Err(variables::MCP_TOOLS.invalid("must be per_action or generic")),
+    }
+}
+
 fn log_level(text: Option<&str>) -> Result<Option<tracing::Level>, ActionError> {
     let level = text.map(str::parse).transpose();
     level.map_err(|_| variables::LOG.invalid("must be error, warn, info, debug or trace"))
@@ -235,6 +267,8 @@ mod tests {
         assert_eq!(error.code, Code::Configuration);
         assert!(error.detail.contains("PORT") && !error.detail.contains("hunter2"));
         assert!(read(&[("ACTION_EXECUTOR_LOG", "loud")]).is_err());
+        assert!(read(&[("ACTION_EXECUTOR_MCP_TOOLS", "all")]).is_err());
+        assert!(read(&[("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "46")]).is_err());
         assert!(read(&[("ACTION_EXECUTOR_DEADLINE_SECONDS", "0")]).is_err());
     }
 

@@ -112,6 +112,18 @@ pub(crate) const MAX_ACTIONS: Setting = number(
     [1, 1024],
     "maximum number of concurrent actions in a server",
 );
+pub(crate) const MCP_WAIT_SECONDS: Setting = number(
+    "ACTION_EXECUTOR_MCP_WAIT_SECONDS",
+    25,
+    [1, 45],
+    "after how long an MCP tool call is answered, whatever the action waits for",
+);
+pub(crate) const MCP_TOOLS: Setting = text(
+    "ACTION_EXECUTOR_MCP_TOOLS",
+    "`per_action`",
+    "`per_action`, `generic`",
+    "the MCP tools: one for each action, or four in all",
+);
 pub(crate) const LOG: Setting = text(
     "ACTION_EXECUTOR_LOG",
     "`info`",
@@ -128,7 +140,7 @@ pub(crate) const TERMINATION_LOG: Setting = text(
 );
 
 /// Every setting, in the order in which the reference lists them.
-pub(crate) const SETTINGS: [&Setting; 18] = [
+pub(crate) const SETTINGS: [&Setting; 20] = [
     &DEADLINE_SECONDS,
     &REPLAY_WINDOW_SECONDS,
     &POLICY,
@@ -144,6 +156,8 @@ pub(crate) const SETTINGS: [&Setting; 18] = [
     &CALLER_BURST,
     &MAX_ACTIONS,
     &PEER_SHARE,
+    &MCP_WAIT_SECONDS,
+    &MCP_TOOLS,
     &LOG,
     &PORT,
     &TERMINATION_LOG,

@@ -56,18 +56,31 @@ impl Context {
 
     /// The context for work that ends within `limit`: its calls are bounded by it, and its waits end then
     /// if they have not ended before.
-    pub(crate) fn with_deadline(mut self, limit: Duration) -> Self {
+    pub(crate) fn with_deadline(self, limit: Duration) -> Self {
+        self.with_call_limit(limit).with_waits_until(sleep(limit))
+    }
+
+    /// The context for work whose calls are bounded by `limit`.
+    pub(crate) fn with_call_limit(mut self, limit: Duration) -> Self {
+        self.deadline = self.deadline.min(limit);
+        self
+    }
+
+    /// The context for work whose waits end when `end` does.
+    pub(crate) fn with_waits_until(
+        mut self,
+        end: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
         let (stop, stopping) = watch::channel(false);
         let mut outer = self.stopping;
         tokio::spawn(async move {
             tokio::select! {
-                () = sleep(limit) => { let _ = stop.send(true); }
+                () = end => { let _ = stop.send(true); }
                 () = stopped(&mut outer) => { let _ = stop.send(true); }
                 // The work is over.
                 () = stop.closed() => {}
             }
         });
-        self.deadline = self.deadline.min(limit);
         self.stopping = stopping;
         self
     }

@@ -5,13 +5,21 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     actions::request::{ActionRequest, IdempotencyKey},
-    auth::Caller,
-    contract::{error::ActionError, response::ActionResponse},
-    executor::{context::Context, handle},
+    auth::{AccessRequest, Caller, Verb},
+    contract::{
+        error::{ActionError, Code},
+        names::{AuditText, Namespace, RequestId},
+        response::ActionResponse,
+    },
+    executor::{
+        context::Context,
+        handle,
+        status::{self, Operation},
+    },
 };
 
 /// A request as it was received.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct IncomingRequest {
     /// The request in JSON.
     pub body: Vec<u8>,
@@ -19,6 +27,8 @@ pub(crate) struct IncomingRequest {
     pub key: Option<IdempotencyKey>,
     /// The event that carried the request.
     pub event: Option<EventMetadata>,
+    /// The program that sent the request, as it names itself.
+    pub client: Option<AuditText>,
 }
 
 /// The event that carried a request.
@@ -36,7 +46,9 @@ impl IncomingRequest {
     /// # Errors
     /// As [`ActionRequest::parse`] and [`ActionRequest::with_idempotency_key`].
     pub(crate) fn request(&self) -> Result<ActionRequest, ActionError> {
-        let request = ActionRequest::parse(&self.body)?.with_idempotency_key(self.key.as_ref())?;
+        let request =
+            ActionRequest { client: self.client.clone(), ..ActionRequest::parse(&self.body)? };
+        let request = request.with_idempotency_key(self.key.as_ref())?;
         let event = self.event.as_ref().filter(|_| request.id.is_none());
         let mut request = request.with_idempotency_key(event.map(|event| &event.key))?;
         request.event_time = self.event.as_ref().and_then(|event| event.time);
@@ -58,4 +70,36 @@ pub(crate) async fn execute_as(
         request = Box::pin(caller.authorize_request(request, context.cluster())).await?;
     }
     handle(context, request).await
+}
+
+/// Finds the record of a request for this caller; `None` if authentication is off. Only a caller that may read every
+/// action in the namespace learns that a request does not exist; for others it looks like one that they may not read.
+///
+/// # Errors
+/// [`Code::RequestNotFound`], [`Code::CallerForbidden`], or why the ledger could not be read.
+pub(crate) async fn find_as(
+    context: &Context,
+    caller: Option<&Caller>,
+    namespace: &Namespace,
+    id: &RequestId,
+) -> Result<Operation, ActionError> {
+    let found = status::find(context, namespace, id).await?;
+    let Some(caller) = caller else { return found.ok_or_else(|| not_found(namespace)) };
+    let access = |kind| AccessRequest { verb: Verb::Get, kind, namespace };
+    let kind = found.as_ref().and_then(Operation::kind);
+    if let (Some(found), Some(kind)) = (found, kind)
+        && caller.authorize(&access(Some(kind)), context.cluster()).await.is_ok()
+    {
+        return Ok(found);
+    }
+    caller.authorize(&access(None), context.cluster()).await?;
+    Err(not_found(namespace))
+}
+
+fn not_found(namespace: &Namespace) -> ActionError {
+    let detail = format!("there is no record of such a request in namespace '{namespace}'");
+    ActionError::new(Code::RequestNotFound, detail).with_hint(
+        "name the target's namespace, or default for nodes; records last as long as the cluster keeps Events, and \
+         simulations have none",
+    )
 }

@@ -9,13 +9,13 @@ use tracing::{Instrument, field::Empty};
 
 use crate::{
     auth::{Authenticator, Caller, Credentials},
-    config::reload::Reloading,
+    config::{McpSettings, reload::Reloading},
     contract::error::{ActionError, Code},
     executor::{context::Context, reply::Reply},
     http::{
         assets,
         endpoints::{
-            cloudevents, execute, history, metrics, operation,
+            cloudevents, execute, history, mcp, metrics, operation,
             readiness::{self, Readiness},
             respond_async::BackgroundTasks,
             sse::Watchers,
@@ -34,6 +34,8 @@ pub(crate) struct Service {
     pub context: Context,
     /// Who may call.
     pub callers: Arc<Authenticator>,
+    /// How MCP is served.
+    pub mcp: McpSettings,
     /// What is known of the cluster's readiness.
     pub readiness: Arc<Readiness>,
     /// What only a server has.
@@ -53,8 +55,8 @@ pub(crate) struct ServerState {
 
 impl Service {
     /// A service for this context and these callers.
-    pub(crate) fn new(context: Context, callers: Arc<Authenticator>) -> Self {
-        Service { context, callers, readiness: Arc::default(), server: None }
+    pub(crate) fn new(context: Context, callers: Arc<Authenticator>, mcp: McpSettings) -> Self {
+        Service { context, callers, mcp, readiness: Arc::default(), server: None }
     }
 
     /// The same service in a server, which is ready only until `stopping` becomes true.
@@ -129,6 +131,7 @@ impl Service {
                 cloudevents::validate(self, request.headers())
             }
             Route::CloudEvent => Box::pin(cloudevents::receive(self, request, info)).await,
+            Route::Mcp => Box::pin(mcp::post(self, request, info)).await,
             Route::Operation => Box::pin(operation::get(self, &request, &info)).await,
             Route::History => Box::pin(history::get(self, &request, &info)).await,
             Route::Ready => Ok(Box::pin(readiness::get(self)).await),

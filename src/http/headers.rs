@@ -16,7 +16,8 @@ use crate::{
 const ANSWER_MARGIN: Duration = Duration::from_millis(100);
 
 /// A header that is read, and what becomes of a request in which it is not one line of readable text. There is no
-/// other way to read a header, so none that changes a meaning is dropped because it cannot be read.
+/// other way to read a header, so none that changes a meaning is dropped because it cannot be read. Those that the Model
+/// Context Protocol adds are read in `endpoints::mcp`, which refuses them with that protocol's errors.
 #[derive(Clone, Copy, Debug)]
 pub struct Header {
     /// Its name.
@@ -65,8 +66,8 @@ impl At {
             At::Every => "every request",
             At::Authenticated => "requests that require authentication, if it is on",
             At::Execute => "`/api/v1/action/execute`",
-            At::Body => "`/api/v1/action/execute`, `/`",
-            At::Negotiated => "`/api/v1/action/execute`, `/api/v1/actions/{id}`",
+            At::Body => "`/api/v1/action/execute`, `/`, `/mcp`",
+            At::Negotiated => "`/api/v1/action/execute`, `/api/v1/actions/{id}`, `/mcp`",
             At::Event => "`/`, in binary mode",
             At::Document => "documents and pages",
             At::Navigation => "a GET by a page of another site",

@@ -15,6 +15,8 @@ pub(crate) enum Route {
     Execute,
     /// Carry out the request of a CloudEvent.
     CloudEvent,
+    /// Answer a message of the Model Context Protocol.
+    Mcp,
     /// The state of a request.
     Operation,
     /// What was done.
@@ -46,7 +48,7 @@ const POST: &[&str] = &["POST"];
 const POST_OPTIONS: &[&str] = &["POST", "OPTIONS"];
 
 /// Each path with its methods, its route and its purpose; `{...}` matches any one segment.
-pub(crate) static ROUTES: [Entry; 13] = [
+pub(crate) static ROUTES: [Entry; 14] = [
     ("/api/v1/healthz", GET_HEAD, Route::Health, "whether the process is alive"),
     ("/readyz", GET_HEAD, Route::Ready, "whether an action could be carried out now"),
     ("/metrics", GET_HEAD, Route::Metrics, "metrics for Prometheus"),
@@ -57,6 +59,7 @@ pub(crate) static ROUTES: [Entry; 13] = [
         Route::CloudEvent,
         "carry out the request of a CloudEvent; OPTIONS: may a sender deliver events here?",
     ),
+    ("/mcp", POST, Route::Mcp, "the Model Context Protocol: the tools of an agent"),
     (
         "/api/v1/actions/{id}",
         GET_HEAD,
@@ -117,11 +120,12 @@ impl MatchedPath {
 
     /// Whether a request with this method requires authentication, if that is on.
     pub(crate) fn requires_authentication(self, method: &str) -> bool {
-        let is_private = matches!(
-            self.route(method),
-            Ok(Route::Execute | Route::CloudEvent | Route::Operation | Route::History)
-        );
-        is_private && method != "OPTIONS"
+        match self.route(method) {
+            Ok(Route::Health | Route::Ready | Route::Metrics | Route::Asset(_)) | Err(_) => false,
+            // A question before the first delivery.
+            Ok(Route::CloudEvent) => method != "OPTIONS",
+            Ok(Route::Execute | Route::Mcp | Route::Operation | Route::History) => true,
+        }
     }
 
     /// The path in the metrics: one that is served, or `other`.
@@ -177,6 +181,7 @@ mod tests {
         for (method, path) in [
             ("POST", "/api/v1/action/execute"),
             ("POST", "/"),
+            ("POST", "/mcp"),
             ("GET", "/api/v1/actions/a"),
             ("HEAD", "/api/v1/history"),
         ] {

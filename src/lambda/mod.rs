@@ -181,7 +181,7 @@ impl Function {
         let result = async {
             let context = bounded(self.context().await?, left);
             let mut request =
-                IncomingRequest { body: message.body, key: None, event: None }.request()?;
+                IncomingRequest { body: message.body, ..IncomingRequest::default() }.request()?;
             if request.id.is_none()
                 && let Some(id) = &message.id
             {
@@ -217,7 +217,8 @@ impl Function {
             return Ok(response);
         }
         let callers = self.callers.as_ref().map_err(Clone::clone)?;
-        let service = Service::new(self.context().await?, callers.clone());
+        let mcp = self.settings.as_ref().map_err(Clone::clone)?.mcp;
+        let service = Service::new(self.context().await?, callers.clone(), mcp);
         let service = match left {
             Some(left) => service.with_deadline(left),
             None => service,

@@ -13,7 +13,7 @@ use crate::{
         response::{ActionResponse, Outcome},
     },
     k8s::api::client::Cluster,
-    ledger::record::{MANAGED_BY, REASON, REQUEST_ID, REQUESTER, Record},
+    ledger::record::{CLIENT, MANAGED_BY, REASON, REQUEST_ID, REQUESTER, Record},
 };
 
 /// One request that was executed, is in progress, or was refused.
@@ -39,6 +39,9 @@ pub(crate) struct HistoryEntry {
     pub requester: Option<String>,
     /// The reason, if the request has one.
     pub reason: Option<String>,
+    /// The program that sent the request, as it names itself, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
     /// The object acted upon.
     pub target: ObjectRef,
     /// What happened, who asked and why, in a sentence.
@@ -205,6 +208,7 @@ impl HistoryEntry {
             event: event.reason.clone(),
             outcome: answer.as_ref().map(|answer| answer.outcome),
             requester: annotation(REQUESTER),
+            client: annotation(CLIENT),
             reason: annotation(REASON),
             target: ObjectRef {
                 kind: object.kind.clone(),

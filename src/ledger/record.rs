@@ -42,6 +42,7 @@ const ACTION_LABEL: &str = "action-executor.dev/action";
 pub(crate) const REQUEST_ID: &str = "action-executor.dev/request-id";
 pub(crate) const REQUESTER: &str = "action-executor.dev/requester";
 pub(crate) const REASON: &str = "action-executor.dev/reason";
+pub(crate) const CLIENT: &str = "action-executor.dev/client";
 pub(crate) const REQUEST_DIGEST: &str = "action-executor.dev/request-digest";
 const STATE: &str = "action-executor.dev/state";
 const HOLDER: &str = "action-executor.dev/holder";
@@ -141,6 +142,8 @@ pub(crate) struct RequestMetadata {
     pub target: Target,
     pub requester: Option<String>,
     pub reason: Option<String>,
+    /// The program that sent the request, as it names itself.
+    pub client: Option<String>,
 }
 
 impl RequestMetadata {
@@ -152,6 +155,7 @@ impl RequestMetadata {
             target: request.action.target(),
             requester: request.requester.as_deref().map(str::to_owned),
             reason: request.reason.as_deref().map(str::to_owned),
+            client: request.client.as_deref().map(str::to_owned),
         }
     }
 
@@ -272,9 +276,9 @@ impl RequestMetadata {
         owned(all)
     }
 
-    /// Requester and reason, for programs.
+    /// Requester, reason and client, for programs.
     fn origin(&self) -> BTreeMap<&'static str, String> {
-        let all = [(REQUESTER, &self.requester), (REASON, &self.reason)];
+        let all = [(REQUESTER, &self.requester), (REASON, &self.reason), (CLIENT, &self.client)];
         all.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()
     }
 
@@ -298,9 +302,10 @@ impl RequestMetadata {
 
     fn message_with_origin(&self, what: &str) -> String {
         let who = self.requester.as_deref().unwrap_or("unknown");
+        let through = self.client.as_deref().map(|it| format!(" through {it}")).unwrap_or_default();
         let why = self.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
         truncate(
-            format!("{what} Requested by {who}{why} (request {}).", self.id),
+            format!("{what} Requested by {who}{through}{why} (request {}).", self.id),
             MAX_MESSAGE_BYTES,
         )
     }

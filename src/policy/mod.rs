@@ -335,6 +335,16 @@ impl Pattern {
         matches(self.0.as_bytes(), name.as_bytes())
     }
 
+    /// The one name that it matches, unless it has a `*`.
+    pub(crate) fn name(&self) -> Option<&str> {
+        Some(&*self.0).filter(|name| !name.contains('*'))
+    }
+
+    /// A name that it matches.
+    pub(crate) fn example(&self) -> String {
+        self.0.replace('*', "")
+    }
+
     /// The pattern as a regular expression (RE2) for a whole name.
     pub(crate) fn to_regex(&self) -> String {
         format!("^{}$", self.0.replace('.', "[.]").replace('*', ".*"))

@@ -34,6 +34,7 @@ mod ledger;
 mod limits;
 mod links;
 mod manifests;
+mod mcp;
 mod messages;
 mod model;
 mod node;

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     cluster::shared,
     contract::fixtures,
+    mcp,
     program::{Engine, Program, Server},
 };
 
@@ -58,6 +59,7 @@ fn invoked(
 
 #[test]
 fn every_fixture_gets_the_same_answer_from_every_entry_point() {
+    let mut stdio = mcp::Stdio::start(Program::offline().args(["mcp"]));
     let servers =
         Engine::ALL.map(|engine| (engine, Server::start_with(engine, Program::offline())));
     #[cfg(feature = "lambda")]
@@ -78,6 +80,18 @@ fn every_fixture_gets_the_same_answer_from_every_entry_point() {
             let received = server.raw(&event_request(&request));
             let answer = comparable(&received.body, &request);
             assert_eq!(answer, expected, "{name} in an event over {engine:?}");
+
+            if let Some((tool, arguments)) = mcp::call_of(&request) {
+                let result = mcp::Http::new(server).call(tool, &arguments);
+                let structure = result["structuredContent"].to_string();
+                let answer = comparable(structure.as_bytes(), &request);
+                assert_eq!(answer, expected, "{name} by MCP over {engine:?}");
+            }
+        }
+        if let Some((tool, arguments)) = mcp::call_of(&request) {
+            let result = stdio.call(tool, &arguments);
+            let answer = comparable(result["structuredContent"].to_string().as_bytes(), &request);
+            assert_eq!(answer, expected, "{name} by MCP over standard input and output");
         }
 
         #[cfg(feature = "lambda")]

@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -96,6 +96,63 @@ impl Program {
         // A program that fails early does not read the rest.
         std::thread::spawn(move || drop(stdin.write_all(&input)));
         Running { process, began }
+    }
+}
+
+impl Program {
+    /// Starts it for a dialogue over its standard streams.
+    pub fn talk(mut self) -> Dialogue {
+        self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = self.command.spawn().expect("the program starts");
+        let output = BufReader::new(process.stdout.take().expect("is piped"));
+        let mut errors = process.stderr.take().expect("is piped");
+        let log = std::thread::spawn(move || {
+            let mut text = String::new();
+            errors.read_to_string(&mut text).expect("is readable");
+            text
+        });
+        Dialogue { input: process.stdin.take(), output, log, process }
+    }
+}
+
+/// A dialogue with the running program.
+pub struct Dialogue {
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+    log: JoinHandle<String>,
+    process: Child,
+}
+
+impl Dialogue {
+    /// Sends a line.
+    pub fn send(&mut self, line: &[u8]) {
+        let input = self.input.as_mut().expect("is open");
+        input.write_all(&[line, b"\n"].concat()).expect("is sent");
+    }
+
+    /// The next line; `None` once there are no more.
+    pub fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("is read");
+        (!line.is_empty()).then_some(line)
+    }
+
+    /// Its streams, for a client that writes and reads at the same time; writing ends when the sender is dropped.
+    pub fn split(&mut self) -> (ChildStdin, &mut BufReader<ChildStdout>) {
+        (self.input.take().expect("is open"), &mut self.output)
+    }
+
+    /// Sends it a signal, by name.
+    pub fn signal(&self, name: &str) {
+        signal(self.process.id(), name);
+    }
+
+    /// Ends the input; returns the remaining lines, the exit status and the log.
+    pub fn end(mut self) -> (Vec<String>, i32, String) {
+        drop(self.input.take());
+        let lines = std::iter::from_fn(|| self.line()).collect();
+        let status = self.process.wait().expect("ends");
+        (lines, status.code().unwrap_or(-1), self.log.join().expect("is read"))
     }
 }
 

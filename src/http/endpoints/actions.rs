@@ -1,6 +1,6 @@
 //! `GET /api/v1/actions`: every action with its schema, from the table of actions alone.
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -75,17 +75,11 @@ impl ActionDescription {
             description: descriptor.description,
             takes_time: kind.descriptor().takes_time,
             scope: if kind.is_on_cluster() { Scope::Cluster } else { Scope::Namespace },
-            parameters: kind.parameters_schema(&mut whole_schemas()),
+            parameters: kind.whole_schema(),
             rules: descriptor.rules.iter().chain(descriptor.cluster_rules).copied().collect(),
             example: example(kind),
         }
     }
-}
-
-/// Makes schemas that refer to nothing outside themselves.
-fn whole_schemas() -> SchemaGenerator {
-    let settings = SchemaSettings::draft2020_12();
-    settings.with(|settings| settings.inline_subschemas = true).into_generator()
 }
 
 /// The operation in the OpenAPI document.

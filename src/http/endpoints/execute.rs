@@ -55,7 +55,7 @@ pub(crate) async fn execute(
     let key = idempotency_key(IDEMPOTENCY_KEY.read(headers)?.as_deref())?;
     let patience = respond_async(PREFER.read(headers)?.as_deref());
     let caller = info.caller.clone();
-    let delivery = IncomingRequest { body: request.into_body().into(), key, event: None };
+    let delivery = IncomingRequest { body: request.into_body().into(), key, ..Default::default() };
     note_simulation(&delivery, &info);
     let time = action_time(&info);
     if let (Some(patience), Some(server)) = (patience, &service.server)
@@ -91,7 +91,7 @@ pub(super) fn action_context(service: &Service, info: &RequestInfo) -> Context {
 }
 
 /// The context in which an action that only waits for its effect frees the permit to act.
-fn with_permit(service: &Service, info: &RequestInfo) -> Context {
+pub(super) fn with_permit(service: &Service, info: &RequestInfo) -> Context {
     let context = service.context.clone();
     let Some(permit) = &info.permit else { return context };
     // Asynchronous work holds the context for longer than the permit.
@@ -106,7 +106,7 @@ fn with_permit(service: &Service, info: &RequestInfo) -> Context {
 }
 
 /// The time for the action of this request, if its client waits for a limited time.
-fn action_time(info: &RequestInfo) -> Option<Duration> {
+pub(super) fn action_time(info: &RequestInfo) -> Option<Duration> {
     let time = info.deadline?.saturating_duration_since(Instant::now());
     Some(time - RECORD_MARGIN.min(time / 4))
 }

@@ -4,6 +4,7 @@ pub mod actions;
 pub mod cloudevents;
 pub mod execute;
 pub mod history;
+pub mod mcp;
 pub mod metrics;
 pub mod operation;
 pub mod readiness;

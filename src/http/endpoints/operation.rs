@@ -8,14 +8,13 @@ use schemars::SchemaGenerator;
 use serde_json::json;
 
 use crate::{
-    auth::{AccessRequest, Caller, Verb},
     contract::{
         error::{ActionError, Code},
         names::{Namespace, RequestId},
     },
     executor::{
         context::Context,
-        status,
+        incoming::find_as,
         status::{Operation, Progress},
     },
     http::{
@@ -56,8 +55,7 @@ pub(crate) async fn get(
         check_accept(accept.as_deref())?;
     }
     let (namespace, id) = operation_of(request.uri())?;
-    let found = status::find(context, &namespace, &id).await?;
-    let found = if_allowed(found, info.caller.as_ref(), &namespace, context).await?;
+    let found = find_as(context, info.caller.as_ref(), &namespace, &id).await?;
     let snapshot = Snapshot::of(&found, context).await;
     match watchers {
         Some(watchers) => Ok(watchers.stream(context, namespace, id, snapshot)),
@@ -84,34 +82,6 @@ fn operation_of(uri: &http::Uri) -> Result<(Namespace, RequestId), ActionError> 
         }
     }
     Ok((namespace.unwrap_or_default(), id))
-}
-
-/// What was found, if this caller may read it. Only a caller that may read every action in the namespace
-/// learns that a request does not exist; for others it looks like one that they may not read.
-async fn if_allowed(
-    found: Option<Operation>,
-    caller: Option<&Caller>,
-    namespace: &Namespace,
-    context: &Context,
-) -> Result<Operation, ActionError> {
-    let Some(caller) = caller else { return found.ok_or_else(|| not_found(namespace)) };
-    let access = |kind| AccessRequest { verb: Verb::Get, kind, namespace };
-    let kind = found.as_ref().and_then(Operation::kind);
-    if let (Some(found), Some(kind)) = (found, kind)
-        && caller.authorize(&access(Some(kind)), context.cluster()).await.is_ok()
-    {
-        return Ok(found);
-    }
-    caller.authorize(&access(None), context.cluster()).await?;
-    Err(not_found(namespace))
-}
-
-fn not_found(namespace: &Namespace) -> ActionError {
-    let detail = format!("there is no record of such a request in namespace '{namespace}'");
-    ActionError::new(Code::RequestNotFound, detail).with_hint(
-        "records are in the target's namespace (?namespace=), those of nodes in default, as long as the \
-         cluster keeps Events; simulations have none",
-    )
 }
 
 impl Snapshot {

@@ -73,7 +73,7 @@ pub(crate) async fn receive(
         Incoming::read(&head.headers, body.into())?;
     let key = IdempotencyKey::new(&key(&source, &id), "the event's source and id")?;
     let event = Some(EventMetadata { key: key.clone(), time });
-    let delivery = IncomingRequest { body: data, key: None, event };
+    let delivery = IncomingRequest { body: data, event, ..IncomingRequest::default() };
     note_simulation(&delivery, &info);
     let done = execute_as(context, info.caller.as_ref(), &delivery).await;
     let (kind, suffix, asked, target, time) = match &done {

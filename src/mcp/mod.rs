@@ -1,0 +1,483 @@
+//! The Model Context Protocol: from a client's request to the executor, and from its answer to a result that a model can
+//! act on. `protocol` has the messages, `tools` what is offered, `calls` the time of a call, and `answers` the results.
+//!
+//! It knows no transport: `commands::mcp` serves standard input and output, `http::endpoints::mcp` serves HTTP. Both
+//! authenticate the caller, and decide what becomes of a client that is gone. No session is kept, and nothing in the
+//! protocol approves an action.
+
+use std::time::Duration;
+
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::{Value, json, value::RawValue};
+use tokio::time::Instant;
+
+use crate::{
+    actions::ActionKind,
+    auth::{AccessRequest, Caller, Verb},
+    config::ToolSet,
+    contract::{
+        error::ActionError,
+        json::read as read_strictly,
+        names::{AuditText, Namespace, RequestId},
+    },
+    executor::{
+        context::Context,
+        incoming::{IncomingRequest, find_as},
+        reply::Reply,
+    },
+    ledger::history::{self, Filter, no_cluster},
+    mcp::{
+        calls::{Ended, Progression},
+        protocol::{
+            DISCOVER, INITIALIZE, INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError,
+            REVISIONS, Request, Revision,
+        },
+        tools::{DEFAULT_ENTRIES, INSTRUCTIONS, MAX_ENTRIES, Offer, Tool},
+    },
+    policy::Policy,
+};
+
+mod answers;
+pub(crate) mod calls;
+pub(crate) mod protocol;
+mod tools;
+
+/// How long a client may keep the description of the server, which changes with the program only.
+const DISCOVERY_TTL: Duration = Duration::from_secs(3600);
+
+/// How long a client may keep its tools, which change with the policy and with its rights.
+const TOOLS_TTL: Duration = Duration::from_secs(30);
+
+/// In how many namespaces that the policy names the rights of a cluster's user are looked for.
+const MAX_NAMESPACES: usize = 8;
+
+/// What is known of a request besides its text.
+pub(crate) struct Exchange<P> {
+    /// The executor's context.
+    pub context: Context,
+    /// Who sent it; `None` if authentication is off.
+    pub caller: Option<Caller>,
+    /// The client's program, if the request does not name it.
+    pub client: Option<AuditText>,
+    /// The revision in which it is answered.
+    pub revision: Revision,
+    /// The tools that are offered.
+    pub tools: ToolSet,
+    /// After how long a call is answered.
+    pub wait: Duration,
+    /// Held by an action that continues after its answer; without one its waits end with the answer.
+    pub permit: Option<P>,
+    /// The lines that the client gets before its answer, if it wants any.
+    pub progression: Option<Progression>,
+}
+
+/// The result of a request. Dropping the returned future gives the request up.
+///
+/// # Errors
+/// There is no such method or tool, or its parameters are not what the protocol says. What is wrong with the arguments of
+/// a tool is a result, so that a model can act on it.
+pub(crate) async fn answer<P: Send + 'static>(
+    exchange: Exchange<P>,
+    request: &Request,
+) -> Result<Value, ProtocolError> {
+    let revision = exchange.revision;
+    let result = match (&*request.method, revision.is_stateless()) {
+        (DISCOVER, true) => cached(discovery(), DISCOVERY_TTL, "public"),
+        (INITIALIZE, false) => handshake(request)?,
+        ("ping", false) => json!({}),
+        ("tools/list", _) => {
+            let offer = Box::pin(offer(&exchange))
+                .await
+                .map_err(|error| ProtocolError::new(INTERNAL_ERROR, error.with_its_hint()))?;
+            let tools = json!({ "tools": tools::list(&offer, exchange.tools) });
+            if revision.is_stateless() { cached(tools, TOOLS_TTL, "private") } else { tools }
+        }
+        ("tools/call", _) => Box::pin(call(exchange, request)).await?,
+        (method, _) => {
+            let known: String = method.chars().filter(|c| !c.is_control()).take(64).collect();
+            let what = format!("there is no method '{known}'");
+            return Err(ProtocolError::new(METHOD_NOT_FOUND, what));
+        }
+    };
+    Ok(if revision.is_stateless() { complete(result) } else { result })
+}
+
+/// A result as revisions without a handshake have it.
+fn complete(mut result: Value) -> Value {
+    result["resultType"] = "complete".into();
+    result["_meta"] = json!({ "io.modelcontextprotocol/serverInfo": server_info() });
+    result
+}
+
+fn cached(mut result: Value, ttl: Duration, scope: &str) -> Value {
+    result["ttlMs"] = json!(ttl.as_millis() as u64);
+    result["cacheScope"] = scope.into();
+    result
+}
+
+fn server_info() -> Value {
+    json!({ "name": "action-executor", "version": env!("CARGO_PKG_VERSION") })
+}
+
+fn discovery() -> Value {
+    json!({
+        "supportedVersions": REVISIONS.map(|revision| revision.0),
+        "capabilities": { "tools": {} },
+        "instructions": INSTRUCTIONS,
+    })
+}
+
+fn handshake(request: &Request) -> Result<Value, ProtocolError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Initialize {
+        protocol_version: String,
+    }
+    let wanted: Initialize = request.params()?;
+    Ok(json!({
+        "protocolVersion": Revision::agreed(&wanted.protocol_version).0,
+        "capabilities": { "tools": {} },
+        "serverInfo": server_info(),
+        "instructions": INSTRUCTIONS,
+    }))
+}
+
+/// The client's program as a handshake names it.
+pub(crate) fn client_of_handshake(request: &Request) -> Option<AuditText> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Initialize {
+        client_info: Value,
+    }
+    let wanted: Initialize = request.params().ok()?;
+    protocol::client_name(&wanted.client_info)
+}
+
+/// What the caller may do under the policy, in one namespace at least.
+async fn offer<P>(exchange: &Exchange<P>) -> Result<Offer, ActionError> {
+    let Exchange { context, caller, .. } = exchange;
+    let policy = context.policy();
+    let namespaces = namespaces(context, caller.as_ref(), &policy);
+    let may = async |verb, kind| match caller {
+        Some(caller) => caller.may_somewhere(verb, kind, &namespaces, context.cluster()).await,
+        None => Ok(true),
+    };
+    let mut offer = Offer::default();
+    for kind in ActionKind::ALL {
+        let allowed = policy.allows(kind);
+        if allowed && !policy.read_only && may(Verb::Execute, Some(kind)).await? {
+            offer.execute.push(kind);
+        }
+        if (allowed || !policy.simulation.limited) && may(Verb::Simulate, Some(kind)).await? {
+            offer.simulate.push(kind);
+        }
+        offer.get = offer.get || may(Verb::Get, Some(kind)).await?;
+    }
+    offer.list = may(Verb::List, None).await?;
+    Ok(offer)
+}
+
+/// Where the rights of a caller are looked for: in all namespaces at once, in its own, in the server's, and in those that
+/// the policy names.
+fn namespaces(context: &Context, caller: Option<&Caller>, policy: &Policy) -> Vec<String> {
+    let own = caller.and_then(|caller| {
+        let (namespace, _) =
+            caller.name().strip_prefix("system:serviceaccount:")?.split_once(':')?;
+        Some(namespace.to_owned())
+    });
+    let servers = context.cluster().map(|cluster| cluster.default_namespace().to_owned());
+    let named = policy.namespaces.allow.iter().filter_map(|pattern| pattern.name());
+    let named = named.map(str::to_owned).take(MAX_NAMESPACES);
+    let mut all = vec![String::new()];
+    for namespace in own.into_iter().chain(servers).chain(named) {
+        if !all.contains(&namespace) {
+            all.push(namespace);
+        }
+    }
+    all
+}
+
+async fn call<P: Send + 'static>(
+    exchange: Exchange<P>,
+    request: &Request,
+) -> Result<Value, ProtocolError> {
+    #[derive(Deserialize)]
+    struct Call<'a> {
+        name: String,
+        #[serde(borrow)]
+        arguments: Option<&'a RawValue>,
+    }
+    let Call { name, arguments } = request.params()?;
+    let arguments = arguments.map_or("{}", RawValue::get).trim();
+    if !arguments.starts_with('{') {
+        let what = "params.arguments: must be an object";
+        return Err(ProtocolError::new(INVALID_PARAMS, what));
+    }
+    let tool = Tool::named(&name, exchange.tools)
+        .ok_or_else(|| ProtocolError::new(INVALID_PARAMS, "params.name: unknown tool"))?;
+    let (context, tools) = (exchange.context.clone(), exchange.tools);
+    let result = match tool {
+        Tool::GetAction => get_action(&exchange, arguments).await,
+        Tool::ListActions => list_actions(&exchange, arguments).await,
+        Tool::Simulate | Tool::Execute | Tool::Action(_) => match request_of(tool, arguments) {
+            Ok(body) => Ok(execute(exchange, request, body).await),
+            Err(error) => Err(error),
+        },
+    };
+    Ok(result.unwrap_or_else(|error| {
+        if let Some(metrics) = context.metrics() {
+            metrics.problem(&error);
+        }
+        answers::of_reply(&Reply::from(error), tools)
+    }))
+}
+
+async fn execute<P: Send + 'static>(
+    exchange: Exchange<P>,
+    request: &Request,
+    body: Vec<u8>,
+) -> Value {
+    let client = request.meta.client.clone().or(exchange.client);
+    let incoming = IncomingRequest { body, client, ..IncomingRequest::default() };
+    let Exchange { context, caller, wait, permit, progression, tools, .. } = exchange;
+    let ended = calls::execute(context, caller, incoming, wait, permit, progression).await;
+    match ended {
+        Ended::Done(reply) => answers::of_reply(&reply, tools),
+        Ended::UnderWay(progress) => answers::of_progress(&progress),
+    }
+}
+
+/// The request that a call stands for: its arguments, and what the tool itself says. The arguments are passed on as they
+/// are, so that the parser of all entry points reads them, and sees what is given twice.
+///
+/// # Errors
+/// The arguments have a field that the tool decides, or lack the id of a write.
+fn request_of(tool: Tool, arguments: &str) -> Result<Vec<u8>, ActionError> {
+    #[derive(Deserialize)]
+    struct Given {
+        id: Option<IgnoredAny>,
+        #[serde(rename = "type")]
+        kind: Option<IgnoredAny>,
+        simulate: Option<IgnoredAny>,
+    }
+    let given: Given = read_strictly(arguments, "")?;
+    let (simulates, kind) = match tool {
+        Tool::Action(kind) => (false, Some(kind)),
+        tool => (tool == Tool::Simulate, None),
+    };
+    if given.simulate.is_some() {
+        return Err(ActionError::invalid_field("simulate", "the tool decides this")
+            .with_hint("leave it out; the tool simulate simulates, and the others execute"));
+    }
+    if kind.is_some() && given.kind.is_some() {
+        return Err(
+            ActionError::invalid_field("type", "the tool decides this").with_hint("leave it out")
+        );
+    }
+    if !simulates && given.id.is_none() {
+        return Err(ActionError::invalid_field("id", "missing").with_hint(
+            "take it from the incident, alert or ticket that this answers, and send the same one on every retry",
+        ));
+    }
+    let kind = kind.map(|kind| format!("\"type\":\"{}\",", kind.name())).unwrap_or_default();
+    let rest = arguments.strip_prefix('{').unwrap_or(arguments);
+    let comma = if rest.trim_start().starts_with('}') { "" } else { "," };
+    Ok(format!("{{{kind}\"simulate\":{simulates}{comma}{rest}").into_bytes())
+}
+
+async fn get_action<P>(exchange: &Exchange<P>, arguments: &str) -> Result<Value, ActionError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Wanted {
+        id: RequestId,
+        #[serde(default)]
+        namespace: Option<Namespace>,
+    }
+    let Wanted { id, namespace } = read_strictly(arguments, "")?;
+    let Exchange { context, caller, .. } = exchange;
+    let found = find_as(context, caller.as_ref(), &namespace.unwrap_or_default(), &id).await?;
+    Ok(answers::of_progress(&found.progress(context).await))
+}
+
+async fn list_actions<P>(exchange: &Exchange<P>, arguments: &str) -> Result<Value, ActionError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Wanted {
+        namespace: Option<Namespace>,
+        target: Option<String>,
+        limit: Option<usize>,
+    }
+    let Wanted { namespace, target, limit } = read_strictly(arguments, "")?;
+    let limit = limit.unwrap_or(DEFAULT_ENTRIES);
+    if !(1..=MAX_ENTRIES).contains(&limit) {
+        let what = format!("must be a number from 1 to {MAX_ENTRIES}");
+        return Err(ActionError::invalid_field("limit", what));
+    }
+    let Exchange { context, caller, .. } = exchange;
+    if let Some(caller) = caller {
+        let namespace = namespace.as_deref().unwrap_or_default();
+        let access = AccessRequest { verb: Verb::List, kind: None, namespace };
+        caller.authorize(&access, context.cluster()).await?;
+    }
+    let cluster = context.cluster().ok_or_else(no_cluster)?;
+    let filter =
+        Filter { namespace: namespace.map(|it| it.to_string()), target, ..Filter::default() };
+    let deadline = Instant::now() + context.deadline().min(exchange.wait);
+    Ok(answers::of_page(history::query(cluster, &filter, limit, deadline).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{
+        actions::request::ActionRequest,
+        config::{Settings, reload::Reloading},
+        mcp::protocol::{Message, STATELESS, read},
+    };
+
+    fn request(method: &str, params: Value) -> Request {
+        let text = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
+        match read(text.to_string().as_bytes()) {
+            Ok(Message::Request(request)) => request,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Answers without a cluster, under the shipped policy.
+    async fn answered(revision: Revision, request: &Request) -> Result<Value, i64> {
+        let settings = Settings::from_vars(std::iter::empty()).expect("are settings");
+        let policy = Reloading::new(None).expect("is the shipped one");
+        let (_stop, stopping) = watch::channel(false);
+        let exchange = Exchange::<()> {
+            context: Context::new(None, policy, &settings, stopping),
+            caller: None,
+            client: None,
+            revision,
+            tools: ToolSet::PerAction,
+            wait: settings.mcp.wait,
+            permit: None,
+            progression: None,
+        };
+        answer(exchange, request).await.map_err(|error| error.code)
+    }
+
+    async fn called(name: &str, arguments: Value) -> Value {
+        let call = request("tools/call", json!({ "name": name, "arguments": arguments }));
+        answered(STATELESS, &call).await.expect("is a result")
+    }
+
+    #[tokio::test]
+    async fn each_era_has_its_methods_and_its_results() {
+        let legacy = Revision("2025-11-25");
+        let initialize =
+            json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {} });
+        for (method, params, stateless, handshake) in [
+            ("server/discover", json!({}), true, false),
+            ("tools/list", json!({}), true, true),
+            ("initialize", initialize, false, true),
+            ("ping", json!({}), false, true),
+            ("prompts/list", json!({}), false, false),
+            ("resources/list", json!({}), false, false),
+            ("logging/setLevel", json!({}), false, false),
+            ("", json!({}), false, false),
+        ] {
+            let request = request(method, params);
+            for (revision, is_known) in [(STATELESS, stateless), (legacy, handshake)] {
+                let result = answered(revision, &request).await;
+                assert_eq!(result.is_ok(), is_known, "{method} {revision:?}: {result:?}");
+                match result {
+                    Ok(result) => {
+                        let is_stateless = revision.is_stateless();
+                        assert_eq!(result["resultType"] == "complete", is_stateless, "{method}");
+                        let is_cacheable = is_stateless && method != "tools/call";
+                        assert_eq!(result["ttlMs"].is_u64(), is_cacheable, "{method}");
+                    }
+                    Err(code) => assert_eq!(code, METHOD_NOT_FOUND, "{method}"),
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_call_is_an_error_and_wrong_arguments_are_a_result() {
+        for params in [
+            json!({}),
+            json!({ "name": 7 }),
+            json!({ "name": "delete_everything" }),
+            json!({ "name": "scale", "arguments": [] }),
+            json!({ "name": "scale", "arguments": "x" }),
+        ] {
+            let result = answered(STATELESS, &request("tools/call", params.clone())).await;
+            assert_eq!(result, Err(INVALID_PARAMS), "{params}");
+        }
+        for (name, arguments, field) in [
+            ("scale", json!({}), "id"),
+            ("scale", json!({ "id": null, "parameters": {} }), "id"),
+            ("scale", json!({ "id": "a b", "parameters": {} }), "id"),
+            ("scale", json!({ "id": "a", "simulate": true }), "simulate"),
+            ("scale", json!({ "id": "a", "type": "drain" }), "type"),
+            ("scale", json!({ "id": "a", "parameters": {} }), "parameters.name"),
+            ("scale", json!({ "id": "a", "parameters": { "x": 1 } }), "parameters.x"),
+            ("scale", json!({ "id": "a", "x": 1 }), "x"),
+            ("simulate", json!({}), "type"),
+            ("simulate", json!({ "simulate": false }), "simulate"),
+            ("get_action", json!({}), "id"),
+            ("get_action", json!({ "id": "a", "x": 1 }), "x"),
+            ("list_actions", json!({ "limit": 26 }), "limit"),
+        ] {
+            let result = called(name, arguments.clone()).await;
+            assert_eq!(result["isError"], true, "{name} {arguments}: {result}");
+            let given = &result["structuredContent"]["field"];
+            assert_eq!(given, field, "{name} {arguments}: {result}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_simulation_works_without_a_cluster_and_nothing_else_does() {
+        let web = json!({ "deployment": "web" });
+        let result = called("simulate", json!({ "type": "restart_k8s", "parameters": web })).await;
+        assert_eq!(result["isError"], false, "{result}");
+        assert_eq!(result["structuredContent"]["offline"], true);
+        for (name, arguments) in [
+            ("restart_k8s", json!({ "id": "a", "parameters": web })),
+            ("get_action", json!({ "id": "a" })),
+            ("list_actions", json!({})),
+        ] {
+            let result = called(name, arguments).await;
+            assert_eq!(result["structuredContent"]["code"], "configuration", "{result}");
+        }
+    }
+
+    #[test]
+    fn a_call_becomes_the_request_that_every_entry_point_reads() {
+        let parsed = |tool, arguments: &str| {
+            request_of(tool, arguments).and_then(|body| ActionRequest::parse(&body))
+        };
+        let scale = r#"{"id":"a","parameters":{"name":"web","replicas":3},"wait":true}"#;
+        let request = parsed(Tool::Action(ActionKind::Scale), scale).expect("is a request");
+        assert_eq!((request.simulate, request.wait), (false, true));
+        assert_eq!(request.action.kind(), ActionKind::Scale);
+        let whole = r#" { "type":"scale","parameters":{"name":"web","replicas":3}}"#;
+        assert!(parsed(Tool::Simulate, whole.trim()).expect("is a request").simulate);
+        for (tool, arguments, detail) in [
+            (Tool::Simulate, "{}", "type: missing"),
+            (Tool::Simulate, "{ }", "type: missing"),
+            (Tool::Execute, r#"{"type":"scale","type":"drain"}"#, "type: given more than once"),
+            (Tool::Execute, r#"{"id":"a","id":"b"}"#, "id: given more than once"),
+            (
+                Tool::Action(ActionKind::Scale),
+                r#"{"id":"a","parameters":{"name":"a","name":"b"}}"#,
+                "parameters.name: given more than once",
+            ),
+            (
+                Tool::Action(ActionKind::Scale),
+                r#"{"id":"a","parameters":{},"parameters":{}}"#,
+                "parameters: given more than once",
+            ),
+        ] {
+            assert_eq!(parsed(tool, arguments).expect_err(arguments).detail, detail);
+        }
+    }
+}

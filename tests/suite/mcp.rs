@@ -1,0 +1,999 @@
+//! The Model Context Protocol over both transports: what a client may send, what a model gets, and that an effect is made
+//! once whichever entry point a request takes.
+//!
+//! [`Stdio`] and [`Http`] speak the protocol in its newest revision. The official clients, in tests/mcp, are those of the
+//! ignored tests.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    path::PathBuf,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio as Pipe},
+    thread,
+    time::{Duration, Instant},
+};
+
+use action_executor::{
+    actions::{ActionKind, request::MAX_REQUEST_BYTES},
+    auth::token_review,
+    contract::digest::sha256,
+    executor::failpoint::Failpoint,
+    policy::approval,
+};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, ResourceExt, api::Patch};
+use serde_json::{Value, json, value::RawValue};
+use tokio::task::spawn_blocking;
+
+use crate::{
+    approval::{REQUIRE_APPROVAL, approve},
+    cluster::{MISSING_IMAGE, Namespace, SLOW_IMAGE, eventually, shared},
+    ledger::records,
+    program::{Dialogue, Engine, Program, Reply, Server, scratch},
+    scenario::without_replayed,
+};
+
+const REVISION: &str = "2026-07-28";
+const KEY: &str = "7d1c0ffee0ffee0ffee0ffee0ffee0ff";
+
+/// A request of the newest revision, in one line; the arguments are sent as they are.
+fn call_line(id: u64, tool: &str, arguments: &str, progress: bool) -> String {
+    let token = if progress { ",\"progressToken\":\"p\"" } else { "" };
+    format!(
+        "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"tools/call\",\"params\":{{\"name\":\"{tool}\",\
+         \"arguments\":{arguments},\"_meta\":{{\"io.modelcontextprotocol/protocolVersion\":\"{REVISION}\",\
+         \"io.modelcontextprotocol/clientCapabilities\":{{}},\
+         \"io.modelcontextprotocol/clientInfo\":{{\"name\":\"suite\",\"version\":\"7\"}}{token}}}}}}}"
+    )
+}
+
+fn list_line() -> String {
+    let meta = json!({
+        "io.modelcontextprotocol/protocolVersion": REVISION,
+        "io.modelcontextprotocol/clientCapabilities": {},
+    });
+    let params = json!({ "_meta": meta });
+    json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": params }).to_string()
+}
+
+/// The tool and the arguments that stand for this request; `None` if it is no JSON object, which arguments have to be, or
+/// has a `simulate` that no tool has.
+pub fn call_of(request: &[u8]) -> Option<(&'static str, String)> {
+    let text = std::str::from_utf8(request).ok()?;
+    serde_json::from_str::<&RawValue>(text).ok().filter(|it| it.get().starts_with('{'))?;
+    if text.len() > MAX_REQUEST_BYTES / 2 {
+        return None;
+    }
+    // What is given twice stays as it is.
+    if !text.contains("\"simulate\"") {
+        return Some(("simulate", text.replace('\n', " ")));
+    }
+    let mut value: Value = serde_json::from_str(text).ok()?;
+    let simulate = value.as_object_mut()?.remove("simulate")?;
+    let kind = value["type"]
+        .as_str()
+        .and_then(|name| ActionKind::ALL.into_iter().find(|kind| kind.descriptor().name == name));
+    match (simulate, kind) {
+        (Value::Bool(true), _) if !text.contains("duplicate") => {
+            (text.matches("\"simulate\"").count() == 1).then(|| ("simulate", value.to_string()))
+        }
+        (Value::Bool(false), Some(kind)) if value["id"].is_string() => {
+            value.as_object_mut()?.remove("type");
+            Some((kind.descriptor().name, value.to_string()))
+        }
+        _ => None,
+    }
+}
+
+/// A client that has started the program.
+pub struct Stdio {
+    dialogue: Dialogue,
+    next: u64,
+    /// The progress notifications so far.
+    pub progress: Vec<Value>,
+}
+
+impl Stdio {
+    pub fn start(program: Program) -> Self {
+        Stdio { dialogue: program.talk(), next: 1, progress: Vec::new() }
+    }
+
+    /// Calls a tool; returns its result.
+    pub fn call(&mut self, tool: &str, arguments: &str) -> Value {
+        let id = self.begin(tool, arguments);
+        self.answer(id)
+    }
+
+    /// Calls a tool; returns the id of the call.
+    fn begin(&mut self, tool: &str, arguments: &str) -> u64 {
+        self.next += 1;
+        self.dialogue.send(call_line(self.next, tool, arguments, true).as_bytes());
+        self.next
+    }
+
+    fn answer(&mut self, id: u64) -> Value {
+        loop {
+            let line = self.dialogue.line().expect("there is an answer");
+            let message: Value = serde_json::from_str(&line).expect("is JSON");
+            if message["method"] == "notifications/progress" {
+                self.progress.push(message["params"].clone());
+            } else {
+                assert_eq!(message["id"], id, "{message}");
+                return message["result"].clone();
+            }
+        }
+    }
+}
+
+/// A client of a server.
+pub struct Http<'a> {
+    server: &'a Server,
+    headers: String,
+}
+
+impl<'a> Http<'a> {
+    pub fn new(server: &'a Server) -> Self {
+        Http { server, headers: String::new() }
+    }
+
+    fn with_token(server: &'a Server, token: &str) -> Self {
+        Http { server, headers: format!("Authorization: Bearer {token}\r\n") }
+    }
+
+    /// Sends a message with these additional header lines.
+    fn post(&self, message: &str, headers: &str) -> Reply {
+        self.server.raw(&self.request(message, &format!("{headers}Connection: close\r\n")))
+    }
+
+    fn request(&self, message: &str, headers: &str) -> Vec<u8> {
+        let (length, own) = (message.len(), &self.headers);
+        format!(
+            "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n{own}{headers}\r\n{message}"
+        )
+        .into_bytes()
+    }
+
+    /// Calls a tool; returns its result, whether it comes at once or as a stream.
+    pub fn call(&self, tool: &str, arguments: &str) -> Value {
+        let mut stream = self.begin(tool, arguments);
+        stream.rest().pop().expect("there is an answer")["result"].clone()
+    }
+
+    /// Calls a tool; the connection is open and the header of the answer is read.
+    fn begin(&self, tool: &str, arguments: &str) -> Stream {
+        let headers = format!(
+            "Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: {REVISION}\r\n\
+             Mcp-Method: tools/call\r\nMcp-Name: {tool}\r\n"
+        );
+        let mut stream = self.server.connect();
+        let line = call_line(1, tool, arguments, true);
+        stream.write_all(&self.request(&line, &headers)).expect("is sent");
+        Stream::read(stream)
+    }
+
+    fn tools(&self) -> Vec<String> {
+        let headers = format!("MCP-Protocol-Version: {REVISION}\r\nMcp-Method: tools/list\r\n");
+        names(&self.post(&list_line(), &headers).json()["result"])
+    }
+}
+
+fn names(result: &Value) -> Vec<String> {
+    let tools = result["tools"].as_array().expect("are listed").iter();
+    tools.map(|tool| tool["name"].as_str().expect("is text").to_owned()).collect()
+}
+
+/// The answer to a POST: one message, or a stream of them.
+struct Stream {
+    reader: BufReader<TcpStream>,
+    length: Option<usize>,
+}
+
+impl Stream {
+    fn read(stream: TcpStream) -> Self {
+        let mut reader = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert_ne!(reader.read_line(&mut head).expect("is read"), 0, "{head}");
+        }
+        let head = head.to_lowercase();
+        assert!(head.starts_with("http/1.1 200 "), "{head}");
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length = length.map(|length| length.parse().expect("is a number"));
+        assert_eq!(length.is_none(), head.contains("text/event-stream"), "{head}");
+        assert_eq!(length.is_none(), head.contains("x-accel-buffering: no"), "{head}");
+        Stream { reader, length }
+    }
+
+    fn is_stream(&self) -> bool {
+        self.length.is_none()
+    }
+
+    /// The next chunk; `None` at the end.
+    fn chunk(&mut self) -> Option<String> {
+        let length = match self.length.take() {
+            Some(length) => length,
+            None => {
+                let mut line = String::new();
+                self.reader.read_line(&mut line).expect("is read");
+                usize::from_str_radix(line.trim(), 16).ok()?
+            }
+        };
+        let mut chunk = vec![0; length];
+        self.reader.read_exact(&mut chunk).expect("is whole");
+        let mut end = String::new();
+        // Only chunks end with a line break.
+        if self.reader.buffer().starts_with(b"\r\n") || self.reader.buffer().is_empty() {
+            let _ = self.reader.read_line(&mut end);
+        }
+        (length > 0).then(|| String::from_utf8(chunk).expect("is text"))
+    }
+
+    /// All messages that follow; the last one is the answer.
+    fn rest(&mut self) -> Vec<Value> {
+        if let Some(length) = self.length.take() {
+            let mut body = vec![0; length];
+            self.reader.read_exact(&mut body).expect("is whole");
+            return vec![serde_json::from_slice(&body).expect("is JSON")];
+        }
+        let mut messages = Vec::new();
+        while let Some(chunk) = self.chunk() {
+            let data = chunk.lines().filter_map(|line| line.strip_prefix("data: "));
+            messages.extend(data.map(|data| serde_json::from_str::<Value>(data).expect("is JSON")));
+        }
+        messages
+    }
+}
+
+fn restart(namespace: &Namespace, id: &str, wait: bool) -> String {
+    let parameters = json!({ "deployment": "web", "namespace": namespace.name() });
+    json!({ "id": id, "parameters": parameters, "wait": wait }).to_string()
+}
+
+fn stdio(namespace: &Namespace) -> Program {
+    Program::with_kubeconfig(namespace.kubeconfig()).args(["mcp"])
+}
+
+fn text(result: &Value) -> &str {
+    result["content"][0]["text"].as_str().unwrap_or_else(|| panic!("has no text: {result}"))
+}
+
+/// A generator of numbers, always the same ones.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as usize % limit
+    }
+}
+
+/// A message that a broken or hostile client could send.
+fn hostile_message(numbers: &mut Numbers) -> Vec<u8> {
+    const SEEDS: [&str; 8] = [
+        r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"restart_k8s","arguments":{"id":"a","parameters":{"deployment":"web"}}}}"#,
+        r#"{"jsonrpc":"2.0","id":"x","method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"a","version":"1"}}}"#,
+        r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#,
+        r#"{"jsonrpc":"2.0","id":3,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}"#,
+        r#"[{"jsonrpc":"2.0","id":1,"method":"ping"},{"jsonrpc":"2.0","id":2,"method":"ping"}]"#,
+        r#"{"jsonrpc":"2.0","id":1,"id":2,"method":"ping","method":"tools/list"}"#,
+        r#"{"jsonrpc":"2.0","id":9,"result":{"tools":[]}}"#,
+        r#"{"jsonrpc":"2.0","id":4,"method":"tools/call","params":{"name":"simulate","arguments":{"type":"drain","parameters":{"node":"n","node":"m"}}}}"#,
+    ];
+    let mut message = SEEDS[numbers.below(SEEDS.len())].as_bytes().to_vec();
+    for _ in 0..numbers.below(4) {
+        message.push(b' ');
+        let at = numbers.below(message.len());
+        match numbers.below(4) {
+            0 => message[at] = numbers.below(256) as u8,
+            1 => drop(message.remove(at)),
+            2 => message.truncate(at + 1),
+            _ => message.insert(at, b"{}[]\",:0\\"[numbers.below(9)]),
+        }
+    }
+    message.retain(|byte| *byte != b'\n');
+    message
+}
+
+#[test]
+fn standard_output_carries_messages_only_whatever_is_sent() {
+    let mut dialogue = Program::offline().args(["mcp"]).talk();
+    let mut numbers = Numbers(1);
+    let messages: Vec<_> = (0..10_000).map(|_| hostile_message(&mut numbers)).collect();
+    let too_long = [b"{\"jsonrpc\":\"2.0\",\"id\":\"", &*vec![b'x'; 1 << 20], b"\"}"].concat();
+    let reader = {
+        // Answers are read while messages are sent: neither side may wait for the other.
+        let (mut sender, receiver) = dialogue.split();
+        let sent = thread::spawn(move || {
+            for message in messages {
+                sender.write_all(&[&*message, b"\n"].concat()).expect("is sent");
+            }
+            sender.write_all(&[&*too_long, b"\n"].concat()).expect("is sent");
+            sender.write_all(list_line().as_bytes()).expect("is sent");
+        });
+        let lines: Vec<_> = receiver.lines().map(|line| line.expect("is text")).collect();
+        sent.join().expect("has sent");
+        lines
+    };
+    for line in &reader {
+        let message: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+        assert_eq!(message["jsonrpc"], "2.0", "{line}");
+        let kinds = ["result", "error"].map(|kind| message.get(kind).is_some());
+        assert_eq!(kinds.iter().filter(|it| **it).count(), 1, "{line}");
+        assert!(message.get("method").is_none(), "{line}");
+    }
+    assert!(reader.iter().any(|line| line.contains("longer than 65536 bytes")));
+    // The last message has no line break; it is answered all the same.
+    assert_eq!(names(&last_list(&reader)).len(), 18);
+    let (_, status, log) = dialogue.end();
+    assert_eq!(status, 0, "{log}");
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+fn last_list(lines: &[String]) -> Value {
+    let lists = lines.iter().rev().filter(|line| line.contains("\"resultType\":\"complete\""));
+    let mut lists = lists.filter(|line| line.contains("\"tools\":["));
+    serde_json::from_str::<Value>(lists.next().expect("is there")).expect("is JSON")["result"]
+        .clone()
+}
+
+#[test]
+fn tools_are_listed_without_a_cluster_that_answers() {
+    let gone = scratch("gone.kubeconfig");
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "contexts": [{ "name": "c", "context": { "cluster": "c", "user": "u" } }],
+        "clusters": [{ "name": "c", "cluster": { "server": "http://127.0.0.1:1" } }],
+        "users": [{ "name": "u", "user": {} }],
+    });
+    fs::write(&gone, config.to_string()).expect("is written");
+    for program in [Program::offline(), Program::offline().env("KUBECONFIG", &gone)] {
+        let mut dialogue = program.args(["mcp"]).talk();
+        let began = Instant::now();
+        dialogue.send(list_line().as_bytes());
+        let answer: Value =
+            serde_json::from_str(&dialogue.line().expect("is one")).expect("is JSON");
+        assert_eq!(names(&answer["result"]).len(), 18);
+        assert!(began.elapsed() < Duration::from_secs(5));
+        let (rest, status, _) = dialogue.end();
+        assert_eq!((rest, status), (vec![], 0));
+    }
+}
+
+#[test]
+fn a_wrong_setting_is_reported_on_standard_error() {
+    for (name, value) in [("ACTION_EXECUTOR_MCP_TOOLS", "all"), ("KUBECONFIG", "/nonexistent/x")] {
+        let done = Program::offline().env(name, value).args(["mcp"]).run();
+        assert_eq!((done.status, &*done.stdout), (78, ""), "{done:?}");
+        assert!(done.stderr.starts_with("configuration: "), "{done:?}");
+    }
+}
+
+#[test]
+fn each_status_and_code_is_that_of_the_revision() {
+    for engine in Engine::ALL {
+        let server = Server::start_with(engine, Program::offline());
+        let http = Http::new(&server);
+        let version = format!("MCP-Protocol-Version: {REVISION}\r\n");
+        let list = format!("{version}Mcp-Method: tools/list\r\n");
+        let old = "MCP-Protocol-Version: 2025-06-18\r\n";
+        let unknown = list_line().replace("tools/list", "resources/list");
+        let unknown_headers = format!("{version}Mcp-Method: resources/list\r\n");
+        let bare = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+        let future = list_line().replace(REVISION, "2099-01-01");
+        let future_headers = list.replace(REVISION, "2099-01-01");
+        for (message, headers, status, code) in [
+            (list_line(), &*list, 200, json!(null)),
+            (list_line(), &*version, 400, json!(-32020)),
+            (list_line(), "", 400, json!(-32020)),
+            (list_line(), old, 400, json!(-32020)),
+            (future, &*future_headers, 400, json!(-32022)),
+            (unknown, &*unknown_headers, 404, json!(-32601)),
+            (bare.to_owned(), &*list, 400, json!(-32602)),
+            (bare.to_owned(), "", 200, json!(null)),
+            (bare.to_owned(), old, 200, json!(null)),
+            (bare.replace("tools/list", "resources/list"), old, 200, json!(-32601)),
+            ("{".to_owned(), &*list, 400, json!(-32700)),
+            (format!("[{bare}]"), old, 400, json!(-32600)),
+        ] {
+            let reply = http.post(&message, headers);
+            let body = reply.json();
+            let got = (reply.status, &body["error"]["code"]);
+            assert_eq!(got, (status, &code), "{engine:?} {message} {headers}: {body}");
+        }
+        let notification = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+        let reply = http.post(notification, old);
+        assert_eq!((reply.status, reply.body.len()), (202, 0));
+        for method in ["GET", "DELETE", "PUT"] {
+            let request =
+                format!("{method} /mcp HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            let reply = server.raw(request.as_bytes());
+            assert_eq!((reply.status, reply.header("allow")), (405, Some("POST")), "{method}");
+        }
+    }
+}
+
+#[test]
+fn hosts_origins_and_callers_are_checked_as_everywhere() {
+    let keys = scratch("keys.yaml");
+    let text = format!("keys: [{{name: agent, sha256: {}}}]\n", sha256(KEY.as_bytes()));
+    fs::write(&keys, text).expect("is written");
+    let server = Server::start(Program::offline().env("ACTION_EXECUTOR_KEYS", &keys));
+    let message = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+    let known = Http::with_token(&server, KEY);
+    assert_eq!(known.post(message, "").status, 200);
+    for (http, headers, status) in [
+        (&known, "Origin: http://evil.example\r\n", 403),
+        (&known, "Sec-Fetch-Site: cross-site\r\n", 403),
+        (&known, "Accept: text/html\r\n", 406),
+        (&Http::new(&server), "", 401),
+        (&Http::with_token(&server, "wrong"), "", 401),
+    ] {
+        assert_eq!(http.post(message, headers).status, status, "{headers}");
+    }
+    let request = String::from_utf8(known.request(message, "Connection: close\r\n"));
+    let rebound = request.expect("is text").replace("Host: localhost", "Host: rebound.example");
+    assert_eq!(server.raw(rebound.as_bytes()).status, 421);
+    let long = format!("{{\"jsonrpc\":\"2.0\",\"id\":\"{}\"}}", "x".repeat(1 << 20));
+    assert_eq!(known.post(&long, "").status, 413);
+}
+
+#[test]
+fn only_what_policy_and_caller_allow_is_listed() {
+    let keys = scratch("keys.yaml");
+    fs::write(&keys, "keys: []").expect("is written");
+    let policy = scratch("policy.yaml");
+    let server = Server::start(
+        Program::offline().env("ACTION_EXECUTOR_KEYS", &keys).under(&policy_file(&policy, "{}")),
+    );
+    let http = Http::with_token(&server, KEY);
+    for (key, rules, expected) in [
+        (", actions: [scale]", "{}", vec!["simulate", "scale", "get_action"]),
+        (", actions: [scale], simulate_only: true", "{}", vec!["simulate", "get_action"]),
+        // A node is in no namespace.
+        (
+            ", actions: [scale, drain], namespaces: [shop]",
+            "{}",
+            vec!["simulate", "scale", "get_action"],
+        ),
+        (
+            ", actions: [scale, rollback]",
+            "actions: {allow: [scale]}",
+            vec!["simulate", "scale", "get_action"],
+        ),
+        ("", "read_only: true", vec!["simulate", "get_action", "list_actions"]),
+        (", actions: []", "{}", vec![]),
+    ] {
+        let text = format!("keys: [{{name: agent, sha256: {}{key}}}]\n", sha256(KEY.as_bytes()));
+        fs::write(&keys, text).expect("is written");
+        policy_file(&policy, rules);
+        assert_eq!(http.tools(), expected, "{key} {rules}");
+    }
+    // What is not listed is refused as over HTTP, and not done.
+    let call = json!({ "id": "a", "parameters": { "deployment": "web" } }).to_string();
+    let refused = http.call("restart_k8s", &call);
+    assert_eq!(refused["structuredContent"]["code"], "caller_forbidden", "{refused}");
+}
+
+#[test]
+fn the_registrys_description_has_the_version_and_the_name_of_the_image() {
+    let described: Value =
+        serde_json::from_str(include_str!("../../server.json")).expect("is JSON");
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(described["version"], version);
+    let image = described["packages"][0]["identifier"].as_str().expect("is there");
+    assert!(image.ends_with(&format!(":{version}")), "{image}");
+    let label = format!("io.modelcontextprotocol.server.name={}", described["name"]);
+    assert!(include_str!("../../Dockerfile").contains(&label), "{label}");
+    // The registry accepts no longer one.
+    assert!(described["description"].as_str().is_some_and(|text| text.len() <= 100));
+}
+
+fn policy_file(path: &PathBuf, rules: &str) -> PathBuf {
+    fs::write(path, rules).expect("is written");
+    path.clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_of_the_cluster_sees_the_tools_that_rbac_allows() {
+    let namespace = shared().namespace("mcp_rbac").await;
+    let rules = json!([{
+        "apiGroups": ["action-executor.dev"], "resources": ["actions"],
+        "resourceNames": ["scale"], "verbs": ["simulate", "execute", "get"],
+    }]);
+    namespace.account("agent", rules).await;
+    let kubeconfig = namespace.account("server", json!([])).await;
+    namespace.grant_everywhere("server", json!(token_review::RULES)).await;
+    let program = Program::with_kubeconfig(&kubeconfig)
+        .env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor");
+    let server = Server::start(program);
+    let token = namespace.token("agent", &["action-executor"]).await;
+    let tools = Http::with_token(&server, &token).tools();
+    assert_eq!(tools, ["simulate", "scale", "get_action"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_over_http_and_then_over_mcp_is_one_effect() {
+    let namespace = shared().namespace("mcp_id").await;
+    let before = namespace.running_deployment("web", 1).await.metadata.generation;
+    let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
+    let request = json!({
+        "type": "restart_k8s", "simulate": false, "id": "alert-7",
+        "parameters": { "deployment": "web", "namespace": namespace.name() },
+    });
+    let first = server.execute(request.to_string().as_bytes());
+    assert_eq!(first.status, 200, "{first:?}");
+    let mut over_stdio = Stdio::start(stdio(&namespace));
+    let call = restart(&namespace, "alert-7", false);
+    for result in
+        [Http::new(&server).call("restart_k8s", &call), over_stdio.call("restart_k8s", &call)]
+    {
+        let structure = result["structuredContent"].clone();
+        assert_eq!(structure["replayed"], true, "{result}");
+        assert_eq!(without_replayed(structure), without_replayed(first.json()));
+        assert!(text(&result).contains("nothing was done now"), "{result}");
+    }
+    let after = namespace.get_deployment("web").await.metadata.generation;
+    assert_eq!(after.map(|it| it - 1), before);
+    // The same id for another payload is refused.
+    let other = json!({ "id": "alert-7", "reason": "other", "parameters": request["parameters"] });
+    let refused = over_stdio.call("restart_k8s", &other.to_string());
+    assert_eq!(refused["structuredContent"]["code"], "id_reused", "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_clients_program_is_recorded_and_its_version_does_not_change_the_request() {
+    let namespace = shared().namespace("mcp_client").await;
+    namespace.running_deployment("web", 1).await;
+    let mut client = Stdio::start(stdio(&namespace));
+    let call = restart(&namespace, "r1", false);
+    let done = client.call("restart_k8s", &call);
+    assert_eq!(done["isError"], false, "{done}");
+    let event = records(&namespace).await.remove(0);
+    let annotations = event.metadata.annotations.expect("are there");
+    assert_eq!(annotations["action-executor.dev/client"], "suite 7");
+    assert!(event.message.expect("is there").contains("Requested by unknown through suite 7"));
+    let newer = call_line(9, "restart_k8s", &call, false).replace("\"7\"", "\"8\"");
+    client.dialogue.send(newer.as_bytes());
+    assert_eq!(client.answer(9)["structuredContent"]["replayed"], true);
+    let listed = client.call("list_actions", &json!({ "namespace": namespace.name() }).to_string());
+    let entry = &listed["structuredContent"]["entries"][0];
+    assert_eq!((&entry["client"], &entry["id"]), (&json!("suite 7"), &json!("r1")));
+    assert!(entry.get("answer").is_none(), "{entry}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_answered_in_time_and_its_action_goes_on() {
+    let namespace = shared().namespace("mcp_time").await;
+    namespace.deployment("web", 1, SLOW_IMAGE).await;
+    let wait = ("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "1");
+    let program = Program::with_kubeconfig(namespace.kubeconfig()).env(wait.0, wait.1);
+    let server = Server::start(program);
+    let http = Http::new(&server);
+    let mut over_stdio = Stdio::start(stdio(&namespace).env(wait.0, wait.1));
+    let began = Instant::now();
+    let mut stream = http.begin("restart_k8s", &restart(&namespace, "r1", true));
+    assert!(stream.is_stream());
+    let mut messages = stream.rest();
+    let result = messages.pop().expect("is the answer")["result"].clone();
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(text(&result).starts_with("Under way: restart_k8s on Deployment"), "{result}");
+    assert_eq!(result["structuredContent"]["id"], "r1");
+    assert_eq!(result["isError"], false);
+    // The progress is that of the wait, and counts up.
+    let steps: Vec<_> = messages.iter().map(|it| it["params"]["progress"].as_u64()).collect();
+    assert!(!steps.is_empty() && steps.is_sorted(), "{messages:?}");
+    assert!(messages.iter().all(|it| it["params"]["progressToken"] == "p"), "{messages:?}");
+
+    // Another attempt at the same request is under way too, and acts no second time.
+    let again = over_stdio.call("restart_k8s", &restart(&namespace, "r1", true));
+    assert!(text(&again).starts_with("Under way"), "{again}");
+    assert!(!over_stdio.progress.is_empty());
+    let asked = json!({ "id": "r1", "namespace": namespace.name() }).to_string();
+    let done = eventually("it is done in the background", async || {
+        let result = over_stdio.call("get_action", &asked);
+        (result["structuredContent"]["state"] == "answered").then_some(result)
+    })
+    .await;
+    assert_eq!(done["structuredContent"]["answer"]["rollout"]["state"], "complete", "{done}");
+    assert!(text(&done).starts_with("Done: Applied and complete"), "{done}");
+    let (_, status, _) = over_stdio.dialogue.end();
+    assert_eq!((status, records(&namespace).await.len()), (0, 1));
+}
+
+/// Two pods that must both be healthy, and the name of one of them.
+async fn protected_pod(test: &str) -> (Namespace, String) {
+    let namespace = shared().namespace(test).await;
+    namespace.running_deployment("web", 2).await;
+    namespace.disruption_budget("tight", "web", json!({ "minAvailable": 2 })).await;
+    eventually("both are counted", async || {
+        let status = namespace.settled_budget("tight").await.status?;
+        (status.current_healthy == 2 && status.disruptions_allowed == 0).then_some(())
+    })
+    .await;
+    let pod = namespace.pods_of("web").await[0].name_any();
+    (namespace, pod)
+}
+
+/// Evicts the pod once its budget allows, which is never.
+fn evict(namespace: &Namespace, pod: &str, id: &str) -> String {
+    let parameters = json!({ "pod_name": pod, "namespace": namespace.name() });
+    json!({ "id": id, "parameters": parameters, "wait": true }).to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_claimed_in_time_ends_and_is_refused() {
+    let (namespace, pod) = protected_pod("mcp_unclaimed").await;
+    let mut client = Stdio::start(stdio(&namespace).env("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "2"));
+    let refused = client.call("evict_pod", &evict(&namespace, &pod, "r1"));
+    assert_eq!(refused["structuredContent"]["code"], "disruption_budget", "{refused}");
+    assert_eq!(refused["isError"], true);
+    assert!(text(&refused).contains("may succeed later"), "{refused}");
+    assert!(records(&namespace).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_given_up_before_its_claim_does_nothing() {
+    let (namespace, pod) = protected_pod("mcp_given_up").await;
+    let uid = namespace.api::<Pod>().get(&pod).await.expect("is there").uid();
+    let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
+    let stream = Http::new(&server).begin("evict_pod", &evict(&namespace, &pod, "over-http"));
+    assert!(stream.is_stream());
+    drop(stream);
+    let mut client = Stdio::start(stdio(&namespace));
+    let id = client.begin("evict_pod", &evict(&namespace, &pod, "over-stdio"));
+    eventually("it waits", async || {
+        let line = client.dialogue.line().expect("is one");
+        line.contains("notifications/progress").then_some(())
+    })
+    .await;
+    let cancel = json!({
+        "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": id },
+    });
+    client.dialogue.send(cancel.to_string().as_bytes());
+    // A cancelled call has no answer: the next message is that of the next call.
+    let listed = client.call("list_actions", &json!({ "namespace": namespace.name() }).to_string());
+    assert_eq!(listed["structuredContent"]["entries"], json!([]), "{listed}");
+
+    let budgets: Api<k8s_openapi::api::policy::v1::PodDisruptionBudget> = namespace.api();
+    let patch = Patch::Merge(json!({ "spec": { "minAvailable": 1 } }));
+    budgets.patch("tight", &Default::default(), &patch).await.expect("is patched");
+    namespace.settled_budget("tight").await;
+    // Both would evict within a second.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(namespace.api::<Pod>().get(&pod).await.expect("is there").uid(), uid);
+    assert!(records(&namespace).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_gone_after_the_claim_ends_only_its_own_wait() {
+    let namespace = shared().namespace("mcp_gone").await;
+    namespace.deployment("web", 1, SLOW_IMAGE).await;
+    let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
+    let http = Http::new(&server);
+    let mut stream = http.begin("restart_k8s", &restart(&namespace, "r1", true));
+    assert!(stream.chunk().expect("is one").contains("notifications/progress"));
+    drop(stream);
+    let asked = json!({ "id": "r1", "namespace": namespace.name() }).to_string();
+    eventually("its answer is recorded", async || {
+        let result = http.call("get_action", &asked);
+        (result["structuredContent"]["state"] == "answered").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_end_of_the_input_requests_are_answered_and_at_a_term_signal_waits_end() {
+    let namespace = shared().namespace("mcp_end").await;
+    namespace.deployment("web", 1, MISSING_IMAGE).await;
+    for (id, wait) in [("quick", false), ("waits", true)] {
+        let line = call_line(1, "restart_k8s", &restart(&namespace, id, wait), false);
+        let program = stdio(&namespace).env("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "1");
+        // The input ends at once.
+        let done = spawn_blocking(|| program.input(line + "\n").run()).await.expect("ran");
+        assert_eq!(done.status, 0, "{done:?}");
+        let answer = done.answer();
+        let structure = &answer["result"]["structuredContent"];
+        let state = if wait { &structure["state"] } else { &structure["outcome"] };
+        assert_eq!(state, "applied", "{answer}");
+        assert!(done.took < Duration::from_secs(20), "{:?}", done.took);
+    }
+    assert_eq!(records(&namespace).await.len(), 2);
+    let mut client = Stdio::start(stdio(&namespace));
+    let id = client.begin("restart_k8s", &restart(&namespace, "termed", true));
+    eventually("it waits", async || {
+        client.dialogue.line().expect("is one").contains("progress").then_some(())
+    })
+    .await;
+    client.dialogue.signal("TERM");
+    assert_eq!(client.answer(id)["structuredContent"]["rollout"]["state"], "interrupted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_person_approves() {
+    let namespace = shared().namespace("mcp_approval").await;
+    namespace.running_deployment("web", 1).await;
+    let policy = namespace.policy(REQUIRE_APPROVAL);
+    let program = stdio(&namespace).under(&policy);
+    let mut client = Stdio::start(program);
+    let call = restart(&namespace, "r1", false);
+    let pending = client.call("restart_k8s", &call);
+    let structure = pending["structuredContent"].clone();
+    assert_eq!(
+        (&pending["isError"], &structure["outcome"]),
+        (&json!(false), &json!("pending_approval"))
+    );
+    let command = structure["approval"]["command"].as_str().expect("is there");
+    assert!(text(&pending).contains(command), "{pending}");
+    // Whatever a model fills in is no approval.
+    for field in ["approval", "confirm", "approved"] {
+        let mut arguments: Value = serde_json::from_str(&call).expect("is JSON");
+        arguments[field] = true.into();
+        let refused = client.call("restart_k8s", &arguments.to_string());
+        assert_eq!(refused["structuredContent"]["field"], field, "{refused}");
+    }
+    let again = client.call("restart_k8s", &call);
+    assert_eq!(again["structuredContent"]["outcome"], "pending_approval");
+    let approver = namespace.account("approver", json!(approval::APPROVER)).await;
+    assert!(approve(&structure, &approver));
+    let done = client.call("restart_k8s", &call);
+    assert_eq!(done["structuredContent"]["outcome"], "applied", "{done}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_process_leaves_one_effect_for_the_next_call() {
+    for failpoint in Failpoint::ALL {
+        let namespace =
+            shared().namespace(&format!("mcp_killed-{}", failpoint.name().to_lowercase())).await;
+        let before = namespace.running_deployment("web", 1).await.metadata.generation;
+        let program = || stdio(&namespace).env("ACTION_EXECUTOR_DEADLINE_SECONDS", "2");
+        let call = restart(&namespace, "r1", false);
+        let mut killed = program().env("ACTION_EXECUTOR_FAILPOINT", failpoint.name()).talk();
+        killed.send(call_line(1, "restart_k8s", &call, false).as_bytes());
+        let (lines, status, _) = killed.end();
+        assert_eq!((lines, status), (vec![], -1), "{failpoint:?}");
+        let mut client = Stdio::start(program());
+        let done = eventually("the next call has an answer", async || {
+            let result = client.call("restart_k8s", &call);
+            let is_retryable = result["structuredContent"]["retryable"] == true;
+            (!is_retryable).then_some(result)
+        })
+        .await;
+        assert_eq!(done["structuredContent"]["outcome"], "applied", "{failpoint:?}: {done}");
+        let after = namespace.get_deployment("web").await.metadata.generation;
+        assert_eq!(after.map(|it| it - 1), before, "{failpoint:?}");
+    }
+}
+
+/// The agent of tests/mcp: one of the official clients, in one of its modes, over one of the transports.
+struct Agent {
+    process: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    /// What the client says of the connection.
+    greeting: Value,
+}
+
+impl Agent {
+    fn start(
+        language: &str,
+        mode: &str,
+        transport: &[&str],
+        environment: &[(&str, String)],
+    ) -> Self {
+        let file = |name: &str| format!("{}/tests/mcp/{name}", env!("CARGO_MANIFEST_DIR"));
+        let mut command = match language {
+            "python" => {
+                let python = env::var("PYTHON_WITH_MCP").unwrap_or_else(|_| "python3".to_owned());
+                let mut command = Command::new(python);
+                command.arg(file("client.py"));
+                command
+            }
+            _ => {
+                let mut command = Command::new(node());
+                command.arg(file("client.mjs"));
+                command
+            }
+        };
+        command.arg(mode).args(transport).envs(environment.iter().map(|(k, v)| (*k, v)));
+        command.stdin(Pipe::piped()).stdout(Pipe::piped());
+        let mut process = command.spawn().expect("the client starts");
+        let input = process.stdin.take().expect("is piped");
+        let mut output = BufReader::new(process.stdout.take().expect("is piped"));
+        let greeting = line_of(&mut output);
+        Agent { process, input, output, greeting }
+    }
+
+    fn send(&mut self, command: &Value) -> Value {
+        self.input.write_all(format!("{command}\n").as_bytes()).expect("is sent");
+        line_of(&mut self.output)
+    }
+
+    fn call(&mut self, tool: &str, arguments: &Value) -> Value {
+        self.send(&json!({ "call": tool, "arguments": arguments, "progress": true }))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn node() -> String {
+    env::var("NODE").unwrap_or_else(|_| "node".to_owned())
+}
+
+fn line_of(from: &mut impl BufRead) -> Value {
+    let mut line = String::new();
+    from.read_line(&mut line).expect("is read");
+    serde_json::from_str(&line).unwrap_or_else(|_| panic!("is no JSON: {line:?}"))
+}
+
+/// Each official client in both eras and over both transports.
+fn agents(server: &Server, environment: &[(&str, String)]) -> Vec<(String, Agent)> {
+    let url = format!("http://{}/mcp", server.address());
+    let program = env!("CARGO_BIN_EXE_action-executor");
+    let transports = [vec!["stdio", program, "mcp"], vec!["http", &*url]];
+    let mut agents = Vec::new();
+    for language in ["python", "node"] {
+        for (mode, revision) in [("legacy", "2025-11-25"), ("auto", REVISION)] {
+            for transport in &transports {
+                let agent = Agent::start(language, mode, transport, environment);
+                assert_eq!(agent.greeting["revision"], revision, "{language} {mode}");
+                assert_eq!(agent.greeting["server"], "action-executor");
+                agents.push((format!("{language}-{mode}-{}", transport[0]), agent));
+            }
+        }
+    }
+    agents
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the official clients"]
+async fn every_official_client_lists_calls_and_is_refused() {
+    let namespace = shared().namespace("mcp_official").await;
+    namespace.running_deployment("web", 1).await;
+    let unlimited = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/unlimited.yaml");
+    let kubeconfig = namespace.kubeconfig().to_str().expect("is text").to_owned();
+    let environment =
+        [("KUBECONFIG", kubeconfig), ("ACTION_EXECUTOR_POLICY", unlimited.to_owned())];
+    let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()));
+    let before = namespace.get_deployment("web").await.metadata.generation.expect("has one");
+    let mut agents = agents(&server, &environment);
+    for (name, agent) in &mut agents {
+        assert_eq!(names(&agent.send(&json!({ "list": true }))).len(), 18, "{name}");
+        let parameters = json!({ "deployment": "web", "namespace": namespace.name() });
+        let simulated =
+            agent.call("simulate", &json!({ "type": "restart_k8s", "parameters": parameters }));
+        assert_eq!(simulated["structure"]["outcome"], "simulated", "{name}: {simulated}");
+        let refused = agent.call("restart_k8s", &json!({ "parameters": parameters }));
+        assert_eq!(
+            (&refused["isError"], &refused["structure"]["field"]),
+            (&json!(true), &json!("id"))
+        );
+        let waits = json!({ "parameters": parameters, "id": name, "wait": true });
+        let done = agent.call("restart_k8s", &waits);
+        assert_eq!(done["structure"]["rollout"]["state"], "complete", "{name}: {done}");
+        let again = agent.call("restart_k8s", &waits);
+        assert_eq!(again["structure"]["replayed"], true, "{name}: {again}");
+        let unknown = agent.call("delete_everything", &json!({}));
+        assert_eq!(unknown["error"], -32602, "{name}: {unknown}");
+    }
+    let after = namespace.get_deployment("web").await.metadata.generation.expect("has one");
+    assert_eq!(after - before, agents.len() as i64);
+}
+
+/// The scenarios of the conformance suite that are about servers as this one, with the revision; the others call tools of a
+/// test server. tests/mcp/expected-failures.yml has what they ask for in vain.
+const CONFORMANCE: [(&str, &str); 9] = [
+    ("server-initialize", "2025-11-25"),
+    ("ping", "2025-11-25"),
+    ("tools-list", "2025-11-25"),
+    ("tools-list", REVISION),
+    ("dns-rebinding-protection", REVISION),
+    ("http-header-validation", REVISION),
+    ("input-required-result-unsupported-methods", REVISION),
+    ("server-stateless", REVISION),
+    ("caching", REVISION),
+];
+
+#[test]
+#[ignore = "needs the conformance suite of MCP"]
+fn the_server_passes_the_conformance_suite() {
+    let server = Server::start(Program::offline());
+    let suite = env::var("MCP_CONFORMANCE").expect("MCP_CONFORMANCE names its program");
+    let expected = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mcp/expected-failures.yml");
+    let url = format!("http://{}/mcp", server.address());
+    for (scenario, revision) in CONFORMANCE {
+        let done = Command::new(node())
+            .args([&*suite, "server", "--url", &*url, "--scenario", scenario])
+            .args(["--spec-version", revision, "--expected-failures", expected])
+            // The suite writes its results into the working directory.
+            .current_dir(env!("CARGO_TARGET_TMPDIR"))
+            .output()
+            .expect("node runs");
+        let text = String::from_utf8_lossy(&done.stdout);
+        assert!(done.status.success(), "{scenario} {revision}: {text}");
+    }
+}
+
+/// The conversation of docs/how-to/mcp.md, by an agent without a model: what it does next follows from the last answer.
+async fn incident(agent: &mut Agent, namespace: &Namespace, id: &str, approver: &std::path::Path) {
+    enum State {
+        Alert,
+        Simulated,
+        Pending(Value),
+        Executed(Value),
+        Verified,
+    }
+    let parameters = json!({ "deployment": "web", "namespace": namespace.name() });
+    let write = json!({ "id": id, "parameters": parameters, "wait": true, "reason": "p99 is 4 s" });
+    let mut state = State::Alert;
+    loop {
+        state = match state {
+            State::Alert => {
+                let call = json!({ "type": "restart_k8s", "parameters": parameters });
+                let answer = agent.call("simulate", &call);
+                assert_eq!(answer["structure"]["outcome"], "simulated", "{id}: {answer}");
+                State::Simulated
+            }
+            State::Simulated => {
+                let answer = agent.call("restart_k8s", &write);
+                assert_eq!(answer["structure"]["outcome"], "pending_approval", "{id}: {answer}");
+                assert_eq!(answer["isError"], false, "{id}: {answer}");
+                State::Pending(answer["structure"].clone())
+            }
+            State::Pending(answer) => {
+                // A person does this, with rights that the agent does not have.
+                assert!(approve(&answer, approver), "{id}");
+                State::Executed(agent.call("restart_k8s", &write))
+            }
+            State::Executed(answer) if answer["structure"].get("state").is_some() => {
+                let asked = json!({ "id": id, "namespace": namespace.name() });
+                let found = agent.call("get_action", &asked);
+                if found["structure"]["state"] == "answered" {
+                    State::Verified
+                } else {
+                    State::Executed(found)
+                }
+            }
+            State::Executed(answer) => {
+                assert_eq!(answer["structure"]["outcome"], "applied", "{id}: {answer}");
+                // The answer was lost: the same call again.
+                let again = agent.call("restart_k8s", &write);
+                assert_eq!(again["structure"]["replayed"], true, "{id}: {again}");
+                State::Verified
+            }
+            State::Verified => {
+                let call = json!({ "namespace": namespace.name(), "target": "deployment/web" });
+                let listed = agent.call("list_actions", &call);
+                assert_eq!(listed["structure"]["entries"][0]["id"], id, "{listed}");
+                return;
+            }
+        };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the official clients"]
+async fn ten_incidents_of_an_agent_are_ten_effects() {
+    let namespace = shared().namespace("mcp_incidents").await;
+    let before = namespace.running_deployment("web", 1).await.metadata.generation.expect("has one");
+    let policy = namespace.policy(REQUIRE_APPROVAL);
+    let approver = namespace.account("approver", json!(approval::APPROVER)).await;
+    let kubeconfig = namespace.kubeconfig().to_str().expect("is text").to_owned();
+    let policy_path = policy.to_str().expect("is text").to_owned();
+    let environment = [("KUBECONFIG", kubeconfig), ("ACTION_EXECUTOR_POLICY", policy_path)];
+    let server = Server::start(Program::with_kubeconfig(namespace.kubeconfig()).under(&policy));
+    let mut agents = agents(&server, &environment);
+    for number in 0..10 {
+        let count = agents.len();
+        let (_, agent) = &mut agents[number % count];
+        incident(agent, &namespace, &format!("alert-{number}"), &approver).await;
+    }
+    let after = namespace.get_deployment("web").await.metadata.generation.expect("has one");
+    assert_eq!(after - before, 10);
+}
