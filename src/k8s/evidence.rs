@@ -398,6 +398,34 @@ mod tests {
     }
 
     #[test]
+    fn the_template_that_a_change_left_is_known_from_its_response_or_an_object_that_was_not_changed_since()
+     {
+        let template = json!({ "metadata": { "labels": { "app": "web" } } });
+        let response = json!({
+            "metadata": {
+                "uid": "u1", "generation": 4,
+                "annotations": { "action-executor.dev/requests": "5:r1@d1" },
+            },
+            "spec": { "template": template },
+            "status": { "conditions": [{
+                "type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded",
+                "lastUpdateTime": "2026-01-31T12:00:00Z",
+            }]},
+        });
+        let applied = confirmed(&patch("generation: 3,"), &response).expect("is confirmed");
+        assert_eq!(applied.template, Some(template_digest(&template)));
+        assert_eq!(applied.exceeded_at.as_deref(), Some("2026-01-31T12:00:00Z"));
+        let found: DynamicObject = serde_json::from_value(response).expect("is an object");
+        for (generation, is_known) in [(4, true), (3, false)] {
+            let made = Applied { generation: Some(generation), ..Applied::default() };
+            let Evidence::Made(applied) = Evidence::Made(made).with_template_of(&found) else {
+                panic!("is made")
+            };
+            assert_eq!(applied.template.is_some(), is_known, "{generation}");
+        }
+    }
+
+    #[test]
     fn a_response_confirms_an_effect_only_if_it_shows_it() {
         let marked = json!({ "uid": "u1", "name": "web", "generation": 4, "resourceVersion": "8",
             "annotations": { "action-executor.dev/requests": "4:r0@d0 5:r1@d1" } });

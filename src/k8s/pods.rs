@@ -178,7 +178,7 @@ fn problem_of_container(container: &ContainerStatus) -> Option<String> {
     let last = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
     let restarted = last.map(|last| {
         let times = container.restart_count;
-        format!("restarted {times} times, last {}", exit_of(last))
+        format!("restarted {times} times, last {}", ending_of(last))
     });
     if let Some(waiting) = &state.waiting {
         let reason = waiting.reason.as_deref().unwrap_or_default();
@@ -191,14 +191,14 @@ fn problem_of_container(container: &ContainerStatus) -> Option<String> {
         return Some(format!("container {name}: {}", sentence(reason, &message)));
     }
     if let Some(terminated) = state.terminated.as_ref().filter(|it| it.exit_code != 0) {
-        return Some(format!("container {name}: {}", exit_of(terminated)));
+        return Some(format!("container {name}: {}", ending_of(terminated)));
     }
     let is_unready = state.running.is_some() && !container.ready;
     restarted.filter(|_| is_unready).map(|restarted| format!("container {name}: {restarted}"))
 }
 
 /// How a container ended: `OOMKilled` says more than its exit code.
-fn exit_of(terminated: &ContainerStateTerminated) -> String {
+fn ending_of(terminated: &ContainerStateTerminated) -> String {
     let code = terminated.exit_code;
     match terminated.reason.as_deref() {
         None | Some("Error") => format!("exit code {code}"),

@@ -41,8 +41,7 @@ pub(crate) fn replica_set_uid<'a>(
     found?.metadata.uid.as_deref()
 }
 
-/// The problems with those Events whose reason is not among them yet. That Events may not be read is worth a sentence
-/// only if nothing else is known.
+/// The problems with those Events whose reason is not among them yet, and why Events could not be read.
 pub(crate) fn with_events<const N: usize>(
     mut problems: Vec<String>,
     warnings: [Result<Option<(Event, String)>, ActionError>; N],
@@ -60,11 +59,8 @@ pub(crate) fn with_events<const N: usize>(
             Err(error) => refused = Some(error),
         }
     }
-    if problems.is_empty() {
-        problems.extend(
-            refused.map(|it| format!("the Events could not be read: {}", it.with_its_hint())),
-        );
-    }
+    problems
+        .extend(refused.map(|it| format!("the Events could not be read: {}", it.with_its_hint())));
     problems
 }
 
@@ -152,9 +148,8 @@ mod tests {
             ["Event of Pod a: FailedMount: why"]
         );
         let refused = || Err(ActionError::new(Code::Forbidden, "x may not list events"));
-        assert_eq!(with_events(known(), [refused()]), known());
         assert_eq!(
-            with_events(Vec::new(), [Ok(None), refused()]),
+            with_events(Vec::new(), [Ok(None), refused(), refused()]),
             ["the Events could not be read: x may not list events"]
         );
     }

@@ -6,7 +6,10 @@ use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{Event, Pod},
 };
-use kube::{ResourceExt, api::ListParams};
+use kube::{
+    ResourceExt,
+    api::{DynamicObject, ListParams},
+};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -45,7 +48,11 @@ impl Cluster {
                     Some((workload, template))
                         if awaited.superseded(&workload, &template).is_none() =>
                     {
-                        Ok(self.workload_problems(workload, template, deadline).await)
+                        let (resource, selector) =
+                            (revision_resource(*kind), workload.label_selector());
+                        let revisions =
+                            self.list_dynamic(&resource, namespace, &selector, deadline);
+                        Ok(self.workload_problems(workload, template, revisions, deadline).await)
                     }
                     _ => Ok(Vec::new()),
                 }
@@ -57,8 +64,10 @@ impl Cluster {
                     !matches!(status, RolloutStatus::Failed(_))
                 };
                 match found_opt(found)? {
+                    // Pods of each revision count.
                     Some((workload, template)) if is_ours(&workload) => {
-                        Ok(self.workload_problems(workload, template, deadline).await)
+                        let revisions = std::future::ready(Ok(Vec::new()));
+                        Ok(self.workload_problems(workload, template, revisions, deadline).await)
                     }
                     _ => Ok(Vec::new()),
                 }
@@ -81,32 +90,33 @@ impl Cluster {
         }
     }
 
+    /// `revisions` are those by which new pods are told from old ones.
     async fn workload_problems(
         &self,
         workload: Workload,
         template: Value,
+        revisions: impl Future<Output = Result<Vec<DynamicObject>, ActionError>>,
         deadline: Instant,
     ) -> Vec<String> {
-        let (kind, metadata) = (workload.kind(), workload.metadata());
+        let metadata = workload.metadata();
         let namespace = metadata.namespace.clone().unwrap_or_default();
         let (selector, uid) = (workload.label_selector(), metadata.uid.clone());
-        let revision_resource = revision_resource(kind);
         let (pods, revisions, warning) = tokio::join!(
             self.list::<Pod>(&namespace, &selector, deadline),
-            self.list_dynamic(&revision_resource, &namespace, &selector, deadline),
+            revisions,
             self.newest_warning(&namespace, uid.as_deref(), deadline),
         );
-        // Without the revisions it is unknown which pods are new.
-        let revisions = revisions.unwrap_or_default();
         let mut problems = rollout::failing_conditions(&workload);
+        let mut unread = Vec::new();
+        let pods = pods.unwrap_or_else(|error| {
+            unread.push(format!("the pods could not be read: {}", error.with_its_hint()));
+            Vec::new()
+        });
+        let revisions = revisions.unwrap_or_else(|error| {
+            unread.push(format!("which pods are new is unknown: {}", error.with_its_hint()));
+            Vec::new()
+        });
         let history = History::new(workload, template, &revisions);
-        let pods = match pods {
-            Ok(pods) => pods,
-            Err(error) => {
-                problems.push(format!("the pods could not be read: {}", error.with_its_hint()));
-                Vec::new()
-            }
-        };
         problems.extend(problems::of_pods(&history, &pods));
         let unready = problems::unready_pod(&history, &pods).and_then(ResourceExt::uid);
         let (of_replica_set, of_pod) = tokio::join!(
@@ -117,7 +127,9 @@ impl Cluster {
             ),
             self.newest_warning(&namespace, unready.as_deref(), deadline),
         );
-        problems::with_events(problems, [warning, of_replica_set, of_pod])
+        let mut problems = problems::with_events(problems, [warning, of_replica_set, of_pod]);
+        problems.extend(unread);
+        problems
     }
 
     async fn job_problems(
