@@ -13,7 +13,10 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
 
 use crate::{
     actions::{ActionKind, request::ActionRequest},
@@ -41,6 +44,9 @@ pub mod token_review;
 /// Limit on the authentication or authorization of one request.
 const AUTH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Maximum number of tokens that are reviewed at once: their senders are not known yet.
+const MAX_REVIEWS: usize = 64;
+
 /// Authenticates callers.
 pub(crate) struct Authenticator {
     keys: Option<Reloading<Keys>>,
@@ -48,6 +54,7 @@ pub(crate) struct Authenticator {
     /// Whether client certificates are accepted.
     certificates: bool,
     tokens: TokenCache,
+    reviews: Semaphore,
     failures: Failures,
     rates: Rates,
 }
@@ -138,6 +145,7 @@ impl Authenticator {
             audience,
             certificates: false,
             tokens: TokenCache::default(),
+            reviews: Semaphore::new(MAX_REVIEWS),
             failures: Failures::default(),
             rates: Rates::new(0, 1),
         }
@@ -220,6 +228,10 @@ impl Authenticator {
             self.failures.count(peer, now.into_std());
             return Err(unauthenticated("unknown key"));
         };
+        let permit = timeout_at(now + AUTH_TIMEOUT, self.reviews.acquire()).await;
+        let _permit = permit.map_err(|_| {
+            ActionError::new(Code::Overloaded, "too many tokens wait for a review by the cluster")
+        })?;
         match token_review::review(cluster, token, audience, now + AUTH_TIMEOUT)
             .await
             .map_err(as_misconfiguration)?
