@@ -276,7 +276,7 @@ fn shorten(value: &mut Value, pointer: &str) {
     let Some(found) = value.pointer_mut(pointer) else { return };
     let text = match found {
         Value::String(text) => text.clone(),
-        Value::Array(_) | Value::Object(_) if pointer != "" => found.to_string(),
+        Value::Array(_) | Value::Object(_) if !pointer.is_empty() => found.to_string(),
         _ => return,
     };
     if text.chars().count() > KEPT_CHARACTERS {

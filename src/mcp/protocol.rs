@@ -56,7 +56,7 @@ pub(crate) struct ProtocolError {
     /// What was wrong.
     pub message: String,
     /// What else a program may need.
-    pub data: Option<Value>,
+    pub data: Option<Box<Value>>,
 }
 
 /// JSON-RPC: the text is not JSON.
@@ -85,7 +85,7 @@ impl ProtocolError {
         let requested: String = requested.chars().take(32).collect();
         let data = json!({ "supported": supported, "requested": requested });
         ProtocolError {
-            data: Some(data),
+            data: Some(Box::new(data)),
             ..ProtocolError::new(UNSUPPORTED_REVISION, "Unsupported protocol version")
         }
     }
@@ -326,7 +326,7 @@ pub(crate) fn error(id: Option<&MessageId>, error: &ProtocolError) -> String {
     }
     answer["error"] = json!({ "code": error.code, "message": error.message });
     if let Some(data) = &error.data {
-        answer["error"]["data"] = data.clone();
+        answer["error"]["data"] = Value::clone(data);
     }
     answer.to_string()
 }

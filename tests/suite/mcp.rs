@@ -283,7 +283,9 @@ fn hostile_message(numbers: &mut Numbers) -> Vec<u8> {
     ];
     let mut message = SEEDS[numbers.below(SEEDS.len())].as_bytes().to_vec();
     for _ in 0..numbers.below(4) {
-        message.push(b' ');
+        if message.is_empty() {
+            break;
+        }
         let at = numbers.below(message.len());
         match numbers.below(4) {
             0 => message[at] = numbers.below(256) as u8,
@@ -567,7 +569,7 @@ async fn the_clients_program_is_recorded_and_its_version_does_not_change_the_req
 async fn a_call_is_answered_in_time_and_its_action_goes_on() {
     let namespace = shared().namespace("mcp_time").await;
     namespace.deployment("web", 1, SLOW_IMAGE).await;
-    let wait = ("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "1");
+    let wait = ("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "3");
     let program = Program::with_kubeconfig(namespace.kubeconfig()).env(wait.0, wait.1);
     let server = Server::start(program);
     let http = Http::new(&server);
@@ -577,7 +579,7 @@ async fn a_call_is_answered_in_time_and_its_action_goes_on() {
     assert!(stream.is_stream());
     let mut messages = stream.rest();
     let result = messages.pop().expect("is the answer")["result"].clone();
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     assert!(text(&result).starts_with("Under way: restart_k8s on Deployment"), "{result}");
     assert_eq!(result["structuredContent"]["id"], "r1");
     assert_eq!(result["isError"], false);
@@ -625,7 +627,7 @@ fn evict(namespace: &Namespace, pod: &str, id: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_claimed_in_time_ends_and_is_refused() {
     let (namespace, pod) = protected_pod("mcp_unclaimed").await;
-    let mut client = Stdio::start(stdio(&namespace).env("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "2"));
+    let mut client = Stdio::start(stdio(&namespace).env("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "5"));
     let refused = client.call("evict_pod", &evict(&namespace, &pod, "r1"));
     assert_eq!(refused["structuredContent"]["code"], "disruption_budget", "{refused}");
     assert_eq!(refused["isError"], true);
@@ -689,7 +691,7 @@ async fn at_the_end_of_the_input_requests_are_answered_and_at_a_term_signal_wait
     namespace.deployment("web", 1, MISSING_IMAGE).await;
     for (id, wait) in [("quick", false), ("waits", true)] {
         let line = call_line(1, "restart_k8s", &restart(&namespace, id, wait), false);
-        let program = stdio(&namespace).env("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "1");
+        let program = stdio(&namespace).env("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "5");
         // The input ends at once.
         let done = spawn_blocking(|| program.input(line + "\n").run()).await.expect("ran");
         assert_eq!(done.status, 0, "{done:?}");
@@ -697,7 +699,7 @@ async fn at_the_end_of_the_input_requests_are_answered_and_at_a_term_signal_wait
         let structure = &answer["result"]["structuredContent"];
         let state = if wait { &structure["state"] } else { &structure["outcome"] };
         assert_eq!(state, "applied", "{answer}");
-        assert!(done.took < Duration::from_secs(20), "{:?}", done.took);
+        assert!(done.took < Duration::from_secs(30), "{:?}", done.took);
     }
     assert_eq!(records(&namespace).await.len(), 2);
     let mut client = Stdio::start(stdio(&namespace));
