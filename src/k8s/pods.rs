@@ -1,9 +1,6 @@
 //! What a Pod says: its controller, whether it is ready, what is wrong with it. Pure.
 
-use std::{
-    borrow::Borrow,
-    collections::{BTreeMap, HashSet},
-};
+use std::{borrow::Borrow, collections::HashSet};
 
 use k8s_openapi::{
     api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodSpec},
@@ -21,6 +18,9 @@ const GENERATED_LABELS: [&str; 5] = [
     "statefulset.kubernetes.io/pod-name",
     "apps.kubernetes.io/pod-index",
 ];
+
+/// The exit codes of a container that was ended by SIGKILL or SIGTERM.
+const KILLED: [i32; 2] = [137, 143];
 
 /// The most problems that are reported.
 const MAX_PROBLEMS: usize = 10;
@@ -123,13 +123,16 @@ pub(crate) fn termination_blockers(pod: &Pod) -> Vec<String> {
     reasons
 }
 
-/// Each problem once, with the pods that have it.
+/// Each problem once, with the pods that have it, in the order of the pods.
 pub(crate) fn problems<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Vec<String> {
-    let mut by_problem: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    let mut by_problem: Vec<(String, Vec<&str>)> = Vec::new();
     for pod in pods.into_iter().filter(|pod| !is_terminating(pod)) {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         for problem in problems_of(pod) {
-            by_problem.entry(problem).or_default().push(name);
+            match by_problem.iter_mut().find(|(known, _)| *known == problem) {
+                Some((_, names)) => names.push(name),
+                None => by_problem.push((problem, vec![name])),
+            }
         }
     }
     let listed = by_problem.into_iter().take(MAX_PROBLEMS);
@@ -158,10 +161,8 @@ fn problems_of(pod: &Pod) -> Vec<String> {
         Some(sentence(reason, message))
     };
     let unscheduled = failing("PodScheduled");
-    let status = pod.status.as_ref();
-    let inits = status.and_then(|status| status.init_container_statuses.as_ref());
-    let mains = status.and_then(|status| status.container_statuses.as_ref());
-    let containers = inits.into_iter().flatten().chain(mains.into_iter().flatten());
+    let others = containers_of(pod).filter(|it| failed_exit(it).is_none());
+    let containers = failed_containers(pod).into_iter().chain(others);
     let mut problems: Vec<_> =
         unscheduled.into_iter().chain(containers.filter_map(problem_of_container)).collect();
     // Of a finished pod the containers say why.
@@ -169,6 +170,44 @@ fn problems_of(pod: &Pod) -> Vec<String> {
         problems.extend(failing("Ready").filter(|it| !it.is_empty()));
     }
     problems
+}
+
+/// The status of the pod's containers, init containers first.
+fn containers_of(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    let status = pod.status.as_ref();
+    let inits = status.and_then(|status| status.init_container_statuses.as_ref());
+    let mains = status.and_then(|status| status.container_statuses.as_ref());
+    inits.into_iter().flatten().chain(mains.into_iter().flatten())
+}
+
+/// How a container that has failed ended last.
+fn failed_exit(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+    let now = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+    let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    now.or(last).filter(|exit| exit.exit_code != 0)
+}
+
+/// The containers that have failed, the likely cause first: what failed by itself before what was killed, a sidecar last,
+/// then by time.
+pub(crate) fn failed_containers(pod: &Pod) -> Vec<&ContainerStatus> {
+    let sidecars: HashSet<_> = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.init_containers.iter().flatten())
+        .filter(|container| container.restart_policy.as_deref() == Some("Always"))
+        .map(|container| container.name.as_str())
+        .collect();
+    let mut failed: Vec<_> = containers_of(pod)
+        .filter_map(|container| Some((failed_exit(container)?, container)))
+        .collect();
+    failed.sort_by_key(|(exit, container)| {
+        let is_killed =
+            KILLED.contains(&exit.exit_code) && exit.reason.as_deref() != Some("OOMKilled");
+        let finished_at = exit.finished_at.as_ref().map(|at| at.0);
+        let is_sidecar = sidecars.contains(container.name.as_str());
+        (is_killed, is_sidecar, finished_at.is_none(), finished_at)
+    });
+    failed.into_iter().map(|(_, container)| container).collect()
 }
 
 /// A container that waits, terminated with an error, or is not ready after a restart.
