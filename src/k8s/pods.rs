@@ -70,6 +70,11 @@ pub(crate) fn replacements<'a>(
         .collect()
 }
 
+/// The ordinal in the name of a StatefulSet's pod.
+pub(crate) fn ordinal(name: &str) -> Option<i32> {
+    name.rsplit_once('-')?.1.parse().ok()
+}
+
 /// Empty before the pod has a phase.
 pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()

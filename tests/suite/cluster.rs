@@ -636,6 +636,15 @@ impl Namespace {
         self.settled_budget(name).await;
     }
 
+    /// Sets whether a pod is ready, as its kubelet does.
+    pub async fn set_ready(&self, pod: &str, ready: bool) {
+        let status = if ready { "True" } else { "False" };
+        let condition = json!({ "type": "Ready", "status": status });
+        let patch = Patch::Strategic(json!({ "status": { "conditions": [condition] } }));
+        let pods = self.api::<Pod>();
+        pods.patch_status(pod, &Default::default(), &patch).await.expect("is patched");
+    }
+
     /// The disruption budget, once its status is current.
     pub async fn settled_budget(&self, name: &str) -> PodDisruptionBudget {
         eventually("the budget has a current status", async || {

@@ -1,19 +1,45 @@
 //! Reads workloads and their revisions. Must not decide anything about them.
 
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
+    core::v1::Pod,
+};
+use kube::core::ObjectMeta;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
     contract::error::ActionError,
     k8s::{
-        api::client::Cluster,
+        api::{client::Cluster, preflight::not_checked},
         revisions::{History, revision_resource},
-        workload::{Workload, WorkloadKind},
+        workload::{self, Workload, WorkloadKind},
     },
 };
 
 impl Cluster {
+    /// The warning about pods for which an ordered StatefulSet waits: all, or those of ordinals below `end`. Where the
+    /// status shows none, nothing more is read.
+    pub(crate) async fn order_warning(
+        &self,
+        workload: &Workload,
+        end: Option<i32>,
+        deadline: Instant,
+    ) -> Option<String> {
+        if !workload.is_held_up() {
+            return None;
+        }
+        let ObjectMeta { namespace, name, uid, .. } = workload.metadata();
+        let namespace = namespace.as_deref().unwrap_or_default();
+        match self.list::<Pod>(namespace, &workload.label_selector(), deadline).await {
+            Ok(pods) => {
+                let unready = workload::unready_pods(&pods, uid.as_deref(), end);
+                workload::order_warning(name.as_deref().unwrap_or_default(), &unready)
+            }
+            Err(error) => Some(not_checked(&error)),
+        }
+    }
+
     pub(crate) async fn workload(
         &self,
         kind: WorkloadKind,
