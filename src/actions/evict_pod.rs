@@ -97,14 +97,20 @@ impl Plannable for Parameters {
                 cluster.list_all(Some(&**namespace), "", deadline),
             )?;
             let selector = related_selector(&pod, &budgets);
-            let related_pods = cluster.list(namespace, &selector, deadline).await?;
+            let (related_pods, lost_node) = tokio::join!(
+                cluster.list(namespace, &selector, deadline),
+                cluster.lost_node_warning(&pod, deadline),
+            );
+            let related_pods = related_pods?;
             let never = match pdb::classify(&pod, &budgets) {
                 BudgetVerdict::Blocked(budget) => {
                     cluster.never_allows(budget, &related_pods, deadline).await
                 }
                 _ => None,
             };
-            self.decide(&pod, &budgets, &related_pods, never, input)
+            let mut plan = self.decide(&pod, &budgets, &related_pods, never, input)?;
+            plan.warnings.extend(lost_node);
+            Ok(plan)
         })
     }
 }

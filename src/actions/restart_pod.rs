@@ -112,8 +112,13 @@ impl Plannable for Parameters {
                 let selector = pods::sibling_selector(&pod);
                 cluster.list::<Pod>(&self.namespace, &selector, input.deadline).await
             };
-            let (siblings, order) = tokio::join!(siblings, order_warning(cluster, &pod, input));
+            let (siblings, order, lost_node) = tokio::join!(
+                siblings,
+                order_warning(cluster, &pod, input),
+                cluster.lost_node_warning(&pod, input.deadline),
+            );
             let mut plan = decide(self.target(), &pod, &siblings?, input)?;
+            plan.warnings.extend(lost_node);
             if plan.is_change() {
                 plan.warnings.extend(order);
                 plan.warnings.extend(budget_warning(&pod, &preflight.budgets));

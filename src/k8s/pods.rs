@@ -2,6 +2,7 @@
 
 use std::{borrow::Borrow, collections::HashSet};
 
+use chrono::{DateTime, Utc};
 use k8s_openapi::{
     api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodSpec},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
@@ -95,9 +96,28 @@ pub(crate) fn is_terminating(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some()
 }
 
+/// The node that the pod is assigned to.
+pub(crate) fn node_name(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref()
+}
+
 /// Whether the pod is ready and not being deleted.
 pub(crate) fn is_ready(pod: &Pod) -> bool {
     !is_terminating(pod) && condition(pod, "Ready").is_some_and(|(status, ..)| status == "True")
+}
+
+/// When the node controller marked the pod as not ready, if so: its containers are ready, and no readiness gate is the reason
+/// (`MarkPodsNotReady` of Kubernetes).
+pub(crate) fn marked_unready_at(pod: &Pod) -> Option<String> {
+    let has_gates = pod
+        .spec
+        .as_ref()
+        .is_some_and(|spec| spec.readiness_gates.as_ref().is_some_and(|gates| !gates.is_empty()));
+    let are_containers_ready = condition(pod, "ContainersReady").is_some_and(|it| it.0 == "True");
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let unready = conditions.iter().find(|it| it.type_ == "Ready" && it.status == "False")?;
+    let at = unready.last_transition_time.as_ref()?.0.to_string();
+    (are_containers_ready && !has_gates).then_some(at)
 }
 
 /// Status, reason and message of the pod's condition.
@@ -112,15 +132,20 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str, &'a str)
     })
 }
 
-/// Why a pod that is to be deleted still exists.
-pub(crate) fn termination_blockers(pod: &Pod) -> Vec<String> {
+/// Why a pod that is to be deleted still exists at this time.
+pub(crate) fn termination_blockers(pod: &Pod, now: DateTime<Utc>) -> Vec<String> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let Some(since) = &pod.metadata.deletion_timestamp else {
+    let Some(until) = &pod.metadata.deletion_timestamp else {
         return vec![format!("pod {name} is not being deleted")];
     };
     let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
-    let mut reasons =
-        vec![format!("pod {name} has until {} to stop (grace period {grace} s)", since.0)];
+    let until = &until.0;
+    let mut reasons = vec![match until.as_second() < now.timestamp() {
+        true => format!(
+            "pod {name} had until {until} to stop (grace period {grace} s) and is still there"
+        ),
+        false => format!("pod {name} has until {until} to stop (grace period {grace} s)"),
+    }];
     let finalizers = pod.metadata.finalizers.as_deref().unwrap_or_default();
     if !finalizers.is_empty() {
         reasons.push(format!("pod {name} is blocked by the finalizers {}", finalizers.join(", ")));
@@ -309,13 +334,16 @@ mod tests {
     fn a_terminating_pod_is_reported_with_deadline_and_finalizers() {
         let held = pod("metadata: {name: a, deletionTimestamp: '2026-01-31T12:00:30Z', \
              deletionGracePeriodSeconds: 30, finalizers: [example.org/keep]}");
+        let at = |time: &str| time.parse().expect("is a time");
         assert_eq!(
-            termination_blockers(&held),
+            termination_blockers(&held, at("2026-01-31T12:00:30Z")),
             [
                 "pod a has until 2026-01-31T12:00:30Z to stop (grace period 30 s)",
                 "pod a is blocked by the finalizers example.org/keep",
             ]
         );
+        let over = termination_blockers(&held, at("2026-01-31T12:00:31Z")).remove(0);
+        assert!(over.starts_with("pod a had until 2026-01-31T12:00:30Z"), "{over}");
     }
 
     #[test]
@@ -408,5 +436,20 @@ mod tests {
             let unready = pod(&format!("metadata: {{name: a}}\nstatus: {{{status}}}"));
             assert_eq!(problems([&unready]), [expected]);
         }
+    }
+
+    #[test]
+    fn a_pod_that_the_node_controller_marked_as_not_ready_is_recognised() {
+        let at = |conditions: &str, spec: &str| {
+            marked_unready_at(&pod(&format!(
+                "metadata: {{name: a}}\nspec: {{containers: []{spec}}}\nstatus: {{conditions: [{conditions}]}}"
+            )))
+        };
+        let unready = "{type: Ready, status: 'False', lastTransitionTime: '2026-01-31T12:00:50Z'}";
+        let marked = format!("{unready}, {{type: ContainersReady, status: 'True'}}");
+        let crashing = format!("{unready}, {{type: ContainersReady, status: 'False'}}");
+        assert_eq!(at(&marked, "").as_deref(), Some("2026-01-31T12:00:50Z"));
+        assert_eq!(at(&marked, ", readinessGates: [{conditionType: x}]"), None);
+        assert_eq!(at(&crashing, ""), None);
     }
 }

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::Utc;
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::ObjectMeta;
 use tokio::{
@@ -243,7 +244,7 @@ impl EvictionAttempts {
             .or_else(|| {
                 is_terminating(pod).then(|| {
                     let pod = Pod { metadata: pod.clone(), ..Pod::default() };
-                    pods::termination_blockers(&pod).join("; ")
+                    pods::termination_blockers(&pod, Utc::now()).join("; ")
                 })
             })
             .or_else(|| budget.map(|budget| pdb::reason(budget, &[])))
