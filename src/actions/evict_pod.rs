@@ -22,6 +22,7 @@ use crate::{
     k8s::{
         api::{client::Cluster, preflight},
         completion::Completion,
+        drain_filter,
         effect::Effect,
         pdb::{self, BudgetVerdict},
         pods,
@@ -155,7 +156,7 @@ impl Parameters {
             uid: target.uid.clone().unwrap_or_default(),
         });
         let warnings = match decision {
-            Decision::Apply(..) => self.warnings_of(pod, controller, related_pods),
+            Decision::Apply(..) => self.warnings_of(pod, controller, related_pods, input),
             _ => Vec::new(),
         };
         let mut plan = Plan::new(target, &pod.metadata, decision, completion);
@@ -213,6 +214,7 @@ impl Parameters {
         pod: &Pod,
         controller: Option<&OwnerReference>,
         related_pods: &[Pod],
+        input: &PlanInput,
     ) -> Vec<String> {
         let mut warnings = Vec::new();
         match controller {
@@ -236,6 +238,18 @@ impl Parameters {
                     .to_owned(),
             );
         }
+        let objection = drain_filter::disruption_objection(&pod.metadata);
+        warnings.extend(objection.map(|annotation| {
+            format!("the pod is annotated with {annotation}, and is evicted anyway")
+        }));
+        let wait = input.timeout;
+        let slow = drain_filter::grace_period_beyond(pod, self.grace_period_seconds, wait);
+        warnings.extend(slow.filter(|_| input.wait).map(|seconds| {
+            let wait = wait.as_secs();
+            format!(
+                "the pod may take {seconds} s to stop, longer than the {wait} s that are waited"
+            )
+        }));
         warnings
     }
 }
