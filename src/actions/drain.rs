@@ -3,18 +3,19 @@
 //! Everything that blocks the drain is found and named before anything is changed. The effect is the
 //! cordon; the evictions follow it, in `executor::drain`.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::Utc;
 use k8s_openapi::api::{
-    apps::v1::DaemonSet,
     core::v1::{Node, PersistentVolume, Pod},
     policy::v1::PodDisruptionBudget,
 };
-use kube::{ResourceExt, api::ListParams};
+use kube::{
+    ResourceExt,
+    api::{ApiResource, ListParams},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     actions::{
@@ -30,10 +31,14 @@ use crate::{
     k8s::{
         api::{
             client::{Cluster, next_page},
+            node_pods::{Budgets, NodePodReader},
             preflight,
         },
+        applied_requests::{AppliedRequests, DRAINS_ANNOTATION},
         completion::Completion,
+        conditional_patch::add,
         drain_filter::{self, BlockReason, DrainOptions, EvictionSet, SkipReason, plural},
+        effect::Effect,
         nodes, pdb, pods,
         rbac::PolicyRule,
     },
@@ -45,7 +50,7 @@ const MAX_NAMED_PODS: usize = 50;
 /// The most exhausted budgets whose blocking pods are listed.
 const MAX_BUDGETS: usize = 20;
 
-/// The objects of one page: pods are large, and little of each is kept.
+/// The volumes of one page.
 const PAGE_SIZE: u32 = 100;
 
 /// When an exhausted budget may allow a disruption again.
@@ -139,6 +144,10 @@ impl Plannable for Parameters {
                 cluster.get_global::<Node>(&self.node, input.deadline),
                 self.list_pods(cluster, input),
             )?;
+            // Pods may have come between the list and a cordon by another client.
+            if nodes::is_cordoned(&node) && node_pods.to_evict.is_empty() {
+                node_pods = self.list_pods(cluster, input).await?;
+            }
             node_pods.explain_exhausted_budgets(cluster, input).await?;
             node_pods.warn_of_local_volumes(cluster, input).await;
             self.decide(&node, node_pods, input)
@@ -156,30 +165,28 @@ impl Parameters {
         }
     }
 
-    /// Reads the pods of the node page by page.
+    /// Reads and judges the pods of the node.
     async fn list_pods(
         &self,
         cluster: &Cluster,
         input: &PlanInput,
     ) -> Result<NodePods, ActionError> {
         let mut node_pods = NodePods::default();
-        let mut daemon_sets = DaemonSets::default();
-        let mut params =
-            drain_filter::pods_of(&self.node, self.pod_selector.as_deref()).limit(PAGE_SIZE);
+        let mut reader = NodePodReader::new(cluster, &self.node, self.pod_selector.as_deref());
         let (budgets, mut page) = tokio::try_join!(
-            Budgets::read(cluster, input),
-            cluster.page::<Pod>(&params, input.deadline),
+            Budgets::read(cluster, input.deadline),
+            reader.next(|_| true, input.deadline),
         )?;
-        loop {
-            daemon_sets.read_those_of(&page.items, cluster, input.deadline).await?;
-            for pod in &page.items {
-                node_pods.add(pod, &self.options(), daemon_sets.exists(pod), budgets.of(pod));
+        while let Some(pods) = page {
+            for pod in &pods {
+                let exists = reader.daemon_set_exists(pod);
+                if node_pods.add(pod, &self.options(), exists, budgets.of(pod)) {
+                    node_pods.note(pod, self.grace_period_seconds, input);
+                }
             }
-            if !next_page(&mut params, &page.metadata) {
-                return Ok(node_pods);
-            }
-            page = cluster.page::<Pod>(&params, input.deadline).await?;
+            page = reader.next(|_| true, input.deadline).await?;
         }
+        Ok(node_pods)
     }
 
     /// From the node and its pods to the plan.
@@ -193,6 +200,8 @@ impl Parameters {
         let name = &*self.node;
         let was_cordoned = nodes::is_cordoned(node);
         let eviction_set = self.eviction_set(&node_pods, was_cordoned);
+        let (drains, mark) =
+            (AppliedRequests::listed_in(found, DRAINS_ANNOTATION), eviction_set.mark(&input.mark));
         let completion = CompletionSpec::Drained(eviction_set);
         let at = rfc3339_millis(input.at);
         let did = match was_cordoned {
@@ -211,11 +220,19 @@ impl Parameters {
             let completion = CompletionSpec::Known(Completion::Immediate(sentence.clone()));
             return Ok(Plan::new(target, found, Decision::NoOp(sentence), completion));
         }
-        let effect = CORDON.effect(found, was_cordoned, input);
+        let mut change = CORDON.operations(found, was_cordoned);
+        change
+            .push(add(&["metadata", "annotations", DRAINS_ANNOTATION], drains.push(&mark).into()));
+        let precondition = input.precondition.as_ref();
+        let resource = ApiResource::erase::<Node>(&());
+        let effect = Effect::patch(resource, found, &input.mark, precondition, change);
         let decision = Decision::Apply(Box::new(effect), did, node_pods.would(name, was_cordoned));
         let mut plan = Plan::new(target, found, decision, completion);
         plan.changes = CORDON.changes(found, was_cordoned, input);
-        plan.warnings = node_pods.warnings(input.wait);
+        plan.changes.push(drains.change_of(DRAINS_ANNOTATION, &mark));
+        plan.warnings = node_pods.warnings(input);
+        plan.warnings.extend(nodes::lost_warning(node));
+        plan.warnings.extend(own_node_warning(name, input));
         plan.others = node_pods.to_evict;
         Ok(plan)
     }
@@ -235,70 +252,12 @@ impl Parameters {
         EvictionSet {
             unprotected: hashes(true),
             protected: hashes(false),
+            skipped: node_pods.skipped_hashes.clone(),
             selector: self.pod_selector.as_deref().map(str::to_owned),
+            options: self.options(),
             grace_period_seconds: self.grace_period_seconds,
-            deleted_for: self.skip_wait_for_delete_timeout_seconds,
             uncordon_on_failure: self.uncordon_on_failure && !was_cordoned,
         }
-    }
-}
-
-/// Which DaemonSets of the node's pods exist.
-#[derive(Default)]
-struct DaemonSets(HashMap<(String, String), bool>);
-
-impl DaemonSets {
-    /// Reads those of these pods that are not known yet, all at the same time.
-    async fn read_those_of(
-        &mut self,
-        pods: &[Pod],
-        cluster: &Cluster,
-        deadline: Instant,
-    ) -> Result<(), ActionError> {
-        let named: HashSet<_> = pods.iter().filter_map(daemon_set_of).collect();
-        let mut reads = JoinSet::new();
-        for (namespace, name) in named.into_iter().filter(|key| !self.0.contains_key(key)) {
-            let cluster = cluster.clone();
-            reads.spawn(async move {
-                let found = cluster.get_opt::<DaemonSet>(&namespace, &name, deadline).await;
-                found.map(|found| ((namespace, name), found.is_some()))
-            });
-        }
-        while let Some(read) = reads.join_next().await {
-            let read = read.map_err(|error| ActionError::new(Code::Internal, error.to_string()))?;
-            self.0.extend([read?]);
-        }
-        Ok(())
-    }
-
-    /// Whether the pod's DaemonSet exists; true for a pod that has none.
-    fn exists(&self, pod: &Pod) -> bool {
-        daemon_set_of(pod).and_then(|key| self.0.get(&key)).copied().unwrap_or(true)
-    }
-}
-
-/// Namespace and name of the pod's DaemonSet.
-fn daemon_set_of(pod: &Pod) -> Option<(String, String)> {
-    let name = drain_filter::daemon_set(pod)?;
-    Some((pod.namespace().unwrap_or_default(), name.to_owned()))
-}
-
-/// All disruption budgets by namespace.
-struct Budgets(HashMap<String, Vec<PodDisruptionBudget>>);
-
-impl Budgets {
-    async fn read(cluster: &Cluster, input: &PlanInput) -> Result<Self, ActionError> {
-        let mut budgets: HashMap<String, Vec<PodDisruptionBudget>> = HashMap::new();
-        for budget in cluster.list_all::<PodDisruptionBudget>(None, "", input.deadline).await? {
-            budgets.entry(budget.namespace().unwrap_or_default()).or_default().push(budget);
-        }
-        Ok(Budgets(budgets))
-    }
-
-    /// The budgets of the pod's namespace.
-    fn of(&self, pod: &Pod) -> &[PodDisruptionBudget] {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        self.0.get(namespace).map(Vec::as_slice).unwrap_or_default()
     }
 }
 
@@ -308,6 +267,8 @@ struct ExhaustedBudget {
     pods: Vec<String>,
     /// Why, with the blocking pods; set once those are listed.
     reason: String,
+    /// Whether it never allows one.
+    is_final: bool,
 }
 
 /// The pods of the node, by what happens to them.
@@ -318,6 +279,8 @@ struct NodePods {
     unprotected: Vec<bool>,
     /// How many stay, by reason.
     skipped: BTreeMap<SkipReason, usize>,
+    /// The same pods by [`EvictionSet::uid_hash`].
+    skipped_hashes: BTreeSet<String>,
     blocked: BTreeMap<BlockReason, Vec<String>>,
     /// Pods that are evicted although something is lost, by what was accepted.
     accepted_risks: BTreeMap<BlockReason, Vec<String>>,
@@ -327,29 +290,37 @@ struct NodePods {
     exhausted: BTreeMap<String, ExhaustedBudget>,
     /// Volume claims, with the pod that mounts each.
     claims: BTreeMap<String, String>,
+    /// Pods to evict that ask autoscalers not to move them, by the annotation.
+    objecting: BTreeMap<&'static str, Vec<String>>,
+    /// Pods to evict that may take longer to stop than the request waits, with their times.
+    slow: Vec<String>,
     /// About the pods' volumes.
     warnings: Vec<String>,
 }
 
 impl NodePods {
+    /// Adds a pod, and returns whether it is evicted.
     fn add(
         &mut self,
         pod: &Pod,
         options: &DrainOptions,
         daemon_set_exists: bool,
         budgets: &[PodDisruptionBudget],
-    ) {
+    ) -> bool {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-        let name = pod.metadata.name.clone().unwrap_or_default();
-        let pod_name = format!("{namespace}/{name}");
+        let pod_name = format!("{namespace}/{}", pod.name_any());
         let accepted_reasons =
             match drain_filter::classify(pod, options, daemon_set_exists, Utc::now()) {
                 drain_filter::DrainVerdict::Evict(accepted_reasons) => accepted_reasons,
                 drain_filter::DrainVerdict::Skip(why) => {
-                    return *self.skipped.entry(why).or_default() += 1;
+                    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+                    self.skipped_hashes.insert(EvictionSet::uid_hash(uid));
+                    *self.skipped.entry(why).or_default() += 1;
+                    return false;
                 }
                 drain_filter::DrainVerdict::Block(reason) => {
-                    return self.blocked.entry(reason).or_default().push(pod_name);
+                    self.blocked.entry(reason).or_default().push(pod_name);
+                    return false;
                 }
             };
         for reason in accepted_reasons {
@@ -361,30 +332,35 @@ impl NodePods {
             pdb::BudgetVerdict::Blocked(budget) | pdb::BudgetVerdict::Stale(budget) => {
                 let key = format!("{namespace}/{}", pdb::name_of(budget));
                 let (budget, reason) = (budget.clone(), String::new());
-                let exhausted = ExhaustedBudget { budget, pods: Vec::new(), reason };
+                let exhausted =
+                    ExhaustedBudget { budget, pods: Vec::new(), reason, is_final: false };
                 self.exhausted.entry(key).or_insert(exhausted).pods.push(pod_name.clone());
                 false
             }
             pdb::BudgetVerdict::Ambiguous(budgets) => {
                 let names: Vec<_> = budgets.into_iter().map(pdb::name_of).collect();
-                return self.multiple_budgets.push(format!("{pod_name} ({})", names.join(", ")));
+                self.multiple_budgets.push(format!("{pod_name} ({})", names.join(", ")));
+                return false;
             }
         };
         for claim in pods::claims(pod.spec.as_ref()) {
             self.claims.insert(format!("{namespace}/{claim}"), pod_name.clone());
         }
         self.unprotected.push(is_unprotected);
-        self.to_evict.push(AffectedObject {
-            target: Target {
-                api_version: "v1".to_owned(),
-                kind: "Pod".to_owned(),
-                namespace,
-                name,
-                uid: pod.metadata.uid.clone(),
-                resource_version: None,
-            },
-            labels: pod.metadata.labels.clone().unwrap_or_default(),
-        });
+        self.to_evict.push(AffectedObject::pod(&pod.metadata));
+        true
+    }
+
+    /// Notes what is to be warned of about a pod that is evicted.
+    fn note(&mut self, pod: &Pod, grace_period_seconds: Option<u32>, input: &PlanInput) {
+        let pod_name = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
+        let wait = input.timeout;
+        let seconds = drain_filter::grace_period_beyond(pod, grace_period_seconds, wait);
+        let slow = seconds.filter(|_| input.wait);
+        self.slow.extend(slow.map(|seconds| format!("{pod_name} ({seconds} s)")));
+        if let Some(annotation) = drain_filter::disruption_objection(&pod.metadata) {
+            self.objecting.entry(annotation).or_default().push(pod_name);
+        }
     }
 
     /// Lists the pods that block the exhausted budgets.
@@ -402,7 +378,9 @@ impl NodePods {
                 }
                 _ => Vec::new(),
             };
-            exhausted.reason = pdb::reason(&exhausted.budget, &pods);
+            let never = cluster.never_allows(&exhausted.budget, &pods, input.deadline).await;
+            exhausted.is_final = never.is_some();
+            exhausted.reason = never.unwrap_or_else(|| pdb::reason(&exhausted.budget, &pods));
         }
         Ok(())
     }
@@ -445,7 +423,10 @@ impl NodePods {
             .exhausted
             .values()
             .map(|exhausted| format!("{}: {}", exhausted.reason, join_names(&exhausted.pods)));
-        if self.blocked.is_empty() && self.multiple_budgets.is_empty() {
+        let is_final = |it: &&ExhaustedBudget| it.is_final;
+        let ways_out = self.exhausted.values().filter(is_final).map(|it| pdb::way_out(&it.budget));
+        let mut hints: Vec<_> = ways_out.collect();
+        if self.blocked.is_empty() && self.multiple_budgets.is_empty() && hints.is_empty() {
             let exhausted: Vec<_> = exhausted.collect();
             if exhausted.is_empty() || wait {
                 return Ok(());
@@ -469,12 +450,13 @@ impl NodePods {
         let detail = format!("Node '{node}' was not cordoned: {}", all.join("; "));
         let parameters: Vec<_> =
             self.blocked.keys().map(|reason| reason.accepting_parameter()).collect();
-        let refusal = ActionError::new(Code::DrainBlocked, detail);
-        Err(match parameters[..] {
-            [] => refusal
-                .with_hint("change the selectors so that one disruption budget selects each pod"),
-            _ => refusal.with_hint(format!("to accept this, set {}", parameters.join(", "))),
-        })
+        if !parameters.is_empty() {
+            hints.insert(0, format!("to accept this, set {}", parameters.join(", ")));
+        } else if !self.multiple_budgets.is_empty() {
+            let hint = "change the selectors so that one disruption budget selects each pod";
+            hints.insert(0, hint.to_owned());
+        }
+        Err(ActionError::new(Code::DrainBlocked, detail).with_hint(hints.join("; ")))
     }
 
     fn would(&self, node: &str, was_cordoned: bool) -> String {
@@ -497,20 +479,40 @@ impl NodePods {
         format!("Simulated: {cordon}, and {eviction}{skipped}.")
     }
 
-    fn warnings(&self, wait: bool) -> Vec<String> {
+    fn warnings(&self, input: &PlanInput) -> Vec<String> {
         let accepted_risks = self.accepted_risks.iter().map(|(reason, pods)| {
             let what = reason.consequence();
             format!("{} {what}, evicted anyway: {}", plural(pods.len(), "pod"), join_names(pods))
         });
-        let exhausted = self.exhausted.values().filter(|_| wait).map(|exhausted| {
+        let exhausted = self.exhausted.values().filter(|_| input.wait).map(|exhausted| {
             format!(
                 "waiting for a disruption budget: {}: {}",
                 exhausted.reason,
                 join_names(&exhausted.pods)
             )
         });
-        accepted_risks.chain(exhausted).chain(self.warnings.iter().cloned()).collect()
+        let objecting = self.objecting.iter().map(|(annotation, pods)| {
+            let number = plural(pods.len(), "pod");
+            format!("{number} annotated with {annotation}, evicted anyway: {}", join_names(pods))
+        });
+        let slow = (!self.slow.is_empty()).then(|| {
+            let (number, wait) = (plural(self.slow.len(), "pod"), input.timeout.as_secs());
+            let pods = join_names(&self.slow);
+            format!("{number} may take longer to stop than the {wait} s that are waited: {pods}")
+        });
+        let warnings = self.warnings.iter().cloned();
+        accepted_risks.chain(exhausted).chain(objecting).chain(slow).chain(warnings).collect()
     }
+}
+
+/// The warning about a drain of the node on which the executor runs.
+fn own_node_warning(node: &str, input: &PlanInput) -> Option<String> {
+    let own_pod = input.own_pod.as_ref().filter(|own_pod| own_pod.node == node)?;
+    Some(format!(
+        "this executor runs on Node '{node}', in pod '{}', which is evicted last: if the answer says that the drain was \
+         interrupted, resend the same request, and the executor that starts elsewhere completes it",
+        own_pod.name
+    ))
 }
 
 fn pod_name(pod: &Target) -> String {
@@ -524,6 +526,7 @@ fn join_names(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::OwnPod;
 
     const READY: &str = "status: {phase: Running, conditions: [{type: Ready, status: 'True'}]}";
 
@@ -571,7 +574,9 @@ mod tests {
     ) -> NodePods {
         let mut node_pods = NodePods::default();
         for pod in pods {
-            node_pods.add(pod, &parameters.options(), true, budgets);
+            if node_pods.add(pod, &parameters.options(), true, budgets) {
+                node_pods.note(pod, None, &PlanInput { wait: true, ..PlanInput::example() });
+            }
         }
         for exhausted in node_pods.exhausted.values_mut() {
             exhausted.reason = pdb::reason(&exhausted.budget, &[]);
@@ -599,7 +604,15 @@ mod tests {
         };
         let change =
             serde_json::json!({ "op": "add", "path": "/spec/unschedulable", "value": true });
-        assert_eq!(effect.operations().last(), Some(&change));
+        let operations = effect.operations();
+        assert!(operations.contains(&change), "{operations:?}");
+        let CompletionSpec::Drained(set) = &plan.completion else { panic!("is drained") };
+        let drains = "/metadata/annotations/action-executor.dev~1drains";
+        let shown = serde_json::json!({
+            "op": "add", "path": drains, "value": format!("1:{}", set.mark("r1@d1")),
+        });
+        assert_eq!(operations.last(), Some(&shown));
+        assert_eq!(plan.changes.last().map(|change| &*change.path), Some(drains));
         assert_eq!(did, "Node 'n1' cordoned at 2026-01-31T12:00:00.987Z.");
         assert_eq!(
             would,
@@ -652,6 +665,19 @@ mod tests {
             "{:?}",
             plan.warnings
         );
+        // One that never has room is refused for good, also with wait.
+        let node_pods = || {
+            let mut node_pods = node_pods(&parameters(""), &pods, &budgets);
+            node_pods.exhausted.values_mut().for_each(|exhausted| exhausted.is_final = true);
+            node_pods
+        };
+        for wait in [true, false] {
+            let input = PlanInput { wait, ..PlanInput::example() };
+            let refusal = parameters("").decide(&node(""), node_pods(), &input);
+            let refusal = refusal.expect_err("is refused");
+            assert_eq!(refusal.code, Code::DrainBlocked);
+            assert!(refusal.hint.expect("has one").contains("restart_pod"));
+        }
         // A permanent blocker beside it makes the refusal permanent.
         let both = [pod("a", "", "ReplicaSet"), pod("bare", "", "")];
         let refusal = plan_for("", &both, &budgets, false).expect_err("is refused");
@@ -708,5 +734,22 @@ mod tests {
         assert!(plan_for("", &pods, &[], false).is_ok());
         let refusal = plan_for(r#","ignore_daemonsets":false"#, &pods, &[], false);
         assert_eq!(refusal.expect_err("is refused").code, Code::DrainBlocked);
+    }
+
+    #[test]
+    fn slow_pods_those_that_object_and_the_executors_own_node_are_warned_of() {
+        let mut slow = pod("slow", "terminationGracePeriodSeconds: 3600", "ReplicaSet");
+        let annotation = ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false");
+        slow.metadata.annotations =
+            Some([annotation].map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+        let parameters = parameters("");
+        let node_pods = node_pods(&parameters, &[slow], &[]);
+        let own_pod = Some(OwnPod { name: "executor-1".to_owned(), node: "n1".to_owned() });
+        let input = PlanInput { wait: true, own_pod, ..PlanInput::example() };
+        let plan = parameters.decide(&node(""), node_pods, &input).expect("is planned");
+        let warnings = plan.warnings.join("; ");
+        for part in ["safe-to-evict", "300 s that are waited: shop/slow (3600 s)", "'executor-1'"] {
+            assert!(warnings.contains(part), "{part}: {warnings}");
+        }
     }
 }

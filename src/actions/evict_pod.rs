@@ -22,6 +22,7 @@ use crate::{
     k8s::{
         api::{client::Cluster, preflight},
         completion::Completion,
+        drain_filter,
         effect::Effect,
         pdb::{self, BudgetVerdict},
         pods,
@@ -97,8 +98,20 @@ impl Plannable for Parameters {
                 cluster.list_all(Some(&**namespace), "", deadline),
             )?;
             let selector = related_selector(&pod, &budgets);
-            let related_pods = cluster.list(namespace, &selector, deadline).await?;
-            self.decide(&pod, &budgets, &related_pods, input)
+            let (related_pods, lost_node) = tokio::join!(
+                cluster.list(namespace, &selector, deadline),
+                cluster.lost_node_warning(&pod, deadline),
+            );
+            let related_pods = related_pods?;
+            let never = match pdb::classify(&pod, &budgets) {
+                BudgetVerdict::Blocked(budget) => {
+                    cluster.never_allows(budget, &related_pods, deadline).await
+                }
+                _ => None,
+            };
+            let mut plan = self.decide(&pod, &budgets, &related_pods, never, input)?;
+            plan.warnings.extend(lost_node);
+            Ok(plan)
         })
     }
 }
@@ -115,12 +128,13 @@ fn related_selector(pod: &Pod, budgets: &[PodDisruptionBudget]) -> String {
 
 impl Parameters {
     /// From the pod, all budgets of its namespace and its neighbours as they were read to what is to be
-    /// done.
+    /// done. `never`: why the budget of the pod never allows an eviction.
     fn decide(
         &self,
         pod: &Pod,
         budgets: &[PodDisruptionBudget],
         related_pods: &[Pod],
+        never: Option<String>,
         input: &PlanInput,
     ) -> Result<Plan, ActionError> {
         let target = self.target().found(&pod.metadata);
@@ -132,7 +146,7 @@ impl Parameters {
             let sentence = format!("Pod '{}' is being deleted already.", target.name);
             (Decision::NoOp(sentence), Vec::new())
         } else {
-            refuse_exhausted_budget(&target, pod, budgets, related_pods, input)
+            refuse_exhausted_budget(&target, pod, budgets, related_pods, never, input)
                 .map_err(with_uid)?;
             (self.eviction(pod, controller, input), vec![removal(&target)])
         };
@@ -142,7 +156,7 @@ impl Parameters {
             uid: target.uid.clone().unwrap_or_default(),
         });
         let warnings = match decision {
-            Decision::Apply(..) => self.warnings_of(pod, controller, related_pods),
+            Decision::Apply(..) => self.warnings_of(pod, controller, related_pods, input),
             _ => Vec::new(),
         };
         let mut plan = Plan::new(target, &pod.metadata, decision, completion);
@@ -200,6 +214,7 @@ impl Parameters {
         pod: &Pod,
         controller: Option<&OwnerReference>,
         related_pods: &[Pod],
+        input: &PlanInput,
     ) -> Vec<String> {
         let mut warnings = Vec::new();
         match controller {
@@ -223,6 +238,18 @@ impl Parameters {
                     .to_owned(),
             );
         }
+        let objection = drain_filter::disruption_objection(&pod.metadata);
+        warnings.extend(objection.map(|annotation| {
+            format!("the pod is annotated with {annotation}, and is evicted anyway")
+        }));
+        let wait = input.timeout;
+        let slow = drain_filter::grace_period_beyond(pod, self.grace_period_seconds, wait);
+        warnings.extend(slow.filter(|_| input.wait).map(|seconds| {
+            let wait = wait.as_secs();
+            format!(
+                "the pod may take {seconds} s to stop, longer than the {wait} s that are waited"
+            )
+        }));
         warnings
     }
 }
@@ -246,9 +273,15 @@ fn refuse_exhausted_budget(
     pod: &Pod,
     budgets: &[PodDisruptionBudget],
     related_pods: &[Pod],
+    never: Option<String>,
     input: &PlanInput,
 ) -> Result<(), ActionError> {
     match pdb::classify(pod, budgets) {
+        BudgetVerdict::Blocked(budget) if never.is_some() => {
+            let why = never.unwrap_or_default();
+            let detail = format!("{target} cannot be evicted: {why}");
+            Err(ActionError::new(Code::RejectedByCluster, detail).with_hint(pdb::way_out(budget)))
+        }
         BudgetVerdict::Unprotected | BudgetVerdict::Allowed(_) => Ok(()),
         BudgetVerdict::Blocked(budget) | BudgetVerdict::Stale(budget) => {
             let why = pdb::reason(budget, related_pods);
@@ -313,7 +346,8 @@ mod tests {
         more: &str,
     ) -> Result<Plan, ActionError> {
         let related_pods = [pod("web-1", metadata), pod("web-2", metadata)];
-        parameters(more).decide(&related_pods[0], budgets, &related_pods, &PlanInput::example())
+        let (pod, input) = (&related_pods[0], PlanInput::example());
+        parameters(more).decide(pod, budgets, &related_pods, None, &input)
     }
 
     #[test]
@@ -344,6 +378,20 @@ mod tests {
         assert_eq!(error.code, Code::DisruptionBudget);
         assert!(error.detail.contains("PodDisruptionBudget 'web' allows 0"), "{}", error.detail);
         assert_eq!(error.object_uid.as_deref(), Some("u-web-1"));
+    }
+
+    #[test]
+    fn a_budget_that_never_has_room_is_refused_for_good() {
+        let (pod, never) = (pod("web-1", OWNED), Some("'web' never allows it".to_owned()));
+        for wait in [true, false] {
+            let input = PlanInput { wait, ..PlanInput::example() };
+            let budgets = [budget("web", 0)];
+            let error = parameters("").decide(&pod, &budgets, &[], never.clone(), &input);
+            let error = error.expect_err("is refused");
+            assert_eq!(error.code, Code::RejectedByCluster);
+            assert!(error.detail.contains("never allows"), "{}", error.detail);
+            assert!(error.hint.expect("has one").contains("restart_pod"));
+        }
     }
 
     #[test]
@@ -382,7 +430,7 @@ mod tests {
     fn the_only_pod_of_a_controller_and_one_that_returns_to_its_node_are_warned_of() {
         let only = pod("web-1", OWNED);
         let related_pods = std::slice::from_ref(&only);
-        let plan = parameters("").decide(&only, &[], related_pods, &PlanInput::example());
+        let plan = parameters("").decide(&only, &[], related_pods, None, &PlanInput::example());
         let warnings = plan.expect("is planned").warnings;
         assert!(warnings[0].contains("only pod of ReplicaSet 'web-5d4f'"), "{warnings:?}");
         let agent = OWNED.replace("ReplicaSet", "DaemonSet");

@@ -14,6 +14,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
+    config::OwnPod,
     contract::{
         error::{ActionError, Code},
         names::RequestId,
@@ -47,6 +48,10 @@ pub(crate) struct PlanInput {
     pub deadline: Instant,
     /// Whether the request waits for the effect.
     pub wait: bool,
+    /// How long it waits then.
+    pub timeout: Duration,
+    /// The pod in which the executor runs, if it is known.
+    pub own_pod: Option<OwnPod>,
     pub precondition: Option<Precondition>,
     /// The uid of the object that the first plan was for; none in the first plan.
     pub uid: Option<String>,
@@ -174,6 +179,19 @@ pub(crate) struct Plan {
 pub(crate) struct AffectedObject {
     pub target: Target,
     pub labels: BTreeMap<String, String>,
+}
+
+impl AffectedObject {
+    /// The pod with this metadata.
+    pub(crate) fn pod(metadata: &ObjectMeta) -> Self {
+        let namespace = metadata.namespace.as_deref().unwrap_or_default();
+        let name = metadata.name.as_deref().unwrap_or_default();
+        let target = Target::named("v1", "Pod", namespace, name);
+        AffectedObject {
+            target: Target { uid: metadata.uid.clone(), ..target },
+            labels: metadata.labels.clone().unwrap_or_default(),
+        }
+    }
 }
 
 impl Plan {
@@ -340,6 +358,8 @@ impl PlanInput {
             at: "2026-01-31T12:00:00.987Z".parse().expect("is a time"),
             deadline: Instant::now(),
             wait: false,
+            timeout: Duration::from_secs(300),
+            own_pod: None,
             precondition: None,
             uid: None,
             decision_etag: None,

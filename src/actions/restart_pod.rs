@@ -30,6 +30,7 @@ use crate::{
         pdb::{self, BudgetVerdict},
         pods,
         rbac::PolicyRule,
+        workload::{self, WorkloadKind},
     },
 };
 
@@ -45,7 +46,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     destructive: true,
     example: r#"{"pod_name":"web-1"}"#,
     rules: &[
-        // `list` only to find the replacement when the request waits.
+        // `list` only to find the replacement when the request waits, and the pods for which an ordered StatefulSet
+        // waits.
         PolicyRule {
             api_groups: &[""],
             resources: &["pods"],
@@ -103,20 +105,44 @@ impl Plannable for Parameters {
                 Preflight::of_pods(cluster, &self.namespace, input.deadline),
             );
             let pod = pod?;
-            let siblings = if input.wait {
+            let siblings = async {
+                if !input.wait {
+                    return Ok(Vec::new());
+                }
                 let selector = pods::sibling_selector(&pod);
-                cluster.list::<Pod>(&self.namespace, &selector, input.deadline).await?
-            } else {
-                Vec::new()
+                cluster.list::<Pod>(&self.namespace, &selector, input.deadline).await
             };
-            let mut plan = decide(self.target(), &pod, &siblings, input)?;
+            let (siblings, order, lost_node) = tokio::join!(
+                siblings,
+                order_warning(cluster, &pod, input),
+                cluster.lost_node_warning(&pod, input.deadline),
+            );
+            let mut plan = decide(self.target(), &pod, &siblings?, input)?;
+            plan.warnings.extend(lost_node);
             if plan.is_change() {
+                plan.warnings.extend(order);
                 plan.warnings.extend(budget_warning(&pod, &preflight.budgets));
                 plan.warnings.extend(preflight.unavailable);
             }
             Ok(plan)
         })
     }
+}
+
+/// The warning that the pod's StatefulSet does not make it again before the pods of lower ordinals are ready. Where the
+/// StatefulSet may not be read, its pods show them.
+async fn order_warning(cluster: &Cluster, pod: &Pod, input: &PlanInput) -> Option<String> {
+    let owner = pods::controller(pod).filter(|owner| owner.kind == "StatefulSet")?;
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let ordinal = pods::ordinal(pod.metadata.name.as_deref().unwrap_or_default());
+    let (kind, deadline) = (WorkloadKind::StatefulSet, input.deadline);
+    if let Ok(set) = cluster.workload(kind, namespace, &owner.name, deadline).await {
+        return cluster.order_warning(&set, ordinal, deadline).await;
+    }
+    let siblings = cluster.list::<Pod>(namespace, &pods::sibling_selector(pod), deadline).await;
+    let siblings = siblings.ok()?;
+    let unready = workload::unready_pods(&siblings, Some(&owner.uid), ordinal);
+    workload::order_warning(&owner.name, &unready)
 }
 
 pub(crate) fn decide(
@@ -137,23 +163,45 @@ pub(crate) fn decide(
             format!("Pod '{}' is being deleted already; {owner} replaces it.", target.name);
         (Decision::NoOp(sentence), Vec::new())
     } else {
-        (deletion(pod, &owner, input), vec![removal(&target)])
+        (deletion(pod, controller, &owner, input), vec![removal(&target)])
     };
-    let completion = CompletionSpec::Known(replacement(pod, controller, owner, siblings, &target));
+    let completion = if is_replaced_already(pod, controller) {
+        let uid = target.uid.clone().unwrap_or_default();
+        let (namespace, name) = (target.namespace.clone(), target.name.clone());
+        Completion::Gone { namespace, name, uid }
+    } else {
+        replacement(pod, controller, owner, siblings, &target)
+    };
+    let completion = CompletionSpec::Known(completion);
     let mut plan = Plan::new(target, &pod.metadata, decision, completion);
     plan.changes = changes;
     plan.warnings = warnings(pod, controller);
     Ok(plan)
 }
 
-fn deletion(pod: &Pod, owner: &str, input: &PlanInput) -> Decision {
+/// Whether the controller has made a pod in place of this one, or makes none: a ReplicaSet and a Job do so once a pod has
+/// finished or is being deleted; a StatefulSet and a DaemonSet once it is gone.
+fn is_replaced_already(pod: &Pod, controller: &OwnerReference) -> bool {
+    let is_over = pods::has_finished(pod) || pods::is_terminating(pod);
+    is_over && !matches!(controller.kind.as_str(), "StatefulSet" | "DaemonSet")
+}
+
+fn deletion(pod: &Pod, controller: &OwnerReference, owner: &str, input: &PlanInput) -> Decision {
     let precondition = input.precondition.as_ref();
     let version = precondition.and_then(|it| it.resource_version.as_deref()).map(str::to_owned);
     let effect = Effect::deletion(ApiResource::erase::<Pod>(&()), &pod.metadata, version);
     let at = rfc3339_millis(input.at);
     let name = &effect.name;
-    let did = format!("Pod '{name}' deleted at {at}; {owner} replaces it.");
-    let would = format!("Simulated: Pod '{name}' would be deleted; {owner} would replace it.");
+    let (replaces, would_replace) = match is_replaced_already(pod, controller) {
+        true if controller.kind == "Job" => (
+            "replaces it only if it is not finished",
+            "would replace it only if it is not finished",
+        ),
+        true => ("has replaced it already", "has replaced it already"),
+        false => ("replaces it", "would replace it"),
+    };
+    let did = format!("Pod '{name}' deleted at {at}; {owner} {replaces}.");
+    let would = format!("Simulated: Pod '{name}' would be deleted; {owner} {would_replace}.");
     Decision::Apply(Box::new(effect), did, would)
 }
 
@@ -193,14 +241,18 @@ fn unmanaged(target: &Target) -> ActionError {
 }
 
 fn warnings(pod: &Pod, controller: &OwnerReference) -> Vec<String> {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    match phase {
-        Some(phase @ ("Succeeded" | "Failed")) if controller.kind == "Job" => {
-            vec![format!(
-                "the pod is {phase}: its Job creates a new one only if the Job is not finished"
-            )]
-        }
-        _ => Vec::new(),
+    if !pods::has_finished(pod) || pods::is_terminating(pod) {
+        return Vec::new();
+    }
+    let (phase, kind) = (pods::phase(pod), &controller.kind);
+    match kind.as_str() {
+        "Job" => vec![format!(
+            "the pod is {phase}: its Job creates a new one only if the Job is not finished"
+        )],
+        "StatefulSet" | "DaemonSet" => Vec::new(),
+        _ => vec![format!(
+            "the pod is {phase}, and its {kind} has replaced it already: its deletion removes what is left of it"
+        )],
     }
 }
 
@@ -292,5 +344,30 @@ mod tests {
             panic!("{:?}", plan.completion)
         };
         assert!(known.contains("u1"));
+    }
+
+    #[test]
+    fn a_pod_that_is_over_has_a_successor_already_unless_its_controller_waits_until_it_is_gone() {
+        let over = ["status: {phase: Failed, reason: Evicted}", "status: {phase: Succeeded}"];
+        for (kind, status, is_gone_enough) in [
+            ("ReplicaSet", over[0], true),
+            ("ReplicaSet", over[1], true),
+            ("Job", over[0], true),
+            ("Rollout", over[0], true),
+            ("StatefulSet", over[0], false),
+            ("DaemonSet", over[0], false),
+            ("ReplicaSet", "status: {phase: Running}", false),
+        ] {
+            let owned = OWNED.replace("ReplicaSet", kind);
+            let metadata = format!("metadata: {{name: web-1, namespace: shop, uid: u1{owned}}}");
+            let pod: Pod =
+                serde_yaml_ng::from_str(&format!("{metadata}\n{status}")).expect("is a pod");
+            let target = Target::named("v1", "Pod", "shop", "web-1");
+            let plan = decide(target, &pod, &[], &PlanInput::example()).expect("is planned");
+            let CompletionSpec::Known(completion) = plan.completion else { panic!("is known") };
+            let is_gone = matches!(completion, Completion::Gone { .. });
+            assert_eq!(is_gone, is_gone_enough, "{kind} {status}");
+            assert_eq!(!plan.warnings.is_empty(), is_gone_enough, "{kind} {status}");
+        }
     }
 }

@@ -163,7 +163,7 @@ impl Plannable for Parameters {
                 Preflight::of(cluster, kind, namespace, input.deadline),
             );
             let mut history = history?;
-            let pods = if history.keeps_order() {
+            let pods = if history.workload.keeps_order() {
                 let selector = history.workload.label_selector();
                 cluster.list::<Pod>(namespace, &selector, input.deadline).await?
             } else {

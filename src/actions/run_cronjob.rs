@@ -25,7 +25,7 @@ use crate::{
     },
     k8s::{
         REQUEST_ID_ANNOTATION,
-        api::client::Cluster,
+        api::{client::Cluster, preflight::not_checked},
         completion::Completion,
         effect::{Applied, Effect},
         jobs,
@@ -38,6 +38,10 @@ const INSTANTIATE_ANNOTATION: (&str, &str) = ("cronjob.kubernetes.io/instantiate
 
 /// The longest label value: Job and pods are labelled with the name.
 const MAX_NAME_CHARACTERS: usize = 63;
+
+/// The longest suffix of the host names of an indexed Job's pods: the API server rejects a Job whose last one would be too
+/// long. The name does not depend on whether this Job is indexed, since each attempt must find it.
+const MAX_INDEX_CHARACTERS: usize = "-2147483646".len();
 
 /// The length of the digest that distinguishes the Jobs of two requests.
 const DIGEST_CHARACTERS: usize = 10;
@@ -110,9 +114,35 @@ impl Plannable for Parameters {
                 cluster.get_opt::<Job>(namespace, &job, deadline),
                 cluster.list_version::<Job>(namespace, &job, deadline),
             )?;
-            decide(self.target(), &found, existing.as_ref(), version, input)
+            let mut plan = decide(self.target(), &found, existing.as_ref(), version, input)?;
+            if plan.is_change() && forbids_concurrency(&found) {
+                plan.warnings.extend(beside_warning(cluster, &plan.target, input).await);
+            }
+            Ok(plan)
         })
     }
+}
+
+fn forbids_concurrency(cron_job: &DynamicObject) -> bool {
+    cron_job.data["spec"]["concurrencyPolicy"] == "Forbid"
+}
+
+/// The warning about the CronJob's Jobs that run. Its status lists only those that its controller has started.
+async fn beside_warning(cluster: &Cluster, target: &Target, input: &PlanInput) -> Option<String> {
+    let uid = target.uid.as_deref().unwrap_or_default();
+    match cluster.list_all::<Job>(Some(&target.namespace), "", input.deadline).await {
+        Ok(all) => jobs_beside(&jobs::running_of(&all, uid)),
+        Err(error) => Some(not_checked(&error)),
+    }
+}
+
+fn jobs_beside(running: &[&str]) -> Option<String> {
+    (!running.is_empty()).then(|| {
+        format!(
+            "the concurrencyPolicy is Forbid, but this Job runs beside those that are running: Job {}",
+            running.join(", ")
+        )
+    })
 }
 
 /// From the CronJob, the object that has the new Job's name already, and the version at which that was listed, to
@@ -161,10 +191,11 @@ fn decide(
 }
 
 /// The name of a request's Job: the CronJob's name and a digest of the request's id, so that each attempt
-/// has the same. It is a DNS label, since pods are named after it.
+/// has the same. It is a DNS label, also with an index, since pods are named after it.
 fn job_name(cron_job: &str, request_id: &str) -> String {
     let label = cron_job.replace('.', "-");
-    let stem: String = label.chars().take(MAX_NAME_CHARACTERS - 1 - DIGEST_CHARACTERS).collect();
+    let max = MAX_NAME_CHARACTERS - MAX_INDEX_CHARACTERS - 1 - DIGEST_CHARACTERS;
+    let stem: String = label.chars().take(max).collect();
     let digest = &sha256(request_id.as_bytes())[..DIGEST_CHARACTERS];
     format!("{}-{digest}", stem.trim_end_matches('-'))
 }
@@ -230,17 +261,9 @@ fn would(job: &str, cron_job: &str) -> String {
     format!("Simulated: Job '{job}' of CronJob '{cron_job}' would be created.")
 }
 
-/// What the CronJob's own settings would forbid; kubectl does not check them either.
+/// What the CronJob's own settings would forbid; kubectl does not check it either.
 fn warnings(cron_job: &CronJob) -> Vec<String> {
     let mut warnings = Vec::new();
-    let policy = cron_job.spec.as_ref().and_then(|spec| spec.concurrency_policy.as_deref());
-    let active = jobs::active_jobs(cron_job);
-    if policy == Some("Forbid") && !active.is_empty() {
-        warnings.push(format!(
-            "the concurrencyPolicy is Forbid, but this Job runs beside those that are running: Job {}",
-            active.join(", ")
-        ));
-    }
     if jobs::is_suspended(cron_job) {
         warnings.push("the CronJob is suspended; this Job runs anyway".to_owned());
     }
@@ -322,7 +345,8 @@ mod tests {
             ["nightly", "nightly.report", &"a".repeat(52), &format!("{}-b", "a".repeat(51))]
         {
             let name = job_name(cron_job, "alert-7");
-            assert!(Namespace::try_from(name.clone()).is_ok(), "{name}");
+            let last_of_indexed = format!("{name}-2147483646");
+            assert!(Namespace::try_from(last_of_indexed.clone()).is_ok(), "{last_of_indexed}");
             assert_eq!(name, job_name(cron_job, "alert-7"));
             assert_ne!(name, job_name(cron_job, "alert-8"));
         }
@@ -366,9 +390,12 @@ mod tests {
         let warnings = |spec: &str| {
             decide_on(&cron_job(spec, "", ""), None).expect("is planned").warnings.join("; ")
         };
-        assert!(warnings(", concurrencyPolicy: Forbid").contains("nightly-1"));
         assert!(warnings(", suspend: true").contains("suspended"));
         assert!(warnings(", concurrencyPolicy: Allow").is_empty());
+        assert!(forbids_concurrency(&cron_job(", concurrencyPolicy: Forbid", "", "")));
+        assert!(!forbids_concurrency(&cron_job("", "", "")));
+        let beside = jobs_beside(&["nightly-1"]).expect("is a warning");
+        assert!(beside.contains("Forbid") && beside.contains("nightly-1"), "{beside}");
     }
 
     #[test]

@@ -176,7 +176,12 @@ impl Plannable for Parameters {
                 cluster.workload(self.kind.into(), namespace, &self.name, deadline),
                 cluster.list_all(Some(namespace), "", deadline),
             )?;
-            decide(self, &found, &autoscalers, input)
+            let mut plan = decide(self, &found, &autoscalers, input)?;
+            if let Some(desired) = plan.replicas.and_then(|it| i32::try_from(it).ok()) {
+                let end = found.first_ordinal().saturating_add(desired);
+                plan.warnings.extend(cluster.order_warning(&found, Some(end), deadline).await);
+            }
+            Ok(plan)
         })
     }
 }

@@ -55,6 +55,17 @@ pub struct Settings {
     pub port: u16,
     /// Where a single request writes its termination message.
     pub termination_log: Option<PathBuf>,
+    /// The pod in which the program runs, if it is known.
+    pub own_pod: Option<OwnPod>,
+}
+
+/// The pod in which the program runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnPod {
+    /// Its name, in the namespace of the cluster's configuration.
+    pub name: String,
+    /// Its node.
+    pub node: String,
 }
 
 /// How MCP is served.
@@ -125,6 +136,10 @@ impl Settings {
             port: variables::PORT.number(&vars)?,
             termination_log: termination_log
                 .or_else(|| in_kubernetes.then(|| DEFAULT_TERMINATION_LOG.into())),
+            own_pod: variables::POD_NAME
+                .get(&vars)
+                .zip(variables::NODE_NAME.get(&vars))
+                .map(|(name, node)| OwnPod { name: name.to_owned(), node: node.to_owned() }),
         })
     }
 }

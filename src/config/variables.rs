@@ -139,8 +139,17 @@ pub(crate) const TERMINATION_LOG: Setting = text(
     "where a single request writes its termination message",
 );
 
+pub(crate) const POD_NAME: Setting = text(
+    "POD_NAME",
+    "none",
+    "text",
+    "the name of the pod in which the program runs: with `NODE_NAME`, a drain of that node evicts it last",
+);
+pub(crate) const NODE_NAME: Setting =
+    text("NODE_NAME", "none", "text", "the node on which the program runs");
+
 /// Every setting, in the order in which the reference lists them.
-pub(crate) const SETTINGS: [&Setting; 20] = [
+pub(crate) const SETTINGS: [&Setting; 22] = [
     &DEADLINE_SECONDS,
     &REPLAY_WINDOW_SECONDS,
     &POLICY,
@@ -161,6 +170,8 @@ pub(crate) const SETTINGS: [&Setting; 20] = [
     &LOG,
     &PORT,
     &TERMINATION_LOG,
+    &POD_NAME,
+    &NODE_NAME,
 ];
 
 impl Setting {

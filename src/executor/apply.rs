@@ -11,13 +11,14 @@ use kube::core::ObjectMeta;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
-    actions::{BoxFuture, Decision, Plan, PlanInput, request::ActionRequest},
+    actions::{BoxFuture, CompletionSpec, Decision, Plan, PlanInput, request::ActionRequest},
     contract::{
         error::{ActionError, Code},
         response::{Outcome, Target},
     },
     executor::{
         context::{Context, stopped},
+        drain::simulate::refusals,
         failpoint::Failpoint,
     },
     k8s::{
@@ -91,7 +92,7 @@ pub(crate) async fn simulate(
     let mut backoff = retry::backoff();
     let mut rejected = RejectedTests::default();
     loop {
-        let plan = plan(context, cluster, request, input).await?;
+        let mut plan = plan(context, cluster, request, input).await?;
         let (effect, would) = match plan.decision.clone() {
             Decision::Apply(effect, _, would) => (effect, would),
             Decision::AlreadyApplied(applied, result) => {
@@ -102,6 +103,10 @@ pub(crate) async fn simulate(
         match cluster.apply(&effect, true, input.deadline).await {
             Ok(applied) => {
                 check_nothing_deleted(cluster, &effect, &plan, &applied, input.deadline).await?;
+                if let CompletionSpec::Drained(set) = &plan.completion {
+                    let refusals = refusals(cluster, &plan.others, set, input.deadline).await;
+                    plan.warnings.extend(refusals);
+                }
                 return Ok(Execution::new(plan, applied, Outcome::Simulated, would));
             }
             Err(ApplyError::Rejected(error) | ApplyError::NotTaken(error, _)) => return Err(error),

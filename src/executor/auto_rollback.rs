@@ -250,7 +250,7 @@ impl Transaction<'_> {
         response: &mut ActionResponse,
         deadline: Instant,
     ) {
-        if !history.keeps_order() {
+        if !history.workload.keeps_order() {
             return;
         }
         let selector = history.workload.label_selector();

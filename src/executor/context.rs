@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::sleep};
 
 use crate::{
-    config::{Settings, reload::Reloading},
+    config::{OwnPod, Settings, reload::Reloading},
     contract::error::{ActionError, Code},
     executor::{observer::Observer, target_lock::TargetLocks},
     k8s::api::client::Cluster,
@@ -21,6 +21,7 @@ pub struct Context {
     policy: Arc<Reloading<Policy>>,
     deadline: Duration,
     replay_window: Duration,
+    own_pod: Option<Arc<OwnPod>>,
     observer: Observer,
     target_locks: Arc<TargetLocks>,
     stopping: watch::Receiver<bool>,
@@ -38,6 +39,7 @@ impl Context {
     ) -> Self {
         let Settings { deadline, replay_window, .. } = *settings;
         Context {
+            own_pod: settings.own_pod.clone().map(Arc::new),
             cluster,
             policy: Arc::new(policy),
             deadline,
@@ -111,6 +113,11 @@ impl Context {
     /// The maximum age of a real request, by its own `issued_at`.
     pub(crate) fn replay_window(&self) -> Duration {
         self.replay_window
+    }
+
+    /// The pod in which this process runs, if it is known.
+    pub(crate) fn own_pod(&self) -> Option<&OwnPod> {
+        self.own_pod.as_deref()
     }
 
     /// Becomes true when the process is shutting down.

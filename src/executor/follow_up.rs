@@ -4,14 +4,14 @@
 use tokio::time::Instant;
 
 use crate::{
-    actions::{BoxFuture, CompletionSpec, FollowUp},
+    actions::{CompletionSpec, FollowUp},
     contract::{
         error::ActionError,
         response::{Rollout, Target},
     },
     executor::{
         context::Context,
-        drain::{Drain, Remaining},
+        drain::{Drain, LiveLimits, Remaining},
         wait,
     },
     k8s::{api::client::Cluster, effect::Applied, rollout::RolloutStatus},
@@ -35,8 +35,10 @@ pub(crate) struct Run<'a> {
     /// Whether to wait for completion; if not, only the remaining work is done.
     pub wait: bool,
     pub end: Instant,
-    /// Checks the limits again before further changes.
-    pub recheck: &'a (dyn Fn(Instant) -> BoxFuture<'a, ()> + Sync),
+    /// Checked again before further changes.
+    pub limits: &'a dyn LiveLimits,
+    /// Whether an earlier attempt made the effect.
+    pub is_taken_up: bool,
 }
 
 /// How it ended.
@@ -50,14 +52,14 @@ pub(crate) enum FollowUpResult {
 impl<'a> Pending<'a> {
     pub(crate) async fn run(&self, run: Run<'a>) -> FollowUpResult {
         let (cluster, node) = (self.cluster, self.target);
-        let Run { context, request, wait, end, recheck } = run;
+        let Run { context, request, wait, end, limits, is_taken_up } = run;
         match self.completion.given(self.target, self.applied) {
             FollowUp::Wait(completion) => FollowUpResult::Waited(
                 wait::until_complete(context, cluster, &completion, end).await,
             ),
             FollowUp::Drain(evictions) => {
                 let remaining = Remaining { cluster, node, evictions };
-                let drain = Drain { context, remaining, request, end, recheck };
+                let drain = Drain { context, remaining, request, end, limits, is_taken_up };
                 if wait {
                     return FollowUpResult::Waited(drain.until_gone().await);
                 }

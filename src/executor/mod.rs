@@ -17,7 +17,7 @@ use crate::{
         names::RequestId,
         response::{ActionResponse, Outcome},
     },
-    executor::{context::Context, failpoint::Failpoint},
+    executor::{context::Context, failpoint::Failpoint, wait::DEFAULT_WAIT},
     ledger::record::RequestMetadata,
     policy::{
         Policy,
@@ -103,6 +103,8 @@ fn plan_input(context: &Context, request: &ActionRequest, metadata: &RequestMeta
         at: Utc::now(),
         deadline: Instant::now() + limit,
         wait: request.wait,
+        timeout: request.timeout.unwrap_or(DEFAULT_WAIT),
+        own_pod: context.own_pod().cloned(),
         precondition: request.precondition.clone(),
         uid: None,
         decision_etag: None,

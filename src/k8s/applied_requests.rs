@@ -17,8 +17,9 @@ use crate::contract::response::Change;
 /// The annotation: `41:alert-7@5d41402a 42:alert-8@7d793037`, oldest first.
 pub(crate) const REQUESTS_ANNOTATION: &str = "action-executor.dev/requests";
 
-/// The path of the change (RFC 6901).
-const REQUESTS_POINTER: &str = "/metadata/annotations/action-executor.dev~1requests";
+/// The annotation of a node with its last drains, in the same form: each request's id with a digest of the pods to
+/// evict and how.
+pub(crate) const DRAINS_ANNOTATION: &str = "action-executor.dev/drains";
 
 /// More requests than cooldown and budget allow while one is in doubt.
 const MAX_REQUESTS: usize = 8;
@@ -52,14 +53,19 @@ fn is_mark(entry: &str, mark: &str) -> bool {
 }
 
 /// No id has an `@`.
-fn id_of(mark: &str) -> &str {
+pub(crate) fn id_of(mark: &str) -> &str {
     mark.split('@').next().unwrap_or_default()
 }
 
 impl AppliedRequests {
     /// Entries in another format are ignored: this program did not write them.
     pub fn from_metadata(metadata: &ObjectMeta) -> Self {
-        let text = metadata.annotations.as_ref().and_then(|all| all.get(REQUESTS_ANNOTATION));
+        Self::listed_in(metadata, REQUESTS_ANNOTATION)
+    }
+
+    /// The list in another annotation of this form.
+    pub(crate) fn listed_in(metadata: &ObjectMeta, annotation: &str) -> Self {
+        let text = metadata.annotations.as_ref().and_then(|all| all.get(annotation));
         let entry = |word: &str| {
             let (number, id) = word.split_once(':')?;
             Some((number.parse().ok()?, id.to_owned()))
@@ -122,8 +128,14 @@ impl AppliedRequests {
 
     /// How one more request changes the annotation.
     pub(crate) fn change(&self, mark: &str) -> Change {
+        self.change_of(REQUESTS_ANNOTATION, mark)
+    }
+
+    /// The same for another annotation of this form.
+    pub(crate) fn change_of(&self, annotation: &str, mark: &str) -> Change {
         Change {
-            path: REQUESTS_POINTER.to_owned(),
+            // A slash in a JSON Pointer (RFC 6901).
+            path: format!("/metadata/annotations/{}", annotation.replace('/', "~1")),
             from: if self.entries.is_empty() { Value::Null } else { self.to_string().into() },
             to: self.push(mark).into(),
         }

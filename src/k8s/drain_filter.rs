@@ -3,17 +3,23 @@
 //! The filters and their order are kubectl's (`pkg/drain/filters.go`). The pods to evict are data, so that
 //! another process can resume the drain.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use kube::{api::ListParams, core::ObjectMeta};
 use serde::{Deserialize, Serialize};
 
-use crate::{contract::digest::sha256, k8s::pods};
+use crate::{
+    contract::digest::sha256,
+    k8s::{applied_requests, nodes, pods},
+};
+
+/// The grace period of a pod that names none.
+const DEFAULT_GRACE_PERIOD_SECONDS: i64 = 30;
 
 /// What the request accepts.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct DrainOptions {
     /// That pods without a controller do not come back.
     pub unmanaged: bool,
@@ -120,6 +126,42 @@ pub(crate) fn is_deleted_for_long(
     seconds > 0 && now - deleted > TimeDelta::seconds(i64::from(seconds))
 }
 
+/// Whether a pod came onto its node in spite of the cordon, which was seen at `since`: it tolerates the cordon, or it
+/// was created later, for this node by name. Once evicted, such a pod is replaced on the same node again.
+pub(crate) fn ignores_cordon(pod: &Pod, since: DateTime<Utc>) -> bool {
+    let created = pod.metadata.creation_timestamp.as_ref();
+    tolerates_cordon(pod)
+        || created.is_some_and(|created| created.0.as_second() > since.timestamp())
+}
+
+pub(crate) fn tolerates_cordon(pod: &Pod) -> bool {
+    let mut tolerations = pod.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten());
+    tolerations.any(nodes::tolerates_cordon)
+}
+
+/// The annotation by which a pod asks autoscalers not to move it, if it has one: of the Cluster Autoscaler, of Karpenter, and
+/// of Karpenter before its version 1. An eviction by hand ignores it.
+pub(crate) fn disruption_objection(metadata: &ObjectMeta) -> Option<&'static str> {
+    let annotation = |key: &str| metadata.annotations.as_ref()?.get(key).map(String::as_str);
+    if annotation("cluster-autoscaler.kubernetes.io/safe-to-evict") == Some("false") {
+        return Some("cluster-autoscaler.kubernetes.io/safe-to-evict: \"false\"");
+    }
+    let objects = |key| annotation(key).is_some_and(|value| !matches!(value, "" | "false"));
+    ["karpenter.sh/do-not-disrupt", "karpenter.sh/do-not-evict"].into_iter().find(|it| objects(it))
+}
+
+/// How many seconds the pod may take to stop, if that is longer than a wait. `requested` replaces its own time.
+pub(crate) fn grace_period_beyond(
+    pod: &Pod,
+    requested: Option<u32>,
+    wait: std::time::Duration,
+) -> Option<u64> {
+    let own = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+    let own = u64::try_from(own.unwrap_or(DEFAULT_GRACE_PERIOD_SECONDS)).unwrap_or(0);
+    let seconds = requested.map_or(own, u64::from);
+    (!pods::has_finished(pod) && seconds > wait.as_secs()).then_some(seconds)
+}
+
 /// Selects the pods of a node, all or those with these labels.
 pub(crate) fn pods_of(node: &str, selector: Option<&str>) -> ListParams {
     let all = ListParams::default().fields(&format!("spec.nodeName={node}"));
@@ -189,20 +231,23 @@ impl BlockReason {
 
 /// The pods to evict once the node is cordoned, and how.
 ///
-/// Pods that were scheduled onto the node after the plan are not in the set and stay. Each pod is stored as a
-/// piece of the digest of its uid: unique on one node, and short enough for thousands of pods.
+/// Each pod is stored as a piece of the digest of its uid: unique on one node, and short enough for thousands of pods.
+/// The record has the set, and the node has its mark ([`EvictionSet::mark`]), since more accounts may write records than
+/// nodes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct EvictionSet {
-    /// Pods whose eviction no disruption budget can refuse.
-    pub unprotected: HashSet<String>,
+    /// Pods whose eviction no disruption budget could refuse when they were read.
+    pub unprotected: BTreeSet<String>,
     /// Pods whose eviction a disruption budget can refuse.
-    pub protected: HashSet<String>,
+    pub protected: BTreeSet<String>,
+    /// Pods that stay.
+    pub skipped: BTreeSet<String>,
     /// The label selector of the pods to evict, if the request has one.
     pub selector: Option<String>,
+    /// What the request accepts, by which pods are judged that come later.
+    pub options: DrainOptions,
     /// Replaces the pods' own grace periods.
     pub grace_period_seconds: Option<u32>,
-    /// After how many seconds a deleted pod is not awaited any more.
-    pub deleted_for: Option<u32>,
     /// Whether the node is uncordoned if the drain fails.
     pub uncordon_on_failure: bool,
 }
@@ -213,17 +258,31 @@ impl EvictionSet {
     }
 
     pub(crate) fn contains(&self, pod: &ObjectMeta) -> bool {
-        let hash = EvictionSet::uid_hash(pod.uid.as_deref().unwrap_or_default());
+        let hash = hash_of(pod);
         self.unprotected.contains(&hash) || self.protected.contains(&hash)
     }
 
     pub(crate) fn is_unprotected(&self, pod: &ObjectMeta) -> bool {
-        self.unprotected.contains(&EvictionSet::uid_hash(pod.uid.as_deref().unwrap_or_default()))
+        self.unprotected.contains(&hash_of(pod))
+    }
+
+    pub(crate) fn is_skipped(&self, pod: &ObjectMeta) -> bool {
+        self.skipped.contains(&hash_of(pod))
     }
 
     pub(crate) fn count(&self) -> usize {
         self.unprotected.len() + self.protected.len()
     }
+
+    /// What the node shows of this set once the request with this mark has cordoned it.
+    pub(crate) fn mark(&self, request_mark: &str) -> String {
+        let whole = serde_json::json!([request_mark, self]).to_string();
+        applied_requests::mark(applied_requests::id_of(request_mark), &sha256(whole.as_bytes()))
+    }
+}
+
+fn hash_of(pod: &ObjectMeta) -> String {
+    EvictionSet::uid_hash(pod.uid.as_deref().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -341,5 +400,73 @@ mod tests {
         assert_eq!(claim("local: {path: /data}").as_deref(), Some("shop/data"));
         assert!(claim(&affinity("kubernetes.io/hostname")).is_some());
         assert!(claim(&affinity("topology.kubernetes.io/zone")).is_none());
+    }
+
+    #[test]
+    fn a_pod_ignores_the_cordon_if_it_tolerates_it_or_is_younger() {
+        let ignores = |created: &str, tolerations: &str| {
+            let metadata = format!("creationTimestamp: '2026-01-31T12:00:{created}Z'");
+            let spec = format!("spec: {{containers: [], tolerations: [{tolerations}]}}");
+            ignores_cordon(&pod(&metadata, &spec), now() - TimeDelta::seconds(30))
+        };
+        for (created, tolerations, expected) in [
+            ("29", "", false),
+            ("30", "", false),
+            ("31", "", true),
+            ("29", "{operator: Exists}", true),
+            ("29", "{key: node.kubernetes.io/unschedulable, operator: Exists}", true),
+            ("29", "{key: node.kubernetes.io/not-ready, operator: Exists}", false),
+        ] {
+            assert_eq!(ignores(created, tolerations), expected, "{created} {tolerations}");
+        }
+    }
+
+    #[test]
+    fn the_mark_of_a_set_depends_on_all_of_it_and_on_the_request() {
+        let hashes = |uids: &[&str]| uids.iter().map(|uid| EvictionSet::uid_hash(uid)).collect();
+        let set = |uids| EvictionSet { protected: hashes(uids), ..EvictionSet::default() };
+        let mark = set(&["a", "b"]).mark("r1@d1");
+        assert!(mark.starts_with("r1@"), "{mark}");
+        assert_eq!(mark, set(&["b", "a"]).mark("r1@d1"));
+        let forced = EvictionSet { options: all_options(), ..set(&["a", "b"]) };
+        for (set, request) in [
+            (set(&["a", "b", "c"]), "r1@d1"),
+            (set(&["a"]), "r1@d1"),
+            (forced, "r1@d1"),
+            (set(&["a", "b"]), "r1@d2"),
+        ] {
+            assert_ne!(set.mark(request), mark, "{set:?} {request}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_asks_not_to_be_moved_is_recognised() {
+        for (annotations, expected) in [
+            ("{cluster-autoscaler.kubernetes.io/safe-to-evict: 'false'}", true),
+            ("{cluster-autoscaler.kubernetes.io/safe-to-evict: 'true'}", false),
+            ("{karpenter.sh/do-not-disrupt: 'true'}", true),
+            ("{karpenter.sh/do-not-disrupt: 'false'}", false),
+            ("{karpenter.sh/do-not-evict: 'true'}", true),
+            ("{}", false),
+        ] {
+            let pod = pod(&format!("annotations: {annotations}"), "");
+            let objection = disruption_objection(&pod.metadata);
+            assert_eq!(objection.is_some(), expected, "{annotations}");
+        }
+    }
+
+    #[test]
+    fn a_grace_period_is_compared_with_the_wait() {
+        let seconds = std::time::Duration::from_secs;
+        let long = pod("", "spec: {containers: [], terminationGracePeriodSeconds: 3600}");
+        for (pod, requested, wait, expected) in [
+            (&long, None, 300, Some(3600)),
+            (&long, Some(20), 300, None),
+            (&long, None, 3600, None),
+            (&pod("", ""), None, 20, Some(30)),
+            (&pod("", "status: {phase: Failed}"), None, 20, None),
+        ] {
+            assert_eq!(grace_period_beyond(pod, requested, seconds(wait)), expected);
+        }
     }
 }

@@ -1,8 +1,14 @@
 //! What CronJobs, Jobs and their pods' logs say. Pure.
 
-use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::{
+    batch::v1::{CronJob, Job},
+    core::v1::Pod,
+};
 
-use crate::k8s::rollout::RolloutStatus;
+use crate::k8s::{pods, rollout::RolloutStatus};
+
+/// The annotation by which a pod names the container that kubectl means without a name.
+const DEFAULT_CONTAINER_ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
 
 /// How many of a failed pod's last log lines are reported.
 pub(crate) const MAX_LOG_LINES: i64 = 5;
@@ -17,6 +23,30 @@ pub(crate) fn is_suspended(cron_job: &CronJob) -> bool {
 pub(crate) fn active_jobs(cron_job: &CronJob) -> Vec<&str> {
     let active = cron_job.status.as_ref().and_then(|status| status.active.as_ref());
     active.into_iter().flatten().filter_map(|job| job.name.as_deref()).collect()
+}
+
+/// The names of the Jobs that the CronJob with this uid owns and that have not finished, however they were started.
+pub(crate) fn running_of<'a>(jobs: &'a [Job], cron_job_uid: &str) -> Vec<&'a str> {
+    let owned = jobs.iter().filter(|job| {
+        job.metadata.owner_references.iter().flatten().any(|owner| owner.uid == cron_job_uid)
+    });
+    let running = owned.filter(|job| {
+        let conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let mut ends = conditions.filter(|it| matches!(&*it.type_, "Complete" | "Failed"));
+        !ends.any(|it| it.status == "True")
+    });
+    running.filter_map(|job| job.metadata.name.as_deref()).collect()
+}
+
+/// The container of a Job's pod whose log shows why it failed: the one that failed first, else kubectl's default.
+pub(crate) fn container_to_blame(pod: &Pod) -> Option<&str> {
+    let failed = pods::failed_containers(pod).first().map(|container| container.name.as_str());
+    let by_default = || {
+        let annotation = pod.metadata.annotations.as_ref()?.get(DEFAULT_CONTAINER_ANNOTATION);
+        annotation.map(String::as_str)
+    };
+    let first = || Some(pod.spec.as_ref()?.containers.first()?.name.as_str());
+    failed.or_else(by_default).or_else(first)
 }
 
 /// The status by the Job's conditions, as `kubectl wait` reads them.
@@ -44,9 +74,9 @@ pub(crate) fn status(job: &Job) -> RolloutStatus {
     RolloutStatus::Waiting(format!("{active} pods run, {succeeded} succeeded, {failed} failed"))
 }
 
-/// A pod's log as lines that each name the pod.
-pub(crate) fn log_lines(pod: &str, log: &str) -> Vec<String> {
-    log.lines().map(|line| format!("pod {pod} printed: {}", printable(line))).collect()
+/// A container's log as lines that each name it, as `pod a, container main`.
+pub(crate) fn log_lines(container: &str, log: &str) -> Vec<String> {
+    log.lines().map(|line| format!("{container} printed: {}", printable(line))).collect()
 }
 
 /// Without control characters, which could change how a terminal shows the line.
@@ -94,8 +124,60 @@ mod tests {
     #[test]
     fn a_log_line_loses_its_control_characters() {
         assert_eq!(
-            log_lines("a", "\u{1b}[31mboom\u{7}\nx"),
+            log_lines("pod a", "\u{1b}[31mboom\u{7}\nx"),
             ["pod a printed: [31mboom", "pod a printed: x"]
+        );
+    }
+
+    #[test]
+    fn a_running_job_is_found_by_its_owner_however_it_was_started() {
+        let job = |name: &str, owner: &str, conditions: &str| -> Job {
+            serde_yaml_ng::from_str(&format!(
+                "metadata: {{name: {name}, ownerReferences: [{{apiVersion: batch/v1, kind: CronJob, name: n, \
+                 uid: {owner}}}]}}\nstatus: {{conditions: [{conditions}]}}"
+            ))
+            .expect("is a Job")
+        };
+        let jobs = [
+            job("a", "u", ""),
+            job("b", "u", "{type: Complete, status: 'True'}"),
+            job("c", "u", "{type: Failed, status: 'True'}"),
+            job("d", "other", ""),
+            job("e", "u", "{type: Suspended, status: 'True'}"),
+        ];
+        assert_eq!(running_of(&jobs, "u"), ["a", "e"]);
+    }
+
+    #[test]
+    fn the_container_to_blame_is_the_one_that_failed_first_and_by_itself() {
+        let pod = |annotations: &str, statuses: &str| -> Pod {
+            serde_yaml_ng::from_str(&format!(
+                "metadata: {{name: a, annotations: {{{annotations}}}}}\n\
+                 spec: {{containers: [{{name: a-proxy}}, {{name: main}}]}}\n\
+                 status: {{phase: Failed, containerStatuses: [{statuses}]}}"
+            ))
+            .expect("is a pod")
+        };
+        let container = |name: &str, code: i32, second: u8| {
+            format!(
+                "{{name: {name}, image: i, imageID: '', ready: false, restartCount: 0, state: {{terminated: \
+                 {{exitCode: {code}, finishedAt: '2026-01-31T12:00:{second:02}Z'}}}}}}"
+            )
+        };
+        let killed = format!("{}, {}", container("a-proxy", 137, 5), container("main", 3, 5));
+        let early = format!("{}, {}", container("a-proxy", 1, 1), container("main", 3, 5));
+        let default = "kubectl.kubernetes.io/default-container: main";
+        for (annotations, statuses, expected) in [
+            ("", &*killed, "main"),
+            ("", &*early, "a-proxy"),
+            (default, "", "main"),
+            ("", "", "a-proxy"),
+        ] {
+            assert_eq!(container_to_blame(&pod(annotations, statuses)), Some(expected));
+        }
+        assert_eq!(
+            pods::problems([&pod("", &killed)]),
+            ["pod a: container main: exit code 3", "pod a: container a-proxy: exit code 137"]
         );
     }
 }

@@ -1,9 +1,14 @@
 //! What a Node says: whether it is cordoned, ready, or tainted out of service. Pure.
 
-use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
 
 /// The taint that the node controller sets on a cordoned node, and removes with the cordon.
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+
+/// What a silent kubelet means, and the ways out.
+const LOST: &str = "nobody stops the containers of its pods, and deleted pods stay until it is back. If the machine is \
+                    gone, delete the Node object; if it is certainly off, taint it with \
+                    node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
 
 /// The prefixes of the taints that take a node out of service: set by the node controller, the cloud's
 /// node controller, the Cluster Autoscaler, Karpenter, and handlers of ended spot instances. Any other
@@ -21,6 +26,24 @@ pub(crate) fn is_cordoned(node: &Node) -> bool {
     node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true)
 }
 
+/// Whether the scheduler assigns pods with this toleration to a cordoned node (`ToleratesTaint` of Kubernetes, for the
+/// taint that the scheduler adds for a cordon).
+pub(crate) fn tolerates_cordon(toleration: &Toleration) -> bool {
+    let of_effect = matches!(toleration.effect.as_deref(), None | Some("" | "NoSchedule"));
+    let operator = toleration.operator.as_deref().unwrap_or("Equal");
+    let of_key = match toleration.key.as_deref() {
+        None | Some("") => operator == "Exists",
+        Some(key) => key == UNSCHEDULABLE,
+    };
+    // The taint has no value.
+    let of_value = match operator {
+        "Exists" => true,
+        "Equal" | "" => toleration.value.as_deref().unwrap_or_default().is_empty(),
+        _ => false,
+    };
+    of_effect && of_key && of_value
+}
+
 /// The field selector of the other nodes that accept new pods.
 pub(crate) fn other_schedulable(name: &str) -> String {
     format!("spec.unschedulable=false,metadata.name!={name}")
@@ -36,6 +59,27 @@ pub(crate) fn not_ready_warning(node: &Node) -> Option<String> {
         None => "its kubelet has not reported",
     };
     Some(format!("the node is not ready: {reason}"))
+}
+
+/// The warning about a node whose kubelet is silent, so that nobody carries out the deletion of its pods. The node
+/// controller notices it (`NodeStatusUnknown`).
+pub(crate) fn lost_warning(node: &Node) -> Option<String> {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let mut ready = conditions.into_iter().flatten().filter(|condition| condition.type_ == "Ready");
+    let unknown = ready.find(|condition| condition.status == "Unknown")?;
+    let since = unknown.last_heartbeat_time.as_ref().or(unknown.last_transition_time.as_ref());
+    let since = since.map(|since| format!(" since {}", since.0)).unwrap_or_default();
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    Some(format!("the kubelet of Node '{name}' has been silent{since}: {LOST}"))
+}
+
+/// The warning about the node of a pod that the node controller marked as not ready at this time, although its containers
+/// are ready, as it does once the kubelet is silent.
+pub(crate) fn may_be_lost_warning(name: &str, at: &str) -> String {
+    format!(
+        "the node controller marked the pod as not ready at {at}, so the kubelet of Node '{name}' may be silent: then \
+         {LOST}"
+    )
 }
 
 /// The taints, as `key:effect`, that take the node out of service, except that of a cordon.
@@ -89,5 +133,40 @@ mod tests {
             out_of_service_taints(&tainted),
             ["ToBeDeletedByClusterAutoscaler:NoSchedule", "node.kubernetes.io/not-ready:NoExecute"]
         );
+    }
+
+    #[test]
+    fn a_toleration_of_the_cordon_is_recognised() {
+        for (toleration, expected) in [
+            ("{operator: Exists}", true),
+            ("{operator: Exists, effect: NoSchedule}", true),
+            ("{operator: Exists, effect: NoExecute}", false),
+            ("{key: node.kubernetes.io/unschedulable}", true),
+            ("{key: node.kubernetes.io/unschedulable, value: x}", false),
+            ("{key: node.kubernetes.io/unschedulable, operator: Exists}", true),
+            ("{key: kwok.x-k8s.io/node, operator: Exists}", false),
+            ("{key: node.kubernetes.io/unschedulable, operator: Lt, value: '5'}", false),
+        ] {
+            let read = serde_yaml_ng::from_str(toleration).expect("is a toleration");
+            assert_eq!(tolerates_cordon(&read), expected, "{toleration}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_lost_if_its_state_is_unknown() {
+        let with = |condition: &str| {
+            lost_warning(&node(&format!(
+                "metadata: {{name: n1}}\nstatus: {{conditions: [{{type: Ready, {condition}}}]}}"
+            )))
+        };
+        assert_eq!(with("status: 'True'"), None);
+        assert_eq!(with("status: 'False', reason: KubeletNotReady"), None);
+        let warning = with(
+            "status: Unknown, lastHeartbeatTime: '2026-01-31T12:00:00Z', \
+             lastTransitionTime: '2026-01-31T12:00:50Z'",
+        );
+        let warning = warning.expect("is warned of");
+        assert!(warning.contains("silent since 2026-01-31T12:00:00Z"), "{warning}");
+        assert!(warning.contains("out-of-service"), "{warning}");
     }
 }

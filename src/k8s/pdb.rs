@@ -4,9 +4,12 @@
 //! The checks are those of the eviction subresource (`pkg/registry/core/pod/storage/eviction.go` of
 //! Kubernetes), but they are made before the eviction and name the blocking pods.
 
-use k8s_openapi::api::{
-    core::v1::Pod,
-    policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus},
+use k8s_openapi::{
+    api::{
+        core::v1::Pod,
+        policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus},
+    },
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 use kube::core::{Selector, SelectorExt};
 
@@ -92,6 +95,46 @@ pub(crate) fn reason(budget: &PodDisruptionBudget, pods: &[Pod]) -> String {
     match &blocking_pods(budget, pods)[..] {
         [] => lead,
         blocking => format!("{lead}; not healthy: {}", join_names(blocking)),
+    }
+}
+
+/// The pods that an integer `minAvailable` requires. It counts the pods that are there, so only the number of replicas of
+/// their controllers shows whether it can ever have room (`getExpectedPodCount` of Kubernetes).
+pub(crate) fn min_available(budget: &PodDisruptionBudget) -> Option<i32> {
+    match budget.spec.as_ref()?.min_available.as_ref()? {
+        IntOrString::Int(number) => Some(*number),
+        IntOrString::String(_) => None,
+    }
+}
+
+/// Why a budget never allows a disruption, if so: all pods that it expects must be healthy. `replicas` is how many pods
+/// there are if none is missing, if that is known; it matters only to [`min_available`].
+pub(crate) fn never_allows(budget: &PodDisruptionBudget, replicas: Option<i32>) -> Option<String> {
+    let status = budget.status.clone().unwrap_or_default();
+    if is_stale(budget) || sync_failure(&status).is_some() {
+        return None;
+    }
+    let (expected, required) = match min_available(budget) {
+        Some(number) => (replicas?, number),
+        None => (status.expected_pods, status.desired_healthy),
+    };
+    (expected > 0 && required >= expected).then(|| {
+        format!(
+            "PodDisruptionBudget '{}' never allows a disruption: {required} pods must be healthy, and there are \
+             {expected} at most",
+            name_of(budget)
+        )
+    })
+}
+
+/// What to do about a budget that never allows a disruption.
+pub(crate) fn way_out(budget: &PodDisruptionBudget) -> String {
+    let (namespace, name) = (budget.metadata.namespace.as_deref(), name_of(budget));
+    let edit = format!("`kubectl -n {} edit pdb {name}`", namespace.unwrap_or_default());
+    let deletion = "or delete the pods with restart_pod, which ignores budgets";
+    match min_available(budget) {
+        Some(_) => format!("lower its minAvailable ({edit}), add a replica first, {deletion}"),
+        None => format!("let it allow at least one unavailable pod ({edit}), {deletion}"),
     }
 }
 
@@ -319,5 +362,36 @@ mod tests {
         .expect("are conditions");
         let reason = reason(&budget, &[]);
         assert!(reason.contains("no scale") && !reason.contains("healthy"), "{reason}");
+    }
+
+    #[test]
+    fn a_budget_that_requires_all_pods_never_allows_a_disruption() {
+        // The status requires 2 of 3 expected pods.
+        let of = |spec: &str, expected: i32| {
+            let mut budget = budget(&format!("{OF_WEB}, {spec}"), 2, 0);
+            budget.status.as_mut().expect("has one").expected_pods = expected;
+            budget
+        };
+        for (spec, expected, replicas, never) in [
+            ("maxUnavailable: 0", 2, None, true),
+            ("maxUnavailable: 1", 3, None, false),
+            ("minAvailable: '100%'", 2, Some(9), true),
+            ("minAvailable: 2", 2, Some(2), true),
+            ("minAvailable: 3", 2, Some(2), true),
+            // A pod is missing now.
+            ("minAvailable: 2", 2, Some(3), false),
+            ("minAvailable: 2", 2, None, false),
+            ("maxUnavailable: 0", 0, None, false),
+        ] {
+            let found = never_allows(&of(spec, expected), replicas);
+            assert_eq!(found.is_some(), never, "{spec} {expected} {replicas:?}: {found:?}");
+        }
+        let mut stale = of("maxUnavailable: 0", 2);
+        stale.metadata.generation = Some(3);
+        assert_eq!(never_allows(&stale, None), None);
+        let why = never_allows(&of("maxUnavailable: 0", 2), None).expect("is told");
+        assert!(why.contains("'web' never allows"), "{why}");
+        assert!(way_out(&of("minAvailable: 2", 2)).contains("add a replica"));
+        assert!(!way_out(&of("maxUnavailable: 0", 2)).contains("add a replica"));
     }
 }

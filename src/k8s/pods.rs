@@ -1,10 +1,8 @@
 //! What a Pod says: its controller, whether it is ready, what is wrong with it. Pure.
 
-use std::{
-    borrow::Borrow,
-    collections::{BTreeMap, HashSet},
-};
+use std::{borrow::Borrow, collections::HashSet};
 
+use chrono::{DateTime, Utc};
 use k8s_openapi::{
     api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodSpec},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
@@ -21,6 +19,9 @@ const GENERATED_LABELS: [&str; 5] = [
     "statefulset.kubernetes.io/pod-name",
     "apps.kubernetes.io/pod-index",
 ];
+
+/// The exit codes of a container that was ended by SIGKILL or SIGTERM.
+const KILLED: [i32; 2] = [137, 143];
 
 /// The most problems that are reported.
 const MAX_PROBLEMS: usize = 10;
@@ -70,6 +71,11 @@ pub(crate) fn replacements<'a>(
         .collect()
 }
 
+/// The ordinal in the name of a StatefulSet's pod.
+pub(crate) fn ordinal(name: &str) -> Option<i32> {
+    name.rsplit_once('-')?.1.parse().ok()
+}
+
 /// Empty before the pod has a phase.
 pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
@@ -90,9 +96,28 @@ pub(crate) fn is_terminating(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some()
 }
 
+/// The node that the pod is assigned to.
+pub(crate) fn node_name(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref()
+}
+
 /// Whether the pod is ready and not being deleted.
 pub(crate) fn is_ready(pod: &Pod) -> bool {
     !is_terminating(pod) && condition(pod, "Ready").is_some_and(|(status, ..)| status == "True")
+}
+
+/// When the node controller marked the pod as not ready, if so: its containers are ready, and no readiness gate is the reason
+/// (`MarkPodsNotReady` of Kubernetes).
+pub(crate) fn marked_unready_at(pod: &Pod) -> Option<String> {
+    let has_gates = pod
+        .spec
+        .as_ref()
+        .is_some_and(|spec| spec.readiness_gates.as_ref().is_some_and(|gates| !gates.is_empty()));
+    let are_containers_ready = condition(pod, "ContainersReady").is_some_and(|it| it.0 == "True");
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let unready = conditions.iter().find(|it| it.type_ == "Ready" && it.status == "False")?;
+    let at = unready.last_transition_time.as_ref()?.0.to_string();
+    (are_containers_ready && !has_gates).then_some(at)
 }
 
 /// Status, reason and message of the pod's condition.
@@ -107,15 +132,20 @@ fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<(&'a str, &'a str, &'a str)
     })
 }
 
-/// Why a pod that is to be deleted still exists.
-pub(crate) fn termination_blockers(pod: &Pod) -> Vec<String> {
+/// Why a pod that is to be deleted still exists at this time.
+pub(crate) fn termination_blockers(pod: &Pod, now: DateTime<Utc>) -> Vec<String> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let Some(since) = &pod.metadata.deletion_timestamp else {
+    let Some(until) = &pod.metadata.deletion_timestamp else {
         return vec![format!("pod {name} is not being deleted")];
     };
     let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
-    let mut reasons =
-        vec![format!("pod {name} has until {} to stop (grace period {grace} s)", since.0)];
+    let until = &until.0;
+    let mut reasons = vec![match until.as_second() < now.timestamp() {
+        true => format!(
+            "pod {name} had until {until} to stop (grace period {grace} s) and is still there"
+        ),
+        false => format!("pod {name} has until {until} to stop (grace period {grace} s)"),
+    }];
     let finalizers = pod.metadata.finalizers.as_deref().unwrap_or_default();
     if !finalizers.is_empty() {
         reasons.push(format!("pod {name} is blocked by the finalizers {}", finalizers.join(", ")));
@@ -123,13 +153,16 @@ pub(crate) fn termination_blockers(pod: &Pod) -> Vec<String> {
     reasons
 }
 
-/// Each problem once, with the pods that have it.
+/// Each problem once, with the pods that have it, in the order of the pods.
 pub(crate) fn problems<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Vec<String> {
-    let mut by_problem: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    let mut by_problem: Vec<(String, Vec<&str>)> = Vec::new();
     for pod in pods.into_iter().filter(|pod| !is_terminating(pod)) {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         for problem in problems_of(pod) {
-            by_problem.entry(problem).or_default().push(name);
+            match by_problem.iter_mut().find(|(known, _)| *known == problem) {
+                Some((_, names)) => names.push(name),
+                None => by_problem.push((problem, vec![name])),
+            }
         }
     }
     let listed = by_problem.into_iter().take(MAX_PROBLEMS);
@@ -158,10 +191,8 @@ fn problems_of(pod: &Pod) -> Vec<String> {
         Some(sentence(reason, message))
     };
     let unscheduled = failing("PodScheduled");
-    let status = pod.status.as_ref();
-    let inits = status.and_then(|status| status.init_container_statuses.as_ref());
-    let mains = status.and_then(|status| status.container_statuses.as_ref());
-    let containers = inits.into_iter().flatten().chain(mains.into_iter().flatten());
+    let others = containers_of(pod).filter(|it| failed_exit(it).is_none());
+    let containers = failed_containers(pod).into_iter().chain(others);
     let mut problems: Vec<_> =
         unscheduled.into_iter().chain(containers.filter_map(problem_of_container)).collect();
     // Of a finished pod the containers say why.
@@ -169,6 +200,44 @@ fn problems_of(pod: &Pod) -> Vec<String> {
         problems.extend(failing("Ready").filter(|it| !it.is_empty()));
     }
     problems
+}
+
+/// The status of the pod's containers, init containers first.
+fn containers_of(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    let status = pod.status.as_ref();
+    let inits = status.and_then(|status| status.init_container_statuses.as_ref());
+    let mains = status.and_then(|status| status.container_statuses.as_ref());
+    inits.into_iter().flatten().chain(mains.into_iter().flatten())
+}
+
+/// How a container that has failed ended last.
+fn failed_exit(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+    let now = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+    let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    now.or(last).filter(|exit| exit.exit_code != 0)
+}
+
+/// The containers that have failed, the likely cause first: what failed by itself before what was killed, a sidecar last,
+/// then by time.
+pub(crate) fn failed_containers(pod: &Pod) -> Vec<&ContainerStatus> {
+    let sidecars: HashSet<_> = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.init_containers.iter().flatten())
+        .filter(|container| container.restart_policy.as_deref() == Some("Always"))
+        .map(|container| container.name.as_str())
+        .collect();
+    let mut failed: Vec<_> = containers_of(pod)
+        .filter_map(|container| Some((failed_exit(container)?, container)))
+        .collect();
+    failed.sort_by_key(|(exit, container)| {
+        let is_killed =
+            KILLED.contains(&exit.exit_code) && exit.reason.as_deref() != Some("OOMKilled");
+        let finished_at = exit.finished_at.as_ref().map(|at| at.0);
+        let is_sidecar = sidecars.contains(container.name.as_str());
+        (is_killed, is_sidecar, finished_at.is_none(), finished_at)
+    });
+    failed.into_iter().map(|(_, container)| container).collect()
 }
 
 /// A container that waits, terminated with an error, or is not ready after a restart.
@@ -265,13 +334,16 @@ mod tests {
     fn a_terminating_pod_is_reported_with_deadline_and_finalizers() {
         let held = pod("metadata: {name: a, deletionTimestamp: '2026-01-31T12:00:30Z', \
              deletionGracePeriodSeconds: 30, finalizers: [example.org/keep]}");
+        let at = |time: &str| time.parse().expect("is a time");
         assert_eq!(
-            termination_blockers(&held),
+            termination_blockers(&held, at("2026-01-31T12:00:30Z")),
             [
                 "pod a has until 2026-01-31T12:00:30Z to stop (grace period 30 s)",
                 "pod a is blocked by the finalizers example.org/keep",
             ]
         );
+        let over = termination_blockers(&held, at("2026-01-31T12:00:31Z")).remove(0);
+        assert!(over.starts_with("pod a had until 2026-01-31T12:00:30Z"), "{over}");
     }
 
     #[test]
@@ -364,5 +436,20 @@ mod tests {
             let unready = pod(&format!("metadata: {{name: a}}\nstatus: {{{status}}}"));
             assert_eq!(problems([&unready]), [expected]);
         }
+    }
+
+    #[test]
+    fn a_pod_that_the_node_controller_marked_as_not_ready_is_recognised() {
+        let at = |conditions: &str, spec: &str| {
+            marked_unready_at(&pod(&format!(
+                "metadata: {{name: a}}\nspec: {{containers: []{spec}}}\nstatus: {{conditions: [{conditions}]}}"
+            )))
+        };
+        let unready = "{type: Ready, status: 'False', lastTransitionTime: '2026-01-31T12:00:50Z'}";
+        let marked = format!("{unready}, {{type: ContainersReady, status: 'True'}}");
+        let crashing = format!("{unready}, {{type: ContainersReady, status: 'False'}}");
+        assert_eq!(at(&marked, "").as_deref(), Some("2026-01-31T12:00:50Z"));
+        assert_eq!(at(&marked, ", readinessGates: [{conditionType: x}]"), None);
+        assert_eq!(at(&crashing, ""), None);
     }
 }

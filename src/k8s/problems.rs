@@ -1,5 +1,6 @@
 //! What is wrong with an effect that does not complete, in the order in which it is reported. Pure.
 
+use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::DynamicObject;
 
@@ -11,8 +12,8 @@ use crate::{
 /// The most terminating pods that are reported.
 const MAX_TERMINATING: usize = 3;
 
-/// The problems of the pods of the current revision, of the others, and of those that are terminating.
-pub(crate) fn of_pods(history: &History, pods: &[Pod]) -> Vec<String> {
+/// The problems of the pods of the current revision, of the others, and of those that are terminating at this time.
+pub(crate) fn of_pods(history: &History, pods: &[Pod], now: DateTime<Utc>) -> Vec<String> {
     let (new, old): (Vec<_>, Vec<_>) =
         pods.iter().partition(|pod| history.current().is_none() || history.is_new(pod));
     let terminating = pods.iter().filter(|pod| pods::is_terminating(pod)).take(MAX_TERMINATING);
@@ -20,7 +21,7 @@ pub(crate) fn of_pods(history: &History, pods: &[Pod]) -> Vec<String> {
     pods::problems(new)
         .into_iter()
         .chain(of_old)
-        .chain(terminating.flat_map(pods::termination_blockers))
+        .chain(terminating.flat_map(|pod| pods::termination_blockers(pod, now)))
         .collect()
 }
 
@@ -92,6 +93,10 @@ mod tests {
         )
     }
 
+    fn now() -> DateTime<Utc> {
+        "2026-01-31T12:00:00Z".parse().expect("is a time")
+    }
+
     fn pod(name: &str, metadata: &str, reason: &str) -> Pod {
         let (set, _) = name.rsplit_once('-').expect("is of a ReplicaSet");
         serde_yaml_ng::from_str(&format!(
@@ -111,7 +116,7 @@ mod tests {
             pod("web-2-c", "", "NewOne"),
         ];
         assert_eq!(
-            of_pods(&history(), &pods),
+            of_pods(&history(), &pods, now()),
             [
                 "pod web-2-c: NewOne",
                 "old pod web-1-a: OldOne",
@@ -132,7 +137,7 @@ mod tests {
             "metadata: {name: web, uid: u1}\nspec: {selector: {}, template: {}}",
             &[],
         );
-        assert_eq!(of_pods(&unknown, &[pod("web-1-a", "", "Why")]), ["pod web-1-a: Why"]);
+        assert_eq!(of_pods(&unknown, &[pod("web-1-a", "", "Why")], now()), ["pod web-1-a: Why"]);
     }
 
     #[test]

@@ -259,7 +259,7 @@ impl History {
     /// The pods of other revisions for which an ordered StatefulSet may wait forever before it replaces any
     /// ([forced rollback](https://kubernetes.io/docs/concepts/workloads/controllers/statefulset/#forced-rollback)).
     pub(crate) fn stuck<'a>(&self, revision: &Revision, pods: &'a [Pod]) -> Vec<&'a str> {
-        if !self.keeps_order() {
+        if !self.workload.keeps_order() {
             return Vec::new();
         }
         let uid = self.workload.metadata().uid.as_deref();
@@ -272,13 +272,6 @@ impl History {
             })
             .filter_map(|pod| pod.metadata.name.as_deref())
             .collect()
-    }
-
-    /// Whether it is a StatefulSet that replaces one pod after the other.
-    pub(crate) fn keeps_order(&self) -> bool {
-        let Workload::StatefulSet(set) = &self.workload else { return false };
-        let policy = set.spec.as_ref().and_then(|spec| spec.pod_management_policy.as_deref());
-        policy != Some("Parallel")
     }
 
     /// The numbers of the revisions, the latest first.

@@ -3,7 +3,7 @@
 use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
-        core::v1::PodTemplateSpec,
+        core::v1::{Pod, PodTemplateSpec},
     },
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
@@ -174,6 +174,28 @@ impl Workload {
         }
     }
 
+    /// Whether it is a StatefulSet that makes, replaces and removes one pod after the other, each once all pods of lower
+    /// ordinals are ready.
+    pub(crate) fn keeps_order(&self) -> bool {
+        let Workload::StatefulSet(set) = self else { return false };
+        let policy = set.spec.as_ref().and_then(|spec| spec.pod_management_policy.as_deref());
+        policy != Some("Parallel")
+    }
+
+    /// Whether the status of a StatefulSet that keeps order shows that a pod is not ready.
+    pub(crate) fn is_held_up(&self) -> bool {
+        let Workload::StatefulSet(set) = self else { return false };
+        let status = set.status.clone().unwrap_or_default();
+        self.keeps_order() && status.ready_replicas.unwrap_or(0) < status.replicas
+    }
+
+    /// The ordinal of a StatefulSet's first pod.
+    pub(crate) fn first_ordinal(&self) -> i32 {
+        let Workload::StatefulSet(set) = self else { return 0 };
+        let ordinals = set.spec.as_ref().and_then(|spec| spec.ordinals.as_ref());
+        ordinals.and_then(|it| it.start).unwrap_or(0)
+    }
+
     /// Whether it is a paused Deployment.
     pub(crate) fn is_paused(&self) -> bool {
         let Workload::Deployment(it) = self else { return false };
@@ -206,6 +228,32 @@ impl Workload {
         let selector = selector.and_then(|it| Selector::try_from(it.clone()).ok());
         selector.map(|selector| selector.to_string()).unwrap_or_default()
     }
+}
+
+/// The names of the controller's pods of ordinals below `end` that are not ready and are not being deleted.
+pub(crate) fn unready_pods<'a>(
+    pods: &'a [Pod],
+    controller_uid: Option<&str>,
+    end: Option<i32>,
+) -> Vec<&'a str> {
+    pods.iter()
+        .filter(|pod| pods::controller(pod).map(|owner| owner.uid.as_str()) == controller_uid)
+        .filter(|pod| !pods::is_ready(pod) && !pods::is_terminating(pod))
+        .filter_map(|pod| pod.metadata.name.as_deref())
+        .filter(|name| end.is_none_or(|end| pods::ordinal(name).is_some_and(|it| it < end)))
+        .collect()
+}
+
+/// The warning about these pods, for which a StatefulSet of this name waits if it keeps order (`processReplica` of
+/// Kubernetes).
+pub(crate) fn order_warning(stateful_set: &str, unready: &[&str]) -> Option<String> {
+    (!unready.is_empty()).then(|| {
+        format!(
+            "with the podManagementPolicy OrderedReady, StatefulSet '{stateful_set}' creates, replaces and removes no \
+             other pod until {} is ready",
+            unready.join(", ")
+        )
+    })
 }
 
 impl From<Deployment> for Workload {
@@ -255,5 +303,36 @@ mod tests {
         let set: DaemonSet =
             serde_yaml_ng::from_str("spec: {template: {}, selector: {}}").expect("is one");
         assert_eq!(Workload::from(set).replicas(), None);
+    }
+
+    #[test]
+    fn an_ordered_stateful_set_waits_for_its_unready_pods_of_lower_ordinals() {
+        let set = |policy: &str| -> Workload {
+            let set: StatefulSet = serde_yaml_ng::from_str(&format!(
+                "metadata: {{name: db, uid: u}}\n\
+                 spec: {{template: {{}}, selector: {{}}{policy}}}\n\
+                 status: {{replicas: 3, readyReplicas: 2}}"
+            ))
+            .expect("is one");
+            set.into()
+        };
+        let pod = |name: &str, ready: &str, owner: &str| -> Pod {
+            serde_yaml_ng::from_str(&format!(
+                "metadata: {{name: {name}, ownerReferences: [{{apiVersion: apps/v1, kind: StatefulSet, name: db, \
+                 uid: {owner}, controller: true}}]}}\n\
+                 status: {{conditions: [{{type: Ready, status: '{ready}'}}]}}"
+            ))
+            .expect("is a pod")
+        };
+        let pods = [pod("db-0", "True", "u"), pod("db-1", "False", "u"), pod("x-1", "False", "v")];
+        let ordered = set("");
+        assert!(ordered.keeps_order() && ordered.is_held_up());
+        assert!(!set(", podManagementPolicy: Parallel").is_held_up());
+        assert_eq!(unready_pods(&pods, Some("u"), None), ["db-1"]);
+        assert_eq!(unready_pods(&pods, Some("u"), Some(2)), ["db-1"]);
+        assert!(unready_pods(&pods, Some("u"), Some(1)).is_empty());
+        let warning = order_warning("db", &["db-1"]).expect("is one");
+        assert!(warning.contains("until db-1 is ready"), "{warning}");
+        assert_eq!(order_warning("db", &[]), None);
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     actions::request::ActionRequest,
+    config::variables::{NODE_NAME, POD_NAME},
     contract::{
         error::Code,
         names::{Namespace, ObjectName, RequestId},
@@ -75,6 +76,9 @@ fn environment(request: &ActionRequest) -> Value {
     json!([
         { "name": "ACTION_REQUEST", "value": request },
         { "name": "ACTION_EXECUTOR_POLICY", "value": format!("{POLICY_FOLDER}/policy.yaml") },
+        // A drain of the node on which the pod runs evicts it last.
+        { "name": POD_NAME.name, "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } },
+        { "name": NODE_NAME.name, "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } },
     ])
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::{
-    actions::{ActionKind, Plan, request::ActionRequest},
+    actions::{ActionKind, AffectedObject, Plan, request::ActionRequest},
     contract::error::{ActionError, Code},
     policy::{Label, Pattern, Policy},
 };
@@ -101,21 +101,32 @@ impl Policy {
         let facts = Facts { simulate, ..Facts::of(request, Some(plan)) };
         let mut verdict = self.judge(&facts);
         for other in &plan.others {
-            let facts = Facts {
-                namespace: &other.target.namespace,
-                node: None,
-                labels: Some(&other.labels),
-                replicas: None,
-                ..facts
-            };
-            let results = self.judge(&facts).results.into_iter();
-            let objections = results.filter(|result| result.effect != Effect::Allow);
-            verdict.results.extend(objections.map(|result| RuleResult {
-                reason: format!("{}: {}", other.target, result.reason),
-                ..result
-            }));
+            verdict.results.extend(self.judge_other(request, other, simulate).results);
         }
         verdict
+    }
+
+    /// Evaluates all rules for another object that a request affects, and returns what objects to it.
+    pub(crate) fn judge_other(
+        &self,
+        request: &ActionRequest,
+        other: &AffectedObject,
+        simulate: bool,
+    ) -> Verdict {
+        let facts = Facts {
+            simulate,
+            namespace: &other.target.namespace,
+            node: None,
+            labels: Some(&other.labels),
+            ..Facts::of(request, None)
+        };
+        let results = self.judge(&facts).results.into_iter();
+        let objections = results.filter(|result| result.effect != Effect::Allow);
+        let results = objections.map(|result| RuleResult {
+            reason: format!("{}: {}", other.target, result.reason),
+            ..result
+        });
+        Verdict { results: results.collect() }
     }
 
     fn namespace_denied(&self, facts: &Facts) -> RuleResult {

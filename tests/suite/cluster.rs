@@ -636,6 +636,47 @@ impl Namespace {
         self.settled_budget(name).await;
     }
 
+    /// A disruption budget of this name for the pods of `app`, all of which it requires, and for one more pod, which is
+    /// never ready: it allows no disruption, and would once that pod is ready or another is required less.
+    pub async fn exhausted_budget(&self, name: &str, app: &str, pods: i32) {
+        let unready = format!("{app}-unready");
+        self.bare_pod_of(&unready, CRASHING_IMAGE, json!({ "app": unready })).await;
+        self.create::<PodDisruptionBudget>(json!({
+            "metadata": { "name": name },
+            "spec": {
+                "minAvailable": pods,
+                "selector": { "matchExpressions": [
+                    { "key": "app", "operator": "In", "values": [app, unready] },
+                ]},
+            },
+        }))
+        .await;
+        eventually("the budget is exhausted", async || {
+            let status = self.settled_budget(name).await.status?;
+            let counted =
+                (status.expected_pods, status.current_healthy, status.disruptions_allowed);
+            (counted == (pods + 1, pods, 0)).then_some(())
+        })
+        .await;
+    }
+
+    /// Sets how many pods a disruption budget requires, once its status is current.
+    pub async fn set_min_available(&self, name: &str, number: i32) {
+        let patch = Patch::Merge(json!({ "spec": { "minAvailable": number } }));
+        let budgets = self.api::<PodDisruptionBudget>();
+        budgets.patch(name, &Default::default(), &patch).await.expect("is patched");
+        self.settled_budget(name).await;
+    }
+
+    /// Sets whether a pod is ready, as its kubelet does.
+    pub async fn set_ready(&self, pod: &str, ready: bool) {
+        let status = if ready { "True" } else { "False" };
+        let condition = json!({ "type": "Ready", "status": status });
+        let patch = Patch::Strategic(json!({ "status": { "conditions": [condition] } }));
+        let pods = self.api::<Pod>();
+        pods.patch_status(pod, &Default::default(), &patch).await.expect("is patched");
+    }
+
     /// The disruption budget, once its status is current.
     pub async fn settled_budget(&self, name: &str) -> PodDisruptionBudget {
         eventually("the budget has a current status", async || {

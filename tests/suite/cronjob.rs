@@ -2,13 +2,16 @@
 
 use k8s_openapi::api::{
     batch::v1::{CronJob, Job},
-    core::v1::Event,
+    core::v1::{Event, Pod},
 };
 use kube::{ResourceExt, api::Patch};
 use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
 
 use crate::{
-    cluster::{FAILING_IMAGE, GOOD_IMAGE, Namespace, SLOW_IMAGE, eventually, shared},
+    cluster::{
+        FAILING_IMAGE, GOOD_IMAGE, MISSING_IMAGE, Namespace, SLOW_IMAGE, eventually, shared,
+    },
     ledger::{kubectl, records},
     program::{Finished, Program},
 };
@@ -188,6 +191,96 @@ async fn run_and_suspend_warn_of_suspension_and_running_jobs() {
         warnings.contains("still running") && warnings.contains(&running.name_any()),
         "{warnings}"
     );
+}
+
+#[tokio::test]
+async fn a_long_name_leaves_room_for_the_indexes_of_the_pods() {
+    let namespace = shared().namespace("run_indexed").await;
+    let name = "a".repeat(52);
+    namespace.cron_job(&name, GOOD_IMAGE, false).await;
+    let indexed = Patch::Merge(json!({ "spec": { "jobTemplate": { "spec": {
+        "completionMode": "Indexed", "completions": 5, "parallelism": 5,
+    }}}}));
+    let cron_jobs = namespace.api::<CronJob>();
+    cron_jobs.patch(&name, &Default::default(), &indexed).await.expect("is patched");
+    for simulate in [true, false] {
+        let parameters = json!({ "cronjob": name, "namespace": namespace.name() });
+        let fields = json!({ "parameters": parameters, "simulate": simulate, "wait": !simulate });
+        let done = send(&namespace, "run_cronjob", fields);
+        assert_eq!(done.status, 0, "{done:?}");
+    }
+    let job = jobs(&namespace).await.remove(0);
+    assert_eq!(job.status.and_then(|status| status.succeeded), Some(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_container_that_failed_is_told_before_the_sidecar_that_was_killed_and_its_log_is_read()
+{
+    let namespace = shared().namespace("run_sidecar").await;
+    namespace.cron_job("nightly", FAILING_IMAGE, false).await;
+    // It stays as the test sets it.
+    let slow = |name: &str| json!({ "name": name, "image": MISSING_IMAGE });
+    let two = json!({ "spec": { "jobTemplate": { "spec": { "template": { "spec": {
+        "containers": [slow("a-proxy"), slow("main")],
+    }}}}}});
+    let cron_jobs = namespace.api::<CronJob>();
+    let found = cron_jobs.get("nightly").await.expect("is there");
+    let security = &json!(found)["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        [0]["securityContext"];
+    let mut two = two;
+    for number in 0..2 {
+        two["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][number]["securityContext"] =
+            security.clone();
+    }
+    cron_jobs.patch("nightly", &Default::default(), &Patch::Merge(two)).await.expect("is patched");
+    let (first, program) = (namespace.clone(), Program::with_kubeconfig(namespace.kubeconfig()));
+    let request = json!({
+        "type": "run_cronjob", "simulate": false, "wait": true, "timeout_seconds": 40,
+        "parameters": { "cronjob": "nightly", "namespace": namespace.name() },
+    });
+    let running = spawn_blocking(move || program.input(request.to_string()).run());
+    let pod = eventually("the pod is on a node", async || {
+        let pods = first.api::<Pod>().list(&Default::default()).await.expect("are listed").items;
+        let pod = pods.into_iter().next()?;
+        let status = pod.status.clone()?;
+        status.container_statuses.is_some_and(|it| it.len() == 2).then(|| pod.name_any())
+    })
+    .await;
+    let ended = |name: &str, code: i32| {
+        json!({
+            "name": name, "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+            "state": { "terminated": { "exitCode": code, "finishedAt": "2026-01-31T12:00:00Z" } },
+        })
+    };
+    let failed = Patch::Merge(json!({ "status": {
+        "phase": "Failed", "containerStatuses": [ended("a-proxy", 137), ended("main", 3)],
+    }}));
+    let pods = namespace.api::<Pod>();
+    pods.patch_status(&pod, &Default::default(), &failed).await.expect("is patched");
+    let done = running.await.expect("it ran");
+    assert_eq!(done.status, 69, "{done:?}");
+    let problems = done.answer()["rollout"]["problems"].clone();
+    let lines: Vec<&str> =
+        problems.as_array().expect("are lines").iter().filter_map(Value::as_str).collect();
+    assert!(lines[0].contains("container main") && lines[0].contains("exit code 3"), "{lines:?}");
+    assert!(lines[1].contains("container a-proxy") && lines[1].contains("137"), "{lines:?}");
+    // Without a kubelet the log cannot be read; it is told whose it is.
+    let of_main = format!("the log of pod {pod}, container main, could not be read");
+    assert!(lines[2].contains(&of_main), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_job_that_was_started_by_hand_and_runs_is_warned_of_under_forbid() {
+    let namespace = shared().namespace("run_beside").await;
+    namespace.cron_job("nightly", SLOW_IMAGE, false).await;
+    let forbid = Patch::Merge(json!({ "spec": { "concurrencyPolicy": "Forbid" } }));
+    let cron_jobs = namespace.api::<CronJob>();
+    cron_jobs.patch("nightly", &Default::default(), &forbid).await.expect("is patched");
+    kubectl(&namespace, &["create", "job", "by-hand", "--from=cronjob/nightly"]);
+    let done = send(&namespace, "run_cronjob", json!({ "simulate": true }));
+    assert_eq!(done.status, 0, "{done:?}");
+    let warnings = done.answer()["warnings"].to_string();
+    assert!(warnings.contains("Forbid") && warnings.contains("by-hand"), "{warnings}");
 }
 
 #[tokio::test]

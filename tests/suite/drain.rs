@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     process::Command,
     sync::{
         Arc,
@@ -10,19 +11,29 @@ use std::{
     time::Duration,
 };
 
+use action_executor::contract::digest::sha256;
 use k8s_openapi::api::{
-    core::v1::{Node, Pod},
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+    apps::v1::ReplicaSet,
+    core::v1::{Event, Node, Pod},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    ResourceExt,
-    api::{ListParams, Patch},
+    Api, ResourceExt,
+    api::{ListParams, Patch, PostParams},
 };
 use serde_json::{Value, json};
-use tokio::{task::spawn_blocking, time::sleep};
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    task::{block_in_place, spawn_blocking},
+    time::sleep,
+};
 
 use crate::{
-    cluster::{MISSING_IMAGE, Namespace, eventually, shared},
+    approval::approve,
+    cluster::{CRASHING_IMAGE, MISSING_IMAGE, Namespace, eventually, shared},
+    fault_proxy::{Proxy, ProxyBehavior},
     program::{Finished, Program},
 };
 
@@ -173,7 +184,7 @@ async fn all_blocking_pods_are_named_and_nothing_is_cordoned() {
             format!("without a controller, which would not come back: {name}/lonely"),
             format!("with data in emptyDir volumes, which would be lost: {name}/cache-0"),
             format!("{name}/web-0 (second, web)"),
-            "PodDisruptionBudget 'full' allows 0".to_owned(),
+            "PodDisruptionBudget 'full' never allows a disruption".to_owned(),
             format!("{name}/full-0"),
         ] {
             assert!(detail.contains(&part), "{part}: {detail}");
@@ -213,7 +224,7 @@ async fn a_selector_limits_the_evicted_pods() {
 #[tokio::test]
 async fn an_exhausted_budget_is_refused_or_waited_for() {
     let namespace = node_with("drain_room", &[("web", 1), ("api", 1)]).await;
-    budget(&namespace, "web", 0, 0).await;
+    namespace.exhausted_budget("web", "web", 1).await;
     let done = send(&namespace, json!({}), json!({}));
     assert_eq!(done.status, 75, "{done:?}");
     assert_eq!(done.answer()["code"], "disruption_budget");
@@ -224,9 +235,7 @@ async fn an_exhausted_budget_is_refused_or_waited_for() {
         (on_node(&namespace).await.len() == 1).then_some(())
     })
     .await;
-    let budgets = namespace.api::<PodDisruptionBudget>();
-    let one_unavailable = Patch::Merge(json!({ "spec": { "maxUnavailable": 1 } }));
-    budgets.patch("web", &Default::default(), &one_unavailable).await.expect("is patched");
+    namespace.set_min_available("web", 0).await;
     let done = spawn_blocking(|| waiting.wait()).await.expect("it ran");
     assert_eq!(done.status, 0, "{done:?}");
     let warnings = done.answer()["warnings"].to_string();
@@ -262,7 +271,7 @@ async fn a_drain_without_wait_evicts_once_and_reports_the_rest() {
 #[tokio::test]
 async fn a_failed_drain_is_undone_once_on_request() {
     let namespace = node_with("drain_undone", &[("web", 1)]).await;
-    budget(&namespace, "web", 0, 0).await;
+    namespace.exhausted_budget("web", "web", 1).await;
     let fields = json!({ "wait": true, "timeout_seconds": 2, "id": namespace.name() });
     let undo = json!({ "uncordon_on_failure": true });
     let done = send(&namespace, undo.clone(), fields.clone());
@@ -292,16 +301,14 @@ async fn a_failed_drain_is_undone_once_on_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_kill_switch_stops_a_running_drain() {
     let namespace = node_with("drain_stopped", &[("web", 2)]).await;
-    budget(&namespace, "web", 0, 0).await;
+    namespace.exhausted_budget("web", "web", 2).await;
     let policy = namespace.policy("cooldown_seconds: 0");
     let program = Program::with_kubeconfig(namespace.kubeconfig()).under(&policy);
     let asked = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 60 }));
     let running = spawn_blocking(move || program.input(asked).run());
     eventually("it is cordoned", async || is_cordoned(&namespace).await.then_some(())).await;
     crate::limits::set_kill_switch(&namespace, Some("incident 7")).await;
-    let two_unavailable = Patch::Merge(json!({ "spec": { "maxUnavailable": 2 } }));
-    let budgets = namespace.api::<PodDisruptionBudget>();
-    budgets.patch("web", &Default::default(), &two_unavailable).await.expect("is patched");
+    namespace.set_min_available("web", 0).await;
     let done = running.await.expect("it ran");
     assert_eq!(done.status, 69, "{done:?}");
     let answer = done.answer();
@@ -313,7 +320,7 @@ async fn the_kill_switch_stops_a_running_drain() {
 #[tokio::test]
 async fn a_drain_stops_when_its_node_is_uncordoned() {
     let namespace = node_with("drain_stopped", &[("web", 2)]).await;
-    budget(&namespace, "web", 0, 0).await;
+    namespace.exhausted_budget("web", "web", 2).await;
     let body = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 50 }));
     let waiting = Program::with_kubeconfig(namespace.kubeconfig()).input(body).start();
     eventually("it is cordoned", async || is_cordoned(&namespace).await.then_some(())).await;
@@ -328,9 +335,9 @@ async fn a_drain_stops_when_its_node_is_uncordoned() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_of_a_killed_executor_is_resumed_without_newer_pods() {
+async fn a_drain_of_a_killed_executor_is_resumed_and_names_newer_pods_that_would_not_come_back() {
     let namespace = node_with("drain_killed", &[("web", 2), ("api", 2)]).await;
-    budget(&namespace, "web", 0, 0).await;
+    namespace.exhausted_budget("web", "web", 2).await;
     let fields = json!({ "wait": true, "timeout_seconds": 50, "id": namespace.name() });
     let body = request(&namespace, json!({}), fields);
     let start = || Program::with_kubeconfig(namespace.kubeconfig()).input(body.clone()).start();
@@ -344,17 +351,462 @@ async fn a_drain_of_a_killed_executor_is_resumed_without_newer_pods() {
     bare_pod(&namespace, "late", json!({}), json!({})).await;
     // Two processes resume it at the same time.
     let (second, third) = (start(), start());
-    let budgets = namespace.api::<PodDisruptionBudget>();
-    let one_unavailable = Patch::Merge(json!({ "spec": { "maxUnavailable": 1 } }));
-    budgets.patch("web", &Default::default(), &one_unavailable).await.expect("is patched");
+    namespace.set_min_available("web", 1).await;
     let (second, third) = spawn_blocking(|| (second.wait(), third.wait())).await.expect("they ran");
     for done in [&second, &third] {
-        assert_eq!(done.status, 0, "{done:?}");
+        assert_eq!(done.status, 69, "{done:?}");
         assert_eq!(done.answer()["replayed"], true, "{done:?}");
+        let rollout = &done.answer()["rollout"];
+        let message = rollout["message"].as_str().expect("is told");
+        assert!(message.contains("all 4 pods are gone"), "{message}");
+        let problems = rollout["problems"].to_string();
+        assert!(problems.contains("/late came after the plan"), "{problems}");
+        assert!(problems.contains("force: true"), "{problems}");
     }
     assert_eq!(second.answer(), third.answer());
     let left: Vec<_> = on_node(&namespace).await.iter().map(ResourceExt::name_any).collect();
     assert_eq!(left, ["late"]);
+}
+
+/// A drain whose cordon takes effect only once `meanwhile` is done, as with a slow admission webhook. The pods were listed
+/// before.
+async fn drain_with_slow_cordon(
+    namespace: &Namespace,
+    policy: &Path,
+    request: String,
+    meanwhile: impl AsyncFnOnce(),
+) -> Finished {
+    let (arrived, resume) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (reached, changed) = (arrived.clone(), resume.clone());
+    let handle = Handle::current();
+    let proxy = Proxy::start(namespace, move |call| {
+        if call.method == http::Method::PATCH && call.writes("nodes") {
+            reached.notify_one();
+            block_in_place(|| handle.block_on(changed.notified()));
+        }
+        ProxyBehavior::Forward
+    })
+    .await;
+    let program = Program::with_kubeconfig(&proxy.kubeconfig).under(policy).input(request);
+    let running = spawn_blocking(move || program.run());
+    arrived.notified().await;
+    meanwhile().await;
+    resume.notify_one();
+    running.await.expect("it ran")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_come_before_the_cordon_takes_effect_are_evicted_too() {
+    for wait in [true, false] {
+        let namespace = node_with("drain_newcomers", &[("web", 1)]).await;
+        let asked = request(&namespace, json!({}), json!({ "wait": wait }));
+        let policy = namespace.policy("cooldown_seconds: 0");
+        let done = drain_with_slow_cordon(&namespace, &policy, asked, async || {
+            namespace.replica_set_on_own_node("late", 2, json!({})).await;
+        })
+        .await;
+        assert_eq!(done.status, 0, "{done:?}");
+        let result = done.answer()["result"].to_string();
+        let expected = if wait { "all 3 pods are gone" } else { "3 pods evicted" };
+        assert!(result.contains(expected), "{result}");
+        eventually("all are gone", async || on_node(&namespace).await.is_empty().then_some(()))
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_come_before_the_cordon_takes_effect_and_may_not_be_evicted_are_named() {
+    for (policy, fields, why) in [
+        ("cooldown_seconds: 0", json!({}), "without a controller"),
+        ("targets: {protected: [app=late]}", json!({}), "targets.protected"),
+        ("budget: {cluster: {actions: 2, within_seconds: 600}}", json!({}), "2 actions"),
+        (
+            "actions: {require_approval: [drain]}",
+            json!({}),
+            "not one of the pods that a person approved",
+        ),
+        ("cooldown_seconds: 0", json!({ "wait": false }), "without a controller"),
+    ] {
+        let namespace = node_with("drain_refused", &[("web", 1)]).await;
+        let mut with_id = json!({ "wait": true, "timeout_seconds": 30, "id": namespace.name() });
+        with_id
+            .as_object_mut()
+            .expect("is one")
+            .extend(fields.as_object().expect("is one").clone());
+        let asked = request(&namespace, json!({}), with_id);
+        let file = namespace.policy(policy);
+        if policy.contains("require_approval") {
+            let program = Program::with_kubeconfig(namespace.kubeconfig()).under(&file);
+            let pending = program.input(asked.clone()).run().answer();
+            assert!(approve(&pending, namespace.kubeconfig()), "{pending}");
+        }
+        let done = drain_with_slow_cordon(&namespace, &file, asked, async || {
+            if why == "without a controller" {
+                bare_pod(&namespace, "late-0", json!({ "labels": { "app": "late" } }), json!({}))
+                    .await;
+            } else {
+                namespace.replica_set_on_own_node("late", 1, json!({})).await;
+            }
+        })
+        .await;
+        assert_eq!(done.status, 69, "{done:?}");
+        let rollout = done.answer()["rollout"].clone();
+        assert_eq!(rollout["state"], "failed", "{rollout}");
+        let problems = rollout["problems"].to_string();
+        assert!(
+            problems.contains("/late-0 came after the plan") && problems.contains(why),
+            "{problems}"
+        );
+        eventually("the pod of the plan is gone", async || {
+            let left: Vec<_> =
+                on_node(&namespace).await.iter().map(ResourceExt::name_any).collect();
+            (left == ["late-0"]).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn pods_that_tolerate_the_cordon_and_come_back_are_named() {
+    let namespace = node_with("drain_tolerated", &[("web", 1)]).await;
+    let tolerating = json!({
+        "tolerations": [{ "operator": "Exists" }],
+        "nodeSelector": { "kubernetes.io/hostname": namespace.name() },
+    });
+    namespace.replica_set_on_own_node("stubborn", 1, tolerating).await;
+    let done = send(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 30 }));
+    assert_eq!(done.status, 0, "{done:?}");
+    let answer = done.answer();
+    assert_eq!(answer["rollout"]["state"], "complete", "{answer}");
+    let back = eventually("it is back", async || namespace.pods_of("stubborn").await.pop()).await;
+    let message = answer["rollout"]["message"].as_str().expect("is told");
+    assert!(message.contains("all 2 pods are gone"), "{message}");
+    let named = format!(
+        "in spite of the cordon, tolerating it or naming the node: {}/{}",
+        namespace.name(),
+        back.name_any()
+    );
+    assert!(message.contains(&named), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_record_extends_no_drain_to_other_pods() {
+    let namespace = node_with("drain_forged", &[("web", 1), ("other", 1)]).await;
+    namespace.exhausted_budget("web", "web", 1).await;
+    let selected = json!({ "pod_selector": "app=web" });
+    let fields = json!({ "wait": true, "timeout_seconds": 3, "id": namespace.name() });
+    let body = request(&namespace, selected.clone(), fields.clone());
+    let first = Program::with_kubeconfig(namespace.kubeconfig()).input(body.clone()).start();
+    let events = Api::<Event>::namespaced(shared().client().await, "default");
+    let record = eventually("the record says that the node is cordoned", async || {
+        let all = events.list(&ListParams::default()).await.expect("are listed").items;
+        all.into_iter().find(|event| {
+            let annotations = event.annotations();
+            annotations.get("action-executor.dev/request-id").map(String::as_str)
+                == Some(namespace.name())
+                && annotations.contains_key("action-executor.dev/applied")
+        })
+    })
+    .await;
+    first.signal("KILL");
+    spawn_blocking(|| first.wait()).await.expect("it ended");
+    // Who may write Events puts the other pod into the record, and lets all labels count.
+    let other = namespace.api::<Pod>().get("other-0").await.expect("is there");
+    let hash = &sha256(other.uid().expect("has one").as_bytes())[..10];
+    let intent = &record.annotations()["action-executor.dev/intent"];
+    let mut intent: Value = serde_json::from_str(intent).expect("is JSON");
+    intent["completion"]["drained"]["unprotected"] = json!([hash]);
+    intent["completion"]["drained"]["selector"] = Value::Null;
+    let forged = json!({ "metadata": { "annotations": {
+        "action-executor.dev/intent": intent.to_string(),
+    }}});
+    let name = record.name_any();
+    events.patch(&name, &Default::default(), &Patch::Merge(forged)).await.expect("is forged");
+    let done = Program::with_kubeconfig(namespace.kubeconfig()).input(body).run();
+    assert_eq!(done.status, 69, "{done:?}");
+    let message = done.answer()["rollout"]["message"].to_string();
+    assert!(
+        message.contains("does not show that this drain is of the pods in its record"),
+        "{message}"
+    );
+    let left: BTreeSet<_> = on_node(&namespace).await.iter().map(ResourceExt::name_any).collect();
+    assert_eq!(left, BTreeSet::from(["other-0", "web-0"].map(str::to_owned)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_become_unready_behind_an_exhausted_budget_are_evicted_first() {
+    let namespace = node_with("drain_unready", &[("db", 2)]).await;
+    // A third one elsewhere, which is not ready yet: two of three must be ready.
+    let sets = namespace.api::<ReplicaSet>();
+    let third = Patch::Merge(json!({ "spec": { "replicas": 3 } }));
+    sets.patch("db", &Default::default(), &third).await.expect("is scaled");
+    let third = eventually("the third is ready", async || {
+        let pods = namespace.pods_of("db").await;
+        let third = pods.into_iter().find(|pod| !["db-0", "db-1"].contains(&&*pod.name_any()))?;
+        let status = third.status.clone()?;
+        (status.phase.as_deref() == Some("Running")).then(|| third.name_any())
+    })
+    .await;
+    namespace.set_ready(&third, false).await;
+    namespace.disruption_budget("db", "db", json!({ "minAvailable": 2 })).await;
+    eventually("the budget is exhausted", async || {
+        let status = namespace.settled_budget("db").await.status?;
+        (status.current_healthy == 2 && status.disruptions_allowed == 0).then_some(())
+    })
+    .await;
+    let body = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 40 }));
+    let running = Program::with_kubeconfig(namespace.kubeconfig()).input(body).start();
+    eventually("it is cordoned", async || is_cordoned(&namespace).await.then_some(())).await;
+    // Four seconds later, as in the report, so that the drain has met the exhausted budget.
+    sleep(Duration::from_secs(4)).await;
+    namespace.set_ready("db-1", false).await;
+    namespace.set_ready(&third, true).await;
+    let changed = std::time::Instant::now();
+    let done = spawn_blocking(|| running.wait()).await.expect("it ran");
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(changed.elapsed() < Duration::from_secs(12), "{:?}", changed.elapsed());
+    assert!(on_node(&namespace).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_unready_pods_behind_one_exhausted_budget_are_evicted_at_once() {
+    let namespace = node_with("drain_many_unready", &[("web", 6)]).await;
+    namespace.exhausted_budget("web", "web", 6).await;
+    let always = Patch::Merge(json!({ "spec": { "unhealthyPodEvictionPolicy": "AlwaysAllow" } }));
+    let budgets = namespace.api::<PodDisruptionBudget>();
+    budgets.patch("web", &Default::default(), &always).await.expect("is patched");
+    namespace.settled_budget("web").await;
+    let body = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 60 }));
+    let running = Program::with_kubeconfig(namespace.kubeconfig()).input(body).start();
+    eventually("it is cordoned", async || is_cordoned(&namespace).await.then_some(())).await;
+    // Those that replace them are never ready, so the budget stays exhausted.
+    let crashing = json!({ "spec": { "template": { "spec": { "containers": [
+        { "name": "main", "image": CRASHING_IMAGE },
+    ]}}}});
+    let sets = namespace.api::<ReplicaSet>();
+    sets.patch("web", &Default::default(), &Patch::Strategic(crashing)).await.expect("is patched");
+    for number in 0..6 {
+        namespace.set_ready(&format!("web-{number}"), false).await;
+    }
+    let changed = std::time::Instant::now();
+    let done = spawn_blocking(|| running.wait()).await.expect("it ran");
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(changed.elapsed() < Duration::from_secs(12), "{:?}", changed.elapsed());
+}
+
+#[tokio::test]
+async fn a_budget_that_never_has_room_blocks_the_drain_for_good() {
+    let namespace = node_with("drain_never", &[("web", 2), ("api", 1)]).await;
+    namespace.disruption_budget("tight", "web", json!({ "minAvailable": 2 })).await;
+    namespace.disruption_budget("none", "api", json!({ "maxUnavailable": 0 })).await;
+    eventually("both are counted", async || {
+        let healthy =
+            async |name: &str| Some(namespace.settled_budget(name).await.status?.current_healthy);
+        (healthy("tight").await == Some(2) && healthy("none").await == Some(1)).then_some(())
+    })
+    .await;
+    for fields in [json!({ "wait": true }), json!({}), json!({ "simulate": true })] {
+        let done = send(&namespace, json!({}), fields);
+        assert_eq!(done.status, 69, "{done:?}");
+        let problem = done.answer();
+        assert_eq!(
+            (&problem["code"], &problem["retryable"]),
+            (&json!("drain_blocked"), &json!(false))
+        );
+        let (detail, hint) = (problem["detail"].to_string(), problem["hint"].to_string());
+        for budget in ["tight", "none"] {
+            let never = format!("PodDisruptionBudget '{budget}' never allows a disruption");
+            assert!(detail.contains(&never), "{detail}");
+            assert!(hint.contains(&format!("edit pdb {budget}`")), "{hint}");
+        }
+        assert!(done.took < Duration::from_secs(5), "{:?}", done.took);
+    }
+    assert!(!is_cordoned(&namespace).await);
+}
+
+/// Makes the namespace's own node one whose kubelet is silent, as the node controller shows it.
+async fn lose_node(namespace: &Namespace) {
+    let condition = json!({
+        "type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown",
+        "message": "Kubelet stopped posting node status.",
+        "lastHeartbeatTime": "2026-01-31T12:00:00Z", "lastTransitionTime": "2026-01-31T12:00:50Z",
+    });
+    let patch = Patch::Strategic(json!({ "status": { "conditions": [condition] } }));
+    let nodes = namespace.global::<Node>();
+    // kwok simulates the kubelet of an annotated node.
+    let alone =
+        Patch::Merge(json!({ "metadata": { "annotations": { "kwok.x-k8s.io/node": null } } }));
+    nodes.patch(namespace.name(), &Default::default(), &alone).await.expect("is patched");
+    nodes.patch_status(namespace.name(), &Default::default(), &patch).await.expect("is patched");
+}
+
+#[tokio::test]
+async fn a_lost_node_is_told_with_the_time_and_the_ways_out() {
+    let namespace = shared().namespace("drain_lost").await;
+    namespace.own_node(false).await;
+    // A finalizer stands for the kubelet that does not confirm the deletion.
+    let held = json!({
+        "finalizers": ["test.action-executor.dev/held"], "labels": { "app": "lost" },
+    });
+    for name in ["lost-0", "lost-1", "lost-2"] {
+        bare_pod(&namespace, name, held.clone(), json!({})).await;
+    }
+    namespace.replica_set("lost", 3).await;
+    lose_node(&namespace).await;
+    let name = namespace.name();
+    let pod = |number: i32| json!({ "pod_name": format!("lost-{number}"), "namespace": name });
+    let mut evict = pod(1);
+    evict["allow_unmanaged"] = true.into();
+    for (kind, parameters) in [
+        ("restart_pod", pod(0)),
+        ("evict_pod", evict),
+        ("drain", json!({ "node": name, "force": true })),
+    ] {
+        if kind != "drain" {
+            let pod = parameters["pod_name"].as_str().expect("is a name");
+            namespace.set_ready(pod, false).await;
+        }
+        for simulate in [true, false] {
+            let request = json!({
+                "type": kind, "parameters": parameters, "simulate": simulate, "wait": true,
+                "timeout_seconds": 3,
+            });
+            let program = Program::with_kubeconfig(namespace.kubeconfig());
+            let done = program.input(request.to_string()).run();
+            let answer = done.answer();
+            let told = |text: &Value| {
+                let text = text.to_string();
+                text.contains("silent since 2026-01-31T12:00:00Z")
+                    && text.contains("nobody stops the containers")
+                    && text.contains("delete the Node object")
+                    && text.contains("out-of-service")
+            };
+            assert!(told(&answer["warnings"]), "{kind} {simulate}: {answer}");
+            // A ReplicaSet replaces the pod elsewhere, whatever becomes of it.
+            if simulate || kind == "restart_pod" {
+                assert_eq!(done.status, 0, "{done:?}");
+            } else {
+                assert_eq!(answer["rollout"]["state"], "timed_out", "{kind}: {answer}");
+                let problems = &answer["rollout"]["problems"];
+                assert!(told(problems), "{kind}: {answer}");
+                assert!(problems.to_string().contains("to stop"), "{kind}: {answer}");
+                assert!(!problems.to_string().contains("has until"), "{kind}: {answer}");
+            }
+        }
+    }
+    let unset = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+    for name in ["lost-0", "lost-1", "lost-2"] {
+        let pods = namespace.api::<Pod>();
+        pods.patch(name, &Default::default(), &unset).await.expect("is released");
+    }
+}
+
+#[tokio::test]
+async fn a_simulation_tries_each_eviction_and_warns_of_slow_and_marked_pods() {
+    let namespace = node_with("drain_tried", &[("web", 1)]).await;
+    let slow = json!({ "terminationGracePeriodSeconds": 3600 });
+    namespace.replica_set_on_own_node("slow", 1, slow).await;
+    for (number, (key, value)) in [
+        ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false"),
+        ("karpenter.sh/do-not-disrupt", "true"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let app = format!("marked-{number}");
+        namespace.replica_set_on_own_node(&app, 1, json!({})).await;
+        let marked = Patch::Merge(json!({ "metadata": { "annotations": { key: value } } }));
+        let pods = namespace.api::<Pod>();
+        let pod = format!("{app}-0");
+        pods.patch(&pod, &Default::default(), &marked).await.expect("is patched");
+    }
+    // Admission that rejects the eviction of one pod.
+    let name = namespace.name();
+    let policy: ValidatingAdmissionPolicy = serde_json::from_value(json!({
+        "metadata": { "name": name },
+        "spec": {
+            "matchConstraints": {
+                "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": name } },
+                "resourceRules": [{
+                    "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"],
+                    "resources": ["pods/eviction"],
+                }],
+            },
+            "validations": [{
+                "expression": "object.metadata.name != 'web-0'", "message": "not on Fridays",
+            }],
+        },
+    }))
+    .expect("is a policy");
+    let binding: ValidatingAdmissionPolicyBinding = serde_json::from_value(json!({
+        "metadata": { "name": name },
+        "spec": { "policyName": name, "validationActions": ["Deny"] },
+    }))
+    .expect("is a binding");
+    let (client, params) = (shared().client().await, PostParams::default());
+    Api::all(client.clone()).create(&params, &policy).await.expect("is created");
+    Api::all(client).create(&params, &binding).await.expect("is created");
+    let warnings = eventually("the policy is in effect", async || {
+        let fields = json!({ "simulate": true, "wait": true, "timeout_seconds": 60 });
+        let done = send(&namespace, json!({}), fields);
+        assert_eq!(done.status, 0, "{done:?}");
+        let warnings = done.answer()["warnings"].to_string();
+        warnings.contains("not on Fridays").then_some(warnings)
+    })
+    .await;
+    for part in [
+        format!("the 60 s that are waited: {name}/slow-0 (3600 s)"),
+        format!("safe-to-evict: \\\"false\\\", evicted anyway: {name}/marked-0-0"),
+        format!("karpenter.sh/do-not-disrupt, evicted anyway: {name}/marked-1-0"),
+        "1 pod would not be evicted".to_owned(),
+        format!(": {name}/web-0\""),
+    ] {
+        assert!(warnings.contains(&part), "{part}: {warnings}");
+    }
+    assert!(on_node(&namespace).await.iter().all(|pod| pod.metadata.deletion_timestamp.is_none()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_of_the_executors_own_node_evicts_it_last_and_is_taken_up_elsewhere() {
+    let namespace = node_with("drain_own", &[("executor", 1), ("web", 3)]).await;
+    let proxy = Proxy::start(&namespace, |_| ProxyBehavior::Forward).await;
+    let text = std::fs::read_to_string(&proxy.kubeconfig).expect("is readable");
+    let mut config: Value = serde_json::from_str(&text).expect("is JSON");
+    config["contexts"][0]["context"]["namespace"] = namespace.name().into();
+    std::fs::write(&proxy.kubeconfig, config.to_string()).expect("is written");
+    let inside =
+        |program: Program| program.env("POD_NAME", "executor-0").env("NODE_NAME", namespace.name());
+    let fields = json!({ "wait": true, "timeout_seconds": 50, "id": namespace.name() });
+    let simulated = request(&namespace, json!({}), json!({ "simulate": true }));
+    let done = inside(Program::with_kubeconfig(&proxy.kubeconfig)).input(simulated).run();
+    let warnings = done.answer()["warnings"].to_string();
+    assert!(warnings.contains("'executor-0'") && warnings.contains("resend"), "{warnings}");
+    // It ends with its pod.
+    let held =
+        Patch::Merge(json!({ "metadata": { "finalizers": ["test.action-executor.dev/held"] } }));
+    let pods = namespace.api::<Pod>();
+    pods.patch("executor-0", &Default::default(), &held).await.expect("is patched");
+    let body = request(&namespace, json!({}), fields);
+    let running = inside(Program::with_kubeconfig(&proxy.kubeconfig)).input(body.clone()).start();
+    eventually("its own pod is evicted", async || {
+        let pod = pods.get("executor-0").await.expect("is there");
+        pod.metadata.deletion_timestamp.map(drop)
+    })
+    .await;
+    assert_eq!(on_node(&namespace).await.len(), 1);
+    running.signal("TERM");
+    let stopped = spawn_blocking(move || running.wait()).await.expect("it ran").answer();
+    assert_eq!(stopped["rollout"]["state"], "interrupted", "{stopped}");
+    let evictions: Vec<_> =
+        proxy.accepted_effects().into_iter().filter(|call| call.ends_with("/eviction")).collect();
+    assert_eq!(evictions.len(), 4, "{evictions:?}");
+    assert!(evictions[3].contains("/executor-0/"), "{evictions:?}");
+    let unset = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+    pods.patch("executor-0", &Default::default(), &unset).await.expect("is released");
+    let done = Program::with_kubeconfig(namespace.kubeconfig()).input(body).run();
+    assert_eq!(done.status, 0, "{done:?}");
+    let message = done.answer()["rollout"]["message"].to_string();
+    assert!(message.contains("all 4 pods are gone"), "{message}");
 }
 
 #[tokio::test]

@@ -50,25 +50,17 @@ async fn uid(namespace: &Namespace, pod: &str) -> Option<String> {
     namespace.api::<Pod>().get_opt(pod).await.expect("is read").and_then(|pod| pod.uid())
 }
 
-/// A Deployment of two pods that must both be healthy, and the name of one of them.
+/// A Deployment of two pods that must both be healthy while a third pod is not, and the name of one of them.
 async fn exhausted_budget(test: &str) -> (Namespace, String) {
     let namespace = shared().namespace(test).await;
     namespace.running_deployment("web", 2).await;
-    namespace.disruption_budget("tight", "web", json!({ "minAvailable": 2 })).await;
-    eventually("both are counted", async || {
-        let status = namespace.settled_budget("tight").await.status?;
-        (status.current_healthy == 2 && status.disruptions_allowed == 0).then_some(())
-    })
-    .await;
+    namespace.exhausted_budget("tight", "web", 2).await;
     let pod = namespace.pods_of("web").await[0].name_any();
     (namespace, pod)
 }
 
 async fn set_min_available(namespace: &Namespace, number: i32) {
-    let budgets = namespace.api::<PodDisruptionBudget>();
-    let patch = Patch::Merge(json!({ "spec": { "minAvailable": number } }));
-    budgets.patch("tight", &Default::default(), &patch).await.expect("is patched");
-    namespace.settled_budget("tight").await;
+    namespace.set_min_available("tight", number).await;
 }
 
 /// A kubeconfig whose proxy signals when the program checks the budget a second time.
@@ -124,8 +116,6 @@ async fn a_simulation_evicts_nothing_and_reports_the_budget() {
 #[tokio::test]
 async fn an_exhausted_budget_is_reported_with_its_blocking_pods() {
     let (namespace, pod) = exhausted_budget("evict_no_room").await;
-    let mut stray = namespace.bare_pod_of("stray", CRASHING_IMAGE, json!({ "app": "web" })).await;
-    set_min_available(&namespace, 3).await;
     for simulate in [true, false] {
         let done = send(&namespace, &pod, json!({ "simulate": simulate }));
         assert_eq!(done.status, 75, "{done:?}");
@@ -137,8 +127,8 @@ async fn an_exhausted_budget_is_reported_with_its_blocking_pods() {
         let detail = problem["detail"].as_str().expect("has one");
         assert!(
             detail.contains(
-                "PodDisruptionBudget 'tight' allows 0 disruptions now: 2 pods are healthy, and 3 must be; \
-                 not healthy: stray"
+                "PodDisruptionBudget 'tight' allows 0 disruptions now: 2 pods are healthy, and 2 must be; \
+                 not healthy: web-unready"
             ),
             "{detail}"
         );
@@ -146,20 +136,27 @@ async fn an_exhausted_budget_is_reported_with_its_blocking_pods() {
     }
     assert!(uid(&namespace, &pod).await.is_some());
     // An unhealthy pod may be evicted while enough pods are healthy, or under `AlwaysAllow` at any time.
-    stray = eventually("it crashes", async || {
-        let pod = namespace.api::<Pod>().get(&stray.name_any()).await.expect("is there");
+    let stray = eventually("it crashes", async || {
+        let pod = namespace.api::<Pod>().get("web-unready").await.expect("is there");
         (pod.status.as_ref()?.phase.as_deref() == Some("Running")).then_some(pod)
     })
     .await;
+    namespace.bare_pod_of("stray", CRASHING_IMAGE, json!({ "app": "web" })).await;
+    set_min_available(&namespace, 3).await;
+    eventually("too few are healthy", async || {
+        let status = namespace.settled_budget("tight").await.status?;
+        (status.expected_pods == 4 && status.desired_healthy == 3).then_some(())
+    })
+    .await;
     let unmanaged = json!({ "allow_unmanaged": true, "wait": true, "timeout_seconds": 1 });
-    assert_eq!(send(&namespace, "stray", unmanaged.clone()).status, 75);
+    assert_eq!(send(&namespace, "web-unready", unmanaged.clone()).status, 75);
     let patch = json!({ "spec": { "unhealthyPodEvictionPolicy": "AlwaysAllow" } });
     let budgets = namespace.api::<PodDisruptionBudget>();
     budgets.patch("tight", &Default::default(), &Patch::Merge(patch)).await.expect("is patched");
-    let done = send(&namespace, "stray", json!({ "allow_unmanaged": true, "wait": true }));
+    let done = send(&namespace, "web-unready", json!({ "allow_unmanaged": true, "wait": true }));
     assert_eq!(done.status, 0, "{done:?}");
     assert!(done.answer()["warnings"][0].as_str().expect("is one").contains("does not come back"));
-    assert_ne!(uid(&namespace, "stray").await, stray.uid());
+    assert_ne!(uid(&namespace, "web-unready").await, stray.uid());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -279,7 +276,7 @@ async fn a_budget_exhausted_after_the_check_is_waited_for() {
 async fn a_pod_recreated_during_the_wait_is_not_evicted() {
     let namespace = shared().namespace("evict_recreated").await;
     namespace.running_stateful_set("web", 2).await;
-    namespace.disruption_budget("tight", "web", json!({ "minAvailable": 2 })).await;
+    namespace.exhausted_budget("tight", "web", 2).await;
     let (kubeconfig, mut checks) = watched(&namespace).await;
     let asked = json!({ "wait": true, "timeout_seconds": 60 });
     let running = start(kubeconfig, request(&namespace, "web-0", asked));
@@ -318,6 +315,49 @@ async fn two_budgets_for_one_pod_are_refused_before_any_write() {
     assert_eq!(done.answer()["code"], "rejected_by_cluster");
     assert!(done.answer()["detail"].as_str().expect("has one").contains("'first' and 'second'"));
     assert!(!SENT.load(Ordering::SeqCst));
+}
+
+#[tokio::test]
+async fn a_budget_that_never_has_room_is_refused_for_good() {
+    let namespace = shared().namespace("evict_never").await;
+    namespace.running_deployment("web", 2).await;
+    namespace.running_stateful_set("db", 2).await;
+    for (budget, spec, lasts) in [
+        ("tight", json!({ "minAvailable": 2 }), true),
+        ("none", json!({ "maxUnavailable": 0 }), true),
+        ("share", json!({ "minAvailable": "100%" }), true),
+        ("loose", json!({ "minAvailable": 1 }), false),
+    ] {
+        for app in ["web", "db"] {
+            namespace.disruption_budget(budget, app, spec.clone()).await;
+            eventually("both are counted", async || {
+                let status = namespace.settled_budget(budget).await.status?;
+                (status.current_healthy == 2).then_some(())
+            })
+            .await;
+            let pod = namespace.pods_of(app).await[0].name_any();
+            for fields in [json!({}), json!({ "simulate": true }), json!({ "wait": true })] {
+                if !lasts {
+                    continue;
+                }
+                let done = send(&namespace, &pod, fields);
+                assert_eq!(done.status, 69, "{done:?}");
+                let problem = done.answer();
+                assert_eq!(problem["retryable"], false, "{problem}");
+                let detail = problem["detail"].as_str().expect("has one");
+                let never = format!("PodDisruptionBudget '{budget}' never allows a disruption");
+                assert!(detail.contains(&never), "{detail}");
+                let hint = problem["hint"].as_str().expect("has one");
+                assert!(hint.contains(&format!("edit pdb {budget}`")), "{hint}");
+                assert!(done.took.as_secs() < 5, "{:?}", done.took);
+            }
+            if !lasts {
+                assert_eq!(send(&namespace, &pod, json!({ "wait": true })).status, 0);
+            }
+            let budgets = namespace.api::<PodDisruptionBudget>();
+            budgets.delete(budget, &Default::default()).await.expect("is deleted");
+        }
+    }
 }
 
 #[tokio::test]

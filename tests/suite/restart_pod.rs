@@ -148,3 +148,119 @@ async fn a_missing_pod_is_reported() {
     assert_eq!(done.status, 69, "{done:?}");
     assert_eq!(done.answer()["code"], "target_not_found");
 }
+
+/// Sets the status of a pod, as its kubelet or the node controller does.
+async fn set_status(namespace: &Namespace, pod: &str, status: Value) {
+    let patch = Patch::Strategic(json!({ "status": status }));
+    let pods = namespace.api::<Pod>();
+    pods.patch_status(pod, &Default::default(), &patch).await.expect("is patched");
+}
+
+#[tokio::test]
+async fn a_wait_for_the_restart_of_a_pod_that_has_a_successor_ends_once_it_is_gone() {
+    for (phase, reason) in
+        [("Failed", json!("Evicted")), ("Failed", Value::Null), ("Succeeded", Value::Null)]
+    {
+        let namespace = shared().namespace("pod_over").await;
+        namespace.running_deployment("web", 1).await;
+        let pod = namespace.pods_of("web").await.remove(0).name_any();
+        set_status(&namespace, &pod, json!({ "phase": phase, "reason": reason })).await;
+        eventually("it has a successor", async || {
+            let pods = namespace.pods_of("web").await;
+            pods.iter().any(|it| it.name_any() != pod).then_some(())
+        })
+        .await;
+        let asked = json!({ "simulate": false, "wait": true, "timeout_seconds": 20 });
+        let done = send(&namespace, &pod, asked);
+        assert_eq!(done.status, 0, "{phase} {reason}: {done:?}");
+        let answer = done.answer();
+        assert_eq!(answer["rollout"]["message"], format!("pod '{pod}' is gone"), "{answer}");
+        assert!(answer["result"].to_string().contains("has replaced it already"), "{answer}");
+        assert!(answer["warnings"].to_string().contains(phase), "{answer}");
+        assert_eq!(uid(&namespace, &pod).await, None);
+    }
+}
+
+#[tokio::test]
+async fn a_wait_for_a_pod_that_is_being_deleted_ends_once_it_is_gone() {
+    let namespace = shared().namespace("pod_leaving").await;
+    namespace.running_deployment("web", 1).await;
+    let slow = json!({ "spec": { "template": {
+        "metadata": { "annotations": { "test.action-executor.dev/slow-delete": "true" } },
+        "spec": { "terminationGracePeriodSeconds": 30 },
+    }}});
+    let deployments = namespace.api::<k8s_openapi::api::apps::v1::Deployment>();
+    deployments.patch("web", &Default::default(), &Patch::Merge(slow)).await.expect("is patched");
+    namespace.rolled_out("web").await;
+    let pod = namespace.pods_of("web").await[0].name_any();
+    namespace.api::<Pod>().delete(&pod, &Default::default()).await.expect("is deleted");
+    eventually("it has a successor", async || {
+        (!namespace.pods_of("web").await.is_empty()).then_some(())
+    })
+    .await;
+    let done =
+        send(&namespace, &pod, json!({ "simulate": false, "wait": true, "timeout_seconds": 20 }));
+    assert_eq!(done.status, 0, "{done:?}");
+    assert_eq!(done.answer()["rollout"]["message"], format!("pod '{pod}' is gone"), "{done:?}");
+}
+
+#[tokio::test]
+async fn a_stateful_set_that_waits_for_a_broken_pod_of_a_lower_ordinal_is_warned_of() {
+    let namespace = shared().namespace("pod_ordered").await;
+    namespace.running_stateful_set("db", 3).await;
+    namespace.set_ready("db-1", false).await;
+    eventually("the StatefulSet has noticed it", async || {
+        let sets = namespace.api::<k8s_openapi::api::apps::v1::StatefulSet>();
+        let status = sets.get("db").await.expect("is there").status?;
+        (status.ready_replicas == Some(2)).then_some(())
+    })
+    .await;
+    let name = namespace.name();
+    let requests = |more: i32| {
+        [
+            (
+                json!({ "type": "restart_pod", "parameters": { "pod_name": "db-2", "namespace": name } }),
+                true,
+            ),
+            (
+                json!({ "type": "restart_pod", "parameters": { "pod_name": "db-0", "namespace": name } }),
+                false,
+            ),
+            (
+                json!({ "type": "restart_statefulset", "parameters": { "statefulset": "db", "namespace": name } }),
+                true,
+            ),
+            (
+                json!({ "type": "scale", "parameters": {
+                    "kind": "StatefulSet", "name": "db", "namespace": name, "replicas": more,
+                }}),
+                true,
+            ),
+            (
+                json!({ "type": "scale", "parameters": {
+                    "kind": "StatefulSet", "name": "db", "namespace": name, "replicas": 1,
+                }}),
+                false,
+            ),
+        ]
+    };
+    let is_warned = |request: &Value| {
+        let program = Program::with_kubeconfig(namespace.kubeconfig());
+        let done = program.input(request.to_string()).run();
+        assert_eq!(done.status, 0, "{request}: {done:?}");
+        done.answer()["warnings"].to_string().contains("until db-1 is ready")
+    };
+    for (request, expected) in requests(4) {
+        assert_eq!(is_warned(&request), expected, "{request}");
+    }
+    namespace.set_ready("db-1", true).await;
+    eventually("the StatefulSet has noticed it", async || {
+        let sets = namespace.api::<k8s_openapi::api::apps::v1::StatefulSet>();
+        let status = sets.get("db").await.expect("is there").status?;
+        (status.ready_replicas == Some(3)).then_some(())
+    })
+    .await;
+    for (request, _) in requests(4) {
+        assert!(!is_warned(&request), "{request}");
+    }
+}

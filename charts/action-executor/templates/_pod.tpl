@@ -127,6 +127,17 @@ containers:
         value: {{ ternary 100 ($settings.peerShare | int) $knative | quote }}
       - name: ACTION_EXECUTOR_REPLAY_WINDOW_SECONDS
         value: {{ $settings.replayWindowSeconds | int | quote }}
+      {{- if not $knative }}
+      # A drain of the node on which the pod runs evicts it last.
+      - name: POD_NAME
+        valueFrom:
+          fieldRef:
+            fieldPath: metadata.name
+      - name: NODE_NAME
+        valueFrom:
+          fieldRef:
+            fieldPath: spec.nodeName
+      {{- end }}
       {{- with .Values.extraEnv }}
       {{- toYaml . | nindent 6 }}
       {{- end }}

@@ -28,7 +28,8 @@ pub(crate) fn preview(kind: WorkloadKind, name: &str, input: &PlanInput) -> Prev
     Preview { result: would(kind, name), changes }
 }
 
-/// Only to report the pods' problems when an awaited effect does not complete.
+/// Only to report the pods' problems when an awaited effect does not complete, and the pods for which an ordered
+/// StatefulSet waits.
 pub(crate) const PODS: PolicyRule =
     PolicyRule { api_groups: &[""], resources: &["pods"], verbs: &["list"] };
 
@@ -69,7 +70,11 @@ pub(crate) async fn plan(
         let plan = decide(target, &found, &template, options.accept_no_restart, None, input)?;
         (plan, found, preflight)
     };
-    Ok(plan.with_preflight_warnings(&preflight, &found, input))
+    let mut plan = plan.with_preflight_warnings(&preflight, &found, input);
+    if plan.is_change() {
+        plan.warnings.extend(cluster.order_warning(&found, None, input.deadline).await);
+    }
+    Ok(plan)
 }
 
 /// The plan with the revision to return to. An effect that was applied before has its own, and without a

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::Utc;
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::ObjectMeta;
 use tokio::{
@@ -17,7 +18,8 @@ use tokio::{
 
 use super::{
     Drain,
-    remaining::{RemainingPod, Snapshot, is_terminating, uid},
+    known::Known,
+    remaining::{RemainingPod, Snapshot, is_terminating, name_of, uid},
 };
 use crate::{
     contract::error::ActionError,
@@ -30,14 +32,13 @@ use crate::{
 };
 
 /// How many evictions run at once.
-const MAX_PARALLEL: usize = 16;
-
-/// How often one pod is tried although its budget allows none: an unhealthy pod may be evicted all the same.
-/// This is kubectl's interval.
-const BLOCKED_RETRY_INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const MAX_PARALLEL: usize = 16;
 
 /// How long a check of limits and node is valid: one per batch would double the number of calls.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long it is valid while no pod can be evicted.
+const IDLE_RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How many remaining pods are listed with their reasons.
 const MAX_PROBLEMS: usize = 20;
@@ -45,14 +46,14 @@ const MAX_PROBLEMS: usize = 20;
 /// What became of the attempts so far. Pods are known by uid.
 #[derive(Default)]
 pub(super) struct EvictionAttempts {
+    /// What is known of the pods besides.
+    pub known: Known,
     /// Why the last eviction of a pod was refused.
     refused: HashMap<String, String>,
     /// The same for pods that are not tried again.
     given_up: HashMap<String, String>,
     /// Pods whose eviction was sent and its answer lost, or that the API server did not take.
     in_doubt: HashSet<String>,
-    /// When a budget was first seen to allow none, or last tried all the same.
-    exhausted: HashMap<String, Instant>,
     /// When limits and node were last checked.
     checked: Option<Instant>,
 }
@@ -92,6 +93,7 @@ impl Drain<'_> {
                     evicted.insert(effect.uid);
                 }
                 Err(ApplyError::Disruption(why)) => {
+                    attempts.known.record_refusal(&effect.uid);
                     attempts.refused.insert(effect.uid, why);
                 }
                 // It is gone, or another pod has its name: the next list shows it.
@@ -135,7 +137,7 @@ impl Drain<'_> {
         while !attempts.in_doubt.is_empty() && may_begin(&stopping, end) {
             sleep(backoff.next().unwrap_or_default()).await;
             let Ok(None) = self.stop_reason(end).await else { break };
-            let Ok(snapshot) = self.remaining.list(end).await else { break };
+            let Ok(snapshot) = self.look(attempts, end).await else { break };
             let in_doubt = std::mem::take(&mut attempts.in_doubt);
             let is_there =
                 |it: &&RemainingPod| !is_terminating(&it.pod) && in_doubt.contains(uid(&it.pod));
@@ -149,18 +151,20 @@ impl Drain<'_> {
 }
 
 /// The pods to evict now: those that no budget protects, and of the others as many as their budgets allow,
-/// in turns over the pods' owners, so that all of them shrink evenly.
+/// in turns over the pods' owners, so that all of them shrink evenly. The executor's own pod comes once all others are
+/// gone, since nobody evicts any more then.
 pub(super) fn select_evictable<'a>(
     snapshot: &'a Snapshot,
     attempts: &EvictionAttempts,
-    now: Instant,
 ) -> Vec<&'a RemainingPod> {
-    let can_evict = |it: &&RemainingPod| !is_terminating(&it.pod) && !attempts.is_given_up(&it.pod);
-    let mut allowed: HashMap<&str, usize> = HashMap::new();
-    for (key, budget) in &snapshot.budgets {
-        let is_due = attempts.is_due(key, now);
-        allowed.insert(key, pdb::disruptions_allowed(budget).max(is_due.into()));
-    }
+    let has_others = snapshot.pods.iter().any(|it| !it.is_own && !attempts.is_given_up(&it.pod));
+    let can_evict = |it: &&RemainingPod| {
+        let may_be_its_turn = !it.is_own || !has_others;
+        may_be_its_turn && !is_terminating(&it.pod) && !attempts.is_given_up(&it.pod)
+    };
+    let budgets = snapshot.budgets.iter();
+    let mut allowed: HashMap<&str, usize> =
+        budgets.map(|(key, budget)| (key.as_str(), pdb::disruptions_allowed(budget))).collect();
     let mut chosen = round_robin(snapshot.pods.iter().filter(can_evict).collect());
     chosen.retain(|left| match &left.budget {
         None => true,
@@ -190,8 +194,10 @@ fn round_robin(pods: Vec<&RemainingPod>) -> Vec<&RemainingPod> {
 }
 
 impl EvictionAttempts {
-    pub(super) fn need_recheck(&self) -> bool {
-        self.checked.is_none_or(|at| at.elapsed() >= RECHECK_INTERVAL)
+    /// Whether limits and node are to be checked, before pods are evicted or while none can be.
+    pub(super) fn need_recheck(&self, is_idle: bool) -> bool {
+        let interval = if is_idle { IDLE_RECHECK_INTERVAL } else { RECHECK_INTERVAL };
+        self.checked.is_none_or(|at| at.elapsed() >= interval)
     }
 
     pub(super) fn record_recheck(&mut self) {
@@ -202,59 +208,37 @@ impl EvictionAttempts {
         self.given_up.contains_key(uid(pod))
     }
 
-    /// Records which budgets allow no eviction, and since when.
-    pub(super) fn record_budgets(&mut self, snapshot: &Snapshot) {
-        let now = Instant::now();
-        self.exhausted.retain(|key, _| is_exhausted(snapshot, key));
-        for key in snapshot.budgets.keys().filter(|key| is_exhausted(snapshot, key)) {
-            self.exhausted.entry(key.clone()).or_insert(now);
-        }
-    }
-
-    /// Records which budgets are tried although they allow no eviction.
-    pub(super) fn record_attempts(&mut self, chosen: &[&RemainingPod], snapshot: &Snapshot) {
-        for key in chosen.iter().filter_map(|left| left.budget.as_ref()) {
-            if is_exhausted(snapshot, key) {
-                self.exhausted.insert(key.clone(), Instant::now());
-            }
-        }
-    }
-
-    /// Whether to try one pod although its budget allows no eviction.
-    fn is_due(&self, key: &str, now: Instant) -> bool {
-        self.exhausted.get(key).is_some_and(|since| now - *since >= BLOCKED_RETRY_INTERVAL)
-    }
-
-    /// Why these pods remain, one line per pod.
+    /// Why these pods and those that came after the plan remain, one line per pod.
     pub(super) fn problems(&self, snapshot: &Snapshot, left: Vec<&RemainingPod>) -> Vec<String> {
-        let more = left.len().saturating_sub(MAX_PROBLEMS);
-        let listed = left.iter().take(MAX_PROBLEMS).map(|left| self.problem(snapshot, left));
-        let more = (more > 0).then(|| format!("and {}", plural(more, "other pod")));
-        listed.chain(more).collect()
+        let ignoring = snapshot.ignoring.iter();
+        let ignoring = ignoring.map(|name| format!("pod {name} is there in spite of the cordon"));
+        let left = left.into_iter().map(|left| self.problem(snapshot, left));
+        let mut problems: Vec<_> =
+            snapshot.refused.iter().cloned().chain(left).chain(ignoring).collect();
+        let more = problems.len().saturating_sub(MAX_PROBLEMS);
+        if more > 0 {
+            problems.truncate(MAX_PROBLEMS);
+            problems.push(format!("and {}", plural(more, "other pod")));
+        }
+        problems
     }
 
     fn problem(&self, snapshot: &Snapshot, left: &RemainingPod) -> String {
-        let RemainingPod { pod, budget } = left;
-        let namespace = pod.namespace.as_deref().unwrap_or_default();
-        let name = pod.name.as_deref().unwrap_or_default();
+        let RemainingPod { pod, budget, .. } = left;
         let reason_in = |all: &HashMap<String, String>| all.get(uid(pod)).cloned();
         let budget = budget.as_ref().and_then(|key| snapshot.budgets.get(key));
         let why = reason_in(&self.given_up)
             .or_else(|| {
                 is_terminating(pod).then(|| {
                     let pod = Pod { metadata: pod.clone(), ..Pod::default() };
-                    pods::termination_blockers(&pod).join("; ")
+                    pods::termination_blockers(&pod, Utc::now()).join("; ")
                 })
             })
             .or_else(|| budget.map(|budget| pdb::reason(budget, &[])))
             .or_else(|| reason_in(&self.refused))
             .unwrap_or_else(|| "its eviction was not attempted yet".to_owned());
-        format!("pod {namespace}/{name}: {why}")
+        format!("pod {}: {why}", name_of(pod))
     }
-}
-
-fn is_exhausted(snapshot: &Snapshot, key: &str) -> bool {
-    snapshot.budgets.get(key).is_some_and(|budget| pdb::disruptions_allowed(budget) == 0)
 }
 
 /// Whether a new eviction may be sent.
@@ -286,7 +270,8 @@ mod tests {
             "{{name: {name}, namespace: shop, uid: {name}, ownerReferences: [{{apiVersion: apps/v1, \
              kind: ReplicaSet, name: {owner}, uid: {owner}, controller: true}}]}}"
         ));
-        RemainingPod { pod: pod.expect("is metadata"), budget: budget.map(str::to_owned) }
+        let budget = budget.map(str::to_owned);
+        RemainingPod { pod: pod.expect("is metadata"), budget, is_own: false }
     }
 
     fn budget(allowed: i32) -> PodDisruptionBudget {
@@ -300,7 +285,7 @@ mod tests {
 
     fn snapshot(pods: Vec<RemainingPod>, allowed: i32) -> Snapshot {
         let budgets = HashMap::from([("shop/web".to_owned(), budget(allowed))]);
-        Snapshot { pods, budgets }
+        Snapshot { pods, budgets, ..Snapshot::default() }
     }
 
     fn names(chosen: &[&RemainingPod]) -> String {
@@ -318,26 +303,10 @@ mod tests {
             remaining("d", "job", None),
         ];
         let snapshot = snapshot(pods, 2);
-        let now = Instant::now();
-        assert_eq!(names(&select_evictable(&snapshot, &EvictionAttempts::default(), now)), "a d b");
+        assert_eq!(names(&select_evictable(&snapshot, &EvictionAttempts::default())), "a d b");
         let without = self::snapshot(snapshot.pods, 0);
-        assert_eq!(names(&select_evictable(&without, &EvictionAttempts::default(), now)), "d");
-    }
-
-    #[test]
-    fn an_exhausted_budget_is_tried_with_one_pod_every_five_seconds() {
-        let bound = Some("shop/web");
-        let snapshot =
-            snapshot(vec![remaining("a", "web", bound), remaining("b", "web", bound)], 0);
-        let mut attempts = EvictionAttempts::default();
-        attempts.record_budgets(&snapshot);
-        let now = Instant::now();
-        assert!(select_evictable(&snapshot, &attempts, now).is_empty());
-        let later = now + BLOCKED_RETRY_INTERVAL;
-        let chosen = select_evictable(&snapshot, &attempts, later);
-        assert_eq!(names(&chosen), "a");
-        attempts.record_attempts(&chosen, &snapshot);
-        assert!(select_evictable(&snapshot, &attempts, Instant::now()).is_empty());
+        assert_eq!(without.exhausted_budgets().next(), bound);
+        assert_eq!(names(&select_evictable(&without, &EvictionAttempts::default())), "d");
     }
 
     #[test]
@@ -361,7 +330,7 @@ mod tests {
             snapshot(vec![going, remaining("b", "web", None), remaining("c", "web", None)], 1);
         let mut attempts = EvictionAttempts::default();
         attempts.given_up.insert("b".to_owned(), "may not".to_owned());
-        assert_eq!(names(&select_evictable(&snapshot, &attempts, Instant::now())), "c");
+        assert_eq!(names(&select_evictable(&snapshot, &attempts)), "c");
     }
 
     #[test]
@@ -373,5 +342,16 @@ mod tests {
         assert_eq!(problems.len(), 21);
         assert!(problems[0].contains("pod shop/p0: PodDisruptionBudget 'web' allows 0"));
         assert_eq!(problems[20], "and 5 other pods");
+    }
+
+    #[test]
+    fn the_executors_own_pod_is_evicted_last() {
+        let mut own = remaining("a", "web", None);
+        own.is_own = true;
+        let both = snapshot(vec![own, remaining("b", "web", None)], 1);
+        assert_eq!(names(&select_evictable(&both, &EvictionAttempts::default())), "b");
+        let mut attempts = EvictionAttempts::default();
+        attempts.given_up.insert("b".to_owned(), "may not".to_owned());
+        assert_eq!(names(&select_evictable(&both, &attempts)), "a");
     }
 }

@@ -1,34 +1,42 @@
 //! Drains a cordoned node: evicts the chosen pods within their disruption budgets until they are gone, the
 //! drain cannot continue, or the time is up.
 //!
-//! It lists the remaining pods, evicts what may be evicted now ([`evict`]), and lists again. What remains is
-//! always what the cluster shows, so any attempt can resume a drain; and since each eviction is bound to its
-//! pod's uid, two attempts at once do nothing twice. While it evicts, it checks policy, kill switch and node
-//! once a second: a node that someone uncordoned is not emptied further. kubectl tries each pod every five
-//! seconds instead, and polls each one.
+//! It lists all pods of the node, judges those that came after the plan ([`known`]), evicts what may be evicted now
+//! ([`evict`]), and lists again. What remains is always what the cluster shows, so any attempt can resume a drain; and
+//! since each eviction is bound to its pod's uid, two attempts at once do nothing twice. It is complete once a list shows
+//! no pod that is to go. While it evicts, it checks policy, kill switch and node once a second: a node that someone
+//! uncordoned is not emptied further. kubectl tries each pod every five seconds instead, and polls each one.
 
 mod evict;
+mod known;
 mod remaining;
+pub(crate) mod simulate;
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use evict::{EvictionAttempts, select_evictable};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::ApiResource;
 pub(crate) use remaining::Remaining;
-use remaining::{RemainingPod, Snapshot, is_terminating, uid};
+use remaining::{RemainingPod, Snapshot, is_terminating, stage, uid};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    actions::{BoxFuture, shared::toggle::UNCORDON},
+    actions::{AffectedObject, BoxFuture, shared::toggle::UNCORDON},
     contract::{
         error::{ActionError, Code},
         response::{Rollout, RolloutState, Target},
     },
     executor::context::{Context, stopped},
     k8s::{
-        api::mutation::ApplyError, applied_requests::AppliedRequests, drain_filter::plural,
-        effect::Effect, nodes,
+        api::mutation::ApplyError,
+        applied_requests::{AppliedRequests, DRAINS_ANNOTATION},
+        drain_filter::{EvictionSet, plural},
+        effect::Effect,
+        nodes, pods,
     },
     ledger::record::RequestMetadata,
 };
@@ -40,8 +48,14 @@ const MAX_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Time to uncordon the node.
 const UNCORDON_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// Time to find out what is wrong with the node.
+const PROBLEMS_TIMEOUT: Duration = Duration::from_millis(800);
+
 /// Distinguishes the mark of the uncordoning from that of the request.
 const UNCORDON_SUFFIX: &str = "uncordon";
+
+/// The most pods that a message names.
+const MAX_NAMED_PODS: usize = 20;
 
 /// The stage before the first list.
 const NOTHING_SEEN: &str = "no state read yet";
@@ -52,8 +66,23 @@ pub(crate) struct Drain<'a> {
     pub remaining: Remaining<'a>,
     pub request: &'a RequestMetadata,
     pub end: Instant,
+    pub limits: &'a dyn LiveLimits,
+    /// Whether an earlier attempt made the cordon.
+    pub is_taken_up: bool,
+}
+
+/// The limits on a request as they are now.
+pub(crate) trait LiveLimits: Sync {
     /// Checks whether policy and kill switch still allow it.
-    pub recheck: &'a (dyn Fn(Instant) -> BoxFuture<'a, ()> + Sync),
+    fn recheck(&self, deadline: Instant) -> BoxFuture<'_, ()>;
+
+    /// Which of these pods, that are not in the plan, may not be evicted too, by uid with the reason. The others are
+    /// charged to the budget.
+    fn admit(
+        &self,
+        pods: Vec<AffectedObject>,
+        deadline: Instant,
+    ) -> BoxFuture<'_, HashMap<String, String>>;
 }
 
 /// What became of one list and its evictions.
@@ -82,7 +111,11 @@ impl Drain<'_> {
         let (state, message) = self.work(&mut snapshot, &mut attempts, &mut is_seen).await;
         let problems = match state {
             RolloutState::Complete => Vec::new(),
-            _ => attempts.problems(&snapshot, snapshot.pods.iter().collect()),
+            _ => {
+                let mut problems = attempts.problems(&snapshot, snapshot.pods.iter().collect());
+                problems.extend(self.lost_node_warning().await);
+                problems
+            }
         };
         self.conclude(Ended { state, message, problems, is_seen }).await
     }
@@ -100,22 +133,28 @@ impl Drain<'_> {
             problems: Vec::new(),
             is_seen,
         };
-        let ended = match (self.stop_reason(end).await, self.remaining.list(end).await) {
-            (Ok(Some(why)), _) => failed(why, true),
-            (Err(error), _) | (_, Err(error)) => failed(error.with_its_hint(), false),
-            (Ok(None), Ok(snapshot)) => {
-                let chosen = select_evictable(&snapshot, &attempts, Instant::now());
+        let looked = match self.stop_reason(end).await {
+            Ok(None) => self.look(&mut attempts, end).await,
+            Ok(Some(why)) => return Err(self.conclude(failed(why, true)).await),
+            Err(error) => Err(error),
+        };
+        let ended = match looked {
+            Err(error) => failed(error.with_its_hint(), false),
+            Ok(snapshot) => {
+                let chosen = select_evictable(&snapshot, &attempts);
                 let mut evicted = self.evict(&chosen, &mut attempts, end).await;
                 evicted.extend(self.resolve_unknown(&mut attempts, end).await);
                 let stays = |it: &&RemainingPod| {
                     !is_terminating(&it.pod) && !evicted.contains(uid(&it.pod))
                 };
                 let left: Vec<_> = snapshot.pods.iter().filter(stays).collect();
-                if left.is_empty() {
-                    return Ok(self.all_evicted(snapshot.pods.len()));
+                let all = self.count(&attempts);
+                if left.is_empty() && snapshot.refused.is_empty() {
+                    return Ok(all_evicted(all, &snapshot));
                 }
-                let all = plural(self.remaining.evictions.count(), "pod");
-                let message = format!("{} of {all} could not be evicted now", left.len());
+                let (left_over, refused) = (left.len(), snapshot.refused.len());
+                let all = plural(all + refused, "pod");
+                let message = format!("{} of {all} could not be evicted now", left_over + refused);
                 let problems = attempts.problems(&snapshot, left);
                 // What was not tried is left to the next attempt.
                 let state = match *self.context.stopping().borrow() {
@@ -128,13 +167,9 @@ impl Drain<'_> {
         Err(self.conclude(ended).await)
     }
 
-    fn all_evicted(&self, left: usize) -> String {
-        let all = plural(self.remaining.evictions.count(), "pod");
-        match (self.remaining.evictions.count(), left) {
-            (0, _) => "There was no pod to evict.".to_owned(),
-            (_, 0) => format!("{all} evicted and terminated."),
-            _ => format!("{all} evicted; did not wait for them to terminate."),
-        }
+    /// How many pods are evicted: those of the set, and those that came later.
+    fn count(&self, attempts: &EvictionAttempts) -> usize {
+        self.remaining.evictions.count() + attempts.known.evicted_newcomers()
     }
 
     /// Evicts until it ends, and returns how. The last list that was answered is in `snapshot`; whether it was the last
@@ -147,11 +182,11 @@ impl Drain<'_> {
     ) -> (RolloutState, String) {
         let mut stopping = self.context.stopping();
         let mut pause = MIN_POLL_INTERVAL;
-        let mut stage = NOTHING_SEEN.to_owned();
+        let mut reached = NOTHING_SEEN.to_owned();
         let mut unseen = None;
         loop {
             let before = snapshot.pods.len();
-            let mut next = stage.clone();
+            let mut next = reached.clone();
             let step = self.step(snapshot, attempts).await;
             // A list that the end cut short takes nothing from the one before.
             let is_cut_short = step.is_err() && Instant::now() >= self.end;
@@ -165,7 +200,7 @@ impl Drain<'_> {
                     if !evicted.is_empty() || snapshot.pods.len() < before {
                         pause = MIN_POLL_INTERVAL;
                     }
-                    next = self.remaining.stage(snapshot, &evicted);
+                    next = stage(snapshot, self.count(attempts), &evicted);
                 }
                 Err(_) if is_cut_short => {}
                 // What could not be seen has not failed; the next list may show it.
@@ -174,23 +209,25 @@ impl Drain<'_> {
                     unseen = Some(error.detail);
                 }
             }
-            if next != stage {
+            if next != reached {
                 self.context.observer().progress(&next);
-                stage = next;
+                reached = next;
             }
             if *stopping.borrow() {
-                return (RolloutState::Interrupted, stage);
+                return (RolloutState::Interrupted, reached);
             }
             let left = self.end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let message = match unseen {
-                    Some(why) => format!("{stage}; since then the pods could not be listed: {why}"),
-                    None => stage,
+                    Some(why) => {
+                        format!("{reached}; since then the pods could not be listed: {why}")
+                    }
+                    None => reached,
                 };
                 return (RolloutState::TimedOut, message);
             }
             tokio::select! {
-                () = stopped(&mut stopping) => return (RolloutState::Interrupted, stage),
+                () = stopped(&mut stopping) => return (RolloutState::Interrupted, reached),
                 () = sleep(pause.min(left)) => pause = (pause * 3 / 2).min(MAX_POLL_INTERVAL),
             }
         }
@@ -202,19 +239,18 @@ impl Drain<'_> {
         snapshot: &mut Snapshot,
         attempts: &mut EvictionAttempts,
     ) -> Result<Step, ActionError> {
-        *snapshot = self.remaining.list(self.end).await?;
+        *snapshot = self.look(attempts, self.end).await?;
         if snapshot.pods.is_empty() {
-            return Ok(Step::Over(RolloutState::Complete, self.remaining.all_gone()));
+            let (state, message) = self.without_pods_to_evict(snapshot, self.count(attempts));
+            return Ok(Step::Over(state, message));
         }
-        attempts.record_budgets(snapshot);
-        let chosen = select_evictable(snapshot, attempts, Instant::now());
-        if !chosen.is_empty() && attempts.need_recheck() {
+        let chosen = select_evictable(snapshot, attempts);
+        if attempts.need_recheck(chosen.is_empty()) {
             if let Some(why) = self.stop_reason(self.end).await? {
                 return Ok(Step::Over(RolloutState::Failed, why));
             }
             attempts.record_recheck();
         }
-        attempts.record_attempts(&chosen, snapshot);
         let evicted = self.evict(&chosen, attempts, self.end).await;
         if snapshot.pods.iter().all(|it| attempts.is_given_up(&it.pod)) {
             let pods = plural(snapshot.pods.len(), "pod");
@@ -223,26 +259,51 @@ impl Drain<'_> {
         Ok(Step::Evicted(evicted))
     }
 
+    /// How it ends once the last list shows none of the pods to evict: they were so many.
+    fn without_pods_to_evict(&self, snapshot: &Snapshot, all: usize) -> (RolloutState, String) {
+        let Snapshot { refused, ignoring, .. } = snapshot;
+        let gone = self.remaining.all_gone(all);
+        if !refused.is_empty() {
+            let stay = plural(refused.len(), "pod");
+            return (RolloutState::Failed, format!("{gone}, but {stay} came after the plan"));
+        }
+        if ignoring.is_empty() {
+            return (RolloutState::Complete, gone);
+        }
+        let there = plural(ignoring.len(), "pod");
+        let names = pods::join_names(ignoring, MAX_NAMED_PODS);
+        let why = "tolerating it or naming the node";
+        let message = format!("{gone}; {there} came in spite of the cordon, {why}: {names}");
+        (RolloutState::Complete, message)
+    }
+
     /// Why nothing more may be evicted, if so: policy or kill switch, or the node is another one than was
     /// cordoned, or is not cordoned any more.
     pub(super) async fn stop_reason(
         &self,
         deadline: Instant,
     ) -> Result<Option<String>, ActionError> {
-        match (self.recheck)(deadline).await {
+        match self.limits.recheck(deadline).await {
             Err(error) if matches!(error.code, Code::PolicyDenied | Code::Stopped) => {
                 return Ok(Some(error.detail));
             }
             result => result?,
         }
-        let node = &self.remaining.node;
-        match self.remaining.cluster.get_global(&node.name, deadline).await {
-            Ok(found) => Ok(reason_of_node(&found, node, self.request)),
+        let Remaining { cluster, node, evictions } = &self.remaining;
+        match cluster.get_global(&node.name, deadline).await {
+            Ok(found) => Ok(reason_of_node(&found, node, self.request, evictions)),
             Err(error) if error.code == Code::TargetNotFound => {
                 Ok(Some(format!("Node '{}' was deleted", node.name)))
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The warning that the node is lost.
+    async fn lost_node_warning(&self) -> Option<String> {
+        let Remaining { cluster, node, .. } = &self.remaining;
+        let deadline = Instant::now() + PROBLEMS_TIMEOUT;
+        nodes::lost_warning(&cluster.get_global(&node.name, deadline).await.ok()?)
     }
 
     /// The drain's part of the answer. After a failure it uncordons the node, if the request asks for that.
@@ -259,7 +320,7 @@ impl Drain<'_> {
     async fn uncordon(&self) -> String {
         let (name, until) = (&self.remaining.node.name, Instant::now() + UNCORDON_TIMEOUT);
         let failed = |why: &str| format!("Node '{name}' could not be uncordoned: {why}");
-        if let Err(error) = (self.recheck)(until).await {
+        if let Err(error) = self.limits.recheck(until).await {
             return failed(&error.detail);
         }
         let mut is_in_doubt = false;
@@ -275,6 +336,9 @@ impl Drain<'_> {
             let requests = AppliedRequests::from_metadata(&node.metadata);
             if !requests.contains(&self.request.mark()) {
                 return failed("it does not have this request's mark");
+            }
+            if !shows_set(&node, self.request, self.remaining.evictions) {
+                return failed("it does not show that this drain is of the pods in its record");
             }
             if requests.contains(&mark) {
                 return format!("Node '{name}' is uncordoned again");
@@ -309,8 +373,13 @@ impl Drain<'_> {
 }
 
 /// Why nothing more may be evicted from the node as it was found, if so. The node itself shows that this request
-/// cordoned it: a record alone does not count, since more accounts may write Events than nodes.
-fn reason_of_node(found: &Node, cordoned: &Target, request: &RequestMetadata) -> Option<String> {
+/// cordoned it, and to evict which pods: a record alone does not count, since more accounts may write Events than nodes.
+fn reason_of_node(
+    found: &Node,
+    cordoned: &Target,
+    request: &RequestMetadata,
+    evictions: &EvictionSet,
+) -> Option<String> {
     let name = &cordoned.name;
     if found.metadata.uid != cordoned.uid {
         return Some(format!("Node '{name}' was replaced by another node of its name"));
@@ -324,10 +393,33 @@ fn reason_of_node(found: &Node, cordoned: &Target, request: &RequestMetadata) ->
             }
         });
     }
-    let is_ours = requests.contains(&request.mark());
-    (!is_ours).then(|| {
-        format!("Node '{name}' does not have this request's mark; nothing more is evicted")
+    if !requests.contains(&request.mark()) {
+        return Some(format!(
+            "Node '{name}' does not have this request's mark; nothing more is evicted"
+        ));
+    }
+    (!shows_set(found, request, evictions)).then(|| {
+        format!(
+            "Node '{name}' does not show that this drain is of the pods in its record; nothing more is \
+             evicted. A new request with a new id drains it"
+        )
     })
+}
+
+/// Whether the node shows that this request is to evict these pods, and how.
+fn shows_set(node: &Node, request: &RequestMetadata, evictions: &EvictionSet) -> bool {
+    let drains = AppliedRequests::listed_in(&node.metadata, DRAINS_ANNOTATION);
+    drains.contains(&evictions.mark(&request.mark()))
+}
+
+/// The sentence of a drain that did not wait, once so many pods are evicted.
+fn all_evicted(all: usize, snapshot: &Snapshot) -> String {
+    let pods = plural(all, "pod");
+    match (all, snapshot.pods.len()) {
+        (0, _) => "There was no pod to evict.".to_owned(),
+        (_, 0) => format!("{pods} evicted and terminated."),
+        _ => format!("{pods} evicted; did not wait for them to terminate."),
+    }
 }
 
 #[cfg(test)]
@@ -337,23 +429,31 @@ mod tests {
     #[test]
     fn a_drain_stops_when_its_node_is_replaced_or_uncordoned_or_was_cordoned_by_another_request() {
         let request = RequestMetadata::example();
+        let set = EvictionSet { grace_period_seconds: Some(7), ..EvictionSet::default() };
+        let drains = format!("1:{}", set.mark(&request.mark()));
         let (ours, other) = (format!("1:{}", request.mark()), "1:alert-7@of-another");
         let both = format!("{ours} 2:{}", request.mark_of(UNCORDON_SUFFIX));
         let cordoned =
             Target { uid: Some("u1".to_owned()), ..Target::named("v1", "Node", "", "n1") };
-        for (uid, unschedulable, requests, expected) in [
-            ("u1", true, &*ours, None),
-            ("u1", true, other, Some("does not have this request's mark; nothing more is evicted")),
-            ("u2", true, &*ours, Some("replaced by another node")),
-            ("u1", false, &*ours, Some("uncordoned by another client")),
-            ("u1", false, &*both, Some("another attempt has given up")),
+        let unmarked = "does not have this request's mark; nothing more is evicted";
+        let forged = "does not show that this drain is of the pods in its record";
+        let of_none = format!("1:{}", EvictionSet::default().mark(&request.mark()));
+        for (uid, unschedulable, requests, drains, expected) in [
+            ("u1", true, &*ours, &*drains, None),
+            ("u1", true, other, &*drains, Some(unmarked)),
+            ("u2", true, &*ours, &*drains, Some("replaced by another node")),
+            ("u1", false, &*ours, &*drains, Some("uncordoned by another client")),
+            ("u1", false, &*both, &*drains, Some("another attempt has given up")),
+            ("u1", true, &*ours, "", Some(forged)),
+            ("u1", true, &*ours, &*of_none, Some(forged)),
         ] {
             let node = serde_yaml_ng::from_str(&format!(
                 "{{metadata: {{name: n1, uid: {uid}, annotations: \
-                 {{action-executor.dev/requests: '{requests}'}}}}, \
+                 {{action-executor.dev/requests: '{requests}', \
+                 action-executor.dev/drains: '{drains}'}}}}, \
                  spec: {{unschedulable: {unschedulable}}}}}"
             ));
-            let reason = reason_of_node(&node.expect("is a node"), &cordoned, &request);
+            let reason = reason_of_node(&node.expect("is a node"), &cordoned, &request, &set);
             assert_eq!(reason.is_some(), expected.is_some(), "{reason:?}");
             let says = |part| reason.as_ref().is_some_and(|reason| reason.contains(part));
             assert!(expected.is_none_or(says), "{reason:?}");

@@ -1,18 +1,27 @@
 //! Lists the pods of a drain that remain on its node. It evicts nothing, so a request's status uses it too.
 //!
 //! Each list takes two calls, however many pods there are: the metadata of the node's pods, and the disruption
-//! budgets, the latter only if one may protect a pod.
+//! budgets, the latter only if one may protect a pod. What is not in the set of pods to evict came later;
+//! [`super::known`] judges it.
 
 use std::collections::{HashMap, HashSet};
 
 use chrono::Utc;
 use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
-use kube::{ResourceExt, core::ObjectMeta};
+use kube::core::ObjectMeta;
 use tokio::time::Instant;
 
 use crate::{
     contract::{error::ActionError, response::Target},
-    k8s::{api::client::Cluster, drain_filter, drain_filter::EvictionSet, pdb},
+    k8s::{
+        api::{
+            client::{Cluster, next_page},
+            node_pods::Budgets,
+        },
+        drain_filter,
+        drain_filter::EvictionSet,
+        pdb,
+    },
 };
 
 /// Objects per page.
@@ -32,6 +41,10 @@ pub(crate) struct Snapshot {
     pub pods: Vec<RemainingPod>,
     /// The budgets that protect them, by `namespace/name`.
     pub budgets: HashMap<String, PodDisruptionBudget>,
+    /// Pods that came after the plan and may not be evicted, each with the reason.
+    pub refused: Vec<String>,
+    /// The names of pods that are on the node in spite of the cordon.
+    pub ignoring: Vec<String>,
 }
 
 /// A pod to evict that is there.
@@ -39,6 +52,8 @@ pub(crate) struct RemainingPod {
     pub pod: ObjectMeta,
     /// The key of the budget that may refuse its eviction.
     pub budget: Option<String>,
+    /// Whether the executor runs in it.
+    pub is_own: bool,
 }
 
 impl Remaining<'_> {
@@ -47,84 +62,96 @@ impl Remaining<'_> {
     /// # Errors
     /// Why the cluster could not be read.
     pub(crate) async fn progress(&self, deadline: Instant) -> Result<String, ActionError> {
-        let snapshot = self.list(deadline).await?;
-        Ok(match snapshot.pods.is_empty() {
-            true => self.all_gone(),
-            false => self.stage(&snapshot, &HashSet::new()),
+        let mut pods = self.pods(deadline).await?;
+        pods.retain(|pod| self.evictions.contains(pod));
+        let all = self.evictions.count();
+        Ok(match pods.is_empty() {
+            true => self.all_gone(all),
+            false => stage(&Snapshot::of(pods), all, &HashSet::new()),
         })
     }
 
-    pub(crate) async fn list(&self, deadline: Instant) -> Result<Snapshot, ActionError> {
-        let mut left = Vec::new();
-        let selector = self.evictions.selector.as_deref();
-        let mut params = drain_filter::pods_of(&self.node.name, selector).limit(PAGE_SIZE);
+    /// The metadata of all pods of the node, without those that were deleted so long ago that nobody waits for them.
+    ///
+    /// # Errors
+    /// Why they could not be listed.
+    pub(crate) async fn pods(&self, deadline: Instant) -> Result<Vec<ObjectMeta>, ActionError> {
+        let mut pods = Vec::new();
+        let EvictionSet { selector, options, .. } = self.evictions;
+        let mut params =
+            drain_filter::pods_of(&self.node.name, selector.as_deref()).limit(PAGE_SIZE);
+        let is_awaited = |pod: &ObjectMeta| {
+            !drain_filter::is_deleted_for_long(pod, options.deleted_for, Utc::now())
+        };
         loop {
             let page = self.cluster.page_of_metadata::<Pod>(&params, deadline).await?;
-            let pods = page.items.into_iter().map(|pod| pod.metadata);
-            left.extend(pods.filter(|pod| self.is_remaining(pod)).map(strip));
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params.continue_token = Some(token),
-                None => break,
+            let found = page.items.into_iter().map(|pod| strip(pod.metadata));
+            pods.extend(found.filter(is_awaited));
+            if !next_page(&mut params, &page.metadata) {
+                return Ok(pods);
             }
         }
-        let budgets = match left.iter().any(|pod| self.may_be_protected(pod)) {
-            true => self.cluster.list_all::<PodDisruptionBudget>(None, "", deadline).await?,
-            false => Vec::new(),
-        };
-        Ok(self.with_budgets(left, budgets))
     }
 
-    pub(crate) fn all_gone(&self) -> String {
+    /// Once all of so many pods are gone.
+    pub(crate) fn all_gone(&self, all: usize) -> String {
         let name = &self.node.name;
-        match self.evictions.count() {
+        match all {
             0 => format!("there was no pod to evict from Node '{name}'"),
             1 => format!("the one pod is gone from Node '{name}'"),
             all => format!("all {all} pods are gone from Node '{name}'"),
         }
     }
+}
 
-    pub(crate) fn stage(&self, snapshot: &Snapshot, evicted: &HashSet<String>) -> String {
-        let (all, left) = (self.evictions.count(), snapshot.pods.len());
-        let terminates =
-            |it: &&RemainingPod| is_terminating(&it.pod) || evicted.contains(uid(&it.pod));
-        let terminating = snapshot.pods.iter().filter(terminates).count();
-        let (gone, waiting) = (all.saturating_sub(left), left - terminating);
-        format!("{gone} of {all} pods are gone, {terminating} are shutting down, {waiting} wait")
+impl Snapshot {
+    /// These pods, without budgets.
+    pub(crate) fn of(pods: Vec<ObjectMeta>) -> Self {
+        let remaining = |pod| RemainingPod { pod, budget: None, is_own: false };
+        Snapshot { pods: pods.into_iter().map(remaining).collect(), ..Snapshot::default() }
     }
 
-    fn is_remaining(&self, pod: &ObjectMeta) -> bool {
-        self.evictions.contains(pod)
-            && !drain_filter::is_deleted_for_long(pod, self.evictions.deleted_for, Utc::now())
-    }
-
-    fn may_be_protected(&self, pod: &ObjectMeta) -> bool {
-        !is_terminating(pod) && !self.evictions.is_unprotected(pod)
-    }
-
-    /// Each pod with the budget that protects it.
-    fn with_budgets(&self, pods: Vec<ObjectMeta>, budgets: Vec<PodDisruptionBudget>) -> Snapshot {
-        let mut by_namespace: HashMap<_, Vec<_>> = HashMap::new();
-        for budget in budgets {
-            by_namespace.entry(budget.namespace()).or_default().push(budget);
+    /// Marks the pod of this namespace and name as the executor's own.
+    pub(crate) fn mark_own(&mut self, namespace: &str, name: &str) {
+        for left in &mut self.pods {
+            let RemainingPod { pod, is_own, .. } = left;
+            *is_own =
+                pod.namespace.as_deref() == Some(namespace) && pod.name.as_deref() == Some(name);
         }
-        let mut snapshot = Snapshot::default();
-        for metadata in pods {
-            let mut left = RemainingPod { pod: metadata, budget: None };
-            let there =
-                by_namespace.get(&left.pod.namespace).filter(|_| self.may_be_protected(&left.pod));
-            if let Some(there) = there {
-                let pod = Pod { metadata: left.pod.clone(), ..Pod::default() };
-                if let Some(budget) = pdb::budgets_of(&pod, there).first() {
-                    let namespace = budget.namespace().unwrap_or_default();
-                    let key = format!("{namespace}/{}", pdb::name_of(budget));
-                    snapshot.budgets.entry(key.clone()).or_insert_with(|| (*budget).clone());
-                    left.budget = Some(key);
-                }
-            }
-            snapshot.pods.push(left);
-        }
-        snapshot
     }
+
+    /// Adds to each pod that `may_be_protected` the budget that protects it.
+    pub(crate) fn add_budgets(
+        &mut self,
+        budgets: &Budgets,
+        may_be_protected: impl Fn(&ObjectMeta) -> bool,
+    ) {
+        for left in self.pods.iter_mut().filter(|left| may_be_protected(&left.pod)) {
+            let pod = Pod { metadata: left.pod.clone(), ..Pod::default() };
+            let budget = pdb::budgets_of(&pod, budgets.of(&pod)).first().copied();
+            left.budget = budget.map(|budget| {
+                let namespace = left.pod.namespace.as_deref().unwrap_or_default();
+                let key = format!("{namespace}/{}", pdb::name_of(budget));
+                self.budgets.entry(key.clone()).or_insert_with(|| budget.clone());
+                key
+            });
+        }
+    }
+
+    /// The keys of the budgets that protect a pod and allow no disruption now.
+    pub(crate) fn exhausted_budgets(&self) -> impl Iterator<Item = &str> {
+        let keys = self.pods.iter().filter_map(|left| left.budget.as_deref());
+        keys.filter(|key| pdb::disruptions_allowed(&self.budgets[*key]) == 0)
+    }
+}
+
+/// How far it is, of so many pods; `evicted` are those that the list does not show as terminating yet.
+pub(crate) fn stage(snapshot: &Snapshot, all: usize, evicted: &HashSet<String>) -> String {
+    let left = snapshot.pods.len();
+    let terminates = |it: &&RemainingPod| is_terminating(&it.pod) || evicted.contains(uid(&it.pod));
+    let terminating = snapshot.pods.iter().filter(terminates).count();
+    let (gone, waiting) = (all.saturating_sub(left), left - terminating);
+    format!("{gone} of {all} pods are gone, {terminating} are shutting down, {waiting} wait")
 }
 
 pub(crate) fn is_terminating(pod: &ObjectMeta) -> bool {
@@ -133,6 +160,12 @@ pub(crate) fn is_terminating(pod: &ObjectMeta) -> bool {
 
 pub(crate) fn uid(pod: &ObjectMeta) -> &str {
     pod.uid.as_deref().unwrap_or_default()
+}
+
+/// As `namespace/name`.
+pub(crate) fn name_of(pod: &ObjectMeta) -> String {
+    let namespace = pod.namespace.as_deref().unwrap_or_default();
+    format!("{namespace}/{}", pod.name.as_deref().unwrap_or_default())
 }
 
 /// The metadata without its largest parts, which are not used here.

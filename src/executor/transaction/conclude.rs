@@ -1,19 +1,21 @@
 //! The end of a transaction: wait for completion if the request waits, roll back if that failed, record the
 //! answer. An answer is final once it is recorded; the first one recorded is everyone's.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use chrono::Utc;
 use tokio::time::Instant;
 
 use super::{Transaction, record_deadline};
 use crate::{
-    actions::PlanInput,
+    actions::{AffectedObject, BoxFuture, PlanInput},
     contract::{
         error::ActionError,
+        names::RequestId,
         response::{ActionResponse, Outcome, RolloutState},
     },
     executor::{
+        drain::LiveLimits,
         failpoint::Failpoint,
         follow_up::{FollowUpResult, Pending, Run},
     },
@@ -22,6 +24,7 @@ use crate::{
         Commit,
         record::{Record, State},
     },
+    policy::{budget::usage::UsageEntry, evaluate::Facts},
 };
 
 /// Time to record the answer after a wait that used up all other time.
@@ -57,7 +60,7 @@ impl Transaction<'_> {
             record.mark_applied(applied);
             self.write(&mut record, record_deadline(input)).await;
             self.context.observer().claimed(&self.ledger.request);
-            self.follow_up(&record, &mut response, input).await;
+            self.follow_up(&record, &mut response, replayed, input).await;
             self.roll_back_if_failed(&mut record, &mut response).await;
         } else {
             record.applied = Some(applied);
@@ -81,7 +84,7 @@ impl Transaction<'_> {
         }
         self.context.observer().claimed(&self.ledger.request);
         if !has_failed {
-            self.follow_up(&record, &mut response, input).await;
+            self.follow_up(&record, &mut response, true, input).await;
         }
         self.roll_back_if_failed(&mut record, &mut response).await;
         response.finished_at = Utc::now();
@@ -97,15 +100,21 @@ impl Transaction<'_> {
         let response = record.answer.clone().unwrap_or_else(|| record.intent.answer.clone());
         let mut response = ActionResponse { replayed: true, ..response };
         if input.wait && response.rollout.is_none() {
-            self.follow_up(&record, &mut response, input).await;
+            self.follow_up(&record, &mut response, true, input).await;
         }
         Ok(response)
     }
 
-    /// Does what follows the effect, and adds the result to the response.
-    async fn follow_up(&self, record: &Record, response: &mut ActionResponse, input: &PlanInput) {
+    /// Does what follows the effect, which an earlier attempt may have made, and adds the result to the response.
+    async fn follow_up(
+        &self,
+        record: &Record,
+        response: &mut ActionResponse,
+        is_taken_up: bool,
+        input: &PlanInput,
+    ) {
         self.context.observer().waiting();
-        let recheck = |deadline| self.recheck_limits(deadline);
+        let limits = LimitsOfRecord { transaction: self, record, id: &input.id };
         let pending = Pending {
             cluster: self.cluster,
             completion: &record.intent.completion,
@@ -117,7 +126,8 @@ impl Transaction<'_> {
             request: &self.ledger.request,
             wait: input.wait,
             end: self.end,
-            recheck: &recheck,
+            limits: &limits,
+            is_taken_up,
         };
         match pending.run(run).await {
             FollowUpResult::Begun(sentence) => {
@@ -156,6 +166,64 @@ impl Transaction<'_> {
                 response.warnings.push(format!("the answer could not be recorded: {why}"));
                 Ok(response)
             }
+        }
+    }
+}
+
+/// The limits on what follows the effect of this record.
+struct LimitsOfRecord<'a> {
+    transaction: &'a Transaction<'a>,
+    record: &'a Record,
+    id: &'a RequestId,
+}
+
+impl LiveLimits for LimitsOfRecord<'_> {
+    fn recheck(&self, deadline: Instant) -> BoxFuture<'_, ()> {
+        self.transaction.recheck_limits(deadline)
+    }
+
+    fn admit(
+        &self,
+        pods: Vec<AffectedObject>,
+        deadline: Instant,
+    ) -> BoxFuture<'_, HashMap<String, String>> {
+        Box::pin(async move {
+            let mut refused = HashMap::new();
+            let mut entries = Vec::new();
+            let Transaction { cluster, budget, ledger, .. } = self.transaction;
+            for pod in &pods {
+                match self.judge(pod) {
+                    Ok(()) => {
+                        let (whole, now) = (&ledger.request.target, cluster.now());
+                        entries.push(UsageEntry::new(self.id, whole, &pod.target, now));
+                    }
+                    Err(why) => {
+                        refused.extend(pod.target.uid.clone().map(|uid| (uid, why)));
+                    }
+                }
+            }
+            if !entries.is_empty() {
+                let charged = budget.reserve(&entries, None, deadline).await?;
+                self.transaction.record_effect(&charged, deadline).await;
+            }
+            Ok(refused)
+        })
+    }
+}
+
+impl LimitsOfRecord<'_> {
+    /// Whether the policy as it is now allows this pod too, and nothing about it needs a person's approval: what was
+    /// approved were the pods of the plan.
+    fn judge(&self, pod: &AffectedObject) -> Result<(), String> {
+        let (policy, request) = (self.transaction.context.policy(), self.transaction.request);
+        let verdict = policy.judge_other(request, pod, false);
+        verdict.refuse().map_err(|refusal| refusal.detail)?;
+        let is_of_approval = self.record.approval_nonce.is_some()
+            || verdict.requires_approval()
+            || policy.judge(&Facts::of(request, None)).requires_approval();
+        match is_of_approval {
+            true => Err("it is not one of the pods that a person approved".to_owned()),
+            false => Ok(()),
         }
     }
 }

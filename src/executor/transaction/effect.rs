@@ -81,7 +81,7 @@ impl Transaction<'_> {
         match result {
             Ok(done) if settlement == Settlement::Record => {
                 let finished = self.finish(record, done, &input);
-                tokio::join!(finished, self.record_effect(&entries, &input)).0
+                tokio::join!(finished, self.record_effect(&entries, record_deadline(&input))).0
             }
             Ok(done) => self.finish(record, done, &input).await,
             Err(error) if settlement == Settlement::Keep => {
@@ -184,8 +184,8 @@ impl Transaction<'_> {
     }
 
     /// Adds the time of the effect to the entries. If that fails, they count longer than they have to.
-    async fn record_effect(&self, entries: &[UsageEntry], input: &PlanInput) {
-        if let Err(error) = self.budget.record_effect(entries, record_deadline(input)).await {
+    pub(super) async fn record_effect(&self, entries: &[UsageEntry], deadline: Instant) {
+        if let Err(error) = self.budget.record_effect(entries, deadline).await {
             tracing::warn!(%error, "the time of the effect was not recorded; the charge counts up to 30 s longer");
         }
     }

@@ -11,7 +11,6 @@ use crate::{
     k8s::{
         api::{
             client::{Call, Cluster},
-            error::ApiError,
             retry::Retry,
         },
         completion::{self, AwaitedRollout, Completion},
@@ -91,14 +90,16 @@ impl Cluster {
         let pods = self.list::<Pod>(namespace, &selector, deadline).await?;
         let mut problems = pods::problems(&pods);
         let failed = pods.iter().find(|pod| pods::phase(pod) == "Failed");
-        if let Some(name) = failed.and_then(|pod| pod.metadata.name.as_deref()) {
+        if let Some((pod, container)) = failed
+            .and_then(|pod| Some((pod.metadata.name.as_deref()?, jobs::container_to_blame(pod)?)))
+        {
             // The log comes from the node, which may not answer. Half of the time is left for the rest.
             let now = Instant::now();
             let end = now + deadline.saturating_duration_since(now) / 2;
-            match self.log_tail(namespace, name, end).await {
+            match self.log_tail(namespace, pod, container, end).await {
                 Ok(lines) => problems.extend(lines),
                 Err(error) => problems.push(format!(
-                    "the log of pod {name} could not be read: {}",
+                    "the log of pod {pod}, container {container}, could not be read: {}",
                     error.with_its_hint()
                 )),
             }
@@ -106,24 +107,25 @@ impl Cluster {
         Ok(problems)
     }
 
-    /// The last lines of a pod's log, each with the pod's name.
+    /// The last lines of a container's log, each with its name.
     async fn log_tail(
         &self,
         namespace: &str,
         pod: &str,
+        container: &str,
         deadline: Instant,
     ) -> Result<Vec<String>, ActionError> {
         let api = Api::<Pod>::namespaced(self.client(), namespace);
-        let params = LogParams { tail_lines: Some(jobs::MAX_LOG_LINES), ..LogParams::default() };
-        let text = match self.attempt(Retry::Idempotent, deadline, || api.logs(pod, &params)).await
-        {
-            // A pod that never started has no log.
-            Err(ApiError::Rejected(_)) => Ok(String::new()),
-            text => text,
+        let params = LogParams {
+            container: Some(container.to_owned()),
+            tail_lines: Some(jobs::MAX_LOG_LINES),
+            ..LogParams::default()
         };
+        let text = self.attempt(Retry::Idempotent, deadline, || api.logs(pod, &params)).await;
         let mut call = Call::of::<Pod>("get", namespace, Some(pod));
         call.resource.plural.push_str("/log");
-        Ok(jobs::log_lines(pod, &self.explain_result(&call, text).await?))
+        let text = self.explain_result(&call, text).await?;
+        Ok(jobs::log_lines(&format!("pod {pod}, container {container},"), &text))
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod connection;
 pub(crate) mod eks;
 pub(crate) mod error;
 pub(crate) mod mutation;
+pub(crate) mod node_pods;
 pub(crate) mod preflight;
 pub(crate) mod problems;
 pub(crate) mod retry;

@@ -95,6 +95,7 @@ impl Preflight {
     }
 }
 
-fn not_checked(error: &ActionError) -> String {
+/// The warning about something that could not be read.
+pub(crate) fn not_checked(error: &ActionError) -> String {
     format!("not checked: {}", error.with_its_hint())
 }

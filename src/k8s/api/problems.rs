@@ -4,7 +4,7 @@
 
 use k8s_openapi::api::{
     batch::v1::Job,
-    core::v1::{Event, Pod},
+    core::v1::{Event, Node, Pod},
 };
 use kube::{
     ResourceExt,
@@ -14,11 +14,11 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
-    contract::error::ActionError,
+    contract::error::{ActionError, Code},
     k8s::{
         api::{client::Cluster, completion::found_opt},
         completion::{self, AwaitedRollout, Completion},
-        events, pods, problems,
+        events, nodes, pods, problems,
         revisions::{History, revision_resource},
         rollout::{self, RolloutStatus},
         workload::Workload,
@@ -73,7 +73,8 @@ impl Cluster {
                 }
             }
             Completion::Gone { namespace, name, .. } => {
-                Ok(pods::termination_blockers(&self.get::<Pod>(namespace, name, deadline).await?))
+                let pod = self.get::<Pod>(namespace, name, deadline).await?;
+                Ok(self.termination_problems(&pod, deadline).await)
             }
             Completion::Finished { namespace, name } => {
                 self.job_problems(namespace, name, deadline).await
@@ -84,9 +85,35 @@ impl Cluster {
                     self.newest_warning(namespace, Some(controller_uid), deadline),
                 );
                 let pods = pods?;
-                let problems = pods::problems(pods::replacements(&pods, controller_uid, known));
+                let mut problems = pods::problems(pods::replacements(&pods, controller_uid, known));
+                // A StatefulSet and a DaemonSet make the new pod only once the old one is gone.
+                let is_old = |pod: &&Pod| {
+                    let is_known = pod.metadata.uid.as_ref().is_some_and(|uid| known.contains(uid));
+                    is_known && pods::is_terminating(pod)
+                };
+                if let Some(old) = pods.iter().find(is_old) {
+                    problems.extend(self.termination_problems(old, deadline).await);
+                }
                 Ok(problems::with_events(problems, [warning]))
             }
+        }
+    }
+
+    /// Why a pod that is to be deleted still exists.
+    async fn termination_problems(&self, pod: &Pod, deadline: Instant) -> Vec<String> {
+        let mut problems = pods::termination_blockers(pod, self.now());
+        problems.extend(self.lost_node_warning(pod, deadline).await);
+        problems
+    }
+
+    /// The warning that the node of a pod is lost. Of a pod that is ready it is not, so nothing is read. Where nodes may
+    /// not be read, the pod shows what the node controller did to it.
+    pub(crate) async fn lost_node_warning(&self, pod: &Pod, deadline: Instant) -> Option<String> {
+        let name = pods::node_name(pod).filter(|_| !pods::is_ready(pod))?;
+        match self.get_global::<Node>(name, deadline).await {
+            Ok(node) => nodes::lost_warning(&node),
+            Err(error) if error.code == Code::TargetNotFound => None,
+            Err(_) => pods::marked_unready_at(pod).map(|at| nodes::may_be_lost_warning(name, &at)),
         }
     }
 
@@ -117,7 +144,10 @@ impl Cluster {
             Vec::new()
         });
         let history = History::new(workload, template, &revisions);
-        problems.extend(problems::of_pods(&history, &pods));
+        problems.extend(problems::of_pods(&history, &pods, self.now()));
+        if let Some(old) = pods.iter().find(|pod| pods::is_terminating(pod)) {
+            problems.extend(self.lost_node_warning(old, deadline).await);
+        }
         let unready = problems::unready_pod(&history, &pods).and_then(ResourceExt::uid);
         let (of_replica_set, of_pod) = tokio::join!(
             self.newest_warning(

@@ -1,19 +1,91 @@
 //! Reads workloads and their revisions. Must not decide anything about them.
 
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
+    core::v1::Pod,
+    policy::v1::PodDisruptionBudget,
+};
+use kube::{ResourceExt, core::ObjectMeta};
 use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
     contract::error::ActionError,
     k8s::{
-        api::client::Cluster,
+        api::{client::Cluster, preflight::not_checked},
+        pdb, pods,
         revisions::{History, revision_resource},
-        workload::{Workload, WorkloadKind},
+        workload::{self, Workload, WorkloadKind},
     },
 };
 
 impl Cluster {
+    /// Why the budget never allows a disruption of its pods, if so. Of an integer `minAvailable` it is unknown where the
+    /// account may not read the pods' StatefulSet.
+    pub(crate) async fn never_allows(
+        &self,
+        budget: &PodDisruptionBudget,
+        pods: &[Pod],
+        deadline: Instant,
+    ) -> Option<String> {
+        let replicas = match pdb::min_available(budget) {
+            Some(_) => self.replicas_of(pods, deadline).await,
+            None => None,
+        };
+        pdb::never_allows(budget, replicas)
+    }
+
+    /// How many pods these are if none is missing: the replicas of their controllers, and those without one. `None` if it
+    /// cannot be found out. A ReplicaSet that may not be read has as many as there are, since it replaces a pod at once.
+    async fn replicas_of(&self, pods: &[Pod], deadline: Instant) -> Option<i32> {
+        let mut by_controller: BTreeMap<_, i32> = BTreeMap::new();
+        for pod in pods.iter().filter(|pod| !pods::has_finished(pod)) {
+            let owner = pods::controller(pod).map(|owner| (owner.kind.as_str(), &*owner.name));
+            *by_controller.entry((pod.namespace().unwrap_or_default(), owner)).or_default() += 1;
+        }
+        let mut all = 0;
+        for ((namespace, owner), number) in by_controller {
+            all += match owner {
+                None => number,
+                Some(("ReplicaSet", name)) => {
+                    let kind = WorkloadKind::ReplicaSet;
+                    let set = self.workload(kind, &namespace, name, deadline).await;
+                    set.ok().and_then(|set| set.replicas()).unwrap_or(number)
+                }
+                Some(("StatefulSet", name)) => {
+                    let kind = WorkloadKind::StatefulSet;
+                    self.workload(kind, &namespace, name, deadline).await.ok()?.replicas()?
+                }
+                Some(_) => return None,
+            };
+        }
+        Some(all)
+    }
+
+    /// The warning about pods for which an ordered StatefulSet waits: all, or those of ordinals below `end`. Where the
+    /// status shows none, nothing more is read.
+    pub(crate) async fn order_warning(
+        &self,
+        workload: &Workload,
+        end: Option<i32>,
+        deadline: Instant,
+    ) -> Option<String> {
+        if !workload.is_held_up() {
+            return None;
+        }
+        let ObjectMeta { namespace, name, uid, .. } = workload.metadata();
+        let namespace = namespace.as_deref().unwrap_or_default();
+        match self.list::<Pod>(namespace, &workload.label_selector(), deadline).await {
+            Ok(pods) => {
+                let unready = workload::unready_pods(&pods, uid.as_deref(), end);
+                workload::order_warning(name.as_deref().unwrap_or_default(), &unready)
+            }
+            Err(error) => Some(not_checked(&error)),
+        }
+    }
+
     pub(crate) async fn workload(
         &self,
         kind: WorkloadKind,
