@@ -20,7 +20,7 @@ use crate::{
     },
     k8s::{
         api::{client::Cluster, preflight},
-        autoscaling::{autoscaler_of, scaled_object_of},
+        autoscaling::{autoscaler_of, bounds, is_disabled_at_zero, scaled_object_of},
         completion::Completion,
         effect::Effect,
         rbac::PolicyRule,
@@ -39,6 +39,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Set how many replicas a Deployment, StatefulSet or ReplicaSet has: to a number \
                   (replicas) or by a difference (by). Refused where a HorizontalPodAutoscaler, KEDA or \
                   an owning Deployment sets the number and would change it back: change it there. \
+                  To 0 and from 0 it is possible beside a HorizontalPodAutoscaler, which is disabled at 0. \
                   Unchanged if it has that number already. With wait it is complete once all replicas \
                   are available and no surplus one is left.",
     takes_time: true,
@@ -204,8 +205,9 @@ fn decide(
     }
     input.check_found(&target, found)?;
     let with_uid = |refusal: ActionError| refusal.object_uid(found.uid.as_deref());
-    refuse_managed(&target, workload, autoscalers).map_err(with_uid)?;
     let desired = target_replicas(parameters, current, input).map_err(with_uid)?;
+    let autoscaler = autoscaler_of(autoscalers, &target);
+    refuse_managed(&target, workload, autoscaler, [current, desired]).map_err(with_uid)?;
     let completion = completion_of(&target, workload, desired);
     if desired == current {
         let decision = Decision::NoOp(format!("{object} is scaled to {current} already."));
@@ -218,7 +220,7 @@ fn decide(
     let mut plan =
         Plan::new(target, found, Decision::Apply(Box::new(effect), did, would), completion);
     plan.changes = vec![change(current.into(), desired)];
-    plan.warnings = warnings(workload, current, desired);
+    plan.warnings = warnings(workload, autoscaler, current, desired);
     plan.replicas = u32::try_from(desired).ok();
     plan.decision_etag = Some(desired.to_string());
     Ok(plan)
@@ -272,18 +274,21 @@ fn change(from: Value, to: i32) -> Change {
     Change { path: REPLICAS_POINTER.to_owned(), from, to: to.into() }
 }
 
-/// kubectl changes the number anyway, and the controller that sets it changes it back.
+/// kubectl changes the number anyway, and the controller that sets it changes it back. Not so with an autoscaler that
+/// is disabled at 0 replicas: 0 lasts, and from 0 on it sets the number again.
 fn refuse_managed(
     target: &Target,
     workload: &Workload,
-    autoscalers: &[HorizontalPodAutoscaler],
+    autoscaler: Option<&HorizontalPodAutoscaler>,
+    replicas: [i32; 2],
 ) -> Result<(), ActionError> {
     let namespace = &target.namespace;
     let managed_by = |by: String| {
         let detail = format!("the replicas of {target} are managed by {by}");
         ActionError::new(Code::TargetManaged, detail)
     };
-    if let Some(autoscaler) = autoscaler_of(autoscalers, target) {
+    let acts = |it: &&HorizontalPodAutoscaler| !(replicas.contains(&0) && is_disabled_at_zero(it));
+    if let Some(autoscaler) = autoscaler.filter(acts) {
         let name = autoscaler.metadata.name.as_deref().unwrap_or_default();
         return Err(match scaled_object_of(autoscaler) {
             Some(object) => managed_by(format!(
@@ -295,7 +300,8 @@ fn refuse_managed(
                  autoscaling.keda.sh/paused-replicas=N`"
             )),
             None => managed_by(format!("HorizontalPodAutoscaler '{name}'")).with_hint(format!(
-                "change its minReplicas or maxReplicas: `kubectl -n {namespace} edit hpa {name}`"
+                "change its minReplicas or maxReplicas: `kubectl -n {namespace} edit hpa {name}`; if they are above 0, \
+                 a scaling to 0 and back is possible here, and disables the autoscaler meanwhile"
             )),
         });
     }
@@ -308,11 +314,29 @@ fn refuse_managed(
     }
 }
 
-fn warnings(workload: &Workload, current: i32, desired: i32) -> Vec<String> {
+fn warnings(
+    workload: &Workload,
+    autoscaler: Option<&HorizontalPodAutoscaler>,
+    current: i32,
+    desired: i32,
+) -> Vec<String> {
     let kind = workload.kind().name();
     let mut warnings = Vec::new();
     if desired == 0 {
         warnings.push(format!("the {kind} is scaled to 0: no pod is left"));
+    }
+    if let Some(autoscaler) = autoscaler {
+        let name = autoscaler.metadata.name.as_deref().unwrap_or_default();
+        let name = format!("HorizontalPodAutoscaler '{name}'");
+        warnings.push(if desired == 0 {
+            format!(
+                "{name} does nothing while the number is 0 (ScalingDisabled); it sets the number again once another \
+                 one is set"
+            )
+        } else {
+            let [min, max] = bounds(autoscaler);
+            format!("{name} sets the number from now on, from {min} to {max}")
+        });
     }
     if workload.is_paused() {
         warnings.push(format!(
@@ -505,6 +529,47 @@ mod tests {
         let message = refusal(autoscaler(", labels: {scaledobject.keda.sh/name: web-so}"));
         assert!(message.contains("ScaledObject 'web-so'"), "{message}");
         assert!(message.contains("autoscaling.keda.sh/paused-replicas"), "{message}");
+    }
+
+    #[test]
+    fn an_autoscaler_that_is_disabled_at_0_is_warned_of_and_one_that_is_not_is_refused() {
+        let decide_from =
+            |replicas: &str, autoscaler: HorizontalPodAutoscaler, parameters: &str| {
+                let workload = deployment("", "");
+                let Workload::Deployment(mut workload) = workload else { panic!("is one") };
+                workload.spec.as_mut().expect("has one").replicas = replicas.parse().ok();
+                let parameters = read(parameters).expect("are parameters");
+                decide(
+                    &parameters,
+                    &Workload::Deployment(workload),
+                    &[autoscaler],
+                    &PlanInput::example(),
+                )
+            };
+        let plan = decide_from("3", autoscaler(""), r#""replicas":0"#).expect("is planned");
+        assert!(plan.warnings[1].contains("'web-hpa' does nothing while"), "{:?}", plan.warnings);
+        let plan = decide_from("0", autoscaler(""), r#""by":2"#).expect("is planned");
+        assert_eq!(
+            plan.warnings,
+            ["HorizontalPodAutoscaler 'web-hpa' sets the number from now on, from 1 to 5"]
+        );
+        let plan = decide_from("0", autoscaler(""), r#""replicas":0"#).expect("is planned");
+        assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
+
+        let mut from_zero = autoscaler("");
+        from_zero.spec.as_mut().expect("has one").min_replicas = Some(0);
+        let mut has_scaled_to_zero = autoscaler("");
+        has_scaled_to_zero.status = serde_yaml_ng::from_str(
+            "{desiredReplicas: 0, conditions: [{type: ScaledToZero, status: 'True'}]}",
+        )
+        .expect("is a status");
+        let of_keda = autoscaler(", labels: {scaledobject.keda.sh/name: web-so}");
+        for autoscaler in [from_zero, has_scaled_to_zero, of_keda] {
+            for (from, parameters) in [("3", r#""replicas":0"#), ("0", r#""replicas":2"#)] {
+                let error = decide_from(from, autoscaler.clone(), parameters);
+                assert_eq!(error.expect_err("is refused").code, Code::TargetManaged);
+            }
+        }
     }
 
     #[test]

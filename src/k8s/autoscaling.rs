@@ -32,6 +32,24 @@ pub(crate) fn scaled_object_of(autoscaler: &HorizontalPodAutoscaler) -> Option<&
     owner.or_else(label).map(String::as_str)
 }
 
+/// The numbers between which an autoscaler sets the replicas.
+pub(crate) fn bounds(autoscaler: &HorizontalPodAutoscaler) -> [i32; 2] {
+    let spec = autoscaler.spec.as_ref();
+    let min = spec.and_then(|spec| spec.min_replicas).unwrap_or(1);
+    [min, spec.map_or(min, |spec| spec.max_replicas)]
+}
+
+/// Whether it leaves a workload alone that somebody else has scaled to 0 (`ScalingDisabled`). One that may scale to 0
+/// itself, or has, does not, and KEDA has rules of its own. See `reconcileAutoscaler` in
+/// `pkg/controller/podautoscaler/horizontal.go`.
+pub(crate) fn is_disabled_at_zero(autoscaler: &HorizontalPodAutoscaler) -> bool {
+    let conditions = autoscaler.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let mut scaled_to_zero =
+        conditions.filter(|it| it.type_ == "ScaledToZero" && it.status == "True");
+    let [min, _] = bounds(autoscaler);
+    min > 0 && scaled_to_zero.next().is_none() && scaled_object_of(autoscaler).is_none()
+}
+
 fn group(api_version: &str) -> &str {
     api_version.split_once('/').map_or("", |(group, _)| group)
 }

@@ -68,4 +68,5 @@ mod traces;
 mod unseen;
 mod waits;
 mod warnings;
+mod webhook;
 mod writers;

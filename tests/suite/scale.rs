@@ -261,6 +261,43 @@ async fn a_target_with_an_autoscaler_is_refused() {
 }
 
 #[tokio::test]
+async fn a_scaling_to_zero_and_back_lasts_beside_an_autoscaler() {
+    let namespace = shared().namespace("scale_zero_hpa").await;
+    namespace.running_deployment("web", 1).await;
+    let autoscaler = json!({
+        "metadata": { "name": "web-hpa" },
+        "spec": {
+            "maxReplicas": 5,
+            "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "web" },
+        },
+    });
+    namespace.create::<HorizontalPodAutoscaler>(autoscaler).await;
+    for (parameters, expected, warning) in [
+        (json!({ "replicas": 0 }), 0, "'web-hpa' does nothing while the number is 0"),
+        (json!({ "by": 2 }), 2, "'web-hpa' sets the number from now on, from 1 to 5"),
+    ] {
+        for simulate in [true, false] {
+            let done = send(&namespace, parameters.clone(), json!({ "simulate": simulate }));
+            assert_eq!(done.status, 0, "{done:?}");
+            assert!(done.answer()["warnings"].to_string().contains(warning), "{done:?}");
+        }
+        assert_eq!(replicas(&namespace).await, expected);
+        if expected == 0 {
+            eventually("the autoscaler is disabled", async || {
+                let found = namespace.api::<HorizontalPodAutoscaler>().get("web-hpa").await;
+                let conditions = found.expect("is read").status?.conditions?;
+                conditions
+                    .iter()
+                    .find(|it| it.reason.as_deref() == Some("ScalingDisabled"))
+                    .map(drop)
+            })
+            .await;
+            assert_eq!(replicas(&namespace).await, 0);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_deployments_replica_set_is_refused() {
     let namespace = shared().namespace("scale_owned").await;
     namespace.running_deployment("web", 1).await;
