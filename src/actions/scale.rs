@@ -39,7 +39,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Set how many replicas a Deployment, StatefulSet or ReplicaSet has: to a number \
                   (replicas) or by a difference (by). Refused where a HorizontalPodAutoscaler, KEDA or \
                   an owning Deployment sets the number and would change it back: change it there. \
-                  To 0 and from 0 it is possible beside a HorizontalPodAutoscaler, which is disabled at 0. \
+                  Scaling to 0 disables a HorizontalPodAutoscaler. \
                   Unchanged if it has that number already. With wait it is complete once all replicas \
                   are available and no surplus one is left.",
     takes_time: true,

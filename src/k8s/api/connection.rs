@@ -103,7 +103,7 @@ impl WatchPermits {
 /// What the server speaks.
 #[derive(Clone)]
 enum Transport {
-    Http1(Http1),
+    Http1(Box<Http1>),
     Http2(Http2),
 }
 
@@ -257,8 +257,8 @@ impl ApiConnection {
     }
 }
 
-fn client(connector: HttpsConnector<Dialer>) -> Http1 {
-    Http1Client::builder(TokioExecutor::new()).build(connector)
+fn client(connector: HttpsConnector<Dialer>) -> Box<Http1> {
+    Box::new(Http1Client::builder(TokioExecutor::new()).build(connector))
 }
 
 /// A call that ends without an answer after a while: the next one connects anew, since the connection may be dead.

@@ -61,7 +61,7 @@ struct Shared {
 enum Source {
     Header(HeaderValue),
     TokenFile(PathBuf),
-    Plugin(ExecPlugin),
+    Plugin(Box<ExecPlugin>),
 }
 
 enum State {
@@ -103,7 +103,7 @@ impl Credentials {
         } else if let Some(name) = username.filter(is_set) {
             Source::Header(basic(&name, &password.unwrap_or_default())?)
         } else if let Some(exec) = exec {
-            Source::Plugin(ExecPlugin::new(exec)?)
+            Source::Plugin(Box::new(ExecPlugin::new(exec)?))
         } else if let Some(provider) = provider {
             Source::Header(bearer(token_of(&provider)?).map_err(|_| not_a_header("id-token"))?)
         } else {

@@ -170,17 +170,18 @@ impl Service<Uri> for Dialer {
 
     fn call(&mut self, server: Uri) -> Self::Future {
         let dialer = self.clone();
+        let port = if server.scheme_str() == Some("http") { 80 } else { 443 };
         let opened: Self::Future = match &mut self.via {
             Via::Nothing(tcp) => {
                 let stream = tcp.call(server);
                 Box::pin(async { Ok(MaybeHttpsStream::Http(stream.await?)) })
             }
             Via::Http(tunnel) => {
-                let stream = tunnel.call(server);
+                let stream = tunnel.call(with_port(server, port));
                 Box::pin(async { Ok(stream.await?) })
             }
             Via::Socks(socks) => {
-                let stream = socks.call(with_port(server, 443));
+                let stream = socks.call(with_port(server, port));
                 Box::pin(async { Ok(MaybeHttpsStream::Http(stream.await?)) })
             }
         };
