@@ -88,6 +88,7 @@ fn any_namespace() -> Vec<Pattern> {
 impl ConfigFile for Keys {
     const KIND: &'static str = "keys file";
     const HINT: &'static str = "`action-executor schema keys` prints its format";
+    const IS_SECRET: bool = true;
 }
 
 impl TryFrom<String> for Digest {
@@ -232,6 +233,7 @@ mod tests {
             "keys: [{name: pager, certificate: hunter2, sha256: null}]",
             "keys: [{name: pager, certificate: ''}]",
             "keys: {hunter2: 1}",
+            "{hunter2: 1}",
             "version: 2",
             "[hunter2]",
         ] {

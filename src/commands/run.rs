@@ -132,10 +132,13 @@ fn execute(incoming: &IncomingRequest, args: &OnceArgs, settings: &Settings) -> 
         Err(error) => return Reply::from(error),
     };
     let result = runtime().and_then(|runtime| {
-        runtime.block_on(async {
+        let result = runtime.block_on(async {
             let context = context(args.context.as_deref(), settings).await?;
             if args.join { join(&context, request).await } else { handle(&context, request).await }
-        })
+        });
+        // A look-up of a name that hangs, or a plugin, must not delay the answer.
+        runtime.shutdown_background();
+        result
     });
     result.map_or_else(Reply::from, Reply::from)
 }

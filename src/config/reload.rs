@@ -33,6 +33,8 @@ pub trait ConfigFile: DeserializeOwned + Default {
     const KIND: &'static str;
     /// Where its format is described.
     const HINT: &'static str;
+    /// Whether it may have secrets, which no error repeats.
+    const IS_SECRET: bool;
 
     /// Reads one from YAML; `name` is its path or variable, for errors.
     ///
@@ -51,7 +53,8 @@ pub trait ConfigFile: DeserializeOwned + Default {
             let position = position.unwrap_or_default();
             let what = error.without_snippet().to_string();
             let first = what.lines().next().unwrap_or_default();
-            let detail = format!("{kind} {name}{position}: {}", plain(first));
+            let what = if Self::IS_SECRET { without_quotes(first) } else { first.to_owned() };
+            let detail = format!("{kind} {name}{position}: {}", plain(&what));
             ActionError::new(Code::Configuration, detail).with_hint(Self::HINT)
         })
     }
@@ -91,6 +94,11 @@ impl<T: ConfigFile> FromFiles for T {
 #[derive(Deserialize)]
 #[serde(bound = "T: DeserializeOwned")]
 struct Root<T>(#[serde(deserialize_with = "strict_object")] T);
+
+/// The parser's message without the names that it quotes from the file.
+fn without_quotes(message: &str) -> String {
+    message.split('`').step_by(2).map(str::trim_end).collect()
+}
 
 /// The parser's message without its position, which the error states already, and without words of Rust.
 fn plain(message: &str) -> &str {
@@ -297,6 +305,13 @@ mod tests {
         let path = std::env::temp_dir().join(name);
         fs::write(&path, text).expect("is written");
         path
+    }
+
+    #[test]
+    fn a_message_without_quotes_has_nothing_of_the_file() {
+        let message = "unknown field `canary`, expected one of version, keys";
+        assert_eq!(without_quotes(message), "unknown field, expected one of version, keys");
+        assert_eq!(without_quotes("invalid u64"), "invalid u64");
     }
 
     #[test]

@@ -67,6 +67,7 @@ pub struct Policy {
 impl ConfigFile for Policy {
     const KIND: &'static str = "policy";
     const HINT: &'static str = "`action-executor schema policy` prints its schema";
+    const IS_SECRET: bool = false;
 }
 
 /// The version of the format; the only one is 1.

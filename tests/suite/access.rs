@@ -1,6 +1,17 @@
 //! Kubeconfigs, service accounts and RBAC: which credentials the executor uses, and which rules each action needs.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use action_executor::{
     actions::ActionKind,
@@ -8,11 +19,19 @@ use action_executor::{
     manifests::rbac,
     policy::{Policy, budget},
 };
+use base64::{Engine, prelude::BASE64_STANDARD};
+use chrono::{TimeDelta, Utc};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::api::DeleteParams;
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+};
 
 use crate::{
-    cluster::{MISSING_IMAGE, Namespace, shared},
-    program::{Finished, Program, scratch},
+    cluster::{MISSING_IMAGE, Namespace, eventually, shared},
+    program::{Finished, Program, Server, scratch},
     scenario::{for_each_action, is_on_nodes, parameters, prepare, prepare_broken, undo},
 };
 
@@ -212,34 +231,176 @@ async fn several_kubeconfigs_are_merged_and_a_context_is_selected() {
     assert_eq!(done.status, 78, "{done:?}");
 }
 
+/// A credential plugin that counts its starts.
+struct Plugin {
+    script: PathBuf,
+    starts: PathBuf,
+    status: PathBuf,
+}
+
+impl Plugin {
+    /// A plugin that answers with this `status`, after these commands.
+    fn new(status: &Value, before: &str) -> Self {
+        let [script, starts, status_file] = ["plugin", "starts", "status"].map(scratch);
+        let text = format!(
+            "#!/bin/sh\necho started >> {}\n{before}\n\
+             echo '{{\"apiVersion\": \"client.authentication.k8s.io/v1\", \"kind\": \"ExecCredential\", \"status\":'\n\
+             cat {}\necho '}}'\n",
+            starts.display(),
+            status_file.display(),
+        );
+        fs::write(&script, text).expect("is written");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).expect("is executable");
+        let plugin = Plugin { script, starts, status: status_file };
+        plugin.answer(status);
+        plugin
+    }
+
+    /// Answers with this from now on.
+    fn answer(&self, status: &Value) {
+        fs::write(&self.status, status.to_string()).expect("is written");
+    }
+
+    fn starts(&self) -> usize {
+        fs::read_to_string(&self.starts).unwrap_or_default().lines().count()
+    }
+
+    fn kubeconfig(&self, namespace: &Namespace) -> PathBuf {
+        let name = self.script.file_name().expect("has one").to_string_lossy().into_owned();
+        namespace.kubeconfig_with(&name, exec(&self.script.display().to_string()))
+    }
+
+    fn program(&self, namespace: &Namespace) -> Program {
+        Program::with_kubeconfig(&self.kubeconfig(namespace)).env("PATH", "/usr/bin:/bin")
+    }
+}
+
+/// A kubeconfig's user with this plugin.
+fn exec(command: &str) -> Value {
+    json!({ "exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never",
+        "command": command,
+    }})
+}
+
+/// What a plugin answers for this kubeconfig's user: its token, or its certificate and key.
+fn status_of(kubeconfig: &Path) -> Value {
+    let text = fs::read_to_string(kubeconfig).expect("is readable");
+    let config: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
+    let user = &config["users"][0]["user"];
+    if user["token"].is_string() {
+        return json!({ "token": user["token"] });
+    }
+    let text = |field: &str| {
+        let encoded = user[field].as_str().expect("is one");
+        String::from_utf8(BASE64_STANDARD.decode(encoded).expect("is base64")).expect("is text")
+    };
+    json!({
+        "clientCertificateData": text("client-certificate-data"),
+        "clientKeyData": text("client-key-data"),
+    })
+}
+
 #[tokio::test]
-async fn an_exec_plugin_provides_the_credentials() {
+async fn a_plugin_is_started_once_for_its_token_or_certificate() {
     let namespace = shared().namespace("plugin").await;
     namespace.running_deployment("web", 1).await;
     let plugged = account(&namespace, "plugged", &rules(ActionKind::RestartK8s)).await;
-    let config: Value =
-        serde_json::from_str(&fs::read_to_string(plugged).expect("is readable")).expect("is JSON");
-    let credential = json!({
-        "apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
-        "status": config["users"][0]["user"],
-    });
-    let plugin = scratch("plugin");
-    fs::write(&plugin, format!("#!/bin/sh\necho '{credential}'\n")).expect("is written");
-    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o700)).expect("is executable");
-    let user = |command: &str| {
-        json!({ "exec": {
-            "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never",
-            "command": command,
-        }})
-    };
-    let kubeconfig = namespace.kubeconfig_with("with-plugin", user(&plugin.display().to_string()));
-    let done =
-        simulate(&namespace, Program::with_kubeconfig(&kubeconfig).env("PATH", "/usr/bin:/bin"));
-    assert_eq!(done.status, 0, "{done:?}");
-    let kubeconfig = namespace.kubeconfig_with("without-plugin", user("/nonexistent/plugin"));
+    for (kubeconfig, id) in [(&*plugged, "token"), (namespace.kubeconfig(), "certificate")] {
+        let plugin = Plugin::new(&status_of(kubeconfig), "");
+        let request = json!({
+            "type": "restart_k8s", "simulate": false, "wait": true,
+            "id": format!("{id}.{}", namespace.name()),
+            "parameters": { "deployment": "web", "namespace": namespace.name() },
+        });
+        let program = plugin.program(&namespace).under(&namespace.policy(COUNTED));
+        let done = program.input(request.to_string()).run();
+        assert_eq!(done.status, 0, "{done:?}");
+        assert_eq!(plugin.starts(), 1, "{id}");
+    }
+    let kubeconfig = namespace.kubeconfig_with("without-plugin", exec("/nonexistent/plugin"));
     let done = simulate(&namespace, Program::with_kubeconfig(&kubeconfig));
     assert_eq!(done.status, 78, "{done:?}");
     assert_eq!(done.answer()["code"], "configuration");
+}
+
+#[tokio::test]
+async fn a_plugins_time_counts_within_the_deadline() {
+    let namespace = shared().namespace("slow_plugin").await;
+    let plugin = Plugin::new(&status_of(namespace.kubeconfig()), "sleep 25");
+    let program = plugin.program(&namespace).env("ACTION_EXECUTOR_DEADLINE_SECONDS", "3");
+    let done = simulate(&namespace, program);
+    assert_eq!(done.answer()["code"], "cluster_unreachable", "{done:?}");
+    let name = plugin.script.file_name().expect("has one").to_string_lossy().into_owned();
+    assert!(done.stdout.contains(&format!("the credential plugin '{name}' has printed nothing")));
+    let took = done.took.as_secs_f64();
+    assert!((3.0..5.0).contains(&took), "{done:?}");
+    assert_eq!(plugin.starts(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_starts_without_waiting_for_a_plugin_and_shares_its_token_until_it_expires() {
+    let namespace = shared().namespace("shared_plugin").await;
+    namespace.running_deployment("web", 1).await;
+    let mut status = status_of(namespace.kubeconfig());
+    let expire_in = |seconds| (Utc::now() + TimeDelta::seconds(seconds)).to_rfc3339();
+    status["expirationTimestamp"] = expire_in(3600).into();
+    let plugin = Plugin::new(&status, "sleep 4");
+    let began = Instant::now();
+    let program = plugin.program(&namespace).env("ACTION_EXECUTOR_DEADLINE_SECONDS", "2");
+    let server = Server::start(program);
+    let request = json!({
+        "type": "restart_k8s",
+        "parameters": { "deployment": "web", "namespace": namespace.name() },
+    })
+    .to_string();
+    let reply = server.execute(request.as_bytes());
+    assert_eq!(reply.json()["code"], "cluster_unreachable", "{reply:?}");
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    let simulations = || {
+        std::thread::scope(|scope| {
+            let all: Vec<_> =
+                (0..6).map(|_| scope.spawn(|| server.execute(request.as_bytes()).status)).collect();
+            all.into_iter().map(|it| it.join().expect("ends")).all(|status| status == 200)
+        })
+    };
+    eventually("the plugin has answered", async || simulations().then_some(())).await;
+    assert_eq!(plugin.starts(), 1);
+    assert_eq!(server.get("/readyz").status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_is_started_again_when_its_token_expires_or_is_rejected() {
+    let namespace = shared().namespace("renewed_plugin").await;
+    namespace.running_deployment("web", 1).await;
+    let mut status = status_of(namespace.kubeconfig());
+    status["expirationTimestamp"] = (Utc::now() + TimeDelta::seconds(6)).to_rfc3339().into();
+    let plugin = Plugin::new(&status, "");
+    let server = Server::start(plugin.program(&namespace));
+    let request = json!({
+        "type": "restart_k8s",
+        "parameters": { "deployment": "web", "namespace": namespace.name() },
+    })
+    .to_string();
+    let simulate = || server.execute(request.as_bytes()).status;
+    assert_eq!(simulate(), 200);
+    assert_eq!((simulate(), plugin.starts()), (200, 1));
+    // A token that lasts until the API server rejects it.
+    let kubeconfig = account(&namespace, "short-lived", &rules(ActionKind::RestartK8s)).await;
+    plugin.answer(&status_of(&kubeconfig));
+    eventually("the token has expired", async || {
+        assert_eq!(simulate(), 200);
+        (plugin.starts() == 2).then_some(())
+    })
+    .await;
+    let accounts = namespace.api::<ServiceAccount>();
+    accounts.delete("short-lived", &DeleteParams::default()).await.expect("is deleted");
+    plugin.answer(&status_of(namespace.kubeconfig()));
+    eventually("the token is rejected", async || {
+        assert_eq!(simulate(), 200);
+        (plugin.starts() == 3).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -302,4 +463,115 @@ fn a_broken_kubeconfig_is_an_error_and_never_means_no_cluster() {
         assert_eq!(done.status, 78, "{vars:?}: {done:?}");
         assert_eq!(done.answer()["code"], "configuration");
     }
+}
+
+/// Serves a proxy on this machine, and counts the connections that it has made. The one for HTTP wants `jo:pw`.
+async fn proxy(is_socks: bool) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let address = listener.local_addr().expect("has one");
+    let made = Arc::new(AtomicUsize::new(0));
+    let counter = made.clone();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let counter = counter.clone();
+            tokio::spawn(async move {
+                let opened =
+                    if is_socks { open_socks(client).await } else { open_http(client).await };
+                let Ok((mut client, mut server)) = opened else { return };
+                counter.fetch_add(1, Ordering::SeqCst);
+                // A connection that either side ends is no error of the test.
+                let _ = copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    (address, made)
+}
+
+/// The server that a client asks for with CONNECT (RFC 9110 section 9.3.6).
+async fn open_http(mut client: TcpStream) -> io::Result<(TcpStream, TcpStream)> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(client.read_u8().await?);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    if !head.contains("Basic am86cHc=") {
+        client.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").await?;
+        return Err(io::Error::other("another password"));
+    }
+    let server = TcpStream::connect(head.split(' ').nth(1).unwrap_or_default()).await?;
+    client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+    Ok((client, server))
+}
+
+/// The server that a client asks for by SOCKS 5 (RFC 1928), with an IPv4 address.
+async fn open_socks(mut client: TcpStream) -> io::Result<(TcpStream, TcpStream)> {
+    let mut greeting = [0; 3];
+    client.read_exact(&mut greeting).await?;
+    client.write_all(&[5, 0]).await?;
+    let mut request = [0; 10];
+    client.read_exact(&mut request).await?;
+    assert_eq!(request[..4], [5, 1, 0, 1]);
+    let [a, b, c, d, high, low] = request[4..] else { panic!("{request:?}") };
+    let server = ([a, b, c, d], u16::from_be_bytes([high, low]));
+    let server = TcpStream::connect(SocketAddr::from(server)).await?;
+    client.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await?;
+    Ok((client, server))
+}
+
+/// The administrator's kubeconfig as YAML with this field of its cluster.
+fn kubeconfig_through(namespace: &Namespace, proxy_url: &str) -> PathBuf {
+    let text = fs::read_to_string(namespace.kubeconfig()).expect("is readable");
+    let mut config: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
+    config["clusters"][0]["cluster"]["proxy-url"] = proxy_url.into();
+    let path = scratch("proxied");
+    fs::write(&path, config.to_string()).expect("is written");
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cluster_is_reached_through_a_proxy_of_each_kind() {
+    let namespace = shared().namespace("proxied").await;
+    namespace.running_deployment("web", 1).await;
+    for (scheme, user) in [("socks5", ""), ("http", "jo:pw@")] {
+        let (address, made) = proxy(scheme == "socks5").await;
+        let kubeconfig = kubeconfig_through(&namespace, &format!("{scheme}://{user}{address}"));
+        // A kubeconfig's own proxy is used whatever this says.
+        let program = Program::with_kubeconfig(&kubeconfig).env("NO_PROXY", "*");
+        let done = simulate(&namespace, program);
+        assert_eq!(done.status, 0, "{scheme}: {done:?}");
+        assert_eq!(made.load(Ordering::SeqCst), 1, "{scheme}: HTTP/2 needs one connection");
+    }
+    let (address, made) = proxy(false).await;
+    let kubeconfig = kubeconfig_through(&namespace, &format!("http://jo:canary@{address}"));
+    let done = simulate(&namespace, Program::with_kubeconfig(&kubeconfig));
+    assert_eq!(done.answer()["code"], "configuration", "{done:?}");
+    assert!(done.stdout.contains(&format!("the proxy http://{address} ")), "{done:?}");
+    assert!(!done.stdout.contains("canary"), "{done:?}");
+    assert_eq!(made.load(Ordering::SeqCst), 0);
+    // A proxy for all of HTTPS is not for this machine, as in kubectl.
+    let program = Program::with_kubeconfig(namespace.kubeconfig());
+    let done = simulate(&namespace, program.env("HTTPS_PROXY", "http://127.0.0.1:1"));
+    assert_eq!(done.status, 0, "{done:?}");
+}
+
+#[tokio::test]
+async fn a_kubeconfig_may_use_an_anchor_any_number_of_times() {
+    let namespace = shared().namespace("anchors").await;
+    namespace.running_deployment("web", 1).await;
+    let text = fs::read_to_string(namespace.kubeconfig()).expect("is readable");
+    let config: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
+    let part = |field: &str| config[field].to_string();
+    let mut text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: {}\nusers: {}\ncontexts: {}\nclusters:\n",
+        part("current-context"),
+        part("users"),
+        part("contexts"),
+    );
+    let (name, cluster) = (&config["clusters"][0]["name"], &config["clusters"][0]["cluster"]);
+    text += &format!("- name: {name}\n  cluster: &it {cluster}\n");
+    (0..150).for_each(|number| text += &format!("- {{name: c{number}, cluster: *it}}\n"));
+    let path = scratch("anchors");
+    fs::write(&path, text).expect("is written");
+    let done = simulate(&namespace, Program::with_kubeconfig(&path));
+    assert_eq!(done.status, 0, "{done:?}");
 }

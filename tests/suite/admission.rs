@@ -7,6 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use action_executor::actions::ActionKind;
@@ -16,6 +17,7 @@ use crate::{
     cluster::{eventually, shared},
     program::{Finished, Program, scratch},
     scenario::{Scenario, for_each_action},
+    webhook::{Verdict, Webhook},
 };
 
 /// Far wider rules than the executor's own.
@@ -272,4 +274,138 @@ async fn the_printed_roles_are_accepted_and_sufficient() {
     })
     .await;
     assert_eq!(scenario.effects().await, 1);
+}
+
+/// All kinds that an action changes, and none of its own.
+const TARGETS: [&str; 10] = [
+    "deployments",
+    "statefulsets",
+    "daemonsets",
+    "replicasets",
+    "pods",
+    "nodes",
+    "jobs",
+    "cronjobs",
+    "*/scale",
+    "pods/eviction",
+];
+
+/// What a webhook may answer, the code that the answer has, and a part of its detail.
+fn verdicts(webhook: &str) -> Vec<(Verdict, &'static str, String)> {
+    let denied = [400, 401, 403, 404, 409, 422, 429, 500, 503].map(|code| {
+        // The authorizer's words.
+        let words = "User \"x\" cannot patch resource \"y\"; ask the platform team";
+        let detail = format!("admission webhook \"{webhook}\" denied the request: {words}");
+        (Verdict::Deny(code, words), "rejected_by_cluster", detail)
+    });
+    let failed = [Verdict::Fail(500), Verdict::Fail(404), Verdict::Hang].map(|verdict| {
+        let detail = format!("its admission webhook '{webhook}' failed");
+        (verdict, "cluster_unavailable", detail)
+    });
+    denied.into_iter().chain(failed).collect()
+}
+
+#[test]
+fn a_webhooks_denial_and_its_failure_are_told_at_once_whatever_its_status() {
+    for_each_action(async |kind| {
+        let scenario = Scenario::new(kind, "webhook").await;
+        let kubeconfig = scenario.account("executor", wide_rights()).await;
+        let webhook = Webhook::start(&scenario.namespace, "executor", &TARGETS).await;
+        for (number, (verdict, code, says)) in verdicts(webhook.name()).into_iter().enumerate() {
+            webhook.set(verdict);
+            for simulate in [true, false] {
+                let mut request = scenario.request(&format!("r{number}"));
+                request["simulate"] = simulate.into();
+                let done = send(&scenario, &kubeconfig, &request);
+                let place = format!("{} {verdict:?} simulate {simulate}: {done:?}", kind.name());
+                let answer = done.answer();
+                let detail = answer["detail"].as_str().or(answer["result"].as_str());
+                assert_eq!(answer["code"], code, "{place}");
+                assert!(detail.expect("has one").contains(&says), "{place}");
+                assert!(done.took < Duration::from_secs(6), "{place}");
+            }
+        }
+        assert_eq!(scenario.effects().await, 0);
+        webhook.set(Verdict::Allow);
+        let done = send(&scenario, &kubeconfig, &scenario.request("allowed"));
+        assert_eq!(done.status, 0, "{done:?}");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_that_denies_a_record_or_the_budget_is_named_and_nothing_is_done() {
+    for resource in ["events", "leases"] {
+        let scenario = Scenario::new(ActionKind::RestartK8s, "webhook_own").await;
+        let kubeconfig = scenario.account("executor", wide_rights()).await;
+        let webhook = Webhook::start(&scenario.namespace, "executor", &[resource]).await;
+        // Unlike `send`, with a budget to charge.
+        let policy = scenario.namespace.policy("cooldown_seconds: 1");
+        let send = |request: Value| {
+            let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
+            program.input(request.to_string()).run()
+        };
+        for (number, (verdict, code, says)) in verdicts(webhook.name()).into_iter().enumerate() {
+            webhook.set(verdict);
+            let done = send(scenario.request(&format!("r{number}")));
+            assert_eq!(done.answer()["code"], code, "{resource} {verdict:?}: {done:?}");
+            assert!(done.answer()["detail"].as_str().expect("has one").contains(&says), "{done:?}");
+            assert!(done.took < Duration::from_secs(6), "{resource} {verdict:?}: {done:?}");
+        }
+        assert_eq!(scenario.effects().await, 0);
+    }
+}
+
+#[test]
+fn an_object_without_room_for_the_mark_is_refused_before_anything_is_sent() {
+    for_each_action(async |kind| {
+        if kind == ActionKind::Drain {
+            // The cordon is not its only effect.
+            return;
+        }
+        let scenario = Scenario::new(kind, "annotations").await;
+        let (name, target) = (scenario.namespace.name(), scenario.named());
+        let (found, output) = kubectl(&["-n", name, "get", &target, "-o", "json"]);
+        assert!(found, "{output}");
+        let object: Value = serde_json::from_str(&output).expect("is JSON");
+        let known = object["metadata"]["annotations"].as_object().into_iter().flatten();
+        let length =
+            |(key, value): (&String, &Value)| key.len() + value.as_str().map_or(0, str::len);
+        // Controllers write annotations too.
+        let free = 60;
+        let filler =
+            256 * 1024 - free - "example.com/filler".len() - known.map(length).sum::<usize>();
+        let filler = json!({ "example.com/filler": "x".repeat(filler) });
+        let path = scratch("annotations.json");
+        let patch = json!({ "metadata": { "annotations": filler } }).to_string();
+        fs::write(&path, patch).expect("is written");
+        let path = path.display().to_string();
+        let args = ["-n", name, "patch", &target, "--type=merge", "--patch-file", &path];
+        let (patched, output) = kubectl(&args);
+        assert!(patched, "{output}");
+        // An id as long as it may be.
+        let id = "r".repeat(128 - name.len() - 1);
+        let has_room = [
+            ActionKind::Scale,
+            ActionKind::RestartPod,
+            ActionKind::EvictPod,
+            ActionKind::RunCronjob,
+            // It restores the annotations of the revision, and so removes the long one.
+            ActionKind::Rollback,
+        ];
+        for simulate in [true, false] {
+            let mut request = scenario.request(&id);
+            request["simulate"] = simulate.into();
+            let done = send(&scenario, scenario.namespace.kubeconfig(), &request);
+            if has_room.contains(&kind) {
+                let detail = done.answer()["detail"].to_string();
+                assert!(!detail.contains("annotations"), "{kind:?}: {done:?}");
+                continue;
+            }
+            let answer = done.answer();
+            assert_eq!(answer["code"], "rejected_by_cluster", "{kind:?}: {done:?}");
+            let detail = answer["detail"].as_str().expect("has one");
+            assert!(detail.contains("have no room for the mark of this request"), "{detail}");
+            assert!(answer["hint"].to_string().contains("example.com/filler"), "{answer}");
+        }
+    });
 }

@@ -3,9 +3,10 @@
 
 use std::{
     collections::HashMap,
+    fs,
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
@@ -56,6 +57,7 @@ struct Invocation {
 /// The function, connected to a runtime API.
 pub struct Function {
     process: Child,
+    log: PathBuf,
     invocations: Sender<Invocation>,
     outcomes: Receiver<Outcome>,
 }
@@ -77,8 +79,15 @@ impl Function {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bootstrap"));
         command.env_clear().env("HOME", "/nonexistent").envs(variables(&address));
         command.envs(environment.iter().copied());
-        let process = command.stderr(Stdio::null()).spawn().expect("the function starts");
-        Function { process, invocations, outcomes }
+        let log = scratch("function.log");
+        let file = fs::File::create(&log).expect("is made");
+        let process = command.stderr(file).spawn().expect("the function starts");
+        Function { process, log, invocations, outcomes }
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).expect("is readable")
     }
 
     fn offline() -> Self {
@@ -98,7 +107,8 @@ impl Function {
         self.invoke_within(event, Duration::from_secs(900))
     }
 
-    fn invoke_within(&self, event: &[u8], time: Duration) -> Outcome {
+    /// Invokes the function with this event, and with this much time.
+    pub fn invoke_within(&self, event: &[u8], time: Duration) -> Outcome {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("is after");
         let deadline_ms = (now + time).as_millis();
         let invocation = Invocation { event: event.to_vec(), deadline_ms };

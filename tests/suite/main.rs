@@ -63,4 +63,5 @@ mod tls;
 mod traces;
 mod waits;
 mod warnings;
+mod webhook;
 mod writers;

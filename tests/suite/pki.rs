@@ -78,6 +78,11 @@ impl Authority {
         Pair { certificate, key: key.serialize_pem() }
     }
 
+    /// The authority's own certificate.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
     /// A file with the authority's own certificate.
     pub fn file(&self) -> PathBuf {
         let path = scratch("ca.pem");

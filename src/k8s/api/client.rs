@@ -4,7 +4,7 @@
 //! A forbidden call is reported with verb, resource, namespace and user, and with the RBAC rule that
 //! would allow it. Must not depend on an action, nor on one kind of object.
 
-use std::{fmt::Debug, time::Duration};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::{
@@ -18,14 +18,19 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
     contract::error::{ActionError, Code},
     k8s::{
         FIELD_MANAGER,
         api::{
-            connection::WatchPermits, error::ApiError, retry, retry::Retry, server_time::ServerTime,
+            connection::WatchPermits,
+            credentials::{Credential, Credentials},
+            error::{ApiError, failed_admission},
+            retry,
+            retry::Retry,
+            server_time::ServerTime,
         },
     },
     telemetry::calls::{CallLabels, Calls, no_calls},
@@ -82,6 +87,7 @@ impl<K> Listable for K where K: Resource<DynamicType = ()> + Clone + Deserialize
 pub struct Cluster {
     client: Client,
     server: String,
+    credentials: Credentials,
     calls: Calls,
     time: ServerTime,
     watches: WatchPermits,
@@ -105,6 +111,7 @@ impl Cluster {
         Cluster {
             client,
             server,
+            credentials: Credentials::default(),
             calls: no_calls(),
             time: ServerTime::default(),
             watches: WatchPermits::new(),
@@ -114,6 +121,11 @@ impl Cluster {
     /// The cluster with the clock that its client's responses set.
     pub(crate) fn with_time(self, time: ServerTime) -> Self {
         Cluster { time, ..self }
+    }
+
+    /// The cluster with the credentials that its client uses.
+    pub(crate) fn with_credentials(self, credentials: Credentials) -> Self {
+        Cluster { credentials, ..self }
     }
 
     /// Permits for watches.
@@ -362,6 +374,18 @@ impl Cluster {
         self.attempt(Retry::Idempotent, deadline, || api.create(&params, object)).await
     }
 
+    /// Has the API server try to create an object, and stores nothing.
+    pub(crate) async fn try_create<K: Namespaced + Serialize>(
+        &self,
+        namespace: &str,
+        object: &K,
+        deadline: Instant,
+    ) -> Result<(), ApiError> {
+        let api = Api::<K>::namespaced(self.client(), namespace);
+        let params = PostParams { dry_run: true, field_manager: Some(FIELD_MANAGER.to_owned()) };
+        self.attempt(Retry::Idempotent, deadline, || api.create(&params, object)).await.map(drop)
+    }
+
     /// Applies a merge patch that names a resourceVersion, or one that may be applied twice. It is retried after
     /// every transient error; a conflict may be with its own first attempt.
     pub(crate) async fn merge<K: Namespaced>(
@@ -398,7 +422,9 @@ impl Cluster {
         let request = http::Request::get("/readyz").body(Vec::new()).map_err(|error| {
             ActionError::new(Code::Internal, format!("the readiness request: {error}"))
         })?;
-        match timeout(SELF_REVIEW_TIMEOUT, self.client.request_text(request)).await {
+        let deadline = Instant::now() + SELF_REVIEW_TIMEOUT;
+        self.authenticate(deadline).await.map_err(|error| self.unavailable(error))?;
+        match timeout_at(deadline, self.client.request_text(request)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => match ApiError::from(error) {
                 // A server that refuses the identity serves.
@@ -406,6 +432,21 @@ impl Cluster {
                 error => Err(self.unavailable(error)),
             },
             Err(_) => Err(self.unavailable(no_answer_in(SELF_REVIEW_TIMEOUT))),
+        }
+    }
+
+    /// Obtains the credentials that the next call uses. Then it is known that nothing was sent if they are missing.
+    async fn authenticate(&self, deadline: Instant) -> Result<Arc<Credential>, ApiError> {
+        let start = Instant::now();
+        match timeout_at(deadline, self.credentials.get()).await {
+            Ok(result) => result.map_err(ApiError::Credentials),
+            Err(_) => {
+                let plugin = self.credentials.running_plugin().unwrap_or_default();
+                let seconds = (deadline - start).as_secs_f64();
+                Err(ApiError::Unreachable(format!(
+                    "the credential plugin '{plugin}' has printed nothing within {seconds:.1} s"
+                )))
+            }
         }
     }
 
@@ -420,13 +461,15 @@ impl Cluster {
         F: Future<Output = kube::Result<T>>,
     {
         let mut backoff = retry::backoff();
+        let mut renewed = false;
         loop {
             let start = Instant::now();
+            let credential = self.authenticate(deadline).await?;
             let limit = match retry {
                 Retry::Idempotent => ATTEMPT_TIMEOUT,
                 Retry::Never => EFFECT_CALL_TIMEOUT,
             };
-            let end = deadline.min(start + limit);
+            let end = deadline.min(Instant::now() + limit);
             let result = match timeout_at(end, call()).await {
                 Ok(result) => result.map_err(ApiError::from),
                 Err(_) => Err(no_answer_in(end - start)),
@@ -438,6 +481,13 @@ impl Cluster {
                 Ok(result) => return Ok(result),
                 Err(error) => error,
             };
+            // A credential that was kept may have been withdrawn since; a new one is obtained once.
+            let is_stale = matches!(error, ApiError::Unauthorized(_))
+                && retry == Retry::Idempotent
+                && credential.is_older_than(start);
+            if is_stale && !std::mem::replace(&mut renewed, true) {
+                continue;
+            }
             let Some(pause) = retry::pause(&error, retry, &mut backoff) else { return Err(error) };
             if Instant::now() + pause >= deadline {
                 return Err(error);
@@ -480,10 +530,24 @@ impl Cluster {
         match error {
             ApiError::NotFound => call.not_found(),
             ApiError::Forbidden(_) => call.forbidden(&self.user_name().await),
-            ApiError::Rejected(message) | ApiError::TestFailed(message) => ActionError::new(
-                Code::RejectedByCluster,
-                format!("the cluster rejected {call}: {message}"),
-            ),
+            ApiError::Rejected(message) | ApiError::TestFailed(message) => {
+                let is_terminating = message.contains(NAMESPACE_IS_TERMINATING);
+                let detail = format!("the cluster rejected {call}: {message}");
+                let error = ActionError::new(Code::RejectedByCluster, detail);
+                if is_terminating { error.with_hint(NOTHING_IS_CREATED) } else { error }
+            }
+            ApiError::AdmissionFailed(message) => {
+                let what = failed_admission(&message).unwrap_or_default();
+                let detail = format!(
+                    "the cluster could not {call}, since its admission {what} failed: {message}"
+                );
+                ActionError::new(Code::ClusterUnavailable, detail)
+                    .with_hint(
+                        "repair what serves it; `kubectl get validatingwebhookconfigurations,\
+                         mutatingwebhookconfigurations -o yaml` has the addresses of webhooks",
+                    )
+                    .with_retry_after(Some(Duration::from_secs(5)))
+            }
             ApiError::Conflict(message) => ActionError::new(
                 Code::Conflict,
                 format!("the object changed during {call}: {message}"),
@@ -505,7 +569,8 @@ impl Cluster {
                 Code::Configuration,
                 format!("the cluster at {server} cannot be called: {message}"),
             )
-            .with_hint("check the kubeconfig: certificate authority, exec plugin, proxy"),
+            .with_hint("check the kubeconfig: certificate authority, server, proxy"),
+            ApiError::Credentials(error) => error.to_action_error(server),
             ApiError::Busy(message, wait) | ApiError::ServerError(message, wait) => {
                 ActionError::new(
                     Code::ClusterUnavailable,
@@ -513,6 +578,14 @@ impl Cluster {
                 )
                 .with_retry_after(Some(wait.unwrap_or(Duration::from_secs(5))))
             }
+            ApiError::Proxy(message) => ActionError::new(
+                Code::ClusterUnreachable,
+                format!("the cluster at {server} cannot be reached: {message}"),
+            )
+            .with_hint(
+                "check the proxy, and `proxy-url` of the kubeconfig or HTTPS_PROXY and NO_PROXY",
+            )
+            .with_retry_after(Some(Duration::from_secs(5))),
             ApiError::Unreachable(message) | ApiError::NoAnswer(message) => ActionError::new(
                 Code::ClusterUnreachable,
                 format!("the cluster at {server} does not answer: {message}"),
@@ -535,6 +608,13 @@ impl Cluster {
         user.unwrap_or_else(|| "this identity".to_owned())
     }
 }
+
+/// What the API server says of each creation in a namespace that is being deleted.
+const NAMESPACE_IS_TERMINATING: &str = "because it is being terminated";
+
+const NOTHING_IS_CREATED: &str = "a namespace that is being terminated accepts no new objects, and so no record of a \
+                                  real action; what is in it is deleted with it, and `kubectl delete pod` needs no \
+                                  record";
 
 /// The hint for a response that is not the API server's.
 pub(crate) const CHECK_PROXIES: &str = "check the proxies between this program and the API server: one of them may \

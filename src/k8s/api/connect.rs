@@ -5,80 +5,52 @@
 //! that we run in. Without any of these there is no cluster, and simulation is offline. One that exists and
 //! cannot be used is an error: a broken configuration must never mean "no cluster".
 
-use std::{env, path::PathBuf, time::Duration};
+use std::env;
 
-use http::{Request, Response};
-use hyper::body::{Body, Bytes};
+use http::{Request, Response, Uri};
 use kube::{
-    Client, Config,
+    Config,
     client::{ClientBuilder, ConfigExt},
-    config::{KubeConfigOptions, Kubeconfig},
+    config::KubeConfigOptions,
 };
-use tower::{
-    BoxError, Service,
-    util::{MapRequestLayer, MapResponseLayer, option_layer},
-};
+use percent_encoding::percent_decode_str;
+use tower::util::{MapRequestLayer, MapResponseLayer};
 use tracing::Span;
 
 use crate::{
-    config::text_of_base64,
     contract::error::{ActionError, Code},
     k8s::api::{
-        client::Cluster,
-        connection::{ApiConnection, CONNECT_TIMEOUT},
-        error::chain,
-        server_time::ServerTime,
-        warnings,
+        client::Cluster, connection::ApiConnection, credentials::Credentials, error::chain,
+        kubeconfig, server_time::ServerTime, warnings,
     },
     telemetry::traces,
 };
 
-/// The variable with a base64-encoded kubeconfig.
-const KUBECONFIG_BASE64: &str = "KUBECONFIG_BASE64";
-
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Finds the cluster, with this kubeconfig context if one is given. A server that does not answer is noticed
-/// at the first call.
+/// Finds the cluster, with this kubeconfig context if one is given. Nothing is sent and no plugin is started: a
+/// server that does not answer, or credentials that cannot be obtained, are noticed at the first call.
 ///
 /// # Errors
 /// [`Code::Configuration`] when the configuration cannot be read or used.
 pub(crate) async fn connect(context: Option<&str>) -> Result<Option<Cluster>, ActionError> {
-    let Some(mut config) = find_config(context).await? else { return Ok(None) };
-    config.default_retry = false;
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    config.read_timeout = Some(READ_TIMEOUT);
-    let server = config.cluster_url.to_string();
+    let Some((mut config, proxy_url)) = find_config(context).await? else { return Ok(None) };
+    move_user_of_url(&mut config);
+    let credentials = Credentials::take_from(&mut config.auth_info)
+        .map_err(|error| error.to_action_error(&config.cluster_url.to_string()))?;
+    let connection = ApiConnection::new(&config, proxy_url.as_deref(), credentials.clone());
+    let connection = connection.map_err(misconfigured)?;
+    let impersonation = config.extra_headers_layer();
+    let impersonation = impersonation
+        .map_err(|_| misconfigured("`as` of the kubeconfig's user cannot be in an HTTP header"))?;
     let time = ServerTime::default();
-    let client = client(config, time.clone()).map_err(|error| misconfigured(chain(&*error)))?;
-    Ok(Some(Cluster::new(client, server).with_time(time)))
-}
-
-/// The client for this configuration. Through a proxy it is kube's own, with HTTP/1.1.
-fn client(config: Config, time: ServerTime) -> Result<Client, BoxError> {
-    if config.proxy_url.is_some() {
-        return Ok(with_layers(ClientBuilder::try_from(config)?, time));
-    }
-    let builder = ClientBuilder::new(ApiConnection::new(&config)?, &*config.default_namespace)
-        .with_layer(&config.extra_headers_layer()?)
-        .with_layer(&option_layer(config.auth_layer()?))
-        .with_layer(&config.base_uri_layer());
-    Ok(with_layers(builder, time))
-}
-
-fn with_layers<S, B>(builder: ClientBuilder<S>, time: ServerTime) -> Client
-where
-    S: Service<Request<kube::client::Body>, Response = Response<B>> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Error: Into<BoxError>,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    builder
+    let client = ClientBuilder::new(connection, &*config.default_namespace)
+        .with_layer(&impersonation)
+        .with_layer(&config.base_uri_layer())
         .with_layer(&warnings::layer())
-        .with_layer(&note_time(time))
+        .with_layer(&note_time(time.clone()))
         .with_layer(&MapRequestLayer::new(inject_trace_context))
-        .build()
+        .build();
+    let server = config.cluster_url.to_string();
+    Ok(Some(Cluster::new(client, server).with_time(time).with_credentials(credentials)))
 }
 
 /// A layer that sets the clock by each response.
@@ -96,74 +68,72 @@ fn inject_trace_context<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
-async fn find_config(context: Option<&str>) -> Result<Option<Config>, ActionError> {
+/// A user and password in the server's URL are credentials, if there are no others (as in Go's `net/http`), and must
+/// not be in messages.
+fn move_user_of_url(config: &mut Config) {
+    let mut parts = config.cluster_url.clone().into_parts();
+    let Some((user, host)) = parts.authority.as_ref().and_then(|it| it.as_str().rsplit_once('@'))
+    else {
+        return;
+    };
+    let (name, password) = user.split_once(':').unwrap_or((user, ""));
+    let decoded = |text| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let (name, password) = (decoded(name), decoded(password));
+    if config.auth_info.username.is_none() {
+        config.auth_info.username = Some(name);
+        config.auth_info.password = Some(password.into());
+    }
+    parts.authority = host.parse().ok();
+    if let Ok(url) = Uri::from_parts(parts) {
+        config.cluster_url = url;
+    }
+}
+
+/// The configuration, and the kubeconfig's proxy.
+async fn find_config(
+    context: Option<&str>,
+) -> Result<Option<(Config, Option<String>)>, ActionError> {
     #[cfg(feature = "lambda")]
     if let Some(config) = super::eks::config()? {
-        return Ok(Some(config));
+        return Ok(Some((config, None)));
     }
-    if let Some(kubeconfig) = in_variable()?.map_or_else(find_kubeconfig, |it| Ok(Some(it)))? {
+    if let Some(kubeconfig) = kubeconfig::find()? {
         let options =
             KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
+        let cluster = kubeconfig::cluster(&kubeconfig, context);
+        let proxy_url = cluster.and_then(|cluster| cluster.proxy_url.clone());
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-        return config.map(Some).map_err(|error| misconfigured(chain(&error)));
+        let config = config.map_err(|error| misconfigured(kubeconfig::explain(&error)))?;
+        return Ok(Some((config, proxy_url)));
     }
     if context.is_some() {
         return Err(misconfigured("a kubeconfig context is set, but there is no kubeconfig"));
     }
     if env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
-        return Config::incluster().map(Some).map_err(|error| misconfigured(chain(&error)));
+        // Its errors have paths and names of variables alone.
+        let config = Config::incluster().map_err(|error| misconfigured(chain(&error)))?;
+        return Ok(Some((config, None)));
     }
     Ok(None)
 }
 
-/// The kubeconfig of the variable, for platforms without a file system.
-fn in_variable() -> Result<Option<Kubeconfig>, ActionError> {
-    let Some(text) = env::var_os(KUBECONFIG_BASE64).filter(|text| !text.is_empty()) else {
-        return Ok(None);
-    };
-    // The value may be secret, so no error repeats it.
-    let invalid =
-        || misconfigured(format!("{KUBECONFIG_BASE64} is not a base64-encoded kubeconfig"));
-    let text = text.into_string().map_err(|_| invalid())?;
-    let text = text_of_base64(&text).ok_or_else(invalid)?;
-    Kubeconfig::from_yaml(&text).map(Some).map_err(|_| invalid())
-}
-
-/// The merged kubeconfig. Like kubectl, it skips files of `KUBECONFIG` that do not exist; unlike kubectl, it
-/// is an error if none of them exists.
-fn find_kubeconfig() -> Result<Option<Kubeconfig>, ActionError> {
-    let paths = env::var_os("KUBECONFIG").unwrap_or_default();
-    let paths: Vec<PathBuf> =
-        env::split_paths(&paths).filter(|path| !path.as_os_str().is_empty()).collect();
-    let candidates =
-        if paths.is_empty() { default_path().into_iter().collect() } else { paths.clone() };
-    let present: Vec<_> = candidates.into_iter().filter(|path| path.exists()).collect();
-    if present.is_empty() {
-        return match paths.first() {
-            None => Ok(None),
-            Some(first) => Err(misconfigured(format!(
-                "KUBECONFIG names {}, which does not exist",
-                first.display()
-            ))),
-        };
-    }
-    present
-        .iter()
-        .try_fold(Kubeconfig::default(), |merged, path| {
-            Kubeconfig::read_from(path).and_then(|next| merged.merge(next))
-        })
-        .map(Some)
-        .map_err(|error| misconfigured(chain(&error)))
-}
-
-fn default_path() -> Option<PathBuf> {
-    let home = env::var_os("HOME").filter(|home| !home.is_empty())?;
-    Some(PathBuf::from(home).join(".kube").join("config"))
-}
-
-fn misconfigured(detail: impl Into<String>) -> ActionError {
+/// The error for a configuration that cannot be used; the detail must have no text of a file.
+pub(crate) fn misconfigured(detail: impl Into<String>) -> ActionError {
     ActionError::new(Code::Configuration, detail.into()).with_hint(
         "check KUBECONFIG, ~/.kube/config, or the pod's service account; \
          `kubectl config view --minify` shows what kubectl would use",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_in_the_servers_url_is_in_no_message() {
+        let mut config = Config::new(Uri::from_static("https://jo:canary%40@c:6443/prefix"));
+        move_user_of_url(&mut config);
+        assert_eq!(config.cluster_url.to_string(), "https://c:6443/prefix");
+        assert_eq!(config.auth_info.username.as_deref(), Some("jo"));
+    }
 }

@@ -1,6 +1,6 @@
 //! The connection to the API server: one with HTTP/2, if the server offers it (ALPN), so that calls at the same
-//! time share one handshake, and further ones for many watches; else several with HTTP/1.1. Must not retry: a caller
-//! knows which call may be repeated.
+//! time share one handshake, and further ones for many watches; else several with HTTP/1.1. Each call gets our
+//! credentials. Must not retry: a caller knows which call may be repeated.
 
 use std::{
     pin::Pin,
@@ -12,17 +12,14 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response, Uri};
+use http::{Request, Response, StatusCode, Uri, header::AUTHORIZATION};
 use hyper::{
     body::Incoming,
     client::conn::http2::{self, SendRequest},
 };
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{
-        Client as Http1Client,
-        connect::{Connection, HttpConnector},
-    },
+    client::legacy::{Client as Http1Client, connect::Connection},
     rt::{TokioExecutor, TokioTimer},
 };
 use kube::{
@@ -33,9 +30,11 @@ use tokio::{
     sync::{Mutex, Semaphore, SemaphorePermit},
     time::{Instant, timeout},
 };
-use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{client::Resumption, pki_types::ServerName};
 use tower::{BoxError, Service, ServiceExt};
 use tracing::{Instrument, Span, field::Empty};
+
+use crate::k8s::api::{credentials::Credentials, dialer::Dialer, kubeconfig};
 
 /// For the TCP connection and the TLS handshake.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,13 +63,22 @@ pub(crate) struct ConnectError(#[source] BoxError);
 /// Calls to one API server. Clones share the connection.
 #[derive(Clone)]
 pub(crate) struct ApiConnection {
-    connector: HttpsConnector<HttpConnector>,
+    credentials: Credentials,
+    dialer: Dialer,
+    connector: HttpsConnector<Dialer>,
+    http1: HttpsConnector<Dialer>,
     /// Made when they are first used.
-    protocols: Protocols,
-    http1: Http1Client<HttpsConnector<HttpConnector>, Body>,
+    slots: Slots,
 }
 
-type Protocols = Arc<[Mutex<Protocol>; MAX_WATCHES.len()]>;
+type Slots = Arc<[Mutex<Slot>; MAX_WATCHES.len()]>;
+
+/// A transport, and the number of the client certificate that its connections were made with.
+struct Slot {
+    /// None while it is not known what the server speaks.
+    transport: Option<Transport>,
+    certificate: u64,
+}
 
 /// In a request's extensions: which connection it uses. It is the first without one.
 #[derive(Clone, Copy, Debug)]
@@ -92,11 +100,22 @@ impl WatchPermits {
     }
 }
 
-/// What the server speaks, as far as it is known.
-enum Protocol {
-    Unknown,
-    Http1,
+/// What the server speaks.
+#[derive(Clone)]
+enum Transport {
+    Http1(Box<Http1>),
     Http2(Http2),
+}
+
+type Http1 = Http1Client<HttpsConnector<Dialer>, Body>;
+
+impl Transport {
+    fn is_open(&self) -> bool {
+        match self {
+            Transport::Http1(_) => true,
+            Transport::Http2(http2) => !http2.sender.is_closed(),
+        }
+    }
 }
 
 /// One connection, with its number.
@@ -107,13 +126,27 @@ struct Http2 {
 }
 
 impl ApiConnection {
-    /// A connection by this configuration, without its proxy; it is made with the first call.
+    /// A connection by this configuration and through this proxy; it is made with the first call.
     ///
     /// # Errors
-    /// Why certificates or the server's name cannot be used.
-    pub(crate) fn new(config: &Config) -> Result<Self, BoxError> {
-        let tls = config.rustls_client_config()?;
-        let name = config.tls_server_name.clone().map(ServerName::try_from).transpose()?;
+    /// What in the configuration cannot be used.
+    pub(crate) fn new(
+        config: &Config,
+        proxy_url: Option<&str>,
+        credentials: Credentials,
+    ) -> Result<Self, String> {
+        let mut tls = config.rustls_client_config().map_err(|error| explain(&error))?;
+        // A certificate in the kubeconfig takes precedence over that of a plugin.
+        if !tls.client_auth_cert_resolver.has_certs()
+            && let Some(certificate) = credentials.client_certificate()
+        {
+            tls.client_auth_cert_resolver = certificate;
+            // A resumed session would keep the certificate of the first one.
+            tls.resumption = Resumption::disabled();
+        }
+        let name = config.tls_server_name.clone().map(ServerName::try_from).transpose();
+        let name = name.map_err(|_| "`tls-server-name` of the kubeconfig is no host name")?;
+        let dialer = Dialer::new(&config.cluster_url, proxy_url, &tls)?;
         let builder = || {
             let builder = HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http();
             match name.clone() {
@@ -121,48 +154,82 @@ impl ApiConnection {
                 None => builder,
             }
         };
-        let http1 = builder().enable_http1().wrap_connector(tcp());
+        let http1 = builder().enable_http1().wrap_connector(dialer.clone());
         // Without TLS there is nothing to negotiate.
         let is_tls = config.cluster_url.scheme_str() == Some("https");
-        let protocols = MAX_WATCHES
-            .map(|_| Mutex::new(if is_tls { Protocol::Unknown } else { Protocol::Http1 }));
+        let slots = MAX_WATCHES.map(|_| {
+            let transport = (!is_tls).then(|| Transport::Http1(client(http1.clone())));
+            Mutex::new(Slot { transport, certificate: 0 })
+        });
         Ok(ApiConnection {
-            connector: builder().enable_all_versions().wrap_connector(tcp()),
-            protocols: Arc::new(protocols),
-            http1: Http1Client::builder(TokioExecutor::new()).build(http1),
+            credentials,
+            connector: builder().enable_all_versions().wrap_connector(dialer.clone()),
+            dialer,
+            http1,
+            slots: Arc::new(slots),
         })
     }
 
-    /// Sends one request.
-    async fn send(self, request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
+    /// Sends one request with our credentials.
+    async fn send(self, mut request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
+        let credential = self.credentials.get().await?;
+        if let Some(header) = credential.header.clone() {
+            request.headers_mut().insert(AUTHORIZATION, header);
+        }
+        let credentials = self.credentials.clone();
+        let response = self.send_over(credential.certificate, request).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            credentials.reject(&credential);
+        }
+        Ok(response)
+    }
+
+    /// Sends one request over a connection that was made with this client certificate.
+    async fn send_over(
+        self,
+        certificate: u64,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, BoxError> {
         // Nothing is sent before there is a connection, however long others take to connect.
         let index = request.extensions().get().map_or(0, |&ConnectionIndex(index)| index);
-        let connected = timeout(CONNECT_TIMEOUT, self.http2(index, request.uri())).await;
-        let Some(mut http2) = connected.unwrap_or_else(|_| Err(not_connected().into()))? else {
-            return self.http1.request(request).await.map_err(BoxError::from);
+        let connected = timeout(CONNECT_TIMEOUT, self.transport(index, certificate, request.uri()));
+        let late = |_| Err(ConnectError(self.dialer.late()).into());
+        let mut http2 = match connected.await.unwrap_or_else(late)? {
+            Transport::Http1(http1) => return http1.request(request).await.map_err(BoxError::from),
+            Transport::Http2(http2) => http2,
         };
         let mut unanswered = Unanswered {
-            protocols: Some(self.protocols),
+            slots: Some(self.slots),
             index,
             number: http2.number,
             since: Instant::now(),
         };
         let response = http2.sender.send_request(request).await;
-        unanswered.protocols = None;
+        unanswered.slots = None;
         response.map_err(BoxError::from)
     }
 
-    /// The connection with HTTP/2, if the server speaks it. Other calls wait while one connects.
-    async fn http2(&self, index: usize, server: &Uri) -> Result<Option<Http2>, BoxError> {
-        let mut protocol = self.protocols[index].lock().await;
-        match &*protocol {
-            Protocol::Http1 => return Ok(None),
-            Protocol::Http2(http2) if !http2.sender.is_closed() => return Ok(Some(http2.clone())),
-            Protocol::Http2(_) | Protocol::Unknown => {}
+    /// The connection with HTTP/2, or the client for HTTP/1.1 if the server speaks that only. Other calls wait
+    /// while one connects.
+    async fn transport(
+        &self,
+        index: usize,
+        certificate: u64,
+        server: &Uri,
+    ) -> Result<Transport, BoxError> {
+        let mut slot = self.slots[index].lock().await;
+        match &slot.transport {
+            Some(transport) if slot.certificate == certificate && transport.is_open() => {
+                return Ok(transport.clone());
+            }
+            _ => {}
         }
-        let connected = self.connect(server).await?;
-        *protocol = connected.clone().map_or(Protocol::Http1, Protocol::Http2);
-        Ok(connected)
+        let transport = match self.connect(server).await? {
+            Some(http2) => Transport::Http2(http2),
+            None => Transport::Http1(client(self.http1.clone())),
+        };
+        *slot = Slot { transport: Some(transport.clone()), certificate };
+        Ok(transport)
     }
 
     async fn connect(&self, server: &Uri) -> Result<Option<Http2>, BoxError> {
@@ -190,14 +257,14 @@ impl ApiConnection {
     }
 }
 
-fn not_connected() -> ConnectError {
-    ConnectError(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()).into())
+fn client(connector: HttpsConnector<Dialer>) -> Box<Http1> {
+    Box::new(Http1Client::builder(TokioExecutor::new()).build(connector))
 }
 
 /// A call that ends without an answer after a while: the next one connects anew, since the connection may be dead.
 struct Unanswered {
     /// `None` once there is an answer.
-    protocols: Option<Protocols>,
+    slots: Option<Slots>,
     index: usize,
     number: u64,
     since: Instant,
@@ -205,22 +272,22 @@ struct Unanswered {
 
 impl Drop for Unanswered {
     fn drop(&mut self) {
-        let Some(protocols) = &self.protocols else { return };
+        let Some(slots) = &self.slots else { return };
         if self.since.elapsed() >= SUSPICIOUS_SILENCE
-            && let Ok(mut protocol) = protocols[self.index].try_lock()
-            && matches!(&*protocol, Protocol::Http2(http2) if http2.number == self.number)
+            && let Ok(mut slot) = slots[self.index].try_lock()
+            && matches!(&slot.transport, Some(Transport::Http2(it)) if it.number == self.number)
         {
-            *protocol = Protocol::Unknown;
+            slot.transport = None;
         }
     }
 }
 
-fn tcp() -> HttpConnector {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    tcp
+/// Why there can be no TLS, without the content of a certificate or key.
+fn explain(error: &kube::Error) -> String {
+    match error {
+        kube::Error::InferKubeconfig(error) => kubeconfig::explain(error),
+        _ => "the kubeconfig's certificate authority, client certificate or client key cannot be used".to_owned(),
+    }
 }
 
 impl Service<Request<Body>> for ApiConnection {

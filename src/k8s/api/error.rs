@@ -3,12 +3,15 @@
 //! Above all: may the write have been applied nevertheless? After a failed connection or a 429 it was not;
 //! after a lost response or a 5xx it may have been.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use hyper_util::client::legacy;
 use kube::core::Status;
 
-use crate::k8s::api::connection::ConnectError;
+use crate::{
+    contract::error::{ActionError, Code},
+    k8s::api::{connection::ConnectError, dialer::ProxyError},
+};
 
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,14 +32,48 @@ pub(crate) enum ApiError {
     Busy(String, Option<Duration>),
     /// 429 of an eviction: a disruption budget does not allow it now; not applied.
     Disruption(String),
+    /// An admission webhook or policy could not decide, so the write was not applied.
+    AdmissionFailed(String),
     /// 5xx: a write may have been applied.
     ServerError(String, Option<Duration>),
     /// The connection failed, so nothing was sent.
     Unreachable(String),
     /// The connection broke, or the response did not come in time: a write may have been applied.
     NoAnswer(String),
-    /// The call cannot be made: an exec plugin, a certificate or a proxy is wrong.
+    /// The proxy made no connection, so nothing was sent.
+    Proxy(String),
+    /// The call cannot be made: a certificate or the proxy's password is wrong.
     Misconfigured(String),
+    /// There are no credentials, so nothing was sent.
+    Credentials(CredentialsError),
+}
+
+/// Why there is no credential. It has no text of a kubeconfig, and of a plugin's output only what its standard error
+/// says.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub(crate) struct CredentialsError {
+    code: Code,
+    detail: String,
+    hint: String,
+}
+
+impl CredentialsError {
+    /// What is configured cannot give a credential.
+    pub(crate) fn configuration(detail: String, hint: impl Into<String>) -> Self {
+        CredentialsError { code: Code::Configuration, detail, hint: hint.into() }
+    }
+
+    /// The source of the credential refused it.
+    pub(crate) fn refused(detail: String, hint: impl Into<String>) -> Self {
+        CredentialsError { code: Code::CredentialsRefused, detail, hint: hint.into() }
+    }
+
+    /// The error as it is reported, for calls to this server.
+    pub(crate) fn to_action_error(&self, server: &str) -> ActionError {
+        let detail = format!("no credentials for the cluster at {server}: {}", self.detail);
+        ActionError::new(self.code, detail).with_hint(self.hint.clone())
+    }
 }
 
 impl ApiError {
@@ -51,10 +88,13 @@ impl ApiError {
             ApiError::Unauthorized(_) => "unauthorized",
             ApiError::Busy(..) => "busy",
             ApiError::Disruption(_) => "disruption",
+            ApiError::AdmissionFailed(_) => "admission_failed",
             ApiError::ServerError(..) => "server_error",
             ApiError::Unreachable(_) => "unreachable",
             ApiError::NoAnswer(_) => "no_answer",
+            ApiError::Proxy(_) => "proxy",
             ApiError::Misconfigured(_) => "misconfigured",
+            ApiError::Credentials(_) => "credentials",
         }
     }
 
@@ -69,10 +109,13 @@ impl ApiError {
             | ApiError::Unauthorized(message)
             | ApiError::Busy(message, _)
             | ApiError::Disruption(message)
+            | ApiError::AdmissionFailed(message)
             | ApiError::ServerError(message, _)
             | ApiError::Unreachable(message)
             | ApiError::NoAnswer(message)
+            | ApiError::Proxy(message)
             | ApiError::Misconfigured(message) => message,
+            ApiError::Credentials(error) => &error.detail,
         }
     }
 
@@ -94,21 +137,44 @@ impl From<kube::Error> for ApiError {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => of_status(&status),
-            kube::Error::Service(error) if is_connect(error.as_ref()) => {
-                of_connect(chain(error.as_ref()))
-            }
-            kube::Error::Service(error) => ApiError::NoAnswer(chain(error.as_ref())),
-            kube::Error::Auth(error) => ApiError::Misconfigured(chain(&error)),
+            kube::Error::Service(error) => of_service(error.as_ref()),
             kube::Error::BuildRequest(error) => ApiError::Misconfigured(chain(&error)),
+            // The parser may quote the response, which may have secrets.
+            kube::Error::SerdeError(error) => ApiError::NoAnswer(format!(
+                "the response is not the object that was asked for (line {}, column {})",
+                error.line(),
+                error.column()
+            )),
             // All others happen while a response is read.
             error => ApiError::NoAnswer(chain(&error)),
         }
     }
 }
 
-fn is_connect(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.is::<ConnectError>()
-        || error.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect)
+fn of_service(error: &(dyn Error + 'static)) -> ApiError {
+    if let Some(error) = find::<CredentialsError>(error) {
+        return ApiError::Credentials(error.clone());
+    }
+    let is_connect = error.is::<ConnectError>()
+        || error.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect);
+    match find::<ProxyError>(error) {
+        Some(proxy) => of_proxy(chain(proxy)),
+        None if is_connect => of_connect(chain(error)),
+        None => ApiError::NoAnswer(chain(error)),
+    }
+}
+
+/// The first error of this type among the error and its causes.
+fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    error.downcast_ref().or_else(|| find(error.source()?))
+}
+
+/// Another password is no transient error either.
+fn of_proxy(message: String) -> ApiError {
+    if message.contains("proxy authorization required") {
+        return ApiError::Misconfigured(message);
+    }
+    ApiError::Proxy(message)
 }
 
 /// An untrusted certificate is no transient error: a retry would not help.
@@ -123,6 +189,12 @@ fn of_status(status: &Status) -> ApiError {
     let message = status.message.clone();
     let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
     let retry_after = (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)));
+    // Admission comes before the write, and may have any status code.
+    match status.code {
+        400.. if failed_admission(&message).is_some() => return ApiError::AdmissionFailed(message),
+        400.. if is_denial(&message) => return ApiError::Rejected(message),
+        _ => {}
+    }
     match status.code {
         // Not the API server's: something between has answered with JSON or text of its own.
         0 | 408 => ApiError::NoAnswer(message),
@@ -148,6 +220,30 @@ fn has_no_cause(status: &Status) -> bool {
     status.details.as_ref().is_none_or(|details| details.causes.is_empty())
 }
 
+/// Whether a webhook or an admission policy denied the write. The message has the name of either (`k8s.io/apiserver`,
+/// `pkg/admission/plugin/webhook/errors/statuserror.go` and `pkg/admission/plugin/policy`); the status code is the
+/// webhook's own.
+fn is_denial(message: &str) -> bool {
+    (message.contains("admission webhook \"") && message.contains("\" denied the request"))
+        || (message.contains("olicy '") && message.contains("' denied request: "))
+}
+
+/// The webhook that the API server could not call (`k8s.io/apiserver`, `pkg/util/webhook/error.go`), or the policy
+/// whose binding or parameters it could not read (`pkg/admission/plugin/policy/generic/policy_dispatcher.go`).
+pub(crate) fn failed_admission(message: &str) -> Option<String> {
+    let name = |begin: &str, end: char| Some(message.split_once(begin)?.1.split_once(end)?.0);
+    // A denial quotes the webhook's words, which may be anything.
+    if message.contains("\" denied the request") {
+        return None;
+    }
+    if let Some(webhook) = name("failed calling webhook \"", '"') {
+        return Some(format!("webhook '{webhook}'"));
+    }
+    let is_unread = message.contains("' denied request: failed to configure binding: Get \"");
+    let policy = name("olicy '", '\'').filter(|_| is_unread)?;
+    Some(format!("policy '{policy}'"))
+}
+
 /// The authorizer's message is `User "x" cannot patch resource "y"`; admission has other messages.
 fn by_the_authorizer(message: &str) -> bool {
     message.contains("\" cannot ") && message.contains(" resource \"")
@@ -160,8 +256,8 @@ fn disruption_message(status: &Status) -> Option<&str> {
     budget.map(|cause| cause.message.as_str())
 }
 
-/// An error with its causes, outermost first, without repetitions.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+/// An error with its causes, outermost first, without repetitions. Not for errors of a parser: they quote its input.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -176,6 +272,8 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn status(yaml: &str) -> ApiError {
@@ -208,6 +306,32 @@ mod tests {
         let invalid = "{code: 422, reason: Invalid, message: 'spec.replicas: must not be negative', \
                        details: {causes: [{reason: FieldValueInvalid, field: spec.replicas}]}}";
         assert!(matches!(status(invalid), ApiError::Rejected(_)));
+    }
+
+    #[test]
+    fn a_denial_by_admission_is_one_whatever_its_status_code() {
+        for code in [400, 401, 403, 404, 408, 409, 422, 429, 500, 503, 504] {
+            for message in [
+                r#"admission webhook "w.example.com" denied the request: User "x" cannot patch resource "y""#,
+                r#"pods "a" is forbidden: admission webhook "w" denied the request without explanation"#,
+                "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: not here",
+                "policy 'p' with binding 'b' denied request: no",
+            ] {
+                let yaml = json!({ "code": code, "message": message }).to_string();
+                assert_eq!(status(&yaml), ApiError::Rejected(message.to_owned()), "{code}");
+            }
+        }
+        let failed = r#"Internal error occurred: failed calling webhook "w.example.com": failed to call webhook: Post "https://w": context deadline exceeded"#;
+        let error = status(&json!({ "code": 500, "message": failed }).to_string());
+        assert_eq!(error, ApiError::AdmissionFailed(failed.to_owned()));
+        assert!(!error.may_be_applied());
+        assert_eq!(failed_admission(failed).as_deref(), Some("webhook 'w.example.com'"));
+        let unread = "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: failed to configure binding: Get \"https://c\": context deadline exceeded";
+        let error = status(&json!({ "code": 422, "message": unread }).to_string());
+        assert_eq!(error, ApiError::AdmissionFailed(unread.to_owned()));
+        assert_eq!(failed_admission(unread).as_deref(), Some("policy 'p'"));
+        let quoting = "admission webhook \"w\" denied the request: failed calling webhook \"x\"";
+        assert_eq!(failed_admission(quoting), None);
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Cluster {
                 Err(ApplyError::TestFailed(self.explain(&effect.call(), error).await))
             }
             Err(ApiError::Disruption(message)) => Err(ApplyError::Disruption(message)),
-            Err(error @ (ApiError::Busy(..) | ApiError::Unreachable(_))) => {
+            Err(error @ (ApiError::Busy(..) | ApiError::Unreachable(_) | ApiError::Proxy(_))) => {
                 let wait = error.retry_after();
                 Err(ApplyError::NotTaken(self.explain(&effect.call(), error).await, wait))
             }

@@ -38,7 +38,7 @@ pub(crate) fn pause(
     let retry_after = match (retry, error) {
         (Retry::Never, _) => return None,
         (_, ApiError::Busy(_, retry_after) | ApiError::ServerError(_, retry_after)) => *retry_after,
-        (_, ApiError::Unreachable(_) | ApiError::NoAnswer(_)) => None,
+        (_, ApiError::Unreachable(_) | ApiError::Proxy(_) | ApiError::NoAnswer(_)) => None,
         _ => return None,
     };
     let own = backoff.next()?;
