@@ -23,8 +23,9 @@ use crate::{
         api::preflight::Preflight,
         applied_requests::AppliedRequests,
         completion::{Completion, RolloutOf},
+        conditional_patch::annotations_after,
         drain_filter::EvictionSet,
-        effect::{Applied, Effect},
+        effect::{Applied, Effect, Mutation},
         preflight_warnings,
         revisions::{History, RollbackTarget},
         workload::Workload,
@@ -33,6 +34,10 @@ use crate::{
 
 /// The hint of a refusal because the object is not the one that the client saw.
 pub(crate) const READ_AGAIN: &str = "read the target again, then decide again";
+
+/// The length of all annotations of an object, with their keys (`TotalAnnotationSizeLimitB` in
+/// `k8s.io/apimachinery/pkg/api/validation/objectmeta.go`).
+const MAX_ANNOTATION_BYTES: usize = 256 * 1024;
 
 /// What an action needs to know of the request beyond its parameters.
 #[derive(Clone, Debug)]
@@ -180,6 +185,32 @@ impl Plan {
             decision_etag: None,
             rollback_target: None,
         }
+    }
+
+    /// Checks that the object has room for the request's mark, which the API server would refuse only later and in
+    /// other words.
+    ///
+    /// # Errors
+    /// [`Code::RejectedByCluster`] naming the longest annotation.
+    pub(crate) fn check_annotations_fit(&self) -> Result<(), ActionError> {
+        let Decision::Apply(effect, ..) = &self.decision else { return Ok(()) };
+        let Mutation::Patch { patch, .. } = &effect.mutation else { return Ok(()) };
+        let annotations = annotations_after(&self.found, patch);
+        let length = |(key, value): (&String, &String)| key.len() + value.len();
+        let total: usize = annotations.iter().map(length).sum();
+        if total <= MAX_ANNOTATION_BYTES {
+            return Ok(());
+        }
+        let known = self.found.annotations.iter().flatten();
+        let longest = known.max_by_key(|entry| length(*entry)).map_or("", |(key, _)| key.as_str());
+        let detail = format!(
+            "the annotations of {} have no room for the mark of this request: they would be {total} bytes long, and \
+             the cluster allows {MAX_ANNOTATION_BYTES}",
+            self.target
+        );
+        Err(ActionError::new(Code::RejectedByCluster, detail)
+            .with_hint(format!("shorten or remove an annotation; the longest is {longest}"))
+            .object_uid(self.target.uid.as_deref()))
     }
 
     /// The plan with the current revision as the one to return to if the rollout fails.

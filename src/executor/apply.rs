@@ -74,7 +74,11 @@ pub(crate) async fn plan(
         () = stopped(&mut stopping) => {
             Err(ActionError::new(Code::ShuttingDown, "shutting down; nothing was done"))
         }
-        plan = request.action.plannable().plan(cluster, input) => plan,
+        plan = request.action.plannable().plan(cluster, input) => {
+            let plan = plan?;
+            plan.check_annotations_fit()?;
+            Ok(plan)
+        }
     }
 }
 

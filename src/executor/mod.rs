@@ -7,7 +7,7 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use tokio::time::Instant;
+use tokio::{time::Instant, try_join};
 use tracing::{Instrument, Span, field::Empty};
 
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
         response::{ActionResponse, Outcome},
     },
     executor::{context::Context, failpoint::Failpoint},
-    ledger::record::RequestMetadata,
+    ledger::{Ledger, record::RequestMetadata},
     policy::{
         Policy,
         evaluate::{Facts, Verdict},
@@ -82,7 +82,7 @@ async fn simulate_or_execute(
     let metadata = RequestMetadata::of(request, id);
     let input = plan_input(context, request, &metadata);
     if request.simulate {
-        return simulate(context, request, &input).await;
+        return simulate(context, request, metadata, &input).await;
     }
     let cluster = context.require_cluster("nothing can be done")?;
     let target = request.action.target();
@@ -133,11 +133,12 @@ pub(crate) fn check_replay_window(
         ))
 }
 
-/// Has the API server try the effect; without a cluster, says what is known from the request alone. What the
-/// policy decides about the real action is a warning.
+/// Has the API server try the effect and its record; without a cluster, says what is known from the request alone.
+/// What the policy decides about the real action, and a record that could not be created, are warnings.
 async fn simulate(
     context: &Context,
     request: &ActionRequest,
+    metadata: RequestMetadata,
     input: &PlanInput,
 ) -> Result<ActionResponse, ActionError> {
     let policy = context.policy();
@@ -145,7 +146,10 @@ async fn simulate(
     let Some(cluster) = context.cluster() else {
         return Ok(simulate_offline(request, input, &policy));
     };
-    let done = Box::pin(apply::simulate(context, cluster, request, input)).await?;
+    let ledger = Ledger::new(cluster, metadata);
+    let record = async { Ok(ledger.try_to_open(input.deadline).await) };
+    let (done, record) =
+        try_join!(Box::pin(apply::simulate(context, cluster, request, input)), record)?;
     policy.judge_plan(request, &done.plan, true).refuse()?;
     let preview = policy_preview(&policy.judge_plan(request, &done.plan, false));
     let mut response = response_to(request, input, done.outcome, done.result);
@@ -153,6 +157,7 @@ async fn simulate(
     response.warnings.extend(done.plan.warnings.iter().cloned());
     response.warnings.extend(done.applied.warnings_for_answer());
     response.warnings.extend(preview);
+    response.warnings.extend(record.err().and_then(|error| record_preview(&error)));
     response.changes = done.plan.changes;
     response.target = done.plan.target;
     if done.applied.resource_version.is_some() {
@@ -181,6 +186,12 @@ fn policy_preview(verdict: &Verdict) -> Option<String> {
         }
         Ok(()) => None,
     }
+}
+
+/// Why the record of the same action could not be created if it is not simulated. What may pass is not told.
+fn record_preview(error: &ActionError) -> Option<String> {
+    let refusal = format!("the real action would be refused: {}", error.with_its_hint());
+    (!error.code.retryable()).then_some(refusal)
 }
 
 /// The response before anything is known from the cluster.

@@ -22,7 +22,8 @@
 use std::collections::BTreeMap;
 
 use json_patch::{
-    AddOperation, Patch, PatchOperation, RemoveOperation, TestOperation, jsonptr::PointerBuf,
+    AddOperation, Patch, PatchOperation, RemoveOperation, ReplaceOperation, TestOperation,
+    jsonptr::PointerBuf,
 };
 use kube::core::ObjectMeta;
 use serde_json::{Value, json};
@@ -60,6 +61,33 @@ pub(crate) fn patch(
     operations.extend(set_entries(&["metadata", "annotations"], annotations, &mark));
     operations.extend(change);
     Patch(operations)
+}
+
+/// The object's annotations after a patch.
+pub(crate) fn annotations_after(metadata: &ObjectMeta, patch: &Patch) -> BTreeMap<String, String> {
+    let mut annotations = metadata.annotations.clone().unwrap_or_default();
+    for operation in &patch.0 {
+        let (path, value) = match operation {
+            PatchOperation::Add(AddOperation { path, value })
+            | PatchOperation::Replace(ReplaceOperation { path, value }) => (path, Some(value)),
+            PatchOperation::Remove(RemoveOperation { path }) => (path, None),
+            _ => continue,
+        };
+        let tokens: Vec<_> = path.tokens().map(|token| token.decoded().into_owned()).collect();
+        match (tokens.as_slice(), value) {
+            ([metadata, all], value) if metadata == "metadata" && all == "annotations" => {
+                annotations = serde_json::from_value(json!(value)).unwrap_or_default();
+            }
+            ([metadata, all, key], value) if metadata == "metadata" && all == "annotations" => {
+                match value.and_then(Value::as_str) {
+                    Some(value) => annotations.insert(key.clone(), value.to_owned()),
+                    None => annotations.remove(key),
+                };
+            }
+            _ => {}
+        }
+    }
+    annotations
 }
 
 /// Sets entries of the map at this path, which may not exist yet. If it is created, it must not have been created
@@ -131,6 +159,24 @@ mod tests {
                 { "op": "add", "path": "/spec/paused", "value": true },
             ])
         );
+    }
+
+    #[test]
+    fn the_annotations_after_a_patch_are_those_of_the_object() {
+        for (before, after) in [
+            ("{}", "{action-executor.dev/requests: '1:r1', b/c: '2'}"),
+            ("{annotations: {a: '1'}}", "{a: '1', action-executor.dev/requests: '1:r1', b/c: '2'}"),
+            ("{annotations: {d: '1'}}", "{action-executor.dev/requests: '1:r1', b/c: '2'}"),
+        ] {
+            let metadata = metadata(before);
+            let annotation = |key: &str| ["metadata", "annotations", key].map(str::to_owned);
+            let [removed, added] = ["d", "b/c"].map(annotation);
+            let [removed, added] = [&removed, &added].map(|it| it.each_ref().map(String::as_str));
+            let mut change = vec![add(&added, json!("2"))];
+            change.extend(before.contains("d:").then(|| remove(&removed)));
+            let after: BTreeMap<String, String> = serde_yaml_ng::from_str(after).expect("is one");
+            assert_eq!(annotations_after(&metadata, &patch(&metadata, "r1", None, change)), after);
+        }
     }
 
     #[test]

@@ -52,6 +52,9 @@ const CLAIM_GRACE: Duration = Duration::from_secs(2);
 /// Time to record a refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Time to try whether a record could be created.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The ledger, for one attempt at one request.
 pub(crate) struct Ledger<'a> {
     cluster: &'a Cluster,
@@ -141,6 +144,23 @@ impl<'a> Ledger<'a> {
                     found => return Ok(found),
                 },
                 Err(error) => return Err(self.explain("create", error).await),
+            }
+        }
+    }
+
+    /// Has the API server try to create a record, for a simulation. Nothing is stored.
+    ///
+    /// # Errors
+    /// Why the record of the real action could not be created.
+    pub(crate) async fn try_to_open(&self, deadline: Instant) -> Result<(), ActionError> {
+        let event = self.request.trial();
+        let until = deadline.min(Instant::now() + TRIAL_TIMEOUT);
+        match self.cluster.try_create(self.request.namespace(), &event, until).await {
+            Ok(()) | Err(ApiError::Conflict(_)) => Ok(()),
+            Err(error) => {
+                let name = event.metadata.name.as_deref();
+                let call = Call::of::<Event>("create", self.request.namespace(), name);
+                Err(self.cluster.explain(&call, error).await)
             }
         }
     }

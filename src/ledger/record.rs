@@ -208,6 +208,17 @@ impl RequestMetadata {
         event
     }
 
+    /// An Event as a dry run. It has another name than the record: a proxy that drops the query must not leave a
+    /// record without content behind.
+    pub(crate) fn trial(&self) -> Event {
+        let mut event = self.bare_event(None);
+        event.metadata.name = Some(format!("{}-trial", self.event_name()));
+        event.metadata.annotations = Some(owned(self.origin()));
+        event.reason = Some("ActionSimulated".to_owned());
+        event.type_ = Some("Normal".to_owned());
+        event
+    }
+
     /// What all Events of this request share.
     fn bare_event(&self, uid: Option<&str>) -> Event {
         let Target { api_version, kind, namespace, name, .. } = &self.target;

@@ -3,12 +3,12 @@
 use k8s_openapi::api::{
     admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
     autoscaling::v2::HorizontalPodAutoscaler,
-    core::v1::PersistentVolumeClaim,
+    core::v1::{PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api,
-    api::{Patch, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 
@@ -137,4 +137,49 @@ async fn a_recent_restart_causes_a_warning_with_its_author() {
         .expect("kubectl runs");
     assert!(restarted.status.success(), "{restarted:?}");
     assert!(has(&warnings(&namespace, true), " s ago by kubectl-rollout"));
+}
+
+#[tokio::test]
+async fn a_simulation_in_a_namespace_that_is_being_terminated_says_that_the_real_action_is_refused()
+{
+    let namespace = shared().namespace("terminating").await;
+    namespace.running_deployment("web", 1).await;
+    // Kubernetes deletes a namespace's pods first, and nothing else while one is left.
+    let pod = namespace.bare_pod("last").await;
+    let finalizers =
+        |value: serde_json::Value| Patch::Merge(json!({ "metadata": { "finalizers": value } }));
+    let pods = namespace.api::<Pod>();
+    let (params, name) = (PatchParams::default(), pod.metadata.name.expect("has one"));
+    let held = finalizers(json!(["example.com/hold"]));
+    pods.patch(&name, &params, &held).await.expect("is patched");
+    let namespaces = namespace.global::<k8s_openapi::api::core::v1::Namespace>();
+    namespaces.delete(namespace.name(), &DeleteParams::default()).await.expect("is deleted");
+    let target = json!({ "namespace": namespace.name() });
+    for (kind, field, more) in [
+        ("restart_k8s", "deployment", json!({})),
+        ("pause_rollout", "deployment", json!({})),
+        ("scale", "name", json!({ "replicas": 2 })),
+    ] {
+        for simulate in [true, false] {
+            let mut parameters = target.clone();
+            parameters[field] = "web".into();
+            let map = parameters.as_object_mut().expect("is one");
+            map.extend(more.as_object().expect("is one").clone());
+            let request = json!({ "type": kind, "simulate": simulate, "parameters": parameters });
+            let program = Program::with_kubeconfig(namespace.kubeconfig());
+            let done = program.input(request.to_string()).run();
+            let why = "accepts no new objects, and so no record of a real action";
+            assert!(done.stdout.contains(why), "{kind}: {done:?}");
+            assert!(done.stdout.contains("because it is being terminated"), "{kind}: {done:?}");
+            let answer = done.answer();
+            if simulate {
+                assert_eq!(answer["outcome"], "simulated", "{done:?}");
+                let warnings = answer["warnings"].to_string();
+                assert!(warnings.contains("the real action would be refused"), "{done:?}");
+            } else {
+                assert_eq!(answer["code"], "rejected_by_cluster", "{done:?}");
+            }
+        }
+    }
+    pods.patch(&name, &params, &finalizers(json!(null))).await.expect("is patched");
 }
