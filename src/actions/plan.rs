@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -45,6 +46,8 @@ const MAX_ANNOTATION_BYTES: usize = 256 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct PlanInput {
     pub id: RequestId,
+    /// The cluster's name for people, if one is configured.
+    pub cluster: Option<Arc<str>>,
     /// The request's mark on an object that it changed (`k8s::applied_requests`).
     pub mark: String,
     /// The time of the request, for annotations and sentences.
@@ -385,6 +388,7 @@ impl PlanInput {
     pub(crate) fn example() -> Self {
         PlanInput {
             id: RequestId::try_from("r1".to_owned()).expect("is an id"),
+            cluster: None,
             mark: "r1@d1".to_owned(),
             at: "2026-01-31T12:00:00.987Z".parse().expect("is a time"),
             deadline: Instant::now(),

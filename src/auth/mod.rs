@@ -232,6 +232,8 @@ impl Authenticator {
         let _permit = permit.map_err(|_| {
             ActionError::new(Code::Overloaded, "too many tokens wait for a review by the cluster")
         })?;
+        // Others from there may have failed meanwhile.
+        self.failures.check(peer, Instant::now().into_std())?;
         match token_review::review(cluster, token, audience, now + AUTH_TIMEOUT)
             .await
             .map_err(as_misconfiguration)?

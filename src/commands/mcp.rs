@@ -80,7 +80,11 @@ async fn serve(kube_context: Option<&str>, settings: &Settings) -> Result<(), Ac
     loop {
         tokio::select! {
             line = input.recv() => match line {
-                Some(line) => session.take(line).await,
+                // A client that does not read must not keep the process from ending.
+                Some(line) => tokio::select! {
+                    () = session.take(line) => {}
+                    () = stopped(&mut signalled) => break,
+                },
                 None => break,
             },
             () = stopped(&mut signalled) => break,

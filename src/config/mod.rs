@@ -12,7 +12,7 @@ use crate::{
         reload::Source,
         variables::{Setting, Variables},
     },
-    contract::error::ActionError,
+    contract::{error::ActionError, names::AuditText},
 };
 
 pub mod reload;
@@ -49,6 +49,8 @@ pub struct Settings {
     pub peer_share: u32,
     /// How MCP is served.
     pub mcp: McpSettings,
+    /// The cluster's name for people; none: by the kubeconfig.
+    pub cluster_name: Option<String>,
     /// The log level; none: the entry point's own.
     pub log_level: Option<tracing::Level>,
     /// The port that the server listens on.
@@ -132,6 +134,7 @@ impl Settings {
                 wait: Duration::from_secs(variables::MCP_WAIT_SECONDS.number(&vars)?),
                 tools: tool_set(variables::MCP_TOOLS.get(&vars))?,
             },
+            cluster_name: cluster_name(variables::CLUSTER_NAME.get(&vars))?,
             log_level: log_level(variables::LOG.get(&vars))?,
             port: variables::PORT.number(&vars)?,
             termination_log: termination_log
@@ -214,6 +217,12 @@ fn tool_set(text: Option<&str>) -> Result<ToolSet, ActionError> {
         Some("generic") => Ok(ToolSet::Generic),
         Some(_) => Err(variables::MCP_TOOLS.invalid("must be per_action or generic")),
     }
+}
+
+fn cluster_name(text: Option<&str>) -> Result<Option<String>, ActionError> {
+    let name = text.map(|text| AuditText::try_from(text.to_owned())).transpose();
+    let name = name.map_err(|what| variables::CLUSTER_NAME.invalid(&what))?;
+    Ok(name.map(|name| name.to_string()))
 }
 
 fn log_level(text: Option<&str>) -> Result<Option<tracing::Level>, ActionError> {

@@ -124,6 +124,12 @@ pub(crate) const MCP_TOOLS: Setting = text(
     "`per_action`, `generic`",
     "the MCP tools: one for each action, or four in all",
 );
+pub(crate) const CLUSTER_NAME: Setting = text(
+    "ACTION_EXECUTOR_CLUSTER_NAME",
+    "the kubeconfig's context and server",
+    "text",
+    "the cluster's name in answers, records and pages",
+);
 pub(crate) const LOG: Setting = text(
     "ACTION_EXECUTOR_LOG",
     "`info`",
@@ -149,7 +155,7 @@ pub(crate) const NODE_NAME: Setting =
     text("NODE_NAME", "none", "text", "the node on which the program runs");
 
 /// Every setting, in the order in which the reference lists them.
-pub(crate) const SETTINGS: [&Setting; 22] = [
+pub(crate) const SETTINGS: [&Setting; 23] = [
     &DEADLINE_SECONDS,
     &REPLAY_WINDOW_SECONDS,
     &POLICY,
@@ -167,6 +173,7 @@ pub(crate) const SETTINGS: [&Setting; 22] = [
     &PEER_SHARE,
     &MCP_WAIT_SECONDS,
     &MCP_TOOLS,
+    &CLUSTER_NAME,
     &LOG,
     &PORT,
     &TERMINATION_LOG,

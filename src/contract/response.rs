@@ -28,6 +28,9 @@ pub struct ActionResponse {
     /// Present and true if no cluster is configured.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub offline: bool,
+    /// The cluster's name, if one is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
     /// The object of the action.
     pub target: Target,
     /// What changed in the target, or would change.
@@ -249,6 +252,7 @@ impl ActionResponse {
             outcome,
             replayed: false,
             offline: false,
+            cluster: None,
             target: Target { uid: Some("u1".to_owned()), ..target },
             changes: Vec::new(),
             warnings: Vec::new(),

@@ -186,6 +186,12 @@ pub(crate) async fn apply(
             }
             Decision::AlreadyApplied(applied, result) => {
                 let replayed = sent.as_ref().is_none_or(Sent::is_of_an_earlier_attempt);
+                // Not the generation as it was found: another client may have changed the object since.
+                let made = sent.as_ref().map(|it| Evidence::of(&it.effect, Some(&plan.found)));
+                let applied = match made {
+                    Some(Evidence::Made(applied)) => applied,
+                    _ => applied,
+                };
                 return Ok(Execution { replayed, ..Execution::replayed(plan, applied, result) });
             }
             Decision::NoOp(result) => {

@@ -189,10 +189,11 @@ impl Transaction<'_> {
         let Some(effect) = &record.rollback else {
             let found = history.workload.metadata();
             let (requests, mark) = (AppliedRequests::from_metadata(found), self.rollback_mark());
+            let is_last = requests.is_last_change(&mark);
             return Ok(requests.contains(&mark).then(|| Applied {
                 resource_version: found.resource_version.clone(),
-                generation: found.generation,
-                template: requests.is_last_change(&mark).then(|| history.digest()),
+                generation: found.generation.filter(|_| is_last),
+                template: is_last.then(|| history.digest()),
                 ..Applied::default()
             }));
         };

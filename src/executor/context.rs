@@ -22,6 +22,7 @@ pub struct Context {
     deadline: Duration,
     replay_window: Duration,
     own_pod: Option<Arc<OwnPod>>,
+    cluster_name: Option<Arc<str>>,
     observer: Observer,
     target_locks: Arc<TargetLocks>,
     stopping: watch::Receiver<bool>,
@@ -38,8 +39,12 @@ impl Context {
         stopping: watch::Receiver<bool>,
     ) -> Self {
         let Settings { deadline, replay_window, .. } = *settings;
+        let name =
+            |cluster: &Cluster| settings.cluster_name.as_deref().unwrap_or(cluster.name()).into();
+        let cluster_name = cluster.as_ref().map(name);
         Context {
             own_pod: settings.own_pod.clone().map(Arc::new),
+            cluster_name,
             cluster,
             policy: Arc::new(policy),
             deadline,
@@ -90,6 +95,11 @@ impl Context {
     /// The cluster, if one is configured.
     pub(crate) fn cluster(&self) -> Option<&Cluster> {
         self.cluster.as_ref()
+    }
+
+    /// The cluster's name for people, if one is configured.
+    pub(crate) fn cluster_name(&self) -> Option<&Arc<str>> {
+        self.cluster_name.as_ref()
     }
 
     /// The cluster, where nothing works without one; `consequence` ends the sentence "no cluster is

@@ -79,7 +79,7 @@ async fn simulate_or_execute(
     request: &ActionRequest,
     id: &RequestId,
 ) -> Result<ActionResponse, ActionError> {
-    let metadata = RequestMetadata::of(request, id);
+    let metadata = RequestMetadata::of(request, id).in_cluster(context.cluster_name());
     let input = plan_input(context, request, &metadata);
     if request.simulate {
         return simulate(context, request, metadata, &input).await;
@@ -99,6 +99,7 @@ fn plan_input(context: &Context, request: &ActionRequest, metadata: &RequestMeta
     let limit = request.timeout.map_or(context.deadline(), |it| it.min(context.deadline()));
     PlanInput {
         id: metadata.id.clone(),
+        cluster: context.cluster_name().cloned(),
         mark: metadata.mark(),
         at: Utc::now(),
         deadline: Instant::now() + limit,
@@ -209,6 +210,7 @@ fn response_to(
         outcome,
         replayed: false,
         offline: false,
+        cluster: input.cluster.as_deref().map(str::to_owned),
         target: request.action.target(),
         changes: Vec::new(),
         warnings: request.action.warnings(),

@@ -38,6 +38,8 @@ pub(crate) struct State {
     pub since: Instant,
     /// Whether its client has authenticated.
     pub authenticated: bool,
+    /// Whether the response is a stream that has begun.
+    streams: bool,
     /// The memory of the body of its request, in bytes.
     body: usize,
     /// The memory of responses that are not yet written, in bytes.
@@ -58,6 +60,7 @@ impl Activity {
             phase: Phase::Waiting,
             since: Instant::now(),
             authenticated: false,
+            streams: false,
             body: 0,
             unsent: 0,
         };
@@ -74,10 +77,16 @@ impl Activity {
         self.change(|state| {
             state.phase = phase;
             state.since = Instant::now();
+            state.streams = false;
             if matches!(phase, Phase::Answering | Phase::Sending) {
                 state.body = 0;
             }
         });
+    }
+
+    /// The response is a stream: a client that ends its side from now on has given up.
+    pub(crate) fn begin_stream(&self) {
+        self.change(|state| state.streams = true);
     }
 
     /// All that was written has reached the kernel.
@@ -124,9 +133,9 @@ impl Activity {
 
     /// Whether a client that sends nothing more now waits for its response.
     pub(crate) fn awaits_response(&self) -> bool {
-        let State { phase, since, .. } = self.state();
+        let State { phase, since, streams, .. } = self.state();
         match phase {
-            Phase::Serving => since.elapsed() < HALF_CLOSE_TIME,
+            Phase::Serving => !streams && since.elapsed() < HALF_CLOSE_TIME,
             Phase::Answering | Phase::Sending => true,
             Phase::Waiting | Phase::Reading => false,
         }
@@ -168,6 +177,16 @@ mod tests {
         assert!(activity.awaits_response());
         sleep(HALF_CLOSE_TIME).await;
         assert!(!activity.awaits_response());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_ends_while_its_stream_runs_has_given_up() {
+        let activity = Activity::new(Arc::default());
+        activity.enter(Phase::Serving);
+        activity.begin_stream();
+        assert!(!activity.awaits_response());
+        activity.enter(Phase::Serving);
+        assert!(activity.awaits_response());
     }
 
     #[test]

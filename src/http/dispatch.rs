@@ -13,7 +13,7 @@ use crate::{
     contract::error::{ActionError, Code},
     executor::{context::Context, reply::Reply},
     http::{
-        assets,
+        assets::{self, Document},
         endpoints::{
             cloudevents, execute, history, mcp, metrics, operation,
             readiness::{self, Readiness},
@@ -21,7 +21,7 @@ use crate::{
             sse::Watchers,
         },
         message::{Body, FullRequest, RequestInfo},
-        routes::{MatchedPath, Route},
+        routes::{Asset, MatchedPath, Route},
         tls::Tls,
     },
     telemetry::traces,
@@ -51,6 +51,8 @@ pub(crate) struct ServerState {
     pub watchers: Watchers,
     /// The certificate that is served.
     pub tls: Option<Arc<Reloading<Tls>>>,
+    /// The list of the actions, with the cluster's name.
+    pub actions: Arc<Document>,
 }
 
 impl Service {
@@ -100,6 +102,9 @@ impl Service {
             Ok(route) => route,
             Err(error) => return self.problem(error, info.path.allow()),
         };
+        if let (Route::Asset(Asset::Actions), Some(server)) = (route, &self.server) {
+            return server.actions.response(request.headers());
+        }
         if let Some(response) = answer_static(route, request.headers()) {
             return response;
         }

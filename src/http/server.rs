@@ -356,8 +356,9 @@ impl Server {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
-        if let Body::Full(_) = response.body() {
-            connection.activity.enter(Phase::Answering);
+        match response.body() {
+            Body::Full(_) => connection.activity.enter(Phase::Answering),
+            Body::Stream(_) => connection.activity.begin_stream(),
         }
         connection.activity.hold_response(response.body().own_bytes());
         self.limits.connections.relieve(connection.id);
@@ -415,7 +416,11 @@ impl Server {
             let response = server.dispatch(request, info).await?;
             match (response.body(), held) {
                 (Body::Stream(_), Some(permit)) => {
-                    permit.become_stream().map(|()| (response, Some(permit)))
+                    // An action stays in its lane, whatever its response is.
+                    if lane != Lane::Actions {
+                        permit.become_stream()?;
+                    }
+                    Ok((response, Some(permit)))
                 }
                 _ => Ok((response, None)),
             }

@@ -87,7 +87,7 @@ impl AppliedRequests {
     pub(crate) fn is_last_change(&self, mark: &str) -> bool {
         self.entries
             .back()
-            .is_some_and(|(number, known)| is_mark(known, mark) && *number >= self.generation)
+            .is_some_and(|(number, known)| is_mark(known, mark) && *number == self.generation)
     }
 
     /// Whether another request with the same id as this one changed the object.
@@ -227,6 +227,8 @@ mod tests {
         assert!(after("4:a 5:b/web-5d41", 5).is_last_change("b"));
         assert!(!after("4:a 5:b", 5).is_last_change("a"));
         assert!(!after("4:a 5:b", 6).is_last_change("b"));
+        // An object that was made anew with its annotations begins with generation 1.
+        assert!(!after("41:a 42:b", 3).is_last_change("b"));
     }
 
     #[test]

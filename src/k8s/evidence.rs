@@ -69,8 +69,16 @@ impl Evidence {
 
 impl Evidence {
     /// The same evidence with the pod template that the effect left, if the object was not changed since.
-    pub(crate) fn with_template_of(self, object: &DynamicObject) -> Self {
+    pub(crate) fn with_template_of(self, effect: &Effect, object: &DynamicObject) -> Self {
+        // The effect may have been decided again, on a later generation than that of the record.
+        let is_last = matches!(&effect.mutation, Mutation::Patch { mark, .. }
+            if AppliedRequests::from_metadata(&object.metadata).is_last_change(mark));
         match self {
+            Evidence::Made(applied) if is_last => Evidence::Made(Applied {
+                generation: object.metadata.generation,
+                template: digest_in(&object.data),
+                ..applied
+            }),
             Evidence::Made(applied)
                 if applied.generation.is_some()
                     && applied.generation == object.metadata.generation =>
@@ -418,9 +426,8 @@ mod tests {
         let found: DynamicObject = serde_json::from_value(response).expect("is an object");
         for (generation, is_known) in [(4, true), (3, false)] {
             let made = Applied { generation: Some(generation), ..Applied::default() };
-            let Evidence::Made(applied) = Evidence::Made(made).with_template_of(&found) else {
-                panic!("is made")
-            };
+            let evidence = Evidence::Made(made).with_template_of(&patch("generation: 3,"), &found);
+            let Evidence::Made(applied) = evidence else { panic!("is made") };
             assert_eq!(applied.template.is_some(), is_known, "{generation}");
         }
     }

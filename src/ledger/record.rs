@@ -4,7 +4,7 @@
 //! `kubectl describe` and `kubectl get events`; programs read the annotations. This file converts between
 //! record and Event, and makes no calls.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::{
@@ -44,6 +44,7 @@ pub(crate) const REQUESTER: &str = "action-executor.dev/requester";
 pub(crate) const REASON: &str = "action-executor.dev/reason";
 pub(crate) const CLIENT: &str = "action-executor.dev/client";
 pub(crate) const REQUEST_DIGEST: &str = "action-executor.dev/request-digest";
+const CLUSTER: &str = "action-executor.dev/cluster";
 const STATE: &str = "action-executor.dev/state";
 const HOLDER: &str = "action-executor.dev/holder";
 const EXPIRES_AT: &str = "action-executor.dev/expires-at";
@@ -144,6 +145,8 @@ pub(crate) struct RequestMetadata {
     pub reason: Option<String>,
     /// The program that sent the request, as it names itself.
     pub client: Option<String>,
+    /// The cluster's name for people.
+    pub cluster: Option<String>,
 }
 
 impl RequestMetadata {
@@ -156,7 +159,12 @@ impl RequestMetadata {
             requester: request.requester.as_deref().map(str::to_owned),
             reason: request.reason.as_deref().map(str::to_owned),
             client: request.client.as_deref().map(str::to_owned),
+            cluster: None,
         }
+    }
+
+    pub(crate) fn in_cluster(self, name: Option<&Arc<str>>) -> Self {
+        RequestMetadata { cluster: name.map(ToString::to_string), ..self }
     }
 
     /// The request's mark on an object that it changed.
@@ -289,7 +297,12 @@ impl RequestMetadata {
 
     /// Requester, reason and client, for programs.
     fn origin(&self) -> BTreeMap<&'static str, String> {
-        let all = [(REQUESTER, &self.requester), (REASON, &self.reason), (CLIENT, &self.client)];
+        let all = [
+            (REQUESTER, &self.requester),
+            (REASON, &self.reason),
+            (CLIENT, &self.client),
+            (CLUSTER, &self.cluster),
+        ];
         all.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()
     }
 
@@ -354,10 +367,10 @@ impl Record {
             digest: get(REQUEST_DIGEST)?.to_owned(),
             holder: get(HOLDER)?.to_owned(),
             expires_at: DateTime::parse_from_rfc3339(get(EXPIRES_AT)?).ok()?.to_utc(),
-            intent: parsed(get(INTENT)?)?,
+            intent: parsed(get(INTENT)?).filter(|intent: &Intent| is_recorded(&intent.answer))?,
             applied: get(APPLIED).and_then(parsed),
             rollback: get(ROLLBACK).and_then(parsed),
-            answer: get(ANSWER).and_then(parsed),
+            answer: get(ANSWER).and_then(parsed).filter(is_recorded),
             approval_nonce: get(APPROVAL_NONCE).map(str::to_owned),
             refusal: None,
             resource_version: event.metadata.resource_version.clone(),
@@ -477,6 +490,13 @@ fn kind_of_event(record: &Record) -> &'static str {
     let failed = record.answer.as_ref().is_some_and(|answer| answer.outcome == Outcome::Failed);
     let is_warning = failed || matches!(record.state, State::InDoubt | State::Refused);
     if is_warning { "Warning" } else { "Normal" }
+}
+
+/// Whether an answer is one that is recorded. What was simulated or waits for approval never is: more accounts may
+/// write Events than may ask a person to run a command.
+fn is_recorded(answer: &ActionResponse) -> bool {
+    answer.approval.is_none()
+        && !matches!(answer.outcome, Outcome::Simulated | Outcome::PendingApproval)
 }
 
 /// Whether an answer is final. An interrupted wait is resumed by the next attempt.

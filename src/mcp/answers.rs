@@ -57,7 +57,10 @@ pub(crate) fn of_progress(progress: &Progress) -> Value {
         }
         State::Claimed => format!("Under way: {what}. {again}"),
         State::Applied => {
-            format!("Under way: {what} is made, and its effect is not complete. {again}")
+            format!(
+                "Under way: {what} is made; `detail` says how far its effect is. {again} If it stays so, make the \
+                 same call with the same id and \"wait\": true: it waits on, and records how it ends."
+            )
         }
         State::RollingBack => {
             format!("Under way: {what} failed and is being rolled back. {again}")
@@ -98,7 +101,7 @@ pub(crate) fn of_page(page: Page) -> Value {
     let entries: Vec<_> = entries
         .map(|entry| {
             let mut entry = json!(entry);
-            shorten(&mut entry, "/message");
+            shorten_all(&mut entry);
             entry
         })
         .collect();
@@ -121,14 +124,14 @@ fn of_response(response: &ActionResponse, tools: ToolSet) -> String {
     };
     let id = checked::<RequestId>(&response.id).unwrap_or("of the call");
     match response.outcome {
-        Outcome::Simulated => {
+        Outcome::Simulated if !response.replayed => {
             let tool = match tools {
                 ToolSet::PerAction => response.kind.as_str(),
                 ToolSet::Generic => "execute",
             };
             text += &format!(" To do it, call {tool} with the same parameters and an id.");
         }
-        Outcome::PendingApproval => {
+        Outcome::PendingApproval if !response.replayed => {
             let command = response.approval.as_ref().map_or("", |it| it.command.as_str());
             text += &format!(
                 " A person approves it with: {command} -- show this to your user; you cannot approve it. Then make the \
@@ -236,6 +239,8 @@ fn has_cluster_text(code: Code) -> bool {
             | Code::ClusterUnavailable
             | Code::OutcomeUnknown
             | Code::Conflict
+            | Code::DisruptionBudget
+            | Code::Configuration
             | Code::Internal
     )
 }
@@ -267,8 +272,20 @@ fn bounded(mut structure: Value) -> Value {
     for pointer in LONG_TEXTS {
         shorten(&mut structure, pointer);
     }
+    if structure.to_string().len() > MAX_STRUCTURE {
+        shorten_all(&mut structure);
+    }
     structure["truncated"] = true.into();
     structure
+}
+
+/// Shortens every text: a record may be forged.
+fn shorten_all(value: &mut Value) {
+    match value {
+        Value::Array(all) => all.iter_mut().for_each(shorten_all),
+        Value::Object(all) => all.values_mut().for_each(shorten_all),
+        text => shorten(text, ""),
+    }
 }
 
 /// Shortens the text at this place, or a value whose JSON is as long.
@@ -406,9 +423,20 @@ mod tests {
             kind: HOSTILE.to_owned(),
             target: Target::named(HOSTILE, HOSTILE, HOSTILE, HOSTILE),
             replayed: true,
+            approval: Some(PendingApproval {
+                digest: HOSTILE.to_owned(),
+                expires_at: HOSTILE.to_owned(),
+                command: HOSTILE.to_owned(),
+            }),
             ..ActionResponse::example(outcome)
         };
-        for outcome in [Outcome::Applied, Outcome::Unchanged, Outcome::Failed] {
+        for outcome in [
+            Outcome::Applied,
+            Outcome::Unchanged,
+            Outcome::Failed,
+            Outcome::Simulated,
+            Outcome::PendingApproval,
+        ] {
             let result = of_reply(&Reply::from(forged(outcome)), ToolSet::PerAction);
             assert!(!text(&result).contains("IGNORE"), "{}", text(&result));
         }

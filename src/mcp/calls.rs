@@ -40,6 +40,9 @@ const CALLS_PART: f64 = 0.8;
 /// How long an action that is not claimed may take to end once it is to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The maximum length of a stage in a notification.
+const MAX_STAGE_CHARACTERS: usize = 200;
+
 /// The lines that a client gets before the answer.
 pub(crate) struct Progression {
     /// What they refer to.
@@ -76,8 +79,11 @@ pub(crate) async fn execute<P: Send + 'static>(
         work.stop.send_replace(true);
         match timeout(STOP_TIMEOUT, &mut work.task).await {
             Ok(result) => return done(flat(result)),
-            Err(_) if work.claim().is_none() => return done(Err(nothing_done(wait))),
-            Err(_) => {}
+            Err(_) => work.give_up.send_replace(true),
+        };
+        let ended = timeout(STOP_TIMEOUT, &mut work.task).await;
+        if ended.is_ok() && work.claim().is_none() {
+            return done(Err(nothing_done(wait)));
         }
     }
     match work.progress(&context).await {
@@ -107,12 +113,14 @@ fn unreadable(why: &str) -> ActionError {
 /// Where the record of a claimed request is.
 type Claim = (Namespace, RequestId);
 
-/// The work on a request, as a task of its own. Dropped before the claim, it ends.
+/// The work on a request, as a task of its own. Dropped before the claim, it ends. The task itself decides that, since
+/// nobody else knows whether it is about to make the claim.
 struct Work {
     task: JoinHandle<Result<ActionResponse, ActionError>>,
     claim: watch::Receiver<Option<Claim>>,
     stage: watch::Receiver<String>,
     stop: watch::Sender<bool>,
+    give_up: watch::Sender<bool>,
 }
 
 impl Work {
@@ -140,11 +148,22 @@ impl Work {
             Some(_) => context,
             None => context.with_deadline(wait),
         };
+        let (give_up, mut given_up) = watch::channel(false);
+        let is_claimed = claim.clone();
         let work = async move {
             let _permit = permit;
-            execute_as(&context, caller.as_ref(), &incoming).await
+            let mut work = Box::pin(execute_as(&context, caller.as_ref(), &incoming));
+            tokio::select! {
+                biased;
+                result = &mut work => return result,
+                () = stopped(&mut given_up) => {}
+            }
+            if is_claimed.borrow().is_none() {
+                return Err(ActionError::new(Code::ShuttingDown, "given up; nothing was done"));
+            }
+            work.await
         };
-        Work { task: tokio::spawn(work.in_current_span()), claim, stage, stop }
+        Work { task: tokio::spawn(work.in_current_span()), claim, stage, stop, give_up }
     }
 
     fn claim(&self) -> Option<Claim> {
@@ -170,7 +189,8 @@ impl Work {
             beat = Instant::now() + HEARTBEAT_INTERVAL;
             step += 1;
             if let Some(Progression { token, lines }) = &progression {
-                let stage = self.stage.borrow_and_update().clone();
+                let stage: String =
+                    self.stage.borrow_and_update().chars().take(MAX_STAGE_CHARACTERS).collect();
                 let stage = if stage.is_empty() { "in progress" } else { &*stage };
                 // A client that does not read loses progress and nothing else.
                 let _ = lines.try_send(protocol::progress(token, step, stage));
@@ -189,9 +209,7 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        if self.claim.borrow().is_none() {
-            self.task.abort();
-        }
+        self.give_up.send_replace(true);
     }
 }
 

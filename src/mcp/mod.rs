@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json, value::RawValue};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     actions::ActionKind,
     auth::{AccessRequest, Caller, Verb},
     config::ToolSet,
     contract::{
-        error::ActionError,
+        error::{ActionError, Code},
         json::read as read_strictly,
         names::{AuditText, Namespace, RequestId},
     },
@@ -47,6 +47,9 @@ const DISCOVERY_TTL: Duration = Duration::from_secs(3600);
 
 /// How long a client may keep its tools, which change with the policy and with its rights.
 const TOOLS_TTL: Duration = Duration::from_secs(30);
+
+/// How long the rights of a caller are read. Each of them is a call to the cluster.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// In how many namespaces that the policy names the rights of a cluster's user are looked for.
 const MAX_NAMESPACES: usize = 8;
@@ -86,8 +89,13 @@ pub(crate) async fn answer<P: Send + 'static>(
         (INITIALIZE, false) => handshake(request)?,
         ("ping", false) => json!({}),
         ("tools/list", _) => {
-            let offer = Box::pin(offer(&exchange))
+            let slow = || {
+                let detail = "the caller's rights could not be read in time";
+                ActionError::new(Code::ClusterUnavailable, detail)
+            };
+            let offer = timeout(OFFER_TIMEOUT, Box::pin(offer(&exchange)))
                 .await
+                .unwrap_or_else(|_| Err(slow()))
                 .map_err(|error| ProtocolError::new(INTERNAL_ERROR, error.with_its_hint()))?;
             let tools = json!({ "tools": tools::list(&offer, exchange.tools) });
             if revision.is_stateless() { cached(tools, TOOLS_TTL, "private") } else { tools }

@@ -608,12 +608,7 @@ async fn a_call_is_answered_in_time_and_its_action_goes_on() {
 async fn protected_pod(test: &str) -> (Namespace, String) {
     let namespace = shared().namespace(test).await;
     namespace.running_deployment("web", 2).await;
-    namespace.disruption_budget("tight", "web", json!({ "minAvailable": 2 })).await;
-    eventually("both are counted", async || {
-        let status = namespace.settled_budget("tight").await.status?;
-        (status.current_healthy == 2 && status.disruptions_allowed == 0).then_some(())
-    })
-    .await;
+    namespace.exhausted_budget("tight", "web", 2).await;
     let pod = namespace.pods_of("web").await[0].name_any();
     (namespace, pod)
 }

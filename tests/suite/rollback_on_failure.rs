@@ -231,8 +231,7 @@ async fn a_forged_record_does_not_choose_the_revision() {
     running(&namespace, kind).await;
     let mut request = request(&namespace, kind, "r1");
     request["parameters"]["to_revision"] = 1.into();
-    let dying =
-        program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", Failpoint::BeforeRecord.name());
+    let dying = program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", Failpoint::AfterWrite.name());
     send(dying, &request).await;
     assert_eq!(image(&namespace, kind).await, MISSING_IMAGE);
     let record = records(&namespace).await.remove(0);

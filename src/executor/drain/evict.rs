@@ -22,7 +22,7 @@ use super::{
     remaining::{RemainingPod, Snapshot, is_terminating, name_of, uid},
 };
 use crate::{
-    contract::error::ActionError,
+    contract::error::{ActionError, Code},
     k8s::{
         api::{mutation::ApplyError, retry},
         drain_filter::plural,
@@ -208,6 +208,14 @@ impl EvictionAttempts {
         self.given_up.contains_key(uid(pod))
     }
 
+    /// Whether an eviction of the pod was sent, and did not succeed.
+    pub(super) fn was_tried(&self, pod: &ObjectMeta) -> bool {
+        let uid = uid(pod);
+        self.refused.contains_key(uid)
+            || self.given_up.contains_key(uid)
+            || self.in_doubt.contains(uid)
+    }
+
     /// Why these pods and those that came after the plan remain, one line per pod.
     pub(super) fn problems(&self, snapshot: &Snapshot, left: Vec<&RemainingPod>) -> Vec<String> {
         let ignoring = snapshot.ignoring.iter();
@@ -249,7 +257,10 @@ fn may_begin(stopping: &watch::Receiver<bool>, end: Instant) -> bool {
 /// Whether a retry may succeed. While a namespace is being deleted its pods are deleted too, and evictions
 /// are refused with this message (`NamespaceLifecycle` of Kubernetes).
 fn is_transient(error: &ActionError) -> bool {
-    error.code.retryable() || error.detail.contains("because it is being terminated")
+    // The next call obtains other credentials.
+    error.code.retryable()
+        || error.code == Code::CredentialsRefused
+        || error.detail.contains("because it is being terminated")
 }
 
 /// The uid of the pod's controller, or of the pod itself.

@@ -107,7 +107,7 @@ impl Drain<'_> {
     pub(crate) async fn until_gone(&self) -> Rollout {
         let mut attempts = EvictionAttempts::default();
         let mut snapshot = Snapshot::default();
-        let mut is_seen = true;
+        let mut is_seen = false;
         let (state, message) = self.work(&mut snapshot, &mut attempts, &mut is_seen).await;
         let problems = match state {
             RolloutState::Complete => Vec::new(),
@@ -144,6 +144,7 @@ impl Drain<'_> {
                 let chosen = select_evictable(&snapshot, &attempts);
                 let mut evicted = self.evict(&chosen, &mut attempts, end).await;
                 evicted.extend(self.resolve_unknown(&mut attempts, end).await);
+                evicted.extend(self.evict_own_last(&snapshot, &evicted, &mut attempts, end).await);
                 let stays = |it: &&RemainingPod| {
                     !is_terminating(&it.pod) && !evicted.contains(uid(&it.pod))
                 };
@@ -165,6 +166,26 @@ impl Drain<'_> {
             }
         };
         Err(self.conclude(ended).await)
+    }
+
+    /// Evicts the executor's own pod, if all others of the list are evicted by now.
+    async fn evict_own_last(
+        &self,
+        snapshot: &Snapshot,
+        evicted: &HashSet<String>,
+        attempts: &mut EvictionAttempts,
+        end: Instant,
+    ) -> HashSet<String> {
+        let stays = |it: &&RemainingPod| {
+            !is_terminating(&it.pod)
+                && !evicted.contains(uid(&it.pod))
+                && !attempts.was_tried(&it.pod)
+        };
+        let left: Vec<_> = snapshot.pods.iter().filter(stays).collect();
+        if left.iter().any(|it| !it.is_own) {
+            return HashSet::new();
+        }
+        self.evict(&left, attempts, end).await
     }
 
     /// How many pods are evicted: those of the set, and those that came later.
@@ -241,6 +262,11 @@ impl Drain<'_> {
     ) -> Result<Step, ActionError> {
         *snapshot = self.look(attempts, self.end).await?;
         if snapshot.pods.is_empty() {
+            if !snapshot.ignoring.is_empty()
+                && let Some(why) = self.stop_reason(self.end).await?
+            {
+                return Ok(Step::Over(RolloutState::Failed, why));
+            }
             let (state, message) = self.without_pods_to_evict(snapshot, self.count(attempts));
             return Ok(Step::Over(state, message));
         }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A document, shared by all of its responses.
-struct Document {
+pub(crate) struct Document {
     media_type: &'static str,
     body: Bytes,
     /// Its entity tag (RFC 9110, section 8.8.3), in quotes: a digest of the body.
@@ -41,8 +41,7 @@ const HEADERS: [(HeaderName, HeaderValue); 4] = [
     (header::CONTENT_SECURITY_POLICY, POLICY),
 ];
 
-static ACTIONS: LazyLock<Document> =
-    LazyLock::new(|| Document::new("application/json", actions::text()));
+static ACTIONS: LazyLock<Document> = LazyLock::new(|| actions_document(None));
 static OPENAPI: LazyLock<Document> =
     LazyLock::new(|| Document::new("application/json", openapi::text()));
 static PAGE: LazyLock<Document> =
@@ -51,6 +50,11 @@ static SCRIPT: LazyLock<Document> =
     LazyLock::new(|| Document::new("text/javascript; charset=utf-8", include_str!("page.js")));
 static STYLE: LazyLock<Document> =
     LazyLock::new(|| Document::new("text/css; charset=utf-8", include_str!("page.css")));
+
+/// The list of the actions, with the name of the cluster that they act on.
+pub(crate) fn actions_document(cluster: Option<&str>) -> Document {
+    Document::new("application/json", actions::text(cluster))
+}
 
 /// The document, or 304 if the client has it already.
 pub(crate) fn get(asset: Asset, headers: &HeaderMap) -> Response<Body> {
@@ -61,18 +65,7 @@ pub(crate) fn get(asset: Asset, headers: &HeaderMap) -> Response<Body> {
         Asset::Script => &SCRIPT,
         Asset::Style => &STYLE,
     };
-    let known = IF_NONE_MATCH.read(headers).ok().flatten();
-    let mut response = if known.is_some_and(|known| matches_etag(&known, &document.etag)) {
-        let mut response = Response::new(Body::Full(Bytes::new()));
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        response
-    } else {
-        full(document.media_type, document.body.clone())
-    };
-    let headers = response.headers_mut();
-    headers.extend(HEADERS);
-    headers.insert(header::ETAG, document.etag.clone());
-    response
+    document.response(headers)
 }
 
 /// Whether an `If-None-Match` names this tag (RFC 9110, section 13.1.2, which compares weakly).
@@ -87,6 +80,22 @@ impl Document {
         // Hexadecimal digits in quotes are a value.
         let etag = etag.unwrap_or(HeaderValue::from_static("\"\""));
         Document { media_type, body, etag }
+    }
+
+    /// The document, or 304 if the client has it already.
+    pub(crate) fn response(&self, headers: &HeaderMap) -> Response<Body> {
+        let known = IF_NONE_MATCH.read(headers).ok().flatten();
+        let mut response = if known.is_some_and(|known| matches_etag(&known, &self.etag)) {
+            let mut response = Response::new(Body::Full(Bytes::new()));
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            response
+        } else {
+            full(self.media_type, self.body.clone())
+        };
+        let headers = response.headers_mut();
+        headers.extend(HEADERS);
+        headers.insert(header::ETAG, self.etag.clone());
+        response
     }
 }
 

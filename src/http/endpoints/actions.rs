@@ -16,6 +16,9 @@ use crate::{
 pub(crate) struct ActionList {
     /// One for each, in the order in which they are listed everywhere.
     actions: Vec<ActionDescription>,
+    /// The name of the cluster that they act on, if one is configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<String>,
 }
 
 /// One action.
@@ -60,8 +63,9 @@ pub(crate) fn example(kind: ActionKind) -> Value {
 }
 
 /// The list in JSON.
-pub(crate) fn text() -> String {
-    let list = ActionList { actions: ActionKind::ALL.map(ActionDescription::of).into() };
+pub(crate) fn text(cluster: Option<&str>) -> String {
+    let actions = ActionKind::ALL.map(ActionDescription::of).into();
+    let list = ActionList { actions, cluster: cluster.map(str::to_owned) };
     // Plain data, which JSON can hold.
     serde_json::to_string(&list).unwrap_or_default()
 }
@@ -95,7 +99,7 @@ mod tests {
 
     #[test]
     fn every_action_is_there_whole() {
-        let list: Value = serde_json::from_str(&text()).expect("is JSON");
+        let list: Value = serde_json::from_str(&text(None)).expect("is JSON");
         let names: Vec<_> = list["actions"].as_array().expect("is a list").iter().collect();
         assert_eq!(names.len(), ActionKind::ALL.len());
         for (listed, kind) in names.into_iter().zip(ActionKind::ALL) {

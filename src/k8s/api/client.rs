@@ -87,6 +87,7 @@ impl<K> Listable for K where K: Resource<DynamicType = ()> + Clone + Deserialize
 pub struct Cluster {
     client: Client,
     server: String,
+    name: String,
     credentials: Credentials,
     calls: Calls,
     time: ServerTime,
@@ -110,6 +111,7 @@ impl Cluster {
     pub fn new(client: Client, server: String) -> Self {
         Cluster {
             client,
+            name: server.clone(),
             server,
             credentials: Credentials::default(),
             calls: no_calls(),
@@ -131,6 +133,17 @@ impl Cluster {
     /// Permits for watches.
     pub(crate) fn watches(&self) -> &WatchPermits {
         &self.watches
+    }
+
+    /// With a name for people, in place of the server's address.
+    pub(crate) fn with_name(mut self, name: String) -> Self {
+        self.name = name;
+        self
+    }
+
+    /// The name for people.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// The API server's time.

@@ -32,7 +32,9 @@ use crate::{
 /// # Errors
 /// [`Code::Configuration`] when the configuration cannot be read or used.
 pub(crate) async fn connect(context: Option<&str>) -> Result<Option<Cluster>, ActionError> {
-    let Some((mut config, proxy_url)) = find_config(context).await? else { return Ok(None) };
+    let Some(Found { mut config, proxy_url, context }) = find_config(context).await? else {
+        return Ok(None);
+    };
     move_user_of_url(&mut config);
     let credentials = Credentials::take_from(&mut config.auth_info)
         .map_err(|error| error.to_action_error(&config.cluster_url.to_string()))?;
@@ -50,7 +52,18 @@ pub(crate) async fn connect(context: Option<&str>) -> Result<Option<Cluster>, Ac
         .with_layer(&MapRequestLayer::new(inject_trace_context))
         .build();
     let server = config.cluster_url.to_string();
-    Ok(Some(Cluster::new(client, server).with_time(time).with_credentials(credentials)))
+    let name = name_of(context.as_deref(), &config.cluster_url);
+    let cluster = Cluster::new(client, server).with_time(time).with_credentials(credentials);
+    Ok(Some(cluster.with_name(name)))
+}
+
+/// What distinguishes the cluster for people: the context alone may be called `default` in each of many kubeconfigs.
+fn name_of(context: Option<&str>, server: &Uri) -> String {
+    let host = server.authority().map_or_else(|| server.to_string(), ToString::to_string);
+    match context {
+        Some(context) => format!("{context} ({host})"),
+        None => host,
+    }
 }
 
 /// A layer that sets the clock by each response.
@@ -79,7 +92,8 @@ fn move_user_of_url(config: &mut Config) {
     let (name, password) = user.split_once(':').unwrap_or((user, ""));
     let decoded = |text| percent_decode_str(text).decode_utf8_lossy().into_owned();
     let (name, password) = (decoded(name), decoded(password));
-    if config.auth_info.username.is_none() {
+    let auth = &config.auth_info;
+    if auth.username.is_none() && auth.exec.is_none() && auth.auth_provider.is_none() {
         config.auth_info.username = Some(name);
         config.auth_info.password = Some(password.into());
     }
@@ -89,22 +103,34 @@ fn move_user_of_url(config: &mut Config) {
     }
 }
 
-/// The configuration, and the kubeconfig's proxy.
-async fn find_config(
-    context: Option<&str>,
-) -> Result<Option<(Config, Option<String>)>, ActionError> {
+/// A configuration, with what it leaves out of the kubeconfig.
+struct Found {
+    config: Config,
+    proxy_url: Option<String>,
+    /// The context that is used.
+    context: Option<String>,
+}
+
+impl Found {
+    fn without_kubeconfig(config: Config) -> Option<Self> {
+        Some(Found { config, proxy_url: None, context: None })
+    }
+}
+
+async fn find_config(context: Option<&str>) -> Result<Option<Found>, ActionError> {
     #[cfg(feature = "lambda")]
     if let Some(config) = super::eks::config()? {
-        return Ok(Some((config, None)));
+        return Ok(Found::without_kubeconfig(config));
     }
     if let Some(kubeconfig) = kubeconfig::find()? {
         let options =
             KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
         let cluster = kubeconfig::cluster(&kubeconfig, context);
         let proxy_url = cluster.and_then(|cluster| cluster.proxy_url.clone());
+        let used = context.map(str::to_owned).or_else(|| kubeconfig.current_context.clone());
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
         let config = config.map_err(|error| misconfigured(kubeconfig::explain(&error)))?;
-        return Ok(Some((config, proxy_url)));
+        return Ok(Some(Found { config, proxy_url, context: used }));
     }
     if context.is_some() {
         return Err(misconfigured("a kubeconfig context is set, but there is no kubeconfig"));
@@ -112,7 +138,7 @@ async fn find_config(
     if env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
         // Its errors have paths and names of variables alone.
         let config = Config::incluster().map_err(|error| misconfigured(chain(&error)))?;
-        return Ok(Some((config, None)));
+        return Ok(Found::without_kubeconfig(config));
     }
     Ok(None)
 }
@@ -128,6 +154,13 @@ pub(crate) fn misconfigured(detail: impl Into<String>) -> ActionError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cluster_is_called_by_its_context_and_server() {
+        let server = Uri::from_static("https://api.prod.example:6443/k8s");
+        assert_eq!(name_of(Some("prod"), &server), "prod (api.prod.example:6443)");
+        assert_eq!(name_of(None, &server), "api.prod.example:6443");
+    }
 
     #[test]
     fn a_user_in_the_servers_url_is_in_no_message() {

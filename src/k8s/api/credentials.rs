@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -267,7 +268,12 @@ impl ResolvesClientCert for PluginCertificate {
 /// The token of a file. If it cannot be read any more, the last one is used (kubernetes/kubernetes#68164).
 fn read_token(path: &Path, last: Option<&HeaderValue>) -> Result<Answer, CredentialsError> {
     let expires = Some(Utc::now() + TOKEN_FILE_TTL);
-    let token = match (fs::read_to_string(path), last) {
+    let read = fs::read_to_string(path).and_then(|token| match token.trim() {
+        // An empty token would make all calls anonymous.
+        "" => Err(ErrorKind::InvalidData.into()),
+        _ => Ok(token),
+    });
+    let token = match (read, last) {
         (Ok(token), _) => token,
         (Err(_), Some(last)) => return Ok(Answer::of_header(last, expires)),
         (Err(error), None) => {
@@ -325,6 +331,17 @@ mod tests {
         let credential = credentials.get().await.map_err(|it| it.to_string())?;
         let header = credential.header.as_ref();
         Ok(header.map(|it| it.to_str().expect("is text").to_owned()))
+    }
+
+    #[test]
+    fn an_empty_token_file_is_one_that_cannot_be_read() {
+        let path = std::env::temp_dir().join(format!("token-{}", uuid::Uuid::now_v7()));
+        fs::write(&path, "\n").expect("is written");
+        let last = HeaderValue::from_static("Bearer last");
+        let kept = read_token(&path, Some(&last)).expect("is the last one");
+        assert_eq!(kept.header.as_ref(), Some(&last));
+        assert!(read_token(&path, None).is_err());
+        fs::remove_file(path).expect("is removed");
     }
 
     #[tokio::test]

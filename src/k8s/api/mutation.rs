@@ -102,7 +102,7 @@ impl Cluster {
         };
         match self.get_named(&api, &effect.name, deadline).await {
             Ok(object) => {
-                Ok(Evidence::of(effect, Some(&object.metadata)).with_template_of(&object))
+                Ok(Evidence::of(effect, Some(&object.metadata)).with_template_of(effect, &object))
             }
             Err(ApiError::NotFound) => match &effect.mutation {
                 Mutation::Create { mark, since: Some(since), .. } => {
