@@ -474,11 +474,25 @@ async fn pods_that_tolerate_the_cordon_and_come_back_are_named() {
         "nodeSelector": { "kubernetes.io/hostname": namespace.name() },
     });
     namespace.replica_set_on_own_node("stubborn", 1, tolerating).await;
-    let done = send(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 30 }));
+    let before = namespace.pods_of("stubborn").await.pop().and_then(|pod| pod.uid());
+    // The drain goes on until the other one is back.
+    let pods = namespace.api::<Pod>();
+    let finalizers = |value: Value| Patch::Merge(json!({ "metadata": { "finalizers": value } }));
+    let held = finalizers(json!(["test.action-executor.dev/held"]));
+    pods.patch("web-0", &Default::default(), &held).await.expect("is patched");
+    let body = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 30 }));
+    let running = Program::with_kubeconfig(namespace.kubeconfig()).input(body).start();
+    let back = eventually("it is back", async || {
+        let pod = namespace.pods_of("stubborn").await.pop()?;
+        (pod.uid() != before).then_some(pod)
+    })
+    .await;
+    let released = finalizers(Value::Null);
+    pods.patch("web-0", &Default::default(), &released).await.expect("is released");
+    let done = spawn_blocking(move || running.wait()).await.expect("it ran");
     assert_eq!(done.status, 0, "{done:?}");
     let answer = done.answer();
     assert_eq!(answer["rollout"]["state"], "complete", "{answer}");
-    let back = eventually("it is back", async || namespace.pods_of("stubborn").await.pop()).await;
     let message = answer["rollout"]["message"].as_str().expect("is told");
     assert!(message.contains("all 2 pods are gone"), "{message}");
     let named = format!(
@@ -652,6 +666,11 @@ async fn a_lost_node_is_told_with_the_time_and_the_ways_out() {
         bare_pod(&namespace, name, held.clone(), json!({})).await;
     }
     namespace.replica_set("lost", 3).await;
+    eventually("the pods are adopted", async || {
+        let pods = namespace.pods_of("lost").await;
+        pods.iter().all(|pod| !pod.owner_references().is_empty()).then_some(())
+    })
+    .await;
     lose_node(&namespace).await;
     let name = namespace.name();
     let pod = |number: i32| json!({ "pod_name": format!("lost-{number}"), "namespace": name });

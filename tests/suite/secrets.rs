@@ -131,7 +131,7 @@ fn unusable(namespace: &Namespace) -> Vec<Unusable> {
             "exec_repeats_its_arguments",
             script("echo \"bad $CLIENT_SECRET in $0 $1\" >&2; exit 3"),
             "credentials_refused",
-            "(exit status: 3) with: bad *** in get-token --oidc-client-secret=***",
+            "(exit status: 3) with: bad *** in *** --oidc-client-secret=***",
         ),
         case(
             "exec_fails_after_output",

@@ -317,7 +317,6 @@ fn concerns_owner(code: Code) -> bool {
             | Code::Stopped
             | Code::TargetNotFound
             | Code::NoRevision
-            | Code::DisruptionBudget
             | Code::TargetPaused
             | Code::TargetUnmanaged
             | Code::TargetManaged
