@@ -542,6 +542,17 @@ async fn stop_old_pods(namespace: &Namespace) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exceeded_deadline_of_the_failed_rollout_does_not_fail_the_automatic_rollback() {
+    // The controller does not always notice the deadline: not if it scaled both ReplicaSets in one step.
+    for _ in 0..3 {
+        if rolled_back_after_an_exceeded_deadline().await {
+            return;
+        }
+    }
+    panic!("the controller never reported the exceeded deadline");
+}
+
+/// Whether the rollout failed by its deadline; then it is rolled back, and that rollout is complete.
+async fn rolled_back_after_an_exceeded_deadline() -> bool {
     // Revision 2 is broken. It is rolled back to revision 1 by hand, and to revision 2 by the request.
     let namespace = stuck("stale_back").await;
     kubectl(&namespace, &["rollout", "undo", "deployment/web"]);
@@ -561,13 +572,16 @@ async fn an_exceeded_deadline_of_the_failed_rollout_does_not_fail_the_automatic_
     })
     .await;
     let parameters = json!({ "rollback_on_failure": true });
-    let fields = json!({ "wait": true, "timeout_seconds": 40 });
+    let fields = json!({ "wait": true, "timeout_seconds": 20 });
     let request = request(&namespace, WorkloadKind::Deployment, parameters, fields);
     let program = Program::with_kubeconfig(&kubeconfig).input(request);
     let done = tokio::task::spawn_blocking(|| program.run()).await.expect("it ran");
     let answer = done.answer();
     let message = answer["rollout"]["message"].as_str().expect("is a sentence");
-    assert!(message.starts_with("ProgressDeadlineExceeded"), "{answer}");
+    if !message.starts_with("ProgressDeadlineExceeded") {
+        return false;
+    }
     assert_eq!(answer["rolled_back"]["rollout"]["state"], "complete", "{answer}");
     assert_ne!(image(&namespace).await, MISSING_IMAGE, "{answer}");
+    true
 }

@@ -237,7 +237,9 @@ async fn a_forged_record_does_not_choose_the_revision() {
     let record = records(&namespace).await.remove(0);
     let right = replica_set_with(&namespace, GOOD_IMAGE).await;
     let wrong = replica_set_with(&namespace, other).await;
-    let intent = record.annotations()["action-executor.dev/intent"].replace(&right, &wrong);
+    let named = |revision: &str| format!(r#""revision":"{revision}""#);
+    let intent = &record.annotations()["action-executor.dev/intent"];
+    let intent = intent.replace(&named(&right), &named(&wrong));
     assert!(intent.contains(&wrong), "{intent}");
     let forged = json!({ "metadata": { "annotations": { "action-executor.dev/intent": intent } } });
     let events = namespace.api::<Event>();
