@@ -260,7 +260,9 @@ func (c *cluster) commands(paths credentials, ports []int) []*component {
 			"--endpoint-reconciler-type="+reconciler,
 			"--kubelet-client-certificate="+paths.adminCert, "--kubelet-client-key="+paths.adminKey,
 			"--kubelet-preferred-address-types=InternalIP",
-			"--audit-policy-file="+file("audit.yaml"), "--audit-log-path="+c.auditLog()),
+			"--audit-policy-file="+file("audit.yaml"), "--audit-log-path="+c.auditLog(),
+			// Tests read it from an offset, so it must not be rotated at the default of 100 MB.
+			"--audit-log-maxsize=10000"),
 		c.component("kube-controller-manager",
 			"--kubeconfig="+c.inner, "--leader-elect=false", "--secure-port=0",
 			"--use-service-account-credentials", "--root-ca-file="+paths.ca,
