@@ -611,6 +611,16 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_asks_for_an_approval_is_forged_and_not_read() {
+        for outcome in [Outcome::Simulated, Outcome::PendingApproval] {
+            let forged = ActionResponse { outcome, ..answer() };
+            let record = Record { state: State::Answered, answer: Some(forged), ..claim() };
+            let read = Record::read(&metadata("").event(&record)).expect("is a record");
+            assert_eq!(read.answer, None);
+        }
+    }
+
+    #[test]
     fn the_event_belongs_to_the_object_and_says_who_asked_and_why() {
         let record = Record { state: State::Answered, answer: Some(answer()), ..claim() };
         let event = metadata("").event(&record);

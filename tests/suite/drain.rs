@@ -829,6 +829,44 @@ async fn a_drain_of_the_executors_own_node_evicts_it_last_and_is_taken_up_elsewh
 }
 
 #[tokio::test]
+async fn a_drain_without_a_wait_evicts_the_executors_own_pod_after_all_others() {
+    let namespace = node_with("drain_own_once", &[("executor", 1), ("web", 2)]).await;
+    let proxy = Proxy::start(&namespace, |_| ProxyBehavior::Forward).await;
+    let text = std::fs::read_to_string(&proxy.kubeconfig).expect("is readable");
+    let mut config: Value = serde_json::from_str(&text).expect("is JSON");
+    config["contexts"][0]["context"]["namespace"] = namespace.name().into();
+    std::fs::write(&proxy.kubeconfig, config.to_string()).expect("is written");
+    let program = Program::with_kubeconfig(&proxy.kubeconfig)
+        .env("POD_NAME", "executor-0")
+        .env("NODE_NAME", namespace.name());
+    let done = program.input(request(&namespace, json!({}), json!({}))).run();
+    assert_eq!(done.status, 0, "{done:?}");
+    let evictions: Vec<_> =
+        proxy.accepted_effects().into_iter().filter(|call| call.ends_with("/eviction")).collect();
+    assert_eq!(evictions.len(), 3, "{evictions:?}");
+    assert!(evictions[2].contains("/executor-0/"), "{evictions:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_eviction_whose_credentials_were_rejected_is_tried_again() {
+    let namespace = node_with("drain_rejected", &[("web", 2)]).await;
+    let rejected = AtomicBool::new(false);
+    let proxy = Proxy::start(&namespace, move |call| {
+        let is_eviction = call.path.ends_with("/eviction") && !call.is_dry_run;
+        match is_eviction && !rejected.swap(true, Ordering::SeqCst) {
+            true => ProxyBehavior::Respond(401, "Unauthorized"),
+            false => ProxyBehavior::Forward,
+        }
+    })
+    .await;
+    let body = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 30 }));
+    let program = Program::with_kubeconfig(&proxy.kubeconfig).input(body);
+    let done = spawn_blocking(move || program.run()).await.expect("it ran");
+    assert_eq!(done.status, 0, "{done:?}");
+    assert_eq!(done.answer()["rollout"]["state"], "complete", "{done:?}");
+}
+
+#[tokio::test]
 async fn the_policy_and_its_budget_apply_to_each_pod() {
     let namespace = node_with("drain_policy", &[("web", 2)]).await;
     let run = |policy: &str| {
