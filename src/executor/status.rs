@@ -55,6 +55,7 @@ pub(crate) struct Progress {
     pub until: Option<DateTime<Utc>>,
     /// Present and true once `until` has passed: resend the same request to resume it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(default)]
     pub overdue: bool,
     /// The answer: final with `answered`; with `rolling_back`, what was known when the rollout failed.
     #[serde(skip_serializing_if = "Option::is_none")]

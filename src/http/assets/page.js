@@ -566,6 +566,7 @@ async function historyPage() {
     if (entries.length === 0) return place.replaceChildren(make("p", { class: "notice" }, "There are no records. The cluster keeps them for about an hour."));
     const head = ["When", "Action", "Target", "Outcome", "Requested by"].map((it) => make("th", { scope: "col" }, it));
     place.replaceChildren(
+      make("h2", { class: "unseen" }, "Records"),
       make("table", { class: "history" }, make("thead", {}, make("tr", {}, head)), make("tbody", {}, entries.flatMap(rowsOf))),
       more ? make("p", { class: "quiet" }, "Only the newest " + entries.length + " are shown.") : "");
   };
