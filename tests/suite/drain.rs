@@ -828,7 +828,7 @@ async fn a_drain_of_the_executors_own_node_evicts_it_last_and_is_taken_up_elsewh
     assert!(message.contains("all 4 pods are gone"), "{message}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_drain_without_a_wait_evicts_the_executors_own_pod_after_all_others() {
     let namespace = node_with("drain_own_once", &[("executor", 1), ("web", 2)]).await;
     let proxy = Proxy::start(&namespace, |_| ProxyBehavior::Forward).await;
@@ -839,7 +839,8 @@ async fn a_drain_without_a_wait_evicts_the_executors_own_pod_after_all_others() 
     let program = Program::with_kubeconfig(&proxy.kubeconfig)
         .env("POD_NAME", "executor-0")
         .env("NODE_NAME", namespace.name());
-    let done = program.input(request(&namespace, json!({}), json!({}))).run();
+    let program = program.input(request(&namespace, json!({}), json!({})));
+    let done = spawn_blocking(move || program.run()).await.expect("it ran");
     assert_eq!(done.status, 0, "{done:?}");
     let evictions: Vec<_> =
         proxy.accepted_effects().into_iter().filter(|call| call.ends_with("/eviction")).collect();
