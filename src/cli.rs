@@ -11,7 +11,7 @@ use crate::{
         error::{ActionError, Code, EXIT_STATUSES},
         names::{Namespace, ObjectName, ServiceAccount},
     },
-    ledger::history::HistoryState,
+    ledger::record::HistoryState,
 };
 
 const EXAMPLES: &str = r#"Examples:

@@ -95,7 +95,7 @@ impl Plannable for Parameters {
             let (namespace, deadline) = (&self.namespace, input.deadline);
             let (pod, budgets) = tokio::try_join!(
                 cluster.get::<Pod>(namespace, &self.pod_name, deadline),
-                cluster.list_all(Some(&**namespace), "", deadline),
+                cluster.list(namespace, "", deadline),
             )?;
             let selector = related_selector(&pod, &budgets);
             let (related_pods, lost_node) = tokio::join!(
@@ -220,8 +220,7 @@ impl Parameters {
         match controller {
             None => warnings.push("the pod has no controller: it does not come back".to_owned()),
             Some(owner) if owner.kind == "DaemonSet" => {
-                let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-                let node = node.map(|name| format!(", {name}")).unwrap_or_default();
+                let node = pods::node_name(pod).map(|name| format!(", {name}")).unwrap_or_default();
                 warnings
                     .push(format!("{} creates it again on the same node{node}", describe(owner)));
             }
@@ -276,14 +275,13 @@ fn refuse_exhausted_budget(
     never: Option<String>,
     input: &PlanInput,
 ) -> Result<(), ActionError> {
-    match pdb::classify(pod, budgets) {
-        BudgetVerdict::Blocked(budget) if never.is_some() => {
-            let why = never.unwrap_or_default();
+    match (pdb::classify(pod, budgets), never) {
+        (BudgetVerdict::Blocked(budget), Some(why)) => {
             let detail = format!("{target} cannot be evicted: {why}");
             Err(ActionError::new(Code::RejectedByCluster, detail).with_hint(pdb::way_out(budget)))
         }
-        BudgetVerdict::Unprotected | BudgetVerdict::Allowed(_) => Ok(()),
-        BudgetVerdict::Blocked(budget) | BudgetVerdict::Stale(budget) => {
+        (BudgetVerdict::Unprotected | BudgetVerdict::Allowed(_), _) => Ok(()),
+        (BudgetVerdict::Blocked(budget) | BudgetVerdict::Stale(budget), _) => {
             let why = pdb::reason(budget, related_pods);
             let detail = format!("{target} cannot be evicted now: {why}");
             let refusal = ActionError::new(Code::DisruptionBudget, detail)
@@ -292,7 +290,7 @@ fn refuse_exhausted_budget(
             let hint = "set \"wait\": true to wait until the budget allows it";
             Err(if input.wait { refusal } else { refusal.with_hint(hint) })
         }
-        BudgetVerdict::Ambiguous(budgets) => {
+        (BudgetVerdict::Ambiguous(budgets), _) => {
             let names: Vec<_> =
                 budgets.into_iter().map(|budget| format!("'{}'", pdb::name_of(budget))).collect();
             Err(ActionError::new(

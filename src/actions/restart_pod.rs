@@ -132,7 +132,8 @@ impl Plannable for Parameters {
 /// The warning that the pod's StatefulSet does not make it again before the pods of lower ordinals are ready. Where the
 /// StatefulSet may not be read, its pods show them.
 async fn order_warning(cluster: &Cluster, pod: &Pod, input: &PlanInput) -> Option<String> {
-    let owner = pods::controller(pod).filter(|owner| owner.kind == "StatefulSet")?;
+    let owner = pods::controller(pod)
+        .filter(|owner| owner.kind == "StatefulSet" && !pods::is_terminating(pod))?;
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let ordinal = pods::ordinal(pod.metadata.name.as_deref().unwrap_or_default());
     let (kind, deadline) = (WorkloadKind::StatefulSet, input.deadline);
@@ -241,19 +242,18 @@ fn unmanaged(target: &Target) -> ActionError {
 }
 
 fn warnings(pod: &Pod, controller: &OwnerReference) -> Vec<String> {
-    if !pods::has_finished(pod) || pods::is_terminating(pod) {
+    if pods::is_terminating(pod) || !is_replaced_already(pod, controller) {
         return Vec::new();
     }
     let (phase, kind) = (pods::phase(pod), &controller.kind);
-    match kind.as_str() {
-        "Job" => vec![format!(
-            "the pod is {phase}: its Job creates a new one only if the Job is not finished"
-        )],
-        "StatefulSet" | "DaemonSet" => Vec::new(),
-        _ => vec![format!(
+    vec![match kind.as_str() {
+        "Job" => {
+            format!("the pod is {phase}: its Job creates a new one only if the Job is not finished")
+        }
+        _ => format!(
             "the pod is {phase}, and its {kind} has replaced it already: its deletion removes what is left of it"
-        )],
-    }
+        ),
+    }]
 }
 
 /// No disruption budget stops a deletion, as it would stop an eviction.

@@ -31,9 +31,7 @@ use crate::{
         effect::Effect,
         gitops,
         rbac::PolicyRule,
-        revisions::{
-            History, LAST_APPLIED_ANNOTATION, Revision, RevisionSelector, template_digest,
-        },
+        revisions::{History, LAST_APPLIED_ANNOTATION, Revision, RevisionSelector},
         rollout,
         workload::{Workload, WorkloadKind},
     },
@@ -224,7 +222,7 @@ impl Parameters {
         if history.is_at(revision) {
             let sentence = format!("{} '{name}' is at revision {number} already.", kind.name());
             // Its template may be written in another form than the current one.
-            let completion = completion(workload, Some(template_digest(history.template())));
+            let completion = completion(workload, Some(history.digest()));
             return Ok(Plan::new(target, found, Decision::NoOp(sentence), completion));
         }
         let completion = completion(workload, Some(revision.digest()));

@@ -130,7 +130,7 @@ fn forbids_concurrency(cron_job: &DynamicObject) -> bool {
 /// The warning about the CronJob's Jobs that run. Its status lists only those that its controller has started.
 async fn beside_warning(cluster: &Cluster, target: &Target, input: &PlanInput) -> Option<String> {
     let uid = target.uid.as_deref().unwrap_or_default();
-    match cluster.list_all::<Job>(Some(&target.namespace), "", input.deadline).await {
+    match cluster.list::<Job>(&target.namespace, "", input.deadline).await {
         Ok(all) => jobs_beside(&jobs::running_of(&all, uid)),
         Err(error) => Some(not_checked(&error)),
     }

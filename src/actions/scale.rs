@@ -175,7 +175,7 @@ impl Plannable for Parameters {
             let (namespace, deadline) = (&self.namespace, input.deadline);
             let (found, autoscalers) = tokio::try_join!(
                 cluster.workload(self.kind.into(), namespace, &self.name, deadline),
-                cluster.list_all(Some(namespace), "", deadline),
+                cluster.list(namespace, "", deadline),
             )?;
             let mut plan = decide(self, &found, &autoscalers, input)?;
             if let Some(desired) = plan.replicas.and_then(|it| i32::try_from(it).ok()) {

@@ -22,7 +22,6 @@ use crate::{
     contract::error::{ActionError, Code},
     executor::context::{Context, stopped},
     http::{
-        assets,
         concurrency::Limiter,
         connections::{Bounds, Connections, descriptor_limit},
         dispatch::{ServerState, Service},
@@ -120,7 +119,7 @@ async fn serve(
         background: limits.background.clone(),
         watchers: Watchers::new(stopping.clone()),
         tls: tls.clone(),
-        actions: assets::actions_document(context.cluster_name().map(|name| &**name)).into(),
+        actions: Arc::default(),
     };
     let service = Service::new(context, Arc::new(callers), settings.mcp);
     let service = service.in_server(state, stopping.clone());

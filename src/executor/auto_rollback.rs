@@ -23,7 +23,7 @@ use crate::{
     k8s::{
         api::{mutation::ApplyError, retry},
         applied_requests::{self, AppliedRequests},
-        completion::{self, AwaitedRollout, Completion, RolloutOf},
+        completion::{AwaitedRollout, Completion, RolloutOf},
         effect::{Applied, Effect},
         evidence::Evidence,
         revisions::{History, Revision, RollbackTarget},
@@ -328,8 +328,7 @@ fn target_revision<'a>(
     }
     // The last look of the wait is older, or was refused.
     let exceeded_at = ExceededDeadline::on(workload).and_then(|exceeded| exceeded.at);
-    let now =
-        completion::rollout_status(workload, history.template(), failed, exceeded_at.as_deref());
+    let now = rollout::status(workload, failed.generation, exceeded_at.as_deref());
     if let RolloutStatus::Complete(message) = now {
         return Err(ActionError::new(Code::Conflict, format!("it is complete now: {message}")));
     }

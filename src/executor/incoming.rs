@@ -1,7 +1,10 @@
 //! A request as an entry point received it, and its way to [`handle`]: parse, authorize. The entry point has
 //! authenticated the caller before. It knows no transport.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
+use tokio::time::Instant;
 
 use crate::{
     actions::request::{ActionRequest, IdempotencyKey},
@@ -16,6 +19,7 @@ use crate::{
         handle,
         status::{self, Operation},
     },
+    ledger::history::{self, Filter, Page, no_cluster},
 };
 
 /// A request as it was received.
@@ -94,6 +98,26 @@ pub(crate) async fn find_as(
     }
     caller.authorize(&access(None), context.cluster()).await?;
     Err(not_found(namespace))
+}
+
+/// The newest entries of the history for this caller, read within `time`; `None` if authentication is off.
+///
+/// # Errors
+/// [`Code::CallerForbidden`], there is no cluster, or why the Events could not be listed.
+pub(crate) async fn list_as(
+    context: &Context,
+    caller: Option<&Caller>,
+    filter: &Filter,
+    limit: usize,
+    time: Duration,
+) -> Result<Page, ActionError> {
+    if let Some(caller) = caller {
+        let namespace = filter.namespace.as_deref().unwrap_or_default();
+        let access = AccessRequest { verb: Verb::List, kind: None, namespace };
+        caller.authorize(&access, context.cluster()).await?;
+    }
+    let cluster = context.cluster().ok_or_else(no_cluster)?;
+    history::query(cluster, filter, limit, Instant::now() + time).await
 }
 
 fn not_found(namespace: &Namespace) -> ActionError {

@@ -46,6 +46,13 @@ pub(crate) struct State {
     unsent: usize,
 }
 
+impl State {
+    /// The bytes that the connection holds.
+    fn held(&self) -> usize {
+        self.body + self.unsent
+    }
+}
+
 /// The state of a connection, shared.
 pub(crate) struct Activity {
     state: Mutex<State>,
@@ -117,8 +124,7 @@ impl Activity {
 
     /// The bytes that the connection holds.
     pub(crate) fn held(&self) -> usize {
-        let state = self.lock();
-        state.body + state.unsent
+        self.lock().held()
     }
 
     /// The connection is about to end.
@@ -143,10 +149,13 @@ impl Activity {
 
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.lock();
-        let before = state.body + state.unsent;
+        let before = state.held();
         change(&mut state);
-        self.held.fetch_add(state.body + state.unsent, Ordering::Relaxed);
-        self.held.fetch_sub(before, Ordering::Relaxed);
+        let after = state.held();
+        if after != before {
+            // The addition wraps, so that it subtracts, too.
+            self.held.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

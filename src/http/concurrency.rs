@@ -56,9 +56,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The reason in the metrics for a request whose client's time was over first.
 pub(crate) const DEADLINE: &str = "deadline";
 
-/// The reason in the metrics for a request on a connection that is kept back for health checks.
-pub(crate) const CONNECTIONS_FULL: &str = "connections_full";
-
 /// What kind of work a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lane {
@@ -91,21 +88,23 @@ impl Lane {
     }
 }
 
-/// Why there is no permit.
+/// Why a request is not dispatched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rejection {
     ReadsFull,
     StreamsFull,
     QueueFull,
     QueueTimeout,
+    ConnectionsFull,
 }
 
 impl Rejection {
-    const ALL: [Rejection; 4] = [
+    const ALL: [Rejection; 5] = [
         Rejection::ReadsFull,
         Rejection::StreamsFull,
         Rejection::QueueFull,
         Rejection::QueueTimeout,
+        Rejection::ConnectionsFull,
     ];
 
     /// The reason in the metrics.
@@ -115,6 +114,7 @@ impl Rejection {
             Rejection::StreamsFull => "streams_full",
             Rejection::QueueFull => "queue_full",
             Rejection::QueueTimeout => "queue_timeout",
+            Rejection::ConnectionsFull => "connections_full",
         }
     }
 
@@ -124,6 +124,9 @@ impl Rejection {
             Rejection::StreamsFull => "too many streams are open",
             Rejection::QueueFull => "too many actions are in progress and queued",
             Rejection::QueueTimeout => "too many actions are in progress, and none ended in time",
+            Rejection::ConnectionsFull => {
+                "too many connections are open, or too many from this address"
+            }
         }
     }
 }
@@ -144,9 +147,7 @@ impl Limiter {
         let in_use =
             Lane::ALL.map(|lane| metrics.concurrency_limit(lane.name(), limits[lane as usize]));
         // A counter is exported from the start, so that its first increase is seen.
-        for reason in
-            Rejection::ALL.map(Rejection::name).into_iter().chain([DEADLINE, CONNECTIONS_FULL])
-        {
+        for reason in Rejection::ALL.map(Rejection::name).into_iter().chain([DEADLINE]) {
             let _ = metrics.rejected_requests(reason);
         }
         let lanes = limits.map(|limit| Arc::new(Semaphore::new(limit)));
@@ -216,6 +217,11 @@ impl Limiter {
         HeldPermit { lane, _permit: permit, _counted: counted }
     }
 
+    /// The rejection of a request on a connection that is kept back for health checks.
+    pub(crate) fn reject_beyond_health_checks(&self) -> ActionError {
+        self.reject(Rejection::ConnectionsFull)
+    }
+
     fn reject(&self, rejection: Rejection) -> ActionError {
         self.metrics.rejected_requests(rejection.name()).inc();
         ActionError::new(Code::Overloaded, rejection.detail()).with_retry_after(Some(RETRY_AFTER))
@@ -255,12 +261,12 @@ impl Permit {
         }
     }
 
-    /// Moves to the lane of streams. An action keeps its permit if there is none.
+    /// Moves a read to the lane of streams. An action stays in its lane, whatever its response is.
     ///
     /// # Errors
     /// [`Code::Overloaded`] if too many streams are open.
     pub(crate) fn become_stream(&self) -> Result<(), ActionError> {
-        if self.move_to(Lane::Streams) || self.lane() != Lane::Reads {
+        if self.lane() != Lane::Reads || self.move_to(Lane::Streams) {
             return Ok(());
         }
         Err(self.limiter.reject(Rejection::StreamsFull))

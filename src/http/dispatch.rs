@@ -1,7 +1,7 @@
 //! The dispatcher: from a request that has been read to the endpoint that answers it, whether the server
 //! or the function runtime has read it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, HeaderValue, Method, Response, header};
 use tokio::{sync::watch, task::JoinError};
@@ -52,7 +52,7 @@ pub(crate) struct ServerState {
     /// The certificate that is served.
     pub tls: Option<Arc<Reloading<Tls>>>,
     /// The list of the actions, with the cluster's name.
-    pub actions: Arc<Document>,
+    pub actions: Arc<OnceLock<Document>>,
 }
 
 impl Service {
@@ -88,12 +88,12 @@ impl Service {
         &self,
         method: &Method,
         path: MatchedPath,
-        credentials: Credentials,
+        credentials: impl FnOnce() -> Credentials,
     ) -> Result<Option<Caller>, ActionError> {
         if !path.requires_authentication(method.as_str()) {
             return Ok(None);
         }
-        self.callers.authenticate(&credentials, self.context.cluster()).await
+        self.callers.authenticate(&credentials(), self.context.cluster()).await
     }
 
     /// Answers a request.
@@ -103,7 +103,9 @@ impl Service {
             Err(error) => return self.problem(error, info.path.allow()),
         };
         if let (Route::Asset(Asset::Actions), Some(server)) = (route, &self.server) {
-            return server.actions.response(request.headers());
+            let cluster = self.context.cluster_name().map(|name| &**name);
+            let document = server.actions.get_or_init(|| assets::actions_document(cluster));
+            return document.response(request.headers());
         }
         if let Some(response) = answer_static(route, request.headers()) {
             return response;

@@ -183,18 +183,14 @@ pub static HEADERS: [Header; 23] = [
     WEBHOOK_REQUEST_RATE,
 ];
 
+/// A header in which whatever is wrong gets the same.
+const fn uniform(name: &'static str, at: At, fate: Fate, max: usize) -> Header {
+    Header { name, at, unreadable: fate, empty: fate, repeated: fate, max, overlong: fate }
+}
+
 /// A header whose value changes what is done: it is read, or the request is refused.
 const fn single(name: &'static str, at: At, code: Code, max: usize) -> Header {
-    let refused = Fate::Refused(code);
-    Header {
-        name,
-        at,
-        unreadable: refused,
-        empty: refused,
-        repeated: refused,
-        max,
-        overlong: refused,
-    }
+    uniform(name, at, Fate::Refused(code), max)
 }
 
 /// A header that is a list; an empty one says nothing.
@@ -205,16 +201,7 @@ const fn list(name: &'static str, at: At, max: usize) -> Header {
 
 /// A header that changes nothing that is done.
 const fn harmless(name: &'static str, at: At, max: usize) -> Header {
-    let ignored = Fate::Ignored;
-    Header {
-        name,
-        at,
-        unreadable: ignored,
-        empty: ignored,
-        repeated: ignored,
-        max,
-        overlong: ignored,
-    }
+    uniform(name, at, Fate::Ignored, max)
 }
 
 const fn fetch_metadata(name: &'static str) -> Header {

@@ -99,32 +99,35 @@ impl MatchedPath {
     /// # Errors
     /// [`Code::RouteNotFound`] or [`Code::MethodNotAllowed`].
     pub(crate) fn route(self, method: &str) -> Result<Route, ActionError> {
-        let Some((_, methods, route, _)) = self.0 else {
+        let Some((_, methods, ..)) = self.0 else {
             let known: Vec<_> = ROUTES.iter().map(|(path, ..)| *path).collect();
             return Err(ActionError::new(Code::RouteNotFound, "no such path")
                 .with_hint(format!("served: {}", known.join(", "))));
         };
-        if methods.contains(&method) {
-            return Ok(*route);
-        }
-        let allowed = methods.join(", ");
-        Err(ActionError::new(Code::MethodNotAllowed, format!("this path accepts only {allowed}")))
+        self.served(method).ok_or_else(|| {
+            let allowed = methods.join(", ");
+            ActionError::new(Code::MethodNotAllowed, format!("this path accepts only {allowed}"))
+        })
+    }
+
+    /// What is served to a request with this method.
+    fn served(self, method: &str) -> Option<Route> {
+        let (_, methods, route, _) = self.0?;
+        methods.contains(&method).then_some(*route)
     }
 
     /// Whether a request with this method is a health check.
     pub(crate) fn is_health_check(self, method: &str) -> bool {
-        self.0.is_some_and(|(_, methods, route, _)| {
-            matches!(route, Route::Health | Route::Ready) && methods.contains(&method)
-        })
+        matches!(self.served(method), Some(Route::Health | Route::Ready))
     }
 
     /// Whether a request with this method requires authentication, if that is on.
     pub(crate) fn requires_authentication(self, method: &str) -> bool {
-        match self.route(method) {
-            Ok(Route::Health | Route::Ready | Route::Metrics | Route::Asset(_)) | Err(_) => false,
+        match self.served(method) {
+            None | Some(Route::Health | Route::Ready | Route::Metrics | Route::Asset(_)) => false,
             // A question before the first delivery.
-            Ok(Route::CloudEvent) => method != "OPTIONS",
-            Ok(Route::Execute | Route::Mcp | Route::Operation | Route::History) => true,
+            Some(Route::CloudEvent) => method != "OPTIONS",
+            Some(Route::Execute | Route::Mcp | Route::Operation | Route::History) => true,
         }
     }
 

@@ -46,7 +46,7 @@ use crate::{
     http::{
         activity::{Activity, Phase},
         body::{check_target, read_body, request_id},
-        concurrency::{CONNECTIONS_FULL, DEADLINE, GuardedBody, Lane, Limiter, Permit},
+        concurrency::{DEADLINE, GuardedBody, Lane, Limiter, Permit},
         connections::{Admission, Connections},
         dispatch::{Service, handler_panicked},
         endpoints::respond_async::BackgroundTasks,
@@ -381,14 +381,11 @@ impl Server {
         check_target(request.uri())?;
         let is_health_check = info.path.is_health_check(request.method().as_str());
         if connection.admission == Admission::HealthChecks && !is_health_check {
-            self.metrics.rejected_requests(CONNECTIONS_FULL).inc();
-            let detail = "too many connections are open, or too many from this address";
-            return Err(ActionError::new(Code::Overloaded, detail)
-                .with_retry_after(Some(Duration::from_secs(1))));
+            return Err(self.limits.concurrency.reject_beyond_health_checks());
         }
         let deadline = response_deadline(request.headers())?;
         let late = || deadline_exceeded(true, &self.metrics);
-        let credentials = self.credentials(connection, request.headers());
+        let credentials = || self.credentials(connection, request.headers());
         let authenticated = self.service.authenticate(request.method(), info.path, credentials);
         let caller = within(deadline, authenticated, late).await?;
         if caller.is_some() {
@@ -414,16 +411,11 @@ impl Server {
         let held = permit.clone();
         let work = async move {
             let response = server.dispatch(request, info).await?;
-            match (response.body(), held) {
-                (Body::Stream(_), Some(permit)) => {
-                    // An action stays in its lane, whatever its response is.
-                    if lane != Lane::Actions {
-                        permit.become_stream()?;
-                    }
-                    Ok((response, Some(permit)))
-                }
-                _ => Ok((response, None)),
+            let held = held.filter(|_| matches!(response.body(), Body::Stream(_)));
+            if let Some(permit) = &held {
+                permit.become_stream()?;
             }
+            Ok((response, held))
         };
         let late = || {
             let changes_nothing = permit.as_ref().is_none_or(|permit| permit.changes_nothing());

@@ -73,17 +73,13 @@ impl Evidence {
         // The effect may have been decided again, on a later generation than that of the record.
         let is_last = matches!(&effect.mutation, Mutation::Patch { mark, .. }
             if AppliedRequests::from_metadata(&object.metadata).is_last_change(mark));
+        let generation = object.metadata.generation;
         match self {
-            Evidence::Made(applied) if is_last => Evidence::Made(Applied {
-                generation: object.metadata.generation,
-                template: digest_in(&object.data),
-                ..applied
-            }),
             Evidence::Made(applied)
-                if applied.generation.is_some()
-                    && applied.generation == object.metadata.generation =>
+                if is_last || (generation.is_some() && applied.generation == generation) =>
             {
-                Evidence::Made(Applied { template: digest_in(&object.data), ..applied })
+                let template = digest_in(&object.data);
+                Evidence::Made(Applied { generation, template, ..applied })
             }
             evidence => evidence,
         }

@@ -30,11 +30,7 @@ pub(crate) fn running_of<'a>(jobs: &'a [Job], cron_job_uid: &str) -> Vec<&'a str
     let owned = jobs.iter().filter(|job| {
         job.metadata.owner_references.iter().flatten().any(|owner| owner.uid == cron_job_uid)
     });
-    let running = owned.filter(|job| {
-        let conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        let mut ends = conditions.filter(|it| matches!(&*it.type_, "Complete" | "Failed"));
-        !ends.any(|it| it.status == "True")
-    });
+    let running = owned.filter(|job| matches!(status(job), RolloutStatus::Waiting(_)));
     running.filter_map(|job| job.metadata.name.as_deref()).collect()
 }
 

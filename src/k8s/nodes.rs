@@ -1,6 +1,6 @@
 //! What a Node says: whether it is cordoned, ready, or tainted out of service. Pure.
 
-use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint, Toleration};
 
 /// The taint that the node controller sets on a cordoned node, and removes with the cordon.
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
@@ -49,11 +49,14 @@ pub(crate) fn other_schedulable(name: &str) -> String {
     format!("spec.unschedulable=false,metadata.name!={name}")
 }
 
+fn ready_condition(node: &Node) -> Option<&NodeCondition> {
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|condition| condition.type_ == "Ready")
+}
+
 /// The warning about a node that is not ready.
 pub(crate) fn not_ready_warning(node: &Node) -> Option<String> {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let ready = conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
-    let reason = match ready {
+    let reason = match ready_condition(node) {
         Some(condition) if condition.status == "True" => return None,
         Some(condition) => condition.reason.as_deref().unwrap_or("unknown"),
         None => "its kubelet has not reported",
@@ -64,9 +67,7 @@ pub(crate) fn not_ready_warning(node: &Node) -> Option<String> {
 /// The warning about a node whose kubelet is silent, so that nobody carries out the deletion of its pods. The node
 /// controller notices it (`NodeStatusUnknown`).
 pub(crate) fn lost_warning(node: &Node) -> Option<String> {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let mut ready = conditions.into_iter().flatten().filter(|condition| condition.type_ == "Ready");
-    let unknown = ready.find(|condition| condition.status == "Unknown")?;
+    let unknown = ready_condition(node).filter(|condition| condition.status == "Unknown")?;
     let since = unknown.last_heartbeat_time.as_ref().or(unknown.last_transition_time.as_ref());
     let since = since.map(|since| format!(" since {}", since.0)).unwrap_or_default();
     let name = node.metadata.name.as_deref().unwrap_or_default();

@@ -14,8 +14,9 @@ const MAX_TERMINATING: usize = 3;
 
 /// The problems of the pods of the current revision, of the others, and of those that are terminating at this time.
 pub(crate) fn of_pods(history: &History, pods: &[Pod], now: DateTime<Utc>) -> Vec<String> {
+    let current = history.current();
     let (new, old): (Vec<_>, Vec<_>) =
-        pods.iter().partition(|pod| history.current().is_none() || history.is_new(pod));
+        pods.iter().partition(|pod| current.is_none_or(|it| history.is_of(it, pod)));
     let terminating = pods.iter().filter(|pod| pods::is_terminating(pod)).take(MAX_TERMINATING);
     let of_old = pods::problems(old).into_iter().map(|problem| format!("old {problem}"));
     pods::problems(new)
@@ -28,7 +29,9 @@ pub(crate) fn of_pods(history: &History, pods: &[Pod], now: DateTime<Utc>) -> Ve
 /// A pod that is not ready, of the current revision if there is one.
 pub(crate) fn unready_pod<'a>(history: &History, pods: &'a [Pod]) -> Option<&'a Pod> {
     let unready = || pods.iter().filter(|pod| !pods::is_ready(pod) && !pods::is_terminating(pod));
-    unready().find(|pod| history.is_new(pod)).or_else(|| unready().next())
+    let current = history.current();
+    let is_new = |pod: &&Pod| current.is_some_and(|it| history.is_of(it, pod));
+    unready().find(is_new).or_else(|| unready().next())
 }
 
 /// The uid of the ReplicaSet that creates a Deployment's new pods.

@@ -217,18 +217,17 @@ impl History {
         self.revisions.iter().find(|revision| self.is_at(revision))
     }
 
-    /// Whether this pod is of the current revision.
-    pub(crate) fn is_new(&self, pod: &Pod) -> bool {
-        let Some(current) = self.current() else { return false };
+    /// Whether this pod is of this revision.
+    pub(crate) fn is_of(&self, revision: &Revision, pod: &Pod) -> bool {
         let label = pod.metadata.labels.as_ref().and_then(|all| all.get(REVISION_LABEL));
         match self.workload {
             Workload::Deployment(_) | Workload::ReplicaSet(_) => {
-                pods::controller_of(&pod.metadata).is_some_and(|owner| owner.name == current.name)
+                pods::controller_of(&pod.metadata).is_some_and(|owner| owner.name == revision.name)
             }
-            Workload::StatefulSet(_) => label == Some(&current.name),
+            Workload::StatefulSet(_) => label == Some(&revision.name),
             // Of a DaemonSet the label has the last part of the name.
             Workload::DaemonSet(_) => {
-                label.is_some_and(|hash| current.name.ends_with(&format!("-{hash}")))
+                label.is_some_and(|hash| revision.name.ends_with(&format!("-{hash}")))
             }
         }
     }
@@ -266,10 +265,7 @@ impl History {
         pods.iter()
             .filter(|pod| controller_uid(&pod.metadata) == uid)
             .filter(|pod| !pods::is_ready(pod) && !pods::is_terminating(pod))
-            .filter(|pod| {
-                let labels = pod.metadata.labels.as_ref();
-                labels.and_then(|all| all.get(REVISION_LABEL)) != Some(&revision.name)
-            })
+            .filter(|pod| !self.is_of(revision, pod))
             .filter_map(|pod| pod.metadata.name.as_deref())
             .collect()
     }

@@ -223,7 +223,7 @@ impl Function {
             Some(left) => service.with_deadline(left),
             None => service,
         };
-        let caller = service.authenticate(request.method(), info.path, credentials).await?;
+        let caller = service.authenticate(request.method(), info.path, || credentials).await?;
         Ok(service.dispatch(request, RequestInfo { caller, ..info }).await)
     }
 }

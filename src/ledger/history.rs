@@ -13,7 +13,7 @@ use crate::{
         response::{ActionResponse, Outcome},
     },
     k8s::api::client::Cluster,
-    ledger::record::{CLIENT, MANAGED_BY, REASON, REQUEST_ID, REQUESTER, Record},
+    ledger::record::{CLIENT, HistoryState, MANAGED_BY, REASON, REQUEST_ID, REQUESTER, Record},
 };
 
 /// One request that was executed, is in progress, or was refused.
@@ -78,52 +78,23 @@ pub(crate) struct Filter {
     pub state: Option<HistoryState>,
 }
 
-/// How a request ended, or how far it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum HistoryState {
-    /// It is being carried out, or the process that did it has died.
-    Started,
-    /// The change was made.
-    Applied,
-    /// Nothing had to be done.
-    Unchanged,
-    /// The change was made, and its effect did not complete.
-    Failed,
-    /// It was refused.
-    Refused,
-    /// It waits for a person's approval.
-    PendingApproval,
-    /// Whether the change was made is unknown.
-    Unknown,
-}
-
-/// Each with its name and the reason of its Event.
-const STATES: [(HistoryState, &str, &str); 7] = [
-    (HistoryState::Started, "started", "ActionBegun"),
-    (HistoryState::Applied, "applied", "ActionApplied"),
-    (HistoryState::Unchanged, "unchanged", "ActionUnchanged"),
-    (HistoryState::Failed, "failed", "ActionFailed"),
-    (HistoryState::Refused, "refused", "ActionRefused"),
-    (HistoryState::PendingApproval, "pending_approval", "ApprovalPending"),
-    (HistoryState::Unknown, "unknown", "ActionUnknown"),
+/// Each by its name in a query, which is that in JSON.
+const STATES: [(&str, HistoryState); 7] = [
+    ("started", HistoryState::Started),
+    ("applied", HistoryState::Applied),
+    ("unchanged", HistoryState::Unchanged),
+    ("failed", HistoryState::Failed),
+    ("refused", HistoryState::Refused),
+    ("pending_approval", HistoryState::PendingApproval),
+    ("unknown", HistoryState::Unknown),
 ];
 
 impl FromStr for HistoryState {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let found = STATES.iter().find(|(_, known, _)| *known == name);
-        found.map(|(state, ..)| *state).ok_or_else(|| {
-            format!("must be one of {}", STATES.map(|(_, known, _)| known).join(", "))
-        })
-    }
-}
-
-impl HistoryState {
-    fn is_of(self, event: &Event) -> bool {
-        let reason = event.reason.as_deref();
-        STATES.iter().any(|(state, _, of_state)| *state == self && Some(*of_state) == reason)
+        let found = STATES.iter().find(|(known, _)| *known == name).map(|(_, state)| *state);
+        found.ok_or_else(|| format!("must be one of {}", STATES.map(|(known, _)| known).join(", ")))
     }
 }
 
@@ -177,7 +148,7 @@ impl Filter {
         let requester = annotations.and_then(|all| all.get(REQUESTER));
         self.includes_target(event)
             && self.requester.as_ref().is_none_or(|it| Some(it) == requester)
-            && self.state.is_none_or(|state| state.is_of(event))
+            && self.state.is_none_or(|state| event.reason.as_deref() == Some(state.event_reason()))
     }
 
     /// Whether the event is about the filter's target.

@@ -87,6 +87,26 @@ impl State {
     }
 }
 
+/// How a request ended, or how far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HistoryState {
+    /// It is being carried out, or the process that did it has died.
+    Started,
+    /// The change was made.
+    Applied,
+    /// Nothing had to be done.
+    Unchanged,
+    /// The change was made, and its effect did not complete.
+    Failed,
+    /// It was refused.
+    Refused,
+    /// It waits for a person's approval.
+    PendingApproval,
+    /// Whether the change was made is unknown.
+    Unknown,
+}
+
 /// What is about to be done, in enough detail to find out later what became of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Intent {
@@ -196,7 +216,7 @@ impl RequestMetadata {
         let mut event = self.bare_event(record.intent.answer.target.uid.as_deref());
         event.metadata.name = Some(self.event_name());
         event.metadata.annotations = Some(self.annotations(record));
-        event.reason = Some(reason(record).to_owned());
+        event.reason = Some(HistoryState::of(record).event_reason().to_owned());
         event.message = Some(self.message(record));
         event.type_ = Some(kind_of_event(record).to_owned());
         event
@@ -212,7 +232,7 @@ impl RequestMetadata {
         let digest = &sha256(whole.as_bytes())[..32];
         event.metadata.name = Some(format!("action-executor-refused-{digest}"));
         event.metadata.annotations = Some(owned(self.origin()));
-        event.reason = Some("ActionRefused".to_owned());
+        event.reason = Some(HistoryState::Refused.event_reason().to_owned());
         event.type_ = Some("Warning".to_owned());
         event.message = Some(
             self.message_with_origin(&format!("{} was refused: {}.", self.action, refusal.detail)),
@@ -469,20 +489,34 @@ fn json_text(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// The Event's reason: one word for machines, as `kubectl get events` shows it.
-fn reason(record: &Record) -> &'static str {
-    match (record.state, &record.answer) {
-        (State::Claimed, _) => "ActionBegun",
-        (State::InDoubt, _) => "ActionUnknown",
-        (State::Refused, _) => "ActionRefused",
-        (State::PendingApproval, _) => "ApprovalPending",
-        (State::Applied, _) => "ActionApplied",
-        (State::RollingBack, _) => "ActionFailed",
-        (State::Answered, answer) => match answer.as_ref().map(|answer| answer.outcome) {
-            Some(Outcome::Failed) => "ActionFailed",
-            Some(Outcome::Unchanged) => "ActionUnchanged",
-            _ => "ActionApplied",
-        },
+impl HistoryState {
+    fn of(record: &Record) -> Self {
+        match (record.state, &record.answer) {
+            (State::Claimed, _) => HistoryState::Started,
+            (State::InDoubt, _) => HistoryState::Unknown,
+            (State::Refused, _) => HistoryState::Refused,
+            (State::PendingApproval, _) => HistoryState::PendingApproval,
+            (State::Applied, _) => HistoryState::Applied,
+            (State::RollingBack, _) => HistoryState::Failed,
+            (State::Answered, answer) => match answer.as_ref().map(|answer| answer.outcome) {
+                Some(Outcome::Failed) => HistoryState::Failed,
+                Some(Outcome::Unchanged) => HistoryState::Unchanged,
+                _ => HistoryState::Applied,
+            },
+        }
+    }
+
+    /// The Event's reason: one word for machines, as `kubectl get events` shows it.
+    pub(crate) fn event_reason(self) -> &'static str {
+        match self {
+            HistoryState::Started => "ActionBegun",
+            HistoryState::Applied => "ActionApplied",
+            HistoryState::Unchanged => "ActionUnchanged",
+            HistoryState::Failed => "ActionFailed",
+            HistoryState::Refused => "ActionRefused",
+            HistoryState::PendingApproval => "ApprovalPending",
+            HistoryState::Unknown => "ActionUnknown",
+        }
     }
 }
 

@@ -189,7 +189,7 @@ fn kill_switch() -> Validation {
 
 /// The writes that the allowed actions need. A simulation makes the same writes as dry runs.
 fn writes(policy: &Policy) -> String {
-    let is_possible = |kind: &ActionKind| !policy.simulation.limited || policy.allows(*kind);
+    let is_possible = |kind: &ActionKind| policy.allows_simulation(*kind);
     any(ActionKind::ALL.into_iter().filter(is_possible).flat_map(|kind| {
         let Descriptor { rules, cluster_rules, .. } = kind.descriptor();
         rules.iter().chain(*cluster_rules).flat_map(operations).map(move |write| {

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json, value::RawValue};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::{
     actions::ActionKind,
-    auth::{AccessRequest, Caller, Verb},
+    auth::{Caller, Verb},
     config::ToolSet,
     contract::{
         error::{ActionError, Code},
@@ -22,10 +22,10 @@ use crate::{
     },
     executor::{
         context::Context,
-        incoming::{IncomingRequest, find_as},
+        incoming::{IncomingRequest, find_as, list_as},
         reply::Reply,
     },
-    ledger::history::{self, Filter, no_cluster},
+    ledger::history::Filter,
     mcp::{
         calls::{Ended, Progression},
         protocol::{
@@ -172,11 +172,10 @@ async fn offer<P>(exchange: &Exchange<P>) -> Result<Offer, ActionError> {
     };
     let mut offer = Offer::default();
     for kind in ActionKind::ALL {
-        let allowed = policy.allows(kind);
-        if allowed && !policy.read_only && may(Verb::Execute, Some(kind)).await? {
+        if policy.allows(kind) && !policy.read_only && may(Verb::Execute, Some(kind)).await? {
             offer.execute.push(kind);
         }
-        if (allowed || !policy.simulation.limited) && may(Verb::Simulate, Some(kind)).await? {
+        if policy.allows_simulation(kind) && may(Verb::Simulate, Some(kind)).await? {
             offer.simulate.push(kind);
         }
         offer.get = offer.get || may(Verb::Get, Some(kind)).await?;
@@ -322,16 +321,10 @@ async fn list_actions<P>(exchange: &Exchange<P>, arguments: &str) -> Result<Valu
         return Err(ActionError::invalid_field("limit", what));
     }
     let Exchange { context, caller, .. } = exchange;
-    if let Some(caller) = caller {
-        let namespace = namespace.as_deref().unwrap_or_default();
-        let access = AccessRequest { verb: Verb::List, kind: None, namespace };
-        caller.authorize(&access, context.cluster()).await?;
-    }
-    let cluster = context.cluster().ok_or_else(no_cluster)?;
     let filter =
         Filter { namespace: namespace.map(|it| it.to_string()), target, ..Filter::default() };
-    let deadline = Instant::now() + context.deadline().min(exchange.wait);
-    Ok(answers::of_page(history::query(cluster, &filter, limit, deadline).await?))
+    let time = context.deadline().min(exchange.wait);
+    Ok(answers::of_page(list_as(context, caller.as_ref(), &filter, limit, time).await?))
 }
 
 #[cfg(test)]

@@ -214,6 +214,11 @@ impl Policy {
         self.actions.allow.iter().any(|name| name.matches(kind))
     }
 
+    /// Whether this action may be simulated at all.
+    pub(crate) fn allows_simulation(&self, kind: ActionKind) -> bool {
+        !self.simulation.limited || self.allows(kind)
+    }
+
     /// Whether anything requires approval.
     pub(crate) fn requires_approval(&self) -> bool {
         !self.actions.require_approval.is_empty()

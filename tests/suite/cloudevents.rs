@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{Namespace, shared},
-    fault_proxy::{Proxy, ProxyBehavior},
+    exactly_once::transparent,
     program::{Program, Reply, Server},
 };
 
@@ -152,7 +152,7 @@ async fn the_age_of_an_event_is_judged_by_the_api_servers_clock() {
     let namespace = shared().namespace("event_age").await;
     let before = namespace.running_deployment("web", 1).await.metadata.generation;
     // Without TLS: by this clock, the API server's certificate is not valid yet.
-    let proxy = Proxy::start(&namespace, |_| ProxyBehavior::Forward).await;
+    let proxy = transparent(&namespace).await;
     let program = Program::with_kubeconfig(&proxy.kubeconfig).clock_shifted_by(-40 * 60);
     let server = Server::start(program);
     let at = (Utc::now() - TimeDelta::minutes(65)).to_rfc3339();

@@ -18,6 +18,7 @@ use std::{
 
 use k8s_openapi::{
     api::{
+        admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
         apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
         authentication::v1::TokenRequest,
         batch::v1::CronJob,
@@ -540,9 +541,14 @@ impl Namespace {
     /// A StatefulSet of good pods, once all of them are ready.
     pub async fn running_stateful_set(&self, name: &str, replicas: i32) {
         self.stateful_set(name, replicas).await;
+        self.ready_stateful_set(name, replicas).await;
+    }
+
+    /// Waits until so many pods of the StatefulSet are ready.
+    pub async fn ready_stateful_set(&self, name: &str, ready: i32) {
         eventually("the StatefulSet is ready", async || {
             let found = self.api::<StatefulSet>().get(name).await.expect("is there");
-            (found.status?.ready_replicas? == replicas).then_some(())
+            (found.status?.ready_replicas? == ready).then_some(())
         })
         .await;
     }
@@ -634,6 +640,28 @@ impl Namespace {
         object["spec"].as_object_mut().expect("is one").extend(more);
         self.create::<PodDisruptionBudget>(object).await;
         self.settled_budget(name).await;
+    }
+
+    /// Has the API server validate the calls of this rule in this namespace; `action` is what a failed validation does.
+    pub async fn admission_policy(&self, action: &str, rule: Value, validation: Value) {
+        let name = self.name();
+        let namespace = json!({ "matchLabels": { "kubernetes.io/metadata.name": name } });
+        let policy: ValidatingAdmissionPolicy = serde_json::from_value(json!({
+            "metadata": { "name": name },
+            "spec": {
+                "matchConstraints": { "namespaceSelector": namespace, "resourceRules": [rule] },
+                "validations": [validation],
+            },
+        }))
+        .expect("is a policy");
+        let binding: ValidatingAdmissionPolicyBinding = serde_json::from_value(json!({
+            "metadata": { "name": name },
+            "spec": { "policyName": name, "validationActions": [action] },
+        }))
+        .expect("is a binding");
+        let params = PostParams::default();
+        self.global().create(&params, &policy).await.expect("is created");
+        self.global().create(&params, &binding).await.expect("is created");
     }
 
     /// A disruption budget of this name for the pods of `app`, all of which it requires, and for one more pod, which is

@@ -13,14 +13,13 @@ use std::{
 
 use action_executor::contract::digest::sha256;
 use k8s_openapi::api::{
-    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
     apps::v1::ReplicaSet,
     core::v1::{Event, Node, Pod},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api, ResourceExt,
-    api::{ListParams, Patch, PostParams},
+    api::{ListParams, Patch},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -33,6 +32,7 @@ use tokio::{
 use crate::{
     approval::approve,
     cluster::{CRASHING_IMAGE, MISSING_IMAGE, Namespace, eventually, shared},
+    exactly_once::transparent,
     fault_proxy::{Proxy, ProxyBehavior},
     program::{Finished, Program},
 };
@@ -741,30 +741,13 @@ async fn a_simulation_tries_each_eviction_and_warns_of_slow_and_marked_pods() {
     }
     // Admission that rejects the eviction of one pod.
     let name = namespace.name();
-    let policy: ValidatingAdmissionPolicy = serde_json::from_value(json!({
-        "metadata": { "name": name },
-        "spec": {
-            "matchConstraints": {
-                "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": name } },
-                "resourceRules": [{
-                    "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"],
-                    "resources": ["pods/eviction"],
-                }],
-            },
-            "validations": [{
-                "expression": "object.metadata.name != 'web-0'", "message": "not on Fridays",
-            }],
-        },
-    }))
-    .expect("is a policy");
-    let binding: ValidatingAdmissionPolicyBinding = serde_json::from_value(json!({
-        "metadata": { "name": name },
-        "spec": { "policyName": name, "validationActions": ["Deny"] },
-    }))
-    .expect("is a binding");
-    let (client, params) = (shared().client().await, PostParams::default());
-    Api::all(client.clone()).create(&params, &policy).await.expect("is created");
-    Api::all(client).create(&params, &binding).await.expect("is created");
+    let evictions = json!({
+        "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"],
+        "resources": ["pods/eviction"],
+    });
+    let validation =
+        json!({ "expression": "object.metadata.name != 'web-0'", "message": "not on Fridays" });
+    namespace.admission_policy("Deny", evictions, validation).await;
     let warnings = eventually("the policy is in effect", async || {
         let fields = json!({ "simulate": true, "wait": true, "timeout_seconds": 60 });
         let done = send(&namespace, json!({}), fields);
@@ -785,19 +768,33 @@ async fn a_simulation_tries_each_eviction_and_warns_of_slow_and_marked_pods() {
     assert!(on_node(&namespace).await.iter().all(|pod| pod.metadata.deletion_timestamp.is_none()));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_drain_of_the_executors_own_node_evicts_it_last_and_is_taken_up_elsewhere() {
-    let namespace = node_with("drain_own", &[("executor", 1), ("web", 3)]).await;
-    let proxy = Proxy::start(&namespace, |_| ProxyBehavior::Forward).await;
+/// A proxy whose kubeconfig names the namespace as its own.
+async fn proxy_in(namespace: &Namespace) -> Proxy {
+    let proxy = transparent(namespace).await;
     let text = std::fs::read_to_string(&proxy.kubeconfig).expect("is readable");
     let mut config: Value = serde_json::from_str(&text).expect("is JSON");
     config["contexts"][0]["context"]["namespace"] = namespace.name().into();
     std::fs::write(&proxy.kubeconfig, config.to_string()).expect("is written");
-    let inside =
-        |program: Program| program.env("POD_NAME", "executor-0").env("NODE_NAME", namespace.name());
+    proxy
+}
+
+/// The program as if it ran in the pod `executor-0` on the namespace's node.
+fn inside(program: Program, namespace: &Namespace) -> Program {
+    program.env("POD_NAME", "executor-0").env("NODE_NAME", namespace.name())
+}
+
+fn evictions(proxy: &Proxy) -> Vec<String> {
+    proxy.accepted_effects().into_iter().filter(|call| call.ends_with("/eviction")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_of_the_executors_own_node_evicts_it_last_and_is_taken_up_elsewhere() {
+    let namespace = node_with("drain_own", &[("executor", 1), ("web", 3)]).await;
+    let proxy = proxy_in(&namespace).await;
+    let program = || inside(Program::with_kubeconfig(&proxy.kubeconfig), &namespace);
     let fields = json!({ "wait": true, "timeout_seconds": 50, "id": namespace.name() });
     let simulated = request(&namespace, json!({}), json!({ "simulate": true }));
-    let done = inside(Program::with_kubeconfig(&proxy.kubeconfig)).input(simulated).run();
+    let done = program().input(simulated).run();
     let warnings = done.answer()["warnings"].to_string();
     assert!(warnings.contains("'executor-0'") && warnings.contains("resend"), "{warnings}");
     // It ends with its pod.
@@ -806,7 +803,7 @@ async fn a_drain_of_the_executors_own_node_evicts_it_last_and_is_taken_up_elsewh
     let pods = namespace.api::<Pod>();
     pods.patch("executor-0", &Default::default(), &held).await.expect("is patched");
     let body = request(&namespace, json!({}), fields);
-    let running = inside(Program::with_kubeconfig(&proxy.kubeconfig)).input(body.clone()).start();
+    let running = program().input(body.clone()).start();
     eventually("its own pod is evicted", async || {
         let pod = pods.get("executor-0").await.expect("is there");
         pod.metadata.deletion_timestamp.map(drop)
@@ -816,8 +813,7 @@ async fn a_drain_of_the_executors_own_node_evicts_it_last_and_is_taken_up_elsewh
     running.signal("TERM");
     let stopped = spawn_blocking(move || running.wait()).await.expect("it ran").answer();
     assert_eq!(stopped["rollout"]["state"], "interrupted", "{stopped}");
-    let evictions: Vec<_> =
-        proxy.accepted_effects().into_iter().filter(|call| call.ends_with("/eviction")).collect();
+    let evictions = evictions(&proxy);
     assert_eq!(evictions.len(), 4, "{evictions:?}");
     assert!(evictions[3].contains("/executor-0/"), "{evictions:?}");
     let unset = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
@@ -831,19 +827,12 @@ async fn a_drain_of_the_executors_own_node_evicts_it_last_and_is_taken_up_elsewh
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_without_a_wait_evicts_the_executors_own_pod_after_all_others() {
     let namespace = node_with("drain_own_once", &[("executor", 1), ("web", 2)]).await;
-    let proxy = Proxy::start(&namespace, |_| ProxyBehavior::Forward).await;
-    let text = std::fs::read_to_string(&proxy.kubeconfig).expect("is readable");
-    let mut config: Value = serde_json::from_str(&text).expect("is JSON");
-    config["contexts"][0]["context"]["namespace"] = namespace.name().into();
-    std::fs::write(&proxy.kubeconfig, config.to_string()).expect("is written");
-    let program = Program::with_kubeconfig(&proxy.kubeconfig)
-        .env("POD_NAME", "executor-0")
-        .env("NODE_NAME", namespace.name());
+    let proxy = proxy_in(&namespace).await;
+    let program = inside(Program::with_kubeconfig(&proxy.kubeconfig), &namespace);
     let program = program.input(request(&namespace, json!({}), json!({})));
     let done = spawn_blocking(move || program.run()).await.expect("it ran");
     assert_eq!(done.status, 0, "{done:?}");
-    let evictions: Vec<_> =
-        proxy.accepted_effects().into_iter().filter(|call| call.ends_with("/eviction")).collect();
+    let evictions = evictions(&proxy);
     assert_eq!(evictions.len(), 3, "{evictions:?}");
     assert!(evictions[2].contains("/executor-0/"), "{evictions:?}");
 }

@@ -22,7 +22,7 @@ use action_executor::{
     policy::approval,
 };
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, ResourceExt, api::Patch};
+use kube::ResourceExt;
 use serde_json::{Value, json, value::RawValue};
 use tokio::task::spawn_blocking;
 
@@ -653,10 +653,7 @@ async fn a_call_that_is_given_up_before_its_claim_does_nothing() {
     let listed = client.call("list_actions", &json!({ "namespace": namespace.name() }).to_string());
     assert_eq!(listed["structuredContent"]["entries"], json!([]), "{listed}");
 
-    let budgets: Api<k8s_openapi::api::policy::v1::PodDisruptionBudget> = namespace.api();
-    let patch = Patch::Merge(json!({ "spec": { "minAvailable": 1 } }));
-    budgets.patch("tight", &Default::default(), &patch).await.expect("is patched");
-    namespace.settled_budget("tight").await;
+    namespace.set_min_available("tight", 1).await;
     // Both would evict within a second.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(namespace.api::<Pod>().get(&pod).await.expect("is there").uid(), uid);

@@ -209,12 +209,7 @@ async fn a_stateful_set_that_waits_for_a_broken_pod_of_a_lower_ordinal_is_warned
     let namespace = shared().namespace("pod_ordered").await;
     namespace.running_stateful_set("db", 3).await;
     namespace.set_ready("db-1", false).await;
-    eventually("the StatefulSet has noticed it", async || {
-        let sets = namespace.api::<k8s_openapi::api::apps::v1::StatefulSet>();
-        let status = sets.get("db").await.expect("is there").status?;
-        (status.ready_replicas == Some(2)).then_some(())
-    })
-    .await;
+    namespace.ready_stateful_set("db", 2).await;
     let name = namespace.name();
     let requests = |more: i32| {
         [
@@ -254,12 +249,7 @@ async fn a_stateful_set_that_waits_for_a_broken_pod_of_a_lower_ordinal_is_warned
         assert_eq!(is_warned(&request), expected, "{request}");
     }
     namespace.set_ready("db-1", true).await;
-    eventually("the StatefulSet has noticed it", async || {
-        let sets = namespace.api::<k8s_openapi::api::apps::v1::StatefulSet>();
-        let status = sets.get("db").await.expect("is there").status?;
-        (status.ready_replicas == Some(3)).then_some(())
-    })
-    .await;
+    namespace.ready_stateful_set("db", 3).await;
     for (request, _) in requests(4) {
         assert!(!is_warned(&request), "{request}");
     }

@@ -15,6 +15,7 @@ use crate::{
     cluster::{GOOD_IMAGE, MISSING_IMAGE, Namespace, SLOW_IMAGE, eventually, shared},
     fault_proxy::{ProxyBehavior, proxy},
     ledger::kubectl,
+    pause_rollout::change_template,
     program::{Finished, Program, Running, Server, scratch},
     scenario::{for_each, set_paused},
 };
@@ -317,8 +318,7 @@ async fn the_status_of_a_request_says_that_another_change_superseded_it() {
     let kind = WorkloadKind::Deployment;
     let namespace = slow_workload("theirs_status", kind).await;
     let server = Server::start(program(&namespace));
-    let mut request = restart(&namespace, kind, 40, false);
-    request["parameters"]["rollback_on_failure"] = false.into();
+    let request = restart(&namespace, kind, 40, false);
     // The wait of another process was interrupted, so that only the record and the object remain.
     let running = waiting(&namespace, kind, &request).await;
     running.signal("TERM");
@@ -335,12 +335,7 @@ async fn a_change_right_before_the_rollback_is_not_reverted() {
     let kind = WorkloadKind::Deployment;
     let namespace = shared().namespace("theirs_last").await;
     namespace.running_deployment("web", 1).await;
-    let broken = json!({ "spec": { "template": { "spec": { "containers": [
-        { "name": "main", "image": MISSING_IMAGE },
-    ]}}}});
-    let objects = namespace.objects(&kind.resource());
-    let patch = Patch::Strategic(broken);
-    objects.patch("web", &Default::default(), &patch).await.expect("is patched");
+    change_template(&namespace, MISSING_IMAGE).await;
     observed(&namespace, kind).await;
     let (meddler, handle) = (namespace.clone(), tokio::runtime::Handle::current());
     let patches = AtomicUsize::new(0);

@@ -1,20 +1,17 @@
 //! Preflight warnings on a real API server: conditions that a careful operator checks before an action.
 
 use k8s_openapi::api::{
-    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
-    apps::v1::{Deployment, StatefulSet},
+    apps::v1::StatefulSet,
     autoscaling::v2::HorizontalPodAutoscaler,
     core::v1::{PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
 };
-use kube::{
-    Api,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
-};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::{
     cluster::{MISSING_IMAGE, Namespace, eventually, shared},
+    pause_rollout::change_template,
     program::Program,
 };
 
@@ -37,30 +34,12 @@ fn has(warnings: &[String], part: &str) -> bool {
 async fn admission_warnings_are_in_the_answer() {
     let namespace = shared().namespace("admission_warns").await;
     namespace.running_deployment("web", 1).await;
-    let name = namespace.name();
-    let client = shared().client().await;
-    let policy: ValidatingAdmissionPolicy = serde_json::from_value(json!({
-        "metadata": { "name": name },
-        "spec": {
-            "matchConstraints": {
-                "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": name } },
-                "resourceRules": [{
-                    "apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"],
-                    "resources": ["deployments"],
-                }],
-            },
-            "validations": [{ "expression": "false", "message": "no \"restarts\" on Fridays" }],
-        },
-    }))
-    .expect("is a policy");
-    let binding: ValidatingAdmissionPolicyBinding = serde_json::from_value(json!({
-        "metadata": { "name": name },
-        "spec": { "policyName": name, "validationActions": ["Warn"] },
-    }))
-    .expect("is a binding");
-    let params = PostParams::default();
-    Api::all(client.clone()).create(&params, &policy).await.expect("is created");
-    Api::all(client).create(&params, &binding).await.expect("is created");
+    let updates = json!({
+        "apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"],
+        "resources": ["deployments"],
+    });
+    let validation = json!({ "expression": "false", "message": "no \"restarts\" on Fridays" });
+    namespace.admission_policy("Warn", updates, validation).await;
     let warning = "the API server warns: Validation failed for ValidatingAdmissionPolicy";
     eventually("a simulation is warned", async || {
         let warnings = warnings(&namespace, true);
@@ -187,12 +166,7 @@ async fn an_unready_pod_is_no_rollout_in_progress() {
 async fn a_rollout_in_progress_causes_a_warning() {
     let namespace = shared().namespace("rolling").await;
     namespace.running_deployment("web", 1).await;
-    let image = json!({ "spec": { "template": { "spec": { "containers": [
-        { "name": "main", "image": MISSING_IMAGE },
-    ]}}}});
-    let deployments = namespace.api::<Deployment>();
-    let patched = deployments.patch("web", &Default::default(), &Patch::Strategic(image)).await;
-    patched.expect("is patched");
+    change_template(&namespace, MISSING_IMAGE).await;
     eventually("it is reported", async || {
         has(&warnings(&namespace, true), "a rollout is in progress: ").then_some(())
     })

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use kube::core::ObjectMeta;
 use tokio::{task::JoinSet, time::Instant};
 
-use super::evict::MAX_PARALLEL;
+use super::{MAX_NAMED_PODS, evict::MAX_PARALLEL};
 use crate::{
     actions::AffectedObject,
     k8s::{
@@ -19,9 +19,6 @@ use crate::{
 
 /// The most evictions that are tried.
 const MAX_EVICTIONS: usize = 500;
-
-/// The most pods that a warning names.
-const MAX_NAMED_PODS: usize = 20;
 
 /// Tries the evictions of these pods, and returns a warning for each reason why some would be refused. A disruption budget
 /// without room is no such reason: a drain waits for it, and a dry run uses up no room.

@@ -551,12 +551,13 @@ async function historyPage() {
   const states = Object.values(STATES).map(([name, word]) => make("option", { value: name, selected: name === given.get("outcome") }, word));
   fields.push(["Outcome", make("select", { id: "outcome", name: "outcome" }, make("option", { value: "" }, "any"), states)]);
   const place = make("div", { "aria-live": "polite" });
+  const noted = ask("api/v1/actions").then((list) => { if (!isProblem(list)) note(list.body); });
   const show = async () => {
     const query = new URLSearchParams();
     for (const [, it] of fields) if (it.value.trim()) query.set(it.name, it.value.trim());
     history.replaceState(null, "", query.size ? "?" + query : location.pathname);
     place.replaceChildren(make("p", { class: "waiting" }, "Loading…"));
-    const answer = await ask("api/v1/history?" + query);
+    const [answer] = await Promise.all([ask("api/v1/history?" + query), noted]);
     if (isProblem(answer)) {
       place.replaceChildren(problem(answer));
       if (answer.status === 401) keyField.focus();
@@ -575,8 +576,6 @@ async function historyPage() {
     make("button", { type: "submit", class: "primary" }, "Refresh"));
   main.replaceChildren(make("article", { class: "wide" }, make("h1", {}, "What was done"),
     make("p", { class: "lead" }, "By whom and why, from the records that the cluster still keeps. Actions on nodes are recorded in ", make("code", {}, "default"), "."), form, place));
-  const list = await ask("api/v1/actions");
-  if (!isProblem(list)) note(list.body);
   await show();
 }
 

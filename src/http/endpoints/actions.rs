@@ -77,7 +77,7 @@ impl ActionDescription {
             name: descriptor.name,
             aliases: descriptor.aliases,
             description: descriptor.description,
-            takes_time: kind.descriptor().takes_time,
+            takes_time: descriptor.takes_time,
             scope: if kind.is_on_cluster() { Scope::Cluster } else { Scope::Namespace },
             parameters: kind.whole_schema(),
             rules: descriptor.rules.iter().chain(descriptor.cluster_rules).copied().collect(),

@@ -3,18 +3,20 @@
 use http::{HeaderValue, Response, header};
 use schemars::SchemaGenerator;
 use serde_json::json;
-use tokio::time::Instant;
 
 use crate::{
-    auth::{AccessRequest, Verb},
     contract::{error::ActionError, names::Namespace},
+    executor::incoming::list_as,
     http::{
         dispatch::Service,
         message::{Body, FullRequest, RequestInfo, json as json_response},
         openapi::{AUTH_ERRORS, CLUSTER_ERRORS, Operation, Tag, json_content, query, response},
         query::{namespace, parameters},
     },
-    ledger::history::{self, Filter, HistoryState, Page, no_cluster},
+    ledger::{
+        history::{Filter, Page},
+        record::HistoryState,
+    },
 };
 
 /// The default and the maximum number of entries.
@@ -40,14 +42,8 @@ pub(crate) async fn get(
 ) -> Result<Response<Body>, ActionError> {
     let context = &service.context;
     let wanted = Query::read(request.uri().query().unwrap_or_default())?;
-    if let Some(caller) = &info.caller {
-        let namespace = wanted.filter.namespace.as_deref().unwrap_or_default();
-        let access = AccessRequest { verb: Verb::List, kind: None, namespace };
-        caller.authorize(&access, context.cluster()).await?;
-    }
-    let cluster = context.cluster().ok_or_else(no_cluster)?;
-    let deadline = Instant::now() + context.deadline();
-    let page = history::query(cluster, &wanted.filter, wanted.limit, deadline).await?;
+    let Query { filter, limit } = &wanted;
+    let page = list_as(context, info.caller.as_ref(), filter, *limit, context.deadline()).await?;
     let mut response = json_response(&page);
     // It depends on the caller and the time.
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -264,7 +264,10 @@ impl Cluster {
         selector: &str,
         deadline: Instant,
     ) -> Result<Vec<K>, ActionError> {
-        self.list_all(Some(namespace), selector, deadline).await
+        let mut found = Vec::new();
+        let namespace = Some(namespace);
+        self.each_page(namespace, selector, deadline, |page| found.extend(page)).await?;
+        Ok(found)
     }
 
     /// The version of the list of objects of this name, from which a watch returns all that happens to them.
@@ -311,15 +314,9 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<Vec<DynamicObject>, ActionError> {
         let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
-        let mut params = ListParams::default().labels(selector).limit(PAGE_SIZE);
         let (call, mut found) = (Call::on(resource, "list", namespace, None), Vec::new());
-        loop {
-            let page = self.read(&call, deadline, || api.list(&params)).await?;
-            found.extend(page.items);
-            if !next_page(&mut params, &page.metadata) {
-                return Ok(found);
-            }
-        }
+        self.pages_of(&api, &call, selector, deadline, |page| found.extend(page)).await?;
+        Ok(found)
     }
 
     /// One page of the objects of all namespaces, or of a cluster-scoped kind.
@@ -342,18 +339,6 @@ impl Cluster {
         self.read(&Call::of::<K>("list", "", None), deadline, || api.list_metadata(params)).await
     }
 
-    /// Lists all objects that match a label selector, in one namespace or in all.
-    pub(crate) async fn list_all<K: Namespaced>(
-        &self,
-        namespace: Option<&str>,
-        selector: &str,
-        deadline: Instant,
-    ) -> Result<Vec<K>, ActionError> {
-        let mut found = Vec::new();
-        self.each_page(namespace, selector, deadline, |page| found.extend(page)).await?;
-        Ok(found)
-    }
-
     /// Lists all objects that match a label selector, in one namespace or in all, and passes them on page
     /// by page, so that no more than one page is in memory.
     pub(crate) async fn each_page<K: Namespaced>(
@@ -361,16 +346,27 @@ impl Cluster {
         namespace: Option<&str>,
         selector: &str,
         deadline: Instant,
-        mut on_page: impl FnMut(Vec<K>),
+        on_page: impl FnMut(Vec<K>),
     ) -> Result<(), ActionError> {
         let api = match namespace {
             Some(namespace) => Api::<K>::namespaced(self.client(), namespace),
             None => Api::<K>::all(self.client()),
         };
         let call = Call::of::<K>("list", namespace.unwrap_or_default(), None);
+        self.pages_of(&api, &call, selector, deadline, on_page).await
+    }
+
+    async fn pages_of<K: Clone + DeserializeOwned + Debug>(
+        &self,
+        api: &Api<K>,
+        call: &Call,
+        selector: &str,
+        deadline: Instant,
+        mut on_page: impl FnMut(Vec<K>),
+    ) -> Result<(), ActionError> {
         let mut params = ListParams::default().labels(selector).limit(PAGE_SIZE);
         loop {
-            let page = self.read(&call, deadline, || api.list(&params)).await?;
+            let page = self.read(call, deadline, || api.list(&params)).await?;
             on_page(page.items);
             if !next_page(&mut params, &page.metadata) {
                 return Ok(());

@@ -15,7 +15,7 @@ use crate::{
         },
         completion::{self, AwaitedRollout, Completion},
         jobs, pods,
-        rollout::{ExceededDeadline, RolloutStatus},
+        rollout::{self, ExceededDeadline, RolloutStatus},
     },
 };
 
@@ -65,18 +65,21 @@ impl Cluster {
         let Some((workload, template)) = found_opt(found)? else {
             return Ok(completion::deleted(kind.name(), name));
         };
-        let status =
-            |stale: Option<&str>| completion::rollout_status(&workload, &template, awaited, stale);
-        let is_ours = awaited.superseded(&workload, &template).is_none();
-        let exceeded =
-            match (status(awaited.exceeded_at.as_deref()), ExceededDeadline::on(&workload)) {
-                (RolloutStatus::Failed(_), Some(exceeded)) if is_ours => exceeded,
-                (status, _) => return Ok(status),
-            };
+        let stale = awaited.exceeded_at.as_deref();
+        let status = completion::rollout_status(&workload, &template, awaited, stale);
+        let exceeded = match (&status, ExceededDeadline::on(&workload)) {
+            (RolloutStatus::Failed(_), Some(exceeded))
+                if awaited.superseded(&workload, &template).is_none() =>
+            {
+                exceeded
+            }
+            _ => return Ok(status),
+        };
         // The controller may have written it about the ReplicaSet before. Only then is it worth another call.
         let history = self.history(*kind, namespace, name, deadline).await?;
         let is_of_newest = exceeded.replica_set().is_none_or(|name| history.is_current(name));
-        Ok(if is_of_newest { status(None) } else { status(exceeded.at.as_deref()) })
+        let stale = exceeded.at.as_deref().filter(|_| !is_of_newest);
+        Ok(rollout::status(&workload, awaited.generation, stale))
     }
 
     /// What is wrong with a Job's pods, and the last log lines of one that failed.

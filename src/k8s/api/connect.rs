@@ -123,11 +123,10 @@ async fn find_config(context: Option<&str>) -> Result<Option<Found>, ActionError
         return Ok(Found::without_kubeconfig(config));
     }
     if let Some(kubeconfig) = kubeconfig::find()? {
-        let options =
-            KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
-        let cluster = kubeconfig::cluster(&kubeconfig, context);
-        let proxy_url = cluster.and_then(|cluster| cluster.proxy_url.clone());
         let used = context.map(str::to_owned).or_else(|| kubeconfig.current_context.clone());
+        let cluster = used.as_deref().and_then(|name| kubeconfig::cluster(&kubeconfig, name));
+        let proxy_url = cluster.and_then(|cluster| cluster.proxy_url.clone());
+        let options = KubeConfigOptions { context: used.clone(), ..Default::default() };
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
         let config = config.map_err(|error| misconfigured(kubeconfig::explain(&error)))?;
         return Ok(Some(Found { config, proxy_url, context: used }));

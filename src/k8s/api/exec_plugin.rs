@@ -228,13 +228,10 @@ impl ExecPlugin {
     fn without_secrets(&self, text: &str) -> String {
         let variables = self.config.env.iter().flatten().filter_map(|it| it.get("value"));
         let arguments = self.config.args.as_deref().unwrap_or_default();
-        // `--name=VALUE`, VALUE after `--name`, and VALUE alone after the command's first word.
+        // `--name=VALUE`, and VALUE alone or after `--name`, but not the command's first word.
         let attached = arguments.iter().filter_map(|it| Some(it.split_once('=')?.1));
-        let following = arguments.windows(2).filter_map(|pair| {
-            (pair[0].starts_with('-') && !pair[1].starts_with('-')).then_some(pair[1].as_str())
-        });
         let alone = arguments.iter().skip(1).filter(|it| !it.starts_with('-')).map(String::as_str);
-        let secrets = variables.map(String::as_str).chain(attached).chain(following).chain(alone);
+        let secrets = variables.map(String::as_str).chain(attached).chain(alone);
         let mut secrets: Vec<_> =
             secrets.filter(|it| it.chars().count() >= MIN_SECRET_CHARACTERS).collect();
         // The longest first, since one may be a part of another.

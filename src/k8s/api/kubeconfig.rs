@@ -26,10 +26,9 @@ pub(crate) fn find() -> Result<Option<Kubeconfig>, ActionError> {
     }
 }
 
-/// The cluster of this context, or of the current one.
-pub(crate) fn cluster<'a>(config: &'a Kubeconfig, context: Option<&str>) -> Option<&'a Cluster> {
-    let name = context.or(config.current_context.as_deref())?;
-    let context = config.contexts.iter().find(|it| it.name == name)?.context.as_ref()?;
+/// The cluster of this context.
+pub(crate) fn cluster<'a>(config: &'a Kubeconfig, context: &str) -> Option<&'a Cluster> {
+    let context = config.contexts.iter().find(|it| it.name == context)?.context.as_ref()?;
     config.clusters.iter().find(|it| it.name == context.cluster)?.cluster.as_ref()
 }
 

@@ -99,9 +99,12 @@ impl Budgets {
     /// Why they could not be read.
     pub(crate) async fn read(cluster: &Cluster, deadline: Instant) -> Result<Self, ActionError> {
         let mut budgets: HashMap<String, Vec<PodDisruptionBudget>> = HashMap::new();
-        for budget in cluster.list_all::<PodDisruptionBudget>(None, "", deadline).await? {
-            budgets.entry(budget.namespace().unwrap_or_default()).or_default().push(budget);
-        }
+        let add = |page: Vec<PodDisruptionBudget>| {
+            for budget in page {
+                budgets.entry(budget.namespace().unwrap_or_default()).or_default().push(budget);
+            }
+        };
+        cluster.each_page(None, "", deadline, add).await?;
         Ok(Budgets(budgets))
     }
 
