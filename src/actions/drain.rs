@@ -41,6 +41,7 @@ use crate::{
         effect::Effect,
         nodes, pdb, pods,
         rbac::PolicyRule,
+        replacement::Doubt,
     },
 };
 
@@ -292,6 +293,8 @@ struct NodePods {
     claims: BTreeMap<String, String>,
     /// Pods to evict that ask autoscalers not to move them, by the annotation.
     objecting: BTreeMap<&'static str, Vec<String>>,
+    /// Pods that may not come back, although they have a controller.
+    doubtful: BTreeMap<Doubt, Vec<String>>,
     /// Pods to evict that may take longer to stop than the request waits, with their times.
     slow: Vec<String>,
     /// About the pods' volumes.
@@ -358,6 +361,10 @@ impl NodePods {
         let seconds = drain_filter::grace_period_beyond(pod, grace_period_seconds, wait);
         let slow = seconds.filter(|_| input.wait);
         self.slow.extend(slow.map(|seconds| format!("{pod_name} ({seconds} s)")));
+        let owner = pods::controller(pod).filter(|_| !pods::has_finished(pod));
+        if let Some(doubt) = owner.and_then(Doubt::of) {
+            self.doubtful.entry(doubt).or_default().push(pod_name.clone());
+        }
         if let Some(annotation) = drain_filter::disruption_objection(&pod.metadata) {
             self.objecting.entry(annotation).or_default().push(pod_name);
         }
@@ -495,13 +502,18 @@ impl NodePods {
             let number = plural(pods.len(), "pod");
             format!("{number} annotated with {annotation}, evicted anyway: {}", join_names(pods))
         });
+        let doubtful = self.doubtful.iter().map(|(doubt, pods)| {
+            let number = plural(pods.len(), "pod");
+            format!("{number}, each of which {}: {}", doubt.meaning(), join_names(pods))
+        });
         let slow = (!self.slow.is_empty()).then(|| {
             let (number, wait) = (plural(self.slow.len(), "pod"), input.timeout.as_secs());
             let pods = join_names(&self.slow);
             format!("{number} may take longer to stop than the {wait} s that are waited: {pods}")
         });
         let warnings = self.warnings.iter().cloned();
-        accepted_risks.chain(exhausted).chain(objecting).chain(slow).chain(warnings).collect()
+        let of_pods = exhausted.chain(objecting).chain(doubtful);
+        accepted_risks.chain(of_pods).chain(slow).chain(warnings).collect()
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     actions::{
         BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
-        restart_pod::removal,
+        shared::pod::{refuse_mirror, removal},
     },
     contract::{
         error::{ActionError, Code},
@@ -27,6 +27,7 @@ use crate::{
         pdb::{self, BudgetVerdict},
         pods,
         rbac::PolicyRule,
+        replacement::{self, describe},
     },
 };
 
@@ -97,56 +98,49 @@ impl Plannable for Parameters {
                 cluster.get::<Pod>(namespace, &self.pod_name, deadline),
                 cluster.list(namespace, "", deadline),
             )?;
-            let selector = related_selector(&pod, &budgets);
-            let (related_pods, lost_node) = tokio::join!(
-                cluster.list(namespace, &selector, deadline),
+            let (protected, never) = match pdb::classify(&pod, &budgets) {
+                BudgetVerdict::Blocked(budget) => {
+                    let selector = pdb::selector_of(budget).map(|it| it.to_string());
+                    let selector = selector.unwrap_or_default();
+                    let protected = cluster.list(namespace, &selector, deadline).await?;
+                    let never = cluster.never_allows(budget, &protected, deadline).await;
+                    (protected, never)
+                }
+                _ => (Vec::new(), None),
+            };
+            let mut plan = self.decide(&pod, &budgets, &protected, never, input)?;
+            let (only_pod, lost_node) = tokio::join!(
+                cluster.only_pod_warning(&pod, deadline),
                 cluster.lost_node_warning(&pod, deadline),
             );
-            let related_pods = related_pods?;
-            let never = match pdb::classify(&pod, &budgets) {
-                BudgetVerdict::Blocked(budget) => {
-                    cluster.never_allows(budget, &related_pods, deadline).await
-                }
-                _ => None,
-            };
-            let mut plan = self.decide(&pod, &budgets, &related_pods, never, input)?;
+            plan.warnings.extend(only_pod.filter(|_| plan.is_change()));
             plan.warnings.extend(lost_node);
             Ok(plan)
         })
     }
 }
 
-/// The selector of the pods to list: those of an exhausted budget, else the pod's siblings.
-fn related_selector(pod: &Pod, budgets: &[PodDisruptionBudget]) -> String {
-    match pdb::classify(pod, budgets) {
-        BudgetVerdict::Blocked(budget) => {
-            pdb::selector_of(budget).map(|it| it.to_string()).unwrap_or_default()
-        }
-        _ => pods::sibling_selector(pod),
-    }
-}
-
 impl Parameters {
-    /// From the pod, all budgets of its namespace and its neighbours as they were read to what is to be
+    /// From the pod, all budgets of its namespace and the pods of an exhausted one as they were read to what is to be
     /// done. `never`: why the budget of the pod never allows an eviction.
     fn decide(
         &self,
         pod: &Pod,
         budgets: &[PodDisruptionBudget],
-        related_pods: &[Pod],
+        protected: &[Pod],
         never: Option<String>,
         input: &PlanInput,
     ) -> Result<Plan, ActionError> {
         let target = self.target().found(&pod.metadata);
         let with_uid = |refusal: ActionError| refusal.object_uid(target.uid.as_deref());
         input.check_same(&target).map_err(with_uid)?;
-        self.refuse_unmanaged(pod).map_err(with_uid)?;
+        refuse_mirror(&target, pod).and_then(|()| self.refuse_unmanaged(pod)).map_err(with_uid)?;
         let controller = pods::controller(pod);
         let (decision, changes) = if pods::is_terminating(pod) {
             let sentence = format!("Pod '{}' is being deleted already.", target.name);
             (Decision::NoOp(sentence), Vec::new())
         } else {
-            refuse_exhausted_budget(&target, pod, budgets, related_pods, never, input)
+            refuse_exhausted_budget(&target, pod, budgets, protected, never, input)
                 .map_err(with_uid)?;
             (self.eviction(pod, controller, input), vec![removal(&target)])
         };
@@ -156,7 +150,7 @@ impl Parameters {
             uid: target.uid.clone().unwrap_or_default(),
         });
         let warnings = match decision {
-            Decision::Apply(..) => self.warnings_of(pod, controller, related_pods, input),
+            Decision::Apply(..) => self.warnings_of(pod, controller, input),
             _ => Vec::new(),
         };
         let mut plan = Plan::new(target, &pod.metadata, decision, completion);
@@ -167,16 +161,6 @@ impl Parameters {
 
     fn refuse_unmanaged(&self, pod: &Pod) -> Result<(), ActionError> {
         let (name, namespace) = (&self.pod_name, &self.namespace);
-        if pods::is_mirror(pod) {
-            return Err(ActionError::new(
-                Code::NoEffect,
-                format!(
-                    "Pod '{name}' in namespace '{namespace}' mirrors a static pod, which its kubelet \
-                     keeps running"
-                ),
-            )
-            .with_hint("remove its manifest from the node"));
-        }
         if pods::controller(pod).is_none() && !self.allow_unmanaged {
             return Err(ActionError::new(
                 Code::TargetUnmanaged,
@@ -200,9 +184,9 @@ impl Parameters {
         let effect = Effect::eviction(&pod.metadata, version);
         let effect = effect.with_grace_period(self.grace_period_seconds);
         let name = &self.pod_name;
-        let (replaces, would_replace) = match controller.map(describe) {
-            Some(owner) => (format!("{owner} replaces it"), format!("{owner} would replace it")),
-            None => ("nothing replaces it".to_owned(), "nothing would replace it".to_owned()),
+        let [replaces, would_replace] = match controller {
+            Some(owner) => replacement::consequence(owner),
+            None => ["nothing replaces it".to_owned(), "nothing would replace it".to_owned()],
         };
         let did = format!("Pod '{name}' evicted; {replaces}.");
         let would = format!("Simulated: Pod '{name}' would be evicted; {would_replace}.");
@@ -213,7 +197,6 @@ impl Parameters {
         &self,
         pod: &Pod,
         controller: Option<&OwnerReference>,
-        related_pods: &[Pod],
         input: &PlanInput,
     ) -> Vec<String> {
         let mut warnings = Vec::new();
@@ -224,11 +207,7 @@ impl Parameters {
                 warnings
                     .push(format!("{} creates it again on the same node{node}", describe(owner)));
             }
-            Some(owner) if is_alone(owner, related_pods) => warnings.push(format!(
-                "it is the only pod of {}: none runs until the new one is ready",
-                describe(owner)
-            )),
-            Some(_) => {}
+            Some(owner) => warnings.extend(replacement::doubt_warning(owner)),
         }
         if self.grace_period_seconds == Some(0) {
             warnings.push(
@@ -253,25 +232,12 @@ impl Parameters {
     }
 }
 
-/// `ReplicaSet 'web-5d4f'`
-fn describe(owner: &OwnerReference) -> String {
-    format!("{} '{}'", owner.kind, owner.name)
-}
-
-/// Whether the controller has at most one pod that is not terminating.
-fn is_alone(owner: &OwnerReference, related_pods: &[Pod]) -> bool {
-    let staying = related_pods.iter().filter(|pod| !pods::is_terminating(pod));
-    let owned = staying
-        .filter(|pod| pods::controller(pod).is_some_and(|controller| controller.uid == owner.uid));
-    owned.count() <= 1
-}
-
 /// The API server would refuse it too, but without the names of the blocking pods.
 fn refuse_exhausted_budget(
     target: &Target,
     pod: &Pod,
     budgets: &[PodDisruptionBudget],
-    related_pods: &[Pod],
+    protected: &[Pod],
     never: Option<String>,
     input: &PlanInput,
 ) -> Result<(), ActionError> {
@@ -282,7 +248,7 @@ fn refuse_exhausted_budget(
         }
         (BudgetVerdict::Unprotected | BudgetVerdict::Allowed(_), _) => Ok(()),
         (BudgetVerdict::Blocked(budget) | BudgetVerdict::Stale(budget), _) => {
-            let why = pdb::reason(budget, related_pods);
+            let why = pdb::reason(budget, protected);
             let detail = format!("{target} cannot be evicted now: {why}");
             let refusal = ActionError::new(Code::DisruptionBudget, detail)
                 .with_retry_after(Some(RETRY_AFTER));
@@ -343,9 +309,9 @@ mod tests {
         budgets: &[PodDisruptionBudget],
         more: &str,
     ) -> Result<Plan, ActionError> {
-        let related_pods = [pod("web-1", metadata), pod("web-2", metadata)];
-        let (pod, input) = (&related_pods[0], PlanInput::example());
-        parameters(more).decide(pod, budgets, &related_pods, None, &input)
+        let pods = [pod("web-1", metadata), pod("web-2", metadata)];
+        let (pod, input) = (&pods[0], PlanInput::example());
+        parameters(more).decide(pod, budgets, &pods, None, &input)
     }
 
     #[test]
@@ -425,14 +391,16 @@ mod tests {
     }
 
     #[test]
-    fn the_only_pod_of_a_controller_and_one_that_returns_to_its_node_are_warned_of() {
-        let only = pod("web-1", OWNED);
-        let related_pods = std::slice::from_ref(&only);
-        let plan = parameters("").decide(&only, &[], related_pods, None, &PlanInput::example());
-        let warnings = plan.expect("is planned").warnings;
-        assert!(warnings[0].contains("only pod of ReplicaSet 'web-5d4f'"), "{warnings:?}");
-        let agent = OWNED.replace("ReplicaSet", "DaemonSet");
-        let warnings = decide_on(&agent, &[], "").expect("is planned").warnings;
-        assert!(warnings[0].contains("same node"), "{warnings:?}");
+    fn a_pod_that_returns_to_its_node_or_may_not_come_back_is_warned_of() {
+        for (kind, api_version, expected) in [
+            ("DaemonSet", "apps/v1", "same node"),
+            ("Workflow", "argoproj.io/v1alpha1", "not known to replace its pods"),
+        ] {
+            let owned = OWNED.replace("ReplicaSet", kind).replace("apps/v1", api_version);
+            let plan = decide_on(&owned, &[], "").expect("is planned");
+            assert!(plan.warnings[0].contains(expected), "{:?}", plan.warnings);
+            let Decision::Apply(_, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
+            assert_eq!(did.contains("replaces it"), kind == "DaemonSet", "{did}");
+        }
     }
 }

@@ -13,12 +13,16 @@ use serde::{Deserialize, Serialize};
 use crate::{
     actions::{
         BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
-        ignored, shared::restart,
+        ignored,
+        shared::{
+            pod::{refuse_mirror, removal},
+            restart,
+        },
     },
     contract::{
         error::{ActionError, Code},
         names::{Namespace, ObjectName, null_is_default},
-        response::{Change, Target, rfc3339_millis},
+        response::{Target, rfc3339_millis},
     },
     k8s::{
         api::{
@@ -30,6 +34,7 @@ use crate::{
         pdb::{self, BudgetVerdict},
         pods,
         rbac::PolicyRule,
+        replacement::{self, PodQuery, describe, is_replacing},
         workload::{self, WorkloadKind},
     },
 };
@@ -105,21 +110,16 @@ impl Plannable for Parameters {
                 Preflight::of_pods(cluster, &self.namespace, input.deadline),
             );
             let pod = pod?;
-            let siblings = async {
-                if !input.wait {
-                    return Ok(Vec::new());
-                }
-                let selector = pods::sibling_selector(&pod);
-                cluster.list::<Pod>(&self.namespace, &selector, input.deadline).await
-            };
-            let (siblings, order, lost_node) = tokio::join!(
-                siblings,
+            let (known, only_pod, order, lost_node) = tokio::join!(
+                known_pods(cluster, &pod, input),
+                cluster.only_pod_warning(&pod, input.deadline),
                 order_warning(cluster, &pod, input),
                 cluster.lost_node_warning(&pod, input.deadline),
             );
-            let mut plan = decide(self.target(), &pod, &siblings?, input)?;
+            let mut plan = decide(self.target(), &pod, &known?, input)?;
             plan.warnings.extend(lost_node);
             if plan.is_change() {
+                plan.warnings.extend(only_pod.filter(|_| is_in_use(&pod)));
                 plan.warnings.extend(order);
                 plan.warnings.extend(budget_warning(&pod, &preflight.budgets));
                 plan.warnings.extend(preflight.unavailable);
@@ -127,6 +127,23 @@ impl Plannable for Parameters {
             Ok(plan)
         })
     }
+}
+
+/// The pods that are no replacement of this one, since they are there before its deletion. Only a wait needs them.
+async fn known_pods(
+    cluster: &Cluster,
+    pod: &Pod,
+    input: &PlanInput,
+) -> Result<Vec<Pod>, ActionError> {
+    let Some(owner) = pods::controller(pod).filter(|_| input.wait) else { return Ok(Vec::new()) };
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let query = PodQuery::replacement(pod, owner);
+    cluster.controlled_pods(namespace, &owner.uid, &query, input.deadline).await
+}
+
+/// Whether the pod runs, and its deletion takes something away.
+fn is_in_use(pod: &Pod) -> bool {
+    !pods::has_finished(pod) && !pods::is_terminating(pod)
 }
 
 /// The warning that the pod's StatefulSet does not make it again before the pods of lower ordinals are ready. Where the
@@ -140,8 +157,8 @@ async fn order_warning(cluster: &Cluster, pod: &Pod, input: &PlanInput) -> Optio
     if let Ok(set) = cluster.workload(kind, namespace, &owner.name, deadline).await {
         return cluster.order_warning(&set, ordinal, deadline).await;
     }
-    let siblings = cluster.list::<Pod>(namespace, &pods::sibling_selector(pod), deadline).await;
-    let siblings = siblings.ok()?;
+    let query = PodQuery::siblings(pod, owner);
+    let siblings = cluster.controlled_pods(namespace, &owner.uid, &query, deadline).await.ok()?;
     let unready = workload::unready_pods(&siblings, Some(&owner.uid), ordinal);
     workload::order_warning(&owner.name, &unready)
 }
@@ -149,19 +166,19 @@ async fn order_warning(cluster: &Cluster, pod: &Pod, input: &PlanInput) -> Optio
 pub(crate) fn decide(
     target: Target,
     pod: &Pod,
-    siblings: &[Pod],
+    known: &[Pod],
     input: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let target = target.found(&pod.metadata);
     let uid = target.uid.as_deref();
     input.check_same(&target).map_err(|refusal| refusal.object_uid(uid))?;
+    refuse_mirror(&target, pod).map_err(|refusal| refusal.object_uid(uid))?;
     let Some(controller) = pods::controller(pod) else {
         return Err(unmanaged(&target).object_uid(uid));
     };
-    let owner = format!("{} '{}'", controller.kind, controller.name);
+    let owner = describe(controller);
     let (decision, changes) = if pods::is_terminating(pod) {
-        let sentence =
-            format!("Pod '{}' is being deleted already; {owner} replaces it.", target.name);
+        let sentence = format!("Pod '{}' of {owner} is being deleted already.", target.name);
         (Decision::NoOp(sentence), Vec::new())
     } else {
         (deletion(pod, controller, &owner, input), vec![removal(&target)])
@@ -171,7 +188,7 @@ pub(crate) fn decide(
         let (namespace, name) = (target.namespace.clone(), target.name.clone());
         Completion::Gone { namespace, name, uid }
     } else {
-        replacement(pod, controller, owner, siblings, &target)
+        replacement(pod, controller, owner, known, &target)
     };
     let completion = CompletionSpec::Known(completion);
     let mut plan = Plan::new(target, &pod.metadata, decision, completion);
@@ -183,8 +200,7 @@ pub(crate) fn decide(
 /// Whether the controller has made a pod in place of this one, or makes none: a ReplicaSet and a Job do so once a pod has
 /// finished or is being deleted; a StatefulSet and a DaemonSet once it is gone.
 fn is_replaced_already(pod: &Pod, controller: &OwnerReference) -> bool {
-    let is_over = pods::has_finished(pod) || pods::is_terminating(pod);
-    is_over && !matches!(controller.kind.as_str(), "StatefulSet" | "DaemonSet")
+    !is_in_use(pod) && !matches!(controller.kind.as_str(), "StatefulSet" | "DaemonSet")
 }
 
 fn deletion(pod: &Pod, controller: &OwnerReference, owner: &str, input: &PlanInput) -> Decision {
@@ -193,39 +209,36 @@ fn deletion(pod: &Pod, controller: &OwnerReference, owner: &str, input: &PlanInp
     let effect = Effect::deletion(ApiResource::erase::<Pod>(&()), &pod.metadata, version);
     let at = rfc3339_millis(input.at);
     let name = &effect.name;
-    let (replaces, would_replace) = match is_replaced_already(pod, controller) {
-        true if controller.kind == "Job" => (
-            "replaces it only if it is not finished",
-            "would replace it only if it is not finished",
-        ),
-        true => ("has replaced it already", "has replaced it already"),
-        false => ("replaces it", "would replace it"),
+    let [replaces, would_replace] = match (is_replaced_already(pod, controller), &*controller.kind)
+    {
+        (true, "Job") => [
+            format!("{owner} replaces it only if it is not finished"),
+            format!("{owner} would replace it only if it is not finished"),
+        ],
+        (true, _) if is_replacing(controller) => {
+            [format!("{owner} has replaced it already"), format!("{owner} has replaced it already")]
+        }
+        _ => replacement::consequence(controller),
     };
-    let did = format!("Pod '{name}' deleted at {at}; {owner} {replaces}.");
-    let would = format!("Simulated: Pod '{name}' would be deleted; {owner} {would_replace}.");
+    let did = format!("Pod '{name}' deleted at {at}; {replaces}.");
+    let would = format!("Simulated: Pod '{name}' would be deleted; {would_replace}.");
     Decision::Apply(Box::new(effect), did, would)
-}
-
-/// The change of a target that is removed.
-pub(crate) fn removal(target: &Target) -> Change {
-    let uid = target.uid.clone().unwrap_or_default();
-    Change { path: "/metadata/uid".to_owned(), from: uid.into(), to: serde_json::Value::Null }
 }
 
 fn replacement(
     pod: &Pod,
     controller: &OwnerReference,
     owner: String,
-    siblings: &[Pod],
+    known: &[Pod],
     target: &Target,
 ) -> Completion {
-    let mut known: HashSet<String> = pods::uids_owned_by(siblings, &controller.uid);
-    known.extend(target.uid.clone());
+    let uids = known.iter().filter_map(|pod| pod.metadata.uid.clone());
+    let known: HashSet<String> = uids.chain(target.uid.clone()).collect();
     Completion::Replaced {
         namespace: target.namespace.clone(),
         controller: owner,
         controller_uid: controller.uid.clone(),
-        selector: pods::sibling_selector(pod),
+        query: PodQuery::replacement(pod, controller),
         known,
     }
 }
@@ -242,8 +255,11 @@ fn unmanaged(target: &Target) -> ActionError {
 }
 
 fn warnings(pod: &Pod, controller: &OwnerReference) -> Vec<String> {
-    if pods::is_terminating(pod) || !is_replaced_already(pod, controller) {
+    if pods::is_terminating(pod) {
         return Vec::new();
+    }
+    if !is_replacing(controller) || !is_replaced_already(pod, controller) {
+        return replacement::doubt_warning(controller).into_iter().collect();
     }
     let (phase, kind) = (pods::phase(pod), &controller.kind);
     vec![match kind.as_str() {
@@ -300,6 +316,14 @@ mod tests {
     fn a_pod_without_a_controller_is_refused() {
         let error = decide_on("", &PlanInput::example()).expect_err("is refused");
         assert_eq!(error.code, Code::TargetUnmanaged);
+    }
+
+    #[test]
+    fn a_static_pod_is_not_restarted_by_its_deletion() {
+        let mirror = ", annotations: {kubernetes.io/config.mirror: x}";
+        let error = decide_on(mirror, &PlanInput::example()).expect_err("is refused");
+        assert_eq!(error.code, Code::NoEffect);
+        assert!(error.hint.is_some_and(|hint| hint.contains("its manifest")));
     }
 
     #[test]

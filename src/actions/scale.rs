@@ -23,6 +23,7 @@ use crate::{
         autoscaling::{autoscaler_of, bounds, is_disabled_at_zero, scaled_object_of},
         completion::Completion,
         effect::Effect,
+        gitops,
         rbac::PolicyRule,
         replica_managers::has_scaled,
         rollout,
@@ -355,6 +356,7 @@ fn warnings(
     if let Some((owner, name)) = workload.controller() {
         warnings.push(format!("{owner} '{name}' controls the {kind} and may change it back"));
     }
+    warnings.extend(gitops::revert_warning(workload.metadata(), "spec.replicas"));
     warnings
 }
 
@@ -600,6 +602,8 @@ mod tests {
         assert!(warnings(&deployment("", ""), r#""replicas":0"#).contains("scaled to 0"));
         let paused = deployment("", ", paused: true");
         assert!(warnings(&paused, r#""replicas":5"#).contains("is paused"));
+        let synced = deployment(", annotations: {argocd.argoproj.io/tracking-id: 'shop:a'}", "");
+        assert!(warnings(&synced, r#""replicas":5"#).contains("if the source sets spec.replicas"));
         let Workload::Deployment(mut rolling) = deployment("", "") else { panic!("is one") };
         rolling.status.as_mut().expect("has one").updated_replicas = Some(1);
         let message = warnings(&Workload::Deployment(rolling), r#""replicas":5"#);

@@ -152,6 +152,9 @@ impl Transaction<'_> {
         let applied = record.applied.clone().unwrap_or_default();
         let failed = AwaitedRollout::new(&failed, &response.target, &applied);
         let revision = target_revision(&history, rollback_target, &failed, &mark, response)?;
+        if let Some(why) = self.cluster.waits_for_lost_nodes(&history, deadline).await {
+            return Err(ActionError::new(Code::Conflict, why));
+        }
         self.warn_of_stuck_pods(&history, revision, response, deadline).await;
         let (found, mark) = (history.workload.metadata(), self.rollback_mark());
         let restore = history.operations_to(revision);

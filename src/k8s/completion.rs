@@ -14,6 +14,7 @@ use crate::{
     k8s::{
         effect::Applied,
         pods,
+        replacement::PodQuery,
         revisions::template_digest,
         rollout,
         rollout::RolloutStatus,
@@ -84,9 +85,9 @@ pub(crate) enum Completion {
         /// As `ReplicaSet 'web-5d4f'`.
         controller: String,
         controller_uid: String,
-        /// A label selector that the replacement matches.
-        selector: String,
-        /// The uids of the controller's pods before the deletion.
+        /// Finds the replacement, and other pods.
+        query: PodQuery,
+        /// The uids of the pods that were found before the deletion.
         known: HashSet<String>,
     },
 }

@@ -6,7 +6,10 @@
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
+use k8s_openapi::{
+    api::core::v1::{PersistentVolume, Pod},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use kube::{api::ListParams, core::ObjectMeta};
 use serde::{Deserialize, Serialize};
 
@@ -108,9 +111,15 @@ pub(crate) fn classify(
 }
 
 /// The DaemonSet that owns the pod; none for a pod that has finished, which is evicted in any case.
-pub(crate) fn daemon_set(pod: &Pod) -> Option<&str> {
+pub(crate) fn daemon_set(pod: &Pod) -> Option<&OwnerReference> {
     let owner = pods::controller(pod).filter(|owner| owner.kind == "DaemonSet")?;
-    (!pods::has_finished(pod)).then_some(owner.name.as_str())
+    (!pods::has_finished(pod)).then_some(owner)
+}
+
+/// Whether the DaemonSet is one of Kubernetes itself, whose existence can be looked up. Of another API group (OpenKruise
+/// has one) it is taken for granted; kubectl does not find it, and demands `--force`.
+pub(crate) fn is_built_in(daemon_set: &OwnerReference) -> bool {
+    daemon_set.api_version.starts_with("apps/")
 }
 
 /// Whether the pod's grace period ended more than so many seconds ago.
@@ -357,6 +366,14 @@ mod tests {
             orphan(all_options()),
             DrainVerdict::Evict(vec![BlockReason::DaemonSetMissing, BlockReason::EmptyDir])
         );
+    }
+
+    #[test]
+    fn a_daemon_set_of_another_api_group_is_not_looked_up() {
+        for (api_version, expected) in [("apps/v1", true), ("apps.kruise.io/v1alpha1", false)] {
+            let agent = pod(&OF_A_DAEMON_SET.replace("apps/v1", api_version), "");
+            assert_eq!(daemon_set(&agent).map(is_built_in), Some(expected), "{api_version}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::{
     batch::v1::{CronJob, Job},
-    core::v1::Pod,
+    core::v1::{Event, Pod},
 };
 
 use crate::k8s::{pods, rollout::RolloutStatus};
@@ -14,6 +14,15 @@ const DEFAULT_CONTAINER_ANNOTATION: &str = "kubectl.kubernetes.io/default-contai
 pub(crate) const MAX_LOG_LINES: i64 = 5;
 
 const MAX_LINE_CHARACTERS: usize = 200;
+
+/// The reasons with which a Job's controller ends it as failed (`k8s.io/api/batch/v1`).
+const FAILURE_REASONS: [&str; 5] = [
+    "BackoffLimitExceeded",
+    "DeadlineExceeded",
+    "FailedIndexes",
+    "MaxFailedIndexesExceeded",
+    "PodFailurePolicy",
+];
 
 pub(crate) fn is_suspended(cron_job: &CronJob) -> bool {
     cron_job.spec.as_ref().and_then(|spec| spec.suspend) == Some(true)
@@ -70,6 +79,63 @@ pub(crate) fn status(job: &Job) -> RolloutStatus {
     RolloutStatus::Waiting(format!("{active} pods run, {succeeded} succeeded, {failed} failed"))
 }
 
+/// The status of a deleted Job by what its controller has recorded about its end; `None` if it has recorded none
+/// (`recordJobFinished` in `pkg/controller/job`).
+pub(crate) fn status_by_events(name: &str, events: &[Event]) -> Option<RolloutStatus> {
+    let of_controller = events.iter().filter(|event| reporter(event) == Some("job-controller"));
+    of_controller.into_iter().find_map(|event| {
+        let reason = event.reason.as_deref().unwrap_or_default();
+        match reason {
+            "Completed" => Some(RolloutStatus::Complete(format!(
+                "Job '{name}' was complete, and has been deleted since"
+            ))),
+            _ if FAILURE_REASONS.contains(&reason) => Some(RolloutStatus::Failed(format!(
+                "{reason}: {}",
+                event.message.as_deref().unwrap_or_default()
+            ))),
+            _ => None,
+        }
+    })
+}
+
+/// The component that recorded the Event.
+fn reporter(event: &Event) -> Option<&str> {
+    let old = event.source.as_ref().and_then(|source| source.component.as_deref());
+    event.reporting_component.as_deref().filter(|name| !name.is_empty()).or(old)
+}
+
+/// The status of a deleted Job about whose end nothing is known.
+pub(crate) fn deleted(name: &str) -> RolloutStatus {
+    RolloutStatus::Failed(format!(
+        "Job '{name}' was deleted, and no Event says that it had completed: whether it did is unknown"
+    ))
+}
+
+/// A container's log.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct LogSource<'a> {
+    pub pod: &'a str,
+    pub container: &'a str,
+    /// Whether it is that of the container's instance before.
+    pub is_previous: bool,
+}
+
+/// The log that shows why the last attempt of a Job failed: that of the newest pod that failed, else of the newest one with
+/// a container that failed and was started again (`restartPolicy: OnFailure`).
+pub(crate) fn log_of_failure(pods: &[Pod]) -> Option<LogSource<'_>> {
+    let newest = |is_wanted: fn(&&Pod) -> bool| {
+        let wanted = pods.iter().filter(is_wanted);
+        wanted.max_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|at| at.0))
+    };
+    let pod = newest(|pod| pods::phase(pod) == "Failed")
+        .or_else(|| newest(|pod| !pods::failed_containers(pod).is_empty()))?;
+    let container = container_to_blame(pod)?;
+    let failed = pods::failed_containers(pod).into_iter().find(|it| it.name == container);
+    let state = failed.and_then(|it| it.state.as_ref());
+    let is_previous = state.is_some_and(|state| state.terminated.is_none());
+    Some(LogSource { pod: pod.metadata.name.as_deref()?, container, is_previous })
+}
+
 /// A container's log as lines that each name it, as `pod a, container main`.
 pub(crate) fn log_lines(container: &str, log: &str) -> Vec<String> {
     log.lines().map(|line| format!("{container} printed: {}", printable(line))).collect()
@@ -115,6 +181,54 @@ mod tests {
             of("{conditions: [{type: Suspended, status: 'True'}]}"),
             RolloutStatus::Waiting("Job 'nightly-1' is suspended".into())
         );
+    }
+
+    #[test]
+    fn a_deleted_job_has_ended_as_its_controller_has_recorded() {
+        let event = |component: &str, reason: &str| -> Event {
+            serde_yaml_ng::from_str(&format!(
+                "{{metadata: {{}}, involvedObject: {{}}, source: {{component: {component}}}, \
+                 reason: {reason}, message: m}}"
+            ))
+            .expect("is an Event")
+        };
+        let created = event("job-controller", "SuccessfulCreate");
+        let by = |last: Event| status_by_events("a", &[created.clone(), last]);
+        assert!(matches!(
+            by(event("job-controller", "Completed")),
+            Some(RolloutStatus::Complete(_))
+        ));
+        assert_eq!(
+            by(event("job-controller", "BackoffLimitExceeded")),
+            Some(RolloutStatus::Failed("BackoffLimitExceeded: m".into()))
+        );
+        assert_eq!(by(event("someone", "Completed")), None);
+        assert!(matches!(deleted("a"), RolloutStatus::Failed(why) if why.ends_with("is unknown")));
+    }
+
+    #[test]
+    fn the_log_of_the_last_attempt_is_read() {
+        let pod = |name: &str, second: u8, phase: &str, state: &str| -> Pod {
+            let last = "lastState: {terminated: {exitCode: 3}}";
+            serde_yaml_ng::from_str(&format!(
+                "metadata: {{name: {name}, creationTimestamp: '2026-01-31T12:00:{second:02}Z'}}\n\
+                 spec: {{containers: [{{name: main}}]}}\n\
+                 status: {{phase: {phase}, containerStatuses: [{{name: main, image: i, imageID: '', ready: false, \
+                 restartCount: 1, state: {{{state}}}, {last}}}]}}"
+            ))
+            .expect("is a pod")
+        };
+        let ended = "terminated: {exitCode: 3}";
+        let source = |pod, is_previous| LogSource { pod, container: "main", is_previous };
+        let pods = [
+            pod("b", 2, "Failed", ended),
+            pod("c", 5, "Failed", ended),
+            pod("a", 9, "Running", ""),
+        ];
+        assert_eq!(log_of_failure(&pods), Some(source("c", false)));
+        let waiting = [pod("a", 9, "Running", "waiting: {reason: CrashLoopBackOff}")];
+        assert_eq!(log_of_failure(&waiting), Some(source("a", true)));
+        assert_eq!(log_of_failure(&[]), None);
     }
 
     #[test]

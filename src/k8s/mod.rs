@@ -20,6 +20,7 @@ pub(crate) mod pods;
 pub(crate) mod preflight_warnings;
 pub(crate) mod problems;
 pub mod rbac;
+pub(crate) mod replacement;
 pub(crate) mod replica_managers;
 pub(crate) mod restart;
 pub(crate) mod revisions;

@@ -11,15 +11,6 @@ use k8s_openapi::{
 /// The annotation by which a kubelet marks the API's mirror of a static pod.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
-/// Labels by which controllers distinguish generations of pods, or single pods.
-const GENERATED_LABELS: [&str; 5] = [
-    "pod-template-hash",
-    "controller-revision-hash",
-    "pod-template-generation",
-    "statefulset.kubernetes.io/pod-name",
-    "apps.kubernetes.io/pod-index",
-];
-
 /// The exit codes of a container that was ended by SIGKILL or SIGTERM.
 const KILLED: [i32; 2] = [137, 143];
 
@@ -40,35 +31,6 @@ pub(crate) fn controller(pod: &Pod) -> Option<&OwnerReference> {
 pub(crate) fn is_mirror(pod: &Pod) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
     annotations.is_some_and(|all| all.contains_key(MIRROR_ANNOTATION))
-}
-
-/// A label selector (`a=b,c=d`) of the pod and its siblings, old and new.
-pub(crate) fn sibling_selector(pod: &Pod) -> String {
-    let labels = pod.metadata.labels.iter().flatten();
-    labels
-        .filter(|(key, _)| !GENERATED_LABELS.contains(&key.as_str()))
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect::<Vec<_>>()
-        .join(",")
-}
-
-pub(crate) fn uids_owned_by(pods: &[Pod], controller_uid: &str) -> HashSet<String> {
-    pods.iter()
-        .filter(|pod| controller(pod).is_some_and(|owner| owner.uid == controller_uid))
-        .filter_map(|pod| pod.metadata.uid.clone())
-        .collect()
-}
-
-/// The controller's pods that are not among the `known` ones.
-pub(crate) fn replacements<'a>(
-    pods: &'a [Pod],
-    controller_uid: &str,
-    known: &HashSet<String>,
-) -> Vec<&'a Pod> {
-    pods.iter()
-        .filter(|pod| controller(pod).is_some_and(|owner| owner.uid == controller_uid))
-        .filter(|pod| pod.metadata.uid.as_ref().is_some_and(|uid| !known.contains(uid)))
-        .collect()
 }
 
 /// The ordinal in the name of a StatefulSet's pod.
@@ -311,23 +273,6 @@ mod tests {
         let mirror = "metadata: {name: a, annotations: {kubernetes.io/config.mirror: x}, \
                       ownerReferences: [{apiVersion: v1, kind: Node, name: n, uid: u, controller: true}]}";
         assert!(controller(&pod(mirror)).is_none());
-    }
-
-    #[test]
-    fn siblings_are_selected_by_the_labels_of_all_generations() {
-        let labels = "metadata: {labels: {app: web, pod-template-hash: abc, tier: front}}";
-        assert_eq!(sibling_selector(&pod(labels)), "app=web,tier=front");
-    }
-
-    #[test]
-    fn a_replacement_is_a_new_pod_of_the_same_controller() {
-        let before = [owned("a", "1"), owned("b", "2"), pod("metadata: {name: x, uid: '9'}")];
-        let known = uids_owned_by(&before, "rs");
-        assert_eq!(known.len(), 2);
-        let after = [owned("b", "2"), owned("a", "3"), pod("metadata: {name: y, uid: '8'}")];
-        let new: Vec<_> =
-            replacements(&after, "rs", &known).iter().map(|p| p.metadata.uid.clone()).collect();
-        assert_eq!(new, [Some("3".to_owned())]);
     }
 
     #[test]

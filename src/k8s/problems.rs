@@ -1,5 +1,7 @@
 //! What is wrong with an effect that does not complete, in the order in which it is reported. Pure.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::DynamicObject;
@@ -24,6 +26,27 @@ pub(crate) fn of_pods(history: &History, pods: &[Pod], now: DateTime<Utc>) -> Ve
         .chain(of_old)
         .chain(terminating.flat_map(|pod| pods::termination_blockers(pod, now)))
         .collect()
+}
+
+/// The nodes for which a DaemonSet's rollout waits, if for nothing else: those whose pod `is_lost`. On every other node
+/// the new pod is ready.
+pub(crate) fn lost_nodes_awaited(
+    history: &History,
+    pods: &[Pod],
+    is_lost: impl Fn(&Pod) -> bool,
+) -> Option<BTreeSet<String>> {
+    let Workload::DaemonSet(set) = &history.workload else { return None };
+    let (status, current) = (set.status.as_ref()?, history.current()?);
+    let is_done = |pod: &&Pod| pods::is_ready(pod) && history.is_of(current, pod);
+    let (done, others): (Vec<_>, Vec<_>) = pods.iter().partition(is_done);
+    let nodes: BTreeSet<_> = others
+        .iter()
+        .map(|pod| pods::node_name(pod).filter(|_| is_lost(pod)).map(str::to_owned))
+        .collect::<Option<_>>()?;
+    let desired = usize::try_from(status.desired_number_scheduled).ok()?;
+    let are_available = status.number_available.unwrap_or(0) >= i32::try_from(done.len()).ok()?;
+    let is_all = done.len() + nodes.len() >= desired;
+    (!nodes.is_empty() && is_all && are_available).then_some(nodes)
 }
 
 /// A pod that is not ready, of the current revision if there is one.
@@ -131,6 +154,54 @@ mod tests {
         assert_eq!(unready, Some("web-2-c"));
         let unready = unready_pod(&history(), &pods[..2]);
         assert_eq!(unready.and_then(|pod| pod.metadata.name.as_deref()), Some("web-1-a"));
+    }
+
+    #[test]
+    fn a_daemon_set_whose_other_pods_are_all_ready_waits_for_its_lost_nodes() {
+        let revision = |number: u8| {
+            format!(
+                "metadata: {{name: agent-{number}, ownerReferences: [{{apiVersion: apps/v1, kind: DaemonSet, \
+                 name: agent, uid: u1, controller: true}}]}}\nrevision: {number}\n\
+                 data: {{spec: {{template: {{metadata: {{labels: {{revision: '{number}'}}}}}}}}}}"
+            )
+        };
+        let awaited = |desired: u8, available: u8, pods: &[Pod]| {
+            let object = format!(
+                "metadata: {{name: agent, uid: u1}}\n\
+                 spec: {{selector: {{}}, template: {{metadata: {{labels: {{revision: '2'}}}}}}}}\n\
+                 status: {{desiredNumberScheduled: {desired}, currentNumberScheduled: 0, numberMisscheduled: 0, \
+                 numberReady: 0, numberAvailable: {available}}}"
+            );
+            let kept = [revision(1), revision(2)];
+            let history = History::example(WorkloadKind::DaemonSet, &object, &[&kept[0], &kept[1]]);
+            let is_lost = |pod: &Pod| pods::node_name(pod) == Some("lost");
+            lost_nodes_awaited(&history, pods, is_lost)
+                .map(|nodes| nodes.into_iter().collect::<Vec<_>>().join(","))
+        };
+        let pod = |node: &str, revision: u8, ready: &str| -> Pod {
+            serde_yaml_ng::from_str(&format!(
+                "metadata: {{name: {node}, labels: {{controller-revision-hash: '{revision}'}}}}\n\
+                 spec: {{containers: [], nodeName: {node}}}\n\
+                 status: {{conditions: [{{type: Ready, status: '{ready}'}}]}}"
+            ))
+            .expect("is a pod")
+        };
+        let (a, b) = (pod("a", 2, "True"), pod("b", 2, "True"));
+        let lost = pod("lost", 1, "False");
+        let is = |nodes: Option<&str>| nodes.map(str::to_owned);
+        for (desired, available, pods, expected) in [
+            (3, 2, vec![&a, &b, &lost], Some("lost")),
+            (3, 2, vec![&a, &b, &pod("lost", 2, "Unknown")], Some("lost")),
+            // A pod that is missing, old, unready or not available on another node.
+            (4, 2, vec![&a, &b, &lost], None),
+            (3, 2, vec![&a, &pod("b", 1, "True"), &lost], None),
+            (3, 1, vec![&a, &pod("b", 2, "False"), &lost], None),
+            (3, 1, vec![&a, &b, &lost], None),
+            (2, 2, vec![&a, &b], None),
+        ] {
+            let pods: Vec<_> = pods.into_iter().cloned().collect();
+            assert_eq!(awaited(desired, available, &pods), is(expected), "{desired} {available}");
+        }
     }
 
     #[test]

@@ -116,7 +116,8 @@ fn deployment(deployment: &Deployment, generation: i64, stale: Option<&str>) -> 
         ));
     }
     RolloutStatus::Complete(format!(
-        "Deployment '{name}' is rolled out: {available} of {spec_replicas} replicas are updated and available"
+        "Deployment '{name}' is rolled out: {available} of {spec_replicas} replicas are updated and available{}",
+        terminating_phrase(status.terminating_replicas)
     ))
 }
 
@@ -199,23 +200,25 @@ fn replica_set(set: &ReplicaSet, generation: i64) -> RolloutStatus {
 }
 
 /// Whether a workload has the desired number of pods, all available, of any revision. `kubectl scale` checks
-/// the number only.
+/// the number only. At 0 no pod is left either that is terminating, where the API server counts these (KEP 3973).
 ///
 /// # Caveats
 /// A Deployment that was paused in the middle of a rollout keeps that rollout's surplus.
 pub(crate) fn scale_status(workload: &Workload) -> RolloutStatus {
-    let (observed, total, available) = match workload {
+    let (observed, total, available, terminating) = match workload {
         Workload::Deployment(it) => {
-            let status = it.status.clone().unwrap_or_default();
-            (status.observed_generation, status.replicas.unwrap_or(0), status.available_replicas)
+            let it = it.status.clone().unwrap_or_default();
+            let total = it.replicas.unwrap_or(0);
+            (it.observed_generation, total, it.available_replicas, it.terminating_replicas)
         }
+        // Its replicas include those that are terminating.
         Workload::StatefulSet(it) => {
-            let status = it.status.clone().unwrap_or_default();
-            (status.observed_generation, status.replicas, status.available_replicas)
+            let it = it.status.clone().unwrap_or_default();
+            (it.observed_generation, it.replicas, it.available_replicas, None)
         }
         Workload::ReplicaSet(it) => {
-            let status = it.status.clone().unwrap_or_default();
-            (status.observed_generation, status.replicas, status.available_replicas)
+            let it = it.status.clone().unwrap_or_default();
+            (it.observed_generation, it.replicas, it.available_replicas, it.terminating_replicas)
         }
         Workload::DaemonSet(it) => return daemon_set(it, 0),
     };
@@ -233,9 +236,23 @@ pub(crate) fn scale_status(workload: &Workload) -> RolloutStatus {
             total - desired
         ));
     }
+    if let Some(number) = terminating.filter(|&number| desired == 0 && number > 0) {
+        return RolloutStatus::Waiting(format!("{number} replicas are terminating"));
+    }
     let (kind, name) = (workload.kind().name(), workload.metadata().name.as_deref());
     let name = name.unwrap_or_default();
-    RolloutStatus::Complete(format!("{kind} '{name}' has {desired} replicas, all available"))
+    RolloutStatus::Complete(format!(
+        "{kind} '{name}' has {desired} replicas, all available{}",
+        terminating_phrase(terminating)
+    ))
+}
+
+/// The replicas that are terminating and not counted otherwise, if the API server counts them (KEP 3973).
+fn terminating_phrase(number: Option<i32>) -> String {
+    match number {
+        None | Some(..=0) => String::new(),
+        Some(number) => format!("; {number} more terminating"),
+    }
 }
 
 /// What is unfinished about a workload before an action, as a warning.
@@ -567,6 +584,40 @@ mod tests {
 
     fn verdict_of(set: DaemonSet, generation: i64) -> RolloutStatus {
         super::status(&set.into(), generation, None)
+    }
+
+    #[test]
+    fn a_complete_rollout_says_how_many_old_pods_are_terminating() {
+        let text = "metadata: {name: web, generation: 1}\nspec: {replicas: 1, selector: {}, template: {}}\n\
+                    status: {observedGeneration: 1, replicas: 1, updatedReplicas: 1, availableReplicas: 1, \
+                    terminatingReplicas: 2}";
+        let found: Deployment = serde_yaml_ng::from_str(text).expect("is a Deployment");
+        let status = deployment(&found, 1, None);
+        let RolloutStatus::Complete(message) = status else { panic!("{status:?}") };
+        assert!(message.ends_with("available; 2 more terminating"), "{message}");
+    }
+
+    #[test]
+    fn a_scaling_to_0_is_complete_once_no_pod_is_terminating() {
+        let status = |replicas: i32, terminating: &str| {
+            let text = format!(
+                "metadata: {{name: web, generation: 1}}\n\
+                 spec: {{replicas: {replicas}, selector: {{}}, template: {{}}}}\n\
+                 status: {{observedGeneration: 1, replicas: {replicas}, availableReplicas: {replicas}{terminating}}}"
+            );
+            scale_status(&serde_yaml_ng::from_str::<Deployment>(&text).expect("is one").into())
+        };
+        let terminating = ", terminatingReplicas: 2";
+        assert!(matches!(status(0, ""), RolloutStatus::Complete(_)));
+        assert!(
+            matches!(status(0, terminating), RolloutStatus::Waiting(what) if what.starts_with("2 "))
+        );
+        assert_eq!(
+            status(3, terminating),
+            RolloutStatus::Complete(
+                "Deployment 'web' has 3 replicas, all available; 2 more terminating".into()
+            )
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use k8s_openapi::api::core::v1::Event;
+use kube::api::ListParams;
 use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -119,14 +120,11 @@ pub(crate) async fn query(
     limit: usize,
     deadline: Instant,
 ) -> Result<Page, ActionError> {
-    let selector = format!("{}={}", MANAGED_BY.0, MANAGED_BY.1);
+    let records = ListParams::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1));
     let mut page = Page::default();
     let namespace = filter.namespace.as_deref();
-    cluster
-        .each_page::<Event>(namespace, &selector, deadline, |events| {
-            page.add(&events, filter, limit)
-        })
-        .await?;
+    let add = |events: Vec<Event>| page.add(&events, filter, limit);
+    cluster.each_page(namespace, records, deadline, add).await?;
     Ok(page)
 }
 

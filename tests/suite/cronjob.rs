@@ -4,7 +4,10 @@ use k8s_openapi::api::{
     batch::v1::{CronJob, Job},
     core::v1::{Event, Pod},
 };
-use kube::{ResourceExt, api::Patch};
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, Patch},
+};
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
@@ -106,6 +109,34 @@ async fn a_failed_job_is_reported_with_its_reason_and_its_pods_error() {
     assert!(problems.contains("exit code 3"), "{problems}");
     // Without a kubelet the log cannot be read; the failure is reported all the same.
     assert!(problems.contains("the log of pod"), "{problems}");
+}
+
+#[tokio::test]
+async fn a_job_that_was_deleted_after_its_end_is_reported_as_it_ended() {
+    let fields = json!({ "id": "r1" });
+    for (image, is_complete) in [(GOOD_IMAGE, true), (FAILING_IMAGE, false)] {
+        let namespace = shared().namespace("run_deleted").await;
+        namespace.cron_job("nightly", image, false).await;
+        let done = send(&namespace, "run_cronjob", fields.clone());
+        assert_eq!(done.status, 0, "{done:?}");
+        let job = jobs(&namespace).await.remove(0).name_any();
+        let api = namespace.api::<Job>();
+        eventually("the Job has ended", async || {
+            let conditions = api.get(&job).await.expect("is there").status?.conditions?;
+            conditions.iter().any(|it| it.type_ == "Complete" || it.type_ == "Failed").then_some(())
+        })
+        .await;
+        api.delete(&job, &DeleteParams::background()).await.expect("is deleted");
+        let waiting = json!({ "id": "r1", "wait": true, "timeout_seconds": 20 });
+        let done = send(&namespace, "run_cronjob", waiting);
+        let message = done.answer()["rollout"]["message"].to_string();
+        let expected = match is_complete {
+            true => "was complete, and has been deleted since",
+            false => "BackoffLimitExceeded: ",
+        };
+        assert_eq!(done.status == 0, is_complete, "{done:?}");
+        assert!(message.contains(expected), "{message}");
+    }
 }
 
 #[tokio::test]

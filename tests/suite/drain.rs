@@ -13,6 +13,7 @@ use std::{
 
 use action_executor::contract::digest::sha256;
 use k8s_openapi::api::{
+    admissionregistration::v1::ValidatingAdmissionPolicyBinding,
     apps::v1::ReplicaSet,
     core::v1::{Event, Node, Pod},
     policy::v1::PodDisruptionBudget,
@@ -639,7 +640,7 @@ async fn a_budget_that_never_has_room_blocks_the_drain_for_good() {
 }
 
 /// Makes the namespace's own node one whose kubelet is silent, as the node controller shows it.
-async fn lose_node(namespace: &Namespace) {
+pub async fn lose_node(namespace: &Namespace) {
     let condition = json!({
         "type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown",
         "message": "Kubelet stopped posting node status.",
@@ -768,6 +769,39 @@ async fn a_simulation_tries_each_eviction_and_warns_of_slow_and_marked_pods() {
     assert!(on_node(&namespace).await.iter().all(|pod| pod.metadata.deletion_timestamp.is_none()));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_eviction_that_admission_denies_is_tried_again_while_the_other_pods_are_evicted() {
+    let namespace = node_with("drain_denied", &[("web", 2)]).await;
+    let evictions = json!({
+        "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"],
+        "resources": ["pods/eviction"],
+    });
+    let validation =
+        json!({ "expression": "object.metadata.name != 'web-0'", "message": "it still moves" });
+    namespace.admission_policy("Deny", evictions, validation).await;
+    eventually("the policy is in effect", async || {
+        let done = send(&namespace, json!({}), json!({ "simulate": true }));
+        done.answer()["warnings"].to_string().contains("it still moves").then_some(())
+    })
+    .await;
+    let fields = json!({ "wait": true, "timeout_seconds": 40 });
+    let program = Program::with_kubeconfig(namespace.kubeconfig());
+    let drain = program.input(request(&namespace, json!({}), fields)).start();
+    eventually("the other pod is gone", async || {
+        let left = on_node(&namespace).await;
+        (left.len() == 1 && left[0].name_any() == "web-0").then_some(())
+    })
+    .await;
+    namespace
+        .global::<ValidatingAdmissionPolicyBinding>()
+        .delete(namespace.name(), &Default::default())
+        .await
+        .expect("is deleted");
+    let done = drain.wait();
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(on_node(&namespace).await.is_empty());
+}
+
 /// A proxy whose kubeconfig names the namespace as its own.
 async fn proxy_in(namespace: &Namespace) -> Proxy {
     let proxy = transparent(namespace).await;
@@ -890,6 +924,11 @@ async fn a_pod_that_does_not_terminate_is_reported_or_skipped() {
     let skip = json!({ "force": true, "skip_wait_for_delete_timeout_seconds": 1 });
     let done = send(&namespace, skip, fields);
     assert_eq!(done.status, 0, "{done:?}");
+    // The pod is still there, so it is not said to be gone.
+    let message = done.answer()["rollout"]["message"].to_string();
+    let left =
+        format!("1 pod deleted more than 1 s ago and still there: {}/held", namespace.name());
+    assert!(message.contains(&left), "{message}");
     let unset = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
     let pods = namespace.api::<Pod>();
     pods.patch("held", &Default::default(), &unset).await.expect("is released");

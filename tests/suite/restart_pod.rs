@@ -67,6 +67,69 @@ async fn a_stateful_sets_pod_is_replaced_under_its_name() {
 }
 
 #[tokio::test]
+async fn pods_of_one_controller_are_found_whatever_labels_each_has_of_its_node_and_role() {
+    let namespace = shared().namespace("pod_labels").await;
+    namespace.running_deployment("web", 2).await;
+    let name = namespace.pods_of("web").await[0].name_any();
+    let own = json!({ "topology.kubernetes.io/zone": "zone-of-this-pod", "role": "leader" });
+    let labels = Patch::Merge(json!({ "metadata": { "labels": own } }));
+    namespace.api::<Pod>().patch(&name, &Default::default(), &labels).await.expect("is patched");
+    let evict = json!({ "type": "evict_pod", "simulate": true });
+    for fields in [evict, json!({ "simulate": false, "wait": true, "timeout_seconds": 20 })] {
+        let done = send(&namespace, &name, fields);
+        assert_eq!(done.status, 0, "{done:?}");
+        assert_eq!(done.answer()["warnings"], json!([]), "{done:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_only_pod_of_its_controller_is_warned_of() {
+    let namespace = shared().namespace("pod_only").await;
+    namespace.running_deployment("web", 1).await;
+    namespace.running_stateful_set("db", 1).await;
+    let web = namespace.pods_of("web").await[0].name_any();
+    for pod in [web.as_str(), "db-0"] {
+        let done = send(&namespace, pod, json!({ "simulate": true }));
+        let warnings = done.answer()["warnings"].to_string();
+        assert!(warnings.contains("it is the only pod of "), "{pod}: {warnings}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_new_pod_of_a_stateful_set_does_not_replace_the_one_that_was_restarted() {
+    let namespace = shared().namespace("pod_identity").await;
+    namespace.running_stateful_set("db", 2).await;
+    let pods = namespace.api::<Pod>();
+    let held = json!({ "metadata": { "finalizers": ["test.action-executor.dev/held"] } });
+    pods.patch("db-1", &Default::default(), &Patch::Merge(held)).await.expect("is held");
+    let other = uid(&namespace, "db-0").await;
+    let request = json!({
+        "type": "restart_pod", "simulate": false, "wait": true, "timeout_seconds": 6,
+        "parameters": { "pod_name": "db-1", "namespace": namespace.name() },
+    });
+    let program = Program::with_kubeconfig(namespace.kubeconfig());
+    let restart = program.input(request.to_string()).start();
+    eventually("the pod is being deleted", async || {
+        pods.get("db-1").await.expect("is there").metadata.deletion_timestamp
+    })
+    .await;
+    pods.delete("db-0", &Default::default()).await.expect("is deleted");
+    eventually("the other pod is replaced and ready", async || {
+        let found = pods.get_opt("db-0").await.expect("is read")?;
+        let conditions = found.status.clone()?.conditions?;
+        let is_ready = conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True");
+        (found.uid() != other && is_ready).then_some(())
+    })
+    .await;
+    let done = restart.wait();
+    assert_eq!(done.status, 69, "{done:?}");
+    let message = done.answer()["rollout"]["message"].to_string();
+    assert!(message.contains("has not created a new pod yet"), "{message}");
+    let unset = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+    pods.patch("db-1", &Default::default(), &unset).await.expect("is released");
+}
+
+#[tokio::test]
 async fn a_pod_without_a_controller_is_refused() {
     let namespace = shared().namespace("pod_bare").await;
     namespace.bare_pod("lonely").await;

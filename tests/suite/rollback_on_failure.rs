@@ -6,7 +6,7 @@ use action_executor::{executor::failpoint::Failpoint, k8s::workload::WorkloadKin
 use k8s_openapi::api::{
     apps::v1::ReplicaSet,
     coordination::v1::Lease,
-    core::v1::{Event, ResourceQuota},
+    core::v1::{Event, Pod, ResourceQuota},
 };
 use kube::{ResourceExt, api::Patch};
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     cluster::{GOOD_IMAGE, MISSING_IMAGE, Namespace, eventually, shared},
+    drain::lose_node,
     fault_proxy::{ProxyBehavior, proxy},
     ledger::records,
     program::{Finished, Program},
@@ -168,6 +169,33 @@ async fn a_failed_restart_of_each_kind_is_rolled_back() {
         let whole = kind == WorkloadKind::Deployment;
         assert_eq!(state, if whole { "complete" } else { "timed_out" }, "{answer}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_that_waits_for_a_lost_node_alone_is_not_rolled_back() {
+    let namespace = shared().namespace("back_lost").await;
+    namespace.own_node(false).await;
+    namespace.daemon_set_on_own_node("web").await;
+    let pod = namespace.pods_of("web").await.remove(0).name_any();
+    let held = json!({ "metadata": { "finalizers": ["test.action-executor.dev/held"] } });
+    let pods = namespace.api::<Pod>();
+    pods.patch(&pod, &Default::default(), &Patch::Merge(held)).await.expect("is held");
+    lose_node(&namespace).await;
+    namespace.set_ready(&pod, false).await;
+    let restart = json!({
+        "type": "restart_daemonset", "simulate": false, "wait": true, "timeout_seconds": 2,
+        "parameters": {
+            "daemonset": "web", "namespace": namespace.name(), "rollback_on_failure": true,
+        },
+    });
+    let done = send(program(&namespace), &restart).await;
+    assert_eq!(done.status, 69, "{done:?}");
+    let result = done.answer()["result"].to_string();
+    let why = format!("waits for nodes alone whose kubelets are silent ({})", namespace.name());
+    assert!(result.contains("Not rolled back: ") && result.contains(&why), "{result}");
+    assert_eq!(generation(&namespace, WorkloadKind::DaemonSet).await, 2);
+    let unset = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+    pods.patch(&pod, &Default::default(), &unset).await.expect("is released");
 }
 
 #[tokio::test(flavor = "multi_thread")]

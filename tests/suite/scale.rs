@@ -133,6 +133,25 @@ async fn a_scaling_waits_until_the_pods_are_ready() {
 }
 
 #[tokio::test]
+async fn a_scaling_to_zero_is_not_complete_while_pods_are_terminating() {
+    let namespace = shared().namespace("scale_terminating").await;
+    namespace.running_deployment("web", 1).await;
+    let slow = json!({ "spec": { "template": {
+        "metadata": { "annotations": { "test.action-executor.dev/slow-delete": "true" } },
+        "spec": { "terminationGracePeriodSeconds": 60 },
+    }}});
+    let deployments = namespace.api::<Deployment>();
+    deployments.patch("web", &Default::default(), &Patch::Merge(slow)).await.expect("is patched");
+    namespace.rolled_out("web").await;
+    let fields = json!({ "wait": true, "timeout_seconds": 3 });
+    let done = send(&namespace, json!({ "replicas": 0 }), fields);
+    assert_eq!(done.status, 69, "{done:?}");
+    let rollout = &done.answer()["rollout"];
+    assert_eq!(rollout["state"], "timed_out", "{rollout}");
+    assert_eq!(rollout["message"], "1 replicas are terminating", "{rollout}");
+}
+
+#[tokio::test]
 async fn a_number_that_is_not_reached_fails_with_the_pods_error() {
     let namespace = shared().namespace("scale_broken").await;
     namespace.deployment("web", 0, MISSING_IMAGE).await;

@@ -40,6 +40,9 @@ const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long it is valid while no pod can be evicted.
 const IDLE_RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 
+/// The pause before an eviction is tried again that admission has denied, as kubectl's after a refusal.
+const DENIED_INTERVAL: Duration = Duration::from_secs(5);
+
 /// How many remaining pods are listed with their reasons.
 const MAX_PROBLEMS: usize = 20;
 
@@ -52,6 +55,8 @@ pub(super) struct EvictionAttempts {
     refused: HashMap<String, String>,
     /// The same for pods that are not tried again.
     given_up: HashMap<String, String>,
+    /// When admission last denied the eviction of a pod. An operator may do so until it has moved what the pod has.
+    denied: HashMap<String, Instant>,
     /// Pods whose eviction was sent and its answer lost, or that the API server did not take.
     in_doubt: HashSet<String>,
     /// When limits and node were last checked.
@@ -116,6 +121,10 @@ impl Drain<'_> {
                 Err(ApplyError::Rejected(error)) if is_transient(&error) => {
                     attempts.refused.insert(effect.uid, error.detail);
                 }
+                Err(ApplyError::Rejected(error)) if error.code == Code::RejectedByCluster => {
+                    attempts.denied.insert(effect.uid.clone(), Instant::now());
+                    attempts.refused.insert(effect.uid, error.with_its_hint());
+                }
                 // An eviction has no tests, so it was rejected.
                 Err(ApplyError::Rejected(error) | ApplyError::TestFailed(error)) => {
                     attempts.given_up.insert(effect.uid, error.with_its_hint());
@@ -160,7 +169,10 @@ pub(super) fn select_evictable<'a>(
     let has_others = snapshot.pods.iter().any(|it| !it.is_own && !attempts.is_given_up(&it.pod));
     let can_evict = |it: &&RemainingPod| {
         let may_be_its_turn = !it.is_own || !has_others;
-        may_be_its_turn && !is_terminating(&it.pod) && !attempts.is_given_up(&it.pod)
+        may_be_its_turn
+            && !is_terminating(&it.pod)
+            && !attempts.is_given_up(&it.pod)
+            && !attempts.is_denied_now(&it.pod)
     };
     let budgets = snapshot.budgets.iter();
     let mut allowed: HashMap<&str, usize> =
@@ -208,6 +220,11 @@ impl EvictionAttempts {
         self.given_up.contains_key(uid(pod))
     }
 
+    /// Whether admission has denied the eviction of the pod a short time ago.
+    fn is_denied_now(&self, pod: &ObjectMeta) -> bool {
+        self.denied.get(uid(pod)).is_some_and(|at| at.elapsed() < DENIED_INTERVAL)
+    }
+
     /// Whether an eviction of the pod was sent, and did not succeed.
     pub(super) fn was_tried(&self, pod: &ObjectMeta) -> bool {
         let uid = uid(pod);
@@ -242,6 +259,7 @@ impl EvictionAttempts {
                     pods::termination_blockers(&pod, Utc::now()).join("; ")
                 })
             })
+            .or_else(|| reason_in(&self.refused).filter(|_| self.denied.contains_key(uid(pod))))
             .or_else(|| budget.map(|budget| pdb::reason(budget, &[])))
             .or_else(|| reason_in(&self.refused))
             .unwrap_or_else(|| "its eviction was not attempted yet".to_owned());
@@ -342,6 +360,19 @@ mod tests {
         let mut attempts = EvictionAttempts::default();
         attempts.given_up.insert("b".to_owned(), "may not".to_owned());
         assert_eq!(names(&select_evictable(&snapshot, &attempts)), "c");
+    }
+
+    #[test]
+    fn a_denied_eviction_is_tried_again_after_a_pause_and_says_who_denied_it() {
+        let snapshot = snapshot(vec![remaining("a", "web", Some("shop/web"))], 1);
+        let mut attempts = EvictionAttempts::default();
+        attempts.refused.insert("a".to_owned(), "webhook 'w' denied it".to_owned());
+        attempts.denied.insert("a".to_owned(), Instant::now());
+        assert_eq!(names(&select_evictable(&snapshot, &attempts)), "");
+        let problems = attempts.problems(&snapshot, snapshot.pods.iter().collect());
+        assert_eq!(problems, ["pod shop/a: webhook 'w' denied it"]);
+        attempts.denied.insert("a".to_owned(), Instant::now() - DENIED_INTERVAL);
+        assert_eq!(names(&select_evictable(&snapshot, &attempts)), "a");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::{
     Drain,
     evict::EvictionAttempts,
-    remaining::{Remaining, Snapshot, is_terminating, name_of, uid},
+    remaining::{NodePods, Remaining, Snapshot, is_terminating, name_of, uid},
 };
 use crate::{
     actions::AffectedObject,
@@ -94,12 +94,12 @@ impl Drain<'_> {
     ) -> Result<Snapshot, ActionError> {
         let (set, cluster) = (self.remaining.evictions, self.remaining.cluster);
         let began = cluster.now();
-        let pods = self.remaining.pods(deadline).await?;
+        let NodePods { awaited: pods, abandoned } = self.remaining.pods(deadline).await?;
         let known = &attempts.known;
         let has_unknown = pods.iter().any(|pod| known.is_unknown(pod, set));
         if !has_unknown && !pods.iter().any(|pod| known.may_be_protected(pod, set)) {
             attempts.known.since.get_or_insert(began);
-            return Ok(attempts.known.snapshot(pods, set));
+            return Ok(Snapshot { abandoned, ..attempts.known.snapshot(pods, set) });
         }
         let budgets = Budgets::read(cluster, deadline).await?;
         if has_unknown {
@@ -107,7 +107,7 @@ impl Drain<'_> {
         }
         let known = &mut attempts.known;
         known.since.get_or_insert(began);
-        let mut snapshot = known.snapshot(pods, set);
+        let mut snapshot = Snapshot { abandoned, ..known.snapshot(pods, set) };
         snapshot.add_budgets(&budgets, |pod| known.may_be_protected(pod, set));
         known.record_exhausted(&snapshot);
         if known.is_status_due() {

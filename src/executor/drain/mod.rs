@@ -21,7 +21,7 @@ use evict::{EvictionAttempts, select_evictable};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::ApiResource;
 pub(crate) use remaining::Remaining;
-use remaining::{RemainingPod, Snapshot, is_terminating, stage, uid};
+use remaining::{RemainingPod, Snapshot, abandoned_phrase, is_terminating, stage, uid};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -151,7 +151,7 @@ impl Drain<'_> {
                 let left: Vec<_> = snapshot.pods.iter().filter(stays).collect();
                 let all = self.count(&attempts);
                 if left.is_empty() && snapshot.refused.is_empty() {
-                    return Ok(all_evicted(all, &snapshot));
+                    return Ok(all_evicted(all, &snapshot, self.remaining.evictions));
                 }
                 let (left_over, refused) = (left.len(), snapshot.refused.len());
                 let all = plural(all + refused, "pod");
@@ -287,8 +287,8 @@ impl Drain<'_> {
 
     /// How it ends once the last list shows none of the pods to evict: they were so many.
     fn without_pods_to_evict(&self, snapshot: &Snapshot, all: usize) -> (RolloutState, String) {
-        let Snapshot { refused, ignoring, .. } = snapshot;
-        let gone = self.remaining.all_gone(all);
+        let Snapshot { refused, ignoring, abandoned, .. } = snapshot;
+        let gone = self.remaining.all_gone(all, abandoned);
         if !refused.is_empty() {
             let stay = plural(refused.len(), "pod");
             return (RolloutState::Failed, format!("{gone}, but {stay} came after the plan"));
@@ -439,18 +439,35 @@ fn shows_set(node: &Node, request: &RequestMetadata, evictions: &EvictionSet) ->
 }
 
 /// The sentence of a drain that did not wait, once so many pods are evicted.
-fn all_evicted(all: usize, snapshot: &Snapshot) -> String {
+fn all_evicted(all: usize, snapshot: &Snapshot, evictions: &EvictionSet) -> String {
     let pods = plural(all, "pod");
-    match (all, snapshot.pods.len()) {
+    let evicted = match (all, snapshot.pods.len()) {
         (0, _) => "There was no pod to evict.".to_owned(),
         (_, 0) => format!("{pods} evicted and terminated."),
         _ => format!("{pods} evicted; did not wait for them to terminate."),
+    };
+    match abandoned_phrase(&snapshot.abandoned, evictions) {
+        Some(abandoned) => format!("{evicted} Not waited for: {abandoned}."),
+        None => evicted,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_that_nobody_waits_for_are_not_said_to_be_gone() {
+        let mut set = EvictionSet::default();
+        set.options.deleted_for = Some(30);
+        let abandoned = vec!["shop/a".to_owned()];
+        let snapshot = Snapshot { abandoned, ..Snapshot::default() };
+        assert_eq!(
+            all_evicted(2, &snapshot, &set),
+            "2 pods evicted and terminated. Not waited for: 1 pod deleted more than 30 s ago and still there: shop/a."
+        );
+        assert_eq!(all_evicted(2, &Snapshot::default(), &set), "2 pods evicted and terminated.");
+    }
 
     #[test]
     fn a_drain_stops_when_its_node_is_replaced_or_uncordoned_or_was_cordoned_by_another_request() {

@@ -11,6 +11,7 @@ use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
 use kube::core::ObjectMeta;
 use tokio::time::Instant;
 
+use super::MAX_NAMED_PODS;
 use crate::{
     contract::{error::ActionError, response::Target},
     k8s::{
@@ -20,7 +21,7 @@ use crate::{
         },
         drain_filter,
         drain_filter::EvictionSet,
-        pdb,
+        pdb, pods,
     },
 };
 
@@ -45,6 +46,15 @@ pub(crate) struct Snapshot {
     pub refused: Vec<String>,
     /// The names of pods that are on the node in spite of the cordon.
     pub ignoring: Vec<String>,
+    /// The names of pods that are there and that nobody waits for.
+    pub abandoned: Vec<String>,
+}
+
+/// The metadata of a node's pods.
+pub(super) struct NodePods {
+    pub awaited: Vec<ObjectMeta>,
+    /// The names of those that were deleted so long ago that nobody waits for them.
+    pub abandoned: Vec<String>,
 }
 
 /// A pod to evict that is there.
@@ -62,44 +72,49 @@ impl Remaining<'_> {
     /// # Errors
     /// Why the cluster could not be read.
     pub(crate) async fn progress(&self, deadline: Instant) -> Result<String, ActionError> {
-        let mut pods = self.pods(deadline).await?;
-        pods.retain(|pod| self.evictions.contains(pod));
+        let NodePods { mut awaited, abandoned } = self.pods(deadline).await?;
+        awaited.retain(|pod| self.evictions.contains(pod));
         let all = self.evictions.count();
-        Ok(match pods.is_empty() {
-            true => self.all_gone(all),
-            false => stage(&Snapshot::of(pods), all, &HashSet::new()),
+        Ok(match awaited.is_empty() {
+            true => self.all_gone(all, &abandoned),
+            false => stage(&Snapshot::of(awaited), all, &HashSet::new()),
         })
     }
 
-    /// The metadata of all pods of the node, without those that were deleted so long ago that nobody waits for them.
+    /// All pods of the node.
     ///
     /// # Errors
     /// Why they could not be listed.
-    pub(crate) async fn pods(&self, deadline: Instant) -> Result<Vec<ObjectMeta>, ActionError> {
-        let mut pods = Vec::new();
+    pub(super) async fn pods(&self, deadline: Instant) -> Result<NodePods, ActionError> {
+        let mut pods = NodePods { awaited: Vec::new(), abandoned: Vec::new() };
         let EvictionSet { selector, options, .. } = self.evictions;
         let mut params =
             drain_filter::pods_of(&self.node.name, selector.as_deref()).limit(PAGE_SIZE);
-        let is_awaited = |pod: &ObjectMeta| {
-            !drain_filter::is_deleted_for_long(pod, options.deleted_for, Utc::now())
-        };
         loop {
             let page = self.cluster.page_of_metadata::<Pod>(&params, deadline).await?;
-            let found = page.items.into_iter().map(|pod| strip(pod.metadata));
-            pods.extend(found.filter(is_awaited));
+            for pod in page.items.into_iter().map(|pod| strip(pod.metadata)) {
+                match drain_filter::is_deleted_for_long(&pod, options.deleted_for, Utc::now()) {
+                    true => pods.abandoned.push(name_of(&pod)),
+                    false => pods.awaited.push(pod),
+                }
+            }
             if !next_page(&mut params, &page.metadata) {
                 return Ok(pods);
             }
         }
     }
 
-    /// Once all of so many pods are gone.
-    pub(crate) fn all_gone(&self, all: usize) -> String {
+    /// Once all of so many pods are gone, except those that nobody waits for.
+    pub(super) fn all_gone(&self, all: usize, abandoned: &[String]) -> String {
         let name = &self.node.name;
-        match all {
+        let gone = match all {
             0 => format!("there was no pod to evict from Node '{name}'"),
             1 => format!("the one pod is gone from Node '{name}'"),
             all => format!("all {all} pods are gone from Node '{name}'"),
+        };
+        match abandoned_phrase(abandoned, self.evictions) {
+            Some(abandoned) => format!("{gone}, except {abandoned}"),
+            None => gone,
         }
     }
 }
@@ -143,6 +158,15 @@ impl Snapshot {
         let keys = self.pods.iter().filter_map(|left| left.budget.as_deref());
         keys.filter(|key| pdb::disruptions_allowed(&self.budgets[*key]) == 0)
     }
+}
+
+/// The pods that are there and that nobody waits for, if any.
+pub(super) fn abandoned_phrase(abandoned: &[String], evictions: &EvictionSet) -> Option<String> {
+    let seconds = evictions.options.deleted_for.unwrap_or_default();
+    let pods = drain_filter::plural(abandoned.len(), "pod");
+    let names = pods::join_names(abandoned, MAX_NAMED_PODS);
+    (!abandoned.is_empty())
+        .then(|| format!("{pods} deleted more than {seconds} s ago and still there: {names}"))
 }
 
 /// How far it is, of so many pods; `evicted` are those that the list does not show as terminating yet.

@@ -264,9 +264,9 @@ impl Cluster {
         selector: &str,
         deadline: Instant,
     ) -> Result<Vec<K>, ActionError> {
+        let (namespace, params) = (Some(namespace), ListParams::default().labels(selector));
         let mut found = Vec::new();
-        let namespace = Some(namespace);
-        self.each_page(namespace, selector, deadline, |page| found.extend(page)).await?;
+        self.each_page(namespace, params, deadline, |page| found.extend(page)).await?;
         Ok(found)
     }
 
@@ -314,8 +314,9 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<Vec<DynamicObject>, ActionError> {
         let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
-        let (call, mut found) = (Call::on(resource, "list", namespace, None), Vec::new());
-        self.pages_of(&api, &call, selector, deadline, |page| found.extend(page)).await?;
+        let call = Call::on(resource, "list", namespace, None);
+        let (params, mut found) = (ListParams::default().labels(selector), Vec::new());
+        self.pages_of(&api, &call, params, deadline, |page| found.extend(page)).await?;
         Ok(found)
     }
 
@@ -339,12 +340,12 @@ impl Cluster {
         self.read(&Call::of::<K>("list", "", None), deadline, || api.list_metadata(params)).await
     }
 
-    /// Lists all objects that match a label selector, in one namespace or in all, and passes them on page
+    /// Lists all objects that match the selectors, in one namespace or in all, and passes them on page
     /// by page, so that no more than one page is in memory.
     pub(crate) async fn each_page<K: Namespaced>(
         &self,
         namespace: Option<&str>,
-        selector: &str,
+        params: ListParams,
         deadline: Instant,
         on_page: impl FnMut(Vec<K>),
     ) -> Result<(), ActionError> {
@@ -353,18 +354,18 @@ impl Cluster {
             None => Api::<K>::all(self.client()),
         };
         let call = Call::of::<K>("list", namespace.unwrap_or_default(), None);
-        self.pages_of(&api, &call, selector, deadline, on_page).await
+        self.pages_of(&api, &call, params, deadline, on_page).await
     }
 
     async fn pages_of<K: Clone + DeserializeOwned + Debug>(
         &self,
         api: &Api<K>,
         call: &Call,
-        selector: &str,
+        params: ListParams,
         deadline: Instant,
         mut on_page: impl FnMut(Vec<K>),
     ) -> Result<(), ActionError> {
-        let mut params = ListParams::default().labels(selector).limit(PAGE_SIZE);
+        let mut params = params.limit(PAGE_SIZE);
         loop {
             let page = self.read(call, deadline, || api.list(&params)).await?;
             on_page(page.items);
@@ -565,6 +566,11 @@ impl Cluster {
             ApiError::Conflict(message) => ActionError::new(
                 Code::Conflict,
                 format!("the object changed during {call}: {message}"),
+            )
+            .with_retry_after(Some(Duration::from_secs(1))),
+            ApiError::Expired(message) => ActionError::new(
+                Code::ClusterUnavailable,
+                format!("{call} took so long that its next page has expired: {message}"),
             )
             .with_retry_after(Some(Duration::from_secs(1))),
             error => self.unavailable(error),

@@ -2,9 +2,17 @@
 //!
 //! Must not decide: what the objects mean is for `k8s::completion`, `k8s::jobs` and `k8s::pods`.
 
-use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
-use kube::{Api, api::LogParams};
-use tokio::time::Instant;
+use std::time::Duration;
+
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Event, Pod},
+};
+use kube::{
+    Api,
+    api::{ListParams, LogParams},
+};
+use tokio::time::{Instant, sleep};
 
 use crate::{
     contract::error::{ActionError, Code},
@@ -14,10 +22,15 @@ use crate::{
             retry::Retry,
         },
         completion::{self, AwaitedRollout, Completion},
-        jobs, pods,
+        jobs::{self, LogSource},
+        pods, replacement,
         rollout::{self, ExceededDeadline, RolloutStatus},
     },
 };
+
+/// How long after a Job's deletion its last Event may come, and the pause between two looks.
+const LAST_EVENT_TIMEOUT: Duration = Duration::from_secs(2);
+const LAST_EVENT_INTERVAL: Duration = Duration::from_millis(400);
 
 impl Cluster {
     /// How far the effect is.
@@ -44,15 +57,39 @@ impl Cluster {
                 completion::deletion_status(pod.as_ref(), name, uid)
             }
             Completion::Finished { namespace, name } => {
-                let job = self.get_opt::<Job>(namespace, name, deadline).await?;
-                job.map_or_else(|| completion::deleted("Job", name), |job| jobs::status(&job))
+                match self.get_opt::<Job>(namespace, name, deadline).await? {
+                    Some(job) => jobs::status(&job),
+                    None => self.status_of_deleted_job(namespace, name, deadline).await?,
+                }
             }
-            Completion::Replaced { namespace, controller, controller_uid, selector, known } => {
-                let pods = self.list::<Pod>(namespace, selector, deadline).await?;
-                let replacements = pods::replacements(&pods, controller_uid, known);
-                completion::replacement_status(&replacements, controller)
+            Completion::Replaced { namespace, controller, controller_uid, query, known } => {
+                let pods = self.controlled_pods(namespace, controller_uid, query, deadline).await?;
+                completion::replacement_status(&replacement::unknown(&pods, known), controller)
             }
         })
+    }
+
+    /// The Events of a Job outlive it. A CronJob deletes a Job as soon as it has finished if later ones fill the history,
+    /// so the last Event may still be under way.
+    async fn status_of_deleted_job(
+        &self,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<RolloutStatus, ActionError> {
+        let fields = format!("involvedObject.kind=Job,involvedObject.name={name}");
+        let params = ListParams::default().fields(&fields);
+        let until = deadline.min(Instant::now() + LAST_EVENT_TIMEOUT);
+        loop {
+            let events = match self.list_with::<Event>(namespace, &params, deadline).await {
+                Err(error) if error.code == Code::Forbidden => return Ok(jobs::deleted(name)),
+                events => events?,
+            };
+            match jobs::status_by_events(name, &events) {
+                None if Instant::now() < until => sleep(LAST_EVENT_INTERVAL).await,
+                status => return Ok(status.unwrap_or_else(|| jobs::deleted(name))),
+            }
+        }
     }
 
     async fn rollout_status(
@@ -92,17 +129,16 @@ impl Cluster {
         let selector = format!("batch.kubernetes.io/job-name={job}");
         let pods = self.list::<Pod>(namespace, &selector, deadline).await?;
         let mut problems = pods::problems(&pods);
-        let failed = pods.iter().find(|pod| pods::phase(pod) == "Failed");
-        if let Some((pod, container)) = failed
-            .and_then(|pod| Some((pod.metadata.name.as_deref()?, jobs::container_to_blame(pod)?)))
-        {
+        if let Some(source) = jobs::log_of_failure(&pods) {
             // The log comes from the node, which may not answer. Half of the time is left for the rest.
             let now = Instant::now();
             let end = now + deadline.saturating_duration_since(now) / 2;
-            match self.log_tail(namespace, pod, container, end).await {
+            match self.log_tail(namespace, &source, end).await {
                 Ok(lines) => problems.extend(lines),
                 Err(error) => problems.push(format!(
-                    "the log of pod {pod}, container {container}, could not be read: {}",
+                    "the log of pod {}, container {}, could not be read: {}",
+                    source.pod,
+                    source.container,
                     error.with_its_hint()
                 )),
             }
@@ -114,13 +150,14 @@ impl Cluster {
     async fn log_tail(
         &self,
         namespace: &str,
-        pod: &str,
-        container: &str,
+        source: &LogSource<'_>,
         deadline: Instant,
     ) -> Result<Vec<String>, ActionError> {
+        let LogSource { pod, container, is_previous } = source;
         let api = Api::<Pod>::namespaced(self.client(), namespace);
         let params = LogParams {
-            container: Some(container.to_owned()),
+            container: Some((*container).to_owned()),
+            previous: *is_previous,
             tail_lines: Some(jobs::MAX_LOG_LINES),
             ..LogParams::default()
         };

@@ -26,6 +26,8 @@ pub(crate) enum ApiError {
     Rejected(String),
     /// 422 without a cause: a `test` of a JSON Patch failed, or an admission webhook rejected the change so.
     TestFailed(String),
+    /// 410: the API server has discarded the state of a list whose next page was asked for.
+    Expired(String),
     /// 401: the cluster does not know this identity.
     Unauthorized(String),
     /// 429: not applied; retry later.
@@ -85,6 +87,7 @@ impl ApiError {
             ApiError::Forbidden(_) => "forbidden",
             ApiError::Rejected(_) => "rejected",
             ApiError::TestFailed(_) => "test_failed",
+            ApiError::Expired(_) => "expired",
             ApiError::Unauthorized(_) => "unauthorized",
             ApiError::Busy(..) => "busy",
             ApiError::Disruption(_) => "disruption",
@@ -106,6 +109,7 @@ impl ApiError {
             | ApiError::Forbidden(message)
             | ApiError::Rejected(message)
             | ApiError::TestFailed(message)
+            | ApiError::Expired(message)
             | ApiError::Unauthorized(message)
             | ApiError::Busy(message, _)
             | ApiError::Disruption(message)
@@ -203,6 +207,7 @@ fn of_status(status: &Status) -> ApiError {
         403 if by_the_authorizer(&message) => ApiError::Forbidden(message),
         404 => ApiError::NotFound,
         409 => ApiError::Conflict(message),
+        410 => ApiError::Expired(message),
         422 if has_no_cause(status) => ApiError::TestFailed(message),
         429 => match disruption_message(status) {
             Some(detail) => ApiError::Disruption(format!("{message} {detail}")),
@@ -306,6 +311,14 @@ mod tests {
         let invalid = "{code: 422, reason: Invalid, message: 'spec.replicas: must not be negative', \
                        details: {causes: [{reason: FieldValueInvalid, field: spec.replicas}]}}";
         assert!(matches!(status(invalid), ApiError::Rejected(_)));
+    }
+
+    #[test]
+    fn an_expired_list_may_be_read_again() {
+        let expired = status(
+            "{code: 410, reason: Expired, message: 'The provided continue parameter is too old'}",
+        );
+        assert!(matches!(expired, ApiError::Expired(_)) && !expired.may_be_applied());
     }
 
     #[test]

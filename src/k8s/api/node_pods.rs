@@ -83,10 +83,10 @@ impl<'a> NodePodReader<'a> {
     }
 }
 
-/// Namespace and name of the pod's DaemonSet.
+/// Namespace and name of the pod's DaemonSet, if it can be looked up.
 fn daemon_set_of(pod: &Pod) -> Option<(String, String)> {
-    let name = drain_filter::daemon_set(pod)?;
-    Some((pod.namespace().unwrap_or_default(), name.to_owned()))
+    let owner = drain_filter::daemon_set(pod).filter(|owner| drain_filter::is_built_in(owner))?;
+    Some((pod.namespace().unwrap_or_default(), owner.name.clone()))
 }
 
 /// All disruption budgets by namespace.
@@ -104,7 +104,7 @@ impl Budgets {
                 budgets.entry(budget.namespace().unwrap_or_default()).or_default().push(budget);
             }
         };
-        cluster.each_page(None, "", deadline, add).await?;
+        cluster.each_page(None, ListParams::default(), deadline, add).await?;
         Ok(Budgets(budgets))
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Must not decide: what the objects mean is for `k8s::problems`.
 
+use std::collections::HashSet;
+
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{Event, Node, Pod},
@@ -18,12 +20,15 @@ use crate::{
     k8s::{
         api::{client::Cluster, completion::found_opt},
         completion::{self, AwaitedRollout, Completion},
-        events, nodes, pods, problems,
+        events, nodes, pods, problems, replacement,
         revisions::{History, revision_resource},
         rollout::{self, RolloutStatus},
         workload::Workload,
     },
 };
+
+/// The most pods of a DaemonSet whose nodes are read.
+const MAX_LOST_NODES: usize = 20;
 
 /// The most Events of one object that are read.
 const MAX_EVENTS: u32 = 100;
@@ -79,13 +84,13 @@ impl Cluster {
             Completion::Finished { namespace, name } => {
                 self.job_problems(namespace, name, deadline).await
             }
-            Completion::Replaced { namespace, controller_uid, selector, known, .. } => {
+            Completion::Replaced { namespace, controller_uid, query, known, .. } => {
                 let (pods, warning) = tokio::join!(
-                    self.list::<Pod>(namespace, selector, deadline),
+                    self.controlled_pods(namespace, controller_uid, query, deadline),
                     self.newest_warning(namespace, Some(controller_uid), deadline),
                 );
                 let pods = pods?;
-                let mut problems = pods::problems(pods::replacements(&pods, controller_uid, known));
+                let mut problems = pods::problems(replacement::unknown(&pods, known));
                 // A StatefulSet and a DaemonSet make the new pod only once the old one is gone.
                 let is_old = |pod: &&Pod| {
                     let is_known = pod.metadata.uid.as_ref().is_some_and(|uid| known.contains(uid));
@@ -115,6 +120,32 @@ impl Cluster {
             Err(error) if error.code == Code::TargetNotFound => None,
             Err(_) => pods::marked_unready_at(pod).map(|at| nodes::may_be_lost_warning(name, &at)),
         }
+    }
+
+    /// Why a DaemonSet's rollout waits for lost nodes alone, if so. Another change would wait for them as well.
+    pub(crate) async fn waits_for_lost_nodes(
+        &self,
+        history: &History,
+        deadline: Instant,
+    ) -> Option<String> {
+        let Workload::DaemonSet(set) = &history.workload else { return None };
+        let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
+        let selector = history.workload.label_selector();
+        let pods = self.list::<Pod>(namespace, &selector, deadline).await.ok()?;
+        let mut lost = HashSet::new();
+        for pod in pods.iter().filter(|pod| !pods::is_ready(pod)).take(MAX_LOST_NODES) {
+            if self.lost_node_warning(pod, deadline).await.is_some() {
+                lost.extend(pod.uid());
+            }
+        }
+        let is_lost = |pod: &Pod| pod.uid().is_some_and(|uid| lost.contains(&uid));
+        let nodes: Vec<_> =
+            problems::lost_nodes_awaited(history, &pods, is_lost)?.into_iter().collect();
+        let names = pods::join_names(&nodes, MAX_LOST_NODES);
+        Some(format!(
+            "the rollout waits for nodes alone whose kubelets are silent ({names}); on every other node the new pod \
+             is ready"
+        ))
     }
 
     /// `revisions` are those by which new pods are told from old ones.

@@ -130,11 +130,14 @@ impl Watched {
             Completion::Finished { namespace, name } => {
                 Some(named(ApiResource::erase::<Job>(&()), namespace, name))
             }
-            Completion::Replaced { namespace, selector, .. } => Some(Watched {
-                resource: ApiResource::erase::<Pod>(&()),
-                namespace: namespace.clone(),
-                params: params.labels(selector),
-            }),
+            Completion::Replaced { namespace, query, .. } => {
+                let (labels, fields) = query.selectors();
+                Some(Watched {
+                    resource: ApiResource::erase::<Pod>(&()),
+                    namespace: namespace.clone(),
+                    params: params.labels(&labels).fields(&fields),
+                })
+            }
         }
     }
 }
@@ -142,7 +145,7 @@ impl Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::workload::WorkloadKind;
+    use crate::k8s::{replacement::PodQuery, workload::WorkloadKind};
 
     #[test]
     fn the_object_that_decides_is_watched() {
@@ -161,7 +164,7 @@ mod tests {
             namespace,
             controller: "ReplicaSet 'web-1'".to_owned(),
             controller_uid: "u1".to_owned(),
-            selector: "app=web".to_owned(),
+            query: PodQuery::Labels("app=web".to_owned()),
             known: Default::default(),
         };
         let watched = Watched::of(&replaced).expect("is watched");

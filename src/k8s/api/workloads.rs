@@ -7,7 +7,7 @@ use k8s_openapi::api::{
     core::v1::Pod,
     policy::v1::PodDisruptionBudget,
 };
-use kube::{ResourceExt, core::ObjectMeta};
+use kube::{ResourceExt, api::ListParams, core::ObjectMeta};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -16,6 +16,7 @@ use crate::{
     k8s::{
         api::{client::Cluster, preflight::not_checked},
         pdb, pods,
+        replacement::{self, PodQuery},
         revisions::{History, revision_resource},
         workload::{self, Workload, WorkloadKind},
     },
@@ -62,6 +63,56 @@ impl Cluster {
             };
         }
         Some(all)
+    }
+
+    /// The pods of a controller that the query finds. If it finds none on a node, those that have no node yet and are meant
+    /// for this one.
+    pub(crate) async fn controlled_pods(
+        &self,
+        namespace: &str,
+        controller_uid: &str,
+        query: &PodQuery,
+        deadline: Instant,
+    ) -> Result<Vec<Pod>, ActionError> {
+        let is_ours = |pod: &Pod| replacement::is_controlled_by(pod, controller_uid);
+        let (in_namespace, mut found) = (Some(namespace), Vec::new());
+        let add = |page: Vec<Pod>| found.extend(page.into_iter().filter(is_ours));
+        self.each_page(in_namespace, query.list_params(), deadline, add).await?;
+        if let PodQuery::Node(node) = query
+            && found.is_empty()
+        {
+            let unassigned = ListParams::default().fields("spec.nodeName=");
+            let is_meant = |pod: &Pod| is_ours(pod) && replacement::is_meant_for(pod, node);
+            let add = |page: Vec<Pod>| found.extend(page.into_iter().filter(is_meant));
+            self.each_page(in_namespace, unassigned, deadline, add).await?;
+        }
+        Ok(found)
+    }
+
+    /// The warning that the pod is the only one of its controller. There is none where that cannot be read.
+    pub(crate) async fn only_pod_warning(&self, pod: &Pod, deadline: Instant) -> Option<String> {
+        let owner = pods::controller(pod).filter(|owner| owner.kind != "DaemonSet")?;
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let replicas = match owner.kind.as_str() {
+            "StatefulSet" => {
+                let kind = WorkloadKind::StatefulSet;
+                let set = self.workload(kind, namespace, &owner.name, deadline).await;
+                set.ok().and_then(|set| set.replicas())
+            }
+            _ => None,
+        };
+        let is_only = match replicas {
+            Some(replicas) => replicas <= 1,
+            None => {
+                let query = PodQuery::siblings(pod, owner);
+                let siblings = self.controlled_pods(namespace, &owner.uid, &query, deadline).await;
+                replacement::is_alone(&siblings.ok()?)
+            }
+        };
+        is_only.then(|| {
+            let owner = replacement::describe(owner);
+            format!("it is the only pod of {owner}: none runs until the new one is ready")
+        })
     }
 
     /// The warning about pods for which an ordered StatefulSet waits: all, or those of ordinals below `end`. Where the
