@@ -14,7 +14,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Serialize, Serializer};
 
 pub(crate) use crate::actions::plan::{
-    AffectedObject, CompletionSpec, Decision, FollowUp, Plan, PlanInput, Preview,
+    AffectedObject, CompletionSpec, Decision, FollowUp, ImageChange, Plan, PlanInput, Preview,
 };
 use crate::{
     actions::request::read_parameters,
@@ -108,6 +108,8 @@ actions! {
     RestartDaemonset: restart_daemonset,
     /// Set a workload's number of replicas.
     Scale: scale,
+    /// Set the images of a workload's containers.
+    SetImage: set_image,
     /// Pause a Deployment's rollout.
     PauseRollout: pause_rollout,
     /// Resume a Deployment's rollout.

@@ -173,6 +173,8 @@ pub(crate) struct Plan {
     pub found: ObjectMeta,
     /// How many replicas the target has afterwards, if that changes.
     pub replicas: Option<u32>,
+    /// The images that change.
+    pub images: Vec<ImageChange>,
     /// The other objects that are affected: policy and budget apply to each.
     pub others: Vec<AffectedObject>,
     /// What the decision rests on, or a digest of it, where the same parameters mean another change once
@@ -180,6 +182,14 @@ pub(crate) struct Plan {
     pub decision_etag: Option<String>,
     /// The revision to return to if the rollout fails.
     pub rollback_target: Option<RollbackTarget>,
+}
+
+/// The image of a container before and after.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ImageChange {
+    pub container: String,
+    pub from: String,
+    pub to: String,
 }
 
 /// An object that is affected with the target: a pod of a node that is drained.
@@ -218,6 +228,7 @@ impl Plan {
             completion,
             found: found.clone(),
             replicas: None,
+            images: Vec::new(),
             others: Vec::new(),
             decision_etag: None,
             rollback_target: None,

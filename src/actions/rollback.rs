@@ -14,7 +14,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     actions::{
         BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
-        ignored, shared::restart,
+        ignored,
+        shared::{
+            restart,
+            rollout::{completion, refuse_paused},
+        },
     },
     contract::{
         error::{ActionError, Code},
@@ -27,13 +31,12 @@ use crate::{
             preflight::{self, Preflight},
         },
         applied_requests::AppliedRequests,
-        completion::{Completion, RolloutOf},
         effect::Effect,
         gitops,
         rbac::PolicyRule,
         revisions::{History, LAST_APPLIED_ANNOTATION, Revision, RevisionSelector},
         rollout,
-        workload::{Workload, WorkloadKind},
+        workload::WorkloadKind,
     },
 };
 
@@ -213,7 +216,7 @@ impl Parameters {
         }
         input.check_found(&target, found)?;
         let with_uid = |refusal: ActionError| refusal.object_uid(found.uid.as_deref());
-        self.refuse_if_paused(workload).map_err(with_uid)?;
+        refuse_paused(&target, workload).map_err(with_uid)?;
         if self.to_revision.is_none() || self.rollback_on_failure {
             input.check_decided_on(&target, history).map_err(with_uid)?;
         }
@@ -246,20 +249,6 @@ impl Parameters {
             plan = plan.with_rollback_target(history)?;
         }
         Ok(plan)
-    }
-
-    /// kubectl refuses a paused Deployment too: the template would be stored, and no pod replaced.
-    fn refuse_if_paused(&self, workload: &Workload) -> Result<(), ActionError> {
-        if !workload.is_paused() {
-            return Ok(());
-        }
-        let (name, namespace) = (&self.name, &self.namespace);
-        let detail = format!(
-            "Deployment '{name}' in namespace '{namespace}' is paused; no pod would be replaced"
-        );
-        Err(ActionError::new(Code::TargetPaused, detail).with_hint(format!(
-            "`kubectl -n {namespace} rollout resume deployment/{name}` resumes it"
-        )))
     }
 
     fn target_revision<'a>(&self, history: &'a History) -> Result<&'a Revision, ActionError> {
@@ -334,19 +323,10 @@ fn applied_by_kubectl_warning(metadata: &ObjectMeta) -> Option<String> {
     ))
 }
 
-fn completion(workload: &Workload, template: Option<String>) -> CompletionSpec {
-    match rollout::manual_update_reason(workload) {
-        Some(why) => CompletionSpec::Known(Completion::Immediate(format!(
-            "the template is rolled back; pods are replaced once the old ones are deleted: {why}"
-        ))),
-        None => CompletionSpec::Rollout(RolloutOf { kind: workload.kind(), template }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::effect::Applied;
+    use crate::k8s::{completion::Completion, effect::Applied};
 
     const OWNED: &str = "ownerReferences: [{apiVersion: apps/v1, kind: X, name: web, uid: u1, \
                          controller: true}]";

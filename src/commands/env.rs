@@ -163,6 +163,7 @@ fn typed_value(text: String, kind: &str) -> Value {
     match (kind, serde_json::from_str(&text)) {
         ("boolean", Ok(value @ Value::Bool(_))) => value,
         ("integer" | "number", Ok(value @ Value::Number(_))) => value,
+        ("array", Ok(value @ Value::Array(_))) => value,
         _ => Value::from(text),
     }
 }
@@ -194,6 +195,25 @@ mod tests {
     #[test]
     fn the_variables_of_a_service_named_action_executor_are_ignored() {
         assert_eq!(read(&[("ACTION_EXECUTOR_SERVICE_HOST", "10.0.0.7")]), Ok(None));
+    }
+
+    #[test]
+    fn a_parameter_that_is_a_list_is_json() {
+        let images = r#"[{"container": "main", "image": "registry.example.com/web:2"}]"#;
+        let request = read(&[
+            ("ACTION_TYPE", "set_image"),
+            ("ACTION_PARAM_NAME", "web"),
+            ("ACTION_PARAM_IMAGES", images),
+        ]);
+        let request = request.expect("is read").expect("there is one");
+        assert_eq!(request.action.kind(), ActionKind::SetImage);
+        let wrong = read(&[
+            ("ACTION_TYPE", "set_image"),
+            ("ACTION_PARAM_NAME", "web"),
+            ("ACTION_PARAM_IMAGES", "main=web:2"),
+        ]);
+        let error = wrong.expect_err("is refused");
+        assert!(error.to_string().contains("parameters.images"), "{error}");
     }
 
     #[test]

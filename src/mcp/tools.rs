@@ -145,7 +145,7 @@ fn output_schema() -> Value {
 
 fn action(descriptor: &Descriptor, parameters: &Value) -> Value {
     let description = Description {
-        what: descriptor.description,
+        what: first_sentence(descriptor.description),
         when: descriptor.when,
         when_not: descriptor.when_not,
         precondition: "simulate",
@@ -178,12 +178,12 @@ fn write_schema(own: Value, required: &[&str]) -> Value {
     let common = json!({
         "id": {
             "type": "string",
-            "description": "Idempotency key from the incident, alert or ticket; the same on every retry.",
+            "description": "Idempotency key from the incident or ticket; the same on retries.",
         },
         "reason": { "type": "string" },
-        "wait": { "type": "boolean", "description": "Wait for the effect to complete." },
+        "wait": { "type": "boolean", "description": "Until it is complete." },
         "precondition": {
-            "type": "object", "description": "uid, resource_version of the target.",
+            "type": "object", "description": "The target's uid, resource_version.",
         },
     });
     let mut properties = own.as_object().cloned().unwrap_or_default();
@@ -228,7 +228,9 @@ fn alternative(kind: ActionKind) -> Value {
     let descriptor = kind.descriptor();
     let text = format!(
         "{} When: {}. Not when: {}.",
-        descriptor.description, descriptor.when, descriptor.when_not
+        first_sentence(descriptor.description),
+        descriptor.when,
+        descriptor.when_not
     );
     json!({
         "description": text,
@@ -281,6 +283,11 @@ fn list_actions() -> Value {
     tool(LIST_ACTIONS, &description, READS, input)
 }
 
+/// What an action does. The sentences after it say when it is refused, which a simulation says as well.
+fn first_sentence(description: &str) -> &str {
+    description.split_inclusive(". ").next().unwrap_or_default().trim_end()
+}
+
 fn names(kinds: &[ActionKind]) -> Vec<&'static str> {
     kinds.iter().map(|kind| kind.name()).collect()
 }
@@ -310,6 +317,9 @@ fn compact_property(property: &Value) -> Value {
     }
     if let Some(values) = values(typed) {
         kept.insert("enum".to_owned(), values);
+    }
+    if let Some(items) = property.get("items").filter(|items| items.get("properties").is_some()) {
+        kept.insert("items".to_owned(), compact(items));
     }
     for name in ["description", "default"] {
         let value = property.get(name).filter(|value| !value.is_null() && **value != false);
@@ -367,7 +377,9 @@ mod tests {
 
     #[test]
     fn a_tool_is_found_by_its_name_and_no_action_has_the_name_of_another_tool() {
-        for (set, number) in [(ToolSet::PerAction, 18), (ToolSet::Generic, 4)] {
+        for (set, number) in
+            [(ToolSet::PerAction, ActionKind::ALL.len() + 3), (ToolSet::Generic, 4)]
+        {
             let tools = list(&everything(), set);
             let names = names_of(&tools);
             assert_eq!(names.len(), number);

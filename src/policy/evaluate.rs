@@ -8,8 +8,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::{
-    actions::{ActionKind, AffectedObject, Plan, request::ActionRequest},
-    contract::error::{ActionError, Code},
+    actions::{ActionKind, AffectedObject, ImageChange, Plan, request::ActionRequest},
+    contract::{
+        error::{ActionError, Code},
+        image,
+    },
     policy::{Label, Pattern, Policy},
 };
 
@@ -26,6 +29,8 @@ pub(crate) struct Facts<'a> {
     pub labels: Option<&'a BTreeMap<String, String>>,
     /// The target's replicas after the action, if the action changes them.
     pub replicas: Option<u32>,
+    /// The images that the action changes; none before that is known.
+    pub images: &'a [ImageChange],
 }
 
 impl<'a> Facts<'a> {
@@ -39,6 +44,7 @@ impl<'a> Facts<'a> {
             simulate: request.simulate,
             labels: plan.map(|plan| plan.found.labels.as_ref().unwrap_or(&NO_LABELS)),
             replicas: plan.and_then(|plan| plan.replicas),
+            images: plan.map(|plan| plan.images.as_slice()).unwrap_or_default(),
         }
     }
 }
@@ -83,6 +89,7 @@ impl Policy {
             results.push(self.namespace_allowed(facts));
             results.extend(self.label_rules(facts));
             results.extend(self.replica_bounds(facts));
+            results.extend(self.images_allowed(facts));
         }
         if !facts.simulate {
             results.push(self.action_approval(facts));
@@ -229,6 +236,37 @@ impl Policy {
         ))
     }
 
+    /// Without a list, only another image of the same repository is allowed.
+    fn images_allowed(&self, facts: &Facts) -> Option<RuleResult> {
+        let allow = &self.images.allow;
+        let is_allowed = |change: &ImageChange| {
+            let repository = image::repository(&change.to);
+            match allow.as_slice() {
+                [] => repository == image::repository(&change.from),
+                patterns => named(patterns, &repository).is_some(),
+            }
+        };
+        let first = facts.images.first()?;
+        let denied = facts.images.iter().find(|change| !is_allowed(change));
+        Some(deny_if(
+            "images.allow",
+            denied,
+            |ImageChange { container, to, .. }| {
+                let repository = image::repository(to);
+                match allow.as_slice() {
+                    [] => format!(
+                        "the image of container '{container}' is of the repository {repository}, not of the one that \
+                         it has now, and no other is listed"
+                    ),
+                    _ => format!(
+                        "the image of container '{container}' is of the repository {repository}, which is not listed"
+                    ),
+                }
+            },
+            || format!("the repository of container '{}' is allowed", first.container),
+        ))
+    }
+
     fn action_approval(&self, facts: &Facts) -> RuleResult {
         let name = facts.action.name();
         let needed = self.actions.require_approval.iter().any(|it| it.matches(facts.action));
@@ -319,6 +357,7 @@ mod tests {
         simulate: false,
         labels: None,
         replicas: None,
+        images: &[],
     };
 
     fn policy(text: &str) -> Policy {

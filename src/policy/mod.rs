@@ -53,6 +53,9 @@ pub struct Policy {
     /// The bounds of a target's replicas.
     #[serde(deserialize_with = "strict_object")]
     pub replicas: ReplicaRules,
+    /// The images that containers may get.
+    #[serde(deserialize_with = "strict_object")]
+    pub images: ImageRules,
     /// Which limits apply to simulations.
     #[serde(deserialize_with = "strict_object")]
     pub simulation: SimulationRules,
@@ -150,11 +153,20 @@ pub struct ReplicaRules {
     pub max: u32,
 }
 
+/// The images that containers may get.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageRules {
+    /// Repositories, with `*` for any characters after the registry, as `registry.example.com/shop/*`. An empty list
+    /// allows only the repository that the container has now.
+    pub allow: Vec<RepositoryPattern>,
+}
+
 /// Which limits apply to simulations.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SimulationRules {
-    /// Whether `actions`, `namespaces.allow`, `targets` and `replicas` apply to simulations too.
+    /// Whether `actions`, `namespaces.allow`, `targets`, `replicas` and `images` apply to simulations too.
     pub limited: bool,
 }
 
@@ -198,6 +210,12 @@ pub struct Pattern(String);
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String", extend("pattern" = "^[-.a-z0-9*]{1,253}$"))]
 pub struct NodePattern(Pattern);
+
+/// A repository of images, with its registry, and `*` for any characters after that; `*` alone matches every one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String", extend("pattern" = "^([-.:a-z0-9]{1,128}/[-./_a-z0-9*]{1,255}|[*])$"))]
+pub struct RepositoryPattern(Pattern);
 
 /// A label by its key, or by key and value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -397,6 +415,33 @@ impl TryFrom<String> for NodePattern {
         pattern(text, 253, b"-.*")
             .map(NodePattern)
             .ok_or_else(|| "must be a node name, with up to three * for any characters".to_owned())
+    }
+}
+
+impl TryFrom<String> for RepositoryPattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        // A star in the registry would match registries of others.
+        let names_registry = text.split_once('/').is_some_and(|(host, _)| !host.contains('*'));
+        let pattern = (names_registry || text == "*").then(|| pattern(text, 383, b"-._:/*"));
+        pattern.flatten().map(RepositoryPattern).ok_or_else(|| {
+            "must be a repository with its registry, as registry.example.com/shop/*, with up to three * after the \
+             registry, or * alone"
+                .to_owned()
+        })
+    }
+}
+
+impl From<RepositoryPattern> for String {
+    fn from(pattern: RepositoryPattern) -> Self {
+        pattern.0.0
+    }
+}
+
+impl AsRef<Pattern> for RepositoryPattern {
+    fn as_ref(&self) -> &Pattern {
+        &self.0
     }
 }
 

@@ -50,6 +50,8 @@ pub const SLOW_IMAGE: &str = "registry.invalid/slow:1";
 pub const FAILING_IMAGE: &str = "registry.invalid/failing:1";
 /// A pod with any other image is ready at once.
 pub const GOOD_IMAGE: &str = "registry.invalid/good:1";
+/// Another one of the same repository.
+pub const OTHER_IMAGE: &str = "registry.invalid/good:2";
 
 /// The only other image on the real node; it runs until it is stopped.
 pub const PAUSE_IMAGE: &str = "test/pause:1";

@@ -23,7 +23,8 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::cluster::{
-    FAILING_IMAGE, MISSING_IMAGE, Namespace, OWN_IMAGE, TestCluster, eventually, shared,
+    FAILING_IMAGE, GOOD_IMAGE, MISSING_IMAGE, Namespace, OTHER_IMAGE, OWN_IMAGE, TestCluster,
+    eventually, shared,
 };
 
 /// A namespace with a workload, and the parameters of a request for it.
@@ -270,7 +271,7 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
         }
         ActionKind::RestartStatefulset => namespace.running_stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.running_daemon_set("web").await,
-        ActionKind::Scale | ActionKind::PauseRollout => {
+        ActionKind::Scale | ActionKind::SetImage | ActionKind::PauseRollout => {
             namespace.running_deployment("web", 1).await;
         }
         ActionKind::ResumeRollout => {
@@ -307,7 +308,7 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
         ActionKind::RestartPod => drop(namespace.deployment("web", 1, MISSING_IMAGE).await),
         ActionKind::RestartStatefulset => namespace.stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.daemon_set("web").await,
-        ActionKind::Scale | ActionKind::PauseRollout => {
+        ActionKind::Scale | ActionKind::SetImage | ActionKind::PauseRollout => {
             namespace.deployment("web", 1, MISSING_IMAGE).await;
         }
         ActionKind::EvictPod => drop(namespace.deployment("web", 2, MISSING_IMAGE).await),
@@ -346,6 +347,7 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
 /// Reverts one request of this action, where a second request would find nothing to change.
 pub async fn undo(kind: ActionKind, namespace: &Namespace) {
     match kind {
+        ActionKind::SetImage => set_image(namespace, GOOD_IMAGE).await,
         ActionKind::PauseRollout => set_paused(namespace, false).await,
         ActionKind::ResumeRollout => set_paused(namespace, true).await,
         ActionKind::SuspendCronjob => set_suspended(namespace, false).await,
@@ -370,6 +372,15 @@ pub async fn set_paused(namespace: &Namespace, paused: bool) {
     deployments.patch("web", &Default::default(), &patch).await.expect("is patched");
 }
 
+/// Sets the image of the Deployment `web`, as someone else.
+async fn set_image(namespace: &Namespace, image: &str) {
+    let containers = json!([{ "name": "main", "image": image }]);
+    let patch = json!({ "spec": { "template": { "spec": { "containers": containers } } } });
+    let deployments = namespace.api::<Deployment>();
+    let patch = Patch::Strategic(patch);
+    deployments.patch("web", &Default::default(), &patch).await.expect("is patched");
+}
+
 /// Suspends or resumes the CronJob `web`, as someone else.
 async fn set_suspended(namespace: &Namespace, suspend: bool) {
     let patch = Patch::Merge(json!({ "spec": { "suspend": suspend } }));
@@ -390,6 +401,9 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
         ActionKind::RestartDaemonset => json!({ "daemonset": "web", "namespace": name }),
         // A difference, because applying it twice would show.
         ActionKind::Scale => json!({ "name": "web", "namespace": name, "by": 1 }),
+        ActionKind::SetImage => json!({
+            "name": "web", "namespace": name, "images": [{ "container": "main", "image": OTHER_IMAGE }],
+        }),
         ActionKind::PauseRollout | ActionKind::ResumeRollout => {
             json!({ "deployment": "web", "namespace": name })
         }
@@ -413,9 +427,10 @@ fn api(kind: ActionKind, namespace: &Namespace) -> Api<DynamicObject> {
         ActionKind::RestartPod => ApiResource::erase::<Pod>(&()),
         ActionKind::RestartStatefulset => ApiResource::erase::<StatefulSet>(&()),
         ActionKind::RestartDaemonset => ApiResource::erase::<DaemonSet>(&()),
-        ActionKind::Scale | ActionKind::PauseRollout | ActionKind::ResumeRollout => {
-            ApiResource::erase::<Deployment>(&())
-        }
+        ActionKind::Scale
+        | ActionKind::SetImage
+        | ActionKind::PauseRollout
+        | ActionKind::ResumeRollout => ApiResource::erase::<Deployment>(&()),
         ActionKind::EvictPod => ApiResource::erase::<Pod>(&()),
         ActionKind::RunCronjob | ActionKind::SuspendCronjob | ActionKind::ResumeCronjob => {
             ApiResource::erase::<CronJob>(&())

@@ -2,4 +2,5 @@
 
 pub(crate) mod pod;
 pub(crate) mod restart;
+pub(crate) mod rollout;
 pub(crate) mod toggle;

@@ -4,20 +4,22 @@
 use serde_json::Value;
 
 use crate::{
-    actions::{CompletionSpec, Decision, Plan, PlanInput, Preview},
+    actions::{
+        Decision, Plan, PlanInput, Preview,
+        shared::rollout::{self, completion, refuse_paused},
+    },
     contract::{
         error::{ActionError, Code},
         response::{Change, Target, rfc3339_millis},
     },
     k8s::{
-        api::{client::Cluster, preflight::Preflight},
+        api::client::Cluster,
         applied_requests::AppliedRequests,
-        completion::{Completion, RolloutOf},
         effect::Effect,
         rbac::PolicyRule,
         restart,
-        revisions::{History, RollbackTarget, template_digest},
-        rollout,
+        revisions::{RollbackTarget, template_digest},
+        rollout::manual_update_reason,
         workload::{Workload, WorkloadKind},
     },
 };
@@ -44,7 +46,7 @@ pub(crate) struct RestartOptions {
     pub rollback_on_failure: bool,
 }
 
-/// Reads the workload, with its revisions if the restart may be rolled back, and decides.
+/// Reads the workload and decides.
 pub(crate) async fn plan(
     target: Target,
     kind: WorkloadKind,
@@ -52,45 +54,12 @@ pub(crate) async fn plan(
     cluster: &Cluster,
     input: &PlanInput,
 ) -> Result<Plan, ActionError> {
-    let (namespace, name) = (target.namespace.clone(), target.name.clone());
-    let preflight = Preflight::of(cluster, kind, &namespace, input.deadline);
-    let (plan, found, preflight) = if options.rollback_on_failure {
-        let history = cluster.history(kind, &namespace, &name, input.deadline);
-        let (history, preflight) = tokio::join!(history, preflight);
-        let history = history?;
-        let (found, template) = (&history.workload, history.template());
-        let revision = history.rollback_target();
-        let plan =
-            decide(target, found, template, options.accept_no_restart, revision.as_ref(), input)?;
-        (with_rollback_target(plan, &history, input)?, history.workload, preflight)
-    } else {
-        let found = cluster.workload_and_template(kind, &namespace, &name, input.deadline);
-        let (found, preflight) = tokio::join!(found, preflight);
-        let (found, template) = found?;
-        let plan = decide(target, &found, &template, options.accept_no_restart, None, input)?;
-        (plan, found, preflight)
+    let RestartOptions { accept_no_restart, rollback_on_failure } = options;
+    let decide = |found: &Workload, template: &Value, revision: Option<&RollbackTarget>| {
+        decide(target.clone(), found, template, accept_no_restart, revision, input)
     };
-    let mut plan = plan.with_preflight_warnings(&preflight, &found, input);
-    if plan.is_change() {
-        plan.warnings.extend(cluster.order_warning(&found, None, input.deadline).await);
-    }
-    Ok(plan)
-}
-
-/// The plan with the revision to return to. An effect that was applied before has its own, and without a
-/// rollout nothing can fail.
-fn with_rollback_target(
-    plan: Plan,
-    history: &History,
-    input: &PlanInput,
-) -> Result<Plan, ActionError> {
-    let rolls_out = matches!(plan.completion, CompletionSpec::Rollout(_));
-    if !rolls_out || !plan.is_change() {
-        return Ok(plan);
-    }
-    let with_uid = |refusal: ActionError| refusal.object_uid(plan.target.uid.as_deref());
-    input.check_decided_on(&plan.target, history).map_err(with_uid)?;
-    plan.with_rollback_target(history)
+    let read = rollout::Read { target: &target, kind, rollback_on_failure };
+    rollout::plan(read, cluster, input, decide).await
 }
 
 /// `template` is the workload's, with unknown fields.
@@ -103,27 +72,21 @@ pub(crate) fn decide(
     input: &PlanInput,
 ) -> Result<Plan, ActionError> {
     let (kind, found) = (workload.kind(), workload.metadata());
-    let manual_update = rollout::manual_update_reason(workload);
-    let completion = |template| match &manual_update {
-        Some(why) => CompletionSpec::Known(Completion::Immediate(format!(
-            "the template is annotated; pods are replaced once the old ones are deleted: {why}"
-        ))),
-        None => CompletionSpec::Rollout(RolloutOf { kind, template }),
-    };
     let did = done_sentence(kind, &target.name, input);
     if input.has_changed(found)? {
-        let completion = completion(input.template_left(found, template));
+        let completion = completion(workload, input.template_left(found, template));
         return Ok(Plan::already_applied(target, found, did, completion));
     }
     input.check_found(&target, found)?;
-    refuse_no_restart(&target, workload, manual_update.as_deref(), accept_no_restart)
+    refuse_paused(&target, workload)
+        .and_then(|()| refuse_manual_update(&target, workload, accept_no_restart))
         .map_err(|refusal| refusal.object_uid(found.uid.as_deref()))?;
     let annotate = restart::operations(workload, input.at, &input.id);
     let (mark, precondition) = (input.mark_for(rollback_target), input.precondition.as_ref());
     let effect = Effect::patch(kind.resource(), found, &mark, precondition, annotate);
     let decision = Decision::Apply(Box::new(effect), did, would(kind, &target.name));
     let restarted = restart::template_after(template, input.at, &input.id);
-    let completion = completion(Some(template_digest(&restarted)));
+    let completion = completion(workload, Some(template_digest(&restarted)));
     let mut plan = Plan::new(target, found, decision, completion);
     plan.changes = changes(workload, &mark, input);
     Ok(plan)
@@ -143,25 +106,14 @@ fn would(kind: WorkloadKind, name: &str) -> String {
     format!("Simulated: {} '{name}' would be restarted.", kind.name())
 }
 
-/// kubectl refuses a paused Deployment too: the patch would be stored and no pod restarted. It does not
-/// notice that `OnDelete`, or a partition above all pods, has the same effect.
-fn refuse_no_restart(
+/// kubectl does not notice that with `OnDelete`, or a partition above all pods, no pod restarts.
+fn refuse_manual_update(
     target: &Target,
     workload: &Workload,
-    manual_update: Option<&str>,
     accept_no_restart: bool,
 ) -> Result<(), ActionError> {
     let Target { kind, namespace, name, .. } = target;
-    if workload.is_paused() {
-        return Err(ActionError::new(
-            Code::TargetPaused,
-            format!("{kind} '{name}' in namespace '{namespace}' is paused; no pod would restart"),
-        )
-        .with_hint(format!(
-            "`kubectl -n {namespace} rollout resume deployment/{name}` resumes it"
-        )));
-    }
-    match manual_update {
+    match manual_update_reason(workload) {
         Some(why) if !accept_no_restart => Err(ActionError::new(
             Code::NoEffect,
             format!("no pod of {kind} '{name}' in namespace '{namespace}' would restart: {why}"),
@@ -180,7 +132,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{contract::precondition::Precondition, k8s::effect::Applied};
+    use crate::{
+        actions::CompletionSpec,
+        contract::precondition::Precondition,
+        k8s::{completion::Completion, effect::Applied},
+    };
 
     fn metadata(annotations: &str) -> String {
         format!(
@@ -295,37 +251,5 @@ mod tests {
             // There is no rollout to wait for.
             assert!(matches!(plan.completion, CompletionSpec::Known(Completion::Immediate(_))));
         }
-    }
-
-    /// A Deployment whose ReplicaSet `web-1` has this template.
-    fn history(kept: &str) -> History {
-        let replica_set = format!(
-            "metadata: {{name: web-1, annotations: {{deployment.kubernetes.io/revision: '5'}}, \
-             ownerReferences: [{{apiVersion: apps/v1, kind: Deployment, name: web, uid: u1, controller: \
-             true}}]}}\nspec: {{template: {kept}}}"
-        );
-        let deployment = format!("{}\nspec: {{selector: {{}}, template: {{}}}}", metadata("{}"));
-        History::example(WorkloadKind::Deployment, &deployment, &[&replica_set])
-    }
-
-    #[test]
-    fn the_revision_to_return_to_is_recorded_before_the_restart() {
-        let plan = |history: &History, input: &PlanInput| {
-            let plan = decide_on(&history.workload, input).expect("is planned");
-            with_rollback_target(plan, history, input)
-        };
-        let history_of_it = history("{}");
-        let planned = plan(&history_of_it, &PlanInput::example()).expect("is planned");
-        assert_eq!(planned.rollback_target.expect("is known").number, 5);
-        // The controller has not recorded the current template yet.
-        let unknown = history("{spec: {}}");
-        let refusal = plan(&unknown, &PlanInput::example()).expect_err("is refused");
-        assert_eq!(refusal.code, Code::Conflict);
-        assert!(refusal.retry_after_seconds().is_some());
-        // The template changed since the first plan.
-        let input =
-            PlanInput { decision_etag: Some("of another".to_owned()), ..PlanInput::example() };
-        let refusal = plan(&history_of_it, &input).expect_err("is refused");
-        assert_eq!(refusal.code, Code::PreconditionFailed);
     }
 }

@@ -1,0 +1,143 @@
+//! What the changes of a workload's pod template have in common: the workload is read with its revisions if a failed
+//! rollout is to be rolled back, and the same warnings apply. Must not depend on one action.
+
+use serde_json::Value;
+
+use crate::{
+    actions::{CompletionSpec, Plan, PlanInput},
+    contract::{
+        error::{ActionError, Code},
+        response::Target,
+    },
+    k8s::{
+        api::{client::Cluster, preflight::Preflight},
+        completion::{Completion, RolloutOf},
+        revisions::{History, RollbackTarget},
+        rollout,
+        workload::{Workload, WorkloadKind},
+    },
+};
+
+/// Which workload is read, and for what.
+pub(crate) struct Read<'a> {
+    pub target: &'a Target,
+    pub kind: WorkloadKind,
+    pub rollback_on_failure: bool,
+}
+
+/// Reads the workload, and plans what `decide` decides from it, its pod template with unknown fields, and the revision to
+/// return to.
+pub(crate) async fn plan(
+    read: Read<'_>,
+    cluster: &Cluster,
+    input: &PlanInput,
+    decide: impl Fn(&Workload, &Value, Option<&RollbackTarget>) -> Result<Plan, ActionError>,
+) -> Result<Plan, ActionError> {
+    let Read { target, kind, rollback_on_failure } = read;
+    let (namespace, name) = (&target.namespace, &target.name);
+    let preflight = Preflight::of(cluster, kind, namespace, input.deadline);
+    let (plan, found, preflight) = if rollback_on_failure {
+        let history = cluster.history(kind, namespace, name, input.deadline);
+        let (history, preflight) = tokio::join!(history, preflight);
+        let history = history?;
+        let revision = history.rollback_target();
+        let plan = decide(&history.workload, history.template(), revision.as_ref())?;
+        (with_rollback_target(plan, &history, input)?, history.workload, preflight)
+    } else {
+        let found = cluster.workload_and_template(kind, namespace, name, input.deadline);
+        let (found, preflight) = tokio::join!(found, preflight);
+        let (found, template) = found?;
+        (decide(&found, &template, None)?, found, preflight)
+    };
+    let mut plan = plan.with_preflight_warnings(&preflight, &found, input);
+    if plan.is_change() {
+        plan.warnings.extend(cluster.order_warning(&found, None, input.deadline).await);
+    }
+    Ok(plan)
+}
+
+/// The plan with the revision to return to. An effect that was applied before has its own, and without a
+/// rollout nothing can fail.
+fn with_rollback_target(
+    plan: Plan,
+    history: &History,
+    input: &PlanInput,
+) -> Result<Plan, ActionError> {
+    let rolls_out = matches!(plan.completion, CompletionSpec::Rollout(_));
+    if !rolls_out || !plan.is_change() {
+        return Ok(plan);
+    }
+    let with_uid = |refusal: ActionError| refusal.object_uid(plan.target.uid.as_deref());
+    input.check_decided_on(&plan.target, history).map_err(with_uid)?;
+    plan.with_rollback_target(history)
+}
+
+/// When a change of the pod template is complete; `template` is the digest of the new one. Where no pod is replaced
+/// automatically it is complete at once.
+pub(crate) fn completion(workload: &Workload, template: Option<String>) -> CompletionSpec {
+    match rollout::manual_update_reason(workload) {
+        Some(why) => CompletionSpec::Known(Completion::Immediate(format!(
+            "the template is changed; a pod gets it once the old one is deleted: {why}"
+        ))),
+        None => CompletionSpec::Rollout(RolloutOf { kind: workload.kind(), template }),
+    }
+}
+
+/// Refuses a paused Deployment: its template would be stored, and no pod replaced.
+///
+/// # Errors
+/// [`Code::TargetPaused`].
+pub(crate) fn refuse_paused(target: &Target, workload: &Workload) -> Result<(), ActionError> {
+    if !workload.is_paused() {
+        return Ok(());
+    }
+    let Target { kind, namespace, name, .. } = target;
+    let detail =
+        format!("{kind} '{name}' in namespace '{namespace}' is paused; no pod would be replaced");
+    Err(ActionError::new(Code::TargetPaused, detail)
+        .with_hint(format!("`kubectl -n {namespace} rollout resume deployment/{name}` resumes it")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{actions::Decision, k8s::effect::Effect};
+
+    /// A Deployment whose ReplicaSet `web-1` has this template.
+    fn history(kept: &str) -> History {
+        let replica_set = format!(
+            "metadata: {{name: web-1, annotations: {{deployment.kubernetes.io/revision: '5'}}, \
+             ownerReferences: [{{apiVersion: apps/v1, kind: Deployment, name: web, uid: u1, controller: \
+             true}}]}}\nspec: {{template: {kept}}}"
+        );
+        let deployment = "metadata: {name: web, namespace: shop, uid: u1, resourceVersion: '7', generation: 3}\n\
+                          spec: {selector: {}, template: {}}";
+        History::example(WorkloadKind::Deployment, deployment, &[&replica_set])
+    }
+
+    #[test]
+    fn the_revision_to_return_to_is_recorded_before_the_change() {
+        let plan = |history: &History, input: &PlanInput| {
+            let (target, found) =
+                (WorkloadKind::Deployment.target("shop", "web"), history.workload.metadata());
+            let effect =
+                Effect::patch(WorkloadKind::Deployment.resource(), found, "m", None, vec![]);
+            let decision = Decision::Apply(Box::new(effect), String::new(), String::new());
+            let plan = Plan::new(target, found, decision, completion(&history.workload, None));
+            with_rollback_target(plan, history, input)
+        };
+        let history_of_it = history("{}");
+        let planned = plan(&history_of_it, &PlanInput::example()).expect("is planned");
+        assert_eq!(planned.rollback_target.expect("is known").number, 5);
+        // The controller has not recorded the current template yet.
+        let unknown = history("{spec: {}}");
+        let refusal = plan(&unknown, &PlanInput::example()).expect_err("is refused");
+        assert_eq!(refusal.code, Code::Conflict);
+        assert!(refusal.retry_after_seconds().is_some());
+        // The template changed since the first plan.
+        let input =
+            PlanInput { decision_etag: Some("of another".to_owned()), ..PlanInput::example() };
+        let refusal = plan(&history_of_it, &input).expect_err("is refused");
+        assert_eq!(refusal.code, Code::PreconditionFailed);
+    }
+}
