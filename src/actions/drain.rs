@@ -217,7 +217,8 @@ impl Parameters {
         let with_uid = |refusal: ActionError| refusal.object_uid(found.uid.as_deref());
         node_pods.check_blockers(name, input.wait).map_err(with_uid)?;
         if was_cordoned && node_pods.to_evict.is_empty() {
-            let sentence = format!("Node '{name}' is cordoned and has no pods to evict.");
+            let stay = node_pods.skipped_phrase("stay");
+            let sentence = format!("Node '{name}' is cordoned and has no pods to evict{stay}.");
             let completion = CompletionSpec::Known(Completion::Immediate(sentence.clone()));
             return Ok(Plan::new(target, found, Decision::NoOp(sentence), completion));
         }
@@ -466,6 +467,17 @@ impl NodePods {
         Err(ActionError::new(Code::DrainBlocked, detail).with_hint(hints.join("; ")))
     }
 
+    /// The pods that stay, as the end of a sentence; empty if there are none.
+    fn skipped_phrase(&self, stay: &str) -> String {
+        let skipped = self.skipped.iter();
+        let skipped: Vec<_> =
+            skipped.map(|(why, number)| format!("{number} {}", why.description())).collect();
+        match skipped[..] {
+            [] => String::new(),
+            _ => format!("; pods that {stay}: {}", skipped.join(", ")),
+        }
+    }
+
     fn would(&self, node: &str, was_cordoned: bool) -> String {
         let cordon = match was_cordoned {
             true => format!("Node '{node}' is cordoned already"),
@@ -476,13 +488,7 @@ impl NodePods {
             [] => "no pod would be evicted".to_owned(),
             _ => format!("{} would be evicted: {}", plural(names.len(), "pod"), join_names(&names)),
         };
-        let describe =
-            |(why, number): (&SkipReason, &usize)| format!("{number} {}", why.description());
-        let skipped: Vec<_> = self.skipped.iter().map(describe).collect();
-        let skipped = match skipped[..] {
-            [] => String::new(),
-            _ => format!("; pods that would stay: {}", skipped.join(", ")),
-        };
+        let skipped = self.skipped_phrase("would stay");
         format!("Simulated: {cordon}, and {eviction}{skipped}.")
     }
 

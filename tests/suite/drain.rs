@@ -915,20 +915,23 @@ async fn a_pod_that_does_not_terminate_is_reported_or_skipped() {
     let namespace = node_with("drain_stuck", &[]).await;
     let held = json!({ "finalizers": ["test.action-executor.dev/held"] });
     bare_pod(&namespace, "held", held, json!({})).await;
-    let force = json!({ "force": true });
-    let fields = json!({ "wait": true, "timeout_seconds": 2 });
-    let done = send(&namespace, force, fields.clone());
-    assert_eq!(done.status, 69, "{done:?}");
-    let problems = done.answer()["rollout"]["problems"].to_string();
-    assert!(problems.contains("test.action-executor.dev/held"), "{problems}");
     let skip = json!({ "force": true, "skip_wait_for_delete_timeout_seconds": 1 });
-    let done = send(&namespace, skip, fields);
+    let fields = json!({ "wait": true, "timeout_seconds": 20 });
+    let done = send(&namespace, skip.clone(), fields.clone());
     assert_eq!(done.status, 0, "{done:?}");
     // The pod is still there, so it is not said to be gone.
     let message = done.answer()["rollout"]["message"].to_string();
     let left =
         format!("1 pod deleted more than 1 s ago and still there: {}/held", namespace.name());
     assert!(message.contains(&left), "{message}");
+    let done = send(&namespace, skip, fields);
+    let result = done.answer()["result"].to_string();
+    assert!(result.contains("no pods to evict; pods that stay: 1 deleted long ago"), "{result}");
+    let fields = json!({ "wait": true, "timeout_seconds": 2 });
+    let done = send(&namespace, json!({ "force": true }), fields);
+    assert_eq!(done.status, 69, "{done:?}");
+    let problems = done.answer()["rollout"]["problems"].to_string();
+    assert!(problems.contains("test.action-executor.dev/held"), "{problems}");
     let unset = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
     let pods = namespace.api::<Pod>();
     pods.patch("held", &Default::default(), &unset).await.expect("is released");

@@ -95,8 +95,8 @@ async fn the_policy_decides_on_the_repository_also_of_a_limited_simulation() {
     let namespace = running("image_policy", kind).await;
     let other = "registry.example.com/shop/web:1";
     for (policy, image, is_allowed) in [
-        ("{}", OTHER_IMAGE, true),
-        ("{}", other, false),
+        ("", OTHER_IMAGE, true),
+        ("", other, false),
         ("images: {allow: ['registry.example.com/shop/*']}", other, true),
         ("images: {allow: ['registry.example.com/shop/*']}", OTHER_IMAGE, false),
         (
