@@ -14,7 +14,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Serialize, Serializer};
 
 pub(crate) use crate::actions::plan::{
-    AffectedObject, CompletionSpec, Decision, FollowUp, ImageChange, Plan, PlanInput, Preview,
+    AffectedObject, BoundsChange, CompletionSpec, Decision, FollowUp, ImageChange, Plan, PlanInput,
+    Preview,
 };
 use crate::{
     actions::request::read_parameters,
@@ -108,6 +109,8 @@ actions! {
     RestartDaemonset: restart_daemonset,
     /// Set a workload's number of replicas.
     Scale: scale,
+    /// Set the bounds of an autoscaler.
+    SetAutoscalerBounds: set_autoscaler_bounds,
     /// Set the images of a workload's containers.
     SetImage: set_image,
     /// Pause a Deployment's rollout.

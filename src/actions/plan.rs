@@ -175,6 +175,8 @@ pub(crate) struct Plan {
     pub replicas: Option<u32>,
     /// The images that change.
     pub images: Vec<ImageChange>,
+    /// The bounds of an autoscaler, if they change.
+    pub bounds: Option<BoundsChange>,
     /// The other objects that are affected: policy and budget apply to each.
     pub others: Vec<AffectedObject>,
     /// What the decision rests on, or a digest of it, where the same parameters mean another change once
@@ -182,6 +184,13 @@ pub(crate) struct Plan {
     pub decision_etag: Option<String>,
     /// The revision to return to if the rollout fails.
     pub rollback_target: Option<RollbackTarget>,
+}
+
+/// The minimum and the maximum of an autoscaler before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BoundsChange {
+    pub from: [i32; 2],
+    pub to: [i32; 2],
 }
 
 /// The image of a container before and after.
@@ -229,6 +238,7 @@ impl Plan {
             found: found.clone(),
             replicas: None,
             images: Vec::new(),
+            bounds: None,
             others: Vec::new(),
             decision_etag: None,
             rollback_target: None,

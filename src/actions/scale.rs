@@ -300,10 +300,10 @@ fn refuse_managed(
                  `kubectl -n {namespace} annotate scaledobject {object} \
                  autoscaling.keda.sh/paused-replicas=N`"
             )),
-            None => managed_by(format!("HorizontalPodAutoscaler '{name}'")).with_hint(format!(
-                "change its minReplicas or maxReplicas: `kubectl -n {namespace} edit hpa {name}`; if they are above 0, \
-                 a scaling to 0 and back is possible here, and disables the autoscaler meanwhile"
-            )),
+            None => managed_by(format!("HorizontalPodAutoscaler '{name}'")).with_hint(
+                "change its bounds with set_autoscaler_bounds; if they are above 0, a scaling to 0 and back is possible \
+                 here, and disables the autoscaler meanwhile",
+            ),
         });
     }
     match (workload.kind(), workload.controller()) {
@@ -526,7 +526,7 @@ mod tests {
         };
         let message = refusal(autoscaler(""));
         assert!(
-            message.contains("HorizontalPodAutoscaler 'web-hpa'") && message.contains("edit hpa")
+            message.contains("HorizontalPodAutoscaler 'web-hpa'") && message.contains("set_autoscaler_bounds")
         );
         let message = refusal(autoscaler(", labels: {scaledobject.keda.sh/name: web-so}"));
         assert!(message.contains("ScaledObject 'web-so'"), "{message}");

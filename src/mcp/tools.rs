@@ -182,9 +182,7 @@ fn write_schema(own: Value, required: &[&str]) -> Value {
         },
         "reason": { "type": "string" },
         "wait": { "type": "boolean", "description": "Until it is complete." },
-        "precondition": {
-            "type": "object", "description": "The target's uid, resource_version.",
-        },
+        "precondition": { "type": "object", "description": "uid, resource_version" },
     });
     let mut properties = own.as_object().cloned().unwrap_or_default();
     properties.extend(common.as_object().cloned().unwrap_or_default());
@@ -283,7 +281,8 @@ fn list_actions() -> Value {
     tool(LIST_ACTIONS, &description, READS, input)
 }
 
-/// What an action does. The sentences after it say when it is refused, which a simulation says as well.
+/// What an action does, or a parameter means. The sentences after it say when it is refused, which a simulation says as
+/// well.
 fn first_sentence(description: &str) -> &str {
     description.split_inclusive(". ").next().unwrap_or_default().trim_end()
 }
@@ -321,10 +320,11 @@ fn compact_property(property: &Value) -> Value {
     if let Some(items) = property.get("items").filter(|items| items.get("properties").is_some()) {
         kept.insert("items".to_owned(), compact(items));
     }
-    for name in ["description", "default"] {
-        let value = property.get(name).filter(|value| !value.is_null() && **value != false);
-        kept.extend(value.map(|value| (name.to_owned(), value.clone())));
+    if let Some(description) = property["description"].as_str() {
+        kept.insert("description".to_owned(), first_sentence(description).into());
     }
+    let default = property.get("default").filter(|value| !value.is_null() && **value != false);
+    kept.extend(default.map(|value| ("default".to_owned(), value.clone())));
     kept.into()
 }
 

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::{
-    actions::{ActionKind, AffectedObject, ImageChange, Plan, request::ActionRequest},
+    actions::{
+        ActionKind, AffectedObject, BoundsChange, ImageChange, Plan, request::ActionRequest,
+    },
     contract::{
         error::{ActionError, Code},
         image,
@@ -31,6 +33,8 @@ pub(crate) struct Facts<'a> {
     pub replicas: Option<u32>,
     /// The images that the action changes; none before that is known.
     pub images: &'a [ImageChange],
+    /// The bounds of an autoscaler before and after the action, if it changes them.
+    pub bounds: Option<BoundsChange>,
 }
 
 impl<'a> Facts<'a> {
@@ -45,6 +49,7 @@ impl<'a> Facts<'a> {
             labels: plan.map(|plan| plan.found.labels.as_ref().unwrap_or(&NO_LABELS)),
             replicas: plan.and_then(|plan| plan.replicas),
             images: plan.map(|plan| plan.images.as_slice()).unwrap_or_default(),
+            bounds: plan.and_then(|plan| plan.bounds),
         }
     }
 }
@@ -90,6 +95,7 @@ impl Policy {
             results.extend(self.label_rules(facts));
             results.extend(self.replica_bounds(facts));
             results.extend(self.images_allowed(facts));
+            results.extend(self.autoscaler_bounds(facts));
         }
         if !facts.simulate {
             results.push(self.action_approval(facts));
@@ -236,6 +242,26 @@ impl Policy {
         ))
     }
 
+    /// Both bounds are numbers of replicas, and the maximum grows by a limited factor.
+    fn autoscaler_bounds(&self, facts: &Facts) -> Option<RuleResult> {
+        let BoundsChange { from, to } = facts.bounds?;
+        let (min, max) = (i64::from(self.replicas.min), i64::from(self.replicas.max));
+        let outside = to.into_iter().find(|bound| !(min..=max).contains(&i64::from(*bound)));
+        if let Some(bound) = outside {
+            let reason = format!("a bound of {bound} replicas is not from {min} to {max}");
+            return Some(result_of("replicas", Effect::Deny, reason));
+        }
+        let factor = self.autoscalers.max_factor.get();
+        let most = u64::try_from(from[1]).unwrap_or(0).saturating_mul(factor);
+        let is_too_much = to[1] > from[1] && u64::try_from(to[1]).unwrap_or(0) > most;
+        Some(deny_if(
+            "autoscalers.max_factor",
+            is_too_much.then_some(()),
+            |()| format!("a maximum of {} is more than {factor} times {}", to[1], from[1]),
+            || format!("a maximum of {} is at most {factor} times {}", to[1], from[1]),
+        ))
+    }
+
     /// Without a list, only another image of the same repository is allowed.
     fn images_allowed(&self, facts: &Facts) -> Option<RuleResult> {
         let allow = &self.images.allow;
@@ -358,6 +384,7 @@ mod tests {
         labels: None,
         replicas: None,
         images: &[],
+        bounds: None,
     };
 
     fn policy(text: &str) -> Policy {

@@ -56,6 +56,9 @@ pub struct Policy {
     /// The images that containers may get.
     #[serde(deserialize_with = "strict_object")]
     pub images: ImageRules,
+    /// How far the bounds of an autoscaler may be raised.
+    #[serde(deserialize_with = "strict_object")]
+    pub autoscalers: AutoscalerRules,
     /// Which limits apply to simulations.
     #[serde(deserialize_with = "strict_object")]
     pub simulation: SimulationRules,
@@ -162,11 +165,19 @@ pub struct ImageRules {
     pub allow: Vec<RepositoryPattern>,
 }
 
+/// How far the bounds of an autoscaler may be raised.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AutoscalerRules {
+    /// The maximum may grow to so many times what it is. Both bounds must be within `replicas` too.
+    pub max_factor: Bounded<1, 100, 2>,
+}
+
 /// Which limits apply to simulations.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SimulationRules {
-    /// Whether `actions`, `namespaces.allow`, `targets`, `replicas` and `images` apply to simulations too.
+    /// Whether `actions`, `namespaces.allow`, `targets`, `replicas`, `images` and `autoscalers` apply to simulations too.
     pub limited: bool,
 }
 

@@ -21,6 +21,7 @@ use k8s_openapi::{
         admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
         apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
         authentication::v1::TokenRequest,
+        autoscaling::v2::HorizontalPodAutoscaler,
         batch::v1::CronJob,
         core::v1::{Namespace as CoreNamespace, Node, Pod, PodTemplateSpec, ServiceAccount},
         policy::v1::PodDisruptionBudget,
@@ -608,6 +609,18 @@ impl Namespace {
             (wanted > 0 && status.number_available == Some(wanted)).then_some(())
         })
         .await;
+    }
+
+    /// An autoscaler from 1 to 4 replicas, for a Deployment that does not exist, so that it never scales.
+    pub async fn autoscaler(&self, name: &str) {
+        let object = json!({
+            "metadata": { "name": name },
+            "spec": {
+                "minReplicas": 1, "maxReplicas": 4,
+                "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "none" },
+            },
+        });
+        self.create::<HorizontalPodAutoscaler>(object).await;
     }
 
     /// A CronJob that is due once a year and never starts a missed run. Its Job's only pod has this image, and

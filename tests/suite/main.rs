@@ -61,6 +61,7 @@ mod scale;
 mod scenario;
 #[cfg(feature = "otel")]
 mod secrets;
+mod set_autoscaler_bounds;
 mod set_image;
 mod superseded;
 mod tls;

@@ -12,6 +12,7 @@ use std::{
 use action_executor::{actions::ActionKind, k8s::applied_requests::AppliedRequests};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, StatefulSet},
+    autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::{CronJob, Job},
     core::v1::{Event, Node, Pod},
 };
@@ -139,7 +140,9 @@ impl Scenario {
             ActionKind::RestartPod => self.pods_replaced(1).await,
             ActionKind::EvictPod => self.pods_replaced(2).await,
             ActionKind::RunCronjob => self.jobs_made().await,
-            ActionKind::Cordon | ActionKind::Uncordon => self.marks().await,
+            ActionKind::SetAutoscalerBounds | ActionKind::Cordon | ActionKind::Uncordon => {
+                self.marks().await
+            }
             ActionKind::Drain => self.drains().await,
             _ => self.generations().await,
         }
@@ -150,7 +153,10 @@ impl Scenario {
         match self.kind {
             ActionKind::RestartPod | ActionKind::EvictPod => i64::from(self.is_replaced().await),
             ActionKind::RunCronjob => self.jobs_made().await,
-            ActionKind::Cordon | ActionKind::Uncordon | ActionKind::Drain => self.marks().await,
+            ActionKind::SetAutoscalerBounds
+            | ActionKind::Cordon
+            | ActionKind::Uncordon
+            | ActionKind::Drain => self.marks().await,
             _ => self.generations().await,
         }
     }
@@ -274,6 +280,7 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
         ActionKind::Scale | ActionKind::SetImage | ActionKind::PauseRollout => {
             namespace.running_deployment("web", 1).await;
         }
+        ActionKind::SetAutoscalerBounds => namespace.autoscaler("web").await,
         ActionKind::ResumeRollout => {
             namespace.running_deployment("web", 1).await;
             set_paused(namespace, true).await;
@@ -325,6 +332,8 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
             namespace.deployment_with_claim("web", "data").await;
             namespace.revise("web", "2").await;
         }
+        // It has no pods of its own.
+        ActionKind::SetAutoscalerBounds => return prepare(kind, namespace).await,
         // A node without pods has none that fail.
         ActionKind::Cordon | ActionKind::Uncordon => return prepare(kind, namespace).await,
         // With everything on the node that a drain checks.
@@ -401,6 +410,9 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
         ActionKind::RestartDaemonset => json!({ "daemonset": "web", "namespace": name }),
         // A difference, because applying it twice would show.
         ActionKind::Scale => json!({ "name": "web", "namespace": name, "by": 1 }),
+        ActionKind::SetAutoscalerBounds => {
+            json!({ "autoscaler": "web", "namespace": name, "max_by": 1 })
+        }
         ActionKind::SetImage => json!({
             "name": "web", "namespace": name, "images": [{ "container": "main", "image": OTHER_IMAGE }],
         }),
@@ -431,6 +443,7 @@ fn api(kind: ActionKind, namespace: &Namespace) -> Api<DynamicObject> {
         | ActionKind::SetImage
         | ActionKind::PauseRollout
         | ActionKind::ResumeRollout => ApiResource::erase::<Deployment>(&()),
+        ActionKind::SetAutoscalerBounds => ApiResource::erase::<HorizontalPodAutoscaler>(&()),
         ActionKind::EvictPod => ApiResource::erase::<Pod>(&()),
         ActionKind::RunCronjob | ActionKind::SuspendCronjob | ActionKind::ResumeCronjob => {
             ApiResource::erase::<CronJob>(&())
