@@ -19,7 +19,7 @@ use crate::{
     config::ToolSet,
     contract::{
         error::{ActionError, Code},
-        json::read as read_strictly,
+        json::{read as read_strictly, strict_object_or_null},
         names::{AuditText, Namespace, RequestId},
     },
     executor::{
@@ -211,6 +211,7 @@ pub(crate) fn named_namespace(request: &Request, tools: ToolSet) -> Option<Optio
     #[derive(Deserialize)]
     struct Arguments {
         namespace: Option<Value>,
+        #[serde(default, deserialize_with = "strict_object_or_null")]
         parameters: Option<Parameters>,
     }
     let Call { name, arguments } = request.params().ok()?;

@@ -163,10 +163,13 @@ fn result_of(message: &Value) -> Value {
 }
 
 /// The header that repeats the namespace of these arguments, where they have one.
-fn namespace_header(arguments: &str) -> String {
+fn namespace_header(tool: &str, arguments: &str) -> String {
     let arguments: Value = serde_json::from_str(arguments).unwrap_or_default();
-    let named = [&arguments["parameters"]["namespace"], &arguments["namespace"]];
-    let Some(namespace) = named.into_iter().find_map(Value::as_str) else { return String::new() };
+    let named = match tool {
+        "get_action" | "list_actions" => &arguments["namespace"],
+        _ => &arguments["parameters"]["namespace"],
+    };
+    let Some(namespace) = named.as_str() else { return String::new() };
     let encoded = BASE64_STANDARD.encode(namespace);
     format!("Mcp-Param-Namespace: =?base64?{encoded}?=\r\n")
 }
@@ -211,7 +214,7 @@ impl<'a> Http<'a> {
         let headers = format!(
             "Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: {REVISION}\r\n\
              Mcp-Method: tools/call\r\nMcp-Name: {tool}\r\n{}",
-            namespace_header(arguments)
+            namespace_header(tool, arguments)
         );
         let mut stream = self.server.connect();
         let line = call_line(1, tool, arguments, true);
@@ -225,7 +228,7 @@ impl<'a> Http<'a> {
         let headers = format!(
             "Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: {REVISION}\r\n\
              Mcp-Method: {method}\r\nMcp-Name: {name}\r\n{}",
-            namespace_header(&params["arguments"].to_string())
+            namespace_header(name, &params["arguments"].to_string())
         );
         let mut stream = self.server.connect();
         let line = task_line(1, method, params);

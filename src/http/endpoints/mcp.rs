@@ -385,7 +385,7 @@ mod tests {
             ("drain", json!({ "id": "a", "parameters": { "node": "n" } }), header, ok),
             // Refused for what they are.
             ("scale", json!({ "id": "a", "parameters": { "namespace": 7 } }), none, ok),
-            ("scale", json!({ "id": "a", "parameters": [] }), none, ok),
+            ("scale", json!({ "id": "a", "parameters": ["shop"] }), none, ok),
             ("unknown", shop(), none, ok),
         ] {
             let params = json!({
