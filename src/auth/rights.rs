@@ -64,9 +64,15 @@ impl Rights {
 /// A user, and the namespaces in which its rights are looked for.
 type Key = (Identity, Vec<String>);
 
+/// The rights of a user, once they are read, and since when.
+struct User {
+    rights: Arc<OnceCell<Rights>>,
+    at: Instant,
+}
+
 /// The rights that were read lately.
 pub(crate) struct KnownRights {
-    users: Mutex<HashMap<Key, (Arc<OnceCell<Rights>>, Instant)>>,
+    users: Mutex<HashMap<Key, User>>,
     reviews: Arc<Semaphore>,
 }
 
@@ -112,11 +118,12 @@ impl KnownRights {
 
     fn cell(&self, key: Key, now: Instant) -> Arc<OnceCell<Rights>> {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        users.retain(|_, (_, at)| now.saturating_duration_since(*at) < TTL);
+        users.retain(|_, user| now.saturating_duration_since(user.at) < TTL);
         if users.len() >= MAX_USERS && !users.contains_key(&key) {
             return Arc::default();
         }
-        users.entry(key).or_insert_with(|| (Arc::default(), now)).0.clone()
+        let user = users.entry(key).or_insert_with(|| User { rights: Arc::default(), at: now });
+        user.rights.clone()
     }
 }
 

@@ -149,7 +149,7 @@ impl Session {
             }
         };
         match message {
-            Ok(Message::Request(request)) => self.begin(request).await,
+            Ok(Message::Request(request)) => self.begin(*request).await,
             Ok(Message::Notification(notification)) => {
                 let cancelled = notification.cancelled().and_then(|id| self.running.remove(&id));
                 if let Some(task) = cancelled {

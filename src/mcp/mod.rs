@@ -101,11 +101,9 @@ where
 
 /// The span of a request that names a trace of its own; it continues that trace, whatever its transport names.
 fn span(request: &Request) -> Span {
-    if request.meta.traces.is_empty() {
-        return Span::current();
-    }
+    let Some(trace) = &request.meta.trace else { return Span::current() };
     let span = tracing::debug_span!("mcp", otel.kind = "server", trace_id = Empty);
-    traces::extract(&span, &request.meta.traces);
+    traces::extract(&span, trace);
     span
 }
 
@@ -432,7 +430,7 @@ mod tests {
     fn request(method: &str, params: Value) -> Request {
         let text = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
         match read(text.to_string().as_bytes()) {
-            Ok(Message::Request(request)) => request,
+            Ok(Message::Request(request)) => *request,
             other => panic!("{other:?}"),
         }
     }

@@ -117,7 +117,7 @@ impl MessageId {
 #[derive(Debug)]
 pub(crate) enum Message {
     /// It expects an answer.
-    Request(Request),
+    Request(Box<Request>),
     /// It expects none.
     Notification(Notification),
 }
@@ -153,7 +153,7 @@ pub(crate) struct Meta {
     /// Whether the client takes a task for an answer.
     pub takes_tasks: bool,
     /// The trace that it belongs to (W3C Trace Context), as headers.
-    pub traces: HeaderMap,
+    pub trace: Option<Box<HeaderMap>>,
 }
 
 /// The extension for answers that come later.
@@ -227,7 +227,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Message, Unreadable> {
         None => Ok(Message::Notification(Notification { method, params })),
         Some(None) => Err(invalid("id: must be a string or an integer")),
         Some(Some(id)) => match meta(&params) {
-            Ok(meta) => Ok(Message::Request(Request { id, method, params, meta })),
+            Ok(meta) => Ok(Message::Request(Box::new(Request { id, method, params, meta }))),
             Err(error) => Err((Some(id), error)),
         },
     }
@@ -252,18 +252,19 @@ fn meta(params: &str) -> Result<Meta, ProtocolError> {
             .and_then(|all| all.get("extensions")?.get(TASKS))
             .is_some_and(Value::is_object),
         has_capabilities: fields.capabilities.is_some(),
-        traces: trace_headers(fields.traceparent, fields.tracestate),
+        trace: trace_headers(fields.traceparent, fields.tracestate),
     })
 }
 
 /// A trace that cannot be read is none; it changes nothing that is done.
-fn trace_headers(parent: Option<Value>, state: Option<Value>) -> HeaderMap {
+fn trace_headers(parent: Option<Value>, state: Option<Value>) -> Option<Box<HeaderMap>> {
     let header = |name: &'static str, value: Option<Value>| {
         let value = HeaderValue::from_str(value?.as_str()?).ok()?;
         Some((HeaderName::from_static(name), value))
     };
-    let Some(parent) = header("traceparent", parent) else { return HeaderMap::new() };
-    [Some(parent), header("tracestate", state)].into_iter().flatten().collect()
+    let parent = header("traceparent", parent)?;
+    let headers = [Some(parent), header("tracestate", state)].into_iter().flatten();
+    Some(Box::new(headers.collect()))
 }
 
 /// The name and version of a client's program (`Implementation`); what is not printable is left out, and so is what
@@ -385,7 +386,7 @@ mod tests {
 
     fn request(text: &str) -> Request {
         match read(text.as_bytes()) {
-            Ok(Message::Request(request)) => request,
+            Ok(Message::Request(request)) => *request,
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -507,19 +508,17 @@ mod tests {
 
     #[test]
     fn a_trace_is_read_and_a_wrong_one_is_none() {
-        let traces = |fields: &str| {
+        let trace = |fields: &str| {
             let text = format!(
                 r#"{{"jsonrpc":"2.0","id":1,"method":"a","params":{{"_meta":{{{fields}}}}}}}"#
             );
-            request(&text).meta.traces
+            request(&text).meta.trace
         };
-        let both = traces(r#""traceparent":"00-1-2-01","tracestate":"a=b""#);
-        assert_eq!(
-            (both["traceparent"].to_str().ok(), both["tracestate"].to_str().ok()),
-            (Some("00-1-2-01"), Some("a=b"))
-        );
+        let both = trace(r#""traceparent":"00-1-2-01","tracestate":"a=b""#).expect("is read");
+        let named = |name: &str| both[name].to_str().expect("is text");
+        assert_eq!([named("traceparent"), named("tracestate")], ["00-1-2-01", "a=b"]);
         for none in ["", r#""traceparent":7"#, r#""traceparent":"\n""#, r#""tracestate":"a=b""#] {
-            assert!(traces(none).is_empty(), "{none}");
+            assert_eq!(trace(none), None, "{none}");
         }
     }
 

@@ -70,7 +70,7 @@ pub(crate) async fn post(
     }
     check_content_type(CONTENT_TYPE.read(headers)?.as_deref())?;
     let message = match protocol::read(request.body()) {
-        Ok(Message::Request(message)) => message,
+        Ok(Message::Request(message)) => *message,
         // There is nothing to cancel: a client that closes its stream has done so.
         Ok(Message::Notification(_)) => return Ok(accepted()),
         Err((id, error)) => return Ok(refused(protocol::error(id.as_ref(), &error))),
@@ -303,7 +303,7 @@ mod tests {
     fn request(method: &str, params: Value) -> Request {
         let text = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
         match protocol::read(text.to_string().as_bytes()) {
-            Ok(Message::Request(request)) => request,
+            Ok(Message::Request(request)) => *request,
             other => panic!("{other:?}"),
         }
     }
