@@ -5,7 +5,7 @@
 //! the answer. What concerns the connection and the caller is decided as for every other endpoint; here are the headers
 //! that repeat the body, the statuses, and what becomes of a client that is gone.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
@@ -22,8 +22,12 @@ use crate::{
     config::ToolSet,
     contract::error::ActionError,
     http::{
+        concurrency,
         dispatch::Service,
-        endpoints::execute::{action_time, with_permit},
+        endpoints::{
+            execute::{action_time, with_permit},
+            respond_async::{self, BackgroundTasks},
+        },
         headers::{ACCEPT, CONTENT_TYPE, accepts_event_stream, check_accept, check_content_type},
         message::{Body, FullRequest, RequestInfo, full},
     },
@@ -83,12 +87,7 @@ pub(crate) async fn post(
     let (sender, lines) = mpsc::channel(BUFFERED_LINES);
     let token = message.meta.progress_token.clone().filter(|_| may_stream);
     let server = service.server.as_ref();
-    // Where no more work may continue, the action holds the request's own permit until it ends, also if the client
-    // is gone before.
-    let hold = match server.and_then(|server| server.background.permit()) {
-        Some(permit) => Hold::Background(permit),
-        None => Hold::Request(info.permit.clone()),
-    };
+    let hold = hold(server.map(|server| &server.background), &info);
     let exchange = Exchange {
         context: with_permit(service, &info),
         caller: info.caller.clone(),
@@ -108,6 +107,18 @@ pub(crate) async fn post(
         () = sleep(STREAM_AFTER), if may_stream => {}
     }
     Ok(stream(answer, lines, revision.is_stateless()))
+}
+
+/// What an action of this request holds until it ends, also if its client is gone before: a permit to continue, or where
+/// none is left, the request's own.
+fn hold(
+    background: Option<&BackgroundTasks>,
+    info: &RequestInfo,
+) -> Hold<respond_async::Permit, Option<Arc<concurrency::Permit>>> {
+    match background.and_then(BackgroundTasks::permit) {
+        Some(permit) => Hold::Background(permit),
+        None => Hold::Request(info.permit.clone()),
+    }
 }
 
 /// The answer in one line, with its status.
@@ -298,7 +309,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::mcp::protocol::{INVALID_PARAMS, UNSUPPORTED_REVISION};
+    use crate::{
+        http::{
+            concurrency::{Lane, Limiter},
+            routes::MatchedPath,
+        },
+        mcp::protocol::{INVALID_PARAMS, UNSUPPORTED_REVISION},
+        telemetry::metrics::Metrics,
+    };
 
     fn request(method: &str, params: Value) -> Request {
         let text = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
@@ -413,6 +431,27 @@ mod tests {
             (vec![("mcp-protocol-version", "2026-07-28")], Err(INVALID_PARAMS)),
         ] {
             assert_eq!(checked(&list, &headers), expected, "{headers:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_action_without_a_permit_to_continue_holds_that_of_its_request() {
+        let limiter = Limiter::new(1, Arc::new(Metrics::new(None)));
+        let acquire = async || limiter.acquire(Lane::Actions, None).await;
+        let background = BackgroundTasks::default();
+        let mut taken = Vec::new();
+        for is_free in [true, false] {
+            let permit = acquire().await.expect("is free");
+            let id = HeaderValue::from_static("id");
+            let info = RequestInfo::new(id, MatchedPath::of("/mcp"), None);
+            let info = RequestInfo { permit: Some(permit), ..info };
+            let held = hold(Some(&background), &info);
+            // Its client is gone.
+            drop(info);
+            assert_eq!(acquire().await.is_ok(), is_free);
+            drop(held);
+            assert!(acquire().await.is_ok());
+            taken.extend(std::iter::from_fn(|| background.permit()));
         }
     }
 
