@@ -341,7 +341,7 @@ mod tests {
         let error = decide_on(OWNED, &[budget("web", 0)], "").expect_err("is refused");
         assert_eq!(error.code, Code::DisruptionBudget);
         assert!(error.detail.contains("PodDisruptionBudget 'web' allows 0"), "{}", error.detail);
-        assert_eq!(error.object_uid.as_deref(), Some("u-web-1"));
+        assert_eq!(error.refused_uid(), Some("u-web-1"));
     }
 
     #[test]

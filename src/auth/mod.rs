@@ -38,6 +38,7 @@ use crate::{
 pub mod client_cert;
 pub mod keys;
 pub mod rate_limit;
+pub(crate) mod rights;
 pub mod token_cache;
 pub mod token_review;
 
@@ -289,31 +290,6 @@ impl Caller {
             // Without a cluster RBAC cannot authorize.
             (Caller::User(_), None) => Err(forbidden(self.name(), access)),
         }
-    }
-
-    /// Whether the caller may have such an access in one namespace at least. The cluster's RBAC can only be asked for
-    /// one namespace at a time, or for all (empty): for its users only `namespaces` count.
-    ///
-    /// # Errors
-    /// Why the cluster could not answer.
-    pub(crate) async fn may_somewhere(
-        &self,
-        verb: Verb,
-        kind: Option<ActionKind>,
-        namespaces: &[String],
-        cluster: Option<&Cluster>,
-    ) -> Result<bool, ActionError> {
-        if let Caller::Key(entry) = self {
-            return Ok(entry.allows_somewhere(verb, kind));
-        }
-        for namespace in namespaces {
-            match self.authorize(&AccessRequest { verb, kind, namespace }, cluster).await {
-                Ok(()) => return Ok(true),
-                Err(refusal) if refusal.code == Code::CallerForbidden => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(false)
     }
 
     /// The caller's name in the audit.

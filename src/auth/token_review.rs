@@ -42,7 +42,7 @@ pub const RULES: [PolicyRule; 2] = [
 ];
 
 /// A user of the cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     /// The user's name.
     pub user: String,

@@ -28,7 +28,7 @@ use crate::{
     k8s::api::connect::connect,
     mcp::{
         self, Exchange,
-        calls::Progression,
+        calls::{Hold, Progression, Waits},
         protocol::{self, INITIALIZE, INVALID_REQUEST, Message, MessageId, ProtocolError, Request},
     },
 };
@@ -119,6 +119,7 @@ struct Session {
     client: Option<AuditText>,
     requests: Arc<Semaphore>,
     background: Arc<Semaphore>,
+    waits: Waits,
     tasks: JoinSet<()>,
     running: HashMap<MessageId, AbortHandle>,
 }
@@ -132,6 +133,7 @@ impl Session {
             client: None,
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             background: Arc::new(Semaphore::new(MAX_BACKGROUND as usize)),
+            waits: Waits::default(),
             tasks: JoinSet::new(),
             running: HashMap::new(),
         }
@@ -147,7 +149,7 @@ impl Session {
             }
         };
         match message {
-            Ok(Message::Request(request)) => self.begin(request).await,
+            Ok(Message::Request(request)) => self.begin(*request).await,
             Ok(Message::Notification(notification)) => {
                 let cancelled = notification.cancelled().and_then(|id| self.running.remove(&id));
                 if let Some(task) = cancelled {
@@ -169,6 +171,13 @@ impl Session {
         }
         let lines = self.output.clone();
         let token = request.meta.progress_token.clone();
+        // The semaphore is never closed.
+        let permit = Arc::new(self.requests.clone().acquire_owned().await);
+        // Where no more work may continue, the action holds the request's own permit, also once it is cancelled.
+        let hold = match self.background.clone().try_acquire_owned() {
+            Ok(permit) => Hold::Background(permit),
+            Err(_) => Hold::Request(permit.clone()),
+        };
         let exchange = Exchange {
             context: self.context.clone(),
             caller: None,
@@ -176,11 +185,11 @@ impl Session {
             revision,
             tools: self.settings.tools,
             wait: self.settings.wait,
-            permit: self.background.clone().try_acquire_owned().ok(),
+            hold,
+            rights: Arc::default(),
+            waits: self.waits.clone(),
             progression: token.map(|token| Progression { token, lines }),
         };
-        // The semaphore is never closed.
-        let permit = self.requests.clone().acquire_owned().await;
         let (id, output) = (request.id.clone(), self.output.clone());
         let task = self.tasks.spawn(async move {
             let _permit = permit;
@@ -209,6 +218,7 @@ impl Session {
     async fn finish(mut self) {
         self.answered().await;
         let _ = self.background.acquire_many(MAX_BACKGROUND).await;
+        let _ = self.requests.acquire_many(MAX_REQUESTS as u32).await;
     }
 }
 

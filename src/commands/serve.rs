@@ -32,6 +32,7 @@ use crate::{
         tls,
     },
     k8s::api::{client::Cluster, connect::connect},
+    mcp::calls::Waits,
     telemetry::metrics::Metrics,
 };
 
@@ -117,11 +118,12 @@ async fn serve(
     };
     let state = ServerState {
         background: limits.background.clone(),
+        waits: Waits::default(),
         watchers: Watchers::new(stopping.clone()),
         tls: tls.clone(),
         actions: Arc::default(),
     };
-    let service = Service::new(context, Arc::new(callers), settings.mcp);
+    let service = Service::new(context, Arc::new(callers), settings);
     let service = service.in_server(state, stopping.clone());
     let engine = match args.engine {
         cli::Engine::Hyper => Engine::Hyper,

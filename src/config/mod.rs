@@ -35,6 +35,8 @@ pub struct Settings {
     pub keys: Option<Source>,
     /// The audience of callers' Kubernetes tokens; none: tokens are not accepted.
     pub token_audience: Option<String>,
+    /// What is said of `/mcp` to OAuth clients; none: nothing.
+    pub protected_resource: Option<ProtectedResource>,
     /// The files for TLS; none: plain HTTP.
     pub tls: Option<TlsFiles>,
     /// The host names that the server serves, in lower case.
@@ -68,6 +70,15 @@ pub struct OwnPod {
     pub name: String,
     /// Its node.
     pub node: String,
+}
+
+/// `/mcp` as a resource that OAuth protects (RFC 9728).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProtectedResource {
+    /// Its URL, which is the audience of its tokens.
+    pub resource: String,
+    /// The URL of the issuer of its tokens.
+    pub issuer: String,
 }
 
 /// How MCP is served.
@@ -124,6 +135,7 @@ impl Settings {
             policy: source(&variables::POLICY, &variables::POLICY_BASE64, &vars)?,
             keys: source(&variables::KEYS, &variables::KEYS_BASE64, &vars)?,
             token_audience: variables::TOKEN_AUDIENCE.get(&vars).map(str::to_owned),
+            protected_resource: protected_resource(&vars)?,
             tls: tls_files(&vars)?,
             hosts: hosts(variables::HOSTS.get(&vars).unwrap_or_default())?,
             caller_rate: variables::CALLER_RATE.number(&vars)?,
@@ -177,6 +189,36 @@ fn source(
             Ok(Some(Source::Variable(content.name, text)))
         }
     }
+}
+
+/// The path of the resource that OAuth protects.
+const RESOURCE_PATH: &str = "/mcp";
+
+/// An issuer issues tokens for an audience, which is the resource (RFC 8707).
+fn protected_resource(vars: &Variables) -> Result<Option<ProtectedResource>, ActionError> {
+    use variables::{OAUTH_ISSUER, TOKEN_AUDIENCE};
+    let Some(issuer) = OAUTH_ISSUER.get(vars) else { return Ok(None) };
+    if path_of(issuer).is_none() {
+        return Err(OAUTH_ISSUER.invalid("must be a URL, as https://issuer.example.com"));
+    }
+    let resource = TOKEN_AUDIENCE.get(vars).unwrap_or_default();
+    if path_of(resource) != Some(RESOURCE_PATH) {
+        let needed = format!(
+            "needs {}, the URL of the server's {RESOURCE_PATH}, as https://actions.example.com{RESOURCE_PATH}",
+            TOKEN_AUDIENCE.name
+        );
+        return Err(OAUTH_ISSUER.invalid(&needed));
+    }
+    Ok(Some(ProtectedResource { resource: resource.to_owned(), issuer: issuer.to_owned() }))
+}
+
+/// The path of a URL of HTTP that has no query; one without a path has an empty one.
+fn path_of(url: &str) -> Option<&str> {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"))?;
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let is_plain =
+        |it: u8| it.is_ascii_graphic() && !matches!(it, b'?' | b'#' | b'"' | b'\\' | b'@');
+    (!authority.is_empty() && rest.bytes().all(is_plain)).then_some(path)
 }
 
 /// A certificate and its key need each other, and the clients' authorities need both.
@@ -272,6 +314,36 @@ mod tests {
         for alone in [certificate, key, "ACTION_EXECUTOR_TLS_CLIENT_CA"] {
             let error = read(&[(alone, "/x")]).expect_err("is refused");
             assert!(error.detail.contains(alone) && error.detail.contains("needs"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_issuer_needs_an_audience_that_is_the_url_of_the_resource() {
+        let both = |issuer, audience| {
+            read(&[
+                ("ACTION_EXECUTOR_OAUTH_ISSUER", issuer),
+                ("ACTION_EXECUTOR_TOKEN_AUDIENCE", audience),
+            ])
+            .map(|settings| settings.protected_resource)
+        };
+        let (issuer, resource) = ("https://issuer.example.com/a", "https://a.example.com/mcp");
+        let expected =
+            ProtectedResource { resource: resource.to_owned(), issuer: issuer.to_owned() };
+        assert_eq!(both(issuer, resource), Ok(Some(expected)));
+        assert_eq!(both("", "action-executor"), Ok(None));
+        for (issuer, audience) in [
+            (issuer, ""),
+            (issuer, "action-executor"),
+            (issuer, "https://a.example.com"),
+            (issuer, "https://a.example.com/mcp/"),
+            (issuer, "https:///mcp"),
+            ("issuer.example.com", resource),
+            ("ftp://issuer.example.com", resource),
+            ("https://issuer.example.com/?a=b", resource),
+            ("https://issuer.example.com/\"", resource),
+        ] {
+            let error = both(issuer, audience).expect_err(issuer);
+            assert!(error.detail.contains("ACTION_EXECUTOR_OAUTH_ISSUER"), "{error}");
         }
     }
 

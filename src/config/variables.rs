@@ -68,6 +68,12 @@ pub(crate) const TOKEN_AUDIENCE: Setting = text(
     "text",
     "the audience of callers' Kubernetes tokens; without one they are not accepted",
 );
+pub(crate) const OAUTH_ISSUER: Setting = text(
+    "ACTION_EXECUTOR_OAUTH_ISSUER",
+    "none",
+    "URL",
+    "the OAuth issuer of MCP clients' tokens, which the API server accepts for the audience, the URL of `/mcp`",
+);
 pub(crate) const TLS_CERTIFICATE: Setting = text(
     "ACTION_EXECUTOR_TLS_CERTIFICATE",
     "none",
@@ -155,7 +161,7 @@ pub(crate) const NODE_NAME: Setting =
     text("NODE_NAME", "none", "text", "the node on which the program runs");
 
 /// Every setting, in the order in which the reference lists them.
-pub(crate) const SETTINGS: [&Setting; 23] = [
+pub(crate) const SETTINGS: [&Setting; 24] = [
     &DEADLINE_SECONDS,
     &REPLAY_WINDOW_SECONDS,
     &POLICY,
@@ -163,6 +169,7 @@ pub(crate) const SETTINGS: [&Setting; 23] = [
     &KEYS,
     &KEYS_BASE64,
     &TOKEN_AUDIENCE,
+    &OAUTH_ISSUER,
     &TLS_CERTIFICATE,
     &TLS_KEY,
     &TLS_CLIENT_CA,

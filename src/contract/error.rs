@@ -304,8 +304,17 @@ pub struct ActionError {
     pub retry_after: Option<Duration>,
     /// The request's id, once it is known.
     pub id: Option<Box<str>>,
-    /// The uid of the object that was refused; for the audit only.
-    pub object_uid: Option<Box<str>>,
+    /// What is known of the object that was refused.
+    pub refused: Option<Box<RefusedObject>>,
+}
+
+/// What is known of an object that was refused; for the audit and for hints.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RefusedObject {
+    /// Its uid.
+    pub uid: Option<String>,
+    /// The digest of the id of the request that acted on it last.
+    pub last_request: Option<String>,
 }
 
 impl ActionError {
@@ -318,7 +327,7 @@ impl ActionError {
             hint: None,
             retry_after: None,
             id: None,
-            object_uid: None,
+            refused: None,
         }
     }
 
@@ -363,7 +372,18 @@ impl ActionError {
 
     /// Adds the uid of the object that was refused.
     pub(crate) fn object_uid(mut self, uid: Option<&str>) -> Self {
-        self.object_uid = uid.map(Into::into);
+        self.refused.get_or_insert_default().uid = uid.map(str::to_owned);
+        self
+    }
+
+    /// The uid of the object that was refused.
+    pub(crate) fn refused_uid(&self) -> Option<&str> {
+        self.refused.as_ref()?.uid.as_deref()
+    }
+
+    /// Adds the digest of the id of the request that acted last on the object that was refused.
+    pub(crate) fn last_request(mut self, digest: Option<&str>) -> Self {
+        self.refused.get_or_insert_default().last_request = digest.map(str::to_owned);
         self
     }
 

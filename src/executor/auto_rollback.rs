@@ -242,7 +242,7 @@ impl Transaction<'_> {
         let facts = Facts { labels: Some(&labels), ..Facts::of(self.request, None) };
         self.context.policy().judge(&facts).refuse()?;
         let (target, now) = (&response.target, self.cluster.now());
-        let entry = UsageEntry::new(&self.rollback_mark(), target, target, now);
+        let entry = UsageEntry::new(&self.rollback_mark(), target, now);
         self.budget.record_unconditionally(&[entry], deadline).await
     }
 

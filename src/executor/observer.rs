@@ -12,12 +12,14 @@ use crate::{
 
 type OnProgress = Arc<dyn Fn(&str) + Send + Sync>;
 type OnClaimed = Arc<dyn Fn(&RequestMetadata) + Send + Sync>;
+type OnClaiming = Arc<dyn Fn() + Send + Sync>;
 type OnWaiting = Arc<dyn Fn() + Send + Sync>;
 
 /// The hooks of an action; none by default.
 #[derive(Clone, Default)]
 pub(crate) struct Observer {
     on_progress: Option<OnProgress>,
+    on_claiming: Option<OnClaiming>,
     on_claimed: Option<OnClaimed>,
     on_waiting: Vec<OnWaiting>,
     metrics: Option<Arc<Metrics>>,
@@ -27,6 +29,13 @@ impl Observer {
     /// Calls this with each new stage of a long wait, in a sentence.
     pub(crate) fn on_progress(mut self, hook: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.on_progress = Some(Arc::new(hook));
+        self
+    }
+
+    /// Calls this before the claim is written: from now on it may be made, whoever stops waiting. It may be called more
+    /// than once.
+    pub(crate) fn on_claiming(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
+        self.on_claiming = Some(Arc::new(hook));
         self
     }
 
@@ -56,6 +65,12 @@ impl Observer {
     pub(crate) fn progress(&self, stage: &str) {
         if let Some(hook) = &self.on_progress {
             hook(stage);
+        }
+    }
+
+    pub(crate) fn claiming(&self) {
+        if let Some(hook) = &self.on_claiming {
+            hook();
         }
     }
 

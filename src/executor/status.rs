@@ -21,7 +21,7 @@ use crate::{
         response::{ActionResponse, Target, milliseconds},
     },
     executor::{context::Context, follow_up::Pending},
-    ledger::record::{REQUESTER, Record, State, event_name},
+    ledger::record::{REQUESTER, Record, State, event_name, is_final},
 };
 
 /// Time to read the record, and time to read the target.
@@ -64,8 +64,13 @@ pub(crate) struct Progress {
 
 /// A request whose record was found.
 pub(crate) struct Operation {
+    namespace: Namespace,
     id: RequestId,
     record: Record,
+    /// The uid of the record's Event.
+    uid: String,
+    /// When the record was last written (UTC).
+    written_at: Option<String>,
     requester: Option<String>,
     message: String,
 }
@@ -83,17 +88,20 @@ pub(crate) async fn find(
     let name = event_name(id);
     let deadline = Instant::now() + STATUS_TIMEOUT;
     let event = cluster.get_opt::<Event>(namespace, &name, deadline).await?;
-    Ok(event.and_then(|event| Operation::read(id, event)))
+    Ok(event.and_then(|event| Operation::read(namespace, id, event)))
 }
 
 impl Operation {
     /// `None` for an Event without a record: it is not ours, whatever its name.
-    fn read(id: &RequestId, event: Event) -> Option<Self> {
+    fn read(namespace: &Namespace, id: &RequestId, event: Event) -> Option<Self> {
         let record = Record::read(&event)?;
         let annotations = event.metadata.annotations.unwrap_or_default();
         Some(Operation {
+            namespace: namespace.clone(),
             id: id.clone(),
             record,
+            uid: event.metadata.uid?,
+            written_at: event.last_timestamp.map(|time| time.0.to_string()),
             requester: annotations.get(REQUESTER).cloned(),
             message: event.message.unwrap_or_default(),
         })
@@ -102,6 +110,47 @@ impl Operation {
     /// The action; `None` if this version does not know it.
     pub(crate) fn kind(&self) -> Option<ActionKind> {
         ActionKind::named(&self.record.intent.answer.kind).ok()
+    }
+
+    /// The namespace of the record.
+    pub(crate) fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The request's id.
+    pub(crate) fn id(&self) -> &RequestId {
+        &self.id
+    }
+
+    /// The uid of the record's Event: it is random, stays the same as long as the record exists, and only who may read
+    /// Events knows it.
+    pub(crate) fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    /// When the record was last written (UTC).
+    pub(crate) fn written_at(&self) -> Option<&str> {
+        self.written_at.as_deref()
+    }
+
+    /// Whether somebody carries it out, as far as the record tells: no claim that expired, and no wait that was
+    /// interrupted.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.is_under_way_at(Utc::now())
+    }
+
+    fn is_under_way_at(&self, now: DateTime<Utc>) -> bool {
+        match self.record.state {
+            State::Claimed => now < self.record.expires_at,
+            State::Applied | State::RollingBack => self.interrupted_answer().is_none(),
+            State::InDoubt | State::Answered | State::Refused | State::PendingApproval => false,
+        }
+    }
+
+    /// The answer of an attempt whose wait was interrupted.
+    pub(crate) fn interrupted_answer(&self) -> Option<&ActionResponse> {
+        let is_interrupted = |answer: &&ActionResponse| !is_final(answer);
+        self.record.answer.as_ref().filter(is_interrupted)
     }
 
     /// The record's version, which changes with every write.
@@ -186,12 +235,16 @@ mod tests {
     use chrono::TimeDelta;
 
     use super::*;
+    use crate::contract::response::{Rollout, RolloutState};
 
     fn operation(state: State) -> Operation {
         let record = Record { state, ..Record::example() };
         Operation {
+            namespace: Namespace::default(),
             id: RequestId::try_from("alert-7".to_owned()).expect("is an id"),
             record,
+            uid: "u".to_owned(),
+            written_at: None,
             requester: Some("pager".to_owned()),
             message: "The message.".to_owned(),
         }
@@ -216,6 +269,32 @@ mod tests {
             assert!(progress.detail.starts_with(detail), "{state:?}: {}", progress.detail);
             assert_eq!(progress.until.is_some(), has_until, "{state:?}");
             assert_eq!(progress.overdue, late && has_until, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn an_interrupted_wait_and_an_expired_claim_are_not_under_way() {
+        let interrupted = Some(RolloutState::Interrupted);
+        for (state, rollout, late, expected) in [
+            (State::Claimed, None, false, true),
+            (State::Claimed, None, true, false),
+            (State::Applied, None, true, true),
+            (State::Applied, interrupted, false, false),
+            (State::RollingBack, Some(RolloutState::Failed), true, true),
+            (State::RollingBack, interrupted, false, false),
+            (State::PendingApproval, None, false, false),
+            (State::InDoubt, None, false, false),
+            (State::Refused, None, false, false),
+            (State::Answered, None, false, false),
+        ] {
+            let mut operation = operation(state);
+            operation.record.answer = rollout.map(|state| {
+                let rollout = Rollout { state, message: String::new(), problems: Vec::new() };
+                ActionResponse { rollout: Some(rollout), ..operation.record.intent.answer.clone() }
+            });
+            let seconds = TimeDelta::seconds(if late { 0 } else { -1 });
+            let now = operation.record.expires_at + seconds;
+            assert_eq!(operation.is_under_way_at(now), expected, "{state:?} {rollout:?}");
         }
     }
 

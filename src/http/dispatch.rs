@@ -8,14 +8,14 @@ use tokio::{sync::watch, task::JoinError};
 use tracing::{Instrument, field::Empty};
 
 use crate::{
-    auth::{Authenticator, Caller, Credentials},
-    config::{McpSettings, reload::Reloading},
+    auth::{Authenticator, Caller, Credentials, rights::KnownRights},
+    config::{McpSettings, ProtectedResource, Settings, reload::Reloading},
     contract::error::{ActionError, Code},
     executor::{context::Context, reply::Reply},
     http::{
         assets::{self, Document},
         endpoints::{
-            cloudevents, execute, history, mcp, metrics, operation,
+            cloudevents, execute, history, mcp, metrics, operation, protected_resource,
             readiness::{self, Readiness},
             respond_async::BackgroundTasks,
             sse::Watchers,
@@ -24,6 +24,7 @@ use crate::{
         routes::{Asset, MatchedPath, Route},
         tls::Tls,
     },
+    mcp::calls::Waits,
     telemetry::traces,
 };
 
@@ -34,8 +35,12 @@ pub(crate) struct Service {
     pub context: Context,
     /// Who may call.
     pub callers: Arc<Authenticator>,
+    /// What is known of their rights.
+    pub rights: Arc<KnownRights>,
     /// How MCP is served.
     pub mcp: McpSettings,
+    /// What is said of it to OAuth clients.
+    pub resource: Option<ProtectedResource>,
     /// What is known of the cluster's readiness.
     pub readiness: Arc<Readiness>,
     /// What only a server has.
@@ -47,6 +52,8 @@ pub(crate) struct Service {
 pub(crate) struct ServerState {
     /// The work that continues after its response.
     pub background: BackgroundTasks,
+    /// The waits of MCP calls.
+    pub waits: Waits,
     /// The requests that are watched.
     pub watchers: Watchers,
     /// The certificate that is served.
@@ -56,9 +63,17 @@ pub(crate) struct ServerState {
 }
 
 impl Service {
-    /// A service for this context and these callers.
-    pub(crate) fn new(context: Context, callers: Arc<Authenticator>, mcp: McpSettings) -> Self {
-        Service { context, callers, mcp, readiness: Arc::default(), server: None }
+    /// A service for this context, these callers and these settings.
+    pub(crate) fn new(context: Context, callers: Arc<Authenticator>, settings: &Settings) -> Self {
+        Service {
+            context,
+            callers,
+            rights: Arc::default(),
+            mcp: settings.mcp,
+            resource: settings.protected_resource.clone(),
+            readiness: Arc::default(),
+            server: None,
+        }
     }
 
     /// The same service in a server, which is ready only until `stopping` becomes true.
@@ -141,9 +156,23 @@ impl Service {
             Route::Mcp => Box::pin(mcp::post(self, request, info)).await,
             Route::Operation => Box::pin(operation::get(self, &request, &info)).await,
             Route::History => Box::pin(history::get(self, &request, &info)).await,
+            Route::ProtectedResource => protected_resource::get(self),
             Route::Ready => Ok(Box::pin(readiness::get(self)).await),
             _ => metrics::get(self),
         }
+    }
+
+    /// The response to a request that is refused before it is dispatched.
+    pub(crate) fn refused(&self, error: ActionError, path: MatchedPath) -> Response<Body> {
+        let is_unauthenticated = error.code == Code::Unauthenticated;
+        let mut response = Response::from(Reply::from(error));
+        if is_unauthenticated
+            && path.route("POST") == Ok(Route::Mcp)
+            && let Some(challenge) = self.resource.as_ref().and_then(protected_resource::challenge)
+        {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
     }
 
     /// The served certificate, if this is a server with TLS.

@@ -323,7 +323,8 @@ mod tests {
             let is_described = document["paths"][path][method]["operationId"].is_string();
             let is_page = matches!(route, Route::Asset(Asset::Page | Asset::Script | Asset::Style));
             // MCP describes itself, to its own clients.
-            assert_eq!(is_described, !is_page && *route != Route::Mcp, "{path}");
+            let is_mcp = matches!(route, Route::Mcp | Route::ProtectedResource);
+            assert_eq!(is_described, !is_page && !is_mcp, "{path}");
         }
     }
 

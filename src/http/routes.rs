@@ -1,6 +1,9 @@
 //! Which path and method is which: decisions on text alone.
 
-use crate::contract::error::{ActionError, Code};
+use crate::{
+    contract::error::{ActionError, Code},
+    http::endpoints::protected_resource::METADATA_PATH,
+};
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +20,8 @@ pub(crate) enum Route {
     CloudEvent,
     /// Answer a message of the Model Context Protocol.
     Mcp,
+    /// Whose tokens MCP takes.
+    ProtectedResource,
     /// The state of a request.
     Operation,
     /// What was done.
@@ -48,7 +53,7 @@ const POST: &[&str] = &["POST"];
 const POST_OPTIONS: &[&str] = &["POST", "OPTIONS"];
 
 /// Each path with its methods, its route and its purpose; `{...}` matches any one segment.
-pub(crate) static ROUTES: [Entry; 14] = [
+pub(crate) static ROUTES: [Entry; 16] = [
     ("/api/v1/healthz", GET_HEAD, Route::Health, "whether the process is alive"),
     ("/readyz", GET_HEAD, Route::Ready, "whether an action could be carried out now"),
     ("/metrics", GET_HEAD, Route::Metrics, "metrics for Prometheus"),
@@ -60,6 +65,13 @@ pub(crate) static ROUTES: [Entry; 14] = [
         "carry out the request of a CloudEvent; OPTIONS: may a sender deliver events here?",
     ),
     ("/mcp", POST, Route::Mcp, "the Model Context Protocol: the tools of an agent"),
+    (
+        METADATA_PATH,
+        GET_HEAD,
+        Route::ProtectedResource,
+        "whose tokens `/mcp` takes, if an OAuth issuer is configured",
+    ),
+    ("/.well-known/oauth-protected-resource", GET_HEAD, Route::ProtectedResource, "the same"),
     (
         "/api/v1/actions/{id}",
         GET_HEAD,
@@ -124,7 +136,14 @@ impl MatchedPath {
     /// Whether a request with this method requires authentication, if that is on.
     pub(crate) fn requires_authentication(self, method: &str) -> bool {
         match self.served(method) {
-            None | Some(Route::Health | Route::Ready | Route::Metrics | Route::Asset(_)) => false,
+            None
+            | Some(
+                Route::Health
+                | Route::Ready
+                | Route::Metrics
+                | Route::ProtectedResource
+                | Route::Asset(_),
+            ) => false,
             // A question before the first delivery.
             Some(Route::CloudEvent) => method != "OPTIONS",
             Some(Route::Execute | Route::Mcp | Route::Operation | Route::History) => true,
@@ -195,6 +214,7 @@ mod tests {
             ("GET", "/readyz"),
             ("GET", "/metrics"),
             ("GET", "/api/v1/actions"),
+            ("GET", "/.well-known/oauth-protected-resource/mcp"),
             ("GET", "/nowhere"),
         ] {
             assert!(!required(method, path), "{method} {path}");

@@ -348,7 +348,7 @@ impl Server {
             Ok(answer) => answer,
             Err(error) => {
                 self.metrics.problem(&error);
-                (Reply::from(error).into(), None)
+                (self.service.refused(error, path), None)
             }
         };
         // A body that the client still sends is not read.

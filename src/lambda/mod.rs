@@ -217,13 +217,17 @@ impl Function {
             return Ok(response);
         }
         let callers = self.callers.as_ref().map_err(Clone::clone)?;
-        let mcp = self.settings.as_ref().map_err(Clone::clone)?.mcp;
-        let service = Service::new(self.context().await?, callers.clone(), mcp);
+        let settings = self.settings.as_ref().map_err(Clone::clone)?;
+        let service = Service::new(self.context().await?, callers.clone(), settings);
         let service = match left {
             Some(left) => service.with_deadline(left),
             None => service,
         };
-        let caller = service.authenticate(request.method(), info.path, || credentials).await?;
+        let caller = service.authenticate(request.method(), info.path, || credentials).await;
+        let caller = match caller {
+            Ok(caller) => caller,
+            Err(error) => return Ok(service.refused(error, info.path)),
+        };
         Ok(service.dispatch(request, RequestInfo { caller, ..info }).await)
     }
 }

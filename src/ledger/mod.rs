@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     contract::{
         error::{ActionError, Code},
+        names::RequestId,
         response::ActionResponse,
     },
     k8s::{
@@ -31,7 +32,10 @@ use crate::{
         },
         rbac::PolicyRule,
     },
-    ledger::record::{Intent, Record, RequestMetadata, State},
+    ledger::record::{
+        Intent, NAMESPACE_OF_CLUSTER_SCOPED, REQUEST_ID, Record, RequestMetadata, State,
+        event_name, event_name_of,
+    },
 };
 
 pub(crate) mod history;
@@ -51,6 +55,9 @@ const CLAIM_GRACE: Duration = Duration::from_secs(2);
 
 /// Time to record a refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time to read the record of another request.
+const OTHER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time to try whether a record could be created.
 const TRIAL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -301,6 +308,23 @@ impl<'a> Ledger<'a> {
             Ok(_) | Err(ApiError::Conflict(_)) => {}
             Err(error) => tracing::debug!(?error, "the refusal could not be recorded"),
         }
+    }
+
+    /// The id with this digest, if there is a record of it where this request has its own, or where those of nodes are.
+    pub(crate) async fn id_of(&self, digest: &str) -> Option<RequestId> {
+        let until = Instant::now() + OTHER_TIMEOUT;
+        let name = event_name_of(digest);
+        for namespace in [self.request.namespace(), NAMESPACE_OF_CLUSTER_SCOPED] {
+            let event = self.cluster.try_get::<Event>(namespace, &name, until).await;
+            let annotations = event.ok().and_then(|event| event.metadata.annotations);
+            let id = annotations.and_then(|mut all| all.remove(REQUEST_ID));
+            let id = id.and_then(|id| RequestId::try_from(id).ok());
+            // Whoever may write Events could have written another id.
+            if let Some(id) = id.filter(|id| event_name(id) == name) {
+                return Some(id);
+            }
+        }
+        None
     }
 
     fn unreadable(&self) -> ActionError {

@@ -228,7 +228,7 @@ impl RequestMetadata {
         let bucket = at.timestamp() / 600;
         let who = self.requester.as_deref().unwrap_or_default();
         let whole = format!("{bucket} {} {kind} {name} {} {who}", self.action, refusal.code);
-        let mut event = self.bare_event(refusal.object_uid.as_deref());
+        let mut event = self.bare_event(refusal.refused_uid());
         let digest = &sha256(whole.as_bytes())[..32];
         event.metadata.name = Some(format!("action-executor-refused-{digest}"));
         event.metadata.annotations = Some(owned(self.origin()));
@@ -473,7 +473,12 @@ impl Record {
 
 /// The name of the Event of the request with this id.
 pub(crate) fn event_name(id: &RequestId) -> String {
-    format!("action-executor-{}", &sha256(id.as_bytes())[..32])
+    event_name_of(&sha256(id.as_bytes())[..32])
+}
+
+/// The same for the digest of an id, as the budget has it.
+pub(crate) fn event_name_of(digest: &str) -> String {
+    format!("action-executor-{digest}")
 }
 
 fn owned(annotations: BTreeMap<&'static str, String>) -> BTreeMap<String, String> {

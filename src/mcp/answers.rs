@@ -108,6 +108,23 @@ pub(crate) fn of_page(page: Page) -> Value {
     result(text, json!({ "entries": entries, "more": page.more }), false)
 }
 
+/// The result of an action whose answer is read from its record, and not from the action itself.
+pub(crate) fn of_record(answer: &ActionResponse) -> Value {
+    let text = recorded_sentence(answer) + &next_step(answer);
+    let reply = Reply::from(answer.clone());
+    result(text, bounded(reply.to_value()), reply.http_status() >= 400)
+}
+
+/// How far a request under way is, in a sentence.
+pub(crate) fn stage(progress: &Progress) -> String {
+    let what = what(&progress.kind, &progress.target, &progress.id);
+    match progress.state {
+        State::Applied => format!("Under way: {what} is made, and its effect is awaited."),
+        State::RollingBack => format!("Under way: {what} failed and is being rolled back."),
+        _ => format!("Under way: {what}."),
+    }
+}
+
 fn result(text: String, structure: Value, is_error: bool) -> Value {
     json!({
         "content": [{ "type": "text", "text": text }],
@@ -122,29 +139,37 @@ fn of_response(response: &ActionResponse, tools: ToolSet) -> String {
         ActionResponse { rollout: None, replayed: false, result, .. } => result.clone(),
         _ => recorded_sentence(response),
     };
-    let id = checked::<RequestId>(&response.id).unwrap_or("of the call");
-    match response.outcome {
+    text += &match response.outcome {
         Outcome::Simulated if !response.replayed => {
             let tool = match tools {
                 ToolSet::PerAction => response.kind.as_str(),
                 ToolSet::Generic => "execute",
             };
-            text += &format!(" To do it, call {tool} with the same parameters and an id.");
+            format!(" To do it, call {tool} with the same parameters and an id.")
         }
         Outcome::PendingApproval if !response.replayed => {
             let command = response.approval.as_ref().map_or("", |it| it.command.as_str());
-            text += &format!(
+            format!(
                 " A person approves it with: {command} -- show this to your user; you cannot approve it. Then make the \
-                 same call with the same id {id}."
-            );
+                 same call with the same id {}.",
+                id_of(response)
+            )
         }
-        Outcome::Failed if is_interrupted(response) => {
-            text += &format!(" Call {GET_ACTION} with id {id}, or make the same call to wait on.");
-        }
-        _ => {}
-    }
+        _ => String::new(),
+    };
+    text += &next_step(response);
     if response.replayed {
         text += " This is the recorded answer of an earlier call; nothing was done now.";
+    }
+    text
+}
+
+/// What to do about an answer of any kind, and how many warnings it has.
+fn next_step(response: &ActionResponse) -> String {
+    let mut text = String::new();
+    if response.outcome == Outcome::Failed && is_interrupted(response) {
+        let id = id_of(response);
+        text += &format!(" Call {GET_ACTION} with id {id}, or make the same call to wait on.");
     }
     match response.warnings.len() {
         0 => {}
@@ -152,6 +177,10 @@ fn of_response(response: &ActionResponse, tools: ToolSet) -> String {
         number => text += &format!(" {number} warnings in `warnings`."),
     }
     text
+}
+
+fn id_of(response: &ActionResponse) -> &str {
+    checked::<RequestId>(&response.id).unwrap_or("of the call")
 }
 
 /// What happened, in words that no record can change.

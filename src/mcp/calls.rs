@@ -2,9 +2,16 @@
 //!
 //! Many clients stop waiting after a minute or less. So a call is answered when its time is up, with the state of the
 //! request in the ledger, and the action continues: the wait goes on in the background, and `get_action` reads how it
-//! ends. A call that its client gives up before the claim does nothing; after it only the client's wait ends.
+//! ends. A call that its client gives up before the claim does nothing; after it only the client's wait ends. A client that
+//! takes tasks gets one as soon as the request is claimed and takes longer than an effect does.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use serde_json::Value;
 use tokio::{
@@ -23,9 +30,9 @@ use crate::{
     },
     executor::{
         context::{Context, stopped},
-        incoming::{IncomingRequest, execute_as},
+        incoming::{IncomingRequest, execute_as, find_as},
         reply::Reply,
-        status::{self, Progress},
+        status::{self, Operation},
     },
     ledger::record::RequestMetadata,
     mcp::protocol,
@@ -40,6 +47,9 @@ const CALLS_PART: f64 = 0.8;
 /// How long an action that is not claimed may take to end once it is to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// After how long a call whose client takes tasks is answered by one. An effect without a wait is made by then.
+const TASK_AFTER: Duration = Duration::from_secs(2);
+
 /// The maximum length of a stage in a notification.
 const MAX_STAGE_CHARACTERS: usize = 200;
 
@@ -51,43 +61,74 @@ pub(crate) struct Progression {
     pub lines: mpsc::Sender<String>,
 }
 
+/// What an action holds until it ends.
+pub(crate) enum Hold<B, R> {
+    /// It continues when the time of its call is up.
+    Background(B),
+    /// Its waits end with its call.
+    Request(R),
+}
+
+/// A call, and how it is to be answered.
+pub(crate) struct Call<B, R> {
+    pub context: Context,
+    pub caller: Option<Caller>,
+    pub incoming: IncomingRequest,
+    /// After how long it is answered.
+    pub wait: Duration,
+    /// Whether a task may be the answer.
+    pub takes_task: bool,
+    pub hold: Hold<B, R>,
+    /// Where its own wait is found.
+    pub waits: Waits,
+    pub progression: Option<Progression>,
+}
+
 /// How a call ended.
 pub(crate) enum Ended {
     /// The action ended.
     Done(Box<Reply>),
     /// Its time is up, and the action continues.
-    UnderWay(Box<Progress>),
+    UnderWay(Box<Operation>),
+    /// The action continues as a task: its record is in the ledger, and the caller may read it.
+    Task(Box<Operation>),
 }
 
-/// Carries out a request. With `permit`, which is held by the work, it continues when `wait` is over; without one its
-/// own waits end then. Dropping the returned future gives the call up.
-pub(crate) async fn execute<P: Send + 'static>(
-    context: Context,
-    caller: Option<Caller>,
-    incoming: IncomingRequest,
-    wait: Duration,
-    permit: Option<P>,
-    progression: Option<Progression>,
-) -> Ended {
+/// Carries out a request. Dropping the returned future gives the call up.
+pub(crate) async fn execute<B, R>(call: Call<B, R>) -> Ended
+where
+    B: Send + 'static,
+    R: Send + 'static,
+{
+    let Call { context, caller, wait, .. } = &call;
+    let (context, caller, wait) = (context.clone(), caller.clone(), *wait);
     let end = Instant::now() + wait;
-    let mut work = Work::start(&context, caller, incoming, wait, permit);
-    if let Some(result) = work.result_until(end, progression).await {
+    // Without a permit to continue nobody would record how a task ends.
+    let is_background = matches!(call.hold, Hold::Background(_));
+    let task_from = (call.takes_task && is_background).then(|| Instant::now() + TASK_AFTER);
+    let mut work = Work::start(call);
+    if let Some(from) = task_from {
+        if let Some(result) = work.result_until(Some(from), end).await {
+            return done(result);
+        }
+        if let Some(found) = work.task(&context, caller.as_ref()).await {
+            return Ended::Task(Box::new(found));
+        }
+    }
+    if let Some(result) = work.result_until(None, end).await {
         return done(result);
     }
     if work.claim().is_none() {
         // What waits only for its turn ends; a call to the cluster is over by now, or nearly.
-        work.stop.send_replace(true);
-        match timeout(STOP_TIMEOUT, &mut work.task).await {
-            Ok(result) => return done(flat(result)),
-            Err(_) => work.give_up.send_replace(true),
-        };
-        let ended = timeout(STOP_TIMEOUT, &mut work.task).await;
-        if ended.is_ok() && work.claim().is_none() {
-            return done(Err(nothing_done(wait)));
+        for ends in [&work.stop, &work.give_up].map(watch::Sender::clone) {
+            ends.send_replace(true);
+            if let Ok(result) = timeout(STOP_TIMEOUT, &mut work.task).await {
+                return done(flat(result));
+            }
         }
     }
-    match work.progress(&context).await {
-        Ok(Some(progress)) => Ended::UnderWay(Box::new(progress)),
+    match work.find(&context).await {
+        Ok(Some(found)) => Ended::UnderWay(Box::new(found)),
         Ok(None) => done(Err(unreadable("its record is not in the cluster"))),
         Err(error) => done(Err(unreadable(&error.detail))),
     }
@@ -113,98 +154,170 @@ fn unreadable(why: &str) -> ActionError {
 /// Where the record of a claimed request is.
 type Claim = (Namespace, RequestId);
 
-/// The work on a request, as a task of its own. Dropped before the claim, it ends. The task itself decides that, since
-/// nobody else knows whether it is about to make the claim.
+/// The waits of this process with their callers, so that a caller can end its own. They are no record of anything.
+#[derive(Clone, Default)]
+pub(crate) struct Waits(Arc<Mutex<Vec<Wait>>>);
+
+struct Wait {
+    claim: Claim,
+    caller: Option<String>,
+    /// Ends it.
+    stop: watch::Sender<bool>,
+}
+
+impl Waits {
+    fn add(&self, wait: Wait) {
+        let mut all = self.lock();
+        all.retain(|it| !it.stop.is_closed());
+        all.push(wait);
+    }
+
+    /// Ends the caller's own waits for this request, if this process has any.
+    pub(crate) fn end(&self, namespace: &Namespace, id: &RequestId, caller: Option<&Caller>) {
+        let caller = caller.map(Caller::name);
+        for Wait { claim, caller: of, stop } in &*self.lock() {
+            if (&claim.0, &claim.1) == (namespace, id) && of.as_deref() == caller {
+                stop.send_replace(true);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Wait>> {
+        // Nothing that panics runs under the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The work on a request, as a task of its own. Dropped before it begins to write its claim, it ends. The task itself
+/// decides that, since nobody else knows how far it is; a claim that is on its way may be made.
 struct Work {
     task: JoinHandle<Result<ActionResponse, ActionError>>,
     claim: watch::Receiver<Option<Claim>>,
     stage: watch::Receiver<String>,
     stop: watch::Sender<bool>,
     give_up: watch::Sender<bool>,
+    progression: Option<Progression>,
+    /// The number of the last progress notification.
+    step: u64,
 }
 
 impl Work {
-    fn start<P: Send + 'static>(
-        context: &Context,
-        caller: Option<Caller>,
-        incoming: IncomingRequest,
-        wait: Duration,
-        permit: Option<P>,
-    ) -> Self {
+    fn start<B, R>(call: Call<B, R>) -> Self
+    where
+        B: Send + 'static,
+        R: Send + 'static,
+    {
+        let Call { context, caller, incoming, wait, hold, waits, progression, .. } = call;
         let (claimed, claim) = watch::channel(None);
         let (staged, stage) = watch::channel(String::new());
         let (stop, mut stopping) = watch::channel(false);
-        let context = context.clone().map_observer(|observer| {
+        let is_claiming = Arc::new(AtomicBool::new(false));
+        let context = context.map_observer(|observer| {
+            let (claims, stop) = (is_claiming.clone(), stop.clone());
+            let caller = caller.as_ref().map(|caller| caller.name().to_owned());
             let observer = observer.on_progress(move |stage| {
                 staged.send_replace(stage.to_owned());
             });
+            let observer = observer.on_claiming(move || claims.store(true, Ordering::Relaxed));
             observer.on_claimed(move |request| {
-                claimed.send_replace(claim_of(request));
+                if let Some(claim) = claim_of(request) {
+                    let (caller, stop) = (caller.clone(), stop.clone());
+                    waits.add(Wait { claim: claim.clone(), caller, stop });
+                    claimed.send_replace(Some(claim));
+                }
             })
         });
         let context = context.with_call_limit(wait.mul_f64(CALLS_PART));
         let context = context.with_waits_until(async move { stopped(&mut stopping).await });
-        let context = match &permit {
-            Some(_) => context,
-            None => context.with_deadline(wait),
+        let context = match &hold {
+            Hold::Background(_) => context,
+            Hold::Request(_) => context.with_deadline(wait),
         };
-        let (give_up, mut given_up) = watch::channel(false);
-        let is_claimed = claim.clone();
+        let (give_up, given_up) = watch::channel(false);
         let work = async move {
-            let _permit = permit;
-            let mut work = Box::pin(execute_as(&context, caller.as_ref(), &incoming));
-            tokio::select! {
-                biased;
-                result = &mut work => return result,
-                () = stopped(&mut given_up) => {}
-            }
-            if is_claimed.borrow().is_none() {
-                return Err(ActionError::new(Code::ShuttingDown, "given up; nothing was done"));
-            }
-            work.await
+            let work = Box::pin(execute_as(&context, caller.as_ref(), &incoming));
+            let may_end = || !is_claiming.load(Ordering::Relaxed);
+            carry_out(work, hold, given_up, may_end)
+                .await
+                .unwrap_or_else(|| Err(nothing_done(wait)))
         };
-        Work { task: tokio::spawn(work.in_current_span()), claim, stage, stop, give_up }
+        let task = tokio::spawn(work.in_current_span());
+        Work { task, claim, stage, stop, give_up, progression, step: 0 }
     }
 
     fn claim(&self) -> Option<Claim> {
         self.claim.borrow().clone()
     }
 
-    /// The result, if there is one before `end`. Until then the client learns of each stage.
+    /// The result, if there is one before `end`, or before it is `claimed_from` then and claimed. Until then the client
+    /// learns of each stage.
     async fn result_until(
         &mut self,
+        claimed_from: Option<Instant>,
         end: Instant,
-        progression: Option<Progression>,
     ) -> Option<Result<ActionResponse, ActionError>> {
         let mut beat = Instant::now() + HEARTBEAT_INTERVAL;
-        let mut step = 0;
+        let mut claim = self.claim.clone();
+        let mut is_claimed = std::pin::pin!(async move {
+            sleep_until(claimed_from.unwrap_or(end)).await;
+            if claim.wait_for(Option::is_some).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        });
         loop {
+            let wants_progress = self.progression.is_some();
             tokio::select! {
                 biased;
                 result = &mut self.task => return Some(flat(result)),
                 () = sleep_until(end) => return None,
-                Ok(()) = self.stage.changed(), if progression.is_some() => {}
-                () = sleep_until(beat), if progression.is_some() => {}
+                () = &mut is_claimed => return None,
+                Ok(()) = self.stage.changed(), if wants_progress => {}
+                () = sleep_until(beat), if wants_progress => {}
             }
             beat = Instant::now() + HEARTBEAT_INTERVAL;
-            step += 1;
-            if let Some(Progression { token, lines }) = &progression {
-                let stage: String =
-                    self.stage.borrow_and_update().chars().take(MAX_STAGE_CHARACTERS).collect();
-                let stage = if stage.is_empty() { "in progress" } else { &*stage };
-                // A client that does not read loses progress and nothing else.
-                let _ = lines.try_send(protocol::progress(token, step, stage));
-            }
+            self.notify();
         }
     }
 
-    async fn progress(&self, context: &Context) -> Result<Option<Progress>, ActionError> {
-        let Some((namespace, id)) = self.claim() else { return Ok(None) };
-        match status::find(context, &namespace, &id).await? {
-            Some(found) => Ok(Some(found.progress(context).await)),
+    fn notify(&mut self) {
+        self.step += 1;
+        let Some(Progression { token, lines }) = &self.progression else { return };
+        let stage: String =
+            self.stage.borrow_and_update().chars().take(MAX_STAGE_CHARACTERS).collect();
+        let stage = if stage.is_empty() { "in progress" } else { &*stage };
+        // A client that does not read loses progress and nothing else.
+        let _ = lines.try_send(protocol::progress(token, self.step, stage));
+    }
+
+    /// The request as a task: what is claimed, goes on, and may be read by its caller.
+    async fn task(&self, context: &Context, caller: Option<&Caller>) -> Option<Operation> {
+        let (namespace, id) = self.claim()?;
+        let found = find_as(context, caller, &namespace, &id).await.ok()?;
+        found.is_under_way().then_some(found)
+    }
+
+    async fn find(&self, context: &Context) -> Result<Option<Operation>, ActionError> {
+        match self.claim() {
+            Some((namespace, id)) => status::find(context, &namespace, &id).await,
             None => Ok(None),
         }
     }
+}
+
+/// The result of work that holds this until it ends; `None` if it is given up while it may end.
+async fn carry_out<T, H>(
+    mut work: impl Future<Output = T> + Unpin,
+    hold: H,
+    mut given_up: watch::Receiver<bool>,
+    may_end: impl Fn() -> bool,
+) -> Option<T> {
+    let _hold = hold;
+    tokio::select! {
+        biased;
+        result = &mut work => return Some(result),
+        () = stopped(&mut given_up) => {}
+    }
+    if may_end() { None } else { Some(work.await) }
 }
 
 impl Drop for Work {
@@ -225,4 +338,64 @@ fn flat(
         tracing::error!(%panic, "a handler panicked");
         Err(ActionError::new(Code::Internal, "a handler panicked; this is a bug"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_is_given_up_ends_unless_it_may_have_a_claim_and_holds_its_permit_until_then()
+    {
+        for is_claiming in [false, true] {
+            let (finish, finished) = oneshot::channel();
+            let (give_up, given_up) = watch::channel(false);
+            let permit = Arc::new(());
+            let held = permit.clone();
+            let work = Box::pin(async { finished.await.unwrap_or("dropped") });
+            let work = tokio::spawn(carry_out(work, held, given_up, move || !is_claiming));
+            give_up.send_replace(true);
+            drop(give_up);
+            tokio::task::yield_now().await;
+            assert_eq!(work.is_finished(), !is_claiming);
+            assert_eq!(Arc::strong_count(&permit), if is_claiming { 2 } else { 1 });
+            let _ = finish.send("done");
+            assert_eq!(work.await.expect("ends"), is_claiming.then_some("done"));
+            assert_eq!(Arc::strong_count(&permit), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_caller_ends_its_own_waits_for_one_request() {
+        let waits = Waits::default();
+        let named = |name: &str| Caller::Platform(name.to_owned());
+        let namespace = |name: &str| Namespace::try_from(name.to_owned()).expect("is one");
+        let id = |id: &str| RequestId::try_from(id.to_owned()).expect("is one");
+        let (mut stops, mut ends) = (Vec::new(), Vec::new());
+        for (of, request, caller) in [
+            ("shop", "a", Some("jo")),
+            ("shop", "a", Some("jo")),
+            ("shop", "a", Some("mo")),
+            ("shop", "a", None),
+            ("shop", "b", Some("jo")),
+            ("ops", "a", Some("jo")),
+        ] {
+            let (stop, end) = watch::channel(false);
+            let claim = (namespace(of), id(request));
+            let caller = caller.map(str::to_owned);
+            waits.add(Wait { claim, caller, stop: stop.clone() });
+            stops.push(stop);
+            ends.push(end);
+        }
+        waits.end(&namespace("shop"), &id("a"), Some(&named("jo")));
+        let ended: Vec<_> = ends.iter().map(|end| *end.borrow()).collect();
+        assert_eq!(ended, [true, true, false, false, false, false]);
+        // A wait that is over is forgotten.
+        drop(ends);
+        let (stop, _end) = watch::channel(false);
+        waits.add(Wait { claim: (namespace("shop"), id("c")), caller: None, stop });
+        assert_eq!(waits.lock().len(), 1);
+    }
 }

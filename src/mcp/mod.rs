@@ -1,23 +1,25 @@
 //! The Model Context Protocol: from a client's request to the executor, and from its answer to a result that a model can
-//! act on. `protocol` has the messages, `tools` what is offered, `calls` the time of a call, and `answers` the results.
+//! act on. `protocol` has the messages, `tools` what is offered, `calls` the time of a call,
+//! `tasks` what comes later, and `answers` the results.
 //!
 //! It knows no transport: `commands::mcp` serves standard input and output, `http::endpoints::mcp` serves HTTP. Both
 //! authenticate the caller, and decide what becomes of a client that is gone. No session is kept, and nothing in the
 //! protocol approves an action.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json, value::RawValue};
 use tokio::time::timeout;
+use tracing::{Instrument, Span, field::Empty};
 
 use crate::{
     actions::ActionKind,
-    auth::{Caller, Verb},
+    auth::{Caller, rights::KnownRights},
     config::ToolSet,
     contract::{
         error::{ActionError, Code},
-        json::read as read_strictly,
+        json::{read as read_strictly, strict_object_or_null},
         names::{AuditText, Namespace, RequestId},
     },
     executor::{
@@ -27,19 +29,21 @@ use crate::{
     },
     ledger::history::Filter,
     mcp::{
-        calls::{Ended, Progression},
+        calls::{Call, Ended, Hold, Progression, Waits},
         protocol::{
             DISCOVER, INITIALIZE, INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError,
-            REVISIONS, Request, Revision,
+            REVISIONS, Request, Revision, TASKS,
         },
-        tools::{DEFAULT_ENTRIES, INSTRUCTIONS, MAX_ENTRIES, Offer, Tool},
+        tools::{DEFAULT_ENTRIES, INSTRUCTIONS, MAX_ENTRIES, NamespaceAt, Offer, Tool},
     },
     policy::Policy,
+    telemetry::traces,
 };
 
 mod answers;
 pub(crate) mod calls;
 pub(crate) mod protocol;
+mod tasks;
 mod tools;
 
 /// How long a client may keep the description of the server, which changes with the program only.
@@ -55,7 +59,7 @@ const OFFER_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_NAMESPACES: usize = 8;
 
 /// What is known of a request besides its text.
-pub(crate) struct Exchange<P> {
+pub(crate) struct Exchange<B, R> {
     /// The executor's context.
     pub context: Context,
     /// Who sent it; `None` if authentication is off.
@@ -68,8 +72,12 @@ pub(crate) struct Exchange<P> {
     pub tools: ToolSet,
     /// After how long a call is answered.
     pub wait: Duration,
-    /// Held by an action that continues after its answer; without one its waits end with the answer.
-    pub permit: Option<P>,
+    /// Held until the action ends.
+    pub hold: Hold<B, R>,
+    /// What is known of callers' rights.
+    pub rights: Arc<KnownRights>,
+    /// The waits that are under way.
+    pub waits: Waits,
     /// The lines that the client gets before its answer, if it wants any.
     pub progression: Option<Progression>,
 }
@@ -79,10 +87,34 @@ pub(crate) struct Exchange<P> {
 /// # Errors
 /// There is no such method or tool, or its parameters are not what the protocol says. What is wrong with the arguments of
 /// a tool is a result, so that a model can act on it.
-pub(crate) async fn answer<P: Send + 'static>(
-    exchange: Exchange<P>,
+pub(crate) async fn answer<B, R>(
+    exchange: Exchange<B, R>,
     request: &Request,
-) -> Result<Value, ProtocolError> {
+) -> Result<Value, ProtocolError>
+where
+    B: Send + 'static,
+    R: Send + 'static,
+{
+    let span = span(request);
+    Box::pin(answer_in_span(exchange, request)).instrument(span).await
+}
+
+/// The span of a request that names a trace of its own; it continues that trace, whatever its transport names.
+fn span(request: &Request) -> Span {
+    let Some(trace) = &request.meta.trace else { return Span::current() };
+    let span = tracing::debug_span!("mcp", otel.kind = "server", trace_id = Empty);
+    traces::extract(&span, trace);
+    span
+}
+
+async fn answer_in_span<B, R>(
+    exchange: Exchange<B, R>,
+    request: &Request,
+) -> Result<Value, ProtocolError>
+where
+    B: Send + 'static,
+    R: Send + 'static,
+{
     let revision = exchange.revision;
     let result = match (&*request.method, revision.is_stateless()) {
         (DISCOVER, true) => cached(discovery(), DISCOVERY_TTL, "public"),
@@ -101,6 +133,10 @@ pub(crate) async fn answer<P: Send + 'static>(
             if revision.is_stateless() { cached(tools, TOOLS_TTL, "private") } else { tools }
         }
         ("tools/call", _) => Box::pin(call(exchange, request)).await?,
+        (method, true) if let Some(method) = tasks::Method::named(method) => {
+            let Exchange { context, caller, waits, .. } = &exchange;
+            Box::pin(tasks::answer(method, request, context, caller.as_ref(), waits)).await?
+        }
         (method, _) => {
             let known: String = method.chars().filter(|c| !c.is_control()).take(64).collect();
             let what = format!("there is no method '{known}'");
@@ -110,9 +146,11 @@ pub(crate) async fn answer<P: Send + 'static>(
     Ok(if revision.is_stateless() { complete(result) } else { result })
 }
 
-/// A result as revisions without a handshake have it.
+/// A result as revisions without a handshake have it: complete, unless it says something else.
 fn complete(mut result: Value) -> Value {
-    result["resultType"] = "complete".into();
+    if result.get("resultType").is_none() {
+        result["resultType"] = "complete".into();
+    }
     result["_meta"] = json!({ "io.modelcontextprotocol/serverInfo": server_info() });
     result
 }
@@ -130,7 +168,7 @@ fn server_info() -> Value {
 fn discovery() -> Value {
     json!({
         "supportedVersions": REVISIONS.map(|revision| revision.0),
-        "capabilities": { "tools": {} },
+        "capabilities": { "tools": {}, "extensions": { (TASKS): {} } },
         "instructions": INSTRUCTIONS,
     })
 }
@@ -150,6 +188,45 @@ fn handshake(request: &Request) -> Result<Value, ProtocolError> {
     }))
 }
 
+/// Whether the request is about one task, which its parameters name.
+pub(crate) fn is_about_a_task(request: &Request) -> bool {
+    tasks::Method::named(&request.method).is_some()
+}
+
+/// The namespace that a call of a tool names, which a header repeats; `None` if the tool has none, or if the call will be
+/// refused for what it says instead.
+pub(crate) fn named_namespace(request: &Request, tools: ToolSet) -> Option<Option<String>> {
+    #[derive(Deserialize)]
+    struct Call<'a> {
+        name: String,
+        #[serde(borrow)]
+        arguments: Option<&'a RawValue>,
+    }
+    #[derive(Deserialize)]
+    struct Parameters {
+        namespace: Option<Value>,
+    }
+    #[derive(Deserialize)]
+    struct Arguments {
+        namespace: Option<Value>,
+        #[serde(default, deserialize_with = "strict_object_or_null")]
+        parameters: Option<Parameters>,
+    }
+    let Call { name, arguments } = request.params().ok()?;
+    let at = Tool::named(&name, tools)?.namespace_at()?;
+    let Arguments { namespace, parameters } =
+        read_strictly(arguments.map_or("{}", RawValue::get), "").ok()?;
+    let named = match at {
+        NamespaceAt::Top => namespace,
+        NamespaceAt::Parameters => parameters.and_then(|parameters| parameters.namespace),
+    };
+    match named {
+        None => Some(None),
+        Some(Value::String(namespace)) => Some(Some(namespace)),
+        Some(_) => None,
+    }
+}
+
 /// The client's program as a handshake names it.
 pub(crate) fn client_of_handshake(request: &Request) -> Option<AuditText> {
     #[derive(Deserialize)]
@@ -162,26 +239,20 @@ pub(crate) fn client_of_handshake(request: &Request) -> Option<AuditText> {
 }
 
 /// What the caller may do under the policy, in one namespace at least.
-async fn offer<P>(exchange: &Exchange<P>) -> Result<Offer, ActionError> {
-    let Exchange { context, caller, .. } = exchange;
+async fn offer<B, R>(exchange: &Exchange<B, R>) -> Result<Offer, ActionError> {
+    let Exchange { context, caller, rights, .. } = exchange;
     let policy = context.policy();
     let namespaces = namespaces(context, caller.as_ref(), &policy);
-    let may = async |verb, kind| match caller {
-        Some(caller) => caller.may_somewhere(verb, kind, &namespaces, context.cluster()).await,
-        None => Ok(true),
+    let rights = rights.of(caller.as_ref(), namespaces, context.cluster()).await?;
+    let allowed = |kinds: Vec<ActionKind>, by: &dyn Fn(ActionKind) -> bool| {
+        kinds.into_iter().filter(|kind| by(*kind)).collect()
     };
-    let mut offer = Offer::default();
-    for kind in ActionKind::ALL {
-        if policy.allows(kind) && !policy.read_only && may(Verb::Execute, Some(kind)).await? {
-            offer.execute.push(kind);
-        }
-        if policy.allows_simulation(kind) && may(Verb::Simulate, Some(kind)).await? {
-            offer.simulate.push(kind);
-        }
-        offer.get = offer.get || may(Verb::Get, Some(kind)).await?;
-    }
-    offer.list = may(Verb::List, None).await?;
-    Ok(offer)
+    Ok(Offer {
+        execute: allowed(rights.execute, &|kind| policy.allows(kind) && !policy.read_only),
+        simulate: allowed(rights.simulate, &|kind| policy.allows_simulation(kind)),
+        get: rights.get,
+        list: rights.list,
+    })
 }
 
 /// Where the rights of a caller are looked for: in all namespaces at once, in its own, in the server's, and in those that
@@ -204,10 +275,11 @@ fn namespaces(context: &Context, caller: Option<&Caller>, policy: &Policy) -> Ve
     all
 }
 
-async fn call<P: Send + 'static>(
-    exchange: Exchange<P>,
-    request: &Request,
-) -> Result<Value, ProtocolError> {
+async fn call<B, R>(exchange: Exchange<B, R>, request: &Request) -> Result<Value, ProtocolError>
+where
+    B: Send + 'static,
+    R: Send + 'static,
+{
     #[derive(Deserialize)]
     struct Call<'a> {
         name: String,
@@ -239,18 +311,29 @@ async fn call<P: Send + 'static>(
     }))
 }
 
-async fn execute<P: Send + 'static>(
-    exchange: Exchange<P>,
-    request: &Request,
-    body: Vec<u8>,
-) -> Value {
+async fn execute<B, R>(exchange: Exchange<B, R>, request: &Request, body: Vec<u8>) -> Value
+where
+    B: Send + 'static,
+    R: Send + 'static,
+{
     let client = request.meta.client.clone().or(exchange.client);
     let incoming = IncomingRequest { body, client, ..IncomingRequest::default() };
-    let Exchange { context, caller, wait, permit, progression, tools, .. } = exchange;
-    let ended = calls::execute(context, caller, incoming, wait, permit, progression).await;
-    match ended {
+    let Exchange { context, caller, wait, hold, waits, progression, tools, revision, .. } =
+        exchange;
+    let ended = calls::execute(Call {
+        context: context.clone(),
+        caller: caller.clone(),
+        incoming,
+        wait,
+        takes_task: revision.is_stateless() && request.meta.takes_tasks,
+        hold,
+        waits,
+        progression,
+    });
+    match ended.await {
         Ended::Done(reply) => answers::of_reply(&reply, tools),
-        Ended::UnderWay(progress) => answers::of_progress(&progress),
+        Ended::UnderWay(found) => answers::of_progress(&found.progress(&context).await),
+        Ended::Task(found) => tasks::created(&found, &context, caller.as_ref()).await,
     }
 }
 
@@ -292,7 +375,10 @@ fn request_of(tool: Tool, arguments: &str) -> Result<Vec<u8>, ActionError> {
     Ok(format!("{{{kind}\"simulate\":{simulates}{comma}{rest}").into_bytes())
 }
 
-async fn get_action<P>(exchange: &Exchange<P>, arguments: &str) -> Result<Value, ActionError> {
+async fn get_action<B, R>(
+    exchange: &Exchange<B, R>,
+    arguments: &str,
+) -> Result<Value, ActionError> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Wanted {
@@ -306,7 +392,10 @@ async fn get_action<P>(exchange: &Exchange<P>, arguments: &str) -> Result<Value,
     Ok(answers::of_progress(&found.progress(context).await))
 }
 
-async fn list_actions<P>(exchange: &Exchange<P>, arguments: &str) -> Result<Value, ActionError> {
+async fn list_actions<B, R>(
+    exchange: &Exchange<B, R>,
+    arguments: &str,
+) -> Result<Value, ActionError> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Wanted {
@@ -335,13 +424,13 @@ mod tests {
     use crate::{
         actions::request::ActionRequest,
         config::{Settings, reload::Reloading},
-        mcp::protocol::{Message, STATELESS, read},
+        mcp::protocol::{MISSING_CAPABILITY, Message, STATELESS, read},
     };
 
     fn request(method: &str, params: Value) -> Request {
         let text = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
         match read(text.to_string().as_bytes()) {
-            Ok(Message::Request(request)) => request,
+            Ok(Message::Request(request)) => *request,
             other => panic!("{other:?}"),
         }
     }
@@ -351,14 +440,16 @@ mod tests {
         let settings = Settings::from_vars(std::iter::empty()).expect("are settings");
         let policy = Reloading::new(None).expect("is the shipped one");
         let (_stop, stopping) = watch::channel(false);
-        let exchange = Exchange::<()> {
+        let exchange = Exchange::<(), ()> {
             context: Context::new(None, policy, &settings, stopping),
             caller: None,
             client: None,
             revision,
             tools: ToolSet::PerAction,
             wait: settings.mcp.wait,
-            permit: None,
+            hold: Hold::Request(()),
+            rights: Arc::default(),
+            waits: Waits::default(),
             progression: None,
         };
         answer(exchange, request).await.map_err(|error| error.code)
@@ -382,6 +473,8 @@ mod tests {
             ("prompts/list", json!({}), false, false),
             ("resources/list", json!({}), false, false),
             ("logging/setLevel", json!({}), false, false),
+            ("tasks/list", json!({}), false, false),
+            ("tasks/result", json!({}), false, false),
             ("", json!({}), false, false),
         ] {
             let request = request(method, params);
@@ -433,6 +526,31 @@ mod tests {
             let given = &result["structuredContent"]["field"];
             assert_eq!(given, field, "{name} {arguments}: {result}");
         }
+    }
+
+    #[tokio::test]
+    async fn tasks_are_for_clients_that_declare_them_and_unknown_ones_are_wrong_parameters() {
+        let declared = json!({
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientCapabilities": { "extensions": { (TASKS): {} } },
+        });
+        for method in ["tasks/get", "tasks/update", "tasks/cancel"] {
+            let params = |task: Value, meta: &Value| json!({ "taskId": task, "inputResponses": {}, "_meta": meta });
+            for (task, meta, revision, expected) in [
+                (json!("x"), &json!({}), STATELESS, MISSING_CAPABILITY),
+                (json!("x"), &declared, STATELESS, INVALID_PARAMS),
+                (json!(7), &declared, STATELESS, INVALID_PARAMS),
+                (json!(null), &declared, STATELESS, INVALID_PARAMS),
+                // There is no cluster to read the record from.
+                (json!("shop/a/YWJj"), &declared, STATELESS, INTERNAL_ERROR),
+                (json!("x"), &declared, Revision("2025-11-25"), METHOD_NOT_FOUND),
+            ] {
+                let request = request(method, params(task.clone(), meta));
+                assert_eq!(answered(revision, &request).await, Err(expected), "{method} {task}");
+            }
+        }
+        let update = request("tasks/update", json!({ "taskId": "x", "_meta": declared }));
+        assert_eq!(answered(STATELESS, &update).await, Err(INVALID_PARAMS));
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@
 //! A field that is given twice is refused, because two readers could take different values. So messages are not read
 //! by the types of the official SDK, which keep the last value of each.
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json, value::RawValue};
 
@@ -71,12 +72,22 @@ pub(crate) const INTERNAL_ERROR: i64 = -32603;
 pub(crate) const INVALID_PARAMS: i64 = -32602;
 /// A header of the request differs from its body.
 pub(crate) const HEADER_MISMATCH: i64 = -32020;
+/// The client does not declare what the request needs.
+pub(crate) const MISSING_CAPABILITY: i64 = -32021;
 /// The revision is not spoken.
 pub(crate) const UNSUPPORTED_REVISION: i64 = -32022;
 
 impl ProtocolError {
     pub(crate) fn new(code: i64, message: impl Into<String>) -> Self {
         ProtocolError { code, message: message.into(), data: None }
+    }
+
+    /// The client has to declare these capabilities.
+    pub(crate) fn missing_capability(required: Value) -> Self {
+        ProtocolError {
+            data: Some(Box::new(json!({ "requiredCapabilities": required }))),
+            ..ProtocolError::new(MISSING_CAPABILITY, "Missing required client capability")
+        }
     }
 
     fn unsupported(requested: &str) -> Self {
@@ -106,7 +117,7 @@ impl MessageId {
 #[derive(Debug)]
 pub(crate) enum Message {
     /// It expects an answer.
-    Request(Request),
+    Request(Box<Request>),
     /// It expects none.
     Notification(Notification),
 }
@@ -139,7 +150,14 @@ pub(crate) struct Meta {
     pub progress_token: Option<Value>,
     /// Whether it lists what the client can do, which requests without a handshake have to.
     has_capabilities: bool,
+    /// Whether the client takes a task for an answer.
+    pub takes_tasks: bool,
+    /// The trace that it belongs to (W3C Trace Context), as headers.
+    pub trace: Option<Box<HeaderMap>>,
 }
+
+/// The extension for answers that come later.
+pub(crate) const TASKS: &str = "io.modelcontextprotocol/tasks";
 
 /// What could not be read, with the id if that could.
 pub(crate) type Unreadable = (Option<MessageId>, ProtocolError);
@@ -171,6 +189,8 @@ struct MetaFields {
     capabilities: Option<Map<String, Value>>,
     #[serde(rename = "progressToken")]
     progress_token: Option<Value>,
+    traceparent: Option<Value>,
+    tracestate: Option<Value>,
 }
 
 fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Value>, D::Error> {
@@ -207,7 +227,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Message, Unreadable> {
         None => Ok(Message::Notification(Notification { method, params })),
         Some(None) => Err(invalid("id: must be a string or an integer")),
         Some(Some(id)) => match meta(&params) {
-            Ok(meta) => Ok(Message::Request(Request { id, method, params, meta })),
+            Ok(meta) => Ok(Message::Request(Box::new(Request { id, method, params, meta }))),
             Err(error) => Err((Some(id), error)),
         },
     }
@@ -226,8 +246,25 @@ fn meta(params: &str) -> Result<Meta, ProtocolError> {
         revision: fields.revision,
         client: fields.client.as_ref().and_then(client_name),
         progress_token: fields.progress_token,
+        takes_tasks: fields
+            .capabilities
+            .as_ref()
+            .and_then(|all| all.get("extensions")?.get(TASKS))
+            .is_some_and(Value::is_object),
         has_capabilities: fields.capabilities.is_some(),
+        trace: trace_headers(fields.traceparent, fields.tracestate),
     })
+}
+
+/// A trace that cannot be read is none; it changes nothing that is done.
+fn trace_headers(parent: Option<Value>, state: Option<Value>) -> Option<Box<HeaderMap>> {
+    let header = |name: &'static str, value: Option<Value>| {
+        let value = HeaderValue::from_str(value?.as_str()?).ok()?;
+        Some((HeaderName::from_static(name), value))
+    };
+    let parent = header("traceparent", parent)?;
+    let headers = [Some(parent), header("tracestate", state)].into_iter().flatten();
+    Some(Box::new(headers.collect()))
 }
 
 /// The name and version of a client's program (`Implementation`); what is not printable is left out, and so is what
@@ -349,7 +386,7 @@ mod tests {
 
     fn request(text: &str) -> Request {
         match read(text.as_bytes()) {
-            Ok(Message::Request(request)) => request,
+            Ok(Message::Request(request)) => *request,
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -449,6 +486,40 @@ mod tests {
         let data = error.data.expect("is there");
         assert_eq!(data["requested"], "1900-01-01");
         assert_eq!(data["supported"][0], "2026-07-28");
+    }
+
+    #[test]
+    fn a_client_takes_tasks_if_the_request_itself_declares_it() {
+        for (capabilities, expected) in [
+            ("{}", false),
+            (r#"{"extensions":{}}"#, false),
+            (r#"{"extensions":{"io.modelcontextprotocol/tasks":{}}}"#, true),
+            (r#"{"extensions":{"io.modelcontextprotocol/tasks":null}}"#, false),
+            (r#"{"extensions":{"io.modelcontextprotocol/ui":{}}}"#, false),
+            (r#"{"tasks":{}}"#, false),
+            (r#"{"extensions":[]}"#, false),
+        ] {
+            let text = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"a","params":{{"_meta":{{"{CAPABILITIES}":{capabilities}}}}}}}"#
+            );
+            assert_eq!(request(&text).meta.takes_tasks, expected, "{capabilities}");
+        }
+    }
+
+    #[test]
+    fn a_trace_is_read_and_a_wrong_one_is_none() {
+        let trace = |fields: &str| {
+            let text = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"a","params":{{"_meta":{{{fields}}}}}}}"#
+            );
+            request(&text).meta.trace
+        };
+        let both = trace(r#""traceparent":"00-1-2-01","tracestate":"a=b""#).expect("is read");
+        let named = |name: &str| both[name].to_str().expect("is text");
+        assert_eq!([named("traceparent"), named("tracestate")], ["00-1-2-01", "a=b"]);
+        for none in ["", r#""traceparent":7"#, r#""traceparent":"\n""#, r#""tracestate":"a=b""#] {
+            assert_eq!(trace(none), None, "{none}");
+        }
     }
 
     #[test]

@@ -75,6 +75,30 @@ impl Tool {
     }
 }
 
+/// The header that repeats a target's namespace, so that what is in front of the server can route by it: the rest of its
+/// name after `Mcp-Param-`.
+pub(crate) const NAMESPACE_HEADER: &str = "Namespace";
+
+/// Where a tool's arguments name a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NamespaceAt {
+    /// In `namespace`.
+    Top,
+    /// In `parameters.namespace`.
+    Parameters,
+}
+
+impl Tool {
+    /// Where its arguments name the namespace that a header repeats, if they do.
+    pub(crate) fn namespace_at(self) -> Option<NamespaceAt> {
+        match self {
+            Tool::GetAction | Tool::ListActions => Some(NamespaceAt::Top),
+            Tool::Simulate | Tool::Execute => Some(NamespaceAt::Parameters),
+            Tool::Action(kind) => (!kind.is_on_cluster()).then_some(NamespaceAt::Parameters),
+        }
+    }
+}
+
 /// The tools of a caller, always in the same order.
 pub(crate) fn list(offer: &Offer, set: ToolSet) -> Vec<Value> {
     let mut tools = Vec::new();
@@ -151,7 +175,11 @@ fn action(descriptor: &Descriptor, parameters: &Value) -> Value {
         precondition: "simulate",
     };
     let hints = Hints { read_only: false, destructive: descriptor.destructive };
-    let input = write_schema(json!({ "parameters": compact(parameters) }), &["parameters"]);
+    let mut parameters = compact(parameters);
+    if let Some(namespace) = parameters["properties"].get_mut("namespace") {
+        namespace["x-mcp-header"] = NAMESPACE_HEADER.into();
+    }
+    let input = write_schema(json!({ "parameters": parameters }), &["parameters"]);
     tool(descriptor.name, &description, hints, input)
 }
 
@@ -164,7 +192,10 @@ fn execute(kinds: &[ActionKind]) -> Value {
     };
     let properties = json!({
         "type": { "type": "string", "enum": names(kinds) },
-        "parameters": { "type": "object", "description": "As in simulate." },
+        "parameters": {
+            "type": "object", "description": "As in simulate.",
+            "properties": { "namespace": mirrored_namespace() },
+        },
     });
     let hints = Hints {
         read_only: false,
@@ -205,7 +236,9 @@ fn simulate(kinds: &[ActionKind], own: &[ActionKind]) -> Value {
         "type": "object",
         "properties": {
             "type": { "type": "string", "enum": names(kinds) },
-            "parameters": { "type": "object" },
+            "parameters": {
+                "type": "object", "properties": { "namespace": mirrored_namespace() },
+            },
         },
         "required": ["type", "parameters"],
     });
@@ -220,6 +253,11 @@ fn simulate(kinds: &[ActionKind], own: &[ActionKind]) -> Value {
         input["oneOf"] = alternatives.into();
     }
     tool(SIMULATE, &description, READS, input)
+}
+
+/// The namespace of parameters that are described elsewhere: a header can only repeat what is described here.
+fn mirrored_namespace() -> Value {
+    json!({ "type": "string", "x-mcp-header": NAMESPACE_HEADER })
 }
 
 fn alternative(kind: ActionKind) -> Value {
@@ -252,6 +290,7 @@ fn get_action() -> Value {
             "id": { "type": "string" },
             "namespace": {
                 "type": "string", "description": "The target's; default for nodes, and if left out.",
+                "x-mcp-header": NAMESPACE_HEADER,
             },
         },
         "required": ["id"],
@@ -270,7 +309,10 @@ fn list_actions() -> Value {
     let input = json!({
         "type": "object",
         "properties": {
-            "namespace": { "type": "string", "description": "All, if left out." },
+            "namespace": {
+                "type": "string", "description": "All, if left out.",
+                "x-mcp-header": NAMESPACE_HEADER,
+            },
             "target": { "type": "string", "description": "As deployment/web or web." },
             "limit": {
                 "type": "integer", "minimum": 1, "maximum": MAX_ENTRIES, "default": DEFAULT_ENTRIES,
@@ -480,6 +522,43 @@ mod tests {
                         || matches!(Tool::named(&name, set), Some(Tool::Action(_)));
                     assert_eq!(input.is_valid(&call), !is_described, "{name}: {call}");
                 }
+            }
+        }
+    }
+
+    /// Every place in a schema at which a header is named.
+    fn headers_in(schema: &Value, path: &str, found: &mut Vec<String>) {
+        match schema {
+            Value::Object(all) => {
+                for (name, value) in all {
+                    if name == "x-mcp-header" {
+                        assert_eq!(value, NAMESPACE_HEADER);
+                        found.push(path.to_owned());
+                    }
+                    headers_in(value, &format!("{path}/{name}"), found);
+                }
+            }
+            Value::Array(all) => all.iter().for_each(|it| headers_in(it, path, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn a_header_repeats_the_namespace_where_the_arguments_name_one_and_nothing_else() {
+        for set in [ToolSet::PerAction, ToolSet::Generic] {
+            for tool in list(&everything(), set) {
+                let name = tool["name"].as_str().expect("is text");
+                let mut found = Vec::new();
+                headers_in(&tool["inputSchema"], "", &mut found);
+                // Clients do not look into alternatives, and refuse a tool that names a header there.
+                let expected = match Tool::named(name, set).and_then(Tool::namespace_at) {
+                    Some(NamespaceAt::Top) => vec!["/properties/namespace"],
+                    Some(NamespaceAt::Parameters) => {
+                        vec!["/properties/parameters/properties/namespace"]
+                    }
+                    None => vec![],
+                };
+                assert_eq!(found, expected, "{name}");
             }
         }
     }

@@ -120,7 +120,7 @@ async fn dies_and_is_retried(kind: ActionKind, at: Failpoint) {
 }
 
 /// The effects of a request that died where no later attempt can find out whether it had made its effect.
-fn effects_left_unknown(kind: ActionKind, at: Failpoint) -> Option<i64> {
+pub fn effects_left_unknown(kind: ActionKind, at: Failpoint) -> Option<i64> {
     use Failpoint::*;
     match kind {
         // A pod that is gone does not show who deleted it.

@@ -236,3 +236,45 @@ fn an_invalid_collector_address_is_reported_without_its_value() {
     assert_eq!(done.status, 78, "{done:?}");
     assert!(done.stdout.contains("OTEL_EXPORTER_OTLP") && !done.stdout.contains("hunter2"));
 }
+
+#[test]
+fn a_message_of_mcp_continues_the_trace_that_it_names() {
+    let call = json!({
+        "jsonrpc": "2.0", "id": 1, "method": "tools/call",
+        "params": {
+            "name": "simulate",
+            "arguments": { "type": "restart_pod", "parameters": { "pod_name": "web-1" } },
+            "_meta": { "traceparent": format!("00-{TRACE}-{CALLER}-01") },
+        },
+    });
+    let call = call.to_string();
+    let collectors = [Collector::start(), Collector::start()];
+    let [over_stdio, over_http] = &collectors;
+    let program = |collector: &Collector| {
+        Program::offline().env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint())
+    };
+    let done = program(over_stdio).args(["mcp"]).input(call.clone() + "\n").run();
+    assert_eq!(done.status, 0, "{done:?}");
+    let server = Server::start(program(over_http));
+    // The transport has a trace of its own, as a proxy's.
+    let request = format!(
+        "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\ntraceparent: 00-{}-{CALLER}-01\r\nConnection: close\r\n\r\n{call}",
+        call.len(),
+        TRACE.replace('0', "1")
+    );
+    assert_eq!(server.raw(request.as_bytes()).status, 200);
+    server.signal("TERM");
+    server.wait();
+    for collector in &collectors {
+        let spans = collector.spans();
+        let message = named(&spans, "mcp");
+        let joined = (hexadecimal(&message.trace_id), hexadecimal(&message.parent_span_id));
+        assert_eq!(joined, (TRACE.to_owned(), CALLER.to_owned()));
+        let action = named(&spans, "restart_pod");
+        assert_eq!(
+            (&action.trace_id, &action.parent_span_id),
+            (&message.trace_id, &message.span_id)
+        );
+    }
+}

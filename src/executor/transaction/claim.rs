@@ -79,6 +79,7 @@ impl Transaction<'_> {
         let (made_at, window) = (self.request.made_at(), self.context.replay_window());
         check_replay_window(made_at, self.cluster.now(), window)?;
         let record = self.initial_record(&planned, input);
+        self.context.observer().claiming();
         let open = async {
             let opened = self.ledger.open(&record, input.deadline).await;
             Failpoint::AfterClaim.pass();
@@ -146,6 +147,7 @@ impl Transaction<'_> {
     ) -> Result<Step, ActionError> {
         let mut ours = self.initial_record(&planned, input);
         ours.intent.taken_over = planned.earlier.is_some();
+        self.context.observer().claiming();
         let taken = self.ledger.take(&found, ours, input.deadline).await?;
         Ok(match taken {
             None => Step::Again,

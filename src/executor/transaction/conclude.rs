@@ -190,12 +190,11 @@ impl LiveLimits for LimitsOfRecord<'_> {
         Box::pin(async move {
             let mut refused = HashMap::new();
             let mut entries = Vec::new();
-            let Transaction { cluster, budget, ledger, .. } = self.transaction;
+            let Transaction { cluster, budget, .. } = self.transaction;
             for pod in &pods {
                 match self.judge(pod) {
                     Ok(()) => {
-                        let (whole, now) = (&ledger.request.target, cluster.now());
-                        entries.push(UsageEntry::new(self.id, whole, &pod.target, now));
+                        entries.push(UsageEntry::new(self.id, &pod.target, cluster.now()));
                     }
                     Err(why) => {
                         refused.extend(pod.target.uid.clone().map(|uid| (uid, why)));

@@ -122,7 +122,7 @@ impl Transaction<'_> {
         let (at, now) = (Instant::now(), self.cluster.now());
         let others = plan.others.iter().map(|other| &other.target);
         let targets = std::iter::once(&plan.target).chain(others);
-        let entry = |target| UsageEntry::new(&input.id, &plan.target, target, now);
+        let entry = |target| UsageEntry::new(&input.id, target, now);
         Charge { entries: targets.map(entry).collect(), at, lease, result: None }
     }
 

@@ -81,7 +81,8 @@ pub(crate) async fn execute(
     loop {
         let refusal = match transaction.attempt(input.clone()).await {
             Err(refusal) if refusal.code == Code::DisruptionBudget && input.wait => refusal,
-            result => return result,
+            Err(refusal) => return Err(transaction.name_last_request(refusal).await),
+            done => return done,
         };
         if Instant::now() + BUDGET_POLL_INTERVAL >= end {
             return Err(refusal);
@@ -97,7 +98,7 @@ pub(crate) async fn execute(
             () = sleep(BUDGET_POLL_INTERVAL) => {}
         }
         // The next attempt is for the object that was refused, and not for one that takes its name.
-        input.uid = input.uid.or_else(|| refusal.object_uid.as_deref().map(str::to_owned));
+        input.uid = input.uid.or_else(|| refusal.refused_uid().map(str::to_owned));
         input.deadline = end.min(Instant::now() + context.deadline());
     }
 }
@@ -286,6 +287,18 @@ impl Transaction<'_> {
 
     fn in_progress(&self, until: DateTime<Utc>) -> ActionError {
         in_progress(until, self.cluster.now())
+    }
+
+    /// Names the request that acted last on the target, if that is why this one is refused and its record tells: a retry
+    /// that was sent with an id of its own learns which one to ask for.
+    async fn name_last_request(&self, refusal: ActionError) -> ActionError {
+        let last = refusal.refused.as_ref().and_then(|refused| refused.last_request.as_deref());
+        let Some(digest) = last else { return refusal };
+        let Some(id) = self.ledger.id_of(digest).await else { return refusal };
+        let hint = refusal.hint.as_deref().unwrap_or_default().to_owned();
+        refusal.with_hint(format!(
+            "{hint}; request '{id}' acted last: if this is a retry of it, use its id to get its answer"
+        ))
     }
 
     /// Writes a record that nothing depends on: without it the next attempt finds out by itself, later.

@@ -5,7 +5,7 @@
 //! the answer. What concerns the connection and the caller is decided as for every other endpoint; here are the headers
 //! that repeat the body, the statuses, and what becomes of a client that is gone.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
@@ -19,18 +19,24 @@ use tokio::{
 use tracing::Instrument;
 
 use crate::{
+    config::ToolSet,
     contract::error::ActionError,
     http::{
+        concurrency,
         dispatch::Service,
-        endpoints::execute::{action_time, with_permit},
+        endpoints::{
+            execute::{action_time, with_permit},
+            respond_async::{self, BackgroundTasks},
+        },
         headers::{ACCEPT, CONTENT_TYPE, accepts_event_stream, check_accept, check_content_type},
         message::{Body, FullRequest, RequestInfo, full},
     },
     mcp::{
         self, Exchange,
-        calls::Progression,
+        calls::{Hold, Progression},
         protocol::{
-            self, HEADER_MISMATCH, METHOD_NOT_FOUND, Message, ProtocolError, Request, Revision,
+            self, HEADER_MISMATCH, METHOD_NOT_FOUND, MISSING_CAPABILITY, Message, ProtocolError,
+            Request, Revision,
         },
     },
 };
@@ -39,6 +45,7 @@ use crate::{
 const VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 const METHOD: HeaderName = HeaderName::from_static("mcp-method");
 const NAME: HeaderName = HeaderName::from_static("mcp-name");
+const NAMESPACE: HeaderName = HeaderName::from_static("mcp-param-namespace");
 
 /// How long a request may take before its answer becomes a stream, if the client accepts one.
 const STREAM_AFTER: Duration = Duration::from_millis(500);
@@ -67,19 +74,20 @@ pub(crate) async fn post(
     }
     check_content_type(CONTENT_TYPE.read(headers)?.as_deref())?;
     let message = match protocol::read(request.body()) {
-        Ok(Message::Request(message)) => message,
+        Ok(Message::Request(message)) => *message,
         // There is nothing to cancel: a client that closes its stream has done so.
         Ok(Message::Notification(_)) => return Ok(accepted()),
         Err((id, error)) => return Ok(refused(protocol::error(id.as_ref(), &error))),
     };
-    let revision = match revision(headers, &message) {
+    let settings = service.mcp;
+    let revision = match revision(headers, &message, settings.tools) {
         Ok(revision) => revision,
         Err(error) => return Ok(refused(protocol::error(Some(&message.id), &error))),
     };
-    let settings = service.mcp;
     let (sender, lines) = mpsc::channel(BUFFERED_LINES);
     let token = message.meta.progress_token.clone().filter(|_| may_stream);
-    let background = service.server.as_ref().map(|server| &server.background);
+    let server = service.server.as_ref();
+    let hold = hold(server.map(|server| &server.background), &info);
     let exchange = Exchange {
         context: with_permit(service, &info),
         caller: info.caller.clone(),
@@ -87,7 +95,9 @@ pub(crate) async fn post(
         revision,
         tools: settings.tools,
         wait: action_time(&info).map_or(settings.wait, |time| settings.wait.min(time)),
-        permit: background.and_then(|background| background.permit()),
+        hold,
+        rights: service.rights.clone(),
+        waits: server.map(|server| server.waits.clone()).unwrap_or_default(),
         progression: token.map(|token| Progression { token, lines: sender }),
     };
     let mut answer = Box::pin(async move { answer(exchange, &message).await }.in_current_span());
@@ -99,17 +109,33 @@ pub(crate) async fn post(
     Ok(stream(answer, lines, revision.is_stateless()))
 }
 
+/// What an action of this request holds until it ends, also if its client is gone before: a permit to continue, or where
+/// none is left, the request's own.
+fn hold(
+    background: Option<&BackgroundTasks>,
+    info: &RequestInfo,
+) -> Hold<respond_async::Permit, Option<Arc<concurrency::Permit>>> {
+    match background.and_then(BackgroundTasks::permit) {
+        Some(permit) => Hold::Background(permit),
+        None => Hold::Request(info.permit.clone()),
+    }
+}
+
 /// The answer in one line, with its status.
-async fn answer<P: Send + 'static>(
-    exchange: Exchange<P>,
-    request: &Request,
-) -> (String, StatusCode) {
+async fn answer<B, R>(exchange: Exchange<B, R>, request: &Request) -> (String, StatusCode)
+where
+    B: Send + 'static,
+    R: Send + 'static,
+{
     let is_stateless = exchange.revision.is_stateless();
     match mcp::answer(exchange, request).await {
         Ok(result) => (protocol::result(&request.id, result), StatusCode::OK),
         Err(error) => {
-            let is_unknown = is_stateless && error.code == METHOD_NOT_FOUND;
-            let status = if is_unknown { StatusCode::NOT_FOUND } else { StatusCode::OK };
+            let status = match error.code {
+                METHOD_NOT_FOUND if is_stateless => StatusCode::NOT_FOUND,
+                MISSING_CAPABILITY => StatusCode::BAD_REQUEST,
+                _ => StatusCode::OK,
+            };
             (protocol::error(Some(&request.id), &error), status)
         }
     }
@@ -119,7 +145,11 @@ async fn answer<P: Send + 'static>(
 ///
 /// # Errors
 /// [`HEADER_MISMATCH`] if they do not, or as [`Request::revision`] says.
-fn revision(headers: &HeaderMap, request: &Request) -> Result<Revision, ProtocolError> {
+fn revision(
+    headers: &HeaderMap,
+    request: &Request,
+    tools: ToolSet,
+) -> Result<Revision, ProtocolError> {
     let named = single(headers, &VERSION)?;
     if let (Some(header), Some(body)) = (named, request.meta.revision.as_deref())
         && header != body
@@ -140,13 +170,8 @@ fn revision(headers: &HeaderMap, request: &Request) -> Result<Revision, Protocol
         }
         Some(_) => {}
     }
-    if request.method == "tools/call" {
-        #[derive(Deserialize)]
-        struct Named {
-            name: Value,
-        }
-        let Named { name } = request.params()?;
-        match single(headers, &NAME)?.map(decoded).transpose()? {
+    if let Some(name) = name(request)? {
+        match decoded(headers, &NAME)? {
             None => return Err(mismatch("Mcp-Name is missing")),
             Some(header) if name != *header => {
                 return Err(mismatch("Mcp-Name differs from the body"));
@@ -154,7 +179,33 @@ fn revision(headers: &HeaderMap, request: &Request) -> Result<Revision, Protocol
             Some(_) => {}
         }
     }
+    if request.method == "tools/call"
+        && let Some(named) = mcp::named_namespace(request, tools)
+        && named.as_deref() != decoded(headers, &NAMESPACE)?.as_deref()
+    {
+        return Err(mismatch("Mcp-Param-Namespace differs from the arguments"));
+    }
     Ok(revision)
+}
+
+/// What `Mcp-Name` repeats, if the method has such a parameter.
+fn name(request: &Request) -> Result<Option<Value>, ProtocolError> {
+    #[derive(Deserialize)]
+    struct Tool {
+        name: Value,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Task {
+        task_id: Value,
+    }
+    if request.method == "tools/call" {
+        return request.params().map(|Tool { name }| Some(name));
+    }
+    match mcp::is_about_a_task(request) {
+        true => request.params().map(|Task { task_id }| Some(task_id)),
+        false => Ok(None),
+    }
 }
 
 /// The value of a header that may be sent once.
@@ -169,13 +220,18 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a st
     }
 }
 
-/// A value that may be in base64, because not every text is one of a header.
-fn decoded(value: &str) -> Result<Cow<'_, str>, ProtocolError> {
+/// The text of a header that may be in base64, because not every text is the value of a header.
+fn decoded<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> Result<Option<Cow<'a, str>>, ProtocolError> {
+    let Some(value) = single(headers, name)? else { return Ok(None) };
     let encoded = value.strip_prefix("=?base64?").and_then(|rest| rest.strip_suffix("?="));
-    let Some(encoded) = encoded else { return Ok(value.into()) };
+    let Some(encoded) = encoded else { return Ok(Some(value.into())) };
     let bytes = BASE64_STANDARD.decode(encoded).ok();
     let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
-    text.map(Cow::Owned).ok_or_else(|| mismatch("Mcp-Name is not text in base64"))
+    let text = text.ok_or_else(|| mismatch(&format!("{name} is not text in base64")))?;
+    Ok(Some(Cow::Owned(text)))
 }
 
 fn mismatch(what: &str) -> ProtocolError {
@@ -253,12 +309,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::mcp::protocol::{INVALID_PARAMS, UNSUPPORTED_REVISION};
+    use crate::{
+        http::{
+            concurrency::{Lane, Limiter},
+            routes::MatchedPath,
+        },
+        mcp::protocol::{INVALID_PARAMS, UNSUPPORTED_REVISION},
+        telemetry::metrics::Metrics,
+    };
 
     fn request(method: &str, params: Value) -> Request {
         let text = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
         match protocol::read(text.to_string().as_bytes()) {
-            Ok(Message::Request(request)) => request,
+            Ok(Message::Request(request)) => *request,
             other => panic!("{other:?}"),
         }
     }
@@ -275,7 +338,7 @@ mod tests {
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_bytes(value.as_bytes()).expect("is a value"));
         }
-        revision(&map, request).map(|it| it.0).map_err(|error| error.code)
+        revision(&map, request, ToolSet::PerAction).map(|it| it.0).map_err(|error| error.code)
     }
 
     #[test]
@@ -285,6 +348,9 @@ mod tests {
         let name = ("mcp-name", "drain");
         let lists = request("tools/list", json!({ "_meta": meta("2026-07-28") }));
         let calls = request("tools/call", json!({ "name": "drain", "_meta": meta("2026-07-28") }));
+        let get = ("mcp-method", "tasks/get");
+        let params = json!({ "taskId": "shop/a/YWJj", "_meta": meta("2026-07-28") });
+        let gets = request("tasks/get", params);
         let (ok, mismatch) = (Ok("2026-07-28"), Err(HEADER_MISMATCH));
         for (request, headers, expected) in [
             (&lists, vec![version, list], ok),
@@ -303,8 +369,54 @@ mod tests {
             (&calls, vec![version, call, ("mcp-name", "scale")], mismatch),
             (&calls, vec![version, call, ("mcp-name", "=?base64?!?=")], mismatch),
             (&calls, vec![version, list, name], mismatch),
+            (&gets, vec![version, get, ("mcp-name", "shop/a/YWJj")], ok),
+            (&gets, vec![version, get, ("mcp-name", "shop/b/YWJj")], mismatch),
+            (&gets, vec![version, get], mismatch),
         ] {
             assert_eq!(checked(request, &headers), expected, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_header_repeats_the_namespace_of_the_arguments_or_the_call_is_refused() {
+        let (ok, mismatch) = (Ok("2026-07-28"), Err(HEADER_MISMATCH));
+        let shop = || json!({ "id": "a", "parameters": { "name": "web", "namespace": "shop" } });
+        let (none, header) = (None, Some("shop"));
+        for (tool, arguments, namespace, expected) in [
+            ("scale", shop(), header, ok),
+            ("scale", shop(), Some("=?base64?c2hvcA==?="), ok),
+            ("scale", shop(), Some("=?base64?c2hvcA?="), mismatch),
+            ("scale", shop(), none, mismatch),
+            ("scale", shop(), Some("Shop"), mismatch),
+            ("scale", shop(), Some("ops"), mismatch),
+            ("scale", json!({ "id": "a", "parameters": { "name": "web" } }), none, ok),
+            ("scale", json!({ "id": "a", "parameters": { "name": "web" } }), header, mismatch),
+            ("scale", json!({ "id": "a", "parameters": { "namespace": null } }), none, ok),
+            ("scale", json!({ "id": "a", "namespace": "shop" }), none, ok),
+            ("simulate", shop(), none, mismatch),
+            ("simulate", shop(), header, ok),
+            ("get_action", json!({ "id": "a", "namespace": "shop" }), header, ok),
+            ("get_action", json!({ "id": "a", "namespace": "shop" }), none, mismatch),
+            ("list_actions", json!({}), none, ok),
+            ("list_actions", json!({}), header, mismatch),
+            // A node is in no namespace, so that the header means nothing.
+            ("drain", json!({ "id": "a", "parameters": { "node": "n" } }), header, ok),
+            // Refused for what they are.
+            ("scale", json!({ "id": "a", "parameters": { "namespace": 7 } }), none, ok),
+            ("scale", json!({ "id": "a", "parameters": ["shop"] }), none, ok),
+            ("unknown", shop(), none, ok),
+        ] {
+            let params = json!({
+                "name": tool, "arguments": arguments, "_meta": meta("2026-07-28"),
+            });
+            let call = request("tools/call", params);
+            let mut headers = vec![
+                ("mcp-protocol-version", "2026-07-28"),
+                ("mcp-method", "tools/call"),
+                ("mcp-name", tool),
+            ];
+            headers.extend(namespace.map(|namespace| ("mcp-param-namespace", namespace)));
+            assert_eq!(checked(&call, &headers), expected, "{tool} {arguments} {namespace:?}");
         }
     }
 
@@ -319,6 +431,27 @@ mod tests {
             (vec![("mcp-protocol-version", "2026-07-28")], Err(INVALID_PARAMS)),
         ] {
             assert_eq!(checked(&list, &headers), expected, "{headers:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_action_without_a_permit_to_continue_holds_that_of_its_request() {
+        let limiter = Limiter::new(1, Arc::new(Metrics::new(None)));
+        let acquire = async || limiter.acquire(Lane::Actions, None).await;
+        let background = BackgroundTasks::default();
+        let mut taken = Vec::new();
+        for is_free in [true, false] {
+            let permit = acquire().await.expect("is free");
+            let id = HeaderValue::from_static("id");
+            let info = RequestInfo::new(id, MatchedPath::of("/mcp"), None);
+            let info = RequestInfo { permit: Some(permit), ..info };
+            let held = hold(Some(&background), &info);
+            // Its client is gone.
+            drop(info);
+            assert_eq!(acquire().await.is_ok(), is_free);
+            drop(held);
+            assert!(acquire().await.is_ok());
+            taken.extend(std::iter::from_fn(|| background.permit()));
         }
     }
 

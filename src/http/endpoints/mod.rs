@@ -7,6 +7,7 @@ pub mod history;
 pub mod mcp;
 pub mod metrics;
 pub mod operation;
+pub mod protected_resource;
 pub mod readiness;
 pub mod respond_async;
 pub mod sse;

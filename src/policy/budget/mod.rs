@@ -335,7 +335,10 @@ fn judge(
     limits: &Limits,
 ) -> Result<(), ActionError> {
     refuse_if_stopped(lease, lease_ref)?;
-    usage_of(lease).check(entries, limits).map_err(|limit| rate_limited(limit, limits.cooldown))
+    let usage = usage_of(lease);
+    usage.check(entries, limits).map_err(|limit| {
+        rate_limited(limit, limits.cooldown).last_request(usage.last_request(entries))
+    })
 }
 
 fn refuse_if_stopped(lease: Option<&Lease>, lease_ref: &LeaseRef) -> Result<(), ActionError> {
@@ -406,7 +409,7 @@ mod tests {
     fn entry(id: &str, seconds: i64) -> [UsageEntry; 1] {
         let target = Target::named("apps/v1", "Deployment", "shop", "web");
         let at = DateTime::from_timestamp(1_800_000_000 + seconds, 0).expect("is a time");
-        [UsageEntry::new(id, &target, &target, at)]
+        [UsageEntry::new(id, &target, at)]
     }
 
     fn judged(lease: Option<&Lease>, id: &str, seconds: i64) -> Result<(), ActionError> {

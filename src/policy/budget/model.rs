@@ -67,7 +67,7 @@ fn at(tick: u8) -> DateTime<Utc> {
 
 fn entry(request: u8, (tick, is_made): (u8, bool)) -> UsageEntry {
     let target = Target::named("apps/v1", "Deployment", "shop", &request.to_string());
-    let entry = UsageEntry::new(&request.to_string(), &target, &target, at(tick));
+    let entry = UsageEntry::new(&request.to_string(), &target, at(tick));
     if is_made { entry.after_effect(at(tick)) } else { entry }
 }
 

@@ -72,7 +72,7 @@ impl Limits {
 pub(crate) struct UsageEntry {
     /// The annotation, of this charge alone: no late write of another charge can touch it.
     key: String,
-    /// The request, so that a retry is not counted twice.
+    /// The digest of the request's id, so that a retry is not counted twice.
     request: String,
     target: String,
     namespace: String,
@@ -82,18 +82,12 @@ pub(crate) struct UsageEntry {
 }
 
 impl UsageEntry {
-    /// A new entry for an action on `target`, at this time of the API server. `request_target` is the request's own
-    /// target, which differs for a pod of a drained node.
-    pub(crate) fn new(
-        id: &str,
-        request_target: &Target,
-        target: &Target,
-        at: DateTime<Utc>,
-    ) -> Self {
+    /// A new entry for an action on `target`, at this time of the API server.
+    pub(crate) fn new(id: &str, target: &Target, at: DateTime<Utc>) -> Self {
         let Target { namespace, kind, name, .. } = target;
         UsageEntry {
             key: new_key(),
-            request: digest(&format!("{}/{id}", request_target.namespace)),
+            request: digest(id),
             target: digest(&format!("{kind}/{namespace}/{name}")),
             namespace: digest(namespace),
             at,
@@ -142,7 +136,8 @@ impl UsageEntry {
         })
     }
 
-    /// Whether it is the same action: another attempt at the same request.
+    /// Whether it is the same action: another attempt at the same request. Two requests in different namespaces may have
+    /// the same id, and one target only if it is a pod that one of them evicts with its node, which has one effect.
     fn is_same_action(&self, other: &UsageEntry) -> bool {
         (&self.request, &self.target) == (&other.request, &other.target)
     }
@@ -184,6 +179,16 @@ impl Usage {
     pub(crate) fn expired(&self, limits: &Limits, now: DateTime<Utc>) -> Vec<String> {
         let expired = self.0.iter().filter(|it| time_left(it, limits.retention(), now).is_none());
         expired.map(|it| it.key.clone()).collect()
+    }
+
+    /// The digest of the id of the request, other than that of these entries, that acted last on a target of theirs.
+    pub(crate) fn last_request(&self, entries: &[UsageEntry]) -> Option<&str> {
+        let is_other = |it: &&UsageEntry| {
+            let same_target = entries.iter().find(|entry| entry.target == it.target);
+            same_target.is_some_and(|entry| entry.request != it.request)
+        };
+        let last = self.0.iter().filter(is_other).max_by_key(|it| it.at)?;
+        Some(&last.request)
     }
 
     /// Checks that the limits allow all of these entries of one request. Entries of the same request for the
@@ -282,8 +287,7 @@ mod tests {
     /// An entry of the request `id` for the Deployment `namespace/name`.
     fn entry(id: &str, namespace: &str, name: &str, seconds: i64) -> [UsageEntry; 1] {
         let target = Target::named("apps/v1", "Deployment", namespace, name);
-        let request_target = Target::named("apps/v1", "Deployment", "n", "web");
-        [UsageEntry::new(id, &request_target, &target, at(seconds))]
+        [UsageEntry::new(id, &target, at(seconds))]
     }
 
     /// The same, with an effect at that time.
@@ -317,6 +321,25 @@ mod tests {
         };
         assert_eq!(of("usage.action-executor.dev/x", "a.b.c.x"), Usage::default());
         assert_eq!(of("example.com/x", value), Usage::default());
+    }
+
+    #[test]
+    fn the_last_other_request_for_a_target_is_known_by_the_digest_of_its_id() {
+        let usage = Usage::default()
+            .with(&made("alert-6", "n", "web", 0))
+            .with(&made("alert-7", "n", "web", 9))
+            .with(&made("alert-8", "n", "api", 10))
+            .with(&entry("alert-9", "n", "web", 11));
+        for (id, name, expected) in [
+            ("new", "web", Some("alert-9")),
+            ("alert-9", "web", Some("alert-7")),
+            ("new", "api", Some("alert-8")),
+            ("alert-8", "api", None),
+            ("new", "db", None),
+        ] {
+            let last = usage.last_request(&entry(id, "n", name, 20)).map(str::to_owned);
+            assert_eq!(last, expected.map(digest), "{id} {name}");
+        }
     }
 
     #[test]
