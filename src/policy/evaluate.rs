@@ -435,6 +435,53 @@ mod tests {
     }
 
     #[test]
+    fn an_image_is_of_an_allowed_repository() {
+        let change = |from: &str, to: &str| ImageChange {
+            container: "web".to_owned(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+        };
+        let listed = "images: {allow: ['registry.example.com/shop/*', docker.io/library/nginx]}";
+        let own = "registry.example.com/shop/web:1";
+        for (text, from, to, is_allowed) in [
+            ("{}", "nginx:1", "docker.io/library/nginx:2", true),
+            ("{}", "nginx:1", "docker.io/nginx/nginx:2", false),
+            ("{}", own, "registry.example.com:443/shop/web:2", false),
+            (listed, "nginx:1", own, true),
+            (listed, own, "nginx@sha256:00", true),
+            (listed, own, "registry.example.com/shop:2", false),
+            (listed, own, "registry.example.com.evil.example/shop/web:2", false),
+        ] {
+            let images = [change("web:1", "web:2"), change(from, to)];
+            let facts = Facts { images: &images[1..], ..FACTS };
+            assert_eq!(denied(text, facts).is_none(), is_allowed, "{text} {from} {to}");
+            // Each image counts.
+            let both = denied(
+                "images: {allow: ['registry.example.com/*']}",
+                Facts { images: &images, ..FACTS },
+            );
+            assert_eq!(both, Some("images.allow"));
+        }
+    }
+
+    #[test]
+    fn the_bounds_of_an_autoscaler_are_within_those_of_replicas_and_grow_by_a_factor() {
+        let text = "replicas: {min: 2, max: 20}\nautoscalers: {max_factor: 3}";
+        for (from, to, expected) in [
+            ([2, 4], [2, 12], None),
+            ([2, 4], [2, 13], Some("autoscalers.max_factor")),
+            ([2, 8], [2, 21], Some("replicas")),
+            ([2, 8], [1, 8], Some("replicas")),
+            // A maximum that is not raised may be anything.
+            ([2, 1], [2, 2], None),
+            ([2, 8], [2, 3], None),
+        ] {
+            let facts = Facts { bounds: Some(BoundsChange { from, to }), ..FACTS };
+            assert_eq!(denied(text, facts), expected, "{from:?} {to:?}");
+        }
+    }
+
+    #[test]
     fn a_read_only_policy_allows_simulations() {
         for more in ["", "\nsimulation: {limited: true}"] {
             let text = format!("read_only: true{more}");

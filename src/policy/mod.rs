@@ -662,6 +662,20 @@ mod tests {
     }
 
     #[test]
+    fn a_repository_names_its_registry() {
+        let is_valid = |text: &str| RepositoryPattern::try_from(text.to_owned()).is_ok();
+        for text in
+            ["*", "registry.example.com/*", "localhost:5000/shop/web", "docker.io/library/*"]
+        {
+            assert!(is_valid(text), "{text}");
+        }
+        for text in ["", "web", "registry.example.com*", "*/web", "*.example.com/web", "a/*/*/*/*"]
+        {
+            assert!(!is_valid(text), "{text}");
+        }
+    }
+
+    #[test]
     fn a_star_matches_any_characters() {
         let matches = |pattern: &str, name: &str| Pattern(pattern.to_owned()).matches(name);
         assert!(matches("*", "shop") && matches("shop", "shop") && matches("sh*", "shop"));
