@@ -34,7 +34,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
     net::UnixStream,
     runtime::Handle,
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, oneshot},
     task::spawn_blocking,
     time::{Instant, timeout_at},
 };
@@ -77,8 +77,15 @@ const FOLDER_ATTEMPTS: usize = 8;
 const CONNECTION_HEADERS: [HeaderName; 5] =
     [header::HOST, header::CONNECTION, header::TRANSFER_ENCODING, header::DATE, header::SERVER];
 
-/// The header as the client sent it, which tiny_http could hold only in part, and what is known besides.
-type Known = (HeaderMap, RequestInfo);
+/// What is known of a request besides what crosses the socket.
+struct Known {
+    /// The header as the client sent it, which tiny_http could hold only in part.
+    headers: HeaderMap,
+    info: RequestInfo,
+    /// Ends when nobody waits for the response any more, which tiny_http would notice at its next write.
+    gone: oneshot::Receiver<()>,
+}
+
 type Table = Arc<Mutex<HashMap<u128, Known>>>;
 type Sender = SendRequest<Full<Bytes>>;
 
@@ -140,7 +147,9 @@ impl TinyHttp {
     ) -> Result<Response<Body>, ActionError> {
         let is_head = request.method() == Method::HEAD;
         let (head, body) = request.into_parts();
-        let entry = Entry::new(&self.table, &self.random, (head.headers, info))?;
+        let (waits, gone) = oneshot::channel();
+        let known = Known { headers: head.headers, info, gone };
+        let entry = Entry::new(&self.table, &self.random, known)?;
         let request = forwarded(head.method, &head.uri, body, entry.number);
         let mut sender = match self.idle_connection().await {
             Some(sender) => sender,
@@ -151,7 +160,7 @@ impl TinyHttp {
             head.headers.remove(name);
         }
         if head.headers.get(header::CONTENT_TYPE).is_some_and(|it| it == "text/event-stream") {
-            return Ok(Response::from_parts(head, parts(body)));
+            return Ok(Response::from_parts(head, parts(body, waits)));
         }
         // The response to HEAD has the length of that to GET, and no body.
         if !is_head {
@@ -278,10 +287,11 @@ fn forwarded(method: Method, uri: &Uri, body: Bytes, number: u128) -> Request<Fu
     forwarded
 }
 
-/// The parts of a stream as they come.
-fn parts(mut body: Incoming) -> Body {
+/// The parts of a stream as they come; `waits` is dropped with its client.
+fn parts(mut body: Incoming, waits: oneshot::Sender<()>) -> Body {
     let (sender, parts) = mpsc::channel(1);
     tokio::spawn(async move {
+        let _waits = waits;
         loop {
             let frame = tokio::select! {
                 frame = body.frame() => frame,
@@ -307,16 +317,18 @@ fn handle(mut request: tiny_http::Request, service: &Service, table: &Table, run
             return log_send_error(send(request, Reply::from(error).into()));
         }
     };
-    let Some((headers, info)) = number.and_then(|number| lock(table).remove(&number)) else {
+    let Some(known) = number.and_then(|number| lock(table).remove(&number)) else {
         // A connection proves itself.
         return log_send_error(send(request, Response::new(Body::Full(Bytes::new()))));
     };
+    let Known { headers, info, gone } = known;
     *read.headers_mut() = headers;
     let service = service.clone();
     runtime.spawn(async move {
         let work = tokio::spawn(async move { service.dispatch(read, info).await });
         let response =
             work.await.unwrap_or_else(|panic| Reply::from(handler_panicked(&panic)).into());
+        let response = response.map(|body| until(gone, body));
         match response.body() {
             Body::Full(_) => log_send_error(send(request, response)),
             // A thread waits for its parts.
@@ -325,6 +337,24 @@ fn handle(mut request: tiny_http::Request, service: &Service, table: &Table, run
             }
         }
     });
+}
+
+/// The body; of a stream the parts until its client is gone.
+fn until(gone: oneshot::Receiver<()>, body: Body) -> Body {
+    let Body::Stream(mut parts) = body else { return body };
+    let (sender, wanted) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let forward = async {
+            while let Some(part) = parts.recv().await
+                && sender.send(part).await.is_ok()
+            {}
+        };
+        tokio::select! {
+            () = forward => {}
+            _ = gone => {}
+        }
+    });
+    Body::Stream(wanted)
 }
 
 fn number(request: &tiny_http::Request) -> Option<u128> {
@@ -560,10 +590,13 @@ mod tests {
     fn what_is_known_of_a_request_is_taken_out_once_and_never_stays() {
         let (table, random) = (Table::default(), SystemRandom::new());
         let path = MatchedPath::of("/readyz");
-        let info =
-            || (HeaderMap::new(), RequestInfo::new(HeaderValue::from_static("r1"), path, None));
+        let info = || Known {
+            headers: HeaderMap::new(),
+            info: RequestInfo::new(HeaderValue::from_static("r1"), path, None),
+            gone: oneshot::channel().1,
+        };
         let entry = Entry::new(&table, &random, info()).expect("is made");
-        assert_eq!(lock(&table).remove(&entry.number).expect("is there").1.request_id, "r1");
+        assert_eq!(lock(&table).remove(&entry.number).expect("is there").info.request_id, "r1");
         assert!(lock(&table).remove(&entry.number).is_none());
         drop(Entry::new(&table, &random, info()).expect("is made"));
         assert!(lock(&table).is_empty());
