@@ -45,7 +45,7 @@ use crate::{
     executor::{context::stopped, reply::Reply},
     http::{
         activity::{Activity, Phase},
-        body::{check_target, read_body, request_id},
+        body::{check_target, check_transfer_coding, read_body, request_id},
         concurrency::{DEADLINE, GuardedBody, Lane, Limiter, Permit},
         connections::{Admission, Connections},
         dispatch::{Service, handler_panicked},
@@ -379,6 +379,7 @@ impl Server {
     ) -> Result<Answered, ActionError> {
         self.hosts.check(&request, info.path, connection.info)?;
         check_target(request.uri())?;
+        check_transfer_coding(request.headers())?;
         let is_health_check = info.path.is_health_check(request.method().as_str());
         if connection.admission == Admission::HealthChecks && !is_health_check {
             return Err(self.limits.concurrency.reject_beyond_health_checks());

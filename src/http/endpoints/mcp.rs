@@ -23,7 +23,10 @@ use crate::{
     http::{
         dispatch::Service,
         endpoints::execute::{action_time, with_permit},
-        headers::{ACCEPT, CONTENT_TYPE, accepts_event_stream, check_accept, check_content_type},
+        headers::{
+            ACCEPT, CONTENT_TYPE, accepts_event_stream, check_accept, check_content_encoding,
+            check_content_type,
+        },
         message::{Body, FullRequest, RequestInfo, full},
     },
     mcp::{
@@ -66,6 +69,7 @@ pub(crate) async fn post(
         check_accept(accept.as_deref())?;
     }
     check_content_type(CONTENT_TYPE.read(headers)?.as_deref())?;
+    check_content_encoding(headers)?;
     let message = match protocol::read(request.body()) {
         Ok(Message::Request(message)) => message,
         // There is nothing to cancel: a client that closes its stream has done so.
