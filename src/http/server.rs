@@ -397,15 +397,19 @@ impl Server {
             self.limits.connections.relieve(connection.id)
         });
         let request = request.await?;
-        connection.activity.enter(Phase::Serving);
+        let lane = Lane::of(request.method());
+        let reads = lane == Lane::Reads;
+        connection.activity.enter(if reads { Phase::Queued } else { Phase::Serving });
         let is_chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
         connection.lingers.store(is_chunked, Ordering::Relaxed);
-        let lane = Lane::of(request.method());
         // Health checks are cheap, and answered whatever else is in progress.
         let permit = match is_health_check {
             true => None,
             false => Some(self.limits.concurrency.acquire(lane, deadline).await?),
         };
+        if reads {
+            connection.activity.enter(Phase::Serving);
+        }
         let span = info.span.clone();
         let info = RequestInfo { caller, deadline, permit: permit.clone(), ..info };
         let server = self.clone();
