@@ -48,7 +48,7 @@ const MAX_BYTES: u64 = 256 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
     /// The connections.
-    connections: usize,
+    pub connections: usize,
     /// The connections of one peer.
     of_one_peer: usize,
     /// The bytes of bodies that are being read or served, and of responses that are being written.

@@ -422,6 +422,13 @@ impl Server {
         fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("it lives").count()
     }
 
+    /// Lets it have at most this many open files from now on.
+    pub fn limit_descriptors(&self, limit: usize) {
+        let (process, limit) = (self.process.id().to_string(), format!("--nofile={limit}:"));
+        let status = Command::new("prlimit").args(["--pid", &process, &limit]).status();
+        assert!(status.expect("prlimit runs").success());
+    }
+
     fn status(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()));
         let status = status.expect("it lives");
