@@ -111,9 +111,10 @@ async fn serve(
     let context = context.map_observer(|observer| observer.with_metrics(metrics.clone()));
     let (offline, authentication) = (context.cluster().is_none(), callers.is_required());
 
+    let bounds = Bounds::within(descriptor_limit(), settings.peer_share);
     let limits = Limits {
-        connections: Connections::new(Bounds::within(descriptor_limit(), settings.peer_share)),
-        concurrency: Limiter::new(settings.max_actions, metrics.clone()),
+        connections: Connections::new(bounds),
+        concurrency: Limiter::new(settings.max_actions, bounds.connections, metrics.clone()),
         background: BackgroundTasks::default(),
     };
     let state = ServerState {
@@ -127,7 +128,9 @@ async fn serve(
     let service = service.in_server(state, stopping.clone());
     let engine = match args.engine {
         cli::Engine::Hyper => Engine::Hyper,
-        cli::Engine::TinyHttp => Engine::TinyHttp(TinyHttp::start(&service)?),
+        cli::Engine::TinyHttp => {
+            Engine::TinyHttp(Box::new(TinyHttp::start(&service, descriptor_limit())?))
+        }
     };
     let listener = listen(address).map_err(|error| {
         ActionError::new(Code::Configuration, format!("cannot listen on {address}: {error}"))

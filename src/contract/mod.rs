@@ -8,3 +8,4 @@ pub mod json;
 pub mod names;
 pub mod precondition;
 pub mod response;
+pub(crate) mod visible;

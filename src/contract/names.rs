@@ -8,6 +8,11 @@ use std::{fmt, ops::Deref};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::contract::visible::{first_foreign_letter, first_invisible, visible_part};
+
+/// Maximum number of characters of a text for the audit.
+const MAX_AUDIT_TEXT: usize = 512;
+
 /// Implements a checked string.
 macro_rules! checked_string {
     ($name:ident, $check:path) => {
@@ -74,7 +79,7 @@ pub struct RequestId(String);
 #[schemars(extend(
     "minLength" = 1,
     "maxLength" = 512,
-    "pattern" = r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f\ue000-\uf8ff\ufeff]+$"
+    "pattern" = r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ue000-\uf8ff\ufeff]+$"
 ))]
 pub struct AuditText(String);
 
@@ -117,8 +122,8 @@ impl ObjectName {
 impl AuditText {
     /// The text without what a person cannot see, cut at its maximum length; none if nothing is left.
     pub(crate) fn visible_part(text: &str) -> Option<Self> {
-        let visible: String = text.chars().filter(|c| !is_invisible(*c)).take(512).collect();
-        AuditText::try_from(visible).ok()
+        let visible = visible_part(text, MAX_AUDIT_TEXT).trim().to_owned();
+        (!visible.is_empty()).then_some(AuditText(visible))
     }
 }
 
@@ -185,41 +190,22 @@ fn check_request_id(text: &str) -> Result<(), String> {
 }
 
 fn check_audit_text(text: &str) -> Result<(), String> {
-    check_length(text, 512)?;
-    match first_invisible(text) {
+    check_length(text, MAX_AUDIT_TEXT)?;
+    if text.trim().len() < text.len() {
+        return Err("must not begin or end with white space".to_owned());
+    }
+    let at = |position: usize| position + 1;
+    if let Some(at) = first_invisible(text).map(at) {
+        return Err(format!(
+            "must be one line of text that a person can see, but character {at} is not visible"
+        ));
+    }
+    match first_foreign_letter(text).map(at) {
         None => Ok(()),
         Some(at) => Err(format!(
-            "must be one line of text that a person can see, but character {} is not visible",
-            at + 1
+            "must not mix letters of scripts that look alike in a word, but character {at} does"
         )),
     }
-}
-
-/// The first character that a person cannot see, or that changes how others are shown, counted from 0. In the
-/// audit a text must not look like another one.
-fn first_invisible(text: &str) -> Option<usize> {
-    let mut before = None;
-    text.chars().position(|c| {
-        let after = before.replace(c);
-        // Emoji are often more than one character; the second one shows nothing by itself.
-        let joins_emoji = matches!(c, '\u{200d}' | '\u{fe0f}')
-            && after.is_some_and(|it| !it.is_ascii() && !it.is_alphanumeric());
-        is_invisible(c) && !joins_emoji
-    })
-}
-
-/// Whether nothing is shown for a character: it is a control, formatting, private or unassigned one (Unicode's
-/// categories Cc, Cf, Zl, Zp, Co and Cn, and the property Default_Ignorable_Code_Point).
-fn is_invisible(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
-            | '\u{890}' | '\u{891}' | '\u{8e2}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
-            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{e000}'..='\u{f8ff}'
-            | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
-            | '\u{fffe}' | '\u{ffff}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}'
-            | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{10ffff}')
 }
 
 fn check_label_selector(text: &str) -> Result<(), String> {
@@ -350,12 +336,17 @@ mod tests {
             "5\u{a0}h",
             "管理者",
             "नमस्ते",
+            "\u{639}\u{644}\u{6cc}\u{200c}\u{631}\u{636}\u{627}",
         ] {
             accepts::<AuditText>(good);
         }
-        for bad in ["", "a\nb", "a\0", "\u{1b}[2J", &"x".repeat(513)] {
+        let too_long = "x".repeat(513);
+        let alike = ["   ", "admin ", "\u{a0}admin", "admin\u{3000}", "\u{430}dmin"];
+        for bad in ["", "a\nb", "a\0", "\u{1b}[2J", &too_long].iter().chain(&alike) {
             refuses::<AuditText>(bad);
         }
+        // The name of an authenticated caller is never lost.
+        assert_eq!(AuditText::visible_part(" \u{430}dmin ").as_deref(), Some("\u{430}dmin"));
         let invisible = "\u{ad}\u{34f}\u{61c}\u{115f}\u{180e}\u{200b}\u{200c}\u{200d}\u{200e}\u{2028}\u{202e}\u{2060}\u{2066}\
                          \u{2800}\u{3164}\u{e000}\u{fe0f}\u{feff}\u{fff9}\u{ffff}\u{e0041}\u{f0000}\u{10fffd}";
         for c in invisible.chars() {

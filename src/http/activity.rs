@@ -21,6 +21,8 @@ pub(crate) enum Phase {
     Waiting,
     /// A header, and the body not yet.
     Reading,
+    /// The whole request, which only reads and waits for a permit: nothing has been done for it yet.
+    Queued,
     /// The whole request, and no response yet, or one that is a stream.
     Serving,
     /// The whole response, of which hyper has not taken all yet.
@@ -141,7 +143,7 @@ impl Activity {
     pub(crate) fn awaits_response(&self) -> bool {
         let State { phase, since, streams, .. } = self.state();
         match phase {
-            Phase::Serving => !streams && since.elapsed() < HALF_CLOSE_TIME,
+            Phase::Queued | Phase::Serving => !streams && since.elapsed() < HALF_CLOSE_TIME,
             Phase::Answering | Phase::Sending => true,
             Phase::Waiting | Phase::Reading => false,
         }
@@ -182,10 +184,12 @@ mod tests {
         assert!(!activity.awaits_response());
         activity.enter(Phase::Reading);
         assert!(!activity.awaits_response());
-        activity.enter(Phase::Serving);
-        assert!(activity.awaits_response());
-        sleep(HALF_CLOSE_TIME).await;
-        assert!(!activity.awaits_response());
+        for phase in [Phase::Queued, Phase::Serving] {
+            activity.enter(phase);
+            assert!(activity.awaits_response());
+            sleep(HALF_CLOSE_TIME).await;
+            assert!(!activity.awaits_response());
+        }
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use http_body_util::BodyExt;
 use hyper::{
     Request, Uri,
     body::{Body as _, Bytes, Incoming},
-    header::{HeaderMap, HeaderValue},
+    header::{self, HeaderMap, HeaderValue},
 };
 use tokio::time::timeout;
 
@@ -35,6 +35,25 @@ pub(crate) fn check_target(target: &Uri) -> Result<(), ActionError> {
         Some(path) if !path.is_ascii() => wrong("the request's target is not percent-encoded"),
         Some(path) if path.starts_with('/') => Ok(()),
         _ => wrong("the request's target is not a path"),
+    }
+}
+
+/// Checks that a body is sent in chunks or not, and in no other coding (RFC 9112, section 6.1). hyper takes each list
+/// whose last one is `chunked`, and hands through what is still in the others.
+///
+/// # Errors
+/// [`Code::InvalidRequest`].
+pub(crate) fn check_transfer_coding(headers: &HeaderMap) -> Result<(), ActionError> {
+    let mut lines = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (lines.next(), lines.next()) {
+        (None, _) => Ok(()),
+        (Some(only), None) if only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => {
+            Ok(())
+        }
+        _ => Err(ActionError::new(
+            Code::InvalidRequest,
+            "the only Transfer-Encoding that is accepted is chunked, once",
+        )),
     }
 }
 

@@ -32,8 +32,10 @@ use crate::{
     telemetry::metrics::{GaugeGuard, Metrics},
 };
 
-/// Maximum number of reads at once. They cost little, and a busy server still answers its probes.
+/// Maximum number of reads at once, and how many of the connections may have one. They cost little, and a busy server
+/// still answers its probes and has connections for others.
 const MAX_READS: usize = 256;
+const CONNECTIONS_PER_READ: usize = 2;
 
 /// Maximum number of streams at once.
 const MAX_STREAMS: usize = 64;
@@ -141,9 +143,10 @@ pub(crate) struct Limiter {
 }
 
 impl Limiter {
-    /// A limiter that permits so many actions at once.
-    pub(crate) fn new(actions: usize, metrics: Arc<Metrics>) -> Arc<Self> {
-        let limits = [MAX_READS, actions, MAX_WAITING, MAX_STREAMS];
+    /// A limiter that permits so many actions at once, on so many connections.
+    pub(crate) fn new(actions: usize, connections: usize, metrics: Arc<Metrics>) -> Arc<Self> {
+        let reads = MAX_READS.min(connections / CONNECTIONS_PER_READ);
+        let limits = [reads, actions, MAX_WAITING, MAX_STREAMS];
         let in_use =
             Lane::ALL.map(|lane| metrics.concurrency_limit(lane.name(), limits[lane as usize]));
         // A counter is exported from the start, so that its first increase is seen.
@@ -360,7 +363,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn limiter(actions: usize) -> Arc<Limiter> {
-        Limiter::new(actions, Arc::new(Metrics::new(None)))
+        Limiter::new(actions, usize::MAX, Arc::new(Metrics::new(None)))
     }
 
     async fn act(limiter: &Arc<Limiter>) -> Result<Arc<Permit>, ActionError> {
@@ -440,6 +443,15 @@ mod tests {
         // An action's response is sent all the same.
         assert!(act(&limiter).await.expect("is free").become_stream().is_ok());
         assert_eq!(limiter.lanes[Lane::Reads as usize].available_permits(), MAX_READS - 1);
+    }
+
+    #[test]
+    fn reads_leave_connections_to_others() {
+        let reads = |connections| {
+            let limiter = Limiter::new(1, connections, Arc::new(Metrics::new(None)));
+            limiter.lanes[Lane::Reads as usize].available_permits()
+        };
+        assert_eq!((reads(16), reads(146), reads(8192)), (8, 73, MAX_READS));
     }
 
     #[tokio::test(start_paused = true)]

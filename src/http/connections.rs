@@ -2,8 +2,9 @@
 //!
 //! File descriptors and memory are few, and clients that send slowly, read slowly or do nothing cost nothing to
 //! make. So whoever has not sent a whole request, or does not take its response, is waiting, and at a limit the
-//! connection that has been waiting longest is closed: first those that have not authenticated. A request that is
-//! being served is never dropped. No peer may hold more than its share, and some connections are kept back for
+//! connection that has been waiting longest is closed: first those that have not authenticated. So is one whose
+//! request only reads and waits for a permit: else many of those would leave no connection but the newest one to
+//! close. A request that is being served is never dropped. No peer may hold more than its share, and some connections are kept back for
 //! health checks.
 
 use std::{
@@ -47,7 +48,7 @@ const MAX_BYTES: u64 = 256 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
     /// The connections.
-    connections: usize,
+    pub connections: usize,
     /// The connections of one peer.
     of_one_peer: usize,
     /// The bytes of bodies that are being read or served, and of responses that are being written.
@@ -277,7 +278,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_connection_that_has_waited_longest_is_closed_at_the_limit() {
-        for phase in [Phase::Waiting, Phase::Reading, Phase::Answering, Phase::Sending] {
+        for phase in
+            [Phase::Waiting, Phase::Reading, Phase::Queued, Phase::Answering, Phase::Sending]
+        {
             let connections = connections(2, 2);
             let first = admit(&connections, 1, ONE, phase);
             admit(&connections, 2, ONE, phase);

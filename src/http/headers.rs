@@ -121,6 +121,9 @@ pub(crate) const AUTHORIZATION: Header =
 /// What the body is.
 pub(crate) const CONTENT_TYPE: Header =
     single("Content-Type", At::Body, Code::UnsupportedMediaType, 256);
+/// How the body is compressed, which it must not be.
+const CONTENT_ENCODING: Header =
+    single("Content-Encoding", At::Body, Code::UnsupportedMediaType, 64);
 /// What the response may be.
 pub(crate) const ACCEPT: Header = list("Accept", At::Negotiated, 2048);
 /// The request's id beside its body.
@@ -157,7 +160,7 @@ pub(crate) const TIMEOUTS: [Header; 2] = [timeout("Request-Timeout"), timeout("X
 
 /// Every header that is read, but for the ones that frame a request (`Content-Length`, `Transfer-Encoding`,
 /// `Connection`, `Expect`) and those of its trace.
-pub static HEADERS: [Header; 23] = [
+pub static HEADERS: [Header; 24] = [
     HOST,
     ORIGIN,
     SEC_FETCH_SITE,
@@ -168,6 +171,7 @@ pub static HEADERS: [Header; 23] = [
     TIMEOUTS[1],
     AUTHORIZATION,
     CONTENT_TYPE,
+    CONTENT_ENCODING,
     ACCEPT,
     IDEMPOTENCY_KEY,
     PREFER,
@@ -294,10 +298,26 @@ pub fn check_content_type(value: Option<&str>) -> Result<(), ActionError> {
     {
         return refused("the request's Content-Type is not JSON");
     }
-    let charset = parts.find_map(|part| part.strip_prefix("charset=").map(str::to_owned));
-    match charset.as_deref().map(|charset| charset.trim_matches('"')) {
-        None | Some("utf-8" | "utf8") => Ok(()),
-        Some(_) => refused("the request's charset is not UTF-8"),
+    let mut charsets = parts
+        .filter_map(|part| part.strip_prefix("charset=").map(|it| it.trim_matches('"').to_owned()));
+    if charsets.all(|charset| matches!(&*charset, "utf-8" | "utf8")) {
+        return Ok(());
+    }
+    refused("the request's charset is not UTF-8")
+}
+
+/// Checks that a body is as it was before it was sent (RFC 9110, section 8.4). A compressed one may be far longer
+/// than what is counted.
+///
+/// # Errors
+/// [`Code::UnsupportedMediaType`].
+pub(crate) fn check_content_encoding(headers: &HeaderMap) -> Result<(), ActionError> {
+    match CONTENT_ENCODING.read(headers)?.as_deref() {
+        None => Ok(()),
+        Some(encoding) if encoding.eq_ignore_ascii_case("identity") => Ok(()),
+        Some(_) => Err(CONTENT_ENCODING
+            .refusal(Code::UnsupportedMediaType, "a body must not be compressed")
+            .with_hint("send the body as it is, without Content-Encoding")),
     }
 }
 
@@ -527,7 +547,13 @@ mod tests {
         ] {
             assert!(check_content_type(Some(good)).is_ok(), "{good}");
         }
-        for bad in ["text/plain", "text/json", "application/jsonp", "application/json; charset=x"] {
+        for bad in [
+            "text/plain",
+            "text/json",
+            "application/jsonp",
+            "application/json; charset=x",
+            "application/json; charset=utf-8; charset=utf-16",
+        ] {
             assert!(check_content_type(Some(bad)).is_err(), "{bad}");
         }
         assert!(check_content_type(None).is_err());

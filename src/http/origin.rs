@@ -61,7 +61,7 @@ impl HostPolicy {
         connection: ConnectionInfo,
     ) -> Result<(), ActionError> {
         let host = host(request.headers(), request.version())?;
-        let target = request.uri().authority().cloned();
+        let target = target(request.uri())?;
         for authority in [&host, &target].into_iter().flatten() {
             self.check_host(authority, connection)?;
         }
@@ -127,6 +127,16 @@ fn host(headers: &HeaderMap, version: Version) -> Result<Option<Authority>, Acti
     }
 }
 
+/// The host in the target itself, as a client sends it to a proxy (RFC 9112, section 3.2.2).
+fn target(uri: &Uri) -> Result<Option<Authority>, ActionError> {
+    let Some(authority) = uri.authority() else { return Ok(None) };
+    if matches!(uri.scheme_str(), None | Some("http" | "https")) && is_host_and_port(authority) {
+        return Ok(Some(authority.clone()));
+    }
+    let detail = "the request's target is not that of an HTTP server";
+    Err(ActionError::new(Code::InvalidRequest, detail))
+}
+
 /// Whether a name means this machine on a connection within it, or is the address that the client
 /// connected to, which a kubelet's probes send. No page of another site is loaded from such a name.
 fn is_local_name(name: &str, local: IpAddr) -> bool {
@@ -165,7 +175,8 @@ fn is_host_and_port(authority: &Authority) -> bool {
 fn origin_of(text: &str) -> Option<(String, HostPort)> {
     let uri: Uri = text.parse().ok()?;
     let scheme = uri.scheme_str()?.to_owned();
-    let place = host_port(uri.authority()?, scheme == "https");
+    let authority = uri.authority().filter(|it| is_host_and_port(it))?;
+    let place = host_port(authority, scheme == "https");
     Some((scheme, place))
 }
 
@@ -231,6 +242,10 @@ mod tests {
         }
         let absolute = "http://rebound.example/api/v1/action/execute";
         let refused = said(&site, "127.0.0.1", absolute, &[("host", "localhost")]);
+        for wrong in ["http://jo@localhost/", "ftp://localhost/", "http://localhost:abc/"] {
+            let said = said(&site, "127.0.0.1", wrong, &[("host", "localhost")]);
+            assert_eq!(said, Err(Code::InvalidRequest), "{wrong}");
+        }
         assert_eq!(refused, Err(Code::MisdirectedRequest));
     }
 
@@ -291,6 +306,7 @@ mod tests {
             "https://localhost:8000",
             "http://localhost",
             "http://evil.example",
+            "http://jo@localhost:8000",
             "null",
             "",
             "file://",

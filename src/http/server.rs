@@ -45,7 +45,7 @@ use crate::{
     executor::{context::stopped, reply::Reply},
     http::{
         activity::{Activity, Phase},
-        body::{check_target, read_body, request_id},
+        body::{check_target, check_transfer_coding, read_body, request_id},
         concurrency::{DEADLINE, GuardedBody, Lane, Limiter, Permit},
         connections::{Admission, Connections},
         dispatch::{Service, handler_panicked},
@@ -99,7 +99,7 @@ pub(crate) enum Engine {
     /// The dispatcher, called in process.
     Hyper,
     /// The same dispatcher, called from a handler of tiny_http.
-    TinyHttp(TinyHttp),
+    TinyHttp(Box<TinyHttp>),
 }
 
 /// How much the server does at once.
@@ -379,6 +379,7 @@ impl Server {
     ) -> Result<Answered, ActionError> {
         self.hosts.check(&request, info.path, connection.info)?;
         check_target(request.uri())?;
+        check_transfer_coding(request.headers())?;
         let is_health_check = info.path.is_health_check(request.method().as_str());
         if connection.admission == Admission::HealthChecks && !is_health_check {
             return Err(self.limits.concurrency.reject_beyond_health_checks());
@@ -396,15 +397,19 @@ impl Server {
             self.limits.connections.relieve(connection.id)
         });
         let request = request.await?;
-        connection.activity.enter(Phase::Serving);
+        let lane = Lane::of(request.method());
+        let reads = lane == Lane::Reads;
+        connection.activity.enter(if reads { Phase::Queued } else { Phase::Serving });
         let is_chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
         connection.lingers.store(is_chunked, Ordering::Relaxed);
-        let lane = Lane::of(request.method());
         // Health checks are cheap, and answered whatever else is in progress.
         let permit = match is_health_check {
             true => None,
             false => Some(self.limits.concurrency.acquire(lane, deadline).await?),
         };
+        if reads {
+            connection.activity.enter(Phase::Serving);
+        }
         let span = info.span.clone();
         let info = RequestInfo { caller, deadline, permit: permit.clone(), ..info };
         let server = self.clone();

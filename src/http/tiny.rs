@@ -34,9 +34,9 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
     net::UnixStream,
     runtime::Handle,
-    sync::{Notify, mpsc},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::spawn_blocking,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use crate::{
@@ -64,6 +64,18 @@ const MAX_IDLE_CONNECTIONS: usize = 64;
 /// opened for it.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(50);
 
+/// How long a request waits where no more may be opened.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Descriptors of a connection: one here, and two of tiny_http, which accepts no more where there is none left.
+const DESCRIPTORS_PER_CONNECTION: usize = 3;
+
+/// Which part of all descriptors they may take; a request in progress has one to the cluster, too.
+const DESCRIPTORS_SHARE: usize = 4;
+
+/// Connections beyond these, on which only health checks are answered.
+const HEALTH_CONNECTIONS: usize = 4;
+
 /// The beginning of the name of a socket's folder; a UUID follows, and nothing else.
 const FOLDER: &str = "action-executor-tiny-";
 
@@ -77,56 +89,86 @@ const FOLDER_ATTEMPTS: usize = 8;
 const CONNECTION_HEADERS: [HeaderName; 5] =
     [header::HOST, header::CONNECTION, header::TRANSFER_ENCODING, header::DATE, header::SERVER];
 
-/// The header as the client sent it, which tiny_http could hold only in part, and what is known besides.
-type Known = (HeaderMap, RequestInfo);
+/// What is known of a request besides what crosses the socket.
+struct Known {
+    /// The header as the client sent it, which tiny_http could hold only in part.
+    headers: HeaderMap,
+    info: RequestInfo,
+    /// Ends when nobody waits for the response any more, which tiny_http would notice at its next write.
+    gone: oneshot::Receiver<()>,
+}
+
 type Table = Arc<Mutex<HashMap<u128, Known>>>;
 type Sender = SendRequest<Full<Bytes>>;
 
 /// The server's end of the socket.
 pub(crate) struct TinyHttp {
     folder: SocketDir,
+    service: Service,
     table: Table,
     random: SystemRandom,
     idle: Mutex<Vec<Sender>>,
     open: Arc<AtomicUsize>,
     became_idle: Notify,
     opening: tokio::sync::Mutex<()>,
+    /// The connections that may still be opened, and those of health checks.
+    slots: Arc<Semaphore>,
+    health_slots: Arc<Semaphore>,
+}
+
+/// A connection that a request has for itself.
+struct Lent {
+    sender: Sender,
+    /// Whether it may be kept for other requests.
+    is_shared: bool,
 }
 
 impl TinyHttp {
-    /// Starts a server of tiny_http, which dispatches to this service.
+    /// Starts a server of tiny_http, which dispatches to this service, with a part of so many descriptors.
     ///
     /// # Errors
     /// [`Code::Configuration`] if no folder can be written, [`Code::Internal`] if no thread can be started.
-    pub(crate) fn start(service: &Service) -> Result<Self, ActionError> {
-        let folder = SocketDir::new(&std::env::temp_dir())?;
-        let internal = |error: io::Error| {
-            ActionError::new(Code::Internal, format!("the engine tiny-http: {error}"))
-        };
-        let listener = UnixListener::bind(folder.socket()).map_err(internal)?;
-        let server = tiny_http::Server::from_listener(listener, None);
-        let server = Arc::new(server.map_err(io::Error::other).map_err(internal)?);
-        let table = Table::default();
-        for number in 0..THREADS {
-            let (server, service, table) = (server.clone(), service.clone(), table.clone());
-            let runtime = Handle::current();
-            let handler = move || {
-                for request in server.incoming_requests() {
-                    handle(request, &service, &table, &runtime);
-                }
-            };
-            let thread = thread::Builder::new().name(format!("tiny-http-{number}"));
-            thread.spawn(handler).map_err(internal)?;
-        }
-        Ok(TinyHttp {
-            folder,
-            table,
+    pub(crate) fn start(service: &Service, descriptors: usize) -> Result<Self, ActionError> {
+        let slots = descriptors / DESCRIPTORS_SHARE / DESCRIPTORS_PER_CONNECTION;
+        let tiny_http = TinyHttp {
+            folder: SocketDir::new(&std::env::temp_dir())?,
+            service: service.clone(),
+            table: Table::default(),
             random: SystemRandom::new(),
             idle: Mutex::default(),
             open: Arc::default(),
             became_idle: Notify::new(),
             opening: tokio::sync::Mutex::default(),
-        })
+            slots: Arc::new(Semaphore::new(slots.clamp(THREADS, Semaphore::MAX_PERMITS))),
+            health_slots: Arc::new(Semaphore::new(HEALTH_CONNECTIONS)),
+        };
+        tiny_http.listen().map_err(|error| {
+            ActionError::new(Code::Internal, format!("the engine tiny-http: {error}"))
+        })?;
+        Ok(tiny_http)
+    }
+
+    /// Has tiny_http listen, in place of one that has stopped to. Connections of that one stay as they are.
+    fn listen(&self) -> io::Result<()> {
+        let socket = self.folder.socket();
+        if let Err(error) = fs::remove_file(&socket)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        let server = tiny_http::Server::from_listener(UnixListener::bind(socket)?, None);
+        let server = Arc::new(server.map_err(io::Error::other)?);
+        for number in 0..THREADS {
+            let (server, service) = (server.clone(), self.service.clone());
+            let (table, runtime) = (self.table.clone(), Handle::current());
+            let handler = move || {
+                for request in server.incoming_requests() {
+                    handle(request, &service, &table, &runtime);
+                }
+            };
+            thread::Builder::new().name(format!("tiny-http-{number}")).spawn(handler)?;
+        }
+        Ok(())
     }
 
     /// Has a request answered. The connection of a stream is not kept.
@@ -139,29 +181,56 @@ impl TinyHttp {
         info: RequestInfo,
     ) -> Result<Response<Body>, ActionError> {
         let is_head = request.method() == Method::HEAD;
+        let is_health_check = info.path.is_health_check(request.method().as_str());
         let (head, body) = request.into_parts();
-        let entry = Entry::new(&self.table, &self.random, (head.headers, info))?;
+        let (waits, gone) = oneshot::channel();
+        let known = Known { headers: head.headers, info, gone };
+        let entry = Entry::new(&self.table, &self.random, known)?;
         let request = forwarded(head.method, &head.uri, body, entry.number);
-        let mut sender = match self.idle_connection().await {
-            Some(sender) => sender,
-            None => self.connect().await?,
-        };
+        let Lent { mut sender, is_shared } = self.connection(is_health_check).await?;
         let (mut head, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
         for name in &CONNECTION_HEADERS {
             head.headers.remove(name);
         }
         if head.headers.get(header::CONTENT_TYPE).is_some_and(|it| it == "text/event-stream") {
-            return Ok(Response::from_parts(head, parts(body)));
+            return Ok(Response::from_parts(head, parts(body, waits)));
         }
         // The response to HEAD has the length of that to GET, and no body.
         if !is_head {
             head.headers.remove(header::CONTENT_LENGTH);
         }
         let body = body.collect().await.map_err(broken)?.to_bytes();
-        if sender.ready().await.is_ok() {
+        if is_shared && sender.ready().await.is_ok() {
             self.keep(sender);
         }
         Ok(Response::from_parts(head, Body::Full(body)))
+    }
+
+    /// A connection: an idle one, a new one where one more may be opened, or the next that becomes idle.
+    async fn connection(&self, is_health_check: bool) -> Result<Lent, ActionError> {
+        if let Some(sender) = self.idle_connection().await {
+            return Ok(Lent { sender, is_shared: true });
+        }
+        if is_health_check
+            && self.slots.available_permits() == 0
+            && let Ok(slot) = self.health_slots.clone().try_acquire_owned()
+        {
+            return Ok(Lent { sender: self.connect(slot).await?, is_shared: false });
+        }
+        let until = Instant::now() + BUSY_TIMEOUT;
+        loop {
+            let became_idle = self.became_idle.notified();
+            if let Some(sender) = self.take_idle() {
+                return Ok(Lent { sender, is_shared: true });
+            }
+            tokio::select! {
+                Ok(slot) = self.slots.clone().acquire_owned() => {
+                    return Ok(Lent { sender: self.connect(slot).await?, is_shared: true });
+                }
+                () = became_idle => {}
+                () = sleep_until(until) => return Err(overloaded()),
+            }
+        }
     }
 
     /// An idle connection; if many are open, one that becomes idle in a moment.
@@ -196,17 +265,25 @@ impl TinyHttp {
     /// tiny_http counts its idle threads before they have woken up for what it gave them, so of several
     /// connections at once some would wait for a thread until another connection ends, which may take
     /// minutes. So they are opened one after the other, and each proves itself with an empty request.
-    async fn connect(&self) -> Result<Sender, ActionError> {
-        let open = Open::new(&self.open);
+    async fn connect(&self, slot: OwnedSemaphorePermit) -> Result<Sender, ActionError> {
+        let open = Open::new(&self.open, slot);
         let _one_at_a_time = self.opening.lock().await;
-        let stream = UnixStream::connect(self.folder.socket()).await.map_err(|error| {
-            // There is no descriptor for one more socket, and nothing was sent.
+        let socket = self.folder.socket();
+        let mut stream = UnixStream::connect(&socket).await;
+        // Once there was no descriptor for a connection, tiny_http accepts none any more.
+        if stream.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+            && self.listen().is_ok()
+        {
+            stream = UnixStream::connect(&socket).await;
+        }
+        // There is no descriptor for one more socket, and nothing was sent.
+        let failed = |error: &dyn std::error::Error| {
             tracing::warn!(%error, "no connection to tiny_http");
-            ActionError::new(Code::Overloaded, "too many requests are in progress")
-                .with_retry_after(Some(Duration::from_secs(1)))
-        })?;
+            overloaded()
+        };
+        let stream = stream.map_err(|error| failed(&error))?;
         let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to tiny_http ended");
@@ -215,11 +292,16 @@ impl TinyHttp {
         });
         let mut proof = Request::new(Full::default());
         proof.headers_mut().insert(header::HOST, HeaderValue::from_static("tiny-http"));
-        let response = sender.send_request(proof).await.map_err(broken)?;
-        response.into_body().collect().await.map_err(broken)?;
-        sender.ready().await.map_err(broken)?;
+        let response = sender.send_request(proof).await.map_err(|error| failed(&error))?;
+        response.into_body().collect().await.map_err(|error| failed(&error))?;
+        sender.ready().await.map_err(|error| failed(&error))?;
         Ok(sender)
     }
+}
+
+fn overloaded() -> ActionError {
+    ActionError::new(Code::Overloaded, "too many requests are in progress")
+        .with_retry_after(Some(Duration::from_secs(1)))
 }
 
 fn broken(error: hyper::Error) -> ActionError {
@@ -227,18 +309,21 @@ fn broken(error: hyper::Error) -> ActionError {
 }
 
 /// One of the open connections, counted from before it is opened until it has ended.
-struct Open(Arc<AtomicUsize>);
+struct Open {
+    open: Arc<AtomicUsize>,
+    _slot: OwnedSemaphorePermit,
+}
 
 impl Open {
-    fn new(open: &Arc<AtomicUsize>) -> Self {
+    fn new(open: &Arc<AtomicUsize>, slot: OwnedSemaphorePermit) -> Self {
         open.fetch_add(1, Ordering::Relaxed);
-        Open(open.clone())
+        Open { open: open.clone(), _slot: slot }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -278,10 +363,11 @@ fn forwarded(method: Method, uri: &Uri, body: Bytes, number: u128) -> Request<Fu
     forwarded
 }
 
-/// The parts of a stream as they come.
-fn parts(mut body: Incoming) -> Body {
+/// The parts of a stream as they come; `waits` is dropped with its client.
+fn parts(mut body: Incoming, waits: oneshot::Sender<()>) -> Body {
     let (sender, parts) = mpsc::channel(1);
     tokio::spawn(async move {
+        let _waits = waits;
         loop {
             let frame = tokio::select! {
                 frame = body.frame() => frame,
@@ -307,16 +393,18 @@ fn handle(mut request: tiny_http::Request, service: &Service, table: &Table, run
             return log_send_error(send(request, Reply::from(error).into()));
         }
     };
-    let Some((headers, info)) = number.and_then(|number| lock(table).remove(&number)) else {
+    let Some(known) = number.and_then(|number| lock(table).remove(&number)) else {
         // A connection proves itself.
         return log_send_error(send(request, Response::new(Body::Full(Bytes::new()))));
     };
+    let Known { headers, info, gone } = known;
     *read.headers_mut() = headers;
     let service = service.clone();
     runtime.spawn(async move {
         let work = tokio::spawn(async move { service.dispatch(read, info).await });
         let response =
             work.await.unwrap_or_else(|panic| Reply::from(handler_panicked(&panic)).into());
+        let response = response.map(|body| until(gone, body));
         match response.body() {
             Body::Full(_) => log_send_error(send(request, response)),
             // A thread waits for its parts.
@@ -325,6 +413,24 @@ fn handle(mut request: tiny_http::Request, service: &Service, table: &Table, run
             }
         }
     });
+}
+
+/// The body; of a stream the parts until its client is gone.
+fn until(gone: oneshot::Receiver<()>, body: Body) -> Body {
+    let Body::Stream(mut parts) = body else { return body };
+    let (sender, wanted) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let forward = async {
+            while let Some(part) = parts.recv().await
+                && sender.send(part).await.is_ok()
+            {}
+        };
+        tokio::select! {
+            () = forward => {}
+            _ = gone => {}
+        }
+    });
+    Body::Stream(wanted)
 }
 
 fn number(request: &tiny_http::Request) -> Option<u128> {
@@ -560,10 +666,13 @@ mod tests {
     fn what_is_known_of_a_request_is_taken_out_once_and_never_stays() {
         let (table, random) = (Table::default(), SystemRandom::new());
         let path = MatchedPath::of("/readyz");
-        let info =
-            || (HeaderMap::new(), RequestInfo::new(HeaderValue::from_static("r1"), path, None));
+        let info = || Known {
+            headers: HeaderMap::new(),
+            info: RequestInfo::new(HeaderValue::from_static("r1"), path, None),
+            gone: oneshot::channel().1,
+        };
         let entry = Entry::new(&table, &random, info()).expect("is made");
-        assert_eq!(lock(&table).remove(&entry.number).expect("is there").1.request_id, "r1");
+        assert_eq!(lock(&table).remove(&entry.number).expect("is there").info.request_id, "r1");
         assert!(lock(&table).remove(&entry.number).is_none());
         drop(Entry::new(&table, &random, info()).expect("is made"));
         assert!(lock(&table).is_empty());

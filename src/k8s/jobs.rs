@@ -5,7 +5,10 @@ use k8s_openapi::api::{
     core::v1::{Event, Pod},
 };
 
-use crate::k8s::{pods, rollout::RolloutStatus};
+use crate::{
+    contract::visible::visible_part,
+    k8s::{pods, rollout::RolloutStatus},
+};
 
 /// The annotation by which a pod names the container that kubectl means without a name.
 const DEFAULT_CONTAINER_ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
@@ -141,9 +144,9 @@ pub(crate) fn log_lines(container: &str, log: &str) -> Vec<String> {
     log.lines().map(|line| format!("{container} printed: {}", printable(line))).collect()
 }
 
-/// Without control characters, which could change how a terminal shows the line.
+/// What a person can see of the line, so that it does not change how a terminal shows it.
 pub(crate) fn printable(line: &str) -> String {
-    line.chars().filter(|c| !c.is_control()).take(MAX_LINE_CHARACTERS).collect()
+    visible_part(line, MAX_LINE_CHARACTERS)
 }
 
 #[cfg(test)]

@@ -30,10 +30,11 @@ use crate::{
     contract::error::{ActionError, Code},
     executor::{context::Context, incoming::IncomingRequest, reply::Reply},
     http::{
-        dispatch,
+        assets, dispatch,
         dispatch::Service,
         message,
         message::{FullRequest, RequestInfo},
+        routes::{Asset, Route},
     },
     k8s::api::connect::connect,
     lambda::events::{Event, Message},
@@ -210,9 +211,15 @@ impl Function {
         credentials: Credentials,
         left: Option<Duration>,
     ) -> Result<Response<message::Body>, ActionError> {
-        let route = info.path.route(request.method().as_str());
+        let route = info.path.route(request.method().as_str()).ok();
+        if route == Some(Route::Asset(Asset::Actions)) {
+            // The list is public, and is there without a cluster that can be used, too.
+            let context = self.context().await.ok();
+            let cluster = context.as_ref().and_then(|it| it.cluster_name()).map(|name| &**name);
+            return Ok(assets::actions_document(cluster).response(request.headers()));
+        }
         if let Some(response) =
-            route.ok().and_then(|route| dispatch::answer_static(route, request.headers()))
+            route.and_then(|route| dispatch::answer_static(route, request.headers()))
         {
             return Ok(response);
         }

@@ -32,18 +32,24 @@ struct Over {
 const PLAIN: Over = Over { tls: false, engine: Engine::Hyper };
 const TLS: Over = Over { tls: true, engine: Engine::Hyper };
 const TINY_HTTP: Over = Over { tls: false, engine: Engine::TinyHttp };
+const TINY_HTTP_TLS: Over = Over { tls: true, engine: Engine::TinyHttp };
 
-/// Each attack, over plain HTTP, over TLS and on the engine tiny-http.
+/// Each attack on both engines: over plain HTTP and over TLS, or in a handshake.
 macro_rules! attacks {
-    ($($attack:ident),* $(,)?) => {
+    ($($attack:ident),* $(,)?; in a handshake: $($handshake:ident),* $(,)?) => {
         mod plain {
             $(#[test] fn $attack() { super::$attack(super::PLAIN); })*
         }
         mod tls {
             $(#[test] fn $attack() { super::$attack(super::TLS); })*
+            $(#[test] fn $handshake() { super::$handshake(super::TLS); })*
         }
         mod tiny_http {
             $(#[test] fn $attack() { super::$attack(super::TINY_HTTP); })*
+        }
+        mod tiny_http_tls {
+            $(#[test] fn $attack() { super::$attack(super::TINY_HTTP_TLS); })*
+            $(#[test] fn $handshake() { super::$handshake(super::TINY_HTTP_TLS); })*
         }
     };
 }
@@ -53,6 +59,7 @@ attacks! {
     a_malformed_content_length_is_rejected,
     differing_content_lengths_are_rejected,
     a_request_smuggled_behind_two_lengths_is_never_executed,
+    a_body_in_another_coding_is_rejected,
     an_endless_header_is_rejected_and_not_buffered,
     an_oversized_body_is_rejected,
     a_client_that_keeps_sending_can_read_an_early_rejection,
@@ -68,7 +75,11 @@ attacks! {
     a_client_that_reads_nothing_does_not_delay_a_shutdown,
     a_wrong_key_is_refused_before_the_body_is_read,
     slow_bodies_lock_nobody_out,
-    ten_thousand_idle_connections_do_not_block_others,
+    ten_thousand_idle_connections_do_not_block_others;
+    in a handshake:
+    a_thousand_half_open_handshakes_do_not_delay_others,
+    garbage_in_a_handshake_is_rejected,
+    a_tls_renegotiation_is_rejected,
 }
 
 fn server(over: Over) -> Server {
@@ -158,6 +169,37 @@ fn a_request_smuggled_behind_two_lengths_is_never_executed(over: Over) {
         assert!(answers.starts_with("HTTP/1.1 400 "), "{headers}: {answers}");
     }
     assert!(!server.log().contains("action answered"), "{}", server.log());
+    assert_unaffected(&mut server);
+}
+
+/// A valid request, of which the header says that it is still compressed, or sent in chunks twice.
+fn a_body_in_another_coding_is_rejected(over: Over) {
+    let mut server = server(over);
+    let chunks =
+        [format!("{:x}\r\n", REQUEST.len()).as_bytes(), REQUEST, b"\r\n0\r\n\r\n"].concat();
+    for lines in [
+        "Transfer-Encoding: gzip, chunked\r\n",
+        "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked, chunked\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: , chunked\r\n",
+    ] {
+        let head = format!(
+            "POST /api/v1/action/execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{lines}\r\n"
+        );
+        let mut stream = server.open();
+        let next = b"GET /api/v1/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        stream.write_all(&[head.as_bytes(), &chunks, next].concat()).expect("is sent");
+        let mut answers = Vec::new();
+        let _ = stream.read_to_end(&mut answers);
+        let answers = String::from_utf8_lossy(&answers);
+        assert!(answers.starts_with("HTTP/1.1 400 "), "{lines}: {answers}");
+        assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{lines}: {answers}");
+    }
+    for (encoding, status) in [("gzip", 415), ("br, identity", 415), ("Identity", 200)] {
+        let lines = format!("Content-Encoding: {encoding}\r\nConnection: close\r\n");
+        assert_eq!(server.raw(&execute_request(REQUEST, &lines)).status, status, "{encoding}");
+    }
     assert_unaffected(&mut server);
 }
 
@@ -484,9 +526,8 @@ fn ten_thousand_idle_connections_do_not_block_others(over: Over) {
     assert_unaffected(&mut server);
 }
 
-#[test]
-fn a_thousand_half_open_handshakes_do_not_delay_others() {
-    let mut server = server(TLS);
+fn a_thousand_half_open_handshakes_do_not_delay_others(over: Over) {
+    let mut server = server(over);
     // The first bytes of a ClientHello that declares a length of 508 bytes.
     let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
     let half_open: Vec<TcpStream> = (0..1000)
@@ -502,9 +543,8 @@ fn a_thousand_half_open_handshakes_do_not_delay_others() {
     assert_unaffected(&mut server);
 }
 
-#[test]
-fn garbage_in_a_handshake_is_rejected() {
-    let mut server = server(TLS);
+fn garbage_in_a_handshake_is_rejected(over: Over) {
+    let mut server = server(over);
     for junk in [
         b"GET /api/v1/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n".as_slice(),
         b"\x16\x03\x01\xff\xff\x01\xff\xff\xff",
@@ -527,9 +567,8 @@ fn garbage_in_a_handshake_is_rejected() {
     assert_unaffected(&mut server);
 }
 
-#[test]
-fn a_tls_renegotiation_is_rejected() {
-    let mut server = server(TLS);
+fn a_tls_renegotiation_is_rejected(over: Over) {
+    let mut server = server(over);
     let address = server.address().to_string();
     // openssl starts a renegotiation when it reads an R on a line of its own.
     let mut openssl = Command::new("openssl")

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
+    time::sleep,
 };
 
 use crate::{
@@ -232,6 +233,76 @@ async fn health_checks_are_answered_while_all_connections_are_served() {
             assert_eq!(server.get("/api/v1/healthz").status, 200);
         }
     }
+}
+
+/// Each request in progress has a connection to the cluster, and on the engine tiny-http three more descriptors.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_checks_are_answered_while_requests_hold_the_descriptors() {
+    let namespace = shared().namespace("health_files").await;
+    let kubeconfig = proxy(&namespace, |_| ProxyBehavior::Hang).await;
+    for engine in Engine::ALL {
+        // 120 connections.
+        let program =
+            Program::with_kubeconfig(&kubeconfig).env("ACTION_EXECUTOR_PEER_SHARE", "100");
+        let server = Server::with_descriptors(engine, program, 520);
+        let read = b"GET /api/v1/history HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let crowd: Vec<_> = (0..140)
+            .map(|number| {
+                let act = restart(&namespace, &format!("web-{number}"), &format!("r{number}"));
+                let act = execute_request(act.to_string().as_bytes(), "");
+                let mut stream = server.connect();
+                let sent: &[u8] = if number % 2 == 0 { read } else { &act };
+                let _ = stream.write_all(sent);
+                stream
+            })
+            .collect();
+        for _ in 0..60 {
+            assert_eq!(server.get("/api/v1/healthz").status, 200, "{engine:?}: {}", server.log());
+        }
+        drop(crowd);
+        eventually("others are served again", async || {
+            (server.get("/api/v1/actions").status == 200).then_some(())
+        })
+        .await;
+    }
+}
+
+/// tiny_http stops to accept connections once there is no descriptor for one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_tiny_http_serves_again_once_there_are_descriptors() {
+    let namespace = shared().namespace("files").await;
+    let kubeconfig = proxy(&namespace, |_| ProxyBehavior::Hang).await;
+    let server = Server::start_with(Engine::TinyHttp, Program::with_kubeconfig(&kubeconfig));
+    let mut number = 0;
+    let mut held = Vec::new();
+    let mut hold = |requests: u64| {
+        for _ in 0..requests {
+            number += 1;
+            let name = format!("web-{number}");
+            held.push(send(server.address(), &restart(&namespace, &name, &name), ""));
+        }
+    };
+    let stopped = || server.log().contains("no connection to tiny_http");
+    for free in 2..20 {
+        server.limit_descriptors(server.open_files() + free);
+        hold(4);
+        let began = Instant::now();
+        while !stopped() && began.elapsed() < Duration::from_secs(1) {
+            sleep(Duration::from_millis(20)).await;
+        }
+        if stopped() {
+            break;
+        }
+    }
+    assert!(stopped(), "{}", server.log());
+    server.limit_descriptors(1024);
+    let served = r#"action_executor_concurrency_in_use{lane="actions"} "#;
+    let before = counted(&server, served).expect("is counted");
+    hold(20);
+    eventually("all of them are served", async || {
+        (counted(&server, served) >= Some(before + 20)).then_some(())
+    })
+    .await;
 }
 
 /// One address cannot take the connections of another.

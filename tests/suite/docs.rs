@@ -100,7 +100,9 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     let namespace = shared().namespace("docs").await;
     namespace.running_deployment("web", 1).await;
     let server = Server::start(
-        Program::with_kubeconfig(namespace.kubeconfig()).env("ACTION_EXECUTOR_KEYS", keys()),
+        Program::with_kubeconfig(namespace.kubeconfig())
+            .env("ACTION_EXECUTOR_KEYS", keys())
+            .env("ACTION_EXECUTOR_CLUSTER_NAME", "EU production"),
     );
     let origin = format!("http://{}", server.address());
     let name = namespace.name().to_owned();
@@ -111,6 +113,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
 
     browser.open(&format!("{origin}/docs#restart_k8s"));
     browser.shows("h1", "restart_k8s");
+    browser.shows("#cluster", "EU production");
     examine(&browser, "action");
     browser.type_in("#key", KEY);
     browser.type_in("#field-parameters-deployment", "web");
@@ -128,6 +131,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     browser.click(execute);
     browser.shows("#confirm", "web");
     browser.shows("#confirm", &name);
+    browser.shows("#confirm", "EU production");
     examine(&browser, "confirm");
     // The dialog's default button cancels.
     browser.press("\u{e007}");
@@ -179,6 +183,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     browser.type_in("#key", KEY);
     browser.click("form .primary");
     browser.shows(".history", "restart_k8s");
+    browser.shows("#cluster", "EU production");
     browser.shows(".history", hostile);
     browser.shows(".history .age", "ago");
     browser.click(".expand");

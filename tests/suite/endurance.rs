@@ -29,7 +29,7 @@ use tokio::{
 use crate::{
     cluster::{GOOD_IMAGE, Namespace, TestCluster, eventually, private, shared},
     ledger::{Random, records},
-    program::{Cgroup, Engine, Program, Reply, Server, execute_request},
+    program::{Engine, Program, Reply, Server, execute_request},
 };
 
 /// A private cluster: these tests keep its controllers so busy that other tests would wait for them.
@@ -264,54 +264,6 @@ fn without_descriptors(engine: Engine) {
     drop(crowd);
     serves_within_two_seconds(&server, request);
     assert!(server.is_alive());
-}
-
-/// The limit on memory of the chart.
-const CHART_MEMORY: u64 = 128 << 20;
-
-/// A crowd that holds what it can, twice: bodies that never end, and responses that are never read. With
-/// `ENDURANCE_ROUNDS`, so often.
-#[test]
-fn crowds_that_hold_memory_do_not_get_the_server_killed() {
-    const CROWD: usize = 700;
-    let body = [b"POST /api/v1/action/execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-        Content-Length: 65500\r\n\r\n".as_slice(), &[b' '; 65_000]].concat();
-    let answers = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(5);
-    let request = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
-    for engine in Engine::ALL {
-        let Some(cgroup) = Cgroup::with_memory(CHART_MEMORY) else { return };
-        let program = Program::offline().env("ACTION_EXECUTOR_PEER_SHARE", "100");
-        let mut server = Server::in_cgroup(engine, program, &cgroup);
-        let (mut slowest, mut served) = (Duration::ZERO, 0);
-        for _ in 0..rounds(2) {
-            for sent in [&body, &answers] {
-                let mut crowd = Vec::new();
-                for number in 0..CROWD {
-                    let mut stream = server.connect();
-                    let _ = stream.set_write_timeout(Some(Duration::from_millis(100)));
-                    let _ = stream.write_all(sent);
-                    crowd.push(stream);
-                    if number % 20 == 0 {
-                        let began = Instant::now();
-                        assert_eq!(
-                            server.execute(request).status,
-                            200,
-                            "{engine:?} {}",
-                            server.log()
-                        );
-                        slowest = slowest.max(began.elapsed());
-                        served += 1;
-                    }
-                }
-            }
-        }
-        assert!(server.is_alive());
-        println!(
-            "{engine:?}: {served} valid requests served, the slowest in {slowest:?}; peak {} MiB",
-            cgroup.peak() >> 20
-        );
-        drop(server);
-    }
 }
 
 fn serves_within_two_seconds(server: &Server, request: &[u8]) {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{Namespace, shared},
+    ledger::records,
     program::{Program, Reply, Server, scratch},
 };
 
@@ -77,6 +78,31 @@ async fn history_lists_applied_and_refused_requests_newest_first() {
     schema["components"] = document["components"].clone();
     let schema = jsonschema::validator_for(&schema).expect("is a schema");
     assert!(schema.is_valid(&page), "{:?}", schema.validate(&page));
+}
+
+#[tokio::test]
+async fn answers_records_and_the_list_of_actions_name_the_cluster() {
+    let namespace = shared().namespace("named").await;
+    namespace.running_deployment("web", 1).await;
+    let program = || Program::with_kubeconfig(namespace.kubeconfig());
+    let own = program().env("ACTION_EXECUTOR_CLUSTER_NAME", "EU production");
+    for (id, program) in [("own", own), ("by-kubeconfig", program())] {
+        let server = Server::start(program);
+        let id = format!("{id}.{}", namespace.name());
+        let answer = restart(&server, &namespace, "web", &id).json();
+        let name = answer["cluster"].as_str().expect("is named").to_owned();
+        match id.starts_with("own") {
+            true => assert_eq!(name, "EU production"),
+            // The context and the server.
+            false => assert!(name.contains(" (127.0.0.1:"), "{name}"),
+        }
+        assert_eq!(server.get("/api/v1/actions").json()["cluster"], *name);
+        let records = records(&namespace).await;
+        let annotations = records.iter().filter_map(|event| event.metadata.annotations.as_ref());
+        let of = annotations.filter(|it| it.get("action-executor.dev/request-id") == Some(&id));
+        let names: Vec<_> = of.map(|it| it.get("action-executor.dev/cluster")).collect();
+        assert_eq!(names, [Some(&name)]);
+    }
 }
 
 #[tokio::test]

@@ -17,11 +17,13 @@ use std::{
 };
 
 use action_executor::actions::ActionKind;
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
 use crate::{
     cluster::{MISSING_IMAGE, shared},
     headers::{self, Case, Sent},
+    pki::Authority,
     program::scratch,
     scenario::{Scenario, for_each_action},
 };
@@ -350,6 +352,41 @@ fn the_kubeconfig_is_read_on_first_use_and_a_broken_one_is_reported() {
     assert_eq!(answer["code"], "configuration", "{answer}");
 }
 
+/// The page shows the cluster's name by this list.
+#[test]
+fn the_actions_are_listed_with_the_clusters_name_and_without_a_cluster_too() {
+    let named = |environment: &[(&str, &Path)]| {
+        let answer = invoke(&Function::start(environment), &rest("GET", "/api/v1/actions", None));
+        assert_eq!(answer["statusCode"], 200, "{answer}");
+        let list = body(&answer);
+        assert!(list["actions"].as_array().is_some_and(|it| it.len() > 10), "{list}");
+        list["cluster"].as_str().map(str::to_owned)
+    };
+    let kubeconfig = scratch("kubeconfig");
+    let text = "{apiVersion: v1, kind: Config, current-context: prod, \
+        contexts: [{name: prod, context: {cluster: a, user: b}}], \
+        clusters: [{name: a, cluster: {server: 'https://api.prod.example:6443'}}], \
+        users: [{name: b, user: {token: t}}]}";
+    fs::write(&kubeconfig, text).expect("is written");
+    let on_the_cluster = ("KUBECONFIG", &*kubeconfig);
+    assert_eq!(named(&[on_the_cluster]).as_deref(), Some("prod (api.prod.example:6443)"));
+    let name = ("ACTION_EXECUTOR_CLUSTER_NAME", Path::new("EU production"));
+    assert_eq!(named(&[on_the_cluster, name]).as_deref(), Some("EU production"));
+    let ca = BASE64_STANDARD.encode(Authority::new().server().certificate);
+    let eks = [
+        ("EKS_CLUSTER_NAME", "prod-eu"),
+        ("EKS_CLUSTER_ENDPOINT", "https://a1.eks.example"),
+        ("EKS_CLUSTER_CA", &ca),
+        ("AWS_REGION", "eu-central-1"),
+        ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"),
+    ];
+    let eks = eks.map(|(name, value)| (name, Path::new(value)));
+    assert_eq!(named(&eks).as_deref(), Some("prod-eu (a1.eks.example)"));
+    assert_eq!(named(&[]), None);
+    assert_eq!(named(&[("KUBECONFIG", Path::new("/nonexistent"))]), None);
+}
+
 #[test]
 fn the_binary_without_a_runtime_api_explains_itself() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bootstrap"));
@@ -372,7 +409,7 @@ async fn a_kubeconfig_may_be_in_an_environment_variable() {
     let namespace = shared().namespace("base64").await;
     namespace.running_deployment("web", 1).await;
     let text = std::fs::read(shared().kubeconfig()).expect("is readable");
-    let encoded = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, text);
+    let encoded = BASE64_STANDARD.encode(text);
     let function = Function::start(&[("KUBECONFIG_BASE64", Path::new(&encoded))]);
     let request = json!({
         "type": "restart_k8s",

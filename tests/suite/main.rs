@@ -1,7 +1,7 @@
 //! The tests that need the built program: against a real API server, over real sockets.
 //!
-//! `browser`, `cluster`, `fault_proxy`, `pki`, `program`, `readers` and `scenario` are the tools; every other file
-//! has the tests of one part.
+//! `browser`, `cgroup`, `cluster`, `fault_proxy`, `pki`, `program`, `readers` and `scenario` are the tools; every
+//! other file has the tests of one part.
 
 mod access;
 mod admission;
@@ -9,6 +9,7 @@ mod approval;
 mod attacks;
 mod auth;
 mod browser;
+mod cgroup;
 mod chart;
 mod cloudevents;
 mod cluster;
@@ -16,6 +17,7 @@ mod concurrency;
 mod contract;
 mod cordon;
 mod cronjob;
+mod crowds;
 mod docs;
 mod drain;
 mod endurance;

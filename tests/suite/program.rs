@@ -42,7 +42,12 @@ pub struct Finished {
 impl Program {
     /// The program in an empty environment, without a cluster.
     pub fn offline() -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_action-executor"));
+        Program::built(Path::new(env!("CARGO_BIN_EXE_action-executor")))
+    }
+
+    /// As [`Program::offline`], with another build of the program.
+    pub fn built(path: &Path) -> Self {
+        let mut command = Command::new(path);
         command.env_clear().env("HOME", "/nonexistent");
         Program { command, input: Vec::new() }
     }
@@ -336,10 +341,10 @@ impl Server {
         Self::after(&format!("ulimit -n {limit}"), engine, program)
     }
 
-    /// Starts it in this cgroup.
-    pub fn in_cgroup(engine: Engine, program: Program, cgroup: &Cgroup) -> Self {
-        let procs = cgroup.0.join("cgroup.procs");
-        Self::after(&format!("ulimit -n 4096 && echo $$ > {}", procs.display()), engine, program)
+    /// Starts it in the cgroup whose processes are listed in this file, with at most this many open files.
+    pub fn in_cgroup(engine: Engine, program: Program, processes: &Path, limit: u32) -> Self {
+        let enter = format!("ulimit -n {limit} && echo $$ > {}", processes.display());
+        Self::after(&enter, engine, program)
     }
 
     /// Starts it from a shell that has run these commands.
@@ -404,9 +409,30 @@ impl Server {
 
     /// Its peak memory, in KiB.
     pub fn peak_memory(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+
+    /// Its memory now, without files, in KiB.
+    pub fn memory(&self) -> u64 {
+        self.status("RssAnon:")
+    }
+
+    /// How many sockets and other files it has open.
+    pub fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("it lives").count()
+    }
+
+    /// Lets it have at most this many open files from now on.
+    pub fn limit_descriptors(&self, limit: usize) {
+        let (process, limit) = (self.process.id().to_string(), format!("--nofile={limit}:"));
+        let status = Command::new("prlimit").args(["--pid", &process, &limit]).status();
+        assert!(status.expect("prlimit runs").success());
+    }
+
+    fn status(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()));
         let status = status.expect("it lives");
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("is there");
+        let line = status.lines().find(|line| line.starts_with(name)).expect("is there");
         line.split_whitespace().nth(1).and_then(|size| size.parse().ok()).expect("is a number")
     }
 
@@ -484,52 +510,6 @@ impl Server {
     /// Posts JSON to the action endpoint, as the original service's users do.
     pub fn execute(&self, body: &[u8]) -> Reply {
         self.raw(&execute_request(body, "Connection: close\r\n"))
-    }
-}
-
-/// A cgroup with a limit on memory; removed when dropped.
-pub struct Cgroup(PathBuf);
-
-impl Cgroup {
-    /// A cgroup with so many bytes; none where this process may make none, which it reports.
-    pub fn with_memory(bytes: u64) -> Option<Self> {
-        let name = format!("action-executor-{}", std::process::id());
-        let parents =
-            [("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")];
-        let made = parents.into_iter().find_map(|(parent, limit)| {
-            let controllers = std::fs::read_to_string(format!("{parent}/cgroup.controllers"));
-            let is_second = limit == "memory.max";
-            if is_second && !controllers.is_ok_and(|it| it.contains("memory")) {
-                return None;
-            }
-            let folder = PathBuf::from(parent).join(&name);
-            std::fs::create_dir(&folder).ok()?;
-            let made = Cgroup(folder);
-            std::fs::write(made.0.join(limit), bytes.to_string()).ok().map(|()| made)
-        });
-        if made.is_none() {
-            eprintln!("skipped: no cgroup with a limit on memory can be made here");
-        }
-        made
-    }
-
-    /// The most memory that its processes have had, in bytes.
-    pub fn peak(&self) -> u64 {
-        let files = ["memory.peak", "memory.max_usage_in_bytes"];
-        let read = |name| std::fs::read_to_string(self.0.join(name)).ok()?.trim().parse().ok();
-        files.into_iter().find_map(read).expect("is known")
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // Its processes have been killed, and leave it soon.
-        for _ in 0..100 {
-            if std::fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::task::spawn_blocking;
 use crate::{
     cluster::{MISSING_IMAGE, Namespace, SLOW_IMAGE, WAIT_TIMEOUT, eventually, shared},
     ledger::records,
-    program::{Program, Reply, Server, execute_request, scratch},
+    program::{Engine, Program, Reply, Server, execute_request, scratch},
 };
 
 const ASYNC: &str = "Prefer: respond-async\r\nConnection: close\r\n";
@@ -319,6 +319,36 @@ async fn a_stream_ends_when_the_server_shuts_down() {
     .await
     .expect("it ended");
     assert!(began.elapsed() < WAIT_TIMEOUT, "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_when_its_client_is_gone() {
+    let namespace = shared().namespace("stream_gone").await;
+    namespace.deployment("web", 1, MISSING_IMAGE).await;
+    let mut request = restart(&namespace, "r1");
+    request["timeout_seconds"] = 120.into();
+    let acting = server(&namespace);
+    assert_eq!(execute(&acting, &request, ASYNC).status, 202);
+    for engine in Engine::ALL {
+        let other = Server::start_with(engine, program(&namespace));
+        let target = path(&namespace, "r1");
+        let before = progress(&other, &namespace, "r1");
+        assert_ne!(before["state"], "answered");
+        let files = other.open_files();
+        // More than there may be at once.
+        for _ in 0..10 {
+            let streams: Vec<_> = (0..20).map(|_| Stream::open(&other, &target)).collect();
+            assert!(other.open_files() > files);
+            drop(streams);
+            let began = Instant::now();
+            eventually("nothing of them is left", async || {
+                (other.open_files() <= files + 2).then_some(())
+            })
+            .await;
+            // Long before a stream sends something to keep it alive.
+            assert!(began.elapsed() < Duration::from_secs(5), "{engine:?}: {:?}", began.elapsed());
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,7 +29,7 @@ use crate::{
         },
         headers::{
             ACCEPT, CONTENT_TYPE, IDEMPOTENCY_KEY, PREFER, TIMEOUT_PATTERN, TIMEOUTS, check_accept,
-            check_content_type, idempotency_key, respond_async,
+            check_content_encoding, check_content_type, idempotency_key, respond_async,
         },
         message::{Body, FullRequest, RequestInfo},
         openapi::{self, Operation, Tag, json_content, response},
@@ -52,6 +52,7 @@ pub(crate) async fn execute(
     let headers = request.headers();
     check_accept(ACCEPT.read(headers)?.as_deref())?;
     check_content_type(CONTENT_TYPE.read(headers)?.as_deref())?;
+    check_content_encoding(headers)?;
     let key = idempotency_key(IDEMPOTENCY_KEY.read(headers)?.as_deref())?;
     let patience = respond_async(PREFER.read(headers)?.as_deref());
     let caller = info.caller.clone();

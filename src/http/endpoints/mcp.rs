@@ -28,7 +28,10 @@ use crate::{
             execute::{action_time, with_permit},
             respond_async::{self, BackgroundTasks},
         },
-        headers::{ACCEPT, CONTENT_TYPE, accepts_event_stream, check_accept, check_content_type},
+        headers::{
+            ACCEPT, CONTENT_TYPE, accepts_event_stream, check_accept, check_content_encoding,
+            check_content_type,
+        },
         message::{Body, FullRequest, RequestInfo, full},
     },
     mcp::{
@@ -73,6 +76,7 @@ pub(crate) async fn post(
         check_accept(accept.as_deref())?;
     }
     check_content_type(CONTENT_TYPE.read(headers)?.as_deref())?;
+    check_content_encoding(headers)?;
     let message = match protocol::read(request.body()) {
         Ok(Message::Request(message)) => *message,
         // There is nothing to cancel: a client that closes its stream has done so.
@@ -436,7 +440,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_action_without_a_permit_to_continue_holds_that_of_its_request() {
-        let limiter = Limiter::new(1, Arc::new(Metrics::new(None)));
+        let limiter = Limiter::new(1, usize::MAX, Arc::new(Metrics::new(None)));
         let acquire = async || limiter.acquire(Lane::Actions, None).await;
         let background = BackgroundTasks::default();
         let mut taken = Vec::new();

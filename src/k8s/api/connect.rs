@@ -32,7 +32,7 @@ use crate::{
 /// # Errors
 /// [`Code::Configuration`] when the configuration cannot be read or used.
 pub(crate) async fn connect(context: Option<&str>) -> Result<Option<Cluster>, ActionError> {
-    let Some(Found { mut config, proxy_url, context }) = find_config(context).await? else {
+    let Some(Found { mut config, proxy_url, name }) = find_config(context).await? else {
         return Ok(None);
     };
     move_user_of_url(&mut config);
@@ -52,7 +52,7 @@ pub(crate) async fn connect(context: Option<&str>) -> Result<Option<Cluster>, Ac
         .with_layer(&MapRequestLayer::new(inject_trace_context))
         .build();
     let server = config.cluster_url.to_string();
-    let name = name_of(context.as_deref(), &config.cluster_url);
+    let name = name_of(name.as_deref(), &config.cluster_url);
     let cluster = Cluster::new(client, server).with_time(time).with_credentials(credentials);
     Ok(Some(cluster.with_name(name)))
 }
@@ -107,20 +107,20 @@ fn move_user_of_url(config: &mut Config) {
 struct Found {
     config: Config,
     proxy_url: Option<String>,
-    /// The context that is used.
-    context: Option<String>,
+    /// The context that is used, or the name of an EKS cluster.
+    name: Option<String>,
 }
 
 impl Found {
-    fn without_kubeconfig(config: Config) -> Option<Self> {
-        Some(Found { config, proxy_url: None, context: None })
+    fn without_kubeconfig(name: Option<String>, config: Config) -> Option<Self> {
+        Some(Found { config, proxy_url: None, name })
     }
 }
 
 async fn find_config(context: Option<&str>) -> Result<Option<Found>, ActionError> {
     #[cfg(feature = "lambda")]
-    if let Some(config) = super::eks::config()? {
-        return Ok(Found::without_kubeconfig(config));
+    if let Some((name, config)) = super::eks::config()? {
+        return Ok(Found::without_kubeconfig(Some(name), config));
     }
     if let Some(kubeconfig) = kubeconfig::find()? {
         let used = context.map(str::to_owned).or_else(|| kubeconfig.current_context.clone());
@@ -129,7 +129,7 @@ async fn find_config(context: Option<&str>) -> Result<Option<Found>, ActionError
         let options = KubeConfigOptions { context: used.clone(), ..Default::default() };
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
         let config = config.map_err(|error| misconfigured(kubeconfig::explain(&error)))?;
-        return Ok(Some(Found { config, proxy_url, context: used }));
+        return Ok(Some(Found { config, proxy_url, name: used }));
     }
     if context.is_some() {
         return Err(misconfigured("a kubeconfig context is set, but there is no kubeconfig"));
@@ -137,7 +137,7 @@ async fn find_config(context: Option<&str>) -> Result<Option<Found>, ActionError
     if env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
         // Its errors have paths and names of variables alone.
         let config = Config::incluster().map_err(|error| misconfigured(chain(&error)))?;
-        return Ok(Found::without_kubeconfig(config));
+        return Ok(Found::without_kubeconfig(None, config));
     }
     Ok(None)
 }

@@ -44,14 +44,16 @@ struct Eks {
     credentials: Credentials,
 }
 
-/// The configuration for the cluster that `EKS_CLUSTER_NAME` names, with a new token; none if the variable
-/// is not set.
+/// The name of the cluster in `EKS_CLUSTER_NAME`, and its configuration with a new token; none if the variable is
+/// not set.
 ///
 /// # Errors
 /// [`Code::Configuration`] with the name of the missing or wrong variable, never its value.
-pub(crate) fn config() -> Result<Option<Config>, ActionError> {
+pub(crate) fn config() -> Result<Option<(String, Config)>, ActionError> {
     let found = Eks::from_vars(&|name| env::var(name).ok().filter(|value| !value.is_empty()))?;
-    found.map(|eks| eks.config(SystemTime::now())).transpose()
+    let Some(eks) = found else { return Ok(None) };
+    let config = eks.config(SystemTime::now())?;
+    Ok(Some((eks.name, config)))
 }
 
 impl Eks {

@@ -29,7 +29,7 @@ use crate::{
     http::{
         headers::{
             CE_ID, CE_SOURCE, CE_SPECVERSION, CE_TIME, CE_TRACEPARENT, CE_TRACESTATE, CE_TYPE,
-            CONTENT_TYPE, Header, check_content_type,
+            CONTENT_TYPE, Header, check_content_encoding, check_content_type,
         },
         message::Body,
     },
@@ -133,6 +133,7 @@ impl Incoming {
     /// [`Code::InvalidRequest`] with the attribute at fault.
     pub(crate) fn read(headers: &HeaderMap, body: Vec<u8>) -> Result<Self, ActionError> {
         let media_type = CONTENT_TYPE.read(headers)?;
+        check_content_encoding(headers)?;
         let essence = media_type.as_deref().unwrap_or_default().split(';').next();
         match essence.unwrap_or_default().trim().to_ascii_lowercase().as_str() {
             BATCH => Err(ActionError::new(
