@@ -277,8 +277,9 @@ async fn the_printed_roles_are_accepted_and_sufficient() {
 }
 
 /// All kinds that an action changes, and none of its own.
-const TARGETS: [&str; 10] = [
+const TARGETS: [&str; 11] = [
     "deployments",
+    "horizontalpodautoscalers",
     "statefulsets",
     "daemonsets",
     "replicasets",

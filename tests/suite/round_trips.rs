@@ -24,8 +24,8 @@ const DELAY: Duration = Duration::from_millis(400);
 /// change is one, the record is one; the rest are reads.
 fn documented(kind: ActionKind) -> Option<[usize; 2]> {
     match kind {
-        // The revisions, and the pods that share the pod's budgets, are known once the target is read.
-        ActionKind::Rollback | ActionKind::EvictPod => Some([3, 5]),
+        // The revisions, and the pods of the same controller, are known once the target is read.
+        ActionKind::Rollback | ActionKind::RestartPod | ActionKind::EvictPod => Some([3, 5]),
         // The evictions follow.
         ActionKind::Drain => None,
         _ => Some([2, 4]),

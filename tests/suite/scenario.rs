@@ -140,9 +140,7 @@ impl Scenario {
             ActionKind::RestartPod => self.pods_replaced(1).await,
             ActionKind::EvictPod => self.pods_replaced(2).await,
             ActionKind::RunCronjob => self.jobs_made().await,
-            ActionKind::SetAutoscalerBounds | ActionKind::Cordon | ActionKind::Uncordon => {
-                self.marks().await
-            }
+            ActionKind::Cordon | ActionKind::Uncordon => self.marks().await,
             ActionKind::Drain => self.drains().await,
             _ => self.generations().await,
         }
@@ -153,10 +151,7 @@ impl Scenario {
         match self.kind {
             ActionKind::RestartPod | ActionKind::EvictPod => i64::from(self.is_replaced().await),
             ActionKind::RunCronjob => self.jobs_made().await,
-            ActionKind::SetAutoscalerBounds
-            | ActionKind::Cordon
-            | ActionKind::Uncordon
-            | ActionKind::Drain => self.marks().await,
+            ActionKind::Cordon | ActionKind::Uncordon | ActionKind::Drain => self.marks().await,
             _ => self.generations().await,
         }
     }
