@@ -42,6 +42,8 @@ use crate::{
 
 const REVISION: &str = "2026-07-28";
 const KEY: &str = "7d1c0ffee0ffee0ffee0ffee0ffee0ff";
+/// All tools: one for each action, `simulate`, `get_action` and `list_actions`.
+const TOOLS: usize = ActionKind::ALL.len() + 3;
 const METADATA_PATH: &str = "/.well-known/oauth-protected-resource/mcp";
 
 /// A request of the newest revision, in one line; the arguments are sent as they are.
@@ -396,7 +398,7 @@ fn standard_output_carries_messages_only_whatever_is_sent() {
     }
     assert!(reader.iter().any(|line| line.contains("longer than 65536 bytes")));
     // The last message has no line break; it is answered all the same.
-    assert_eq!(names(&last_list(&reader)).len(), ActionKind::ALL.len() + 3);
+    assert_eq!(names(&last_list(&reader)).len(), TOOLS);
     let (_, status, log) = dialogue.end();
     assert_eq!(status, 0, "{log}");
     assert!(!log.contains("panicked"), "{log}");
@@ -425,7 +427,7 @@ fn tools_are_listed_without_a_cluster_that_answers() {
         dialogue.send(list_line().as_bytes());
         let answer: Value =
             serde_json::from_str(&dialogue.line().expect("is one")).expect("is JSON");
-        assert_eq!(names(&answer["result"]).len(), ActionKind::ALL.len() + 3);
+        assert_eq!(names(&answer["result"]).len(), TOOLS);
         assert!(began.elapsed() < Duration::from_secs(5));
         let (rest, status, _) = dialogue.end();
         assert_eq!((rest, status), (vec![], 0));
@@ -1185,11 +1187,7 @@ async fn every_official_client_lists_calls_and_is_refused() {
     let before = namespace.get_deployment("web").await.metadata.generation.expect("has one");
     let mut agents = agents(&server, &environment);
     for (name, agent) in &mut agents {
-        assert_eq!(
-            names(&agent.send(&json!({ "list": true }))).len(),
-            ActionKind::ALL.len() + 3,
-            "{name}"
-        );
+        assert_eq!(names(&agent.send(&json!({ "list": true }))).len(), TOOLS, "{name}");
         let parameters = json!({ "deployment": "web", "namespace": namespace.name() });
         let simulated =
             agent.call("simulate", &json!({ "type": "restart_k8s", "parameters": parameters }));
@@ -1315,7 +1313,7 @@ fn the_inspectors_command_line_lists_calls_and_finds_no_schema_wrong() {
             let (status, listed) = inspect(target, era, &["--method", "tools/list", "--strict"]);
             assert_eq!(
                 (status, names(&listed["result"]).len()),
-                (Some(0), ActionKind::ALL.len() + 3),
+                (Some(0), TOOLS),
                 "{target:?} {era}"
             );
             let web =
