@@ -42,6 +42,8 @@ use crate::{
 
 const REVISION: &str = "2026-07-28";
 const KEY: &str = "7d1c0ffee0ffee0ffee0ffee0ffee0ff";
+/// All tools: one for each action, `simulate`, `get_action` and `list_actions`.
+const TOOLS: usize = ActionKind::ALL.len() + 3;
 const METADATA_PATH: &str = "/.well-known/oauth-protected-resource/mcp";
 
 /// A request of the newest revision, in one line; the arguments are sent as they are.
@@ -136,6 +138,13 @@ impl Stdio {
         self.next += 1;
         self.dialogue.send(call_line(self.next, tool, arguments, true).as_bytes());
         self.next
+    }
+
+    fn cancel(&mut self, id: u64) {
+        let cancel = json!({
+            "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": id },
+        });
+        self.dialogue.send(cancel.to_string().as_bytes());
     }
 
     fn answer(&mut self, id: u64) -> Value {
@@ -340,7 +349,7 @@ impl Numbers {
 
 /// A message that a broken or hostile client could send.
 fn hostile_message(numbers: &mut Numbers) -> Vec<u8> {
-    const SEEDS: [&str; 8] = [
+    const SEEDS: [&str; 10] = [
         r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"restart_k8s","arguments":{"id":"a","parameters":{"deployment":"web"}}}}"#,
         r#"{"jsonrpc":"2.0","id":"x","method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"a","version":"1"}}}"#,
         r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#,
@@ -348,6 +357,8 @@ fn hostile_message(numbers: &mut Numbers) -> Vec<u8> {
         r#"[{"jsonrpc":"2.0","id":1,"method":"ping"},{"jsonrpc":"2.0","id":2,"method":"ping"}]"#,
         r#"{"jsonrpc":"2.0","id":1,"id":2,"method":"ping","method":"tools/list"}"#,
         r#"{"jsonrpc":"2.0","id":9,"result":{"tools":[]}}"#,
+        r#"{"jsonrpc":"2.0","id":5,"method":"tasks/get","params":{"taskId":"shop/a/YWJj","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"extensions":{"io.modelcontextprotocol/tasks":{}}}}}}"#,
+        r#"{"jsonrpc":"2.0","id":6,"method":"tasks/update","params":{"taskId":"//","inputResponses":{"a":{}},"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"extensions":{"io.modelcontextprotocol/tasks":{}}},"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}}}"#,
         r#"{"jsonrpc":"2.0","id":4,"method":"tools/call","params":{"name":"simulate","arguments":{"type":"drain","parameters":{"node":"n","node":"m"}}}}"#,
     ];
     let mut message = SEEDS[numbers.below(SEEDS.len())].as_bytes().to_vec();
@@ -396,7 +407,7 @@ fn standard_output_carries_messages_only_whatever_is_sent() {
     }
     assert!(reader.iter().any(|line| line.contains("longer than 65536 bytes")));
     // The last message has no line break; it is answered all the same.
-    assert_eq!(names(&last_list(&reader)).len(), ActionKind::ALL.len() + 3);
+    assert_eq!(names(&last_list(&reader)).len(), TOOLS);
     let (_, status, log) = dialogue.end();
     assert_eq!(status, 0, "{log}");
     assert!(!log.contains("panicked"), "{log}");
@@ -425,7 +436,7 @@ fn tools_are_listed_without_a_cluster_that_answers() {
         dialogue.send(list_line().as_bytes());
         let answer: Value =
             serde_json::from_str(&dialogue.line().expect("is one")).expect("is JSON");
-        assert_eq!(names(&answer["result"]).len(), ActionKind::ALL.len() + 3);
+        assert_eq!(names(&answer["result"]).len(), TOOLS);
         assert!(began.elapsed() < Duration::from_secs(5));
         let (rest, status, _) = dialogue.end();
         assert_eq!((rest, status), (vec![], 0));
@@ -720,10 +731,7 @@ async fn a_call_that_is_given_up_before_its_claim_does_nothing() {
         line.contains("notifications/progress").then_some(())
     })
     .await;
-    let cancel = json!({
-        "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": id },
-    });
-    client.dialogue.send(cancel.to_string().as_bytes());
+    client.cancel(id);
     // A cancelled call has no answer: the next message is that of the next call.
     let listed = client.call("list_actions", &json!({ "namespace": namespace.name() }).to_string());
     assert_eq!(listed["structuredContent"]["entries"], json!([]), "{listed}");
@@ -733,6 +741,38 @@ async fn a_call_that_is_given_up_before_its_claim_does_nothing() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(namespace.api::<Pod>().get(&pod).await.expect("is there").uid(), uid);
     assert!(records(&namespace).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_given_up_while_its_claim_is_written_is_finished() {
+    let namespace = shared().namespace("mcp_claiming").await;
+    let before = namespace.running_deployment("web", 1).await.metadata.generation;
+    let claims = Arc::new(AtomicUsize::new(0));
+    let counted = claims.clone();
+    // The claim takes a second to arrive, and its answer another one.
+    let proxy = Proxy::start(&namespace, move |call| {
+        if call.method.as_str() != "POST" || !call.writes("events") {
+            return ProxyBehavior::Forward;
+        }
+        counted.fetch_add(1, Ordering::SeqCst);
+        ProxyBehavior::Delay(Duration::from_secs(1))
+    })
+    .await;
+    let mut client = Stdio::start(Program::with_kubeconfig(&proxy.kubeconfig).args(["mcp"]));
+    let id = client.begin("restart_k8s", &restart(&namespace, "r1", false));
+    eventually("the claim is on its way", async || {
+        (claims.load(Ordering::SeqCst) == 1).then_some(())
+    })
+    .await;
+    client.cancel(id);
+    let asked = json!({ "id": "r1", "namespace": namespace.name() }).to_string();
+    eventually("it is recorded how it ended", async || {
+        let found = client.call("get_action", &asked);
+        (found["structuredContent"]["state"] == "answered").then_some(())
+    })
+    .await;
+    let after = namespace.get_deployment("web").await.metadata.generation;
+    assert_eq!(after.map(|it| it - 1), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1185,11 +1225,7 @@ async fn every_official_client_lists_calls_and_is_refused() {
     let before = namespace.get_deployment("web").await.metadata.generation.expect("has one");
     let mut agents = agents(&server, &environment);
     for (name, agent) in &mut agents {
-        assert_eq!(
-            names(&agent.send(&json!({ "list": true }))).len(),
-            ActionKind::ALL.len() + 3,
-            "{name}"
-        );
+        assert_eq!(names(&agent.send(&json!({ "list": true }))).len(), TOOLS, "{name}");
         let parameters = json!({ "deployment": "web", "namespace": namespace.name() });
         let simulated =
             agent.call("simulate", &json!({ "type": "restart_k8s", "parameters": parameters }));
@@ -1315,7 +1351,7 @@ fn the_inspectors_command_line_lists_calls_and_finds_no_schema_wrong() {
             let (status, listed) = inspect(target, era, &["--method", "tools/list", "--strict"]);
             assert_eq!(
                 (status, names(&listed["result"]).len()),
-                (Some(0), ActionKind::ALL.len() + 3),
+                (Some(0), TOOLS),
                 "{target:?} {era}"
             );
             let web =
