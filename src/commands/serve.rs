@@ -126,7 +126,9 @@ async fn serve(
     let service = service.in_server(state, stopping.clone());
     let engine = match args.engine {
         cli::Engine::Hyper => Engine::Hyper,
-        cli::Engine::TinyHttp => Engine::TinyHttp(TinyHttp::start(&service, descriptor_limit())?),
+        cli::Engine::TinyHttp => {
+            Engine::TinyHttp(Box::new(TinyHttp::start(&service, descriptor_limit())?))
+        }
     };
     let listener = listen(address).map_err(|error| {
         ActionError::new(Code::Configuration, format!("cannot listen on {address}: {error}"))

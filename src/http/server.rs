@@ -107,7 +107,7 @@ pub(crate) enum Engine {
     /// The dispatcher, called in process.
     Hyper,
     /// The same dispatcher, called from a handler of tiny_http.
-    TinyHttp(TinyHttp),
+    TinyHttp(Box<TinyHttp>),
 }
 
 /// How much the server does at once.
