@@ -105,6 +105,11 @@ impl Connections {
         Connections { bounds, held: Arc::default(), open: Mutex::default() }
     }
 
+    /// How many of them there may be.
+    pub(crate) fn max(&self) -> usize {
+        self.bounds.connections
+    }
+
     /// Makes room for one more connection of this peer; none if all that it could have are being served.
     pub(crate) fn make_room(&self, peer: IpAddr) -> Option<Admission> {
         let mut open = self.lock();

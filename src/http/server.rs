@@ -32,7 +32,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, sink},
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
@@ -79,6 +79,13 @@ const MAX_HEADER_LINES: usize = 64;
 const ACCEPT_GRACE: Duration = Duration::from_millis(250);
 const ACCEPT_TIMEOUT: Duration = Duration::from_millis(10);
 
+/// How many connections may be accepted of which it is not known yet whether their clients have sent something; at
+/// most half of all. Else many that come at once could take the place of one whose request is there and not read.
+const MAX_NEW_CONNECTIONS: usize = 32;
+
+/// How long it takes at most until that is known.
+const NEW_TIMEOUT: Duration = Duration::from_millis(5);
+
 /// How long, and for how many bytes, a connection lingers after an early rejection.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: u64 = 1 << 20;
@@ -92,6 +99,7 @@ pub(crate) struct Server {
     tls: Option<Arc<Reloading<Tls>>>,
     metrics: Arc<Metrics>,
     next_id: AtomicU64,
+    new_connections: Arc<Semaphore>,
 }
 
 /// What answers a request that has been read.
@@ -138,7 +146,9 @@ impl Server {
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let next_id = AtomicU64::new(0);
-        Arc::new(Server { service, engine, limits, hosts, tls, metrics, next_id })
+        let new = MAX_NEW_CONNECTIONS.min(limits.connections.max() / 2);
+        let new_connections = Arc::new(Semaphore::new(new));
+        Arc::new(Server { service, engine, limits, hosts, tls, metrics, next_id, new_connections })
     }
 
     /// Serves until the shutdown begins, then until nothing is in progress or `grace` is over.
@@ -150,13 +160,18 @@ impl Server {
     ) {
         let mut tasks = JoinSet::new();
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+            let next = async {
+                // The semaphore is never closed.
+                let new = self.new_connections.clone().acquire_owned().await.ok();
+                (listener.accept().await, new)
+            };
+            let (accepted, new) = tokio::select! {
+                next = next => next,
                 () = stopped(&mut stopping) => break,
             };
             while tasks.try_join_next().is_some() {}
             match accepted {
-                Ok((stream, peer)) => self.admit(stream, peer, &stopping, &mut tasks),
+                Ok((stream, peer)) => self.admit(stream, peer, new, &stopping, &mut tasks),
                 Err(error) => {
                     tracing::warn!(%error, "no connection could be accepted");
                     self.limits.connections.evict_one();
@@ -168,7 +183,7 @@ impl Server {
         while Instant::now() < end
             && let Ok(Ok((stream, peer))) = timeout(ACCEPT_TIMEOUT, listener.accept()).await
         {
-            self.admit(stream, peer, &stopping, &mut tasks);
+            self.admit(stream, peer, None, &stopping, &mut tasks);
         }
         drop(listener);
         tokio::select! {
@@ -181,6 +196,7 @@ impl Server {
         self: &Arc<Self>,
         stream: TcpStream,
         peer: SocketAddr,
+        new: Option<OwnedSemaphorePermit>,
         stopping: &watch::Receiver<bool>,
         tasks: &mut JoinSet<()>,
     ) {
@@ -195,7 +211,8 @@ impl Server {
         };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let activity = connections.activity();
-        let admitted = Admitted { id, peer: peer.ip(), admission, activity: activity.clone() };
+        let activity_of_task = activity.clone();
+        let admitted = Admitted { id, peer: peer.ip(), admission, activity: activity_of_task, new };
         let task = tasks.spawn(self.clone().accept(admitted, stream, stopping.clone()));
         connections.admit(id, peer.ip(), admission, activity, task);
     }
@@ -213,9 +230,11 @@ impl Server {
         stream: TcpStream,
         mut stopping: watch::Receiver<bool>,
     ) {
-        let Admitted { id, peer, admission, activity } = admitted;
+        let Admitted { id, peer, admission, activity, new } = admitted;
         let _guard = ConnectionGuard(self.clone(), id);
         let _connected = self.metrics.connected();
+        let _ = timeout(NEW_TIMEOUT, stream.readable()).await;
+        drop(new);
         // A response is small and written at once: there is nothing to collect before sending.
         let _ = stream.set_nodelay(true);
         // A client that is gone already needs no response.
@@ -502,6 +521,7 @@ struct Admitted {
     peer: IpAddr,
     admission: Admission,
     activity: Arc<Activity>,
+    new: Option<OwnedSemaphorePermit>,
 }
 
 /// A request whose response is not complete.
