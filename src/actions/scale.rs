@@ -526,7 +526,8 @@ mod tests {
         };
         let message = refusal(autoscaler(""));
         assert!(
-            message.contains("HorizontalPodAutoscaler 'web-hpa'") && message.contains("set_autoscaler_bounds")
+            message.contains("HorizontalPodAutoscaler 'web-hpa'")
+                && message.contains("set_autoscaler_bounds")
         );
         let message = refusal(autoscaler(", labels: {scaledobject.keda.sh/name: web-so}"));
         assert!(message.contains("ScaledObject 'web-so'"), "{message}");
