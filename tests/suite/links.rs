@@ -33,12 +33,17 @@ const PAGES: [&str; 4] = ["README.md", "charts/README.md", "jobs/README.md", "re
 
 /// The Markdown files in a folder and the folders in it.
 pub fn markdown_in(folder: &Path) -> Vec<PathBuf> {
+    files_in(folder, "md")
+}
+
+/// The files with this extension in the folder and those below it.
+fn files_in(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).expect("is a folder") {
         let path = entry.expect("is readable").path();
         if path.is_dir() {
-            found.extend(markdown_in(&path));
-        } else if path.extension().is_some_and(|extension| extension == "md") {
+            found.extend(files_in(&path, extension));
+        } else if path.extension().is_some_and(|it| it == extension) {
             found.push(path);
         }
     }
@@ -172,6 +177,29 @@ fn the_index_of_the_docs_names_every_page() {
         .filter(|page| *page != index && !named.contains(page))
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn the_tests_that_the_page_on_reports_names_exist() {
+    let sources: String = ["src", "tests/suite"]
+        .into_iter()
+        .flat_map(|folder| files_in(&root().join(folder), "rs"))
+        .map(|file| read(&file))
+        .collect();
+    let page = read(&root().join("docs/explanation/field-reports.md"));
+    let rows = page.lines().filter(|line| line.starts_with("| ")).skip(1);
+    let tests: Vec<_> = rows
+        .filter_map(|row| row.split('|').nth(3))
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .collect();
+    assert!(tests.len() >= 20, "{tests:?}");
+    for test in tests {
+        let is_there = match test.strip_suffix("::") {
+            Some(module) => sources.contains(&format!("mod {module};")),
+            None => sources.contains(&format!("fn {test}(")),
+        };
+        assert!(is_there, "{test}");
+    }
 }
 
 #[test]
