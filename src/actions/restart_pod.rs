@@ -51,8 +51,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     destructive: true,
     example: r#"{"pod_name":"web-1"}"#,
     rules: &[
-        // `list` only to find the replacement when the request waits, and the pods for which an ordered StatefulSet
-        // waits.
+        // `list` only to find the replacement when the request waits, and for warnings: whether it is the only pod, and
+        // the pods for which an ordered StatefulSet waits.
         PolicyRule {
             api_groups: &[""],
             resources: &["pods"],
@@ -60,6 +60,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         },
         restart::EVENTS,
         preflight::BUDGETS,
+        preflight::STATEFUL_SETS,
     ],
     cluster_rules: &[],
 };
@@ -153,7 +154,7 @@ async fn order_warning(cluster: &Cluster, pod: &Pod, input: &PlanInput) -> Optio
         .filter(|owner| owner.kind == "StatefulSet" && !pods::is_terminating(pod))?;
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let ordinal = pods::ordinal(pod.metadata.name.as_deref().unwrap_or_default());
-    let (kind, deadline) = (WorkloadKind::StatefulSet, input.deadline);
+    let (kind, deadline) = (WorkloadKind::StatefulSet, preflight::end(input.deadline));
     if let Ok(set) = cluster.workload(kind, namespace, &owner.name, deadline).await {
         return cluster.order_warning(&set, ordinal, deadline).await;
     }

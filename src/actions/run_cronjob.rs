@@ -162,6 +162,7 @@ fn decide(
     let completion = CompletionSpec::Known(Completion::Finished {
         namespace: target.namespace.clone(),
         name: name.clone(),
+        mark: input.mark.clone(),
     });
     let at = rfc3339_millis(input.at);
     let did = format!("Job '{name}' of CronJob '{cron_job_name}' created at {at}.");

@@ -1,7 +1,7 @@
 //! `set_autoscaler_bounds`: sets between which numbers of replicas a HorizontalPodAutoscaler scales its target.
 //!
 //! A difference is turned into an absolute number in the plan, and only that is sent, so it is never applied twice. The
-//! bounds that were read are tested by the patch, since an autoscaler has no generation.
+//! patch tests the bounds and the target that were read: before Kubernetes 1.37 an autoscaler has no generation.
 
 use json_patch::PatchOperation;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
@@ -237,7 +237,8 @@ impl Parameters {
             min.resolve(now[0], &target).map_err(with_uid)?,
             max.resolve(now[1], &target).map_err(with_uid)?,
         ];
-        self.check_resolved(wanted, now, &target, input).map_err(with_uid)?;
+        let etag = etag(found, wanted);
+        self.check_resolved(wanted, now, &etag, input).map_err(with_uid)?;
         if wanted == now {
             let sentence = format!("{object} is bounded from {} to {} already.", now[0], now[1]);
             return Ok(Plan::new(target, metadata, Decision::NoOp(sentence), completion));
@@ -258,7 +259,7 @@ impl Parameters {
         plan.changes.push(AppliedRequests::from_metadata(metadata).change(&input.mark));
         plan.warnings = warnings(found, wanted);
         plan.bounds = Some(BoundsChange { from: now, to: wanted });
-        plan.decision_etag = Some(etag(wanted));
+        plan.decision_etag = Some(etag);
         Ok(plan)
     }
 
@@ -267,10 +268,10 @@ impl Parameters {
         &self,
         wanted: [i32; 2],
         now: [i32; 2],
-        target: &Target,
+        etag: &str,
         input: &PlanInput,
     ) -> Result<(), ActionError> {
-        let [min, max] = wanted;
+        let ([min, max], target) = (wanted, self.target());
         if min > max {
             let detail =
                 format!("the minimum of {target} would be {min}, above its maximum, {max}");
@@ -280,9 +281,10 @@ impl Parameters {
                 .with_hint("set both bounds in one request"));
         }
         // The policy check, the approval and the record are for these numbers, not for the difference.
-        if input.decision_etag.as_ref().is_some_and(|decided| *decided != etag(wanted)) {
+        if input.decision_etag.as_ref().is_some_and(|decided| decided != etag) {
             let detail = format!(
-                "the bounds of {target} were changed to {} and {} while the request was running; nothing was changed",
+                "{target} was changed while the request was running, and its bounds are {} and {} now; nothing was \
+                 changed",
                 now[0], now[1]
             );
             return Err(ActionError::new(Code::Conflict, detail)
@@ -300,19 +302,21 @@ fn operations(
 ) -> Vec<PatchOperation> {
     let read_min = found.spec.as_ref().and_then(|spec| spec.min_replicas);
     let read = [json!(read_min), json!(now[1])];
+    let scaled = found.spec.as_ref().map(|spec| &spec.scale_target_ref);
+    let is_same = test(&["spec", "scaleTargetRef"], json!(scaled));
     let fields = FIELDS.into_iter().zip(read).zip(now.into_iter().zip(wanted));
-    fields
-        .flat_map(|((field, read), (now, wanted))| {
-            let path = ["spec", field];
-            let set = (now != wanted).then(|| add(&path, wanted.into()));
-            [Some(test(&path, read)), set].into_iter().flatten()
-        })
-        .collect()
+    let bounds = fields.flat_map(|((field, read), (now, wanted))| {
+        let path = ["spec", field];
+        let set = (now != wanted).then(|| add(&path, wanted.into()));
+        [Some(test(&path, read)), set].into_iter().flatten()
+    });
+    [is_same].into_iter().chain(bounds).collect()
 }
 
-/// What the plan decided on.
-fn etag(wanted: [i32; 2]) -> String {
-    json!(wanted).to_string()
+/// What the plan decided on, and what an approval is of: the bounds before and after, and what is scaled.
+fn etag(found: &HorizontalPodAutoscaler, wanted: [i32; 2]) -> String {
+    let scaled = found.spec.as_ref().map(|spec| &spec.scale_target_ref);
+    json!([wanted, bounds(found), scaled]).to_string()
 }
 
 fn change(field: &str, from: Value, to: i32) -> Change {
@@ -452,11 +456,18 @@ mod tests {
 
     #[test]
     fn a_difference_is_never_applied_to_other_bounds_than_those_of_the_first_plan() {
-        let decision_etag = Some("[2,8]".to_owned());
-        let input = PlanInput { decision_etag, ..PlanInput::example() };
         let found = autoscaler("", ", minReplicas: 2", "");
-        let error = read(r#""max_by":1"#).decide(&found, &input).expect_err("is refused");
-        assert_eq!(error.code, Code::Conflict);
+        let first = read(r#""max_by":1"#).decide(&found, &PlanInput::example());
+        let decision_etag = first.expect("is planned").decision_etag;
+        let input = PlanInput { decision_etag, ..PlanInput::example() };
+        assert!(read(r#""max_by":1"#).decide(&found, &input).is_ok());
+        let other_bounds = autoscaler("", ", minReplicas: 1", "");
+        let mut other_target = found.clone();
+        other_target.spec.as_mut().expect("has one").scale_target_ref.name = "api".to_owned();
+        for changed in [other_bounds, other_target] {
+            let error = read(r#""max_by":1"#).decide(&changed, &input).expect_err("is refused");
+            assert_eq!(error.code, Code::Conflict);
+        }
     }
 
     #[test]

@@ -9,6 +9,12 @@ use serde::{Deserialize, Serialize};
 /// The longest reference.
 const MAX_CHARACTERS: usize = 512;
 
+/// The registry of a name without one.
+const DOCKER_HUB: &str = "docker.io";
+
+/// Names that make `sha256:...` the id of an image on the node, whatever repository that is of.
+const ALGORITHMS: [&str; 3] = ["sha256", "sha384", "sha512"];
+
 /// The longest tag.
 const MAX_TAG_CHARACTERS: usize = 128;
 
@@ -74,15 +80,21 @@ fn parts(reference: &str) -> Parts<'_> {
 /// The repository of a reference as container runtimes complete it: `nginx:1` is of `docker.io/library/nginx`.
 pub(crate) fn repository(reference: &str) -> String {
     let name = parts(reference).name;
-    match name.split_once('/') {
-        Some((host, _)) if is_host(host) => name.to_owned(),
-        Some(_) => format!("docker.io/{name}"),
-        None => format!("docker.io/library/{name}"),
+    let (host, path) = match name.split_once('/') {
+        Some((host, path)) if is_host(host) => (host.to_ascii_lowercase(), path),
+        _ => (DOCKER_HUB.to_owned(), name),
+    };
+    match host.as_str() {
+        DOCKER_HUB | "index.docker.io" if !path.contains('/') => {
+            format!("{DOCKER_HUB}/library/{path}")
+        }
+        "index.docker.io" => format!("{DOCKER_HUB}/{path}"),
+        _ => format!("{host}/{path}"),
     }
 }
 
 /// Whether the first component of a name is the host of a registry.
-fn is_host(component: &str) -> bool {
+pub(crate) fn is_host(component: &str) -> bool {
     component.contains(['.', ':']) || component == "localhost"
 }
 
@@ -107,6 +119,7 @@ fn check(reference: &str) -> Result<(), &'static str> {
         && digest.is_none_or(is_digest);
     match is_valid {
         false => Err(HINT),
+        true if ALGORITHMS.contains(&name) => Err("must not be the id of an image on a node"),
         true if tag.is_none() && digest.is_none() => Err("must have a tag or a digest"),
         true => Ok(()),
     }
@@ -188,6 +201,8 @@ mod tests {
             assert!(error(invalid).is_some(), "{invalid}");
         }
         assert_eq!(error("nginx").as_deref(), Some("must have a tag or a digest"));
+        let image_id = format!("sha256:{digest}");
+        assert_eq!(error(&image_id).as_deref(), Some("must not be the id of an image on a node"));
     }
 
     #[test]
@@ -196,6 +211,10 @@ mod tests {
             ("nginx", "docker.io/library/nginx"),
             ("nginx:1", "docker.io/library/nginx"),
             ("shop/web:1", "docker.io/shop/web"),
+            ("docker.io/nginx:1", "docker.io/library/nginx"),
+            ("index.docker.io/shop/web:1", "docker.io/shop/web"),
+            ("index.docker.io/nginx", "docker.io/library/nginx"),
+            ("Registry.Example.com/web:1", "registry.example.com/web"),
             ("localhost/web:1", "localhost/web"),
             ("localhost:5000/web", "localhost:5000/web"),
             ("registry.example.com/a/b@sha256:00", "registry.example.com/a/b"),

@@ -275,8 +275,8 @@ impl RejectedTests {
     }
 }
 
-/// Whether a deletion or a scaling is bound to the version that was read. Where others write the object's status
-/// all the time, a bound effect may fail again and again.
+/// Whether an effect without a mark is bound to the version that was read. Where others write the object's status all
+/// the time, a bound effect may fail again and again.
 #[derive(Default)]
 struct Bound {
     conflicts: usize,

@@ -270,10 +270,12 @@ impl TinyHttp {
         let _one_at_a_time = self.opening.lock().await;
         let socket = self.folder.socket();
         let mut stream = UnixStream::connect(&socket).await;
-        // Once there was no descriptor for a connection, tiny_http accepts none any more.
-        if stream.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-            && self.listen().is_ok()
-        {
+        // Once there was no descriptor for a connection, tiny_http accepts none any more. A listener that could not start
+        // leaves no socket behind.
+        let is_gone = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+        };
+        if stream.as_ref().is_err_and(is_gone) && self.listen().is_ok() {
             stream = UnixStream::connect(&socket).await;
         }
         // There is no descriptor for one more socket, and nothing was sent.

@@ -77,8 +77,8 @@ pub(crate) enum Completion {
     },
     /// The pod has gone, or another one has its name.
     Gone { namespace: String, name: String, uid: String },
-    /// The Job is complete.
-    Finished { namespace: String, name: String },
+    /// The Job with this request's mark is complete.
+    Finished { namespace: String, name: String, mark: String },
     /// A pod that the controller created in place of the deleted one is ready.
     Replaced {
         namespace: String,

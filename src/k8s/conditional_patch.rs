@@ -90,6 +90,15 @@ pub(crate) fn annotations_after(metadata: &ObjectMeta, patch: &Patch) -> BTreeMa
     annotations
 }
 
+/// The paths at which a patch sets a value, with the value.
+pub(crate) fn values_set(patch: &Patch) -> impl Iterator<Item = (&str, &Value)> {
+    patch.0.iter().filter_map(|operation| match operation {
+        PatchOperation::Add(AddOperation { path, value })
+        | PatchOperation::Replace(ReplaceOperation { path, value }) => Some((path.as_str(), value)),
+        _ => None,
+    })
+}
+
 /// Sets entries of the map at this path, which may not exist yet. If it is created, it must not have been created
 /// by someone else since, whose entries would be lost.
 pub(crate) fn set_entries(

@@ -9,7 +9,8 @@
 //! - Another client may have removed the mark with everything else (`kubectl rollout undo`, `kubectl replace`). Our
 //!   patch adds one to `metadata.generation`, and so does the removal. A generation that is one ahead, apart from the
 //!   requests that the annotation lists, allows for one of them only. Not noticed is a removal of the annotation alone
-//!   from a StatefulSet, a DaemonSet or a CronJob, or from a node, which has no generation.
+//!   from a StatefulSet, a DaemonSet or a CronJob, or from an object without a generation: a node, and before Kubernetes
+//!   1.37 a HorizontalPodAutoscaler.
 //! - The write may still be on its way. It can have no effect any more once what it tests has changed for good: a
 //!   generation and the number of the last request only grow, a resourceVersion is never used again.
 
@@ -21,6 +22,7 @@ use serde_json::Value;
 
 use crate::k8s::{
     applied_requests::AppliedRequests,
+    conditional_patch::values_set,
     effect::{Applied, Effect, Mutation},
     replica_managers::{is_listed, replica_managers},
     revisions::{template_digest, template_in},
@@ -215,9 +217,31 @@ pub(crate) fn confirmed(effect: &Effect, response: &Value) -> Option<Applied> {
             exceeded_at: serde_json::from_value(response["status"].clone())
                 .ok()
                 .and_then(|status| ExceededDeadline::in_status(&status)?.at),
-            warnings: Vec::new(),
+            warnings: altered(&effect.mutation, response),
         },
     })
+}
+
+/// What the API server stored in place of a value that a patch set: admission may change it.
+fn altered(mutation: &Mutation, response: &Value) -> Vec<String> {
+    let Mutation::Patch { patch, .. } = mutation else { return Vec::new() };
+    let of_spec = values_set(patch).filter(|(path, value)| {
+        path.starts_with("/spec/") && !value.is_object() && !value.is_array()
+    });
+    of_spec
+        .filter_map(|(path, value)| {
+            let stored = response.pointer(path);
+            // The API server leaves out what is empty.
+            let is_left_out = stored.is_none() && matches!(value, Value::Bool(false) | Value::Null);
+            (stored != Some(value) && !is_left_out).then(|| {
+                let stored = stored.map_or_else(|| "nothing".to_owned(), Value::to_string);
+                format!(
+                    "the cluster stored {stored} at {path}, and not {value} as this request set it: admission has \
+                     changed it"
+                )
+            })
+        })
+        .collect()
 }
 
 /// The digest of the pod template of this object, if it has one.
@@ -254,6 +278,27 @@ mod tests {
         let change = vec![add(&["spec", "paused"], json!(true))];
         let resource = ApiResource::erase::<Deployment>(&());
         Effect::patch(resource, &before.metadata, "r1@d1", None, change)
+    }
+
+    #[test]
+    fn a_value_that_admission_has_changed_is_warned_of() {
+        let metadata = serde_yaml_ng::from_str("{name: web, namespace: shop, uid: u1}");
+        let change =
+            vec![add(&["spec", "maxReplicas"], json!(9)), add(&["spec", "paused"], json!(false))];
+        let resource = ApiResource::erase::<Deployment>(&());
+        let effect =
+            Effect::patch(resource, &metadata.expect("is metadata"), "r1@d1", None, change);
+        let applied = |max: i32| {
+            let marks = json!({ "action-executor.dev/requests": "1:r1@d1" });
+            let metadata = json!({ "uid": "u1", "annotations": marks });
+            confirmed(&effect, &json!({ "metadata": metadata, "spec": { "maxReplicas": max } }))
+        };
+        assert_eq!(applied(9).expect("is confirmed").warnings, [""; 0]);
+        let warnings = applied(6).expect("is confirmed").warnings;
+        assert!(
+            warnings[0].starts_with("the cluster stored 6 at /spec/maxReplicas, and not 9"),
+            "{warnings:?}"
+        );
     }
 
     #[test]

@@ -68,8 +68,10 @@ impl PodQuery {
                     return PodQuery::Name(name);
                 };
                 let index = equality(pod, COMPLETION_INDEX_LABEL);
-                if let Some(index) = index.filter(|_| controller.kind == "Job") {
-                    selector = format!("{selector},{index}");
+                match index.filter(|_| controller.kind == "Job") {
+                    Some(index) if selector.is_empty() => selector = index,
+                    Some(index) => selector = format!("{selector},{index}"),
+                    None => {}
                 }
                 PodQuery::Labels(selector)
             }
@@ -249,6 +251,16 @@ mod tests {
         ] {
             assert_eq!(PodQuery::replacement(&web, &owner("apps/v1", kind)), expected, "{kind}");
         }
+    }
+
+    #[test]
+    fn a_pod_of_a_job_with_a_selector_of_its_own_is_found_by_its_index() {
+        let index = "metadata: {name: a, labels: {batch.kubernetes.io/job-completion-index: '3'}}";
+        let query = PodQuery::replacement(&pod(index), &owner("batch/v1", "Job"));
+        assert_eq!(
+            query,
+            PodQuery::Labels("batch.kubernetes.io/job-completion-index=3".to_owned())
+        );
     }
 
     #[test]

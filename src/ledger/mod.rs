@@ -33,7 +33,7 @@ use crate::{
         rbac::PolicyRule,
     },
     ledger::record::{
-        Intent, NAMESPACE_OF_CLUSTER_SCOPED, REQUEST_ID, Record, RequestMetadata, State,
+        Intent, NAMESPACE_OF_CLUSTER_SCOPED, REQUEST_ID, REQUESTER, Record, RequestMetadata, State,
         event_name, event_name_of,
     },
 };
@@ -310,14 +310,17 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// The id with this digest, if there is a record of it where this request has its own, or where those of nodes are.
+    /// The id with this digest, if there is a record of it where this request has its own, or where those of nodes are, and
+    /// this request's requester sent it: another one could not use it.
     pub(crate) async fn id_of(&self, digest: &str) -> Option<RequestId> {
         let until = Instant::now() + OTHER_TIMEOUT;
         let name = event_name_of(digest);
         for namespace in [self.request.namespace(), NAMESPACE_OF_CLUSTER_SCOPED] {
             let event = self.cluster.try_get::<Event>(namespace, &name, until).await;
             let annotations = event.ok().and_then(|event| event.metadata.annotations);
-            let id = annotations.and_then(|mut all| all.remove(REQUEST_ID));
+            let ours =
+                annotations.filter(|all| all.get(REQUESTER) == self.request.requester.as_ref());
+            let id = ours.and_then(|mut all| all.remove(REQUEST_ID));
             let id = id.and_then(|id| RequestId::try_from(id).ok());
             // Whoever may write Events could have written another id.
             if let Some(id) = id.filter(|id| event_name(id) == name) {

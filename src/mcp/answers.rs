@@ -271,6 +271,8 @@ fn has_cluster_text(code: Code) -> bool {
             | Code::DisruptionBudget
             | Code::Configuration
             | Code::Internal
+            // The reason stands on the Lease.
+            | Code::Stopped
     )
 }
 

@@ -127,7 +127,12 @@ where
             }
         }
     }
-    match work.find(&context).await {
+    let found = work.find(&context).await;
+    // It may have ended meanwhile, and not well.
+    if work.task.is_finished() {
+        return done(flat((&mut work.task).await));
+    }
+    match found {
         Ok(Some(found)) => Ended::UnderWay(Box::new(found)),
         Ok(None) => done(Err(unreadable("its record is not in the cluster"))),
         Err(error) => done(Err(unreadable(&error.detail))),
@@ -228,7 +233,14 @@ impl Work {
             })
         });
         let context = context.with_call_limit(wait.mul_f64(CALLS_PART));
-        let context = context.with_waits_until(async move { stopped(&mut stopping).await });
+        // Nobody continues the wait after the answer, so it ends before, and what came of it is recorded.
+        let own_end = matches!(hold, Hold::Request(_)).then(|| wait.mul_f64(CALLS_PART));
+        let context = context.with_waits_until(async move {
+            match own_end {
+                Some(limit) => drop(timeout(limit, stopped(&mut stopping)).await),
+                None => stopped(&mut stopping).await,
+            }
+        });
         let context = match &hold {
             Hold::Background(_) => context,
             Hold::Request(_) => context.with_deadline(wait),

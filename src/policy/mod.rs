@@ -15,6 +15,7 @@ use crate::{
     actions::ActionKind,
     config::reload::ConfigFile,
     contract::{
+        image::is_host,
         json::strict_object,
         names::{Namespace, ObjectName},
     },
@@ -434,7 +435,8 @@ impl TryFrom<String> for RepositoryPattern {
 
     fn try_from(text: String) -> Result<Self, String> {
         // A star in the registry would match registries of others.
-        let names_registry = text.split_once('/').is_some_and(|(host, _)| !host.contains('*'));
+        let names_registry =
+            text.split_once('/').is_some_and(|(host, _)| !host.contains('*') && is_host(host));
         let pattern = (names_registry || text == "*").then(|| pattern(text, 383, b"-._:/*"));
         pattern.flatten().map(RepositoryPattern).ok_or_else(|| {
             "must be a repository with its registry, as registry.example.com/shop/*, with up to three * after the \
@@ -669,8 +671,15 @@ mod tests {
         {
             assert!(is_valid(text), "{text}");
         }
-        for text in ["", "web", "registry.example.com*", "*/web", "*.example.com/web", "a/*/*/*/*"]
-        {
+        for text in [
+            "",
+            "web",
+            "registry.example.com*",
+            "*/web",
+            "*.example.com/web",
+            "shop/web",
+            "a.io/*/*/*/*",
+        ] {
             assert!(!is_valid(text), "{text}");
         }
     }

@@ -1041,6 +1041,15 @@ async fn a_retry_under_a_new_id_learns_which_id_acted() {
     // Its own id is none to name.
     let again = client.call("restart_k8s", &restart(&namespace, "alert-7-retry", false));
     assert!(text(&again).contains("request 'alert-7' acted last"), "{again}");
+    // Another requester could not use it.
+    let other = json!({
+        "type": "restart_k8s", "simulate": false, "id": "other", "requester": "someone-else",
+        "parameters": { "deployment": "web", "namespace": namespace.name() },
+    });
+    let program = Program::with_kubeconfig(namespace.kubeconfig()).under(&policy);
+    let refused = program.input(other.to_string()).run();
+    assert_eq!(refused.answer()["code"], "rate_limited", "{refused:?}");
+    assert!(!refused.answer()["hint"].to_string().contains("alert-7"), "{refused:?}");
     // Where its record is gone, nothing is known.
     for event in records(&namespace).await {
         let events = namespace.api::<k8s_openapi::api::core::v1::Event>();

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     contract::error::{ActionError, Code},
     k8s::{
-        api::{mutation::ApplyError, retry},
+        api::{error::is_denial, mutation::ApplyError, retry},
         drain_filter::plural,
         effect::Effect,
         pdb, pods,
@@ -121,7 +121,7 @@ impl Drain<'_> {
                 Err(ApplyError::Rejected(error)) if is_transient(&error) => {
                     attempts.refused.insert(effect.uid, error.detail);
                 }
-                Err(ApplyError::Rejected(error)) if error.code == Code::RejectedByCluster => {
+                Err(ApplyError::Rejected(error)) if is_denial(&error.detail) => {
                     attempts.denied.insert(effect.uid.clone(), Instant::now());
                     attempts.refused.insert(effect.uid, error.with_its_hint());
                 }

@@ -12,7 +12,7 @@
 //!
 //! Assumed: an Event that expires belongs to a request that is too old to be claimed; an Event that is deleted before
 //! leaves the mark in place; no write of a record is held as long as an Event is kept. A forger writes one record and
-//! knows all nonces.
+//! knows all nonces. A deletion meets fewer conflicts than let it go without the version.
 //!
 //! `cargo test --lib model -- --nocapture` prints the number of states and what was reached; `MODEL=large` explores one
 //! more disturbance.
@@ -164,7 +164,6 @@ struct Work {
     approval: Option<Consent>,
     earlier: Option<Object>,
     sent: Option<SentChange>,
-    conflicts: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -1126,9 +1125,6 @@ impl Model {
             return self.after_effect(world, slot, work, End::Said(Said::Applied), false);
         }
         self.reach("the API server refuses a write");
-        if self.kind == Kind::Pod {
-            work.conflicts = (work.conflicts + 1).min(2);
-        }
         work.sent = program::refused(work.sent.take(), change);
         world.attempts[slot].stage = Stage::Replanning(work);
     }
@@ -1465,7 +1461,7 @@ impl Model {
     fn steps_of_sending(&self, steps: &mut Steps<'_>, slot: usize, work: &Work) {
         let who = steps.from.attempts[slot].id;
         let seen = work.view.seen.clone().expect("is planned");
-        let bound = self.kind == Kind::Pod && work.conflicts < 2;
+        let bound = self.kind == Kind::Pod;
         let change = Change { seen, bound };
         let doubt = |to: &mut World| {
             to.unanswered = Some(change.seen.uid);
@@ -1669,8 +1665,7 @@ impl Model {
 
 impl Work {
     fn new(record: Stored, view: View) -> Self {
-        let (charged, conflicts) = (false, 0);
-        Work { record, view, charged, approval: None, earlier: None, sent: None, conflicts }
+        Work { record, view, charged: false, approval: None, earlier: None, sent: None }
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
             client::{Call, Cluster},
             retry::Retry,
         },
+        applied_requests::AppliedRequests,
         completion::{self, AwaitedRollout, Completion},
         jobs::{self, LogSource},
         pods, replacement,
@@ -56,8 +57,11 @@ impl Cluster {
                 let pod = self.get_opt::<Pod>(namespace, name, deadline).await?;
                 completion::deletion_status(pod.as_ref(), name, uid)
             }
-            Completion::Finished { namespace, name } => {
-                match self.get_opt::<Job>(namespace, name, deadline).await? {
+            Completion::Finished { namespace, name, mark } => {
+                let job = self.get_opt::<Job>(namespace, name, deadline).await?;
+                let is_ours =
+                    |job: &Job| AppliedRequests::from_metadata(&job.metadata).contains(mark);
+                match job.filter(is_ours) {
                     Some(job) => jobs::status(&job),
                     None => self.status_of_deleted_job(namespace, name, deadline).await?,
                 }

@@ -228,7 +228,7 @@ fn has_no_cause(status: &Status) -> bool {
 /// Whether a webhook or an admission policy denied the write. The message has the name of either (`k8s.io/apiserver`,
 /// `pkg/admission/plugin/webhook/errors/statuserror.go` and `pkg/admission/plugin/policy`); the status code is the
 /// webhook's own.
-fn is_denial(message: &str) -> bool {
+pub(crate) fn is_denial(message: &str) -> bool {
     (message.contains("admission webhook \"") && message.contains("\" denied the request"))
         || (message.contains("olicy '") && message.contains("' denied request: "))
 }

@@ -27,6 +27,10 @@ pub(crate) const AUTOSCALERS: PolicyRule = PolicyRule {
 pub(crate) const BUDGETS: PolicyRule =
     PolicyRule { api_groups: &["policy"], resources: &["poddisruptionbudgets"], verbs: &["list"] };
 
+/// The RBAC rule to read how many pods a StatefulSet has, and in which order it makes them.
+pub(crate) const STATEFUL_SETS: PolicyRule =
+    PolicyRule { api_groups: &["apps"], resources: &["statefulsets"], verbs: &["get"] };
+
 /// The RBAC rule to read the volume claims of a Deployment's pods.
 pub(crate) const CLAIMS: PolicyRule =
     PolicyRule { api_groups: &[""], resources: &["persistentvolumeclaims"], verbs: &["list"] };
@@ -55,7 +59,7 @@ impl Preflight {
         namespace: &str,
         deadline: Instant,
     ) -> Self {
-        let deadline = deadline.min(Instant::now() + PREFLIGHT_TIMEOUT);
+        let deadline = end(deadline);
         // Only a Deployment starts a pod beside the one that it replaces, with the same claim.
         let claims = async {
             match kind {
@@ -80,7 +84,7 @@ impl Preflight {
 
     /// Reads the budgets of a namespace only.
     pub(crate) async fn of_pods(cluster: &Cluster, namespace: &str, deadline: Instant) -> Self {
-        let deadline = deadline.min(Instant::now() + PREFLIGHT_TIMEOUT);
+        let deadline = end(deadline);
         let mut preflight = Preflight::default();
         preflight.budgets =
             preflight.read_or_unavailable(cluster.list_cached(namespace, deadline).await);
@@ -93,6 +97,11 @@ impl Preflight {
             T::default()
         })
     }
+}
+
+/// When a check that only causes a warning ends.
+pub(crate) fn end(deadline: Instant) -> Instant {
+    deadline.min(Instant::now() + PREFLIGHT_TIMEOUT)
 }
 
 /// The warning about something that could not be read.

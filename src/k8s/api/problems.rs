@@ -81,7 +81,7 @@ impl Cluster {
                 let pod = self.get::<Pod>(namespace, name, deadline).await?;
                 Ok(self.termination_problems(&pod, deadline).await)
             }
-            Completion::Finished { namespace, name } => {
+            Completion::Finished { namespace, name, .. } => {
                 self.job_problems(namespace, name, deadline).await
             }
             Completion::Replaced { namespace, controller_uid, query, known, .. } => {

@@ -127,7 +127,7 @@ impl Watched {
             Completion::Gone { namespace, name, .. } => {
                 Some(named(ApiResource::erase::<Pod>(&()), namespace, name))
             }
-            Completion::Finished { namespace, name } => {
+            Completion::Finished { namespace, name, .. } => {
                 Some(named(ApiResource::erase::<Job>(&()), namespace, name))
             }
             Completion::Replaced { namespace, query, .. } => {

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::{
-    apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
-    core::v1::Pod,
-    policy::v1::PodDisruptionBudget,
+use k8s_openapi::{
+    api::{
+        apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
+        core::v1::Pod,
+        policy::v1::PodDisruptionBudget,
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{ResourceExt, api::ListParams, core::ObjectMeta};
 use serde_json::Value;
@@ -14,7 +17,10 @@ use tokio::time::Instant;
 use crate::{
     contract::error::ActionError,
     k8s::{
-        api::{client::Cluster, preflight::not_checked},
+        api::{
+            client::Cluster,
+            preflight::{self, not_checked},
+        },
         pdb, pods,
         replacement::{self, PodQuery},
         revisions::{History, revision_resource},
@@ -89,30 +95,34 @@ impl Cluster {
         Ok(found)
     }
 
-    /// The warning that the pod is the only one of its controller. There is none where that cannot be read.
+    /// The warning that the pod is the only one of its controller, or why that is not known.
     pub(crate) async fn only_pod_warning(&self, pod: &Pod, deadline: Instant) -> Option<String> {
         let owner = pods::controller(pod).filter(|owner| owner.kind != "DaemonSet")?;
+        match self.is_only_pod(pod, owner, preflight::end(deadline)).await {
+            Ok(is_only) => is_only.then(|| {
+                let owner = replacement::describe(owner);
+                format!("it is the only pod of {owner}: none runs until the new one is ready")
+            }),
+            Err(error) => Some(not_checked(&error)),
+        }
+    }
+
+    async fn is_only_pod(
+        &self,
+        pod: &Pod,
+        owner: &OwnerReference,
+        deadline: Instant,
+    ) -> Result<bool, ActionError> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let replicas = match owner.kind.as_str() {
-            "StatefulSet" => {
-                let kind = WorkloadKind::StatefulSet;
-                let set = self.workload(kind, namespace, &owner.name, deadline).await;
-                set.ok().and_then(|set| set.replicas())
-            }
-            _ => None,
-        };
-        let is_only = match replicas {
-            Some(replicas) => replicas <= 1,
-            None => {
-                let query = PodQuery::siblings(pod, owner);
-                let siblings = self.controlled_pods(namespace, &owner.uid, &query, deadline).await;
-                replacement::is_alone(&siblings.ok()?)
-            }
-        };
-        is_only.then(|| {
-            let owner = replacement::describe(owner);
-            format!("it is the only pod of {owner}: none runs until the new one is ready")
-        })
+        // No label identifies its pods, so that a list would read the whole namespace.
+        if owner.kind == "StatefulSet" && replacement::is_replacing(owner) {
+            let kind = WorkloadKind::StatefulSet;
+            let set = self.workload(kind, namespace, &owner.name, deadline).await?;
+            return Ok(set.replicas() <= Some(1));
+        }
+        let query = PodQuery::siblings(pod, owner);
+        let siblings = self.controlled_pods(namespace, &owner.uid, &query, deadline).await?;
+        Ok(replacement::is_alone(&siblings))
     }
 
     /// The warning about pods for which an ordered StatefulSet waits: all, or those of ordinals below `end`. Where the
