@@ -50,7 +50,6 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         PolicyRule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list", "watch"] },
         PolicyRule { api_groups: &[""], resources: &["pods/eviction"], verbs: &["create"] },
         preflight::BUDGETS,
-        preflight::STATEFUL_SETS,
     ],
     cluster_rules: &[],
 };

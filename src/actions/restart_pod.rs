@@ -60,7 +60,6 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         },
         restart::EVENTS,
         preflight::BUDGETS,
-        preflight::STATEFUL_SETS,
     ],
     cluster_rules: &[],
 };

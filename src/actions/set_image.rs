@@ -264,7 +264,7 @@ impl Parameters {
         let names: Vec<_> = tags.iter().map(|it| &*it.image).collect();
         let by_tag = (!names.is_empty()).then(|| {
             format!(
-                "a tag may be moved to another image at any time, a digest may not: {}",
+                "a tag may be moved to another image at any time, unlike a digest: {}",
                 names.join(", ")
             )
         });

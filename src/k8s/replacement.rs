@@ -173,6 +173,15 @@ pub(crate) fn unknown<'a>(pods: &'a [Pod], known: &HashSet<String>) -> Vec<&'a P
     pods.iter().filter(|pod| !is_known(pod)).collect()
 }
 
+/// The names of the pods of a StatefulSet with the next ordinals.
+pub(crate) fn neighbours(pod: &Pod) -> Vec<String> {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let Some((set, ordinal)) = name.rsplit_once('-') else { return Vec::new() };
+    let Ok(ordinal) = ordinal.parse::<u32>() else { return Vec::new() };
+    let next = [ordinal.checked_sub(1), ordinal.checked_add(1)];
+    next.into_iter().flatten().map(|ordinal| format!("{set}-{ordinal}")).collect()
+}
+
 /// Whether at most one of a controller's pods stays.
 pub(crate) fn is_alone(siblings: &[Pod]) -> bool {
     let is_over = |pod: &&Pod| pods::is_terminating(pod) || pods::has_finished(pod);
@@ -303,6 +312,14 @@ mod tests {
         let new: Vec<_> =
             unknown(&pods, &known).iter().map(|it| it.metadata.uid.as_deref()).collect();
         assert_eq!(new, [Some("2")]);
+    }
+
+    #[test]
+    fn the_neighbours_of_a_stateful_sets_pod_have_the_next_ordinals() {
+        let of = |name: &str| neighbours(&pod(&format!("metadata: {{name: {name}}}")));
+        assert_eq!(of("my-db-0"), ["my-db-1"]);
+        assert_eq!(of("my-db-7"), ["my-db-6", "my-db-8"]);
+        assert_eq!(of("web-x"), [""; 0]);
     }
 
     #[test]

@@ -27,10 +27,6 @@ pub(crate) const AUTOSCALERS: PolicyRule = PolicyRule {
 pub(crate) const BUDGETS: PolicyRule =
     PolicyRule { api_groups: &["policy"], resources: &["poddisruptionbudgets"], verbs: &["list"] };
 
-/// The RBAC rule to read how many pods a StatefulSet has, and in which order it makes them.
-pub(crate) const STATEFUL_SETS: PolicyRule =
-    PolicyRule { api_groups: &["apps"], resources: &["statefulsets"], verbs: &["get"] };
-
 /// The RBAC rule to read the volume claims of a Deployment's pods.
 pub(crate) const CLAIMS: PolicyRule =
     PolicyRule { api_groups: &[""], resources: &["persistentvolumeclaims"], verbs: &["list"] };

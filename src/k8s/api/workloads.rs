@@ -115,10 +115,17 @@ impl Cluster {
     ) -> Result<bool, ActionError> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         // No label identifies its pods, so that a list would read the whole namespace.
-        if owner.kind == "StatefulSet" && replacement::is_replacing(owner) {
-            let kind = WorkloadKind::StatefulSet;
-            let set = self.workload(kind, namespace, &owner.name, deadline).await?;
-            return Ok(set.replicas() <= Some(1));
+        if owner.kind == "StatefulSet" {
+            for name in replacement::neighbours(pod) {
+                let neighbour = self.get_opt::<Pod>(namespace, &name, deadline).await?;
+                let is_there = |pod: &Pod| {
+                    replacement::is_controlled_by(pod, &owner.uid) && !pods::is_terminating(pod)
+                };
+                if neighbour.as_ref().is_some_and(is_there) {
+                    return Ok(false);
+                }
+            }
+            return Ok(true);
         }
         let query = PodQuery::siblings(pod, owner);
         let siblings = self.controlled_pods(namespace, &owner.uid, &query, deadline).await?;
