@@ -304,13 +304,13 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
 pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
     match kind {
         // The warnings of these actions read the claims that the pods mount.
-        ActionKind::RestartK8s | ActionKind::ResumeRollout => {
+        ActionKind::RestartK8s | ActionKind::SetImage | ActionKind::ResumeRollout => {
             namespace.deployment_with_claim("web", "data").await;
         }
         ActionKind::RestartPod => drop(namespace.deployment("web", 1, MISSING_IMAGE).await),
         ActionKind::RestartStatefulset => namespace.stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.daemon_set("web").await,
-        ActionKind::Scale | ActionKind::SetImage | ActionKind::PauseRollout => {
+        ActionKind::Scale | ActionKind::PauseRollout => {
             namespace.deployment("web", 1, MISSING_IMAGE).await;
         }
         ActionKind::EvictPod => drop(namespace.deployment("web", 2, MISSING_IMAGE).await),
@@ -383,6 +383,11 @@ async fn set_image(namespace: &Namespace, image: &str) {
     let deployments = namespace.api::<Deployment>();
     let patch = Patch::Strategic(patch);
     deployments.patch("web", &Default::default(), &patch).await.expect("is patched");
+    eventually("the revision is recorded", async || {
+        let found = deployments.get("web").await.expect("is there");
+        (found.status?.observed_generation == found.metadata.generation).then_some(())
+    })
+    .await;
 }
 
 /// Suspends or resumes the CronJob `web`, as someone else.
