@@ -16,7 +16,7 @@ fn accepted() -> impl Strategy<Value = Value> {
         name.prop_map(|it| ("restart_deployment", json!({ "deployment": it, "pod_name": null }))),
         name.prop_map(|it| ("restart_pod", json!({ "pod_name": it, "deployment": "Any thing" }))),
     ];
-    let text = proptest::option::of("[ -~äöü→]{1,50}");
+    let text = proptest::option::of("[!-~äöü→]([ -~äöü→]{0,48}[!-~äöü→])?");
     (
         action,
         proptest::option::of(name),

@@ -79,7 +79,7 @@ async fn an_on_delete_strategy_is_refused_unless_accepted() {
     let done = send(&namespace, accepted, json!({ "wait": true }));
     assert_eq!(done.status, 0, "{done:?}");
     let message = done.answer()["rollout"]["message"].to_string();
-    assert!(message.contains("once the old ones are deleted"), "{message}");
+    assert!(message.contains("a pod gets it once the old one is deleted"), "{message}");
     assert_eq!(pods(&namespace).await, before.1);
     // Deleting it creates a pod of the new revision.
     kubectl(&namespace, &["delete", "pod", "db-0", "--wait=false"]);
