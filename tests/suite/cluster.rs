@@ -611,6 +611,15 @@ impl Namespace {
         .await;
     }
 
+    /// Another reference of the same repository as that of its pods' image.
+    pub fn other_image(&self) -> String {
+        match self.image {
+            // The real node has one image of it, under a shorter and a longer name.
+            PAUSE_IMAGE => format!("docker.io/{PAUSE_IMAGE}"),
+            _ => OTHER_IMAGE.to_owned(),
+        }
+    }
+
     /// An autoscaler from 1 to 4 replicas, for a Deployment that does not exist, so that it never scales.
     pub async fn autoscaler(&self, name: &str) {
         let object = json!({

@@ -159,6 +159,15 @@ async fn each_file_in_jobs_works_after_three_edited_lines() {
             .replace("image: action-executor:0.1.0", &format!("image: {OWN_IMAGE}"))
             .replace(was.trim_end_matches(" }"), wanted.as_str().expect("is a name"))
             .replace("ACTION_SIMULATE, value: \"true\"", "ACTION_SIMULATE, value: \"false\"");
+        // The second line may have a second parameter.
+        let images = &scenario.request("x")["parameters"]["images"];
+        let text = match text.split_once("ACTION_PARAM_IMAGES, value: '") {
+            Some((before, rest)) => {
+                let (_, after) = rest.split_once('\'').expect("is quoted");
+                format!("{before}ACTION_PARAM_IMAGES, value: '{images}'{after}")
+            }
+            None => text,
+        };
         let object: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
         let made = scenario.namespace.create::<Job>(object).await;
         let end = ended(&scenario.namespace, &made.name_any()).await;

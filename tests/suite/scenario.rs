@@ -24,8 +24,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::cluster::{
-    FAILING_IMAGE, GOOD_IMAGE, MISSING_IMAGE, Namespace, OTHER_IMAGE, OWN_IMAGE, TestCluster,
-    eventually, shared,
+    FAILING_IMAGE, GOOD_IMAGE, MISSING_IMAGE, Namespace, OWN_IMAGE, TestCluster, eventually, shared,
 };
 
 /// A namespace with a workload, and the parameters of a request for it.
@@ -414,7 +413,7 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
             json!({ "autoscaler": "web", "namespace": name, "max_by": 1 })
         }
         ActionKind::SetImage => json!({
-            "name": "web", "namespace": name, "images": [{ "container": "main", "image": OTHER_IMAGE }],
+            "name": "web", "namespace": name, "images": [{ "container": "main", "image": namespace.other_image() }],
         }),
         ActionKind::PauseRollout | ActionKind::ResumeRollout => {
             json!({ "deployment": "web", "namespace": name })
