@@ -17,7 +17,7 @@ use crate::{
         ignored,
         shared::{
             restart,
-            rollout::{completion, refuse_paused},
+            rollout::{REVISIONS, Rollbackable, WORKLOADS, completion, refuse_paused},
         },
     },
     contract::{
@@ -33,7 +33,6 @@ use crate::{
         applied_requests::AppliedRequests,
         effect::Effect,
         gitops,
-        rbac::PolicyRule,
         revisions::{History, LAST_APPLIED_ANNOTATION, Revision, RevisionSelector},
         rollout,
         workload::WorkloadKind,
@@ -54,17 +53,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     destructive: true,
     example: r#"{"name":"web"}"#,
     rules: &[
-        PolicyRule {
-            api_groups: &["apps"],
-            resources: &["deployments", "statefulsets", "daemonsets"],
-            verbs: &["get", "patch", "watch"],
-        },
-        // Where the revisions are kept.
-        PolicyRule {
-            api_groups: &["apps"],
-            resources: &["replicasets", "controllerrevisions"],
-            verbs: &["list"],
-        },
+        WORKLOADS,
+        REVISIONS,
         // To name the pods that a StatefulSet would wait for, and the problems of the new pods when an
         // awaited rollout does not complete.
         restart::PODS,
@@ -101,28 +91,6 @@ pub struct Parameters {
     /// with `wait`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rollback_on_failure: bool,
-}
-
-/// A kind of workload that keeps its revisions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Rollbackable {
-    /// Deployment
-    #[default]
-    Deployment,
-    /// StatefulSet
-    StatefulSet,
-    /// DaemonSet
-    DaemonSet,
-}
-
-impl From<Rollbackable> for WorkloadKind {
-    fn from(kind: Rollbackable) -> Self {
-        match kind {
-            Rollbackable::Deployment => WorkloadKind::Deployment,
-            Rollbackable::StatefulSet => WorkloadKind::StatefulSet,
-            Rollbackable::DaemonSet => WorkloadKind::DaemonSet,
-        }
-    }
 }
 
 impl Plannable for Parameters {

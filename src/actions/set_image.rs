@@ -8,10 +8,9 @@ use serde_json::Value;
 use crate::{
     actions::{
         BoxFuture, Decision, Descriptor, ImageChange, Plan, PlanInput, Plannable, Preview,
-        rollback::Rollbackable,
         shared::{
             restart,
-            rollout::{self, completion, refuse_paused},
+            rollout::{self, REVISIONS, Rollbackable, WORKLOADS, completion, refuse_paused},
         },
     },
     contract::{
@@ -26,7 +25,6 @@ use crate::{
         conditional_patch::{add, test},
         effect::Effect,
         gitops,
-        rbac::PolicyRule,
         revisions::{RollbackTarget, template_digest},
         workload::{Workload, WorkloadKind},
     },
@@ -50,17 +48,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     destructive: true,
     example: r#"{"name":"web","images":[{"container":"web","image":"registry.example.com/shop/web:1.2"}]}"#,
     rules: &[
-        PolicyRule {
-            api_groups: &["apps"],
-            resources: &["deployments", "statefulsets", "daemonsets"],
-            verbs: &["get", "patch", "watch"],
-        },
-        // With rollback_on_failure, for the revision to return to; with wait, for the newest revision.
-        PolicyRule {
-            api_groups: &["apps"],
-            resources: &["replicasets", "controllerrevisions"],
-            verbs: &["list"],
-        },
+        WORKLOADS,
+        REVISIONS,
         restart::PODS,
         restart::EVENTS,
         preflight::AUTOSCALERS,

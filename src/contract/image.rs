@@ -6,6 +6,8 @@ use std::{fmt, ops::Deref};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::contract::names::checked_string;
+
 /// The longest reference.
 const MAX_CHARACTERS: usize = 512;
 
@@ -29,27 +31,7 @@ const MAX_TAG_CHARACTERS: usize = 128;
 ))]
 pub struct ImageReference(String);
 
-impl TryFrom<String> for ImageReference {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        check(&text).map(|()| ImageReference(text)).map_err(str::to_owned)
-    }
-}
-
-impl Deref for ImageReference {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for ImageReference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+checked_string!(ImageReference, check);
 
 impl ImageReference {
     /// Whether it names a digest, which is always the same image.
@@ -98,11 +80,12 @@ pub(crate) fn is_host(component: &str) -> bool {
     component.contains(['.', ':']) || component == "localhost"
 }
 
-fn check(reference: &str) -> Result<(), &'static str> {
+fn check(reference: &str) -> Result<(), String> {
     const HINT: &str = "must be an image reference, as registry.example.com/shop/web:1.2 or \
                         registry.example.com/shop/web@sha256:...";
+    let refused = |what: &str| Err(what.to_owned());
     if reference.len() > MAX_CHARACTERS {
-        return Err("must have at most 512 characters");
+        return refused("must have at most 512 characters");
     }
     let Parts { name, tag, digest } = parts(reference);
     let mut components: Vec<_> = name.split('/').collect();
@@ -111,16 +94,16 @@ fn check(reference: &str) -> Result<(), &'static str> {
         let (host, port) = host.split_once(':').unwrap_or((host, "0"));
         let is_port = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
         if !host.split('.').all(is_host_label) || !is_port {
-            return Err(HINT);
+            return refused(HINT);
         }
     }
     let is_valid = components.into_iter().all(is_path_component)
         && tag.is_none_or(is_tag)
         && digest.is_none_or(is_digest);
     match is_valid {
-        false => Err(HINT),
-        true if ALGORITHMS.contains(&name) => Err("must not be the id of an image on a node"),
-        true if tag.is_none() && digest.is_none() => Err("must have a tag or a digest"),
+        false => refused(HINT),
+        true if ALGORITHMS.contains(&name) => refused("must not be the id of an image on a node"),
+        true if tag.is_none() && digest.is_none() => refused("must have a tag or a digest"),
         true => Ok(()),
     }
 }

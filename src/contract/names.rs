@@ -46,6 +46,8 @@ macro_rules! checked_string {
     };
 }
 
+pub(crate) use checked_string;
+
 /// The name of a Deployment, a pod or another object: an RFC 1123 subdomain of at most 253
 /// characters ([Kubernetes: Object Names](https://kubernetes.io/docs/concepts/overview/working-with-objects/names/)).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

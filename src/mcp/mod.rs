@@ -15,7 +15,10 @@ use tracing::{Instrument, Span, field::Empty};
 
 use crate::{
     actions::ActionKind,
-    auth::{Caller, rights::KnownRights},
+    auth::{
+        Caller,
+        rights::{KnownRights, Rights},
+    },
     config::ToolSet,
     contract::{
         error::{ActionError, Code},
@@ -34,7 +37,7 @@ use crate::{
             DISCOVER, INITIALIZE, INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError,
             REVISIONS, Request, Revision, TASKS,
         },
-        tools::{DEFAULT_ENTRIES, INSTRUCTIONS, MAX_ENTRIES, NamespaceAt, Offer, Tool},
+        tools::{DEFAULT_ENTRIES, INSTRUCTIONS, MAX_ENTRIES, NamespaceAt, Tool},
     },
     policy::Policy,
     telemetry::traces,
@@ -239,7 +242,7 @@ pub(crate) fn client_of_handshake(request: &Request) -> Option<AuditText> {
 }
 
 /// What the caller may do under the policy, in one namespace at least.
-async fn offer<B, R>(exchange: &Exchange<B, R>) -> Result<Offer, ActionError> {
+async fn offer<B, R>(exchange: &Exchange<B, R>) -> Result<Rights, ActionError> {
     let Exchange { context, caller, rights, .. } = exchange;
     let policy = context.policy();
     let namespaces = namespaces(context, caller.as_ref(), &policy);
@@ -247,7 +250,7 @@ async fn offer<B, R>(exchange: &Exchange<B, R>) -> Result<Offer, ActionError> {
     let allowed = |kinds: Vec<ActionKind>, by: &dyn Fn(ActionKind) -> bool| {
         kinds.into_iter().filter(|kind| by(*kind)).collect()
     };
-    Ok(Offer {
+    Ok(Rights {
         execute: allowed(rights.execute, &|kind| policy.allows(kind) && !policy.read_only),
         simulate: allowed(rights.simulate, &|kind| policy.allows_simulation(kind)),
         get: rights.get,

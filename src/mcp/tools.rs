@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     actions::{ActionKind, Descriptor},
+    auth::rights::Rights,
     config::ToolSet,
 };
 
@@ -24,19 +25,6 @@ pub(crate) enum Tool {
     GetAction,
     /// Lists what was done.
     ListActions,
-}
-
-/// What a caller may do under a policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Offer {
-    /// The actions that it may execute, in the registry's order.
-    pub execute: Vec<ActionKind>,
-    /// The actions that it may simulate, in the registry's order.
-    pub simulate: Vec<ActionKind>,
-    /// Whether it may read the state of a request.
-    pub get: bool,
-    /// Whether it may list what was done.
-    pub list: bool,
 }
 
 const SIMULATE: &str = "simulate";
@@ -101,23 +89,23 @@ impl Tool {
 }
 
 /// The tools of a caller, always in the same order.
-pub(crate) fn list(offer: &Offer, set: ToolSet) -> Vec<Value> {
+pub(crate) fn list(rights: &Rights, set: ToolSet) -> Vec<Value> {
     let mut tools = Vec::new();
     let own: &[ActionKind] = match set {
-        ToolSet::PerAction => &offer.execute,
+        ToolSet::PerAction => &rights.execute,
         ToolSet::Generic => &[],
     };
-    if !offer.simulate.is_empty() {
-        tools.push(simulate(&offer.simulate, own));
+    if !rights.simulate.is_empty() {
+        tools.push(simulate(&rights.simulate, own));
     }
     tools.extend(own.iter().map(|kind| action(kind.descriptor(), &kind.whole_schema().to_value())));
-    if set == ToolSet::Generic && !offer.execute.is_empty() {
-        tools.push(execute(&offer.execute));
+    if set == ToolSet::Generic && !rights.execute.is_empty() {
+        tools.push(execute(&rights.execute));
     }
-    if offer.get {
+    if rights.get {
         tools.push(get_action());
     }
-    if offer.list {
+    if rights.list {
         tools.push(list_actions());
     }
     tools
@@ -396,8 +384,8 @@ mod tests {
     use super::*;
 
     /// Everything that a caller can be offered.
-    fn everything() -> Offer {
-        Offer {
+    fn everything() -> Rights {
+        Rights {
             execute: ActionKind::ALL.into(),
             simulate: ActionKind::ALL.into(),
             get: true,
@@ -479,7 +467,7 @@ mod tests {
     fn what_is_not_offered_is_not_named() {
         let only = |kinds: &[ActionKind]| kinds.to_vec();
         let scale = only(&[ActionKind::Scale]);
-        let offer = Offer { execute: scale.clone(), simulate: scale, get: true, list: false };
+        let offer = Rights { execute: scale.clone(), simulate: scale, get: true, list: false };
         for set in [ToolSet::PerAction, ToolSet::Generic] {
             let tools = list(&offer, set);
             let text = Value::from(tools.clone()).to_string();
@@ -490,13 +478,13 @@ mod tests {
                 assert!(!text.contains(&format!("\"{}\"", other.name())), "{}", other.name());
             }
         }
-        assert!(list(&Offer::default(), ToolSet::PerAction).is_empty());
-        assert!(list(&Offer::default(), ToolSet::Generic).is_empty());
+        assert!(list(&Rights::default(), ToolSet::PerAction).is_empty());
+        assert!(list(&Rights::default(), ToolSet::Generic).is_empty());
     }
 
     #[test]
     fn every_schema_is_one_and_accepts_the_examples() {
-        let read_only = Offer { execute: Vec::new(), ..everything() };
+        let read_only = Rights { execute: Vec::new(), ..everything() };
         for (offer, set) in [
             (everything(), ToolSet::PerAction),
             (everything(), ToolSet::Generic),

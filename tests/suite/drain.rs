@@ -36,17 +36,14 @@ use crate::{
     exactly_once::transparent,
     fault_proxy::{Proxy, ProxyBehavior},
     program::{Finished, Program},
+    scenario::extended,
 };
 
 fn request(namespace: &Namespace, parameters: Value, fields: Value) -> String {
-    let mut request = json!({
+    let request = json!({
         "type": "drain", "simulate": false, "parameters": { "node": namespace.name() },
     });
-    let more = parameters.as_object().expect("are parameters").clone();
-    request["parameters"].as_object_mut().expect("is an object").extend(more);
-    let more = fields.as_object().expect("are fields").clone();
-    request.as_object_mut().expect("is an object").extend(more);
-    request.to_string()
+    extended(request, parameters, fields).to_string()
 }
 
 fn send(namespace: &Namespace, parameters: Value, fields: Value) -> Finished {

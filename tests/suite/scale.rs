@@ -16,20 +16,16 @@ use crate::{
     fault_proxy::{ProxyBehavior, proxy},
     pause_rollout::change_template,
     program::{Finished, Program},
-    scenario::{set_paused, without_replayed},
+    scenario::{extended, set_paused, without_replayed},
 };
 
 /// A real request for the Deployment `web`, with these parameters and additional fields.
 fn request(namespace: &Namespace, parameters: Value, fields: Value) -> Value {
-    let mut request = json!({
+    let request = json!({
         "type": "scale", "simulate": false,
         "parameters": { "name": "web", "namespace": namespace.name() },
     });
-    for (part, more) in [("/parameters", parameters), ("", fields)] {
-        let part = request.pointer_mut(part).and_then(Value::as_object_mut).expect("is there");
-        part.extend(more.as_object().expect("is an object").clone());
-    }
-    request
+    extended(request, parameters, fields)
 }
 
 fn send(namespace: &Namespace, parameters: Value, fields: Value) -> Finished {

@@ -474,6 +474,15 @@ async fn pods_made(namespace: &Namespace) -> i64 {
     events.items.iter().map(|event| i64::from(event.count.unwrap_or(1))).sum()
 }
 
+/// The request with these parameters and these fields besides its own.
+pub fn extended(mut request: Value, parameters: Value, fields: Value) -> Value {
+    for (part, more) in [("/parameters", parameters), ("", fields)] {
+        let part = request.pointer_mut(part).and_then(Value::as_object_mut).expect("is there");
+        part.extend(more.as_object().expect("is an object").clone());
+    }
+    request
+}
+
 /// The answer without `replayed`, in which the first answer and a replay differ.
 pub fn without_replayed(mut answer: Value) -> Value {
     answer.as_object_mut().expect("is an answer").remove("replayed");

@@ -8,19 +8,15 @@ use crate::{
     cluster::{Namespace, shared},
     ledger::kubectl,
     program::{Finished, Program},
-    scenario::without_replayed,
+    scenario::{extended, without_replayed},
 };
 
 fn request(namespace: &Namespace, parameters: Value, fields: Value) -> Value {
-    let mut request = json!({
+    let request = json!({
         "type": "set_autoscaler_bounds", "simulate": false,
         "parameters": { "autoscaler": "web", "namespace": namespace.name() },
     });
-    for (part, more) in [("/parameters", parameters), ("", fields)] {
-        let part = request.pointer_mut(part).and_then(Value::as_object_mut).expect("is there");
-        part.extend(more.as_object().expect("is an object").clone());
-    }
-    request
+    extended(request, parameters, fields)
 }
 
 fn send(namespace: &Namespace, parameters: Value, fields: Value) -> Finished {

@@ -8,24 +8,22 @@ use crate::{
     cluster::{GOOD_IMAGE, MISSING_IMAGE, Namespace, OTHER_IMAGE, eventually, shared},
     ledger::kubectl,
     program::{Finished, Program},
+    scenario::extended,
 };
 
 const KINDS: [WorkloadKind; 3] =
     [WorkloadKind::Deployment, WorkloadKind::StatefulSet, WorkloadKind::DaemonSet];
 
 fn request(namespace: &Namespace, kind: WorkloadKind, image: &str, fields: Value) -> Value {
-    let mut request = json!({
+    let request = json!({
         "type": "set_image", "simulate": false,
         "parameters": {
             "kind": kind.name(), "name": "web", "namespace": namespace.name(),
             "images": [{ "container": "main", "image": image }],
         },
     });
-    for (part, more) in [("/parameters", &fields["parameters"]), ("", &fields["request"])] {
-        let part = request.pointer_mut(part).and_then(Value::as_object_mut).expect("is there");
-        part.extend(more.as_object().cloned().unwrap_or_default());
-    }
-    request
+    let part = |name: &str| fields.get(name).cloned().unwrap_or_else(|| json!({}));
+    extended(request, part("parameters"), part("request"))
 }
 
 fn send(namespace: &Namespace, request: &Value) -> Finished {

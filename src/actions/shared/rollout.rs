@@ -1,6 +1,8 @@
 //! What the changes of a workload's pod template have in common: the workload is read with its revisions if a failed
 //! rollout is to be rolled back, and the same warnings apply. Must not depend on one action.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
@@ -12,11 +14,48 @@ use crate::{
     k8s::{
         api::{client::Cluster, preflight::Preflight},
         completion::{Completion, RolloutOf},
+        rbac::PolicyRule,
         revisions::{History, RollbackTarget},
         rollout,
         workload::{Workload, WorkloadKind},
     },
 };
+
+/// The RBAC rule to change the pod template of a workload that keeps its revisions.
+pub(crate) const WORKLOADS: PolicyRule = PolicyRule {
+    api_groups: &["apps"],
+    resources: &["deployments", "statefulsets", "daemonsets"],
+    verbs: &["get", "patch", "watch"],
+};
+
+/// The RBAC rule to read their revisions: the one to return to, and with wait the newest one.
+pub(crate) const REVISIONS: PolicyRule = PolicyRule {
+    api_groups: &["apps"],
+    resources: &["replicasets", "controllerrevisions"],
+    verbs: &["list"],
+};
+
+/// A kind of workload that keeps its revisions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Rollbackable {
+    /// Deployment
+    #[default]
+    Deployment,
+    /// StatefulSet
+    StatefulSet,
+    /// DaemonSet
+    DaemonSet,
+}
+
+impl From<Rollbackable> for WorkloadKind {
+    fn from(kind: Rollbackable) -> Self {
+        match kind {
+            Rollbackable::Deployment => WorkloadKind::Deployment,
+            Rollbackable::StatefulSet => WorkloadKind::StatefulSet,
+            Rollbackable::DaemonSet => WorkloadKind::DaemonSet,
+        }
+    }
+}
 
 /// Which workload is read, and for what.
 pub(crate) struct Read<'a> {
