@@ -48,7 +48,7 @@ check: ## run all tests and checks, as CI does
 	@env -u SOURCE_DATE_EPOCH .ci/run
 
 .PHONY: generated
-generated: jobs chart-rules reference ## write all generated files
+generated: jobs chart-rules kustomize reference ## write all generated files
 
 .PHONY: reference
 reference: ## write the tables in docs/reference, and tests/data/messages.txt
@@ -65,6 +65,12 @@ chart-rules: ## write the chart's files/rules.yaml from the program's RBAC rules
 	@$(call need,cargo,https://rustup.rs)
 	@$(write_generated) \
 	    chart::files_rules_yaml_is_generated_from_the_programs_rules
+
+.PHONY: kustomize
+kustomize: ## write the Kustomize base from the chart
+	@$(call need,cargo,https://rustup.rs)
+	@$(write_generated) \
+	    chart::the_kustomize_base_equals
 
 .PHONY: tools
 tools: $(TOOLS)/zigbuild/.installed $(TOOLS)/bin/.cyclonedx-$(CYCLONEDX_VERSION) ## install the build tools of a release in target/

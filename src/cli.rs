@@ -1,21 +1,30 @@
 //! The command line: commands, arguments and help. Parses only; `commands` has what each one does.
+//!
+//! [`action`] has a subcommand for each action.
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
+    cli::action::ActionArgs,
     config::variables::{Kind, SETTINGS},
     contract::{
         error::{ActionError, Code, EXIT_STATUSES},
-        names::{Namespace, ObjectName, ServiceAccount},
+        names::{ClusterName, Namespace, ObjectName, ServiceAccount},
     },
     ledger::record::HistoryState,
 };
 
+pub mod action;
+
 const EXAMPLES: &str = r#"Examples:
-  # Simulate (the default)
+  # Simulate (the default), and execute; `action-executor help restart-k8s` lists the flags
+  action-executor restart-k8s web -n shop
+  action-executor restart-k8s web -n shop --execute --wait --reason 'p99 is high'
+
+  # A request as JSON
   echo '{"type":"restart_k8s","parameters":{"deployment":"web","namespace":"shop"}}' | action-executor
 
   # Execute, and wait until the rollout is complete
@@ -36,13 +45,13 @@ const EXAMPLES: &str = r#"Examples:
 
 /// The end of the help: examples, exit statuses and environment variables.
 fn after_help() -> String {
-    let mut text = format!("{EXAMPLES}\nExit status:\n");
+    let mut text = format!("Actions:\n{}\n{EXAMPLES}\nExit status:\n", action::list());
     for exit in &EXIT_STATUSES {
         text += &format!("  {:<3} {}\n", exit.status, exit.meaning);
     }
     text += "\nEnvironment:\n  ACTION_REQUEST, or ACTION_TYPE and more ACTION_ variables: the request\n  \
              ACTION_ID: the id of the request\n  KUBECONFIG: the files of the kubeconfig\n  \
-             NO_COLOR: no colours in logs\n";
+             NO_COLOR: no colours in answers and logs\n";
     for setting in SETTINGS {
         let default = match setting.kind {
             Kind::Number { default, .. } => format!(" [default: {default}]"),
@@ -68,6 +77,33 @@ pub struct Cli {
     pub once: OnceArgs,
 }
 
+/// What a command line asks for.
+#[derive(Debug)]
+pub enum Invocation {
+    /// An action, by its own subcommand.
+    Action(ActionArgs),
+    /// Everything else.
+    Program(Cli),
+}
+
+/// The whole command line: the program's commands, and one for each action.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command().subcommands(action::commands())
+}
+
+/// Parses the arguments of the process.
+///
+/// # Errors
+/// Wrong usage, or a request for help or for the version.
+pub fn parse() -> Result<Invocation, clap::Error> {
+    let matches = command().try_get_matches()?;
+    match action::read(&matches) {
+        Some(args) => args.map(Invocation::Action),
+        None => Cli::from_arg_matches(&matches).map(Invocation::Program),
+    }
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -91,6 +127,26 @@ pub enum Command {
     Healthcheck(HealthcheckArgs),
     /// List what was done, by whom and why.
     History(HistoryArgs),
+    /// Say what is wrong with a target. Changes nothing.
+    ///
+    /// Prints what is wrong, the most important first, with the state, the pods, the last Events, the end of the log of the
+    /// container that fails, the owners, and what was done lately. Secrets in texts are masked. What may not be read is left
+    /// out and named with the rule that is missing.
+    Diagnose(DiagnoseArgs),
+    /// Check whether this program can work here: policy, cluster, identity, rights, clock, kill switch.
+    ///
+    /// It changes nothing. Exit status 78 if something is not as it must be.
+    Doctor(DoctorArgs),
+    /// Verify receipts and print what they say; exit status 0 if all are valid, 65 if one is not.
+    ///
+    /// A receipt is a signed line about a real action. The page on receipts in the documentation says what is in it.
+    VerifyReceipt(VerifyReceiptArgs),
+    /// Explain an error by its code, or an exit status: when it comes, and what to do.
+    Explain {
+        /// The code, as policy_denied, or the exit status, as 75.
+        #[arg(value_name = "CODE")]
+        what: String,
+    },
     /// Print a JSON Schema (2020-12), or the OpenAPI document.
     Schema {
         /// The document.
@@ -165,6 +221,71 @@ pub struct RbacArgs {
     /// Include the rights of a server that lists the history.
     #[arg(long)]
     pub history: bool,
+    /// Include the rights of a server that diagnoses; among them to read the logs of all containers.
+    #[arg(long)]
+    pub diagnosis: bool,
+    /// The rights of a server that impersonates its callers, in place of those of actions and diagnoses.
+    #[arg(long)]
+    pub impersonate: bool,
+    /// A user who may be impersonated; can be repeated [default: any, unless accounts are given].
+    #[arg(long, value_name = "NAME", requires = "impersonate")]
+    pub impersonate_user: Vec<String>,
+    /// A group that may be impersonated; can be repeated.
+    #[arg(long, value_name = "NAME", requires = "impersonate")]
+    pub impersonate_group: Vec<String>,
+    /// A service account that may be impersonated; can be repeated.
+    #[arg(long, value_name = "NAMESPACE:NAME", requires = "impersonate")]
+    pub impersonate_account: Vec<ServiceAccount>,
+    /// An extra field of users that is passed on; can be repeated.
+    #[arg(long, value_name = "KEY", requires = "impersonate")]
+    pub impersonate_extra: Vec<String>,
+    /// Allow in the name of others only what the actions do; needs Kubernetes 1.36, and no service accounts.
+    #[arg(long, requires = "impersonate", conflicts_with = "impersonate_account")]
+    pub constrained: bool,
+}
+
+/// Arguments of `diagnose`.
+#[derive(Args, Debug)]
+pub struct DiagnoseArgs {
+    /// The target, as deployment/web; also statefulset, daemonset, replicaset, pod, job, cronjob, node.
+    #[arg(value_name = "KIND/NAME")]
+    pub target: String,
+    /// The namespace [default: the context's].
+    #[arg(short, long, value_name = "NAME", value_parser = namespace)]
+    pub namespace: Option<Namespace>,
+    /// The output format.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Arguments of `verify-receipt`.
+#[derive(Args, Debug)]
+pub struct VerifyReceiptArgs {
+    /// The file of receipts; `-` for standard input.
+    pub file: PathBuf,
+    /// A PEM file with an ed25519 public key; can be repeated, for receipts that an earlier key has signed.
+    #[arg(long, value_name = "FILE", required = true)]
+    pub key: Vec<PathBuf>,
+    /// The output format; json is one object per line.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
+}
+
+/// Arguments of `doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// The namespace of targets [default: the context's].
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// The output format.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// Arguments of `history`.
@@ -188,9 +309,9 @@ pub struct HistoryArgs {
     /// The output format; json is one object per line.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
     pub output: OutputFormat,
-    /// The kubeconfig context to use.
-    #[arg(long, value_name = "NAME")]
-    pub context: Option<String>,
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -202,8 +323,23 @@ fn namespace(text: &str) -> Result<Namespace, String> {
     text.to_owned().try_into()
 }
 
+fn cluster_name(text: &str) -> Result<ClusterName, String> {
+    text.to_owned().try_into()
+}
+
 fn object_name(text: &str) -> Result<ObjectName, String> {
     text.to_owned().try_into()
+}
+
+/// The cluster that a command means.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ClusterArgs {
+    /// The kubeconfig context to use.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The cluster, by its name in the list of clusters; where there is only one, it must have this name.
+    #[arg(long, value_name = "NAME", conflicts_with = "context", value_parser = cluster_name)]
+    pub cluster: Option<ClusterName>,
 }
 
 /// Arguments of a single request.
@@ -215,9 +351,9 @@ pub struct OnceArgs {
     /// If another attempt at the same request is running, wait for its answer.
     #[arg(long)]
     pub join: bool,
-    /// The kubeconfig context to use.
-    #[arg(long, value_name = "NAME")]
-    pub context: Option<String>,
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// Arguments of `run`.
@@ -257,9 +393,9 @@ pub struct JobArgs {
     /// The output format of the Job (text is YAML) or of the answer.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
     pub output: OutputFormat,
-    /// The kubeconfig context to use.
-    #[arg(long, value_name = "NAME")]
-    pub context: Option<String>,
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// Arguments of `serve`.
@@ -314,17 +450,9 @@ pub struct HealthcheckArgs {
 /// [`Code::Internal`] if it cannot be written.
 pub fn manual() -> Result<String, ActionError> {
     let mut page = Vec::new();
-    let written = clap_mangen::Man::new(Cli::command()).render(&mut page);
+    let written = clap_mangen::Man::new(command()).render(&mut page);
     written.map_err(|error| ActionError::new(Code::Internal, error.to_string()))?;
     Ok(String::from_utf8_lossy(&page).into_owned())
-}
-
-/// The completion script for a shell.
-#[must_use]
-pub fn completions(shell: Shell) -> String {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "action-executor", &mut script);
-    String::from_utf8_lossy(&script).into_owned()
 }
 
 /// The format of an answer.
@@ -347,6 +475,8 @@ pub enum ReferenceOf {
     Parameters,
     /// The error codes.
     Errors,
+    /// What to do about each error.
+    Advice,
     /// The exit statuses.
     ExitStatuses,
     /// The settings.

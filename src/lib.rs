@@ -12,8 +12,11 @@
 //! | [`mcp`] | the Model Context Protocol: a client's messages to the executor and back |
 //! | [`manifests`] | what the cluster must hold, as YAML: RBAC, Jobs, admission policies |
 //! | [`executor`] | a request from its claim to its answer |
+//! | [`notifications`] | what became of real actions, as events for one sink |
+//! | [`receipts`] | a signed line for each real action that ended |
 //! | [`auth`] | who calls, and what they may request |
 //! | [`policy`] | what a person allows: rules, approval, budget |
+//! | [`diagnosis`] | what is wrong with a target: calls, findings, report |
 //! | [`ledger`] | one record per request, in Events |
 //! | [`actions`] | one file per action: parameters, facts, decision |
 //! | [`k8s`] | Kubernetes' semantics as pure functions; calls to it in `k8s::api` |
@@ -27,6 +30,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod contract;
+pub mod diagnosis;
 pub mod executor;
 pub mod http;
 pub mod k8s;
@@ -35,7 +39,9 @@ pub mod lambda;
 pub mod ledger;
 pub mod manifests;
 pub mod mcp;
+pub mod notifications;
 pub mod policy;
+pub mod receipts;
 pub mod telemetry;
 
 #[cfg(test)]
@@ -43,7 +49,7 @@ mod tests {
     use std::{fs, path::Path};
 
     /// Every module of the table above, from the top down.
-    const ORDER: [&str; 15] = [
+    const ORDER: [&str; 18] = [
         "commands",
         "cli",
         "lambda",
@@ -51,8 +57,11 @@ mod tests {
         "mcp",
         "manifests",
         "executor",
+        "notifications",
+        "receipts",
         "auth",
         "policy",
+        "diagnosis",
         "ledger",
         "actions",
         "k8s",

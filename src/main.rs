@@ -1,33 +1,34 @@
 //! Arguments and settings to a command; nothing else.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     path::Path,
     process::ExitCode,
 };
 
 use action_executor::{
     cli,
-    cli::{Cli, Command, OnceArgs, PolicyCommand},
+    cli::{Cli, Command, Invocation, OnceArgs, PolicyCommand},
     commands::{
-        healthcheck, history, job, mcp, policy, reference, run, run::RequestSource, schema, serve,
+        action, complete, diagnose, doctor, explain, healthcheck, history, job, mcp, policy,
+        reference, run, run::RequestSource, schema, serve, verify_receipt,
     },
     config::Settings,
     contract::error::{ActionError, Code},
     executor::reply::Reply,
     telemetry::{logging, traces::Exporter},
 };
-use clap::{CommandFactory, Parser};
 use tracing::Level;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    complete::complete_if_asked();
+    let invocation = match cli::parse() {
+        Ok(invocation) => invocation,
         Err(error) => return print_usage(&error),
     };
-    let report = |error| match &cli.command {
+    let report = |error| match &invocation {
         // Its standard output carries messages only.
-        Some(Command::Mcp(_)) => mcp::report(&error),
+        Invocation::Program(Cli { command: Some(Command::Mcp(_)), .. }) => mcp::report(&error),
         _ => print(Err(error)),
     };
     let settings = match Settings::from_env() {
@@ -38,10 +39,14 @@ fn main() -> ExitCode {
         Ok(traces) => traces,
         Err(error) => return ExitCode::from(report(error)),
     };
-    logging::start(settings.log_level.unwrap_or(Level::INFO), layer);
+    logging::start(settings.log_level.unwrap_or(default_log_level(&invocation)), layer);
+    let cli = match invocation {
+        Invocation::Action(args) => return ExitCode::from(action::run(args, &settings)),
+        Invocation::Program(cli) => cli,
+    };
     ExitCode::from(match cli.command {
         None if run::is_idle_terminal(std::env::vars_os()) => {
-            eprintln!("{}", Cli::command().render_help());
+            eprintln!("{}", cli::command().render_help());
             Code::Usage.exit_status()
         }
         None => single(&RequestSource::Auto, cli.once, &settings),
@@ -54,21 +59,39 @@ fn main() -> ExitCode {
         },
         Some(Command::Serve(serve)) => serve::run(serve, &settings),
         Some(Command::Mcp(args)) => mcp::run(&args, &settings),
-        Some(Command::Job(args)) => print(job::run(&args)),
+        Some(Command::Job(args)) => print(job::run(&args, &settings)),
         Some(Command::Policy(PolicyCommand::Check(args))) => print(policy::check(&args)),
         Some(Command::Policy(PolicyCommand::Admission(args))) => {
             print(policy::admission(&args).map(|text| (text, 0)))
         }
         Some(Command::Rbac(args)) => print(policy::rbac(&args).map(|text| (text, 0))),
-        Some(Command::History(args)) => print(history::list(&args).map(|text| (text, 0))),
+        Some(Command::History(args)) => {
+            print(history::list(&args, &settings).map(|text| (text, 0)))
+        }
+        Some(Command::Diagnose(args)) => {
+            print(diagnose::diagnose(&args, &settings).map(|text| (text, 0)))
+        }
         Some(Command::Healthcheck(args)) => {
             print(healthcheck::check(&args, &settings).map(|text| (text, 0)))
         }
-        Some(Command::Completions { shell }) => print(Ok((cli::completions(shell), 0))),
+        Some(Command::Doctor(args)) => print(doctor::examine(&args, &settings)),
+        Some(Command::VerifyReceipt(args)) => print(verify_receipt::verify(&args)),
+        Some(Command::Explain { what }) => print(explain::explain(&what).map(|text| (text, 0))),
+        Some(Command::Completions { shell }) => {
+            print(complete::script(shell).map(|text| (text, 0)))
+        }
         Some(Command::Man) => print(cli::manual().map(|text| (text, 0))),
         Some(Command::Schema { of }) => print(Ok((schema::document(of), 0))),
         Some(Command::Reference { of }) => print(Ok((reference::table(of), 0))),
     })
+}
+
+/// A person who types an action on a terminal reads the answer, which says the same.
+fn default_log_level(invocation: &Invocation) -> Level {
+    match invocation {
+        Invocation::Action(_) if io::stderr().is_terminal() => Level::ERROR,
+        _ => Level::INFO,
+    }
 }
 
 fn single(source: &RequestSource, args: OnceArgs, settings: &Settings) -> u8 {

@@ -29,6 +29,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         // `list` only to warn that no other node accepts pods.
         PolicyRule { api_groups: &[""], resources: &["nodes"], verbs: &["get", "list", "patch"] },
     ],
+    integration: None,
 };
 
 /// What `cordon` acts upon.

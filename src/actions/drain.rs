@@ -3,7 +3,7 @@
 //! Everything that blocks the drain is found and named before anything is changed. The effect is the
 //! cordon; the evictions follow it, in `executor::drain`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use chrono::Utc;
 use k8s_openapi::api::{
@@ -25,7 +25,8 @@ use crate::{
     },
     contract::{
         error::{ActionError, Code},
-        names::{LabelSelector, ObjectName},
+        label_selector::LabelSelector,
+        names::ObjectName,
         response::{Target, rfc3339_millis},
     },
     k8s::{
@@ -39,7 +40,9 @@ use crate::{
         conditional_patch::add,
         drain_filter::{self, BlockReason, DrainOptions, EvictionSet, SkipReason, plural},
         effect::Effect,
-        nodes, pdb, pods,
+        nodes, pdb,
+        pod_set::PodSet,
+        pods,
         rbac::PolicyRule,
         replacement::Doubt,
     },
@@ -82,6 +85,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         // Only to warn of volumes that exist on this node only.
         PolicyRule { api_groups: &[""], resources: &["persistentvolumes"], verbs: &["list"] },
     ],
+    integration: None,
 };
 
 /// What `drain` acts upon.
@@ -246,15 +250,12 @@ impl Parameters {
                 .iter()
                 .zip(&node_pods.unprotected)
                 .filter(|(_, it)| **it == unprotected);
-            some.map(|(pod, _)| {
-                EvictionSet::uid_hash(pod.target.uid.as_deref().unwrap_or_default())
-            })
-            .collect()
+            some.filter_map(|(pod, _)| pod.target.uid.as_deref()).collect()
         };
         EvictionSet {
             unprotected: hashes(true),
             protected: hashes(false),
-            skipped: node_pods.skipped_hashes.clone(),
+            skipped: node_pods.skipped_set.clone(),
             selector: self.pod_selector.as_deref().map(str::to_owned),
             options: self.options(),
             grace_period_seconds: self.grace_period_seconds,
@@ -281,8 +282,8 @@ struct NodePods {
     unprotected: Vec<bool>,
     /// How many stay, by reason.
     skipped: BTreeMap<SkipReason, usize>,
-    /// The same pods by [`EvictionSet::uid_hash`].
-    skipped_hashes: BTreeSet<String>,
+    /// The same pods.
+    skipped_set: PodSet,
     blocked: BTreeMap<BlockReason, Vec<String>>,
     /// Pods that are evicted although something is lost, by what was accepted.
     accepted_risks: BTreeMap<BlockReason, Vec<String>>,
@@ -318,7 +319,7 @@ impl NodePods {
                 drain_filter::DrainVerdict::Evict(accepted_reasons) => accepted_reasons,
                 drain_filter::DrainVerdict::Skip(why) => {
                     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-                    self.skipped_hashes.insert(EvictionSet::uid_hash(uid));
+                    self.skipped_set.insert(uid);
                     *self.skipped.entry(why).or_default() += 1;
                     return false;
                 }

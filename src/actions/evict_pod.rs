@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     actions::{
         BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
-        shared::pod::{refuse_mirror, removal},
+        plan::removal, shared::pod::refuse_mirror,
     },
     contract::{
         error::{ActionError, Code},
@@ -52,6 +52,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         preflight::BUDGETS,
     ],
     cluster_rules: &[],
+    integration: None,
 };
 
 /// What `evict_pod` acts upon.
@@ -179,9 +180,7 @@ impl Parameters {
         controller: Option<&OwnerReference>,
         input: &PlanInput,
     ) -> Decision {
-        let precondition = input.precondition.as_ref();
-        let version = precondition.and_then(|it| it.resource_version.as_deref()).map(str::to_owned);
-        let effect = Effect::eviction(&pod.metadata, version);
+        let effect = Effect::eviction(&pod.metadata, input.required_version());
         let effect = effect.with_grace_period(self.grace_period_seconds);
         let name = &self.pod_name;
         let [replaces, would_replace] = match controller {

@@ -14,13 +14,13 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Serialize, Serializer};
 
 pub(crate) use crate::actions::plan::{
-    AffectedObject, BoundsChange, CompletionSpec, Decision, FollowUp, ImageChange, Plan, PlanInput,
-    Preview,
+    AffectedObject, BoundsChange, ChangedKeys, CompletionSpec, Decision, FollowUp, ImageChange,
+    KeysOf, Plan, PlanInput, Preview, ResourceChange, SelectedTarget, SizeChange,
 };
 use crate::{
-    actions::request::read_parameters,
-    contract::{error::ActionError, response::Target},
-    k8s::{api::client::Cluster, rbac::PolicyRule},
+    actions::{request::read_parameters, shared::selection::Selection},
+    contract::{error::ActionError, names::ObjectName, response::Target},
+    k8s::{api::client::Cluster, integrations::Integration, rbac::PolicyRule},
 };
 
 /// Generates from the table of actions all that has an arm for each of them.
@@ -113,31 +113,80 @@ actions! {
     SetAutoscalerBounds: set_autoscaler_bounds,
     /// Set the images of a workload's containers.
     SetImage: set_image,
+    /// Set the requests and limits of a workload's containers.
+    SetResources: set_resources,
+    /// Set the requests and limits of a running pod's containers.
+    ResizePod: resize_pod,
+    /// Expand a volume claim.
+    ExpandPvc: expand_pvc,
     /// Pause a Deployment's rollout.
     PauseRollout: pause_rollout,
     /// Resume a Deployment's rollout.
     ResumeRollout: resume_rollout,
     /// Evict a pod.
     EvictPod: evict_pod,
+    /// Remove the object of a pod that nobody removes.
+    DeleteStuckPod: delete_stuck_pod,
     /// Run a CronJob now.
     RunCronjob: run_cronjob,
     /// Suspend a CronJob.
     SuspendCronjob: suspend_cronjob,
     /// Resume a CronJob.
     ResumeCronjob: resume_cronjob,
+    /// Delete a Job.
+    DeleteJob: delete_job,
+    /// Run a finished Job again.
+    RerunJob: rerun_job,
+    /// Delete the finished pods of a namespace.
+    CleanPods: clean_pods,
     /// Roll a workload back to an earlier revision.
     Rollback: rollback,
+    /// Restart a Rollout.
+    RestartArgoRollout: restart_argo_rollout,
+    /// End the pause of a Rollout.
+    PromoteArgoRollout: promote_argo_rollout,
+    /// Abort the update of a Rollout.
+    AbortArgoRollout: abort_argo_rollout,
+    /// Retry the aborted update of a Rollout.
+    RetryArgoRollout: retry_argo_rollout,
+    /// Roll a Rollout back to an earlier revision.
+    UndoArgoRollout: undo_argo_rollout,
     /// Keep new pods off a node.
     Cordon: cordon,
     /// Let new pods come to a node again.
     Uncordon: uncordon,
     /// Evict the pods of a node.
     Drain: drain,
+    /// Set and remove labels.
+    Label: label,
+    /// Set and remove annotations.
+    Annotate: annotate,
+    /// Taint a node.
+    Taint: taint,
+    /// Remove a taint of a node.
+    Untaint: untaint,
+    /// Suspend what Flux reconciles.
+    SuspendFlux: suspend_flux,
+    /// Resume what Flux reconciles.
+    ResumeFlux: resume_flux,
+    /// Have Flux reconcile now.
+    ReconcileFlux: reconcile_flux,
+    /// Suspend automated sync of an Application of Argo CD.
+    SuspendArgoCdSync: suspend_argo_cd_sync,
+    /// Resume automated sync of an Application of Argo CD.
+    ResumeArgoCdSync: resume_argo_cd_sync,
+    /// Have Argo CD sync an Application now.
+    SyncArgoCd: sync_argo_cd,
+    /// Pause KEDA's scaling.
+    PauseKeda: pause_keda,
+    /// Resume KEDA's scaling.
+    ResumeKeda: resume_keda,
 }
 
 pub(crate) mod plan;
 pub mod request;
 pub(crate) mod shared;
+pub(crate) mod summary;
 
 /// What is known of an action without its parameters.
 pub struct Descriptor {
@@ -157,10 +206,12 @@ pub struct Descriptor {
     pub destructive: bool,
     /// Example parameters, in JSON.
     pub example: &'static str,
-    /// The minimal RBAC rules in the target's namespace.
+    /// The minimal RBAC rules in the target's namespace; none if the target is cluster-scoped.
     pub rules: &'static [PolicyRule],
-    /// The minimal RBAC rules in the whole cluster, if the target is cluster-scoped.
+    /// The minimal RBAC rules in the whole cluster, for a target that is cluster-scoped, or to read nodes.
     pub cluster_rules: &'static [PolicyRule],
+    /// The operator whose objects it acts on; none for those of Kubernetes itself.
+    pub integration: Option<Integration>,
 }
 
 /// The boxed future of a fallible step, so that [`Plannable`] can be a trait object.
@@ -197,6 +248,21 @@ pub(crate) trait Plannable {
         false
     }
 
+    /// How the targets are chosen, if they are not named.
+    fn selection(&self) -> Option<Selection<'_>> {
+        None
+    }
+
+    /// The same action on one target of the selection; none if there is no selection.
+    fn on(&self, _target: ObjectName) -> Option<Action> {
+        None
+    }
+
+    /// The keys that it sets or removes, if it changes entries by their keys.
+    fn changed_keys(&self) -> Option<ChangedKeys<'_>> {
+        None
+    }
+
     /// What would be done, as far as that is known without a cluster.
     fn preview(&self, input: &PlanInput) -> Preview;
 
@@ -219,7 +285,7 @@ impl ActionKind {
 
     /// Whether its target is cluster-scoped.
     pub(crate) fn is_on_cluster(self) -> bool {
-        !self.descriptor().cluster_rules.is_empty()
+        self.descriptor().rules.is_empty()
     }
 
     /// The action that a request's `type` names.
@@ -254,6 +320,18 @@ impl Action {
 
     pub(crate) fn rollback_on_failure(&self) -> bool {
         self.plannable().rollback_on_failure()
+    }
+
+    pub(crate) fn changed_keys(&self) -> Option<ChangedKeys<'_>> {
+        self.plannable().changed_keys()
+    }
+
+    pub(crate) fn selection(&self) -> Option<Selection<'_>> {
+        self.plannable().selection()
+    }
+
+    pub(crate) fn on(&self, target: ObjectName) -> Option<Action> {
+        self.plannable().on(target)
     }
 
     pub(crate) fn warnings(&self) -> Vec<String> {

@@ -39,6 +39,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         verbs: &["get", "patch"],
     }],
     cluster_rules: &[],
+    integration: None,
 };
 
 /// What `pause_rollout` acts upon.

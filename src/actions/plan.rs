@@ -18,11 +18,13 @@ use crate::{
     config::OwnPod,
     contract::{
         error::{ActionError, Code},
-        names::RequestId,
+        names::{QualifiedName, RequestId},
         precondition::Precondition,
-        response::{Change, Target},
+        quantity::Quantity,
+        response::{Change, Target, TargetResult},
     },
     k8s::{
+        OWN_PREFIX,
         api::preflight::Preflight,
         applied_requests::{self, AppliedRequests},
         completion::{AwaitedRollout, Completion, RolloutOf},
@@ -30,8 +32,9 @@ use crate::{
         drain_filter::EvictionSet,
         effect::{Applied, Effect, Mutation},
         preflight_warnings,
+        resources::AmountField,
         revisions::{History, RollbackTarget, template_digest},
-        workload::Workload,
+        workload::{Workload, WorkloadKind},
     },
 };
 
@@ -41,6 +44,12 @@ pub(crate) const READ_AGAIN: &str = "read the target again, then decide again";
 /// The length of all annotations of an object, with their keys (`TotalAnnotationSizeLimitB` in
 /// `k8s.io/apimachinery/pkg/api/validation/objectmeta.go`).
 const MAX_ANNOTATION_BYTES: usize = 256 * 1024;
+
+/// The annotations of an object that is to be created.
+fn annotations_in(object: &Value) -> BTreeMap<String, String> {
+    let annotations = object["metadata"]["annotations"].clone();
+    serde_json::from_value(annotations).unwrap_or_default()
+}
 
 /// What an action needs to know of the request beyond its parameters.
 #[derive(Clone, Debug)]
@@ -99,6 +108,11 @@ impl PlanInput {
         Ok(requests.contains(&self.mark))
     }
 
+    /// The resourceVersion that the target must still have, if the request names one.
+    pub(crate) fn required_version(&self) -> Option<String> {
+        self.precondition.as_ref()?.resource_version.as_deref().map(str::to_owned)
+    }
+
     /// The mark on a workload that is to return to this revision if its rollout fails.
     pub(crate) fn mark_for(&self, rollback_target: Option<&RollbackTarget>) -> String {
         match rollback_target {
@@ -123,10 +137,23 @@ impl PlanInput {
         target: &Target,
         history: &History,
     ) -> Result<(), ActionError> {
-        if self.decision_etag.as_ref().is_none_or(|digest| *digest == history.digest()) {
+        self.check_decision("the pod template", target, &history.digest())
+    }
+
+    /// Refuses a target of which `what` the decision rests on was changed since the first plan; this is its digest now.
+    ///
+    /// # Errors
+    /// [`Code::PreconditionFailed`].
+    pub(crate) fn check_decision(
+        &self,
+        what: &str,
+        target: &Target,
+        digest: &str,
+    ) -> Result<(), ActionError> {
+        if self.decision_etag.as_deref().is_none_or(|first| first == digest) {
             return Ok(());
         }
-        let detail = format!("the pod template of {target} changed while the request was running");
+        let detail = format!("{what} of {target} changed while the request was running");
         Err(ActionError::new(Code::PreconditionFailed, detail).with_hint(READ_AGAIN))
     }
 
@@ -177,8 +204,14 @@ pub(crate) struct Plan {
     pub images: Vec<ImageChange>,
     /// The bounds of an autoscaler, if they change.
     pub bounds: Option<BoundsChange>,
+    /// The requests and limits that change.
+    pub resources: Vec<ResourceChange>,
+    /// The size of a volume claim, if it changes.
+    pub size: Option<SizeChange>,
     /// The other objects that are affected: policy and budget apply to each.
     pub others: Vec<AffectedObject>,
+    /// What would be done to each target that a selector chose, for a person who approves it.
+    pub previews: Vec<TargetResult>,
     /// What the decision rests on, or a digest of it, where the same parameters mean another change once
     /// that has changed. A later plan of the request is refused then.
     pub decision_etag: Option<String>,
@@ -193,6 +226,39 @@ pub(crate) struct BoundsChange {
     pub to: [i32; 2],
 }
 
+/// The keys that a request sets or removes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChangedKeys<'a> {
+    pub of: KeysOf,
+    pub set: Option<&'a BTreeMap<QualifiedName, String>>,
+    pub others: &'a [QualifiedName],
+}
+
+/// What the keys are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeysOf {
+    Labels,
+    Annotations,
+    Taints,
+}
+
+impl<'a> ChangedKeys<'a> {
+    pub(crate) fn iter(self) -> impl Iterator<Item = &'a QualifiedName> {
+        self.set.into_iter().flat_map(BTreeMap::keys).chain(self.others)
+    }
+}
+
+impl KeysOf {
+    /// As `label`.
+    pub(crate) fn noun(self) -> &'static str {
+        match self {
+            KeysOf::Labels => "label",
+            KeysOf::Annotations => "annotation",
+            KeysOf::Taints => "taint",
+        }
+    }
+}
+
 /// The image of a container before and after.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ImageChange {
@@ -201,7 +267,24 @@ pub(crate) struct ImageChange {
     pub to: String,
 }
 
-/// An object that is affected with the target: a pod of a node that is drained.
+/// A request or a limit of a container before and after.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ResourceChange {
+    pub container: String,
+    pub field: AmountField,
+    /// None if neither it nor, for a request, the limit was set.
+    pub from: Option<Quantity>,
+    pub to: Quantity,
+}
+
+/// The size of a volume claim before and after.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct SizeChange {
+    pub from: Quantity,
+    pub to: Quantity,
+}
+
+/// An object that is affected with the target: a pod of a node that is drained, or of a namespace that is cleaned.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct AffectedObject {
     pub target: Target,
@@ -213,10 +296,41 @@ impl AffectedObject {
     pub(crate) fn pod(metadata: &ObjectMeta) -> Self {
         let namespace = metadata.namespace.as_deref().unwrap_or_default();
         let name = metadata.name.as_deref().unwrap_or_default();
-        let target = Target::named("v1", "Pod", namespace, name);
+        AffectedObject::new(Target::named("v1", "Pod", namespace, name), metadata)
+    }
+
+    /// The workload of this kind with this metadata.
+    pub(crate) fn workload(kind: WorkloadKind, metadata: &ObjectMeta) -> Self {
+        let namespace = metadata.namespace.as_deref().unwrap_or_default();
+        let name = metadata.name.as_deref().unwrap_or_default();
+        AffectedObject::new(kind.target(namespace, name), metadata)
+    }
+
+    fn new(target: Target, metadata: &ObjectMeta) -> Self {
         AffectedObject {
             target: Target { uid: metadata.uid.clone(), ..target },
             labels: metadata.labels.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// One of the targets that a selector chose.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SelectedTarget {
+    pub name: String,
+    pub uid: String,
+    /// The digest of what would be done to it, which an approval of the request covers; none before that is planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_digest: Option<String>,
+}
+
+impl SelectedTarget {
+    /// The object with this metadata.
+    pub(crate) fn of(metadata: &ObjectMeta) -> Self {
+        SelectedTarget {
+            name: metadata.name.clone().unwrap_or_default(),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            plan_digest: None,
         }
     }
 }
@@ -239,7 +353,10 @@ impl Plan {
             replicas: None,
             images: Vec::new(),
             bounds: None,
+            resources: Vec::new(),
+            size: None,
             others: Vec::new(),
+            previews: Vec::new(),
             decision_etag: None,
             rollback_target: None,
         }
@@ -252,15 +369,19 @@ impl Plan {
     /// [`Code::RejectedByCluster`] naming the longest annotation.
     pub(crate) fn check_annotations_fit(&self) -> Result<(), ActionError> {
         let Decision::Apply(effect, ..) = &self.decision else { return Ok(()) };
-        let Mutation::Patch { patch, .. } = &effect.mutation else { return Ok(()) };
-        let annotations = annotations_after(&self.found, patch);
+        let annotations = match &effect.mutation {
+            Mutation::Patch { patch, .. } => annotations_after(&self.found, patch),
+            Mutation::Create { object, .. } => annotations_in(object),
+            _ => return Ok(()),
+        };
         let length = |(key, value): (&String, &String)| key.len() + value.len();
         let total: usize = annotations.iter().map(length).sum();
         if total <= MAX_ANNOTATION_BYTES {
             return Ok(());
         }
-        let known = self.found.annotations.iter().flatten();
-        let longest = known.max_by_key(|entry| length(*entry)).map_or("", |(key, _)| key.as_str());
+        let foreign = annotations.iter().filter(|(key, _)| !key.starts_with(OWN_PREFIX));
+        let longest =
+            foreign.max_by_key(|entry| length(*entry)).map_or("", |(key, _)| key.as_str());
         let detail = format!(
             "the annotations of {} have no room for the mark of this request: they would be {total} bytes long, and \
              the cluster allows {MAX_ANNOTATION_BYTES}",
@@ -319,9 +440,23 @@ impl Plan {
         plan
     }
 
+    /// The labels of the target; none if a selector chose the targets, whose labels are those of the other objects.
+    pub(crate) fn labels(&self) -> Option<&BTreeMap<String, String>> {
+        static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
+        match self.decision {
+            Decision::EachTarget(_) => None,
+            _ => Some(self.found.labels.as_ref().unwrap_or(&NO_LABELS)),
+        }
+    }
+
+    /// How many targets a selector chose.
+    pub(crate) fn selected(&self) -> Option<usize> {
+        self.completion.targets().map(<[_]>::len)
+    }
+
     /// Whether there is a change to make.
     pub(crate) fn is_change(&self) -> bool {
-        matches!(self.decision, Decision::Apply(..))
+        matches!(self.decision, Decision::Apply(..) | Decision::DeleteEach(..))
     }
 
     /// The plan with the warnings about the workload whose pods it replaces, if it makes a change.
@@ -338,11 +473,23 @@ impl Plan {
     }
 }
 
+/// The change of a target that is removed.
+pub(crate) fn removal(target: &Target) -> Change {
+    let uid = target.uid.clone().unwrap_or_default();
+    Change { path: "/metadata/uid".to_owned(), from: uid.into(), to: Value::Null }
+}
+
 /// What to do, with the sentences for the answer's `result`.
 #[derive(Clone, Debug)]
 pub(crate) enum Decision {
     /// Apply the effect: the sentence once it is applied, and the sentence of a simulation.
     Apply(Box<Effect>, String, String),
+    /// Delete each of the plan's other objects: the deletions, and the sentence of a simulation. What the decision rests on
+    /// (`Plan::decision_etag`) are these objects, so that an attempt that takes the request over deletes no others.
+    DeleteEach(Vec<Effect>, String),
+    /// Act on each of the targets in `Plan::completion`, which a selector chose, by a request of its own; the sentence about
+    /// the choice. They are the plan's other objects too. What the decision rests on are these objects.
+    EachTarget(String),
     /// This request applied it before.
     AlreadyApplied(Applied, String),
     /// The target is already in the requested state.
@@ -355,6 +502,8 @@ pub(crate) enum FollowUp<'a> {
     Wait(Completion),
     /// Evict the pods of the node that was cordoned.
     Drain(&'a EvictionSet),
+    /// Act on each of these targets, one after the other.
+    EachTarget(&'a [SelectedTarget]),
 }
 
 /// When a plan is complete, before the effect is applied.
@@ -367,6 +516,8 @@ pub(crate) enum CompletionSpec {
     Known(Completion),
     /// Once these pods of the node are evicted.
     Drained(EvictionSet),
+    /// Once the request of each of these targets is.
+    EachTarget(Vec<SelectedTarget>),
 }
 
 impl CompletionSpec {
@@ -375,6 +526,7 @@ impl CompletionSpec {
         match self {
             CompletionSpec::Known(completion) => FollowUp::Wait(completion.clone()),
             CompletionSpec::Drained(eviction_set) => FollowUp::Drain(eviction_set),
+            CompletionSpec::EachTarget(targets) => FollowUp::EachTarget(targets),
             CompletionSpec::Rollout(rollout) => {
                 let awaited = AwaitedRollout::new(rollout, target, applied);
                 FollowUp::Wait(Completion::RolledOut(awaited))
@@ -386,13 +538,23 @@ impl CompletionSpec {
     pub(crate) fn namespace(&self) -> Option<&str> {
         match self {
             CompletionSpec::Known(completion) => completion.namespace(),
-            CompletionSpec::Rollout(_) | CompletionSpec::Drained(_) => None,
+            CompletionSpec::Rollout(_)
+            | CompletionSpec::Drained(_)
+            | CompletionSpec::EachTarget(_) => None,
+        }
+    }
+
+    /// The targets that a selector chose, if one did.
+    pub(crate) fn targets(&self) -> Option<&[SelectedTarget]> {
+        match self {
+            CompletionSpec::EachTarget(targets) => Some(targets),
+            _ => None,
         }
     }
 
     /// Whether more is to be done after the effect even if the request does not wait.
     pub(crate) fn is_work(&self) -> bool {
-        matches!(self, CompletionSpec::Drained(_))
+        matches!(self, CompletionSpec::Drained(_) | CompletionSpec::EachTarget(_))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     contract::{
         error::{ActionError, Code},
         json::{read, strict_object_or_null},
-        names::{AuditText, RequestId},
+        names::{AuditText, ClusterName, RequestId},
         precondition::Precondition,
     },
 };
@@ -27,6 +27,9 @@ pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
 /// The highest `timeout_seconds`.
 pub(crate) const MAX_TIMEOUT_SECONDS: u64 = 3600;
+
+/// The `timeout_seconds` of a request that names none.
+pub(crate) const DEFAULT_TIMEOUT_SECONDS: u64 = 300;
 
 /// An action with its parameters and conditions.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,10 +53,14 @@ pub struct ActionRequest {
     pub event_time: Option<DateTime<Utc>>,
     /// Wait until the effect is complete.
     pub wait: bool,
-    /// The limit of the whole action, including the wait.
+    /// The limit of the whole action, including the wait and the observation.
     pub timeout: Option<Duration>,
+    /// How long the target is observed once the wait is over.
+    pub observe: Option<Duration>,
     /// Act only if the target is still this one.
     pub precondition: Option<Precondition>,
+    /// The cluster on which to act, if the request names one.
+    pub cluster: Option<ClusterName>,
 }
 
 /// The request's JSON form, generic over how far `parameters` has been read.
@@ -90,10 +97,15 @@ struct Envelope<P> {
     /// Wait until the effect is complete: the rollout is done, the pod is replaced.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     wait: bool,
-    /// Limit of the whole action in seconds, including the wait.
+    /// Limit of the whole action in seconds, including the wait and the observation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3600))]
     timeout_seconds: Option<u64>,
+    /// With `wait`: seconds to observe the target once the effect is complete. A pod that restarts, is not ready any
+    /// more or vanishes, and a rollout that falls back, are failures then. Less than `timeout_seconds`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3599))]
+    observe_seconds: Option<u64>,
     /// Act only if the target is still this one.
     #[serde(
         default,
@@ -102,6 +114,10 @@ struct Envelope<P> {
     )]
     #[schemars(with = "Option<Precondition>")]
     precondition: Option<Precondition>,
+    /// The cluster on which to act: one of those that the executor is configured for. Where there is only one, the request
+    /// is refused unless it has this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cluster: Option<ClusterName>,
 }
 
 fn simulate_by_default() -> bool {
@@ -136,6 +152,16 @@ impl ActionRequest {
             let what = "requires \"wait\": true: without it a failed rollout is not noticed";
             return Err(ActionError::invalid_field("parameters.rollback_on_failure", what));
         }
+        if action.selection().is_some() && envelope.precondition.is_some() {
+            let what =
+                "cannot be combined with parameters.selector, which may choose several objects";
+            return Err(ActionError::invalid_field("precondition", what));
+        }
+        let timeout = envelope.timeout_seconds.map(checked_timeout).transpose()?;
+        let observe = envelope
+            .observe_seconds
+            .map(|seconds| checked_observation(seconds, envelope.wait, timeout))
+            .transpose()?;
         Ok(ActionRequest {
             action,
             simulate: envelope.simulate,
@@ -146,8 +172,10 @@ impl ActionRequest {
             issued_at: envelope.issued_at,
             event_time: None,
             wait: envelope.wait,
-            timeout: envelope.timeout_seconds.map(checked_timeout).transpose()?,
+            timeout,
+            observe,
             precondition: envelope.precondition,
+            cluster: envelope.cluster,
         })
     }
 }
@@ -187,9 +215,32 @@ impl ActionRequest {
         self.id = Some(key.id.clone());
         Ok(self)
     }
+
+    /// The request for this cluster, which was named beside it, if one was.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] if the request names another one.
+    pub(crate) fn with_cluster(mut self, name: Option<&ClusterName>) -> Result<Self, ActionError> {
+        let Some(name) = name else { return Ok(self) };
+        if self.cluster.as_ref().is_some_and(|own| own != name) {
+            return Err(ActionError::invalid_field("cluster", "differs from --cluster"));
+        }
+        self.cluster = Some(name.clone());
+        Ok(self)
+    }
 }
 
 impl ActionRequest {
+    /// How long the wait for completion may last: what the observation leaves of the whole time. Of several targets each one is
+    /// observed for itself.
+    pub(crate) fn wait_time(&self) -> Duration {
+        let whole = self.timeout.unwrap_or(Duration::from_secs(DEFAULT_TIMEOUT_SECONDS));
+        if self.action.selection().is_some() {
+            return whole;
+        }
+        whole.saturating_sub(self.observe.unwrap_or_default())
+    }
+
     /// When the request was made, as far as it or its event says, with the name of the field: an event from a
     /// dead-letter queue may be older than what the ledger remembers.
     pub(crate) fn made_at(&self) -> Option<(&'static str, DateTime<Utc>)> {
@@ -210,7 +261,9 @@ impl Serialize for ActionRequest {
             issued_at: self.issued_at,
             wait: self.wait,
             timeout_seconds: self.timeout.map(|timeout| timeout.as_secs()),
+            observe_seconds: self.observe.map(|time| time.as_secs()),
             precondition: self.precondition.clone(),
+            cluster: self.cluster.clone(),
         }
         .serialize(serializer)
     }
@@ -245,6 +298,31 @@ fn checked_timeout(seconds: u64) -> Result<Duration, ActionError> {
     }
     let what = format!("must be from 1 to {MAX_TIMEOUT_SECONDS}");
     Err(ActionError::invalid_field("timeout_seconds", what))
+}
+
+/// An observation follows a wait, and the time of the whole action has to hold both.
+fn checked_observation(
+    seconds: u64,
+    wait: bool,
+    timeout: Option<Duration>,
+) -> Result<Duration, ActionError> {
+    let wrong = |what: String| ActionError::invalid_field("observe_seconds", what);
+    if !wait {
+        return Err(wrong("requires \"wait\": true: it begins when the wait is over".to_owned()));
+    }
+    let whole = timeout.map_or(DEFAULT_TIMEOUT_SECONDS, |timeout| timeout.as_secs());
+    if seconds == 0 {
+        return Err(wrong("must be at least 1".to_owned()));
+    }
+    if seconds >= whole {
+        let limit = match timeout {
+            Some(_) => format!("timeout_seconds, {whole}"),
+            None => format!("timeout_seconds, by default {whole}"),
+        };
+        return Err(wrong(format!("must be less than {limit}"))
+            .with_hint("timeout_seconds is the limit of the wait and the observation together"));
+    }
+    Ok(Duration::from_secs(seconds))
 }
 
 /// Adds a hint for a common mistake: a list of requests.
@@ -318,6 +396,28 @@ mod tests {
 
     fn with(field: &str) -> String {
         format!(r#"{{"type":"restart_k8s","parameters":{{"deployment":"web"}},{field}}}"#)
+    }
+
+    #[test]
+    fn an_observation_needs_a_wait_and_a_part_of_its_time() {
+        let request = parse(&with(r#""wait":true,"timeout_seconds":60,"observe_seconds":20"#));
+        let request = request.expect("is accepted");
+        assert_eq!(request.observe, Some(Duration::from_secs(20)));
+        assert_eq!(request.wait_time(), Duration::from_secs(40));
+        for (fields, detail) in [
+            (r#""observe_seconds":20"#, "requires \"wait\": true: it begins when the wait is over"),
+            (r#""wait":true,"observe_seconds":0"#, "must be at least 1"),
+            (
+                r#""wait":true,"observe_seconds":300"#,
+                "must be less than timeout_seconds, by default 300",
+            ),
+            (
+                r#""wait":true,"timeout_seconds":20,"observe_seconds":20"#,
+                "must be less than timeout_seconds, 20",
+            ),
+        ] {
+            assert_eq!(refusal(&with(fields)), format!("observe_seconds: {detail}"));
+        }
     }
 
     #[test]

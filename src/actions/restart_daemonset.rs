@@ -5,10 +5,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     actions::{
-        BoxFuture, Descriptor, Plan, PlanInput, Plannable, Preview,
-        shared::restart::{self, RestartOptions},
+        Action, BoxFuture, Descriptor, Plan, PlanInput, Plannable, Preview,
+        shared::{
+            restart::{self, RestartOptions},
+            selection::{Chosen, Selection},
+        },
     },
     contract::{
+        error::ActionError,
+        label_selector::LabelSelector,
         names::{Namespace, ObjectName, null_is_default},
         response::Target,
     },
@@ -34,7 +39,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         PolicyRule {
             api_groups: &["apps"],
             resources: &["daemonsets"],
-            verbs: &["get", "patch", "watch"],
+            // To list is for a selector.
+            verbs: &["get", "list", "patch", "watch"],
         },
         // Only with rollback_on_failure, for the revision to return to.
         PolicyRule { api_groups: &["apps"], resources: &["controllerrevisions"], verbs: &["list"] },
@@ -44,14 +50,33 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         preflight::BUDGETS,
     ],
     cluster_rules: &[],
+    integration: None,
 };
 
 /// What `restart_daemonset` acts upon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [
+    { "required": ["daemonset"], "properties": {
+        "selector": { "type": "null" }, "max_targets": { "type": "null" }, "max_failures": { "type": "null" },
+    } },
+    { "required": ["selector"], "properties": { "daemonset": { "type": "null" } } },
+]))]
 pub struct Parameters {
-    /// The DaemonSet to restart.
-    pub daemonset: ObjectName,
+    /// The DaemonSet to restart. Either this or `selector`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub daemonset: Option<ObjectName>,
+    /// Restart all DaemonSets that match this label selector, one after the other, instead of one by its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<LabelSelector>,
+    /// With `selector`: refused if more match; 10 if it is omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 50))]
+    pub max_targets: Option<u32>,
+    /// With `selector`: how many may fail before the others are left alone; 0 if it is omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 49))]
+    pub max_failures: Option<u32>,
     /// Its namespace.
     #[serde(default, deserialize_with = "null_is_default")]
     #[schemars(with = "Option<Namespace>")]
@@ -65,13 +90,44 @@ pub struct Parameters {
     pub rollback_on_failure: bool,
 }
 
+impl Parameters {
+    fn chosen(&self) -> Chosen<'_> {
+        Chosen {
+            field: "daemonset",
+            name: self.daemonset.as_ref(),
+            selector: self.selector.as_ref(),
+            max_targets: self.max_targets,
+            max_failures: self.max_failures,
+        }
+    }
+}
+
 impl Plannable for Parameters {
     fn target(&self) -> Target {
-        WorkloadKind::DaemonSet.target(&self.namespace, &self.daemonset)
+        self.chosen().target(WorkloadKind::DaemonSet, &self.namespace)
     }
 
     fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    fn check(&self) -> Result<(), ActionError> {
+        self.chosen().check()
+    }
+
+    fn selection(&self) -> Option<Selection<'_>> {
+        self.chosen().selection(WorkloadKind::DaemonSet, &self.namespace)
+    }
+
+    fn on(&self, target: ObjectName) -> Option<Action> {
+        self.selection()?;
+        Some(Action::RestartDaemonset(Parameters {
+            daemonset: Some(target),
+            selector: None,
+            max_targets: None,
+            max_failures: None,
+            ..self.clone()
+        }))
     }
 
     fn rollback_on_failure(&self) -> bool {
@@ -79,7 +135,10 @@ impl Plannable for Parameters {
     }
 
     fn preview(&self, input: &PlanInput) -> Preview {
-        restart::preview(WorkloadKind::DaemonSet, &self.daemonset, input)
+        match self.selection() {
+            Some(selection) => selection.preview("restarted"),
+            None => restart::preview(WorkloadKind::DaemonSet, &self.target().name, input),
+        }
     }
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
@@ -87,6 +146,9 @@ impl Plannable for Parameters {
             accept_no_restart: self.accept_on_delete,
             rollback_on_failure: self.rollback_on_failure,
         };
+        if let Some(selection) = self.selection() {
+            return Box::pin(async move { selection.resolve(cluster, input).await });
+        }
         Box::pin(restart::plan(self.target(), WorkloadKind::DaemonSet, options, cluster, input))
     }
 }

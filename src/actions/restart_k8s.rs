@@ -5,10 +5,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     actions::{
-        BoxFuture, Descriptor, Plan, PlanInput, Plannable, Preview, ignored,
-        shared::restart::{self, RestartOptions},
+        Action, BoxFuture, Descriptor, Plan, PlanInput, Plannable, Preview, ignored,
+        shared::{
+            restart::{self, RestartOptions},
+            selection::{Chosen, Selection},
+        },
     },
     contract::{
+        error::ActionError,
+        label_selector::LabelSelector,
         names::{Namespace, ObjectName, null_is_default},
         response::Target,
     },
@@ -33,7 +38,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         PolicyRule {
             api_groups: &["apps"],
             resources: &["deployments"],
-            verbs: &["get", "patch", "watch"],
+            // To list is for a selector.
+            verbs: &["get", "list", "patch", "watch"],
         },
         // With rollback_on_failure, for the revision to return to; with wait, for the newest ReplicaSet.
         PolicyRule { api_groups: &["apps"], resources: &["replicasets"], verbs: &["list"] },
@@ -44,14 +50,33 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         preflight::CLAIMS,
     ],
     cluster_rules: &[],
+    integration: None,
 };
 
 /// What `restart_k8s` acts upon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [
+    { "required": ["deployment"], "properties": {
+        "selector": { "type": "null" }, "max_targets": { "type": "null" }, "max_failures": { "type": "null" },
+    } },
+    { "required": ["selector"], "properties": { "deployment": { "type": "null" } } },
+]))]
 pub struct Parameters {
-    /// The Deployment to restart.
-    pub deployment: ObjectName,
+    /// The Deployment to restart. Either this or `selector`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<ObjectName>,
+    /// Restart all Deployments that match this label selector, one after the other, instead of one by its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<LabelSelector>,
+    /// With `selector`: refused if more match; 10 if it is omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 50))]
+    pub max_targets: Option<u32>,
+    /// With `selector`: how many may fail before the others are left alone; 0 if it is omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 49))]
+    pub max_failures: Option<u32>,
     /// Its namespace.
     #[serde(default, deserialize_with = "null_is_default")]
     #[schemars(with = "Option<Namespace>")]
@@ -66,9 +91,21 @@ pub struct Parameters {
     pub rollback_on_failure: bool,
 }
 
+impl Parameters {
+    fn chosen(&self) -> Chosen<'_> {
+        Chosen {
+            field: "deployment",
+            name: self.deployment.as_ref(),
+            selector: self.selector.as_ref(),
+            max_targets: self.max_targets,
+            max_failures: self.max_failures,
+        }
+    }
+}
+
 impl Plannable for Parameters {
     fn target(&self) -> Target {
-        WorkloadKind::Deployment.target(&self.namespace, &self.deployment)
+        self.chosen().target(WorkloadKind::Deployment, &self.namespace)
     }
 
     fn namespace(&self) -> &str {
@@ -79,12 +116,34 @@ impl Plannable for Parameters {
         self.pod_name.iter().map(|_| ignored("pod_name", DESCRIPTOR.name)).collect()
     }
 
+    fn check(&self) -> Result<(), ActionError> {
+        self.chosen().check()
+    }
+
+    fn selection(&self) -> Option<Selection<'_>> {
+        self.chosen().selection(WorkloadKind::Deployment, &self.namespace)
+    }
+
+    fn on(&self, target: ObjectName) -> Option<Action> {
+        self.selection()?;
+        Some(Action::RestartK8s(Parameters {
+            deployment: Some(target),
+            selector: None,
+            max_targets: None,
+            max_failures: None,
+            ..self.clone()
+        }))
+    }
+
     fn rollback_on_failure(&self) -> bool {
         self.rollback_on_failure
     }
 
     fn preview(&self, input: &PlanInput) -> Preview {
-        restart::preview(WorkloadKind::Deployment, &self.deployment, input)
+        match self.selection() {
+            Some(selection) => selection.preview("restarted"),
+            None => restart::preview(WorkloadKind::Deployment, &self.target().name, input),
+        }
     }
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
@@ -92,6 +151,9 @@ impl Plannable for Parameters {
             accept_no_restart: false,
             rollback_on_failure: self.rollback_on_failure,
         };
+        if let Some(selection) = self.selection() {
+            return Box::pin(async move { selection.resolve(cluster, input).await });
+        }
         Box::pin(restart::plan(self.target(), WorkloadKind::Deployment, options, cluster, input))
     }
 }

@@ -14,10 +14,8 @@ use crate::{
     actions::{
         BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
         ignored,
-        shared::{
-            pod::{refuse_mirror, removal},
-            restart,
-        },
+        plan::removal,
+        shared::{pod::refuse_mirror, restart},
     },
     contract::{
         error::{ActionError, Code},
@@ -62,6 +60,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         preflight::BUDGETS,
     ],
     cluster_rules: &[],
+    integration: None,
 };
 
 /// What `restart_pod` acts upon.
@@ -204,9 +203,8 @@ fn is_replaced_already(pod: &Pod, controller: &OwnerReference) -> bool {
 }
 
 fn deletion(pod: &Pod, controller: &OwnerReference, owner: &str, input: &PlanInput) -> Decision {
-    let precondition = input.precondition.as_ref();
-    let version = precondition.and_then(|it| it.resource_version.as_deref()).map(str::to_owned);
-    let effect = Effect::deletion(ApiResource::erase::<Pod>(&()), &pod.metadata, version);
+    let (resource, version) = (ApiResource::erase::<Pod>(&()), input.required_version());
+    let effect = Effect::deletion(resource, &pod.metadata, version);
     let at = rfc3339_millis(input.at);
     let name = &effect.name;
     let [replaces, would_replace] = match (is_replaced_already(pod, controller), &*controller.kind)
@@ -305,7 +303,8 @@ mod tests {
         let plan = decide_on(OWNED, &PlanInput::example()).expect("is planned");
         let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
         assert_eq!(effect.uid, "u1");
-        assert_eq!(effect.mutation, Mutation::Delete { resource_version: None });
+        let (resource_version, grace_period_seconds) = (None, None);
+        assert_eq!(effect.mutation, Mutation::Delete { resource_version, grace_period_seconds });
         assert_eq!(
             did,
             "Pod 'web-1' deleted at 2026-01-31T12:00:00.987Z; ReplicaSet 'web-5d4f' replaces it."

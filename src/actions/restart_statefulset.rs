@@ -5,10 +5,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     actions::{
-        BoxFuture, Descriptor, Plan, PlanInput, Plannable, Preview,
-        shared::restart::{self, RestartOptions},
+        Action, BoxFuture, Descriptor, Plan, PlanInput, Plannable, Preview,
+        shared::{
+            restart::{self, RestartOptions},
+            selection::{Chosen, Selection},
+        },
     },
     contract::{
+        error::ActionError,
+        label_selector::LabelSelector,
         names::{Namespace, ObjectName, null_is_default},
         response::Target,
     },
@@ -34,7 +39,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         PolicyRule {
             api_groups: &["apps"],
             resources: &["statefulsets"],
-            verbs: &["get", "patch", "watch"],
+            // To list is for a selector.
+            verbs: &["get", "list", "patch", "watch"],
         },
         // Only with rollback_on_failure, for the revision to return to.
         PolicyRule { api_groups: &["apps"], resources: &["controllerrevisions"], verbs: &["list"] },
@@ -44,14 +50,33 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         preflight::BUDGETS,
     ],
     cluster_rules: &[],
+    integration: None,
 };
 
 /// What `restart_statefulset` acts upon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [
+    { "required": ["statefulset"], "properties": {
+        "selector": { "type": "null" }, "max_targets": { "type": "null" }, "max_failures": { "type": "null" },
+    } },
+    { "required": ["selector"], "properties": { "statefulset": { "type": "null" } } },
+]))]
 pub struct Parameters {
-    /// The StatefulSet to restart.
-    pub statefulset: ObjectName,
+    /// The StatefulSet to restart. Either this or `selector`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statefulset: Option<ObjectName>,
+    /// Restart all StatefulSets that match this label selector, one after the other, instead of one by its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<LabelSelector>,
+    /// With `selector`: refused if more match; 10 if it is omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 50))]
+    pub max_targets: Option<u32>,
+    /// With `selector`: how many may fail before the others are left alone; 0 if it is omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 49))]
+    pub max_failures: Option<u32>,
     /// Its namespace.
     #[serde(default, deserialize_with = "null_is_default")]
     #[schemars(with = "Option<Namespace>")]
@@ -66,13 +91,44 @@ pub struct Parameters {
     pub rollback_on_failure: bool,
 }
 
+impl Parameters {
+    fn chosen(&self) -> Chosen<'_> {
+        Chosen {
+            field: "statefulset",
+            name: self.statefulset.as_ref(),
+            selector: self.selector.as_ref(),
+            max_targets: self.max_targets,
+            max_failures: self.max_failures,
+        }
+    }
+}
+
 impl Plannable for Parameters {
     fn target(&self) -> Target {
-        WorkloadKind::StatefulSet.target(&self.namespace, &self.statefulset)
+        self.chosen().target(WorkloadKind::StatefulSet, &self.namespace)
     }
 
     fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    fn check(&self) -> Result<(), ActionError> {
+        self.chosen().check()
+    }
+
+    fn selection(&self) -> Option<Selection<'_>> {
+        self.chosen().selection(WorkloadKind::StatefulSet, &self.namespace)
+    }
+
+    fn on(&self, target: ObjectName) -> Option<Action> {
+        self.selection()?;
+        Some(Action::RestartStatefulset(Parameters {
+            statefulset: Some(target),
+            selector: None,
+            max_targets: None,
+            max_failures: None,
+            ..self.clone()
+        }))
     }
 
     fn rollback_on_failure(&self) -> bool {
@@ -80,7 +136,10 @@ impl Plannable for Parameters {
     }
 
     fn preview(&self, input: &PlanInput) -> Preview {
-        restart::preview(WorkloadKind::StatefulSet, &self.statefulset, input)
+        match self.selection() {
+            Some(selection) => selection.preview("restarted"),
+            None => restart::preview(WorkloadKind::StatefulSet, &self.target().name, input),
+        }
     }
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
@@ -88,6 +147,9 @@ impl Plannable for Parameters {
             accept_no_restart: self.accept_on_delete,
             rollback_on_failure: self.rollback_on_failure,
         };
+        if let Some(selection) = self.selection() {
+            return Box::pin(async move { selection.resolve(cluster, input).await });
+        }
         Box::pin(restart::plan(self.target(), WorkloadKind::StatefulSet, options, cluster, input))
     }
 }

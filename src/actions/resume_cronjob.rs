@@ -33,6 +33,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         verbs: &["get", "patch"],
     }],
     cluster_rules: &[],
+    integration: None,
 };
 
 /// What `resume_cronjob` acts upon.

@@ -51,6 +51,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         preflight::CLAIMS,
     ],
     cluster_rules: &[],
+    integration: None,
 };
 
 /// What `resume_rollout` acts upon.

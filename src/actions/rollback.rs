@@ -64,6 +64,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         preflight::CLAIMS,
     ],
     cluster_rules: &[],
+    integration: None,
 };
 
 /// What `rollback` acts upon.
@@ -269,9 +270,7 @@ impl Parameters {
                 "no pod is replaced automatically: {why}; a pod gets revision {number} once it is deleted"
             ));
         }
-        if let Some(who) = gitops::gitops_owner(workload.metadata()) {
-            warnings.push(format!("the rollback will not last: {who}"));
-        }
+        warnings.extend(gitops::undo_warnings(workload.metadata(), "the pod template"));
         warnings.extend(applied_by_kubectl_warning(workload.metadata()));
         let stuck = history.stuck(revision, pods);
         if !stuck.is_empty() {

@@ -4,30 +4,27 @@ use k8s_openapi::{
     api::batch::v1::{CronJob, Job},
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
-use kube::{
-    api::{ApiResource, DynamicObject},
-    core::ObjectMeta,
-};
+use kube::api::{ApiResource, DynamicObject};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
     actions::{
-        BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
-        shared::{restart, toggle::SUSPEND_CRONJOB},
+        BoxFuture, Descriptor, Plan, PlanInput, Plannable, Preview,
+        shared::{
+            job::{self, NewJob},
+            restart,
+            toggle::SUSPEND_CRONJOB,
+        },
     },
     contract::{
-        digest::sha256,
-        error::{ActionError, Code},
+        error::ActionError,
         names::{Namespace, ObjectName, null_is_default},
-        response::{Change, Target, rfc3339_millis},
+        response::Target,
     },
     k8s::{
-        REQUEST_ID_ANNOTATION,
         api::{client::Cluster, preflight::not_checked},
-        completion::Completion,
-        effect::{Applied, Effect},
         jobs,
         rbac::PolicyRule,
     },
@@ -35,20 +32,6 @@ use crate::{
 
 /// The annotation that kubectl sets on a Job that was started by hand.
 const INSTANTIATE_ANNOTATION: (&str, &str) = ("cronjob.kubernetes.io/instantiate", "manual");
-
-/// The longest label value: Job and pods are labelled with the name.
-const MAX_NAME_CHARACTERS: usize = 63;
-
-/// The longest suffix of the host names of an indexed Job's pods: the API server rejects a Job whose last one would be too
-/// long. The name does not depend on whether this Job is indexed, since each attempt must find it.
-const MAX_INDEX_CHARACTERS: usize = "-2147483646".len();
-
-/// The length of the digest that distinguishes the Jobs of two requests.
-const DIGEST_CHARACTERS: usize = 10;
-
-/// The minimal lifetime of a finished Job in seconds: a request that is resent after a crash must find the
-/// Job, or it would start a second one.
-const MIN_TTL_SECONDS: i64 = 600;
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "run_cronjob",
@@ -63,19 +46,14 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     example: r#"{"cronjob":"nightly"}"#,
     rules: &[
         PolicyRule { api_groups: &["batch"], resources: &["cronjobs"], verbs: &["get"] },
-        PolicyRule {
-            api_groups: &["batch"],
-            resources: &["jobs"],
-            // list: each plan records the version of the list. watch: completion, and evidence of a creation
-            // without an answer.
-            verbs: &["get", "list", "create", "watch"],
-        },
+        job::CREATION,
         // Only to report why a Job does not complete when the request waits.
         restart::PODS,
         restart::EVENTS,
-        PolicyRule { api_groups: &[""], resources: &["pods/log"], verbs: &["get"] },
+        job::LOGS,
     ],
     cluster_rules: &[],
+    integration: None,
 };
 
 /// What `run_cronjob` acts upon.
@@ -100,21 +78,19 @@ impl Plannable for Parameters {
     }
 
     fn preview(&self, input: &PlanInput) -> Preview {
-        let job = job_name(&self.cronjob, &input.id);
-        Preview { result: would(&job, &self.cronjob), changes: vec![creation(&job)] }
+        let job = job::name(&self.cronjob, &input.id);
+        job::preview(&job, &described(&job, &self.cronjob))
     }
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let (namespace, deadline) = (&self.namespace, input.deadline);
             let resource = ApiResource::erase::<CronJob>(&());
-            let job = job_name(&self.cronjob, &input.id);
-            let (found, existing, version) = tokio::try_join!(
+            let (found, new) = tokio::try_join!(
                 cluster.get_dynamic(&resource, namespace, &self.cronjob, deadline),
-                cluster.get_opt::<Job>(namespace, &job, deadline),
-                cluster.list_version::<Job>(namespace, &job, deadline),
+                NewJob::read(cluster, namespace, &self.cronjob, input),
             )?;
-            let mut plan = decide(self.target(), &found, existing.as_ref(), version, input)?;
+            let mut plan = decide(self.target(), &found, &new, input)?;
             if plan.is_change() && forbids_concurrency(&found) {
                 plan.warnings.extend(beside_warning(cluster, &plan.target, input).await);
             }
@@ -145,75 +121,30 @@ fn jobs_beside(running: &[&str]) -> Option<String> {
     })
 }
 
-/// From the CronJob, the object that has the new Job's name already, and the version at which that was listed, to
-/// the plan.
+/// From the CronJob and what is known of the new Job to the plan.
 fn decide(
     target: Target,
     object: &DynamicObject,
-    job: Option<&Job>,
-    version: Option<String>,
+    new: &NewJob,
     input: &PlanInput,
 ) -> Result<Plan, ActionError> {
-    let cron_job: CronJob = object.clone().try_parse().map_err(|error| {
-        ActionError::new(Code::Internal, format!("{target} cannot be read: {error}"))
-    })?;
-    let (found, cron_job_name) = (&cron_job.metadata, target.name.clone());
-    let name = job_name(&cron_job_name, &input.id);
-    let completion = CompletionSpec::Known(Completion::Finished {
-        namespace: target.namespace.clone(),
-        name: name.clone(),
-        mark: input.mark.clone(),
-    });
-    let at = rfc3339_millis(input.at);
-    let did = format!("Job '{name}' of CronJob '{cron_job_name}' created at {at}.");
-    match job {
-        Some(job) if input.has_changed(&job.metadata)? => {
-            // The Job changes nothing of the CronJob.
-            let decision = Decision::AlreadyApplied(Applied::default(), did);
-            return Ok(Plan::new(target, found, decision, completion));
-        }
-        Some(_) => return Err(name_is_taken(&target, &name)),
-        None => {}
+    let cron_job: CronJob = job::parse(&target, object)?;
+    let what = described(&new.name, &target.name);
+    let manifest = || Ok(manifest(&cron_job, &object.data["spec"]["jobTemplate"]));
+    let mut plan = new.plan(target, &cron_job.metadata, &what, manifest, input)?;
+    if plan.is_change() {
+        plan.warnings = warnings(&cron_job);
     }
-    input.check_found(&target, found)?;
-    let metadata = ObjectMeta {
-        name: Some(name.clone()),
-        namespace: Some(target.namespace.clone()),
-        ..ObjectMeta::default()
-    };
-    let resource = ApiResource::erase::<Job>(&());
-    let manifest = manifest(&cron_job, &object.data["spec"]["jobTemplate"], &metadata, &input.id);
-    let effect = Effect::creation(resource, &metadata, &input.mark, version, manifest);
-    let decision = Decision::Apply(Box::new(effect), did, would(&name, &cron_job_name));
-    let mut plan = Plan::new(target, found, decision, completion);
-    plan.changes = vec![creation(&name)];
-    plan.warnings = warnings(&cron_job);
     Ok(plan)
 }
 
-/// The name of a request's Job: the CronJob's name and a digest of the request's id, so that each attempt
-/// has the same. It is a DNS label, also with an index, since pods are named after it.
-fn job_name(cron_job: &str, request_id: &str) -> String {
-    let label = cron_job.replace('.', "-");
-    let max = MAX_NAME_CHARACTERS - MAX_INDEX_CHARACTERS - 1 - DIGEST_CHARACTERS;
-    let stem: String = label.chars().take(max).collect();
-    let digest = &sha256(request_id.as_bytes())[..DIGEST_CHARACTERS];
-    format!("{}-{digest}", stem.trim_end_matches('-'))
-}
-
 /// The Job as `kubectl create job --from` creates it (`pkg/cmd/create/create_job.go`), with the template
-/// exactly as it was read, but with a minimal lifetime.
-fn manifest(
-    cron_job: &CronJob,
-    template: &Value,
-    metadata: &ObjectMeta,
-    request_id: &str,
-) -> Value {
+/// exactly as it was read.
+fn manifest(cron_job: &CronJob, template: &Value) -> Value {
     let (key, value) = INSTANTIATE_ANNOTATION;
     let mut annotations = Map::from_iter([(key.to_owned(), value.into())]);
     annotations
         .extend(template["metadata"]["annotations"].as_object().cloned().unwrap_or_default());
-    annotations.insert(REQUEST_ID_ANNOTATION.to_owned(), request_id.into());
     let owner = OwnerReference {
         api_version: "batch/v1".to_owned(),
         kind: "CronJob".to_owned(),
@@ -223,20 +154,13 @@ fn manifest(
         controller: keeps_finished_jobs(cron_job).then_some(true),
         block_owner_deletion: None,
     };
-    let mut job = json!({
-        "apiVersion": "batch/v1", "kind": "Job",
+    json!({
         "metadata": {
-            "name": metadata.name, "namespace": metadata.namespace,
             "labels": template["metadata"]["labels"], "annotations": annotations,
             "ownerReferences": [owner],
         },
         "spec": template["spec"],
-    });
-    let ttl = &mut job["spec"]["ttlSecondsAfterFinished"];
-    if let Some(seconds) = ttl.as_i64() {
-        *ttl = seconds.max(MIN_TTL_SECONDS).into();
-    }
-    job
+    })
 }
 
 fn keeps_finished_jobs(cron_job: &CronJob) -> bool {
@@ -246,20 +170,8 @@ fn keeps_finished_jobs(cron_job: &CronJob) -> bool {
     })
 }
 
-fn name_is_taken(target: &Target, job: &str) -> ActionError {
-    ActionError::new(
-        Code::RejectedByCluster,
-        format!("Job '{job}' exists and was not created by this request, so {target} was not run"),
-    )
-    .with_hint("send the request with another id")
-}
-
-fn creation(job: &str) -> Change {
-    Change { path: "/metadata/name".to_owned(), from: Value::Null, to: job.into() }
-}
-
-fn would(job: &str, cron_job: &str) -> String {
-    format!("Simulated: Job '{job}' of CronJob '{cron_job}' would be created.")
+fn described(job: &str, cron_job: &str) -> String {
+    format!("Job '{job}' of CronJob '{cron_job}'")
 }
 
 /// What the CronJob's own settings would forbid; kubectl does not check it either.
@@ -274,7 +186,7 @@ fn warnings(cron_job: &CronJob) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::effect::Mutation;
+    use crate::{actions::Decision, contract::error::Code, k8s::effect::Mutation};
 
     fn cron_job(spec: &str, template: &str, job: &str) -> DynamicObject {
         serde_yaml_ng::from_str(&format!(
@@ -287,8 +199,9 @@ mod tests {
     }
 
     fn decide_on(cron_job: &DynamicObject, job: Option<&Job>) -> Result<Plan, ActionError> {
-        let (target, version) = (SUSPEND_CRONJOB.target("shop", "nightly"), Some("70".to_owned()));
-        decide(target, cron_job, job, version, &PlanInput::example())
+        let (target, new) =
+            (SUSPEND_CRONJOB.target("shop", "nightly"), NewJob::example("nightly", job));
+        decide(target, cron_job, &new, &PlanInput::example())
     }
 
     fn created(cron_job: &DynamicObject) -> Value {
@@ -302,7 +215,7 @@ mod tests {
     fn a_run_is_one_job_from_the_template_as_kubectl_creates_it() {
         let template = "labels: {team: a}, annotations: {note: b}";
         let job = created(&cron_job("", template, ""));
-        let name = job_name("nightly", "r1");
+        let name = job::name("nightly", "r1");
         assert_eq!(
             job["metadata"],
             json!({
@@ -330,7 +243,7 @@ mod tests {
     #[test]
     fn the_result_names_the_job() {
         let plan = decide_on(&cron_job("", "", ""), None).expect("is planned");
-        let name = job_name("nightly", "r1");
+        let name = job::name("nightly", "r1");
         let Decision::Apply(_, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
         assert_eq!(
             did,
@@ -338,19 +251,6 @@ mod tests {
         );
         assert_eq!(plan.changes[0].to, Value::from(name));
         assert_eq!(plan.target.kind, "CronJob");
-    }
-
-    #[test]
-    fn a_job_name_is_a_label_and_depends_on_the_request_alone() {
-        for cron_job in
-            ["nightly", "nightly.report", &"a".repeat(52), &format!("{}-b", "a".repeat(51))]
-        {
-            let name = job_name(cron_job, "alert-7");
-            let last_of_indexed = format!("{name}-2147483646");
-            assert!(Namespace::try_from(last_of_indexed.clone()).is_ok(), "{last_of_indexed}");
-            assert_eq!(name, job_name(cron_job, "alert-7"));
-            assert_ne!(name, job_name(cron_job, "alert-8"));
-        }
     }
 
     #[test]

@@ -10,11 +10,17 @@ use serde_json::Value;
 
 use crate::{
     actions::{
-        BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
-        plan::READ_AGAIN, shared::restart,
+        Action, BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable,
+        Preview,
+        plan::READ_AGAIN,
+        shared::{
+            restart,
+            selection::{Chosen, Selection},
+        },
     },
     contract::{
         error::{ActionError, Code},
+        label_selector::LabelSelector,
         names::{Namespace, ObjectName, null_is_default},
         response::{Change, Target},
     },
@@ -23,9 +29,9 @@ use crate::{
         autoscaling::{autoscaler_of, bounds, is_disabled_at_zero, scaled_object_of},
         completion::Completion,
         effect::Effect,
+        field_managers::has_scaled,
         gitops,
         rbac::PolicyRule,
-        replica_managers::has_scaled,
         rollout,
         workload::{Workload, WorkloadKind},
     },
@@ -52,7 +58,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         PolicyRule {
             api_groups: &["apps"],
             resources: &["deployments", "statefulsets", "replicasets"],
-            verbs: &["get", "watch"],
+            // To list is for a selector.
+            verbs: &["get", "list", "watch"],
         },
         PolicyRule {
             api_groups: &["apps"],
@@ -65,22 +72,43 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         restart::EVENTS,
     ],
     cluster_rules: &[],
+    integration: None,
 };
 
 /// What `scale` acts upon, and the desired number of replicas.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(extend("oneOf" = [
-    { "required": ["replicas"], "properties": { "replicas": { "type": "integer" }, "by": { "type": "null" } } },
-    { "required": ["by"], "properties": { "by": { "type": "integer" }, "replicas": { "type": "null" } } },
+#[schemars(extend("allOf" = [
+    { "oneOf": [
+        { "required": ["name"], "properties": {
+        "selector": { "type": "null" }, "max_targets": { "type": "null" }, "max_failures": { "type": "null" },
+    } },
+        { "required": ["selector"], "properties": { "name": { "type": "null" } } },
+    ] },
+    { "oneOf": [
+        { "required": ["replicas"], "properties": { "replicas": { "type": "integer" }, "by": { "type": "null" } } },
+        { "required": ["by"], "properties": { "by": { "type": "integer" }, "replicas": { "type": "null" } } },
+    ] },
 ]))]
 pub struct Parameters {
     /// The kind of workload.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_deployment")]
     #[schemars(with = "Option<Scalable>", extend("default" = "Deployment"))]
     pub kind: Scalable,
-    /// The workload to scale.
-    pub name: ObjectName,
+    /// The workload to scale. Either this or `selector`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<ObjectName>,
+    /// Scale all workloads of the kind that match this label selector, one after the other, instead of one by its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<LabelSelector>,
+    /// With `selector`: refused if more match; 10 if it is omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 50))]
+    pub max_targets: Option<u32>,
+    /// With `selector`: how many may fail before the others are left alone; 0 if it is omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 49))]
+    pub max_failures: Option<u32>,
     /// Its namespace.
     #[serde(default, deserialize_with = "null_is_default")]
     #[schemars(with = "Option<Namespace>")]
@@ -125,16 +153,44 @@ fn is_deployment(kind: &Scalable) -> bool {
     *kind == Scalable::Deployment
 }
 
+impl Parameters {
+    fn chosen(&self) -> Chosen<'_> {
+        Chosen {
+            field: "name",
+            name: self.name.as_ref(),
+            selector: self.selector.as_ref(),
+            max_targets: self.max_targets,
+            max_failures: self.max_failures,
+        }
+    }
+}
+
 impl Plannable for Parameters {
     fn target(&self) -> Target {
-        WorkloadKind::from(self.kind).target(&self.namespace, &self.name)
+        self.chosen().target(self.kind.into(), &self.namespace)
     }
 
     fn namespace(&self) -> &str {
         &self.namespace
     }
 
+    fn selection(&self) -> Option<Selection<'_>> {
+        self.chosen().selection(self.kind.into(), &self.namespace)
+    }
+
+    fn on(&self, target: ObjectName) -> Option<Action> {
+        self.selection()?;
+        Some(Action::Scale(Parameters {
+            name: Some(target),
+            selector: None,
+            max_targets: None,
+            max_failures: None,
+            ..self.clone()
+        }))
+    }
+
     fn check(&self) -> Result<(), ActionError> {
+        self.chosen().check()?;
         let negative = |number: Option<i32>| number.is_some_and(|number| number < 0);
         match (self.replicas, self.by) {
             (None, None) => Err(ActionError::invalid_field(
@@ -159,11 +215,14 @@ impl Plannable for Parameters {
     }
 
     fn preview(&self, _: &PlanInput) -> Preview {
-        let Target { kind, name, .. } = self.target();
         let how = match (self.replicas, self.by) {
             (Some(replicas), _) => format!("to {replicas}"),
             (None, by) => format!("by {:+}", by.unwrap_or(0)),
         };
+        if let Some(selection) = self.selection() {
+            return selection.preview(&format!("scaled {how}"));
+        }
+        let Target { kind, name, .. } = self.target();
         let to_number = self.replicas.map(|replicas| change(Value::Null, replicas));
         Preview {
             result: format!("Simulated: {kind} '{name}' would be scaled {how}."),
@@ -172,10 +231,14 @@ impl Plannable for Parameters {
     }
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
+        if let Some(selection) = self.selection() {
+            return Box::pin(async move { selection.resolve(cluster, input).await });
+        }
         Box::pin(async move {
             let (namespace, deadline) = (&self.namespace, input.deadline);
+            let name = self.target().name;
             let (found, autoscalers) = tokio::try_join!(
-                cluster.workload(self.kind.into(), namespace, &self.name, deadline),
+                cluster.workload(self.kind.into(), namespace, &name, deadline),
                 cluster.list(namespace, "", deadline),
             )?;
             let mut plan = decide(self, &found, &autoscalers, input)?;
@@ -296,9 +359,9 @@ fn refuse_managed(
                 "HorizontalPodAutoscaler '{name}', which KEDA manages for ScaledObject '{object}'"
             ))
             .with_hint(format!(
-                "change minReplicaCount or maxReplicaCount of the ScaledObject, or pause it with \
-                 `kubectl -n {namespace} annotate scaledobject {object} \
-                 autoscaling.keda.sh/paused-replicas=N`"
+                "change minReplicaCount or maxReplicaCount of the ScaledObject, or pause it at a number with \
+                 pause_keda (name {object}, replicas), which needs the integration keda, or with `kubectl -n \
+                 {namespace} annotate scaledobject {object} autoscaling.keda.sh/paused-replicas=N`"
             )),
             None => managed_by(format!("HorizontalPodAutoscaler '{name}'")).with_hint(
                 "change its bounds with set_autoscaler_bounds; if they are above 0, a scaling to 0 and back is possible \
@@ -353,10 +416,7 @@ fn warnings(
                 .to_owned(),
         );
     }
-    if let Some((owner, name)) = workload.controller() {
-        warnings.push(format!("{owner} '{name}' controls the {kind} and may change it back"));
-    }
-    warnings.extend(gitops::revert_warning(workload.metadata(), "spec.replicas"));
+    warnings.extend(gitops::undo_warnings(workload.metadata(), "spec.replicas"));
     warnings
 }
 
@@ -588,7 +648,7 @@ mod tests {
         assert!(error.detail.contains("Deployment 'shop-web'"), "{}", error.detail);
         // The owner of another workload may or may not change it back.
         let plan = decide_on(&deployment(OWNED, ""), r#""replicas":5"#).expect("is planned");
-        assert!(plan.warnings[0].contains("Deployment 'shop-web' controls the Deployment"));
+        assert!(plan.warnings[0].contains("Deployment 'shop-web' controls it"));
     }
 
     const OWNED: &str = ", ownerReferences: [{apiVersion: apps/v1, kind: Deployment, \

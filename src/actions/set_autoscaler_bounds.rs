@@ -52,6 +52,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         verbs: &["get", "patch"],
     }],
     cluster_rules: &[],
+    integration: None,
 };
 
 /// What `set_autoscaler_bounds` acts upon, and the desired bounds.
@@ -328,7 +329,10 @@ fn refuse_keda(target: &Target, found: &HorizontalPodAutoscaler) -> Result<(), A
     let Some(object) = scaled_object_of(found) else { return Ok(()) };
     let detail = format!("the bounds of {target} are managed by KEDA's ScaledObject '{object}'");
     Err(ActionError::new(Code::TargetManaged, detail)
-        .with_hint("change minReplicaCount or maxReplicaCount of the ScaledObject"))
+        .with_hint(format!(
+            "change minReplicaCount or maxReplicaCount of the ScaledObject, or pause it at a number with pause_keda \
+             (name {object}, replicas), which needs the integration keda"
+        )))
 }
 
 fn warnings(found: &HorizontalPodAutoscaler, [min, max]: [i32; 2]) -> Vec<String> {
@@ -354,7 +358,7 @@ fn warnings(found: &HorizontalPodAutoscaler, [min, max]: [i32; 2]) -> Vec<String
                 message.unwrap_or_default()
             )
         });
-    let reverted = gitops::revert_warning(&found.metadata, "the bounds");
+    let reverted = gitops::undo_warnings(&found.metadata, "the bounds");
     at_once.into_iter().chain(inactive).chain(reverted).collect()
 }
 

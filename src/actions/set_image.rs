@@ -1,6 +1,5 @@
 //! `set_image`: sets the images of named containers of a workload, as `kubectl set image` does.
 
-use json_patch::PatchOperation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -9,32 +8,28 @@ use crate::{
     actions::{
         BoxFuture, Decision, Descriptor, ImageChange, Plan, PlanInput, Plannable, Preview,
         shared::{
+            containers::{self, Container},
             restart,
-            rollout::{self, REVISIONS, Rollbackable, WORKLOADS, completion, refuse_paused},
+            rollout::{
+                self, POD_SPEC, REVISIONS, Rollbackable, TemplateChange, WORKLOADS, completion,
+                refuse_paused,
+            },
         },
     },
     contract::{
-        error::{ActionError, Code},
+        error::ActionError,
         image::ImageReference,
         names::{Namespace, ObjectName, null_is_default},
-        response::{Change, Target, rfc3339_millis},
+        response::{Target, rfc3339_millis},
     },
     k8s::{
         api::{client::Cluster, preflight},
         applied_requests::AppliedRequests,
-        conditional_patch::{add, test},
-        effect::Effect,
         gitops,
         revisions::{RollbackTarget, template_digest},
         workload::{Workload, WorkloadKind},
     },
 };
-
-/// The most containers of one request.
-const MAX_IMAGES: usize = 20;
-
-/// The lists of a pod's containers that have an image.
-const CONTAINER_LISTS: [&str; 2] = ["containers", "initContainers"];
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "set_image",
@@ -57,7 +52,11 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         preflight::CLAIMS,
     ],
     cluster_rules: &[],
+    integration: None,
 };
+
+/// Where the image is in a container.
+const IMAGE: [&str; 1] = ["image"];
 
 /// What `set_image` acts upon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -102,22 +101,7 @@ impl Plannable for Parameters {
     }
 
     fn check(&self) -> Result<(), ActionError> {
-        let refused = |field: String, what: String| {
-            Err(ActionError::new(Code::InvalidRequest, format!("{field}: {what}"))
-                .with_field(field))
-        };
-        if !(1..=MAX_IMAGES).contains(&self.images.len()) {
-            let what =
-                format!("must have 1 to {MAX_IMAGES} entries, but has {}", self.images.len());
-            return refused("parameters.images".to_owned(), what);
-        }
-        for (number, image) in self.images.iter().enumerate() {
-            if self.images[..number].iter().any(|it| it.container == image.container) {
-                let field = format!("parameters.images[{number}].container");
-                return refused(field, "names the same container as an entry before".to_owned());
-            }
-        }
-        Ok(())
+        containers::check_each_once("images", self.names())
     }
 
     fn rollback_on_failure(&self) -> bool {
@@ -143,14 +127,6 @@ impl Plannable for Parameters {
     }
 }
 
-/// A container in the pod template.
-struct Found<'a> {
-    list: &'static str,
-    index: usize,
-    /// The image now.
-    image: &'a str,
-}
-
 impl Parameters {
     /// `template` is the workload's, with unknown fields.
     fn decide(
@@ -168,35 +144,30 @@ impl Parameters {
         }
         input.check_found(&target, found)?;
         let with_uid = |refusal: ActionError| refusal.object_uid(found.uid.as_deref());
-        let containers = self.containers(template).map_err(with_uid)?;
-        let pairs = self.images.iter().zip(&containers);
+        let found_containers =
+            containers::find(&target, template, "images", self.names()).map_err(with_uid)?;
+        let pairs = self.images.iter().zip(&found_containers);
         let different: Vec<_> =
-            pairs.filter(|(wanted, found)| *wanted.image != *found.image).collect();
+            pairs.filter(|(wanted, found)| *wanted.image != *image_of(found)).collect();
         if different.is_empty() {
             let sentence = format!("{} set already.", self.what());
             let completion = completion(workload, Some(template_digest(template)));
             return Ok(Plan::new(target, found, Decision::NoOp(sentence), completion));
         }
         refuse_paused(&target, workload).map_err(with_uid)?;
-        let (mut operations, mut changes, mut after) = (Vec::new(), Vec::new(), template.clone());
-        for (wanted, found) in &different {
-            operations.extend(found.operations(wanted));
-            changes.push(found.change(wanted));
-            after["spec"][found.list][found.index]["image"] = (*wanted.image).into();
-        }
-        let (mark, precondition) = (input.mark_for(rollback_target), input.precondition.as_ref());
-        let resource = workload.kind().resource();
-        let effect = Effect::patch(resource, found, &mark, precondition, operations);
-        changes.push(AppliedRequests::from_metadata(found).change(&mark));
-        let decision = Decision::Apply(Box::new(effect), did, self.would());
-        let completion = completion(workload, Some(template_digest(&after)));
-        let mut plan = Plan::new(target, found, decision, completion);
-        plan.changes = changes;
+        let pairs = different.iter().map(|(wanted, found)| (found, Value::from(&*wanted.image)));
+        let change = TemplateChange {
+            operations: pairs.clone().flat_map(|(it, to)| it.set(&POD_SPEC, &IMAGE, &to)).collect(),
+            changes: pairs.map(|(it, to)| it.change(&POD_SPEC, &IMAGE, &to)).collect(),
+            did,
+            would: self.would(),
+        };
+        let mut plan = change.plan(target, workload, template, rollback_target, input);
         plan.images = different
             .iter()
             .map(|(wanted, found)| ImageChange {
                 container: wanted.container.to_string(),
-                from: found.image.to_owned(),
+                from: image_of(found).to_owned(),
                 to: wanted.image.to_string(),
             })
             .collect();
@@ -204,35 +175,8 @@ impl Parameters {
         Ok(plan)
     }
 
-    /// The containers of the request in the template, in the order of the request.
-    fn containers<'a>(&self, template: &'a Value) -> Result<Vec<Found<'a>>, ActionError> {
-        let all = |list: &'static str| {
-            let containers = template["spec"][list].as_array().into_iter().flatten().enumerate();
-            containers.map(move |(index, container)| (list, index, container))
-        };
-        let find = |name: &str| {
-            let (list, index, container) = CONTAINER_LISTS
-                .into_iter()
-                .flat_map(all)
-                .find(|(.., container)| container["name"] == name)?;
-            Some(Found { list, index, image: container["image"].as_str().unwrap_or_default() })
-        };
-        let wanted = self.images.iter().enumerate();
-        wanted
-            .map(|(number, ContainerImage { container, .. })| {
-                find(container).ok_or_else(|| {
-                    let names: Vec<_> = CONTAINER_LISTS
-                        .into_iter()
-                        .flat_map(all)
-                        .filter_map(|(.., container)| container["name"].as_str())
-                        .collect();
-                    let detail = format!("{} has no container '{container}'", self.target());
-                    ActionError::new(Code::InvalidRequest, detail)
-                        .with_field(format!("parameters.images[{number}].container"))
-                        .with_hint(format!("its containers are {}", names.join(", ")))
-                })
-            })
-            .collect()
+    fn names(&self) -> impl Iterator<Item = &ObjectName> {
+        self.images.iter().map(|it| &it.container)
     }
 
     /// As `Deployment 'web': image of 'app' to registry.example.com/app:2`, without the verb.
@@ -257,35 +201,14 @@ impl Parameters {
                 names.join(", ")
             )
         });
-        let reverted = gitops::revert_warning(workload.metadata(), "the image");
+        let reverted = gitops::undo_warnings(workload.metadata(), "the image");
         by_tag.into_iter().chain(reverted).collect()
     }
 }
 
-impl Found<'_> {
-    fn path(&self) -> [String; 5] {
-        let index = self.index.to_string();
-        ["spec", "template", "spec", self.list, &index].map(str::to_owned)
-    }
-
-    /// The index names the container that was read.
-    fn operations(&self, wanted: &ContainerImage) -> [PatchOperation; 2] {
-        let path = self.path();
-        let path: Vec<_> = path.iter().map(String::as_str).collect();
-        let within = |field| [path.as_slice(), &[field]].concat();
-        [
-            test(&within("name"), (*wanted.container).into()),
-            add(&within("image"), (*wanted.image).into()),
-        ]
-    }
-
-    fn change(&self, wanted: &ContainerImage) -> Change {
-        Change {
-            path: format!("/{}/image", self.path().join("/")),
-            from: self.image.into(),
-            to: (*wanted.image).into(),
-        }
-    }
+/// The image that a container has now.
+fn image_of<'a>(container: &Container<'a>) -> &'a str {
+    container.value["image"].as_str().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -294,7 +217,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::actions::CompletionSpec;
+    use crate::{actions::CompletionSpec, contract::error::Code};
 
     const OLD: &str = "registry.example.com/web:1";
     const NEW: &str = "registry.example.com/web:2";

@@ -35,6 +35,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         verbs: &["get", "patch"],
     }],
     cluster_rules: &[],
+    integration: None,
 };
 
 /// What `suspend_cronjob` acts upon.

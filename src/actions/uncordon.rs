@@ -29,6 +29,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         resources: &["nodes"],
         verbs: &["get", "patch"],
     }],
+    integration: None,
 };
 
 /// What `uncordon` acts upon.

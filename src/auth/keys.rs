@@ -13,7 +13,7 @@ use crate::{
     auth::{AccessRequest, Verb, forbidden},
     config::reload::ConfigFile,
     contract::{digest::sha256, error::ActionError, names::AuditText},
-    policy::{ActionName, Pattern, Version},
+    policy::{ActionName, NodePattern, Pattern, Version},
 };
 
 /// The keys file.
@@ -48,9 +48,28 @@ pub struct KeyEntry {
     /// The allowed namespaces of targets, with `*` for any characters.
     #[serde(default = "any_namespace")]
     pub namespaces: Vec<Pattern>,
+    /// The allowed clusters besides the one that reviews the rights of callers, by their names in the list of clusters, with
+    /// `*` for any characters; none if it is left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clusters: Vec<NodePattern>,
     /// Allow simulation only.
     #[serde(default)]
     pub simulate_only: bool,
+    /// As which user of the cluster the holder acts, where callers are impersonated. Without it the holder cannot act there.
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "ClusterUser")]
+    pub impersonate: Option<ClusterUser>,
+}
+
+/// A user of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterUser {
+    /// The user's name.
+    pub user: AuditText,
+    /// The user's groups; those that the server does not pass on are left out.
+    #[serde(default)]
+    pub groups: Vec<AuditText>,
 }
 
 /// A SHA-256 in hexadecimal.
@@ -132,7 +151,9 @@ impl Keys {
 impl KeyEntry {
     /// Whether the entry allows the access in one namespace at least; to a node, which is in none.
     pub(crate) fn allows_somewhere(&self, verb: Verb, kind: Option<ActionKind>) -> bool {
-        let allows = |namespace: &str| self.check(&AccessRequest { verb, kind, namespace }).is_ok();
+        let allows = |namespace: &str| {
+            self.check(&AccessRequest { verb, kind, namespace, cluster: None }).is_ok()
+        };
         match kind {
             Some(kind) if kind.is_on_cluster() => allows(""),
             _ => self.namespaces.iter().any(|pattern| allows(&pattern.example())),
@@ -153,6 +174,11 @@ impl KeyEntry {
             "actions"
         } else if !self.namespaces.iter().any(|pattern| pattern.matches(access.namespace)) {
             "namespaces"
+        } else if access
+            .cluster
+            .is_some_and(|name| !self.clusters.iter().any(|it| it.as_ref().matches(name)))
+        {
+            "clusters"
         } else if self.simulate_only && access.verb == Verb::Execute {
             "simulate_only"
         } else {
@@ -179,7 +205,7 @@ mod tests {
 
     fn access(namespace: &str, simulate: bool) -> AccessRequest<'_> {
         let verb = if simulate { Verb::Simulate } else { Verb::Execute };
-        AccessRequest { verb, kind: Some(ActionKind::RestartK8s), namespace }
+        AccessRequest { verb, kind: Some(ActionKind::RestartK8s), namespace, cluster: None }
     }
 
     #[test]
@@ -243,7 +269,8 @@ mod tests {
 
     #[test]
     fn a_list_of_all_actions_needs_access_to_all_actions() {
-        let list = |namespace| AccessRequest { verb: Verb::List, kind: None, namespace };
+        let list =
+            |namespace| AccessRequest { verb: Verb::List, kind: None, namespace, cluster: None };
         assert!(one(", simulate_only: true").check(&list("")).is_ok());
         assert!(one(", actions: [restart_pod]").check(&list("shop")).is_err());
         assert!(one(", namespaces: [shop]").check(&list("shop")).is_ok());
@@ -259,6 +286,9 @@ mod tests {
             "keys: [{name: pager, sha256: null}]",
             "keys: [{name: pager, certificate: hunter2, sha256: null}]",
             "keys: [{name: pager, certificate: ''}]",
+            "keys: [{name: pager, certificate: pager, impersonate: hunter2}]",
+            "keys: [{name: pager, certificate: pager, impersonate: {user: ''}}]",
+            "keys: [{name: pager, certificate: pager, impersonate: null}]",
             "keys: {hunter2: 1}",
             "{hunter2: 1}",
             "version: 2",

@@ -25,7 +25,7 @@ use crate::{
         keys::Keys,
         rate_limit::{Failures, Rates},
         token_cache::TokenCache,
-        token_review::Identity,
+        token_review::{Identity, ObjectAccess},
     },
     config::{Settings, reload::Reloading},
     contract::{
@@ -36,6 +36,7 @@ use crate::{
 };
 
 pub mod client_cert;
+pub(crate) mod impersonation;
 pub mod keys;
 pub mod rate_limit;
 pub(crate) mod rights;
@@ -93,6 +94,8 @@ pub(crate) struct AccessRequest<'a> {
     pub kind: Option<ActionKind>,
     /// The target's namespace; empty: all.
     pub namespace: &'a str,
+    /// The cluster, if it is another one than the one that reviews the rights of callers.
+    pub cluster: Option<&'a str>,
 }
 
 /// A verb of RBAC on actions.
@@ -127,9 +130,10 @@ impl Default for Credentials {
 }
 
 impl<'a> AccessRequest<'a> {
-    /// The access that a request needs.
-    pub(crate) fn of(request: &'a ActionRequest) -> Self {
+    /// The access that a request needs on this cluster.
+    pub(crate) fn of(request: &'a ActionRequest, cluster: Option<&'a str>) -> Self {
         AccessRequest {
+            cluster,
             verb: if request.simulate { Verb::Simulate } else { Verb::Execute },
             kind: Some(request.action.kind()),
             namespace: request.action.namespace(),
@@ -255,16 +259,18 @@ impl Authenticator {
 }
 
 impl Caller {
-    /// Authorizes a request, and makes the caller its requester.
+    /// Authorizes a request on `other`, or on the cluster that reviews the rights of callers, and makes the caller its
+    /// requester.
     ///
     /// # Errors
     /// [`Code::CallerForbidden`] with the missing right, or why the cluster could not answer.
     pub(crate) async fn authorize_request(
         &self,
         request: ActionRequest,
-        cluster: Option<&Cluster>,
+        reviewer: Option<&Cluster>,
+        other: Option<&str>,
     ) -> Result<ActionRequest, ActionError> {
-        self.authorize(&AccessRequest::of(&request), cluster).await?;
+        self.authorize(&AccessRequest::of(&request, other), reviewer).await?;
         let requester = audit_requester(self.name(), request.requester.as_deref());
         Ok(ActionRequest { requester, ..request })
     }
@@ -290,6 +296,23 @@ impl Caller {
             // Without a cluster RBAC cannot authorize.
             (Caller::User(_), None) => Err(forbidden(self.name(), access)),
         }
+    }
+
+    /// Authorizes a read of the cluster's own objects. RBAC knows users of the cluster alone: for others what they may do
+    /// with actions decides.
+    ///
+    /// # Errors
+    /// [`Code::CallerForbidden`] with the missing rule, or why the cluster could not answer.
+    pub(crate) async fn authorize_objects(
+        &self,
+        access: &ObjectAccess<'_>,
+        cluster: &Cluster,
+    ) -> Result<(), ActionError> {
+        let Caller::User(identity) = self else { return Ok(()) };
+        let deadline = Instant::now() + AUTH_TIMEOUT;
+        token_review::check_objects(cluster, identity, access, deadline)
+            .await
+            .map_err(as_misconfiguration)
     }
 
     /// The caller's name in the audit.
@@ -345,6 +368,10 @@ fn forbidden(caller: &str, access: &AccessRequest) -> ActionError {
     let scope = match access.namespace {
         "" => "in all namespaces".to_owned(),
         namespace => format!("in namespace '{namespace}'"),
+    };
+    let scope = match access.cluster {
+        Some(cluster) => format!("{scope} of cluster '{cluster}'"),
+        None => scope,
     };
     ActionError::new(Code::CallerForbidden, format!("{caller} may not {verb} {action} {scope}"))
 }

@@ -190,7 +190,7 @@ impl Reviews {
     ) -> Result<bool, ActionError> {
         // The semaphore is never closed.
         let _permit = self.permits.acquire().await;
-        let access = AccessRequest { verb, kind, namespace };
+        let access = AccessRequest { verb, kind, namespace, cluster: None };
         match self.caller.authorize(&access, Some(&self.cluster)).await {
             Ok(()) => Ok(true),
             Err(refusal) if refusal.code == Code::CallerForbidden => Ok(false),

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::{
     auth::{AccessRequest, forbidden},
-    contract::error::ActionError,
+    contract::error::{ActionError, Code},
     k8s::{
         api::client::{Call, Cluster},
         rbac::PolicyRule,
@@ -46,9 +46,9 @@ pub const RULES: [PolicyRule; 2] = [
 pub(crate) struct Identity {
     /// The user's name.
     pub user: String,
-    uid: Option<String>,
-    groups: Option<Vec<String>>,
-    extra: Option<BTreeMap<String, Vec<String>>>,
+    pub(super) uid: Option<String>,
+    pub(super) groups: Option<Vec<String>>,
+    pub(super) extra: Option<BTreeMap<String, Vec<String>>>,
 }
 
 impl Identity {
@@ -112,6 +112,8 @@ pub(crate) async fn check(
             resource_attributes: Some(ResourceAttributes {
                 group: Some(GROUP.to_owned()),
                 resource: Some(RESOURCE.to_owned()),
+                // RBAC has no clusters. A rule for `actions` does not allow a subresource of them.
+                subresource: access.cluster.map(str::to_owned),
                 verb: Some(access.verb.name().to_owned()),
                 name: access.kind.map(|kind| kind.name().to_owned()),
                 namespace: Some(access.namespace.to_owned()),
@@ -131,6 +133,72 @@ pub(crate) async fn check(
     }
 }
 
+/// A read of the cluster's own objects, as RBAC knows it.
+pub(crate) struct ObjectAccess<'a> {
+    pub rule: PolicyRule,
+    /// Empty: all namespaces, or none.
+    pub namespace: &'a str,
+    /// Empty: any.
+    pub name: &'a str,
+}
+
+/// Checks that RBAC allows the user to read these objects itself.
+///
+/// # Errors
+/// [`Code::CallerForbidden`](crate::contract::error::Code::CallerForbidden) with the missing rule, or why the cluster could
+/// not answer.
+pub(crate) async fn check_objects(
+    cluster: &Cluster,
+    identity: &Identity,
+    access: &ObjectAccess<'_>,
+    deadline: Instant,
+) -> Result<(), ActionError> {
+    let Identity { user, uid, groups, extra } = identity.clone();
+    let ObjectAccess { rule, namespace, name } = access;
+    let (group, verb) = (rule.api_groups[0], rule.verbs[0]);
+    let (resource, subresource) = match rule.resources[0].split_once('/') {
+        Some((resource, subresource)) => (resource, Some(subresource.to_owned())),
+        None => (rule.resources[0], None),
+    };
+    let review = SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: Some(user.clone()),
+            uid,
+            groups,
+            extra,
+            resource_attributes: Some(ResourceAttributes {
+                group: Some(group.to_owned()),
+                resource: Some(resource.to_owned()),
+                subresource,
+                verb: Some(verb.to_owned()),
+                name: Some((*name).to_owned()),
+                namespace: Some((*namespace).to_owned()),
+                ..ResourceAttributes::default()
+            }),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
+    };
+    match cluster.create_review(&review, deadline).await {
+        Ok(answer) if answer.status.as_ref().is_some_and(|status| status.allowed) => Ok(()),
+        Ok(_) => {
+            let (role, place) = match *namespace {
+                "" => ("a ClusterRole".to_owned(), "the cluster".to_owned()),
+                name => (format!("a Role in '{name}'"), format!("namespace '{name}'")),
+            };
+            let what = rule.resources[0];
+            let detail = format!("{user} may not {verb} {what} in {place}");
+            Err(ActionError::new(Code::CallerForbidden, detail).with_hint(format!(
+                "{role} must allow the caller apiGroups [\"{group}\"], resources [\"{what}\"], verbs [\"{verb}\"]"
+            )))
+        }
+        Err(fault) => {
+            let call = Call::about::<SubjectAccessReview>("create");
+            Err(cluster.explain(&call, fault).await)
+        }
+    }
+}
+
 /// The RBAC rule that would allow it.
 fn missing_rule(access: &AccessRequest<'_>) -> String {
     let role = match access.namespace {
@@ -138,8 +206,9 @@ fn missing_rule(access: &AccessRequest<'_>) -> String {
         namespace => format!("a Role in '{namespace}'"),
     };
     let names = access.kind.map(|kind| format!("resourceNames [\"{}\"], ", kind.name()));
+    let cluster = access.cluster.map(|name| format!("/{name}")).unwrap_or_default();
     format!(
-        "{role} must allow the caller apiGroups [\"{GROUP}\"], resources [\"{RESOURCE}\"], {}verbs [\"{}\"]",
+        "{role} must allow the caller apiGroups [\"{GROUP}\"], resources [\"{RESOURCE}{cluster}\"], {}verbs [\"{}\"]",
         names.unwrap_or_default(),
         access.verb.name()
     )

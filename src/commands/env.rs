@@ -37,12 +37,14 @@ struct Variables {
     issued_at: Option<String>,
     wait: Option<String>,
     timeout_seconds: Option<String>,
+    observe_seconds: Option<String>,
+    cluster: Option<String>,
     precondition_uid: Option<String>,
     precondition_resource_version: Option<String>,
 }
 
 /// Every variable of a request.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 13] = [
     "ACTION_REQUEST",
     "ACTION_TYPE",
     "ACTION_SIMULATE",
@@ -52,6 +54,8 @@ const NAMES: [&str; 11] = [
     "ACTION_ISSUED_AT",
     "ACTION_WAIT",
     "ACTION_TIMEOUT_SECONDS",
+    "ACTION_OBSERVE_SECONDS",
+    "ACTION_CLUSTER",
     "ACTION_PRECONDITION_UID",
     "ACTION_PRECONDITION_RESOURCE_VERSION",
 ];
@@ -126,6 +130,8 @@ fn to_json(fields: Variables, parameters: Map<String, Value>) -> Value {
     put("issued_at", fields.issued_at.map(Value::from));
     put("wait", fields.wait.map(|text| typed_value(text, "boolean")));
     put("timeout_seconds", fields.timeout_seconds.map(|text| typed_value(text, "integer")));
+    put("observe_seconds", fields.observe_seconds.map(|text| typed_value(text, "integer")));
+    put("cluster", fields.cluster.map(Value::from));
     let precondition: Map<_, _> = [
         ("uid", fields.precondition_uid),
         ("resource_version", fields.precondition_resource_version),
@@ -164,6 +170,7 @@ fn typed_value(text: String, kind: &str) -> Value {
         ("boolean", Ok(value @ Value::Bool(_))) => value,
         ("integer" | "number", Ok(value @ Value::Number(_))) => value,
         ("array", Ok(value @ Value::Array(_))) => value,
+        ("object", Ok(value @ Value::Object(_))) => value,
         _ => Value::from(text),
     }
 }

@@ -18,7 +18,8 @@ use tokio::time::{Instant, sleep};
 use crate::{
     actions::request::ActionRequest,
     cli::JobArgs,
-    commands::{document, run},
+    commands::{cluster, document, run},
+    config::Settings,
     contract::{
         error::{ActionError, Code},
         names::{Namespace, RequestId},
@@ -27,7 +28,6 @@ use crate::{
     executor::reply::Reply,
     k8s::api::{
         client::{Call, Cluster},
-        connect::connect,
         error::ApiError,
     },
     ledger::{
@@ -53,7 +53,7 @@ const DEADLINE_MARGIN: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// What is wrong with the request, or why the Job could not be created or its answer not be read.
-pub fn run(args: &JobArgs) -> Result<(String, u8), ActionError> {
+pub fn run(args: &JobArgs, settings: &Settings) -> Result<(String, u8), ActionError> {
     let request = run::read_request(&args.file)?;
     let id = request.id.clone().unwrap_or_else(RequestId::generate);
     let options = job_options(args, &request)?;
@@ -62,7 +62,7 @@ pub fn run(args: &JobArgs) -> Result<(String, u8), ActionError> {
         return Ok((document(&manifest, args.output)?, 0));
     }
     run::runtime()?.block_on(async {
-        let cluster = connect(args.context.as_deref()).await?.ok_or_else(|| {
+        let cluster = cluster::find(&args.cluster, settings).await?.ok_or_else(|| {
             ActionError::new(Code::Configuration, "no cluster is configured to create the Job in")
         })?;
         let subject = RequestMetadata::of(&request, &id);

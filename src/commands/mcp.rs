@@ -22,10 +22,12 @@ use crate::{
     actions::request::MAX_REQUEST_BYTES,
     cli::McpArgs,
     commands::run::{runtime, stop_on_signals},
-    config::{McpSettings, Settings, reload::Reloading},
+    config::{McpSettings, Settings},
     contract::{error::ActionError, names::AuditText},
-    executor::context::{Context, stopped},
-    k8s::api::connect::connect,
+    executor::{
+        context::{Context, stopped},
+        reports::FLUSH_TIMEOUT,
+    },
     mcp::{
         self, Exchange,
         calls::{Hold, Progression, Waits},
@@ -48,8 +50,12 @@ const BUFFERED_LINES: usize = 64;
 /// Serves until the end of the input or SIGTERM; returns the exit status.
 #[must_use]
 pub fn run(args: &McpArgs, settings: &Settings) -> u8 {
-    let served =
-        runtime().and_then(|runtime| runtime.block_on(serve(args.context.as_deref(), settings)));
+    let served = runtime().and_then(|runtime| {
+        let served = runtime.block_on(serve(args.context.as_deref(), settings));
+        // A receipt that cannot be written must not keep the process.
+        runtime.shutdown_background();
+        served
+    });
     served.map_or_else(|error| report(&error), |()| 0)
 }
 
@@ -62,9 +68,7 @@ pub fn report(error: &ActionError) -> u8 {
 
 async fn serve(kube_context: Option<&str>, settings: &Settings) -> Result<(), ActionError> {
     let (conclude, concluding) = watch::channel(false);
-    let policy = Reloading::new(settings.policy.clone())?;
-    let cluster = connect(kube_context).await?;
-    let context = Context::new(cluster, policy, settings, concluding);
+    let context = Context::connect(kube_context, settings, concluding).await?;
     let mut signalled = stop_on_signals()?;
 
     let (lines, mut input) = mpsc::channel(BUFFERED_LINES);
@@ -76,6 +80,7 @@ async fn serve(kube_context: Option<&str>, settings: &Settings) -> Result<(), Ac
         drop(written);
     });
 
+    let reports = context.reports().clone();
     let mut session = Session::new(context, settings.mcp, output.clone());
     loop {
         tokio::select! {
@@ -107,6 +112,7 @@ async fn serve(kube_context: Option<&str>, settings: &Settings) -> Result<(), Ac
     if timeout(FINISH_TIMEOUT, finish).await.is_err() {
         tracing::warn!("stopped with requests still in progress");
     }
+    reports.flush(FLUSH_TIMEOUT).await;
     Ok(())
 }
 

@@ -4,7 +4,13 @@ use serde_json::Value;
 
 use crate::{cli::OutputFormat, contract::error::ActionError, manifests::yaml};
 
-pub mod env;
+pub mod action;
+pub mod cluster;
+pub mod complete;
+pub mod diagnose;
+pub mod doctor;
+mod env;
+pub mod explain;
 pub mod healthcheck;
 pub mod healthcheck_tls;
 pub mod history;
@@ -15,6 +21,8 @@ pub mod reference;
 pub mod run;
 pub mod schema;
 pub mod serve;
+mod terminal;
+pub mod verify_receipt;
 
 /// A document in the requested format; text is YAML.
 fn document(value: &Value, output: OutputFormat) -> Result<String, ActionError> {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     cli::{AdmissionArgs, CheckArgs, OutputFormat, RbacArgs},
@@ -13,7 +13,13 @@ use crate::{
         error::{ActionError, Code},
         names::Namespace,
     },
-    manifests::{admission, rbac, yaml},
+    diagnosis::parts,
+    k8s::rbac::PolicyRule,
+    manifests::{
+        admission,
+        impersonation::{self, Impersonated},
+        rbac, yaml,
+    },
     policy::{
         Policy,
         evaluate::{Effect, Facts, Verdict},
@@ -62,10 +68,15 @@ pub fn rbac(args: &RbacArgs) -> Result<String, ActionError> {
         [] => std::slice::from_ref(&args.service_account.namespace),
         namespaces => namespaces,
     };
-    let mut documents = rbac::manifests(&policy, &args.service_account, namespaces);
-    let nodes = match args.nodes {
-        true => rbac::node_manifests(&policy, &args.service_account),
-        false => Vec::new(),
+    let account = &args.service_account;
+    let mut documents = match args.impersonate {
+        true => rbac::record_manifests(&policy, account, namespaces),
+        false => rbac::manifests(&policy, account, namespaces),
+    };
+    let nodes = match (args.nodes, args.impersonate) {
+        (true, true) => rbac::node_record_manifests(&policy, account),
+        (true, false) => rbac::node_manifests(&policy, account),
+        (false, _) => Vec::new(),
     };
     if args.history {
         let mut namespaces = namespaces.to_vec();
@@ -73,10 +84,58 @@ pub fn rbac(args: &RbacArgs) -> Result<String, ActionError> {
         if !nodes.is_empty() && !namespaces.contains(&Namespace::default()) {
             namespaces.push(Namespace::default());
         }
-        documents.extend(rbac::history_manifests(&args.service_account, &namespaces));
+        documents.extend(rbac::history_manifests(account, &namespaces));
+    }
+    if args.diagnosis && !args.impersonate {
+        documents.extend(rbac::diagnosis_manifests(account, namespaces, args.nodes));
     }
     documents.extend(nodes);
+    if args.impersonate {
+        documents.extend(impersonation_manifests(args, &policy, namespaces));
+    }
     yaml(&documents)
+}
+
+/// The rights to make calls in the name of others.
+fn impersonation_manifests(
+    args: &RbacArgs,
+    policy: &Policy,
+    namespaces: &[Namespace],
+) -> Vec<Value> {
+    let account = &args.service_account;
+    let who = Impersonated {
+        users: &args.impersonate_user,
+        groups: &args.impersonate_group,
+        accounts: &args.impersonate_account,
+        extra: &args.impersonate_extra,
+        constrained: args.constrained,
+    };
+    let mut documents = impersonation::manifests(&who, account);
+    if !args.constrained {
+        return documents;
+    }
+    let enabled = rbac::enabled(policy);
+    let of_actions = enabled.iter().flat_map(|kind| kind.descriptor().rules);
+    let of_diagnoses = parts::RULES.iter().filter(|_| args.diagnosis);
+    let rules = distinct(of_actions.chain(of_diagnoses));
+    documents.extend(impersonation::constrained(&rules, account, namespaces));
+    if args.nodes {
+        let of_actions = rbac::cluster_rules(&enabled);
+        let of_diagnoses = parts::NODE_RULES.iter().filter(|_| args.diagnosis);
+        let rules = distinct(of_actions.iter().chain(of_diagnoses));
+        documents.extend(impersonation::constrained_in_cluster(&rules, account));
+    }
+    documents
+}
+
+fn distinct<'a>(rules: impl Iterator<Item = &'a PolicyRule>) -> Vec<PolicyRule> {
+    let mut found: Vec<PolicyRule> = Vec::new();
+    for rule in rules {
+        if !found.contains(rule) {
+            found.push(*rule);
+        }
+    }
+    found
 }
 
 fn load(path: Option<&Path>) -> Result<Policy, ActionError> {

@@ -9,7 +9,10 @@ use crate::{
     actions::ActionKind,
     cli::ReferenceOf,
     config::variables::{Kind, SETTINGS},
-    contract::error::{Code, EXIT_STATUSES},
+    contract::{
+        advice::{Advice, Subject},
+        error::{Code, EXIT_STATUSES},
+    },
     http::{headers::HEADERS, routes::ROUTES},
     k8s::rbac::PolicyRule,
     telemetry::metrics::Metrics,
@@ -26,6 +29,7 @@ pub fn table(of: ReferenceOf) -> String {
             rows(&["action", "parameter", "type", "default", "meaning"], parameters())
         }
         ReferenceOf::Errors => rows(&["code", "HTTP", "exit", "retryable", "title"], errors()),
+        ReferenceOf::Advice => advice(),
         ReferenceOf::ExitStatuses => rows(&["exit", "sysexits(3)", "meaning"], exit_statuses()),
         ReferenceOf::Settings => rows(&["setting", "default", "values", "meaning"], settings()),
         ReferenceOf::Metrics => rows(&["metric", "type", "labels", "meaning"], metrics()),
@@ -155,6 +159,19 @@ fn errors() -> impl Iterator<Item = [String; 5]> {
     })
 }
 
+/// A section with a table for each subject.
+fn advice() -> String {
+    let section = |subject: Subject| {
+        let about = Code::ALL.into_iter().filter(|code| code.advice().subject == subject);
+        let each = about.map(|it| {
+            let Advice { when, what_to_do, .. } = it.advice();
+            [code(&it.name()), when.to_owned(), what_to_do.to_owned()]
+        });
+        format!("### {}\n\n{}", subject.title(), rows(&["code", "when", "what to do"], each))
+    };
+    Subject::ALL.map(section).join("\n\n")
+}
+
 fn exit_statuses() -> impl Iterator<Item = [String; 3]> {
     EXIT_STATUSES.iter().map(|it| [it.status.to_string(), code(it.name), it.meaning.to_owned()])
 }
@@ -222,11 +239,11 @@ mod tests {
     fn a_metric_has_its_labels_and_its_unit() {
         let table = table(ReferenceOf::Metrics);
         for row in [
-            "| `action_executor_actions_total` | counter | `action`, `simulate`, `result` | ",
-            "| `action_executor_action_duration_seconds` | histogram | `action`, `simulate` | ",
+            "| `action_executor_actions_total` | counter | `action`, `simulate`, `result`, `cluster` | ",
+            "| `action_executor_action_duration_seconds` | histogram | `action`, `simulate`, `cluster` | ",
             "| `action_executor_connections` | gauge | | ",
             "| `action_executor_build_info` | gauge | `version` | ",
-            "| `action_executor_kubernetes_request_duration_seconds` | histogram | `result` | ",
+            "| `action_executor_kubernetes_request_duration_seconds` | histogram | `result`, `cluster` | ",
         ] {
             assert!(table.contains(row), "{row}: {table}");
         }

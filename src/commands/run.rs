@@ -8,6 +8,7 @@ use std::{
     fs,
     io::{self, IsTerminal, Read, Write},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,20 +23,28 @@ use tokio::{
 use crate::{
     actions::request::{ActionRequest, MAX_REQUEST_BYTES},
     cli::{OnceArgs, OutputFormat},
-    commands::env,
-    config::{Settings, reload::Reloading},
+    commands::{
+        env,
+        terminal::{self, LiveView},
+    },
+    config::Settings,
     contract::{
+        cut::beginning,
         error::{ActionError, Code},
-        response::ActionResponse,
+        response::{ActionResponse, LONG_LISTS},
+        targets::shorten_targets,
+        visible::one_line,
     },
     executor::{
+        Shown,
         context::{Context, stopped},
-        handle,
+        handle_shown,
         incoming::IncomingRequest,
+        observer::Observer,
         reply::Reply,
+        reports::FLUSH_TIMEOUT,
         wait::DEFAULT_WAIT,
     },
-    k8s::api::connect::connect,
 };
 
 /// How often `--join` checks the other attempt.
@@ -58,14 +67,22 @@ pub enum RequestSource {
 /// Runs one request; returns its exit status.
 #[must_use]
 pub fn run(source: &RequestSource, args: &OnceArgs, settings: &Settings) -> u8 {
-    let reply = match read(source) {
-        Ok(incoming) => execute(&incoming, args, settings),
-        Err(error) => Reply::from(error),
-    };
-    if let Some(path) = &settings.termination_log {
-        write_termination_message(path, &reply);
+    let request = read(source).and_then(|incoming| incoming.request());
+    match request.and_then(|request| request.with_cluster(args.cluster.cluster.as_ref())) {
+        // An invalid request is refused before a runtime or a client is built.
+        Err(error) => answer(&Reply::from(error), args.output, settings),
+        Ok(request) => answer_in_context(args, settings, async |context| {
+            send(context, request, args.join, &Shown::default()).await
+        }),
     }
-    if let Err(error) = write(&reply, args.output) {
+}
+
+/// Writes the answer where it is expected; returns its exit status.
+pub(super) fn answer(reply: &Reply, output: OutputFormat, settings: &Settings) -> u8 {
+    if let Some(path) = &settings.termination_log {
+        write_termination_message(path, reply);
+    }
+    if let Err(error) = write(reply, output) {
         tracing::error!(%error, "answer not written to standard output");
     }
     reply.exit_status()
@@ -125,22 +142,65 @@ fn read_bounded(from: impl Read, name: &str) -> Result<Vec<u8>, ActionError> {
     Ok(bytes)
 }
 
-/// An invalid request is refused before a runtime or a client is built.
-fn execute(incoming: &IncomingRequest, args: &OnceArgs, settings: &Settings) -> Reply {
-    let request = match incoming.request() {
-        Ok(request) => request,
-        Err(error) => return Reply::from(error),
-    };
-    let result = runtime().and_then(|runtime| {
-        let result = runtime.block_on(async {
-            let context = context(args.context.as_deref(), settings).await?;
-            if args.join { join(&context, request).await } else { handle(&context, request).await }
-        });
-        // A look-up of a name that hangs, or a plugin, must not delay the answer.
-        runtime.shutdown_background();
-        result
+/// Does this with the cluster, the policy and the settings of a single request, and writes the answer; returns its exit
+/// status. Notifications have a little time once the answer is written.
+pub(super) fn answer_in_context(
+    args: &OnceArgs,
+    settings: &Settings,
+    work: impl AsyncFnOnce(&Context) -> Result<ActionResponse, ActionError>,
+) -> u8 {
+    let done = with_context(args, settings, async |context| {
+        let reply = work(context).await.map_or_else(Reply::from, Reply::from);
+        let status = answer(&reply, args.output, settings);
+        context.reports().flush(FLUSH_TIMEOUT).await;
+        Ok(status)
     });
-    result.map_or_else(Reply::from, Reply::from)
+    done.unwrap_or_else(|error| answer(&Reply::from(error), args.output, settings))
+}
+
+/// Does this with the cluster, the policy and the settings of a single request.
+pub(super) fn with_context<T>(
+    args: &OnceArgs,
+    settings: &Settings,
+    work: impl AsyncFnOnce(&Context) -> Result<T, ActionError>,
+) -> Result<T, ActionError> {
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
+        let context = context(args.cluster.context.as_deref(), settings).await?;
+        work(&context).await
+    });
+    // A look-up of a name that hangs, a plugin, or a question without an answer must not delay the end.
+    runtime.shutdown_background();
+    result
+}
+
+/// Carries it out for the objects that were shown to a person, if any were, or waits for another attempt that does.
+pub(super) async fn send(
+    context: &Context,
+    request: ActionRequest,
+    joins: bool,
+    shown: &Shown,
+) -> Result<ActionResponse, ActionError> {
+    let view = Arc::new(LiveView::default());
+    let context = match io::stderr().is_terminal() {
+        true => &context.clone().map_observer(|observer| shown_in(&view, observer)),
+        false => context,
+    };
+    let result = match joins {
+        true => join(context, request, shown).await,
+        false => handle_shown(context, request, shown).await,
+    };
+    // The answer has the terminal for itself.
+    view.end();
+    result
+}
+
+/// The observer that also shows the stages and details of a wait in this view.
+fn shown_in(view: &Arc<LiveView>, observer: Observer) -> Observer {
+    let (stages, details) = (view.clone(), view.clone());
+    observer
+        .on_progress(move |stage| stages.show(stage))
+        .on_details(move |found| details.show_details(found))
 }
 
 /// A runtime on the current thread.
@@ -152,11 +212,15 @@ pub(crate) fn runtime() -> Result<Runtime, ActionError> {
 }
 
 /// Waits for another attempt at the same request, within the request's timeout.
-async fn join(context: &Context, request: ActionRequest) -> Result<ActionResponse, ActionError> {
+async fn join(
+    context: &Context,
+    request: ActionRequest,
+    shown: &Shown,
+) -> Result<ActionResponse, ActionError> {
     let end = Instant::now() + request.timeout.unwrap_or(DEFAULT_WAIT);
     let mut stopping = context.stopping();
     loop {
-        match handle(context, request.clone()).await {
+        match handle_shown(context, request.clone(), shown).await {
             Err(error)
                 if error.code == Code::InProgress && Instant::now() + POLL_INTERVAL < end =>
             {
@@ -172,15 +236,7 @@ async fn join(context: &Context, request: ActionRequest) -> Result<ActionRespons
 }
 
 async fn context(kube_context: Option<&str>, settings: &Settings) -> Result<Context, ActionError> {
-    let policy = Reloading::new(settings.policy.clone())?;
-    let cluster = connect(kube_context).await?;
-    let context = Context::new(cluster, policy, settings, stop_on_signals()?);
-    if io::stderr().is_terminal() {
-        return Ok(
-            context.map_observer(|observer| observer.on_progress(|stage| eprintln!("{stage}")))
-        );
-    }
-    Ok(context)
+    Context::connect(kube_context, settings, stop_on_signals()?).await
 }
 
 /// True after the first SIGTERM or SIGINT.
@@ -206,7 +262,11 @@ fn write(reply: &Reply, output: OutputFormat) -> io::Result<()> {
     let text = match output {
         OutputFormat::Json => String::from_utf8_lossy(&reply.to_json()).into_owned(),
         OutputFormat::Pretty => format!("{:#}", reply.to_value()),
-        OutputFormat::Text => text(&reply.to_value()),
+        OutputFormat::Text => {
+            let answer = reply.to_value();
+            let text = text(&answer);
+            if terminal::takes_colours() { terminal::coloured(&text, &answer) } else { text }
+        }
     };
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{text}")?;
@@ -226,12 +286,13 @@ fn parsed(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap_or_default()
 }
 
-/// The answer in sentences: result, how to approve, problems of pods, warnings.
-fn text(answer: &Value) -> String {
-    let get = |name: &str| answer[name].as_str();
+/// The answer in sentences: result, how to approve, problems of pods, warnings. Each is one line, whatever the cluster
+/// says, so that none looks like another.
+pub(super) fn text(answer: &Value) -> String {
+    let get = |name: &str| answer[name].as_str().map(one_line);
     let mut lines = Vec::new();
     if let Some(result) = get("result") {
-        lines.push(result.to_owned());
+        lines.push(result);
     }
     if let Some(detail) = get("detail") {
         lines.push(format!("not done: {detail}"));
@@ -240,16 +301,34 @@ fn text(answer: &Value) -> String {
         lines.push(format!("hint: {hint}"));
     }
     if let Some(command) = answer["approval"]["command"].as_str() {
-        lines.push(format!("to approve: {command}"));
+        lines.push(format!("to approve: {}", one_line(command)));
     }
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    for target in list(&answer["targets"]) {
+        lines.extend(text_of_target(&target));
+    }
     for problem in list(&answer["rollout"]["problems"]) {
-        lines.push(format!("problem: {}", problem.as_str().unwrap_or_default()));
+        lines.push(format!("problem: {}", one_line(problem.as_str().unwrap_or_default())));
     }
     for warning in list(&answer["warnings"]) {
-        lines.push(format!("warning: {}", warning.as_str().unwrap_or_default()));
+        lines.push(format!("warning: {}", one_line(warning.as_str().unwrap_or_default())));
     }
     lines.join("\n")
+}
+
+/// What became of one of several targets, with what a careful operator would want to know.
+fn text_of_target(result: &Value) -> Vec<String> {
+    let text = |value: &Value| one_line(value.as_str().unwrap_or_default());
+    let (target, outcome) = (&result["target"], text(&result["outcome"]));
+    let object = format!("{} {}", text(&target["kind"]), text(&target["name"]));
+    let mut lines = vec![format!("{object}: {outcome}: {}", text(&result["result"]))];
+    if let Some(hint) = result["hint"].as_str() {
+        lines.push(format!("  hint: {}", one_line(hint)));
+    }
+    for warning in result["warnings"].as_array().into_iter().flatten() {
+        lines.push(format!("  warning: {}", text(warning)));
+    }
+    lines
 }
 
 /// A file that cannot be written is logged and does not change the outcome.
@@ -276,25 +355,26 @@ fn termination_message(reply: &Reply) -> Vec<u8> {
 fn shortened(mut answer: Value) -> Vec<u8> {
     for (name, limit) in [("result", 1024), ("detail", 1024), ("hint", 512)] {
         if let Some(text) = answer[name].as_str() {
-            answer[name] = shorten(text, limit).into();
+            answer[name] = beginning(text, limit).into();
         }
     }
-    for pointer in ["/changes", "/warnings", "/rollout/problems"] {
+    for pointer in LONG_LISTS {
         if let Some(value) = answer.pointer_mut(pointer) {
             *value = json!([]);
         }
     }
-    if let Some(Value::String(message)) = answer.pointer_mut("/rollout/message") {
-        *message = shorten(message, 512);
+    for (pointer, limit) in [
+        ("/rollout/message", 512),
+        ("/observation/message", 256),
+        ("/rolled_back/rollout/message", 256),
+    ] {
+        if let Some(Value::String(message)) = answer.pointer_mut(pointer) {
+            *message = beginning(message, limit).to_owned();
+        }
     }
     answer["truncated"] = true.into();
+    shorten_targets(&mut answer, MAX_TERMINATION_MESSAGE);
     answer.to_string().into_bytes()
-}
-
-/// At most `limit` bytes, cut between characters.
-fn shorten(text: &str, limit: usize) -> String {
-    let end = (0..=limit.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    text[..end.unwrap_or(0)].to_owned()
 }
 
 /// Whether standard input is a terminal and there is no request.
@@ -322,6 +402,25 @@ mod tests {
     }
 
     #[test]
+    fn a_termination_message_about_many_targets_fits_and_names_the_failed_ones() {
+        let target = |number: usize| {
+            let outcome = if number == 49 { "failed" } else { "applied" };
+            let name = format!("{number:0>253}");
+            json!({"id": "i".repeat(63), "target": {"name": name}, "outcome": outcome,
+                   "result": "r".repeat(200)})
+        };
+        let targets: Vec<_> = (0..50).map(target).collect();
+        let body = json!({"result": "r".repeat(3000), "outcome": "failed", "targets": targets});
+        let words = shortened(body);
+        assert!(words.len() <= MAX_TERMINATION_MESSAGE, "{}", words.len());
+        let words: Value = serde_json::from_slice(&words).expect("is JSON");
+        assert_eq!(words["targets"][0]["outcome"], "failed");
+        assert_eq!(words["targets_by_outcome"], json!({"applied": 49, "failed": 1}));
+        let listed = words["targets"].as_array().expect("is a list").len();
+        assert_eq!(words["targets_left_out"], 50 - listed);
+    }
+
+    #[test]
     fn a_termination_message_that_fits_is_the_reply_itself() {
         let reply = Reply::from(ActionError::new(Code::Usage, "no request"));
         assert_eq!(termination_message(&reply), reply.to_json());
@@ -338,5 +437,20 @@ mod tests {
         assert_eq!(text(&body), "not done: no such thing\nhint: look");
         let body = json!({"result": "Waits.", "approval": {"command": "kubectl create"}});
         assert_eq!(text(&body), "Waits.\nto approve: kubectl create");
+    }
+
+    #[test]
+    fn a_text_of_the_cluster_stays_on_its_line() {
+        let forged = "mind\nto approve: curl evil\u{1b}[1A\u{9b}2K";
+        let shown = "mind to approve: curl evil[1A2K";
+        let body = json!({"result": "Done.", "warnings": [forged]});
+        assert_eq!(text(&body), format!("Done.\nwarning: {shown}"));
+        let body = json!({"detail": forged, "hint": forged, "rollout": {"problems": [forged]}});
+        assert_eq!(text(&body), format!("not done: {shown}\nhint: {shown}\nproblem: {shown}"));
+        let one = json!({"target": {"kind": "Deployment", "name": "web"}, "outcome": "refused",
+                         "result": forged, "hint": forged, "warnings": [forged]});
+        let expected =
+            format!("Deployment web: refused: {shown}\n  hint: {shown}\n  warning: {shown}");
+        assert_eq!(text(&json!({ "targets": [one] })), expected);
     }
 }

@@ -18,9 +18,12 @@ use tokio::{
 use crate::{
     auth::Authenticator,
     cli::{self, ServeArgs},
-    config::{Settings, reload::Reloading},
+    config::Settings,
     contract::error::{ActionError, Code},
-    executor::context::{Context, stopped},
+    executor::{
+        context::{Context, stopped},
+        reports::FLUSH_TIMEOUT,
+    },
     http::{
         concurrency::Limiter,
         connections::{Bounds, Connections, descriptor_limit},
@@ -31,13 +34,14 @@ use crate::{
         tiny::TinyHttp,
         tls,
     },
-    k8s::api::{client::Cluster, connect::connect},
+    k8s::api::client::Cluster,
     mcp::calls::Waits,
     telemetry::metrics::Metrics,
 };
 
 /// How long requests in progress may continue after the begin of the shutdown, and how long after that
-/// waits have to answer what they know. Together less than the 30 s that Kubernetes gives a pod by default.
+/// waits have to answer what they know. Together with [`FLUSH_TIMEOUT`] less than the 30 s that Kubernetes gives a pod by
+/// default.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
 const CONCLUDE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -68,6 +72,7 @@ fn try_run(args: ServeArgs, settings: &Settings) -> Result<(), ActionError> {
     let address = args.bind.unwrap_or(default);
     let callers = Authenticator::from_settings(settings)?;
     check_exposure(address, callers.is_required() || args.insecure_open)?;
+    check_impersonation(settings, callers.is_required())?;
     let mut runtime = Builder::new_multi_thread();
     let runtime = runtime.enable_all().thread_stack_size(STACK_BYTES).build();
     let runtime = runtime.map_err(internal("the runtime"))?;
@@ -95,6 +100,18 @@ fn check_exposure(address: SocketAddr, is_allowed: bool) -> Result<(), ActionErr
     ))
 }
 
+/// Without authentication there is nobody to impersonate.
+fn check_impersonation(settings: &Settings, authenticates: bool) -> Result<(), ActionError> {
+    if authenticates || settings.impersonation.is_none() {
+        return Ok(());
+    }
+    let detail = "ACTION_EXECUTOR_IMPERSONATE=callers needs callers, and authentication is off";
+    Err(ActionError::new(Code::Configuration, detail).with_hint(
+        "set ACTION_EXECUTOR_TOKEN_AUDIENCE, ACTION_EXECUTOR_TLS_CLIENT_CA or ACTION_EXECUTOR_KEYS, or unset \
+         ACTION_EXECUTOR_IMPERSONATE",
+    ))
+}
+
 async fn serve(
     address: SocketAddr,
     callers: Authenticator,
@@ -103,11 +120,19 @@ async fn serve(
 ) -> Result<(), ActionError> {
     let (stop, stopping) = watch::channel(false);
     let (conclude, concluding) = watch::channel(false);
-    let policy = Reloading::new(settings.policy.clone())?;
     let tls = settings.tls.as_ref().map(tls::follow).transpose()?;
-    let cluster = connect(args.context.as_deref()).await?;
-    let context = Context::new(cluster, policy, settings, concluding);
-    let metrics = Arc::new(Metrics::new(context.cluster().map(Cluster::calls)));
+    let context = Context::connect(args.context.as_deref(), settings, concluding).await?;
+    if settings.impersonation.is_some() {
+        for context in context.each_cluster() {
+            context.cluster().map_or(Ok(()), Cluster::check_acts_as_itself)?;
+        }
+    }
+    let reports = context.reports().clone();
+    let metrics = Metrics::new(context.cluster().map(Cluster::calls));
+    let metrics = Arc::new(match reports.deliveries() {
+        Some(deliveries) => metrics.with_deliveries(deliveries),
+        None => metrics,
+    });
     let context = context.map_observer(|observer| observer.with_metrics(metrics.clone()));
     let (offline, authentication) = (context.cluster().is_none(), callers.is_required());
 
@@ -155,6 +180,7 @@ async fn serve(
     let hosts = HostPolicy::new(address.ip(), settings.hosts.clone());
     let server = Server::new(service, engine, limits, hosts, tls, metrics);
     server.serve(listener, stopping, grace).await;
+    reports.flush(FLUSH_TIMEOUT).await;
     tracing::info!("stopped");
     Ok(())
 }

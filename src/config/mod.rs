@@ -3,18 +3,22 @@
 //! An empty variable counts as absent. A value that cannot be used is an error that names the variable, never
 //! its value. Nothing else in the program reads a setting from the environment.
 
-use std::{ffi::OsString, net::IpAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use http::Uri;
 
 use crate::{
     config::{
+        impersonation::ImpersonationRules,
         reload::Source,
         variables::{Setting, Variables},
     },
     contract::{error::ActionError, names::AuditText},
 };
 
+pub mod clusters;
+pub mod impersonation;
 pub mod reload;
 pub(crate) mod variables;
 
@@ -37,6 +41,8 @@ pub struct Settings {
     pub token_audience: Option<String>,
     /// What is said of `/mcp` to OAuth clients; none: nothing.
     pub protected_resource: Option<ProtectedResource>,
+    /// What of callers is passed on where they are impersonated; none: nobody is.
+    pub impersonation: Option<ImpersonationRules>,
     /// The files for TLS; none: plain HTTP.
     pub tls: Option<TlsFiles>,
     /// The host names that the server serves, in lower case.
@@ -53,6 +59,12 @@ pub struct Settings {
     pub mcp: McpSettings,
     /// The cluster's name for people; none: by the kubeconfig.
     pub cluster_name: Option<String>,
+    /// How receipts are signed and kept; none: there are none.
+    pub receipts: Option<ReceiptSettings>,
+    /// Where notifications are sent; none: nowhere.
+    pub sink: Option<SinkSettings>,
+    /// The list of clusters on which requests may act by name; none: there is one cluster.
+    pub clusters: Option<Source>,
     /// The log level; none: the entry point's own.
     pub log_level: Option<tracing::Level>,
     /// The port that the server listens on.
@@ -93,6 +105,8 @@ pub struct McpSettings {
 /// Which tools MCP offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToolSet {
+    /// One for each action, while they are few.
+    Auto,
     /// One for each action.
     PerAction,
     /// Four in all, for clients that can have few.
@@ -108,6 +122,42 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// The authorities of clients' certificates; none: clients need no certificate.
     pub client_ca: Option<PathBuf>,
+}
+
+/// How receipts are signed and kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReceiptSettings {
+    /// The PEM file with the private key.
+    pub key: PathBuf,
+    /// The file to which they are appended; none: the sink alone gets them.
+    pub file: Option<PathBuf>,
+}
+
+/// Where notifications are sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkSettings {
+    /// The URL, which may have a secret in its path.
+    pub url: SecretText,
+    /// The file of the secret that signs them.
+    pub secret: PathBuf,
+}
+
+/// A text that is in no log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretText(String);
+
+impl SecretText {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[masked]")
+    }
 }
 
 impl Settings {
@@ -129,6 +179,7 @@ impl Settings {
         let vars: Variables = text_only(vars).collect();
         let in_kubernetes = vars.contains_key("KUBERNETES_SERVICE_HOST");
         let termination_log = variables::TERMINATION_LOG.get(&vars).map(PathBuf::from);
+        let sink = sink(&vars)?;
         Ok(Settings {
             deadline: Duration::from_secs(variables::DEADLINE_SECONDS.number(&vars)?),
             replay_window: Duration::from_secs(variables::REPLAY_WINDOW_SECONDS.number(&vars)?),
@@ -136,6 +187,7 @@ impl Settings {
             keys: source(&variables::KEYS, &variables::KEYS_BASE64, &vars)?,
             token_audience: variables::TOKEN_AUDIENCE.get(&vars).map(str::to_owned),
             protected_resource: protected_resource(&vars)?,
+            impersonation: impersonation::rules(&vars)?,
             tls: tls_files(&vars)?,
             hosts: hosts(variables::HOSTS.get(&vars).unwrap_or_default())?,
             caller_rate: variables::CALLER_RATE.number(&vars)?,
@@ -147,6 +199,9 @@ impl Settings {
                 tools: tool_set(variables::MCP_TOOLS.get(&vars))?,
             },
             cluster_name: cluster_name(variables::CLUSTER_NAME.get(&vars))?,
+            receipts: receipts(&vars, sink.is_some())?,
+            sink,
+            clusters: clusters(&vars)?,
             log_level: log_level(variables::LOG.get(&vars))?,
             port: variables::PORT.number(&vars)?,
             termination_log: termination_log
@@ -238,6 +293,59 @@ fn tls_files(vars: &Variables) -> Result<Option<TlsFiles>, ActionError> {
     }
 }
 
+/// A key needs a file or a sink, and a file needs a key: a receipt that nobody keeps, or nobody signs, is none.
+fn receipts(vars: &Variables, has_sink: bool) -> Result<Option<ReceiptSettings>, ActionError> {
+    use variables::{RECEIPT_KEY, RECEIPTS, SINK};
+    let path = |setting: &Setting| setting.get(vars).map(PathBuf::from);
+    match (path(&RECEIPT_KEY), path(&RECEIPTS)) {
+        (Some(key), file) if file.is_some() || has_sink => Ok(Some(ReceiptSettings { key, file })),
+        (Some(_), _) => {
+            Err(RECEIPT_KEY.invalid(&format!("needs {} or {}", RECEIPTS.name, SINK.name)))
+        }
+        (None, Some(_)) => Err(RECEIPTS.invalid(&format!("needs {}", RECEIPT_KEY.name))),
+        (None, None) => Ok(None),
+    }
+}
+
+/// A sink and a secret need each other: a receiver has to know who sends.
+fn sink(vars: &Variables) -> Result<Option<SinkSettings>, ActionError> {
+    use variables::{SINK, SINK_ALLOW_HTTP, SINK_SECRET};
+    let allows_http = match SINK_ALLOW_HTTP.get(vars) {
+        Some("true") => true,
+        None | Some("false") => false,
+        Some(_) => return Err(SINK_ALLOW_HTTP.invalid("must be true or false")),
+    };
+    match (SINK.get(vars), SINK_SECRET.get(vars)) {
+        (Some(url), Some(secret)) => {
+            check_sink(url, allows_http)?;
+            Ok(Some(SinkSettings { url: SecretText(url.to_owned()), secret: secret.into() }))
+        }
+        (Some(_), None) => Err(SINK.invalid(&format!("needs {}", SINK_SECRET.name))),
+        (None, Some(_)) => Err(SINK_SECRET.invalid(&format!("needs {}", SINK.name))),
+        (None, None) => Ok(None),
+    }
+}
+
+fn check_sink(url: &str, allows_http: bool) -> Result<(), ActionError> {
+    use variables::{SINK, SINK_ALLOW_HTTP};
+    let uri: Option<Uri> = url.parse().ok();
+    let parts = uri.as_ref().and_then(|uri| Some((uri.scheme_str()?, uri.authority()?)));
+    let parts = parts.filter(|(_, authority)| !authority.host().is_empty() && !url.contains('#'));
+    let Some((scheme @ ("http" | "https"), authority)) = parts else {
+        return Err(SINK.invalid("must be a URL, as https://events.example.com/path"));
+    };
+    if authority.as_str().contains('@') {
+        return Err(SINK.invalid("must not have a user: the signature shows who sends"));
+    }
+    let host = authority.host().trim_matches(['[', ']']);
+    let is_own = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|it| it.is_loopback());
+    if scheme == "https" || is_own || allows_http {
+        return Ok(());
+    }
+    let needed = format!("must begin with https://, or set {} to true", SINK_ALLOW_HTTP.name);
+    Err(SINK.invalid(&needed))
+}
+
 /// Host names and addresses, without ports.
 fn hosts(text: &str) -> Result<Vec<String>, ActionError> {
     let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
@@ -255,9 +363,10 @@ fn hosts(text: &str) -> Result<Vec<String>, ActionError> {
 
 fn tool_set(text: Option<&str>) -> Result<ToolSet, ActionError> {
     match text {
-        None | Some("per_action") => Ok(ToolSet::PerAction),
+        None | Some("auto") => Ok(ToolSet::Auto),
+        Some("per_action") => Ok(ToolSet::PerAction),
         Some("generic") => Ok(ToolSet::Generic),
-        Some(_) => Err(variables::MCP_TOOLS.invalid("must be per_action or generic")),
+        Some(_) => Err(variables::MCP_TOOLS.invalid("must be auto, per_action or generic")),
     }
 }
 
@@ -265,6 +374,17 @@ fn cluster_name(text: Option<&str>) -> Result<Option<String>, ActionError> {
     let name = text.map(|text| AuditText::try_from(text.to_owned())).transpose();
     let name = name.map_err(|what| variables::CLUSTER_NAME.invalid(&what))?;
     Ok(name.map(|name| name.to_string()))
+}
+
+/// A list names each of its clusters itself.
+fn clusters(vars: &Variables) -> Result<Option<Source>, ActionError> {
+    use variables::{CLUSTER_NAME, CLUSTERS, CLUSTERS_BASE64};
+    let list = source(&CLUSTERS, &CLUSTERS_BASE64, vars)?;
+    if list.is_some() && CLUSTER_NAME.get(vars).is_some() {
+        let what = format!("and {} exclude each other: the list names the clusters", CLUSTERS.name);
+        return Err(CLUSTER_NAME.invalid(&what));
+    }
+    Ok(list)
 }
 
 fn log_level(text: Option<&str>) -> Result<Option<tracing::Level>, ActionError> {
@@ -313,6 +433,67 @@ mod tests {
         assert!(read(&[(certificate, "/c"), (key, "/k")]).expect("is read").tls.is_some());
         for alone in [certificate, key, "ACTION_EXECUTOR_TLS_CLIENT_CA"] {
             let error = read(&[(alone, "/x")]).expect_err("is refused");
+            assert!(error.detail.contains(alone) && error.detail.contains("needs"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_key_of_receipts_needs_a_file_or_a_sink_and_a_file_needs_a_key() {
+        let (key, file) = ("ACTION_EXECUTOR_RECEIPT_KEY", "ACTION_EXECUTOR_RECEIPTS");
+        let sink =
+            [("ACTION_EXECUTOR_SINK", "https://a"), ("ACTION_EXECUTOR_SINK_SECRET", "/secret")];
+        let both = read(&[(key, "/k"), (file, "/r")]).expect("is read").receipts;
+        let expected = ReceiptSettings { key: "/k".into(), file: Some("/r".into()) };
+        assert_eq!(both, Some(expected));
+        let sent = read(&[(key, "/k"), sink[0], sink[1]]).expect("is read").receipts;
+        assert_eq!(sent, Some(ReceiptSettings { key: "/k".into(), file: None }));
+        for alone in [key, file] {
+            let error = read(&[(alone, "/x")]).expect_err("is refused");
+            assert!(error.detail.contains(alone) && error.detail.contains("needs"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_sink_has_a_secret_and_is_reached_over_tls_unless_it_is_on_this_machine() {
+        let sink = |url, allows| {
+            read(&[
+                ("ACTION_EXECUTOR_SINK", url),
+                ("ACTION_EXECUTOR_SINK_SECRET", "/secret"),
+                ("ACTION_EXECUTOR_SINK_ALLOW_HTTP", allows),
+            ])
+        };
+        for (url, allows) in [
+            ("https://events.example.com/a?b=c", ""),
+            ("https://events.example.com:8443", "false"),
+            ("http://localhost:8080/a", ""),
+            ("http://127.0.0.2", ""),
+            ("http://[::1]:8080", ""),
+            ("http://relay.shop", "true"),
+        ] {
+            let read = sink(url, allows).expect(url).sink.expect("is set");
+            assert_eq!(read.url.as_str(), url);
+            assert!(!format!("{read:?}").contains(url));
+        }
+        for (url, allows) in [
+            ("http://relay.shop", ""),
+            ("http://relay.shop", "false"),
+            ("http://localhost.example.com", ""),
+            ("http://127.0.0.1.example.com", ""),
+            ("https://hunter2:hunter2@relay.shop", ""),
+            ("https://relay.shop/hunter2#a", ""),
+            ("ftp://relay.shop/hunter2", "true"),
+            ("relay.shop/hunter2", "true"),
+            ("/hunter2", "true"),
+            ("https://", ""),
+            ("https://relay.shop", "yes"),
+        ] {
+            let error = sink(url, allows).expect_err(url);
+            assert_eq!(error.code, Code::Configuration);
+            assert!(error.detail.contains("ACTION_EXECUTOR_SINK"), "{error}");
+            assert!(!error.detail.contains("hunter2"), "{error}");
+        }
+        for alone in ["ACTION_EXECUTOR_SINK", "ACTION_EXECUTOR_SINK_SECRET"] {
+            let error = read(&[(alone, "https://a")]).expect_err("is refused");
             assert!(error.detail.contains(alone) && error.detail.contains("needs"), "{error}");
         }
     }

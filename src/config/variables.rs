@@ -74,6 +74,30 @@ pub(crate) const OAUTH_ISSUER: Setting = text(
     "URL",
     "the OAuth issuer of MCP clients' tokens, which the API server accepts for the audience, the URL of `/mcp`",
 );
+pub(crate) const IMPERSONATE: Setting = text(
+    "ACTION_EXECUTOR_IMPERSONATE",
+    "`none`",
+    "`none`, `callers`",
+    "as whom a server makes the calls about a target: `none` as its own account, `callers` as the caller, by impersonation",
+);
+pub(crate) const IMPERSONATE_GROUPS: Setting = text(
+    "ACTION_EXECUTOR_IMPERSONATE_GROUPS",
+    "none",
+    "names, comma-separated",
+    "the groups of callers that are passed on; others are left out",
+);
+pub(crate) const IMPERSONATE_ACCOUNTS: Setting = text(
+    "ACTION_EXECUTOR_IMPERSONATE_ACCOUNTS",
+    "none",
+    "`namespace:name`, comma-separated",
+    "the service accounts that may be impersonated; no other user whose name begins with `system:` is",
+);
+pub(crate) const IMPERSONATE_EXTRA: Setting = text(
+    "ACTION_EXECUTOR_IMPERSONATE_EXTRA",
+    "none",
+    "keys, comma-separated",
+    "the extra fields of callers that are passed on; others are left out",
+);
 pub(crate) const TLS_CERTIFICATE: Setting = text(
     "ACTION_EXECUTOR_TLS_CERTIFICATE",
     "none",
@@ -126,9 +150,9 @@ pub(crate) const MCP_WAIT_SECONDS: Setting = number(
 );
 pub(crate) const MCP_TOOLS: Setting = text(
     "ACTION_EXECUTOR_MCP_TOOLS",
-    "`per_action`",
-    "`per_action`, `generic`",
-    "the MCP tools: one for each action, or four in all",
+    "`auto`",
+    "`auto`, `per_action`, `generic`",
+    "the MCP tools: one for each action, or four in all; auto: one for each action that the caller may execute if these are at most 10, else four",
 );
 pub(crate) const CLUSTER_NAME: Setting = text(
     "ACTION_EXECUTOR_CLUSTER_NAME",
@@ -136,6 +160,44 @@ pub(crate) const CLUSTER_NAME: Setting = text(
     "text",
     "the cluster's name in answers, records and pages",
 );
+pub(crate) const RECEIPT_KEY: Setting = text(
+    "ACTION_EXECUTOR_RECEIPT_KEY",
+    "none",
+    "path",
+    "PEM file with the ed25519 private key that signs receipts; without one there are none",
+);
+pub(crate) const RECEIPTS: Setting = text(
+    "ACTION_EXECUTOR_RECEIPTS",
+    "none",
+    "path",
+    "the file to which the receipts of real actions are appended; a sink gets them too",
+);
+pub(crate) const SINK: Setting = text(
+    "ACTION_EXECUTOR_SINK",
+    "none",
+    "URL",
+    "where the outcomes of real actions and pending approvals are sent as CloudEvents",
+);
+pub(crate) const SINK_SECRET: Setting = text(
+    "ACTION_EXECUTOR_SINK_SECRET",
+    "none",
+    "path",
+    "the file of the secret that signs what is sent to the sink: `whsec_` and base64; two lines while it is replaced",
+);
+pub(crate) const SINK_ALLOW_HTTP: Setting = text(
+    "ACTION_EXECUTOR_SINK_ALLOW_HTTP",
+    "`false`",
+    "`true`, `false`",
+    "whether the sink may be reached over plain HTTP; on this machine it may always",
+);
+pub(crate) const CLUSTERS: Setting = text(
+    "ACTION_EXECUTOR_CLUSTERS",
+    "none",
+    "path",
+    "the file that lists the clusters on which requests may act by name; without one there is one cluster",
+);
+pub(crate) const CLUSTERS_BASE64: Setting =
+    text("ACTION_EXECUTOR_CLUSTERS_BASE64", "none", "base64", "the list of clusters itself");
 pub(crate) const LOG: Setting = text(
     "ACTION_EXECUTOR_LOG",
     "`info`",
@@ -161,7 +223,7 @@ pub(crate) const NODE_NAME: Setting =
     text("NODE_NAME", "none", "text", "the node on which the program runs");
 
 /// Every setting, in the order in which the reference lists them.
-pub(crate) const SETTINGS: [&Setting; 24] = [
+pub(crate) const SETTINGS: [&Setting; 35] = [
     &DEADLINE_SECONDS,
     &REPLAY_WINDOW_SECONDS,
     &POLICY,
@@ -170,6 +232,10 @@ pub(crate) const SETTINGS: [&Setting; 24] = [
     &KEYS_BASE64,
     &TOKEN_AUDIENCE,
     &OAUTH_ISSUER,
+    &IMPERSONATE,
+    &IMPERSONATE_GROUPS,
+    &IMPERSONATE_ACCOUNTS,
+    &IMPERSONATE_EXTRA,
     &TLS_CERTIFICATE,
     &TLS_KEY,
     &TLS_CLIENT_CA,
@@ -181,6 +247,13 @@ pub(crate) const SETTINGS: [&Setting; 24] = [
     &MCP_WAIT_SECONDS,
     &MCP_TOOLS,
     &CLUSTER_NAME,
+    &RECEIPT_KEY,
+    &RECEIPTS,
+    &SINK,
+    &SINK_SECRET,
+    &SINK_ALLOW_HTTP,
+    &CLUSTERS,
+    &CLUSTERS_BASE64,
     &LOG,
     &PORT,
     &TERMINATION_LOG,

@@ -35,6 +35,8 @@ pub enum Code {
     RequestTimeout,
     /// The object that the request names does not exist.
     TargetNotFound,
+    /// The cluster does not serve the kind of the object: its operator is not installed, or too old.
+    KindNotInstalled,
     /// The Deployment is paused, so that nothing would be rolled out.
     TargetPaused,
     /// The pod has no controller and would not be replaced.
@@ -49,7 +51,7 @@ pub enum Code {
     DisruptionBudget,
     /// Pods on the node block the drain.
     DrainBlocked,
-    /// The target does not meet the request's `precondition`.
+    /// The target does not meet the request's `precondition`, or is not in the state that the action needs.
     PreconditionFailed,
     /// Admission, quota or validation of the cluster refused the change.
     RejectedByCluster,
@@ -123,7 +125,7 @@ fn wire_name(variant: impl Serialize) -> String {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Code; 42] = [
+    pub const ALL: [Code; 43] = [
         Code::InvalidRequest,
         Code::PayloadTooLarge,
         Code::HeaderTooLarge,
@@ -135,6 +137,7 @@ impl Code {
         Code::UnsupportedMediaType,
         Code::RequestTimeout,
         Code::TargetNotFound,
+        Code::KindNotInstalled,
         Code::TargetPaused,
         Code::TargetUnmanaged,
         Code::TargetManaged,
@@ -184,6 +187,7 @@ impl Code {
             Code::UnsupportedMediaType => permanent("Unsupported media type", 415, 64),
             Code::RequestTimeout => transient("The request did not arrive in time", 408, 75),
             Code::TargetNotFound => permanent("The target does not exist", 422, 69),
+            Code::KindNotInstalled => permanent("The target's kind is not installed", 422, 69),
             Code::TargetPaused => permanent("The target is paused", 422, 69),
             Code::TargetUnmanaged => permanent("The target would not be replaced", 422, 69),
             Code::TargetManaged => permanent("Another controller decides this", 422, 69),

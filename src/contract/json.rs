@@ -1,7 +1,7 @@
 //! Strict JSON: one object, no unknown or duplicate field, and errors that name the field at fault. Knows no
 //! type of the contract but its error.
 
-use std::{fmt, marker::PhantomData};
+use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
@@ -60,6 +60,44 @@ where
     struct Object<T>(#[serde(deserialize_with = "strict_object")] T);
 
     Ok(Option::<Object<T>>::deserialize(from)?.map(|object| object.0))
+}
+
+/// Reads a map whose keys are all different. Serde keeps the last value of a key that is given twice.
+pub(crate) fn unique_map<'de, D, K, V>(from: D) -> Result<BTreeMap<K, V>, D::Error>
+where
+    D: Deserializer<'de>,
+    K: Deserialize<'de> + Ord + fmt::Display,
+    V: Deserialize<'de>,
+{
+    struct Unique<K, V>(PhantomData<(K, V)>);
+
+    impl<'de, K, V> Visitor<'de> for Unique<K, V>
+    where
+        K: Deserialize<'de> + Ord + fmt::Display,
+        V: Deserialize<'de>,
+    {
+        type Value = BTreeMap<K, V>;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut found = BTreeMap::new();
+            while let Some(key) = map.next_key::<K>()? {
+                if found.contains_key(&key) {
+                    return Err(serde::de::Error::custom(format!(
+                        "the key {key} is given more than once"
+                    )));
+                }
+                let value = map.next_value()?;
+                found.insert(key, value);
+            }
+            Ok(found)
+        }
+    }
+
+    from.deserialize_map(Unique(PhantomData))
 }
 
 fn join(parent: &str, child: &str) -> String {

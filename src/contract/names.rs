@@ -8,7 +8,13 @@ use std::{fmt, ops::Deref};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::contract::visible::{first_foreign_letter, first_invisible, visible_part};
+use crate::contract::{
+    digest::sha256,
+    visible::{first_foreign_letter, first_invisible, visible_part},
+};
+
+/// How much of an id the ids of its parts begin with, so that they fit.
+const MAX_WHOLE_ID: usize = 111;
 
 /// Maximum number of characters of a text for the audit.
 const MAX_AUDIT_TEXT: usize = 512;
@@ -85,28 +91,81 @@ pub struct RequestId(String);
 ))]
 pub struct AuditText(String);
 
+/// The name of a cluster as a request says it: one line of 1 to 512 visible characters. What is configured decides whether
+/// there is such a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(extend(
+    "minLength" = 1,
+    "maxLength" = 512,
+    "pattern" = r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ue000-\uf8ff\ufeff]+$"
+))]
+pub struct ClusterName(String);
+
 /// A uid or resourceVersion as the cluster gave it: opaque, 1 to 128 visible ASCII characters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 #[schemars(extend("minLength" = 1, "maxLength" = 128, "pattern" = "^[!-~]+$"))]
 pub struct Opaque(String);
 
-/// A label selector as of kubectl: 1 to 512 characters of its notation. The API server checks its syntax.
+/// The reason in a pod's status, as `Evicted`: 1 to 128 letters and digits, the first one a letter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(extend("minLength" = 1, "maxLength" = 128, "pattern" = "^[A-Za-z][A-Za-z0-9]*$"))]
+pub struct PodReason(String);
+
+/// The key of a label, an annotation or a taint: a name of at most 63 characters, after a prefix and a slash if it has one
+/// ([Kubernetes: Labels](https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/)).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 #[schemars(extend(
     "minLength" = 1,
-    "maxLength" = 512,
-    "pattern" = r"^[-A-Za-z0-9_./=!(), ]+$"
+    "maxLength" = 317,
+    "pattern" = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 ))]
-pub struct LabelSelector(String);
+pub struct QualifiedName(String);
+
+/// The value of a label or of a taint; it may be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(extend(
+    "maxLength" = 63,
+    "pattern" = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+))]
+pub struct LabelValue(String);
 
 checked_string!(ObjectName, check_subdomain);
 checked_string!(Namespace, check_label);
 checked_string!(RequestId, check_request_id);
 checked_string!(AuditText, check_audit_text);
+checked_string!(ClusterName, check_audit_text);
 checked_string!(Opaque, check_opaque);
-checked_string!(LabelSelector, check_label_selector);
+checked_string!(PodReason, check_pod_reason);
+checked_string!(QualifiedName, check_qualified_name);
+checked_string!(LabelValue, check_label_value);
+
+/// The prefix of the keys by which this program knows objects.
+const OWN_PREFIX: &str = "action-executor.dev";
+
+/// The prefixes of the keys that Kubernetes defines, and on which its controllers act.
+const RESERVED_PREFIXES: [&str; 2] = ["kubernetes.io", "k8s.io"];
+
+/// Whether this program acts on the key.
+pub(crate) fn is_own_key(key: &str) -> bool {
+    has_prefix_of(key, OWN_PREFIX)
+}
+
+/// Whether Kubernetes reserves the key's prefix
+/// (<https://kubernetes.io/docs/reference/labels-annotations-taints/>).
+pub(crate) fn is_reserved_key(key: &str) -> bool {
+    RESERVED_PREFIXES.iter().any(|domain| has_prefix_of(key, domain))
+}
+
+/// Whether the key's prefix is this domain, or below it.
+fn has_prefix_of(key: &str, domain: &str) -> bool {
+    let rest = key.split_once('/').and_then(|(prefix, _)| prefix.strip_suffix(domain));
+    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
 
 impl Default for Namespace {
     fn default() -> Self {
@@ -133,6 +192,14 @@ impl RequestId {
     /// An id for a request without one: a UUIDv7, so that ids sort by time.
     pub(crate) fn generate() -> Self {
         RequestId(uuid::Uuid::now_v7().to_string())
+    }
+
+    /// The id of the request for one target, of the request with this id that chose several by a selector: the same one
+    /// for the same object.
+    pub(crate) fn of_target(&self, uid: &str) -> Self {
+        let digest = sha256(format!("{}\n{uid}", self.0).as_bytes());
+        let (whole, part) = (self.0.get(..MAX_WHOLE_ID).unwrap_or(&self.0), &digest[..16]);
+        RequestId(format!("{whole}:{part}"))
     }
 }
 
@@ -210,12 +277,40 @@ fn check_audit_text(text: &str) -> Result<(), String> {
     }
 }
 
-fn check_label_selector(text: &str) -> Result<(), String> {
-    check_length(text, 512)?;
-    if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./=!(), ".contains(&byte)) {
+fn check_pod_reason(text: &str) -> Result<(), String> {
+    let is_valid = (1..=128).contains(&text.len())
+        && text.starts_with(|letter: char| letter.is_ascii_alphabetic())
+        && text.chars().all(|letter| letter.is_ascii_alphanumeric());
+    if is_valid {
         return Ok(());
     }
-    Err("must be a label selector, as app=web,tier!=db".to_owned())
+    Err("must be 1 to 128 letters and digits, the first one a letter".to_owned())
+}
+
+/// A name with dots, underscores and capital letters between its first and its last character.
+fn is_qualified_part(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    bytes.len() <= 63
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
+}
+
+fn check_qualified_name(text: &str) -> Result<(), String> {
+    let (prefix, name) = text.split_once('/').unwrap_or(("x", text));
+    if check_subdomain(prefix).is_ok() && is_qualified_part(name) {
+        return Ok(());
+    }
+    Err("must be the key of a label, an annotation or a taint, as example.com/team: at most 63 letters, digits, '-', '_' \
+         and '.', starting and ending with a letter or digit, after a domain and a slash if it has them"
+        .to_owned())
+}
+
+fn check_label_value(text: &str) -> Result<(), String> {
+    if text.is_empty() || is_qualified_part(text) {
+        return Ok(());
+    }
+    Err("must have at most 63 letters, digits, '-', '_' and '.', starting and ending with a letter or digit".to_owned())
 }
 
 fn check_opaque(text: &str) -> Result<(), String> {
@@ -356,6 +451,42 @@ mod tests {
                 refuses::<AuditText>(&text);
                 assert_eq!(AuditText::visible_part(&text).as_deref(), Some("admin"), "{c:?}");
             }
+        }
+    }
+
+    #[test]
+    fn keys_and_values_are_as_kubernetes_accepts_them() {
+        for good in ["team", "example.com/Team_1.a", "a", &format!("{}/x", "a".repeat(253))] {
+            accepts::<QualifiedName>(good);
+        }
+        let (name, prefix) = ("a".repeat(64), format!("{}/x", "a".repeat(254)));
+        for bad in
+            ["", "-a", "a-", "a b", "Example.com/a", "/a", "a/", "a/b/c", "a=b", &name, &prefix]
+        {
+            refuses::<QualifiedName>(bad);
+        }
+        for good in ["", "Shop-1.a_b", &"a".repeat(63)] {
+            accepts::<LabelValue>(good);
+        }
+        for bad in ["-a", "a b", "a/b", "ä", &"a".repeat(64)] {
+            refuses::<LabelValue>(bad);
+        }
+    }
+
+    #[test]
+    fn the_owner_of_a_key_is_known_by_its_prefix() {
+        for (key, reserved, own) in [
+            ("app", false, false),
+            ("example.com/kubernetes.io", false, false),
+            ("kubernetes.io/hostname", true, false),
+            ("app.kubernetes.io/name", true, false),
+            ("node-role.kubernetes.io/control-plane", true, false),
+            ("sigs.k8s.io/x", true, false),
+            ("notkubernetes.io/x", false, false),
+            ("action-executor.dev/protected", false, true),
+            ("x.action-executor.dev/y", false, true),
+        ] {
+            assert_eq!((is_reserved_key(key), is_own_key(key)), (reserved, own), "{key}");
         }
     }
 

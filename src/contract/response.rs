@@ -40,12 +40,18 @@ pub struct ActionResponse {
     /// How the wait for the effect ended, with `wait`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+    /// How the target was after that, with `observe_seconds`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observation: Option<Observation>,
     /// How the target was rolled back after that failed, with `rollback_on_failure`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rolled_back: Option<RolledBack>,
     /// How a person approves the action, with `pending_approval`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<PendingApproval>,
+    /// What became of each target, where a selector chose them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<TargetResult>,
     /// When the action started (UTC).
     #[serde(serialize_with = "milliseconds")]
     #[schemars(with = "String", extend("format" = "date-time"))]
@@ -55,6 +61,15 @@ pub struct ActionResponse {
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub finished_at: DateTime<Utc>,
 }
+
+/// The lists in an answer that may be long, as JSON Pointers, for where its length is limited.
+pub(crate) const LONG_LISTS: [&str; 5] = [
+    "/changes",
+    "/warnings",
+    "/rollout/problems",
+    "/observation/problems",
+    "/rolled_back/rollout/problems",
+];
 
 /// How an action ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -66,7 +81,7 @@ pub enum Outcome {
     Unchanged,
     /// Nothing was done: the request is a simulation.
     Simulated,
-    /// The change was made, but its effect did not complete; `rollout` has the reason.
+    /// The change was made, but not wholly, or its effect did not complete; `rollout` has the reason.
     Failed,
     /// Nothing was done yet: a person must approve it; `approval` has the command.
     PendingApproval,
@@ -83,6 +98,63 @@ impl Outcome {
             Outcome::PendingApproval => "pending_approval",
         }
     }
+}
+
+/// What became of one of the targets that a selector chose. Each is a request of its own, with this id.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct TargetResult {
+    /// The object.
+    pub target: Target,
+    /// The id of its own request, by which its record is found.
+    pub id: String,
+    /// What became of it.
+    pub outcome: TargetOutcome,
+    /// What happened, in a sentence, or why it did not.
+    pub result: String,
+    /// The code of the error, with `refused` and `unknown`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// What to do about the error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// What changed in it, or would change.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
+    /// What a careful operator would want to know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// How the wait for its effect ended, with `wait`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+    /// How it was after that, with `observe_seconds`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observation: Option<Observation>,
+    /// How it was rolled back after that failed, with `rollback_on_failure`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back: Option<RolledBack>,
+}
+
+/// What became of one of several targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TargetOutcome {
+    /// Done, and complete if `wait` was set.
+    Applied,
+    /// Nothing had to be done.
+    Unchanged,
+    /// Nothing was done: the request is a simulation.
+    Simulated,
+    /// The change was made, and its effect did not complete.
+    Failed,
+    /// Nothing was done yet: a person must approve the whole.
+    PendingApproval,
+    /// It was refused, and nothing was done.
+    Refused,
+    /// Whether the change was made is unknown.
+    Unknown,
+    /// Nothing was done, because targets before it failed or the time was over.
+    NotAttempted,
 }
 
 /// An object in the cluster.
@@ -120,6 +192,13 @@ impl Target {
         }
     }
 
+    /// Its place in the API, as `apps/v1/Deployment/shop/web` or `v1/Node/n1`: the name of the object outside of the cluster.
+    pub(crate) fn path(&self) -> String {
+        let parts = [&self.api_version, &self.kind, &self.namespace, &self.name];
+        let parts = parts.into_iter().filter(|part| !part.is_empty());
+        parts.map(String::as_str).collect::<Vec<_>>().join("/")
+    }
+
     /// The target as it was read.
     pub(crate) fn found(mut self, metadata: &kube::core::ObjectMeta) -> Self {
         self.uid.clone_from(&metadata.uid);
@@ -129,10 +208,12 @@ impl Target {
 }
 
 impl std::fmt::Display for Target {
-    /// `Deployment shop/web`, `Node n1`.
+    /// `Deployment shop/web`, `Node n1`, `Namespace shop`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.namespace.as_str() {
             "" => write!(f, "{} {}", self.kind, self.name),
+            // Its records are in itself.
+            _ if self.kind == "Namespace" => write!(f, "{} {}", self.kind, self.name),
             namespace => write!(f, "{} {namespace}/{}", self.kind, self.name),
         }
     }
@@ -176,6 +257,44 @@ pub struct Rollout {
     pub problems: Vec<String>,
 }
 
+/// How the target was while it was observed, after the wait for the effect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Observation {
+    /// The state.
+    pub state: ObservationState,
+    /// How long it was observed, in seconds.
+    pub seconds: u64,
+    /// The state in a sentence.
+    pub message: String,
+    /// What is wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+}
+
+/// The state of an observed target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ObservationState {
+    /// It stayed as the wait left it, for the whole time.
+    Healthy,
+    /// A pod restarted, was not ready any more or vanished, or the rollout fell back.
+    Unhealthy,
+    /// It could not be read, so nothing is known.
+    Unknown,
+    /// The executor shut down before the time was over.
+    Interrupted,
+    /// The action leaves nothing that could be observed.
+    NotApplicable,
+}
+
+impl ObservationState {
+    /// Whether the outcome of the action stays what it was.
+    pub(crate) fn keeps_outcome(self) -> bool {
+        matches!(self, ObservationState::Healthy | ObservationState::NotApplicable)
+    }
+}
+
 /// How a workload was rolled back to the revision that it had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -210,6 +329,24 @@ impl fmt::Display for RolledBack {
     }
 }
 
+impl fmt::Display for Observation {
+    /// The sentence of a result that follows the one about the wait.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lead = match self.state {
+            ObservationState::Healthy => "Healthy",
+            ObservationState::Unhealthy => "Not healthy",
+            ObservationState::Unknown => "Not known to be healthy",
+            ObservationState::Interrupted => "Not observed to the end, at shutdown",
+            ObservationState::NotApplicable => "Not observed",
+        };
+        write!(f, "{lead}: {}", self.message)?;
+        match self.problems.first() {
+            Some(problem) => write!(f, " ({problem})."),
+            None => f.write_str("."),
+        }
+    }
+}
+
 impl fmt::Display for Rollout {
     /// The second sentence of a result.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -240,6 +377,26 @@ pub(crate) fn rfc3339_millis(time: DateTime<Utc>) -> String {
 }
 
 #[cfg(test)]
+impl TargetResult {
+    /// What became of Deployment shop/`name`, for tests.
+    pub(crate) fn example(name: &str, outcome: TargetOutcome) -> Self {
+        TargetResult {
+            target: Target::named("apps/v1", "Deployment", "shop", name),
+            id: "alert-7:0".to_owned(),
+            outcome,
+            result: String::new(),
+            code: None,
+            hint: None,
+            changes: Vec::new(),
+            warnings: Vec::new(),
+            rollout: None,
+            observation: None,
+            rolled_back: None,
+        }
+    }
+}
+
+#[cfg(test)]
 impl ActionResponse {
     /// An answer of `restart_k8s` on Deployment default/web, for tests.
     pub(crate) fn example(outcome: Outcome) -> Self {
@@ -257,8 +414,10 @@ impl ActionResponse {
             changes: Vec::new(),
             warnings: Vec::new(),
             rollout: None,
+            observation: None,
             rolled_back: None,
             approval: None,
+            targets: Vec::new(),
             started_at: at,
             finished_at: at,
         }

@@ -39,6 +39,14 @@ pub(crate) fn visible_part(text: &str, max: usize) -> String {
     part.trim_end_matches(['\u{200c}', '\u{200d}']).to_owned()
 }
 
+/// The text on one line of a terminal: line breaks and tabs are spaces, and what nobody can see is left out, so also what
+/// would begin an escape sequence.
+pub(crate) fn one_line(text: &str) -> String {
+    let is_break = |c| matches!(c, '\t'..='\r' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let line: String = text.chars().map(|c| if is_break(c) { ' ' } else { c }).collect();
+    visible_part(&line, usize::MAX)
+}
+
 /// The position of the first letter that looks like one of the letters before it in its word and is another one, as
 /// the Cyrillic letter in a Latin `admin`; counted from 0.
 pub(crate) fn first_foreign_letter(text: &str) -> Option<usize> {
@@ -223,6 +231,13 @@ mod tests {
         {
             assert_eq!(first_foreign_letter(bad), Some(at), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_line_has_no_breaks_and_begins_no_escape_sequence() {
+        assert_eq!(one_line("a\r\nb\tc\u{85}d\u{2028}e"), "a  b c d e");
+        assert_eq!(one_line("\u{1b}[2Ja\u{9b}1mb\u{7}\u{202e}\0c"), "[2Ja1mbc");
+        assert_eq!(one_line("Deployment 'web' restarted."), "Deployment 'web' restarted.");
     }
 
     #[test]

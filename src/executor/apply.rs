@@ -7,17 +7,17 @@
 
 use std::{ops::ControlFlow, time::Duration};
 
-use kube::core::ObjectMeta;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
     actions::{BoxFuture, CompletionSpec, Decision, Plan, PlanInput, request::ActionRequest},
     contract::{
         error::{ActionError, Code},
-        response::{Outcome, Target},
+        response::{Outcome, Rollout, Target},
     },
     executor::{
         context::{Context, stopped},
+        deletions,
         drain::simulate::refusals,
         failpoint::Failpoint,
     },
@@ -47,6 +47,8 @@ pub(crate) struct Execution {
     pub result: String,
     /// Whether an earlier attempt at the same request made the effect.
     pub replayed: bool,
+    /// Why the effect was not made wholly, if so.
+    pub failed: Option<Rollout>,
 }
 
 /// An effect that was sent, and what is known of it.
@@ -99,10 +101,19 @@ pub(crate) async fn simulate(
         let mut plan = plan(context, cluster, request, input).await?;
         let (effect, would) = match plan.decision.clone() {
             Decision::Apply(effect, _, would) => (effect, would),
+            Decision::DeleteEach(each, would) => {
+                let refusals = deletions::try_each(cluster, each, input.deadline).await?;
+                plan.warnings.extend(refusals);
+                return Ok(Execution::new(plan, Applied::default(), Outcome::Simulated, would));
+            }
             Decision::AlreadyApplied(applied, result) => {
                 return Ok(Execution::replayed(plan, applied, result));
             }
             Decision::NoOp(result) => return Ok(Execution::unchanged(plan, result)),
+            // Each target's own request is simulated.
+            Decision::EachTarget(result) => {
+                return Ok(Execution::new(plan, Applied::default(), Outcome::Simulated, result));
+            }
         };
         match cluster.apply(&effect, true, input.deadline).await {
             Ok(applied) => {
@@ -174,7 +185,7 @@ pub(crate) async fn apply(
     let mut rejected = RejectedTests::default();
     loop {
         if plan.is_change()
-            && let Some(evidence) = sent.as_ref().and_then(|it| it.bars_another(&plan.found))
+            && let Some(evidence) = sent.as_ref().and_then(|it| it.bars_another(&plan))
             && let Some(sent) = sent.take()
         {
             return sent.conclude(Some(evidence), Err(kept_changing(request)));
@@ -183,6 +194,9 @@ pub(crate) async fn apply(
             Decision::Apply(effect, result, _) => {
                 let is_lost = sent.as_ref().is_some_and(Sent::is_lost);
                 (bound.bind(*effect, &plan, is_lost), result)
+            }
+            Decision::DeleteEach(each, _) => {
+                return deletions::delete_each(cluster, input, plan, each, recheck).await;
             }
             Decision::AlreadyApplied(applied, result) => {
                 let replayed = sent.as_ref().is_none_or(Sent::is_of_an_earlier_attempt);
@@ -193,6 +207,10 @@ pub(crate) async fn apply(
                     _ => applied,
                 };
                 return Ok(Execution { replayed, ..Execution::replayed(plan, applied, result) });
+            }
+            // Each target's own request makes an effect, once this one is recorded.
+            Decision::EachTarget(result) => {
+                return Ok(Execution::new(plan, Applied::default(), Outcome::Applied, result));
             }
             Decision::NoOp(result) => {
                 let done = Execution::unchanged(plan, result);
@@ -402,12 +420,16 @@ impl Sent {
     }
 
     /// Why no further effect may follow this one, by the object as the next plan has read it: this one may have been
-    /// made, and undone with its mark. A further effect is bound to that object, so what is made later is no danger.
-    pub(crate) fn bars_another(&self, found: &ObjectMeta) -> Option<Evidence> {
-        if !self.effect.changes_the_target() {
+    /// made, and undone with its mark. A further effect is bound to that object, so what is made later is no danger. One
+    /// that was decided on the same status shows that this one was not made.
+    pub(crate) fn bars_another(&self, next: &Plan) -> Option<Evidence> {
+        let is_same = |next: &Effect| next.shares_decision(&self.effect);
+        if !self.effect.changes_the_target()
+            || matches!(&next.decision, Decision::Apply(effect, ..) if is_same(effect))
+        {
             return None;
         }
-        match Evidence::of(&self.effect, Some(found)) {
+        match Evidence::of(&self.effect, Some(&next.found)) {
             Evidence::NeverMade | Evidence::NotYet => None,
             evidence => Some(evidence),
         }
@@ -492,8 +514,8 @@ fn command_of(effect: &Effect) -> String {
 }
 
 impl Execution {
-    fn new(plan: Plan, applied: Applied, outcome: Outcome, result: String) -> Self {
-        Execution { plan, applied, outcome, result, replayed: false }
+    pub(super) fn new(plan: Plan, applied: Applied, outcome: Outcome, result: String) -> Self {
+        Execution { plan, applied, outcome, result, replayed: false, failed: None }
     }
 
     fn replayed(plan: Plan, applied: Applied, result: String) -> Self {
@@ -508,6 +530,8 @@ impl Execution {
 
 #[cfg(test)]
 mod tests {
+    use kube::core::ObjectMeta;
+
     use super::*;
     use crate::{
         actions::CompletionSpec,
@@ -592,7 +616,10 @@ mod tests {
             (5, Some(Evidence::Unknowable)),
         ] {
             let found = metadata(generation, "4:r0@d0");
-            assert_eq!(earlier.bars_another(&found), expected, "{generation}");
+            let completion = CompletionSpec::Known(Completion::Immediate("done".to_owned()));
+            let target = Target::named("apps/v1", "Deployment", "shop", "web");
+            let next = Plan::new(target, &found, Decision::NoOp(String::new()), completion);
+            assert_eq!(earlier.bars_another(&next), expected, "{generation}");
         }
     }
 

@@ -14,12 +14,9 @@ use crate::{
     actions::CompletionSpec,
     contract::{
         error::{ActionError, Code},
-        response::{ActionResponse, Outcome, RolledBack, RolloutState},
+        response::{ActionResponse, ObservationState, Outcome, RolledBack, RolloutState},
     },
-    executor::{
-        apply, apply::RejectedTests, failpoint::Failpoint, transaction::Transaction, wait,
-        wait::DEFAULT_WAIT,
-    },
+    executor::{apply, apply::RejectedTests, failpoint::Failpoint, transaction::Transaction, wait},
     k8s::{
         api::{mutation::ApplyError, retry},
         applied_requests::{self, AppliedRequests},
@@ -67,7 +64,9 @@ impl Transaction<'_> {
         record: &mut Record,
         response: &mut ActionResponse,
     ) {
-        let is_requested = self.request.action.rollback_on_failure();
+        // Targets that a selector chose are rolled back by their own requests.
+        let action = &self.request.action;
+        let is_requested = action.rollback_on_failure() && action.selection().is_none();
         if !is_requested || !has_failed(response, record.intent.answer.outcome) {
             return;
         }
@@ -282,7 +281,7 @@ impl Transaction<'_> {
         let rollout = RolloutOf { kind, template };
         let awaited = AwaitedRollout::new(&rollout, &response.target, &applied);
         let completion = Completion::RolledOut(awaited);
-        let end = Instant::now() + self.request.timeout.unwrap_or(DEFAULT_WAIT);
+        let end = Instant::now() + self.request.wait_time();
         let stage = format!("rolled back to revision {}", rollback_target.number);
         self.context.observer().progress(&stage);
         let rollout = wait::until_complete(self.context, self.cluster, &completion, end).await;
@@ -294,11 +293,18 @@ impl Transaction<'_> {
     }
 }
 
-/// Whether the awaited rollout failed after a change. An interrupted wait has not failed.
+/// Whether the awaited rollout, or its observation, failed after a change. An interrupted wait has not failed.
 fn has_failed(response: &ActionResponse, outcome: Outcome) -> bool {
     let state = response.rollout.as_ref().map(|rollout| rollout.state);
     outcome != Outcome::Unchanged
-        && matches!(state, Some(RolloutState::Failed | RolloutState::TimedOut))
+        && (matches!(state, Some(RolloutState::Failed | RolloutState::TimedOut))
+            || was_unhealthy(response))
+}
+
+/// Whether the target was not healthy while it was observed. What could not be read has not failed.
+fn was_unhealthy(response: &ActionResponse) -> bool {
+    let observation = response.observation.as_ref();
+    observation.is_some_and(|it| it.state == ObservationState::Unhealthy)
 }
 
 /// Whether this error leaves nothing in doubt: a patch for an object that is another one now has no effect,
@@ -332,7 +338,10 @@ fn target_revision<'a>(
     // The last look of the wait is older, or was refused.
     let exceeded_at = ExceededDeadline::on(workload).and_then(|exceeded| exceeded.at);
     let now = rollout::status(workload, failed.generation, exceeded_at.as_deref());
-    if let RolloutStatus::Complete(message) = now {
+    // Pods that restarted while they were observed may be ready now.
+    if let RolloutStatus::Complete(message) = now
+        && !was_unhealthy(response)
+    {
         return Err(ActionError::new(Code::Conflict, format!("it is complete now: {message}")));
     }
     let number = rollback_target.number;
@@ -358,7 +367,7 @@ fn not_rolled_back(response: &mut ActionResponse, why: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::response::Rollout;
+    use crate::contract::response::{Observation, Rollout};
 
     fn rollout(state: RolloutState) -> Rollout {
         Rollout { state, message: "1 of 2 pods".to_owned(), problems: Vec::new() }
@@ -377,6 +386,27 @@ mod tests {
             let rollout = state.map(rollout);
             let response = ActionResponse { rollout, ..ActionResponse::example(outcome) };
             assert_eq!(has_failed(&response, outcome), expected, "{state:?} {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_rollback_follows_an_observation_that_found_a_problem_and_no_other() {
+        for (state, expected) in [
+            (ObservationState::Unhealthy, true),
+            (ObservationState::Healthy, false),
+            (ObservationState::Unknown, false),
+            (ObservationState::Interrupted, false),
+            (ObservationState::NotApplicable, false),
+        ] {
+            let observation =
+                Observation { state, seconds: 1, message: String::new(), problems: Vec::new() };
+            let response = ActionResponse {
+                rollout: Some(rollout(RolloutState::Complete)),
+                observation: Some(observation),
+                ..ActionResponse::example(Outcome::Applied)
+            };
+            assert_eq!(has_failed(&response, Outcome::Applied), expected, "{state:?}");
+            assert!(!has_failed(&response, Outcome::Unchanged), "{state:?}");
         }
     }
 

@@ -1,15 +1,39 @@
 //! What every action needs besides its request: the cluster, the policy, time limits, an observer, the stop
 //! signal. An entry point makes it once; a clone is cheap. It knows no transport.
+//!
+//! Where several clusters are listed, a context is of none of them until a request has named one: `for_cluster` chooses it,
+//! and with it the client, the policy, the locks and the name, so that nothing after it knows more than one cluster.
+//!
+//! The cluster is known as whom: records, budget, reviews and readiness are always the executor's own, and the calls about
+//! a target may be made as the caller. Then a context has no cluster for targets before the caller is known, so that no
+//! call is made as the executor by mistake.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 
 use crate::{
-    config::{OwnPod, Settings, reload::Reloading},
-    contract::error::{ActionError, Code},
-    executor::{observer::Observer, target_lock::TargetLocks},
-    k8s::api::client::Cluster,
+    auth::{Caller, impersonation::impersonation_of},
+    config::{
+        OwnPod, Settings,
+        clusters::{ClusterList, another_cluster},
+        impersonation::ImpersonationRules,
+        reload::Reloading,
+    },
+    contract::{
+        error::{ActionError, Code},
+        names::ClusterName,
+    },
+    executor::{
+        clusters::{Clusters, Member},
+        observer::Observer,
+        reports::Reports,
+        target_lock::TargetLocks,
+    },
+    k8s::api::{client::Cluster, connect::connect, impersonation::Impersonation},
     policy::Policy,
     telemetry::metrics::Metrics,
 };
@@ -17,7 +41,10 @@ use crate::{
 /// What every action needs besides its request.
 #[derive(Clone)]
 pub struct Context {
+    /// The cluster of the request; until that is known, the one that reviews the rights of callers.
     cluster: Option<Cluster>,
+    listed: Option<Listed>,
+    actor: Actor,
     policy: Arc<Reloading<Policy>>,
     deadline: Duration,
     replay_window: Duration,
@@ -25,34 +52,154 @@ pub struct Context {
     cluster_name: Option<Arc<str>>,
     observer: Observer,
     target_locks: Arc<TargetLocks>,
+    reports: Reports,
     stopping: watch::Receiver<bool>,
+}
+
+/// What a context knows of a list of clusters.
+#[derive(Clone)]
+struct Listed {
+    clusters: Arc<Clusters>,
+    /// The name of the cluster of the request, once it is known.
+    chosen: Option<Arc<str>>,
+}
+
+/// As whom the calls about targets are made.
+#[derive(Clone)]
+enum Actor {
+    /// As the executor itself.
+    Executor,
+    /// As the caller, who is not known yet.
+    Unknown(Arc<ImpersonationRules>),
+    /// As this caller; without a cluster there are no calls.
+    Caller(Arc<Impersonation>, Option<Arc<Cluster>>),
 }
 
 impl Context {
     /// A context for this cluster (`None`: simulations are offline), this policy and these settings. Waits
     /// end when `stopping` becomes true.
-    #[must_use]
+    ///
+    /// # Errors
+    /// [`Code::Configuration`] if what the settings name for reports cannot be used.
     pub fn new(
         cluster: Option<Cluster>,
         policy: Reloading<Policy>,
         settings: &Settings,
         stopping: watch::Receiver<bool>,
-    ) -> Self {
+    ) -> Result<Self, ActionError> {
         let Settings { deadline, replay_window, .. } = *settings;
         let name =
             |cluster: &Cluster| settings.cluster_name.as_deref().unwrap_or(cluster.name()).into();
         let cluster_name = cluster.as_ref().map(name);
-        Context {
+        Ok(Context {
+            listed: None,
             own_pod: settings.own_pod.clone().map(Arc::new),
             cluster_name,
             cluster,
+            actor: match &settings.impersonation {
+                Some(rules) => Actor::Unknown(Arc::new(rules.clone())),
+                None => Actor::Executor,
+            },
             policy: Arc::new(policy),
             deadline,
             replay_window,
             observer: Observer::default(),
             target_locks: Arc::default(),
+            reports: Reports::new(settings)?,
             stopping,
+        })
+    }
+
+    /// A context for the clusters of the settings' list, or without a list for the cluster of this kubeconfig context, if
+    /// there is any. Nothing is sent.
+    ///
+    /// # Errors
+    /// [`Code::Configuration`] if the list, a kubeconfig or a policy cannot be used.
+    pub(crate) async fn connect(
+        kube_context: Option<&str>,
+        settings: &Settings,
+        stopping: watch::Receiver<bool>,
+    ) -> Result<Self, ActionError> {
+        let Some(list) = ClusterList::of(settings)? else {
+            let policy = Reloading::new(settings.policy.clone())?;
+            return Context::new(connect(kube_context).await?, policy, settings, stopping);
+        };
+        refuse_context(kube_context)?;
+        let clusters = Arc::new(Clusters::connect(list, settings).await?);
+        let policy = Reloading::new(settings.policy.clone())?;
+        let context = Context::new(None, policy, settings, stopping)?;
+        Ok(Context {
+            cluster: clusters.reviewer().map(|member| member.cluster.clone()),
+            listed: Some(Listed { clusters, chosen: None }),
+            ..context
+        })
+    }
+
+    /// The context of the cluster that a request means: the one that it names, or the default.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] if there is no such cluster, or if it has to be named.
+    pub(crate) fn for_cluster(&self, name: Option<&ClusterName>) -> Result<Self, ActionError> {
+        if let Some(Listed { clusters, chosen: None }) = &self.listed {
+            let member = clusters.choose(name.map(|name| &**name))?;
+            return Ok(self.of_member(clusters, member));
         }
+        match name {
+            Some(name) if self.cluster_name.as_deref() != Some(&**name) => {
+                Err(another_cluster(self.cluster_name.as_deref()))
+            }
+            _ => Ok(self.clone()),
+        }
+    }
+
+    fn of_member(&self, clusters: &Arc<Clusters>, member: &Member) -> Self {
+        let chosen = Some(member.name.clone());
+        Context {
+            cluster: Some(member.cluster.clone()),
+            cluster_name: chosen.clone(),
+            policy: member.policy.clone(),
+            target_locks: member.target_locks.clone(),
+            listed: Some(Listed { clusters: clusters.clone(), chosen }),
+            ..self.clone()
+        }
+    }
+
+    /// The context of each cluster: those of the list, or the only one.
+    pub(crate) fn each_cluster(&self) -> Vec<Self> {
+        match &self.listed {
+            Some(Listed { clusters, chosen: None }) => {
+                let members = clusters.members().iter();
+                members.map(|member| self.of_member(clusters, member)).collect()
+            }
+            _ => vec![self.clone()],
+        }
+    }
+
+    /// The name of the request's cluster in the list, if there is a list.
+    pub(crate) fn listed_name(&self) -> Option<&Arc<str>> {
+        self.listed.as_ref()?.chosen.as_ref()
+    }
+
+    /// The names of the list, and whether a request may leave them out; none without a list.
+    pub(crate) fn names(&self) -> Option<(Vec<Arc<str>>, bool)> {
+        let Listed { clusters, .. } = self.listed.as_ref()?;
+        let names = clusters.members().iter().map(|member| member.name.clone());
+        Some((names.collect(), clusters.has_default()))
+    }
+
+    /// The cluster that reviews the tokens and the rights of callers.
+    pub(crate) fn reviewer(&self) -> Option<&Cluster> {
+        match &self.listed {
+            Some(Listed { clusters, .. }) => clusters.reviewer().map(|member| &member.cluster),
+            None => self.cluster(),
+        }
+    }
+
+    /// The name of the request's cluster, if another one reviews the rights of callers.
+    pub(crate) fn other_than_reviewer(&self) -> Option<&str> {
+        let Listed { clusters, chosen } = self.listed.as_ref()?;
+        let reviewer = clusters.reviewer().map(|member| &*member.name);
+        chosen.as_deref().filter(|name| Some(*name) != reviewer)
     }
 
     /// The context with its observer changed, as by `|observer| observer.on_waiting(...)`.
@@ -92,7 +239,52 @@ impl Context {
         self
     }
 
-    /// The cluster, if one is configured.
+    /// The context in which the calls about targets are made as this caller, if callers are impersonated.
+    ///
+    /// # Errors
+    /// [`Code::CallerForbidden`] if the caller is no user of the cluster that may be impersonated, or why the cluster could
+    /// not answer.
+    pub(crate) async fn acting_for(&self, caller: Option<&Caller>) -> Result<Self, ActionError> {
+        // The calls of this caller are to the cluster of the request.
+        let context = self.for_cluster(None)?;
+        let Actor::Unknown(rules) = &context.actor else { return Ok(context) };
+        let person = impersonation_of(rules, caller)?;
+        let deadline = Instant::now() + context.deadline;
+        let cluster = match &context.cluster {
+            Some(cluster) => {
+                Some(Arc::new(Box::pin(cluster.acting_as(person.clone(), deadline)).await?))
+            }
+            None => None,
+        };
+        Ok(Context { actor: Actor::Caller(Arc::new(person), cluster), ..context })
+    }
+
+    /// As whom the calls about targets are made, if as a caller.
+    pub(crate) fn impersonation(&self) -> Option<&Arc<Impersonation>> {
+        match &self.actor {
+            Actor::Caller(person, _) => Some(person),
+            Actor::Executor | Actor::Unknown(_) => None,
+        }
+    }
+
+    /// The cluster for the calls about targets; `consequence` as in [`Context::require_cluster`].
+    ///
+    /// # Errors
+    /// [`Code::Configuration`] if no cluster is configured, or if there is no caller to impersonate.
+    pub(crate) fn target_cluster(&self, consequence: &str) -> Result<&Cluster, ActionError> {
+        let own = self.require_cluster(consequence)?;
+        match &self.actor {
+            Actor::Executor => Ok(own),
+            Actor::Caller(_, Some(cluster)) => Ok(cluster),
+            Actor::Caller(_, None) | Actor::Unknown(_) => Err(ActionError::new(
+                Code::Configuration,
+                "callers are to be impersonated, and the request has none",
+            )
+            .with_hint("only `serve` has callers: unset ACTION_EXECUTOR_IMPERSONATE elsewhere")),
+        }
+    }
+
+    /// The cluster with the executor's own identity, if one is configured.
     pub(crate) fn cluster(&self) -> Option<&Cluster> {
         self.cluster.as_ref()
     }
@@ -141,9 +333,9 @@ impl Context {
         self.policy.current()
     }
 
-    /// Why the policy file is not the policy in use, if it is not.
+    /// Why a policy file is not the policy in use, if it is not.
     pub(crate) fn policy_error(&self) -> Option<ActionError> {
-        self.policy.load_error()
+        self.each_cluster().iter().find_map(|context| context.policy.load_error())
     }
 
     pub(crate) fn observer(&self) -> &Observer {
@@ -155,11 +347,16 @@ impl Context {
         self.observer.metrics()
     }
 
+    /// Where the ends of actions are reported.
+    pub(crate) fn reports(&self) -> &Reports {
+        &self.reports
+    }
+
     pub(crate) fn target_locks(&self) -> &TargetLocks {
         &self.target_locks
     }
 
-    /// Whether the cluster answers. Without a cluster nothing can fail.
+    /// Whether the cluster of this context answers. Without a cluster nothing can fail.
     ///
     /// # Errors
     /// Why it does not.
@@ -167,6 +364,21 @@ impl Context {
         match &self.cluster {
             Some(cluster) => cluster.ready().await,
             None => Ok(()),
+        }
+    }
+}
+
+/// A list of clusters names their contexts itself.
+///
+/// # Errors
+/// [`Code::Configuration`] if a context is given all the same.
+pub(crate) fn refuse_context(kube_context: Option<&str>) -> Result<(), ActionError> {
+    match kube_context {
+        None => Ok(()),
+        Some(_) => {
+            let detail = "--context and ACTION_EXECUTOR_CLUSTERS exclude each other";
+            Err(ActionError::new(Code::Configuration, detail)
+                .with_hint("name a cluster of the list with --cluster, or in the request"))
         }
     }
 }

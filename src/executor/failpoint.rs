@@ -20,6 +20,8 @@ pub enum Failpoint {
     AfterRecord,
     /// The answer is next.
     BeforeAnswer,
+    /// The receipt is written, if receipts are written; the note of it in the record is next.
+    AfterReceipt,
     /// The awaited rollout failed, and the rollback is recorded; the rollback is next.
     BeforeRollback,
     /// The rollback is applied; the wait for it is next.

@@ -4,21 +4,23 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     actions::request::{ActionRequest, IdempotencyKey},
-    auth::{AccessRequest, Caller, Verb},
+    auth::{AccessRequest, Caller, Verb, token_review::ObjectAccess},
     contract::{
         error::{ActionError, Code},
         names::{AuditText, Namespace, RequestId},
         response::ActionResponse,
     },
+    diagnosis::{self, Scope, facts::Unread, parts::Part, report::Report, target::Target},
     executor::{
         context::Context,
         handle,
         status::{self, Operation},
     },
+    k8s::api::client::Cluster,
     ledger::history::{self, Filter, Page, no_cluster},
 };
 
@@ -70,10 +72,13 @@ pub(crate) async fn execute_as(
     incoming: &IncomingRequest,
 ) -> Result<ActionResponse, ActionError> {
     let mut request = incoming.request()?;
+    let context = context.for_cluster(request.cluster.as_ref())?;
     if let Some(caller) = caller {
-        request = Box::pin(caller.authorize_request(request, context.cluster())).await?;
+        let (reviewer, other) = (context.reviewer(), context.other_than_reviewer());
+        request = Box::pin(caller.authorize_request(request, reviewer, other)).await?;
     }
-    handle(context, request).await
+    let context = context.acting_for(caller).await?;
+    handle(&context, request).await
 }
 
 /// Finds the record of a request for this caller; `None` if authentication is off. Only a caller that may read every
@@ -87,16 +92,18 @@ pub(crate) async fn find_as(
     namespace: &Namespace,
     id: &RequestId,
 ) -> Result<Operation, ActionError> {
-    let found = status::find(context, namespace, id).await?;
+    let context = &context.for_cluster(None)?;
+    let found = status::find(&context.acting_for(caller).await?, namespace, id).await?;
     let Some(caller) = caller else { return found.ok_or_else(|| not_found(namespace)) };
-    let access = |kind| AccessRequest { verb: Verb::Get, kind, namespace };
+    let cluster = context.other_than_reviewer();
+    let access = |kind| AccessRequest { verb: Verb::Get, kind, namespace, cluster };
     let kind = found.as_ref().and_then(Operation::kind);
     if let (Some(found), Some(kind)) = (found, kind)
-        && caller.authorize(&access(Some(kind)), context.cluster()).await.is_ok()
+        && caller.authorize(&access(Some(kind)), context.reviewer()).await.is_ok()
     {
         return Ok(found);
     }
-    caller.authorize(&access(None), context.cluster()).await?;
+    caller.authorize(&access(None), context.reviewer()).await?;
     Err(not_found(namespace))
 }
 
@@ -111,13 +118,91 @@ pub(crate) async fn list_as(
     limit: usize,
     time: Duration,
 ) -> Result<Page, ActionError> {
+    let context = &context.for_cluster(None)?;
     if let Some(caller) = caller {
         let namespace = filter.namespace.as_deref().unwrap_or_default();
-        let access = AccessRequest { verb: Verb::List, kind: None, namespace };
-        caller.authorize(&access, context.cluster()).await?;
+        let cluster = context.other_than_reviewer();
+        let access = AccessRequest { verb: Verb::List, kind: None, namespace, cluster };
+        caller.authorize(&access, context.reviewer()).await?;
     }
     let cluster = context.cluster().ok_or_else(no_cluster)?;
     history::query(cluster, filter, limit, Instant::now() + time).await
+}
+
+/// The diagnosis of a target for this caller, read within `time`; `None` if authentication is off. A user of the cluster
+/// gets no part that it may not read itself.
+///
+/// # Errors
+/// [`Code::CallerForbidden`], [`Code::PolicyDenied`], there is no cluster, or why the target could not be read.
+pub(crate) async fn diagnose_as(
+    context: &Context,
+    caller: Option<&Caller>,
+    target: &Target,
+    time: Duration,
+) -> Result<Report, ActionError> {
+    let context = &context.for_cluster(None)?;
+    let cluster = context.require_cluster("there is nothing to diagnose")?;
+    let deadline = Instant::now() + time;
+    let acting = context.acting_for(caller).await?;
+    let mut refused = Vec::new();
+    if let Some(caller) = caller {
+        let access = AccessRequest {
+            verb: Verb::List,
+            kind: None,
+            namespace: target.namespace(),
+            cluster: context.other_than_reviewer(),
+        };
+        caller.authorize(&access, context.reviewer()).await?;
+        let access = ObjectAccess {
+            rule: target.kind.rule(),
+            namespace: target.namespace(),
+            name: &target.name,
+        };
+        let (get, parts) = tokio::join!(
+            caller.authorize_objects(&access, cluster),
+            refused_parts(caller, target, cluster),
+        );
+        get?;
+        refused = parts?;
+    }
+    let policy = context.policy();
+    policy.judge_diagnosis(target.namespace(), target.node()).refuse()?;
+    let includes = |namespace: &str| policy.judge_diagnosis(namespace, None).refuse().is_ok();
+    let scope = Scope { refused, includes: &includes };
+    let name = context.cluster_name().map(|name| &**name);
+    let cluster = acting.target_cluster("there is nothing to diagnose")?;
+    diagnosis::diagnose(cluster, name, target, scope, deadline).await
+}
+
+/// The parts of the diagnosis that the caller may not read itself.
+async fn refused_parts(
+    caller: &Caller,
+    target: &Target,
+    cluster: &Cluster,
+) -> Result<Vec<Unread>, ActionError> {
+    let mut reviews = JoinSet::new();
+    for part in Part::of(target.kind) {
+        let (caller, cluster) = (caller.clone(), cluster.clone());
+        let (rule, namespace) = (part.rule(), part.namespace(target).to_owned());
+        reviews.spawn(async move {
+            let access = ObjectAccess { rule, namespace: &namespace, name: "" };
+            (*part, caller.authorize_objects(&access, &cluster).await)
+        });
+    }
+    let mut refused = Vec::new();
+    while let Some(done) = reviews.join_next().await {
+        let (part, result) = done.map_err(|error| {
+            ActionError::new(Code::Internal, format!("a review ended early: {error}"))
+        })?;
+        match result {
+            Ok(()) => {}
+            Err(error) if error.code == Code::CallerForbidden => {
+                refused.push(Unread::new(part, &error));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(refused)
 }
 
 fn not_found(namespace: &Namespace) -> ActionError {

@@ -17,26 +17,35 @@ use crate::{
         names::RequestId,
         response::{ActionResponse, Outcome},
     },
-    executor::{context::Context, failpoint::Failpoint, wait::DEFAULT_WAIT},
+    executor::{context::Context, failpoint::Failpoint, selection::SelectedBy},
     ledger::{Ledger, record::RequestMetadata},
     policy::{
         Policy,
         evaluate::{Facts, Verdict},
     },
+    telemetry::calls::ClusterLabel,
 };
 
 pub(crate) mod apply;
 pub(crate) mod auto_rollback;
+mod batch;
+pub(crate) mod clusters;
 pub mod context;
+mod deletions;
+pub(crate) mod details;
 pub(crate) mod drain;
 pub mod failpoint;
 pub(crate) mod follow_up;
 pub(crate) mod incoming;
+pub(crate) mod observe;
 pub(crate) mod observer;
 pub mod reply;
+pub(crate) mod reports;
+pub(crate) mod selection;
 pub(crate) mod status;
 pub(crate) mod target_lock;
 pub(crate) mod transaction;
+mod unknown_outcomes;
 pub(crate) mod wait;
 
 /// How far ahead of ours a client's clock may be.
@@ -51,6 +60,60 @@ pub async fn handle(
     context: &Context,
     request: ActionRequest,
 ) -> Result<ActionResponse, ActionError> {
+    handle_as(context, request, None, &Shown::default()).await
+}
+
+/// The objects that a simulation showed to the person who then agreed: the action is for no others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Shown {
+    uid: Option<String>,
+    /// The uids of the targets that a selector chose, with spaces between, as in `Plan::decision_etag`.
+    chosen: Option<String>,
+}
+
+impl Shown {
+    pub(crate) fn by(simulated: &ActionResponse) -> Self {
+        let chosen = simulated.targets.iter().filter_map(|it| it.target.uid.as_deref());
+        let chosen = chosen.collect::<Vec<_>>().join(" ");
+        Shown {
+            uid: simulated.target.uid.clone(),
+            chosen: Some(chosen).filter(|uids| !uids.is_empty()),
+        }
+    }
+}
+
+/// Executes the request for the objects that were shown. They are no part of the request: it may be resent after they are
+/// gone, and its answer is found.
+///
+/// # Errors
+/// As [`handle`]; that the object is not the one that was shown.
+pub(crate) async fn handle_shown(
+    context: &Context,
+    request: ActionRequest,
+    shown: &Shown,
+) -> Result<ActionResponse, ActionError> {
+    handle_as(context, request, None, shown).await
+}
+
+/// Executes the request for one target that a selector chose.
+///
+/// # Errors
+/// As [`handle`]; that the target is not as it was chosen or approved.
+pub(crate) async fn handle_target(
+    context: &Context,
+    request: ActionRequest,
+    selected_by: &SelectedBy,
+) -> Result<ActionResponse, ActionError> {
+    handle_as(context, request, Some(selected_by), &Shown::default()).await
+}
+
+async fn handle_as(
+    context: &Context,
+    request: ActionRequest,
+    selected_by: Option<&SelectedBy>,
+    shown: &Shown,
+) -> Result<ActionResponse, ActionError> {
+    let context = &context.for_cluster(request.cluster.as_ref())?;
     let id = request.id.clone().unwrap_or_else(RequestId::generate);
     let name = request.action.kind().name();
     let span = tracing::debug_span!(
@@ -64,10 +127,11 @@ pub async fn handle(
     );
     let handled = async {
         let began = Instant::now();
-        let result = simulate_or_execute(context, &request, &id).await;
-        context.observer().answered(&request, &result, began.elapsed());
+        let result = simulate_or_execute(context, &request, &id, selected_by, shown).await;
+        let cluster = ClusterLabel(context.listed_name().cloned());
+        context.observer().answered(&request, &result, cluster, began.elapsed());
         record_in_span(&result);
-        log(&request, &id, &result);
+        log(context, &request, &id, &result);
         Failpoint::BeforeAnswer.pass();
         result.map_err(|error| error.with_id(&id))
     };
@@ -78,9 +142,13 @@ async fn simulate_or_execute(
     context: &Context,
     request: &ActionRequest,
     id: &RequestId,
+    selected_by: Option<&SelectedBy>,
+    shown: &Shown,
 ) -> Result<ActionResponse, ActionError> {
-    let metadata = RequestMetadata::of(request, id).in_cluster(context.cluster_name());
-    let input = plan_input(context, request, &metadata);
+    let metadata = metadata_of(context, request, id);
+    let Shown { uid, chosen: decision_etag } = shown.clone();
+    let uid = selected_by.map(|it| it.uid.clone()).or(uid);
+    let input = PlanInput { uid, decision_etag, ..plan_input(context, request, &metadata) };
     if request.simulate {
         return simulate(context, request, metadata, &input).await;
     }
@@ -92,7 +160,13 @@ async fn simulate_or_execute(
     let context =
         context.clone().map_observer(|observer| observer.on_waiting(move || waiting.release()));
     // The future of a real action is large: on the heap it does not grow that of each simulation.
-    Box::pin(transaction::execute(&context, cluster, request, metadata, input)).await
+    let work = transaction::execute(&context, cluster, request, selected_by, metadata, input);
+    Box::pin(work).await
+}
+
+fn metadata_of(context: &Context, request: &ActionRequest, id: &RequestId) -> RequestMetadata {
+    let user = context.impersonation().map(|person| person.user());
+    RequestMetadata::of(request, id).in_cluster(context.cluster_name()).acting_as(user)
 }
 
 fn plan_input(context: &Context, request: &ActionRequest, metadata: &RequestMetadata) -> PlanInput {
@@ -104,7 +178,7 @@ fn plan_input(context: &Context, request: &ActionRequest, metadata: &RequestMeta
         at: Utc::now(),
         deadline: Instant::now() + limit,
         wait: request.wait,
-        timeout: request.timeout.unwrap_or(DEFAULT_WAIT),
+        timeout: request.wait_time(),
         own_pod: context.own_pod().cloned(),
         precondition: request.precondition.clone(),
         uid: None,
@@ -148,10 +222,14 @@ async fn simulate(
     let Some(cluster) = context.cluster() else {
         return Ok(simulate_offline(request, input, &policy));
     };
+    let target_cluster = context.target_cluster("nothing can be tried")?;
+    if request.action.selection().is_some() {
+        return selection::simulate(context, target_cluster, request, input, &policy).await;
+    }
     let ledger = Ledger::new(cluster, metadata);
     let record = async { Ok(ledger.try_to_open(input.deadline).await) };
     let (done, record) =
-        try_join!(Box::pin(apply::simulate(context, cluster, request, input)), record)?;
+        try_join!(Box::pin(apply::simulate(context, target_cluster, request, input)), record)?;
     policy.judge_plan(request, &done.plan, true).refuse()?;
     let preview = policy_preview(&policy.judge_plan(request, &done.plan, false));
     let mut response = response_to(request, input, done.outcome, done.result);
@@ -215,8 +293,10 @@ fn response_to(
         changes: Vec::new(),
         warnings: request.action.warnings(),
         rollout: None,
+        observation: None,
         rolled_back: None,
         approval: None,
+        targets: Vec::new(),
         started_at: input.at,
         finished_at: Utc::now(),
     }
@@ -235,17 +315,23 @@ fn record_in_span(result: &Result<ActionResponse, ActionError>) {
     }
 }
 
-fn log(request: &ActionRequest, id: &RequestId, result: &Result<ActionResponse, ActionError>) {
+fn log(
+    context: &Context,
+    request: &ActionRequest,
+    id: &RequestId,
+    result: &Result<ActionResponse, ActionError>,
+) {
+    let cluster = context.listed_name().map(|name| &**name);
     let requester = request.requester.as_deref();
     let reason = request.reason.as_deref();
     let (simulate, id) = (request.simulate, &**id);
     match result {
         Ok(response) => tracing::info!(
-            id, action = %request, simulate, requester, reason, replayed = response.replayed,
+            id, cluster, action = %request, simulate, requester, reason, replayed = response.replayed,
             outcome = ?response.outcome, result = response.result, "action answered"
         ),
         Err(error) => tracing::warn!(
-            id, action = %request, simulate, requester, reason,
+            id, cluster, action = %request, simulate, requester, reason,
             code = %error.code, detail = error.detail, "action not done"
         ),
     }
@@ -254,6 +340,23 @@ fn log(request: &ActionRequest, id: &RequestId, result: &Result<ActionResponse, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::response::{TargetOutcome, TargetResult};
+
+    #[test]
+    fn a_person_agrees_to_the_objects_that_were_shown() {
+        let mut simulated = ActionResponse::example(Outcome::Simulated);
+        let uid = simulated.target.uid.clone();
+        assert_eq!(Shown::by(&simulated), Shown { uid, chosen: None });
+        let one = |uid: &str| {
+            let mut one = TargetResult::example("web", TargetOutcome::Simulated);
+            one.target.uid = Some(uid.to_owned());
+            one
+        };
+        simulated.targets = vec![one("u1"), one("u2")];
+        simulated.target.uid = None;
+        let chosen = Some("u1 u2".to_owned());
+        assert_eq!(Shown::by(&simulated), Shown { uid: None, chosen });
+    }
 
     #[test]
     fn a_request_expires_after_the_window_and_before_its_time() {

@@ -6,11 +6,13 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     actions::request::ActionRequest,
     contract::{error::ActionError, response::ActionResponse},
+    executor::details::Details,
     ledger::record::RequestMetadata,
-    telemetry::metrics::Metrics,
+    telemetry::{calls::ClusterLabel, metrics::Metrics},
 };
 
 type OnProgress = Arc<dyn Fn(&str) + Send + Sync>;
+type OnDetails = Arc<dyn Fn(&Details) + Send + Sync>;
 type OnClaimed = Arc<dyn Fn(&RequestMetadata) + Send + Sync>;
 type OnClaiming = Arc<dyn Fn() + Send + Sync>;
 type OnWaiting = Arc<dyn Fn() + Send + Sync>;
@@ -19,6 +21,7 @@ type OnWaiting = Arc<dyn Fn() + Send + Sync>;
 #[derive(Clone, Default)]
 pub(crate) struct Observer {
     on_progress: Option<OnProgress>,
+    on_details: Option<OnDetails>,
     on_claiming: Option<OnClaiming>,
     on_claimed: Option<OnClaimed>,
     on_waiting: Vec<OnWaiting>,
@@ -29,6 +32,12 @@ impl Observer {
     /// Calls this with each new stage of a long wait, in a sentence.
     pub(crate) fn on_progress(mut self, hook: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.on_progress = Some(Arc::new(hook));
+        self
+    }
+
+    /// Calls this again and again during a wait with what is known besides its stage.
+    pub(crate) fn on_details(mut self, hook: impl Fn(&Details) + Send + Sync + 'static) -> Self {
+        self.on_details = Some(Arc::new(hook));
         self
     }
 
@@ -62,9 +71,25 @@ impl Observer {
         self
     }
 
+    /// The observer of a part of the work: its claim is not that of the whole.
+    pub(crate) fn of_part(self) -> Self {
+        Observer { on_claiming: None, on_claimed: None, ..self }
+    }
+
     pub(crate) fn progress(&self, stage: &str) {
         if let Some(hook) = &self.on_progress {
             hook(stage);
+        }
+    }
+
+    /// Whether the details of a wait are to be read.
+    pub(crate) fn shows_details(&self) -> bool {
+        self.on_details.is_some()
+    }
+
+    pub(crate) fn details(&self, details: &Details) {
+        if let Some(hook) = &self.on_details {
+            hook(details);
         }
     }
 
@@ -90,6 +115,7 @@ impl Observer {
         &self,
         request: &ActionRequest,
         result: &Result<ActionResponse, ActionError>,
+        cluster: ClusterLabel,
         took: Duration,
     ) {
         if let Some(metrics) = self.metrics() {
@@ -97,7 +123,8 @@ impl Observer {
                 Ok(response) => response.outcome.name().into(),
                 Err(error) => error.code.name().into(),
             };
-            metrics.action(request.action.kind().name(), request.simulate, result, took);
+            let action = request.action.kind().name();
+            metrics.action(action, request.simulate, result, cluster, took);
         }
     }
 

@@ -21,6 +21,7 @@ use crate::{
         response::{ActionResponse, Target, milliseconds},
     },
     executor::{context::Context, follow_up::Pending},
+    k8s::api::client::Cluster,
     ledger::record::{REQUESTER, Record, State, event_name, is_final},
 };
 
@@ -67,6 +68,8 @@ pub(crate) struct Operation {
     namespace: Namespace,
     id: RequestId,
     record: Record,
+    /// How records and the target are read; or why the target cannot be.
+    clusters: Result<Clusters, ActionError>,
     /// The uid of the record's Event.
     uid: String,
     /// When the record was last written (UTC).
@@ -75,7 +78,16 @@ pub(crate) struct Operation {
     message: String,
 }
 
-/// Finds the record of a request; `None` if the namespace has none, or none any more.
+/// The cluster, as those who read it.
+struct Clusters {
+    /// As the executor itself.
+    own: Cluster,
+    /// As the caller who asks, if callers are impersonated.
+    target: Cluster,
+}
+
+/// Finds the record of a request; `None` if the namespace has none, or none any more. The context is that of the caller who
+/// asks (`Context::acting_for`).
 ///
 /// # Errors
 /// Why the ledger could not be read.
@@ -88,18 +100,31 @@ pub(crate) async fn find(
     let name = event_name(id);
     let deadline = Instant::now() + STATUS_TIMEOUT;
     let event = cluster.get_opt::<Event>(namespace, &name, deadline).await?;
-    Ok(event.and_then(|event| Operation::read(namespace, id, event)))
+    Ok(event.and_then(|event| Operation::read(context, namespace, id, event)))
+}
+
+impl Clusters {
+    fn of(context: &Context) -> Result<Self, ActionError> {
+        let own = context.require_cluster("no request has a record")?.clone();
+        Ok(Clusters { own, target: context.target_cluster("no request has a record")?.clone() })
+    }
 }
 
 impl Operation {
     /// `None` for an Event without a record: it is not ours, whatever its name.
-    fn read(namespace: &Namespace, id: &RequestId, event: Event) -> Option<Self> {
+    fn read(
+        context: &Context,
+        namespace: &Namespace,
+        id: &RequestId,
+        event: Event,
+    ) -> Option<Self> {
         let record = Record::read(&event)?;
         let annotations = event.metadata.annotations.unwrap_or_default();
         Some(Operation {
             namespace: namespace.clone(),
             id: id.clone(),
             record,
+            clusters: Clusters::of(context),
             uid: event.metadata.uid?,
             written_at: event.last_timestamp.map(|time| time.0.to_string()),
             requester: annotations.get(REQUESTER).cloned(),
@@ -159,10 +184,10 @@ impl Operation {
     }
 
     /// The status. During a wait this reads the target.
-    pub(crate) async fn progress(&self, context: &Context) -> Progress {
+    pub(crate) async fn progress(&self) -> Progress {
         let progress = self.progress_at(Utc::now());
         match progress.state {
-            State::Applied => Progress { detail: self.observe(context).await, ..progress },
+            State::Applied => Progress { detail: self.observe().await, ..progress },
             _ => progress,
         }
     }
@@ -200,21 +225,24 @@ impl Operation {
     }
 
     /// The progress of the wait, in its own sentence.
-    async fn observe(&self, context: &Context) -> String {
+    async fn observe(&self) -> String {
         let end = Instant::now() + STATUS_TIMEOUT;
-        match timeout_at(end, self.observed(context, end)).await {
+        match timeout_at(end, self.observed(end)).await {
             Ok(Ok(stage)) => stage,
             Ok(Err(error)) => format!("the target could not be read: {}", error.detail),
             Err(_) => "the target could not be read in time".to_owned(),
         }
     }
 
-    async fn observed(&self, context: &Context, end: Instant) -> Result<String, ActionError> {
+    async fn observed(&self, end: Instant) -> Result<String, ActionError> {
+        let Clusters { own, target } = self.clusters.as_ref().map_err(Clone::clone)?;
         let pending = Pending {
-            cluster: context.require_cluster("no request has a record")?,
+            cluster: target,
+            own_cluster: own,
+            id: &self.id,
             completion: &self.record.intent.completion,
             target: &self.record.intent.answer.target,
-            applied: &self.record.applied.clone().unwrap_or_default(),
+            applied: &self.record.applied_or_default(),
         };
         pending.progress(end).await
     }
@@ -235,7 +263,10 @@ mod tests {
     use chrono::TimeDelta;
 
     use super::*;
-    use crate::contract::response::{Rollout, RolloutState};
+    use crate::contract::{
+        error::Code,
+        response::{Rollout, RolloutState},
+    };
 
     fn operation(state: State) -> Operation {
         let record = Record { state, ..Record::example() };
@@ -243,6 +274,7 @@ mod tests {
             namespace: Namespace::default(),
             id: RequestId::try_from("alert-7".to_owned()).expect("is an id"),
             record,
+            clusters: Err(ActionError::new(Code::Configuration, "there is no cluster")),
             uid: "u".to_owned(),
             written_at: None,
             requester: Some("pager".to_owned()),

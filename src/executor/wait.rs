@@ -8,11 +8,15 @@ use std::{fmt, ops::ControlFlow, time::Duration};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
+    actions::request::DEFAULT_TIMEOUT_SECONDS,
     contract::{
         error::ActionError,
         response::{Rollout, RolloutState},
     },
-    executor::context::{Context, stopped},
+    executor::{
+        context::{Context, stopped},
+        details,
+    },
     k8s::{
         api::{client::Cluster, watch::Changes},
         completion::Completion,
@@ -21,10 +25,10 @@ use crate::{
 };
 
 /// The time limit of a wait if the request names none.
-pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(300);
+pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(DEFAULT_TIMEOUT_SECONDS);
 
 /// Pauses between polls: short at first, since most effects are quick, and longer the longer the wait lasts.
-const MIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
+pub(super) const MIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// From when on, and in relation to the time waited, pauses grow.
@@ -57,7 +61,10 @@ pub(crate) async fn until_complete(
     end: Instant,
 ) -> Rollout {
     let mut poll_time = Duration::ZERO;
-    let (state, message) = poll(context, cluster, completion, end, &mut poll_time).await;
+    let (state, message) = tokio::select! {
+        ended = poll(context, cluster, completion, end, &mut poll_time) => ended,
+        never = details::report(context, cluster, completion, end) => match never {},
+    };
     let problems = match state {
         RolloutState::Complete => Vec::new(),
         _ => problems(cluster, completion, problems_timeout(poll_time)).await,
@@ -162,13 +169,18 @@ fn problems_timeout(poll_time: Duration) -> Duration {
 }
 
 /// The longest pause after so much time waited: without the permission to watch, many long waits would be many calls.
-fn longest_pause(waited: Duration) -> Duration {
+pub(super) fn longest_pause(waited: Duration) -> Duration {
     (waited / POLLS_PER_WAITED_TIME).clamp(STEADY_POLL_INTERVAL, MAX_POLL_INTERVAL)
 }
 
 /// Returns when the target is to be read again: after a change, or after a pause that is long while changes would be
 /// noticed. A watch may begin or break meanwhile. The last poll starts after `until_last`, and the wait ends after `left`.
-async fn next_poll(changes: &mut Changes, pause: Duration, left: Duration, until_last: Duration) {
+pub(super) async fn next_poll(
+    changes: &mut Changes,
+    pause: Duration,
+    left: Duration,
+    until_last: Duration,
+) {
     let began = Instant::now();
     loop {
         let pause = if changes.is_live() { WATCHED_POLL_INTERVAL } else { pause };

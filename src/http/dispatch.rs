@@ -15,7 +15,7 @@ use crate::{
     http::{
         assets::{self, Document},
         endpoints::{
-            cloudevents, execute, history, mcp, metrics, operation, protected_resource,
+            cloudevents, diagnosis, execute, history, mcp, metrics, operation, protected_resource,
             readiness::{self, Readiness},
             respond_async::BackgroundTasks,
             sse::Watchers,
@@ -108,7 +108,7 @@ impl Service {
         if !path.requires_authentication(method.as_str()) {
             return Ok(None);
         }
-        self.callers.authenticate(&credentials(), self.context.cluster()).await
+        self.callers.authenticate(&credentials(), self.context.reviewer()).await
     }
 
     /// Answers a request.
@@ -156,6 +156,7 @@ impl Service {
             Route::Mcp => Box::pin(mcp::post(self, request, info)).await,
             Route::Operation => Box::pin(operation::get(self, &request, &info)).await,
             Route::History => Box::pin(history::get(self, &request, &info)).await,
+            Route::Diagnosis => Box::pin(diagnosis::get(self, &request, &info)).await,
             Route::ProtectedResource => protected_resource::get(self),
             Route::Ready => Ok(Box::pin(readiness::get(self)).await),
             _ => metrics::get(self),

@@ -11,7 +11,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     contract::error::{ActionError, Code},
-    http::endpoints::{actions, cloudevents, execute, history, metrics, operation, readiness},
+    http::endpoints::{
+        actions, cloudevents, diagnosis, execute, history, metrics, operation, readiness,
+    },
 };
 
 /// One method of one path.
@@ -96,6 +98,7 @@ pub(crate) fn document() -> Value {
         cloudevents::operation(generator),
         cloudevents::validation_operation(),
         history::operation(generator),
+        diagnosis::operation(generator),
         operation::operation(generator),
         actions::operation(generator),
         own_operation(),

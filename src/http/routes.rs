@@ -26,6 +26,8 @@ pub(crate) enum Route {
     Operation,
     /// What was done.
     History,
+    /// What is wrong with a target.
+    Diagnosis,
     /// A document that is the same for every client.
     Asset(Asset),
 }
@@ -53,7 +55,7 @@ const POST: &[&str] = &["POST"];
 const POST_OPTIONS: &[&str] = &["POST", "OPTIONS"];
 
 /// Each path with its methods, its route and its purpose; `{...}` matches any one segment.
-pub(crate) static ROUTES: [Entry; 16] = [
+pub(crate) static ROUTES: [Entry; 17] = [
     ("/api/v1/healthz", GET_HEAD, Route::Health, "whether the process is alive"),
     ("/readyz", GET_HEAD, Route::Ready, "whether an action could be carried out now"),
     ("/metrics", GET_HEAD, Route::Metrics, "metrics for Prometheus"),
@@ -85,6 +87,7 @@ pub(crate) static ROUTES: [Entry; 16] = [
         "every action with the JSON Schema of its parameters",
     ),
     ("/api/v1/history", GET_HEAD, Route::History, "what was done, by whom and why, newest first"),
+    ("/api/v1/diagnosis", GET_HEAD, Route::Diagnosis, "what is wrong with a target"),
     ("/openapi.json", GET_HEAD, Route::Asset(Asset::OpenApi), "the OpenAPI 3.1 description"),
     ("/docs", GET_HEAD, Route::Asset(Asset::Page), "the page for people"),
     ("/docs/page.js", GET_HEAD, Route::Asset(Asset::Script), "its script"),
@@ -146,7 +149,9 @@ impl MatchedPath {
             ) => false,
             // A question before the first delivery.
             Some(Route::CloudEvent) => method != "OPTIONS",
-            Some(Route::Execute | Route::Mcp | Route::Operation | Route::History) => true,
+            Some(
+                Route::Execute | Route::Mcp | Route::Operation | Route::History | Route::Diagnosis,
+            ) => true,
         }
     }
 

@@ -7,7 +7,10 @@
 //! that may have to be rolled back names the revision to return to, too: more accounts may write Events, where the
 //! records are, than workloads.
 
-use std::{collections::VecDeque, fmt};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    fmt,
+};
 
 use kube::core::ObjectMeta;
 use serde_json::Value;
@@ -85,9 +88,8 @@ impl AppliedRequests {
 
     /// Whether the change of the request with this mark is the last change of the object's generation.
     pub(crate) fn is_last_change(&self, mark: &str) -> bool {
-        self.entries
-            .back()
-            .is_some_and(|(number, known)| is_mark(known, mark) && *number == self.generation)
+        let mut entries = self.entries.iter();
+        entries.any(|(number, known)| is_mark(known, mark) && *number == self.generation)
     }
 
     /// Whether another request with the same id as this one changed the object.
@@ -95,10 +97,19 @@ impl AppliedRequests {
         self.entries.iter().any(|(_, known)| !is_mark(known, mark) && id_of(known) == id_of(mark))
     }
 
-    /// How many requests have a number above this one; `None` if one of them may have been dropped.
+    /// How many requests have changed the generation and have a number above this one; `None` if one of them may have been
+    /// dropped.
     pub(crate) fn count_above(&self, number: u64) -> Option<i64> {
-        let above = self.entries.iter().filter(|(known, _)| *known > number).count();
-        if above < MAX_REQUESTS { above.try_into().ok() } else { None }
+        let above = || self.entries.iter().map(|(known, _)| *known).filter(|known| *known > number);
+        if above().count() >= MAX_REQUESTS {
+            return None;
+        }
+        above().collect::<BTreeSet<_>>().len().try_into().ok()
+    }
+
+    /// Whether an entry that came when this was the last number may have been dropped.
+    pub(crate) fn may_have_dropped(&self, number: u64) -> bool {
+        self.entries.len() >= MAX_REQUESTS && self.entries.iter().all(|(known, _)| *known >= number)
     }
 
     /// Whether the entry with this number is listed.
@@ -118,8 +129,18 @@ impl AppliedRequests {
 
     /// The annotation's value after one more request.
     pub(crate) fn push(&self, mark: &str) -> String {
+        self.push_as(self.last_number() + 1, mark)
+    }
+
+    /// The same after a request that leaves the generation as it is. It has the number of the last request, and not of the
+    /// generation, which another client may have raised: a number above that of a lost request would count as a change.
+    pub(crate) fn push_beside(&self, mark: &str) -> String {
+        self.push_as(self.newest(), mark)
+    }
+
+    fn push_as(&self, number: u64, mark: &str) -> String {
         let mut requests = self.clone();
-        requests.entries.push_back((self.last_number() + 1, mark.to_owned()));
+        requests.entries.push_back((number, mark.to_owned()));
         while requests.entries.len() > MAX_REQUESTS {
             requests.entries.pop_front();
         }
@@ -131,13 +152,22 @@ impl AppliedRequests {
         self.change_of(REQUESTS_ANNOTATION, mark)
     }
 
-    /// The same for another annotation of this form.
+    /// How a request that leaves the generation as it is changes the annotation.
+    pub(crate) fn change_beside(&self, mark: &str) -> Change {
+        self.change_to(REQUESTS_ANNOTATION, self.push_beside(mark))
+    }
+
+    /// The same as [`AppliedRequests::change`] for another annotation of this form.
     pub(crate) fn change_of(&self, annotation: &str, mark: &str) -> Change {
+        self.change_to(annotation, self.push(mark))
+    }
+
+    fn change_to(&self, annotation: &str, to: String) -> Change {
         Change {
             // A slash in a JSON Pointer (RFC 6901).
             path: format!("/metadata/annotations/{}", annotation.replace('/', "~1")),
             from: if self.entries.is_empty() { Value::Null } else { self.to_string().into() },
-            to: self.push(mark).into(),
+            to: to.into(),
         }
     }
 }
@@ -179,6 +209,20 @@ mod tests {
             ..ObjectMeta::default()
         });
         assert_eq!(restored.push("ours"), "5:r5 10:ours");
+    }
+
+    #[test]
+    fn a_request_that_leaves_the_generation_has_the_number_of_the_last_one() {
+        let on = |generation, text: &str| AppliedRequests { generation, ..requests(text) };
+        assert_eq!(on(3, "").push_beside("a"), "0:a");
+        assert_eq!(on(3, "3:a").push_beside("b"), "3:a 3:b");
+        // The next generation is recognised as before.
+        assert_eq!(on(3, "3:a 3:b").push("restart"), "3:a 3:b 4:restart");
+        assert!(on(4, "3:a 3:b 4:restart 4:c").is_last_change("restart"));
+        assert_eq!(on(4, "3:a 3:b 4:restart 4:c").count_above(3), Some(1));
+        let full = ["3:a"; 8].join(" ");
+        assert!(requests(&full).may_have_dropped(3) && !requests(&full).may_have_dropped(4));
+        assert!(!requests("3:a 3:b").may_have_dropped(3));
     }
 
     #[test]

@@ -10,11 +10,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    contract::response::Target,
+    contract::{quantity::Quantity, response::Target},
     k8s::{
+        argo_rollouts::AwaitedArgoRollout,
         effect::Applied,
+        flux::{FluxKind, Pass},
+        keda::{KedaKind, Pause},
+        pod_set::PodSet,
         pods,
         replacement::PodQuery,
+        resources::Amount,
         revisions::template_digest,
         rollout,
         rollout::RolloutStatus,
@@ -66,6 +71,8 @@ pub(crate) enum Completion {
     Immediate(String),
     /// The workload's rollout is done.
     RolledOut(AwaitedRollout),
+    /// The Rollout of Argo Rollouts has reached what the change leads to.
+    ArgoRollout(AwaitedArgoRollout),
     /// The workload has this number of pods and all of them are available.
     Scaled {
         kind: WorkloadKind,
@@ -77,8 +84,28 @@ pub(crate) enum Completion {
     },
     /// The pod has gone, or another one has its name.
     Gone { namespace: String, name: String, uid: String },
+    /// The containers of the pod have these requests and limits.
+    Resized { namespace: String, name: String, uid: String, amounts: Vec<Amount> },
+    /// The PersistentVolumeClaim has this size.
+    Expanded { namespace: String, name: String, uid: String, size: Quantity },
+    /// These pods have gone, which had finished.
+    PodsGone { namespace: String, pods: PodSet },
+    /// The Job has gone, and the pods that it controlled.
+    JobGone {
+        namespace: String,
+        name: String,
+        uid: String,
+        /// Finds its pods, and others.
+        query: PodQuery,
+    },
     /// The Job with this request's mark is complete.
     Finished { namespace: String, name: String, mark: String },
+    /// Flux has reconciled the object in this pass, or a later one.
+    Reconciled { kind: FluxKind, namespace: String, name: String, uid: String, pass: Pass },
+    /// Argo CD has ended the sync that the request with this mark started on the Application.
+    Synced { namespace: String, name: String, uid: String, mark: String },
+    /// KEDA has paused scaling by the object so, or resumed it.
+    ScalingPaused { kind: KedaKind, namespace: String, name: String, uid: String, pause: Pause },
     /// A pod that the controller created in place of the deleted one is ready.
     Replaced {
         namespace: String,
@@ -98,9 +125,17 @@ impl Completion {
         match self {
             Completion::Immediate(_) => None,
             Completion::RolledOut(AwaitedRollout { namespace, .. })
+            | Completion::ArgoRollout(AwaitedArgoRollout { namespace, .. })
             | Completion::Scaled { namespace, .. }
             | Completion::Gone { namespace, .. }
+            | Completion::Resized { namespace, .. }
+            | Completion::Expanded { namespace, .. }
+            | Completion::PodsGone { namespace, .. }
+            | Completion::JobGone { namespace, .. }
             | Completion::Finished { namespace, .. }
+            | Completion::Reconciled { namespace, .. }
+            | Completion::Synced { namespace, .. }
+            | Completion::ScalingPaused { namespace, .. }
             | Completion::Replaced { namespace, .. } => Some(namespace),
         }
     }
@@ -204,6 +239,15 @@ pub(crate) fn deletion_status(pod: Option<&Pod>, name: &str, uid: &str) -> Rollo
             RolloutStatus::Waiting(format!("pod '{name}' is shutting down"))
         }
         _ => RolloutStatus::Complete(format!("pod '{name}' is gone")),
+    }
+}
+
+/// `left` are those of `all` pods that are there.
+pub(crate) fn pods_status(left: usize, all: usize) -> RolloutStatus {
+    match (left, all) {
+        (0, 1) => RolloutStatus::Complete("the pod is gone".to_owned()),
+        (0, _) => RolloutStatus::Complete(format!("all {all} pods are gone")),
+        _ => RolloutStatus::Waiting(format!("{left} of {all} pods are shutting down")),
     }
 }
 

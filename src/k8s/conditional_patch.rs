@@ -40,13 +40,46 @@ pub(crate) fn patch(
     precondition: Option<&Precondition>,
     change: Vec<PatchOperation>,
 ) -> Patch {
-    let requests = AppliedRequests::from_metadata(metadata);
+    let marked = AppliedRequests::from_metadata(metadata).push(request_id);
+    marking_patch(metadata, marked, precondition, change)
+}
+
+/// The same for a change that leaves the object's generation as it is.
+pub(crate) fn patch_beside(
+    metadata: &ObjectMeta,
+    request_id: &str,
+    precondition: Option<&Precondition>,
+    change: Vec<PatchOperation>,
+) -> Patch {
+    let marked = AppliedRequests::from_metadata(metadata).push_beside(request_id);
+    marking_patch(metadata, marked, precondition, change)
+}
+
+fn marking_patch(
+    metadata: &ObjectMeta,
+    marked: String,
+    precondition: Option<&Precondition>,
+    change: Vec<PatchOperation>,
+) -> Patch {
     let annotations = metadata.annotations.as_ref();
     // A test within a map that is missing fails; that the map is missing is tested where it is created.
     let known = non_empty(annotations).map(|all| {
         let value = json!(all.get(REQUESTS_ANNOTATION));
         test(&["metadata", "annotations", REQUESTS_ANNOTATION], value)
     });
+    let mut operations = tests(metadata, precondition);
+    operations.extend(known);
+    let mark = [(REQUESTS_ANNOTATION, marked)];
+    operations.extend(set_entries(&["metadata", "annotations"], annotations, &mark));
+    operations.extend(change);
+    Patch(operations)
+}
+
+/// The tests that the object is the one with this metadata, as far as each change rests on it.
+pub(crate) fn tests(
+    metadata: &ObjectMeta,
+    precondition: Option<&Precondition>,
+) -> Vec<PatchOperation> {
     let version = precondition.and_then(|it| it.resource_version.as_deref());
     let generation = metadata.generation.map(|it| test(&["metadata", "generation"], json!(it)));
     let version = version.map(|it| test(&["metadata", "resourceVersion"], json!(it)));
@@ -54,13 +87,9 @@ pub(crate) fn patch(
         test(&["metadata", "uid"], json!(metadata.uid)),
         test(&["metadata", "labels"], json!(non_empty(metadata.labels.as_ref()))),
     ];
-    operations.extend(known);
     operations.extend(generation);
     operations.extend(version);
-    let mark = [(REQUESTS_ANNOTATION, requests.push(request_id))];
-    operations.extend(set_entries(&["metadata", "annotations"], annotations, &mark));
-    operations.extend(change);
-    Patch(operations)
+    operations
 }
 
 /// The object's annotations after a patch.
@@ -88,6 +117,16 @@ pub(crate) fn annotations_after(metadata: &ObjectMeta, patch: &Patch) -> BTreeMa
         }
     }
     annotations
+}
+
+/// The object after these operations, whose tests hold. It is unchanged if they do not fit it.
+pub(crate) fn after(mut object: Value, operations: &[PatchOperation]) -> Value {
+    // To the API server a value that is missing is null, to the crate it is an error.
+    let is_change = |operation: &&PatchOperation| !matches!(operation, PatchOperation::Test(_));
+    let changes: Vec<_> = operations.iter().filter(is_change).cloned().collect();
+    // One that does not fit changes nothing, and the API server refuses it too.
+    let _ = json_patch::patch(&mut object, &changes);
+    object
 }
 
 /// The paths at which a patch sets a value, with the value.
@@ -162,8 +201,8 @@ mod tests {
             json!([
                 { "op": "test", "path": "/metadata/uid", "value": "u1" },
                 { "op": "test", "path": "/metadata/labels", "value": { "app": "web" } },
-                { "op": "test", "path": path, "value": "4:r0" },
                 { "op": "test", "path": "/metadata/generation", "value": 3 },
+                { "op": "test", "path": path, "value": "4:r0" },
                 { "op": "add", "path": path, "value": "4:r0 5:r1" },
                 { "op": "add", "path": "/spec/paused", "value": true },
             ])

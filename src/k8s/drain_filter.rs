@@ -3,8 +3,6 @@
 //! The filters and their order are kubectl's (`pkg/drain/filters.go`). The pods to evict are data, so that
 //! another process can resume the drain.
 
-use std::collections::BTreeSet;
-
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::{
     api::core::v1::{PersistentVolume, Pod},
@@ -15,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     contract::digest::sha256,
-    k8s::{applied_requests, nodes, pods},
+    k8s::{applied_requests, nodes, pod_set::PodSet, pods},
 };
 
 /// The grace period of a pod that names none.
@@ -108,6 +106,14 @@ pub(crate) fn classify(
         return DrainVerdict::Block(BlockReason::Unmanaged);
     }
     DrainVerdict::Evict(accepted)
+}
+
+/// What is lost with a pod that runs, whoever removes it, apart from its place on the node.
+pub(crate) fn losses(pod: &Pod) -> impl Iterator<Item = BlockReason> {
+    let runs = !pods::has_finished(pod);
+    let data = (runs && has_empty_dir(pod)).then_some(BlockReason::EmptyDir);
+    let unmanaged = runs && pods::controller(pod).is_none();
+    data.into_iter().chain(unmanaged.then_some(BlockReason::Unmanaged))
 }
 
 /// The DaemonSet that owns the pod; none for a pod that has finished, which is evicted in any case.
@@ -240,17 +246,16 @@ impl BlockReason {
 
 /// The pods to evict once the node is cordoned, and how.
 ///
-/// Each pod is stored as a piece of the digest of its uid: unique on one node, and short enough for thousands of pods.
 /// The record has the set, and the node has its mark ([`EvictionSet::mark`]), since more accounts may write records than
 /// nodes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct EvictionSet {
     /// Pods whose eviction no disruption budget could refuse when they were read.
-    pub unprotected: BTreeSet<String>,
+    pub unprotected: PodSet,
     /// Pods whose eviction a disruption budget can refuse.
-    pub protected: BTreeSet<String>,
+    pub protected: PodSet,
     /// Pods that stay.
-    pub skipped: BTreeSet<String>,
+    pub skipped: PodSet,
     /// The label selector of the pods to evict, if the request has one.
     pub selector: Option<String>,
     /// What the request accepts, by which pods are judged that come later.
@@ -262,21 +267,16 @@ pub(crate) struct EvictionSet {
 }
 
 impl EvictionSet {
-    pub(crate) fn uid_hash(uid: &str) -> String {
-        sha256(uid.as_bytes())[..10].to_owned()
-    }
-
     pub(crate) fn contains(&self, pod: &ObjectMeta) -> bool {
-        let hash = hash_of(pod);
-        self.unprotected.contains(&hash) || self.protected.contains(&hash)
+        self.unprotected.contains(pod) || self.protected.contains(pod)
     }
 
     pub(crate) fn is_unprotected(&self, pod: &ObjectMeta) -> bool {
-        self.unprotected.contains(&hash_of(pod))
+        self.unprotected.contains(pod)
     }
 
     pub(crate) fn is_skipped(&self, pod: &ObjectMeta) -> bool {
-        self.skipped.contains(&hash_of(pod))
+        self.skipped.contains(pod)
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -288,10 +288,6 @@ impl EvictionSet {
         let whole = serde_json::json!([request_mark, self]).to_string();
         applied_requests::mark(applied_requests::id_of(request_mark), &sha256(whole.as_bytes()))
     }
-}
-
-fn hash_of(pod: &ObjectMeta) -> String {
-    EvictionSet::uid_hash(pod.uid.as_deref().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -440,7 +436,7 @@ mod tests {
 
     #[test]
     fn the_mark_of_a_set_depends_on_all_of_it_and_on_the_request() {
-        let hashes = |uids: &[&str]| uids.iter().map(|uid| EvictionSet::uid_hash(uid)).collect();
+        let hashes = |uids: &[&str]| uids.iter().copied().collect();
         let set = |uids| EvictionSet { protected: hashes(uids), ..EvictionSet::default() };
         let mark = set(&["a", "b"]).mark("r1@d1");
         assert!(mark.starts_with("r1@"), "{mark}");

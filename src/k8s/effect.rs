@@ -2,12 +2,18 @@
 //!
 //! An action decides on an [`Effect`]; `k8s::api::mutation` sends it, and `k8s::evidence` recognises it in the
 //! cluster. Each effect is bound to the object as it was decided on, so sending it twice changes nothing
-//! twice: a patch and a scaling by their `test` operations, a deletion by the uid, a creation by its name. The record has the
-//! effect before it is sent, so a process that resumes the request can find out what happened. Pure.
+//! twice: a patch, a scaling, a resize and a change of the status by their `test` operations, a deletion by the uid, a
+//! creation by its name. The record has the effect before it is sent, so a process that resumes the request can find out
+//! what happened. Pure.
+
+use std::collections::BTreeMap;
 
 use json_patch::{Patch as JsonPatch, PatchOperation};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{api::ApiResource, core::ObjectMeta};
+use kube::{
+    api::{ApiResource, DynamicObject},
+    core::ObjectMeta,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -15,8 +21,9 @@ use crate::{
     contract::precondition::Precondition,
     k8s::{
         applied_requests::{AppliedRequests, REQUESTS_ANNOTATION},
-        conditional_patch,
-        replica_managers::{replica_managers, request_manager},
+        argo_rollouts::REVISION_ANNOTATION,
+        conditional_patch::{self, test},
+        field_managers::{replica_managers, request_manager, resize_managers, status_managers},
     },
 };
 
@@ -29,7 +36,7 @@ pub(crate) struct Effect {
     pub name: String,
     /// The change is for the object with this uid and no other of the same name. Empty for a creation.
     pub uid: String,
-    /// The generation that the object had, if its kind has one. Each change of the spec adds one to it.
+    /// The generation that the object had, if its kind has one and the change adds one to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
     pub mutation: Mutation,
@@ -60,10 +67,32 @@ pub(crate) enum Mutation {
         /// The managers of the replicas before the change, as the API server records them.
         before: Vec<String>,
     },
-    /// A deletion, with the object's own grace period.
+    /// Requests and limits of a running pod, through the resize subresource (KEP-1287).
+    Resize {
+        /// Tests what was decided on. Never stored, as that of a patch.
+        #[serde(skip)]
+        patch: JsonPatch,
+        /// The field manager of this request, by which the change is recognised.
+        manager: String,
+        /// The managers of what was resized before the change, as the API server records them.
+        before: Vec<String>,
+    },
+    /// Fields of the status of a custom resource, through its status subresource, which keeps no annotation.
+    Status {
+        /// Tests what was decided on. Never stored, as that of a patch.
+        #[serde(skip)]
+        patch: JsonPatch,
+        /// The field manager of this request, by which the change is recognised.
+        manager: String,
+        decided_on: StatusDecision,
+    },
+    /// A deletion.
     Delete {
         /// The resourceVersion that the object must still have, if it must.
         resource_version: Option<String>,
+        /// Replaces the object's own grace period; with 0 the object is removed at once.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        grace_period_seconds: Option<u32>,
     },
     /// A pod's eviction (KEP-85, policy/v1): a deletion that its disruption budgets may refuse.
     Evict {
@@ -82,6 +111,48 @@ pub(crate) enum Mutation {
         /// The version of the list of these objects before the creation.
         since: Option<String>,
     },
+}
+
+/// The state of a status that a change of it was decided on. The change itself, and whatever follows it, leaves another
+/// one, and this one does not come again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StatusDecision {
+    /// Fields by their names, which the patch tests; null where there is none.
+    pub fields: BTreeMap<String, Value>,
+    /// The revision of a Rollout, which each other pod template makes a higher one: all fields may come again once its
+    /// template was another one in the meantime.
+    #[serde(default)]
+    pub revision: Option<String>,
+    /// A field whose values may come again, and its managers as the API server records them.
+    pub owned: Option<(String, Vec<String>)>,
+}
+
+impl StatusDecision {
+    /// These fields of the status of the object with this metadata, and its revision.
+    pub(crate) fn on(metadata: &ObjectMeta, status: &Value, fields: &[&str]) -> Self {
+        let fact = |field: &&str| ((*field).to_owned(), status[*field].clone());
+        let fields = fields.iter().map(fact).collect();
+        StatusDecision { fields, revision: revision(metadata).cloned(), owned: None }
+    }
+
+    /// The same decision, which rests on who set this field last, too.
+    pub(crate) fn and_owners(self, metadata: &ObjectMeta, field: &str) -> Self {
+        let owners = status_managers(metadata, field);
+        StatusDecision { owned: Some((field.to_owned(), owners)), ..self }
+    }
+
+    /// Whether the object is still in this state.
+    fn is_shown_by(&self, object: &DynamicObject) -> bool {
+        let status = &object.data["status"];
+        let mut owned = self.owned.iter();
+        self.fields.iter().all(|(field, value)| status[field] == *value)
+            && self.revision.as_ref() == revision(&object.metadata)
+            && owned.all(|(field, before)| status_managers(&object.metadata, field) == *before)
+    }
+}
+
+fn revision(metadata: &ObjectMeta) -> Option<&String> {
+    metadata.annotations.as_ref()?.get(REVISION_ANNOTATION)
 }
 
 /// The target after an effect was applied, or would be.
@@ -127,12 +198,38 @@ impl Effect {
         Effect::on(resource, metadata, mutation)
     }
 
+    /// A patch of the metadata of an object of a kind that does not count this as a generation. It is recognised by its
+    /// mark alone.
+    pub(crate) fn metadata_patch(
+        resource: ApiResource,
+        metadata: &ObjectMeta,
+        mark: &str,
+        precondition: Option<&Precondition>,
+        change: Vec<PatchOperation>,
+    ) -> Self {
+        let patch = conditional_patch::patch_beside(metadata, mark, precondition, change);
+        let since = AppliedRequests::from_metadata(metadata).newest();
+        let mutation = Mutation::Patch { patch, mark: mark.to_owned(), since };
+        Effect { generation: None, ..Effect::on(resource, metadata, mutation) }
+    }
+
     pub(crate) fn deletion(
         resource: ApiResource,
         metadata: &ObjectMeta,
         resource_version: Option<String>,
     ) -> Self {
-        Effect::on(resource, metadata, Mutation::Delete { resource_version })
+        let mutation = Mutation::Delete { resource_version, grace_period_seconds: None };
+        Effect::on(resource, metadata, mutation)
+    }
+
+    /// A deletion that removes the object at once, also one that is being deleted already.
+    pub(crate) fn forced_deletion(
+        resource: ApiResource,
+        metadata: &ObjectMeta,
+        resource_version: Option<String>,
+    ) -> Self {
+        let mutation = Mutation::Delete { resource_version, grace_period_seconds: Some(0) };
+        Effect::on(resource, metadata, mutation)
     }
 
     pub(crate) fn eviction(metadata: &ObjectMeta, resource_version: Option<String>) -> Self {
@@ -167,6 +264,46 @@ impl Effect {
         Effect::on(resource, metadata, mutation)
     }
 
+    /// Requests and limits of the pod with this metadata, under the conditions of [`conditional_patch::tests`].
+    pub(crate) fn resize(
+        metadata: &ObjectMeta,
+        mark: &str,
+        precondition: Option<&Precondition>,
+        change: Vec<PatchOperation>,
+    ) -> Self {
+        let mut operations = conditional_patch::tests(metadata, precondition);
+        operations.extend(change);
+        let mutation = Mutation::Resize {
+            patch: JsonPatch(operations),
+            manager: request_manager(mark),
+            before: resize_managers(metadata),
+        };
+        Effect::on(ApiResource::erase::<Pod>(&()), metadata, mutation)
+    }
+
+    /// Fields of the status of the object with this metadata, under the conditions of [`conditional_patch::tests`] and
+    /// while the fields that were decided on are as they were.
+    pub(crate) fn status_patch(
+        resource: ApiResource,
+        metadata: &ObjectMeta,
+        mark: &str,
+        precondition: Option<&Precondition>,
+        decided_on: StatusDecision,
+        change: Vec<PatchOperation>,
+    ) -> Self {
+        let mut operations = conditional_patch::tests(metadata, precondition);
+        let facts = decided_on.fields.iter();
+        operations.extend(facts.map(|(field, it)| test(&["status", field], it.clone())));
+        operations.extend(change);
+        let mutation = Mutation::Status {
+            patch: JsonPatch(operations),
+            manager: request_manager(mark),
+            decided_on,
+        };
+        // A change of the status is no generation.
+        Effect { generation: None, ..Effect::on(resource, metadata, mutation) }
+    }
+
     /// A new object, which did not exist when the list of its kind had the version `since`. Its name must depend on
     /// the request's id, so that at most one exists; the mark is added to its annotations here.
     pub(crate) fn creation(
@@ -198,12 +335,32 @@ impl Effect {
     /// bound by its tests.
     pub(crate) fn bound_to(mut self, found: &ObjectMeta) -> Self {
         if let Mutation::Scale { resource_version, .. }
-        | Mutation::Delete { resource_version }
+        | Mutation::Delete { resource_version, .. }
         | Mutation::Evict { resource_version, .. } = &mut self.mutation
         {
             resource_version.clone_from(&found.resource_version);
         }
         self
+    }
+
+    /// Whether the object has the status that a change of it was decided on: then no such change was made so far. False
+    /// for other effects.
+    pub(crate) fn is_decided_on(&self, object: &DynamicObject) -> bool {
+        object.metadata.uid.as_deref() == Some(&self.uid)
+            && self.status_decision().is_some_and(|it| it.is_shown_by(object))
+    }
+
+    /// Whether both are changes of the status of one object that were decided on the same state of it.
+    pub(crate) fn shares_decision(&self, other: &Effect) -> bool {
+        let [ours, theirs] = [self, other].map(Effect::status_decision);
+        self.uid == other.uid && ours.is_some() && ours == theirs
+    }
+
+    fn status_decision(&self) -> Option<&StatusDecision> {
+        match &self.mutation {
+            Mutation::Status { decided_on, .. } => Some(decided_on),
+            _ => None,
+        }
     }
 
     pub(crate) fn is_deletion(&self) -> bool {

@@ -28,7 +28,7 @@ pub(crate) fn sentence(event: &Event, now: DateTime<Utc>) -> String {
 }
 
 /// When it happened last: a series of `events.k8s.io` has its own time.
-fn last_seen(event: &Event) -> Option<DateTime<Utc>> {
+pub(crate) fn last_seen(event: &Event) -> Option<DateTime<Utc>> {
     let series = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref());
     let newest = series.or(event.event_time.as_ref()).map(|time| time.0);
     let newest = newest.or(event.last_timestamp.as_ref().map(|time| time.0));

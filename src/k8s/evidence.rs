@@ -1,7 +1,7 @@
 //! What the cluster shows of an effect that was sent, and whose answer is missing. Pure.
 //!
-//! A patch is recognised by the request's mark in an annotation, a scaling by its field manager, which the scale
-//! subresource keeps in place of an annotation, a creation by the mark on the new object. A deletion leaves
+//! A patch is recognised by the request's mark in an annotation, a scaling, a resize and a change of the status by their
+//! field manager, which these subresources keep in place of an annotation, a creation by the mark on the new object. A deletion leaves
 //! nothing behind: an object that is gone does not show who deleted it.
 //!
 //! That an effect is not seen does not prove that it was not made, nor that it will not be made:
@@ -10,7 +10,8 @@
 //!   patch adds one to `metadata.generation`, and so does the removal. A generation that is one ahead, apart from the
 //!   requests that the annotation lists, allows for one of them only. Not noticed is a removal of the annotation alone
 //!   from a StatefulSet, a DaemonSet or a CronJob, or from an object without a generation: a node, and before Kubernetes
-//!   1.37 a HorizontalPodAutoscaler.
+//!   1.37 a HorizontalPodAutoscaler, or whose status is a generation, too: an Application of Argo CD; and a removal of a
+//!   change of labels or annotations, which is no generation except of a Deployment.
 //! - The write may still be on its way. It can have no effect any more once what it tests has changed for good: a
 //!   generation and the number of the last request only grow, a resourceVersion is never used again.
 
@@ -21,10 +22,10 @@ use kube::{
 use serde_json::Value;
 
 use crate::k8s::{
-    applied_requests::AppliedRequests,
+    applied_requests::{AppliedRequests, REQUESTS_ANNOTATION},
     conditional_patch::values_set,
     effect::{Applied, Effect, Mutation},
-    replica_managers::{is_listed, replica_managers},
+    field_managers::{is_listed, owns_status, replica_managers, resize_managers},
     revisions::{template_digest, template_in},
     rollout::ExceededDeadline,
 };
@@ -48,7 +49,14 @@ impl Evidence {
     /// The evidence on the metadata of the object that has the effect's name now; `None` if there is none.
     pub(crate) fn of(effect: &Effect, found: Option<&ObjectMeta>) -> Self {
         match (&effect.mutation, found) {
-            (Mutation::Delete { resource_version }, found)
+            // Its object was being deleted before, so only that it is gone shows anything.
+            (Mutation::Delete { resource_version, grace_period_seconds: Some(0) }, found) => {
+                match found.filter(|it| is_same_object(effect, it)) {
+                    Some(found) => not_made(has_changed(found, resource_version.as_deref())),
+                    None => Evidence::Gone,
+                }
+            }
+            (Mutation::Delete { resource_version, .. }, found)
             | (Mutation::Evict { resource_version, .. }, found) => {
                 match found.filter(|it| is_alive(effect, it)) {
                     Some(found) => not_made(has_changed(found, resource_version.as_deref())),
@@ -83,6 +91,15 @@ impl Evidence {
                 let template = digest_in(&object.data);
                 Evidence::Made(Applied { generation, template, ..applied })
             }
+            evidence => evidence,
+        }
+    }
+
+    /// The same evidence, given the object's status: while it is the one that a change of it was decided on, no such
+    /// change was made.
+    pub(crate) fn with_status_of(self, effect: &Effect, object: &DynamicObject) -> Self {
+        match self {
+            Evidence::Unknowable if effect.is_decided_on(object) => Evidence::NotYet,
             evidence => evidence,
         }
     }
@@ -137,6 +154,7 @@ fn of_change(effect: &Effect, found: &ObjectMeta) -> Evidence {
                     Evidence::NeverMade
                 }
                 Some(_) => Evidence::Unknowable,
+                None if requests.may_have_dropped(*since) => Evidence::Unknowable,
                 // All entries after `since` are still in the list: there is none, or the next one is.
                 None if requests.newest() == *since => Evidence::NotYet,
                 None if requests.has_number(*since + 1) => Evidence::NeverMade,
@@ -154,6 +172,20 @@ fn of_change(effect: &Effect, found: &ObjectMeta) -> Evidence {
             }
             not_made(has_changed(found, resource_version.as_deref()))
         }
+        Mutation::Resize { manager, before, .. } => {
+            let now = resize_managers(found);
+            match steps {
+                _ if is_listed(&now, manager) => made(effect),
+                // Its patch tests the generation, which only grows.
+                Some(0) => Evidence::NotYet,
+                Some(1) => Evidence::NeverMade,
+                Some(_) if now == *before => Evidence::NeverMade,
+                None if now == *before => Evidence::NotYet,
+                _ => Evidence::Unknowable,
+            }
+        }
+        Mutation::Status { manager, .. } if owns_status(found, manager) => made(effect),
+        // The controller, or the next change, may have taken the ownership: [`Evidence::with_status_of`].
         _ => Evidence::Unknowable,
     }
 }
@@ -200,6 +232,14 @@ pub(crate) fn confirmed(effect: &Effect, response: &Value) -> Option<Applied> {
         Mutation::Scale { replicas, .. } => {
             is_target && response["spec"]["replicas"].as_i64().unwrap_or(0) == i64::from(*replicas)
         }
+        Mutation::Resize { manager, .. } => {
+            let metadata = serde_json::from_value::<ObjectMeta>(metadata.clone());
+            is_target && metadata.is_ok_and(|it| is_listed(&resize_managers(&it), manager))
+        }
+        Mutation::Status { manager, .. } => {
+            let metadata = serde_json::from_value::<ObjectMeta>(metadata.clone());
+            is_target && metadata.is_ok_and(|it| owns_status(&it, manager))
+        }
         // A deletion returns the object, or a Status with its uid.
         Mutation::Delete { .. } => {
             is_target || is_success && response["details"]["uid"] == effect.uid.as_str()
@@ -224,11 +264,16 @@ pub(crate) fn confirmed(effect: &Effect, response: &Value) -> Option<Applied> {
 
 /// What the API server stored in place of a value that a patch set: admission may change it.
 fn altered(mutation: &Mutation, response: &Value) -> Vec<String> {
-    let Mutation::Patch { patch, .. } = mutation else { return Vec::new() };
-    let of_spec = values_set(patch).filter(|(path, value)| {
-        path.starts_with("/spec/") && !value.is_object() && !value.is_array()
-    });
-    of_spec
+    let (Mutation::Patch { patch, .. }
+    | Mutation::Resize { patch, .. }
+    | Mutation::Status { patch, .. }) = mutation
+    else {
+        return Vec::new();
+    };
+    let mark = format!("/metadata/annotations/{}", REQUESTS_ANNOTATION.replace('/', "~1"));
+    let ours = values_set(patch)
+        .filter(|(path, value)| *path != mark && !value.is_object() && !value.is_array());
+    ours
         .filter_map(|(path, value)| {
             let stored = response.pointer(path);
             // The API server leaves out what is empty.
@@ -259,7 +304,8 @@ mod tests {
     use super::*;
     use crate::k8s::{
         conditional_patch::add,
-        replica_managers::{has_scaled, request_manager},
+        effect::StatusDecision,
+        field_managers::{has_scaled, request_manager},
     };
 
     fn object(yaml: &str) -> DynamicObject {
@@ -333,6 +379,17 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_beside_does_not_hide_that_a_lost_change_may_have_been_made_and_undone() {
+        // Ours made generation 4; a replacement of the object removed it with its mark; then a label was set.
+        let replaced = object("metadata: {uid: u1, generation: 5}").metadata;
+        let labelled = AppliedRequests::from_metadata(&replaced).push_beside("r2@d2");
+        let yaml = format!(
+            "metadata: {{uid: u1, generation: 5, annotations: {{action-executor.dev/requests: '{labelled}'}}}}"
+        );
+        assert_eq!(evidence(&patch("generation: 3,"), &yaml), Evidence::Unknowable);
+    }
+
+    #[test]
     fn a_patch_of_an_object_without_a_generation_is_judged_by_the_numbers_of_the_requests() {
         let left = |requests: &str| {
             let yaml = format!(
@@ -344,6 +401,30 @@ mod tests {
         assert_eq!(left("4:r0@d0"), Evidence::NotYet);
         assert_eq!(left("4:r0@d0 5:r2@d2"), Evidence::NeverMade);
         assert_eq!(left("7:r4@d4"), Evidence::Unknowable);
+    }
+
+    #[test]
+    fn a_patch_of_metadata_alone_is_judged_by_its_mark_and_not_by_the_generation() {
+        let object_of = |generation: i64, requests: &str| {
+            object(&format!(
+                "metadata: {{name: web, uid: u1, generation: {generation}, annotations: \
+                 {{action-executor.dev/requests: '{requests}'}}}}"
+            ))
+        };
+        let before = object_of(3, "3:r0@d0").metadata;
+        let resource = ApiResource::erase::<Deployment>(&());
+        let effect = Effect::metadata_patch(resource, &before, "r1@d1", None, Vec::new());
+        let left = |generation, requests: &str| {
+            Evidence::of(&effect, Some(&object_of(generation, requests).metadata))
+        };
+        assert!(matches!(left(3, "3:r0@d0 3:r1@d1"), Evidence::Made(_)));
+        assert!(matches!(left(5, "3:r0@d0 3:r1@d1 4:r2@d2"), Evidence::Made(_)));
+        assert_eq!(left(3, "3:r0@d0"), Evidence::NotYet);
+        assert_eq!(left(4, "3:r0@d0 4:r2@d2"), Evidence::NeverMade);
+        // Another client, as an autoscaler, has changed the spec alone.
+        assert_eq!(left(4, "3:r0@d0"), Evidence::NotYet);
+        // Eight others may have dropped it.
+        assert_eq!(left(3, &["3:r9@d9"; 8].join(" ")), Evidence::Unknowable);
     }
 
     #[test]
@@ -365,6 +446,23 @@ mod tests {
         let alive = |version| format!("metadata: {{uid: u1, resourceVersion: '{version}'}}");
         assert_eq!(evidence(&bound, &alive(7)), Evidence::NotYet);
         assert_eq!(evidence(&bound, &alive(8)), Evidence::NeverMade);
+    }
+
+    #[test]
+    fn a_forced_deletion_was_not_made_while_the_object_is_there() {
+        let going = |version: &str| {
+            object(&format!(
+                "metadata: {{name: web-1, namespace: shop, uid: u1, resourceVersion: '{version}', deletionTimestamp: \
+                 '2026-01-31T12:00:00Z'}}"
+            ))
+            .metadata
+        };
+        let version = Some("7".to_owned());
+        let effect = Effect::forced_deletion(ApiResource::erase::<Pod>(&()), &going("7"), version);
+        assert_eq!(Evidence::of(&effect, Some(&going("7"))), Evidence::NotYet);
+        assert_eq!(Evidence::of(&effect, Some(&going("8"))), Evidence::NeverMade);
+        assert_eq!(evidence(&effect, "metadata: {uid: u2}"), Evidence::Gone);
+        assert_eq!(Evidence::of(&effect, None), Evidence::Gone);
     }
 
     #[test]
@@ -402,6 +500,78 @@ mod tests {
         assert_eq!(evidence(&bound, &changed), Evidence::NeverMade);
         let after = object(&noted(4, &[(&ours, "2026-01-31T12:00:01Z")])).metadata;
         assert!(has_scaled(&after, "r1@d1") && !has_scaled(&after, "r1@d9"));
+    }
+
+    #[test]
+    fn a_resize_is_recognised_by_its_manager() {
+        let pod = |generation: i64, manager: &str| {
+            object(&format!(
+                "metadata: {{name: web-1, namespace: shop, uid: u1, resourceVersion: '7', generation: {generation}, \
+                 managedFields: [{{manager: '{manager}', subresource: resize, time: '2026-01-31T12:00:00Z'}}, \
+                 {{manager: kubelet, subresource: status, time: '2026-01-31T12:00:09Z'}}]}}"
+            ))
+        };
+        let (before, ours) = (pod(3, "kubectl"), request_manager("r1@d1"));
+        let effect = Effect::resize(&before.metadata, "r1@d1", None, Vec::new());
+        let left = |pod: &DynamicObject| Evidence::of(&effect, Some(&pod.metadata));
+        assert!(matches!(left(&pod(4, &ours)), Evidence::Made(_)));
+        assert_eq!(left(&before), Evidence::NotYet);
+        // Another client changed the pod: our test of the generation fails from now on.
+        assert_eq!(left(&pod(4, "vpa")), Evidence::NeverMade);
+        // Another one may have resized it after us.
+        assert_eq!(left(&pod(5, "vpa")), Evidence::Unknowable);
+        assert_eq!(left(&pod(5, "kubectl")), Evidence::NeverMade);
+        let response = json!(pod(4, &ours));
+        assert_eq!(confirmed(&effect, &response).expect("is confirmed").generation, Some(4));
+        assert!(confirmed(&effect, &json!(before)).is_none());
+    }
+
+    #[test]
+    fn a_change_of_the_status_is_recognised_by_its_manager_or_not_made_while_the_state_is_the_same()
+    {
+        let rollout = |manager: &str, step: i32, time: &str| {
+            object(&format!(
+                "metadata: {{name: web, namespace: shop, uid: u1, resourceVersion: '7', generation: 3, managedFields: \
+                 [{{manager: '{manager}', subresource: status, time: '{time}', fieldsV1: {{'f:status': {{'f:abort': {{}}}}}}}}]}}\n\
+                 status: {{currentStepIndex: {step}}}"
+            ))
+        };
+        let (at, ours) = ("2026-01-31T12:00:00Z", request_manager("r1@d1"));
+        let before = rollout("argo", 1, at);
+        let decided_on =
+            StatusDecision::on(&before.metadata, &before.data["status"], &["currentStepIndex"]);
+        let resource = ApiResource::erase::<Deployment>(&());
+        let (metadata, none) = (&before.metadata, Vec::new());
+        let owned = decided_on.clone().and_owners(metadata, "abort");
+        let of = |decided_on| {
+            Effect::status_patch(
+                resource.clone(),
+                metadata,
+                "r1@d1",
+                None,
+                decided_on,
+                none.clone(),
+            )
+        };
+        let left = |effect: &Effect, found: &DynamicObject| {
+            Evidence::of(effect, Some(&found.metadata)).with_status_of(effect, found)
+        };
+        let effect = of(decided_on);
+        assert!(matches!(left(&effect, &rollout(&ours, 2, at)), Evidence::Made(_)));
+        assert_eq!(left(&effect, &before), Evidence::NotYet);
+        assert_eq!(left(&effect, &rollout("argo", 2, at)), Evidence::Unknowable);
+        // The same state again, which somebody has set since.
+        let again = rollout("argo", 1, "2026-01-31T12:05:00Z");
+        assert_eq!(left(&effect, &again), Evidence::NotYet);
+        assert_eq!(left(&of(owned.clone()), &before), Evidence::NotYet);
+        assert_eq!(left(&of(owned), &again), Evidence::Unknowable);
+        // The same state again, after another pod template.
+        let mut newer = before.clone();
+        let revision = ("rollout.argoproj.io/revision".to_owned(), "4".to_owned());
+        newer.metadata.annotations = Some([revision].into());
+        assert_eq!(left(&effect, &newer), Evidence::Unknowable);
+        assert!(confirmed(&effect, &json!(rollout(&ours, 2, at))).is_some());
+        assert!(confirmed(&effect, &json!(before)).is_none());
     }
 
     #[test]

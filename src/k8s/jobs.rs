@@ -5,9 +5,13 @@ use k8s_openapi::api::{
     core::v1::{Event, Pod},
 };
 
-use crate::{
-    contract::visible::visible_part,
-    k8s::{pods, rollout::RolloutStatus},
+use kube::core::Selector;
+
+use crate::k8s::{
+    mask::{masked, masked_line},
+    pods,
+    replacement::PodQuery,
+    rollout::RolloutStatus,
 };
 
 /// The annotation by which a pod names the container that kubectl means without a name.
@@ -17,6 +21,23 @@ const DEFAULT_CONTAINER_ANNOTATION: &str = "kubectl.kubernetes.io/default-contai
 pub(crate) const MAX_LOG_LINES: i64 = 5;
 
 const MAX_LINE_CHARACTERS: usize = 200;
+
+/// The labels that the API server adds to a Job's pod template, and to the Job itself if it has none
+/// (`generateSelector` in `pkg/registry/batch/job/strategy.go`).
+pub(crate) const GENERATED_LABELS: [&str; 4] = [
+    "batch.kubernetes.io/controller-uid",
+    "batch.kubernetes.io/job-name",
+    "controller-uid",
+    "job-name",
+];
+
+/// The annotations of a Job that say how it was started: those of the CronJob controller and of kubectl, and one of
+/// Kubernetes before 1.27.
+pub(crate) const START_ANNOTATIONS: [&str; 3] = [
+    "batch.kubernetes.io/cronjob-scheduled-timestamp",
+    "batch.kubernetes.io/job-tracking",
+    "cronjob.kubernetes.io/instantiate",
+];
 
 /// The reasons with which a Job's controller ends it as failed (`k8s.io/api/batch/v1`).
 const FAILURE_REASONS: [&str; 5] = [
@@ -78,8 +99,50 @@ pub(crate) fn status(job: &Job) -> RolloutStatus {
     if condition("Suspended").is_some() {
         return RolloutStatus::Waiting(format!("Job '{name}' is suspended"));
     }
-    let (active, failed) = (status.active.unwrap_or(0), status.failed.unwrap_or(0));
-    RolloutStatus::Waiting(format!("{active} pods run, {succeeded} succeeded, {failed} failed"))
+    RolloutStatus::Waiting(pods_phrase(job))
+}
+
+/// The Job's pods as its controller has counted them.
+pub(crate) fn pods_phrase(job: &Job) -> String {
+    let status = job.status.clone().unwrap_or_default();
+    let [active, succeeded, failed] =
+        [status.active, status.succeeded, status.failed].map(Option::unwrap_or_default);
+    format!("{active} pods run, {succeeded} succeeded, {failed} failed")
+}
+
+/// Whether the Job is complete or has failed, and starts no pods any more.
+pub(crate) fn has_finished(job: &Job) -> bool {
+    !matches!(status(job), RolloutStatus::Waiting(_))
+}
+
+/// The query for the Job's pods.
+pub(crate) fn pods_query(job: &Job) -> PodQuery {
+    let selector = job.spec.as_ref().and_then(|spec| spec.selector.clone());
+    let selector = selector.and_then(|it| Selector::try_from(it).ok());
+    PodQuery::Labels(selector.map(|it| it.to_string()).unwrap_or_default())
+}
+
+/// The status of the deletion of a Job that has gone, and of which so many pods are left.
+pub(crate) fn deletion_status(name: &str, pods: usize) -> RolloutStatus {
+    match pods {
+        0 => RolloutStatus::Complete(format!("Job '{name}' and its pods are gone")),
+        1 => RolloutStatus::Waiting(format!("Job '{name}' is gone, one of its pods is not")),
+        _ => RolloutStatus::Waiting(format!("Job '{name}' is gone, {pods} of its pods are not")),
+    }
+}
+
+/// The same where the pods may not be read, with the reason.
+pub(crate) fn gone_without_a_look_at_its_pods(name: &str, why: &str) -> RolloutStatus {
+    RolloutStatus::Complete(format!(
+        "Job '{name}' is gone; whether its pods are gone is unknown: {why}"
+    ))
+}
+
+/// Why a Job that is to be deleted still exists, if something holds it.
+pub(crate) fn deletion_blocker(job: &Job) -> Option<String> {
+    let finalizers = job.metadata.finalizers.as_deref().filter(|all| !all.is_empty())?;
+    let name = job.metadata.name.as_deref().unwrap_or_default();
+    Some(format!("Job '{name}' is blocked by the finalizers {}", finalizers.join(", ")))
 }
 
 /// The status of a deleted Job by what its controller has recorded about its end; `None` if it has recorded none
@@ -141,12 +204,12 @@ pub(crate) fn log_of_failure(pods: &[Pod]) -> Option<LogSource<'_>> {
 
 /// A container's log as lines that each name it, as `pod a, container main`.
 pub(crate) fn log_lines(container: &str, log: &str) -> Vec<String> {
-    log.lines().map(|line| format!("{container} printed: {}", printable(line))).collect()
+    masked(log).lines().map(|line| format!("{container} printed: {}", printable(line))).collect()
 }
 
-/// What a person can see of the line, so that it does not change how a terminal shows it.
+/// What a person can see of the line, so that it does not change how a terminal shows it, without its secrets.
 pub(crate) fn printable(line: &str) -> String {
-    visible_part(line, MAX_LINE_CHARACTERS)
+    masked_line(line, MAX_LINE_CHARACTERS)
 }
 
 #[cfg(test)]
@@ -176,6 +239,42 @@ mod tests {
                 "BackoffLimitExceeded: Job has reached the specified backoff limit".into()
             )
         );
+    }
+
+    #[test]
+    fn a_job_has_finished_once_it_is_complete_or_has_failed() {
+        for (conditions, expected) in [
+            ("{type: Complete, status: 'True'}", true),
+            ("{type: Failed, status: 'True'}", true),
+            ("{type: FailureTarget, status: 'True'}", false),
+            ("{type: SuccessCriteriaMet, status: 'True'}", false),
+            ("{type: Suspended, status: 'True'}", false),
+            ("{type: Failed, status: 'False'}", false),
+            ("", false),
+        ] {
+            let text = format!("status: {{succeeded: 1, conditions: [{conditions}]}}");
+            let job = serde_yaml_ng::from_str(&text).expect("is a Job");
+            assert_eq!(has_finished(&job), expected, "{conditions}");
+        }
+    }
+
+    #[test]
+    fn a_deletion_is_complete_once_the_pods_are_gone_too() {
+        assert!(matches!(deletion_status("a", 2), RolloutStatus::Waiting(_)));
+        assert_eq!(
+            deletion_status("a", 0),
+            RolloutStatus::Complete("Job 'a' and its pods are gone".into())
+        );
+        let held = "metadata: {name: a, finalizers: [example.org/keep]}";
+        let blocker = deletion_blocker(&serde_yaml_ng::from_str(held).expect("is a Job"));
+        assert!(blocker.is_some_and(|it| it.contains("example.org/keep")));
+    }
+
+    #[test]
+    fn the_pods_of_a_job_are_found_by_its_selector() {
+        let job = "spec: {template: {}, selector: {matchLabels: {batch.kubernetes.io/controller-uid: u1}}}";
+        let query = pods_query(&serde_yaml_ng::from_str(job).expect("is a Job"));
+        assert_eq!(query, PodQuery::Labels("batch.kubernetes.io/controller-uid=u1".to_owned()));
     }
 
     #[test]

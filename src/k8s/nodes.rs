@@ -1,9 +1,15 @@
 //! What a Node says: whether it is cordoned, ready, or tainted out of service. Pure.
 
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint, Toleration};
+
+use crate::k8s::taints::{self, TaintEffect};
 
 /// The taint that the node controller sets on a cordoned node, and removes with the cordon.
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+
+/// How long pods stay on a node that is not ready before they are deleted (`DefaultTolerationSeconds` of Kubernetes).
+const EVICTION_TIMEOUT: TimeDelta = TimeDelta::seconds(300);
 
 /// What a silent kubelet means, and the ways out.
 const LOST: &str = "nobody stops the containers of its pods, and deleted pods stay until it is back. If the machine is \
@@ -29,19 +35,17 @@ pub(crate) fn is_cordoned(node: &Node) -> bool {
 /// Whether the scheduler assigns pods with this toleration to a cordoned node (`ToleratesTaint` of Kubernetes, for the
 /// taint that the scheduler adds for a cordon).
 pub(crate) fn tolerates_cordon(toleration: &Toleration) -> bool {
-    let of_effect = matches!(toleration.effect.as_deref(), None | Some("" | "NoSchedule"));
-    let operator = toleration.operator.as_deref().unwrap_or("Equal");
-    let of_key = match toleration.key.as_deref() {
-        None | Some("") => operator == "Exists",
-        Some(key) => key == UNSCHEDULABLE,
+    let taint = Taint {
+        key: UNSCHEDULABLE.to_owned(),
+        effect: TaintEffect::NoSchedule.name().to_owned(),
+        ..Taint::default()
     };
-    // The taint has no value.
-    let of_value = match operator {
-        "Exists" => true,
-        "Equal" | "" => toleration.value.as_deref().unwrap_or_default().is_empty(),
-        _ => false,
-    };
-    of_effect && of_key && of_value
+    taints::tolerates(toleration, &taint)
+}
+
+/// Whether the node controller set the taint for a cordon.
+pub(crate) fn is_of_the_cordon(taint: &Taint) -> bool {
+    taint.key == UNSCHEDULABLE
 }
 
 /// The field selector of the other nodes that accept new pods.
@@ -62,6 +66,33 @@ pub(crate) fn not_ready_warning(node: &Node) -> Option<String> {
         None => "its kubelet has not reported",
     };
     Some(format!("the node is not ready: {reason}"))
+}
+
+/// Why no kubelet carries out the deletion of this node's pods; or why one may.
+///
+/// # Errors
+/// The latter.
+pub(crate) fn unattended(node: &Node, now: DateTime<Utc>) -> Result<String, String> {
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    if let Some(taint) = taints::taints(node).iter().find(|it| it.key == taints::OUT_OF_SERVICE) {
+        return Ok(format!("its Node '{name}' has the taint {}", taints::describe(taint)));
+    }
+    let ready = ready_condition(node);
+    let since = match ready.and_then(|it| it.last_transition_time.as_ref()) {
+        _ if ready.is_some_and(|it| it.status == "True") => {
+            return Err(format!("Node '{name}' is ready"));
+        }
+        None => return Err(format!("the kubelet of Node '{name}' has never reported")),
+        Some(since) => DateTime::from_timestamp(since.0.as_second(), 0).unwrap_or(now),
+    };
+    let since_text = since.to_rfc3339_opts(SecondsFormat::Secs, true);
+    let limit = EVICTION_TIMEOUT.num_seconds();
+    match now - since >= EVICTION_TIMEOUT {
+        true => Ok(format!("its Node '{name}' is not ready since {since_text}")),
+        false => Err(format!(
+            "Node '{name}' is not ready since {since_text}, which is less than {limit} s"
+        )),
+    }
 }
 
 /// The warning about a node whose kubelet is silent, so that nobody carries out the deletion of its pods. The node
@@ -85,8 +116,7 @@ pub(crate) fn may_be_lost_warning(name: &str, at: &str) -> String {
 
 /// The taints, as `key:effect`, that take the node out of service, except that of a cordon.
 pub(crate) fn out_of_service_taints(node: &Node) -> Vec<String> {
-    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    let others = taints.filter(|Taint { key, .. }| {
+    let others = taints::taints(node).iter().filter(|Taint { key, .. }| {
         key != UNSCHEDULABLE && OUT_OF_SERVICE.iter().any(|begin| key.starts_with(begin))
     });
     others.map(|Taint { key, effect, .. }| format!("{key}:{effect}")).collect()

@@ -43,6 +43,29 @@ pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
+/// Why the pod has its phase, as `Evicted`.
+pub(crate) fn reason(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.reason.as_deref()
+}
+
+/// The same in a sentence.
+pub(crate) fn message(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.message.as_deref()
+}
+
+/// Why no node takes the pod, if so.
+pub(crate) fn unschedulable(pod: &Pod) -> Option<&str> {
+    let (_, _, message) =
+        condition(pod, "PodScheduled").filter(|(status, ..)| *status == "False")?;
+    Some(message)
+}
+
+/// Why the pod is not ready, by its condition.
+pub(crate) fn unready_reason(pod: &Pod) -> Option<String> {
+    let (_, reason, message) = condition(pod, "Ready").filter(|(status, ..)| *status != "True")?;
+    Some(sentence(reason, message)).filter(|it| !it.is_empty())
+}
+
 /// Whether the pod has terminated and is not restarted.
 pub(crate) fn has_finished(pod: &Pod) -> bool {
     matches!(phase(pod), "Succeeded" | "Failed")
@@ -165,7 +188,7 @@ fn problems_of(pod: &Pod) -> Vec<String> {
 }
 
 /// The status of the pod's containers, init containers first.
-fn containers_of(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+pub(crate) fn containers_of(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     let status = pod.status.as_ref();
     let inits = status.and_then(|status| status.init_container_statuses.as_ref());
     let mains = status.and_then(|status| status.container_statuses.as_ref());
@@ -200,6 +223,17 @@ pub(crate) fn failed_containers(pod: &Pod) -> Vec<&ContainerStatus> {
         (is_killed, is_sidecar, finished_at.is_none(), finished_at)
     });
     failed.into_iter().map(|(_, container)| container).collect()
+}
+
+/// How often the pod's containers were started again, all together.
+pub(crate) fn restarts(pod: &Pod) -> i32 {
+    containers_of(pod).map(|container| container.restart_count).sum()
+}
+
+/// How the container ended that is the likely cause of the pod's failure, as `container app: OOMKilled (exit code 137)`.
+pub(crate) fn last_ending(pod: &Pod) -> Option<String> {
+    let container = failed_containers(pod).into_iter().next()?;
+    Some(format!("container {}: {}", container.name, ending_of(failed_exit(container)?)))
 }
 
 /// A container that waits, terminated with an error, or is not ready after a restart.

@@ -2,18 +2,15 @@
 //! claims. Pure; nothing here refuses an action.
 
 use chrono::{DateTime, Utc};
-use k8s_openapi::{
-    api::{
-        apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler,
-        policy::v1::PodDisruptionBudget,
-    },
-    apimachinery::pkg::util::intstr::IntOrString,
-};
+use k8s_openapi::api::{autoscaling::v2::HorizontalPodAutoscaler, policy::v1::PodDisruptionBudget};
 use kube::core::SelectorExt;
 
-use crate::k8s::{
-    REQUEST_ID_ANNOTATION, api::preflight::Preflight, autoscaling::autoscaler_of, pdb, pods,
-    restart::RESTARTED_AT_ANNOTATION, rollout, workload::Workload,
+use crate::{
+    contract::response::Target,
+    k8s::{
+        REQUEST_ID_ANNOTATION, api::preflight::Preflight, autoscaling::autoscaler_of, pdb, pods,
+        restart::RESTARTED_AT_ANNOTATION, rollout, workload::Workload,
+    },
 };
 
 /// A restart within this many seconds is warned of.
@@ -59,10 +56,18 @@ pub(crate) fn capacity_warnings(workload: &Workload, preflight: &Preflight) -> V
     let metadata = workload.metadata();
     let name = metadata.name.as_deref().unwrap_or_default();
     let target = workload.kind().target(metadata.namespace.as_deref().unwrap_or_default(), name);
-    let autoscaler = autoscaler_of(&preflight.autoscalers, &target).and_then(autoscaler_warning);
+    let autoscaler = maximum_warning(&preflight.autoscalers, &target);
     let budgets =
         preflight.budgets.iter().filter(|it| selects(it, workload)).filter_map(budget_warning);
     autoscaler.into_iter().chain(budgets).collect()
+}
+
+/// The warning that the autoscaler of this object, if it is among these, is at its maximum.
+pub(crate) fn maximum_warning(
+    autoscalers: &[HorizontalPodAutoscaler],
+    target: &Target,
+) -> Option<String> {
+    autoscaler_of(autoscalers, target).and_then(autoscaler_warning)
 }
 
 /// A time without any pod.
@@ -72,7 +77,7 @@ fn interruption_warning(workload: &Workload, replicas: i32) -> Option<String> {
             "the strategy is Recreate: all {replicas} pods stop before new ones start"
         )),
         Workload::Deployment(deployment) => {
-            let (surge, unavailable) = surge_and_unavailable(deployment, replicas);
+            let (surge, unavailable) = rollout::surge_and_unavailable(deployment, replicas);
             (replicas == 1 && surge == 0 && unavailable > 0).then(|| {
                 "the only replica stops before the new one starts: there is an interruption"
                     .to_owned()
@@ -84,27 +89,6 @@ fn interruption_warning(workload: &Workload, replicas: i32) -> Option<String> {
                 .to_owned(),
         ),
         _ => None,
-    }
-}
-
-/// How many pods a Deployment starts beside the old ones, and how many old ones it may stop first
-/// (`ResolveFenceposts`: the surge is rounded up, the other down, and not both are 0).
-fn surge_and_unavailable(deployment: &Deployment, replicas: i32) -> (i32, i32) {
-    let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
-    let rolling = strategy.and_then(|strategy| strategy.rolling_update.as_ref());
-    let quarter = IntOrString::String("25%".to_owned());
-    let surge = rolling.and_then(|it| it.max_surge.as_ref()).unwrap_or(&quarter);
-    let unavailable = rolling.and_then(|it| it.max_unavailable.as_ref()).unwrap_or(&quarter);
-    let share = |value: &IntOrString, round: fn(f64) -> f64| match value {
-        IntOrString::Int(number) => *number,
-        IntOrString::String(text) => {
-            let percent: f64 = text.trim_end_matches('%').parse().unwrap_or(0.0);
-            round(percent * f64::from(replicas) / 100.0) as i32
-        }
-    };
-    match (share(surge, f64::ceil), share(unavailable, f64::floor)) {
-        (0, 0) => (0, 1),
-        surge_and_unavailable => surge_and_unavailable,
     }
 }
 
@@ -154,7 +138,7 @@ fn shared_volume_warnings(workload: &Workload, preflight: &Preflight) -> Vec<Str
     let replicas = workload.replicas().unwrap_or(1);
     if rollout::recreates(workload)
         || replicas == 0
-        || surge_and_unavailable(deployment, replicas).0 == 0
+        || rollout::surge_and_unavailable(deployment, replicas).0 == 0
     {
         return Vec::new();
     }
@@ -211,7 +195,7 @@ fn budget_warning(budget: &PodDisruptionBudget) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::apps::v1::StatefulSet;
+    use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 
     use super::*;
 
@@ -286,23 +270,6 @@ mod tests {
         let unavailable =
             Preflight { unavailable: vec!["not checked: x".into()], ..Default::default() };
         assert_eq!(warnings_on(&set("{type: OnDelete}"), &unavailable), "not checked: x");
-    }
-
-    #[test]
-    fn surge_and_unavailable_are_rounded_as_by_the_controller() {
-        let surge_and_unavailable = |replicas, strategy: &str| {
-            let Workload::Deployment(it) = deployment(&format!(", strategy: {strategy}"), "{}")
-            else {
-                panic!("is another")
-            };
-            surge_and_unavailable(&it, replicas)
-        };
-        assert_eq!(surge_and_unavailable(1, "{}"), (1, 0));
-        assert_eq!(surge_and_unavailable(10, "{}"), (3, 2));
-        assert_eq!(
-            surge_and_unavailable(3, "{rollingUpdate: {maxSurge: 0, maxUnavailable: 10%}}"),
-            (0, 1)
-        );
     }
 
     #[test]

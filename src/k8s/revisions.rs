@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     contract::{digest::sha256, response::Change},
     k8s::{
-        REQUEST_ID_ANNOTATION,
+        OWN_PREFIX, REQUEST_ID_ANNOTATION,
         conditional_patch::{add, remove},
         pods,
         restart::RESTARTED_AT_ANNOTATION,
@@ -54,9 +54,6 @@ const KEPT_ANNOTATIONS: [&str; 6] = [
     "deployment.kubernetes.io/max-replicas",
     "deprecated.deployment.rollback.to",
 ];
-
-/// The prefix of our own annotations, which a rollback does not change either.
-const OWN_PREFIX: &str = "action-executor.dev/";
 
 /// The annotations of a template that a restart changes.
 const RESTART_ANNOTATIONS: [&str; 2] = [RESTARTED_AT_ANNOTATION, REQUEST_ID_ANNOTATION];
@@ -307,6 +304,7 @@ impl History {
         now.keys()
             .chain(then.keys())
             .filter(|name| !KEPT_ANNOTATIONS.contains(&name.as_str()))
+            // A rollback changes none of our own annotations either.
             .filter(|name| !name.starts_with(OWN_PREFIX))
             .map(|name| (name.as_str(), (now.get(name), then.get(name))))
             .filter(|(_, (from, to))| from != to)
@@ -317,14 +315,7 @@ impl History {
     /// images, resources, restarts and the change cause. Anything else is shown as changed. The path of a
     /// named list element has its name.
     pub(crate) fn changes_to(&self, revision: &Revision) -> Vec<Change> {
-        let mut changes = Vec::new();
-        compare(
-            "/spec/template",
-            Some(&self.template),
-            Some(&revision.template),
-            Redaction::Word,
-            &mut changes,
-        );
+        let mut changes = template_changes(&self.template, &revision.template);
         for (name, (from, to)) in self.annotations_to(revision) {
             let redaction =
                 if name == CHANGE_CAUSE_ANNOTATION { Redaction::Value } else { Redaction::Word };
@@ -406,6 +397,13 @@ impl Redaction {
         };
         Change { path, from, to }
     }
+}
+
+/// What differs between two pod templates, as [`History::changes_to`] shows it.
+pub(crate) fn template_changes(from: &Value, to: &Value) -> Vec<Change> {
+    let mut changes = Vec::new();
+    compare("/spec/template", Some(from), Some(to), Redaction::Word, &mut changes);
+    changes
 }
 
 /// Adds what differs at this path and below.

@@ -10,8 +10,9 @@
 //!   `getNewReplicaSet` in `pkg/controller/deployment`).
 //! - A StatefulSet is complete once its pods are available, not only ready (`minReadySeconds`).
 
-use k8s_openapi::api::apps::v1::{
-    DaemonSet, Deployment, DeploymentStatus, ReplicaSet, StatefulSet,
+use k8s_openapi::{
+    api::apps::v1::{DaemonSet, Deployment, DeploymentStatus, ReplicaSet, StatefulSet},
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 
 use crate::k8s::workload::Workload;
@@ -375,6 +376,34 @@ pub(crate) fn recreates(workload: &Workload) -> bool {
     strategy.is_some_and(|it| it.type_.as_deref() == Some("Recreate"))
 }
 
+/// How many pods a Deployment starts beside the old ones, and how many old ones it may stop first
+/// (`ResolveFenceposts`: the surge is rounded up, the other down, and not both are 0).
+pub(crate) fn surge_and_unavailable(deployment: &Deployment, replicas: i32) -> (i32, i32) {
+    let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
+    let rolling = strategy.and_then(|strategy| strategy.rolling_update.as_ref());
+    let quarter = IntOrString::String("25%".to_owned());
+    let surge = rolling.and_then(|it| it.max_surge.as_ref()).unwrap_or(&quarter);
+    let unavailable = rolling.and_then(|it| it.max_unavailable.as_ref()).unwrap_or(&quarter);
+    let share = |value: &IntOrString, round: fn(f64) -> f64| match value {
+        IntOrString::Int(number) => *number,
+        IntOrString::String(text) => {
+            let percent: f64 = text.trim_end_matches('%').parse().unwrap_or(0.0);
+            round(percent * f64::from(replicas) / 100.0) as i32
+        }
+    };
+    match (share(surge, f64::ceil), share(unavailable, f64::floor)) {
+        (0, 0) => (0, 1),
+        surge_and_unavailable => surge_and_unavailable,
+    }
+}
+
+/// Whether a new pod is created before an old one is removed.
+pub(crate) fn adds_pods_first(workload: &Workload) -> bool {
+    let Workload::Deployment(deployment) = workload else { return false };
+    let replicas = workload.replicas().unwrap_or(0);
+    !recreates(workload) && surge_and_unavailable(deployment, replicas).0 > 0
+}
+
 /// The partition of a StatefulSet that excludes some of its pods from the rollout.
 pub(crate) fn partition(workload: &Workload) -> Option<i32> {
     let Workload::StatefulSet(set) = workload else { return None };
@@ -723,5 +752,22 @@ mod tests {
         };
         assert!(warning(daemon_set(2)).starts_with("not all pods are available"));
         assert!(warning(daemon_set(1)).starts_with("a rollout is in progress"));
+    }
+
+    #[test]
+    fn surge_and_unavailable_are_rounded_as_by_the_controller() {
+        let surge_and_unavailable = |replicas, strategy: &str| {
+            let it: Deployment = serde_yaml_ng::from_str(&format!(
+                "spec: {{selector: {{}}, template: {{}}, strategy: {strategy}}}"
+            ))
+            .expect("is a Deployment");
+            surge_and_unavailable(&it, replicas)
+        };
+        assert_eq!(surge_and_unavailable(1, "{}"), (1, 0));
+        assert_eq!(surge_and_unavailable(10, "{}"), (3, 2));
+        assert_eq!(
+            surge_and_unavailable(3, "{rollingUpdate: {maxSurge: 0, maxUnavailable: 10%}}"),
+            (0, 1)
+        );
     }
 }

@@ -164,6 +164,15 @@ impl Workload {
         Some(replicas.unwrap_or(1))
     }
 
+    /// How many pods it is to have; of a DaemonSet, as its status says.
+    pub(crate) fn desired_pods(&self) -> u64 {
+        let number = match self {
+            Workload::DaemonSet(it) => it.status.as_ref().map(|it| it.desired_number_scheduled),
+            _ => self.replicas(),
+        };
+        number.and_then(|number| u64::try_from(number).ok()).unwrap_or(0)
+    }
+
     /// How many old revisions its controller keeps; none for a ReplicaSet.
     pub(crate) fn revision_history_limit(&self) -> Option<i32> {
         match self {

@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     actions::request::IdempotencyKey,
     auth::{Authenticator, Credentials},
-    config::{Settings, reload::Reloading},
+    config::Settings,
     contract::error::{ActionError, Code},
     executor::{context::Context, incoming::IncomingRequest, reply::Reply},
     http::{
@@ -36,7 +36,6 @@ use crate::{
         message::{FullRequest, RequestInfo},
         routes::{Asset, Route},
     },
-    k8s::api::connect::connect,
     lambda::events::{Event, Message},
 };
 
@@ -45,6 +44,9 @@ mod http;
 
 /// How long before the invocation's end the answer is complete.
 const ANSWER_MARGIN: Duration = Duration::from_millis(1500);
+
+/// How long an answer waits until notifications are sent: less than the margin.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a cluster's client is used before its credentials are renewed: tokens for EKS are valid for 15
 /// minutes.
@@ -119,16 +121,24 @@ impl Function {
             return Ok(context.clone());
         }
         let settings = self.settings.as_ref().map_err(Clone::clone)?;
-        let policy = Reloading::new(settings.policy.clone())?;
-        let cluster = connect(None).await?;
         // A function is not signalled to shut down; its time ends.
         let (_, stopping) = watch::channel(false);
-        let context = Context::new(cluster, policy, settings, stopping);
+        let context = Context::connect(None, settings, stopping).await?;
         *kept = Some((context.clone(), Instant::now()));
         Ok(context)
     }
 
+    /// Answers an invocation. Between invocations the function is frozen, so notifications are sent before.
     async fn invoke(&self, request: Request) -> Result<Response<Body>, Failure> {
+        let answer = self.answer(request).await;
+        let reports = self.context.lock().await.as_ref().map(|(it, _)| it.reports().clone());
+        if let Some(reports) = reports {
+            reports.flush(FLUSH_TIMEOUT).await;
+        }
+        answer
+    }
+
+    async fn answer(&self, request: Request) -> Result<Response<Body>, Failure> {
         let left = time_left(request.lambda_context_ref().map_or(0, |context| context.deadline));
         match request.request_context_ref() {
             Some(RequestContext::PassThrough) | None => {

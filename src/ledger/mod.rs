@@ -118,6 +118,13 @@ impl<'a> Ledger<'a> {
         Record { holder: self.holder.clone(), ..record }
     }
 
+    /// The same of an attempt that goes on with what the record is about.
+    pub(crate) fn resume(&self, record: Record) -> Record {
+        let earlier = record.impersonated_users.clone();
+        let impersonated_users = self.request.impersonated_user.iter().cloned().collect();
+        self.adopt(Record { impersonated_users, ..record }).after_attempts_of(&earlier)
+    }
+
     /// A request for a person's approval until then, to open or to take over with.
     pub(crate) fn approval_request(&self, intent: Intent, until: DateTime<Utc>) -> Record {
         let claim = Record::claim(&self.request, &self.holder, until, intent);
@@ -198,6 +205,7 @@ impl<'a> Ledger<'a> {
         deadline: Instant,
     ) -> Result<Option<Record>, ActionError> {
         let ours = Record { resource_version: found.resource_version.clone(), ..ours };
+        let ours = ours.after_attempts_of(&found.impersonated_users);
         match self.write(&ours, deadline).await {
             Ok(event) => Ok(Record::read(&event).filter(|found| found.is_same_write(&ours))),
             Err(ApiError::Conflict(_) | ApiError::NotFound) => Ok(None),

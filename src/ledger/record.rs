@@ -20,10 +20,13 @@ use serde_json::{Value, json};
 use crate::{
     actions::{CompletionSpec, request::ActionRequest},
     contract::{
+        cut::beginning,
         digest::sha256,
         error::ActionError,
         names::RequestId,
-        response::{ActionResponse, Outcome, RolloutState, Target, rfc3339_millis},
+        response::{
+            ActionResponse, ObservationState, Outcome, RolloutState, Target, rfc3339_millis,
+        },
     },
     k8s::{
         FIELD_MANAGER, applied_requests,
@@ -45,6 +48,7 @@ pub(crate) const REASON: &str = "action-executor.dev/reason";
 pub(crate) const CLIENT: &str = "action-executor.dev/client";
 pub(crate) const REQUEST_DIGEST: &str = "action-executor.dev/request-digest";
 const CLUSTER: &str = "action-executor.dev/cluster";
+const IMPERSONATED_USERS: &str = "action-executor.dev/impersonated-users";
 const STATE: &str = "action-executor.dev/state";
 const HOLDER: &str = "action-executor.dev/holder";
 const EXPIRES_AT: &str = "action-executor.dev/expires-at";
@@ -53,6 +57,11 @@ const APPLIED: &str = "action-executor.dev/applied";
 const ROLLBACK: &str = "action-executor.dev/rollback";
 const ANSWER: &str = "action-executor.dev/answer";
 const APPROVAL_NONCE: &str = "action-executor.dev/approval-nonce";
+const APPROVED_BY: &str = "action-executor.dev/approved-by";
+const RECEIPT: &str = "action-executor.dev/receipt";
+
+/// The most users that a record names.
+const MAX_USERS: usize = 16;
 
 /// The namespace for the records of cluster-scoped targets.
 pub(crate) const NAMESPACE_OF_CLUSTER_SCOPED: &str = "default";
@@ -85,6 +94,16 @@ impl State {
     pub(crate) fn is_terminal(self) -> bool {
         matches!(self, State::InDoubt | State::Refused | State::Answered)
     }
+}
+
+/// How far the receipt of a recorded answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ReceiptState {
+    /// It is written next, or was when the attempt died: the next attempt writes it.
+    Pending,
+    /// It is written.
+    Written,
 }
 
 /// How a request ended, or how far it is.
@@ -146,6 +165,13 @@ pub(crate) struct Record {
     pub answer: Option<ActionResponse>,
     /// What distinguishes this record's request for approval from others of the same plan, if it asked for one.
     pub approval_nonce: Option<String>,
+    /// The person who approved it, as the approval names them.
+    pub approved_by: Option<String>,
+    /// The receipt of the answer, if receipts are written.
+    pub receipt: Option<ReceiptState>,
+    /// The users in whose names attempts at the request called the cluster about its target, the first one first. What an
+    /// attempt found done may be the work of any before it.
+    pub impersonated_users: Vec<String>,
     /// Why it was refused, for the Event's message; it is not read back.
     pub refusal: Option<String>,
     /// The Event's resourceVersion; `None` before the first write.
@@ -167,6 +193,8 @@ pub(crate) struct RequestMetadata {
     pub client: Option<String>,
     /// The cluster's name for people.
     pub cluster: Option<String>,
+    /// The user in whose name this attempt calls the cluster about its target, if not in the executor's.
+    pub impersonated_user: Option<String>,
 }
 
 impl RequestMetadata {
@@ -180,11 +208,16 @@ impl RequestMetadata {
             reason: request.reason.as_deref().map(str::to_owned),
             client: request.client.as_deref().map(str::to_owned),
             cluster: None,
+            impersonated_user: None,
         }
     }
 
     pub(crate) fn in_cluster(self, name: Option<&Arc<str>>) -> Self {
         RequestMetadata { cluster: name.map(ToString::to_string), ..self }
+    }
+
+    pub(crate) fn acting_as(self, user: Option<&str>) -> Self {
+        RequestMetadata { impersonated_user: user.map(str::to_owned), ..self }
     }
 
     /// The request's mark on an object that it changed.
@@ -302,7 +335,7 @@ impl RequestMetadata {
         let mut all = BTreeMap::from([
             (REQUEST_ID, self.id.to_string()),
             (REQUEST_DIGEST, record.digest.clone()),
-            (STATE, json_text(&record.state).trim_matches('"').to_owned()),
+            (STATE, word(&record.state)),
             (HOLDER, record.holder.clone()),
             (EXPIRES_AT, rfc3339_millis(record.expires_at)),
             (INTENT, json_text(&record.intent)),
@@ -311,11 +344,15 @@ impl RequestMetadata {
         all.extend(record.rollback.as_ref().map(|effect| (ROLLBACK, json_text(effect))));
         all.extend(record.answer.as_ref().map(|answer| (ANSWER, json_text(answer))));
         all.extend(record.approval_nonce.clone().map(|nonce| (APPROVAL_NONCE, nonce)));
+        all.extend(record.approved_by.clone().map(|name| (APPROVED_BY, name)));
+        all.extend(record.receipt.as_ref().map(|state| (RECEIPT, word(state))));
+        let users = &record.impersonated_users;
+        all.extend((!users.is_empty()).then(|| (IMPERSONATED_USERS, json_text(users))));
         all.extend(self.origin());
         owned(all)
     }
 
-    /// Requester, reason and client, for programs.
+    /// Requester, reason, client and cluster, for programs.
     fn origin(&self) -> BTreeMap<&'static str, String> {
         let all = [
             (REQUESTER, &self.requester),
@@ -328,10 +365,20 @@ impl RequestMetadata {
 
     /// For people: what happened, who asked and why.
     fn message(&self, record: &Record) -> String {
+        let targets = record.intent.completion.targets();
         let what = match (&record.answer, record.state) {
             (Some(answer), _) => answer.result.clone(),
             (None, State::InDoubt) => {
                 format!("{} was sent; whether it was done is unknown.", self.action)
+            }
+            (None, State::Applied | State::PendingApproval) if targets.is_some() => {
+                let targets = targets.unwrap_or_default();
+                let names: Vec<_> = targets.iter().map(|it| it.name.as_str()).collect();
+                let stage = match record.state {
+                    State::Applied => "has begun",
+                    _ => "waits for approval",
+                };
+                format!("{} {stage}, on {}.", self.action, names.join(", "))
             }
             (None, State::Applied) => record.intent.answer.result.clone(),
             (None, State::Refused) => {
@@ -356,6 +403,11 @@ impl RequestMetadata {
 }
 
 impl Record {
+    /// What the effect left behind, as far as it is known.
+    pub(crate) fn applied_or_default(&self) -> Applied {
+        self.applied.clone().unwrap_or_default()
+    }
+
     /// A claim of this holder, not yet written.
     pub(crate) fn claim(
         request: &RequestMetadata,
@@ -373,6 +425,9 @@ impl Record {
             rollback: None,
             answer: None,
             approval_nonce: None,
+            approved_by: None,
+            receipt: None,
+            impersonated_users: request.impersonated_user.iter().cloned().collect(),
             refusal: None,
             resource_version: None,
         }
@@ -383,7 +438,7 @@ impl Record {
         let annotations = event.metadata.annotations.as_ref()?;
         let get = |name: &str| annotations.get(name).map(String::as_str);
         Some(Record {
-            state: parsed(&format!("\"{}\"", get(STATE)?))?,
+            state: of_word(get(STATE)?)?,
             digest: get(REQUEST_DIGEST)?.to_owned(),
             holder: get(HOLDER)?.to_owned(),
             expires_at: DateTime::parse_from_rfc3339(get(EXPIRES_AT)?).ok()?.to_utc(),
@@ -392,6 +447,9 @@ impl Record {
             rollback: get(ROLLBACK).and_then(parsed),
             answer: get(ANSWER).and_then(parsed).filter(is_recorded),
             approval_nonce: get(APPROVAL_NONCE).map(str::to_owned),
+            approved_by: get(APPROVED_BY).map(str::to_owned),
+            receipt: get(RECEIPT).and_then(of_word),
+            impersonated_users: get(IMPERSONATED_USERS).and_then(parsed).unwrap_or_default(),
             refusal: None,
             resource_version: event.metadata.resource_version.clone(),
         })
@@ -422,7 +480,16 @@ impl Record {
 
     /// Whether these are the same write of the same attempt.
     pub(crate) fn is_same_write(&self, other: &Record) -> bool {
-        self.holder == other.holder && self.state == other.state
+        let of = |record: &Record| (record.holder.clone(), record.state, record.receipt);
+        of(self) == of(other)
+    }
+
+    /// The record with the users of an earlier one before its own.
+    pub(crate) fn after_attempts_of(mut self, earlier: &[String]) -> Self {
+        let own = std::mem::take(&mut self.impersonated_users);
+        let new = own.into_iter().filter(|user| !earlier.contains(user));
+        self.impersonated_users = earlier.iter().cloned().chain(new).take(MAX_USERS).collect();
+        self
     }
 
     /// Whether the record says that an effect was made.
@@ -489,6 +556,15 @@ fn parsed<T: DeserializeOwned>(text: &str) -> Option<T> {
     serde_json::from_str(text).ok()
 }
 
+/// The name of a unit variant, without quotes.
+fn word(variant: &impl Serialize) -> String {
+    json_text(variant).trim_matches('"').to_owned()
+}
+
+fn of_word<T: DeserializeOwned>(word: &str) -> Option<T> {
+    parsed(&format!("\"{word}\""))
+}
+
 fn json_text(value: &impl Serialize) -> String {
     // Plain data always serializes.
     serde_json::to_string(value).unwrap_or_default()
@@ -496,11 +572,15 @@ fn json_text(value: &impl Serialize) -> String {
 
 impl HistoryState {
     fn of(record: &Record) -> Self {
+        let has_several = record.intent.completion.targets().is_some();
         match (record.state, &record.answer) {
             (State::Claimed, _) => HistoryState::Started,
             (State::InDoubt, _) => HistoryState::Unknown,
             (State::Refused, _) => HistoryState::Refused,
             (State::PendingApproval, _) => HistoryState::PendingApproval,
+            // Of several targets, as far as an attempt came.
+            (State::Applied, None) if has_several => HistoryState::Started,
+            (State::Applied, Some(_)) if has_several => HistoryState::Failed,
             (State::Applied, _) => HistoryState::Applied,
             (State::RollingBack, _) => HistoryState::Failed,
             (State::Answered, answer) => match answer.as_ref().map(|answer| answer.outcome) {
@@ -538,28 +618,32 @@ fn is_recorded(answer: &ActionResponse) -> bool {
         && !matches!(answer.outcome, Outcome::Simulated | Outcome::PendingApproval)
 }
 
-/// Whether an answer is final. An interrupted wait is resumed by the next attempt.
+/// Whether an answer is final. An interrupted wait or observation is resumed by the next attempt.
 pub(crate) fn is_final(answer: &ActionResponse) -> bool {
     let back = answer.rolled_back.as_ref().map(|rolled_back| &rolled_back.rollout);
     let mut waits = answer.rollout.iter().chain(back);
+    let observation = answer.observation.as_ref().map(|observation| observation.state);
     waits.all(|rollout| rollout.state != RolloutState::Interrupted)
+        && observation != Some(ObservationState::Interrupted)
 }
 
-/// The digest of the payload: everything but the id, `simulate`, `wait` and the timeout.
+/// The digest of the payload: everything but the id, `simulate`, `wait`, the observation and the timeout.
 fn payload_digest(request: &ActionRequest) -> String {
     let request = request.clone();
-    let payload =
-        ActionRequest { id: None, simulate: false, wait: false, timeout: None, ..request };
+    let payload = ActionRequest {
+        id: None,
+        simulate: false,
+        wait: false,
+        timeout: None,
+        observe: None,
+        ..request
+    };
     sha256(json_text(&payload).as_bytes())
 }
 
 /// At most `limit` bytes, truncated between characters.
-fn truncate(mut text: String, limit: usize) -> String {
-    if text.len() > limit {
-        text.truncate((0..=limit - 3).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0));
-        text.push_str("...");
-    }
-    text
+fn truncate(text: String, limit: usize) -> String {
+    if text.len() > limit { format!("{}...", beginning(&text, limit - 3)) } else { text }
 }
 
 #[cfg(test)]

@@ -4,14 +4,14 @@
 //! admission policy has the fixed rules. A second one follows the kill switch on the Lease: it is separate because
 //! a policy with a parameter does not apply while the parameter does not exist. A third one denies that the
 //! account, which writes its budget to that Lease, changes the kill switch. All three apply to one service
-//! account. Rules that depend on counting (cooldown, budget) have no admission policy.
+//! account, and to what is done in the name of a caller whom it impersonates and names itself in. Rules that depend on counting (cooldown, budget) have no admission policy.
 
 use serde_json::{Value, json};
 
 use crate::{
     actions::{ActionKind, Descriptor},
     contract::names::ServiceAccount,
-    k8s::rbac::PolicyRule,
+    k8s::{api::impersonation::EXECUTOR, rbac::PolicyRule},
     policy::{Label, NodePattern, Pattern, Policy, ReplicaRules, budget::STOP_ANNOTATION},
 };
 
@@ -80,7 +80,7 @@ fn admission_policy(name: &str, account: &ServiceAccount, rules: &[Validation]) 
             "matchConstraints": { "resourceRules": [all_of("*", "*/*")], "excludeResourceRules": excluded },
             "matchConditions": [{
                 "name": "is-the-executor",
-                "expression": format!("request.userInfo.username == '{user}'"),
+                "expression": is_the_executor(&user),
             }],
             // An empty field is absent.
             "variables": [
@@ -89,13 +89,22 @@ fn admission_policy(name: &str, account: &ServiceAccount, rules: &[Validation]) 
                 variable("requestNamespace", "has(request.namespace) ? request.namespace : ''"),
                 variable("name", "has(request.name) ? request.name : ''"),
                 variable("subresource", "has(request.subResource) ? request.subResource : ''"),
-                // A subresource has no labels of its object, and neither has a new object.
-                variable("labelled", "oldObject != null && variables.subresource == ''"),
+                // A subresource other than `resize` and `status` has no labels of its object, and neither has a new one.
+                variable("labelled", "oldObject != null && variables.subresource in ['', 'resize', 'status']"),
                 variable("simulated", "has(request.dryRun) && request.dryRun"),
             ],
             "validations": validations,
         },
     })
+}
+
+/// Whether the executor's account makes the request, or has it made in the name of a caller whom it impersonates.
+fn is_the_executor(user: &str) -> String {
+    let extra = "request.userInfo.extra";
+    format!(
+        "request.userInfo.username == '{user}' || (has({extra}) && '{EXECUTOR}' in {extra} && '{user}' in \
+         {extra}['{EXECUTOR}'])"
+    )
 }
 
 fn all_of(group: &str, resource: &str) -> Value {
@@ -187,13 +196,13 @@ fn kill_switch() -> Validation {
     Validation { rule: "the kill switch", expression }
 }
 
-/// The writes that the allowed actions need. A simulation makes the same writes as dry runs.
+/// The writes that the permitted actions need. A simulation makes the same writes as dry runs.
 fn writes(policy: &Policy) -> String {
     let is_possible = |kind: &ActionKind| policy.allows_simulation(*kind);
     any(ActionKind::ALL.into_iter().filter(is_possible).flat_map(|kind| {
         let Descriptor { rules, cluster_rules, .. } = kind.descriptor();
         rules.iter().chain(*cluster_rules).flat_map(operations).map(move |write| {
-            if policy.allows(kind) { write } else { format!("{write} && {DRY_RUN}") }
+            if policy.permits(kind) { write } else { format!("{write} && {DRY_RUN}") }
         })
     }))
 }
@@ -265,7 +274,10 @@ mod tests {
         for document in made("{}").iter().filter(|it| it["kind"] == "ValidatingAdmissionPolicy") {
             assert_eq!(
                 document["spec"]["matchConditions"][0]["expression"],
-                "request.userInfo.username == 'system:serviceaccount:ops:executor'"
+                "request.userInfo.username == 'system:serviceaccount:ops:executor' || \
+                 (has(request.userInfo.extra) && 'action-executor.dev/executor' in request.userInfo.extra && \
+                 'system:serviceaccount:ops:executor' in \
+                 request.userInfo.extra['action-executor.dev/executor'])"
             );
         }
     }

@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::contract::error::{ActionError, Code};
 
 pub mod admission;
+pub(crate) mod impersonation;
 pub mod job;
 pub mod rbac;
 

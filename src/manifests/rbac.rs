@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     actions::ActionKind,
     contract::names::{Namespace, ServiceAccount},
+    diagnosis::parts,
     k8s::rbac::PolicyRule,
     ledger,
     policy::{Policy, approval, budget},
@@ -29,7 +30,7 @@ pub fn rules(kinds: &[ActionKind], policy: &Policy) -> Vec<PolicyRule> {
     rules
 }
 
-/// The cluster-wide rules, which the actions on nodes need.
+/// The cluster-wide rules, which the actions on nodes need, and those that read nodes.
 #[must_use]
 pub fn cluster_rules(kinds: &[ActionKind]) -> Vec<PolicyRule> {
     let mut rules: Vec<PolicyRule> = Vec::new();
@@ -41,8 +42,9 @@ pub fn cluster_rules(kinds: &[ActionKind]) -> Vec<PolicyRule> {
     rules
 }
 
-fn enabled(policy: &Policy) -> Vec<ActionKind> {
-    ActionKind::ALL.into_iter().filter(|kind| policy.allows(*kind)).collect()
+/// The actions that the policy allows.
+pub(crate) fn enabled(policy: &Policy) -> Vec<ActionKind> {
+    ActionKind::ALL.into_iter().filter(|kind| policy.permits(*kind)).collect()
 }
 
 /// What the allowed actions on nodes need in addition to [`manifests`]: a ClusterRole, and a Role for their
@@ -53,25 +55,19 @@ pub(crate) fn node_manifests(policy: &Policy, account: &ServiceAccount) -> Vec<V
         return Vec::new();
     }
     let name = format!("action-executor.{}.{}.nodes", account.namespace, account.name);
-    let namespace = Namespace::default();
+    let mut documents = cluster_role(&name, json!(rules), account).to_vec();
+    documents.extend(node_record_manifests(policy, account));
+    documents
+}
+
+/// What the records of actions on nodes need: a Role. Empty if no action on nodes is allowed.
+pub(crate) fn node_record_manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
+    if cluster_rules(&enabled(policy)).is_empty() {
+        return Vec::new();
+    }
+    let (name, namespace) = ("action-executor-records", Namespace::default());
     let records = self::rules(&[], policy);
-    vec![
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-            "metadata": { "name": name, "labels": labels() },
-            "rules": rules,
-        }),
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-            "metadata": { "name": name, "labels": labels() },
-            "roleRef": {
-                "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name,
-            },
-            "subjects": [subject(account)],
-        }),
-        role("action-executor-records", &namespace, json!(records)),
-        binding("action-executor-records", &namespace, account),
-    ]
+    vec![role(name, &namespace, json!(records)), binding(name, &namespace, account)]
 }
 
 /// The Roles and RoleBindings of the account: one in each namespace of targets, one for the Lease of the budget,
@@ -81,7 +77,25 @@ pub(crate) fn manifests(
     account: &ServiceAccount,
     namespaces: &[Namespace],
 ) -> Vec<Value> {
-    let rules = json!(rules(&enabled(policy), policy));
+    manifests_of(&enabled(policy), policy, account, namespaces)
+}
+
+/// The same without the rules of the actions: for a server that makes the calls about targets in another's name.
+pub(crate) fn record_manifests(
+    policy: &Policy,
+    account: &ServiceAccount,
+    namespaces: &[Namespace],
+) -> Vec<Value> {
+    manifests_of(&[], policy, account, namespaces)
+}
+
+fn manifests_of(
+    kinds: &[ActionKind],
+    policy: &Policy,
+    account: &ServiceAccount,
+    namespaces: &[Namespace],
+) -> Vec<Value> {
+    let rules = json!(rules(kinds, policy));
     let mut documents = Vec::new();
     for namespace in namespaces {
         documents.push(role("action-executor", namespace, rules.clone()));
@@ -106,8 +120,46 @@ pub(crate) fn history_manifests(account: &ServiceAccount, namespaces: &[Namespac
     namespaces.iter().flat_map(of).collect()
 }
 
+/// What a server needs in addition to diagnose targets in these namespaces: a Role in each, and with `nodes` a ClusterRole.
+/// Reading logs is among it, so nobody gets it who does not ask for it.
+pub(crate) fn diagnosis_manifests(
+    account: &ServiceAccount,
+    namespaces: &[Namespace],
+    nodes: bool,
+) -> Vec<Value> {
+    let name = "action-executor-diagnosis";
+    let of = |namespace: &Namespace| {
+        [role(name, namespace, json!(parts::RULES)), binding(name, namespace, account)]
+    };
+    let mut documents: Vec<_> = namespaces.iter().flat_map(of).collect();
+    if nodes {
+        let name = format!("action-executor.{}.{}.diagnosis", account.namespace, account.name);
+        documents.extend(cluster_role(&name, json!(parts::NODE_RULES), account));
+    }
+    documents
+}
+
+pub(super) fn cluster_role(name: &str, rules: Value, account: &ServiceAccount) -> [Value; 2] {
+    [
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": { "name": name, "labels": labels() },
+            "rules": rules,
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": { "name": name, "labels": labels() },
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name,
+            },
+            "subjects": [subject(account)],
+        }),
+    ]
+}
+
 /// The budget's rule, restricted to its Lease where RBAC can restrict it (not for `create`).
-fn state_rules(policy: &Policy) -> Value {
+#[must_use]
+pub fn state_rules(policy: &Policy) -> Value {
     let PolicyRule { api_groups, resources, verbs } = budget::RULE;
     let (create, rest): (Vec<&str>, Vec<&str>) =
         verbs.iter().copied().partition(|verb| *verb == "create");
@@ -120,7 +172,7 @@ fn state_rules(policy: &Policy) -> Value {
     ])
 }
 
-fn role(name: &str, namespace: &str, rules: Value) -> Value {
+pub(super) fn role(name: &str, namespace: &str, rules: Value) -> Value {
     json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
         "metadata": { "name": name, "namespace": namespace, "labels": labels() },
@@ -128,7 +180,7 @@ fn role(name: &str, namespace: &str, rules: Value) -> Value {
     })
 }
 
-fn binding(name: &str, namespace: &str, account: &ServiceAccount) -> Value {
+pub(super) fn binding(name: &str, namespace: &str, account: &ServiceAccount) -> Value {
     json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
         "metadata": { "name": name, "namespace": namespace, "labels": labels() },
@@ -148,7 +200,10 @@ fn labels() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::reload::ConfigFile;
+    use crate::{
+        config::reload::ConfigFile,
+        diagnosis::{parts::Part, target::Kind},
+    };
 
     #[test]
     fn no_rule_is_wide() {
@@ -162,12 +217,45 @@ mod tests {
     }
 
     #[test]
+    fn a_diagnosis_only_reads_and_reads_no_secret() {
+        for rule in parts::RULES.iter().chain(&parts::NODE_RULES) {
+            assert!(rule.verbs.iter().all(|verb| ["get", "list"].contains(verb)), "{rule:?}");
+            assert!(!rule.resources.contains(&"secrets") && !rule.resources.contains(&"*"));
+        }
+        for kind in [Kind::Pod, Kind::Job, Kind::CronJob, Kind::Node] {
+            for part in Part::of(kind).iter().filter(|_| kind != Kind::Node) {
+                let needed = part.rule();
+                let has = |rule: &PolicyRule| {
+                    rule.resources.contains(&needed.resources[0])
+                        && rule.verbs.contains(&needed.verbs[0])
+                };
+                assert!(parts::RULES.iter().any(has), "{part:?}");
+            }
+            let needed = kind.rule();
+            let has = |rule: &PolicyRule| rule.resources.contains(&needed.resources[0]);
+            assert!(parts::RULES.iter().chain(&parts::NODE_RULES).any(has), "{kind:?}");
+        }
+    }
+
+    #[test]
     fn a_denied_action_has_no_rule() {
         let policy = Policy::parse("actions: {allow: [restart_pod]}", "p").expect("is one");
         let account = "ops:executor".parse().expect("is an account");
         let shop = Namespace::try_from("shop".to_owned()).expect("is a name");
         let text = json!(manifests(&policy, &account, &[shop])).to_string();
         assert!(text.contains("\"delete\"") && !text.contains("deployments"), "{text}");
+    }
+
+    #[test]
+    fn an_action_that_changes_keys_has_rules_only_if_one_is_listed() {
+        let kinds = |text: &str| enabled(&Policy::parse(text, "p").expect("is one"));
+        assert!(!kinds("{}").contains(&ActionKind::Label));
+        assert!(kinds("labels: {allow: [team]}").contains(&ActionKind::Label));
+        assert!(!kinds("labels: {allow: [team]}").contains(&ActionKind::Annotate));
+        assert!(
+            !kinds("{labels: {allow: [team]}, actions: {allow: [scale]}}")
+                .contains(&ActionKind::Label)
+        );
     }
 
     #[test]

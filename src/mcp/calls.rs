@@ -25,7 +25,7 @@ use crate::{
     auth::Caller,
     contract::{
         error::{ActionError, Code},
-        names::{Namespace, RequestId},
+        names::{ClusterName, Namespace, RequestId},
         response::ActionResponse,
     },
     executor::{
@@ -91,7 +91,7 @@ pub(crate) enum Ended {
     /// Its time is up, and the action continues.
     UnderWay(Box<Operation>),
     /// The action continues as a task: its record is in the ledger, and the caller may read it.
-    Task(Box<Operation>),
+    Task(Box<Operation>, Box<Context>),
 }
 
 /// Carries out a request. Dropping the returned future gives the call up.
@@ -112,7 +112,8 @@ where
             return done(result);
         }
         if let Some(found) = work.task(&context, caller.as_ref()).await {
-            return Ended::Task(Box::new(found));
+            let (found, context) = found;
+            return Ended::Task(Box::new(found), Box::new(context));
         }
     }
     if let Some(result) = work.result_until(None, end).await {
@@ -127,7 +128,7 @@ where
             }
         }
     }
-    let found = work.find(&context).await;
+    let found = work.find(&context, caller.as_ref()).await;
     // It may have ended meanwhile, and not well.
     if work.task.is_finished() {
         return done(flat((&mut work.task).await));
@@ -157,7 +158,13 @@ fn unreadable(why: &str) -> ActionError {
 }
 
 /// Where the record of a claimed request is.
-type Claim = (Namespace, RequestId);
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Claim {
+    /// The cluster's name, if there is a cluster.
+    cluster: Option<ClusterName>,
+    namespace: Namespace,
+    id: RequestId,
+}
 
 /// The waits of this process with their callers, so that a caller can end its own. They are no record of anything.
 #[derive(Clone, Default)]
@@ -178,10 +185,18 @@ impl Waits {
     }
 
     /// Ends the caller's own waits for this request, if this process has any.
-    pub(crate) fn end(&self, namespace: &Namespace, id: &RequestId, caller: Option<&Caller>) {
+    pub(crate) fn end(
+        &self,
+        cluster: Option<&str>,
+        namespace: &Namespace,
+        id: &RequestId,
+        caller: Option<&Caller>,
+    ) {
         let caller = caller.map(Caller::name);
+        let claimed = (cluster, namespace, id);
         for Wait { claim, caller: of, stop } in &*self.lock() {
-            if (&claim.0, &claim.1) == (namespace, id) && of.as_deref() == caller {
+            let Claim { cluster, namespace, id } = claim;
+            if (cluster.as_deref(), namespace, id) == claimed && of.as_deref() == caller {
                 stop.send_replace(true);
             }
         }
@@ -301,16 +316,28 @@ impl Work {
         let _ = lines.try_send(protocol::progress(token, self.step, stage));
     }
 
-    /// The request as a task: what is claimed, goes on, and may be read by its caller.
-    async fn task(&self, context: &Context, caller: Option<&Caller>) -> Option<Operation> {
-        let (namespace, id) = self.claim()?;
-        let found = find_as(context, caller, &namespace, &id).await.ok()?;
-        found.is_under_way().then_some(found)
+    /// The request as a task, with the context of its cluster: what is claimed, goes on, and may be read by its caller.
+    async fn task(
+        &self,
+        context: &Context,
+        caller: Option<&Caller>,
+    ) -> Option<(Operation, Context)> {
+        let Claim { cluster, namespace, id } = self.claim()?;
+        let context = context.for_cluster(cluster.as_ref()).ok()?;
+        let found = find_as(&context, caller, &namespace, &id).await.ok()?;
+        found.is_under_way().then_some((found, context))
     }
 
-    async fn find(&self, context: &Context) -> Result<Option<Operation>, ActionError> {
+    async fn find(
+        &self,
+        context: &Context,
+        caller: Option<&Caller>,
+    ) -> Result<Option<Operation>, ActionError> {
         match self.claim() {
-            Some((namespace, id)) => status::find(context, &namespace, &id).await,
+            Some(Claim { cluster, namespace, id }) => {
+                let context = context.for_cluster(cluster.as_ref())?.acting_for(caller).await?;
+                status::find(&context, &namespace, &id).await
+            }
             None => Ok(None),
         }
     }
@@ -340,7 +367,8 @@ impl Drop for Work {
 
 fn claim_of(request: &RequestMetadata) -> Option<Claim> {
     let namespace = Namespace::try_from(request.namespace().to_owned()).ok()?;
-    Some((namespace, request.id.clone()))
+    let cluster = request.cluster.clone().and_then(|name| ClusterName::try_from(name).ok());
+    Some(Claim { cluster, namespace, id: request.id.clone() })
 }
 
 fn flat(
@@ -395,19 +423,22 @@ mod tests {
             ("ops", "a", Some("jo")),
         ] {
             let (stop, end) = watch::channel(false);
-            let claim = (namespace(of), id(request));
+            let claim = Claim { cluster: None, namespace: namespace(of), id: id(request) };
             let caller = caller.map(str::to_owned);
             waits.add(Wait { claim, caller, stop: stop.clone() });
             stops.push(stop);
             ends.push(end);
         }
-        waits.end(&namespace("shop"), &id("a"), Some(&named("jo")));
+        waits.end(Some("blue"), &namespace("shop"), &id("a"), Some(&named("jo")));
+        assert!(!ends.iter().any(|end| *end.borrow()), "another cluster");
+        waits.end(None, &namespace("shop"), &id("a"), Some(&named("jo")));
         let ended: Vec<_> = ends.iter().map(|end| *end.borrow()).collect();
         assert_eq!(ended, [true, true, false, false, false, false]);
         // A wait that is over is forgotten.
         drop(ends);
         let (stop, _end) = watch::channel(false);
-        waits.add(Wait { claim: (namespace("shop"), id("c")), caller: None, stop });
+        let claim = Claim { cluster: None, namespace: namespace("shop"), id: id("c") };
+        waits.add(Wait { claim, caller: None, stop });
         assert_eq!(waits.lock().len(), 1);
     }
 }

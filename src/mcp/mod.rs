@@ -23,11 +23,12 @@ use crate::{
     contract::{
         error::{ActionError, Code},
         json::{read as read_strictly, strict_object_or_null},
-        names::{AuditText, Namespace, RequestId},
+        names::{AuditText, ClusterName, Namespace, RequestId},
     },
+    diagnosis::target::Target,
     executor::{
         context::Context,
-        incoming::{IncomingRequest, find_as, list_as},
+        incoming::{IncomingRequest, diagnose_as, find_as, list_as},
         reply::Reply,
     },
     ledger::history::Filter,
@@ -57,6 +58,9 @@ const TOOLS_TTL: Duration = Duration::from_secs(30);
 
 /// How long the rights of a caller are read. Each of them is a call to the cluster.
 const OFFER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The part of a call's time in which a diagnosis reads: its target has to be authorized before.
+const DIAGNOSIS_PART: f64 = 0.8;
 
 /// In how many namespaces that the policy names the rights of a cluster's user are looked for.
 const MAX_NAMESPACES: usize = 8;
@@ -132,7 +136,8 @@ where
                 .await
                 .unwrap_or_else(|_| Err(slow()))
                 .map_err(|error| ProtocolError::new(INTERNAL_ERROR, error.with_its_hint()))?;
-            let tools = json!({ "tools": tools::list(&offer, exchange.tools) });
+            let tools =
+                json!({ "tools": tools::list(&offer, exchange.tools, exchange.context.names()) });
             if revision.is_stateless() { cached(tools, TOOLS_TTL, "private") } else { tools }
         }
         ("tools/call", _) => Box::pin(call(exchange, request)).await?,
@@ -198,7 +203,7 @@ pub(crate) fn is_about_a_task(request: &Request) -> bool {
 
 /// The namespace that a call of a tool names, which a header repeats; `None` if the tool has none, or if the call will be
 /// refused for what it says instead.
-pub(crate) fn named_namespace(request: &Request, tools: ToolSet) -> Option<Option<String>> {
+pub(crate) fn named_namespace(request: &Request) -> Option<Option<String>> {
     #[derive(Deserialize)]
     struct Call<'a> {
         name: String,
@@ -216,7 +221,7 @@ pub(crate) fn named_namespace(request: &Request, tools: ToolSet) -> Option<Optio
         parameters: Option<Parameters>,
     }
     let Call { name, arguments } = request.params().ok()?;
-    let at = Tool::named(&name, tools)?.namespace_at()?;
+    let at = Tool::named(&name)?.namespace_at()?;
     let Arguments { namespace, parameters } =
         read_strictly(arguments.map_or("{}", RawValue::get), "").ok()?;
     let named = match at {
@@ -244,15 +249,19 @@ pub(crate) fn client_of_handshake(request: &Request) -> Option<AuditText> {
 /// What the caller may do under the policy, in one namespace at least.
 async fn offer<B, R>(exchange: &Exchange<B, R>) -> Result<Rights, ActionError> {
     let Exchange { context, caller, rights, .. } = exchange;
-    let policy = context.policy();
-    let namespaces = namespaces(context, caller.as_ref(), &policy);
-    let rights = rights.of(caller.as_ref(), namespaces, context.cluster()).await?;
+    // What one cluster's policy allows is offered; each call is decided on for its own cluster.
+    let policies: Vec<_> = context.each_cluster().iter().map(Context::policy).collect();
+    let any = |allows: &dyn Fn(&Policy) -> bool| policies.iter().any(|policy| allows(policy));
+    let namespaces = namespaces(context, caller.as_ref(), &policies);
+    let rights = rights.of(caller.as_ref(), namespaces, context.reviewer()).await?;
     let allowed = |kinds: Vec<ActionKind>, by: &dyn Fn(ActionKind) -> bool| {
         kinds.into_iter().filter(|kind| by(*kind)).collect()
     };
     Ok(Rights {
-        execute: allowed(rights.execute, &|kind| policy.allows(kind) && !policy.read_only),
-        simulate: allowed(rights.simulate, &|kind| policy.allows_simulation(kind)),
+        execute: allowed(rights.execute, &|kind| {
+            any(&|policy| policy.permits(kind) && !policy.read_only)
+        }),
+        simulate: allowed(rights.simulate, &|kind| any(&|policy| policy.allows_simulation(kind))),
         get: rights.get,
         list: rights.list,
     })
@@ -260,14 +269,15 @@ async fn offer<B, R>(exchange: &Exchange<B, R>) -> Result<Rights, ActionError> {
 
 /// Where the rights of a caller are looked for: in all namespaces at once, in its own, in the server's, and in those that
 /// the policy names.
-fn namespaces(context: &Context, caller: Option<&Caller>, policy: &Policy) -> Vec<String> {
+fn namespaces(context: &Context, caller: Option<&Caller>, policies: &[Arc<Policy>]) -> Vec<String> {
     let own = caller.and_then(|caller| {
         let (namespace, _) =
             caller.name().strip_prefix("system:serviceaccount:")?.split_once(':')?;
         Some(namespace.to_owned())
     });
-    let servers = context.cluster().map(|cluster| cluster.default_namespace().to_owned());
-    let named = policy.namespaces.allow.iter().filter_map(|pattern| pattern.name());
+    let servers = context.reviewer().map(|cluster| cluster.default_namespace().to_owned());
+    let named = policies.iter().flat_map(|policy| policy.namespaces.allow.iter());
+    let named = named.filter_map(|pattern| pattern.name());
     let named = named.map(str::to_owned).take(MAX_NAMESPACES);
     let mut all = vec![String::new()];
     for namespace in own.into_iter().chain(servers).chain(named) {
@@ -295,12 +305,13 @@ where
         let what = "params.arguments: must be an object";
         return Err(ProtocolError::new(INVALID_PARAMS, what));
     }
-    let tool = Tool::named(&name, exchange.tools)
+    let tool = Tool::named(&name)
         .ok_or_else(|| ProtocolError::new(INVALID_PARAMS, "params.name: unknown tool"))?;
-    let (context, tools) = (exchange.context.clone(), exchange.tools);
+    let context = exchange.context.clone();
     let result = match tool {
         Tool::GetAction => get_action(&exchange, arguments).await,
         Tool::ListActions => list_actions(&exchange, arguments).await,
+        Tool::Diagnose => diagnose(&exchange, arguments).await,
         Tool::Simulate | Tool::Execute | Tool::Action(_) => match request_of(tool, arguments) {
             Ok(body) => Ok(execute(exchange, request, body).await),
             Err(error) => Err(error),
@@ -310,7 +321,7 @@ where
         if let Some(metrics) = context.metrics() {
             metrics.problem(&error);
         }
-        answers::of_reply(&Reply::from(error), tools)
+        answers::of_reply(&Reply::from(error))
     }))
 }
 
@@ -321,8 +332,7 @@ where
 {
     let client = request.meta.client.clone().or(exchange.client);
     let incoming = IncomingRequest { body, client, ..IncomingRequest::default() };
-    let Exchange { context, caller, wait, hold, waits, progression, tools, revision, .. } =
-        exchange;
+    let Exchange { context, caller, wait, hold, waits, progression, revision, .. } = exchange;
     let ended = calls::execute(Call {
         context: context.clone(),
         caller: caller.clone(),
@@ -334,9 +344,9 @@ where
         progression,
     });
     match ended.await {
-        Ended::Done(reply) => answers::of_reply(&reply, tools),
-        Ended::UnderWay(found) => answers::of_progress(&found.progress(&context).await),
-        Ended::Task(found) => tasks::created(&found, &context, caller.as_ref()).await,
+        Ended::Done(reply) => answers::of_reply(&reply),
+        Ended::UnderWay(found) => answers::of_progress(&found.progress().await),
+        Ended::Task(found, context) => tasks::created(&found, &context, caller.as_ref()).await,
     }
 }
 
@@ -388,11 +398,14 @@ async fn get_action<B, R>(
         id: RequestId,
         #[serde(default)]
         namespace: Option<Namespace>,
+        #[serde(default)]
+        cluster: Option<ClusterName>,
     }
-    let Wanted { id, namespace } = read_strictly(arguments, "")?;
+    let Wanted { id, namespace, cluster } = read_strictly(arguments, "")?;
     let Exchange { context, caller, .. } = exchange;
-    let found = find_as(context, caller.as_ref(), &namespace.unwrap_or_default(), &id).await?;
-    Ok(answers::of_progress(&found.progress(context).await))
+    let context = context.for_cluster(cluster.as_ref())?;
+    let found = find_as(&context, caller.as_ref(), &namespace.unwrap_or_default(), &id).await?;
+    Ok(answers::of_progress(&found.progress().await))
 }
 
 async fn list_actions<B, R>(
@@ -405,8 +418,9 @@ async fn list_actions<B, R>(
         namespace: Option<Namespace>,
         target: Option<String>,
         limit: Option<usize>,
+        cluster: Option<ClusterName>,
     }
-    let Wanted { namespace, target, limit } = read_strictly(arguments, "")?;
+    let Wanted { namespace, target, limit, cluster } = read_strictly(arguments, "")?;
     let limit = limit.unwrap_or(DEFAULT_ENTRIES);
     if !(1..=MAX_ENTRIES).contains(&limit) {
         let what = format!("must be a number from 1 to {MAX_ENTRIES}");
@@ -415,8 +429,27 @@ async fn list_actions<B, R>(
     let Exchange { context, caller, .. } = exchange;
     let filter =
         Filter { namespace: namespace.map(|it| it.to_string()), target, ..Filter::default() };
+    let context = context.for_cluster(cluster.as_ref())?;
     let time = context.deadline().min(exchange.wait);
-    Ok(answers::of_page(list_as(context, caller.as_ref(), &filter, limit, time).await?))
+    Ok(answers::of_page(list_as(&context, caller.as_ref(), &filter, limit, time).await?))
+}
+
+async fn diagnose<B, R>(exchange: &Exchange<B, R>, arguments: &str) -> Result<Value, ActionError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Wanted {
+        target: String,
+        #[serde(default)]
+        namespace: Option<Namespace>,
+        #[serde(default)]
+        cluster: Option<ClusterName>,
+    }
+    let Wanted { target, namespace, cluster } = read_strictly(arguments, "")?;
+    let target = Target::read(&target, namespace)?;
+    let Exchange { context, caller, .. } = exchange;
+    let context = context.for_cluster(cluster.as_ref())?;
+    let time = context.deadline().min(exchange.wait.mul_f64(DIAGNOSIS_PART));
+    Ok(answers::of_report(&diagnose_as(&context, caller.as_ref(), &target, time).await?))
 }
 
 #[cfg(test)]
@@ -444,7 +477,7 @@ mod tests {
         let policy = Reloading::new(None).expect("is the shipped one");
         let (_stop, stopping) = watch::channel(false);
         let exchange = Exchange::<(), ()> {
-            context: Context::new(None, policy, &settings, stopping),
+            context: Context::new(None, policy, &settings, stopping).expect("is right"),
             caller: None,
             client: None,
             revision,
@@ -523,6 +556,9 @@ mod tests {
             ("get_action", json!({}), "id"),
             ("get_action", json!({ "id": "a", "x": 1 }), "x"),
             ("list_actions", json!({ "limit": 26 }), "limit"),
+            ("diagnose", json!({}), "target"),
+            ("diagnose", json!({ "target": "web" }), "target"),
+            ("diagnose", json!({ "target": "pod/a", "x": 1 }), "x"),
         ] {
             let result = called(name, arguments.clone()).await;
             assert_eq!(result["isError"], true, "{name} {arguments}: {result}");
@@ -566,6 +602,7 @@ mod tests {
             ("restart_k8s", json!({ "id": "a", "parameters": web })),
             ("get_action", json!({ "id": "a" })),
             ("list_actions", json!({})),
+            ("diagnose", json!({ "target": "pod/a" })),
         ] {
             let result = called(name, arguments).await;
             assert_eq!(result["structuredContent"]["code"], "configuration", "{result}");

@@ -2,7 +2,7 @@
 //! (<https://github.com/modelcontextprotocol/ext-tasks/blob/main/specification/draft/tasks.md>): a task is a request's
 //! record in the ledger under another name. Nothing else is kept of it, so any replica answers, and after a restart too.
 //!
-//! A task's id has the record's namespace, the request's id, and a digest of both and of the caller, whose key is the uid
+//! A task's id has the record's cluster, if several are listed by name, its namespace, the request's id, and a digest of both and of the caller, whose key is the uid
 //! of the record's Event. So it cannot be guessed, and is of no use to another caller. Whether the caller may read the
 //! record is checked each time. A task asks for no input: nothing in the protocol approves an action.
 
@@ -17,7 +17,7 @@ use crate::{
     auth::Caller,
     contract::{
         error::Code,
-        names::{Namespace, RequestId},
+        names::{ClusterName, Namespace, RequestId},
         response::rfc3339_millis,
     },
     executor::{
@@ -39,25 +39,35 @@ const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// A task's id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct TaskId {
+    /// The cluster's name in the list, if there is one.
+    cluster: Option<ClusterName>,
     namespace: Namespace,
     id: RequestId,
     tag: Vec<u8>,
 }
 
 impl TaskId {
-    fn of(found: &Operation, caller: Option<&Caller>) -> Self {
+    fn of(found: &Operation, context: &Context, caller: Option<&Caller>) -> Self {
         let (namespace, id) = (found.namespace(), found.id());
         let tag = hmac::sign(&key(found.uid()), &message(namespace, id, caller));
-        TaskId { namespace: namespace.clone(), id: id.clone(), tag: tag.as_ref().to_vec() }
+        let cluster = context.listed_name().map(ToString::to_string);
+        TaskId {
+            cluster: cluster.and_then(|name| name.try_into().ok()),
+            namespace: namespace.clone(),
+            id: id.clone(),
+            tag: tag.as_ref().to_vec(),
+        }
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.split('/');
-        let (namespace, id, tag) = (parts.next()?, parts.next()?, parts.next()?);
-        if parts.next().is_some() {
-            return None;
-        }
+        let parts: Vec<_> = text.split('/').collect();
+        let (cluster, namespace, id, tag) = match *parts.as_slice() {
+            [namespace, id, tag] => (None, namespace, id, tag),
+            [cluster, namespace, id, tag] => (Some(cluster), namespace, id, tag),
+            _ => return None,
+        };
         Some(TaskId {
+            cluster: cluster.map(|name| name.to_owned().try_into()).transpose().ok()?,
             namespace: namespace.to_owned().try_into().ok()?,
             id: id.to_owned().try_into().ok()?,
             tag: BASE64_URL_SAFE_NO_PAD.decode(tag).ok()?,
@@ -74,7 +84,10 @@ impl TaskId {
 impl fmt::Display for TaskId {
     /// Only characters that a header may hold.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let TaskId { namespace, id, tag } = self;
+        let TaskId { cluster, namespace, id, tag } = self;
+        if let Some(cluster) = cluster {
+            write!(f, "{}/", &**cluster)?;
+        }
         write!(f, "{namespace}/{}/{}", &**id, BASE64_URL_SAFE_NO_PAD.encode(tag))
     }
 }
@@ -125,10 +138,13 @@ pub(crate) async fn answer(
     if method == Method::Update && input_responses.is_none() {
         return Err(ProtocolError::new(INVALID_PARAMS, "params.inputResponses: missing"));
     }
-    let found = find(&task_id, context, caller).await?;
+    let (found, context) = find(&task_id, context, caller).await?;
     match method {
-        Method::Get => return Ok(described(&found, context, caller).await),
-        Method::Cancel => waits.end(found.namespace(), found.id(), caller),
+        Method::Get => return Ok(described(&found, &context, caller).await),
+        Method::Cancel => {
+            let cluster = context.cluster_name().map(|name| &**name);
+            waits.end(cluster, found.namespace(), found.id(), caller);
+        }
         // No task asks for input, and a response that was not asked for is ignored.
         Method::Update => {}
     }
@@ -155,31 +171,32 @@ impl Method {
     }
 }
 
-/// The record of a task of this caller. One that it may not read, or was not given, is as unknown as any other.
+/// The record of a task of this caller, and the context of its cluster. One that it may not read, or was not given, is as unknown as any other.
 async fn find(
     task_id: &str,
     context: &Context,
     caller: Option<&Caller>,
-) -> Result<Operation, ProtocolError> {
+) -> Result<(Operation, Context), ProtocolError> {
     let unknown = || {
         let what = "params.taskId: there is no such task for this caller, or its record is gone";
         ProtocolError::new(INVALID_PARAMS, what)
     };
     let task = TaskId::parse(task_id).ok_or_else(unknown)?;
-    let found = find_as(context, caller, &task.namespace, &task.id).await;
+    let context = context.for_cluster(task.cluster.as_ref()).map_err(|_| unknown())?;
+    let found = find_as(&context, caller, &task.namespace, &task.id).await;
     let found = found.map_err(|error| match error.code {
         Code::RequestNotFound | Code::CallerForbidden => unknown(),
         _ => ProtocolError::new(INTERNAL_ERROR, error.with_its_hint()),
     })?;
-    if task.is_of(found.uid(), caller) { Ok(found) } else { Err(unknown()) }
+    if task.is_of(found.uid(), caller) { Ok((found, context)) } else { Err(unknown()) }
 }
 
 /// The task as its record is now; once it has ended, with the result of its call.
 async fn described(found: &Operation, context: &Context, caller: Option<&Caller>) -> Value {
-    let progress = found.progress(context).await;
+    let progress = found.progress().await;
     let created = rfc3339_millis(progress.since);
     let mut task = json!({
-        "taskId": TaskId::of(found, caller).to_string(),
+        "taskId": TaskId::of(found, context, caller).to_string(),
         "createdAt": created,
         "lastUpdatedAt": found.written_at().unwrap_or(&created),
         // Records are kept for longer than a request may be repeated.
@@ -226,7 +243,7 @@ mod tests {
         let namespace: Namespace = namespace.to_owned().try_into().expect("is one");
         let id: RequestId = id.to_owned().try_into().expect("is one");
         let tag = hmac::sign(&key(uid), &message(&namespace, &id, caller));
-        TaskId { namespace, id, tag: tag.as_ref().to_vec() }
+        TaskId { cluster: None, namespace, id, tag: tag.as_ref().to_vec() }
     }
 
     #[test]
@@ -236,6 +253,9 @@ mod tests {
         let text = task.to_string();
         assert!(text.starts_with("shop/alert:7/") && text.is_ascii(), "{text}");
         assert_eq!(TaskId::parse(&text), Some(task.clone()));
+        let blue = "blue".to_owned().try_into().expect("is a name");
+        let elsewhere = TaskId { cluster: Some(blue), ..task.clone() };
+        assert_eq!(TaskId::parse(&elsewhere.to_string()), Some(elsewhere));
         assert!(task.is_of(uid, jo.as_ref()));
         assert!(!task.is_of("6f0f", jo.as_ref()));
         assert!(!task.is_of(uid, caller("mo").as_ref()));
@@ -256,6 +276,7 @@ mod tests {
             "shop/a",
             "shop/a/!",
             "shop/a/b/c",
+            "blue/shop/a/b/c",
             "SHOP/a/YWJj",
             "shop/a b/YWJj",
             "786512e2-9e0d-44bd-8f29-789f320fe840",

@@ -4,10 +4,15 @@
 //! All of them together are to fit into a model's context beside its work: a test limits their length. So a schema here
 //! says what a model needs to fill it in, and the parser checks the rest.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use crate::{
-    actions::{ActionKind, Descriptor},
+    actions::{
+        ActionKind, Descriptor,
+        summary::{compact, first_sentence},
+    },
     auth::rights::Rights,
     config::ToolSet,
 };
@@ -25,23 +30,31 @@ pub(crate) enum Tool {
     GetAction,
     /// Lists what was done.
     ListActions,
+    /// Says what is wrong with a target.
+    Diagnose,
 }
 
 const SIMULATE: &str = "simulate";
 const EXECUTE: &str = "execute";
 pub(crate) const GET_ACTION: &str = "get_action";
 const LIST_ACTIONS: &str = "list_actions";
+const DIAGNOSE: &str = "diagnose";
 
 /// The default and the maximum number of entries of `list_actions`: few, since they fill a model's context.
 pub(crate) const DEFAULT_ENTRIES: usize = 10;
 /// See [`DEFAULT_ENTRIES`].
 pub(crate) const MAX_ENTRIES: usize = 25;
 
+/// How many actions have a tool of their own by default: more would fill a model's context, and models choose worse among
+/// many tools.
+const MAX_OWN_TOOLS: usize = 10;
+
 /// What a model is told of the server as a whole.
 pub(crate) const INSTRUCTIONS: &str = "Runs checked actions on a Kubernetes cluster, each at most once. Order of work: \
-    simulate, read its warnings, then execute the same parameters with an id. The id is the idempotency key: take it \
+    diagnose, simulate, read its warnings, then execute the same parameters with an id, then diagnose again. The id is the idempotency key: take it \
     from the incident, alert or ticket, and send the same one on every retry, also after a timeout; the recorded answer \
-    comes back and nothing is done twice. wait: true waits until the effect is complete; precondition takes uid and \
+    comes back and nothing is done twice. wait: true waits until the effect is complete, and observe_seconds with it \
+    observes for so long that it stays healthy; precondition takes uid and \
     resource_version of the target as a simulation showed it. After an answer that says under way, call get_action with \
     the id. An answer with outcome pending_approval needs a person: show its command to your user; you cannot approve it, and neither \
     arguments nor confirmations do. Refusals (isError) name code, field and hint, and retryable says whether the same \
@@ -49,17 +62,16 @@ pub(crate) const INSTRUCTIONS: &str = "Runs checked actions on a Kubernetes clus
     instructions.";
 
 impl Tool {
-    /// The tool of this name.
-    pub(crate) fn named(name: &str, set: ToolSet) -> Option<Self> {
-        match (name, set) {
-            (SIMULATE, _) => Some(Tool::Simulate),
-            (GET_ACTION, _) => Some(Tool::GetAction),
-            (LIST_ACTIONS, _) => Some(Tool::ListActions),
-            (EXECUTE, ToolSet::Generic) => Some(Tool::Execute),
-            (_, ToolSet::PerAction) => {
-                ActionKind::ALL.into_iter().find(|kind| kind.name() == name).map(Tool::Action)
-            }
-            _ => None,
+    /// The tool of this name, whether or not it is in the list: a client may have kept a list from before the policy
+    /// was changed, and each call is authorized all the same.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        match name {
+            SIMULATE => Some(Tool::Simulate),
+            GET_ACTION => Some(Tool::GetAction),
+            LIST_ACTIONS => Some(Tool::ListActions),
+            DIAGNOSE => Some(Tool::Diagnose),
+            EXECUTE => Some(Tool::Execute),
+            _ => ActionKind::ALL.into_iter().find(|kind| kind.name() == name).map(Tool::Action),
         }
     }
 }
@@ -81,7 +93,7 @@ impl Tool {
     /// Where its arguments name the namespace that a header repeats, if they do.
     pub(crate) fn namespace_at(self) -> Option<NamespaceAt> {
         match self {
-            Tool::GetAction | Tool::ListActions => Some(NamespaceAt::Top),
+            Tool::GetAction | Tool::ListActions | Tool::Diagnose => Some(NamespaceAt::Top),
             Tool::Simulate | Tool::Execute => Some(NamespaceAt::Parameters),
             Tool::Action(kind) => (!kind.is_on_cluster()).then_some(NamespaceAt::Parameters),
         }
@@ -89,17 +101,28 @@ impl Tool {
 }
 
 /// The tools of a caller, always in the same order.
-pub(crate) fn list(rights: &Rights, set: ToolSet) -> Vec<Value> {
+/// `names` are those of the clusters in a list, and whether a call may leave them out.
+pub(crate) fn list(
+    rights: &Rights,
+    set: ToolSet,
+    names: Option<(Vec<Arc<str>>, bool)>,
+) -> Vec<Value> {
     let mut tools = Vec::new();
-    let own: &[ActionKind] = match set {
-        ToolSet::PerAction => &rights.execute,
-        ToolSet::Generic => &[],
+    let (own, simulated): (&[ActionKind], _) = match set {
+        ToolSet::PerAction => (&rights.execute, &rights.simulate),
+        // What is described is short if only what can be executed is simulated.
+        ToolSet::Auto if (1..=MAX_OWN_TOOLS).contains(&rights.execute.len()) => {
+            (&rights.execute, &rights.execute)
+        }
+        ToolSet::Auto | ToolSet::Generic => (&[], &rights.simulate),
     };
     if !rights.simulate.is_empty() {
-        tools.push(simulate(&rights.simulate, own));
+        let tool = simulate(simulated, own, Detail::Described);
+        let is_short = tool.to_string().len() <= MAX_SIMULATE_CHARACTERS;
+        tools.push(if is_short { tool } else { simulate(simulated, own, Detail::Named) });
     }
     tools.extend(own.iter().map(|kind| action(kind.descriptor(), &kind.whole_schema().to_value())));
-    if set == ToolSet::Generic && !rights.execute.is_empty() {
+    if own.is_empty() && !rights.execute.is_empty() {
         tools.push(execute(&rights.execute));
     }
     if rights.get {
@@ -107,8 +130,36 @@ pub(crate) fn list(rights: &Rights, set: ToolSet) -> Vec<Value> {
     }
     if rights.list {
         tools.push(list_actions());
+        tools.push(diagnose());
+    }
+    if let Some((names, has_default)) = names {
+        tools.iter_mut().for_each(|tool| add_cluster(tool, &names, has_default));
     }
     tools
+}
+
+/// Every tool acts on one cluster or reads from it.
+fn add_cluster(tool: &mut Value, names: &[Arc<str>], has_default: bool) {
+    let input = &mut tool["inputSchema"];
+    let names: Vec<_> = names.iter().map(|name| &**name).collect();
+    input["properties"]["cluster"] = json!({ "type": "string", "enum": names });
+    if !has_default {
+        let required = input["required"].as_array().cloned().unwrap_or_default();
+        input["required"] = required.into_iter().chain(["cluster".into()]).collect();
+    }
+}
+
+/// How long the tool that simulates every action may be, with what the parameters mean. A model reads all tools before
+/// anything else, so that all of them together must be short.
+const MAX_SIMULATE_CHARACTERS: usize = 19_000;
+
+/// What a tool says of an action's parameters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Detail {
+    /// Their names, their types, and what each means.
+    Described,
+    /// Their names and types.
+    Named,
 }
 
 /// What a description says, in this order.
@@ -202,6 +253,7 @@ fn write_schema(own: Value, required: &[&str]) -> Value {
         },
         "reason": { "type": "string" },
         "wait": { "type": "boolean" },
+        "observe_seconds": { "type": "integer" },
         "precondition": { "type": "object" },
     });
     let mut properties = own.as_object().cloned().unwrap_or_default();
@@ -211,7 +263,7 @@ fn write_schema(own: Value, required: &[&str]) -> Value {
 }
 
 /// The parameters of an action are described once: by its own tool, if it has one, else here.
-fn simulate(kinds: &[ActionKind], own: &[ActionKind]) -> Value {
+fn simulate(kinds: &[ActionKind], own: &[ActionKind], detail: Detail) -> Value {
     let description = Description {
         what: "Simulate an action by the API server's dry run: what would change, what policy and cluster \
                object to, and warnings. Nothing is changed.",
@@ -235,7 +287,8 @@ fn simulate(kinds: &[ActionKind], own: &[ActionKind]) -> Value {
         input["properties"]["parameters"]["description"] = "As of the tool of that name.".into();
     }
     if !described.is_empty() {
-        let mut alternatives: Vec<_> = described.iter().map(|kind| alternative(*kind)).collect();
+        let alternatives = described.iter().map(|kind| alternative(*kind, detail));
+        let mut alternatives: Vec<_> = alternatives.collect();
         if !elsewhere.is_empty() {
             alternatives.push(json!({ "properties": { "type": { "enum": names(&elsewhere) } } }));
         }
@@ -249,7 +302,7 @@ fn mirrored_namespace() -> Value {
     json!({ "type": "string", "x-mcp-header": NAMESPACE_HEADER })
 }
 
-fn alternative(kind: ActionKind) -> Value {
+fn alternative(kind: ActionKind, detail: Detail) -> Value {
     let descriptor = kind.descriptor();
     let text = format!(
         "{} When: {}. Not when: {}.",
@@ -257,13 +310,33 @@ fn alternative(kind: ActionKind) -> Value {
         descriptor.when,
         descriptor.when_not
     );
+    // The schema around it says that they are an object, and describes a namespace that may be left out.
+    let mut parameters = compact(&kind.whole_schema().to_value());
+    if let Some(parameters) = parameters.as_object_mut() {
+        let required = parameters.get("required").and_then(Value::as_array);
+        let needs_namespace = required.is_some_and(|all| all.contains(&"namespace".into()));
+        parameters.remove("type");
+        let properties = parameters["properties"].as_object_mut().filter(|_| !needs_namespace);
+        properties.map(|properties| properties.remove("namespace"));
+    }
+    if detail == Detail::Named {
+        remove_descriptions(&mut parameters);
+    }
     json!({
         "description": text,
-        "properties": {
-            "type": { "const": descriptor.name },
-            "parameters": compact(&kind.whole_schema().to_value()),
-        },
+        "properties": { "type": { "const": descriptor.name }, "parameters": parameters },
     })
+}
+
+/// Removes what each property means.
+fn remove_descriptions(schema: &mut Value) {
+    let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+    for property in properties.into_iter().flat_map(Map::values_mut) {
+        if let Some(property) = property.as_object_mut() {
+            property.remove("description");
+            property.get_mut("items").map(remove_descriptions);
+        }
+    }
 }
 
 fn get_action() -> Value {
@@ -309,72 +382,41 @@ fn list_actions() -> Value {
         },
         "additionalProperties": false,
     });
-    tool(LIST_ACTIONS, &description, READS, input)
+    with_own_output(tool(LIST_ACTIONS, &description, READS, input))
 }
 
-/// What an action does, or a parameter means. The sentences after it say when it is refused, which a simulation says as
-/// well.
-fn first_sentence(description: &str) -> &str {
-    description.split_inclusive(". ").next().unwrap_or_default().trim_end()
+fn diagnose() -> Value {
+    let description = Description {
+        what: "Diagnose a target: findings, state, pods, Events, failing log, owners, earlier actions.",
+        when: "something is wrong, and after an action",
+        when_not: "a request's outcome is wanted",
+        precondition: "none",
+    };
+    let input = json!({
+        "type": "object",
+        "properties": {
+            "target": {
+                "type": "string",
+                "description": "As deployment/web, pod/a, cronjob/c, node/n.",
+            },
+            "namespace": {
+                "type": "string", "description": "None for a node.", "x-mcp-header": NAMESPACE_HEADER,
+            },
+        },
+        "required": ["target"],
+        "additionalProperties": false,
+    });
+    with_own_output(tool(DIAGNOSE, &description, READS, input))
+}
+
+/// A tool whose result has nothing of an answer to a request.
+fn with_own_output(mut tool: Value) -> Value {
+    tool["outputSchema"] = json!({ "type": "object" });
+    tool
 }
 
 fn names(kinds: &[ActionKind]) -> Vec<&'static str> {
     kinds.iter().map(|kind| kind.name()).collect()
-}
-
-/// What a model needs of a schema of parameters: types, descriptions, values. Patterns and lengths are left out, null
-/// too, and what is deprecated.
-fn compact(schema: &Value) -> Value {
-    let properties = schema["properties"].as_object().into_iter().flatten();
-    let properties: Map<_, _> = properties
-        .filter(|(_, property)| property["deprecated"] != true)
-        .map(|(name, property)| (name.clone(), compact_property(property)))
-        .collect();
-    let mut compact = json!({ "type": "object", "properties": properties });
-    if let Some(required) = schema.get("required") {
-        compact["required"] = required.clone();
-    }
-    compact
-}
-
-fn compact_property(property: &Value) -> Value {
-    // An optional type is one of itself and null.
-    let alternatives = property["anyOf"].as_array().into_iter().flatten();
-    let typed = alternatives.into_iter().find(|it| it["type"] != "null").unwrap_or(property);
-    let mut kept = Map::new();
-    if let Some(kind) = first_type(&typed["type"]) {
-        kept.insert("type".to_owned(), kind.clone());
-    }
-    if let Some(values) = values(typed) {
-        kept.insert("enum".to_owned(), values);
-    }
-    if let Some(items) = property.get("items").filter(|items| items.get("properties").is_some()) {
-        kept.insert("items".to_owned(), compact(items));
-    }
-    if let Some(description) = property["description"].as_str() {
-        kept.insert("description".to_owned(), first_sentence(description).into());
-    }
-    let default = property.get("default").filter(|value| !value.is_null() && **value != false);
-    kept.extend(default.map(|value| ("default".to_owned(), value.clone())));
-    kept.into()
-}
-
-fn first_type(kind: &Value) -> Option<&Value> {
-    match kind {
-        Value::Array(kinds) => kinds.iter().find(|kind| *kind != "null"),
-        Value::Null => None,
-        kind => Some(kind),
-    }
-}
-
-/// The values of an enumeration, which stand in a list or one by one with a description of each.
-fn values(typed: &Value) -> Option<Value> {
-    let listed = typed["enum"].as_array().map(|values| values.iter().collect::<Vec<_>>());
-    let single = || -> Option<Vec<&Value>> {
-        typed["oneOf"].as_array()?.iter().map(|it| it.get("const")).collect()
-    };
-    let values = listed.or_else(single)?;
-    Some(values.into_iter().filter(|value| !value.is_null()).cloned().collect())
 }
 
 #[cfg(test)]
@@ -393,55 +435,87 @@ mod tests {
         }
     }
 
+    #[test]
+    fn each_tool_takes_a_cluster_where_several_are_listed_and_requires_it_without_a_default() {
+        for has_default in [false, true] {
+            let names = vec![Arc::from("green"), Arc::from("blue")];
+            for tool in list(&everything(), ToolSet::Generic, Some((names, has_default))) {
+                let input = &tool["inputSchema"];
+                assert_eq!(input["properties"]["cluster"]["enum"], json!(["green", "blue"]));
+                let required = input["required"].as_array().into_iter().flatten();
+                assert_eq!(required.into_iter().any(|it| it == "cluster"), !has_default, "{tool}");
+            }
+        }
+        let one = Value::from(list(&everything(), ToolSet::Generic, None)).to_string();
+        assert!(!one.contains(r#""cluster""#));
+    }
+
+    fn is_of_kubernetes(kind: &ActionKind) -> bool {
+        kind.descriptor().integration.is_none()
+    }
+
     fn names_of(tools: &[Value]) -> Vec<&str> {
         tools.iter().map(|tool| tool["name"].as_str().expect("is text")).collect()
     }
 
     #[test]
-    fn all_tools_together_have_fewer_than_6000_tokens() {
-        for set in [ToolSet::PerAction, ToolSet::Generic] {
-            let text = Value::from(list(&everything(), set)).to_string();
-            let tokens = text.chars().count() / 4;
-            assert!(tokens < 6000, "{set:?}: {tokens} tokens");
-        }
+    fn all_tools_together_have_fewer_than_6000_tokens_without_integrations_and_10000_with_them() {
+        let tokens = |rights: &Rights, set| {
+            Value::from(list(rights, set, None)).to_string().chars().count() / 4
+        };
+        let all = tokens(&everything(), ToolSet::Auto);
+        assert!(all < 10_000, "{all} tokens");
+        let own: Vec<_> = ActionKind::ALL.into_iter().filter(is_of_kubernetes).collect();
+        let rights = Rights { execute: own.clone(), simulate: own, ..everything() };
+        let without = tokens(&rights, ToolSet::Auto);
+        assert!(without < 6000, "{without} tokens");
+        // As many as have a tool of their own, and those with the longest descriptions.
+        let mut longest: Vec<_> = ActionKind::ALL.into_iter().filter(is_of_kubernetes).collect();
+        longest.sort_by_key(|kind| {
+            let schema = kind.whole_schema().to_value();
+            std::cmp::Reverse(action(kind.descriptor(), &schema).to_string().len())
+        });
+        longest.truncate(MAX_OWN_TOOLS);
+        let rights = Rights { execute: longest, ..everything() };
+        let own = tokens(&rights, ToolSet::Auto);
+        assert!(own < 6000, "{own} tokens");
+        assert_eq!(list(&rights, ToolSet::Auto, None).len(), MAX_OWN_TOOLS + 4);
     }
 
     #[test]
     fn a_tool_is_found_by_its_name_and_no_action_has_the_name_of_another_tool() {
         for (set, number) in
-            [(ToolSet::PerAction, ActionKind::ALL.len() + 3), (ToolSet::Generic, 4)]
+            [(ToolSet::PerAction, ActionKind::ALL.len() + 4), (ToolSet::Generic, 5)]
         {
-            let tools = list(&everything(), set);
+            let tools = list(&everything(), set, None);
             let names = names_of(&tools);
             assert_eq!(names.len(), number);
             assert_eq!(names.iter().collect::<HashSet<_>>().len(), number);
             for name in names {
-                assert!(Tool::named(name, set).is_some(), "{name}");
+                assert!(Tool::named(name).is_some(), "{name}");
                 let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
                 assert!(name.len() <= 64 && name.chars().all(is_name), "{name}");
             }
         }
-        for unknown in ["", "restart_deployment", "execute", "drain "] {
-            assert_eq!(Tool::named(unknown, ToolSet::PerAction), None, "{unknown}");
+        for unknown in ["", "restart_deployment", "drain "] {
+            assert_eq!(Tool::named(unknown), None, "{unknown}");
         }
-        assert_eq!(Tool::named("drain", ToolSet::Generic), None);
     }
 
     #[test]
     fn every_tool_has_all_hints_and_they_are_true() {
         for set in [ToolSet::PerAction, ToolSet::Generic] {
-            for tool in list(&everything(), set) {
+            for tool in list(&everything(), set, None) {
                 let name = tool["name"].as_str().expect("is text");
                 let hints = &tool["annotations"];
-                let writes =
-                    matches!(Tool::named(name, set), Some(Tool::Action(_) | Tool::Execute));
+                let writes = matches!(Tool::named(name), Some(Tool::Action(_) | Tool::Execute));
                 assert_eq!(hints["readOnlyHint"], !writes, "{name}");
                 let required = tool["inputSchema"]["required"].to_string();
                 // Without an id the same arguments would act twice.
                 assert!(!writes || required.contains("\"id\""), "{name}");
                 assert_eq!(hints["idempotentHint"], true, "{name}");
                 assert_eq!(hints["openWorldHint"], false, "{name}");
-                let destructive = match Tool::named(name, set) {
+                let destructive = match Tool::named(name) {
                     Some(Tool::Action(kind)) => kind.descriptor().destructive,
                     tool => tool == Some(Tool::Execute),
                 };
@@ -453,7 +527,7 @@ mod tests {
     #[test]
     fn every_description_has_four_parts() {
         for set in [ToolSet::PerAction, ToolSet::Generic] {
-            for tool in list(&everything(), set) {
+            for tool in list(&everything(), set, None) {
                 let text = tool["description"].as_str().expect("is text");
                 let parts = [" When: ", ". Not when: ", ". Before: "];
                 let places = parts.map(|part| text.find(part));
@@ -469,7 +543,7 @@ mod tests {
         let scale = only(&[ActionKind::Scale]);
         let offer = Rights { execute: scale.clone(), simulate: scale, get: true, list: false };
         for set in [ToolSet::PerAction, ToolSet::Generic] {
-            let tools = list(&offer, set);
+            let tools = list(&offer, set, None);
             let text = Value::from(tools.clone()).to_string();
             assert!(!names_of(&tools).contains(&"list_actions"));
             // The enumerations and the names of tools; descriptions name other actions as advice.
@@ -478,8 +552,8 @@ mod tests {
                 assert!(!text.contains(&format!("\"{}\"", other.name())), "{}", other.name());
             }
         }
-        assert!(list(&Rights::default(), ToolSet::PerAction).is_empty());
-        assert!(list(&Rights::default(), ToolSet::Generic).is_empty());
+        assert!(list(&Rights::default(), ToolSet::PerAction, None).is_empty());
+        assert!(list(&Rights::default(), ToolSet::Generic, None).is_empty());
     }
 
     #[test]
@@ -490,7 +564,7 @@ mod tests {
             (everything(), ToolSet::Generic),
             (read_only, ToolSet::PerAction),
         ] {
-            for tool in list(&offer, set) {
+            for tool in list(&offer, set, None) {
                 let name = tool["name"].as_str().expect("is text").to_owned();
                 assert!(!tool.to_string().contains("$ref"), "{name}");
                 assert_eq!(tool["outputSchema"]["type"], "object");
@@ -499,7 +573,7 @@ mod tests {
                     let parameters: Value =
                         serde_json::from_str(kind.descriptor().example).expect("is JSON");
                     let mut call = json!({ "parameters": parameters, "id": "alert-7" });
-                    match Tool::named(&name, set) {
+                    match Tool::named(&name) {
                         Some(Tool::Action(of)) if of == kind => {}
                         Some(Tool::Simulate | Tool::Execute) => call["type"] = kind.name().into(),
                         _ => continue,
@@ -508,7 +582,7 @@ mod tests {
                     let wrong = call["parameters"].as_object_mut().expect("are there");
                     wrong.clear();
                     let is_described = tool["inputSchema"]["oneOf"].is_array()
-                        || matches!(Tool::named(&name, set), Some(Tool::Action(_)));
+                        || matches!(Tool::named(&name), Some(Tool::Action(_)));
                     assert_eq!(input.is_valid(&call), !is_described, "{name}: {call}");
                 }
             }
@@ -535,12 +609,12 @@ mod tests {
     #[test]
     fn a_header_repeats_the_namespace_where_the_arguments_name_one_and_nothing_else() {
         for set in [ToolSet::PerAction, ToolSet::Generic] {
-            for tool in list(&everything(), set) {
+            for tool in list(&everything(), set, None) {
                 let name = tool["name"].as_str().expect("is text");
                 let mut found = Vec::new();
                 headers_in(&tool["inputSchema"], "", &mut found);
                 // Clients do not look into alternatives, and refuse a tool that names a header there.
-                let expected = match Tool::named(name, set).and_then(Tool::namespace_at) {
+                let expected = match Tool::named(name).and_then(Tool::namespace_at) {
                     Some(NamespaceAt::Top) => vec!["/properties/namespace"],
                     Some(NamespaceAt::Parameters) => {
                         vec!["/properties/parameters/properties/namespace"]

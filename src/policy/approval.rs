@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use tokio::time::Instant;
 
 use crate::{
-    actions::Plan,
+    actions::{Plan, SelectedTarget},
     contract::{digest::sha256, error::ActionError},
     k8s::{api::client::Cluster, rbac::PolicyRule},
     ledger::record::RequestMetadata,
@@ -36,6 +36,9 @@ pub const APPROVER: [PolicyRule; 2] = [
 /// The digest of a plan, as the record with this nonce asks for it. The fence of the effect tests the same: uid and
 /// generation.
 pub(crate) fn digest(request: &RequestMetadata, nonce: &str, plan: &Plan) -> String {
+    if let Some(targets) = plan.completion.targets() {
+        return digest_of_targets(request, nonce, targets);
+    }
     let mut others: Vec<_> = plan.uids_of_others().into_iter().collect();
     others.sort_unstable();
     let whole = serde_json::json!([
@@ -48,6 +51,16 @@ pub(crate) fn digest(request: &RequestMetadata, nonce: &str, plan: &Plan) -> Str
         plan.decision_etag,
         others,
     ]);
+    sha256(whole.to_string().as_bytes())[..DIGEST_CHARACTERS].to_owned()
+}
+
+/// The same for targets that a selector chose: of each its uid, and the digest of what is planned for it.
+pub(crate) fn digest_of_targets(
+    request: &RequestMetadata,
+    nonce: &str,
+    targets: &[SelectedTarget],
+) -> String {
+    let whole = serde_json::json!([nonce, request.id, request.digest, targets]);
     sha256(whole.to_string().as_bytes())[..DIGEST_CHARACTERS].to_owned()
 }
 

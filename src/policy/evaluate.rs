@@ -9,11 +9,14 @@ use serde::Serialize;
 
 use crate::{
     actions::{
-        ActionKind, AffectedObject, BoundsChange, ImageChange, Plan, request::ActionRequest,
+        ActionKind, AffectedObject, BoundsChange, ChangedKeys, ImageChange, KeysOf, Plan,
+        ResourceChange, SizeChange, request::ActionRequest,
     },
     contract::{
         error::{ActionError, Code},
         image,
+        names::is_reserved_key,
+        quantity::Quantity,
     },
     policy::{Label, Pattern, Policy},
 };
@@ -29,27 +32,41 @@ pub(crate) struct Facts<'a> {
     pub simulate: bool,
     /// The target's labels; `None` before it is read.
     pub labels: Option<&'a BTreeMap<String, String>>,
+    /// How many targets the request's selector chose, if it has one.
+    pub selected: Option<usize>,
     /// The target's replicas after the action, if the action changes them.
     pub replicas: Option<u32>,
     /// The images that the action changes; none before that is known.
     pub images: &'a [ImageChange],
     /// The bounds of an autoscaler before and after the action, if it changes them.
     pub bounds: Option<BoundsChange>,
+    /// The requests and limits that the action changes; none before that is known.
+    pub resources: &'a [ResourceChange],
+    /// The size of a volume claim before and after the action, if it changes it.
+    pub size: Option<SizeChange>,
+    /// The keys that the request sets or removes.
+    pub keys: Option<ChangedKeys<'a>>,
 }
+
+/// The rule about operators.
+const INTEGRATIONS: &str = "integrations";
 
 impl<'a> Facts<'a> {
     /// The facts of a request, and of its plan once there is one.
     pub(crate) fn of(request: &'a ActionRequest, plan: Option<&'a Plan>) -> Self {
-        static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
         Facts {
             action: request.action.kind(),
             namespace: request.action.namespace(),
             node: request.action.node(),
             simulate: request.simulate,
-            labels: plan.map(|plan| plan.found.labels.as_ref().unwrap_or(&NO_LABELS)),
+            labels: plan.and_then(Plan::labels),
+            selected: plan.and_then(Plan::selected),
             replicas: plan.and_then(|plan| plan.replicas),
             images: plan.map(|plan| plan.images.as_slice()).unwrap_or_default(),
             bounds: plan.and_then(|plan| plan.bounds),
+            resources: plan.map(|plan| plan.resources.as_slice()).unwrap_or_default(),
+            size: plan.and_then(|plan| plan.size),
+            keys: request.action.changed_keys(),
         }
     }
 }
@@ -85,22 +102,35 @@ pub(crate) struct Verdict {
 impl Policy {
     /// Evaluates all rules.
     pub(crate) fn judge(&self, facts: &Facts) -> Verdict {
-        let mut results = vec![self.namespace_denied(facts)];
+        let mut results = vec![self.namespace_denied(facts.namespace, facts.node)];
+        results.extend(self.integration_named(facts));
         if !facts.simulate {
             results.push(self.read_only_rule());
         }
         if !facts.simulate || self.simulation.limited {
             results.push(self.action_allowed(facts));
-            results.push(self.namespace_allowed(facts));
+            results.push(self.namespace_allowed(facts.namespace, facts.node));
             results.extend(self.label_rules(facts));
+            results.extend(self.selected_bound(facts));
             results.extend(self.replica_bounds(facts));
             results.extend(self.images_allowed(facts));
             results.extend(self.autoscaler_bounds(facts));
+            results.extend(self.resources_bounded(facts));
+            results.extend(self.size_bounded(facts));
+            results.extend(self.keys_allowed(facts));
         }
         if !facts.simulate {
             results.push(self.action_approval(facts));
             results.push(self.namespace_approval(facts));
         }
+        Verdict { results }
+    }
+
+    /// Evaluates the rules for a look into a namespace, or at a node: a diagnosis reads logs, so that it needs a namespace that
+    /// is allowed, as a real action does.
+    pub(crate) fn judge_diagnosis(&self, namespace: &str, node: Option<&str>) -> Verdict {
+        let results =
+            vec![self.namespace_denied(namespace, node), self.namespace_allowed(namespace, node)];
         Verdict { results }
     }
 
@@ -131,6 +161,7 @@ impl Policy {
             namespace: &other.target.namespace,
             node: None,
             labels: Some(&other.labels),
+            keys: None,
             ..Facts::of(request, None)
         };
         let results = self.judge(&facts).results.into_iter();
@@ -142,8 +173,8 @@ impl Policy {
         Verdict { results: results.collect() }
     }
 
-    fn namespace_denied(&self, facts: &Facts) -> RuleResult {
-        if let Some(node) = facts.node {
+    fn namespace_denied(&self, namespace: &str, node: Option<&str>) -> RuleResult {
+        if let Some(node) = node {
             return deny_if(
                 "nodes.deny",
                 named(&self.nodes.deny, node),
@@ -151,13 +182,32 @@ impl Policy {
                 || format!("node '{node}' is not denied"),
             );
         }
-        let namespace = facts.namespace;
         deny_if(
             "namespaces.deny",
             named(&self.namespaces.deny, namespace),
             |pattern| format!("namespace '{namespace}' is denied by \"{pattern}\""),
             || format!("namespace '{namespace}' is not denied"),
         )
+    }
+
+    /// An integration that is off is not even read, so this applies to simulations too.
+    fn integration_named(&self, facts: &Facts) -> Option<RuleResult> {
+        let integration = facts.action.descriptor().integration?;
+        let (action, title) = (facts.action.name(), integration.title());
+        Some(deny_if(
+            INTEGRATIONS,
+            (!self.integrates(facts.action)).then_some(()),
+            |()| {
+                let named = self.integrations.iter().chain([&integration]);
+                let names: Vec<_> = named.map(|it| it.name()).collect();
+                format!(
+                    "{action} acts on objects of {title}, which is off until the policy has the line `integrations: \
+                     [{}]`",
+                    names.join(", ")
+                )
+            },
+            || format!("the policy names {title}, on whose objects {action} acts"),
+        ))
     }
 
     fn read_only_rule(&self) -> RuleResult {
@@ -180,8 +230,8 @@ impl Policy {
         )
     }
 
-    fn namespace_allowed(&self, facts: &Facts) -> RuleResult {
-        if let Some(node) = facts.node {
+    fn namespace_allowed(&self, namespace: &str, node: Option<&str>) -> RuleResult {
+        if let Some(node) = node {
             return deny_if(
                 "nodes.allow",
                 named(&self.nodes.allow, node).is_none().then_some(()),
@@ -189,7 +239,6 @@ impl Policy {
                 || format!("node '{node}' is allowed"),
             );
         }
-        let namespace = facts.namespace;
         let allowed = named(&self.namespaces.allow, namespace).is_some();
         deny_if(
             "namespaces.allow",
@@ -229,6 +278,16 @@ impl Policy {
                 || "the target has the labels that the policy requires".to_owned(),
             ),
         ]
+    }
+
+    fn selected_bound(&self, facts: &Facts) -> Option<RuleResult> {
+        let (selected, max) = (facts.selected?, self.targets.max_per_request.get());
+        Some(deny_if(
+            "targets.max_per_request",
+            (selected as u64 > max).then_some(()),
+            |()| format!("{selected} targets match, more than {max}"),
+            || format!("{selected} targets match, at most {max}"),
+        ))
     }
 
     fn replica_bounds(&self, facts: &Facts) -> Option<RuleResult> {
@@ -290,6 +349,106 @@ impl Policy {
                 }
             },
             || format!("the repository of container '{}' is allowed", first.container),
+        ))
+    }
+
+    /// Each request and limit stays below the maximum, and changes by a limited factor. What was not set has no factor, so
+    /// only a maximum allows it.
+    fn resources_bounded(&self, facts: &Facts) -> Option<RuleResult> {
+        let first = facts.resources.first()?;
+        let objections =
+            facts.resources.iter().filter_map(|change| self.resource_objection(change));
+        let within = || {
+            let reason =
+                format!("the resources of container '{}' are within the bounds", first.container);
+            result_of("resources", Effect::Allow, reason)
+        };
+        Some(
+            objections
+                .map(|(rule, reason)| result_of(rule, Effect::Deny, reason))
+                .next()
+                .unwrap_or_else(within),
+        )
+    }
+
+    fn resource_objection(&self, change: &ResourceChange) -> Option<(&'static str, String)> {
+        let ResourceChange { container, field, from, to } = change;
+        let what = format!("{} of container '{container}'", field.name());
+        let (rule, max) = match field.resource() {
+            "cpu" => ("resources.max_cpu", self.resources.max_cpu),
+            _ => ("resources.max_memory", self.resources.max_memory),
+        };
+        if let Some(max) = max.filter(|max| to > max) {
+            return Some((rule, format!("the {what} would be {to}, above {max}")));
+        }
+        let factor = self.resources.max_factor.get();
+        // 0 is what is not set.
+        match from.filter(|from| *from > Quantity::default()).as_ref() {
+            Some(from) if *to > from.times(factor) => Some((
+                "resources.max_factor",
+                format!("the {what} would be {to}, more than {factor} times {from}"),
+            )),
+            Some(from) if to.times(factor) < *from => Some((
+                "resources.max_factor",
+                format!("the {what} would be {to}, and {factor} times that is less than {from}"),
+            )),
+            None if max.is_none() => Some((
+                rule,
+                format!("the {what} is not set now, and the policy has no maximum for it"),
+            )),
+            _ => None,
+        }
+    }
+
+    /// A volume claim stays below the maximum, and grows by a limited factor.
+    fn size_bounded(&self, facts: &Facts) -> Option<RuleResult> {
+        let SizeChange { from, to } = facts.size?;
+        if let Some(max) = self.volumes.max_size.filter(|max| to > *max) {
+            let reason = format!("a size of {to} is above {max}");
+            return Some(result_of("volumes.max_size", Effect::Deny, reason));
+        }
+        let factor = self.volumes.max_factor.get();
+        Some(deny_if(
+            "volumes.max_factor",
+            (to > from.times(factor)).then_some(()),
+            |()| format!("a size of {to} is more than {factor} times {from}"),
+            || format!("a size of {to} is at most {factor} times {from}"),
+        ))
+    }
+
+    /// Without a list, no key may be changed. A label by which the policy itself decides never is.
+    fn keys_allowed(&self, facts: &Facts) -> Option<RuleResult> {
+        let keys = facts.keys?;
+        let (rule, allow) = match keys.of {
+            KeysOf::Labels => ("labels.allow", &self.labels.allow),
+            KeysOf::Annotations => ("annotations.allow", &self.annotations.allow),
+            KeysOf::Taints => ("taints.allow", &self.taints.allow),
+        };
+        let noun = keys.of.noun();
+        for (rule, labels) in [
+            ("targets.protected", &self.targets.protected),
+            ("targets.opt_in", &self.targets.opt_in),
+        ] {
+            let decides = |key: &str| labels.iter().any(|label| label.parts().0 == key);
+            let key = keys.iter().find(|key| keys.of == KeysOf::Labels && decides(key));
+            if let Some(key) = key {
+                let reason =
+                    format!("no action changes the label '{key}', by which the policy decides");
+                return Some(result_of(rule, Effect::Deny, reason));
+            }
+        }
+        let is_allowed = |key: &str| allow.iter().any(|pattern| pattern.matches(key));
+        Some(deny_if(
+            rule,
+            keys.iter().find(|key| !is_allowed(key)),
+            |key| match is_reserved_key(key) {
+                true => format!(
+                    "the {noun} '{key}' is not listed in {rule}, where a key that Kubernetes reserves must be listed in \
+                     full"
+                ),
+                false => format!("the {noun} '{key}' is not listed in {rule}"),
+            },
+            || format!("each changed {noun} is listed"),
         ))
     }
 
@@ -374,7 +533,11 @@ fn require_approval_if(rule: &'static str, needed: bool, what: &str) -> RuleResu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::reload::ConfigFile;
+    use crate::{
+        config::reload::ConfigFile,
+        contract::names::QualifiedName,
+        k8s::{integrations::Integration, resources::AmountField},
+    };
 
     const FACTS: Facts<'static> = Facts {
         action: ActionKind::RestartK8s,
@@ -382,13 +545,23 @@ mod tests {
         node: None,
         simulate: false,
         labels: None,
+        selected: None,
         replicas: None,
         images: &[],
         bounds: None,
+        resources: &[],
+        size: None,
+        keys: None,
     };
 
     fn policy(text: &str) -> Policy {
         Policy::parse(text, "p").expect("is a policy")
+    }
+
+    /// Every integration, as a line of a policy.
+    fn with_integrations(text: &str) -> String {
+        let names: Vec<_> = Integration::ALL.into_iter().map(Integration::name).collect();
+        format!("integrations: [{}]\n{text}", names.join(", "))
     }
 
     /// The first rule that denies.
@@ -400,15 +573,72 @@ mod tests {
     }
 
     #[test]
-    fn the_default_policy_allows_every_action_outside_system_namespaces() {
+    fn the_default_policy_allows_every_action_on_objects_of_kubernetes_outside_system_namespaces() {
         for action in ActionKind::ALL {
-            assert_eq!(denied("{}", Facts { action, ..FACTS }), None);
+            let expected = action.descriptor().integration.map(|_| "integrations");
+            assert_eq!(denied("{}", Facts { action, ..FACTS }), expected);
+            assert_eq!(denied(&with_integrations(""), Facts { action, ..FACTS }), None);
             for namespace in ["kube-system", "kube-public", "kube-node-lease"] {
                 for simulate in [true, false] {
                     let facts = Facts { action, namespace, simulate, ..FACTS };
                     assert_eq!(denied("{}", facts), Some("namespaces.deny"));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_request_or_limit_changes_by_the_factor_and_up_to_the_maximum() {
+        let amount = |text: &str| Quantity::read(text).expect("is a quantity");
+        for (rules, field, from, to, expected) in [
+            ("{}", AmountField::MemoryLimit, Some("1Gi"), "2Gi", None),
+            ("{}", AmountField::MemoryLimit, Some("1Gi"), "2049Mi", Some("resources.max_factor")),
+            ("{}", AmountField::CpuRequest, Some("1"), "500m", None),
+            ("{}", AmountField::CpuRequest, Some("1"), "499m", Some("resources.max_factor")),
+            ("{}", AmountField::CpuRequest, None, "1m", Some("resources.max_cpu")),
+            ("{}", AmountField::MemoryLimit, None, "1Mi", Some("resources.max_memory")),
+            ("{max_cpu: '2'}", AmountField::CpuRequest, None, "2", None),
+            (
+                "{max_cpu: '2'}",
+                AmountField::CpuLimit,
+                Some("2"),
+                "2001m",
+                Some("resources.max_cpu"),
+            ),
+            ("{max_cpu: '2'}", AmountField::MemoryLimit, None, "1Mi", Some("resources.max_memory")),
+            ("{max_factor: 10}", AmountField::MemoryRequest, Some("1Gi"), "10Gi", None),
+        ] {
+            let change = ResourceChange {
+                container: "web".to_owned(),
+                field,
+                from: from.map(amount),
+                to: amount(to),
+            };
+            let facts = Facts { resources: std::slice::from_ref(&change), ..FACTS };
+            assert_eq!(
+                denied(&format!("resources: {rules}"), facts),
+                expected,
+                "{rules} {change:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_claim_grows_by_the_factor_and_up_to_the_maximum() {
+        let amount = |text: &str| Quantity::read(text).expect("is a quantity");
+        for (rules, to, expected) in [
+            ("{}", "20Gi", None),
+            ("{}", "20481Mi", Some("volumes.max_factor")),
+            ("{max_factor: 10}", "100Gi", None),
+            ("{max_factor: 10, max_size: 50Gi}", "50Gi", None),
+            ("{max_factor: 10, max_size: 50Gi}", "51Gi", Some("volumes.max_size")),
+        ] {
+            let size = Some(SizeChange { from: amount("10Gi"), to: amount(to) });
+            assert_eq!(
+                denied(&format!("volumes: {rules}"), Facts { size, ..FACTS }),
+                expected,
+                "{to}"
+            );
         }
     }
 
@@ -424,10 +654,11 @@ mod tests {
         ];
         for action in ActionKind::ALL {
             for (rule, text) in cases {
+                let text = with_integrations(text);
                 let facts = Facts { action, labels: Some(&labels), replicas: Some(9), ..FACTS };
-                assert_eq!(denied(text, facts), Some(rule));
+                assert_eq!(denied(&text, facts), Some(rule));
                 let simulated = Facts { simulate: true, ..facts };
-                assert_eq!(denied(text, simulated), None, "{rule}");
+                assert_eq!(denied(&text, simulated), None, "{rule}");
                 let limited = format!("{text}\nsimulation: {{limited: true}}");
                 assert_eq!(denied(&limited, simulated), Some(rule));
             }
@@ -479,6 +710,37 @@ mod tests {
             let facts = Facts { bounds: Some(BoundsChange { from, to }), ..FACTS };
             assert_eq!(denied(text, facts), expected, "{from:?} {to:?}");
         }
+    }
+
+    #[test]
+    fn a_key_is_changed_only_if_it_is_listed_and_never_one_by_which_the_policy_decides() {
+        let key = |text: &str| QualifiedName::try_from(text.to_owned()).expect("is a key");
+        let [team, name] = [key("example.com/team"), key("app.kubernetes.io/name")];
+        let listed = "labels: {allow: ['example.com/*']}\nannotations: {allow: ['*', app.kubernetes.io/name]}";
+        let decided = "targets: {protected: [example.com/team=x], opt_in: []}";
+        for (text, of, changed, expected) in [
+            ("{}", KeysOf::Labels, &team, Some("labels.allow")),
+            ("{}", KeysOf::Annotations, &team, Some("annotations.allow")),
+            ("{}", KeysOf::Taints, &team, Some("taints.allow")),
+            ("taints: {allow: [example.com/team]}", KeysOf::Taints, &team, None),
+            (listed, KeysOf::Labels, &team, None),
+            (listed, KeysOf::Labels, &name, Some("labels.allow")),
+            (listed, KeysOf::Annotations, &name, None),
+            (&format!("{listed}\n{decided}"), KeysOf::Labels, &team, Some("targets.protected")),
+            (&format!("{listed}\n{decided}"), KeysOf::Annotations, &team, None),
+        ] {
+            let set = BTreeMap::from([(changed.clone(), String::new())]);
+            let removed = [changed.clone()];
+            for (set, others) in [(Some(&set), [].as_slice()), (None, removed.as_slice())] {
+                let keys = Some(ChangedKeys { of, set, others });
+                let facts = Facts { keys, ..FACTS };
+                assert_eq!(denied(text, facts), expected, "{text} {of:?} {changed}");
+                assert_eq!(denied(text, Facts { simulate: true, ..facts }), None);
+            }
+        }
+        let keys = Some(ChangedKeys { of: KeysOf::Labels, set: None, others: &[team] });
+        let refusal = policy("{}").judge(&Facts { keys, ..FACTS }).refuse().expect_err("is denied");
+        assert!(refusal.detail.contains("'example.com/team' is not listed in labels.allow"));
     }
 
     #[test]

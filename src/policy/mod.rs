@@ -17,8 +17,10 @@ use crate::{
     contract::{
         image::is_host,
         json::strict_object,
-        names::{Namespace, ObjectName},
+        names::{Namespace, ObjectName, QualifiedName, is_own_key, is_reserved_key},
+        quantity::Quantity,
     },
+    k8s::integrations::Integration,
     policy::budget::usage::{self, Limits},
 };
 
@@ -37,6 +39,9 @@ pub struct Policy {
     /// The allowed actions.
     #[serde(deserialize_with = "strict_object")]
     pub actions: Actions,
+    /// The operators whose objects actions may touch; those of another operator are denied even if `actions.allow` lists
+    /// them, also to simulations.
+    pub integrations: Vec<Integration>,
     /// The allowed namespaces.
     #[serde(deserialize_with = "strict_object")]
     pub namespaces: Namespaces,
@@ -60,6 +65,21 @@ pub struct Policy {
     /// How far the bounds of an autoscaler may be raised.
     #[serde(deserialize_with = "strict_object")]
     pub autoscalers: AutoscalerRules,
+    /// How far the requests and limits of containers may be changed.
+    #[serde(deserialize_with = "strict_object")]
+    pub resources: ResourceRules,
+    /// How far volume claims may be expanded.
+    #[serde(deserialize_with = "strict_object")]
+    pub volumes: VolumeRules,
+    /// The labels that may be set and removed.
+    #[serde(deserialize_with = "strict_object")]
+    pub labels: KeyRules,
+    /// The annotations that may be set and removed.
+    #[serde(deserialize_with = "strict_object")]
+    pub annotations: KeyRules,
+    /// The taints of nodes that may be set and removed.
+    #[serde(deserialize_with = "strict_object")]
+    pub taints: KeyRules,
     /// Which limits apply to simulations.
     #[serde(deserialize_with = "strict_object")]
     pub simulation: SimulationRules,
@@ -125,6 +145,8 @@ pub struct TargetRules {
     pub protected: Vec<Label>,
     /// Labels of which an object must have at least one; an empty list allows every object.
     pub opt_in: Vec<Label>,
+    /// The most objects that the selector of one request may choose.
+    pub max_per_request: Bounded<1, 50, 10>,
 }
 
 /// The number of actions in a time; null for no limit.
@@ -174,11 +196,45 @@ pub struct AutoscalerRules {
     pub max_factor: Bounded<1, 100, 2>,
 }
 
+/// How far the requests and limits of containers may be changed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResourceRules {
+    /// Each may become at most so many times what it is, and at least that part of it.
+    pub max_factor: Bounded<1, 100, 2>,
+    /// The most processors of a container; null for no maximum. Without it a container without a request or limit of
+    /// processors cannot get one.
+    pub max_cpu: Option<Quantity>,
+    /// The most memory of a container; null for no maximum. Without it a container without a request or limit of memory
+    /// cannot get one.
+    pub max_memory: Option<Quantity>,
+}
+
+/// How far volume claims may be expanded.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct VolumeRules {
+    /// A claim may become at most so many times as large as it is.
+    pub max_factor: Bounded<1, 100, 2>,
+    /// The largest size of a claim; null for no maximum.
+    pub max_size: Option<Quantity>,
+}
+
+/// The keys that may be changed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeyRules {
+    /// Keys, with `*` for any characters, as `example.com/*`. An empty list allows none. A key of Kubernetes itself
+    /// (`kubernetes.io`, `k8s.io` and what is below them) must be listed in full.
+    pub allow: Vec<KeyPattern>,
+}
+
 /// Which limits apply to simulations.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SimulationRules {
-    /// Whether `actions`, `namespaces.allow`, `targets`, `replicas`, `images` and `autoscalers` apply to simulations too.
+    /// Whether `actions`, `namespaces.allow`, `targets`, `replicas`, `images`, `autoscalers`, `resources`, `volumes`,
+    /// `labels`, `annotations` and `taints` apply to simulations too.
     pub limited: bool,
 }
 
@@ -229,6 +285,12 @@ pub struct NodePattern(Pattern);
 #[schemars(with = "String", extend("pattern" = "^([-.:a-z0-9]{1,128}/[-./_a-z0-9*]{1,255}|[*])$"))]
 pub struct RepositoryPattern(Pattern);
 
+/// The key of a label, an annotation or a taint, with `*` for any characters; a key that Kubernetes reserves only in full.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String", extend("pattern" = "^[-._/A-Za-z0-9*]{1,317}$"))]
+pub struct KeyPattern(Pattern);
+
 /// A label by its key, or by key and value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
@@ -244,9 +306,27 @@ impl Policy {
         self.actions.allow.iter().any(|name| name.matches(kind))
     }
 
+    /// Whether the policy names the operator whose objects this action acts on, if it acts on those of one.
+    pub(crate) fn integrates(&self, kind: ActionKind) -> bool {
+        let integration = kind.descriptor().integration;
+        integration.is_none_or(|integration| self.integrations.contains(&integration))
+    }
+
+    /// Whether this action is allowed, and can change anything: one that changes keys needs one that is listed, and one
+    /// on objects of an operator needs that operator to be named.
+    pub(crate) fn permits(&self, kind: ActionKind) -> bool {
+        let keys = match kind {
+            ActionKind::Label => Some(&self.labels),
+            ActionKind::Annotate => Some(&self.annotations),
+            ActionKind::Taint | ActionKind::Untaint => Some(&self.taints),
+            _ => None,
+        };
+        self.allows(kind) && self.integrates(kind) && keys.is_none_or(|keys| !keys.allow.is_empty())
+    }
+
     /// Whether this action may be simulated at all.
     pub(crate) fn allows_simulation(&self, kind: ActionKind) -> bool {
-        !self.simulation.limited || self.allows(kind)
+        self.integrates(kind) && (!self.simulation.limited || self.permits(kind))
     }
 
     /// Whether anything requires approval.
@@ -401,9 +481,13 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
 
 /// A pattern of at most `max_length` characters: lowercase letters, digits and `punctuation`.
 fn pattern(text: String, max_length: usize, punctuation: &[u8]) -> Option<Pattern> {
-    let allowed = |byte: u8| {
-        byte.is_ascii_lowercase() || byte.is_ascii_digit() || punctuation.contains(&byte)
-    };
+    let is_lowercase = !text.bytes().any(|byte| byte.is_ascii_uppercase());
+    is_lowercase.then(|| lettered_pattern(text, max_length, punctuation)).flatten()
+}
+
+/// The same, with capital letters too.
+fn lettered_pattern(text: String, max_length: usize, punctuation: &[u8]) -> Option<Pattern> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || punctuation.contains(&byte);
     // Matching takes exponential time in the number of stars.
     let stars = text.bytes().filter(|byte| *byte == b'*').count();
     let fits = (1..=max_length).contains(&text.len()) && text.bytes().all(allowed) && stars <= 3;
@@ -443,6 +527,39 @@ impl TryFrom<String> for RepositoryPattern {
              registry, or * alone"
                 .to_owned()
         })
+    }
+}
+
+impl KeyPattern {
+    /// Whether this key matches. A pattern with `*` matches no key that Kubernetes reserves.
+    pub(crate) fn matches(&self, key: &str) -> bool {
+        if is_reserved_key(key) { self.0.0 == key } else { self.0.matches(key) }
+    }
+}
+
+impl TryFrom<String> for KeyPattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if is_own_key(&text) {
+            return Err("must not be a key of this program, which no action changes".to_owned());
+        }
+        if is_reserved_key(&text) && text.contains('*') {
+            return Err("must name a key that Kubernetes reserves in full, without *".to_owned());
+        }
+        // A key has one slash at most, and is not longer than prefix, slash and name.
+        let is_key = !text.contains('*') && QualifiedName::try_from(text.clone()).is_ok();
+        let is_pattern = text.contains('*') && text.matches('/').count() <= 1;
+        let pattern = (is_key || is_pattern).then(|| lettered_pattern(text, 317, b"-._/*"));
+        pattern.flatten().map(KeyPattern).ok_or_else(|| {
+            "must be a key, as example.com/team, with up to three * for any characters".to_owned()
+        })
+    }
+}
+
+impl From<KeyPattern> for String {
+    fn from(pattern: KeyPattern) -> Self {
+        pattern.0.0
     }
 }
 
@@ -571,7 +688,7 @@ impl Default for TargetRules {
     fn default() -> Self {
         let key = "action-executor.dev/protected".to_owned();
         let protected = vec![Label { key, value: Some("true".to_owned()) }];
-        TargetRules { protected, opt_in: Vec::new() }
+        TargetRules { protected, opt_in: Vec::new(), max_per_request: Bounded::default() }
     }
 }
 
@@ -681,6 +798,28 @@ mod tests {
             "a.io/*/*/*/*",
         ] {
             assert!(!is_valid(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_reserved_key_is_listed_in_full_and_one_of_this_program_never() {
+        let pattern = |text: &str| KeyPattern::try_from(text.to_owned());
+        for (text, key, matches) in [
+            ("team", "team", true),
+            ("example.com/*", "example.com/Team_1", true),
+            ("example.com/*", "example.com.evil.example/team", false),
+            ("*", "example.com/team", true),
+            ("*", "app.kubernetes.io/name", false),
+            ("*/name", "app.kubernetes.io/name", false),
+            ("app.kubernetes.io/name", "app.kubernetes.io/name", true),
+        ] {
+            assert_eq!(pattern(text).expect(text).matches(key), matches, "{text} {key}");
+        }
+        for text in ["", "a b", "a/b/c", "*/*/*", "kubernetes.io/*", "*.k8s.io/x", "****"] {
+            assert!(pattern(text).is_err(), "{text}");
+        }
+        for text in ["action-executor.dev/protected", "action-executor.dev/*"] {
+            assert!(pattern(text).is_err(), "{text}");
         }
     }
 

@@ -1,7 +1,9 @@
 //! Durations of calls to the API server: the cluster's client records them, the metrics expose them.
 
+use std::{fmt, sync::Arc};
+
 use prometheus_client::{
-    encoding::EncodeLabelSet,
+    encoding::{EncodeLabelSet, LabelSetEncoder},
     metrics::{family::Family, histogram::Histogram},
 };
 
@@ -10,6 +12,20 @@ use prometheus_client::{
 pub(crate) struct CallLabels {
     /// `ok`, or the kind of error.
     pub result: &'static str,
+    /// The cluster.
+    #[prometheus(flatten)]
+    pub cluster: ClusterLabel,
+}
+
+/// The label with the name of a cluster, which only series of a list of clusters have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct ClusterLabel(pub Option<Arc<str>>);
+
+impl EncodeLabelSet for ClusterLabel {
+    fn encode(&self, encoder: &mut LabelSetEncoder) -> fmt::Result {
+        let label = self.0.as_deref().map(|name| ("cluster", name));
+        label.into_iter().collect::<Vec<_>>().encode(encoder)
+    }
 }
 
 /// Durations of calls in seconds; each attempt is a call.

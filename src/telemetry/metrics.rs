@@ -2,7 +2,8 @@
 //!
 //! Names have their unit as suffix and start with `action_executor_`, except those of the process, whose names
 //! Prometheus defines. Labels contain only the program's own words (actions, outcomes, codes, served paths):
-//! no text of a request becomes a label, so callers cannot create time series.
+//! no text of a request becomes a label, so callers cannot create time series. The names of the clusters come from
+//! the operator's list.
 
 use std::{
     borrow::Cow,
@@ -18,7 +19,10 @@ use prometheus_client::{
 
 use crate::{
     contract::error::{ActionError, Code},
-    telemetry::calls::{CallLabels, Calls, no_calls},
+    telemetry::{
+        calls::{CallLabels, Calls, ClusterLabel, no_calls},
+        deliveries::{Deliveries, no_deliveries},
+    },
 };
 
 /// The media type of [`Metrics::text`].
@@ -32,18 +36,25 @@ const SHORT_SECONDS: [f64; 13] =
 const ACTION_SECONDS: [f64; 12] =
     [0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0];
 
+/// What becomes of a receipt.
+const RECEIPT_RESULTS: [&str; 2] = ["written", "failed"];
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ActionLabels {
     action: &'static str,
     simulate: &'static str,
     /// An outcome, or an error code.
     result: Cow<'static, str>,
+    #[prometheus(flatten)]
+    cluster: ClusterLabel,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabels {
     action: &'static str,
     simulate: &'static str,
+    #[prometheus(flatten)]
+    cluster: ClusterLabel,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -73,6 +84,11 @@ struct LaneLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
     reason: &'static str,
 }
@@ -95,6 +111,7 @@ pub(crate) struct Metrics {
     concurrency_limit: Family<LaneLabels, Gauge>,
     rejected_requests: Family<ReasonLabels, Counter>,
     client_disconnects: Counter,
+    receipts: Family<ResultLabels, Counter>,
     config_reloads: Family<FileLabels, Gauge>,
     memory: Gauge,
     descriptors: Gauge,
@@ -120,10 +137,15 @@ impl Metrics {
             concurrency_limit: Family::default(),
             rejected_requests: Family::default(),
             client_disconnects: Counter::default(),
+            receipts: Family::default(),
             config_reloads: Family::default(),
             memory: Gauge::default(),
             descriptors: Gauge::default(),
         };
+        // An increase is seen from a value on: without these, the first failure would be none.
+        for result in RECEIPT_RESULTS {
+            metrics.receipts.get_or_create(&ResultLabels { result }).inc_by(0);
+        }
         metrics.register(calls);
         metrics
     }
@@ -180,6 +202,11 @@ impl Metrics {
             self.client_disconnects.clone(),
         );
         ours.register(
+            "receipts",
+            "Receipts of real actions, written or failed to be written",
+            self.receipts.clone(),
+        );
+        ours.register(
             "failed_handshakes",
             "Client connections that ended before the TLS handshake was complete",
             self.failed_handshakes.clone(),
@@ -221,13 +248,22 @@ impl Metrics {
         process.register("open_fds", "Open file descriptors", self.descriptors.clone());
     }
 
+    /// Also exposes what became of notifications.
+    pub(crate) fn with_deliveries(mut self, deliveries: &Deliveries) -> Self {
+        let ours = self.registry.sub_registry_with_prefix("action_executor");
+        ours.register("notifications", "Notifications by what became of them", deliveries.clone());
+        self
+    }
+
     /// A description of every metric.
     pub(crate) fn reference() -> Vec<MetricDescription> {
         let calls = no_calls();
-        calls.get_or_create(&CallLabels { result: "ok" }).observe(0.0);
-        let metrics = Metrics::new(Some(&calls));
+        let cluster = ClusterLabel(Some("a".into()));
+        let labels = CallLabels { result: "ok", cluster: cluster.clone() };
+        calls.get_or_create(&labels).observe(0.0);
+        let metrics = Metrics::new(Some(&calls)).with_deliveries(&no_deliveries());
         // A family without a series prints no labels.
-        metrics.action("cordon", true, "simulated".into(), Duration::ZERO);
+        metrics.action("cordon", true, "simulated".into(), cluster, Duration::ZERO);
         metrics.http("other", 404);
         metrics.problem(&ActionError::new(Code::RouteNotFound, ""));
         metrics.certificate_expires("server", 0);
@@ -258,18 +294,20 @@ impl Metrics {
             .collect()
     }
 
-    /// Counts an answered action; `result` is its outcome or its error code.
+    /// Counts an answered action on this cluster; `result` is its outcome or its error code.
     pub(crate) fn action(
         &self,
         action: &'static str,
         simulate: bool,
         result: Cow<'static, str>,
+        cluster: ClusterLabel,
         took: Duration,
     ) {
         let simulate = if simulate { "true" } else { "false" };
-        let labels = ActionLabels { action, simulate, result };
+        let labels = ActionLabels { action, simulate, result, cluster: cluster.clone() };
         self.actions.get_or_create(&labels).inc();
-        self.durations.get_or_create(&KindLabels { action, simulate }).observe(took.as_secs_f64());
+        let labels = KindLabels { action, simulate, cluster };
+        self.durations.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
     /// Counts an HTTP request to a served path, or to `other`.
@@ -333,6 +371,13 @@ impl Metrics {
         self.client_disconnects.inc();
     }
 
+    /// Counts a receipt that was written, or could not be.
+    pub(crate) fn receipt(&self, is_written: bool) {
+        let [written, failed] = RECEIPT_RESULTS;
+        let result = if is_written { written } else { failed };
+        self.receipts.get_or_create(&ResultLabels { result }).inc();
+    }
+
     /// All metrics as text; `files` are the reloaded files, and whether the present content of each is in use.
     pub(crate) fn text(&self, files: &[(&'static str, bool)]) -> String {
         for (file, current) in files {
@@ -391,7 +436,10 @@ mod tests {
     #[test]
     fn a_metric_has_its_labels_and_its_value() {
         let metrics = Metrics::new(None);
-        metrics.action("restart_k8s", true, "policy_denied".into(), Duration::from_millis(20));
+        let (denied, took) = ("policy_denied", Duration::from_millis(20));
+        metrics.action("restart_k8s", true, denied.into(), ClusterLabel::default(), took);
+        let blue = ClusterLabel(Some("blue".into()));
+        metrics.action("restart_k8s", true, denied.into(), blue, took);
         metrics.problem(&ActionError::new(Code::PolicyDenied, "canary"));
         metrics.http("/readyz", 200);
         let in_flight = metrics.in_flight();
@@ -399,6 +447,7 @@ mod tests {
         drop(in_flight);
         for line in [
             r#"action_executor_actions_total{action="restart_k8s",simulate="true",result="policy_denied"} 1"#,
+            r#"action_executor_actions_total{action="restart_k8s",simulate="true",result="policy_denied",cluster="blue"} 1"#,
             r#"action_executor_action_duration_seconds_count{action="restart_k8s",simulate="true"} 1"#,
             r#"action_executor_http_requests_total{path="/readyz",status="200"} 1"#,
             "action_executor_http_requests_in_flight 1",

@@ -16,17 +16,28 @@ use serde_json::{Value, json};
 use crate::{
     cluster::{eventually, shared},
     program::{Finished, Program, scratch},
-    scenario::{Scenario, for_each_action},
+    scenario::{Scenario, for_each_action, for_each_form, is_creation},
     webhook::{Verdict, Webhook},
 };
 
 /// Far wider rules than the executor's own.
 fn wide_rights() -> Value {
-    let groups = ["", "apps", "autoscaling", "batch", "policy", "coordination.k8s.io"];
+    let groups = [
+        "",
+        "apps",
+        "autoscaling",
+        "batch",
+        "policy",
+        "coordination.k8s.io",
+        "argoproj.io",
+        "kustomize.toolkit.fluxcd.io",
+        "keda.sh",
+    ];
     json!([{ "apiGroups": groups, "resources": ["*"], "verbs": ["*"] }])
 }
 
-fn kubectl(args: &[&str]) -> (bool, String) {
+/// Whether kubectl succeeds with these arguments, as the administrator, and what it prints.
+pub fn kubectl(args: &[&str]) -> (bool, String) {
     let done = Command::new(shared().programs().join("kubectl"))
         .args(args)
         .env("KUBECONFIG", shared().kubeconfig())
@@ -99,14 +110,14 @@ async fn denied(scenario: &Scenario, kubeconfig: &Path) -> String {
 }
 
 /// Whether the admission request of this action contains the target's labels. An eviction and a scale are
-/// subresources, and a Job that is created is not the CronJob that it comes from.
+/// subresources, and a Job that is created is not the CronJob or Job that it comes from.
 fn shows_labels(kind: ActionKind) -> bool {
-    !matches!(kind, ActionKind::EvictPod | ActionKind::RunCronjob | ActionKind::Scale)
+    !matches!(kind, ActionKind::EvictPod | ActionKind::Scale) && !is_creation(kind)
 }
 
 #[test]
 fn admission_denies_what_each_policy_rule_denies() {
-    for_each_action(async |kind| {
+    for_each_form(async |kind| {
         for (rule, policy) in [
             ("PLACES.deny", "PLACES: {deny: ['admission-*']}"),
             ("PLACES.allow", "PLACES: {allow: [elsewhere]}\nsimulation: {limited: true}"),
@@ -277,7 +288,7 @@ async fn the_printed_roles_are_accepted_and_sufficient() {
 }
 
 /// All kinds that an action changes, and none of its own.
-const TARGETS: [&str; 11] = [
+const TARGETS: [&str; 18] = [
     "deployments",
     "horizontalpodautoscalers",
     "statefulsets",
@@ -287,8 +298,15 @@ const TARGETS: [&str; 11] = [
     "nodes",
     "jobs",
     "cronjobs",
+    "persistentvolumeclaims",
     "*/scale",
     "pods/eviction",
+    "pods/resize",
+    "kustomizations",
+    "applications",
+    "scaledobjects",
+    "rollouts",
+    "rollouts/status",
 ];
 
 /// What a webhook may answer, the code that the answer has, and a part of its detail.
@@ -308,7 +326,7 @@ fn verdicts(webhook: &str) -> Vec<(Verdict, &'static str, String)> {
 
 #[test]
 fn a_webhooks_denial_and_its_failure_are_told_at_once_whatever_its_status() {
-    for_each_action(async |kind| {
+    for_each_form(async |kind| {
         let scenario = Scenario::new(kind, "webhook").await;
         let kubeconfig = scenario.account("executor", wide_rights()).await;
         let webhook = Webhook::start(&scenario.namespace, "executor", &TARGETS).await;
@@ -387,9 +405,16 @@ fn an_object_without_room_for_the_mark_is_refused_before_anything_is_sent() {
         let id = "r".repeat(128 - name.len() - 1);
         let has_room = [
             ActionKind::Scale,
+            ActionKind::ResizePod,
+            ActionKind::PromoteArgoRollout,
+            ActionKind::AbortArgoRollout,
+            ActionKind::RetryArgoRollout,
             ActionKind::RestartPod,
             ActionKind::EvictPod,
+            ActionKind::DeleteStuckPod,
             ActionKind::RunCronjob,
+            ActionKind::DeleteJob,
+            ActionKind::CleanPods,
             // It restores the annotations of the revision, and so removes the long one.
             ActionKind::Rollback,
         ];

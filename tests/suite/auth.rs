@@ -122,11 +122,15 @@ fn a_caller_over_its_rate_gets_429_with_retry_after() {
 
 #[test]
 fn the_keys_in_the_docs_are_keys() {
-    let page = include_str!("../../docs/how-to/keys-and-tokens.md");
-    let mut blocks = page.split("```yaml\n").filter_map(|rest| rest.split("```").next());
-    let example = blocks.find(|block| block.contains("\nkeys:")).expect("there is one");
-    let entry = Keys::parse(example, "keys-and-tokens.md").expect("is right").find("secret");
-    assert_eq!(entry.expect("is known").name.to_string(), "pager");
+    for page in [
+        include_str!("../../docs/how-to/keys-and-tokens.md"),
+        include_str!("../../docs/how-to/impersonation.md"),
+    ] {
+        let mut blocks = page.split("```yaml\n").filter_map(|rest| rest.split("```").next());
+        let example = blocks.find(|block| block.contains("\nkeys:")).expect("there is one");
+        let entry = Keys::parse(example, "the page").expect("is right").find("secret");
+        assert_eq!(entry.expect("is known").name.to_string(), "pager");
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The Helm chart: its defaults and roles equal the program's, an API server accepts all objects, and on the real
-//! node it installs, serves (also over TLS), upgrades under load and uninstalls.
+//! The Helm chart: its defaults and roles equal the program's, an API server accepts all objects, the Kustomize base
+//! equals it, and on the real node it installs, serves (also over TLS), upgrades under load and uninstalls.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +18,7 @@ use std::{
 use action_executor::{
     actions::ActionKind,
     config::reload::ConfigFile,
+    diagnosis::parts,
     ledger,
     policy::{Policy, approval, budget},
 };
@@ -30,6 +31,8 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{GOOD_IMAGE, Namespace, OWN_IMAGE, TestCluster, eventually, shared, with_node},
+    messages::compare,
+    notifications,
     pki::{Authority, Pair},
     program::{Program, Reply, Server, execute_request, scratch},
 };
@@ -116,9 +119,13 @@ fn files_rules_yaml_is_generated_from_the_programs_rules() {
         .map(|kind| (kind.name(), kind.descriptor().cluster_rules))
         .filter(|(_, rules)| !rules.is_empty())
         .collect();
+    let integrations: BTreeMap<_, _> = ActionKind::ALL
+        .iter()
+        .filter_map(|kind| Some((kind.name(), kind.descriptor().integration?.name())))
+        .collect();
     let expected = json!({
-        "actions": actions, "cluster": cluster, "aliases": aliases, "ledger": ledger::RULE, "budget": budget::RULE,
-        "history": ledger::HISTORY,
+        "actions": actions, "integrations": integrations, "cluster": cluster, "aliases": aliases, "ledger": ledger::RULE, "budget": budget::RULE,
+        "history": ledger::HISTORY, "diagnosis": parts::RULES, "diagnosisOfNodes": parts::NODE_RULES,
         "approval": approval::RULE, "approver": approval::APPROVER,
     });
     let text = serde_yaml_ng::to_string(&expected).expect("is YAML");
@@ -180,7 +187,7 @@ fn the_charts_roles_and_admission_policies_equal_the_programs() {
     for policy in POLICIES {
         let values: Value = serde_yaml_ng::from_str(policy).expect("is YAML");
         let documents_of_chart = rendered(&json!({
-            "policy": values, "namespaces": ["shop", "bank"], "rbac": { "nodes": true },
+            "policy": values, "namespaces": ["shop", "bank"], "rbac": { "nodes": true, "diagnosis": true },
         }));
         let mounted = documents_of_chart
             .iter()
@@ -205,6 +212,7 @@ fn the_charts_roles_and_admission_policies_equal_the_programs() {
                     "rbac",
                     "--nodes",
                     "--history",
+                    "--diagnosis",
                     "--namespace",
                     "shop",
                     "--namespace",
@@ -222,6 +230,81 @@ fn the_charts_roles_and_admission_policies_equal_the_programs() {
             "{policy}"
         );
     }
+}
+
+#[test]
+fn the_charts_rights_to_impersonate_equal_the_programs() {
+    let policy = "actions: {allow: [restart_pod, cordon], require_approval: ['*']}";
+    let values: Value = serde_yaml_ng::from_str(policy).expect("is YAML");
+    for (impersonation, arguments) in [
+        (json!({}), &[][..]),
+        (
+            json!({
+                "users": ["jo", "mo"], "groups": ["sre"], "accounts": ["agents:agent"], "extra": ["a/b"],
+            }),
+            &[
+                "--impersonate-user",
+                "jo",
+                "--impersonate-user",
+                "mo",
+                "--impersonate-group",
+                "sre",
+                "--impersonate-account",
+                "agents:agent",
+                "--impersonate-extra",
+                "a/b",
+            ],
+        ),
+        (
+            json!({ "groups": ["sre"], "constrained": true }),
+            &["--impersonate-group", "sre", "--constrained"],
+        ),
+    ] {
+        let mut on = impersonation;
+        on["enabled"] = true.into();
+        let documents_of_chart = rendered(&json!({
+            "policy": values, "namespaces": ["shop", "bank"], "impersonation": on,
+            "rbac": { "nodes": true, "diagnosis": true },
+        }));
+        let file = scratch("policy.yaml");
+        let config = documents_of_chart.iter().find(|document| document["kind"] == "ConfigMap");
+        let mounted = config.expect("there is one")["data"]["policy.yaml"].as_str();
+        std::fs::write(&file, mounted.expect("is mounted")).expect("is written");
+        let file = file.to_str().expect("is text");
+        let print =
+            "rbac --nodes --history --diagnosis --namespace shop --namespace bank --impersonate";
+        let account = ["--service-account", "ops:executor-action-executor", file];
+        let print = print.split(' ').chain(arguments.iter().copied()).chain(account);
+        let done = Program::offline().args(print).run();
+        assert_eq!(done.status, 0, "{done:?}");
+        let roles = ["Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"];
+        assert_eq!(
+            comparable_parts(&documents_of_chart, &roles, "executor-action-executor"),
+            comparable_parts(&documents(&done.stdout), &roles, "action-executor"),
+            "{on}"
+        );
+        let text = json!(documents_of_chart).to_string();
+        assert!(
+            text.contains(r#"{"name":"ACTION_EXECUTOR_IMPERSONATE","value":"callers"}"#),
+            "{text}"
+        );
+    }
+    let off = json!(rendered(&json!({}))).to_string();
+    assert!(!off.contains("\"impersonate\"") && !off.contains("ACTION_EXECUTOR_IMPERSONATE"));
+}
+
+#[test]
+fn a_secret_with_a_list_of_clusters_is_mounted() {
+    let on = json!({ "clusters": { "existingSecret": "fleet" } });
+    let text = json!(rendered(&on)).to_string();
+    for part in [
+        r#"{"name":"ACTION_EXECUTOR_CLUSTERS","value":"/etc/action-executor/clusters/clusters.yaml"}"#,
+        r#"{"name":"clusters","mountPath":"/etc/action-executor/clusters","readOnly":true}"#,
+        r#"{"name":"clusters","secret":{"secretName":"fleet"}}"#,
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(!json!(rendered(&json!({}))).to_string().contains("ACTION_EXECUTOR_CLUSTERS"));
 }
 
 #[test]
@@ -296,6 +379,85 @@ fn helm_lint_reports_nothing() {
     }
 }
 
+/// The variables of the server's container with this prefix, in their order.
+fn variables(documents: &[Value], prefix: &str) -> Vec<(String, String)> {
+    let server = documents.iter().find(|it| it["kind"] == "Deployment").expect("is there");
+    let all = server.pointer("/spec/template/spec/containers/0/env").and_then(Value::as_array);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let pairs = all.expect("is a list").iter().map(|it| (text(&it["name"]), text(&it["value"])));
+    pairs.filter(|(name, _)| name.starts_with(prefix)).collect()
+}
+
+#[test]
+fn receipts_and_notifications_are_off_by_default_and_have_their_files_when_they_are_on() {
+    let (receipts, sink) = ("ACTION_EXECUTOR_RECEIPT", "ACTION_EXECUTOR_SINK");
+    let by_default = rendered(&json!({}));
+    assert_eq!(variables(&by_default, receipts), []);
+    assert_eq!(variables(&by_default, sink), []);
+
+    let on = rendered(&json!({
+        "receipts": { "keySecret": "receipt-key", "volume": { "emptyDir": {} } },
+        "notifications": { "sink": "http://relay", "secretName": "sink", "allowHttp": true },
+    }));
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    assert_eq!(
+        variables(&on, receipts),
+        [
+            pair("ACTION_EXECUTOR_RECEIPT_KEY", "/etc/action-executor/receipts/receipt.pem"),
+            pair("ACTION_EXECUTOR_RECEIPTS", "/var/lib/action-executor/receipts/$(POD_NAME).jsonl"),
+        ]
+    );
+    assert_eq!(
+        variables(&on, sink),
+        [
+            pair("ACTION_EXECUTOR_SINK", "http://relay"),
+            pair("ACTION_EXECUTOR_SINK_SECRET", "/etc/action-executor/sink/secret"),
+            pair("ACTION_EXECUTOR_SINK_ALLOW_HTTP", "true"),
+        ]
+    );
+    // The kubelet expands a variable that is defined before.
+    let names: Vec<_> = variables(&on, "").into_iter().map(|(name, _)| name).collect();
+    let place = |name: &str| names.iter().position(|it| it == name).expect("is there");
+    assert!(place("POD_NAME") < place("ACTION_EXECUTOR_RECEIPTS"));
+    let server = on.iter().find(|it| it["kind"] == "Deployment").expect("is there");
+    let list = |pointer: &str| {
+        let all = server.pointer(pointer).and_then(Value::as_array).expect("is a list");
+        all.iter().map(|it| it["name"].as_str().unwrap_or_default()).collect::<BTreeSet<_>>()
+    };
+    let (volumes, mounts) = (
+        list("/spec/template/spec/volumes"),
+        list("/spec/template/spec/containers/0/volumeMounts"),
+    );
+    assert_eq!(volumes, mounts);
+    assert!(["receipt-key", "receipts", "sink"].iter().all(|name| volumes.contains(name)));
+
+    let sent = rendered(&json!({
+        "receipts": { "keySecret": "receipt-key" },
+        "notifications": { "sink": "https://relay", "secretName": "sink" },
+    }));
+    assert_eq!(variables(&sent, receipts).len(), 1);
+    assert_eq!(variables(&sent, sink).len(), 2);
+}
+
+#[test]
+fn the_url_of_the_sink_can_be_in_the_secret_alone() {
+    let all = rendered(&json!({
+        "receipts": { "keySecret": "receipt-key" },
+        "notifications": { "urlKey": "url", "secretName": "sink" },
+    }));
+    let server = all.iter().find(|it| it["kind"] == "Deployment").expect("is there");
+    let pod = &server["spec"]["template"]["spec"];
+    let variables = pod["containers"][0]["env"].as_array().expect("are there");
+    let url = variables.iter().find(|it| it["name"] == "ACTION_EXECUTOR_SINK").expect("is there");
+    let expected = json!({ "secretKeyRef": { "name": "sink", "key": "url" } });
+    assert_eq!((&url["valueFrom"], &url["value"]), (&expected, &Value::Null));
+    let volumes = pod["volumes"].as_array().expect("are there");
+    let volume = volumes.iter().find(|it| it["name"] == "sink").expect("is there");
+    // The URL is not in a file.
+    assert_eq!(volume["secret"]["items"], json!([{ "key": "secret", "path": "secret" }]));
+    assert!(variables.iter().any(|it| it["value"] == "/etc/action-executor/sink/secret"));
+}
+
 #[test]
 fn inconsistent_values_are_rejected_with_a_sentence() {
     let refusal = |set: &str| {
@@ -311,8 +473,31 @@ fn inconsistent_values_are_rejected_with_a_sentence() {
         ),
         ("policy.cooldown=5", "additional properties 'cooldown' not allowed"),
         ("image.repository=", "image.repository"),
+        (
+            "impersonation.enabled=true,server.enabled=false",
+            "impersonation.enabled needs server.enabled",
+        ),
+        (
+            "impersonation.enabled=true,authentication.tokenReview.enabled=false,authentication.insecureOpen=true",
+            "impersonation.enabled needs authentication",
+        ),
+        (
+            "impersonation.enabled=true,impersonation.constrained=true,impersonation.accounts={a:b}",
+            "mutually exclusive",
+        ),
+        ("impersonation.enabled=true,impersonation.groups={system:masters}", "groups"),
         ("tls.enabled=true", "tls.enabled needs tls.secretName"),
         ("tls.clientCaSecret=a", "tls.clientCaSecret needs tls.enabled"),
+        ("receipts.keySecret=a", "receipts.keySecret needs receipts.volume or notifications.sink"),
+        ("receipts.volume.emptyDir.medium=Memory", "receipts.volume needs receipts.keySecret"),
+        ("notifications.sink=https://a", "notifications.sink needs notifications.secretName"),
+        ("notifications.sink=a", "notifications"),
+        ("notifications.urlKey=url", "notifications.urlKey needs notifications.secretName"),
+        ("notifications.urlKey=a/b,notifications.secretName=a", "urlKey"),
+        (
+            "notifications.sink=https://a,notifications.urlKey=url,notifications.secretName=a",
+            "notifications.sink and notifications.urlKey are mutually exclusive",
+        ),
         ("tls.enabled=true,tls.secretName=a,knative.enabled=true", "mutually exclusive"),
         ("hosts={a b}", "hosts"),
         ("replicas=3", "additional properties 'replicas' not allowed"),
@@ -320,6 +505,70 @@ fn inconsistent_values_are_rejected_with_a_sentence() {
         let words = refusal(set);
         assert!(words.contains(sentence), "{set}: {words}");
     }
+}
+
+/// What the chart renders by default, without what is only Helm's: its labels, its tests, and the checksum with which it
+/// replaces pods. The server itself loads a changed policy.
+fn without_helm() -> Vec<Value> {
+    let name = "action-executor";
+    let text = helm_ok(shared(), &["template", name, CHART, "--namespace", name, "--skip-tests"]);
+    let mut all = documents(&text);
+    for document in &mut all {
+        for (place, of_helm) in [
+            ("/metadata/labels", &["helm.sh/chart", "app.kubernetes.io/managed-by"][..]),
+            ("/spec/template/metadata/labels", &["helm.sh/chart", "app.kubernetes.io/managed-by"]),
+            ("/spec/template/metadata/annotations", &["checksum/policy"]),
+        ] {
+            let Some(fields) = document.pointer_mut(place).and_then(Value::as_object_mut) else {
+                continue;
+            };
+            fields.retain(|field, _| !of_helm.contains(&field.as_str()));
+        }
+    }
+    all
+}
+
+fn kustomized(folder: &str) -> BTreeMap<String, Value> {
+    let folder = format!("{}/kustomize/{folder}", env!("CARGO_MANIFEST_DIR"));
+    let kubectl = shared().program("kubectl");
+    let done = Command::new(kubectl).args(["kustomize", &folder]).output().expect("kubectl runs");
+    assert!(done.status.success(), "{done:?}");
+    by_name(&documents(&String::from_utf8(done.stdout).expect("is text")))
+}
+
+fn by_name(documents: &[Value]) -> BTreeMap<String, Value> {
+    let named = |it: &Value| {
+        let metadata = &it["metadata"];
+        (format!("{} {} {}", it["kind"], metadata["namespace"], metadata["name"]), it.clone())
+    };
+    documents.iter().map(named).collect()
+}
+
+#[test]
+fn the_kustomize_base_equals_the_charts_default_rendering() {
+    let rendered = without_helm();
+    let mut text =
+        String::from("# The chart's default rendering. `make kustomize` writes this file.\n");
+    for document in &rendered {
+        text += "---\n";
+        text += &serde_yaml_ng::to_string(document).expect("is YAML");
+    }
+    compare("kustomize/base/action-executor.yaml", &text);
+    assert_eq!(kustomized("base"), by_name(&rendered));
+}
+
+#[test]
+fn the_example_of_kustomize_changes_image_and_policy_alone() {
+    let (base, example) = (kustomized("base"), kustomized("example"));
+    let changed: Vec<_> = example.iter().filter(|(name, it)| base.get(*name) != Some(it)).collect();
+    let kinds: Vec<_> =
+        changed.iter().map(|(_, it)| it["kind"].as_str().expect("has one")).collect();
+    assert_eq!(kinds, ["ConfigMap", "Deployment", "Namespace"]);
+    assert_eq!(example.len(), base.len() + 1);
+    let policy = changed[0].1["data"]["policy.yaml"].as_str().expect("is text");
+    Policy::parse(policy, "policy.yaml").expect("is a policy");
+    let image = &changed[1].1["spec"]["template"]["spec"]["containers"][0]["image"];
+    assert_eq!(image, "registry.example.com/sre/action-executor:0.1.0");
 }
 
 #[tokio::test]
@@ -358,7 +607,9 @@ async fn an_api_server_accepts_every_object_strictly() {
 #[tokio::test]
 async fn alerts_and_dashboard_use_metrics_that_exist() {
     let authority = Authority::new();
-    let program = Program::with_kubeconfig(shared().kubeconfig());
+    let program = Program::with_kubeconfig(shared().kubeconfig())
+        .env("ACTION_EXECUTOR_SINK", "http://127.0.0.1:1")
+        .env("ACTION_EXECUTOR_SINK_SECRET", notifications::secret());
     let program = authority.server().files().apply_to(program);
     let server = Server::start(program).over_tls(authority.trusted_by(None));
     let missing = br#"{"type":"restart_k8s","parameters":{"deployment":"missing"}}"#;

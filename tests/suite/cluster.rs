@@ -5,14 +5,16 @@
 //! serves the tests of what runs in a pod.
 
 use std::{
+    collections::BTreeMap,
     env,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -21,17 +23,22 @@ use k8s_openapi::{
         admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
         apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
         authentication::v1::TokenRequest,
+        authorization::v1::SubjectAccessReview,
         autoscaling::v2::HorizontalPodAutoscaler,
-        batch::v1::CronJob,
-        core::v1::{Namespace as CoreNamespace, Node, Pod, PodTemplateSpec, ServiceAccount},
+        batch::v1::{CronJob, Job},
+        core::v1::{
+            Namespace as CoreNamespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+            PodTemplateSpec, ServiceAccount,
+        },
         policy::v1::PodDisruptionBudget,
         rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
+        storage::v1::StorageClass,
     },
     serde::{Serialize, de::DeserializeOwned},
 };
 use kube::{
     Api, Client, Config, Resource,
-    api::{ApiResource, DynamicObject, ListParams, Patch, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
     core::{ClusterResourceScope, NamespaceResourceScope},
 };
@@ -180,6 +187,12 @@ impl TestCluster {
         &self.audit_log
     }
 
+    /// The cluster with the CRDs of an integration.
+    pub fn with_crds(&self, integration: &str) -> &Self {
+        install_crds(&self.kubeconfig, &self.program("kubectl"), integration);
+        self
+    }
+
     /// Stops a component of a private cluster.
     pub fn stop(&self, component: &str) {
         self.command(&format!("stop {component}"));
@@ -230,7 +243,12 @@ impl TestCluster {
     pub async fn namespace(&self, test: &str) -> Namespace {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{}-{number}", test.replace('_', "-"), std::process::id());
+        self.namespace_named(format!("{}-{}-{number}", test.replace('_', "-"), std::process::id()))
+            .await
+    }
+
+    /// A new namespace of this name.
+    pub async fn namespace_named(&self, name: String) -> Namespace {
         let client = self.client().await;
         let kubeconfig = self.kubeconfig.clone();
         let testimony = FailureReport {
@@ -260,6 +278,47 @@ impl TestCluster {
         .await;
         namespace
     }
+}
+
+/// Installs the CRDs of an integration, as `tests/integrations/get` has them, unless an earlier test did, and waits until
+/// the API server serves them.
+fn install_crds(kubeconfig: &Path, kubectl: &Path, integration: &str) {
+    type Installations = BTreeMap<(PathBuf, String), Arc<OnceLock<()>>>;
+    static INSTALLED: Mutex<Installations> = Mutex::new(BTreeMap::new());
+    let these = (kubeconfig.to_owned(), integration.to_owned());
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    let this = installed.entry(these).or_default().clone();
+    drop(installed);
+    // After a failure the next test tries again.
+    this.get_or_init(|| {
+        apply_crds(kubeconfig, kubectl, &from_integrations(&["crds", integration]));
+    });
+}
+
+/// Installs the CRDs of this file or folder, and waits until the API server serves them.
+pub fn apply_crds(kubeconfig: &Path, kubectl: &Path, crds: &Path) {
+    let kubectl = |arguments: &[&str]| {
+        let mut kubectl = Command::new(kubectl);
+        kubectl.env("KUBECONFIG", kubeconfig).args(arguments).arg("--filename").arg(crds);
+        kubectl
+    };
+    // Too long for the annotation of a client-side apply.
+    run(&mut kubectl(&["apply", "--server-side"]));
+    // Before the API server has looked at one it has no conditions, which `kubectl wait` takes for an error.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut wait = kubectl(&["wait", "--for=condition=Established", "--timeout=60s"]);
+    while !wait.output().expect("kubectl runs").status.success() {
+        assert!(Instant::now() < deadline, "{}: the CRDs are not established", crds.display());
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The path that `tests/integrations/get` prints.
+pub fn from_integrations(arguments: &[&str]) -> PathBuf {
+    let mut get = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/integrations/get"));
+    let done = get.args(arguments).stderr(Stdio::inherit()).output().expect("runs");
+    assert!(done.status.success(), "tests/integrations/get {arguments:?} failed; it needs Go");
+    String::from_utf8(done.stdout).expect("is a path").trim().into()
 }
 
 /// The shared libraries of a program, including the loader.
@@ -313,7 +372,7 @@ pub struct Namespace {
     client: Client,
     kubeconfig: PathBuf,
     image: &'static str,
-    #[expect(dead_code, reason = "speaks when it is dropped")]
+    /// Speaks when it is dropped.
     testimony: Arc<FailureReport>,
 }
 
@@ -350,6 +409,11 @@ impl Namespace {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Installs the CRDs of an integration in the namespace's cluster.
+    pub fn install_crds(&self, integration: &str) {
+        install_crds(&self.kubeconfig, &self.testimony.kubectl, integration);
     }
 
     /// The administrator's kubeconfig.
@@ -449,6 +513,52 @@ impl Namespace {
             (pods.len() == replicas as usize && pods.iter().all(owned)).then_some(())
         })
         .await;
+    }
+
+    /// A node with the namespace's name whose kubelet has been silent for ten minutes.
+    pub async fn lost_node(&self) {
+        let object = json!({ "metadata": { "name": self.name } });
+        let object: Node = serde_json::from_value(object).expect("is a node");
+        let nodes = self.global::<Node>();
+        nodes.create(&PostParams::default(), &object).await.expect("the node is made");
+        let since = (chrono::Utc::now() - chrono::TimeDelta::minutes(10))
+            .to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+        let condition = json!({
+            "type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown",
+            "lastHeartbeatTime": since, "lastTransitionTime": since,
+        });
+        let patch = Patch::Strategic(json!({ "status": { "conditions": [condition] } }));
+        nodes.patch_status(&self.name, &Default::default(), &patch).await.expect("is patched");
+    }
+
+    /// A pod with this metadata on the lost node.
+    pub async fn pod_on_lost_node(&self, metadata: Value) {
+        let mut pod = template("any", self.image);
+        pod["metadata"] = metadata;
+        pod["spec"]["nodeName"] = self.name.as_str().into();
+        pod["spec"]["terminationGracePeriodSeconds"] = 1.into();
+        self.create::<Pod>(pod).await;
+    }
+
+    /// A lost node, and a pod on it that was deleted long enough ago to be stuck.
+    pub async fn stuck_pod(&self, name: &str) {
+        self.lost_node().await;
+        self.stuck_again(name).await;
+    }
+
+    /// The same where there is a lost node, unless the pod is there.
+    pub async fn stuck_again(&self, name: &str) {
+        if self.api::<Pod>().get_opt(name).await.expect("is read").is_none() {
+            self.pod_on_lost_node(json!({ "name": name, "labels": { "app": name } })).await;
+            self.delete_and_wait(name).await;
+        }
+    }
+
+    /// Deletes a pod that no kubelet removes, and waits until it is stuck.
+    pub async fn delete_and_wait(&self, name: &str) {
+        let params = DeleteParams { grace_period_seconds: Some(1), ..DeleteParams::default() };
+        self.api::<Pod>().delete(name, &params).await.expect("is deleted");
+        sleep(Duration::from_secs(12)).await;
     }
 
     /// Creates an object from JSON.
@@ -635,22 +745,41 @@ impl Namespace {
     /// A CronJob that is due once a year and never starts a missed run. Its Job's only pod has this image, and
     /// completes at once if that is the program under test.
     pub async fn cron_job(&self, name: &str, image: &str, suspend: bool) -> CronJob {
-        let mut template = template(name, image);
-        template["spec"]["restartPolicy"] = "Never".into();
-        template["spec"]["securityContext"]["runAsUser"] = 65532.into();
-        template["spec"]["containers"][0]["args"] = json!(["--version"]);
         self.create(json!({
             "metadata": { "name": name },
             "spec": {
                 "schedule": "0 0 1 1 *",
                 "startingDeadlineSeconds": 0,
                 "suspend": suspend,
-                "jobTemplate": {
-                    "metadata": { "labels": { "app": name } },
-                    "spec": { "backoffLimit": 0, "template": template },
-                },
+                "jobTemplate": job_template(name, image),
             },
         }))
+        .await
+    }
+
+    /// A Job with one pod of this image, which completes at once if that is the program under test.
+    pub async fn job(&self, name: &str, image: &str, spec: Value) -> Job {
+        let mut job = job_template(name, image);
+        job["metadata"]["name"] = name.into();
+        let more = spec.as_object().expect("are fields").clone();
+        job["spec"].as_object_mut().expect("is one").extend(more);
+        self.create(job).await
+    }
+
+    /// The same, once it is complete or has failed.
+    pub async fn finished_job(&self, name: &str, image: &str) -> Job {
+        self.job(name, image, json!({})).await;
+        self.ended_job(name).await
+    }
+
+    /// The Job, once it is complete or has failed.
+    pub async fn ended_job(&self, name: &str) -> Job {
+        eventually("the Job has ended", async || {
+            let job = self.api::<Job>().get(name).await.expect("is there");
+            let conditions = job.status.as_ref()?.conditions.as_ref()?;
+            let has_ended = |kind: &str| matches!(kind, "Complete" | "Failed");
+            conditions.iter().any(|it| has_ended(&it.type_)).then_some(job)
+        })
         .await
     }
 
@@ -751,6 +880,85 @@ impl Namespace {
         self.create(pod).await
     }
 
+    /// A claim of 1Gi with a volume of this capacity, of a class that allows expansion.
+    pub async fn bound_claim(&self, name: &str, capacity: &str) {
+        self.bound_claim_of("expandable", true, name, capacity).await;
+    }
+
+    /// The same of a class of this name, that allows expansion or does not.
+    pub async fn bound_claim_of(&self, class: &str, expands: bool, name: &str, capacity: &str) {
+        let class_name = class;
+        let class = json!({
+            "metadata": { "name": class }, "provisioner": "example.com/none", "allowVolumeExpansion": expands,
+        });
+        // Another test may have created it.
+        let class: StorageClass = serde_json::from_value(class).expect("is a class");
+        let _ = self.global::<StorageClass>().create(&Default::default(), &class).await;
+        let volume = json!({
+            "metadata": { "name": format!("{}-{name}", self.name) },
+            "spec": {
+                "capacity": { "storage": capacity }, "accessModes": ["ReadWriteOnce"],
+                "storageClassName": class_name, "hostPath": { "path": "/tmp" },
+                "claimRef": { "namespace": self.name, "name": name },
+            },
+        });
+        let volume: PersistentVolume = serde_json::from_value(volume).expect("is a volume");
+        let volumes = self.global::<PersistentVolume>();
+        volumes.create(&Default::default(), &volume).await.expect("is created");
+        self.create::<PersistentVolumeClaim>(json!({
+            "metadata": { "name": name },
+            "spec": {
+                "accessModes": ["ReadWriteOnce"], "storageClassName": class_name,
+                "resources": { "requests": { "storage": "1Gi" } },
+            },
+        }))
+        .await;
+        eventually("the claim is bound", async || {
+            let claim = self.api::<PersistentVolumeClaim>().get(name).await.expect("is there");
+            (claim.status?.phase? == "Bound").then_some(())
+        })
+        .await;
+    }
+
+    /// A pod without a controller, whose container has this memory limit.
+    pub async fn sized_pod(&self, name: &str, image: &str, memory: &str) -> Pod {
+        let mut pod = template(name, image);
+        pod["metadata"] = json!({ "name": name, "labels": { "app": name } });
+        pod["spec"]["containers"][0]["resources"] = json!({ "limits": { "memory": memory } });
+        self.create(pod).await
+    }
+
+    /// The same of the good image, once its kubelet reports what the container has.
+    pub async fn running_sized_pod(&self, name: &str, memory: &str) -> Pod {
+        self.sized_pod(name, self.image, memory).await;
+        eventually("the pod runs", async || {
+            let pod = self.api::<Pod>().get(name).await.expect("is there");
+            let container = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+            container.resources.as_ref()?.limits.is_some().then_some(pod)
+        })
+        .await
+    }
+
+    /// A pod without a controller that has failed. Only on a real node it does so by itself.
+    pub async fn failed_pod(&self, name: &str) {
+        let mut pod = template(name, OWN_IMAGE);
+        pod["metadata"] = json!({ "name": name, "labels": { "app": name } });
+        pod["spec"]["restartPolicy"] = "Never".into();
+        pod["spec"]["securityContext"]["runAsUser"] = 65532.into();
+        pod["spec"]["containers"][0]["args"] = json!(["--no-such-option"]);
+        let pods = self.api::<Pod>();
+        self.create::<Pod>(pod).await;
+        let failed = Patch::Merge(json!({ "status": { "phase": "Failed", "reason": "Evicted" } }));
+        eventually("the pod has failed", async || {
+            let phase = pods.get(name).await.expect("is there").status?.phase?;
+            if phase == "Running" {
+                pods.patch_status(name, &Default::default(), &failed).await.expect("is patched");
+            }
+            (phase == "Failed").then_some(())
+        })
+        .await;
+    }
+
     /// The Deployment, once its rollout is complete.
     pub async fn rolled_out(&self, name: &str) -> Deployment {
         eventually("the rollout is complete", async || {
@@ -781,19 +989,47 @@ impl Namespace {
     /// A new service account that has these rules in this namespace.
     pub async fn grant(&self, name: &str, rules: Value) {
         self.create::<ServiceAccount>(json!({ "metadata": { "name": name } })).await;
-        self.create::<Role>(json!({ "metadata": { "name": name }, "rules": rules })).await;
+        let role = json!({ "metadata": { "name": name }, "rules": rules.clone() });
+        self.create::<Role>(role).await;
         self.create::<RoleBinding>(json!({
             "metadata": { "name": name },
             "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name },
             "subjects": [{ "kind": "ServiceAccount", "name": name, "namespace": self.name }],
         }))
         .await;
+        self.is_granted(name, Some(&self.name), &rules).await;
+    }
+
+    /// Waits until the API server's authorizer has seen the Role with these rules and its binding, which on a busy machine
+    /// takes a while.
+    async fn is_granted(&self, account: &str, namespace: Option<&str>, rules: &Value) {
+        let rule = &rules[0];
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let Some(resource) = text(&rule["resources"][0]) else { return };
+        let (resource, subresource) = match resource.split_once('/') {
+            Some((resource, subresource)) => (resource, Some(subresource)),
+            None => (&*resource, None),
+        };
+        let review: SubjectAccessReview = serde_json::from_value(json!({ "spec": {
+            "user": format!("system:serviceaccount:{}:{account}", self.name),
+            "resourceAttributes": {
+                "group": rule["apiGroups"][0], "resource": resource, "subresource": subresource,
+                "verb": rule["verbs"][0], "name": rule["resourceNames"][0], "namespace": namespace,
+            },
+        }}))
+        .expect("is a review");
+        let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
+        eventually("the authorizer has seen the rules", async || {
+            let reviewed = reviews.create(&PostParams::default(), &review).await;
+            reviewed.expect("is reviewed").status?.allowed.then_some(())
+        })
+        .await;
     }
 
     /// Grants a service account of this namespace these rules in the whole cluster.
     pub async fn grant_everywhere(&self, account: &str, rules: Value) {
         let name = format!("{}-{account}", self.name);
-        let role = json!({ "metadata": { "name": name }, "rules": rules });
+        let role = json!({ "metadata": { "name": name }, "rules": rules.clone() });
         let role: ClusterRole = serde_json::from_value(role).expect("is a role");
         let roles = self.global::<ClusterRole>();
         roles.create(&PostParams::default(), &role).await.expect("is created");
@@ -805,6 +1041,7 @@ impl Namespace {
         let binding: ClusterRoleBinding = serde_json::from_value(binding).expect("is a binding");
         let bindings = self.global::<ClusterRoleBinding>();
         bindings.create(&PostParams::default(), &binding).await.expect("is created");
+        self.is_granted(account, None, &rules).await;
     }
 
     /// Grants a service account of this namespace these rules in `default`, which holds the records of actions on
@@ -812,7 +1049,8 @@ impl Namespace {
     pub async fn grant_in_default(&self, account: &str, rules: Value) {
         let name = format!("{}-{account}", self.name);
         let default = Namespace { name: "default".to_owned(), ..self.clone() };
-        default.create::<Role>(json!({ "metadata": { "name": name }, "rules": rules })).await;
+        let role = json!({ "metadata": { "name": name }, "rules": rules.clone() });
+        default.create::<Role>(role).await;
         default
             .create::<RoleBinding>(json!({
                 "metadata": { "name": name },
@@ -820,6 +1058,7 @@ impl Namespace {
                 "subjects": [{ "kind": "ServiceAccount", "name": account, "namespace": self.name }],
             }))
             .await;
+        self.is_granted(account, Some("default"), &rules).await;
     }
 
     /// The kubeconfig of a service account of this namespace.
@@ -844,10 +1083,20 @@ impl Namespace {
         token.expect("a token is issued").status.expect("is answered").token
     }
 
-    /// A policy file whose state is kept in this namespace.
+    /// A policy file whose state is kept in this namespace. It lists every key and every integration where the policy
+    /// lists none.
     pub fn policy(&self, policy: &str) -> PathBuf {
         let path = crate::program::scratch("policy.yaml");
-        let text = format!("{policy}\nstate: {{namespace: {}}}\n", self.name);
+        let mut text = format!("{policy}\nstate: {{namespace: {}}}\n", self.name);
+        for field in ["labels", "annotations", "taints"]
+            .into_iter()
+            .filter(|it| !policy.contains(&format!("{it}:")))
+        {
+            text.push_str(&format!("{field}: {{allow: ['*']}}\n"));
+        }
+        if !policy.contains("integrations:") {
+            text.push_str("integrations: [argo_rollouts, argo_cd, flux, keda]\n");
+        }
         std::fs::write(&path, text).expect("is written");
         path
     }
@@ -872,7 +1121,19 @@ pub fn without_restart(mut template: PodTemplateSpec) -> PodTemplateSpec {
     template
 }
 
-fn template(app: &str, image: &str) -> Value {
+/// A Job's part of a CronJob.
+fn job_template(name: &str, image: &str) -> Value {
+    let mut template = template(name, image);
+    template["spec"]["restartPolicy"] = "Never".into();
+    template["spec"]["securityContext"]["runAsUser"] = 65532.into();
+    template["spec"]["containers"][0]["args"] = json!(["--version"]);
+    json!({
+        "metadata": { "labels": { "app": name } },
+        "spec": { "backoffLimit": 0, "template": template },
+    })
+}
+
+pub fn template(app: &str, image: &str) -> Value {
     json!({
         "metadata": { "labels": { "app": app } },
         "spec": {

@@ -1,7 +1,10 @@
 //! The OpenAPI document and the pages: what is public, which headers restrict the browser, and the page in a
 //! real browser.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use action_executor::contract::digest::sha256;
 use serde_json::Value;
@@ -67,7 +70,9 @@ fn the_printed_openapi_document_equals_the_served_one() {
 
 #[test]
 fn a_listed_example_is_a_valid_request() {
-    let server = Server::start(Program::offline());
+    // With every integration.
+    let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/unlimited.yaml");
+    let server = Server::start(Program::offline().under(Path::new(policy)));
     let list = server.get("/api/v1/actions").json();
     for action in list["actions"].as_array().expect("is a list") {
         let reply = server.execute(action["example"].to_string().as_bytes());
@@ -158,7 +163,7 @@ async fn the_page_simulates_executes_and_shows_the_history() {
 
     browser.open(&format!("{origin}/docs#scale"));
     browser.shows("h1", "scale");
-    browser.click("fieldset input[type=radio]:not(:checked)");
+    browser.click("fieldset input[type=radio][value=by]");
     browser.type_in("#field-parameters-by", "-1");
     browser.shows("pre", "\"by\": -1");
     examine(&browser, "scale");

@@ -41,7 +41,7 @@ use crate::{
     ledger::records,
     limits::set_kill_switch,
     program::{Finished, Program},
-    scenario::{Scenario, for_each_action},
+    scenario::{Scenario, for_each_form},
 };
 
 /// A policy with limits, so that each effect is charged.
@@ -75,7 +75,7 @@ impl Run {
         Run { deadline_seconds, ..self }
     }
 
-    fn killed(self, at: Failpoint) -> Self {
+    pub fn killed(self, at: Failpoint) -> Self {
         Run { failpoint: Some(at), ..self }
     }
 
@@ -120,7 +120,7 @@ pub async fn transparent(namespace: &Namespace) -> Proxy {
 }
 
 /// A proxy that does this with each effect.
-async fn on_effects(namespace: &Namespace, behavior: ProxyBehavior) -> Proxy {
+pub async fn on_effects(namespace: &Namespace, behavior: ProxyBehavior) -> Proxy {
     let rule = move |call: &Received| match call.is_effect() {
         true => behavior.clone(),
         false => ProxyBehavior::Forward,
@@ -317,13 +317,16 @@ async fn unproven(kind: ActionKind, test: &str, answer: ProxyBehavior) {
 
 #[test]
 fn an_empty_object_is_no_proof_of_an_effect() {
-    for_each_action(async |kind| unproven(kind, "empty", ProxyBehavior::RespondBody("{}")).await);
+    for_each_form(async |kind| unproven(kind, "empty", ProxyBehavior::RespondBody("{}")).await);
 }
 
-/// One action for each form of a change: a patch, a scaling, a deletion, an eviction, a creation.
-const FORMS: [ActionKind; 5] = [
+/// One action for each form of a change: a patch, a scaling, a resize, a status, a deletion, an eviction, a
+/// creation.
+const FORMS: [ActionKind; 7] = [
     ActionKind::RestartK8s,
     ActionKind::Scale,
+    ActionKind::ResizePod,
+    ActionKind::PromoteArgoRollout,
     ActionKind::RestartPod,
     ActionKind::EvictPod,
     ActionKind::RunCronjob,
@@ -362,7 +365,7 @@ async fn a_simulated_deletion_survives_a_middlebox_that_drops_bodies() {
 
 #[test]
 fn the_kill_switch_stops_an_effect_that_is_answered_429_again_and_again() {
-    for_each_action(async |kind| {
+    for_each_form(async |kind| {
         let scenario = Scenario::with_successor(kind, "busy").await;
         let (namespace, handle) = (scenario.namespace.clone(), Handle::current());
         let effects = AtomicUsize::new(0);
@@ -433,7 +436,7 @@ async fn a_job_that_was_cleaned_up_is_not_created_again() {
     assert!(is_applied_or_unknown(&answer), "{answer}");
 }
 
-async fn delete_records(namespace: &Namespace) {
+pub async fn delete_records(namespace: &Namespace) {
     let events: Api<Event> = namespace.api();
     for record in records(namespace).await {
         events.delete(&record.name_any(), &Default::default()).await.expect("is deleted");
@@ -647,7 +650,7 @@ async fn an_approval_of_a_drain_is_no_consent_to_evict_more_pods() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_shows_no_other_version_than_the_first_answer() {
-    for_each_action(async |kind| {
+    for_each_form(async |kind| {
         let scenario = Scenario::new(kind, "version").await;
         let namespace = &scenario.namespace;
         let (policy, request) = (namespace.policy(LIMITS), scenario.request("r1"));

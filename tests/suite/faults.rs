@@ -4,7 +4,6 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use action_executor::actions::ActionKind;
 use hyper::Method;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::{
@@ -18,7 +17,7 @@ use crate::{
     fault_proxy::{ProxyBehavior, Received, kubeconfig, proxy},
     ledger::{Random, rounds},
     program::{Finished, Program},
-    scenario::{Scenario, for_each_action},
+    scenario::{Scenario, for_each_form, is_deletion},
 };
 
 fn restart(namespace: &Namespace) -> Value {
@@ -226,8 +225,8 @@ async fn a_signal_before_any_write_leaves_no_outcome() {
 /// answered. Each must have taken effect once.
 #[test]
 fn answers_lost_at_random_never_cause_a_second_effect() {
-    let tries = if rounds() > 1 { 250 } else { 12 };
-    for_each_action(async |kind| {
+    let tries = if rounds() > 1 { 250 } else { 6 };
+    for_each_form(async |kind| {
         let mut random = Random::new(&format!("lost_at_random {}", kind.name()));
         for number in 0..tries {
             let scenario = Scenario::new(kind, "lossy").await;
@@ -247,9 +246,7 @@ fn answers_lost_at_random_never_cause_a_second_effect() {
             let again = honest.args(["--join"]).input(request.to_string());
             let again = tokio::task::spawn_blocking(|| again.run()).await.expect("it ran");
             assert_eq!(scenario.effects().await, 1, "{first:?} {again:?}");
-            // A pod that is gone does not show who deleted it.
-            let is_deletion = matches!(kind, ActionKind::RestartPod | ActionKind::EvictPod);
-            if !is_deletion || again.status == 0 {
+            if !is_deletion(kind) || again.status == 0 {
                 assert_eq!(again.status, 0, "{first:?} {again:?}");
                 continue;
             }

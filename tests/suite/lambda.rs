@@ -25,7 +25,7 @@ use crate::{
     headers::{self, Case, Sent},
     pki::Authority,
     program::scratch,
-    scenario::{Scenario, for_each_action},
+    scenario::{Scenario, for_each_form},
 };
 
 const REQUEST: &str = r#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
@@ -422,7 +422,7 @@ async fn a_kubeconfig_may_be_in_an_environment_variable() {
 
 #[test]
 fn an_event_delivered_twice_acts_once() {
-    for_each_action(async |kind| {
+    for_each_form(async |kind| {
         let scenario = Scenario::new(kind, "lambda_twice").await;
         let policy = scenario.namespace.policy("cooldown_seconds: 0");
         let mut request = scenario.request("x");

@@ -24,7 +24,7 @@ use crate::{
     fault_proxy::{ProxyBehavior, proxy},
     ledger::rounds,
     program::{Program, Server},
-    scenario::{Scenario, for_each_action},
+    scenario::{Scenario, for_each, for_each_action},
 };
 
 fn restart(namespace: &Namespace, deployment: &str) -> Value {
@@ -130,6 +130,40 @@ fn a_denied_action_reaches_the_cluster_through_no_entry_point() {
             (writes(&user, since).len() == scenario.writes()).then_some(())
         })
         .await;
+    });
+}
+
+/// The actions that change keys, with the policy's field that lists them.
+const KEYED: [(ActionKind, &str); 4] = [
+    (ActionKind::Label, "labels"),
+    (ActionKind::Annotate, "annotations"),
+    (ActionKind::Taint, "taints"),
+    (ActionKind::Untaint, "taints"),
+];
+
+#[test]
+fn a_key_that_is_not_listed_is_changed_through_no_entry_point() {
+    for_each(&KEYED, async |(kind, field)| {
+        let scenario = Scenario::new(kind, "keys").await;
+        let namespace = &scenario.namespace;
+        let kubeconfig = scenario.account("executor", all_rights()).await;
+        let user = format!("system:serviceaccount:{}:executor", namespace.name());
+        let since = log_length();
+        for listed in ["", "other", "'example.org/*'"] {
+            let policy = namespace.policy(&format!("{field}: {{allow: [{listed}]}}"));
+            for (entry_point, send) in ENTRY_POINTS {
+                let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
+                let request = scenario.request(&format!("r-{entry_point}"));
+                let answer = spawn_blocking(move || send(program, &request)).await.expect("ran");
+                assert_eq!(answer["code"], "policy_denied", "{kind:?} {entry_point}: {answer}");
+                let detail = answer["detail"].as_str().expect("has one");
+                assert!(detail.contains(&format!("is not listed in {field}.allow")), "{detail}");
+            }
+        }
+        assert_eq!(writes(&user, since), Vec::<String>::new(), "{kind:?}");
+        let policy = namespace.policy(&format!("{field}: {{allow: ['example.com/*']}}"));
+        let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
+        assert_eq!(program.input(scenario.request("allowed").to_string()).run().status, 0);
     });
 }
 

@@ -14,10 +14,11 @@ use crate::{
 };
 
 /// Every table of the reference, and the page that has its block.
-const TABLES: [(&str, &str); 8] = [
+const TABLES: [(&str, &str); 9] = [
     ("actions", "actions.md"),
     ("parameters", "actions.md"),
     ("errors", "errors.md"),
+    ("advice", "errors.md"),
     ("exit-statuses", "errors.md"),
     ("settings", "settings.md"),
     ("metrics", "metrics.md"),
@@ -29,7 +30,14 @@ const TABLES: [(&str, &str); 8] = [
 const MAX_README_LINES: usize = 250;
 
 /// The pages outside `docs/`.
-const PAGES: [&str; 4] = ["README.md", "charts/README.md", "jobs/README.md", "release/README.md"];
+const PAGES: [&str; 6] = [
+    "CONTRIBUTING.md",
+    "README.md",
+    "SECURITY.md",
+    "charts/README.md",
+    "jobs/README.md",
+    "release/README.md",
+];
 
 /// The Markdown files in a folder and the folders in it.
 pub fn markdown_in(folder: &Path) -> Vec<PathBuf> {

@@ -24,7 +24,7 @@ fn parse(yaml: &str) -> Value {
 /// Whether an API server has this kind built in.
 fn is_built_in(object: &Value) -> bool {
     let version = object["apiVersion"].as_str().unwrap_or_default();
-    !["argoproj.io", "tekton.dev", "serving.knative.dev"]
+    !["argoproj.io", "tekton.dev", "serving.knative.dev", "kustomize.config.k8s.io"]
         .iter()
         .any(|group| version.starts_with(group))
 }

@@ -66,7 +66,7 @@ pub fn compare(file: &str, text: &str) {
     let differs = found.lines().zip(text.lines()).find(|(found, expected)| found != expected);
     assert!(
         found == text,
-        "{file} differs at {differs:?}: run `make reference` and read the changes"
+        "{file} differs at {differs:?}: run `make generated` and read the changes"
     );
 }
 
@@ -90,10 +90,14 @@ fn help(text: &mut String) {
         "rbac",
         "healthcheck",
         "history",
+        "verify-receipt",
         "schema",
         "reference",
         "completions",
         "man",
+        // Two of the commands of actions, which are made in the same way.
+        "scale",
+        "drain",
     ] {
         section(text, format!("help {command}").trim_end());
         let done = Program::offline().args(command.split_whitespace().chain(["--help"])).run();
@@ -135,6 +139,11 @@ fn problems(text: &mut String) {
         ("ACTION_EXECUTOR_TLS_KEY", "/nonexistent"),
         ("ACTION_EXECUTOR_TLS_CERTIFICATE", "/nonexistent"),
         ("ACTION_EXECUTOR_TLS_CLIENT_CA", "/nonexistent"),
+        ("ACTION_EXECUTOR_RECEIPT_KEY", "/nonexistent"),
+        ("ACTION_EXECUTOR_RECEIPTS", "/nonexistent"),
+        ("ACTION_EXECUTOR_SINK", "https://events.example.com"),
+        ("ACTION_EXECUTOR_SINK_SECRET", "/nonexistent"),
+        ("ACTION_EXECUTOR_SINK_ALLOW_HTTP", "yes"),
         ("KUBECONFIG", "/nonexistent"),
         ("KUBECONFIG_BASE64", "?"),
     ] {

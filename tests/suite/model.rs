@@ -287,7 +287,7 @@ async fn send_until_answered(
         let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/policies/unlimited.yaml");
         let policy =
             Reloading::new(Some(std::path::PathBuf::from(policy).into())).expect("is a policy");
-        let context = Context::new(Some(cluster), policy, &settings, stopping);
+        let context = Context::new(Some(cluster), policy, &settings, stopping).expect("is right");
         let request = ActionRequest::parse(request.to_string().as_bytes()).expect("is one");
         let answered = tokio::select! {
             answered = handle(&context, request) => answered,

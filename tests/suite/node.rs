@@ -12,6 +12,7 @@ use action_executor::{
     policy::{Policy, budget},
 };
 use k8s_openapi::api::{
+    apps::v1::Deployment,
     batch::v1::{CronJob, Job},
     core::v1::{ConfigMap, Pod},
     policy::v1::Eviction,
@@ -24,11 +25,13 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{Namespace, OWN_IMAGE, eventually, with_node},
+    diagnose::report,
     program::{Finished, Program, scratch},
-    scenario::Scenario,
+    scenario::{Scenario, for_each},
 };
 
-const POLICY: &str = "cooldown_seconds: 0";
+const POLICY: &str = "cooldown_seconds: 0\nintegrations: [argo_rollouts, argo_cd, flux, keda]\n\
+    labels: {allow: ['*']}\nannotations: {allow: ['*']}\ntaints: {allow: ['*']}";
 
 /// A scenario in a namespace where the executor is installed as documented.
 async fn installed(kind: ActionKind, test: &str) -> Scenario {
@@ -112,10 +115,10 @@ fn termination_message(pod: &Pod) -> Option<String> {
     statuses[0].state.as_ref()?.terminated.as_ref()?.message.clone()
 }
 
-#[tokio::test]
+#[test]
 #[ignore = "needs a real node, and so root"]
-async fn each_action_as_a_job_takes_effect_once_and_answers() {
-    for kind in ActionKind::ALL {
+fn each_action_as_a_job_takes_effect_once_and_answers() {
+    for_each(&ActionKind::ALL, async |kind| {
         let scenario = installed(kind, "job").await;
         let request = waited(&scenario, "job-1");
         let done = job(&scenario.namespace, &request, &["--apply", "--wait"]);
@@ -139,13 +142,13 @@ async fn each_action_as_a_job_takes_effect_once_and_answers() {
         other["reason"] = "another".into();
         let refused = job(&scenario.namespace, &other, &["--apply"]);
         assert_eq!((refused.status, refused.answer()["code"].clone()), (65, json!("id_reused")));
-    }
+    });
 }
 
-#[tokio::test]
+#[test]
 #[ignore = "needs a real node, and so root"]
-async fn each_file_in_jobs_works_after_three_edited_lines() {
-    for kind in ActionKind::ALL {
+fn each_file_in_jobs_works_after_three_edited_lines() {
+    for_each(&ActionKind::ALL, async |kind| {
         let scenario = installed(kind, "file").await;
         let path = format!("{}/jobs/{}.yaml", env!("CARGO_MANIFEST_DIR"), kind.name());
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
@@ -154,20 +157,27 @@ async fn each_file_in_jobs_works_after_three_edited_lines() {
         let (name, was) = target.trim().split_once("value: ").expect("is a variable");
         let parameter = name.split("ACTION_PARAM_").nth(1).expect("is a parameter");
         let parameter = parameter.trim_end_matches([',', ' ']).to_lowercase();
-        let wanted = scenario.request("x")["parameters"][&parameter].clone();
+        let wanted = match &scenario.request("x")["parameters"][&parameter] {
+            Value::String(name) => name.clone(),
+            // A variable is a text.
+            number => format!("\"{number}\""),
+        };
         let text = text
             .replace("image: action-executor:0.1.0", &format!("image: {OWN_IMAGE}"))
-            .replace(was.trim_end_matches(" }"), wanted.as_str().expect("is a name"))
+            .replace(was.trim_end_matches(" }"), &wanted)
             .replace("ACTION_SIMULATE, value: \"true\"", "ACTION_SIMULATE, value: \"false\"");
-        // The second line may have a second parameter.
-        let images = &scenario.request("x")["parameters"]["images"];
-        let text = match text.split_once("ACTION_PARAM_IMAGES, value: '") {
-            Some((before, rest)) => {
-                let (_, after) = rest.split_once('\'').expect("is quoted");
-                format!("{before}ACTION_PARAM_IMAGES, value: '{images}'{after}")
-            }
-            None => text,
-        };
+        // The second line may have a second parameter, in JSON.
+        let request = scenario.request("x");
+        let text = ["images", "resources"].into_iter().fold(text, |text, name| {
+            let begin = format!("ACTION_PARAM_{}, value: '", name.to_uppercase());
+            let Some((before, rest)) = text.split_once(&begin) else { return text };
+            let (_, after) = rest.split_once('\'').expect("is quoted");
+            format!("{before}{begin}{}'{after}", request["parameters"][name])
+        });
+        // Its pod is overdue for no longer.
+        let text = text.replace("OVERDUE_SECONDS, value: \"60\"", "OVERDUE_SECONDS, value: \"10\"");
+        let key = request["parameters"]["key"].as_str().unwrap_or_default();
+        let text = text.replace("KEY, value: example.com/dedicated", &format!("KEY, value: {key}"));
         let object: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
         let made = scenario.namespace.create::<Job>(object).await;
         let end = ended(&scenario.namespace, &made.name_any()).await;
@@ -175,7 +185,7 @@ async fn each_file_in_jobs_works_after_three_edited_lines() {
         let message = termination_message(&pods[0]);
         assert_eq!(end.0, "Complete", "{}: {end:?} {message:?}", kind.name());
         assert_eq!(scenario.effects().await, 1, "{message:?}");
-    }
+    });
 }
 
 #[tokio::test]
@@ -253,12 +263,37 @@ async fn a_failed_job_of_a_cron_job_is_reported_with_its_log() {
         "type": "run_cronjob", "simulate": false, "wait": true, "timeout_seconds": 60,
         "parameters": { "cronjob": "nightly", "namespace": namespace.name() },
     });
-    let program = Program::with_kubeconfig(namespace.kubeconfig()).input(request.to_string());
-    let done = program.run();
-    assert_eq!(done.status, 69, "{done:?}");
-    let problems = done.answer()["rollout"]["problems"].to_string();
+    // A busy node has no time for the log at times; each attempt is a request of its own.
+    let problems = eventually("the log was read", async || {
+        let program = Program::with_kubeconfig(namespace.kubeconfig()).input(request.to_string());
+        let done = program.run();
+        assert_eq!(done.status, 69, "{done:?}");
+        let problems = done.answer()["rollout"]["problems"].to_string();
+        (!problems.contains("could not be read")).then_some(problems)
+    })
+    .await;
     assert!(problems.contains("exit code 64"), "{problems}");
     assert!(problems.contains("printed: "), "{problems}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a real node, and so root"]
+async fn a_container_that_crashes_is_diagnosed_with_its_log() {
+    let namespace = with_node().namespace("diagnosed").await;
+    namespace.deployment("web", 1, OWN_IMAGE).await;
+    let wrong = json!([{ "name": "main", "args": ["--no-such-option"] }]);
+    let patch =
+        Patch::Strategic(json!({ "spec": { "template": { "spec": { "containers": wrong } } } }));
+    let deployments = namespace.api::<Deployment>();
+    deployments.patch("web", &PatchParams::default(), &patch).await.expect("is patched");
+    eventually("the crash and its log are reported", async || {
+        let report = report(&namespace, "deployment/web").await;
+        let finding = report["findings"][0]["message"].as_str()?;
+        let lines = report["log"]["lines"].to_string();
+        let is_crash = finding.starts_with("CrashLoopBackOff: container main exited 64");
+        (is_crash && lines.contains("--no-such-option")).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -163,7 +163,8 @@ fn a_quota_that_allows_no_pod_is_the_first_reason_for_each_kind() {
             _ => drop(namespace.running_deployment("web", 1).await),
         }
         block_new_pods(&namespace).await;
-        let mut asked = request(&namespace, action, parameters, 4);
+        // The controllers of a busy machine try after seconds.
+        let mut asked = request(&namespace, action, parameters, 12);
         if action == "restart_pod" {
             asked["parameters"]["pod_name"] = namespace.pods_of("web").await[0].name_any().into();
         }

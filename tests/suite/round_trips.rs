@@ -24,8 +24,12 @@ const DELAY: Duration = Duration::from_millis(400);
 /// change is one, the record is one; the rest are reads.
 fn documented(kind: ActionKind) -> Option<[usize; 2]> {
     match kind {
-        // The revisions, and the pods of the same controller, are known once the target is read.
-        ActionKind::Rollback | ActionKind::RestartPod | ActionKind::EvictPod => Some([3, 5]),
+        // The revisions, the pods of the same controller and the pod's node are known once the target is read.
+        ActionKind::Rollback
+        | ActionKind::UndoArgoRollout
+        | ActionKind::RestartPod
+        | ActionKind::EvictPod
+        | ActionKind::DeleteStuckPod => Some([3, 5]),
         // The evictions follow.
         ActionKind::Drain => None,
         _ => Some([2, 4]),

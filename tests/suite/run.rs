@@ -20,6 +20,15 @@ fn a_request_is_read_from_standard_input() {
 }
 
 #[test]
+fn a_variable_of_another_program_does_not_ask_for_completions() {
+    for value in ["true", "bash"] {
+        let done = Program::offline().env("COMPLETE", value).input(REQUEST).run();
+        assert_eq!(done.status, 0, "{done:?}");
+        assert_eq!(done.answer()["outcome"], "simulated", "{done:?}");
+    }
+}
+
+#[test]
 fn a_request_is_read_from_a_file() {
     let path = scratch("request.json");
     fs::write(&path, REQUEST).expect("is written");

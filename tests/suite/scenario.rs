@@ -9,12 +9,15 @@ use std::{
     thread,
 };
 
-use action_executor::{actions::ActionKind, k8s::applied_requests::AppliedRequests};
+use action_executor::{
+    actions::ActionKind,
+    k8s::{applied_requests::AppliedRequests, workload::WorkloadKind},
+};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, StatefulSet},
     autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::{CronJob, Job},
-    core::v1::{Event, Node, Pod},
+    core::v1::{Event, Namespace as CoreNamespace, Node, PersistentVolumeClaim, Pod},
 };
 use kube::{
     Api, ResourceExt,
@@ -23,9 +26,17 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::cluster::{
-    FAILING_IMAGE, GOOD_IMAGE, MISSING_IMAGE, Namespace, OWN_IMAGE, TestCluster, eventually, shared,
+use crate::{
+    argo_rollout,
+    cluster::{
+        FAILING_IMAGE, GOOD_IMAGE, MISSING_IMAGE, Namespace, OWN_IMAGE, TestCluster, eventually,
+        shared,
+    },
+    operators,
 };
+
+/// The key of the label or annotation that the scenarios set.
+const ENTRY: &str = "example.com/team";
 
 /// A namespace with a workload, and the parameters of a request for it.
 pub struct Scenario {
@@ -84,7 +95,7 @@ impl Scenario {
 
     /// The kubeconfig of a new service account that has these rules in every scope that this action needs.
     pub async fn account(&self, name: &str, rules: Value) -> PathBuf {
-        if is_on_nodes(self.kind) {
+        if !self.kind.descriptor().cluster_rules.is_empty() {
             self.namespace.grant_everywhere(name, rules.clone()).await;
         }
         self.namespace.account(name, rules).await
@@ -115,6 +126,20 @@ impl Scenario {
             (api(self.kind, &self.namespace), self.before.name_any(), Default::default());
         let is_cron_job = self.before.types.as_ref().is_some_and(|types| types.kind == "CronJob");
         let condition = json!({ "type": "Heartbeat", "status": "True", "message": value });
+        if operators::Kind::of(self.kind).is_some() {
+            return operators::beat(self.kind, api, &name, value).await;
+        }
+        if argo_rollout::is_ours(self.kind) {
+            // A custom resource takes no strategic patch.
+            let time = "2026-01-31T12:00:00Z";
+            let condition = json!({
+                "type": "Heartbeat", "status": "True", "message": value, "reason": "Beats",
+                "lastTransitionTime": time, "lastUpdateTime": time,
+            });
+            let patch = Patch::Merge(json!({ "status": { "conditions": [condition] } }));
+            api.patch_status(&name, &params, &patch).await.expect("is written");
+            return;
+        }
         // A pod may be gone by now.
         let _ = match is_cron_job {
             true => {
@@ -138,19 +163,34 @@ impl Scenario {
             }
             ActionKind::RestartPod => self.pods_replaced(1).await,
             ActionKind::EvictPod => self.pods_replaced(2).await,
-            ActionKind::RunCronjob => self.jobs_made().await,
-            ActionKind::Cordon | ActionKind::Uncordon => self.marks().await,
             ActionKind::Drain => self.drains().await,
-            _ => self.generations().await,
+            _ => self.effects_so_far().await,
         }
     }
 
     /// How often the action took effect so far, by what the API server stores; it waits for no controller.
     pub async fn effects_so_far(&self) -> i64 {
         match self.kind {
-            ActionKind::RestartPod | ActionKind::EvictPod => i64::from(self.is_replaced().await),
+            ActionKind::CleanPods => self.cleanings().await,
+            ActionKind::DeleteStuckPod => i64::from(self.is_removed().await),
+            kind if is_deletion(kind) => i64::from(self.is_replaced().await),
             ActionKind::RunCronjob => self.jobs_made().await,
-            ActionKind::Cordon | ActionKind::Uncordon | ActionKind::Drain => self.marks().await,
+            ActionKind::Cordon
+            | ActionKind::Uncordon
+            | ActionKind::Drain
+            | ActionKind::ExpandPvc
+            | ActionKind::Taint
+            | ActionKind::Untaint => self.marks().await,
+            ActionKind::RerunJob => self.reruns().await,
+            ActionKind::ReconcileFlux
+            | ActionKind::SuspendArgoCdSync
+            | ActionKind::ResumeArgoCdSync
+            | ActionKind::SyncArgoCd
+            | ActionKind::PauseKeda
+            | ActionKind::ResumeKeda => self.requests().await,
+            ActionKind::PromoteArgoRollout
+            | ActionKind::AbortArgoRollout
+            | ActionKind::RetryArgoRollout => self.status_changes().await,
             _ => self.generations().await,
         }
     }
@@ -162,6 +202,12 @@ impl Scenario {
             it.uid() == self.before.uid() && it.metadata.deletion_timestamp.is_none()
         };
         !now.is_some_and(|it| is_same(&it))
+    }
+
+    /// Whether the target's object is gone, or is another one of its name.
+    async fn is_removed(&self) -> bool {
+        let now = target(self.kind, &self.namespace, &self.parameters).await;
+        now.is_none_or(|it| it.uid() != self.before.uid())
     }
 
     /// The pod that has the name of the scenario's pod, once it is another one.
@@ -181,12 +227,25 @@ impl Scenario {
         number(&now) - number(&self.before)
     }
 
+    /// How often the status of the Rollout was changed.
+    async fn status_changes(&self) -> i64 {
+        let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
+        argo_rollout::status_changes(self.kind, &now)
+            - argo_rollout::status_changes(self.kind, &self.before)
+    }
+
     /// How many requests are recorded on the target, for changes that add no generation.
     async fn marks(&self) -> i64 {
         let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
         let number =
             |it: &DynamicObject| AppliedRequests::from_metadata(&it.metadata).newest() as i64;
         number(&now) - number(&self.before)
+    }
+
+    /// How many requests have changed the target, by their marks alone.
+    async fn requests(&self) -> i64 {
+        let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
+        operators::requests_on(&now) - operators::requests_on(&self.before)
     }
 
     /// How often the node was drained: each drain adds its record, and the ReplicaSet replaces its pod.
@@ -221,6 +280,18 @@ impl Scenario {
         .await
     }
 
+    /// How often the finished pod was deleted: it does not come back.
+    async fn cleanings(&self) -> i64 {
+        i64::from(self.namespace.pods_of("web").await.is_empty())
+    }
+
+    /// How many Jobs there are with the labels of the Job, besides it.
+    async fn reruns(&self) -> i64 {
+        let params = ListParams::default().labels("app=web");
+        let jobs = self.namespace.api::<Job>().list(&params).await.expect("are listed").items;
+        jobs.iter().filter(|job| job.uid() != self.before.uid()).count() as i64
+    }
+
     /// How many Jobs of the CronJob exist.
     async fn jobs_made(&self) -> i64 {
         let jobs = self.namespace.api::<Job>().list(&ListParams::default()).await;
@@ -234,12 +305,53 @@ impl Scenario {
     }
 }
 
+/// A namespace in which a workload `web` of this kind runs.
+pub async fn running(test: &str, kind: WorkloadKind) -> Namespace {
+    let namespace = shared().namespace(&format!("{test}-{}", kind.for_kubectl())).await;
+    match kind {
+        WorkloadKind::StatefulSet => namespace.running_stateful_set("web", 1).await,
+        WorkloadKind::DaemonSet => namespace.running_daemon_set("web").await,
+        _ => drop(namespace.running_deployment("web", 1).await),
+    }
+    namespace
+}
+
+/// The workload `web`.
+pub async fn workload(namespace: &Namespace, kind: WorkloadKind) -> DynamicObject {
+    namespace.objects(&kind.resource()).get("web").await.expect("is there")
+}
+
 /// How many actions are tested at a time: most of a test is waiting.
 const ACTIONS_AT_A_TIME: usize = 4;
 
-/// Runs this test for each action, a few at a time, each on a thread and a runtime of its own.
+/// Runs this test for each action, a few at a time, each on a thread and a runtime of its own. Of the actions on objects of
+/// operators two stand for all, since a loop over all of them takes twice as long: one that changes a status, and one that
+/// sets annotations. `TEST_ACTIONS=all` runs it for every action.
 pub fn for_each_action(test: impl AsyncFn(ActionKind) + Sync) {
-    for_each(&ActionKind::ALL, test);
+    for_each(&chosen(&[ActionKind::PromoteArgoRollout, ActionKind::ReconcileFlux]), test);
+}
+
+/// The actions that `TEST_ACTIONS` names, by commas, or all; without it every action, but of those on objects of operators
+/// these alone.
+fn chosen(of_operators: &[ActionKind]) -> Vec<ActionKind> {
+    let named = std::env::var("TEST_ACTIONS").ok();
+    let is_chosen = |kind: &ActionKind| match named.as_deref() {
+        None => kind.descriptor().integration.is_none() || of_operators.contains(kind),
+        Some("all") => true,
+        Some(named) => named.split(',').any(|name| name == kind.name()),
+    };
+    ActionKind::ALL.into_iter().filter(is_chosen).collect()
+}
+
+/// Every action; of those on objects of operators one, that changes a status: what becomes of a request or a change on its
+/// way is for the others as for other changes of a spec or of annotations.
+pub fn forms() -> Vec<ActionKind> {
+    chosen(&[ActionKind::PromoteArgoRollout])
+}
+
+/// Runs this test for each of [`forms`], as [`for_each_action`] does for each action.
+pub fn for_each_form(test: impl AsyncFn(ActionKind) + Sync) {
+    for_each(&forms(), test);
 }
 
 /// Runs the test for each case, some at a time.
@@ -260,7 +372,18 @@ pub fn for_each<T: Clone + Sync>(cases: &[T], test: impl AsyncFn(T) + Sync) {
 
 /// Whether the target is a node, which is in no namespace.
 pub fn is_on_nodes(kind: ActionKind) -> bool {
-    !kind.descriptor().cluster_rules.is_empty()
+    kind.descriptor().rules.is_empty()
+}
+
+/// Whether the action deletes an object, which then does not show who deleted it.
+pub fn is_deletion(kind: ActionKind) -> bool {
+    use ActionKind::*;
+    matches!(kind, RestartPod | EvictPod | DeleteStuckPod | DeleteJob | CleanPods)
+}
+
+/// Whether the action creates an object with a name of the request alone.
+pub fn is_creation(kind: ActionKind) -> bool {
+    matches!(kind, ActionKind::RunCronjob | ActionKind::RerunJob)
 }
 
 /// Creates the workload `web` for this action and waits until it runs; or creates the test's own node.
@@ -271,20 +394,41 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
         }
         ActionKind::RestartStatefulset => namespace.running_stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.running_daemon_set("web").await,
-        ActionKind::Scale | ActionKind::SetImage | ActionKind::PauseRollout => {
+        ActionKind::Scale
+        | ActionKind::SetImage
+        | ActionKind::PauseRollout
+        | ActionKind::Label
+        | ActionKind::Annotate => {
             namespace.running_deployment("web", 1).await;
         }
         ActionKind::SetAutoscalerBounds => namespace.autoscaler("web").await,
+        ActionKind::SetResources => {
+            namespace.running_deployment("web", 1).await;
+            set_memory(namespace, MEMORY).await;
+            namespace.rolled_out("web").await;
+        }
+        ActionKind::ResizePod => drop(namespace.running_sized_pod("web", MEMORY).await),
+        ActionKind::ExpandPvc => namespace.bound_claim("web", "10Gi").await,
+        ActionKind::RestartArgoRollout
+        | ActionKind::PromoteArgoRollout
+        | ActionKind::AbortArgoRollout
+        | ActionKind::RetryArgoRollout
+        | ActionKind::UndoArgoRollout => argo_rollout::prepare(kind, namespace).await,
         ActionKind::ResumeRollout => {
             namespace.running_deployment("web", 1).await;
             set_paused(namespace, true).await;
         }
         // A second pod: evicting a controller's only pod would cause a warning.
         ActionKind::EvictPod => drop(namespace.running_deployment("web", 2).await),
+        ActionKind::DeleteStuckPod => namespace.stuck_pod("web").await,
         ActionKind::RunCronjob | ActionKind::SuspendCronjob => {
             namespace.cron_job("web", OWN_IMAGE, false).await;
         }
         ActionKind::ResumeCronjob => drop(namespace.cron_job("web", OWN_IMAGE, true).await),
+        ActionKind::DeleteJob | ActionKind::RerunJob => {
+            namespace.finished_job("web", OWN_IMAGE).await;
+        }
+        ActionKind::CleanPods => namespace.failed_pod("web").await,
         ActionKind::Rollback => {
             namespace.running_deployment("web", 1).await;
             namespace.revise("web", "2").await;
@@ -296,6 +440,19 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
             namespace.own_node(false).await;
             namespace.replica_set_on_own_node("web", 1, json!({})).await;
         }
+        ActionKind::Taint => drop(namespace.own_node(false).await),
+        ActionKind::Untaint => {
+            namespace.own_node(false).await;
+            set_tainted(namespace, true).await;
+        }
+        ActionKind::SuspendFlux
+        | ActionKind::ResumeFlux
+        | ActionKind::ReconcileFlux
+        | ActionKind::SuspendArgoCdSync
+        | ActionKind::ResumeArgoCdSync
+        | ActionKind::SyncArgoCd
+        | ActionKind::PauseKeda
+        | ActionKind::ResumeKeda => operators::prepare(kind, namespace).await,
     }
 }
 
@@ -306,6 +463,11 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
         ActionKind::RestartK8s | ActionKind::SetImage | ActionKind::ResumeRollout => {
             namespace.deployment_with_claim("web", "data").await;
         }
+        ActionKind::SetResources => {
+            namespace.deployment_with_claim("web", "data").await;
+            set_memory(namespace, MEMORY).await;
+        }
+        ActionKind::ResizePod => drop(namespace.sized_pod("web", MISSING_IMAGE, MEMORY).await),
         ActionKind::RestartPod => drop(namespace.deployment("web", 1, MISSING_IMAGE).await),
         ActionKind::RestartStatefulset => namespace.stateful_set("web", 1).await,
         ActionKind::RestartDaemonset => namespace.daemon_set("web").await,
@@ -313,6 +475,23 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
             namespace.deployment("web", 1, MISSING_IMAGE).await;
         }
         ActionKind::EvictPod => drop(namespace.deployment("web", 2, MISSING_IMAGE).await),
+        // One object for each rule.
+        ActionKind::Label | ActionKind::Annotate => {
+            namespace.deployment("web", 1, MISSING_IMAGE).await;
+            namespace.cron_job("web", OWN_IMAGE, true).await;
+        }
+        ActionKind::DeleteStuckPod => return prepare(kind, namespace).await,
+        // They have no pods, and nobody plays their controller.
+        ActionKind::SuspendFlux
+        | ActionKind::ResumeFlux
+        | ActionKind::ReconcileFlux
+        | ActionKind::SuspendArgoCdSync
+        | ActionKind::ResumeArgoCdSync
+        | ActionKind::SyncArgoCd
+        | ActionKind::PauseKeda
+        | ActionKind::ResumeKeda => {
+            return operators::prepare_broken(kind, namespace).await;
+        }
         // These have no pods before they run, and failing ones afterwards.
         ActionKind::RunCronjob | ActionKind::SuspendCronjob => {
             namespace.cron_job("web", FAILING_IMAGE, false).await;
@@ -326,10 +505,31 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
             namespace.deployment_with_claim("web", "data").await;
             namespace.revise("web", "2").await;
         }
+        // They have no pods, and nobody plays their controller.
+        ActionKind::RestartArgoRollout
+        | ActionKind::PromoteArgoRollout
+        | ActionKind::AbortArgoRollout
+        | ActionKind::RetryArgoRollout
+        | ActionKind::UndoArgoRollout => {
+            return argo_rollout::prepare_broken(kind, namespace).await;
+        }
+        // They have no pods of their own.
+        ActionKind::RerunJob => {
+            namespace.finished_job("web", FAILING_IMAGE).await;
+            return;
+        }
+        // Its pods have finished.
+        ActionKind::DeleteJob => return prepare(kind, namespace).await,
+        // Its pod has finished.
+        ActionKind::CleanPods => return prepare(kind, namespace).await,
         // It has no pods of its own.
         ActionKind::SetAutoscalerBounds => return prepare(kind, namespace).await,
+        // A volume that does not become larger.
+        ActionKind::ExpandPvc => return namespace.bound_claim("web", "1Gi").await,
         // A node without pods has none that fail.
-        ActionKind::Cordon | ActionKind::Uncordon => return prepare(kind, namespace).await,
+        ActionKind::Cordon | ActionKind::Uncordon | ActionKind::Taint | ActionKind::Untaint => {
+            return prepare(kind, namespace).await;
+        }
         // With everything on the node that a drain checks.
         ActionKind::Drain => {
             namespace.own_node(false).await;
@@ -351,14 +551,51 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
 pub async fn undo(kind: ActionKind, namespace: &Namespace) {
     match kind {
         ActionKind::SetImage => set_image(namespace, GOOD_IMAGE).await,
+        ActionKind::SetResources => set_memory(namespace, MEMORY).await,
+        ActionKind::ResizePod => {
+            let container =
+                json!({ "name": "main", "resources": { "limits": { "memory": MEMORY } } });
+            let patch = Patch::Strategic(json!({ "spec": { "containers": [container] } }));
+            let pods = namespace.api::<Pod>();
+            let resized =
+                pods.patch_subresource("resize", "web", &Default::default(), &patch).await;
+            resized.expect("is resized");
+        }
         ActionKind::PauseRollout => set_paused(namespace, false).await,
         ActionKind::ResumeRollout => set_paused(namespace, true).await,
         ActionKind::SuspendCronjob => set_suspended(namespace, false).await,
         ActionKind::ResumeCronjob => set_suspended(namespace, true).await,
+        ActionKind::DeleteJob => create_again(namespace).await,
+        ActionKind::CleanPods if namespace.pods_of("web").await.is_empty() => {
+            namespace.failed_pod("web").await;
+        }
         ActionKind::Cordon | ActionKind::Drain => set_cordoned(namespace, false).await,
         ActionKind::Uncordon => set_cordoned(namespace, true).await,
-        _ => {}
+        ActionKind::Label => remove_entry(namespace, "labels").await,
+        ActionKind::Annotate => remove_entry(namespace, "annotations").await,
+        ActionKind::DeleteStuckPod => namespace.stuck_again("web").await,
+        ActionKind::Taint => set_tainted(namespace, false).await,
+        ActionKind::Untaint => set_tainted(namespace, true).await,
+        kind if argo_rollout::is_ours(kind) => argo_rollout::undo(kind, namespace).await,
+        kind => operators::undo(kind, namespace).await,
     }
+}
+
+/// Adds or removes a taint of the namespace's own node, as someone else. Its pods must not be scheduled anyway.
+async fn set_tainted(namespace: &Namespace, tainted: bool) {
+    let own = json!({ "key": "kwok.x-k8s.io/node", "value": "own", "effect": "NoSchedule" });
+    let more = json!({ "key": ENTRY, "value": "shop", "effect": "NoExecute" });
+    let taints = if tainted { json!([own, more]) } else { json!([own]) };
+    let patch = Patch::Merge(json!({ "spec": { "taints": taints } }));
+    let nodes = namespace.global::<Node>();
+    nodes.patch(namespace.name(), &Default::default(), &patch).await.expect("is patched");
+}
+
+/// Removes the label or annotation of the Deployment `web`, as someone else.
+async fn remove_entry(namespace: &Namespace, field: &str) {
+    let patch = Patch::Merge(json!({ "metadata": { field: { ENTRY: null } } }));
+    let deployments = namespace.api::<Deployment>();
+    deployments.patch("web", &Default::default(), &patch).await.expect("is patched");
 }
 
 /// Cordons or uncordons the namespace's own node, as someone else.
@@ -377,7 +614,21 @@ pub async fn set_paused(namespace: &Namespace, paused: bool) {
 
 /// Sets the image of the Deployment `web`, as someone else.
 async fn set_image(namespace: &Namespace, image: &str) {
-    let containers = json!([{ "name": "main", "image": image }]);
+    set_in_container(namespace, json!({ "image": image })).await;
+}
+
+/// The memory limit before `set_resources` and `resize_pod`.
+const MEMORY: &str = "64Mi";
+
+/// Sets the memory limit of the Deployment `web`, as someone else.
+async fn set_memory(namespace: &Namespace, limit: &str) {
+    set_in_container(namespace, json!({ "resources": { "limits": { "memory": limit } } })).await;
+}
+
+async fn set_in_container(namespace: &Namespace, fields: Value) {
+    let mut container = fields;
+    container["name"] = "main".into();
+    let containers = json!([container]);
     let patch = json!({ "spec": { "template": { "spec": { "containers": containers } } } });
     let deployments = namespace.api::<Deployment>();
     let patch = Patch::Strategic(patch);
@@ -387,6 +638,14 @@ async fn set_image(namespace: &Namespace, image: &str) {
         (found.status?.observed_generation == found.metadata.generation).then_some(())
     })
     .await;
+}
+
+/// Creates the Job `web` again, if it was deleted.
+async fn create_again(namespace: &Namespace) {
+    let found = namespace.api::<Job>().get_opt("web").await.expect("is read");
+    if found.is_none() {
+        namespace.finished_job("web", OWN_IMAGE).await;
+    }
 }
 
 /// Suspends or resumes the CronJob `web`, as someone else.
@@ -405,6 +664,9 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
             let pod = namespace.pods_of("web").await[0].name_any();
             json!({ "pod_name": pod, "namespace": name })
         }
+        ActionKind::DeleteStuckPod => {
+            json!({ "pod_name": "web", "namespace": name, "overdue_seconds": 10 })
+        }
         ActionKind::RestartStatefulset => json!({ "statefulset": "web", "namespace": name }),
         ActionKind::RestartDaemonset => json!({ "daemonset": "web", "namespace": name }),
         // A difference, because applying it twice would show.
@@ -415,15 +677,83 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
         ActionKind::SetImage => json!({
             "name": "web", "namespace": name, "images": [{ "container": "main", "image": namespace.other_image() }],
         }),
+        ActionKind::SetResources => json!({
+            "name": "web", "namespace": name, "resources": [{ "container": "main", "memory_limit": "96Mi" }],
+        }),
+        // More than it is, also for a second request.
+        ActionKind::ExpandPvc => {
+            let claims = namespace.api::<PersistentVolumeClaim>();
+            let claim = json!(claims.get("web").await.expect("is there"));
+            let size = claim["spec"]["resources"]["requests"]["storage"].as_str().expect("has one");
+            let gibibytes: u32 = size.trim_end_matches("Gi").parse().expect("is a number");
+            json!({ "claim": "web", "namespace": name, "size": format!("{}Gi", gibibytes + 1) })
+        }
+        ActionKind::ResizePod => json!({
+            "pod_name": "web", "namespace": name, "resources": [{ "container": "main", "memory_limit": "96Mi" }],
+        }),
         ActionKind::PauseRollout | ActionKind::ResumeRollout => {
             json!({ "deployment": "web", "namespace": name })
         }
         ActionKind::RunCronjob | ActionKind::SuspendCronjob | ActionKind::ResumeCronjob => {
             json!({ "cronjob": "web", "namespace": name })
         }
-        ActionKind::Rollback => json!({ "name": "web", "namespace": name }),
+        ActionKind::DeleteJob | ActionKind::RerunJob | ActionKind::Rollback => {
+            json!({ "name": "web", "namespace": name })
+        }
+        ActionKind::CleanPods => json!({ "namespace": name, "max_pods": 100 }),
         ActionKind::Cordon | ActionKind::Uncordon | ActionKind::Drain => json!({ "node": name }),
+        ActionKind::Label | ActionKind::Annotate => {
+            json!({ "name": "web", "namespace": name, "set": { ENTRY: "shop" } })
+        }
+        ActionKind::Taint => {
+            json!({ "node": name, "key": ENTRY, "value": "shop", "effect": "NoExecute" })
+        }
+        ActionKind::Untaint => json!({ "node": name, "key": ENTRY }),
+        ActionKind::SuspendFlux
+        | ActionKind::ResumeFlux
+        | ActionKind::ReconcileFlux
+        | ActionKind::SuspendArgoCdSync
+        | ActionKind::ResumeArgoCdSync
+        | ActionKind::SyncArgoCd
+        | ActionKind::PauseKeda
+        | ActionKind::ResumeKeda => json!({ "name": "web", "namespace": name }),
+        ActionKind::RestartArgoRollout
+        | ActionKind::PromoteArgoRollout
+        | ActionKind::AbortArgoRollout
+        | ActionKind::RetryArgoRollout
+        | ActionKind::UndoArgoRollout => {
+            json!({ "rollout": "web", "namespace": name })
+        }
     }
+}
+
+/// Parameters of the same action for objects of other kinds, which need other rules; only of the workload of
+/// [`prepare_broken`].
+pub async fn other_parameters(kind: ActionKind, namespace: &Namespace) -> Vec<Value> {
+    let schema = kind.parameters_schema(&mut schemars::SchemaGenerator::default());
+    if schema.pointer("/properties/selector").is_some() {
+        let mut parameters = json!({ "selector": "app=web", "namespace": namespace.name() });
+        if kind == ActionKind::Scale {
+            parameters["by"] = 1.into();
+        }
+        return vec![parameters];
+    }
+    if kind == ActionKind::PromoteArgoRollout {
+        // One that is held by its spec.
+        return vec![json!({ "rollout": "held", "namespace": namespace.name() })];
+    }
+    if kind == ActionKind::PauseKeda {
+        let mut parameters = parameters(kind, namespace).await;
+        parameters["replicas"] = 1.into();
+        return vec![parameters];
+    }
+    if !matches!(kind, ActionKind::Label | ActionKind::Annotate) {
+        return operators::other_parameters(kind, namespace.name());
+    }
+    let (name, set) = (namespace.name(), json!({ ENTRY: "shop" }));
+    let pod = namespace.pods_of("web").await[0].name_any();
+    let of = |kind: &str, object: &str| json!({ "kind": kind, "name": object, "namespace": name, "set": set });
+    vec![of("CronJob", "web"), of("Pod", &pod)]
 }
 
 /// The parameters of the action's documented example.
@@ -440,16 +770,43 @@ fn api(kind: ActionKind, namespace: &Namespace) -> Api<DynamicObject> {
         ActionKind::RestartDaemonset => ApiResource::erase::<DaemonSet>(&()),
         ActionKind::Scale
         | ActionKind::SetImage
+        | ActionKind::SetResources
         | ActionKind::PauseRollout
-        | ActionKind::ResumeRollout => ApiResource::erase::<Deployment>(&()),
+        | ActionKind::ResumeRollout
+        | ActionKind::Label
+        | ActionKind::Annotate => ApiResource::erase::<Deployment>(&()),
         ActionKind::SetAutoscalerBounds => ApiResource::erase::<HorizontalPodAutoscaler>(&()),
-        ActionKind::EvictPod => ApiResource::erase::<Pod>(&()),
+        ActionKind::EvictPod | ActionKind::DeleteStuckPod | ActionKind::ResizePod => {
+            ApiResource::erase::<Pod>(&())
+        }
+        ActionKind::ExpandPvc => ApiResource::erase::<PersistentVolumeClaim>(&()),
         ActionKind::RunCronjob | ActionKind::SuspendCronjob | ActionKind::ResumeCronjob => {
             ApiResource::erase::<CronJob>(&())
         }
-        ActionKind::Cordon | ActionKind::Uncordon | ActionKind::Drain => {
+        ActionKind::DeleteJob | ActionKind::RerunJob => ApiResource::erase::<Job>(&()),
+        ActionKind::Cordon
+        | ActionKind::Uncordon
+        | ActionKind::Drain
+        | ActionKind::Taint
+        | ActionKind::Untaint => {
             return namespace.global_objects(&ApiResource::erase::<Node>(&()));
         }
+        ActionKind::CleanPods => {
+            return namespace.global_objects(&ApiResource::erase::<CoreNamespace>(&()));
+        }
+        ActionKind::SuspendFlux
+        | ActionKind::ResumeFlux
+        | ActionKind::ReconcileFlux
+        | ActionKind::SuspendArgoCdSync
+        | ActionKind::ResumeArgoCdSync
+        | ActionKind::SyncArgoCd
+        | ActionKind::PauseKeda
+        | ActionKind::ResumeKeda => operators::Kind::of(kind).expect("is known there").resource(),
+        ActionKind::RestartArgoRollout
+        | ActionKind::PromoteArgoRollout
+        | ActionKind::AbortArgoRollout
+        | ActionKind::RetryArgoRollout
+        | ActionKind::UndoArgoRollout => argo_rollout::resource(),
     };
     namespace.objects(&resource)
 }
@@ -461,7 +818,11 @@ async fn target(
     parameters: &Value,
 ) -> Option<DynamicObject> {
     let named = parameters.as_object().expect("are parameters").iter();
-    let name = named.filter(|(key, _)| *key != "namespace").find_map(|(_, value)| value.as_str());
+    let mut named = named.filter(|(key, _)| *key != "namespace");
+    let first = || named.find_map(|(_, value)| value.as_str());
+    // Without another name the target is the namespace.
+    let name = parameters["node"].as_str().or_else(first);
+    let name = name.or_else(|| parameters["namespace"].as_str());
     let api = api(kind, namespace);
     api.get_opt(name.expect("is named")).await.expect("is read")
 }

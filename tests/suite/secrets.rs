@@ -3,13 +3,14 @@
 
 use std::{fs, time::Duration};
 
-use action_executor::{auth::token_review::RULES, contract::digest::sha256};
+use action_executor::{auth::token_review::RULES, contract::digest::sha256, policy::budget};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
 use crate::{
     cluster::{Namespace, shared},
     program::{Program, Server, execute_request, scratch},
+    receipts::Keys,
     traces::Collector,
 };
 
@@ -18,6 +19,7 @@ const WRONG_KEY: &str = "canary-wrong-key-77f1";
 const COOKIE: &str = "canary-cookie-9d2e";
 const VARIABLE: &str = "canary-variable-0b7c";
 const COLLECTOR_TOKEN: &str = "canary-collector-3e44";
+const SINK_PATH: &str = "canary-sink-7a30";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_appear_in_no_log_answer_metric_or_trace() {
@@ -25,9 +27,12 @@ async fn secrets_appear_in_no_log_answer_metric_or_trace() {
     namespace.running_deployment("web", 1).await;
     let rules = json!([
         { "apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get", "patch"] },
+        { "apiGroups": [""], "resources": ["events"], "verbs": ["create", "get", "patch"] },
     ]);
     let kubeconfig = namespace.account("server", rules).await;
     namespace.grant_everywhere("server", json!(RULES)).await;
+    // The namespace of its kubeconfig has the budget.
+    namespace.grant_in_default("server", json!([budget::RULE])).await;
     let text = fs::read_to_string(&kubeconfig).expect("is readable");
     let config: serde_json::Value = serde_json::from_str(&text).expect("is JSON");
     let token = config["users"][0]["user"]["token"].as_str().expect("has one").to_owned();
@@ -36,6 +41,13 @@ async fn secrets_appear_in_no_log_answer_metric_or_trace() {
     let entry = format!("keys: [{{name: pager, sha256: {}}}]", sha256(KEY.as_bytes()));
     fs::write(&keys, entry).expect("is written");
 
+    let sink_secret =
+        format!("whsec_{}", BASE64_STANDARD.encode("canary-sink-secret-4c19e8b0a5f2"));
+    let secret_file = scratch("sink-secret");
+    fs::write(&secret_file, &sink_secret).expect("is written");
+    let receipt_key = fs::read_to_string(&Keys::shared().private).expect("is readable");
+    let receipt_key = receipt_key.lines().nth(1).expect("is PEM").to_owned();
+
     let collector = Collector::start();
     let server = Server::start(
         Program::with_kubeconfig(&kubeconfig)
@@ -43,6 +55,9 @@ async fn secrets_appear_in_no_log_answer_metric_or_trace() {
             .env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor")
             .env("ACTION_EXECUTOR_LOG", "trace")
             .env("DATABASE_PASSWORD", VARIABLE)
+            .env("ACTION_EXECUTOR_RECEIPT_KEY", &Keys::shared().private)
+            .env("ACTION_EXECUTOR_SINK", format!("http://127.0.0.1:1/{SINK_PATH}"))
+            .env("ACTION_EXECUTOR_SINK_SECRET", secret_file)
             .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint())
             .env("OTEL_EXPORTER_OTLP_HEADERS", format!("authorization=Bearer {COLLECTOR_TOKEN}")),
     );
@@ -71,9 +86,20 @@ async fn secrets_appear_in_no_log_answer_metric_or_trace() {
     assert!(log.contains("action answered"), "{log}");
     let traces = collector.bytes();
     assert!(!traces.is_empty());
-    let canaries =
-        [KEY, WRONG_KEY, COOKIE, VARIABLE, COLLECTOR_TOKEN, &token, &caller].map(str::as_bytes);
-    for canary in canaries {
+    assert!(log.contains("notifications not delivered in time"), "{log}");
+    let canaries = [
+        KEY,
+        WRONG_KEY,
+        COOKIE,
+        VARIABLE,
+        COLLECTOR_TOKEN,
+        SINK_PATH,
+        &sink_secret,
+        &receipt_key,
+        &token,
+        &caller,
+    ];
+    for canary in canaries.map(str::as_bytes) {
         for (where_from, text) in
             [("answers", &said), ("log", &log.clone().into_bytes()), ("traces", &traces)]
         {
@@ -258,7 +284,9 @@ fn serve(case: &Unusable, namespace: &Namespace, request: &str, program: impl Fn
     }
     let server = Server::start(program());
     let history = format!("/api/v1/history?namespace={}", namespace.name());
-    for path in ["/readyz", &history] {
+    let diagnosis =
+        format!("/api/v1/diagnosis?target=deployment/web&namespace={}", namespace.name());
+    for path in ["/readyz", &history, &diagnosis] {
         let reply = server.get(path);
         check(case, path, &String::from_utf8_lossy(&reply.body));
     }

@@ -5,10 +5,10 @@ use kube::api::{DynamicObject, Patch};
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{GOOD_IMAGE, MISSING_IMAGE, Namespace, OTHER_IMAGE, eventually, shared},
+    cluster::{GOOD_IMAGE, MISSING_IMAGE, Namespace, OTHER_IMAGE, eventually},
     ledger::kubectl,
     program::{Finished, Program},
-    scenario::extended,
+    scenario::{extended, running, workload},
 };
 
 const KINDS: [WorkloadKind; 3] =
@@ -30,22 +30,8 @@ fn send(namespace: &Namespace, request: &Value) -> Finished {
     Program::with_kubeconfig(namespace.kubeconfig()).input(request.to_string()).run()
 }
 
-async fn get(namespace: &Namespace, kind: WorkloadKind) -> DynamicObject {
-    namespace.objects(&kind.resource()).get("web").await.expect("is there")
-}
-
 fn image(found: &DynamicObject) -> &Value {
     &found.data["spec"]["template"]["spec"]["containers"][0]["image"]
-}
-
-async fn running(test: &str, kind: WorkloadKind) -> Namespace {
-    let namespace = shared().namespace(&format!("{test}-{}", kind.for_kubectl())).await;
-    match kind {
-        WorkloadKind::StatefulSet => namespace.running_stateful_set("web", 1).await,
-        WorkloadKind::DaemonSet => namespace.running_daemon_set("web").await,
-        _ => drop(namespace.running_deployment("web", 1).await),
-    }
-    namespace
 }
 
 #[tokio::test]
@@ -58,7 +44,7 @@ async fn an_image_leaves_the_same_state_as_with_kubectl_for_each_kind() {
         assert_eq!(done.status, 0, "{done:?}");
         let object = format!("{}/web", kind.for_kubectl());
         kubectl(&theirs, &["set", "image", &object, &format!("main={OTHER_IMAGE}")]);
-        let (ours, theirs) = (get(&ours, kind).await, get(&theirs, kind).await);
+        let (ours, theirs) = (workload(&ours, kind).await, workload(&theirs, kind).await);
         assert_eq!(image(&ours), OTHER_IMAGE);
         assert_eq!(ours.data["spec"], theirs.data["spec"], "{}", kind.name());
         assert_eq!(ours.metadata.generation, Some(2));
@@ -84,7 +70,7 @@ async fn an_image_that_cannot_be_pulled_is_taken_back_if_the_request_asks_for_th
     let answer = done.answer();
     assert!(answer["rollout"]["problems"].to_string().contains("ImagePullBackOff"), "{answer}");
     assert_eq!(answer["rolled_back"]["rollout"]["state"], "complete", "{answer}");
-    assert_eq!(image(&get(&namespace, kind).await), GOOD_IMAGE);
+    assert_eq!(image(&workload(&namespace, kind).await), GOOD_IMAGE);
 }
 
 #[tokio::test]
@@ -118,7 +104,7 @@ async fn the_policy_decides_on_the_repository_also_of_a_limited_simulation() {
     }
     let done = send(&namespace, &request(&namespace, kind, other, json!({})));
     assert_eq!(done.answer()["code"], "policy_denied", "{done:?}");
-    assert_eq!(image(&get(&namespace, kind).await), GOOD_IMAGE);
+    assert_eq!(image(&workload(&namespace, kind).await), GOOD_IMAGE);
 }
 
 #[tokio::test]
@@ -139,7 +125,7 @@ async fn a_template_that_another_client_changes_meanwhile_keeps_its_containers()
     // A container is inserted before ours between two requests: the place of ours is read anew.
     let kind = WorkloadKind::Deployment;
     let namespace = running("image_moved", kind).await;
-    let found = get(&namespace, kind).await;
+    let found = workload(&namespace, kind).await;
     let main = found.data["spec"]["template"]["spec"]["containers"][0].clone();
     let mut first = main.clone();
     first["name"] = "first".into();
@@ -150,7 +136,7 @@ async fn a_template_that_another_client_changes_meanwhile_keeps_its_containers()
     let done = send(&namespace, &request(&namespace, kind, OTHER_IMAGE, json!({})));
     assert_eq!(done.status, 0, "{done:?}");
     let now = eventually("the image is set", async || {
-        let found = get(&namespace, kind).await;
+        let found = workload(&namespace, kind).await;
         (found.metadata.generation == Some(3)).then_some(found)
     })
     .await;

@@ -155,7 +155,7 @@ async fn answer(
     Ok(response.body(Full::from(answer.to_string())).expect("is a response"))
 }
 
-fn acceptor(pair: &Pair) -> TlsAcceptor {
+pub fn acceptor(pair: &Pair) -> TlsAcceptor {
     let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).expect("is PEM");
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()

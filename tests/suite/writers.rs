@@ -71,7 +71,7 @@ fn a_status_writer_starves_no_action() {
 }
 
 /// The actions whose change is bound to the target's labels: they patch the target itself.
-const PATCHING: [ActionKind; 10] = [
+const PATCHING: [ActionKind; 15] = [
     ActionKind::RestartK8s,
     ActionKind::RestartStatefulset,
     ActionKind::RestartDaemonset,
@@ -80,8 +80,13 @@ const PATCHING: [ActionKind; 10] = [
     ActionKind::SuspendCronjob,
     ActionKind::ResumeCronjob,
     ActionKind::Rollback,
+    ActionKind::PromoteArgoRollout,
+    ActionKind::UndoArgoRollout,
     ActionKind::Cordon,
     ActionKind::Uncordon,
+    ActionKind::ResumeFlux,
+    ActionKind::SyncArgoCd,
+    ActionKind::PauseKeda,
 ];
 
 #[test]

@@ -151,8 +151,36 @@ Checks of combinations of values that the schema cannot express.
 {{- else if .Values.knative.enabled }}
 {{- fail "knative.enabled needs server.enabled: Knative runs only the server." }}
 {{- end }}
+{{- with .Values.impersonation }}
+{{- if and .enabled (not $.Values.server.enabled) }}
+{{- fail "impersonation.enabled needs server.enabled: Jobs have no callers." }}
+{{- end }}
+{{- if and .enabled (not (include "action-executor.authenticates" $)) }}
+{{- fail "impersonation.enabled needs authentication: without it there is nobody to impersonate." }}
+{{- end }}
+{{- if and .constrained .accounts }}
+{{- fail "impersonation.constrained and impersonation.accounts are mutually exclusive: constrained impersonation does not cover service accounts." }}
+{{- end }}
+{{- end }}
 {{- if and .Values.tls.enabled (not .Values.tls.secretName) }}
 {{- fail "tls.enabled needs tls.secretName: set it to the Secret with the server's certificate and key." }}
+{{- end }}
+{{- with .Values.notifications }}
+{{- if and .sink .urlKey }}
+{{- fail "notifications.sink and notifications.urlKey are mutually exclusive: the URL is in the values or in the Secret." }}
+{{- end }}
+{{- if and .sink (not .secretName) }}
+{{- fail "notifications.sink needs notifications.secretName: set it to the Secret with the secret that signs notifications." }}
+{{- end }}
+{{- if and .urlKey (not .secretName) }}
+{{- fail "notifications.urlKey needs notifications.secretName: set it to the Secret with the URL and the secret that signs notifications." }}
+{{- end }}
+{{- end }}
+{{- if and .Values.receipts.keySecret (not .Values.receipts.volume) (not .Values.notifications.sink) (not .Values.notifications.urlKey) }}
+{{- fail "receipts.keySecret needs receipts.volume or notifications.sink: a receipt has to go somewhere." }}
+{{- end }}
+{{- if and .Values.receipts.volume (not .Values.receipts.keySecret) }}
+{{- fail "receipts.volume needs receipts.keySecret: set it to the Secret with the key that signs receipts." }}
 {{- end }}
 {{- if and .Values.tls.clientCaSecret (not .Values.tls.enabled) }}
 {{- fail "tls.clientCaSecret needs tls.enabled: clients present certificates only over TLS." }}

@@ -95,9 +95,31 @@ containers:
       - name: ACTION_EXECUTOR_TOKEN_AUDIENCE
         value: {{ .Values.authentication.tokenReview.audience | quote }}
       {{- end }}
+      {{- with .Values.impersonation }}
+      {{- if .enabled }}
+      - name: ACTION_EXECUTOR_IMPERSONATE
+        value: callers
+      {{- with .groups }}
+      - name: ACTION_EXECUTOR_IMPERSONATE_GROUPS
+        value: {{ join "," . | quote }}
+      {{- end }}
+      {{- with .accounts }}
+      - name: ACTION_EXECUTOR_IMPERSONATE_ACCOUNTS
+        value: {{ join "," . | quote }}
+      {{- end }}
+      {{- with .extra }}
+      - name: ACTION_EXECUTOR_IMPERSONATE_EXTRA
+        value: {{ join "," . | quote }}
+      {{- end }}
+      {{- end }}
+      {{- end }}
       {{- if $keys }}
       - name: ACTION_EXECUTOR_KEYS
         value: /etc/action-executor/keys/keys.yaml
+      {{- end }}
+      {{- if .Values.clusters.existingSecret }}
+      - name: ACTION_EXECUTOR_CLUSTERS
+        value: /etc/action-executor/clusters/clusters.yaml
       {{- end }}
       {{- if .Values.tls.enabled }}
       - name: ACTION_EXECUTOR_TLS_CERTIFICATE
@@ -137,6 +159,31 @@ containers:
         valueFrom:
           fieldRef:
             fieldPath: spec.nodeName
+      {{- end }}
+      {{- if .Values.receipts.keySecret }}
+      - name: ACTION_EXECUTOR_RECEIPT_KEY
+        value: /etc/action-executor/receipts/receipt.pem
+      {{- if .Values.receipts.volume }}
+      - name: ACTION_EXECUTOR_RECEIPTS
+        value: /var/lib/action-executor/receipts/{{ ternary "receipts" "$(POD_NAME)" $knative }}.jsonl
+      {{- end }}
+      {{- end }}
+      {{- if or .Values.notifications.sink .Values.notifications.urlKey }}
+      - name: ACTION_EXECUTOR_SINK
+        {{- if .Values.notifications.urlKey }}
+        valueFrom:
+          secretKeyRef:
+            name: {{ .Values.notifications.secretName }}
+            key: {{ .Values.notifications.urlKey | quote }}
+        {{- else }}
+        value: {{ .Values.notifications.sink | quote }}
+        {{- end }}
+      - name: ACTION_EXECUTOR_SINK_SECRET
+        value: /etc/action-executor/sink/secret
+      {{- if .Values.notifications.allowHttp }}
+      - name: ACTION_EXECUTOR_SINK_ALLOW_HTTP
+        value: "true"
+      {{- end }}
       {{- end }}
       {{- with .Values.extraEnv }}
       {{- toYaml . | nindent 6 }}
@@ -182,6 +229,11 @@ containers:
         mountPath: /etc/action-executor/keys
         readOnly: true
       {{- end }}
+      {{- if .Values.clusters.existingSecret }}
+      - name: clusters
+        mountPath: /etc/action-executor/clusters
+        readOnly: true
+      {{- end }}
       {{- if .Values.tls.enabled }}
       - name: tls
         mountPath: /etc/action-executor/tls
@@ -190,6 +242,20 @@ containers:
       {{- if .Values.tls.clientCaSecret }}
       - name: client-ca
         mountPath: /etc/action-executor/client-ca
+        readOnly: true
+      {{- end }}
+      {{- if .Values.receipts.keySecret }}
+      - name: receipt-key
+        mountPath: /etc/action-executor/receipts
+        readOnly: true
+      {{- if .Values.receipts.volume }}
+      - name: receipts
+        mountPath: /var/lib/action-executor/receipts
+      {{- end }}
+      {{- end }}
+      {{- if or .Values.notifications.sink .Values.notifications.urlKey }}
+      - name: sink
+        mountPath: /etc/action-executor/sink
         readOnly: true
       {{- end }}
       {{- if eq .Values.server.engine "tiny-http" }}
@@ -230,6 +296,11 @@ volumes:
         - key: {{ .Values.authentication.keys.secretKey }}
           path: keys.yaml
   {{- end }}
+  {{- with .Values.clusters.existingSecret }}
+  - name: clusters
+    secret:
+      secretName: {{ . }}
+  {{- end }}
   {{- if .Values.tls.enabled }}
   - name: tls
     secret:
@@ -247,6 +318,30 @@ volumes:
       items:
         - key: ca.crt
           path: ca.crt
+  {{- end }}
+  {{- with .Values.receipts }}
+  {{- if .keySecret }}
+  - name: receipt-key
+    secret:
+      secretName: {{ .keySecret }}
+      items:
+        - key: {{ .secretKey }}
+          path: receipt.pem
+  {{- with .volume }}
+  - name: receipts
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- end }}
+  {{- end }}
+  {{- with .Values.notifications }}
+  {{- if or .sink .urlKey }}
+  - name: sink
+    secret:
+      secretName: {{ .secretName }}
+      items:
+        - key: {{ .secretKey }}
+          path: secret
+  {{- end }}
   {{- end }}
   {{- if eq .Values.server.engine "tiny-http" }}
   # The engine's private socket.

@@ -69,7 +69,7 @@ The program's RBAC rules.
 */}}
 {{- define "action-executor.rules" -}}
 {{- $rules := .Files.Get "files/rules.yaml" | fromYaml }}
-{{- range list "aliases" "cluster" }}
+{{- range list "aliases" "cluster" "integrations" }}
 {{- if not (get $rules .) }}
 {{- $_ := set $rules . dict }}
 {{- end }}
@@ -78,17 +78,43 @@ The program's RBAC rules.
 {{- end }}
 
 {{/*
-The allowed actions, as a YAML list under "items", without aliases.
+The actions on objects of operators that the policy does not name, as a YAML list under "items".
+*/}}
+{{- define "action-executor.off" -}}
+{{- $rules := include "action-executor.rules" . | fromYaml }}
+{{- $integrations := (include "action-executor.limits" . | fromYaml).integrations }}
+{{- $names := list }}
+{{- range $action, $integration := $rules.integrations }}
+{{- if not (has $integration $integrations) }}
+{{- $names = append $names $action }}
+{{- end }}
+{{- end }}
+{{- toYaml (dict "items" $names) }}
+{{- end }}
+
+{{/*
+The allowed actions, as a YAML list under "items", without aliases, without those that change keys where none is
+listed, and without those of integrations that are off.
 */}}
 {{- define "action-executor.allowed" -}}
 {{- $rules := include "action-executor.rules" . | fromYaml }}
+{{- $limits := include "action-executor.limits" . | fromYaml }}
+{{- $keys := dict "label" $limits.labels.allow "annotate" $limits.annotations.allow "taint" $limits.taints.allow "untaint" $limits.taints.allow }}
 {{- $names := list }}
-{{- range (include "action-executor.limits" . | fromYaml).actions.allow }}
+{{- range $limits.actions.allow }}
 {{- if eq . "*" }}
 {{- $names = concat $names (keys $rules.actions) }}
 {{- else }}
 {{- $names = append $names (get $rules.aliases . | default .) }}
 {{- end }}
+{{- end }}
+{{- range $action, $listed := $keys }}
+{{- if not $listed }}
+{{- $names = without $names $action }}
+{{- end }}
+{{- end }}
+{{- range (include "action-executor.off" . | fromYaml).items }}
+{{- $names = without $names . }}
 {{- end }}
 {{- toYaml (dict "items" ($names | uniq | sortAlpha)) }}
 {{- end }}
@@ -107,12 +133,8 @@ The rules that the executor needs in each namespace of targets.
 {{- define "action-executor.roleRules" -}}
 {{- $table := include "action-executor.rules" . | fromYaml }}
 {{- $rules := list }}
-{{- range (include "action-executor.allowed" . | fromYaml).items }}
-{{- range get $table.actions . }}
-{{- if not (has . $rules) }}
-{{- $rules = append $rules . }}
-{{- end }}
-{{- end }}
+{{- if not .Values.impersonation.enabled }}
+{{- $rules = (include "action-executor.actionRules" . | fromYaml).items }}
 {{- end }}
 {{- if not (has $table.ledger $rules) }}
 {{- $rules = append $rules $table.ledger }}
@@ -121,6 +143,37 @@ The rules that the executor needs in each namespace of targets.
 {{- $rules = append $rules $table.approval }}
 {{- end }}
 {{- toYaml $rules }}
+{{- end }}
+
+{{/*
+The rules of the allowed actions in a namespace, as a YAML list under "items".
+*/}}
+{{- define "action-executor.actionRules" -}}
+{{- $table := include "action-executor.rules" . | fromYaml }}
+{{- $rules := list }}
+{{- range (include "action-executor.allowed" . | fromYaml).items }}
+{{- range get $table.actions . }}
+{{- if not (has . $rules) }}
+{{- $rules = append $rules . }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toYaml (dict "items" $rules) }}
+{{- end }}
+
+{{/*
+Rules as those of constrained impersonation (KEP-5284).
+*/}}
+{{- define "action-executor.constrained" -}}
+{{- $constrained := list }}
+{{- range . | uniq }}
+{{- $verbs := list }}
+{{- range .verbs }}
+{{- $verbs = append $verbs (printf "impersonate-on:user-info:%s" .) }}
+{{- end }}
+{{- $constrained = append $constrained (set (deepCopy .) "verbs" $verbs) }}
+{{- end }}
+{{- toYaml $constrained }}
 {{- end }}
 
 {{/*
@@ -217,12 +270,13 @@ CEL: the request is a write that an allowed action needs. A simulation sends the
 {{- define "action-executor.writes" -}}
 {{- $limited := (include "action-executor.limits" . | fromYaml).simulation.limited }}
 {{- $allowed := (include "action-executor.allowed" . | fromYaml).items }}
+{{- $off := (include "action-executor.off" . | fromYaml).items }}
 {{- $operations := dict "create" "CREATE" "patch" "UPDATE" "update" "UPDATE" "delete" "DELETE" }}
 {{- $conditions := list }}
 {{- $table := include "action-executor.rules" . | fromYaml }}
 {{- range $action, $rules := $table.actions }}
 {{- $isAllowed := has $action $allowed }}
-{{- if or $isAllowed (not $limited) }}
+{{- if or $isAllowed (not (or $limited (has $action $off))) }}
 {{- range $rule := concat $rules (get $table.cluster $action | default list) }}
 {{- range $group := $rule.apiGroups }}
 {{- range $resource := $rule.resources }}
@@ -275,7 +329,11 @@ The common part of the three admission policies: the account that they apply to,
 {{- define "action-executor.admissionSubject" -}}
 matchConditions:
   - name: is-the-executor
-    expression: request.userInfo.username == 'system:serviceaccount:{{ .Release.Namespace }}:{{ include "action-executor.serviceAccountName" . }}'
+    # Or in the name of a caller whom the account impersonates.
+    {{- $user := printf "system:serviceaccount:%s:%s" .Release.Namespace (include "action-executor.serviceAccountName" .) }}
+    {{- $extra := "request.userInfo.extra" }}
+    {{- $key := "action-executor.dev/executor" }}
+    expression: {{ printf "request.userInfo.username == '%s' || (has(%s) && '%s' in %s && '%s' in %s['%s'])" $user $extra $key $extra $user $extra $key | quote }}
 variables:
   - name: labels
     expression: "oldObject == null || !has(oldObject.metadata.labels) ? dyn({}) : dyn(oldObject.metadata.labels)"
@@ -286,7 +344,7 @@ variables:
   - name: subresource
     expression: "has(request.subResource) ? request.subResource : ''"
   - name: labelled
-    expression: "oldObject != null && variables.subresource == ''"
+    expression: "oldObject != null && variables.subresource in ['', 'resize', 'status']"
   - name: simulated
     expression: "has(request.dryRun) && request.dryRun"
 {{- end }}

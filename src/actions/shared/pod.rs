@@ -5,16 +5,10 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::{
     contract::{
         error::{ActionError, Code},
-        response::{Change, Target},
+        response::Target,
     },
     k8s::pods,
 };
-
-/// The change of a target that is removed.
-pub(crate) fn removal(target: &Target) -> Change {
-    let uid = target.uid.clone().unwrap_or_default();
-    Change { path: "/metadata/uid".to_owned(), from: uid.into(), to: serde_json::Value::Null }
-}
 
 /// # Errors
 /// The pod is the mirror of a static pod. Its removal restarts nothing: the kubelet runs the pod from a file, and creates the

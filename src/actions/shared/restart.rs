@@ -16,6 +16,7 @@ use crate::{
         api::client::Cluster,
         applied_requests::AppliedRequests,
         effect::Effect,
+        gitops,
         rbac::PolicyRule,
         restart,
         revisions::{RollbackTarget, template_digest},
@@ -89,6 +90,7 @@ pub(crate) fn decide(
     let completion = completion(workload, Some(template_digest(&restarted)));
     let mut plan = Plan::new(target, found, decision, completion);
     plan.changes = changes(workload, &mark, input);
+    plan.warnings = gitops::undo_warnings(found, "the annotations of the pod template");
     Ok(plan)
 }
 

@@ -1,21 +1,25 @@
 //! What the changes of a workload's pod template have in common: the workload is read with its revisions if a failed
 //! rollout is to be rolled back, and the same warnings apply. Must not depend on one action.
 
+use json_patch::PatchOperation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
-    actions::{CompletionSpec, Plan, PlanInput},
+    actions::{CompletionSpec, Decision, Plan, PlanInput},
     contract::{
         error::{ActionError, Code},
-        response::Target,
+        response::{Change, Target},
     },
     k8s::{
         api::{client::Cluster, preflight::Preflight},
+        applied_requests::AppliedRequests,
         completion::{Completion, RolloutOf},
+        conditional_patch::after,
+        effect::Effect,
         rbac::PolicyRule,
-        revisions::{History, RollbackTarget},
+        revisions::{History, RollbackTarget, template_digest},
         rollout,
         workload::{Workload, WorkloadKind},
     },
@@ -72,21 +76,36 @@ pub(crate) async fn plan(
     input: &PlanInput,
     decide: impl Fn(&Workload, &Value, Option<&RollbackTarget>) -> Result<Plan, ActionError>,
 ) -> Result<Plan, ActionError> {
+    let nothing = std::future::ready(());
+    plan_beside(read, nothing, cluster, input, |found, template, revision, ()| {
+        decide(found, template, revision)
+    })
+    .await
+}
+
+/// The same with what is read `beside` the workload.
+pub(crate) async fn plan_beside<T>(
+    read: Read<'_>,
+    beside: impl Future<Output = T>,
+    cluster: &Cluster,
+    input: &PlanInput,
+    decide: impl FnOnce(&Workload, &Value, Option<&RollbackTarget>, T) -> Result<Plan, ActionError>,
+) -> Result<Plan, ActionError> {
     let Read { target, kind, rollback_on_failure } = read;
     let (namespace, name) = (&target.namespace, &target.name);
     let preflight = Preflight::of(cluster, kind, namespace, input.deadline);
     let (plan, found, preflight) = if rollback_on_failure {
         let history = cluster.history(kind, namespace, name, input.deadline);
-        let (history, preflight) = tokio::join!(history, preflight);
+        let (history, preflight, beside) = tokio::join!(history, preflight, beside);
         let history = history?;
         let revision = history.rollback_target();
-        let plan = decide(&history.workload, history.template(), revision.as_ref())?;
+        let plan = decide(&history.workload, history.template(), revision.as_ref(), beside)?;
         (with_rollback_target(plan, &history, input)?, history.workload, preflight)
     } else {
         let found = cluster.workload_and_template(kind, namespace, name, input.deadline);
-        let (found, preflight) = tokio::join!(found, preflight);
+        let (found, preflight, beside) = tokio::join!(found, preflight, beside);
         let (found, template) = found?;
-        (decide(&found, &template, None)?, found, preflight)
+        (decide(&found, &template, None, beside)?, found, preflight)
     };
     let mut plan = plan.with_preflight_warnings(&preflight, &found, input);
     if plan.is_change() {
@@ -109,6 +128,45 @@ fn with_rollback_target(
     let with_uid = |refusal: ActionError| refusal.object_uid(plan.target.uid.as_deref());
     input.check_decided_on(&plan.target, history).map_err(with_uid)?;
     plan.with_rollback_target(history)
+}
+
+/// Where the spec of the pods is in a workload.
+pub(crate) const POD_SPEC: [&str; 3] = ["spec", "template", "spec"];
+
+/// A change of a workload's pod template, and the sentences about it.
+pub(crate) struct TemplateChange {
+    pub operations: Vec<PatchOperation>,
+    pub changes: Vec<Change>,
+    pub did: String,
+    pub would: String,
+}
+
+impl TemplateChange {
+    /// The plan that makes it, without warnings.
+    pub(crate) fn plan(
+        self,
+        target: Target,
+        workload: &Workload,
+        template: &Value,
+        rollback_target: Option<&RollbackTarget>,
+        input: &PlanInput,
+    ) -> Plan {
+        let TemplateChange { operations, mut changes, did, would } = self;
+        let (found, mark) = (workload.metadata(), input.mark_for(rollback_target));
+        let after = template_after(template, &operations);
+        let completion = completion(workload, Some(template_digest(&after)));
+        let (resource, precondition) = (workload.kind().resource(), input.precondition.as_ref());
+        let effect = Effect::patch(resource, found, &mark, precondition, operations);
+        changes.push(AppliedRequests::from_metadata(found).change(&mark));
+        let decision = Decision::Apply(Box::new(effect), did, would);
+        Plan { changes, ..Plan::new(target, found, decision, completion) }
+    }
+}
+
+/// The template after these operations on the workload.
+pub(crate) fn template_after(template: &Value, operations: &[PatchOperation]) -> Value {
+    let workload = json!({ "spec": { "template": template } });
+    after(workload, operations)["spec"]["template"].take()
 }
 
 /// When a change of the pod template is complete; `template` is the digest of the new one. Where no pod is replaced
@@ -140,7 +198,6 @@ pub(crate) fn refuse_paused(target: &Target, workload: &Workload) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{actions::Decision, k8s::effect::Effect};
 
     /// A Deployment whose ReplicaSet `web-1` has this template.
     fn history(kept: &str) -> History {

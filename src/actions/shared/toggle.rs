@@ -1,5 +1,5 @@
 //! The actions that set one boolean field: cordon and uncordon a node, pause and resume a Deployment's
-//! rollout, suspend and resume a CronJob. Each is one patch, and refuses what every patch refuses.
+//! rollout, suspend and resume a CronJob, or what Flux reconciles. Each is one patch, and refuses what every patch refuses.
 
 use json_patch::PatchOperation;
 use k8s_openapi::api::{apps::v1::Deployment, batch::v1::CronJob, core::v1::Node};
@@ -16,7 +16,9 @@ use crate::{
         applied_requests::AppliedRequests,
         conditional_patch::{add, remove, test},
         effect::Effect,
+        flux::FluxKind,
         gitops,
+        integrations::{HELM_RELEASE, KUSTOMIZATION},
     },
 };
 
@@ -62,6 +64,23 @@ static CRONJOB_SUSPEND: Field = Field {
     participles: ["suspended", "resumed"],
 };
 
+static KUSTOMIZATION_SUSPEND: Field = Field {
+    resource: || KUSTOMIZATION.resource(),
+    name: "suspend",
+    // As `flux resume` does.
+    off: Value::Null,
+    state: "suspended",
+    participles: ["suspended", "resumed"],
+};
+
+static HELM_RELEASE_SUSPEND: Field = Field {
+    resource: || HELM_RELEASE.resource(),
+    name: "suspend",
+    off: Value::Null,
+    state: "suspended",
+    participles: ["suspended", "resumed"],
+};
+
 pub(crate) const CORDON: Toggle = Toggle { field: &NODE_UNSCHEDULABLE, on: true };
 pub(crate) const UNCORDON: Toggle = Toggle { field: &NODE_UNSCHEDULABLE, on: false };
 pub(crate) const PAUSE_ROLLOUT: Toggle = Toggle { field: &DEPLOYMENT_PAUSED, on: true };
@@ -70,6 +89,15 @@ pub(crate) const SUSPEND_CRONJOB: Toggle = Toggle { field: &CRONJOB_SUSPEND, on:
 pub(crate) const RESUME_CRONJOB: Toggle = Toggle { field: &CRONJOB_SUSPEND, on: false };
 
 impl Toggle {
+    /// Suspends an object that Flux reconciles, or resumes it.
+    pub(crate) fn of_flux(kind: FluxKind, on: bool) -> Self {
+        let field = match kind {
+            FluxKind::Kustomization => &KUSTOMIZATION_SUSPEND,
+            FluxKind::HelmRelease => &HELM_RELEASE_SUSPEND,
+        };
+        Toggle { field, on }
+    }
+
     pub(crate) fn target(self, namespace: &str, name: &str) -> Target {
         let ApiResource { api_version, kind, .. } = (self.field.resource)();
         Target::named(&api_version, &kind, namespace, name)
@@ -108,7 +136,7 @@ impl Toggle {
         let mut plan = Plan::new(target, metadata, decision, completion);
         plan.changes = self.changes(metadata, is_on, input);
         let field = format!("spec.{}", self.field.name);
-        plan.warnings.extend(gitops::revert_warning(metadata, &field));
+        plan.warnings.extend(gitops::undo_warnings(metadata, &field));
         Ok(plan)
     }
 

@@ -12,7 +12,6 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::core::ObjectMeta;
 use tokio::{
     sync::watch,
-    task::JoinSet,
     time::{Instant, sleep},
 };
 
@@ -23,6 +22,7 @@ use super::{
 };
 use crate::{
     contract::error::{ActionError, Code},
+    executor::batch::{Batch, apply_each},
     k8s::{
         api::{error::is_denial, mutation::ApplyError, retry},
         drain_filter::plural,
@@ -30,9 +30,6 @@ use crate::{
         pdb, pods,
     },
 };
-
-/// How many evictions run at once.
-pub(super) const MAX_PARALLEL: usize = 16;
 
 /// How long a check of limits and node is valid: one per batch would double the number of calls.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -74,22 +71,15 @@ impl Drain<'_> {
     ) -> HashSet<String> {
         let stopping = self.context.stopping();
         let mut evicted = HashSet::new();
-        let mut in_flight = JoinSet::new();
-        let mut next = chosen.iter();
-        loop {
-            while in_flight.len() < MAX_PARALLEL && may_begin(&stopping, end) {
-                let Some(left) = next.next() else { break };
-                let effect = Effect::eviction(&left.pod, None)
-                    .with_grace_period(self.remaining.evictions.grace_period_seconds);
-                let cluster = self.remaining.cluster.clone();
-                in_flight.spawn(async move {
-                    let result = cluster.apply(&effect, false, end).await;
-                    (effect, result)
-                });
-            }
-            let Some(done) = in_flight.join_next().await else { return evicted };
-            // The next list shows what became of the pod of a task that panicked.
-            let Ok((effect, result)) = done else { continue };
+        let grace_period_seconds = self.remaining.evictions.grace_period_seconds;
+        let eviction = |left: &&RemainingPod| {
+            Effect::eviction(&left.pod, None).with_grace_period(grace_period_seconds)
+        };
+        let batch = Batch { cluster: self.remaining.cluster, dry_run: false, deadline: end };
+        let may_begin = || may_begin(&stopping, end);
+        // The next list shows what was not sent.
+        let evictions = chosen.iter().map(eviction).collect();
+        apply_each(batch, evictions, may_begin, |effect, result| {
             let name = format!("{}/{}", effect.namespace, effect.name);
             match result {
                 Ok(_) => {
@@ -130,7 +120,9 @@ impl Drain<'_> {
                     attempts.given_up.insert(effect.uid, error.with_its_hint());
                 }
             }
-        }
+        })
+        .await;
+        evicted
     }
 
     /// Finds out which evictions without an answer were made, and evicts the other pods.

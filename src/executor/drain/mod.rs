@@ -30,7 +30,10 @@ use crate::{
         error::{ActionError, Code},
         response::{Rollout, RolloutState, Target},
     },
-    executor::context::{Context, stopped},
+    executor::{
+        batch::MAX_NAMED_PODS,
+        context::{Context, stopped},
+    },
     k8s::{
         api::mutation::ApplyError,
         applied_requests::{AppliedRequests, DRAINS_ANNOTATION},
@@ -53,9 +56,6 @@ const PROBLEMS_TIMEOUT: Duration = Duration::from_millis(800);
 
 /// Distinguishes the mark of the uncordoning from that of the request.
 const UNCORDON_SUFFIX: &str = "uncordon";
-
-/// The most pods that a message names.
-const MAX_NAMED_PODS: usize = 20;
 
 /// The stage before the first list.
 const NOTHING_SEEN: &str = "no state read yet";

@@ -11,9 +11,9 @@ use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
 use kube::core::ObjectMeta;
 use tokio::time::Instant;
 
-use super::MAX_NAMED_PODS;
 use crate::{
     contract::{error::ActionError, response::Target},
+    executor::batch::MAX_NAMED_PODS,
     k8s::{
         api::{
             client::{Cluster, next_page},

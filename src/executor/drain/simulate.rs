@@ -4,16 +4,15 @@
 use std::collections::BTreeMap;
 
 use kube::core::ObjectMeta;
-use tokio::{task::JoinSet, time::Instant};
+use tokio::time::Instant;
 
-use super::{MAX_NAMED_PODS, evict::MAX_PARALLEL};
 use crate::{
     actions::AffectedObject,
+    executor::batch::{Batch, apply_each, warning},
     k8s::{
         api::{client::Cluster, mutation::ApplyError},
         drain_filter::{EvictionSet, plural},
         effect::Effect,
-        pods,
     },
 };
 
@@ -29,27 +28,14 @@ pub(crate) async fn refusals(
     deadline: Instant,
 ) -> Vec<String> {
     let mut by_reason: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let (mut in_flight, mut untried) = (JoinSet::new(), pods.len().saturating_sub(MAX_EVICTIONS));
-    let mut next = pods.iter().take(MAX_EVICTIONS);
-    loop {
-        while in_flight.len() < MAX_PARALLEL {
-            let Some(pod) = next.next() else { break };
-            if Instant::now() >= deadline {
-                untried += 1;
-                continue;
-            }
-            let effect = eviction(pod, set);
-            let cluster = cluster.clone();
-            in_flight.spawn(async move {
-                let result = cluster.apply(&effect, true, deadline).await;
-                (format!("{}/{}", effect.namespace, effect.name), result)
-            });
-        }
-        let Some(done) = in_flight.join_next().await else { break };
-        let Ok((name, result)) = done else { continue };
+    let evictions = pods.iter().take(MAX_EVICTIONS).map(|pod| eviction(pod, set)).collect();
+    let batch = Batch { cluster, dry_run: true, deadline };
+    let may_begin = || Instant::now() < deadline;
+    let left = apply_each(batch, evictions, may_begin, |effect, result| {
+        let name = format!("{}/{}", effect.namespace, effect.name);
         let reason = match result {
             // It is gone, or another pod has its name.
-            Ok(_) | Err(ApplyError::Disruption(_) | ApplyError::Conflict) => continue,
+            Ok(_) | Err(ApplyError::Disruption(_) | ApplyError::Conflict) => return,
             Err(ApplyError::Rejected(error) | ApplyError::TestFailed(error)) => {
                 format!("would not be evicted: {}", error.with_its_hint().replace(&name, "POD"))
             }
@@ -59,7 +45,8 @@ pub(crate) async fn refusals(
             Err(ApplyError::InDoubt(error)) => format!("could not be tried: {}", error.message()),
         };
         by_reason.entry(reason).or_default().push(name);
-    }
+    });
+    let untried = left.await.len() + pods.len().saturating_sub(MAX_EVICTIONS);
     let mut warnings: Vec<_> =
         by_reason.into_iter().map(|(why, names)| warning(names, &why)).collect();
     if untried > 0 {
@@ -76,11 +63,4 @@ fn eviction(pod: &AffectedObject, set: &EvictionSet) -> Effect {
         ..ObjectMeta::default()
     };
     Effect::eviction(&metadata, None).with_grace_period(set.grace_period_seconds)
-}
-
-/// `2 pods would not be evicted: why: shop/a, shop/b`
-fn warning(mut names: Vec<String>, why: &str) -> String {
-    names.sort_unstable();
-    let number = plural(names.len(), "pod");
-    format!("{number} {why}: {}", pods::join_names(&names, MAX_NAMED_PODS))
 }

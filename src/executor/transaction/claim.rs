@@ -2,21 +2,24 @@
 //! over. It makes no change to the target.
 
 use chrono::TimeDelta;
+use tokio::time::Instant;
 
 use super::{Approval, Planned, Step, Transaction};
 use crate::{
-    actions::{Decision, Plan, PlanInput},
+    actions::{CompletionSpec, Decision, Plan, PlanInput, SelectedTarget},
     contract::{
         error::{ActionError, Code},
         response::{ActionResponse, Outcome, PendingApproval, rfc3339_millis},
     },
     executor::{apply, check_replay_window, failpoint::Failpoint, response_to},
     k8s::{
+        completion::Completion,
+        drain_filter::plural,
         effect::{Applied, Effect},
         evidence::Evidence,
     },
     ledger::{
-        ClaimState,
+        ClaimState, Ledger,
         record::{Intent, Record, State},
     },
     policy::approval,
@@ -76,7 +79,9 @@ impl Transaction<'_> {
             (planned, Ok(found)) => return Ok((found, planned)),
         };
         // By the API server's clock, which is known by now: ours may be wrong.
-        let (made_at, window) = (self.request.made_at(), self.context.replay_window());
+        let own = || self.request.made_at();
+        let made_at = self.selected_by.map_or_else(own, |selected_by| selected_by.made_at);
+        let window = self.context.replay_window();
         check_replay_window(made_at, self.cluster.now(), window)?;
         let record = self.initial_record(&planned, input);
         self.context.observer().claiming();
@@ -108,15 +113,25 @@ impl Transaction<'_> {
         if planned.requires_approval {
             return self.ledger.approval_request(intent, self.cluster.now() + self.approval_time());
         }
-        let approval_nonce = planned.approval.as_ref().map(|it| it.nonce.clone());
-        Record { approval_nonce, ..self.ledger.claim(intent, input.deadline) }
+        let claim = self.ledger.claim(intent, input.deadline);
+        let Some(Approval { nonce, by, .. }) = &planned.approval else { return claim };
+        let (approval_nonce, approved_by) = (Some(nonce.clone()), Some(by.clone()));
+        Record { approval_nonce, approved_by, ..claim }
     }
 
     /// What a plan is about to do, and the answer if it succeeds.
     fn intent(&self, plan: &Plan, input: &PlanInput) -> Intent {
+        let begun;
         let (effect, outcome, result) = match &plan.decision {
             Decision::Apply(effect, did, _) => (Some((**effect).clone()), Outcome::Applied, did),
-            Decision::AlreadyApplied(_, result) => (None, Outcome::Applied, result),
+            // An attempt that takes it over plans again, for the same objects.
+            Decision::DeleteEach(deletions, _) => {
+                begun = format!("The deletion of {} began.", plural(deletions.len(), "object"));
+                (None, Outcome::Applied, &begun)
+            }
+            Decision::AlreadyApplied(_, result) | Decision::EachTarget(result) => {
+                (None, Outcome::Applied, result)
+            }
             Decision::NoOp(result) => (None, Outcome::Unchanged, result),
         };
         let answer = self.response(plan, input, outcome, result.clone());
@@ -146,7 +161,7 @@ impl Transaction<'_> {
         input: &PlanInput,
     ) -> Result<Step, ActionError> {
         let mut ours = self.initial_record(&planned, input);
-        ours.intent.taken_over = planned.earlier.is_some();
+        ours.intent.taken_over = planned.earlier.is_some() || planned.deletions_may_come;
         self.context.observer().claiming();
         let taken = self.ledger.take(&found, ours, input.deadline).await?;
         Ok(match taken {
@@ -183,15 +198,40 @@ impl Transaction<'_> {
     ) -> Result<Option<Approval>, ActionError> {
         let Some(nonce) = record.approval_nonce.clone() else { return Ok(None) };
         let digest = approval::digest(&self.ledger.request, &nonce, plan);
-        let namespace = self.ledger.request.namespace();
-        let found = approval::find(self.cluster, namespace, &digest, input.deadline).await?;
+        let approver = self.find_approver(&digest, input.deadline).await?;
+        Ok(approver.map(|by| Approval { nonce, digest, by }))
+    }
+
+    /// The person who has approved this digest, not too long ago, as the approval names them.
+    async fn find_approver(
+        &self,
+        digest: &str,
+        deadline: Instant,
+    ) -> Result<Option<String>, ActionError> {
+        let Ledger { request, .. } = &self.ledger;
+        let found = approval::find(self.own_cluster, request.namespace(), digest, deadline).await?;
         let Some(approval::Approved { by, at }) = found else { return Ok(None) };
         // Not by the record's own time: more accounts may write Events than may approve.
-        if at.is_none_or(|at| self.cluster.now() >= at + self.approval_time()) {
-            return Ok(None);
+        let is_valid = at.is_some_and(|at| self.cluster.now() < at + self.approval_time());
+        if is_valid {
+            tracing::info!(id = &*request.id, digest, by, "approved");
+            self.approver.get_or_init(|| by.clone());
         }
-        tracing::info!(id = &*input.id, digest, by, "approved");
-        Ok(Some(Approval { nonce, digest }))
+        Ok(is_valid.then_some(by))
+    }
+
+    /// Whether a person has approved what is planned for each of these targets. If that cannot be found out, a target that
+    /// needs an approval is refused.
+    pub(super) async fn are_approved(&self, record: &Record, targets: &[SelectedTarget]) -> bool {
+        let Some(nonce) = &record.approval_nonce else { return false };
+        let digest = approval::digest_of_targets(&self.ledger.request, nonce, targets);
+        let deadline = Instant::now() + self.context.deadline();
+        let approver = self.find_approver(&digest, deadline).await;
+        let approver = approver.unwrap_or_else(|error| {
+            tracing::warn!(%error, digest, "the approval could not be read");
+            None
+        });
+        approver.is_some()
     }
 
     /// How long a request for approval, and an approval, are valid.
@@ -209,8 +249,16 @@ impl Transaction<'_> {
         let nonce = record.approval_nonce.as_deref().unwrap_or_default();
         let digest = approval::digest(&self.ledger.request, nonce, plan);
         let action = self.request.action.kind().name();
-        let result = format!("{action} of {} waits for a person's approval.", plan.target);
+        let what = match plan.previews.as_slice() {
+            [] => plan.target.to_string(),
+            targets => {
+                let names: Vec<_> = targets.iter().map(|it| it.target.name.as_str()).collect();
+                format!("{} in namespace '{}'", names.join(", "), plan.target.namespace)
+            }
+        };
+        let result = format!("{action} of {what} waits for a person's approval.");
         let mut response = self.response(plan, input, Outcome::PendingApproval, result);
+        response.targets.clone_from(&plan.previews);
         response.approval = Some(PendingApproval {
             command: approval::command(self.ledger.request.namespace(), &digest),
             expires_at: rfc3339_millis(record.expires_at),
@@ -241,8 +289,10 @@ impl Transaction<'_> {
             EarlierEffect::MayCome(effect) => Some(*effect),
             EarlierEffect::None => None,
         };
-        let planned = planned.map_err(|refusal| refusal_after(earlier.as_ref(), refusal))?;
-        let planned = Planned { earlier, ..planned };
+        let deletions_may_come = is_of_deletions(&record);
+        let planned = planned
+            .map_err(|refusal| refusal_after(earlier.as_ref(), deletions_may_come, refusal))?;
+        let planned = Planned { earlier, deletions_may_come, ..planned };
         let planned = if planned.requires_approval {
             match self.find_approval(&record, &planned.plan, &input).await? {
                 Some(approval) => planned.approved(approval),
@@ -252,6 +302,10 @@ impl Transaction<'_> {
             planned
         };
         check_approved(planned.earlier.as_ref(), !planned.requires_approval)?;
+        if planned.requires_approval && deletions_may_come {
+            let refusal = ActionError::new(Code::Conflict, "what is left has no approval");
+            return Err(refusal_after(None, true, refusal));
+        }
         self.take(record, planned, &input).await
     }
 
@@ -294,10 +348,29 @@ pub(super) fn check_approved(
     }
 }
 
-/// The error of an attempt that was refused while the effect of an earlier one may still come.
-pub(super) fn refusal_after(earlier: Option<&Effect>, refusal: ActionError) -> ActionError {
+/// Whether the record is of a plan of several deletions, which an attempt without an answer may have sent.
+fn is_of_deletions(record: &Record) -> bool {
+    let Intent { effect, completion, .. } = &record.intent;
+    effect.is_none() && matches!(completion, CompletionSpec::Known(Completion::PodsGone { .. }))
+}
+
+/// The error of an attempt that was refused while the effect of an earlier one, or its deletions, may still come.
+pub(super) fn refusal_after(
+    earlier: Option<&Effect>,
+    deletions_may_come: bool,
+    refusal: ActionError,
+) -> ActionError {
     match earlier {
         Some(effect) => apply::unknown_after(effect, apply::NO_RECORDED_ANSWER, &refusal),
+        None if deletions_may_come && refusal.code != Code::OutcomeUnknown => {
+            let detail = format!(
+                "deletions that an earlier attempt sent may still be made; then this attempt ended: {}",
+                refusal.detail
+            );
+            ActionError::new(Code::OutcomeUnknown, detail).with_hint(
+                "resend the same request with the same id later: it deletes no other objects",
+            )
+        }
         None => refusal,
     }
 }
@@ -335,5 +408,18 @@ mod tests {
         ] {
             assert_eq!(is_of_this_request(code), expected, "{code}");
         }
+    }
+
+    #[test]
+    fn a_refusal_after_deletions_that_may_still_come_leaves_the_outcome_unknown() {
+        for code in [Code::Stopped, Code::PolicyDenied, Code::RejectedByCluster] {
+            let refusal = ActionError::new(code, "why");
+            assert_eq!(refusal_after(None, false, refusal.clone()).code, code);
+            let unknown = refusal_after(None, true, refusal);
+            assert_eq!(unknown.code, Code::OutcomeUnknown);
+            assert!(unknown.detail.ends_with("this attempt ended: why"), "{}", unknown.detail);
+        }
+        let unknown = ActionError::new(Code::OutcomeUnknown, "are gone");
+        assert_eq!(refusal_after(None, true, unknown).detail, "are gone");
     }
 }

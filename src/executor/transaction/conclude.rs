@@ -1,4 +1,4 @@
-//! The end of a transaction: wait for completion if the request waits, roll back if that failed, record the
+//! The end of a transaction: wait for completion if the request waits, observe if it says so, roll back if that failed, record the
 //! answer. An answer is final once it is recorded; the first one recorded is everyone's.
 
 use std::{collections::HashMap, time::Duration};
@@ -12,17 +12,18 @@ use crate::{
     contract::{
         error::ActionError,
         names::RequestId,
-        response::{ActionResponse, Outcome, RolloutState},
+        response::{ActionResponse, Outcome, Rollout, RolloutState, Target},
     },
     executor::{
         drain::LiveLimits,
         failpoint::Failpoint,
         follow_up::{FollowUpResult, Pending, Run},
+        selection,
     },
     k8s::effect::Applied,
     ledger::{
         Commit,
-        record::{Record, State},
+        record::{ReceiptState, Record, State},
     },
     policy::{budget::usage::UsageEntry, evaluate::Facts},
 };
@@ -42,7 +43,7 @@ impl Transaction<'_> {
         self.complete(record, applied, response, true, input).await
     }
 
-    /// Waits if the request waits, and records the answer.
+    /// Waits if the request waits and the effect was made wholly, and records the answer.
     pub(super) async fn complete(
         &self,
         mut record: Record,
@@ -56,17 +57,39 @@ impl Transaction<'_> {
             response.target.resource_version.clone_from(&applied.resource_version);
         }
         record.intent.answer = response.clone();
-        if input.wait || record.intent.completion.is_work() {
+        let has_more = input.wait || record.intent.completion.is_work();
+        if has_more && response.rollout.is_none() {
             record.mark_applied(applied);
-            self.write(&mut record, record_deadline(input)).await;
+            if let Some(instead) = self.begin(&mut record, input).await? {
+                return Ok(instead);
+            }
             self.context.observer().claimed(&self.ledger.request);
-            self.follow_up(&record, &mut response, replayed, input).await;
-            self.roll_back_if_failed(&mut record, &mut response).await;
+            // On the heap, the futures of what follows do not grow that of every action, nor its stack.
+            Box::pin(self.follow_up(&record, &mut response, replayed, input)).await;
+            Box::pin(self.roll_back_if_failed(&mut record, &mut response)).await;
         } else {
             record.applied = Some(applied);
         }
         response.finished_at = Utc::now();
-        self.record(record, response, replayed, input).await
+        Box::pin(self.record(record, response, replayed, input)).await
+    }
+
+    /// Records that what follows begins. The requests for targets that a selector chose begin only once this is recorded:
+    /// without it nobody would find them. Returns the answer of an attempt that was faster.
+    async fn begin(
+        &self,
+        record: &mut Record,
+        input: &PlanInput,
+    ) -> Result<Option<ActionResponse>, ActionError> {
+        if record.intent.completion.targets().is_none() {
+            self.write(record, record_deadline(input)).await;
+            return Ok(None);
+        }
+        match self.ledger.settle(record, record_deadline(input)).await? {
+            Commit::Stored => Ok(None),
+            Commit::Superseded(theirs) => Ok(Some(ActionResponse { replayed: true, ..*theirs })),
+            Commit::LostClaim(until) => Err(self.in_progress(until)),
+        }
     }
 
     /// The effect is made, and another attempt waits or waited for its completion: wait too. If the effect
@@ -91,7 +114,7 @@ impl Transaction<'_> {
         self.record(record, response, true, input).await
     }
 
-    /// Returns the recorded answer, after a wait if that attempt did not wait and this one does.
+    /// Returns the recorded answer, after a wait or an observation if that attempt made none and this one does.
     pub(super) async fn replay(
         &self,
         record: Record,
@@ -99,8 +122,13 @@ impl Transaction<'_> {
     ) -> Result<ActionResponse, ActionError> {
         let response = record.answer.clone().unwrap_or_else(|| record.intent.answer.clone());
         let mut response = ActionResponse { replayed: true, ..response };
+        self.report_pending(&record, &mut response, record_deadline(input)).await;
         if input.wait && response.rollout.is_none() {
             self.follow_up(&record, &mut response, true, input).await;
+        } else if response.observation.is_none() && response.rolled_back.is_none() {
+            let (target, applied) = (response.target.clone(), record.applied_or_default());
+            let pending = self.pending(&record, &target, &applied);
+            self.observe(&pending, &mut response).await;
         }
         Ok(response)
     }
@@ -113,17 +141,29 @@ impl Transaction<'_> {
         is_taken_up: bool,
         input: &PlanInput,
     ) {
-        self.context.observer().waiting();
+        let targets = record.intent.completion.targets();
+        // What is done to several targets are changes, too.
+        if targets.is_none() {
+            self.context.observer().waiting();
+        }
         let limits = LimitsOfRecord { transaction: self, record, id: &input.id };
-        let pending = Pending {
-            cluster: self.cluster,
-            completion: &record.intent.completion,
-            target: &response.target,
-            applied: &record.applied.clone().unwrap_or_default(),
+        let (target, applied) = (response.target.clone(), record.applied_or_default());
+        let pending = self.pending(record, &target, &applied);
+        let are_approved = match targets {
+            Some(targets) => self.are_approved(record, targets).await,
+            None => false,
         };
+        let known = record.answer.as_ref().map(|answer| answer.targets.as_slice());
         let run = Run {
             context: self.context,
             request: &self.ledger.request,
+            action_request: self.request,
+            known: known.unwrap_or_default(),
+            are_approved,
+            made_at: is_taken_up.then(|| {
+                let began = ("started_at", record.intent.answer.started_at);
+                self.request.made_at().unwrap_or(began)
+            }),
             wait: input.wait,
             end: self.end,
             limits: &limits,
@@ -139,8 +179,40 @@ impl Transaction<'_> {
                 }
                 response.result = format!("{} {rollout}", response.result);
                 response.rollout = Some(rollout);
+                self.observe(&pending, response).await;
+            }
+            // Each of them is observed for itself.
+            FollowUpResult::EachTarget(results) => {
+                if let Some(selection) = self.request.action.selection() {
+                    selection::conclude(response, &selection, results, input.wait);
+                }
             }
         }
+    }
+
+    fn pending<'a>(
+        &'a self,
+        record: &'a Record,
+        target: &'a Target,
+        applied: &'a Applied,
+    ) -> Pending<'a> {
+        let (id, completion) = (&self.ledger.request.id, &record.intent.completion);
+        let Transaction { cluster, own_cluster, .. } = *self;
+        Pending { cluster, own_cluster, id, completion, target, applied }
+    }
+
+    /// Observes the target if the request says so and the effect is complete, and adds the result to the response.
+    async fn observe(&self, pending: &Pending<'_>, response: &mut ActionResponse) {
+        let is_complete = |rollout: &Rollout| rollout.state == RolloutState::Complete;
+        let is_observed = response.rollout.as_ref().is_some_and(is_complete);
+        let is_one = self.request.action.selection().is_none();
+        let Some(time) = self.request.observe.filter(|_| is_observed && is_one) else { return };
+        let observation = pending.observe(self.context, time).await;
+        if !observation.state.keeps_outcome() {
+            response.outcome = Outcome::Failed;
+        }
+        response.result = format!("{} {observation}", response.result);
+        response.observation = Some(observation);
     }
 
     /// Records the answer and returns it, or the one that another attempt recorded first.
@@ -151,19 +223,28 @@ impl Transaction<'_> {
         replayed: bool,
         input: &PlanInput,
     ) -> Result<ActionResponse, ActionError> {
+        if let Some(under_way) = selection::under_way(&response) {
+            return Err(under_way);
+        }
         Failpoint::BeforeRecord.pass();
         record.mark_answered(response.clone());
+        record.receipt = self.context.reports().keeps_receipts().then_some(ReceiptState::Pending);
         let deadline = record_deadline(input).max(Instant::now() + RECORD_TIMEOUT);
         let commit = self.ledger.settle(&mut record, deadline).await;
         Failpoint::AfterRecord.pass();
         match commit {
-            Ok(Commit::Stored) => Ok(ActionResponse { replayed, ..response }),
+            Ok(Commit::Stored) => {
+                let mut response = ActionResponse { replayed, ..response };
+                self.report(record, &mut response, deadline).await;
+                Ok(response)
+            }
             Ok(Commit::Superseded(theirs)) => Ok(ActionResponse { replayed: true, ..*theirs }),
             Ok(Commit::LostClaim(until)) => Err(self.in_progress(until)),
             Err(error) => {
                 let mut response = ActionResponse { replayed, ..response };
                 let why = error.with_its_hint();
                 response.warnings.push(format!("the answer could not be recorded: {why}"));
+                self.report_unrecorded(&record, &mut response).await;
                 Ok(response)
             }
         }

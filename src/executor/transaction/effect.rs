@@ -55,7 +55,7 @@ impl Transaction<'_> {
         planned: Planned,
         input: PlanInput,
     ) -> Result<ActionResponse, ActionError> {
-        let Planned { plan, charge, approval, earlier, .. } = planned;
+        let Planned { plan, charge, approval, earlier, deletions_may_come, .. } = planned;
         if !matches!(plan.decision, Decision::NoOp(..)) {
             self.context.observer().claimed(&self.ledger.request);
         }
@@ -66,24 +66,27 @@ impl Transaction<'_> {
             let allowed = self.check_charge(&plan, &mut charge, approval.as_ref(), &input).await;
             if let Err(refusal) = allowed {
                 self.release(record, &refusal, &input).await;
-                return Err(refusal_after(earlier.as_ref(), refusal));
+                return Err(refusal_after(earlier.as_ref(), deletions_may_come, refusal));
             }
             entries = charge.entries;
         }
         let input = PlanInput { deadline, ..input };
         let recheck = |plan: &Plan| self.recheck_plan(plan, approval.as_ref(), deadline);
         let (context, cluster, request) = (self.context, self.cluster, self.request);
-        let result = apply::apply(context, cluster, request, &input, plan, earlier, &recheck).await;
+        let applied = apply::apply(context, cluster, request, &input, plan, earlier, &recheck);
+        let result = Box::pin(applied).await;
+        // An earlier effect is in the error already.
+        let result = result.map_err(|error| refusal_after(None, deletions_may_come, error));
         let settlement = Settlement::of(&result);
         if settlement == Settlement::Refund {
             self.refund(&entries, &input).await;
         }
         match result {
             Ok(done) if settlement == Settlement::Record => {
-                let finished = self.finish(record, done, &input);
+                let finished = Box::pin(self.finish(record, done, &input));
                 tokio::join!(finished, self.record_effect(&entries, record_deadline(&input))).0
             }
-            Ok(done) => self.finish(record, done, &input).await,
+            Ok(done) => Box::pin(self.finish(record, done, &input)).await,
             Err(error) if settlement == Settlement::Keep => {
                 record.mark_in_doubt();
                 self.write(&mut record, record_deadline(&input)).await;
@@ -119,11 +122,12 @@ impl Transaction<'_> {
         input: &PlanInput,
         lease: Option<LeaseSnapshot>,
     ) -> Charge {
-        let (at, now) = (Instant::now(), self.cluster.now());
         let others = plan.others.iter().map(|other| &other.target);
-        let targets = std::iter::once(&plan.target).chain(others);
-        let entry = |target| UsageEntry::new(&input.id, target, now);
-        Charge { entries: targets.map(entry).collect(), at, lease, result: None }
+        // What a selector chose is each charged to its own request, and the whole is no target of its own.
+        let itself = plan.selected().is_none().then_some(&plan.target);
+        let entry = |target| UsageEntry::new(&input.id, target, self.cluster.now());
+        let entries = itself.into_iter().chain(others).map(entry).collect();
+        Charge { entries, at: Instant::now(), lease, result: None }
     }
 
     /// Charges the budget, if kill switch and limits allow it.
@@ -167,7 +171,14 @@ impl Transaction<'_> {
     fn response_of(&self, record: &Record, done: &Execution, input: &PlanInput) -> ActionResponse {
         match done.plan.decision {
             Decision::AlreadyApplied(..) => record.answer_of_earlier_attempt(),
-            _ => self.response(&done.plan, input, done.outcome, done.result.clone()),
+            _ => {
+                let result = match &done.failed {
+                    Some(failed) => format!("{} {failed}", done.result),
+                    None => done.result.clone(),
+                };
+                let response = self.response(&done.plan, input, done.outcome, result);
+                ActionResponse { rollout: done.failed.clone(), ..response }
+            }
         }
     }
 

@@ -16,7 +16,10 @@
 //! A crash between any two steps leaves a record from which the next attempt resumes. It recognises the
 //! effect or applies it, and never applies it twice. No action and no transport is known here.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use tokio::time::{Instant, sleep};
@@ -32,7 +35,7 @@ use crate::{
         apply::RECOVERY_TIMEOUT,
         context::{Context, stopped},
         failpoint::Failpoint,
-        wait::DEFAULT_WAIT,
+        selection::{self, SelectedBy},
     },
     k8s::{
         api::{client::Cluster, retry},
@@ -45,7 +48,7 @@ use crate::{
     policy::{
         Policy, approval,
         budget::{Budget, LeaseSnapshot, usage::UsageEntry},
-        evaluate::Facts,
+        evaluate::{Facts, Verdict},
     },
 };
 
@@ -54,11 +57,12 @@ mod conclude;
 mod effect;
 #[cfg(test)]
 mod model;
+mod report;
 
 /// How often an action that waits for a disruption budget tries again.
 const BUDGET_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Executes a real request, or finds the answer of an earlier attempt. If a disruption budget allows
+/// Executes a real request with the executor's own `cluster`, or finds the answer of an earlier attempt. If a disruption budget allows
 /// nothing now and the request waits, it polls the budget; meanwhile nothing is claimed.
 ///
 /// # Errors
@@ -67,20 +71,36 @@ pub(crate) async fn execute(
     context: &Context,
     cluster: &Cluster,
     request: &ActionRequest,
+    selected_by: Option<&SelectedBy>,
     metadata: RequestMetadata,
     mut input: PlanInput,
 ) -> Result<ActionResponse, ActionError> {
     let policy = context.policy();
+    let target_cluster = context.target_cluster("nothing can be done")?;
     let ledger = Ledger::new(cluster, metadata);
     let namespace = policy.state.namespace.as_deref().unwrap_or(cluster.default_namespace());
     let budget = Budget::new(policy.limits(), namespace, &policy.state.name, cluster);
-    let end = Instant::now() + request.timeout.unwrap_or(DEFAULT_WAIT);
-    let transaction =
-        Transaction { context, cluster, request, policy: &policy, ledger, budget, end };
+    let end = Instant::now() + request.wait_time();
+    let transaction = Transaction {
+        context,
+        own_cluster: cluster,
+        cluster: target_cluster,
+        request,
+        selected_by,
+        policy: &policy,
+        ledger,
+        budget,
+        end,
+        approver: OnceLock::new(),
+    };
+    let began = input.at;
     let mut reported = String::new();
     loop {
         let refusal = match transaction.attempt(input.clone()).await {
             Err(refusal) if refusal.code == Code::DisruptionBudget && input.wait => refusal,
+            Err(error) if error.code == Code::OutcomeUnknown => {
+                return Err(transaction.report_unknown(error, began).await);
+            }
             Err(refusal) => return Err(transaction.name_last_request(refusal).await),
             done => return done,
         };
@@ -105,14 +125,21 @@ pub(crate) async fn execute(
 
 pub(crate) struct Transaction<'a> {
     pub(super) context: &'a Context,
+    /// The cluster with the executor's own identity, for what a person approved.
+    own_cluster: &'a Cluster,
+    /// The cluster for the calls about the target.
     pub(super) cluster: &'a Cluster,
     pub(super) request: &'a ActionRequest,
+    /// How the target was chosen, if a selector chose it.
+    selected_by: Option<&'a SelectedBy>,
     /// The policy when the request arrived; right before the effect the current one is checked.
-    policy: &'a Policy,
+    policy: &'a Arc<Policy>,
     pub(super) ledger: Ledger<'a>,
     pub(super) budget: Budget<'a>,
     /// When the wait for completion ends.
     end: Instant,
+    /// The person who has approved the plan, as the approval names them, once it is found.
+    approver: OnceLock<String>,
 }
 
 /// What can be done, and whether a person has to approve it first.
@@ -123,6 +150,8 @@ struct Planned {
     approval: Option<Approval>,
     /// The effect of an earlier attempt at the request, if it may still come.
     earlier: Option<Effect>,
+    /// Whether deletions that an earlier attempt has sent may still come.
+    deletions_may_come: bool,
     /// What to charge to the budget; `None` if there is no effect.
     charge: Option<Charge>,
 }
@@ -138,6 +167,8 @@ struct Approval {
     /// As in the record that asked for it.
     nonce: String,
     digest: String,
+    /// The person, as the approval names them.
+    by: String,
 }
 
 impl Approval {
@@ -179,13 +210,16 @@ impl Transaction<'_> {
             Failpoint::BeforeClaim.pass();
             let (found, planned) = self.claim(planned, found, &input).await?;
             let step = match (found, planned) {
-                (ClaimState::Answered(record), _) => return self.replay(*record, &input).await,
+                (ClaimState::Answered(record), _) => {
+                    return Box::pin(self.replay(*record, &input)).await;
+                }
                 (ClaimState::Applied(record), _) => {
-                    return self.join_wait(self.ledger.adopt(*record), &input).await;
+                    let record = self.ledger.resume(*record);
+                    return Box::pin(self.join_wait(record, &input)).await;
                 }
                 (ClaimState::Held(until), _) => return Err(self.in_progress(until)),
                 (ClaimState::Abandoned(record), _) => {
-                    self.resume_abandoned(self.ledger.adopt(*record), &input).await?
+                    self.resume_abandoned(self.ledger.resume(*record), &input).await?
                 }
                 (ClaimState::Free, Err(refusal)) => {
                     self.record_refusal(&refusal).await;
@@ -205,13 +239,15 @@ impl Transaction<'_> {
             };
             match step {
                 Step::Act(record, planned, input) => {
-                    return self.act(*record, *planned, input).await;
+                    return Box::pin(self.act(*record, *planned, input)).await;
                 }
                 Step::Conclude(record, applied) => {
-                    return self.conclude(*record, applied, &input).await;
+                    return Box::pin(self.conclude(*record, applied, &input)).await;
                 }
                 Step::AskApproval(record, plan) => {
-                    return Ok(self.pending_approval(&record, &plan, &input));
+                    let response = self.pending_approval(&record, &plan, &input);
+                    self.context.reports().notify(&self.ledger.request, &response);
+                    return Ok(response);
                 }
                 Step::Again if Instant::now() < input.deadline => {
                     sleep(backoff.next().unwrap_or_default()).await;
@@ -228,20 +264,48 @@ impl Transaction<'_> {
             apply::plan(self.context, self.cluster, self.request, input),
             self.budget.snapshot(input.deadline),
         );
-        let plan = plan?;
+        let mut plan = plan?;
         let verdict = self.policy.judge_plan(self.request, &plan, false);
-        let with_object = |refusal: ActionError| refusal.object_uid(plan.found.uid.as_deref());
-        verdict.refuse().map_err(with_object)?;
+        let uid = plan.found.uid.clone();
+        let with_object = |refusal: ActionError| refusal.object_uid(uid.as_deref());
+        verdict
+            .refuse()
+            .and_then(|()| self.check_selected(&verdict, &plan))
+            .map_err(with_object)?;
+        let mut requires_approval = self.selected_by.is_none() && verdict.requires_approval();
         let charge = match plan.decision {
-            Decision::Apply(..) => {
+            Decision::Apply(..) | Decision::DeleteEach(..) => {
                 let charge = self.charge_of(&plan, input, lease.map_err(with_object)?);
                 self.budget.check(charge.lease.as_ref(), &charge.entries).map_err(with_object)?;
                 Some(charge)
             }
+            // Each target's own request is charged.
+            Decision::EachTarget(_) => {
+                let charge = self.charge_of(&plan, input, lease?);
+                self.budget.check(charge.lease.as_ref(), &charge.entries)?;
+                let Transaction { context, cluster, request, policy, .. } = self;
+                let each =
+                    selection::plan_each(context, cluster, request, input, policy, &mut plan);
+                requires_approval |= Box::pin(each).await?;
+                None
+            }
             _ => None,
         };
-        let requires_approval = verdict.requires_approval();
-        Ok(Planned { plan, requires_approval, approval: None, earlier: None, charge })
+        Ok(Planned {
+            plan,
+            requires_approval,
+            approval: None,
+            earlier: None,
+            deletions_may_come: false,
+            charge,
+        })
+    }
+
+    /// Checks that a target that a selector chose is as it was chosen, and approved if it has to be.
+    fn check_selected(&self, verdict: &Verdict, plan: &Plan) -> Result<(), ActionError> {
+        let Some(selected_by) = self.selected_by else { return Ok(()) };
+        selected_by.check(plan)?;
+        if plan.is_change() { selected_by.check_approved(verdict, plan) } else { Ok(()) }
     }
 
     /// Checks policy and kill switch as they are now, before any further change.
@@ -272,6 +336,9 @@ impl Transaction<'_> {
     fn judge_now(&self, plan: &Plan, approval: Option<&Approval>) -> Result<(), ActionError> {
         let verdict = self.context.policy().judge_plan(self.request, plan, false);
         verdict.refuse()?;
+        if self.selected_by.is_some() {
+            return self.check_selected(&verdict, plan);
+        }
         let covers = |it: &Approval| it.covers(&self.ledger.request, plan);
         if !verdict.requires_approval() || approval.is_some_and(covers) {
             return Ok(());

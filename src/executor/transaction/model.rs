@@ -439,6 +439,9 @@ mod program {
                     Decision::Apply(..) => Decided::Apply,
                     Decision::AlreadyApplied(..) => Decided::AlreadyApplied,
                     Decision::NoOp(..) => Decided::NoOp,
+                    Decision::DeleteEach(..) | Decision::EachTarget(..) => {
+                        unreachable!("is one change of one object")
+                    }
                 },
             })
         });
@@ -484,7 +487,7 @@ mod program {
                         ..now.clone()
                     }))
                 }
-                Mutation::Delete { resource_version } => {
+                Mutation::Delete { resource_version, .. } => {
                     let version = now.version.to_string();
                     let is_required = resource_version.as_ref().is_none_or(|it| *it == version);
                     if effect.uid != format!("u{}", now.uid) || !is_required {
@@ -548,7 +551,7 @@ mod program {
         cached(&CACHE, (kind, change.clone(), seen.clone()), |_| {
             let sent = Sent::by_an_earlier_attempt(real_effect(kind, change));
             let plan = real_plan(kind, seen, None).expect("was planned");
-            sent.bars_another(&plan.found).as_ref().map(Shown::of)
+            sent.bars_another(&plan).as_ref().map(Shown::of)
         })
     }
 
@@ -594,7 +597,11 @@ mod program {
         thread_local!(static CACHE: Cache<bool, End> = RefCell::default());
         cached(&CACHE, has_earlier, |_| {
             let (effect, _) = some_effect();
-            end_of_error(&refusal_after(has_earlier.then_some(&effect), error(Code::PolicyDenied)))
+            end_of_error(&refusal_after(
+                has_earlier.then_some(&effect),
+                false,
+                error(Code::PolicyDenied),
+            ))
         })
     }
 
@@ -609,6 +616,7 @@ mod program {
             outcome,
             result: String::new(),
             replayed: false,
+            failed: None,
         };
         match end {
             End::Said(Said::Applied) => Ok(execution(Outcome::Applied)),
@@ -805,7 +813,11 @@ mod program {
     pub(super) fn covers(kind: Kind, approved: &Consent, seen: &Object) -> bool {
         thread_local!(static CACHE: Cache<(Kind, Consent, Object), bool> = RefCell::default());
         cached(&CACHE, (kind, approved.clone(), seen.clone()), |_| {
-            let real = Approval { nonce: approved.0.to_string(), digest: digest(kind, approved) };
+            let real = Approval {
+                nonce: approved.0.to_string(),
+                digest: digest(kind, approved),
+                by: String::new(),
+            };
             real_plan(kind, seen, None).is_ok_and(|plan| real.covers(&request(), &plan))
         })
     }

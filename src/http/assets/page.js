@@ -123,7 +123,7 @@ function pointer(path) {
 }
 
 function answerOf(body) {
-  const { rollout, approval, rolled_back: back } = body;
+  const { rollout, observation, approval, rolled_back: back } = body;
   return make("div", { class: "answer" },
     make("p", { class: "result" }, badge(outcomeOf(body)), " ", make("span", {}, body.result)),
     body.replayed && make("p", { class: "notice" }, "An earlier attempt with this id applied it; nothing was done now."),
@@ -136,6 +136,8 @@ function answerOf(body) {
     body.warnings.length > 0 && make("div", { class: "warnings" }, make("h3", {}, "Warnings"), make("ul", {}, body.warnings.map((it) => make("li", {}, it)))),
     rollout && make("div", {}, make("h3", {}, "Rollout: " + rollout.state), make("p", {}, rollout.message),
       rollout.problems && make("ul", {}, rollout.problems.map((it) => make("li", {}, it)))),
+    observation && make("div", {}, make("h3", {}, "Observation: " + observation.state), make("p", {}, observation.message),
+      observation.problems && make("ul", {}, observation.problems.map((it) => make("li", {}, it)))),
     back && make("div", {}, make("h3", {}, "Rolled back to revision " + back.revision), make("p", {}, back.rollout.message)),
     approval && make("div", {}, make("h3", {}, "A person approves it with"), copyable("Command", approval.command), make("p", { class: "quiet" }, "Until " + when(approval.expires_at) + ". Then execute again with the same id.")),
     body.changes.length > 0 && changes(body.changes),
@@ -208,10 +210,10 @@ function bounds(shape) {
   return say.join("; ");
 }
 
-// The parameters of which exactly one is given, if there are such.
+// The groups of parameters of which exactly one is given.
 function alternatives(schema) {
-  const branches = (schema.oneOf || []).map((it) => it.required || []);
-  return branches.length > 1 && branches.every((it) => it.length === 1) ? branches.flat() : [];
+  const groups = [schema, ...(schema.allOf || [])].map((it) => (it.oneOf || []).map((branch) => branch.required || []));
+  return groups.filter((it) => it.length > 1 && it.every((names) => names.length === 1)).map((it) => it.flat());
 }
 
 // ---- Forms
@@ -260,7 +262,7 @@ function oneOf(fields, changed) {
     changed();
   };
   const radios = fields.map((it, index) => make("label", { class: "radio" },
-    make("input", { type: "radio", name: "one-of", checked: index === 0, onchange: () => choose(it) }), names[index]));
+    make("input", { type: "radio", name: "one-of-" + names.join("-"), value: names[index], checked: index === 0, onchange: () => choose(it) }), names[index]));
   fields.forEach((it, index) => { it.element.hidden = index > 0; it.input.required = index === 0; });
   return make("fieldset", {}, make("legend", {}, "One of ", prose(names.map((it) => "`" + it + "`").join(" and "))), make("div", { class: "radios" }, radios), fields.map((it) => it.element));
 }
@@ -268,6 +270,7 @@ function oneOf(fields, changed) {
 const ENVELOPE = [
   ["wait", { type: "boolean", description: "Answer once the effect is complete." }],
   ["timeout_seconds", { type: "integer", minimum: 1, maximum: 3600, description: "Limit of the whole action in seconds, with the wait: 1 to 3600." }],
+  ["observe_seconds", { type: "integer", minimum: 1, maximum: 3599, description: "With `wait`: seconds to observe that it stays healthy, once it is complete." }],
   ["requester", { type: "string", maxLength: 512, description: "The person or program that sends the request; for the audit." }],
   ["reason", { type: "string", maxLength: 512, description: "The reason; for the audit." }],
 ];
@@ -320,11 +323,11 @@ function consoleFor(action) {
     line.querySelector("pre").textContent = curl(request);
   };
   const { properties = {}, required = [] } = action.parameters;
-  const either = alternatives(action.parameters);
+  const groups = alternatives(action.parameters);
   const fields = Object.entries(properties)
     .filter(([, schema]) => !schema.deprecated)
     .map(([name, schema]) => field("parameters." + name, name, shapeOf(schema), required.includes(name), changed));
-  const isEither = (it) => either.includes(it.path.slice("parameters.".length));
+  const isOf = (group) => (it) => group.includes(it.path.slice("parameters.".length));
   const envelope = ENVELOPE.map(([name, shape]) => field(name, name, shape, false, changed));
 
   // An automatic rollback needs the wait: the request is refused without it.
@@ -396,8 +399,8 @@ function consoleFor(action) {
   }
 
   const form = make("form", { novalidate: true, onsubmit: (event) => { event.preventDefault(); if (isSound()) send(requestOf(true)); } },
-    fields.filter((it) => !isEither(it)).map((it) => it.element),
-    either.length > 0 && oneOf(fields.filter(isEither), changed),
+    groups.map((group) => oneOf(fields.filter(isOf(group)), changed)),
+    fields.filter((it) => !groups.some((group) => isOf(group)(it))).map((it) => it.element),
     make("details", {}, make("summary", {}, "Wait, requester, reason"), envelope.map((it) => it.element),
       make("p", { class: "about" }, "Id of a real execution: ", idText, " ",
         make("button", { type: "button", class: "small", onclick: () => { id = newId(); idText.textContent = id; } }, "New id"),
@@ -417,10 +420,11 @@ function consoleFor(action) {
 
 function parametersOf(action) {
   const { properties = {}, required = [] } = action.parameters;
-  const either = alternatives(action.parameters);
+  const groups = alternatives(action.parameters);
   return make("dl", { class: "parameters" }, Object.entries(properties).flatMap(([name, schema]) => {
     const shape = shapeOf(schema);
-    const need = required.includes(name) ? "required" : either.includes(name) ? "one of " + either.join(", ") : null;
+    const group = groups.find((it) => it.includes(name));
+    const need = required.includes(name) ? "required" : group ? "one of " + group.join(", ") : null;
     const limits = bounds(shape);
     return [
       make("dt", {}, make("code", {}, name), " ", make("span", { class: "type" }, shape.type === "choice" ? "string" : shape.type), need && make("span", { class: "need" }, need), schema.deprecated && make("span", { class: "quiet" }, "deprecated")),

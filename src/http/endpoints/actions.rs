@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     actions::ActionKind,
     http::openapi::{Operation, json_content},
-    k8s::rbac::PolicyRule,
+    k8s::{integrations::Integration, rbac::PolicyRule},
 };
 
 /// Every action.
@@ -35,6 +35,9 @@ struct ActionDescription {
     takes_time: bool,
     /// Where its target is.
     scope: Scope,
+    /// The operator whose objects it acts on, which the policy has to name; none for objects of Kubernetes itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    integration: Option<Integration>,
     /// The JSON Schema (2020-12) of its parameters, complete in itself.
     #[schemars(with = "serde_json::Map<String, Value>")]
     parameters: Schema,
@@ -79,6 +82,7 @@ impl ActionDescription {
             description: descriptor.description,
             takes_time: descriptor.takes_time,
             scope: if kind.is_on_cluster() { Scope::Cluster } else { Scope::Namespace },
+            integration: descriptor.integration,
             parameters: kind.whole_schema(),
             rules: descriptor.rules.iter().chain(descriptor.cluster_rules).copied().collect(),
             example: example(kind),

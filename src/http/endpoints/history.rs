@@ -5,13 +5,16 @@ use schemars::SchemaGenerator;
 use serde_json::json;
 
 use crate::{
-    contract::{error::ActionError, names::Namespace},
+    contract::{
+        error::ActionError,
+        names::{ClusterName, Namespace},
+    },
     executor::incoming::list_as,
     http::{
         dispatch::Service,
         message::{Body, FullRequest, RequestInfo, json as json_response},
         openapi::{AUTH_ERRORS, CLUSTER_ERRORS, Operation, Tag, json_content, query, response},
-        query::{namespace, parameters},
+        query::{cluster, cluster_parameter, namespace, parameters},
     },
     ledger::{
         history::{Filter, Page},
@@ -40,9 +43,9 @@ pub(crate) async fn get(
     request: &FullRequest,
     info: &RequestInfo,
 ) -> Result<Response<Body>, ActionError> {
-    let context = &service.context;
     let wanted = Query::read(request.uri().query().unwrap_or_default())?;
-    let Query { filter, limit } = &wanted;
+    let Query { filter, limit, cluster } = &wanted;
+    let context = &service.context.for_cluster(cluster.as_ref())?;
     let page = list_as(context, info.caller.as_ref(), filter, *limit, context.deadline()).await?;
     let mut response = json_response(&page);
     // It depends on the caller and the time.
@@ -55,6 +58,7 @@ pub(crate) async fn get(
 struct Query {
     filter: Filter,
     limit: usize,
+    cluster: Option<ClusterName>,
 }
 
 impl Query {
@@ -63,11 +67,12 @@ impl Query {
     /// # Errors
     /// [`Code::InvalidRequest`](crate::contract::error::Code::InvalidRequest) naming the parameter.
     fn read(text: &str) -> Result<Self, ActionError> {
-        let mut query = Query { filter: Filter::default(), limit: DEFAULT_LIMIT };
+        let mut query = Query { filter: Filter::default(), limit: DEFAULT_LIMIT, cluster: None };
         for parameter in parameters(text) {
             let (name, value) = parameter?;
             match name.as_ref() {
                 "namespace" => query.filter.namespace = Some(namespace(value)?.to_string()),
+                "cluster" => query.cluster = Some(cluster(value)?),
                 "target" if value.is_empty() || value.len() > MAX_TARGET_LENGTH => {
                     let what = format!("must have 1 to {MAX_TARGET_LENGTH} characters");
                     return Err(ActionError::invalid_field("target", what)
@@ -89,7 +94,9 @@ impl Query {
                 "limit" => query.limit = limit(&value)?,
                 _ => {
                     return Err(ActionError::invalid_field("query", "has an unknown parameter")
-                        .with_hint("known: namespace, target, requester, outcome, limit"));
+                        .with_hint(
+                            "known: namespace, target, requester, outcome, limit, cluster",
+                        ));
                 }
             }
         }
@@ -140,6 +147,7 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
                     "type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT,
                 }),
             ),
+            cluster_parameter(generator),
         ],
         responses: vec![(
             200,
@@ -163,7 +171,10 @@ mod tests {
         assert_eq!(wanted.filter.target.as_deref(), Some("deployment/web"));
         assert_eq!(wanted.limit, 7);
         assert_eq!(wanted.filter.state, Some(HistoryState::PendingApproval));
-        assert_eq!(Query::read(""), Ok(Query { filter: Filter::default(), limit: DEFAULT_LIMIT }));
+        let none = Query { filter: Filter::default(), limit: DEFAULT_LIMIT, cluster: None };
+        assert_eq!(Query::read(""), Ok(none));
+        let blue = Query::read("cluster=blue").expect("is one");
+        assert_eq!(blue.cluster.as_deref(), Some("blue"));
     }
 
     #[test]
@@ -178,6 +189,7 @@ mod tests {
             ("limit=99999999999999999999", "limit"),
             ("limit=1&limit=2", "limit"),
             ("requester=", "requester"),
+            ("cluster=", "cluster"),
             ("outcome=done", "outcome"),
             ("outcome=Applied", "outcome"),
             ("name_space=shop", "query"),

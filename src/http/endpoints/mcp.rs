@@ -19,7 +19,6 @@ use tokio::{
 use tracing::Instrument;
 
 use crate::{
-    config::ToolSet,
     contract::error::ActionError,
     http::{
         concurrency,
@@ -84,7 +83,7 @@ pub(crate) async fn post(
         Err((id, error)) => return Ok(refused(protocol::error(id.as_ref(), &error))),
     };
     let settings = service.mcp;
-    let revision = match revision(headers, &message, settings.tools) {
+    let revision = match revision(headers, &message) {
         Ok(revision) => revision,
         Err(error) => return Ok(refused(protocol::error(Some(&message.id), &error))),
     };
@@ -149,11 +148,7 @@ where
 ///
 /// # Errors
 /// [`HEADER_MISMATCH`] if they do not, or as [`Request::revision`] says.
-fn revision(
-    headers: &HeaderMap,
-    request: &Request,
-    tools: ToolSet,
-) -> Result<Revision, ProtocolError> {
+fn revision(headers: &HeaderMap, request: &Request) -> Result<Revision, ProtocolError> {
     let named = single(headers, &VERSION)?;
     if let (Some(header), Some(body)) = (named, request.meta.revision.as_deref())
         && header != body
@@ -184,7 +179,7 @@ fn revision(
         }
     }
     if request.method == "tools/call"
-        && let Some(named) = mcp::named_namespace(request, tools)
+        && let Some(named) = mcp::named_namespace(request)
         && named.as_deref() != decoded(headers, &NAMESPACE)?.as_deref()
     {
         return Err(mismatch("Mcp-Param-Namespace differs from the arguments"));
@@ -342,7 +337,7 @@ mod tests {
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_bytes(value.as_bytes()).expect("is a value"));
         }
-        revision(&map, request, ToolSet::PerAction).map(|it| it.0).map_err(|error| error.code)
+        revision(&map, request).map(|it| it.0).map_err(|error| error.code)
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod actions;
 pub mod cloudevents;
+pub mod diagnosis;
 pub mod execute;
 pub mod history;
 pub mod mcp;

@@ -10,10 +10,9 @@ use serde_json::json;
 use crate::{
     contract::{
         error::{ActionError, Code},
-        names::{Namespace, RequestId},
+        names::{ClusterName, Namespace, RequestId},
     },
     executor::{
-        context::Context,
         incoming::find_as,
         status::{Operation, Progress},
     },
@@ -46,7 +45,6 @@ pub(crate) async fn get(
     request: &FullRequest,
     info: &RequestInfo,
 ) -> Result<Response<Body>, ActionError> {
-    let context = &service.context;
     let accept = ACCEPT.read(request.headers())?;
     let watchers = service.server.as_ref().map(|server| &server.watchers);
     let watchers = watchers
@@ -54,41 +52,52 @@ pub(crate) async fn get(
     if watchers.is_none() {
         check_accept(accept.as_deref())?;
     }
-    let (namespace, id) = operation_of(request.uri())?;
-    let found = find_as(context, info.caller.as_ref(), &namespace, &id).await?;
-    let snapshot = Snapshot::of(&found, context).await;
+    let Named { namespace, id, cluster } = operation_of(request.uri())?;
+    let context = service.context.for_cluster(cluster.as_ref())?;
+    let context = context.acting_for(info.caller.as_ref()).await?;
+    let found = find_as(&context, info.caller.as_ref(), &namespace, &id).await?;
+    let snapshot = Snapshot::of(&found).await;
     match watchers {
-        Some(watchers) => Ok(watchers.stream(context, namespace, id, snapshot)),
+        Some(watchers) => Ok(watchers.stream(&context, namespace, id, snapshot)),
         None => snapshot.response(),
     }
 }
 
+/// What the path and the query name.
+struct Named {
+    namespace: Namespace,
+    id: RequestId,
+    cluster: Option<ClusterName>,
+}
+
 /// The request that the last segment of the path and the query name.
-fn operation_of(uri: &http::Uri) -> Result<(Namespace, RequestId), ActionError> {
+fn operation_of(uri: &http::Uri) -> Result<Named, ActionError> {
     let segment = uri.path().rsplit('/').next().unwrap_or_default();
     let id = percent_decode_str(segment).decode_utf8();
     let id = id.map_err(|_| ActionError::invalid_field("id", "is not UTF-8"))?;
     let id = RequestId::try_from(id.into_owned());
     let id = id.map_err(|what| ActionError::invalid_field("id", what))?;
-    let mut namespace = None;
+    let (mut namespace, mut cluster) = (None, None);
     for parameter in parameters(uri.query().unwrap_or_default()) {
         match parameter? {
             (name, value) if name == "namespace" => namespace = Some(query::namespace(value)?),
+            (name, value) if name == "cluster" => cluster = Some(query::cluster(value)?),
             _ => {
                 let what = "the query has an unknown parameter";
-                return Err(ActionError::new(Code::InvalidRequest, what)
-                    .with_hint("?namespace= is the target's namespace, or default for nodes"));
+                return Err(ActionError::new(Code::InvalidRequest, what).with_hint(
+                    "known: namespace, the target's or default for nodes, and cluster",
+                ));
             }
         }
     }
-    Ok((namespace.unwrap_or_default(), id))
+    Ok(Named { namespace: namespace.unwrap_or_default(), id, cluster })
 }
 
 impl Snapshot {
     /// The state of a request that was found.
-    pub(crate) async fn of(found: &Operation, context: &Context) -> Self {
+    pub(crate) async fn of(found: &Operation) -> Self {
         let version = found.version().map(str::to_owned);
-        Snapshot { progress: found.progress(context).await, version }
+        Snapshot { progress: found.progress().await, version }
     }
 
     /// The state in JSON, on one line.
@@ -160,6 +169,7 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> openapi::Operation {
                 "The namespace of the target; `default` for a target in none.",
                 json!({ "type": "string", "default": "default" }),
             ),
+            query::cluster_parameter(generator),
         ],
         responses: vec![(200, state)],
         errors: Code::ALL
@@ -181,7 +191,8 @@ mod tests {
     use super::*;
 
     fn parsed(target: &str) -> Result<(String, String), ActionError> {
-        let (namespace, id) = operation_of(&target.parse().expect("is a target"))?;
+        let uri = target.parse().expect("is a target");
+        let Named { namespace, id, .. } = operation_of(&uri)?;
         Ok((namespace.to_string(), id.to_string()))
     }
 

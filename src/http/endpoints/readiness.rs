@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use http::{Response, StatusCode};
 use schemars::SchemaGenerator;
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::{
     sync::{Mutex, watch},
+    task::JoinSet,
     time::{Instant, timeout},
 };
 
@@ -20,7 +22,7 @@ use crate::{
     executor::{context::Context, reply::Reply},
     http::{
         dispatch::Service,
-        message::{Body, full},
+        message::{self, Body, full},
         openapi::{Operation, Tag, response},
         routes::HEALTHY,
     },
@@ -48,8 +50,15 @@ pub(crate) struct Readiness {
 #[derive(Default)]
 struct State {
     /// The last result and its time.
-    last: Option<(Instant, Result<(), ActionError>)>,
+    last: Option<(Instant, Result<Vec<ClusterState>, ActionError>)>,
     damping: FlapDamping,
+}
+
+/// Whether a cluster of the list answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct ClusterState {
+    name: String,
+    ready: bool,
 }
 
 /// Judges each answer of the cluster by those before it.
@@ -84,7 +93,8 @@ pub(crate) async fn get(service: &Service) -> Response<Body> {
         None => service.readiness.of(&service.context, &service.callers).await,
     };
     match ready {
-        Ok(()) => healthy(),
+        Ok(clusters) if clusters.is_empty() => healthy(),
+        Ok(clusters) => message::json(&json!({ "status": "ok", "clusters": clusters })),
         Err(error) => {
             let mut response = Response::from(Reply::from(error));
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
@@ -104,15 +114,16 @@ impl Readiness {
         Readiness { stopping: Some(stopping), ..Readiness::default() }
     }
 
-    /// Checks that an action could be carried out in this context.
+    /// Checks that an action could be carried out in this context: on one of its clusters at least. Returns the state of
+    /// each cluster of a list.
     ///
     /// # Errors
     /// The reason why it could not.
-    pub(crate) async fn of(
+    async fn of(
         &self,
         context: &Context,
         callers: &Authenticator,
-    ) -> Result<(), ActionError> {
+    ) -> Result<Vec<ClusterState>, ActionError> {
         if self.stopping.as_ref().is_some_and(|stopping| *stopping.borrow()) {
             return Err(ActionError::new(Code::ShuttingDown, "the server is shutting down"));
         }
@@ -126,14 +137,33 @@ impl Readiness {
         {
             return result.clone();
         }
-        let late = || ActionError::new(Code::ClusterUnreachable, "the cluster does not answer");
-        let answer =
-            timeout(TIMEOUT, context.cluster_serves()).await.unwrap_or_else(|_| Err(late()));
+        let (clusters, answer) = states(context).await;
         let now = Instant::now();
-        let result = state.damping.judge(now, answer);
+        let result = state.damping.judge(now, answer).map(|()| clusters);
         state.last = Some((now, result.clone()));
         result
     }
+}
+
+/// The state of each cluster of a list, and whether one of them answers; without a list, whether the cluster does.
+async fn states(context: &Context) -> (Vec<ClusterState>, Result<(), ActionError>) {
+    let late = || ActionError::new(Code::ClusterUnreachable, "the cluster does not answer");
+    // At once, so that one that is down does not delay the answer about the others.
+    let mut checks = JoinSet::new();
+    for (index, context) in context.each_cluster().into_iter().enumerate() {
+        checks.spawn(async move {
+            let answer = timeout(TIMEOUT, context.cluster_serves()).await;
+            (index, context.listed_name().cloned(), answer.unwrap_or_else(|_| Err(late())))
+        });
+    }
+    let mut answers = checks.join_all().await;
+    answers.sort_by_key(|(index, ..)| *index);
+    let named = answers.iter().filter_map(|(_, name, answer)| {
+        Some(ClusterState { name: name.as_deref()?.to_owned(), ready: answer.is_ok() })
+    });
+    let clusters = named.collect();
+    let one = answers.into_iter().map(|(.., answer)| answer).reduce(Result::or);
+    (clusters, one.unwrap_or(Ok(())))
 }
 
 fn ttl(fails: bool) -> Duration {
@@ -161,11 +191,11 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
     let reason = "It could not; the problem is the reason, with its own status in the document.";
     Operation {
         description:
-            "The cluster answers, the current policy and key files are loaded, and the process is \
+            "The cluster answers, or one of several, the current policy and key files are loaded, and the process is \
                       not shutting down."
                 .to_owned(),
         responses: vec![
-            (200, response("It could.", healthy_content())),
+            (200, response("It could.", ready_content())),
             // Whatever the reason, probes use the status.
             (503, response(reason, not_ready)),
         ],
@@ -176,6 +206,18 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
             "Whether an action could be carried out now",
         )
     }
+}
+
+fn ready_content() -> Value {
+    let mut content = healthy_content();
+    content["application/json"]["schema"]["properties"]["clusters"] = json!({
+        "type": "array", "description": "The state of each cluster, if several are configured by name.",
+        "items": {
+            "type": "object", "required": ["name", "ready"], "additionalProperties": false,
+            "properties": { "name": { "type": "string" }, "ready": { "type": "boolean" } },
+        },
+    });
+    content
 }
 
 fn healthy_content() -> Value {
@@ -197,7 +239,7 @@ mod tests {
         let (_stop, stopping) = watch::channel(false);
         let settings = Settings::from_vars(std::iter::empty()).expect("are the defaults");
         let policy = Reloading::new(None).expect("is the shipped one");
-        Context::new(None, policy, &settings, stopping)
+        Context::new(None, policy, &settings, stopping).expect("is right")
     }
 
     fn gone() -> Result<(), ActionError> {
@@ -208,9 +250,10 @@ mod tests {
     async fn the_clusters_readiness_is_cached() {
         let (context, callers) = (context(), Authenticator::new(None, None));
         let readiness = Readiness::default();
-        assert_eq!(readiness.of(&context, &callers).await, Ok(()));
-        readiness.state.lock().await.last = Some((Instant::now(), gone()));
-        assert_eq!(readiness.of(&context, &callers).await, gone());
+        assert_eq!(readiness.of(&context, &callers).await, Ok(Vec::new()));
+        let failed = gone().map(|()| Vec::new());
+        readiness.state.lock().await.last = Some((Instant::now(), failed.clone()));
+        assert_eq!(readiness.of(&context, &callers).await, failed);
     }
 
     #[tokio::test]
@@ -218,7 +261,7 @@ mod tests {
         let (context, callers) = (context(), Authenticator::new(None, None));
         let (stop, stopping) = watch::channel(false);
         let readiness = Readiness::until(stopping);
-        assert_eq!(readiness.of(&context, &callers).await, Ok(()));
+        assert_eq!(readiness.of(&context, &callers).await, Ok(Vec::new()));
         stop.send(true).expect("is heard");
         let refused = readiness.of(&context, &callers).await.expect_err("is not ready");
         assert_eq!(refused.code, Code::ShuttingDown);

@@ -77,6 +77,8 @@ struct Claim {
     action: &'static str,
     namespace: String,
     target: Target,
+    /// The cluster's name in the list, if there is one.
+    cluster: Option<String>,
 }
 
 impl Default for BackgroundTasks {
@@ -112,9 +114,10 @@ pub(crate) async fn execute_async(
 ) -> Result<Response<Body>, ActionError> {
     let patient_until = Instant::now() + patience;
     let (claimed, mut claim) = watch::channel(None);
+    let is_listed = context.names().is_some();
     let context = context.map_observer(|observer| {
         observer.on_claimed(move |request: &RequestMetadata| {
-            claimed.send_replace(Some(Claim::of(request)));
+            claimed.send_replace(Some(Claim::of(request, is_listed)));
         })
     });
     let work = async move {
@@ -160,18 +163,21 @@ fn accepted(claim: &Claim) -> Result<Response<Body>, ActionError> {
 }
 
 impl Claim {
-    fn of(subject: &RequestMetadata) -> Self {
+    fn of(subject: &RequestMetadata, is_listed: bool) -> Self {
         Claim {
             id: subject.id.to_string(),
             action: subject.action,
             namespace: subject.namespace().to_owned(),
             target: subject.target.clone(),
+            cluster: subject.cluster.clone().filter(|_| is_listed),
         }
     }
 
-    /// The path of the request's state. An id and a namespace hold only characters that a URI may hold.
+    /// The path of the request's state. An id, a namespace and a name in a list of clusters hold only characters that a URI may hold.
     fn location(&self) -> String {
-        format!("/api/v1/actions/{}?namespace={}", self.id, self.namespace)
+        let cluster = self.cluster.iter().map(|name| format!("&cluster={name}"));
+        let cluster = cluster.collect::<String>();
+        format!("/api/v1/actions/{}?namespace={}{cluster}", self.id, self.namespace)
     }
 }
 
@@ -186,7 +192,10 @@ mod tests {
             action: "cordon",
             namespace: "default".to_owned(),
             target: Target::named("v1", "Node", "", "n1"),
+            cluster: None,
         };
+        let listed = Claim { cluster: Some("blue".to_owned()), ..claim.clone() };
+        assert!(listed.location().ends_with("?namespace=default&cluster=blue"));
         let response = accepted(&claim).expect("is an answer");
         assert_eq!(response.status(), 202);
         assert_eq!(response.headers()["location"], "/api/v1/actions/alert:7?namespace=default");

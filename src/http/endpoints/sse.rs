@@ -1,7 +1,8 @@
 //! The state of a request as server-sent events
 //! (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
 //!
-//! All streams of the same request share one poll of the ledger a second.
+//! All streams of the same request share one poll of the ledger a second; where callers are impersonated, those of one
+//! caller do.
 
 use std::{
     collections::HashMap,
@@ -27,6 +28,7 @@ use crate::{
         status,
     },
     http::{endpoints::operation::Snapshot, message::Body},
+    k8s::api::impersonation::Impersonation,
 };
 
 /// How often a watched request is polled.
@@ -41,11 +43,13 @@ const STREAM_TIMEOUT: Duration = Duration::from_secs(MAX_TIMEOUT_SECONDS);
 /// How soon a client may reconnect when its stream has ended early.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// The name of a request.
+/// The name of a request, and as whom its target is read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct OperationKey {
     namespace: String,
     id: String,
+    reader: Option<Arc<Impersonation>>,
+    cluster: Option<Arc<str>>,
 }
 
 type Snapshots = watch::Sender<Option<Snapshot>>;
@@ -89,7 +93,12 @@ impl Watchers {
         id: RequestId,
         first: Snapshot,
     ) -> watch::Receiver<Option<Snapshot>> {
-        let key = OperationKey { namespace: namespace.to_string(), id: id.to_string() };
+        let key = OperationKey {
+            namespace: namespace.to_string(),
+            id: id.to_string(),
+            reader: context.impersonation().cloned(),
+            cluster: context.cluster_name().cloned(),
+        };
         let mut watched = self.lock();
         if let Some(snapshots) = watched.get(&key) {
             return snapshots.subscribe();
@@ -107,7 +116,7 @@ impl Watchers {
                     return;
                 }
                 let now = match status::find(&context, &namespace, &id).await {
-                    Ok(Some(found)) => Some(Snapshot::of(&found, &context).await),
+                    Ok(Some(found)) => Some(Snapshot::of(&found).await),
                     Ok(None) => None,
                     // The last known state stays until the next poll.
                     Err(_) => continue,

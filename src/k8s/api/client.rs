@@ -8,17 +8,19 @@ use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::{
-    ClusterResourceScope, NamespaceResourceScope, api::authentication::v1::SelfSubjectReview,
-    apimachinery::pkg::apis::meta::v1::ListMeta,
+    ClusterResourceScope, NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::ListMeta,
 };
 use kube::{
     Api, Client, Resource,
     api::{ApiResource, DynamicObject, ListParams, ObjectList, Patch, PatchParams, PostParams},
-    core::PartialObjectMeta,
+    core::{ObjectMeta, PartialObjectMeta},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, sleep, timeout_at},
+};
 
 use crate::{
     contract::error::{ActionError, Code},
@@ -28,12 +30,13 @@ use crate::{
             connection::WatchPermits,
             credentials::{Credential, Credentials},
             error::{ApiError, failed_admission},
+            impersonation::Impersonation,
             retry,
             retry::Retry,
             server_time::ServerTime,
         },
     },
-    telemetry::calls::{CallLabels, Calls, no_calls},
+    telemetry::calls::{CallLabels, Calls, ClusterLabel, no_calls},
 };
 
 /// Limit of one attempt: a server that accepts and never answers leaves time for a retry.
@@ -44,7 +47,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 const EFFECT_CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Limit of the call that finds out the user name for an error, and of the readiness check.
-const SELF_REVIEW_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const SELF_REVIEW_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The most objects that one list call returns, which bounds memory.
 const PAGE_SIZE: u32 = 500;
@@ -90,8 +93,18 @@ pub struct Cluster {
     name: String,
     credentials: Credentials,
     calls: Calls,
+    /// Its name in the list of clusters, if there is one.
+    listed: Option<Arc<str>>,
     time: ServerTime,
     watches: WatchPermits,
+    /// The user name that the cluster knows our own credentials by, once it is read.
+    own_name: Arc<OnceCell<String>>,
+    /// Set once an impersonation has reached the API server.
+    impersonation_seen: Arc<OnceCell<()>>,
+    /// As whom the calls are made, if not as ourselves.
+    person: Option<Arc<Impersonation>>,
+    /// Whether the kubeconfig's user is impersonated with each call.
+    impersonates: bool,
 }
 
 /// A call, as an error names it.
@@ -115,8 +128,13 @@ impl Cluster {
             server,
             credentials: Credentials::default(),
             calls: no_calls(),
+            listed: None,
             time: ServerTime::default(),
             watches: WatchPermits::new(),
+            own_name: Arc::default(),
+            impersonation_seen: Arc::default(),
+            person: None,
+            impersonates: false,
         }
     }
 
@@ -130,6 +148,36 @@ impl Cluster {
         Cluster { credentials, ..self }
     }
 
+    /// The cluster whose kubeconfig impersonates a user, or does not.
+    pub(crate) fn impersonating(self, impersonates: bool) -> Self {
+        Cluster { impersonates, ..self }
+    }
+
+    /// Whether each call impersonates the user that the kubeconfig names.
+    pub(crate) fn impersonates(&self) -> bool {
+        self.impersonates
+    }
+
+    /// The cluster with this client, whose calls are made as this person.
+    pub(super) fn with_person(&self, client: Client, person: Arc<Impersonation>) -> Self {
+        Cluster { client, person: Some(person), ..self.clone() }
+    }
+
+    /// As whom the calls are made, if not as ourselves.
+    pub(super) fn person(&self) -> Option<&Impersonation> {
+        self.person.as_deref()
+    }
+
+    /// Where our own user name is kept once it is read.
+    pub(super) fn own_name_cell(&self) -> &OnceCell<String> {
+        &self.own_name
+    }
+
+    /// Where it is kept that impersonations reach the API server.
+    pub(super) fn impersonation_seen_cell(&self) -> &OnceCell<()> {
+        &self.impersonation_seen
+    }
+
     /// Permits for watches.
     pub(crate) fn watches(&self) -> &WatchPermits {
         &self.watches
@@ -139,6 +187,11 @@ impl Cluster {
     pub(crate) fn with_name(mut self, name: String) -> Self {
         self.name = name;
         self
+    }
+
+    /// The cluster of this name in a list, all of whose calls are counted together.
+    pub(crate) fn listed(self, name: Arc<str>, calls: Calls) -> Self {
+        Cluster { name: name.to_string(), listed: Some(name), calls, ..self }
     }
 
     /// The name for people.
@@ -320,6 +373,26 @@ impl Cluster {
         Ok(found)
     }
 
+    /// Lists the metadata of at most `limit` objects of a namespace, or of a cluster-scoped kind if it is empty, that match a
+    /// label selector.
+    pub(crate) async fn list_metadata(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+        selector: &str,
+        limit: u32,
+        deadline: Instant,
+    ) -> Result<Vec<ObjectMeta>, ActionError> {
+        let api: Api<DynamicObject> = match namespace {
+            "" => Api::all_with(self.client(), resource),
+            namespace => Api::namespaced_with(self.client(), namespace, resource),
+        };
+        let call = Call::on(resource, "list", namespace, None);
+        let params = ListParams::default().labels(selector).limit(limit);
+        let found = self.read(&call, deadline, || api.list_metadata(&params)).await?;
+        Ok(found.items.into_iter().map(|object| object.metadata).collect())
+    }
+
     /// One page of the objects of all namespaces, or of a cluster-scoped kind.
     pub(crate) async fn page<K: Listable>(
         &self,
@@ -443,7 +516,7 @@ impl Cluster {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => match ApiError::from(error) {
                 // A server that refuses the identity serves.
-                ApiError::Forbidden(_) => Ok(()),
+                ApiError::Forbidden(_) | ApiError::MayNotImpersonate(_) => Ok(()),
                 error => Err(self.unavailable(error)),
             },
             Err(_) => Err(self.unavailable(no_answer_in(SELF_REVIEW_TIMEOUT))),
@@ -489,8 +562,10 @@ impl Cluster {
                 Ok(result) => result.map_err(ApiError::from),
                 Err(_) => Err(no_answer_in(end - start)),
             };
-            let labels =
-                CallLabels { result: result.as_ref().map_or_else(ApiError::name, |_| "ok") };
+            let labels = CallLabels {
+                result: result.as_ref().map_or_else(ApiError::name, |_| "ok"),
+                cluster: ClusterLabel(self.listed.clone()),
+            };
             self.calls.get_or_create(&labels).observe(start.elapsed().as_secs_f64());
             let error = match result {
                 Ok(result) => return Ok(result),
@@ -544,7 +619,11 @@ impl Cluster {
     pub(crate) async fn explain(&self, call: &Call, error: ApiError) -> ActionError {
         match error {
             ApiError::NotFound => call.not_found(),
-            ApiError::Forbidden(_) => call.forbidden(&self.user_name().await),
+            ApiError::Forbidden(_) => match &self.person {
+                Some(person) => call.forbidden_to_person(person.user()),
+                None => call.forbidden(&self.user_name().await),
+            },
+            ApiError::MayNotImpersonate(message) => self.may_not_impersonate(&message),
             ApiError::Rejected(message) | ApiError::TestFailed(message) => {
                 let is_terminating = message.contains(NAMESPACE_IS_TERMINATING);
                 let detail = format!("the cluster rejected {call}: {message}");
@@ -577,6 +656,22 @@ impl Cluster {
         }
     }
 
+    /// The rights of the executor's own account are missing, whatever the person may do.
+    fn may_not_impersonate(&self, message: &str) -> ActionError {
+        let Some(person) = &self.person else {
+            let detail =
+                format!("the kubeconfig's user may not impersonate whom it names: {message}");
+            return ActionError::new(Code::Forbidden, detail)
+                .with_hint("remove `as` from the kubeconfig's user, or let it impersonate");
+        };
+        let (user, rules) = (person.user(), person.rules());
+        let detail = format!("the executor's own account may not impersonate {user}: {message}");
+        ActionError::new(Code::Forbidden, detail).with_hint(format!(
+            "a ClusterRole of the executor's account with the rules {rules} would allow it, as \
+             `action-executor rbac --impersonate` prints them"
+        ))
+    }
+
     fn unavailable(&self, error: ApiError) -> ActionError {
         let server = &self.server;
         match error {
@@ -606,7 +701,9 @@ impl Cluster {
                 "check the proxy, and `proxy-url` of the kubeconfig or HTTPS_PROXY and NO_PROXY",
             )
             .with_retry_after(Some(Duration::from_secs(5))),
-            ApiError::Unreachable(message) | ApiError::NoAnswer(message) => ActionError::new(
+            ApiError::Unreachable(message)
+            | ApiError::NoAnswer(message)
+            | ApiError::NoSuchPath(message) => ActionError::new(
                 Code::ClusterUnreachable,
                 format!("the cluster at {server} does not answer: {message}"),
             )
@@ -618,14 +715,6 @@ impl Cluster {
                 format!("the cluster at {server} is unavailable: {error:?}"),
             ),
         }
-    }
-
-    /// The user name that the cluster knows us by (SelfSubjectReview, which every identity may create).
-    async fn user_name(&self) -> String {
-        let deadline = Instant::now() + SELF_REVIEW_TIMEOUT;
-        let review = self.create_review(&SelfSubjectReview::default(), deadline).await.ok();
-        let user = review.and_then(|review| review.status?.user_info?.username);
-        user.unwrap_or_else(|| "this identity".to_owned())
     }
 }
 
@@ -710,6 +799,16 @@ impl Call {
             .with_hint(format!("{role} with the rule {rule} would allow it"))
     }
 
+    /// The same of a call that was made as this person.
+    fn forbidden_to_person(&self, user: &str) -> ActionError {
+        let error = self.forbidden(user);
+        let hint = error.hint.as_deref().unwrap_or_default().to_owned();
+        error.with_hint(format!(
+            "{hint} if it is bound to the user {user}, or to a group that is passed on: the call was made as the caller, \
+             and not as the executor's account"
+        ))
+    }
+
     /// `deployments.apps`, or `pods` in the core group.
     fn qualified(&self) -> String {
         match self.resource.group.as_str() {
@@ -737,6 +836,8 @@ mod tests {
         apps::v1::Deployment,
         core::v1::{Node, Pod},
     };
+
+    use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 
     use super::*;
 

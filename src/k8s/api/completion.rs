@@ -22,9 +22,16 @@ use crate::{
             retry::Retry,
         },
         applied_requests::AppliedRequests,
+        argo_cd,
+        argo_rollouts::{ArgoRollout, AwaitedArgoRollout},
+        claims,
         completion::{self, AwaitedRollout, Completion},
+        flux,
+        integrations::{APPLICATION, ROLLOUT},
         jobs::{self, LogSource},
-        pods, replacement,
+        keda, pods, replacement,
+        replicas::Replicas,
+        resources,
         rollout::{self, ExceededDeadline, RolloutStatus},
     },
 };
@@ -34,6 +41,24 @@ const LAST_EVENT_TIMEOUT: Duration = Duration::from_secs(2);
 const LAST_EVENT_INTERVAL: Duration = Duration::from_millis(400);
 
 impl Cluster {
+    /// The replicas of the workload that is awaited; none if it awaits none, or its controller has not looked yet.
+    ///
+    /// # Errors
+    /// Why the cluster could not be asked before `deadline`.
+    pub(crate) async fn awaited_replicas(
+        &self,
+        completion: &Completion,
+        deadline: Instant,
+    ) -> Result<Option<Replicas>, ActionError> {
+        let (Completion::RolledOut(AwaitedRollout { kind, namespace, name, .. })
+        | Completion::Scaled { kind, namespace, name, .. }) = completion
+        else {
+            return Ok(None);
+        };
+        let workload = self.workload(*kind, namespace, name, deadline).await?;
+        Ok(Replicas::of(&workload))
+    }
+
     /// How far the effect is.
     ///
     /// # Errors
@@ -46,6 +71,7 @@ impl Cluster {
         Ok(match completion {
             Completion::Immediate(what) => RolloutStatus::Complete(what.clone()),
             Completion::RolledOut(awaited) => self.rollout_status(awaited, deadline).await?,
+            Completion::ArgoRollout(awaited) => self.argo_rollout_status(awaited, deadline).await?,
             Completion::Scaled { kind, namespace, name, uid, replicas } => {
                 let found = self.workload(*kind, namespace, name, deadline).await;
                 found_opt(found)?.map_or_else(
@@ -57,6 +83,30 @@ impl Cluster {
                 let pod = self.get_opt::<Pod>(namespace, name, deadline).await?;
                 completion::deletion_status(pod.as_ref(), name, uid)
             }
+            Completion::Resized { namespace, name, uid, amounts } => {
+                let pod = self.get_opt::<Pod>(namespace, name, deadline).await?;
+                resources::resize_status(pod.as_ref(), name, uid, amounts)
+            }
+            Completion::Expanded { namespace, name, uid, size } => {
+                let claim = self.get_opt(namespace, name, deadline).await?;
+                claims::expansion_status(claim.as_ref(), name, uid, *size)
+            }
+            Completion::PodsGone { namespace, pods } => {
+                let left = self.finished_pods_of(namespace, pods, deadline).await?;
+                completion::pods_status(left.len(), pods.len())
+            }
+            Completion::JobGone { namespace, name, uid, query } => {
+                let job = self.get_opt::<Job>(namespace, name, deadline).await?;
+                if job.is_some_and(|job| job.metadata.uid.as_ref() == Some(uid)) {
+                    return Ok(RolloutStatus::Waiting(format!("Job '{name}' is being deleted")));
+                }
+                match self.controlled_pods(namespace, uid, query, deadline).await {
+                    Err(error) if error.code == Code::Forbidden => {
+                        jobs::gone_without_a_look_at_its_pods(name, &error.with_its_hint())
+                    }
+                    pods => jobs::deletion_status(name, pods?.len()),
+                }
+            }
             Completion::Finished { namespace, name, mark } => {
                 let job = self.get_opt::<Job>(namespace, name, deadline).await?;
                 let is_ours =
@@ -65,6 +115,18 @@ impl Cluster {
                     Some(job) => jobs::status(&job),
                     None => self.status_of_deleted_job(namespace, name, deadline).await?,
                 }
+            }
+            Completion::Reconciled { kind, namespace, name, uid, pass } => {
+                let found = self.get_custom(kind.custom(), namespace, name, deadline).await;
+                flux::reconciliation_status(found_opt(found)?.as_ref(), *kind, name, uid, pass)
+            }
+            Completion::Synced { namespace, name, uid, mark } => {
+                let found = self.get_custom(&APPLICATION, namespace, name, deadline).await;
+                argo_cd::sync_status(found_opt(found)?.as_ref(), name, uid, mark)
+            }
+            Completion::ScalingPaused { kind, namespace, name, uid, pause } => {
+                let found = self.get_custom(kind.custom(), namespace, name, deadline).await;
+                keda::pause_status(found_opt(found)?.as_ref(), *kind, name, uid, *pause)
             }
             Completion::Replaced { namespace, controller, controller_uid, query, known } => {
                 let pods = self.controlled_pods(namespace, controller_uid, query, deadline).await?;
@@ -94,6 +156,25 @@ impl Cluster {
                 status => return Ok(status.unwrap_or_else(|| jobs::deleted(name))),
             }
         }
+    }
+
+    async fn argo_rollout_status(
+        &self,
+        awaited: &AwaitedArgoRollout,
+        deadline: Instant,
+    ) -> Result<RolloutStatus, ActionError> {
+        let AwaitedArgoRollout { namespace, name, .. } = awaited;
+        let found = self.get_custom(&ROLLOUT, namespace, name, deadline).await;
+        let Some(found) = found_opt(found)? else {
+            return Ok(completion::deleted(ROLLOUT.kind, name));
+        };
+        let rollout = ArgoRollout::new(&found);
+        let status = awaited.status(rollout);
+        if !awaited.needs_pods() || !matches!(status, RolloutStatus::Complete(_)) {
+            return Ok(status);
+        }
+        let pods = self.list::<Pod>(namespace, &rollout.label_selector(), deadline).await?;
+        Ok(awaited.status_with_pods(rollout, &pods))
     }
 
     async fn rollout_status(
@@ -157,19 +238,33 @@ impl Cluster {
         source: &LogSource<'_>,
         deadline: Instant,
     ) -> Result<Vec<String>, ActionError> {
+        let text = self.log(namespace, source, jobs::MAX_LOG_LINES, None, deadline).await?;
+        let LogSource { pod, container, .. } = source;
+        Ok(jobs::log_lines(&format!("pod {pod}, container {container},"), &text))
+    }
+
+    /// The last lines of a container's log; of those at most the first `bytes`, at which the API server cuts.
+    pub(crate) async fn log(
+        &self,
+        namespace: &str,
+        source: &LogSource<'_>,
+        lines: i64,
+        bytes: Option<i64>,
+        deadline: Instant,
+    ) -> Result<String, ActionError> {
         let LogSource { pod, container, is_previous } = source;
         let api = Api::<Pod>::namespaced(self.client(), namespace);
         let params = LogParams {
             container: Some((*container).to_owned()),
             previous: *is_previous,
-            tail_lines: Some(jobs::MAX_LOG_LINES),
+            tail_lines: Some(lines),
+            limit_bytes: bytes,
             ..LogParams::default()
         };
         let text = self.attempt(Retry::Idempotent, deadline, || api.logs(pod, &params)).await;
         let mut call = Call::of::<Pod>("get", namespace, Some(pod));
         call.resource.plural.push_str("/log");
-        let text = self.explain_result(&call, text).await?;
-        Ok(jobs::log_lines(&format!("pod {pod}, container {container},"), &text))
+        self.explain_result(&call, text).await
     }
 }
 

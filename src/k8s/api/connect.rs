@@ -5,13 +5,13 @@
 //! that we run in. Without any of these there is no cluster, and simulation is offline. One that exists and
 //! cannot be used is an error: a broken configuration must never mean "no cluster".
 
-use std::env;
+use std::{env, path::Path};
 
 use http::{Request, Response, Uri};
 use kube::{
     Config,
     client::{ClientBuilder, ConfigExt},
-    config::KubeConfigOptions,
+    config::{ExecInteractiveMode, KubeConfigOptions},
 };
 use percent_encoding::percent_decode_str;
 use tower::util::{MapRequestLayer, MapResponseLayer};
@@ -32,14 +32,55 @@ use crate::{
 /// # Errors
 /// [`Code::Configuration`] when the configuration cannot be read or used.
 pub(crate) async fn connect(context: Option<&str>) -> Result<Option<Cluster>, ActionError> {
-    let Some(Found { mut config, proxy_url, name }) = find_config(context).await? else {
-        return Ok(None);
-    };
+    connect_to(None, context).await
+}
+
+/// Finds the cluster in this kubeconfig, or as [`connect`] does without one.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) async fn connect_to(
+    kubeconfig: Option<&Path>,
+    context: Option<&str>,
+) -> Result<Option<Cluster>, ActionError> {
+    find_config(kubeconfig, context).await?.map(cluster).transpose()
+}
+
+/// The same while nobody can be asked, even if there is a terminal: a credential plugin must neither read from it nor
+/// write to it.
+///
+/// # Errors
+/// As [`connect`]; that the plugin needs a terminal.
+pub(crate) async fn connect_unattended(
+    context: Option<&str>,
+) -> Result<Option<Cluster>, ActionError> {
+    let Some(mut found) = find_config(None, context).await? else { return Ok(None) };
+    forbid_questions(&mut found.config)?;
+    cluster(found).map(Some)
+}
+
+/// A plugin of the kubeconfig's user is not interactive.
+fn forbid_questions(config: &mut Config) -> Result<(), ActionError> {
+    let Some(exec) = &mut config.auth_info.exec else { return Ok(()) };
+    if exec.interactive_mode == Some(ExecInteractiveMode::Always) {
+        return Err(misconfigured("the credential plugin needs a terminal"));
+    }
+    exec.interactive_mode = Some(ExecInteractiveMode::Never);
+    Ok(())
+}
+
+fn cluster(found: Found) -> Result<Cluster, ActionError> {
+    let Found { mut config, proxy_url, name } = found;
     move_user_of_url(&mut config);
     let credentials = Credentials::take_from(&mut config.auth_info)
         .map_err(|error| error.to_action_error(&config.cluster_url.to_string()))?;
     let connection = ApiConnection::new(&config, proxy_url.as_deref(), credentials.clone());
     let connection = connection.map_err(misconfigured)?;
+    let user = &config.auth_info;
+    let impersonates = user.impersonate.is_some()
+        || user.impersonate_uid.is_some()
+        || user.impersonate_groups.is_some()
+        || user.impersonate_user_extra.is_some();
     let impersonation = config.extra_headers_layer();
     let impersonation = impersonation
         .map_err(|_| misconfigured("`as` of the kubeconfig's user cannot be in an HTTP header"))?;
@@ -54,7 +95,7 @@ pub(crate) async fn connect(context: Option<&str>) -> Result<Option<Cluster>, Ac
     let server = config.cluster_url.to_string();
     let name = name_of(name.as_deref(), &config.cluster_url);
     let cluster = Cluster::new(client, server).with_time(time).with_credentials(credentials);
-    Ok(Some(cluster.with_name(name)))
+    Ok(cluster.with_name(name).impersonating(impersonates))
 }
 
 /// What distinguishes the cluster for people: the context alone may be called `default` in each of many kubeconfigs.
@@ -117,12 +158,22 @@ impl Found {
     }
 }
 
-async fn find_config(context: Option<&str>) -> Result<Option<Found>, ActionError> {
+async fn find_config(
+    file: Option<&Path>,
+    context: Option<&str>,
+) -> Result<Option<Found>, ActionError> {
     #[cfg(feature = "lambda")]
-    if let Some((name, config)) = super::eks::config()? {
+    if file.is_none()
+        && let Some((name, config)) = super::eks::config()?
+    {
+        if context.is_some() {
+            return Err(misconfigured(
+                "a kubeconfig context and EKS_CLUSTER_NAME exclude each other",
+            ));
+        }
         return Ok(Found::without_kubeconfig(Some(name), config));
     }
-    if let Some(kubeconfig) = kubeconfig::find()? {
+    if let Some(kubeconfig) = kubeconfig::find_in(file)? {
         let used = context.map(str::to_owned).or_else(|| kubeconfig.current_context.clone());
         let cluster = used.as_deref().and_then(|name| kubeconfig::cluster(&kubeconfig, name));
         let proxy_url = cluster.and_then(|cluster| cluster.proxy_url.clone());
@@ -159,6 +210,23 @@ mod tests {
         let server = Uri::from_static("https://api.prod.example:6443/k8s");
         assert_eq!(name_of(Some("prod"), &server), "prod (api.prod.example:6443)");
         assert_eq!(name_of(None, &server), "api.prod.example:6443");
+    }
+
+    #[test]
+    fn where_nobody_can_be_asked_a_plugin_is_not_interactive() {
+        for (mode, expected) in [
+            ("", Some(Some(ExecInteractiveMode::Never))),
+            (", interactiveMode: IfAvailable", Some(Some(ExecInteractiveMode::Never))),
+            (", interactiveMode: Never", Some(Some(ExecInteractiveMode::Never))),
+            (", interactiveMode: Always", None),
+        ] {
+            let mut config = Config::new(Uri::from_static("https://c:6443"));
+            let exec = serde_yaml_ng::from_str(&format!("{{command: login{mode}}}"));
+            config.auth_info.exec = Some(exec.expect("is one"));
+            let is_accepted = forbid_questions(&mut config).is_ok();
+            let found = config.auth_info.exec.map(|exec| exec.interactive_mode);
+            assert_eq!(found.filter(|_| is_accepted), expected, "{mode}");
+        }
     }
 
     #[test]

@@ -18,10 +18,15 @@ use crate::{
 pub(crate) enum ApiError {
     /// 404: the object does not exist.
     NotFound,
+    /// 404 as text: the API server, or a proxy, does not serve this path. A write may have been applied, as after every
+    /// answer that may be a proxy's.
+    NoSuchPath(String),
     /// 409: the object is another one, or has changed since it was read.
     Conflict(String),
     /// 403 by the authorizer: this identity may not make this call.
     Forbidden(String),
+    /// 403 by the authorizer: this identity may not make it as another user.
+    MayNotImpersonate(String),
     /// 400, 403 by admission, 422 and the like: the cluster rejects this change.
     Rejected(String),
     /// 422 without a cause: a `test` of a JSON Patch failed, or an admission webhook rejected the change so.
@@ -83,8 +88,10 @@ impl ApiError {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             ApiError::NotFound => "not_found",
+            ApiError::NoSuchPath(_) => "no_such_path",
             ApiError::Conflict(_) => "conflict",
             ApiError::Forbidden(_) => "forbidden",
+            ApiError::MayNotImpersonate(_) => "may_not_impersonate",
             ApiError::Rejected(_) => "rejected",
             ApiError::TestFailed(_) => "test_failed",
             ApiError::Expired(_) => "expired",
@@ -107,6 +114,7 @@ impl ApiError {
             ApiError::NotFound => "not found",
             ApiError::Conflict(message)
             | ApiError::Forbidden(message)
+            | ApiError::MayNotImpersonate(message)
             | ApiError::Rejected(message)
             | ApiError::TestFailed(message)
             | ApiError::Expired(message)
@@ -117,6 +125,7 @@ impl ApiError {
             | ApiError::ServerError(message, _)
             | ApiError::Unreachable(message)
             | ApiError::NoAnswer(message)
+            | ApiError::NoSuchPath(message)
             | ApiError::Proxy(message)
             | ApiError::Misconfigured(message) => message,
             ApiError::Credentials(error) => &error.detail,
@@ -133,7 +142,7 @@ impl ApiError {
 
     /// Whether the failed write may have been applied.
     pub(crate) fn may_be_applied(&self) -> bool {
-        matches!(self, ApiError::ServerError(..) | ApiError::NoAnswer(_))
+        matches!(self, ApiError::ServerError(..) | ApiError::NoAnswer(_) | ApiError::NoSuchPath(_))
     }
 }
 
@@ -189,6 +198,16 @@ fn of_connect(message: String) -> ApiError {
     ApiError::Unreachable(message)
 }
 
+/// The reason that kube gives an answer that is no `Status`.
+const UNPARSED: &str = "Failed to parse error data";
+
+/// What Go's `http.NotFound` writes, with which the API server answers a path that it does not serve
+/// (`apiserver/pkg/util/notfoundhandler`).
+const NO_SUCH_PATH: &str = "404 page not found";
+
+/// How the API server says which fields of a patch the object's schema does not have (`apimachinery/pkg/runtime/error.go`).
+const UNKNOWN_FIELDS: &str = "strict decoding error: ";
+
 fn of_status(status: &Status) -> ApiError {
     let message = status.message.clone();
     let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
@@ -202,13 +221,22 @@ fn of_status(status: &Status) -> ApiError {
     match status.code {
         // Not the API server's: something between has answered with JSON or text of its own.
         0 | 408 => ApiError::NoAnswer(message),
-        404 | 409 if status.reason == "Failed to parse error data" => ApiError::NoAnswer(message),
+        404 if status.reason == UNPARSED && message.trim() == NO_SUCH_PATH => {
+            ApiError::NoSuchPath(message)
+        }
+        404 | 409 if status.reason == UNPARSED => ApiError::NoAnswer(message),
         401 => ApiError::Unauthorized(message),
+        403 if is_about_impersonation(&message) => ApiError::MayNotImpersonate(message),
         403 if by_the_authorizer(&message) => ApiError::Forbidden(message),
         404 => ApiError::NotFound,
         409 => ApiError::Conflict(message),
         410 => ApiError::Expired(message),
         422 if has_no_cause(status) => ApiError::TestFailed(message),
+        // The message has the whole object before it.
+        422 if message.contains(UNKNOWN_FIELDS) => {
+            let at = message.find(UNKNOWN_FIELDS).unwrap_or_default();
+            ApiError::Rejected(message[at..].to_owned())
+        }
         429 => match disruption_message(status) {
             Some(detail) => ApiError::Disruption(format!("{message} {detail}")),
             None => ApiError::Busy(message, retry_after),
@@ -254,6 +282,12 @@ fn by_the_authorizer(message: &str) -> bool {
     message.contains("\" cannot ") && message.contains(" resource \"")
 }
 
+/// The same with a verb of impersonation: `impersonate`, or with constrained impersonation `impersonate:MODE` and
+/// `impersonate-on:MODE:VERB` (`apiserver/pkg/endpoints/filters/impersonation`).
+fn is_about_impersonation(message: &str) -> bool {
+    message.contains("\" cannot impersonate") && message.contains(" resource \"")
+}
+
 /// The disruption budget that refused and what it needs; only the details of the status have it.
 fn disruption_message(status: &Status) -> Option<&str> {
     let mut causes = status.details.iter().flat_map(|details| &details.causes);
@@ -292,6 +326,22 @@ mod tests {
         assert!(matches!(status(rbac), ApiError::Forbidden(_)));
         let quota = "{code: 403, message: 'pods \"a\" is forbidden: exceeded quota: q'}";
         assert!(matches!(status(quota), ApiError::Rejected(_)));
+    }
+
+    #[test]
+    fn a_403_about_an_impersonation_differs_from_one_about_the_call() {
+        for (verb, resource) in [
+            ("impersonate", "users"),
+            ("impersonate:user-info", "groups"),
+            ("impersonate-on:user-info:patch", "deployments"),
+        ] {
+            let message = format!(
+                "{resource} \"jo\" is forbidden: User \"system:serviceaccount:ops:executor\" cannot {verb} \
+                 resource \"{resource}\" in API group \"\" at the cluster scope"
+            );
+            let error = status(&json!({ "code": 403, "message": message }).to_string());
+            assert!(matches!(error, ApiError::MayNotImpersonate(_)), "{verb}");
+        }
     }
 
     #[test]
@@ -359,6 +409,9 @@ mod tests {
             assert!(status(gateway).may_be_applied(), "{gateway}");
         }
         assert_eq!(status("{code: 404, reason: NotFound}"), ApiError::NotFound);
+        let unserved =
+            status("{code: 404, reason: Failed to parse error data, message: 404 page not found}");
+        assert!(matches!(unserved, ApiError::NoSuchPath(_)) && unserved.may_be_applied());
     }
 
     #[test]

@@ -26,10 +26,36 @@ pub(crate) fn find() -> Result<Option<Kubeconfig>, ActionError> {
     }
 }
 
+/// The kubeconfig in this file, or without one as [`find`] says.
+///
+/// # Errors
+/// As [`find`]; the file cannot be read.
+pub(crate) fn find_in(file: Option<&Path>) -> Result<Option<Kubeconfig>, ActionError> {
+    match file {
+        Some(file) => merge(read(file)?).map(Some),
+        None => find(),
+    }
+}
+
 /// The cluster of this context.
 pub(crate) fn cluster<'a>(config: &'a Kubeconfig, context: &str) -> Option<&'a Cluster> {
     let context = config.contexts.iter().find(|it| it.name == context)?.context.as_ref()?;
     config.clusters.iter().find(|it| it.name == context.cluster)?.cluster.as_ref()
+}
+
+/// The namespace of this context of the kubeconfig in this file, or else of the current one; none if it has none, or
+/// without a kubeconfig.
+///
+/// # Errors
+/// As [`find`].
+pub(crate) fn namespace(
+    file: Option<&Path>,
+    context: Option<&str>,
+) -> Result<Option<String>, ActionError> {
+    let Some(config) = find_in(file)? else { return Ok(None) };
+    let name = context.or(config.current_context.as_deref());
+    let context = config.contexts.iter().find(|it| Some(it.name.as_str()) == name);
+    Ok(context.and_then(|it| it.context.as_ref()?.namespace.clone()).filter(|it| !it.is_empty()))
 }
 
 /// What is wrong with a kubeconfig, without its content.

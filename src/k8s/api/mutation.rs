@@ -9,7 +9,9 @@ use http::{HeaderValue, header::ACCEPT_ENCODING};
 use json_patch::Patch as JsonPatch;
 use kube::{
     Api, Client, Resource,
-    api::{DynamicObject, ListParams, Patch, PatchParams, PostParams, WatchParams},
+    api::{
+        DynamicObject, ListParams, Patch, PatchParams, PostParams, ValidationDirective, WatchParams,
+    },
     core::{Request, request},
 };
 use serde_json::{Value, json};
@@ -33,6 +35,9 @@ use crate::{
 
 /// How long the changes of the past are read. The API server sends a bookmark 2 s before the end.
 const CHANGES_SECONDS: u32 = 3;
+
+/// What becomes of the objects that a deleted one owns: the garbage collector deletes them.
+const PROPAGATION: &str = "Background";
 
 /// Why an effect was not applied.
 #[derive(Debug)]
@@ -102,7 +107,8 @@ impl Cluster {
         };
         match self.get_named(&api, &effect.name, deadline).await {
             Ok(object) => {
-                Ok(Evidence::of(effect, Some(&object.metadata)).with_template_of(effect, &object))
+                let evidence = Evidence::of(effect, Some(&object.metadata));
+                Ok(evidence.with_template_of(effect, &object).with_status_of(effect, &object))
             }
             Err(ApiError::NotFound) => match &effect.mutation {
                 Mutation::Create { mark, since: Some(since), .. } => {
@@ -156,6 +162,8 @@ impl Effect {
         let (verb, subresource) = match &self.mutation {
             Mutation::Patch { .. } => ("patch", ""),
             Mutation::Scale { .. } => ("patch", "/scale"),
+            Mutation::Resize { .. } => ("patch", "/resize"),
+            Mutation::Status { .. } => ("patch", "/status"),
             Mutation::Delete { .. } => ("delete", ""),
             Mutation::Evict { .. } => ("create", "/eviction"),
             Mutation::Create { .. } => ("create", ""),
@@ -174,12 +182,19 @@ impl Effect {
     fn request(&self, dry_run: bool) -> Result<http::Request<Vec<u8>>, request::Error> {
         let requests = Request::new(self.url());
         let manager = match &self.mutation {
-            Mutation::Scale { manager, .. } => manager.clone(),
+            Mutation::Scale { manager, .. }
+            | Mutation::Resize { manager, .. }
+            | Mutation::Status { manager, .. } => manager.clone(),
             _ => FIELD_MANAGER.to_owned(),
         };
         let post = PostParams { dry_run, field_manager: Some(manager.clone()) };
-        let params =
-            PatchParams { dry_run, field_manager: Some(manager), ..PatchParams::default() };
+        let params = PatchParams {
+            dry_run,
+            field_manager: Some(manager),
+            // By default the API server drops a field that the object's schema does not have, and reports success.
+            field_validation: Some(ValidationDirective::Strict),
+            ..PatchParams::default()
+        };
         match &self.mutation {
             Mutation::Patch { patch, .. } => {
                 requests.patch(&self.name, &params, &Patch::Json::<()>(patch.clone()))
@@ -187,6 +202,14 @@ impl Effect {
             Mutation::Scale { replicas, from, resource_version, .. } => {
                 let patch = self.scaling_patch([*from, *replicas], resource_version.as_deref());
                 requests.patch_subresource("scale", &self.name, &params, &Patch::Json::<()>(patch))
+            }
+            Mutation::Resize { patch, .. } => {
+                let patch = Patch::Json::<()>(patch.clone());
+                requests.patch_subresource("resize", &self.name, &params, &patch)
+            }
+            Mutation::Status { patch, .. } => {
+                let patch = Patch::Json::<()>(patch.clone());
+                requests.patch_subresource("status", &self.name, &params, &patch)
             }
             Mutation::Evict { resource_version, grace_period_seconds } => {
                 // kube's own helper loses the preconditions.
@@ -202,8 +225,8 @@ impl Effect {
                 requests.create_subresource("eviction", &self.name, &post, to_bytes(&eviction)?)
             }
             Mutation::Create { object, .. } => requests.create(&post, to_bytes(object)?),
-            Mutation::Delete { resource_version } => {
-                self.deletion_request(resource_version.as_deref(), dry_run)
+            Mutation::Delete { resource_version, grace_period_seconds } => {
+                self.deletion_request(resource_version.as_deref(), *grace_period_seconds, dry_run)
             }
         }
     }
@@ -224,21 +247,30 @@ impl Effect {
         JsonPatch(version.into_iter().chain(operations).collect())
     }
 
+    /// What the object owns is deleted after it, as kubectl does; the API server's default for a Job is to keep it.
+    ///
     /// A proxy that drops the body of a DELETE must turn neither a simulation into a deletion nor this object's
-    /// deletion into that of another one, so the query has both too. The API server reads it if there is no body
+    /// deletion into that of another one, so the query has all of it too. The API server reads it if there is no body
     /// (`endpoints/handlers/delete.go`); kube's own helper has the body alone.
     fn deletion_request(
         &self,
         resource_version: Option<&str>,
+        grace_period_seconds: Option<u32>,
         dry_run: bool,
     ) -> Result<http::Request<Vec<u8>>, request::Error> {
         let options = json!({
             "apiVersion": "v1", "kind": "DeleteOptions",
             "dryRun": dry_run.then_some(["All"]),
+            "propagationPolicy": PROPAGATION,
+            "gracePeriodSeconds": grace_period_seconds,
             "preconditions": { "uid": self.uid, "resourceVersion": resource_version },
         });
+        let (object, uid) = (format!("{}/{}", self.url(), self.name), &self.uid);
         let dry_run = if dry_run { "&dryRun=All" } else { "" };
-        http::Request::delete(format!("{}/{}?uid={}{dry_run}", self.url(), self.name, self.uid))
+        let grace = grace_period_seconds.map(|it| format!("&gracePeriodSeconds={it}"));
+        let grace = grace.unwrap_or_default();
+        let uri = format!("{object}?uid={uid}{grace}&propagationPolicy={PROPAGATION}{dry_run}");
+        http::Request::delete(uri)
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(to_bytes(&options)?)
             .map_err(request::Error::BuildRequest)
@@ -269,14 +301,32 @@ mod tests {
     #[test]
     fn a_deletion_without_its_body_is_still_of_one_object_and_a_dry_run() {
         let delete = Effect::deletion(ApiResource::erase::<Pod>(&()), &pod(), None);
-        for (dry_run, query) in [(true, "uid=u1&dryRun=All"), (false, "uid=u1")] {
+        let query = "uid=u1&propagationPolicy=Background";
+        for (dry_run, query) in [(true, format!("{query}&dryRun=All")), (false, query.to_owned())] {
             let request = delete.request(dry_run).expect("is built");
             assert_eq!(request.uri().path(), "/api/v1/namespaces/shop/pods/web-1");
-            assert_eq!(request.uri().query(), Some(query));
+            assert_eq!(request.uri().query(), Some(&*query));
             let body: Value = serde_json::from_slice(request.body()).expect("is JSON");
             assert_eq!(body["preconditions"]["uid"], "u1");
+            assert_eq!(body["propagationPolicy"], "Background");
             assert_eq!(body["dryRun"] == json!(["All"]), dry_run);
         }
+    }
+
+    #[test]
+    fn a_forced_deletion_has_a_grace_period_of_0_in_body_and_query() {
+        let resource = ApiResource::erase::<Pod>(&());
+        let forced = Effect::forced_deletion(resource, &pod(), Some("7".to_owned()));
+        let request = forced.request(false).expect("is built");
+        assert_eq!(
+            request.uri().query(),
+            Some("uid=u1&gracePeriodSeconds=0&propagationPolicy=Background")
+        );
+        let body: Value = serde_json::from_slice(request.body()).expect("is JSON");
+        assert_eq!(
+            (&body["gracePeriodSeconds"], &body["preconditions"]["resourceVersion"]),
+            (&json!(0), &json!("7"))
+        );
     }
 
     #[test]
@@ -286,6 +336,15 @@ mod tests {
         for effect in [
             Effect::patch(resource.clone(), &metadata, "r1@d1", None, Vec::new()),
             Effect::scaling(resource.clone(), &metadata, "r1@d1", None, [1, 2]),
+            Effect::resize(&metadata, "r1@d1", None, Vec::new()),
+            Effect::status_patch(
+                resource.clone(),
+                &metadata,
+                "r1@d1",
+                None,
+                Default::default(),
+                Vec::new(),
+            ),
             Effect::eviction(&metadata, None),
             Effect::creation(resource.clone(), &metadata, "r1@d1", None, json!({})),
             Effect::deletion(resource, &metadata, None),

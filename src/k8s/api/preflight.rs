@@ -69,8 +69,8 @@ impl Preflight {
             claims,
         );
         let mut preflight = Preflight::default();
-        preflight.autoscalers = preflight.read_or_unavailable(autoscalers);
-        preflight.budgets = preflight.read_or_unavailable(budgets);
+        preflight.autoscalers = or_unavailable(autoscalers, &mut preflight.unavailable);
+        preflight.budgets = or_unavailable(budgets, &mut preflight.unavailable);
         match claims {
             Ok(claims) => preflight.claims = claims,
             Err(error) => preflight.claims_unavailable = Some(not_checked(&error)),
@@ -82,17 +82,23 @@ impl Preflight {
     pub(crate) async fn of_pods(cluster: &Cluster, namespace: &str, deadline: Instant) -> Self {
         let deadline = end(deadline);
         let mut preflight = Preflight::default();
-        preflight.budgets =
-            preflight.read_or_unavailable(cluster.list_cached(namespace, deadline).await);
+        preflight.budgets = or_unavailable(
+            cluster.list_cached(namespace, deadline).await,
+            &mut preflight.unavailable,
+        );
         preflight
     }
+}
 
-    fn read_or_unavailable<T: Default>(&mut self, result: Result<T, ActionError>) -> T {
-        result.unwrap_or_else(|error| {
-            self.unavailable.push(not_checked(&error));
-            T::default()
-        })
-    }
+/// What was read; nothing, with a warning that it is `unavailable`, if it could not be read.
+pub(super) fn or_unavailable<T: Default>(
+    read: Result<T, ActionError>,
+    unavailable: &mut Vec<String>,
+) -> T {
+    read.unwrap_or_else(|error| {
+        unavailable.push(not_checked(&error));
+        T::default()
+    })
 }
 
 /// When a check that only causes a warning ends.

@@ -19,8 +19,11 @@ use crate::{
     contract::error::{ActionError, Code},
     k8s::{
         api::{client::Cluster, completion::found_opt},
+        argo_rollouts::{self, ArgoRollout, AwaitedArgoRollout},
         completion::{self, AwaitedRollout, Completion},
-        events, nodes, pods, problems, replacement,
+        events,
+        integrations::ROLLOUT,
+        jobs, nodes, pods, problems, replacement,
         revisions::{History, revision_resource},
         rollout::{self, RolloutStatus},
         workload::Workload,
@@ -62,6 +65,16 @@ impl Cluster {
                     _ => Ok(Vec::new()),
                 }
             }
+            Completion::ArgoRollout(AwaitedArgoRollout { namespace, name, .. }) => {
+                let found = self.get_custom(&ROLLOUT, namespace, name, deadline).await?;
+                match argo_rollouts::newest_pods(ArgoRollout::new(&found)) {
+                    Some(selector) => {
+                        let pods = self.list::<Pod>(namespace, &selector, deadline).await?;
+                        Ok(pods::problems(&pods))
+                    }
+                    None => Ok(Vec::new()),
+                }
+            }
             Completion::Scaled { kind, namespace, name, uid, replicas } => {
                 let found = self.workload_and_template(*kind, namespace, name, deadline).await;
                 let is_ours = |workload: &Workload| {
@@ -80,6 +93,33 @@ impl Cluster {
             Completion::Gone { namespace, name, .. } => {
                 let pod = self.get::<Pod>(namespace, name, deadline).await?;
                 Ok(self.termination_problems(&pod, deadline).await)
+            }
+            Completion::Resized { namespace, name, .. } => {
+                let pod = self.get_opt::<Pod>(namespace, name, deadline).await?;
+                Ok(pods::problems(pod.as_ref()))
+            }
+            Completion::Expanded { namespace, uid, .. }
+            | Completion::Reconciled { namespace, uid, .. }
+            | Completion::Synced { namespace, uid, .. }
+            | Completion::ScalingPaused { namespace, uid, .. } => {
+                let warning = self.newest_warning(namespace, Some(uid), deadline).await;
+                Ok(problems::with_events(Vec::new(), [warning]))
+            }
+            Completion::PodsGone { namespace, pods } => {
+                let left = self.finished_pods_of(namespace, pods, deadline).await?;
+                let now = self.now();
+                Ok(left.iter().flat_map(|pod| pods::termination_blockers(pod, now)).collect())
+            }
+            Completion::JobGone { namespace, name, uid, query } => {
+                let job = self.get_opt::<Job>(namespace, name, deadline).await?;
+                let is_ours = |job: &Job| job.metadata.uid.as_ref() == Some(uid);
+                let blocked = job.filter(is_ours).and_then(|job| jobs::deletion_blocker(&job));
+                let pods = self.controlled_pods(namespace, uid, query, deadline).await?;
+                let mut problems: Vec<_> = blocked.into_iter().collect();
+                if let Some(pod) = pods.first() {
+                    problems.extend(self.termination_problems(pod, deadline).await);
+                }
+                Ok(problems)
             }
             Completion::Finished { namespace, name, .. } => {
                 self.job_problems(namespace, name, deadline).await

@@ -6,7 +6,10 @@
 use std::time::Duration;
 
 use http_body_util::BodyExt;
-use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{PersistentVolumeClaim, Pod},
+};
 use kube::{
     Resource,
     api::{ApiResource, DynamicObject, WatchParams},
@@ -17,7 +20,9 @@ use tokio::{sync::watch, task::AbortHandle, time::sleep};
 
 use crate::k8s::{
     api::{client::Cluster, connection::ConnectionIndex},
+    cleanup_filter::FINISHED,
     completion::Completion,
+    integrations::{APPLICATION, ROLLOUT},
 };
 
 /// The pause before a watch that ended begins again.
@@ -121,16 +126,39 @@ impl Watched {
             Completion::RolledOut(awaited) => {
                 Some(named(awaited.kind.resource(), &awaited.namespace, &awaited.name))
             }
+            Completion::ArgoRollout(awaited) => {
+                Some(named(ROLLOUT.resource(), &awaited.namespace, &awaited.name))
+            }
             Completion::Scaled { kind, namespace, name, .. } => {
                 Some(named(kind.resource(), namespace, name))
             }
-            Completion::Gone { namespace, name, .. } => {
+            Completion::Gone { namespace, name, .. }
+            | Completion::Resized { namespace, name, .. } => {
                 Some(named(ApiResource::erase::<Pod>(&()), namespace, name))
             }
+            Completion::Expanded { namespace, name, .. } => {
+                Some(named(ApiResource::erase::<PersistentVolumeClaim>(&()), namespace, name))
+            }
+            Completion::Reconciled { kind, namespace, name, .. } => {
+                Some(named(kind.custom().resource(), namespace, name))
+            }
+            Completion::Synced { namespace, name, .. } => {
+                Some(named(APPLICATION.resource(), namespace, name))
+            }
+            Completion::ScalingPaused { kind, namespace, name, .. } => {
+                Some(named(kind.custom().resource(), namespace, name))
+            }
+            Completion::PodsGone { namespace, .. } => Some(Watched {
+                resource: ApiResource::erase::<Pod>(&()),
+                namespace: namespace.clone(),
+                params: params.fields(FINISHED),
+            }),
             Completion::Finished { namespace, name, .. } => {
                 Some(named(ApiResource::erase::<Job>(&()), namespace, name))
             }
-            Completion::Replaced { namespace, query, .. } => {
+            // The pods of a deleted Job go after it.
+            Completion::JobGone { namespace, query, .. }
+            | Completion::Replaced { namespace, query, .. } => {
                 let (labels, fields) = query.selectors();
                 Some(Watched {
                     resource: ApiResource::erase::<Pod>(&()),

@@ -12,13 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use http::{HeaderMap, Request, Response};
-use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
 use opentelemetry::{
     KeyValue,
     propagation::TextMapPropagator,
@@ -34,7 +28,7 @@ use tracing_subscriber::{Layer as _, filter::filter_fn};
 
 use crate::{
     contract::error::{ActionError, Code},
-    telemetry::traces::Layer,
+    telemetry::{client, traces::Layer},
 };
 
 /// The variables of which one must have the URL of a collector.
@@ -45,9 +39,6 @@ const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Limit on the last batch when the program exits.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Maximum length of a collector's response that is read.
-const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// Exports spans; on drop, the remaining ones.
 pub struct Exporter(Option<SdkTracerProvider>);
@@ -144,7 +135,7 @@ pub(crate) fn inject(span: &Span, headers: &mut HeaderMap) {
 /// The exporter's HTTP client, with a runtime: the exporter's thread has none.
 struct OtlpClient {
     runtime: Runtime,
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: client::HttpClient,
     /// Whether the last batch was lost.
     failing: AtomicBool,
 }
@@ -155,25 +146,11 @@ impl OtlpClient {
             ActionError::new(Code::Internal, format!("the exporter of traces: {error}"))
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let connector = HttpsConnectorBuilder::new()
-            .with_provider_and_native_roots(tokio_rustls::rustls::crypto::ring::default_provider())
-            .map_err(fault)?
-            .https_or_http()
-            .enable_http1()
-            .build();
         Ok(OtlpClient {
             runtime: runtime.map_err(fault)?,
-            client: Client::builder(TokioExecutor::new()).build(connector),
+            client: client::HttpClient::new().map_err(fault)?,
             failing: AtomicBool::new(false),
         })
-    }
-
-    async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let (head, body) = request.into_parts();
-        let request = Request::from_parts(head, Full::new(body));
-        let (head, body) = self.client.request(request).await?.into_parts();
-        let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await?.to_bytes();
-        Ok(Response::from_parts(head, body))
     }
 
     /// Logs when batches start to be lost, and when they no longer are.
@@ -198,7 +175,7 @@ impl OtlpClient {
 impl HttpClient for OtlpClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let result = self.runtime.block_on(async {
-            let sent = timeout(EXPORT_TIMEOUT, self.send(request)).await;
+            let sent = timeout(EXPORT_TIMEOUT, self.client.send(request)).await;
             sent.unwrap_or_else(|_| Err("the collector did not answer in time".into()))
         });
         self.note(&result);

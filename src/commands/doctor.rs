@@ -1,0 +1,443 @@
+//! `doctor`: whether this program can work here: its policy, its cluster, its identity, its rights, the clock, the kill
+//! switch. It changes nothing, and says of each what to do.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use chrono::{TimeDelta, Utc};
+use serde::Serialize;
+use serde_json::json;
+use tokio::{task::JoinSet, time::Instant};
+
+use crate::{
+    actions::ActionKind,
+    cli::{DoctorArgs, OutputFormat},
+    commands::{cluster, document, run},
+    config::{
+        ReceiptSettings, Settings, SinkSettings,
+        impersonation::ImpersonationRules,
+        reload::{Reloading, Source},
+    },
+    contract::{
+        error::{ActionError, Code},
+        visible::one_line,
+    },
+    k8s::{
+        api::{client::Cluster, self_review::Right},
+        rbac::PolicyRule,
+    },
+    ledger, notifications,
+    policy::{
+        Policy, approval,
+        budget::{self, Budget},
+    },
+    receipts,
+};
+
+/// The time for all questions together.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How many rights are asked about at the same time.
+const MAX_PARALLEL: usize = 8;
+
+/// How far the clock may be off: by more, requests with `issued_at` may be refused.
+const MAX_CLOCK_SKEW: TimeDelta = TimeDelta::seconds(10);
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Ok,
+    /// It works, with less.
+    Warning,
+    Failed,
+}
+
+/// One check, and what to do if it is not well.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Finding {
+    check: String,
+    state: State,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+impl Finding {
+    fn new(check: &str, state: State, detail: impl Into<String>) -> Self {
+        Finding { check: check.to_owned(), state, detail: detail.into(), hint: None }
+    }
+
+    fn failed(check: &str, error: &ActionError) -> Self {
+        let hint = error.hint.as_deref().map(str::to_owned);
+        Finding { hint, ..Finding::new(check, State::Failed, error.detail.clone()) }
+    }
+
+    fn with_hint(self, hint: impl Into<String>) -> Self {
+        Finding { hint: Some(hint.into()), ..self }
+    }
+
+    fn line(&self) -> String {
+        let state = match self.state {
+            State::Ok => "ok",
+            State::Warning => "WARNING",
+            State::Failed => "FAILED",
+        };
+        let hint = self.hint.iter().map(|hint| format!("\n{:<32}-> {}", "", one_line(hint)));
+        let detail = one_line(&self.detail);
+        format!("{state:<9}{:<23}{detail}{}", self.check, hint.collect::<String>())
+    }
+}
+
+/// Checks everything; exit status 78 if something is not as it must be.
+///
+/// # Errors
+/// The output could not be written as asked.
+pub fn examine(args: &DoctorArgs, settings: &Settings) -> Result<(String, u8), ActionError> {
+    let findings = run::runtime()?.block_on(findings(args, settings));
+    let has_failed = findings.iter().any(|finding| finding.state == State::Failed);
+    let status = if has_failed { Code::Configuration.exit_status() } else { 0 };
+    let text = match args.output {
+        OutputFormat::Text => findings.iter().map(Finding::line).collect::<Vec<_>>().join("\n"),
+        output => document(&json!({ "findings": findings }), output)?,
+    };
+    Ok((text, status))
+}
+
+async fn findings(args: &DoctorArgs, settings: &Settings) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let source = match cluster::policy(&args.cluster, settings) {
+        Ok(source) => source,
+        Err(error) => {
+            findings.push(Finding::failed("cluster", &error));
+            return findings;
+        }
+    };
+    let policy = match Reloading::<Policy>::new(source.clone()) {
+        Ok(policy) => {
+            findings.push(policy_finding(&policy.current(), source.as_ref()));
+            (*policy.current()).clone()
+        }
+        Err(error) => {
+            findings.push(Finding::failed("policy", &error));
+            return findings;
+        }
+    };
+    findings.extend(settings.receipts.as_ref().map(receipts_finding));
+    findings.extend(settings.sink.as_ref().map(sink_finding));
+    let cluster = match cluster::find(&args.cluster, settings).await {
+        Ok(Some(cluster)) => cluster,
+        Ok(None) => {
+            let finding = Finding::new("cluster", State::Failed, "no cluster is configured");
+            findings.push(
+                finding.with_hint("set KUBECONFIG, or run where a service account is mounted"),
+            );
+            return findings;
+        }
+        Err(error) => {
+            findings.push(Finding::failed("cluster", &error));
+            return findings;
+        }
+    };
+    let deadline = Instant::now() + TIMEOUT;
+    let name = cluster.name().to_owned();
+    let version = match cluster.ready().await {
+        Ok(()) => cluster.version(deadline).await,
+        Err(error) => Err(error),
+    };
+    match version {
+        Ok(version) => {
+            findings.push(Finding::new(
+                "cluster",
+                State::Ok,
+                format!("{name}, Kubernetes {version}"),
+            ));
+        }
+        Err(error) => {
+            findings.push(Finding::failed("cluster", &error));
+            return findings;
+        }
+    }
+    findings.push(Finding::new("identity", State::Ok, cluster.user_name().await));
+    findings.push(clock(cluster.now() - Utc::now()));
+    findings.push(kill_switch(&cluster, &policy, deadline).await);
+    let namespace = args.namespace.as_deref().unwrap_or(cluster.default_namespace());
+    let impersonation = settings.impersonation.as_ref();
+    findings.extend(rights(&cluster, &policy, impersonation, namespace, deadline).await);
+    findings
+}
+
+fn policy_finding(policy: &Policy, source: Option<&Source>) -> Finding {
+    let from = match source {
+        Some(Source::File(path)) => path.display().to_string(),
+        Some(Source::Variable(name, _)) => (*name).to_owned(),
+        None => "no policy is set, so the default one applies".to_owned(),
+    };
+    let permitted = ActionKind::ALL.into_iter().filter(|kind| policy.permits(*kind)).count();
+    if policy.read_only {
+        let finding = Finding::new("policy", State::Warning, format!("{from}: only simulations"));
+        return finding.with_hint("set read_only: false to allow real actions");
+    }
+    Finding::new("policy", State::Ok, format!("{from}: {permitted} actions"))
+}
+
+/// Whether the key can sign. The file is not opened, which would create it.
+fn receipts_finding(settings: &ReceiptSettings) -> Finding {
+    let file = settings.file.as_ref().map(|path| path.display().to_string());
+    let place = file.unwrap_or_else(|| "the sink".to_owned());
+    match receipts::key_in(&settings.key) {
+        Ok(key) => Finding::new("receipts", State::Ok, format!("{place}, with key {}", key.id())),
+        Err(error) => Finding::failed("receipts", &error),
+    }
+}
+
+/// Whether notifications can be signed. Nothing is sent.
+fn sink_finding(settings: &SinkSettings) -> Finding {
+    match notifications::check_secret(settings) {
+        Ok(()) => Finding::new(
+            "sink",
+            State::Ok,
+            "the secret of the sink can be used; no notification was sent",
+        ),
+        Err(error) => Finding::failed("sink", &error),
+    }
+}
+
+/// `ahead` is by how much the API server's clock is ahead of ours.
+fn clock(ahead: TimeDelta) -> Finding {
+    let seconds = ahead.num_milliseconds().abs() as f64 / 1000.0;
+    let detail = format!("{seconds:.1} s from that of the API server");
+    if ahead.abs() <= MAX_CLOCK_SKEW {
+        return Finding::new("clock", State::Ok, detail);
+    }
+    Finding::new("clock", State::Warning, detail).with_hint(
+        "set the clock of this machine, as by NTP: requests with issued_at may be refused as too old",
+    )
+}
+
+async fn kill_switch(cluster: &Cluster, policy: &Policy, deadline: Instant) -> Finding {
+    let namespace = policy.state.namespace.as_deref().unwrap_or(cluster.default_namespace());
+    let lease = format!("Lease {namespace}/{}", policy.state.name);
+    let budget = Budget::new(policy.limits(), namespace, &policy.state.name, cluster);
+    match budget.check_switch(deadline).await {
+        Ok(()) => Finding::new("kill switch", State::Ok, format!("off ({lease})")),
+        Err(error) if error.code == Code::Stopped => {
+            let finding = Finding::failed("kill switch", &error);
+            Finding { state: State::Warning, ..finding }
+        }
+        Err(error) => Finding::failed("kill switch", &error),
+    }
+}
+
+/// Where a right is needed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Needed {
+    right: Right,
+    /// The namespace; empty for the whole cluster.
+    namespace: String,
+    /// The only object that it is needed for, where a Role is restricted to its name.
+    name: Option<String>,
+}
+
+fn needed(rule: &PolicyRule, namespace: &str) -> Vec<Needed> {
+    let mut all = Vec::new();
+    for group in rule.api_groups {
+        for resource in rule.resources {
+            for verb in rule.verbs {
+                let right = Right { group, resource, verb };
+                all.push(Needed { right, namespace: namespace.to_owned(), name: None });
+            }
+        }
+    }
+    all
+}
+
+/// The rights of the budget are for its Lease alone, where RBAC can restrict them (`manifests::rbac`).
+fn needed_for_budget(policy: &Policy, namespace: &str) -> Vec<Needed> {
+    let mut all = needed(&budget::RULE, namespace);
+    for it in all.iter_mut().filter(|it| it.right.verb != "create") {
+        it.name = Some(policy.state.name.to_string());
+    }
+    all
+}
+
+/// What the impersonation of callers needs for these rules; with constrained impersonation (KEP-5284), which does not cover
+/// service accounts. Who the callers are is not known, and so not which users.
+fn needed_to_impersonate(rules: &ImpersonationRules, constrained: bool) -> Vec<Needed> {
+    const AUTHENTICATION: &str = "authentication.k8s.io";
+    let (group, verb) = match constrained {
+        true => (AUTHENTICATION, "impersonate:user-info"),
+        false => ("", "impersonate"),
+    };
+    let needed = |right: Right, namespace: &str, name: Option<String>| Needed {
+        right,
+        namespace: namespace.to_owned(),
+        name,
+    };
+    let uids = Right { group: AUTHENTICATION, resource: "uids", verb };
+    let groups = Right { group, resource: "groups", verb };
+    let mut all = vec![needed(uids, "", None)];
+    all.extend(rules.groups.iter().map(|name| needed(groups, "", Some(name.clone()))));
+    let account = Right { group: "", resource: "serviceaccounts", verb: "impersonate" };
+    all.extend(rules.accounts.iter().map(|it| {
+        let name = Some(it.name.to_string());
+        needed(account, &it.namespace, name)
+    }));
+    all
+}
+
+/// The finding about plain or constrained impersonation, whichever is granted.
+fn impersonation_finding(rules: &ImpersonationRules, granted: &BTreeMap<Needed, bool>) -> Finding {
+    let of = |constrained: bool| {
+        rights_finding("impersonation", &needed_to_impersonate(rules, constrained), granted)
+            .with_hint("`action-executor rbac --impersonate` prints the rights")
+    };
+    let constrained = of(true);
+    if constrained.state == State::Ok { constrained } else { of(false) }
+}
+
+/// For the records, the budget, approvals and each action that the policy permits: which rights are missing. Where callers
+/// are impersonated, they need the rights of the actions themselves.
+async fn rights(
+    cluster: &Cluster,
+    policy: &Policy,
+    impersonation: Option<&ImpersonationRules>,
+    namespace: &str,
+    deadline: Instant,
+) -> Vec<Finding> {
+    let state = policy.state.namespace.as_deref().unwrap_or(cluster.default_namespace());
+    let mut checks = vec![
+        ("records".to_owned(), needed(&ledger::RULE, namespace)),
+        ("budget".to_owned(), needed_for_budget(policy, state)),
+    ];
+    if policy.requires_approval() {
+        checks.push(("approvals".to_owned(), needed(&approval::RULE, namespace)));
+    }
+    let acts = impersonation.is_none();
+    for kind in ActionKind::ALL.into_iter().filter(|kind| acts && policy.permits(*kind)) {
+        let descriptor = kind.descriptor();
+        let here = descriptor.rules.iter().flat_map(|rule| needed(rule, namespace));
+        let everywhere = descriptor.cluster_rules.iter().flat_map(|rule| needed(rule, ""));
+        checks.push((kind.name().to_owned(), here.chain(everywhere).collect()));
+    }
+    let mut all: BTreeSet<_> = checks.iter().flat_map(|(_, needed)| needed.clone()).collect();
+    for constrained in [false, true] {
+        all.extend(impersonation.iter().flat_map(|it| needed_to_impersonate(it, constrained)));
+    }
+    let granted = match ask(cluster, all, deadline).await {
+        Ok(granted) => granted,
+        Err(error) => return vec![Finding::failed("rights", &error)],
+    };
+    let found = checks.iter().map(|(check, needed)| rights_finding(check, needed, &granted));
+    found.chain(impersonation.map(|rules| impersonation_finding(rules, &granted))).collect()
+}
+
+async fn ask(
+    cluster: &Cluster,
+    all: BTreeSet<Needed>,
+    deadline: Instant,
+) -> Result<BTreeMap<Needed, bool>, ActionError> {
+    let (mut asking, mut granted) = (JoinSet::new(), BTreeMap::new());
+    let mut left = all.into_iter();
+    loop {
+        while asking.len() < MAX_PARALLEL
+            && let Some(needed) = left.next()
+        {
+            let cluster = cluster.clone();
+            asking.spawn(async move {
+                let Needed { right, namespace, name } = &needed;
+                let may = cluster.may(*right, namespace, name.as_deref(), deadline).await;
+                may.map(|may| (needed, may))
+            });
+        }
+        match asking.join_next().await {
+            Some(Ok(answer)) => granted.extend([answer?]),
+            Some(Err(_)) => {}
+            None => return Ok(granted),
+        }
+    }
+}
+
+fn rights_finding(check: &str, needed: &[Needed], granted: &BTreeMap<Needed, bool>) -> Finding {
+    let missing: Vec<_> =
+        needed.iter().filter(|it| !granted.get(it).copied().unwrap_or(false)).collect();
+    let named = |it: &&Needed| {
+        let Right { group, resource, verb } = it.right;
+        let group = if group.is_empty() { String::new() } else { format!(".{group}") };
+        let scope = match it.namespace.as_str() {
+            "" => "in the cluster".to_owned(),
+            namespace => format!("in {namespace}"),
+        };
+        let name = it.name.iter().map(|name| format!(" {name}")).collect::<String>();
+        format!("{verb} {resource}{group}{name} {scope}")
+    };
+    let names: Vec<_> = missing.iter().map(named).collect();
+    // Without a watch a wait polls.
+    let state = match missing.iter().all(|it| it.right.verb == "watch") {
+        _ if missing.is_empty() => {
+            return Finding::new(check, State::Ok, "all rights are granted");
+        }
+        true => State::Warning,
+        false => State::Failed,
+    };
+    Finding::new(check, state, format!("not granted: {}", names.join(", ")))
+        .with_hint("`action-executor rbac` prints the Roles that the policy needs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULE: PolicyRule =
+        PolicyRule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "watch"] };
+
+    #[test]
+    fn a_missing_right_is_named_and_a_missing_watch_is_a_warning() {
+        let needed = needed(&RULE, "shop");
+        let without = |verb: &str| -> Finding {
+            let granted = needed.iter().map(|it| (it.clone(), it.right.verb != verb)).collect();
+            rights_finding("scale", &needed, &granted)
+        };
+        assert_eq!(without("none").state, State::Ok);
+        assert_eq!(without("watch").state, State::Warning);
+        let failed = without("get");
+        assert_eq!(failed.state, State::Failed);
+        assert_eq!(failed.detail, "not granted: get deployments.apps in shop");
+        assert_eq!(rights_finding("scale", &needed, &BTreeMap::new()).state, State::Failed);
+    }
+
+    #[test]
+    fn impersonation_is_granted_plainly_or_constrained() {
+        let rules = ImpersonationRules { groups: vec!["sre".to_owned()], ..Default::default() };
+        let with = |constrained: bool| -> Finding {
+            let needed = needed_to_impersonate(&rules, constrained);
+            impersonation_finding(&rules, &needed.into_iter().map(|it| (it, true)).collect())
+        };
+        assert_eq!((with(false).state, with(true).state), (State::Ok, State::Ok));
+        let missing = impersonation_finding(&rules, &BTreeMap::new());
+        assert_eq!(missing.state, State::Failed);
+        assert!(missing.detail.contains("impersonate groups sre in the cluster"), "{missing:?}");
+        assert!(missing.hint.expect("has one").contains("rbac --impersonate"));
+    }
+
+    #[test]
+    fn a_clock_that_is_far_off_is_a_warning_in_both_directions() {
+        for (seconds, state) in
+            [(0, State::Ok), (9, State::Ok), (11, State::Warning), (-11, State::Warning)]
+        {
+            assert_eq!(clock(TimeDelta::seconds(seconds)).state, state, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn a_line_has_the_state_the_check_and_what_to_do() {
+        let finding = Finding::new("clock", State::Warning, "off").with_hint("set it");
+        let line = finding.line();
+        assert!(line.starts_with("WARNING  clock                  off\n"), "{line}");
+        assert!(line.ends_with("-> set it"), "{line}");
+        let forged = Finding::new("kill switch", State::Warning, "stopped\nok\u{1b}[2J");
+        assert_eq!(forged.line(), "WARNING  kill switch            stopped ok[2J");
+    }
+}

@@ -1,0 +1,112 @@
+//! The clusters of a list, connected: each with its client, its policy and its locks. Which one a request means is the
+//! list's decision (`config::clusters`). Connecting sends nothing, so a cluster that is down does not matter here.
+
+use std::sync::Arc;
+
+use crate::{
+    config::{
+        Settings,
+        clusters::{ClusterEntry, ClusterList},
+        reload::{Reloading, Source},
+    },
+    contract::error::{ActionError, Code},
+    executor::target_lock::TargetLocks,
+    k8s::api::{client::Cluster, connect::connect_to},
+    policy::Policy,
+    telemetry::calls::{Calls, no_calls},
+};
+
+/// The clusters on which requests may act by name.
+pub(crate) struct Clusters {
+    list: ClusterList,
+    /// In the order of the list.
+    members: Vec<Member>,
+}
+
+/// One cluster, with what is its own.
+#[derive(Clone)]
+pub(crate) struct Member {
+    pub name: Arc<str>,
+    pub cluster: Cluster,
+    pub policy: Arc<Reloading<Policy>>,
+    pub target_locks: Arc<TargetLocks>,
+}
+
+impl Clusters {
+    /// Connects to each cluster of the list, with the settings' policy where an entry has none of its own.
+    ///
+    /// # Errors
+    /// [`Code::Configuration`] with the name of the cluster whose kubeconfig, context or policy cannot be used.
+    pub(crate) async fn connect(
+        list: ClusterList,
+        settings: &Settings,
+    ) -> Result<Self, ActionError> {
+        let common = Arc::new(Reloading::new(settings.policy.clone())?);
+        let (calls, mut members) = (no_calls(), Vec::new());
+        for entry in &list.clusters {
+            let policy = match &entry.policy {
+                Some(path) => Arc::new(
+                    Reloading::new(Some(Source::File(path.clone())))
+                        .map_err(|error| of_cluster(entry, error))?,
+                ),
+                None => common.clone(),
+            };
+            let cluster = connect_entry(entry, &calls).await?;
+            let name = Arc::from(&*entry.name);
+            members.push(Member { name, cluster, policy, target_locks: Arc::default() });
+        }
+        Ok(Clusters { list, members })
+    }
+
+    /// The cluster that a request means.
+    ///
+    /// # Errors
+    /// As [`ClusterList::choose`].
+    pub(crate) fn choose(&self, name: Option<&str>) -> Result<&Member, ActionError> {
+        let index = self.list.choose(name)?;
+        self.members.get(index).ok_or_else(|| {
+            ActionError::new(
+                Code::Internal,
+                "the list of clusters is not the one that is connected",
+            )
+        })
+    }
+
+    /// The cluster that reviews the tokens and the rights of callers.
+    pub(crate) fn reviewer(&self) -> Option<&Member> {
+        self.members.get(self.list.reviewer())
+    }
+
+    /// All of them, in the order of the list.
+    pub(crate) fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// Whether a request may leave out the name.
+    pub(crate) fn has_default(&self) -> bool {
+        self.list.choose(None).is_ok()
+    }
+}
+
+/// Connects to the cluster of one entry; nothing is sent.
+///
+/// # Errors
+/// [`Code::Configuration`] with the cluster's name.
+pub(crate) async fn connect_entry(
+    entry: &ClusterEntry,
+    calls: &Calls,
+) -> Result<Cluster, ActionError> {
+    let found = connect_to(entry.kubeconfig.as_deref(), entry.context.as_deref()).await;
+    let found = found.map_err(|error| of_cluster(entry, error))?;
+    let cluster = found.ok_or_else(|| {
+        let missing =
+            ActionError::new(Code::Configuration, "there is no kubeconfig and no service account");
+        of_cluster(entry, missing)
+    })?;
+    Ok(cluster.listed(Arc::from(&*entry.name), calls.clone()))
+}
+
+fn of_cluster(entry: &ClusterEntry, error: ActionError) -> ActionError {
+    let detail = format!("cluster {} of the list: {}", entry.name, error.detail);
+    ActionError { detail, ..error }
+}

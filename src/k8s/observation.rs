@@ -1,0 +1,237 @@
+//! Whether pods stay as an effect left them: what is remembered of them when it is complete, and what differs later.
+//! Pure.
+//!
+//! Restarts and uids show later what happened between two looks. A workload that is scaled meanwhile, as by an
+//! autoscaler, may lose so many pods, and waits for new ones: neither is a problem of the effect.
+
+use std::collections::{BTreeMap, HashSet};
+
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::k8s::{
+    completion::{AwaitedRollout, Completion},
+    pods,
+    replacement::PodQuery,
+    rollout::RolloutStatus,
+};
+
+/// The most problems that are reported.
+const MAX_PROBLEMS: usize = 10;
+
+/// Where the pods are that an effect left behind.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum ObservedPods<'a> {
+    /// All of a workload.
+    Workload { namespace: &'a str, name: &'a str },
+    /// Those that a controller created in place of the deleted one.
+    Successors {
+        namespace: &'a str,
+        controller_uid: &'a str,
+        query: &'a PodQuery,
+        known: &'a HashSet<String>,
+    },
+    /// This one.
+    Pod { namespace: &'a str, name: &'a str, uid: &'a str },
+}
+
+impl<'a> ObservedPods<'a> {
+    /// Those that are there once the effect is complete; `None` if it leaves none behind.
+    pub(crate) fn of(completion: &'a Completion) -> Option<Self> {
+        match completion {
+            Completion::RolledOut(AwaitedRollout { namespace, name, .. })
+            | Completion::Scaled { namespace, name, .. } => {
+                Some(ObservedPods::Workload { namespace, name })
+            }
+            Completion::Replaced { namespace, controller_uid, query, known, .. } => {
+                Some(ObservedPods::Successors { namespace, controller_uid, query, known })
+            }
+            Completion::Resized { namespace, name, uid, .. } => {
+                Some(ObservedPods::Pod { namespace, name, uid })
+            }
+            Completion::Immediate(_)
+            | Completion::Gone { .. }
+            | Completion::Expanded { .. }
+            | Completion::PodsGone { .. }
+            | Completion::JobGone { .. }
+            | Completion::Finished { .. }
+            // An operator's object has pods that its operator knows.
+            | Completion::ArgoRollout(_)
+            | Completion::Reconciled { .. }
+            | Completion::Synced { .. }
+            | Completion::ScalingPaused { .. } => None,
+        }
+    }
+}
+
+/// What is remembered of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct SeenPod {
+    name: String,
+    /// Of all its containers.
+    restarts: i32,
+    is_ready: bool,
+    is_leaving: bool,
+    /// How a container ended last that failed.
+    ending: Option<String>,
+    /// What is wrong with it now.
+    problem: Option<String>,
+}
+
+/// One look at what an effect left behind.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Look {
+    /// By uid.
+    pods: BTreeMap<String, SeenPod>,
+    /// How many pods the workload is to have, if it is one.
+    pub desired: Option<u64>,
+    /// How far the effect is now, if a rollout can fall back.
+    pub status: Option<RolloutStatus>,
+}
+
+impl Look {
+    /// Adds pods, of which little is kept.
+    pub(crate) fn add(&mut self, pods: impl IntoIterator<Item = Pod>) {
+        let seen = pods.into_iter().filter(|pod| !pods::has_finished(pod) || is_failed(pod));
+        self.pods
+            .extend(seen.filter_map(|pod| Some((pod.metadata.uid.clone()?, SeenPod::of(&pod)))));
+    }
+
+    /// How many of the pods are ready.
+    pub(crate) fn ready(&self) -> usize {
+        self.pods.values().filter(|pod| pod.is_ready).count()
+    }
+
+    /// What differs from this look, which was the first one. What was not ready then is not expected to be.
+    pub(crate) fn problems_since(&self, first: &Look) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Some(RolloutStatus::Failed(why)) = &self.status {
+            problems.push(why.clone());
+        }
+        let mut vanished = Vec::new();
+        for (uid, before) in first.pods.iter().filter(|(_, pod)| pod.is_ready) {
+            match self.pods.get(uid).filter(|pod| !pod.is_leaving) {
+                None => vanished.push(before.name.as_str()),
+                Some(now) => problems.extend(now.problem_since(before)),
+            }
+        }
+        let fewer = first.desired.zip(self.desired).map(|(before, now)| before.saturating_sub(now));
+        if vanished.len() as u64 > fewer.unwrap_or(0) {
+            problems.extend(vanished.into_iter().map(|name| format!("pod {name} vanished")));
+        }
+        problems.truncate(MAX_PROBLEMS);
+        problems
+    }
+
+    /// What the rollout waits for again, if the number of pods is still that of this first look. A status that is about to be
+    /// written shows the same for a moment.
+    pub(crate) fn fell_back_since(&self, first: &Look) -> Option<&str> {
+        match &self.status {
+            Some(RolloutStatus::Waiting(what)) if self.desired == first.desired => Some(what),
+            _ => None,
+        }
+    }
+}
+
+fn is_failed(pod: &Pod) -> bool {
+    pods::phase(pod) == "Failed"
+}
+
+impl SeenPod {
+    fn of(pod: &Pod) -> Self {
+        let is_ready = pods::is_ready(pod);
+        SeenPod {
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            restarts: pods::restarts(pod),
+            is_ready,
+            is_leaving: pods::is_terminating(pod),
+            ending: pods::last_ending(pod),
+            problem: if is_ready { None } else { pods::problems([pod]).into_iter().next() },
+        }
+    }
+
+    fn problem_since(&self, before: &SeenPod) -> Option<String> {
+        let SeenPod { name, restarts, is_ready, ending, problem, .. } = self;
+        if *restarts > before.restarts {
+            let times = restarts - before.restarts;
+            let times = if times == 1 { "once".to_owned() } else { format!("{times} times") };
+            let ending = ending.as_ref().map(|how| format!("; last {how}")).unwrap_or_default();
+            return Some(format!("pod {name} restarted {times}{ending}"));
+        }
+        if *is_ready {
+            return None;
+        }
+        Some(problem.clone().unwrap_or_else(|| format!("pod {name} is not ready any more")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str, ready: &str, restarts: i32, more: &str) -> Pod {
+        serde_yaml_ng::from_str(&format!(
+            "metadata: {{name: {name}, uid: {name}{more}}}\n\
+             status: {{phase: Running, conditions: [{{type: Ready, status: '{ready}', reason: ContainersNotReady}}], \
+             containerStatuses: [{{name: app, image: i, imageID: '', ready: true, restartCount: {restarts}, \
+             state: {{running: {{}}}}, lastState: {{terminated: {{exitCode: 137, reason: OOMKilled}}}}}}]}}"
+        ))
+        .expect("is a pod")
+    }
+
+    fn look(desired: u64, pods: &[Pod]) -> Look {
+        let mut look = Look { desired: Some(desired), ..Look::default() };
+        look.add(pods.iter().cloned());
+        look
+    }
+
+    #[test]
+    fn what_happened_to_a_pod_between_two_looks_is_a_problem() {
+        let first = look(2, &[pod("a", "True", 1, ""), pod("b", "True", 0, "")]);
+        assert_eq!(first.ready(), 2);
+        let b = || pod("b", "True", 0, "");
+        for (now, expected) in [
+            (vec![pod("a", "True", 1, ""), b()], vec![]),
+            (
+                vec![pod("a", "True", 2, ""), b()],
+                vec!["pod a restarted once; last container app: OOMKilled (exit code 137)"],
+            ),
+            (vec![pod("a", "False", 1, ""), b()], vec!["pod a: ContainersNotReady"]),
+            (vec![b(), pod("c", "True", 0, "")], vec!["pod a vanished"]),
+            (
+                vec![pod("a", "True", 1, ", deletionTimestamp: '2026-01-31T12:00:00Z'"), b()],
+                vec!["pod a vanished"],
+            ),
+            // A new pod is not one of those that were ready.
+            (vec![pod("a", "True", 1, ""), b(), pod("c", "False", 9, "")], vec![]),
+        ] {
+            assert_eq!(look(2, &now).problems_since(&first), expected);
+        }
+    }
+
+    #[test]
+    fn a_workload_that_was_scaled_down_loses_so_many_pods() {
+        let first = look(2, &[pod("a", "True", 0, ""), pod("b", "True", 0, "")]);
+        assert_eq!(look(1, &[pod("a", "True", 0, "")]).problems_since(&first), [""; 0]);
+        let none = look(1, &[]).problems_since(&first);
+        assert_eq!(none, ["pod a vanished", "pod b vanished"]);
+    }
+
+    #[test]
+    fn a_rollout_falls_back_unless_the_number_of_its_pods_was_changed() {
+        let first = look(2, &[]);
+        let waits = |desired| {
+            let status = Some(RolloutStatus::Waiting("1 of 2 are available".to_owned()));
+            Look { status, ..look(desired, &[]) }
+        };
+        assert_eq!(waits(2).fell_back_since(&first), Some("1 of 2 are available"));
+        assert_eq!(waits(3).fell_back_since(&first), None);
+        let failed = Look { status: Some(RolloutStatus::Failed("no".to_owned())), ..look(2, &[]) };
+        assert_eq!(failed.problems_since(&first), ["no"]);
+    }
+
+    #[test]
+    fn what_was_not_ready_at_first_is_not_expected_to_be() {
+        let first = look(2, &[pod("a", "False", 0, "")]);
+        assert_eq!(look(2, &[pod("a", "False", 3, "")]).problems_since(&first), [""; 0]);
+    }
+}

@@ -1,0 +1,515 @@
+//! Several clusters in one process, on two real API servers: a request acts on the one that it names and on no other.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use action_executor::{actions::ActionKind, contract::digest::sha256};
+use serde_json::{Value, json};
+
+use crate::{
+    approval::{REQUIRE_APPROVAL, approve},
+    cluster::{Namespace, TestCluster, private, shared},
+    ledger::records,
+    mcp::Http,
+    program::{Program, Reply, Server, execute_request, scratch},
+};
+
+const CLUSTERS: &str = "ACTION_EXECUTOR_CLUSTERS";
+const FREE: &str = "cooldown_seconds: 0";
+
+/// The second cluster of all tests here.
+fn second() -> &'static TestCluster {
+    static SECOND: OnceLock<TestCluster> = OnceLock::new();
+    SECOND.get_or_init(private)
+}
+
+/// A namespace of the same name on two clusters, each with a Deployment `web`.
+struct Pair {
+    green: Namespace,
+    blue: Namespace,
+}
+
+impl Pair {
+    async fn new(test: &str) -> Self {
+        let green = shared().namespace(test).await;
+        let blue = second().namespace_named(green.name().to_owned()).await;
+        for namespace in [&green, &blue] {
+            namespace.running_deployment("web", 1).await;
+        }
+        Pair { green, blue }
+    }
+
+    /// A list of both with these policies; `head` comes before it.
+    fn list(&self, head: &str, policies: [&str; 2]) -> PathBuf {
+        let entry = |name: &str, namespace: &Namespace, policy: &str| {
+            json!({
+                "name": name, "kubeconfig": namespace.kubeconfig(),
+                "policy": namespace.policy(policy),
+            })
+        };
+        let entries =
+            [entry("green", &self.green, policies[0]), entry("blue", &self.blue, policies[1])];
+        written(&format!("{head}\nclusters: {}", json!(entries)))
+    }
+
+    fn request(&self, id: &str, cluster: Option<&str>) -> Value {
+        let mut request = json!({
+            "type": "restart_k8s", "simulate": false, "id": format!("{id}.{}", self.green.name()),
+            "parameters": { "deployment": "web", "namespace": self.green.name() },
+        });
+        if let Some(cluster) = cluster {
+            request["cluster"] = cluster.into();
+        }
+        request
+    }
+
+    /// How often the Deployment was changed on each cluster.
+    async fn effects(&self) -> [i64; 2] {
+        let of = async |namespace: &Namespace| {
+            namespace.get_deployment("web").await.metadata.generation.expect("has one") - 1
+        };
+        [of(&self.green).await, of(&self.blue).await]
+    }
+}
+
+fn written(text: &str) -> PathBuf {
+    let path = scratch("clusters.yaml");
+    fs::write(&path, text).expect("is written");
+    path
+}
+
+/// A copy of the file beside the list that names it.
+fn beside(list: &Path, kubeconfig: &Path) -> String {
+    let name = format!("{}.kubeconfig", list.file_name().expect("has one").display());
+    fs::copy(kubeconfig, list.with_file_name(&name)).expect("is copied");
+    name
+}
+
+fn program(list: &PathBuf) -> Program {
+    Program::offline().env(CLUSTERS, list)
+}
+
+fn execute(server: &Server, request: &Value) -> Reply {
+    server.execute(request.to_string().as_bytes())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_acts_on_the_cluster_that_it_names_and_on_no_other() {
+    let pair = Pair::new("clusters").await;
+    let server = Server::start(program(&pair.list("", [FREE, FREE])));
+    for (cluster, effects) in [("green", [1, 0]), ("blue", [1, 1])] {
+        // The same id on two clusters is two requests.
+        let request = pair.request("r1", Some(cluster));
+        for replayed in [false, true] {
+            let reply = execute(&server, &request);
+            assert_eq!(reply.status, 200, "{:?}", reply.json());
+            assert_eq!(reply.json()["cluster"], cluster);
+            assert_eq!(reply.json()["replayed"], replayed);
+        }
+        assert_eq!(pair.effects().await, effects);
+    }
+    for (namespace, name) in [(&pair.green, "green"), (&pair.blue, "blue")] {
+        let records = records(namespace).await;
+        assert_eq!(records.len(), 1, "{records:?}");
+        let annotations = records[0].metadata.annotations.as_ref().expect("has some");
+        assert_eq!(annotations["action-executor.dev/cluster"], name);
+    }
+
+    for (cluster, detail) in
+        [(None, "cluster: missing"), (Some("red"), "cluster: there is no such")]
+    {
+        let refused = execute(&server, &pair.request("r2", cluster));
+        assert_eq!(refused.status, 400, "{:?}", refused.json());
+        let problem = refused.json();
+        assert!(problem["detail"].to_string().contains(detail), "{problem}");
+        assert_eq!(
+            (&problem["field"], &problem["hint"]),
+            (&json!("cluster"), &json!("name one of green, blue"))
+        );
+    }
+    assert_eq!(pair.effects().await, [1, 1]);
+
+    let name = pair.green.name();
+    for cluster in ["green", "blue"] {
+        let get = |path: &str| {
+            let reply = server.get(&format!("{path}namespace={name}&cluster={cluster}"));
+            assert_eq!(reply.status, 200, "{path}: {:?}", reply.json());
+            reply.json()
+        };
+        assert_eq!(get("/api/v1/history?")["entries"][0]["answer"]["cluster"], cluster);
+        assert_eq!(get(&format!("/api/v1/actions/r1.{name}?"))["answer"]["cluster"], cluster);
+        let report = get("/api/v1/diagnosis?target=deployment/web&");
+        assert_eq!(report["cluster"], cluster, "{report}");
+    }
+    for path in [
+        "/api/v1/history?",
+        &format!("/api/v1/actions/r1.{name}?"),
+        "/api/v1/diagnosis?target=deployment/web&",
+    ] {
+        let reply = server.get(&format!("{path}namespace={name}"));
+        assert_eq!((reply.status, &reply.json()["field"]), (400, &json!("cluster")), "{path}");
+        let reply = server.get(&format!("{path}namespace={name}&cluster=red"));
+        assert_eq!((reply.status, &reply.json()["field"]), (400, &json!("cluster")), "{path}");
+    }
+    let text = String::from_utf8(server.get("/metrics").body).expect("is text");
+    for cluster in ["green", "blue"] {
+        let label = format!(r#"result="applied",cluster="{cluster}"}} 2"#);
+        assert!(text.contains(&label), "{text}");
+    }
+    let ready = server.get("/readyz").json();
+    let both = json!([{ "name": "green", "ready": true }, { "name": "blue", "ready": true }]);
+    assert_eq!(ready["clusters"], both);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_asynchronous_response_says_where_the_state_is() {
+    let pair = Pair::new("clusters_async").await;
+    let server = Server::start(program(&pair.list("default: green", [FREE, FREE])));
+    let mut request = pair.request("a", Some("blue"));
+    request["wait"] = true.into();
+    let body = request.to_string();
+    let reply = server.raw(&execute_request(body.as_bytes(), "Prefer: respond-async\r\n"));
+    assert_eq!(reply.status, 202, "{:?}", reply.json());
+    let location = reply.header("location").expect("has one").to_owned();
+    assert!(location.ends_with("&cluster=blue"), "{location}");
+    assert_eq!(server.get(&location).status, 200);
+    // The default cluster has no such request.
+    assert_eq!(server.get(location.trim_end_matches("&cluster=blue")).status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_down_leaves_the_others() {
+    let pair = Pair::new("clusters_down").await;
+    let down = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "gone",
+        "clusters": [{ "name": "gone", "cluster": { "server": "https://127.0.0.1:1" } }],
+        "contexts": [{ "name": "gone", "context": { "cluster": "gone", "user": "gone" } }],
+        "users": [{ "name": "gone", "user": { "token": "canary" } }],
+    });
+    let kubeconfig = scratch("gone.kubeconfig");
+    fs::write(&kubeconfig, down.to_string()).expect("is written");
+    let entries = json!([
+        { "name": "gone", "kubeconfig": kubeconfig },
+        { "name": "green", "kubeconfig": pair.green.kubeconfig(), "policy": pair.green.policy(FREE) },
+    ]);
+    let list = written(&format!("default: gone\nclusters: {entries}"));
+    let server = Server::start(program(&list).env("ACTION_EXECUTOR_DEADLINE_SECONDS", "3"));
+    let ready = server.get("/readyz");
+    assert_eq!(ready.status, 200, "{:?}", ready.json());
+    let states = json!([{ "name": "gone", "ready": false }, { "name": "green", "ready": true }]);
+    assert_eq!(ready.json()["clusters"], states);
+    let reply = execute(&server, &pair.request("r1", None));
+    assert_eq!((reply.status, &reply.json()["code"]), (503, &json!("cluster_unreachable")));
+    let reply = execute(&server, &pair.request("r1", Some("green")));
+    assert_eq!(reply.status, 200, "{:?}", reply.json());
+    assert!(!server.log().contains("canary"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_cluster_has_its_own_policy_and_budget() {
+    let pair = Pair::new("clusters_policy").await;
+    let denied = "cooldown_seconds: 0\nactions: {allow: [scale]}";
+    let server = Server::start(program(&pair.list("", [FREE, denied])));
+    assert_eq!(execute(&server, &pair.request("r1", Some("green"))).status, 200);
+    let reply = execute(&server, &pair.request("r1", Some("blue")));
+    assert_eq!(reply.json()["code"], "policy_denied", "{:?}", reply.json());
+    assert_eq!(pair.effects().await, [1, 0]);
+
+    // What one cluster's budget counts, the other's does not.
+    let cooled = "cooldown_seconds: 600";
+    let server = Server::start(program(&pair.list("", [cooled, cooled])));
+    assert_eq!(execute(&server, &pair.request("r2", Some("blue"))).status, 200);
+    let again = execute(&server, &pair.request("r3", Some("blue"))).json();
+    assert_eq!(again["code"], "rate_limited", "{again}");
+    assert_eq!(pair.effects().await, [1, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_approval_on_one_cluster_does_not_hold_on_the_other() {
+    let pair = Pair::new("clusters_approval").await;
+    let list = pair.list("", [REQUIRE_APPROVAL, REQUIRE_APPROVAL]);
+    let send =
+        |cluster: &str| program(&list).input(pair.request("r1", Some(cluster)).to_string()).run();
+    let (green, blue) = (send("green").answer(), send("blue").answer());
+    assert_eq!(
+        (&green["outcome"], &blue["outcome"]),
+        (&json!("pending_approval"), &json!("pending_approval"))
+    );
+    assert!(approve(&green, pair.green.kubeconfig()));
+    // The command of one, given on the other.
+    assert!(approve(&green, pair.blue.kubeconfig()));
+    assert_eq!(send("green").answer()["outcome"], "applied");
+    assert_eq!(send("blue").answer()["outcome"], "pending_approval");
+    assert_eq!(pair.effects().await, [1, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_names_a_cluster_of_the_list() {
+    let pair = Pair::new("clusters_cli").await;
+    let list = pair.list("default: green", [FREE, FREE]);
+    let name = pair.green.name();
+    let restart = |more: &[&str]| {
+        let args = ["restart-k8s", "web", "-n", name, "--execute", "-o", "json"];
+        program(&list).args([&args, more].concat()).run()
+    };
+    assert_eq!(restart(&["--cluster", "blue"]).answer()["cluster"], "blue");
+    assert_eq!(pair.effects().await, [0, 1]);
+    assert_eq!(restart(&[]).answer()["cluster"], "green");
+    assert_eq!(restart(&["--cluster", "red"]).status, 65);
+    assert_eq!(restart(&["--cluster", "blue", "--context", "a"]).status, 64);
+    assert_eq!(restart(&["--context", "a"]).status, 78);
+    assert_eq!(pair.effects().await, [1, 1]);
+    for cluster in ["green", "blue"] {
+        let of = ["-n", name, "--cluster", cluster];
+        let history = program(&list).args([&["history", "-o", "json"], &of[..]].concat()).run();
+        assert_eq!(history.stdout.lines().count(), 1, "{history:?}");
+        assert!(history.stdout.contains(&format!(r#""cluster":"{cluster}""#)), "{history:?}");
+        let args = [&["diagnose", "deployment/web", "-o", "json"], &of[..]].concat();
+        assert_eq!(program(&list).args(args).run().answer()["cluster"], cluster);
+        let doctor = program(&list).args([&["doctor"], &of[..]].concat()).run();
+        assert!(doctor.stdout.contains(&format!("{cluster}, Kubernetes")), "{doctor:?}");
+    }
+    // A request beside the flag, and one in variables.
+    let simulated = json!({
+        "type": "restart_k8s", "parameters": { "deployment": "web", "namespace": name }, "cluster": "green",
+    });
+    let run = |request: &Value| {
+        program(&list).args(["--cluster", "blue"]).input(request.to_string()).run()
+    };
+    assert_eq!(run(&simulated).status, 65);
+    let mut unnamed = simulated.clone();
+    unnamed.as_object_mut().expect("is one").remove("cluster");
+    assert_eq!(run(&unnamed).answer()["cluster"], "blue");
+    let by_variables = program(&list)
+        .env("ACTION_TYPE", "restart_k8s")
+        .env("ACTION_PARAM_DEPLOYMENT", "web")
+        .env("ACTION_PARAM_NAMESPACE", name)
+        .env("ACTION_CLUSTER", "blue");
+    assert_eq!(by_variables.run().answer()["cluster"], "blue");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mcp_tools_take_a_cluster_of_the_list() {
+    let pair = Pair::new("clusters_mcp").await;
+    let server = Server::start(program(&pair.list("", [FREE, FREE])));
+    let client = Http::new(&server);
+    let name = pair.green.name();
+    let call = |tool: &str, arguments: Value| client.call(tool, &arguments.to_string());
+    let request = |cluster: &str| {
+        json!({
+            "type": "restart_k8s", "id": format!("m.{name}"), "cluster": cluster,
+            "parameters": { "deployment": "web", "namespace": name },
+        })
+    };
+    let done = call("execute", request("blue"));
+    assert_eq!(done["structuredContent"]["cluster"], "blue", "{done}");
+    assert_eq!(pair.effects().await, [0, 1]);
+    let wanted =
+        |cluster: &str| json!({ "id": format!("m.{name}"), "namespace": name, "cluster": cluster });
+    assert_eq!(call("get_action", wanted("blue"))["isError"], false);
+    let unknown = call("get_action", wanted("green"));
+    assert_eq!(unknown["structuredContent"]["code"], "request_not_found", "{unknown}");
+    let refused = call("execute", request("red"));
+    assert_eq!(refused["structuredContent"]["field"], "cluster", "{refused}");
+    let listed = call("list_actions", json!({ "namespace": name, "cluster": "blue" }));
+    assert!(listed.to_string().contains(&format!("m.{name}")), "{listed}");
+    let report = call(
+        "diagnose",
+        json!({ "target": "deployment/web", "namespace": name, "cluster": "green" }),
+    );
+    assert_eq!(report["structuredContent"]["cluster"], "green", "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_need_the_right_on_each_cluster_but_the_reviewing_one() {
+    let pair = Pair::new("clusters_keys").await;
+    let keys = scratch("keys.yaml");
+    let entry = |name: &str, more: &str| {
+        format!("- {{name: {name}, sha256: {}{more}}}\n", sha256(format!("{name}-key").as_bytes()))
+    };
+    let text = format!("keys:\n{}{}", entry("jo", ""), entry("mo", ", clusters: [blue]"));
+    fs::write(&keys, text).expect("is written");
+    let program = program(&pair.list("default: green", [FREE, FREE]));
+    let server = Server::start(program.env("ACTION_EXECUTOR_KEYS", &keys));
+    let send = |caller: &str, id: &str, cluster: &str| {
+        let headers = format!("Authorization: Bearer {caller}-key\r\n");
+        let body = pair.request(id, Some(cluster)).to_string();
+        server.raw(&execute_request(body.as_bytes(), &headers))
+    };
+    let refused = send("jo", "r1", "blue");
+    assert_eq!((refused.status, &refused.json()["code"]), (403, &json!("caller_forbidden")));
+    assert!(
+        refused.json()["detail"].to_string().contains("of cluster 'blue'"),
+        "{:?}",
+        refused.json()
+    );
+    assert_eq!(pair.effects().await, [0, 0]);
+    assert_eq!(send("jo", "r1", "green").status, 200);
+    assert_eq!(send("mo", "r1", "blue").status, 200);
+    assert_eq!(pair.effects().await, [1, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rbac_knows_a_cluster_as_a_subresource_of_actions() {
+    let pair = Pair::new("clusters_rbac").await;
+    let list = pair.list("default: green", [FREE, FREE]);
+    let server =
+        Server::start(program(&list).env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor"));
+    let rule = |resource: &str| json!([{ "apiGroups": ["action-executor.dev"], "resources": [resource], "verbs": ["execute", "list"] }]);
+    pair.green.account("agent", rule("actions")).await;
+    pair.green.account("other", rule("actions/blue")).await;
+    let agent = pair.green.token("agent", &["action-executor"]).await;
+    let other = pair.green.token("other", &["action-executor"]).await;
+    let send = |token: &str, cluster: &str| {
+        let headers = format!("Authorization: Bearer {token}\r\n");
+        let body = pair.request("r1", Some(cluster)).to_string();
+        server.raw(&execute_request(body.as_bytes(), &headers))
+    };
+    assert_eq!(send(&other, "green").status, 403);
+    let refused = send(&agent, "blue");
+    assert_eq!((refused.status, &refused.json()["code"]), (403, &json!("caller_forbidden")));
+    assert!(refused.json()["hint"].to_string().contains("actions/blue"), "{:?}", refused.json());
+    assert_eq!(pair.effects().await, [0, 0]);
+    assert_eq!(send(&agent, "green").status, 200);
+    let reply = send(&other, "blue");
+    assert_eq!(reply.status, 200, "{:?}", reply.json());
+    // What may be read of the objects themselves is up to the cluster that has them.
+    let path = format!(
+        "/api/v1/diagnosis?target=deployment/web&namespace={}&cluster=blue",
+        pair.blue.name()
+    );
+    let diagnose = || {
+        let head = "HTTP/1.1\r\nHost: localhost\r\nConnection: close";
+        server.raw(format!("GET {path} {head}\r\nAuthorization: Bearer {other}\r\n\r\n").as_bytes())
+    };
+    let refused = diagnose();
+    assert_eq!(refused.status, 403, "{:?}", refused.json());
+    assert!(
+        refused.json()["detail"].to_string().contains("may not get deployments"),
+        "{:?}",
+        refused.json()
+    );
+    let read = json!([{ "apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get"] }]);
+    pair.blue.account("other", read).await;
+    let reply = diagnose();
+    assert_eq!(reply.status, 200, "{:?}", reply.json());
+    assert_eq!(reply.json()["cluster"], "blue");
+    assert_eq!(pair.effects().await, [1, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_impersonated_caller_has_its_rights_on_each_cluster() {
+    let pair = Pair::new("clusters_as").await;
+    let name = pair.green.name();
+    let keys = scratch("keys.yaml");
+    let user = format!("impersonate: {{user: 'system:serviceaccount:{name}:agent'}}");
+    let entry = format!("{{name: jo, sha256: {}, clusters: ['*'], {user}}}", sha256(b"jo-key"));
+    fs::write(&keys, format!("keys: [{entry}]")).expect("is written");
+    let program = program(&pair.list("default: green", [FREE, FREE]))
+        .env("ACTION_EXECUTOR_KEYS", &keys)
+        .env("ACTION_EXECUTOR_IMPERSONATE", "callers")
+        .env("ACTION_EXECUTOR_IMPERSONATE_ACCOUNTS", format!("{name}:agent"));
+    let server = Server::start(program);
+    let send = |cluster: &str| {
+        let body = pair.request("r1", Some(cluster)).to_string();
+        server.raw(&execute_request(body.as_bytes(), "Authorization: Bearer jo-key\r\n"))
+    };
+    assert_eq!((send("green").status, send("blue").status), (403, 403));
+    pair.blue.account("agent", json!(ActionKind::RestartK8s.descriptor().rules)).await;
+    let reply = send("blue");
+    assert_eq!(reply.status, 200, "{:?}", reply.json());
+    assert_eq!(send("green").status, 403);
+    assert_eq!(pair.effects().await, [0, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_list_a_request_may_still_name_the_only_cluster() {
+    let namespace = shared().namespace("clusters_one").await;
+    namespace.running_deployment("web", 1).await;
+    let request = |cluster: &str| {
+        json!({
+            "type": "restart_k8s", "cluster": cluster,
+            "parameters": { "deployment": "web", "namespace": namespace.name() },
+        })
+        .to_string()
+    };
+    let program = || {
+        let program = Program::with_kubeconfig(namespace.kubeconfig());
+        program.env("ACTION_EXECUTOR_CLUSTER_NAME", "EU production")
+    };
+    assert_eq!(
+        program().input(request("EU production")).run().answer()["cluster"],
+        "EU production"
+    );
+    let refused = program().input(request("US production")).run();
+    assert_eq!(refused.status, 65, "{refused:?}");
+    assert_eq!(refused.answer()["hint"], "the only one is EU production");
+    let history = program().args(["history", "--cluster", "US production"]).run();
+    assert_eq!(history.status, 65, "{history:?}");
+    let server = Server::start(program());
+    assert_eq!(server.get("/api/v1/history?cluster=US%20production").status, 400);
+    assert_eq!(server.get("/api/v1/history?cluster=EU%20production").status, 200);
+}
+
+#[tokio::test]
+async fn paths_in_a_list_are_relative_to_it() {
+    let namespace = shared().namespace("clusters_paths").await;
+    namespace.running_deployment("web", 1).await;
+    let list = written("{}");
+    let name = beside(&list, namespace.kubeconfig());
+    fs::write(&list, format!("clusters: [{{name: a, kubeconfig: {name}}}]")).expect("is written");
+    let request = json!({
+        "type": "restart_k8s", "parameters": { "deployment": "web", "namespace": namespace.name() },
+    });
+    let done = program(&list).input(request.to_string()).run();
+    assert_eq!((done.status, &done.answer()["cluster"]), (0, &json!("a")), "{done:?}");
+}
+
+#[test]
+fn a_list_that_cannot_be_used_is_an_error_at_startup() {
+    let kubeconfig = shared().kubeconfig().display().to_string();
+    for (text, named) in [
+        (
+            format!("clusters: [{{name: a, kubeconfig: {kubeconfig}, context: nowhere}}]"),
+            "cluster a of the list: the kubeconfig has no context",
+        ),
+        ("clusters: [{name: a, kubeconfig: /nowhere}]".to_owned(), "cluster a of the list"),
+        ("clusters: [{name: a}]".to_owned(), "cluster a of the list: there is no kubeconfig"),
+        (
+            format!("clusters: [{{name: a, kubeconfig: {kubeconfig}, policy: /nowhere}}]"),
+            "cluster a of the list",
+        ),
+        ("clusters: [{name: a}, {name: a}]".to_owned(), "the name a is given twice"),
+        ("clusters: [{name: a, servers: b}]".to_owned(), "servers"),
+        ("{default: b, clusters: [{name: a}]}".to_owned(), "default: b"),
+    ] {
+        let list = written(&text);
+        let done = program(&list).args(["serve", "--bind", "127.0.0.1:0"]).run();
+        assert_eq!(done.status, 78, "{text}: {done:?}");
+        assert!(done.stderr.contains(named), "{text}: {done:?}");
+    }
+    let list = written("clusters: [{name: a}]");
+    let named = program(&list).env("ACTION_EXECUTOR_CLUSTER_NAME", "a").args(["serve"]).run();
+    assert_eq!(named.status, 78, "{named:?}");
+    assert!(format!("{named:?}").contains("ACTION_EXECUTOR_CLUSTER_NAME"), "{named:?}");
+}
+
+#[cfg(feature = "lambda")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_takes_the_same_list() {
+    use crate::lambda::{Function, Outcome};
+    let pair = Pair::new("clusters_lambda").await;
+    let list = pair.list("default: green", [FREE, FREE]);
+    let function = Function::start(&[(CLUSTERS, &list)]);
+    for (named, cluster, effects) in [(None, "green", [1, 0]), (Some("blue"), "blue", [1, 1])] {
+        let request = pair.request(&format!("l-{cluster}"), named).to_string();
+        let Outcome::Answered(answer) = function.invoke(request.as_bytes()) else {
+            panic!("{cluster}: {}", function.log());
+        };
+        assert_eq!(answer["cluster"], cluster, "{answer}");
+        assert_eq!(pair.effects().await, effects);
+    }
+}
