@@ -163,12 +163,21 @@ fn a_quota_that_allows_no_pod_is_the_first_reason_for_each_kind() {
             _ => drop(namespace.running_deployment("web", 1).await),
         }
         block_new_pods(&namespace).await;
-        // The controllers of a busy machine try after seconds.
-        let mut asked = request(&namespace, action, parameters, 12);
+        let mut asked = request(&namespace, action, parameters, 60);
         if action == "restart_pod" {
             asked["parameters"]["pod_name"] = namespace.pods_of("web").await[0].name_any().into();
         }
-        let done = wait(start(&namespace, &asked)).await;
+        let running = start(&namespace, &asked);
+        // The controllers of a busy machine try after seconds.
+        eventually("a pod is refused", async || {
+            let events =
+                namespace.api::<Event>().list(&Default::default()).await.expect("are listed");
+            let refused = |event: &Event| event.reason.as_deref() == Some("FailedCreate");
+            events.iter().any(refused).then_some(())
+        })
+        .await;
+        running.signal("TERM");
+        let done = wait(running).await;
         let problems = problems(&done);
         let first = problems.first().cloned().unwrap_or_default();
         assert!(

@@ -16,6 +16,7 @@ use crate::{
     cluster::{MISSING_IMAGE, Namespace, SLOW_IMAGE, WAIT_TIMEOUT, eventually, shared},
     ledger::records,
     program::{Engine, Program, Reply, Server, execute_request, scratch},
+    rollback_on_failure::{allow_new_pods, block_new_pods},
 };
 
 const ASYNC: &str = "Prefer: respond-async\r\nConnection: close\r\n";
@@ -124,7 +125,8 @@ async fn done(server: &Server, namespace: &Namespace, id: &str) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_async_request_is_202_once_claimed_and_any_replica_reports_it() {
     let namespace = shared().namespace("later").await;
-    namespace.deployment("web", 1, SLOW_IMAGE).await;
+    namespace.running_deployment("web", 1).await;
+    block_new_pods(&namespace).await;
     let (one, other) = (server(&namespace), server(&namespace));
     let reply = execute(&one, &restart(&namespace, "r1"), ASYNC);
     // The claim is in the ledger before the response is sent.
@@ -149,6 +151,7 @@ async fn an_async_request_is_202_once_claimed_and_any_replica_reports_it() {
     assert_eq!(under_way["target"]["name"], "web");
     assert!(under_way["since"].is_string() && under_way["answer"].is_null(), "{under_way}");
 
+    allow_new_pods(&namespace).await;
     let progress = done(&other, &namespace, "r1").await;
     assert_eq!(progress["answer"]["outcome"], "applied");
     assert_eq!(progress["answer"]["rollout"]["state"], "complete");

@@ -8,7 +8,10 @@ use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Event, Pod, ResourceQuota},
 };
-use kube::{ResourceExt, api::Patch};
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, Patch},
+};
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
@@ -136,6 +139,12 @@ pub async fn block_new_pods(namespace: &Namespace) {
         quota.status?.hard.map(drop)
     })
     .await;
+}
+
+/// Ends what [`block_new_pods`] began.
+pub async fn allow_new_pods(namespace: &Namespace) {
+    let quotas = namespace.api::<ResourceQuota>();
+    quotas.delete("closed", &DeleteParams::default()).await.expect("is deleted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
