@@ -48,8 +48,8 @@ pub struct KeyEntry {
     /// The allowed namespaces of targets, with `*` for any characters.
     #[serde(default = "any_namespace")]
     pub namespaces: Vec<Pattern>,
-    /// The allowed clusters besides the one that reviews the rights of callers, by their names in the list of clusters, with
-    /// `*` for any characters; none if it is left out.
+    /// The allowed clusters, by their names in the list of clusters, with `*` for any characters; none if it is left
+    /// out. Without a list of clusters it has no effect.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clusters: Vec<NodePattern>,
     /// Allow simulation only.
@@ -248,6 +248,27 @@ mod tests {
         assert_eq!(check(", namespaces: [shop-*]", &access("shop-a", false)), Ok(()));
         assert_eq!(check(", simulate_only: true", &access("shop", false)), refused);
         assert_eq!(check(", simulate_only: true", &access("shop", true)), Ok(()));
+    }
+
+    #[test]
+    fn a_key_acts_on_the_clusters_of_a_list_that_it_names_and_on_no_other() {
+        let check = |more: &str, cluster| {
+            let access = AccessRequest { cluster, ..access("shop", false) };
+            one(more).check(&access).map_err(|error| error.hint.unwrap_or_default())
+        };
+        for (clusters, allowed) in [
+            ("", [false, false]),
+            (", clusters: []", [false, false]),
+            (", clusters: [blue]", [false, true]),
+            (", clusters: [gr*, blue]", [true, true]),
+            (", clusters: ['*']", [true, true]),
+        ] {
+            let found = ["green", "blue"].map(|name| check(clusters, Some(name)).is_ok());
+            assert_eq!(found, allowed, "{clusters}");
+            // Without a list there is one cluster, and each key may act on it.
+            assert_eq!(check(clusters, None), Ok(()), "{clusters}");
+        }
+        assert!(check("", Some("green")).expect_err("is refused").contains("`clusters`"));
     }
 
     #[test]

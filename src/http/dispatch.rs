@@ -13,6 +13,7 @@ use crate::{
     contract::error::{ActionError, Code},
     executor::{context::Context, reply::Reply},
     http::{
+        addressee::Addressee,
         assets::{self, Document},
         endpoints::{
             cloudevents, diagnosis, execute, history, mcp, metrics, operation, protected_resource,
@@ -109,6 +110,24 @@ impl Service {
             return Ok(None);
         }
         self.callers.authenticate(&credentials(), self.context.reviewer()).await
+    }
+
+    /// The cluster of the list that a request means, as far as it can be read before it is dispatched.
+    pub(crate) fn cluster_meant(
+        &self,
+        request: &FullRequest,
+        path: MatchedPath,
+    ) -> Option<&Arc<str>> {
+        if !self.context.has_list() {
+            return None;
+        }
+        let addressee = match path.route(request.method().as_str()).ok()? {
+            Route::Execute => Addressee::of_request(request.body()),
+            Route::CloudEvent => Addressee::of_request(&cloudevents::data(request)?),
+            Route::Mcp => Addressee::of_message(request.body()),
+            _ => None,
+        };
+        self.context.meant_by(addressee?.cluster.as_deref())
     }
 
     /// Answers a request.

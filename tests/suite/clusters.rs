@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::OnceLock,
+    time::Duration,
 };
 
 use action_executor::{actions::ActionKind, contract::digest::sha256};
@@ -11,7 +12,9 @@ use serde_json::{Value, json};
 
 use crate::{
     approval::{REQUIRE_APPROVAL, approve},
-    cluster::{Namespace, TestCluster, private, shared},
+    cluster::{Namespace, TestCluster, eventually, private, shared},
+    concurrency::{answer, counted, send},
+    fault_proxy::{ProxyBehavior, Received, proxy},
     ledger::records,
     mcp::Http,
     program::{Program, Reply, Server, execute_request, scratch},
@@ -86,6 +89,28 @@ fn beside(list: &Path, kubeconfig: &Path) -> String {
     let name = format!("{}.kubeconfig", list.file_name().expect("has one").display());
     fs::copy(kubeconfig, list.with_file_name(&name)).expect("is copied");
     name
+}
+
+/// A kubeconfig of a cluster that is down.
+fn gone() -> PathBuf {
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "gone",
+        "clusters": [{ "name": "gone", "cluster": { "server": "https://127.0.0.1:1" } }],
+        "contexts": [{ "name": "gone", "context": { "cluster": "gone", "user": "gone" } }],
+        "users": [{ "name": "gone", "user": { "token": "canary" } }],
+    });
+    let path = scratch("gone.kubeconfig");
+    fs::write(&path, config.to_string()).expect("is written");
+    path
+}
+
+/// A list of this namespace's cluster as `green`, and of `other` behind this kubeconfig; `head` comes before it.
+fn list_beside(green: &Namespace, head: &str, other: &Path, policy: &str) -> PathBuf {
+    let entries = json!([
+        { "name": "green", "kubeconfig": green.kubeconfig(), "policy": green.policy(policy) },
+        { "name": "other", "kubeconfig": other, "policy": green.policy(policy) },
+    ]);
+    written(&format!("{head}\nclusters: {entries}"))
 }
 
 fn program(list: &PathBuf) -> Program {
@@ -183,23 +208,18 @@ async fn an_asynchronous_response_says_where_the_state_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_is_down_leaves_the_others() {
     let pair = Pair::new("clusters_down").await;
-    let down = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "gone",
-        "clusters": [{ "name": "gone", "cluster": { "server": "https://127.0.0.1:1" } }],
-        "contexts": [{ "name": "gone", "context": { "cluster": "gone", "user": "gone" } }],
-        "users": [{ "name": "gone", "user": { "token": "canary" } }],
-    });
-    let kubeconfig = scratch("gone.kubeconfig");
-    fs::write(&kubeconfig, down.to_string()).expect("is written");
     let entries = json!([
-        { "name": "gone", "kubeconfig": kubeconfig },
+        { "name": "gone", "kubeconfig": gone() },
         { "name": "green", "kubeconfig": pair.green.kubeconfig(), "policy": pair.green.policy(FREE) },
     ]);
     let list = written(&format!("default: gone\nclusters: {entries}"));
     let server = Server::start(program(&list).env("ACTION_EXECUTOR_DEADLINE_SECONDS", "3"));
     let ready = server.get("/readyz");
     assert_eq!(ready.status, 200, "{:?}", ready.json());
-    let states = json!([{ "name": "gone", "ready": false }, { "name": "green", "ready": true }]);
+    let states = json!([
+        { "name": "gone", "ready": false, "code": "cluster_unreachable" },
+        { "name": "green", "ready": true },
+    ]);
     assert_eq!(ready.json()["clusters"], states);
     let reply = execute(&server, &pair.request("r1", None));
     assert_eq!((reply.status, &reply.json()["code"]), (503, &json!("cluster_unreachable")));
@@ -324,38 +344,152 @@ async fn mcp_tools_take_a_cluster_of_the_list() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_need_the_right_on_each_cluster_but_the_reviewing_one() {
+async fn a_key_acts_on_the_clusters_that_it_names_whichever_reviews_and_is_the_default() {
     let pair = Pair::new("clusters_keys").await;
     let keys = scratch("keys.yaml");
     let entry = |name: &str, more: &str| {
         format!("- {{name: {name}, sha256: {}{more}}}\n", sha256(format!("{name}-key").as_bytes()))
     };
-    let text = format!("keys:\n{}{}", entry("jo", ""), entry("mo", ", clusters: [blue]"));
-    fs::write(&keys, text).expect("is written");
-    let program = program(&pair.list("default: green", [FREE, FREE]));
+    let text =
+        [entry("jo", ""), entry("mo", ", clusters: [blue]"), entry("al", ", clusters: ['*']")];
+    fs::write(&keys, format!("keys:\n{}", text.concat())).expect("is written");
+    let program = program(&pair.list("default: green\nreviewer: green", [FREE, FREE]));
     let server = Server::start(program.env("ACTION_EXECUTOR_KEYS", &keys));
     let send = |caller: &str, id: &str, cluster: &str| {
         let headers = format!("Authorization: Bearer {caller}-key\r\n");
         let body = pair.request(id, Some(cluster)).to_string();
         server.raw(&execute_request(body.as_bytes(), &headers))
     };
-    let refused = send("jo", "r1", "blue");
-    assert_eq!((refused.status, &refused.json()["code"]), (403, &json!("caller_forbidden")));
-    assert!(
-        refused.json()["detail"].to_string().contains("of cluster 'blue'"),
-        "{:?}",
-        refused.json()
-    );
+    for (caller, cluster) in [("jo", "green"), ("jo", "blue"), ("mo", "green")] {
+        let refused = send(caller, "r1", cluster);
+        let problem = refused.json();
+        assert_eq!((refused.status, &problem["code"]), (403, &json!("caller_forbidden")));
+        let named = format!("of cluster '{cluster}'");
+        assert!(problem["detail"].to_string().contains(&named), "{problem}");
+        assert!(problem["hint"].to_string().contains("`clusters`"), "{problem}");
+    }
     assert_eq!(pair.effects().await, [0, 0]);
-    assert_eq!(send("jo", "r1", "green").status, 200);
     assert_eq!(send("mo", "r1", "blue").status, 200);
+    assert_eq!(pair.effects().await, [0, 1]);
+    assert_eq!(send("al", "r2", "green").status, 200);
+    assert_eq!(send("al", "r2", "blue").status, 200);
+    assert_eq!(pair.effects().await, [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_not_ready_while_the_cluster_that_reviews_its_callers_does_not_answer() {
+    let namespace = shared().namespace("clusters_review").await;
+    let list = list_beside(&namespace, "reviewer: other", &gone(), FREE);
+    let keys = scratch("keys.yaml");
+    fs::write(&keys, format!("keys: [{{name: jo, sha256: {}}}]", sha256(b"jo-key")))
+        .expect("is written");
+    let by_keys = program(&list).env("ACTION_EXECUTOR_KEYS", &keys);
+    assert_eq!(Server::start(by_keys).get("/readyz").status, 200);
+    let by_tokens = program(&list).env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor");
+    let ready = Server::start(by_tokens).get("/readyz");
+    assert_eq!((ready.status, &ready.json()["code"]), (503, &json!("cluster_unreachable")));
+    let detail = ready.json()["detail"].to_string();
+    assert!(detail.contains("cluster other, which reviews callers"), "{detail}");
+    // Of the clusters whose answers no caller needs, one may be down.
+    let list = list_beside(&namespace, "default: other\nreviewer: green", &gone(), FREE);
+    let by_tokens = program(&list).env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor");
+    assert_eq!(Server::start(by_tokens).get("/readyz").status, 200);
+}
+
+/// Sends requests until a cluster that behaves so holds all its permits, then one to another cluster.
+async fn acts_beside(test: &str, behavior: fn(&Received) -> ProxyBehavior, policy: &str) {
+    let namespace = shared().namespace(test).await;
+    let names: Vec<_> = (0..3).map(|number| format!("web-{number}")).collect();
+    for name in &names {
+        namespace.running_deployment(name, 1).await;
+    }
+    let list = list_beside(&namespace, "", &proxy(&namespace, behavior).await, policy);
+    // Two for each cluster, and for what means none of them.
+    let server = Server::start(program(&list).env("ACTION_EXECUTOR_MAX_ACTIONS", "6"));
+    let request = |deployment: &str, cluster: &str| {
+        json!({
+            "type": "restart_k8s", "simulate": false, "id": format!("{deployment}.{cluster}"), "cluster": cluster,
+            "parameters": { "deployment": deployment, "namespace": namespace.name() },
+        })
+    };
+    let held: Vec<_> = (0..6)
+        .map(|number| send(server.address(), &request(&names[number % 2], "other"), ""))
+        .collect();
+    let of_other = r#"{lane="actions",cluster="other"} "#;
+    eventually("the cluster holds its permits and the others wait", async || {
+        let in_use = counted(&server, &format!("action_executor_concurrency_in_use{of_other}"));
+        let queued = counted(&server, r#"action_executor_queued_requests{cluster="other"} "#);
+        (in_use == Some(2) && queued == Some(4)).then_some(())
+    })
+    .await;
+    assert_eq!(counted(&server, &format!("action_executor_concurrency_limit{of_other}")), Some(2));
+    let (reply, took) = answer(send(server.address(), &request(&names[2], "green"), "")).await;
+    assert_eq!(reply.status, 200, "{:?}", reply.json());
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert!(held.iter().all(|sent| !sent.is_finished()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_hangs_keeps_no_other_from_acting() {
+    acts_beside("clusters_hang", |_| ProxyBehavior::Hang, FREE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_whose_budget_hangs_keeps_no_other_from_acting() {
+    let behavior = |call: &Received| match call.writes("leases") {
+        true => ProxyBehavior::Hang,
+        false => ProxyBehavior::Forward,
+    };
+    acts_beside("clusters_lease", behavior, "cooldown_seconds: 600").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invalid_policy_of_one_cluster_concerns_that_cluster_alone() {
+    let pair = Pair::new("clusters_invalid").await;
+    let policies = [pair.green.policy(FREE), pair.blue.policy(FREE)];
+    let entries = json!([
+        { "name": "green", "kubeconfig": pair.green.kubeconfig(), "policy": policies[0] },
+        { "name": "blue", "kubeconfig": pair.blue.kubeconfig(), "policy": policies[1] },
+    ]);
+    let server = Server::start(program(&written(&format!("clusters: {entries}"))));
+    let valid = fs::read(&policies[1]).expect("is read");
+    fs::write(&policies[1], "read_only: perhaps").expect("is written");
+    let ready = server.get("/readyz");
+    assert_eq!(ready.status, 200, "{:?}", ready.json());
+    let states = json!([
+        { "name": "green", "ready": true },
+        { "name": "blue", "ready": false, "code": "configuration" },
+    ]);
+    assert_eq!(ready.json()["clusters"], states);
+    let refused = execute(&server, &pair.request("r1", Some("blue")));
+    assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("configuration")));
+    let detail = refused.json()["detail"].to_string();
+    assert!(detail.contains("cluster blue of the list: policy"), "{detail}");
+    let path =
+        format!("/api/v1/diagnosis?target=deployment/web&namespace={}&cluster=", pair.green.name());
+    assert_eq!(server.get(&format!("{path}blue")).json()["code"], "configuration");
+    assert_eq!(server.get(&format!("{path}green")).status, 200);
+    assert_eq!(execute(&server, &pair.request("r1", Some("green"))).status, 200);
+    assert_eq!(pair.effects().await, [1, 0]);
+
+    fs::write(&policies[0], "read_only: perhaps").expect("is written");
+    let ready = server.get("/readyz");
+    assert_eq!((ready.status, &ready.json()["code"]), (503, &json!("configuration")));
+    fs::write(&policies[1], valid).expect("is written");
+    assert_eq!(server.get("/readyz").status, 200);
+    assert_eq!(execute(&server, &pair.request("r1", Some("blue"))).status, 200);
     assert_eq!(pair.effects().await, [1, 1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rbac_knows_a_cluster_as_a_subresource_of_actions() {
     let pair = Pair::new("clusters_rbac").await;
-    let list = pair.list("default: green", [FREE, FREE]);
+    // Neither the default nor the first of the list reviews.
+    let entries = ["blue", "green"].map(|name| {
+        let namespace = if name == "green" { &pair.green } else { &pair.blue };
+        json!({ "name": name, "kubeconfig": namespace.kubeconfig(), "policy": namespace.policy(FREE) })
+    });
+    let list = written(&format!("default: blue\nreviewer: green\nclusters: {}", json!(entries)));
     let server =
         Server::start(program(&list).env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor"));
     let rule = |resource: &str| json!([{ "apiGroups": ["action-executor.dev"], "resources": [resource], "verbs": ["execute", "list"] }]);
@@ -485,11 +619,22 @@ fn a_list_that_cannot_be_used_is_an_error_at_startup() {
         ("clusters: [{name: a}, {name: a}]".to_owned(), "the name a is given twice"),
         ("clusters: [{name: a, servers: b}]".to_owned(), "servers"),
         ("{default: b, clusters: [{name: a}]}".to_owned(), "default: b"),
+        ("{reviewer: b, clusters: [{name: a}]}".to_owned(), "reviewer: b"),
     ] {
         let list = written(&text);
         let done = program(&list).args(["serve", "--bind", "127.0.0.1:0"]).run();
         assert_eq!(done.status, 78, "{text}: {done:?}");
         assert!(done.stderr.contains(named), "{text}: {done:?}");
+    }
+    let both = format!(
+        "default: b\nclusters: [{{name: a, kubeconfig: {kubeconfig}}}, {{name: b, kubeconfig: {kubeconfig}}}]"
+    );
+    let reviewed =
+        program(&written(&both)).env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor");
+    let reviewed = reviewed.args(["serve", "--bind", "127.0.0.1:0"]).run();
+    assert_eq!(reviewed.status, 78, "{reviewed:?}");
+    for words in ["reviewer: missing", "one of a, b"] {
+        assert!(reviewed.stderr.contains(words), "{reviewed:?}");
     }
     let list = written("clusters: [{name: a}]");
     let named = program(&list).env("ACTION_EXECUTOR_CLUSTER_NAME", "a").args(["serve"]).run();

@@ -309,10 +309,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        http::{
-            concurrency::{Lane, Limiter},
-            routes::MatchedPath,
-        },
+        http::{concurrency::Limiter, routes::MatchedPath},
         mcp::protocol::{INVALID_PARAMS, UNSUPPORTED_REVISION},
         telemetry::metrics::Metrics,
     };
@@ -435,8 +432,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_action_without_a_permit_to_continue_holds_that_of_its_request() {
-        let limiter = Limiter::new(1, usize::MAX, Arc::new(Metrics::new(None)));
-        let acquire = async || limiter.acquire(Lane::Actions, None).await;
+        let limiter = Limiter::new(1, usize::MAX, &[], Arc::new(Metrics::new(None)));
+        let acquire = async || limiter.acquire_action(None, None).await;
         let background = BackgroundTasks::default();
         let mut taken = Vec::new();
         for is_free in [true, false] {
