@@ -3,7 +3,10 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -396,14 +399,22 @@ async fn a_server_is_not_ready_while_the_cluster_that_reviews_its_callers_does_n
     assert_eq!(Server::start(by_tokens).get("/readyz").status, 200);
 }
 
-/// Sends requests until a cluster that behaves so holds all its permits, then one to another cluster.
+/// Sends requests until a cluster that behaves so holds all its permits and hangs, then one to another cluster.
 async fn acts_beside(test: &str, behavior: fn(&Received) -> ProxyBehavior, policy: &str) {
     let namespace = shared().namespace(test).await;
     let names: Vec<_> = (0..3).map(|number| format!("web-{number}")).collect();
     for name in &names {
         namespace.running_deployment(name, 1).await;
     }
-    let list = list_beside(&namespace, "", &proxy(&namespace, behavior).await, policy);
+    let hanging = Arc::new(AtomicUsize::new(0));
+    let hangs = hanging.clone();
+    let kubeconfig = proxy(&namespace, move |call| {
+        let behavior = behavior(call);
+        let is_hanging = matches!(behavior, ProxyBehavior::Hang);
+        hangs.fetch_add(usize::from(is_hanging), Ordering::SeqCst);
+        behavior
+    });
+    let list = list_beside(&namespace, "", &kubeconfig.await, policy);
     // Two for each cluster, and for what means none of them.
     let server = Server::start(program(&list).env("ACTION_EXECUTOR_MAX_ACTIONS", "6"));
     let request = |deployment: &str, cluster: &str| {
@@ -419,7 +430,8 @@ async fn acts_beside(test: &str, behavior: fn(&Received) -> ProxyBehavior, polic
     eventually("the cluster holds its permits and the others wait", async || {
         let in_use = counted(&server, &format!("action_executor_concurrency_in_use{of_other}"));
         let queued = counted(&server, r#"action_executor_queued_requests{cluster="other"} "#);
-        (in_use == Some(2) && queued == Some(4)).then_some(())
+        let hang = hanging.load(Ordering::SeqCst) >= 2;
+        (in_use == Some(2) && queued == Some(4) && hang).then_some(())
     })
     .await;
     assert_eq!(counted(&server, &format!("action_executor_concurrency_limit{of_other}")), Some(2));
