@@ -28,7 +28,7 @@ use crate::{
         names::ClusterName,
     },
     executor::{
-        clusters::{Clusters, Member},
+        clusters::{ClusterNames, Clusters, Member},
         observer::Observer,
         reports::Reports,
         target_lock::TargetLocks,
@@ -180,11 +180,9 @@ impl Context {
         self.listed.as_ref()?.chosen.as_ref()
     }
 
-    /// The names of the list, and whether a request may leave them out; none without a list.
-    pub(crate) fn names(&self) -> Option<(Vec<Arc<str>>, bool)> {
-        let Listed { clusters, .. } = self.listed.as_ref()?;
-        let names = clusters.members().iter().map(|member| member.name.clone());
-        Some((names.collect(), clusters.has_default()))
+    /// The names of the list, if there is a list.
+    pub(crate) fn names(&self) -> Option<ClusterNames> {
+        self.listed.as_ref().map(|Listed { clusters, .. }| clusters.names())
     }
 
     /// The cluster that reviews the tokens and the rights of callers.

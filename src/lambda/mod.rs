@@ -225,8 +225,7 @@ impl Function {
         if route == Some(Route::Asset(Asset::Actions)) {
             // The list is public, and is there without a cluster that can be used, too.
             let context = self.context().await.ok();
-            let cluster = context.as_ref().and_then(|it| it.cluster_name()).map(|name| &**name);
-            return Ok(assets::actions_document(cluster).response(request.headers()));
+            return Ok(assets::actions_document(context.as_ref()).response(request.headers()));
         }
         if let Some(response) =
             route.and_then(|route| dispatch::answer_static(route, request.headers()))

@@ -194,6 +194,11 @@ impl Cluster {
         Cluster { name: name.to_string(), listed: Some(name), calls, ..self }
     }
 
+    /// The name in the list of clusters, if it is one of a list.
+    pub(crate) fn listed_name(&self) -> Option<&str> {
+        self.listed.as_deref()
+    }
+
     /// The name for people.
     pub(crate) fn name(&self) -> &str {
         &self.name
