@@ -149,11 +149,15 @@ impl Keys {
 }
 
 impl KeyEntry {
-    /// Whether the entry allows the access in one namespace at least; to a node, which is in none.
-    pub(crate) fn allows_somewhere(&self, verb: Verb, kind: Option<ActionKind>) -> bool {
-        let allows = |namespace: &str| {
-            self.check(&AccessRequest { verb, kind, namespace, cluster: None }).is_ok()
-        };
+    /// Whether the entry allows the access on this cluster in one namespace at least; to a node, which is in none.
+    pub(crate) fn allows_somewhere(
+        &self,
+        verb: Verb,
+        kind: Option<ActionKind>,
+        cluster: Option<&str>,
+    ) -> bool {
+        let allows =
+            |namespace: &str| self.check(&AccessRequest { verb, kind, namespace, cluster }).is_ok();
         match kind {
             Some(kind) if kind.is_on_cluster() => allows(""),
             _ => self.namespaces.iter().any(|pattern| allows(&pattern.example())),
@@ -273,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_key_allows_somewhere_what_it_allows_in_one_of_its_namespaces() {
-        let somewhere = |more: &str, verb, kind| one(more).allows_somewhere(verb, Some(kind));
+        let somewhere = |more: &str, verb, kind| one(more).allows_somewhere(verb, Some(kind), None);
         let (restart, drain) = (ActionKind::RestartK8s, ActionKind::Drain);
         assert!(somewhere("", Verb::Execute, restart) && somewhere("", Verb::Execute, drain));
         for namespaces in ["[shop]", "['shop-*', bank]"] {

@@ -136,7 +136,7 @@ async fn serve(
         concurrency: Limiter::new(
             settings.max_actions,
             bounds.connections,
-            &context.listed_names(),
+            &context.names().unwrap_or_default().all,
             metrics.clone(),
         ),
         background: BackgroundTasks::default(),

@@ -23,7 +23,7 @@ pub struct ClusterList {
     pub default: Option<ObjectName>,
     /// The cluster that reviews the tokens and the rights of callers; without it the only one, if there is only one.
     pub reviewer: Option<ObjectName>,
-    /// The clusters, whose order means nothing.
+    /// The clusters; nothing about rights depends on their order.
     pub clusters: Vec<ClusterEntry>,
 }
 

@@ -25,6 +25,15 @@ pub(crate) struct Clusters {
     calls: Calls,
 }
 
+/// The names of a list, for those who choose one of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ClusterNames {
+    /// In the order of the list.
+    pub all: Vec<Arc<str>>,
+    /// The cluster of requests that name none, if they may leave the name out.
+    pub default: Option<Arc<str>>,
+}
+
 /// One cluster, with what is its own.
 #[derive(Clone)]
 pub(crate) struct Member {
@@ -95,9 +104,13 @@ impl Clusters {
         &self.members
     }
 
-    /// Whether a request may leave out the name.
-    pub(crate) fn has_default(&self) -> bool {
-        self.list.choose(None).is_ok()
+    /// Their names.
+    pub(crate) fn names(&self) -> ClusterNames {
+        let name = |member: &Member| member.name.clone();
+        ClusterNames {
+            all: self.members.iter().map(name).collect(),
+            default: self.choose(None).ok().map(name),
+        }
     }
 }
 

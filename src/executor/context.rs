@@ -28,7 +28,7 @@ use crate::{
         names::ClusterName,
     },
     executor::{
-        clusters::{Clusters, Member, of_cluster},
+        clusters::{ClusterNames, Clusters, Member, of_cluster},
         observer::Observer,
         reports::Reports,
         target_lock::TargetLocks,
@@ -203,17 +203,9 @@ impl Context {
         self.listed.as_ref()?.chosen.as_ref()
     }
 
-    /// The names of the list, and whether a request may leave them out; none without a list.
-    pub(crate) fn names(&self) -> Option<(Vec<Arc<str>>, bool)> {
-        let Listed { clusters, .. } = self.listed.as_ref()?;
-        let names = clusters.members().iter().map(|member| member.name.clone());
-        Some((names.collect(), clusters.has_default()))
-    }
-
-    /// The names of all clusters of the list; none without a list.
-    pub(crate) fn listed_names(&self) -> Vec<Arc<str>> {
-        let members = self.listed.iter().flat_map(|listed| listed.clusters.members());
-        members.map(|member| member.name.clone()).collect()
+    /// The names of the list, if there is a list.
+    pub(crate) fn names(&self) -> Option<ClusterNames> {
+        self.listed.as_ref().map(|Listed { clusters, .. }| clusters.names())
     }
 
     /// Whether there is a list of clusters.

@@ -137,8 +137,8 @@ impl Service {
             Err(error) => return self.problem(error, info.path.allow()),
         };
         if let (Route::Asset(Asset::Actions), Some(server)) = (route, &self.server) {
-            let cluster = self.context.cluster_name().map(|name| &**name);
-            let document = server.actions.get_or_init(|| assets::actions_document(cluster));
+            let document =
+                server.actions.get_or_init(|| assets::actions_document(Some(&self.context)));
             return document.response(request.headers());
         }
         if let Some(response) = answer_static(route, request.headers()) {

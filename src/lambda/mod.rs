@@ -229,8 +229,7 @@ impl Function {
         if route == Some(Route::Asset(Asset::Actions)) {
             // The list is public, and is there without a cluster that can be used, too.
             let context = self.context().await.ok();
-            let cluster = context.as_ref().and_then(|it| it.cluster_name()).map(|name| &**name);
-            return Ok(assets::actions_document(cluster).response(request.headers()));
+            return Ok(assets::actions_document(context.as_ref()).response(request.headers()));
         }
         if let Some(response) =
             route.and_then(|route| dispatch::answer_static(route, request.headers()))
@@ -306,7 +305,8 @@ mod tests {
         let function = Function::new(Settings::from_vars(vars.into_iter()));
         for _ in 0..2 {
             let context = function.context().await.expect("is made");
-            let names: Vec<_> = context.listed_names().iter().map(ToString::to_string).collect();
+            let names = context.names().expect("are listed").all;
+            let names: Vec<_> = names.iter().map(ToString::to_string).collect();
             assert_eq!(names, ["green", "blue"]);
             list(["red", "black"]);
             // The next context is a new one, with fresh credentials.

@@ -11,20 +11,21 @@ use std::{
 };
 
 use action_executor::{actions::ActionKind, contract::digest::sha256};
+use k8s_openapi::api::batch::v1::Job;
 use serde_json::{Value, json};
 
 use crate::{
     approval::{REQUIRE_APPROVAL, approve},
-    cluster::{Namespace, TestCluster, eventually, private, shared},
+    cluster::{MISSING_IMAGE, Namespace, TestCluster, eventually, private, shared},
     concurrency::{answer, counted, send},
     fault_proxy::{ProxyBehavior, Received, proxy},
     ledger::records,
     mcp::Http,
-    program::{Program, Reply, Server, execute_request, scratch},
+    program::{Finished, Program, Reply, Server, execute_request, scratch},
 };
 
 const CLUSTERS: &str = "ACTION_EXECUTOR_CLUSTERS";
-const FREE: &str = "cooldown_seconds: 0";
+pub const FREE: &str = "cooldown_seconds: 0";
 
 /// The second cluster of all tests here.
 fn second() -> &'static TestCluster {
@@ -33,13 +34,13 @@ fn second() -> &'static TestCluster {
 }
 
 /// A namespace of the same name on two clusters, each with a Deployment `web`.
-struct Pair {
-    green: Namespace,
-    blue: Namespace,
+pub struct Pair {
+    pub green: Namespace,
+    pub blue: Namespace,
 }
 
 impl Pair {
-    async fn new(test: &str) -> Self {
+    pub async fn new(test: &str) -> Self {
         let green = shared().namespace(test).await;
         let blue = second().namespace_named(green.name().to_owned()).await;
         for namespace in [&green, &blue] {
@@ -49,7 +50,7 @@ impl Pair {
     }
 
     /// A list of both with these policies; `head` comes before it.
-    fn list(&self, head: &str, policies: [&str; 2]) -> PathBuf {
+    pub fn list(&self, head: &str, policies: [&str; 2]) -> PathBuf {
         let entry = |name: &str, namespace: &Namespace, policy: &str| {
             json!({
                 "name": name, "kubeconfig": namespace.kubeconfig(),
@@ -73,7 +74,7 @@ impl Pair {
     }
 
     /// How often the Deployment was changed on each cluster.
-    async fn effects(&self) -> [i64; 2] {
+    pub async fn effects(&self) -> [i64; 2] {
         let of = async |namespace: &Namespace| {
             namespace.get_deployment("web").await.metadata.generation.expect("has one") - 1
         };
@@ -116,8 +117,40 @@ fn list_beside(green: &Namespace, head: &str, other: &Path, policy: &str) -> Pat
     written(&format!("{head}\nclusters: {entries}"))
 }
 
-fn program(list: &PathBuf) -> Program {
+pub fn program(list: &PathBuf) -> Program {
     Program::offline().env(CLUSTERS, list)
+}
+
+/// The administrator's kubeconfig of this cluster, with its context under this name.
+fn as_context(name: &str, namespace: &Namespace) -> PathBuf {
+    let text = fs::read_to_string(namespace.kubeconfig()).expect("is readable");
+    let mut config: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
+    config["contexts"][0]["name"] = name.into();
+    config["current-context"] = name.into();
+    let path = scratch(&format!("{name}.kubeconfig"));
+    fs::write(&path, config.to_string()).expect("is written");
+    path
+}
+
+fn in_file(request: &Value) -> String {
+    let path = scratch("request.json");
+    fs::write(&path, request.to_string()).expect("is written");
+    path.display().to_string()
+}
+
+/// Runs the container of this Job on the cluster of this namespace, under a policy of ours.
+fn run_as_pod(job: &Value, namespace: &Namespace) -> Finished {
+    let mut program =
+        Program::with_kubeconfig(namespace.kubeconfig()).under(&namespace.policy(FREE));
+    let variables = job.pointer("/spec/template/spec/containers/0/env").expect("is there");
+    for variable in variables.as_array().expect("is a list") {
+        let name = variable["name"].as_str().expect("is text");
+        if let Some(value) = variable["value"].as_str().filter(|_| name != "ACTION_EXECUTOR_POLICY")
+        {
+            program = program.env(name, value);
+        }
+    }
+    program.run()
 }
 
 fn execute(server: &Server, request: &Value) -> Reply {
@@ -201,9 +234,11 @@ async fn an_asynchronous_response_says_where_the_state_is() {
     let body = request.to_string();
     let reply = server.raw(&execute_request(body.as_bytes(), "Prefer: respond-async\r\n"));
     assert_eq!(reply.status, 202, "{:?}", reply.json());
+    assert_eq!(reply.json()["cluster"], "blue");
     let location = reply.header("location").expect("has one").to_owned();
     assert!(location.ends_with("&cluster=blue"), "{location}");
-    assert_eq!(server.get(&location).status, 200);
+    let state = server.get(&location);
+    assert_eq!((state.status, &state.json()["cluster"]), (200, &json!("blue")));
     // The default cluster has no such request.
     assert_eq!(server.get(location.trim_end_matches("&cluster=blue")).status, 404);
 }
@@ -261,9 +296,11 @@ async fn an_approval_on_one_cluster_does_not_hold_on_the_other() {
         (&green["outcome"], &blue["outcome"]),
         (&json!("pending_approval"), &json!("pending_approval"))
     );
-    assert!(approve(&green, pair.green.kubeconfig()));
+    // The command names its cluster: whoever does not know it approves nothing, on whatever cluster.
+    assert!(!approve(&green, &as_context("blue", &pair.blue)));
+    assert!(approve(&green, &as_context("green", &pair.green)));
     // The command of one, given on the other.
-    assert!(approve(&green, pair.blue.kubeconfig()));
+    assert!(approve(&green, &as_context("green", &pair.blue)));
     assert_eq!(send("green").answer()["outcome"], "applied");
     assert_eq!(send("blue").answer()["outcome"], "pending_approval");
     assert_eq!(pair.effects().await, [1, 0]);
@@ -344,6 +381,101 @@ async fn mcp_tools_take_a_cluster_of_the_list() {
         json!({ "target": "deployment/web", "namespace": name, "cluster": "green" }),
     );
     assert_eq!(report["structuredContent"]["cluster"], "green", "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mcp_says_on_which_cluster_a_call_is_under_way() {
+    let pair = Pair::new("clusters_mcp_time").await;
+    pair.blue.deployment("slow", 1, MISSING_IMAGE).await;
+    let program = program(&pair.list("default: green", [FREE, FREE]));
+    let server = Server::start(program.env("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "4"));
+    let client = Http::new(&server);
+    let name = pair.blue.name();
+    let id = format!("m.{name}");
+    let request = json!({
+        "type": "restart_k8s", "id": id, "cluster": "blue", "wait": true,
+        "parameters": { "deployment": "slow", "namespace": name },
+    });
+    let state = json!({ "id": id, "namespace": name, "cluster": "blue" });
+    for (tool, arguments) in [("execute", request), ("get_action", state)] {
+        let result = client.call(tool, &arguments.to_string());
+        let text = result["content"][0]["text"].as_str().expect("is text");
+        let where_to = format!("on Deployment {name}/slow of cluster blue (id {id})");
+        assert!(text.starts_with("Under way") && text.contains(&where_to), "{tool}: {result}");
+        assert!(text.contains("Call get_action again with this id and cluster"), "{result}");
+        assert_eq!(result["structuredContent"]["cluster"], "blue", "{tool}: {result}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mcp_offers_what_a_caller_may_do_on_one_cluster_at_least() {
+    let pair = Pair::new("clusters_offer").await;
+    let program = program(&pair.list("default: green\nreviewer: green", [FREE, FREE]));
+    let server = Server::start(program.env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor"));
+    let rule = |resources: &[&str]| {
+        json!([{
+            "apiGroups": ["action-executor.dev"], "resources": resources,
+            "resourceNames": ["restart_k8s"], "verbs": ["simulate", "execute"],
+        }])
+    };
+    for (account, resources, clusters, default) in [
+        ("other", &["actions/blue"][..], json!(["blue"]), None),
+        (
+            "both",
+            &["actions", "actions/green", "actions/blue"],
+            json!(["green", "blue"]),
+            Some("green"),
+        ),
+        ("none", &["actions/red"], json!([]), None),
+    ] {
+        pair.green.account(account, rule(resources)).await;
+        let token = pair.green.token(account, &["action-executor"]).await;
+        let offered = Http::with_token(&server, &token).tool_list();
+        let tools = offered["tools"].as_array().expect("are listed");
+        let names: Vec<_> = tools.iter().map(|tool| &tool["name"]).collect();
+        let expected: &[&str] = if account == "none" { &[] } else { &["simulate", "restart_k8s"] };
+        assert_eq!(json!(names), json!(expected), "{account}: {offered}");
+        for tool in tools {
+            let input = &tool["inputSchema"];
+            let cluster = &input["properties"]["cluster"];
+            assert_eq!((&cluster["enum"], cluster["default"].as_str()), (&clusters, default));
+            let required = input["required"].to_string();
+            assert_eq!(required.contains("cluster"), default.is_none(), "{account}: {input}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_for_the_cluster_of_its_request_whose_name_its_pod_knows() {
+    let pair = Pair::new("clusters_job").await;
+    let list = pair.list("default: green", [FREE, FREE]);
+    let job = |request: &Value, flags: &[&str]| {
+        let file = in_file(request);
+        program(&list).args([&["job", &file, "-o", "json"], flags].concat()).run()
+    };
+    for (id, named, flags, cluster, effects) in [
+        ("j1", Some("blue"), &[][..], "blue", [0, 1]),
+        ("j2", None, &["--cluster", "blue"], "blue", [0, 2]),
+        ("j3", None, &[], "green", [1, 2]),
+    ] {
+        let rendered = job(&pair.request(id, named), flags);
+        assert_eq!(rendered.status, 0, "{rendered:?}");
+        let place = if cluster == "blue" { &pair.blue } else { &pair.green };
+        let done = run_as_pod(&rendered.answer(), place);
+        assert_eq!((done.status, &done.answer()["cluster"]), (0, &json!(cluster)), "{done:?}");
+        assert_eq!(pair.effects().await, effects);
+    }
+    for (named, flags) in [("red", &[][..]), ("green", &["--cluster", "blue"])] {
+        let refused = job(&pair.request("j4", Some(named)), flags);
+        assert_eq!((refused.status, &refused.answer()["field"]), (65, &json!("cluster")));
+    }
+    let created = job(&pair.request("j5", Some("blue")), &["--apply"]);
+    assert_eq!(created.status, 0, "{created:?}");
+    let name = created.answer()["job"]["name"].as_str().expect("is a name").to_owned();
+    let found = async |namespace: &Namespace| {
+        namespace.api::<Job>().get_opt(&name).await.expect("is read").is_some()
+    };
+    assert_eq!((found(&pair.green).await, found(&pair.blue).await), (false, true));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -595,6 +727,22 @@ async fn without_a_list_a_request_may_still_name_the_only_cluster() {
     assert_eq!(refused.answer()["hint"], "the only one is EU production");
     let history = program().args(["history", "--cluster", "US production"]).run();
     assert_eq!(history.status, 65, "{history:?}");
+    // The cluster of a Job's pod has the name that the request has for it.
+    let named: Value = serde_json::from_str(&request("EU production")).expect("is JSON");
+    let file = in_file(&named);
+    let rendered = Program::offline().args(["job", &file, "-o", "json"]).run();
+    assert_eq!(rendered.status, 0, "{rendered:?}");
+    let done = run_as_pod(&rendered.answer(), &namespace);
+    assert_eq!((done.status, &done.answer()["cluster"]), (0, &json!("EU production")), "{done:?}");
+    let elsewhere = Program::with_kubeconfig(namespace.kubeconfig());
+    for (program, more) in [
+        (elsewhere.env("ACTION_EXECUTOR_CLUSTER_NAME", "US production"), vec![]),
+        (Program::with_kubeconfig(namespace.kubeconfig()), vec!["--apply"]),
+    ] {
+        let args = [vec!["job", &file, "-o", "json"], more].concat();
+        let refused = program.args(args).run();
+        assert_eq!((refused.status, &refused.answer()["field"]), (65, &json!("cluster")));
+    }
     let server = Server::start(program());
     assert_eq!(server.get("/api/v1/history?cluster=US%20production").status, 400);
     assert_eq!(server.get("/api/v1/history?cluster=EU%20production").status, 200);
