@@ -19,7 +19,7 @@ pub(crate) use crate::actions::plan::{
 };
 use crate::{
     actions::{request::read_parameters, shared::selection::Selection},
-    contract::{error::ActionError, names::ObjectName, response::Target},
+    contract::{error::ActionError, image::ImageReference, names::ObjectName, response::Target},
     k8s::{api::client::Cluster, integrations::Integration, rbac::PolicyRule},
 };
 
@@ -261,6 +261,11 @@ pub(crate) trait Plannable {
     /// The keys that it sets or removes, if it changes entries by their keys.
     fn changed_keys(&self) -> Option<ChangedKeys<'_>> {
         None
+    }
+
+    /// The images that it sets.
+    fn images(&self) -> Vec<&ImageReference> {
+        Vec::new()
     }
 
     /// What would be done, as far as that is known without a cluster.

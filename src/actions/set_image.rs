@@ -108,6 +108,10 @@ impl Plannable for Parameters {
         self.rollback_on_failure
     }
 
+    fn images(&self) -> Vec<&ImageReference> {
+        self.images.iter().map(|it| &it.image).collect()
+    }
+
     fn preview(&self, input: &PlanInput) -> Preview {
         Preview {
             result: self.would(),

@@ -48,8 +48,8 @@ pub struct KeyEntry {
     /// The allowed namespaces of targets, with `*` for any characters.
     #[serde(default = "any_namespace")]
     pub namespaces: Vec<Pattern>,
-    /// The allowed clusters besides the one that reviews the rights of callers, by their names in the list of clusters, with
-    /// `*` for any characters; none if it is left out.
+    /// The allowed clusters, by their names in the list of clusters, with `*` for any characters; none if it is left
+    /// out. Without a list of clusters it has no effect.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clusters: Vec<NodePattern>,
     /// Allow simulation only.
@@ -149,11 +149,15 @@ impl Keys {
 }
 
 impl KeyEntry {
-    /// Whether the entry allows the access in one namespace at least; to a node, which is in none.
-    pub(crate) fn allows_somewhere(&self, verb: Verb, kind: Option<ActionKind>) -> bool {
-        let allows = |namespace: &str| {
-            self.check(&AccessRequest { verb, kind, namespace, cluster: None }).is_ok()
-        };
+    /// Whether the entry allows the access on this cluster in one namespace at least; to a node, which is in none.
+    pub(crate) fn allows_somewhere(
+        &self,
+        verb: Verb,
+        kind: Option<ActionKind>,
+        cluster: Option<&str>,
+    ) -> bool {
+        let allows =
+            |namespace: &str| self.check(&AccessRequest { verb, kind, namespace, cluster }).is_ok();
         match kind {
             Some(kind) if kind.is_on_cluster() => allows(""),
             _ => self.namespaces.iter().any(|pattern| allows(&pattern.example())),
@@ -251,8 +255,29 @@ mod tests {
     }
 
     #[test]
+    fn a_key_acts_on_the_clusters_of_a_list_that_it_names_and_on_no_other() {
+        let check = |more: &str, cluster| {
+            let access = AccessRequest { cluster, ..access("shop", false) };
+            one(more).check(&access).map_err(|error| error.hint.unwrap_or_default())
+        };
+        for (clusters, allowed) in [
+            ("", [false, false]),
+            (", clusters: []", [false, false]),
+            (", clusters: [blue]", [false, true]),
+            (", clusters: [gr*, blue]", [true, true]),
+            (", clusters: ['*']", [true, true]),
+        ] {
+            let found = ["green", "blue"].map(|name| check(clusters, Some(name)).is_ok());
+            assert_eq!(found, allowed, "{clusters}");
+            // Without a list there is one cluster, and each key may act on it.
+            assert_eq!(check(clusters, None), Ok(()), "{clusters}");
+        }
+        assert!(check("", Some("green")).expect_err("is refused").contains("`clusters`"));
+    }
+
+    #[test]
     fn a_key_allows_somewhere_what_it_allows_in_one_of_its_namespaces() {
-        let somewhere = |more: &str, verb, kind| one(more).allows_somewhere(verb, Some(kind));
+        let somewhere = |more: &str, verb, kind| one(more).allows_somewhere(verb, Some(kind), None);
         let (restart, drain) = (ActionKind::RestartK8s, ActionKind::Drain);
         assert!(somewhere("", Verb::Execute, restart) && somewhere("", Verb::Execute, drain));
         for namespaces in ["[shop]", "['shop-*', bank]"] {

@@ -94,7 +94,7 @@ pub(crate) struct AccessRequest<'a> {
     pub kind: Option<ActionKind>,
     /// The target's namespace; empty: all.
     pub namespace: &'a str,
-    /// The cluster, if it is another one than the one that reviews the rights of callers.
+    /// The cluster, by its name in the list of clusters, if there is a list.
     pub cluster: Option<&'a str>,
 }
 
@@ -130,7 +130,7 @@ impl Default for Credentials {
 }
 
 impl<'a> AccessRequest<'a> {
-    /// The access that a request needs on this cluster.
+    /// The access that a request needs on this cluster of the list.
     pub(crate) fn of(request: &'a ActionRequest, cluster: Option<&'a str>) -> Self {
         AccessRequest {
             cluster,
@@ -172,6 +172,12 @@ impl Authenticator {
     /// Whether authentication is on.
     pub(crate) fn is_required(&self) -> bool {
         self.keys.is_some() || self.audience.is_some() || self.certificates
+    }
+
+    /// Whether the cluster that reviews callers has to answer: for their tokens, or the rights of those with
+    /// certificates.
+    pub(crate) fn needs_reviewer(&self) -> bool {
+        self.audience.is_some() || self.certificates
     }
 
     /// Requests a minute that each caller may make; none: there is no limit.
@@ -259,8 +265,7 @@ impl Authenticator {
 }
 
 impl Caller {
-    /// Authorizes a request on `other`, or on the cluster that reviews the rights of callers, and makes the caller its
-    /// requester.
+    /// Authorizes a request on this cluster of the list, if there is a list, and makes the caller its requester.
     ///
     /// # Errors
     /// [`Code::CallerForbidden`] with the missing right, or why the cluster could not answer.
@@ -268,9 +273,9 @@ impl Caller {
         &self,
         request: ActionRequest,
         reviewer: Option<&Cluster>,
-        other: Option<&str>,
+        cluster: Option<&str>,
     ) -> Result<ActionRequest, ActionError> {
-        self.authorize(&AccessRequest::of(&request, other), reviewer).await?;
+        self.authorize(&AccessRequest::of(&request, cluster), reviewer).await?;
         let requester = audit_requester(self.name(), request.requester.as_deref());
         Ok(ActionRequest { requester, ..request })
     }
@@ -282,14 +287,14 @@ impl Caller {
     pub(crate) async fn authorize(
         &self,
         access: &AccessRequest<'_>,
-        cluster: Option<&Cluster>,
+        reviewer: Option<&Cluster>,
     ) -> Result<(), ActionError> {
-        match (self, cluster) {
+        match (self, reviewer) {
             (Caller::Key(entry), _) => entry.check(access),
             (Caller::Platform(_), _) => Ok(()),
-            (Caller::User(identity), Some(cluster)) => {
+            (Caller::User(identity), Some(reviewer)) => {
                 let deadline = Instant::now() + AUTH_TIMEOUT;
-                token_review::check(cluster, identity, access, deadline)
+                token_review::check(reviewer, identity, access, deadline)
                     .await
                     .map_err(as_misconfiguration)
             }

@@ -1,8 +1,9 @@
-//! What a caller may do in one namespace at least: for the list of what it is offered. No request is authorized by this.
+//! What a caller may do on each cluster, in one namespace at least: for the list of what it is offered. No request is
+//! authorized by this.
 //!
-//! The cluster's RBAC can only be asked about one action in one namespace at a time, or about all of them. So the rights
-//! of its users take many reviews. They are made a few at a time for all callers together, and their answers are kept for
-//! a short time, so that a caller that asks again and again does not make the API server answer each time.
+//! The cluster's RBAC can only be asked about one action in one namespace at a time, or about all of them. So the
+//! rights of its users take many reviews. They are made a few at a time for all callers together, and their answers are
+//! kept for a short time, so that a caller that asks again and again does not make the API server answer each time.
 
 use std::{
     collections::HashMap,
@@ -29,6 +30,9 @@ const TTL: Duration = Duration::from_secs(30);
 
 /// Maximum number of users whose rights are kept.
 const MAX_USERS: usize = 256;
+
+/// On how many clusters the rights of a user are looked for: each takes reviews of its own.
+const MAX_CLUSTERS: usize = 8;
 
 /// Maximum number of reviews at once.
 const MAX_REVIEWS: usize = 16;
@@ -64,9 +68,9 @@ impl Rights {
 /// A user, and the namespaces in which its rights are looked for.
 type Key = (Identity, Vec<String>);
 
-/// The rights of a user, once they are read, and since when.
+/// The rights of a user on each cluster, once they are read, and since when.
 struct User {
-    rights: Arc<OnceCell<Rights>>,
+    rights: Arc<[OnceCell<Rights>]>,
     at: Instant,
 }
 
@@ -83,56 +87,75 @@ impl Default for KnownRights {
 }
 
 impl KnownRights {
-    /// The rights of this caller; of a user of the cluster in these namespaces, of which the empty one is all at once.
+    /// The rights of this caller on each of these clusters of the list, which are always the same ones; `None` stands for
+    /// the only one without a list. Those of a user are looked for on the reviewing one, on the first of the others up to
+    /// [`MAX_CLUSTERS`], and in these namespaces, of which the empty one is all at once.
     ///
     /// # Errors
     /// Why the cluster could not answer.
-    pub(crate) async fn of(
+    pub(crate) async fn on_each(
         &self,
+        clusters: &[Option<Arc<str>>],
         caller: Option<&Caller>,
         namespaces: Vec<String>,
-        cluster: Option<&Cluster>,
-    ) -> Result<Rights, ActionError> {
+        reviewer: Option<&Cluster>,
+    ) -> Result<Vec<Rights>, ActionError> {
+        let granted = |may: &dyn Fn(Option<&str>, Verb, Option<ActionKind>) -> bool| {
+            let on = |name: &Option<Arc<str>>| {
+                Rights::granted_by(|verb, kind| may(name.as_deref(), verb, kind))
+            };
+            clusters.iter().map(on).collect()
+        };
         let identity = match caller {
-            None | Some(Caller::Platform(_)) => return Ok(Rights::granted_by(|_, _| true)),
+            None | Some(Caller::Platform(_)) => return Ok(granted(&|_, _, _| true)),
             Some(Caller::Key(entry)) => {
-                return Ok(Rights::granted_by(|verb, kind| entry.allows_somewhere(verb, kind)));
+                return Ok(granted(&|name, verb, kind| entry.allows_somewhere(verb, kind, name)));
             }
             Some(Caller::User(identity)) => identity,
         };
         // Without a cluster RBAC cannot authorize.
-        let Some(cluster) = cluster else { return Ok(Rights::default()) };
-        let cell = self.cell((identity.clone(), namespaces.clone()), Instant::now());
-        // Whoever asks meanwhile waits for the same reviews.
-        let read = cell.get_or_try_init(|| async {
+        let Some(reviewer) = reviewer else { return Ok(granted(&|_, _, _| false)) };
+        let key = (identity.clone(), namespaces.clone());
+        let cells = self.cells(key, clusters.len(), Instant::now());
+        let namespaces: Arc<[String]> = namespaces.into();
+        let mut all = vec![Rights::default(); clusters.len()];
+        let mut order: Vec<_> = clusters.iter().zip(&*cells).zip(&mut all).collect();
+        order.sort_by_key(|((name, _), _)| name.as_deref() != reviewer.listed_name());
+        // One cluster after the other, so that a client that gave up finds what was read of the first ones.
+        for ((name, cell), rights) in order.into_iter().take(MAX_CLUSTERS) {
             let reviews = Reviews {
                 caller: Caller::User(identity.clone()),
-                namespaces: namespaces.into(),
-                cluster: cluster.clone(),
+                name: name.clone(),
+                namespaces: namespaces.clone(),
+                reviewer: reviewer.clone(),
                 permits: self.reviews.clone(),
             };
-            reviews.rights().await
-        });
-        read.await.cloned()
+            // Whoever asks meanwhile waits for the same reviews.
+            *rights = cell.get_or_try_init(|| reviews.rights()).await?.clone();
+        }
+        Ok(all)
     }
 
-    fn cell(&self, key: Key, now: Instant) -> Arc<OnceCell<Rights>> {
+    fn cells(&self, key: Key, clusters: usize, now: Instant) -> Arc<[OnceCell<Rights>]> {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         users.retain(|_, user| now.saturating_duration_since(user.at) < TTL);
+        let unread = || (0..clusters).map(|_| OnceCell::new()).collect();
         if users.len() >= MAX_USERS && !users.contains_key(&key) {
-            return Arc::default();
+            return unread();
         }
-        let user = users.entry(key).or_insert_with(|| User { rights: Arc::default(), at: now });
+        let user = users.entry(key).or_insert_with(|| User { rights: unread(), at: now });
         user.rights.clone()
     }
 }
 
-/// The reviews of one user.
+/// The reviews of one user's rights on one cluster.
 #[derive(Clone)]
 struct Reviews {
     caller: Caller,
+    /// The cluster's name, if there is a list.
+    name: Option<Arc<str>>,
     namespaces: Arc<[String]>,
-    cluster: Cluster,
+    reviewer: Cluster,
     permits: Arc<Semaphore>,
 }
 
@@ -190,8 +213,8 @@ impl Reviews {
     ) -> Result<bool, ActionError> {
         // The semaphore is never closed.
         let _permit = self.permits.acquire().await;
-        let access = AccessRequest { verb, kind, namespace, cluster: None };
-        match self.caller.authorize(&access, Some(&self.cluster)).await {
+        let access = AccessRequest { verb, kind, namespace, cluster: self.name.as_deref() };
+        match self.caller.authorize(&access, Some(&self.reviewer)).await {
             Ok(()) => Ok(true),
             Err(refusal) if refusal.code == Code::CallerForbidden => Ok(false),
             Err(error) => Err(error),
@@ -202,6 +225,7 @@ impl Reviews {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{auth::keys::Keys, config::reload::ConfigFile, contract::digest::sha256};
 
     fn key(user: &str) -> Key {
         (Identity::new(user.to_owned(), Vec::new()), vec![String::new()])
@@ -211,14 +235,16 @@ mod tests {
     async fn rights_are_kept_for_a_time_and_for_so_many_users() {
         let (known, now) = (KnownRights::default(), Instant::now());
         let rights = Rights { get: true, ..Rights::default() };
-        known.cell(key("jo"), now).set(rights.clone()).expect("is empty");
-        assert_eq!(known.cell(key("jo"), now).get(), Some(&rights));
-        assert_eq!(known.cell(key("mo"), now).get(), None);
+        known.cells(key("jo"), 2, now)[1].set(rights.clone()).expect("is empty");
+        let of = |key: Key, at| known.cells(key, 2, at)[1].get().cloned();
+        assert_eq!(of(key("jo"), now), Some(rights));
+        assert_eq!(known.cells(key("jo"), 2, now)[0].get(), None, "on another cluster");
+        assert_eq!(of(key("mo"), now), None);
         let elsewhere = (key("jo").0, vec!["shop".to_owned()]);
-        assert_eq!(known.cell(elsewhere, now).get(), None);
-        assert_eq!(known.cell(key("jo"), now + TTL).get(), None);
+        assert_eq!(of(elsewhere, now), None);
+        assert_eq!(of(key("jo"), now + TTL), None);
         for number in 0..2 * MAX_USERS {
-            known.cell(key(&number.to_string()), now + TTL);
+            of(key(&number.to_string()), now + TTL);
         }
         assert_eq!(known.users.lock().expect("is whole").len(), MAX_USERS);
     }
@@ -226,11 +252,21 @@ mod tests {
     #[tokio::test]
     async fn callers_without_reviews_have_what_their_entry_or_their_platform_allows() {
         let known = KnownRights::default();
-        let all = known.of(None, Vec::new(), None).await.expect("are known");
+        let clusters = ["green", "blue", "red"].map(|name| Some(Arc::from(name)));
+        let of = async |caller: Option<Caller>| {
+            known.on_each(&clusters, caller.as_ref(), Vec::new(), None).await.expect("are known")
+        };
+        let all = Rights::granted_by(|_, _| true);
         assert_eq!((all.execute.len(), all.get, all.list), (ActionKind::ALL.len(), true, true));
-        let platform = Caller::Platform("arn".to_owned());
-        assert_eq!(known.of(Some(&platform), Vec::new(), None).await, Ok(all));
+        let (everywhere, nowhere) = (vec![all.clone(); 3], vec![Rights::default(); 3]);
+        assert_eq!(of(None).await, everywhere);
+        assert_eq!(of(Some(Caller::Platform("arn".to_owned()))).await, everywhere);
+        let digest = sha256(b"jo-key");
+        let keys = format!("keys: [{{name: jo, sha256: {digest}, clusters: [blue]}}]");
+        let keys = Keys::parse(&keys, "keys.yaml").expect("are keys");
+        let jo = keys.find("jo-key").map(Caller::Key);
+        assert_eq!(of(jo).await, [Rights::default(), all, Rights::default()]);
         let user = Caller::User(Identity::new("jo".to_owned(), Vec::new()));
-        assert_eq!(known.of(Some(&user), Vec::new(), None).await, Ok(Rights::default()));
+        assert_eq!(of(Some(user)).await, nowhere);
     }
 }

@@ -95,14 +95,18 @@ fn identity_of(review: TokenReview, audience: &str) -> Option<Identity> {
     })
 }
 
-/// Checks that RBAC allows the user the access.
+/// Checks that RBAC of this cluster allows the user the access, there or on another cluster of the list.
+///
+/// # Errors
+/// [`Code::CallerForbidden`] with the missing rule, or why the cluster could not answer.
 pub(crate) async fn check(
-    cluster: &Cluster,
+    reviewer: &Cluster,
     identity: &Identity,
     access: &AccessRequest<'_>,
     deadline: Instant,
 ) -> Result<(), ActionError> {
     let Identity { user, uid, groups, extra } = identity.clone();
+    let subresource = subresource(access, reviewer.listed_name());
     let review = SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
             user: Some(user.clone()),
@@ -112,8 +116,7 @@ pub(crate) async fn check(
             resource_attributes: Some(ResourceAttributes {
                 group: Some(GROUP.to_owned()),
                 resource: Some(RESOURCE.to_owned()),
-                // RBAC has no clusters. A rule for `actions` does not allow a subresource of them.
-                subresource: access.cluster.map(str::to_owned),
+                subresource: subresource.map(str::to_owned),
                 verb: Some(access.verb.name().to_owned()),
                 name: access.kind.map(|kind| kind.name().to_owned()),
                 namespace: Some(access.namespace.to_owned()),
@@ -123,14 +126,20 @@ pub(crate) async fn check(
         },
         ..SubjectAccessReview::default()
     };
-    match cluster.create_review(&review, deadline).await {
+    match reviewer.create_review(&review, deadline).await {
         Ok(answer) if answer.status.as_ref().is_some_and(|status| status.allowed) => Ok(()),
-        Ok(_) => Err(forbidden(&user, access).with_hint(missing_rule(access))),
+        Ok(_) => Err(forbidden(&user, access).with_hint(missing_rule(access, subresource))),
         Err(fault) => {
             let call = Call::about::<SubjectAccessReview>("create");
-            Err(cluster.explain(&call, fault).await)
+            Err(reviewer.explain(&call, fault).await)
         }
     }
+}
+
+/// The subresource of actions that stands for the cluster of the access, if it is another one than the reviewer: RBAC
+/// has no clusters, and a rule for `actions` does not allow a subresource of them.
+fn subresource<'a>(access: &AccessRequest<'a>, reviewer: Option<&str>) -> Option<&'a str> {
+    access.cluster.filter(|cluster| Some(*cluster) != reviewer)
 }
 
 /// A read of the cluster's own objects, as RBAC knows it.
@@ -200,15 +209,15 @@ pub(crate) async fn check_objects(
 }
 
 /// The RBAC rule that would allow it.
-fn missing_rule(access: &AccessRequest<'_>) -> String {
+fn missing_rule(access: &AccessRequest<'_>, subresource: Option<&str>) -> String {
     let role = match access.namespace {
         "" => "a ClusterRole".to_owned(),
         namespace => format!("a Role in '{namespace}'"),
     };
     let names = access.kind.map(|kind| format!("resourceNames [\"{}\"], ", kind.name()));
-    let cluster = access.cluster.map(|name| format!("/{name}")).unwrap_or_default();
+    let subresource = subresource.map(|name| format!("/{name}")).unwrap_or_default();
     format!(
-        "{role} must allow the caller apiGroups [\"{GROUP}\"], resources [\"{RESOURCE}{cluster}\"], {}verbs [\"{}\"]",
+        "{role} must allow the caller apiGroups [\"{GROUP}\"], resources [\"{RESOURCE}{subresource}\"], {}verbs [\"{}\"]",
         names.unwrap_or_default(),
         access.verb.name()
     )
@@ -217,10 +226,23 @@ fn missing_rule(access: &AccessRequest<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::Verb;
 
     fn review(status: &str) -> Option<Identity> {
         let review = format!("spec: {{}}\nstatus: {status}");
         identity_of(serde_yaml_ng::from_str(&review).expect("is a review"), "ours")
+    }
+
+    #[test]
+    fn rbac_of_the_reviewer_knows_every_other_cluster_as_a_subresource() {
+        let access =
+            |cluster| AccessRequest { verb: Verb::List, kind: None, namespace: "", cluster };
+        assert_eq!(subresource(&access(Some("blue")), Some("green")), Some("blue"));
+        assert_eq!(subresource(&access(Some("green")), Some("green")), None);
+        assert_eq!(subresource(&access(Some("blue")), None), Some("blue"));
+        assert_eq!(subresource(&access(None), None), None);
+        let rule = missing_rule(&access(Some("blue")), Some("blue"));
+        assert!(rule.contains(r#"["actions/blue"]"#), "{rule}");
     }
 
     #[test]

@@ -37,6 +37,24 @@ pub(super) async fn find(
     }
 }
 
+/// The name of the cluster as far as it is known without a kubeconfig: that in the list, or without a list the one that is
+/// asked for or configured.
+///
+/// # Errors
+/// As [`find`].
+pub(super) fn name(args: &ClusterArgs, settings: &Settings) -> Result<Option<String>, ActionError> {
+    if let Some(entry) = entry(args, settings)? {
+        return Ok(Some(entry.name.to_string()));
+    }
+    let configured = settings.cluster_name.as_deref();
+    match args.cluster.as_deref() {
+        Some(wanted) if configured.is_some_and(|name| name != wanted) => {
+            Err(another_cluster(configured))
+        }
+        wanted => Ok(wanted.or(configured).map(str::to_owned)),
+    }
+}
+
 /// The namespace of the kubeconfig's context, if there is one.
 ///
 /// # Errors

@@ -2,6 +2,9 @@
 //!
 //! The answer is the pod's termination message, byte for byte, and the exit status is the pod's: the same as of a
 //! single request. If the pod is gone, evicted for example, the ledger still has the answer.
+//!
+//! The pod acts on the cluster in which it runs, and knows no other. So the Job is for the cluster that the request means,
+//! and its pod knows that cluster by the name that the request may have for it.
 
 use std::{
     io::{self, IsTerminal},
@@ -17,7 +20,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     actions::request::ActionRequest,
-    cli::JobArgs,
+    cli::{ClusterArgs, JobArgs},
     commands::{cluster, document, run},
     config::Settings,
     contract::{
@@ -54,15 +57,16 @@ const DEADLINE_MARGIN: Duration = Duration::from_secs(60);
 /// # Errors
 /// What is wrong with the request, or why the Job could not be created or its answer not be read.
 pub fn run(args: &JobArgs, settings: &Settings) -> Result<(String, u8), ActionError> {
-    let request = run::read_request(&args.file)?;
+    let request = run::read_request(&args.file)?.with_cluster(args.cluster.cluster.as_ref())?;
+    let meant = ClusterArgs { cluster: request.cluster.clone(), ..args.cluster.clone() };
     let id = request.id.clone().unwrap_or_else(RequestId::generate);
-    let options = job_options(args, &request)?;
+    let options = job_options(args, &request, cluster::name(&meant, settings)?)?;
     let manifest = job::manifest(&request, &id, &options);
     if !args.apply {
         return Ok((document(&manifest, args.output)?, 0));
     }
     run::runtime()?.block_on(async {
-        let cluster = cluster::find(&args.cluster, settings).await?.ok_or_else(|| {
+        let cluster = cluster::find(&meant, settings).await?.ok_or_else(|| {
             ActionError::new(Code::Configuration, "no cluster is configured to create the Job in")
         })?;
         let subject = RequestMetadata::of(&request, &id);
@@ -81,7 +85,11 @@ pub fn run(args: &JobArgs, settings: &Settings) -> Result<(String, u8), ActionEr
     })
 }
 
-fn job_options(args: &JobArgs, request: &ActionRequest) -> Result<JobOptions, ActionError> {
+fn job_options(
+    args: &JobArgs,
+    request: &ActionRequest,
+    cluster_name: Option<String>,
+) -> Result<JobOptions, ActionError> {
     let namespace = match &args.namespace {
         Some(namespace) => namespace.clone(),
         // The Job of an action on a node is in the namespace of its record.
@@ -94,6 +102,7 @@ fn job_options(args: &JobArgs, request: &ActionRequest) -> Result<JobOptions, Ac
         namespace,
         service_account: args.service_account.clone(),
         policy_config_map: args.policy_config_map.clone(),
+        cluster_name,
     })
 }
 
@@ -148,7 +157,7 @@ async fn wait(cluster: &Cluster, job: &Job) -> Result<JobCondition, ActionError>
         }
         report(&job, &mut reported);
         if Instant::now() + POLL_INTERVAL >= end {
-            return Err(outcome_unknown(&job, "has not ended within its deadline"));
+            return Err(outcome_unknown(cluster, &job, "has not ended within its deadline"));
         }
         sleep(POLL_INTERVAL).await;
     }
@@ -203,7 +212,7 @@ async fn answer(
         return Ok((reply.to_json(), reply.exit_status()));
     }
     let why = condition.message.as_deref().unwrap_or("its pods are deleted");
-    Err(outcome_unknown(job, &format!("has no answer: {why}")))
+    Err(outcome_unknown(cluster, job, &format!("has no answer: {why}")))
 }
 
 /// The state of the container that ended last and has a message.
@@ -217,15 +226,20 @@ fn failure_log(pods: &[Pod]) -> Option<&ContainerStateTerminated> {
     ended.max_by_key(|state| state.finished_at.as_ref().map(|time| time.0))
 }
 
-fn outcome_unknown(job: &Job, what: &str) -> ActionError {
+fn outcome_unknown(cluster: &Cluster, job: &Job, what: &str) -> ActionError {
     let (namespace, name) = name_of(job);
+    let flag = |flag: &str| {
+        let name = cluster.listed_name();
+        name.map(|name| format!(" --{flag} {name}")).unwrap_or_default()
+    };
+    let (context, cluster) = (flag("context"), flag("cluster"));
     ActionError::new(
         Code::OutcomeUnknown,
         format!("Job '{name}' in namespace '{namespace}' {what}"),
     )
     .with_hint(format!(
-        "`kubectl -n {namespace} describe job {name}` prints its events, \
-         `action-executor history -n {namespace}` what was done"
+        "`kubectl{context} -n {namespace} describe job {name}` prints its events, \
+         `action-executor history{cluster} -n {namespace}` what was done"
     ))
 }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::{cli::OutputFormat, contract::error::ActionError, manifests::yaml};
 
 pub mod action;
-pub mod cluster;
+mod cluster;
 pub mod complete;
 pub mod diagnose;
 pub mod doctor;

@@ -34,7 +34,6 @@ use crate::{
         tiny::TinyHttp,
         tls,
     },
-    k8s::api::client::Cluster,
     mcp::calls::Waits,
     telemetry::metrics::Metrics,
 };
@@ -122,24 +121,24 @@ async fn serve(
     let (conclude, concluding) = watch::channel(false);
     let tls = settings.tls.as_ref().map(tls::follow).transpose()?;
     let context = Context::connect(args.context.as_deref(), settings, concluding).await?;
-    if settings.impersonation.is_some() {
-        for context in context.each_cluster() {
-            context.cluster().map_or(Ok(()), Cluster::check_acts_as_itself)?;
-        }
-    }
     let reports = context.reports().clone();
-    let metrics = Metrics::new(context.cluster().map(Cluster::calls));
+    let metrics = Metrics::new(context.calls());
     let metrics = Arc::new(match reports.deliveries() {
         Some(deliveries) => metrics.with_deliveries(deliveries),
         None => metrics,
     });
     let context = context.map_observer(|observer| observer.with_metrics(metrics.clone()));
-    let (offline, authentication) = (context.cluster().is_none(), callers.is_required());
+    let (offline, authentication) = (context.calls().is_none(), callers.is_required());
 
     let bounds = Bounds::within(descriptor_limit(), settings.peer_share);
     let limits = Limits {
         connections: Connections::new(bounds),
-        concurrency: Limiter::new(settings.max_actions, bounds.connections, metrics.clone()),
+        concurrency: Limiter::new(
+            settings.max_actions,
+            bounds.connections,
+            &context.names().unwrap_or_default().all,
+            metrics.clone(),
+        ),
         background: BackgroundTasks::default(),
     };
     let state = ServerState {

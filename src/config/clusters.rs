@@ -6,10 +6,13 @@ use serde::Deserialize;
 
 use crate::{
     config::{
-        Settings,
+        OwnPod, Settings,
         reload::{ConfigFile, Reloading, Source},
     },
-    contract::{error::ActionError, names::ObjectName},
+    contract::{
+        error::{ActionError, Code},
+        names::ObjectName,
+    },
 };
 
 /// The list of clusters. It is read once, when the program starts.
@@ -18,7 +21,9 @@ use crate::{
 pub struct ClusterList {
     /// The cluster of requests that name none; without it each request has to name one, if there are several.
     pub default: Option<ObjectName>,
-    /// The clusters; the default one, else the first, also reviews the tokens and the rights of callers.
+    /// The cluster that reviews the tokens and the rights of callers; without it the only one, if there is only one.
+    pub reviewer: Option<ObjectName>,
+    /// The clusters; nothing about rights depends on their order.
     pub clusters: Vec<ClusterEntry>,
 }
 
@@ -44,13 +49,16 @@ pub struct ClusterEntry {
 struct Unchecked {
     #[serde(default)]
     default: Option<ObjectName>,
+    #[serde(default)]
+    reviewer: Option<ObjectName>,
     clusters: Vec<ClusterEntry>,
 }
 
 impl TryFrom<Unchecked> for ClusterList {
     type Error = String;
 
-    fn try_from(Unchecked { default, clusters }: Unchecked) -> Result<Self, String> {
+    fn try_from(list: Unchecked) -> Result<Self, String> {
+        let Unchecked { default, reviewer, clusters } = list;
         if clusters.is_empty() {
             return Err("clusters: at least one is needed".to_owned());
         }
@@ -59,17 +67,20 @@ impl TryFrom<Unchecked> for ClusterList {
                 return Err(format!("clusters: the name {} is given twice", entry.name));
             }
         }
-        match default.as_ref().filter(|name| !clusters.iter().any(|it| it.name == **name)) {
-            Some(name) => Err(format!("default: {name} is no name of a cluster in the list")),
-            None => Ok(ClusterList { default, clusters }),
+        for (field, name) in [("default", &default), ("reviewer", &reviewer)] {
+            let Some(name) = name else { continue };
+            if !clusters.iter().any(|entry| entry.name == *name) {
+                return Err(format!("{field}: {name} is no name of a cluster in the list"));
+            }
         }
+        Ok(ClusterList { default, reviewer, clusters })
     }
 }
 
 impl ConfigFile for ClusterList {
     const KIND: &'static str = "list of clusters";
-    const HINT: &'static str = "write `clusters: [{name: NAME, context: CONTEXT}]`; also `default: NAME`, and for each \
-                                cluster `kubeconfig: FILE` and `policy: FILE`";
+    const HINT: &'static str = "write `clusters: [{name: NAME, context: CONTEXT}]`; also `default: NAME`, `reviewer: \
+                                NAME`, and for each cluster `kubeconfig: FILE` and `policy: FILE`";
     const IS_SECRET: bool = false;
 }
 
@@ -77,7 +88,7 @@ impl ClusterList {
     /// The list of these settings, if there is one. Paths in its file are relative to its folder.
     ///
     /// # Errors
-    /// [`Code::Configuration`](crate::contract::error::Code::Configuration) if it cannot be read or is not valid.
+    /// [`Code::Configuration`] if it cannot be read or is not valid, or if no cluster reviews callers that need it.
     pub(crate) fn of(settings: &Settings) -> Result<Option<Self>, ActionError> {
         let Some(source) = settings.clusters.clone() else { return Ok(None) };
         let folder = match &source {
@@ -91,35 +102,65 @@ impl ClusterList {
             let paths = [&mut entry.kubeconfig, &mut entry.policy].into_iter().flatten();
             paths.for_each(|path| *path = folder.join(&*path));
         }
+        if settings.needs_reviewer() {
+            list.check_reviewer()?;
+        }
         Ok(Some(list))
     }
 
     /// The index of the cluster that a request means.
     ///
     /// # Errors
-    /// [`Code::InvalidRequest`](crate::contract::error::Code::InvalidRequest) if it names one that is not in the list, or
-    /// none where there is no default.
+    /// [`Code::InvalidRequest`] if it names one that is not in the list, or none where there is no default.
     pub(crate) fn choose(&self, name: Option<&str>) -> Result<usize, ActionError> {
         let meant = name.or(self.default.as_deref());
-        let found = match meant {
-            Some(name) => self.clusters.iter().position(|entry| *entry.name == *name),
-            None => Some(0).filter(|_| self.clusters.len() == 1),
-        };
-        found.ok_or_else(|| {
-            let names: Vec<_> = self.clusters.iter().map(|entry| &*entry.name).collect();
+        self.named_or_only(meant).ok_or_else(|| {
             let what = match meant {
                 Some(_) => "there is no such cluster",
                 None => "missing: there are several clusters, and none of them is the default",
             };
             let error = ActionError::invalid_field("cluster", what);
-            error.with_hint(format!("name one of {}", names.join(", ")))
+            error.with_hint(format!("name one of {}", self.names()))
         })
     }
 
-    /// The index of the cluster that reviews the tokens and the rights of callers.
-    pub(crate) fn reviewer(&self) -> usize {
-        let is_default = |entry: &ClusterEntry| Some(&entry.name) == self.default.as_ref();
-        self.clusters.iter().position(is_default).unwrap_or(0)
+    /// The index of the cluster that reviews the tokens and the rights of callers, if there is one.
+    pub(crate) fn reviewer(&self) -> Option<usize> {
+        self.named_or_only(self.reviewer.as_deref())
+    }
+
+    /// Whoever administers that cluster decides who may act on all of them, so it is never guessed.
+    fn check_reviewer(&self) -> Result<(), ActionError> {
+        if self.reviewer().is_some() {
+            return Ok(());
+        }
+        let detail = "list of clusters: reviewer: missing: one of several clusters has to review the tokens, the \
+                      certificates and the rights of callers";
+        let hint = format!(
+            "set `reviewer` to the most trusted one of {}: whoever administers it decides who may act on all of them",
+            self.names()
+        );
+        Err(ActionError::new(Code::Configuration, detail).with_hint(hint))
+    }
+
+    fn named_or_only(&self, name: Option<&str>) -> Option<usize> {
+        match name {
+            Some(name) => self.clusters.iter().position(|entry| *entry.name == *name),
+            None => Some(0).filter(|_| self.clusters.len() == 1),
+        }
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<_> = self.clusters.iter().map(|entry| &*entry.name).collect();
+        names.join(", ")
+    }
+}
+
+impl ClusterEntry {
+    /// The program's own pod, if it is on this cluster: only on the one that the program uses without a list. A node of
+    /// the same name on another one is another node.
+    pub(crate) fn own_pod(&self, known: Option<&OwnPod>) -> Option<OwnPod> {
+        known.filter(|_| self.context.is_none() && self.kubeconfig.is_none()).cloned()
     }
 }
 
@@ -135,7 +176,6 @@ pub(crate) fn another_cluster(only: Option<&str>) -> ActionError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::error::Code;
 
     fn list(text: &str) -> Result<ClusterList, ActionError> {
         ClusterList::parse(text, "clusters.yaml")
@@ -147,7 +187,6 @@ mod tests {
             list("{default: blue, clusters: [{name: green}, {name: blue}]}").expect("is one");
         assert_eq!(both.choose(None), Ok(1));
         assert_eq!(both.choose(Some("green")), Ok(0));
-        assert_eq!(both.reviewer(), 1);
         let error = both.choose(Some("canary")).expect_err("is unknown");
         assert_eq!((error.code, error.field.as_deref()), (Code::InvalidRequest, Some("cluster")));
         assert_eq!(error.hint.as_deref(), Some("name one of green, blue"));
@@ -159,8 +198,45 @@ mod tests {
         let both = list("{clusters: [{name: green}, {name: blue}]}").expect("is one");
         let error = both.choose(None).expect_err("is refused");
         assert!(error.detail.starts_with("cluster: missing"), "{error:?}");
-        assert_eq!(both.reviewer(), 0);
         assert_eq!(list("clusters: [{name: green}]").expect("is one").choose(None), Ok(0));
+    }
+
+    #[test]
+    fn the_reviewer_is_named_or_the_only_cluster_whatever_the_order_and_the_default() {
+        for clusters in ["[{name: green}, {name: blue}]", "[{name: blue}, {name: green}]"] {
+            let read =
+                |head: &str| list(&format!("{{{head}clusters: {clusters}}}")).expect("is one");
+            let named = read("reviewer: green, default: blue, ");
+            let index = named.reviewer().expect("is named");
+            assert_eq!(&*named.clusters[index].name, "green");
+            assert_eq!(named.check_reviewer(), Ok(()));
+            for unnamed in [read(""), read("default: blue, ")] {
+                assert_eq!(unnamed.reviewer(), None);
+                let error = unnamed.check_reviewer().expect_err("is missing");
+                assert_eq!(error.code, Code::Configuration);
+                assert!(error.detail.contains("reviewer: missing"), "{error:?}");
+                let hint = error.hint.expect("has one");
+                assert!(hint.contains("green") && hint.contains("blue"), "{hint}");
+            }
+        }
+        let one = list("clusters: [{name: green}]").expect("is one");
+        assert_eq!((one.reviewer(), one.check_reviewer()), (Some(0), Ok(())));
+    }
+
+    #[test]
+    fn the_own_pod_is_on_the_cluster_that_is_used_without_a_list() {
+        let own = OwnPod { name: "executor-1".to_owned(), node: "n1".to_owned() };
+        for (entry, is_there) in [
+            ("{name: ops}", true),
+            ("{name: ops, policy: p.yaml}", true),
+            ("{name: blue, context: blue}", false),
+            ("{name: blue, kubeconfig: blue.kubeconfig}", false),
+        ] {
+            let list = list(&format!("clusters: [{entry}]")).expect("is one");
+            let found = list.clusters[0].own_pod(Some(&own));
+            assert_eq!(found, is_there.then(|| own.clone()), "{entry}");
+            assert_eq!(list.clusters[0].own_pod(None), None);
+        }
     }
 
     #[test]
@@ -170,6 +246,7 @@ mod tests {
             ("{}", "clusters"),
             ("clusters: [{name: a}, {name: a}]", "the name a is given twice"),
             ("{default: b, clusters: [{name: a}]}", "default: b is no name"),
+            ("{reviewer: b, clusters: [{name: a}]}", "reviewer: b is no name"),
             ("clusters: [{name: a, contexts: c}]", "contexts"),
             ("{cluster: a, clusters: [{name: a}]}", "cluster"),
             ("clusters: [{name: A}]", "must be"),

@@ -212,6 +212,12 @@ impl Settings {
                 .map(|(name, node)| OwnPod { name: name.to_owned(), node: node.to_owned() }),
         })
     }
+
+    /// Whether a cluster reviews callers: their Kubernetes tokens, or the rights of those with client certificates.
+    pub(crate) fn needs_reviewer(&self) -> bool {
+        let client_ca = self.tls.as_ref().and_then(|tls| tls.client_ca.as_ref());
+        self.token_audience.is_some() || client_ca.is_some()
+    }
 }
 
 /// The variables that are text and not empty. `std::env::vars` would panic on the others.

@@ -140,7 +140,7 @@ pub(crate) const MAX_ACTIONS: Setting = number(
     "ACTION_EXECUTOR_MAX_ACTIONS",
     128,
     [1, 1024],
-    "maximum number of concurrent actions in a server",
+    "maximum number of concurrent actions in a server; with a list of clusters each has an equal part of it",
 );
 pub(crate) const MCP_WAIT_SECONDS: Setting = number(
     "ACTION_EXECUTOR_MCP_WAIT_SECONDS",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::{
     config::{
-        Settings,
+        OwnPod, Settings,
         clusters::{ClusterEntry, ClusterList},
         reload::{Reloading, Source},
     },
@@ -21,6 +21,17 @@ pub(crate) struct Clusters {
     list: ClusterList,
     /// In the order of the list.
     members: Vec<Member>,
+    /// The calls to all of them.
+    calls: Calls,
+}
+
+/// The names of a list, for those who choose one of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ClusterNames {
+    /// In the order of the list.
+    pub all: Vec<Arc<str>>,
+    /// The cluster of requests that name none, if they may leave the name out.
+    pub default: Option<Arc<str>>,
 }
 
 /// One cluster, with what is its own.
@@ -30,32 +41,38 @@ pub(crate) struct Member {
     pub cluster: Cluster,
     pub policy: Arc<Reloading<Policy>>,
     pub target_locks: Arc<TargetLocks>,
+    /// The program's own pod, if it is on this cluster.
+    pub own_pod: Option<Arc<OwnPod>>,
 }
 
 impl Clusters {
-    /// Connects to each cluster of the list, with the settings' policy where an entry has none of its own.
+    /// Connects to each cluster of the list, with the `common` policy where an entry has none of its own.
     ///
     /// # Errors
     /// [`Code::Configuration`] with the name of the cluster whose kubeconfig, context or policy cannot be used.
     pub(crate) async fn connect(
         list: ClusterList,
+        common: &Arc<Reloading<Policy>>,
         settings: &Settings,
     ) -> Result<Self, ActionError> {
-        let common = Arc::new(Reloading::new(settings.policy.clone())?);
         let (calls, mut members) = (no_calls(), Vec::new());
         for entry in &list.clusters {
             let policy = match &entry.policy {
                 Some(path) => Arc::new(
                     Reloading::new(Some(Source::File(path.clone())))
-                        .map_err(|error| of_cluster(entry, error))?,
+                        .map_err(|error| of_cluster(&entry.name, error))?,
                 ),
                 None => common.clone(),
             };
             let cluster = connect_entry(entry, &calls).await?;
-            let name = Arc::from(&*entry.name);
-            members.push(Member { name, cluster, policy, target_locks: Arc::default() });
+            if settings.impersonation.is_some() {
+                cluster.check_acts_as_itself().map_err(|error| of_cluster(&entry.name, error))?;
+            }
+            let own_pod = entry.own_pod(settings.own_pod.as_ref()).map(Arc::new);
+            let (name, target_locks) = (Arc::from(&*entry.name), Arc::default());
+            members.push(Member { name, cluster, policy, target_locks, own_pod });
         }
-        Ok(Clusters { list, members })
+        Ok(Clusters { list, members, calls })
     }
 
     /// The cluster that a request means.
@@ -72,9 +89,14 @@ impl Clusters {
         })
     }
 
-    /// The cluster that reviews the tokens and the rights of callers.
+    /// The cluster that reviews the tokens and the rights of callers, if there is one.
     pub(crate) fn reviewer(&self) -> Option<&Member> {
-        self.members.get(self.list.reviewer())
+        self.members.get(self.list.reviewer()?)
+    }
+
+    /// The calls to all of them.
+    pub(crate) fn calls(&self) -> &Calls {
+        &self.calls
     }
 
     /// All of them, in the order of the list.
@@ -82,9 +104,13 @@ impl Clusters {
         &self.members
     }
 
-    /// Whether a request may leave out the name.
-    pub(crate) fn has_default(&self) -> bool {
-        self.list.choose(None).is_ok()
+    /// Their names.
+    pub(crate) fn names(&self) -> ClusterNames {
+        let name = |member: &Member| member.name.clone();
+        ClusterNames {
+            all: self.members.iter().map(name).collect(),
+            default: self.choose(None).ok().map(name),
+        }
     }
 }
 
@@ -97,16 +123,17 @@ pub(crate) async fn connect_entry(
     calls: &Calls,
 ) -> Result<Cluster, ActionError> {
     let found = connect_to(entry.kubeconfig.as_deref(), entry.context.as_deref()).await;
-    let found = found.map_err(|error| of_cluster(entry, error))?;
+    let found = found.map_err(|error| of_cluster(&entry.name, error))?;
     let cluster = found.ok_or_else(|| {
         let missing =
             ActionError::new(Code::Configuration, "there is no kubeconfig and no service account");
-        of_cluster(entry, missing)
+        of_cluster(&entry.name, missing)
     })?;
     Ok(cluster.listed(Arc::from(&*entry.name), calls.clone()))
 }
 
-fn of_cluster(entry: &ClusterEntry, error: ActionError) -> ActionError {
-    let detail = format!("cluster {} of the list: {}", entry.name, error.detail);
+/// The same error, with the name of the cluster that it concerns.
+pub(crate) fn of_cluster(name: &str, error: ActionError) -> ActionError {
+    let detail = format!("cluster {name} of the list: {}", error.detail);
     ActionError { detail, ..error }
 }

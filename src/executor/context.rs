@@ -28,20 +28,20 @@ use crate::{
         names::ClusterName,
     },
     executor::{
-        clusters::{Clusters, Member},
+        clusters::{ClusterNames, Clusters, Member, of_cluster},
         observer::Observer,
         reports::Reports,
         target_lock::TargetLocks,
     },
     k8s::api::{client::Cluster, connect::connect, impersonation::Impersonation},
     policy::Policy,
-    telemetry::metrics::Metrics,
+    telemetry::{calls::Calls, metrics::Metrics},
 };
 
 /// What every action needs besides its request.
 #[derive(Clone)]
 pub struct Context {
-    /// The cluster of the request; until that is known, the one that reviews the rights of callers.
+    /// The cluster of the request; where several are listed, none until it is known.
     cluster: Option<Cluster>,
     listed: Option<Listed>,
     actor: Actor,
@@ -80,10 +80,23 @@ impl Context {
     /// end when `stopping` becomes true.
     ///
     /// # Errors
-    /// [`Code::Configuration`] if what the settings name for reports cannot be used.
+    /// [`Code::Configuration`] if what the settings name for reports cannot be used, or if callers are to be
+    /// impersonated and the kubeconfig impersonates a user already.
     pub fn new(
         cluster: Option<Cluster>,
         policy: Reloading<Policy>,
+        settings: &Settings,
+        stopping: watch::Receiver<bool>,
+    ) -> Result<Self, ActionError> {
+        if let Some(cluster) = cluster.as_ref().filter(|_| settings.impersonation.is_some()) {
+            cluster.check_acts_as_itself()?;
+        }
+        Context::with_policy(cluster, Arc::new(policy), settings, stopping)
+    }
+
+    fn with_policy(
+        cluster: Option<Cluster>,
+        policy: Arc<Reloading<Policy>>,
         settings: &Settings,
         stopping: watch::Receiver<bool>,
     ) -> Result<Self, ActionError> {
@@ -100,7 +113,7 @@ impl Context {
                 Some(rules) => Actor::Unknown(Arc::new(rules.clone())),
                 None => Actor::Executor,
             },
-            policy: Arc::new(policy),
+            policy,
             deadline,
             replay_window,
             observer: Observer::default(),
@@ -120,19 +133,28 @@ impl Context {
         settings: &Settings,
         stopping: watch::Receiver<bool>,
     ) -> Result<Self, ActionError> {
-        let Some(list) = ClusterList::of(settings)? else {
+        Context::connect_to(ClusterList::of(settings)?, kube_context, settings, stopping).await
+    }
+
+    /// The same for the clusters of this list, which has been read.
+    ///
+    /// # Errors
+    /// [`Code::Configuration`] if a kubeconfig or a policy cannot be used.
+    pub(crate) async fn connect_to(
+        list: Option<ClusterList>,
+        kube_context: Option<&str>,
+        settings: &Settings,
+        stopping: watch::Receiver<bool>,
+    ) -> Result<Self, ActionError> {
+        let Some(list) = list else {
             let policy = Reloading::new(settings.policy.clone())?;
             return Context::new(connect(kube_context).await?, policy, settings, stopping);
         };
         refuse_context(kube_context)?;
-        let clusters = Arc::new(Clusters::connect(list, settings).await?);
-        let policy = Reloading::new(settings.policy.clone())?;
-        let context = Context::new(None, policy, settings, stopping)?;
-        Ok(Context {
-            cluster: clusters.reviewer().map(|member| member.cluster.clone()),
-            listed: Some(Listed { clusters, chosen: None }),
-            ..context
-        })
+        let policy = Arc::new(Reloading::new(settings.policy.clone())?);
+        let clusters = Arc::new(Clusters::connect(list, &policy, settings).await?);
+        let context = Context::with_policy(None, policy, settings, stopping)?;
+        Ok(Context { listed: Some(Listed { clusters, chosen: None }), ..context })
     }
 
     /// The context of the cluster that a request means: the one that it names, or the default.
@@ -159,6 +181,7 @@ impl Context {
             cluster_name: chosen.clone(),
             policy: member.policy.clone(),
             target_locks: member.target_locks.clone(),
+            own_pod: member.own_pod.clone(),
             listed: Some(Listed { clusters: clusters.clone(), chosen }),
             ..self.clone()
         }
@@ -180,26 +203,36 @@ impl Context {
         self.listed.as_ref()?.chosen.as_ref()
     }
 
-    /// The names of the list, and whether a request may leave them out; none without a list.
-    pub(crate) fn names(&self) -> Option<(Vec<Arc<str>>, bool)> {
-        let Listed { clusters, .. } = self.listed.as_ref()?;
-        let names = clusters.members().iter().map(|member| member.name.clone());
-        Some((names.collect(), clusters.has_default()))
+    /// The names of the list, if there is a list.
+    pub(crate) fn names(&self) -> Option<ClusterNames> {
+        self.listed.as_ref().map(|Listed { clusters, .. }| clusters.names())
     }
 
-    /// The cluster that reviews the tokens and the rights of callers.
+    /// Whether there is a list of clusters.
+    pub(crate) fn has_list(&self) -> bool {
+        self.listed.is_some()
+    }
+
+    /// The cluster of the list that a request with this name, or with none, means, if there is such a cluster.
+    pub(crate) fn meant_by(&self, name: Option<&str>) -> Option<&Arc<str>> {
+        let Listed { clusters, .. } = self.listed.as_ref()?;
+        clusters.choose(name).ok().map(|member| &member.name)
+    }
+
+    /// The calls to all clusters, if there is one.
+    pub(crate) fn calls(&self) -> Option<&Calls> {
+        match &self.listed {
+            Some(Listed { clusters, .. }) => Some(clusters.calls()),
+            None => self.cluster().map(Cluster::calls),
+        }
+    }
+
+    /// The cluster that reviews the tokens and the rights of callers, if there is one.
     pub(crate) fn reviewer(&self) -> Option<&Cluster> {
         match &self.listed {
             Some(Listed { clusters, .. }) => clusters.reviewer().map(|member| &member.cluster),
             None => self.cluster(),
         }
-    }
-
-    /// The name of the request's cluster, if another one reviews the rights of callers.
-    pub(crate) fn other_than_reviewer(&self) -> Option<&str> {
-        let Listed { clusters, chosen } = self.listed.as_ref()?;
-        let reviewer = clusters.reviewer().map(|member| &*member.name);
-        chosen.as_deref().filter(|name| Some(*name) != reviewer)
     }
 
     /// The context with its observer changed, as by `|observer| observer.on_waiting(...)`.
@@ -333,6 +366,18 @@ impl Context {
         self.policy.current()
     }
 
+    /// Checks that the policy file of a cluster in a list is the policy in use. Without a list the server is not ready
+    /// while it is not, and gets no requests; with one it stays ready for the other clusters.
+    ///
+    /// # Errors
+    /// [`Code::Configuration`] with the cluster's name and the reason.
+    pub(crate) fn check_policy_in_use(&self) -> Result<(), ActionError> {
+        match (self.listed_name(), self.policy.load_error()) {
+            (Some(name), Some(error)) => Err(of_cluster(name, error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Why a policy file is not the policy in use, if it is not.
     pub(crate) fn policy_error(&self) -> Option<ActionError> {
         self.each_cluster().iter().find_map(|context| context.policy.load_error())
@@ -387,5 +432,72 @@ pub(crate) fn refuse_context(kube_context: Option<&str>) -> Result<(), ActionErr
 pub(crate) async fn stopped(stopping: &mut watch::Receiver<bool>) {
     if stopping.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::config::reload::ConfigFile;
+
+    /// The context of two clusters, the second of which is `blue`, whose kubeconfig has a user with these fields.
+    async fn listed(user: &str, settings: &[(&str, &str)]) -> Result<Context, ActionError> {
+        let path = std::env::temp_dir().join(format!("kubeconfig-{}", uuid::Uuid::now_v7()));
+        let text = |user: &str| {
+            format!(
+                "{{current-context: a, clusters: [{{name: a, cluster: {{server: 'http://127.0.0.1:1'}}}}], \
+                 contexts: [{{name: a, context: {{cluster: a, user: a}}}}, \
+                 {{name: b, context: {{cluster: a, user: b}}}}], \
+                 users: [{{name: a, user: {{}}}}, {{name: b, user: {user}}}]}}"
+            )
+        };
+        fs::write(&path, text(user)).expect("is written");
+        let file = path.display();
+        let list = format!(
+            "clusters: [{{name: green, kubeconfig: {file}}}, {{name: blue, kubeconfig: {file}, context: b}}]"
+        );
+        let list = ClusterList::parse(&list, "clusters.yaml").expect("is one");
+        let settings = settings.iter().map(|(name, value)| (name.into(), value.into()));
+        let settings = Settings::from_vars(settings).expect("are read");
+        let (_, stopping) = watch::channel(false);
+        let context = Context::connect_to(Some(list), None, &settings, stopping).await;
+        fs::remove_file(&path).expect("is removed");
+        context
+    }
+
+    fn named(name: &str) -> ClusterName {
+        ClusterName::try_from(name.to_owned()).expect("is one")
+    }
+
+    #[tokio::test]
+    async fn clusters_without_a_policy_of_their_own_share_the_one_that_is_read_at_the_start() {
+        let context = listed("{}", &[]).await.expect("is connected");
+        for name in ["green", "blue"] {
+            let of_cluster = context.for_cluster(Some(&named(name))).expect("is listed");
+            assert!(Arc::ptr_eq(&context.policy, &of_cluster.policy), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_kubeconfig_that_impersonates_is_refused_with_the_name_of_its_cluster() {
+        let impersonate = ("ACTION_EXECUTOR_IMPERSONATE", "callers");
+        assert!(listed("{}", &[impersonate]).await.is_ok());
+        assert!(listed("{as: jo}", &[]).await.is_ok());
+        let error = listed("{as: jo}", &[impersonate]).await.err().expect("is refused");
+        assert_eq!(error.code, Code::Configuration);
+        assert!(error.detail.starts_with("cluster blue of the list: "), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_own_pod_is_known_on_no_cluster_that_a_kubeconfig_names() {
+        let own = [("POD_NAME", "executor-1"), ("NODE_NAME", "n1")];
+        let context = listed("{}", &own).await.expect("is connected");
+        assert!(context.own_pod().is_some());
+        for name in ["green", "blue"] {
+            let of_cluster = context.for_cluster(Some(&named(name))).expect("is listed");
+            assert_eq!(of_cluster.own_pod(), None, "{name}");
+        }
     }
 }

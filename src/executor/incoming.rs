@@ -74,8 +74,8 @@ pub(crate) async fn execute_as(
     let mut request = incoming.request()?;
     let context = context.for_cluster(request.cluster.as_ref())?;
     if let Some(caller) = caller {
-        let (reviewer, other) = (context.reviewer(), context.other_than_reviewer());
-        request = Box::pin(caller.authorize_request(request, reviewer, other)).await?;
+        let (reviewer, cluster) = (context.reviewer(), context.listed_name().map(|it| &**it));
+        request = Box::pin(caller.authorize_request(request, reviewer, cluster)).await?;
     }
     let context = context.acting_for(caller).await?;
     handle(&context, request).await
@@ -95,7 +95,7 @@ pub(crate) async fn find_as(
     let context = &context.for_cluster(None)?;
     let found = status::find(&context.acting_for(caller).await?, namespace, id).await?;
     let Some(caller) = caller else { return found.ok_or_else(|| not_found(namespace)) };
-    let cluster = context.other_than_reviewer();
+    let cluster = context.listed_name().map(|it| &**it);
     let access = |kind| AccessRequest { verb: Verb::Get, kind, namespace, cluster };
     let kind = found.as_ref().and_then(Operation::kind);
     if let (Some(found), Some(kind)) = (found, kind)
@@ -121,7 +121,7 @@ pub(crate) async fn list_as(
     let context = &context.for_cluster(None)?;
     if let Some(caller) = caller {
         let namespace = filter.namespace.as_deref().unwrap_or_default();
-        let cluster = context.other_than_reviewer();
+        let cluster = context.listed_name().map(|it| &**it);
         let access = AccessRequest { verb: Verb::List, kind: None, namespace, cluster };
         caller.authorize(&access, context.reviewer()).await?;
     }
@@ -150,7 +150,7 @@ pub(crate) async fn diagnose_as(
             verb: Verb::List,
             kind: None,
             namespace: target.namespace(),
-            cluster: context.other_than_reviewer(),
+            cluster: context.listed_name().map(|it| &**it),
         };
         caller.authorize(&access, context.reviewer()).await?;
         let access = ObjectAccess {
@@ -165,6 +165,7 @@ pub(crate) async fn diagnose_as(
         get?;
         refused = parts?;
     }
+    context.check_policy_in_use()?;
     let policy = context.policy();
     policy.judge_diagnosis(target.namespace(), target.node()).refuse()?;
     let includes = |namespace: &str| policy.judge_diagnosis(namespace, None).refuse().is_ok();

@@ -145,6 +145,10 @@ async fn simulate_or_execute(
     selected_by: Option<&SelectedBy>,
     shown: &Shown,
 ) -> Result<ActionResponse, ActionError> {
+    // What has begun for several targets is finished.
+    if selected_by.is_none() {
+        context.check_policy_in_use()?;
+    }
     let metadata = metadata_of(context, request, id);
     let Shown { uid, chosen: decision_etag } = shown.clone();
     let uid = selected_by.map(|it| it.uid.clone()).or(uid);

@@ -5,7 +5,7 @@
 //! is read as the wait reads it. This module changes nothing and authorizes no one: the caller of [`find`]
 //! decides who may see the status.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Event;
@@ -41,6 +41,9 @@ pub(crate) struct Progress {
     pub state: State,
     /// The same in a sentence; during a wait, the progress now.
     pub detail: String,
+    /// The cluster's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
     /// The object acted upon.
     pub target: Target,
     /// The requester, if the request names one.
@@ -68,6 +71,8 @@ pub(crate) struct Operation {
     namespace: Namespace,
     id: RequestId,
     record: Record,
+    /// The name of the cluster that has the record.
+    cluster: Option<Arc<str>>,
     /// How records and the target are read; or why the target cannot be.
     clusters: Result<Clusters, ActionError>,
     /// The uid of the record's Event.
@@ -86,8 +91,8 @@ struct Clusters {
     target: Cluster,
 }
 
-/// Finds the record of a request; `None` if the namespace has none, or none any more. The context is that of the caller who
-/// asks (`Context::acting_for`).
+/// Finds the record of a request; `None` if the namespace has none, or none any more. The context is that of the caller
+/// who asks (`Context::acting_for`).
 ///
 /// # Errors
 /// Why the ledger could not be read.
@@ -124,6 +129,7 @@ impl Operation {
             namespace: namespace.clone(),
             id: id.clone(),
             record,
+            cluster: context.cluster_name().cloned(),
             clusters: Clusters::of(context),
             uid: event.metadata.uid?,
             written_at: event.last_timestamp.map(|time| time.0.to_string()),
@@ -215,6 +221,7 @@ impl Operation {
             kind: intent.answer.kind.clone(),
             state: *state,
             detail,
+            cluster: self.cluster.as_deref().map(str::to_owned),
             target: answer.unwrap_or(&intent.answer).target.clone(),
             requester: self.requester.clone(),
             since: intent.answer.started_at,
@@ -274,6 +281,7 @@ mod tests {
             namespace: Namespace::default(),
             id: RequestId::try_from("alert-7".to_owned()).expect("is an id"),
             record,
+            cluster: Some(Arc::from("blue")),
             clusters: Err(ActionError::new(Code::Configuration, "there is no cluster")),
             uid: "u".to_owned(),
             written_at: None,
@@ -299,6 +307,7 @@ mod tests {
             let seconds = TimeDelta::seconds(if late { 0 } else { -1 });
             let progress = operation.progress_at(operation.record.expires_at + seconds);
             assert!(progress.detail.starts_with(detail), "{state:?}: {}", progress.detail);
+            assert_eq!(progress.cluster.as_deref(), Some("blue"), "{state:?}");
             assert_eq!(progress.until.is_some(), has_until, "{state:?}");
             assert_eq!(progress.overdue, late && has_until, "{state:?}");
         }

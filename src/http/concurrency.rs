@@ -4,8 +4,12 @@
 //! in a bounded queue. An action that only waits for its effect, and a response that is a stream, cost
 //! little and may last: each has a lane of its own. A client that disconnects from the queue leaves it, and
 //! its request is never started.
+//!
+//! Where several clusters are listed, the actions on each have permits and a queue of their own, so that one that does
+//! not answer keeps no other from acting.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     pin::Pin,
     sync::{
@@ -29,7 +33,10 @@ use tokio::{
 use crate::{
     contract::error::{ActionError, Code},
     http::message::Body,
-    telemetry::metrics::{GaugeGuard, Metrics},
+    telemetry::{
+        calls::ClusterLabel,
+        metrics::{GaugeGuard, Metrics},
+    },
 };
 
 /// Maximum number of reads at once, and how many of the connections may have one. They cost little, and a busy server
@@ -72,8 +79,6 @@ pub(crate) enum Lane {
 }
 
 impl Lane {
-    const ALL: [Lane; 4] = [Lane::Reads, Lane::Actions, Lane::Waiting, Lane::Streams];
-
     /// The lane in which a request of this method begins.
     pub(crate) fn of(method: &Method) -> Self {
         if method == Method::POST { Lane::Actions } else { Lane::Reads }
@@ -133,91 +138,155 @@ impl Rejection {
     }
 }
 
-/// The limits of all lanes, and the queue for actions.
+/// The limits of all lanes.
 pub(crate) struct Limiter {
-    lanes: [Arc<Semaphore>; 4],
-    limits: [usize; 4],
-    in_use: [Gauge; 4],
-    queued: AtomicUsize,
+    reads: Pool,
+    waiting: Pool,
+    streams: Pool,
+    /// The actions on each cluster of a list.
+    listed: HashMap<Arc<str>, ActionPool>,
+    /// The other actions: without a list all, with one those that mean no cluster of it.
+    unlisted: ActionPool,
     metrics: Arc<Metrics>,
 }
 
+/// The permits of a lane, or in the lane of actions those of one cluster.
+struct Pool {
+    lane: Lane,
+    limit: usize,
+    permits: Arc<Semaphore>,
+    in_use: Gauge,
+}
+
+/// The permits of actions on one cluster, and the queue for them.
+struct ActionPool {
+    pool: Pool,
+    queued: AtomicUsize,
+    in_queue: Gauge,
+}
+
+impl Pool {
+    fn new(lane: Lane, limit: usize, cluster: &ClusterLabel, metrics: &Metrics) -> Self {
+        let in_use = metrics.concurrency_limit(lane.name(), cluster, limit);
+        Pool { lane, limit, permits: Arc::new(Semaphore::new(limit)), in_use }
+    }
+
+    fn try_acquire(&self) -> Option<HeldPermit> {
+        self.permits.clone().try_acquire_owned().ok().map(|permit| self.held(permit))
+    }
+
+    /// A permit, if one becomes free before `end`.
+    async fn acquire_until(&self, end: Instant) -> Option<HeldPermit> {
+        // The semaphore is never closed.
+        let permit = timeout_at(end, self.permits.clone().acquire_owned()).await.ok()?.ok()?;
+        Some(self.held(permit))
+    }
+
+    fn held(&self, permit: OwnedSemaphorePermit) -> HeldPermit {
+        HeldPermit { lane: self.lane, _permit: permit, _counted: GaugeGuard::new(&self.in_use) }
+    }
+
+    async fn wait_idle(&self) {
+        let all = self.permits.acquire_many(self.limit as u32).await;
+        let _ = all.map(|all| all.forget());
+    }
+}
+
+impl ActionPool {
+    fn new(limit: usize, cluster: &ClusterLabel, metrics: &Metrics) -> Self {
+        let pool = Pool::new(Lane::Actions, limit, cluster, metrics);
+        ActionPool { pool, queued: AtomicUsize::new(0), in_queue: metrics.queue(cluster) }
+    }
+
+    fn queue_limit(&self) -> usize {
+        self.pool.limit * QUEUED_PER_PERMIT
+    }
+}
+
 impl Limiter {
-    /// A limiter that permits so many actions at once, on so many connections.
-    pub(crate) fn new(actions: usize, connections: usize, metrics: Arc<Metrics>) -> Arc<Self> {
+    /// A limiter that permits so many actions at once, on so many connections. Each of these clusters has an equal part
+    /// of the actions for itself, and so have requests that mean none of them: the number bounds the memory of all, and
+    /// a cluster that does not answer holds its own part alone.
+    pub(crate) fn new(
+        actions: usize,
+        connections: usize,
+        clusters: &[Arc<str>],
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         let reads = MAX_READS.min(connections / CONNECTIONS_PER_READ);
-        let limits = [reads, actions, MAX_WAITING, MAX_STREAMS];
-        let in_use =
-            Lane::ALL.map(|lane| metrics.concurrency_limit(lane.name(), limits[lane as usize]));
+        let part = actions.div_ceil(clusters.len() + 1);
+        let lane = |lane, limit| Pool::new(lane, limit, &ClusterLabel::default(), &metrics);
+        let actions = |cluster| ActionPool::new(part, &ClusterLabel(cluster), &metrics);
         // A counter is exported from the start, so that its first increase is seen.
         for reason in Rejection::ALL.map(Rejection::name).into_iter().chain([DEADLINE]) {
             let _ = metrics.rejected_requests(reason);
         }
-        let lanes = limits.map(|limit| Arc::new(Semaphore::new(limit)));
-        Arc::new(Limiter { lanes, limits, in_use, queued: AtomicUsize::new(0), metrics })
+        Arc::new(Limiter {
+            reads: lane(Lane::Reads, reads),
+            waiting: lane(Lane::Waiting, MAX_WAITING),
+            streams: lane(Lane::Streams, MAX_STREAMS),
+            listed: clusters.iter().map(|it| (it.clone(), actions(Some(it.clone())))).collect(),
+            unlisted: actions(None),
+            metrics: metrics.clone(),
+        })
     }
 
-    /// A permit of the lane of reads or of actions; the client expects its response by `deadline`.
+    /// A permit of the lane of reads; the client expects its response by `deadline`.
+    ///
+    /// # Errors
+    /// [`Code::Overloaded`] if no permit becomes free in time.
+    pub(crate) async fn acquire_read(
+        self: &Arc<Self>,
+        deadline: Option<Instant>,
+    ) -> Result<Arc<Permit>, ActionError> {
+        let now = Instant::now();
+        // No more of them wait than there are connections.
+        let end = now + queue_timeout(left(deadline, now)).min(READ_TIMEOUT);
+        match self.reads.acquire_until(end).await {
+            Some(held) => Ok(self.permit(held)),
+            None => Err(self.reject(Rejection::ReadsFull)),
+        }
+    }
+
+    /// A permit of the lane of actions, for this cluster of the list; the client expects its response by `deadline`.
     ///
     /// # Errors
     /// [`Code::Overloaded`] if the queue is full, or no permit becomes free in time.
-    pub(crate) async fn acquire(
+    pub(crate) async fn acquire_action(
         self: &Arc<Self>,
-        lane: Lane,
+        cluster: Option<&str>,
         deadline: Option<Instant>,
     ) -> Result<Arc<Permit>, ActionError> {
-        if let Some(permit) = self.try_acquire(lane) {
-            return Ok(self.permit(lane, permit));
+        let actions = cluster.and_then(|name| self.listed.get(name)).unwrap_or(&self.unlisted);
+        if let Some(held) = actions.pool.try_acquire() {
+            return Ok(self.permit(held));
         }
-        let now = Instant::now();
-        let patience = queue_timeout(deadline.map(|end| end.saturating_duration_since(now)));
-        let acquired = self.lanes[lane as usize].clone().acquire_owned();
-        if lane != Lane::Actions {
-            // No more of them wait than there are connections.
-            return match timeout_at(now + patience.min(READ_TIMEOUT), acquired).await {
-                Ok(Ok(permit)) => Ok(self.permit(lane, permit)),
-                _ => Err(self.reject(Rejection::ReadsFull)),
-            };
-        }
-        let queued = Queued::enter(self);
-        if queued.ahead >= self.queue_limit() {
+        let queued = Queued::enter(actions);
+        if queued.ahead >= actions.queue_limit() {
             return Err(self.reject(Rejection::QueueFull));
         }
-        let acquired = timeout_at(now + patience, acquired).await;
+        let now = Instant::now();
+        let acquired = actions.pool.acquire_until(now + queue_timeout(left(deadline, now))).await;
         self.metrics.queued_for(now.elapsed());
         match acquired {
-            Ok(Ok(permit)) => Ok(self.permit(lane, permit)),
-            _ => Err(self.reject(Rejection::QueueTimeout)),
+            Some(held) => Ok(self.permit(held)),
+            None => Err(self.reject(Rejection::QueueTimeout)),
         }
     }
 
     /// Returns when only reads are in progress. No request may be accepted any more.
     pub(crate) async fn wait_idle(&self) {
-        // Permits move from the first of these lanes to the others.
-        for lane in [Lane::Actions, Lane::Waiting, Lane::Streams] {
-            let all = self.limits[lane as usize] as u32;
-            // The semaphore is never closed, so this waits for the last permit to be released.
-            let _ = self.lanes[lane as usize].acquire_many(all).await.map(|all| all.forget());
+        // Permits move from the lane of actions to the others.
+        for actions in self.listed.values().chain([&self.unlisted]) {
+            actions.pool.wait_idle().await;
         }
+        self.waiting.wait_idle().await;
+        self.streams.wait_idle().await;
     }
 
-    fn queue_limit(&self) -> usize {
-        self.limits[Lane::Actions as usize] * QUEUED_PER_PERMIT
-    }
-
-    fn try_acquire(&self, lane: Lane) -> Option<OwnedSemaphorePermit> {
-        self.lanes[lane as usize].clone().try_acquire_owned().ok()
-    }
-
-    fn permit(self: &Arc<Self>, lane: Lane, permit: OwnedSemaphorePermit) -> Arc<Permit> {
-        let held = Mutex::new(self.held(lane, permit));
-        let changes_nothing = AtomicBool::new(lane == Lane::Reads);
-        Arc::new(Permit { limiter: self.clone(), held, changes_nothing })
-    }
-
-    fn held(&self, lane: Lane, permit: OwnedSemaphorePermit) -> HeldPermit {
-        let counted = GaugeGuard::new(&self.in_use[lane as usize]);
-        HeldPermit { lane, _permit: permit, _counted: counted }
+    fn permit(self: &Arc<Self>, held: HeldPermit) -> Arc<Permit> {
+        let changes_nothing = AtomicBool::new(held.lane == Lane::Reads);
+        Arc::new(Permit { limiter: self.clone(), held: Mutex::new(held), changes_nothing })
     }
 
     /// The rejection of a request on a connection that is kept back for health checks.
@@ -260,7 +329,7 @@ impl Permit {
     /// none, it stays as it is.
     pub(crate) fn downgrade(&self) {
         if self.lane() == Lane::Actions {
-            self.move_to(Lane::Waiting);
+            self.move_to(&self.limiter.waiting);
         }
     }
 
@@ -269,15 +338,15 @@ impl Permit {
     /// # Errors
     /// [`Code::Overloaded`] if too many streams are open.
     pub(crate) fn become_stream(&self) -> Result<(), ActionError> {
-        if self.lane() != Lane::Reads || self.move_to(Lane::Streams) {
+        if self.lane() != Lane::Reads || self.move_to(&self.limiter.streams) {
             return Ok(());
         }
         Err(self.limiter.reject(Rejection::StreamsFull))
     }
 
-    fn move_to(&self, lane: Lane) -> bool {
-        let Some(permit) = self.limiter.try_acquire(lane) else { return false };
-        *lock(&self.held) = self.limiter.held(lane, permit);
+    fn move_to(&self, pool: &Pool) -> bool {
+        let Some(held) = pool.try_acquire() else { return false };
+        *lock(&self.held) = held;
         true
     }
 
@@ -294,23 +363,28 @@ impl std::fmt::Debug for Permit {
 
 /// One request in the queue.
 struct Queued<'a> {
-    limiter: &'a Limiter,
+    actions: &'a ActionPool,
     /// How many were queued before it.
     ahead: usize,
     _counted: GaugeGuard,
 }
 
 impl<'a> Queued<'a> {
-    fn enter(limiter: &'a Limiter) -> Self {
-        let ahead = limiter.queued.fetch_add(1, Ordering::Relaxed);
-        Queued { limiter, ahead, _counted: limiter.metrics.queued() }
+    fn enter(actions: &'a ActionPool) -> Self {
+        let ahead = actions.queued.fetch_add(1, Ordering::Relaxed);
+        Queued { actions, ahead, _counted: GaugeGuard::new(&actions.in_queue) }
     }
 }
 
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
-        self.limiter.queued.fetch_sub(1, Ordering::Relaxed);
+        self.actions.queued.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// The time until `deadline`.
+fn left(deadline: Option<Instant>, now: Instant) -> Option<Duration> {
+    deadline.map(|end| end.saturating_duration_since(now))
 }
 
 /// How long to stay in the queue: at most half of the time that the client waits.
@@ -363,11 +437,44 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn limiter(actions: usize) -> Arc<Limiter> {
-        Limiter::new(actions, usize::MAX, Arc::new(Metrics::new(None)))
+        Limiter::new(actions, usize::MAX, &[], Arc::new(Metrics::new(None)))
     }
 
     async fn act(limiter: &Arc<Limiter>) -> Result<Arc<Permit>, ActionError> {
-        limiter.acquire(Lane::Actions, None).await
+        limiter.acquire_action(None, None).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn actions_on_one_cluster_leave_those_on_another_their_permits() {
+        let clusters = [Arc::from("green"), Arc::from("blue")];
+        let limiter = Limiter::new(6, usize::MAX, &clusters, Arc::new(Metrics::new(None)));
+        let act = async |cluster| limiter.acquire_action(cluster, None).await;
+        let mut held = Vec::new();
+        for cluster in [Some("green"), Some("blue"), None, Some("red")] {
+            // What is not in the list shares the part of what means no cluster.
+            let part = if cluster == Some("red") { 0 } else { 2 };
+            for _ in 0..part {
+                held.push(act(cluster).await.expect("is free"));
+            }
+            let began = Instant::now();
+            assert_eq!(act(cluster).await.map(|_| ()).expect_err("is full").code, Code::Overloaded);
+            assert_eq!(began.elapsed(), QUEUE_TIMEOUT, "{cluster:?}");
+        }
+        // One that only waits frees the part of its own cluster.
+        held[2].downgrade();
+        assert!(act(Some("blue")).await.is_ok());
+        assert!(act(Some("green")).await.is_err());
+    }
+
+    #[test]
+    fn the_parts_of_all_clusters_are_the_permits_of_one() {
+        for (actions, clusters, part) in [(128, 0, 128), (128, 1, 64), (128, 2, 43), (2, 9, 1)] {
+            let names: Vec<_> = (0..clusters).map(|it| Arc::from(it.to_string())).collect();
+            let limiter = Limiter::new(actions, 16, &names, Arc::new(Metrics::new(None)));
+            assert_eq!(limiter.unlisted.pool.limit, part);
+            assert_eq!(limiter.listed.len(), clusters);
+            assert!(limiter.listed.values().all(|it| it.pool.limit == part));
+        }
     }
 
     #[test]
@@ -413,7 +520,7 @@ mod tests {
         // A client that disconnects leaves the queue.
         queue[0].abort();
         tokio::task::yield_now().await;
-        assert_eq!(limiter.queued.load(Ordering::Relaxed), QUEUED_PER_PERMIT - 1);
+        assert_eq!(limiter.unlisted.queued.load(Ordering::Relaxed), QUEUED_PER_PERMIT - 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -431,7 +538,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn streams_have_a_limit_of_their_own() {
         let limiter = limiter(1);
-        let read = async || limiter.acquire(Lane::Reads, None).await.expect("is free");
+        let read = async || limiter.acquire_read(None).await.expect("is free");
         let mut streams = Vec::new();
         for _ in 0..MAX_STREAMS {
             let permit = read().await;
@@ -442,14 +549,14 @@ mod tests {
         assert_eq!(one_more.become_stream().expect_err("is full").code, Code::Overloaded);
         // An action's response is sent all the same.
         assert!(act(&limiter).await.expect("is free").become_stream().is_ok());
-        assert_eq!(limiter.lanes[Lane::Reads as usize].available_permits(), MAX_READS - 1);
+        assert_eq!(limiter.reads.permits.available_permits(), MAX_READS - 1);
     }
 
     #[test]
     fn reads_leave_connections_to_others() {
         let reads = |connections| {
-            let limiter = Limiter::new(1, connections, Arc::new(Metrics::new(None)));
-            limiter.lanes[Lane::Reads as usize].available_permits()
+            let limiter = Limiter::new(1, connections, &[], Arc::new(Metrics::new(None)));
+            limiter.reads.permits.available_permits()
         };
         assert_eq!((reads(16), reads(146), reads(8192)), (8, 73, MAX_READS));
     }
@@ -457,7 +564,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_read_waits_briefly() {
         let limiter = limiter(1);
-        let read = async || limiter.acquire(Lane::Reads, None).await;
+        let read = async || limiter.acquire_read(None).await;
         let mut permits = Vec::new();
         for _ in 0..MAX_READS {
             permits.push(read().await.expect("is free"));

@@ -13,6 +13,7 @@ use crate::{
     contract::error::{ActionError, Code},
     executor::{context::Context, reply::Reply},
     http::{
+        addressee::Addressee,
         assets::{self, Document},
         endpoints::{
             cloudevents, diagnosis, execute, history, mcp, metrics, operation, protected_resource,
@@ -111,6 +112,24 @@ impl Service {
         self.callers.authenticate(&credentials(), self.context.reviewer()).await
     }
 
+    /// The cluster of the list that a request means, as far as it can be read before it is dispatched.
+    pub(crate) fn cluster_meant(
+        &self,
+        request: &FullRequest,
+        path: MatchedPath,
+    ) -> Option<&Arc<str>> {
+        if !self.context.has_list() {
+            return None;
+        }
+        let addressee = match path.route(request.method().as_str()).ok()? {
+            Route::Execute => Addressee::of_request(request.body()),
+            Route::CloudEvent => Addressee::of_request(&cloudevents::data(request)?),
+            Route::Mcp => Addressee::of_message(request.body()),
+            _ => None,
+        };
+        self.context.meant_by(addressee?.cluster.as_deref())
+    }
+
     /// Answers a request.
     pub(crate) async fn dispatch(&self, request: FullRequest, info: RequestInfo) -> Response<Body> {
         let route = match info.path.route(request.method().as_str()) {
@@ -118,8 +137,8 @@ impl Service {
             Err(error) => return self.problem(error, info.path.allow()),
         };
         if let (Route::Asset(Asset::Actions), Some(server)) = (route, &self.server) {
-            let cluster = self.context.cluster_name().map(|name| &**name);
-            let document = server.actions.get_or_init(|| assets::actions_document(cluster));
+            let document =
+                server.actions.get_or_init(|| assets::actions_document(Some(&self.context)));
             return document.response(request.headers());
         }
         if let Some(response) = answer_static(route, request.headers()) {

@@ -1,6 +1,7 @@
 //! HTTP: what a connection may do, what a request says, and what answers it.
 
 pub mod activity;
+mod addressee;
 pub mod assets;
 pub mod body;
 pub mod concurrency;

@@ -424,7 +424,12 @@ impl Server {
         // Health checks are cheap, and answered whatever else is in progress.
         let permit = match is_health_check {
             true => None,
-            false => Some(self.limits.concurrency.acquire(lane, deadline).await?),
+            false if reads => Some(self.limits.concurrency.acquire_read(deadline).await?),
+            false => {
+                let cluster = self.service.cluster_meant(&request, info.path);
+                let concurrency = &self.limits.concurrency;
+                Some(concurrency.acquire_action(cluster.map(|it| &**it), deadline).await?)
+            }
         };
         if reads {
             connection.activity.enter(Phase::Serving);

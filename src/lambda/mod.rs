@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     actions::request::IdempotencyKey,
     auth::{Authenticator, Credentials},
-    config::Settings,
+    config::{Settings, clusters::ClusterList},
     contract::error::{ActionError, Code},
     executor::{context::Context, incoming::IncomingRequest, reply::Reply},
     http::{
@@ -102,6 +102,8 @@ struct Function {
     /// A wrong setting is reported to every caller: a runtime that exits is restarted again and again.
     settings: Result<Settings, ActionError>,
     callers: Result<Arc<Authenticator>, ActionError>,
+    /// The list of clusters, if there is one. It stays as it was at the start, whatever is renewed.
+    clusters: Result<Option<ClusterList>, ActionError>,
     context: Mutex<Option<(Context, Instant)>>,
 }
 
@@ -109,7 +111,8 @@ impl Function {
     fn new(settings: Result<Settings, ActionError>) -> Self {
         let callers = settings.clone().and_then(|settings| Authenticator::from_settings(&settings));
         let callers = callers.map(Arc::new);
-        Function { settings, callers, context: Mutex::default() }
+        let clusters = settings.clone().and_then(|settings| ClusterList::of(&settings));
+        Function { settings, callers, clusters, context: Mutex::default() }
     }
 
     /// The context, its cluster's credentials fresh.
@@ -123,7 +126,8 @@ impl Function {
         let settings = self.settings.as_ref().map_err(Clone::clone)?;
         // A function is not signalled to shut down; its time ends.
         let (_, stopping) = watch::channel(false);
-        let context = Context::connect(None, settings, stopping).await?;
+        let clusters = self.clusters.clone()?;
+        let context = Context::connect_to(clusters, None, settings, stopping).await?;
         *kept = Some((context.clone(), Instant::now()));
         Ok(context)
     }
@@ -225,8 +229,7 @@ impl Function {
         if route == Some(Route::Asset(Asset::Actions)) {
             // The list is public, and is there without a cluster that can be used, too.
             let context = self.context().await.ok();
-            let cluster = context.as_ref().and_then(|it| it.cluster_name()).map(|name| &**name);
-            return Ok(assets::actions_document(cluster).response(request.headers()));
+            return Ok(assets::actions_document(context.as_ref()).response(request.headers()));
         }
         if let Some(response) =
             route.and_then(|route| dispatch::answer_static(route, request.headers()))
@@ -280,6 +283,37 @@ impl From<Failure> for Diagnostic {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_list_of_clusters_stays_as_it_was_at_the_start() {
+        let folder = std::env::temp_dir().join(format!("clusters-{}", uuid::Uuid::now_v7()));
+        std::fs::create_dir(&folder).expect("is created");
+        let write = |name: &str, text: &str| {
+            let path = folder.join(name);
+            std::fs::write(&path, text).expect("is written");
+            path
+        };
+        let kubeconfig = "{current-context: a, clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}], \
+                          contexts: [{name: a, context: {cluster: a, user: a}}], users: [{name: a, user: {}}]}";
+        write("kubeconfig", kubeconfig);
+        let list = |names: [&str; 2]| {
+            let entries = names.map(|name| format!("{{name: {name}, kubeconfig: kubeconfig}}"));
+            write("clusters.yaml", &format!("clusters: [{}]", entries.join(", ")))
+        };
+        let path = list(["green", "blue"]);
+        let vars = [("ACTION_EXECUTOR_CLUSTERS".into(), path.into_os_string())];
+        let function = Function::new(Settings::from_vars(vars.into_iter()));
+        for _ in 0..2 {
+            let context = function.context().await.expect("is made");
+            let names = context.names().expect("are listed").all;
+            let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+            assert_eq!(names, ["green", "blue"]);
+            list(["red", "black"]);
+            // The next context is a new one, with fresh credentials.
+            *function.context.lock().await = None;
+        }
+        std::fs::remove_dir_all(&folder).expect("is removed");
+    }
 
     #[test]
     fn an_answer_precedes_the_deadline_and_a_past_one_is_ignored() {

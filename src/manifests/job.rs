@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     actions::request::ActionRequest,
-    config::variables::{NODE_NAME, POD_NAME},
+    config::variables::{CLUSTER_NAME, NODE_NAME, POD_NAME},
     contract::{
         error::Code,
         names::{Namespace, ObjectName, RequestId},
@@ -46,6 +46,8 @@ pub(crate) struct JobOptions {
     pub service_account: ObjectName,
     /// The ConfigMap with the policy, under the key `policy.yaml`.
     pub policy_config_map: ObjectName,
+    /// The name by which the pod knows its cluster, if it is to have one: that which a request names has to be this one.
+    pub cluster_name: Option<String>,
 }
 
 /// The Job that runs `request` with this `id`.
@@ -67,19 +69,22 @@ pub(crate) fn manifest(request: &ActionRequest, id: &RequestId, options: &JobOpt
             "labels": labels,
             "annotations": { REQUEST_ID: &*subject.id, REQUEST_DIGEST: subject.digest },
         },
-        "spec": spec(&labels, environment(&request), active_deadline(&request), options),
+        "spec": spec(&labels, environment(&request, options), active_deadline(&request), options),
     })
 }
 
-fn environment(request: &ActionRequest) -> Value {
+fn environment(request: &ActionRequest, options: &JobOptions) -> Value {
     let request = serde_json::to_string(request).unwrap_or_default();
-    json!([
-        { "name": "ACTION_REQUEST", "value": request },
-        { "name": "ACTION_EXECUTOR_POLICY", "value": format!("{POLICY_FOLDER}/policy.yaml") },
+    let variables = [
+        json!({ "name": "ACTION_REQUEST", "value": request }),
+        json!({ "name": "ACTION_EXECUTOR_POLICY", "value": format!("{POLICY_FOLDER}/policy.yaml") }),
         // A drain of the node on which the pod runs evicts it last.
-        { "name": POD_NAME.name, "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } },
-        { "name": NODE_NAME.name, "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } },
-    ])
+        json!({ "name": POD_NAME.name, "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } }),
+        json!({ "name": NODE_NAME.name, "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } }),
+    ];
+    let name = options.cluster_name.iter();
+    let name = name.map(|name| json!({ "name": CLUSTER_NAME.name, "value": name }));
+    variables.into_iter().chain(name).collect()
 }
 
 /// After an eviction the next pod resumes the wait, with the full timeout. A rollback of a failed rollout has the
@@ -159,12 +164,17 @@ mod tests {
     use super::*;
 
     fn made(request: &str) -> Value {
+        made_for(None, request)
+    }
+
+    fn made_for(cluster: Option<&str>, request: &str) -> Value {
         let request = ActionRequest::parse(request.as_bytes()).expect("is a request");
         let options = JobOptions {
             image: "registry.example/action-executor:1".to_owned(),
             namespace: "shop".to_owned().try_into().expect("is a name"),
             service_account: ObjectName::action_executor(),
             policy_config_map: "limits".to_owned().try_into().expect("is a name"),
+            cluster_name: cluster.map(str::to_owned),
         };
         let id = RequestId::try_from("alert-7".to_owned()).expect("is an id");
         manifest(&request, &id, &options)
@@ -188,6 +198,19 @@ mod tests {
         let read = read.expect("is a request");
         assert_eq!(read.id.as_deref(), Some("alert-7"));
         assert!(read.simulate);
+    }
+
+    #[test]
+    fn the_pod_knows_its_cluster_by_name_if_that_has_one() {
+        let name_in = |cluster| {
+            let job = made_for(cluster, REQUEST);
+            let all = job["spec"]["template"]["spec"]["containers"][0]["env"].clone();
+            let all = all.as_array().expect("is a list").clone();
+            let variable = all.into_iter().find(|it| it["name"] == CLUSTER_NAME.name);
+            variable.map(|it| it["value"].clone())
+        };
+        assert_eq!(name_in(Some("blue")), Some(json!("blue")));
+        assert_eq!(name_in(None), None);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The results of tools, for a model: a text of one or two sentences, and the whole answer as structured content. Pure
 //! functions; no call and no transport.
 //!
-//! A model reads the text, and may take any text for instructions. So the text contains words of this program, and names
-//! that Kubernetes restricts, but no message of the cluster and nothing else that a record holds, which whoever may write
-//! Events could have written: those stand in the structured content, which is bounded.
+//! A model reads the text, and may take any text for instructions. So the text contains words of this program, and
+//! names that Kubernetes restricts, but no message of the cluster and nothing else that a record holds, which whoever
+//! may write Events could have written: those stand in the structured content, which is bounded.
 
 use serde_json::{Value, json};
 
@@ -53,9 +53,11 @@ pub(crate) fn of_reply(reply: &Reply) -> Value {
 
 /// The result of a call whose time is up while its action continues; also that of `get_action`.
 pub(crate) fn of_progress(progress: &Progress) -> Value {
-    let Progress { id, kind, state, target, .. } = progress;
-    let what = what(kind, target, id);
-    let again = format!("Call {GET_ACTION} again with this id in a few seconds.");
+    let Progress { id, kind, state, cluster, target, .. } = progress;
+    let cluster = cluster_name(cluster.as_deref());
+    let what = what(kind, target, cluster, id);
+    let and_cluster = if cluster.is_some() { " and cluster" } else { "" };
+    let again = format!("Call {GET_ACTION} again with this id{and_cluster} in a few seconds.");
     let text = match state {
         State::Claimed if progress.overdue => {
             format!("Abandoned: {what}. Make the same call with the same id to resume it.")
@@ -144,7 +146,8 @@ pub(crate) fn of_record(answer: &ActionResponse) -> Value {
 
 /// How far a request under way is, in a sentence.
 pub(crate) fn stage(progress: &Progress) -> String {
-    let what = what(&progress.kind, &progress.target, &progress.id);
+    let Progress { id, kind, cluster, target, .. } = progress;
+    let what = what(kind, target, cluster_name(cluster.as_deref()), id);
     match progress.state {
         State::Applied => format!("Under way: {what} is made, and its effect is awaited."),
         State::RollingBack => format!("Under way: {what} failed and is being rolled back."),
@@ -192,7 +195,10 @@ fn next_step(response: &ActionResponse) -> String {
     let mut text = String::new();
     if response.outcome == Outcome::Failed && is_interrupted(response) {
         let id = id_of(response);
-        text += &format!(" Call {GET_ACTION} with id {id}, or make the same call to wait on.");
+        let cluster = cluster_name(response.cluster.as_deref());
+        let cluster = cluster.map(|name| format!(" and cluster {name}")).unwrap_or_default();
+        text +=
+            &format!(" Call {GET_ACTION} with id {id}{cluster}, or make the same call to wait on.");
     }
     match response.warnings.len() {
         0 => {}
@@ -208,7 +214,8 @@ fn id_of(response: &ActionResponse) -> &str {
 
 /// What happened, in words that no record can change.
 fn recorded_sentence(response: &ActionResponse) -> String {
-    let what = what(&response.kind, &response.target, &response.id);
+    let cluster = cluster_name(response.cluster.as_deref());
+    let what = what(&response.kind, &response.target, cluster, &response.id);
     let base = match response.outcome {
         Outcome::Failed if is_interrupted(response) => {
             format!("Made, and not complete when the wait ended: {what}.")
@@ -237,8 +244,8 @@ fn recorded_sentence(response: &ActionResponse) -> String {
     }
 }
 
-/// An action, its target and its id, as far as they are names.
-fn what(kind: &str, target: &Target, id: &str) -> String {
+/// An action, its target, its cluster and its id, as far as they are names.
+fn what(kind: &str, target: &Target, cluster: Option<&str>, id: &str) -> String {
     let kind = ActionKind::named(kind).map_or("an action", ActionKind::name);
     let Target { kind: of, namespace, name, .. } = target;
     let is_kind = of.len() <= 63 && of.bytes().all(|it| it.is_ascii_alphanumeric());
@@ -247,8 +254,14 @@ fn what(kind: &str, target: &Target, id: &str) -> String {
         Some(_) if is_kind && is_named => format!(" on {target}"),
         _ => String::new(),
     };
+    let cluster = cluster.map(|name| format!(" of cluster {name}")).unwrap_or_default();
     let id = checked::<RequestId>(id).map(|id| format!(" (id {id})")).unwrap_or_default();
-    format!("{kind}{target}{id}")
+    format!("{kind}{target}{cluster}{id}")
+}
+
+/// The cluster's name, if it is one that a list can have: any other may be any text.
+fn cluster_name(name: Option<&str>) -> Option<&str> {
+    name.and_then(checked::<ObjectName>)
 }
 
 /// The text, if it is such a name.
@@ -316,8 +329,8 @@ fn lower(title: &str) -> String {
     letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
 }
 
-/// The structure as it is, or shortened if it is too long: of each list its first entries and how many more there are. Of
-/// several targets those to which something has to be done are left.
+/// The structure as it is, or shortened if it is too long: of each list its first entries and how many more there are.
+/// Of several targets those to which something has to be done are left.
 fn bounded(mut structure: Value, max: usize) -> Value {
     if structure.to_string().len() <= max {
         return structure;
@@ -441,6 +454,17 @@ mod tests {
                 vec!["Made, and not complete", "get_action with id alert-7"],
             ),
             (
+                ActionResponse {
+                    cluster: Some("blue".to_owned()),
+                    ..answer(Outcome::Failed, Some(RolloutState::Interrupted))
+                },
+                true,
+                vec![
+                    "of cluster blue (id alert-7)",
+                    "get_action with id alert-7 and cluster blue,",
+                ],
+            ),
+            (
                 answer(Outcome::Simulated, None),
                 false,
                 vec!["execute restart_k8s with the same parameters and an id"],
@@ -512,6 +536,7 @@ mod tests {
             result: HOSTILE.to_owned(),
             id: HOSTILE.to_owned(),
             kind: HOSTILE.to_owned(),
+            cluster: Some(HOSTILE.to_owned()),
             target: Target::named(HOSTILE, HOSTILE, HOSTILE, HOSTILE),
             replayed: true,
             approval: Some(PendingApproval {
@@ -536,6 +561,7 @@ mod tests {
             kind: HOSTILE.to_owned(),
             state: State::Answered,
             detail: HOSTILE.to_owned(),
+            cluster: Some(HOSTILE.to_owned()),
             target: forged(Outcome::Applied).target,
             requester: Some(HOSTILE.to_owned()),
             since: Default::default(),
@@ -584,6 +610,7 @@ mod tests {
             kind: "restart_k8s".to_owned(),
             state: State::Answered,
             detail: HOSTILE.to_owned(),
+            cluster: None,
             target: many().target,
             requester: None,
             since: Default::default(),
@@ -616,6 +643,7 @@ mod tests {
             kind: "restart_k8s".to_owned(),
             state,
             detail: HOSTILE.to_owned(),
+            cluster: Some("blue".to_owned()),
             target: ActionResponse::example(Outcome::Applied).target,
             requester: None,
             since: Default::default(),
@@ -624,9 +652,14 @@ mod tests {
             answer: (state == State::Answered).then(|| answer(Outcome::Applied, None)),
         };
         for (state, overdue, part) in [
-            (State::Claimed, false, "Call get_action again"),
+            (
+                State::Claimed,
+                false,
+                "Under way: restart_k8s on Deployment default/web of cluster blue (id alert-7). Call get_action again \
+                 with this id and cluster",
+            ),
             (State::Claimed, true, "with the same id to resume it"),
-            (State::Applied, false, "Call get_action again"),
+            (State::Applied, false, "Call get_action again with this id and cluster"),
             (State::RollingBack, false, "being rolled back"),
             (State::PendingApproval, false, "a person's approval"),
             (State::PendingApproval, true, "to ask again"),
@@ -642,6 +675,7 @@ mod tests {
             assert!(text(&result).contains(part), "{state:?}: {}", text(&result));
             assert!(!text(&result).contains(HOSTILE), "{}", text(&result));
             assert_eq!(result["structuredContent"]["id"], "alert-7");
+            assert_eq!(result["structuredContent"]["cluster"], "blue");
             assert_eq!(result["isError"], false);
         }
     }

@@ -1,6 +1,6 @@
-//! The Model Context Protocol: from a client's request to the executor, and from its answer to a result that a model can
-//! act on. `protocol` has the messages, `tools` what is offered, `calls` the time of a call,
-//! `tasks` what comes later, and `answers` the results.
+//! The Model Context Protocol: from a client's request to the executor, and from its answer to a result that a model
+//! can act on. `protocol` has the messages, `tools` what is offered, `calls` the time of a call, `tasks` what comes
+//! later, and `answers` the results.
 //!
 //! It knows no transport: `commands::mcp` serves standard input and output, `http::endpoints::mcp` serves HTTP. Both
 //! authenticate the caller, and decide what becomes of a client that is gone. No session is kept, and nothing in the
@@ -38,7 +38,10 @@ use crate::{
             DISCOVER, INITIALIZE, INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError,
             REVISIONS, Request, Revision, TASKS,
         },
-        tools::{DEFAULT_ENTRIES, INSTRUCTIONS, MAX_ENTRIES, NamespaceAt, Tool},
+        tools::{
+            CLUSTER_HEADER, DEFAULT_ENTRIES, INSTRUCTIONS, MAX_ENTRIES, NAMESPACE_HEADER,
+            NamespaceAt, Offer, Tool,
+        },
     },
     policy::Policy,
     telemetry::traces,
@@ -92,8 +95,8 @@ pub(crate) struct Exchange<B, R> {
 /// The result of a request. Dropping the returned future gives the request up.
 ///
 /// # Errors
-/// There is no such method or tool, or its parameters are not what the protocol says. What is wrong with the arguments of
-/// a tool is a result, so that a model can act on it.
+/// There is no such method or tool, or its parameters are not what the protocol says. What is wrong with the arguments
+/// of a tool is a result, so that a model can act on it.
 pub(crate) async fn answer<B, R>(
     exchange: Exchange<B, R>,
     request: &Request,
@@ -132,12 +135,13 @@ where
                 let detail = "the caller's rights could not be read in time";
                 ActionError::new(Code::ClusterUnavailable, detail)
             };
-            let offer = timeout(OFFER_TIMEOUT, Box::pin(offer(&exchange)))
+            let offers = timeout(OFFER_TIMEOUT, Box::pin(offers(&exchange)))
                 .await
                 .unwrap_or_else(|_| Err(slow()))
                 .map_err(|error| ProtocolError::new(INTERNAL_ERROR, error.with_its_hint()))?;
-            let tools =
-                json!({ "tools": tools::list(&offer, exchange.tools, exchange.context.names()) });
+            let default = exchange.context.names().and_then(|names| names.default);
+            let tools = tools::list(&offers, exchange.tools, default.as_deref());
+            let tools = json!({ "tools": tools });
             if revision.is_stateless() { cached(tools, TOOLS_TTL, "private") } else { tools }
         }
         ("tools/call", _) => Box::pin(call(exchange, request)).await?,
@@ -201,9 +205,13 @@ pub(crate) fn is_about_a_task(request: &Request) -> bool {
     tasks::Method::named(&request.method).is_some()
 }
 
-/// The namespace that a call of a tool names, which a header repeats; `None` if the tool has none, or if the call will be
-/// refused for what it says instead.
-pub(crate) fn named_namespace(request: &Request) -> Option<Option<String>> {
+/// What the arguments of a call name that headers repeat: the end of each header's name, with its value if there is
+/// one. Nothing of what the call will be refused for instead. The cluster is repeated where clusters are listed by
+/// name.
+pub(crate) fn repeated_in_headers(
+    request: &Request,
+    is_listed: bool,
+) -> Vec<(&'static str, Option<String>)> {
     #[derive(Deserialize)]
     struct Call<'a> {
         name: String,
@@ -217,22 +225,28 @@ pub(crate) fn named_namespace(request: &Request) -> Option<Option<String>> {
     #[derive(Deserialize)]
     struct Arguments {
         namespace: Option<Value>,
+        cluster: Option<Value>,
         #[serde(default, deserialize_with = "strict_object_or_null")]
         parameters: Option<Parameters>,
     }
-    let Call { name, arguments } = request.params().ok()?;
-    let at = Tool::named(&name)?.namespace_at()?;
-    let Arguments { namespace, parameters } =
-        read_strictly(arguments.map_or("{}", RawValue::get), "").ok()?;
-    let named = match at {
+    let Ok(Call { name, arguments }) = request.params() else { return Vec::new() };
+    let Some(tool) = Tool::named(&name) else { return Vec::new() };
+    let Ok(Arguments { namespace, cluster, parameters }) =
+        read_strictly(arguments.map_or("{}", RawValue::get), "")
+    else {
+        return Vec::new();
+    };
+    let namespace = tool.namespace_at().map(|at| match at {
         NamespaceAt::Top => namespace,
         NamespaceAt::Parameters => parameters.and_then(|parameters| parameters.namespace),
+    });
+    let named = [(NAMESPACE_HEADER, namespace), (CLUSTER_HEADER, is_listed.then_some(cluster))];
+    let text = |(header, value)| match value {
+        Some(None) => Some((header, None)),
+        Some(Some(Value::String(text))) => Some((header, Some(text))),
+        Some(Some(_)) | None => None,
     };
-    match named {
-        None => Some(None),
-        Some(Value::String(namespace)) => Some(Some(namespace)),
-        Some(_) => None,
-    }
+    named.into_iter().filter_map(text).collect()
 }
 
 /// The client's program as a handshake names it.
@@ -246,29 +260,32 @@ pub(crate) fn client_of_handshake(request: &Request) -> Option<AuditText> {
     protocol::client_name(&wanted.client_info)
 }
 
-/// What the caller may do under the policy, in one namespace at least.
-async fn offer<B, R>(exchange: &Exchange<B, R>) -> Result<Rights, ActionError> {
+/// What the caller may do on each cluster under its policy, in one namespace at least.
+async fn offers<B, R>(exchange: &Exchange<B, R>) -> Result<Vec<Offer>, ActionError> {
     let Exchange { context, caller, rights, .. } = exchange;
-    // What one cluster's policy allows is offered; each call is decided on for its own cluster.
-    let policies: Vec<_> = context.each_cluster().iter().map(Context::policy).collect();
-    let any = |allows: &dyn Fn(&Policy) -> bool| policies.iter().any(|policy| allows(policy));
+    let clusters = context.each_cluster();
+    let policies: Vec<_> = clusters.iter().map(Context::policy).collect();
+    let names: Vec<_> = clusters.iter().map(|it| it.listed_name().cloned()).collect();
     let namespaces = namespaces(context, caller.as_ref(), &policies);
-    let rights = rights.of(caller.as_ref(), namespaces, context.reviewer()).await?;
+    let rights = rights.on_each(&names, caller.as_ref(), namespaces, context.reviewer()).await?;
+    let under = rights.into_iter().zip(&policies).map(|(rights, policy)| under(policy, rights));
+    Ok(names.into_iter().zip(under).map(|(cluster, rights)| Offer { cluster, rights }).collect())
+}
+
+/// What this policy leaves of these rights.
+fn under(policy: &Policy, rights: Rights) -> Rights {
     let allowed = |kinds: Vec<ActionKind>, by: &dyn Fn(ActionKind) -> bool| {
         kinds.into_iter().filter(|kind| by(*kind)).collect()
     };
-    Ok(Rights {
-        execute: allowed(rights.execute, &|kind| {
-            any(&|policy| policy.permits(kind) && !policy.read_only)
-        }),
-        simulate: allowed(rights.simulate, &|kind| any(&|policy| policy.allows_simulation(kind))),
-        get: rights.get,
-        list: rights.list,
-    })
+    Rights {
+        execute: allowed(rights.execute, &|kind| policy.permits(kind) && !policy.read_only),
+        simulate: allowed(rights.simulate, &|kind| policy.allows_simulation(kind)),
+        ..rights
+    }
 }
 
-/// Where the rights of a caller are looked for: in all namespaces at once, in its own, in the server's, and in those that
-/// the policy names.
+/// Where the rights of a caller are looked for: in all namespaces at once, in its own, in the server's, and in those
+/// that the policy names.
 fn namespaces(context: &Context, caller: Option<&Caller>, policies: &[Arc<Policy>]) -> Vec<String> {
     let own = caller.and_then(|caller| {
         let (namespace, _) =
@@ -350,8 +367,8 @@ where
     }
 }
 
-/// The request that a call stands for: its arguments, and what the tool itself says. The arguments are passed on as they
-/// are, so that the parser of all entry points reads them, and sees what is given twice.
+/// The request that a call stands for: its arguments, and what the tool itself says. The arguments are passed on as
+/// they are, so that the parser of all entry points reads them, and sees what is given twice.
 ///
 /// # Errors
 /// The arguments have a field that the tool decides, or lack the id of a write.

@@ -1,10 +1,12 @@
 //! The extension `io.modelcontextprotocol/tasks`
 //! (<https://github.com/modelcontextprotocol/ext-tasks/blob/main/specification/draft/tasks.md>): a task is a request's
-//! record in the ledger under another name. Nothing else is kept of it, so any replica answers, and after a restart too.
+//! record in the ledger under another name. Nothing else is kept of it, so any replica answers, and after a restart
+//! too.
 //!
-//! A task's id has the record's cluster, if several are listed by name, its namespace, the request's id, and a digest of both and of the caller, whose key is the uid
-//! of the record's Event. So it cannot be guessed, and is of no use to another caller. Whether the caller may read the
-//! record is checked each time. A task asks for no input: nothing in the protocol approves an action.
+//! A task's id has the record's cluster, if several are listed by name, its namespace, the request's id, and a digest
+//! of the last two and of the caller, whose key is the uid of the record's Event. So it cannot be guessed, and is of no
+//! use to another caller. Whether the caller may read the record is checked each time. A task asks for no input:
+//! nothing in the protocol approves an action.
 
 use std::{fmt, time::Duration};
 
@@ -171,7 +173,8 @@ impl Method {
     }
 }
 
-/// The record of a task of this caller, and the context of its cluster. One that it may not read, or was not given, is as unknown as any other.
+/// The record of a task of this caller, and the context of its cluster. One that it may not read, or was not given, is
+/// as unknown as any other.
 async fn find(
     task_id: &str,
     context: &Context,

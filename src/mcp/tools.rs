@@ -45,8 +45,8 @@ pub(crate) const DEFAULT_ENTRIES: usize = 10;
 /// See [`DEFAULT_ENTRIES`].
 pub(crate) const MAX_ENTRIES: usize = 25;
 
-/// How many actions have a tool of their own by default: more would fill a model's context, and models choose worse among
-/// many tools.
+/// How many actions have a tool of their own by default: more would fill a model's context, and models choose worse
+/// among many tools.
 const MAX_OWN_TOOLS: usize = 10;
 
 /// What a model is told of the server as a whole.
@@ -76,9 +76,12 @@ impl Tool {
     }
 }
 
-/// The header that repeats a target's namespace, so that what is in front of the server can route by it: the rest of its
-/// name after `Mcp-Param-`.
+/// The header that repeats a target's namespace, so that what is in front of the server can route by it: the rest of
+/// its name after `Mcp-Param-`.
 pub(crate) const NAMESPACE_HEADER: &str = "Namespace";
+
+/// The same for the cluster.
+pub(crate) const CLUSTER_HEADER: &str = "Cluster";
 
 /// Where a tool's arguments name a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +93,17 @@ pub(crate) enum NamespaceAt {
 }
 
 impl Tool {
+    /// Whether these rights are enough for it.
+    fn is_of(self, rights: &Rights) -> bool {
+        match self {
+            Tool::Simulate => !rights.simulate.is_empty(),
+            Tool::Execute => !rights.execute.is_empty(),
+            Tool::Action(kind) => rights.execute.contains(&kind),
+            Tool::GetAction => rights.get,
+            Tool::ListActions | Tool::Diagnose => rights.list,
+        }
+    }
+
     /// Where its arguments name the namespace that a header repeats, if they do.
     pub(crate) fn namespace_at(self) -> Option<NamespaceAt> {
         match self {
@@ -100,13 +114,45 @@ impl Tool {
     }
 }
 
-/// The tools of a caller, always in the same order.
-/// `names` are those of the clusters in a list, and whether a call may leave them out.
-pub(crate) fn list(
-    rights: &Rights,
-    set: ToolSet,
-    names: Option<(Vec<Arc<str>>, bool)>,
-) -> Vec<Value> {
+/// What a caller may do on one cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Offer {
+    /// The cluster's name, if there is a list.
+    pub cluster: Option<Arc<str>>,
+    pub rights: Rights,
+}
+
+/// The tools of a caller that may do this on each cluster, always in the same order. `default` is the cluster of a call
+/// that names none.
+pub(crate) fn list(offers: &[Offer], set: ToolSet, default: Option<&str>) -> Vec<Value> {
+    let mut tools = tools_of(&anywhere(offers), set);
+    for tool in &mut tools {
+        let named = tool["name"].as_str().and_then(Tool::named);
+        let offering = offers.iter().filter(|it| named.is_some_and(|tool| tool.is_of(&it.rights)));
+        let clusters: Vec<_> = offering.filter_map(|it| it.cluster.as_deref()).collect();
+        if !clusters.is_empty() {
+            add_cluster(&mut tool["inputSchema"], &clusters, default);
+        }
+    }
+    tools
+}
+
+/// What may be done on one cluster at least.
+fn anywhere(offers: &[Offer]) -> Rights {
+    let rights = || offers.iter().map(|offer| &offer.rights);
+    let any = |kinds: fn(&Rights) -> &Vec<ActionKind>| {
+        let may = |kind: &ActionKind| rights().any(|it| kinds(it).contains(kind));
+        ActionKind::ALL.into_iter().filter(may).collect()
+    };
+    Rights {
+        execute: any(|it| &it.execute),
+        simulate: any(|it| &it.simulate),
+        get: rights().any(|it| it.get),
+        list: rights().any(|it| it.list),
+    }
+}
+
+fn tools_of(rights: &Rights, set: ToolSet) -> Vec<Value> {
     let mut tools = Vec::new();
     let (own, simulated): (&[ActionKind], _) = match set {
         ToolSet::PerAction => (&rights.execute, &rights.simulate),
@@ -132,21 +178,24 @@ pub(crate) fn list(
         tools.push(list_actions());
         tools.push(diagnose());
     }
-    if let Some((names, has_default)) = names {
-        tools.iter_mut().for_each(|tool| add_cluster(tool, &names, has_default));
-    }
     tools
 }
 
-/// Every tool acts on one cluster or reads from it.
-fn add_cluster(tool: &mut Value, names: &[Arc<str>], has_default: bool) {
-    let input = &mut tool["inputSchema"];
-    let names: Vec<_> = names.iter().map(|name| &**name).collect();
-    input["properties"]["cluster"] = json!({ "type": "string", "enum": names });
-    if !has_default {
-        let required = input["required"].as_array().cloned().unwrap_or_default();
-        input["required"] = required.into_iter().chain(["cluster".into()]).collect();
+/// Adds the argument that names one of these clusters. It is required unless the default is one of them.
+fn add_cluster(input: &mut Value, names: &[&str], default: Option<&str>) {
+    let mut cluster = json!({ "type": "string", "enum": names, "x-mcp-header": CLUSTER_HEADER });
+    match default.filter(|name| names.contains(name)) {
+        Some(name) => {
+            cluster["default"] = name.into();
+            cluster["description"] = format!("The cluster; {name}, if left out.").into();
+        }
+        None => {
+            cluster["description"] = "The cluster; has to be named.".into();
+            let required = input["required"].as_array().cloned().unwrap_or_default();
+            input["required"] = required.into_iter().chain(["cluster".into()]).collect();
+        }
     }
+    input["properties"]["cluster"] = cluster;
 }
 
 /// How long the tool that simulates every action may be, with what the parameters mean. A model reads all tools before
@@ -435,18 +484,50 @@ mod tests {
         }
     }
 
+    /// The tools without a list of clusters.
+    fn listed(rights: &Rights, set: ToolSet) -> Vec<Value> {
+        list(&[Offer { cluster: None, rights: rights.clone() }], set, None)
+    }
+
     #[test]
-    fn each_tool_takes_a_cluster_where_several_are_listed_and_requires_it_without_a_default() {
-        for has_default in [false, true] {
-            let names = vec![Arc::from("green"), Arc::from("blue")];
-            for tool in list(&everything(), ToolSet::Generic, Some((names, has_default))) {
+    fn a_tool_names_the_clusters_on_which_it_may_be_used_and_requires_one_without_a_default() {
+        let offer = |name: &str, rights| Offer { cluster: Some(Arc::from(name)), rights };
+        let scales = Rights { execute: vec![ActionKind::Scale], ..Rights::default() };
+        let reads = Rights { get: true, list: true, ..Rights::default() };
+        let offers = [
+            offer("green", reads),
+            offer("blue", everything()),
+            offer("red", scales),
+            offer("gone", Rights::default()),
+        ];
+        for default in [None, Some("green"), Some("blue")] {
+            let mut number = 0;
+            for tool in list(&offers, ToolSet::PerAction, default) {
+                let name = tool["name"].as_str().expect("is text");
+                let expected: &[&str] = match name {
+                    "scale" => &["blue", "red"],
+                    "get_action" | "list_actions" | "diagnose" => &["green", "blue"],
+                    _ => &["blue"],
+                };
                 let input = &tool["inputSchema"];
-                assert_eq!(input["properties"]["cluster"]["enum"], json!(["green", "blue"]));
+                let cluster = &input["properties"]["cluster"];
+                assert_eq!(cluster["enum"], json!(expected), "{name}");
+                assert_eq!(cluster["x-mcp-header"], CLUSTER_HEADER);
+                let default = default.filter(|name| expected.contains(name));
+                assert_eq!(cluster["default"].as_str(), default, "{name}");
+                let text = cluster["description"].as_str().expect("is text");
+                assert_eq!(text.contains("has to be named"), default.is_none(), "{name}: {text}");
+                assert!(text.contains(default.unwrap_or_default()), "{name}: {text}");
                 let required = input["required"].as_array().into_iter().flatten();
-                assert_eq!(required.into_iter().any(|it| it == "cluster"), !has_default, "{tool}");
+                assert_eq!(required.into_iter().any(|it| it == "cluster"), default.is_none());
+                number += 1;
             }
+            assert_eq!(number, ActionKind::ALL.len() + 4);
         }
-        let one = Value::from(list(&everything(), ToolSet::Generic, None)).to_string();
+        // What may be done on another cluster alone is offered.
+        let only = list(&offers[2..], ToolSet::PerAction, Some("green"));
+        assert_eq!(names_of(&only), ["scale"]);
+        let one = Value::from(listed(&everything(), ToolSet::Generic)).to_string();
         assert!(!one.contains(r#""cluster""#));
     }
 
@@ -460,9 +541,8 @@ mod tests {
 
     #[test]
     fn all_tools_together_have_fewer_than_6000_tokens_without_integrations_and_10000_with_them() {
-        let tokens = |rights: &Rights, set| {
-            Value::from(list(rights, set, None)).to_string().chars().count() / 4
-        };
+        let tokens =
+            |rights: &Rights, set| Value::from(listed(rights, set)).to_string().chars().count() / 4;
         let all = tokens(&everything(), ToolSet::Auto);
         assert!(all < 10_000, "{all} tokens");
         let own: Vec<_> = ActionKind::ALL.into_iter().filter(is_of_kubernetes).collect();
@@ -479,7 +559,7 @@ mod tests {
         let rights = Rights { execute: longest, ..everything() };
         let own = tokens(&rights, ToolSet::Auto);
         assert!(own < 6000, "{own} tokens");
-        assert_eq!(list(&rights, ToolSet::Auto, None).len(), MAX_OWN_TOOLS + 4);
+        assert_eq!(listed(&rights, ToolSet::Auto).len(), MAX_OWN_TOOLS + 4);
     }
 
     #[test]
@@ -487,7 +567,7 @@ mod tests {
         for (set, number) in
             [(ToolSet::PerAction, ActionKind::ALL.len() + 4), (ToolSet::Generic, 5)]
         {
-            let tools = list(&everything(), set, None);
+            let tools = listed(&everything(), set);
             let names = names_of(&tools);
             assert_eq!(names.len(), number);
             assert_eq!(names.iter().collect::<HashSet<_>>().len(), number);
@@ -505,7 +585,7 @@ mod tests {
     #[test]
     fn every_tool_has_all_hints_and_they_are_true() {
         for set in [ToolSet::PerAction, ToolSet::Generic] {
-            for tool in list(&everything(), set, None) {
+            for tool in listed(&everything(), set) {
                 let name = tool["name"].as_str().expect("is text");
                 let hints = &tool["annotations"];
                 let writes = matches!(Tool::named(name), Some(Tool::Action(_) | Tool::Execute));
@@ -527,7 +607,7 @@ mod tests {
     #[test]
     fn every_description_has_four_parts() {
         for set in [ToolSet::PerAction, ToolSet::Generic] {
-            for tool in list(&everything(), set, None) {
+            for tool in listed(&everything(), set) {
                 let text = tool["description"].as_str().expect("is text");
                 let parts = [" When: ", ". Not when: ", ". Before: "];
                 let places = parts.map(|part| text.find(part));
@@ -543,7 +623,7 @@ mod tests {
         let scale = only(&[ActionKind::Scale]);
         let offer = Rights { execute: scale.clone(), simulate: scale, get: true, list: false };
         for set in [ToolSet::PerAction, ToolSet::Generic] {
-            let tools = list(&offer, set, None);
+            let tools = listed(&offer, set);
             let text = Value::from(tools.clone()).to_string();
             assert!(!names_of(&tools).contains(&"list_actions"));
             // The enumerations and the names of tools; descriptions name other actions as advice.
@@ -552,8 +632,8 @@ mod tests {
                 assert!(!text.contains(&format!("\"{}\"", other.name())), "{}", other.name());
             }
         }
-        assert!(list(&Rights::default(), ToolSet::PerAction, None).is_empty());
-        assert!(list(&Rights::default(), ToolSet::Generic, None).is_empty());
+        assert!(listed(&Rights::default(), ToolSet::PerAction).is_empty());
+        assert!(listed(&Rights::default(), ToolSet::Generic).is_empty());
     }
 
     #[test]
@@ -564,7 +644,7 @@ mod tests {
             (everything(), ToolSet::Generic),
             (read_only, ToolSet::PerAction),
         ] {
-            for tool in list(&offer, set, None) {
+            for tool in listed(&offer, set) {
                 let name = tool["name"].as_str().expect("is text").to_owned();
                 assert!(!tool.to_string().contains("$ref"), "{name}");
                 assert_eq!(tool["outputSchema"]["type"], "object");
@@ -609,7 +689,7 @@ mod tests {
     #[test]
     fn a_header_repeats_the_namespace_where_the_arguments_name_one_and_nothing_else() {
         for set in [ToolSet::PerAction, ToolSet::Generic] {
-            for tool in list(&everything(), set, None) {
+            for tool in listed(&everything(), set) {
                 let name = tool["name"].as_str().expect("is text");
                 let mut found = Vec::new();
                 headers_in(&tool["inputSchema"], "", &mut found);

@@ -69,10 +69,13 @@ fn object_name(digest: &str) -> String {
     format!("action-executor-approval-{digest}")
 }
 
-/// The command that approves this digest.
-pub(crate) fn command(namespace: &str, digest: &str) -> String {
+/// The command that approves this digest. Of several clusters it names the one whose record asks, as a context: kubectl
+/// refuses one that it does not know, so that no other cluster gets the approval. Its `--cluster` would send that cluster
+/// the credentials of the current context.
+pub(crate) fn command(cluster: Option<&str>, namespace: &str, digest: &str) -> String {
+    let context = cluster.map(|name| format!("--context {name} ")).unwrap_or_default();
     let name = object_name(digest);
-    format!("kubectl -n {namespace} create configmap {name} --from-literal=by=\"$USER\"")
+    format!("kubectl {context}-n {namespace} create configmap {name} --from-literal=by=\"$USER\"")
 }
 
 /// A ConfigMap that approves a digest.
@@ -102,4 +105,18 @@ pub(crate) async fn find(
         let by = by.chars().filter(|c| !c.is_control()).take(100).collect();
         Approved { by, at }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_names_the_cluster_of_a_list_as_a_context() {
+        assert_eq!(
+            command(Some("blue"), "shop", "d1"),
+            "kubectl --context blue -n shop create configmap action-executor-approval-d1 --from-literal=by=\"$USER\""
+        );
+        assert!(command(None, "shop", "d1").starts_with("kubectl -n shop create configmap "));
+    }
 }

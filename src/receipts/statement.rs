@@ -11,6 +11,7 @@ use crate::{
     contract::{
         digest::sha256,
         error::ActionError,
+        image::ImageReference,
         json::strict_object,
         response::{ActionResponse, Target, TargetOutcome, rfc3339_millis},
     },
@@ -154,7 +155,10 @@ impl Statement {
             request_digest: sha256_set(metadata.digest.clone()),
             action: metadata.action.to_owned(),
             // Plain data always serializes.
-            parameters: without_secrets(serde_json::to_value(&request.action).unwrap_or_default()),
+            parameters: without_secrets(
+                serde_json::to_value(&request.action).unwrap_or_default(),
+                &request.action.plannable().images(),
+            ),
             requester: metadata.requester.clone(),
             reason: metadata.reason.clone(),
             client: metadata.client.clone(),
@@ -222,14 +226,16 @@ fn sha256_set(digest: String) -> BTreeMap<String, String> {
     BTreeMap::from([("sha256".to_owned(), digest)])
 }
 
-/// The parameters with each text masked that looks like a secret, by itself or by its name.
-fn without_secrets(mut parameters: Value) -> Value {
-    mask_within("", &mut parameters);
+/// The parameters with each text masked that looks like a secret, by itself or by its name. The images stay as they are:
+/// a tag after a repository such as `token-service` looks like the value of a secret.
+fn without_secrets(mut parameters: Value, images: &[&ImageReference]) -> Value {
+    mask_within("", &mut parameters, images);
     parameters
 }
 
-fn mask_within(name: &str, value: &mut Value) {
+fn mask_within(name: &str, value: &mut Value, images: &[&ImageReference]) {
     match value {
+        Value::String(text) if images.iter().any(|image| ***image == **text) => {}
         Value::String(text) => {
             let whole = format!("{name}: {text}");
             let line = masked(&whole);
@@ -238,9 +244,9 @@ fn mask_within(name: &str, value: &mut Value) {
                 *text = rest.unwrap_or(MASKED).to_owned();
             }
         }
-        Value::Array(all) => all.iter_mut().for_each(|value| mask_within(name, value)),
+        Value::Array(all) => all.iter_mut().for_each(|value| mask_within(name, value, images)),
         Value::Object(fields) => {
-            fields.iter_mut().for_each(|(name, value)| mask_within(name, value));
+            fields.iter_mut().for_each(|(name, value)| mask_within(name, value, images));
         }
         _ => {}
     }
@@ -343,7 +349,31 @@ mod tests {
             "containers": [{"image": "registry.example.com/shop/web:1.2"}],
             "replicas": 3,
         });
-        assert_eq!(without_secrets(parameters), expected);
+        assert_eq!(without_secrets(parameters, &[]), expected);
+    }
+
+    #[test]
+    fn images_are_not_masked_and_texts_that_look_like_them_are() {
+        let of = |request: &str| {
+            let request = ActionRequest::parse(request.as_bytes()).expect("is a request");
+            let id = RequestId::try_from("alert-7".to_owned()).expect("is an id");
+            let metadata = RequestMetadata::of(&request, &id);
+            let response = ActionResponse::example(Outcome::Applied);
+            let said = Statement::answered(bare(&request, &metadata), &response);
+            said.predicate.parameters
+        };
+        let images = json!([
+            {"container": "web", "image": "registry/token-service:1.2"},
+            {"container": "proxy", "image": "registry.example.com:5000/secret-store/api-key:v1"},
+        ]);
+        let request = json!({"type": "set_image", "parameters": {"name": "web", "images": images}});
+        assert_eq!(of(&request.to_string())["images"], images);
+        // A text in the form of an image, where no image is expected.
+        let request = r#"{"type":"annotate","parameters":{"kind":"deployment","name":"web",
+            "set":{"image":"registry/token-service:1.2","note":"password:hunter2"}}}"#;
+        let masked =
+            json!({"image": "registry/token-service:[masked]", "note": "password:[masked]"});
+        assert_eq!(of(request)["set"], masked);
     }
 
     #[test]

@@ -81,6 +81,8 @@ struct CertificateLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LaneLabels {
     lane: &'static str,
+    #[prometheus(flatten)]
+    cluster: ClusterLabel,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -105,7 +107,7 @@ pub(crate) struct Metrics {
     refused_connections: Counter,
     failed_handshakes: Counter,
     expiry: Family<CertificateLabels, Gauge>,
-    queued: Gauge,
+    queued: Family<ClusterLabel, Gauge>,
     queue_duration: Histogram,
     concurrency_in_use: Family<LaneLabels, Gauge>,
     concurrency_limit: Family<LaneLabels, Gauge>,
@@ -131,7 +133,7 @@ impl Metrics {
             refused_connections: Counter::default(),
             failed_handshakes: Counter::default(),
             expiry: Family::default(),
-            queued: Gauge::default(),
+            queued: Family::default(),
             queue_duration: Histogram::new(SHORT_SECONDS),
             concurrency_in_use: Family::default(),
             concurrency_limit: Family::default(),
@@ -263,11 +265,12 @@ impl Metrics {
         calls.get_or_create(&labels).observe(0.0);
         let metrics = Metrics::new(Some(&calls)).with_deliveries(&no_deliveries());
         // A family without a series prints no labels.
-        metrics.action("cordon", true, "simulated".into(), cluster, Duration::ZERO);
+        metrics.action("cordon", true, "simulated".into(), cluster.clone(), Duration::ZERO);
         metrics.http("other", 404);
         metrics.problem(&ActionError::new(Code::RouteNotFound, ""));
         metrics.certificate_expires("server", 0);
-        metrics.concurrency_limit("reads", 1);
+        metrics.concurrency_limit("actions", &cluster, 1);
+        metrics.queue(&cluster);
         metrics.rejected_requests("deadline").inc();
         let text = metrics.text(&[("policy", true)]);
         let help = |name: &str| {
@@ -345,9 +348,9 @@ impl Metrics {
         self.expiry.get_or_create(&CertificateLabels { certificate }).set(at);
     }
 
-    /// An action is queued until the guard is dropped.
-    pub(crate) fn queued(&self) -> GaugeGuard {
-        GaugeGuard::new(&self.queued)
+    /// The gauge of the actions that are queued for this cluster.
+    pub(crate) fn queue(&self, cluster: &ClusterLabel) -> Gauge {
+        self.queued.get_or_create(cluster).clone()
     }
 
     /// Observes the time that an action was queued.
@@ -355,10 +358,16 @@ impl Metrics {
         self.queue_duration.observe(time.as_secs_f64());
     }
 
-    /// Sets the number of permits of a lane; returns the gauge of those in use.
-    pub(crate) fn concurrency_limit(&self, lane: &'static str, permits: usize) -> Gauge {
-        self.concurrency_limit.get_or_create(&LaneLabels { lane }).set(permits as i64);
-        self.concurrency_in_use.get_or_create(&LaneLabels { lane }).clone()
+    /// Sets the number of permits of a lane, for this cluster; returns the gauge of those in use.
+    pub(crate) fn concurrency_limit(
+        &self,
+        lane: &'static str,
+        cluster: &ClusterLabel,
+        permits: usize,
+    ) -> Gauge {
+        let labels = LaneLabels { lane, cluster: cluster.clone() };
+        self.concurrency_limit.get_or_create(&labels).set(permits as i64);
+        self.concurrency_in_use.get_or_create(&labels).clone()
     }
 
     /// The counter of requests rejected for this reason.

@@ -3,22 +3,29 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use action_executor::{actions::ActionKind, contract::digest::sha256};
+use k8s_openapi::api::batch::v1::Job;
 use serde_json::{Value, json};
 
 use crate::{
     approval::{REQUIRE_APPROVAL, approve},
-    cluster::{Namespace, TestCluster, private, shared},
+    cluster::{MISSING_IMAGE, Namespace, TestCluster, eventually, private, shared},
+    concurrency::{answer, counted, send},
+    fault_proxy::{ProxyBehavior, Received, proxy},
     ledger::records,
     mcp::Http,
-    program::{Program, Reply, Server, execute_request, scratch},
+    program::{Finished, Program, Reply, Server, execute_request, scratch},
 };
 
 const CLUSTERS: &str = "ACTION_EXECUTOR_CLUSTERS";
-const FREE: &str = "cooldown_seconds: 0";
+pub const FREE: &str = "cooldown_seconds: 0";
 
 /// The second cluster of all tests here.
 fn second() -> &'static TestCluster {
@@ -27,13 +34,13 @@ fn second() -> &'static TestCluster {
 }
 
 /// A namespace of the same name on two clusters, each with a Deployment `web`.
-struct Pair {
-    green: Namespace,
-    blue: Namespace,
+pub struct Pair {
+    pub green: Namespace,
+    pub blue: Namespace,
 }
 
 impl Pair {
-    async fn new(test: &str) -> Self {
+    pub async fn new(test: &str) -> Self {
         let green = shared().namespace(test).await;
         let blue = second().namespace_named(green.name().to_owned()).await;
         for namespace in [&green, &blue] {
@@ -43,7 +50,7 @@ impl Pair {
     }
 
     /// A list of both with these policies; `head` comes before it.
-    fn list(&self, head: &str, policies: [&str; 2]) -> PathBuf {
+    pub fn list(&self, head: &str, policies: [&str; 2]) -> PathBuf {
         let entry = |name: &str, namespace: &Namespace, policy: &str| {
             json!({
                 "name": name, "kubeconfig": namespace.kubeconfig(),
@@ -67,7 +74,7 @@ impl Pair {
     }
 
     /// How often the Deployment was changed on each cluster.
-    async fn effects(&self) -> [i64; 2] {
+    pub async fn effects(&self) -> [i64; 2] {
         let of = async |namespace: &Namespace| {
             namespace.get_deployment("web").await.metadata.generation.expect("has one") - 1
         };
@@ -88,8 +95,62 @@ fn beside(list: &Path, kubeconfig: &Path) -> String {
     name
 }
 
-fn program(list: &PathBuf) -> Program {
+/// A kubeconfig of a cluster that is down.
+fn gone() -> PathBuf {
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "gone",
+        "clusters": [{ "name": "gone", "cluster": { "server": "https://127.0.0.1:1" } }],
+        "contexts": [{ "name": "gone", "context": { "cluster": "gone", "user": "gone" } }],
+        "users": [{ "name": "gone", "user": { "token": "canary" } }],
+    });
+    let path = scratch("gone.kubeconfig");
+    fs::write(&path, config.to_string()).expect("is written");
+    path
+}
+
+/// A list of this namespace's cluster as `green`, and of `other` behind this kubeconfig; `head` comes before it.
+fn list_beside(green: &Namespace, head: &str, other: &Path, policy: &str) -> PathBuf {
+    let entries = json!([
+        { "name": "green", "kubeconfig": green.kubeconfig(), "policy": green.policy(policy) },
+        { "name": "other", "kubeconfig": other, "policy": green.policy(policy) },
+    ]);
+    written(&format!("{head}\nclusters: {entries}"))
+}
+
+pub fn program(list: &PathBuf) -> Program {
     Program::offline().env(CLUSTERS, list)
+}
+
+/// The administrator's kubeconfig of this cluster, with its context under this name.
+fn as_context(name: &str, namespace: &Namespace) -> PathBuf {
+    let text = fs::read_to_string(namespace.kubeconfig()).expect("is readable");
+    let mut config: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
+    config["contexts"][0]["name"] = name.into();
+    config["current-context"] = name.into();
+    let path = scratch(&format!("{name}.kubeconfig"));
+    fs::write(&path, config.to_string()).expect("is written");
+    path
+}
+
+fn in_file(request: &Value) -> String {
+    let path = scratch("request.json");
+    fs::write(&path, request.to_string()).expect("is written");
+    path.display().to_string()
+}
+
+/// Runs the container of this Job on the cluster of this namespace, under a policy of ours.
+fn run_as_pod(job: &Value, namespace: &Namespace) -> Finished {
+    let mut program =
+        Program::with_kubeconfig(namespace.kubeconfig()).under(&namespace.policy(FREE));
+    let variables = job.pointer("/spec/template/spec/containers/0/env").expect("is there");
+    for variable in variables.as_array().expect("is a list") {
+        let name = variable["name"].as_str().expect("is text");
+        if let Some(value) = variable["value"].as_str().filter(|_| name != "ACTION_EXECUTOR_POLICY")
+        {
+            program = program.env(name, value);
+        }
+    }
+    program.run()
 }
 
 fn execute(server: &Server, request: &Value) -> Reply {
@@ -173,9 +234,11 @@ async fn an_asynchronous_response_says_where_the_state_is() {
     let body = request.to_string();
     let reply = server.raw(&execute_request(body.as_bytes(), "Prefer: respond-async\r\n"));
     assert_eq!(reply.status, 202, "{:?}", reply.json());
+    assert_eq!(reply.json()["cluster"], "blue");
     let location = reply.header("location").expect("has one").to_owned();
     assert!(location.ends_with("&cluster=blue"), "{location}");
-    assert_eq!(server.get(&location).status, 200);
+    let state = server.get(&location);
+    assert_eq!((state.status, &state.json()["cluster"]), (200, &json!("blue")));
     // The default cluster has no such request.
     assert_eq!(server.get(location.trim_end_matches("&cluster=blue")).status, 404);
 }
@@ -183,23 +246,18 @@ async fn an_asynchronous_response_says_where_the_state_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_is_down_leaves_the_others() {
     let pair = Pair::new("clusters_down").await;
-    let down = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "gone",
-        "clusters": [{ "name": "gone", "cluster": { "server": "https://127.0.0.1:1" } }],
-        "contexts": [{ "name": "gone", "context": { "cluster": "gone", "user": "gone" } }],
-        "users": [{ "name": "gone", "user": { "token": "canary" } }],
-    });
-    let kubeconfig = scratch("gone.kubeconfig");
-    fs::write(&kubeconfig, down.to_string()).expect("is written");
     let entries = json!([
-        { "name": "gone", "kubeconfig": kubeconfig },
+        { "name": "gone", "kubeconfig": gone() },
         { "name": "green", "kubeconfig": pair.green.kubeconfig(), "policy": pair.green.policy(FREE) },
     ]);
     let list = written(&format!("default: gone\nclusters: {entries}"));
     let server = Server::start(program(&list).env("ACTION_EXECUTOR_DEADLINE_SECONDS", "3"));
     let ready = server.get("/readyz");
     assert_eq!(ready.status, 200, "{:?}", ready.json());
-    let states = json!([{ "name": "gone", "ready": false }, { "name": "green", "ready": true }]);
+    let states = json!([
+        { "name": "gone", "ready": false, "code": "cluster_unreachable" },
+        { "name": "green", "ready": true },
+    ]);
     assert_eq!(ready.json()["clusters"], states);
     let reply = execute(&server, &pair.request("r1", None));
     assert_eq!((reply.status, &reply.json()["code"]), (503, &json!("cluster_unreachable")));
@@ -238,9 +296,11 @@ async fn an_approval_on_one_cluster_does_not_hold_on_the_other() {
         (&green["outcome"], &blue["outcome"]),
         (&json!("pending_approval"), &json!("pending_approval"))
     );
-    assert!(approve(&green, pair.green.kubeconfig()));
+    // The command names its cluster: whoever does not know it approves nothing, on whatever cluster.
+    assert!(!approve(&green, &as_context("blue", &pair.blue)));
+    assert!(approve(&green, &as_context("green", &pair.green)));
     // The command of one, given on the other.
-    assert!(approve(&green, pair.blue.kubeconfig()));
+    assert!(approve(&green, &as_context("green", &pair.blue)));
     assert_eq!(send("green").answer()["outcome"], "applied");
     assert_eq!(send("blue").answer()["outcome"], "pending_approval");
     assert_eq!(pair.effects().await, [1, 0]);
@@ -324,38 +384,256 @@ async fn mcp_tools_take_a_cluster_of_the_list() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_need_the_right_on_each_cluster_but_the_reviewing_one() {
+async fn mcp_says_on_which_cluster_a_call_is_under_way() {
+    let pair = Pair::new("clusters_mcp_time").await;
+    pair.blue.deployment("slow", 1, MISSING_IMAGE).await;
+    let program = program(&pair.list("default: green", [FREE, FREE]));
+    let server = Server::start(program.env("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "4"));
+    let client = Http::new(&server);
+    let name = pair.blue.name();
+    let id = format!("m.{name}");
+    let request = json!({
+        "type": "restart_k8s", "id": id, "cluster": "blue", "wait": true,
+        "parameters": { "deployment": "slow", "namespace": name },
+    });
+    let state = json!({ "id": id, "namespace": name, "cluster": "blue" });
+    for (tool, arguments) in [("execute", request), ("get_action", state)] {
+        let result = client.call(tool, &arguments.to_string());
+        let text = result["content"][0]["text"].as_str().expect("is text");
+        let where_to = format!("on Deployment {name}/slow of cluster blue (id {id})");
+        assert!(text.starts_with("Under way") && text.contains(&where_to), "{tool}: {result}");
+        assert!(text.contains("Call get_action again with this id and cluster"), "{result}");
+        assert_eq!(result["structuredContent"]["cluster"], "blue", "{tool}: {result}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mcp_offers_what_a_caller_may_do_on_one_cluster_at_least() {
+    let pair = Pair::new("clusters_offer").await;
+    let program = program(&pair.list("default: green\nreviewer: green", [FREE, FREE]));
+    let server = Server::start(program.env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor"));
+    let rule = |resources: &[&str]| {
+        json!([{
+            "apiGroups": ["action-executor.dev"], "resources": resources,
+            "resourceNames": ["restart_k8s"], "verbs": ["simulate", "execute"],
+        }])
+    };
+    for (account, resources, clusters, default) in [
+        ("other", &["actions/blue"][..], json!(["blue"]), None),
+        (
+            "both",
+            &["actions", "actions/green", "actions/blue"],
+            json!(["green", "blue"]),
+            Some("green"),
+        ),
+        ("none", &["actions/red"], json!([]), None),
+    ] {
+        pair.green.account(account, rule(resources)).await;
+        let token = pair.green.token(account, &["action-executor"]).await;
+        let offered = Http::with_token(&server, &token).tool_list();
+        let tools = offered["tools"].as_array().expect("are listed");
+        let names: Vec<_> = tools.iter().map(|tool| &tool["name"]).collect();
+        let expected: &[&str] = if account == "none" { &[] } else { &["simulate", "restart_k8s"] };
+        assert_eq!(json!(names), json!(expected), "{account}: {offered}");
+        for tool in tools {
+            let input = &tool["inputSchema"];
+            let cluster = &input["properties"]["cluster"];
+            assert_eq!((&cluster["enum"], cluster["default"].as_str()), (&clusters, default));
+            let required = input["required"].to_string();
+            assert_eq!(required.contains("cluster"), default.is_none(), "{account}: {input}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_for_the_cluster_of_its_request_whose_name_its_pod_knows() {
+    let pair = Pair::new("clusters_job").await;
+    let list = pair.list("default: green", [FREE, FREE]);
+    let job = |request: &Value, flags: &[&str]| {
+        let file = in_file(request);
+        program(&list).args([&["job", &file, "-o", "json"], flags].concat()).run()
+    };
+    for (id, named, flags, cluster, effects) in [
+        ("j1", Some("blue"), &[][..], "blue", [0, 1]),
+        ("j2", None, &["--cluster", "blue"], "blue", [0, 2]),
+        ("j3", None, &[], "green", [1, 2]),
+    ] {
+        let rendered = job(&pair.request(id, named), flags);
+        assert_eq!(rendered.status, 0, "{rendered:?}");
+        let place = if cluster == "blue" { &pair.blue } else { &pair.green };
+        let done = run_as_pod(&rendered.answer(), place);
+        assert_eq!((done.status, &done.answer()["cluster"]), (0, &json!(cluster)), "{done:?}");
+        assert_eq!(pair.effects().await, effects);
+    }
+    for (named, flags) in [("red", &[][..]), ("green", &["--cluster", "blue"])] {
+        let refused = job(&pair.request("j4", Some(named)), flags);
+        assert_eq!((refused.status, &refused.answer()["field"]), (65, &json!("cluster")));
+    }
+    let created = job(&pair.request("j5", Some("blue")), &["--apply"]);
+    assert_eq!(created.status, 0, "{created:?}");
+    let name = created.answer()["job"]["name"].as_str().expect("is a name").to_owned();
+    let found = async |namespace: &Namespace| {
+        namespace.api::<Job>().get_opt(&name).await.expect("is read").is_some()
+    };
+    assert_eq!((found(&pair.green).await, found(&pair.blue).await), (false, true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_acts_on_the_clusters_that_it_names_whichever_reviews_and_is_the_default() {
     let pair = Pair::new("clusters_keys").await;
     let keys = scratch("keys.yaml");
     let entry = |name: &str, more: &str| {
         format!("- {{name: {name}, sha256: {}{more}}}\n", sha256(format!("{name}-key").as_bytes()))
     };
-    let text = format!("keys:\n{}{}", entry("jo", ""), entry("mo", ", clusters: [blue]"));
-    fs::write(&keys, text).expect("is written");
-    let program = program(&pair.list("default: green", [FREE, FREE]));
+    let text =
+        [entry("jo", ""), entry("mo", ", clusters: [blue]"), entry("al", ", clusters: ['*']")];
+    fs::write(&keys, format!("keys:\n{}", text.concat())).expect("is written");
+    let program = program(&pair.list("default: green\nreviewer: green", [FREE, FREE]));
     let server = Server::start(program.env("ACTION_EXECUTOR_KEYS", &keys));
     let send = |caller: &str, id: &str, cluster: &str| {
         let headers = format!("Authorization: Bearer {caller}-key\r\n");
         let body = pair.request(id, Some(cluster)).to_string();
         server.raw(&execute_request(body.as_bytes(), &headers))
     };
-    let refused = send("jo", "r1", "blue");
-    assert_eq!((refused.status, &refused.json()["code"]), (403, &json!("caller_forbidden")));
-    assert!(
-        refused.json()["detail"].to_string().contains("of cluster 'blue'"),
-        "{:?}",
-        refused.json()
-    );
+    for (caller, cluster) in [("jo", "green"), ("jo", "blue"), ("mo", "green")] {
+        let refused = send(caller, "r1", cluster);
+        let problem = refused.json();
+        assert_eq!((refused.status, &problem["code"]), (403, &json!("caller_forbidden")));
+        let named = format!("of cluster '{cluster}'");
+        assert!(problem["detail"].to_string().contains(&named), "{problem}");
+        assert!(problem["hint"].to_string().contains("`clusters`"), "{problem}");
+    }
     assert_eq!(pair.effects().await, [0, 0]);
-    assert_eq!(send("jo", "r1", "green").status, 200);
     assert_eq!(send("mo", "r1", "blue").status, 200);
+    assert_eq!(pair.effects().await, [0, 1]);
+    assert_eq!(send("al", "r2", "green").status, 200);
+    assert_eq!(send("al", "r2", "blue").status, 200);
+    assert_eq!(pair.effects().await, [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_not_ready_while_the_cluster_that_reviews_its_callers_does_not_answer() {
+    let namespace = shared().namespace("clusters_review").await;
+    let list = list_beside(&namespace, "reviewer: other", &gone(), FREE);
+    let keys = scratch("keys.yaml");
+    fs::write(&keys, format!("keys: [{{name: jo, sha256: {}}}]", sha256(b"jo-key")))
+        .expect("is written");
+    let by_keys = program(&list).env("ACTION_EXECUTOR_KEYS", &keys);
+    assert_eq!(Server::start(by_keys).get("/readyz").status, 200);
+    let by_tokens = program(&list).env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor");
+    let ready = Server::start(by_tokens).get("/readyz");
+    assert_eq!((ready.status, &ready.json()["code"]), (503, &json!("cluster_unreachable")));
+    let detail = ready.json()["detail"].to_string();
+    assert!(detail.contains("cluster other, which reviews callers"), "{detail}");
+    // Of the clusters whose answers no caller needs, one may be down.
+    let list = list_beside(&namespace, "default: other\nreviewer: green", &gone(), FREE);
+    let by_tokens = program(&list).env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor");
+    assert_eq!(Server::start(by_tokens).get("/readyz").status, 200);
+}
+
+/// Sends requests until a cluster that behaves so holds all its permits and hangs, then one to another cluster.
+async fn acts_beside(test: &str, behavior: fn(&Received) -> ProxyBehavior, policy: &str) {
+    let namespace = shared().namespace(test).await;
+    let names: Vec<_> = (0..3).map(|number| format!("web-{number}")).collect();
+    for name in &names {
+        namespace.running_deployment(name, 1).await;
+    }
+    let hanging = Arc::new(AtomicUsize::new(0));
+    let hangs = hanging.clone();
+    let kubeconfig = proxy(&namespace, move |call| {
+        let behavior = behavior(call);
+        let is_hanging = matches!(behavior, ProxyBehavior::Hang);
+        hangs.fetch_add(usize::from(is_hanging), Ordering::SeqCst);
+        behavior
+    });
+    let list = list_beside(&namespace, "", &kubeconfig.await, policy);
+    // Two for each cluster, and for what means none of them.
+    let server = Server::start(program(&list).env("ACTION_EXECUTOR_MAX_ACTIONS", "6"));
+    let request = |deployment: &str, cluster: &str| {
+        json!({
+            "type": "restart_k8s", "simulate": false, "id": format!("{deployment}.{cluster}"), "cluster": cluster,
+            "parameters": { "deployment": deployment, "namespace": namespace.name() },
+        })
+    };
+    let held: Vec<_> = (0..6)
+        .map(|number| send(server.address(), &request(&names[number % 2], "other"), ""))
+        .collect();
+    let of_other = r#"{lane="actions",cluster="other"} "#;
+    eventually("the cluster holds its permits and the others wait", async || {
+        let in_use = counted(&server, &format!("action_executor_concurrency_in_use{of_other}"));
+        let queued = counted(&server, r#"action_executor_queued_requests{cluster="other"} "#);
+        let hang = hanging.load(Ordering::SeqCst) >= 2;
+        (in_use == Some(2) && queued == Some(4) && hang).then_some(())
+    })
+    .await;
+    assert_eq!(counted(&server, &format!("action_executor_concurrency_limit{of_other}")), Some(2));
+    let (reply, took) = answer(send(server.address(), &request(&names[2], "green"), "")).await;
+    assert_eq!(reply.status, 200, "{:?}", reply.json());
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert!(held.iter().all(|sent| !sent.is_finished()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_hangs_keeps_no_other_from_acting() {
+    acts_beside("clusters_hang", |_| ProxyBehavior::Hang, FREE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_whose_budget_hangs_keeps_no_other_from_acting() {
+    let behavior = |call: &Received| match call.writes("leases") {
+        true => ProxyBehavior::Hang,
+        false => ProxyBehavior::Forward,
+    };
+    acts_beside("clusters_lease", behavior, "cooldown_seconds: 600").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invalid_policy_of_one_cluster_concerns_that_cluster_alone() {
+    let pair = Pair::new("clusters_invalid").await;
+    let policies = [pair.green.policy(FREE), pair.blue.policy(FREE)];
+    let entries = json!([
+        { "name": "green", "kubeconfig": pair.green.kubeconfig(), "policy": policies[0] },
+        { "name": "blue", "kubeconfig": pair.blue.kubeconfig(), "policy": policies[1] },
+    ]);
+    let server = Server::start(program(&written(&format!("clusters: {entries}"))));
+    let valid = fs::read(&policies[1]).expect("is read");
+    fs::write(&policies[1], "read_only: perhaps").expect("is written");
+    let ready = server.get("/readyz");
+    assert_eq!(ready.status, 200, "{:?}", ready.json());
+    let states = json!([
+        { "name": "green", "ready": true },
+        { "name": "blue", "ready": false, "code": "configuration" },
+    ]);
+    assert_eq!(ready.json()["clusters"], states);
+    let refused = execute(&server, &pair.request("r1", Some("blue")));
+    assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("configuration")));
+    let detail = refused.json()["detail"].to_string();
+    assert!(detail.contains("cluster blue of the list: policy"), "{detail}");
+    let path =
+        format!("/api/v1/diagnosis?target=deployment/web&namespace={}&cluster=", pair.green.name());
+    assert_eq!(server.get(&format!("{path}blue")).json()["code"], "configuration");
+    assert_eq!(server.get(&format!("{path}green")).status, 200);
+    assert_eq!(execute(&server, &pair.request("r1", Some("green"))).status, 200);
+    assert_eq!(pair.effects().await, [1, 0]);
+
+    fs::write(&policies[0], "read_only: perhaps").expect("is written");
+    let ready = server.get("/readyz");
+    assert_eq!((ready.status, &ready.json()["code"]), (503, &json!("configuration")));
+    fs::write(&policies[1], valid).expect("is written");
+    assert_eq!(server.get("/readyz").status, 200);
+    assert_eq!(execute(&server, &pair.request("r1", Some("blue"))).status, 200);
     assert_eq!(pair.effects().await, [1, 1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rbac_knows_a_cluster_as_a_subresource_of_actions() {
     let pair = Pair::new("clusters_rbac").await;
-    let list = pair.list("default: green", [FREE, FREE]);
+    // Neither the default nor the first of the list reviews.
+    let entries = ["blue", "green"].map(|name| {
+        let namespace = if name == "green" { &pair.green } else { &pair.blue };
+        json!({ "name": name, "kubeconfig": namespace.kubeconfig(), "policy": namespace.policy(FREE) })
+    });
+    let list = written(&format!("default: blue\nreviewer: green\nclusters: {}", json!(entries)));
     let server =
         Server::start(program(&list).env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor"));
     let rule = |resource: &str| json!([{ "apiGroups": ["action-executor.dev"], "resources": [resource], "verbs": ["execute", "list"] }]);
@@ -449,6 +727,22 @@ async fn without_a_list_a_request_may_still_name_the_only_cluster() {
     assert_eq!(refused.answer()["hint"], "the only one is EU production");
     let history = program().args(["history", "--cluster", "US production"]).run();
     assert_eq!(history.status, 65, "{history:?}");
+    // The cluster of a Job's pod has the name that the request has for it.
+    let named: Value = serde_json::from_str(&request("EU production")).expect("is JSON");
+    let file = in_file(&named);
+    let rendered = Program::offline().args(["job", &file, "-o", "json"]).run();
+    assert_eq!(rendered.status, 0, "{rendered:?}");
+    let done = run_as_pod(&rendered.answer(), &namespace);
+    assert_eq!((done.status, &done.answer()["cluster"]), (0, &json!("EU production")), "{done:?}");
+    let elsewhere = Program::with_kubeconfig(namespace.kubeconfig());
+    for (program, more) in [
+        (elsewhere.env("ACTION_EXECUTOR_CLUSTER_NAME", "US production"), vec![]),
+        (Program::with_kubeconfig(namespace.kubeconfig()), vec!["--apply"]),
+    ] {
+        let args = [vec!["job", &file, "-o", "json"], more].concat();
+        let refused = program.args(args).run();
+        assert_eq!((refused.status, &refused.answer()["field"]), (65, &json!("cluster")));
+    }
     let server = Server::start(program());
     assert_eq!(server.get("/api/v1/history?cluster=US%20production").status, 400);
     assert_eq!(server.get("/api/v1/history?cluster=EU%20production").status, 200);
@@ -485,11 +779,22 @@ fn a_list_that_cannot_be_used_is_an_error_at_startup() {
         ("clusters: [{name: a}, {name: a}]".to_owned(), "the name a is given twice"),
         ("clusters: [{name: a, servers: b}]".to_owned(), "servers"),
         ("{default: b, clusters: [{name: a}]}".to_owned(), "default: b"),
+        ("{reviewer: b, clusters: [{name: a}]}".to_owned(), "reviewer: b"),
     ] {
         let list = written(&text);
         let done = program(&list).args(["serve", "--bind", "127.0.0.1:0"]).run();
         assert_eq!(done.status, 78, "{text}: {done:?}");
         assert!(done.stderr.contains(named), "{text}: {done:?}");
+    }
+    let both = format!(
+        "default: b\nclusters: [{{name: a, kubeconfig: {kubeconfig}}}, {{name: b, kubeconfig: {kubeconfig}}}]"
+    );
+    let reviewed =
+        program(&written(&both)).env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor");
+    let reviewed = reviewed.args(["serve", "--bind", "127.0.0.1:0"]).run();
+    assert_eq!(reviewed.status, 78, "{reviewed:?}");
+    for words in ["reviewer: missing", "one of a, b"] {
+        assert!(reviewed.stderr.contains(words), "{reviewed:?}");
     }
     let list = written("clusters: [{name: a}]");
     let named = program(&list).env("ACTION_EXECUTOR_CLUSTER_NAME", "a").args(["serve"]).run();

@@ -28,7 +28,7 @@ fn restart(namespace: &Namespace, deployment: &str, id: &str) -> Value {
 }
 
 /// Sends a request from a thread of its own; returns the response and how long it took.
-fn send(address: SocketAddr, body: &Value, headers: &str) -> JoinHandle<(Reply, Duration)> {
+pub fn send(address: SocketAddr, body: &Value, headers: &str) -> JoinHandle<(Reply, Duration)> {
     let bytes =
         execute_request(body.to_string().as_bytes(), &format!("Connection: close\r\n{headers}"));
     thread::spawn(move || {
@@ -40,11 +40,12 @@ fn send(address: SocketAddr, body: &Value, headers: &str) -> JoinHandle<(Reply, 
     })
 }
 
-async fn answer(sent: JoinHandle<(Reply, Duration)>) -> (Reply, Duration) {
+pub async fn answer(sent: JoinHandle<(Reply, Duration)>) -> (Reply, Duration) {
     tokio::task::spawn_blocking(|| sent.join().expect("is answered")).await.expect("it ran")
 }
 
-fn counted(server: &Server, line: &str) -> Option<u64> {
+/// The value in the metrics after this beginning of a line.
+pub fn counted(server: &Server, line: &str) -> Option<u64> {
     let text = String::from_utf8(server.get("/metrics").body).expect("is text");
     let value = text.lines().find_map(|it| it.strip_prefix(line))?;
     value.trim().parse().ok()

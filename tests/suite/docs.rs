@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::{
     browser::Browser,
     cluster::shared,
+    clusters::{self, FREE, Pair},
     program::{Program, Server, scratch},
 };
 
@@ -219,4 +220,77 @@ async fn the_page_simulates_executes_and_shows_the_history() {
     drop(gone);
     browser.click("form .primary");
     browser.shows(".problem", "cannot be reached");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Chromium and chromedriver"]
+async fn the_pages_act_on_the_cluster_that_is_chosen_and_show_its_history() {
+    let pair = Pair::new("clusters_pages").await;
+    let name = pair.green.name().to_owned();
+    let server = Server::start(clusters::program(&pair.list("", [FREE, FREE])));
+    let origin = format!("http://{}", server.address());
+    let browser = Browser::start();
+    browser.emulate("light", 1360, 900);
+
+    browser.open(&format!("{origin}/docs#restart_k8s"));
+    browser.type_in("#field-parameters-deployment", "web");
+    browser.type_in("#field-parameters-namespace", &name);
+    // Without a default nothing is sent before a cluster is chosen.
+    browser.shows("#field-cluster option", "(choose one)");
+    browser.click("form .primary");
+    let is_asked_for = "const field = document.getElementById('field-cluster');
+        return field === document.activeElement && field.getAttribute('aria-invalid') === 'true'
+            && document.getElementById('field-cluster-wrong').textContent !== ''";
+    browser.until("the cluster is asked for", is_asked_for, &[]);
+    assert_eq!(browser.script("return document.querySelector('.output').innerText", &[]), "");
+    examine(&browser, "clusters-action");
+    // By the keyboard, to the field that has the focus.
+    browser.press("b");
+    browser.shows("#cluster", "blue");
+    browser.shows("pre", "\"cluster\": \"blue\"");
+    browser.click("form .primary");
+    browser.shows(".answer .badge", "Simulated");
+    browser.shows(".answer dd", "blue");
+    browser.click("form .danger");
+    browser.shows("#confirm", "This changes the cluster blue.");
+    browser.click("#confirm-yes");
+    browser.shows(".answer .badge", "Started");
+    assert_eq!(pair.effects().await, [0, 1]);
+    // The choice stays for the next action.
+    browser.click(".menu a[href='#scale']");
+    browser.shows("h1", "scale");
+    let chosen = "return document.getElementById(arguments[0]).value";
+    assert_eq!(browser.script(chosen, &["field-cluster"]), "blue");
+
+    browser.open(&format!("{origin}/history?namespace={name}"));
+    browser.shows(".notice", "choose one");
+    examine(&browser, "clusters-history");
+    browser.script("document.getElementById('of-cluster').focus()", &[]);
+    browser.press("b");
+    browser.click("form .primary");
+    browser.shows(".history", "restart_k8s");
+    browser.shows("#cluster", "blue");
+    browser.shows("h2", "Records of cluster blue");
+    let query = "return new URLSearchParams(location.search).get('cluster')";
+    assert_eq!(browser.script(query, &[]), "blue");
+    examine(&browser, "clusters-history-blue");
+    browser.open(&format!("{origin}/history?namespace={name}&cluster=green"));
+    browser.shows(".notice", "There are no records.");
+    browser.shows("#cluster", "green");
+    assert_eq!(browser.script(chosen, &["of-cluster"]), "green");
+    assert_eq!(browser.console(), Vec::<String>::new());
+
+    // The default is chosen, and can be changed.
+    let server = Server::start(clusters::program(&pair.list("default: blue", [FREE, FREE])));
+    let origin = format!("http://{}", server.address());
+    browser.open(&format!("{origin}/docs#restart_k8s"));
+    browser.shows("#cluster", "blue");
+    assert_eq!(browser.script(chosen, &["field-cluster"]), "blue");
+    browser.open(&format!("{origin}/history?namespace={name}"));
+    browser.shows(".history", "restart_k8s");
+    browser.shows("#cluster", "blue");
+    browser.click("#of-cluster option[value=green]");
+    browser.click("form .primary");
+    browser.shows(".notice", "There are no records.");
+    browser.shows("#cluster", "green");
 }

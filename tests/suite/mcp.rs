@@ -180,16 +180,19 @@ fn result_of(message: &Value) -> Value {
     message.get("result").unwrap_or(&message["error"]).clone()
 }
 
-/// The header that repeats the namespace of these arguments, where they have one.
-fn namespace_header(tool: &str, arguments: &str) -> String {
+/// The headers that repeat the namespace and the cluster of these arguments, where they have one.
+fn parameter_headers(tool: &str, arguments: &str) -> String {
     let arguments: Value = serde_json::from_str(arguments).unwrap_or_default();
-    let named = match tool {
+    let namespace = match tool {
         "get_action" | "list_actions" | "diagnose" => &arguments["namespace"],
         _ => &arguments["parameters"]["namespace"],
     };
-    let Some(namespace) = named.as_str() else { return String::new() };
-    let encoded = BASE64_STANDARD.encode(namespace);
-    format!("Mcp-Param-Namespace: =?base64?{encoded}?=\r\n")
+    let named = [("Namespace", namespace), ("Cluster", &arguments["cluster"])];
+    let named = named.iter().filter_map(|(header, value)| Some((header, value.as_str()?)));
+    let header = |(header, value): (&&str, &str)| {
+        format!("Mcp-Param-{header}: =?base64?{}?=\r\n", BASE64_STANDARD.encode(value))
+    };
+    named.map(header).collect()
 }
 
 /// A client of a server.
@@ -232,7 +235,7 @@ impl<'a> Http<'a> {
         let headers = format!(
             "Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: {REVISION}\r\n\
              Mcp-Method: tools/call\r\nMcp-Name: {tool}\r\n{}",
-            namespace_header(tool, arguments)
+            parameter_headers(tool, arguments)
         );
         let mut stream = self.server.connect();
         let line = call_line(1, tool, arguments, true);
@@ -246,7 +249,7 @@ impl<'a> Http<'a> {
         let headers = format!(
             "Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: {REVISION}\r\n\
              Mcp-Method: {method}\r\nMcp-Name: {name}\r\n{}",
-            namespace_header(name, &params["arguments"].to_string())
+            parameter_headers(name, &params["arguments"].to_string())
         );
         let mut stream = self.server.connect();
         let line = task_line(1, method, params);
@@ -254,9 +257,14 @@ impl<'a> Http<'a> {
         result_of(&Stream::read(stream).rest().pop().expect("there is an answer"))
     }
 
-    fn tools(&self) -> Vec<String> {
+    /// The result of `tools/list`.
+    pub fn tool_list(&self) -> Value {
         let headers = format!("MCP-Protocol-Version: {REVISION}\r\nMcp-Method: tools/list\r\n");
-        names(&self.post(&list_line(), &headers).json()["result"])
+        self.post(&list_line(), &headers).json()["result"].clone()
+    }
+
+    fn tools(&self) -> Vec<String> {
+        names(&self.tool_list())
     }
 }
 

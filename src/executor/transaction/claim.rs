@@ -259,8 +259,9 @@ impl Transaction<'_> {
         let result = format!("{action} of {what} waits for a person's approval.");
         let mut response = self.response(plan, input, Outcome::PendingApproval, result);
         response.targets.clone_from(&plan.previews);
+        let cluster = self.context.listed_name().map(|name| &**name);
         response.approval = Some(PendingApproval {
-            command: approval::command(self.ledger.request.namespace(), &digest),
+            command: approval::command(cluster, self.ledger.request.namespace(), &digest),
             expires_at: rfc3339_millis(record.expires_at),
             digest,
         });

@@ -11,6 +11,7 @@ use hyper::body::Bytes;
 
 use crate::{
     contract::digest::sha256,
+    executor::context::Context,
     http::{
         endpoints::actions,
         headers::IF_NONE_MATCH,
@@ -51,9 +52,9 @@ static SCRIPT: LazyLock<Document> =
 static STYLE: LazyLock<Document> =
     LazyLock::new(|| Document::new("text/css; charset=utf-8", include_str!("page.css")));
 
-/// The list of the actions, with the name of the cluster that they act on.
-pub(crate) fn actions_document(cluster: Option<&str>) -> Document {
-    Document::new("application/json", actions::text(cluster))
+/// The list of the actions, with the names of the clusters that they act on.
+pub(crate) fn actions_document(context: Option<&Context>) -> Document {
+    Document::new("application/json", actions::text(context))
 }
 
 /// The document, or 304 if the client has it already.

@@ -27,8 +27,11 @@ function pretty(value) {
   return JSON.stringify(value, null, 2);
 }
 
-// The name of the cluster that the server acts on, as the header shows it.
+// The name of the cluster that is chosen, or of the only one, as the header shows it.
 let cluster = null;
+
+// The names of the clusters of which one is chosen, if several are listed.
+let clusters = [];
 
 function showCluster(name) {
   cluster = name || null;
@@ -227,8 +230,8 @@ function field(path, name, shape, required, changed) {
     input = make("input", { ...about, type: "checkbox", onchange: changed });
     input.checked = shape.default === true;
   } else if (shape.type === "choice") {
-    const none = required ? [] : [make("option", { value: "" }, "(not set)")];
-    input = make("select", { ...about, required, onchange: changed }, none, shape.choices.map((it) => make("option", { value: it, selected: it === shape.default }, it)));
+    const none = required && !shape.unset ? [] : [make("option", { value: "" }, shape.unset || "(not set)")];
+    input = make("select", { ...about, required, onchange: changed }, none, shape.choices.map((it) => make("option", { value: it, selected: it === (shape.selected ?? shape.default) }, it)));
   } else if (shape.type === "integer" || shape.type === "number") {
     input = make("input", { ...about, type: "number", required, step: shape.type === "integer" ? "1" : "any", min: shape.minimum, max: shape.maximum, inputmode: shape.minimum >= 0 ? "numeric" : null, oninput: changed });
   } else {
@@ -266,6 +269,14 @@ function oneOf(fields, changed) {
   fields.forEach((it, index) => { it.element.hidden = index > 0; it.input.required = index === 0; });
   return make("fieldset", {}, make("legend", {}, "One of ", prose(names.map((it) => "`" + it + "`").join(" and "))), make("div", { class: "radios" }, radios), fields.map((it) => it.element));
 }
+
+// The field of the request's cluster: the one that was chosen before, or the default; without one it has to be chosen.
+function clusterField(changed) {
+  const shape = { type: "choice", choices: clusters, selected: cluster, unset: cluster ? null : UNCHOSEN, description: "The cluster on which it acts." };
+  return field("cluster", "cluster", shape, true, changed);
+}
+
+const UNCHOSEN = "(choose one)";
 
 const ENVELOPE = [
   ["wait", { type: "boolean", description: "Answer once the effect is complete." }],
@@ -314,6 +325,7 @@ function consoleFor(action) {
 
   const changed = () => {
     requireWait();
+    if (where) showCluster(where.value());
     const request = requestOf(true);
     // A changed request gets a new id; a resent one keeps it.
     const text = JSON.stringify({ ...request, simulate: false });
@@ -329,6 +341,8 @@ function consoleFor(action) {
     .map(([name, schema]) => field("parameters." + name, name, shapeOf(schema), required.includes(name), changed));
   const isOf = (group) => (it) => group.includes(it.path.slice("parameters.".length));
   const envelope = ENVELOPE.map(([name, shape]) => field(name, name, shape, false, changed));
+  const where = clusters.length ? clusterField(changed) : null;
+  const all = [where, ...fields, ...envelope].filter(Boolean);
 
   // An automatic rollback needs the wait: the request is refused without it.
   function requireWait() {
@@ -346,7 +360,7 @@ function consoleFor(action) {
       const value = it.element.hidden ? undefined : it.value();
       if (value !== undefined) parameters[it.path.slice("parameters.".length)] = value;
     }
-    const request = { type: action.name, parameters, simulate };
+    const request = { type: action.name, cluster: where?.value(), parameters, simulate };
     for (const it of envelope) {
       const value = it.value();
       if (value !== undefined) request[it.path] = value;
@@ -355,7 +369,7 @@ function consoleFor(action) {
   }
 
   function blame(path, words) {
-    const it = [...fields, ...envelope].find((it) => it.path === path);
+    const it = all.find((it) => it.path === path);
     if (!it) return;
     // The field has its name.
     it.wrong.textContent = words.replace(path + ": ", "");
@@ -365,11 +379,11 @@ function consoleFor(action) {
   }
 
   function isSound() {
-    for (const it of [...fields, ...envelope]) {
+    for (const it of all) {
       it.wrong.textContent = "";
       it.input.removeAttribute("aria-invalid");
     }
-    const wrong = [...fields, ...envelope].find((it) => !it.element.hidden && !it.input.checkValidity());
+    const wrong = all.find((it) => !it.element.hidden && !it.input.checkValidity());
     if (wrong) blame(wrong.path, wrong.input.validationMessage);
     return !wrong;
   }
@@ -399,6 +413,7 @@ function consoleFor(action) {
   }
 
   const form = make("form", { novalidate: true, onsubmit: (event) => { event.preventDefault(); if (isSound()) send(requestOf(true)); } },
+    where?.element,
     groups.map((group) => oneOf(fields.filter(isOf(group)), changed)),
     fields.filter((it) => !groups.some((group) => isOf(group)(it))).map((it) => it.element),
     make("details", {}, make("summary", {}, "Wait, requester, reason"), envelope.map((it) => it.element),
@@ -469,8 +484,9 @@ function actionPage(action, openapi) {
   ];
 }
 
-function note({ actions, cluster }) {
+function note({ actions, cluster, clusters: names = [] }) {
   slow = new Set(actions.filter((it) => it.takes_time).map((it) => it.name));
+  clusters = names;
   showCluster(cluster);
 }
 
@@ -542,8 +558,17 @@ function rowsOf(entry, index) {
   ];
 }
 
+// The choice of the cluster that has the records: the one in the address, or the default.
+function clusterChoice(given) {
+  const chosen = given ?? cluster;
+  const none = clusters.includes(chosen) ? [] : [make("option", { value: "" }, UNCHOSEN)];
+  return make("select", { id: "of-cluster", name: "cluster", required: true }, none, clusters.map((it) => make("option", { value: it, selected: it === chosen }, it)));
+}
+
 async function historyPage() {
   document.title = "History · action-executor";
+  const list = await ask("api/v1/actions");
+  if (!isProblem(list)) note(list.body);
   const given = new URLSearchParams(location.search);
   const text = (name, words) => {
     const input = make("input", { id: name, name, type: "text", autocomplete: "off", autocapitalize: "none", spellcheck: "false", placeholder: words });
@@ -554,14 +579,17 @@ async function historyPage() {
     .map(([name, label, words]) => [label, text(name, words)]);
   const states = Object.values(STATES).map(([name, word]) => make("option", { value: name, selected: name === given.get("outcome") }, word));
   fields.push(["Outcome", make("select", { id: "outcome", name: "outcome" }, make("option", { value: "" }, "any"), states)]);
+  const where = clusters.length ? clusterChoice(given.get("cluster")) : null;
+  if (where) fields.unshift(["Cluster", where]);
   const place = make("div", { "aria-live": "polite" });
-  const noted = ask("api/v1/actions").then((list) => { if (!isProblem(list)) note(list.body); });
   const show = async () => {
     const query = new URLSearchParams();
     for (const [, it] of fields) if (it.value.trim()) query.set(it.name, it.value.trim());
     history.replaceState(null, "", query.size ? "?" + query : location.pathname);
+    if (where) showCluster(where.value);
+    if (where && !where.value) return place.replaceChildren(make("p", { class: "notice" }, "Each cluster has its own records: choose one."));
     place.replaceChildren(make("p", { class: "waiting" }, "Loading…"));
-    const [answer] = await Promise.all([ask("api/v1/history?" + query), noted]);
+    const answer = await ask("api/v1/history?" + query);
     if (isProblem(answer)) {
       place.replaceChildren(problem(answer));
       if (answer.status === 401) keyField.focus();
@@ -571,7 +599,7 @@ async function historyPage() {
     if (entries.length === 0) return place.replaceChildren(make("p", { class: "notice" }, "There are no records. The cluster keeps them for about an hour."));
     const head = ["When", "Action", "Target", "Outcome", "Requested by"].map((it) => make("th", { scope: "col" }, it));
     place.replaceChildren(
-      make("h2", { class: "unseen" }, "Records"),
+      make("h2", { class: "unseen" }, where ? "Records of cluster " + where.value : "Records"),
       make("table", { class: "history" }, make("thead", {}, make("tr", {}, head)), make("tbody", {}, entries.flatMap(rowsOf))),
       more ? make("p", { class: "quiet" }, "Only the newest " + entries.length + " are shown.") : "");
   };

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     actions::ActionKind,
+    executor::{clusters::ClusterNames, context::Context},
     http::openapi::{Operation, json_content},
     k8s::{integrations::Integration, rbac::PolicyRule},
 };
@@ -16,9 +17,13 @@ use crate::{
 pub(crate) struct ActionList {
     /// One for each, in the order in which they are listed everywhere.
     actions: Vec<ActionDescription>,
-    /// The name of the cluster that they act on, if one is configured.
+    /// The name of the cluster that they act on, if one is configured; of several the default, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<String>,
+    /// The names that a request may have for its cluster, if several are listed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    clusters: Vec<String>,
 }
 
 /// One action.
@@ -65,10 +70,15 @@ pub(crate) fn example(kind: ActionKind) -> Value {
     json!({ "type": kind.name(), "parameters": parameters, "simulate": true })
 }
 
-/// The list in JSON.
-pub(crate) fn text(cluster: Option<&str>) -> String {
-    let actions = ActionKind::ALL.map(ActionDescription::of).into();
-    let list = ActionList { actions, cluster: cluster.map(str::to_owned) };
+/// The list in JSON, with the names of this context's clusters.
+pub(crate) fn text(context: Option<&Context>) -> String {
+    let ClusterNames { all, default } = context.and_then(Context::names).unwrap_or_default();
+    let only = context.and_then(Context::cluster_name).cloned();
+    let list = ActionList {
+        actions: ActionKind::ALL.map(ActionDescription::of).into(),
+        cluster: only.or(default).as_deref().map(str::to_owned),
+        clusters: all.iter().map(ToString::to_string).collect(),
+    };
     // Plain data, which JSON can hold.
     serde_json::to_string(&list).unwrap_or_default()
 }

@@ -1,9 +1,9 @@
 //! `POST /mcp`: the Model Context Protocol over HTTP (Streamable HTTP,
 //! <https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/streamable-http>).
 //!
-//! Each request is answered by itself, with one JSON object or, if it takes longer, with a stream of events that ends with
-//! the answer. What concerns the connection and the caller is decided as for every other endpoint; here are the headers
-//! that repeat the body, the statuses, and what becomes of a client that is gone.
+//! Each request is answered by itself, with one JSON object or, if it takes longer, with a stream of events that ends
+//! with the answer. What concerns the connection and the caller is decided as for every other endpoint; here are the
+//! headers that repeat the body, the statuses, and what becomes of a client that is gone.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -47,7 +47,9 @@ use crate::{
 const VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 const METHOD: HeaderName = HeaderName::from_static("mcp-method");
 const NAME: HeaderName = HeaderName::from_static("mcp-name");
-const NAMESPACE: HeaderName = HeaderName::from_static("mcp-param-namespace");
+
+/// The beginning of the names of headers that repeat an argument.
+const PARAMETER: &str = "Mcp-Param-";
 
 /// How long a request may take before its answer becomes a stream, if the client accepts one.
 const STREAM_AFTER: Duration = Duration::from_millis(500);
@@ -83,7 +85,8 @@ pub(crate) async fn post(
         Err((id, error)) => return Ok(refused(protocol::error(id.as_ref(), &error))),
     };
     let settings = service.mcp;
-    let revision = match revision(headers, &message) {
+    let is_listed = service.context.names().is_some();
+    let revision = match revision(headers, &message, is_listed) {
         Ok(revision) => revision,
         Err(error) => return Ok(refused(protocol::error(Some(&message.id), &error))),
     };
@@ -112,8 +115,8 @@ pub(crate) async fn post(
     Ok(stream(answer, lines, revision.is_stateless()))
 }
 
-/// What an action of this request holds until it ends, also if its client is gone before: a permit to continue, or where
-/// none is left, the request's own.
+/// What an action of this request holds until it ends, also if its client is gone before: a permit to continue, or
+/// where none is left, the request's own.
 fn hold(
     background: Option<&BackgroundTasks>,
     info: &RequestInfo,
@@ -144,11 +147,15 @@ where
     }
 }
 
-/// The revision of a request whose headers say what its body says.
+/// The revision of a request whose headers say what its body says, which names a cluster only if clusters are listed.
 ///
 /// # Errors
 /// [`HEADER_MISMATCH`] if they do not, or as [`Request::revision`] says.
-fn revision(headers: &HeaderMap, request: &Request) -> Result<Revision, ProtocolError> {
+fn revision(
+    headers: &HeaderMap,
+    request: &Request,
+    is_listed: bool,
+) -> Result<Revision, ProtocolError> {
     let named = single(headers, &VERSION)?;
     if let (Some(header), Some(body)) = (named, request.meta.revision.as_deref())
         && header != body
@@ -178,13 +185,27 @@ fn revision(headers: &HeaderMap, request: &Request) -> Result<Revision, Protocol
             Some(_) => {}
         }
     }
-    if request.method == "tools/call"
-        && let Some(named) = mcp::named_namespace(request)
-        && named.as_deref() != decoded(headers, &NAMESPACE)?.as_deref()
-    {
-        return Err(mismatch("Mcp-Param-Namespace differs from the arguments"));
+    if request.method == "tools/call" {
+        for (parameter, named) in mcp::repeated_in_headers(request, is_listed) {
+            check_repeated(headers, parameter, named.as_deref())?;
+        }
     }
     Ok(revision)
+}
+
+/// Checks that the header of this argument has its value, and is not sent if the argument is not given.
+///
+/// # Errors
+/// [`HEADER_MISMATCH`] if it does not.
+fn check_repeated(
+    headers: &HeaderMap,
+    parameter: &str,
+    named: Option<&str>,
+) -> Result<(), ProtocolError> {
+    let header = format!("{PARAMETER}{parameter}");
+    let differs = || mismatch(&format!("{header} differs from the arguments"));
+    let name = HeaderName::try_from(&header).map_err(|_| differs())?;
+    if named == decoded(headers, &name)?.as_deref() { Ok(()) } else { Err(differs()) }
 }
 
 /// What `Mcp-Name` repeats, if the method has such a parameter.
@@ -272,8 +293,8 @@ fn stream(
     response
 }
 
-/// Sends what there is until the answer. A client that closes the stream gives its request up; before 2026-07-28 it did not,
-/// and the request is carried on.
+/// Sends what there is until the answer. A client that closes the stream gives its request up; before 2026-07-28 it did
+/// not, and the request is carried on.
 async fn send(
     answer: impl Future<Output = (String, StatusCode)> + Send + 'static,
     mut lines: mpsc::Receiver<String>,
@@ -309,10 +330,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        http::{
-            concurrency::{Lane, Limiter},
-            routes::MatchedPath,
-        },
+        http::{concurrency::Limiter, routes::MatchedPath},
         mcp::protocol::{INVALID_PARAMS, UNSUPPORTED_REVISION},
         telemetry::metrics::Metrics,
     };
@@ -337,7 +355,7 @@ mod tests {
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_bytes(value.as_bytes()).expect("is a value"));
         }
-        revision(&map, request).map(|it| it.0).map_err(|error| error.code)
+        revision(&map, request, true).map(|it| it.0).map_err(|error| error.code)
     }
 
     #[test]
@@ -420,6 +438,39 @@ mod tests {
     }
 
     #[test]
+    fn a_header_repeats_the_cluster_of_the_arguments_where_clusters_are_listed() {
+        for (is_listed, argument, header, is_repeated) in [
+            (true, json!("blue"), Some("blue"), true),
+            (true, json!("blue"), None, false),
+            (true, json!("blue"), Some("green"), false),
+            (true, json!(null), Some("blue"), false),
+            (true, json!(null), None, true),
+            // Refused for what it is.
+            (true, json!(7), None, true),
+            // The tools' schemas do not name it.
+            (false, json!("blue"), None, true),
+        ] {
+            for tool in ["simulate", "execute", "drain", "get_action", "list_actions", "diagnose"] {
+                let arguments = json!({ "cluster": argument });
+                let params =
+                    json!({ "name": tool, "arguments": arguments, "_meta": meta("2026-07-28") });
+                let call = request("tools/call", params);
+                let mut headers = vec![
+                    ("mcp-protocol-version", "2026-07-28"),
+                    ("mcp-method", "tools/call"),
+                    ("mcp-name", tool),
+                ];
+                headers.extend(header.map(|name| ("mcp-param-cluster", name)));
+                let headers = headers.into_iter().map(|(name, value)| {
+                    (HeaderName::from_static(name), HeaderValue::from_static(value))
+                });
+                let checked = revision(&headers.collect(), &call, is_listed);
+                assert_eq!(checked.is_ok(), is_repeated, "{tool} {arguments} {header:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_request_of_an_earlier_revision_needs_no_header() {
         let list = request("tools/list", json!({}));
         for (headers, expected) in [
@@ -435,8 +486,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_action_without_a_permit_to_continue_holds_that_of_its_request() {
-        let limiter = Limiter::new(1, usize::MAX, Arc::new(Metrics::new(None)));
-        let acquire = async || limiter.acquire(Lane::Actions, None).await;
+        let limiter = Limiter::new(1, usize::MAX, &[], Arc::new(Metrics::new(None)));
+        let acquire = async || limiter.acquire_action(None, None).await;
         let background = BackgroundTasks::default();
         let mut taken = Vec::new();
         for is_free in [true, false] {

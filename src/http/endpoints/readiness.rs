@@ -2,8 +2,11 @@
 //!
 //! One failure of the cluster is not enough: a server that has been ready stays ready until the cluster has
 //! not answered for a while. A wrong policy or key file, and the begin of the shutdown, are reported at once.
+//!
+//! Where several clusters are listed, one is enough that answers and whose policy is in use, so that a fault of one
+//! leaves the others. Callers with tokens or certificates also need the one that reviews them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::{Response, StatusCode};
 use schemars::SchemaGenerator;
@@ -26,6 +29,7 @@ use crate::{
         openapi::{Operation, Tag, response},
         routes::HEALTHY,
     },
+    k8s::api::client::Cluster,
 };
 
 /// How long an answer of the cluster is cached, so that probes do not load it; a failure is checked again
@@ -49,16 +53,38 @@ pub(crate) struct Readiness {
 
 #[derive(Default)]
 struct State {
-    /// The last result and its time.
-    last: Option<(Instant, Result<Vec<ClusterState>, ActionError>)>,
+    /// The last check and its time.
+    last: Option<(Instant, Checked)>,
     damping: FlapDamping,
 }
 
-/// Whether a cluster of the list answers.
+/// What a check found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Checked {
+    /// By each cluster.
+    answers: Vec<Answer>,
+    /// Whether an action could not be carried out.
+    fault: Option<ActionError>,
+}
+
+/// What a cluster answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Answer {
+    /// Its name in the list, if there is a list.
+    name: Option<Arc<str>>,
+    /// Whether it reviews callers that need it.
+    reviews: bool,
+    fault: Option<ActionError>,
+}
+
+/// Whether actions could be carried out on a cluster of the list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct ClusterState {
-    name: String,
+    name: Arc<str>,
     ready: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<String>,
 }
 
 /// Judges each answer of the cluster by those before it.
@@ -70,19 +96,19 @@ struct FlapDamping {
 }
 
 impl FlapDamping {
-    fn judge(&mut self, now: Instant, answer: Result<(), ActionError>) -> Result<(), ActionError> {
-        let Err(error) = answer else {
+    fn judge(&mut self, now: Instant, fault: Option<ActionError>) -> Option<ActionError> {
+        let Some(error) = fault else {
             *self = FlapDamping { has_been_ready: true, failing: None };
-            return Ok(());
+            return None;
         };
         let (since, failures) = self.failing.map_or((now, 1), |(since, times)| (since, times + 1));
         self.failing = Some((since, failures));
         let lasts = now - since >= MIN_FAILURE_TIME && failures >= MIN_FAILURES;
         if self.has_been_ready && !lasts {
             tracing::warn!(%error, "the cluster is not ready; the server stays ready unless that lasts");
-            return Ok(());
+            return None;
         }
-        Err(error)
+        Some(error)
     }
 }
 
@@ -114,8 +140,8 @@ impl Readiness {
         Readiness { stopping: Some(stopping), ..Readiness::default() }
     }
 
-    /// Checks that an action could be carried out in this context: on one of its clusters at least. Returns the state of
-    /// each cluster of a list.
+    /// Checks that an action could be carried out in this context for these callers: on one of its clusters at least.
+    /// Returns the state of each cluster of a list.
     ///
     /// # Errors
     /// The reason why it could not.
@@ -127,43 +153,84 @@ impl Readiness {
         if self.stopping.as_ref().is_some_and(|stopping| *stopping.borrow()) {
             return Err(ActionError::new(Code::ShuttingDown, "the server is shutting down"));
         }
-        if let Some(fault) = callers.load_error().or_else(|| context.policy_error()) {
+        if let Some(fault) = callers.load_error() {
             return Err(fault);
         }
+        let policies = context.each_cluster().iter().map(Context::policy_error).collect::<Vec<_>>();
+        if let Some(faults) = policies.iter().cloned().collect::<Option<Vec<_>>>() {
+            return faults.into_iter().next().map_or_else(|| Ok(Vec::new()), Err);
+        }
+        let Checked { answers, fault } = self.checked(context, callers, &policies).await;
+        fault.map_or_else(|| Ok(states(&answers, &policies)), Err)
+    }
+
+    /// The last check, or a new one where that is too old.
+    async fn checked(
+        &self,
+        context: &Context,
+        callers: &Authenticator,
+        policies: &[Option<ActionError>],
+    ) -> Checked {
         // Locked during the check, so that probes at the same time share it.
         let mut state = self.state.lock().await;
-        if let Some((at, result)) = &state.last
+        if let Some((at, checked)) = &state.last
             && at.elapsed() < ttl(state.damping.failing.is_some())
         {
-            return result.clone();
+            return checked.clone();
         }
-        let (clusters, answer) = states(context).await;
+        let answers = answers(context, callers.needs_reviewer()).await;
         let now = Instant::now();
-        let result = state.damping.judge(now, answer).map(|()| clusters);
-        state.last = Some((now, result.clone()));
-        result
+        let fault = state.damping.judge(now, fault(&answers, policies));
+        let checked = Checked { answers, fault };
+        state.last = Some((now, checked.clone()));
+        checked
     }
 }
 
-/// The state of each cluster of a list, and whether one of them answers; without a list, whether the cluster does.
-async fn states(context: &Context) -> (Vec<ClusterState>, Result<(), ActionError>) {
+/// What each cluster answers, in the order of the list.
+async fn answers(context: &Context, callers_need_reviewer: bool) -> Vec<Answer> {
+    let reviewer = context.reviewer().and_then(Cluster::listed_name);
+    let reviewer = reviewer.filter(|_| callers_need_reviewer);
     let late = || ActionError::new(Code::ClusterUnreachable, "the cluster does not answer");
     // At once, so that one that is down does not delay the answer about the others.
     let mut checks = JoinSet::new();
     for (index, context) in context.each_cluster().into_iter().enumerate() {
+        let name = context.listed_name().cloned();
+        let reviews = name.is_some() && name.as_deref() == reviewer;
         checks.spawn(async move {
             let answer = timeout(TIMEOUT, context.cluster_serves()).await;
-            (index, context.listed_name().cloned(), answer.unwrap_or_else(|_| Err(late())))
+            let fault = answer.unwrap_or_else(|_| Err(late())).err();
+            (index, Answer { name, reviews, fault })
         });
     }
     let mut answers = checks.join_all().await;
-    answers.sort_by_key(|(index, ..)| *index);
-    let named = answers.iter().filter_map(|(_, name, answer)| {
-        Some(ClusterState { name: name.as_deref()?.to_owned(), ready: answer.is_ok() })
-    });
-    let clusters = named.collect();
-    let one = answers.into_iter().map(|(.., answer)| answer).reduce(Result::or);
-    (clusters, one.unwrap_or(Ok(())))
+    answers.sort_by_key(|(index, _)| *index);
+    answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+/// Why no action could be carried out, given the answers and why the policy of each cluster is not in use: the cluster
+/// that reviews callers does not answer, or there is none that answers and whose policy is in use.
+fn fault(answers: &[Answer], policies: &[Option<ActionError>]) -> Option<ActionError> {
+    for Answer { name, reviews, fault } in answers {
+        if let (true, Some(name), Some(error)) = (reviews, name, fault) {
+            let detail = format!("cluster {name}, which reviews callers: {}", error.detail);
+            return Some(ActionError { detail, ..error.clone() });
+        }
+    }
+    let each = answers.iter().zip(policies);
+    let faults = each.map(|(answer, policy)| policy.as_ref().or(answer.fault.as_ref()));
+    faults.collect::<Option<Vec<_>>>()?.first().map(|fault| (*fault).clone())
+}
+
+/// The state of each cluster of a list.
+fn states(answers: &[Answer], policies: &[Option<ActionError>]) -> Vec<ClusterState> {
+    let each = answers.iter().zip(policies);
+    let state = |(answer, policy): (&Answer, &Option<ActionError>)| {
+        let fault = policy.as_ref().or(answer.fault.as_ref());
+        let code = fault.map(|error| error.code.name());
+        Some(ClusterState { name: answer.name.clone()?, ready: code.is_none(), code })
+    };
+    each.filter_map(state).collect()
 }
 
 fn ttl(fails: bool) -> Duration {
@@ -191,8 +258,9 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
     let reason = "It could not; the problem is the reason, with its own status in the document.";
     Operation {
         description:
-            "The cluster answers, or one of several, the current policy and key files are loaded, and the process is \
-                      not shutting down."
+            "The cluster answers, the current policy and key files are loaded, and the process is not shutting down. \
+             Of several clusters, one that answers and whose policy is loaded is enough, and the one that reviews callers \
+             has to answer if they have tokens or certificates."
                 .to_owned(),
         responses: vec![
             (200, response("It could.", ready_content())),
@@ -214,7 +282,11 @@ fn ready_content() -> Value {
         "type": "array", "description": "The state of each cluster, if several are configured by name.",
         "items": {
             "type": "object", "required": ["name", "ready"], "additionalProperties": false,
-            "properties": { "name": { "type": "string" }, "ready": { "type": "boolean" } },
+            "properties": {
+                "name": { "type": "string" },
+                "ready": { "type": "boolean" },
+                "code": { "type": "string", "description": "Why it is not ready, as an error code." },
+            },
         },
     });
     content
@@ -242,8 +314,58 @@ mod tests {
         Context::new(None, policy, &settings, stopping).expect("is right")
     }
 
-    fn gone() -> Result<(), ActionError> {
-        Err(ActionError::new(Code::ClusterUnreachable, "gone"))
+    fn gone() -> Option<ActionError> {
+        Some(ActionError::new(Code::ClusterUnreachable, "gone"))
+    }
+
+    fn invalid() -> Option<ActionError> {
+        Some(ActionError::new(Code::Configuration, "not read"))
+    }
+
+    fn answer(name: &str, reviews: bool, fault: Option<ActionError>) -> Answer {
+        Answer { name: Some(Arc::from(name)), reviews, fault }
+    }
+
+    #[test]
+    fn one_cluster_that_answers_and_has_its_policy_is_enough() {
+        for (faults, policies, expected) in [
+            ([None, None], [None, None], None),
+            ([None, gone()], [None, None], None),
+            ([None, None], [invalid(), None], None),
+            ([gone(), gone()], [None, None], Some(Code::ClusterUnreachable)),
+            ([gone(), None], [None, invalid()], Some(Code::ClusterUnreachable)),
+            ([None, gone()], [invalid(), None], Some(Code::Configuration)),
+        ] {
+            let [green, blue] = faults;
+            let answers = [answer("green", false, green), answer("blue", false, blue)];
+            let found = fault(&answers, &policies);
+            assert_eq!(found.map(|error| error.code), expected, "{answers:?} {policies:?}");
+        }
+        assert_eq!(fault(&[], &[]), None);
+    }
+
+    #[test]
+    fn the_cluster_that_reviews_callers_has_to_answer_and_its_policy_matters_to_itself_alone() {
+        let answers = |green| [answer("green", true, green), answer("blue", false, None)];
+        let found = fault(&answers(gone()), &[None, None]).expect("is at fault");
+        assert_eq!(found.detail, "cluster green, which reviews callers: gone");
+        assert_eq!(fault(&answers(None), &[None, None]), None);
+        assert_eq!(fault(&answers(None), &[invalid(), None]), None);
+    }
+
+    #[test]
+    fn the_state_of_each_cluster_says_why_it_is_not_ready() {
+        let answers =
+            [answer("a", false, gone()), answer("b", false, None), answer("c", false, None)];
+        let states = json!(states(&answers, &[None, invalid(), None]));
+        assert_eq!(
+            states,
+            json!([
+                { "name": "a", "ready": false, "code": "cluster_unreachable" },
+                { "name": "b", "ready": false, "code": "configuration" },
+                { "name": "c", "ready": true },
+            ])
+        );
     }
 
     #[tokio::test]
@@ -251,9 +373,9 @@ mod tests {
         let (context, callers) = (context(), Authenticator::new(None, None));
         let readiness = Readiness::default();
         assert_eq!(readiness.of(&context, &callers).await, Ok(Vec::new()));
-        let failed = gone().map(|()| Vec::new());
-        readiness.state.lock().await.last = Some((Instant::now(), failed.clone()));
-        assert_eq!(readiness.of(&context, &callers).await, failed);
+        let failed = Checked { fault: gone(), ..Checked::default() };
+        readiness.state.lock().await.last = Some((Instant::now(), failed));
+        assert_eq!(readiness.of(&context, &callers).await.err(), gone());
     }
 
     #[tokio::test]
@@ -273,14 +395,14 @@ mod tests {
         let mut judge = |answer| damping.judge(Instant::now(), answer);
         // A server that has never been ready reports the first failure.
         assert_eq!(judge(gone()), gone());
-        assert_eq!(judge(Ok(())), Ok(()));
-        assert_eq!(judge(gone()), Ok(()));
+        assert_eq!(judge(None), None);
+        assert_eq!(judge(gone()), None);
         tokio::time::advance(MIN_FAILURE_TIME).await;
-        assert_eq!(judge(gone()), Ok(()), "two are not many");
+        assert_eq!(judge(gone()), None, "two are not many");
         assert_eq!(judge(gone()), gone());
-        assert_eq!(judge(Ok(())), Ok(()), "the first success counts");
+        assert_eq!(judge(None), None, "the first success counts");
         for _ in 0..20 {
-            assert_eq!(judge(gone()), Ok(()), "many in a moment are one");
+            assert_eq!(judge(gone()), None, "many in a moment are one");
         }
     }
 }

@@ -55,6 +55,9 @@ pub(crate) struct Accepted {
     pub kind: &'static str,
     /// Its state.
     pub state: State,
+    /// The cluster's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
     /// What it acts upon.
     pub target: Target,
     /// Related resources.
@@ -77,8 +80,10 @@ struct Claim {
     action: &'static str,
     namespace: String,
     target: Target,
-    /// The cluster's name in the list, if there is one.
+    /// The cluster's name.
     cluster: Option<String>,
+    /// Whether clusters are listed by name, so that a later request has to name this one.
+    is_listed: bool,
 }
 
 impl Default for BackgroundTasks {
@@ -147,6 +152,7 @@ fn accepted(claim: &Claim) -> Result<Response<Body>, ActionError> {
         id: claim.id.clone(),
         kind: claim.action,
         state: State::Claimed,
+        cluster: claim.cluster.clone(),
         target: claim.target.clone(),
         links: Links { itself: location.clone() },
     };
@@ -169,14 +175,16 @@ impl Claim {
             action: subject.action,
             namespace: subject.namespace().to_owned(),
             target: subject.target.clone(),
-            cluster: subject.cluster.clone().filter(|_| is_listed),
+            cluster: subject.cluster.clone(),
+            is_listed,
         }
     }
 
-    /// The path of the request's state. An id, a namespace and a name in a list of clusters hold only characters that a URI may hold.
+    /// The path of the request's state. An id, a namespace and a name in a list of clusters hold only characters that a
+    /// URI may hold.
     fn location(&self) -> String {
-        let cluster = self.cluster.iter().map(|name| format!("&cluster={name}"));
-        let cluster = cluster.collect::<String>();
+        let listed = self.cluster.iter().filter(|_| self.is_listed);
+        let cluster: String = listed.map(|name| format!("&cluster={name}")).collect();
         format!("/api/v1/actions/{}?namespace={}{cluster}", self.id, self.namespace)
     }
 }
@@ -192,9 +200,11 @@ mod tests {
             action: "cordon",
             namespace: "default".to_owned(),
             target: Target::named("v1", "Node", "", "n1"),
-            cluster: None,
+            cluster: Some("EU production".to_owned()),
+            is_listed: false,
         };
-        let listed = Claim { cluster: Some("blue".to_owned()), ..claim.clone() };
+        let cluster = Some("blue".to_owned());
+        let listed = Claim { cluster, is_listed: true, ..claim.clone() };
         assert!(listed.location().ends_with("?namespace=default&cluster=blue"));
         let response = accepted(&claim).expect("is an answer");
         assert_eq!(response.status(), 202);

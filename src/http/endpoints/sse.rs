@@ -214,6 +214,7 @@ mod tests {
             kind: "restart_k8s".to_owned(),
             state,
             detail: "it is being done".to_owned(),
+            cluster: None,
             target: Target::named("apps/v1", "Deployment", "shop", "web"),
             requester: None,
             since: DateTime::default(),

@@ -18,7 +18,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::{
-    sync::OnceCell,
+    sync::{OnceCell, Semaphore},
     time::{Instant, sleep, timeout_at},
 };
 
@@ -48,6 +48,9 @@ const EFFECT_CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Limit of the call that finds out the user name for an error, and of the readiness check.
 pub(super) const SELF_REVIEW_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How many writes of an object that many write this process makes at a time.
+const MAX_CONTENDED_WRITES: usize = 2;
 
 /// The most objects that one list call returns, which bounds memory.
 const PAGE_SIZE: u32 = 500;
@@ -97,6 +100,8 @@ pub struct Cluster {
     listed: Option<Arc<str>>,
     time: ServerTime,
     watches: WatchPermits,
+    /// The permits of writes of an object that many write.
+    contended_writes: Arc<Semaphore>,
     /// The user name that the cluster knows our own credentials by, once it is read.
     own_name: Arc<OnceCell<String>>,
     /// Set once an impersonation has reached the API server.
@@ -131,6 +136,7 @@ impl Cluster {
             listed: None,
             time: ServerTime::default(),
             watches: WatchPermits::new(),
+            contended_writes: Arc::new(Semaphore::new(MAX_CONTENDED_WRITES)),
             own_name: Arc::default(),
             impersonation_seen: Arc::default(),
             person: None,
@@ -192,6 +198,16 @@ impl Cluster {
     /// The cluster of this name in a list, all of whose calls are counted together.
     pub(crate) fn listed(self, name: Arc<str>, calls: Calls) -> Self {
         Cluster { name: name.to_string(), listed: Some(name), calls, ..self }
+    }
+
+    /// The permits of writes of an object that many write, such as the Lease of the budget.
+    pub(crate) fn contended_writes(&self) -> &Semaphore {
+        &self.contended_writes
+    }
+
+    /// Its name in the list of clusters, if there is one.
+    pub(crate) fn listed_name(&self) -> Option<&str> {
+        self.listed.as_deref()
     }
 
     /// The name for people.

@@ -18,10 +18,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{ResourceExt, core::ObjectMeta};
 use serde_json::json;
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, sleep, timeout_at},
-};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
     contract::error::{ActionError, Code},
@@ -51,9 +48,6 @@ pub(crate) const STOP_ANNOTATION: &str = "action-executor.dev/stop";
 
 /// How often a charge is tried again because others charge at the same time.
 const MAX_RETRIES: usize = 3;
-
-/// How many writes of the Lease this process makes at a time.
-static WRITE_PERMITS: Semaphore = Semaphore::const_new(2);
 
 /// Time to remove what may have been written.
 const REFUND_TIMEOUT: Duration = Duration::from_millis(800);
@@ -259,7 +253,7 @@ impl<'a> Budget<'a> {
         let patch = json!({ "metadata": { "annotations": annotations } });
         let mut backoff = backoff();
         // Concurrent writes of one object conflict in the API server, which repeats each of them.
-        let _permit = timeout_at(deadline, WRITE_PERMITS.acquire()).await;
+        let _permit = timeout_at(deadline, self.cluster.contended_writes().acquire()).await;
         loop {
             let patched = self.cluster.merge::<Lease>(namespace, name, &patch, deadline).await;
             let (verb, error) = match patched {

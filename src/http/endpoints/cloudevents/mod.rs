@@ -111,6 +111,12 @@ pub(crate) async fn receive(
     Ok(response)
 }
 
+/// The request in an event, if it can be read.
+pub(crate) fn data(request: &FullRequest) -> Option<Vec<u8>> {
+    let event = Incoming::read(request.headers(), request.body().to_vec());
+    event.ok().map(|event| event.data)
+}
+
 /// Answers a sender that asks whether it may deliver events here
 /// ([HTTP 1.1 Web Hooks for Event Delivery](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/http-webhook.md),
 /// section 4): it may, at a caller's rate. Who it is is checked with each event.
