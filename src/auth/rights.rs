@@ -1,4 +1,4 @@
-//! What a caller may do on each cluster, in one namespace at least: for the list of what it is offered. No request is
+//! What a caller may do on a cluster, in one namespace at least: for the list of what it is offered. No request is
 //! authorized by this.
 //!
 //! The cluster's RBAC can only be asked about one action in one namespace at a time, or about all of them. So the
@@ -28,11 +28,8 @@ use crate::{
 /// How long the rights of a user are kept: a list may be wrong for this long, and a request never is.
 const TTL: Duration = Duration::from_secs(30);
 
-/// Maximum number of users whose rights are kept.
-const MAX_USERS: usize = 256;
-
-/// On how many clusters the rights of a user are looked for: each takes reviews of its own.
-const MAX_CLUSTERS: usize = 8;
+/// Maximum number of users and scopes whose rights are kept.
+const MAX_KEPT: usize = 1024;
 
 /// Maximum number of reviews at once.
 const MAX_REVIEWS: usize = 16;
@@ -51,6 +48,11 @@ pub(crate) struct Rights {
 }
 
 impl Rights {
+    /// Those of who may do everything.
+    pub(crate) fn all() -> Self {
+        Rights::granted_by(|_, _| true)
+    }
+
     fn granted_by(may: impl Fn(Verb, Option<ActionKind>) -> bool) -> Self {
         let actions = |verb| {
             let allowed = ActionKind::ALL.into_iter().filter(|kind| may(verb, Some(*kind)));
@@ -65,12 +67,25 @@ impl Rights {
     }
 }
 
-/// A user, and the namespaces in which its rights are looked for.
-type Key = (Identity, Vec<String>);
+/// Where and for what the rights of a caller are looked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Scope {
+    /// The cluster's name in the list; none without a list.
+    pub cluster: Option<Arc<str>>,
+    /// The namespaces, of which the empty one is all at once.
+    pub namespaces: Vec<String>,
+    /// The actions that may be executed at all.
+    pub execute: Vec<ActionKind>,
+    /// The actions that may be simulated at all, those above among them.
+    pub simulate: Vec<ActionKind>,
+}
 
-/// The rights of a user on each cluster, once they are read, and since when.
+/// A user, and where and for what its rights are looked for.
+type Key = (Identity, Scope);
+
+/// The rights of a user, once they are read, and since when.
 struct User {
-    rights: Arc<[OnceCell<Rights>]>,
+    rights: Arc<OnceCell<Rights>>,
     at: Instant,
 }
 
@@ -87,74 +102,57 @@ impl Default for KnownRights {
 }
 
 impl KnownRights {
-    /// The rights of this caller on each of these clusters of the list, which are always the same ones; `None` stands for
-    /// the only one without a list. Those of a user are looked for on the reviewing one, on the first of the others up to
-    /// [`MAX_CLUSTERS`], and in these namespaces, of which the empty one is all at once.
+    /// The rights of this caller on the scope's cluster; of a user only those for its actions and in its namespaces.
     ///
     /// # Errors
-    /// Why the cluster could not answer.
-    pub(crate) async fn on_each(
+    /// Why the reviewing cluster could not answer.
+    pub(crate) async fn of(
         &self,
-        clusters: &[Option<Arc<str>>],
         caller: Option<&Caller>,
-        namespaces: Vec<String>,
+        scope: Scope,
         reviewer: Option<&Cluster>,
-    ) -> Result<Vec<Rights>, ActionError> {
-        let granted = |may: &dyn Fn(Option<&str>, Verb, Option<ActionKind>) -> bool| {
-            let on = |name: &Option<Arc<str>>| {
-                Rights::granted_by(|verb, kind| may(name.as_deref(), verb, kind))
-            };
-            clusters.iter().map(on).collect()
-        };
+    ) -> Result<Rights, ActionError> {
+        let name = scope.cluster.as_deref();
         let identity = match caller {
-            None | Some(Caller::Platform(_)) => return Ok(granted(&|_, _, _| true)),
+            None | Some(Caller::Platform(_)) => return Ok(Rights::all()),
             Some(Caller::Key(entry)) => {
-                return Ok(granted(&|name, verb, kind| entry.allows_somewhere(verb, kind, name)));
+                let may = |verb, kind| entry.allows_somewhere(verb, kind, name);
+                return Ok(Rights::granted_by(may));
             }
             Some(Caller::User(identity)) => identity,
         };
         // Without a cluster RBAC cannot authorize.
-        let Some(reviewer) = reviewer else { return Ok(granted(&|_, _, _| false)) };
-        let key = (identity.clone(), namespaces.clone());
-        let cells = self.cells(key, clusters.len(), Instant::now());
-        let namespaces: Arc<[String]> = namespaces.into();
-        let mut all = vec![Rights::default(); clusters.len()];
-        let mut order: Vec<_> = clusters.iter().zip(&*cells).zip(&mut all).collect();
-        order.sort_by_key(|((name, _), _)| name.as_deref() != reviewer.listed_name());
-        // One cluster after the other, so that a client that gave up finds what was read of the first ones.
-        for ((name, cell), rights) in order.into_iter().take(MAX_CLUSTERS) {
+        let Some(reviewer) = reviewer else { return Ok(Rights::default()) };
+        let cell = self.cell((identity.clone(), scope.clone()), Instant::now());
+        // Whoever asks meanwhile waits for the same reviews.
+        let read = cell.get_or_try_init(|| async {
             let reviews = Reviews {
                 caller: Caller::User(identity.clone()),
-                name: name.clone(),
-                namespaces: namespaces.clone(),
+                scope: Arc::new(scope),
                 reviewer: reviewer.clone(),
                 permits: self.reviews.clone(),
             };
-            // Whoever asks meanwhile waits for the same reviews.
-            *rights = cell.get_or_try_init(|| reviews.rights()).await?.clone();
-        }
-        Ok(all)
+            reviews.rights().await
+        });
+        read.await.cloned()
     }
 
-    fn cells(&self, key: Key, clusters: usize, now: Instant) -> Arc<[OnceCell<Rights>]> {
+    fn cell(&self, key: Key, now: Instant) -> Arc<OnceCell<Rights>> {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         users.retain(|_, user| now.saturating_duration_since(user.at) < TTL);
-        let unread = || (0..clusters).map(|_| OnceCell::new()).collect();
-        if users.len() >= MAX_USERS && !users.contains_key(&key) {
-            return unread();
+        if users.len() >= MAX_KEPT && !users.contains_key(&key) {
+            return Arc::default();
         }
-        let user = users.entry(key).or_insert_with(|| User { rights: unread(), at: now });
+        let user = users.entry(key).or_insert_with(|| User { rights: Arc::default(), at: now });
         user.rights.clone()
     }
 }
 
-/// The reviews of one user's rights on one cluster.
+/// The reviews of one user.
 #[derive(Clone)]
 struct Reviews {
     caller: Caller,
-    /// The cluster's name, if there is a list.
-    name: Option<Arc<str>>,
-    namespaces: Arc<[String]>,
+    scope: Arc<Scope>,
     reviewer: Cluster,
     permits: Arc<Semaphore>,
 }
@@ -162,20 +160,24 @@ struct Reviews {
 impl Reviews {
     async fn rights(&self) -> Result<Rights, ActionError> {
         let (execute, simulate, get, list) = try_join!(
-            self.actions(Verb::Execute),
-            self.actions(Verb::Simulate),
-            self.actions(Verb::Get),
+            self.actions(Verb::Execute, &self.scope.execute),
+            self.actions(Verb::Simulate, &self.scope.simulate),
+            self.actions(Verb::Get, &self.scope.simulate),
             self.may_somewhere(Verb::List, None),
         )?;
         Ok(Rights { execute, simulate, get: !get.is_empty(), list })
     }
 
-    async fn actions(&self, verb: Verb) -> Result<Vec<ActionKind>, ActionError> {
+    async fn actions(
+        &self,
+        verb: Verb,
+        kinds: &[ActionKind],
+    ) -> Result<Vec<ActionKind>, ActionError> {
         if self.may(verb, None, "").await? {
             return Ok(ActionKind::ALL.into());
         }
         let mut reviewed = JoinSet::new();
-        for kind in ActionKind::ALL {
+        for kind in kinds.iter().copied() {
             let reviews = self.clone();
             let may = async move { (kind, reviews.may_somewhere(verb, Some(kind)).await) };
             reviewed.spawn(may);
@@ -187,7 +189,7 @@ impl Reviews {
             })?;
             allowed.extend(may?.then_some(kind));
         }
-        Ok(ActionKind::ALL.into_iter().filter(|kind| allowed.contains(kind)).collect())
+        Ok(kinds.iter().copied().filter(|kind| allowed.contains(kind)).collect())
     }
 
     async fn may_somewhere(
@@ -197,7 +199,7 @@ impl Reviews {
     ) -> Result<bool, ActionError> {
         // A node is in no namespace.
         let on_cluster = kind.is_some_and(ActionKind::is_on_cluster);
-        for namespace in self.namespaces.iter().filter(|it| it.is_empty() || !on_cluster) {
+        for namespace in self.scope.namespaces.iter().filter(|it| it.is_empty() || !on_cluster) {
             if self.may(verb, kind, namespace).await? {
                 return Ok(true);
             }
@@ -213,7 +215,8 @@ impl Reviews {
     ) -> Result<bool, ActionError> {
         // The semaphore is never closed.
         let _permit = self.permits.acquire().await;
-        let access = AccessRequest { verb, kind, namespace, cluster: self.name.as_deref() };
+        let access =
+            AccessRequest { verb, kind, namespace, cluster: self.scope.cluster.as_deref() };
         match self.caller.authorize(&access, Some(&self.reviewer)).await {
             Ok(()) => Ok(true),
             Err(refusal) if refusal.code == Code::CallerForbidden => Ok(false),
@@ -227,46 +230,47 @@ mod tests {
     use super::*;
     use crate::{auth::keys::Keys, config::reload::ConfigFile, contract::digest::sha256};
 
+    fn on(cluster: &str) -> Scope {
+        Scope { cluster: Some(Arc::from(cluster)), ..Scope::default() }
+    }
+
     fn key(user: &str) -> Key {
-        (Identity::new(user.to_owned(), Vec::new()), vec![String::new()])
+        (Identity::new(user.to_owned(), Vec::new()), on("blue"))
     }
 
     #[tokio::test]
     async fn rights_are_kept_for_a_time_and_for_so_many_users() {
         let (known, now) = (KnownRights::default(), Instant::now());
         let rights = Rights { get: true, ..Rights::default() };
-        known.cells(key("jo"), 2, now)[1].set(rights.clone()).expect("is empty");
-        let of = |key: Key, at| known.cells(key, 2, at)[1].get().cloned();
-        assert_eq!(of(key("jo"), now), Some(rights));
-        assert_eq!(known.cells(key("jo"), 2, now)[0].get(), None, "on another cluster");
-        assert_eq!(of(key("mo"), now), None);
-        let elsewhere = (key("jo").0, vec!["shop".to_owned()]);
-        assert_eq!(of(elsewhere, now), None);
-        assert_eq!(of(key("jo"), now + TTL), None);
-        for number in 0..2 * MAX_USERS {
-            of(key(&number.to_string()), now + TTL);
+        known.cell(key("jo"), now).set(rights.clone()).expect("is empty");
+        assert_eq!(known.cell(key("jo"), now).get(), Some(&rights));
+        assert_eq!(known.cell(key("mo"), now).get(), None);
+        let namespaces = vec!["shop".to_owned()];
+        for elsewhere in [on("red"), Scope { namespaces, ..on("blue") }] {
+            assert_eq!(known.cell((key("jo").0, elsewhere), now).get(), None);
         }
-        assert_eq!(known.users.lock().expect("is whole").len(), MAX_USERS);
+        assert_eq!(known.cell(key("jo"), now + TTL).get(), None);
+        for number in 0..2 * MAX_KEPT {
+            known.cell(key(&number.to_string()), now + TTL);
+        }
+        assert_eq!(known.users.lock().expect("is whole").len(), MAX_KEPT);
     }
 
     #[tokio::test]
     async fn callers_without_reviews_have_what_their_entry_or_their_platform_allows() {
         let known = KnownRights::default();
-        let clusters = ["green", "blue", "red"].map(|name| Some(Arc::from(name)));
-        let of = async |caller: Option<Caller>| {
-            known.on_each(&clusters, caller.as_ref(), Vec::new(), None).await.expect("are known")
+        let of = async |caller: Option<Caller>, cluster: &str| {
+            known.of(caller.as_ref(), on(cluster), None).await.expect("are known")
         };
-        let all = Rights::granted_by(|_, _| true);
+        let all = of(None, "blue").await;
         assert_eq!((all.execute.len(), all.get, all.list), (ActionKind::ALL.len(), true, true));
-        let (everywhere, nowhere) = (vec![all.clone(); 3], vec![Rights::default(); 3]);
-        assert_eq!(of(None).await, everywhere);
-        assert_eq!(of(Some(Caller::Platform("arn".to_owned()))).await, everywhere);
-        let digest = sha256(b"jo-key");
-        let keys = format!("keys: [{{name: jo, sha256: {digest}, clusters: [blue]}}]");
+        assert_eq!(of(Some(Caller::Platform("arn".to_owned())), "blue").await, all);
+        let keys = format!("keys: [{{name: jo, sha256: {}, clusters: [blue]}}]", sha256(b"jo-key"));
         let keys = Keys::parse(&keys, "keys.yaml").expect("are keys");
-        let jo = keys.find("jo-key").map(Caller::Key);
-        assert_eq!(of(jo).await, [Rights::default(), all, Rights::default()]);
+        let jo = || keys.find("jo-key").map(Caller::Key);
+        assert_eq!(of(jo(), "blue").await, all);
+        assert_eq!(of(jo(), "red").await, Rights::default());
         let user = Caller::User(Identity::new("jo".to_owned(), Vec::new()));
-        assert_eq!(of(Some(user)).await, nowhere);
+        assert_eq!(of(Some(user), "blue").await, Rights::default());
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     actions::ActionKind,
     auth::{
         Caller,
-        rights::{KnownRights, Rights},
+        rights::{KnownRights, Rights, Scope},
     },
     config::ToolSet,
     contract::{
@@ -64,6 +64,9 @@ const OFFER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The part of a call's time in which a diagnosis reads: its target has to be authorized before.
 const DIAGNOSIS_PART: f64 = 0.8;
+
+/// On how many clusters of the list the rights of a cluster's user are looked for.
+const MAX_CLUSTERS: usize = 8;
 
 /// In how many namespaces that the policy names the rights of a cluster's user are looked for.
 const MAX_NAMESPACES: usize = 8;
@@ -260,16 +263,22 @@ pub(crate) fn client_of_handshake(request: &Request) -> Option<AuditText> {
     protocol::client_name(&wanted.client_info)
 }
 
-/// What the caller may do on each cluster under its policy, in one namespace at least.
+/// What the caller may do on each cluster under its policy, in one namespace at least. One cluster follows the other,
+/// so that a client that asks again, because the time was up, finds what is known of the first ones.
 async fn offers<B, R>(exchange: &Exchange<B, R>) -> Result<Vec<Offer>, ActionError> {
     let Exchange { context, caller, rights, .. } = exchange;
-    let clusters = context.each_cluster();
-    let policies: Vec<_> = clusters.iter().map(Context::policy).collect();
-    let names: Vec<_> = clusters.iter().map(|it| it.listed_name().cloned()).collect();
-    let namespaces = namespaces(context, caller.as_ref(), &policies);
-    let rights = rights.on_each(&names, caller.as_ref(), namespaces, context.reviewer()).await?;
-    let under = rights.into_iter().zip(&policies).map(|(rights, policy)| under(policy, rights));
-    Ok(names.into_iter().zip(under).map(|(cluster, rights)| Offer { cluster, rights }).collect())
+    let max = match caller {
+        Some(Caller::User(_)) => MAX_CLUSTERS,
+        _ => usize::MAX,
+    };
+    let mut offers = Vec::new();
+    for of in context.each_cluster().iter().take(max) {
+        let policy = of.policy();
+        let scope = scope(of, caller.as_ref(), &policy);
+        let rights = rights.of(caller.as_ref(), scope, context.reviewer()).await?;
+        offers.push(Offer { cluster: of.listed_name().cloned(), rights: under(&policy, rights) });
+    }
+    Ok(offers)
 }
 
 /// What this policy leaves of these rights.
@@ -284,25 +293,27 @@ fn under(policy: &Policy, rights: Rights) -> Rights {
     }
 }
 
-/// Where the rights of a caller are looked for: in all namespaces at once, in its own, in the server's, and in those
-/// that the policy names.
-fn namespaces(context: &Context, caller: Option<&Caller>, policies: &[Arc<Policy>]) -> Vec<String> {
+/// Where and for what the rights of a caller are looked for on the cluster of this context: in all namespaces at once,
+/// in its own, in that of the cluster's credentials, and in those that the policy names; for the actions that the
+/// policy permits.
+fn scope(context: &Context, caller: Option<&Caller>, policy: &Policy) -> Scope {
     let own = caller.and_then(|caller| {
         let (namespace, _) =
             caller.name().strip_prefix("system:serviceaccount:")?.split_once(':')?;
         Some(namespace.to_owned())
     });
-    let servers = context.reviewer().map(|cluster| cluster.default_namespace().to_owned());
-    let named = policies.iter().flat_map(|policy| policy.namespaces.allow.iter());
-    let named = named.filter_map(|pattern| pattern.name());
+    let servers = context.cluster().map(|cluster| cluster.default_namespace().to_owned());
+    let named = policy.namespaces.allow.iter().filter_map(|pattern| pattern.name());
     let named = named.map(str::to_owned).take(MAX_NAMESPACES);
-    let mut all = vec![String::new()];
+    let mut namespaces = vec![String::new()];
     for namespace in own.into_iter().chain(servers).chain(named) {
-        if !all.contains(&namespace) {
-            all.push(namespace);
+        if !namespaces.contains(&namespace) {
+            namespaces.push(namespace);
         }
     }
-    all
+    let cluster = context.listed_name().cloned();
+    let Rights { execute, simulate, .. } = under(policy, Rights::all());
+    Scope { cluster, namespaces, execute, simulate }
 }
 
 async fn call<B, R>(exchange: Exchange<B, R>, request: &Request) -> Result<Value, ProtocolError>

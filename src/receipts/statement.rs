@@ -369,7 +369,7 @@ mod tests {
         let request = json!({"type": "set_image", "parameters": {"name": "web", "images": images}});
         assert_eq!(of(&request.to_string())["images"], images);
         // A text in the form of an image, where no image is expected.
-        let request = r#"{"type":"annotate","parameters":{"kind":"deployment","name":"web",
+        let request = r#"{"type":"annotate","parameters":{"kind":"Deployment","name":"web",
             "set":{"image":"registry/token-service:1.2","note":"password:hunter2"}}}"#;
         let masked =
             json!({"image": "registry/token-service:[masked]", "note": "password:[masked]"});

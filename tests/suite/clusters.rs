@@ -410,7 +410,9 @@ async fn mcp_says_on_which_cluster_a_call_is_under_way() {
 #[tokio::test(flavor = "multi_thread")]
 async fn mcp_offers_what_a_caller_may_do_on_one_cluster_at_least() {
     let pair = Pair::new("clusters_offer").await;
-    let program = program(&pair.list("default: green\nreviewer: green", [FREE, FREE]));
+    let few =
+        "cooldown_seconds: 0\nactions: {allow: [restart_k8s, scale]}\nsimulation: {limited: true}";
+    let program = program(&pair.list("default: green\nreviewer: green", [few, few]));
     let server = Server::start(program.env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor"));
     let rule = |resources: &[&str]| {
         json!([{
