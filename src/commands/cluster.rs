@@ -1,5 +1,5 @@
-//! Which cluster the arguments of a command mean, with the settings' list of clusters or without one. It connects, and calls
-//! nothing.
+//! Which cluster the arguments of a command mean, with the settings' list of clusters or without one. It connects, and
+//! calls nothing.
 
 use crate::{
     cli::ClusterArgs,
@@ -37,8 +37,8 @@ pub(super) async fn find(
     }
 }
 
-/// The name of the cluster as far as it is known without a kubeconfig: that in the list, or without a list the one that is
-/// asked for or configured.
+/// The name of the cluster as far as it is known without a kubeconfig: that in the list, or without a list the one that
+/// is asked for or configured.
 ///
 /// # Errors
 /// As [`find`].

@@ -3,8 +3,8 @@
 //! The answer is the pod's termination message, byte for byte, and the exit status is the pod's: the same as of a
 //! single request. If the pod is gone, evicted for example, the ledger still has the answer.
 //!
-//! The pod acts on the cluster in which it runs, and knows no other. So the Job is for the cluster that the request means,
-//! and its pod knows that cluster by the name that the request may have for it.
+//! The pod acts on the cluster in which it runs, and knows no other. So the Job is for the cluster that the request
+//! means, and its pod knows that cluster by the name that the request may have for it.
 
 use std::{
     io::{self, IsTerminal},

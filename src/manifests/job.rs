@@ -46,7 +46,8 @@ pub(crate) struct JobOptions {
     pub service_account: ObjectName,
     /// The ConfigMap with the policy, under the key `policy.yaml`.
     pub policy_config_map: ObjectName,
-    /// The name by which the pod knows its cluster, if it is to have one: that which a request names has to be this one.
+    /// The name by which the pod knows its cluster, if it is to have one: that which a request names has to be this
+    /// one.
     pub cluster_name: Option<String>,
 }
 

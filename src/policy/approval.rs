@@ -70,8 +70,8 @@ fn object_name(digest: &str) -> String {
 }
 
 /// The command that approves this digest. Of several clusters it names the one whose record asks, as a context: kubectl
-/// refuses one that it does not know, so that no other cluster gets the approval. Its `--cluster` would send that cluster
-/// the credentials of the current context.
+/// refuses one that it does not know, so that no other cluster gets the approval. Its `--cluster` would send that
+/// cluster the credentials of the current context.
 pub(crate) fn command(cluster: Option<&str>, namespace: &str, digest: &str) -> String {
     let context = cluster.map(|name| format!("--context {name} ")).unwrap_or_default();
     let name = object_name(digest);
