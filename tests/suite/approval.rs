@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     cluster::shared,
     program::{Finished, Program, Server},
-    scenario::{Scenario, for_each_form, without_replayed},
+    scenario::{Scenario, for_each_action, without_replayed},
 };
 
 pub const REQUIRE_APPROVAL: &str = "cooldown_seconds: 0\nactions: {require_approval: ['*']}";
@@ -42,7 +42,7 @@ pub fn approve(answer: &Value, kubeconfig: &Path) -> bool {
 
 #[test]
 fn an_approved_action_is_applied_once() {
-    for_each_form(async |kind| {
+    for_each_action(async |kind| {
         let scenario = Scenario::new(kind, "approved").await;
         let request = scenario.request("r1");
         let asked = send(&scenario, &request);

@@ -26,7 +26,7 @@ use crate::{
     fault_proxy::{Held, Proxy, ProxyBehavior, faults},
     ledger::Random,
     program::{Finished, Program},
-    scenario::{Scenario, for_each_form, is_deletion},
+    scenario::{Scenario, for_each_action, is_deletion},
 };
 
 /// The deadline of an attempt: what a call without an answer costs.
@@ -158,7 +158,7 @@ fn is_late(fault: &str) -> bool {
 #[test]
 fn no_fault_at_any_call_causes_a_second_effect_or_an_untrue_answer() {
     let violations = Mutex::new(Vec::new());
-    for_each_form(async |kind| {
+    for_each_action(async |kind| {
         if env::var("FAULT_ACTION").is_ok_and(|only| only != kind.name()) {
             return;
         }

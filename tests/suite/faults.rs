@@ -17,7 +17,7 @@ use crate::{
     fault_proxy::{ProxyBehavior, Received, kubeconfig, proxy},
     ledger::{Random, rounds},
     program::{Finished, Program},
-    scenario::{Scenario, for_each_form, is_deletion},
+    scenario::{Scenario, for_each_action, is_deletion},
 };
 
 fn restart(namespace: &Namespace) -> Value {
@@ -226,7 +226,7 @@ async fn a_signal_before_any_write_leaves_no_outcome() {
 #[test]
 fn answers_lost_at_random_never_cause_a_second_effect() {
     let tries = if rounds() > 1 { 250 } else { 6 };
-    for_each_form(async |kind| {
+    for_each_action(async |kind| {
         let mut random = Random::new(&format!("lost_at_random {}", kind.name()));
         for number in 0..tries {
             let scenario = Scenario::new(kind, "lossy").await;

@@ -31,7 +31,9 @@ use tokio::{
 use crate::{
     cluster::{Namespace, WAIT_TIMEOUT, shared},
     program::{Finished, Program, Server},
-    scenario::{Scenario, for_each_form, forms, is_creation, is_deletion, without_replayed},
+    scenario::{
+        Scenario, actions, for_each_form, forms, is_creation, is_deletion, without_replayed,
+    },
 };
 
 /// How often the short forms are repeated.
@@ -132,7 +134,7 @@ pub fn effects_left_unknown(kind: ActionKind, at: Failpoint) -> Option<i64> {
 async fn a_crash_at_any_step_leaves_one_effect_and_one_answer() {
     // One action after the other: all at once on a slow machine, an attempt's two seconds would end before it
     // reaches the failpoint.
-    for kind in forms() {
+    for kind in actions() {
         let side_by_side = async {
             let mut tries = JoinSet::new();
             for at in Failpoint::ALL {

@@ -324,29 +324,46 @@ pub async fn workload(namespace: &Namespace, kind: WorkloadKind) -> DynamicObjec
 /// How many actions are tested at a time: most of a test is waiting.
 const ACTIONS_AT_A_TIME: usize = 4;
 
-/// Runs this test for each action, a few at a time, each on a thread and a runtime of its own. Of the actions on objects of
-/// operators two stand for all, since a loop over all of them takes twice as long: one that changes a status, and one that
-/// sets annotations. `TEST_ACTIONS=all` runs it for every action.
+/// Runs this test for each of [`actions`], a few at a time, each on a thread and a runtime of its own.
 pub fn for_each_action(test: impl AsyncFn(ActionKind) + Sync) {
-    for_each(&chosen(&[ActionKind::PromoteArgoRollout, ActionKind::ReconcileFlux]), test);
+    for_each(&actions(), test);
 }
 
-/// The actions that `TEST_ACTIONS` names, by commas, or all; without it every action, but of those on objects of operators
-/// these alone.
-fn chosen(of_operators: &[ActionKind]) -> Vec<ActionKind> {
+/// Every action. Of those on objects of operators two stand for all, since a loop over all of them takes twice as long: one
+/// that changes a status, and one that sets annotations. `TEST_ACTIONS=all` has them all.
+pub fn actions() -> Vec<ActionKind> {
+    chosen(|kind| {
+        let of_operators = [ActionKind::PromoteArgoRollout, ActionKind::ReconcileFlux];
+        kind.descriptor().integration.is_none() || of_operators.contains(&kind)
+    })
+}
+
+/// The actions that `TEST_ACTIONS` names, by commas, or all; without it, these.
+fn chosen(default: impl Fn(ActionKind) -> bool) -> Vec<ActionKind> {
     let named = std::env::var("TEST_ACTIONS").ok();
     let is_chosen = |kind: &ActionKind| match named.as_deref() {
-        None => kind.descriptor().integration.is_none() || of_operators.contains(kind),
+        None => default(*kind),
         Some("all") => true,
         Some(named) => named.split(',').any(|name| name == kind.name()),
     };
     ActionKind::ALL.into_iter().filter(is_chosen).collect()
 }
 
-/// Every action; of those on objects of operators one, that changes a status: what becomes of a request or a change on its
-/// way is for the others as for other changes of a spec or of annotations.
+/// One action for each form of a change: what becomes of a request or of a change on its way is the same for all of one
+/// form. `TEST_ACTIONS=all` has every action.
 pub fn forms() -> Vec<ActionKind> {
-    chosen(&[ActionKind::PromoteArgoRollout])
+    use ActionKind::*;
+    chosen(|kind| {
+        matches!(
+            kind,
+            // A patch: of a pod template, of a flag of the spec, of labels, of a claim, of a node, of a status.
+            RestartK8s | PauseRollout | Label | ExpandPvc | Cordon | PromoteArgoRollout
+            // A subresource: a scaling, a resize.
+            | Scale | ResizePod
+            // A deletion, an eviction, several of each, a creation.
+            | RestartPod | EvictPod | CleanPods | Drain | RunCronjob
+        )
+    })
 }
 
 /// Runs this test for each of [`forms`], as [`for_each_action`] does for each action.
