@@ -51,8 +51,11 @@ impl Delivery {
             Ok(request) => request,
             Err(error) => return (AttemptResult::Rejected, error.to_string()),
         };
-        match timeout(ATTEMPT_TIMEOUT, self.client.send_for_head(request)).await {
-            Ok(Ok(head)) => (result_of(head.status, &head.headers, at), head.status.to_string()),
+        match timeout(ATTEMPT_TIMEOUT, self.client.send(request)).await {
+            // The body is not read, so its length and its speed do not matter.
+            Ok(Ok(reply)) => {
+                (result_of(reply.status(), reply.headers(), at), reply.status().to_string())
+            }
             Ok(Err(error)) => (AttemptResult::Retry(Duration::ZERO), with_causes(&*error)),
             Err(_) => (AttemptResult::Retry(Duration::ZERO), "no response in time".to_owned()),
         }

@@ -12,6 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Bytes;
 use opentelemetry::{
     KeyValue,
@@ -33,6 +34,9 @@ use crate::{
 
 /// The variables of which one must have the URL of a collector.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
+
+/// Maximum length of a response that is read.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// Limit on one batch.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -153,6 +157,12 @@ impl OtlpClient {
         })
     }
 
+    async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let (head, body) = self.client.send(request).await?.into_parts();
+        let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await?.to_bytes();
+        Ok(Response::from_parts(head, body))
+    }
+
     /// Logs when batches start to be lost, and when they no longer are.
     fn note(&self, result: &Result<Response<Bytes>, HttpError>) {
         let lost = match result {
@@ -175,7 +185,7 @@ impl OtlpClient {
 impl HttpClient for OtlpClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let result = self.runtime.block_on(async {
-            let sent = timeout(EXPORT_TIMEOUT, self.client.send(request)).await;
+            let sent = timeout(EXPORT_TIMEOUT, self.exchange(request)).await;
             sent.unwrap_or_else(|_| Err("the collector did not answer in time".into()))
         });
         self.note(&result);
