@@ -527,6 +527,18 @@ async fn a_server_is_not_ready_while_the_cluster_that_reviews_its_callers_does_n
     assert_eq!((ready.status, &ready.json()["code"]), (503, &json!("cluster_unreachable")));
     let detail = ready.json()["detail"].to_string();
     assert!(detail.contains("cluster other, which reviews callers"), "{detail}");
+    let states = ready.json()["clusters"].clone();
+    assert_eq!(
+        (&states[0]["ready"], &states[1]["ready"]),
+        (&json!(true), &json!(false)),
+        "{states}"
+    );
+    // The holders of keys do not need it.
+    let by_both = program(&list).env("ACTION_EXECUTOR_KEYS", &keys);
+    let by_both = by_both.env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor");
+    let ready = Server::start(by_both).get("/readyz");
+    assert_eq!(ready.status, 200);
+    assert_eq!(ready.json()["clusters"][1]["code"], "cluster_unreachable");
     // Of the clusters whose answers no caller needs, one may be down.
     let list = list_beside(&namespace, "default: other\nreviewer: green", &gone(), FREE);
     let by_tokens = program(&list).env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor");
