@@ -640,6 +640,37 @@ async fn an_invalid_policy_of_one_cluster_concerns_that_cluster_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn several_targets_stop_once_the_policy_of_their_cluster_is_invalid() {
+    let namespace = shared().namespace("clusters_stop").await;
+    let labels = Patch::Merge(json!({ "metadata": { "labels": { "tier": "front" } } }));
+    for name in ["api", "web"] {
+        namespace.running_deployment(name, 1).await;
+        let patched = namespace.api::<Deployment>().patch(name, &Default::default(), &labels);
+        patched.await.expect("is labelled");
+    }
+    let policy = namespace.policy(FREE);
+    let entry = json!({ "name": "green", "kubeconfig": namespace.kubeconfig(), "policy": policy });
+    let server = Server::start(program(&written(&format!("clusters: [{entry}]"))));
+    let request = json!({
+        "type": "restart_k8s", "simulate": false, "id": "s1", "wait": true, "timeout_seconds": 60,
+        "parameters": { "namespace": namespace.name(), "selector": "tier=front" },
+    });
+    let sent = send(server.address, &request, "");
+    let changes = async |name| {
+        namespace.get_deployment(name).await.metadata.generation.expect("has one") - 1
+    };
+    // The first is waited for meanwhile.
+    eventually("api is restarted", async || changes("api").await == 1).await;
+    fs::write(&policy, "read_only: perhaps").expect("is written");
+    let (reply, _) = answer(sent).await;
+    let targets = reply.json()["targets"].clone();
+    assert_eq!((&targets[0]["outcome"], changes("api").await), (&json!("applied"), 1), "{targets}");
+    assert_eq!(targets[1]["outcome"], "not_attempted", "{targets}");
+    assert_eq!(targets[1]["result"], "not attempted: the policy of the cluster cannot be read");
+    assert_eq!(changes("web").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rbac_knows_a_cluster_as_a_subresource_of_actions() {
     let pair = Pair::new("clusters_rbac").await;
     // Neither the default nor the first of the list reviews.
