@@ -11,7 +11,8 @@ use std::{
 };
 
 use action_executor::{actions::ActionKind, contract::digest::sha256};
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job};
+use kube::api::Patch;
 use serde_json::{Value, json};
 
 use crate::{
@@ -643,10 +644,10 @@ async fn an_invalid_policy_of_one_cluster_concerns_that_cluster_alone() {
 async fn several_targets_stop_once_the_policy_of_their_cluster_is_invalid() {
     let namespace = shared().namespace("clusters_stop").await;
     let labels = Patch::Merge(json!({ "metadata": { "labels": { "tier": "front" } } }));
+    let deployments = namespace.api::<Deployment>();
     for name in ["api", "web"] {
         namespace.running_deployment(name, 1).await;
-        let patched = namespace.api::<Deployment>().patch(name, &Default::default(), &labels);
-        patched.await.expect("is labelled");
+        deployments.patch(name, &Default::default(), &labels).await.expect("is labelled");
     }
     let policy = namespace.policy(FREE);
     let entry = json!({ "name": "green", "kubeconfig": namespace.kubeconfig(), "policy": policy });
@@ -655,12 +656,11 @@ async fn several_targets_stop_once_the_policy_of_their_cluster_is_invalid() {
         "type": "restart_k8s", "simulate": false, "id": "s1", "wait": true, "timeout_seconds": 60,
         "parameters": { "namespace": namespace.name(), "selector": "tier=front" },
     });
-    let sent = send(server.address, &request, "");
-    let changes = async |name| {
-        namespace.get_deployment(name).await.metadata.generation.expect("has one") - 1
-    };
+    let sent = send(server.address(), &request, "");
+    let changes =
+        async |name| namespace.get_deployment(name).await.metadata.generation.expect("has one") - 1;
     // The first is waited for meanwhile.
-    eventually("api is restarted", async || changes("api").await == 1).await;
+    eventually("api is restarted", async || (changes("api").await == 1).then_some(())).await;
     fs::write(&policy, "read_only: perhaps").expect("is written");
     let (reply, _) = answer(sent).await;
     let targets = reply.json()["targets"].clone();
