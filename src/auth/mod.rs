@@ -174,8 +174,8 @@ impl Authenticator {
         self.keys.is_some() || self.audience.is_some() || self.certificates
     }
 
-    /// Whether every caller needs an answer of the cluster that reviews callers: of their tokens, or the rights of those
-    /// with certificates. Where keys are accepted, their holders need none.
+    /// Whether every caller needs an answer of the cluster that reviews callers: about tokens, or about the rights of
+    /// those with certificates. Where keys are accepted, their holders need none.
     pub(crate) fn needs_reviewer(&self) -> bool {
         self.keys.is_none() && (self.audience.is_some() || self.certificates)
     }

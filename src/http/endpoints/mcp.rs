@@ -147,7 +147,8 @@ where
     }
 }
 
-/// The revision of a request whose headers say what its body says; `repeated` are those that repeat arguments of a tool.
+/// The revision of a request whose headers say what its body says; `repeated` are those that repeat arguments of a
+/// tool.
 ///
 /// # Errors
 /// [`HEADER_MISMATCH`] if they do not, or as [`Request::revision`] says.

@@ -4,7 +4,8 @@
 //! not answered for a while. A wrong policy or key file, and the begin of the shutdown, are reported at once.
 //!
 //! Where several clusters are listed, one is enough that answers and whose policy is in use, so that a fault of one
-//! leaves the others. Where no caller can have a key, the one that reviews their tokens or certificates has to answer too.
+//! leaves the others. Where no caller can have a key, the one that reviews their tokens or certificates has to answer
+//! too.
 
 use std::{sync::Arc, time::Duration};
 
