@@ -272,10 +272,7 @@ pub(crate) fn client_of_handshake(request: &Request) -> Option<AuditText> {
 /// What the caller may do on each cluster under its policy, in one namespace at least, as far as it is read before
 /// `end`. One cluster follows the other, so that a client that asks again, because the time was up, finds what is known
 /// of the first ones.
-async fn offers<B, R>(
-    exchange: &Exchange<B, R>,
-    end: Instant,
-) -> Result<Vec<Offer>, ActionError> {
+async fn offers<B, R>(exchange: &Exchange<B, R>, end: Instant) -> Result<Vec<Offer>, ActionError> {
     let Exchange { context, caller, rights, .. } = exchange;
     let late = |_| {
         let detail = "the caller's rights could not be read in time";
