@@ -174,10 +174,10 @@ impl Authenticator {
         self.keys.is_some() || self.audience.is_some() || self.certificates
     }
 
-    /// Whether the cluster that reviews callers has to answer: for their tokens, or the rights of those with
-    /// certificates.
+    /// Whether every caller needs an answer of the cluster that reviews callers: about tokens, or about the rights of
+    /// those with certificates. Where keys are accepted, their holders need none.
     pub(crate) fn needs_reviewer(&self) -> bool {
-        self.audience.is_some() || self.certificates
+        self.keys.is_none() && (self.audience.is_some() || self.certificates)
     }
 
     /// Requests a minute that each caller may make; none: there is no limit.
@@ -384,6 +384,7 @@ fn forbidden(caller: &str, access: &AccessRequest) -> ActionError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::reload::Source;
 
     #[test]
     fn a_bearer_token_is_read_from_the_header() {
@@ -404,6 +405,25 @@ mod tests {
         let long = "x".repeat(600);
         let cut = name("pager", Some(&long)).expect("fits");
         assert!(cut.starts_with("pager on behalf of x") && cut.chars().count() == 512);
+    }
+
+    #[test]
+    fn the_reviewing_cluster_is_needed_only_where_no_caller_can_have_a_key() {
+        let source = || Source::Variable("KEYS", "keys: []".to_owned());
+        let keys = || Reloading::<Keys>::new(Some(source())).expect("are keys");
+        let audience = || Some("action-executor".to_owned());
+        let by_certificates =
+            |keys| Authenticator { certificates: true, ..Authenticator::new(keys, None) };
+        for (callers, is_needed) in [
+            (Authenticator::new(None, None), false),
+            (Authenticator::new(None, audience()), true),
+            (by_certificates(None), true),
+            (Authenticator::new(Some(keys()), None), false),
+            (Authenticator::new(Some(keys()), audience()), false),
+            (by_certificates(Some(keys())), false),
+        ] {
+            assert_eq!(callers.needs_reviewer(), is_needed, "{}", callers.is_required());
+        }
     }
 
     #[tokio::test]

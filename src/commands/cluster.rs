@@ -81,10 +81,73 @@ pub(super) fn policy(
     Ok(own.or_else(|| settings.policy.clone()))
 }
 
+/// The flags that name the cluster on the command lines of others.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct ClusterFlags {
+    /// Those of kubectl, each after a space.
+    pub kubectl: String,
+    /// Those of this program, each after a space.
+    pub own: String,
+}
+
+impl ClusterFlags {
+    fn of(args: &ClusterArgs, entry: Option<&ClusterEntry>) -> Self {
+        let flag = |name: &str, value: Option<String>| {
+            value.map(|value| format!(" --{name} {value}")).unwrap_or_default()
+        };
+        let Some(ClusterEntry { name, context, kubeconfig, .. }) = entry else {
+            let context = flag("context", args.context.clone());
+            return ClusterFlags { kubectl: context.clone(), own: context };
+        };
+        let kubeconfig = kubeconfig.as_ref().map(|path| path.display().to_string());
+        ClusterFlags {
+            kubectl: flag("kubeconfig", kubeconfig) + &flag("context", context.clone()),
+            own: flag("cluster", Some(name.to_string())),
+        }
+    }
+}
+
+/// The flags that name the cluster.
+///
+/// # Errors
+/// As [`find`].
+pub(super) fn flags(args: &ClusterArgs, settings: &Settings) -> Result<ClusterFlags, ActionError> {
+    Ok(ClusterFlags::of(args, entry(args, settings)?.as_ref()))
+}
+
 /// The entry of the list, if there is a list.
 fn entry(args: &ClusterArgs, settings: &Settings) -> Result<Option<ClusterEntry>, ActionError> {
     let Some(list) = ClusterList::of(settings)? else { return Ok(None) };
     refuse_context(args.context.as_deref())?;
     let index = list.choose(args.cluster.as_deref())?;
     Ok(list.clusters.into_iter().nth(index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::reload::ConfigFile;
+
+    #[test]
+    fn kubectl_knows_a_listed_cluster_by_its_kubeconfig_and_context_and_this_program_by_its_name() {
+        for (entry, kubectl) in [
+            ("{name: a}", ""),
+            ("{name: a, context: kind-a}", " --context kind-a"),
+            ("{name: a, kubeconfig: /k/a.yaml}", " --kubeconfig /k/a.yaml"),
+            (
+                "{name: a, context: kind-a, kubeconfig: a.yaml}",
+                " --kubeconfig a.yaml --context kind-a",
+            ),
+        ] {
+            let list = ClusterList::parse(&format!("clusters: [{entry}]"), "clusters.yaml");
+            let list = list.expect("is one");
+            let flags = ClusterFlags::of(&ClusterArgs::default(), list.clusters.first());
+            assert_eq!((&*flags.kubectl, &*flags.own), (kubectl, " --cluster a"));
+        }
+        let args = ClusterArgs { context: Some("kind-a".to_owned()), cluster: None };
+        let context = " --context kind-a".to_owned();
+        let expected = ClusterFlags { kubectl: context.clone(), own: context };
+        assert_eq!(ClusterFlags::of(&args, None), expected);
+        assert_eq!(ClusterFlags::of(&ClusterArgs::default(), None), ClusterFlags::default());
+    }
 }

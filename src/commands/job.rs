@@ -21,7 +21,10 @@ use tokio::time::{Instant, sleep};
 use crate::{
     actions::request::ActionRequest,
     cli::{ClusterArgs, JobArgs},
-    commands::{cluster, document, run},
+    commands::{
+        cluster::{self, ClusterFlags},
+        document, run,
+    },
     config::Settings,
     contract::{
         error::{ActionError, Code},
@@ -69,11 +72,12 @@ pub fn run(args: &JobArgs, settings: &Settings) -> Result<(String, u8), ActionEr
         let cluster = cluster::find(&meant, settings).await?.ok_or_else(|| {
             ActionError::new(Code::Configuration, "no cluster is configured to create the Job in")
         })?;
+        let flags = cluster::flags(&meant, settings)?;
         let subject = RequestMetadata::of(&request, &id);
         let job = create(&cluster, &manifest, &subject).await?;
         if args.wait {
-            let condition = wait(&cluster, &job).await?;
-            let (answer, status) = answer(&cluster, &job, subject, &condition).await?;
+            let condition = wait(&cluster, &flags, &job).await?;
+            let (answer, status) = answer(&cluster, &flags, &job, subject, &condition).await?;
             Ok((run::formatted(&answer, args.output), status))
         } else {
             let (namespace, name) = name_of(&job);
@@ -145,7 +149,11 @@ fn name_of(job: &Job) -> (&str, &str) {
 }
 
 /// Reads the Job until it has ended; returns its last condition.
-async fn wait(cluster: &Cluster, job: &Job) -> Result<JobCondition, ActionError> {
+async fn wait(
+    cluster: &Cluster,
+    flags: &ClusterFlags,
+    job: &Job,
+) -> Result<JobCondition, ActionError> {
     let (namespace, name) = name_of(job);
     let deadline = job.spec.as_ref().and_then(|spec| spec.active_deadline_seconds).unwrap_or(0);
     let end = Instant::now() + Duration::from_secs(deadline.unsigned_abs()) + DEADLINE_MARGIN;
@@ -157,7 +165,7 @@ async fn wait(cluster: &Cluster, job: &Job) -> Result<JobCondition, ActionError>
         }
         report(&job, &mut reported);
         if Instant::now() + POLL_INTERVAL >= end {
-            return Err(outcome_unknown(cluster, &job, "has not ended within its deadline"));
+            return Err(outcome_unknown(flags, &job, "has not ended within its deadline"));
         }
         sleep(POLL_INTERVAL).await;
     }
@@ -192,6 +200,7 @@ fn report(job: &Job, reported: &mut String) {
 /// The answer and the exit status of a Job that has ended.
 async fn answer(
     cluster: &Cluster,
+    flags: &ClusterFlags,
     job: &Job,
     subject: RequestMetadata,
     condition: &JobCondition,
@@ -212,7 +221,7 @@ async fn answer(
         return Ok((reply.to_json(), reply.exit_status()));
     }
     let why = condition.message.as_deref().unwrap_or("its pods are deleted");
-    Err(outcome_unknown(cluster, job, &format!("has no answer: {why}")))
+    Err(outcome_unknown(flags, job, &format!("has no answer: {why}")))
 }
 
 /// The state of the container that ended last and has a message.
@@ -226,20 +235,16 @@ fn failure_log(pods: &[Pod]) -> Option<&ContainerStateTerminated> {
     ended.max_by_key(|state| state.finished_at.as_ref().map(|time| time.0))
 }
 
-fn outcome_unknown(cluster: &Cluster, job: &Job, what: &str) -> ActionError {
+fn outcome_unknown(flags: &ClusterFlags, job: &Job, what: &str) -> ActionError {
     let (namespace, name) = name_of(job);
-    let flag = |flag: &str| {
-        let name = cluster.listed_name();
-        name.map(|name| format!(" --{flag} {name}")).unwrap_or_default()
-    };
-    let (context, cluster) = (flag("context"), flag("cluster"));
+    let ClusterFlags { kubectl, own } = flags;
     ActionError::new(
         Code::OutcomeUnknown,
         format!("Job '{name}' in namespace '{namespace}' {what}"),
     )
     .with_hint(format!(
-        "`kubectl{context} -n {namespace} describe job {name}` prints its events, \
-         `action-executor history{cluster} -n {namespace}` what was done"
+        "`kubectl{kubectl} -n {namespace} describe job {name}` prints its events, \
+         `action-executor history{own} -n {namespace}` what was done"
     ))
 }
 
@@ -266,6 +271,22 @@ mod tests {
         let last = failure_log(&pods).expect("there is one");
         assert_eq!((last.exit_code, last.message.as_deref()), (0, Some("done")));
         assert!(failure_log(&[]).is_none());
+    }
+
+    #[test]
+    fn an_unknown_outcome_says_where_to_look() {
+        let job = "metadata: {name: restart, namespace: shop}";
+        let job: Job = serde_yaml_ng::from_str(job).expect("is a Job");
+        let flags = ClusterFlags {
+            kubectl: " --context kind-a".to_owned(),
+            own: " --cluster a".to_owned(),
+        };
+        let hint = outcome_unknown(&flags, &job, "has no answer").hint.expect("has one");
+        assert!(
+            hint.starts_with("`kubectl --context kind-a -n shop describe job restart`"),
+            "{hint}"
+        );
+        assert!(hint.contains("`action-executor history --cluster a -n shop`"), "{hint}");
     }
 
     #[test]

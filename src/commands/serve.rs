@@ -138,7 +138,7 @@ async fn serve(
             bounds.connections,
             &context.names().unwrap_or_default().all,
             metrics.clone(),
-        ),
+        )?,
         background: BackgroundTasks::default(),
     };
     let state = ServerState {

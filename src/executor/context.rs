@@ -199,7 +199,12 @@ impl Context {
     }
 
     /// The name of the request's cluster in the list, if there is a list.
-    pub(crate) fn listed_name(&self) -> Option<&Arc<str>> {
+    pub(crate) fn listed_name(&self) -> Option<&str> {
+        self.shared_listed_name().map(|name| &**name)
+    }
+
+    /// The same, for those who keep it.
+    pub(crate) fn shared_listed_name(&self) -> Option<&Arc<str>> {
         self.listed.as_ref()?.chosen.as_ref()
     }
 

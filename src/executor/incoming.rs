@@ -74,7 +74,7 @@ pub(crate) async fn execute_as(
     let mut request = incoming.request()?;
     let context = context.for_cluster(request.cluster.as_ref())?;
     if let Some(caller) = caller {
-        let (reviewer, cluster) = (context.reviewer(), context.listed_name().map(|it| &**it));
+        let (reviewer, cluster) = (context.reviewer(), context.listed_name());
         request = Box::pin(caller.authorize_request(request, reviewer, cluster)).await?;
     }
     let context = context.acting_for(caller).await?;
@@ -95,7 +95,7 @@ pub(crate) async fn find_as(
     let context = &context.for_cluster(None)?;
     let found = status::find(&context.acting_for(caller).await?, namespace, id).await?;
     let Some(caller) = caller else { return found.ok_or_else(|| not_found(namespace)) };
-    let cluster = context.listed_name().map(|it| &**it);
+    let cluster = context.listed_name();
     let access = |kind| AccessRequest { verb: Verb::Get, kind, namespace, cluster };
     let kind = found.as_ref().and_then(Operation::kind);
     if let (Some(found), Some(kind)) = (found, kind)
@@ -121,7 +121,7 @@ pub(crate) async fn list_as(
     let context = &context.for_cluster(None)?;
     if let Some(caller) = caller {
         let namespace = filter.namespace.as_deref().unwrap_or_default();
-        let cluster = context.listed_name().map(|it| &**it);
+        let cluster = context.listed_name();
         let access = AccessRequest { verb: Verb::List, kind: None, namespace, cluster };
         caller.authorize(&access, context.reviewer()).await?;
     }
@@ -150,7 +150,7 @@ pub(crate) async fn diagnose_as(
             verb: Verb::List,
             kind: None,
             namespace: target.namespace(),
-            cluster: context.listed_name().map(|it| &**it),
+            cluster: context.listed_name(),
         };
         caller.authorize(&access, context.reviewer()).await?;
         let access = ObjectAccess {

@@ -128,7 +128,7 @@ async fn handle_as(
     let handled = async {
         let began = Instant::now();
         let result = simulate_or_execute(context, &request, &id, selected_by, shown).await;
-        let cluster = ClusterLabel(context.listed_name().cloned());
+        let cluster = ClusterLabel(context.shared_listed_name().cloned());
         context.observer().answered(&request, &result, cluster, began.elapsed());
         record_in_span(&result);
         log(context, &request, &id, &result);
@@ -145,7 +145,7 @@ async fn simulate_or_execute(
     selected_by: Option<&SelectedBy>,
     shown: &Shown,
 ) -> Result<ActionResponse, ActionError> {
-    // What has begun for several targets is finished.
+    // Before one of several targets it is checked where they are acted on, which then stops.
     if selected_by.is_none() {
         context.check_policy_in_use()?;
     }
@@ -325,7 +325,7 @@ fn log(
     id: &RequestId,
     result: &Result<ActionResponse, ActionError>,
 ) {
-    let cluster = context.listed_name().map(|name| &**name);
+    let cluster = context.listed_name();
     let requester = request.requester.as_deref();
     let reason = request.reason.as_deref();
     let (simulate, id) = (request.simulate, &**id);

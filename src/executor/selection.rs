@@ -362,6 +362,8 @@ impl EachTarget<'_> {
             Some("not attempted: what became of a target before it is not known yet")
         } else if failures > selection.max_failures as usize {
             Some("not attempted: targets before it failed")
+        } else if self.context.check_policy_in_use().is_err() {
+            Some("not attempted: the policy of the cluster cannot be read")
         } else if *self.context.stopping().borrow() {
             Some(SHUTTING_DOWN)
         // The observation needs its part of the time.

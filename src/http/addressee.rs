@@ -4,7 +4,10 @@
 
 use serde::Deserialize;
 
-use crate::mcp::protocol::{self, Message};
+use crate::mcp::{
+    is_about_a_task,
+    protocol::{self, Message},
+};
 
 /// What a request says of its cluster.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -13,12 +16,17 @@ pub(crate) struct Addressee {
     pub cluster: Option<String>,
 }
 
-/// The parameters of a message that may be about a cluster.
+/// The parameters of a call of a tool.
+#[derive(Deserialize)]
+struct Call {
+    arguments: Option<Addressee>,
+}
+
+/// The parameters of a message about a task.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Parameters {
-    arguments: Option<Addressee>,
-    task_id: Option<String>,
+struct Task {
+    task_id: String,
 }
 
 impl Addressee {
@@ -30,11 +38,15 @@ impl Addressee {
     /// That of a message of the Model Context Protocol; none if it is neither a call of a tool nor about a task.
     pub(crate) fn of_message(json: &[u8]) -> Option<Self> {
         let Ok(Message::Request(message)) = protocol::read(json) else { return None };
-        let Parameters { arguments, task_id } = message.params().ok()?;
-        match message.method.as_str() {
-            "tools/call" => Some(arguments.unwrap_or_default()),
-            _ => task_id.as_deref().and_then(Addressee::of_task),
+        if message.method == "tools/call" {
+            let Call { arguments } = message.params().ok()?;
+            return Some(arguments.unwrap_or_default());
         }
+        if !is_about_a_task(&message) {
+            return None;
+        }
+        let Task { task_id } = message.params().ok()?;
+        Addressee::of_task(&task_id)
     }
 
     /// That of a task's id, which begins with the name of the cluster if clusters are listed.
@@ -87,6 +99,15 @@ mod tests {
             ("tools/list", r#"{"cluster":"blue"}"#, None),
             ("tasks/get", r#"{"taskId":"blue/shop/r1/dGFn"}"#, Some(Some("blue"))),
             ("tasks/get", r#"{"taskId":"shop/r1/dGFn"}"#, None),
+            // A field that is of no meaning to the method chooses nothing.
+            (
+                "tools/call",
+                r#"{"name":"execute","arguments":{"cluster":"blue"},"taskId":1}"#,
+                Some(Some("blue")),
+            ),
+            ("tasks/cancel", r#"{"taskId":"blue/shop/r1/dGFn","arguments":1}"#, Some(Some("blue"))),
+            ("tools/list", r#"{"taskId":"blue/shop/r1/dGFn"}"#, None),
+            ("ping", r#"{"taskId":"blue/shop/r1/dGFn"}"#, None),
         ] {
             let json =
                 format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#);

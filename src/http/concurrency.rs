@@ -207,28 +207,39 @@ impl Limiter {
     /// A limiter that permits so many actions at once, on so many connections. Each of these clusters has an equal part
     /// of the actions for itself, and so have requests that mean none of them: the number bounds the memory of all, and
     /// a cluster that does not answer holds its own part alone.
+    ///
+    /// # Errors
+    /// [`Code::Configuration`] if there are more parts than actions.
     pub(crate) fn new(
         actions: usize,
         connections: usize,
         clusters: &[Arc<str>],
         metrics: Arc<Metrics>,
-    ) -> Arc<Self> {
+    ) -> Result<Arc<Self>, ActionError> {
         let reads = MAX_READS.min(connections / CONNECTIONS_PER_READ);
-        let part = actions.div_ceil(clusters.len() + 1);
+        let parts = clusters.len() + 1;
+        if actions < parts {
+            return Err(too_few(actions, clusters.len()));
+        }
         let lane = |lane, limit| Pool::new(lane, limit, &ClusterLabel::default(), &metrics);
-        let actions = |cluster| ActionPool::new(part, &ClusterLabel(cluster), &metrics);
+        let pool = |index, cluster| {
+            ActionPool::new(part(actions, parts, index), &ClusterLabel(cluster), &metrics)
+        };
+        let listed = clusters.iter().enumerate();
         // A counter is exported from the start, so that its first increase is seen.
         for reason in Rejection::ALL.map(Rejection::name).into_iter().chain([DEADLINE]) {
             let _ = metrics.rejected_requests(reason);
         }
-        Arc::new(Limiter {
+        Ok(Arc::new(Limiter {
             reads: lane(Lane::Reads, reads),
             waiting: lane(Lane::Waiting, MAX_WAITING),
             streams: lane(Lane::Streams, MAX_STREAMS),
-            listed: clusters.iter().map(|it| (it.clone(), actions(Some(it.clone())))).collect(),
-            unlisted: actions(None),
+            listed: listed
+                .map(|(index, name)| (name.clone(), pool(index, Some(name.clone()))))
+                .collect(),
+            unlisted: pool(clusters.len(), None),
             metrics: metrics.clone(),
-        })
+        }))
     }
 
     /// A permit of the lane of reads; the client expects its response by `deadline`.
@@ -298,6 +309,21 @@ impl Limiter {
         self.metrics.rejected_requests(rejection.name()).inc();
         ActionError::new(Code::Overloaded, rejection.detail()).with_retry_after(Some(RETRY_AFTER))
     }
+}
+
+/// The size of the part with this index, of so many equal parts: the first ones share the remainder.
+fn part(all: usize, parts: usize, index: usize) -> usize {
+    all / parts + usize::from(index < all % parts)
+}
+
+fn too_few(actions: usize, clusters: usize) -> ActionError {
+    let detail = format!(
+        "ACTION_EXECUTOR_MAX_ACTIONS: {actions} is too few for a list of {clusters} clusters"
+    );
+    ActionError::new(Code::Configuration, detail).with_hint(format!(
+        "set it to {} at least: each cluster needs one, and so do requests that mean none of them",
+        clusters + 1
+    ))
 }
 
 /// The permit of one request; released when dropped.
@@ -437,7 +463,15 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn limiter(actions: usize) -> Arc<Limiter> {
-        Limiter::new(actions, usize::MAX, &[], Arc::new(Metrics::new(None)))
+        limiter_of(actions, usize::MAX, &[]).expect("is right")
+    }
+
+    fn limiter_of(
+        actions: usize,
+        connections: usize,
+        clusters: &[Arc<str>],
+    ) -> Result<Arc<Limiter>, ActionError> {
+        Limiter::new(actions, connections, clusters, Arc::new(Metrics::new(None)))
     }
 
     async fn act(limiter: &Arc<Limiter>) -> Result<Arc<Permit>, ActionError> {
@@ -447,7 +481,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn actions_on_one_cluster_leave_those_on_another_their_permits() {
         let clusters = [Arc::from("green"), Arc::from("blue")];
-        let limiter = Limiter::new(6, usize::MAX, &clusters, Arc::new(Metrics::new(None)));
+        let limiter = limiter_of(6, usize::MAX, &clusters).expect("is right");
         let act = async |cluster| limiter.acquire_action(cluster, None).await;
         let mut held = Vec::new();
         for cluster in [Some("green"), Some("blue"), None, Some("red")] {
@@ -468,13 +502,25 @@ mod tests {
 
     #[test]
     fn the_parts_of_all_clusters_are_the_permits_of_one() {
-        for (actions, clusters, part) in [(128, 0, 128), (128, 1, 64), (128, 2, 43), (2, 9, 1)] {
-            let names: Vec<_> = (0..clusters).map(|it| Arc::from(it.to_string())).collect();
-            let limiter = Limiter::new(actions, 16, &names, Arc::new(Metrics::new(None)));
-            assert_eq!(limiter.unlisted.pool.limit, part);
-            assert_eq!(limiter.listed.len(), clusters);
-            assert!(limiter.listed.values().all(|it| it.pool.limit == part));
+        let names: Vec<Arc<str>> = (0..9).map(|it| Arc::from(it.to_string())).collect();
+        for (actions, clusters, parts) in [
+            (128, 0, vec![128]),
+            (128, 1, vec![64, 64]),
+            (128, 2, vec![43, 43, 42]),
+            (3, 2, vec![1, 1, 1]),
+            (7, 3, vec![2, 2, 2, 1]),
+        ] {
+            let limiter = limiter_of(actions, 16, &names[..clusters]).expect("is right");
+            let listed = names[..clusters].iter().map(|name| &limiter.listed[name]);
+            let limits: Vec<_> =
+                listed.chain([&limiter.unlisted]).map(|it| it.pool.limit).collect();
+            assert_eq!(limits, parts);
+            assert_eq!(limits.iter().sum::<usize>(), actions);
         }
+        let error = limiter_of(9, 16, &names).err().expect("is refused");
+        assert_eq!(error.code, Code::Configuration);
+        assert!(error.detail.contains("9 is too few for a list of 9 clusters"), "{error:?}");
+        assert!(error.hint.expect("has one").starts_with("set it to 10 at least"));
     }
 
     #[test]
@@ -555,7 +601,7 @@ mod tests {
     #[test]
     fn reads_leave_connections_to_others() {
         let reads = |connections| {
-            let limiter = Limiter::new(1, connections, &[], Arc::new(Metrics::new(None)));
+            let limiter = limiter_of(1, connections, &[]).expect("is right");
             limiter.reads.permits.available_permits()
         };
         assert_eq!((reads(16), reads(146), reads(8192)), (8, 73, MAX_READS));

@@ -4,6 +4,9 @@
 //! A model reads the text, and may take any text for instructions. So the text contains words of this program, and
 //! names that Kubernetes restricts, but no message of the cluster and nothing else that a record holds, which whoever
 //! may write Events could have written: those stand in the structured content, which is bounded.
+//!
+//! A text names a cluster only if it is in the list of clusters: a model passes on what it reads, and without a list no
+//! tool takes a cluster.
 
 use serde_json::{Value, json};
 
@@ -16,7 +19,7 @@ use crate::{
         targets::shorten_targets,
     },
     diagnosis::report::Report,
-    executor::{reply::Reply, status::Progress},
+    executor::{clusters::ClusterNames, reply::Reply, status::Progress},
     ledger::{
         history::{HistoryEntry, Page},
         record::State,
@@ -41,22 +44,24 @@ const LONG_TEXTS: [&str; 6] = [
     "/rolled_back/rollout/message",
 ];
 
+/// The names of the list of clusters, if there is a list.
+type Listed<'a> = Option<&'a ClusterNames>;
+
 /// The result of an action.
-pub(crate) fn of_reply(reply: &Reply) -> Value {
+pub(crate) fn of_reply(reply: &Reply, listed: Listed) -> Value {
     let text = match reply {
-        Reply::Done(response) => of_response(response),
-        Reply::Problem(error) => of_problem(error),
+        Reply::Done(response) => of_response(response, listed),
+        Reply::Problem(error) => of_problem(error, listed),
     };
     let succeeded = reply.http_status() < 400;
     result(text, bounded(reply.to_value(), MAX_STRUCTURE), !succeeded)
 }
 
 /// The result of a call whose time is up while its action continues; also that of `get_action`.
-pub(crate) fn of_progress(progress: &Progress) -> Value {
+pub(crate) fn of_progress(progress: &Progress, listed: Listed) -> Value {
     let Progress { id, kind, state, cluster, target, .. } = progress;
-    let cluster = cluster_name(cluster.as_deref());
-    let what = what(kind, target, cluster, id);
-    let and_cluster = if cluster.is_some() { " and cluster" } else { "" };
+    let what = what(kind, target, listed_name(cluster.as_deref(), listed), id);
+    let and_cluster = and_cluster(listed);
     let again = format!("Call {GET_ACTION} again with this id{and_cluster} in a few seconds.");
     let text = match state {
         State::Claimed if progress.overdue => {
@@ -85,7 +90,7 @@ pub(crate) fn of_progress(progress: &Progress) -> Value {
         ),
         State::Refused => format!("Refused: {what}. Nothing was done; `detail` says why."),
         State::Answered => match &progress.answer {
-            Some(answer) => format!("Done: {}", recorded_sentence(answer)),
+            Some(answer) => format!("Done: {}", recorded_sentence(answer, listed)),
             None => format!("Done: {what}."),
         },
     };
@@ -138,16 +143,16 @@ pub(crate) fn of_report(report: &Report) -> Value {
 }
 
 /// The result of an action whose answer is read from its record, and not from the action itself.
-pub(crate) fn of_record(answer: &ActionResponse) -> Value {
-    let text = recorded_sentence(answer) + &next_step(answer);
+pub(crate) fn of_record(answer: &ActionResponse, listed: Listed) -> Value {
+    let text = recorded_sentence(answer, listed) + &next_step(answer, listed);
     let reply = Reply::from(answer.clone());
     result(text, bounded(reply.to_value(), MAX_STRUCTURE), reply.http_status() >= 400)
 }
 
 /// How far a request under way is, in a sentence.
-pub(crate) fn stage(progress: &Progress) -> String {
+pub(crate) fn stage(progress: &Progress, listed: Listed) -> String {
     let Progress { id, kind, cluster, target, .. } = progress;
-    let what = what(kind, target, cluster_name(cluster.as_deref()), id);
+    let what = what(kind, target, listed_name(cluster.as_deref(), listed), id);
     match progress.state {
         State::Applied => format!("Under way: {what} is made, and its effect is awaited."),
         State::RollingBack => format!("Under way: {what} failed and is being rolled back."),
@@ -163,11 +168,11 @@ fn result(text: String, structure: Value, is_error: bool) -> Value {
     })
 }
 
-fn of_response(response: &ActionResponse) -> String {
+fn of_response(response: &ActionResponse, listed: Listed) -> String {
     let mut text = match response {
         // The sentence of the action itself; with a rollout it goes on with what the pods report.
         ActionResponse { rollout: None, replayed: false, result, .. } => result.clone(),
-        _ => recorded_sentence(response),
+        _ => recorded_sentence(response, listed),
     };
     text += &match response.outcome {
         Outcome::Simulated if !response.replayed => {
@@ -183,7 +188,7 @@ fn of_response(response: &ActionResponse) -> String {
         }
         _ => String::new(),
     };
-    text += &next_step(response);
+    text += &next_step(response, listed);
     if response.replayed {
         text += " This is the recorded answer of an earlier call; nothing was done now.";
     }
@@ -191,11 +196,11 @@ fn of_response(response: &ActionResponse) -> String {
 }
 
 /// What to do about an answer of any kind, and how many warnings it has.
-fn next_step(response: &ActionResponse) -> String {
+fn next_step(response: &ActionResponse, listed: Listed) -> String {
     let mut text = String::new();
     if response.outcome == Outcome::Failed && is_interrupted(response) {
         let id = id_of(response);
-        let cluster = cluster_name(response.cluster.as_deref());
+        let cluster = listed_name(response.cluster.as_deref(), listed);
         let cluster = cluster.map(|name| format!(" and cluster {name}")).unwrap_or_default();
         text +=
             &format!(" Call {GET_ACTION} with id {id}{cluster}, or make the same call to wait on.");
@@ -213,8 +218,8 @@ fn id_of(response: &ActionResponse) -> &str {
 }
 
 /// What happened, in words that no record can change.
-fn recorded_sentence(response: &ActionResponse) -> String {
-    let cluster = cluster_name(response.cluster.as_deref());
+fn recorded_sentence(response: &ActionResponse, listed: Listed) -> String {
+    let cluster = listed_name(response.cluster.as_deref(), listed);
     let what = what(&response.kind, &response.target, cluster, &response.id);
     let base = match response.outcome {
         Outcome::Failed if is_interrupted(response) => {
@@ -259,9 +264,14 @@ fn what(kind: &str, target: &Target, cluster: Option<&str>, id: &str) -> String 
     format!("{kind}{target}{cluster}{id}")
 }
 
-/// The cluster's name, if it is one that a list can have: any other may be any text.
-fn cluster_name(name: Option<&str>) -> Option<&str> {
-    name.and_then(checked::<ObjectName>)
+/// The cluster's name, if it is in the list: any other may be any text.
+fn listed_name<'a>(name: Option<&'a str>, listed: Listed) -> Option<&'a str> {
+    name.filter(|name| listed.is_some_and(|names| names.all.iter().any(|it| **it == **name)))
+}
+
+/// The end of the sentence that asks for an id, where the tools take a cluster too.
+fn and_cluster(listed: Listed) -> &'static str {
+    if listed.is_some() { " and cluster" } else { "" }
 }
 
 /// The text, if it is such a name.
@@ -279,7 +289,7 @@ fn was_healthy(response: &ActionResponse) -> bool {
     response.observation.as_ref().is_some_and(|it| it.state == ObservationState::Healthy)
 }
 
-fn of_problem(error: &ActionError) -> String {
+fn of_problem(error: &ActionError, listed: Listed) -> String {
     let code = error.code;
     let mut text = match code {
         // Not a refusal: something may have been done.
@@ -293,7 +303,7 @@ fn of_problem(error: &ActionError) -> String {
         text += &format!(" Hint: {hint}.");
     }
     if code == Code::InProgress {
-        text += &format!(" Call {GET_ACTION} with the id.");
+        text += &format!(" Call {GET_ACTION} with the id{}.", and_cluster(listed));
     }
     if code.retryable() {
         text += " The same call with the same id may succeed later";
@@ -385,6 +395,8 @@ fn shorten(value: &mut Value, pointer: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::contract::response::{
         Observation, PendingApproval, RolledBack, Rollout, TargetOutcome, TargetResult,
@@ -396,6 +408,10 @@ mod tests {
     fn rollout(state: RolloutState) -> Rollout {
         let problems = vec![HOSTILE.to_owned()];
         Rollout { state, message: HOSTILE.to_owned(), problems }
+    }
+
+    fn green_and_blue() -> ClusterNames {
+        ClusterNames { all: ["green", "blue"].map(Arc::from).into(), default: None }
     }
 
     fn text(result: &Value) -> &str {
@@ -503,7 +519,7 @@ mod tests {
                 vec!["It was rolled back to revision 3."],
             ),
         ] {
-            let result = of_reply(&Reply::from(response));
+            let result = of_reply(&Reply::from(response), Some(&green_and_blue()));
             assert_eq!(result["isError"], is_error, "{result}");
             for part in parts {
                 assert!(text(&result).contains(part), "{part}: {}", text(&result));
@@ -517,7 +533,7 @@ mod tests {
         for code in Code::ALL {
             let detail = if has_cluster_text(code) { HOSTILE } else { "no" };
             let error = ActionError::new(code, detail).with_field("id").with_hint("look");
-            let result = of_reply(&Reply::from(error));
+            let result = of_reply(&Reply::from(error), None);
             assert_eq!(result["isError"], true);
             let structure = &result["structuredContent"];
             assert_eq!((&structure["code"], &structure["field"]), (&json!(code), &json!("id")));
@@ -553,7 +569,7 @@ mod tests {
             Outcome::Simulated,
             Outcome::PendingApproval,
         ] {
-            let result = of_reply(&Reply::from(forged(outcome)));
+            let result = of_reply(&Reply::from(forged(outcome)), Some(&green_and_blue()));
             assert!(!text(&result).contains("IGNORE"), "{}", text(&result));
         }
         let progress = Progress {
@@ -569,7 +585,7 @@ mod tests {
             overdue: false,
             answer: Some(forged(Outcome::Applied)),
         };
-        let result = of_progress(&progress);
+        let result = of_progress(&progress, Some(&green_and_blue()));
         assert_eq!(text(&result), "Done: Applied: an action.");
     }
 
@@ -577,11 +593,11 @@ mod tests {
     fn the_structure_is_the_answer_itself_unless_it_is_too_long() {
         let response = answer(Outcome::Applied, Some(RolloutState::Complete));
         let reply = Reply::from(response.clone());
-        let structure = of_reply(&reply)["structuredContent"].to_string();
+        let structure = of_reply(&reply, None)["structuredContent"].to_string();
         assert_eq!(structure.as_bytes(), reply.to_json());
         let warnings = (0..500).map(|number| format!("{number} {HOSTILE}")).collect();
         let long = Reply::from(ActionResponse { warnings, ..response });
-        let result = of_reply(&long);
+        let result = of_reply(&long, None);
         let structure = &result["structuredContent"];
         assert!(structure.to_string().len() <= MAX_STRUCTURE, "{structure}");
         assert_eq!(structure["warnings"][5], "... and 495 more");
@@ -619,7 +635,7 @@ mod tests {
             answer: Some(many()),
         };
         for (result, pointer) in
-            [(of_reply(&Reply::from(many())), ""), (of_progress(&progress), "/answer")]
+            [(of_reply(&Reply::from(many()), None), ""), (of_progress(&progress, None), "/answer")]
         {
             let structure = &result["structuredContent"];
             assert!(
@@ -636,21 +652,57 @@ mod tests {
         }
     }
 
-    #[test]
-    fn each_state_says_what_to_do_next() {
-        let progress = |state, overdue| Progress {
+    fn progress(state: State, overdue: bool, cluster: &str) -> Progress {
+        Progress {
             id: "alert-7".to_owned(),
             kind: "restart_k8s".to_owned(),
             state,
             detail: HOSTILE.to_owned(),
-            cluster: Some("blue".to_owned()),
+            cluster: Some(cluster.to_owned()),
             target: ActionResponse::example(Outcome::Applied).target,
             requester: None,
             since: Default::default(),
             until: None,
             overdue,
             answer: (state == State::Answered).then(|| answer(Outcome::Applied, None)),
+        }
+    }
+
+    #[test]
+    fn a_text_asks_for_the_cluster_only_if_it_is_listed() {
+        let interrupted = ActionResponse {
+            cluster: Some("production".to_owned()),
+            ..answer(Outcome::Failed, Some(RolloutState::Interrupted))
         };
+        let in_progress = ActionError::new(Code::InProgress, "another attempt");
+        let under_way = progress(State::Claimed, false, "production");
+        let names = ["staging", "production"].map(Arc::from);
+        let names = ClusterNames { all: names.into(), default: None };
+        for (listed, ask, call, again) in [
+            (None, "with id alert-7, or", "with the id.", "with this id in"),
+            (
+                Some(&names),
+                "with id alert-7 and cluster production, or",
+                "with the id and cluster.",
+                "with this id and cluster in",
+            ),
+        ] {
+            for (result, part) in [
+                (of_reply(&Reply::from(interrupted.clone()), listed), ask),
+                (of_record(&interrupted, listed), ask),
+                (of_reply(&Reply::from(in_progress.clone()), listed), call),
+                (of_progress(&under_way, listed), again),
+            ] {
+                assert!(text(&result).contains(part), "{part}: {}", text(&result));
+                assert!(listed.is_some() || !text(&result).contains("cluster"), "{result}");
+            }
+            let stage = stage(&under_way, listed);
+            assert_eq!(stage.contains("of cluster production"), listed.is_some(), "{stage}");
+        }
+    }
+
+    #[test]
+    fn each_state_says_what_to_do_next() {
         for (state, overdue, part) in [
             (
                 State::Claimed,
@@ -671,7 +723,7 @@ mod tests {
                 "Done: Applied: restart_k8s on Deployment default/web (id alert-7).",
             ),
         ] {
-            let result = of_progress(&progress(state, overdue));
+            let result = of_progress(&progress(state, overdue, "blue"), Some(&green_and_blue()));
             assert!(text(&result).contains(part), "{state:?}: {}", text(&result));
             assert!(!text(&result).contains(HOSTILE), "{}", text(&result));
             assert_eq!(result["structuredContent"]["id"], "alert-7");

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json, value::RawValue};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument, Span, field::Empty};
 
 use crate::{
@@ -59,7 +59,7 @@ const DISCOVERY_TTL: Duration = Duration::from_secs(3600);
 /// How long a client may keep its tools, which change with the policy and with its rights.
 const TOOLS_TTL: Duration = Duration::from_secs(30);
 
-/// How long the rights of a caller are read. Each of them is a call to the cluster.
+/// How long the rights of a caller are read. Each of them is a call to the cluster; what is read by then is listed.
 const OFFER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The part of a call's time in which a diagnosis reads: its target has to be authorized before.
@@ -68,7 +68,7 @@ const DIAGNOSIS_PART: f64 = 0.8;
 /// On how many clusters of the list the rights of a cluster's user are looked for.
 const MAX_CLUSTERS: usize = 8;
 
-/// In how many namespaces that the policy names the rights of a cluster's user are looked for.
+/// In how many namespaces that a policy names the rights of a cluster's user are looked for.
 const MAX_NAMESPACES: usize = 8;
 
 /// What is known of a request besides its text.
@@ -134,13 +134,8 @@ where
         (INITIALIZE, false) => handshake(request)?,
         ("ping", false) => json!({}),
         ("tools/list", _) => {
-            let slow = || {
-                let detail = "the caller's rights could not be read in time";
-                ActionError::new(Code::ClusterUnavailable, detail)
-            };
-            let offers = timeout(OFFER_TIMEOUT, Box::pin(offers(&exchange)))
+            let offers = Box::pin(offers(&exchange, Instant::now() + OFFER_TIMEOUT))
                 .await
-                .unwrap_or_else(|_| Err(slow()))
                 .map_err(|error| ProtocolError::new(INTERNAL_ERROR, error.with_its_hint()))?;
             let default = exchange.context.names().and_then(|names| names.default);
             let tools = tools::list(&offers, exchange.tools, default.as_deref());
@@ -208,12 +203,22 @@ pub(crate) fn is_about_a_task(request: &Request) -> bool {
     tasks::Method::named(&request.method).is_some()
 }
 
-/// What the arguments of a call name that headers repeat: the end of each header's name, with its value if there is
-/// one. Nothing of what the call will be refused for instead. The cluster is repeated where clusters are listed by
-/// name.
+/// The headers that repeat an argument, by the end of their names.
+pub(crate) const REPEATED: &[&str] = &[NAMESPACE_HEADER];
+
+/// The same where clusters are listed by name: only then do the tools take one.
+pub(crate) const REPEATED_WITH_LIST: &[&str] = &[NAMESPACE_HEADER, CLUSTER_HEADER];
+
+/// The headers that repeat an argument in this context.
+pub(crate) fn repeated_arguments(context: &Context) -> &'static [&'static str] {
+    if context.has_list() { REPEATED_WITH_LIST } else { REPEATED }
+}
+
+/// What the arguments of a call name that these headers repeat: each header with its value if there is one. Nothing of
+/// what the call will be refused for instead.
 pub(crate) fn repeated_in_headers(
     request: &Request,
-    is_listed: bool,
+    headers: &[&str],
 ) -> Vec<(&'static str, Option<String>)> {
     #[derive(Deserialize)]
     struct Call<'a> {
@@ -243,13 +248,14 @@ pub(crate) fn repeated_in_headers(
         NamespaceAt::Top => namespace,
         NamespaceAt::Parameters => parameters.and_then(|parameters| parameters.namespace),
     });
-    let named = [(NAMESPACE_HEADER, namespace), (CLUSTER_HEADER, is_listed.then_some(cluster))];
+    let named = [(NAMESPACE_HEADER, namespace), (CLUSTER_HEADER, Some(cluster))];
+    let named = named.into_iter().filter(|(header, _)| headers.contains(header));
     let text = |(header, value)| match value {
         Some(None) => Some((header, None)),
         Some(Some(Value::String(text))) => Some((header, Some(text))),
         Some(Some(_)) | None => None,
     };
-    named.into_iter().filter_map(text).collect()
+    named.filter_map(text).collect()
 }
 
 /// The client's program as a handshake names it.
@@ -263,10 +269,15 @@ pub(crate) fn client_of_handshake(request: &Request) -> Option<AuditText> {
     protocol::client_name(&wanted.client_info)
 }
 
-/// What the caller may do on each cluster under its policy, in one namespace at least. One cluster follows the other,
-/// so that a client that asks again, because the time was up, finds what is known of the first ones.
-async fn offers<B, R>(exchange: &Exchange<B, R>) -> Result<Vec<Offer>, ActionError> {
+/// What the caller may do on each cluster under its policy, in one namespace at least, as far as it is read before
+/// `end`. One cluster follows the other, so that a client that asks again, because the time was up, finds what is known
+/// of the first ones.
+async fn offers<B, R>(exchange: &Exchange<B, R>, end: Instant) -> Result<Vec<Offer>, ActionError> {
     let Exchange { context, caller, rights, .. } = exchange;
+    let late = |_| {
+        let detail = "the caller's rights could not be read in time";
+        Err(ActionError::new(Code::ClusterUnavailable, detail))
+    };
     let max = match caller {
         Some(Caller::User(_)) => MAX_CLUSTERS,
         _ => usize::MAX,
@@ -275,14 +286,27 @@ async fn offers<B, R>(exchange: &Exchange<B, R>) -> Result<Vec<Offer>, ActionErr
     for of in context.each_cluster().iter().take(max) {
         let policy = of.policy();
         let scope = scope(of, caller.as_ref(), &policy);
-        let rights = rights.of(caller.as_ref(), scope, context.reviewer()).await?;
-        offers.push(Offer { cluster: of.listed_name().cloned(), rights: under(&policy, rights) });
+        let reading = rights.of(caller.as_ref(), scope, context.reviewer());
+        let rights = timeout_at(end, reading).await.unwrap_or_else(late);
+        let cluster = of.shared_listed_name().cloned();
+        offers.push(rights.map(|rights| Offer { cluster, rights: allowed_by(&policy, rights) }));
     }
-    Ok(offers)
+    those_read(offers)
+}
+
+/// Those that could be read.
+///
+/// # Errors
+/// Why the first could not be read, if none could.
+fn those_read(offers: Vec<Result<Offer, ActionError>>) -> Result<Vec<Offer>, ActionError> {
+    if offers.iter().any(Result::is_ok) {
+        return Ok(offers.into_iter().flatten().collect());
+    }
+    offers.into_iter().collect()
 }
 
 /// What this policy leaves of these rights.
-fn under(policy: &Policy, rights: Rights) -> Rights {
+fn allowed_by(policy: &Policy, rights: Rights) -> Rights {
     let allowed = |kinds: Vec<ActionKind>, by: &dyn Fn(ActionKind) -> bool| {
         kinds.into_iter().filter(|kind| by(*kind)).collect()
     };
@@ -303,17 +327,30 @@ fn scope(context: &Context, caller: Option<&Caller>, policy: &Policy) -> Scope {
         Some(namespace.to_owned())
     });
     let servers = context.cluster().map(|cluster| cluster.default_namespace().to_owned());
-    let named = policy.namespaces.allow.iter().filter_map(|pattern| pattern.name());
-    let named = named.map(str::to_owned).take(MAX_NAMESPACES);
-    let mut namespaces = vec![String::new()];
-    for namespace in own.into_iter().chain(servers).chain(named) {
-        if !namespaces.contains(&namespace) {
-            namespaces.push(namespace);
-        }
+    let own: Vec<_> = own.into_iter().chain(servers).collect();
+    let Rights { execute, simulate, .. } = allowed_by(policy, Rights::all());
+    Scope {
+        cluster: context.shared_listed_name().cloned(),
+        namespaces: namespaces(&own, policy),
+        execute,
+        simulate,
     }
-    let cluster = context.listed_name().cloned();
-    let Rights { execute, simulate, .. } = under(policy, Rights::all());
-    Scope { cluster, namespaces, execute, simulate }
+}
+
+/// All namespaces at once, these own ones, and the first that the policy names besides.
+fn namespaces(own: &[String], policy: &Policy) -> Vec<String> {
+    let mut all = vec![String::new()];
+    let add = |all: &mut Vec<String>, namespace: &str| {
+        if !all.iter().any(|it| it == namespace) {
+            all.push(namespace.to_owned());
+        }
+    };
+    own.iter().for_each(|namespace| add(&mut all, namespace));
+    let most = all.len() + MAX_NAMESPACES;
+    let named = policy.namespaces.allow.iter().filter_map(|pattern| pattern.name());
+    named.for_each(|namespace| add(&mut all, namespace));
+    all.truncate(most);
+    all
 }
 
 async fn call<B, R>(exchange: Exchange<B, R>, request: &Request) -> Result<Value, ProtocolError>
@@ -349,7 +386,7 @@ where
         if let Some(metrics) = context.metrics() {
             metrics.problem(&error);
         }
-        answers::of_reply(&Reply::from(error))
+        answers::of_reply(&Reply::from(error), context.names().as_ref())
     }))
 }
 
@@ -372,8 +409,10 @@ where
         progression,
     });
     match ended.await {
-        Ended::Done(reply) => answers::of_reply(&reply),
-        Ended::UnderWay(found) => answers::of_progress(&found.progress().await),
+        Ended::Done(reply) => answers::of_reply(&reply, context.names().as_ref()),
+        Ended::UnderWay(found) => {
+            answers::of_progress(&found.progress().await, context.names().as_ref())
+        }
         Ended::Task(found, context) => tasks::created(&found, &context, caller.as_ref()).await,
     }
 }
@@ -433,7 +472,7 @@ async fn get_action<B, R>(
     let Exchange { context, caller, .. } = exchange;
     let context = context.for_cluster(cluster.as_ref())?;
     let found = find_as(&context, caller.as_ref(), &namespace.unwrap_or_default(), &id).await?;
-    Ok(answers::of_progress(&found.progress().await))
+    Ok(answers::of_progress(&found.progress().await, context.names().as_ref()))
 }
 
 async fn list_actions<B, R>(
@@ -487,7 +526,10 @@ mod tests {
     use super::*;
     use crate::{
         actions::request::ActionRequest,
-        config::{Settings, reload::Reloading},
+        config::{
+            Settings,
+            reload::{ConfigFile, Reloading},
+        },
         mcp::protocol::{MISSING_CAPABILITY, Message, STATELESS, read},
     };
 
@@ -635,6 +677,27 @@ mod tests {
             let result = called(name, arguments).await;
             assert_eq!(result["structuredContent"]["code"], "configuration", "{result}");
         }
+    }
+
+    #[test]
+    fn what_is_not_read_in_time_is_not_offered_unless_nothing_is_read() {
+        let offer = |name: &str| Offer { cluster: Some(Arc::from(name)), rights: Rights::all() };
+        let failed = |detail| Err(ActionError::new(Code::ClusterUnavailable, detail));
+        let read = those_read(vec![failed("late"), Ok(offer("blue")), failed("gone")]);
+        let names: Vec<_> = read.expect("is read").into_iter().map(|it| it.cluster).collect();
+        assert_eq!(names, [Some(Arc::from("blue"))]);
+        let error = those_read(vec![failed("late"), failed("gone")]).expect_err("none is read");
+        assert_eq!(error.detail, "late");
+        assert!(those_read(Vec::new()).is_ok_and(|offers| offers.is_empty()));
+    }
+
+    #[test]
+    fn rights_are_looked_for_in_the_first_namespaces_of_each_policy_once() {
+        let own = ["jo", "ops", "jo"].map(str::to_owned);
+        let policy = "namespaces: {allow: [ops, a, a, team-*, b, c, d, e, f, g, h, i]}";
+        let policy = Policy::parse(policy, "policy.yaml").expect("is one");
+        let found = namespaces(&own, &policy);
+        assert_eq!(found, ["", "jo", "ops", "a", "b", "c", "d", "e", "f", "g", "h"]);
     }
 
     #[test]

@@ -208,23 +208,24 @@ async fn described(found: &Operation, context: &Context, caller: Option<&Caller>
     });
     if found.is_under_way() {
         task["status"] = "working".into();
-        task["statusMessage"] = answers::stage(&progress).into();
+        task["statusMessage"] = answers::stage(&progress, context.names().as_ref()).into();
     } else {
         task["status"] = "completed".into();
-        task["result"] = outcome(found, &progress);
+        task["result"] = outcome(found, &progress, context);
     }
     task
 }
 
 /// The result of the call whose task has ended.
-fn outcome(found: &Operation, progress: &Progress) -> Value {
+fn outcome(found: &Operation, progress: &Progress, context: &Context) -> Value {
+    let listed = context.names();
     let recorded = found.interrupted_answer().or(progress.answer.as_ref());
     let mut result = match (progress.state, recorded) {
         (State::Answered | State::Applied | State::RollingBack, Some(answer)) => {
-            answers::of_record(answer)
+            answers::of_record(answer, listed.as_ref())
         }
         _ => {
-            let mut result = answers::of_progress(progress);
+            let mut result = answers::of_progress(progress, listed.as_ref());
             // The call would have been refused, or would have said that the outcome is unknown.
             result["isError"] = (progress.state != State::PendingApproval).into();
             result

@@ -11,7 +11,8 @@ use std::{
 };
 
 use action_executor::{actions::ActionKind, contract::digest::sha256};
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job};
+use kube::api::Patch;
 use serde_json::{Value, json};
 
 use crate::{
@@ -527,6 +528,18 @@ async fn a_server_is_not_ready_while_the_cluster_that_reviews_its_callers_does_n
     assert_eq!((ready.status, &ready.json()["code"]), (503, &json!("cluster_unreachable")));
     let detail = ready.json()["detail"].to_string();
     assert!(detail.contains("cluster other, which reviews callers"), "{detail}");
+    let states = ready.json()["clusters"].clone();
+    assert_eq!(
+        (&states[0]["ready"], &states[1]["ready"]),
+        (&json!(true), &json!(false)),
+        "{states}"
+    );
+    // The holders of keys do not need it.
+    let by_both = program(&list).env("ACTION_EXECUTOR_KEYS", &keys);
+    let by_both = by_both.env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor");
+    let ready = Server::start(by_both).get("/readyz");
+    assert_eq!(ready.status, 200);
+    assert_eq!(ready.json()["clusters"][1]["code"], "cluster_unreachable");
     // Of the clusters whose answers no caller needs, one may be down.
     let list = list_beside(&namespace, "default: other\nreviewer: green", &gone(), FREE);
     let by_tokens = program(&list).env("ACTION_EXECUTOR_TOKEN_AUDIENCE", "action-executor");
@@ -625,6 +638,36 @@ async fn an_invalid_policy_of_one_cluster_concerns_that_cluster_alone() {
     assert_eq!(server.get("/readyz").status, 200);
     assert_eq!(execute(&server, &pair.request("r1", Some("blue"))).status, 200);
     assert_eq!(pair.effects().await, [1, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_targets_stop_once_the_policy_of_their_cluster_is_invalid() {
+    let namespace = shared().namespace("clusters_stop").await;
+    let labels = Patch::Merge(json!({ "metadata": { "labels": { "tier": "front" } } }));
+    let deployments = namespace.api::<Deployment>();
+    for name in ["api", "web"] {
+        namespace.running_deployment(name, 1).await;
+        deployments.patch(name, &Default::default(), &labels).await.expect("is labelled");
+    }
+    let policy = namespace.policy(FREE);
+    let entry = json!({ "name": "green", "kubeconfig": namespace.kubeconfig(), "policy": policy });
+    let server = Server::start(program(&written(&format!("clusters: [{entry}]"))));
+    let request = json!({
+        "type": "restart_k8s", "simulate": false, "id": "s1", "wait": true, "timeout_seconds": 60,
+        "parameters": { "namespace": namespace.name(), "selector": "tier=front" },
+    });
+    let sent = send(server.address(), &request, "");
+    let changes =
+        async |name| namespace.get_deployment(name).await.metadata.generation.expect("has one") - 1;
+    // The first is waited for meanwhile.
+    eventually("api is restarted", async || (changes("api").await == 1).then_some(())).await;
+    fs::write(&policy, "read_only: perhaps").expect("is written");
+    let (reply, _) = answer(sent).await;
+    let targets = reply.json()["targets"].clone();
+    assert_eq!((&targets[0]["outcome"], changes("api").await), (&json!("applied"), 1), "{targets}");
+    assert_eq!(targets[1]["outcome"], "not_attempted", "{targets}");
+    assert_eq!(targets[1]["result"], "not attempted: the policy of the cluster cannot be read");
+    assert_eq!(changes("web").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

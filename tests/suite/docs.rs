@@ -278,6 +278,29 @@ async fn the_pages_act_on_the_cluster_that_is_chosen_and_show_its_history() {
     browser.shows(".notice", "There are no records.");
     browser.shows("#cluster", "green");
     assert_eq!(browser.script(chosen, &["of-cluster"]), "green");
+
+    // The answer about one cluster comes after that about the next.
+    browser.script(
+        "const ask = fetch; \
+         fetch = async (...it) => { \
+           const answer = await ask(...it); \
+           if (!String(it[0]).includes('cluster=blue')) return answer; \
+           await new Promise((go) => { window.release = go; }); \
+           setTimeout(() => { window.isLate = true; }); \
+           return answer; \
+         };",
+        &[],
+    );
+    browser.click("#of-cluster option[value=blue]");
+    browser.click("form .primary");
+    browser.until("it is held back", "return typeof window.release === 'function'", &[]);
+    browser.click("#of-cluster option[value=green]");
+    browser.click("form .primary");
+    browser.shows(".notice", "There are no records.");
+    browser.script("window.release()", &[]);
+    browser.until("it has come", "return window.isLate === true", &[]);
+    browser.shows(".notice", "There are no records.");
+    assert_eq!(browser.script("return document.querySelector('.history') === null", &[]), true);
     assert_eq!(browser.console(), Vec::<String>::new());
 
     // The default is chosen, and can be changed.

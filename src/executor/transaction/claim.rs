@@ -259,7 +259,7 @@ impl Transaction<'_> {
         let result = format!("{action} of {what} waits for a person's approval.");
         let mut response = self.response(plan, input, Outcome::PendingApproval, result);
         response.targets.clone_from(&plan.previews);
-        let cluster = self.context.listed_name().map(|name| &**name);
+        let cluster = self.context.listed_name();
         response.approval = Some(PendingApproval {
             command: approval::command(cluster, self.ledger.request.namespace(), &digest),
             expires_at: rfc3339_millis(record.expires_at),

@@ -476,7 +476,7 @@ function actionPage(action, openapi) {
     make("article", { class: "reference" },
       make("h2", {}, "Parameters"), parametersOf(action),
       make("h2", {}, "Rights"),
-      make("p", {}, "Callers need ", make("code", {}, "simulate"), " or ", make("code", {}, "execute"), " on ", make("code", {}, "actions.action-executor.dev"), ", or a key that allows it. In the cluster the executor itself needs" + (action.scope === "cluster" ? ", in a ClusterRole:" : ", in the target's namespace:")),
+      make("p", {}, "Callers need ", make("code", {}, "simulate"), " or ", make("code", {}, "execute"), " on ", make("code", {}, "actions.action-executor.dev"), clusters.length > 1 && [" (", make("code", {}, "actions/NAME"), " for each cluster but the one that reviews callers)"], ", or a key that allows it. In the cluster the executor itself needs" + (action.scope === "cluster" ? ", in a ClusterRole:" : ", in the target's namespace:")),
       rightsOf(action),
       make("details", { class: "failures" }, make("summary", {}, "When it is not done"),
         make("p", {}, "A problem has a code, and says whether the same request may succeed later:"),
@@ -582,14 +582,18 @@ async function historyPage() {
   const where = clusters.length ? clusterChoice(given.get("cluster")) : null;
   if (where) fields.unshift(["Cluster", where]);
   const place = make("div", { "aria-live": "polite" });
+  let latest = 0;
   const show = async () => {
+    const asked = ++latest, of = where?.value;
     const query = new URLSearchParams();
     for (const [, it] of fields) if (it.value.trim()) query.set(it.name, it.value.trim());
     history.replaceState(null, "", query.size ? "?" + query : location.pathname);
-    if (where) showCluster(where.value);
-    if (where && !where.value) return place.replaceChildren(make("p", { class: "notice" }, "Each cluster has its own records: choose one."));
+    if (where) showCluster(of);
+    if (where && !of) return place.replaceChildren(make("p", { class: "notice" }, "Each cluster has its own records: choose one."));
     place.replaceChildren(make("p", { class: "waiting" }, "Loading…"));
     const answer = await ask("api/v1/history?" + query);
+    // The answer to an earlier question may come after that to a later one.
+    if (asked !== latest) return;
     if (isProblem(answer)) {
       place.replaceChildren(problem(answer));
       if (answer.status === 401) keyField.focus();
@@ -599,7 +603,7 @@ async function historyPage() {
     if (entries.length === 0) return place.replaceChildren(make("p", { class: "notice" }, "There are no records. The cluster keeps them for about an hour."));
     const head = ["When", "Action", "Target", "Outcome", "Requested by"].map((it) => make("th", { scope: "col" }, it));
     place.replaceChildren(
-      make("h2", { class: "unseen" }, where ? "Records of cluster " + where.value : "Records"),
+      make("h2", { class: "unseen" }, where ? "Records of cluster " + of : "Records"),
       make("table", { class: "history" }, make("thead", {}, make("tr", {}, head)), make("tbody", {}, entries.flatMap(rowsOf))),
       more ? make("p", { class: "quiet" }, "Only the newest " + entries.length + " are shown.") : "");
   };

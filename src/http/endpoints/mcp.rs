@@ -85,8 +85,8 @@ pub(crate) async fn post(
         Err((id, error)) => return Ok(refused(protocol::error(id.as_ref(), &error))),
     };
     let settings = service.mcp;
-    let is_listed = service.context.names().is_some();
-    let revision = match revision(headers, &message, is_listed) {
+    let repeated = mcp::repeated_arguments(&service.context);
+    let revision = match revision(headers, &message, repeated) {
         Ok(revision) => revision,
         Err(error) => return Ok(refused(protocol::error(Some(&message.id), &error))),
     };
@@ -147,14 +147,15 @@ where
     }
 }
 
-/// The revision of a request whose headers say what its body says, which names a cluster only if clusters are listed.
+/// The revision of a request whose headers say what its body says; `repeated` are those that repeat arguments of a
+/// tool.
 ///
 /// # Errors
 /// [`HEADER_MISMATCH`] if they do not, or as [`Request::revision`] says.
 fn revision(
     headers: &HeaderMap,
     request: &Request,
-    is_listed: bool,
+    repeated: &[&'static str],
 ) -> Result<Revision, ProtocolError> {
     let named = single(headers, &VERSION)?;
     if let (Some(header), Some(body)) = (named, request.meta.revision.as_deref())
@@ -186,7 +187,7 @@ fn revision(
         }
     }
     if request.method == "tools/call" {
-        for (parameter, named) in mcp::repeated_in_headers(request, is_listed) {
+        for (parameter, named) in mcp::repeated_in_headers(request, repeated) {
             check_repeated(headers, parameter, named.as_deref())?;
         }
     }
@@ -355,7 +356,7 @@ mod tests {
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_bytes(value.as_bytes()).expect("is a value"));
         }
-        revision(&map, request, true).map(|it| it.0).map_err(|error| error.code)
+        revision(&map, request, mcp::REPEATED_WITH_LIST).map(|it| it.0).map_err(|error| error.code)
     }
 
     #[test]
@@ -464,7 +465,8 @@ mod tests {
                 let headers = headers.into_iter().map(|(name, value)| {
                     (HeaderName::from_static(name), HeaderValue::from_static(value))
                 });
-                let checked = revision(&headers.collect(), &call, is_listed);
+                let repeated = if is_listed { mcp::REPEATED_WITH_LIST } else { mcp::REPEATED };
+                let checked = revision(&headers.collect(), &call, repeated);
                 assert_eq!(checked.is_ok(), is_repeated, "{tool} {arguments} {header:?}");
             }
         }
@@ -487,6 +489,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_action_without_a_permit_to_continue_holds_that_of_its_request() {
         let limiter = Limiter::new(1, usize::MAX, &[], Arc::new(Metrics::new(None)));
+        let limiter = limiter.expect("is right");
         let acquire = async || limiter.acquire_action(None, None).await;
         let background = BackgroundTasks::default();
         let mut taken = Vec::new();

@@ -4,25 +4,29 @@
 //! not answered for a while. A wrong policy or key file, and the begin of the shutdown, are reported at once.
 //!
 //! Where several clusters are listed, one is enough that answers and whose policy is in use, so that a fault of one
-//! leaves the others. Callers with tokens or certificates also need the one that reviews them.
+//! leaves the others. Where no caller can have a key, the one that reviews their tokens or certificates has to answer
+//! too.
 
 use std::{sync::Arc, time::Duration};
 
 use http::{Response, StatusCode};
-use schemars::SchemaGenerator;
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::{
     sync::{Mutex, watch},
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, timeout_at},
 };
 
 use crate::{
     auth::Authenticator,
     config::reload::Reloading,
     contract::error::{ActionError, Code},
-    executor::{context::Context, reply::Reply},
+    executor::{
+        context::Context,
+        reply::{self, Reply},
+    },
     http::{
         dispatch::Service,
         message::{self, Body, full},
@@ -39,6 +43,9 @@ const FAILURE_TTL: Duration = Duration::from_millis(250);
 
 /// Maximum time of a check.
 const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long the other clusters may take once it is known that the server is ready. Probes often wait for a second.
+const OTHERS_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// How long, and how often, the cluster must have failed before the server is not ready.
 const MIN_FAILURE_TIME: Duration = Duration::from_secs(10);
@@ -77,6 +84,22 @@ struct Answer {
     fault: Option<ActionError>,
 }
 
+/// What a probe is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Verdict {
+    /// The state of each cluster of a list, as far as it was asked for.
+    clusters: Vec<ClusterState>,
+    /// Why no action could be carried out.
+    fault: Option<ActionError>,
+}
+
+impl Verdict {
+    /// No action could be carried out, whatever the clusters answer.
+    fn unready(fault: ActionError) -> Self {
+        Verdict { clusters: Vec::new(), fault: Some(fault) }
+    }
+}
+
 /// Whether actions could be carried out on a cluster of the list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct ClusterState {
@@ -112,17 +135,29 @@ impl FlapDamping {
     }
 }
 
-/// `GET /readyz`: 200, or 503 with the reason.
+/// `GET /readyz`: 200, or 503 with the reason; both with the state of each cluster of a list.
 pub(crate) async fn get(service: &Service) -> Response<Body> {
-    let ready = match service.tls().and_then(Reloading::load_error) {
-        Some(fault) => Err(fault),
+    let verdict = match service.tls().and_then(Reloading::load_error) {
+        Some(fault) => Verdict::unready(fault),
         None => service.readiness.of(&service.context, &service.callers).await,
     };
-    match ready {
-        Ok(clusters) if clusters.is_empty() => healthy(),
-        Ok(clusters) => message::json(&json!({ "status": "ok", "clusters": clusters })),
-        Err(error) => {
-            let mut response = Response::from(Reply::from(error));
+    response_to(verdict)
+}
+
+fn response_to(verdict: Verdict) -> Response<Body> {
+    match verdict {
+        Verdict { clusters, fault: None } if clusters.is_empty() => healthy(),
+        Verdict { clusters, fault: None } => {
+            message::json(&json!({ "status": "ok", "clusters": clusters }))
+        }
+        Verdict { clusters, fault: Some(error) } => {
+            let reply = Reply::from(error);
+            let mut problem = reply.to_value();
+            if !clusters.is_empty() {
+                problem["clusters"] = json!(clusters);
+            }
+            let mut response = Response::from(reply);
+            *response.body_mut() = Body::Full(reply::json(&problem).into());
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             response
         }
@@ -140,28 +175,26 @@ impl Readiness {
         Readiness { stopping: Some(stopping), ..Readiness::default() }
     }
 
-    /// Checks that an action could be carried out in this context for these callers: on one of its clusters at least.
-    /// Returns the state of each cluster of a list.
-    ///
-    /// # Errors
-    /// The reason why it could not.
-    async fn of(
-        &self,
-        context: &Context,
-        callers: &Authenticator,
-    ) -> Result<Vec<ClusterState>, ActionError> {
+    /// Whether an action could be carried out in this context for these callers: on one of its clusters at least.
+    async fn of(&self, context: &Context, callers: &Authenticator) -> Verdict {
         if self.stopping.as_ref().is_some_and(|stopping| *stopping.borrow()) {
-            return Err(ActionError::new(Code::ShuttingDown, "the server is shutting down"));
+            let detail = "the server is shutting down";
+            return Verdict::unready(ActionError::new(Code::ShuttingDown, detail));
         }
         if let Some(fault) = callers.load_error() {
-            return Err(fault);
+            return Verdict::unready(fault);
         }
-        let policies = context.each_cluster().iter().map(Context::policy_error).collect::<Vec<_>>();
-        if let Some(faults) = policies.iter().cloned().collect::<Option<Vec<_>>>() {
-            return faults.into_iter().next().map_or_else(|| Ok(Vec::new()), Err);
-        }
-        let Checked { answers, fault } = self.checked(context, callers, &policies).await;
-        fault.map_or_else(|| Ok(states(&answers, &policies)), Err)
+        let clusters = context.each_cluster();
+        let policies: Vec<_> = clusters.iter().map(Context::policy_error).collect();
+        // Where no policy is in use, no answer of a cluster matters.
+        let Checked { answers, fault } = match policies.iter().all(Option::is_some) {
+            true => Checked {
+                answers: unasked(context, None),
+                fault: policies.first().cloned().flatten(),
+            },
+            false => self.checked(context, callers, &policies).await,
+        };
+        Verdict { clusters: states(&answers, &policies), fault }
     }
 
     /// The last check, or a new one where that is too old.
@@ -178,7 +211,7 @@ impl Readiness {
         {
             return checked.clone();
         }
-        let answers = answers(context, callers.needs_reviewer()).await;
+        let answers = answers(context, callers.needs_reviewer(), policies).await;
         let now = Instant::now();
         let fault = state.damping.judge(now, fault(&answers, policies));
         let checked = Checked { answers, fault };
@@ -188,24 +221,49 @@ impl Readiness {
 }
 
 /// What each cluster answers, in the order of the list.
-async fn answers(context: &Context, callers_need_reviewer: bool) -> Vec<Answer> {
+async fn answers(
+    context: &Context,
+    callers_need_reviewer: bool,
+    policies: &[Option<ActionError>],
+) -> Vec<Answer> {
     let reviewer = context.reviewer().and_then(Cluster::listed_name);
-    let reviewer = reviewer.filter(|_| callers_need_reviewer);
-    let late = || ActionError::new(Code::ClusterUnreachable, "the cluster does not answer");
+    let answers = unasked(context, reviewer.filter(|_| callers_need_reviewer));
     // At once, so that one that is down does not delay the answer about the others.
     let mut checks = JoinSet::new();
     for (index, context) in context.each_cluster().into_iter().enumerate() {
-        let name = context.listed_name().cloned();
-        let reviews = name.is_some() && name.as_deref() == reviewer;
-        checks.spawn(async move {
-            let answer = timeout(TIMEOUT, context.cluster_serves()).await;
-            let fault = answer.unwrap_or_else(|_| Err(late())).err();
-            (index, Answer { name, reviews, fault })
-        });
+        checks.spawn(async move { (index, context.cluster_serves().await.err()) });
     }
-    let mut answers = checks.join_all().await;
-    answers.sort_by_key(|(index, _)| *index);
-    answers.into_iter().map(|(_, answer)| answer).collect()
+    gathered(checks, answers, policies).await
+}
+
+/// The answer of each cluster as long as it has none.
+fn unasked(context: &Context, reviewer: Option<&str>) -> Vec<Answer> {
+    let late = || ActionError::new(Code::ClusterUnreachable, "the cluster does not answer");
+    let answer = |context: &Context| {
+        let name = context.shared_listed_name().cloned();
+        let reviews = name.is_some() && name.as_deref() == reviewer;
+        Answer { name, reviews, fault: Some(late()) }
+    };
+    context.each_cluster().iter().map(answer).collect()
+}
+
+/// These answers with those that come in time: once the server is known to be ready, the rest is not waited for longer
+/// than [`OTHERS_TIMEOUT`].
+async fn gathered(
+    mut checks: JoinSet<(usize, Option<ActionError>)>,
+    mut answers: Vec<Answer>,
+    policies: &[Option<ActionError>],
+) -> Vec<Answer> {
+    let mut end = Instant::now() + TIMEOUT;
+    while let Ok(Some(checked)) = timeout_at(end, checks.join_next()).await {
+        // A check that panicked has no answer.
+        let Ok((index, found)) = checked else { continue };
+        answers[index].fault = found;
+        if fault(&answers, policies).is_none() {
+            end = end.min(Instant::now() + OTHERS_TIMEOUT);
+        }
+    }
+    answers
 }
 
 /// Why no action could be carried out, given the answers and why the policy of each cluster is not in use: the cluster
@@ -252,15 +310,15 @@ pub(crate) fn health_operation() -> Operation {
 
 /// The operation in the OpenAPI document.
 pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
-    let not_ready = json!({ "application/problem+json": {
-        "schema": generator.subschema_for::<ActionError>(),
-    } });
+    let mut problem = ActionError::json_schema(generator).to_value();
+    problem["properties"]["clusters"] = clusters_schema();
+    let not_ready = json!({ "application/problem+json": { "schema": problem } });
     let reason = "It could not; the problem is the reason, with its own status in the document.";
     Operation {
         description:
             "The cluster answers, the current policy and key files are loaded, and the process is not shutting down. \
              Of several clusters, one that answers and whose policy is loaded is enough, and the one that reviews callers \
-             has to answer if they have tokens or certificates."
+             has to answer if all of them have tokens or certificates."
                 .to_owned(),
         responses: vec![
             (200, response("It could.", ready_content())),
@@ -278,7 +336,12 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
 
 fn ready_content() -> Value {
     let mut content = healthy_content();
-    content["application/json"]["schema"]["properties"]["clusters"] = json!({
+    content["application/json"]["schema"]["properties"]["clusters"] = clusters_schema();
+    content
+}
+
+fn clusters_schema() -> Value {
+    json!({
         "type": "array", "description": "The state of each cluster, if several are configured by name.",
         "items": {
             "type": "object", "required": ["name", "ready"], "additionalProperties": false,
@@ -288,8 +351,7 @@ fn ready_content() -> Value {
                 "code": { "type": "string", "description": "Why it is not ready, as an error code." },
             },
         },
-    });
-    content
+    })
 }
 
 fn healthy_content() -> Value {
@@ -304,6 +366,8 @@ fn healthy_content() -> Value {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt;
+
     use super::*;
     use crate::config::Settings;
 
@@ -316,6 +380,10 @@ mod tests {
 
     fn gone() -> Option<ActionError> {
         Some(ActionError::new(Code::ClusterUnreachable, "gone"))
+    }
+
+    fn late() -> Option<ActionError> {
+        Some(ActionError::new(Code::ClusterUnreachable, "the cluster does not answer"))
     }
 
     fn invalid() -> Option<ActionError> {
@@ -368,14 +436,60 @@ mod tests {
         );
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_cluster_that_hangs_does_not_delay_what_the_others_decide() {
+        let in_time = |millis: u64, fault: Option<ActionError>| async move {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            fault
+        };
+        let hangs = u64::from(u32::MAX);
+        for (reviews, checks, expected, millis) in [
+            // One is ready: 300 ms for the others.
+            (false, [(10, None), (200, gone()), (hangs, None)], [None, gone(), late()], 310),
+            (false, [(10, None), (200, None), (300, None)], [None, None, None], 300),
+            // The first that answers is not ready.
+            (false, [(hangs, None), (10, gone()), (900, None)], [late(), gone(), None], 1200),
+            // The reviewer has to answer first.
+            (true, [(800, None), (10, None), (hangs, None)], [None, None, late()], 1100),
+            (true, [(hangs, None), (10, None), (20, None)], [late(), None, None], 3000),
+        ] {
+            let mut running = JoinSet::new();
+            for (index, (millis, fault)) in checks.into_iter().enumerate() {
+                running.spawn(async move { (index, in_time(millis, fault).await) });
+            }
+            let unasked = ["a", "b", "c"].map(|name| answer(name, reviews && name == "a", late()));
+            let began = Instant::now();
+            let answers = gathered(running, unasked.into(), &[None, None, None]).await;
+            let faults: Vec<_> = answers.into_iter().map(|answer| answer.fault).collect();
+            assert_eq!(faults, expected);
+            assert_eq!(began.elapsed().as_millis(), millis, "{expected:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_lists_the_clusters_of_a_list() {
+        let body = async |clusters: Vec<ClusterState>| {
+            let response = response_to(Verdict { clusters, fault: gone() });
+            assert_eq!(response.status(), 503);
+            assert_eq!(response.headers()["content-type"], "application/problem+json");
+            let body = response.into_body().collect().await.expect("is read").to_bytes();
+            serde_json::from_slice::<Value>(&body).expect("is JSON")
+        };
+        let listed = body(states(&[answer("a", false, gone())], &[None])).await;
+        assert_eq!(listed["code"], "cluster_unreachable");
+        let state = json!({ "name": "a", "ready": false, "code": "cluster_unreachable" });
+        assert_eq!(listed["clusters"], json!([state]));
+        assert_eq!(body(Vec::new()).await.get("clusters"), None);
+    }
+
     #[tokio::test]
     async fn the_clusters_readiness_is_cached() {
         let (context, callers) = (context(), Authenticator::new(None, None));
         let readiness = Readiness::default();
-        assert_eq!(readiness.of(&context, &callers).await, Ok(Vec::new()));
+        assert_eq!(readiness.of(&context, &callers).await, Verdict::default());
         let failed = Checked { fault: gone(), ..Checked::default() };
         readiness.state.lock().await.last = Some((Instant::now(), failed));
-        assert_eq!(readiness.of(&context, &callers).await.err(), gone());
+        assert_eq!(readiness.of(&context, &callers).await.fault, gone());
     }
 
     #[tokio::test]
@@ -383,9 +497,9 @@ mod tests {
         let (context, callers) = (context(), Authenticator::new(None, None));
         let (stop, stopping) = watch::channel(false);
         let readiness = Readiness::until(stopping);
-        assert_eq!(readiness.of(&context, &callers).await, Ok(Vec::new()));
+        assert_eq!(readiness.of(&context, &callers).await, Verdict::default());
         stop.send(true).expect("is heard");
-        let refused = readiness.of(&context, &callers).await.expect_err("is not ready");
+        let refused = readiness.of(&context, &callers).await.fault.expect("is not ready");
         assert_eq!(refused.code, Code::ShuttingDown);
     }
 

@@ -82,8 +82,8 @@ struct Claim {
     target: Target,
     /// The cluster's name.
     cluster: Option<String>,
-    /// Whether clusters are listed by name, so that a later request has to name this one.
-    is_listed: bool,
+    /// Its name in the list of clusters, if there is a list, so that a later request has to name it.
+    listed: Option<String>,
 }
 
 impl Default for BackgroundTasks {
@@ -119,10 +119,13 @@ pub(crate) async fn execute_async(
 ) -> Result<Response<Body>, ActionError> {
     let patient_until = Instant::now() + patience;
     let (claimed, mut claim) = watch::channel(None);
-    let is_listed = context.names().is_some();
+    let has_list = context.has_list();
     let context = context.map_observer(|observer| {
         observer.on_claimed(move |request: &RequestMetadata| {
-            claimed.send_replace(Some(Claim::of(request, is_listed)));
+            claimed.send_replace(Some(Claim::of(
+                request,
+                request.cluster.clone().filter(|_| has_list),
+            )));
         })
     });
     let work = async move {
@@ -169,22 +172,21 @@ fn accepted(claim: &Claim) -> Result<Response<Body>, ActionError> {
 }
 
 impl Claim {
-    fn of(subject: &RequestMetadata, is_listed: bool) -> Self {
+    fn of(subject: &RequestMetadata, listed: Option<String>) -> Self {
         Claim {
             id: subject.id.to_string(),
             action: subject.action,
             namespace: subject.namespace().to_owned(),
             target: subject.target.clone(),
             cluster: subject.cluster.clone(),
-            is_listed,
+            listed,
         }
     }
 
     /// The path of the request's state. An id, a namespace and a name in a list of clusters hold only characters that a
     /// URI may hold.
     fn location(&self) -> String {
-        let listed = self.cluster.iter().filter(|_| self.is_listed);
-        let cluster: String = listed.map(|name| format!("&cluster={name}")).collect();
+        let cluster: String = self.listed.iter().map(|name| format!("&cluster={name}")).collect();
         format!("/api/v1/actions/{}?namespace={}{cluster}", self.id, self.namespace)
     }
 }
@@ -201,10 +203,10 @@ mod tests {
             namespace: "default".to_owned(),
             target: Target::named("v1", "Node", "", "n1"),
             cluster: Some("EU production".to_owned()),
-            is_listed: false,
+            listed: None,
         };
-        let cluster = Some("blue".to_owned());
-        let listed = Claim { cluster, is_listed: true, ..claim.clone() };
+        let name = Some("blue".to_owned());
+        let listed = Claim { cluster: name.clone(), listed: name, ..claim.clone() };
         assert!(listed.location().ends_with("?namespace=default&cluster=blue"));
         let response = accepted(&claim).expect("is an answer");
         assert_eq!(response.status(), 202);
