@@ -286,7 +286,11 @@ async fn the_pages_act_on_the_cluster_that_is_chosen_and_show_its_history() {
            const answer = await ask(...it); \
            if (!String(it[0]).includes('cluster=blue')) return answer; \
            await new Promise((go) => { window.release = go; }); \
-           setTimeout(() => { window.isLate = true; }); \
+           const body = await answer.json(); \
+           answer.json = async () => { \
+             setTimeout(() => { window.isLate = true; }); \
+             return body; \
+           }; \
            return answer; \
          };",
         &[],
