@@ -150,46 +150,61 @@ fn an_answer_names_each_missing_verb_and_its_rule() {
     for_each_action(async |kind| {
         let mut ways = without_one_verb(&rules(kind));
         ways.retain(|way| ALL_VERBS.contains(&kind) || is_own(kind, &way.resource));
-        for (number, ReducedRules { verb, resource, rules }) in ways.iter().enumerate() {
-            let namespace = shared().namespace("one_verb_less").await;
-            // Its pod does not start, so that the wait has to read why.
-            let namespace = namespace.with_image(MISSING_IMAGE);
-            prepare_broken(kind, &namespace).await;
-            let name = format!("less-{number}");
-            let kubeconfig = account(&namespace, &name, rules).await;
-            let policy = namespace.policy(COUNTED);
-            let who = format!("system:serviceaccount:{}:{name}", namespace.name());
-            let what = format!("{who} may not {verb} {resource}");
-            let rule = format!("\\\"verbs\\\":[\\\"{verb}\\\"]");
-            let mut outputs = Vec::new();
-            let mut names_it = |id: &str, request: &str| {
-                let request = request.replace("\"timeout_seconds\":20", "\"timeout_seconds\":2");
-                let done = Program::with_kubeconfig(&kubeconfig)
-                    .under(&policy)
-                    .env("ACTION_ID", format!("{id}.{}", namespace.name()))
-                    .input(request)
-                    .run();
-                let found = done.stdout.contains(&what) && done.stdout.contains(&rule);
-                outputs.push(done.stdout);
-                found
-            };
-            // First, a retry, and a second request: only the latter two need some of the rules.
-            let first = request(kind, &namespace).await;
-            if names_it("one", &first) || names_it("one", &first) {
-                continue;
+        for way in &ways {
+            let mut outputs = outputs_without_the_rule(kind, way, 2).await;
+            // A busy machine may have no time for every read in two seconds.
+            if !outputs.is_empty() {
+                outputs = outputs_without_the_rule(kind, way, 20).await;
             }
-            undo(kind, &namespace).await;
-            if names_it("two", &request(kind, &namespace).await) {
-                continue;
-            }
-            let others = other_parameters(kind, &namespace).await.into_iter().enumerate();
-            let found = others.map(|(number, parameters)| {
-                names_it(&format!("other-{number}"), &request_with(kind, parameters))
-            });
-            let found = found.collect::<Vec<_>>().contains(&true);
-            assert!(found, "{} without {verb} {resource}: {outputs:?}", kind.name());
+            let ReducedRules { verb, resource, .. } = way;
+            assert!(outputs.is_empty(), "{} without {verb} {resource}: {outputs:?}", kind.name());
         }
     });
+}
+
+/// What requests for this action answer under these rules with waits of so many seconds, or nothing once an answer names
+/// the missing verb and its rule.
+async fn outputs_without_the_rule(
+    kind: ActionKind,
+    ReducedRules { verb, resource, rules }: &ReducedRules,
+    seconds: u32,
+) -> Vec<String> {
+    let namespace = shared().namespace("one_verb_less").await;
+    // Its pod does not start, so that the wait has to read why.
+    let namespace = namespace.with_image(MISSING_IMAGE);
+    prepare_broken(kind, &namespace).await;
+    let kubeconfig = account(&namespace, "less", rules).await;
+    let policy = namespace.policy(COUNTED);
+    let who = format!("system:serviceaccount:{}:less", namespace.name());
+    let what = format!("{who} may not {verb} {resource}");
+    let rule = format!("\\\"verbs\\\":[\\\"{verb}\\\"]");
+    let mut outputs = Vec::new();
+    let mut names_it = |id: &str, request: &str| {
+        let timeout = format!("\"timeout_seconds\":{seconds}");
+        let done = Program::with_kubeconfig(&kubeconfig)
+            .under(&policy)
+            .env("ACTION_ID", format!("{id}.{}", namespace.name()))
+            .input(request.replace("\"timeout_seconds\":20", &timeout))
+            .run();
+        let found = done.stdout.contains(&what) && done.stdout.contains(&rule);
+        outputs.push(done.stdout);
+        found
+    };
+    // First, a retry, and a second request: only the latter two need some of the rules.
+    let first = request(kind, &namespace).await;
+    if names_it("one", &first) || names_it("one", &first) {
+        return Vec::new();
+    }
+    undo(kind, &namespace).await;
+    if names_it("two", &request(kind, &namespace).await) {
+        return Vec::new();
+    }
+    for (number, parameters) in other_parameters(kind, &namespace).await.into_iter().enumerate() {
+        if names_it(&format!("other-{number}"), &request_with(kind, parameters)) {
+            return Vec::new();
+        }
+    }
+    outputs
 }
 
 #[tokio::test]

@@ -31,9 +31,7 @@ use tokio::{
 use crate::{
     cluster::{Namespace, WAIT_TIMEOUT, shared},
     program::{Finished, Program, Server},
-    scenario::{
-        Scenario, actions, for_each_form, forms, is_creation, is_deletion, without_replayed,
-    },
+    scenario::{Scenario, actions, for_each_form, is_creation, is_deletion, without_replayed},
 };
 
 /// How often the short forms are repeated.
@@ -233,15 +231,15 @@ fn retry_until_answered(servers: &[Mutex<Server>], mut next: usize, request: &st
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_request_resent_to_killed_processes_takes_effect_once() {
-    let mut random = Random::new("killed");
-    for _ in 0..rounds() {
-        for kind in forms() {
-            let requests = if rounds() > 1 { 1000 } else { 60 };
+#[test]
+fn a_request_resent_to_killed_processes_takes_effect_once() {
+    let requests = if rounds() > 1 { 1000 } else { 40 };
+    for_each_form(async |kind| {
+        let mut random = Random::new(&format!("killed {}", kind.name()));
+        for _ in 0..rounds() {
             many_tries_of_one_request(kind, requests, &mut random).await;
         }
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -322,7 +322,7 @@ pub async fn workload(namespace: &Namespace, kind: WorkloadKind) -> DynamicObjec
 }
 
 /// How many actions are tested at a time: most of a test is waiting.
-const ACTIONS_AT_A_TIME: usize = 4;
+const ACTIONS_AT_A_TIME: usize = 3;
 
 /// Runs this test for each of [`actions`], a few at a time, each on a thread and a runtime of its own.
 pub fn for_each_action(test: impl AsyncFn(ActionKind) + Sync) {
@@ -351,7 +351,7 @@ fn chosen(default: impl Fn(ActionKind) -> bool) -> Vec<ActionKind> {
 
 /// One action for each form of a change: what becomes of a request or of a change on its way is the same for all of one
 /// form. `TEST_ACTIONS=all` has every action.
-pub fn forms() -> Vec<ActionKind> {
+fn forms() -> Vec<ActionKind> {
     use ActionKind::*;
     chosen(|kind| {
         matches!(
