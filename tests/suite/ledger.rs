@@ -173,25 +173,35 @@ async fn many_tries_of_one_request(kind: ActionKind, requests: usize, random: &m
         .collect();
     let done = Arc::new(AtomicBool::new(false));
     let killer = {
-        let (servers, done) = (servers.clone(), done.clone());
+        let (servers, done, answers) = (servers.clone(), done.clone(), answers.clone());
         let pauses: Vec<_> = (0..10_000).map(|_| (random.below(4), random.below(400))).collect();
         spawn_blocking(move || {
+            let answered = || answers.lock().expect("is not poisoned").len();
+            let (mut before, mut kills) = (0, 0);
             for (victim, pause) in pauses {
                 if done.load(Ordering::SeqCst) {
                     return;
                 }
-                std::thread::sleep(Duration::from_millis(100 + pause));
+                // While nothing is answered, the servers of a slow machine live longer.
+                std::thread::sleep(Duration::from_millis(100 + pause + 20 * kills));
+                kills = if answered() == before { kills + 1 } else { 0 };
+                before = answered();
                 let mut server = servers[victim as usize].lock().expect("is not poisoned");
                 server.signal("KILL");
                 *server = start();
             }
         })
     };
+    let mut ends = Vec::new();
     for client in clients {
-        client.await.expect("all were answered");
+        ends.push(client.await);
     }
+    // Before any of them fails the test, which ends only with the killer.
     done.store(true, Ordering::SeqCst);
     killer.await.expect("it ended");
+    for end in ends {
+        end.expect("all were answered");
+    }
     let answers = answers.lock().expect("is not poisoned").clone();
     assert_eq!(answers.len(), requests);
     let (known, unknown): (Vec<_>, Vec<_>) =
