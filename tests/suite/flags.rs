@@ -205,8 +205,11 @@ fn on_a_terminal_during(
     meanwhile: impl Fn(),
 ) -> (i32, String) {
     let program = env!("CARGO_BIN_EXE_action-executor");
+    // Without `exec`, some shells stay above the program, and Ctrl-C ends them with a status of their own.
+    let command = format!("exec {program} {arguments}");
     let mut child = Command::new("script")
-        .args(["--quiet", "--return", "--command", &format!("{program} {arguments}"), "/dev/null"])
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .env("SHELL", "/bin/sh")
         .env("KUBECONFIG", kubeconfig)
         .env("ACTION_EXECUTOR_LOG", "error")
         .env("TERM", "xterm")
