@@ -5,31 +5,23 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::{
     actions::{
-        BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
-        shared::{
-            annotations,
-            applications::{
-                self, APPLICATION_SETS, ENABLED, ENABLED_POINTER, Owned, UNAWAITED_APPLICATIONS,
-            },
+        BoxFuture, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
+        shared::applications::{
+            self, APPLICATION_SETS, Enabled, Owned, Sentences, UNAWAITED_APPLICATIONS,
         },
     },
     contract::{
         error::ActionError,
         names::{Namespace, ObjectName, null_is_default},
-        response::{Change, Target, rfc3339_millis},
+        response::{Target, rfc3339_millis},
     },
     k8s::{
         api::client::Cluster,
         applied_requests::AppliedRequests,
         argo_cd::{self, AutomatedSync, WAS_ENABLED},
-        completion::Completion,
-        conditional_patch::{add, remove, test},
-        effect::Effect,
-        gitops,
         integrations::Integration,
     },
 };
@@ -74,7 +66,7 @@ impl Plannable for Parameters {
 
     fn preview(&self, input: &PlanInput) -> Preview {
         let mark = AppliedRequests::default().change(&input.mark);
-        Preview { result: self.would(), changes: vec![change(false), mark] }
+        Preview { result: self.would(), changes: vec![resumed(false).change(), mark] }
     }
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
@@ -91,76 +83,43 @@ impl Parameters {
     }
 
     fn decide(&self, found: &Owned, input: &PlanInput) -> Result<Plan, ActionError> {
-        let (target, application) = (self.target(), &found.application);
-        let metadata = &application.metadata;
-        let name = &*self.name;
-        let sentence = format!("Argo CD syncs Application '{name}' by itself");
-        let completion = CompletionSpec::Known(Completion::Immediate(sentence));
-        let at = rfc3339_millis(input.at);
-        let did = format!("Automated sync of Application '{name}' resumed at {at}.");
-        if input.has_changed(metadata)? {
-            return Ok(Plan::already_applied(target, metadata, did, completion));
-        }
-        input.check_found(&target, metadata)?;
-        let automated = AutomatedSync::of(application);
-        applications::check_automated(&target, metadata, automated)?;
-        if automated.is_on() {
-            let sentence = format!("Automated sync of Application '{name}' is not suspended.");
-            return Ok(Plan::new(target, metadata, Decision::NoOp(sentence), completion));
-        }
-        found.check_kept(&target, Some(ENABLED_POINTER))?;
-        let etag =
-            applications::decision_etag(&application.data["spec"]["syncPolicy"]["automated"]);
-        input
-            .check_decision("automated sync", &target, &etag)
-            .map_err(|refusal| refusal.object_uid(metadata.uid.as_deref()))?;
-        let annotations = metadata.annotations.as_ref();
+        let (name, at) = (&self.name, rfc3339_millis(input.at));
+        let sentences = Sentences {
+            completed: format!("Argo CD syncs Application '{name}' by itself"),
+            did: format!("Automated sync of Application '{name}' resumed at {at}."),
+            would: self.would(),
+            unchanged: format!("Automated sync of Application '{name}' is not suspended."),
+        };
+        let annotations = found.application.metadata.annotations.as_ref();
         let was_enabled = annotations.is_some_and(|all| all.contains_key(WAS_ENABLED));
-        let forget = [(WAS_ENABLED, None)];
-        let forgotten = if was_enabled { forget.as_slice() } else { &[] };
-        let set = match was_enabled {
-            true => add(&ENABLED, Value::Bool(true)),
-            false => remove(&ENABLED),
-        };
-        let mut operations = vec![test(&ENABLED, Value::Bool(false)), set];
-        operations.extend(annotations::operations(metadata, forgotten));
-        let found = argo_cd::without_generation(metadata);
-        let effect = Effect::patch(
-            applications::resource(),
-            &found,
-            &input.mark,
-            input.precondition.as_ref(),
-            operations,
-        );
-        let decision = Decision::Apply(Box::new(effect), did, self.would());
-        let mut plan = Plan::new(target, &found, decision, completion);
-        plan.decision_etag = Some(etag);
-        plan.changes = vec![change(was_enabled)];
-        plan.changes.extend(annotations::changes(metadata, forgotten));
-        plan.changes.push(applications::mark(metadata, input));
-        let field = "spec.syncPolicy.automated.enabled";
-        plan.warnings = gitops::undo_warnings(metadata, field);
-        let pruned = match argo_cd::automated_flag(application, "prune") {
-            true => ", and what it no longer has is deleted (prune)",
-            false => "",
-        };
-        plan.warnings.push(format!(
-            "Argo CD compares it at once: if it differs from its source, what that has now is applied{pruned}"
-        ));
+        let change = |automated: AutomatedSync| (!automated.is_on()).then(|| resumed(was_enabled));
+        let mut plan =
+            applications::plan_automated_sync(self.target(), found, input, sentences, change)?;
+        if matches!(plan.decision, Decision::Apply(..)) {
+            let pruned = match argo_cd::automated_flag(&found.application, "prune") {
+                true => ", and what it no longer has is deleted (prune)",
+                false => "",
+            };
+            plan.warnings.push(format!(
+                "Argo CD compares it at once: if it differs from its source, what that has now is applied{pruned}"
+            ));
+        }
         Ok(plan)
     }
 }
 
-fn change(was_enabled: bool) -> Change {
-    let to = if was_enabled { Value::Bool(true) } else { Value::Null };
-    Change { path: ENABLED_POINTER.to_owned(), from: Value::Bool(false), to }
+/// The change of suspended automated sync. What was enabled in words is so again, and what says so is removed.
+fn resumed(was_enabled: bool) -> Enabled {
+    let annotations = if was_enabled { vec![(WAS_ENABLED, None)] } else { Vec::new() };
+    Enabled { from: Some(false), to: was_enabled.then_some(true), annotations }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::actions::shared::applications::ENABLED_POINTER;
 
     fn decide_on(metadata: &str, automated: &str) -> Plan {
         let application = serde_yaml_ng::from_str(&format!(

@@ -6,31 +6,23 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::{
     actions::{
-        BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
-        shared::{
-            annotations,
-            applications::{
-                self, APPLICATION_SETS, ENABLED, ENABLED_POINTER, Owned, UNAWAITED_APPLICATIONS,
-            },
+        BoxFuture, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
+        shared::applications::{
+            self, APPLICATION_SETS, Enabled, Owned, Sentences, UNAWAITED_APPLICATIONS,
         },
     },
     contract::{
         error::ActionError,
         names::{Namespace, ObjectName, null_is_default},
-        response::{Change, Target, rfc3339_millis},
+        response::{Target, rfc3339_millis},
     },
     k8s::{
         api::client::Cluster,
         applied_requests::AppliedRequests,
         argo_cd::{self, AutomatedSync, WAS_ENABLED},
-        completion::Completion,
-        conditional_patch::{add, test},
-        effect::Effect,
-        gitops,
         integrations::Integration,
     },
 };
@@ -75,7 +67,8 @@ impl Plannable for Parameters {
 
     fn preview(&self, input: &PlanInput) -> Preview {
         let mark = AppliedRequests::default().change(&input.mark);
-        Preview { result: self.would(), changes: vec![change(AutomatedSync::On), mark] }
+        let changes = vec![suspended(AutomatedSync::On).change(), mark];
+        Preview { result: self.would(), changes }
     }
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
@@ -92,79 +85,41 @@ impl Parameters {
     }
 
     fn decide(&self, found: &Owned, input: &PlanInput) -> Result<Plan, ActionError> {
-        let (target, application) = (self.target(), &found.application);
-        let metadata = &application.metadata;
-        let name = &*self.name;
-        let sentence = format!("Argo CD syncs Application '{name}' only on request");
-        let completion = CompletionSpec::Known(Completion::Immediate(sentence));
-        let at = rfc3339_millis(input.at);
-        let did = format!("Automated sync of Application '{name}' suspended at {at}.");
-        if input.has_changed(metadata)? {
-            return Ok(Plan::already_applied(target, metadata, did, completion));
-        }
-        input.check_found(&target, metadata)?;
-        let automated = AutomatedSync::of(application);
-        applications::check_automated(&target, metadata, automated)?;
-        if automated == AutomatedSync::Off {
-            let sentence = format!("Automated sync of Application '{name}' is suspended already.");
-            return Ok(Plan::new(target, metadata, Decision::NoOp(sentence), completion));
-        }
-        found.check_kept(&target, Some(ENABLED_POINTER))?;
-        let etag =
-            applications::decision_etag(&application.data["spec"]["syncPolicy"]["automated"]);
-        input
-            .check_decision("automated sync", &target, &etag)
-            .map_err(|refusal| refusal.object_uid(metadata.uid.as_deref()))?;
-        let was_enabled = [(WAS_ENABLED, Some("true".to_owned()))];
-        let kept = match automated {
-            AutomatedSync::ExplicitlyOn => was_enabled.as_slice(),
-            _ => &[],
+        let (name, at) = (&self.name, rfc3339_millis(input.at));
+        let sentences = Sentences {
+            completed: format!("Argo CD syncs Application '{name}' only on request"),
+            did: format!("Automated sync of Application '{name}' suspended at {at}."),
+            would: self.would(),
+            unchanged: format!("Automated sync of Application '{name}' is suspended already."),
         };
-        let mut operations =
-            vec![test(&ENABLED, from(automated)), add(&ENABLED, Value::Bool(false))];
-        operations.extend(annotations::operations(metadata, kept));
-        let found = argo_cd::without_generation(metadata);
-        let effect = Effect::patch(
-            applications::resource(),
-            &found,
-            &input.mark,
-            input.precondition.as_ref(),
-            operations,
-        );
-        let decision = Decision::Apply(Box::new(effect), did, self.would());
-        let mut plan = Plan::new(target, &found, decision, completion);
-        plan.decision_etag = Some(etag);
-        plan.changes = vec![change(automated)];
-        plan.changes.extend(annotations::changes(metadata, kept));
-        plan.changes.push(applications::mark(metadata, input));
-        let field = "spec.syncPolicy.automated.enabled";
-        plan.warnings = gitops::undo_warnings(metadata, field);
-        plan.warnings.extend(
-            argo_cd::operation_in_progress(application)
-                .map(|what| format!("{what}, and goes on to its end")),
-        );
+        let change = |automated: AutomatedSync| automated.is_on().then(|| suspended(automated));
+        let mut plan =
+            applications::plan_automated_sync(self.target(), found, input, sentences, change)?;
+        if matches!(plan.decision, Decision::Apply(..)) {
+            plan.warnings.extend(
+                argo_cd::operation_in_progress(&found.application)
+                    .map(|what| format!("{what}, and goes on to its end")),
+            );
+        }
         Ok(plan)
     }
 }
 
-/// `enabled` as it is before.
-fn from(automated: AutomatedSync) -> Value {
-    match automated {
-        AutomatedSync::ExplicitlyOn => Value::Bool(true),
-        _ => Value::Null,
-    }
-}
-
-fn change(automated: AutomatedSync) -> Change {
-    Change { path: ENABLED_POINTER.to_owned(), from: from(automated), to: Value::Bool(false) }
+/// The change of automated sync that is on. That it was enabled in words is kept in an annotation.
+fn suspended(automated: AutomatedSync) -> Enabled {
+    let (from, annotations) = match automated {
+        AutomatedSync::ExplicitlyOn => (Some(true), vec![(WAS_ENABLED, Some("true".to_owned()))]),
+        _ => (None, Vec::new()),
+    };
+    Enabled { from, to: Some(false), annotations }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::contract::error::Code;
+    use crate::{actions::shared::applications::ENABLED_POINTER, contract::error::Code};
 
     fn found(metadata: &str, rest: &str) -> Owned {
         let application = serde_yaml_ng::from_str(&format!(

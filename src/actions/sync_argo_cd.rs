@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use crate::{
     actions::{
-        BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
+        BoxFuture, CompletionSpec, Descriptor, Plan, PlanInput, Plannable, Preview,
         shared::{
-            applications::{self, APPLICATION_SETS, APPLICATIONS, Owned},
+            applications::{self, APPLICATION_SETS, APPLICATIONS, Edit, Owned},
             restart,
         },
     },
@@ -26,7 +26,6 @@ use crate::{
         argo_cd,
         completion::Completion,
         conditional_patch::{add, test},
-        effect::Effect,
         integrations::Integration,
     },
 };
@@ -121,18 +120,9 @@ impl Parameters {
         let operation = argo_cd::sync_operation(application, &input.mark, self.prune);
         let operations =
             vec![test(&["operation"], Value::Null), add(&["operation"], operation.clone())];
-        let found = argo_cd::without_generation(metadata);
-        let effect = Effect::patch(
-            applications::resource(),
-            &found,
-            &input.mark,
-            input.precondition.as_ref(),
-            operations,
-        );
-        let decision = Decision::Apply(Box::new(effect), did, self.would());
-        let mut plan = Plan::new(target, &found, decision, completion);
-        plan.decision_etag = Some(etag);
-        plan.changes = vec![change(operation), applications::mark(metadata, input)];
+        let (changes, would) = (vec![change(operation)], self.would());
+        let edit = Edit { etag, operations, changes, did, would };
+        let mut plan = edit.plan(target, metadata, input, completion);
         if self.prune {
             plan.warnings.push("what its source no longer has is deleted (prune)".to_owned());
         }
@@ -147,6 +137,7 @@ fn change(operation: Value) -> Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::actions::Decision;
 
     fn decide_on(rest: &str, prune: bool) -> Result<Plan, ActionError> {
         decide(7, "{}", rest, prune, &PlanInput::example())
