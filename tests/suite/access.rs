@@ -84,11 +84,16 @@ fn rules(kind: ActionKind) -> Vec<(Scope, Value)> {
 async fn account(namespace: &Namespace, name: &str, rules: &[(Scope, Value)]) -> PathBuf {
     let of = |place: Scope| {
         let these = rules.iter().filter(|(it, _)| *it == place).map(|(_, rule)| rule);
-        json!(these.collect::<Vec<_>>())
+        these.collect::<Vec<_>>()
     };
-    namespace.grant_in_default(name, of(Scope::Default)).await;
-    namespace.grant_everywhere(name, of(Scope::Everywhere)).await;
-    namespace.account(name, of(Scope::Here)).await
+    let (in_default, everywhere) = (of(Scope::Default), of(Scope::Everywhere));
+    if !in_default.is_empty() {
+        namespace.grant_in_default(name, json!(in_default)).await;
+    }
+    if !everywhere.is_empty() {
+        namespace.grant_everywhere(name, json!(everywhere)).await;
+    }
+    namespace.account(name, json!(of(Scope::Here))).await
 }
 
 /// Rules that lack one verb.

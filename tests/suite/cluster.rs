@@ -594,9 +594,11 @@ impl Namespace {
         self.rolled_out(name).await
     }
 
-    /// A Deployment of one pod that mounts this claim.
+    /// A Deployment of one pod that mounts this claim, and that no scheduler looks at: it would try again, and report that,
+    /// as long as there is no such claim.
     pub async fn deployment_with_claim(&self, name: &str, claim: &str) {
         let mut template = template(name, self.image);
+        template["spec"]["schedulerName"] = "none".into();
         template["spec"]["volumes"] =
             json!([{ "name": "data", "persistentVolumeClaim": { "claimName": claim } }]);
         self.create::<Deployment>(json!({
