@@ -197,7 +197,7 @@ pub struct CheckArgs {
 /// Arguments of `policy admission`.
 #[derive(Args, Debug)]
 pub struct AdmissionArgs {
-    /// The policy file [default: the shipped policy].
+    /// The policy file [default: the built-in policy].
     pub policy: Option<PathBuf>,
     /// The service account that it applies to.
     #[arg(long, value_name = "NAMESPACE:NAME")]
@@ -207,7 +207,7 @@ pub struct AdmissionArgs {
 /// Arguments of `rbac`.
 #[derive(Args, Debug)]
 pub struct RbacArgs {
-    /// The policy file [default: the shipped policy].
+    /// The policy file [default: the built-in policy].
     pub policy: Option<PathBuf>,
     /// The service account that needs the rights.
     #[arg(long, value_name = "NAMESPACE:NAME")]

@@ -24,7 +24,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Set and remove annotations of a Deployment, StatefulSet, DaemonSet, CronJob, Job or pod; the pod \
                   template stays as it is. Refused for keys that the policy does not list (without a rule: all). \
-                  Unchanged if the annotations are so already.",
+                  Unchanged if the annotations have these values already.",
     takes_time: false,
     when: "a tool or a person is to find a note or a setting on an object",
     when_not: "objects are to be selected by it: use label",

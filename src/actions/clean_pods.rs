@@ -53,9 +53,9 @@ const LARGEST_MAX_PODS: u32 = 300;
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "clean_pods",
     aliases: &[],
-    description: "Delete the finished pods of a namespace, with their logs: by default those that failed, as pods \
-                  that a kubelet evicted. Pods that run are never deleted, and pods of a Job that has not \
-                  finished stay. Refused if more than max_pods match. Simulate it first: the response names \
+    description: "Delete the finished pods of a namespace, with their logs: by default those that failed, such as \
+                  pods that a kubelet evicted. Pods that run are never deleted, and pods of a Job that has not \
+                  finished stay. Refused if more than max_pods match. Simulate it first: the answer names \
                   all pods that would be deleted.",
     takes_time: true,
     when: "failed or evicted pods pile up in a namespace",
@@ -92,7 +92,7 @@ pub struct Parameters {
     #[serde(default = "failed")]
     #[schemars(extend("minItems" = 1, "maxItems" = 2, "uniqueItems" = true))]
     pub phases: Vec<FinishedPhase>,
-    /// Delete only pods with this reason in their status, as `Evicted`.
+    /// Delete only pods with this reason in their status, for example `Evicted`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_reason: Option<PodReason>,
     /// Delete only pods that finished at least so many seconds ago.

@@ -154,7 +154,7 @@ fn slow_warning(job: &Job, input: &PlanInput) -> Option<String> {
     let pod = Pod { spec, ..Pod::default() };
     let seconds = grace_period_beyond(&pod, None, input.timeout).filter(|_| input.wait)?;
     let wait = input.timeout.as_secs();
-    Some(format!("its pods may take {seconds} s to stop, longer than the {wait} s that are waited"))
+    Some(format!("its pods may take {seconds} s to stop, longer than the wait of {wait} s"))
 }
 
 /// What the controller of the Job would do with it, or will do without it.

@@ -206,11 +206,13 @@ impl Parameters {
             None => return Vec::new(),
         };
         let running = format!(
-            "no container is stopped: if the machine runs, the pod's containers go on {place} until its kubelet is back"
+            "no container is stopped: if the machine runs, the pod's containers keep running {place} until its \
+             kubelet is back"
         );
         let twice = pods::controller(pod).filter(|owner| owner.kind == "StatefulSet").map(|owner| {
             format!(
-                "{} makes a pod of the same name and volumes now: while both run, each takes itself for the only one",
+                "{} makes a pod of the same name and volumes now: while both run, two pods have one identity and may \
+                 write to the same volume",
                 describe(owner)
             )
         });

@@ -64,11 +64,11 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "drain",
     aliases: &[],
     description: "Drain a node: cordon it and evict its pods within their disruption budgets, so that \
-                  it can be repaired or removed. With wait, the response comes once they are gone; \
+                  it can be repaired or removed. With wait, the answer comes once they are gone; \
                   without it, each pod that can be evicted now is evicted once. Refused, before anything is changed, if a pod \
                   would not come back (force), would lose data in an emptyDir volume \
                   (delete_empty_dir_data), or can never be evicted. Pods of DaemonSets and static pods \
-                  stay. Simulate it first: the response names all pods that would be evicted.",
+                  stay. Simulate it first: the answer names all pods that would be evicted.",
     takes_time: true,
     when: "a node is to be repaired or removed",
     when_not: "one pod is at fault, or the other nodes have no room",
@@ -108,7 +108,7 @@ pub struct Parameters {
     /// How many seconds each pod may take to stop, instead of its own grace period.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_period_seconds: Option<u32>,
-    /// Evict only pods with these labels, as `app=web,tier!=db`.
+    /// Evict only pods with these labels, for example `app=web,tier!=db`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
     /// Do not wait for pods that have been deleted for more than so many seconds; 0: wait for all.
@@ -516,7 +516,7 @@ impl NodePods {
         let slow = (!self.slow.is_empty()).then(|| {
             let (number, wait) = (plural(self.slow.len(), "pod"), input.timeout.as_secs());
             let pods = join_names(&self.slow);
-            format!("{number} may take longer to stop than the {wait} s that are waited: {pods}")
+            format!("{number} may take longer to stop than the wait of {wait} s: {pods}")
         });
         let warnings = self.warnings.iter().cloned();
         let of_pods = exhausted.chain(objecting).chain(doubtful);
@@ -767,7 +767,7 @@ mod tests {
         let input = PlanInput { wait: true, own_pod, ..PlanInput::example() };
         let plan = parameters.decide(&node(""), node_pods, &input).expect("is planned");
         let warnings = plan.warnings.join("; ");
-        for part in ["safe-to-evict", "300 s that are waited: shop/slow (3600 s)", "'executor-1'"] {
+        for part in ["safe-to-evict", "wait of 300 s: shop/slow (3600 s)", "'executor-1'"] {
             assert!(warnings.contains(part), "{part}: {warnings}");
         }
     }

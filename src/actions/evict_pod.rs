@@ -223,9 +223,7 @@ impl Parameters {
         let slow = drain_filter::grace_period_beyond(pod, self.grace_period_seconds, wait);
         warnings.extend(slow.filter(|_| input.wait).map(|seconds| {
             let wait = wait.as_secs();
-            format!(
-                "the pod may take {seconds} s to stop, longer than the {wait} s that are waited"
-            )
+            format!("the pod may take {seconds} s to stop, longer than the wait of {wait} s")
         }));
         warnings
     }

@@ -71,7 +71,7 @@ pub struct Parameters {
     #[serde(default, deserialize_with = "null_is_default")]
     #[schemars(with = "Option<Namespace>")]
     pub namespace: Namespace,
-    /// The size it is to have, as `20Gi`.
+    /// The new size, for example `20Gi`.
     pub size: Quantity,
 }
 

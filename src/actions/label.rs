@@ -24,7 +24,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Set and remove labels of a Deployment, StatefulSet, DaemonSet, CronJob, Job or pod; the pod template \
                   stays as it is. Refused for keys that the policy does not list (without a rule: all), and for labels \
-                  by which a controller selects its pods. Unchanged if the labels are so already.",
+                  by which a controller selects its pods. Unchanged if the labels have these values already.",
     takes_time: false,
     when: "an object is to be found or selected by a label",
     when_not: "the pods of a workload are to have it: change its template where it is kept",

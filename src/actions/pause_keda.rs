@@ -46,7 +46,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Pause KEDA's scaling by a ScaledObject or ScaledJob until resume_keda: the number of replicas stays as \
                   it is, or, with replicas, KEDA scales a ScaledObject's target to that number and stops there. KEDA \
                   deletes the HorizontalPodAutoscaler meanwhile. A paused ScaledJob starts no Jobs. With wait it is \
-                  complete once KEDA says Paused, and has that number. Unchanged if it is paused so already.",
+                  complete once KEDA reports Paused, and has that number. Unchanged if it is paused in this way already.",
     takes_time: true,
     when: "a workload that KEDA scales is to have a fixed number of replicas, or no new Jobs, for a while",
     when_not: "the bounds are wrong for good: change them in the ScaledObject",
@@ -208,7 +208,7 @@ impl Parameters {
         let (kind, name) = scale_target(found);
         let scaled = format!("{kind} '{name}'");
         match (self.kind, self.replicas) {
-            (KedaKind::ScaledJob, _) => vec!["Jobs that run go on to their end".to_owned()],
+            (KedaKind::ScaledJob, _) => vec!["Jobs that run continue until they finish".to_owned()],
             (_, Some(replicas)) => vec![format!(
                 "KEDA scales {scaled} to {} at once, also beyond minReplicaCount and maxReplicaCount",
                 replicas_of(replicas)

@@ -383,8 +383,8 @@ impl Plan {
         let longest =
             foreign.max_by_key(|entry| length(*entry)).map_or("", |(key, _)| key.as_str());
         let detail = format!(
-            "the annotations of {} have no room for the mark of this request: they would be {total} bytes long, and \
-             the cluster allows {MAX_ANNOTATION_BYTES}",
+            "the annotations of {} have no room for the mark of this request: they would be {total} bytes long with \
+             it, and the cluster allows {MAX_ANNOTATION_BYTES}",
             self.target
         );
         Err(ActionError::new(Code::RejectedByCluster, detail)

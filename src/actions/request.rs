@@ -44,7 +44,7 @@ pub struct ActionRequest {
     pub requester: Option<AuditText>,
     /// The reason.
     pub reason: Option<AuditText>,
-    /// The program that sent it, as it names itself; for the audit. It is no part of the JSON form and of the payload:
+    /// The program that sent it, as it names itself; for the audit trail. It is no part of the JSON form and of the payload:
     /// another version of a client may resend a request.
     pub client: Option<AuditText>,
     /// When the request was created.
@@ -76,13 +76,13 @@ struct Envelope<P> {
     /// Only report what would happen; true by default.
     #[serde(default = "simulate_by_default")]
     simulate: bool,
-    /// Idempotency key; without one an id is generated, for the audit only.
+    /// Idempotency key; without one an id is generated, for the audit trail only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     id: Option<RequestId>,
-    /// The person or program that sends the request; for the audit.
+    /// The person or program that sends the request; for the audit trail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     requester: Option<AuditText>,
-    /// The reason; for the audit.
+    /// The reason; for the audit trail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<AuditText>,
     /// When the request was created (RFC 3339).

@@ -34,7 +34,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Run a finished Job again: create a new Job from its template, which belongs to no CronJob. \
                   Refused for a Job that is not complete and has not failed. With wait it is complete when \
-                  the new Job is; the response of a failed Job has its pod's last log lines.",
+                  the new Job is; the answer of a failed Job has its pod's last log lines.",
     takes_time: true,
     when: "a Job failed, and the cause is gone",
     when_not: "the present template of its CronJob is to run: use run_cronjob; its work must not be done twice",

@@ -38,7 +38,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Run a CronJob now: create one Job from its template, outside of its schedule, whatever \
                   its concurrencyPolicy, and even if it is suspended. With wait it is complete when the \
-                  Job is; the response of a failed Job has its pod's last log lines.",
+                  Job is; the answer of a failed Job has its pod's last log lines.",
     takes_time: true,
     when: "a scheduled run was missed or failed, and is needed now",
     when_not: "its previous Job still runs and two must not run at once",

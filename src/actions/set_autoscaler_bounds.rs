@@ -224,7 +224,7 @@ impl Parameters {
         let object = format!("HorizontalPodAutoscaler '{}'", self.autoscaler);
         let now = bounds(found);
         let completion = CompletionSpec::Known(Completion::Immediate(format!(
-            "{object} scales between its bounds from its next look at the load on"
+            "{object} uses the new bounds from its next check of the metrics"
         )));
         if input.has_changed(metadata)? {
             let did = format!("The bounds of {object} were set.");

@@ -36,7 +36,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   Unchanged if it is suspended already.",
     takes_time: false,
     when: "a change in the source does harm, or a change in the cluster must not be reverted during an incident",
-    when_not: "the source can be mended",
+    when_not: "the source can be fixed",
     destructive: false,
     example: r#"{"name":"shop","namespace":"argocd"}"#,
     rules: &[UNAWAITED_APPLICATIONS, APPLICATION_SETS],
@@ -98,7 +98,7 @@ impl Parameters {
         if matches!(plan.decision, Decision::Apply(..)) {
             plan.warnings.extend(
                 argo_cd::operation_in_progress(&found.application)
-                    .map(|what| format!("{what}, and goes on to its end")),
+                    .map(|what| format!("{what}, and continues until it ends")),
             );
         }
         Ok(plan)

@@ -34,7 +34,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   reconciliation that runs goes on. Unchanged if it is suspended already.",
     takes_time: false,
     when: "a change in the source does harm, or a change in the cluster must not be reverted during an incident",
-    when_not: "the source can be mended: reconcile_flux applies it then",
+    when_not: "the source can be fixed: reconcile_flux applies it then",
     destructive: false,
     example: r#"{"name":"apps","namespace":"flux-system"}"#,
     rules: &[KUSTOMIZATIONS, HELM_RELEASES],
@@ -157,7 +157,7 @@ mod tests {
                       kustomize.toolkit.fluxcd.io/namespace: shop}";
         let running = "spec: {}\nstatus: {conditions: [{type: Reconciling, status: 'True'}]}";
         let warnings = decide_on(FluxKind::Kustomization, labels, running).warnings.join("\n");
-        for expected in ["goes on to its end", "is in its own source", "will revert it"] {
+        for expected in ["continues until it ends", "is in its own source", "will revert it"] {
             assert!(warnings.contains(expected), "{warnings}");
         }
         assert_eq!(decide_on(FluxKind::Kustomization, "", "spec: {}").warnings, [""; 0]);

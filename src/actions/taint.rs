@@ -45,7 +45,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   that the policy does not list (without a rule: all). NoExecute counts as a drain that ignores \
                   disruption budgets: each pod that would end must be allowed by the policy and counts in its budget, and \
                   it is refused if a pod would not come back (force) or would lose data in an emptyDir volume \
-                  (delete_empty_dir_data). Simulate it first: the response names these pods.",
+                  (delete_empty_dir_data). Simulate it first: the answer names these pods.",
     takes_time: false,
     when: "a node is to be kept for some pods, or is certainly off and its pods are to move",
     when_not: "no new pods are to come at all: use cordon; pods are to leave within their budgets: use drain",

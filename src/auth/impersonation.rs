@@ -61,7 +61,8 @@ fn person(caller: Option<&Caller>) -> Result<Person, ActionError> {
                 extra: BTreeMap::new(),
             }),
             None => {
-                let what = format!("the holder of key '{}' is no user of the cluster", entry.name);
+                let what =
+                    format!("the holder of key '{}' is not a user of the cluster", entry.name);
                 Err(not_impersonated(&what).with_hint(format!(
                     "let `impersonate` of key '{}' in the keys file name the user, or use a Kubernetes token",
                     entry.name
@@ -69,7 +70,7 @@ fn person(caller: Option<&Caller>) -> Result<Person, ActionError> {
             }
         },
         Some(Caller::Platform(name)) => {
-            Err(not_impersonated(&format!("{name} is no user of the cluster")))
+            Err(not_impersonated(&format!("{name} is not a user of the cluster")))
         }
         None => Err(not_impersonated("the caller is not authenticated")),
     }

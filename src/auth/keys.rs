@@ -120,7 +120,7 @@ impl TryFrom<String> for Digest {
             return Ok(Digest(text));
         }
         Err("must be the SHA-256 of the key as 64 lower-case hexadecimal digits, not the key itself; \
-             `printf %s KEY | sha256sum` prints it"
+             this prints it: printf %s KEY | sha256sum"
             .to_owned())
     }
 }

@@ -57,10 +57,10 @@ pub struct CommonArgs {
     /// The idempotency key: the same one for a retry.
     #[arg(long)]
     pub id: Option<String>,
-    /// The reason, for the audit.
+    /// The reason, for the audit trail.
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
-    /// The person or program that sends the request, for the audit.
+    /// The person or program that sends the request, for the audit trail.
     #[arg(long, value_name = "NAME")]
     pub requester: Option<String>,
     /// Act only on the object with this uid.

@@ -16,7 +16,7 @@ use crate::{
         visible::one_line,
     },
     executor::{
-        Shown,
+        Restriction, Shown,
         context::{Context, stopped},
         handle,
         reply::Reply,
@@ -63,7 +63,7 @@ fn execute(args: &ActionArgs, settings: &Settings) -> Result<u8, ActionError> {
     Ok(run::answer_in_context(&args.once(), settings, async |context| {
         let mut shown = Shown::default();
         if asks {
-            let simulated = handle(context, simulated).await?;
+            let simulated = handle(context, simulated, Restriction::None).await?;
             confirm(context, question(&simulated)).await?;
             shown = Shown::by(&simulated);
         }

@@ -213,7 +213,7 @@ fn clock(ahead: TimeDelta) -> Finding {
         return Finding::new("clock", State::Ok, detail);
     }
     Finding::new("clock", State::Warning, detail).with_hint(
-        "set the clock of this machine, as by NTP: requests with issued_at may be refused as too old",
+        "set the clock of this machine, for example by NTP: requests with issued_at may be refused as too old",
     )
 }
 

@@ -36,9 +36,9 @@ use crate::{
         visible::one_line,
     },
     executor::{
-        Shown,
+        Restriction, Shown,
         context::{Context, stopped},
-        handle_shown,
+        handle,
         incoming::IncomingRequest,
         observer::Observer,
         reply::Reply,
@@ -188,7 +188,7 @@ pub(super) async fn send(
     };
     let result = match joins {
         true => join(context, request, shown).await,
-        false => handle_shown(context, request, shown).await,
+        false => handle(context, request, Restriction::Shown(shown)).await,
     };
     // The answer has the terminal for itself.
     view.end();
@@ -220,7 +220,7 @@ async fn join(
     let end = Instant::now() + request.timeout.unwrap_or(DEFAULT_WAIT);
     let mut stopping = context.stopping();
     loop {
-        match handle_shown(context, request.clone(), shown).await {
+        match handle(context, request.clone(), Restriction::Shown(shown)).await {
             Err(error)
                 if error.code == Code::InProgress && Instant::now() + POLL_INTERVAL < end =>
             {

@@ -70,7 +70,7 @@ impl TryFrom<Unchecked> for ClusterList {
         for (field, name) in [("default", &default), ("reviewer", &reviewer)] {
             let Some(name) = name else { continue };
             if !clusters.iter().any(|entry| entry.name == *name) {
-                return Err(format!("{field}: {name} is no name of a cluster in the list"));
+                return Err(format!("{field}: {name} is not the name of a cluster in the list"));
             }
         }
         Ok(ClusterList { default, reviewer, clusters })
@@ -245,8 +245,8 @@ mod tests {
             ("clusters: []", "at least one"),
             ("{}", "clusters"),
             ("clusters: [{name: a}, {name: a}]", "the name a is given twice"),
-            ("{default: b, clusters: [{name: a}]}", "default: b is no name"),
-            ("{reviewer: b, clusters: [{name: a}]}", "reviewer: b is no name"),
+            ("{default: b, clusters: [{name: a}]}", "default: b is not the name"),
+            ("{reviewer: b, clusters: [{name: a}]}", "reviewer: b is not the name"),
             ("clusters: [{name: a, contexts: c}]", "contexts"),
             ("{cluster: a, clusters: [{name: a}]}", "cluster"),
             ("clusters: [{name: A}]", "must be"),

@@ -70,7 +70,7 @@ fn extra_key(text: &str) -> Result<String, String> {
     if text.bytes().all(|byte| byte.is_ascii_graphic() && !byte.is_ascii_uppercase()) {
         return Ok(text.to_owned());
     }
-    Err("must be keys in lower case, as example.com/team".to_owned())
+    Err("must be keys in lower case, for example example.com/team".to_owned())
 }
 
 #[cfg(test)]

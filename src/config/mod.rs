@@ -241,7 +241,7 @@ fn source(
 ) -> Result<Option<Source>, ActionError> {
     match (file.get(vars), content.get(vars)) {
         (Some(_), Some(_)) => {
-            Err(file.invalid(&format!("and {} exclude each other", content.name)))
+            Err(file.invalid(&format!("and {} cannot be combined", content.name)))
         }
         (path, None) => Ok(path.map(|path| Source::File(path.into()))),
         (None, Some(encoded)) => {
@@ -387,7 +387,7 @@ fn clusters(vars: &Variables) -> Result<Option<Source>, ActionError> {
     use variables::{CLUSTER_NAME, CLUSTERS, CLUSTERS_BASE64};
     let list = source(&CLUSTERS, &CLUSTERS_BASE64, vars)?;
     if list.is_some() && CLUSTER_NAME.get(vars).is_some() {
-        let what = format!("and {} exclude each other: the list names the clusters", CLUSTERS.name);
+        let what = format!("and {} cannot be combined: the list names the clusters", CLUSTERS.name);
         return Err(CLUSTER_NAME.invalid(&what));
     }
     Ok(list)

@@ -54,7 +54,7 @@ pub(crate) const POLICY: Setting = text(
     "ACTION_EXECUTOR_POLICY",
     "none",
     "path",
-    "the policy file; without one the shipped limits apply",
+    "the policy file; without one the default limits apply",
 );
 pub(crate) const POLICY_BASE64: Setting =
     text("ACTION_EXECUTOR_POLICY_BASE64", "none", "base64", "the policy itself");
@@ -78,7 +78,8 @@ pub(crate) const IMPERSONATE: Setting = text(
     "ACTION_EXECUTOR_IMPERSONATE",
     "`none`",
     "`none`, `callers`",
-    "as whom a server makes the calls about a target: `none` as its own account, `callers` as the caller, by impersonation",
+    "the identity of the calls about a target: `none`: the server's own account; `callers`: the caller, by \
+     impersonation",
 );
 pub(crate) const IMPERSONATE_GROUPS: Setting = text(
     "ACTION_EXECUTOR_IMPERSONATE_GROUPS",
@@ -134,7 +135,7 @@ pub(crate) const PEER_SHARE: Setting = number(
     "ACTION_EXECUTOR_PEER_SHARE",
     50,
     [1, 100],
-    "percent of a server's connections that one address may hold; 100 behind a load balancer that has one",
+    "percent of a server's connections that one address may hold; 100 behind a load balancer, which is one address",
 );
 pub(crate) const MAX_ACTIONS: Setting = number(
     "ACTION_EXECUTOR_MAX_ACTIONS",
@@ -146,13 +147,14 @@ pub(crate) const MCP_WAIT_SECONDS: Setting = number(
     "ACTION_EXECUTOR_MCP_WAIT_SECONDS",
     25,
     [1, 45],
-    "after how long an MCP tool call is answered, whatever the action waits for",
+    "the time until an MCP tool call is answered, even if the action still waits",
 );
 pub(crate) const MCP_TOOLS: Setting = text(
     "ACTION_EXECUTOR_MCP_TOOLS",
     "`auto`",
     "`auto`, `per_action`, `generic`",
-    "the MCP tools: one for each action, or four in all; auto: one for each action that the caller may execute if these are at most 10, else four",
+    "the MCP tools: one for each action, or five in all; auto: one for each action that the caller may execute if \
+     these are at most 10, else five",
 );
 pub(crate) const CLUSTER_NAME: Setting = text(
     "ACTION_EXECUTOR_CLUSTER_NAME",

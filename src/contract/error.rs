@@ -312,7 +312,7 @@ pub struct ActionError {
     pub refused: Option<Box<RefusedObject>>,
 }
 
-/// What is known of an object that was refused; for the audit and for hints.
+/// What is known of an object that was refused; for the audit trail and for hints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RefusedObject {
     /// Its uid.

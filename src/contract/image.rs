@@ -81,7 +81,7 @@ pub(crate) fn is_host(component: &str) -> bool {
 }
 
 fn check(reference: &str) -> Result<(), String> {
-    const HINT: &str = "must be an image reference, as registry.example.com/shop/web:1.2 or \
+    const HINT: &str = "must be an image reference such as registry.example.com/shop/web:1.2 or \
                         registry.example.com/shop/web@sha256:...";
     let refused = |what: &str| Err(what.to_owned());
     if reference.len() > MAX_CHARACTERS {

@@ -44,7 +44,7 @@ fn check(text: &str) -> Result<(), String> {
     }
     parse(text).map(|_| ()).map_err(|at| {
         // The part is of the selector's own characters, and no secret has its syntax.
-        format!("must be a label selector, as app=web,tier!=db; requirement {at} is not one")
+        format!("must be a label selector such as app=web,tier!=db; requirement {at} is not one")
     })
 }
 

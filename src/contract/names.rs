@@ -1,4 +1,4 @@
-//! The checked strings of a request: names (RFC 1123), ids, texts for the audit.
+//! The checked strings of a request: names (RFC 1123), ids, texts for the audit trail.
 //!
 //! A value of one of these types is valid: it is checked when it is created. No message repeats a value,
 //! which may be a secret in the wrong field.
@@ -16,7 +16,7 @@ use crate::contract::{
 /// How much of an id the ids of its parts begin with, so that they fit.
 const MAX_WHOLE_ID: usize = 111;
 
-/// Maximum number of characters of a text for the audit.
+/// Maximum number of characters of a text for the audit trail.
 const MAX_AUDIT_TEXT: usize = 512;
 
 /// Implements a checked string.
@@ -81,7 +81,7 @@ pub struct Namespace(String);
 #[schemars(extend("minLength" = 1, "maxLength" = 128, "pattern" = "^[A-Za-z0-9._:-]+$"))]
 pub struct RequestId(String);
 
-/// A line for the audit, as a requester or a reason: 1 to 512 characters, all of which a person can see.
+/// A line for the audit trail, as a requester or a reason: 1 to 512 characters, all of which a person can see.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 #[schemars(extend(

@@ -336,7 +336,7 @@ impl fmt::Display for Observation {
             ObservationState::Healthy => "Healthy",
             ObservationState::Unhealthy => "Not healthy",
             ObservationState::Unknown => "Not known to be healthy",
-            ObservationState::Interrupted => "Not observed to the end, at shutdown",
+            ObservationState::Interrupted => "Observation ended early by a shutdown",
             ObservationState::NotApplicable => "Not observed",
         };
         write!(f, "{lead}: {}", self.message)?;

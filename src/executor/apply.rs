@@ -481,7 +481,7 @@ pub(crate) fn unknown(effect: &Effect, why: &str) -> ActionError {
 /// The same, for an attempt that ended with this error after it.
 pub(crate) fn unknown_after(effect: &Effect, why: &str, end: &ActionError) -> ActionError {
     let end = end.detail.strip_suffix("; nothing was done").unwrap_or(&end.detail);
-    unknown(effect, &format!("{why}; then this attempt ended: {end}"))
+    unknown(effect, &format!("{why}; this attempt then failed: {end}"))
 }
 
 /// The error for an object that was to be deleted and is gone: uids are never used again, so this request can do

@@ -84,7 +84,7 @@ impl Clusters {
         self.members.get(index).ok_or_else(|| {
             ActionError::new(
                 Code::Internal,
-                "the list of clusters is not the one that is connected",
+                "the list of clusters does not match the connections, which is a defect of the program",
             )
         })
     }

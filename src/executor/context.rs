@@ -316,7 +316,7 @@ impl Context {
             Actor::Caller(_, Some(cluster)) => Ok(cluster),
             Actor::Caller(_, None) | Actor::Unknown(_) => Err(ActionError::new(
                 Code::Configuration,
-                "callers are to be impersonated, and the request has none",
+                "callers are impersonated here, and this request has no caller",
             )
             .with_hint("only `serve` has callers: unset ACTION_EXECUTOR_IMPERSONATE elsewhere")),
         }
@@ -426,7 +426,7 @@ pub(crate) fn refuse_context(kube_context: Option<&str>) -> Result<(), ActionErr
     match kube_context {
         None => Ok(()),
         Some(_) => {
-            let detail = "--context and ACTION_EXECUTOR_CLUSTERS exclude each other";
+            let detail = "--context and ACTION_EXECUTOR_CLUSTERS cannot be combined";
             Err(ActionError::new(Code::Configuration, detail)
                 .with_hint("name a cluster of the list with --cluster, or in the request"))
         }

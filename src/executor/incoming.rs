@@ -16,6 +16,7 @@ use crate::{
     },
     diagnosis::{self, Scope, facts::Unread, parts::Part, report::Report, target::Target},
     executor::{
+        Restriction,
         context::Context,
         handle,
         status::{self, Operation},
@@ -78,7 +79,7 @@ pub(crate) async fn execute_as(
         request = Box::pin(caller.authorize_request(request, reviewer, cluster)).await?;
     }
     let context = context.acting_for(caller).await?;
-    handle(&context, request).await
+    handle(&context, request, Restriction::None).await
 }
 
 /// Finds the record of a request for this caller; `None` if authentication is off. Only a caller that may read every

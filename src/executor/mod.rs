@@ -59,13 +59,48 @@ const MAX_CLOCK_SKEW: TimeDelta = TimeDelta::seconds(60);
 pub async fn handle(
     context: &Context,
     request: ActionRequest,
+    restriction: Restriction<'_>,
 ) -> Result<ActionResponse, ActionError> {
-    handle_as(context, request, None, &Shown::default()).await
+    let context = &context.for_cluster(request.cluster.as_ref())?;
+    let id = request.id.clone().unwrap_or_else(RequestId::generate);
+    let name = request.action.kind().name();
+    let span = tracing::debug_span!(
+        "action",
+        otel.name = name,
+        otel.status_code = Empty,
+        action_executor.action = name,
+        action_executor.id = &*id,
+        action_executor.simulate = request.simulate,
+        action_executor.result = Empty,
+    );
+    let handled = async {
+        let began = Instant::now();
+        let result = simulate_or_execute(context, &request, &id, restriction).await;
+        let cluster = ClusterLabel(context.shared_listed_name().cloned());
+        context.observer().answered(&request, &result, cluster, began.elapsed());
+        record_in_span(&result);
+        log(context, &request, &id, &result);
+        Failpoint::BeforeAnswer.pass();
+        result.map_err(|error| error.with_id(&id))
+    };
+    handled.instrument(span).await
 }
 
-/// The objects that a simulation showed to the person who then agreed: the action is for no others.
+/// Which of the objects of its name a request is for. It is no part of the request, which may be resent after they are
+/// gone, and its answer is found.
+#[derive(Clone, Copy, Debug)]
+pub enum Restriction<'a> {
+    /// It is for whichever object has the name.
+    None,
+    /// It is for those that were shown.
+    Shown(&'a Shown),
+    /// It is for the one that a selector chose, as it was then.
+    Selected(&'a SelectedBy),
+}
+
+/// The objects that a simulation showed to the person who then agreed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Shown {
+pub struct Shown {
     uid: Option<String>,
     /// The uids of the targets that a selector chose, with spaces between, as in `Plan::decision_etag`.
     chosen: Option<String>,
@@ -82,76 +117,22 @@ impl Shown {
     }
 }
 
-/// Executes the request for the objects that were shown. They are no part of the request: it may be resent after they are
-/// gone, and its answer is found.
-///
-/// # Errors
-/// As [`handle`]; that the object is not the one that was shown.
-pub(crate) async fn handle_shown(
-    context: &Context,
-    request: ActionRequest,
-    shown: &Shown,
-) -> Result<ActionResponse, ActionError> {
-    handle_as(context, request, None, shown).await
-}
-
-/// Executes the request for one target that a selector chose.
-///
-/// # Errors
-/// As [`handle`]; that the target is not as it was chosen or approved.
-pub(crate) async fn handle_target(
-    context: &Context,
-    request: ActionRequest,
-    selected_by: &SelectedBy,
-) -> Result<ActionResponse, ActionError> {
-    handle_as(context, request, Some(selected_by), &Shown::default()).await
-}
-
-async fn handle_as(
-    context: &Context,
-    request: ActionRequest,
-    selected_by: Option<&SelectedBy>,
-    shown: &Shown,
-) -> Result<ActionResponse, ActionError> {
-    let context = &context.for_cluster(request.cluster.as_ref())?;
-    let id = request.id.clone().unwrap_or_else(RequestId::generate);
-    let name = request.action.kind().name();
-    let span = tracing::debug_span!(
-        "action",
-        otel.name = name,
-        otel.status_code = Empty,
-        action_executor.action = name,
-        action_executor.id = &*id,
-        action_executor.simulate = request.simulate,
-        action_executor.result = Empty,
-    );
-    let handled = async {
-        let began = Instant::now();
-        let result = simulate_or_execute(context, &request, &id, selected_by, shown).await;
-        let cluster = ClusterLabel(context.shared_listed_name().cloned());
-        context.observer().answered(&request, &result, cluster, began.elapsed());
-        record_in_span(&result);
-        log(context, &request, &id, &result);
-        Failpoint::BeforeAnswer.pass();
-        result.map_err(|error| error.with_id(&id))
-    };
-    handled.instrument(span).await
-}
-
 async fn simulate_or_execute(
     context: &Context,
     request: &ActionRequest,
     id: &RequestId,
-    selected_by: Option<&SelectedBy>,
-    shown: &Shown,
+    restriction: Restriction<'_>,
 ) -> Result<ActionResponse, ActionError> {
+    let (selected_by, Shown { uid, chosen: decision_etag }) = match restriction {
+        Restriction::None => (None, Shown::default()),
+        Restriction::Shown(shown) => (None, shown.clone()),
+        Restriction::Selected(it) => (Some(it), Shown { uid: Some(it.uid.clone()), chosen: None }),
+    };
     // Before one of several targets it is checked where they are acted on, which then stops.
     if selected_by.is_none() {
         context.check_policy_in_use()?;
     }
     let metadata = metadata_of(context, request, id);
-    let Shown { uid, chosen: decision_etag } = shown.clone();
-    let uid = selected_by.map(|it| it.uid.clone()).or(uid);
     let input = PlanInput { uid, decision_etag, ..plan_input(context, request, &metadata) };
     if request.simulate {
         return simulate(context, request, metadata, &input).await;

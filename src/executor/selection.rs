@@ -34,9 +34,9 @@ use crate::{
         },
     },
     executor::{
-        apply,
+        Restriction, apply,
         context::{Context, stopped},
-        handle_target, metadata_of, plan_input, policy_preview, response_to,
+        handle, metadata_of, plan_input, policy_preview, response_to,
     },
     k8s::{api::client::Cluster, drain_filter::plural},
     ledger::record::{Record, RequestMetadata, event_name},
@@ -61,8 +61,8 @@ const MAX_TEXT: usize = 240;
 const DIGEST_CHARACTERS: usize = 16;
 
 /// What a request for one target has from the request that selected it.
-#[derive(Clone)]
-pub(crate) struct SelectedBy {
+#[derive(Clone, Debug)]
+pub struct SelectedBy {
     selector: LabelSelector,
     /// The target's uid: the request is for no other object of its name.
     pub uid: String,
@@ -96,7 +96,7 @@ impl SelectedBy {
             return Ok(());
         }
         let detail = format!(
-            "{} in its present state has no person's approval, or not any more; nothing was done to it",
+            "{} in its current state is not approved, or its approval has expired; nothing was done to it",
             plan.target
         );
         Err(ActionError::new(Code::PreconditionFailed, detail)
@@ -256,7 +256,7 @@ pub(super) async fn plan_each(
         previews.push(match planned {
             Ok((plan, requires)) => {
                 requires_approval |= requires;
-                let what = "waits for the approval of the whole".to_owned();
+                let what = "waits for the approval of the whole request".to_owned();
                 let bare =
                     bare(&selection, &input.id, &target, TargetOutcome::PendingApproval, what);
                 let Plan { target, changes, warnings, .. } = plan;
@@ -368,7 +368,7 @@ impl EachTarget<'_> {
             Some(SHUTTING_DOWN)
         // The observation needs its part of the time.
         } else if left <= self.request.observe.unwrap_or_default() {
-            Some("not attempted: the time was over")
+            Some("not attempted: the timeout was reached")
         // What cannot be complete in time would be taken for a failure, and rolled back.
         } else if self.wait && left < longest {
             Some("not attempted: a target before it took longer than the time that is left")
@@ -398,9 +398,11 @@ impl EachTarget<'_> {
         let until = self.end.min(Instant::now() + JOIN_TIMEOUT);
         let mut stopping = context.stopping();
         loop {
-            let result = Box::pin(handle_target(&context, request.clone(), &selected_by)).await;
-            let is_under_way = result.as_ref().is_err_and(|error| error.code == Code::InProgress);
-            if !is_under_way || Instant::now() + JOIN_INTERVAL >= until {
+            let result =
+                Box::pin(handle(&context, request.clone(), Restriction::Selected(&selected_by)))
+                    .await;
+            let is_in_progress = result.as_ref().is_err_and(|error| error.code == Code::InProgress);
+            if !is_in_progress || Instant::now() + JOIN_INTERVAL >= until {
                 return result;
             }
             tokio::select! {
@@ -606,9 +608,9 @@ pub(crate) fn conclude(
 }
 
 /// The error instead of an answer while another attempt acts on one of the targets: its answer is to come.
-pub(crate) fn under_way(response: &ActionResponse) -> Option<ActionError> {
-    let is_under_way = |it: &&TargetResult| it.code.as_deref() == Some(&Code::InProgress.name());
-    response.targets.iter().find(is_under_way).map(|it| {
+pub(crate) fn in_progress(response: &ActionResponse) -> Option<ActionError> {
+    let is_in_progress = |it: &&TargetResult| it.code.as_deref() == Some(&Code::InProgress.name());
+    response.targets.iter().find(is_in_progress).map(|it| {
         let detail = format!("another attempt acts on {}", it.target);
         ActionError::new(Code::InProgress, detail)
             .with_hint("resend the same request later to get its answer")
@@ -633,14 +635,14 @@ pub(crate) async fn progress(
         async move { cluster.get_opt::<Event>(&namespace, &name, deadline).await }
     })
     .await;
-    let (mut done, mut under_way) = (0, None);
+    let (mut done, mut in_progress) = (0, None);
     for (target, event) in records {
         match event?.as_ref().and_then(Record::read).map(|record| record.state) {
             Some(state) if state.is_terminal() => done += 1,
-            Some(_) => under_way = under_way.or(Some(target.name)),
+            Some(_) => in_progress = in_progress.or(Some(target.name)),
             None => {}
         }
     }
-    let now = under_way.map(|name| format!("; {name} is under way")).unwrap_or_default();
+    let now = in_progress.map(|name| format!("; {name} is in progress")).unwrap_or_default();
     Ok(format!("{done} of {} targets have an answer{now}", targets.len()))
 }

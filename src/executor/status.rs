@@ -166,11 +166,11 @@ impl Operation {
 
     /// Whether somebody carries it out, as far as the record tells: no claim that expired, and no wait that was
     /// interrupted.
-    pub(crate) fn is_under_way(&self) -> bool {
-        self.is_under_way_at(Utc::now())
+    pub(crate) fn is_in_progress(&self) -> bool {
+        self.is_in_progress_at(Utc::now())
     }
 
-    fn is_under_way_at(&self, now: DateTime<Utc>) -> bool {
+    fn is_in_progress_at(&self, now: DateTime<Utc>) -> bool {
         match self.record.state {
             State::Claimed => now < self.record.expires_at,
             State::Applied | State::RollingBack => self.interrupted_answer().is_none(),
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_wait_and_an_expired_claim_are_not_under_way() {
+    fn an_interrupted_wait_and_an_expired_claim_are_not_in_progress() {
         let interrupted = Some(RolloutState::Interrupted);
         for (state, rollout, late, expected) in [
             (State::Claimed, None, false, true),
@@ -335,7 +335,7 @@ mod tests {
             });
             let seconds = TimeDelta::seconds(if late { 0 } else { -1 });
             let now = operation.record.expires_at + seconds;
-            assert_eq!(operation.is_under_way_at(now), expected, "{state:?} {rollout:?}");
+            assert_eq!(operation.is_in_progress_at(now), expected, "{state:?} {rollout:?}");
         }
     }
 

@@ -102,7 +102,7 @@ async fn collect(mut body: Incoming, hold: impl Fn(usize) -> bool) -> Result<Byt
         }
         all.extend_from_slice(&part);
         if !hold(all.len()) {
-            let detail = "the bodies of other requests take all memory that there is for them";
+            let detail = "the memory for request bodies is in use by other requests";
             return Err(ActionError::new(Code::Overloaded, detail)
                 .with_retry_after(Some(Duration::from_secs(1))));
         }

@@ -321,7 +321,7 @@ fn too_few(actions: usize, clusters: usize) -> ActionError {
         "ACTION_EXECUTOR_MAX_ACTIONS: {actions} is too few for a list of {clusters} clusters"
     );
     ActionError::new(Code::Configuration, detail).with_hint(format!(
-        "set it to {} at least: each cluster needs one, and so do requests that mean none of them",
+        "set it to {} at least: one for each cluster, and one for the requests that name no cluster",
         clusters + 1
     ))
 }

@@ -111,7 +111,7 @@ impl Connections {
     }
 
     /// Makes room for one more connection of this peer; none if all that it could have are being served.
-    pub(crate) fn make_room(&self, peer: IpAddr) -> Option<Admission> {
+    pub(crate) fn evict_if_full(&self, peer: IpAddr) -> Option<Admission> {
         let mut open = self.lock();
         let (admission, victim) = decide(&open, &self.bounds, network(peer))?;
         if let Some(victim) = victim {
@@ -267,7 +267,7 @@ mod tests {
 
     /// Admits a connection of this peer in this phase.
     fn admit(to: &Connections, id: u64, peer: [u8; 4], phase: Phase) -> Arc<Activity> {
-        let admission = to.make_room(peer.into()).expect("has room");
+        let admission = to.evict_if_full(peer.into()).expect("has room");
         let activity = to.activity();
         activity.enter(phase);
         let task = tokio::spawn(std::future::pending::<()>()).abort_handle();
@@ -308,13 +308,13 @@ mod tests {
     async fn a_request_that_is_served_is_never_closed_and_health_has_connections_of_its_own() {
         let connections = connections(1, 1);
         admit(&connections, 1, ONE, Phase::Serving);
-        assert_eq!(connections.make_room(OTHER.into()), Some(Admission::HealthChecks));
+        assert_eq!(connections.evict_if_full(OTHER.into()), Some(Admission::HealthChecks));
         for id in 2..2 + HEALTH_CONNECTIONS as u64 {
             admit(&connections, id, [10, 1, 0, id as u8], Phase::Serving);
         }
-        assert_eq!(connections.make_room(OTHER.into()), None);
+        assert_eq!(connections.evict_if_full(OTHER.into()), None);
         connections.closed(1);
-        assert_eq!(connections.make_room(OTHER.into()), Some(Admission::All));
+        assert_eq!(connections.evict_if_full(OTHER.into()), Some(Admission::All));
     }
 
     #[tokio::test]
@@ -329,8 +329,8 @@ mod tests {
         for it in connections.lock().values() {
             it.activity.enter(Phase::Serving);
         }
-        assert_eq!(connections.make_room(ONE.into()), Some(Admission::HealthChecks));
-        assert_eq!(connections.make_room(OTHER.into()), Some(Admission::All));
+        assert_eq!(connections.evict_if_full(ONE.into()), Some(Admission::HealthChecks));
+        assert_eq!(connections.evict_if_full(OTHER.into()), Some(Admission::All));
     }
 
     #[tokio::test]

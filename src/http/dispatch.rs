@@ -154,32 +154,25 @@ impl Service {
         let no_headers = HeaderMap::new();
         let is_root = info.span.is_disabled();
         traces::extract(&span, if is_root { request.headers() } else { &no_headers });
-        // An endpoint's state is large, and most connections are idle: it is no part of each one's task.
-        let response = Box::pin(self.call(route, request, info).instrument(span)).await;
-        response.unwrap_or_else(|error| self.problem(error, None))
-    }
-
-    async fn call(
-        &self,
-        route: Route,
-        request: FullRequest,
-        info: RequestInfo,
-    ) -> Result<Response<Body>, ActionError> {
-        // Endpoints that call the cluster have large futures, which are no part of that of each request.
-        match route {
-            Route::Execute => execute::execute(self, request, info).await,
-            Route::CloudEvent if request.method() == Method::OPTIONS => {
-                cloudevents::validate(self, request.headers())
+        // An endpoint's state is large, and most connections are idle: it is no part of each one's task. Nor are those of
+        // the endpoints that call the cluster part of every request's.
+        let answer = Box::pin(async {
+            match route {
+                Route::Execute => execute::execute(self, request, info).await,
+                Route::CloudEvent if request.method() == Method::OPTIONS => {
+                    cloudevents::validate(self, request.headers())
+                }
+                Route::CloudEvent => Box::pin(cloudevents::receive(self, request, info)).await,
+                Route::Mcp => Box::pin(mcp::post(self, request, info)).await,
+                Route::Operation => Box::pin(operation::get(self, &request, &info)).await,
+                Route::History => Box::pin(history::get(self, &request, &info)).await,
+                Route::Diagnosis => Box::pin(diagnosis::get(self, &request, &info)).await,
+                Route::ProtectedResource => protected_resource::get(self),
+                Route::Ready => Ok(Box::pin(readiness::get(self)).await),
+                _ => metrics::get(self),
             }
-            Route::CloudEvent => Box::pin(cloudevents::receive(self, request, info)).await,
-            Route::Mcp => Box::pin(mcp::post(self, request, info)).await,
-            Route::Operation => Box::pin(operation::get(self, &request, &info)).await,
-            Route::History => Box::pin(history::get(self, &request, &info)).await,
-            Route::Diagnosis => Box::pin(diagnosis::get(self, &request, &info)).await,
-            Route::ProtectedResource => protected_resource::get(self),
-            Route::Ready => Ok(Box::pin(readiness::get(self)).await),
-            _ => metrics::get(self),
-        }
+        });
+        answer.instrument(span).await.unwrap_or_else(|error| self.problem(error, None))
     }
 
     /// The response to a request that is refused before it is dispatched.

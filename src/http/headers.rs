@@ -439,15 +439,15 @@ mod tests {
 
     #[test]
     fn an_asynchronous_response_is_a_preference_with_or_without_a_wait() {
-        let patience = |value| respond_async(Some(value)).map(|it| it.as_secs());
+        let wait = |value| respond_async(Some(value)).map(|it| it.as_secs());
         assert_eq!(respond_async(None), None);
-        assert_eq!(patience("respond-async"), Some(0));
-        assert_eq!(patience("Respond-Async, wait=5"), Some(5));
-        assert_eq!(patience("wait=\"7\" ; a=b, return=minimal, respond-async"), Some(7));
-        assert_eq!(patience("respond-async, wait=2, wait=9"), Some(2));
-        assert_eq!(patience("respond-async, wait=soon"), Some(0));
-        assert_eq!(patience("wait=5"), None);
-        assert_eq!(patience("respond-asynchronously"), None);
+        assert_eq!(wait("respond-async"), Some(0));
+        assert_eq!(wait("Respond-Async, wait=5"), Some(5));
+        assert_eq!(wait("wait=\"7\" ; a=b, return=minimal, respond-async"), Some(7));
+        assert_eq!(wait("respond-async, wait=2, wait=9"), Some(2));
+        assert_eq!(wait("respond-async, wait=soon"), Some(0));
+        assert_eq!(wait("wait=5"), None);
+        assert_eq!(wait("respond-asynchronously"), None);
     }
 
     #[test]

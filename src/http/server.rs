@@ -51,7 +51,7 @@ use crate::{
         dispatch::{Service, handler_panicked},
         endpoints::respond_async::BackgroundTasks,
         headers::{credentials, response_deadline},
-        message::{Body, FullRequest, RequestInfo},
+        message::{Body, RequestInfo},
         origin::{ConnectionInfo, HostPolicy},
         routes::MatchedPath,
         stream::{ClientStream, WriteTimeout},
@@ -85,6 +85,9 @@ const MAX_NEW_CONNECTIONS: usize = 32;
 
 /// How long it takes at most until that is known.
 const NEW_TIMEOUT: Duration = Duration::from_millis(5);
+
+/// Stands for no time limit: that of [`tokio::time::sleep`] for a time that is too far away for it.
+const UNLIMITED: Duration = Duration::from_secs(86_400 * 365 * 30);
 
 /// How long, and for how many bytes, a connection lingers after an early rejection.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -201,7 +204,7 @@ impl Server {
         tasks: &mut JoinSet<()>,
     ) {
         let connections = &self.limits.connections;
-        let Some(admission) = connections.make_room(peer.ip()) else {
+        let Some(admission) = connections.evict_if_full(peer.ip()) else {
             self.metrics.connection_refused();
             tracing::warn!(
                 %peer,
@@ -404,10 +407,12 @@ impl Server {
             return Err(self.limits.concurrency.reject_beyond_health_checks());
         }
         let deadline = response_deadline(request.headers())?;
-        let late = || deadline_exceeded(true, &self.metrics);
+        let end = deadline.unwrap_or_else(|| Instant::now() + UNLIMITED);
         let credentials = || self.credentials(connection, request.headers());
         let authenticated = self.service.authenticate(request.method(), info.path, credentials);
-        let caller = within(deadline, authenticated, late).await?;
+        let caller = timeout_at(end, authenticated)
+            .await
+            .unwrap_or_else(|_| Err(deadline_exceeded(true, &self.metrics)))?;
         if caller.is_some() {
             connection.activity.authenticated();
         }
@@ -439,32 +444,24 @@ impl Server {
         let server = self.clone();
         let held = permit.clone();
         let work = async move {
-            let response = server.dispatch(request, info).await?;
+            let response = match &server.engine {
+                Engine::Hyper => server.service.dispatch(request, info).await,
+                Engine::TinyHttp(tiny_http) => Box::pin(tiny_http.exchange(request, info)).await?,
+            };
             let held = held.filter(|_| matches!(response.body(), Body::Stream(_)));
             if let Some(permit) = &held {
                 permit.become_stream()?;
             }
             Ok((response, held))
         };
-        let late = || {
-            let changes_nothing = permit.as_ref().is_none_or(|permit| permit.changes_nothing());
-            deadline_exceeded(changes_nothing, &self.metrics)
+        let done = match lane {
+            Lane::Actions => timeout_at(end, finish(work.instrument(span))).await,
+            _ => timeout_at(end, work).await,
         };
-        if lane != Lane::Actions {
-            return within(deadline, work, late).await;
-        }
-        within(deadline, finish(work.instrument(span)), late).await
-    }
-
-    async fn dispatch(
-        &self,
-        request: FullRequest,
-        info: RequestInfo,
-    ) -> Result<Response<Body>, ActionError> {
-        match &self.engine {
-            Engine::Hyper => Ok(self.service.dispatch(request, info).await),
-            Engine::TinyHttp(tiny_http) => Box::pin(tiny_http.exchange(request, info)).await,
-        }
+        done.unwrap_or_else(|_| {
+            let changes_nothing = permit.as_ref().is_none_or(|permit| permit.changes_nothing());
+            Err(deadline_exceeded(changes_nothing, &self.metrics))
+        })
     }
 
     /// What proves who sends a request with this header on this connection.
@@ -497,17 +494,6 @@ async fn finish<T: Send + 'static>(
     task.await.unwrap_or_else(|panic| Err(handler_panicked(&panic)))
 }
 
-async fn within<T>(
-    deadline: Option<Instant>,
-    work: impl Future<Output = Result<T, ActionError>>,
-    late: impl FnOnce() -> ActionError,
-) -> Result<T, ActionError> {
-    match deadline {
-        None => work.await,
-        Some(deadline) => timeout_at(deadline, work).await.unwrap_or_else(|_| Err(late())),
-    }
-}
-
 /// The client's time is over before the response. An action that has begun is not interrupted.
 fn deadline_exceeded(changes_nothing: bool, metrics: &Metrics) -> ActionError {
     metrics.rejected_requests(DEADLINE).inc();
@@ -515,7 +501,7 @@ fn deadline_exceeded(changes_nothing: bool, metrics: &Metrics) -> ActionError {
         let detail = "no response within the timeout in the request's header";
         return ActionError::new(Code::Overloaded, detail);
     }
-    let detail = "the time that the request's header gives is over, and the action continues";
+    let detail = "the timeout in the request's header has passed; the action continues";
     ActionError::new(Code::OutcomeUnknown, detail)
         .with_hint("resend the same request with the same id to get its answer")
 }

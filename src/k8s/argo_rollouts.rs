@@ -191,7 +191,7 @@ impl<'a> ArgoRollout<'a> {
     pub(crate) fn phase(self) -> Phase {
         let message = || self.text("message").unwrap_or_default().to_owned();
         if !self.is_observed() {
-            return Phase::Progressing("the controller has not seen the change yet".to_owned());
+            return Phase::Progressing("the controller has not observed the change yet".to_owned());
         }
         if self.is_unpausing() {
             return Phase::Progressing("waiting for the controller to unpause it".to_owned());
@@ -362,21 +362,21 @@ fn promoted_status(rollout: ArgoRollout) -> RolloutStatus {
 }
 
 fn advanced_status(rollout: ArgoRollout) -> RolloutStatus {
-    // The controller removes this time once it has seen that the abort was taken back.
+    // The controller removes this time once it has seen that the abort was reverted.
     if !rollout.is_aborted() && !rollout.status()["abortedAt"].is_null() {
-        return RolloutStatus::Waiting("the controller has not seen the retry yet".to_owned());
+        return RolloutStatus::Waiting("the controller has not observed the retry yet".to_owned());
     }
     match rollout.phase() {
         Phase::Healthy => RolloutStatus::Complete("Healthy: all replicas are updated".to_owned()),
         // As the promotion of a step without a verdict leaves it.
         Phase::Paused(_) if rollout.pause_reasons().is_empty() && !rollout.is_paused_by_spec() => {
             RolloutStatus::Waiting(
-                "the controller has not seen the end of the pause yet".to_owned(),
+                "the controller has not observed the end of the pause yet".to_owned(),
             )
         }
         Phase::Paused(why) => RolloutStatus::Complete(format!("paused{}: {why}", rollout.place())),
         Phase::Degraded(why) if !rollout.is_aborted() && why.starts_with(ABORTED) => {
-            RolloutStatus::Waiting("the controller has not seen the retry yet".to_owned())
+            RolloutStatus::Waiting("the controller has not observed the retry yet".to_owned())
         }
         Phase::Degraded(why) => RolloutStatus::Failed(format!("Degraded: {why}")),
         Phase::Progressing(what) => RolloutStatus::Waiting(what),
@@ -386,10 +386,10 @@ fn advanced_status(rollout: ArgoRollout) -> RolloutStatus {
 /// An aborted Rollout is Degraded, however well its stable version does.
 fn aborted_status(rollout: ArgoRollout) -> RolloutStatus {
     if !rollout.is_aborted() {
-        return RolloutStatus::Failed("superseded: the abort was taken back".to_owned());
+        return RolloutStatus::Failed("superseded: the abort was reverted".to_owned());
     }
     if rollout.status()["abortedAt"].is_null() || !matches!(rollout.phase(), Phase::Degraded(_)) {
-        return RolloutStatus::Waiting("the controller has not seen the abort yet".to_owned());
+        return RolloutStatus::Waiting("the controller has not observed the abort yet".to_owned());
     }
     RolloutStatus::Complete("aborted: the stable version has all replicas".to_owned())
 }
@@ -519,7 +519,7 @@ mod tests {
     fn a_promotion_is_complete_at_the_next_pause_or_the_end() {
         let pause = "pauseConditions: [{reason: CanaryPauseStep}], controllerPause: true";
         for (status, expected) in [
-            ("observedGeneration: '2', phase: Healthy", "waiting: the controller has not seen"),
+            ("observedGeneration: '2', phase: Healthy", "waiting: the controller has not observed"),
             // As the promotion has left it.
             (
                 "observedGeneration: '3', phase: Paused, controllerPause: true, pauseConditions: []",
@@ -543,16 +543,16 @@ mod tests {
             // As the promotion of a step without a verdict has left it.
             (
                 "observedGeneration: '3', phase: Paused, controllerPause: false, pauseConditions: []",
-                "waiting: the controller has not seen the end of the pause",
+                "waiting: the controller has not observed the end of the pause",
             ),
             (
                 "observedGeneration: '3', phase: Degraded, abort: false, message: 'RolloutAborted: x'",
-                "waiting: the controller has not seen the retry",
+                "waiting: the controller has not observed the retry",
             ),
             // A retry that the controller has not seen.
             (
                 "observedGeneration: '3', phase: Degraded, abort: false, abortedAt: '2026-01-31T12:00:00Z'",
-                "waiting: the controller has not seen the retry",
+                "waiting: the controller has not observed the retry",
             ),
         ] {
             let seen = described(status_of(&ArgoGoal::Advanced, "", status));

@@ -131,7 +131,7 @@ fn is_stale(object: &DynamicObject) -> bool {
 pub(crate) fn running_warning(object: &DynamicObject) -> Option<String> {
     is_true(&object.data, "Reconciling").then(|| {
         let name = object.metadata.name.as_deref().unwrap_or_default();
-        format!("a reconciliation of '{name}' is running, and goes on to its end")
+        format!("a reconciliation of '{name}' is running, and continues until it ends")
     })
 }
 

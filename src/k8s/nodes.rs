@@ -12,7 +12,8 @@ const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 const EVICTION_TIMEOUT: TimeDelta = TimeDelta::seconds(300);
 
 /// What a silent kubelet means, and the ways out.
-const LOST: &str = "nobody stops the containers of its pods, and deleted pods stay until it is back. If the machine is \
+const LOST: &str = "the containers of deleted pods are not stopped, and the pods stay until it reports again. If the \
+                    machine is \
                     gone, delete the Node object; if it is certainly off, taint it with \
                     node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
 
@@ -102,15 +103,15 @@ pub(crate) fn lost_warning(node: &Node) -> Option<String> {
     let since = unknown.last_heartbeat_time.as_ref().or(unknown.last_transition_time.as_ref());
     let since = since.map(|since| format!(" since {}", since.0)).unwrap_or_default();
     let name = node.metadata.name.as_deref().unwrap_or_default();
-    Some(format!("the kubelet of Node '{name}' has been silent{since}: {LOST}"))
+    Some(format!("the kubelet of Node '{name}' has not reported{since}: {LOST}"))
 }
 
 /// The warning about the node of a pod that the node controller marked as not ready at this time, although its containers
 /// are ready, as it does once the kubelet is silent.
 pub(crate) fn may_be_lost_warning(name: &str, at: &str) -> String {
     format!(
-        "the node controller marked the pod as not ready at {at}, so the kubelet of Node '{name}' may be silent: then \
-         {LOST}"
+        "the node controller marked the pod as not ready at {at}, so the kubelet of Node '{name}' may not report any \
+         more: then {LOST}"
     )
 }
 
@@ -197,7 +198,7 @@ mod tests {
              lastTransitionTime: '2026-01-31T12:00:50Z'",
         );
         let warning = warning.expect("is warned of");
-        assert!(warning.contains("silent since 2026-01-31T12:00:00Z"), "{warning}");
+        assert!(warning.contains("not reported since 2026-01-31T12:00:00Z"), "{warning}");
         assert!(warning.contains("out-of-service"), "{warning}");
     }
 }

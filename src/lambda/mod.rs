@@ -28,7 +28,7 @@ use crate::{
     auth::{Authenticator, Credentials},
     config::{Settings, clusters::ClusterList},
     contract::error::{ActionError, Code},
-    executor::{context::Context, incoming::IncomingRequest, reply::Reply},
+    executor::{Restriction, context::Context, handle, incoming::IncomingRequest, reply::Reply},
     http::{
         assets, dispatch,
         dispatch::Service,
@@ -203,7 +203,7 @@ impl Function {
                 request = request
                     .with_idempotency_key(Some(&IdempotencyKey::new(id, "the event's id")?))?;
             }
-            crate::executor::handle(&context, request).await
+            handle(&context, request, Restriction::None).await
         };
         result.await.map_or_else(Reply::from, Reply::from)
     }

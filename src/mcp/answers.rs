@@ -67,15 +67,15 @@ pub(crate) fn of_progress(progress: &Progress, listed: Listed) -> Value {
         State::Claimed if progress.overdue => {
             format!("Abandoned: {what}. Make the same call with the same id to resume it.")
         }
-        State::Claimed => format!("Under way: {what}. {again}"),
+        State::Claimed => format!("In progress: {what}. {again}"),
         State::Applied => {
             format!(
-                "Under way: {what} is made; `detail` says how far its effect is. {again} If it stays so, make the \
+                "In progress: {what} is made; `detail` says how far its effect is. {again} If it stays so, make the \
                  same call with the same id and \"wait\": true: it waits on, and records how it ends."
             )
         }
         State::RollingBack => {
-            format!("Under way: {what} failed and is being rolled back. {again}")
+            format!("In progress: {what} failed and is being rolled back. {again}")
         }
         State::PendingApproval if progress.overdue => {
             format!(
@@ -149,14 +149,14 @@ pub(crate) fn of_record(answer: &ActionResponse, listed: Listed) -> Value {
     result(text, bounded(reply.to_value(), MAX_STRUCTURE), reply.http_status() >= 400)
 }
 
-/// How far a request under way is, in a sentence.
+/// How far a request in progress is, in a sentence.
 pub(crate) fn stage(progress: &Progress, listed: Listed) -> String {
     let Progress { id, kind, cluster, target, .. } = progress;
     let what = what(kind, target, listed_name(cluster.as_deref(), listed), id);
     match progress.state {
-        State::Applied => format!("Under way: {what} is made, and its effect is awaited."),
-        State::RollingBack => format!("Under way: {what} failed and is being rolled back."),
-        _ => format!("Under way: {what}."),
+        State::Applied => format!("In progress: {what} is made, and its effect is awaited."),
+        State::RollingBack => format!("In progress: {what} failed and is being rolled back."),
+        _ => format!("In progress: {what}."),
     }
 }
 
@@ -675,7 +675,7 @@ mod tests {
             ..answer(Outcome::Failed, Some(RolloutState::Interrupted))
         };
         let in_progress = ActionError::new(Code::InProgress, "another attempt");
-        let under_way = progress(State::Claimed, false, "production");
+        let claimed = progress(State::Claimed, false, "production");
         let names = ["staging", "production"].map(Arc::from);
         let names = ClusterNames { all: names.into(), default: None };
         for (listed, ask, call, again) in [
@@ -691,12 +691,12 @@ mod tests {
                 (of_reply(&Reply::from(interrupted.clone()), listed), ask),
                 (of_record(&interrupted, listed), ask),
                 (of_reply(&Reply::from(in_progress.clone()), listed), call),
-                (of_progress(&under_way, listed), again),
+                (of_progress(&claimed, listed), again),
             ] {
                 assert!(text(&result).contains(part), "{part}: {}", text(&result));
                 assert!(listed.is_some() || !text(&result).contains("cluster"), "{result}");
             }
-            let stage = stage(&under_way, listed);
+            let stage = stage(&claimed, listed);
             assert_eq!(stage.contains("of cluster production"), listed.is_some(), "{stage}");
         }
     }
@@ -707,7 +707,8 @@ mod tests {
             (
                 State::Claimed,
                 false,
-                "Under way: restart_k8s on Deployment default/web of cluster blue (id alert-7). Call get_action again \
+                "In progress: restart_k8s on Deployment default/web of cluster blue (id alert-7). Call get_action \
+                 again \
                  with this id and cluster",
             ),
             (State::Claimed, true, "with the same id to resume it"),

@@ -264,7 +264,7 @@ impl Work {
         let work = async move {
             let work = Box::pin(execute_as(&context, caller.as_ref(), &incoming));
             let may_end = || !is_claiming.load(Ordering::Relaxed);
-            carry_out(work, hold, given_up, may_end)
+            hold_until_done(work, hold, given_up, may_end)
                 .await
                 .unwrap_or_else(|| Err(nothing_done(wait)))
         };
@@ -325,7 +325,7 @@ impl Work {
         let Claim { cluster, namespace, id } = self.claim()?;
         let context = context.for_cluster(cluster.as_ref()).ok()?;
         let found = find_as(&context, caller, &namespace, &id).await.ok()?;
-        found.is_under_way().then_some((found, context))
+        found.is_in_progress().then_some((found, context))
     }
 
     async fn find(
@@ -344,7 +344,7 @@ impl Work {
 }
 
 /// The result of work that holds this until it ends; `None` if it is given up while it may end.
-async fn carry_out<T, H>(
+async fn hold_until_done<T, H>(
     mut work: impl Future<Output = T> + Unpin,
     hold: H,
     mut given_up: watch::Receiver<bool>,
@@ -395,7 +395,7 @@ mod tests {
             let permit = Arc::new(());
             let held = permit.clone();
             let work = Box::pin(async { finished.await.unwrap_or("dropped") });
-            let work = tokio::spawn(carry_out(work, held, given_up, move || !is_claiming));
+            let work = tokio::spawn(hold_until_done(work, held, given_up, move || !is_claiming));
             give_up.send_replace(true);
             drop(give_up);
             tokio::task::yield_now().await;

@@ -541,7 +541,7 @@ mod tests {
         }
     }
 
-    /// Answers without a cluster, under the shipped policy.
+    /// Answers without a cluster, under the default policy.
     async fn answered(revision: Revision, request: &Request) -> Result<Value, i64> {
         let settings = Settings::from_vars(std::iter::empty()).expect("are settings");
         let policy = Reloading::new(None).expect("is the shipped one");

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 
 use crate::contract::{error::ActionError, json::read as read_strictly, names::AuditText};
 
-/// The first revision in which each request stands for itself.
+/// The first revision in which each request is self-contained.
 pub(crate) const STATELESS: Revision = Revision("2026-07-28");
 
 /// Every revision that is spoken, the newest first.
@@ -37,7 +37,7 @@ impl Revision {
         REVISIONS.into_iter().find(|revision| revision.0 == name)
     }
 
-    /// Whether each request stands for itself.
+    /// Whether each request is self-contained.
     pub(crate) fn is_stateless(self) -> bool {
         self >= STATELESS
     }
@@ -300,7 +300,7 @@ impl Request {
     /// The revision in which it is to be answered; `header` is the one that its transport names, if that can.
     ///
     /// # Errors
-    /// [`UNSUPPORTED_REVISION`] for a revision that is not spoken, [`INVALID_PARAMS`] if `_meta` lacks what requests
+    /// [`UNSUPPORTED_REVISION`] for a revision that is not supported, [`INVALID_PARAMS`] if `_meta` lacks what requests
     /// without a handshake have to say.
     pub(crate) fn revision(&self, header: Option<&str>) -> Result<Revision, ProtocolError> {
         let named = self.meta.revision.as_deref();

@@ -206,7 +206,7 @@ async fn described(found: &Operation, context: &Context, caller: Option<&Caller>
         "ttlMs": context.replay_window().as_millis() as u64,
         "pollIntervalMs": POLL_INTERVAL.as_millis() as u64,
     });
-    if found.is_under_way() {
+    if found.is_in_progress() {
         task["status"] = "working".into();
         task["statusMessage"] = answers::stage(&progress, context.names().as_ref()).into();
     } else {

@@ -50,9 +50,11 @@ impl Notifier {
             ActionError::new(Code::Configuration, format!("the client of the sink: {error}"))
                 .with_hint("set SSL_CERT_FILE to a PEM file with certificate authorities")
         })?;
-        let url: Uri = settings.url.as_str().parse().map_err(|_| {
-            ActionError::new(Code::Internal, "the URL of the sink is not one any more")
-        })?;
+        let url: Uri = settings
+            .url
+            .as_str()
+            .parse()
+            .map_err(|_| ActionError::new(Code::Internal, "the sink's URL cannot be parsed"))?;
         let queue = Queue::default();
         let delivery = Delivery::new(client, url, secrets);
         let worker = tokio::spawn(run(queue.clone(), delivery)).abort_handle();

@@ -173,7 +173,7 @@ impl Queue {
         let mut open = self.open.subscribe();
         if timeout(limit, open.wait_for(|open| *open == 0)).await.is_err() {
             let left = *self.open.borrow();
-            tracing::error!(left, "notifications not delivered in time before the end");
+            tracing::error!(left, "notifications lost: not delivered before the process ended");
         }
     }
 

@@ -9,7 +9,7 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use crate::{
     actions::ActionKind,
@@ -57,7 +57,7 @@ pub struct Policy {
     #[serde(deserialize_with = "strict_object")]
     pub budget: BudgetRules,
     /// The bounds of a target's replicas.
-    #[serde(deserialize_with = "strict_object")]
+    #[serde(deserialize_with = "replica_rules")]
     pub replicas: ReplicaRules,
     /// The images that containers may get.
     #[serde(deserialize_with = "strict_object")]
@@ -141,7 +141,7 @@ pub struct Nodes {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TargetRules {
-    /// Labels, as `key` or `key=value`, of objects that are denied.
+    /// Labels, each `key` or `key=value`, of objects that are denied.
     pub protected: Vec<Label>,
     /// Labels of which an object must have at least one; an empty list allows every object.
     pub opt_in: Vec<Label>,
@@ -177,6 +177,15 @@ pub struct ReplicaRules {
     pub min: u32,
     /// The maximum.
     pub max: u32,
+}
+
+/// Reads the bounds. With a minimum above the maximum, no number of replicas would be allowed.
+fn replica_rules<'de, D: Deserializer<'de>>(from: D) -> Result<ReplicaRules, D::Error> {
+    let rules: ReplicaRules = strict_object(from)?;
+    match rules.min > rules.max {
+        true => Err(D::Error::custom("min must not be above max")),
+        false => Ok(rules),
+    }
 }
 
 /// The images that containers may get.
@@ -763,6 +772,8 @@ mod tests {
         assert!(detail.contains("known actions: restart_k8s, restart_pod"), "{detail}");
         assert!(refusal("budget: {cluster: {actions: 0, within_seconds: 1}}").contains("from 1"));
         assert!(refusal("read_only: true\nread_only: false").contains("2:1"));
+        assert!(refusal("replicas: {min: 3, max: 1}").contains("min must not be above max"));
+        assert!(refusal("replicas: {min: 1001}").contains("min must not be above max"));
         for wrong in [
             "",
             "[]",

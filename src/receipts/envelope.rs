@@ -59,7 +59,7 @@ pub(crate) fn open(line: &str, keys: &[VerifyingKey]) -> Result<Opened, String> 
         .and_then(|envelope| json.end().map(|()| envelope))
         .map_err(|error| match error.is_eof() {
             true => "the line ends too early: it was cut".to_owned(),
-            false => format!("the line is no envelope: {error}"),
+            false => format!("the line is not a DSSE envelope: {error}"),
         })?;
     // JSON has many forms of one value, and serde takes lists for structs.
     let line = line.strip_suffix('\r').unwrap_or(line);

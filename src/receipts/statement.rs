@@ -190,7 +190,7 @@ impl Statement {
         let mut json = serde_json::Deserializer::from_slice(payload);
         let statement: Statement = strict_object(&mut json)
             .and_then(|statement| json.end().map(|()| statement))
-            .map_err(|error| format!("the payload is no receipt: {error}"))?;
+            .map_err(|error| format!("the payload is not a receipt: {error}"))?;
         if statement.kind != STATEMENT_TYPE {
             return Err(format!("the payload's _type is not {STATEMENT_TYPE}"));
         }

@@ -221,7 +221,7 @@ impl Metrics {
         );
         ours.register(
             "config_reload_successful",
-            "1 if the file's present content is in use, 0 if an older one is, since the new one is invalid",
+            "1 if the file's current content is in use, 0 if an older one is, since the new one is invalid",
             self.config_reloads.clone(),
         );
         if let Some(calls) = calls {

@@ -460,7 +460,7 @@ impl Namespace {
             },
             "spec": {
                 "unschedulable": cordoned.then_some(true),
-                "taints": [{ "key": "kwok.x-k8s.io/node", "value": "own", "effect": "NoSchedule" }],
+                "taints": [own_taint()],
             },
         });
         let object: Node = serde_json::from_value(object).expect("is a node");
@@ -515,9 +515,13 @@ impl Namespace {
         .await;
     }
 
-    /// A node with the namespace's name whose kubelet has been silent for ten minutes.
+    /// A node with the namespace's name whose kubelet has been silent for ten minutes. It is tainted, so that no DaemonSet
+    /// of another test wants a pod there.
     pub async fn lost_node(&self) {
-        let object = json!({ "metadata": { "name": self.name } });
+        let object = json!({
+            "metadata": { "name": self.name },
+            "spec": { "taints": [own_taint()] },
+        });
         let object: Node = serde_json::from_value(object).expect("is a node");
         let nodes = self.global::<Node>();
         nodes.create(&PostParams::default(), &object).await.expect("the node is made");
@@ -1113,6 +1117,11 @@ impl Namespace {
         std::fs::write(&path, config.to_string()).expect("is written");
         path
     }
+}
+
+/// The taint of a test's own node, which keeps away the pods of other tests.
+pub fn own_taint() -> Value {
+    json!({ "key": "kwok.x-k8s.io/node", "value": "own", "effect": "NoSchedule" })
 }
 
 /// A template without the annotations that a restart sets.

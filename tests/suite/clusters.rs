@@ -402,7 +402,7 @@ async fn mcp_says_on_which_cluster_a_call_is_under_way() {
         let result = client.call(tool, &arguments.to_string());
         let text = result["content"][0]["text"].as_str().expect("is text");
         let where_to = format!("on Deployment {name}/slow of cluster blue (id {id})");
-        assert!(text.starts_with("Under way") && text.contains(&where_to), "{tool}: {result}");
+        assert!(text.starts_with("In progress") && text.contains(&where_to), "{tool}: {result}");
         assert!(text.contains("Call get_action again with this id and cluster"), "{result}");
         assert_eq!(result["structuredContent"]["cluster"], "blue", "{tool}: {result}");
     }

@@ -358,7 +358,7 @@ async fn a_drain_of_a_killed_executor_is_resumed_and_names_newer_pods_that_would
         let message = rollout["message"].as_str().expect("is told");
         assert!(message.contains("all 4 pods are gone"), "{message}");
         let problems = rollout["problems"].to_string();
-        assert!(problems.contains("/late came after the plan"), "{problems}");
+        assert!(problems.contains("/late appeared after the drain was planned"), "{problems}");
         assert!(problems.contains("force: true"), "{problems}");
     }
     assert_eq!(second.answer(), third.answer());
@@ -452,7 +452,8 @@ async fn pods_that_come_before_the_cordon_takes_effect_and_may_not_be_evicted_ar
         assert_eq!(rollout["state"], "failed", "{rollout}");
         let problems = rollout["problems"].to_string();
         assert!(
-            problems.contains("/late-0 came after the plan") && problems.contains(why),
+            problems.contains("/late-0 appeared after the drain was planned")
+                && problems.contains(why),
             "{problems}"
         );
         eventually("the pod of the plan is gone", async || {
@@ -494,7 +495,7 @@ async fn pods_that_tolerate_the_cordon_and_come_back_are_named() {
     let message = answer["rollout"]["message"].as_str().expect("is told");
     assert!(message.contains("all 2 pods are gone"), "{message}");
     let named = format!(
-        "in spite of the cordon, tolerating it or naming the node: {}/{}",
+        "despite the cordon, since they tolerate it or name the node: {}/{}",
         namespace.name(),
         back.name_any()
     );
@@ -537,10 +538,7 @@ async fn a_forged_record_extends_no_drain_to_other_pods() {
     let done = Program::with_kubeconfig(namespace.kubeconfig()).input(body).run();
     assert_eq!(done.status, 69, "{done:?}");
     let message = done.answer()["rollout"]["message"].to_string();
-    assert!(
-        message.contains("does not show that this drain is of the pods in its record"),
-        "{message}"
-    );
+    assert!(message.contains("does not match the pods in this drain's record"), "{message}");
     let left: BTreeSet<_> = on_node(&namespace).await.iter().map(ResourceExt::name_any).collect();
     assert_eq!(left, BTreeSet::from(["other-0", "web-0"].map(str::to_owned)));
 }
@@ -693,8 +691,8 @@ async fn a_lost_node_is_told_with_the_time_and_the_ways_out() {
             let answer = done.answer();
             let told = |text: &Value| {
                 let text = text.to_string();
-                text.contains("silent since 2026-01-31T12:00:00Z")
-                    && text.contains("nobody stops the containers")
+                text.contains("not reported since 2026-01-31T12:00:00Z")
+                    && text.contains("containers of deleted pods are not stopped")
                     && text.contains("delete the Node object")
                     && text.contains("out-of-service")
             };
@@ -755,7 +753,7 @@ async fn a_simulation_tries_each_eviction_and_warns_of_slow_and_marked_pods() {
     })
     .await;
     for part in [
-        format!("the 60 s that are waited: {name}/slow-0 (3600 s)"),
+        format!("the wait of 60 s: {name}/slow-0 (3600 s)"),
         format!("safe-to-evict: \\\"false\\\", evicted anyway: {name}/marked-0-0"),
         format!("karpenter.sh/do-not-disrupt, evicted anyway: {name}/marked-1-0"),
         "1 pod would not be evicted".to_owned(),

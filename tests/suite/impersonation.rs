@@ -389,9 +389,9 @@ async fn each_kind_of_caller_is_a_user_of_the_cluster_or_refused() {
     let other = site.namespace.token("other", &["action-executor"]).await;
     for (reply, detail) in [
         (with(None, &authorization(&other)), "is a user of Kubernetes"),
-        (with(None, &authorization(&key("nobody"))), "key 'nobody' is no user of the cluster"),
+        (with(None, &authorization(&key("nobody"))), "key 'nobody' is not a user of the cluster"),
         (with(None, &authorization(&key("admin"))), "system:admin is a user of Kubernetes"),
-        (with(Some(("listed", &[])), ""), "key 'listed' is no user of the cluster"),
+        (with(Some(("listed", &[])), ""), "key 'listed' is not a user of the cluster"),
     ] {
         let (status, code, found) = problem(&reply);
         assert_eq!((status, code.as_str()), (403, "caller_forbidden"), "{reply:?}");

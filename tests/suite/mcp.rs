@@ -683,7 +683,7 @@ async fn a_call_is_answered_in_time_and_its_action_goes_on() {
     let mut messages = stream.rest();
     let result = messages.pop().expect("is the answer")["result"].clone();
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
-    assert!(text(&result).starts_with("Under way: restart_k8s on Deployment"), "{result}");
+    assert!(text(&result).starts_with("In progress: restart_k8s on Deployment"), "{result}");
     assert_eq!(result["structuredContent"]["id"], "r1");
     assert_eq!(result["isError"], false);
     // The progress is that of the wait, and counts up.
@@ -693,7 +693,7 @@ async fn a_call_is_answered_in_time_and_its_action_goes_on() {
 
     // Another attempt at the same request is under way too, and acts no second time.
     let again = over_stdio.call("restart_k8s", &restart(&namespace, "r1", true));
-    assert!(text(&again).starts_with("Under way"), "{again}");
+    assert!(text(&again).starts_with("In progress"), "{again}");
     assert!(!over_stdio.progress.is_empty());
     let asked = json!({ "id": "r1", "namespace": namespace.name() }).to_string();
     let done = eventually("it is done in the background", async || {
@@ -945,7 +945,7 @@ async fn a_task_is_a_record_that_any_process_answers_from() {
     // Before it ends, and by a process that has no part in it.
     let now = Http::new(&other).ask("tasks/get", &task);
     assert_eq!((&now["status"], &now["createdAt"]), (&json!("working"), &created["createdAt"]));
-    assert!(now["statusMessage"].as_str().is_some_and(|it| it.starts_with("Under way: restart")));
+    assert!(now["statusMessage"].as_str().is_some_and(|it| it.starts_with("In progress: restart")));
     let acknowledged = Http::new(&other).ask(
         "tasks/update",
         &json!({ "taskId": created["taskId"], "inputResponses": { "approve": {} } }),
@@ -1025,7 +1025,7 @@ async fn a_cancelled_task_ends_its_wait_and_undoes_nothing() {
     // Whoever waits on does so as without tasks: the task has ended.
     let again = http.ask("tools/call", &call);
     assert_eq!(again["resultType"], "complete", "{again}");
-    assert!(text(&again).starts_with("Under way"), "{again}");
+    assert!(text(&again).starts_with("In progress"), "{again}");
     assert_eq!(namespace.get_deployment("web").await.metadata.generation, after);
 }
 
@@ -1045,7 +1045,7 @@ async fn what_does_not_last_is_answered_without_a_task() {
     let program = stdio(&namespace).env("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "4");
     let plain = Stdio::start(program).call("restart_k8s", &slow);
     assert_eq!(plain["resultType"], "complete", "{plain}");
-    assert!(text(&plain).starts_with("Under way"), "{plain}");
+    assert!(text(&plain).starts_with("In progress"), "{plain}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,7 @@ use action_executor::{
     actions::request::ActionRequest,
     config::{Settings, reload::Reloading},
     contract::response::{ActionResponse, Outcome},
-    executor::{context::Context, handle},
+    executor::{Restriction, context::Context, handle},
     k8s::api::client::Cluster,
 };
 use http::{Method, Request, Response};
@@ -290,7 +290,7 @@ async fn send_until_answered(
         let context = Context::new(Some(cluster), policy, &settings, stopping).expect("is right");
         let request = ActionRequest::parse(request.to_string().as_bytes()).expect("is one");
         let answered = tokio::select! {
-            answered = handle(&context, request) => answered,
+            answered = handle(&context, request, Restriction::None) => answered,
             _ = dead.wait_for(|dead| *dead) => continue,
         };
         match answered {

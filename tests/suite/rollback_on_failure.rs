@@ -200,7 +200,7 @@ async fn a_rollout_that_waits_for_a_lost_node_alone_is_not_rolled_back() {
     let done = send(program(&namespace), &restart).await;
     assert_eq!(done.status, 69, "{done:?}");
     let result = done.answer()["result"].to_string();
-    let why = format!("waits for nodes alone whose kubelets are silent ({})", namespace.name());
+    let why = format!("waits only for nodes whose kubelets do not report ({})", namespace.name());
     assert!(result.contains("Not rolled back: ") && result.contains(&why), "{result}");
     assert_eq!(generation(&namespace, WorkloadKind::DaemonSet).await, 2);
     let unset = Patch::Merge(json!({ "metadata": { "finalizers": null } }));

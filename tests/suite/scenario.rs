@@ -30,7 +30,7 @@ use crate::{
     argo_rollout,
     cluster::{
         FAILING_IMAGE, GOOD_IMAGE, MISSING_IMAGE, Namespace, OWN_IMAGE, TestCluster, eventually,
-        shared,
+        own_taint, shared,
     },
     operators,
 };
@@ -601,7 +601,7 @@ pub async fn undo(kind: ActionKind, namespace: &Namespace) {
 
 /// Adds or removes a taint of the namespace's own node, as someone else. Its pods must not be scheduled anyway.
 async fn set_tainted(namespace: &Namespace, tainted: bool) {
-    let own = json!({ "key": "kwok.x-k8s.io/node", "value": "own", "effect": "NoSchedule" });
+    let own = own_taint();
     let more = json!({ "key": ENTRY, "value": "shop", "effect": "NoExecute" });
     let taints = if tainted { json!([own, more]) } else { json!([own]) };
     let patch = Patch::Merge(json!({ "spec": { "taints": taints } }));

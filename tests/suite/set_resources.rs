@@ -126,7 +126,7 @@ async fn what_would_keep_the_new_pods_away_is_warned_of() {
     let warnings = done.answer()["warnings"].to_string();
     for expected in [
         "quota 'team' has 256Mi of limits.memory left, and the pods need 1Gi more in all",
-        "LimitRange 'sizes' wants at most 512Mi of memory",
+        "LimitRange 'sizes' allows at most 512Mi of memory",
         "from BestEffort to Burstable",
         "container 'main' gets less memory than it may use now",
     ] {

@@ -130,7 +130,7 @@ pub(crate) fn check_observed(target: &Target, rollout: ArgoRollout) -> Result<()
     if rollout.is_observed() && rollout.current_hash().is_some() {
         return Ok(());
     }
-    let detail = format!("the controller has not seen the newest spec of {target} yet");
+    let detail = format!("the controller has not observed the newest spec of {target} yet");
     Err(ActionError::new(Code::Conflict, detail).with_retry_after(Some(Duration::from_secs(1))))
 }
 

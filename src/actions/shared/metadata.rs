@@ -264,7 +264,7 @@ impl<'a> Entries<'a> {
         refuse_selected(&target, &differences, selector)
             .map_err(|refusal| refusal.object_uid(metadata.uid.as_deref()))?;
         if differences.is_empty() {
-            let decision = Decision::NoOp(format!("{} are so already.", self.what()));
+            let decision = Decision::NoOp(format!("{} have these values already.", self.what()));
             return Ok(Plan::new(target, metadata, decision, completion));
         }
         let operations = self.operations(metadata, &differences);

@@ -228,7 +228,7 @@ impl EvictionAttempts {
     /// Why these pods and those that came after the plan remain, one line per pod.
     pub(super) fn problems(&self, snapshot: &Snapshot, left: Vec<&RemainingPod>) -> Vec<String> {
         let ignoring = snapshot.ignoring.iter();
-        let ignoring = ignoring.map(|name| format!("pod {name} is there in spite of the cordon"));
+        let ignoring = ignoring.map(|name| format!("pod {name} is there despite the cordon"));
         let left = left.into_iter().map(|left| self.problem(snapshot, left));
         let mut problems: Vec<_> =
             snapshot.refused.iter().cloned().chain(left).chain(ignoring).collect();

@@ -265,7 +265,10 @@ impl Known {
                 _ if set.contains(&pod) => left.push(pod),
                 Some(Newcomer::Evicted) => left.push(pod),
                 Some(Newcomer::Refused(why)) => {
-                    refused.push(format!("pod {} came after the plan: {why}", name_of(&pod)));
+                    refused.push(format!(
+                        "pod {} appeared after the drain was planned: {why}",
+                        name_of(&pod)
+                    ));
                 }
                 Some(Newcomer::IgnoresCordon) => ignoring.push(name_of(&pod)),
                 Some(Newcomer::Skipped) | None => {}

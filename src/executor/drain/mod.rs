@@ -291,15 +291,18 @@ impl Drain<'_> {
         let gone = self.remaining.all_gone(all, abandoned);
         if !refused.is_empty() {
             let stay = plural(refused.len(), "pod");
-            return (RolloutState::Failed, format!("{gone}, but {stay} came after the plan"));
+            return (
+                RolloutState::Failed,
+                format!("{gone}, but {stay} appeared after the drain was planned"),
+            );
         }
         if ignoring.is_empty() {
             return (RolloutState::Complete, gone);
         }
         let there = plural(ignoring.len(), "pod");
         let names = pods::join_names(ignoring, MAX_NAMED_PODS);
-        let why = "tolerating it or naming the node";
-        let message = format!("{gone}; {there} came in spite of the cordon, {why}: {names}");
+        let why = "since they tolerate it or name the node";
+        let message = format!("{gone}; {there} came despite the cordon, {why}: {names}");
         (RolloutState::Complete, message)
     }
 
@@ -364,7 +367,9 @@ impl Drain<'_> {
                 return failed("it does not have this request's mark");
             }
             if !shows_set(&node, self.request, self.remaining.evictions) {
-                return failed("it does not show that this drain is of the pods in its record");
+                return failed(&format!(
+                    "its annotation {DRAINS_ANNOTATION} does not match the pods in this drain's record"
+                ));
             }
             if requests.contains(&mark) {
                 return format!("Node '{name}' is uncordoned again");
@@ -426,8 +431,8 @@ fn reason_of_node(
     }
     (!shows_set(found, request, evictions)).then(|| {
         format!(
-            "Node '{name}' does not show that this drain is of the pods in its record; nothing more is \
-             evicted. A new request with a new id drains it"
+            "the annotation {DRAINS_ANNOTATION} of Node '{name}' does not match the pods in this drain's record; \
+             nothing more is evicted. Drain the node by a new request with a new id"
         )
     })
 }
@@ -479,7 +484,7 @@ mod tests {
         let cordoned =
             Target { uid: Some("u1".to_owned()), ..Target::named("v1", "Node", "", "n1") };
         let unmarked = "does not have this request's mark; nothing more is evicted";
-        let forged = "does not show that this drain is of the pods in its record";
+        let forged = "does not match the pods in this drain's record";
         let of_none = format!("1:{}", EvictionSet::default().mark(&request.mark()));
         for (uid, unschedulable, requests, drains, expected) in [
             ("u1", true, &*ours, &*drains, None),

@@ -343,7 +343,7 @@ pub(super) fn check_approved(
     match earlier {
         Some(effect) if !is_approved => Err(apply::unknown(
             effect,
-            "the attempt that sent it did not record an answer, and the present plan has no approval",
+            "the attempt that sent it did not record an answer, and the current plan has no approval",
         )),
         _ => Ok(()),
     }
@@ -365,7 +365,7 @@ pub(super) fn refusal_after(
         Some(effect) => apply::unknown_after(effect, apply::NO_RECORDED_ANSWER, &refusal),
         None if deletions_may_come && refusal.code != Code::OutcomeUnknown => {
             let detail = format!(
-                "deletions that an earlier attempt sent may still be made; then this attempt ended: {}",
+                "deletions that an earlier attempt sent may still be made; this attempt then failed: {}",
                 refusal.detail
             );
             ActionError::new(Code::OutcomeUnknown, detail).with_hint(
@@ -418,7 +418,11 @@ mod tests {
             assert_eq!(refusal_after(None, false, refusal.clone()).code, code);
             let unknown = refusal_after(None, true, refusal);
             assert_eq!(unknown.code, Code::OutcomeUnknown);
-            assert!(unknown.detail.ends_with("this attempt ended: why"), "{}", unknown.detail);
+            assert!(
+                unknown.detail.ends_with("this attempt then failed: why"),
+                "{}",
+                unknown.detail
+            );
         }
         let unknown = ActionError::new(Code::OutcomeUnknown, "are gone");
         assert_eq!(refusal_after(None, true, unknown).detail, "are gone");

@@ -223,8 +223,8 @@ impl Transaction<'_> {
         replayed: bool,
         input: &PlanInput,
     ) -> Result<ActionResponse, ActionError> {
-        if let Some(under_way) = selection::under_way(&response) {
-            return Err(under_way);
+        if let Some(in_progress) = selection::in_progress(&response) {
+            return Err(in_progress);
         }
         Failpoint::BeforeRecord.pass();
         record.mark_answered(response.clone());

@@ -209,7 +209,7 @@ impl Charge {
             return Ok(());
         }
         let detail = format!(
-            "claim and charge took longer than {} s; nothing was done",
+            "the records of the request and of its budget took longer than {} s; nothing was done",
             EFFECT_TIMEOUT.as_secs()
         );
         Err(ActionError::new(Code::ClusterUnavailable, detail)

@@ -344,7 +344,7 @@ impl Transaction<'_> {
             return Ok(());
         }
         let detail = format!(
-            "{} in its present state needs a person's approval; nothing was done",
+            "{} in its current state needs a person's approval; nothing was done",
             plan.target
         );
         Err(ActionError::new(Code::Conflict, detail)

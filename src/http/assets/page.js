@@ -282,8 +282,8 @@ const ENVELOPE = [
   ["wait", { type: "boolean", description: "Answer once the effect is complete." }],
   ["timeout_seconds", { type: "integer", minimum: 1, maximum: 3600, description: "Limit of the whole action in seconds, with the wait: 1 to 3600." }],
   ["observe_seconds", { type: "integer", minimum: 1, maximum: 3599, description: "With `wait`: seconds to observe that it stays healthy, once it is complete." }],
-  ["requester", { type: "string", maxLength: 512, description: "The person or program that sends the request; for the audit." }],
-  ["reason", { type: "string", maxLength: 512, description: "The reason; for the audit." }],
+  ["requester", { type: "string", maxLength: 512, description: "The person or program that sends the request; for the audit trail." }],
+  ["reason", { type: "string", maxLength: 512, description: "The reason; for the audit trail." }],
 ];
 
 function newId() {

@@ -54,21 +54,21 @@ pub(crate) async fn execute(
     check_content_type(CONTENT_TYPE.read(headers)?.as_deref())?;
     check_content_encoding(headers)?;
     let key = idempotency_key(IDEMPOTENCY_KEY.read(headers)?.as_deref())?;
-    let patience = respond_async(PREFER.read(headers)?.as_deref());
+    let wait = respond_async(PREFER.read(headers)?.as_deref());
     let caller = info.caller.clone();
-    let delivery = IncomingRequest { body: request.into_body().into(), key, ..Default::default() };
-    note_simulation(&delivery, &info);
+    let incoming = IncomingRequest { body: request.into_body().into(), key, ..Default::default() };
+    note_simulation(&incoming, &info);
     let time = action_time(&info);
-    if let (Some(patience), Some(server)) = (patience, &service.server)
+    if let (Some(wait), Some(server)) = (wait, &service.server)
         && let Some(permit) = server.background.permit()
     {
         // The client's time is for its response; asynchronous work outlasts it.
-        let patience = time.map_or(patience, |time| patience.min(time));
+        let wait = time.map_or(wait, |time| wait.min(time));
         let context = with_permit(service, &info);
-        return Box::pin(execute_async(context, caller, delivery, permit, patience)).await;
+        return Box::pin(execute_async(context, caller, incoming, permit, wait)).await;
     }
     let context = action_context(service, &info);
-    let done = execute_as(&context, caller.as_ref(), &delivery).await?;
+    let done = execute_as(&context, caller.as_ref(), &incoming).await?;
     Ok(Reply::from(done).into())
 }
 

@@ -86,17 +86,17 @@ struct Answer {
 
 /// What a probe is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Verdict {
+struct ReadinessReport {
     /// The state of each cluster of a list, as far as it was asked for.
     clusters: Vec<ClusterState>,
     /// Why no action could be carried out.
     fault: Option<ActionError>,
 }
 
-impl Verdict {
+impl ReadinessReport {
     /// No action could be carried out, whatever the clusters answer.
     fn unready(fault: ActionError) -> Self {
-        Verdict { clusters: Vec::new(), fault: Some(fault) }
+        ReadinessReport { clusters: Vec::new(), fault: Some(fault) }
     }
 }
 
@@ -138,19 +138,19 @@ impl FlapDamping {
 /// `GET /readyz`: 200, or 503 with the reason; both with the state of each cluster of a list.
 pub(crate) async fn get(service: &Service) -> Response<Body> {
     let verdict = match service.tls().and_then(Reloading::load_error) {
-        Some(fault) => Verdict::unready(fault),
+        Some(fault) => ReadinessReport::unready(fault),
         None => service.readiness.of(&service.context, &service.callers).await,
     };
     response_to(verdict)
 }
 
-fn response_to(verdict: Verdict) -> Response<Body> {
-    match verdict {
-        Verdict { clusters, fault: None } if clusters.is_empty() => healthy(),
-        Verdict { clusters, fault: None } => {
+fn response_to(report: ReadinessReport) -> Response<Body> {
+    match report {
+        ReadinessReport { clusters, fault: None } if clusters.is_empty() => healthy(),
+        ReadinessReport { clusters, fault: None } => {
             message::json(&json!({ "status": "ok", "clusters": clusters }))
         }
-        Verdict { clusters, fault: Some(error) } => {
+        ReadinessReport { clusters, fault: Some(error) } => {
             let reply = Reply::from(error);
             let mut problem = reply.to_value();
             if !clusters.is_empty() {
@@ -176,13 +176,13 @@ impl Readiness {
     }
 
     /// Whether an action could be carried out in this context for these callers: on one of its clusters at least.
-    async fn of(&self, context: &Context, callers: &Authenticator) -> Verdict {
+    async fn of(&self, context: &Context, callers: &Authenticator) -> ReadinessReport {
         if self.stopping.as_ref().is_some_and(|stopping| *stopping.borrow()) {
             let detail = "the server is shutting down";
-            return Verdict::unready(ActionError::new(Code::ShuttingDown, detail));
+            return ReadinessReport::unready(ActionError::new(Code::ShuttingDown, detail));
         }
         if let Some(fault) = callers.load_error() {
-            return Verdict::unready(fault);
+            return ReadinessReport::unready(fault);
         }
         let clusters = context.each_cluster();
         let policies: Vec<_> = clusters.iter().map(Context::policy_error).collect();
@@ -194,7 +194,7 @@ impl Readiness {
             },
             false => self.checked(context, callers, &policies).await,
         };
-        Verdict { clusters: states(&answers, &policies), fault }
+        ReadinessReport { clusters: states(&answers, &policies), fault }
     }
 
     /// The last check, or a new one where that is too old.
@@ -469,7 +469,7 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_lists_the_clusters_of_a_list() {
         let body = async |clusters: Vec<ClusterState>| {
-            let response = response_to(Verdict { clusters, fault: gone() });
+            let response = response_to(ReadinessReport { clusters, fault: gone() });
             assert_eq!(response.status(), 503);
             assert_eq!(response.headers()["content-type"], "application/problem+json");
             let body = response.into_body().collect().await.expect("is read").to_bytes();
@@ -486,7 +486,7 @@ mod tests {
     async fn the_clusters_readiness_is_cached() {
         let (context, callers) = (context(), Authenticator::new(None, None));
         let readiness = Readiness::default();
-        assert_eq!(readiness.of(&context, &callers).await, Verdict::default());
+        assert_eq!(readiness.of(&context, &callers).await, ReadinessReport::default());
         let failed = Checked { fault: gone(), ..Checked::default() };
         readiness.state.lock().await.last = Some((Instant::now(), failed));
         assert_eq!(readiness.of(&context, &callers).await.fault, gone());
@@ -497,7 +497,7 @@ mod tests {
         let (context, callers) = (context(), Authenticator::new(None, None));
         let (stop, stopping) = watch::channel(false);
         let readiness = Readiness::until(stopping);
-        assert_eq!(readiness.of(&context, &callers).await, Verdict::default());
+        assert_eq!(readiness.of(&context, &callers).await, ReadinessReport::default());
         stop.send(true).expect("is heard");
         let refused = readiness.of(&context, &callers).await.fault.expect("is not ready");
         assert_eq!(refused.code, Code::ShuttingDown);

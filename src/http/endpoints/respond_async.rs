@@ -105,7 +105,7 @@ impl BackgroundTasks {
     }
 }
 
-/// Carries out a request, and responds once that is done; or, if it is still in progress after `patience`,
+/// Carries out a request, and responds once that is done; or, if it is still in progress after `wait`,
 /// as soon as it is claimed in the ledger.
 ///
 /// # Errors
@@ -113,11 +113,11 @@ impl BackgroundTasks {
 pub(crate) async fn execute_async(
     context: Context,
     caller: Option<Caller>,
-    delivery: IncomingRequest,
+    incoming: IncomingRequest,
     permit: Permit,
-    patience: Duration,
+    wait: Duration,
 ) -> Result<Response<Body>, ActionError> {
-    let patient_until = Instant::now() + patience;
+    let wait_end = Instant::now() + wait;
     let (claimed, mut claim) = watch::channel(None);
     let has_list = context.has_list();
     let context = context.map_observer(|observer| {
@@ -130,12 +130,12 @@ pub(crate) async fn execute_async(
     });
     let work = async move {
         let _permit = permit;
-        execute_as(&context, caller.as_ref(), &delivery).await
+        execute_as(&context, caller.as_ref(), &incoming).await
     };
     let mut work = tokio::spawn(work.in_current_span());
     let deferred = async {
         let claim = claim.wait_for(Option::is_some).await.ok()?.clone();
-        sleep_until(patient_until).await;
+        sleep_until(wait_end).await;
         claim
     };
     tokio::select! {

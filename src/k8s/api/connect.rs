@@ -168,7 +168,7 @@ async fn find_config(
     {
         if context.is_some() {
             return Err(misconfigured(
-                "a kubeconfig context and EKS_CLUSTER_NAME exclude each other",
+                "a kubeconfig context and EKS_CLUSTER_NAME cannot be combined",
             ));
         }
         return Ok(Found::without_kubeconfig(Some(name), config));

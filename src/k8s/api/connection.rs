@@ -145,7 +145,7 @@ impl ApiConnection {
             tls.resumption = Resumption::disabled();
         }
         let name = config.tls_server_name.clone().map(ServerName::try_from).transpose();
-        let name = name.map_err(|_| "`tls-server-name` of the kubeconfig is no host name")?;
+        let name = name.map_err(|_| "`tls-server-name` of the kubeconfig is not a host name")?;
         let dialer = Dialer::new(&config.cluster_url, proxy_url, &tls)?;
         let builder = || {
             let builder = HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http();

@@ -178,7 +178,7 @@ impl ExecPlugin {
         let expires = status.expiration_timestamp.as_deref().filter(|it| !it.is_empty());
         let expires = expires.map(DateTime::parse_from_rfc3339).transpose();
         let expires = expires.map_err(|_| {
-            self.misconfigured("printed an expirationTimestamp that is no RFC 3339 time")
+            self.misconfigured("printed an expirationTimestamp that is not an RFC 3339 time")
         })?;
         let token = status.token.filter(|token| !token.is_empty());
         let header = token.map(|token| bearer(&token)).transpose();
@@ -218,7 +218,7 @@ impl ExecPlugin {
     fn failed(&self, status: ExitStatus, stderr: &[u8]) -> CredentialsError {
         let text = self.without_secrets(&String::from_utf8_lossy(stderr));
         let text = match ending(&text) {
-            text if text.is_empty() => "without a word on standard error".to_owned(),
+            text if text.is_empty() => "and printed nothing to standard error".to_owned(),
             text => format!("with: {text}"),
         };
         self.refused(&format!("failed ({status}) {text}"))

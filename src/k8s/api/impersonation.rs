@@ -197,7 +197,7 @@ impl Cluster {
             false => format!("of {user}"),
         };
         let detail = format!(
-            "callers cannot be impersonated: the API server takes their calls for those {what}, so the headers of the \
+            "callers cannot be impersonated: the API server sees them as calls {what}, so the headers of the \
              impersonation do not reach it"
         );
         Err(ActionError::new(Code::Configuration, detail).with_hint(

@@ -89,7 +89,9 @@ fn explain_data(error: &LoadDataError) -> String {
         LoadDataError::ReadFile(error, path) => {
             format!("cannot be read from {}: {}", path.display(), error.kind())
         }
-        LoadDataError::NoBase64DataOrFile => "is missing beside its other half".to_owned(),
+        LoadDataError::NoBase64DataOrFile => {
+            "is missing: a client certificate and its key belong together".to_owned()
+        }
     }
 }
 

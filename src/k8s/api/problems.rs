@@ -183,8 +183,8 @@ impl Cluster {
             problems::lost_nodes_awaited(history, &pods, is_lost)?.into_iter().collect();
         let names = pods::join_names(&nodes, MAX_LOST_NODES);
         Some(format!(
-            "the rollout waits for nodes alone whose kubelets are silent ({names}); on every other node the new pod \
-             is ready"
+            "the rollout waits only for nodes whose kubelets do not report ({names}); on every other node the new \
+             pod is ready"
         ))
     }
 

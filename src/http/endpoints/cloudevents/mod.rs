@@ -73,16 +73,16 @@ pub(crate) async fn receive(
         Incoming::read(&head.headers, body.into())?;
     let key = IdempotencyKey::new(&key(&source, &id), "the event's source and id")?;
     let event = Some(EventMetadata { key: key.clone(), time });
-    let delivery = IncomingRequest { body: data, event, ..IncomingRequest::default() };
-    note_simulation(&delivery, &info);
-    let done = execute_as(context, info.caller.as_ref(), &delivery).await;
+    let incoming = IncomingRequest { body: data, event, ..IncomingRequest::default() };
+    note_simulation(&incoming, &info);
+    let done = execute_as(context, info.caller.as_ref(), &incoming).await;
     let (kind, suffix, asked, target, time) = match &done {
         Ok(response) => {
             let (id, target) = (response.id.clone(), response.target.clone());
             (RESPONSE, suffix(response), id, Some(target), response.finished_at)
         }
         Err(error) => {
-            let request = delivery.request().ok();
+            let request = incoming.request().ok();
             let id = request.as_ref().and_then(|it| it.id.clone()).unwrap_or(key.id);
             let target = request.map(|it| it.action.target());
             (PROBLEM, error.code.name(), id.to_string(), target, Utc::now())
