@@ -10,7 +10,7 @@
 //! | `lambda` | an invocation of a function to the executor and back (feature `lambda`) |
 //! | [`http`] | what a connection may do, what a request says, the endpoints |
 //! | [`mcp`] | the Model Context Protocol: a client's messages to the executor and back |
-//! | [`manifests`] | what the cluster must hold, as YAML: RBAC, Jobs, admission policies |
+//! | [`manifests`] | what the cluster must contain, as YAML: RBAC, Jobs, admission policies |
 //! | [`executor`] | a request from its claim to its answer |
 //! | [`notifications`] | what became of real actions, as events for one sink |
 //! | [`receipts`] | a signed line for each real action that ended |
@@ -84,6 +84,22 @@ mod tests {
             }
         }
         assert!(wrong.is_empty(), "these imports go up: {wrong:#?}");
+    }
+
+    #[test]
+    fn every_module_has_its_place_in_the_order() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let entries =
+            fs::read_dir(root).expect("is a folder").map(|it| it.expect("is read").path());
+        let names = entries.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()));
+        // The binaries are above all modules.
+        let mut modules: Vec<_> =
+            names.filter(|name| !["main", "lib", "bin"].contains(&&**name)).collect();
+        modules.sort();
+        modules.dedup();
+        let mut order = ORDER;
+        order.sort();
+        assert_eq!(modules, order);
     }
 
     /// The module, path and text of each source file of a module.

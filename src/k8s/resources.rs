@@ -421,13 +421,15 @@ fn range_warnings(name: &str, item: &LimitRangeItem, after: &Value) -> Vec<Strin
                 ["limits", "requests"].map(|list| amount(list, resource).map(|it| (list, it)));
             let amounts = amounts.into_iter().flatten();
             let outside = amounts.clone().find_map(|(list, is)| {
-                let above = bound(&item.max).filter(|max| is > *max).map(|max| ("most", max));
-                let below = bound(&item.min).filter(|min| is < *min).map(|min| ("least", min));
-                above.or(below).map(|(at, bound)| (list, is, at, bound))
+                let above =
+                    bound(&item.max).filter(|max| is > *max).map(|max| ("allows at most", max));
+                let below =
+                    bound(&item.min).filter(|min| is < *min).map(|min| ("requires at least", min));
+                above.or(below).map(|(verb, bound)| (list, is, verb, bound))
             });
-            warnings.extend(outside.map(|(list, is, at, bound)| {
+            warnings.extend(outside.map(|(list, is, verb, bound)| {
                 format!(
-                    "LimitRange '{name}' wants at {at} {bound} of {resource}, and {what} would have {is} in its \
+                    "LimitRange '{name}' {verb} {bound} of {resource}, and {what} would have {is} in its \
                      {list}: new pods would be refused"
                 )
             }));

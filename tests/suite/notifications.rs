@@ -310,7 +310,7 @@ async fn an_action_and_its_answer_do_not_wait_for_a_sink_that_never_responds() {
     assert_eq!((rest.len(), status), (0, 0), "{log}");
     assert!(answered.elapsed() > Duration::from_secs(2), "the answer came first");
     assert!(answered.elapsed() < WAIT_TIMEOUT, "the end does not wait for the sink");
-    assert!(log.contains("notifications not delivered in time"), "{log}");
+    assert!(log.contains("notifications lost: not delivered before the process ended"), "{log}");
 }
 
 #[tokio::test]
@@ -437,7 +437,10 @@ async fn a_sink_that_was_down_gets_the_events_once_it_is_up() {
     let gone = "http://127.0.0.1:1/events";
     let done = send(program(&scenario.namespace, gone), &scenario.request("down-once"));
     assert_eq!(done.status, 0, "{done:?}");
-    assert!(done.stderr.contains("notifications not delivered in time"), "{done:?}");
+    assert!(
+        done.stderr.contains("notifications lost: not delivered before the process ended"),
+        "{done:?}"
+    );
 }
 
 #[tokio::test]

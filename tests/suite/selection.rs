@@ -400,7 +400,7 @@ async fn the_status_says_how_many_targets_have_an_answer() {
         let seen = loop {
             let status = server.get(&path);
             if status.status == 200
-                && status.json()["detail"] == "1 of 2 targets have an answer; web is under way"
+                && status.json()["detail"] == "1 of 2 targets have an answer; web is in progress"
             {
                 break true;
             }
