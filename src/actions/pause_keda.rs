@@ -46,7 +46,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     description: "Pause KEDA's scaling by a ScaledObject or ScaledJob until resume_keda: the number of replicas stays as \
                   it is, or, with replicas, KEDA scales a ScaledObject's target to that number and stops there. KEDA \
                   deletes the HorizontalPodAutoscaler meanwhile. A paused ScaledJob starts no Jobs. With wait it is \
-                  complete once KEDA reports Paused, and has that number. Unchanged if it is paused in this way already.",
+                  complete once KEDA reports Paused, and has that number. Unchanged if it is paused in this way \
+                  already.",
     takes_time: true,
     when: "a workload that KEDA scales is to have a fixed number of replicas, or no new Jobs, for a while",
     when_not: "the bounds are wrong for good: change them in the ScaledObject",

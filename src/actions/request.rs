@@ -44,8 +44,8 @@ pub struct ActionRequest {
     pub requester: Option<AuditText>,
     /// The reason.
     pub reason: Option<AuditText>,
-    /// The program that sent it, as it names itself; for the audit trail. It is no part of the JSON form and of the payload:
-    /// another version of a client may resend a request.
+    /// The program that sent it, as it names itself; for the audit trail. It is no part of the JSON form and of the
+    /// payload: another version of a client may resend a request.
     pub client: Option<AuditText>,
     /// When the request was created.
     pub issued_at: Option<DateTime<Utc>>,

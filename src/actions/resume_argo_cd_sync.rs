@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     actions::{
-        BoxFuture, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
+        BoxFuture, Descriptor, Plan, PlanInput, Plannable, Preview,
         shared::applications::{
             self, APPLICATION_SETS, Enabled, Owned, Sentences, UNAWAITED_APPLICATIONS,
         },
@@ -95,7 +95,7 @@ impl Parameters {
         let change = |automated: AutomatedSync| (!automated.is_on()).then(|| resumed(was_enabled));
         let mut plan =
             applications::plan_automated_sync(self.target(), found, input, sentences, change)?;
-        if matches!(plan.decision, Decision::Apply(..)) {
+        if plan.is_change() {
             let pruned = match argo_cd::automated_flag(&found.application, "prune") {
                 true => ", and what it no longer has is deleted (prune)",
                 false => "",
@@ -119,7 +119,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::actions::shared::applications::ENABLED_POINTER;
+    use crate::actions::{Decision, shared::applications::ENABLED_POINTER};
 
     fn decide_on(metadata: &str, automated: &str) -> Plan {
         let application = serde_yaml_ng::from_str(&format!(

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     actions::{
-        BoxFuture, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
+        BoxFuture, Descriptor, Plan, PlanInput, Plannable, Preview,
         shared::applications::{
             self, APPLICATION_SETS, Enabled, Owned, Sentences, UNAWAITED_APPLICATIONS,
         },
@@ -95,7 +95,7 @@ impl Parameters {
         let change = |automated: AutomatedSync| automated.is_on().then(|| suspended(automated));
         let mut plan =
             applications::plan_automated_sync(self.target(), found, input, sentences, change)?;
-        if matches!(plan.decision, Decision::Apply(..)) {
+        if plan.is_change() {
             plan.warnings.extend(
                 argo_cd::operation_in_progress(&found.application)
                     .map(|what| format!("{what}, and continues until it ends")),
@@ -119,7 +119,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{actions::shared::applications::ENABLED_POINTER, contract::error::Code};
+    use crate::{
+        actions::{Decision, shared::applications::ENABLED_POINTER},
+        contract::error::Code,
+    };
 
     fn found(metadata: &str, rest: &str) -> Owned {
         let application = serde_yaml_ng::from_str(&format!(

@@ -154,8 +154,8 @@ impl Service {
         let no_headers = HeaderMap::new();
         let is_root = info.span.is_disabled();
         traces::extract(&span, if is_root { request.headers() } else { &no_headers });
-        // An endpoint's state is large, and most connections are idle: it is no part of each one's task. Nor are those of
-        // the endpoints that call the cluster part of every request's.
+        // An endpoint's state is large, and most connections are idle: it is no part of each one's task. Nor are
+        // those of the endpoints that call the cluster part of every request's.
         let answer = Box::pin(async {
             match route {
                 Route::Execute => execute::execute(self, request, info).await,

@@ -13,8 +13,7 @@ const EVICTION_TIMEOUT: TimeDelta = TimeDelta::seconds(300);
 
 /// What a silent kubelet means, and the ways out.
 const LOST: &str = "the containers of deleted pods are not stopped, and the pods stay until it reports again. If the \
-                    machine is \
-                    gone, delete the Node object; if it is certainly off, taint it with \
+                    machine is gone, delete the Node object; if it is certainly off, taint it with \
                     node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
 
 /// The prefixes of the taints that take a node out of service: set by the node controller, the cloud's

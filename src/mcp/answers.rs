@@ -708,8 +708,7 @@ mod tests {
                 State::Claimed,
                 false,
                 "In progress: restart_k8s on Deployment default/web of cluster blue (id alert-7). Call get_action \
-                 again \
-                 with this id and cluster",
+                 again with this id and cluster",
             ),
             (State::Claimed, true, "with the same id to resume it"),
             (State::Applied, false, "Call get_action again with this id and cluster"),

@@ -7,7 +7,8 @@
 use std::{
     collections::BTreeMap,
     env,
-    io::{BufRead, BufReader, Write},
+    fs::File,
+    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
@@ -185,6 +186,17 @@ impl TestCluster {
     /// The API server's audit log.
     pub fn audit_log(&self) -> &Path {
         &self.audit_log
+    }
+
+    /// The entries of the audit log from this position on that contain this text. Most are of other tests: they are not
+    /// parsed.
+    pub fn audit_entries(&self, since: u64, text: &str) -> Vec<Value> {
+        let mut log = File::open(self.audit_log()).expect("there is an audit log");
+        log.seek(SeekFrom::Start(since)).expect("is long enough");
+        let mut entries = String::new();
+        log.read_to_string(&mut entries).expect("is text");
+        let lines = entries.lines().filter(|line| line.contains(text));
+        lines.filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// The cluster with the CRDs of an integration.

@@ -308,12 +308,9 @@ async fn a_recreated_pod_of_the_same_name_is_never_deleted() {
 /// The API server's response to each deletion of this pod, from its audit log. kwok's deletions are left out:
 /// it acts as the kubelet, and may be late.
 fn deletions(namespace: &Namespace, pod: &str) -> Vec<u64> {
-    let log = std::fs::read_to_string(shared().audit_log()).expect("there is an audit log");
-    let mut answers: Vec<_> = log
-        .lines()
-        // Most lines are of other tests: they are not parsed.
-        .filter(|line| line.contains(namespace.name()))
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+    let mut answers: Vec<_> = shared()
+        .audit_entries(0, namespace.name())
+        .into_iter()
         .filter(|entry| entry["verb"] == "delete" && entry["objectRef"]["resource"] == "pods")
         .filter(|entry| entry["objectRef"]["namespace"] == namespace.name())
         .filter(|entry| entry["objectRef"]["name"] == pod)

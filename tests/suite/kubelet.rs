@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::{
-    cluster::{CRASHING_IMAGE, Namespace, template},
+    cluster::{CRASHING_IMAGE, Namespace, own_taint, template},
     pki::Authority,
     webhook::acceptor,
 };
@@ -65,7 +65,7 @@ pub async fn node_with_logs(namespace: &Namespace) -> Logs {
     tokio::spawn(serve(listener, logs.clone()));
     let object = json!({
         "metadata": { "name": namespace.name() },
-        "spec": { "taints": [{ "key": "kwok.x-k8s.io/node", "value": "own", "effect": "NoSchedule" }] },
+        "spec": { "taints": [own_taint()] },
     });
     let object: Node = serde_json::from_value(object).expect("is a node");
     let nodes = namespace.global::<Node>();

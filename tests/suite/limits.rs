@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::{Read, Seek},
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -50,16 +49,8 @@ const ENTRY_POINTS: [(&str, EntryPoint); 3] = [
 
 /// The calls of this user in the API server's audit log, from this position on.
 pub fn calls(user: &str, since: u64) -> Vec<Value> {
-    let mut log = fs::File::open(shared().audit_log()).expect("there is an audit log");
-    log.seek(std::io::SeekFrom::Start(since)).expect("is long enough");
-    let mut text = String::new();
-    log.read_to_string(&mut text).expect("is text");
-    text.lines()
-        // Most lines are of other tests: they are not parsed.
-        .filter(|line| line.contains(user))
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|entry| entry["user"]["username"] == user)
-        .collect()
+    let entries = shared().audit_entries(since, user).into_iter();
+    entries.filter(|entry| entry["user"]["username"] == user).collect()
 }
 
 /// The writes among them, without dry runs and without the ledger's and the budget's own.

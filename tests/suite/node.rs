@@ -290,8 +290,7 @@ async fn a_container_that_crashes_is_diagnosed_with_its_log() {
         let report = report(&namespace, "deployment/web").await;
         let finding = report["findings"][0]["message"].as_str()?;
         let lines = report["log"]["lines"].to_string();
-        // Between two starts a busy kubelet shows the end of the container for a while, and not yet that it backs off.
-        let is_crash = finding.contains("container main exited 64");
+        let is_crash = finding.starts_with("CrashLoopBackOff: container main exited 64");
         (is_crash && lines.contains("--no-such-option")).then_some(())
     })
     .await;
