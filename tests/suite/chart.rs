@@ -362,7 +362,7 @@ fn tls_applies_to_probes_services_monitors_and_ingress() {
 
 #[test]
 fn only_the_engine_tiny_http_has_a_volume_at_tmp() {
-    for (engine, expected) in [("default", false), ("tiny-http", true)] {
+    for (engine, expected) in [("hyper", false), ("tiny-http", true)] {
         let documents = rendered(&json!({ "server": { "engine": engine } }));
         let server = documents.iter().find(|it| it["kind"] == "Deployment").expect("is there");
         let server = server.to_string();
