@@ -102,14 +102,14 @@ lambda: tools ## build the archives for AWS Lambda in dist/
 	@$(call need,zip,apt-get install zip)
 	@mkdir -p $(DIST)
 	@for target in $(TARGETS); do \
-	    folder=$$(mktemp -d); \
-	    install -m 0755 "$$(release/build $$target bootstrap)" $$folder/bootstrap; \
-	    touch --date="@$$SOURCE_DATE_EPOCH" $$folder/bootstrap; \
+	    directory=$$(mktemp -d); \
+	    install -m 0755 "$$(release/build $$target bootstrap)" $$directory/bootstrap; \
+	    touch --date="@$$SOURCE_DATE_EPOCH" $$directory/bootstrap; \
 	    archive=$(DIST)/action-executor-$(VERSION)-lambda-$${target%%-*}.zip; \
 	    rm -f $$archive; \
-	    TZ=UTC zip --quiet --junk-paths -X -9 $$archive $$folder/bootstrap; \
+	    TZ=UTC zip --quiet --junk-paths -X -9 $$archive $$directory/bootstrap; \
 	    echo "$$archive: $$(stat -c %s $$archive) bytes" >&2; \
-	    rm -r $$folder; \
+	    rm -r $$directory; \
 	done
 
 .PHONY: reproducible

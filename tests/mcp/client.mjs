@@ -1,5 +1,5 @@
-// The same agent as client.py, on the official TypeScript client (npm `@modelcontextprotocol/client`), which is in the folder
-// that MCP_NODE_CLIENT names.
+// The same agent as client.py, on the official TypeScript client (npm `@modelcontextprotocol/client`), which is in the
+// directory that MCP_NODE_CLIENT names.
 //
 //     client.mjs legacy|auto stdio PROGRAM ARGUMENT...
 //     client.mjs legacy|auto http URL [TOKEN]

@@ -1,5 +1,5 @@
 // The agent of client.mjs as one that takes tasks, on the official client of the extension (npm
-// `@modelcontextprotocol/ext-tasks`), which is with the TypeScript client in the folder that MCP_TASKS_CLIENT names.
+// `@modelcontextprotocol/ext-tasks`), which is with the TypeScript client in the directory that MCP_TASKS_CLIENT names.
 //
 //     tasks.mjs auto http URL
 //
