@@ -30,7 +30,7 @@ const (
 // network is a namespace with one address in it, and a unique name.
 type network struct{ name string }
 
-// Every hierarchy of a cgroup v1 machine is a folder in here; on cgroup v2 this is the only one.
+// Every hierarchy of a cgroup v1 machine is a directory in here; on cgroup v2 this is the only one.
 const cgroups = "/sys/fs/cgroup"
 
 func newNetwork() (*network, error) {
@@ -67,7 +67,7 @@ func (n *network) inside(command []string) []string {
 	return append([]string{"nsenter", "--net=/run/netns/" + n.name, "--"}, command...)
 }
 
-// cgroups are the folders of our own part of the cgroup tree, so that no other kubelet removes it.
+// cgroups are the directories of our own part of the cgroup tree, so that no other kubelet removes it.
 func (n *network) cgroups() []string {
 	if _, err := os.Stat(cgroups + "/cgroup.controllers"); err == nil {
 		return []string{filepath.Join(cgroups, n.name)}
@@ -82,16 +82,16 @@ func (n *network) cgroups() []string {
 func (n *network) remove() {
 	_ = run("ip", "netns", "delete", n.name)
 	for _, group := range n.cgroups() {
-		var folders []string
+		var directories []string
 		_ = filepath.WalkDir(group, func(path string, entry os.DirEntry, err error) error {
 			if err == nil && entry.IsDir() {
-				folders = append(folders, path)
+				directories = append(directories, path)
 			}
 			return nil
 		})
 		// The innermost come last.
-		for i := len(folders) - 1; i >= 0; i-- {
-			_ = os.Remove(folders[i])
+		for i := len(directories) - 1; i >= 0; i-- {
+			_ = os.Remove(directories[i])
 		}
 	}
 }
@@ -206,7 +206,7 @@ func processes(word string) []int {
 }
 
 // The addresses in use are written down beside everything else of this cluster: those of pods that ended
-// with it would be taken for ever in the plugin's own folder, /var/lib/cni.
+// with it would be taken for ever in the plugin's own directory, /var/lib/cni.
 const podNetwork = `{
   "cniVersion": "0.4.0", "name": "pods",
   "plugins": [

@@ -49,7 +49,7 @@ const auditPolicy = `apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
 rules:
-  # What the cluster's own controllers do is looked up by nobody.
+  # No test reads what the cluster's own controllers do.
   - level: None
     users: ["system:apiserver"]
   - level: None
@@ -92,7 +92,7 @@ func supervise(args []string) error {
 	if len(args) > 0 && !withNode {
 		return fmt.Errorf("unexpected argument %q", args[0])
 	}
-	// The components die with the thread that started them, so that thread must last.
+	// The components are killed when the thread that started them ends, so that thread must last.
 	runtime.LockOSThread()
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)

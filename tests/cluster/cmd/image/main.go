@@ -76,7 +76,7 @@ func write(output, tag, entrypoint, user string, files []string) error {
 	return os.WriteFile(output, archive.Bytes(), 0o644)
 }
 
-// layer holds each SOURCE:DESTINATION, and the folders that lead there.
+// layer holds each SOURCE:DESTINATION, and the directories that lead there.
 func layer(files []string) ([]byte, error) {
 	var bytes bytes.Buffer
 	writer := tar.NewWriter(&bytes)
@@ -86,12 +86,12 @@ func layer(files []string) ([]byte, error) {
 		if !found {
 			return nil, fmt.Errorf("%q is not SOURCE:DESTINATION", file)
 		}
-		for _, folder := range parents(destination) {
-			if made[folder] {
+		for _, directory := range parents(destination) {
+			if made[directory] {
 				continue
 			}
-			made[folder] = true
-			header := &tar.Header{Typeflag: tar.TypeDir, Name: folder[1:] + "/", Mode: 0o755, ModTime: time.Unix(0, 0)}
+			made[directory] = true
+			header := &tar.Header{Typeflag: tar.TypeDir, Name: directory[1:] + "/", Mode: 0o755, ModTime: time.Unix(0, 0)}
 			if err := writer.WriteHeader(header); err != nil {
 				return nil, err
 			}
@@ -108,11 +108,11 @@ func layer(files []string) ([]byte, error) {
 }
 
 func parents(file string) []string {
-	folder := path.Dir(file)
-	if folder == "/" {
+	directory := path.Dir(file)
+	if directory == "/" {
 		return nil
 	}
-	return append(parents(folder), folder)
+	return append(parents(directory), directory)
 }
 
 func add(writer *tar.Writer, name string, mode int64, content []byte) error {
