@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
+    actions::ActionKind,
     cli::action::ActionArgs,
     config::variables::{Kind, SETTINGS},
     contract::{
@@ -89,7 +90,8 @@ pub enum Invocation {
 /// The whole command line: the program's commands, and one for each action.
 #[must_use]
 pub fn command() -> clap::Command {
-    Cli::command().subcommands(action::commands())
+    let of_actions = ActionKind::ALL.into_iter().map(action::command);
+    Cli::command().subcommands(of_actions.map(|command| command.defer(action::with_arguments)))
 }
 
 /// Parses the arguments of the process.

@@ -97,9 +97,37 @@ pub(crate) fn example_target(kind: ActionKind, before: &str) -> Option<Target> {
     (before.is_empty() || is_kind(&target.kind, before)).then_some(target)
 }
 
-/// The subcommands of all actions. The help of the program lists them apart from its own commands.
-pub(crate) fn commands() -> impl Iterator<Item = Command> {
-    ActionKind::ALL.into_iter().map(command)
+/// The subcommand of an action, without its arguments: [`with_arguments`] has them. The help of the program lists the
+/// actions apart from its own commands.
+pub(crate) fn command(kind: ActionKind) -> Command {
+    let descriptor = kind.descriptor();
+    let names = [descriptor.name].into_iter().chain(descriptor.aliases.iter().copied());
+    let names = names.flat_map(|it| [it.to_owned(), it.replace('_', "-")]);
+    // A set: a name without an underscore would be there twice.
+    let mut aliases: BTreeSet<String> = names.collect();
+    aliases.remove(&name(kind));
+    described(kind, Command::new(name(kind)).aliases(aliases).hide(true))
+}
+
+/// The same subcommand with its arguments, which are read from the schema of the parameters: work that each start of the
+/// program would do for all actions.
+pub(crate) fn with_arguments(command: Command) -> Command {
+    let is_its_own = |kind: &ActionKind| name(*kind) == command.get_name();
+    let Some(kind) = ActionKind::ALL.into_iter().find(is_its_own) else { return command };
+    let parameters = parameters_of(kind);
+    let has_selector = parameters.iter().any(|it| matches!(it.form, Form::Selector));
+    let arguments: Vec<_> = parameters
+        .iter()
+        .map(|parameter| parameter.argument(kinds(&parameters), has_selector))
+        .collect();
+    // The description of the common flags replaces that of the action.
+    described(kind, CommonArgs::augment_args(command.args(arguments)))
+}
+
+fn described(kind: ActionKind, command: Command) -> Command {
+    let description = kind.descriptor().description;
+    let about = first_sentence(description).trim_end_matches('.').to_owned();
+    command.about(about).long_about(description)
 }
 
 /// What each action does, one line each.
@@ -330,26 +358,6 @@ fn lower(kinds: &[String]) -> Vec<String> {
     kinds.iter().map(|kind| kind.to_ascii_lowercase()).collect()
 }
 
-fn command(kind: ActionKind) -> Command {
-    let (descriptor, parameters) = (kind.descriptor(), parameters_of(kind));
-    let has_selector = parameters.iter().any(|it| matches!(it.form, Form::Selector));
-    let arguments: Vec<_> = parameters
-        .iter()
-        .map(|parameter| parameter.argument(kinds(&parameters), has_selector))
-        .collect();
-    let names = [descriptor.name].into_iter().chain(descriptor.aliases.iter().copied());
-    let names = names.flat_map(|it| [it.to_owned(), it.replace('_', "-")]);
-    // A set: a name without an underscore would be there twice.
-    let mut aliases: BTreeSet<String> = names.collect();
-    aliases.remove(&name(kind));
-    // The description of the common flags would replace that of the action.
-    CommonArgs::augment_args(Command::new(name(kind)).args(arguments))
-        .aliases(aliases)
-        .about(first_sentence(descriptor.description).trim_end_matches('.').to_owned())
-        .long_about(descriptor.description)
-        .hide(true)
-}
-
 fn parameters(kind: ActionKind, matches: &ArgMatches) -> Map<String, Value> {
     let all = parameters_of(kind);
     let given = all.iter().filter_map(|it| Some((it.name.clone(), it.value(matches)?)));
@@ -543,7 +551,7 @@ mod tests {
 
     #[test]
     fn the_help_of_an_action_has_its_description_and_its_flags() {
-        let help = |kind: ActionKind| command(kind).render_long_help().to_string();
+        let help = |kind: ActionKind| with_arguments(command(kind)).render_long_help().to_string();
         for kind in ActionKind::ALL {
             let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
             let (help, description) = (words(&help(kind)), words(kind.descriptor().description));

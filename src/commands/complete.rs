@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use clap::Command;
+use clap::{Command, CommandFactory};
 use clap_complete::{
     ArgValueCompleter, CompleteEnv, CompletionCandidate, Shell, engine, env::Shells,
 };
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     actions::ActionKind,
-    cli::{self, action},
+    cli::{Cli, action},
     commands::run,
     config::Settings,
     contract::{
@@ -109,10 +109,10 @@ pub fn script(shell: Shell) -> Result<String, ActionError> {
 
 /// The whole command line, with the names of objects, namespaces and contexts.
 fn command() -> Command {
-    let all = cli::command();
-    ActionKind::ALL.into_iter().fold(all, |all, kind| {
-        all.mut_subcommand(action::name(kind), |command| with_names(command, kind))
-    })
+    let of_actions = ActionKind::ALL
+        .into_iter()
+        .map(|kind| with_names(action::with_arguments(action::command(kind)), kind));
+    Cli::command().subcommands(of_actions)
 }
 
 fn with_names(command: Command, kind: ActionKind) -> Command {
