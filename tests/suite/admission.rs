@@ -11,7 +11,16 @@ use std::{
 };
 
 use action_executor::actions::ActionKind;
+use k8s_openapi::{
+    api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+    serde::Deserialize,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams},
+};
 use serde_json::{Value, json};
+use tokio::{runtime::Handle, task::block_in_place};
 
 use crate::{
     cluster::{eventually, shared},
@@ -52,12 +61,18 @@ pub fn kubectl(args: &[&str]) -> (bool, String) {
 struct Installed {
     /// The account's.
     kubeconfig: PathBuf,
-    manifests: String,
+    /// By the administrator, each with its kind.
+    objects: Vec<(Api<DynamicObject>, String)>,
 }
 
 impl Drop for Installed {
     fn drop(&mut self) {
-        kubectl(&["delete", "--wait=false", "-f", &self.manifests]);
+        let delete = async {
+            for (api, name) in &self.objects {
+                let _ = api.delete(name, &DeleteParams::default()).await;
+            }
+        };
+        block_in_place(|| Handle::current().block_on(delete));
     }
 }
 
@@ -70,13 +85,23 @@ async fn install_policies(scenario: &Scenario, policy: &str) -> Installed {
     let args = ["policy", "admission", "--service-account", &account, &policy];
     let printed = Program::offline().args(args).run();
     assert_eq!(printed.status, 0, "{printed:?}");
-    let manifests = scratch("admission.yaml");
-    fs::write(&manifests, printed.stdout).expect("is written");
-    let manifests = manifests.display().to_string();
     // Strict validation: a field that the API server does not know is an error.
-    let (applied, output) = kubectl(&["apply", "--validate=strict", "-f", &manifests]);
-    assert!(applied, "{output}");
-    Installed { kubeconfig, manifests }
+    let params = PatchParams::apply("tests").validation_strict();
+    let mut objects = Vec::new();
+    for document in serde_yaml_ng::Deserializer::from_str(&printed.stdout) {
+        let object = DynamicObject::deserialize(document).expect("is an object");
+        let resource = match object.types.as_ref().expect("is of a kind").kind.as_str() {
+            "ValidatingAdmissionPolicy" => ApiResource::erase::<ValidatingAdmissionPolicy>(&()),
+            "ValidatingAdmissionPolicyBinding" => {
+                ApiResource::erase::<ValidatingAdmissionPolicyBinding>(&())
+            }
+            other => panic!("{other} is no part of an admission policy"),
+        };
+        let (api, name) = (namespace.global_objects(&resource), object.name_any());
+        api.patch(&name, &params, &Patch::Apply(&object)).await.expect("is applied");
+        objects.push((api, name));
+    }
+    Installed { kubeconfig, objects }
 }
 
 /// Sends the request under a policy that denies nothing.
@@ -86,13 +111,11 @@ fn send(scenario: &Scenario, kubeconfig: &Path, request: &Value) -> Finished {
 }
 
 /// Waits until the executor's account may not even annotate the target; returns the message.
-async fn refused_to_annotate(scenario: &Scenario) -> String {
-    let (name, target) = (scenario.namespace.name(), scenario.named());
-    let user = format!("--as=system:serviceaccount:{name}:executor");
+async fn refused_to_annotate(scenario: &Scenario, installed: &Installed) -> String {
+    let access = scenario.namespace.with_access(&installed.kubeconfig).await;
     eventually("it holds", async || {
-        let probe = ["-n", name, "annotate", &target, "probe=1", "--overwrite", &user];
-        let (done, output) = kubectl(&probe);
-        (!done).then_some(output)
+        let probe = json!({ "metadata": { "annotations": { "probe": "1" } } });
+        scenario.patch(&access, &probe).await.err().map(|error| error.to_string())
     })
     .await
 }
@@ -132,7 +155,7 @@ fn admission_denies_what_each_policy_rule_denies() {
             if rule.starts_with("targets.") && !shows_labels(kind) {
                 // The API server cannot evaluate this rule for this action, so it allows what the executor's
                 // own check missed, once the rules that it can evaluate are active.
-                let refused = refused_to_annotate(&scenario).await;
+                let refused = refused_to_annotate(&scenario, &installed).await;
                 assert!(refused.contains("denied by "), "{refused}");
                 let done = send(&scenario, &installed.kubeconfig, &request);
                 assert_eq!(done.status, 0, "{kind:?} {rule}: {done:?}");
@@ -179,7 +202,7 @@ fn admission_under_read_only_allows_dry_runs_alone() {
     for_each_action(async |kind| {
         let scenario = Scenario::new(kind, "read_only").await;
         let installed = install_policies(&scenario, "read_only: true").await;
-        let refused = refused_to_annotate(&scenario).await;
+        let refused = refused_to_annotate(&scenario, &installed).await;
         assert!(refused.contains("denied by read_only"), "{refused}");
         let mut request = scenario.request("r1");
         let done = send(&scenario, &installed.kubeconfig, &request);
@@ -261,6 +284,22 @@ async fn admission_denies_other_writes_despite_wide_rights() {
         let (done, output) = attempt(args);
         assert!(!done && output.contains("denied by actions.allow"), "{args:?}: {output}");
     }
+}
+
+#[test]
+fn kubectl_applies_the_printed_policies() {
+    let policy = scratch("policy.yaml");
+    let rules = "namespaces: {deny: [kube-*]}\ntargets: {protected: [app=db]}\nreplicas: {max: 9}";
+    fs::write(&policy, rules).expect("is written");
+    let policy = policy.display().to_string();
+    let args = ["policy", "admission", "--service-account", "default:executor", &policy];
+    let printed = Program::offline().args(args).run();
+    let manifests = scratch("admission.yaml");
+    fs::write(&manifests, printed.stdout).expect("is written");
+    let manifests = manifests.display().to_string();
+    let args = ["apply", "--dry-run=server", "--validate=strict", "-f", &manifests];
+    let (applied, output) = kubectl(&args);
+    assert!(applied && output.contains("validatingadmissionpolicy"), "{output}");
 }
 
 #[tokio::test]
@@ -382,27 +421,16 @@ fn an_object_without_room_for_the_mark_is_refused_before_anything_is_sent() {
             return;
         }
         let scenario = Scenario::new(kind, "annotations").await;
-        let (name, target) = (scenario.namespace.name(), scenario.named());
-        let (found, output) = kubectl(&["-n", name, "get", &target, "-o", "json"]);
-        assert!(found, "{output}");
-        let object: Value = serde_json::from_str(&output).expect("is JSON");
-        let known = object["metadata"]["annotations"].as_object().into_iter().flatten();
-        let length =
-            |(key, value): (&String, &Value)| key.len() + value.as_str().map_or(0, str::len);
+        let annotations = scenario.object().await.metadata.annotations.unwrap_or_default();
+        let used: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
         // Controllers write annotations too.
         let free = 60;
-        let filler =
-            256 * 1024 - free - "example.com/filler".len() - known.map(length).sum::<usize>();
+        let filler = 256 * 1024 - free - "example.com/filler".len() - used;
         let filler = json!({ "example.com/filler": "x".repeat(filler) });
-        let path = scratch("annotations.json");
-        let patch = json!({ "metadata": { "annotations": filler } }).to_string();
-        fs::write(&path, patch).expect("is written");
-        let path = path.display().to_string();
-        let args = ["-n", name, "patch", &target, "--type=merge", "--patch-file", &path];
-        let (patched, output) = kubectl(&args);
-        assert!(patched, "{output}");
+        let patch = json!({ "metadata": { "annotations": filler } });
+        scenario.patch(&scenario.namespace, &patch).await.expect("is patched");
         // An id as long as it may be.
-        let id = "r".repeat(128 - name.len() - 1);
+        let id = "r".repeat(128 - scenario.namespace.name().len() - 1);
         let has_room = [
             ActionKind::Scale,
             ActionKind::ResizePod,

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::{task::spawn_blocking, time::sleep};
 
 use crate::{
-    cluster::{GOOD_IMAGE, Namespace, OTHER_IMAGE, eventually, shared, template},
+    cluster::{GOOD_IMAGE, Namespace, OTHER_IMAGE, eventually, play_controller, shared, template},
     controllers::Controller,
     exactly_once::{Run, is_applied_or_unknown, on_effects, transparent},
     fault_proxy::{Held, ProxyBehavior},
@@ -30,9 +30,6 @@ use crate::{
 /// The label by which the real controller knows its Rollouts; the others are left to this file.
 const INSTANCE_LABEL: &str = "argo-rollouts.argoproj.io/controller-instance-id";
 const INSTANCE: &str = "real";
-
-/// How often the played controller looks.
-const REACTION_TIME: Duration = Duration::from_millis(50);
 
 /// The kind of the tests' objects.
 pub fn resource() -> ApiResource {
@@ -149,13 +146,12 @@ fn revision_of(rollout: &DynamicObject, hash: &str, revision: &str, image: &str)
 pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
     prepare_broken(kind, namespace).await;
     let rollouts = namespace.objects(&resource());
-    tokio::spawn(async move {
-        while let Ok(found) = rollouts.get("web").await {
-            if let Some(status) = reaction(&json!(found)) {
-                let patch = Patch::Merge(json!({ "status": status }));
-                let _ = rollouts.patch_status("web", &Default::default(), &patch).await;
-            }
-            sleep(REACTION_TIME).await;
+    play_controller(rollouts.clone(), "web".to_owned(), move |found| {
+        let rollouts = rollouts.clone();
+        async move {
+            let Some(status) = reaction(&found) else { return };
+            let patch = Patch::Merge(json!({ "status": status }));
+            let _ = rollouts.patch_status("web", &Default::default(), &patch).await;
         }
     });
 }

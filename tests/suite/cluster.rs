@@ -10,6 +10,7 @@ use std::{
     fs::File,
     io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    pin::pin,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -19,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::TryStreamExt;
 use k8s_openapi::{
     api::{
         admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
@@ -39,7 +41,10 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Config, Resource,
-    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PostParams},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PostParams, WatchEvent,
+        WatchParams,
+    },
     config::{KubeConfigOptions, Kubeconfig},
     core::{ClusterResourceScope, NamespaceResourceScope},
 };
@@ -48,6 +53,9 @@ use tokio::time::{Instant, sleep};
 
 /// The maximum time for anything in the cluster.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The pause between two reads of what a test waits for. Shorter ones are most of the API server's work.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A pod with this image is never started.
 pub const MISSING_IMAGE: &str = "registry.invalid/missing:1";
@@ -364,6 +372,36 @@ pub async fn client(kubeconfig: Kubeconfig) -> Client {
     Client::try_from(config).expect("is a client")
 }
 
+/// Plays the controller of an object as long as the runtime lives: calls the function with each version of it.
+pub fn play_controller<F>(
+    objects: Api<DynamicObject>,
+    name: String,
+    react: impl Fn(Value) -> F + Send + 'static,
+) where
+    F: Future<Output = ()> + Send,
+{
+    let params = WatchParams::default().fields(&format!("metadata.name={name}"));
+    tokio::spawn(async move {
+        loop {
+            // From the beginning, which starts with the object as it is now.
+            let Ok(events) = objects.watch(&params, "0").await else {
+                sleep(RETRY_INTERVAL).await;
+                continue;
+            };
+            let mut events = pin!(events);
+            while let Ok(Some(event)) = events.try_next().await {
+                match event {
+                    WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                        react(json!(object)).await;
+                    }
+                    WatchEvent::Deleted(_) => return,
+                    WatchEvent::Bookmark(_) | WatchEvent::Error(_) => {}
+                }
+            }
+        }
+    });
+}
+
 /// Retries until there is a value, for at most [`WAIT_TIMEOUT`].
 pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + WAIT_TIMEOUT;
@@ -372,7 +410,7 @@ pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<
             return found;
         }
         assert!(Instant::now() < deadline, "not in time: {what}");
-        sleep(Duration::from_millis(50)).await;
+        sleep(RETRY_INTERVAL).await;
     }
 }
 
@@ -431,6 +469,12 @@ impl Namespace {
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// The same namespace, with the permissions of this kubeconfig.
+    pub async fn with_access(&self, kubeconfig: &Path) -> Self {
+        let kubeconfig = Kubeconfig::read_from(kubeconfig).expect("is a kubeconfig");
+        Namespace { client: client(kubeconfig).await, ..self.clone() }
     }
 
     /// The objects of this kind in the namespace.

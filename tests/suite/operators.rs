@@ -3,20 +3,14 @@
 //! Their controllers do not run: they need a source of manifests, a metrics server and the like. This file plays the
 //! part of them that an action waits for, as their sources have it (`src/k8s/{flux,argo_cd,keda}.rs` names the files).
 
-use std::time::Duration;
-
 use action_executor::{actions::ActionKind, k8s::integrations::Integration};
 use kube::{
     Api,
     api::{ApiResource, DynamicObject, Patch, PostParams},
 };
 use serde_json::{Value, json};
-use tokio::time::sleep;
 
-use crate::cluster::Namespace;
-
-/// How often a played controller looks.
-const REACTION_TIME: Duration = Duration::from_millis(20);
+use crate::cluster::{Namespace, play_controller};
 
 /// The kinds of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,17 +158,15 @@ impl Object {
     /// Plays its controller as long as the runtime lives.
     pub fn play(&self) {
         let object = self.clone();
-        tokio::spawn(async move {
-            while let Ok(found) = object.api.get(&object.name).await {
-                if let Some(patch) = reaction(object.kind, &json!(found)) {
-                    let params = Default::default();
-                    let patch = Patch::Merge(patch);
-                    let _ = match object.kind {
-                        Kind::Application => object.api.patch(&object.name, &params, &patch).await,
-                        _ => object.api.patch_status(&object.name, &params, &patch).await,
-                    };
-                }
-                sleep(REACTION_TIME).await;
+        play_controller(self.api.clone(), self.name.clone(), move |found| {
+            let object = object.clone();
+            async move {
+                let Some(patch) = reaction(object.kind, &found) else { return };
+                let (params, patch) = (Default::default(), Patch::Merge(patch));
+                let _ = match object.kind {
+                    Kind::Application => object.api.patch(&object.name, &params, &patch).await,
+                    _ => object.api.patch_status(&object.name, &params, &patch).await,
+                };
             }
         });
     }

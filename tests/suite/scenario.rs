@@ -106,17 +106,25 @@ impl Scenario {
         if is_on_nodes(self.kind) { "nodes" } else { "namespaces" }
     }
 
-    /// The target as kubectl names it: `Deployment/web`.
-    pub fn named(&self) -> String {
-        let kind = self.before.types.as_ref().expect("is of a kind").kind.clone();
-        format!("{kind}/{}", self.before.name_any())
-    }
-
     /// Labels the target.
     pub async fn label(&self, labels: Value) {
-        let patch = Patch::Merge(json!({ "metadata": { "labels": labels } }));
-        let api = api(self.kind, &self.namespace);
-        api.patch(&self.before.name_any(), &Default::default(), &patch).await.expect("is labelled");
+        let patch = json!({ "metadata": { "labels": labels } });
+        self.patch(&self.namespace, &patch).await.expect("is labelled");
+    }
+
+    /// The target as it is now.
+    pub async fn object(&self) -> DynamicObject {
+        target(self.kind, &self.namespace, &self.parameters).await.expect("is there")
+    }
+
+    /// Merges into the target, as the account of this access to the namespace.
+    pub async fn patch(
+        &self,
+        access: &Namespace,
+        patch: &Value,
+    ) -> Result<DynamicObject, kube::Error> {
+        let params = Default::default();
+        api(self.kind, access).patch(&self.before.name_any(), &params, &Patch::Merge(patch)).await
     }
 
     /// Writes the target's status as its controller does. A CronJob has no conditions, so an annotation stands for
