@@ -1,7 +1,7 @@
 //! `expand_pvc`: lets a PersistentVolumeClaim request more storage.
 //!
-//! Only the request is changed; the volume and its file system follow. Whether the claim's class allows it is decided by
-//! the API server (admission plugin PersistentVolumeClaimResize), whose dry run a simulation shows.
+//! Only the request is changed; the volume and its file system follow. Whether the StorageClass allows it
+//! is decided by the API server (admission plugin PersistentVolumeClaimResize), whose dry run a simulation shows.
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::ApiResource;
@@ -36,14 +36,14 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "expand_pvc",
     aliases: &[],
     description: "Expand a PersistentVolumeClaim to a size. It cannot be made smaller again. Refused for a size that is \
-                  not larger, beyond the policy's factor and maximum, for a claim without a volume, and where its \
-                  StorageClass does not allow it. With wait it is complete once the claim has the size. Unchanged if \
+                  not larger, beyond the policy's factor and maximum, for a PVC without a volume, and where its \
+                  StorageClass does not allow it. With wait it is complete once the PVC has the size. Unchanged if \
                   it requests that size already.",
     takes_time: true,
     when: "a volume is nearly full and its data cannot be removed",
     when_not: "the data can be removed, or the volume's use does not grow",
     destructive: false,
-    example: r#"{"claim":"data-db-0","size":"20Gi"}"#,
+    example: r#"{"pvc":"data-db-0","size":"20Gi"}"#,
     rules: &[
         PolicyRule {
             api_groups: &[""],
@@ -58,7 +58,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     integration: None,
 };
 
-/// Where the size is in a claim.
+/// Where the size is in a PVC.
 const SIZE: [&str; 4] = ["spec", "resources", "requests", "storage"];
 
 /// What `expand_pvc` acts upon, and the desired size.
@@ -66,7 +66,7 @@ const SIZE: [&str; 4] = ["spec", "resources", "requests", "storage"];
 #[serde(deny_unknown_fields)]
 pub struct Parameters {
     /// The PersistentVolumeClaim.
-    pub claim: ObjectName,
+    pub pvc: ObjectName,
     /// Its namespace.
     #[serde(default, deserialize_with = "null_is_default")]
     #[schemars(with = "Option<Namespace>")]
@@ -77,7 +77,7 @@ pub struct Parameters {
 
 impl Plannable for Parameters {
     fn target(&self) -> Target {
-        Target::named("v1", "PersistentVolumeClaim", &self.namespace, &self.claim)
+        Target::named("v1", "PersistentVolumeClaim", &self.namespace, &self.pvc)
     }
 
     fn namespace(&self) -> &str {
@@ -99,7 +99,7 @@ impl Plannable for Parameters {
         Preview {
             result: format!(
                 "Simulated: PersistentVolumeClaim '{}' would be expanded to {}.",
-                self.claim, self.size
+                self.pvc, self.size
             ),
             changes: vec![self.change(Value::Null), mark],
         }
@@ -107,7 +107,7 @@ impl Plannable for Parameters {
 
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
-            let (namespace, name) = (&self.namespace, &self.claim);
+            let (namespace, name) = (&self.namespace, &self.pvc);
             let end = preflight::end(input.deadline);
             let (found, pods) = tokio::join!(
                 cluster.get::<PersistentVolumeClaim>(namespace, name, input.deadline),
@@ -126,7 +126,7 @@ impl Parameters {
         input: &PlanInput,
     ) -> Result<Plan, ActionError> {
         let (target, metadata, size) = (self.target(), &found.metadata, self.size);
-        let object = format!("PersistentVolumeClaim '{}'", self.claim);
+        let object = format!("PersistentVolumeClaim '{}'", self.pvc);
         let completion = CompletionSpec::Known(Completion::Expanded {
             namespace: target.namespace.clone(),
             name: target.name.clone(),
@@ -175,9 +175,8 @@ impl Parameters {
         let now = claims::requested(found).unwrap_or_default();
         if self.size < now {
             let size = self.size;
-            let detail = format!(
-                "{target} requests {now}, and a claim cannot be made smaller: not to {size}"
-            );
+            let detail =
+                format!("{target} requests {now}, and a PVC cannot be made smaller: not to {size}");
             return Err(ActionError::new(Code::PreconditionFailed, detail)
                 .with_field("parameters.size")
                 .with_hint(format!("name a size above {now}")));
@@ -194,11 +193,11 @@ impl Parameters {
         found: &PersistentVolumeClaim,
         pods: Result<Vec<Pod>, ActionError>,
     ) -> Vec<String> {
-        let mut warnings = vec!["a claim cannot be made smaller again".to_owned()];
+        let mut warnings = vec!["a PVC cannot be made smaller again".to_owned()];
         match pods {
             Err(error) => warnings.push(preflight::not_checked(&error)),
             Ok(pods) => {
-                let mounting = claims::mounted_by(&self.claim, &pods);
+                let mounting = claims::mounted_by(&self.pvc, &pods);
                 let of_set = mounting.iter().find_map(|pod| {
                     pods::controller(pod).filter(|owner| owner.kind == "StatefulSet")
                 });
@@ -233,11 +232,11 @@ mod tests {
             "metadata: {{name: data, namespace: shop, uid: u1, resourceVersion: '7'{metadata}}}\n\
              spec: {{resources: {{requests: {{storage: 10Gi}}}}}}\nstatus: {{phase: {phase}}}"
         ))
-        .expect("is a claim")
+        .expect("is a PVC")
     }
 
     fn decide(found: &PersistentVolumeClaim, size: &str) -> Result<Plan, ActionError> {
-        let parameters = json!({ "claim": "data", "namespace": "shop", "size": size });
+        let parameters = json!({ "pvc": "data", "namespace": "shop", "size": size });
         let parameters: Parameters = serde_json::from_value(parameters).expect("are parameters");
         parameters.check()?;
         parameters.decide(found, Ok(Vec::new()), &PlanInput::example())
@@ -297,7 +296,7 @@ mod tests {
         )
         .expect("is a pod");
         let parameters: Parameters =
-            serde_json::from_value(json!({ "claim": "data", "size": "20Gi" })).expect("are some");
+            serde_json::from_value(json!({ "pvc": "data", "size": "20Gi" })).expect("are some");
         let warnings = |pods| parameters.warnings_of(&claim("", "Bound"), Ok(pods)).join("; ");
         assert!(warnings(vec![pod]).contains("StatefulSet 'db' keeps the size"));
         assert!(warnings(vec![]).contains("no pod mounts it"));

@@ -420,7 +420,7 @@ fn warnings(
     warnings
 }
 
-/// Whether a StatefulSet's claims go with the pods that are too many.
+/// Whether a StatefulSet's volume claims are deleted with the pods that are too many.
 fn deletes_claims_on_scale_down(workload: &Workload) -> bool {
     let Workload::StatefulSet(set) = workload else { return false };
     let spec = set.spec.as_ref();

@@ -330,7 +330,8 @@ impl Caller {
     }
 }
 
-/// The requester for the audit trail. What exceeds its maximum length is cut at the end, where the caller's claim is.
+/// The requester for the audit trail. What exceeds its maximum length is cut at the end, where the name that the caller
+/// states is.
 fn audit_requester(caller: &str, on_behalf_of: Option<&str>) -> Option<AuditText> {
     let text = match on_behalf_of {
         Some(other) if other != caller => format!("{caller} on behalf of {other}"),

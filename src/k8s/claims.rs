@@ -10,7 +10,7 @@ use crate::{
     k8s::{pods, rollout::RolloutStatus},
 };
 
-/// The size that a claim requests.
+/// The size that a PVC requests.
 pub(crate) fn requested(claim: &PersistentVolumeClaim) -> Option<Quantity> {
     Quantity::read(requested_text(claim).as_str()?)
 }
@@ -38,7 +38,7 @@ pub(crate) fn mounted_by<'a>(name: &str, pods: &'a [Pod]) -> Vec<&'a Pod> {
     pods.iter().filter(mounts).filter(|pod| !pods::has_finished(pod)).collect()
 }
 
-/// How far the claim that has the name now is expanded
+/// How far the PVC that has the name now is expanded
 /// (<https://kubernetes.io/docs/concepts/storage/persistent-volumes/#expanding-persistent-volumes-claims>).
 pub(crate) fn expansion_status(
     claim: Option<&PersistentVolumeClaim>,
@@ -91,7 +91,7 @@ mod tests {
             "metadata: {{name: data, uid: u1}}\nspec: {{resources: {{requests: {{storage: {requested}}}}}}}\n\
              status: {{phase: Bound{status}}}"
         ))
-        .expect("is a claim")
+        .expect("is a PVC")
     }
 
     fn status(claim: &PersistentVolumeClaim) -> RolloutStatus {

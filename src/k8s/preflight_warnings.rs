@@ -215,7 +215,7 @@ mod tests {
         deployment.into()
     }
 
-    /// The same, whose pods mount this claim.
+    /// The same, whose pods mount this volume claim.
     fn mounting(claim: &str, spec: &str) -> Workload {
         let Workload::Deployment(mut mounting) = deployment(spec, "{}") else { panic!("is none") };
         let pod = serde_yaml_ng::from_str(&format!(

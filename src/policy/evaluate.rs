@@ -400,7 +400,7 @@ impl Policy {
         }
     }
 
-    /// A volume claim stays below the maximum, and grows by a limited factor.
+    /// A PVC stays below the maximum, and grows by a limited factor.
     fn size_bounded(&self, facts: &Facts) -> Option<RuleResult> {
         let SizeChange { from, to } = facts.size?;
         if let Some(max) = self.volumes.max_size.filter(|max| to > *max) {

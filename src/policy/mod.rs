@@ -211,7 +211,7 @@ pub struct AutoscalerRules {
 pub struct ResourceRules {
     /// Each may become at most so many times what it is, and at least that part of it.
     pub max_factor: Bounded<1, 100, 2>,
-    /// The most processors of a container; null for no maximum. Without it a container without a request or limit of
+    /// The most CPU of a container; null for no maximum. Without it a container without a request or limit of
     /// processors cannot get one.
     pub max_cpu: Option<Quantity>,
     /// The most memory of a container; null for no maximum. Without it a container without a request or limit of memory
@@ -223,9 +223,9 @@ pub struct ResourceRules {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct VolumeRules {
-    /// A claim may become at most so many times as large as it is.
+    /// A PVC may become at most so many times as large as it is.
     pub max_factor: Bounded<1, 100, 2>,
-    /// The largest size of a claim; null for no maximum.
+    /// The largest size of a PVC; null for no maximum.
     pub max_size: Option<Quantity>,
 }
 

@@ -16,7 +16,7 @@ use crate::{
 fn request(namespace: &Namespace, size: &str, fields: Value) -> Value {
     let request = json!({
         "type": "expand_pvc", "simulate": false,
-        "parameters": { "claim": "data", "namespace": namespace.name(), "size": size },
+        "parameters": { "pvc": "data", "namespace": namespace.name(), "size": size },
     });
     extended(request, json!({}), fields)
 }
@@ -40,7 +40,7 @@ async fn claim(namespace: &Namespace) -> Value {
     json!(namespace.api::<PersistentVolumeClaim>().get("data").await.expect("is there"))
 }
 
-/// Writes to the claim's status, once it requests this size.
+/// Writes to the PVC's status, once it requests this size.
 async fn driver(namespace: &Namespace, size: &str, status: Value) {
     eventually("the size is requested", async || {
         (claim(namespace).await["spec"]["resources"]["requests"]["storage"] == size).then_some(())

@@ -28,7 +28,7 @@ fn line(request: &Value) -> Option<Vec<String>> {
             (_, Value::Null) => return None,
             (
                 "deployment" | "pod_name" | "statefulset" | "daemonset" | "cronjob" | "job"
-                | "node" | "claim" | "autoscaler" | "rollout" | "name",
+                | "node" | "pvc" | "autoscaler" | "rollout" | "name",
                 Value::String(name),
             ) if target.is_none() => target = Some(name.clone()),
             ("namespace", Value::String(name)) if request["type"] == "clean_pods" => {
@@ -337,7 +337,7 @@ async fn what_a_person_was_not_shown_is_not_acted_on() {
 /// What a shell offers for the last of these words, by the script that the program prints for it.
 fn completed(kubeconfig: &std::path::Path, words: &[&str]) -> Vec<String> {
     let program = env!("CARGO_BIN_EXE_action-executor");
-    let folder = std::path::Path::new(program).parent().expect("has one");
+    let directory = std::path::Path::new(program).parent().expect("has one");
     let script = format!(
         "source <(action-executor completions bash)\n\
          COMP_WORDS=(action-executor {words})\nCOMP_CWORD={last}\nCOMP_TYPE=9\n\
@@ -350,7 +350,7 @@ fn completed(kubeconfig: &std::path::Path, words: &[&str]) -> Vec<String> {
     let path = std::env::var("PATH").unwrap_or_default();
     let done = Command::new("bash")
         .args(["-c", &script])
-        .env("PATH", format!("{}:{path}", folder.display()))
+        .env("PATH", format!("{}:{path}", directory.display()))
         .env("KUBECONFIG", kubeconfig)
         .output()
         .expect("bash runs");
@@ -363,17 +363,17 @@ fn completed(kubeconfig: &std::path::Path, words: &[&str]) -> Vec<String> {
 /// What kubectl offers for the last of these words of `kubectl action-executor`, with the links that docs/how-to/install.md
 /// names, and what it tells the shell.
 fn completed_by_kubectl(kubeconfig: &std::path::Path, words: &[&str]) -> String {
-    let folder = scratch("links");
-    std::fs::create_dir(&folder).expect("is made");
+    let directory = scratch("links");
+    std::fs::create_dir(&directory).expect("is made");
     for link in ["kubectl-action_executor", "kubectl_complete-action_executor"] {
         let program = env!("CARGO_BIN_EXE_action-executor");
-        std::os::unix::fs::symlink(program, folder.join(link)).expect("is linked");
+        std::os::unix::fs::symlink(program, directory.join(link)).expect("is linked");
     }
     let path = std::env::var("PATH").unwrap_or_default();
     let done = Command::new(shared().program("kubectl"))
         .args(["__complete", "action-executor"])
         .args(words)
-        .env("PATH", format!("{}:{path}", folder.display()))
+        .env("PATH", format!("{}:{path}", directory.display()))
         .env("KUBECONFIG", kubeconfig)
         .output()
         .expect("kubectl runs");

@@ -364,7 +364,7 @@ fn forms() -> Vec<ActionKind> {
     chosen(|kind| {
         matches!(
             kind,
-            // A patch: of a pod template, of a flag of the spec, of labels, of a claim, of a node, of a status.
+            // A patch: of a pod template, of a flag of the spec, of labels, of a PVC, of a node, of a status.
             RestartK8s | PauseRollout | Label | ExpandPvc | Cordon | PromoteArgoRollout
             // A subresource: a scaling, a resize.
             | Scale | ResizePod
@@ -484,7 +484,7 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
 /// Creates the workload `web` for this action with pods that never run.
 pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
     match kind {
-        // The warnings of these actions read the claims that the pods mount.
+        // The warnings of these actions read the volume claims that the pods mount.
         ActionKind::RestartK8s | ActionKind::SetImage | ActionKind::ResumeRollout => {
             namespace.deployment_with_claim("web", "data").await;
         }
@@ -561,7 +561,7 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
             namespace.daemon_set_on_own_node("agent").await;
             let claim = json!({ "claimName": "data" });
             let volumes = json!([{ "name": "data", "persistentVolumeClaim": claim }]);
-            // No scheduler looks at the replacements: it would try again as long as there is no such claim.
+            // No scheduler looks at the replacements: it would try again as long as there is no such volume claim.
             let spec = json!({ "volumes": volumes, "schedulerName": "none" });
             namespace.replica_set_on_own_node("web", 1, spec).await;
         }
@@ -712,7 +712,7 @@ pub async fn parameters(kind: ActionKind, namespace: &Namespace) -> Value {
             let claim = json!(claims.get("web").await.expect("is there"));
             let size = claim["spec"]["resources"]["requests"]["storage"].as_str().expect("has one");
             let gibibytes: u32 = size.trim_end_matches("Gi").parse().expect("is a number");
-            json!({ "claim": "web", "namespace": name, "size": format!("{}Gi", gibibytes + 1) })
+            json!({ "pvc": "web", "namespace": name, "size": format!("{}Gi", gibibytes + 1) })
         }
         ActionKind::ResizePod => json!({
             "pod_name": "web", "namespace": name, "resources": [{ "container": "main", "memory_limit": "96Mi" }],

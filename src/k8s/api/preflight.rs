@@ -43,7 +43,7 @@ pub(crate) struct Preflight {
     pub claims: Vec<PersistentVolumeClaim>,
     /// What could not be read, and why.
     pub unavailable: Vec<String>,
-    /// Why the claims could not be read; of interest only to a pod that mounts one.
+    /// Why the volume claims could not be read; of interest only to a pod that mounts one.
     pub claims_unavailable: Option<String>,
 }
 
@@ -56,7 +56,7 @@ impl Preflight {
         deadline: Instant,
     ) -> Self {
         let deadline = end(deadline);
-        // Only a Deployment starts a pod beside the one that it replaces, with the same claim.
+        // Only a Deployment starts a pod beside the one that it replaces, with the same volume claim.
         let claims = async {
             match kind {
                 WorkloadKind::Deployment => cluster.list_cached(namespace, deadline).await,
