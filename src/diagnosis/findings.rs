@@ -74,7 +74,7 @@ pub(crate) enum FindingKind {
     /// The target has no replicas by its own specification.
     ScaledToZero,
     /// A disruption budget allows no disruption.
-    Budget,
+    DisruptionBudget,
 }
 
 impl FindingKind {
@@ -124,7 +124,7 @@ pub(crate) fn of(facts: &Facts) -> Vec<Finding> {
     all.of_events(facts);
     for budget in exhausted_budgets(facts) {
         all.add(
-            FindingKind::Budget,
+            FindingKind::DisruptionBudget,
             pdb::reason(budget, &pods_of(facts).cloned().collect::<Vec<_>>()),
         );
     }
@@ -698,7 +698,7 @@ mod tests {
                 Kind::NotReady,
                 Kind::DeadlineExceeded,
                 Kind::Paused,
-                Kind::Budget,
+                Kind::DisruptionBudget,
             ]
         );
         let messages = messages(&facts);

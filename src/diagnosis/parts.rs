@@ -28,7 +28,7 @@ pub(crate) enum Part {
     /// Who scales it.
     Autoscalers,
     /// The disruption budgets of its pods.
-    Budgets,
+    DisruptionBudgets,
     /// What was done to it.
     History,
 }
@@ -65,10 +65,10 @@ pub const NODE_RULES: [PolicyRule; 2] =
 impl Part {
     /// The parts of a diagnosis of this kind.
     pub(crate) fn of(kind: Kind) -> &'static [Part] {
-        use Part::{Autoscalers, Budgets, Events, History, Jobs, Log, Pods};
+        use Part::{Autoscalers, DisruptionBudgets, Events, History, Jobs, Log, Pods};
         match kind {
-            Kind::Workload(_) => &[Pods, Events, Log, Autoscalers, Budgets, History],
-            Kind::Pod => &[Events, Log, Budgets, History],
+            Kind::Workload(_) => &[Pods, Events, Log, Autoscalers, DisruptionBudgets, History],
+            Kind::Pod => &[Events, Log, DisruptionBudgets, History],
             Kind::Job => &[Pods, Events, Log, History],
             Kind::CronJob => &[Jobs, Pods, Events, Log, History],
             Kind::Node => &[Pods, Events, History],
@@ -83,7 +83,7 @@ impl Part {
             Part::Log => GET_PODS_LOG,
             Part::Events | Part::History => ledger::HISTORY,
             Part::Autoscalers => AUTOSCALERS,
-            Part::Budgets => BUDGETS,
+            Part::DisruptionBudgets => BUDGETS,
         }
     }
 

@@ -90,7 +90,7 @@ impl<'a> Reader<'a> {
             self.part(Part::Pods, end, self.pods(&object, end)),
             self.part(Part::Events, end, self.events_of(uid.as_deref(), end)),
             self.part(Part::Autoscalers, end, self.cluster.list_cached(namespace, end)),
-            self.part(Part::Budgets, end, self.cluster.list_cached(namespace, end)),
+            self.part(Part::DisruptionBudgets, end, self.cluster.list_cached(namespace, end)),
             self.part(Part::History, end, self.history(end)),
         );
         let ((pods, more_pods), no_pods) = pods;

@@ -326,7 +326,11 @@ async fn a_part_whose_right_is_missing_is_left_out_and_named() {
         report_of(Program::with_kubeconfig(&target_alone), &namespace, "deployment/web").await;
     let unread = report["unread"].as_array().expect("is a list");
     let parts: Vec<_> = unread.iter().filter_map(|it| it["part"].as_str()).collect();
-    assert_eq!(parts, ["pods", "events", "autoscalers", "budgets", "history"], "{report}");
+    assert_eq!(
+        parts,
+        ["pods", "events", "autoscalers", "disruption_budgets", "history"],
+        "{report}"
+    );
     for part in unread {
         assert!(
             part["hint"].as_str().is_some_and(|it| it.contains("\"verbs\":[\"list\"]")),
@@ -420,7 +424,7 @@ async fn a_caller_needs_the_right_to_list_and_to_read_what_it_gets() {
     // What the executor may read, and the caller may not, is not in its report.
     let unread = report["unread"].as_array().expect("is a list");
     let parts: Vec<_> = unread.iter().filter_map(|it| it["part"].as_str()).collect();
-    assert_eq!(parts, ["log", "autoscalers", "budgets"], "{report}");
+    assert_eq!(parts, ["log", "autoscalers", "disruption_budgets"], "{report}");
     assert!(unread[0]["why"].to_string().contains("may not get pods/log"), "{report}");
     assert_eq!((first(&report).0, &report["log"]), ("crash_loop", &Value::Null));
 }
