@@ -48,14 +48,14 @@ struct Start {
 }
 
 fn main() {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-cold-start");
-    fs::create_dir_all(&folder).expect("is made");
-    fs::write(folder.join("function.py"), PYTHON).expect("is written");
-    let python = peer::python_with(&folder, &["kubernetes==37.0.2"]);
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-cold-start");
+    fs::create_dir_all(&directory).expect("is made");
+    fs::write(directory.join("function.py"), PYTHON).expect("is written");
+    let python = peer::python_with(&directory, &["kubernetes==37.0.2"]);
     let ours = || Command::new(FUNCTION);
     let theirs = || {
         let mut command = Command::new(&python);
-        command.arg(folder.join("function.py"));
+        command.arg(directory.join("function.py"));
         command
     };
     let (mut mine, mut other) = (Vec::new(), Vec::new());
@@ -72,7 +72,7 @@ fn main() {
         "{:<18}{:>10}{:>18}{:>12}{:>14}",
         "", "init ms", "first response ms", "RSS MiB", "archive MB"
     );
-    let archives = [archive(&[Path::new(FUNCTION)]), archive(&[&site_packages(&folder)])];
+    let archives = [archive(&[Path::new(FUNCTION)]), archive(&[&site_packages(&directory)])];
     for (name, starts, archive) in
         [("action-executor", &mine, archives[0]), ("Python", &other, archives[1])]
     {
@@ -189,8 +189,8 @@ fn archive(paths: &[&Path]) -> f64 {
     bytes.len() as f64 / 1e6
 }
 
-fn site_packages(folder: &Path) -> PathBuf {
-    let lib = folder.join("venv/lib");
+fn site_packages(directory: &Path) -> PathBuf {
+    let lib = directory.join("venv/lib");
     let python = fs::read_dir(lib).expect("is there").flatten().next().expect("has one");
     python.path().join("site-packages")
 }

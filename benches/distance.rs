@@ -259,8 +259,8 @@ fn apply(yaml: &str) {
 fn far_kubeconfig(near: &Path, server: SocketAddr, delay: Duration) -> PathBuf {
     let proxy = start_proxy(server, delay);
     let text = fs::read_to_string(near).expect("is readable");
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let path = folder.join(format!("far-{}-{}.kubeconfig", std::process::id(), proxy.port()));
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let path = directory.join(format!("far-{}-{}.kubeconfig", std::process::id(), proxy.port()));
     fs::write(&path, text.replace(&server.to_string(), &proxy.to_string())).expect("is written");
     path
 }

@@ -95,7 +95,7 @@ struct Load {
 
 /// The files of the bench, and how long a load lasts.
 struct Bench {
-    folder: PathBuf,
+    directory: PathBuf,
     python: PathBuf,
     script: PathBuf,
     seconds: u32,
@@ -146,15 +146,15 @@ impl Kind {
 
 impl Bench {
     fn prepare() -> Self {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-server");
-        fs::create_dir_all(&folder).expect("is made");
-        fs::write(folder.join("app.py"), APPLICATION).expect("is written");
-        let script = folder.join("post.lua");
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-server");
+        fs::create_dir_all(&directory).expect("is made");
+        fs::write(directory.join("app.py"), APPLICATION).expect("is written");
+        let script = directory.join("post.lua");
         fs::write(&script, POST).expect("is written");
         let packages = ["fastapi==0.165.0", "uvicorn[standard]==0.54.0"];
-        let python = peer::python_with(&folder, &packages);
+        let python = peer::python_with(&directory, &packages);
         let seconds = env::var("BENCH_SECONDS").ok().and_then(|it| it.parse().ok());
-        Bench { folder, python, script, seconds: seconds.unwrap_or(30) }
+        Bench { directory, python, script, seconds: seconds.unwrap_or(30) }
     }
 
     /// Starts a server; `environment` is all that action-executor gets besides a home.
@@ -166,12 +166,12 @@ impl Bench {
                 command
                     .args(["-m", "uvicorn", "app:app", "--log-level", "warning", "--port"])
                     .arg(port.to_string())
-                    .current_dir(&self.folder);
+                    .current_dir(&self.directory);
                 command
             }
             Kind::Hyper | Kind::TinyHttp => {
                 let engine = if kind == Kind::Hyper { "hyper" } else { "tiny-http" };
-                let log = fs::File::create(self.folder.join(engine)).expect("is made");
+                let log = fs::File::create(self.directory.join(engine)).expect("is made");
                 let mut command = Command::new(PROGRAM);
                 command
                     .args(["serve", "--engine", engine, "--bind", &format!("127.0.0.1:{port}")])

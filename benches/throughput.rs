@@ -336,11 +336,11 @@ impl Raw {
         let lease =
             format!("/apis/coordination.k8s.io/v1/namespaces/default/leases/raw-{}", new_id());
         let raw = Raw { client, server, lease, is_budgeted, records: records.clone() };
-        let (folder, name) = raw.lease.rsplit_once('/').expect("has a name");
+        let (collection, name) = raw.lease.rsplit_once('/').expect("has a name");
         let lease = json!({
             "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": { "name": name },
         });
-        raw.write(Method::POST, folder, JSON, lease.to_string()).await.expect("is created");
+        raw.write(Method::POST, collection, JSON, lease.to_string()).await.expect("is created");
         for _ in 0..WARM_UP {
             raw.act(&records.name).await.expect("is made");
         }

@@ -29,7 +29,7 @@ use hyper_util::{
 };
 use kube::{Config, client::ConfigExt};
 use serde_json::json;
-use server_process::{ServerProcess, create_deployments, folder};
+use server_process::{ServerProcess, create_deployments, directory};
 use tokio::{net::TcpListener, time::sleep};
 
 #[allow(dead_code, reason = "each bench is a crate of its own and uses a part")]
@@ -153,7 +153,7 @@ async fn start_proxy(counted: Counted, may_watch: bool) -> PathBuf {
 }
 
 fn write_kubeconfig(address: SocketAddr) -> PathBuf {
-    let path = folder().join(format!("{}.kubeconfig", address.port()));
+    let path = directory().join(format!("{}.kubeconfig", address.port()));
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "proxy",
         "clusters": [{ "name": "proxy", "cluster": { "server": format!("http://{address}") } }],

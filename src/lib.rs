@@ -90,7 +90,7 @@ mod tests {
     fn every_module_has_its_place_in_the_order() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let entries =
-            fs::read_dir(root).expect("is a folder").map(|it| it.expect("is read").path());
+            fs::read_dir(root).expect("is a directory").map(|it| it.expect("is read").path());
         let names = entries.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()));
         // The binaries are above all modules.
         let mut modules: Vec<_> =
@@ -109,7 +109,9 @@ mod tests {
         while let Some(path) = paths.pop() {
             if path.is_dir() {
                 paths.extend(
-                    fs::read_dir(path).expect("is a folder").map(|it| it.expect("is read").path()),
+                    fs::read_dir(path)
+                        .expect("is a directory")
+                        .map(|it| it.expect("is read").path()),
                 );
             } else if let Ok(text) = fs::read_to_string(&path)
                 && path.extension().is_some_and(|it| it == "rs")

@@ -8,12 +8,12 @@ use std::{
     time::Duration,
 };
 
-/// A Python in `folder` with these packages, installed when it is first asked for.
-pub fn python_with(folder: &Path, packages: &[&str]) -> PathBuf {
-    let python = folder.join("venv/bin/python");
+/// A Python in `directory` with these packages, installed when it is first asked for.
+pub fn python_with(directory: &Path, packages: &[&str]) -> PathBuf {
+    let python = directory.join("venv/bin/python");
     if !python.exists() {
-        eprintln!("installing {} into {}", packages.join(" and "), folder.display());
-        run(Command::new("python3").args(["-m", "venv"]).arg(folder.join("venv")));
+        eprintln!("installing {} into {}", packages.join(" and "), directory.display());
+        run(Command::new("python3").args(["-m", "venv"]).arg(directory.join("venv")));
         run(Command::new(&python).args(["-m", "pip", "-q", "install"]).args(packages));
     }
     python

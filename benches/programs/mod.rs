@@ -35,16 +35,16 @@ pub fn kubectl(args: &[&str]) -> String {
 
 /// curl with the kubeconfig's credentials in files.
 pub struct Curl {
-    folder: PathBuf,
+    directory: PathBuf,
     server: String,
 }
 
 impl Curl {
     /// Reads server and credentials from this kubeconfig.
     pub fn prepare_with(kubeconfig: &Path) -> Self {
-        let folder =
+        let directory =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", std::process::id()));
-        fs::create_dir_all(&folder).expect("is made");
+        fs::create_dir_all(&directory).expect("is made");
         let raw = |path: &str| {
             let output = format!("jsonpath={{{path}}}");
             let file = format!("--kubeconfig={}", kubeconfig.display());
@@ -55,7 +55,7 @@ impl Curl {
             ("cert", ".users[0].user.client-certificate-data"),
             ("key", ".users[0].user.client-key-data"),
         ] {
-            let decode = format!("base64 -d > '{}'", folder.join(name).display());
+            let decode = format!("base64 -d > '{}'", directory.join(name).display());
             let mut base64 =
                 Command::new("sh").args(["-c", &decode]).stdin(Stdio::piped()).spawn().expect("sh");
             let mut input = base64.stdin.take().expect("is piped");
@@ -63,14 +63,14 @@ impl Curl {
             drop(input);
             assert!(base64.wait().expect("it ends").success());
         }
-        Curl { folder, server: raw(".clusters[0].cluster.server") }
+        Curl { directory, server: raw(".clusters[0].cluster.server") }
     }
 
     /// Restarts this Deployment, as a bare PATCH.
     pub fn restart(&self, deployment: &str, round: usize) -> Cost {
         let server = &self.server;
         let url = format!("{server}/apis/apps/v1/namespaces/default/deployments/{deployment}");
-        let file = |name: &str| self.folder.join(name).display().to_string();
+        let file = |name: &str| self.directory.join(name).display().to_string();
         let patch = format!(
             r#"{{"spec":{{"template":{{"metadata":{{"annotations":{{"round":"{round}"}}}}}}}}}}"#
         );

@@ -20,7 +20,7 @@ pub struct ServerProcess(Child);
 impl ServerProcess {
     /// Starts it on this loopback port, under this policy; `kubeconfig` replaces the one of the environment.
     pub fn start(port: u16, policy: &str, kubeconfig: Option<&Path>) -> Self {
-        let (file, log) = (folder().join("policy.yaml"), folder().join("log"));
+        let (file, log) = (directory().join("policy.yaml"), directory().join("log"));
         fs::write(&file, policy).expect("is written");
         let mut command = Command::new(env!("CARGO_BIN_EXE_action-executor"));
         command
@@ -69,15 +69,15 @@ pub fn create_deployments(names: &[String], image: &str, spec: &Value) {
     };
     let items: Vec<_> = names.iter().map(deployment).collect();
     let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
-    let file = folder().join("deployments.json");
+    let file = directory().join("deployments.json");
     fs::write(&file, list.to_string()).expect("is written");
     kubectl(&["create", "-f", &file.display().to_string()]);
 }
 
 /// The files of this benchmark.
-pub fn folder() -> PathBuf {
-    let folder =
+pub fn directory() -> PathBuf {
+    let directory =
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(concat!("bench-", env!("CARGO_CRATE_NAME")));
-    fs::create_dir_all(&folder).expect("is made");
-    folder
+    fs::create_dir_all(&directory).expect("is made");
+    directory
 }

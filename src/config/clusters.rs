@@ -85,13 +85,13 @@ impl ConfigFile for ClusterList {
 }
 
 impl ClusterList {
-    /// The list of these settings, if there is one. Paths in its file are relative to its folder.
+    /// The list of these settings, if there is one. Paths in its file are relative to its directory.
     ///
     /// # Errors
     /// [`Code::Configuration`] if it cannot be read or is not valid, or if no cluster reviews callers that need it.
     pub(crate) fn of(settings: &Settings) -> Result<Option<Self>, ActionError> {
         let Some(source) = settings.clusters.clone() else { return Ok(None) };
-        let folder = match &source {
+        let directory = match &source {
             Source::File(path) => path.parent().map(Path::to_owned).unwrap_or_default(),
             Source::Variable(..) => PathBuf::new(),
         };
@@ -100,7 +100,7 @@ impl ClusterList {
         for entry in &mut list.clusters {
             // An absolute path stays as it is.
             let paths = [&mut entry.kubeconfig, &mut entry.policy].into_iter().flatten();
-            paths.for_each(|path| *path = folder.join(&*path));
+            paths.for_each(|path| *path = directory.join(&*path));
         }
         if settings.needs_reviewer() {
             list.check_reviewer()?;

@@ -76,14 +76,14 @@ const DESCRIPTORS_SHARE: usize = 4;
 /// Connections beyond these, on which only health checks are answered.
 const HEALTH_CONNECTIONS: usize = 4;
 
-/// The beginning of the name of a socket's folder; a UUID follows, and nothing else.
-const FOLDER: &str = "action-executor-tiny-";
+/// The beginning of the name of a socket's directory; a UUID follows, and nothing else.
+const DIRECTORY_PREFIX: &str = "action-executor-tiny-";
 
-/// The only file in that folder. The path of a socket is at most 107 bytes long, so both names are short.
+/// The only file in that directory. The path of a socket is at most 107 bytes long, so both names are short.
 const SOCKET: &str = "s";
 
-/// Attempts at a folder of one's own, each of which another server's cleaning may thwart.
-const FOLDER_ATTEMPTS: usize = 8;
+/// Attempts to create the directory: the cleanup of another server may remove one before it is locked.
+const DIRECTORY_ATTEMPTS: usize = 8;
 
 /// Headers that belong to a connection, and are not forwarded.
 const CONNECTION_HEADERS: [HeaderName; 5] =
@@ -103,7 +103,7 @@ type Sender = SendRequest<Full<Bytes>>;
 
 /// The server's end of the socket.
 pub(crate) struct TinyHttp {
-    folder: SocketDir,
+    directory: SocketDir,
     service: Service,
     table: Table,
     random: SystemRandom,
@@ -127,11 +127,11 @@ impl TinyHttp {
     /// Starts a server of tiny_http, which dispatches to this service, with a part of so many descriptors.
     ///
     /// # Errors
-    /// [`Code::Configuration`] if no folder can be written, [`Code::Internal`] if no thread can be started.
+    /// [`Code::Configuration`] if no directory can be written, [`Code::Internal`] if no thread can be started.
     pub(crate) fn start(service: &Service, descriptors: usize) -> Result<Self, ActionError> {
         let slots = descriptors / DESCRIPTORS_SHARE / DESCRIPTORS_PER_CONNECTION;
         let tiny_http = TinyHttp {
-            folder: SocketDir::new(&std::env::temp_dir())?,
+            directory: SocketDir::new(&std::env::temp_dir())?,
             service: service.clone(),
             table: Table::default(),
             random: SystemRandom::new(),
@@ -150,7 +150,7 @@ impl TinyHttp {
 
     /// Has tiny_http listen, in place of one that has stopped to. Connections of that one stay as they are.
     fn listen(&self) -> io::Result<()> {
-        let socket = self.folder.socket();
+        let socket = self.directory.socket();
         if let Err(error) = fs::remove_file(&socket)
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -268,7 +268,7 @@ impl TinyHttp {
     async fn connect(&self, slot: OwnedSemaphorePermit) -> Result<Sender, ActionError> {
         let open = Open::new(&self.open, slot);
         let _one_at_a_time = self.opening.lock().await;
-        let socket = self.folder.socket();
+        let socket = self.directory.socket();
         let mut stream = UnixStream::connect(&socket).await;
         // Once there was no descriptor for a connection, tiny_http accepts none any more. A listener that could not start
         // leaves no socket behind.
@@ -505,7 +505,7 @@ fn log_send_error(sent: io::Result<()>) {
     }
 }
 
-/// The folder of the socket, which no other user may enter. It is locked while its server lives and
+/// The directory of the socket, which no other user may enter. It is locked while its server lives and
 /// removed when dropped.
 struct SocketDir {
     path: PathBuf,
@@ -513,34 +513,34 @@ struct SocketDir {
 }
 
 impl SocketDir {
-    /// A new folder in `parent`, from which the folders of killed servers are removed.
+    /// A new directory in `parent`, from which the directories of killed servers are removed.
     fn new(parent: &Path) -> Result<Self, ActionError> {
         let mut made = Self::create(parent);
-        for _ in 1..FOLDER_ATTEMPTS {
+        for _ in 1..DIRECTORY_ATTEMPTS {
             // Before it was locked, another server has taken it for that of a killed one.
             if !made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
                 break;
             }
             made = Self::create(parent);
         }
-        let folder = made.map_err(|error| {
+        let directory = made.map_err(|error| {
             let detail = format!(
-                "the engine tiny-http cannot make a folder for its socket in {}: {error}",
+                "the engine tiny-http cannot create a directory for its socket in {}: {error}",
                 parent.display()
             );
             ActionError::new(Code::Configuration, detail).with_hint(
-                "set TMPDIR to a folder that can be written, in a container mount one at /tmp, or leave out \
+                "set TMPDIR to a directory that can be written, in a container mount one at /tmp, or leave out \
                  --engine tiny-http",
             )
         })?;
-        if let Err(error) = folder.remove_abandoned(parent) {
-            tracing::debug!(%error, "folders of killed servers were not removed");
+        if let Err(error) = directory.remove_abandoned(parent) {
+            tracing::debug!(%error, "directories of killed servers were not removed");
         }
-        Ok(folder)
+        Ok(directory)
     }
 
     fn create(parent: &Path) -> io::Result<Self> {
-        let path = parent.join(format!("{FOLDER}{}", uuid::Uuid::now_v7().simple()));
+        let path = parent.join(format!("{DIRECTORY_PREFIX}{}", uuid::Uuid::now_v7().simple()));
         DirBuilder::new().mode(0o700).create(&path)?;
         let removed = |_| io::Error::from(io::ErrorKind::WouldBlock);
         let lock = File::open(&path).map_err(removed)?;
@@ -554,20 +554,20 @@ impl SocketDir {
         self.path.join(SOCKET)
     }
 
-    /// Removes each socket's folder of this user that no living server has locked: the socket and the folder,
+    /// Removes each socket's directory of this user that no living server has locked: the socket and the directory,
     /// and nothing that is not empty after that.
     fn remove_abandoned(&self, parent: &Path) -> io::Result<()> {
         let user = fs::metadata(&self.path)?.uid();
         for entry in fs::read_dir(parent)?.filter_map(Result::ok) {
-            let is_folder = entry.file_type().is_ok_and(|it| it.is_dir())
+            let is_directory = entry.file_type().is_ok_and(|it| it.is_dir())
                 && entry.metadata().is_ok_and(|it| it.uid() == user)
                 && is_socket_dir(&entry.file_name().to_string_lossy());
-            if !is_folder || entry.path() == self.path {
+            if !is_directory || entry.path() == self.path {
                 continue;
             }
-            let Ok(folder) = File::open(entry.path()) else { continue };
-            match folder.try_lock() {
-                // A folder that holds anything else is not the server's.
+            let Ok(directory) = File::open(entry.path()) else { continue };
+            match directory.try_lock() {
+                // A directory that holds anything else is not the server's.
                 Ok(()) => drop(remove(&entry.path())),
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(error),
@@ -585,14 +585,14 @@ impl Drop for SocketDir {
 }
 
 fn is_socket_dir(name: &str) -> bool {
-    name.strip_prefix(FOLDER).is_some_and(|id| uuid::Uuid::try_parse(id).is_ok())
+    name.strip_prefix(DIRECTORY_PREFIX).is_some_and(|id| uuid::Uuid::try_parse(id).is_ok())
 }
 
-/// Removes a socket and its folder.
-fn remove(folder: &Path) -> io::Result<()> {
-    match fs::remove_file(folder.join(SOCKET)) {
+/// Removes a socket and its directory.
+fn remove(directory: &Path) -> io::Result<()> {
+    match fs::remove_file(directory.join(SOCKET)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => fs::remove_dir(folder),
+        _ => fs::remove_dir(directory),
     }
 }
 
@@ -613,21 +613,21 @@ mod tests {
     }
 
     #[test]
-    fn the_folder_of_a_killed_server_is_removed_and_that_of_a_living_one_stays() {
-        let parent = parent("folders");
-        let folder = |name: &str, file: &str| {
-            let folder = parent.join(name);
-            fs::create_dir(&folder).expect("is made");
-            fs::write(folder.join(file), "").expect("is written");
-            folder
+    fn the_directory_of_a_killed_server_is_removed_and_that_of_a_living_one_stays() {
+        let parent = parent("directories");
+        let directory = |name: &str, file: &str| {
+            let directory = parent.join(name);
+            fs::create_dir(&directory).expect("is made");
+            fs::write(directory.join(file), "").expect("is written");
+            directory
         };
         let id = uuid::Uuid::now_v7();
-        let killed = folder(&format!("{FOLDER}{id}"), SOCKET);
+        let killed = directory(&format!("{DIRECTORY_PREFIX}{id}"), SOCKET);
         let others = [
-            folder("another-program", SOCKET),
-            folder("action-executor-cluster-1", SOCKET),
-            folder(&format!("{FOLDER}x"), SOCKET),
-            folder(&format!("{FOLDER}{}", uuid::Uuid::now_v7()), "another-file"),
+            directory("another-program", SOCKET),
+            directory("action-executor-cluster-1", SOCKET),
+            directory(&format!("{DIRECTORY_PREFIX}x"), SOCKET),
+            directory(&format!("{DIRECTORY_PREFIX}{}", uuid::Uuid::now_v7()), "another-file"),
         ];
         let living = SocketDir::new(&parent).expect("is made");
         assert!(!killed.exists());
@@ -644,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_made_is_a_wrong_configuration() {
+    fn a_directory_that_cannot_be_made_is_a_wrong_configuration() {
         let error = SocketDir::new(Path::new("/proc")).err().expect("is refused");
         assert_eq!(error.code, Code::Configuration);
         assert!(error.hint.expect("has one").contains("TMPDIR"));

@@ -1,6 +1,6 @@
 //! What this program knows of Kubernetes. Must not depend on an action or an entry point.
 //!
-//! The files of this folder are pure: they turn objects into decisions, and intentions into patches; their
+//! The files of this directory are pure: they turn objects into decisions, and intentions into patches; their
 //! tests read objects from YAML. The calls are in [`api`], with their deadlines and retries.
 
 pub mod api;

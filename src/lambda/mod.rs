@@ -286,10 +286,10 @@ mod tests {
 
     #[tokio::test]
     async fn the_list_of_clusters_stays_as_it_was_at_the_start() {
-        let folder = std::env::temp_dir().join(format!("clusters-{}", uuid::Uuid::now_v7()));
-        std::fs::create_dir(&folder).expect("is created");
+        let directory = std::env::temp_dir().join(format!("clusters-{}", uuid::Uuid::now_v7()));
+        std::fs::create_dir(&directory).expect("is created");
         let write = |name: &str, text: &str| {
-            let path = folder.join(name);
+            let path = directory.join(name);
             std::fs::write(&path, text).expect("is written");
             path
         };
@@ -312,7 +312,7 @@ mod tests {
             // The next context is a new one, with fresh credentials.
             *function.context.lock().await = None;
         }
-        std::fs::remove_dir_all(&folder).expect("is removed");
+        std::fs::remove_dir_all(&directory).expect("is removed");
     }
 
     #[test]

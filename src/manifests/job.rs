@@ -23,8 +23,8 @@ use crate::{
 /// The name of the container.
 pub(crate) const CONTAINER: &str = "action";
 
-/// The folder of the mounted policy.
-const POLICY_FOLDER: &str = "/etc/action-executor/policy";
+/// The directory of the mounted policy.
+const POLICY_DIRECTORY: &str = "/etc/action-executor/policy";
 
 /// How often a pod is retried; with the Job controller's backoff that takes over five minutes.
 const BACKOFF_LIMIT: u32 = 5;
@@ -78,7 +78,7 @@ fn environment(request: &ActionRequest, options: &JobOptions) -> Value {
     let request = serde_json::to_string(request).unwrap_or_default();
     let variables = [
         json!({ "name": "ACTION_REQUEST", "value": request }),
-        json!({ "name": "ACTION_EXECUTOR_POLICY", "value": format!("{POLICY_FOLDER}/policy.yaml") }),
+        json!({ "name": "ACTION_EXECUTOR_POLICY", "value": format!("{POLICY_DIRECTORY}/policy.yaml") }),
         // A drain of the node on which the pod runs evicts it last.
         json!({ "name": POD_NAME.name, "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } }),
         json!({ "name": NODE_NAME.name, "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } }),
@@ -135,7 +135,7 @@ fn spec(labels: &Value, environment: Value, deadline: Duration, options: &JobOpt
                         "readOnlyRootFilesystem": true,
                         "capabilities": { "drop": ["ALL"] },
                     },
-                    "volumeMounts": [{ "name": "policy", "mountPath": POLICY_FOLDER, "readOnly": true }],
+                    "volumeMounts": [{ "name": "policy", "mountPath": POLICY_DIRECTORY, "readOnly": true }],
                 }],
                 "volumes": [{
                     "name": "policy",

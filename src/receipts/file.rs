@@ -42,15 +42,15 @@ pub(super) fn append(path: &Path, line: &str) -> io::Result<()> {
     file.sync_all()?;
     match path.parent() {
         // That a new file is there has to be on the disk, too.
-        Some(folder) if written == file.metadata()?.len() as usize => sync_folder(folder),
+        Some(directory) if written == file.metadata()?.len() as usize => sync_directory(directory),
         _ => Ok(()),
     }
 }
 
-/// An empty path is the current folder.
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    File::open(folder)?.sync_all()
+/// An empty path is the current directory.
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    File::open(directory)?.sync_all()
 }
 
 /// A process that holds the lock for longer does not hold up this one's answer.
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_or_has_no_folder_is_refused() {
+    fn what_is_no_regular_file_or_has_no_directory_is_refused() {
         for path in ["/dev/null", "/nonexistent/receipts", "/"] {
             assert!(check(Path::new(path)).is_err(), "{path}");
         }

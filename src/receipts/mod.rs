@@ -38,7 +38,7 @@ impl Receipts {
                 let path = path.display();
                 let detail = format!("the file of receipts {path} cannot be written: {error}");
                 ActionError::new(Code::Configuration, detail)
-                    .with_hint("its folder must exist, and this user must be able to write it")
+                    .with_hint("its directory must exist, and this user must be able to write it")
             })?;
         }
         Ok(Receipts { key, file: settings.file.clone().map(Arc::new), writer: Writer::default() })

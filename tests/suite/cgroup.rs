@@ -20,7 +20,7 @@ const BUFFERS_LIMIT: &str = "memory.kmem.tcp.limit_in_bytes";
 
 /// A cgroup; removed when dropped.
 pub struct Cgroup {
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 impl Cgroup {
@@ -47,16 +47,16 @@ impl Cgroup {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("action-executor-{}-{number}", std::process::id());
-        let cgroup = Cgroup { folder: parent.join(name) };
-        fs::create_dir(&cgroup.folder).ok()?;
+        let cgroup = Cgroup { directory: parent.join(name) };
+        fs::create_dir(&cgroup.directory).ok()?;
         // The first version counts the kernel's buffers only where they have a limit.
-        let _ = fs::write(cgroup.folder.join(BUFFERS_LIMIT), bytes.to_string());
-        fs::write(cgroup.folder.join(limit), bytes.to_string()).ok().map(|()| cgroup)
+        let _ = fs::write(cgroup.directory.join(BUFFERS_LIMIT), bytes.to_string());
+        fs::write(cgroup.directory.join(limit), bytes.to_string()).ok().map(|()| cgroup)
     }
 
     /// The file to which a process writes its id to enter.
     pub fn processes(&self) -> PathBuf {
-        self.folder.join("cgroup.procs")
+        self.directory.join("cgroup.procs")
     }
 
     /// The most memory that its processes have had, in bytes; in the second version with the kernel's buffers.
@@ -71,7 +71,7 @@ impl Cgroup {
     }
 
     fn read(&self, name: &str) -> Option<u64> {
-        fs::read_to_string(self.folder.join(name)).ok()?.trim().parse().ok()
+        fs::read_to_string(self.directory.join(name)).ok()?.trim().parse().ok()
     }
 }
 
@@ -85,7 +85,7 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         // Its processes have been killed, and leave it soon.
         for _ in 0..100 {
-            if fs::remove_dir(&self.folder).is_ok() {
+            if fs::remove_dir(&self.directory).is_ok() {
                 return;
             }
             thread::sleep(Duration::from_millis(20));

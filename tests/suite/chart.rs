@@ -528,10 +528,11 @@ fn without_helm() -> Vec<Value> {
     all
 }
 
-fn kustomized(folder: &str) -> BTreeMap<String, Value> {
-    let folder = format!("{}/kustomize/{folder}", env!("CARGO_MANIFEST_DIR"));
+fn kustomized(directory: &str) -> BTreeMap<String, Value> {
+    let directory = format!("{}/kustomize/{directory}", env!("CARGO_MANIFEST_DIR"));
     let kubectl = shared().program("kubectl");
-    let done = Command::new(kubectl).args(["kustomize", &folder]).output().expect("kubectl runs");
+    let done =
+        Command::new(kubectl).args(["kustomize", &directory]).output().expect("kubectl runs");
     assert!(done.status.success(), "{done:?}");
     by_name(&documents(&String::from_utf8(done.stdout).expect("is text")))
 }

@@ -129,8 +129,8 @@ fn start(mode: &[&str], good_image: &'static str) -> TestCluster {
         .output()
         .expect("tests/cluster/up runs");
     assert!(built.status.success(), "the test cluster could not be built; it needs Go");
-    let folder = String::from_utf8(built.stdout).expect("is a path");
-    let mut process = Command::new(Path::new(folder.trim()).join("test-cluster"))
+    let directory = String::from_utf8(built.stdout).expect("is a path");
+    let mut process = Command::new(Path::new(directory.trim()).join("test-cluster"))
         .args(mode)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -142,7 +142,7 @@ fn start(mode: &[&str], good_image: &'static str) -> TestCluster {
     let path = |name: &str| PathBuf::from(ready[name].as_str().expect("is a path"));
     TestCluster {
         kubeconfig: path("kubeconfig"),
-        programs: folder.trim().into(),
+        programs: directory.trim().into(),
         audit_log: path("audit_log"),
         good_image,
         supervisor: Some(Mutex::new(Supervisor { process, commands, answers })),
@@ -161,7 +161,7 @@ impl TestCluster {
         &self.kubeconfig
     }
 
-    /// The folder with kubectl; empty for an external cluster, where kubectl is on the PATH.
+    /// The directory with kubectl; empty for an external cluster, where kubectl is on the PATH.
     pub fn programs(&self) -> &Path {
         &self.programs
     }
@@ -240,15 +240,15 @@ impl TestCluster {
     /// Builds an image of the program and its shared libraries, and loads it on the real node.
     fn import_own_image(&self) {
         let program = env!("CARGO_BIN_EXE_action-executor");
-        let folder = self.kubeconfig.parent().expect("is in a folder");
-        let (stripped, image) = (folder.join("action-executor"), folder.join("own.tar"));
+        let directory = self.kubeconfig.parent().expect("is in a directory");
+        let (stripped, image) = (directory.join("action-executor"), directory.join("own.tar"));
         run(Command::new("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(program));
         let mut assemble = Command::new(self.programs.join("image"));
         assemble.args(["-tag", OWN_IMAGE, "-entrypoint", "/action-executor", "-output"]);
         assemble.arg(&image).arg(format!("{}:/action-executor", stripped.display()));
         assemble.args(libraries(program).iter().map(|path| format!("{path}:{path}")));
         run(&mut assemble);
-        let socket = folder.join("containerd.sock");
+        let socket = directory.join("containerd.sock");
         let mut import = Command::new("ctr");
         import.arg("--address").arg(socket).args(["--namespace", "k8s.io", "images", "import"]);
         run(import.arg(&image));
@@ -315,7 +315,7 @@ fn install_crds(kubeconfig: &Path, kubectl: &Path, integration: &str) {
     });
 }
 
-/// Installs the CRDs of this file or folder, and waits until the API server serves them.
+/// Installs the CRDs of this file or directory, and waits until the API server serves them.
 pub fn apply_crds(kubeconfig: &Path, kubectl: &Path, crds: &Path) {
     let kubectl = |arguments: &[&str]| {
         let mut kubectl = Command::new(kubectl);
@@ -654,8 +654,8 @@ impl Namespace {
         self.rolled_out(name).await
     }
 
-    /// A Deployment of one pod that mounts this claim, and that no scheduler looks at: it would try again, and report that,
-    /// as long as there is no such claim.
+    /// A Deployment of one pod that mounts this volume claim, and that no scheduler looks at: it would try again, and
+    /// report that, as long as there is no such volume claim.
     pub async fn deployment_with_claim(&self, name: &str, claim: &str) {
         let mut template = template(name, self.image);
         template["spec"]["schedulerName"] = "none".into();
@@ -942,7 +942,7 @@ impl Namespace {
         self.create(pod).await
     }
 
-    /// A claim of 1Gi with a volume of this capacity, of a class that allows expansion.
+    /// A volume claim of 1Gi with a volume of this capacity, of a class that allows expansion.
     pub async fn bound_claim(&self, name: &str, capacity: &str) {
         self.bound_claim_of("expandable", true, name, capacity).await;
     }
@@ -975,7 +975,7 @@ impl Namespace {
             },
         }))
         .await;
-        eventually("the claim is bound", async || {
+        eventually("the volume claim is bound", async || {
             let claim = self.api::<PersistentVolumeClaim>().get(name).await.expect("is there");
             (claim.status?.phase? == "Bound").then_some(())
         })
@@ -1168,8 +1168,8 @@ impl Namespace {
         let text = std::fs::read_to_string(&self.kubeconfig).expect("is readable");
         let mut config: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
         config["users"][0]["user"] = user;
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let path = folder.join(format!("{}-{name}.kubeconfig", self.name));
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let path = directory.join(format!("{}-{name}.kubeconfig", self.name));
         std::fs::write(&path, config.to_string()).expect("is written");
         path
     }

@@ -21,8 +21,8 @@ fn schema(of: &str) -> jsonschema::Validator {
 
 /// The requests in tests/data, by name.
 pub fn fixtures() -> Vec<(String, Vec<u8>)> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    let mut fixtures: Vec<_> = fs::read_dir(folder)
+    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let mut fixtures: Vec<_> = fs::read_dir(directory)
         .expect("is there")
         .map(|entry| entry.expect("is readable").path())
         .filter(|path| path.extension().is_some_and(|it| it == "json"))

@@ -81,7 +81,7 @@ fn a_listed_example_is_a_valid_request() {
     }
 }
 
-/// Checks that people with disabilities can use what is shown, and writes screenshots to the folder in
+/// Checks that people with disabilities can use what is shown, and writes screenshots to the directory in
 /// `DOCS_PICTURES`, if that is set.
 fn examine(browser: &Browser, name: &str) {
     for (scheme, width, height) in [("dark", 1360, 900), ("light", 390, 844), ("light", 1360, 900)]
@@ -90,12 +90,12 @@ fn examine(browser: &Browser, name: &str) {
         let violations = browser.accessibility_violations();
         assert_eq!(violations, Vec::<String>::new(), "{name}, {scheme}, {width}");
     }
-    let Some(folder) = std::env::var_os("DOCS_PICTURES").map(PathBuf::from) else { return };
-    fs::create_dir_all(&folder).expect("is made");
+    let Some(directory) = std::env::var_os("DOCS_PICTURES").map(PathBuf::from) else { return };
+    fs::create_dir_all(&directory).expect("is made");
     for (scheme, width, height) in [("light", 1360, 900), ("dark", 1360, 900), ("light", 390, 844)]
     {
         browser.emulate(scheme, width, height);
-        browser.screenshot(&folder.join(format!("{name}-{scheme}-{width}.png")));
+        browser.screenshot(&directory.join(format!("{name}-{scheme}-{width}.png")));
     }
     browser.emulate("light", 1360, 900);
 }

@@ -108,11 +108,11 @@ impl Source {
 
 /// A compressed archive with these manifests.
 fn archive(manifests: &str) -> Vec<u8> {
-    let folder = scratch("manifests");
-    std::fs::create_dir(&folder).expect("is new");
-    std::fs::write(folder.join("all.yaml"), manifests).expect("is written");
+    let directory = scratch("manifests");
+    std::fs::create_dir(&directory).expect("is new");
+    std::fs::write(directory.join("all.yaml"), manifests).expect("is written");
     let mut tar = Command::new("tar");
-    let done = tar.args(["-cz", "-C"]).arg(&folder).arg("all.yaml").output().expect("tar runs");
+    let done = tar.args(["-cz", "-C"]).arg(&directory).arg("all.yaml").output().expect("tar runs");
     assert!(done.status.success(), "{done:?}");
     done.stdout
 }

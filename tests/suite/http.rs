@@ -293,51 +293,52 @@ async fn a_term_signal_lets_running_requests_finish() {
     assert_eq!(status, 0, "{log}");
 }
 
-/// The folders and files in a folder.
-fn entries(folder: &Path) -> usize {
-    std::fs::read_dir(folder).expect("is there").count()
+/// The directories and files in a directory.
+fn entries(directory: &Path) -> usize {
+    std::fs::read_dir(directory).expect("is there").count()
 }
 
 #[test]
 fn a_term_signal_ends_an_idle_server_at_once_and_leaves_nothing() {
-    let folder = crate::program::scratch("tmp");
-    std::fs::create_dir_all(&folder).expect("is made");
+    let directory = crate::program::scratch("tmp");
+    std::fs::create_dir_all(&directory).expect("is made");
     for engine in Engine::ALL {
         for name in ["TERM", "INT"] {
-            let server = Server::start_with(engine, Program::offline().env("TMPDIR", &folder));
+            let server = Server::start_with(engine, Program::offline().env("TMPDIR", &directory));
             assert_eq!(server.execute(REQUEST).status, 200);
             // Only tiny_http needs the temporary directory.
-            assert_eq!(entries(&folder), usize::from(engine == Engine::TinyHttp));
+            assert_eq!(entries(&directory), usize::from(engine == Engine::TinyHttp));
             let _idle = server.connect();
             let began = Instant::now();
             server.signal(name);
             let (status, log) = server.wait();
             assert_eq!(status, 0, "{log}");
             assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
-            assert_eq!(entries(&folder), 0, "{engine:?}");
+            assert_eq!(entries(&directory), 0, "{engine:?}");
         }
     }
 }
 
 #[test]
 fn the_socket_of_a_killed_server_is_removed_by_the_next_and_that_of_a_living_one_is_not() {
-    let folder = crate::program::scratch("tmp");
-    std::fs::create_dir_all(&folder).expect("is made");
-    let start = || Server::start_with(Engine::TinyHttp, Program::offline().env("TMPDIR", &folder));
+    let directory = crate::program::scratch("tmp");
+    std::fs::create_dir_all(&directory).expect("is made");
+    let start =
+        || Server::start_with(Engine::TinyHttp, Program::offline().env("TMPDIR", &directory));
     let (living, killed) = (start(), start());
-    assert_eq!(entries(&folder), 2);
+    assert_eq!(entries(&directory), 2);
     killed.signal("KILL");
     let _ = killed.wait();
-    assert_eq!(entries(&folder), 2);
+    assert_eq!(entries(&directory), 2);
     let next = start();
-    assert_eq!(entries(&folder), 2);
+    assert_eq!(entries(&directory), 2);
     for server in [&living, &next] {
         assert_eq!(server.execute(REQUEST).status, 200);
     }
 }
 
 #[test]
-fn tiny_http_needs_a_folder_that_can_be_written() {
+fn tiny_http_needs_a_directory_that_can_be_written() {
     let server = ["serve", "--bind", "127.0.0.1:0", "--engine", "tiny-http"];
     let done = Program::offline().args(server).env("TMPDIR", "/proc").run();
     assert_eq!(done.status, 78, "{done:?}");

@@ -15,9 +15,9 @@ use crate::{messages::root, program::scratch};
 /// The time stamp of every file in the images, as the script sets it.
 const SOURCE_DATE: i64 = 1_700_000_000;
 
-fn files_in(folder: &Path) -> BTreeSet<PathBuf> {
+fn files_in(directory: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
-    for entry in fs::read_dir(folder).expect("is a folder") {
+    for entry in fs::read_dir(directory).expect("is a directory") {
         let path = entry.expect("is readable").path();
         let metadata = path.symlink_metadata().expect("is readable");
         assert_eq!((metadata.uid(), metadata.gid()), (0, 0), "{}", path.display());
@@ -39,15 +39,15 @@ fn json_in(path: &Path) -> Value {
 #[test]
 #[ignore = "needs buildah, and so root"]
 fn the_dockerfiles_images_have_the_static_program_and_the_authorities_alone() {
-    let folder = scratch("images");
-    let built = Command::new(root().join("tests/dockerfile/build")).arg(&folder).output();
+    let directory = scratch("images");
+    let built = Command::new(root().join("tests/dockerfile/build")).arg(&directory).output();
     let built = built.expect("the script runs");
     let said = String::from_utf8_lossy(&built.stderr);
     let last: Vec<_> = said.lines().rev().take(40).collect();
     assert!(built.status.success(), "{}", last.join("\n"));
 
     for (image, program) in [("server", "action-executor"), ("lambda", "bootstrap")] {
-        let content = folder.join(image);
+        let content = directory.join(image);
         let authorities = "etc/ssl/certs/ca-certificates.crt";
         let expected = [authorities, program].map(|it| content.join(it));
         assert_eq!(files_in(&content), BTreeSet::from(expected), "{image}");
@@ -57,7 +57,7 @@ fn the_dockerfiles_images_have_the_static_program_and_the_authorities_alone() {
         let headers = String::from_utf8(headers.expect("readelf runs").stdout).expect("is text");
         assert!(headers.contains("LOAD") && !headers.contains("INTERP"), "{headers}");
 
-        let config = &json_in(&folder.join(format!("{image}.json")))["Docker"]["config"];
+        let config = &json_in(&directory.join(format!("{image}.json")))["Docker"]["config"];
         assert_eq!(config["User"], "65532:65532", "{image}");
         assert_eq!(config["Entrypoint"], json!([format!("/{program}")]));
         assert_eq!(config["Labels"]["org.opencontainers.image.licenses"], "MIT");
@@ -67,7 +67,7 @@ fn the_dockerfiles_images_have_the_static_program_and_the_authorities_alone() {
             assert_eq!(config["Healthcheck"]["Test"], check);
         }
     }
-    let answer = json_in(&folder.join("answer.json"));
+    let answer = json_in(&directory.join("answer.json"));
     assert_eq!(answer["outcome"], "simulated", "{answer}");
-    fs::remove_dir_all(folder).expect("is removed");
+    fs::remove_dir_all(directory).expect("is removed");
 }

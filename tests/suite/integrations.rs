@@ -81,9 +81,9 @@ async fn an_integration_that_is_off_is_not_read_and_the_refusal_has_the_line_to_
 }
 
 /// Installs this CRD with other versions, or with fields removed.
-fn install(cluster: &TestCluster, folder: &str, edit: impl Fn(&mut Value)) {
-    let folder = crate::cluster::from_integrations(&["crds", folder]);
-    for file in fs::read_dir(folder).expect("is there") {
+fn install(cluster: &TestCluster, directory: &str, edit: impl Fn(&mut Value)) {
+    let directory = crate::cluster::from_integrations(&["crds", directory]);
+    for file in fs::read_dir(directory).expect("is there") {
         let text = fs::read_to_string(file.expect("is readable").path()).expect("is text");
         let mut crd: Value = serde_yaml_ng::from_str(&text).expect("is YAML");
         edit(&mut crd);

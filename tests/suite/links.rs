@@ -39,15 +39,15 @@ const PAGES: [&str; 6] = [
     "release/README.md",
 ];
 
-/// The Markdown files in a folder and the folders in it.
-pub fn markdown_in(folder: &Path) -> Vec<PathBuf> {
-    files_in(folder, "md")
+/// The Markdown files in a directory and the directories in it.
+pub fn markdown_in(directory: &Path) -> Vec<PathBuf> {
+    files_in(directory, "md")
 }
 
-/// The files with this extension in the folder and those below it.
-fn files_in(folder: &Path, extension: &str) -> Vec<PathBuf> {
+/// The files with this extension in the directory and those below it.
+fn files_in(directory: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).expect("is a folder") {
+    for entry in fs::read_dir(directory).expect("is a directory") {
         let path = entry.expect("is readable").path();
         if path.is_dir() {
             found.extend(files_in(&path, extension));
@@ -140,7 +140,7 @@ fn fault(page: &Path, target: &str) -> Option<String> {
     let (path, fragment) = target.split_once('#').unwrap_or((target, ""));
     let file = match path {
         "" => page.to_owned(),
-        path => page.parent().expect("is in a folder").join(path),
+        path => page.parent().expect("is in a directory").join(path),
     };
     if !file.exists() {
         return Some(format!("there is no file '{path}'"));
@@ -191,7 +191,7 @@ fn the_index_of_the_docs_names_every_page() {
 fn the_tests_that_the_page_on_reports_names_exist() {
     let sources: String = ["src", "tests/suite"]
         .into_iter()
-        .flat_map(|folder| files_in(&root().join(folder), "rs"))
+        .flat_map(|directory| files_in(&root().join(directory), "rs"))
         .map(|file| read(&file))
         .collect();
     let page = read(&root().join("docs/explanation/field-reports.md"));

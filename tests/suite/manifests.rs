@@ -13,7 +13,7 @@ use crate::{
     scenario,
 };
 
-fn folder(name: &str) -> PathBuf {
+fn directory(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
@@ -32,7 +32,7 @@ fn is_built_in(object: &Value) -> bool {
 #[tokio::test]
 async fn an_api_server_accepts_every_file_in_jobs() {
     let files =
-        fs::read_dir(folder("jobs")).expect("is there").map(|file| file.expect("is").path());
+        fs::read_dir(directory("jobs")).expect("is there").map(|file| file.expect("is").path());
     let yaml = files.filter(|path| path.extension().is_some_and(|end| end == "yaml"));
     let objects: Vec<_> =
         yaml.map(|path| parse(&fs::read_to_string(path).expect("is text"))).collect();
@@ -92,7 +92,7 @@ fn knatives_schema(kind: &str) -> Value {
 #[tokio::test]
 async fn the_knative_files_match_its_schema_and_each_other() {
     let read = |name: &str| {
-        parse(&fs::read_to_string(folder("jobs/knative").join(name)).expect("is there"))
+        parse(&fs::read_to_string(directory("jobs/knative").join(name)).expect("is there"))
     };
     let (service, broker, trigger) =
         (read("service.yaml"), read("broker.yaml"), read("trigger.yaml"));
@@ -128,8 +128,8 @@ async fn the_knative_files_match_its_schema_and_each_other() {
 #[tokio::test]
 async fn an_api_server_accepts_every_manifest_in_the_docs() {
     let mut objects = Vec::new();
-    let mut pages = ["README.md", "jobs/README.md", "charts/README.md"].map(folder).to_vec();
-    pages.extend(markdown_in(&folder("docs")));
+    let mut pages = ["README.md", "jobs/README.md", "charts/README.md"].map(directory).to_vec();
+    pages.extend(markdown_in(&directory("docs")));
     for page in pages {
         let text = fs::read_to_string(page).expect("is text");
         let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
@@ -148,19 +148,20 @@ async fn an_api_server_accepts_every_manifest_in_the_docs() {
 fn the_jobs_are_what_jobs_render_writes() {
     let written = scratch("jobs");
     fs::create_dir_all(&written).expect("is made");
-    let status = Command::new(folder("jobs/render")).arg(&written).status().expect("runs");
+    let status = Command::new(directory("jobs/render")).arg(&written).status().expect("runs");
     assert!(status.success(), "{status}");
     for kind in ActionKind::ALL {
         let name = format!("{}.yaml", kind.name());
-        let read = |folder: PathBuf| fs::read_to_string(folder.join(&name)).expect("is there");
-        assert_eq!(read(folder("jobs")), read(written.clone()), "{name}: run `make jobs`");
+        let read =
+            |directory: PathBuf| fs::read_to_string(directory.join(&name)).expect("is there");
+        assert_eq!(read(directory("jobs")), read(written.clone()), "{name}: run `make jobs`");
     }
 }
 
 #[test]
 fn each_action_has_the_job_that_the_program_renders() {
     for kind in ActionKind::ALL {
-        let path = folder("jobs").join(format!("{}.yaml", kind.name()));
+        let path = directory("jobs").join(format!("{}.yaml", kind.name()));
         let text =
             fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         for mark in ["# 1. ", "# 2. ", "# 3. "] {

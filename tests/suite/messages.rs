@@ -230,9 +230,9 @@ fn literals(text: &mut String) {
     }
 }
 
-fn sources(folder: &Path) -> Vec<PathBuf> {
+fn sources(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).expect("is a folder") {
+    for entry in fs::read_dir(directory).expect("is a directory") {
         let path = entry.expect("is readable").path();
         if path.is_dir() {
             found.extend(sources(&path));

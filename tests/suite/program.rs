@@ -246,13 +246,13 @@ pub fn signal(process: u32, name: &str) {
     assert!(status.expect("kill runs").success());
 }
 
-/// A path in the tests' temporary folder that no other test uses.
+/// A path in the tests' temporary directory that no other test uses.
 pub fn scratch(name: &str) -> PathBuf {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    fs::create_dir_all(folder).expect("is made");
-    folder.join(format!("{}-{number}-{name}", std::process::id()))
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    fs::create_dir_all(directory).expect("is made");
+    directory.join(format!("{}-{number}-{name}", std::process::id()))
 }
 
 /// The program as a server; killed when dropped.

@@ -334,14 +334,14 @@ async fn a_full_disk_leaves_the_answer_as_it_is_and_the_next_attempt_writes_the_
 }
 
 #[tokio::test]
-async fn a_server_whose_folder_is_gone_answers_and_counts_it() {
-    let scenario = Scenario::new(ActionKind::RestartK8s, "folder-gone").await;
-    let folder = scratch("receipts");
-    fs::create_dir(&folder).expect("is made");
-    let server = Server::start(program(&scenario.namespace, &folder.join("receipts")));
+async fn a_server_whose_directory_is_gone_answers_and_counts_it() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "directory-gone").await;
+    let directory = scratch("receipts");
+    fs::create_dir(&directory).expect("is made");
+    let server = Server::start(program(&scenario.namespace, &directory.join("receipts")));
     let first = server.execute(scenario.request("gone-1").to_string().as_bytes());
     assert_eq!((first.status, &first.json()["warnings"]), (200, &json!([])), "{first:?}");
-    fs::remove_dir_all(&folder).expect("is removed");
+    fs::remove_dir_all(&directory).expect("is removed");
     let second = server.execute(scenario.request("gone-2").to_string().as_bytes());
     assert_eq!((second.status, &second.json()["outcome"]), (200, &json!("applied")), "{second:?}");
     assert!(second.json()["warnings"].to_string().contains("the receipt could not be written"));

@@ -44,11 +44,11 @@ fn script(name: &str) -> Command {
     Command::new(root().join("release").join(name))
 }
 
-/// A new folder.
-fn folder(name: &str) -> PathBuf {
-    let folder = scratch(name);
-    fs::create_dir(&folder).expect("is made");
-    folder
+/// A new directory.
+fn directory(name: &str) -> PathBuf {
+    let directory = scratch(name);
+    fs::create_dir(&directory).expect("is made");
+    directory
 }
 
 /// Copies the program under test without its debug information, which is most of it.
@@ -57,18 +57,18 @@ fn strip(copy: &Path) {
 }
 
 /// An archive like a release's, with the program under test.
-fn archive(folder: &Path) -> PathBuf {
+fn archive(directory: &Path) -> PathBuf {
     let name = format!("action-executor-{VERSION}-{}", std::env::consts::ARCH);
-    let content = folder.join(&name);
+    let content = directory.join(&name);
     fs::create_dir(&content).expect("is made");
     strip(&content.join("action-executor"));
     fs::copy(root().join("LICENSE"), content.join("LICENSE")).expect("is copied");
-    let archive = folder.join(format!("{name}.tar.gz"));
+    let archive = directory.join(format!("{name}.tar.gz"));
     let packed = Command::new("tar")
         .args(["--create", "--use-compress-program=gzip -1", "--file"])
         .arg(&archive)
         .arg("--directory")
-        .args([folder, Path::new(&name)])
+        .args([directory, Path::new(&name)])
         .status();
     assert!(packed.expect("tar runs").success());
     archive
@@ -141,23 +141,23 @@ fn the_manifest_for_krew_names_each_archive_by_its_digest() {
 #[test]
 #[ignore = "needs Krew: go install sigs.k8s.io/krew/cmd/krew@v0.4.3"]
 fn krew_installs_the_program_as_a_plugin_of_kubectl() {
-    let folder = folder("krew");
-    let archive = archive(&folder);
+    let directory = directory("krew");
+    let archive = archive(&directory);
     let manifest = krew_manifest(&digests(Some(&archive)));
     let mut install = tool("KREW", "krew");
-    install.env("KREW_ROOT", folder.join("root")).args(["install", "--manifest"]);
+    install.env("KREW_ROOT", directory.join("root")).args(["install", "--manifest"]);
     succeed(install.arg(manifest).arg("--archive").arg(&archive).stdin(Stdio::null()));
     let mut kubectl = Command::new(shared().program("kubectl"));
-    kubectl.env("PATH", folder.join("root/bin")).args(["action-executor", "--version"]);
+    kubectl.env("PATH", directory.join("root/bin")).args(["action-executor", "--version"]);
     assert_eq!(succeed(&mut kubectl), format!("action-executor {VERSION}\n"));
     // The link that docs/how-to/install.md and the manifest's caveats name.
-    let link = folder.join("root/bin/kubectl_complete-action_executor");
+    let link = directory.join("root/bin/kubectl_complete-action_executor");
     std::os::unix::fs::symlink("kubectl-action_executor", link).expect("is linked");
     let mut kubectl = Command::new(shared().program("kubectl"));
-    kubectl.env("PATH", folder.join("root/bin"));
+    kubectl.env("PATH", directory.join("root/bin"));
     let completed = succeed(kubectl.args(["__complete", "action-executor", "restart-stat"]));
     assert!(completed.starts_with("restart-statefulset\t"), "{completed}");
-    fs::remove_dir_all(folder).expect("is removed");
+    fs::remove_dir_all(directory).expect("is removed");
 }
 
 /// A run of the GitHub Action with a `gh` that has one release, whose attestation is as good as this status says.
@@ -170,18 +170,18 @@ struct ActionRun {
 }
 
 fn run_action(request: &Value, version: &str, verified: bool) -> ActionRun {
-    let folder = folder("github");
-    archive(&folder);
+    let directory = directory("github");
+    archive(&directory);
     let verification = if verified { "true" } else { "false" };
-    let (written, calls) = (folder.join("output"), folder.join("calls"));
+    let (written, calls) = (directory.join("output"), directory.join("calls"));
     let gh = format!(
         "#!/bin/sh\necho \"$*\" >> {calls}\ncase $1 in\n\
-         release) cp \"{folder}/$7\" \"$9\" ;;\nattestation) {verification} ;;\nesac\n",
+         release) cp \"{directory}/$7\" \"$9\" ;;\nattestation) {verification} ;;\nesac\n",
         calls = calls.display(),
-        folder = folder.display(),
+        directory = directory.display(),
     );
-    fs::write(folder.join("gh"), gh).expect("is written");
-    fs::set_permissions(folder.join("gh"), fs::Permissions::from_mode(0o755)).expect("is set");
+    fs::write(directory.join("gh"), gh).expect("is written");
+    fs::set_permissions(directory.join("gh"), fs::Permissions::from_mode(0o755)).expect("is set");
 
     let action = yaml(&root().join("action.yml"));
     let inputs = action["inputs"].as_object().expect("are declared");
@@ -189,7 +189,7 @@ fn run_action(request: &Value, version: &str, verified: bool) -> ActionRun {
     let run = step["run"].as_str().expect("is a script");
     let mut bash = Command::new("bash");
     bash.args(["-c", run]).env_clear().env("GITHUB_ACTION_PATH", root());
-    bash.env("PATH", format!("{}:/usr/bin:/bin", folder.display()));
+    bash.env("PATH", format!("{}:/usr/bin:/bin", directory.display()));
     bash.env("GITHUB_OUTPUT", &written).env("HOME", "/nonexistent");
     for (name, value) in step["env"].as_object().expect("is declared") {
         let value = value.as_str().expect("is text");
@@ -210,7 +210,7 @@ fn run_action(request: &Value, version: &str, verified: bool) -> ActionRun {
     let output = output(&mut bash);
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
     let run = ActionRun { output, written: read(&written), calls: read(&calls) };
-    fs::remove_dir_all(folder).expect("is removed");
+    fs::remove_dir_all(directory).expect("is removed");
     run
 }
 
@@ -252,14 +252,14 @@ fn the_github_action_runs_nothing_that_is_not_verified_or_is_no_release() {
 }
 
 /// The chart's package as a release makes it.
-fn package(folder: &Path) -> PathBuf {
+fn package(directory: &Path) -> PathBuf {
     let helm = shared().program("helm");
-    let mut path = helm.parent().expect("is in a folder").as_os_str().to_owned();
+    let mut path = helm.parent().expect("is in a directory").as_os_str().to_owned();
     path.push(":");
     path.push(std::env::var_os("PATH").unwrap_or_default());
     let image = format!("ghcr.io/{REPOSITORY}");
     let mut pack = script("chart");
-    let printed = succeed(pack.env("PATH", path).args([REPOSITORY, &image, DIGEST]).arg(folder));
+    let printed = succeed(pack.env("PATH", path).args([REPOSITORY, &image, DIGEST]).arg(directory));
     PathBuf::from(printed.trim_end())
 }
 
@@ -269,11 +269,11 @@ fn helm() -> Command {
 
 #[test]
 fn the_packed_chart_names_its_repository_and_its_image_by_digest() {
-    let folder = folder("chart");
-    let package = package(&folder);
-    let unpacked = Command::new("tar").arg("-xzf").arg(&package).arg("-C").arg(&folder).status();
+    let directory = directory("chart");
+    let package = package(&directory);
+    let unpacked = Command::new("tar").arg("-xzf").arg(&package).arg("-C").arg(&directory).status();
     assert!(unpacked.expect("tar runs").success());
-    let chart = folder.join("action-executor");
+    let chart = directory.join("action-executor");
     let text = fs::read_to_string(chart.join("Chart.yaml")).expect("is readable");
     assert!(!text.contains("OWNER"), "{text}");
     let described = yaml(&chart.join("Chart.yaml"));
@@ -302,7 +302,7 @@ fn the_packed_chart_names_its_repository_and_its_image_by_digest() {
     let rendered = succeed(helm().args(["template", "x"]).arg(&package));
     assert!(rendered.contains(&format!("image: \"{image}\"")), "{rendered}");
     succeed(helm().args(["lint", "--strict"]).arg(&package));
-    fs::remove_dir_all(folder).expect("is removed");
+    fs::remove_dir_all(directory).expect("is removed");
 }
 
 /// A registry on this machine, which ends with the test.
@@ -312,10 +312,10 @@ struct Registry {
 }
 
 impl Registry {
-    fn start(folder: &Path) -> Self {
+    fn start(directory: &Path) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
         let address = free.expect("a port is free").to_string();
-        let settings = folder.join("registry.yml");
+        let settings = directory.join("registry.yml");
         let text = json!({
             "version": 0.1, "log": { "level": "error", "accesslog": { "disabled": true } },
             "storage": { "inmemory": {} }, "http": { "addr": address, "secret": "none" },
@@ -353,11 +353,11 @@ fn crane(arguments: &[&str]) -> Command {
 #[test]
 #[ignore = "needs the registry of tests/registry, and crane"]
 fn a_registry_takes_chart_and_image_and_gives_both_back_unchanged() {
-    let folder = folder("registry");
-    let registry = Registry::start(&folder);
+    let directory = directory("registry");
+    let registry = Registry::start(&directory);
     let charts = format!("{}/charts", registry.address);
 
-    let package = package(&folder);
+    let package = package(&directory);
     let url = format!("oci://{charts}");
     let pushed = output(helm().args(["push", "--plain-http"]).arg(&package).arg(&url));
     // As the release workflow reads it.
@@ -365,7 +365,7 @@ fn a_registry_takes_chart_and_image_and_gives_both_back_unchanged() {
     let digest = said.lines().find_map(|line| line.strip_prefix("Digest: ")).expect("is printed");
     let chart = format!("{charts}/action-executor:{VERSION}");
     assert_eq!(succeed(&mut crane(&["digest", "--insecure", &chart])).trim_end(), digest);
-    let pulled = folder.join("pulled");
+    let pulled = directory.join("pulled");
     fs::create_dir(&pulled).expect("is made");
     let url = format!("oci://{charts}/action-executor@{digest}");
     succeed(helm().args(["pull", "--plain-http", &url, "--destination"]).arg(&pulled));
@@ -376,11 +376,11 @@ fn a_registry_takes_chart_and_image_and_gives_both_back_unchanged() {
     assert!(pulled == fs::read(package).expect("is readable"), "the package is another one");
 
     // An image of the program, as the tests on the real node have it.
-    let (tar, layout) = (folder.join("image.tar"), folder.join("layout"));
+    let (tar, layout) = (directory.join("image.tar"), directory.join("layout"));
     fs::create_dir(&layout).expect("is made");
     let mut assemble = Command::new(shared().program("image"));
     assemble.args(["-tag", "test/released:1", "-entrypoint", "/action-executor", "-output"]);
-    let program = folder.join("action-executor");
+    let program = directory.join("action-executor");
     strip(&program);
     succeed(assemble.arg(&tar).arg(format!("{}:/action-executor", program.display())));
     let unpacked = Command::new("tar").arg("-xf").arg(&tar).arg("-C").arg(&layout).status();
@@ -392,7 +392,7 @@ fn a_registry_takes_chart_and_image_and_gives_both_back_unchanged() {
     let image = format!("{}/action-executor:{VERSION}", registry.address);
     succeed(crane(&["push", "--insecure"]).arg(&layout).arg(&image));
     assert_eq!(succeed(&mut crane(&["digest", "--insecure", &image])).trim_end(), digest);
-    let returned = folder.join("returned");
+    let returned = directory.join("returned");
     succeed(crane(&["pull", "--insecure", "--format", "oci", &image]).arg(&returned));
     let config: Value = {
         let text = succeed(&mut crane(&["config", "--insecure", &image]));
@@ -406,7 +406,7 @@ fn a_registry_takes_chart_and_image_and_gives_both_back_unchanged() {
         names
     };
     assert_eq!(blobs(&returned), blobs(&layout));
-    fs::remove_dir_all(folder).expect("is removed");
+    fs::remove_dir_all(directory).expect("is removed");
 }
 
 #[test]

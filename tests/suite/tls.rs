@@ -75,14 +75,15 @@ fn served_certificate(server: &Server, client: &Arc<ClientConfig>) -> Vec<u8> {
 }
 
 /// Places a pair where a symbolic link points, as a kubelet updates a mounted Secret: both files at once.
-fn mount(folder: &Path, pair: &Pair) -> Files {
-    let version = folder.join(format!("..{}", fs::read_dir(folder).expect("is there").count()));
+fn mount(directory: &Path, pair: &Pair) -> Files {
+    let version =
+        directory.join(format!("..{}", fs::read_dir(directory).expect("is there").count()));
     fs::create_dir(&version).expect("is made");
     fs::write(version.join("tls.crt"), &pair.certificate).expect("is written");
     fs::write(version.join("tls.key"), &pair.key).expect("is written");
-    symlink(&version, folder.join("..new")).expect("is linked");
-    fs::rename(folder.join("..new"), folder.join("..data")).expect("is renamed");
-    let file = |name| folder.join("..data").join(name);
+    symlink(&version, directory.join("..new")).expect("is linked");
+    fs::rename(directory.join("..new"), directory.join("..data")).expect("is renamed");
+    let file = |name| directory.join("..data").join(name);
     Files { certificate: file("tls.crt"), key: file("tls.key") }
 }
 
@@ -90,15 +91,15 @@ fn mount(folder: &Path, pair: &Pair) -> Files {
 fn a_rotated_certificate_is_used_at_once_and_drops_no_connection() {
     let authority = Authority::new();
     let client = authority.trusted_by(None);
-    let folder = scratch("secret");
-    fs::create_dir(&folder).expect("is made");
+    let directory = scratch("secret");
+    fs::create_dir(&directory).expect("is made");
     let (first, second) = (authority.server(), authority.server());
-    let files = mount(&folder, &first);
+    let files = mount(&directory, &first);
     let server = Server::start(files.apply_to(Program::offline())).over_tls(client.clone());
     let mut old = BufReader::new(server.secured(&client));
     assert_eq!(Reply::exchange(&mut old, HEALTH).status, 200);
     assert_eq!(served_certificate(&server, &client), first.der().to_vec());
-    mount(&folder, &second);
+    mount(&directory, &second);
     assert_eq!(served_certificate(&server, &client), second.der().to_vec());
     assert_eq!(Reply::exchange(&mut old, HEALTH).status, 200);
 }
@@ -107,10 +108,10 @@ fn a_rotated_certificate_is_used_at_once_and_drops_no_connection() {
 fn a_mismatched_pair_is_ignored_and_the_server_is_not_ready() {
     let authority = Authority::new();
     let client = authority.trusted_by(None);
-    let folder = scratch("secret");
-    fs::create_dir(&folder).expect("is made");
+    let directory = scratch("secret");
+    fs::create_dir(&directory).expect("is made");
     let first = authority.server();
-    let files = mount(&folder, &first);
+    let files = mount(&directory, &first);
     let server = Server::start(files.apply_to(Program::offline())).over_tls(client.clone());
     let metrics = || String::from_utf8(server.get("/metrics").body).expect("is text");
     assert!(
@@ -123,7 +124,7 @@ fn a_mismatched_pair_is_ignored_and_the_server_is_not_ready() {
     );
 
     let torn = Pair { key: authority.server().key, ..authority.server() };
-    mount(&folder, &torn);
+    mount(&directory, &torn);
     for _ in 0..3 {
         assert_eq!(served_certificate(&server, &client), first.der().to_vec());
     }
@@ -137,7 +138,7 @@ fn a_mismatched_pair_is_ignored_and_the_server_is_not_ready() {
     assert_eq!(logged, 1, "{}", server.log());
 
     let second = authority.server();
-    mount(&folder, &second);
+    mount(&directory, &second);
     assert_eq!(served_certificate(&server, &client), second.der().to_vec());
     assert_eq!(server.get("/readyz").status, 200);
 }

@@ -96,7 +96,7 @@ impl ExecPlugin {
         Ok(ExecPlugin { config, command })
     }
 
-    /// The command without its folder.
+    /// The command without its directory.
     pub(crate) fn name(&self) -> String {
         let name = Path::new(&self.command).file_name().unwrap_or_default();
         bounded(&name.to_string_lossy())
@@ -207,7 +207,7 @@ impl ExecPlugin {
         }
         let hint = self.config.install_hint.as_deref().map(bounded).filter(|it| !it.is_empty());
         let hint = hint.unwrap_or_else(|| {
-            "install it where this program runs, or put its folder into PATH".to_owned()
+            "install it where this program runs, or put its directory into PATH".to_owned()
         });
         CredentialsError::configuration(
             format!("the credential plugin '{}' is not installed", self.name()),

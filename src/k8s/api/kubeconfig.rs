@@ -138,7 +138,7 @@ fn merge(documents: impl IntoIterator<Item = Kubeconfig>) -> Result<Kubeconfig, 
     merged.map_err(|error| misconfigured(explain(&error)))
 }
 
-/// The documents of a file. Paths in them are relative to its folder.
+/// The documents of a file. Paths in them are relative to its directory.
 fn read(path: &Path) -> Result<Vec<Kubeconfig>, ActionError> {
     let name = path.display().to_string();
     let bytes = fs::read(path)
@@ -146,8 +146,8 @@ fn read(path: &Path) -> Result<Vec<Kubeconfig>, ActionError> {
     let text = decoded(&bytes)
         .ok_or_else(|| misconfigured(format!("kubeconfig {name}: it is not text in UTF-8")))?;
     let mut documents = parse(&text, &format!("kubeconfig {name}"))?;
-    if let Some(folder) = path.parent() {
-        documents.iter_mut().for_each(|document| resolve_paths(document, folder));
+    if let Some(directory) = path.parent() {
+        documents.iter_mut().for_each(|document| resolve_paths(document, directory));
     }
     Ok(documents)
 }
@@ -180,12 +180,12 @@ fn parse(text: &str, name: &str) -> Result<Vec<Kubeconfig>, ActionError> {
     })
 }
 
-/// Makes paths absolute, as kubectl does (`GetAuthInfoFileReferences`): a command only if it has a folder.
-fn resolve_paths(config: &mut Kubeconfig, folder: &Path) {
+/// Makes paths absolute, as kubectl does (`GetAuthInfoFileReferences`): a command only if it has a directory.
+fn resolve_paths(config: &mut Kubeconfig, directory: &Path) {
     let resolve = |path: &mut Option<String>| {
         if let Some(path) = path.as_mut().filter(|path| !path.is_empty()) {
             // An absolute path stays as it is.
-            *path = folder.join(&*path).display().to_string();
+            *path = directory.join(&*path).display().to_string();
         }
     };
     for cluster in config.clusters.iter_mut().filter_map(|it| it.cluster.as_mut()) {
