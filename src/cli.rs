@@ -135,7 +135,7 @@ pub enum Command {
     /// container that fails, the owners, and what was done lately. Secrets in texts are masked. What may not be read is left
     /// out and named with the rule that is missing.
     Diagnose(DiagnoseArgs),
-    /// Check whether this program can work here: policy, cluster, identity, rights, clock, kill switch.
+    /// Check whether this program can work here: policy, cluster, identity, permissions, clock, kill switch.
     ///
     /// It changes nothing. Exit status 78 if something is not as it must be.
     Doctor(DoctorArgs),
@@ -211,22 +211,22 @@ pub struct AdmissionArgs {
 pub struct RbacArgs {
     /// The policy file [default: the built-in policy].
     pub policy: Option<PathBuf>,
-    /// The service account that needs the rights.
+    /// The service account that needs the permissions.
     #[arg(long, value_name = "NAMESPACE:NAME")]
     pub service_account: ServiceAccount,
     /// A namespace of targets; can be repeated [default: the service account's].
     #[arg(short, long, value_name = "NAME", value_parser = namespace)]
     pub namespace: Vec<Namespace>,
-    /// Include the rights of the actions on nodes, which are cluster-wide.
+    /// Include the permissions of the actions on nodes, which are cluster-wide.
     #[arg(long)]
     pub nodes: bool,
-    /// Include the rights of a server that lists the history.
+    /// Include the permissions of a server that lists the history.
     #[arg(long)]
     pub history: bool,
-    /// Include the rights of a server that diagnoses; among them to read the logs of all containers.
+    /// Include the permissions of a server that diagnoses; among them to read the logs of all containers.
     #[arg(long)]
     pub diagnosis: bool,
-    /// The rights of a server that impersonates its callers, in place of those of actions and diagnoses.
+    /// The permissions of a server that impersonates its callers, in place of those of actions and diagnoses.
     #[arg(long)]
     pub impersonate: bool,
     /// A user who may be impersonated; can be repeated [default: any, unless accounts are given].
@@ -471,7 +471,7 @@ pub enum OutputFormat {
 /// The tables of the reference.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ReferenceOf {
-    /// The actions and the rights that each one needs.
+    /// The actions and the permissions that each one needs.
     Actions,
     /// The parameters of the actions.
     Parameters,

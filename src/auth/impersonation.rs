@@ -9,7 +9,8 @@
 //! | not authenticated | refused | |
 //!
 //! Users and groups of Kubernetes itself (`system:`) are never impersonated, except for the service accounts that the
-//! settings list. Groups and extra fields that they do not list are left out: a caller has fewer rights then, and not more.
+//! settings list. Groups and extra fields that they do not list are left out: a caller has fewer permissions then, and
+//! not more.
 
 use std::collections::BTreeMap;
 

@@ -174,8 +174,8 @@ impl Authenticator {
         self.keys.is_some() || self.audience.is_some() || self.certificates
     }
 
-    /// Whether every caller needs an answer of the cluster that reviews callers: about tokens, or about the rights of
-    /// those with certificates. Where keys are accepted, their holders need none.
+    /// Whether every caller needs an answer of the cluster that reviews callers: about tokens, or about the permissions
+    /// of those with certificates. Where keys are accepted, their holders need none.
     pub(crate) fn needs_reviewer(&self) -> bool {
         self.keys.is_none() && (self.audience.is_some() || self.certificates)
     }
@@ -268,7 +268,7 @@ impl Caller {
     /// Authorizes a request on this cluster of the list, if there is a list, and makes the caller its requester.
     ///
     /// # Errors
-    /// [`Code::CallerForbidden`] with the missing right, or why the cluster could not answer.
+    /// [`Code::CallerForbidden`] with the missing permission, or why the cluster could not answer.
     pub(crate) async fn authorize_request(
         &self,
         request: ActionRequest,
@@ -283,7 +283,7 @@ impl Caller {
     /// Authorizes an access.
     ///
     /// # Errors
-    /// [`Code::CallerForbidden`] with the missing right, or why the cluster could not answer.
+    /// [`Code::CallerForbidden`] with the missing permission, or why the cluster could not answer.
     pub(crate) async fn authorize(
         &self,
         access: &AccessRequest<'_>,

@@ -2,8 +2,9 @@
 //! authorized by this.
 //!
 //! The cluster's RBAC can only be asked about one action in one namespace at a time, or about all of them. So the
-//! rights of its users take many reviews. They are made a few at a time for all callers together, and their answers are
-//! kept for a short time, so that a caller that asks again and again does not make the API server answer each time.
+//! permissions of its users take many reviews. They are made a few at a time for all callers together, and their
+//! answers are kept for a short time, so that a caller that asks again and again does not make the API server answer
+//! each time.
 
 use std::{
     collections::HashMap,
@@ -25,10 +26,10 @@ use crate::{
     k8s::api::client::Cluster,
 };
 
-/// How long the rights of a user are kept: a list may be wrong for this long, and a request never is.
+/// How long the permissions of a user are kept: a list may be wrong for this long, and a request never is.
 const TTL: Duration = Duration::from_secs(30);
 
-/// Maximum number of users and scopes whose rights are kept.
+/// Maximum number of users and scopes whose permissions are kept.
 const MAX_KEPT: usize = 1024;
 
 /// Maximum number of reviews at once.
@@ -67,7 +68,7 @@ impl Rights {
     }
 }
 
-/// Where and for what the rights of a caller are looked for.
+/// Where and for what the permissions of a caller are looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Scope {
     /// The cluster's name in the list; none without a list.
@@ -80,16 +81,16 @@ pub(crate) struct Scope {
     pub simulate: Vec<ActionKind>,
 }
 
-/// A user, and where and for what its rights are looked for.
+/// A user, and where and for what its permissions are looked for.
 type Key = (Identity, Scope);
 
-/// The rights of a user, once they are read, and since when.
+/// The permissions of a user, once they are read, and since when.
 struct User {
     rights: Arc<OnceCell<Rights>>,
     at: Instant,
 }
 
-/// The rights that were read lately.
+/// The permissions that were read lately.
 pub(crate) struct KnownRights {
     users: Mutex<HashMap<Key, User>>,
     reviews: Arc<Semaphore>,
@@ -102,7 +103,8 @@ impl Default for KnownRights {
 }
 
 impl KnownRights {
-    /// The rights of this caller on the scope's cluster; of a user only those for its actions and in its namespaces.
+    /// The permissions of this caller on the scope's cluster; of a user only those for its actions and in its
+    /// namespaces.
     ///
     /// # Errors
     /// Why the reviewing cluster could not answer.

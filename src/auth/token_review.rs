@@ -27,7 +27,7 @@ pub(crate) const GROUP: &str = "action-executor.dev";
 /// See [`GROUP`].
 pub(crate) const RESOURCE: &str = "actions";
 
-/// The cluster-wide rights that the server needs to review its callers.
+/// The cluster-wide permissions that the server needs to review its callers.
 pub const RULES: [PolicyRule; 2] = [
     PolicyRule {
         api_groups: &["authentication.k8s.io"],

@@ -1,4 +1,4 @@
-//! `diagnose`: what is wrong with a target, as text or JSON, with the rights of this process.
+//! `diagnose`: what is wrong with a target, as text or JSON, with the permissions of this process.
 
 use std::fmt::Write;
 

@@ -1,5 +1,5 @@
-//! `doctor`: whether this program can work here: its policy, its cluster, its identity, its rights, the clock, the kill
-//! switch. It changes nothing, and says of each what to do.
+//! `doctor`: whether this program can work here: its policy, its cluster, its identity, its permissions, the clock, the
+//! kill switch. It changes nothing, and says of each what to do.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,7 +39,7 @@ use crate::{
 /// The time for all questions together.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How many rights are asked about at the same time.
+/// How many permissions are asked about at the same time.
 const MAX_PARALLEL: usize = 8;
 
 /// How far the clock may be off: by more, requests with `issued_at` may be refused.
@@ -231,7 +231,7 @@ async fn kill_switch(cluster: &Cluster, policy: &Policy, deadline: Instant) -> F
     }
 }
 
-/// Where a right is needed.
+/// Where a permission is needed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Needed {
     right: Right,
@@ -254,7 +254,7 @@ fn needed(rule: &PolicyRule, namespace: &str) -> Vec<Needed> {
     all
 }
 
-/// The rights of the budget are for its Lease alone, where RBAC can restrict them (`manifests::rbac`).
+/// The permissions of the budget are for its Lease alone, where RBAC can restrict them (`manifests::rbac`).
 fn needed_for_budget(policy: &Policy, namespace: &str) -> Vec<Needed> {
     let mut all = needed(&budget::RULE, namespace);
     for it in all.iter_mut().filter(|it| it.right.verb != "create") {
@@ -292,14 +292,14 @@ fn needed_to_impersonate(rules: &ImpersonationRules, constrained: bool) -> Vec<N
 fn impersonation_finding(rules: &ImpersonationRules, granted: &BTreeMap<Needed, bool>) -> Finding {
     let of = |constrained: bool| {
         rights_finding("impersonation", &needed_to_impersonate(rules, constrained), granted)
-            .with_hint("`action-executor rbac --impersonate` prints the rights")
+            .with_hint("`action-executor rbac --impersonate` prints the permissions")
     };
     let constrained = of(true);
     if constrained.state == State::Ok { constrained } else { of(false) }
 }
 
-/// For the records, the budget, approvals and each action that the policy permits: which rights are missing. Where callers
-/// are impersonated, they need the rights of the actions themselves.
+/// For the records, the budget, approvals and each action that the policy permits: which permissions are missing. Where
+/// callers are impersonated, they need the permissions of the actions themselves.
 async fn rights(
     cluster: &Cluster,
     policy: &Policy,
@@ -328,7 +328,7 @@ async fn rights(
     }
     let granted = match ask(cluster, all, deadline).await {
         Ok(granted) => granted,
-        Err(error) => return vec![Finding::failed("rights", &error)],
+        Err(error) => return vec![Finding::failed("permissions", &error)],
     };
     let found = checks.iter().map(|(check, needed)| rights_finding(check, needed, &granted));
     found.chain(impersonation.map(|rules| impersonation_finding(rules, &granted))).collect()
@@ -377,7 +377,7 @@ fn rights_finding(check: &str, needed: &[Needed], granted: &BTreeMap<Needed, boo
     // Without a watch a wait polls.
     let state = match missing.iter().all(|it| it.right.verb == "watch") {
         _ if missing.is_empty() => {
-            return Finding::new(check, State::Ok, "all rights are granted");
+            return Finding::new(check, State::Ok, "all permissions are granted");
         }
         true => State::Warning,
         false => State::Failed,

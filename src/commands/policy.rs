@@ -96,7 +96,7 @@ pub fn rbac(args: &RbacArgs) -> Result<String, ActionError> {
     yaml(&documents)
 }
 
-/// The rights to make calls in the name of others.
+/// The permissions to make calls in the name of others.
 fn impersonation_manifests(
     args: &RbacArgs,
     policy: &Policy,

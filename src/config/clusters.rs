@@ -21,9 +21,10 @@ use crate::{
 pub struct ClusterList {
     /// The cluster of requests that name none; without it each request has to name one, if there are several.
     pub default: Option<ObjectName>,
-    /// The cluster that reviews the tokens and the rights of callers; without it the only one, if there is only one.
+    /// The cluster that reviews the tokens and the permissions of callers; without it the only one, if there is only
+    /// one.
     pub reviewer: Option<ObjectName>,
-    /// The clusters; nothing about rights depends on their order.
+    /// The clusters; nothing about permissions depends on their order.
     pub clusters: Vec<ClusterEntry>,
 }
 
@@ -124,7 +125,7 @@ impl ClusterList {
         })
     }
 
-    /// The index of the cluster that reviews the tokens and the rights of callers, if there is one.
+    /// The index of the cluster that reviews the tokens and the permissions of callers, if there is one.
     pub(crate) fn reviewer(&self) -> Option<usize> {
         self.named_or_only(self.reviewer.as_deref())
     }
@@ -135,7 +136,7 @@ impl ClusterList {
             return Ok(());
         }
         let detail = "list of clusters: reviewer: missing: one of several clusters has to review the tokens, the \
-                      certificates and the rights of callers";
+                      certificates and the permissions of callers";
         let hint = format!(
             "set `reviewer` to the most trusted one of {}: whoever administers it decides who may act on all of them",
             self.names()

@@ -213,7 +213,8 @@ impl Settings {
         })
     }
 
-    /// Whether a cluster reviews callers: their Kubernetes tokens, or the rights of those with client certificates.
+    /// Whether a cluster reviews callers: their Kubernetes tokens, or the permissions of those with client
+    /// certificates.
     pub(crate) fn needs_reviewer(&self) -> bool {
         let client_ca = self.tls.as_ref().and_then(|tls| tls.client_ca.as_ref());
         self.token_audience.is_some() || client_ca.is_some()

@@ -1,9 +1,9 @@
 //! What is wrong with a target, and what is known of it: state, pods, Events, the log of what fails, owners, and what was
 //! done to it lately. It only reads: it writes nothing, no record and no budget.
 //!
-//! [`target`] is what can be asked about, [`parts`] what a report consists of and which right each part needs. [`read`]
-//! makes the calls, in parallel and bounded; it returns [`facts`]. [`findings`] and [`report`] turn facts into the report,
-//! as pure functions. Who may ask is for the caller of [`diagnose`] to decide.
+//! [`target`] is what can be asked about, [`parts`] what a report consists of and which permission each part needs.
+//! [`read`] makes the calls, in parallel and bounded; it returns [`facts`]. [`findings`] and [`report`] turn facts into
+//! the report, as pure functions. Who may ask is for the caller of [`diagnose`] to decide.
 
 pub(crate) mod facts;
 pub(crate) mod findings;

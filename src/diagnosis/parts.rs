@@ -1,5 +1,5 @@
-//! The parts of a diagnosis, each with the right that it needs. The executor needs them, and a user of the cluster who
-//! asks for a diagnosis does, so that nobody reads more through the executor than without it.
+//! The parts of a diagnosis, each with the permission that it needs. The executor needs them, and a user of the cluster
+//! who asks for a diagnosis does, so that nobody reads more through the executor than without it.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -75,7 +75,7 @@ impl Part {
         }
     }
 
-    /// The right that it needs.
+    /// The permission that it needs.
     pub(crate) fn rule(self) -> PolicyRule {
         match self {
             Part::Pods => LIST_PODS,

@@ -63,7 +63,7 @@ impl Kind {
         }
     }
 
-    /// The right to read it.
+    /// Permission to read it.
     pub(crate) fn rule(self) -> PolicyRule {
         const fn get(
             api_groups: &'static [&'static str],

@@ -89,7 +89,7 @@ impl Clusters {
         })
     }
 
-    /// The cluster that reviews the tokens and the rights of callers, if there is one.
+    /// The cluster that reviews the tokens and the permissions of callers, if there is one.
     pub(crate) fn reviewer(&self) -> Option<&Member> {
         self.members.get(self.list.reviewer()?)
     }

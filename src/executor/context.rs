@@ -232,7 +232,7 @@ impl Context {
         }
     }
 
-    /// The cluster that reviews the tokens and the rights of callers, if there is one.
+    /// The cluster that reviews the tokens and the permissions of callers, if there is one.
     pub(crate) fn reviewer(&self) -> Option<&Cluster> {
         match &self.listed {
             Some(Listed { clusters, .. }) => clusters.reviewer().map(|member| &member.cluster),

@@ -36,7 +36,7 @@ pub(crate) struct Service {
     pub context: Context,
     /// Who may call.
     pub callers: Arc<Authenticator>,
-    /// What is known of their rights.
+    /// What is known of their permissions.
     pub rights: Arc<KnownRights>,
     /// How MCP is served.
     pub mcp: McpSettings,

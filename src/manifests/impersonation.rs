@@ -65,7 +65,7 @@ fn rules(who: &Impersonated, account: &ServiceAccount) -> Value {
     if !who.groups.is_empty() {
         rules.push(named(group, "groups", json!(who.groups)));
     }
-    // A uid comes with its user, and without one it gives no right.
+    // A uid comes with its user, and without one it gives no permission.
     rules.push(any(AUTHENTICATION, "uids"));
     let executor = json!([account.user()]);
     rules.push(named(AUTHENTICATION, &format!("userextras/{EXECUTOR}"), executor));

@@ -56,19 +56,20 @@ mod tools;
 /// How long a client may keep the description of the server, which changes with the program only.
 const DISCOVERY_TTL: Duration = Duration::from_secs(3600);
 
-/// How long a client may keep its tools, which change with the policy and with its rights.
+/// How long a client may keep its tools, which change with the policy and with its permissions.
 const TOOLS_TTL: Duration = Duration::from_secs(30);
 
-/// How long the rights of a caller are read. Each of them is a call to the cluster; what is read by then is listed.
+/// How long the permissions of a caller are read. Each of them is a call to the cluster; what is read by then is
+/// listed.
 const OFFER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The part of a call's time in which a diagnosis reads: its target has to be authorized before.
 const DIAGNOSIS_PART: f64 = 0.8;
 
-/// On how many clusters of the list the rights of a cluster's user are looked for.
+/// On how many clusters of the list the permissions of a cluster's user are looked for.
 const MAX_CLUSTERS: usize = 8;
 
-/// In how many namespaces that a policy names the rights of a cluster's user are looked for.
+/// In how many namespaces that a policy names the permissions of a cluster's user are looked for.
 const MAX_NAMESPACES: usize = 8;
 
 /// What is known of a request besides its text.
@@ -87,7 +88,7 @@ pub(crate) struct Exchange<B, R> {
     pub wait: Duration,
     /// Held until the action ends.
     pub hold: Hold<B, R>,
-    /// What is known of callers' rights.
+    /// What is known of callers' permissions.
     pub rights: Arc<KnownRights>,
     /// The waits that are under way.
     pub waits: Waits,
@@ -275,7 +276,7 @@ pub(crate) fn client_of_handshake(request: &Request) -> Option<AuditText> {
 async fn offers<B, R>(exchange: &Exchange<B, R>, end: Instant) -> Result<Vec<Offer>, ActionError> {
     let Exchange { context, caller, rights, .. } = exchange;
     let late = |_| {
-        let detail = "the caller's rights could not be read in time";
+        let detail = "the caller's permissions could not be read in time";
         Err(ActionError::new(Code::ClusterUnavailable, detail))
     };
     let max = match caller {
@@ -305,7 +306,7 @@ fn those_read(offers: Vec<Result<Offer, ActionError>>) -> Result<Vec<Offer>, Act
     offers.into_iter().collect()
 }
 
-/// What this policy leaves of these rights.
+/// What this policy leaves of these permissions.
 fn allowed_by(policy: &Policy, rights: Rights) -> Rights {
     let allowed = |kinds: Vec<ActionKind>, by: &dyn Fn(ActionKind) -> bool| {
         kinds.into_iter().filter(|kind| by(*kind)).collect()
@@ -317,8 +318,8 @@ fn allowed_by(policy: &Policy, rights: Rights) -> Rights {
     }
 }
 
-/// Where and for what the rights of a caller are looked for on the cluster of this context: in all namespaces at once,
-/// in its own, in that of the cluster's credentials, and in those that the policy names; for the actions that the
+/// Where and for what the permissions of a caller are looked for on the cluster of this context: in all namespaces at
+/// once, in its own, in that of the cluster's credentials, and in those that the policy names; for the actions that the
 /// policy permits.
 fn scope(context: &Context, caller: Option<&Caller>, policy: &Policy) -> Scope {
     let own = caller.and_then(|caller| {

@@ -93,7 +93,7 @@ pub(crate) enum NamespaceAt {
 }
 
 impl Tool {
-    /// Whether these rights are enough for it.
+    /// Whether these permissions are enough for it.
     fn is_of(self, rights: &Rights) -> bool {
         match self {
             Tool::Simulate => !rights.simulate.is_empty(),

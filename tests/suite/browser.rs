@@ -51,7 +51,7 @@ impl Browser {
             session: String::new(),
             profile: profile.clone(),
         };
-        // Chromium's own sandbox needs more rights than a container usually has; only our own pages are opened.
+        // Chromium's own sandbox needs more permissions than a container usually has; only our own pages are opened.
         let arguments = [
             "--headless=new",
             "--no-sandbox",

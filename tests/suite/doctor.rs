@@ -49,15 +49,15 @@ async fn an_account_with_all_rights_is_well_and_a_missing_one_is_named() {
         ("identity", "system:serviceaccount:"),
         ("clock", " s from that of the API server"),
         ("kill switch", "off (Lease "),
-        ("records", "all rights are granted"),
-        ("budget", "all rights are granted"),
-        ("restart_k8s", "all rights are granted"),
+        ("records", "all permissions are granted"),
+        ("budget", "all permissions are granted"),
+        ("restart_k8s", "all permissions are granted"),
     ] {
         let (state, found) = finding(&done, check);
         assert_eq!(state, "ok", "{check}: {done:?}");
         assert!(found.contains(detail), "{check}: {found}");
     }
-    // Its rights are in the namespace, and a node is not.
+    // Its permissions are in the namespace, and a node is not.
     let (state, detail) = finding(&done, "cordon");
     assert_eq!((done.status, state.as_str()), (78, "failed"), "{done:?}");
     assert!(detail.contains("patch nodes in the cluster"), "{detail}");
@@ -108,7 +108,7 @@ async fn where_callers_are_impersonated_the_account_needs_no_right_of_an_action(
         { "apiGroups": ["authentication.k8s.io"], "resources": ["uids"], "verbs": ["impersonate"] },
     ]);
     namespace.grant_everywhere("server", impersonate).await;
-    eventually("the rights are granted", async || (examine().status == 0).then_some(())).await;
+    eventually("the permissions are granted", async || (examine().status == 0).then_some(())).await;
 }
 
 #[tokio::test]

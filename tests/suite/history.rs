@@ -130,7 +130,7 @@ async fn history_requires_the_right_to_list() {
     ] {
         assert_eq!(get(&server, path, headers).status, status, "{path}");
     }
-    // The right to list covers all actions or none.
+    // Permission to list covers all actions or none.
     write(", actions: [restart_k8s]");
     assert_eq!(get(&server, &here, &key).status, 403);
 }

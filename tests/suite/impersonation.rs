@@ -39,7 +39,7 @@ const EXTRA: &str = "ACTION_EXECUTOR_IMPERSONATE_EXTRA";
 const RBAC: &str = "rbac.authorization.k8s.io";
 const CREDENTIAL: &str = "authentication.kubernetes.io/credential-id";
 
-/// A namespace with the account of a server, which has the rights that the program prints.
+/// A namespace with the account of a server, which has the permissions that the program prints.
 struct Site {
     namespace: Namespace,
     kubeconfig: PathBuf,
@@ -221,7 +221,7 @@ async fn site_of_sre(test: &str) -> Site {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_audit_log_shows_the_executor_and_the_person() {
     let site = site_of_sre("as_jo").await;
-    // The person has the rights, and the executor's account has none on Deployments.
+    // The person has the permissions, and the executor's account has none on Deployments.
     site.may_restart("User", &site.own("jo"), &[]).await;
     let server = Server::start(site.program(&["jo"]));
     let since = log_length();
@@ -268,7 +268,7 @@ async fn the_cluster_refuses_a_person_without_rights_though_the_executor_has_the
         assert!(hint.contains(&format!("bound to the user {jo}")), "{hint}");
     }
     assert_eq!(site.generation("web").await, before);
-    // A group that is not listed gives no right; one that is listed does.
+    // A group that is not listed gives no permission; one that is listed does.
     site.may_restart("Group", "admins", &[]).await;
     let request = site.restart("web", json!({}));
     assert_eq!(send(&server, &key("jo"), &request, "").status, 403);
@@ -277,7 +277,7 @@ async fn the_cluster_refuses_a_person_without_rights_though_the_executor_has_the
     let role = blocks.find(|block| block.starts_with("# role.yaml")).expect("there is one");
     let role: Value = serde_yaml_ng::from_str(role).expect("is YAML");
     site.grant("Group", &site.own("sre"), role["rules"].clone()).await;
-    eventually("the group has the right", async || {
+    eventually("the group has the permission", async || {
         (send(&server, &key("jo"), &request, "").status == 200).then_some(())
     })
     .await;

@@ -1431,7 +1431,7 @@ async fn incident(agent: &mut Agent, namespace: &Namespace, id: &str, approver: 
                 State::Pending(answer["structure"].clone())
             }
             State::Pending(answer) => {
-                // A person does this, with rights that the agent does not have.
+                // A person does this, with permissions that the agent does not have.
                 assert!(approve(&answer, approver), "{id}");
                 State::Executed(agent.call("restart_k8s", &write))
             }

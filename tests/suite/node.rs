@@ -310,7 +310,7 @@ async fn an_invalid_request_fails_the_job_without_a_retry() {
     // An unreadable request never becomes a Job.
     let refused = job(namespace, &json!({ "type": "restart_k8s" }), &["--apply", "--wait"]);
     assert_eq!((refused.status, refused.answer()["code"].clone()), (65, json!("invalid_request")));
-    // The target is missing; the policy is missing; a variable is misspelt; a right is missing.
+    // The target is missing; the policy is missing; a variable is misspelt; a permission is missing.
     let missing = job(namespace, &request("missing", "nobody"), &["--apply", "--wait"]);
     assert_eq!((missing.status, missing.answer()["code"].clone()), (69, json!("target_not_found")));
     let flags = ["--apply", "--wait", "--policy-config-map", "nothing"];

@@ -449,7 +449,7 @@ function parametersOf(action) {
 }
 
 function rightsOf(action) {
-  return make("ul", { class: "rights" }, action.rules.map((rule) => make("li", {},
+  return make("ul", { class: "permissions" }, action.rules.map((rule) => make("li", {},
     make("b", {}, rule.verbs.join(", ")), " on ", make("code", {}, rule.resources.map((it) => [it, rule.apiGroups[0]].filter(Boolean).join(".")).join(", ")))));
 }
 
@@ -475,7 +475,7 @@ function actionPage(action, openapi) {
     consoleFor(action),
     make("article", { class: "reference" },
       make("h2", {}, "Parameters"), parametersOf(action),
-      make("h2", {}, "Rights"),
+      make("h2", {}, "Permissions"),
       make("p", {}, "Callers need ", make("code", {}, "simulate"), " or ", make("code", {}, "execute"), " on ", make("code", {}, "actions.action-executor.dev"), clusters.length > 1 && [" (", make("code", {}, "actions/NAME"), " for each cluster but the one that reviews callers)"], ", or a key that allows it. In the cluster the executor itself needs" + (action.scope === "cluster" ? ", in a ClusterRole:" : ", in the target's namespace:")),
       rightsOf(action),
       make("details", { class: "failures" }, make("summary", {}, "When it is not done"),

@@ -76,7 +76,7 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
     Operation {
         description: "Findings, the most important first, with state, pods, Events, the end of the failing log, owners \
                       and what was done lately; at most 8 KiB, with secrets masked. It changes nothing. Callers need \
-                      the right to `list`, and users of the cluster the right to `get` the target. What may not be \
+                      permission to `list`, and users of the cluster permission to `get` the target. What may not be \
                       read is left out and named."
             .to_owned(),
         authenticated: true,

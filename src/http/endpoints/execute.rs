@@ -144,7 +144,7 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
         description: format!(
             "Simulated unless the request says `\"simulate\": false`. With an `id`, or the header \
              `Idempotency-Key`, the same request is carried out once however often it is sent, and answered \
-             alike. At most {MAX_REQUEST_BYTES} bytes. Callers need the right to `simulate` or `execute` \
+             alike. At most {MAX_REQUEST_BYTES} bytes. Callers need permission to `simulate` or `execute` \
              the action in the target's namespace."
         ),
         authenticated: true,

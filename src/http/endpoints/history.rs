@@ -119,7 +119,7 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
     Operation {
         description:
             "The newest first, as far back as the API server keeps Events: an hour by default. \
-                      Callers need the right to `list`."
+                      Callers need permission to `list`."
                 .to_owned(),
         authenticated: true,
         parameters: vec![

@@ -155,7 +155,7 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> openapi::Operation {
     openapi::Operation {
         description:
             "From its record in the cluster. With `Accept: text/event-stream` it sends each change \
-                      until the end. Callers need the right to `get` the action in its namespace."
+                      until the end. Callers need permission to `get` the action in its namespace."
                 .to_owned(),
         authenticated: true,
         parameters: vec![

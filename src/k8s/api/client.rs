@@ -672,7 +672,7 @@ impl Cluster {
         }
     }
 
-    /// The rights of the executor's own account are missing, whatever the person may do.
+    /// The permissions of the executor's own account are missing, whatever the person may do.
     fn may_not_impersonate(&self, message: &str) -> ActionError {
         let Some(person) = &self.person else {
             let detail =

@@ -82,7 +82,7 @@ async fn vertical_autoscalers(
     }
 }
 
-/// All nodes; none if there are too many, or without the right to list them, which a Role cannot give.
+/// All nodes; none if there are too many, or without permission to list them, which a Role cannot give.
 async fn nodes(cluster: &Cluster, deadline: Instant) -> Result<Option<Vec<Node>>, ActionError> {
     let api = Api::<Node>::all(cluster.client());
     let params = ListParams::default().match_any().limit(MAX_NODES);
