@@ -554,7 +554,7 @@ impl SocketDir {
         self.path.join(SOCKET)
     }
 
-    /// Removes each socket's directory of this user that no living server has locked: the socket and the directory,
+    /// Removes each socket's directory of this user that no running server has locked: the socket and the directory,
     /// and nothing that is not empty after that.
     fn remove_abandoned(&self, parent: &Path) -> io::Result<()> {
         let user = fs::metadata(&self.path)?.uid();

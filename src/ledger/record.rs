@@ -73,7 +73,7 @@ const MAX_MESSAGE_BYTES: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
-    /// An attempt is about to make the effect, or was when it died.
+    /// An attempt is about to apply the effect, or was when it crashed.
     Claimed,
     /// The effect was sent, and it is not known whether it was made.
     InDoubt,
@@ -100,7 +100,7 @@ impl State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ReceiptState {
-    /// It is written next, or was when the attempt died: the next attempt writes it.
+    /// It is written next, or was when the attempt crashed: the next attempt writes it.
     Pending,
     /// It is written.
     Written,
@@ -110,7 +110,7 @@ pub(crate) enum ReceiptState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HistoryState {
-    /// It is being carried out, or the process that did it has died.
+    /// It is being carried out, or the process that did it has crashed.
     Started,
     /// The change was made.
     Applied,
@@ -531,7 +531,7 @@ impl Record {
     }
 
     /// The request was refused after it was claimed. A claim that was taken over stays in doubt: the attempt
-    /// that held it before may be slow rather than dead.
+    /// that held it before may be slow and not have crashed.
     pub(crate) fn mark_refused(&mut self, refusal: &ActionError) {
         self.state = if self.intent.taken_over { State::InDoubt } else { State::Refused };
         self.refusal = Some(refusal.detail.clone());

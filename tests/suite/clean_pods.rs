@@ -157,8 +157,8 @@ async fn an_attempt_that_takes_over_deletes_no_pod_that_came_later() {
             let program = Program::with_kubeconfig(namespace.kubeconfig());
             program.env("ACTION_EXECUTOR_DEADLINE_SECONDS", "2").input(body.clone())
         };
-        let died = program().env("ACTION_EXECUTOR_FAILPOINT", at.name()).run();
-        assert_eq!(died.status, -1, "{died:?}");
+        let crashed = program().env("ACTION_EXECUTOR_FAILPOINT", at.name()).run();
+        assert_eq!(crashed.status, -1, "{crashed:?}");
         namespace.failed_pod("later").await;
         let done = eventually("it is not in progress any more", async || {
             let done = program().run();

@@ -495,13 +495,13 @@ async fn a_retry_acts_as_who_retries_and_another_caller_cannot() {
             site.may_restart("User", &site.own(user), &[]).await;
         }
         let before = site.generation("web").await;
-        let dying = Server::start(
+        let crashing = Server::start(
             site.program(&["jo"])
                 .env("ACTION_EXECUTOR_FAILPOINT", at.name())
                 .env("ACTION_EXECUTOR_DEADLINE_SECONDS", "2"),
         );
         let request = site.restart("web", json!({ "id": "r1" }));
-        assert_eq!(send(&dying, &key("jo"), &request, "").status, 0);
+        assert_eq!(send(&crashing, &key("jo"), &request, "").status, 0);
         // Mo has a key of the same name, so that the request is the same one.
         let keys = site.keys(&["jo", "mo"]);
         let entries = fs::read_to_string(&keys).expect("is readable").replace(

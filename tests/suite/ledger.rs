@@ -71,7 +71,7 @@ fn uuid_bits() -> u64 {
 }
 
 fn program(namespace: &Namespace) -> Program {
-    // Short, so that the claim of a dead process expires soon.
+    // Short, so that the claim of a crashed process expires soon.
     Program::with_kubeconfig(namespace.kubeconfig()).env("ACTION_EXECUTOR_DEADLINE_SECONDS", "2")
 }
 
@@ -93,15 +93,19 @@ fn answered(namespace: &Namespace, request: &Value) -> Finished {
     }
 }
 
-async fn dies_and_is_retried(kind: ActionKind, at: Failpoint) {
-    let scenario = Scenario::new(kind, "dies").await;
+async fn crashes_and_is_retried(kind: ActionKind, at: Failpoint) {
+    let scenario = Scenario::new(kind, "crashes").await;
     let request = scenario.request(&format!("{}-{}", kind.name(), at.name()));
-    let dying = program(&scenario.namespace).env("ACTION_EXECUTOR_FAILPOINT", at.name());
-    let died = {
+    let crashing = program(&scenario.namespace).env("ACTION_EXECUTOR_FAILPOINT", at.name());
+    let crashed = {
         let request = request.clone();
-        spawn_blocking(move || send(dying, &request)).await.expect("it ran")
+        spawn_blocking(move || send(crashing, &request)).await.expect("it ran")
     };
-    assert_eq!((died.status, died.stdout.as_str()), (-1, ""), "{kind:?} at {at:?}: {died:?}");
+    assert_eq!(
+        (crashed.status, crashed.stdout.as_str()),
+        (-1, ""),
+        "{kind:?} at {at:?}: {crashed:?}"
+    );
     let namespace = scenario.namespace.clone();
     let (first, second) =
         spawn_blocking(move || (answered(&namespace, &request), answered(&namespace, &request)))
@@ -119,7 +123,7 @@ async fn dies_and_is_retried(kind: ActionKind, at: Failpoint) {
     assert_eq!(effects, expected, "{kind:?} at {at:?}");
 }
 
-/// The effects of a request that died where no later attempt can find out whether it had made its effect.
+/// The effects of a request that crashed where no later attempt can find out whether it had made its effect.
 pub fn effects_left_unknown(kind: ActionKind, at: Failpoint) -> Option<i64> {
     use Failpoint::*;
     match kind {
@@ -136,7 +140,7 @@ async fn a_crash_at_any_step_leaves_one_effect_and_one_answer() {
         let side_by_side = async {
             let mut tries = JoinSet::new();
             for at in Failpoint::ALL {
-                tries.spawn_local(dies_and_is_retried(kind, at));
+                tries.spawn_local(crashes_and_is_retried(kind, at));
             }
             tries.join_all().await;
         };
@@ -182,7 +186,7 @@ async fn many_tries_of_one_request(kind: ActionKind, requests: usize, random: &m
                 if done.load(Ordering::SeqCst) {
                     return;
                 }
-                // While nothing is answered, the servers of a slow machine live longer.
+                // While nothing is answered, the servers of a slow machine run longer.
                 std::thread::sleep(Duration::from_millis(100 + pause + 20 * kills));
                 kills = if answered() == before { kills + 1 } else { 0 };
                 before = answered();
@@ -357,9 +361,9 @@ fn an_id_belongs_to_one_payload() {
 async fn a_running_request_is_409_and_a_finished_one_is_replayed() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "under_way").await;
     let request = scenario.request("r1");
-    let dying =
+    let crashing =
         program(&scenario.namespace).env("ACTION_EXECUTOR_FAILPOINT", Failpoint::AfterClaim.name());
-    assert_eq!(send(dying, &request).status, -1);
+    assert_eq!(send(crashing, &request).status, -1);
     let done = send(program(&scenario.namespace), &request);
     assert_eq!(done.status, 75, "{done:?}");
     let problem = done.answer();

@@ -892,7 +892,7 @@ fn a_killed_process_leaves_one_effect_for_the_next_call() {
             |seconds| stdio(&scenario.namespace).env("ACTION_EXECUTOR_DEADLINE_SECONDS", seconds);
         let request = scenario.request("r1").to_string();
         let (tool, call) = call_of(request.as_bytes()).expect("is a call");
-        // Short, so that the claim of the dead process expires soon.
+        // Short, so that the claim of the crashed process expires soon.
         let mut killed = program("2").env("ACTION_EXECUTOR_FAILPOINT", at.name()).talk();
         killed.send(call_line(1, tool, &call, false).as_bytes());
         let (lines, status, _) = killed.end();

@@ -1,7 +1,7 @@
 //! The ledger's protocol under thousands of random histories: three processes, few requests, a model of a server.
 //!
 //! The processes run the real handler. The server is a model: objects with resourceVersions and compare-and-swap,
-//! and nothing else. Between any two steps it may drop a request or a response, a process may die, and all claims
+//! and nothing else. Between any two steps it may drop a request or a response, a process may crash, and all claims
 //! may expire, except for the process that holds one, as happens when clocks differ. At the end every request
 //! must be answered and must have taken effect once.
 //!
@@ -33,7 +33,7 @@ const CASES: usize = 1000;
 
 /// The faults: each occurs once in this many steps on average.
 const FAULT: u64 = 12;
-const DEATH: u64 = 25;
+const CRASH: u64 = 25;
 const EXPIRY: u64 = 12;
 
 /// The model of the server, and how often each request took effect.
@@ -203,7 +203,7 @@ fn refusal(code: u16, reason: &str) -> (u16, Value) {
     (code, status)
 }
 
-/// One call of a process: the request or the response may be dropped, and the process may die before or after it.
+/// One call of a process: the request or the response may be dropped, and the process may crash before or after it.
 async fn call(
     model: Arc<Mutex<ModelServer>>,
     id: String,
@@ -223,9 +223,9 @@ async fn call(
             model.log.push("claims expire".to_owned());
             model.expire_claims();
         }
-        let (dies, lost) = (model.happens(DEATH), model.happens(FAULT));
+        let (crashes, lost) = (model.happens(CRASH), model.happens(FAULT));
         let too_early = model.random.below(2) == 0;
-        let fault = |after: bool| match (dies, lost) {
+        let fault = |after: bool| match (crashes, lost) {
             _ if after == too_early => None,
             (true, _) => Some(Fault::Death),
             (_, true) => Some(Fault::Loss),

@@ -484,10 +484,10 @@ async fn an_outcome_that_is_not_known_arrives_as_the_problem_that_the_caller_get
     let scenario = Scenario::new(ActionKind::RestartPod, "unknown-event").await;
     let sink = Sink::accepting();
     let request = scenario.request("unknown-1");
-    let dying = program(&scenario.namespace, &sink.url())
+    let crashing = program(&scenario.namespace, &sink.url())
         .env("ACTION_EXECUTOR_DEADLINE_SECONDS", "2")
         .env("ACTION_EXECUTOR_FAILPOINT", Failpoint::AfterWrite.name());
-    assert_eq!(send(dying, &request).status, -1);
+    assert_eq!(send(crashing, &request).status, -1);
     let problem = eventually("the request is answered", async || {
         let done = send(program(&scenario.namespace, &sink.url()), &request);
         (done.status != 75).then(|| done.answer())

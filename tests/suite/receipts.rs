@@ -1,5 +1,5 @@
 //! Receipts: what is in them, that OpenSSL verifies them, what is noticed of one that was changed, and what becomes of them
-//! when processes die, write at once or cannot write.
+//! when processes crash, write at once or cannot write.
 
 use std::{
     fs,
@@ -364,23 +364,23 @@ async fn resent(namespace: &Namespace, file: &Path, request: &Value) -> Value {
     .await
 }
 
-async fn dies(scenario: &Scenario, file: &Path, request: &Value, at: Failpoint) {
-    let dying = program(&scenario.namespace, file)
+async fn crashes(scenario: &Scenario, file: &Path, request: &Value, at: Failpoint) {
+    let crashing = program(&scenario.namespace, file)
         .env("ACTION_EXECUTOR_DEADLINE_SECONDS", "2")
         .env("ACTION_EXECUTOR_FAILPOINT", at.name());
     let request = request.clone();
-    let died = spawn_blocking(move || send(dying, &request)).await.expect("it ran");
-    assert_eq!(died.status, -1, "{at:?}: {died:?}");
+    let crashed = spawn_blocking(move || send(crashing, &request)).await.expect("it ran");
+    assert_eq!(crashed.status, -1, "{at:?}: {crashed:?}");
     assert!(lines(file).is_empty(), "{at:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_dies_after_its_effect_leaves_the_receipt_to_the_next_attempt() {
     for at in [Failpoint::AfterWrite, Failpoint::BeforeRecord, Failpoint::AfterRecord] {
-        let scenario = Scenario::new(ActionKind::RestartK8s, "dies-before-receipt").await;
+        let scenario = Scenario::new(ActionKind::RestartK8s, "crashes-before-receipt").await;
         let (namespace, file) = (&scenario.namespace, scratch("receipts"));
-        let request = scenario.request(&format!("dies-{}", at.name()));
-        dies(&scenario, &file, &request, at).await;
+        let request = scenario.request(&format!("crashes-{}", at.name()));
+        crashes(&scenario, &file, &request, at).await;
         let answer = resent(namespace, &file, &request).await;
         assert_eq!((&answer["outcome"], &answer["replayed"]), (&json!("applied"), &json!(true)));
         let again = resent(namespace, &file, &request).await;
@@ -393,12 +393,12 @@ async fn a_process_that_dies_after_its_effect_leaves_the_receipt_to_the_next_att
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_dies_between_a_receipt_and_the_note_of_it_leaves_two_of_one_request() {
-    let scenario = Scenario::new(ActionKind::RestartK8s, "dies-after-receipt").await;
+async fn a_process_that_crashes_between_a_receipt_and_the_note_of_it_leaves_two_of_one_request() {
+    let scenario = Scenario::new(ActionKind::RestartK8s, "crashes-after-receipt").await;
     let (namespace, file) = (&scenario.namespace, scratch("receipts"));
     let request = scenario.request("twice");
-    let dying = program(namespace, &file).env("ACTION_EXECUTOR_FAILPOINT", "AfterReceipt");
-    assert_eq!(send(dying, &request).status, -1);
+    let crashing = program(namespace, &file).env("ACTION_EXECUTOR_FAILPOINT", "AfterReceipt");
+    assert_eq!(send(crashing, &request).status, -1);
     assert_eq!(predicates(&file).len(), 1);
     for _ in 0..2 {
         assert_eq!(resent(namespace, &file, &request).await["replayed"], true);
@@ -505,7 +505,7 @@ async fn an_outcome_that_is_not_known_has_a_receipt_that_says_so() {
     let scenario = Scenario::new(ActionKind::RestartPod, "unknown-receipt").await;
     let (namespace, file) = (&scenario.namespace, scratch("receipts"));
     let request = scenario.request("unknown-1");
-    dies(&scenario, &file, &request, Failpoint::AfterWrite).await;
+    crashes(&scenario, &file, &request, Failpoint::AfterWrite).await;
     let answer = resent(namespace, &file, &request).await;
     assert_eq!(answer["code"], "outcome_unknown", "{answer}");
     let all = predicates(&file);

@@ -256,9 +256,10 @@ async fn a_term_signal_lets_async_requests_finish() {
 async fn a_claim_of_a_dead_process_is_reported_as_overdue() {
     let namespace = shared().namespace("overdue").await;
     namespace.running_deployment("web", 1).await;
-    let dying = program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", Failpoint::AfterClaim.name());
+    let crashing =
+        program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", Failpoint::AfterClaim.name());
     let request = restart(&namespace, "r1");
-    assert_eq!(dying.input(request.to_string()).run().status, -1);
+    assert_eq!(crashing.input(request.to_string()).run().status, -1);
     let server = server(&namespace);
     let claimed = progress(&server, &namespace, "r1");
     assert_eq!(claimed["state"], "claimed", "{claimed}");

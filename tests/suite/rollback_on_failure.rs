@@ -217,9 +217,9 @@ async fn a_crash_during_the_rollback_leaves_one_rollback_and_one_answer() {
         let before = generation(&namespace, kind).await;
         let mut request = request(&namespace, kind, "r1");
         request["timeout_seconds"] = 5.into();
-        let dying = program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", at.name());
-        let died = send(dying, &request).await;
-        assert_eq!((died.status, died.stdout.as_str()), (-1, ""), "{at:?}: {died:?}");
+        let crashing = program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", at.name());
+        let crashed = send(crashing, &request).await;
+        assert_eq!((crashed.status, crashed.stdout.as_str()), (-1, ""), "{at:?}: {crashed:?}");
         let insist = || program(&namespace).args(["--join"]);
         let first = send(insist(), &request).await;
         assert_eq!(
@@ -239,9 +239,9 @@ async fn a_crash_during_the_rollback_leaves_one_rollback_and_one_answer() {
 async fn the_record_is_rolling_back_before_the_rollback_is_applied() {
     let kind = WorkloadKind::Deployment;
     let namespace = after_a_broken_revision("under_way", kind).await;
-    let dying =
+    let crashing =
         program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", Failpoint::BeforeRollback.name());
-    send(dying, &request(&namespace, kind, "r1")).await;
+    send(crashing, &request(&namespace, kind, "r1")).await;
     assert_eq!(image(&namespace, kind).await, MISSING_IMAGE);
     let records = records(&namespace).await;
     let annotations = records[0].annotations();
@@ -268,8 +268,9 @@ async fn a_forged_record_does_not_choose_the_revision() {
     running(&namespace, kind).await;
     let mut request = request(&namespace, kind, "r1");
     request["parameters"]["to_revision"] = 1.into();
-    let dying = program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", Failpoint::AfterWrite.name());
-    send(dying, &request).await;
+    let crashing =
+        program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", Failpoint::AfterWrite.name());
+    send(crashing, &request).await;
     assert_eq!(image(&namespace, kind).await, MISSING_IMAGE);
     let record = records(&namespace).await.remove(0);
     let right = replica_set_with(&namespace, GOOD_IMAGE).await;

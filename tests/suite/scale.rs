@@ -170,8 +170,8 @@ async fn a_difference_is_added_once_despite_crashes() {
         let program = Program::with_kubeconfig(namespace.kubeconfig());
         program.env("ACTION_EXECUTOR_DEADLINE_SECONDS", "2").input(request.clone())
     };
-    let died = program().env("ACTION_EXECUTOR_FAILPOINT", Failpoint::AfterWrite.name()).run();
-    assert_eq!(died.status, -1, "{died:?}");
+    let crashed = program().env("ACTION_EXECUTOR_FAILPOINT", Failpoint::AfterWrite.name()).run();
+    assert_eq!(crashed.status, -1, "{crashed:?}");
     assert_eq!(replicas(&namespace).await, 2);
     for _ in 0..2 {
         let done = program().args(["--join"]).run();
@@ -206,8 +206,8 @@ async fn an_outcome_is_not_guessed_when_others_scaled_after_a_crash() {
         let program = Program::with_kubeconfig(namespace.kubeconfig());
         program.env("ACTION_EXECUTOR_DEADLINE_SECONDS", "2").input(request)
     };
-    let died = program("a").env("ACTION_EXECUTOR_FAILPOINT", Failpoint::AfterWrite.name()).run();
-    assert_eq!(died.status, -1, "{died:?}");
+    let crashed = program("a").env("ACTION_EXECUTOR_FAILPOINT", Failpoint::AfterWrite.name()).run();
+    assert_eq!(crashed.status, -1, "{crashed:?}");
     assert_eq!(program("b").run().status, 0);
     let done = program("a").args(["--join"]).run();
     assert_eq!(done.status, 69, "{done:?}");

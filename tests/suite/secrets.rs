@@ -300,7 +300,7 @@ fn serve(case: &Unusable, namespace: &Namespace, request: &str, program: impl Fn
 fn invoke(case: &Unusable, kubeconfig: &std::path::Path, request: &str) {
     use crate::lambda;
     let function = lambda::Function::start(&[("KUBECONFIG", kubeconfig)]);
-    // Shorter than an attempt at a dead proxy.
+    // Shorter than an attempt at a proxy that does not answer.
     let outcome = function.invoke_within(request.as_bytes(), Duration::from_secs(6));
     let output = match outcome {
         lambda::Outcome::Answered(answer) => answer.to_string(),

@@ -244,7 +244,7 @@ async fn a_request_resent_to_killed_processes_restarts_each_target_once() {
         let fields = || json!({ "request": { "wait": true, "timeout_seconds": 60 } });
         let text = request(&namespace, fields()).to_string();
         let policy = "cooldown_seconds: 1";
-        // Each attempt dies there again, at the first target or at a later one.
+        // Each attempt crashes there again, at the first target or at a later one.
         for _ in 0..2 {
             let killed = program(&namespace, policy)
                 .env("ACTION_EXECUTOR_FAILPOINT", at.name())

@@ -246,7 +246,7 @@ fn a_change_of_anything_but_the_template_does_not_supersede_a_rollout() {
 /// How an attempt leaves a wait to its replay.
 #[derive(Clone, Copy, Debug)]
 enum Left {
-    /// It died after its change, before it recorded it.
+    /// It crashed after its change, before it recorded it.
     Unrecorded,
     /// It was interrupted while it waited.
     Interrupted,
@@ -263,9 +263,9 @@ async fn a_replay_that_takes_up_a_wait_recognises_another_clients_change() {
         match left {
             Left::Unrecorded => {
                 let failpoint = Failpoint::AfterWrite.name();
-                let dying = program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", failpoint);
-                let dying = dying.env("ACTION_EXECUTOR_DEADLINE_SECONDS", "2");
-                assert_eq!(send(dying, &request).await.status, -1);
+                let crashing = program(&namespace).env("ACTION_EXECUTOR_FAILPOINT", failpoint);
+                let crashing = crashing.env("ACTION_EXECUTOR_DEADLINE_SECONDS", "2");
+                assert_eq!(send(crashing, &request).await.status, -1);
             }
             Left::Interrupted => {
                 let running = waiting(&namespace, kind, &request).await;

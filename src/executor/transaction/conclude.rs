@@ -32,7 +32,7 @@ use crate::{
 const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Transaction<'_> {
-    /// Completes the record of an attempt that made the effect and died before its answer.
+    /// Completes the record of an attempt that applied the effect and crashed before its answer.
     pub(super) async fn conclude(
         &self,
         record: Record,

@@ -1146,7 +1146,7 @@ impl Model {
         let Attempt { id, stage } = &world.attempts[slot];
         let who = *id;
         if *stage != Stage::Idle {
-            steps.add("dies", who, 1, |to| {
+            steps.add("crashes", who, 1, |to| {
                 self.reach("a crash");
                 to.attempts[slot] = Attempt { id: 0, stage: Stage::Idle };
             });
@@ -1489,12 +1489,12 @@ impl Model {
             let is_made = self.arrives(to, who, &change, false);
             answer(to, is_made);
         });
-        steps.add("sends the effect, and dies", who, 1, |to| {
+        steps.add("sends the effect, and crashes", who, 1, |to| {
             self.arrives(to, who, &change, false);
             to.unanswered = Some(change.seen.uid);
             to.attempts[slot] = Attempt { id: 0, stage: Stage::Idle };
         });
-        steps.add("sends the effect, which is held, and dies", who, 1, |to| {
+        steps.add("sends the effect, which is held, and crashes", who, 1, |to| {
             hold(to);
             to.unanswered = Some(change.seen.uid);
             to.attempts[slot] = Attempt { id: 0, stage: Stage::Idle };

@@ -1,7 +1,7 @@
-//! The report of a transaction that has ended. It follows the record of the answer, so that only the attempt whose answer
-//! counts makes a receipt; and the record says that the receipt is pending until it is written, so that an attempt that dies
-//! in between leaves it to the next one. What the action did and answers is the same whatever becomes of the receipt: what
-//! fails is a warning.
+//! The report of a transaction that has ended. It follows the record of the answer, so that only the attempt whose
+//! answer counts makes a receipt; and the record says that the receipt is pending until it is written, so that an
+//! attempt that crashes in between leaves it to the next one. What the action did and answers is the same whatever
+//! becomes of the receipt: what fails is a warning.
 
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;

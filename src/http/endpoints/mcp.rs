@@ -54,7 +54,7 @@ const PARAMETER: &str = "Mcp-Param-";
 /// How long a request may take before its answer becomes a stream, if the client accepts one.
 const STREAM_AFTER: Duration = Duration::from_millis(500);
 
-/// How often something is sent on a stream, so that no proxy takes the connection for a dead one.
+/// How often something is sent on a stream, so that no proxy takes the connection for an idle one.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How many lines of progress wait for a client that reads slowly.

@@ -1,7 +1,7 @@
 //! Asynchronous responses: `Prefer: respond-async` (RFC 7240).
 //!
 //! A response is asynchronous only once the request's record is in the ledger: then any replica can report
-//! its state, and if this process dies, resending the same request resumes it. A request that ends before
+//! its state, and if this process crashes, resending the same request resumes it. A request that ends before
 //! that gets its normal response, and so does every request when no permit is left: a preference may be
 //! ignored (RFC 7240, section 2).
 

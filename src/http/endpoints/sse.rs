@@ -34,7 +34,7 @@ use crate::{
 /// How often a watched request is polled.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often something is sent, so that no proxy takes the connection for a dead one.
+/// How often something is sent, so that no proxy takes the connection for an idle one.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Maximum time of a stream: that of a request.

@@ -261,7 +261,7 @@ fn client(connector: HttpsConnector<Dialer>) -> Box<Http1> {
     Box::new(Http1Client::builder(TokioExecutor::new()).build(connector))
 }
 
-/// A call that ends without an answer after a while: the next one connects anew, since the connection may be dead.
+/// A call that ends without an answer after a while: the next one connects anew, since the connection may be broken.
 struct Unanswered {
     /// `None` once there is an answer.
     slots: Option<Slots>,

@@ -6,7 +6,7 @@
 //! processes together, allow no more actions than the limits, and no action is tried again because others write too. An
 //! entry that is refused is removed. The switch is in the same response, so it also stops requests in progress.
 //!
-//! After the effect its time is added to the entry: a cooldown begins with the effect. A process that dies between
+//! After the effect its time is added to the entry: a cooldown begins with the effect. A process that crashes between
 //! leaves an entry that counts until it expires, as if the effect came as late as it may. The request's next attempt
 //! writes one of its own; the two are counted once.
 //!

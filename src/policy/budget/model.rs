@@ -1,6 +1,6 @@
 //! An exhaustive model of the budget: all histories of a few requests that share one quota, in coarse time.
 //!
-//! Each request charges, makes its effect and adds its time, or dies between any two steps. An entry is judged by
+//! Each request charges, makes its effect and adds its time, or crashes between any two steps. An entry is judged by
 //! [`Usage::check`] and removed by [`Usage::expired`]; the model has the time, the order of the calls and the list. An
 //! effect arrives within [`EFFECT_WINDOW`] after its entry, as the program sees to unless the network holds the write
 //! for longer.
@@ -45,7 +45,7 @@ enum Action {
     Effect(u8),
     RecordEffect(u8),
     Remove(u8),
-    Die(u8),
+    Crash(u8),
 }
 
 struct Model {
@@ -106,11 +106,11 @@ impl stateright::Model for Model {
                     if is_in_time {
                         actions.push(Action::Effect(request));
                     }
-                    actions.push(Action::Die(request));
+                    actions.push(Action::Crash(request));
                 }
-                Stage::Refused => actions.extend([Action::Remove(request), Action::Die(request)]),
+                Stage::Refused => actions.extend([Action::Remove(request), Action::Crash(request)]),
                 Stage::Made(_) => {
-                    actions.extend([Action::RecordEffect(request), Action::Die(request)])
+                    actions.extend([Action::RecordEffect(request), Action::Crash(request)])
                 }
             }
         }
@@ -145,7 +145,7 @@ impl stateright::Model for Model {
                 state.entries.remove(&request);
                 state.stages[usize::from(request)] = Stage::Ended;
             }
-            Action::Die(request) => state.stages[usize::from(request)] = Stage::Ended,
+            Action::Crash(request) => state.stages[usize::from(request)] = Stage::Ended,
         }
         Some(state)
     }

@@ -3,7 +3,7 @@
 //! The list is in the annotations of a Lease, one for each entry, shared by all processes. Its times are the API
 //! server's, so a wrong clock in one process does not matter. An entry is written before its effect, which follows
 //! within [`EFFECT_WINDOW`]; after the effect its time is added. Until then the entry counts as if the effect came
-//! as late as it may. So no window ever has more effects than its limit, whichever process dies in between.
+//! as late as it may. So no window ever has more effects than its limit, whichever process crashes in between.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -359,7 +359,7 @@ mod tests {
             Usage::default().with(&entry("a", "n", "web", 0).map(|it| it.after_effect(at(9))));
         let refused = late.check(&entry("b", "n", "web", 61), &limits);
         assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(9))));
-        // The process that wrote it may have died before, or right after, the latest possible effect.
+        // The process that wrote it may have crashed before, or right after, the latest possible effect.
         let unknown = Usage::default().with(&entry("a", "n", "web", 0));
         let refused = unknown.check(&entry("b", "n", "web", 61), &limits);
         assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(29))));

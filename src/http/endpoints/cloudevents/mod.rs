@@ -10,7 +10,7 @@
 //! - a permanent refusal, by the policy, the target or the request itself, is an answer: 200 with a problem in
 //!   the event, so that the sender gets it. As a dead letter it would be silent, and replayed in vain;
 //! - what is not such an event, or comes from a caller that may not ask, has its 4xx. No sender would be
-//!   helped by an event; an operator reads the dead letters.
+//!   helped by an event; an administrator reads the dead letters.
 
 use std::collections::BTreeSet;
 
