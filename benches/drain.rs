@@ -3,10 +3,10 @@
 //!
 //!     tests/cluster/up cargo bench --bench drain
 //!
-//! Each drain has a new node and namespace: ten ReplicaSets of twenty pods, each with a budget that allows one
-//! unavailable pod. The pods terminate and become ready elsewhere at once, so the time depends on how soon the
-//! client notices that a budget allows the next eviction. Calls are counted in the API server's audit log. The
-//! two run in turn, `DRAIN_ROUNDS` times. Prints medians, and ratios to action-executor.
+//! Each drain has a new node and namespace: ten ReplicaSets of twenty pods, each with a disruption budget that allows
+//! one unavailable pod. The pods terminate and become ready elsewhere at once, so the time depends on how soon the
+//! client notices that a disruption budget allows the next eviction. Calls are counted in the API server's audit log.
+//! The two run in turn, `DRAIN_ROUNDS` times. Prints medians, and ratios to action-executor.
 
 use std::{
     env,
@@ -59,7 +59,7 @@ fn main() {
         }
     }
     println!(
-        "drain of {} pods under {SETS} budgets: time, calls and peak RSS, medians of {rounds}",
+        "drain of {} pods under {SETS} disruption budgets: time, calls and peak RSS, medians of {rounds}",
         SETS * PODS_OF_A_SET
     );
     println!("{:<20}{:>10}{:>8}{:>12}{:>8}{:>8}", "", "p50 s", "calls", "RSS MiB", "time", "calls");
@@ -187,7 +187,7 @@ fn set_up(node: &str) {
         ]
     });
     make(&owners.collect::<Vec<_>>());
-    wait_for("the budgets allow an eviction", || {
+    wait_for("the disruption budgets allow an eviction", || {
         let allowed = "jsonpath={.items[*].status.disruptionsAllowed}";
         let output = kubectl(&["-n", node, "get", "pdb", "-o", allowed]).unwrap_or_default();
         output.split_whitespace().filter(|it| *it == "1").count() == SETS

@@ -51,13 +51,13 @@ use crate::{
 /// The most pods that are named for one reason.
 const MAX_NAMED_PODS: usize = 50;
 
-/// The most exhausted budgets whose blocking pods are listed.
+/// The most exhausted disruption budgets whose blocking pods are listed.
 const MAX_BUDGETS: usize = 20;
 
 /// The volumes of one page.
 const PAGE_SIZE: u32 = 100;
 
-/// When an exhausted budget may allow a disruption again.
+/// When an exhausted disruption budget may allow a disruption again.
 const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
@@ -264,7 +264,7 @@ impl Parameters {
     }
 }
 
-/// A budget that allows no disruption now.
+/// A disruption budget that allows no disruption now.
 struct ExhaustedBudget {
     budget: PodDisruptionBudget,
     pods: Vec<String>,
@@ -278,7 +278,7 @@ struct ExhaustedBudget {
 #[derive(Default)]
 struct NodePods {
     to_evict: Vec<AffectedObject>,
-    /// For each of them, whether no budget may refuse its eviction.
+    /// For each of them, whether no disruption budget may refuse its eviction.
     unprotected: Vec<bool>,
     /// How many stay, by reason.
     skipped: BTreeMap<SkipReason, usize>,
@@ -287,7 +287,7 @@ struct NodePods {
     blocked: BTreeMap<BlockReason, Vec<String>>,
     /// Pods that are evicted although something is lost, by what was accepted.
     accepted_risks: BTreeMap<BlockReason, Vec<String>>,
-    /// Pods that more than one budget selects, with the budgets' names.
+    /// Pods that more than one disruption budget selects, with their names.
     multiple_budgets: Vec<String>,
     /// By namespace and name.
     exhausted: BTreeMap<String, ExhaustedBudget>,
@@ -372,7 +372,7 @@ impl NodePods {
         }
     }
 
-    /// Lists the pods that block the exhausted budgets.
+    /// Lists the pods that block the exhausted disruption budgets.
     async fn explain_exhausted_budgets(
         &mut self,
         cluster: &Cluster,
@@ -426,7 +426,7 @@ impl NodePods {
         }
     }
 
-    /// Refuses with everything that blocks the drain. With `wait`, an exhausted budget does not block it.
+    /// Refuses with everything that blocks the drain. With `wait`, an exhausted disruption budget does not block it.
     fn check_blockers(&self, node: &str, wait: bool) -> Result<(), ActionError> {
         let exhausted = self
             .exhausted
@@ -579,7 +579,7 @@ mod tests {
              status: {{observedGeneration: 1, currentHealthy: 2, desiredHealthy: 2, expectedPods: 2, \
              disruptionsAllowed: {allowed}}}"
         ))
-        .expect("is a budget")
+        .expect("is a PDB")
     }
 
     fn parameters(fields: &str) -> Parameters {

@@ -31,15 +31,15 @@ use crate::{
     },
 };
 
-/// When an exhausted budget may allow a disruption again.
+/// When an exhausted disruption budget may allow a disruption again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "evict_pod",
     aliases: &[],
     description: "Evict one pod: delete it if its PodDisruptionBudget allows, so that its controller \
-                  creates a new one. Prefer this to restart_pod where a budget is to be respected. \
-                  Refused while the budget allows no disruption, unless wait is set; refused for a pod \
+                  creates a new one. Prefer this to restart_pod where its disruption budget must hold. \
+                  Refused while that budget allows no disruption, unless wait is set; refused for a pod \
                   without a controller unless allow_unmanaged is set, because it would not come back.",
     takes_time: true,
     when: "one pod has to go and its disruption budget must hold",
@@ -122,8 +122,8 @@ impl Plannable for Parameters {
 }
 
 impl Parameters {
-    /// From the pod, all budgets of its namespace and the pods of an exhausted one as they were read to what is to be
-    /// done. `never`: why the budget of the pod never allows an eviction.
+    /// From the pod, all disruption budgets of its namespace and the pods of an exhausted one as they were read to what
+    /// is to be done. `never`: why the disruption budget of the pod never allows an eviction.
     fn decide(
         &self,
         pod: &Pod,
@@ -250,7 +250,7 @@ fn refuse_exhausted_budget(
             let refusal = ActionError::new(Code::DisruptionBudget, detail)
                 .with_retry_after(Some(RETRY_AFTER));
             // With wait, the request has waited already.
-            let hint = "set \"wait\": true to wait until the budget allows it";
+            let hint = "set \"wait\": true to wait until the disruption budget allows it";
             Err(if input.wait { refusal } else { refusal.with_hint(hint) })
         }
         (BudgetVerdict::Ambiguous(budgets), _) => {
@@ -293,7 +293,7 @@ mod tests {
              status: {{observedGeneration: 1, currentHealthy: 2, desiredHealthy: 2, \
              disruptionsAllowed: {allowed}, expectedPods: 2}}"
         ))
-        .expect("is a budget")
+        .expect("is a PDB")
     }
 
     fn parameters(more: &str) -> Parameters {

@@ -349,7 +349,7 @@ mod tests {
             "metadata: {name: guard, namespace: shop}\nspec: {selector: {}}\n\
              status: {disruptionsAllowed: 0, currentHealthy: 2, desiredHealthy: 2, expectedPods: 2}",
         )
-        .expect("is a budget");
+        .expect("is a PDB");
         let mut running = pod(OWNED);
         running.status = serde_yaml_ng::from_str(
             "{phase: Running, conditions: [{type: Ready, status: 'True'}]}",

@@ -1,7 +1,7 @@
 //! `taint`: sets a taint of a node, as `kubectl taint nodes --overwrite` does.
 //!
 //! The effect `NoExecute` ends the pods that do not tolerate it, so it counts as a drain: each of them is judged by the
-//! policy and counted in the budget, and what would be lost with one must be accepted.
+//! policy and counted in its budget, and what would be lost with one must be accepted.
 
 use std::collections::BTreeMap;
 
@@ -43,12 +43,12 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Taint a node: keep off pods that do not tolerate it, or with NoExecute end them too. Refused for keys \
                   that the policy does not list (without a rule: all). NoExecute counts as a drain that ignores \
-                  disruption budgets: each pod that would end must be allowed by the policy and counts in its budget, and \
+                  disruption budgets: each pod that would end must be allowed by the policy and counts in the policy's budget, and \
                   it is refused if a pod would not come back (force) or would lose data in an emptyDir volume \
                   (delete_empty_dir_data). Simulate it first: the answer names these pods.",
     takes_time: false,
     when: "a node is to be kept for some pods, or is certainly off and its pods are to move",
-    when_not: "no new pods are to come at all: use cordon; pods are to leave within their budgets: use drain",
+    when_not: "no new pods are to come at all: use cordon; pods are to leave within their disruption budgets: use drain",
     destructive: true,
     example: r#"{"node":"worker-1","key":"example.com/dedicated","value":"db","effect":"NoSchedule"}"#,
     rules: &[],

@@ -117,7 +117,7 @@ impl Code {
             Code::DisruptionBudget => Advice {
                 subject: Subject::Target,
                 when: "a PodDisruptionBudget allows no disruption now",
-                what_to_do: "wait, or set `wait`; the detail names the budget and the pods that block it",
+                what_to_do: "wait, or set `wait`; the detail names the disruption budget and the pods that block it",
             },
             Code::Conflict => Advice {
                 subject: Subject::Target,
@@ -131,7 +131,7 @@ impl Code {
             },
             Code::RateLimited => Advice {
                 subject: Subject::Limits,
-                when: "the target's cooldown, the budget of its namespace or of the cluster, or other actions on the same target",
+                when: "the target's cooldown, the policy's budget for its namespace or for the cluster, or other actions on the same target",
                 what_to_do: "resend after `retry_after_seconds`, or change `cooldown_seconds` or `budget` in the [policy](policy.md); `hint` names the request that acted last on the target, if its record is there",
             },
             Code::Stopped => Advice {

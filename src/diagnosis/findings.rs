@@ -140,7 +140,7 @@ pub(crate) fn pods_of(facts: &Facts) -> impl Iterator<Item = &Pod> + Clone {
     own.into_iter().chain(&facts.pods)
 }
 
-/// The budgets of the target's pods that allow no disruption.
+/// The disruption budgets of the target's pods that allow no disruption.
 fn exhausted_budgets(facts: &Facts) -> impl Iterator<Item = &PodDisruptionBudget> {
     facts.budgets.iter().filter(|budget| {
         let selects = |pod| !pdb::budgets_of(pod, std::slice::from_ref(*budget)).is_empty();

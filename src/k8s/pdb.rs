@@ -18,10 +18,10 @@ use crate::k8s::pods;
 /// The most pods that a reason names.
 const MAX_NAMED_PODS: usize = 5;
 
-/// Whether the budgets of its namespace allow a pod's eviction.
+/// Whether the disruption budgets of its namespace allow a pod's eviction.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum BudgetVerdict<'a> {
-    /// No budget selects the pod, or none protects a pod in its state.
+    /// No disruption budget selects the pod, or none protects a pod in its state.
     Unprotected,
     /// This budget allows the disruption.
     Allowed(&'a PodDisruptionBudget),
@@ -45,7 +45,7 @@ pub(crate) fn classify<'a>(pod: &Pod, budgets: &'a [PodDisruptionBudget]) -> Bud
     }
 }
 
-/// The budgets that select the pod. An empty selector selects all pods, a missing one none.
+/// The disruption budgets that select the pod. An empty selector selects all pods, a missing one none.
 pub(crate) fn budgets_of<'a>(
     pod: &Pod,
     budgets: &'a [PodDisruptionBudget],
@@ -53,12 +53,13 @@ pub(crate) fn budgets_of<'a>(
     budgets.iter().filter(|budget| selects(budget, pod)).collect()
 }
 
-/// The selector of a budget's pods; none if it selects no pod.
+/// The selector of a disruption budget's pods; none if it selects no pod.
 pub(crate) fn selector_of(budget: &PodDisruptionBudget) -> Option<Selector> {
     Selector::try_from(budget.spec.as_ref()?.selector.clone()?).ok()
 }
 
-/// The pods that block the budget: it selects them, they have not finished, and they do not count as healthy.
+/// The pods that block the disruption budget: it selects them, they have not finished, and they do not count as
+/// healthy.
 pub(crate) fn blocking_pods<'a>(budget: &PodDisruptionBudget, pods: &'a [Pod]) -> Vec<&'a Pod> {
     let disrupted = budget.status.as_ref().and_then(|status| status.disrupted_pods.as_ref());
     let is_disrupted = |pod: &Pod| {
@@ -71,7 +72,7 @@ pub(crate) fn blocking_pods<'a>(budget: &PodDisruptionBudget, pods: &'a [Pod]) -
         .collect()
 }
 
-/// Why a budget allows no disruption now, with the blocking pods.
+/// Why a disruption budget allows no disruption now, with the blocking pods.
 pub(crate) fn reason(budget: &PodDisruptionBudget, pods: &[Pod]) -> String {
     let name = name_of(budget);
     let status = budget.status.clone().unwrap_or_default();
@@ -107,8 +108,8 @@ pub(crate) fn min_available(budget: &PodDisruptionBudget) -> Option<i32> {
     }
 }
 
-/// Why a budget never allows a disruption, if so: all pods that it expects must be healthy. `replicas` is how many pods
-/// there are if none is missing, if that is known; it matters only to [`min_available`].
+/// Why a disruption budget never allows a disruption, if so: all pods that it expects must be healthy. `replicas` is
+/// how many pods there are if none is missing, if that is known; it matters only to [`min_available`].
 pub(crate) fn never_allows(budget: &PodDisruptionBudget, replicas: Option<i32>) -> Option<String> {
     let status = budget.status.clone().unwrap_or_default();
     if is_stale(budget) || sync_failure(&status).is_some() {
@@ -127,11 +128,11 @@ pub(crate) fn never_allows(budget: &PodDisruptionBudget, replicas: Option<i32>) 
     })
 }
 
-/// What to do about a budget that never allows a disruption.
+/// What to do about a disruption budget that never allows a disruption.
 pub(crate) fn way_out(budget: &PodDisruptionBudget) -> String {
     let (namespace, name) = (budget.metadata.namespace.as_deref(), name_of(budget));
     let edit = format!("`kubectl -n {} edit pdb {name}`", namespace.unwrap_or_default());
-    let deletion = "or delete the pods with restart_pod, which ignores budgets";
+    let deletion = "or delete the pods with restart_pod, which ignores disruption budgets";
     match min_available(budget) {
         Some(_) => format!("lower its minAvailable ({edit}), add a replica first, {deletion}"),
         None => format!("let it allow at least one unavailable pod ({edit}), {deletion}"),
@@ -188,7 +189,7 @@ fn selects(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
     same_namespace && selector_of(budget).is_some_and(|selector| selector.matches(&labels))
 }
 
-/// Whether the budget's status is about an earlier generation.
+/// Whether the disruption budget's status is about an earlier generation.
 fn is_stale(budget: &PodDisruptionBudget) -> bool {
     let observed = budget.status.as_ref().and_then(|status| status.observed_generation);
     observed.unwrap_or(0) < budget.metadata.generation.unwrap_or(0)
@@ -230,14 +231,14 @@ mod tests {
         pod(name, "phase: Running")
     }
 
-    /// A budget with this spec, of whose two required pods this number is healthy.
+    /// A disruption budget with this spec, of whose two required pods this number is healthy.
     fn budget(spec: &str, healthy: i32, allowed: i32) -> PodDisruptionBudget {
         let text = format!(
             "metadata: {{name: web, namespace: shop, generation: 2}}\nspec: {{{spec}}}\n\
              status: {{observedGeneration: 2, currentHealthy: {healthy}, desiredHealthy: 2, \
              disruptionsAllowed: {allowed}, expectedPods: 3}}"
         );
-        serde_yaml_ng::from_str(&text).expect("is a budget")
+        serde_yaml_ng::from_str(&text).expect("is a PDB")
     }
 
     const OF_WEB: &str = "selector: {matchLabels: {app: web}}";
@@ -290,7 +291,7 @@ mod tests {
         assert_eq!(classify(&unready("a"), &[budget(OF_WEB, 2, 0)]), BudgetVerdict::Unprotected);
         let budgets = [budget(OF_WEB, 1, 0)];
         assert_eq!(classify(&unready("a"), &budgets), BudgetVerdict::Blocked(&budgets[0]));
-        // A budget that requires no healthy pod does not allow all.
+        // A disruption budget that requires no healthy pod does not allow all.
         let mut none = budget(OF_WEB, 0, 0);
         none.status.as_mut().expect("has one").desired_healthy = 0;
         assert!(matches!(classify(&unready("a"), &[none]), BudgetVerdict::Blocked(_)));

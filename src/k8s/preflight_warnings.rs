@@ -1,4 +1,4 @@
-//! Warnings before a workload's pods are replaced, from the workload and its autoscalers, budgets and volume
+//! Warnings before a workload's pods are replaced, from the workload and its autoscalers, disruption budgets and volume
 //! claims. Pure; nothing here refuses an action.
 
 use chrono::{DateTime, Utc};
@@ -51,7 +51,7 @@ pub(crate) fn on_rollout(
     warnings
 }
 
-/// Before any pod of a workload is replaced: an autoscaler at its maximum, exhausted budgets.
+/// Before any pod of a workload is replaced: an autoscaler at its maximum, exhausted disruption budgets.
 pub(crate) fn capacity_warnings(workload: &Workload, preflight: &Preflight) -> Vec<String> {
     let metadata = workload.metadata();
     let name = metadata.name.as_deref().unwrap_or_default();
@@ -174,7 +174,7 @@ fn autoscaler_warning(autoscaler: &HorizontalPodAutoscaler) -> Option<String> {
     })
 }
 
-/// Whether this budget selects this workload's pods, by their template's labels.
+/// Whether this disruption budget selects this workload's pods, by their template's labels.
 fn selects(budget: &PodDisruptionBudget, workload: &Workload) -> bool {
     let labels = workload.template().and_then(|it| it.metadata.as_ref()?.labels.as_ref());
     let selector = pdb::selector_of(budget);

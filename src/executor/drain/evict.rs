@@ -151,7 +151,7 @@ impl Drain<'_> {
     }
 }
 
-/// The pods to evict now: those that no budget protects, and of the others as many as their budgets allow,
+/// The pods to evict now: those that no disruption budget protects, and of the others as many as theirs allow,
 /// in turns over the pods' owners, so that all of them shrink evenly. The executor's own pod comes once all others are
 /// gone, since nobody evicts any more then.
 pub(super) fn select_evictable<'a>(
@@ -301,7 +301,7 @@ mod tests {
              status: {{observedGeneration: 1, currentHealthy: 2, desiredHealthy: 2, expectedPods: 3, \
              disruptionsAllowed: {allowed}}}"
         ))
-        .expect("is a budget")
+        .expect("is a PDB")
     }
 
     fn snapshot(pods: Vec<RemainingPod>, allowed: i32) -> Snapshot {

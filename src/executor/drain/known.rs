@@ -1,9 +1,10 @@
 //! What one attempt at a drain knows of the node's pods beyond the set that was planned: the pods that came after the
 //! plan, and which pods no disruption budget protects now.
 //!
-//! A pod that came later is judged as the plan would: by kubectl's filters, then by the policy as it is now, the budget
+//! A pod that came later is judged as the plan would: by kubectl's filters, then by the policy as it is now, its budget
 //! and the approval. It is evicted, or it stays and is named. Without the status of the pods it is unknown whether one
-//! that is not ready may go although its budget allows no disruption, so the status is read while a budget is exhausted.
+//! that is not ready may go although its disruption budget allows no disruption, so the status is read while one is
+//! exhausted.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,8 +31,8 @@ use crate::{
     },
 };
 
-/// After which time a budget that allows no disruption makes that the pods' status is read, and how often then. Most budgets
-/// have room again sooner, once a new pod is ready.
+/// The status of the pods is read once a disruption budget has allowed no disruption for this long, and this often
+/// then. Most allow one sooner, once a new pod is ready.
 const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What one attempt knows of the node's pods. Pods are known by uid.
@@ -41,13 +42,13 @@ pub(super) struct Known {
     newcomers: HashMap<String, Newcomer>,
     /// When the first newcomers were judged, by the API server's clock.
     since: Option<DateTime<Utc>>,
-    /// Pods that no budget protects, by their status when it was read last.
+    /// Pods that no disruption budget protects, by their status when it was read last.
     unprotected: HashSet<String>,
     /// When that was.
     read_at: Option<Instant>,
-    /// Pods whose eviction a budget has refused since.
+    /// Pods whose eviction a disruption budget has refused since.
     refused: HashSet<String>,
-    /// Since when budgets have allowed no disruption.
+    /// Since when disruption budgets have allowed no disruption.
     exhausted: HashMap<String, Instant>,
 }
 
@@ -82,8 +83,8 @@ impl Drain<'_> {
         Ok(snapshot)
     }
 
-    /// Lists the pods that are to be evicted and are there, judges those that came later, and finds out which budgets
-    /// protect them.
+    /// Lists the pods that are to be evicted and are there, judges those that came later, and finds out which
+    /// disruption budgets protect them.
     ///
     /// # Errors
     /// Why the cluster could not be read.
@@ -225,7 +226,7 @@ impl Known {
         !set.contains(pod) && !set.is_skipped(pod) && !self.newcomers.contains_key(uid(pod))
     }
 
-    /// Whether the pod is to be evicted and a budget may refuse it, by its status when it was read last.
+    /// Whether the pod is to be evicted and a disruption budget may refuse it, by its status when it was read last.
     fn may_be_protected(&self, pod: &ObjectMeta, set: &EvictionSet) -> bool {
         let is_newcomer = self.newcomers.get(uid(pod)) == Some(&Newcomer::Evicted);
         if is_terminating(pod) || !(is_newcomer || set.contains(pod)) {
@@ -238,12 +239,12 @@ impl Known {
         !was_unprotected || self.refused.contains(uid(pod))
     }
 
-    /// Records that a budget has refused the eviction of this pod, so that one protects it.
+    /// Records that a disruption budget has refused the eviction of this pod, so that one protects it.
     pub(super) fn record_refusal(&mut self, uid: &str) {
         self.refused.insert(uid.to_owned());
     }
 
-    /// Records which budgets allow no disruption, and since when.
+    /// Records which disruption budgets allow no disruption, and since when.
     fn record_exhausted(&mut self, snapshot: &Snapshot) {
         let now: HashSet<_> = snapshot.exhausted_budgets().collect();
         self.exhausted.retain(|key, _| now.contains(key.as_str()));

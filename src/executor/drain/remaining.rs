@@ -1,7 +1,7 @@
 //! Lists the pods of a drain that remain on its node. It evicts nothing, so a request's status uses it too.
 //!
 //! Each list takes two calls, however many pods there are: the metadata of the node's pods, and the disruption
-//! budgets, the latter only if one may protect a pod. What is not in the set of pods to evict came later;
+//! disruption budgets, the latter only if one may protect a pod. What is not in the set of pods to evict came later;
 //! [`super::known`] judges it.
 
 use std::collections::{HashMap, HashSet};
@@ -40,7 +40,7 @@ pub(crate) struct Remaining<'a> {
 #[derive(Default)]
 pub(crate) struct Snapshot {
     pub pods: Vec<RemainingPod>,
-    /// The budgets that protect them, by `namespace/name`.
+    /// The disruption budgets that protect them, by `namespace/name`.
     pub budgets: HashMap<String, PodDisruptionBudget>,
     /// Pods that came after the plan and may not be evicted, each with the reason.
     pub refused: Vec<String>,
@@ -60,7 +60,7 @@ pub(super) struct NodePods {
 /// A pod to evict that is there.
 pub(crate) struct RemainingPod {
     pub pod: ObjectMeta,
-    /// The key of the budget that may refuse its eviction.
+    /// The key of the disruption budget that may refuse its eviction.
     pub budget: Option<String>,
     /// Whether the executor runs in it.
     pub is_own: bool,
@@ -120,7 +120,7 @@ impl Remaining<'_> {
 }
 
 impl Snapshot {
-    /// These pods, without budgets.
+    /// These pods, without disruption budgets.
     pub(crate) fn of(pods: Vec<ObjectMeta>) -> Self {
         let remaining = |pod| RemainingPod { pod, budget: None, is_own: false };
         Snapshot { pods: pods.into_iter().map(remaining).collect(), ..Snapshot::default() }
@@ -135,7 +135,7 @@ impl Snapshot {
         }
     }
 
-    /// Adds to each pod that `may_be_protected` the budget that protects it.
+    /// Adds to each pod that `may_be_protected` the disruption budget that protects it.
     pub(crate) fn add_budgets(
         &mut self,
         budgets: &Budgets,
@@ -153,7 +153,7 @@ impl Snapshot {
         }
     }
 
-    /// The keys of the budgets that protect a pod and allow no disruption now.
+    /// The keys of the disruption budgets that protect a pod and allow no disruption now.
     pub(crate) fn exhausted_budgets(&self) -> impl Iterator<Item = &str> {
         let keys = self.pods.iter().filter_map(|left| left.budget.as_deref());
         keys.filter(|key| pdb::disruptions_allowed(&self.budgets[*key]) == 0)

@@ -59,7 +59,7 @@ mod effect;
 mod model;
 mod report;
 
-/// How often an action that waits for a disruption budget tries again.
+/// How often an action that waits for a disruption budget retries.
 const BUDGET_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Executes a real request with the executor's own `cluster`, or finds the answer of an earlier attempt. If a disruption budget allows

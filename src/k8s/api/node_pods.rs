@@ -108,7 +108,7 @@ impl Budgets {
         Ok(Budgets(budgets))
     }
 
-    /// The budgets of the pod's namespace.
+    /// The disruption budgets of the pod's namespace.
     pub(crate) fn of(&self, pod: &Pod) -> &[PodDisruptionBudget] {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         self.0.get(namespace).map(Vec::as_slice).unwrap_or_default()

@@ -78,7 +78,7 @@ impl Preflight {
         preflight
     }
 
-    /// Reads the budgets of a namespace only.
+    /// Reads the disruption budgets of a namespace only.
     pub(crate) async fn of_pods(cluster: &Cluster, namespace: &str, deadline: Instant) -> Self {
         let deadline = end(deadline);
         let mut preflight = Preflight::default();

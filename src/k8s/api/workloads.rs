@@ -29,8 +29,8 @@ use crate::{
 };
 
 impl Cluster {
-    /// Why the budget never allows a disruption of its pods, if so. Of an integer `minAvailable` it is unknown where the
-    /// account may not read the pods' StatefulSet.
+    /// Why the disruption budget never allows a disruption of its pods, if so. Of an integer `minAvailable` it is
+    /// unknown where the account may not read the pods' StatefulSet.
     pub(crate) async fn never_allows(
         &self,
         budget: &PodDisruptionBudget,

@@ -89,7 +89,7 @@ impl<'a> Budget<'a> {
         self.read(deadline).await.map(|lease| Some(LeaseSnapshot(lease)))
     }
 
-    /// Checks the budget before anything is written, so that a request that is refused again and again leaves
+    /// Checks the budget before anything is written, so that a request that is refused repeatedly leaves
     /// nothing each time. It reserves nothing; [`Budget::reserve`] decides.
     ///
     /// # Errors
