@@ -85,7 +85,7 @@ fn check_user(rules: &ImpersonationRules, user: &str) -> Result<(), ActionError>
     let refusal = not_impersonated(&format!("{} is a user of Kubernetes", user.escape_debug()));
     Err(match service_account(user) {
         Some((namespace, name)) => refusal.with_hint(format!(
-            "an operator can list the service account in ACTION_EXECUTOR_IMPERSONATE_ACCOUNTS, as {namespace}:{name}"
+            "an administrator can list the service account in ACTION_EXECUTOR_IMPERSONATE_ACCOUNTS, as {namespace}:{name}"
         )),
         None => refusal,
     })

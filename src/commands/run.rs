@@ -316,7 +316,7 @@ pub(super) fn text(answer: &Value) -> String {
     lines.join("\n")
 }
 
-/// What became of one of several targets, with what a careful operator would want to know.
+/// The outcome of one of several targets, with the warnings about it.
 fn text_of_target(result: &Value) -> Vec<String> {
     let text = |value: &Value| one_line(value.as_str().unwrap_or_default());
     let (target, outcome) = (&result["target"], text(&result["outcome"]));

@@ -35,7 +35,7 @@ pub struct ActionResponse {
     pub target: Target,
     /// What changed in the target, or would change.
     pub changes: Vec<Change>,
-    /// What a careful operator would want to know.
+    /// Conditions and consequences that the caller should know.
     pub warnings: Vec<String>,
     /// How the wait for the effect ended, with `wait`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,7 +121,7 @@ pub struct TargetResult {
     /// What changed in it, or would change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
-    /// What a careful operator would want to know.
+    /// Conditions and consequences that the caller should know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// How the wait for its effect ended, with `wait`.

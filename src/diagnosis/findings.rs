@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// What a finding is about, the most important first: what ends containers, what keeps them from starting, what keeps
-/// pods from being made, what keeps them from serving, and then what a careful operator wants to know.
+/// pods from being created, what keeps them from serving, and then what is no problem by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FindingKind {

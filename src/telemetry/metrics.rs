@@ -3,7 +3,7 @@
 //! Names have their unit as suffix and start with `action_executor_`, except those of the process, whose names
 //! Prometheus defines. Labels contain only the program's own words (actions, outcomes, codes, served paths):
 //! no text of a request becomes a label, so callers cannot create time series. The names of the clusters come from
-//! the operator's list.
+//! the administrator's list.
 
 use std::{
     borrow::Cow,

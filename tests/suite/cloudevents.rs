@@ -179,7 +179,7 @@ fn http_statuses_show_a_broker_whether_to_redeliver() {
     );
     assert_eq!(reply.json()["code"], "invalid_request");
     assert!(reply.header("ce-id").expect("has one").ends_with("-7.invalid_request"));
-    // An error that an operator has to mend is redelivered meanwhile.
+    // An error that an administrator has to correct is redelivered meanwhile.
     let real = DATA.replace(r#"}}"#, r#"},"simulate":false}"#);
     assert_eq!(post(&server, &event, &real).status, 503);
 }

@@ -1,4 +1,4 @@
-//! Preflight warnings on a real API server: conditions that a careful operator checks before an action.
+//! Preflight warnings on a real API server: conditions that a person would check before an action.
 
 use k8s_openapi::api::{
     apps::v1::StatefulSet,

@@ -52,7 +52,8 @@ pub(super) struct EvictionAttempts {
     refused: HashMap<String, String>,
     /// The same for pods that are not tried again.
     given_up: HashMap<String, String>,
-    /// When admission last denied the eviction of a pod. An operator may do so until it has moved what the pod has.
+    /// When admission last denied the eviction of a pod. An operator of a database may do so until it has moved what
+    /// the pod has.
     denied: HashMap<String, Instant>,
     /// Pods whose eviction was sent and its answer lost, or that the API server did not take.
     in_doubt: HashSet<String>,

@@ -4,7 +4,7 @@
 //! Brokers use the status alone. They retry 404, 408, 409, 429 and 5xx, put an event with any other error, or
 //! with too many of these, into a dead-letter queue, and forward a response as an event only with 2xx. So
 //!
-//! - a transient error has the status that it has elsewhere, and is retried; so is an error that an operator
+//! - a transient error has the status that it has elsewhere, and is retried; so is an error that an administrator
 //!   has to correct (credentials, settings), and an unknown outcome, since resending the same request is safe
 //!   and may resolve it;
 //! - a permanent refusal, by the policy, the target or the request itself, is an answer: 200 with a problem in
