@@ -3,7 +3,7 @@
 //!
 //! The cluster's RBAC can only be asked about one action in one namespace at a time, or about all of them. So the
 //! permissions of its users take many reviews. They are made a few at a time for all callers together, and their
-//! answers are kept for a short time, so that a caller that asks again and again does not make the API server answer
+//! answers are kept for a short time, so that a caller that asks repeatedly does not make the API server answer
 //! each time.
 
 use std::{

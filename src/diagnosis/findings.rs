@@ -35,7 +35,7 @@ use crate::{
 pub(crate) enum FindingKind {
     /// The node does not report, or is not ready.
     NodeNotReady,
-    /// A container ends again and again.
+    /// A container ends repeatedly.
     CrashLoop,
     /// An image cannot be pulled.
     ImagePull,

@@ -294,7 +294,7 @@ impl RejectedTests {
 }
 
 /// Whether an effect without a mark is bound to the version that was read. Where others write the object's status all
-/// the time, a bound effect may fail again and again.
+/// the time, a bound effect may fail repeatedly.
 #[derive(Default)]
 struct Bound {
     conflicts: usize,
@@ -315,7 +315,7 @@ impl Bound {
     }
 }
 
-/// Why an effect is tried again later.
+/// Why an effect is retried later.
 enum Pause {
     AfterConflict,
     /// The API server did not take it.

@@ -1,7 +1,7 @@
 //! Carries out a plan that deletes several pods, or has the API server try it.
 //!
-//! Each deletion is bound to the uid and the version of a finished pod, so it can be sent again while it is unknown what
-//! became of it: at most one has an effect. Between two sends the pods are listed, and the limits are checked again. What is
+//! Each deletion is bound to the uid and the version of a finished pod, so it can be resent while its outcome is
+//! unknown: at most one has an effect. Between two sends the pods are listed, and the limits are checked again. What is
 //! deleted counts as applied only by the API server's response; a pod that is gone without one does not show who deleted it.
 
 use std::{

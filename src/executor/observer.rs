@@ -35,7 +35,7 @@ impl Observer {
         self
     }
 
-    /// Calls this again and again during a wait with what is known besides its stage.
+    /// Calls this repeatedly during a wait with what is known besides its stage.
     pub(crate) fn on_details(mut self, hook: impl Fn(&Details) + Send + Sync + 'static) -> Self {
         self.on_details = Some(Arc::new(hook));
         self

@@ -43,7 +43,7 @@ use crate::{
     policy::{Policy, evaluate::Verdict},
 };
 
-/// How often, and for how long, a target on which another attempt acts at this moment is tried again.
+/// How often, and for how long, a target on which another attempt is acting is retried.
 const JOIN_INTERVAL: Duration = Duration::from_millis(500);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -18,7 +18,7 @@ use crate::k8s::{
 /// `apis/meta/annotations.go`). Any other value than the last one is a request; `flux reconcile` sets the time.
 pub(crate) const REQUESTED_AT: &str = "reconcile.fluxcd.io/requestedAt";
 
-/// Reasons of `Ready: False` after which the controller tries again by itself within seconds: a dependency or the source
+/// Reasons of `Ready: False` after which the controller retries by itself within seconds: a dependency or the source
 /// is not ready, or a newer revision came.
 const TEMPORARY: [&str; 3] = ["DependencyNotReady", "HealthCheckCanceled", "SourceNotReady"];
 
@@ -100,7 +100,7 @@ fn is_of(object: &DynamicObject, ready: &Condition, pass: &Pass) -> bool {
     }
 }
 
-/// Whether the controller tries again by itself within seconds. The artifact of a source that was just renewed may be gone
+/// Whether the controller retries by itself within seconds. The artifact of a source that was just renewed may be gone
 /// (`ErrFileNotFound` in `fluxcd/pkg`, `http/fetch`, which both controllers retry).
 fn is_temporary(ready: &Condition) -> bool {
     let is_gone = ready.reason == "ArtifactFailed" && ready.message.contains("not found, retrying");

@@ -99,7 +99,7 @@ fn exit_with(error: &ActionError) -> u8 {
 
 /// The function between invocations.
 struct Function {
-    /// A wrong setting is reported to every caller: a runtime that exits is restarted again and again.
+    /// A wrong setting is reported to every caller: a runtime that exits is restarted endlessly.
     settings: Result<Settings, ActionError>,
     callers: Result<Arc<Authenticator>, ActionError>,
     /// The list of clusters, if there is one. It stays as it was at the start, whatever is renewed.

@@ -1,5 +1,5 @@
-//! One attempt to deliver an event to the sink: a POST, and what follows from its response. Knows nothing of what an event says,
-//! and not when it is sent again.
+//! One attempt to deliver an event to the sink: a POST, and what follows from its response. It knows neither what an
+//! event says nor when it is resent.
 
 use std::{error::Error, time::Duration};
 
@@ -28,7 +28,7 @@ pub(super) enum AttemptResult {
     Delivered,
     /// The sink does not take it.
     Rejected,
-    /// Send it again, after this pause at least.
+    /// Resend it, after this pause at least.
     Retry(Duration),
 }
 

@@ -1,8 +1,8 @@
 //! Notifications: what became of real actions, and which wait for an approval, as events for one sink.
 //!
-//! [`event`] says what an event says, [`signature`] signs it, [`delivery`] sends it, [`retries`] says when it is sent again, [`queue`]
-//! keeps events until they are sent. The status of the sink's response and its `Retry-After` are all that is read of it. Knows no
-//! entry point.
+//! [`event`] says what an event says, [`signature`] signs it, [`delivery`] sends it, [`retries`] says when it is
+//! resent, [`queue`] keeps events until they are sent. The status of the sink's response and its `Retry-After` are all
+//! that is read of it. Knows no entry point.
 
 use std::time::Duration;
 

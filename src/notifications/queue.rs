@@ -24,7 +24,7 @@ use crate::{
 /// Maximum number of events that wait. An event has some kilobytes, one about many targets up to a hundred.
 const MAX_WAITING: usize = 256;
 
-/// How many ids of events that wait or are delivered are remembered, so that a request that is sent again does not notify
+/// How many ids of events that wait or are delivered are remembered, so that a request that is resent does not notify
 /// again.
 const MAX_REMEMBERED: usize = 512;
 

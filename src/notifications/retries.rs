@@ -1,4 +1,4 @@
-//! When an event that was not delivered is sent again, and until when. Makes no calls and reads no clock.
+//! When an event that was not delivered is resent, and until when. Makes no calls and reads no clock.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ impl Default for Retries {
 }
 
 impl Retries {
-    /// When to send it again after an attempt that failed now: after this pause at least, and not after its time is over.
+    /// When to resend it after an attempt that failed now: after this pause at least, and not after its time is over.
     pub(super) fn next(&mut self, least: Duration, now: Instant) -> Option<Instant> {
         let last_at = *self.last_at.get_or_insert(now + MAX_TIME);
         let pause = self.pauses.next()?.max(least).min(MAX_TIME);

@@ -309,7 +309,7 @@ fn install_crds(kubeconfig: &Path, kubectl: &Path, integration: &str) {
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     let this = installed.entry(these).or_default().clone();
     drop(installed);
-    // After a failure the next test tries again.
+    // After a failure the next test retries.
     this.get_or_init(|| {
         apply_crds(kubeconfig, kubectl, &from_integrations(&["crds", integration]));
     });

@@ -511,7 +511,7 @@ async fn an_outcome_that_is_not_known_has_a_receipt_that_says_so() {
     let all = predicates(&file);
     assert_eq!(all.len(), 1, "{all:?}");
     assert_eq!((&all[0]["outcome"], &all[0]["final"]), (&json!("unknown"), &json!(false)));
-    // A server that gets the request again and again writes one more.
+    // A server that gets the request repeatedly writes one more.
     let server = Server::start(program(namespace, &file));
     for _ in 0..3 {
         let problem = server.execute(request.to_string().as_bytes()).json();

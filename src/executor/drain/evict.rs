@@ -37,7 +37,7 @@ const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long it is valid while no pod can be evicted.
 const IDLE_RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The pause before an eviction is tried again that admission has denied, as kubectl's after a refusal.
+/// The pause before an eviction that admission has denied is retried: kubectl's after a refusal.
 const DENIED_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How many remaining pods are listed with their reasons.
@@ -50,7 +50,7 @@ pub(super) struct EvictionAttempts {
     pub known: Known,
     /// Why the last eviction of a pod was refused.
     refused: HashMap<String, String>,
-    /// The same for pods that are not tried again.
+    /// The same for pods whose eviction is not retried.
     given_up: HashMap<String, String>,
     /// When admission last denied the eviction of a pod. An operator of a database may do so until it has moved what
     /// the pod has.

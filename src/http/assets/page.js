@@ -68,7 +68,7 @@ function isProblem(answer) {
 
 // What a person can do about it, beside what the server's answer says.
 function advice(answer) {
-  const again = answer.retryAfter && "Try again in " + answer.retryAfter + (answer.retryAfter === "1" ? " second." : " seconds.");
+  const again = answer.retryAfter && "Retry in " + answer.retryAfter + (answer.retryAfter === "1" ? " second." : " seconds.");
   if (answer.status === 0 && answer.body.unsure) return "It is not known whether it was done. Pressing the same button again is safe: the request keeps its id.";
   if (answer.status === 401) return "This server requires authentication: enter a key or a Kubernetes token in the field Key at the top.";
   if (answer.status === 403 && answer.body.code === "caller_forbidden") return "The key is valid but does not allow this.";

@@ -132,7 +132,7 @@ impl ApiError {
         }
     }
 
-    /// When to try again, if the server named a time.
+    /// When to retry, if the server named a time.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             ApiError::Busy(_, wait) | ApiError::ServerError(_, wait) => *wait,

@@ -51,7 +51,7 @@ pub(crate) enum ApplyError {
     TestFailed(ActionError),
     /// A disruption budget does not allow it now; the API server's message.
     Disruption(String),
-    /// It did not reach the API server, or the server did not take it (429): check the limits, then send it again
+    /// It did not reach the API server, or the server did not take it (429): check the limits, then resend it
     /// after the time that the server named.
     NotTaken(ActionError, Option<Duration>),
     /// Refused, permanently or for now.
@@ -59,7 +59,7 @@ pub(crate) enum ApplyError {
 }
 
 impl Cluster {
-    /// Applies the effect; with `dry_run` as a server-side dry run. It is sent once: before it is sent again, the
+    /// Applies the effect; with `dry_run` as a server-side dry run. It is sent once: before it is resent, the
     /// caller has to check the limits again.
     pub(crate) async fn apply(
         &self,

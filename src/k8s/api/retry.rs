@@ -2,7 +2,7 @@
 //!
 //! kube's own retry repeats any verb on 429, 503 and 504, up to fifteen times. A repeated write can be a
 //! second effect, so that is off. Here reads are retried after every transient error. An effect is not: before
-//! it is sent again, kill switch and policy have to be checked again. The caller's deadline limits all attempts.
+//! it is resent, kill switch and policy have to be checked again. The caller's deadline limits all attempts.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::k8s::api::error::ApiError;
 pub(crate) enum Retry {
     /// A call that is harmless when repeated: after every transient error.
     Idempotent,
-    /// An effect: never, since the caller checks the limits before it sends it again.
+    /// An effect: never, since the caller checks the limits before it resends it.
     Never,
 }
 

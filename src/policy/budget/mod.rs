@@ -2,8 +2,8 @@
 //!
 //! The Lease's annotations have an entry for each allowed action (`usage.action-executor.dev/...`), and
 //! `action-executor.dev/stop`, the kill switch. An action writes its entry first, in one patch that conflicts with
-//! no other, and checks what the API server returns: all entries that were written before its own. So of all
-//! processes together, allow no more actions than the limits, and no action is tried again because others write too. An
+//! no other, and checks what the API server returns: all entries that were written before its own. So all
+//! processes together allow no more actions than the limits, and no action is retried because others write too. An
 //! entry that is refused is removed. The switch is in the same response, so it also stops requests in progress.
 //!
 //! After the effect its time is added to the entry: a cooldown begins with the effect. A process that crashes between
@@ -46,7 +46,7 @@ pub const RULE: PolicyRule = PolicyRule {
 /// The kill switch: any value but `false` stops all actions, and is the reason.
 pub(crate) const STOP_ANNOTATION: &str = "action-executor.dev/stop";
 
-/// How often a charge is tried again because others charge at the same time.
+/// How often a charge is retried because others charge at the same time.
 const MAX_RETRIES: usize = 3;
 
 /// Time to remove what may have been written.
