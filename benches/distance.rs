@@ -285,7 +285,7 @@ fn start_proxy(server: SocketAddr, delay: Duration) -> SocketAddr {
     address
 }
 
-/// Passes on what comes after the delay, however much is under way.
+/// Passes on what comes after the delay, however much is in transit.
 fn pass_late(mut from: TcpStream, mut to: TcpStream, delay: Duration) {
     let (sender, receiver) = mpsc::channel::<(Instant, Vec<u8>)>();
     thread::spawn(move || {

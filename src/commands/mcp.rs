@@ -1,8 +1,9 @@
 //! `mcp`: the Model Context Protocol over standard input and output, for a client that starts the program.
 //!
-//! Standard output carries messages and nothing else: whatever goes wrong is logged to standard error. At the end of the
-//! input the requests under way are answered, and the process exits; at SIGTERM waits end at once, and effects that were
-//! begun are made and recorded. The program authenticates nobody here; the cluster authenticates the kubeconfig's user.
+//! Standard output carries messages and nothing else: failures are logged to standard error. At the end of the input
+//! the requests in progress are answered, and the process exits; at SIGTERM waits end at once, and effects that have
+//! begun are completed and recorded. The program authenticates nobody here; the cluster authenticates the kubeconfig's
+//! user.
 
 use std::{
     collections::HashMap,
@@ -41,7 +42,7 @@ const MAX_REQUESTS: usize = 64;
 /// Maximum number of actions at once that continue after their answer.
 const MAX_BACKGROUND: u32 = 128;
 
-/// How long what is under way may take once waits end: less than the 30 s that Kubernetes gives a pod.
+/// How long what is in progress may take once waits end: less than the 30 s that Kubernetes gives a pod.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// How many lines wait between the threads of the streams and the runtime.
@@ -220,7 +221,7 @@ impl Session {
         while self.tasks.join_next().await.is_some() {}
     }
 
-    /// Returns when nothing is under way.
+    /// Returns when nothing is in progress.
     async fn finish(mut self) {
         self.answered().await;
         let _ = self.background.acquire_many(MAX_BACKGROUND).await;

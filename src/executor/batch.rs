@@ -9,7 +9,7 @@ use crate::k8s::{
     pods,
 };
 
-/// How many effects are under way at once.
+/// How many effects are in progress at once.
 const MAX_PARALLEL: usize = 16;
 
 /// The most pods that a message names.
@@ -30,7 +30,7 @@ pub(super) struct Batch<'a> {
     pub deadline: Instant,
 }
 
-/// Sends each effect once, as long as one `may_begin`, and passes each result on. An effect that is under way is never
+/// Sends each effect once, as long as one `may_begin`, and passes each result on. An effect in progress is never
 /// abandoned. Returns those that were not sent.
 pub(super) async fn apply_each(
     batch: Batch<'_>,

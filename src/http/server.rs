@@ -74,8 +74,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Maximum number of header lines.
 const MAX_HEADER_LINES: usize = 64;
 
-/// How long after the begin of a shutdown connections that the kernel has established already are accepted,
-/// and requests on open ones read; the accepting ends earlier when none has come for the second time.
+/// On shutdown, accept connections that the kernel has established for this long, and read requests on open ones; stop
+/// early when none has come for 10 ms.
 const ACCEPT_GRACE: Duration = Duration::from_millis(250);
 const ACCEPT_TIMEOUT: Duration = Duration::from_millis(10);
 
@@ -550,7 +550,7 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// Returns some time after the begin of the shutdown, in which requests on their way arrive.
+/// Returns some time after the start of the shutdown, in which requests on their way arrive.
 async fn accept_grace(stopping: &mut watch::Receiver<bool>) {
     stopped(stopping).await;
     sleep(ACCEPT_GRACE).await;

@@ -90,7 +90,7 @@ pub(crate) struct Exchange<B, R> {
     pub hold: Hold<B, R>,
     /// What is known of callers' permissions.
     pub rights: Arc<KnownRights>,
-    /// The waits that are under way.
+    /// The waits in progress.
     pub waits: Waits,
     /// The lines that the client gets before its answer, if it wants any.
     pub progression: Option<Progression>,

@@ -102,7 +102,7 @@ fn gauge(server: &Server, line: &str) -> Option<u64> {
 }
 
 async fn wait_until_idle(server: &Server) {
-    eventually("nothing is under way any more", async || {
+    eventually("nothing is in progress any more", async || {
         let actions = gauge(server, r#"action_executor_concurrency_in_use{lane="actions"} "#)?;
         let queued = gauge(server, "action_executor_queued_requests ")?;
         (actions + queued == 0).then_some(())

@@ -691,7 +691,7 @@ async fn a_call_is_answered_in_time_and_its_action_goes_on() {
     assert!(!steps.is_empty() && steps.is_sorted(), "{messages:?}");
     assert!(messages.iter().all(|it| it["params"]["progressToken"] == "p"), "{messages:?}");
 
-    // Another attempt at the same request is under way too, and acts no second time.
+    // Another attempt at the same request is in progress too, and acts no second time.
     let again = over_stdio.call("restart_k8s", &restart(&namespace, "r1", true));
     assert!(text(&again).starts_with("In progress"), "{again}");
     assert!(!over_stdio.progress.is_empty());

@@ -23,7 +23,7 @@ fn request(namespace: &Namespace, seconds: u32) -> Value {
     })
 }
 
-/// A request under way, and what shows how far it is.
+/// A request in progress, and what shows how far it is.
 struct Observed {
     namespace: Namespace,
     running: Running,

@@ -1,7 +1,7 @@
 //! `GET /readyz`: whether an action could be carried out now, for probes and load balancers.
 //!
 //! One failure of the cluster is not enough: a server that has been ready stays ready until the cluster has
-//! not answered for a while. A wrong policy or key file, and the begin of the shutdown, are reported at once.
+//! not answered for a while. A wrong policy or key file, and the start of the shutdown, are reported at once.
 //!
 //! Where several clusters are listed, one is enough that answers and whose policy is in use, so that a fault of one
 //! leaves the others. Where no caller can have a key, the one that reviews their tokens or certificates has to answer

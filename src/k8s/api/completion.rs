@@ -136,7 +136,7 @@ impl Cluster {
     }
 
     /// The Events of a Job outlive it. A CronJob deletes a Job as soon as it has finished if later ones fill the history,
-    /// so the last Event may still be under way.
+    /// so its last Event may not have arrived yet.
     async fn status_of_deleted_job(
         &self,
         namespace: &str,

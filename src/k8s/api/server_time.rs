@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use http::{HeaderMap, header::DATE};
 use tokio::time::Instant;
 
-/// The longest time that a response is under way.
+/// The longest time that a response is in transit.
 const MAX_DELAY: TimeDelta = TimeDelta::seconds(60);
 
 /// The time of the latest response. Cheap to clone; all clones are one clock.
@@ -29,7 +29,7 @@ impl ServerTime {
         let Some(date) = date.and_then(|it| DateTime::parse_from_rfc2822(it).ok()) else { return };
         let (date, known) = (date.to_utc(), self.now());
         let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // A response that was under way for long is late, and time does not go back; a clock that was set may.
+        // A response that was in transit for long is late, and time does not go back. A clock that was set may go back.
         if noted.is_none() || date >= known || known - date > MAX_DELAY {
             *noted = Some(Noted { at: Instant::now(), date });
         }
