@@ -505,7 +505,7 @@ fn log_send_error(sent: io::Result<()>) {
     }
 }
 
-/// The directory of the socket, which no other user may enter. It is locked while its server lives and
+/// The directory of the socket, which no other user may enter. It is locked while its server runs and
 /// removed when dropped.
 struct SocketDir {
     path: PathBuf,

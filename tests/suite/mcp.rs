@@ -726,7 +726,7 @@ fn evict(namespace: &Namespace, pod: &str, id: &str) -> String {
 async fn what_is_not_claimed_in_time_ends_and_is_refused() {
     let (namespace, pod) = protected_pod("mcp_unclaimed").await;
     let mut client = Stdio::start(stdio(&namespace).env("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "5"));
-    // The last try of a busy API server may get no answer in time, which is another refusal.
+    // The last attempt at a busy API server may get no answer in time, which is another refusal.
     let refused = eventually("the budget refuses it", async || {
         let refused = client.call("evict_pod", &evict(&namespace, &pod, "r1"));
         assert_eq!(refused["isError"], true, "{refused}");

@@ -375,7 +375,7 @@ async fn crashes(scenario: &Scenario, file: &Path, request: &Value, at: Failpoin
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_dies_after_its_effect_leaves_the_receipt_to_the_next_attempt() {
+async fn a_process_that_crashes_after_its_effect_leaves_the_receipt_to_the_next_attempt() {
     for at in [Failpoint::AfterWrite, Failpoint::BeforeRecord, Failpoint::AfterRecord] {
         let scenario = Scenario::new(ActionKind::RestartK8s, "crashes-before-receipt").await;
         let (namespace, file) = (&scenario.namespace, scratch("receipts"));

@@ -253,7 +253,7 @@ async fn a_term_signal_lets_async_requests_finish() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_claim_of_a_dead_process_is_reported_as_overdue() {
+async fn a_claim_of_a_crashed_process_is_reported_as_overdue() {
     let namespace = shared().namespace("overdue").await;
     namespace.running_deployment("web", 1).await;
     let crashing =

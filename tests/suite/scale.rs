@@ -163,7 +163,7 @@ async fn a_number_that_is_not_reached_fails_with_the_pods_error() {
 
 #[tokio::test]
 async fn a_difference_is_added_once_despite_crashes() {
-    let namespace = shared().namespace("scale_dies").await;
+    let namespace = shared().namespace("scale_crash").await;
     namespace.running_deployment("web", 1).await;
     let request = request(&namespace, json!({ "by": 1 }), json!({ "id": "r1" })).to_string();
     let program = || {
