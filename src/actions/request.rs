@@ -102,7 +102,7 @@ struct Envelope<P> {
     #[schemars(range(min = 1, max = 3600))]
     timeout_seconds: Option<u64>,
     /// With `wait`: seconds to observe the target once the effect is complete. A pod that restarts, is not ready any
-    /// more or vanishes, and a rollout that falls back, are failures then. Less than `timeout_seconds`.
+    /// more or is gone, and a rollout that regresses, are failures then. Less than `timeout_seconds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3599))]
     observe_seconds: Option<u64>,

@@ -68,7 +68,7 @@ impl Rights {
     }
 }
 
-/// Where and for what the permissions of a caller are looked for.
+/// Where and for what the permissions of a caller are checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Scope {
     /// The cluster's name in the list; none without a list.
@@ -81,7 +81,7 @@ pub(crate) struct Scope {
     pub simulate: Vec<ActionKind>,
 }
 
-/// A user, and where and for what its permissions are looked for.
+/// A user, and where and for what its permissions are checked.
 type Key = (Identity, Scope);
 
 /// The permissions of a user, once they are read, and since when.

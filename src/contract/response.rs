@@ -278,7 +278,7 @@ pub struct Observation {
 pub enum ObservationState {
     /// It stayed as the wait left it, for the whole time.
     Healthy,
-    /// A pod restarted, was not ready any more or vanished, or the rollout fell back.
+    /// A pod restarted, was not ready any more or is gone, or the rollout regressed.
     Unhealthy,
     /// It could not be read, so nothing is known.
     Unknown,

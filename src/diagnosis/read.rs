@@ -33,7 +33,7 @@ use crate::{
 const MAX_PODS: u32 = 500;
 const MAX_EVENTS: u32 = 200;
 
-/// The most Jobs of a namespace among which those of a CronJob are looked for.
+/// The most Jobs of a namespace among which those of a CronJob are searched.
 const MAX_JOBS: u32 = 500;
 
 /// The most failing pods whose Events are read.

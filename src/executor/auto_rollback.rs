@@ -335,7 +335,7 @@ fn target_revision<'a>(
     if workload.is_paused() {
         return Err(ActionError::new(Code::TargetPaused, format!("{target} is paused")));
     }
-    // The last look of the wait is older, or was refused.
+    // The last read of the wait is older, or was refused.
     let exceeded_at = ExceededDeadline::on(workload).and_then(|exceeded| exceeded.at);
     let now = rollout::status(workload, failed.generation, exceeded_at.as_deref());
     // Pods that restarted while they were observed may be ready now.

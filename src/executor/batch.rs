@@ -52,7 +52,7 @@ pub(super) async fn apply_each(
         }
         match in_flight.join_next().await {
             Some(Ok((effect, result))) => on_result(effect, result),
-            // What became of the effect of a task that panicked is for the caller to look up.
+            // A task panicked: the caller finds out what became of its effect.
             Some(Err(_)) => {}
             None => return effects.collect(),
         }

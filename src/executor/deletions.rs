@@ -105,7 +105,7 @@ pub(super) async fn delete_each(
         sleep(pause).await;
         pending = match cluster.finished_pods(&plan.target.namespace, input.deadline).await {
             Ok(found) => results.still_there(again, &found, &plan.others),
-            // Each deletion is bound, so it can be sent without a look.
+            // Each deletion is bound, so it can be sent without a list.
             Err(_) => again.into_iter().map(|(effect, _)| effect).collect(),
         };
         if let Err(error) = recheck(&plan).await {

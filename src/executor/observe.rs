@@ -21,10 +21,10 @@ use crate::{
     },
 };
 
-/// Time for one look. The last one begins when the time of the observation is over.
+/// Time for one read. The last one begins when the time of the observation is over.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// The pause before a second look at a rollout that waits again.
+/// The pause before a rollout that waits again is read a second time.
 const SECOND_LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// The observation of an effect that leaves nothing behind that could be observed.
@@ -79,7 +79,7 @@ impl Watched<'_> {
             };
             let is_over = Instant::now() >= self.end;
             match (looked, &first) {
-                // What could not be seen has not failed; the next look may show it.
+                // What could not be read has not failed; the next read may show it.
                 (Err(error), _) if is_over => return unknown(&error),
                 (Err(_), _) => {}
                 (Ok(look), None) => {
@@ -87,7 +87,7 @@ impl Watched<'_> {
                     if !problems.is_empty() {
                         return self.unhealthy(problems);
                     }
-                    // Before the first look nothing was observed, so this one cannot be the last.
+                    // Before the first read nothing was observed, so this one cannot be the last.
                     if is_over {
                         return unknown_from_the_start();
                     }
@@ -97,7 +97,7 @@ impl Watched<'_> {
                     let mut problems = look.problems_since(first);
                     let waits_again = look.fell_back_since(first);
                     if let Some(what) = waits_again.filter(|_| fell_back || !problems.is_empty()) {
-                        problems.insert(0, format!("the rollout fell back: {what}"));
+                        problems.insert(0, format!("the rollout regressed: {what}"));
                     }
                     if !problems.is_empty() {
                         return self.unhealthy(problems);
@@ -112,7 +112,7 @@ impl Watched<'_> {
             let next = async {
                 match fell_back {
                     true => sleep(SECOND_LOOK_PAUSE).await,
-                    // The last look begins at the end, and not before it.
+                    // The last read begins at the end, and not before it.
                     false => next_poll(&mut changes, pause, left, left).await,
                 }
             };
@@ -141,7 +141,7 @@ impl Watched<'_> {
             1 => "1 pod is ready".to_owned(),
             number => format!("{number} pods are ready"),
         };
-        let message = format!("{pods} after {seconds} s, and none of them restarted or vanished");
+        let message = format!("{pods} after {seconds} s, and none of them restarted or is gone");
         (ObservationState::Healthy, message, Vec::new())
     }
 

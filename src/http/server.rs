@@ -283,7 +283,7 @@ impl Server {
         let connection = Arc::new(connection);
         let stream = ClientStream::new(stream, connection.activity.clone());
         let service = service_fn(|request| {
-            // hyper looks for more from the client before it polls the future.
+            // hyper reads more from the client before it polls the future.
             connection.activity.enter(Phase::Reading);
             // hyper has room for this future in each connection, and most connections are idle.
             Box::pin(self.clone().answer(connection.clone(), request))

@@ -51,7 +51,7 @@ use crate::{
 /// Holds the number of a request's [`RequestInfo`], and nothing on a connection's first request.
 const NUMBER: &str = "x-request-number";
 
-/// Threads of the handler; they only read requests and hand them to the runtime.
+/// Threads of the handler; they only read requests and pass them to the runtime.
 const THREADS: usize = 2;
 
 /// Connections that are opened without waiting. tiny_http has a thread for each.

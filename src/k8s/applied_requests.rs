@@ -1,7 +1,7 @@
 //! The annotation of an object with the last requests that changed it. Pure.
 //!
 //! A change adds the request's mark in the same patch, which tests that the list is as it was read. A process that
-//! resumes a request after a crash can look for it. The mark is the request's id with a digest of what it asks
+//! resumes a request after a crash can find it. The mark is the request's id with a digest of what it asks
 //! for, so that another request with the same id is not taken for this one. The list is short, since objects are
 //! no archives. Its entries are numbered, so that it is known when one may have been dropped. The mark of a request
 //! that may have to be rolled back names the revision to return to, too: more accounts may write Events, where the

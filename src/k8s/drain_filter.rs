@@ -122,7 +122,7 @@ pub(crate) fn daemon_set(pod: &Pod) -> Option<&OwnerReference> {
     (!pods::has_finished(pod)).then_some(owner)
 }
 
-/// Whether the DaemonSet is one of Kubernetes itself, whose existence can be looked up. Of another API group (OpenKruise
+/// Whether the DaemonSet is one of Kubernetes itself, whose existence can be checked. Of another API group (OpenKruise
 /// has one) it is taken for granted; kubectl does not find it, and demands `--force`.
 pub(crate) fn is_built_in(daemon_set: &OwnerReference) -> bool {
     daemon_set.api_version.starts_with("apps/")

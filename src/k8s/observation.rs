@@ -1,8 +1,8 @@
 //! Whether pods stay as an effect left them: what is remembered of them when it is complete, and what differs later.
 //! Pure.
 //!
-//! Restarts and uids show later what happened between two looks. A workload that is scaled meanwhile, as by an
-//! autoscaler, may lose so many pods, and waits for new ones: neither is a problem of the effect.
+//! Restarts and uids show later what happened between two reads. A workload that is scaled meanwhile, for
+//! example by an autoscaler, may lose so many pods, and waits for new ones: neither is a problem of the effect.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -77,14 +77,14 @@ struct SeenPod {
     problem: Option<String>,
 }
 
-/// One look at what an effect left behind.
+/// What an effect left behind, read once.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Look {
     /// By uid.
     pods: BTreeMap<String, SeenPod>,
     /// How many pods the workload is to have, if it is one.
     pub desired: Option<u64>,
-    /// How far the effect is now, if a rollout can fall back.
+    /// How far the effect is now, if a rollout can regress.
     pub status: Option<RolloutStatus>,
 }
 
@@ -101,29 +101,29 @@ impl Look {
         self.pods.values().filter(|pod| pod.is_ready).count()
     }
 
-    /// What differs from this look, which was the first one. What was not ready then is not expected to be.
+    /// What differs from `first`, the first read. What was not ready then is not expected to be.
     pub(crate) fn problems_since(&self, first: &Look) -> Vec<String> {
         let mut problems = Vec::new();
         if let Some(RolloutStatus::Failed(why)) = &self.status {
             problems.push(why.clone());
         }
-        let mut vanished = Vec::new();
+        let mut gone = Vec::new();
         for (uid, before) in first.pods.iter().filter(|(_, pod)| pod.is_ready) {
             match self.pods.get(uid).filter(|pod| !pod.is_leaving) {
-                None => vanished.push(before.name.as_str()),
+                None => gone.push(before.name.as_str()),
                 Some(now) => problems.extend(now.problem_since(before)),
             }
         }
         let fewer = first.desired.zip(self.desired).map(|(before, now)| before.saturating_sub(now));
-        if vanished.len() as u64 > fewer.unwrap_or(0) {
-            problems.extend(vanished.into_iter().map(|name| format!("pod {name} vanished")));
+        if gone.len() as u64 > fewer.unwrap_or(0) {
+            problems.extend(gone.into_iter().map(|name| format!("pod {name} is gone")));
         }
         problems.truncate(MAX_PROBLEMS);
         problems
     }
 
-    /// What the rollout waits for again, if the number of pods is still that of this first look. A status that is about to be
-    /// written shows the same for a moment.
+    /// What the rollout waits for again, if the number of pods is still that of the first read. A status that is about
+    /// to be written shows the same for a moment.
     pub(crate) fn fell_back_since(&self, first: &Look) -> Option<&str> {
         match &self.status {
             Some(RolloutStatus::Waiting(what)) if self.desired == first.desired => Some(what),
@@ -196,10 +196,10 @@ mod tests {
                 vec!["pod a restarted once; last container app: OOMKilled (exit code 137)"],
             ),
             (vec![pod("a", "False", 1, ""), b()], vec!["pod a: ContainersNotReady"]),
-            (vec![b(), pod("c", "True", 0, "")], vec!["pod a vanished"]),
+            (vec![b(), pod("c", "True", 0, "")], vec!["pod a is gone"]),
             (
                 vec![pod("a", "True", 1, ", deletionTimestamp: '2026-01-31T12:00:00Z'"), b()],
-                vec!["pod a vanished"],
+                vec!["pod a is gone"],
             ),
             // A new pod is not one of those that were ready.
             (vec![pod("a", "True", 1, ""), b(), pod("c", "False", 9, "")], vec![]),
@@ -213,7 +213,7 @@ mod tests {
         let first = look(2, &[pod("a", "True", 0, ""), pod("b", "True", 0, "")]);
         assert_eq!(look(1, &[pod("a", "True", 0, "")]).problems_since(&first), [""; 0]);
         let none = look(1, &[]).problems_since(&first);
-        assert_eq!(none, ["pod a vanished", "pod b vanished"]);
+        assert_eq!(none, ["pod a is gone", "pod b is gone"]);
     }
 
     #[test]

@@ -66,10 +66,10 @@ const OFFER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The part of a call's time in which a diagnosis reads: its target has to be authorized before.
 const DIAGNOSIS_PART: f64 = 0.8;
 
-/// On how many clusters of the list the permissions of a cluster's user are looked for.
+/// On how many clusters of the list the permissions of a cluster's user are checked.
 const MAX_CLUSTERS: usize = 8;
 
-/// In how many namespaces that a policy names the permissions of a cluster's user are looked for.
+/// In how many namespaces that a policy names the permissions of a cluster's user are checked.
 const MAX_NAMESPACES: usize = 8;
 
 /// What is known of a request besides its text.
@@ -318,7 +318,7 @@ fn allowed_by(policy: &Policy, rights: Rights) -> Rights {
     }
 }
 
-/// Where and for what the permissions of a caller are looked for on the cluster of this context: in all namespaces at
+/// Where and for what the permissions of a caller are checked on the cluster of this context: in all namespaces at
 /// once, in its own, in that of the cluster's credentials, and in those that the policy names; for the actions that the
 /// policy permits.
 fn scope(context: &Context, caller: Option<&Caller>, policy: &Policy) -> Scope {

@@ -693,7 +693,7 @@ mod tests {
                 let name = tool["name"].as_str().expect("is text");
                 let mut found = Vec::new();
                 headers_in(&tool["inputSchema"], "", &mut found);
-                // Clients do not look into alternatives, and refuse a tool that names a header there.
+                // Clients do not search alternatives, and refuse a tool that names a header there.
                 let expected = match Tool::named(name).and_then(Tool::namespace_at) {
                     Some(NamespaceAt::Top) => vec!["/properties/namespace"],
                     Some(NamespaceAt::Parameters) => {

@@ -6,8 +6,8 @@
 //! executor can read approvals and cannot create them; users who may create ConfigMaps in the namespace can.
 //! RBAC keeps the two apart.
 //!
-//! A record never stands for an approval, since more accounts may write Events than may approve. Each attempt looks
-//! for the ConfigMap of the digest that it computes itself.
+//! A record never stands for an approval, since more accounts may write Events than may approve. Each attempt reads
+//! the ConfigMap of the digest that it computes itself.
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::ConfigMap;

@@ -126,8 +126,8 @@ impl Policy {
         Verdict { results }
     }
 
-    /// Evaluates the rules for a look into a namespace, or at a node: a diagnosis reads logs, so that it needs a namespace that
-    /// is allowed, as a real action does.
+    /// Evaluates the rules for a diagnosis of what is in a namespace, or of a node: it reads logs, so that it needs a
+    /// namespace that is allowed, as a real action does.
     pub(crate) fn judge_diagnosis(&self, namespace: &str, node: Option<&str>) -> Verdict {
         let results =
             vec![self.namespace_denied(namespace, node), self.namespace_allowed(namespace, node)];

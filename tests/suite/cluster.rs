@@ -324,7 +324,7 @@ pub fn apply_crds(kubeconfig: &Path, kubectl: &Path, crds: &Path) {
     };
     // Too long for the annotation of a client-side apply.
     run(&mut kubectl(&["apply", "--server-side"]));
-    // Before the API server has looked at one it has no conditions, which `kubectl wait` takes for an error.
+    // Before the API server has processed one it has no conditions, which `kubectl wait` takes for an error.
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut wait = kubectl(&["wait", "--for=condition=Established", "--timeout=60s"]);
     while !wait.output().expect("kubectl runs").status.success() {
@@ -654,7 +654,7 @@ impl Namespace {
         self.rolled_out(name).await
     }
 
-    /// A Deployment of one pod that mounts this volume claim, and that no scheduler looks at: it would try again, and
+    /// A Deployment of one pod that mounts this volume claim, and that no scheduler handles: it would retry, and
     /// report that, as long as there is no such volume claim.
     pub async fn deployment_with_claim(&self, name: &str, claim: &str) {
         let mut template = template(name, self.image);

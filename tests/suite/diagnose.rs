@@ -251,7 +251,7 @@ async fn each_entry_point_gives_the_same_report_and_writes_nothing() {
             },
         }))
         .await;
-    eventually("the autoscaler has been looked at", async || {
+    eventually("the autoscaler has been evaluated", async || {
         let found = namespace.api::<HorizontalPodAutoscaler>().get("web").await.expect("is there");
         found.status?.conditions.filter(|all| all.len() > 1).map(drop)
     })

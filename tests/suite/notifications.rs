@@ -448,7 +448,7 @@ async fn a_response_that_comes_too_late_leads_to_a_second_one_of_the_same_id() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "late-sink").await;
     let sink = Sink::start(|number| {
         if number == 1 {
-            // Later than an attempt may take. Whoever sent it is gone by then.
+            // Later than an attempt may take. Its sender is gone by then.
             thread::sleep(Duration::from_secs(11));
         }
         status("200 OK")

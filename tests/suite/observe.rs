@@ -98,11 +98,11 @@ async fn a_target_that_stays_as_it_is_is_healthy_after_the_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_restarts_is_not_ready_any_more_or_vanishes_fails_the_request() {
+async fn a_pod_that_restarts_is_not_ready_any_more_or_is_gone_fails_the_request() {
     for (test, problem) in [
         ("restarts", " restarted 2 times; last container main: OOMKilled (exit code 137)"),
         ("unready", ": not ready any more by this test"),
-        ("vanishes", " vanished"),
+        ("gone", " is gone"),
     ] {
         let namespace = shared().namespace(&format!("observed_{test}")).await;
         namespace.running_deployment("web", 1).await;

@@ -561,7 +561,7 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
             namespace.daemon_set_on_own_node("agent").await;
             let claim = json!({ "claimName": "data" });
             let volumes = json!([{ "name": "data", "persistentVolumeClaim": claim }]);
-            // No scheduler looks at the replacements: it would try again as long as there is no such volume claim.
+            // No scheduler handles the replacements: it would retry as long as there is no such volume claim.
             let spec = json!({ "volumes": volumes, "schedulerName": "none" });
             namespace.replica_set_on_own_node("web", 1, spec).await;
         }

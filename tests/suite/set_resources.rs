@@ -165,7 +165,7 @@ async fn nodes_that_are_all_too_small_are_named_where_they_may_be_listed() {
 
 #[tokio::test]
 async fn a_limit_that_another_client_lowers_meanwhile_is_not_passed_by() {
-    // The request is judged against what is there when it acts, not when its author looked.
+    // The request is judged against what is there when it acts, not against what its author read.
     let kind = WorkloadKind::Deployment;
     let namespace = running("resources_lowered", kind).await;
     let set = |limit: &str| {

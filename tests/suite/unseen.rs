@@ -1,4 +1,4 @@
-//! Looks that the cluster refuses while a request waits: what was not seen has not failed, and undoes nothing.
+//! Reads that the cluster refuses while a request waits: what was not read has not failed, and undoes nothing.
 
 use std::{
     path::Path,
@@ -21,7 +21,7 @@ use crate::{
     scenario::for_each,
 };
 
-/// How a look fails: each of these is an answer that a healthy cluster gives now and then, behind a proxy, while
+/// How a read fails: each of these is an answer that a healthy cluster gives now and then, behind a proxy, while
 /// RBAC is changed, while a token is renewed.
 const REFUSALS: [(&str, ProxyBehavior); 5] = [
     ("401", ProxyBehavior::Respond(401, "Unauthorized")),
@@ -107,7 +107,7 @@ fn a_rollout_that_cannot_be_seen_is_not_complete_and_not_rolled_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollout_that_completed_unseen_is_not_rolled_back() {
-    // Every look of the wait is refused, and the read before the rollback is not.
+    // Every read of the wait is refused, and the read before the rollback is not.
     let namespace = shared().namespace("seen_late").await;
     namespace.running_deployment("web", 1).await;
     let began: Arc<OnceLock<Instant>> = Arc::default();

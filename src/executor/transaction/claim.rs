@@ -173,7 +173,7 @@ impl Transaction<'_> {
         })
     }
 
-    /// Looks for a person's approval of this very plan. An expired request for approval is replaced.
+    /// Checks for a person's approval of this very plan. An expired request for approval is replaced.
     pub(super) async fn check_approval(
         &self,
         found: Record,

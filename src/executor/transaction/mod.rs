@@ -8,7 +8,7 @@
 //! | none | claim the request and charge the budget at the same time, apply the effect, complete ([`effect`]) |
 //! | pending approval | check for the approval; then as above |
 //! | claimed by another attempt | refuse: in progress |
-//! | its claim expired, or in doubt | look for evidence of the effect: complete, or take the claim over |
+//! | its claim expired, or in doubt | find evidence of the effect: complete, or take the claim over |
 //! | applied, rolling back | join the wait, complete ([`conclude`]) |
 //! | refused | take the record over |
 //! | answered | replay the answer |

@@ -186,7 +186,7 @@ enum Stage {
         approval: Option<Consent>,
         earlier: Option<Object>,
     },
-    /// A record is pending: about to look for the approval.
+    /// A record is pending: about to check for the approval.
     Asking {
         found: Stored,
         view: View,
@@ -1242,7 +1242,7 @@ impl Model {
             Stage::Asking { found, view } => {
                 let (version, record) = found;
                 let approval = self.find_approval(world, record, view);
-                steps.add("looks for the approval", who, 0, |to| match approval {
+                steps.add("checks for the approval", who, 0, |to| match approval {
                     Some(approval) => {
                         self.reach("an approval is found");
                         let ours = self.record(who, view, Some(&approval));
@@ -1298,7 +1298,7 @@ impl Model {
             Stage::Resuming { found } => {
                 let evidence = self.evidence_of_recorded(world, &found.1);
                 let view = self.look(world, Some(found.1.uid));
-                steps.add("looks for evidence, and plans", who, 0, |to| match evidence {
+                steps.add("searches for evidence, and plans", who, 0, |to| match evidence {
                     Earlier::Made | Earlier::Unknown => {
                         self.end_of_abandoned(to, slot, found, evidence);
                     }
@@ -1334,7 +1334,7 @@ impl Model {
             Stage::Doubting(work, change) => {
                 let shown = self.evidence(world, change);
                 for (shown, cost) in [(Some(shown), 0), (None, 1)] {
-                    steps.add("looks for the effect", who, cost, |to| {
+                    steps.add("searches for the effect", who, cost, |to| {
                         let mut work = work.clone();
                         match program::after_loss(shown) {
                             AfterLoss::MayCome => {
@@ -1375,7 +1375,7 @@ impl Model {
                 let shown = self.evidence(world, &sent.change);
                 for (shown, cost) in [(Some(shown), 0), (None, 1)] {
                     let end = program::conclude(sent, shown, *end);
-                    steps.add("looks for what it has sent", who, cost, |to| {
+                    steps.add("searches for what it has sent", who, cost, |to| {
                         if shown == Some(Shown::NeverMade) {
                             to.unanswered = None;
                         }
@@ -1437,7 +1437,7 @@ impl Model {
         let (version, record) = found;
         let evidence = self.evidence_of_recorded(world, record);
         let approval = self.find_approval(world, record, view);
-        steps.add("looks for evidence again", who, 0, |to| {
+        steps.add("searches for evidence again", who, 0, |to| {
             if matches!(evidence, Earlier::Made | Earlier::Unknown) {
                 return self.end_of_abandoned(to, slot, found, evidence);
             }

@@ -36,12 +36,12 @@ use crate::{
     },
 };
 
-/// How long after a Job's deletion its last Event may come, and the pause between two looks.
+/// How long after a Job's deletion its last Event may come, and the pause between two reads.
 const LAST_EVENT_TIMEOUT: Duration = Duration::from_secs(2);
 const LAST_EVENT_INTERVAL: Duration = Duration::from_millis(400);
 
 impl Cluster {
-    /// The replicas of the workload that is awaited; none if it awaits none, or its controller has not looked yet.
+    /// The replicas of the workload that is awaited; none if it awaits none, or its controller has not observed it yet.
     ///
     /// # Errors
     /// Why the cluster could not be asked before `deadline`.

@@ -1,6 +1,6 @@
 //! How an effect is sent to the API server, and how it is found out later whether it was made.
 //!
-//! A write is sent once. If its answer is missing, or does not show the effect, it is in doubt: the caller looks
+//! A write is sent once. If its answer is missing, or does not show the effect, it is in doubt: the caller searches
 //! for the evidence (`k8s::evidence`) before it does anything else. This file decides nothing about an action.
 
 use std::time::Duration;

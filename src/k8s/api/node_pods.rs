@@ -83,7 +83,7 @@ impl<'a> NodePodReader<'a> {
     }
 }
 
-/// Namespace and name of the pod's DaemonSet, if it can be looked up.
+/// Namespace and name of the pod's DaemonSet, if it can be read.
 fn daemon_set_of(pod: &Pod) -> Option<(String, String)> {
     let owner = drain_filter::daemon_set(pod).filter(|owner| drain_filter::is_built_in(owner))?;
     Some((pod.namespace().unwrap_or_default(), owner.name.clone()))

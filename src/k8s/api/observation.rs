@@ -1,7 +1,7 @@
-//! Looks at the pods that an effect left behind, and at its workload after them: a workload that is scaled down has the
-//! lower number before its pods go.
+//! Reads the pods that an effect left behind, and its workload after them: a workload that is scaled down has the lower
+//! number before its pods go.
 //!
-//! Must not decide: what a look means is for `k8s::observation`.
+//! Decides nothing: `k8s::observation` interprets what was read.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
@@ -23,7 +23,7 @@ use crate::{
 const CHANGED: &str = "another change replaced what this request had rolled out";
 
 impl Cluster {
-    /// One look at the pods; `selector` are those of a workload, once they are known.
+    /// Reads the pods once; `selector` is that of a workload, once it is known.
     ///
     /// # Errors
     /// Why they could not be read before `deadline`.
