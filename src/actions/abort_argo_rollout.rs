@@ -99,7 +99,7 @@ fn decide(target: &Target, found: &DynamicObject, input: &PlanInput) -> Result<P
     }
     refuse_without_update(target, rollout).map_err(with_uid)?;
     let fields = ["currentPodHash", "stableRS", "abort"];
-    // Whoever takes an abort back leaves the value that was there before it.
+    // An abort that is taken back leaves the value that was there before it.
     let decided_on = StatusDecision::on(rollout.metadata, rollout.status(), &fields)
         .and_owners(metadata, "abort");
     let change = StatusChange {
@@ -110,7 +110,7 @@ fn decide(target: &Target, found: &DynamicObject, input: &PlanInput) -> Result<P
     };
     let mut plan = plan_status(target, rollout, change, input).map_err(with_uid)?;
     plan.warnings.push(
-        "the pod template stays the new one: a retry goes on to it, and undo_argo_rollout returns to an earlier one"
+        "the pod template stays the new one: a retry continues to it, and undo_argo_rollout returns to an earlier one"
             .to_owned(),
     );
     plan.warnings.extend(switch_back_warning(rollout));

@@ -31,7 +31,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Suspend a Kustomization or HelmRelease of Flux: what its source changes, or others change in the \
                   cluster, is reconciled no more until resume_flux. What is deployed keeps running, and a \
-                  reconciliation that runs goes on. Unchanged if it is suspended already.",
+                  reconciliation that runs continues. Unchanged if it is suspended already.",
     takes_time: false,
     when: "a change in the source does harm, or a change in the cluster must not be reverted during an incident",
     when_not: "the source can be fixed: reconcile_flux applies it then",

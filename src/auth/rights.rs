@@ -126,7 +126,7 @@ impl KnownRights {
         // Without a cluster RBAC cannot authorize.
         let Some(reviewer) = reviewer else { return Ok(Rights::default()) };
         let cell = self.cell((identity.clone(), scope.clone()), Instant::now());
-        // Whoever asks meanwhile waits for the same reviews.
+        // Concurrent callers wait for the same reviews.
         let read = cell.get_or_try_init(|| async {
             let reviews = Reviews {
                 caller: Caller::User(identity.clone()),

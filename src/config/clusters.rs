@@ -130,7 +130,7 @@ impl ClusterList {
         self.named_or_only(self.reviewer.as_deref())
     }
 
-    /// Whoever administers that cluster decides who may act on all of them, so it is never guessed.
+    /// The administrators of that cluster decide who may act on all of them, so it is never guessed.
     fn check_reviewer(&self) -> Result<(), ActionError> {
         if self.reviewer().is_some() {
             return Ok(());
@@ -138,7 +138,7 @@ impl ClusterList {
         let detail = "list of clusters: reviewer: missing: one of several clusters has to review the tokens, the \
                       certificates and the permissions of callers";
         let hint = format!(
-            "set `reviewer` to the most trusted one of {}: whoever administers it decides who may act on all of them",
+            "set `reviewer` to the most trusted one of {}: its administrators decide who may act on all of them",
             self.names()
         );
         Err(ActionError::new(Code::Configuration, detail).with_hint(hint))

@@ -41,8 +41,8 @@ impl Observer {
         self
     }
 
-    /// Calls this before the claim is written: from now on it may be made, whoever stops waiting. It may be called more
-    /// than once.
+    /// Calls this before the claim is written: from now on it may be made, even if nobody waits any more. It may be
+    /// called more than once.
     pub(crate) fn on_claiming(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
         self.on_claiming = Some(Arc::new(hook));
         self

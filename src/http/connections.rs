@@ -1,11 +1,10 @@
 //! How many clients may be connected and what they may hold, and whose connection is closed to make room.
 //!
-//! File descriptors and memory are few, and clients that send slowly, read slowly or do nothing cost nothing to
-//! make. So whoever has not sent a whole request, or does not take its response, is waiting, and at a limit the
-//! connection that has been waiting longest is closed: first those that have not authenticated. So is one whose
-//! request only reads and waits for a permit: else many of those would leave no connection but the newest one to
-//! close. A request that is being served is never dropped. No peer may hold more than its share, and some connections are kept back for
-//! health checks.
+//! File descriptors and memory are limited, and a client that sends slowly, reads slowly or does nothing is cheap. So a
+//! client that has not sent a whole request, or does not read its response, is waiting, and at a limit the connection
+//! that has been waiting longest is closed: first those that have not authenticated. So is one whose request only reads
+//! and waits for a permit: else with many of those only the newest connection could be closed. A request that is being
+//! served is never dropped. No peer may hold more than its share, and some connections are kept back for health checks.
 
 use std::{
     collections::HashMap,

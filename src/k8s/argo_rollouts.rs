@@ -656,7 +656,7 @@ mod tests {
         )
         .expect("is one");
         let missing = |pods: &[Pod]| unready_stable(ArgoRollout::new(&rollout), pods);
-        // The pods of the aborted version may go on for a while.
+        // The pods of the aborted version may run for a while.
         let stable =
             [pod("old", "True"), pod("old", "True"), pod("new", "True"), pod("new", "True")];
         assert_eq!(missing(&stable), None);

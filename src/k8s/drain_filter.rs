@@ -108,7 +108,7 @@ pub(crate) fn classify(
     DrainVerdict::Evict(accepted)
 }
 
-/// What is lost with a pod that runs, whoever removes it, apart from its place on the node.
+/// What is lost with a running pod, however it is removed, apart from its place on the node.
 pub(crate) fn losses(pod: &Pod) -> impl Iterator<Item = BlockReason> {
     let runs = !pods::has_finished(pod);
     let data = (runs && has_empty_dir(pod)).then_some(BlockReason::EmptyDir);

@@ -118,7 +118,7 @@ impl<'a> Ledger<'a> {
         Record { holder: self.holder.clone(), ..record }
     }
 
-    /// The same of an attempt that goes on with what the record is about.
+    /// The same of an attempt that resumes what the record is about.
     pub(crate) fn resume(&self, record: Record) -> Record {
         let earlier = record.impersonated_users.clone();
         let impersonated_users = self.request.impersonated_user.iter().cloned().collect();
@@ -330,7 +330,7 @@ impl<'a> Ledger<'a> {
                 annotations.filter(|all| all.get(REQUESTER) == self.request.requester.as_ref());
             let id = ours.and_then(|mut all| all.remove(REQUEST_ID));
             let id = id.and_then(|id| RequestId::try_from(id).ok());
-            // Whoever may write Events could have written another id.
+            // Another account that may write Events could have written another id.
             if let Some(id) = id.filter(|id| event_name(id) == name) {
                 return Some(id);
             }

@@ -2,8 +2,8 @@
 //! functions; no call and no transport.
 //!
 //! A model reads the text, and may take any text for instructions. So the text contains words of this program, and
-//! names that Kubernetes restricts, but no message of the cluster and nothing else that a record holds, which whoever
-//! may write Events could have written: those stand in the structured content, which is bounded.
+//! names that Kubernetes restricts, but no message of the cluster and nothing else that a record holds, which an
+//! account that may write Events could have written: those stand in the structured content, which is bounded.
 //!
 //! A text names a cluster only if it is in the list of clusters: a model passes on what it reads, and without a list no
 //! tool takes a cluster.
@@ -172,7 +172,7 @@ fn result(text: String, structure: Value, is_error: bool) -> Value {
 
 fn of_response(response: &ActionResponse, listed: Listed) -> String {
     let mut text = match response {
-        // The sentence of the action itself; with a rollout it goes on with what the pods report.
+        // The sentence of the action itself; with a rollout it continues with what the pods report.
         ActionResponse { rollout: None, replayed: false, result, .. } => result.clone(),
         _ => recorded_sentence(response, listed),
     };

@@ -1,9 +1,9 @@
 //! One call of a tool that executes or simulates: answered within a limited time, whatever the action waits for.
 //!
 //! Many clients stop waiting after a minute or less. So a call is answered when its time is up, with the state of the
-//! request in the ledger, and the action continues: the wait goes on in the background, and `get_action` reads how it
-//! ends. A call that its client gives up before the claim does nothing; after it only the client's wait ends. A client that
-//! takes tasks gets one as soon as the request is claimed and takes longer than an effect does.
+//! request in the ledger, and the action continues: the wait continues in the background, and `get_action` reads how it
+//! ends. A call that its client abandons before the claim does nothing; after it only the client's wait ends. A client
+//! that takes tasks gets one as soon as the request is claimed and takes longer than an effect does.
 
 use std::{
     sync::{
@@ -316,7 +316,8 @@ impl Work {
         let _ = lines.try_send(protocol::progress(token, self.step, stage));
     }
 
-    /// The request as a task, with the context of its cluster: what is claimed, goes on, and may be read by its caller.
+    /// The request as a task, with the context of its cluster: what is claimed continues, and may be read by its
+    /// caller.
     async fn task(
         &self,
         context: &Context,

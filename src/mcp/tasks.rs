@@ -104,7 +104,7 @@ fn message(namespace: &Namespace, id: &RequestId, caller: Option<&Caller>) -> Ve
     format!("{namespace}/{}/{caller}", &**id).into_bytes()
 }
 
-/// The result of a call that goes on as a task.
+/// The result of a call that continues as a task.
 pub(crate) async fn created(
     found: &Operation,
     context: &Context,

@@ -297,7 +297,7 @@ async fn an_approval_on_one_cluster_does_not_hold_on_the_other() {
         (&green["outcome"], &blue["outcome"]),
         (&json!("pending_approval"), &json!("pending_approval"))
     );
-    // The command names its cluster: whoever does not know it approves nothing, on whatever cluster.
+    // The command names its cluster: with a kubeconfig that lacks that one it approves nothing, on any cluster.
     assert!(!approve(&green, &as_context("blue", &pair.blue)));
     assert!(approve(&green, &as_context("green", &pair.green)));
     // The command of one, given on the other.

@@ -474,7 +474,7 @@ async fn pods_that_tolerate_the_cordon_and_come_back_are_named() {
     });
     namespace.replica_set_on_own_node("stubborn", 1, tolerating).await;
     let before = namespace.pods_of("stubborn").await.pop().and_then(|pod| pod.uid());
-    // The drain goes on until the other one is back.
+    // The drain continues until the other one is back.
     let pods = namespace.api::<Pod>();
     let finalizers = |value: Value| Patch::Merge(json!({ "metadata": { "finalizers": value } }));
     let held = finalizers(json!(["test.action-executor.dev/held"]));

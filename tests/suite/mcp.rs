@@ -1022,7 +1022,7 @@ async fn a_cancelled_task_ends_its_wait_and_undoes_nothing() {
     assert!(text(&done["result"]).contains("make the same call to wait on"), "{done}");
     let after = namespace.get_deployment("web").await.metadata.generation;
     assert_eq!(after.map(|it| it - 1), before);
-    // Whoever waits on does so as without tasks: the task has ended.
+    // A client that waits longer does so as without tasks: the task has ended.
     let again = http.ask("tools/call", &call);
     assert_eq!(again["resultType"], "complete", "{again}");
     assert!(text(&again).starts_with("In progress"), "{again}");

@@ -331,7 +331,7 @@ impl<'a> Entries<'a> {
 
     fn change(self, entry: &Difference) -> Change {
         let or_null = |value: Option<String>| value.map_or(Value::Null, Value::from);
-        // An annotation may have a secret, and whoever may simulate must not read it here.
+        // An annotation may have a secret, which a caller that may simulate must not read here.
         let before = |value: &str| match self.of {
             KeysOf::Annotations => format!("{} characters", value.chars().count()),
             _ => value.to_owned(),
