@@ -2,7 +2,7 @@
 //! (`pkg/kubectl-argo-rollouts/cmd/retry/retry.go`).
 //!
 //! It sets `status.abort` to false. The status takes no annotation, so the change is recognised by a field manager of the
-//! request. The time of the abort, which the patch tests, tells this abort from a later one.
+//! request. The time of the abort, which the patch tests, distinguishes this abort from a later one.
 
 use kube::api::DynamicObject;
 use schemars::JsonSchema;

@@ -81,7 +81,7 @@ fn question(simulated: &ActionResponse) -> String {
         lines.push(format!("namespace: {}", text(&target["namespace"])));
     }
     lines.push(format!("target: {} {}", text(&target["kind"]), text(&target["name"])));
-    // Its own annotations, by which it recognises the request, are no news to a person.
+    // Its own annotations, by which it recognises the request, do not matter to a person.
     let own = format!("/annotations/{}", OWN_PREFIX.replace('/', "~1"));
     let is_own = |change: &&Value| change["path"].as_str().is_some_and(|path| path.contains(&own));
     let changes = reply["changes"].as_array().into_iter().flatten();

@@ -53,7 +53,7 @@ pub fn complete_if_asked() {
     let words: Vec<_> = env::args_os().collect();
     let program = words.first().map(Path::new).and_then(Path::file_name);
     if program == Some(OsStr::new(ASKED_BY_KUBECTL)) {
-        // Without a reader there is nobody to tell.
+        // An error means that nobody reads: it is ignored.
         let _ = io::stdout().write_all(for_kubectl(words).as_bytes());
         process::exit(0);
     }

@@ -426,7 +426,7 @@ impl Findings {
         group.last = group.last.max(ended_at(ended));
     }
 
-    /// What only Events tell.
+    /// What only Events report.
     fn of_events(&mut self, facts: &Facts) {
         let is_lately = |event: &&Event| {
             let at = events::last_seen(event);

@@ -62,7 +62,7 @@ pub(crate) struct Report {
     /// When it was read, by the API server's clock (UTC).
     #[schemars(extend("format" = "date-time"))]
     pub at: String,
-    /// Whether the target does its work, as far as Kubernetes tells; null if that is not known.
+    /// Whether the target does its work, according to Kubernetes; null if that is not known.
     pub healthy: Option<bool>,
     /// How far its rollout is, or in which state it is, in a sentence.
     pub state: String,

@@ -253,7 +253,7 @@ fn policy_preview(verdict: &Verdict) -> Option<String> {
     }
 }
 
-/// Why the record of the same action could not be created if it is not simulated. What may pass is not told.
+/// Why the record of the same action could not be created if it is not simulated. A transient error is not reported.
 fn record_preview(error: &ActionError) -> Option<String> {
     let refusal = format!("the real action would be refused: {}", error.with_its_hint());
     (!error.code.retryable()).then_some(refusal)

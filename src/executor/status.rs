@@ -164,7 +164,7 @@ impl Operation {
         self.written_at.as_deref()
     }
 
-    /// Whether somebody carries it out, as far as the record tells: no claim that expired, and no wait that was
+    /// Whether an attempt carries it out, according to the record: no claim that expired, and no wait that was
     /// interrupted.
     pub(crate) fn is_in_progress(&self) -> bool {
         self.is_in_progress_at(Utc::now())

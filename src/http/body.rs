@@ -57,8 +57,8 @@ pub(crate) fn check_transfer_coding(headers: &HeaderMap) -> Result<(), ActionErr
     }
 }
 
-/// Reads the body to its end, within the limits. `hold` is told the memory that it takes, and whether there is so
-/// much.
+/// Reads the body to its end, within the limits. `hold` reserves the memory that it takes, and returns false if there
+/// is not so much.
 ///
 /// # Errors
 /// The body is too long, too slow, incomplete or followed by a trailer section, or there is no memory for it.

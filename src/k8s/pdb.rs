@@ -390,7 +390,7 @@ mod tests {
         let mut stale = of("maxUnavailable: 0", 2);
         stale.metadata.generation = Some(3);
         assert_eq!(never_allows(&stale, None), None);
-        let why = never_allows(&of("maxUnavailable: 0", 2), None).expect("is told");
+        let why = never_allows(&of("maxUnavailable: 0", 2), None).expect("is reported");
         assert!(why.contains("'web' never allows"), "{why}");
         assert!(way_out(&of("minAvailable: 2", 2)).contains("add a replica"));
         assert!(!way_out(&of("maxUnavailable: 0", 2)).contains("add a replica"));

@@ -1,7 +1,7 @@
 //! Which controllers replace a pod, and where the pod in its place is found. Pure.
 //!
 //! The labels of a pod do not select its siblings: the API server adds those of its node's zone (KEP 4742), and
-//! applications label one pod as the leader. The uid of the controller tells its pods apart, so a query may find more.
+//! applications label one pod as the leader. The uid of the controller identifies its pods, so a query may find more.
 
 use std::collections::HashSet;
 

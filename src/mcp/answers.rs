@@ -126,7 +126,7 @@ pub(crate) fn of_page(page: Page) -> Value {
 /// The result of `diagnose`: the report is bounded and masked by itself.
 pub(crate) fn of_report(report: &Report) -> Value {
     let health = match report.healthy {
-        Some(true) => "The target is healthy, as far as Kubernetes tells.",
+        Some(true) => "The target is healthy, according to Kubernetes.",
         Some(false) => "The target is not healthy.",
         None => "Whether the target is healthy is not known; `unread` says why.",
     };

@@ -49,7 +49,7 @@ pub(crate) const MAX_ENTRIES: usize = 25;
 /// among many tools.
 const MAX_OWN_TOOLS: usize = 10;
 
-/// What a model is told of the server as a whole.
+/// The instructions of the server for a model.
 pub(crate) const INSTRUCTIONS: &str = "Runs checked actions on a Kubernetes cluster, each at most once. Order of work: \
     diagnose, simulate, read its warnings, then execute the same parameters with an id, then diagnose again. The id is the idempotency key: take it \
     from the incident, alert or ticket, and send the same one on every retry, also after a timeout; the recorded answer \

@@ -295,7 +295,7 @@ async fn the_container_that_failed_is_told_before_the_sidecar_that_was_killed_an
         problems.as_array().expect("are lines").iter().filter_map(Value::as_str).collect();
     assert!(lines[0].contains("container main") && lines[0].contains("exit code 3"), "{lines:?}");
     assert!(lines[1].contains("container a-proxy") && lines[1].contains("137"), "{lines:?}");
-    // Without a kubelet the log cannot be read; it is told whose it is.
+    // Without a kubelet the log cannot be read; the answer names its container.
     let of_main = format!("the log of pod {pod}, container main, could not be read");
     assert!(lines[2].contains(&of_main), "{lines:?}");
 }

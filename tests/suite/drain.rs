@@ -355,7 +355,7 @@ async fn a_drain_of_a_killed_executor_is_resumed_and_names_newer_pods_that_would
         assert_eq!(done.status, 69, "{done:?}");
         assert_eq!(done.answer()["replayed"], true, "{done:?}");
         let rollout = &done.answer()["rollout"];
-        let message = rollout["message"].as_str().expect("is told");
+        let message = rollout["message"].as_str().expect("is reported");
         assert!(message.contains("all 4 pods are gone"), "{message}");
         let problems = rollout["problems"].to_string();
         assert!(problems.contains("/late appeared after the drain was planned"), "{problems}");
@@ -492,7 +492,7 @@ async fn pods_that_tolerate_the_cordon_and_come_back_are_named() {
     assert_eq!(done.status, 0, "{done:?}");
     let answer = done.answer();
     assert_eq!(answer["rollout"]["state"], "complete", "{answer}");
-    let message = answer["rollout"]["message"].as_str().expect("is told");
+    let message = answer["rollout"]["message"].as_str().expect("is reported");
     assert!(message.contains("all 2 pods are gone"), "{message}");
     let named = format!(
         "despite the cordon, since they tolerate it or name the node: {}/{}",

@@ -356,8 +356,8 @@ impl Transaction<'_> {
         in_progress(until, self.cluster.now())
     }
 
-    /// Names the request that acted last on the target, if that is why this one is refused and its record tells: a retry
-    /// that was sent with an id of its own learns which one to ask for.
+    /// Names the request that acted last on the target, if that is why this one is refused and its record is found: a
+    /// retry that was sent with another id learns which one to read.
     async fn name_last_request(&self, refusal: ActionError) -> ActionError {
         let last = refusal.refused.as_ref().and_then(|refused| refused.last_request.as_deref());
         let Some(digest) = last else { return refusal };

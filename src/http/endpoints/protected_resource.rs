@@ -35,7 +35,7 @@ pub(crate) fn get(service: &Service) -> Result<Response<Body>, ActionError> {
     })))
 }
 
-/// What a client without valid credentials is told (RFC 9728, section 5.1).
+/// The challenge for a client without valid credentials (RFC 9728, section 5.1).
 pub(crate) fn challenge(resource: &ProtectedResource) -> Option<HeaderValue> {
     let origin = resource.resource.strip_suffix("/mcp")?;
     let challenge =

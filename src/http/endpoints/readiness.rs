@@ -84,7 +84,7 @@ struct Answer {
     fault: Option<ActionError>,
 }
 
-/// What a probe is told.
+/// What a probe gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct ReadinessReport {
     /// The state of each cluster of a list, as far as it was asked for.

@@ -37,7 +37,7 @@ const MAX_LOST_NODES: usize = 20;
 const MAX_EVENTS: u32 = 100;
 
 impl Cluster {
-    /// What is wrong, each problem once, the most telling one first: conditions, pods, Events.
+    /// What is wrong, each problem once, the most specific one first: conditions, pods, Events.
     ///
     /// # Errors
     /// Why it could not be read before `deadline`.
@@ -188,7 +188,7 @@ impl Cluster {
         ))
     }
 
-    /// `revisions` are those by which new pods are told from old ones.
+    /// `revisions` are those by which new pods are distinguished from old ones.
     async fn workload_problems(
         &self,
         workload: Workload,

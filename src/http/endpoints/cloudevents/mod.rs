@@ -162,7 +162,7 @@ fn key(source: &str, id: &str) -> String {
     format!("ce-{}", sha256(format!("{of_source}{id}").as_bytes()))
 }
 
-/// How it ended: tells the answers to the same request apart.
+/// How it ended: distinguishes the answers to the same request.
 fn suffix(response: &ActionResponse) -> String {
     if is_final(response) { response.outcome.name().to_owned() } else { "interrupted".to_owned() }
 }
