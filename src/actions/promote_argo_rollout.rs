@@ -163,7 +163,7 @@ fn end_pause(
     let change = StatusChange { decided_on, set, participle, goal: ArgoGoal::Advanced };
     let mut plan = plan_status(target, rollout, change, input)?;
     if rollout.is_inconclusive() {
-        plan.warnings.push("the analysis of this step has no verdict, and is skipped".to_owned());
+        plan.warnings.push("the analysis of this step is inconclusive, and is skipped".to_owned());
     }
     plan.warnings.extend(switch_warning(rollout));
     Ok(plan)
@@ -354,7 +354,7 @@ mod tests {
             let change = json!({ "op": "add", "path": path, "value": value });
             assert!(operations.contains(&change), "{operations:?}");
         }
-        assert!(plan.warnings.concat().contains("no verdict"), "{:?}", plan.warnings);
+        assert!(plan.warnings.concat().contains("inconclusive"), "{:?}", plan.warnings);
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub fn explain(what: &str) -> Result<String, ActionError> {
     let known = EXIT_STATUSES.iter().find(|exit| Some(exit.status) == status);
     known.map(|exit| of_exit_status(exit.status, exit.name, exit.meaning)).ok_or_else(|| {
         let names: Vec<_> = Code::ALL.iter().map(|code| code.name()).collect();
-        ActionError::new(Code::Usage, "no such code of an error, and no such exit status")
+        ActionError::new(Code::Usage, "unknown error code or exit status")
             .with_hint(format!("the codes are {}", names.join(", ")))
     })
 }

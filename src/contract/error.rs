@@ -178,7 +178,7 @@ impl Code {
         match self {
             Code::InvalidRequest => permanent("The request is not valid", 400, 65),
             Code::PayloadTooLarge => permanent("The request is too long", 413, 65),
-            Code::HeaderTooLarge => permanent("The request's header is too long", 431, 65),
+            Code::HeaderTooLarge => permanent("Request header fields too large", 431, 65),
             Code::Usage => permanent("No request, or more than one", 400, 64),
             Code::RouteNotFound => permanent("No such path", 404, 64),
             Code::RequestNotFound => permanent("No record of such a request", 404, 69),

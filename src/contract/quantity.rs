@@ -57,7 +57,7 @@ impl Quantity {
         Some(Quantity { nano: if negative { -nano } else { nano }, is_binary })
     }
 
-    /// Whether it is a whole number of thousandths, as processors are counted.
+    /// Whether it is a whole number of thousandths, as CPU is counted.
     pub(crate) fn is_in_thousandths(self) -> bool {
         self.nano % (ONE / 1000) == 0
     }

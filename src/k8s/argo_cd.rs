@@ -154,7 +154,7 @@ fn phase_status(described: &str, state: &Value) -> RolloutStatus {
         }
         // It stays Running until the window permits it.
         _ if message.starts_with(BLOCKED) => RolloutStatus::Failed(format!(
-            "the sync of {described} is held up by a sync window of its project, and runs once the window permits it: \
+            "the sync of {described} is blocked by a sync window of its project, and runs once the window permits it: \
              end it with `argocd app terminate-op` if it is not to"
         )),
         _ => RolloutStatus::Waiting(format!("the sync of {described} is {phase}: {message}")),

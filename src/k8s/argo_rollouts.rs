@@ -25,7 +25,7 @@ pub(crate) const REVISION_ANNOTATION: &str = "rollout.argoproj.io/revision";
 /// The label with which the controller distinguishes its ReplicaSets (`DefaultRolloutUniqueLabelKey`).
 pub(crate) const HASH_LABEL: &str = "rollouts-pod-template-hash";
 
-/// Why the controller paused a canary whose analysis ended without a verdict.
+/// Why the controller paused a canary whose analysis was inconclusive.
 const INCONCLUSIVE: &str = "Inconclusive";
 
 /// How the message of an aborted Rollout begins.
@@ -124,7 +124,7 @@ impl<'a> ArgoRollout<'a> {
         }
     }
 
-    /// Whether it is paused because the analysis of its step has no verdict. Clearing the pause alone would leave it
+    /// Whether it is paused because the analysis of its step is inconclusive. Clearing the pause alone would leave it
     /// there (`isInconclusive` in `pkg/kubectl-argo-rollouts/cmd/promote/promote.go`).
     pub(crate) fn is_inconclusive(self) -> bool {
         let run = &self.status()["canary"]["currentStepAnalysisRunStatus"];
@@ -368,7 +368,7 @@ fn advanced_status(rollout: ArgoRollout) -> RolloutStatus {
     }
     match rollout.phase() {
         Phase::Healthy => RolloutStatus::Complete("Healthy: all replicas are updated".to_owned()),
-        // As the promotion of a step without a verdict leaves it.
+        // As the promotion of a step with an inconclusive analysis leaves it.
         Phase::Paused(_) if rollout.pause_reasons().is_empty() && !rollout.is_paused_by_spec() => {
             RolloutStatus::Waiting(
                 "the controller has not observed the end of the pause yet".to_owned(),
@@ -540,7 +540,7 @@ mod tests {
                 "observedGeneration: '3', phase: Degraded, message: ProgressDeadlineExceeded",
                 "failed: Degraded: Prog",
             ),
-            // As the promotion of a step without a verdict has left it.
+            // As the promotion of a step with an inconclusive analysis has left it.
             (
                 "observedGeneration: '3', phase: Paused, controllerPause: false, pauseConditions: []",
                 "waiting: the controller has not observed the end of the pause",

@@ -212,7 +212,7 @@ pub struct ResourceRules {
     /// Each may become at most so many times what it is, and at least that part of it.
     pub max_factor: Bounded<1, 100, 2>,
     /// The most CPU of a container; null for no maximum. Without it a container without a request or limit of
-    /// processors cannot get one.
+    /// CPU cannot get one.
     pub max_cpu: Option<Quantity>,
     /// The most memory of a container; null for no maximum. Without it a container without a request or limit of memory
     /// cannot get one.

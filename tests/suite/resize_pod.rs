@@ -158,7 +158,7 @@ async fn what_the_api_server_refuses_is_said_by_the_simulation_too() {
     .expect("is a range");
     namespace.api::<LimitRange>().create(&Default::default(), &range).await.expect("is created");
     let more = json!({ "memory_limit": "128Mi", "memory_request": "128Mi" });
-    // A limit of processors beside that of memory would make the pod Guaranteed.
+    // A limit of CPU beside that of memory would make the pod Guaranteed.
     let class = json!({ "cpu_limit": "1", "cpu_request": "1" });
     for (amounts, expected) in
         [(more, "maximum memory usage per Container is 100Mi"), (class, "QOS Class")]

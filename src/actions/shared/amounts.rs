@@ -30,13 +30,13 @@ const PARAMETER: &str = "resources";
 pub struct ContainerAmounts {
     /// The container or init container.
     pub container: ObjectName,
-    /// The processors it is scheduled with, as `500m` or `2`.
+    /// The CPU it is scheduled with, for example `500m` or `2`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_request: Option<Quantity>,
     /// The memory it is scheduled with, as `512Mi` or `1.5Gi`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_request: Option<Quantity>,
-    /// The most processors it gets.
+    /// The most CPU it gets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_limit: Option<Quantity>,
     /// The most memory it gets.

@@ -357,10 +357,10 @@ fn rate_limited(limit: LimitExceeded, cooldown: Duration) -> ActionError {
             (detail, "cooldown_seconds", wait)
         }
         LimitExceeded::Namespace(quota, wait) => {
-            (format!("the namespace has had its {}", of(quota)), "budget.per_namespace", wait)
+            (format!("the namespace has used its {}", of(quota)), "budget.per_namespace", wait)
         }
         LimitExceeded::Cluster(quota, wait) => {
-            (format!("the cluster has had its {}", of(quota)), "budget.cluster", wait)
+            (format!("the cluster has used its {}", of(quota)), "budget.cluster", wait)
         }
         LimitExceeded::List(wait) => {
             ("the budget's list of actions is full".to_owned(), "budget.cluster", wait)
