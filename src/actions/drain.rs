@@ -71,7 +71,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   stay. Simulate it first: the answer names all pods that would be evicted.",
     takes_time: true,
     when: "a node is to be repaired or removed",
-    when_not: "one pod is at fault, or the other nodes have no room",
+    when_not: "one pod is at fault, or the other nodes have no capacity",
     destructive: true,
     example: r#"{"node":"worker-1"}"#,
     rules: &[],
@@ -684,7 +684,7 @@ mod tests {
             "{:?}",
             plan.warnings
         );
-        // One that never has room is refused for good, also with wait.
+        // One that never allows a disruption is refused permanently, also with wait.
         let node_pods = || {
             let mut node_pods = node_pods(&parameters(""), &pods, &budgets);
             node_pods.exhausted.values_mut().for_each(|exhausted| exhausted.is_final = true);

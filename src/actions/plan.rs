@@ -362,8 +362,8 @@ impl Plan {
         }
     }
 
-    /// Checks that the object has room for the request's mark, which the API server would refuse only later and in
-    /// other words.
+    /// Checks that the request's mark fits into the object's annotations. The API server would refuse it only later,
+    /// and without naming the annotation.
     ///
     /// # Errors
     /// [`Code::RejectedByCluster`] naming the longest annotation.
@@ -383,7 +383,7 @@ impl Plan {
         let longest =
             foreign.max_by_key(|entry| length(*entry)).map_or("", |(key, _)| key.as_str());
         let detail = format!(
-            "the annotations of {} have no room for the mark of this request: they would be {total} bytes long with \
+            "the mark of this request does not fit into the annotations of {}: they would be {total} bytes long with \
              it, and the cluster allows {MAX_ANNOTATION_BYTES}",
             self.target
         );

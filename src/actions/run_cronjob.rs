@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// The annotation that kubectl sets on a Job that was started by hand.
+/// The annotation that kubectl sets on a Job that was started manually.
 const INSTANTIATE_ANNOTATION: (&str, &str) = ("cronjob.kubernetes.io/instantiate", "manual");
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {

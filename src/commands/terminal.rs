@@ -20,8 +20,8 @@ const TICK: Duration = Duration::from_millis(120);
 /// How many problems of pods are shown at a time; the answer has all.
 const MAX_PROBLEMS: usize = 3;
 
-/// The live view: how long it has taken, what is awaited now, the replicas and the pods in trouble. Each line is cut at the
-/// terminal's width, and all are cleared at the end.
+/// The live view: how long it has taken, what is awaited now, the replicas and the pods with problems. Each line is cut
+/// at the terminal's width, and all are cleared at the end.
 #[derive(Default)]
 pub(super) struct LiveView(Mutex<Option<Lines>>);
 

@@ -25,7 +25,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// By how much the memory of a body of unknown length grows.
 const GROWTH_BYTES: usize = 8 * 1024;
 
-/// Checks that the target is a path in ASCII (RFC 9112, section 3.2). hyper hands other ones through, too.
+/// Checks that the target is a path in ASCII (RFC 9112, section 3.2). hyper passes other ones through, too.
 ///
 /// # Errors
 /// [`Code::InvalidRequest`].
@@ -39,7 +39,7 @@ pub(crate) fn check_target(target: &Uri) -> Result<(), ActionError> {
 }
 
 /// Checks that a body is sent in chunks or not, and in no other coding (RFC 9112, section 6.1). hyper takes each list
-/// whose last one is `chunked`, and hands through what is still in the others.
+/// whose last one is `chunked`, and passes through what is still in the others.
 ///
 /// # Errors
 /// [`Code::InvalidRequest`].

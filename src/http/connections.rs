@@ -1,4 +1,4 @@
-//! How many clients may be connected and what they may hold, and whose connection is closed to make room.
+//! How many clients may be connected, what they may hold, and whose connection is closed at a limit.
 //!
 //! File descriptors and memory are limited, and a client that sends slowly, reads slowly or does nothing is cheap. So a
 //! client that has not sent a whole request, or does not read its response, is waiting, and at a limit the connection
@@ -109,7 +109,8 @@ impl Connections {
         self.bounds.connections
     }
 
-    /// Makes room for one more connection of this peer; none if all that it could have are being served.
+    /// Admits one more connection of this peer, and closes one at a limit; none if all that could be closed are being
+    /// served.
     pub(crate) fn evict_if_full(&self, peer: IpAddr) -> Option<Admission> {
         let mut open = self.lock();
         let (admission, victim) = decide(&open, &self.bounds, network(peer))?;
@@ -180,7 +181,7 @@ fn decide(
     kinds.into_iter().find_map(|(admission, most, most_of_peer)| {
         let all = open.iter().filter(|(_, it)| it.admission == admission);
         let own = all.clone().filter(|(_, it)| it.peer == peer);
-        // A peer makes room for itself.
+        // At its own limit a peer loses one of its own connections.
         if own.clone().count() >= most_of_peer {
             return longest_waiting(own).map(|victim| (admission, Some(victim)));
         }
@@ -266,7 +267,7 @@ mod tests {
 
     /// Admits a connection of this peer in this phase.
     fn admit(to: &Connections, id: u64, peer: [u8; 4], phase: Phase) -> Arc<Activity> {
-        let admission = to.evict_if_full(peer.into()).expect("has room");
+        let admission = to.evict_if_full(peer.into()).expect("has capacity");
         let activity = to.activity();
         activity.enter(phase);
         let task = tokio::spawn(std::future::pending::<()>()).abort_handle();

@@ -143,7 +143,7 @@ mod tests {
     async fn a_stream_is_sent_part_by_part_and_a_full_body_at_once() {
         let (sender, parts) = mpsc::channel(4);
         for part in ["data: 1\n\n", "data: 2\n\n"] {
-            sender.try_send(Bytes::from(part)).expect("has room");
+            sender.try_send(Bytes::from(part)).expect("has capacity");
         }
         drop(sender);
         let mut stream = Body::Stream(parts);

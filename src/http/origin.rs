@@ -229,15 +229,16 @@ mod tests {
 
     #[test]
     fn on_this_machine_only_its_own_names_are_taken() {
-        let site = site("127.0.0.1", &["hand.test"]);
+        let site = site("127.0.0.1", &["listed.test"]);
         let host = |host| said(&site, "127.0.0.1", EXECUTE, &[("host", host)]);
         for own in
             ["localhost", "LOCALHOST:8000", "localhost.", "127.0.0.1", "127.9.9.9:1", "[::1]:8000"]
         {
             assert_eq!(host(own), Ok(()), "{own}");
         }
-        assert_eq!(host("Hand.test:8000"), Ok(()));
-        for other in ["rebound.example:8000", "10.0.0.1", "localhost.evil.example", "a.hand.test"] {
+        assert_eq!(host("Listed.test:8000"), Ok(()));
+        for other in ["rebound.example:8000", "10.0.0.1", "localhost.evil.example", "a.listed.test"]
+        {
             assert_eq!(host(other), Err(Code::MisdirectedRequest), "{other}");
         }
         let absolute = "http://rebound.example/api/v1/action/execute";
@@ -253,8 +254,8 @@ mod tests {
     fn for_others_any_name_is_taken_unless_they_are_listed() {
         let host = |site: &HostPolicy, host| said(site, "10.0.0.7", EXECUTE, &[("host", host)]);
         assert_eq!(host(&site("0.0.0.0", &[]), "whatever.example"), Ok(()));
-        let listed = site("::", &["hand.test"]);
-        assert_eq!(host(&listed, "hand.test"), Ok(()));
+        let listed = site("::", &["listed.test"]);
+        assert_eq!(host(&listed, "listed.test"), Ok(()));
         // A kubelet's probe names the pod's address; a forwarded port ends in the pod itself.
         assert_eq!(host(&listed, "10.0.0.7:8000"), Ok(()));
         assert_eq!(said(&listed, "::ffff:10.0.0.7", EXECUTE, &[("host", "10.0.0.7")]), Ok(()));

@@ -285,7 +285,7 @@ impl Server {
         let service = service_fn(|request| {
             // hyper reads more from the client before it polls the future.
             connection.activity.enter(Phase::Reading);
-            // hyper has room for this future in each connection, and most connections are idle.
+            // hyper reserves memory for this future in each connection, and most connections are idle.
             Box::pin(self.clone().answer(connection.clone(), request))
         });
         let mut exchange = http1::Builder::new()

@@ -684,7 +684,7 @@ mod tests {
     fn parts_are_sent_as_they_come() {
         let (sender, parts) = mpsc::channel(4);
         for part in ["data: 1\n\n", "", "data: 2\n\n"] {
-            sender.try_send(part.into()).expect("has room");
+            sender.try_send(part.into()).expect("has capacity");
         }
         drop(sender);
         let mut sent = Vec::new();

@@ -155,7 +155,7 @@ pub(crate) fn tolerates_cordon(pod: &Pod) -> bool {
 }
 
 /// The annotation by which a pod asks autoscalers not to move it, if it has one: of the Cluster Autoscaler, of Karpenter, and
-/// of Karpenter before its version 1. An eviction by hand ignores it.
+/// of Karpenter before its version 1. A manual eviction ignores it.
 pub(crate) fn disruption_objection(metadata: &ObjectMeta) -> Option<&'static str> {
     let annotation = |key: &str| metadata.annotations.as_ref()?.get(key).map(String::as_str);
     if annotation("cluster-autoscaler.kubernetes.io/safe-to-evict") == Some("false") {

@@ -104,21 +104,21 @@ pub(crate) fn pause_status(
     }
     let is_paused = Condition::of(&object.data, "Paused").is_some_and(|it| it.status == "True");
     let ready = Condition::of(&object.data, "Ready").filter(|it| it.status == "False");
-    let trouble = ready.map(|ready| format!("; KEDA says {}", ready.why())).unwrap_or_default();
+    let reason = ready.map(|ready| format!("; KEDA says {}", ready.why())).unwrap_or_default();
     let count = object.data["status"]["pausedReplicaCount"].as_i64();
     match (wanted, is_paused) {
-        (Pause::None, false) if trouble.is_empty() => {
+        (Pause::None, false) if reason.is_empty() => {
             RolloutStatus::Complete(format!("KEDA scales by {described} again"))
         }
         // KEDA writes Ready last: it may be of before the resumption.
         (Pause::None, false) => {
-            RolloutStatus::Waiting(format!("{described} is not paused, but not ready{trouble}"))
+            RolloutStatus::Waiting(format!("{described} is not paused, but not ready{reason}"))
         }
         (Pause::None, true) => {
-            RolloutStatus::Waiting(format!("KEDA has not resumed {described} yet{trouble}"))
+            RolloutStatus::Waiting(format!("KEDA has not resumed {described} yet{reason}"))
         }
-        (Pause::AsItIs, true) if !trouble.is_empty() => RolloutStatus::Waiting(format!(
-            "KEDA says Paused of {described}, and may not have stopped scaling yet{trouble}"
+        (Pause::AsItIs, true) if !reason.is_empty() => RolloutStatus::Waiting(format!(
+            "KEDA says Paused of {described}, and may not have stopped scaling yet{reason}"
         )),
         (Pause::AsItIs, true) => RolloutStatus::Complete(format!("KEDA has paused {described}")),
         (Pause::At(replicas), true) if replicas.map(i64::from) == count && count.is_some() => {
@@ -126,9 +126,9 @@ pub(crate) fn pause_status(
             RolloutStatus::Complete(format!("KEDA has paused {described} at {number} replicas"))
         }
         (Pause::At(_), true) => RolloutStatus::Waiting(format!(
-            "KEDA has paused {described}, and not scaled to the number yet{trouble}"
+            "KEDA has paused {described}, and not scaled to the number yet{reason}"
         )),
-        _ => RolloutStatus::Waiting(format!("KEDA has not paused {described} yet{trouble}")),
+        _ => RolloutStatus::Waiting(format!("KEDA has not paused {described} yet{reason}")),
     }
 }
 

@@ -11,7 +11,7 @@ const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 /// How long pods stay on a node that is not ready before they are deleted (`DefaultTolerationSeconds` of Kubernetes).
 const EVICTION_TIMEOUT: TimeDelta = TimeDelta::seconds(300);
 
-/// What a silent kubelet means, and the ways out.
+/// What follows when a kubelet does not report, and what to do.
 const LOST: &str = "the containers of deleted pods are not stopped, and the pods stay until it reports again. If the \
                     machine is gone, delete the Node object; if it is certainly off, taint it with \
                     node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
@@ -95,8 +95,8 @@ pub(crate) fn unattended(node: &Node, now: DateTime<Utc>) -> Result<String, Stri
     }
 }
 
-/// The warning about a node whose kubelet is silent, so that nobody carries out the deletion of its pods. The node
-/// controller notices it (`NodeStatusUnknown`).
+/// The warning about a node whose kubelet does not report, so that the deletion of its pods is not carried out. The
+/// node controller notices it (`NodeStatusUnknown`).
 pub(crate) fn lost_warning(node: &Node) -> Option<String> {
     let unknown = ready_condition(node).filter(|condition| condition.status == "Unknown")?;
     let since = unknown.last_heartbeat_time.as_ref().or(unknown.last_transition_time.as_ref());
@@ -106,7 +106,7 @@ pub(crate) fn lost_warning(node: &Node) -> Option<String> {
 }
 
 /// The warning about the node of a pod that the node controller marked as not ready at this time, although its containers
-/// are ready, as it does once the kubelet is silent.
+/// are ready, as it does once the kubelet does not report.
 pub(crate) fn may_be_lost_warning(name: &str, at: &str) -> String {
     format!(
         "the node controller marked the pod as not ready at {at}, so the kubelet of Node '{name}' may not report any \

@@ -120,7 +120,7 @@ where
         return done(result);
     }
     if work.claim().is_none() {
-        // What waits only for its turn ends; a call to the cluster is over by now, or nearly.
+        // What only waits in a queue ends; a call to the cluster is over by now, or nearly.
         for ends in [&work.stop, &work.give_up].map(watch::Sender::clone) {
             ends.send_replace(true);
             if let Ok(result) = timeout(STOP_TIMEOUT, &mut work.task).await {

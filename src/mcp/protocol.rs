@@ -1,9 +1,9 @@
 //! The Model Context Protocol's messages (JSON-RPC 2.0): read strictly, written on one line. Decisions on text alone; no
 //! tool, no transport and no cluster is known here.
 //!
-//! Two eras are spoken (<https://modelcontextprotocol.io/specification/2026-07-28/basic/versioning>): since
-//! 2026-07-28 each request names its revision in `_meta`; before, `initialize` agreed on one. No session is kept in
-//! either: a request of the earlier era is answered by itself.
+//! Revisions of two kinds are supported (<https://modelcontextprotocol.io/specification/2026-07-28/basic/versioning>):
+//! since 2026-07-28 each request names its revision in `_meta`; before, `initialize` agreed on one. No session is kept
+//! in either: a request of an earlier revision is answered by itself.
 //!
 //! A field that is given twice is refused, because two readers could take different values. So messages are not read
 //! by the types of the official SDK, which keep the last value of each.
@@ -17,7 +17,7 @@ use crate::contract::{error::ActionError, json::read as read_strictly, names::Au
 /// The first revision in which each request is self-contained.
 pub(crate) const STATELESS: Revision = Revision("2026-07-28");
 
-/// Every revision that is spoken, the newest first.
+/// Every supported revision, the newest first.
 pub(crate) const REVISIONS: [Revision; 4] =
     [STATELESS, NEWEST_WITH_HANDSHAKE, Revision("2025-06-18"), ASSUMED];
 
@@ -32,7 +32,7 @@ const ASSUMED: Revision = Revision("2025-03-26");
 pub(crate) struct Revision(pub &'static str);
 
 impl Revision {
-    /// The revision of this date, if it is spoken.
+    /// The revision of this date, if it is supported.
     pub(crate) fn named(name: &str) -> Option<Self> {
         REVISIONS.into_iter().find(|revision| revision.0 == name)
     }
@@ -74,7 +74,7 @@ pub(crate) const INVALID_PARAMS: i64 = -32602;
 pub(crate) const HEADER_MISMATCH: i64 = -32020;
 /// The client does not declare what the request needs.
 pub(crate) const MISSING_CAPABILITY: i64 = -32021;
-/// The revision is not spoken.
+/// The revision is not supported.
 pub(crate) const UNSUPPORTED_REVISION: i64 = -32022;
 
 impl ProtocolError {

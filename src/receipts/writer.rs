@@ -43,7 +43,7 @@ impl Writer {
             let lock = self.lock.clone().lock_owned().await;
             let turn = Turn { overdue_at: self.overdue_at.clone(), _lock: lock };
             turn.set(Some(deadline));
-            // The thread ends its turn, also if nobody waits for it any more.
+            // The thread releases the lock, also if nobody waits for it any more.
             let written = spawn_blocking(move || {
                 let _turn = turn;
                 write()
@@ -106,7 +106,7 @@ mod tests {
         }
         assert!(began.elapsed() < 2 * WRITE_TIMEOUT, "{:?}", began.elapsed());
         drop(release);
-        // The thread ends its turn.
+        // The thread releases the lock.
         drop(writer.lock.lock().await);
         assert_eq!(writer.run(|| Ok(())).await, Ok(()));
     }

@@ -458,7 +458,10 @@ fn an_object_without_room_for_the_mark_is_refused_before_anything_is_sent() {
             let answer = done.answer();
             assert_eq!(answer["code"], "rejected_by_cluster", "{kind:?}: {done:?}");
             let detail = answer["detail"].as_str().expect("has one");
-            assert!(detail.contains("have no room for the mark of this request"), "{detail}");
+            assert!(
+                detail.contains("the mark of this request does not fit into the annotations of"),
+                "{detail}"
+            );
             assert!(answer["hint"].to_string().contains("example.com/filler"), "{answer}");
         }
     });

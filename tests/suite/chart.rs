@@ -49,7 +49,7 @@ const POLICIES: [&str; 9] = [
     "read_only: true\nnamespaces: {allow: [shop-*, '*a*b*'], deny: [bank]}",
     "targets: {protected: [tier=db, x/y=, frozen], opt_in: [sre, a.b/c=d]}",
     "nodes: {allow: ['pool-*.example.com'], deny: ['*-gpu'], require_approval: ['*']}\nreplicas: {min: 1, max: 9}",
-    "state: {namespace: brakes, name: lever}\nbudget: {cluster: null}\ncooldown_seconds: 0",
+    "state: {namespace: ops, name: limits}\nbudget: {cluster: null}\ncooldown_seconds: 0",
 ];
 
 fn helm(cluster: &TestCluster, arguments: &[&str]) -> Output {

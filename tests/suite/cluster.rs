@@ -422,7 +422,7 @@ pub struct Namespace {
     client: Client,
     kubeconfig: PathBuf,
     image: &'static str,
-    /// Speaks when it is dropped.
+    /// Prints when it is dropped.
     testimony: Arc<FailureReport>,
 }
 
@@ -571,8 +571,8 @@ impl Namespace {
         .await;
     }
 
-    /// A node with the namespace's name whose kubelet has been silent for ten minutes. It is tainted, so that no DaemonSet
-    /// of another test wants a pod there.
+    /// A node with the namespace's name whose kubelet has not reported for ten minutes. It is tainted, so that no
+    /// DaemonSet of another test wants a pod there.
     pub async fn lost_node(&self) {
         let object = json!({
             "metadata": { "name": self.name },

@@ -1,4 +1,4 @@
-//! Crowds of clients that hold what they can, on both engines, over plain HTTP and over TLS, in a cgroup with the
+//! Many clients that hold what they can, on both engines, over plain HTTP and over TLS, in a cgroup with the
 //! chart's limit on memory: how a valid client is served meanwhile, and how much memory that takes. It prints the
 //! table of `docs/explanation/performance.md`, as root:
 //!
@@ -29,10 +29,10 @@ const CHART_MEMORY: u64 = 128;
 /// How long a valid client may wait, also on a machine that runs many other tests.
 const SERVED_WITHIN: Duration = Duration::from_secs(5);
 
-/// How soon after a crowd has left the server is as before, on such a machine.
+/// How soon after all clients have left the server is as before, on such a machine.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(5);
 
-/// How many valid requests are answered while a whole crowd is there, and how many more between two bytes of a slow
+/// How many valid requests are answered while all clients are connected, and how many more between two bytes of a slow
 /// one.
 const REQUESTS_MEANWHILE: usize = 100;
 
@@ -274,7 +274,7 @@ fn memory() -> u64 {
 
 fn header(first: &str) {
     println!(
-        "| {first} | limit, MiB | crowd | failed | p99, ms | peak, MiB | of the kernel, MiB | before, MiB | \
+        "| {first} | limit, MiB | clients | failed | p99, ms | peak, MiB | of the kernel, MiB | before, MiB | \
          after, MiB | recovered, ms |\n|{}",
         "---|".repeat(10)
     );

@@ -634,7 +634,7 @@ async fn a_budget_that_never_has_room_blocks_the_drain_for_good() {
     assert!(!is_cordoned(&namespace).await);
 }
 
-/// Makes the namespace's own node one whose kubelet is silent, as the node controller shows it.
+/// Makes the namespace's own node one whose kubelet does not report, as the node controller shows it.
 pub async fn lose_node(namespace: &Namespace) {
     let condition = json!({
         "type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown",

@@ -1,4 +1,4 @@
-//! Failures that a real API server does not produce on demand: silence, lost responses, unusual statuses.
+//! Failures that a real API server does not produce on demand: missing and lost responses, unusual statuses.
 //!
 //! `fault_proxy` injects them. Each test compares the program's answer with the state of the cluster.
 

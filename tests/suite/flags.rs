@@ -282,7 +282,7 @@ async fn a_person_on_a_terminal_is_asked_before_a_real_action() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wait_on_a_terminal_shows_the_replicas_and_the_pods_in_trouble() {
+async fn a_wait_on_a_terminal_shows_the_replicas_and_the_pods_with_problems() {
     let namespace = shared().namespace("flags_wait").await;
     namespace.running_deployment("web", 1).await;
     block_new_pods(&namespace).await;

@@ -1,4 +1,4 @@
-//! Two API servers on one etcd, of which one is frozen while a write is in its hands: the write takes effect when
+//! Two API servers on one etcd, of which one is frozen while it holds a write: the write takes effect when
 //! the server runs again, long after its sender has given up.
 
 use std::{

@@ -1,7 +1,7 @@
 //! The Model Context Protocol over both transports: what a client may send, what a model gets, and that an effect is made
 //! once whichever entry point a request takes.
 //!
-//! [`Stdio`] and [`Http`] speak the protocol in its newest revision. The official clients, in tests/mcp, are those of the
+//! [`Stdio`] and [`Http`] use the newest revision of the protocol. The official clients, in tests/mcp, are those of the
 //! ignored tests.
 
 use std::{

@@ -553,7 +553,7 @@ async fn an_exceeded_deadline_of_the_failed_rollout_does_not_fail_the_automatic_
 
 /// Whether the rollout failed by its deadline; then it is rolled back, and that rollout is complete.
 async fn rolled_back_after_an_exceeded_deadline() -> bool {
-    // Revision 2 is broken. It is rolled back to revision 1 by hand, and to revision 2 by the request.
+    // Revision 2 is broken. It is rolled back to revision 1 manually, and to revision 2 by the request.
     let namespace = stuck("stale_back").await;
     kubectl(&namespace, &["rollout", "undo", "deployment/web"]);
     namespace.rolled_out("web").await;

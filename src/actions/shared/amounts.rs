@@ -33,7 +33,7 @@ pub struct ContainerAmounts {
     /// The CPU it is scheduled with, for example `500m` or `2`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_request: Option<Quantity>,
-    /// The memory it is scheduled with, as `512Mi` or `1.5Gi`.
+    /// The memory it is scheduled with, for example `512Mi` or `1.5Gi`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_request: Option<Quantity>,
     /// The most CPU it gets.

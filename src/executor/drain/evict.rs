@@ -153,8 +153,8 @@ impl Drain<'_> {
 }
 
 /// The pods to evict now: those that no disruption budget protects, and of the others as many as theirs allow,
-/// in turns over the pods' owners, so that all of them shrink evenly. The executor's own pod comes once all others are
-/// gone, since nobody evicts any more then.
+/// round-robin over the pods' owners, so that all of them shrink evenly. The executor's own pod comes once all others
+/// are gone, since nobody evicts any more then.
 pub(super) fn select_evictable<'a>(
     snapshot: &'a Snapshot,
     attempts: &EvictionAttempts,
@@ -183,7 +183,7 @@ pub(super) fn select_evictable<'a>(
     chosen
 }
 
-/// The pods in turns over their owners.
+/// The pods, round-robin over their owners.
 fn round_robin(pods: Vec<&RemainingPod>) -> Vec<&RemainingPod> {
     let mut turns: HashMap<&str, usize> = HashMap::new();
     let mut numbered: Vec<_> = pods

@@ -19,8 +19,8 @@ use crate::{
 /// The most evictions that are tried.
 const MAX_EVICTIONS: usize = 500;
 
-/// Tries the evictions of these pods, and returns a warning for each reason why some would be refused. A disruption budget
-/// without room is no such reason: a drain waits for it, and a dry run uses up no room.
+/// Tries the evictions of these pods, and returns a warning for each reason why some would be refused. An
+/// exhausted disruption budget is no such reason: a drain waits for it, and a dry run charges nothing to it.
 pub(crate) async fn refusals(
     cluster: &Cluster,
     pods: &[AffectedObject],

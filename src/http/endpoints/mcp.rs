@@ -516,7 +516,7 @@ mod tests {
             sleep(KEEP_ALIVE_INTERVAL * 2).await;
             ("{\"answer\":1}".to_owned(), StatusCode::OK)
         };
-        lines.try_send("{\"progress\":1}".to_owned()).expect("has room");
+        lines.try_send("{\"progress\":1}".to_owned()).expect("has capacity");
         let sent = tokio::spawn(send(answer, received, parts, true));
         let mut all = Vec::new();
         while let Some(part) = body.recv().await {

@@ -157,7 +157,7 @@ async fn send(
     let mut next = to_event(&snapshots.borrow_and_update());
     loop {
         let (part, is_last) = next;
-        // What the channel has room for is sent, also at the end; a client that does not read delays nothing.
+        // What fits into the channel is sent, also at the end; a client that does not read delays nothing.
         let sent = tokio::select! {
             biased;
             sent = parts.send(part) => sent.is_ok(),

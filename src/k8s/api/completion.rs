@@ -44,7 +44,7 @@ impl Cluster {
     /// The replicas of the workload that is awaited; none if it awaits none, or its controller has not observed it yet.
     ///
     /// # Errors
-    /// Why the cluster could not be asked before `deadline`.
+    /// Why the cluster could not be read before `deadline`.
     pub(crate) async fn awaited_replicas(
         &self,
         completion: &Completion,
@@ -62,7 +62,7 @@ impl Cluster {
     /// How far the effect is.
     ///
     /// # Errors
-    /// Why the cluster could not be asked before `deadline`.
+    /// Why the cluster could not be read before `deadline`.
     pub(crate) async fn completion_status(
         &self,
         completion: &Completion,

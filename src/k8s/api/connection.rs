@@ -75,7 +75,7 @@ type Slots = Arc<[Mutex<Slot>; MAX_WATCHES.len()]>;
 
 /// A transport, and the number of the client certificate that its connections were made with.
 struct Slot {
-    /// None while it is not known what the server speaks.
+    /// None while it is not known what the server supports.
     transport: Option<Transport>,
     certificate: u64,
 }
@@ -100,7 +100,7 @@ impl WatchPermits {
     }
 }
 
-/// What the server speaks.
+/// What the server supports.
 #[derive(Clone)]
 enum Transport {
     Http1(Box<Http1>),
@@ -209,7 +209,7 @@ impl ApiConnection {
         response.map_err(BoxError::from)
     }
 
-    /// The connection with HTTP/2, or the client for HTTP/1.1 if the server speaks that only. Other calls wait
+    /// The connection with HTTP/2, or the client for HTTP/1.1 if the server supports only that. Other calls wait
     /// while one connects.
     async fn transport(
         &self,
