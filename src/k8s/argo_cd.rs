@@ -19,7 +19,7 @@ const REQUEST_INFO: &str = "action-executor.dev/request";
 /// Who started an operation, as Argo CD shows it.
 const USERNAME: &str = "action-executor";
 
-/// How the message of an operation begins that a sync window holds up (`SyncAppState` in `controller/sync.go`).
+/// How the message of an operation begins that a sync window blocks (`SyncAppState` in `controller/sync.go`).
 const BLOCKED: &str = "Sync operation blocked by sync window";
 
 /// Keeps that `enabled` was true, and not left out, before it was set to false.
