@@ -145,7 +145,7 @@ pub enum Command {
     VerifyReceipt(VerifyReceiptArgs),
     /// Explain an error by its code, or an exit status: when it comes, and what to do.
     Explain {
-        /// The code, as policy_denied, or the exit status, as 75.
+        /// The code, for example policy_denied, or the exit status, for example 75.
         #[arg(value_name = "CODE")]
         what: String,
     },
@@ -249,7 +249,7 @@ pub struct RbacArgs {
 /// Arguments of `diagnose`.
 #[derive(Args, Debug)]
 pub struct DiagnoseArgs {
-    /// The target, as deployment/web; also statefulset, daemonset, replicaset, pod, job, cronjob, node.
+    /// The target, for example deployment/web; also statefulset, daemonset, replicaset, pod, job, cronjob, node.
     #[arg(value_name = "KIND/NAME")]
     pub target: String,
     /// The namespace [default: the context's].
@@ -299,7 +299,7 @@ pub struct HistoryArgs {
     /// All namespaces.
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
-    /// Only actions on this target, as deployment/web or web.
+    /// Only actions on this target, for example deployment/web or web.
     #[arg(long, value_name = "[KIND/]NAME")]
     pub target: Option<String>,
     /// Only requests of this person or program.

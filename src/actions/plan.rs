@@ -249,7 +249,7 @@ impl<'a> ChangedKeys<'a> {
 }
 
 impl KeysOf {
-    /// As `label`.
+    /// For example `label`.
     pub(crate) fn noun(self) -> &'static str {
         match self {
             KeysOf::Labels => "label",

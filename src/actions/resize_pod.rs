@@ -136,7 +136,7 @@ impl Parameters {
         Ok(plan)
     }
 
-    /// As `Pod 'web-1': memory limit of 'app' to 1Gi`, without the verb.
+    /// For example `Pod 'web-1': memory limit of 'app' to 1Gi`, without the verb.
     fn what(&self) -> String {
         format!("Pod '{}': {}", self.pod_name, amounts::describe(&self.resources))
     }

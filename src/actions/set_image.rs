@@ -183,7 +183,7 @@ impl Parameters {
         self.images.iter().map(|it| &it.container)
     }
 
-    /// As `Deployment 'web': image of 'app' to registry.example.com/app:2`, without the verb.
+    /// For example `Deployment 'web': image of 'app' to registry.example.com/app:2`, without the verb.
     fn what(&self) -> String {
         let images = self.images.iter();
         let images: Vec<_> =

@@ -161,7 +161,7 @@ impl Parameters {
         Ok(plan)
     }
 
-    /// As `Deployment 'web': memory limit of 'app' to 1Gi`, without the verb.
+    /// For example `Deployment 'web': memory limit of 'app' to 1Gi`, without the verb.
     fn what(&self) -> String {
         let kind = WorkloadKind::from(self.kind).name();
         format!("{kind} '{}': {}", self.name, amounts::describe(&self.resources))

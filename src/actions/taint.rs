@@ -253,7 +253,7 @@ impl Parameters {
 struct EndedPods {
     pods: Vec<AffectedObject>,
     names: Vec<String>,
-    /// How many of them stay for the time that they tolerate the taint, as `shop/web-1 (30 s)`.
+    /// How many of them stay for the time that they tolerate the taint, for example `shop/web-1 (30 s)`.
     delayed: Vec<String>,
     /// What would be lost and is not accepted.
     blocked: BTreeMap<BlockReason, Vec<String>>,

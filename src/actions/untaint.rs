@@ -96,7 +96,7 @@ impl Plannable for Parameters {
 }
 
 impl Parameters {
-    /// As `key` or `key:effect`.
+    /// In the form `key` or `key:effect`.
     fn named(&self) -> String {
         match self.effect {
             Some(effect) => format!("{}:{}", self.key, effect.name()),

@@ -80,7 +80,7 @@ pub struct CommonArgs {
     pub cluster: ClusterArgs,
 }
 
-/// The name of an action's subcommand, as `restart-k8s`.
+/// The name of an action's subcommand, for example `restart-k8s`.
 pub(crate) fn name(kind: ActionKind) -> String {
     kind.name().replace('_', "-")
 }

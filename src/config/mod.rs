@@ -261,12 +261,12 @@ fn protected_resource(vars: &Variables) -> Result<Option<ProtectedResource>, Act
     use variables::{OAUTH_ISSUER, TOKEN_AUDIENCE};
     let Some(issuer) = OAUTH_ISSUER.get(vars) else { return Ok(None) };
     if path_of(issuer).is_none() {
-        return Err(OAUTH_ISSUER.invalid("must be a URL, as https://issuer.example.com"));
+        return Err(OAUTH_ISSUER.invalid("must be a URL, for example https://issuer.example.com"));
     }
     let resource = TOKEN_AUDIENCE.get(vars).unwrap_or_default();
     if path_of(resource) != Some(RESOURCE_PATH) {
         let needed = format!(
-            "needs {}, the URL of the server's {RESOURCE_PATH}, as https://actions.example.com{RESOURCE_PATH}",
+            "needs {}, the URL of the server's {RESOURCE_PATH}, for example https://actions.example.com{RESOURCE_PATH}",
             TOKEN_AUDIENCE.name
         );
         return Err(OAUTH_ISSUER.invalid(&needed));
@@ -339,7 +339,7 @@ fn check_sink(url: &str, allows_http: bool) -> Result<(), ActionError> {
     let parts = uri.as_ref().and_then(|uri| Some((uri.scheme_str()?, uri.authority()?)));
     let parts = parts.filter(|(_, authority)| !authority.host().is_empty() && !url.contains('#'));
     let Some((scheme @ ("http" | "https"), authority)) = parts else {
-        return Err(SINK.invalid("must be a URL, as https://events.example.com/path"));
+        return Err(SINK.invalid("must be a URL, for example https://events.example.com/path"));
     };
     if authority.as_str().contains('@') {
         return Err(SINK.invalid("must not have a user: the signature shows who sends"));

@@ -71,7 +71,7 @@ impl Code {
             },
             Code::PreconditionFailed => Advice {
                 subject: Subject::Request,
-                when: "the target does not have the `uid` or `resource_version` of the request, was replaced meanwhile, or is not in the state that the action needs, as a Job that has not finished",
+                when: "the target does not have the `uid` or `resource_version` of the request, was replaced meanwhile, or is not in the state that the action needs, such as a Job that has not finished",
                 what_to_do: "read the target again and decide again; `hint` names the parameter that accepts its state, if there is one",
             },
             Code::TargetNotFound => Advice {

@@ -300,7 +300,7 @@ pub struct ActionError {
     pub code: Code,
     /// What was wrong this time.
     pub detail: String,
-    /// The path of the request's field that is at fault, as `parameters.deployment`.
+    /// The path of the request's field that is at fault, for example `parameters.deployment`.
     pub field: Option<String>,
     /// What to do next.
     pub hint: Option<Box<str>>,
@@ -335,7 +335,7 @@ impl ActionError {
         }
     }
 
-    /// An invalid field of the request; `path` as `parameters.deployment`.
+    /// An invalid field of the request; `path` is for example `parameters.deployment`.
     pub(crate) fn invalid_field(path: impl Into<String>, what: impl fmt::Display) -> Self {
         let path = path.into();
         ActionError::new(Code::InvalidRequest, format!("{path}: {what}")).with_field(path)
@@ -348,7 +348,7 @@ impl ActionError {
             .with_hint("use a new id for each request; resend the first request to get its answer")
     }
 
-    /// Names the request's field that is at fault; `path` as `precondition.uid`.
+    /// Names the request's field that is at fault; `path` is for example `precondition.uid`.
     pub(crate) fn with_field(mut self, path: impl Into<String>) -> Self {
         self.field = Some(path.into());
         self

@@ -1,4 +1,4 @@
-//! A label selector in the notation of kubectl, as `app=web,tier!=db`. Pure.
+//! A label selector in the notation of kubectl, for example `app=web,tier!=db`. Pure.
 //!
 //! It is checked when it is created, and matches labels as the API server does: what was selected can be compared again
 //! later, without a call.

@@ -81,7 +81,7 @@ pub struct Namespace(String);
 #[schemars(extend("minLength" = 1, "maxLength" = 128, "pattern" = "^[A-Za-z0-9._:-]+$"))]
 pub struct RequestId(String);
 
-/// A line for the audit trail, as a requester or a reason: 1 to 512 characters, all of which a person can see.
+/// A line for the audit trail, such as a requester or a reason: 1 to 512 characters, all of which a person can see.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 #[schemars(extend(
@@ -108,7 +108,7 @@ pub struct ClusterName(String);
 #[schemars(extend("minLength" = 1, "maxLength" = 128, "pattern" = "^[!-~]+$"))]
 pub struct Opaque(String);
 
-/// The reason in a pod's status, as `Evicted`: 1 to 128 letters and digits, the first one a letter.
+/// The reason in a pod's status, for example `Evicted`: 1 to 128 letters and digits, the first one a letter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 #[schemars(extend("minLength" = 1, "maxLength" = 128, "pattern" = "^[A-Za-z][A-Za-z0-9]*$"))]
@@ -301,7 +301,7 @@ fn check_qualified_name(text: &str) -> Result<(), String> {
     if check_subdomain(prefix).is_ok() && is_qualified_part(name) {
         return Ok(());
     }
-    Err("must be the key of a label, an annotation or a taint, as example.com/team: at most 63 letters, digits, '-', '_' \
+    Err("must be the key of a label, an annotation or a taint, such as example.com/team: at most 63 letters, digits, '-', '_' \
          and '.', starting and ending with a letter or digit, after a domain and a slash if it has them"
         .to_owned())
 }

@@ -107,7 +107,7 @@ impl TryFrom<String> for Quantity {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        const HINT: &str = "must be a quantity above 0, as 500m, 2, 512Mi or 1.5Gi";
+        const HINT: &str = "must be a quantity above 0, for example 500m, 2, 512Mi or 1.5Gi";
         let (number, suffix) = number_and_suffix(&text);
         let has_digits = |end: Option<char>| end.is_some_and(|c| c.is_ascii_digit());
         let is_number = has_digits(number.chars().next()) && has_digits(number.chars().last());

@@ -162,9 +162,9 @@ pub enum TargetOutcome {
 #[serde(rename_all = "camelCase")]
 #[schemars(deny_unknown_fields)]
 pub struct Target {
-    /// Group and version, as `apps/v1`.
+    /// Group and version, for example `apps/v1`.
     pub api_version: String,
-    /// The kind, as `Deployment`.
+    /// The kind, for example `Deployment`.
     pub kind: String,
     /// The namespace; absent for a cluster-scoped object.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -192,7 +192,8 @@ impl Target {
         }
     }
 
-    /// Its place in the API, as `apps/v1/Deployment/shop/web` or `v1/Node/n1`: the name of the object outside of the cluster.
+    /// Its place in the API, for example `apps/v1/Deployment/shop/web` or `v1/Node/n1`: the name of the object outside
+    /// of the cluster.
     pub(crate) fn path(&self) -> String {
         let parts = [&self.api_version, &self.kind, &self.namespace, &self.name];
         let parts = parts.into_iter().filter(|part| !part.is_empty());

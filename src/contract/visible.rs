@@ -67,7 +67,7 @@ fn is_latin(c: char) -> bool {
         || matches!(c, '\u{c0}'..='\u{24f}' | '\u{1e00}'..='\u{1eff}') && c.is_alphabetic()
 }
 
-/// A Cyrillic letter, or a Greek one that looks Latin; others are in words with Latin ones, as units.
+/// A Cyrillic letter, or a Greek one that looks Latin; others are in words with Latin ones, for example units.
 fn looks_latin(c: char) -> bool {
     matches!(c, '\u{400}'..='\u{52f}') || "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧονϲϳ".contains(c)
 }

@@ -43,7 +43,7 @@ pub(crate) enum FindingKind {
     ContainerCreation,
     /// No node takes a pod.
     Unschedulable,
-    /// A controller cannot create pods, as with an exhausted quota.
+    /// A controller cannot create pods, for example with an exhausted quota.
     PodCreation,
     /// A volume cannot be mounted.
     Volume,

@@ -93,9 +93,9 @@ pub(crate) struct Report {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(crate) struct NodeState {
-    /// As `Ready=True`.
+    /// For example `Ready=True`.
     pub conditions: Vec<String>,
-    /// As `key=value:effect`.
+    /// In the form `key=value:effect`.
     pub taints: Vec<String>,
 }
 
@@ -138,7 +138,7 @@ pub(crate) struct PodLine {
 pub(crate) struct EventLine {
     /// How long ago it happened last.
     pub age: String,
-    /// Its object, as `Pod web-5d4f`.
+    /// Its object, for example `Pod web-5d4f`.
     pub object: String,
     /// Its reason.
     pub reason: String,
@@ -175,7 +175,7 @@ pub(crate) struct Done {
     /// The action.
     #[serde(rename = "type")]
     pub kind: Option<String>,
-    /// The Event's reason, as `ActionApplied`.
+    /// The Event's reason, for example `ActionApplied`.
     pub event: Option<String>,
     /// The requester.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -41,7 +41,7 @@ const KINDS: [(Kind, &[&str]); 8] = [
 pub(crate) const MAX_LENGTH: usize = 320;
 
 impl Kind {
-    /// Its name, as `Deployment`.
+    /// Its name, for example `Deployment`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Workload(kind) => kind.name(),

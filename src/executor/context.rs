@@ -240,7 +240,7 @@ impl Context {
         }
     }
 
-    /// The context with its observer changed, as by `|observer| observer.on_waiting(...)`.
+    /// The context with its observer changed, for example by `|observer| observer.on_waiting(...)`.
     pub(crate) fn map_observer(mut self, change: impl FnOnce(Observer) -> Observer) -> Self {
         self.observer = change(self.observer);
         self

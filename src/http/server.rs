@@ -477,7 +477,7 @@ impl Server {
 }
 
 /// Has work finished whether its client stays or not: where it first waits, it becomes a task of its own. Work
-/// that never waits, as a simulation without a cluster, does not cost one.
+/// that never waits, such as a simulation without a cluster, does not cost one.
 async fn finish<T: Send + 'static>(
     work: impl Future<Output = Result<T, ActionError>> + Send + 'static,
 ) -> Result<T, ActionError> {

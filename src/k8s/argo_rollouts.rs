@@ -93,7 +93,7 @@ impl<'a> ArgoRollout<'a> {
         self.data["spec"]["paused"] == true
     }
 
-    /// Why the controller paused it, as `CanaryPauseStep`; empty if it did not.
+    /// Why the controller paused it, for example `CanaryPauseStep`; empty if it did not.
     pub(crate) fn pause_reasons(self) -> Vec<&'a str> {
         let conditions = self.status()["pauseConditions"].as_array().into_iter().flatten();
         conditions.filter_map(|condition| condition["reason"].as_str()).collect()
@@ -116,7 +116,7 @@ impl<'a> ArgoRollout<'a> {
         (all > 0).then(|| (usize::try_from(index).unwrap_or(all).min(all), all))
     }
 
-    /// As ` at step 2 of 5`; empty without steps.
+    /// For example ` at step 2 of 5`; empty without steps.
     pub(crate) fn place(self) -> String {
         match self.step() {
             Some((index, all)) if index < all => format!(" at step {} of {all}", index + 1),

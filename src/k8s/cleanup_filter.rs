@@ -25,7 +25,7 @@ const JOB_TRACKING_FINALIZER: &str = "batch.kubernetes.io/job-tracking";
 pub(crate) struct CleanupFilter<'a> {
     /// `Failed`, `Succeeded` or both.
     pub phases: Vec<&'a str>,
-    /// The pod's `status.reason`, as `Evicted`.
+    /// The pod's `status.reason`, for example `Evicted`.
     pub reason: Option<&'a str>,
     /// When it has finished at the latest; none for any time, so that no clock of a node decides.
     pub finished_before: Option<DateTime<Utc>>,
@@ -100,7 +100,7 @@ pub(crate) fn before(now: DateTime<Utc>, older_than_seconds: u32) -> Option<Date
     (older_than_seconds > 0).then(|| now - TimeDelta::seconds(i64::from(older_than_seconds)))
 }
 
-/// The pod's phase, with its reason, as `Failed, Evicted`.
+/// The pod's phase, with its reason, for example `Failed, Evicted`.
 pub(crate) fn ending(pod: &Pod) -> String {
     match pods::reason(pod) {
         Some(reason) => format!("{}, {reason}", pods::phase(pod)),

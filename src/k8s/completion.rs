@@ -109,7 +109,7 @@ pub(crate) enum Completion {
     /// A pod that the controller created in place of the deleted one is ready.
     Replaced {
         namespace: String,
-        /// As `ReplicaSet 'web-5d4f'`.
+        /// For example `ReplicaSet 'web-5d4f'`.
         controller: String,
         controller_uid: String,
         /// Finds the replacement, and other pods.

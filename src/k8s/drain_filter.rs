@@ -191,7 +191,7 @@ pub(crate) fn plural(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// The PVC, as `namespace/name`, of a volume that exists on one node only: a directory or a disk of the
+/// The PVC, in the form `namespace/name`, of a volume that exists on one node only: a directory or a disk of the
 /// node, or a volume that is bound to a node by name.
 pub(crate) fn local_claim(volume: &PersistentVolume) -> Option<String> {
     let spec = volume.spec.as_ref()?;

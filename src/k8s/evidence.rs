@@ -421,7 +421,7 @@ mod tests {
         assert!(matches!(left(5, "3:r0@d0 3:r1@d1 4:r2@d2"), Evidence::Made(_)));
         assert_eq!(left(3, "3:r0@d0"), Evidence::NotYet);
         assert_eq!(left(4, "3:r0@d0 4:r2@d2"), Evidence::NeverMade);
-        // Another client, as an autoscaler, has changed the spec alone.
+        // Another client, such as an autoscaler, has changed the spec alone.
         assert_eq!(left(4, "3:r0@d0"), Evidence::NotYet);
         // Eight others may have dropped it.
         assert_eq!(left(3, &["3:r9@d9"; 8].join(" ")), Evidence::Unknowable);

@@ -140,7 +140,7 @@ pub(crate) fn prunes(object: &DynamicObject) -> bool {
     object.data["spec"]["prune"] == true
 }
 
-/// Whether the object is in the source of this Kustomization itself, as after `flux bootstrap`.
+/// Whether the object is in the source of this Kustomization itself, for example after `flux bootstrap`.
 pub(crate) fn manages_itself(object: &DynamicObject) -> bool {
     let metadata = &object.metadata;
     let label = |key: &str| metadata.labels.as_ref()?.get(key);

@@ -62,7 +62,7 @@ pub(crate) struct CustomKind {
     pub version: &'static str,
     pub kind: &'static str,
     pub plural: &'static str,
-    /// The first release whose CRD serves this version, as `Flux 2.3`.
+    /// The first release whose CRD serves this version, for example `Flux 2.3`.
     pub since: &'static str,
 }
 

@@ -202,7 +202,7 @@ pub(crate) fn log_of_failure(pods: &[Pod]) -> Option<LogSource<'_>> {
     Some(LogSource { pod: pod.metadata.name.as_deref()?, container, is_previous })
 }
 
-/// A container's log as lines that each name it, as `pod a, container main`.
+/// A container's log as lines that each name it, for example `pod a, container main`.
 pub(crate) fn log_lines(container: &str, log: &str) -> Vec<String> {
     masked(log).lines().map(|line| format!("{container} printed: {}", printable(line))).collect()
 }

@@ -4,7 +4,7 @@
 //! detect-secrets): keys of AWS, tokens of vendors, JSON Web Tokens, PEM blocks; and those by which logs are scrubbed
 //! (`sanitize` of Sentry, the `sensitive data scanner` of Datadog): what follows `password=`, `Authorization:`, a flag
 //! such as `--token`, and the user of a URL. It masks rather too much: a word too few costs a reader less than a secret.
-//! What has no form and no name, as a password alone in a line, no pattern finds.
+//! What has no form and no name, such as a password alone in a line, no pattern finds.
 
 use std::{borrow::Cow, sync::LazyLock};
 

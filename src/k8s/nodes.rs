@@ -114,7 +114,7 @@ pub(crate) fn may_be_lost_warning(name: &str, at: &str) -> String {
     )
 }
 
-/// The taints, as `key:effect`, that take the node out of service, except that of a cordon.
+/// The taints, in the form `key:effect`, that take the node out of service, except that of a cordon.
 pub(crate) fn out_of_service_taints(node: &Node) -> Vec<String> {
     let others = taints::taints(node).iter().filter(|Taint { key, .. }| {
         key != UNSCHEDULABLE && OUT_OF_SERVICE.iter().any(|begin| key.starts_with(begin))

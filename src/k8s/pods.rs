@@ -43,7 +43,7 @@ pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
-/// Why the pod has its phase, as `Evicted`.
+/// Why the pod has its phase, for example `Evicted`.
 pub(crate) fn reason(pod: &Pod) -> Option<&str> {
     pod.status.as_ref()?.reason.as_deref()
 }
@@ -230,7 +230,8 @@ pub(crate) fn restarts(pod: &Pod) -> i32 {
     containers_of(pod).map(|container| container.restart_count).sum()
 }
 
-/// How the container ended that is the likely cause of the pod's failure, as `container app: OOMKilled (exit code 137)`.
+/// How the container ended that is the likely cause of the pod's failure, for example `container app: OOMKilled (exit
+/// code 137)`.
 pub(crate) fn last_ending(pod: &Pod) -> Option<String> {
     let container = failed_containers(pod).into_iter().next()?;
     Some(format!("container {}: {}", container.name, ending_of(failed_exit(container)?)))

@@ -46,12 +46,12 @@ impl AmountField {
         }
     }
 
-    /// As `cpu`.
+    /// For example `cpu`.
     pub(crate) fn resource(self) -> &'static str {
         self.place()[1]
     }
 
-    /// As `memory limit`.
+    /// For example `memory limit`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             AmountField::CpuRequest => "cpu request",

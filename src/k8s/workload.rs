@@ -38,7 +38,7 @@ pub enum WorkloadKind {
 }
 
 impl WorkloadKind {
-    /// Its name, as `Deployment`.
+    /// Its name, for example `Deployment`.
     pub fn name(self) -> &'static str {
         match self {
             WorkloadKind::Deployment => "Deployment",
@@ -48,7 +48,7 @@ impl WorkloadKind {
         }
     }
 
-    /// Its name for kubectl, as `deployment`.
+    /// Its name for kubectl, for example `deployment`.
     pub fn for_kubectl(self) -> &'static str {
         match self {
             WorkloadKind::Deployment => "deployment",

@@ -56,7 +56,7 @@ pub(crate) struct HistoryEntry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(crate) struct ObjectRef {
-    /// The kind, as `Deployment`.
+    /// The kind, for example `Deployment`.
     pub kind: Option<String>,
     /// The namespace; null for a cluster-scoped object.
     pub namespace: Option<String>,
@@ -71,7 +71,7 @@ pub(crate) struct ObjectRef {
 pub(crate) struct Filter {
     /// The namespace; `None` for all. Actions on nodes are recorded in `default`.
     pub namespace: Option<String>,
-    /// The target, as `deployment/web` or `web`; `None` for any.
+    /// The target, for example `deployment/web` or `web`; `None` for any.
     pub target: Option<String>,
     /// The requester; `None` for any.
     pub requester: Option<String>,

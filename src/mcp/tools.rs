@@ -424,7 +424,7 @@ fn list_actions() -> Value {
                 "type": "string", "description": "All, if left out.",
                 "x-mcp-header": NAMESPACE_HEADER,
             },
-            "target": { "type": "string", "description": "As deployment/web or web." },
+            "target": { "type": "string", "description": "For example deployment/web or web." },
             "limit": {
                 "type": "integer", "minimum": 1, "maximum": MAX_ENTRIES, "default": DEFAULT_ENTRIES,
             },
@@ -446,7 +446,7 @@ fn diagnose() -> Value {
         "properties": {
             "target": {
                 "type": "string",
-                "description": "As deployment/web, pod/a, cronjob/c, node/n.",
+                "description": "For example deployment/web, pod/a, cronjob/c or node/n.",
             },
             "namespace": {
                 "type": "string", "description": "None for a node.", "x-mcp-header": NAMESPACE_HEADER,

@@ -192,8 +192,8 @@ fn replica_rules<'de, D: Deserializer<'de>>(from: D) -> Result<ReplicaRules, D::
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageRules {
-    /// Repositories, with `*` for any characters after the registry, as `registry.example.com/shop/*`. An empty list
-    /// allows only the repository that the container has now.
+    /// Repositories, with `*` for any characters after the registry, for example `registry.example.com/shop/*`. An
+    /// empty list allows only the repository that the container has now.
     pub allow: Vec<RepositoryPattern>,
 }
 
@@ -233,8 +233,8 @@ pub struct VolumeRules {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct KeyRules {
-    /// Keys, with `*` for any characters, as `example.com/*`. An empty list allows none. A key of Kubernetes itself
-    /// (`kubernetes.io`, `k8s.io` and what is below them) must be listed in full.
+    /// Keys, with `*` for any characters, for example `example.com/*`. An empty list allows none. A key of Kubernetes
+    /// itself (`kubernetes.io`, `k8s.io` and what is below them) must be listed in full.
     pub allow: Vec<KeyPattern>,
 }
 
@@ -532,7 +532,7 @@ impl TryFrom<String> for RepositoryPattern {
             text.split_once('/').is_some_and(|(host, _)| !host.contains('*') && is_host(host));
         let pattern = (names_registry || text == "*").then(|| pattern(text, 383, b"-._:/*"));
         pattern.flatten().map(RepositoryPattern).ok_or_else(|| {
-            "must be a repository with its registry, as registry.example.com/shop/*, with up to three * after the \
+            "must be a repository with its registry, for example registry.example.com/shop/*, with up to three * after the \
              registry, or * alone"
                 .to_owned()
         })
@@ -561,7 +561,8 @@ impl TryFrom<String> for KeyPattern {
         let is_pattern = text.contains('*') && text.matches('/').count() <= 1;
         let pattern = (is_key || is_pattern).then(|| lettered_pattern(text, 317, b"-._/*"));
         pattern.flatten().map(KeyPattern).ok_or_else(|| {
-            "must be a key, as example.com/team, with up to three * for any characters".to_owned()
+            "must be a key, such as example.com/team, with up to three * for any characters"
+                .to_owned()
         })
     }
 }

@@ -5,7 +5,7 @@
 //!     cargo test --all-features --test suite crowds:: -- --nocapture
 //!
 //! `ENDURANCE_ROUNDS` is how often each crowd comes, `CROWD_MEMORY` the limit in MiB, and `CROWD_PROGRAM` another build
-//! of the program, as the image's.
+//! of the program, for example the image's.
 
 use std::{
     env,

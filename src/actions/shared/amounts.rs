@@ -170,7 +170,7 @@ pub(crate) fn operations(settings: &[Setting], spec: &[&str]) -> Vec<PatchOperat
     operations
 }
 
-/// As `memory limit of 'app' to 1Gi, cpu request of 'app' to 500m`.
+/// For example `memory limit of 'app' to 1Gi, cpu request of 'app' to 500m`.
 pub(crate) fn describe(all: &[ContainerAmounts]) -> String {
     let each = all.iter().flat_map(|entry| {
         let container = &entry.container;

@@ -145,7 +145,7 @@ pub(crate) struct StatusChange {
     pub decided_on: StatusDecision,
     /// The fields with their new values.
     pub set: Vec<(&'static str, Value)>,
-    /// As `aborted`, for the sentences.
+    /// For example `aborted`, for the sentences.
     pub participle: String,
     pub goal: ArgoGoal,
 }
@@ -189,12 +189,12 @@ pub(crate) fn plan_status(
     Ok(plan)
 }
 
-/// As `Rollout 'web' aborted at 2026-01-31T12:00:00.000Z.`
+/// For example `Rollout 'web' aborted at 2026-01-31T12:00:00.000Z.`
 pub(crate) fn done(target: &Target, participle: &str, input: &PlanInput) -> String {
     format!("{} '{}' {participle} at {}.", target.kind, target.name, rfc3339_millis(input.at))
 }
 
-/// As `Simulated: Rollout 'web' would be aborted.`
+/// For example `Simulated: Rollout 'web' would be aborted.`
 pub(crate) fn would(target: &Target, participle: &str) -> String {
     format!("Simulated: {} '{}' would be {participle}.", target.kind, target.name)
 }

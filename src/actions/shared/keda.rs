@@ -32,7 +32,7 @@ pub(crate) struct PauseChange<'a> {
     pub pause: Pause,
     /// The annotations that differ; none if it is paused so already.
     pub entries: Vec<annotations::Entry<'a>>,
-    /// As `paused at 3 replicas`.
+    /// For example `paused at 3 replicas`.
     pub participle: String,
     /// The sentence if nothing differs.
     pub already: String,

@@ -123,7 +123,7 @@ pub(crate) struct Entries<'a> {
 /// What selects pods by their labels.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Selector {
-    /// As `ReplicaSet 'web-5d4f'`.
+    /// For example `ReplicaSet 'web-5d4f'`.
     owner: String,
     /// The keys that it selects by; none if they are unknown.
     keys: Option<BTreeSet<String>>,
@@ -343,12 +343,12 @@ impl<'a> Entries<'a> {
         }
     }
 
-    /// As `The labels of Deployment 'web'`.
+    /// For example `The labels of Deployment 'web'`.
     fn what(self) -> String {
         format!("The {} of {}", self.field(), describe_target(&self.target()))
     }
 
-    /// As `set: a, b; removed: c`.
+    /// For example `set: a, b; removed: c`.
     fn how(self) -> String {
         let list = |verb: &str, keys: Vec<&str>| {
             (!keys.is_empty()).then(|| format!("{verb}: {}", keys.join(", ")))
@@ -434,7 +434,7 @@ fn refuse_selected(
         .with_hint("use another key, or an annotation, by which no controller selects"))
 }
 
-/// As `Deployment 'web'`.
+/// For example `Deployment 'web'`.
 fn describe_target(target: &Target) -> String {
     format!("{} '{}'", target.kind, target.name)
 }

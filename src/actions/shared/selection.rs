@@ -119,7 +119,7 @@ impl Selection<'_> {
         format!("{} in namespace '{namespace}' matching '{selector}'", plural(number, kind.name()))
     }
 
-    /// What is known without a cluster; `done` is as `restarted`.
+    /// What is known without a cluster; `done` is for example `restarted`.
     pub(crate) fn preview(&self, done: &str) -> Preview {
         let result = format!("Simulated: all {} would be {done}.", self.described());
         Preview { result, changes: Vec::new() }

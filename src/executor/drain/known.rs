@@ -55,9 +55,9 @@ pub(super) struct Known {
 /// A pod that is not in the set.
 #[derive(Debug, PartialEq)]
 enum Newcomer {
-    /// It is evicted, as those of the set are.
+    /// It is evicted, like those of the set.
     Evicted,
-    /// It stays, as a pod of a DaemonSet does.
+    /// It stays, for example as a pod of a DaemonSet.
     Skipped,
     /// It came in spite of the cordon: once evicted, it would come again.
     IgnoresCordon,

@@ -186,7 +186,7 @@ pub(crate) fn uid(pod: &ObjectMeta) -> &str {
     pod.uid.as_deref().unwrap_or_default()
 }
 
-/// As `namespace/name`.
+/// In the form `namespace/name`.
 pub(crate) fn name_of(pod: &ObjectMeta) -> String {
     let namespace = pod.namespace.as_deref().unwrap_or_default();
     format!("{namespace}/{}", pod.name.as_deref().unwrap_or_default())

@@ -67,7 +67,7 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
     let namespace = generator.subschema_for::<Namespace>().to_value();
     let mut target = query(
         "target",
-        "The target, as `deployment/web`; also `statefulset`, `daemonset`, `replicaset`, `pod`, `job`, `cronjob` and \
+        "The target, for example `deployment/web`; also `statefulset`, `daemonset`, `replicaset`, `pod`, `job`, `cronjob` and \
          `node`.",
         json!({ "type": "string", "minLength": 1, "maxLength": MAX_LENGTH }),
     );

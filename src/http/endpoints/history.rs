@@ -131,7 +131,7 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
             ),
             query(
                 "target",
-                "Only records of this target, as `deployment/web` or `web`.",
+                "Only records of this target, for example `deployment/web` or `web`.",
                 json!({ "type": "string", "minLength": 1, "maxLength": MAX_TARGET_LENGTH }),
             ),
             query(

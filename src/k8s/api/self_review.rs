@@ -26,7 +26,7 @@ fn without_a_name(why: &str) -> ActionError {
 pub(crate) struct Right {
     /// The API group; the core group is empty.
     pub group: &'static str,
-    /// In the plural, with its subresource, as `pods/eviction`.
+    /// In the plural, with its subresource, for example `pods/eviction`.
     pub resource: &'static str,
     pub verb: &'static str,
 }
@@ -64,7 +64,7 @@ impl Cluster {
         name.ok_or_else(|| without_a_name("the review has no user name"))
     }
 
-    /// The version of the API server, as `v1.36.0`.
+    /// The version of the API server, for example `v1.36.0`.
     ///
     /// # Errors
     /// Why it did not answer.

@@ -63,7 +63,7 @@ impl Exporter {
                 "the variables OTEL_EXPORTER_OTLP_... are not valid",
             )
             .with_hint(
-                "set OTEL_EXPORTER_OTLP_ENDPOINT to the collector's URL, as http://HOST:4318",
+                "set OTEL_EXPORTER_OTLP_ENDPOINT to the collector's URL, for example http://HOST:4318",
             )
         };
         let exporter =
