@@ -169,7 +169,7 @@ impl Parameters {
                     "Pod '{name}' in namespace '{namespace}' has no controller; it would not come back"
                 ),
             )
-            .with_hint("to delete it for good, set parameters.allow_unmanaged"));
+            .with_hint("to delete it permanently, set parameters.allow_unmanaged"));
         }
         Ok(())
     }

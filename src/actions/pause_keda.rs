@@ -50,7 +50,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
                   already.",
     takes_time: true,
     when: "a workload that KEDA scales is to have a fixed number of replicas, or no new Jobs, for a while",
-    when_not: "the bounds are wrong for good: change them in the ScaledObject",
+    when_not: "the bounds have to change permanently: change them in the ScaledObject",
     destructive: true,
     example: r#"{"name":"web","replicas":3}"#,
     rules: &[keda::RULE, SCALED, restart::EVENTS],

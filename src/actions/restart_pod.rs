@@ -249,7 +249,7 @@ fn unmanaged(target: &Target) -> ActionError {
             "Pod '{name}' in namespace '{namespace}' has no controller; it would not come back"
         ),
     )
-    .with_hint(format!("to delete it for good, run `kubectl -n {namespace} delete pod {name}`"))
+    .with_hint(format!("to delete it permanently, run `kubectl -n {namespace} delete pod {name}`"))
 }
 
 fn warnings(pod: &Pod, controller: &OwnerReference) -> Vec<String> {

@@ -12,7 +12,7 @@
 //!   from a StatefulSet, a DaemonSet or a CronJob, or from an object without a generation: a node, and before Kubernetes
 //!   1.37 a HorizontalPodAutoscaler, or whose status is a generation, too: an Application of Argo CD; and a removal of a
 //!   change of labels or annotations, which is no generation except of a Deployment.
-//! - The write may still be on its way. It can have no effect any more once what it tests has changed for good: a
+//! - The write may still be on its way. It can have no effect any more once what it tests has changed permanently: a
 //!   generation and the number of the last request only grow, a resourceVersion is never used again.
 
 use kube::{

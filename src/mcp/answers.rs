@@ -71,7 +71,7 @@ pub(crate) fn of_progress(progress: &Progress, listed: Listed) -> Value {
         State::Applied => {
             format!(
                 "In progress: {what} is made; `detail` says how far its effect is. {again} If it stays so, make the \
-                 same call with the same id and \"wait\": true: it waits on, and records how it ends."
+                 same call with the same id and \"wait\": true: it continues to wait, and records how it ends."
             )
         }
         State::RollingBack => {
@@ -205,7 +205,7 @@ fn next_step(response: &ActionResponse, listed: Listed) -> String {
         let cluster = listed_name(response.cluster.as_deref(), listed);
         let cluster = cluster.map(|name| format!(" and cluster {name}")).unwrap_or_default();
         text +=
-            &format!(" Call {GET_ACTION} with id {id}{cluster}, or make the same call to wait on.");
+            &format!(" Call {GET_ACTION} with id {id}{cluster}, or make the same call to continue to wait.");
     }
     match response.warnings.len() {
         0 => {}

@@ -894,7 +894,7 @@ impl Namespace {
             },
         }))
         .await;
-        eventually("the budget is exhausted", async || {
+        eventually("the disruption budget is exhausted", async || {
             let status = self.settled_budget(name).await.status?;
             let counted =
                 (status.expected_pods, status.current_healthy, status.disruptions_allowed);
@@ -922,7 +922,7 @@ impl Namespace {
 
     /// The disruption budget, once its status is current.
     pub async fn settled_budget(&self, name: &str) -> PodDisruptionBudget {
-        eventually("the budget has a current status", async || {
+        eventually("the disruption budget has a current status", async || {
             let found = self.api::<PodDisruptionBudget>().get(name).await.expect("is there");
             let observed = found.status.as_ref()?.observed_generation;
             (observed == found.metadata.generation).then_some(found)

@@ -71,7 +71,7 @@ async fn budget(namespace: &Namespace, app: &str, max_unavailable: i32, allowed:
             },
         }))
         .await;
-    eventually("the budget allows it", async || {
+    eventually("the disruption budget allows it", async || {
         let status = namespace.api::<PodDisruptionBudget>().get(app).await.expect("is").status?;
         (status.expected_pods > 0 && status.disruptions_allowed == allowed).then_some(())
     })
@@ -559,7 +559,7 @@ async fn pods_that_become_unready_behind_an_exhausted_budget_are_evicted_first()
     .await;
     namespace.set_ready(&third, false).await;
     namespace.disruption_budget("db", "db", json!({ "minAvailable": 2 })).await;
-    eventually("the budget is exhausted", async || {
+    eventually("the disruption budget is exhausted", async || {
         let status = namespace.settled_budget("db").await.status?;
         (status.current_healthy == 2 && status.disruptions_allowed == 0).then_some(())
     })
@@ -567,7 +567,7 @@ async fn pods_that_become_unready_behind_an_exhausted_budget_are_evicted_first()
     let body = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 40 }));
     let running = Program::with_kubeconfig(namespace.kubeconfig()).input(body).start();
     eventually("it is cordoned", async || is_cordoned(&namespace).await.then_some(())).await;
-    // Four seconds later, as in the report, so that the drain has met the exhausted budget.
+    // Four seconds later, as in the report, so that the drain has met the exhausted disruption budget.
     sleep(Duration::from_secs(4)).await;
     namespace.set_ready("db-1", false).await;
     namespace.set_ready(&third, true).await;
@@ -589,7 +589,7 @@ async fn many_unready_pods_behind_one_exhausted_budget_are_evicted_at_once() {
     let body = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 60 }));
     let running = Program::with_kubeconfig(namespace.kubeconfig()).input(body).start();
     eventually("it is cordoned", async || is_cordoned(&namespace).await.then_some(())).await;
-    // Those that replace them are never ready, so the budget stays exhausted.
+    // Those that replace them are never ready, so the disruption budget stays exhausted.
     let crashing = json!({ "spec": { "template": { "spec": { "containers": [
         { "name": "main", "image": CRASHING_IMAGE },
     ]}}}});
@@ -948,7 +948,7 @@ async fn pods_that_never_ran_are_evicted_despite_their_budget() {
     assert!(done.took < Duration::from_secs(5), "{:?}", done.took);
 }
 
-/// Watches the cluster: are fewer pods ready than a budget requires?
+/// Watches the cluster: are fewer pods ready than a disruption budget requires?
 struct Observer {
     stop: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<(usize, Vec<String>)>,
@@ -980,7 +980,7 @@ impl Observer {
                     let (name, status) = (budget.name_any(), budget.status.unwrap_or_default());
                     let (is, must) = (status.current_healthy, status.desired_healthy);
                     if is < must {
-                        broken.push(format!("budget {name}: {is} are healthy, {must} must be"));
+                        broken.push(format!("disruption budget {name}: {is} are healthy, {must} must be"));
                     }
                 }
                 checks += 1;
@@ -1013,7 +1013,7 @@ async fn two_hundred_pods_under_ten_budgets_are_evicted_within_each_budget() {
     assert!(checks > 20, "{checks}");
     assert_eq!(broken, Vec::<String>::new());
     assert!(on_node(&namespace).await.is_empty());
-    println!("200 pods under 10 budgets: {:?}, {checks} checks", done.took);
+    println!("200 pods under 10 disruption budgets: {:?}, {checks} checks", done.took);
 }
 
 #[tokio::test(flavor = "multi_thread")]

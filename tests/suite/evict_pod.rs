@@ -63,11 +63,11 @@ async fn set_min_available(namespace: &Namespace, number: i32) {
     namespace.set_min_available("tight", number).await;
 }
 
-/// A kubeconfig whose proxy signals when the program checks the budget a second time.
+/// A kubeconfig whose proxy signals when the program checks the disruption budget a second time.
 async fn watched(namespace: &Namespace) -> (PathBuf, watch::Receiver<bool>) {
     let (checks, seen) = watch::channel(false);
     let kubeconfig = proxy(namespace, move |call| {
-        // Each check reads the pod, the budgets, the pods and the record once.
+        // Each check reads the pod, the disruption budgets, the pods and the record once.
         if call.method == http::Method::GET && call.number >= 4 {
             checks.send_replace(true);
         }
@@ -100,7 +100,7 @@ async fn a_simulation_evicts_nothing_and_reports_the_budget() {
     let done = send(&namespace, &pod, json!({ "simulate": true }));
     assert_eq!((done.status, &done.answer()["code"]), (75, &json!("disruption_budget")));
     set_min_available(&namespace, 1).await;
-    let done = eventually("the budget allows an eviction", async || {
+    let done = eventually("the disruption budget allows an eviction", async || {
         let done = send(&namespace, &pod, json!({ "simulate": true }));
         (done.status == 0).then_some(done)
     })
@@ -108,7 +108,7 @@ async fn a_simulation_evicts_nothing_and_reports_the_budget() {
     assert_eq!(done.answer()["outcome"], "simulated");
     assert_eq!(done.answer()["changes"][0]["to"], Value::Null);
     assert_eq!(uid(&namespace, &pod).await, before);
-    // The simulation did not charge the budget either.
+    // The simulation did not charge the disruption budget either.
     let budget = namespace.settled_budget("tight").await.status.expect("has one");
     assert_eq!((budget.disruptions_allowed, budget.disrupted_pods), (1, None));
 }
@@ -231,7 +231,7 @@ async fn a_budget_exhausted_until_the_timeout_is_reported() {
     assert_eq!(done.status, 75, "{done:?}");
     assert_eq!(done.answer()["code"], "disruption_budget");
     assert!((1..5).contains(&done.took.as_secs()), "{:?}", done.took);
-    // The same request may be resent; it was not refused for good.
+    // The same request may be resent; it was not refused permanently.
     set_min_available(&namespace, 0).await;
     let done = send(&namespace, &pod, json!({ "wait": true, "timeout_seconds": 60, "id": "r1" }));
     assert_eq!((done.status, &done.answer()["replayed"]), (0, &json!(false)), "{done:?}");
@@ -242,7 +242,7 @@ async fn a_budget_exhausted_after_the_check_is_waited_for() {
     let namespace = shared().namespace("evict_raced").await;
     namespace.running_deployment("web", 2).await;
     namespace.disruption_budget("tight", "web", json!({ "minAvailable": 1 })).await;
-    eventually("the budget allows an eviction", async || {
+    eventually("the disruption budget allows an eviction", async || {
         let status = namespace.settled_budget("tight").await.status?;
         (status.disruptions_allowed == 1).then_some(())
     })
@@ -450,7 +450,7 @@ fn evict_by_kubectl(namespace: &Namespace, pod: &str) -> (bool, String) {
 async fn an_eviction_leaves_the_same_state_as_kubectl() {
     let (namespace, _) = exhausted_budget("evict_parity").await;
     let pods: Vec<_> = namespace.pods_of("web").await.iter().map(ResourceExt::name_any).collect();
-    // The budget allows neither eviction.
+    // The disruption budget allows neither eviction.
     let (evicted, words) = evict_by_kubectl(&namespace, &pods[0]);
     assert!(!evicted && words.contains("disruption budget"), "{words}");
     assert_eq!(send(&namespace, &pods[1], json!({})).answer()["code"], "disruption_budget");

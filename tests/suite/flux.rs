@@ -228,9 +228,9 @@ async fn a_reconciliation_that_fails_is_reported_in_the_controllers_words() {
     assert_eq!(answer["outcome"], "failed", "{answer}");
     let message = answer["rollout"]["message"].to_string();
     assert!(message.contains("is not ready: ") && message.contains("UPPER_CASE"), "{message}");
-    source.publish("mended", &says("shop", "mended")).await;
+    source.publish("fixed", &says("shop", "fixed")).await;
     complete(&namespace, "reconcile_flux").await;
-    assert_eq!(said(&namespace, "shop").await.as_deref(), Some("mended"));
+    assert_eq!(said(&namespace, "shop").await.as_deref(), Some("fixed"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -716,7 +716,7 @@ async fn protected_pod(test: &str) -> (Namespace, String) {
     (namespace, pod)
 }
 
-/// Evicts the pod once its budget allows, which is never.
+/// Evicts the pod once its disruption budget allows, which is never.
 fn evict(namespace: &Namespace, pod: &str, id: &str) -> String {
     let parameters = json!({ "pod_name": pod, "namespace": namespace.name() });
     json!({ "id": id, "parameters": parameters, "wait": true }).to_string()
@@ -727,7 +727,7 @@ async fn what_is_not_claimed_in_time_ends_and_is_refused() {
     let (namespace, pod) = protected_pod("mcp_unclaimed").await;
     let mut client = Stdio::start(stdio(&namespace).env("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "5"));
     // The last attempt at a busy API server may get no answer in time, which is another refusal.
-    let refused = eventually("the budget refuses it", async || {
+    let refused = eventually("the disruption budget refuses it", async || {
         let refused = client.call("evict_pod", &evict(&namespace, &pod, "r1"));
         assert_eq!(refused["isError"], true, "{refused}");
         (refused["structuredContent"]["code"] == "disruption_budget").then_some(refused)
@@ -1019,7 +1019,7 @@ async fn a_cancelled_task_ends_its_wait_and_undoes_nothing() {
     assert_eq!((&done["status"], &done["result"]["isError"]), (&json!("completed"), &json!(true)));
     let structure = &done["result"]["structuredContent"];
     assert_eq!(structure["rollout"]["state"], "interrupted", "{done}");
-    assert!(text(&done["result"]).contains("make the same call to wait on"), "{done}");
+    assert!(text(&done["result"]).contains("make the same call to continue to wait"), "{done}");
     let after = namespace.get_deployment("web").await.metadata.generation;
     assert_eq!(after.map(|it| it - 1), before);
     // A client that waits longer does so as without tasks: the task has ended.
@@ -1322,7 +1322,7 @@ async fn the_official_client_of_tasks_follows_one_to_its_result() {
 }
 
 /// The scenarios of the conformance suite that are about servers as this one, with the revision; the others call tools of a
-/// test server. tests/mcp/expected-failures.yml has what they ask for in vain.
+/// test server. tests/mcp/expected-failures.yml has what they ask for without success.
 const CONFORMANCE: [(&str, Option<&str>); 12] = [
     ("server-initialize", Some("2025-11-25")),
     ("ping", Some("2025-11-25")),

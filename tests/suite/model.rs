@@ -262,7 +262,7 @@ enum Fault {
     Loss,
 }
 
-/// A process that resends one request until it is answered; `None` if it is unknown for good who deleted a pod.
+/// A process that resends one request until it is answered; `None` if it stays unknown who deleted a pod.
 async fn send_until_answered(
     model: Arc<Mutex<ModelServer>>,
     request: Value,

@@ -131,9 +131,9 @@ const SEEDS: [&str; 8] = [
 ];
 
 #[test]
-#[ignore = "takes a minute: inputs spoilt at random, as long as the fuzzer would need to start"]
+#[ignore = "takes a minute: inputs changed at random, as long as the fuzzer would need to start"]
 fn mutated_inputs_make_no_reader_panic() {
-    let mut random = Random::new("spoilt");
+    let mut random = Random::new("changed");
     let until = Instant::now() + Duration::from_secs(60);
     let mut tried = 0;
     while Instant::now() < until {

@@ -498,7 +498,7 @@ mod tests {
         let (stop, stopping) = watch::channel(false);
         let readiness = Readiness::until(stopping);
         assert_eq!(readiness.of(&context, &callers).await, ReadinessReport::default());
-        stop.send(true).expect("is heard");
+        stop.send(true).expect("is received");
         let refused = readiness.of(&context, &callers).await.fault.expect("is not ready");
         assert_eq!(refused.code, Code::ShuttingDown);
     }

@@ -554,7 +554,7 @@ impl Cluster {
         }
     }
 
-    /// Makes a call until it succeeds, fails for good, or the deadline passes.
+    /// Makes a call until it succeeds, fails permanently, or the deadline passes.
     pub(crate) async fn attempt<T, F>(
         &self,
         retry: Retry,

@@ -7,8 +7,8 @@
 //! - a transient error has the status that it has elsewhere, and is retried; so is an error that an administrator
 //!   has to correct (credentials, settings), and an unknown outcome, since resending the same request is safe
 //!   and may resolve it;
-//! - a permanent refusal, by the policy, the target or the request itself, is an answer: 200 with a problem in
-//!   the event, so that the sender gets it. As a dead letter it would be silent, and replayed in vain;
+//! - a permanent refusal, by the policy, the target or the request itself, is an answer: 200 with a problem in the
+//!   event, so that the sender gets it. As a dead letter it would not reach the sender, and a replay would not help;
 //! - what is not such an event, or comes from a caller that may not ask, has its 4xx. No sender would be
 //!   helped by an event; an administrator reads the dead letters.
 
