@@ -448,7 +448,7 @@ function parametersOf(action) {
   }));
 }
 
-function rightsOf(action) {
+function permissionsOf(action) {
   return make("ul", { class: "permissions" }, action.rules.map((rule) => make("li", {},
     make("b", {}, rule.verbs.join(", ")), " on ", make("code", {}, rule.resources.map((it) => [it, rule.apiGroups[0]].filter(Boolean).join(".")).join(", ")))));
 }
@@ -477,7 +477,7 @@ function actionPage(action, openapi) {
       make("h2", {}, "Parameters"), parametersOf(action),
       make("h2", {}, "Permissions"),
       make("p", {}, "Callers need ", make("code", {}, "simulate"), " or ", make("code", {}, "execute"), " on ", make("code", {}, "actions.action-executor.dev"), clusters.length > 1 && [" (", make("code", {}, "actions/NAME"), " for each cluster but the one that reviews callers)"], ", or a key that allows it. In the cluster the executor itself needs" + (action.scope === "cluster" ? ", in a ClusterRole:" : ", in the target's namespace:")),
-      rightsOf(action),
+      permissionsOf(action),
       make("details", { class: "failures" }, make("summary", {}, "When it is not done"),
         make("p", {}, "A problem has a code, and says whether the same request may succeed later:"),
         failuresOf(openapi))),
