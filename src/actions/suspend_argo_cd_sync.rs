@@ -31,8 +31,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "suspend_argo_cd_sync",
     aliases: &[],
     description: "Suspend automated sync of an Application of Argo CD (3.1 or newer): what its source changes, or others \
-                  change in the cluster, is not synced by itself until resume_argo_cd_sync; a sync that runs continues. \
-                  Refused if it has no automated sync, or belongs to an ApplicationSet that would set it back. \
+                  change in the cluster, is not synced by itself until resume_argo_cd_sync; a sync that runs \
+                  continues. Refused if it has no automated sync, or belongs to an ApplicationSet that would set it back. \
                   Unchanged if it is suspended already.",
     takes_time: false,
     when: "a change in the source does harm, or a change in the cluster must not be reverted during an incident",

@@ -43,8 +43,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     aliases: &[],
     description: "Taint a node: keep off pods that do not tolerate it, or with NoExecute end them too. Refused for keys \
                   that the policy does not list (without a rule: all). NoExecute counts as a drain that ignores \
-                  disruption budgets: each pod that would end must be allowed by the policy and counts in the policy's budget, and \
-                  it is refused if a pod would not come back (force) or would lose data in an emptyDir volume \
+                  disruption budgets: each pod that would end must be allowed by the policy and counts in the policy's \
+                  budget, and it is refused if a pod would not come back (force) or would lose data in an emptyDir volume \
                   (delete_empty_dir_data). Simulate it first: the answer names these pods.",
     takes_time: false,
     when: "a node is to be kept for some pods, or is certainly off and its pods are to move",

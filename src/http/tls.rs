@@ -1,9 +1,8 @@
 //! TLS: the certificate that is served, reloaded as its files are rotated, and the certificates of clients.
 //!
-//! TLS 1.3 and 1.2 of rustls, HTTP/1.1 alone: HTTP/2 would not come free, since the limits on slow
-//! clients and on many clients are those of a connection with one request at a time. Its streams would each
-//! need a timeout for their header, a permit, and a limit on being opened and
-//! reset (CVE-2023-44487). For HTTP/2, put a proxy in front.
+//! TLS 1.3 and 1.2 of rustls, HTTP/1.1 alone: HTTP/2 would cost more, since the limits on slow clients and on
+//! many clients are those of a connection with one request at a time. Its streams would each need a timeout for their
+//! header, a permit, and a limit on being opened and reset (CVE-2023-44487). For HTTP/2, put a proxy in front.
 //!
 //! Clients need no certificate, for probes have none. One that is presented must be issued by the clients'
 //! authorities, or there is no connection. Sessions are not resumed, so that a certificate is verified with

@@ -62,8 +62,8 @@ mod report;
 /// How often an action that waits for a disruption budget retries.
 const BUDGET_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Executes a real request with the executor's own `cluster`, or finds the answer of an earlier attempt. If a disruption budget allows
-/// nothing now and the request waits, it polls the budget; meanwhile nothing is claimed.
+/// Executes a real request with the executor's own `cluster`, or finds the answer of an earlier attempt. If a
+/// disruption budget allows nothing now and the request waits, it is polled; meanwhile nothing is claimed.
 ///
 /// # Errors
 /// Why nothing was done, or [`Code::OutcomeUnknown`].

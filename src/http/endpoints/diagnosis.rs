@@ -67,8 +67,8 @@ pub(crate) fn operation(generator: &mut SchemaGenerator) -> Operation {
     let namespace = generator.subschema_for::<Namespace>().to_value();
     let mut target = query(
         "target",
-        "The target, for example `deployment/web`; also `statefulset`, `daemonset`, `replicaset`, `pod`, `job`, `cronjob` and \
-         `node`.",
+        "The target, for example `deployment/web`; also `statefulset`, `daemonset`, `replicaset`, `pod`, `job`, `cronjob` \
+         and `node`.",
         json!({ "type": "string", "minLength": 1, "maxLength": MAX_LENGTH }),
     );
     target["required"] = true.into();
