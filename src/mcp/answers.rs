@@ -204,8 +204,9 @@ fn next_step(response: &ActionResponse, listed: Listed) -> String {
         let id = id_of(response);
         let cluster = listed_name(response.cluster.as_deref(), listed);
         let cluster = cluster.map(|name| format!(" and cluster {name}")).unwrap_or_default();
-        text +=
-            &format!(" Call {GET_ACTION} with id {id}{cluster}, or make the same call to continue to wait.");
+        text += &format!(
+            " Call {GET_ACTION} with id {id}{cluster}, or make the same call to keep waiting."
+        );
     }
     match response.warnings.len() {
         0 => {}

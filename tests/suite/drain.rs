@@ -980,7 +980,9 @@ impl Observer {
                     let (name, status) = (budget.name_any(), budget.status.unwrap_or_default());
                     let (is, must) = (status.current_healthy, status.desired_healthy);
                     if is < must {
-                        broken.push(format!("disruption budget {name}: {is} are healthy, {must} must be"));
+                        broken.push(format!(
+                            "disruption budget {name}: {is} are healthy, {must} must be"
+                        ));
                     }
                 }
                 checks += 1;

@@ -1019,7 +1019,7 @@ async fn a_cancelled_task_ends_its_wait_and_undoes_nothing() {
     assert_eq!((&done["status"], &done["result"]["isError"]), (&json!("completed"), &json!(true)));
     let structure = &done["result"]["structuredContent"];
     assert_eq!(structure["rollout"]["state"], "interrupted", "{done}");
-    assert!(text(&done["result"]).contains("make the same call to continue to wait"), "{done}");
+    assert!(text(&done["result"]).contains("make the same call to keep waiting"), "{done}");
     let after = namespace.get_deployment("web").await.metadata.generation;
     assert_eq!(after.map(|it| it - 1), before);
     // A client that waits longer does so as without tasks: the task has ended.
