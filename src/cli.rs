@@ -10,7 +10,7 @@ use clap_complete::Shell;
 use crate::{
     actions::ActionKind,
     cli::action::ActionArgs,
-    config::variables::{Kind, SETTINGS},
+    config::variables::{SETTINGS, SettingKind},
     contract::{
         error::{ActionError, Code, EXIT_STATUSES},
         names::{ClusterName, Namespace, ObjectName, ServiceAccount},
@@ -55,9 +55,11 @@ fn after_help() -> String {
              NO_COLOR: no colours in answers and logs\n";
     for setting in SETTINGS {
         let default = match setting.kind {
-            Kind::Number { default, .. } => format!(" [default: {default}]"),
-            Kind::Text { default: "none", .. } => String::new(),
-            Kind::Text { default, .. } => format!(" [default: {}]", default.replace('`', "")),
+            SettingKind::Number { default, .. } => format!(" [default: {default}]"),
+            SettingKind::Text { default: "none", .. } => String::new(),
+            SettingKind::Text { default, .. } => {
+                format!(" [default: {}]", default.replace('`', ""))
+            }
         };
         text += &format!("  {}: {}{default}\n", setting.name, setting.meaning.replace('`', ""));
     }

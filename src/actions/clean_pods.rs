@@ -24,7 +24,7 @@ use serde_json::Value;
 use crate::{
     actions::{
         AffectedObject, BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput,
-        Plannable, Preview,
+        Plannable, Preview, shared::pod::MAX_NAMED_PODS,
     },
     contract::{
         error::{ActionError, Code},
@@ -43,12 +43,9 @@ use crate::{
     },
 };
 
-/// The most pods that are named in one sentence.
-const MAX_NAMED_PODS: usize = 50;
-
 /// The default and the largest `max_pods`. The record, which is in annotations, names each pod.
 const DEFAULT_MAX_PODS: u32 = 100;
-const LARGEST_MAX_PODS: u32 = 300;
+const MAX_PODS: u32 = 300;
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     name: "clean_pods",
@@ -126,8 +123,8 @@ impl Plannable for Parameters {
             let what = "must be one or both of Failed and Succeeded";
             return Err(ActionError::invalid_field("parameters.phases", what));
         }
-        if !(1..=LARGEST_MAX_PODS).contains(&self.max_pods) {
-            let what = format!("must be from 1 to {LARGEST_MAX_PODS}");
+        if !(1..=MAX_PODS).contains(&self.max_pods) {
+            let what = format!("must be from 1 to {MAX_PODS}");
             return Err(ActionError::invalid_field("parameters.max_pods", &what));
         }
         Ok(())
@@ -282,7 +279,7 @@ impl Parameters {
             self.described("pods")
         );
         ActionError::new(Code::PreconditionFailed, detail).with_hint(format!(
-            "choose fewer with pod_reason or older_than_seconds, or raise max_pods, which is {LARGEST_MAX_PODS} at most"
+            "choose fewer with pod_reason or older_than_seconds, or raise max_pods, which is {MAX_PODS} at most"
         ))
     }
 }

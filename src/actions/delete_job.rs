@@ -100,7 +100,7 @@ impl Parameters {
             return Ok(Plan::new(target, &job.metadata, decision, completion));
         }
         if !jobs::has_finished(job) && !self.even_if_running {
-            return Err(with_uid(unfinished(&target, job)));
+            return Err(with_uid(not_finished_error(&target, job)));
         }
         let (resource, version) = (ApiResource::erase::<Job>(&()), input.required_version());
         let effect = Effect::deletion(resource, &job.metadata, version);
@@ -119,7 +119,7 @@ impl Parameters {
     }
 }
 
-fn unfinished(target: &Target, job: &Job) -> ActionError {
+fn not_finished_error(target: &Target, job: &Job) -> ActionError {
     let how = match job.spec.as_ref().and_then(|spec| spec.suspend) {
         Some(true) => "is suspended and has not finished".to_owned(),
         _ => format!("has not finished: {}", jobs::pods_phrase(job)),
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_delete_the_job_or_creates_it_again_is_warned_of() {
+    fn controllers_and_a_ttl_of_a_job_are_warned_of() {
         let owned = |kind: &str| {
             format!(
                 ", ownerReferences: [{{apiVersion: batch/v1, kind: {kind}, name: nightly, uid: c, \

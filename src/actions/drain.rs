@@ -21,7 +21,7 @@ use crate::{
     actions::{
         AffectedObject, BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput,
         Plannable, Preview,
-        shared::{restart, toggle::CORDON},
+        shared::{pod::MAX_NAMED_PODS, restart, toggle::CORDON},
     },
     contract::{
         error::{ActionError, Code},
@@ -32,7 +32,7 @@ use crate::{
     k8s::{
         api::{
             client::{Cluster, next_page},
-            node_pods::{Budgets, NodePodReader},
+            node_pods::{NodePodReader, Pdbs},
             preflight,
         },
         applied_requests::{AppliedRequests, DRAINS_ANNOTATION},
@@ -48,11 +48,8 @@ use crate::{
     },
 };
 
-/// The most pods that are named for one reason.
-const MAX_NAMED_PODS: usize = 50;
-
 /// The most exhausted disruption budgets whose blocking pods are listed.
-const MAX_BUDGETS: usize = 20;
+const MAX_PDBS: usize = 20;
 
 /// The volumes of one page.
 const PAGE_SIZE: u32 = 100;
@@ -79,7 +76,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         PolicyRule { api_groups: &[""], resources: &["nodes"], verbs: &["get", "patch"] },
         restart::PODS,
         PolicyRule { api_groups: &[""], resources: &["pods/eviction"], verbs: &["create"] },
-        preflight::BUDGETS,
+        preflight::PDBS,
         // Whether the DaemonSet of a pod exists.
         PolicyRule { api_groups: &["apps"], resources: &["daemonsets"], verbs: &["get"] },
         // Only to warn of volumes that exist on this node only.
@@ -153,7 +150,7 @@ impl Plannable for Parameters {
             if nodes::is_cordoned(&node) && node_pods.to_evict.is_empty() {
                 node_pods = self.list_pods(cluster, input).await?;
             }
-            node_pods.explain_exhausted_budgets(cluster, input).await?;
+            node_pods.explain_exhausted_pdbs(cluster, input).await?;
             node_pods.warn_of_local_volumes(cluster, input).await;
             self.decide(&node, node_pods, input)
         })
@@ -179,7 +176,7 @@ impl Parameters {
         let mut node_pods = NodePods::default();
         let mut reader = NodePodReader::new(cluster, &self.node, self.pod_selector.as_deref());
         let (budgets, mut page) = tokio::try_join!(
-            Budgets::read(cluster, input.deadline),
+            Pdbs::read(cluster, input.deadline),
             reader.next(|_| true, input.deadline),
         )?;
         while let Some(pods) = page {
@@ -265,8 +262,8 @@ impl Parameters {
 }
 
 /// A disruption budget that allows no disruption now.
-struct ExhaustedBudget {
-    budget: PodDisruptionBudget,
+struct ExhaustedPdb {
+    pdb: PodDisruptionBudget,
     pods: Vec<String>,
     /// Why, with the blocking pods; set once those are listed.
     reason: String,
@@ -288,9 +285,9 @@ struct NodePods {
     /// Pods that are evicted although something is lost, by what was accepted.
     accepted_risks: BTreeMap<BlockReason, Vec<String>>,
     /// Pods that more than one disruption budget selects, with their names.
-    multiple_budgets: Vec<String>,
+    multiple_pdbs: Vec<String>,
     /// By namespace and name.
-    exhausted: BTreeMap<String, ExhaustedBudget>,
+    exhausted: BTreeMap<String, ExhaustedPdb>,
     /// Volume claims, with the pod that mounts each.
     claims: BTreeMap<String, String>,
     /// Pods to evict that ask autoscalers not to move them, by the annotation.
@@ -316,14 +313,14 @@ impl NodePods {
         let pod_name = format!("{namespace}/{}", pod.name_any());
         let accepted_reasons =
             match drain_filter::classify(pod, options, daemon_set_exists, Utc::now()) {
-                drain_filter::DrainVerdict::Evict(accepted_reasons) => accepted_reasons,
-                drain_filter::DrainVerdict::Skip(why) => {
+                drain_filter::FilterResult::Evict(accepted_reasons) => accepted_reasons,
+                drain_filter::FilterResult::Skip(why) => {
                     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
                     self.skipped_set.insert(uid);
                     *self.skipped.entry(why).or_default() += 1;
                     return false;
                 }
-                drain_filter::DrainVerdict::Block(reason) => {
+                drain_filter::FilterResult::Block(reason) => {
                     self.blocked.entry(reason).or_default().push(pod_name);
                     return false;
                 }
@@ -332,23 +329,23 @@ impl NodePods {
             self.accepted_risks.entry(reason).or_default().push(pod_name.clone());
         }
         let is_unprotected = match pdb::classify(pod, budgets) {
-            pdb::BudgetVerdict::Unprotected => true,
-            pdb::BudgetVerdict::Allowed(_) => false,
-            pdb::BudgetVerdict::Blocked(budget) | pdb::BudgetVerdict::Stale(budget) => {
+            pdb::PdbDecision::Unprotected => true,
+            pdb::PdbDecision::Allowed(_) => false,
+            pdb::PdbDecision::Blocked(budget) | pdb::PdbDecision::Stale(budget) => {
                 let key = format!("{namespace}/{}", pdb::name_of(budget));
                 let (budget, reason) = (budget.clone(), String::new());
                 let exhausted =
-                    ExhaustedBudget { budget, pods: Vec::new(), reason, is_final: false };
+                    ExhaustedPdb { pdb: budget, pods: Vec::new(), reason, is_final: false };
                 self.exhausted.entry(key).or_insert(exhausted).pods.push(pod_name.clone());
                 false
             }
-            pdb::BudgetVerdict::Ambiguous(budgets) => {
+            pdb::PdbDecision::Ambiguous(budgets) => {
                 let names: Vec<_> = budgets.into_iter().map(pdb::name_of).collect();
-                self.multiple_budgets.push(format!("{pod_name} ({})", names.join(", ")));
+                self.multiple_pdbs.push(format!("{pod_name} ({})", names.join(", ")));
                 return false;
             }
         };
-        for claim in pods::claims(pod.spec.as_ref()) {
+        for claim in pods::pvcs(pod.spec.as_ref()) {
             self.claims.insert(format!("{namespace}/{claim}"), pod_name.clone());
         }
         self.unprotected.push(is_unprotected);
@@ -373,23 +370,23 @@ impl NodePods {
     }
 
     /// Lists the pods that block the exhausted disruption budgets.
-    async fn explain_exhausted_budgets(
+    async fn explain_exhausted_pdbs(
         &mut self,
         cluster: &Cluster,
         input: &PlanInput,
     ) -> Result<(), ActionError> {
         for (number, exhausted) in self.exhausted.values_mut().enumerate() {
-            let selector = pdb::selector_of(&exhausted.budget).map(|it| it.to_string());
+            let selector = pdb::selector_of(&exhausted.pdb).map(|it| it.to_string());
             let pods = match selector {
-                Some(selector) if number < MAX_BUDGETS => {
-                    let namespace = exhausted.budget.namespace().unwrap_or_default();
+                Some(selector) if number < MAX_PDBS => {
+                    let namespace = exhausted.pdb.namespace().unwrap_or_default();
                     cluster.list::<Pod>(&namespace, &selector, input.deadline).await?
                 }
                 _ => Vec::new(),
             };
-            let never = cluster.never_allows(&exhausted.budget, &pods, input.deadline).await;
+            let never = cluster.never_allows(&exhausted.pdb, &pods, input.deadline).await;
             exhausted.is_final = never.is_some();
-            exhausted.reason = never.unwrap_or_else(|| pdb::reason(&exhausted.budget, &pods));
+            exhausted.reason = never.unwrap_or_else(|| pdb::reason(&exhausted.pdb, &pods));
         }
         Ok(())
     }
@@ -418,7 +415,7 @@ impl NodePods {
 
     fn add_volumes(&mut self, volumes: &[PersistentVolume]) {
         for volume in volumes {
-            let local = drain_filter::local_claim(volume).and_then(|claim| self.claims.get(&claim));
+            let local = drain_filter::local_pvc(volume).and_then(|claim| self.claims.get(&claim));
             self.warnings.extend(local.map(|pod| {
                 let name = volume.name_any();
                 format!("the volume '{name}' of pod {pod} exists on this node only: without the node the pod cannot run")
@@ -432,10 +429,10 @@ impl NodePods {
             .exhausted
             .values()
             .map(|exhausted| format!("{}: {}", exhausted.reason, join_names(&exhausted.pods)));
-        let is_final = |it: &&ExhaustedBudget| it.is_final;
-        let ways_out = self.exhausted.values().filter(is_final).map(|it| pdb::way_out(&it.budget));
+        let is_final = |it: &&ExhaustedPdb| it.is_final;
+        let ways_out = self.exhausted.values().filter(is_final).map(|it| pdb::way_out(&it.pdb));
         let mut hints: Vec<_> = ways_out.collect();
-        if self.blocked.is_empty() && self.multiple_budgets.is_empty() && hints.is_empty() {
+        if self.blocked.is_empty() && self.multiple_pdbs.is_empty() && hints.is_empty() {
             let exhausted: Vec<_> = exhausted.collect();
             if exhausted.is_empty() || wait {
                 return Ok(());
@@ -448,11 +445,11 @@ impl NodePods {
         let blocked = self.blocked.iter().map(|(reason, pods)| {
             format!("{} {}: {}", plural(pods.len(), "pod"), reason.consequence(), join_names(pods))
         });
-        let ambiguous = (!self.multiple_budgets.is_empty()).then(|| {
+        let ambiguous = (!self.multiple_pdbs.is_empty()).then(|| {
             format!(
                 "{} of more than one disruption budget, which the API server never evicts: {}",
-                plural(self.multiple_budgets.len(), "pod"),
-                join_names(&self.multiple_budgets)
+                plural(self.multiple_pdbs.len(), "pod"),
+                join_names(&self.multiple_pdbs)
             )
         });
         let all: Vec<_> = blocked.chain(ambiguous).chain(exhausted).collect();
@@ -461,7 +458,7 @@ impl NodePods {
             self.blocked.keys().map(|reason| reason.accepting_parameter()).collect();
         if !parameters.is_empty() {
             hints.insert(0, format!("to accept this, set {}", parameters.join(", ")));
-        } else if !self.multiple_budgets.is_empty() {
+        } else if !self.multiple_pdbs.is_empty() {
             let hint = "change the selectors so that one disruption budget selects each pod";
             hints.insert(0, hint.to_owned());
         }
@@ -598,7 +595,7 @@ mod tests {
             }
         }
         for exhausted in node_pods.exhausted.values_mut() {
-            exhausted.reason = pdb::reason(&exhausted.budget, &[]);
+            exhausted.reason = pdb::reason(&exhausted.pdb, &[]);
         }
         node_pods
     }

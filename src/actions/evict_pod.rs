@@ -24,7 +24,7 @@ use crate::{
         completion::Completion,
         drain_filter,
         effect::Effect,
-        pdb::{self, BudgetVerdict},
+        pdb::{self, PdbDecision},
         pods,
         rbac::PolicyRule,
         replacement::{self, describe},
@@ -49,7 +49,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     rules: &[
         PolicyRule { api_groups: &[""], resources: &["pods"], verbs: &["get", "list", "watch"] },
         PolicyRule { api_groups: &[""], resources: &["pods/eviction"], verbs: &["create"] },
-        preflight::BUDGETS,
+        preflight::PDBS,
     ],
     cluster_rules: &[],
     integration: None,
@@ -100,7 +100,7 @@ impl Plannable for Parameters {
                 cluster.list(namespace, "", deadline),
             )?;
             let (protected, never) = match pdb::classify(&pod, &budgets) {
-                BudgetVerdict::Blocked(budget) => {
+                PdbDecision::Blocked(budget) => {
                     let selector = pdb::selector_of(budget).map(|it| it.to_string());
                     let selector = selector.unwrap_or_default();
                     let protected = cluster.list(namespace, &selector, deadline).await?;
@@ -141,7 +141,7 @@ impl Parameters {
             let sentence = format!("Pod '{}' is being deleted already.", target.name);
             (Decision::NoOp(sentence), Vec::new())
         } else {
-            refuse_exhausted_budget(&target, pod, budgets, protected, never, input)
+            refuse_exhausted_pdb(&target, pod, budgets, protected, never, input)
                 .map_err(with_uid)?;
             (self.eviction(pod, controller, input), vec![removal(&target)])
         };
@@ -230,7 +230,7 @@ impl Parameters {
 }
 
 /// The API server would refuse it too, but without the names of the blocking pods.
-fn refuse_exhausted_budget(
+fn refuse_exhausted_pdb(
     target: &Target,
     pod: &Pod,
     budgets: &[PodDisruptionBudget],
@@ -239,12 +239,12 @@ fn refuse_exhausted_budget(
     input: &PlanInput,
 ) -> Result<(), ActionError> {
     match (pdb::classify(pod, budgets), never) {
-        (BudgetVerdict::Blocked(budget), Some(why)) => {
+        (PdbDecision::Blocked(budget), Some(why)) => {
             let detail = format!("{target} cannot be evicted: {why}");
             Err(ActionError::new(Code::RejectedByCluster, detail).with_hint(pdb::way_out(budget)))
         }
-        (BudgetVerdict::Unprotected | BudgetVerdict::Allowed(_), _) => Ok(()),
-        (BudgetVerdict::Blocked(budget) | BudgetVerdict::Stale(budget), _) => {
+        (PdbDecision::Unprotected | PdbDecision::Allowed(_), _) => Ok(()),
+        (PdbDecision::Blocked(budget) | PdbDecision::Stale(budget), _) => {
             let why = pdb::reason(budget, protected);
             let detail = format!("{target} cannot be evicted now: {why}");
             let refusal = ActionError::new(Code::DisruptionBudget, detail)
@@ -253,7 +253,7 @@ fn refuse_exhausted_budget(
             let hint = "set \"wait\": true to wait until the disruption budget allows it";
             Err(if input.wait { refusal } else { refusal.with_hint(hint) })
         }
-        (BudgetVerdict::Ambiguous(budgets), _) => {
+        (PdbDecision::Ambiguous(budgets), _) => {
             let names: Vec<_> =
                 budgets.into_iter().map(|budget| format!("'{}'", pdb::name_of(budget))).collect();
             Err(ActionError::new(
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_that_never_has_room_is_refused_for_good() {
+    fn a_pdb_that_never_allows_a_disruption_is_refused_permanently() {
         let (pod, never) = (pod("web-1", OWNED), Some("'web' never allows it".to_owned()));
         for wait in [true, false] {
             let input = PlanInput { wait, ..PlanInput::example() };

@@ -23,11 +23,10 @@ use crate::{
     k8s::{
         api::{client::Cluster, preflight},
         applied_requests::AppliedRequests,
-        claims,
         completion::Completion,
         conditional_patch::{add, test},
         effect::Effect,
-        gitops, pods,
+        gitops, pods, pvc,
         rbac::PolicyRule,
     },
 };
@@ -144,7 +143,7 @@ impl Parameters {
             let decision = Decision::NoOp(format!("{object} requests {size} already."));
             return Ok(Plan::new(target, metadata, decision, completion));
         }
-        let read = claims::requested_text(found);
+        let read = pvc::requested_text(found);
         let operations = vec![test(&SIZE, read.clone()), add(&SIZE, size.to_string().into())];
         let resource = ApiResource::erase::<PersistentVolumeClaim>(&());
         let precondition = input.precondition.as_ref();
@@ -167,12 +166,12 @@ impl Parameters {
         target: &Target,
         found: &PersistentVolumeClaim,
     ) -> Result<Quantity, ActionError> {
-        if !claims::is_bound(found) {
+        if !pvc::is_bound(found) {
             let detail = format!("{target} has no volume yet");
             return Err(ActionError::new(Code::PreconditionFailed, detail)
                 .with_hint("wait until its phase is Bound"));
         }
-        let now = claims::requested(found).unwrap_or_default();
+        let now = pvc::requested(found).unwrap_or_default();
         if self.size < now {
             let size = self.size;
             let detail =
@@ -197,7 +196,7 @@ impl Parameters {
         match pods {
             Err(error) => warnings.push(preflight::not_checked(&error)),
             Ok(pods) => {
-                let mounting = claims::mounted_by(&self.pvc, &pods);
+                let mounting = pvc::mounted_by(&self.pvc, &pods);
                 let of_set = mounting.iter().find_map(|pod| {
                     pods::controller(pod).filter(|owner| owner.kind == "StatefulSet")
                 });
@@ -288,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_the_earlier_size_is_warned_of() {
+    fn a_template_with_the_earlier_size_is_warned_of() {
         let pod: Pod = serde_yaml_ng::from_str(
             "metadata: {name: db-0, ownerReferences: [{apiVersion: apps/v1, kind: StatefulSet, name: db, uid: u9, \
              controller: true}]}\n\

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_paused_so_is_left_unchanged() {
+    fn an_object_paused_alike_is_unchanged() {
         for (parameters, annotations, sentence) in [
             ("", "autoscaling.keda.sh/paused: 'true'", "is paused already."),
             ("", "autoscaling.keda.sh/paused-replicas: '2'", "is paused already, at 2 replicas."),

@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_paused_or_aborted_or_not_seen_yet_is_refused() {
+    fn an_unpaused_aborted_or_unobserved_rollout_is_refused() {
         let mut unseen = rollout("", "", PAUSE);
         unseen.data["status"]["observedGeneration"] = json!("2");
         for (found, full, expected) in [

@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn how_the_first_job_ended_and_what_does_not_apply_to_the_new_one_is_warned_of() {
+    fn the_end_of_the_first_job_is_warned_of() {
         let owned = ", ownerReferences: [{apiVersion: batch/v1, kind: CronJob, name: nightly, uid: c, controller: true}]";
         for (metadata, status, says) in [
             ("", COMPLETE, "does its work a second time"),

@@ -13,7 +13,7 @@ use crate::{
     actions::{
         BoxFuture, CompletionSpec, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
         shared::{
-            amounts::{self, ContainerAmounts, Setting},
+            amounts::{self, AmountChange, ContainerAmounts},
             pod::refuse_mirror,
         },
     },
@@ -114,18 +114,18 @@ impl Parameters {
         let with_uid = |refusal: ActionError| refusal.object_uid(metadata.uid.as_deref());
         let value = json!({ "spec": found.data["spec"] });
         refuse_unresizable(&target, found).map_err(with_uid)?;
-        let settings = amounts::settings(&target, &value, &self.resources).map_err(with_uid)?;
-        if settings.is_empty() {
+        let changes = amounts::changes(&target, &value, &self.resources).map_err(with_uid)?;
+        if changes.is_empty() {
             let decision = Decision::NoOp(format!("{} set already.", self.what()));
             return Ok(Plan::new(target, metadata, decision, completion));
         }
-        let operations = amounts::operations(&settings, &POD_SPEC);
+        let operations = amounts::operations(&changes, &POD_SPEC);
         let after = after(value.clone(), &operations);
         let effect = Effect::resize(metadata, &input.mark, input.precondition.as_ref(), operations);
         let decision = Decision::Apply(Box::new(effect), did, self.would());
         let mut plan = Plan::new(target, metadata, decision, completion);
-        plan.changes = settings.iter().map(|it| it.change(&POD_SPEC)).collect();
-        plan.resources = settings.iter().map(Setting::resource_change).collect();
+        plan.changes = changes.iter().map(|it| it.change(&POD_SPEC)).collect();
+        plan.resources = changes.iter().map(AmountChange::resource_change).collect();
         plan.warnings = resize_warnings(&value, &after);
         plan.warnings.extend(pods::controller_of(metadata).map(|owner| {
             format!(

@@ -47,7 +47,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         restart::PODS,
         restart::EVENTS,
         preflight::AUTOSCALERS,
-        preflight::BUDGETS,
+        preflight::PDBS,
     ],
     cluster_rules: &[],
     integration: None,

@@ -29,7 +29,7 @@ use crate::{
         },
         completion::Completion,
         effect::Effect,
-        pdb::{self, BudgetVerdict},
+        pdb::{self, PdbDecision},
         pods,
         rbac::PolicyRule,
         replacement::{self, PodQuery, describe, is_replacing},
@@ -57,7 +57,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
             verbs: &["get", "list", "watch", "delete"],
         },
         restart::EVENTS,
-        preflight::BUDGETS,
+        preflight::PDBS,
     ],
     cluster_rules: &[],
     integration: None,
@@ -120,7 +120,7 @@ impl Plannable for Parameters {
             if plan.is_change() {
                 plan.warnings.extend(only_pod.filter(|_| is_in_use(&pod)));
                 plan.warnings.extend(order);
-                plan.warnings.extend(budget_warning(&pod, &preflight.budgets));
+                plan.warnings.extend(pdb_warning(&pod, &preflight.pdbs));
                 plan.warnings.extend(preflight.unavailable);
             }
             Ok(plan)
@@ -271,8 +271,8 @@ fn warnings(pod: &Pod, controller: &OwnerReference) -> Vec<String> {
 }
 
 /// No disruption budget stops a deletion, as it would stop an eviction.
-fn budget_warning(pod: &Pod, budgets: &[PodDisruptionBudget]) -> Option<String> {
-    let BudgetVerdict::Blocked(budget) = pdb::classify(pod, budgets) else { return None };
+fn pdb_warning(pod: &Pod, budgets: &[PodDisruptionBudget]) -> Option<String> {
+    let PdbDecision::Blocked(budget) = pdb::classify(pod, budgets) else { return None };
     let why = pdb::reason(budget, &[]);
     Some(format!("{why}; a deletion ignores it, evict_pod respects it"))
 }
@@ -355,9 +355,9 @@ mod tests {
             "{phase: Running, conditions: [{type: Ready, status: 'True'}]}",
         )
         .expect("is a status");
-        let warning = budget_warning(&running, &[budget]).expect("is a warning");
+        let warning = pdb_warning(&running, &[budget]).expect("is a warning");
         assert!(warning.contains("'guard'") && warning.contains("evict_pod respects"), "{warning}");
-        assert_eq!(budget_warning(&running, &[]), None);
+        assert_eq!(pdb_warning(&running, &[]), None);
     }
 
     #[test]

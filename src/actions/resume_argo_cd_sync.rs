@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_approved_is_automated_sync_as_it_is_and_not_the_generation() {
+    fn an_approval_covers_automated_sync_not_the_generation() {
         let first = decide_on("", "{enabled: false, prune: true}");
         let other = decide_on("", "{enabled: false}");
         assert_eq!(first.found.generation, None);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_out_is_left_out_again() {
+    fn an_omitted_value_is_omitted_again() {
         let plan = decide_on("", "{enabled: false, prune: true}");
         assert!(plan.warnings[0].contains("deleted (prune)"), "{:?}", plan.warnings);
         let found = operations(plan);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_true_is_true_again() {
+    fn a_true_value_is_restored() {
         let kept = ", annotations: {action-executor.dev/argo-cd-automated-enabled: 'true'}";
         let found = operations(decide_on(kept, "{enabled: false}"));
         let set = json!({ "op": "add", "path": ENABLED_POINTER, "value": true });

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_pauses_it_is_removed() {
+    fn pausing_annotations_are_removed() {
         let both = "autoscaling.keda.sh/paused: 'true', autoscaling.keda.sh/paused-replicas: '2'";
         for (annotations, removed) in [
             ("autoscaling.keda.sh/paused: 'true'", 1),
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_paused_is_left_unchanged() {
+    fn an_unpaused_object_is_unchanged() {
         for annotations in ["", "autoscaling.keda.sh/paused: 'false'"] {
             assert!(matches!(decide_on(annotations).decision, Decision::NoOp(_)));
         }

@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_aborted_is_refused() {
+    fn a_rollout_that_is_not_aborted_is_refused() {
         for status in ["abort: false", "phase: Healthy"] {
             assert_eq!(decided(status).expect_err("is refused").code, Code::NoEffect);
         }

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_cron_jobs_settings_forbid_is_warned_of() {
+    fn settings_that_would_forbid_the_run_are_warned_of() {
         let warnings = |spec: &str| {
             decide_on(&cron_job(spec, "", ""), None).expect("is planned").warnings.join("; ")
         };

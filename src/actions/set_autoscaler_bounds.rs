@@ -92,7 +92,7 @@ pub struct Parameters {
 }
 
 /// What a request says about one bound.
-struct Wanted {
+struct RequestedBound {
     to: Option<i32>,
     by: Option<i32>,
     current: Option<i32>,
@@ -133,7 +133,7 @@ impl Plannable for Parameters {
 
     fn preview(&self, input: &PlanInput) -> Preview {
         let [min, max] = self.wanted();
-        let to = |wanted: &Wanted, field| Some(change(field, Value::Null, wanted.to?));
+        let to = |wanted: &RequestedBound, field| Some(change(field, Value::Null, wanted.to?));
         let numbers = [to(&min, FIELDS[0]), to(&max, FIELDS[1])].into_iter().flatten();
         let mark = AppliedRequests::default().change(&input.mark);
         Preview {
@@ -153,7 +153,7 @@ impl Plannable for Parameters {
     }
 }
 
-impl Wanted {
+impl RequestedBound {
     fn check(&self) -> Result<(), ActionError> {
         let [to, by, current] = self.names.map(|name| format!("parameters.{name}"));
         let least = self.least;
@@ -197,15 +197,15 @@ impl Wanted {
 }
 
 impl Parameters {
-    fn wanted(&self) -> [Wanted; 2] {
-        let min = Wanted {
+    fn wanted(&self) -> [RequestedBound; 2] {
+        let min = RequestedBound {
             to: self.min_replicas,
             by: self.min_by,
             current: self.current_min,
             names: ["min_replicas", "min_by", "current_min"],
             least: 0,
         };
-        let max = Wanted {
+        let max = RequestedBound {
             to: self.max_replicas,
             by: self.max_by,
             current: self.current_max,
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn impossible_bounds_are_refused() {
         for (more, field) in [
             (r#""current_max":5,"max_by":1"#, "parameters.current_max"),
             (r#""current_min":1,"max_by":1"#, "parameters.current_min"),
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happens_at_once_and_why_it_does_not_scale_is_warned_of() {
+    fn immediate_and_inactive_scaling_are_warned_of() {
         let warnings = |more: &str, status: &str| {
             let found = autoscaler("", ", minReplicas: 2", status);
             let plan = read(more).decide(&found, &PlanInput::example());

@@ -8,7 +8,7 @@ use crate::{
     actions::{
         BoxFuture, Decision, Descriptor, Plan, PlanInput, Plannable, Preview,
         shared::{
-            amounts::{self, ContainerAmounts, Setting},
+            amounts::{self, AmountChange, ContainerAmounts},
             restart,
             rollout::{
                 self, POD_SPEC, REVISIONS, Rollbackable, TemplateChange, WORKLOADS, completion,
@@ -49,8 +49,8 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         restart::PODS,
         restart::EVENTS,
         preflight::AUTOSCALERS,
-        preflight::BUDGETS,
-        preflight::CLAIMS,
+        preflight::PDBS,
+        preflight::PVCS,
         resource_limits::QUOTAS,
         resource_limits::VERTICAL_AUTOSCALERS,
     ],
@@ -139,23 +139,23 @@ impl Parameters {
         }
         input.check_found(&target, found)?;
         let with_uid = |refusal: ActionError| refusal.object_uid(found.uid.as_deref());
-        let settings = amounts::settings(&target, template, &self.resources).map_err(with_uid)?;
-        if settings.is_empty() {
+        let changes = amounts::changes(&target, template, &self.resources).map_err(with_uid)?;
+        if changes.is_empty() {
             let sentence = format!("{} set already.", self.what());
             let completion = completion(workload, Some(template_digest(template)));
             return Ok(Plan::new(target, found, Decision::NoOp(sentence), completion));
         }
         refuse_paused(&target, workload).map_err(with_uid)?;
-        let operations = amounts::operations(&settings, &POD_SPEC);
+        let operations = amounts::operations(&changes, &POD_SPEC);
         let after = rollout::template_after(template, &operations);
         let change = TemplateChange {
             operations,
-            changes: settings.iter().map(|it| it.change(&POD_SPEC)).collect(),
+            changes: changes.iter().map(|it| it.change(&POD_SPEC)).collect(),
             did,
             would: self.would(),
         };
         let mut plan = change.plan(target, workload, template, rollback_target, input);
-        plan.resources = settings.iter().map(Setting::resource_change).collect();
+        plan.resources = changes.iter().map(AmountChange::resource_change).collect();
         plan.warnings = limits.warnings(workload, &plan.target, template, &after);
         plan.warnings.extend(gitops::undo_warnings(found, "the resources"));
         Ok(plan)

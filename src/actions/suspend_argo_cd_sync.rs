@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_approved_is_automated_sync_as_it_is_and_not_the_status() {
+    fn an_approval_covers_automated_sync_not_the_status() {
         let plan = |rest: &str| decide_on(&found("", rest)).expect("is planned");
         let first = plan("spec: {syncPolicy: {automated: {prune: true}}}");
         let later = plan("spec: {syncPolicy: {automated: {prune: true}}}\nstatus: {health: {}}");
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn that_it_was_enabled_in_words_is_kept() {
+    fn an_explicit_true_is_kept() {
         let on = found("", "spec: {syncPolicy: {automated: {enabled: true}}}");
         let found = json!(operations(decide_on(&on).expect("is planned"))).to_string();
         assert!(found.contains("argo-cd-automated-enabled\",\"value\":\"true\""), "{found}");

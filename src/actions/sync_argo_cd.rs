@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_approved_is_the_spec_and_not_the_status() {
+    fn an_approval_covers_the_spec_not_the_status() {
         let [spec, other] = ["{project: a}", "{project: b}"];
         let first = decide(7, spec, "", false, &PlanInput::example()).expect("is planned");
         let input =

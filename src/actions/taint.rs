@@ -14,7 +14,7 @@ use crate::{
     actions::{
         AffectedObject, BoxFuture, ChangedKeys, CompletionSpec, Decision, Descriptor, Plan,
         PlanInput, Plannable, Preview,
-        shared::{restart, taint as shared},
+        shared::{pod::MAX_NAMED_PODS, restart, taint as shared},
     },
     contract::{
         error::{ActionError, Code},
@@ -31,9 +31,6 @@ use crate::{
         taints::{self, OUT_OF_SERVICE, TaintEffect, describe, ends_after},
     },
 };
-
-/// The most pods that are named for one reason.
-const MAX_NAMED_PODS: usize = 50;
 
 /// The pods of one page.
 const PAGE_SIZE: u32 = 100;
@@ -447,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_lost_with_a_pod_must_be_accepted() {
+    fn losses_with_a_pod_must_be_accepted() {
         let scratch = ", volumes: [{name: tmp, emptyDir: {}}]";
         let pods = [pod("a", scratch, true), pod("b", "", false)];
         let error = decide(DEDICATED, &node(READY), &pods).expect_err("is refused");

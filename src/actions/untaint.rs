@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_still_keeps_pods_off_is_warned_of() {
+    fn other_obstacles_to_scheduling_are_warned_of() {
         let taints = "{key: a, effect: NoSchedule}, {key: b, value: x, effect: NoExecute}, \
                       {key: c, effect: PreferNoSchedule}, \
                       {key: node.kubernetes.io/unschedulable, effect: NoSchedule}";

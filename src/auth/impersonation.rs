@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_no_user_of_the_cluster_is_refused() {
+    fn a_caller_that_is_no_cluster_user_is_refused() {
         refused(None);
         refused(Some(&Caller::Platform("arn:aws:iam::1:user/jo".to_owned())));
         for user in ["", " jo", "jo\r\nImpersonate-Group: system:masters"] {

@@ -38,8 +38,8 @@ use crate::{
 pub mod client_cert;
 pub(crate) mod impersonation;
 pub mod keys;
+pub(crate) mod permissions;
 pub mod rate_limit;
-pub(crate) mod rights;
 pub mod token_cache;
 pub mod token_review;
 

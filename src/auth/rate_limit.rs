@@ -22,7 +22,7 @@ use crate::contract::error::{ActionError, Code};
 const MAX_FAILURES: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
 
 /// After this time without a failure a peer's record is deleted.
-const RESET_AFTER: Duration = Duration::from_secs(60);
+const FAILURES_TTL: Duration = Duration::from_secs(60);
 
 /// Maximum number of peers, and of callers, that are counted separately.
 const MAX_PEERS: usize = 4096;
@@ -113,7 +113,7 @@ impl Failures {
         let Some(address) = address else { return };
         let mut peers = self.lock();
         if peers.len() >= MAX_PEERS {
-            peers.retain(|_, record| now.saturating_duration_since(record.last) < RESET_AFTER);
+            peers.retain(|_, record| now.saturating_duration_since(record.last) < FAILURES_TTL);
         }
         let peer = bucket(&peers, address);
         let quota = Quota::per_minute(MAX_FAILURES);
@@ -194,7 +194,7 @@ mod tests {
         assert!(failures.check(peer(1 << 24), now).is_err());
         assert_eq!(failures.check(peer(1), now), Ok(()));
         // A minute later the records are deleted.
-        failures.count(peer(1 << 24), now + RESET_AFTER);
+        failures.count(peer(1 << 24), now + FAILURES_TTL);
         assert_eq!(failures.lock().len(), 1);
     }
 

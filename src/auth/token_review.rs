@@ -17,7 +17,7 @@ use crate::{
     auth::{AccessRequest, forbidden},
     contract::error::{ActionError, Code},
     k8s::{
-        api::client::{Call, Cluster},
+        api::client::{ApiCall, Cluster},
         rbac::PolicyRule,
     },
 };
@@ -74,7 +74,7 @@ pub(crate) async fn review(
     };
     match cluster.create_review(&review, deadline).await {
         Ok(answer) => Ok(identity_of(answer, audience)),
-        Err(fault) => Err(cluster.explain(&Call::about::<TokenReview>("create"), fault).await),
+        Err(fault) => Err(cluster.explain(&ApiCall::of_kind::<TokenReview>("create"), fault).await),
     }
 }
 
@@ -130,7 +130,7 @@ pub(crate) async fn check(
         Ok(answer) if answer.status.as_ref().is_some_and(|status| status.allowed) => Ok(()),
         Ok(_) => Err(forbidden(&user, access).with_hint(missing_rule(access, subresource))),
         Err(fault) => {
-            let call = Call::about::<SubjectAccessReview>("create");
+            let call = ApiCall::of_kind::<SubjectAccessReview>("create");
             Err(reviewer.explain(&call, fault).await)
         }
     }
@@ -202,7 +202,7 @@ pub(crate) async fn check_objects(
             )))
         }
         Err(fault) => {
-            let call = Call::about::<SubjectAccessReview>("create");
+            let call = ApiCall::of_kind::<SubjectAccessReview>("create");
             Err(cluster.explain(&call, fault).await)
         }
     }

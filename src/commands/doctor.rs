@@ -25,7 +25,7 @@ use crate::{
         visible::one_line,
     },
     k8s::{
-        api::{client::Cluster, self_review::Right},
+        api::{client::Cluster, self_review::ResourceAccess},
         rbac::PolicyRule,
     },
     ledger, notifications,
@@ -48,7 +48,7 @@ const MAX_CLOCK_SKEW: TimeDelta = TimeDelta::seconds(10);
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum State {
+enum CheckStatus {
     Ok,
     /// It works, with less.
     Warning,
@@ -57,33 +57,33 @@ enum State {
 
 /// One check, and what to do if it is not well.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-struct Finding {
+struct Check {
     check: String,
-    state: State,
+    state: CheckStatus,
     detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<String>,
 }
 
-impl Finding {
-    fn new(check: &str, state: State, detail: impl Into<String>) -> Self {
-        Finding { check: check.to_owned(), state, detail: detail.into(), hint: None }
+impl Check {
+    fn new(check: &str, state: CheckStatus, detail: impl Into<String>) -> Self {
+        Check { check: check.to_owned(), state, detail: detail.into(), hint: None }
     }
 
     fn failed(check: &str, error: &ActionError) -> Self {
         let hint = error.hint.as_deref().map(str::to_owned);
-        Finding { hint, ..Finding::new(check, State::Failed, error.detail.clone()) }
+        Check { hint, ..Check::new(check, CheckStatus::Failed, error.detail.clone()) }
     }
 
     fn with_hint(self, hint: impl Into<String>) -> Self {
-        Finding { hint: Some(hint.into()), ..self }
+        Check { hint: Some(hint.into()), ..self }
     }
 
     fn line(&self) -> String {
         let state = match self.state {
-            State::Ok => "ok",
-            State::Warning => "WARNING",
-            State::Failed => "FAILED",
+            CheckStatus::Ok => "ok",
+            CheckStatus::Warning => "WARNING",
+            CheckStatus::Failed => "FAILED",
         };
         let hint = self.hint.iter().map(|hint| format!("\n{:<32}-> {}", "", one_line(hint)));
         let detail = one_line(&self.detail);
@@ -96,49 +96,48 @@ impl Finding {
 /// # Errors
 /// The output could not be written as asked.
 pub fn examine(args: &DoctorArgs, settings: &Settings) -> Result<(String, u8), ActionError> {
-    let findings = run::runtime()?.block_on(findings(args, settings));
-    let has_failed = findings.iter().any(|finding| finding.state == State::Failed);
+    let checks = run::runtime()?.block_on(checks(args, settings));
+    let has_failed = checks.iter().any(|check| check.state == CheckStatus::Failed);
     let status = if has_failed { Code::Configuration.exit_status() } else { 0 };
     let text = match args.output {
-        OutputFormat::Text => findings.iter().map(Finding::line).collect::<Vec<_>>().join("\n"),
-        output => document(&json!({ "findings": findings }), output)?,
+        OutputFormat::Text => checks.iter().map(Check::line).collect::<Vec<_>>().join("\n"),
+        output => document(&json!({ "findings": checks }), output)?,
     };
     Ok((text, status))
 }
 
-async fn findings(args: &DoctorArgs, settings: &Settings) -> Vec<Finding> {
-    let mut findings = Vec::new();
+async fn checks(args: &DoctorArgs, settings: &Settings) -> Vec<Check> {
+    let mut checks = Vec::new();
     let source = match cluster::policy(&args.cluster, settings) {
         Ok(source) => source,
         Err(error) => {
-            findings.push(Finding::failed("cluster", &error));
-            return findings;
+            checks.push(Check::failed("cluster", &error));
+            return checks;
         }
     };
     let policy = match Reloading::<Policy>::new(source.clone()) {
         Ok(policy) => {
-            findings.push(policy_finding(&policy.current(), source.as_ref()));
+            checks.push(policy_check(&policy.current(), source.as_ref()));
             (*policy.current()).clone()
         }
         Err(error) => {
-            findings.push(Finding::failed("policy", &error));
-            return findings;
+            checks.push(Check::failed("policy", &error));
+            return checks;
         }
     };
-    findings.extend(settings.receipts.as_ref().map(receipts_finding));
-    findings.extend(settings.sink.as_ref().map(sink_finding));
+    checks.extend(settings.receipts.as_ref().map(receipts_check));
+    checks.extend(settings.sink.as_ref().map(sink_check));
     let cluster = match cluster::find(&args.cluster, settings).await {
         Ok(Some(cluster)) => cluster,
         Ok(None) => {
-            let finding = Finding::new("cluster", State::Failed, "no cluster is configured");
-            findings.push(
-                finding.with_hint("set KUBECONFIG, or run where a service account is mounted"),
-            );
-            return findings;
+            let check = Check::new("cluster", CheckStatus::Failed, "no cluster is configured");
+            checks
+                .push(check.with_hint("set KUBECONFIG, or run where a service account is mounted"));
+            return checks;
         }
         Err(error) => {
-            findings.push(Finding::failed("cluster", &error));
-            return findings;
+            checks.push(Check::failed("cluster", &error));
+            return checks;
         }
     };
     let deadline = Instant::now() + TIMEOUT;
@@ -149,27 +148,27 @@ async fn findings(args: &DoctorArgs, settings: &Settings) -> Vec<Finding> {
     };
     match version {
         Ok(version) => {
-            findings.push(Finding::new(
+            checks.push(Check::new(
                 "cluster",
-                State::Ok,
+                CheckStatus::Ok,
                 format!("{name}, Kubernetes {version}"),
             ));
         }
         Err(error) => {
-            findings.push(Finding::failed("cluster", &error));
-            return findings;
+            checks.push(Check::failed("cluster", &error));
+            return checks;
         }
     }
-    findings.push(Finding::new("identity", State::Ok, cluster.user_name().await));
-    findings.push(clock(cluster.now() - Utc::now()));
-    findings.push(kill_switch(&cluster, &policy, deadline).await);
+    checks.push(Check::new("identity", CheckStatus::Ok, cluster.user_name().await));
+    checks.push(clock(cluster.now() - Utc::now()));
+    checks.push(kill_switch(&cluster, &policy, deadline).await);
     let namespace = args.namespace.as_deref().unwrap_or(cluster.default_namespace());
     let impersonation = settings.impersonation.as_ref();
-    findings.extend(rights(&cluster, &policy, impersonation, namespace, deadline).await);
-    findings
+    checks.extend(permissions(&cluster, &policy, impersonation, namespace, deadline).await);
+    checks
 }
 
-fn policy_finding(policy: &Policy, source: Option<&Source>) -> Finding {
+fn policy_check(policy: &Policy, source: Option<&Source>) -> Check {
     let from = match source {
         Some(Source::File(path)) => path.display().to_string(),
         Some(Source::Variable(name, _)) => (*name).to_owned(),
@@ -177,64 +176,66 @@ fn policy_finding(policy: &Policy, source: Option<&Source>) -> Finding {
     };
     let permitted = ActionKind::ALL.into_iter().filter(|kind| policy.permits(*kind)).count();
     if policy.read_only {
-        let finding = Finding::new("policy", State::Warning, format!("{from}: only simulations"));
-        return finding.with_hint("set read_only: false to allow real actions");
+        let check = Check::new("policy", CheckStatus::Warning, format!("{from}: only simulations"));
+        return check.with_hint("set read_only: false to allow real actions");
     }
-    Finding::new("policy", State::Ok, format!("{from}: {permitted} actions"))
+    Check::new("policy", CheckStatus::Ok, format!("{from}: {permitted} actions"))
 }
 
 /// Whether the key can sign. The file is not opened, which would create it.
-fn receipts_finding(settings: &ReceiptSettings) -> Finding {
+fn receipts_check(settings: &ReceiptSettings) -> Check {
     let file = settings.file.as_ref().map(|path| path.display().to_string());
     let place = file.unwrap_or_else(|| "the sink".to_owned());
     match receipts::key_in(&settings.key) {
-        Ok(key) => Finding::new("receipts", State::Ok, format!("{place}, with key {}", key.id())),
-        Err(error) => Finding::failed("receipts", &error),
+        Ok(key) => {
+            Check::new("receipts", CheckStatus::Ok, format!("{place}, with key {}", key.id()))
+        }
+        Err(error) => Check::failed("receipts", &error),
     }
 }
 
 /// Whether notifications can be signed. Nothing is sent.
-fn sink_finding(settings: &SinkSettings) -> Finding {
+fn sink_check(settings: &SinkSettings) -> Check {
     match notifications::check_secret(settings) {
-        Ok(()) => Finding::new(
+        Ok(()) => Check::new(
             "sink",
-            State::Ok,
+            CheckStatus::Ok,
             "the secret of the sink can be used; no notification was sent",
         ),
-        Err(error) => Finding::failed("sink", &error),
+        Err(error) => Check::failed("sink", &error),
     }
 }
 
 /// `ahead` is by how much the API server's clock is ahead of ours.
-fn clock(ahead: TimeDelta) -> Finding {
+fn clock(ahead: TimeDelta) -> Check {
     let seconds = ahead.num_milliseconds().abs() as f64 / 1000.0;
     let detail = format!("{seconds:.1} s from that of the API server");
     if ahead.abs() <= MAX_CLOCK_SKEW {
-        return Finding::new("clock", State::Ok, detail);
+        return Check::new("clock", CheckStatus::Ok, detail);
     }
-    Finding::new("clock", State::Warning, detail).with_hint(
+    Check::new("clock", CheckStatus::Warning, detail).with_hint(
         "set the clock of this machine, for example by NTP: requests with issued_at may be refused as too old",
     )
 }
 
-async fn kill_switch(cluster: &Cluster, policy: &Policy, deadline: Instant) -> Finding {
+async fn kill_switch(cluster: &Cluster, policy: &Policy, deadline: Instant) -> Check {
     let namespace = policy.state.namespace.as_deref().unwrap_or(cluster.default_namespace());
     let lease = format!("Lease {namespace}/{}", policy.state.name);
-    let budget = Budget::new(policy.limits(), namespace, &policy.state.name, cluster);
+    let budget = Budget::new(policy.quotas(), namespace, &policy.state.name, cluster);
     match budget.check_switch(deadline).await {
-        Ok(()) => Finding::new("kill switch", State::Ok, format!("off ({lease})")),
+        Ok(()) => Check::new("kill switch", CheckStatus::Ok, format!("off ({lease})")),
         Err(error) if error.code == Code::Stopped => {
-            let finding = Finding::failed("kill switch", &error);
-            Finding { state: State::Warning, ..finding }
+            let check = Check::failed("kill switch", &error);
+            Check { state: CheckStatus::Warning, ..check }
         }
-        Err(error) => Finding::failed("kill switch", &error),
+        Err(error) => Check::failed("kill switch", &error),
     }
 }
 
 /// Where a permission is needed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Needed {
-    right: Right,
+    access: ResourceAccess,
     /// The namespace; empty for the whole cluster.
     namespace: String,
     /// The only object that it is needed for, where a Role is restricted to its name.
@@ -246,8 +247,8 @@ fn needed(rule: &PolicyRule, namespace: &str) -> Vec<Needed> {
     for group in rule.api_groups {
         for resource in rule.resources {
             for verb in rule.verbs {
-                let right = Right { group, resource, verb };
-                all.push(Needed { right, namespace: namespace.to_owned(), name: None });
+                let access = ResourceAccess { group, resource, verb };
+                all.push(Needed { access, namespace: namespace.to_owned(), name: None });
             }
         }
     }
@@ -257,7 +258,7 @@ fn needed(rule: &PolicyRule, namespace: &str) -> Vec<Needed> {
 /// The permissions of the budget are for its Lease alone, where RBAC can restrict them (`manifests::rbac`).
 fn needed_for_budget(policy: &Policy, namespace: &str) -> Vec<Needed> {
     let mut all = needed(&budget::RULE, namespace);
-    for it in all.iter_mut().filter(|it| it.right.verb != "create") {
+    for it in all.iter_mut().filter(|it| it.access.verb != "create") {
         it.name = Some(policy.state.name.to_string());
     }
     all
@@ -271,16 +272,16 @@ fn needed_to_impersonate(rules: &ImpersonationRules, constrained: bool) -> Vec<N
         true => (AUTHENTICATION, "impersonate:user-info"),
         false => ("", "impersonate"),
     };
-    let needed = |right: Right, namespace: &str, name: Option<String>| Needed {
-        right,
+    let needed = |access: ResourceAccess, namespace: &str, name: Option<String>| Needed {
+        access,
         namespace: namespace.to_owned(),
         name,
     };
-    let uids = Right { group: AUTHENTICATION, resource: "uids", verb };
-    let groups = Right { group, resource: "groups", verb };
+    let uids = ResourceAccess { group: AUTHENTICATION, resource: "uids", verb };
+    let groups = ResourceAccess { group, resource: "groups", verb };
     let mut all = vec![needed(uids, "", None)];
     all.extend(rules.groups.iter().map(|name| needed(groups, "", Some(name.clone()))));
-    let account = Right { group: "", resource: "serviceaccounts", verb: "impersonate" };
+    let account = ResourceAccess { group: "", resource: "serviceaccounts", verb: "impersonate" };
     all.extend(rules.accounts.iter().map(|it| {
         let name = Some(it.name.to_string());
         needed(account, &it.namespace, name)
@@ -289,24 +290,24 @@ fn needed_to_impersonate(rules: &ImpersonationRules, constrained: bool) -> Vec<N
 }
 
 /// The finding about plain or constrained impersonation, whichever is granted.
-fn impersonation_finding(rules: &ImpersonationRules, granted: &BTreeMap<Needed, bool>) -> Finding {
+fn impersonation_check(rules: &ImpersonationRules, granted: &BTreeMap<Needed, bool>) -> Check {
     let of = |constrained: bool| {
-        rights_finding("impersonation", &needed_to_impersonate(rules, constrained), granted)
+        permissions_check("impersonation", &needed_to_impersonate(rules, constrained), granted)
             .with_hint("`action-executor rbac --impersonate` prints the permissions")
     };
     let constrained = of(true);
-    if constrained.state == State::Ok { constrained } else { of(false) }
+    if constrained.state == CheckStatus::Ok { constrained } else { of(false) }
 }
 
 /// For the records, the budget, approvals and each action that the policy permits: which permissions are missing. Where
 /// callers are impersonated, they need the permissions of the actions themselves.
-async fn rights(
+async fn permissions(
     cluster: &Cluster,
     policy: &Policy,
     impersonation: Option<&ImpersonationRules>,
     namespace: &str,
     deadline: Instant,
-) -> Vec<Finding> {
+) -> Vec<Check> {
     let state = policy.state.namespace.as_deref().unwrap_or(cluster.default_namespace());
     let mut checks = vec![
         ("records".to_owned(), needed(&ledger::RULE, namespace)),
@@ -326,15 +327,15 @@ async fn rights(
     for constrained in [false, true] {
         all.extend(impersonation.iter().flat_map(|it| needed_to_impersonate(it, constrained)));
     }
-    let granted = match ask(cluster, all, deadline).await {
+    let granted = match review(cluster, all, deadline).await {
         Ok(granted) => granted,
-        Err(error) => return vec![Finding::failed("permissions", &error)],
+        Err(error) => return vec![Check::failed("permissions", &error)],
     };
-    let found = checks.iter().map(|(check, needed)| rights_finding(check, needed, &granted));
-    found.chain(impersonation.map(|rules| impersonation_finding(rules, &granted))).collect()
+    let found = checks.iter().map(|(check, needed)| permissions_check(check, needed, &granted));
+    found.chain(impersonation.map(|rules| impersonation_check(rules, &granted))).collect()
 }
 
-async fn ask(
+async fn review(
     cluster: &Cluster,
     all: BTreeSet<Needed>,
     deadline: Instant,
@@ -347,9 +348,10 @@ async fn ask(
         {
             let cluster = cluster.clone();
             asking.spawn(async move {
-                let Needed { right, namespace, name } = &needed;
-                let may = cluster.may(*right, namespace, name.as_deref(), deadline).await;
-                may.map(|may| (needed, may))
+                let Needed { access, namespace, name } = &needed;
+                let is_allowed =
+                    cluster.is_allowed(*access, namespace, name.as_deref(), deadline).await;
+                is_allowed.map(|is_allowed| (needed, is_allowed))
             });
         }
         match asking.join_next().await {
@@ -360,11 +362,11 @@ async fn ask(
     }
 }
 
-fn rights_finding(check: &str, needed: &[Needed], granted: &BTreeMap<Needed, bool>) -> Finding {
+fn permissions_check(check: &str, needed: &[Needed], granted: &BTreeMap<Needed, bool>) -> Check {
     let missing: Vec<_> =
         needed.iter().filter(|it| !granted.get(it).copied().unwrap_or(false)).collect();
     let named = |it: &&Needed| {
-        let Right { group, resource, verb } = it.right;
+        let ResourceAccess { group, resource, verb } = it.access;
         let group = if group.is_empty() { String::new() } else { format!(".{group}") };
         let scope = match it.namespace.as_str() {
             "" => "in the cluster".to_owned(),
@@ -375,14 +377,14 @@ fn rights_finding(check: &str, needed: &[Needed], granted: &BTreeMap<Needed, boo
     };
     let names: Vec<_> = missing.iter().map(named).collect();
     // Without a watch a wait polls.
-    let state = match missing.iter().all(|it| it.right.verb == "watch") {
+    let state = match missing.iter().all(|it| it.access.verb == "watch") {
         _ if missing.is_empty() => {
-            return Finding::new(check, State::Ok, "all permissions are granted");
+            return Check::new(check, CheckStatus::Ok, "all permissions are granted");
         }
-        true => State::Warning,
-        false => State::Failed,
+        true => CheckStatus::Warning,
+        false => CheckStatus::Failed,
     };
-    Finding::new(check, state, format!("not granted: {}", names.join(", ")))
+    Check::new(check, state, format!("not granted: {}", names.join(", ")))
         .with_hint("`action-executor rbac` prints the Roles that the policy needs")
 }
 
@@ -396,48 +398,54 @@ mod tests {
     #[test]
     fn a_missing_right_is_named_and_a_missing_watch_is_a_warning() {
         let needed = needed(&RULE, "shop");
-        let without = |verb: &str| -> Finding {
-            let granted = needed.iter().map(|it| (it.clone(), it.right.verb != verb)).collect();
-            rights_finding("scale", &needed, &granted)
+        let without = |verb: &str| -> Check {
+            let granted = needed.iter().map(|it| (it.clone(), it.access.verb != verb)).collect();
+            permissions_check("scale", &needed, &granted)
         };
-        assert_eq!(without("none").state, State::Ok);
-        assert_eq!(without("watch").state, State::Warning);
+        assert_eq!(without("none").state, CheckStatus::Ok);
+        assert_eq!(without("watch").state, CheckStatus::Warning);
         let failed = without("get");
-        assert_eq!(failed.state, State::Failed);
+        assert_eq!(failed.state, CheckStatus::Failed);
         assert_eq!(failed.detail, "not granted: get deployments.apps in shop");
-        assert_eq!(rights_finding("scale", &needed, &BTreeMap::new()).state, State::Failed);
+        assert_eq!(
+            permissions_check("scale", &needed, &BTreeMap::new()).state,
+            CheckStatus::Failed
+        );
     }
 
     #[test]
     fn impersonation_is_granted_plainly_or_constrained() {
         let rules = ImpersonationRules { groups: vec!["sre".to_owned()], ..Default::default() };
-        let with = |constrained: bool| -> Finding {
+        let with = |constrained: bool| -> Check {
             let needed = needed_to_impersonate(&rules, constrained);
-            impersonation_finding(&rules, &needed.into_iter().map(|it| (it, true)).collect())
+            impersonation_check(&rules, &needed.into_iter().map(|it| (it, true)).collect())
         };
-        assert_eq!((with(false).state, with(true).state), (State::Ok, State::Ok));
-        let missing = impersonation_finding(&rules, &BTreeMap::new());
-        assert_eq!(missing.state, State::Failed);
+        assert_eq!((with(false).state, with(true).state), (CheckStatus::Ok, CheckStatus::Ok));
+        let missing = impersonation_check(&rules, &BTreeMap::new());
+        assert_eq!(missing.state, CheckStatus::Failed);
         assert!(missing.detail.contains("impersonate groups sre in the cluster"), "{missing:?}");
         assert!(missing.hint.expect("has one").contains("rbac --impersonate"));
     }
 
     #[test]
     fn a_clock_that_is_far_off_is_a_warning_in_both_directions() {
-        for (seconds, state) in
-            [(0, State::Ok), (9, State::Ok), (11, State::Warning), (-11, State::Warning)]
-        {
+        for (seconds, state) in [
+            (0, CheckStatus::Ok),
+            (9, CheckStatus::Ok),
+            (11, CheckStatus::Warning),
+            (-11, CheckStatus::Warning),
+        ] {
             assert_eq!(clock(TimeDelta::seconds(seconds)).state, state, "{seconds}");
         }
     }
 
     #[test]
     fn a_line_has_the_state_the_check_and_what_to_do() {
-        let finding = Finding::new("clock", State::Warning, "off").with_hint("set it");
-        let line = finding.line();
+        let check = Check::new("clock", CheckStatus::Warning, "off").with_hint("set it");
+        let line = check.line();
         assert!(line.starts_with("WARNING  clock                  off\n"), "{line}");
         assert!(line.ends_with("-> set it"), "{line}");
-        let forged = Finding::new("kill switch", State::Warning, "stopped\nok\u{1b}[2J");
+        let forged = Check::new("kill switch", CheckStatus::Warning, "stopped\nok\u{1b}[2J");
         assert_eq!(forged.line(), "WARNING  kill switch            stopped ok[2J");
     }
 }

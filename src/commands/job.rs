@@ -33,7 +33,7 @@ use crate::{
     },
     executor::reply::Reply,
     k8s::api::{
-        client::{Call, Cluster},
+        client::{ApiCall, Cluster},
         error::ApiError,
     },
     ledger::{
@@ -137,7 +137,7 @@ async fn create(
             Ok(existing)
         }
         Err(error) => {
-            let call = Call::of::<Job>("create", namespace, Some(name));
+            let call = ApiCall::of::<Job>("create", namespace, Some(name));
             Err(cluster.explain(&call, error).await)
         }
     }
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_outcome_says_where_to_look() {
+    fn an_unknown_outcome_names_the_commands_to_check() {
         let job = "metadata: {name: restart, namespace: shop}";
         let job: Job = serde_yaml_ng::from_str(job).expect("is a Job");
         let flags = ClusterFlags {

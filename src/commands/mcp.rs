@@ -193,7 +193,7 @@ impl Session {
             tools: self.settings.tools,
             wait: self.settings.wait,
             hold,
-            rights: Arc::default(),
+            permissions: Arc::default(),
             waits: self.waits.clone(),
             progression: token.map(|token| Progression { token, lines }),
         };

@@ -22,7 +22,7 @@ use crate::{
     },
     policy::{
         Policy,
-        evaluate::{Effect, Facts, Verdict},
+        evaluate::{Effect, Evaluation, Facts},
     },
 };
 
@@ -40,11 +40,11 @@ pub fn check(args: &CheckArgs) -> Result<(String, u8), ActionError> {
     let labels = args.labels.iter().cloned().collect();
     let labels = (!args.labels.is_empty()).then_some(&labels);
     let facts = Facts { labels, ..Facts::of(&request, None) };
-    let verdict = policy.judge(&facts);
-    let (word, status) = conclusion(&verdict);
+    let evaluation = policy.judge(&facts);
+    let (word, status) = conclusion(&evaluation);
     let text = match args.output {
-        OutputFormat::Text => explain(&verdict, word),
-        output => document(&json!({ "verdict": word, "results": verdict.results }), output)?,
+        OutputFormat::Text => explain(&evaluation, word),
+        output => document(&json!({ "verdict": word, "results": evaluation.results }), output)?,
     };
     Ok((text, status))
 }
@@ -142,16 +142,16 @@ fn load(path: Option<&Path>) -> Result<Policy, ActionError> {
     Ok((*Reloading::<Policy>::new(path.map(|path| path.to_owned().into()))?.current()).clone())
 }
 
-fn conclusion(verdict: &Verdict) -> (&'static str, u8) {
-    match verdict.refuse() {
+fn conclusion(evaluation: &Evaluation) -> (&'static str, u8) {
+    match evaluation.refuse() {
         Err(_) => ("denied", Code::PolicyDenied.exit_status()),
-        Ok(()) if verdict.requires_approval() => ("needs approval", 75),
+        Ok(()) if evaluation.requires_approval() => ("needs approval", 75),
         Ok(()) => ("allowed", 0),
     }
 }
 
-fn explain(verdict: &Verdict, word: &str) -> String {
-    let mut lines: Vec<_> = verdict
+fn explain(evaluation: &Evaluation, word: &str) -> String {
+    let mut lines: Vec<_> = evaluation
         .results
         .iter()
         .map(|result| {

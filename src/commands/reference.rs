@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     actions::ActionKind,
     cli::ReferenceOf,
-    config::variables::{Kind, SETTINGS},
+    config::variables::{SETTINGS, SettingKind},
     contract::{
         advice::{Advice, Subject},
         error::{Code, EXIT_STATUSES},
@@ -63,21 +63,21 @@ fn codes(names: &[&str]) -> String {
 fn actions() -> impl Iterator<Item = [String; 4]> {
     ActionKind::ALL.into_iter().map(|kind| {
         let descriptor = kind.descriptor();
-        let mut rights: Vec<_> = descriptor.rules.iter().map(right).collect();
-        let in_cluster: Vec<_> = descriptor.cluster_rules.iter().map(right).collect();
+        let mut permissions: Vec<_> = descriptor.rules.iter().map(permission).collect();
+        let in_cluster: Vec<_> = descriptor.cluster_rules.iter().map(permission).collect();
         if !in_cluster.is_empty() {
-            rights.push(format!("in the cluster: {}", in_cluster.join("; ")));
+            permissions.push(format!("in the cluster: {}", in_cluster.join("; ")));
         }
         [
             code(descriptor.name),
             codes(descriptor.aliases),
             descriptor.description.to_owned(),
-            rights.join("; "),
+            permissions.join("; "),
         ]
     })
 }
 
-fn right(rule: &PolicyRule) -> String {
+fn permission(rule: &PolicyRule) -> String {
     let groups: Vec<_> = rule.api_groups.iter().filter(|group| !group.is_empty()).collect();
     let groups = groups.into_iter().map(|group| format!(" ({group})")).collect::<String>();
     format!("{}{groups}: {}", codes(rule.resources), rule.verbs.join(", "))
@@ -179,8 +179,10 @@ fn exit_statuses() -> impl Iterator<Item = [String; 3]> {
 fn settings() -> impl Iterator<Item = [String; 4]> {
     SETTINGS.into_iter().map(|setting| {
         let (default, values) = match setting.kind {
-            Kind::Number { default, min, max } => (default.to_string(), format!("{min} to {max}")),
-            Kind::Text { default, values } => (default.to_owned(), values.to_owned()),
+            SettingKind::Number { default, min, max } => {
+                (default.to_string(), format!("{min} to {max}"))
+            }
+            SettingKind::Text { default, values } => (default.to_owned(), values.to_owned()),
         };
         [code(setting.name), default, values, setting.meaning.to_owned()]
     })

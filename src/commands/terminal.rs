@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How often the live view is drawn while nothing changes.
-const TICK: Duration = Duration::from_millis(120);
+const REFRESH_INTERVAL: Duration = Duration::from_millis(120);
 
 /// How many problems of pods are shown at a time; the answer has all.
 const MAX_PROBLEMS: usize = 3;
@@ -62,7 +62,7 @@ impl Lines {
         let all = MultiProgress::new();
         let head = all.add(ProgressBar::new_spinner());
         style(&head, "{spinner} {elapsed:>4}  {wide_msg}");
-        head.enable_steady_tick(TICK);
+        head.enable_steady_tick(REFRESH_INTERVAL);
         Lines { all, head, details: Vec::new() }
     }
 

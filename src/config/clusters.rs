@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_default_one_of_several_has_to_be_named() {
+    fn a_cluster_has_to_be_named_without_a_default() {
         let both = list("{clusters: [{name: green}, {name: blue}]}").expect("is one");
         let error = both.choose(None).expect_err("is refused");
         assert!(error.detail.starts_with("cluster: missing"), "{error:?}");

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_passed_on_is_listed() {
+    fn passed_on_fields_are_listed() {
         let rules = read(&[
             ("", "callers"),
             ("_GROUPS", "sre, oidc:on-call"),

@@ -13,11 +13,11 @@ pub(crate) type Variables = HashMap<String, String>;
 /// A setting.
 pub(crate) struct Setting {
     pub name: &'static str,
-    pub kind: Kind,
+    pub kind: SettingKind,
     pub meaning: &'static str,
 }
 
-pub(crate) enum Kind {
+pub(crate) enum SettingKind {
     /// A whole number within bounds.
     Number { default: u32, min: u32, max: u32 },
     /// Text, with its default and its values in words.
@@ -30,7 +30,7 @@ const fn number(
     [min, max]: [u32; 2],
     meaning: &'static str,
 ) -> Setting {
-    Setting { name, kind: Kind::Number { default, min, max }, meaning }
+    Setting { name, kind: SettingKind::Number { default, min, max }, meaning }
 }
 
 const fn text(
@@ -39,7 +39,7 @@ const fn text(
     values: &'static str,
     meaning: &'static str,
 ) -> Setting {
-    Setting { name, kind: Kind::Text { default, values }, meaning }
+    Setting { name, kind: SettingKind::Text { default, values }, meaning }
 }
 
 pub(crate) const DEADLINE_SECONDS: Setting =
@@ -271,7 +271,7 @@ impl Setting {
 
     /// The number in these variables, or the default.
     pub(crate) fn number<N: TryFrom<u32>>(&self, variables: &Variables) -> Result<N, ActionError> {
-        let Kind::Number { default, min, max } = self.kind else {
+        let SettingKind::Number { default, min, max } = self.kind else {
             return Err(ActionError::new(Code::Internal, format!("{} is not a number", self.name)));
         };
         let number = match self.get(variables) {

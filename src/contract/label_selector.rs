@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_selects_everything_or_cannot_be_read_is_refused() {
+    fn empty_and_invalid_selectors_are_refused() {
         for text in [
             "",
             " ",

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_done_is_left_out_first() {
+    fn completed_targets_are_left_out_first() {
         let one = |name: &str, outcome: &str| json!({"target": {"name": name}, "outcome": outcome, "result": "Long."});
         let mut refused = one("c", "refused");
         refused["code"] = "protected".into();

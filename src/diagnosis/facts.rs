@@ -30,7 +30,7 @@ pub(crate) struct Facts {
     pub jobs: Vec<Job>,
     pub events: Vec<Event>,
     pub autoscalers: Vec<HorizontalPodAutoscaler>,
-    pub budgets: Vec<PodDisruptionBudget>,
+    pub pdbs: Vec<PodDisruptionBudget>,
     pub log: Option<Log>,
     pub history: Vec<HistoryEntry>,
     pub unread: Vec<Unread>,

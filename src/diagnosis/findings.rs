@@ -95,7 +95,7 @@ pub(crate) struct Finding {
 }
 
 /// How old an Event or a restart may be to be a finding.
-const LATELY_SECONDS: i64 = 600;
+const RECENT_SECONDS: i64 = 600;
 
 /// The longest message, in characters, without the pods that have it.
 const MAX_CHARACTERS: usize = 220;
@@ -122,7 +122,7 @@ pub(crate) fn of(facts: &Facts) -> Vec<Finding> {
         all.of_pod(pod, facts.now);
     }
     all.of_events(facts);
-    for budget in exhausted_budgets(facts) {
+    for budget in exhausted_pdbs(facts) {
         all.add(
             FindingKind::DisruptionBudget,
             pdb::reason(budget, &pods_of(facts).cloned().collect::<Vec<_>>()),
@@ -141,9 +141,9 @@ pub(crate) fn pods_of(facts: &Facts) -> impl Iterator<Item = &Pod> + Clone {
 }
 
 /// The disruption budgets of the target's pods that allow no disruption.
-fn exhausted_budgets(facts: &Facts) -> impl Iterator<Item = &PodDisruptionBudget> {
-    facts.budgets.iter().filter(|budget| {
-        let selects = |pod| !pdb::budgets_of(pod, std::slice::from_ref(*budget)).is_empty();
+fn exhausted_pdbs(facts: &Facts) -> impl Iterator<Item = &PodDisruptionBudget> {
+    facts.pdbs.iter().filter(|budget| {
+        let selects = |pod| !pdb::pdbs_of(pod, std::slice::from_ref(*budget)).is_empty();
         pdb::disruptions_allowed(budget) == 0 && pods_of(facts).any(selects)
     })
 }
@@ -401,7 +401,7 @@ impl Findings {
             return;
         }
         let Some(last) = last.filter(|last| last.exit_code != 0) else { return };
-        let is_lately = ended_at(last).is_none_or(|at| (now - at).num_seconds() <= LATELY_SECONDS);
+        let is_lately = ended_at(last).is_none_or(|at| (now - at).num_seconds() <= RECENT_SECONDS);
         if state.running.is_some() && !container.ready {
             self.exit(kind_of_exit(last), name, last, container.restart_count, false, pod);
         } else if state.running.is_some() && is_lately {
@@ -430,7 +430,7 @@ impl Findings {
     fn of_events(&mut self, facts: &Facts) {
         let is_lately = |event: &&Event| {
             let at = events::last_seen(event);
-            at.is_none_or(|at| (facts.now - at).num_seconds() <= LATELY_SECONDS)
+            at.is_none_or(|at| (facts.now - at).num_seconds() <= RECENT_SECONDS)
         };
         let mut known = BTreeSet::new();
         let mut warnings: Vec<_> =
@@ -572,7 +572,7 @@ mod tests {
             jobs: Vec::new(),
             events: Vec::new(),
             autoscalers: Vec::new(),
-            budgets: Vec::new(),
+            pdbs: Vec::new(),
             log: None,
             history: Vec::new(),
             unread: Vec::new(),
@@ -681,7 +681,7 @@ mod tests {
             ),
             pod("f", "Pending", &container("waiting: {reason: ContainerCreating}", 0, "")),
         ];
-        facts.budgets = vec![yaml(
+        facts.pdbs = vec![yaml(
             "metadata: {name: web, namespace: shop}\nspec: {selector: {matchLabels: {app: web}}, minAvailable: 2}\n\
              status: {disruptionsAllowed: 0, currentHealthy: 1, desiredHealthy: 2, expectedPods: 2}",
         )];

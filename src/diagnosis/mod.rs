@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What a diagnosis may read.
-pub(crate) struct Scope<'a> {
+pub(crate) struct DiagnosisScope<'a> {
     /// The parts that the caller may not read, with the reason.
     pub refused: Vec<Unread>,
     /// Whether the pods of this namespace may be read, of those on a node.
@@ -36,7 +36,7 @@ pub(crate) async fn diagnose(
     cluster: &Cluster,
     name: Option<&str>,
     target: &Target,
-    scope: Scope<'_>,
+    scope: DiagnosisScope<'_>,
     deadline: Instant,
 ) -> Result<Report, ActionError> {
     let facts = Reader::new(cluster, target, scope, deadline).facts().await?;

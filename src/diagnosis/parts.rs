@@ -5,9 +5,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    diagnosis::target::{Kind, Target},
+    diagnosis::target::{Target, TargetKind},
     k8s::{
-        api::preflight::{AUTOSCALERS, BUDGETS},
+        api::preflight::{AUTOSCALERS, PDBS},
         rbac::PolicyRule,
     },
     ledger,
@@ -55,7 +55,7 @@ pub const RULES: [PolicyRule; 8] = [
     GET_PODS_LOG,
     ledger::HISTORY,
     AUTOSCALERS,
-    BUDGETS,
+    PDBS,
 ];
 
 /// What the diagnosis of a node needs in the whole cluster, besides [`ledger::HISTORY`] in the namespace `default`.
@@ -64,14 +64,16 @@ pub const NODE_RULES: [PolicyRule; 2] =
 
 impl Part {
     /// The parts of a diagnosis of this kind.
-    pub(crate) fn of(kind: Kind) -> &'static [Part] {
+    pub(crate) fn of(kind: TargetKind) -> &'static [Part] {
         use Part::{Autoscalers, DisruptionBudgets, Events, History, Jobs, Log, Pods};
         match kind {
-            Kind::Workload(_) => &[Pods, Events, Log, Autoscalers, DisruptionBudgets, History],
-            Kind::Pod => &[Events, Log, DisruptionBudgets, History],
-            Kind::Job => &[Pods, Events, Log, History],
-            Kind::CronJob => &[Jobs, Pods, Events, Log, History],
-            Kind::Node => &[Pods, Events, History],
+            TargetKind::Workload(_) => {
+                &[Pods, Events, Log, Autoscalers, DisruptionBudgets, History]
+            }
+            TargetKind::Pod => &[Events, Log, DisruptionBudgets, History],
+            TargetKind::Job => &[Pods, Events, Log, History],
+            TargetKind::CronJob => &[Jobs, Pods, Events, Log, History],
+            TargetKind::Node => &[Pods, Events, History],
         }
     }
 
@@ -83,14 +85,14 @@ impl Part {
             Part::Log => GET_PODS_LOG,
             Part::Events | Part::History => ledger::HISTORY,
             Part::Autoscalers => AUTOSCALERS,
-            Part::DisruptionBudgets => BUDGETS,
+            Part::DisruptionBudgets => PDBS,
         }
     }
 
     /// The namespace in which it is read; empty: all.
     pub(crate) fn namespace(self, target: &Target) -> &str {
         match (self, target.kind) {
-            (Part::Events | Part::History, Kind::Node) => NODE_EVENTS,
+            (Part::Events | Part::History, TargetKind::Node) => NODE_EVENTS,
             _ => target.namespace(),
         }
     }

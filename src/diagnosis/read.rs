@@ -16,10 +16,10 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     contract::error::{ActionError, Code},
     diagnosis::{
-        Scope,
+        DiagnosisScope,
         facts::{Facts, Log, Object, Unread},
         parts::{NODE_EVENTS, Part},
-        target::{Kind, Target},
+        target::{Target, TargetKind},
     },
     k8s::{
         api::client::Cluster,
@@ -57,7 +57,7 @@ const PARTS_SHARE: f64 = 0.7;
 pub(super) struct Reader<'a> {
     cluster: &'a Cluster,
     target: &'a Target,
-    scope: Scope<'a>,
+    scope: DiagnosisScope<'a>,
     began: Instant,
     deadline: Instant,
 }
@@ -69,7 +69,7 @@ impl<'a> Reader<'a> {
     pub(super) fn new(
         cluster: &'a Cluster,
         target: &'a Target,
-        scope: Scope<'a>,
+        scope: DiagnosisScope<'a>,
         deadline: Instant,
     ) -> Self {
         Reader { cluster, target, scope, began: Instant::now(), deadline }
@@ -102,7 +102,7 @@ impl<'a> Reader<'a> {
             jobs: jobs.0,
             events: own_events.0,
             autoscalers: autoscalers.0,
-            budgets: budgets.0,
+            pdbs: budgets.0,
             log: None,
             history: history.0,
             unread: [no_pods, jobs.1, own_events.1, autoscalers.1, budgets.1, history.1]
@@ -123,15 +123,21 @@ impl<'a> Reader<'a> {
             (self.cluster, self.target.namespace(), &*self.target.name);
         let read = async {
             Ok(match self.target.kind {
-                Kind::Workload(kind) => {
+                TargetKind::Workload(kind) => {
                     Object::Workload(cluster.workload(kind, namespace, name, end).await?)
                 }
-                Kind::Pod => Object::Pod(Box::new(cluster.get::<Pod>(namespace, name, end).await?)),
-                Kind::Job => Object::Job(Box::new(cluster.get::<Job>(namespace, name, end).await?)),
-                Kind::CronJob => {
+                TargetKind::Pod => {
+                    Object::Pod(Box::new(cluster.get::<Pod>(namespace, name, end).await?))
+                }
+                TargetKind::Job => {
+                    Object::Job(Box::new(cluster.get::<Job>(namespace, name, end).await?))
+                }
+                TargetKind::CronJob => {
                     Object::CronJob(Box::new(cluster.get::<CronJob>(namespace, name, end).await?))
                 }
-                Kind::Node => Object::Node(Box::new(cluster.get_global::<Node>(name, end).await?)),
+                TargetKind::Node => {
+                    Object::Node(Box::new(cluster.get_global::<Node>(name, end).await?))
+                }
             })
         };
         // The explanation of an error is a call, too.
@@ -235,7 +241,7 @@ impl<'a> Reader<'a> {
 
     /// A CronJob has no pods of its own.
     async fn add_pods_of_the_newest_job(&self, facts: &mut Facts) {
-        if self.target.kind != Kind::CronJob {
+        if self.target.kind != TargetKind::CronJob {
             return;
         }
         let Some(query) = super::findings::newest_job(facts).map(jobs::pods_query) else { return };
@@ -248,7 +254,7 @@ impl<'a> Reader<'a> {
 
     /// The Events of pods that fail, and the log of the container that fails.
     async fn add_what_pods_point_to(&self, facts: &mut Facts) {
-        if self.target.kind == Kind::Node {
+        if self.target.kind == TargetKind::Node {
             return;
         }
         let own = match &facts.object {
@@ -400,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_log_that_was_cut_the_last_line_is_left_out() {
+    fn the_last_line_of_a_cut_log_is_left_out() {
         let long = format!("{}\npass", "x".repeat(LOG_BYTES as usize));
         assert!(whole_lines(long).ends_with("x\n"));
         assert_eq!(whole_lines("a\nb".to_owned()), "a\nb");

@@ -40,15 +40,15 @@ const MAX_FINDINGS: usize = 12;
 const MAX_TAINTS: usize = 10;
 
 /// What is left of each list until all of them are cut so far.
-const FEW_LOG_LINES: usize = 5;
-const FEW_EVENTS: usize = 3;
-const FEW_PODS: usize = 3;
-const FEW_FINDINGS: usize = 3;
+const MIN_LOG_LINES: usize = 5;
+const MIN_EVENTS: usize = 3;
+const MIN_PODS: usize = 3;
+const MIN_FINDINGS: usize = 3;
 
 /// The longest line of a log, the longest finding, and the longest other text, in bytes of their JSON.
-const MAX_LINE: usize = 240;
-const MAX_FINDING: usize = 320;
-const MAX_TEXT: usize = 240;
+const MAX_LINE_BYTES: usize = 240;
+const MAX_FINDING_BYTES: usize = 320;
+const MAX_TEXT_BYTES: usize = 240;
 
 /// What is known of a target, what is wrong with it, and what could not be read.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -207,13 +207,16 @@ impl Report {
         };
         let report = Report {
             target: facts.target.clone().found(facts.object.metadata()),
-            cluster: cluster.map(|name| text(name, MAX_TEXT)),
+            cluster: cluster.map(|name| text(name, MAX_TEXT_BYTES)),
             at: facts.now.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
             healthy,
-            state: text(&status, MAX_TEXT),
+            state: text(&status, MAX_TEXT_BYTES),
             findings: findings
                 .into_iter()
-                .map(|finding| Finding { message: text(&finding.message, MAX_FINDING), ..finding })
+                .map(|finding| Finding {
+                    message: text(&finding.message, MAX_FINDING_BYTES),
+                    ..finding
+                })
                 .collect(),
             node: match &facts.object {
                 Object::Node(node) => Some(NodeState::of(node)),
@@ -272,7 +275,7 @@ impl Report {
     /// Cuts the next entry; false if nothing is left to cut.
     fn cut_one(&mut self) -> bool {
         let Totals { log_lines, events, pods, history, owners, findings } = self.totals();
-        for (few_lines, few_events, few_pods) in [(FEW_LOG_LINES, FEW_EVENTS, FEW_PODS), (0, 0, 0)]
+        for (few_lines, few_events, few_pods) in [(MIN_LOG_LINES, MIN_EVENTS, MIN_PODS), (0, 0, 0)]
         {
             if log_lines > few_lines {
                 self.keep(log_lines - 1, events, pods);
@@ -291,7 +294,7 @@ impl Report {
             self.history.truncate(history - 1);
         } else if owners > 0 {
             self.owners.truncate(owners - 1);
-        } else if findings > FEW_FINDINGS {
+        } else if findings > MIN_FINDINGS {
             self.findings.truncate(findings - 1);
         } else {
             return false;
@@ -375,9 +378,9 @@ impl NodeState {
         NodeState {
             conditions: conditions
                 .take(MAX_TAINTS)
-                .map(|it| text(&format!("{}={}", it.type_, it.status), MAX_TEXT))
+                .map(|it| text(&format!("{}={}", it.type_, it.status), MAX_TEXT_BYTES))
                 .collect(),
-            taints: taints.map(|it| text(&taints::describe(it), MAX_TEXT)).collect(),
+            taints: taints.map(|it| text(&taints::describe(it), MAX_TEXT_BYTES)).collect(),
         }
     }
 }
@@ -410,7 +413,7 @@ impl PodLine {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         PodLine {
             name: if with_namespace { format!("{namespace}/{name}") } else { name },
-            status: text(&pod_status(pod), MAX_TEXT),
+            status: text(&pod_status(pod), MAX_TEXT_BYTES),
             ready: pods::is_ready(pod),
             restarts: pods::restarts(pod),
             node: pods::node_name(pod).filter(|_| !with_namespace).map(str::to_owned),
@@ -446,9 +449,12 @@ fn event_lines(facts: &Facts) -> (Vec<EventLine>, usize) {
         let series = event.series.as_ref().and_then(|series| series.count);
         EventLine {
             age: events::last_seen(event).map_or_else(String::new, |at| ago(facts.now, at)),
-            object: text(&format!("{} {}", known(&object.kind), known(&object.name)), MAX_TEXT),
-            reason: text(&known(&event.reason), MAX_TEXT),
-            message: text(&known(&event.message), MAX_TEXT),
+            object: text(
+                &format!("{} {}", known(&object.kind), known(&object.name)),
+                MAX_TEXT_BYTES,
+            ),
+            reason: text(&known(&event.reason), MAX_TEXT_BYTES),
+            message: text(&known(&event.message), MAX_TEXT_BYTES),
             count: series.or(event.count).filter(|count| *count > 1),
         }
     };
@@ -466,7 +472,7 @@ fn log_tail(facts: &Facts) -> Option<(LogTail, usize)> {
         pod: log.pod.clone(),
         container: log.container.clone(),
         previous: log.is_previous,
-        lines: newest.map(|line| text(line, MAX_LINE)).collect(),
+        lines: newest.map(|line| text(line, MAX_LINE_BYTES)).collect(),
     };
     Some((tail, lines.len()))
 }
@@ -493,12 +499,12 @@ fn owners(facts: &Facts) -> Vec<String> {
         ));
     }
     all.extend(gitops::source(metadata));
-    all.iter().map(|owner| text(owner, MAX_TEXT)).collect()
+    all.iter().map(|owner| text(owner, MAX_TEXT_BYTES)).collect()
 }
 
 impl Done {
     fn of(entry: &HistoryEntry) -> Self {
-        let short = |it: &Option<String>| it.as_ref().map(|it| text(it, MAX_TEXT));
+        let short = |it: &Option<String>| it.as_ref().map(|it| text(it, MAX_TEXT_BYTES));
         Done {
             at: entry.at.clone(),
             id: short(&entry.id),
@@ -522,8 +528,8 @@ fn text(original: &str, max: usize) -> String {
 fn short(unread: &Unread) -> Unread {
     Unread {
         part: unread.part,
-        why: text(&unread.why, MAX_TEXT),
-        hint: unread.hint.as_ref().map(|hint| text(hint, MAX_TEXT)),
+        why: text(&unread.why, MAX_TEXT_BYTES),
+        hint: unread.hint.as_ref().map(|hint| text(hint, MAX_TEXT_BYTES)),
     }
 }
 
@@ -553,7 +559,7 @@ mod tests {
             jobs: Vec::new(),
             events: Vec::new(),
             autoscalers: Vec::new(),
-            budgets: Vec::new(),
+            pdbs: Vec::new(),
             log: None,
             history: Vec::new(),
             unread: Vec::new(),

@@ -17,7 +17,7 @@ use crate::{
 
 /// A kind that can be diagnosed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum TargetKind {
     Workload(WorkloadKind),
     Pod,
     Job,
@@ -26,40 +26,40 @@ pub(crate) enum Kind {
 }
 
 /// Each kind, with the names that kubectl has for it.
-const KINDS: [(Kind, &[&str]); 8] = [
-    (Kind::Workload(WorkloadKind::Deployment), &["deployment", "deployments", "deploy"]),
-    (Kind::Workload(WorkloadKind::StatefulSet), &["statefulset", "statefulsets", "sts"]),
-    (Kind::Workload(WorkloadKind::DaemonSet), &["daemonset", "daemonsets", "ds"]),
-    (Kind::Workload(WorkloadKind::ReplicaSet), &["replicaset", "replicasets", "rs"]),
-    (Kind::Pod, &["pod", "pods", "po"]),
-    (Kind::Job, &["job", "jobs"]),
-    (Kind::CronJob, &["cronjob", "cronjobs", "cj"]),
-    (Kind::Node, &["node", "nodes", "no"]),
+const KINDS: [(TargetKind, &[&str]); 8] = [
+    (TargetKind::Workload(WorkloadKind::Deployment), &["deployment", "deployments", "deploy"]),
+    (TargetKind::Workload(WorkloadKind::StatefulSet), &["statefulset", "statefulsets", "sts"]),
+    (TargetKind::Workload(WorkloadKind::DaemonSet), &["daemonset", "daemonsets", "ds"]),
+    (TargetKind::Workload(WorkloadKind::ReplicaSet), &["replicaset", "replicasets", "rs"]),
+    (TargetKind::Pod, &["pod", "pods", "po"]),
+    (TargetKind::Job, &["job", "jobs"]),
+    (TargetKind::CronJob, &["cronjob", "cronjobs", "cj"]),
+    (TargetKind::Node, &["node", "nodes", "no"]),
 ];
 
 /// The longest target: a kind, and a name of at most 253 characters.
 pub(crate) const MAX_LENGTH: usize = 320;
 
-impl Kind {
+impl TargetKind {
     /// Its name, for example `Deployment`.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Kind::Workload(kind) => kind.name(),
-            Kind::Pod => "Pod",
-            Kind::Job => "Job",
-            Kind::CronJob => "CronJob",
-            Kind::Node => "Node",
+            TargetKind::Workload(kind) => kind.name(),
+            TargetKind::Pod => "Pod",
+            TargetKind::Job => "Job",
+            TargetKind::CronJob => "CronJob",
+            TargetKind::Node => "Node",
         }
     }
 
     /// Its resource in the API.
     pub(crate) fn resource(self) -> ApiResource {
         match self {
-            Kind::Workload(kind) => kind.resource(),
-            Kind::Pod => ApiResource::erase::<Pod>(&()),
-            Kind::Job => ApiResource::erase::<Job>(&()),
-            Kind::CronJob => ApiResource::erase::<CronJob>(&()),
-            Kind::Node => ApiResource::erase::<Node>(&()),
+            TargetKind::Workload(kind) => kind.resource(),
+            TargetKind::Pod => ApiResource::erase::<Pod>(&()),
+            TargetKind::Job => ApiResource::erase::<Job>(&()),
+            TargetKind::CronJob => ApiResource::erase::<CronJob>(&()),
+            TargetKind::Node => ApiResource::erase::<Node>(&()),
         }
     }
 
@@ -72,14 +72,14 @@ impl Kind {
             PolicyRule { api_groups, resources, verbs: &["get"] }
         }
         match self {
-            Kind::Workload(WorkloadKind::Deployment) => get(&["apps"], &["deployments"]),
-            Kind::Workload(WorkloadKind::StatefulSet) => get(&["apps"], &["statefulsets"]),
-            Kind::Workload(WorkloadKind::DaemonSet) => get(&["apps"], &["daemonsets"]),
-            Kind::Workload(WorkloadKind::ReplicaSet) => get(&["apps"], &["replicasets"]),
-            Kind::Pod => get(&[""], &["pods"]),
-            Kind::Job => get(&["batch"], &["jobs"]),
-            Kind::CronJob => get(&["batch"], &["cronjobs"]),
-            Kind::Node => get(&[""], &["nodes"]),
+            TargetKind::Workload(WorkloadKind::Deployment) => get(&["apps"], &["deployments"]),
+            TargetKind::Workload(WorkloadKind::StatefulSet) => get(&["apps"], &["statefulsets"]),
+            TargetKind::Workload(WorkloadKind::DaemonSet) => get(&["apps"], &["daemonsets"]),
+            TargetKind::Workload(WorkloadKind::ReplicaSet) => get(&["apps"], &["replicasets"]),
+            TargetKind::Pod => get(&[""], &["pods"]),
+            TargetKind::Job => get(&["batch"], &["jobs"]),
+            TargetKind::CronJob => get(&["batch"], &["cronjobs"]),
+            TargetKind::Node => get(&[""], &["nodes"]),
         }
     }
 
@@ -92,7 +92,7 @@ impl Kind {
 /// An object to diagnose.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    pub kind: Kind,
+    pub kind: TargetKind,
     /// None for a node.
     pub namespace: Option<Namespace>,
     pub name: ObjectName,
@@ -112,12 +112,12 @@ impl Target {
         }
         let (kind, name) =
             text.split_once('/').ok_or_else(|| wrong("must have a kind and a name".to_owned()))?;
-        let kind = Kind::named(kind).ok_or_else(|| {
+        let kind = TargetKind::named(kind).ok_or_else(|| {
             let known: Vec<_> = KINDS.iter().map(|(_, names)| names[0]).collect();
             wrong(format!("its kind must be one of {}", known.join(", ")))
         })?;
         let name = ObjectName::try_from(name.to_owned()).map_err(wrong)?;
-        if kind == Kind::Node {
+        if kind == TargetKind::Node {
             return match namespace {
                 None => Ok(Target { kind, namespace: None, name }),
                 Some(_) => {
@@ -135,7 +135,7 @@ impl Target {
 
     /// Its name, if it is a node.
     pub(crate) fn node(&self) -> Option<&str> {
-        (self.kind == Kind::Node).then_some(&*self.name)
+        (self.kind == TargetKind::Node).then_some(&*self.name)
     }
 
     /// The object as a report names it, before it is read.

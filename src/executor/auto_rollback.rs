@@ -29,7 +29,7 @@ use crate::{
     },
     ledger::{
         ClaimState, Commit,
-        record::{Record, State},
+        record::{Record, RecordState},
     },
     policy::{budget::usage::UsageEntry, evaluate::Facts},
 };
@@ -217,7 +217,7 @@ impl Transaction<'_> {
     ) -> Result<Option<Box<ActionResponse>>, ActionError> {
         match self.ledger.find(deadline).await? {
             ClaimState::Answered(found) => Ok(found.answer.map(Box::new)),
-            ClaimState::Applied(found) if found.state == State::RollingBack => {
+            ClaimState::Applied(found) if found.state == RecordState::RollingBack => {
                 if let (Some(effect), Some(failed)) = (found.rollback, found.answer) {
                     *response = failed;
                     clear_rollback_text(response);

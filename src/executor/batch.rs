@@ -13,13 +13,13 @@ use crate::k8s::{
 const MAX_PARALLEL: usize = 16;
 
 /// The most pods that a message names.
-pub(super) const MAX_NAMED_PODS: usize = 20;
+pub(super) const MAX_PODS_PER_MESSAGE: usize = 20;
 
 /// `2 pods would not be evicted: why: shop/a, shop/b`
 pub(super) fn warning(mut names: Vec<String>, why: &str) -> String {
     names.sort_unstable();
     let number = plural(names.len(), "pod");
-    format!("{number} {why}: {}", pods::join_names(&names, MAX_NAMED_PODS))
+    format!("{number} {why}: {}", pods::join_names(&names, MAX_PODS_PER_MESSAGE))
 }
 
 /// How the effects are sent.

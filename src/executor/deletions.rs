@@ -20,7 +20,7 @@ use crate::{
     },
     executor::{
         apply::{Execution, Recheck},
-        batch::{Batch, MAX_NAMED_PODS, apply_each, warning},
+        batch::{Batch, MAX_PODS_PER_MESSAGE, apply_each, warning},
         failpoint::Failpoint,
     },
     k8s::{
@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// How many deletions are sent until policy and kill switch are checked again.
-const ROUND: usize = 64;
+const MAX_DELETIONS_PER_CHECK: usize = 64;
 
 /// What became of the deletions.
 #[derive(Default)]
@@ -65,7 +65,7 @@ pub(super) async fn delete_each(
     Failpoint::BeforeWrite.pass();
     loop {
         let (mut again, mut wait, mut stopped) = (Vec::new(), Duration::ZERO, None);
-        for (number, round) in pending.chunks(ROUND).enumerate() {
+        for (number, round) in pending.chunks(MAX_DELETIONS_PER_CHECK).enumerate() {
             if number > 0 && stopped.is_none() {
                 stopped = recheck(&plan).await.err();
             }
@@ -166,7 +166,7 @@ pub(super) async fn try_each(
 }
 
 fn named(names: &[String]) -> String {
-    pods::join_names(names, MAX_NAMED_PODS)
+    pods::join_names(names, MAX_PODS_PER_MESSAGE)
 }
 
 impl Results {
@@ -261,7 +261,7 @@ impl Results {
 
     /// Why pods were not deleted, one line for each.
     fn problems(&self) -> Vec<String> {
-        let refused = self.refused.iter().take(MAX_NAMED_PODS);
+        let refused = self.refused.iter().take(MAX_PODS_PER_MESSAGE);
         refused.map(|(name, error)| format!("pod {name}: {}", error.with_its_hint())).collect()
     }
 
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_api_server_has_confirmed_is_applied() {
+    fn confirmed_deletions_are_applied() {
         let done = conclude(deleted(&["a", "b"]), &["a", "b"]).expect("is done");
         assert_eq!((done.outcome, &done.failed), (Outcome::Applied, &None));
         assert!(done.result.starts_with("2 finished pods in namespace 'shop' deleted at "));

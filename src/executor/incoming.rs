@@ -14,7 +14,7 @@ use crate::{
         names::{AuditText, Namespace, RequestId},
         response::ActionResponse,
     },
-    diagnosis::{self, Scope, facts::Unread, parts::Part, report::Report, target::Target},
+    diagnosis::{self, DiagnosisScope, facts::Unread, parts::Part, report::Report, target::Target},
     executor::{
         Restriction,
         context::Context,
@@ -170,7 +170,7 @@ pub(crate) async fn diagnose_as(
     let policy = context.policy();
     policy.judge_diagnosis(target.namespace(), target.node()).refuse()?;
     let includes = |namespace: &str| policy.judge_diagnosis(namespace, None).refuse().is_ok();
-    let scope = Scope { refused, includes: &includes };
+    let scope = DiagnosisScope { refused, includes: &includes };
     let name = context.cluster_name().map(|name| &**name);
     let cluster = acting.target_cluster("there is nothing to diagnose")?;
     diagnosis::diagnose(cluster, name, target, scope, deadline).await

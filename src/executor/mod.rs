@@ -21,7 +21,7 @@ use crate::{
     ledger::{Ledger, record::RequestMetadata},
     policy::{
         Policy,
-        evaluate::{Facts, Verdict},
+        evaluate::{Evaluation, Facts},
     },
     telemetry::calls::ClusterLabel,
 };
@@ -243,10 +243,10 @@ fn simulate_offline(request: &ActionRequest, input: &PlanInput, policy: &Policy)
 }
 
 /// What the policy decides about the same action if it is not simulated.
-fn policy_preview(verdict: &Verdict) -> Option<String> {
-    match verdict.refuse() {
+fn policy_preview(evaluation: &Evaluation) -> Option<String> {
+    match evaluation.refuse() {
         Err(refusal) => Some(format!("the real action would be refused: {}", refusal.detail)),
-        Ok(()) if verdict.requires_approval() => {
+        Ok(()) if evaluation.requires_approval() => {
             Some("the real action would wait for a person's approval".to_owned())
         }
         Ok(()) => None,

@@ -17,15 +17,15 @@ use crate::{
     k8s::{
         api::client::Cluster,
         completion::Completion,
-        observation::{Look, ObservedPods},
+        observation::{ObservedPods, PodsSnapshot},
     },
 };
 
 /// Time for one read. The last one begins when the time of the observation is over.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
+const READ_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The pause before a rollout that waits again is read a second time.
-const SECOND_LOOK_PAUSE: Duration = Duration::from_secs(1);
+const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The observation of an effect that leaves nothing behind that could be observed.
 pub(crate) fn not_applicable(target: &Target) -> Observation {
@@ -48,13 +48,13 @@ pub(crate) async fn observe(
     let Some(pods) = ObservedPods::of(completion) else { return not_applicable(target) };
     context.observer().progress(&format!("complete; observing it for {} s", time.as_secs()));
     let began = Instant::now();
-    let watched = Watched { context, cluster, completion, pods, began, end: began + time };
-    let (state, message, problems) = watched.until_over().await;
+    let run = ObservationRun { context, cluster, completion, pods, began, end: began + time };
+    let (state, message, problems) = run.until_over().await;
     Observation { state, seconds: began.elapsed().min(time).as_secs(), message, problems }
 }
 
 /// What is observed, and until when.
-struct Watched<'a> {
+struct ObservationRun<'a> {
     context: &'a Context,
     cluster: &'a Cluster,
     completion: &'a Completion,
@@ -66,24 +66,24 @@ struct Watched<'a> {
 /// How an observation ended.
 type Ended = (ObservationState, String, Vec<String>);
 
-impl Watched<'_> {
+impl ObservationRun<'_> {
     async fn until_over(&self) -> Ended {
         let mut stopping = self.context.stopping();
         let mut changes = self.cluster.changes(self.completion);
-        let (mut first, mut selector) = (None::<Look>, None);
+        let (mut first, mut selector) = (None::<PodsSnapshot>, None);
         let (mut pause, mut fell_back) = (MIN_POLL_INTERVAL, false);
         loop {
-            let looked = tokio::select! {
+            let observed = tokio::select! {
                 () = stopped(&mut stopping) => return self.interrupted(),
-                looked = self.look(&mut selector) => looked,
+                observed = self.observe_once(&mut selector) => observed,
             };
             let is_over = Instant::now() >= self.end;
-            match (looked, &first) {
+            match (observed, &first) {
                 // What could not be read has not failed; the next read may show it.
                 (Err(error), _) if is_over => return unknown(&error),
                 (Err(_), _) => {}
-                (Ok(look), None) => {
-                    let problems = look.problems_since(&Look::default());
+                (Ok(snapshot), None) => {
+                    let problems = snapshot.problems_since(&PodsSnapshot::default());
                     if !problems.is_empty() {
                         return self.unhealthy(problems);
                     }
@@ -91,11 +91,11 @@ impl Watched<'_> {
                     if is_over {
                         return unknown_from_the_start();
                     }
-                    first = Some(look);
+                    first = Some(snapshot);
                 }
-                (Ok(look), Some(first)) => {
-                    let mut problems = look.problems_since(first);
-                    let waits_again = look.fell_back_since(first);
+                (Ok(snapshot), Some(first)) => {
+                    let mut problems = snapshot.problems_since(first);
+                    let waits_again = snapshot.fell_back_since(first);
                     if let Some(what) = waits_again.filter(|_| fell_back || !problems.is_empty()) {
                         problems.insert(0, format!("the rollout regressed: {what}"));
                     }
@@ -104,14 +104,14 @@ impl Watched<'_> {
                     }
                     fell_back = waits_again.is_some();
                     if is_over && !fell_back {
-                        return self.healthy(&look);
+                        return self.healthy(&snapshot);
                     }
                 }
             }
             let left = self.end.saturating_duration_since(Instant::now());
             let next = async {
                 match fell_back {
-                    true => sleep(SECOND_LOOK_PAUSE).await,
+                    true => sleep(RECHECK_INTERVAL).await,
                     // The last read begins at the end, and not before it.
                     false => next_poll(&mut changes, pause, left, left).await,
                 }
@@ -123,25 +123,28 @@ impl Watched<'_> {
         }
     }
 
-    async fn look(&self, selector: &mut Option<String>) -> Result<Look, ActionError> {
-        let deadline = Instant::now() + LOOK_TIMEOUT;
-        let look = self.cluster.look_at(self.completion, &self.pods, selector, deadline);
-        match timeout_at(deadline, look).await {
-            Ok(looked) => looked,
+    async fn observe_once(
+        &self,
+        selector: &mut Option<String>,
+    ) -> Result<PodsSnapshot, ActionError> {
+        let deadline = Instant::now() + READ_TIMEOUT;
+        let read = self.cluster.read_observed_pods(self.completion, &self.pods, selector, deadline);
+        match timeout_at(deadline, read).await {
+            Ok(observed) => observed,
             Err(_) => {
-                let detail = format!("no answer within {} s", LOOK_TIMEOUT.as_secs());
+                let detail = format!("no answer within {} s", READ_TIMEOUT.as_secs());
                 Err(ActionError::new(Code::ClusterUnreachable, detail))
             }
         }
     }
 
-    fn healthy(&self, last: &Look) -> Ended {
+    fn healthy(&self, last: &PodsSnapshot) -> Ended {
         let seconds = self.end.duration_since(self.began).as_secs();
         let pods = match last.ready() {
             1 => "1 pod is ready".to_owned(),
             number => format!("{number} pods are ready"),
         };
-        let message = format!("{pods} after {seconds} s, and none of them restarted or is gone");
+        let message = format!("{pods} after {seconds} s, and none of them restarted or disappeared");
         (ObservationState::Healthy, message, Vec::new())
     }
 

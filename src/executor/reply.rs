@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Most replies are not longer.
-const TYPICAL_BYTES: usize = 1024;
+const INITIAL_CAPACITY: usize = 1024;
 
 /// An answer or a problem.
 #[derive(Clone, Debug)]
@@ -118,7 +118,7 @@ fn statuses(response: &ActionResponse) -> Statuses {
 
 /// A plain struct as JSON. Strings, numbers and times always serialize.
 pub(crate) fn json(value: &impl Serialize) -> Vec<u8> {
-    let mut text = Vec::with_capacity(TYPICAL_BYTES);
+    let mut text = Vec::with_capacity(INITIAL_CAPACITY);
     match serde_json::to_writer(&mut text, value) {
         Ok(()) => text,
         Err(_) => Vec::new(),

@@ -40,7 +40,7 @@ use crate::{
     },
     k8s::{api::client::Cluster, drain_filter::plural},
     ledger::record::{Record, RequestMetadata, event_name},
-    policy::{Policy, evaluate::Verdict},
+    policy::{Policy, evaluate::Evaluation},
 };
 
 /// How often, and for how long, a target on which another attempt is acting is retried.
@@ -91,8 +91,12 @@ impl SelectedBy {
     ///
     /// # Errors
     /// [`Code::PreconditionFailed`].
-    pub(crate) fn check_approved(&self, verdict: &Verdict, plan: &Plan) -> Result<(), ActionError> {
-        if !verdict.requires_approval() || self.approved.as_deref() == Some(&plan_digest(plan)) {
+    pub(crate) fn check_approved(
+        &self,
+        evaluation: &Evaluation,
+        plan: &Plan,
+    ) -> Result<(), ActionError> {
+        if !evaluation.requires_approval() || self.approved.as_deref() == Some(&plan_digest(plan)) {
             return Ok(());
         }
         let detail = format!(
@@ -241,9 +245,9 @@ pub(super) async fn plan_each(
                 ..of_whole
             };
             let plan = apply::plan(&context, &cluster, &request, &input).await?;
-            let verdict = policy.judge_plan(&request, &plan, false);
-            verdict.refuse()?;
-            Ok((plan, verdict.requires_approval()))
+            let evaluation = policy.judge_plan(&request, &plan, false);
+            evaluation.refuse()?;
+            Ok((plan, evaluation.requires_approval()))
         }
     })
     .await;

@@ -22,7 +22,7 @@ use crate::{
     },
     executor::{context::Context, follow_up::Pending},
     k8s::api::client::Cluster,
-    ledger::record::{REQUESTER, Record, State, event_name, is_final},
+    ledger::record::{REQUESTER, Record, RecordState, event_name, is_final},
 };
 
 /// Time to read the record, and time to read the target.
@@ -38,7 +38,7 @@ pub(crate) struct Progress {
     #[serde(rename = "type")]
     pub kind: String,
     /// How far it is.
-    pub state: State,
+    pub state: RecordState,
     /// The same in a sentence; during a wait, the progress now.
     pub detail: String,
     /// The cluster's name.
@@ -74,7 +74,7 @@ pub(crate) struct Operation {
     /// The name of the cluster that has the record.
     cluster: Option<Arc<str>>,
     /// How records and the target are read; or why the target cannot be.
-    clusters: Result<Clusters, ActionError>,
+    clusters: Result<StatusClients, ActionError>,
     /// The uid of the record's Event.
     uid: String,
     /// When the record was last written (UTC).
@@ -84,7 +84,7 @@ pub(crate) struct Operation {
 }
 
 /// The cluster, as those who read it.
-struct Clusters {
+struct StatusClients {
     /// As the executor itself.
     own: Cluster,
     /// As the caller who asks, if callers are impersonated.
@@ -108,10 +108,13 @@ pub(crate) async fn find(
     Ok(event.and_then(|event| Operation::read(context, namespace, id, event)))
 }
 
-impl Clusters {
+impl StatusClients {
     fn of(context: &Context) -> Result<Self, ActionError> {
         let own = context.require_cluster("no request has a record")?.clone();
-        Ok(Clusters { own, target: context.target_cluster("no request has a record")?.clone() })
+        Ok(StatusClients {
+            own,
+            target: context.target_cluster("no request has a record")?.clone(),
+        })
     }
 }
 
@@ -130,7 +133,7 @@ impl Operation {
             id: id.clone(),
             record,
             cluster: context.cluster_name().cloned(),
-            clusters: Clusters::of(context),
+            clusters: StatusClients::of(context),
             uid: event.metadata.uid?,
             written_at: event.last_timestamp.map(|time| time.0.to_string()),
             requester: annotations.get(REQUESTER).cloned(),
@@ -172,9 +175,12 @@ impl Operation {
 
     fn is_in_progress_at(&self, now: DateTime<Utc>) -> bool {
         match self.record.state {
-            State::Claimed => now < self.record.expires_at,
-            State::Applied | State::RollingBack => self.interrupted_answer().is_none(),
-            State::InDoubt | State::Answered | State::Refused | State::PendingApproval => false,
+            RecordState::Claimed => now < self.record.expires_at,
+            RecordState::Applied | RecordState::RollingBack => self.interrupted_answer().is_none(),
+            RecordState::InDoubt
+            | RecordState::Answered
+            | RecordState::Refused
+            | RecordState::PendingApproval => false,
         }
     }
 
@@ -193,7 +199,7 @@ impl Operation {
     pub(crate) async fn progress(&self) -> Progress {
         let progress = self.progress_at(Utc::now());
         match progress.state {
-            State::Applied => Progress { detail: self.observe().await, ..progress },
+            RecordState::Applied => Progress { detail: self.observe().await, ..progress },
             _ => progress,
         }
     }
@@ -201,21 +207,21 @@ impl Operation {
     /// The status that the record itself gives.
     fn progress_at(&self, now: DateTime<Utc>) -> Progress {
         let Record { state, expires_at, intent, answer, .. } = &self.record;
-        let can_expire = matches!(state, State::Claimed | State::PendingApproval);
+        let can_expire = matches!(state, RecordState::Claimed | RecordState::PendingApproval);
         let overdue = can_expire && now >= *expires_at;
         let detail = match state {
-            State::Claimed if overdue => {
+            RecordState::Claimed if overdue => {
                 "its claim has expired; resend the same request to resume it".to_owned()
             }
-            State::Claimed => "it is in progress".to_owned(),
-            State::PendingApproval if overdue => {
+            RecordState::Claimed => "it is in progress".to_owned(),
+            RecordState::PendingApproval if overdue => {
                 "it was not approved in time; resend the same request to ask again".to_owned()
             }
-            State::RollingBack => "the rollout failed and is being rolled back".to_owned(),
+            RecordState::RollingBack => "the rollout failed and is being rolled back".to_owned(),
             // The Event's message says why.
             _ => self.message.clone(),
         };
-        let answer = answer.as_ref().filter(|_| *state != State::Applied);
+        let answer = answer.as_ref().filter(|_| *state != RecordState::Applied);
         Progress {
             id: self.id.to_string(),
             kind: intent.answer.kind.clone(),
@@ -242,7 +248,7 @@ impl Operation {
     }
 
     async fn observed(&self, end: Instant) -> Result<String, ActionError> {
-        let Clusters { own, target } = self.clusters.as_ref().map_err(Clone::clone)?;
+        let StatusClients { own, target } = self.clusters.as_ref().map_err(Clone::clone)?;
         let pending = Pending {
             cluster: target,
             own_cluster: own,
@@ -275,7 +281,7 @@ mod tests {
         response::{Rollout, RolloutState},
     };
 
-    fn operation(state: State) -> Operation {
+    fn operation(state: RecordState) -> Operation {
         let record = Record { state, ..Record::example() };
         Operation {
             namespace: Namespace::default(),
@@ -293,15 +299,15 @@ mod tests {
     #[test]
     fn a_status_is_read_from_the_record() {
         for (state, late, detail, has_until) in [
-            (State::Claimed, false, "it is in progress", true),
-            (State::Claimed, true, "its claim has expired; resend", true),
-            (State::PendingApproval, false, "The message.", true),
-            (State::PendingApproval, true, "it was not approved in time; resend", true),
-            (State::RollingBack, true, "the rollout failed", false),
-            (State::Applied, true, "The message.", false),
-            (State::InDoubt, true, "The message.", false),
-            (State::Refused, true, "The message.", false),
-            (State::Answered, true, "The message.", false),
+            (RecordState::Claimed, false, "it is in progress", true),
+            (RecordState::Claimed, true, "its claim has expired; resend", true),
+            (RecordState::PendingApproval, false, "The message.", true),
+            (RecordState::PendingApproval, true, "it was not approved in time; resend", true),
+            (RecordState::RollingBack, true, "the rollout failed", false),
+            (RecordState::Applied, true, "The message.", false),
+            (RecordState::InDoubt, true, "The message.", false),
+            (RecordState::Refused, true, "The message.", false),
+            (RecordState::Answered, true, "The message.", false),
         ] {
             let operation = operation(state);
             let seconds = TimeDelta::seconds(if late { 0 } else { -1 });
@@ -317,16 +323,16 @@ mod tests {
     fn an_interrupted_wait_and_an_expired_claim_are_not_in_progress() {
         let interrupted = Some(RolloutState::Interrupted);
         for (state, rollout, late, expected) in [
-            (State::Claimed, None, false, true),
-            (State::Claimed, None, true, false),
-            (State::Applied, None, true, true),
-            (State::Applied, interrupted, false, false),
-            (State::RollingBack, Some(RolloutState::Failed), true, true),
-            (State::RollingBack, interrupted, false, false),
-            (State::PendingApproval, None, false, false),
-            (State::InDoubt, None, false, false),
-            (State::Refused, None, false, false),
-            (State::Answered, None, false, false),
+            (RecordState::Claimed, None, false, true),
+            (RecordState::Claimed, None, true, false),
+            (RecordState::Applied, None, true, true),
+            (RecordState::Applied, interrupted, false, false),
+            (RecordState::RollingBack, Some(RolloutState::Failed), true, true),
+            (RecordState::RollingBack, interrupted, false, false),
+            (RecordState::PendingApproval, None, false, false),
+            (RecordState::InDoubt, None, false, false),
+            (RecordState::Refused, None, false, false),
+            (RecordState::Answered, None, false, false),
         ] {
             let mut operation = operation(state);
             operation.record.answer = rollout.map(|state| {
@@ -341,9 +347,11 @@ mod tests {
 
     #[test]
     fn an_answer_is_shown_unless_the_wait_goes_on() {
-        for (state, expected) in
-            [(State::Answered, true), (State::RollingBack, true), (State::Applied, false)]
-        {
+        for (state, expected) in [
+            (RecordState::Answered, true),
+            (RecordState::RollingBack, true),
+            (RecordState::Applied, false),
+        ] {
             let mut operation = operation(state);
             operation.record.answer = Some(operation.record.intent.answer.clone());
             let progress = operation.progress_at(Utc::now());

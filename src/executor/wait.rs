@@ -74,16 +74,16 @@ pub(crate) async fn until_complete(
 
 /// What the polls have shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Stage {
+struct WaitProgress {
     /// What the last poll showed that had an answer.
     seen: String,
     /// Why the polls since then have shown nothing.
     unseen: Option<String>,
 }
 
-impl fmt::Display for Stage {
+impl fmt::Display for WaitProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Stage { seen, unseen } = self;
+        let WaitProgress { seen, unseen } = self;
         match unseen {
             Some(why) => write!(f, "{seen}; since then it could not be read: {why}"),
             None => f.write_str(seen),
@@ -91,21 +91,23 @@ impl fmt::Display for Stage {
     }
 }
 
-impl Stage {
+impl WaitProgress {
     /// What one poll means: the next stage, or how the wait ends. What could not be seen has not failed; the next
     /// poll may show it.
     fn next(
         &self,
         checked: Result<RolloutStatus, ActionError>,
-    ) -> ControlFlow<(RolloutState, String), Stage> {
+    ) -> ControlFlow<(RolloutState, String), WaitProgress> {
         match checked {
             Ok(RolloutStatus::Complete(message)) => {
                 ControlFlow::Break((RolloutState::Complete, message))
             }
             Ok(RolloutStatus::Failed(why)) => ControlFlow::Break((RolloutState::Failed, why)),
-            Ok(RolloutStatus::Waiting(seen)) => ControlFlow::Continue(Stage { seen, unseen: None }),
+            Ok(RolloutStatus::Waiting(seen)) => {
+                ControlFlow::Continue(WaitProgress { seen, unseen: None })
+            }
             Err(error) => {
-                ControlFlow::Continue(Stage { unseen: Some(error.detail), ..self.clone() })
+                ControlFlow::Continue(WaitProgress { unseen: Some(error.detail), ..self.clone() })
             }
         }
     }
@@ -122,11 +124,11 @@ async fn poll(
     let mut stopping = context.stopping();
     let mut changes = cluster.changes(completion);
     let (began, mut pause) = (Instant::now(), MIN_POLL_INTERVAL);
-    let mut stage = Stage { seen: NOTHING_SEEN.to_owned(), unseen: None };
+    let mut progress = WaitProgress { seen: NOTHING_SEEN.to_owned(), unseen: None };
     loop {
         let asked = Instant::now();
         let checked = tokio::select! {
-            () = stopped(&mut stopping) => return (RolloutState::Interrupted, stage.to_string()),
+            () = stopped(&mut stopping) => return (RolloutState::Interrupted, progress.to_string()),
             checked = timeout_at(end, cluster.completion_status(completion, end)) => checked,
         };
         let checked = match checked {
@@ -134,25 +136,25 @@ async fn poll(
             checked => checked.ok(),
         };
         // Without an answer before the end, the last stage is what is known.
-        let Some(checked) = checked else { return (RolloutState::TimedOut, stage.to_string()) };
+        let Some(checked) = checked else { return (RolloutState::TimedOut, progress.to_string()) };
         if checked.is_ok() {
             *poll_time = asked.elapsed();
         }
-        let next = match stage.next(checked) {
+        let next = match progress.next(checked) {
             ControlFlow::Continue(next) => next,
             ControlFlow::Break(ended) => return ended,
         };
-        if next != stage {
+        if next != progress {
             context.observer().progress(&next.to_string());
-            stage = next;
+            progress = next;
         }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return (RolloutState::TimedOut, stage.to_string());
+            return (RolloutState::TimedOut, progress.to_string());
         }
         let until_last = left.saturating_sub(final_check_timeout(*poll_time));
         tokio::select! {
-            () = stopped(&mut stopping) => return (RolloutState::Interrupted, stage.to_string()),
+            () = stopped(&mut stopping) => return (RolloutState::Interrupted, progress.to_string()),
             () = next_poll(&mut changes, pause, left, until_last) => {
                 pause = (pause * 3 / 2).min(longest_pause(began.elapsed()));
             }
@@ -220,12 +222,12 @@ mod tests {
 
     #[test]
     fn a_poll_continues_the_wait_or_ends_it() {
-        let before = Stage { seen: "1 of 2".to_owned(), unseen: None };
+        let before = WaitProgress { seen: "1 of 2".to_owned(), unseen: None };
         let status = |status: fn(String) -> RolloutStatus| Ok(status("how".to_owned()));
         let ended = |state| ControlFlow::Break((state, "how".to_owned()));
         let waits = |seen: &str, unseen: Option<&str>| {
             let unseen = unseen.map(str::to_owned);
-            ControlFlow::Continue(Stage { seen: seen.to_owned(), unseen })
+            ControlFlow::Continue(WaitProgress { seen: seen.to_owned(), unseen })
         };
         for (checked, expected) in [
             (status(RolloutStatus::Waiting), waits("how", None)),
@@ -243,10 +245,11 @@ mod tests {
 
     #[test]
     fn a_stage_that_could_not_be_read_again_says_so() {
-        let mut stage = Stage { seen: "1 of 2".to_owned(), unseen: Some("refused".to_owned()) };
-        assert_eq!(stage.to_string(), "1 of 2; since then it could not be read: refused");
-        stage.unseen = None;
-        assert_eq!(stage.to_string(), "1 of 2");
+        let mut progress =
+            WaitProgress { seen: "1 of 2".to_owned(), unseen: Some("refused".to_owned()) };
+        assert_eq!(progress.to_string(), "1 of 2; since then it could not be read: refused");
+        progress.unseen = None;
+        assert_eq!(progress.to_string(), "1 of 2");
     }
 
     #[test]

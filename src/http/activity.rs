@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 /// How soon after its request a client has to close its sending side to count as one that waits for its response
 /// (`nc -N`, `socat`). One that closes later has given up: to the server both look alike.
-const HALF_CLOSE_TIME: Duration = Duration::from_secs(1);
+const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where an exchange is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub(crate) enum Phase {
 
 /// What is known of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct State {
+pub(crate) struct ConnectionState {
     /// The phase.
     pub phase: Phase,
     /// Since when.
@@ -48,7 +48,7 @@ pub(crate) struct State {
     unsent: usize,
 }
 
-impl State {
+impl ConnectionState {
     /// The bytes that the connection holds.
     fn held(&self) -> usize {
         self.body + self.unsent
@@ -57,7 +57,7 @@ impl State {
 
 /// The state of a connection, shared.
 pub(crate) struct Activity {
-    state: Mutex<State>,
+    state: Mutex<ConnectionState>,
     /// The bytes that all connections hold.
     held: Arc<AtomicUsize>,
 }
@@ -65,7 +65,7 @@ pub(crate) struct Activity {
 impl Activity {
     /// That of a new connection.
     pub(crate) fn new(held: Arc<AtomicUsize>) -> Self {
-        let state = State {
+        let state = ConnectionState {
             phase: Phase::Waiting,
             since: Instant::now(),
             authenticated: false,
@@ -77,7 +77,7 @@ impl Activity {
     }
 
     /// The state now.
-    pub(crate) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> ConnectionState {
         *self.lock()
     }
 
@@ -141,15 +141,15 @@ impl Activity {
 
     /// Whether a client that sends nothing more now waits for its response.
     pub(crate) fn awaits_response(&self) -> bool {
-        let State { phase, since, streams, .. } = self.state();
+        let ConnectionState { phase, since, streams, .. } = self.state();
         match phase {
-            Phase::Queued | Phase::Serving => !streams && since.elapsed() < HALF_CLOSE_TIME,
+            Phase::Queued | Phase::Serving => !streams && since.elapsed() < HALF_CLOSE_TIMEOUT,
             Phase::Answering | Phase::Sending => true,
             Phase::Waiting | Phase::Reading => false,
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut ConnectionState)) {
         let mut state = self.lock();
         let before = state.held();
         change(&mut state);
@@ -160,7 +160,7 @@ impl Activity {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ConnectionState> {
         // Nothing that panics runs under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -187,7 +187,7 @@ mod tests {
         for phase in [Phase::Queued, Phase::Serving] {
             activity.enter(phase);
             assert!(activity.awaits_response());
-            sleep(HALF_CLOSE_TIME).await;
+            sleep(HALF_CLOSE_TIMEOUT).await;
             assert!(!activity.awaits_response());
         }
     }
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_connection_holds_is_counted_until_it_is_written_or_ends() {
+    fn held_bytes_count_until_written() {
         let held = Arc::new(AtomicUsize::new(0));
         let all = || held.load(Ordering::Relaxed);
         let activity = Activity::new(held.clone());

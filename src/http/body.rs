@@ -23,7 +23,7 @@ use crate::{
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// By how much the memory of a body of unknown length grows.
-const GROWTH_BYTES: usize = 8 * 1024;
+const BUFFER_INCREMENT: usize = 8 * 1024;
 
 /// Checks that the target is a path in ASCII (RFC 9112, section 3.2). hyper passes other ones through, too.
 ///
@@ -98,7 +98,7 @@ async fn collect(mut body: Incoming, hold: impl Fn(usize) -> bool) -> Result<Byt
             return Err(too_long());
         }
         if all.capacity() - all.len() < part.len() {
-            all.reserve_exact(part.len().max(GROWTH_BYTES));
+            all.reserve_exact(part.len().max(BUFFER_INCREMENT));
         }
         all.extend_from_slice(&part);
         if !hold(all.len()) {

@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_not_authenticated_goes_first() {
+    async fn unauthenticated_clients_are_evicted_first() {
         let connections = connections(2, 2);
         admit(&connections, 1, ONE, Phase::Reading).authenticated();
         admit(&connections, 2, OTHER, Phase::Reading);

@@ -8,7 +8,7 @@ use tokio::{sync::watch, task::JoinError};
 use tracing::{Instrument, field::Empty};
 
 use crate::{
-    auth::{Authenticator, Caller, Credentials, rights::KnownRights},
+    auth::{Authenticator, Caller, Credentials, permissions::PermissionCache},
     config::{McpSettings, ProtectedResource, Settings, reload::Reloading},
     contract::error::{ActionError, Code},
     executor::{context::Context, reply::Reply},
@@ -37,7 +37,7 @@ pub(crate) struct Service {
     /// Who may call.
     pub callers: Arc<Authenticator>,
     /// What is known of their permissions.
-    pub rights: Arc<KnownRights>,
+    pub permissions: Arc<PermissionCache>,
     /// How MCP is served.
     pub mcp: McpSettings,
     /// What is said of it to OAuth clients.
@@ -69,7 +69,7 @@ impl Service {
         Service {
             context,
             callers,
-            rights: Arc::default(),
+            permissions: Arc::default(),
             mcp: settings.mcp,
             resource: settings.protected_resource.clone(),
             readiness: Arc::default(),

@@ -25,15 +25,15 @@ pub struct Header {
     /// The requests in which it is read.
     pub at: At,
     /// What a value gets with a byte that is neither visible ASCII, a space nor a tab.
-    pub unreadable: Fate,
+    pub unreadable: InvalidValuePolicy,
     /// What a value gets that is empty, or only spaces.
-    pub empty: Fate,
+    pub empty: InvalidValuePolicy,
     /// What a second line gets.
-    pub repeated: Fate,
+    pub repeated: InvalidValuePolicy,
     /// The longest line, in bytes.
     pub max: usize,
     /// What a longer one gets.
-    pub overlong: Fate,
+    pub overlong: InvalidValuePolicy,
 }
 
 /// The requests in which a header is read.
@@ -76,21 +76,21 @@ impl At {
     }
 }
 
-impl std::fmt::Display for Fate {
+impl std::fmt::Display for InvalidValuePolicy {
     /// For the table in the documentation.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Fate::Refused(code) => write!(f, "{} `{code}`", code.http_status()),
-            Fate::Ignored => f.write_str("ignored"),
-            Fate::Joined => f.write_str("one list"),
-            Fate::Shortest => f.write_str("the shortest counts"),
+            InvalidValuePolicy::Refused(code) => write!(f, "{} `{code}`", code.http_status()),
+            InvalidValuePolicy::Ignored => f.write_str("ignored"),
+            InvalidValuePolicy::Joined => f.write_str("one list"),
+            InvalidValuePolicy::Shortest => f.write_str("the shortest counts"),
         }
     }
 }
 
 /// What becomes of a request with such a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum InvalidValuePolicy {
     /// It is refused.
     Refused(Code),
     /// It is answered as without the header.
@@ -132,8 +132,10 @@ pub(crate) const IDEMPOTENCY_KEY: Header =
 /// How the client wants the response (RFC 7240).
 pub(crate) const PREFER: Header = list("Prefer", At::Execute, 1024);
 /// The documents that the client has.
-pub(crate) const IF_NONE_MATCH: Header =
-    Header { repeated: Fate::Joined, ..harmless("If-None-Match", At::Document, 2048) };
+pub(crate) const IF_NONE_MATCH: Header = Header {
+    repeated: InvalidValuePolicy::Joined,
+    ..harmless("If-None-Match", At::Document, 2048)
+};
 /// Attributes of a CloudEvent.
 pub(crate) const CE_SPECVERSION: Header = attribute("ce-specversion");
 /// See [`CE_SPECVERSION`].
@@ -188,28 +190,28 @@ pub static HEADERS: [Header; 24] = [
 ];
 
 /// A header in which whatever is wrong gets the same.
-const fn uniform(name: &'static str, at: At, fate: Fate, max: usize) -> Header {
+const fn uniform(name: &'static str, at: At, fate: InvalidValuePolicy, max: usize) -> Header {
     Header { name, at, unreadable: fate, empty: fate, repeated: fate, max, overlong: fate }
 }
 
 /// A header whose value changes what is done: it is read, or the request is refused.
 const fn single(name: &'static str, at: At, code: Code, max: usize) -> Header {
-    uniform(name, at, Fate::Refused(code), max)
+    uniform(name, at, InvalidValuePolicy::Refused(code), max)
 }
 
 /// A header that is a list; an empty one says nothing.
 const fn list(name: &'static str, at: At, max: usize) -> Header {
     let of_one = single(name, at, Code::InvalidRequest, max);
-    Header { empty: Fate::Ignored, repeated: Fate::Joined, ..of_one }
+    Header { empty: InvalidValuePolicy::Ignored, repeated: InvalidValuePolicy::Joined, ..of_one }
 }
 
 /// A header that changes nothing that is done.
 const fn harmless(name: &'static str, at: At, max: usize) -> Header {
-    uniform(name, at, Fate::Ignored, max)
+    uniform(name, at, InvalidValuePolicy::Ignored, max)
 }
 
 const fn fetch_metadata(name: &'static str) -> Header {
-    Header { empty: Fate::Ignored, ..single(name, At::Every, Code::CrossSite, 64) }
+    Header { empty: InvalidValuePolicy::Ignored, ..single(name, At::Every, Code::CrossSite, 64) }
 }
 
 const fn attribute(name: &'static str) -> Header {
@@ -217,7 +219,10 @@ const fn attribute(name: &'static str) -> Header {
 }
 
 const fn timeout(name: &'static str) -> Header {
-    Header { repeated: Fate::Shortest, ..single(name, At::Every, Code::InvalidRequest, 32) }
+    Header {
+        repeated: InvalidValuePolicy::Shortest,
+        ..single(name, At::Every, Code::InvalidRequest, 32)
+    }
 }
 
 impl Header {
@@ -230,8 +235,10 @@ impl Header {
         match (&lines[..], self.repeated) {
             ([], _) => Ok(None),
             ([only], _) => Ok(only.map(Cow::Borrowed)),
-            (_, Fate::Refused(code)) => Err(self.refusal(code, "given more than once")),
-            (all, Fate::Joined) => {
+            (_, InvalidValuePolicy::Refused(code)) => {
+                Err(self.refusal(code, "given more than once"))
+            }
+            (all, InvalidValuePolicy::Joined) => {
                 let all: Vec<_> = all.iter().copied().flatten().collect();
                 Ok((!all.is_empty()).then(|| Cow::Owned(all.join(", "))))
             }
@@ -259,9 +266,13 @@ impl Header {
         })
     }
 
-    fn unless_refused(&self, fate: Fate, what: &str) -> Result<Option<&'static str>, ActionError> {
+    fn unless_refused(
+        &self,
+        fate: InvalidValuePolicy,
+        what: &str,
+    ) -> Result<Option<&'static str>, ActionError> {
         match fate {
-            Fate::Refused(code) => Err(self.refusal(code, what)),
+            InvalidValuePolicy::Refused(code) => Err(self.refusal(code, what)),
             _ => Ok(None),
         }
     }
@@ -503,9 +514,9 @@ mod tests {
             ] {
                 let headers = lines(header.name, values);
                 let read = header.read(&headers).map(|value| value.map(Cow::into_owned));
-                let joined = (fate == Fate::Joined).then(|| "a, a".to_owned());
+                let joined = (fate == InvalidValuePolicy::Joined).then(|| "a, a".to_owned());
                 match fate {
-                    Fate::Refused(code) => {
+                    InvalidValuePolicy::Refused(code) => {
                         assert_eq!(read.expect_err(header.name).code, code, "{header:?}");
                     }
                     _ => assert_eq!(read, Ok(joined), "{header:?}"),
@@ -514,7 +525,7 @@ mod tests {
             // One unreadable line of two is not passed over, unless nothing depends on it.
             let two = lines(header.name, &[b"a", b"\xff"]);
             match header.unreadable {
-                Fate::Refused(code) => {
+                InvalidValuePolicy::Refused(code) => {
                     assert_eq!(header.read(&two).expect_err(header.name).code, code);
                 }
                 _ => assert!(header.read(&two).is_ok(), "{header:?}"),

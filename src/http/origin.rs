@@ -197,14 +197,14 @@ mod tests {
 
     const EXECUTE: &str = "/api/v1/action/execute";
 
-    fn site(address: &str, hosts: &[&str]) -> HostPolicy {
+    fn host_policy(address: &str, hosts: &[&str]) -> HostPolicy {
         let hosts = hosts.iter().map(|it| (*it).to_owned()).collect();
         HostPolicy::new(address.parse().expect("is an address"), hosts)
     }
 
     /// Checks a request with these headers, on a connection to `local`.
     fn said(
-        site: &HostPolicy,
+        host_policy: &HostPolicy,
         local: &str,
         target: &str,
         headers: &[(&str, &str)],
@@ -216,21 +216,21 @@ mod tests {
         let request = request.body(()).expect("is a request");
         let connection =
             ConnectionInfo { local: local.parse().expect("is an address"), secure: false };
-        check(site, &request, connection).map_err(|error| error.code)
+        check(host_policy, &request, connection).map_err(|error| error.code)
     }
 
     fn check(
-        site: &HostPolicy,
+        host_policy: &HostPolicy,
         request: &Request<()>,
         connection: ConnectionInfo,
     ) -> Result<(), ActionError> {
-        site.check(request, MatchedPath::of(request.uri().path()), connection)
+        host_policy.check(request, MatchedPath::of(request.uri().path()), connection)
     }
 
     #[test]
     fn on_this_machine_only_its_own_names_are_taken() {
-        let site = site("127.0.0.1", &["listed.test"]);
-        let host = |host| said(&site, "127.0.0.1", EXECUTE, &[("host", host)]);
+        let host_policy = host_policy("127.0.0.1", &["listed.test"]);
+        let host = |host| said(&host_policy, "127.0.0.1", EXECUTE, &[("host", host)]);
         for own in
             ["localhost", "LOCALHOST:8000", "localhost.", "127.0.0.1", "127.9.9.9:1", "[::1]:8000"]
         {
@@ -242,9 +242,9 @@ mod tests {
             assert_eq!(host(other), Err(Code::MisdirectedRequest), "{other}");
         }
         let absolute = "http://rebound.example/api/v1/action/execute";
-        let refused = said(&site, "127.0.0.1", absolute, &[("host", "localhost")]);
+        let refused = said(&host_policy, "127.0.0.1", absolute, &[("host", "localhost")]);
         for wrong in ["http://jo@localhost/", "ftp://localhost/", "http://localhost:abc/"] {
-            let said = said(&site, "127.0.0.1", wrong, &[("host", "localhost")]);
+            let said = said(&host_policy, "127.0.0.1", wrong, &[("host", "localhost")]);
             assert_eq!(said, Err(Code::InvalidRequest), "{wrong}");
         }
         assert_eq!(refused, Err(Code::MisdirectedRequest));
@@ -252,9 +252,11 @@ mod tests {
 
     #[test]
     fn for_others_any_name_is_taken_unless_they_are_listed() {
-        let host = |site: &HostPolicy, host| said(site, "10.0.0.7", EXECUTE, &[("host", host)]);
-        assert_eq!(host(&site("0.0.0.0", &[]), "whatever.example"), Ok(()));
-        let listed = site("::", &["listed.test"]);
+        let host = |host_policy: &HostPolicy, host| {
+            said(host_policy, "10.0.0.7", EXECUTE, &[("host", host)])
+        };
+        assert_eq!(host(&host_policy("0.0.0.0", &[]), "whatever.example"), Ok(()));
+        let listed = host_policy("::", &["listed.test"]);
         assert_eq!(host(&listed, "listed.test"), Ok(()));
         // A kubelet's probe names the pod's address; a forwarded port ends in the pod itself.
         assert_eq!(host(&listed, "10.0.0.7:8000"), Ok(()));
@@ -267,8 +269,8 @@ mod tests {
 
     #[test]
     fn there_is_one_host_and_it_is_one() {
-        let site = site("0.0.0.0", &[]);
-        let said = |headers: &[(&str, &str)]| said(&site, "10.0.0.7", EXECUTE, headers);
+        let host_policy = host_policy("0.0.0.0", &[]);
+        let said = |headers: &[(&str, &str)]| said(&host_policy, "10.0.0.7", EXECUTE, headers);
         let refused = Err(Code::InvalidRequest);
         assert_eq!(said(&[]), refused);
         assert_eq!(said(&[("host", "a"), ("host", "a")]), refused);
@@ -290,15 +292,15 @@ mod tests {
         }
         let old = Request::get(EXECUTE).version(Version::HTTP_10).body(()).expect("is a request");
         let connection = ConnectionInfo { local: IpAddr::from([10, 0, 0, 7]), secure: false };
-        assert!(check(&site, &old, connection).is_ok());
+        assert!(check(&host_policy, &old, connection).is_ok());
     }
 
     #[test]
     fn pages_of_other_sites_make_no_requests() {
-        let site = site("127.0.0.1", &["pages.test"]);
+        let host_policy = host_policy("127.0.0.1", &["pages.test"]);
         let from = |origin| {
             let headers = [("host", "localhost:8000"), ("origin", origin)];
-            said(&site, "127.0.0.1", EXECUTE, &headers)
+            said(&host_policy, "127.0.0.1", EXECUTE, &headers)
         };
         assert_eq!(from("http://localhost:8000"), Ok(()));
         assert_eq!(from("https://pages.test"), Ok(()));
@@ -319,16 +321,16 @@ mod tests {
             ("origin", "https://localhost"),
             ("sec-fetch-site", "same-origin"),
         ];
-        assert_eq!(said(&site, "127.0.0.1", EXECUTE, &behind_a_proxy), Ok(()));
+        assert_eq!(said(&host_policy, "127.0.0.1", EXECUTE, &behind_a_proxy), Ok(()));
         let probe = [("host", "localhost"), ("origin", "http://evil.example")];
         let get = Request::get("/readyz").header("host", probe[0].1).header("origin", probe[1].1);
         let connection = ConnectionInfo { local: IpAddr::from([127, 0, 0, 1]), secure: false };
-        assert!(check(&site, &get.body(()).expect("is a request"), connection).is_ok());
+        assert!(check(&host_policy, &get.body(()).expect("is a request"), connection).is_ok());
     }
 
     #[test]
-    fn what_a_browser_says_of_the_sender_counts_too() {
-        let site = site("127.0.0.1", &[]);
+    fn fetch_metadata_is_checked_too() {
+        let host_policy = host_policy("127.0.0.1", &[]);
         let fetched = |method: Method, headers: &[(&str, &str)]| {
             let mut request =
                 Request::builder().method(method).uri("/metrics").header("host", "localhost");
@@ -336,7 +338,7 @@ mod tests {
                 request = request.header(*name, *value);
             }
             let connection = ConnectionInfo { local: IpAddr::from([127, 0, 0, 1]), secure: false };
-            check(&site, &request.body(()).expect("is a request"), connection).is_ok()
+            check(&host_policy, &request.body(()).expect("is a request"), connection).is_ok()
         };
         let cross = ("sec-fetch-site", "cross-site");
         assert!(!fetched(Method::GET, &[cross]));

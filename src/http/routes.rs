@@ -119,26 +119,26 @@ impl MatchedPath {
             return Err(ActionError::new(Code::RouteNotFound, "no such path")
                 .with_hint(format!("served: {}", known.join(", "))));
         };
-        self.served(method).ok_or_else(|| {
+        self.find(method).ok_or_else(|| {
             let allowed = methods.join(", ");
             ActionError::new(Code::MethodNotAllowed, format!("this path accepts only {allowed}"))
         })
     }
 
     /// What is served to a request with this method.
-    fn served(self, method: &str) -> Option<Route> {
+    fn find(self, method: &str) -> Option<Route> {
         let (_, methods, route, _) = self.0?;
         methods.contains(&method).then_some(*route)
     }
 
     /// Whether a request with this method is a health check.
     pub(crate) fn is_health_check(self, method: &str) -> bool {
-        matches!(self.served(method), Some(Route::Health | Route::Ready))
+        matches!(self.find(method), Some(Route::Health | Route::Ready))
     }
 
     /// Whether a request with this method requires authentication, if that is on.
     pub(crate) fn requires_authentication(self, method: &str) -> bool {
-        match self.served(method) {
+        match self.find(method) {
             None
             | Some(
                 Route::Health
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_acts_or_reads_requests_requires_authentication() {
+    fn routes_that_act_or_read_require_authentication() {
         let required = |method, path| MatchedPath::of(path).requires_authentication(method);
         for (method, path) in [
             ("POST", "/api/v1/action/execute"),

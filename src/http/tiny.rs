@@ -55,12 +55,12 @@ const NUMBER: &str = "x-request-number";
 const THREADS: usize = 2;
 
 /// Connections that are opened without waiting. tiny_http has a thread for each.
-const EAGER_CONNECTIONS: usize = 16;
+const MAX_IMMEDIATE_CONNECTIONS: usize = 16;
 
 /// Maximum number of idle connections.
 const MAX_IDLE_CONNECTIONS: usize = 64;
 
-/// How long a request waits for a connection to become idle before one more than [`EAGER_CONNECTIONS`] is
+/// How long a request waits for a connection to become idle before one more than [`MAX_IMMEDIATE_CONNECTIONS`] is
 /// opened for it.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(50);
 
@@ -90,7 +90,7 @@ const CONNECTION_HEADERS: [HeaderName; 5] =
     [header::HOST, header::CONNECTION, header::TRANSFER_ENCODING, header::DATE, header::SERVER];
 
 /// What is known of a request besides what crosses the socket.
-struct Known {
+struct PendingRequest {
     /// The header as the client sent it, which tiny_http could hold only in part.
     headers: HeaderMap,
     info: RequestInfo,
@@ -98,7 +98,7 @@ struct Known {
     gone: oneshot::Receiver<()>,
 }
 
-type Table = Arc<Mutex<HashMap<u128, Known>>>;
+type Table = Arc<Mutex<HashMap<u128, PendingRequest>>>;
 type Sender = SendRequest<Full<Bytes>>;
 
 /// The server's end of the socket.
@@ -184,8 +184,8 @@ impl TinyHttp {
         let is_health_check = info.path.is_health_check(request.method().as_str());
         let (head, body) = request.into_parts();
         let (waits, gone) = oneshot::channel();
-        let known = Known { headers: head.headers, info, gone };
-        let entry = Entry::new(&self.table, &self.random, known)?;
+        let known = PendingRequest { headers: head.headers, info, gone };
+        let entry = PendingEntry::new(&self.table, &self.random, known)?;
         let request = forwarded(head.method, &head.uri, body, entry.number);
         let Lent { mut sender, is_shared } = self.connection(is_health_check).await?;
         let (mut head, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
@@ -239,7 +239,7 @@ impl TinyHttp {
         loop {
             let became_idle = self.became_idle.notified();
             let sender = self.take_idle();
-            if sender.is_some() || self.open.load(Ordering::Relaxed) < EAGER_CONNECTIONS {
+            if sender.is_some() || self.open.load(Ordering::Relaxed) < MAX_IMMEDIATE_CONNECTIONS {
                 return sender;
             }
             timeout_at(until, became_idle).await.ok()?;
@@ -330,23 +330,27 @@ impl Drop for Open {
 }
 
 /// A number in the table; removed when dropped, if the handler has not taken it out.
-struct Entry<'a> {
+struct PendingEntry<'a> {
     table: &'a Table,
     number: u128,
 }
 
-impl<'a> Entry<'a> {
-    fn new(table: &'a Table, random: &SystemRandom, known: Known) -> Result<Self, ActionError> {
+impl<'a> PendingEntry<'a> {
+    fn new(
+        table: &'a Table,
+        random: &SystemRandom,
+        known: PendingRequest,
+    ) -> Result<Self, ActionError> {
         let mut bytes = [0; 16];
         let no_random = |_| ActionError::new(Code::Internal, "the system has no random numbers");
         random.fill(&mut bytes).map_err(no_random)?;
         let number = u128::from_ne_bytes(bytes);
         lock(table).insert(number, known);
-        Ok(Entry { table, number })
+        Ok(PendingEntry { table, number })
     }
 }
 
-impl Drop for Entry<'_> {
+impl Drop for PendingEntry<'_> {
     fn drop(&mut self) {
         lock(self.table).remove(&self.number);
     }
@@ -399,14 +403,14 @@ fn handle(mut request: tiny_http::Request, service: &Service, table: &Table, run
         // A connection proves itself.
         return log_send_error(send(request, Response::new(Body::Full(Bytes::new()))));
     };
-    let Known { headers, info, gone } = known;
+    let PendingRequest { headers, info, gone } = known;
     *read.headers_mut() = headers;
     let service = service.clone();
     runtime.spawn(async move {
         let work = tokio::spawn(async move { service.dispatch(read, info).await });
         let response =
             work.await.unwrap_or_else(|panic| Reply::from(handler_panicked(&panic)).into());
-        let response = response.map(|body| until(gone, body));
+        let response = response.map(|body| end_with_client(gone, body));
         match response.body() {
             Body::Full(_) => log_send_error(send(request, response)),
             // A thread waits for its parts.
@@ -418,7 +422,7 @@ fn handle(mut request: tiny_http::Request, service: &Service, table: &Table, run
 }
 
 /// The body; of a stream the parts until its client is gone.
-fn until(gone: oneshot::Receiver<()>, body: Body) -> Body {
+fn end_with_client(gone: oneshot::Receiver<()>, body: Body) -> Body {
     let Body::Stream(mut parts) = body else { return body };
     let (sender, wanted) = mpsc::channel(1);
     tokio::spawn(async move {
@@ -665,18 +669,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_of_a_request_is_taken_out_once_and_never_stays() {
+    fn a_pending_request_is_taken_out_once() {
         let (table, random) = (Table::default(), SystemRandom::new());
         let path = MatchedPath::of("/readyz");
-        let info = || Known {
+        let info = || PendingRequest {
             headers: HeaderMap::new(),
             info: RequestInfo::new(HeaderValue::from_static("r1"), path, None),
             gone: oneshot::channel().1,
         };
-        let entry = Entry::new(&table, &random, info()).expect("is made");
+        let entry = PendingEntry::new(&table, &random, info()).expect("is made");
         assert_eq!(lock(&table).remove(&entry.number).expect("is there").info.request_id, "r1");
         assert!(lock(&table).remove(&entry.number).is_none());
-        drop(Entry::new(&table, &random, info()).expect("is made"));
+        drop(PendingEntry::new(&table, &random, info()).expect("is made"));
         assert!(lock(&table).is_empty());
     }
 

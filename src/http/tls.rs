@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_belong_together_is_refused_by_its_files_and_never_repeated() {
+    fn mismatched_files_are_refused_and_not_repeated() {
         let ((certificate, key), (_, other)) = (pair(), pair());
         let (crt, of_it) = (file("crt", &certificate), file("key", &key));
         assert!(

@@ -33,7 +33,7 @@ pub(crate) struct DrainOptions {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum DrainVerdict {
+pub(crate) enum FilterResult {
     /// It is evicted, with what was accepted for that.
     Evict(Vec<BlockReason>),
     /// It stays.
@@ -72,9 +72,9 @@ pub(crate) fn classify(
     options: &DrainOptions,
     daemon_set_exists: bool,
     now: DateTime<Utc>,
-) -> DrainVerdict {
+) -> FilterResult {
     if is_deleted_for_long(&pod.metadata, options.deleted_for, now) {
-        return DrainVerdict::Skip(SkipReason::Deleted);
+        return FilterResult::Skip(SkipReason::Deleted);
     }
     let mut accepted = Vec::new();
     let mut accept = |reason: BlockReason, is_accepted: bool| {
@@ -84,28 +84,28 @@ pub(crate) fn classify(
     if daemon_set(pod).is_some() {
         if daemon_set_exists {
             return match options.daemon_sets {
-                true => DrainVerdict::Skip(SkipReason::DaemonSet),
-                false => DrainVerdict::Block(BlockReason::DaemonSet),
+                true => FilterResult::Skip(SkipReason::DaemonSet),
+                false => FilterResult::Block(BlockReason::DaemonSet),
             };
         }
         if !accept(BlockReason::DaemonSetMissing, options.unmanaged) {
-            return DrainVerdict::Block(BlockReason::DaemonSetMissing);
+            return FilterResult::Block(BlockReason::DaemonSetMissing);
         }
     }
     if pods::is_mirror(pod) {
-        return DrainVerdict::Skip(SkipReason::Mirror);
+        return FilterResult::Skip(SkipReason::Mirror);
     }
     let finished = pods::has_finished(pod);
     if !finished && has_empty_dir(pod) && !accept(BlockReason::EmptyDir, options.empty_dir_data) {
-        return DrainVerdict::Block(BlockReason::EmptyDir);
+        return FilterResult::Block(BlockReason::EmptyDir);
     }
     if !finished
         && pods::controller(pod).is_none()
         && !accept(BlockReason::Unmanaged, options.unmanaged)
     {
-        return DrainVerdict::Block(BlockReason::Unmanaged);
+        return FilterResult::Block(BlockReason::Unmanaged);
     }
-    DrainVerdict::Evict(accepted)
+    FilterResult::Evict(accepted)
 }
 
 /// What is lost with a running pod, however it is removed, apart from its place on the node.
@@ -193,7 +193,7 @@ pub(crate) fn plural(number: usize, what: &str) -> String {
 
 /// The PVC, in the form `namespace/name`, of a volume that exists on one node only: a directory or a disk of the
 /// node, or a volume that is bound to a node by name.
-pub(crate) fn local_claim(volume: &PersistentVolume) -> Option<String> {
+pub(crate) fn local_pvc(volume: &PersistentVolume) -> Option<String> {
     let spec = volume.spec.as_ref()?;
     let claim = spec.claim_ref.as_ref()?;
     let affinity = spec.node_affinity.as_ref().and_then(|it| it.required.as_ref());
@@ -309,7 +309,7 @@ mod tests {
         "2026-01-31T12:01:00Z".parse().expect("is a time")
     }
 
-    fn verdict(pod: &Pod, options: DrainOptions) -> DrainVerdict {
+    fn filter(pod: &Pod, options: DrainOptions) -> FilterResult {
         classify(pod, &options, true, now())
     }
 
@@ -328,39 +328,36 @@ mod tests {
 
     #[test]
     fn a_managed_pod_is_evicted() {
-        assert_eq!(verdict(&pod(OWNED, ""), no_options()), DrainVerdict::Evict(vec![]));
+        assert_eq!(filter(&pod(OWNED, ""), no_options()), FilterResult::Evict(vec![]));
     }
 
     #[test]
     fn an_unmanaged_pod_blocks_unless_accepted() {
         let bare = pod("labels: {app: web}", "");
-        assert_eq!(verdict(&bare, no_options()), DrainVerdict::Block(BlockReason::Unmanaged));
-        assert_eq!(
-            verdict(&bare, all_options()),
-            DrainVerdict::Evict(vec![BlockReason::Unmanaged])
-        );
+        assert_eq!(filter(&bare, no_options()), FilterResult::Block(BlockReason::Unmanaged));
+        assert_eq!(filter(&bare, all_options()), FilterResult::Evict(vec![BlockReason::Unmanaged]));
     }
 
     #[test]
     fn a_pod_with_local_data_blocks_unless_accepted() {
         let with_data = pod(OWNED, EMPTY_DIR);
-        assert_eq!(verdict(&with_data, no_options()), DrainVerdict::Block(BlockReason::EmptyDir));
+        assert_eq!(filter(&with_data, no_options()), FilterResult::Block(BlockReason::EmptyDir));
         assert_eq!(
-            verdict(&with_data, all_options()),
-            DrainVerdict::Evict(vec![BlockReason::EmptyDir])
+            filter(&with_data, all_options()),
+            FilterResult::Evict(vec![BlockReason::EmptyDir])
         );
     }
 
     #[test]
     fn a_pod_of_an_existing_daemon_set_is_never_evicted() {
         let agent = pod(OF_A_DAEMON_SET, EMPTY_DIR);
-        assert_eq!(verdict(&agent, no_options()), DrainVerdict::Block(BlockReason::DaemonSet));
-        assert_eq!(verdict(&agent, all_options()), DrainVerdict::Skip(SkipReason::DaemonSet));
+        assert_eq!(filter(&agent, no_options()), FilterResult::Block(BlockReason::DaemonSet));
+        assert_eq!(filter(&agent, all_options()), FilterResult::Skip(SkipReason::DaemonSet));
         let orphan = |options| classify(&agent, &options, false, now());
-        assert_eq!(orphan(no_options()), DrainVerdict::Block(BlockReason::DaemonSetMissing));
+        assert_eq!(orphan(no_options()), FilterResult::Block(BlockReason::DaemonSetMissing));
         assert_eq!(
             orphan(all_options()),
-            DrainVerdict::Evict(vec![BlockReason::DaemonSetMissing, BlockReason::EmptyDir])
+            FilterResult::Evict(vec![BlockReason::DaemonSetMissing, BlockReason::EmptyDir])
         );
     }
 
@@ -377,31 +374,31 @@ mod tests {
         let done = "status: {phase: Succeeded}";
         for metadata in [OF_A_DAEMON_SET, "labels: {app: web}"] {
             let finished = pod(metadata, &format!("{EMPTY_DIR}\n{done}"));
-            assert_eq!(verdict(&finished, no_options()), DrainVerdict::Evict(vec![]));
+            assert_eq!(filter(&finished, no_options()), FilterResult::Evict(vec![]));
         }
     }
 
     #[test]
     fn a_static_pod_is_skipped() {
         let mirror = pod("annotations: {kubernetes.io/config.mirror: x}", EMPTY_DIR);
-        assert_eq!(verdict(&mirror, no_options()), DrainVerdict::Skip(SkipReason::Mirror));
+        assert_eq!(filter(&mirror, no_options()), FilterResult::Skip(SkipReason::Mirror));
     }
 
     #[test]
     fn a_pod_that_was_deleted_long_ago_is_skipped_if_accepted() {
         let deleted = pod("deletionTimestamp: '2026-01-31T12:00:00Z'", "");
-        assert_eq!(verdict(&deleted, all_options()), DrainVerdict::Skip(SkipReason::Deleted));
+        assert_eq!(filter(&deleted, all_options()), FilterResult::Skip(SkipReason::Deleted));
         let longer = DrainOptions { deleted_for: Some(60), ..all_options() };
-        assert!(matches!(verdict(&deleted, longer), DrainVerdict::Evict(_)));
+        assert!(matches!(filter(&deleted, longer), FilterResult::Evict(_)));
         let never = DrainOptions { deleted_for: Some(0), ..all_options() };
-        assert!(matches!(verdict(&deleted, never), DrainVerdict::Evict(_)));
+        assert!(matches!(filter(&deleted, never), FilterResult::Evict(_)));
     }
 
     #[test]
     fn a_volume_is_local_if_it_is_on_the_node_or_bound_to_it_by_name() {
         let claim = |volume: &str| {
             let text = format!("spec: {{claimRef: {{namespace: shop, name: data}}, {volume}}}");
-            local_claim(&serde_yaml_ng::from_str(&text).expect("is a volume"))
+            local_pvc(&serde_yaml_ng::from_str(&text).expect("is a volume"))
         };
         let affinity = |key: &str| {
             format!(

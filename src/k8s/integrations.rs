@@ -138,7 +138,7 @@ pub(crate) static SCALED_JOB: CustomKind = CustomKind {
 
 /// What the API server serves of a kind's group.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Served {
+pub(crate) struct ServedVersions {
     /// The versions of the group; none if it has no such group.
     pub versions: Vec<String>,
     /// The plurals at the kind's own version; empty if that is not served.
@@ -166,7 +166,7 @@ impl CustomKind {
     }
 
     /// The refusal because the API server does not serve this kind, from what it serves; none if it does.
-    pub(crate) fn refuse_unserved(&self, served: &Served) -> Option<ActionError> {
+    pub(crate) fn refuse_unserved(&self, served: &ServedVersions) -> Option<ActionError> {
         if served.plurals.iter().any(|plural| plural == self.plural) {
             return None;
         }
@@ -211,7 +211,8 @@ mod tests {
 
     fn refusal(versions: &[&str], plurals: &[&str]) -> Option<ActionError> {
         let owned = |all: &[&str]| all.iter().map(|it| (*it).to_owned()).collect();
-        HELM_RELEASE.refuse_unserved(&Served { versions: owned(versions), plurals: owned(plurals) })
+        HELM_RELEASE
+            .refuse_unserved(&ServedVersions { versions: owned(versions), plurals: owned(plurals) })
     }
 
     #[test]

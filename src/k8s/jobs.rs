@@ -132,7 +132,7 @@ pub(crate) fn deletion_status(name: &str, pods: usize) -> RolloutStatus {
 }
 
 /// The same where the pods may not be read, with the reason.
-pub(crate) fn gone_without_a_look_at_its_pods(name: &str, why: &str) -> RolloutStatus {
+pub(crate) fn gone_pods_unknown(name: &str, why: &str) -> RolloutStatus {
     RolloutStatus::Complete(format!(
         "Job '{name}' is gone; whether its pods are gone is unknown: {why}"
     ))

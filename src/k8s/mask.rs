@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_looks_like_a_secret_is_masked() {
+    fn secrets_are_masked() {
         for (text, expected) in [
             ("password=hunter2 user=jo", "password=[masked] user=jo"),
             ("DB_PASSWORD: 'hunter 2'", "DB_PASSWORD: [masked]"),
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_operator_has_to_read_stays() {
+    fn ordinary_messages_are_not_masked() {
         for text in [
             "MountVolume.SetUp failed for volume \"x\" : secret \"db\" not found",
             "Back-off pulling image \"registry.example.com/shop/web:1.2\"",

@@ -65,7 +65,7 @@ impl<'a> ObservedPods<'a> {
 
 /// What is remembered of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct SeenPod {
+struct PodSnapshot {
     name: String,
     /// Of all its containers.
     restarts: i32,
@@ -79,21 +79,22 @@ struct SeenPod {
 
 /// What an effect left behind, read once.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Look {
+pub(crate) struct PodsSnapshot {
     /// By uid.
-    pods: BTreeMap<String, SeenPod>,
+    pods: BTreeMap<String, PodSnapshot>,
     /// How many pods the workload is to have, if it is one.
     pub desired: Option<u64>,
     /// How far the effect is now, if a rollout can regress.
     pub status: Option<RolloutStatus>,
 }
 
-impl Look {
+impl PodsSnapshot {
     /// Adds pods, of which little is kept.
     pub(crate) fn add(&mut self, pods: impl IntoIterator<Item = Pod>) {
         let seen = pods.into_iter().filter(|pod| !pods::has_finished(pod) || is_failed(pod));
-        self.pods
-            .extend(seen.filter_map(|pod| Some((pod.metadata.uid.clone()?, SeenPod::of(&pod)))));
+        self.pods.extend(
+            seen.filter_map(|pod| Some((pod.metadata.uid.clone()?, PodSnapshot::of(&pod)))),
+        );
     }
 
     /// How many of the pods are ready.
@@ -102,7 +103,7 @@ impl Look {
     }
 
     /// What differs from `first`, the first read. What was not ready then is not expected to be.
-    pub(crate) fn problems_since(&self, first: &Look) -> Vec<String> {
+    pub(crate) fn problems_since(&self, first: &PodsSnapshot) -> Vec<String> {
         let mut problems = Vec::new();
         if let Some(RolloutStatus::Failed(why)) = &self.status {
             problems.push(why.clone());
@@ -124,7 +125,7 @@ impl Look {
 
     /// What the rollout waits for again, if the number of pods is still that of the first read. A status that is about
     /// to be written shows the same for a moment.
-    pub(crate) fn fell_back_since(&self, first: &Look) -> Option<&str> {
+    pub(crate) fn fell_back_since(&self, first: &PodsSnapshot) -> Option<&str> {
         match &self.status {
             Some(RolloutStatus::Waiting(what)) if self.desired == first.desired => Some(what),
             _ => None,
@@ -136,10 +137,10 @@ fn is_failed(pod: &Pod) -> bool {
     pods::phase(pod) == "Failed"
 }
 
-impl SeenPod {
+impl PodSnapshot {
     fn of(pod: &Pod) -> Self {
         let is_ready = pods::is_ready(pod);
-        SeenPod {
+        PodSnapshot {
             name: pod.metadata.name.clone().unwrap_or_default(),
             restarts: pods::restarts(pod),
             is_ready,
@@ -149,8 +150,8 @@ impl SeenPod {
         }
     }
 
-    fn problem_since(&self, before: &SeenPod) -> Option<String> {
-        let SeenPod { name, restarts, is_ready, ending, problem, .. } = self;
+    fn problem_since(&self, before: &PodSnapshot) -> Option<String> {
+        let PodSnapshot { name, restarts, is_ready, ending, problem, .. } = self;
         if *restarts > before.restarts {
             let times = restarts - before.restarts;
             let times = if times == 1 { "once".to_owned() } else { format!("{times} times") };
@@ -178,15 +179,15 @@ mod tests {
         .expect("is a pod")
     }
 
-    fn look(desired: u64, pods: &[Pod]) -> Look {
-        let mut look = Look { desired: Some(desired), ..Look::default() };
-        look.add(pods.iter().cloned());
-        look
+    fn snapshot(desired: u64, pods: &[Pod]) -> PodsSnapshot {
+        let mut snapshot = PodsSnapshot { desired: Some(desired), ..PodsSnapshot::default() };
+        snapshot.add(pods.iter().cloned());
+        snapshot
     }
 
     #[test]
-    fn what_happened_to_a_pod_between_two_looks_is_a_problem() {
-        let first = look(2, &[pod("a", "True", 1, ""), pod("b", "True", 0, "")]);
+    fn changes_between_two_reads_are_problems() {
+        let first = snapshot(2, &[pod("a", "True", 1, ""), pod("b", "True", 0, "")]);
         assert_eq!(first.ready(), 2);
         let b = || pod("b", "True", 0, "");
         for (now, expected) in [
@@ -204,34 +205,37 @@ mod tests {
             // A new pod is not one of those that were ready.
             (vec![pod("a", "True", 1, ""), b(), pod("c", "False", 9, "")], vec![]),
         ] {
-            assert_eq!(look(2, &now).problems_since(&first), expected);
+            assert_eq!(snapshot(2, &now).problems_since(&first), expected);
         }
     }
 
     #[test]
     fn a_workload_that_was_scaled_down_loses_so_many_pods() {
-        let first = look(2, &[pod("a", "True", 0, ""), pod("b", "True", 0, "")]);
-        assert_eq!(look(1, &[pod("a", "True", 0, "")]).problems_since(&first), [""; 0]);
-        let none = look(1, &[]).problems_since(&first);
+        let first = snapshot(2, &[pod("a", "True", 0, ""), pod("b", "True", 0, "")]);
+        assert_eq!(snapshot(1, &[pod("a", "True", 0, "")]).problems_since(&first), [""; 0]);
+        let none = snapshot(1, &[]).problems_since(&first);
         assert_eq!(none, ["pod a is gone", "pod b is gone"]);
     }
 
     #[test]
     fn a_rollout_falls_back_unless_the_number_of_its_pods_was_changed() {
-        let first = look(2, &[]);
+        let first = snapshot(2, &[]);
         let waits = |desired| {
             let status = Some(RolloutStatus::Waiting("1 of 2 are available".to_owned()));
-            Look { status, ..look(desired, &[]) }
+            PodsSnapshot { status, ..snapshot(desired, &[]) }
         };
         assert_eq!(waits(2).fell_back_since(&first), Some("1 of 2 are available"));
         assert_eq!(waits(3).fell_back_since(&first), None);
-        let failed = Look { status: Some(RolloutStatus::Failed("no".to_owned())), ..look(2, &[]) };
+        let failed = PodsSnapshot {
+            status: Some(RolloutStatus::Failed("no".to_owned())),
+            ..snapshot(2, &[])
+        };
         assert_eq!(failed.problems_since(&first), ["no"]);
     }
 
     #[test]
-    fn what_was_not_ready_at_first_is_not_expected_to_be() {
-        let first = look(2, &[pod("a", "False", 0, "")]);
-        assert_eq!(look(2, &[pod("a", "False", 3, "")]).problems_since(&first), [""; 0]);
+    fn initially_unready_pods_may_stay_unready() {
+        let first = snapshot(2, &[pod("a", "False", 0, "")]);
+        assert_eq!(snapshot(2, &[pod("a", "False", 3, "")]).problems_since(&first), [""; 0]);
     }
 }

@@ -16,11 +16,11 @@ use kube::core::{Selector, SelectorExt};
 use crate::k8s::pods;
 
 /// The most pods that a reason names.
-const MAX_NAMED_PODS: usize = 5;
+const MAX_NAMED_BLOCKING_PODS: usize = 5;
 
 /// Whether the disruption budgets of its namespace allow a pod's eviction.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum BudgetVerdict<'a> {
+pub(crate) enum PdbDecision<'a> {
     /// No disruption budget selects the pod, or none protects a pod in its state.
     Unprotected,
     /// This budget allows the disruption.
@@ -34,19 +34,19 @@ pub(crate) enum BudgetVerdict<'a> {
 }
 
 /// `budgets` are all those of the pod's namespace.
-pub(crate) fn classify<'a>(pod: &Pod, budgets: &'a [PodDisruptionBudget]) -> BudgetVerdict<'a> {
+pub(crate) fn classify<'a>(pod: &Pod, budgets: &'a [PodDisruptionBudget]) -> PdbDecision<'a> {
     if is_no_disruption(pod) {
-        return BudgetVerdict::Unprotected;
+        return PdbDecision::Unprotected;
     }
-    match *budgets_of(pod, budgets) {
-        [] => BudgetVerdict::Unprotected,
-        [budget] => verdict_of(pod, budget),
-        ref budgets => BudgetVerdict::Ambiguous(budgets.to_vec()),
+    match *pdbs_of(pod, budgets) {
+        [] => PdbDecision::Unprotected,
+        [budget] => decide(pod, budget),
+        ref budgets => PdbDecision::Ambiguous(budgets.to_vec()),
     }
 }
 
 /// The disruption budgets that select the pod. An empty selector selects all pods, a missing one none.
-pub(crate) fn budgets_of<'a>(
+pub(crate) fn pdbs_of<'a>(
     pod: &Pod,
     budgets: &'a [PodDisruptionBudget],
 ) -> Vec<&'a PodDisruptionBudget> {
@@ -152,16 +152,16 @@ pub(crate) fn disruptions_allowed(budget: &PodDisruptionBudget) -> usize {
     usize::try_from(allowed).unwrap_or(0)
 }
 
-fn verdict_of<'a>(pod: &Pod, budget: &'a PodDisruptionBudget) -> BudgetVerdict<'a> {
+fn decide<'a>(pod: &Pod, budget: &'a PodDisruptionBudget) -> PdbDecision<'a> {
     let status = budget.status.clone().unwrap_or_default();
     if !is_healthy(pod) && allows_unhealthy(budget, &status) {
-        BudgetVerdict::Unprotected
+        PdbDecision::Unprotected
     } else if is_stale(budget) {
-        BudgetVerdict::Stale(budget)
+        PdbDecision::Stale(budget)
     } else if status.disruptions_allowed > 0 {
-        BudgetVerdict::Allowed(budget)
+        PdbDecision::Allowed(budget)
     } else {
-        BudgetVerdict::Blocked(budget)
+        PdbDecision::Blocked(budget)
     }
 }
 
@@ -207,7 +207,7 @@ fn sync_failure(status: &PodDisruptionBudgetStatus) -> Option<&str> {
 fn join_names(pods: &[&Pod]) -> String {
     let mut names: Vec<_> = pods.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect();
     names.sort_unstable();
-    pods::join_names(&names, MAX_NAMED_PODS)
+    pods::join_names(&names, MAX_NAMED_BLOCKING_PODS)
 }
 
 #[cfg(test)]
@@ -248,27 +248,27 @@ mod tests {
         for spec in ["selector: {matchLabels: {app: db}}", "minAvailable: 1"] {
             assert_eq!(
                 classify(&running("a"), &[budget(spec, 2, 0)]),
-                BudgetVerdict::Unprotected,
+                PdbDecision::Unprotected,
                 "{spec}"
             );
         }
         let mut elsewhere = budget(OF_WEB, 2, 0);
         elsewhere.metadata.namespace = Some("bank".to_owned());
-        assert_eq!(classify(&running("a"), &[elsewhere]), BudgetVerdict::Unprotected);
+        assert_eq!(classify(&running("a"), &[elsewhere]), PdbDecision::Unprotected);
     }
 
     #[test]
     fn an_empty_selector_selects_every_pod() {
         let budgets = [budget("selector: {}", 2, 0)];
-        assert_eq!(classify(&running("a"), &budgets), BudgetVerdict::Blocked(&budgets[0]));
+        assert_eq!(classify(&running("a"), &budgets), PdbDecision::Blocked(&budgets[0]));
     }
 
     #[test]
     fn a_budget_allows_the_disruptions_of_its_status() {
         let budgets = [budget(OF_WEB, 3, 1)];
-        assert_eq!(classify(&running("a"), &budgets), BudgetVerdict::Allowed(&budgets[0]));
+        assert_eq!(classify(&running("a"), &budgets), PdbDecision::Allowed(&budgets[0]));
         let budgets = [budget(OF_WEB, 2, 0)];
-        assert_eq!(classify(&running("a"), &budgets), BudgetVerdict::Blocked(&budgets[0]));
+        assert_eq!(classify(&running("a"), &budgets), PdbDecision::Blocked(&budgets[0]));
     }
 
     #[test]
@@ -277,31 +277,31 @@ mod tests {
         for phase in ["Pending", "Succeeded", "Failed"] {
             assert_eq!(
                 classify(&pod("a", &format!("phase: {phase}")), &budgets),
-                BudgetVerdict::Unprotected
+                PdbDecision::Unprotected
             );
         }
         let mut terminating = running("a");
         terminating.metadata.deletion_timestamp =
             serde_yaml_ng::from_str("'2026-01-31T12:00:00Z'").expect("is a time");
-        assert_eq!(classify(&terminating, &budgets), BudgetVerdict::Unprotected);
+        assert_eq!(classify(&terminating, &budgets), PdbDecision::Unprotected);
     }
 
     #[test]
     fn an_unready_pod_is_unprotected_while_enough_others_are_healthy() {
-        assert_eq!(classify(&unready("a"), &[budget(OF_WEB, 2, 0)]), BudgetVerdict::Unprotected);
+        assert_eq!(classify(&unready("a"), &[budget(OF_WEB, 2, 0)]), PdbDecision::Unprotected);
         let budgets = [budget(OF_WEB, 1, 0)];
-        assert_eq!(classify(&unready("a"), &budgets), BudgetVerdict::Blocked(&budgets[0]));
+        assert_eq!(classify(&unready("a"), &budgets), PdbDecision::Blocked(&budgets[0]));
         // A disruption budget that requires no healthy pod does not allow all.
         let mut none = budget(OF_WEB, 0, 0);
         none.status.as_mut().expect("has one").desired_healthy = 0;
-        assert!(matches!(classify(&unready("a"), &[none]), BudgetVerdict::Blocked(_)));
+        assert!(matches!(classify(&unready("a"), &[none]), PdbDecision::Blocked(_)));
     }
 
     #[test]
     fn an_unready_pod_is_unprotected_with_always_allow() {
         let budgets = [budget(&format!("{OF_WEB}, unhealthyPodEvictionPolicy: AlwaysAllow"), 0, 0)];
-        assert_eq!(classify(&unready("a"), &budgets), BudgetVerdict::Unprotected);
-        assert_eq!(classify(&running("a"), &budgets), BudgetVerdict::Blocked(&budgets[0]));
+        assert_eq!(classify(&unready("a"), &budgets), PdbDecision::Unprotected);
+        assert_eq!(classify(&running("a"), &budgets), PdbDecision::Blocked(&budgets[0]));
     }
 
     #[test]
@@ -309,7 +309,7 @@ mod tests {
         let mut changed = budget(OF_WEB, 3, 1);
         changed.metadata.generation = Some(3);
         let budgets = [changed];
-        assert_eq!(classify(&running("a"), &budgets), BudgetVerdict::Stale(&budgets[0]));
+        assert_eq!(classify(&running("a"), &budgets), PdbDecision::Stale(&budgets[0]));
         assert!(reason(&budgets[0], &[]).contains("was changed"));
     }
 
@@ -317,7 +317,7 @@ mod tests {
     fn two_budgets_for_one_pod_are_ambiguous() {
         let budgets = [budget(OF_WEB, 3, 1), budget("selector: {}", 3, 1)];
         assert!(
-            matches!(classify(&running("a"), &budgets), BudgetVerdict::Ambiguous(two) if two.len() == 2)
+            matches!(classify(&running("a"), &budgets), PdbDecision::Ambiguous(two) if two.len() == 2)
         );
     }
 

@@ -72,7 +72,7 @@ pub(crate) fn has_finished(pod: &Pod) -> bool {
 }
 
 /// The volume claims that a pod mounts.
-pub(crate) fn claims(spec: Option<&PodSpec>) -> impl Iterator<Item = &str> {
+pub(crate) fn pvcs(spec: Option<&PodSpec>) -> impl Iterator<Item = &str> {
     let volumes = spec.into_iter().flat_map(|spec| spec.volumes.iter().flatten());
     volumes.filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str()))
 }

@@ -17,7 +17,7 @@ use crate::{
 const RECENT_SECONDS: i64 = 600;
 
 /// A `minReadySeconds` from this value on is warned of.
-const LONG_GRACE_SECONDS: i32 = 60;
+const MIN_WARNED_READY_SECONDS: i32 = 60;
 
 /// Before all pods of a workload are replaced by its rollout.
 pub(crate) fn on_rollout(
@@ -57,8 +57,7 @@ pub(crate) fn capacity_warnings(workload: &Workload, preflight: &Preflight) -> V
     let name = metadata.name.as_deref().unwrap_or_default();
     let target = workload.kind().target(metadata.namespace.as_deref().unwrap_or_default(), name);
     let autoscaler = maximum_warning(&preflight.autoscalers, &target);
-    let budgets =
-        preflight.budgets.iter().filter(|it| selects(it, workload)).filter_map(budget_warning);
+    let budgets = preflight.pdbs.iter().filter(|it| selects(it, workload)).filter_map(pdb_warning);
     autoscaler.into_iter().chain(budgets).collect()
 }
 
@@ -99,7 +98,7 @@ fn slow_rollout_warning(workload: &Workload) -> Option<String> {
         Workload::DaemonSet(it) => it.spec.as_ref()?.min_ready_seconds,
         Workload::ReplicaSet(it) => it.spec.as_ref()?.min_ready_seconds,
     }?;
-    (seconds >= LONG_GRACE_SECONDS).then(|| {
+    (seconds >= MIN_WARNED_READY_SECONDS).then(|| {
         format!("each new pod counts as available only after {seconds} s (minReadySeconds)")
     })
 }
@@ -143,8 +142,8 @@ fn shared_volume_warnings(workload: &Workload, preflight: &Preflight) -> Vec<Str
         return Vec::new();
     }
     let template = workload.template().and_then(|template| template.spec.as_ref());
-    let mounted: Vec<&str> = pods::claims(template).collect();
-    let warnings = preflight.claims.iter().filter_map(|claim| {
+    let mounted: Vec<&str> = pods::pvcs(template).collect();
+    let warnings = preflight.pvcs.iter().filter_map(|claim| {
         let modes = claim.spec.as_ref()?.access_modes.as_deref()?;
         let name = claim.metadata.name.as_deref().filter(|name| mounted.contains(name))?;
         match modes {
@@ -159,7 +158,7 @@ fn shared_volume_warnings(workload: &Workload, preflight: &Preflight) -> Vec<Str
             _ => None,
         }
     });
-    let unavailable = preflight.claims_unavailable.clone().filter(|_| !mounted.is_empty());
+    let unavailable = preflight.pvcs_unavailable.clone().filter(|_| !mounted.is_empty());
     warnings.chain(unavailable).collect()
 }
 
@@ -181,7 +180,7 @@ fn selects(budget: &PodDisruptionBudget, workload: &Workload) -> bool {
     selector.zip(labels).is_some_and(|(selector, labels)| selector.matches(labels))
 }
 
-fn budget_warning(budget: &PodDisruptionBudget) -> Option<String> {
+fn pdb_warning(budget: &PodDisruptionBudget) -> Option<String> {
     let name = budget.metadata.name.as_deref()?;
     let status = budget.status.as_ref()?;
     (status.disruptions_allowed == 0 && status.expected_pods > 0).then(|| {
@@ -319,19 +318,19 @@ mod tests {
         #[serde(default)]
         struct Restart {
             autoscalers: Vec<HorizontalPodAutoscaler>,
-            budgets: Vec<PodDisruptionBudget>,
-            claims: Vec<k8s_openapi::api::core::v1::PersistentVolumeClaim>,
+            pdbs: Vec<PodDisruptionBudget>,
+            pvcs: Vec<k8s_openapi::api::core::v1::PersistentVolumeClaim>,
         }
-        let Restart { autoscalers, budgets, claims } =
+        let Restart { autoscalers, pdbs, pvcs } =
             serde_yaml_ng::from_str(yaml).expect("are objects");
-        Preflight { autoscalers, budgets, claims, ..Preflight::default() }
+        Preflight { autoscalers, pdbs, pvcs, ..Preflight::default() }
     }
 
     #[test]
     fn a_volume_that_the_new_pod_cannot_mount_is_warned_of() {
         let claim = |mode: &str| {
             preflight(&format!(
-                "claims: [{{metadata: {{name: data}}, spec: {{accessModes: [{mode}]}}}}]"
+                "pvcs: [{{metadata: {{name: data}}, spec: {{accessModes: [{mode}]}}}}]"
             ))
         };
         let one = mounting("data", ", replicas: 1");
@@ -347,7 +346,7 @@ mod tests {
     #[test]
     fn unreadable_claims_are_warned_of_if_the_pod_mounts_one() {
         let unavailable = Preflight {
-            claims_unavailable: Some("not checked: may not list".to_owned()),
+            pvcs_unavailable: Some("not checked: may not list".to_owned()),
             ..Preflight::default()
         };
         let mounting = mounting("data", ", replicas: 2");
@@ -361,7 +360,7 @@ mod tests {
             "autoscalers: [{metadata: {name: web}, spec: {maxReplicas: 2, scaleTargetRef: \
              {kind: Deployment, name: web, apiVersion: apps/v1}}, status: {currentReplicas: 2, \
              desiredReplicas: 2}}]\n\
-             budgets: [{metadata: {name: guard}, spec: {selector: {matchLabels: {app: web}}}, \
+             pdbs: [{metadata: {name: guard}, spec: {selector: {matchLabels: {app: web}}}, \
              status: {disruptionsAllowed: 0, currentHealthy: 2, desiredHealthy: 2, expectedPods: 2}}]",
         );
         let text = warnings_on(&deployment(", replicas: 2", "{}"), &found);
@@ -374,7 +373,7 @@ mod tests {
         let found = preflight(
             "autoscalers: [{metadata: {name: api}, spec: {maxReplicas: 2, scaleTargetRef: \
              {kind: Deployment, name: api}}, status: {currentReplicas: 2, desiredReplicas: 2}}]\n\
-             budgets: [{metadata: {name: guard}, spec: {selector: {matchLabels: {app: api}}}, \
+             pdbs: [{metadata: {name: guard}, spec: {selector: {matchLabels: {app: api}}}, \
              status: {disruptionsAllowed: 0, currentHealthy: 2, desiredHealthy: 2, expectedPods: 2}}]",
         );
         assert_eq!(warnings_on(&deployment(", replicas: 2", "{}"), &found), "");

@@ -34,20 +34,20 @@ struct Envelope<'a> {
     #[serde(borrow)]
     detail: Option<&'a RawValue>,
     #[serde(rename = "Records")]
-    records: Option<Vec<Record>>,
+    records: Option<Vec<LambdaRecord>>,
 }
 
 #[derive(Deserialize)]
-struct Record {
+struct LambdaRecord {
     #[serde(rename = "messageId")]
     message_id: Option<String>,
     body: Option<String>,
     #[serde(rename = "Sns")]
-    sns: Option<Notification>,
+    sns: Option<SnsNotification>,
 }
 
 #[derive(Deserialize)]
-struct Notification {
+struct SnsNotification {
     #[serde(rename = "MessageId")]
     message_id: String,
     #[serde(rename = "Message")]

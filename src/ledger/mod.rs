@@ -26,15 +26,15 @@ use crate::{
     },
     k8s::{
         api::{
-            client::{Call, Cluster},
+            client::{ApiCall, Cluster},
             error::ApiError,
             retry,
         },
         rbac::PolicyRule,
     },
     ledger::record::{
-        Intent, NAMESPACE_OF_CLUSTER_SCOPED, REQUEST_ID, REQUESTER, Record, RequestMetadata, State,
-        event_name, event_name_of,
+        Intent, NAMESPACE_OF_CLUSTER_SCOPED, REQUEST_ID, REQUESTER, Record, RecordState,
+        RequestMetadata, event_name, event_name_of,
     },
 };
 
@@ -129,7 +129,7 @@ impl<'a> Ledger<'a> {
     pub(crate) fn approval_request(&self, intent: Intent, until: DateTime<Utc>) -> Record {
         let claim = Record::claim(&self.request, &self.holder, until, intent);
         let approval_nonce = Some(self.holder.clone());
-        Record { state: State::PendingApproval, approval_nonce, ..claim }
+        Record { state: RecordState::PendingApproval, approval_nonce, ..claim }
     }
 
     /// Creates the request's record, or finds the one that exists.
@@ -173,7 +173,7 @@ impl<'a> Ledger<'a> {
             Ok(()) | Err(ApiError::Conflict(_)) => Ok(()),
             Err(error) => {
                 let name = event.metadata.name.as_deref();
-                let call = Call::of::<Event>("create", self.request.namespace(), name);
+                let call = ApiCall::of::<Event>("create", self.request.namespace(), name);
                 Err(self.cluster.explain(&call, error).await)
             }
         }
@@ -184,13 +184,12 @@ impl<'a> Ledger<'a> {
     /// # Errors
     /// [`Code::IdReused`] if the id was used for another payload, else why the record could not be read.
     pub(crate) async fn find(&self, deadline: Instant) -> Result<ClaimState, ActionError> {
-        match self.read(deadline).await {
-            Ok(event) => match Record::read(&event) {
+        match self.read(deadline).await? {
+            Some(event) => match Record::read(&event) {
                 Some(record) => self.state_of(record),
                 None => Err(self.unreadable()),
             },
-            Err(ApiError::NotFound) => Ok(ClaimState::Free),
-            Err(error) => Err(self.explain("get", error).await),
+            None => Ok(ClaimState::Free),
         }
     }
 
@@ -255,11 +254,7 @@ impl<'a> Ledger<'a> {
                     sleep(pause).await;
                 }
             }
-            let event = match self.read(deadline).await {
-                Ok(event) => event,
-                Err(ApiError::NotFound) => continue,
-                Err(error) => return Err(self.explain("get", error).await),
-            };
+            let Some(event) = self.read(deadline).await? else { continue };
             if let Some(commit) =
                 Record::read(&event).and_then(|found| resolve_conflict(record, found))
             {
@@ -279,9 +274,9 @@ impl<'a> Ledger<'a> {
         Ok(claim_state(record, &self.holder, self.cluster.now()))
     }
 
-    async fn read(&self, deadline: Instant) -> Result<Event, ApiError> {
+    async fn read(&self, deadline: Instant) -> Result<Option<Event>, ActionError> {
         let name = self.request.event_name();
-        self.cluster.try_get(self.request.namespace(), &name, deadline).await
+        self.cluster.get_opt(self.request.namespace(), &name, deadline).await
     }
 
     async fn write(&self, record: &Record, deadline: Instant) -> Result<Event, ApiError> {
@@ -289,21 +284,24 @@ impl<'a> Ledger<'a> {
         let namespace = self.request.namespace();
         match self.cluster.merge(namespace, &name, &patch, deadline).await {
             // A repeated patch conflicts with its own first try.
-            Err(ApiError::Conflict(message)) => match self.read(deadline).await {
-                Ok(event)
-                    if Record::read(&event).is_some_and(|found| found.is_same_write(record)) =>
-                {
+            Err(ApiError::Conflict(message)) => {
+                match self.cluster.try_get::<Event>(namespace, &name, deadline).await {
                     Ok(event)
+                        if Record::read(&event)
+                            .is_some_and(|found| found.is_same_write(record)) =>
+                    {
+                        Ok(event)
+                    }
+                    _ => Err(ApiError::Conflict(message)),
                 }
-                _ => Err(ApiError::Conflict(message)),
-            },
+            }
             written => written,
         }
     }
 
     async fn explain(&self, verb: &'static str, error: ApiError) -> ActionError {
         let name = self.request.event_name();
-        let call = Call::of::<Event>(verb, self.request.namespace(), Some(&name));
+        let call = ApiCall::of::<Event>(verb, self.request.namespace(), Some(&name));
         self.cluster.explain(&call, error).await
     }
 
@@ -351,11 +349,13 @@ impl<'a> Ledger<'a> {
 /// What a record means to the attempt with this holder.
 pub(crate) fn claim_state(record: Record, holder: &str, now: DateTime<Utc>) -> ClaimState {
     match (record.state, &record.answer) {
-        (State::Answered, Some(_)) => ClaimState::Answered(Box::new(record)),
-        (State::Refused, _) => ClaimState::Refused(Box::new(record)),
-        (State::PendingApproval, _) => ClaimState::Pending(Box::new(record)),
-        (State::InDoubt, _) => ClaimState::Abandoned(Box::new(record)),
-        (State::Applied | State::RollingBack, _) => ClaimState::Applied(Box::new(record)),
+        (RecordState::Answered, Some(_)) => ClaimState::Answered(Box::new(record)),
+        (RecordState::Refused, _) => ClaimState::Refused(Box::new(record)),
+        (RecordState::PendingApproval, _) => ClaimState::Pending(Box::new(record)),
+        (RecordState::InDoubt, _) => ClaimState::Abandoned(Box::new(record)),
+        (RecordState::Applied | RecordState::RollingBack, _) => {
+            ClaimState::Applied(Box::new(record))
+        }
         _ if record.holder == holder => ClaimState::Ours(Box::new(record)),
         _ if now < record.expires_at => ClaimState::Held(record.expires_at),
         _ => ClaimState::Abandoned(Box::new(record)),
@@ -368,7 +368,7 @@ pub(crate) fn resolve_conflict(ours: &Record, found: Record) -> Option<Commit> {
         return None;
     }
     match found.answer {
-        Some(answer) if found.state == State::Answered => {
+        Some(answer) if found.state == RecordState::Answered => {
             Some(Commit::Superseded(Box::new(answer)))
         }
         _ if ours.records_an_effect() => None,
@@ -391,7 +391,7 @@ mod tests {
     use super::*;
     use crate::contract::response::Outcome;
 
-    fn record(state: State, holder: &str) -> Record {
+    fn record(state: RecordState, holder: &str) -> Record {
         Record { state, holder: holder.to_owned(), ..Record::example() }
     }
 
@@ -402,48 +402,48 @@ mod tests {
     #[test]
     fn a_record_means_one_thing_to_each_attempt() {
         for (state, holder, late, expected) in [
-            (State::Claimed, "us", false, "Ours"),
-            (State::Claimed, "us", true, "Ours"),
-            (State::Claimed, "them", false, "Held"),
-            (State::Claimed, "them", true, "Abandoned"),
-            (State::InDoubt, "us", false, "Abandoned"),
-            (State::Applied, "them", true, "Applied"),
-            (State::RollingBack, "them", false, "Applied"),
-            (State::Refused, "them", false, "Refused"),
-            (State::PendingApproval, "them", true, "Pending"),
+            (RecordState::Claimed, "us", false, "Ours"),
+            (RecordState::Claimed, "us", true, "Ours"),
+            (RecordState::Claimed, "them", false, "Held"),
+            (RecordState::Claimed, "them", true, "Abandoned"),
+            (RecordState::InDoubt, "us", false, "Abandoned"),
+            (RecordState::Applied, "them", true, "Applied"),
+            (RecordState::RollingBack, "them", false, "Applied"),
+            (RecordState::Refused, "them", false, "Refused"),
+            (RecordState::PendingApproval, "them", true, "Pending"),
             // An unreadable answer is ignored.
-            (State::Answered, "them", true, "Abandoned"),
+            (RecordState::Answered, "them", true, "Abandoned"),
         ] {
             let record = record(state, holder);
             let now = record.expires_at + TimeDelta::seconds(if late { 0 } else { -1 });
             let name = format!("{:?}", claim_state(record, "us", now));
             assert!(name.starts_with(expected), "{state:?} {holder} {late}: {name}");
         }
-        let answered = with_answer(Outcome::Applied, record(State::Answered, "them"));
+        let answered = with_answer(Outcome::Applied, record(RecordState::Answered, "them"));
         assert!(matches!(claim_state(answered, "us", Utc::now()), ClaimState::Answered(_)));
     }
 
     #[test]
     fn a_final_answer_stays_and_an_effect_is_recorded_over_a_claim() {
         let ours = |state| record(state, "us");
-        let answered = |outcome| with_answer(outcome, ours(State::Answered));
-        let claim = || record(State::Claimed, "them");
-        let final_answer = || with_answer(Outcome::Applied, record(State::Answered, "them"));
-        let mut waits_unchanged = ours(State::Applied);
+        let answered = |outcome| with_answer(outcome, ours(RecordState::Answered));
+        let claim = || record(RecordState::Claimed, "them");
+        let final_answer = || with_answer(Outcome::Applied, record(RecordState::Answered, "them"));
+        let mut waits_unchanged = ours(RecordState::Applied);
         waits_unchanged.intent.answer.outcome = Outcome::Unchanged;
         let other_payload = Record { digest: "another".to_owned(), ..claim() };
         for (ours, found, expected) in [
-            (ours(State::Refused), ours(State::Claimed), "None"),
-            (ours(State::Refused), other_payload, "None"),
-            (ours(State::Applied), final_answer(), "Some(Superseded"),
+            (ours(RecordState::Refused), ours(RecordState::Claimed), "None"),
+            (ours(RecordState::Refused), other_payload, "None"),
+            (ours(RecordState::Applied), final_answer(), "Some(Superseded"),
             (answered(Outcome::Applied), final_answer(), "Some(Superseded"),
-            (ours(State::Applied), claim(), "None"),
-            (ours(State::RollingBack), claim(), "None"),
+            (ours(RecordState::Applied), claim(), "None"),
+            (ours(RecordState::RollingBack), claim(), "None"),
             (waits_unchanged, claim(), "Some(LostClaim"),
             (answered(Outcome::Applied), claim(), "None"),
             (answered(Outcome::Unchanged), claim(), "Some(LostClaim"),
-            (ours(State::Refused), claim(), "Some(LostClaim"),
-            (ours(State::InDoubt), claim(), "Some(LostClaim"),
+            (ours(RecordState::Refused), claim(), "Some(LostClaim"),
+            (ours(RecordState::InDoubt), claim(), "Some(LostClaim"),
         ] {
             let state = ours.state;
             let resolved = format!("{:?}", resolve_conflict(&ours, found));

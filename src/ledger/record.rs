@@ -72,7 +72,7 @@ const MAX_MESSAGE_BYTES: usize = 1024;
 /// How far a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum State {
+pub(crate) enum RecordState {
     /// An attempt is about to apply the effect, or was when it crashed.
     Claimed,
     /// The effect was sent, and it is not known whether it was made.
@@ -89,10 +89,10 @@ pub(crate) enum State {
     PendingApproval,
 }
 
-impl State {
+impl RecordState {
     /// Whether the state stays as it is until the request is resent.
     pub(crate) fn is_terminal(self) -> bool {
-        matches!(self, State::InDoubt | State::Refused | State::Answered)
+        matches!(self, RecordState::InDoubt | RecordState::Refused | RecordState::Answered)
     }
 }
 
@@ -148,7 +148,7 @@ pub(crate) struct Intent {
 /// One request's record.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Record {
-    pub state: State,
+    pub state: RecordState,
     /// The digest of the request's payload.
     pub digest: String,
     /// The attempt that wrote it.
@@ -368,24 +368,24 @@ impl RequestMetadata {
         let targets = record.intent.completion.targets();
         let what = match (&record.answer, record.state) {
             (Some(answer), _) => answer.result.clone(),
-            (None, State::InDoubt) => {
+            (None, RecordState::InDoubt) => {
                 format!("{} was sent; whether it was done is unknown.", self.action)
             }
-            (None, State::Applied | State::PendingApproval) if targets.is_some() => {
+            (None, RecordState::Applied | RecordState::PendingApproval) if targets.is_some() => {
                 let targets = targets.unwrap_or_default();
                 let names: Vec<_> = targets.iter().map(|it| it.name.as_str()).collect();
                 let stage = match record.state {
-                    State::Applied => "has begun",
+                    RecordState::Applied => "has begun",
                     _ => "waits for approval",
                 };
                 format!("{} {stage}, on {}.", self.action, names.join(", "))
             }
-            (None, State::Applied) => record.intent.answer.result.clone(),
-            (None, State::Refused) => {
+            (None, RecordState::Applied) => record.intent.answer.result.clone(),
+            (None, RecordState::Refused) => {
                 let why = record.refusal.as_deref().unwrap_or("nothing was done");
                 format!("{} was refused: {why}.", self.action)
             }
-            (None, State::PendingApproval) => format!("{} waits for approval.", self.action),
+            (None, RecordState::PendingApproval) => format!("{} waits for approval.", self.action),
             (None, _) => format!("{} has started.", self.action),
         };
         self.message_with_origin(&what)
@@ -416,7 +416,7 @@ impl Record {
         intent: Intent,
     ) -> Self {
         Record {
-            state: State::Claimed,
+            state: RecordState::Claimed,
             digest: request.digest.clone(),
             holder: holder.to_owned(),
             expires_at,
@@ -495,22 +495,22 @@ impl Record {
     /// Whether the record says that an effect was made.
     pub(crate) fn records_an_effect(&self) -> bool {
         match (self.state, &self.answer) {
-            (State::Answered, Some(answer)) => answer.outcome != Outcome::Unchanged,
+            (RecordState::Answered, Some(answer)) => answer.outcome != Outcome::Unchanged,
             // A request that waits although it has changed nothing.
-            (State::Applied, _) => self.intent.answer.outcome != Outcome::Unchanged,
-            (state, _) => state == State::RollingBack,
+            (RecordState::Applied, _) => self.intent.answer.outcome != Outcome::Unchanged,
+            (state, _) => state == RecordState::RollingBack,
         }
     }
 
     /// The effect is made, and its completion is awaited.
     pub(crate) fn mark_applied(&mut self, applied: Applied) {
-        self.state = State::Applied;
+        self.state = RecordState::Applied;
         self.applied = Some(applied);
     }
 
     /// The awaited rollout failed, as the answer so far says, and this effect is about to roll it back.
     pub(crate) fn mark_rolling_back(&mut self, effect: Effect, failed: ActionResponse) {
-        self.state = State::RollingBack;
+        self.state = RecordState::RollingBack;
         self.rollback = Some(effect);
         self.answer = Some(failed);
     }
@@ -518,22 +518,23 @@ impl Record {
     /// The request has this answer. One whose wait was interrupted is not final.
     pub(crate) fn mark_answered(&mut self, answer: ActionResponse) {
         self.state = match &self.rollback {
-            _ if is_final(&answer) => State::Answered,
-            Some(_) => State::RollingBack,
-            None => State::Applied,
+            _ if is_final(&answer) => RecordState::Answered,
+            Some(_) => RecordState::RollingBack,
+            None => RecordState::Applied,
         };
         self.answer = Some(answer);
     }
 
     /// It is not known whether the effect was made.
     pub(crate) fn mark_in_doubt(&mut self) {
-        self.state = State::InDoubt;
+        self.state = RecordState::InDoubt;
     }
 
     /// The request was refused after it was claimed. A claim that was taken over stays in doubt: the attempt
     /// that held it before may be slow and not have crashed.
     pub(crate) fn mark_refused(&mut self, refusal: &ActionError) {
-        self.state = if self.intent.taken_over { State::InDoubt } else { State::Refused };
+        self.state =
+            if self.intent.taken_over { RecordState::InDoubt } else { RecordState::Refused };
         self.refusal = Some(refusal.detail.clone());
     }
 }
@@ -574,16 +575,16 @@ impl HistoryState {
     fn of(record: &Record) -> Self {
         let has_several = record.intent.completion.targets().is_some();
         match (record.state, &record.answer) {
-            (State::Claimed, _) => HistoryState::Started,
-            (State::InDoubt, _) => HistoryState::Unknown,
-            (State::Refused, _) => HistoryState::Refused,
-            (State::PendingApproval, _) => HistoryState::PendingApproval,
+            (RecordState::Claimed, _) => HistoryState::Started,
+            (RecordState::InDoubt, _) => HistoryState::Unknown,
+            (RecordState::Refused, _) => HistoryState::Refused,
+            (RecordState::PendingApproval, _) => HistoryState::PendingApproval,
             // Of several targets, as far as an attempt came.
-            (State::Applied, None) if has_several => HistoryState::Started,
-            (State::Applied, Some(_)) if has_several => HistoryState::Failed,
-            (State::Applied, _) => HistoryState::Applied,
-            (State::RollingBack, _) => HistoryState::Failed,
-            (State::Answered, answer) => match answer.as_ref().map(|answer| answer.outcome) {
+            (RecordState::Applied, None) if has_several => HistoryState::Started,
+            (RecordState::Applied, Some(_)) if has_several => HistoryState::Failed,
+            (RecordState::Applied, _) => HistoryState::Applied,
+            (RecordState::RollingBack, _) => HistoryState::Failed,
+            (RecordState::Answered, answer) => match answer.as_ref().map(|answer| answer.outcome) {
                 Some(Outcome::Failed) => HistoryState::Failed,
                 Some(Outcome::Unchanged) => HistoryState::Unchanged,
                 _ => HistoryState::Applied,
@@ -607,7 +608,7 @@ impl HistoryState {
 
 fn kind_of_event(record: &Record) -> &'static str {
     let failed = record.answer.as_ref().is_some_and(|answer| answer.outcome == Outcome::Failed);
-    let is_warning = failed || matches!(record.state, State::InDoubt | State::Refused);
+    let is_warning = failed || matches!(record.state, RecordState::InDoubt | RecordState::Refused);
     if is_warning { "Warning" } else { "Normal" }
 }
 
@@ -711,7 +712,7 @@ mod tests {
     #[test]
     fn a_record_is_read_as_it_was_written() {
         let answered = Record {
-            state: State::Answered,
+            state: RecordState::Answered,
             approval_nonce: Some("nonce".to_owned()),
             applied: Some(Applied {
                 resource_version: Some("8".into()),
@@ -737,7 +738,7 @@ mod tests {
     fn an_answer_that_asks_for_an_approval_is_forged_and_not_read() {
         for outcome in [Outcome::Simulated, Outcome::PendingApproval] {
             let forged = ActionResponse { outcome, ..answer() };
-            let record = Record { state: State::Answered, answer: Some(forged), ..claim() };
+            let record = Record { state: RecordState::Answered, answer: Some(forged), ..claim() };
             let read = Record::read(&metadata("").event(&record)).expect("is a record");
             assert_eq!(read.answer, None);
         }
@@ -745,7 +746,7 @@ mod tests {
 
     #[test]
     fn the_event_belongs_to_the_object_and_says_who_asked_and_why() {
-        let record = Record { state: State::Answered, answer: Some(answer()), ..claim() };
+        let record = Record { state: RecordState::Answered, answer: Some(answer()), ..claim() };
         let event = metadata("").event(&record);
         assert_eq!(event.involved_object.uid.as_deref(), Some("u1"));
         assert_eq!(event.reason.as_deref(), Some("ActionApplied"));
@@ -813,14 +814,15 @@ mod tests {
             assert_eq!(is_final(&answer), expected, "{waited:?} {back:?}");
             let mut record = claim();
             record.mark_answered(answer);
-            assert_eq!(record.state == State::Answered, expected, "{waited:?} {back:?}");
+            assert_eq!(record.state == RecordState::Answered, expected, "{waited:?} {back:?}");
         }
     }
 
     #[test]
     fn a_refused_claim_stays_in_doubt_if_it_was_taken_over() {
         let refusal = ActionError::new(crate::contract::error::Code::PolicyDenied, "read-only");
-        for (taken_over, expected) in [(false, State::Refused), (true, State::InDoubt)] {
+        for (taken_over, expected) in [(false, RecordState::Refused), (true, RecordState::InDoubt)]
+        {
             let mut record = claim();
             record.intent.taken_over = taken_over;
             record.mark_refused(&refusal);

@@ -202,7 +202,7 @@ mod tests {
     use super::*;
     use crate::{
         config::reload::ConfigFile,
-        diagnosis::{parts::Part, target::Kind},
+        diagnosis::{parts::Part, target::TargetKind},
     };
 
     #[test]
@@ -222,8 +222,8 @@ mod tests {
             assert!(rule.verbs.iter().all(|verb| ["get", "list"].contains(verb)), "{rule:?}");
             assert!(!rule.resources.contains(&"secrets") && !rule.resources.contains(&"*"));
         }
-        for kind in [Kind::Pod, Kind::Job, Kind::CronJob, Kind::Node] {
-            for part in Part::of(kind).iter().filter(|_| kind != Kind::Node) {
+        for kind in [TargetKind::Pod, TargetKind::Job, TargetKind::CronJob, TargetKind::Node] {
+            for part in Part::of(kind).iter().filter(|_| kind != TargetKind::Node) {
                 let needed = part.rule();
                 let has = |rule: &PolicyRule| {
                     rule.resources.contains(&needed.resources[0])

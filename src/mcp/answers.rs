@@ -22,7 +22,7 @@ use crate::{
     executor::{clusters::ClusterNames, reply::Reply, status::Progress},
     ledger::{
         history::{HistoryEntry, Page},
-        record::State,
+        record::RecordState,
     },
     mcp::tools::GET_ACTION,
 };
@@ -31,8 +31,8 @@ use crate::{
 const MAX_STRUCTURE: usize = 4096;
 
 /// How many entries of a list and how many characters of a text are left of structured content that is too long.
-const KEPT_ENTRIES: usize = 5;
-const KEPT_CHARACTERS: usize = 200;
+const MAX_ENTRIES_KEPT: usize = 5;
+const MAX_CHARACTERS_KEPT: usize = 200;
 
 /// The texts in an answer that may be long.
 const LONG_TEXTS: [&str; 6] = [
@@ -64,32 +64,32 @@ pub(crate) fn of_progress(progress: &Progress, listed: Listed) -> Value {
     let and_cluster = and_cluster(listed);
     let again = format!("Call {GET_ACTION} again with this id{and_cluster} in a few seconds.");
     let text = match state {
-        State::Claimed if progress.overdue => {
+        RecordState::Claimed if progress.overdue => {
             format!("Abandoned: {what}. Make the same call with the same id to resume it.")
         }
-        State::Claimed => format!("In progress: {what}. {again}"),
-        State::Applied => {
+        RecordState::Claimed => format!("In progress: {what}. {again}"),
+        RecordState::Applied => {
             format!(
                 "In progress: {what} is made; `detail` says how far its effect is. {again} If it stays so, make the \
                  same call with the same id and \"wait\": true: it continues to wait, and records how it ends."
             )
         }
-        State::RollingBack => {
+        RecordState::RollingBack => {
             format!("In progress: {what} failed and is being rolled back. {again}")
         }
-        State::PendingApproval if progress.overdue => {
+        RecordState::PendingApproval if progress.overdue => {
             format!(
                 "Not approved in time: {what}. Make the same call with the same id to ask again."
             )
         }
-        State::PendingApproval => format!(
+        RecordState::PendingApproval => format!(
             "Waiting for a person's approval: {what}. Once it is given, make the same call with the same id."
         ),
-        State::InDoubt => format!(
+        RecordState::InDoubt => format!(
             "Unknown: whether {what} was made. Make the same call with the same id to find out."
         ),
-        State::Refused => format!("Refused: {what}. Nothing was done; `detail` says why."),
-        State::Answered => match &progress.answer {
+        RecordState::Refused => format!("Refused: {what}. Nothing was done; `detail` says why."),
+        RecordState::Answered => match &progress.answer {
             Some(answer) => format!("Done: {}", recorded_sentence(answer, listed)),
             None => format!("Done: {what}."),
         },
@@ -156,8 +156,8 @@ pub(crate) fn stage(progress: &Progress, listed: Listed) -> String {
     let Progress { id, kind, cluster, target, .. } = progress;
     let what = what(kind, target, listed_name(cluster.as_deref(), listed), id);
     match progress.state {
-        State::Applied => format!("In progress: {what} is made, and its effect is awaited."),
-        State::RollingBack => format!("In progress: {what} failed and is being rolled back."),
+        RecordState::Applied => format!("In progress: {what} is made, and its effect is awaited."),
+        RecordState::RollingBack => format!("In progress: {what} failed and is being rolled back."),
         _ => format!("In progress: {what}."),
     }
 }
@@ -350,8 +350,8 @@ fn bounded(mut structure: Value, max: usize) -> Value {
     }
     for pointer in LONG_LISTS {
         let Some(Value::Array(list)) = structure.pointer_mut(pointer) else { continue };
-        let more = list.len().saturating_sub(KEPT_ENTRIES);
-        list.truncate(KEPT_ENTRIES);
+        let more = list.len().saturating_sub(MAX_ENTRIES_KEPT);
+        list.truncate(MAX_ENTRIES_KEPT);
         for entry in list.iter_mut() {
             shorten(entry, "");
             for name in ["/from", "/to"] {
@@ -390,8 +390,8 @@ fn shorten(value: &mut Value, pointer: &str) {
         Value::Array(_) | Value::Object(_) if !pointer.is_empty() => found.to_string(),
         _ => return,
     };
-    if text.chars().count() > KEPT_CHARACTERS {
-        let kept: String = text.chars().take(KEPT_CHARACTERS).collect();
+    if text.chars().count() > MAX_CHARACTERS_KEPT {
+        let kept: String = text.chars().take(MAX_CHARACTERS_KEPT).collect();
         *found = format!("{kept}...").into();
     }
 }
@@ -578,7 +578,7 @@ mod tests {
         let progress = Progress {
             id: "alert-7".to_owned(),
             kind: HOSTILE.to_owned(),
-            state: State::Answered,
+            state: RecordState::Answered,
             detail: HOSTILE.to_owned(),
             cluster: Some(HOSTILE.to_owned()),
             target: forged(Outcome::Applied).target,
@@ -627,7 +627,7 @@ mod tests {
         let progress = Progress {
             id: "alert-7".to_owned(),
             kind: "restart_k8s".to_owned(),
-            state: State::Answered,
+            state: RecordState::Answered,
             detail: HOSTILE.to_owned(),
             cluster: None,
             target: many().target,
@@ -655,7 +655,7 @@ mod tests {
         }
     }
 
-    fn progress(state: State, overdue: bool, cluster: &str) -> Progress {
+    fn progress(state: RecordState, overdue: bool, cluster: &str) -> Progress {
         Progress {
             id: "alert-7".to_owned(),
             kind: "restart_k8s".to_owned(),
@@ -667,7 +667,7 @@ mod tests {
             since: Default::default(),
             until: None,
             overdue,
-            answer: (state == State::Answered).then(|| answer(Outcome::Applied, None)),
+            answer: (state == RecordState::Answered).then(|| answer(Outcome::Applied, None)),
         }
     }
 
@@ -678,7 +678,7 @@ mod tests {
             ..answer(Outcome::Failed, Some(RolloutState::Interrupted))
         };
         let in_progress = ActionError::new(Code::InProgress, "another attempt");
-        let claimed = progress(State::Claimed, false, "production");
+        let claimed = progress(RecordState::Claimed, false, "production");
         let names = ["staging", "production"].map(Arc::from);
         let names = ClusterNames { all: names.into(), default: None };
         for (listed, ask, call, again) in [
@@ -708,20 +708,20 @@ mod tests {
     fn each_state_says_what_to_do_next() {
         for (state, overdue, part) in [
             (
-                State::Claimed,
+                RecordState::Claimed,
                 false,
                 "In progress: restart_k8s on Deployment default/web of cluster blue (id alert-7). Call get_action \
                  again with this id and cluster",
             ),
-            (State::Claimed, true, "with the same id to resume it"),
-            (State::Applied, false, "Call get_action again with this id and cluster"),
-            (State::RollingBack, false, "being rolled back"),
-            (State::PendingApproval, false, "a person's approval"),
-            (State::PendingApproval, true, "to ask again"),
-            (State::InDoubt, false, "with the same id to find out"),
-            (State::Refused, false, "Nothing was done"),
+            (RecordState::Claimed, true, "with the same id to resume it"),
+            (RecordState::Applied, false, "Call get_action again with this id and cluster"),
+            (RecordState::RollingBack, false, "being rolled back"),
+            (RecordState::PendingApproval, false, "a person's approval"),
+            (RecordState::PendingApproval, true, "to ask again"),
+            (RecordState::InDoubt, false, "with the same id to find out"),
+            (RecordState::Refused, false, "Nothing was done"),
             (
-                State::Answered,
+                RecordState::Answered,
                 false,
                 "Done: Applied: restart_k8s on Deployment default/web (id alert-7).",
             ),

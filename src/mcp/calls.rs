@@ -48,7 +48,7 @@ const CALLS_PART: f64 = 0.8;
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// After how long a call whose client takes tasks is answered by one. An effect without a wait is made by then.
-const TASK_AFTER: Duration = Duration::from_secs(2);
+const DIRECT_RESULT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The maximum length of a stage in a notification.
 const MAX_STAGE_CHARACTERS: usize = 200;
@@ -70,7 +70,7 @@ pub(crate) enum Hold<B, R> {
 }
 
 /// A call, and how it is to be answered.
-pub(crate) struct Call<B, R> {
+pub(crate) struct ToolCall<B, R> {
     pub context: Context,
     pub caller: Option<Caller>,
     pub incoming: IncomingRequest,
@@ -85,7 +85,7 @@ pub(crate) struct Call<B, R> {
 }
 
 /// How a call ended.
-pub(crate) enum Ended {
+pub(crate) enum CallResult {
     /// The action ended.
     Done(Box<Reply>),
     /// Its time is up, and the action continues.
@@ -95,17 +95,18 @@ pub(crate) enum Ended {
 }
 
 /// Carries out a request. Dropping the returned future gives the call up.
-pub(crate) async fn execute<B, R>(call: Call<B, R>) -> Ended
+pub(crate) async fn execute<B, R>(call: ToolCall<B, R>) -> CallResult
 where
     B: Send + 'static,
     R: Send + 'static,
 {
-    let Call { context, caller, wait, .. } = &call;
+    let ToolCall { context, caller, wait, .. } = &call;
     let (context, caller, wait) = (context.clone(), caller.clone(), *wait);
     let end = Instant::now() + wait;
     // Without a permit to continue nobody would record how a task ends.
     let is_background = matches!(call.hold, Hold::Background(_));
-    let task_from = (call.takes_task && is_background).then(|| Instant::now() + TASK_AFTER);
+    let task_from =
+        (call.takes_task && is_background).then(|| Instant::now() + DIRECT_RESULT_TIMEOUT);
     let mut work = Work::start(call);
     if let Some(from) = task_from {
         if let Some(result) = work.result_until(Some(from), end).await {
@@ -113,7 +114,7 @@ where
         }
         if let Some(found) = work.task(&context, caller.as_ref()).await {
             let (found, context) = found;
-            return Ended::Task(Box::new(found), Box::new(context));
+            return CallResult::Task(Box::new(found), Box::new(context));
         }
     }
     if let Some(result) = work.result_until(None, end).await {
@@ -134,14 +135,14 @@ where
         return done(flat((&mut work.task).await));
     }
     match found {
-        Ok(Some(found)) => Ended::UnderWay(Box::new(found)),
+        Ok(Some(found)) => CallResult::UnderWay(Box::new(found)),
         Ok(None) => done(Err(unreadable("its record is not in the cluster"))),
         Err(error) => done(Err(unreadable(&error.detail))),
     }
 }
 
-fn done(result: Result<ActionResponse, ActionError>) -> Ended {
-    Ended::Done(Box::new(result.map_or_else(Reply::from, Reply::from)))
+fn done(result: Result<ActionResponse, ActionError>) -> CallResult {
+    CallResult::Done(Box::new(result.map_or_else(Reply::from, Reply::from)))
 }
 
 fn nothing_done(wait: Duration) -> ActionError {
@@ -222,12 +223,12 @@ struct Work {
 }
 
 impl Work {
-    fn start<B, R>(call: Call<B, R>) -> Self
+    fn start<B, R>(call: ToolCall<B, R>) -> Self
     where
         B: Send + 'static,
         R: Send + 'static,
     {
-        let Call { context, caller, incoming, wait, hold, waits, progression, .. } = call;
+        let ToolCall { context, caller, incoming, wait, hold, waits, progression, .. } = call;
         let (claimed, claim) = watch::channel(None);
         let (staged, stage) = watch::channel(String::new());
         let (stop, mut stopping) = watch::channel(false);

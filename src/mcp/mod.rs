@@ -17,7 +17,7 @@ use crate::{
     actions::ActionKind,
     auth::{
         Caller,
-        rights::{KnownRights, Rights, Scope},
+        permissions::{PermissionCache, PermissionScope, Permissions},
     },
     config::ToolSet,
     contract::{
@@ -33,7 +33,7 @@ use crate::{
     },
     ledger::history::Filter,
     mcp::{
-        calls::{Call, Ended, Hold, Progression, Waits},
+        calls::{CallResult, Hold, Progression, ToolCall, Waits},
         protocol::{
             DISCOVER, INITIALIZE, INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError,
             REVISIONS, Request, Revision, TASKS,
@@ -89,7 +89,7 @@ pub(crate) struct Exchange<B, R> {
     /// Held until the action ends.
     pub hold: Hold<B, R>,
     /// What is known of callers' permissions.
-    pub rights: Arc<KnownRights>,
+    pub permissions: Arc<PermissionCache>,
     /// The waits in progress.
     pub waits: Waits,
     /// The lines that the client gets before its answer, if it wants any.
@@ -222,7 +222,7 @@ pub(crate) fn repeated_in_headers(
     headers: &[&str],
 ) -> Vec<(&'static str, Option<String>)> {
     #[derive(Deserialize)]
-    struct Call<'a> {
+    struct CallToolParams<'a> {
         name: String,
         #[serde(borrow)]
         arguments: Option<&'a RawValue>,
@@ -238,7 +238,7 @@ pub(crate) fn repeated_in_headers(
         #[serde(default, deserialize_with = "strict_object_or_null")]
         parameters: Option<Parameters>,
     }
-    let Ok(Call { name, arguments }) = request.params() else { return Vec::new() };
+    let Ok(CallToolParams { name, arguments }) = request.params() else { return Vec::new() };
     let Some(tool) = Tool::named(&name) else { return Vec::new() };
     let Ok(Arguments { namespace, cluster, parameters }) =
         read_strictly(arguments.map_or("{}", RawValue::get), "")
@@ -274,7 +274,7 @@ pub(crate) fn client_of_handshake(request: &Request) -> Option<AuditText> {
 /// `end`. One cluster follows the other, so that a client that asks again, because the time was up, finds what is known
 /// of the first ones.
 async fn offers<B, R>(exchange: &Exchange<B, R>, end: Instant) -> Result<Vec<Offer>, ActionError> {
-    let Exchange { context, caller, rights, .. } = exchange;
+    let Exchange { context, caller, permissions, .. } = exchange;
     let late = |_| {
         let detail = "the caller's permissions could not be read in time";
         Err(ActionError::new(Code::ClusterUnavailable, detail))
@@ -287,10 +287,15 @@ async fn offers<B, R>(exchange: &Exchange<B, R>, end: Instant) -> Result<Vec<Off
     for of in context.each_cluster().iter().take(max) {
         let policy = of.policy();
         let scope = scope(of, caller.as_ref(), &policy);
-        let reading = rights.of(caller.as_ref(), scope, context.reviewer());
-        let rights = timeout_at(end, reading).await.unwrap_or_else(late);
+        let reading = permissions.of(caller.as_ref(), scope, context.reviewer());
+        let permissions = timeout_at(end, reading).await.unwrap_or_else(late);
         let cluster = of.shared_listed_name().cloned();
-        offers.push(rights.map(|rights| Offer { cluster, rights: allowed_by(&policy, rights) }));
+        offers.push(
+            permissions.map(|permissions| Offer {
+                cluster,
+                permissions: allowed_by(&policy, permissions),
+            }),
+        );
     }
     those_read(offers)
 }
@@ -307,21 +312,21 @@ fn those_read(offers: Vec<Result<Offer, ActionError>>) -> Result<Vec<Offer>, Act
 }
 
 /// What this policy leaves of these permissions.
-fn allowed_by(policy: &Policy, rights: Rights) -> Rights {
+fn allowed_by(policy: &Policy, permissions: Permissions) -> Permissions {
     let allowed = |kinds: Vec<ActionKind>, by: &dyn Fn(ActionKind) -> bool| {
         kinds.into_iter().filter(|kind| by(*kind)).collect()
     };
-    Rights {
-        execute: allowed(rights.execute, &|kind| policy.permits(kind) && !policy.read_only),
-        simulate: allowed(rights.simulate, &|kind| policy.allows_simulation(kind)),
-        ..rights
+    Permissions {
+        execute: allowed(permissions.execute, &|kind| policy.permits(kind) && !policy.read_only),
+        simulate: allowed(permissions.simulate, &|kind| policy.allows_simulation(kind)),
+        ..permissions
     }
 }
 
 /// Where and for what the permissions of a caller are checked on the cluster of this context: in all namespaces at
 /// once, in its own, in that of the cluster's credentials, and in those that the policy names; for the actions that the
 /// policy permits.
-fn scope(context: &Context, caller: Option<&Caller>, policy: &Policy) -> Scope {
+fn scope(context: &Context, caller: Option<&Caller>, policy: &Policy) -> PermissionScope {
     let own = caller.and_then(|caller| {
         let (namespace, _) =
             caller.name().strip_prefix("system:serviceaccount:")?.split_once(':')?;
@@ -329,8 +334,8 @@ fn scope(context: &Context, caller: Option<&Caller>, policy: &Policy) -> Scope {
     });
     let servers = context.cluster().map(|cluster| cluster.default_namespace().to_owned());
     let own: Vec<_> = own.into_iter().chain(servers).collect();
-    let Rights { execute, simulate, .. } = allowed_by(policy, Rights::all());
-    Scope {
+    let Permissions { execute, simulate, .. } = allowed_by(policy, Permissions::all());
+    PermissionScope {
         cluster: context.shared_listed_name().cloned(),
         namespaces: namespaces(&own, policy),
         execute,
@@ -360,12 +365,12 @@ where
     R: Send + 'static,
 {
     #[derive(Deserialize)]
-    struct Call<'a> {
+    struct CallToolParams<'a> {
         name: String,
         #[serde(borrow)]
         arguments: Option<&'a RawValue>,
     }
-    let Call { name, arguments } = request.params()?;
+    let CallToolParams { name, arguments } = request.params()?;
     let arguments = arguments.map_or("{}", RawValue::get).trim();
     if !arguments.starts_with('{') {
         let what = "params.arguments: must be an object";
@@ -399,7 +404,7 @@ where
     let client = request.meta.client.clone().or(exchange.client);
     let incoming = IncomingRequest { body, client, ..IncomingRequest::default() };
     let Exchange { context, caller, wait, hold, waits, progression, revision, .. } = exchange;
-    let ended = calls::execute(Call {
+    let ended = calls::execute(ToolCall {
         context: context.clone(),
         caller: caller.clone(),
         incoming,
@@ -410,11 +415,11 @@ where
         progression,
     });
     match ended.await {
-        Ended::Done(reply) => answers::of_reply(&reply, context.names().as_ref()),
-        Ended::UnderWay(found) => {
+        CallResult::Done(reply) => answers::of_reply(&reply, context.names().as_ref()),
+        CallResult::UnderWay(found) => {
             answers::of_progress(&found.progress().await, context.names().as_ref())
         }
-        Ended::Task(found, context) => tasks::created(&found, &context, caller.as_ref()).await,
+        CallResult::Task(found, context) => tasks::created(&found, &context, caller.as_ref()).await,
     }
 }
 
@@ -462,14 +467,14 @@ async fn get_action<B, R>(
 ) -> Result<Value, ActionError> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct Wanted {
+    struct GetActionArguments {
         id: RequestId,
         #[serde(default)]
         namespace: Option<Namespace>,
         #[serde(default)]
         cluster: Option<ClusterName>,
     }
-    let Wanted { id, namespace, cluster } = read_strictly(arguments, "")?;
+    let GetActionArguments { id, namespace, cluster } = read_strictly(arguments, "")?;
     let Exchange { context, caller, .. } = exchange;
     let context = context.for_cluster(cluster.as_ref())?;
     let found = find_as(&context, caller.as_ref(), &namespace.unwrap_or_default(), &id).await?;
@@ -482,13 +487,13 @@ async fn list_actions<B, R>(
 ) -> Result<Value, ActionError> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct Wanted {
+    struct ListActionsArguments {
         namespace: Option<Namespace>,
         target: Option<String>,
         limit: Option<usize>,
         cluster: Option<ClusterName>,
     }
-    let Wanted { namespace, target, limit, cluster } = read_strictly(arguments, "")?;
+    let ListActionsArguments { namespace, target, limit, cluster } = read_strictly(arguments, "")?;
     let limit = limit.unwrap_or(DEFAULT_ENTRIES);
     if !(1..=MAX_ENTRIES).contains(&limit) {
         let what = format!("must be a number from 1 to {MAX_ENTRIES}");
@@ -505,14 +510,14 @@ async fn list_actions<B, R>(
 async fn diagnose<B, R>(exchange: &Exchange<B, R>, arguments: &str) -> Result<Value, ActionError> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct Wanted {
+    struct DiagnoseArguments {
         target: String,
         #[serde(default)]
         namespace: Option<Namespace>,
         #[serde(default)]
         cluster: Option<ClusterName>,
     }
-    let Wanted { target, namespace, cluster } = read_strictly(arguments, "")?;
+    let DiagnoseArguments { target, namespace, cluster } = read_strictly(arguments, "")?;
     let target = Target::read(&target, namespace)?;
     let Exchange { context, caller, .. } = exchange;
     let context = context.for_cluster(cluster.as_ref())?;
@@ -555,7 +560,7 @@ mod tests {
             tools: ToolSet::PerAction,
             wait: settings.mcp.wait,
             hold: Hold::Request(()),
-            rights: Arc::default(),
+            permissions: Arc::default(),
             waits: Waits::default(),
             progression: None,
         };
@@ -681,8 +686,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_read_in_time_is_not_offered_unless_nothing_is_read() {
-        let offer = |name: &str| Offer { cluster: Some(Arc::from(name)), rights: Rights::all() };
+    fn unread_permissions_are_not_offered() {
+        let offer =
+            |name: &str| Offer { cluster: Some(Arc::from(name)), permissions: Permissions::all() };
         let failed = |detail| Err(ActionError::new(Code::ClusterUnavailable, detail));
         let read = those_read(vec![failed("late"), Ok(offer("blue")), failed("gone")]);
         let names: Vec<_> = read.expect("is read").into_iter().map(|it| it.cluster).collect();
@@ -693,7 +699,7 @@ mod tests {
     }
 
     #[test]
-    fn rights_are_looked_for_in_the_first_namespaces_of_each_policy_once() {
+    fn permissions_are_read_in_the_first_namespaces_of_each_policy_once() {
         let own = ["jo", "ops", "jo"].map(str::to_owned);
         let policy = "namespaces: {allow: [ops, a, a, team-*, b, c, d, e, f, g, h, i]}";
         let policy = Policy::parse(policy, "policy.yaml").expect("is one");

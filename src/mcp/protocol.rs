@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_refused_with_the_code_of_json_rpc() {
+    fn invalid_messages_have_json_rpc_codes() {
         for (text, code, has_id) in [
             ("", PARSE_ERROR, false),
             ("{", PARSE_ERROR, false),

@@ -27,7 +27,7 @@ use crate::{
         incoming::find_as,
         status::{Operation, Progress},
     },
-    ledger::record::State,
+    ledger::record::RecordState,
     mcp::{
         answers,
         calls::Waits,
@@ -132,11 +132,11 @@ pub(crate) async fn answer(
     }
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Named {
+    struct TaskParams {
         task_id: String,
         input_responses: Option<Map<String, Value>>,
     }
-    let Named { task_id, input_responses, .. } = request.params()?;
+    let TaskParams { task_id, input_responses, .. } = request.params()?;
     if method == Method::Update && input_responses.is_none() {
         return Err(ProtocolError::new(INVALID_PARAMS, "params.inputResponses: missing"));
     }
@@ -221,13 +221,13 @@ fn outcome(found: &Operation, progress: &Progress, context: &Context) -> Value {
     let listed = context.names();
     let recorded = found.interrupted_answer().or(progress.answer.as_ref());
     let mut result = match (progress.state, recorded) {
-        (State::Answered | State::Applied | State::RollingBack, Some(answer)) => {
+        (RecordState::Answered | RecordState::Applied | RecordState::RollingBack, Some(answer)) => {
             answers::of_record(answer, listed.as_ref())
         }
         _ => {
             let mut result = answers::of_progress(progress, listed.as_ref());
             // The call would have been refused, or would have said that the outcome is unknown.
-            result["isError"] = (progress.state != State::PendingApproval).into();
+            result["isError"] = (progress.state != RecordState::PendingApproval).into();
             result
         }
     };
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_task_id_is_not_read() {
+    fn invalid_task_ids_are_refused() {
         for text in [
             "",
             "shop",

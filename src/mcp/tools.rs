@@ -13,7 +13,7 @@ use crate::{
         ActionKind, Descriptor,
         summary::{compact, first_sentence},
     },
-    auth::rights::Rights,
+    auth::permissions::Permissions,
     config::ToolSet,
 };
 
@@ -94,13 +94,13 @@ pub(crate) enum NamespaceAt {
 
 impl Tool {
     /// Whether these permissions are enough for it.
-    fn is_of(self, rights: &Rights) -> bool {
+    fn is_of(self, permissions: &Permissions) -> bool {
         match self {
-            Tool::Simulate => !rights.simulate.is_empty(),
-            Tool::Execute => !rights.execute.is_empty(),
-            Tool::Action(kind) => rights.execute.contains(&kind),
-            Tool::GetAction => rights.get,
-            Tool::ListActions | Tool::Diagnose => rights.list,
+            Tool::Simulate => !permissions.simulate.is_empty(),
+            Tool::Execute => !permissions.execute.is_empty(),
+            Tool::Action(kind) => permissions.execute.contains(&kind),
+            Tool::GetAction => permissions.get,
+            Tool::ListActions | Tool::Diagnose => permissions.list,
         }
     }
 
@@ -119,7 +119,7 @@ impl Tool {
 pub(crate) struct Offer {
     /// The cluster's name, if there is a list.
     pub cluster: Option<Arc<str>>,
-    pub rights: Rights,
+    pub permissions: Permissions,
 }
 
 /// The tools of a caller that may do this on each cluster, always in the same order. `default` is the cluster of a call
@@ -128,7 +128,8 @@ pub(crate) fn list(offers: &[Offer], set: ToolSet, default: Option<&str>) -> Vec
     let mut tools = tools_of(&anywhere(offers), set);
     for tool in &mut tools {
         let named = tool["name"].as_str().and_then(Tool::named);
-        let offering = offers.iter().filter(|it| named.is_some_and(|tool| tool.is_of(&it.rights)));
+        let offering =
+            offers.iter().filter(|it| named.is_some_and(|tool| tool.is_of(&it.permissions)));
         let clusters: Vec<_> = offering.filter_map(|it| it.cluster.as_deref()).collect();
         if !clusters.is_empty() {
             add_cluster(&mut tool["inputSchema"], &clusters, default);
@@ -138,43 +139,43 @@ pub(crate) fn list(offers: &[Offer], set: ToolSet, default: Option<&str>) -> Vec
 }
 
 /// What may be done on one cluster at least.
-fn anywhere(offers: &[Offer]) -> Rights {
-    let rights = || offers.iter().map(|offer| &offer.rights);
-    let any = |kinds: fn(&Rights) -> &Vec<ActionKind>| {
-        let may = |kind: &ActionKind| rights().any(|it| kinds(it).contains(kind));
+fn anywhere(offers: &[Offer]) -> Permissions {
+    let permissions = || offers.iter().map(|offer| &offer.permissions);
+    let any = |kinds: fn(&Permissions) -> &Vec<ActionKind>| {
+        let may = |kind: &ActionKind| permissions().any(|it| kinds(it).contains(kind));
         ActionKind::ALL.into_iter().filter(may).collect()
     };
-    Rights {
+    Permissions {
         execute: any(|it| &it.execute),
         simulate: any(|it| &it.simulate),
-        get: rights().any(|it| it.get),
-        list: rights().any(|it| it.list),
+        get: permissions().any(|it| it.get),
+        list: permissions().any(|it| it.list),
     }
 }
 
-fn tools_of(rights: &Rights, set: ToolSet) -> Vec<Value> {
+fn tools_of(permissions: &Permissions, set: ToolSet) -> Vec<Value> {
     let mut tools = Vec::new();
     let (own, simulated): (&[ActionKind], _) = match set {
-        ToolSet::PerAction => (&rights.execute, &rights.simulate),
+        ToolSet::PerAction => (&permissions.execute, &permissions.simulate),
         // What is described is short if only what can be executed is simulated.
-        ToolSet::Auto if (1..=MAX_OWN_TOOLS).contains(&rights.execute.len()) => {
-            (&rights.execute, &rights.execute)
+        ToolSet::Auto if (1..=MAX_OWN_TOOLS).contains(&permissions.execute.len()) => {
+            (&permissions.execute, &permissions.execute)
         }
-        ToolSet::Auto | ToolSet::Generic => (&[], &rights.simulate),
+        ToolSet::Auto | ToolSet::Generic => (&[], &permissions.simulate),
     };
-    if !rights.simulate.is_empty() {
+    if !permissions.simulate.is_empty() {
         let tool = simulate(simulated, own, Detail::Described);
         let is_short = tool.to_string().len() <= MAX_SIMULATE_CHARACTERS;
         tools.push(if is_short { tool } else { simulate(simulated, own, Detail::Named) });
     }
     tools.extend(own.iter().map(|kind| action(kind.descriptor(), &kind.whole_schema().to_value())));
-    if own.is_empty() && !rights.execute.is_empty() {
-        tools.push(execute(&rights.execute));
+    if own.is_empty() && !permissions.execute.is_empty() {
+        tools.push(execute(&permissions.execute));
     }
-    if rights.get {
+    if permissions.get {
         tools.push(get_action());
     }
-    if rights.list {
+    if permissions.list {
         tools.push(list_actions());
         tools.push(diagnose());
     }
@@ -475,8 +476,8 @@ mod tests {
     use super::*;
 
     /// Everything that a caller can be offered.
-    fn everything() -> Rights {
-        Rights {
+    fn everything() -> Permissions {
+        Permissions {
             execute: ActionKind::ALL.into(),
             simulate: ActionKind::ALL.into(),
             get: true,
@@ -485,20 +486,20 @@ mod tests {
     }
 
     /// The tools without a list of clusters.
-    fn listed(rights: &Rights, set: ToolSet) -> Vec<Value> {
-        list(&[Offer { cluster: None, rights: rights.clone() }], set, None)
+    fn listed(permissions: &Permissions, set: ToolSet) -> Vec<Value> {
+        list(&[Offer { cluster: None, permissions: permissions.clone() }], set, None)
     }
 
     #[test]
     fn a_tool_names_the_clusters_on_which_it_may_be_used_and_requires_one_without_a_default() {
-        let offer = |name: &str, rights| Offer { cluster: Some(Arc::from(name)), rights };
-        let scales = Rights { execute: vec![ActionKind::Scale], ..Rights::default() };
-        let reads = Rights { get: true, list: true, ..Rights::default() };
+        let offer = |name: &str, permissions| Offer { cluster: Some(Arc::from(name)), permissions };
+        let scales = Permissions { execute: vec![ActionKind::Scale], ..Permissions::default() };
+        let reads = Permissions { get: true, list: true, ..Permissions::default() };
         let offers = [
             offer("green", reads),
             offer("blue", everything()),
             offer("red", scales),
-            offer("gone", Rights::default()),
+            offer("gone", Permissions::default()),
         ];
         for default in [None, Some("green"), Some("blue")] {
             let mut number = 0;
@@ -541,13 +542,14 @@ mod tests {
 
     #[test]
     fn all_tools_together_have_fewer_than_6000_tokens_without_integrations_and_10000_with_them() {
-        let tokens =
-            |rights: &Rights, set| Value::from(listed(rights, set)).to_string().chars().count() / 4;
+        let tokens = |permissions: &Permissions, set| {
+            Value::from(listed(permissions, set)).to_string().chars().count() / 4
+        };
         let all = tokens(&everything(), ToolSet::Auto);
         assert!(all < 10_000, "{all} tokens");
         let own: Vec<_> = ActionKind::ALL.into_iter().filter(is_of_kubernetes).collect();
-        let rights = Rights { execute: own.clone(), simulate: own, ..everything() };
-        let without = tokens(&rights, ToolSet::Auto);
+        let permissions = Permissions { execute: own.clone(), simulate: own, ..everything() };
+        let without = tokens(&permissions, ToolSet::Auto);
         assert!(without < 6000, "{without} tokens");
         // As many as have a tool of their own, and those with the longest descriptions.
         let mut longest: Vec<_> = ActionKind::ALL.into_iter().filter(is_of_kubernetes).collect();
@@ -556,10 +558,10 @@ mod tests {
             std::cmp::Reverse(action(kind.descriptor(), &schema).to_string().len())
         });
         longest.truncate(MAX_OWN_TOOLS);
-        let rights = Rights { execute: longest, ..everything() };
-        let own = tokens(&rights, ToolSet::Auto);
+        let permissions = Permissions { execute: longest, ..everything() };
+        let own = tokens(&permissions, ToolSet::Auto);
         assert!(own < 6000, "{own} tokens");
-        assert_eq!(listed(&rights, ToolSet::Auto).len(), MAX_OWN_TOOLS + 4);
+        assert_eq!(listed(&permissions, ToolSet::Auto).len(), MAX_OWN_TOOLS + 4);
     }
 
     #[test]
@@ -618,10 +620,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_offered_is_not_named() {
+    fn tools_that_are_not_offered_are_not_named() {
         let only = |kinds: &[ActionKind]| kinds.to_vec();
         let scale = only(&[ActionKind::Scale]);
-        let offer = Rights { execute: scale.clone(), simulate: scale, get: true, list: false };
+        let offer = Permissions { execute: scale.clone(), simulate: scale, get: true, list: false };
         for set in [ToolSet::PerAction, ToolSet::Generic] {
             let tools = listed(&offer, set);
             let text = Value::from(tools.clone()).to_string();
@@ -632,13 +634,13 @@ mod tests {
                 assert!(!text.contains(&format!("\"{}\"", other.name())), "{}", other.name());
             }
         }
-        assert!(listed(&Rights::default(), ToolSet::PerAction).is_empty());
-        assert!(listed(&Rights::default(), ToolSet::Generic).is_empty());
+        assert!(listed(&Permissions::default(), ToolSet::PerAction).is_empty());
+        assert!(listed(&Permissions::default(), ToolSet::Generic).is_empty());
     }
 
     #[test]
     fn every_schema_is_one_and_accepts_the_examples() {
-        let read_only = Rights { execute: Vec::new(), ..everything() };
+        let read_only = Permissions { execute: Vec::new(), ..everything() };
         for (offer, set) in [
             (everything(), ToolSet::PerAction),
             (everything(), ToolSet::Generic),

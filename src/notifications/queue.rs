@@ -193,7 +193,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::notifications::retries::MAX_TIME;
+    use crate::notifications::retries::RETRY_TIMEOUT;
 
     fn event(number: usize) -> Event {
         Event { id: number.to_string(), body: Vec::new() }
@@ -263,7 +263,7 @@ mod tests {
         queue.push(event(1));
         // The last attempt is made when the time of the first event is over.
         let first = queue.next().await;
-        assert_eq!((first.event.id.as_str(), began.elapsed()), ("1", MAX_TIME));
+        assert_eq!((first.event.id.as_str(), began.elapsed()), ("1", RETRY_TIMEOUT));
         queue.done(first, AttemptResult::Retry(Duration::ZERO), "why");
         assert_eq!((*queue.open.borrow(), count(&queue, "failed")), (0, 1));
     }

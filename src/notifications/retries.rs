@@ -9,11 +9,11 @@ use tokio::time::Instant;
 const MAX_ATTEMPTS: usize = 10;
 
 /// The pauses between attempts: the first one, and the longest one. Each is made longer at random, at most twice as long.
-const MIN_PAUSE: Duration = Duration::from_millis(500);
-const MAX_PAUSE: Duration = Duration::from_secs(60);
+const MIN_RETRY_INTERVAL: Duration = Duration::from_millis(500);
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Time from the first failure to the last attempt, whatever the sink asks for.
-pub(super) const MAX_TIME: Duration = Duration::from_secs(300);
+pub(super) const RETRY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The retries of one event.
 pub(super) struct Retries {
@@ -24,8 +24,8 @@ pub(super) struct Retries {
 impl Default for Retries {
     fn default() -> Self {
         let pauses = ExponentialBuilder::default()
-            .with_min_delay(MIN_PAUSE)
-            .with_max_delay(MAX_PAUSE)
+            .with_min_delay(MIN_RETRY_INTERVAL)
+            .with_max_delay(MAX_RETRY_INTERVAL)
             .with_max_times(MAX_ATTEMPTS - 1)
             .with_jitter()
             .build();
@@ -36,8 +36,8 @@ impl Default for Retries {
 impl Retries {
     /// When to resend it after an attempt that failed now: after this pause at least, and not after its time is over.
     pub(super) fn next(&mut self, least: Duration, now: Instant) -> Option<Instant> {
-        let last_at = *self.last_at.get_or_insert(now + MAX_TIME);
-        let pause = self.pauses.next()?.max(least).min(MAX_TIME);
+        let last_at = *self.last_at.get_or_insert(now + RETRY_TIMEOUT);
+        let pause = self.pauses.next()?.max(least).min(RETRY_TIMEOUT);
         (now < last_at).then(|| (now + pause).min(last_at))
     }
 }
@@ -60,8 +60,11 @@ mod tests {
     #[test]
     fn pauses_grow_and_end_within_five_minutes() {
         let all = pauses(Duration::ZERO);
-        assert!(all.len() < MAX_ATTEMPTS && all[0] >= MIN_PAUSE && all[3] > all[0], "{all:?}");
-        assert!(all.iter().sum::<Duration>() <= MAX_TIME, "{all:?}");
+        assert!(
+            all.len() < MAX_ATTEMPTS && all[0] >= MIN_RETRY_INTERVAL && all[3] > all[0],
+            "{all:?}"
+        );
+        assert!(all.iter().sum::<Duration>() <= RETRY_TIMEOUT, "{all:?}");
     }
 
     #[test]
@@ -69,7 +72,7 @@ mod tests {
         let seconds = Duration::from_secs;
         assert_eq!(pauses(seconds(100)), [seconds(100); 3]);
         assert_eq!(pauses(seconds(200)), [seconds(200), seconds(100)]);
-        assert_eq!(pauses(seconds(86_400)), [MAX_TIME]);
-        assert_eq!(pauses(Duration::MAX), [MAX_TIME]);
+        assert_eq!(pauses(seconds(86_400)), [RETRY_TIMEOUT]);
+        assert_eq!(pauses(Duration::MAX), [RETRY_TIMEOUT]);
     }
 }

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_is_refused_and_not_repeated() {
+    fn an_invalid_secret_is_refused_and_not_repeated() {
         let short = format!("whsec_{}", BASE64_STANDARD.encode([1; 23]));
         for text in ["", "\n", "hunter2", "whsec_hunter2!", &short] {
             let error = secrets(text).err().expect("is refused");

@@ -95,13 +95,13 @@ pub(crate) struct RuleResult {
 
 /// The results of all rules, in the order of evaluation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Verdict {
+pub(crate) struct Evaluation {
     pub results: Vec<RuleResult>,
 }
 
 impl Policy {
     /// Evaluates all rules.
-    pub(crate) fn judge(&self, facts: &Facts) -> Verdict {
+    pub(crate) fn judge(&self, facts: &Facts) -> Evaluation {
         let mut results = vec![self.namespace_denied(facts.namespace, facts.node)];
         results.extend(self.integration_named(facts));
         if !facts.simulate {
@@ -123,15 +123,15 @@ impl Policy {
             results.push(self.action_approval(facts));
             results.push(self.namespace_approval(facts));
         }
-        Verdict { results }
+        Evaluation { results }
     }
 
     /// Evaluates the rules for a diagnosis of what is in a namespace, or of a node: it reads logs, so that it needs a
     /// namespace that is allowed, as a real action does.
-    pub(crate) fn judge_diagnosis(&self, namespace: &str, node: Option<&str>) -> Verdict {
+    pub(crate) fn judge_diagnosis(&self, namespace: &str, node: Option<&str>) -> Evaluation {
         let results =
             vec![self.namespace_denied(namespace, node), self.namespace_allowed(namespace, node)];
-        Verdict { results }
+        Evaluation { results }
     }
 
     /// Evaluates all rules for a plan: for its target, and for each other object that it affects.
@@ -140,13 +140,13 @@ impl Policy {
         request: &ActionRequest,
         plan: &Plan,
         simulate: bool,
-    ) -> Verdict {
+    ) -> Evaluation {
         let facts = Facts { simulate, ..Facts::of(request, Some(plan)) };
-        let mut verdict = self.judge(&facts);
+        let mut evaluation = self.judge(&facts);
         for other in &plan.others {
-            verdict.results.extend(self.judge_other(request, other, simulate).results);
+            evaluation.results.extend(self.judge_other(request, other, simulate).results);
         }
-        verdict
+        evaluation
     }
 
     /// Evaluates all rules for another object that a request affects, and returns what objects to it.
@@ -155,7 +155,7 @@ impl Policy {
         request: &ActionRequest,
         other: &AffectedObject,
         simulate: bool,
-    ) -> Verdict {
+    ) -> Evaluation {
         let facts = Facts {
             simulate,
             namespace: &other.target.namespace,
@@ -170,7 +170,7 @@ impl Policy {
             reason: format!("{}: {}", other.target, result.reason),
             ..result
         });
-        Verdict { results: results.collect() }
+        Evaluation { results: results.collect() }
     }
 
     fn namespace_denied(&self, namespace: &str, node: Option<&str>) -> RuleResult {
@@ -476,7 +476,7 @@ impl Policy {
     }
 }
 
-impl Verdict {
+impl Evaluation {
     /// Refuses if a rule denies.
     ///
     /// # Errors
@@ -566,9 +566,9 @@ mod tests {
 
     /// The first rule that denies.
     fn denied(text: &str, facts: Facts) -> Option<&'static str> {
-        let verdict = policy(text).judge(&facts);
-        let denied = verdict.results.iter().find(|it| it.effect == Effect::Deny);
-        assert_eq!(verdict.refuse().is_err(), denied.is_some());
+        let evaluation = policy(text).judge(&facts);
+        let denied = evaluation.results.iter().find(|it| it.effect == Effect::Deny);
+        assert_eq!(evaluation.refuse().is_err(), denied.is_some());
         denied.map(|result| result.rule)
     }
 
@@ -760,9 +760,9 @@ mod tests {
 
     #[test]
     fn an_unknown_fact_denies_nothing() {
-        let verdict = policy("targets: {opt_in: [sre]}").judge(&FACTS);
-        let later = verdict.results.iter().filter(|it| it.effect == Effect::Unknown).count();
-        assert_eq!((verdict.refuse(), later), (Ok(()), 2));
+        let evaluation = policy("targets: {opt_in: [sre]}").judge(&FACTS);
+        let later = evaluation.results.iter().filter(|it| it.effect == Effect::Unknown).count();
+        assert_eq!((evaluation.refuse(), later), (Ok(()), 2));
     }
 
     #[test]

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_signed_is_opened_with_the_public_key_of_the_same_id() {
+    fn a_signed_envelope_opens_with_its_public_key() {
         let (private, public) = keys();
         assert_eq!(private.id(), public[0].id());
         let opened = open(&sign(&private, b"{}"), &public).expect("is valid");

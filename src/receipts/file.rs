@@ -123,14 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_or_has_no_directory_is_refused() {
+    fn an_irregular_file_is_refused() {
         for path in ["/dev/null", "/nonexistent/receipts", "/"] {
             assert!(check(Path::new(path)).is_err(), "{path}");
         }
     }
 
     #[test]
-    fn a_process_that_holds_the_lock_is_waited_for_and_not_for_ever() {
+    fn a_lock_that_another_process_holds_is_waited_for_until_the_timeout() {
         let path = path();
         append(&path, "a").expect("is appended");
         let other = File::open(&path).expect("is opened");

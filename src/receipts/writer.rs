@@ -41,11 +41,11 @@ impl Writer {
         }
         let write = async {
             let lock = self.lock.clone().lock_owned().await;
-            let turn = Turn { overdue_at: self.overdue_at.clone(), _lock: lock };
-            turn.set(Some(deadline));
+            let guard = WriteGuard { overdue_at: self.overdue_at.clone(), _lock: lock };
+            guard.set(Some(deadline));
             // The thread releases the lock, also if nobody waits for it any more.
             let written = spawn_blocking(move || {
-                let _turn = turn;
+                let _turn = guard;
                 write()
             });
             written.await
@@ -64,18 +64,18 @@ impl Writer {
 }
 
 /// The write in progress, until it is dropped.
-struct Turn {
+struct WriteGuard {
     overdue_at: Arc<Mutex<Option<Instant>>>,
     _lock: OwnedMutexGuard<()>,
 }
 
-impl Turn {
+impl WriteGuard {
     fn set(&self, overdue_at: Option<Instant>) {
         *self.overdue_at.lock().unwrap_or_else(PoisonError::into_inner) = overdue_at;
     }
 }
 
-impl Drop for Turn {
+impl Drop for WriteGuard {
     fn drop(&mut self) {
         self.set(None);
     }

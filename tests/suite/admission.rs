@@ -26,7 +26,7 @@ use crate::{
     cluster::{eventually, shared},
     program::{Finished, Program, scratch},
     scenario::{Scenario, for_each_action, for_each_form, is_creation},
-    webhook::{Verdict, Webhook},
+    webhook::{Webhook, WebhookBehavior},
 };
 
 /// Far wider rules than the executor's own.
@@ -349,17 +349,18 @@ const TARGETS: [&str; 18] = [
 ];
 
 /// What a webhook may answer, the code that the answer has, and a part of its detail.
-fn verdicts(webhook: &str) -> Vec<(Verdict, &'static str, String)> {
+fn behaviors(webhook: &str) -> Vec<(WebhookBehavior, &'static str, String)> {
     let denied = [400, 401, 403, 404, 409, 422, 429, 500, 503].map(|code| {
         // The authorizer's words.
         let words = "User \"x\" cannot patch resource \"y\"; ask the platform team";
         let detail = format!("admission webhook \"{webhook}\" denied the request: {words}");
-        (Verdict::Deny(code, words), "rejected_by_cluster", detail)
+        (WebhookBehavior::Deny(code, words), "rejected_by_cluster", detail)
     });
-    let failed = [Verdict::Fail(500), Verdict::Fail(404), Verdict::Hang].map(|verdict| {
-        let detail = format!("its admission webhook '{webhook}' failed");
-        (verdict, "cluster_unavailable", detail)
-    });
+    let failed = [WebhookBehavior::Fail(500), WebhookBehavior::Fail(404), WebhookBehavior::Hang]
+        .map(|behavior| {
+            let detail = format!("its admission webhook '{webhook}' failed");
+            (behavior, "cluster_unavailable", detail)
+        });
     denied.into_iter().chain(failed).collect()
 }
 
@@ -369,13 +370,13 @@ fn a_webhooks_denial_and_its_failure_are_told_at_once_whatever_its_status() {
         let scenario = Scenario::new(kind, "webhook").await;
         let kubeconfig = scenario.account("executor", wide_rights()).await;
         let webhook = Webhook::start(&scenario.namespace, "executor", &TARGETS).await;
-        for (number, (verdict, code, says)) in verdicts(webhook.name()).into_iter().enumerate() {
-            webhook.set(verdict);
+        for (number, (behavior, code, says)) in behaviors(webhook.name()).into_iter().enumerate() {
+            webhook.set(behavior);
             for simulate in [true, false] {
                 let mut request = scenario.request(&format!("r{number}"));
                 request["simulate"] = simulate.into();
                 let done = send(&scenario, &kubeconfig, &request);
-                let place = format!("{} {verdict:?} simulate {simulate}: {done:?}", kind.name());
+                let place = format!("{} {behavior:?} simulate {simulate}: {done:?}", kind.name());
                 let answer = done.answer();
                 let detail = answer["detail"].as_str().or(answer["result"].as_str());
                 assert_eq!(answer["code"], code, "{place}");
@@ -384,7 +385,7 @@ fn a_webhooks_denial_and_its_failure_are_told_at_once_whatever_its_status() {
             }
         }
         assert_eq!(scenario.effects().await, 0);
-        webhook.set(Verdict::Allow);
+        webhook.set(WebhookBehavior::Allow);
         let done = send(&scenario, &kubeconfig, &scenario.request("allowed"));
         assert_eq!(done.status, 0, "{done:?}");
     });
@@ -402,12 +403,12 @@ async fn a_webhook_that_denies_a_record_or_the_budget_is_named_and_nothing_is_do
             let program = Program::with_kubeconfig(&kubeconfig).under(&policy);
             program.input(request.to_string()).run()
         };
-        for (number, (verdict, code, says)) in verdicts(webhook.name()).into_iter().enumerate() {
-            webhook.set(verdict);
+        for (number, (behavior, code, says)) in behaviors(webhook.name()).into_iter().enumerate() {
+            webhook.set(behavior);
             let done = send(scenario.request(&format!("r{number}")));
-            assert_eq!(done.answer()["code"], code, "{resource} {verdict:?}: {done:?}");
+            assert_eq!(done.answer()["code"], code, "{resource} {behavior:?}: {done:?}");
             assert!(done.answer()["detail"].as_str().expect("has one").contains(&says), "{done:?}");
-            assert!(done.took < Duration::from_secs(6), "{resource} {verdict:?}: {done:?}");
+            assert!(done.took < Duration::from_secs(6), "{resource} {behavior:?}: {done:?}");
         }
         assert_eq!(scenario.effects().await, 0);
     }

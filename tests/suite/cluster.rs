@@ -854,7 +854,7 @@ impl Namespace {
         let more = spec.as_object().expect("are fields").clone();
         object["spec"].as_object_mut().expect("is one").extend(more);
         self.create::<PodDisruptionBudget>(object).await;
-        self.settled_budget(name).await;
+        self.settled_pdb(name).await;
     }
 
     /// Has the API server validate the calls of this rule in this namespace; `action` is what a failed validation does.
@@ -881,7 +881,7 @@ impl Namespace {
 
     /// A disruption budget of this name for the pods of `app`, all of which it requires, and for one more pod, which is
     /// never ready: it allows no disruption, and would once that pod is ready or another is required less.
-    pub async fn exhausted_budget(&self, name: &str, app: &str, pods: i32) {
+    pub async fn exhausted_pdb(&self, name: &str, app: &str, pods: i32) {
         let unready = format!("{app}-unready");
         self.bare_pod_of(&unready, CRASHING_IMAGE, json!({ "app": unready })).await;
         self.create::<PodDisruptionBudget>(json!({
@@ -895,7 +895,7 @@ impl Namespace {
         }))
         .await;
         eventually("the disruption budget is exhausted", async || {
-            let status = self.settled_budget(name).await.status?;
+            let status = self.settled_pdb(name).await.status?;
             let counted =
                 (status.expected_pods, status.current_healthy, status.disruptions_allowed);
             (counted == (pods + 1, pods, 0)).then_some(())
@@ -908,7 +908,7 @@ impl Namespace {
         let patch = Patch::Merge(json!({ "spec": { "minAvailable": number } }));
         let budgets = self.api::<PodDisruptionBudget>();
         budgets.patch(name, &Default::default(), &patch).await.expect("is patched");
-        self.settled_budget(name).await;
+        self.settled_pdb(name).await;
     }
 
     /// Sets whether a pod is ready, as its kubelet does.
@@ -921,7 +921,7 @@ impl Namespace {
     }
 
     /// The disruption budget, once its status is current.
-    pub async fn settled_budget(&self, name: &str) -> PodDisruptionBudget {
+    pub async fn settled_pdb(&self, name: &str) -> PodDisruptionBudget {
         eventually("the disruption budget has a current status", async || {
             let found = self.api::<PodDisruptionBudget>().get(name).await.expect("is there");
             let observed = found.status.as_ref()?.observed_generation;

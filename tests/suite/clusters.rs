@@ -749,7 +749,7 @@ async fn an_impersonated_caller_has_its_rights_on_each_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_list_a_request_may_still_name_the_only_cluster() {
+async fn a_request_may_name_the_only_cluster() {
     let namespace = shared().namespace("clusters_one").await;
     namespace.running_deployment("web", 1).await;
     let request = |cluster: &str| {

@@ -247,7 +247,7 @@ async fn health_checks_are_answered_while_requests_hold_the_descriptors() {
             Program::with_kubeconfig(&kubeconfig).env("ACTION_EXECUTOR_PEER_SHARE", "100");
         let server = Server::with_descriptors(engine, program, 520);
         let read = b"GET /api/v1/history HTTP/1.1\r\nHost: localhost\r\n\r\n";
-        let crowd: Vec<_> = (0..140)
+        let clients: Vec<_> = (0..140)
             .map(|number| {
                 let act = restart(&namespace, &format!("web-{number}"), &format!("r{number}"));
                 let act = execute_request(act.to_string().as_bytes(), "");
@@ -260,7 +260,7 @@ async fn health_checks_are_answered_while_requests_hold_the_descriptors() {
         for _ in 0..60 {
             assert_eq!(server.get("/api/v1/healthz").status, 200, "{engine:?}: {}", server.log());
         }
-        drop(crowd);
+        drop(clients);
         eventually("others are served again", async || {
             (server.get("/api/v1/actions").status == 200).then_some(())
         })

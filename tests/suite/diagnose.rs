@@ -241,7 +241,7 @@ async fn each_entry_point_gives_the_same_report_and_writes_nothing() {
     let namespace = shared().namespace("diagnose_parity").await;
     namespace.running_deployment("web", 2).await;
     namespace.disruption_budget("web", "web", json!({ "minAvailable": 2 })).await;
-    namespace.settled_budget("web").await;
+    namespace.settled_pdb("web").await;
     namespace
         .create::<HorizontalPodAutoscaler>(json!({
             "metadata": { "name": "web" },
@@ -265,7 +265,7 @@ async fn each_entry_point_gives_the_same_report_and_writes_nothing() {
     let program = Program::with_kubeconfig(namespace.kubeconfig()).input(restart.to_string());
     let done = spawn_blocking(|| program.run()).await.expect("it ran");
     assert_eq!(done.status, 0, "{done:?}");
-    namespace.settled_budget("web").await;
+    namespace.settled_pdb("web").await;
 
     let kubeconfig = namespace.account("reader", json!(parts::RULES)).await;
     let user = format!("system:serviceaccount:{name}:reader");
@@ -484,7 +484,7 @@ async fn pods_on_a_node_are_those_of_namespaces_that_the_policy_allows() {
 }
 
 #[test]
-fn the_rights_of_a_diagnosis_are_granted_on_request_alone() {
+fn the_permissions_of_a_diagnosis_are_granted_on_request_alone() {
     let print = |more: &[&str]| {
         let account = ["rbac", "--service-account", "ops:executor", "--namespace", "shop"];
         let done = Program::offline().args(account.into_iter().chain(more.iter().copied())).run();

@@ -80,7 +80,7 @@ async fn an_account_with_all_rights_is_well_and_a_missing_one_is_named() {
 }
 
 #[tokio::test]
-async fn where_callers_are_impersonated_the_account_needs_no_right_of_an_action() {
+async fn the_account_needs_no_action_permissions_with_impersonation() {
     let namespace = shared().namespace("doctor_impersonates").await;
     let policy = Policy::parse(POLICY, "p").expect("is a policy");
     let mut rules = json!(rbac::rules(&[], &policy));
@@ -122,7 +122,7 @@ async fn a_kill_switch_that_is_on_is_a_warning() {
 }
 
 #[test]
-fn what_is_missing_ends_the_examination_with_what_to_do() {
+fn missing_configuration_ends_the_checks_with_a_hint() {
     let done = Program::offline().args(["doctor"]).run();
     assert_eq!(done.status, 78, "{done:?}");
     assert!(done.stdout.contains("FAILED   cluster"), "{done:?}");

@@ -222,7 +222,7 @@ async fn a_selector_limits_the_evicted_pods() {
 #[tokio::test]
 async fn an_exhausted_budget_is_refused_or_waited_for() {
     let namespace = node_with("drain_room", &[("web", 1), ("api", 1)]).await;
-    namespace.exhausted_budget("web", "web", 1).await;
+    namespace.exhausted_pdb("web", "web", 1).await;
     let done = send(&namespace, json!({}), json!({}));
     assert_eq!(done.status, 75, "{done:?}");
     assert_eq!(done.answer()["code"], "disruption_budget");
@@ -269,7 +269,7 @@ async fn a_drain_without_wait_evicts_once_and_reports_the_rest() {
 #[tokio::test]
 async fn a_failed_drain_is_undone_once_on_request() {
     let namespace = node_with("drain_undone", &[("web", 1)]).await;
-    namespace.exhausted_budget("web", "web", 1).await;
+    namespace.exhausted_pdb("web", "web", 1).await;
     let fields = json!({ "wait": true, "timeout_seconds": 2, "id": namespace.name() });
     let undo = json!({ "uncordon_on_failure": true });
     let done = send(&namespace, undo.clone(), fields.clone());
@@ -299,7 +299,7 @@ async fn a_failed_drain_is_undone_once_on_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_kill_switch_stops_a_running_drain() {
     let namespace = node_with("drain_stopped", &[("web", 2)]).await;
-    namespace.exhausted_budget("web", "web", 2).await;
+    namespace.exhausted_pdb("web", "web", 2).await;
     let policy = namespace.policy("cooldown_seconds: 0");
     let program = Program::with_kubeconfig(namespace.kubeconfig()).under(&policy);
     let asked = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 60 }));
@@ -318,7 +318,7 @@ async fn the_kill_switch_stops_a_running_drain() {
 #[tokio::test]
 async fn a_drain_stops_when_its_node_is_uncordoned() {
     let namespace = node_with("drain_stopped", &[("web", 2)]).await;
-    namespace.exhausted_budget("web", "web", 2).await;
+    namespace.exhausted_pdb("web", "web", 2).await;
     let body = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 50 }));
     let waiting = Program::with_kubeconfig(namespace.kubeconfig()).input(body).start();
     eventually("it is cordoned", async || is_cordoned(&namespace).await.then_some(())).await;
@@ -335,7 +335,7 @@ async fn a_drain_stops_when_its_node_is_uncordoned() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_of_a_killed_executor_is_resumed_and_names_newer_pods_that_would_not_come_back() {
     let namespace = node_with("drain_killed", &[("web", 2), ("api", 2)]).await;
-    namespace.exhausted_budget("web", "web", 2).await;
+    namespace.exhausted_pdb("web", "web", 2).await;
     let fields = json!({ "wait": true, "timeout_seconds": 50, "id": namespace.name() });
     let body = request(&namespace, json!({}), fields);
     let start = || Program::with_kubeconfig(namespace.kubeconfig()).input(body.clone()).start();
@@ -505,7 +505,7 @@ async fn pods_that_tolerate_the_cordon_and_come_back_are_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forged_record_extends_no_drain_to_other_pods() {
     let namespace = node_with("drain_forged", &[("web", 1), ("other", 1)]).await;
-    namespace.exhausted_budget("web", "web", 1).await;
+    namespace.exhausted_pdb("web", "web", 1).await;
     let selected = json!({ "pod_selector": "app=web" });
     let fields = json!({ "wait": true, "timeout_seconds": 3, "id": namespace.name() });
     let body = request(&namespace, selected.clone(), fields.clone());
@@ -560,7 +560,7 @@ async fn pods_that_become_unready_behind_an_exhausted_budget_are_evicted_first()
     namespace.set_ready(&third, false).await;
     namespace.disruption_budget("db", "db", json!({ "minAvailable": 2 })).await;
     eventually("the disruption budget is exhausted", async || {
-        let status = namespace.settled_budget("db").await.status?;
+        let status = namespace.settled_pdb("db").await.status?;
         (status.current_healthy == 2 && status.disruptions_allowed == 0).then_some(())
     })
     .await;
@@ -581,11 +581,11 @@ async fn pods_that_become_unready_behind_an_exhausted_budget_are_evicted_first()
 #[tokio::test(flavor = "multi_thread")]
 async fn many_unready_pods_behind_one_exhausted_budget_are_evicted_at_once() {
     let namespace = node_with("drain_many_unready", &[("web", 6)]).await;
-    namespace.exhausted_budget("web", "web", 6).await;
+    namespace.exhausted_pdb("web", "web", 6).await;
     let always = Patch::Merge(json!({ "spec": { "unhealthyPodEvictionPolicy": "AlwaysAllow" } }));
     let budgets = namespace.api::<PodDisruptionBudget>();
     budgets.patch("web", &Default::default(), &always).await.expect("is patched");
-    namespace.settled_budget("web").await;
+    namespace.settled_pdb("web").await;
     let body = request(&namespace, json!({}), json!({ "wait": true, "timeout_seconds": 60 }));
     let running = Program::with_kubeconfig(namespace.kubeconfig()).input(body).start();
     eventually("it is cordoned", async || is_cordoned(&namespace).await.then_some(())).await;
@@ -605,13 +605,13 @@ async fn many_unready_pods_behind_one_exhausted_budget_are_evicted_at_once() {
 }
 
 #[tokio::test]
-async fn a_budget_that_never_has_room_blocks_the_drain_for_good() {
+async fn a_pdb_that_never_allows_a_disruption_blocks_the_drain_permanently() {
     let namespace = node_with("drain_never", &[("web", 2), ("api", 1)]).await;
     namespace.disruption_budget("tight", "web", json!({ "minAvailable": 2 })).await;
     namespace.disruption_budget("none", "api", json!({ "maxUnavailable": 0 })).await;
     eventually("both are counted", async || {
         let healthy =
-            async |name: &str| Some(namespace.settled_budget(name).await.status?.current_healthy);
+            async |name: &str| Some(namespace.settled_pdb(name).await.status?.current_healthy);
         (healthy("tight").await == Some(2) && healthy("none").await == Some(1)).then_some(())
     })
     .await;
@@ -689,21 +689,21 @@ async fn a_lost_node_is_told_with_the_time_and_the_ways_out() {
             let program = Program::with_kubeconfig(namespace.kubeconfig());
             let done = program.input(request.to_string()).run();
             let answer = done.answer();
-            let told = |text: &Value| {
+            let is_named = |text: &Value| {
                 let text = text.to_string();
                 text.contains("not reported since 2026-01-31T12:00:00Z")
                     && text.contains("containers of deleted pods are not stopped")
                     && text.contains("delete the Node object")
                     && text.contains("out-of-service")
             };
-            assert!(told(&answer["warnings"]), "{kind} {simulate}: {answer}");
+            assert!(is_named(&answer["warnings"]), "{kind} {simulate}: {answer}");
             // A ReplicaSet replaces the pod elsewhere, whatever becomes of it.
             if simulate || kind == "restart_pod" {
                 assert_eq!(done.status, 0, "{done:?}");
             } else {
                 assert_eq!(answer["rollout"]["state"], "timed_out", "{kind}: {answer}");
                 let problems = &answer["rollout"]["problems"];
-                assert!(told(problems), "{kind}: {answer}");
+                assert!(is_named(problems), "{kind}: {answer}");
                 assert!(problems.to_string().contains("to stop"), "{kind}: {answer}");
                 assert!(!problems.to_string().contains("has until"), "{kind}: {answer}");
             }

@@ -251,17 +251,17 @@ fn a_server_recovers_when_file_descriptors_are_free_again() {
 fn without_descriptors(engine: Engine) {
     let mut server = Server::with_descriptors(engine, Program::offline(), 40);
     let request = br#"{"type":"restart_k8s","parameters":{"deployment":"web"}}"#;
-    let mut crowd: Vec<_> =
+    let mut clients: Vec<_> =
         (0..200).map_while(|_| TcpStream::connect(server.address()).ok()).collect();
-    for stream in &mut crowd {
+    for stream in &mut clients {
         let _ = stream.write_all(&execute_request(request, ""));
     }
-    for stream in &mut crowd {
+    for stream in &mut clients {
         let _ = stream.set_read_timeout(Some(Duration::from_millis(10)));
         let _ = stream.read(&mut [0; 1]);
     }
     assert!(server.is_alive());
-    drop(crowd);
+    drop(clients);
     serves_within_two_seconds(&server, request);
     assert!(server.is_alive());
 }

@@ -51,10 +51,10 @@ async fn uid(namespace: &Namespace, pod: &str) -> Option<String> {
 }
 
 /// A Deployment of two pods that must both be healthy while a third pod is not, and the name of one of them.
-async fn exhausted_budget(test: &str) -> (Namespace, String) {
+async fn exhausted_pdb(test: &str) -> (Namespace, String) {
     let namespace = shared().namespace(test).await;
     namespace.running_deployment("web", 2).await;
-    namespace.exhausted_budget("tight", "web", 2).await;
+    namespace.exhausted_pdb("tight", "web", 2).await;
     let pod = namespace.pods_of("web").await[0].name_any();
     (namespace, pod)
 }
@@ -95,7 +95,7 @@ async fn an_eviction_waits_until_the_pod_is_gone() {
 
 #[tokio::test]
 async fn a_simulation_evicts_nothing_and_reports_the_budget() {
-    let (namespace, pod) = exhausted_budget("evict_simulated").await;
+    let (namespace, pod) = exhausted_pdb("evict_simulated").await;
     let before = uid(&namespace, &pod).await;
     let done = send(&namespace, &pod, json!({ "simulate": true }));
     assert_eq!((done.status, &done.answer()["code"]), (75, &json!("disruption_budget")));
@@ -109,13 +109,13 @@ async fn a_simulation_evicts_nothing_and_reports_the_budget() {
     assert_eq!(done.answer()["changes"][0]["to"], Value::Null);
     assert_eq!(uid(&namespace, &pod).await, before);
     // The simulation did not charge the disruption budget either.
-    let budget = namespace.settled_budget("tight").await.status.expect("has one");
+    let budget = namespace.settled_pdb("tight").await.status.expect("has one");
     assert_eq!((budget.disruptions_allowed, budget.disrupted_pods), (1, None));
 }
 
 #[tokio::test]
 async fn an_exhausted_budget_is_reported_with_its_blocking_pods() {
-    let (namespace, pod) = exhausted_budget("evict_no_room").await;
+    let (namespace, pod) = exhausted_pdb("evict_no_room").await;
     for simulate in [true, false] {
         let done = send(&namespace, &pod, json!({ "simulate": simulate }));
         assert_eq!(done.status, 75, "{done:?}");
@@ -144,7 +144,7 @@ async fn an_exhausted_budget_is_reported_with_its_blocking_pods() {
     namespace.bare_pod_of("stray", CRASHING_IMAGE, json!({ "app": "web" })).await;
     set_min_available(&namespace, 3).await;
     eventually("too few are healthy", async || {
-        let status = namespace.settled_budget("tight").await.status?;
+        let status = namespace.settled_pdb("tight").await.status?;
         (status.expected_pods == 4 && status.desired_healthy == 3).then_some(())
     })
     .await;
@@ -161,7 +161,7 @@ async fn an_exhausted_budget_is_reported_with_its_blocking_pods() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_eviction_claims_nothing_until_the_budget_allows_it() {
-    let (namespace, pod) = exhausted_budget("evict_waits").await;
+    let (namespace, pod) = exhausted_pdb("evict_waits").await;
     let (kubeconfig, mut checks) = watched(&namespace).await;
     let asked = json!({ "wait": true, "timeout_seconds": 60, "id": "r1" });
     let running = start(kubeconfig, request(&namespace, &pod, asked));
@@ -179,7 +179,7 @@ async fn a_waiting_eviction_claims_nothing_until_the_budget_allows_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_processes_waiting_with_one_request_evict_once() {
-    let (namespace, pod) = exhausted_budget("evict_twice").await;
+    let (namespace, pod) = exhausted_pdb("evict_twice").await;
     let asked = json!({ "wait": true, "timeout_seconds": 60, "id": "r1" });
     let request = request(&namespace, &pod, asked);
     let (mut running, mut waiting) = (Vec::new(), Vec::new());
@@ -226,7 +226,7 @@ async fn evictions(namespace: &Namespace) -> usize {
 
 #[tokio::test]
 async fn a_budget_exhausted_until_the_timeout_is_reported() {
-    let (namespace, pod) = exhausted_budget("evict_in_vain").await;
+    let (namespace, pod) = exhausted_pdb("evict_in_vain").await;
     let done = send(&namespace, &pod, json!({ "wait": true, "timeout_seconds": 3, "id": "r1" }));
     assert_eq!(done.status, 75, "{done:?}");
     assert_eq!(done.answer()["code"], "disruption_budget");
@@ -243,7 +243,7 @@ async fn a_budget_exhausted_after_the_check_is_waited_for() {
     namespace.running_deployment("web", 2).await;
     namespace.disruption_budget("tight", "web", json!({ "minAvailable": 1 })).await;
     eventually("the disruption budget allows an eviction", async || {
-        let status = namespace.settled_budget("tight").await.status?;
+        let status = namespace.settled_pdb("tight").await.status?;
         (status.disruptions_allowed == 1).then_some(())
     })
     .await;
@@ -276,7 +276,7 @@ async fn a_budget_exhausted_after_the_check_is_waited_for() {
 async fn a_pod_recreated_during_the_wait_is_not_evicted() {
     let namespace = shared().namespace("evict_recreated").await;
     namespace.running_stateful_set("web", 2).await;
-    namespace.exhausted_budget("tight", "web", 2).await;
+    namespace.exhausted_pdb("tight", "web", 2).await;
     let (kubeconfig, mut checks) = watched(&namespace).await;
     let asked = json!({ "wait": true, "timeout_seconds": 60 });
     let running = start(kubeconfig, request(&namespace, "web-0", asked));
@@ -318,7 +318,7 @@ async fn two_budgets_for_one_pod_are_refused_before_any_write() {
 }
 
 #[tokio::test]
-async fn a_budget_that_never_has_room_is_refused_for_good() {
+async fn a_pdb_that_never_allows_a_disruption_is_refused_permanently() {
     let namespace = shared().namespace("evict_never").await;
     namespace.running_deployment("web", 2).await;
     namespace.running_stateful_set("db", 2).await;
@@ -331,7 +331,7 @@ async fn a_budget_that_never_has_room_is_refused_for_good() {
         for app in ["web", "db"] {
             namespace.disruption_budget(budget, app, spec.clone()).await;
             eventually("both are counted", async || {
-                let status = namespace.settled_budget(budget).await.status?;
+                let status = namespace.settled_pdb(budget).await.status?;
                 (status.current_healthy == 2).then_some(())
             })
             .await;
@@ -448,7 +448,7 @@ fn evict_by_kubectl(namespace: &Namespace, pod: &str) -> (bool, String) {
 
 #[tokio::test]
 async fn an_eviction_leaves_the_same_state_as_kubectl() {
-    let (namespace, _) = exhausted_budget("evict_parity").await;
+    let (namespace, _) = exhausted_pdb("evict_parity").await;
     let pods: Vec<_> = namespace.pods_of("web").await.iter().map(ResourceExt::name_any).collect();
     // The disruption budget allows neither eviction.
     let (evicted, words) = evict_by_kubectl(&namespace, &pods[0]);

@@ -116,7 +116,7 @@ async fn the_policy_bounds_the_size() {
 }
 
 #[tokio::test]
-async fn what_the_api_server_refuses_is_said_by_the_simulation_too() {
+async fn a_simulation_reports_api_server_refusals() {
     let namespace = with_claim("pvc_refused", "10Gi").await;
     let quota: ResourceQuota = serde_json::from_value(json!({
         "metadata": { "name": "team" }, "spec": { "hard": { "requests.storage": "1Gi" } },

@@ -304,7 +304,7 @@ async fn a_wait_on_a_terminal_shows_the_replicas_and_the_pods_with_problems() {
 }
 
 #[tokio::test]
-async fn what_a_person_was_not_shown_is_not_acted_on() {
+async fn objects_not_shown_are_not_changed() {
     let namespace = shared().namespace("flags_shown").await;
     for name in ["web", "late", "other"] {
         namespace.deployment(name, 0, GOOD_IMAGE).await;

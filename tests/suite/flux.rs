@@ -20,11 +20,11 @@ use tokio::task::spawn_blocking;
 use crate::{
     cluster::{Namespace, eventually, shared},
     controllers::Controller,
-    operators::{Kind, Object},
+    integration_objects::{Kind, Object},
     program::{Finished, Program, scratch},
 };
 
-/// The real controller sees only Kustomizations with this label; the others are left to `operators`.
+/// The real controller sees only Kustomizations with this label; the others are left to `integration_objects`.
 const LABEL: &str = "test.action-executor.dev/controller";
 
 static CONTROLLER: Controller = Controller::new(

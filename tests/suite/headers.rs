@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 
 use action_executor::{
     contract::digest::sha256,
-    http::headers::{At, Fate, HEADERS, Header},
+    http::headers::{At, HEADERS, Header, InvalidValuePolicy},
 };
 use serde_json::json;
 
@@ -146,10 +146,12 @@ pub fn cases() -> Vec<Case> {
             ("long", vec![long], header.overlong),
         ] {
             let expected = match fate {
-                Fate::Refused(code) => Err((code.http_status(), code.to_string())),
-                Fate::Ignored if what.contains("another line") => continue,
-                Fate::Ignored => Ok(with_lines(header, &[])),
-                Fate::Joined | Fate::Shortest => Ok(with_lines(header, std::slice::from_ref(&one))),
+                InvalidValuePolicy::Refused(code) => Err((code.http_status(), code.to_string())),
+                InvalidValuePolicy::Ignored if what.contains("another line") => continue,
+                InvalidValuePolicy::Ignored => Ok(with_lines(header, &[])),
+                InvalidValuePolicy::Joined | InvalidValuePolicy::Shortest => {
+                    Ok(with_lines(header, std::slice::from_ref(&one)))
+                }
             };
             let what = format!("{}: {what}", header.name);
             cases.push(Case { what, sent: with_lines(header, &values), expected });

@@ -1,5 +1,5 @@
 //! The actions on objects of Flux, Argo CD and KEDA, and what they refuse, on a real API server with the projects' own
-//! CRDs. The part of the controllers is written by the tests, or played (`operators`).
+//! CRDs. The part of the controllers is written by the tests, or played (`integration_objects`).
 
 use std::{fs, thread};
 
@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{Namespace, TestCluster, apply_crds, eventually, private, shared},
+    integration_objects::{Kind, Object, condition},
     ledger::kubectl,
-    operators::{Kind, Object, condition},
     program::{Finished, Program, scratch},
     scenario::extended,
 };

@@ -71,7 +71,7 @@ pub fn log_length() -> u64 {
 }
 
 /// Rules for all actions, so that the policy alone restricts the executor.
-pub fn all_rights() -> Value {
+pub fn all_permissions() -> Value {
     let policy = Policy::parse("actions: {require_approval: ['*']}", "all").expect("is a policy");
     let mut rules = rbac::rules(&ActionKind::ALL, &policy);
     rules.extend(rbac::cluster_rules(&ActionKind::ALL));
@@ -85,7 +85,7 @@ fn a_denied_action_reaches_the_cluster_through_no_entry_point() {
         let scenario = Scenario::new(kind, "rules").await;
         let namespace = &scenario.namespace;
         let name = namespace.name();
-        let kubeconfig = scenario.account("executor", all_rights()).await;
+        let kubeconfig = scenario.account("executor", all_permissions()).await;
         let user = format!("system:serviceaccount:{name}:executor");
         let places = scenario.policy_section();
         let (allow, deny) = (&format!("{places}.allow"), &format!("{places}.deny"));
@@ -139,7 +139,7 @@ fn a_key_that_is_not_listed_is_changed_through_no_entry_point() {
     for_each(&KEYED, async |(kind, field)| {
         let scenario = Scenario::new(kind, "keys").await;
         let namespace = &scenario.namespace;
-        let kubeconfig = scenario.account("executor", all_rights()).await;
+        let kubeconfig = scenario.account("executor", all_permissions()).await;
         let user = format!("system:serviceaccount:{}:executor", namespace.name());
         let since = log_length();
         for listed in ["", "other", "'example.org/*'"] {
@@ -165,7 +165,7 @@ async fn each_kind_of_request_makes_as_many_calls_as_documented() {
     let page = include_str!("../../docs/explanation/exactly-once.md");
     let scenario = Scenario::new(ActionKind::RestartK8s, "calls").await;
     let namespace = &scenario.namespace;
-    let kubeconfig = namespace.account("executor", all_rights()).await;
+    let kubeconfig = namespace.account("executor", all_permissions()).await;
     let user = format!("system:serviceaccount:{}:executor", namespace.name());
     let counted = namespace.policy("cooldown_seconds: 0");
     let unlimited =

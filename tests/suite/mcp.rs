@@ -711,7 +711,7 @@ async fn a_call_is_answered_in_time_and_its_action_goes_on() {
 async fn protected_pod(test: &str) -> (Namespace, String) {
     let namespace = shared().namespace(test).await;
     namespace.running_deployment("web", 2).await;
-    namespace.exhausted_budget("tight", "web", 2).await;
+    namespace.exhausted_pdb("tight", "web", 2).await;
     let pod = namespace.pods_of("web").await[0].name_any();
     (namespace, pod)
 }
@@ -723,7 +723,7 @@ fn evict(namespace: &Namespace, pod: &str, id: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_claimed_in_time_ends_and_is_refused() {
+async fn an_unclaimed_call_ends_at_its_timeout() {
     let (namespace, pod) = protected_pod("mcp_unclaimed").await;
     let mut client = Stdio::start(stdio(&namespace).env("ACTION_EXECUTOR_MCP_WAIT_SECONDS", "5"));
     // The last attempt at a busy API server may get no answer in time, which is another refusal.
@@ -814,7 +814,7 @@ async fn a_client_that_is_gone_after_the_claim_ends_only_its_own_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_the_end_of_the_input_requests_are_answered_and_at_a_term_signal_waits_end() {
+async fn requests_are_answered_at_end_of_input() {
     let namespace = shared().namespace("mcp_end").await;
     namespace.deployment("web", 1, MISSING_IMAGE).await;
     for (id, wait) in [("quick", false), ("waits", true)] {
@@ -1030,7 +1030,7 @@ async fn a_cancelled_task_ends_its_wait_and_undoes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_last_is_answered_without_a_task() {
+async fn a_quick_call_is_answered_without_a_task() {
     let namespace = shared().namespace("mcp_task_quick").await;
     namespace.running_deployment("web", 1).await;
     let mut client = Stdio::start(stdio(&namespace));
@@ -1082,7 +1082,7 @@ async fn a_retry_under_a_new_id_learns_which_id_acted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_rights_of_a_user_take_few_round_trips_and_are_kept() {
+async fn the_permissions_of_a_user_take_few_round_trips_and_are_kept() {
     let namespace = shared().namespace("mcp_rights").await;
     let rules = json!([{
         "apiGroups": ["action-executor.dev"], "resources": ["actions"],

@@ -314,8 +314,7 @@ async fn an_action_and_its_answer_do_not_wait_for_a_sink_that_never_responds() {
 }
 
 #[tokio::test]
-async fn what_may_pass_is_sent_again_under_the_same_id_and_after_the_pause_that_the_sink_asks_for()
-{
+async fn transient_failures_are_retried_under_the_same_id() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "again").await;
     let sink = Sink::start(|number| match number {
         1 => status("500 Internal Server Error"),

@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     cluster::{Namespace, eventually, shared},
-    limits::{all_rights, calls, log_length},
+    limits::{all_permissions, calls, log_length},
     program::{Finished, Program, Running},
 };
 
@@ -35,7 +35,7 @@ impl Observed {
     /// Starts the request with an account of its own.
     async fn start(namespace: &Namespace, request: &Value) -> Self {
         let account = "observer";
-        let kubeconfig = namespace.account(account, all_rights()).await;
+        let kubeconfig = namespace.account(account, all_permissions()).await;
         let user = format!("system:serviceaccount:{}:{account}", namespace.name());
         let since = log_length();
         let policy = namespace.policy("cooldown_seconds: 0");

@@ -149,7 +149,7 @@ async fn another_resize_supersedes_one_that_is_waited_for() {
 }
 
 #[tokio::test]
-async fn what_the_api_server_refuses_is_said_by_the_simulation_too() {
+async fn a_simulation_reports_api_server_refusals() {
     let namespace = running("resize_refused").await;
     let range: LimitRange = serde_json::from_value(json!({
         "metadata": { "name": "sizes" },

@@ -32,7 +32,7 @@ use crate::{
         FAILING_IMAGE, GOOD_IMAGE, MISSING_IMAGE, Namespace, OWN_IMAGE, TestCluster, eventually,
         own_taint, shared,
     },
-    operators,
+    integration_objects,
 };
 
 /// The key of the label or annotation that the scenarios set.
@@ -134,8 +134,8 @@ impl Scenario {
             (api(self.kind, &self.namespace), self.before.name_any(), Default::default());
         let is_cron_job = self.before.types.as_ref().is_some_and(|types| types.kind == "CronJob");
         let condition = json!({ "type": "Heartbeat", "status": "True", "message": value });
-        if operators::Kind::of(self.kind).is_some() {
-            return operators::beat(self.kind, api, &name, value).await;
+        if integration_objects::Kind::of(self.kind).is_some() {
+            return integration_objects::beat(self.kind, api, &name, value).await;
         }
         if argo_rollout::is_ours(self.kind) {
             // A custom resource takes no strategic patch.
@@ -253,7 +253,7 @@ impl Scenario {
     /// How many requests have changed the target, by their marks alone.
     async fn requests(&self) -> i64 {
         let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
-        operators::requests_on(&now) - operators::requests_on(&self.before)
+        integration_objects::requests_on(&now) - integration_objects::requests_on(&self.before)
     }
 
     /// How often the node was drained: each drain adds its record, and the ReplicaSet replaces its pod.
@@ -341,8 +341,8 @@ pub fn for_each_action(test: impl AsyncFn(ActionKind) + Sync) {
 /// that changes a status, and one that sets annotations. `TEST_ACTIONS=all` has them all.
 pub fn actions() -> Vec<ActionKind> {
     chosen(|kind| {
-        let of_operators = [ActionKind::PromoteArgoRollout, ActionKind::ReconcileFlux];
-        kind.descriptor().integration.is_none() || of_operators.contains(&kind)
+        let of_integrations = [ActionKind::PromoteArgoRollout, ActionKind::ReconcileFlux];
+        kind.descriptor().integration.is_none() || of_integrations.contains(&kind)
     })
 }
 
@@ -477,7 +477,7 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
         | ActionKind::ResumeArgoCdSync
         | ActionKind::SyncArgoCd
         | ActionKind::PauseKeda
-        | ActionKind::ResumeKeda => operators::prepare(kind, namespace).await,
+        | ActionKind::ResumeKeda => integration_objects::prepare(kind, namespace).await,
     }
 }
 
@@ -515,7 +515,7 @@ pub async fn prepare_broken(kind: ActionKind, namespace: &Namespace) {
         | ActionKind::SyncArgoCd
         | ActionKind::PauseKeda
         | ActionKind::ResumeKeda => {
-            return operators::prepare_broken(kind, namespace).await;
+            return integration_objects::prepare_broken(kind, namespace).await;
         }
         // These have no pods before they run, and failing ones afterwards.
         ActionKind::RunCronjob | ActionKind::SuspendCronjob => {
@@ -603,7 +603,7 @@ pub async fn undo(kind: ActionKind, namespace: &Namespace) {
         ActionKind::Taint => set_tainted(namespace, false).await,
         ActionKind::Untaint => set_tainted(namespace, true).await,
         kind if argo_rollout::is_ours(kind) => argo_rollout::undo(kind, namespace).await,
-        kind => operators::undo(kind, namespace).await,
+        kind => integration_objects::undo(kind, namespace).await,
     }
 }
 
@@ -774,7 +774,7 @@ pub async fn other_parameters(kind: ActionKind, namespace: &Namespace) -> Vec<Va
         return vec![parameters];
     }
     if !matches!(kind, ActionKind::Label | ActionKind::Annotate) {
-        return operators::other_parameters(kind, namespace.name());
+        return integration_objects::other_parameters(kind, namespace.name());
     }
     let (name, set) = (namespace.name(), json!({ ENTRY: "shop" }));
     let pod = namespace.pods_of("web").await[0].name_any();
@@ -827,7 +827,9 @@ fn api(kind: ActionKind, namespace: &Namespace) -> Api<DynamicObject> {
         | ActionKind::ResumeArgoCdSync
         | ActionKind::SyncArgoCd
         | ActionKind::PauseKeda
-        | ActionKind::ResumeKeda => operators::Kind::of(kind).expect("is known there").resource(),
+        | ActionKind::ResumeKeda => {
+            integration_objects::Kind::of(kind).expect("is known there").resource()
+        }
         ActionKind::RestartArgoRollout
         | ActionKind::PromoteArgoRollout
         | ActionKind::AbortArgoRollout

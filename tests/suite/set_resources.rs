@@ -100,7 +100,7 @@ async fn the_policy_bounds_each_amount_also_of_a_limited_simulation() {
 }
 
 #[tokio::test]
-async fn what_would_keep_the_new_pods_away_is_warned_of() {
+async fn obstacles_to_new_pods_are_warned_of() {
     let kind = WorkloadKind::Deployment;
     let namespace = running("resources_limits", kind).await;
     let quota: ResourceQuota = serde_json::from_value(json!({

@@ -110,7 +110,7 @@ async fn the_policy_and_its_budget_apply_to_each_pod_that_ends() {
 }
 
 #[tokio::test]
-async fn what_would_be_lost_must_be_accepted() {
+async fn losses_must_be_accepted() {
     let namespace = shared().namespace("taint_losses").await;
     namespace.own_node(false).await;
     let spec = json!({ "volumes": [{ "name": "tmp", "emptyDir": {} }] });

@@ -146,12 +146,15 @@ async fn one_trace_spans_from_the_caller_to_the_api_server_calls() {
     let spans = collector.spans();
     let spans: Vec<_> =
         spans.into_iter().filter(|span| hexadecimal(&span.trace_id) == TRACE).collect();
-    let edge = named(&spans, "POST /api/v1/action/execute");
-    assert_eq!((hexadecimal(&edge.parent_span_id), edge.kind()), (CALLER.into(), SpanKind::Server));
-    assert_eq!(attribute(edge, "http.response.status_code").as_deref(), Some("200"));
-    assert_eq!(attribute(edge, "http.request.method").as_deref(), Some("POST"));
+    let server_span = named(&spans, "POST /api/v1/action/execute");
+    assert_eq!(
+        (hexadecimal(&server_span.parent_span_id), server_span.kind()),
+        (CALLER.into(), SpanKind::Server)
+    );
+    assert_eq!(attribute(server_span, "http.response.status_code").as_deref(), Some("200"));
+    assert_eq!(attribute(server_span, "http.request.method").as_deref(), Some("POST"));
     let answer = named(&spans, "answer");
-    assert_eq!(answer.parent_span_id, edge.span_id);
+    assert_eq!(answer.parent_span_id, server_span.span_id);
     let action = named(&spans, "restart_k8s");
     assert_eq!(action.parent_span_id, answer.span_id);
     assert_eq!(attribute(action, "action_executor.id").as_deref(), Some("traced-1"));
@@ -180,13 +183,13 @@ fn a_refusal_marks_its_span_and_a_request_without_a_trace_starts_one() {
     server.signal("TERM");
     server.wait();
     let spans = collector.spans();
-    let edge = named(&spans, "POST /api/v1/action/execute");
-    assert!(edge.parent_span_id.is_empty());
+    let server_span = named(&spans, "POST /api/v1/action/execute");
+    assert!(server_span.parent_span_id.is_empty());
     let action = named(&spans, "restart_k8s");
-    assert_eq!(action.trace_id, edge.trace_id);
+    assert_eq!(action.trace_id, server_span.trace_id);
     assert_eq!(attribute(action, "action_executor.result").as_deref(), Some("configuration"));
     let failed = |span: &Span| span.status.as_ref().is_some_and(|status| status.code == 2);
-    assert!(failed(edge) && failed(action), "{edge:?} {action:?}");
+    assert!(failed(server_span) && failed(action), "{server_span:?} {action:?}");
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn restart(namespace: &Namespace, seconds: u32) -> Value {
 }
 
 #[test]
-fn one_refused_look_does_not_fail_a_rollout() {
+fn one_refused_read_does_not_fail_a_rollout() {
     for_each(&REFUSALS, async |(name, refusal)| {
         let namespace = slow_deployment("one_look").await;
         let (changed, reads) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -129,7 +129,7 @@ async fn a_rollout_that_completed_unseen_is_not_rolled_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_look_neither_fails_a_scaling_nor_a_replacement_nor_an_eviction() {
+async fn a_refused_read_neither_fails_a_scaling_nor_a_replacement_nor_an_eviction() {
     for action in ["scale", "restart_pod", "evict_pod"] {
         let namespace = shared().namespace("one_look_at").await;
         namespace.running_deployment("web", 2).await;
@@ -163,7 +163,7 @@ async fn a_refused_look_neither_fails_a_scaling_nor_a_replacement_nor_an_evictio
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_look_of_a_drain_does_not_uncordon_the_node() {
+async fn a_refused_read_of_a_drain_does_not_uncordon_the_node() {
     for always in [false, true] {
         let namespace = shared().namespace("unseen_drain").await.with_image(GOOD_IMAGE);
         namespace.own_node(false).await;
@@ -204,11 +204,11 @@ async fn a_refused_look_of_a_drain_does_not_uncordon_the_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_looks_become_rare() {
+async fn refused_reads_become_rare() {
     let namespace = shared().namespace("patient").await;
     namespace.running_deployment("web", 1).await;
-    let (changed, looks) = (AtomicBool::new(false), Arc::new(AtomicUsize::new(0)));
-    let counted = looks.clone();
+    let (changed, reads) = (AtomicBool::new(false), Arc::new(AtomicUsize::new(0)));
+    let counted = reads.clone();
     let kubeconfig = proxy(&namespace, move |call| {
         if call.writes("deployments") {
             changed.store(true, Ordering::SeqCst);
@@ -220,6 +220,6 @@ async fn refused_looks_become_rare() {
     })
     .await;
     send(&kubeconfig, &restart(&namespace, 6)).await;
-    let looks = looks.load(Ordering::SeqCst);
-    assert!((3..30).contains(&looks), "{looks}");
+    let reads = reads.load(Ordering::SeqCst);
+    assert!((3..30).contains(&reads), "{reads}");
 }

@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::{
     cluster::{Namespace, SLOW_IMAGE, eventually, shared},
-    limits::{all_rights, calls, log_length},
+    limits::{all_permissions, calls, log_length},
     program::Program,
     scenario::{Scenario, for_each_action},
 };
@@ -27,7 +27,7 @@ fn reads(user: &str, since: u64) -> usize {
 
 /// The rules of all actions without `watch`.
 fn without_watch() -> Value {
-    let mut rules = all_rights();
+    let mut rules = all_permissions();
     for rule in rules.as_array_mut().expect("are rules") {
         rule["verbs"].as_array_mut().expect("are verbs").retain(|verb| verb != "watch");
     }
@@ -57,7 +57,7 @@ async fn a_wait_reads_the_target_when_it_changes_and_polls_without_watch() {
     let namespace = shared().namespace("watched").await;
     namespace.deployment("web", 1, SLOW_IMAGE).await;
     namespace.rolled_out("web").await;
-    let watching = reads_of_a_slow_restart(&namespace, "watching", all_rights()).await;
+    let watching = reads_of_a_slow_restart(&namespace, "watching", all_permissions()).await;
     let polling = reads_of_a_slow_restart(&namespace, "polling", without_watch()).await;
     println!("reads in ten seconds: {watching} with watch, {polling} without");
     assert!(watching <= 9, "{watching}");

@@ -38,7 +38,7 @@ use crate::{
 
 /// What the webhook answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Verdict {
+pub enum WebhookBehavior {
     /// It allows the write.
     Allow,
     /// It denies the write with this status and message.
@@ -52,18 +52,18 @@ pub enum Verdict {
 /// The webhook and its configuration, which is deleted with this value.
 pub struct Webhook {
     name: String,
-    verdict: Arc<Mutex<Verdict>>,
+    behavior: Arc<Mutex<WebhookBehavior>>,
 }
 
 impl Webhook {
     /// Serves a webhook for the writes of this account to these resources, and waits until the API server calls it.
     pub async fn start(namespace: &Namespace, account: &str, resources: &[&str]) -> Self {
-        let verdict = Arc::new(Mutex::new(Verdict::Allow));
+        let behavior = Arc::new(Mutex::new(WebhookBehavior::Allow));
         let authority = Authority::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("has one");
-        let webhook = Webhook { name: format!("{}.example.com", namespace.name()), verdict };
-        tokio::spawn(serve(listener, acceptor(&authority.server()), webhook.verdict.clone()));
+        let webhook = Webhook { name: format!("{}.example.com", namespace.name()), behavior };
+        tokio::spawn(serve(listener, acceptor(&authority.server()), webhook.behavior.clone()));
         let user = format!("system:serviceaccount:{}:{account}", namespace.name());
         let resources = [resources, &["configmaps"]].concat();
         let configuration = json!({
@@ -91,14 +91,14 @@ impl Webhook {
         kubectl(&["apply", "--validate=strict", "-f", &path.display().to_string()])
             .expect("is applied");
         let user = format!("--as={user}");
-        webhook.set(Verdict::Deny(403, "not yet"));
+        webhook.set(WebhookBehavior::Deny(403, "not yet"));
         eventually("the API server calls the webhook", async || {
             let probe =
                 ["-n", namespace.name(), "create", "configmap", "probe", "--dry-run=server", &user];
             kubectl(&probe).is_err_and(|output| output.contains("not yet")).then_some(())
         })
         .await;
-        webhook.set(Verdict::Allow);
+        webhook.set(WebhookBehavior::Allow);
         webhook
     }
 
@@ -108,8 +108,8 @@ impl Webhook {
     }
 
     /// Answers like this from now on.
-    pub fn set(&self, verdict: Verdict) {
-        *self.verdict.lock().expect("is whole") = verdict;
+    pub fn set(&self, behavior: WebhookBehavior) {
+        *self.behavior.lock().expect("is whole") = behavior;
     }
 }
 
@@ -119,12 +119,16 @@ impl Drop for Webhook {
     }
 }
 
-async fn serve(listener: TcpListener, acceptor: TlsAcceptor, verdict: Arc<Mutex<Verdict>>) {
+async fn serve(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    behavior: Arc<Mutex<WebhookBehavior>>,
+) {
     while let Ok((stream, _)) = listener.accept().await {
-        let (acceptor, verdict) = (acceptor.clone(), verdict.clone());
+        let (acceptor, behavior) = (acceptor.clone(), behavior.clone());
         tokio::spawn(async move {
             let Ok(stream) = acceptor.accept(stream).await else { return };
-            let service = service_fn(|request| answer(request, &verdict));
+            let service = service_fn(|request| answer(request, &behavior));
             // A connection that the API server ends is no error of the test.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
@@ -133,19 +137,21 @@ async fn serve(listener: TcpListener, acceptor: TlsAcceptor, verdict: Arc<Mutex<
 
 async fn answer(
     request: Request<Incoming>,
-    verdict: &Mutex<Verdict>,
+    behavior: &Mutex<WebhookBehavior>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let body = request.into_body().collect().await.map(|it| it.to_bytes()).unwrap_or_default();
     let review: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let verdict = *verdict.lock().expect("is whole");
-    let (allowed, status) = match verdict {
-        Verdict::Allow => (true, Value::Null),
-        Verdict::Deny(code, message) => (false, json!({ "code": code, "message": message })),
-        Verdict::Fail(code) => {
+    let behavior = *behavior.lock().expect("is whole");
+    let (allowed, status) = match behavior {
+        WebhookBehavior::Allow => (true, Value::Null),
+        WebhookBehavior::Deny(code, message) => {
+            (false, json!({ "code": code, "message": message }))
+        }
+        WebhookBehavior::Fail(code) => {
             let response = Response::builder().status(code).body(Full::default());
             return Ok(response.expect("is a response"));
         }
-        Verdict::Hang => pending().await,
+        WebhookBehavior::Hang => pending().await,
     };
     let answer = json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",

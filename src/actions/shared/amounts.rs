@@ -45,7 +45,7 @@ pub struct ContainerAmounts {
 }
 
 /// An amount to set, which differs from the one that was read.
-pub(crate) struct Setting<'a> {
+pub(crate) struct AmountChange<'a> {
     container: &'a ObjectName,
     found: Container<'a>,
     field: AmountField,
@@ -104,27 +104,27 @@ pub(crate) fn check(all: &[ContainerAmounts]) -> Result<(), ActionError> {
 ///
 /// # Errors
 /// [`Code::InvalidRequest`](crate::contract::error::Code::InvalidRequest) with the entry of a container that is not there, or whose request would be above its limit.
-pub(crate) fn settings<'a>(
+pub(crate) fn changes<'a>(
     target: &Target,
     pod: &'a Value,
     all: &'a [ContainerAmounts],
-) -> Result<Vec<Setting<'a>>, ActionError> {
+) -> Result<Vec<AmountChange<'a>>, ActionError> {
     let found = containers::find(target, pod, PARAMETER, names(all))?;
-    let mut settings = Vec::new();
+    let mut changes = Vec::new();
     for (number, (entry, found)) in all.iter().zip(found).enumerate() {
         check_order(number, entry, found.value)?;
         let differs = |field: AmountField, to| {
             !field.is_set(found.value) || field.of(found.value) != Some(to)
         };
         let amounts = entry.amounts().filter(|(field, to)| differs(*field, *to));
-        settings.extend(amounts.map(|(field, to)| Setting {
+        changes.extend(amounts.map(|(field, to)| AmountChange {
             container: &entry.container,
             found: found.clone(),
             field,
             to,
         }));
     }
-    Ok(settings)
+    Ok(changes)
 }
 
 /// The API server refuses a request above its limit.
@@ -158,10 +158,10 @@ fn check_order(number: usize, entry: &ContainerAmounts, found: &Value) -> Result
 }
 
 /// The operations that set them, in an object whose pod spec is at `spec`. A map that is missing is created once.
-pub(crate) fn operations(settings: &[Setting], spec: &[&str]) -> Vec<PatchOperation> {
+pub(crate) fn operations(changes: &[AmountChange], spec: &[&str]) -> Vec<PatchOperation> {
     let mut operations = Vec::new();
-    for setting in settings {
-        for operation in setting.found.set(spec, &setting.field.path(), &setting.value()) {
+    for change in changes {
+        for operation in change.found.set(spec, &change.field.path(), &change.value()) {
             if !operations.contains(&operation) {
                 operations.push(operation);
             }
@@ -191,7 +191,7 @@ pub(crate) fn wanted(all: &[ContainerAmounts]) -> Vec<Amount> {
     each.collect()
 }
 
-impl Setting<'_> {
+impl AmountChange<'_> {
     fn value(&self) -> Value {
         self.to.to_string().into()
     }

@@ -46,7 +46,7 @@ pub(crate) const PATCH_STATUS: PolicyRule =
     PolicyRule { api_groups: &["argoproj.io"], resources: &["rollouts/status"], verbs: &["patch"] };
 
 /// A Rollout, and the autoscalers of its namespace or why they could not be read.
-pub(crate) struct Found {
+pub(crate) struct RolloutWithAutoscalers {
     pub object: DynamicObject,
     autoscalers: Result<Vec<HorizontalPodAutoscaler>, ActionError>,
 }
@@ -60,15 +60,15 @@ pub(crate) async fn read(
     namespace: &str,
     name: &str,
     input: &PlanInput,
-) -> Result<Found, ActionError> {
+) -> Result<RolloutWithAutoscalers, ActionError> {
     let (object, autoscalers) = tokio::join!(
         cluster.get_custom(&ROLLOUT, namespace, name, input.deadline),
         cluster.list_cached(namespace, end(input.deadline)),
     );
-    Ok(Found { object: object?, autoscalers })
+    Ok(RolloutWithAutoscalers { object: object?, autoscalers })
 }
 
-impl Found {
+impl RolloutWithAutoscalers {
     /// The plan with the warning that an autoscaler holds up the new pods, if it makes a change.
     pub(crate) fn warn_in(&self, mut plan: Plan) -> Plan {
         let warning = match &self.autoscalers {

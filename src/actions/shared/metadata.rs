@@ -642,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_for_a_pod_is_warned_of() {
+    fn consequences_for_a_pod_are_warned_of() {
         let warnings = |of, metadata: &str| {
             let pod = wanted(of, LabelledKind::Pod, &[("team", "b")], &[]);
             pod.decide(metadata, None).expect("is planned").warnings.join("; ")

@@ -10,6 +10,9 @@ use crate::{
     k8s::pods,
 };
 
+/// The most pods that are named for one reason.
+pub(crate) const MAX_NAMED_PODS: usize = 50;
+
 /// # Errors
 /// The pod is the mirror of a static pod. Its removal restarts nothing: the kubelet runs the pod from a file, and creates the
 /// mirror again.

@@ -25,7 +25,7 @@ use crate::{
 
 /// The default and the largest `max_targets`. The record, which is in annotations, has the answer for each target.
 pub(crate) const DEFAULT_MAX_TARGETS: u32 = 10;
-pub(crate) const LARGEST_MAX_TARGETS: u32 = 50;
+pub(crate) const MAX_TARGETS: u32 = 50;
 
 /// How the targets of a request are chosen.
 #[derive(Clone, Copy, Debug)]
@@ -72,11 +72,11 @@ impl<'a> Chosen<'a> {
             }
             _ => {}
         }
-        if max_targets.is_some_and(|number| !(1..=LARGEST_MAX_TARGETS).contains(&number)) {
-            return invalid("max_targets", &format!("must be from 1 to {LARGEST_MAX_TARGETS}"));
+        if max_targets.is_some_and(|number| !(1..=MAX_TARGETS).contains(&number)) {
+            return invalid("max_targets", &format!("must be from 1 to {MAX_TARGETS}"));
         }
-        if max_failures.is_some_and(|number| number >= LARGEST_MAX_TARGETS) {
-            let largest = LARGEST_MAX_TARGETS - 1;
+        if max_failures.is_some_and(|number| number >= MAX_TARGETS) {
+            let largest = MAX_TARGETS - 1;
             return invalid("max_failures", &format!("must be from 0 to {largest}"));
         }
         Ok(())
@@ -173,7 +173,7 @@ impl Selection<'_> {
         if !names_of_leaving.is_empty() {
             plan.warnings.push(format!(
                 "not chosen, since being deleted: {}",
-                join_names(&names_of_leaving, LARGEST_MAX_TARGETS as usize)
+                join_names(&names_of_leaving, MAX_TARGETS as usize)
             ));
         }
         let missing = first.map_or(0, |uids| uids.len() - chosen.len());
@@ -204,7 +204,7 @@ impl Selection<'_> {
         ActionError::new(Code::PreconditionFailed, detail)
             .with_field("parameters.max_targets")
             .with_hint(format!(
-                "choose fewer by the selector, or raise max_targets, which is {LARGEST_MAX_TARGETS} at most; \
+                "choose fewer by the selector, or raise max_targets, which is {MAX_TARGETS} at most; \
                  {READ_AGAIN}"
             ))
     }

@@ -17,8 +17,8 @@ use tokio::{
 
 use super::{
     Drain,
-    known::Known,
-    remaining::{RemainingPod, Snapshot, is_terminating, name_of, uid},
+    known::KnownPods,
+    remaining::{DrainSnapshot, RemainingPod, is_terminating, name_of, uid},
 };
 use crate::{
     contract::error::{ActionError, Code},
@@ -47,7 +47,7 @@ const MAX_PROBLEMS: usize = 20;
 #[derive(Default)]
 pub(super) struct EvictionAttempts {
     /// What is known of the pods besides.
-    pub known: Known,
+    pub known: KnownPods,
     /// Why the last eviction of a pod was refused.
     refused: HashMap<String, String>,
     /// The same for pods whose eviction is not retried.
@@ -139,7 +139,7 @@ impl Drain<'_> {
         while !attempts.in_doubt.is_empty() && may_begin(&stopping, end) {
             sleep(backoff.next().unwrap_or_default()).await;
             let Ok(None) = self.stop_reason(end).await else { break };
-            let Ok(snapshot) = self.look(attempts, end).await else { break };
+            let Ok(snapshot) = self.list(attempts, end).await else { break };
             let in_doubt = std::mem::take(&mut attempts.in_doubt);
             let is_there =
                 |it: &&RemainingPod| !is_terminating(&it.pod) && in_doubt.contains(uid(&it.pod));
@@ -156,7 +156,7 @@ impl Drain<'_> {
 /// round-robin over the pods' owners, so that all of them shrink evenly. The executor's own pod comes once all others
 /// are gone, since nobody evicts any more then.
 pub(super) fn select_evictable<'a>(
-    snapshot: &'a Snapshot,
+    snapshot: &'a DrainSnapshot,
     attempts: &EvictionAttempts,
 ) -> Vec<&'a RemainingPod> {
     let has_others = snapshot.pods.iter().any(|it| !it.is_own && !attempts.is_given_up(&it.pod));
@@ -167,11 +167,11 @@ pub(super) fn select_evictable<'a>(
             && !attempts.is_given_up(&it.pod)
             && !attempts.is_denied_now(&it.pod)
     };
-    let budgets = snapshot.budgets.iter();
+    let budgets = snapshot.pdbs.iter();
     let mut allowed: HashMap<&str, usize> =
         budgets.map(|(key, budget)| (key.as_str(), pdb::disruptions_allowed(budget))).collect();
     let mut chosen = round_robin(snapshot.pods.iter().filter(can_evict).collect());
-    chosen.retain(|left| match &left.budget {
+    chosen.retain(|left| match &left.pdb_key {
         None => true,
         Some(key) => {
             let allowed = allowed.entry(key).or_default();
@@ -227,7 +227,11 @@ impl EvictionAttempts {
     }
 
     /// Why these pods and those that came after the plan remain, one line per pod.
-    pub(super) fn problems(&self, snapshot: &Snapshot, left: Vec<&RemainingPod>) -> Vec<String> {
+    pub(super) fn problems(
+        &self,
+        snapshot: &DrainSnapshot,
+        left: Vec<&RemainingPod>,
+    ) -> Vec<String> {
         let ignoring = snapshot.ignoring.iter();
         let ignoring = ignoring.map(|name| format!("pod {name} is there despite the cordon"));
         let left = left.into_iter().map(|left| self.problem(snapshot, left));
@@ -241,10 +245,10 @@ impl EvictionAttempts {
         problems
     }
 
-    fn problem(&self, snapshot: &Snapshot, left: &RemainingPod) -> String {
-        let RemainingPod { pod, budget, .. } = left;
+    fn problem(&self, snapshot: &DrainSnapshot, left: &RemainingPod) -> String {
+        let RemainingPod { pod, pdb_key, .. } = left;
         let reason_in = |all: &HashMap<String, String>| all.get(uid(pod)).cloned();
-        let budget = budget.as_ref().and_then(|key| snapshot.budgets.get(key));
+        let budget = pdb_key.as_ref().and_then(|key| snapshot.pdbs.get(key));
         let why = reason_in(&self.given_up)
             .or_else(|| {
                 is_terminating(pod).then(|| {
@@ -292,8 +296,8 @@ mod tests {
             "{{name: {name}, namespace: shop, uid: {name}, ownerReferences: [{{apiVersion: apps/v1, \
              kind: ReplicaSet, name: {owner}, uid: {owner}, controller: true}}]}}"
         ));
-        let budget = budget.map(str::to_owned);
-        RemainingPod { pod: pod.expect("is metadata"), budget, is_own: false }
+        let pdb_key = budget.map(str::to_owned);
+        RemainingPod { pod: pod.expect("is metadata"), pdb_key, is_own: false }
     }
 
     fn budget(allowed: i32) -> PodDisruptionBudget {
@@ -305,9 +309,9 @@ mod tests {
         .expect("is a PDB")
     }
 
-    fn snapshot(pods: Vec<RemainingPod>, allowed: i32) -> Snapshot {
-        let budgets = HashMap::from([("shop/web".to_owned(), budget(allowed))]);
-        Snapshot { pods, budgets, ..Snapshot::default() }
+    fn snapshot(pods: Vec<RemainingPod>, allowed: i32) -> DrainSnapshot {
+        let pdbs = HashMap::from([("shop/web".to_owned(), budget(allowed))]);
+        DrainSnapshot { pods, pdbs, ..DrainSnapshot::default() }
     }
 
     fn names(chosen: &[&RemainingPod]) -> String {
@@ -327,7 +331,7 @@ mod tests {
         let snapshot = snapshot(pods, 2);
         assert_eq!(names(&select_evictable(&snapshot, &EvictionAttempts::default())), "a d b");
         let without = self::snapshot(snapshot.pods, 0);
-        assert_eq!(without.exhausted_budgets().next(), bound);
+        assert_eq!(without.exhausted_pdbs().next(), bound);
         assert_eq!(names(&select_evictable(&without, &EvictionAttempts::default())), "d");
     }
 

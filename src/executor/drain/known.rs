@@ -19,15 +19,15 @@ use tokio::time::Instant;
 use super::{
     Drain,
     evict::EvictionAttempts,
-    remaining::{NodePods, Remaining, Snapshot, is_terminating, name_of, uid},
+    remaining::{DrainSnapshot, ListedPods, Remaining, is_terminating, name_of, uid},
 };
 use crate::{
     actions::AffectedObject,
     contract::error::ActionError,
     k8s::{
-        api::node_pods::{Budgets, NodePodReader},
-        drain_filter::{self, DrainVerdict, EvictionSet},
-        pdb::{self, BudgetVerdict},
+        api::node_pods::{NodePodReader, Pdbs},
+        drain_filter::{self, EvictionSet, FilterResult},
+        pdb::{self, PdbDecision},
     },
 };
 
@@ -37,7 +37,7 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What one attempt knows of the node's pods. Pods are known by uid.
 #[derive(Default)]
-pub(super) struct Known {
+pub(super) struct KnownPods {
     /// Pods that are not in the set.
     newcomers: HashMap<String, Newcomer>,
     /// When the first newcomers were judged, by the API server's clock.
@@ -66,16 +66,16 @@ enum Newcomer {
 }
 
 impl Drain<'_> {
-    /// As [`Drain::look_at_all`], with the executor's own pod marked.
+    /// As [`Drain::list_and_classify`], with the executor's own pod marked.
     ///
     /// # Errors
     /// Why the cluster could not be read.
-    pub(super) async fn look(
+    pub(super) async fn list(
         &self,
         attempts: &mut EvictionAttempts,
         deadline: Instant,
-    ) -> Result<Snapshot, ActionError> {
-        let mut snapshot = self.look_at_all(attempts, deadline).await?;
+    ) -> Result<DrainSnapshot, ActionError> {
+        let mut snapshot = self.list_and_classify(attempts, deadline).await?;
         let Remaining { cluster, node, .. } = &self.remaining;
         if let Some(own_pod) = self.context.own_pod().filter(|own_pod| own_pod.node == node.name) {
             snapshot.mark_own(cluster.default_namespace(), &own_pod.name);
@@ -88,34 +88,34 @@ impl Drain<'_> {
     ///
     /// # Errors
     /// Why the cluster could not be read.
-    async fn look_at_all(
+    async fn list_and_classify(
         &self,
         attempts: &mut EvictionAttempts,
         deadline: Instant,
-    ) -> Result<Snapshot, ActionError> {
+    ) -> Result<DrainSnapshot, ActionError> {
         let (set, cluster) = (self.remaining.evictions, self.remaining.cluster);
         let began = cluster.now();
-        let NodePods { awaited: pods, abandoned } = self.remaining.pods(deadline).await?;
+        let ListedPods { awaited: pods, abandoned } = self.remaining.pods(deadline).await?;
         let known = &attempts.known;
         let has_unknown = pods.iter().any(|pod| known.is_unknown(pod, set));
         if !has_unknown && !pods.iter().any(|pod| known.may_be_protected(pod, set)) {
             attempts.known.since.get_or_insert(began);
-            return Ok(Snapshot { abandoned, ..attempts.known.snapshot(pods, set) });
+            return Ok(DrainSnapshot { abandoned, ..attempts.known.snapshot(pods, set) });
         }
-        let budgets = Budgets::read(cluster, deadline).await?;
+        let budgets = Pdbs::read(cluster, deadline).await?;
         if has_unknown {
             self.read(attempts, &budgets, deadline).await?;
         }
         let known = &mut attempts.known;
         known.since.get_or_insert(began);
-        let mut snapshot = Snapshot { abandoned, ..known.snapshot(pods, set) };
-        snapshot.add_budgets(&budgets, |pod| known.may_be_protected(pod, set));
+        let mut snapshot = DrainSnapshot { abandoned, ..known.snapshot(pods, set) };
+        snapshot.add_pdbs(&budgets, |pod| known.may_be_protected(pod, set));
         known.record_exhausted(&snapshot);
         if known.is_status_due() {
             self.read(attempts, &budgets, deadline).await?;
             let known = &attempts.known;
             for left in &mut snapshot.pods {
-                left.budget.take_if(|_| !known.may_be_protected(&left.pod, set));
+                left.pdb_key.take_if(|_| !known.may_be_protected(&left.pod, set));
             }
         }
         Ok(snapshot)
@@ -125,7 +125,7 @@ impl Drain<'_> {
     async fn read(
         &self,
         attempts: &mut EvictionAttempts,
-        budgets: &Budgets,
+        budgets: &Pdbs,
         deadline: Instant,
     ) -> Result<(), ActionError> {
         let set = self.remaining.evictions;
@@ -136,22 +136,22 @@ impl Drain<'_> {
             set.selector.as_deref(),
         );
         let (mut unprotected, mut candidates) = (HashSet::new(), Vec::new());
-        let is_skipped = |pod: &Pod, known: &Known| {
+        let is_skipped = |pod: &Pod, known: &KnownPods| {
             set.is_skipped(&pod.metadata)
                 || known.newcomers.get(uid(&pod.metadata)) == Some(&Newcomer::Skipped)
         };
         while let Some(pods) = reader.next(|pod| !is_skipped(pod, known), deadline).await? {
             for pod in &pods {
                 let key = uid(&pod.metadata).to_owned();
-                let verdict = pdb::classify(pod, budgets.of(pod));
-                if verdict == BudgetVerdict::Unprotected {
+                let decision = pdb::classify(pod, budgets.of(pod));
+                if decision == PdbDecision::Unprotected {
                     unprotected.insert(key.clone());
                 }
                 if !known.is_unknown(&pod.metadata, set) {
                     continue;
                 }
                 let exists = reader.daemon_set_exists(pod);
-                let newcomer = self.judge(pod, exists, &verdict, known.since);
+                let newcomer = self.judge(pod, exists, &decision, known.since);
                 if newcomer == Newcomer::Evicted && !is_terminating(&pod.metadata) {
                     candidates.push(AffectedObject::pod(&pod.metadata));
                 }
@@ -184,25 +184,25 @@ impl Drain<'_> {
         &self,
         pod: &Pod,
         daemon_set_exists: bool,
-        budgets: &BudgetVerdict<'_>,
+        budgets: &PdbDecision<'_>,
         since: Option<DateTime<Utc>>,
     ) -> Newcomer {
         let options = &self.remaining.evictions.options;
         match drain_filter::classify(pod, options, daemon_set_exists, Utc::now()) {
-            DrainVerdict::Skip(_) => Newcomer::Skipped,
+            FilterResult::Skip(_) => Newcomer::Skipped,
             // Who takes up a drain does not know when it began, so what tolerates the cordon may have come back.
-            DrainVerdict::Evict(_) | DrainVerdict::Block(_)
+            FilterResult::Evict(_) | FilterResult::Block(_)
                 if since.is_some_and(|since| drain_filter::ignores_cordon(pod, since))
                     || (self.is_taken_up && drain_filter::tolerates_cordon(pod)) =>
             {
                 Newcomer::IgnoresCordon
             }
-            DrainVerdict::Block(reason) => {
+            FilterResult::Block(reason) => {
                 let (what, parameter) = (reason.consequence(), reason.accepting_parameter());
                 Newcomer::Refused(format!("it is one {what}; to accept this, set {parameter}"))
             }
-            DrainVerdict::Evict(_) => match budgets {
-                BudgetVerdict::Ambiguous(budgets) => {
+            FilterResult::Evict(_) => match budgets {
+                PdbDecision::Ambiguous(budgets) => {
                     let names: Vec<_> = budgets.iter().map(|it| pdb::name_of(it)).collect();
                     Newcomer::Refused(format!(
                         "more than one disruption budget selects it: {}",
@@ -215,7 +215,7 @@ impl Drain<'_> {
     }
 }
 
-impl Known {
+impl KnownPods {
     /// How many newcomers are evicted.
     pub(super) fn evicted_newcomers(&self) -> usize {
         self.newcomers.values().filter(|newcomer| **newcomer == Newcomer::Evicted).count()
@@ -245,8 +245,8 @@ impl Known {
     }
 
     /// Records which disruption budgets allow no disruption, and since when.
-    fn record_exhausted(&mut self, snapshot: &Snapshot) {
-        let now: HashSet<_> = snapshot.exhausted_budgets().collect();
+    fn record_exhausted(&mut self, snapshot: &DrainSnapshot) {
+        let now: HashSet<_> = snapshot.exhausted_pdbs().collect();
         self.exhausted.retain(|key, _| now.contains(key.as_str()));
         for key in now {
             self.exhausted.entry(key.to_owned()).or_insert_with(Instant::now);
@@ -259,7 +259,7 @@ impl Known {
     }
 
     /// Those of these pods that are to be evicted, and the names of those that stay and should not.
-    fn snapshot(&self, pods: Vec<ObjectMeta>, set: &EvictionSet) -> Snapshot {
+    fn snapshot(&self, pods: Vec<ObjectMeta>, set: &EvictionSet) -> DrainSnapshot {
         let (mut left, mut refused, mut ignoring) = (Vec::new(), Vec::new(), Vec::new());
         for pod in pods {
             match self.newcomers.get(uid(&pod)) {
@@ -275,6 +275,6 @@ impl Known {
                 Some(Newcomer::Skipped) | None => {}
             }
         }
-        Snapshot { refused, ignoring, ..Snapshot::of(left) }
+        DrainSnapshot { refused, ignoring, ..DrainSnapshot::of(left) }
     }
 }

@@ -21,7 +21,7 @@ use evict::{EvictionAttempts, select_evictable};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::ApiResource;
 pub(crate) use remaining::Remaining;
-use remaining::{RemainingPod, Snapshot, abandoned_phrase, is_terminating, stage, uid};
+use remaining::{DrainSnapshot, RemainingPod, abandoned_phrase, is_terminating, stage, uid};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
         response::{Rollout, RolloutState, Target},
     },
     executor::{
-        batch::MAX_NAMED_PODS,
+        batch::MAX_PODS_PER_MESSAGE,
         context::{Context, stopped},
     },
     k8s::{
@@ -94,7 +94,7 @@ enum Step {
 }
 
 /// How it ended, and what remains.
-struct Ended {
+struct DrainEnd {
     state: RolloutState,
     message: String,
     problems: Vec<String>,
@@ -106,7 +106,7 @@ impl Drain<'_> {
     /// Evicts the pods and waits until they are gone.
     pub(crate) async fn until_gone(&self) -> Rollout {
         let mut attempts = EvictionAttempts::default();
-        let mut snapshot = Snapshot::default();
+        let mut snapshot = DrainSnapshot::default();
         let mut is_seen = false;
         let (state, message) = self.work(&mut snapshot, &mut attempts, &mut is_seen).await;
         let problems = match state {
@@ -117,7 +117,7 @@ impl Drain<'_> {
                 problems
             }
         };
-        self.conclude(Ended { state, message, problems, is_seen }).await
+        self.conclude(DrainEnd { state, message, problems, is_seen }).await
     }
 
     /// Evicts once each pod that may be evicted now, and returns a sentence about it.
@@ -127,18 +127,18 @@ impl Drain<'_> {
     pub(crate) async fn evict_once(&self) -> Result<String, Rollout> {
         let mut attempts = EvictionAttempts::default();
         let end = self.end.min(Instant::now() + self.context.deadline());
-        let failed = |message, is_seen| Ended {
+        let failed = |message, is_seen| DrainEnd {
             state: RolloutState::Failed,
             message,
             problems: Vec::new(),
             is_seen,
         };
-        let looked = match self.stop_reason(end).await {
-            Ok(None) => self.look(&mut attempts, end).await,
+        let listed = match self.stop_reason(end).await {
+            Ok(None) => self.list(&mut attempts, end).await,
             Ok(Some(why)) => return Err(self.conclude(failed(why, true)).await),
             Err(error) => Err(error),
         };
-        let ended = match looked {
+        let ended = match listed {
             Err(error) => failed(error.with_its_hint(), false),
             Ok(snapshot) => {
                 let chosen = select_evictable(&snapshot, &attempts);
@@ -162,7 +162,7 @@ impl Drain<'_> {
                     true => RolloutState::Interrupted,
                     false => RolloutState::Failed,
                 };
-                Ended { state, message, problems, is_seen: true }
+                DrainEnd { state, message, problems, is_seen: true }
             }
         };
         Err(self.conclude(ended).await)
@@ -171,7 +171,7 @@ impl Drain<'_> {
     /// Evicts the executor's own pod, if all others of the list are evicted by now.
     async fn evict_own_last(
         &self,
-        snapshot: &Snapshot,
+        snapshot: &DrainSnapshot,
         evicted: &HashSet<String>,
         attempts: &mut EvictionAttempts,
         end: Instant,
@@ -197,7 +197,7 @@ impl Drain<'_> {
     /// one is in `is_seen`.
     async fn work(
         &self,
-        snapshot: &mut Snapshot,
+        snapshot: &mut DrainSnapshot,
         attempts: &mut EvictionAttempts,
         is_seen: &mut bool,
     ) -> (RolloutState, String) {
@@ -257,10 +257,10 @@ impl Drain<'_> {
     /// Lists the remaining pods, and evicts what may be evicted now.
     async fn step(
         &self,
-        snapshot: &mut Snapshot,
+        snapshot: &mut DrainSnapshot,
         attempts: &mut EvictionAttempts,
     ) -> Result<Step, ActionError> {
-        *snapshot = self.look(attempts, self.end).await?;
+        *snapshot = self.list(attempts, self.end).await?;
         if snapshot.pods.is_empty() {
             if !snapshot.ignoring.is_empty()
                 && let Some(why) = self.stop_reason(self.end).await?
@@ -286,8 +286,12 @@ impl Drain<'_> {
     }
 
     /// How it ends once the last list shows none of the pods to evict: they were so many.
-    fn without_pods_to_evict(&self, snapshot: &Snapshot, all: usize) -> (RolloutState, String) {
-        let Snapshot { refused, ignoring, abandoned, .. } = snapshot;
+    fn without_pods_to_evict(
+        &self,
+        snapshot: &DrainSnapshot,
+        all: usize,
+    ) -> (RolloutState, String) {
+        let DrainSnapshot { refused, ignoring, abandoned, .. } = snapshot;
         let gone = self.remaining.all_gone(all, abandoned);
         if !refused.is_empty() {
             let stay = plural(refused.len(), "pod");
@@ -300,7 +304,7 @@ impl Drain<'_> {
             return (RolloutState::Complete, gone);
         }
         let there = plural(ignoring.len(), "pod");
-        let names = pods::join_names(ignoring, MAX_NAMED_PODS);
+        let names = pods::join_names(ignoring, MAX_PODS_PER_MESSAGE);
         let why = "since they tolerate it or name the node";
         let message = format!("{gone}; {there} came despite the cordon, {why}: {names}");
         (RolloutState::Complete, message)
@@ -336,8 +340,8 @@ impl Drain<'_> {
     }
 
     /// The drain's part of the answer. After a failure it uncordons the node, if the request asks for that.
-    async fn conclude(&self, ended: Ended) -> Rollout {
-        let Ended { state, mut message, problems, is_seen } = ended;
+    async fn conclude(&self, ended: DrainEnd) -> Rollout {
+        let DrainEnd { state, mut message, problems, is_seen } = ended;
         let failed = is_seen && matches!(state, RolloutState::Failed | RolloutState::TimedOut);
         if failed && self.remaining.evictions.uncordon_on_failure {
             message = format!("{message}; {}", self.uncordon().await);
@@ -444,7 +448,7 @@ fn shows_set(node: &Node, request: &RequestMetadata, evictions: &EvictionSet) ->
 }
 
 /// The sentence of a drain that did not wait, once so many pods are evicted.
-fn all_evicted(all: usize, snapshot: &Snapshot, evictions: &EvictionSet) -> String {
+fn all_evicted(all: usize, snapshot: &DrainSnapshot, evictions: &EvictionSet) -> String {
     let pods = plural(all, "pod");
     let evicted = match (all, snapshot.pods.len()) {
         (0, _) => "There was no pod to evict.".to_owned(),
@@ -466,12 +470,15 @@ mod tests {
         let mut set = EvictionSet::default();
         set.options.deleted_for = Some(30);
         let abandoned = vec!["shop/a".to_owned()];
-        let snapshot = Snapshot { abandoned, ..Snapshot::default() };
+        let snapshot = DrainSnapshot { abandoned, ..DrainSnapshot::default() };
         assert_eq!(
             all_evicted(2, &snapshot, &set),
             "2 pods evicted and terminated. Not waited for: 1 pod deleted more than 30 s ago and still there: shop/a."
         );
-        assert_eq!(all_evicted(2, &Snapshot::default(), &set), "2 pods evicted and terminated.");
+        assert_eq!(
+            all_evicted(2, &DrainSnapshot::default(), &set),
+            "2 pods evicted and terminated."
+        );
     }
 
     #[test]

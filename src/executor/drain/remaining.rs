@@ -13,11 +13,11 @@ use tokio::time::Instant;
 
 use crate::{
     contract::{error::ActionError, response::Target},
-    executor::batch::MAX_NAMED_PODS,
+    executor::batch::MAX_PODS_PER_MESSAGE,
     k8s::{
         api::{
             client::{Cluster, next_page},
-            node_pods::Budgets,
+            node_pods::Pdbs,
         },
         drain_filter,
         drain_filter::EvictionSet,
@@ -38,10 +38,10 @@ pub(crate) struct Remaining<'a> {
 
 /// The remaining pods at one time.
 #[derive(Default)]
-pub(crate) struct Snapshot {
+pub(crate) struct DrainSnapshot {
     pub pods: Vec<RemainingPod>,
     /// The disruption budgets that protect them, by `namespace/name`.
-    pub budgets: HashMap<String, PodDisruptionBudget>,
+    pub pdbs: HashMap<String, PodDisruptionBudget>,
     /// Pods that came after the plan and may not be evicted, each with the reason.
     pub refused: Vec<String>,
     /// The names of pods that are on the node in spite of the cordon.
@@ -51,7 +51,7 @@ pub(crate) struct Snapshot {
 }
 
 /// The metadata of a node's pods.
-pub(super) struct NodePods {
+pub(super) struct ListedPods {
     pub awaited: Vec<ObjectMeta>,
     /// The names of those that were deleted so long ago that nobody waits for them.
     pub abandoned: Vec<String>,
@@ -61,7 +61,7 @@ pub(super) struct NodePods {
 pub(crate) struct RemainingPod {
     pub pod: ObjectMeta,
     /// The key of the disruption budget that may refuse its eviction.
-    pub budget: Option<String>,
+    pub pdb_key: Option<String>,
     /// Whether the executor runs in it.
     pub is_own: bool,
 }
@@ -72,12 +72,12 @@ impl Remaining<'_> {
     /// # Errors
     /// Why the cluster could not be read.
     pub(crate) async fn progress(&self, deadline: Instant) -> Result<String, ActionError> {
-        let NodePods { mut awaited, abandoned } = self.pods(deadline).await?;
+        let ListedPods { mut awaited, abandoned } = self.pods(deadline).await?;
         awaited.retain(|pod| self.evictions.contains(pod));
         let all = self.evictions.count();
         Ok(match awaited.is_empty() {
             true => self.all_gone(all, &abandoned),
-            false => stage(&Snapshot::of(awaited), all, &HashSet::new()),
+            false => stage(&DrainSnapshot::of(awaited), all, &HashSet::new()),
         })
     }
 
@@ -85,8 +85,8 @@ impl Remaining<'_> {
     ///
     /// # Errors
     /// Why they could not be listed.
-    pub(super) async fn pods(&self, deadline: Instant) -> Result<NodePods, ActionError> {
-        let mut pods = NodePods { awaited: Vec::new(), abandoned: Vec::new() };
+    pub(super) async fn pods(&self, deadline: Instant) -> Result<ListedPods, ActionError> {
+        let mut pods = ListedPods { awaited: Vec::new(), abandoned: Vec::new() };
         let EvictionSet { selector, options, .. } = self.evictions;
         let mut params =
             drain_filter::pods_of(&self.node.name, selector.as_deref()).limit(PAGE_SIZE);
@@ -119,11 +119,14 @@ impl Remaining<'_> {
     }
 }
 
-impl Snapshot {
+impl DrainSnapshot {
     /// These pods, without disruption budgets.
     pub(crate) fn of(pods: Vec<ObjectMeta>) -> Self {
-        let remaining = |pod| RemainingPod { pod, budget: None, is_own: false };
-        Snapshot { pods: pods.into_iter().map(remaining).collect(), ..Snapshot::default() }
+        let remaining = |pod| RemainingPod { pod, pdb_key: None, is_own: false };
+        DrainSnapshot {
+            pods: pods.into_iter().map(remaining).collect(),
+            ..DrainSnapshot::default()
+        }
     }
 
     /// Marks the pod of this namespace and name as the executor's own.
@@ -136,27 +139,27 @@ impl Snapshot {
     }
 
     /// Adds to each pod that `may_be_protected` the disruption budget that protects it.
-    pub(crate) fn add_budgets(
+    pub(crate) fn add_pdbs(
         &mut self,
-        budgets: &Budgets,
+        budgets: &Pdbs,
         may_be_protected: impl Fn(&ObjectMeta) -> bool,
     ) {
         for left in self.pods.iter_mut().filter(|left| may_be_protected(&left.pod)) {
             let pod = Pod { metadata: left.pod.clone(), ..Pod::default() };
-            let budget = pdb::budgets_of(&pod, budgets.of(&pod)).first().copied();
-            left.budget = budget.map(|budget| {
+            let budget = pdb::pdbs_of(&pod, budgets.of(&pod)).first().copied();
+            left.pdb_key = budget.map(|budget| {
                 let namespace = left.pod.namespace.as_deref().unwrap_or_default();
                 let key = format!("{namespace}/{}", pdb::name_of(budget));
-                self.budgets.entry(key.clone()).or_insert_with(|| budget.clone());
+                self.pdbs.entry(key.clone()).or_insert_with(|| budget.clone());
                 key
             });
         }
     }
 
     /// The keys of the disruption budgets that protect a pod and allow no disruption now.
-    pub(crate) fn exhausted_budgets(&self) -> impl Iterator<Item = &str> {
-        let keys = self.pods.iter().filter_map(|left| left.budget.as_deref());
-        keys.filter(|key| pdb::disruptions_allowed(&self.budgets[*key]) == 0)
+    pub(crate) fn exhausted_pdbs(&self) -> impl Iterator<Item = &str> {
+        let keys = self.pods.iter().filter_map(|left| left.pdb_key.as_deref());
+        keys.filter(|key| pdb::disruptions_allowed(&self.pdbs[*key]) == 0)
     }
 }
 
@@ -164,13 +167,13 @@ impl Snapshot {
 pub(super) fn abandoned_phrase(abandoned: &[String], evictions: &EvictionSet) -> Option<String> {
     let seconds = evictions.options.deleted_for.unwrap_or_default();
     let pods = drain_filter::plural(abandoned.len(), "pod");
-    let names = pods::join_names(abandoned, MAX_NAMED_PODS);
+    let names = pods::join_names(abandoned, MAX_PODS_PER_MESSAGE);
     (!abandoned.is_empty())
         .then(|| format!("{pods} deleted more than {seconds} s ago and still there: {names}"))
 }
 
 /// How far it is, of so many pods; `evicted` are those that the list does not show as terminating yet.
-pub(crate) fn stage(snapshot: &Snapshot, all: usize, evicted: &HashSet<String>) -> String {
+pub(crate) fn stage(snapshot: &DrainSnapshot, all: usize, evicted: &HashSet<String>) -> String {
     let left = snapshot.pods.len();
     let terminates = |it: &&RemainingPod| is_terminating(&it.pod) || evicted.contains(uid(&it.pod));
     let terminating = snapshot.pods.iter().filter(terminates).count();

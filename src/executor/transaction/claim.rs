@@ -20,7 +20,7 @@ use crate::{
     },
     ledger::{
         ClaimState, Ledger,
-        record::{Intent, Record, State},
+        record::{Intent, Record, RecordState},
     },
     policy::approval,
 };
@@ -322,7 +322,7 @@ impl Transaction<'_> {
         let Some(effect) = &record.intent.effect else { return Ok(EarlierEffect::None) };
         let evidence = self.cluster.find_evidence(effect, input.deadline).await?;
         let earlier = EarlierEffect::of(effect, evidence);
-        if earlier.is_err() && record.state != State::InDoubt {
+        if earlier.is_err() && record.state != RecordState::InDoubt {
             let mut record = record.clone();
             record.mark_in_doubt();
             self.write(&mut record, input.deadline).await;

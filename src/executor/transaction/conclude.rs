@@ -23,7 +23,7 @@ use crate::{
     k8s::effect::Applied,
     ledger::{
         Commit,
-        record::{ReceiptState, Record, State},
+        record::{ReceiptState, Record, RecordState},
     },
     policy::{budget::usage::UsageEntry, evaluate::Facts},
 };
@@ -99,7 +99,7 @@ impl Transaction<'_> {
         mut record: Record,
         input: &PlanInput,
     ) -> Result<ActionResponse, ActionError> {
-        let failed = record.answer.clone().filter(|_| record.state == State::RollingBack);
+        let failed = record.answer.clone().filter(|_| record.state == RecordState::RollingBack);
         let has_failed = failed.is_some();
         let mut response = failed.unwrap_or_else(|| record.intent.answer.clone());
         if !input.wait && !record.intent.completion.is_work() {
@@ -296,10 +296,10 @@ impl LimitsOfRecord<'_> {
     /// approved were the pods of the plan.
     fn judge(&self, pod: &AffectedObject) -> Result<(), String> {
         let (policy, request) = (self.transaction.context.policy(), self.transaction.request);
-        let verdict = policy.judge_other(request, pod, false);
-        verdict.refuse().map_err(|refusal| refusal.detail)?;
+        let evaluation = policy.judge_other(request, pod, false);
+        evaluation.refuse().map_err(|refusal| refusal.detail)?;
         let is_of_approval = self.record.approval_nonce.is_some()
-            || verdict.requires_approval()
+            || evaluation.requires_approval()
             || policy.judge(&Facts::of(request, None)).requires_approval();
         match is_of_approval {
             true => Err("it is not one of the pods that a person approved".to_owned()),

@@ -48,7 +48,7 @@ use crate::{
     policy::{
         Policy, approval,
         budget::{Budget, LeaseSnapshot, usage::UsageEntry},
-        evaluate::{Facts, Verdict},
+        evaluate::{Evaluation, Facts},
     },
 };
 
@@ -79,7 +79,7 @@ pub(crate) async fn execute(
     let target_cluster = context.target_cluster("nothing can be done")?;
     let ledger = Ledger::new(cluster, metadata);
     let namespace = policy.state.namespace.as_deref().unwrap_or(cluster.default_namespace());
-    let budget = Budget::new(policy.limits(), namespace, &policy.state.name, cluster);
+    let budget = Budget::new(policy.quotas(), namespace, &policy.state.name, cluster);
     let end = Instant::now() + request.wait_time();
     let transaction = Transaction {
         context,
@@ -265,14 +265,14 @@ impl Transaction<'_> {
             self.budget.snapshot(input.deadline),
         );
         let mut plan = plan?;
-        let verdict = self.policy.judge_plan(self.request, &plan, false);
+        let evaluation = self.policy.judge_plan(self.request, &plan, false);
         let uid = plan.found.uid.clone();
         let with_object = |refusal: ActionError| refusal.object_uid(uid.as_deref());
-        verdict
+        evaluation
             .refuse()
-            .and_then(|()| self.check_selected(&verdict, &plan))
+            .and_then(|()| self.check_selected(&evaluation, &plan))
             .map_err(with_object)?;
-        let mut requires_approval = self.selected_by.is_none() && verdict.requires_approval();
+        let mut requires_approval = self.selected_by.is_none() && evaluation.requires_approval();
         let charge = match plan.decision {
             Decision::Apply(..) | Decision::DeleteEach(..) => {
                 let charge = self.charge_of(&plan, input, lease.map_err(with_object)?);
@@ -302,16 +302,16 @@ impl Transaction<'_> {
     }
 
     /// Checks that a target that a selector chose is as it was chosen, and approved if it has to be.
-    fn check_selected(&self, verdict: &Verdict, plan: &Plan) -> Result<(), ActionError> {
+    fn check_selected(&self, evaluation: &Evaluation, plan: &Plan) -> Result<(), ActionError> {
         let Some(selected_by) = self.selected_by else { return Ok(()) };
         selected_by.check(plan)?;
-        if plan.is_change() { selected_by.check_approved(verdict, plan) } else { Ok(()) }
+        if plan.is_change() { selected_by.check_approved(evaluation, plan) } else { Ok(()) }
     }
 
     /// Checks policy and kill switch as they are now, before any further change.
     fn recheck_limits(&self, deadline: Instant) -> BoxFuture<'_, ()> {
-        let verdict = self.context.policy().judge(&Facts::of(self.request, None));
-        self.recheck(verdict.refuse(), deadline)
+        let evaluation = self.context.policy().judge(&Facts::of(self.request, None));
+        self.recheck(evaluation.refuse(), deadline)
     }
 
     /// The same for a further plan of the effect, whose target may have other labels now. What was approved was
@@ -334,13 +334,13 @@ impl Transaction<'_> {
 
     /// Whether the policy as it is now allows this plan, given what was approved.
     fn judge_now(&self, plan: &Plan, approval: Option<&Approval>) -> Result<(), ActionError> {
-        let verdict = self.context.policy().judge_plan(self.request, plan, false);
-        verdict.refuse()?;
+        let evaluation = self.context.policy().judge_plan(self.request, plan, false);
+        evaluation.refuse()?;
         if self.selected_by.is_some() {
-            return self.check_selected(&verdict, plan);
+            return self.check_selected(&evaluation, plan);
         }
         let covers = |it: &Approval| it.covers(&self.ledger.request, plan);
-        if !verdict.requires_approval() || approval.is_some_and(covers) {
+        if !evaluation.requires_approval() || approval.is_some_and(covers) {
             return Ok(());
         }
         let detail = format!(

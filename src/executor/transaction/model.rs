@@ -58,7 +58,7 @@ use crate::{
     },
     ledger::{
         ClaimState, Commit, claim_state,
-        record::{Record, RequestMetadata, State},
+        record::{Record, RecordState, RequestMetadata},
         resolve_conflict,
     },
     policy::approval,
@@ -117,7 +117,7 @@ enum Said {
 /// A record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Rec {
-    state: State,
+    state: RecordState,
     holder: u8,
     uid: u8,
     effect: Option<Object>,
@@ -132,7 +132,7 @@ struct Rec {
 type Stored = (u8, Rec);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Found {
+enum ModelClaimState {
     Free,
     Ours(Stored),
     Answered(Said),
@@ -157,7 +157,7 @@ type Consent = (u8, Object);
 
 /// An attempt whose claim is its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Work {
+struct OwnClaim {
     record: Stored,
     view: View,
     charged: bool,
@@ -167,15 +167,15 @@ struct Work {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Stage {
+enum AttemptStage {
     Idle,
     Reading {
-        found: Option<Found>,
+        found: Option<ModelClaimState>,
         view: Option<View>,
     },
     Claiming {
         view: View,
-        opened: Option<Found>,
+        opened: Option<ModelClaimState>,
         charged: Option<bool>,
     },
     /// About to replace a record by its own.
@@ -198,13 +198,13 @@ enum Stage {
         found: Stored,
         view: View,
     },
-    Charging(Work),
-    Sending(Work),
+    Charging(OwnClaim),
+    Sending(OwnClaim),
     /// The answer of this change is missing.
-    Doubting(Work, Change),
-    Replanning(Work),
+    Doubting(OwnClaim, Change),
+    Replanning(OwnClaim),
     /// It ends, after evidence of what it has sent was found.
-    Settling(Work, End),
+    Settling(OwnClaim, End),
     /// About to write that the effect is made, and to wait.
     Marking(Stored, End),
     /// About to write the end of its record.
@@ -223,7 +223,7 @@ enum End {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Attempt {
     id: u8,
-    stage: Stage,
+    stage: AttemptStage,
 }
 
 /// A write that is on its way.
@@ -327,13 +327,13 @@ enum Broken {
 }
 
 #[derive(Clone, PartialEq)]
-struct Step {
+struct ModelStep {
     what: &'static str,
     who: u8,
     next: Box<World>,
 }
 
-impl fmt::Debug for Step {
+impl fmt::Debug for ModelStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.who {
             0 => write!(f, "{}", self.what),
@@ -704,11 +704,11 @@ mod program {
         })
     }
 
-    fn real_record(state: State, said: Option<Said>, holder: &str) -> Record {
+    fn real_record(state: RecordState, said: Option<Said>, holder: &str) -> Record {
         Record { state, holder: holder.to_owned(), answer: said.map(answer), ..Record::example() }
     }
 
-    pub(super) fn found((version, record): &Stored, who: u8, is_late: bool) -> Found {
+    pub(super) fn found((version, record): &Stored, who: u8, is_late: bool) -> ModelClaimState {
         #[derive(Clone, Copy)]
         enum Means {
             Ours,
@@ -719,7 +719,7 @@ mod program {
             Refused,
             Pending,
         }
-        thread_local!(static CACHE: Cache<(State, Option<Said>, bool, bool), Means> = RefCell::default());
+        thread_local!(static CACHE: Cache<(RecordState, Option<Said>, bool, bool), Means> = RefCell::default());
         let is_ours = record.holder == who;
         let means = cached(&CACHE, (record.state, record.answer, is_ours, is_late), |_| {
             let holder = if is_ours { "us" } else { "them" };
@@ -738,13 +738,13 @@ mod program {
         });
         let stored = || (*version, record.clone());
         match means {
-            Means::Ours => Found::Ours(stored()),
-            Means::Answered => Found::Answered(record.answer.expect("is answered")),
-            Means::Applied => Found::Applied(stored()),
-            Means::Held => Found::Held,
-            Means::Abandoned => Found::Abandoned(stored()),
-            Means::Refused => Found::Refused(stored()),
-            Means::Pending => Found::Pending(stored()),
+            Means::Ours => ModelClaimState::Ours(stored()),
+            Means::Answered => ModelClaimState::Answered(record.answer.expect("is answered")),
+            Means::Applied => ModelClaimState::Applied(stored()),
+            Means::Held => ModelClaimState::Held,
+            Means::Abandoned => ModelClaimState::Abandoned(stored()),
+            Means::Refused => ModelClaimState::Refused(stored()),
+            Means::Pending => ModelClaimState::Pending(stored()),
         }
     }
 
@@ -756,7 +756,7 @@ mod program {
     }
 
     pub(super) fn resolve(ours: &Rec, found: &Rec) -> Resolved {
-        type Key = (State, Said, Option<Said>, State, Option<Said>, bool);
+        type Key = (RecordState, Said, Option<Said>, RecordState, Option<Said>, bool);
         thread_local!(static CACHE: Cache<Key, Resolved> = RefCell::default());
         let is_same = ours.holder == found.holder;
         let key = (ours.state, ours.intended, ours.answer, found.state, found.answer, is_same);
@@ -776,7 +776,7 @@ mod program {
 
     /// The state of a record that ends like this.
     pub(super) fn ended(record: &Rec, end: End) -> Rec {
-        thread_local!(static CACHE: Cache<(State, bool, End), State> = RefCell::default());
+        thread_local!(static CACHE: Cache<(RecordState, bool, End), RecordState> = RefCell::default());
         let state = cached(&CACHE, (record.state, record.taken_over, end), |_| {
             let mut real = real_record(record.state, None, "us");
             real.intent.taken_over = record.taken_over;
@@ -828,7 +828,7 @@ use program::{AfterLoss, Earlier, Resolved, Resumed, Shown};
 /// Collects the steps from one state.
 struct Steps<'a> {
     from: &'a World,
-    all: Vec<Step>,
+    all: Vec<ModelStep>,
 }
 
 impl Steps<'_> {
@@ -839,7 +839,7 @@ impl Steps<'_> {
         if u32::from(next.effects) > next.entries.count_ones() {
             next.wrong.get_or_insert(UNCHARGED);
         }
-        self.all.push(Step { what, who, next });
+        self.all.push(ModelStep { what, who, next });
     }
 }
 
@@ -848,12 +848,12 @@ impl Model {
         *self.reached.lock().expect("is not poisoned").entry(what).or_default() += 1;
     }
 
-    fn look(&self, world: &World, uid: Option<u8>) -> View {
+    fn read(&self, world: &World, uid: Option<u8>) -> View {
         program::plan(self.kind, world.object.as_ref(), uid)
     }
 
-    fn find(&self, world: &World, who: u8, is_early: bool) -> Found {
-        let Some(stored) = &world.event else { return Found::Free };
+    fn find(&self, world: &World, who: u8, is_early: bool) -> ModelClaimState {
+        let Some(stored) = &world.event else { return ModelClaimState::Free };
         program::found(stored, who, is_early || !is_running(world, stored.1.holder))
     }
 
@@ -931,7 +931,7 @@ impl Model {
     /// An attempt answers.
     fn end(&self, world: &mut World, slot: usize, end: End) {
         let id = world.attempts[slot].id;
-        world.attempts[slot] = Attempt { id: 0, stage: Stage::Idle };
+        world.attempts[slot] = Attempt { id: 0, stage: AttemptStage::Idle };
         let is_own_effect = world.by & (1 << id) != 0;
         let (wrong, denied): (_, fn(u8, u8) -> bool) = match end {
             End::Said(Said::Applied) => {
@@ -972,7 +972,7 @@ impl Model {
     fn record(&self, who: u8, view: &View, approval: Option<&Consent>) -> Rec {
         let asks = self.needs_approval && approval.is_none();
         Rec {
-            state: if asks { State::PendingApproval } else { State::Claimed },
+            state: if asks { RecordState::PendingApproval } else { RecordState::Claimed },
             holder: who,
             uid: view.seen.as_ref().map_or(0, |it| it.uid),
             effect: view.seen.clone().filter(|_| view.decided == Decided::Apply),
@@ -990,53 +990,53 @@ impl Model {
     }
 
     /// `Transaction::judge_now`.
-    fn is_allowed(&self, work: &Work, view: &View) -> bool {
+    fn is_allowed(&self, claim: &OwnClaim, view: &View) -> bool {
         let covers = |it: &Consent| {
             view.seen.as_ref().is_some_and(|seen| program::covers(self.kind, it, seen))
         };
         let is_broken = match self.broken {
-            Some(Broken::Consent) => work.approval.is_none(),
-            Some(Broken::Fence) => work.approval.is_some(),
+            Some(Broken::Consent) => claim.approval.is_none(),
+            Some(Broken::Fence) => claim.approval.is_some(),
             _ => false,
         };
-        !self.needs_approval || work.approval.as_ref().is_some_and(covers) || is_broken
+        !self.needs_approval || claim.approval.as_ref().is_some_and(covers) || is_broken
     }
 
     /// What follows once record and target were read (`Transaction::attempt`).
-    fn after_reading(&self, world: &mut World, slot: usize, found: Found, view: View) {
+    fn after_reading(&self, world: &mut World, slot: usize, found: ModelClaimState, view: View) {
         let id = world.attempts[slot].id;
         let is_refused = view.decided == Decided::Refused;
         let stage = match found {
-            Found::Answered(said) => {
+            ModelClaimState::Answered(said) => {
                 self.reach("a replay");
                 return self.end(world, slot, End::Said(said));
             }
-            Found::Applied((_, record)) if !self.waits => {
+            ModelClaimState::Applied((_, record)) if !self.waits => {
                 return self.end(world, slot, End::Said(record.intended));
             }
-            Found::Applied((version, record)) => {
+            ModelClaimState::Applied((version, record)) => {
                 self.reach("a wait is joined");
                 let end = End::Said(record.intended);
                 let ours = program::ended(&Rec { holder: id, ..record }, end);
-                Stage::Recording((version, ours), end)
+                AttemptStage::Recording((version, ours), end)
             }
-            Found::Held => return self.end(world, slot, End::InProgress),
-            Found::Abandoned(found) => Stage::Resuming { found },
-            Found::Failed => return self.end(world, slot, End::Refusal),
+            ModelClaimState::Held => return self.end(world, slot, End::InProgress),
+            ModelClaimState::Abandoned(found) => AttemptStage::Resuming { found },
+            ModelClaimState::Failed => return self.end(world, slot, End::Refusal),
             _ if is_refused => return self.end(world, slot, End::Refusal),
             // The replay window is over.
-            Found::Free if world.expired => return self.end(world, slot, End::Refusal),
-            Found::Free => {
+            ModelClaimState::Free if world.expired => return self.end(world, slot, End::Refusal),
+            ModelClaimState::Free => {
                 let charged = if self.is_charged(&view) { None } else { Some(true) };
-                Stage::Claiming { view, opened: None, charged }
+                AttemptStage::Claiming { view, opened: None, charged }
             }
-            Found::Ours(record) => Stage::Charging(Work::new(record, view)),
-            Found::Refused((found, _)) => {
+            ModelClaimState::Ours(record) => AttemptStage::Charging(OwnClaim::new(record, view)),
+            ModelClaimState::Refused((found, _)) => {
                 self.reach("a refused record is taken");
                 let ours = self.record(id, &view, None);
-                Stage::Taking { found, ours, view, approval: None, earlier: None }
+                AttemptStage::Taking { found, ours, view, approval: None, earlier: None }
             }
-            Found::Pending(found) => Stage::Asking { found, view },
+            ModelClaimState::Pending(found) => AttemptStage::Asking { found, view },
         };
         world.attempts[slot].stage = stage;
     }
@@ -1049,20 +1049,21 @@ impl Model {
     /// What follows once claim and charge were made.
     fn after_claiming(&self, world: &mut World, slot: usize) {
         let Attempt { id, stage } = &world.attempts[slot];
-        let Stage::Claiming { view, opened: Some(opened), charged: Some(charged) } = stage else {
+        let AttemptStage::Claiming { view, opened: Some(opened), charged: Some(charged) } = stage
+        else {
             return;
         };
         let (id, view, charged) = (*id, view.clone(), *charged);
         match opened.clone() {
-            Found::Ours(record) => {
+            ModelClaimState::Ours(record) => {
                 let is_charged = charged && self.is_charged(&view);
-                let mut work = Work::new(record, view);
-                work.charged = is_charged;
+                let mut claim = OwnClaim::new(record, view);
+                claim.charged = is_charged;
                 world.attempts[slot].stage = if charged {
-                    Stage::Charging(work)
+                    AttemptStage::Charging(claim)
                 } else {
-                    let ended = program::ended(&work.record.1, End::Refusal);
-                    Stage::Recording((work.record.0, ended), program::refusal(false))
+                    let ended = program::ended(&claim.record.1, End::Refusal);
+                    AttemptStage::Recording((claim.record.0, ended), program::refusal(false))
                 };
             }
             found => {
@@ -1073,55 +1074,62 @@ impl Model {
     }
 
     /// The effect's end is known (`Transaction::act`).
-    fn after_effect(&self, world: &mut World, slot: usize, work: Work, end: End, replayed: bool) {
+    fn after_effect(
+        &self,
+        world: &mut World,
+        slot: usize,
+        claim: OwnClaim,
+        end: End,
+        replayed: bool,
+    ) {
         let id = world.attempts[slot].id;
         let is_broken = self.broken == Some(Broken::Refund) && end == End::Unknown;
         if program::settlement(end, replayed) == Settlement::Refund || is_broken {
             world.entries &= !(1 << id);
         }
-        self.complete(world, slot, &work.record, end);
+        self.complete(world, slot, &claim.record, end);
     }
 
     /// `Transaction::complete`, or the record of another end.
     fn complete(&self, world: &mut World, slot: usize, (version, record): &Stored, end: End) {
         world.attempts[slot].stage = match end {
             End::Said(said) if self.waits => {
-                Stage::Marking((*version, program::marked(record, said)), end)
+                AttemptStage::Marking((*version, program::marked(record, said)), end)
             }
-            _ => Stage::Recording((*version, program::ended(record, end)), end),
+            _ => AttemptStage::Recording((*version, program::ended(record, end)), end),
         };
     }
 
     /// It ends like this, unless the evidence of what it has sent decides.
-    fn finish(&self, world: &mut World, slot: usize, work: Work, end: End) {
-        match work.sent {
-            Some(_) => world.attempts[slot].stage = Stage::Settling(work, end),
-            None => self.after_effect(world, slot, work, end, false),
+    fn finish(&self, world: &mut World, slot: usize, claim: OwnClaim, end: End) {
+        match claim.sent {
+            Some(_) => world.attempts[slot].stage = AttemptStage::Settling(claim, end),
+            None => self.after_effect(world, slot, claim, end, false),
         }
     }
 
     /// A further decision of the loop in `apply::apply`.
-    fn after_plan(&self, world: &mut World, slot: usize, work: Work) {
-        match work.view.decided {
+    fn after_plan(&self, world: &mut World, slot: usize, claim: OwnClaim) {
+        match claim.view.decided {
             Decided::Apply => {
-                let seen = work.view.seen.as_ref().expect("is planned");
+                let seen = claim.view.seen.as_ref().expect("is planned");
                 let bars = |it: &SentChange| program::bars_another(self.kind, &it.change, seen);
-                let shown = work.sent.as_ref().and_then(bars);
-                match (&work.sent, shown) {
+                let shown = claim.sent.as_ref().and_then(bars);
+                match (&claim.sent, shown) {
                     (Some(sent), Some(_)) if self.broken != Some(Broken::Undone) => {
                         let end = program::conclude(sent, shown, End::Refusal);
-                        self.after_effect(world, slot, work, end, false);
+                        self.after_effect(world, slot, claim, end, false);
                     }
-                    _ => world.attempts[slot].stage = Stage::Sending(work),
+                    _ => world.attempts[slot].stage = AttemptStage::Sending(claim),
                 }
             }
             Decided::AlreadyApplied => {
-                let replayed = program::is_replayed(work.sent.as_ref());
+                let replayed = program::is_replayed(claim.sent.as_ref());
                 self.reach("the mark is recognised");
-                self.after_effect(world, slot, work, End::Said(Said::Applied), replayed);
+                self.after_effect(world, slot, claim, End::Said(Said::Applied), replayed);
             }
-            Decided::NoOp => self.finish(world, slot, work, End::Said(Said::Unchanged)),
-            Decided::Refused => self.finish(world, slot, work, End::Refusal),
+            Decided::NoOp => self.finish(world, slot, claim, End::Said(Said::Unchanged)),
+            Decided::Refused => self.finish(world, slot, claim, End::Refusal),
         }
     }
 
@@ -1129,44 +1137,44 @@ impl Model {
         &self,
         world: &mut World,
         slot: usize,
-        mut work: Work,
+        mut claim: OwnClaim,
         change: Change,
         is_made: bool,
     ) {
         if is_made {
-            return self.after_effect(world, slot, work, End::Said(Said::Applied), false);
+            return self.after_effect(world, slot, claim, End::Said(Said::Applied), false);
         }
         self.reach("the API server refuses a write");
-        work.sent = program::refused(work.sent.take(), change);
-        world.attempts[slot].stage = Stage::Replanning(work);
+        claim.sent = program::refused(claim.sent.take(), change);
+        world.attempts[slot].stage = AttemptStage::Replanning(claim);
     }
 
     fn steps_of_attempt(&self, steps: &mut Steps<'_>, slot: usize) {
         let world = steps.from;
         let Attempt { id, stage } = &world.attempts[slot];
         let who = *id;
-        if *stage != Stage::Idle {
+        if *stage != AttemptStage::Idle {
             steps.add("crashes", who, 1, |to| {
                 self.reach("a crash");
-                to.attempts[slot] = Attempt { id: 0, stage: Stage::Idle };
+                to.attempts[slot] = Attempt { id: 0, stage: AttemptStage::Idle };
             });
         }
-        let set = move |to: &mut World, stage: Stage| to.attempts[slot].stage = stage;
+        let set = move |to: &mut World, stage: AttemptStage| to.attempts[slot].stage = stage;
         match stage {
-            Stage::Idle => {
+            AttemptStage::Idle => {
                 // Of two idle processes, the first one starts.
                 if world.started < self.attempts
-                    && (slot == 0 || world.attempts[0].stage != Stage::Idle)
+                    && (slot == 0 || world.attempts[0].stage != AttemptStage::Idle)
                 {
                     let id = world.started + 1;
                     steps.add("starts", id, 0, |to| {
                         to.started = id;
-                        let stage = Stage::Reading { found: None, view: None };
+                        let stage = AttemptStage::Reading { found: None, view: None };
                         to.attempts[slot] = Attempt { id, stage };
                     });
                 }
             }
-            Stage::Reading { found, view } => {
+            AttemptStage::Reading { found, view } => {
                 if found.is_none() {
                     for (is_early, what) in
                         [(false, "reads the record"), (true, "reads the record, by a fast clock")]
@@ -1178,26 +1186,32 @@ impl Model {
                         let view = view.clone();
                         steps.add(what, who, is_early.into(), |to| match view {
                             Some(view) => self.after_reading(to, slot, seen, view),
-                            None => set(to, Stage::Reading { found: Some(seen), view: None }),
+                            None => {
+                                set(to, AttemptStage::Reading { found: Some(seen), view: None })
+                            }
                         });
                     }
                 }
                 if view.is_none() {
-                    let (seen, found) = (self.look(world, None), found.clone());
+                    let (seen, found) = (self.read(world, None), found.clone());
                     steps.add("reads the object", who, 0, |to| match found {
                         Some(found) => self.after_reading(to, slot, found, seen),
-                        None => set(to, Stage::Reading { found: None, view: Some(seen) }),
+                        None => set(to, AttemptStage::Reading { found: None, view: Some(seen) }),
                     });
                 }
             }
-            Stage::Claiming { view, opened, charged } => {
+            AttemptStage::Claiming { view, opened, charged } => {
                 if opened.is_none() {
                     let ours = self.record(who, view, None);
-                    let open = |to: &mut World, opened: Found| {
+                    let open = |to: &mut World, opened: ModelClaimState| {
                         let charged = *charged;
                         set(
                             to,
-                            Stage::Claiming { view: view.clone(), opened: Some(opened), charged },
+                            AttemptStage::Claiming {
+                                view: view.clone(),
+                                opened: Some(opened),
+                                charged,
+                            },
                         );
                         self.after_claiming(to, slot);
                     };
@@ -1215,12 +1229,12 @@ impl Model {
                     });
                     steps.add("creates the record, which is held", who, 1, |to| {
                         to.network.push(Write::Create(ours.clone()));
-                        open(to, Found::Failed);
+                        open(to, ModelClaimState::Failed);
                     });
                     if world.event.is_none() {
                         steps.add("creates the record, without any answer", who, 1, |to| {
                             self.store(to, ours.clone());
-                            open(to, Found::Failed);
+                            open(to, ModelClaimState::Failed);
                         });
                     }
                 }
@@ -1233,13 +1247,16 @@ impl Model {
                                 to.entries |= 1 << who;
                             }
                             let (view, opened) = (view.clone(), opened.clone());
-                            set(to, Stage::Claiming { view, opened, charged: Some(is_charged) });
+                            set(
+                                to,
+                                AttemptStage::Claiming { view, opened, charged: Some(is_charged) },
+                            );
                             self.after_claiming(to, slot);
                         });
                     }
                 }
             }
-            Stage::Asking { found, view } => {
+            AttemptStage::Asking { found, view } => {
                 let (version, record) = found;
                 let approval = self.find_approval(world, record, view);
                 steps.add("checks for the approval", who, 0, |to| match approval {
@@ -1247,7 +1264,10 @@ impl Model {
                         self.reach("an approval is found");
                         let ours = self.record(who, view, Some(&approval));
                         let (found, view, approval) = (*version, view.clone(), Some(approval));
-                        set(to, Stage::Taking { found, ours, view, approval, earlier: None });
+                        set(
+                            to,
+                            AttemptStage::Taking { found, ours, view, approval, earlier: None },
+                        );
                     }
                     None => {
                         if let (Some(nonce), Some(seen)) = (record.nonce, view.seen.clone()) {
@@ -1260,27 +1280,27 @@ impl Model {
                 steps.add("finds the request for approval expired", who, 1, |to| {
                     let (found, ours) = (*version, self.record(who, view, None));
                     let (view, approval) = (view.clone(), None);
-                    set(to, Stage::Taking { found, ours, view, approval, earlier: None });
+                    set(to, AttemptStage::Taking { found, ours, view, approval, earlier: None });
                 });
             }
-            Stage::Taking { found, ours, view, approval, earlier } => {
+            AttemptStage::Taking { found, ours, view, approval, earlier } => {
                 let is_unchanged = world.event.as_ref().is_some_and(|(now, _)| now == found);
                 steps.add("takes the record", who, 0, |to| {
                     if !is_unchanged {
-                        return set(to, Stage::Reading { found: None, view: None });
+                        return set(to, AttemptStage::Reading { found: None, view: None });
                     }
                     self.store(to, ours.clone());
-                    if ours.state == State::PendingApproval {
+                    if ours.state == RecordState::PendingApproval {
                         to.asked.extend(ours.nonce.zip(view.seen.clone()));
                         return self.end(to, slot, End::Refusal);
                     }
-                    let mut work = Work::new((to.writes, ours.clone()), view.clone());
-                    work.approval.clone_from(approval);
-                    work.earlier.clone_from(earlier);
+                    let mut claim = OwnClaim::new((to.writes, ours.clone()), view.clone());
+                    claim.approval.clone_from(approval);
+                    claim.earlier.clone_from(earlier);
                     let effect = |seen: &Object| Change { seen: seen.clone(), bound: false };
                     let sent = |change| SentChange { change, own: false, missing: true };
-                    work.sent = earlier.as_ref().map(effect).map(sent);
-                    set(to, Stage::Charging(work));
+                    claim.sent = earlier.as_ref().map(effect).map(sent);
+                    set(to, AttemptStage::Charging(claim));
                 });
                 let end = program::refusal(earlier.is_some());
                 let end = if end == End::Unknown { end } else { End::Refusal };
@@ -1295,83 +1315,85 @@ impl Model {
                     });
                 }
             }
-            Stage::Resuming { found } => {
+            AttemptStage::Resuming { found } => {
                 let evidence = self.evidence_of_recorded(world, &found.1);
-                let view = self.look(world, Some(found.1.uid));
+                let view = self.read(world, Some(found.1.uid));
                 steps.add("searches for evidence, and plans", who, 0, |to| match evidence {
                     Earlier::Made | Earlier::Unknown => {
                         self.end_of_abandoned(to, slot, found, evidence);
                     }
-                    _ => set(to, Stage::Resumed { found: found.clone(), view }),
+                    _ => set(to, AttemptStage::Resumed { found: found.clone(), view }),
                 });
             }
-            Stage::Resumed { found, view } => self.steps_of_resumed(steps, slot, found, view),
-            Stage::Charging(work) => {
-                let needs_charge = work.view.decided == Decided::Apply && !work.charged;
+            AttemptStage::Resumed { found, view } => {
+                self.steps_of_resumed(steps, slot, found, view)
+            }
+            AttemptStage::Charging(claim) => {
+                let needs_charge = claim.view.decided == Decided::Apply && !claim.charged;
                 let refuse = |to: &mut World| {
                     to.entries &= !(1 << who);
-                    let (version, record) = &work.record;
+                    let (version, record) = &claim.record;
                     let ended = program::ended(record, End::Refusal);
-                    let end = program::refusal(work.earlier.is_some());
-                    set(to, Stage::Recording((*version, ended), end));
+                    let end = program::refusal(claim.earlier.is_some());
+                    set(to, AttemptStage::Recording((*version, ended), end));
                 };
                 steps.add("charges, and judges anew", who, 0, |to| {
-                    let is_effect = work.view.decided == Decided::Apply;
-                    if is_effect && !self.is_allowed(work, &work.view) {
+                    let is_effect = claim.view.decided == Decided::Apply;
+                    if is_effect && !self.is_allowed(claim, &claim.view) {
                         self.reach("an effect without approval is refused");
                         return refuse(to);
                     }
-                    let mut work = work.clone();
+                    let mut claim = claim.clone();
                     if needs_charge {
                         to.entries |= 1 << who;
-                        work.charged = true;
+                        claim.charged = true;
                     }
-                    self.after_plan(to, slot, work);
+                    self.after_plan(to, slot, claim);
                 });
                 steps.add("is refused before the effect", who, 1, refuse);
             }
-            Stage::Sending(work) => self.steps_of_sending(steps, slot, work),
-            Stage::Doubting(work, change) => {
+            AttemptStage::Sending(claim) => self.steps_of_sending(steps, slot, claim),
+            AttemptStage::Doubting(claim, change) => {
                 let shown = self.evidence(world, change);
                 for (shown, cost) in [(Some(shown), 0), (None, 1)] {
                     steps.add("searches for the effect", who, cost, |to| {
-                        let mut work = work.clone();
+                        let mut claim = claim.clone();
                         match program::after_loss(shown) {
                             AfterLoss::MayCome => {
                                 let change = change.clone();
-                                work.sent = Some(SentChange { change, own: true, missing: true });
-                                set(to, Stage::Replanning(work));
+                                claim.sent = Some(SentChange { change, own: true, missing: true });
+                                set(to, AttemptStage::Replanning(claim));
                             }
                             AfterLoss::CannotCome => {
                                 to.unanswered = None;
-                                set(to, Stage::Replanning(work));
+                                set(to, AttemptStage::Replanning(claim));
                             }
-                            AfterLoss::End(end) => self.after_effect(to, slot, work, end, false),
+                            AfterLoss::End(end) => self.after_effect(to, slot, claim, end, false),
                         }
                     });
                 }
             }
-            Stage::Replanning(work) => {
-                let uid = work.view.seen.as_ref().map(|it| it.uid);
-                let view = self.look(world, uid);
+            AttemptStage::Replanning(claim) => {
+                let uid = claim.view.seen.as_ref().map(|it| it.uid);
+                let view = self.read(world, uid);
                 steps.add("plans again", who, 0, |to| {
                     let is_allowed =
-                        view.decided == Decided::Refused || self.is_allowed(work, &view);
-                    let mut work = work.clone();
+                        view.decided == Decided::Refused || self.is_allowed(claim, &view);
+                    let mut claim = claim.clone();
                     if is_allowed {
-                        work.view = view;
-                        self.after_plan(to, slot, work);
+                        claim.view = view;
+                        self.after_plan(to, slot, claim);
                     } else {
-                        work.view.decided = Decided::Refused;
-                        self.finish(to, slot, work, End::Refusal);
+                        claim.view.decided = Decided::Refused;
+                        self.finish(to, slot, claim, End::Refusal);
                     }
                 });
                 steps.add("is refused when it plans again", who, 1, |to| {
-                    self.finish(to, slot, work.clone(), End::Refusal);
+                    self.finish(to, slot, claim.clone(), End::Refusal);
                 });
             }
-            Stage::Settling(work, end) => {
-                let sent = work.sent.as_ref().expect("was sent");
+            AttemptStage::Settling(claim, end) => {
+                let sent = claim.sent.as_ref().expect("was sent");
                 let shown = self.evidence(world, &sent.change);
                 for (shown, cost) in [(Some(shown), 0), (None, 1)] {
                     let end = program::conclude(sent, shown, *end);
@@ -1379,23 +1401,23 @@ impl Model {
                         if shown == Some(Shown::NeverMade) {
                             to.unanswered = None;
                         }
-                        self.after_effect(to, slot, work.clone(), end, false);
+                        self.after_effect(to, slot, claim.clone(), end, false);
                     });
                 }
             }
-            Stage::Marking(record, end) => {
+            AttemptStage::Marking(record, end) => {
                 let answered = program::ended(&record.1, *end);
                 steps.add("records that it is made", who, 0, |to| {
                     let is_stored = self.settle(to, record).is_none();
                     let version = if is_stored { to.writes } else { record.0 };
-                    set(to, Stage::Recording((version, answered.clone()), *end));
+                    set(to, AttemptStage::Recording((version, answered.clone()), *end));
                 });
                 steps.add("records that it is made, which is held", who, 1, |to| {
                     to.network.push(Write::Patch(record.clone()));
-                    set(to, Stage::Recording((record.0, answered.clone()), *end));
+                    set(to, AttemptStage::Recording((record.0, answered.clone()), *end));
                 });
             }
-            Stage::Recording(record, end) => {
+            AttemptStage::Recording(record, end) => {
                 let is_answer = matches!(end, End::Said(_));
                 steps.add("records the end", who, 0, |to| {
                     let end = match self.settle(to, record) {
@@ -1426,7 +1448,7 @@ impl Model {
                 self.reach("the effect of another attempt is recognised");
                 End::Said(record.intended)
             }
-            _ if record.state == State::InDoubt => return self.end(to, slot, End::Unknown),
+            _ if record.state == RecordState::InDoubt => return self.end(to, slot, End::Unknown),
             _ => End::Unknown,
         };
         self.complete(to, slot, &(*version, adopted), end);
@@ -1456,13 +1478,13 @@ impl Model {
                     self.reach("a claim is taken over");
                     let ours = self.record(who, &view, approval.as_ref());
                     let taken_over = earlier.is_some() && self.broken != Some(Broken::TakenOver);
-                    let state = if is_broken { State::Claimed } else { ours.state };
+                    let state = if is_broken { RecordState::Claimed } else { ours.state };
                     let ours = Rec { taken_over, state, ..ours };
-                    Stage::Taking { found, ours, view, approval, earlier }
+                    AttemptStage::Taking { found, ours, view, approval, earlier }
                 }
                 Resumed::AskAnew => {
                     let ours = self.record(who, &view, None);
-                    Stage::Taking { found, ours, view, approval: None, earlier: None }
+                    AttemptStage::Taking { found, ours, view, approval: None, earlier: None }
                 }
                 Resumed::Unknown => return self.end(to, slot, End::Unknown),
             };
@@ -1470,20 +1492,20 @@ impl Model {
         });
     }
 
-    fn steps_of_sending(&self, steps: &mut Steps<'_>, slot: usize, work: &Work) {
+    fn steps_of_sending(&self, steps: &mut Steps<'_>, slot: usize, claim: &OwnClaim) {
         let who = steps.from.attempts[slot].id;
-        let seen = work.view.seen.clone().expect("is planned");
+        let seen = claim.view.seen.clone().expect("is planned");
         let bound = self.kind == Kind::Pod;
         let change = Change { seen, bound };
         let doubt = |to: &mut World| {
             to.unanswered = Some(change.seen.uid);
-            to.attempts[slot].stage = Stage::Doubting(work.clone(), change.clone());
+            to.attempts[slot].stage = AttemptStage::Doubting(claim.clone(), change.clone());
         };
         let hold = |to: &mut World| {
             to.network.push(Write::Effect { by: who, change: change.clone(), denied: false });
         };
         let answer = |to: &mut World, is_made| {
-            self.after_answer(to, slot, work.clone(), change.clone(), is_made);
+            self.after_answer(to, slot, claim.clone(), change.clone(), is_made);
         };
         steps.add("sends the effect", who, 0, |to| {
             let is_made = self.arrives(to, who, &change, false);
@@ -1492,12 +1514,12 @@ impl Model {
         steps.add("sends the effect, and crashes", who, 1, |to| {
             self.arrives(to, who, &change, false);
             to.unanswered = Some(change.seen.uid);
-            to.attempts[slot] = Attempt { id: 0, stage: Stage::Idle };
+            to.attempts[slot] = Attempt { id: 0, stage: AttemptStage::Idle };
         });
         steps.add("sends the effect, which is held, and crashes", who, 1, |to| {
             hold(to);
             to.unanswered = Some(change.seen.uid);
-            to.attempts[slot] = Attempt { id: 0, stage: Stage::Idle };
+            to.attempts[slot] = Attempt { id: 0, stage: AttemptStage::Idle };
         });
         steps.add("sends the effect, whose answer is lost", who, 1, |to| {
             self.arrives(to, who, &change, false);
@@ -1518,7 +1540,7 @@ impl Model {
             hold(to);
         });
         steps.add("has no time left", who, 1, |to| {
-            self.finish(to, slot, work.clone(), End::Refusal);
+            self.finish(to, slot, claim.clone(), End::Refusal);
         });
     }
 
@@ -1617,7 +1639,7 @@ impl Model {
                 });
             }
         }
-        let is_idle = world.attempts.iter().all(|it| it.stage == Stage::Idle);
+        let is_idle = world.attempts.iter().all(|it| it.stage == AttemptStage::Idle);
         if world.event.is_some() && is_idle && !world.expired {
             steps.add("the Event expires", 0, 1, |to| {
                 to.expired = true;
@@ -1643,10 +1665,15 @@ impl Model {
         let nonces: BTreeSet<u8> = world.asked.iter().map(|it| it.0).collect();
         let running = world.attempts.iter().map(|it| it.id).filter(|id| *id > 0);
         let holders: Vec<u8> = running.chain([100]).collect();
-        for state in [State::Claimed, State::InDoubt, State::Refused, State::PendingApproval] {
+        for state in [
+            RecordState::Claimed,
+            RecordState::InDoubt,
+            RecordState::Refused,
+            RecordState::PendingApproval,
+        ] {
             for holder in &holders {
                 for nonce in nonces.iter().copied().map(Some).chain([None]) {
-                    let planned = self.look(world, None);
+                    let planned = self.read(world, None);
                     let planned = planned.seen.filter(|_| planned.decided == Decided::Apply);
                     for effect in BTreeSet::from([None, planned]) {
                         steps.add("someone forges the record", 0, 2, |to| {
@@ -1675,9 +1702,9 @@ impl Model {
     }
 }
 
-impl Work {
+impl OwnClaim {
     fn new(record: Stored, view: View) -> Self {
-        Work { record, view, charged: false, approval: None, earlier: None, sent: None }
+        OwnClaim { record, view, charged: false, approval: None, earlier: None, sent: None }
     }
 }
 
@@ -1688,15 +1715,15 @@ impl Object {
 }
 
 fn is_running(world: &World, id: u8) -> bool {
-    world.attempts.iter().any(|it| it.id == id && it.stage != Stage::Idle)
+    world.attempts.iter().any(|it| it.id == id && it.stage != AttemptStage::Idle)
 }
 
 impl stateright::Model for Model {
     type State = World;
-    type Action = Step;
+    type Action = ModelStep;
 
     fn init_states(&self) -> Vec<World> {
-        let idle = Attempt { id: 0, stage: Stage::Idle };
+        let idle = Attempt { id: 0, stage: AttemptStage::Idle };
         vec![World {
             object: Some(Object::new()),
             last_uid: 1,
@@ -1721,7 +1748,7 @@ impl stateright::Model for Model {
         }]
     }
 
-    fn actions(&self, state: &World, actions: &mut Vec<Step>) {
+    fn actions(&self, state: &World, actions: &mut Vec<ModelStep>) {
         if state.wrong.is_some() {
             return;
         }
@@ -1735,7 +1762,7 @@ impl stateright::Model for Model {
         actions.extend(steps.all);
     }
 
-    fn next_state(&self, _: &World, step: Step) -> Option<World> {
+    fn next_state(&self, _: &World, step: ModelStep) -> Option<World> {
         Some(*step.next)
     }
 

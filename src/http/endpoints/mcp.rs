@@ -52,7 +52,7 @@ const NAME: HeaderName = HeaderName::from_static("mcp-name");
 const PARAMETER: &str = "Mcp-Param-";
 
 /// How long a request may take before its answer becomes a stream, if the client accepts one.
-const STREAM_AFTER: Duration = Duration::from_millis(500);
+const JSON_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How often something is sent on a stream, so that no proxy takes the connection for an idle one.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -102,7 +102,7 @@ pub(crate) async fn post(
         tools: settings.tools,
         wait: action_time(&info).map_or(settings.wait, |time| settings.wait.min(time)),
         hold,
-        rights: service.rights.clone(),
+        permissions: service.permissions.clone(),
         waits: server.map(|server| server.waits.clone()).unwrap_or_default(),
         progression: token.map(|token| Progression { token, lines: sender }),
     };
@@ -110,7 +110,7 @@ pub(crate) async fn post(
     tokio::select! {
         biased;
         (line, status) = &mut answer => return Ok(with_status(line, status)),
-        () = sleep(STREAM_AFTER), if may_stream => {}
+        () = sleep(JSON_RESPONSE_TIMEOUT), if may_stream => {}
     }
     Ok(stream(answer, lines, revision.is_stateless()))
 }

@@ -24,12 +24,12 @@ use crate::{
         query,
         query::parameters,
     },
-    ledger::record::State,
+    ledger::record::RecordState,
 };
 
 /// The state of a request at one time.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Snapshot {
+pub(crate) struct OperationSnapshot {
     /// The state.
     pub progress: Progress,
     /// The version of the record that it was read from.
@@ -52,11 +52,11 @@ pub(crate) async fn get(
     if watchers.is_none() {
         check_accept(accept.as_deref())?;
     }
-    let Named { namespace, id, cluster } = operation_of(request.uri())?;
+    let OperationPath { namespace, id, cluster } = operation_of(request.uri())?;
     let context = service.context.for_cluster(cluster.as_ref())?;
     let context = context.acting_for(info.caller.as_ref()).await?;
     let found = find_as(&context, info.caller.as_ref(), &namespace, &id).await?;
-    let snapshot = Snapshot::of(&found).await;
+    let snapshot = OperationSnapshot::of(&found).await;
     match watchers {
         Some(watchers) => Ok(watchers.stream(&context, namespace, id, snapshot)),
         None => snapshot.response(),
@@ -64,14 +64,14 @@ pub(crate) async fn get(
 }
 
 /// What the path and the query name.
-struct Named {
+struct OperationPath {
     namespace: Namespace,
     id: RequestId,
     cluster: Option<ClusterName>,
 }
 
 /// The request that the last segment of the path and the query name.
-fn operation_of(uri: &http::Uri) -> Result<Named, ActionError> {
+fn operation_of(uri: &http::Uri) -> Result<OperationPath, ActionError> {
     let segment = uri.path().rsplit('/').next().unwrap_or_default();
     let id = percent_decode_str(segment).decode_utf8();
     let id = id.map_err(|_| ActionError::invalid_field("id", "is not UTF-8"))?;
@@ -90,14 +90,14 @@ fn operation_of(uri: &http::Uri) -> Result<Named, ActionError> {
             }
         }
     }
-    Ok(Named { namespace: namespace.unwrap_or_default(), id, cluster })
+    Ok(OperationPath { namespace: namespace.unwrap_or_default(), id, cluster })
 }
 
-impl Snapshot {
+impl OperationSnapshot {
     /// The state of a request that was found.
     pub(crate) async fn of(found: &Operation) -> Self {
         let version = found.version().map(str::to_owned);
-        Snapshot { progress: found.progress().await, version }
+        OperationSnapshot { progress: found.progress().await, version }
     }
 
     /// The state in JSON, on one line.
@@ -115,8 +115,8 @@ impl Snapshot {
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         let seconds = match self.progress.state {
-            State::Claimed | State::Applied | State::RollingBack => Some(1),
-            State::PendingApproval => Some(10),
+            RecordState::Claimed | RecordState::Applied | RecordState::RollingBack => Some(1),
+            RecordState::PendingApproval => Some(10),
             _ => None,
         };
         match (seconds, &self.version) {
@@ -192,7 +192,7 @@ mod tests {
 
     fn parsed(target: &str) -> Result<(String, String), ActionError> {
         let uri = target.parse().expect("is a target");
-        let Named { namespace, id, .. } = operation_of(&uri)?;
+        let OperationPath { namespace, id, .. } = operation_of(&uri)?;
         Ok((namespace.to_string(), id.to_string()))
     }
 

@@ -48,18 +48,18 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const OTHERS_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// How long, and how often, the cluster must have failed before the server is not ready.
-const MIN_FAILURE_TIME: Duration = Duration::from_secs(10);
+const FAILURE_TIMEOUT: Duration = Duration::from_secs(10);
 const MIN_FAILURES: u32 = 3;
 
 /// What is known of the cluster's readiness.
 #[derive(Default)]
 pub(crate) struct Readiness {
-    state: Mutex<State>,
+    state: Mutex<ReadinessCache>,
     stopping: Option<watch::Receiver<bool>>,
 }
 
 #[derive(Default)]
-struct State {
+struct ReadinessCache {
     /// The last check and its time.
     last: Option<(Instant, Checked)>,
     damping: FlapDamping,
@@ -69,14 +69,14 @@ struct State {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Checked {
     /// By each cluster.
-    answers: Vec<Answer>,
+    answers: Vec<ClusterCheck>,
     /// Whether an action could not be carried out.
     fault: Option<ActionError>,
 }
 
 /// What a cluster answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Answer {
+struct ClusterCheck {
     /// Its name in the list, if there is a list.
     name: Option<Arc<str>>,
     /// Whether it reviews callers that need it.
@@ -126,7 +126,7 @@ impl FlapDamping {
         };
         let (since, failures) = self.failing.map_or((now, 1), |(since, times)| (since, times + 1));
         self.failing = Some((since, failures));
-        let lasts = now - since >= MIN_FAILURE_TIME && failures >= MIN_FAILURES;
+        let lasts = now - since >= FAILURE_TIMEOUT && failures >= MIN_FAILURES;
         if self.has_been_ready && !lasts {
             tracing::warn!(%error, "the cluster is not ready; the server stays ready unless that lasts");
             return None;
@@ -225,7 +225,7 @@ async fn answers(
     context: &Context,
     callers_need_reviewer: bool,
     policies: &[Option<ActionError>],
-) -> Vec<Answer> {
+) -> Vec<ClusterCheck> {
     let reviewer = context.reviewer().and_then(Cluster::listed_name);
     let answers = unasked(context, reviewer.filter(|_| callers_need_reviewer));
     // At once, so that one that is down does not delay the answer about the others.
@@ -237,12 +237,12 @@ async fn answers(
 }
 
 /// The answer of each cluster as long as it has none.
-fn unasked(context: &Context, reviewer: Option<&str>) -> Vec<Answer> {
+fn unasked(context: &Context, reviewer: Option<&str>) -> Vec<ClusterCheck> {
     let late = || ActionError::new(Code::ClusterUnreachable, "the cluster does not answer");
     let answer = |context: &Context| {
         let name = context.shared_listed_name().cloned();
         let reviews = name.is_some() && name.as_deref() == reviewer;
-        Answer { name, reviews, fault: Some(late()) }
+        ClusterCheck { name, reviews, fault: Some(late()) }
     };
     context.each_cluster().iter().map(answer).collect()
 }
@@ -251,9 +251,9 @@ fn unasked(context: &Context, reviewer: Option<&str>) -> Vec<Answer> {
 /// than [`OTHERS_TIMEOUT`].
 async fn gathered(
     mut checks: JoinSet<(usize, Option<ActionError>)>,
-    mut answers: Vec<Answer>,
+    mut answers: Vec<ClusterCheck>,
     policies: &[Option<ActionError>],
-) -> Vec<Answer> {
+) -> Vec<ClusterCheck> {
     let mut end = Instant::now() + TIMEOUT;
     while let Ok(Some(checked)) = timeout_at(end, checks.join_next()).await {
         // A check that panicked has no answer.
@@ -268,8 +268,8 @@ async fn gathered(
 
 /// Why no action could be carried out, given the answers and why the policy of each cluster is not in use: the cluster
 /// that reviews callers does not answer, or there is none that answers and whose policy is in use.
-fn fault(answers: &[Answer], policies: &[Option<ActionError>]) -> Option<ActionError> {
-    for Answer { name, reviews, fault } in answers {
+fn fault(answers: &[ClusterCheck], policies: &[Option<ActionError>]) -> Option<ActionError> {
+    for ClusterCheck { name, reviews, fault } in answers {
         if let (true, Some(name), Some(error)) = (reviews, name, fault) {
             let detail = format!("cluster {name}, which reviews callers: {}", error.detail);
             return Some(ActionError { detail, ..error.clone() });
@@ -281,9 +281,9 @@ fn fault(answers: &[Answer], policies: &[Option<ActionError>]) -> Option<ActionE
 }
 
 /// The state of each cluster of a list.
-fn states(answers: &[Answer], policies: &[Option<ActionError>]) -> Vec<ClusterState> {
+fn states(answers: &[ClusterCheck], policies: &[Option<ActionError>]) -> Vec<ClusterState> {
     let each = answers.iter().zip(policies);
-    let state = |(answer, policy): (&Answer, &Option<ActionError>)| {
+    let state = |(answer, policy): (&ClusterCheck, &Option<ActionError>)| {
         let fault = policy.as_ref().or(answer.fault.as_ref());
         let code = fault.map(|error| error.code.name());
         Some(ClusterState { name: answer.name.clone()?, ready: code.is_none(), code })
@@ -390,8 +390,8 @@ mod tests {
         Some(ActionError::new(Code::Configuration, "not read"))
     }
 
-    fn answer(name: &str, reviews: bool, fault: Option<ActionError>) -> Answer {
-        Answer { name: Some(Arc::from(name)), reviews, fault }
+    fn answer(name: &str, reviews: bool, fault: Option<ActionError>) -> ClusterCheck {
+        ClusterCheck { name: Some(Arc::from(name)), reviews, fault }
     }
 
     #[test]
@@ -511,7 +511,7 @@ mod tests {
         assert_eq!(judge(gone()), gone());
         assert_eq!(judge(None), None);
         assert_eq!(judge(gone()), None);
-        tokio::time::advance(MIN_FAILURE_TIME).await;
+        tokio::time::advance(FAILURE_TIMEOUT).await;
         assert_eq!(judge(gone()), None, "two are not many");
         assert_eq!(judge(gone()), gone());
         assert_eq!(judge(None), None, "the first success counts");

@@ -31,7 +31,7 @@ use crate::{
         dispatch::handler_panicked,
         message::{Body, json},
     },
-    ledger::record::{RequestMetadata, State},
+    ledger::record::{RecordState, RequestMetadata},
 };
 
 /// Maximum number of requests in progress whose response was asynchronous.
@@ -54,7 +54,7 @@ pub(crate) struct Accepted {
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// Its state.
-    pub state: State,
+    pub state: RecordState,
     /// The cluster's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
@@ -154,7 +154,7 @@ fn accepted(claim: &Claim) -> Result<Response<Body>, ActionError> {
     let body = Accepted {
         id: claim.id.clone(),
         kind: claim.action,
-        state: State::Claimed,
+        state: RecordState::Claimed,
         cluster: claim.cluster.clone(),
         target: claim.target.clone(),
         links: Links { itself: location.clone() },

@@ -27,7 +27,7 @@ use crate::{
         context::{Context, stopped},
         status,
     },
-    http::{endpoints::operation::Snapshot, message::Body},
+    http::{endpoints::operation::OperationSnapshot, message::Body},
     k8s::api::impersonation::Impersonation,
 };
 
@@ -52,7 +52,7 @@ struct OperationKey {
     cluster: Option<Arc<str>>,
 }
 
-type Snapshots = watch::Sender<Option<Snapshot>>;
+type Snapshots = watch::Sender<Option<OperationSnapshot>>;
 
 /// The requests that are watched. Cheap to clone.
 #[derive(Clone)]
@@ -73,7 +73,7 @@ impl Watchers {
         context: &Context,
         namespace: Namespace,
         id: RequestId,
-        first: Snapshot,
+        first: OperationSnapshot,
     ) -> Response<Body> {
         let snapshots = self.subscribe(context, namespace, id, first);
         let (parts, body) = mpsc::channel(4);
@@ -91,8 +91,8 @@ impl Watchers {
         context: &Context,
         namespace: Namespace,
         id: RequestId,
-        first: Snapshot,
-    ) -> watch::Receiver<Option<Snapshot>> {
+        first: OperationSnapshot,
+    ) -> watch::Receiver<Option<OperationSnapshot>> {
         let key = OperationKey {
             namespace: namespace.to_string(),
             id: id.to_string(),
@@ -116,7 +116,7 @@ impl Watchers {
                     return;
                 }
                 let now = match status::find(&context, &namespace, &id).await {
-                    Ok(Some(found)) => Some(Snapshot::of(&found).await),
+                    Ok(Some(found)) => Some(OperationSnapshot::of(&found).await),
                     Ok(None) => None,
                     // The last known state stays until the next poll.
                     Err(_) => continue,
@@ -149,7 +149,7 @@ impl Watchers {
 
 /// Sends each change until the request is done, the client disconnects or the server shuts down.
 async fn send(
-    mut snapshots: watch::Receiver<Option<Snapshot>>,
+    mut snapshots: watch::Receiver<Option<OperationSnapshot>>,
     parts: mpsc::Sender<Bytes>,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -181,7 +181,7 @@ async fn send(
 }
 
 /// What is sent for a state, and whether that is the last event.
-fn to_event(snapshot: &Option<Snapshot>) -> (Bytes, bool) {
+fn to_event(snapshot: &Option<OperationSnapshot>) -> (Bytes, bool) {
     match snapshot.as_ref().map(|it| (event(it), it.progress.state.is_terminal())) {
         Some((Ok(event), is_last)) => (event, is_last),
         Some((Err(error), _)) => (comment(&error.detail), true),
@@ -189,7 +189,7 @@ fn to_event(snapshot: &Option<Snapshot>) -> (Bytes, bool) {
     }
 }
 
-fn event(snapshot: &Snapshot) -> Result<Bytes, ActionError> {
+fn event(snapshot: &OperationSnapshot) -> Result<Bytes, ActionError> {
     let name = if snapshot.progress.state.is_terminal() { "done" } else { "progress" };
     let (id, data) = (snapshot.version.as_deref().unwrap_or_default(), snapshot.json()?);
     let retry = RETRY_AFTER.as_millis();
@@ -206,9 +206,11 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use crate::{contract::response::Target, executor::status::Progress, ledger::record::State};
+    use crate::{
+        contract::response::Target, executor::status::Progress, ledger::record::RecordState,
+    };
 
-    fn snapshot(state: State) -> Option<Snapshot> {
+    fn snapshot(state: RecordState) -> Option<OperationSnapshot> {
         let progress = Progress {
             id: "alert-7".to_owned(),
             kind: "restart_k8s".to_owned(),
@@ -222,12 +224,12 @@ mod tests {
             overdue: false,
             answer: None,
         };
-        Some(Snapshot { progress, version: Some("7".to_owned()) })
+        Some(OperationSnapshot { progress, version: Some("7".to_owned()) })
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_without_changes_is_kept_alive_every_15_seconds() {
-        let (snapshots, receiver) = watch::channel(snapshot(State::Applied));
+        let (snapshots, receiver) = watch::channel(snapshot(RecordState::Applied));
         let (_stopping, stopping) = watch::channel(false);
         let (parts, mut body) = mpsc::channel(4);
         tokio::spawn(send(receiver, parts, stopping));
@@ -241,7 +243,7 @@ mod tests {
             assert_eq!(next().await, ": still in progress\n\n");
             assert_eq!(began.elapsed(), KEEP_ALIVE_INTERVAL * times);
         }
-        snapshots.send_replace(snapshot(State::Answered));
+        snapshots.send_replace(snapshot(RecordState::Answered));
         assert!(next().await.starts_with("event: done\n"));
         assert_eq!(next().await, "");
     }
@@ -249,7 +251,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_ends_after_an_hour_also_if_its_client_does_not_read() {
         for reads in [true, false] {
-            let (_snapshots, receiver) = watch::channel(snapshot(State::Applied));
+            let (_snapshots, receiver) = watch::channel(snapshot(RecordState::Applied));
             let (_stopping, stopping) = watch::channel(false);
             let (parts, mut body) = mpsc::channel(4);
             let began = Instant::now();

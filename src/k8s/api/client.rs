@@ -114,7 +114,7 @@ pub struct Cluster {
 
 /// A call, as an error names it.
 #[derive(Clone, Debug)]
-pub(crate) struct Call {
+pub(crate) struct ApiCall {
     /// The verb as RBAC names it.
     pub verb: &'static str,
     pub resource: ApiResource,
@@ -274,7 +274,7 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<K, ActionError> {
         let result = self.try_get(namespace, name, deadline).await;
-        self.explain_result(&Call::of::<K>("get", namespace, Some(name)), result).await
+        self.explain_result(&ApiCall::of::<K>("get", namespace, Some(name)), result).await
     }
 
     /// Reads an object that may not exist.
@@ -288,7 +288,7 @@ impl Cluster {
             Err(ApiError::NotFound) => Ok(None),
             result => result.map(Some),
         };
-        self.explain_result(&Call::of::<K>("get", namespace, Some(name)), result).await
+        self.explain_result(&ApiCall::of::<K>("get", namespace, Some(name)), result).await
     }
 
     /// Reads a cluster-scoped object.
@@ -299,7 +299,7 @@ impl Cluster {
     ) -> Result<K, ActionError> {
         let api = Api::<K>::all(self.client());
         let result = self.get_named(&api, name, deadline).await;
-        self.explain_result(&Call::of::<K>("get", "", Some(name)), result).await
+        self.explain_result(&ApiCall::of::<K>("get", "", Some(name)), result).await
     }
 
     /// Reads an object as the API returns it, with the fields that `k8s_openapi` does not know.
@@ -312,7 +312,7 @@ impl Cluster {
     ) -> Result<DynamicObject, ActionError> {
         let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
         let result = self.get_named(&api, name, deadline).await;
-        self.explain_result(&Call::on(resource, "get", namespace, Some(name)), result).await
+        self.explain_result(&ApiCall::on(resource, "get", namespace, Some(name)), result).await
     }
 
     /// Whether any cluster-scoped object matches these field selectors.
@@ -348,7 +348,7 @@ impl Cluster {
     ) -> Result<Option<String>, ActionError> {
         let api = Api::<K>::namespaced(self.client(), namespace);
         let params = ListParams::default().fields(&format!("metadata.name={name}")).limit(1);
-        let call = Call::of::<K>("list", namespace, None);
+        let call = ApiCall::of::<K>("list", namespace, None);
         let list = self.read(&call, deadline, || api.list_metadata(&params)).await?;
         Ok(list.metadata.resource_version)
     }
@@ -370,7 +370,7 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<Vec<K>, ActionError> {
         let api = Api::<K>::namespaced(self.client(), namespace);
-        let call = Call::of::<K>("list", namespace, None);
+        let call = ApiCall::of::<K>("list", namespace, None);
         self.read(&call, deadline, || api.list(params)).await.map(|list| list.items)
     }
 
@@ -383,7 +383,7 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<Vec<DynamicObject>, ActionError> {
         let api = Api::<DynamicObject>::namespaced_with(self.client(), namespace, resource);
-        let call = Call::on(resource, "list", namespace, None);
+        let call = ApiCall::on(resource, "list", namespace, None);
         let (params, mut found) = (ListParams::default().labels(selector), Vec::new());
         self.pages_of(&api, &call, params, deadline, |page| found.extend(page)).await?;
         Ok(found)
@@ -403,7 +403,7 @@ impl Cluster {
             "" => Api::all_with(self.client(), resource),
             namespace => Api::namespaced_with(self.client(), namespace, resource),
         };
-        let call = Call::on(resource, "list", namespace, None);
+        let call = ApiCall::on(resource, "list", namespace, None);
         let params = ListParams::default().labels(selector).limit(limit);
         let found = self.read(&call, deadline, || api.list_metadata(&params)).await?;
         Ok(found.items.into_iter().map(|object| object.metadata).collect())
@@ -416,7 +416,7 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<ObjectList<K>, ActionError> {
         let api = Api::<K>::all(self.client());
-        self.read(&Call::of::<K>("list", "", None), deadline, || api.list(params)).await
+        self.read(&ApiCall::of::<K>("list", "", None), deadline, || api.list(params)).await
     }
 
     /// The same page with each object's metadata only.
@@ -426,7 +426,7 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<ObjectList<PartialObjectMeta<K>>, ActionError> {
         let api = Api::<K>::all(self.client());
-        self.read(&Call::of::<K>("list", "", None), deadline, || api.list_metadata(params)).await
+        self.read(&ApiCall::of::<K>("list", "", None), deadline, || api.list_metadata(params)).await
     }
 
     /// Lists all objects that match the selectors, in one namespace or in all, and passes them on page
@@ -442,14 +442,14 @@ impl Cluster {
             Some(namespace) => Api::<K>::namespaced(self.client(), namespace),
             None => Api::<K>::all(self.client()),
         };
-        let call = Call::of::<K>("list", namespace.unwrap_or_default(), None);
+        let call = ApiCall::of::<K>("list", namespace.unwrap_or_default(), None);
         self.pages_of(&api, &call, params, deadline, on_page).await
     }
 
     async fn pages_of<K: Clone + DeserializeOwned + Debug>(
         &self,
         api: &Api<K>,
-        call: &Call,
+        call: &ApiCall,
         params: ListParams,
         deadline: Instant,
         mut on_page: impl FnMut(Vec<K>),
@@ -606,7 +606,7 @@ impl Cluster {
     /// Makes a call that changes nothing, and explains its error.
     pub(crate) async fn read<T, F>(
         &self,
-        call: &Call,
+        call: &ApiCall,
         deadline: Instant,
         send: impl Fn() -> F,
     ) -> Result<T, ActionError>
@@ -620,7 +620,7 @@ impl Cluster {
     /// The result of a call with its error explained.
     pub(crate) async fn explain_result<T>(
         &self,
-        call: &Call,
+        call: &ApiCall,
         result: Result<T, ApiError>,
     ) -> Result<T, ActionError> {
         match result {
@@ -632,7 +632,7 @@ impl Cluster {
     /// The error of a call as it is reported to the client: [`Code::TargetNotFound`],
     /// [`Code::Forbidden`] with the missing rule, [`Code::RejectedByCluster`], [`Code::Conflict`], or why
     /// the cluster did not serve.
-    pub(crate) async fn explain(&self, call: &Call, error: ApiError) -> ActionError {
+    pub(crate) async fn explain(&self, call: &ApiCall, error: ApiError) -> ActionError {
         match error {
             ApiError::NotFound => call.not_found(),
             ApiError::Forbidden(_) => match &self.person {
@@ -755,13 +755,13 @@ fn no_answer_in(time: Duration) -> ApiError {
     ApiError::NoAnswer(format!("no answer within {:.1} s", time.as_secs_f64()))
 }
 
-impl Call {
+impl ApiCall {
     pub(crate) fn of<K: Resource<DynamicType = ()>>(
         verb: &'static str,
         namespace: &str,
         name: Option<&str>,
     ) -> Self {
-        Call::on(&ApiResource::erase::<K>(&()), verb, namespace, name)
+        ApiCall::on(&ApiResource::erase::<K>(&()), verb, namespace, name)
     }
 
     pub(crate) fn on(
@@ -770,7 +770,7 @@ impl Call {
         namespace: &str,
         name: Option<&str>,
     ) -> Self {
-        Call {
+        ApiCall {
             verb,
             resource: resource.clone(),
             namespace: namespace.to_owned(),
@@ -779,13 +779,13 @@ impl Call {
     }
 
     /// A call on a cluster-scoped kind, without an object's name.
-    pub(crate) fn about<K: Resource<DynamicType = ()>>(verb: &'static str) -> Self {
+    pub(crate) fn of_kind<K: Resource<DynamicType = ()>>(verb: &'static str) -> Self {
         let resource = ApiResource::erase::<K>(&());
-        Call { verb, resource, namespace: String::new(), name: None }
+        ApiCall { verb, resource, namespace: String::new(), name: None }
     }
 
     fn not_found(&self) -> ActionError {
-        let Call { resource, namespace, .. } = self;
+        let ApiCall { resource, namespace, .. } = self;
         let name = self.name.as_deref().unwrap_or_default();
         let (place, option) = match namespace.as_str() {
             "" => (String::new(), String::new()),
@@ -800,7 +800,7 @@ impl Call {
 
     /// The hint has the missing rule as it can be pasted into a Role.
     fn forbidden(&self, user: &str) -> ActionError {
-        let Call { verb, resource, namespace, .. } = self;
+        let ApiCall { verb, resource, namespace, .. } = self;
         let rule = json!({
             "apiGroups": [resource.group],
             "resources": [resource.plural],
@@ -834,9 +834,9 @@ impl Call {
     }
 }
 
-impl std::fmt::Display for Call {
+impl std::fmt::Display for ApiCall {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Call { verb, resource, namespace, name } = self;
+        let ApiCall { verb, resource, namespace, name } = self;
         match (name, namespace.as_str()) {
             (Some(name), "") => write!(f, "{verb} {} {name}", resource.kind),
             (Some(name), _) => write!(f, "{verb} {} {namespace}/{name}", resource.kind),
@@ -859,7 +859,7 @@ mod tests {
 
     #[test]
     fn a_forbidden_call_names_the_rule_that_would_allow_it() {
-        let error = Call::of::<Deployment>("patch", "shop", Some("web")).forbidden("sa:x");
+        let error = ApiCall::of::<Deployment>("patch", "shop", Some("web")).forbidden("sa:x");
         assert_eq!(error.detail, "sa:x may not patch deployments.apps in namespace 'shop'");
         assert_eq!(
             error.hint.as_deref(),
@@ -872,23 +872,23 @@ mod tests {
 
     #[test]
     fn a_resource_of_the_core_group_is_named_without_a_group() {
-        let error = Call::of::<Pod>("list", "shop", None).forbidden("sa:x");
+        let error = ApiCall::of::<Pod>("list", "shop", None).forbidden("sa:x");
         assert_eq!(error.detail, "sa:x may not list pods in namespace 'shop'");
     }
 
     #[test]
     fn a_cluster_scoped_kind_needs_a_cluster_role() {
-        let error = Call::about::<SelfSubjectReview>("create").forbidden("sa:x");
+        let error = ApiCall::of_kind::<SelfSubjectReview>("create").forbidden("sa:x");
         assert!(error.detail.ends_with("selfsubjectreviews.authentication.k8s.io in the cluster"));
         assert!(error.hint.expect("has one").starts_with("a ClusterRole with the rule"));
     }
 
     #[test]
     fn a_missing_target_is_reported_with_the_command_that_lists_those_that_exist() {
-        let error = Call::of::<Pod>("get", "shop", Some("web-1")).not_found();
+        let error = ApiCall::of::<Pod>("get", "shop", Some("web-1")).not_found();
         assert_eq!(error.detail, "Pod 'web-1' does not exist in namespace 'shop'");
         assert!(error.hint.expect("has one").contains("kubectl -n shop get pods"));
-        let error = Call::of::<Node>("get", "", Some("n1")).not_found();
+        let error = ApiCall::of::<Node>("get", "", Some("n1")).not_found();
         assert_eq!(error.detail, "Node 'n1' does not exist");
         assert!(error.hint.expect("has one").contains("`kubectl get nodes`"));
     }

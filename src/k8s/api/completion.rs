@@ -18,18 +18,17 @@ use crate::{
     contract::error::{ActionError, Code},
     k8s::{
         api::{
-            client::{Call, Cluster},
+            client::{ApiCall, Cluster},
             retry::Retry,
         },
         applied_requests::AppliedRequests,
         argo_cd,
         argo_rollouts::{ArgoRollout, AwaitedArgoRollout},
-        claims,
         completion::{self, AwaitedRollout, Completion},
         flux,
         integrations::{APPLICATION, ROLLOUT},
         jobs::{self, LogSource},
-        keda, pods, replacement,
+        keda, pods, pvc, replacement,
         replicas::Replicas,
         resources,
         rollout::{self, ExceededDeadline, RolloutStatus},
@@ -89,7 +88,7 @@ impl Cluster {
             }
             Completion::Expanded { namespace, name, uid, size } => {
                 let claim = self.get_opt(namespace, name, deadline).await?;
-                claims::expansion_status(claim.as_ref(), name, uid, *size)
+                pvc::expansion_status(claim.as_ref(), name, uid, *size)
             }
             Completion::PodsGone { namespace, pods } => {
                 let left = self.finished_pods_of(namespace, pods, deadline).await?;
@@ -102,7 +101,7 @@ impl Cluster {
                 }
                 match self.controlled_pods(namespace, uid, query, deadline).await {
                     Err(error) if error.code == Code::Forbidden => {
-                        jobs::gone_without_a_look_at_its_pods(name, &error.with_its_hint())
+                        jobs::gone_pods_unknown(name, &error.with_its_hint())
                     }
                     pods => jobs::deletion_status(name, pods?.len()),
                 }
@@ -262,7 +261,7 @@ impl Cluster {
             ..LogParams::default()
         };
         let text = self.attempt(Retry::Idempotent, deadline, || api.logs(pod, &params)).await;
-        let mut call = Call::of::<Pod>("get", namespace, Some(pod));
+        let mut call = ApiCall::of::<Pod>("get", namespace, Some(pod));
         call.resource.plural.push_str("/log");
         self.explain_result(&call, text).await
     }

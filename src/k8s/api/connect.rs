@@ -69,8 +69,8 @@ fn forbid_questions(config: &mut Config) -> Result<(), ActionError> {
     Ok(())
 }
 
-fn cluster(found: Found) -> Result<Cluster, ActionError> {
-    let Found { mut config, proxy_url, name } = found;
+fn cluster(found: ResolvedConfig) -> Result<Cluster, ActionError> {
+    let ResolvedConfig { mut config, proxy_url, name } = found;
     move_user_of_url(&mut config);
     let credentials = Credentials::take_from(&mut config.auth_info)
         .map_err(|error| error.to_action_error(&config.cluster_url.to_string()))?;
@@ -145,23 +145,23 @@ fn move_user_of_url(config: &mut Config) {
 }
 
 /// A configuration, with what it leaves out of the kubeconfig.
-struct Found {
+struct ResolvedConfig {
     config: Config,
     proxy_url: Option<String>,
     /// The context that is used, or the name of an EKS cluster.
     name: Option<String>,
 }
 
-impl Found {
+impl ResolvedConfig {
     fn without_kubeconfig(name: Option<String>, config: Config) -> Option<Self> {
-        Some(Found { config, proxy_url: None, name })
+        Some(ResolvedConfig { config, proxy_url: None, name })
     }
 }
 
 async fn find_config(
     file: Option<&Path>,
     context: Option<&str>,
-) -> Result<Option<Found>, ActionError> {
+) -> Result<Option<ResolvedConfig>, ActionError> {
     #[cfg(feature = "lambda")]
     if file.is_none()
         && let Some((name, config)) = super::eks::config()?
@@ -171,7 +171,7 @@ async fn find_config(
                 "a kubeconfig context and EKS_CLUSTER_NAME cannot be combined",
             ));
         }
-        return Ok(Found::without_kubeconfig(Some(name), config));
+        return Ok(ResolvedConfig::without_kubeconfig(Some(name), config));
     }
     if let Some(kubeconfig) = kubeconfig::find_in(file)? {
         let used = context.map(str::to_owned).or_else(|| kubeconfig.current_context.clone());
@@ -180,7 +180,7 @@ async fn find_config(
         let options = KubeConfigOptions { context: used.clone(), ..Default::default() };
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
         let config = config.map_err(|error| misconfigured(kubeconfig::explain(&error)))?;
-        return Ok(Some(Found { config, proxy_url, name: used }));
+        return Ok(Some(ResolvedConfig { config, proxy_url, name: used }));
     }
     if context.is_some() {
         return Err(misconfigured("a kubeconfig context is set, but there is no kubeconfig"));
@@ -188,7 +188,7 @@ async fn find_config(
     if env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
         // Its errors have paths and names of variables alone.
         let config = Config::incluster().map_err(|error| misconfigured(chain(&error)))?;
-        return Ok(Found::without_kubeconfig(None, config));
+        return Ok(ResolvedConfig::without_kubeconfig(None, config));
     }
     Ok(None)
 }
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_can_be_asked_a_plugin_is_not_interactive() {
+    fn a_plugin_is_not_interactive_without_a_person() {
         for (mode, expected) in [
             ("", Some(Some(ExecInteractiveMode::Never))),
             (", interactiveMode: IfAvailable", Some(Some(ExecInteractiveMode::Never))),

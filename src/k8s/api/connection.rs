@@ -45,7 +45,7 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long a cancelled call has waited if its connection is suspected.
-const SUSPICIOUS_SILENCE: Duration = Duration::from_secs(1);
+const STALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How much of a response, and of all responses, may be in flight: a list crosses a long distance in few round trips.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -273,7 +273,7 @@ struct Unanswered {
 impl Drop for Unanswered {
     fn drop(&mut self) {
         let Some(slots) = &self.slots else { return };
-        if self.since.elapsed() >= SUSPICIOUS_SILENCE
+        if self.since.elapsed() >= STALL_TIMEOUT
             && let Ok(mut slot) = slots[self.index].try_lock()
             && matches!(&slot.transport, Some(Transport::Http2(it)) if it.number == self.number)
         {

@@ -20,7 +20,7 @@ use tokio_rustls::rustls::{SignatureScheme, client::ResolvesClientCert, sign::Ce
 
 use crate::k8s::api::{
     error::CredentialsError,
-    exec_plugin::{Answer, ExecPlugin, bearer},
+    exec_plugin::{ExecPlugin, PluginCredential, bearer},
 };
 
 /// How long a token that was read from a file is used.
@@ -55,7 +55,7 @@ pub(crate) struct Credentials(Option<Arc<Shared>>);
 
 struct Shared {
     source: Source,
-    state: Mutex<State>,
+    state: Mutex<CredentialState>,
     certificate: Arc<PluginCertificate>,
 }
 
@@ -65,7 +65,7 @@ enum Source {
     Plugin(Box<ExecPlugin>),
 }
 
-enum State {
+enum CredentialState {
     /// None is valid; the last one, if there was one.
     None(Option<Arc<Credential>>),
     Running(watch::Receiver<Option<Obtained>>),
@@ -117,9 +117,9 @@ impl Credentials {
         let state = match &source {
             Source::Header(header) => {
                 let header = Some(header.clone());
-                State::Known(Arc::new(Credential { header, ..Credential::default() }))
+                CredentialState::Known(Arc::new(Credential { header, ..Credential::default() }))
             }
-            Source::TokenFile(_) | Source::Plugin(_) => State::None(None),
+            Source::TokenFile(_) | Source::Plugin(_) => CredentialState::None(None),
         };
         let shared = Shared { source, state: Mutex::new(state), certificate: Arc::default() };
         Credentials(Some(Arc::new(shared)))
@@ -138,7 +138,7 @@ impl Credentials {
     pub(crate) fn running_plugin(&self) -> Option<String> {
         let shared = self.0.as_ref()?;
         match (&shared.source, &*shared.lock()) {
-            (Source::Plugin(plugin), State::Running(_)) => Some(plugin.name()),
+            (Source::Plugin(plugin), CredentialState::Running(_)) => Some(plugin.name()),
             _ => None,
         }
     }
@@ -167,17 +167,17 @@ impl Credentials {
     pub(crate) fn reject(&self, rejected: &Credential) {
         let Some(shared) = &self.0 else { return };
         let mut state = shared.lock();
-        if let State::Known(known) = &*state
+        if let CredentialState::Known(known) = &*state
             && known.obtained.is_some()
             && known.obtained == rejected.obtained
         {
-            *state = State::None(None);
+            *state = CredentialState::None(None);
         }
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, CredentialState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -187,20 +187,25 @@ impl Shared {
     ) -> Result<Arc<Credential>, watch::Receiver<Option<Obtained>>> {
         let mut state = self.lock();
         let last = match &*state {
-            State::Known(credential) if !credential.is_expired() => return Ok(credential.clone()),
+            CredentialState::Known(credential) if !credential.is_expired() => {
+                return Ok(credential.clone());
+            }
             // A sender that is gone has panicked.
-            State::Running(running) if running.has_changed().is_ok() => return Err(running.clone()),
-            State::Known(last) => Some(last.clone()),
-            State::Running(_) => None,
-            State::None(last) => last.clone(),
+            CredentialState::Running(running) if running.has_changed().is_ok() => {
+                return Err(running.clone());
+            }
+            CredentialState::Known(last) => Some(last.clone()),
+            CredentialState::Running(_) => None,
+            CredentialState::None(last) => last.clone(),
         };
         let (done, running) = watch::channel(None);
-        *state = State::Running(running.clone());
+        *state = CredentialState::Running(running.clone());
         let shared = self.clone();
         // A task of its own: a caller that gives up must not end what others wait for.
         tokio::spawn(async move {
             let obtained = shared.obtain(last.as_deref()).await;
-            let state = obtained.clone().map_or(State::None(last), State::Known);
+            let state =
+                obtained.clone().map_or(CredentialState::None(last), CredentialState::Known);
             *shared.lock() = state;
             done.send_replace(Some(obtained));
         });
@@ -210,7 +215,7 @@ impl Shared {
     async fn obtain(&self, last: Option<&Credential>) -> Obtained {
         let last = last.and_then(|it| it.header.as_ref());
         let answer = match &self.source {
-            Source::Header(header) => Answer::of_header(header, None),
+            Source::Header(header) => PluginCredential::of_header(header, None),
             Source::TokenFile(path) => read_token(path, last)?,
             Source::Plugin(plugin) => plugin.run().await?,
         };
@@ -266,7 +271,10 @@ impl ResolvesClientCert for PluginCertificate {
 }
 
 /// The token of a file. If it cannot be read any more, the last one is used (kubernetes/kubernetes#68164).
-fn read_token(path: &Path, last: Option<&HeaderValue>) -> Result<Answer, CredentialsError> {
+fn read_token(
+    path: &Path,
+    last: Option<&HeaderValue>,
+) -> Result<PluginCredential, CredentialsError> {
     let expires = Some(Utc::now() + TOKEN_FILE_TTL);
     let read = fs::read_to_string(path).and_then(|token| match token.trim() {
         // An empty token would make all calls anonymous.
@@ -275,7 +283,7 @@ fn read_token(path: &Path, last: Option<&HeaderValue>) -> Result<Answer, Credent
     });
     let token = match (read, last) {
         (Ok(token), _) => token,
-        (Err(_), Some(last)) => return Ok(Answer::of_header(last, expires)),
+        (Err(_), Some(last)) => return Ok(PluginCredential::of_header(last, expires)),
         (Err(error), None) => {
             let detail = format!("the token file {}: {}", path.display(), error.kind());
             return Err(CredentialsError::configuration(
@@ -288,7 +296,7 @@ fn read_token(path: &Path, last: Option<&HeaderValue>) -> Result<Answer, Credent
         let detail = format!("the token file {} contains no token", path.display());
         CredentialsError::configuration(detail, "it must contain the token and nothing else")
     })?;
-    Ok(Answer::of_header(&header, expires))
+    Ok(PluginCredential::of_header(&header, expires))
 }
 
 /// The token of an `auth-provider`. As in kubectl since 1.26, only `oidc` is one; its token is not renewed.

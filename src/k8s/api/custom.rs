@@ -11,11 +11,11 @@ use crate::{
     contract::error::ActionError,
     k8s::{
         api::{
-            client::{Call, Cluster},
+            client::{ApiCall, Cluster},
             error::ApiError,
             retry::Retry,
         },
-        integrations::{CustomKind, Served},
+        integrations::{CustomKind, ServedVersions},
     },
 };
 
@@ -43,7 +43,7 @@ impl Cluster {
         {
             return Err(refusal);
         }
-        self.explain_result(&Call::on(&resource, "get", namespace, Some(name)), result).await
+        self.explain_result(&ApiCall::on(&resource, "get", namespace, Some(name)), result).await
     }
 
     /// The refusal because the API server's own lists do not have this kind; none if they do, or cannot be read.
@@ -62,6 +62,6 @@ impl Cluster {
         } else {
             Vec::new()
         };
-        kind.refuse_unserved(&Served { versions, plurals })
+        kind.refuse_unserved(&ServedVersions { versions, plurals })
     }
 }

@@ -53,17 +53,17 @@ pub(crate) struct ExecPlugin {
 
 /// What a plugin has answered.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct PluginCredential {
     pub header: Option<HeaderValue>,
     pub certificate: Option<Arc<CertifiedKey>>,
     /// None: until the API server rejects it.
     pub expires: Option<DateTime<Utc>>,
 }
 
-impl Answer {
+impl PluginCredential {
     /// A header alone.
     pub(crate) fn of_header(header: &HeaderValue, expires: Option<DateTime<Utc>>) -> Self {
-        Answer { header: Some(header.clone()), certificate: None, expires }
+        PluginCredential { header: Some(header.clone()), certificate: None, expires }
     }
 }
 
@@ -106,7 +106,7 @@ impl ExecPlugin {
     ///
     /// # Errors
     /// Why there is no credential.
-    pub(crate) async fn run(&self) -> Result<Answer, CredentialsError> {
+    pub(crate) async fn run(&self) -> Result<PluginCredential, CredentialsError> {
         let is_interactive = self.is_interactive()?;
         let mut command = self.command(is_interactive);
         let mut child = command.spawn().map_err(|error| self.not_started(error.kind()))?;
@@ -162,7 +162,7 @@ impl ExecPlugin {
         self.config.api_version.as_deref().unwrap_or(DEFAULT_API_VERSION)
     }
 
-    fn parse(&self, stdout: &[u8]) -> Result<Answer, CredentialsError> {
+    fn parse(&self, stdout: &[u8]) -> Result<PluginCredential, CredentialsError> {
         let credential: ExecCredential = serde_saphyr::from_slice(stdout).map_err(|error| {
             let at =
                 error.location().map(|it| format!(" (line {}, column {})", it.line(), it.column()));
@@ -198,7 +198,7 @@ impl ExecPlugin {
             return Err(self.misconfigured("printed neither a token nor a client certificate"));
         }
         let expires = expires.map(|it| it.to_utc());
-        Ok(Answer { header, certificate: certificate.map(Arc::new), expires })
+        Ok(PluginCredential { header, certificate: certificate.map(Arc::new), expires })
     }
 
     fn not_started(&self, kind: ErrorKind) -> CredentialsError {
@@ -300,7 +300,7 @@ mod tests {
         ExecPlugin::new(serde_yaml_ng::from_str(yaml).expect("is one")).expect("has a command")
     }
 
-    fn parse(stdout: &str) -> Result<Answer, String> {
+    fn parse(stdout: &str) -> Result<PluginCredential, String> {
         plugin("{command: /opt/get}").parse(stdout.as_bytes()).map_err(|it| it.to_string())
     }
 

@@ -8,7 +8,7 @@ use crate::{
     contract::error::ActionError,
     k8s::{
         api::{
-            client::{Call, Cluster},
+            client::{ApiCall, Cluster},
             error::ApiError,
         },
         cleanup_filter::FINISHED,
@@ -25,7 +25,7 @@ impl Cluster {
     ) -> Result<Namespace, ActionError> {
         let result = self.get_named(&Api::<Namespace>::all(self.client()), name, deadline).await;
         let place = if matches!(result, Err(ApiError::NotFound)) { "" } else { name };
-        self.explain_result(&Call::of::<Namespace>("get", place, Some(name)), result).await
+        self.explain_result(&ApiCall::of::<Namespace>("get", place, Some(name)), result).await
     }
 
     /// All finished pods of a namespace.

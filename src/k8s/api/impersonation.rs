@@ -15,7 +15,7 @@ use tower::service_fn;
 use crate::{
     contract::error::{ActionError, Code},
     k8s::api::{
-        client::{Call, Cluster},
+        client::{ApiCall, Cluster},
         error::ApiError,
     },
 };
@@ -184,7 +184,7 @@ impl Cluster {
             // The API server has read the headers.
             Err(ApiError::MayNotImpersonate(_) | ApiError::Forbidden(_)) => return Ok(()),
             Err(error) => {
-                let call = Call::about::<SelfSubjectReview>("create");
+                let call = ApiCall::of_kind::<SelfSubjectReview>("create");
                 return Err(self.explain(&call, error).await);
             }
         };
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_header_would_change_is_refused() {
+    fn names_that_a_header_would_change_are_refused() {
         for wrong in ["", " jo", "jo ", "jo\n", "j\to", "jo\0", "\u{a0}jo", "jo\u{85}", "\u{7f}"] {
             let person = |change: fn(&mut Person, String)| {
                 let mut person = jo();

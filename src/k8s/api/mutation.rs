@@ -22,7 +22,7 @@ use crate::{
     k8s::{
         FIELD_MANAGER,
         api::{
-            client::{CHECK_PROXIES, Call, Cluster},
+            client::{ApiCall, CHECK_PROXIES, Cluster},
             error::ApiError,
             retry::Retry,
             warnings::with_warnings,
@@ -116,7 +116,7 @@ impl Cluster {
                 }
                 _ => Ok(Evidence::of(effect, None)),
             },
-            Err(error) => Err(self.explain(&Call { verb: "get", ..effect.call() }, error).await),
+            Err(error) => Err(self.explain(&ApiCall { verb: "get", ..effect.call() }, error).await),
         }
     }
 
@@ -152,13 +152,13 @@ impl Cluster {
 /// Why a response of the right status code proves nothing.
 const NOT_SHOWN: &str = "the response does not show the change";
 
-fn not_shown(call: &Call) -> ActionError {
+fn not_shown(call: &ApiCall) -> ActionError {
     ActionError::new(Code::ClusterUnavailable, format!("{call}: {NOT_SHOWN}"))
         .with_hint(CHECK_PROXIES)
 }
 
 impl Effect {
-    fn call(&self) -> Call {
+    fn call(&self) -> ApiCall {
         let (verb, subresource) = match &self.mutation {
             Mutation::Patch { .. } => ("patch", ""),
             Mutation::Scale { .. } => ("patch", "/scale"),
@@ -170,7 +170,7 @@ impl Effect {
         };
         let mut resource = self.resource.clone();
         resource.plural.push_str(subresource);
-        Call { verb, resource, namespace: self.namespace.clone(), name: Some(self.name.clone()) }
+        ApiCall { verb, resource, namespace: self.namespace.clone(), name: Some(self.name.clone()) }
     }
 
     /// Sends it once, and returns the response's body.

@@ -90,9 +90,9 @@ fn daemon_set_of(pod: &Pod) -> Option<(String, String)> {
 }
 
 /// All disruption budgets by namespace.
-pub(crate) struct Budgets(HashMap<String, Vec<PodDisruptionBudget>>);
+pub(crate) struct Pdbs(HashMap<String, Vec<PodDisruptionBudget>>);
 
-impl Budgets {
+impl Pdbs {
     /// Reads those of all namespaces.
     ///
     /// # Errors
@@ -105,7 +105,7 @@ impl Budgets {
             }
         };
         cluster.each_page(None, ListParams::default(), deadline, add).await?;
-        Ok(Budgets(budgets))
+        Ok(Pdbs(budgets))
     }
 
     /// The disruption budgets of the pod's namespace.

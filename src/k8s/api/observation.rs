@@ -12,7 +12,7 @@ use crate::{
     k8s::{
         api::{client::Cluster, completion::found_opt},
         completion::{self, AwaitedRollout, Completion},
-        observation::{Look, ObservedPods},
+        observation::{ObservedPods, PodsSnapshot},
         replacement,
         rollout::RolloutStatus,
         workload::Workload,
@@ -27,14 +27,14 @@ impl Cluster {
     ///
     /// # Errors
     /// Why they could not be read before `deadline`.
-    pub(crate) async fn look_at(
+    pub(crate) async fn read_observed_pods(
         &self,
         completion: &Completion,
         pods: &ObservedPods<'_>,
         selector: &mut Option<String>,
         deadline: Instant,
-    ) -> Result<Look, ActionError> {
-        let mut look = Look::default();
+    ) -> Result<PodsSnapshot, ActionError> {
+        let mut snapshot = PodsSnapshot::default();
         match pods {
             ObservedPods::Workload { namespace, .. } => {
                 let selector = match selector {
@@ -42,29 +42,29 @@ impl Cluster {
                     None => match self.observed_workload(completion, deadline).await?.0 {
                         Some(workload) => selector.insert(workload.label_selector()),
                         None => {
-                            look.status = Some(deleted(completion));
-                            return Ok(look);
+                            snapshot.status = Some(deleted(completion));
+                            return Ok(snapshot);
                         }
                     },
                 };
                 let params = ListParams::default().labels(selector);
-                let add = |page: Vec<Pod>| look.add(page);
+                let add = |page: Vec<Pod>| snapshot.add(page);
                 self.each_page(Some(namespace), params, deadline, add).await?;
                 let (workload, status) = self.observed_workload(completion, deadline).await?;
-                look.desired = workload.map(|workload| workload.desired_pods());
-                look.status = Some(status);
+                snapshot.desired = workload.map(|workload| workload.desired_pods());
+                snapshot.status = Some(status);
             }
             ObservedPods::Successors { namespace, controller_uid, query, known } => {
                 let found =
                     self.controlled_pods(namespace, controller_uid, query, deadline).await?;
-                look.add(replacement::unknown(&found, known).into_iter().cloned());
+                snapshot.add(replacement::unknown(&found, known).into_iter().cloned());
             }
             ObservedPods::Pod { namespace, name, uid } => {
                 let found = self.get_opt::<Pod>(namespace, name, deadline).await?;
-                look.add(found.filter(|pod| pod.metadata.uid.as_deref() == Some(uid)));
+                snapshot.add(found.filter(|pod| pod.metadata.uid.as_deref() == Some(uid)));
             }
         }
-        Ok(look)
+        Ok(snapshot)
     }
 
     /// The workload as it is now, if it is there, and how far the effect is on it.

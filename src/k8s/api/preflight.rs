@@ -24,11 +24,11 @@ pub(crate) const AUTOSCALERS: PolicyRule = PolicyRule {
 };
 
 /// The RBAC rule to read disruption budgets.
-pub(crate) const BUDGETS: PolicyRule =
+pub(crate) const PDBS: PolicyRule =
     PolicyRule { api_groups: &["policy"], resources: &["poddisruptionbudgets"], verbs: &["list"] };
 
 /// The RBAC rule to read the volume claims of a Deployment's pods.
-pub(crate) const CLAIMS: PolicyRule =
+pub(crate) const PVCS: PolicyRule =
     PolicyRule { api_groups: &[""], resources: &["persistentvolumeclaims"], verbs: &["list"] };
 
 const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -38,13 +38,13 @@ pub(crate) struct Preflight {
     /// All of the namespace.
     pub autoscalers: Vec<HorizontalPodAutoscaler>,
     /// All of the namespace.
-    pub budgets: Vec<PodDisruptionBudget>,
+    pub pdbs: Vec<PodDisruptionBudget>,
     /// All of the namespace, where they matter.
-    pub claims: Vec<PersistentVolumeClaim>,
+    pub pvcs: Vec<PersistentVolumeClaim>,
     /// What could not be read, and why.
     pub unavailable: Vec<String>,
     /// Why the volume claims could not be read; of interest only to a pod that mounts one.
-    pub claims_unavailable: Option<String>,
+    pub pvcs_unavailable: Option<String>,
 }
 
 impl Preflight {
@@ -70,10 +70,10 @@ impl Preflight {
         );
         let mut preflight = Preflight::default();
         preflight.autoscalers = or_unavailable(autoscalers, &mut preflight.unavailable);
-        preflight.budgets = or_unavailable(budgets, &mut preflight.unavailable);
+        preflight.pdbs = or_unavailable(budgets, &mut preflight.unavailable);
         match claims {
-            Ok(claims) => preflight.claims = claims,
-            Err(error) => preflight.claims_unavailable = Some(not_checked(&error)),
+            Ok(claims) => preflight.pvcs = claims,
+            Err(error) => preflight.pvcs_unavailable = Some(not_checked(&error)),
         }
         preflight
     }
@@ -82,7 +82,7 @@ impl Preflight {
     pub(crate) async fn of_pods(cluster: &Cluster, namespace: &str, deadline: Instant) -> Self {
         let deadline = end(deadline);
         let mut preflight = Preflight::default();
-        preflight.budgets = or_unavailable(
+        preflight.pdbs = or_unavailable(
             cluster.list_cached(namespace, deadline).await,
             &mut preflight.unavailable,
         );

@@ -14,7 +14,7 @@ use crate::{
     contract::error::ActionError,
     k8s::{
         api::{
-            client::{Call, Cluster},
+            client::{ApiCall, Cluster},
             error::ApiError,
             preflight::{end, or_unavailable},
             retry::Retry,
@@ -76,7 +76,7 @@ async fn vertical_autoscalers(
         Ok(list) => Ok(list.items),
         Err(ApiError::NotFound | ApiError::NoSuchPath(_)) => Ok(Vec::new()),
         Err(error) => {
-            let call = Call::on(&resource, "list", namespace, None);
+            let call = ApiCall::on(&resource, "list", namespace, None);
             Err(cluster.explain(&call, error).await)
         }
     }
@@ -89,7 +89,7 @@ async fn nodes(cluster: &Cluster, deadline: Instant) -> Result<Option<Vec<Node>>
     let page = cluster.attempt(Retry::Idempotent, deadline, || api.list(&params)).await;
     let page = match page {
         Err(ApiError::Forbidden(_) | ApiError::MayNotImpersonate(_)) => return Ok(None),
-        page => cluster.explain_result(&Call::about::<Node>("list"), page).await?,
+        page => cluster.explain_result(&ApiCall::of_kind::<Node>("list"), page).await?,
     };
     let is_complete = page.metadata.continue_.as_deref().unwrap_or_default().is_empty();
     Ok(is_complete.then_some(page.items))

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     contract::error::{ActionError, Code},
     k8s::api::{
-        client::{Call, Cluster, SELF_REVIEW_TIMEOUT},
+        client::{ApiCall, Cluster, SELF_REVIEW_TIMEOUT},
         error::ApiError,
     },
 };
@@ -23,7 +23,7 @@ fn without_a_name(why: &str) -> ActionError {
 
 /// One verb on one resource: a part of a rule of RBAC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Right {
+pub(crate) struct ResourceAccess {
     /// The API group; the core group is empty.
     pub group: &'static str,
     /// In the plural, with its subresource, for example `pods/eviction`.
@@ -56,7 +56,7 @@ impl Cluster {
             // To explain a refusal takes the name.
             Err(ApiError::Forbidden(message)) => return Err(without_a_name(&message)),
             Err(error) => {
-                let call = Call::about::<SelfSubjectReview>("create");
+                let call = ApiCall::of_kind::<SelfSubjectReview>("create");
                 return Err(Box::pin(self.explain(&call, error)).await);
             }
         };
@@ -82,14 +82,14 @@ impl Cluster {
     ///
     /// # Errors
     /// Why it could not be asked.
-    pub(crate) async fn may(
+    pub(crate) async fn is_allowed(
         &self,
-        right: Right,
+        access: ResourceAccess,
         namespace: &str,
         name: Option<&str>,
         deadline: Instant,
     ) -> Result<bool, ActionError> {
-        let Right { group, resource, verb } = right;
+        let ResourceAccess { group, resource, verb } = access;
         let (resource, subresource) = match resource.split_once('/') {
             Some((resource, subresource)) => (resource, Some(subresource.to_owned())),
             None => (resource, None),
@@ -109,7 +109,7 @@ impl Cluster {
         };
         let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
         let answer = self.create_review(&review, deadline).await;
-        let call = Call::about::<SelfSubjectAccessReview>("create");
+        let call = ApiCall::of_kind::<SelfSubjectAccessReview>("create");
         let review = self.explain_result(&call, answer).await?;
         Ok(review.status.is_some_and(|status| status.allowed))
     }

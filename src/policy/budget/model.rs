@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, TimeDelta, Utc};
 use stateright::{Checker, Model as _, Property};
 
-use super::usage::{EFFECT_WINDOW, Limits, Quota, Usage, UsageEntry};
+use super::usage::{EFFECT_WINDOW, Quota, Quotas, Usage, UsageEntry};
 use crate::contract::response::Target;
 
 /// One step of time.
@@ -30,7 +30,7 @@ enum Stage {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct State {
+struct ModelState {
     now: u8,
     stages: [Stage; REQUESTS as usize],
     /// The time of each entry, and whether it is that of its effect.
@@ -54,10 +54,10 @@ struct Model {
 }
 
 impl Model {
-    fn limits(&self) -> Limits {
+    fn quotas(&self) -> Quotas {
         let within = std::time::Duration::from_secs(WINDOW as u64);
         let cluster = Some(Quota { actions: self.quota, within });
-        Limits { cluster, ..Limits::default() }
+        Quotas { cluster, ..Quotas::default() }
     }
 }
 
@@ -75,22 +75,22 @@ fn key(request: u8) -> String {
     format!("usage.action-executor.dev/{request}")
 }
 
-fn usage(state: &State) -> Usage {
+fn usage(state: &ModelState) -> Usage {
     let value =
         |request: &u8, it: &(u8, bool)| (key(*request), entry(*request, *it).annotation().1);
     Usage::parse(&state.entries.iter().map(|(request, it)| value(request, it)).collect())
 }
 
 impl stateright::Model for Model {
-    type State = State;
+    type State = ModelState;
     type Action = Action;
 
-    fn init_states(&self) -> Vec<State> {
+    fn init_states(&self) -> Vec<ModelState> {
         let stages = [Stage::Idle; REQUESTS as usize];
-        vec![State { now: 0, stages, entries: BTreeMap::new(), effects: Vec::new() }]
+        vec![ModelState { now: 0, stages, entries: BTreeMap::new(), effects: Vec::new() }]
     }
 
-    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+    fn actions(&self, state: &ModelState, actions: &mut Vec<Action>) {
         if state.now < self.ticks {
             actions.push(Action::Wait);
         }
@@ -116,17 +116,17 @@ impl stateright::Model for Model {
         }
     }
 
-    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+    fn next_state(&self, last: &ModelState, action: Action) -> Option<ModelState> {
         let mut state = last.clone();
         match action {
             Action::Wait => state.now += 1,
             Action::Charge(request) => {
                 // As the Lease was read before, without what counts no more.
-                let expired = usage(&state).expired(&self.limits(), at(state.now));
+                let expired = usage(&state).expired(&self.quotas(), at(state.now));
                 state.entries.retain(|request, _| !expired.contains(&key(*request)));
                 let new = (state.now, false);
                 state.entries.insert(request, new);
-                let allowed = usage(&state).check(&[entry(request, new)], &self.limits());
+                let allowed = usage(&state).check(&[entry(request, new)], &self.quotas());
                 state.stages[usize::from(request)] = match allowed {
                     Ok(()) => Stage::Allowed(state.now),
                     Err(_) => Stage::Refused,
@@ -154,17 +154,17 @@ impl stateright::Model for Model {
         vec![
             Property::always(
                 "no window has more effects than the quota",
-                |model: &Model, state: &State| {
+                |model: &Model, state: &ModelState| {
                     let is_far = |few: &[u8]| i64::from(few[model.quota] - few[0]) * TICK >= WINDOW;
                     state.effects.windows(model.quota + 1).all(is_far)
                 },
             ),
-            Property::sometimes("a request is refused", |_, state: &State| {
+            Property::sometimes("a request is refused", |_, state: &ModelState| {
                 state.stages.contains(&Stage::Refused)
             }),
             Property::sometimes(
                 "more effects than the quota, in more time",
-                |model: &Model, state: &State| state.effects.len() > model.quota,
+                |model: &Model, state: &ModelState| state.effects.len() > model.quota,
             ),
         ]
     }

@@ -34,7 +34,7 @@ pub(crate) fn is_bound(claim: &PersistentVolumeClaim) -> bool {
 
 /// The pods of this list that mount it.
 pub(crate) fn mounted_by<'a>(name: &str, pods: &'a [Pod]) -> Vec<&'a Pod> {
-    let mounts = |pod: &&Pod| pods::claims(pod.spec.as_ref()).any(|claim| claim == name);
+    let mounts = |pod: &&Pod| pods::pvcs(pod.spec.as_ref()).any(|claim| claim == name);
     pods.iter().filter(mounts).filter(|pod| !pods::has_finished(pod)).collect()
 }
 
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_an_expansion_up_is_said() {
+    fn the_reason_of_a_blocked_expansion_is_reported() {
         let condition = |kind: &str| {
             format!(
                 ", capacity: {{storage: 10Gi}}, conditions: [{{type: {kind}, status: 'True', message: because}}]"

@@ -30,14 +30,14 @@ use crate::{
 const TTL: Duration = Duration::from_secs(30);
 
 /// Maximum number of users and scopes whose permissions are kept.
-const MAX_KEPT: usize = 1024;
+const MAX_CACHED_USERS: usize = 1024;
 
 /// Maximum number of reviews at once.
 const MAX_REVIEWS: usize = 16;
 
 /// What a caller may do somewhere.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Rights {
+pub(crate) struct Permissions {
     /// The actions that it may execute, in the registry's order.
     pub execute: Vec<ActionKind>,
     /// The actions that it may simulate, in the registry's order.
@@ -48,29 +48,29 @@ pub(crate) struct Rights {
     pub list: bool,
 }
 
-impl Rights {
+impl Permissions {
     /// Those of who may do everything.
     pub(crate) fn all() -> Self {
-        Rights::granted_by(|_, _| true)
+        Permissions::granted_by(|_, _| true)
     }
 
-    fn granted_by(may: impl Fn(Verb, Option<ActionKind>) -> bool) -> Self {
+    fn granted_by(is_allowed: impl Fn(Verb, Option<ActionKind>) -> bool) -> Self {
         let actions = |verb| {
-            let allowed = ActionKind::ALL.into_iter().filter(|kind| may(verb, Some(*kind)));
+            let allowed = ActionKind::ALL.into_iter().filter(|kind| is_allowed(verb, Some(*kind)));
             allowed.collect::<Vec<_>>()
         };
-        Rights {
+        Permissions {
             execute: actions(Verb::Execute),
             simulate: actions(Verb::Simulate),
             get: !actions(Verb::Get).is_empty(),
-            list: may(Verb::List, None),
+            list: is_allowed(Verb::List, None),
         }
     }
 }
 
 /// Where and for what the permissions of a caller are checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Scope {
+pub(crate) struct PermissionScope {
     /// The cluster's name in the list; none without a list.
     pub cluster: Option<Arc<str>>,
     /// The namespaces, of which the empty one is all at once.
@@ -82,27 +82,27 @@ pub(crate) struct Scope {
 }
 
 /// A user, and where and for what its permissions are checked.
-type Key = (Identity, Scope);
+type Key = (Identity, PermissionScope);
 
 /// The permissions of a user, once they are read, and since when.
 struct User {
-    rights: Arc<OnceCell<Rights>>,
+    permissions: Arc<OnceCell<Permissions>>,
     at: Instant,
 }
 
 /// The permissions that were read lately.
-pub(crate) struct KnownRights {
+pub(crate) struct PermissionCache {
     users: Mutex<HashMap<Key, User>>,
     reviews: Arc<Semaphore>,
 }
 
-impl Default for KnownRights {
+impl Default for PermissionCache {
     fn default() -> Self {
-        KnownRights { users: Mutex::default(), reviews: Arc::new(Semaphore::new(MAX_REVIEWS)) }
+        PermissionCache { users: Mutex::default(), reviews: Arc::new(Semaphore::new(MAX_REVIEWS)) }
     }
 }
 
-impl KnownRights {
+impl PermissionCache {
     /// The permissions of this caller on the scope's cluster; of a user only those for its actions and in its
     /// namespaces.
     ///
@@ -111,20 +111,20 @@ impl KnownRights {
     pub(crate) async fn of(
         &self,
         caller: Option<&Caller>,
-        scope: Scope,
+        scope: PermissionScope,
         reviewer: Option<&Cluster>,
-    ) -> Result<Rights, ActionError> {
+    ) -> Result<Permissions, ActionError> {
         let name = scope.cluster.as_deref();
         let identity = match caller {
-            None | Some(Caller::Platform(_)) => return Ok(Rights::all()),
+            None | Some(Caller::Platform(_)) => return Ok(Permissions::all()),
             Some(Caller::Key(entry)) => {
-                let may = |verb, kind| entry.allows_somewhere(verb, kind, name);
-                return Ok(Rights::granted_by(may));
+                let is_allowed = |verb, kind| entry.allows_somewhere(verb, kind, name);
+                return Ok(Permissions::granted_by(is_allowed));
             }
             Some(Caller::User(identity)) => identity,
         };
         // Without a cluster RBAC cannot authorize.
-        let Some(reviewer) = reviewer else { return Ok(Rights::default()) };
+        let Some(reviewer) = reviewer else { return Ok(Permissions::default()) };
         let cell = self.cell((identity.clone(), scope.clone()), Instant::now());
         // Concurrent callers wait for the same reviews.
         let read = cell.get_or_try_init(|| async {
@@ -134,19 +134,20 @@ impl KnownRights {
                 reviewer: reviewer.clone(),
                 permits: self.reviews.clone(),
             };
-            reviews.rights().await
+            reviews.permissions().await
         });
         read.await.cloned()
     }
 
-    fn cell(&self, key: Key, now: Instant) -> Arc<OnceCell<Rights>> {
+    fn cell(&self, key: Key, now: Instant) -> Arc<OnceCell<Permissions>> {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         users.retain(|_, user| now.saturating_duration_since(user.at) < TTL);
-        if users.len() >= MAX_KEPT && !users.contains_key(&key) {
+        if users.len() >= MAX_CACHED_USERS && !users.contains_key(&key) {
             return Arc::default();
         }
-        let user = users.entry(key).or_insert_with(|| User { rights: Arc::default(), at: now });
-        user.rights.clone()
+        let user =
+            users.entry(key).or_insert_with(|| User { permissions: Arc::default(), at: now });
+        user.permissions.clone()
     }
 }
 
@@ -154,20 +155,20 @@ impl KnownRights {
 #[derive(Clone)]
 struct Reviews {
     caller: Caller,
-    scope: Arc<Scope>,
+    scope: Arc<PermissionScope>,
     reviewer: Cluster,
     permits: Arc<Semaphore>,
 }
 
 impl Reviews {
-    async fn rights(&self) -> Result<Rights, ActionError> {
+    async fn permissions(&self) -> Result<Permissions, ActionError> {
         let (execute, simulate, get, list) = try_join!(
             self.actions(Verb::Execute, &self.scope.execute),
             self.actions(Verb::Simulate, &self.scope.simulate),
             self.actions(Verb::Get, &self.scope.simulate),
-            self.may_somewhere(Verb::List, None),
+            self.is_allowed_somewhere(Verb::List, None),
         )?;
-        Ok(Rights { execute, simulate, get: !get.is_empty(), list })
+        Ok(Permissions { execute, simulate, get: !get.is_empty(), list })
     }
 
     async fn actions(
@@ -175,26 +176,27 @@ impl Reviews {
         verb: Verb,
         kinds: &[ActionKind],
     ) -> Result<Vec<ActionKind>, ActionError> {
-        if self.may(verb, None, "").await? {
+        if self.is_allowed(verb, None, "").await? {
             return Ok(ActionKind::ALL.into());
         }
         let mut reviewed = JoinSet::new();
         for kind in kinds.iter().copied() {
             let reviews = self.clone();
-            let may = async move { (kind, reviews.may_somewhere(verb, Some(kind)).await) };
-            reviewed.spawn(may);
+            let review =
+                async move { (kind, reviews.is_allowed_somewhere(verb, Some(kind)).await) };
+            reviewed.spawn(review);
         }
         let mut allowed = Vec::new();
         while let Some(done) = reviewed.join_next().await {
-            let (kind, may) = done.map_err(|error| {
+            let (kind, is_allowed) = done.map_err(|error| {
                 ActionError::new(Code::Internal, format!("a review ended early: {error}"))
             })?;
-            allowed.extend(may?.then_some(kind));
+            allowed.extend(is_allowed?.then_some(kind));
         }
         Ok(kinds.iter().copied().filter(|kind| allowed.contains(kind)).collect())
     }
 
-    async fn may_somewhere(
+    async fn is_allowed_somewhere(
         &self,
         verb: Verb,
         kind: Option<ActionKind>,
@@ -202,14 +204,14 @@ impl Reviews {
         // A node is in no namespace.
         let on_cluster = kind.is_some_and(ActionKind::is_on_cluster);
         for namespace in self.scope.namespaces.iter().filter(|it| it.is_empty() || !on_cluster) {
-            if self.may(verb, kind, namespace).await? {
+            if self.is_allowed(verb, kind, namespace).await? {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    async fn may(
+    async fn is_allowed(
         &self,
         verb: Verb,
         kind: Option<ActionKind>,
@@ -232,8 +234,8 @@ mod tests {
     use super::*;
     use crate::{auth::keys::Keys, config::reload::ConfigFile, contract::digest::sha256};
 
-    fn on(cluster: &str) -> Scope {
-        Scope { cluster: Some(Arc::from(cluster)), ..Scope::default() }
+    fn on(cluster: &str) -> PermissionScope {
+        PermissionScope { cluster: Some(Arc::from(cluster)), ..PermissionScope::default() }
     }
 
     fn key(user: &str) -> Key {
@@ -241,26 +243,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn rights_are_kept_for_a_time_and_for_so_many_users() {
-        let (known, now) = (KnownRights::default(), Instant::now());
-        let rights = Rights { get: true, ..Rights::default() };
-        known.cell(key("jo"), now).set(rights.clone()).expect("is empty");
-        assert_eq!(known.cell(key("jo"), now).get(), Some(&rights));
+    async fn permissions_are_kept_for_a_time_and_for_so_many_users() {
+        let (known, now) = (PermissionCache::default(), Instant::now());
+        let permissions = Permissions { get: true, ..Permissions::default() };
+        known.cell(key("jo"), now).set(permissions.clone()).expect("is empty");
+        assert_eq!(known.cell(key("jo"), now).get(), Some(&permissions));
         assert_eq!(known.cell(key("mo"), now).get(), None);
         let namespaces = vec!["shop".to_owned()];
-        for elsewhere in [on("red"), Scope { namespaces, ..on("blue") }] {
+        for elsewhere in [on("red"), PermissionScope { namespaces, ..on("blue") }] {
             assert_eq!(known.cell((key("jo").0, elsewhere), now).get(), None);
         }
         assert_eq!(known.cell(key("jo"), now + TTL).get(), None);
-        for number in 0..2 * MAX_KEPT {
+        for number in 0..2 * MAX_CACHED_USERS {
             known.cell(key(&number.to_string()), now + TTL);
         }
-        assert_eq!(known.users.lock().expect("is whole").len(), MAX_KEPT);
+        assert_eq!(known.users.lock().expect("is whole").len(), MAX_CACHED_USERS);
     }
 
     #[tokio::test]
     async fn callers_without_reviews_have_what_their_entry_or_their_platform_allows() {
-        let known = KnownRights::default();
+        let known = PermissionCache::default();
         let of = async |caller: Option<Caller>, cluster: &str| {
             known.of(caller.as_ref(), on(cluster), None).await.expect("are known")
         };
@@ -271,8 +273,8 @@ mod tests {
         let keys = Keys::parse(&keys, "keys.yaml").expect("are keys");
         let jo = || keys.find("jo-key").map(Caller::Key);
         assert_eq!(of(jo(), "blue").await, all);
-        assert_eq!(of(jo(), "red").await, Rights::default());
+        assert_eq!(of(jo(), "red").await, Permissions::default());
         let user = Caller::User(Identity::new("jo".to_owned(), Vec::new()));
-        assert_eq!(of(Some(user), "blue").await, Rights::default());
+        assert_eq!(of(Some(user), "blue").await, Permissions::default());
     }
 }

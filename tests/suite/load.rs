@@ -2,9 +2,9 @@
 //! chart's limit on memory: how a valid client is served meanwhile, and how much memory that takes. It prints the
 //! table of `docs/explanation/performance.md`, as root:
 //!
-//!     cargo test --all-features --test suite crowds:: -- --nocapture
+//!     cargo test --all-features --test suite load:: -- --nocapture
 //!
-//! `ENDURANCE_ROUNDS` is how often each crowd comes, `CROWD_MEMORY` the limit in MiB, and `CROWD_PROGRAM` another build
+//! `ENDURANCE_ROUNDS` is how often each load comes, `LOAD_MEMORY` the limit in MiB, and `LOAD_PROGRAM` another build
 //! of the program, for example the image's.
 
 use std::{
@@ -37,7 +37,7 @@ const RECOVERED_WITHIN: Duration = Duration::from_secs(5);
 const REQUESTS_MEANWHILE: usize = 100;
 
 /// Clients that all do the same.
-struct Crowd {
+struct LoadProfile {
     name: &'static str,
     /// How many come, one round after the other.
     rounds: &'static [usize],
@@ -49,7 +49,7 @@ struct Crowd {
     descriptors: u32,
 }
 
-fn crowds() -> [Crowd; 3] {
+fn load_profiles() -> [LoadProfile; 3] {
     let body = |length: usize| {
         format!(
             "POST /api/v1/action/execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
@@ -59,21 +59,21 @@ fn crowds() -> [Crowd; 3] {
     };
     let documents = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(5);
     [
-        Crowd {
+        LoadProfile {
             name: "65,000 bytes of a body, then nothing",
             rounds: &[670],
             first: body(65_000).into_bytes(),
             bytes: 0,
             descriptors: 4096,
         },
-        Crowd {
+        LoadProfile {
             name: "five `/openapi.json`, and nothing is read",
             rounds: &[670, 350],
             first: documents.into_bytes(),
             bytes: 0,
             descriptors: 4096,
         },
-        Crowd {
+        LoadProfile {
             name: "a byte of a body each second",
             rounds: &[520],
             first: body(0).into_bytes(),
@@ -96,7 +96,7 @@ struct Setup {
 
 impl Setup {
     fn all() -> impl Iterator<Item = Setup> {
-        let program = env::var_os("CROWD_PROGRAM").map(PathBuf::from);
+        let program = env::var_os("LOAD_PROGRAM").map(PathBuf::from);
         Engine::ALL.into_iter().flat_map(move |engine| {
             let program = program.clone();
             [false, true].map(move |tls| Setup {
@@ -183,18 +183,18 @@ fn wait_for(sent: &AtomicUsize, more: usize) {
 /// Those who are disconnected come again.
 fn come(
     server: &Server,
-    crowd: &Crowd,
+    profile: &LoadProfile,
     clients: usize,
     sent: &AtomicUsize,
 ) -> Vec<Box<dyn Stream>> {
     let begin = || {
         let mut stream = server.open();
-        let _ = stream.write_all(&crowd.first).and_then(|()| stream.flush());
+        let _ = stream.write_all(&profile.first).and_then(|()| stream.flush());
         stream
     };
     let mut streams: Vec<_> = (0..clients).map(|_| begin()).collect();
     wait_for(sent, REQUESTS_MEANWHILE);
-    for _ in 0..crowd.bytes {
+    for _ in 0..profile.bytes {
         let began = Instant::now();
         for stream in &mut streams {
             if stream.write_all(b" ").and_then(|()| stream.flush()).is_err() {
@@ -222,26 +222,26 @@ fn recover(server: &Server) -> Duration {
     }
 }
 
-fn measure(setup: &Setup, crowd: &Crowd, memory: u64) -> Option<Figures> {
+fn measure(setup: &Setup, profile: &LoadProfile, memory: u64) -> Option<Figures> {
     let cgroup = Cgroup::with_memory(memory << 20)?;
-    let mut server = setup.start(&cgroup, crowd.descriptors);
+    let mut server = setup.start(&cgroup, profile.descriptors);
     assert_eq!(server.execute(REQUEST).status, 200);
     let before = server.memory() >> 10;
     let (mut after, mut recovered) = (Vec::new(), Duration::ZERO);
     let mut all = Served::default();
     let times = env::var("ENDURANCE_ROUNDS").ok().and_then(|it| it.parse().ok()).unwrap_or(1);
-    for clients in std::iter::repeat_n(crowd.rounds, times).flatten() {
+    for clients in std::iter::repeat_n(profile.rounds, times).flatten() {
         let (sent, over) = (AtomicUsize::new(0), AtomicBool::new(false));
         let (served, streams) = thread::scope(|scope| {
             let valid = scope.spawn(|| valid_client(&server, &sent, &over));
-            let streams = come(&server, crowd, *clients, &sent);
+            let streams = come(&server, profile, *clients, &sent);
             over.store(true, Ordering::Relaxed);
             (valid.join().expect("it ran"), streams)
         });
         all.requests += served.requests;
         all.failed.extend(served.failed);
         all.p99 = all.p99.max(served.p99);
-        assert!(server.is_alive(), "{}, {}", setup.name(), crowd.name);
+        assert!(server.is_alive(), "{}, {}", setup.name(), profile.name);
         drop(streams);
         recovered = recovered.max(recover(&server));
         after.push(server.memory() >> 10);
@@ -251,14 +251,14 @@ fn measure(setup: &Setup, crowd: &Crowd, memory: u64) -> Option<Figures> {
     Some(Figures { served: all, peak, buffers, before, after, recovered })
 }
 
-fn row(first: &str, crowd: &Crowd, memory: u64, figures: &Figures) {
+fn row(first: &str, profile: &LoadProfile, memory: u64, figures: &Figures) {
     let Figures { served, peak, buffers, before, after, recovered } = figures;
-    let clients: Vec<_> = crowd.rounds.iter().map(usize::to_string).collect();
+    let clients: Vec<_> = profile.rounds.iter().map(usize::to_string).collect();
     let after: Vec<_> = after.iter().map(u64::to_string).collect();
     println!(
         "| {first} | {memory} | {}: {} | {} of {} | {:.0} | {peak} | {} | {before} | {} | {:.0} |",
         clients.join(", then "),
-        crowd.name,
+        profile.name,
         served.failed.len(),
         served.requests,
         served.p99.as_secs_f64() * 1000.0,
@@ -269,7 +269,7 @@ fn row(first: &str, crowd: &Crowd, memory: u64, figures: &Figures) {
 }
 
 fn memory() -> u64 {
-    env::var("CROWD_MEMORY").ok().and_then(|it| it.parse().ok()).unwrap_or(CHART_MEMORY)
+    env::var("LOAD_MEMORY").ok().and_then(|it| it.parse().ok()).unwrap_or(CHART_MEMORY)
 }
 
 fn header(first: &str) {
@@ -281,13 +281,13 @@ fn header(first: &str) {
 }
 
 #[test]
-fn a_valid_client_is_served_beside_crowds_that_hold_what_they_can() {
+fn a_valid_client_is_served_beside_clients_that_hold_what_they_can() {
     header("engine");
     for setup in Setup::all() {
-        for crowd in crowds() {
-            let Some(figures) = measure(&setup, &crowd, memory()) else { return };
-            row(&setup.name(), &crowd, memory(), &figures);
-            let what = format!("{}, {}", setup.name(), crowd.name);
+        for profile in load_profiles() {
+            let Some(figures) = measure(&setup, &profile, memory()) else { return };
+            row(&setup.name(), &profile, memory(), &figures);
+            let what = format!("{}, {}", setup.name(), profile.name);
             assert_eq!(figures.served.failed, Vec::<String>::new(), "{what}");
             assert!(figures.served.p99 < SERVED_WITHIN, "{what}: {:?}", figures.served.p99);
             assert!(figures.peak < memory(), "{what}: {} MiB", figures.peak);
@@ -299,7 +299,7 @@ fn a_valid_client_is_served_beside_crowds_that_hold_what_they_can() {
 #[ignore = "a comparison: MUSL_PROGRAM names the image's program, and mimalloc is Debian's libmimalloc2.0"]
 fn allocators_are_compared_by_what_they_give_back() {
     const MIMALLOC: &str = "/usr/lib/x86_64-linux-gnu/libmimalloc.so.2";
-    let program = env::var_os("CROWD_PROGRAM").map(PathBuf::from);
+    let program = env::var_os("LOAD_PROGRAM").map(PathBuf::from);
     let of =
         |variable| Setup { engine: Engine::Hyper, tls: false, program: program.clone(), variable };
     let variable = |name, value: &str| Some((name, value.to_owned()));
@@ -322,10 +322,10 @@ fn allocators_are_compared_by_what_they_give_back() {
     }
     header("allocator");
     for (name, setup) in allocators {
-        for mut crowd in crowds().into_iter().take(2) {
-            crowd.rounds = &[670, 670, 670];
-            let Some(figures) = measure(&setup, &crowd, memory()) else { return };
-            row(name, &crowd, memory(), &figures);
+        for mut profile in load_profiles().into_iter().take(2) {
+            profile.rounds = &[670, 670, 670];
+            let Some(figures) = measure(&setup, &profile, memory()) else { return };
+            row(name, &profile, memory(), &figures);
         }
     }
 }
