@@ -144,7 +144,8 @@ impl ObservationRun<'_> {
             1 => "1 pod is ready".to_owned(),
             number => format!("{number} pods are ready"),
         };
-        let message = format!("{pods} after {seconds} s, and none of them restarted or disappeared");
+        let message =
+            format!("{pods} after {seconds} s, and none of them restarted or disappeared");
         (ObservationState::Healthy, message, Vec::new())
     }
 
