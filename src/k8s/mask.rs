@@ -3,8 +3,8 @@
 //! The patterns are those by which secret scanners know a secret by its own form (the rules of gitleaks and
 //! detect-secrets): keys of AWS, tokens of vendors, JSON Web Tokens, PEM blocks; and those by which logs are scrubbed
 //! (`sanitize` of Sentry, the `sensitive data scanner` of Datadog): what follows `password=`, `Authorization:`, a flag
-//! such as `--token`, and the user of a URL. It masks rather too much: a word too few costs a reader less than a secret.
-//! What has no form and no name, such as a password alone in a line, no pattern finds.
+//! such as `--token`, and the user of a URL. It masks rather too much: a word too few costs a reader less than a
+//! secret. What has no form and no name, such as a password alone in a line, no pattern finds.
 
 use std::{borrow::Cow, sync::LazyLock};
 
@@ -33,12 +33,12 @@ const PATTERNS: [(&str, &str); 11] = [
     ),
     // A name and its value, in JSON, YAML, logfmt, a query, and JSON in JSON.
     (
-        r#"(?i)((?:passw(?:or)?d|pwd|passphrase|secret|token|api[_.-]?key|(?:access|private|account|encryption|signing|shared|auth)[_.-]?key|credentials?|connection[_.-]?string|signature|\bsig|session[_.-]?id|cookie)[\w.-]*(?:\\?["'])?\s*(?:=>|:=|=|:)\s*)(?:\\"[^\n]*?(?:\\"|$)|"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|[^\s,;&"'})]+)"#,
+        r#"(?i)((?:passw(?:or)?d|pwd|passphrase|secret|token|api[_.-]?key|(?:access|private|account|encryption|signing|shared|auth)[_.-]?key|credentials?|connection[_.-]?string|signature|\bsig|session[_.-]?id|cookie)[\w.\x80-\xff-]*(?:\\?["'])?\s*(?:=>|:=|=|:)\s*)(?:\\"[^\n]*?(?:\\"|$)|"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|[^\s,;&"'})]+)"#,
         "${1}[masked]",
     ),
     // A flag and its value.
     (
-        r"(?i)(--?[\w-]*(?:passw(?:or)?d|secret|token|api-?key|access-?key|private-?key)[\w-]*\s+)[^\s-]\S*",
+        r"(?i)(--?[\w\x80-\xff-]*(?:passw(?:or)?d|secret|token|api-?key|access-?key|private-?key)[\w\x80-\xff-]*\s+)[^\s-]\S*",
         "${1}[masked]",
     ),
     // A JSON Web Token; the rest of one that was cut.
@@ -62,7 +62,7 @@ static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
     PATTERNS.iter().filter_map(rule).collect()
 });
 
-/// Secrets are ASCII, and so are the classes of the patterns: those of Unicode take many times as long to compile.
+/// The classes are those of ASCII: those of Unicode take many times as long to compile. A name may have bytes above it.
 fn compiled(pattern: &str) -> Result<Regex, regex::Error> {
     RegexBuilder::new(pattern).unicode(false).build()
 }
@@ -70,7 +70,9 @@ fn compiled(pattern: &str) -> Result<Regex, regex::Error> {
 /// The text, of one line or several, without what nobody can see and with its secrets masked. What was removed first
 /// cannot hide a secret from a pattern.
 pub(crate) fn masked(text: &str) -> String {
-    let lines: Vec<_> = text.lines().map(|line| visible_part(line, usize::MAX)).collect();
+    // The patterns know the spaces of ASCII alone.
+    let spaced = |line: String| line.replace(|c: char| !c.is_ascii() && c.is_whitespace(), " ");
+    let lines: Vec<_> = text.lines().map(|line| spaced(visible_part(line, usize::MAX))).collect();
     let mut text = lines.join("\n").into_bytes();
     for (pattern, with) in RULES.iter() {
         if let Cow::Owned(changed) = pattern.replace_all(&text, with.as_bytes()) {
@@ -134,6 +136,11 @@ mod tests {
             ("password=hun\u{200b}ter2", "password=[masked]"),
             ("pass\u{200b}word=hunter2", "password=[masked]"),
             ("password=\"hunter", "password=[masked]"),
+            ("Token\u{202f}: abc", "Token : [masked]"),
+            ("password\u{a0}: hunter2", "password : [masked]"),
+            ("password:\u{a0}\"hunter 2\"", "password: [masked]"),
+            ("token_größe=abc123", "token_größe=[masked]"),
+            ("run --tokenß hunter2 --verbose", "run --tokenß [masked] --verbose"),
             ("größe=1 password=hünter2 naïve", "größe=1 password=[masked] naïve"),
             ("Passwort: '日本', password: '日本', ok", "Passwort: '日本', password: [masked], ok"),
         ] {
