@@ -1,5 +1,5 @@
-//! Actions on Rollouts: with the real controller of Argo Rollouts, and the Rollout of the loops over every action, whose
-//! controller is played by this file.
+//! Actions on Rollouts: with the real controller of Argo Rollouts, and the Rollout of the loops over every action,
+//! whose controller is played by this file.
 
 use std::time::Duration;
 
@@ -149,9 +149,9 @@ pub async fn prepare(kind: ActionKind, namespace: &Namespace) {
     play_controller(rollouts.clone(), "web".to_owned(), move |found| {
         let rollouts = rollouts.clone();
         async move {
-            let Some(status) = reaction(&found) else { return };
+            let Some(status) = reaction(&found) else { return Ok(()) };
             let patch = Patch::Merge(json!({ "status": status }));
-            let _ = rollouts.patch_status("web", &Default::default(), &patch).await;
+            rollouts.patch_status("web", &Default::default(), &patch).await.map(drop)
         }
     });
 }
@@ -359,13 +359,13 @@ async fn a_promotion_whose_answer_is_lost_ends_no_pause_but_its_own() {
     };
     let honest = transparent(&namespace).await;
     let run = Run::through(&honest, &policy);
-    // The process dies after the change.
+    // The process crashes after the change.
     run.clone().killed(Failpoint::AfterWrite).send(&request("after")).await;
     paused_at(&namespace, 1).await;
     let answer = run.resend(&request("after")).await;
     assert!(is_applied_or_unknown(&answer), "{answer}");
     paused_at(&namespace, 1).await;
-    // The process dies before the change, and someone else makes it.
+    // The process crashes before the change, and someone else makes it.
     run.clone().killed(Failpoint::BeforeWrite).send(&request("before")).await;
     paused_at(&namespace, 1).await;
     write_status(&namespace.objects(&resource()), "web", json!({ "pauseConditions": null })).await;
@@ -373,7 +373,7 @@ async fn a_promotion_whose_answer_is_lost_ends_no_pause_but_its_own() {
     let answer = run.resend(&request("before")).await;
     assert_ne!(answer["outcome"], "applied", "{answer}");
     paused_at(&namespace, 2).await;
-    // The process dies before the change, and its successor makes it.
+    // The process crashes before the change, and its successor makes it.
     run.clone().killed(Failpoint::BeforeWrite).send(&request("resumed")).await;
     let answer = run.resend(&request("resumed")).await;
     assert_eq!(answer["outcome"], "applied", "{answer}");
@@ -448,7 +448,7 @@ async fn an_abort_whose_answer_is_lost_aborts_no_later_update_to_the_same_versio
     });
     let honest = transparent(&namespace).await;
     let run = Run::through(&honest, &policy);
-    // The process dies after the change.
+    // The process crashes after the change.
     run.clone().killed(Failpoint::AfterWrite).send(&request).await;
     reaches(&namespace, "Degraded").await;
     // Someone returns to the stable version, and deploys the same one again.

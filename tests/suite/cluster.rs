@@ -300,8 +300,8 @@ impl TestCluster {
     }
 }
 
-/// Installs the CRDs of an integration, as `tests/integrations/get` has them, unless an earlier test did, and waits until
-/// the API server serves them.
+/// Installs the CRDs of an integration, as `tests/integrations/get` has them, unless an earlier test did, and waits
+/// until the API server serves them.
 fn install_crds(kubeconfig: &Path, kubectl: &Path, integration: &str) {
     type Installations = BTreeMap<(PathBuf, String), Arc<OnceLock<()>>>;
     static INSTALLED: Mutex<Installations> = Mutex::new(BTreeMap::new());
@@ -378,26 +378,32 @@ pub fn play_controller<F>(
     name: String,
     react: impl Fn(Value) -> F + Send + 'static,
 ) where
-    F: Future<Output = ()> + Send,
+    F: Future<Output = Result<(), kube::Error>> + Send,
 {
     let params = WatchParams::default().fields(&format!("metadata.name={name}"));
     tokio::spawn(async move {
         loop {
-            // From the beginning, which starts with the object as it is now.
+            // Starts with the object as the server's cache has it.
             let Ok(events) = objects.watch(&params, "0").await else {
                 sleep(RETRY_INTERVAL).await;
                 continue;
             };
             let mut events = pin!(events);
             while let Ok(Some(event)) = events.try_next().await {
-                match event {
+                let reacted = match event {
                     WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                        react(json!(object)).await;
+                        react(json!(object)).await
                     }
                     WatchEvent::Deleted(_) => return,
-                    WatchEvent::Bookmark(_) | WatchEvent::Error(_) => {}
+                    WatchEvent::Bookmark(_) => Ok(()),
+                    WatchEvent::Error(_) => break,
+                };
+                // The next watch begins with the object as it is then.
+                if reacted.is_err() {
+                    break;
                 }
             }
+            sleep(RETRY_INTERVAL).await;
         }
     });
 }
@@ -1062,8 +1068,8 @@ impl Namespace {
         self.is_granted(name, Some(&self.name), &rules).await;
     }
 
-    /// Waits until the API server's authorizer has seen the Role with these rules and its binding, which on a busy machine
-    /// takes a while.
+    /// Waits until the API server's authorizer has seen the Role with these rules and its binding, which on a busy
+    /// machine takes a while.
     async fn is_granted(&self, account: &str, namespace: Option<&str>, rules: &Value) {
         let rule = &rules[0];
         let text = |value: &Value| value.as_str().map(str::to_owned);

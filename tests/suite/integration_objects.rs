@@ -161,12 +161,13 @@ impl Object {
         play_controller(self.api.clone(), self.name.clone(), move |found| {
             let object = object.clone();
             async move {
-                let Some(patch) = reaction(object.kind, &found) else { return };
+                let Some(patch) = reaction(object.kind, &found) else { return Ok(()) };
                 let (params, patch) = (Default::default(), Patch::Merge(patch));
-                let _ = match object.kind {
+                let written = match object.kind {
                     Kind::Application => object.api.patch(&object.name, &params, &patch).await,
                     _ => object.api.patch_status(&object.name, &params, &patch).await,
                 };
+                written.map(drop)
             }
         });
     }
