@@ -10,7 +10,8 @@
 //! Lease of its own, since a Lease grows with each charge.
 //!
 //! Prints actions per second (the median of the rounds), latencies, the processor time of the server's process, how
-//! many actions failed, and the ratio to the better raw client. The API server and its controllers run on the same machine.
+//! many actions failed, and the ratio to the better raw client. The API server and its controllers run on the same
+//! machine.
 
 use std::{
     collections::VecDeque,

@@ -133,9 +133,9 @@ pub enum Command {
     History(HistoryArgs),
     /// Say what is wrong with a target. Changes nothing.
     ///
-    /// Prints what is wrong, the most important first, with the state, the pods, the last Events, the end of the log of the
-    /// container that fails, the owners, and what was done lately. Secrets in texts are masked. What may not be read is left
-    /// out and named with the rule that is missing.
+    /// Prints what is wrong, the most important first, with the state, the pods, the last Events, the end of the log of
+    /// the container that fails, the owners, and what was done lately. Secrets in texts are masked. What may not be
+    /// read is left out and named with the rule that is missing.
     Diagnose(DiagnoseArgs),
     /// Check whether this program can work here: policy, cluster, identity, permissions, clock, kill switch.
     ///

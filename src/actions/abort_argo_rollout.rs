@@ -1,7 +1,8 @@
 //! `abort_argo_rollout`: ends an update and returns to the stable version, as `kubectl argo rollouts abort` does
 //! (`pkg/kubectl-argo-rollouts/cmd/abort/abort.go`).
 //!
-//! It sets `status.abort`. The status takes no annotation, so the change is recognised by a field manager of the request.
+//! It sets `status.abort`. The status takes no annotation, so the change is recognised by a field manager of the
+//! request.
 
 use kube::api::DynamicObject;
 use schemars::JsonSchema;

@@ -1,15 +1,16 @@
-//! `clean_pods`: deletes the finished pods of a namespace, as `kubectl delete pods --field-selector status.phase=Failed` does.
+//! `clean_pods`: deletes the finished pods of a namespace, as `kubectl delete pods --field-selector
+//! status.phase=Failed` does.
 //!
-//! The pods are chosen once, before anything is done: the plan names them, the policy judges each, and the budget counts
-//! each. There is no one change to one object that could bear the request's mark, so the plan is a list of deletions
-//! ([`Decision::DeleteEach`]), each bound to the uid and to the version of a pod that was just listed as finished. A finished
-//! pod does not run again, and a deletion that is sent twice deletes nothing twice.
+//! The pods are chosen once, before anything is done: the plan names them, the policy judges each, and the budget
+//! counts each. There is no one change to one object that could bear the request's mark, so the plan is a list of
+//! deletions ([`Decision::DeleteEach`]), each bound to the uid and to the version of a pod that was just listed as
+//! finished. A finished pod does not run again, and a deletion that is sent twice deletes nothing twice.
 //!
-//! What the decision rests on is the set of these pods (`k8s::pod_set`), which the record has. An attempt that takes the
-//! request over after a crash plans again, and chooses from this set alone: it deletes no pod that came later, none that the
-//! parameters do not choose by then, and none that policy, budget or approval do not allow. So a record that someone else
-//! has written allows nothing. Pods of the set that are gone do not show who deleted them: the answer says so, and if none is
-//! left, the outcome is unknown.
+//! What the decision rests on is the set of these pods (`k8s::pod_set`), which the record has. An attempt that takes
+//! the request over after a crash plans again, and chooses from this set alone: it deletes no pod that came later, none
+//! that the parameters do not choose by then, and none that policy, budget or approval do not allow. So a record that
+//! someone else has written allows nothing. Pods of the set that are gone do not show who deleted them: the answer says
+//! so, and if none is left, the outcome is unknown.
 //!
 //! More pods than `max_pods` are refused, and not the oldest of them deleted: which pods go would depend on the moment.
 
@@ -218,7 +219,8 @@ impl Parameters {
         Ok(plan)
     }
 
-    /// The pods to delete, by name, and those that match and stay, by reason. A later plan chooses from the first one's pods.
+    /// The pods to delete, by name, and those that match and stay, by reason. A later plan chooses from the first one's
+    /// pods.
     fn choose<'a>(
         &self,
         pods: &'a [core::Pod],

@@ -2,8 +2,8 @@
 //! `kubectl delete pod --force --grace-period=0` does.
 //!
 //! A forced deletion stops no container: it only removes the object, and with it what keeps a second pod of the same
-//! identity from starting. So it is made only where the pod's node is gone, out of service or not ready for long, and only
-//! for a pod that was to be gone already.
+//! identity from starting. So it is made only where the pod's node is gone, out of service or not ready for long, and
+//! only for a pod that was to be gone already.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::core::v1::{Node, Pod};

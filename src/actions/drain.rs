@@ -284,7 +284,7 @@ struct NodePods {
     blocked: BTreeMap<BlockReason, Vec<String>>,
     /// Pods that are evicted although something is lost, by what was accepted.
     accepted_risks: BTreeMap<BlockReason, Vec<String>>,
-    /// Pods that more than one disruption budget selects, with their names.
+    /// Pods that more than one disruption budget selects, with the names of those budgets.
     multiple_pdbs: Vec<String>,
     /// By namespace and name.
     exhausted: BTreeMap<String, ExhaustedPdb>,

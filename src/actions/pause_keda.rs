@@ -125,7 +125,8 @@ impl Plannable for Parameters {
     }
 }
 
-/// The workload that KEDA scales, for the policy and the budget to judge, too; none if there is none, or of another kind.
+/// The workload that KEDA scales, for the policy and the budget to judge, too; none if there is none, or of another
+/// kind.
 async fn scaled(
     cluster: &Cluster,
     namespace: &str,

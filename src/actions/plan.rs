@@ -484,11 +484,12 @@ pub(crate) fn removal(target: &Target) -> Change {
 pub(crate) enum Decision {
     /// Apply the effect: the sentence once it is applied, and the sentence of a simulation.
     Apply(Box<Effect>, String, String),
-    /// Delete each of the plan's other objects: the deletions, and the sentence of a simulation. What the decision rests on
-    /// (`Plan::decision_etag`) are these objects, so that an attempt that takes the request over deletes no others.
+    /// Delete each of the plan's other objects: the deletions, and the sentence of a simulation. What the decision
+    /// rests on (`Plan::decision_etag`) are these objects, so that an attempt that takes the request over deletes no
+    /// others.
     DeleteEach(Vec<Effect>, String),
-    /// Act on each of the targets in `Plan::completion`, which a selector chose, by a request of its own; the sentence about
-    /// the choice. They are the plan's other objects too. What the decision rests on are these objects.
+    /// Act on each of the targets in `Plan::completion`, which a selector chose, by a request of its own; the sentence
+    /// about the choice. They are the plan's other objects too. What the decision rests on are these objects.
     EachTarget(String),
     /// This request applied it before.
     AlreadyApplied(Applied, String),

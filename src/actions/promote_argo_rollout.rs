@@ -2,9 +2,9 @@
 //! `kubectl argo rollouts promote` does (`pkg/kubectl-argo-rollouts/cmd/promote/promote.go`).
 //!
 //! It differs where a retry could do more than the first attempt. The plugin skips the step of a canary that is not
-//! paused, and ends the pause of the spec with that of the status; here each request ends one pause. The patch tests the
-//! pause that the request was decided on, with its start and its step, so the next pause is never ended by it. The status
-//! takes no annotation, so the change is recognised by a field manager of the request.
+//! paused, and ends the pause of the spec with that of the status; here each request ends one pause. The patch tests
+//! the pause that the request was decided on, with its start and its step, so the next pause is never ended by it. The
+//! status takes no annotation, so the change is recognised by a field manager of the request.
 
 use kube::api::DynamicObject;
 use schemars::JsonSchema;

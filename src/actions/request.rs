@@ -114,8 +114,8 @@ struct Envelope<P> {
     )]
     #[schemars(with = "Option<Precondition>")]
     precondition: Option<Precondition>,
-    /// The cluster on which to act: one of those that the executor is configured for. Where there is only one, the request
-    /// is refused unless it has this name.
+    /// The cluster on which to act: one of those that the executor is configured for. Where there is only one, the
+    /// request is refused unless it has this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cluster: Option<ClusterName>,
 }
@@ -231,8 +231,8 @@ impl ActionRequest {
 }
 
 impl ActionRequest {
-    /// How long the wait for completion may last: what the observation leaves of the whole time. Of several targets each one is
-    /// observed for itself.
+    /// How long the wait for completion may last: what the observation leaves of the whole time. Of several targets
+    /// each one is observed for itself.
     pub(crate) fn wait_time(&self) -> Duration {
         let whole = self.timeout.unwrap_or(Duration::from_secs(DEFAULT_TIMEOUT_SECONDS));
         if self.action.selection().is_some() {

@@ -1,8 +1,8 @@
 //! `rerun_job`: creates a new Job from the template of one that has finished.
 //!
 //! The template is the one that the API server shows, without what it and the Job controller generated, so the new Job
-//! gets a selector of its own. It has no owner: a CronJob that controls it would count it in its history and delete an older
-//! one for it, or this one (`cleanupFinishedJobs` in `pkg/controller/cronjob`), and report it as unexpected.
+//! gets a selector of its own. It has no owner: a CronJob that controls it would count it in its history and delete an
+//! older one for it, or this one (`cleanupFinishedJobs` in `pkg/controller/cronjob`), and report it as unexpected.
 
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{ApiResource, DynamicObject};

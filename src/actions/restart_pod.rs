@@ -196,8 +196,8 @@ pub(crate) fn decide(
     Ok(plan)
 }
 
-/// Whether the controller has made a pod in place of this one, or makes none: a ReplicaSet and a Job do so once a pod has
-/// finished or is being deleted; a StatefulSet and a DaemonSet once it is gone.
+/// Whether the controller has made a pod in place of this one, or makes none: a ReplicaSet and a Job do so once a pod
+/// has finished or is being deleted; a StatefulSet and a DaemonSet once it is gone.
 fn is_replaced_already(pod: &Pod, controller: &OwnerReference) -> bool {
     !is_in_use(pod) && !matches!(controller.kind.as_str(), "StatefulSet" | "DaemonSet")
 }

@@ -1,5 +1,5 @@
-//! `resume_flux`: Flux reconciles a suspended Kustomization or HelmRelease again, and at once, as `flux resume` has it do
-//! (`cmd/flux/resume.go`).
+//! `resume_flux`: Flux reconciles a suspended Kustomization or HelmRelease again, and at once, as `flux resume` has it
+//! do (`cmd/flux/resume.go`).
 
 use kube::api::DynamicObject;
 use schemars::JsonSchema;

@@ -1,8 +1,8 @@
 //! `retry_argo_rollout`: begins an aborted update anew, as `kubectl argo rollouts retry rollout` does
 //! (`pkg/kubectl-argo-rollouts/cmd/retry/retry.go`).
 //!
-//! It sets `status.abort` to false. The status takes no annotation, so the change is recognised by a field manager of the
-//! request. The time of the abort, which the patch tests, distinguishes this abort from a later one.
+//! It sets `status.abort` to false. The status takes no annotation, so the change is recognised by a field manager of
+//! the request. The time of the abort, which the patch tests, distinguishes this abort from a later one.
 
 use kube::api::DynamicObject;
 use schemars::JsonSchema;

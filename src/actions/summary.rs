@@ -1,5 +1,5 @@
-//! What a reader needs of an action and its parameters to choose and to fill them in, shorter than description and schema:
-//! for the tools of a model and for the help of the command line. Pure.
+//! What a reader needs of an action and its parameters to choose and to fill them in, shorter than description and
+//! schema: for the tools of a model and for the help of the command line. Pure.
 
 use serde_json::{Map, Value, json};
 

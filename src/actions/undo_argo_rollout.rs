@@ -1,9 +1,9 @@
-//! `undo_argo_rollout`: returns a Rollout to the pod template of an earlier revision, as `kubectl argo rollouts undo` does
-//! (`pkg/kubectl-argo-rollouts/cmd/undo/undo.go`).
+//! `undo_argo_rollout`: returns a Rollout to the pod template of an earlier revision, as `kubectl argo rollouts undo`
+//! does (`pkg/kubectl-argo-rollouts/cmd/undo/undo.go`).
 //!
-//! The revisions are its ReplicaSets. Their templates have the defaults of the API server, which that of a Rollout lacks,
-//! so the controller, which compares with defaults, uses the old ReplicaSet again. "The previous revision" depends on the
-//! current template: if that changes while the request is running, nothing is done.
+//! The revisions are its ReplicaSets. Their templates have the defaults of the API server, which that of a Rollout
+//! lacks, so the controller, which compares with defaults, uses the old ReplicaSet again. "The previous revision"
+//! depends on the current template: if that changes while the request is running, nothing is done.
 
 use std::num::NonZeroU32;
 
@@ -72,8 +72,8 @@ pub struct Parameters {
     #[serde(default, deserialize_with = "null_is_default")]
     #[schemars(with = "Option<Namespace>")]
     pub namespace: Namespace,
-    /// The number of the revision to return to, as `kubectl argo rollouts get rollout` shows it; by default the previous
-    /// one.
+    /// The number of the revision to return to, as `kubectl argo rollouts get rollout` shows it; by default the
+    /// previous one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to_revision: Option<NonZeroU32>,
 }

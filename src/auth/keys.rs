@@ -55,7 +55,8 @@ pub struct KeyEntry {
     /// Allow simulation only.
     #[serde(default)]
     pub simulate_only: bool,
-    /// As which user of the cluster the holder acts, where callers are impersonated. Without it the holder cannot act there.
+    /// As which user of the cluster the holder acts, where callers are impersonated. Without it the holder cannot act
+    /// there.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "ClusterUser")]
     pub impersonate: Option<ClusterUser>,

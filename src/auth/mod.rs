@@ -303,8 +303,8 @@ impl Caller {
         }
     }
 
-    /// Authorizes a read of the cluster's own objects. RBAC knows users of the cluster alone: for others what they may do
-    /// with actions decides.
+    /// Authorizes a read of the cluster's own objects. RBAC knows users of the cluster alone: for others what they may
+    /// do with actions decides.
     ///
     /// # Errors
     /// [`Code::CallerForbidden`] with the missing rule, or why the cluster could not answer.

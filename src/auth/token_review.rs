@@ -154,8 +154,8 @@ pub(crate) struct ObjectAccess<'a> {
 /// Checks that RBAC allows the user to read these objects itself.
 ///
 /// # Errors
-/// [`Code::CallerForbidden`](crate::contract::error::Code::CallerForbidden) with the missing rule, or why the cluster could
-/// not answer.
+/// [`Code::CallerForbidden`](crate::contract::error::Code::CallerForbidden) with the missing rule, or why the cluster
+/// could not answer.
 pub(crate) async fn check_objects(
     cluster: &Cluster,
     identity: &Identity,

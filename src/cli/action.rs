@@ -1,7 +1,7 @@
 //! One subcommand per action, from its descriptor and the schema of its parameters: flags and arguments to a request.
 //!
-//! The request is JSON, as from every other client, and the parser of all requests checks it. So a flag is read by its type
-//! alone. Must not name an action.
+//! The request is JSON, as from every other client, and the parser of all requests checks it. So a flag is read by its
+//! type alone. Must not name an action.
 
 use std::collections::BTreeSet;
 
@@ -85,8 +85,8 @@ pub(crate) fn name(kind: ActionKind) -> String {
     kind.name().replace('_', "-")
 }
 
-/// An object of the kind on which the action acts, after `before`, which a person wrote before the name; none if the action
-/// does not act on such a kind.
+/// An object of the kind on which the action acts, after `before`, which a person wrote before the name; none if the
+/// action does not act on such a kind.
 pub(crate) fn example_target(kind: ActionKind, before: &str) -> Option<Target> {
     let mut parameters: Value = serde_json::from_str(kind.descriptor().example).ok()?;
     let all = parameters_of(kind);
@@ -109,8 +109,8 @@ pub(crate) fn command(kind: ActionKind) -> Command {
     described(kind, Command::new(name(kind)).aliases(aliases).hide(true))
 }
 
-/// The same subcommand with its arguments, which are read from the schema of the parameters: work that each start of the
-/// program would do for all actions.
+/// The same subcommand with its arguments, which are read from the schema of the parameters: work that each start of
+/// the program would do for all actions.
 pub(crate) fn with_arguments(command: Command) -> Command {
     let is_its_own = |kind: &ActionKind| name(*kind) == command.get_name();
     let Some(kind) = ActionKind::ALL.into_iter().find(is_its_own) else { return command };
@@ -315,8 +315,8 @@ impl Parameter {
         }
     }
 
-    /// The value that was given, as the parser of requests reads it; what has another type is left to that parser, which
-    /// says so.
+    /// The value that was given, as the parser of requests reads it; what has another type is left to that parser,
+    /// which says so.
     fn value(&self, matches: &ArgMatches) -> Option<Value> {
         let id = if matches!(self.form, Form::Target) { TARGET } else { &self.name };
         let text = || matches.get_one::<String>(id);

@@ -55,7 +55,8 @@ fn request(args: &ActionArgs, simulate: bool) -> Result<ActionRequest, ActionErr
     ActionRequest::parse(args.request(simulate).to_string().as_bytes())
 }
 
-/// Executes it and answers; returns the exit status. An invalid request is refused before a runtime or a client is built.
+/// Executes it and answers; returns the exit status. An invalid request is refused before a runtime or a client is
+/// built.
 fn execute(args: &ActionArgs, settings: &Settings) -> Result<u8, ActionError> {
     let (wanted, simulated) = (request(args, !args.common.execute)?, request(args, true)?);
     let is_terminal = io::stdin().is_terminal() && io::stderr().is_terminal();

@@ -29,16 +29,16 @@ use crate::{
     k8s::api::{connect::connect_unattended, kubeconfig},
 };
 
-/// The variable by which the shell's script asks for candidates. Its name is ours alone: where another program's variable is
-/// set, requests are executed all the same.
+/// The variable by which the shell's script asks for candidates. Its name is ours alone: where another program's
+/// variable is set, requests are executed all the same.
 const VARIABLE: &str = "ACTION_EXECUTOR_COMPLETE";
 
 /// The name of the program that kubectl asks for the completion of `kubectl action-executor`
 /// (`k8s.io/kubectl/pkg/cmd/plugin/plugin_completion.go`).
 const ASKED_BY_KUBECTL: &str = "kubectl_complete-action_executor";
 
-/// What kubectl's shell script is to do with the candidates (Cobra's `ShellCompDirective`): to offer no files instead, and to
-/// leave the cursor at the end of the word.
+/// What kubectl's shell script is to do with the candidates (Cobra's `ShellCompDirective`): to offer no files instead,
+/// and to leave the cursor at the end of the word.
 const NO_FILES: u8 = 4;
 const NO_SPACE: u8 = 2;
 

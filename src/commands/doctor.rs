@@ -264,8 +264,8 @@ fn needed_for_budget(policy: &Policy, namespace: &str) -> Vec<Needed> {
     all
 }
 
-/// What the impersonation of callers needs for these rules; with constrained impersonation (KEP-5284), which does not cover
-/// service accounts. Who the callers are is not known, and so not which users.
+/// What the impersonation of callers needs for these rules; with constrained impersonation (KEP-5284), which does not
+/// cover service accounts. Who the callers are is not known, and so not which users.
 fn needed_to_impersonate(rules: &ImpersonationRules, constrained: bool) -> Vec<Needed> {
     const AUTHENTICATION: &str = "authentication.k8s.io";
     let (group, verb) = match constrained {
@@ -289,7 +289,7 @@ fn needed_to_impersonate(rules: &ImpersonationRules, constrained: bool) -> Vec<N
     all
 }
 
-/// The finding about plain or constrained impersonation, whichever is granted.
+/// The check of plain or constrained impersonation, whichever is granted.
 fn impersonation_check(rules: &ImpersonationRules, granted: &BTreeMap<Needed, bool>) -> Check {
     let of = |constrained: bool| {
         permissions_check("impersonation", &needed_to_impersonate(rules, constrained), granted)
@@ -396,7 +396,7 @@ mod tests {
         PolicyRule { api_groups: &["apps"], resources: &["deployments"], verbs: &["get", "watch"] };
 
     #[test]
-    fn a_missing_right_is_named_and_a_missing_watch_is_a_warning() {
+    fn a_missing_permission_is_named_and_a_missing_watch_is_a_warning() {
         let needed = needed(&RULE, "shop");
         let without = |verb: &str| -> Check {
             let granted = needed.iter().map(|it| (it.clone(), it.access.verb != verb)).collect();

@@ -48,7 +48,8 @@ async fn entries(
     Ok(query(&cluster, &filter, usize::MAX, Instant::now() + LIST_TIMEOUT).await?.entries)
 }
 
-/// A table as of kubectl, with a line for each entry, whatever its Event says. The last column has who asked and why, too.
+/// A table as of kubectl, with a line for each entry, whatever its Event says. The last column has who asked and why,
+/// too.
 fn table(entries: &[HistoryEntry], now: DateTime<Utc>) -> String {
     if entries.is_empty() {
         return String::new();

@@ -38,9 +38,8 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-/// How long requests in progress may continue after the start of the shutdown, and how long after that
-/// waits have to answer what they know. Together with [`FLUSH_TIMEOUT`] less than the 30 s that Kubernetes gives a pod by
-/// default.
+/// How long requests in progress may continue after the start of the shutdown, and how long after that waits have to
+/// answer what they know. Together with [`FLUSH_TIMEOUT`] less than the 30 s that Kubernetes gives a pod by default.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
 const CONCLUDE_TIMEOUT: Duration = Duration::from_secs(5);
 

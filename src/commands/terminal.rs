@@ -1,5 +1,5 @@
-//! How the program looks on a terminal: the live view of a wait on standard error, and the colours of an answer on standard
-//! output. Where there is no terminal, nothing of this is written.
+//! How the program looks on a terminal: the live view of a wait on standard error, and the colours of an answer on
+//! standard output. Where there is no terminal, nothing of this is written.
 
 use std::{
     io::{self, IsTerminal},
@@ -132,7 +132,8 @@ pub(super) fn takes_colours() -> bool {
     io::stdout().is_terminal() && are_colours_wanted() && !is_dumb
 }
 
-/// The text of this answer with a symbol and colours: the first line in that of the outcome, and what a reader must not miss.
+/// The text of this answer with a symbol and colours: the first line in that of the outcome, and what a reader must not
+/// miss.
 pub(super) fn coloured(text: &str, answer: &Value) -> String {
     let (symbol, colour) = match answer["outcome"].as_str() {
         Some("applied" | "unchanged") => ("✔", Colour::Green),

@@ -1,4 +1,5 @@
-//! The list of clusters on which requests may act by name: its format, and which of them is meant. Must not connect to any.
+//! The list of clusters on which requests may act by name: its format, and which of them is meant. Must not connect to
+//! any.
 
 use std::path::{Path, PathBuf};
 

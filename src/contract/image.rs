@@ -20,8 +20,8 @@ const ALGORITHMS: [&str; 3] = ["sha256", "sha384", "sha512"];
 /// The longest tag.
 const MAX_TAG_CHARACTERS: usize = 128;
 
-/// An image by its repository and a tag, a digest, or both: `registry.example.com/shop/web:1.2`. Without a tag or a digest
-/// it would mean whatever is newest.
+/// An image by its repository and a tag, a digest, or both: `registry.example.com/shop/web:1.2`. Without a tag or a
+/// digest it would mean whatever is newest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 #[schemars(extend(

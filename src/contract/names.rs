@@ -91,8 +91,8 @@ pub struct RequestId(String);
 ))]
 pub struct AuditText(String);
 
-/// The name of a cluster as a request says it: one line of 1 to 512 visible characters. What is configured decides whether
-/// there is such a cluster.
+/// The name of a cluster as a request says it: one line of 1 to 512 visible characters. What is configured decides
+/// whether there is such a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 #[schemars(extend(
@@ -114,8 +114,8 @@ pub struct Opaque(String);
 #[schemars(extend("minLength" = 1, "maxLength" = 128, "pattern" = "^[A-Za-z][A-Za-z0-9]*$"))]
 pub struct PodReason(String);
 
-/// The key of a label, an annotation or a taint: a name of at most 63 characters, after a prefix and a slash if it has one
-/// ([Kubernetes: Labels](https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/)).
+/// The key of a label, an annotation or a taint: a name of at most 63 characters, after a prefix and a slash if it has
+/// one ([Kubernetes: Labels](https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/)).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 #[schemars(extend(

@@ -18,8 +18,8 @@ const BINARY: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
 /// The most characters of a quantity in a request.
 const MAX_CHARACTERS: usize = 24;
 
-/// An amount of a resource, compared by its value: `1000m` is `1`. It is written as the API server stores it, so that what
-/// is sent is what is read back.
+/// An amount of a resource, compared by its value: `1000m` is `1`. It is written as the API server stores it, so that
+/// what is sent is what is read back.
 #[derive(Clone, Copy, Debug, Default, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String", extend(
@@ -89,8 +89,8 @@ fn number_and_suffix(text: &str) -> (&str, &str) {
     text.split_at(end.unwrap_or(text.len()))
 }
 
-/// How many of the smallest unit one of this suffix is, and whether it is a power of 1024. An exponent (`1e3`) is a suffix
-/// too.
+/// How many of the smallest unit one of this suffix is, and whether it is a power of 1024. An exponent (`1e3`) is a
+/// suffix too.
 fn factor(suffix: &str) -> Option<(i128, bool)> {
     if let Some(power) = BINARY.iter().position(|it| *it == suffix) {
         return Some((ONE << (10 * (power + 1)), true));

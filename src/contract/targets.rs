@@ -1,5 +1,5 @@
-//! The short form of an answer's list of targets, for where an answer's length is limited. Which limit that is, and what
-//! else is shortened, is its user's.
+//! The short form of an answer's list of targets, for where an answer's length is limited. Which limit that is, and
+//! what else is shortened, is its user's.
 
 use std::collections::BTreeMap;
 

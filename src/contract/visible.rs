@@ -39,8 +39,8 @@ pub(crate) fn visible_part(text: &str, max: usize) -> String {
     part.trim_end_matches(['\u{200c}', '\u{200d}']).to_owned()
 }
 
-/// The text on one line of a terminal: line breaks and tabs are spaces, and what nobody can see is left out, so also what
-/// would begin an escape sequence.
+/// The text on one line of a terminal: line breaks and tabs are spaces, and what nobody can see is left out, so also
+/// what would begin an escape sequence.
 pub(crate) fn one_line(text: &str) -> String {
     let is_break = |c| matches!(c, '\t'..='\r' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let line: String = text.chars().map(|c| if is_break(c) { ' ' } else { c }).collect();

@@ -401,10 +401,10 @@ impl Findings {
             return;
         }
         let Some(last) = last.filter(|last| last.exit_code != 0) else { return };
-        let is_lately = ended_at(last).is_none_or(|at| (now - at).num_seconds() <= RECENT_SECONDS);
+        let is_recent = ended_at(last).is_none_or(|at| (now - at).num_seconds() <= RECENT_SECONDS);
         if state.running.is_some() && !container.ready {
             self.exit(kind_of_exit(last), name, last, container.restart_count, false, pod);
-        } else if state.running.is_some() && is_lately {
+        } else if state.running.is_some() && is_recent {
             self.exit(FindingKind::Restarted, name, last, container.restart_count, false, pod);
         }
     }
@@ -428,7 +428,7 @@ impl Findings {
 
     /// What only Events report.
     fn of_events(&mut self, facts: &Facts) {
-        let is_lately = |event: &&Event| {
+        let is_recent = |event: &&Event| {
             let at = events::last_seen(event);
             at.is_none_or(|at| (facts.now - at).num_seconds() <= RECENT_SECONDS)
         };
@@ -436,7 +436,7 @@ impl Findings {
         let mut warnings: Vec<_> =
             facts.events.iter().filter(|it| it.type_.as_deref() == Some("Warning")).collect();
         warnings.sort_by_key(|event| std::cmp::Reverse(events::last_seen(event)));
-        for event in warnings.into_iter().filter(is_lately) {
+        for event in warnings.into_iter().filter(is_recent) {
             let (reason, message) =
                 (event.reason.as_deref().unwrap_or_default(), event.message.as_deref());
             let message = message.unwrap_or_default().trim();

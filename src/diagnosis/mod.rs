@@ -1,5 +1,5 @@
-//! What is wrong with a target, and what is known of it: state, pods, Events, the log of what fails, owners, and what was
-//! done to it lately. It only reads: it writes nothing, no record and no budget.
+//! What is wrong with a target, and what is known of it: state, pods, Events, the log of what fails, owners, and what
+//! was done to it lately. It only reads: it writes nothing, no record and no budget.
 //!
 //! [`target`] is what can be asked about, [`parts`] what a report consists of and which permission each part needs.
 //! [`read`] makes the calls, in parallel and bounded; it returns [`facts`]. [`findings`] and [`report`] turn facts into

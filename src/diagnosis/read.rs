@@ -1,8 +1,8 @@
-//! The calls of a diagnosis: the target first, then all that belongs to it at the same time, then what its pods point to.
-//! Each step has a share of the time, each list a limit, and each part that cannot be read is named and left out.
+//! The calls of a diagnosis: the target first, then all that belongs to it at the same time, then what its pods point
+//! to. Each step has a share of the time, each list a limit, and each part that cannot be read is named and left out.
 //!
-//! It reads no Secret, and of a pod's environment nothing reaches a report. Must not decide what the objects mean: that is
-//! for `findings` and `report`.
+//! It reads no Secret, and of a pod's environment nothing reaches a report. Must not decide what the objects mean: that
+//! is for `findings` and `report`.
 
 use std::time::Duration;
 

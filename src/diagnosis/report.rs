@@ -1,8 +1,8 @@
 //! The report: what a diagnosis says, in at most [`MAX_BYTES`] of JSON. Pure, and the same for the same facts.
 //!
-//! Every text of the cluster is masked, in one line, and bounded. What does not fit is cut in this order, and `cut` says
-//! so: log lines, the oldest first, down to a few; then Events, the oldest first; then pods, the healthy ones first; the
-//! same three again, to none; then what was done before, the owners, and the least important findings.
+//! Every text of the cluster is masked, in one line, and bounded. What does not fit is cut in this order, and `cut`
+//! says so: log lines, the oldest first, down to a few; then Events, the oldest first; then pods, the healthy ones
+//! first; the same three again, to none; then what was done before, the owners, and the least important findings.
 
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use schemars::JsonSchema;
@@ -421,7 +421,8 @@ impl PodLine {
     }
 }
 
-/// As kubectl shows it (`printPod` of `pkg/printers/internalversion`): the reason of a container before that of the pod.
+/// As kubectl shows it (`printPod` of `pkg/printers/internalversion`): the reason of a container before that of the
+/// pod.
 fn pod_status(pod: &Pod) -> String {
     if pods::is_terminating(pod) {
         return "Terminating".to_owned();
@@ -462,7 +463,8 @@ fn event_lines(facts: &Facts) -> (Vec<EventLine>, usize) {
     (others.into_iter().take(MAX_EVENTS).map(line).collect(), total)
 }
 
-/// The end of the log, and how many lines were read. The whole is masked before it is split: a secret may have several lines.
+/// The end of the log, and how many lines were read. The whole is masked before it is split: a secret may have several
+/// lines.
 fn log_tail(facts: &Facts) -> Option<(LogTail, usize)> {
     let log = facts.log.as_ref()?;
     let masked = masked(&log.text);

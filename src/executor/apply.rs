@@ -420,8 +420,8 @@ impl Sent {
     }
 
     /// Why no further effect may follow this one, by the object as the next plan has read it: this one may have been
-    /// made, and undone with its mark. A further effect is bound to that object, so what is made later is no danger. One
-    /// that was decided on the same status shows that this one was not made.
+    /// made, and undone with its mark. A further effect is bound to that object, so what is made later is no danger.
+    /// One that was decided on the same status shows that this one was not made.
     pub(crate) fn bars_another(&self, next: &Plan) -> Option<Evidence> {
         let is_same = |next: &Effect| next.shares_decision(&self.effect);
         if !self.effect.changes_the_target()

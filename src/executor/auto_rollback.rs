@@ -97,7 +97,7 @@ impl Transaction<'_> {
     ) -> Result<RollbackOutcome, ActionError> {
         let deadline = Instant::now() + self.context.deadline();
         let mut backoff = retry::backoff();
-        // The attempt that recorded it before us may be slow and not have crashed, and still apply it.
+        // The attempt that recorded it before us may be slow, not crashed, and still apply it.
         let mut in_doubt = record.rollback.is_some();
         let mut rejected = RejectedTests::default();
         loop {

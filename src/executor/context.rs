@@ -1,12 +1,13 @@
 //! What every action needs besides its request: the cluster, the policy, time limits, an observer, the stop
 //! signal. An entry point makes it once; a clone is cheap. It knows no transport.
 //!
-//! Where several clusters are listed, a context is of none of them until a request has named one: `for_cluster` chooses it,
-//! and with it the client, the policy, the locks and the name, so that nothing after it knows more than one cluster.
+//! Where several clusters are listed, a context is of none of them until a request has named one: `for_cluster` chooses
+//! it, and with it the client, the policy, the locks and the name, so that nothing after it knows more than one
+//! cluster.
 //!
-//! The cluster is known as whom: records, budget, reviews and readiness are always the executor's own, and the calls about
-//! a target may be made as the caller. Then a context has no cluster for targets before the caller is known, so that no
-//! call is made as the executor by mistake.
+//! The cluster is known as whom: records, budget, reviews and readiness are always the executor's own, and the calls
+//! about a target may be made as the caller. Then a context has no cluster for targets before the caller is known, so
+//! that no call is made as the executor by mistake.
 
 use std::{sync::Arc, time::Duration};
 
@@ -123,8 +124,8 @@ impl Context {
         })
     }
 
-    /// A context for the clusters of the settings' list, or without a list for the cluster of this kubeconfig context, if
-    /// there is any. Nothing is sent.
+    /// A context for the clusters of the settings' list, or without a list for the cluster of this kubeconfig context,
+    /// if there is any. Nothing is sent.
     ///
     /// # Errors
     /// [`Code::Configuration`] if the list, a kubeconfig or a policy cannot be used.
@@ -280,8 +281,8 @@ impl Context {
     /// The context in which the calls about targets are made as this caller, if callers are impersonated.
     ///
     /// # Errors
-    /// [`Code::CallerForbidden`] if the caller is no user of the cluster that may be impersonated, or why the cluster could
-    /// not answer.
+    /// [`Code::CallerForbidden`] if the caller is no user of the cluster that may be impersonated, or why the cluster
+    /// could not answer.
     pub(crate) async fn acting_for(&self, caller: Option<&Caller>) -> Result<Self, ActionError> {
         // The calls of this caller are to the cluster of the request.
         let context = self.for_cluster(None)?;

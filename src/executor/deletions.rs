@@ -2,7 +2,8 @@
 //!
 //! Each deletion is bound to the uid and the version of a finished pod, so it can be resent while its outcome is
 //! unknown: at most one has an effect. Between two sends the pods are listed, and the limits are checked again. What is
-//! deleted counts as applied only by the API server's response; a pod that is gone without one does not show who deleted it.
+//! deleted counts as applied only by the API server's response; a pod that is gone without one does not show who
+//! deleted it.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -105,7 +106,7 @@ pub(super) async fn delete_each(
         sleep(pause).await;
         pending = match cluster.finished_pods(&plan.target.namespace, input.deadline).await {
             Ok(found) => results.still_there(again, &found, &plan.others),
-            // Each deletion is bound, so it can be sent without a list.
+            // Each deletion is bound, so it can be resent without listing the pods.
             Err(_) => again.into_iter().map(|(effect, _)| effect).collect(),
         };
         if let Err(error) = recheck(&plan).await {
@@ -170,8 +171,8 @@ fn named(names: &[String]) -> String {
 }
 
 impl Results {
-    /// Of these deletions those whose pods are there, finished and not being deleted, bound to them as they are now. The
-    /// others are gone. One whose labels are not those that the policy has judged is refused.
+    /// Of these deletions those whose pods are there, finished and not being deleted, bound to them as they are now.
+    /// The others are gone. One whose labels are not those that the policy has judged is refused.
     fn still_there(
         &mut self,
         deletions: Vec<(Effect, Option<ActionError>)>,

@@ -1,4 +1,4 @@
-//! Failpoints for tests: steps at which the process aborts, like in a crash, or panics, like with a bug. They work
+//! Failpoints for tests: steps at which the process aborts, as in a crash, or panics, as with a bug. They work
 //! only in debug builds, and only if `ACTION_EXECUTOR_FAILPOINT` or `ACTION_EXECUTOR_PANICPOINT` names the step.
 
 /// The steps of a real action between which a crash matters.

@@ -1,5 +1,5 @@
-//! What follows an effect: the wait for its completion, the evictions after a cordon, or the requests for the targets that a
-//! selector chose. Only this file distinguishes them, for the transaction and for the status of a request.
+//! What follows an effect: the wait for its completion, the evictions after a cordon, or the requests for the targets
+//! that a selector chose. Only this file distinguishes them, for the transaction and for the status of a request.
 
 use std::time::Duration;
 

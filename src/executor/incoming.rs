@@ -130,8 +130,8 @@ pub(crate) async fn list_as(
     history::query(cluster, filter, limit, Instant::now() + time).await
 }
 
-/// The diagnosis of a target for this caller, read within `time`; `None` if authentication is off. A user of the cluster
-/// gets no part that it may not read itself.
+/// The diagnosis of a target for this caller, read within `time`; `None` if authentication is off. A user of the
+/// cluster gets no part that it may not read itself.
 ///
 /// # Errors
 /// [`Code::CallerForbidden`], [`Code::PolicyDenied`], there is no cluster, or why the target could not be read.

@@ -71,7 +71,7 @@ impl ObservationRun<'_> {
         let mut stopping = self.context.stopping();
         let mut changes = self.cluster.changes(self.completion);
         let (mut first, mut selector) = (None::<PodsSnapshot>, None);
-        let (mut pause, mut fell_back) = (MIN_POLL_INTERVAL, false);
+        let (mut pause, mut waits_again_since_last) = (MIN_POLL_INTERVAL, false);
         loop {
             let observed = tokio::select! {
                 () = stopped(&mut stopping) => return self.interrupted(),
@@ -95,22 +95,24 @@ impl ObservationRun<'_> {
                 }
                 (Ok(snapshot), Some(first)) => {
                     let mut problems = snapshot.problems_since(first);
-                    let waits_again = snapshot.fell_back_since(first);
-                    if let Some(what) = waits_again.filter(|_| fell_back || !problems.is_empty()) {
+                    let waits_again = snapshot.regressed_since(first);
+                    if let Some(what) =
+                        waits_again.filter(|_| waits_again_since_last || !problems.is_empty())
+                    {
                         problems.insert(0, format!("the rollout regressed: {what}"));
                     }
                     if !problems.is_empty() {
                         return self.unhealthy(problems);
                     }
-                    fell_back = waits_again.is_some();
-                    if is_over && !fell_back {
+                    waits_again_since_last = waits_again.is_some();
+                    if is_over && !waits_again_since_last {
                         return self.healthy(&snapshot);
                     }
                 }
             }
             let left = self.end.saturating_duration_since(Instant::now());
             let next = async {
-                match fell_back {
+                match waits_again_since_last {
                     true => sleep(RECHECK_INTERVAL).await,
                     // The last read begins at the end, and not before it.
                     false => next_poll(&mut changes, pause, left, left).await,

@@ -1,6 +1,6 @@
-//! What is reported of a real action once it has ended: a signed receipt, and events for the sink. Whether that succeeds changes
-//! neither what an action does nor its outcome. A receipt is written before the answer: it delays the answer, and its failure is a
-//! warning there. Knows no entry point.
+//! What is reported of a real action once it has ended: a signed receipt, and events for the sink. Whether that
+//! succeeds changes neither what an action does nor its outcome. A receipt is written before the answer: it delays the
+//! answer, and its failure is a warning there. Knows no entry point.
 
 use std::{sync::Arc, time::Duration};
 

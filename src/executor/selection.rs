@@ -1,9 +1,10 @@
-//! Requests whose targets a selector chose. Each target is a request of its own, with an id made from that of the whole and
-//! from the target's uid: so it has its own record, mark and charge, and takes effect once, whatever becomes of the others.
+//! Requests whose targets a selector chose. Each target is a request of its own, with an id made from that of the whole
+//! and from the target's uid: so it has its own record, mark and charge, and takes effect once, whatever becomes of the
+//! others.
 //!
-//! Before anything is claimed, what would be done to each target is planned and judged by the policy; if more are refused
-//! than may fail, nothing is done. Then the targets are acted on one after the other. A resent request finds the same
-//! targets in the record of the whole, and each target's answer in its own record.
+//! Before anything is claimed, what would be done to each target is planned and judged by the policy; if more are
+//! refused than may fail, nothing is done. Then the targets are acted on one after the other. A resent request finds
+//! the same targets in the record of the whole, and each target's answer in its own record.
 //!
 //! An approval is of the whole: of the targets and of what is planned for each. No action is known here.
 
@@ -53,8 +54,8 @@ const MAX_PARALLEL: usize = 8;
 /// How many refused targets a message names, and how many problems of one target an answer has.
 const MAX_NAMED: usize = 5;
 
-/// How long a text of one target is in an answer, in bytes: a record is in annotations, which have 256 KiB in all, and has up
-/// to 50 targets.
+/// How long a text of one target is in an answer, in bytes: a record is in annotations, which have 256 KiB in all, and
+/// has up to 50 targets.
 const MAX_TEXT: usize = 240;
 
 /// The length of a plan's digest, in hexadecimal digits.
@@ -217,8 +218,8 @@ fn simulate_one(
     })
 }
 
-/// Plans what would be done to each target, and notes its digest in the plan of the whole. Returns whether a person has to
-/// approve it.
+/// Plans what would be done to each target, and notes its digest in the plan of the whole. Returns whether a person has
+/// to approve it.
 ///
 /// # Errors
 /// That the policy denies it, or that more are refused than may fail.

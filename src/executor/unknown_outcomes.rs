@@ -1,5 +1,5 @@
-//! Which requests this process has written a receipt for that says that their outcome is unknown. A client may resend such a
-//! request forever. Knows nothing of receipts, and makes no calls.
+//! Which requests this process has written a receipt for that says that their outcome is unknown. A client may resend
+//! such a request forever. Knows nothing of receipts, and makes no calls.
 
 use std::{
     collections::VecDeque,

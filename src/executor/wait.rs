@@ -176,7 +176,8 @@ pub(super) fn longest_pause(waited: Duration) -> Duration {
 }
 
 /// Returns when the target is to be read again: after a change, or after a pause that is long while changes would be
-/// noticed. A watch may begin or break meanwhile. The last poll starts after `until_last`, and the wait ends after `left`.
+/// noticed. A watch may begin or break meanwhile. The last poll starts after `until_last`, and the wait ends after
+/// `left`.
 pub(super) async fn next_poll(
     changes: &mut Changes,
     pause: Duration,

@@ -1,6 +1,6 @@
 //! Which cluster of a list a request names, as far as that decides of which permits it takes one: a decision on the
-//! body alone, before it is read strictly. Must authorize and refuse nothing: what cannot be read is refused where it is
-//! carried out.
+//! body alone, before it is read strictly. Must authorize and refuse nothing: what cannot be read is refused where it
+//! is carried out.
 
 use serde::Deserialize;
 

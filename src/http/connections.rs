@@ -110,8 +110,8 @@ impl Connections {
         self.bounds.connections
     }
 
-    /// Admits one more connection of this peer, and closes one at a limit; none if all that could be closed are being
-    /// served.
+    /// How one more connection of this peer may be admitted; closes one at a limit. None if all that could be closed
+    /// are being served.
     pub(crate) fn evict_if_full(&self, peer: IpAddr) -> Option<Admission> {
         let mut open = self.lock();
         let (admission, victim) = decide(&open, &self.bounds, network(peer))?;
@@ -213,7 +213,7 @@ fn close(open: &mut HashMap<u64, Connection>, id: u64) {
 
 /// How many files this process may have open at once.
 pub(crate) fn descriptor_limit() -> usize {
-    // Without a limit there is none to read.
+    // None is no limit.
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(limit).unwrap_or(usize::MAX)
 }

@@ -15,8 +15,8 @@ use crate::{
 /// How long before its client's time is over a request is answered; at most a tenth of that time.
 const ANSWER_MARGIN: Duration = Duration::from_millis(100);
 
-/// A header that is read, and what becomes of a request in which it is not one line of readable text. There is no
-/// other way to read a header, so none that changes a meaning is dropped because it cannot be read. Those that the Model
+/// A header that is read, and what becomes of a request in which it is not one line of readable text. There is no other
+/// way to read a header, so none that changes a meaning is dropped because it cannot be read. Those that the Model
 /// Context Protocol adds are read in `endpoints::mcp`, which refuses them with that protocol's errors.
 #[derive(Clone, Copy, Debug)]
 pub struct Header {
@@ -25,15 +25,15 @@ pub struct Header {
     /// The requests in which it is read.
     pub at: At,
     /// What a value gets with a byte that is neither visible ASCII, a space nor a tab.
-    pub unreadable: InvalidValuePolicy,
+    pub unreadable: FaultHandling,
     /// What a value gets that is empty, or only spaces.
-    pub empty: InvalidValuePolicy,
+    pub empty: FaultHandling,
     /// What a second line gets.
-    pub repeated: InvalidValuePolicy,
+    pub repeated: FaultHandling,
     /// The longest line, in bytes.
     pub max: usize,
     /// What a longer one gets.
-    pub overlong: InvalidValuePolicy,
+    pub overlong: FaultHandling,
 }
 
 /// The requests in which a header is read.
@@ -76,21 +76,21 @@ impl At {
     }
 }
 
-impl std::fmt::Display for InvalidValuePolicy {
+impl std::fmt::Display for FaultHandling {
     /// For the table in the documentation.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            InvalidValuePolicy::Refused(code) => write!(f, "{} `{code}`", code.http_status()),
-            InvalidValuePolicy::Ignored => f.write_str("ignored"),
-            InvalidValuePolicy::Joined => f.write_str("one list"),
-            InvalidValuePolicy::Shortest => f.write_str("the shortest counts"),
+            FaultHandling::Refused(code) => write!(f, "{} `{code}`", code.http_status()),
+            FaultHandling::Ignored => f.write_str("ignored"),
+            FaultHandling::Joined => f.write_str("one list"),
+            FaultHandling::Shortest => f.write_str("the shortest counts"),
         }
     }
 }
 
 /// What becomes of a request with such a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InvalidValuePolicy {
+pub enum FaultHandling {
     /// It is refused.
     Refused(Code),
     /// It is answered as without the header.
@@ -132,10 +132,8 @@ pub(crate) const IDEMPOTENCY_KEY: Header =
 /// How the client wants the response (RFC 7240).
 pub(crate) const PREFER: Header = list("Prefer", At::Execute, 1024);
 /// The documents that the client has.
-pub(crate) const IF_NONE_MATCH: Header = Header {
-    repeated: InvalidValuePolicy::Joined,
-    ..harmless("If-None-Match", At::Document, 2048)
-};
+pub(crate) const IF_NONE_MATCH: Header =
+    Header { repeated: FaultHandling::Joined, ..harmless("If-None-Match", At::Document, 2048) };
 /// Attributes of a CloudEvent.
 pub(crate) const CE_SPECVERSION: Header = attribute("ce-specversion");
 /// See [`CE_SPECVERSION`].
@@ -190,28 +188,36 @@ pub static HEADERS: [Header; 24] = [
 ];
 
 /// A header in which whatever is wrong gets the same.
-const fn uniform(name: &'static str, at: At, fate: InvalidValuePolicy, max: usize) -> Header {
-    Header { name, at, unreadable: fate, empty: fate, repeated: fate, max, overlong: fate }
+const fn uniform(name: &'static str, at: At, handling: FaultHandling, max: usize) -> Header {
+    Header {
+        name,
+        at,
+        unreadable: handling,
+        empty: handling,
+        repeated: handling,
+        max,
+        overlong: handling,
+    }
 }
 
 /// A header whose value changes what is done: it is read, or the request is refused.
 const fn single(name: &'static str, at: At, code: Code, max: usize) -> Header {
-    uniform(name, at, InvalidValuePolicy::Refused(code), max)
+    uniform(name, at, FaultHandling::Refused(code), max)
 }
 
 /// A header that is a list; an empty one says nothing.
 const fn list(name: &'static str, at: At, max: usize) -> Header {
     let of_one = single(name, at, Code::InvalidRequest, max);
-    Header { empty: InvalidValuePolicy::Ignored, repeated: InvalidValuePolicy::Joined, ..of_one }
+    Header { empty: FaultHandling::Ignored, repeated: FaultHandling::Joined, ..of_one }
 }
 
 /// A header that changes nothing that is done.
 const fn harmless(name: &'static str, at: At, max: usize) -> Header {
-    uniform(name, at, InvalidValuePolicy::Ignored, max)
+    uniform(name, at, FaultHandling::Ignored, max)
 }
 
 const fn fetch_metadata(name: &'static str) -> Header {
-    Header { empty: InvalidValuePolicy::Ignored, ..single(name, At::Every, Code::CrossSite, 64) }
+    Header { empty: FaultHandling::Ignored, ..single(name, At::Every, Code::CrossSite, 64) }
 }
 
 const fn attribute(name: &'static str) -> Header {
@@ -220,7 +226,7 @@ const fn attribute(name: &'static str) -> Header {
 
 const fn timeout(name: &'static str) -> Header {
     Header {
-        repeated: InvalidValuePolicy::Shortest,
+        repeated: FaultHandling::Shortest,
         ..single(name, At::Every, Code::InvalidRequest, 32)
     }
 }
@@ -235,10 +241,8 @@ impl Header {
         match (&lines[..], self.repeated) {
             ([], _) => Ok(None),
             ([only], _) => Ok(only.map(Cow::Borrowed)),
-            (_, InvalidValuePolicy::Refused(code)) => {
-                Err(self.refusal(code, "given more than once"))
-            }
-            (all, InvalidValuePolicy::Joined) => {
+            (_, FaultHandling::Refused(code)) => Err(self.refusal(code, "given more than once")),
+            (all, FaultHandling::Joined) => {
                 let all: Vec<_> = all.iter().copied().flatten().collect();
                 Ok((!all.is_empty()).then(|| Cow::Owned(all.join(", "))))
             }
@@ -268,11 +272,11 @@ impl Header {
 
     fn unless_refused(
         &self,
-        fate: InvalidValuePolicy,
+        handling: FaultHandling,
         what: &str,
     ) -> Result<Option<&'static str>, ActionError> {
-        match fate {
-            InvalidValuePolicy::Refused(code) => Err(self.refusal(code, what)),
+        match handling {
+            FaultHandling::Refused(code) => Err(self.refusal(code, what)),
             _ => Ok(None),
         }
     }
@@ -503,7 +507,7 @@ mod tests {
     fn a_header_is_read_as_its_table_says() {
         for header in &HEADERS {
             let long = "x".repeat(header.max + 1);
-            for (values, fate) in [
+            for (values, handling) in [
                 (&["st\u{f6}rung".as_bytes()][..], header.unreadable),
                 (&[b"a\xff"], header.unreadable),
                 (&["a\u{a0}".as_bytes()], header.unreadable),
@@ -514,9 +518,9 @@ mod tests {
             ] {
                 let headers = lines(header.name, values);
                 let read = header.read(&headers).map(|value| value.map(Cow::into_owned));
-                let joined = (fate == InvalidValuePolicy::Joined).then(|| "a, a".to_owned());
-                match fate {
-                    InvalidValuePolicy::Refused(code) => {
+                let joined = (handling == FaultHandling::Joined).then(|| "a, a".to_owned());
+                match handling {
+                    FaultHandling::Refused(code) => {
                         assert_eq!(read.expect_err(header.name).code, code, "{header:?}");
                     }
                     _ => assert_eq!(read, Ok(joined), "{header:?}"),
@@ -525,7 +529,7 @@ mod tests {
             // One unreadable line of two is not passed over, unless nothing depends on it.
             let two = lines(header.name, &[b"a", b"\xff"]);
             match header.unreadable {
-                InvalidValuePolicy::Refused(code) => {
+                FaultHandling::Refused(code) => {
                     assert_eq!(header.read(&two).expect_err(header.name).code, code);
                 }
                 _ => assert!(header.read(&two).is_ok(), "{header:?}"),

@@ -74,8 +74,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Maximum number of header lines.
 const MAX_HEADER_LINES: usize = 64;
 
-/// On shutdown, accept connections that the kernel has established for this long, and read requests on open ones; stop
-/// early when none has come for 10 ms.
+/// How long after the start of a shutdown connections that the kernel has established already are accepted, and
+/// requests on open ones read; and after how long without a new connection the accepting ends earlier.
 const ACCEPT_GRACE: Duration = Duration::from_millis(250);
 const ACCEPT_TIMEOUT: Duration = Duration::from_millis(10);
 

@@ -270,8 +270,8 @@ impl TinyHttp {
         let _one_at_a_time = self.opening.lock().await;
         let socket = self.directory.socket();
         let mut stream = UnixStream::connect(&socket).await;
-        // Once there was no descriptor for a connection, tiny_http accepts none any more. A listener that could not start
-        // leaves no socket behind.
+        // Once there was no descriptor for a connection, tiny_http accepts none any more. A listener that could not
+        // start leaves no socket behind.
         let is_gone = |error: &io::Error| {
             matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
         };

@@ -97,8 +97,8 @@ impl AppliedRequests {
         self.entries.iter().any(|(_, known)| !is_mark(known, mark) && id_of(known) == id_of(mark))
     }
 
-    /// How many requests have changed the generation and have a number above this one; `None` if one of them may have been
-    /// dropped.
+    /// How many requests have changed the generation and have a number above this one; `None` if one of them may have
+    /// been dropped.
     pub(crate) fn count_above(&self, number: u64) -> Option<i64> {
         let above = || self.entries.iter().map(|(known, _)| *known).filter(|known| *known > number);
         if above().count() >= MAX_REQUESTS {
@@ -132,8 +132,9 @@ impl AppliedRequests {
         self.push_as(self.last_number() + 1, mark)
     }
 
-    /// The same after a request that leaves the generation as it is. It has the number of the last request, and not of the
-    /// generation, which another client may have raised: a number above that of a lost request would count as a change.
+    /// The same after a request that leaves the generation as it is. It has the number of the last request, and not of
+    /// the generation, which another client may have raised: a number above that of a lost request would count as a
+    /// change.
     pub(crate) fn push_beside(&self, mark: &str) -> String {
         self.push_as(self.newest(), mark)
     }

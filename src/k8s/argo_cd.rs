@@ -2,8 +2,9 @@
 //! ApplicationSet sets back. Pure.
 //!
 //! Read in Argo CD 3.5: `pkg/apis/application/v1alpha1/types.go` (`IsAutomatedSyncEnabled`, `Operation`),
-//! `controller/appcontroller.go` (`processRequestedAppOperation`, `setOperationState`), `server/application/application.go`
-//! (`Sync`) and `applicationset/controllers/applicationset_controller.go` (`createOrUpdateInCluster`).
+//! `controller/appcontroller.go` (`processRequestedAppOperation`, `setOperationState`),
+//! `server/application/application.go` (`Sync`) and `applicationset/controllers/applicationset_controller.go`
+//! (`createOrUpdateInCluster`).
 
 use kube::{api::DynamicObject, core::ObjectMeta};
 use serde_json::{Value, json};

@@ -422,8 +422,8 @@ fn restarted_status(rollout: ArgoRollout, at: &str) -> RolloutStatus {
 }
 
 impl AwaitedArgoRollout {
-    /// The same status, given all pods of the Rollout: the controller writes that it has restarted them as soon as it has
-    /// evicted the last one, with the number of pods from before, and it counts no pods of the stable version.
+    /// The same status, given all pods of the Rollout: the controller writes that it has restarted them as soon as it
+    /// has evicted the last one, with the number of pods from before, and it counts no pods of the stable version.
     pub(crate) fn status_with_pods(&self, rollout: ArgoRollout, pods: &[Pod]) -> RolloutStatus {
         let missing = match &self.goal {
             ArgoGoal::Restarted(at) => unrestarted(rollout, at, pods),

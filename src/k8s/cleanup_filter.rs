@@ -1,7 +1,7 @@
 //! Which finished pods of a namespace a cleanup deletes, and which stay. Pure.
 //!
-//! A pod stays that another controller still needs: the Job controller counts a finished pod by it, and what a controller of
-//! an unknown kind makes of its finished pods is unknown.
+//! A pod stays that another controller still needs: the Job controller counts a finished pod by it, and what a
+//! controller of an unknown kind makes of its finished pods is unknown.
 
 use std::collections::HashSet;
 
@@ -75,8 +75,8 @@ pub(crate) fn stays(pod: &Pod, finished_jobs: &HashSet<&str>) -> Option<StayReas
     (!is_replacing(owner)).then_some(StayReason::UnknownController)
 }
 
-/// When the pod finished, as far as it shows: when its last container ended; of a pod whose containers never ended, or are
-/// not listed, when its conditions changed last; else when it was created.
+/// When the pod finished, as far as it shows: when its last container ended; of a pod whose containers never ended, or
+/// are not listed, when its conditions changed last; else when it was created.
 pub(crate) fn finished_at(pod: &Pod) -> Option<DateTime<Utc>> {
     let status = pod.status.as_ref();
     let containers = status.into_iter().flat_map(|status| {

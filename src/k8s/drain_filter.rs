@@ -154,8 +154,8 @@ pub(crate) fn tolerates_cordon(pod: &Pod) -> bool {
     tolerations.any(nodes::tolerates_cordon)
 }
 
-/// The annotation by which a pod asks autoscalers not to move it, if it has one: of the Cluster Autoscaler, of Karpenter, and
-/// of Karpenter before its version 1. A manual eviction ignores it.
+/// The annotation by which a pod asks autoscalers not to move it, if it has one: of the Cluster Autoscaler, of
+/// Karpenter, and of Karpenter before its version 1. A manual eviction ignores it.
 pub(crate) fn disruption_objection(metadata: &ObjectMeta) -> Option<&'static str> {
     let annotation = |key: &str| metadata.annotations.as_ref()?.get(key).map(String::as_str);
     if annotation("cluster-autoscaler.kubernetes.io/safe-to-evict") == Some("false") {
@@ -246,8 +246,8 @@ impl BlockReason {
 
 /// The pods to evict once the node is cordoned, and how.
 ///
-/// The record has the set, and the node has its mark ([`EvictionSet::mark`]), since more accounts may write records than
-/// nodes.
+/// The record has the set, and the node has its mark ([`EvictionSet::mark`]), since more accounts may write records
+/// than nodes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct EvictionSet {
     /// Pods whose eviction no disruption budget could refuse when they were read.
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_set_of_another_api_group_is_not_looked_up() {
+    fn a_daemon_set_of_another_api_group_is_not_read() {
         for (api_version, expected) in [("apps/v1", true), ("apps.kruise.io/v1alpha1", false)] {
             let agent = pod(&OF_A_DAEMON_SET.replace("apps/v1", api_version), "");
             assert_eq!(daemon_set(&agent).map(is_built_in), Some(expected), "{api_version}");

@@ -1,10 +1,10 @@
 //! A change to the cluster as data.
 //!
-//! An action decides on an [`Effect`]; `k8s::api::mutation` sends it, and `k8s::evidence` recognises it in the
-//! cluster. Each effect is bound to the object as it was decided on, so sending it twice changes nothing
-//! twice: a patch, a scaling, a resize and a change of the status by their `test` operations, a deletion by the uid, a
-//! creation by its name. The record has the effect before it is sent, so a process that resumes the request can find out
-//! what happened. Pure.
+//! An action decides on an [`Effect`]; `k8s::api::mutation` sends it, and `k8s::evidence` recognises it in the cluster.
+//! Each effect is bound to the object as it was decided on, so sending it twice changes nothing twice: a patch, a
+//! scaling, a resize and a change of the status by their `test` operations, a deletion by the uid, a creation by its
+//! name. The record has the effect before it is sent, so a process that resumes the request can find out what happened.
+//! Pure.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
 //! What the cluster shows of an effect that was sent, and whose answer is missing. Pure.
 //!
-//! A patch is recognised by the request's mark in an annotation, a scaling, a resize and a change of the status by their
-//! field manager, which these subresources keep in place of an annotation, a creation by the mark on the new object. A deletion leaves
-//! nothing behind: an object that is gone does not show who deleted it.
+//! A patch is recognised by the request's mark in an annotation, a scaling, a resize and a change of the status by
+//! their field manager, which these subresources keep in place of an annotation, a creation by the mark on the new
+//! object. A deletion leaves nothing behind: an object that is gone does not show who deleted it.
 //!
 //! That an effect is not seen does not prove that it was not made, nor that it will not be made:
 //!

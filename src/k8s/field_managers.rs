@@ -1,8 +1,8 @@
 //! The field managers of what a subresource changes (`managedFields`). Pure.
 //!
-//! The subresources `scale` and `resize`, and the `status` of a custom resource, accept no annotation, so a change through
-//! them is recognised by a field manager of its request. Each change of a field takes its ownership from the manager
-//! before.
+//! The subresources `scale` and `resize`, and the `status` of a custom resource, accept no annotation, so a change
+//! through them is recognised by a field manager of its request. Each change of a field takes its ownership from the
+//! manager before.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::core::ObjectMeta;

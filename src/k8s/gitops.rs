@@ -1,5 +1,5 @@
-//! What resets an object: its controlling owner, and tools that reset it to a repository or a chart, recognised by their
-//! labels and annotations. Pure.
+//! What resets an object: its controlling owner, and tools that reset it to a repository or a chart, recognised by
+//! their labels and annotations. Pure.
 //!
 //! Argo CD: <https://argo-cd.readthedocs.io/en/stable/user-guide/resource_tracking/>; Flux:
 //! <https://fluxcd.io/flux/components/kustomize/kustomizations/>; Helm:
@@ -18,8 +18,8 @@ pub(crate) fn undo_warnings(metadata: &ObjectMeta, field: &str) -> Vec<String> {
     owner.into_iter().chain(revert_warning(metadata, field)).collect()
 }
 
-/// The labels and annotations by which these tools know an object as theirs. Argo CD deletes one that has them and is not
-/// in its source.
+/// The labels and annotations by which these tools know an object as theirs. Argo CD deletes one that has them and is
+/// not in its source.
 const TRACKING_MARKS: [&str; 8] = [
     "argocd.argoproj.io/instance",
     "argocd.argoproj.io/tracking-id",

@@ -132,7 +132,7 @@ pub(crate) fn deletion_status(name: &str, pods: usize) -> RolloutStatus {
 }
 
 /// The same where the pods may not be read, with the reason.
-pub(crate) fn gone_pods_unknown(name: &str, why: &str) -> RolloutStatus {
+pub(crate) fn gone_with_pods_unknown(name: &str, why: &str) -> RolloutStatus {
     RolloutStatus::Complete(format!(
         "Job '{name}' is gone; whether its pods are gone is unknown: {why}"
     ))
@@ -186,8 +186,8 @@ pub(crate) struct LogSource<'a> {
     pub is_previous: bool,
 }
 
-/// The log that shows why the last attempt of a Job failed: that of the newest pod that failed, else of the newest one with
-/// a container that failed and was started again (`restartPolicy: OnFailure`).
+/// The log that shows why the last attempt of a Job failed: that of the newest pod that failed, else of the newest one
+/// with a container that failed and was started again (`restartPolicy: OnFailure`).
 pub(crate) fn log_of_failure(pods: &[Pod]) -> Option<LogSource<'_>> {
     let newest = |is_wanted: fn(&&Pod) -> bool| {
         let wanted = pods.iter().filter(is_wanted);

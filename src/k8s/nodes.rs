@@ -105,8 +105,8 @@ pub(crate) fn lost_warning(node: &Node) -> Option<String> {
     Some(format!("the kubelet of Node '{name}' has not reported{since}: {LOST}"))
 }
 
-/// The warning about the node of a pod that the node controller marked as not ready at this time, although its containers
-/// are ready, as it does once the kubelet does not report.
+/// The warning about the node of a pod that the node controller marked as not ready at this time, although its
+/// containers are ready, as it does once the kubelet does not report.
 pub(crate) fn may_be_lost_warning(name: &str, at: &str) -> String {
     format!(
         "the node controller marked the pod as not ready at {at}, so the kubelet of Node '{name}' may not report any \

@@ -125,7 +125,7 @@ impl PodsSnapshot {
 
     /// What the rollout waits for again, if the number of pods is still that of the first read. A status that is about
     /// to be written shows the same for a moment.
-    pub(crate) fn fell_back_since(&self, first: &PodsSnapshot) -> Option<&str> {
+    pub(crate) fn regressed_since(&self, first: &PodsSnapshot) -> Option<&str> {
         match &self.status {
             Some(RolloutStatus::Waiting(what)) if self.desired == first.desired => Some(what),
             _ => None,
@@ -218,14 +218,14 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_falls_back_unless_the_number_of_its_pods_was_changed() {
+    fn a_rollout_regresses_unless_the_number_of_its_pods_was_changed() {
         let first = snapshot(2, &[]);
         let waits = |desired| {
             let status = Some(RolloutStatus::Waiting("1 of 2 are available".to_owned()));
             PodsSnapshot { status, ..snapshot(desired, &[]) }
         };
-        assert_eq!(waits(2).fell_back_since(&first), Some("1 of 2 are available"));
-        assert_eq!(waits(3).fell_back_since(&first), None);
+        assert_eq!(waits(2).regressed_since(&first), Some("1 of 2 are available"));
+        assert_eq!(waits(3).regressed_since(&first), None);
         let failed = PodsSnapshot {
             status: Some(RolloutStatus::Failed("no".to_owned())),
             ..snapshot(2, &[])

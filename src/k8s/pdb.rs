@@ -99,8 +99,8 @@ pub(crate) fn reason(budget: &PodDisruptionBudget, pods: &[Pod]) -> String {
     }
 }
 
-/// The pods that an integer `minAvailable` requires. It counts the pods that are there, so only the number of replicas of
-/// their controllers shows whether it can ever allow a disruption (`getExpectedPodCount` of Kubernetes).
+/// The pods that an integer `minAvailable` requires. It counts the pods that are there, so only the number of replicas
+/// of their controllers shows whether it can ever allow a disruption (`getExpectedPodCount` of Kubernetes).
 pub(crate) fn min_available(budget: &PodDisruptionBudget) -> Option<i32> {
     match budget.spec.as_ref()?.min_available.as_ref()? {
         IntOrString::Int(number) => Some(*number),

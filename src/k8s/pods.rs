@@ -91,8 +91,8 @@ pub(crate) fn is_ready(pod: &Pod) -> bool {
     !is_terminating(pod) && condition(pod, "Ready").is_some_and(|(status, ..)| status == "True")
 }
 
-/// When the node controller marked the pod as not ready, if so: its containers are ready, and no readiness gate is the reason
-/// (`MarkPodsNotReady` of Kubernetes).
+/// When the node controller marked the pod as not ready, if so: its containers are ready, and no readiness gate is the
+/// reason (`MarkPodsNotReady` of Kubernetes).
 pub(crate) fn marked_unready_at(pod: &Pod) -> Option<String> {
     let has_gates = pod
         .spec
@@ -202,8 +202,8 @@ fn failed_exit(container: &ContainerStatus) -> Option<&ContainerStateTerminated>
     now.or(last).filter(|exit| exit.exit_code != 0)
 }
 
-/// The containers that have failed, the likely cause first: what failed by itself before what was killed, a sidecar last,
-/// then by time.
+/// The containers that have failed, the likely cause first: what failed by itself before what was killed, a sidecar
+/// last, then by time.
 pub(crate) fn failed_containers(pod: &Pod) -> Vec<&ContainerStatus> {
     let sidecars: HashSet<_> = pod
         .spec

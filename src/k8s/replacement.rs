@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::k8s::pods;
 
-/// The labels that identify a controller's pods, by the controller's kind: a hash of the pod template, or the controller's
-/// uid.
+/// The labels that identify a controller's pods, by the controller's kind: a hash of the pod template, or the
+/// controller's uid.
 const IDENTIFYING_LABELS: [(&str, &str); 4] = [
     ("ReplicaSet", "pod-template-hash"),
     ("ReplicaSet", "rollouts-pod-template-hash"),
@@ -23,8 +23,8 @@ const IDENTIFYING_LABELS: [(&str, &str); 4] = [
 /// The label with which index of an indexed Job a pod carries out.
 const COMPLETION_INDEX_LABEL: &str = "batch.kubernetes.io/job-completion-index";
 
-/// The API groups and kinds of the controllers that are known to replace a pod. That of another kind may as well let its
-/// work end with the pod, as a Workflow and a TaskRun do.
+/// The API groups and kinds of the controllers that are known to replace a pod. That of another kind may as well let
+/// its work end with the pod, as a Workflow and a TaskRun do.
 const REPLACING_CONTROLLERS: [(&str, &str); 8] = [
     ("", "ReplicationController"),
     ("apps", "ReplicaSet"),
@@ -56,8 +56,8 @@ impl PodQuery {
         PodQuery::Labels(selector.unwrap_or_default())
     }
 
-    /// Finds the pod that the controller creates in place of this one: a StatefulSet gives it the same name, a DaemonSet
-    /// the same node, an indexed Job the same index.
+    /// Finds the pod that the controller creates in place of this one: a StatefulSet gives it the same name, a
+    /// DaemonSet the same node, an indexed Job the same index.
     pub(crate) fn replacement(pod: &Pod, controller: &OwnerReference) -> Self {
         let name = pod.metadata.name.clone().unwrap_or_default();
         match (controller.kind.as_str(), pods::node_name(pod)) {

@@ -183,8 +183,8 @@ impl Workload {
         }
     }
 
-    /// Whether it is a StatefulSet that makes, replaces and removes one pod after the other, each once all pods of lower
-    /// ordinals are ready.
+    /// Whether it is a StatefulSet that makes, replaces and removes one pod after the other, each once all pods of
+    /// lower ordinals are ready.
     pub(crate) fn keeps_order(&self) -> bool {
         let Workload::StatefulSet(set) = self else { return false };
         let policy = set.spec.as_ref().and_then(|spec| spec.pod_management_policy.as_deref());

@@ -1,4 +1,4 @@
-//! The function runtime (AWS Lambda and what has its runtime API): an invocation to the executor and back.
+//! The function runtime (AWS Lambda and what implements its runtime API): an invocation to the executor and back.
 //!
 //! HTTP comes from API Gateway (REST and HTTP), a load balancer or a function URL, and is answered as the
 //! server answers it. Everything else is a request by itself, or an event of EventBridge, SQS or SNS that

@@ -316,8 +316,8 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// The id with this digest, if there is a record of it where this request has its own, or where those of nodes are, and
-    /// this request's requester sent it: another one could not use it.
+    /// The id with this digest, if there is a record of it where this request has its own, or where those of nodes are,
+    /// and this request's requester sent it: another one could not use it.
     pub(crate) async fn id_of(&self, digest: &str) -> Option<RequestId> {
         let until = Instant::now() + OTHER_TIMEOUT;
         let name = event_name_of(digest);

@@ -169,8 +169,8 @@ pub(crate) struct Record {
     pub approved_by: Option<String>,
     /// The receipt of the answer, if receipts are written.
     pub receipt: Option<ReceiptState>,
-    /// The users in whose names attempts at the request called the cluster about its target, the first one first. What an
-    /// attempt found done may be the work of any before it.
+    /// The users in whose names attempts at the request called the cluster about its target, the first one first. What
+    /// an attempt found done may be the work of any before it.
     pub impersonated_users: Vec<String>,
     /// Why it was refused, for the Event's message; it is not read back.
     pub refusal: Option<String>,
@@ -530,8 +530,8 @@ impl Record {
         self.state = RecordState::InDoubt;
     }
 
-    /// The request was refused after it was claimed. A claim that was taken over stays in doubt: the attempt
-    /// that held it before may be slow and not have crashed.
+    /// The request was refused after it was claimed. A claim that was taken over stays in doubt: the attempt that held
+    /// it before may be slow, and not crashed.
     pub(crate) fn mark_refused(&mut self, refusal: &ActionError) {
         self.state =
             if self.intent.taken_over { RecordState::InDoubt } else { RecordState::Refused };

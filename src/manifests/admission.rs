@@ -1,10 +1,11 @@
 //! The policy as admission policies of the API server (ValidatingAdmissionPolicy, v1).
 //!
-//! A second layer: even a compromised executor's service account can do no more than the policy allows. One
-//! admission policy has the fixed rules. A second one follows the kill switch on the Lease: it is separate because
-//! a policy with a parameter does not apply while the parameter does not exist. A third one denies that the
-//! account, which writes its budget to that Lease, changes the kill switch. All three apply to one service
-//! account, and to what is done in the name of a caller whom it impersonates and names itself in. Rules that depend on counting (cooldown, budget) have no admission policy.
+//! A second layer: even a compromised executor's service account can do no more than the policy allows. One admission
+//! policy has the fixed rules. A second one follows the kill switch on the Lease: it is separate because a policy with
+//! a parameter does not apply while the parameter does not exist. A third one denies that the account, which writes its
+//! budget to that Lease, changes the kill switch. All three apply to one service account, and to what is done in the
+//! name of a caller whom it impersonates and names itself in. Rules that depend on counting (cooldown, budget) have no
+//! admission policy.
 
 use serde_json::{Value, json};
 
@@ -89,7 +90,8 @@ fn admission_policy(name: &str, account: &ServiceAccount, rules: &[Validation]) 
                 variable("requestNamespace", "has(request.namespace) ? request.namespace : ''"),
                 variable("name", "has(request.name) ? request.name : ''"),
                 variable("subresource", "has(request.subResource) ? request.subResource : ''"),
-                // A subresource other than `resize` and `status` has no labels of its object, and neither has a new one.
+                // A subresource other than `resize` and `status` has no labels of its object, and neither has a new
+                // one.
                 variable("labelled", "oldObject != null && variables.subresource in ['', 'resize', 'status']"),
                 variable("simulated", "has(request.dryRun) && request.dryRun"),
             ],

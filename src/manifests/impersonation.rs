@@ -1,9 +1,9 @@
 //! The RBAC of a server that impersonates its callers, in place of that of the actions, which the callers then need
 //! themselves.
 //!
-//! Plain impersonation (verb `impersonate`) lets the account do all that those whom it may impersonate may do. Constrained
-//! impersonation (KEP-5284, on by default from Kubernetes 1.36) lets it do only what the actions do: `impersonate:user-info`
-//! says whom, and `impersonate-on:user-info:VERB` what.
+//! Plain impersonation (verb `impersonate`) lets the account do all that those whom it may impersonate may do.
+//! Constrained impersonation (KEP-5284, on by default from Kubernetes 1.36) lets it do only what the actions do:
+//! `impersonate:user-info` says whom, and `impersonate-on:user-info:VERB` what.
 
 use serde_json::{Value, json};
 
@@ -74,7 +74,8 @@ fn rules(who: &Impersonated, account: &ServiceAccount) -> Value {
     rules.into()
 }
 
-/// What the account may do in the name of others with constrained impersonation: what these rules allow, in each namespace.
+/// What the account may do in the name of others with constrained impersonation: what these rules allow, in each
+/// namespace.
 pub(crate) fn constrained(
     rules: &[PolicyRule],
     account: &ServiceAccount,

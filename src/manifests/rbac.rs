@@ -120,8 +120,8 @@ pub(crate) fn history_manifests(account: &ServiceAccount, namespaces: &[Namespac
     namespaces.iter().flat_map(of).collect()
 }
 
-/// What a server needs in addition to diagnose targets in these namespaces: a Role in each, and with `nodes` a ClusterRole.
-/// Reading logs is among it, so nobody gets it who does not ask for it.
+/// What a server needs in addition to diagnose targets in these namespaces: a Role in each, and with `nodes` a
+/// ClusterRole. Reading logs is among it, so nobody gets it who does not ask for it.
 pub(crate) fn diagnosis_manifests(
     account: &ServiceAccount,
     namespaces: &[Namespace],

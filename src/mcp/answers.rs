@@ -138,7 +138,7 @@ pub(crate) fn of_report(report: &Report) -> Value {
     let missing = match report.unread.len() {
         0 => String::new(),
         number => {
-            format!(" {number} parts could not be read: `unread` names the missing permissions.")
+            format!(" {number} parts could not be read: `unread` says why.")
         }
     };
     result(format!("{health} {findings}{missing}"), json!(report), false)

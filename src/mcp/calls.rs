@@ -89,7 +89,7 @@ pub(crate) enum CallResult {
     /// The action ended.
     Done(Box<Reply>),
     /// Its time is up, and the action continues.
-    UnderWay(Box<Operation>),
+    InProgress(Box<Operation>),
     /// The action continues as a task: its record is in the ledger, and the caller may read it.
     Task(Box<Operation>, Box<Context>),
 }
@@ -135,7 +135,7 @@ where
         return done(flat((&mut work.task).await));
     }
     match found {
-        Ok(Some(found)) => CallResult::UnderWay(Box::new(found)),
+        Ok(Some(found)) => CallResult::InProgress(Box::new(found)),
         Ok(None) => done(Err(unreadable("its record is not in the cluster"))),
         Err(error) => done(Err(unreadable(&error.detail))),
     }

@@ -416,7 +416,7 @@ where
     });
     match ended.await {
         CallResult::Done(reply) => answers::of_reply(&reply, context.names().as_ref()),
-        CallResult::UnderWay(found) => {
+        CallResult::InProgress(found) => {
             answers::of_progress(&found.progress().await, context.names().as_ref())
         }
         CallResult::Task(found, context) => tasks::created(&found, &context, caller.as_ref()).await,

@@ -1,5 +1,5 @@
-//! The Model Context Protocol's messages (JSON-RPC 2.0): read strictly, written on one line. Decisions on text alone; no
-//! tool, no transport and no cluster is known here.
+//! The Model Context Protocol's messages (JSON-RPC 2.0): read strictly, written on one line. Decisions on text alone;
+//! no tool, no transport and no cluster is known here.
 //!
 //! Revisions of two kinds are supported (<https://modelcontextprotocol.io/specification/2026-07-28/basic/versioning>):
 //! since 2026-07-28 each request names its revision in `_meta`; before, `initialize` agreed on one. No session is kept

@@ -112,8 +112,8 @@ impl Event {
     }
 }
 
-/// The id of an event about a request. A request's id is unique in its namespace, and while its record lasts: so the namespace
-/// and the digest of the payload are in it, too.
+/// The id of an event about a request. A request's id is unique in its namespace, and while its record lasts: so the
+/// namespace and the digest of the payload are in it, too.
 fn id_of(metadata: &RequestMetadata, suffix: &str) -> String {
     let digest: String = metadata.digest.chars().take(REQUEST_CHARACTERS).collect();
     format!("{}/{}.{digest}.{suffix}", metadata.namespace(), metadata.id)

@@ -2,8 +2,8 @@
 //!
 //! An event that was not delivered waits for its next attempt, and others are sent meanwhile.
 //!
-//! A full queue drops its oldest event. What has waited longest is what a person needs least by now, and a request for an
-//! approval that is still valid is among the newest.
+//! A full queue drops its oldest event. What has waited longest is what a person needs least by now, and a request for
+//! an approval that is still valid is among the newest.
 
 use std::{
     collections::VecDeque,
@@ -126,8 +126,8 @@ impl Queue {
         }
     }
 
-    /// An attempt to send this event, which was taken, ended so, and why. The event waits for the next attempt, or is done. One that
-    /// was not delivered may be put into the queue again.
+    /// An attempt to send this event, which was taken, ended so, and why. The event waits for the next attempt, or is
+    /// done. One that was not delivered may be put into the queue again.
     pub(super) fn done(&self, mut queued: QueuedEvent, result: AttemptResult, why: &str) {
         let event = &queued.event.id;
         let result = match result {

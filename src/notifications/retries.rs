@@ -8,7 +8,8 @@ use tokio::time::Instant;
 /// How often an event is sent at most.
 const MAX_ATTEMPTS: usize = 10;
 
-/// The pauses between attempts: the first one, and the longest one. Each is made longer at random, at most twice as long.
+/// The pauses between attempts: the first one, and the longest one. Each is made longer at random, at most twice as
+/// long.
 const MIN_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 

@@ -352,8 +352,8 @@ impl Policy {
         ))
     }
 
-    /// Each request and limit stays below the maximum, and changes by a limited factor. What was not set has no factor, so
-    /// only a maximum allows it.
+    /// Each request and limit stays below the maximum, and changes by a limited factor. What was not set has no factor,
+    /// so only a maximum allows it.
     fn resources_bounded(&self, facts: &Facts) -> Option<RuleResult> {
         let first = facts.resources.first()?;
         let objections =

@@ -39,8 +39,8 @@ pub struct Policy {
     /// The allowed actions.
     #[serde(deserialize_with = "strict_object")]
     pub actions: Actions,
-    /// The operators whose objects actions may touch; those of another operator are denied even if `actions.allow` lists
-    /// them, also to simulations.
+    /// The operators whose objects actions may touch; those of another operator are denied even if `actions.allow`
+    /// lists them, also to simulations.
     pub integrations: Vec<Integration>,
     /// The allowed namespaces.
     #[serde(deserialize_with = "strict_object")]
@@ -294,7 +294,8 @@ pub struct NodePattern(Pattern);
 #[schemars(with = "String", extend("pattern" = "^([-.:a-z0-9]{1,128}/[-./_a-z0-9*]{1,255}|[*])$"))]
 pub struct RepositoryPattern(Pattern);
 
-/// The key of a label, an annotation or a taint, with `*` for any characters; a key that Kubernetes reserves only in full.
+/// The key of a label, an annotation or a taint, with `*` for any characters; a key that Kubernetes reserves only in
+/// full.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String", extend("pattern" = "^[-._/A-Za-z0-9*]{1,317}$"))]

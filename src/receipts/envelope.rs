@@ -1,8 +1,9 @@
 //! The envelope of a receipt: DSSE (<https://github.com/secure-systems-lab/dsse>), on one line of JSON with one signature.
 //! Knows nothing of what it carries.
 //!
-//! The envelope itself is not signed. So it is read more strictly than DSSE demands: it is what [`sign`] writes, byte for byte,
-//! or it is refused. A field or a signature that nobody verifies would otherwise pass as a part of the receipt.
+//! The envelope itself is not signed. So it is read more strictly than DSSE demands: it is what [`sign`] writes, byte
+//! for byte, or it is refused. A field or a signature that nobody verifies would otherwise pass as a part of the
+//! receipt.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};

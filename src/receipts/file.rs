@@ -1,4 +1,5 @@
-//! The file of receipts: lines are appended and synced, and never changed or removed. Knows nothing of what a line says.
+//! The file of receipts: lines are appended and synced, and never changed or removed. Knows nothing of what a line
+//! says.
 //!
 //! A lock (flock) keeps processes apart while one appends: the end of the file is read before it is written. The file
 //! is opened for each line, so that one that was renamed away is created anew.

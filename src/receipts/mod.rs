@@ -1,8 +1,8 @@
 //! Receipts: a signed line for each real action that ended, which outlives its record in the cluster.
 //!
-//! [`statement`] says what a receipt says, [`envelope`] signs and opens it, [`key`] reads keys, [`file`] appends lines, [`writer`]
-//! bounds the time that this takes.
-//! Knows no entry point, makes no calls to the cluster, and does not decide of what a receipt is made.
+//! [`statement`] says what a receipt says, [`envelope`] signs and opens it, [`key`] reads keys, [`file`] appends lines,
+//! [`writer`] bounds the time that this takes. Knows no entry point, makes no calls to the cluster, and does not decide
+//! of what a receipt is made.
 
 use std::{
     path::{Path, PathBuf},

@@ -43,9 +43,10 @@ pub(crate) struct Statement {
 
 /// The object of the action, as a ResourceDescriptor.
 ///
-/// in-toto takes a subject for immutable and compares subjects by their digests alone. An object of Kubernetes changes, but its
-/// uid does not, and no other object ever has it: its digest names this object and no later one of the same name. A target
-/// without a uid (one that was not read, or the namespace of several targets) has the digest of its name.
+/// in-toto takes a subject for immutable and compares subjects by their digests alone. An object of Kubernetes changes,
+/// but its uid does not, and no other object ever has it: its digest names this object and no later one of the same
+/// name. A target without a uid (one that was not read, or the namespace of several targets) has the digest of its
+/// name.
 #[derive(Debug, Serialize, Deserialize)]
 struct Subject {
     name: String,
@@ -226,8 +227,8 @@ fn sha256_set(digest: String) -> BTreeMap<String, String> {
     BTreeMap::from([("sha256".to_owned(), digest)])
 }
 
-/// The parameters with each text masked that looks like a secret, by itself or by its name. The images stay as they are:
-/// a tag after a repository such as `token-service` looks like the value of a secret.
+/// The parameters with each text masked that looks like a secret, by itself or by its name. The images stay as they
+/// are: a tag after a repository such as `token-service` looks like the value of a secret.
 fn without_secrets(mut parameters: Value, images: &[&ImageReference]) -> Value {
     mask_within("", &mut parameters, images);
     parameters

@@ -1,7 +1,7 @@
 //! One write at a time, in a thread that may block, for a bounded time. Knows nothing of what is written.
 //!
-//! A volume that does not respond (NFS with `hard`) blocks a thread for as long as it does so. So at most one thread waits for
-//! it, and while its write is overdue others fail at once.
+//! A volume that does not respond (NFS with `hard`) blocks a thread for as long as it does so. So at most one thread
+//! waits for it, and while its write is overdue others fail at once.
 
 use std::{
     io,
@@ -45,7 +45,7 @@ impl Writer {
             guard.set(Some(deadline));
             // The thread releases the lock, also if nobody waits for it any more.
             let written = spawn_blocking(move || {
-                let _turn = guard;
+                let _guard = guard;
                 write()
             });
             written.await

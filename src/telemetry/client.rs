@@ -1,6 +1,6 @@
-//! The HTTP client for receivers other than the cluster: a collector of traces, the sink of notifications. It trusts the
-//! certificate authorities of the system (or of `SSL_CERT_FILE`), follows no redirect and uses no proxy. Knows nothing of
-//! what is sent.
+//! The HTTP client for receivers other than the cluster: a collector of traces, the sink of notifications. It trusts
+//! the certificate authorities of the system (or of `SSL_CERT_FILE`), follows no redirect and uses no proxy. Knows
+//! nothing of what is sent.
 
 use std::io;
 
@@ -29,8 +29,8 @@ impl HttpClient {
         Ok(HttpClient(Client::builder(TokioExecutor::new()).build(connector)))
     }
 
-    /// Sends a request and returns its response as soon as the head is there. Its body may be long or slow: the caller limits
-    /// what it reads, and the time.
+    /// Sends a request and returns its response as soon as the head is there. Its body may be long or slow: the caller
+    /// limits what it reads, and the time.
     ///
     /// # Errors
     /// There is no connection or no response.

@@ -206,7 +206,7 @@ func processes(word string) []int {
 }
 
 // The addresses in use are written down beside everything else of this cluster: those of pods that ended
-// with it would be taken for ever in the plugin's own directory, /var/lib/cni.
+// with it would be taken forever in the plugin's own directory, /var/lib/cni.
 const podNetwork = `{
   "cniVersion": "0.4.0", "name": "pods",
   "plugins": [

@@ -167,8 +167,8 @@ fn an_answer_names_each_missing_verb_and_its_rule() {
     });
 }
 
-/// What requests for this action answer under these rules with waits of so many seconds, or nothing once an answer names
-/// the missing verb and its rule.
+/// What requests for this action answer under these rules with waits of so many seconds, or nothing once an answer
+/// names the missing verb and its rule.
 async fn outputs_without_the_rule(
     kind: ActionKind,
     ReducedRules { verb, resource, rules }: &ReducedRules,

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Far wider rules than the executor's own.
-fn wide_rights() -> Value {
+fn wide_permissions() -> Value {
     let groups = [
         "",
         "apps",
@@ -61,7 +61,7 @@ pub fn kubectl(args: &[&str]) -> (bool, String) {
 struct Installed {
     /// The account's.
     kubeconfig: PathBuf,
-    /// By the administrator, each with its kind.
+    /// The policies and bindings: each with the administrator's access to its kind, and its name.
     objects: Vec<(Api<DynamicObject>, String)>,
 }
 
@@ -79,7 +79,7 @@ impl Drop for Installed {
 /// Generates the admission policies of this policy for an account of the namespace, and applies them.
 async fn install_policies(scenario: &Scenario, policy: &str) -> Installed {
     let namespace = &scenario.namespace;
-    let kubeconfig = scenario.account("executor", wide_rights()).await;
+    let kubeconfig = scenario.account("executor", wide_permissions()).await;
     let account = format!("{}:executor", namespace.name());
     let policy = namespace.policy(policy).display().to_string();
     let args = ["policy", "admission", "--service-account", &account, &policy];
@@ -263,7 +263,7 @@ async fn admission_enforces_the_kill_switch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn admission_denies_other_writes_despite_wide_rights() {
+async fn admission_denies_other_writes_despite_wide_permissions() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "nothing_else").await;
     let name = scenario.namespace.name();
     let _installed = install_policies(&scenario, "actions: {allow: [restart_k8s]}").await;
@@ -299,7 +299,9 @@ fn kubectl_applies_the_printed_policies() {
     let manifests = manifests.display().to_string();
     let args = ["apply", "--dry-run=server", "--validate=strict", "-f", &manifests];
     let (applied, output) = kubectl(&args);
-    assert!(applied && output.contains("validatingadmissionpolicy"), "{output}");
+    for kind in ["validatingadmissionpolicy.", "validatingadmissionpolicybinding."] {
+        assert!(applied && output.contains(kind), "{kind}: {output}");
+    }
 }
 
 #[tokio::test]
@@ -368,7 +370,7 @@ fn behaviors(webhook: &str) -> Vec<(WebhookBehavior, &'static str, String)> {
 fn a_webhooks_denial_and_its_failure_are_told_at_once_whatever_its_status() {
     for_each_form(async |kind| {
         let scenario = Scenario::new(kind, "webhook").await;
-        let kubeconfig = scenario.account("executor", wide_rights()).await;
+        let kubeconfig = scenario.account("executor", wide_permissions()).await;
         let webhook = Webhook::start(&scenario.namespace, "executor", &TARGETS).await;
         for (number, (behavior, code, says)) in behaviors(webhook.name()).into_iter().enumerate() {
             webhook.set(behavior);
@@ -395,7 +397,7 @@ fn a_webhooks_denial_and_its_failure_are_told_at_once_whatever_its_status() {
 async fn a_webhook_that_denies_a_record_or_the_budget_is_named_and_nothing_is_done() {
     for resource in ["events", "leases"] {
         let scenario = Scenario::new(ActionKind::RestartK8s, "webhook_own").await;
-        let kubeconfig = scenario.account("executor", wide_rights()).await;
+        let kubeconfig = scenario.account("executor", wide_permissions()).await;
         let webhook = Webhook::start(&scenario.namespace, "executor", &[resource]).await;
         // Unlike `send`, with a budget to charge.
         let policy = scenario.namespace.policy("cooldown_seconds: 1");

@@ -82,7 +82,7 @@ async fn a_pending_approval_is_202_over_http() {
 }
 
 #[tokio::test]
-async fn the_executor_cannot_approve_with_its_own_rights() {
+async fn the_executor_cannot_approve_with_its_own_permissions() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "self").await;
     let policy = Policy::parse(REQUIRE_APPROVAL, "p").expect("is a policy");
     let rules = json!(rbac::rules(&ActionKind::ALL, &policy));
@@ -93,7 +93,7 @@ async fn the_executor_cannot_approve_with_its_own_rights() {
 }
 
 #[tokio::test]
-async fn a_missing_right_to_read_approvals_is_reported() {
+async fn a_missing_permission_to_read_approvals_is_reported() {
     let scenario = Scenario::new(ActionKind::RestartK8s, "blind").await;
     let policy = Policy::parse(REQUIRE_APPROVAL, "p").expect("is a policy");
     let rules = rbac::rules(&ActionKind::ALL, &policy);

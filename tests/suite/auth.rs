@@ -299,7 +299,7 @@ async fn the_audit_names_the_authenticated_user() {
 }
 
 #[tokio::test]
-async fn a_server_without_token_review_rights_reports_the_rule() {
+async fn a_server_without_permission_for_token_reviews_reports_the_rule() {
     let namespace = shared().namespace("unasked").await;
     let server = server(&namespace, &[]).await;
     caller(&namespace, &["execute"]).await;

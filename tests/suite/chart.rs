@@ -233,7 +233,7 @@ fn the_charts_roles_and_admission_policies_equal_the_programs() {
 }
 
 #[test]
-fn the_charts_rights_to_impersonate_equal_the_programs() {
+fn the_charts_permissions_to_impersonate_equal_the_programs() {
     let policy = "actions: {allow: [restart_pod, cordon], require_approval: ['*']}";
     let values: Value = serde_yaml_ng::from_str(policy).expect("is YAML");
     for (impersonation, arguments) in [
@@ -507,8 +507,8 @@ fn inconsistent_values_are_rejected_with_a_sentence() {
     }
 }
 
-/// What the chart renders by default, without what is only Helm's: its labels, its tests, and the checksum with which it
-/// replaces pods. The server itself loads a changed policy.
+/// What the chart renders by default, without what is only Helm's: its labels, its tests, and the checksum with which
+/// it replaces pods. The server itself loads a changed policy.
 fn without_helm() -> Vec<Value> {
     let name = "action-executor";
     let text = helm_ok(shared(), &["template", name, CHART, "--namespace", name, "--skip-tests"]);

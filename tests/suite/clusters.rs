@@ -724,7 +724,7 @@ async fn rbac_knows_a_cluster_as_a_subresource_of_actions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_impersonated_caller_has_its_rights_on_each_cluster() {
+async fn an_impersonated_caller_has_its_permissions_on_each_cluster() {
     let pair = Pair::new("clusters_as").await;
     let name = pair.green.name();
     let keys = scratch("keys.yaml");

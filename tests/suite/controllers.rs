@@ -31,8 +31,8 @@ impl Controller {
         Controller { name, crds, arguments, process: OnceLock::new() }
     }
 
-    /// Starts it on the shared cluster, unless it runs. What it prints last is printed if the test fails while the returned
-    /// value lives.
+    /// Starts it on the shared cluster, unless it runs. What it prints last is printed if the test fails while the
+    /// returned value lives.
     pub fn run(&'static self) -> PrintsLog {
         let start = || {
             let cluster = self.crds.iter().fold(shared(), |cluster, crds| cluster.with_crds(crds));

@@ -316,7 +316,7 @@ async fn each_entry_point_gives_the_same_report_and_writes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_part_whose_right_is_missing_is_left_out_and_named() {
+async fn a_part_whose_permission_is_missing_is_left_out_and_named() {
     let namespace = shared().namespace("diagnose_rights").await;
     namespace.deployment("web", 1, CRASHING_IMAGE).await;
     report_with(&namespace, "deployment/web", "crash_loop").await;
@@ -367,7 +367,7 @@ async fn a_namespace_that_the_policy_forbids_is_not_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_needs_the_right_to_list_and_to_read_what_it_gets() {
+async fn a_caller_needs_permission_to_list_and_to_read_what_it_gets() {
     let namespace = shared().namespace("diagnose_callers").await;
     namespace.deployment("web", 1, CRASHING_IMAGE).await;
     report_with(&namespace, "deployment/web", "crash_loop").await;

@@ -33,7 +33,7 @@ fn finding(done: &Finished, check: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn an_account_with_all_rights_is_well_and_a_missing_one_is_named() {
+async fn an_account_with_all_permissions_is_well_and_a_missing_one_is_named() {
     let namespace = shared().namespace("doctor").await;
     let policy = Policy::parse(POLICY, "p").expect("is a policy");
     let kinds = [ActionKind::RestartK8s];

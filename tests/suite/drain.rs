@@ -366,8 +366,8 @@ async fn a_drain_of_a_killed_executor_is_resumed_and_names_newer_pods_that_would
     assert_eq!(left, ["late"]);
 }
 
-/// A drain whose cordon takes effect only once `meanwhile` is done, as with a slow admission webhook. The pods were listed
-/// before.
+/// A drain whose cordon takes effect only once `meanwhile` is done, as with a slow admission webhook. The pods were
+/// listed before.
 async fn drain_with_slow_cordon(
     namespace: &Namespace,
     policy: &Path,

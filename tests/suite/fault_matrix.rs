@@ -1,7 +1,7 @@
 //! Every kind of fault at every call of every action: at most one effect, and no untrue answer.
 //!
-//! A sample always runs, in which each kind of fault occurs at random calls. The long forms are a larger sample, with this number of faults per action, and
-//! every fault at every call:
+//! A sample always runs, in which each kind of fault occurs at random calls. The long forms are a larger sample, with
+//! this number of faults per action, and every fault at every call:
 //!
 //!     FAULT_ROUNDS=100 cargo test --all-features --test suite fault_matrix -- --nocapture
 //!     FAULT_ROUNDS=all cargo test --all-features --test suite fault_matrix -- --nocapture

@@ -360,8 +360,8 @@ fn completed(kubeconfig: &std::path::Path, words: &[&str]) -> Vec<String> {
     text.lines().map(|line| line.trim().to_owned()).collect()
 }
 
-/// What kubectl offers for the last of these words of `kubectl action-executor`, with the links that docs/how-to/install.md
-/// names, and what it prints for the shell.
+/// What kubectl offers for the last of these words of `kubectl action-executor`, with the links that
+/// docs/how-to/install.md names, and what it prints for the shell.
 fn completed_by_kubectl(kubeconfig: &std::path::Path, words: &[&str]) -> String {
     let directory = scratch("links");
     std::fs::create_dir(&directory).expect("is made");

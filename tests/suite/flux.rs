@@ -1,5 +1,5 @@
-//! Suspending, resuming and reconciling Kustomizations with Flux's own kustomize-controller. The source-controller, which
-//! would fetch from Git, is this file: it serves archives of manifests.
+//! Suspending, resuming and reconciling Kustomizations with Flux's own kustomize-controller. The source-controller,
+//! which would fetch from Git, is this file: it serves archives of manifests.
 
 use std::{
     collections::HashMap,

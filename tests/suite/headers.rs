@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 
 use action_executor::{
     contract::digest::sha256,
-    http::headers::{At, HEADERS, Header, InvalidValuePolicy},
+    http::headers::{At, FaultHandling, HEADERS, Header},
 };
 use serde_json::json;
 
@@ -131,7 +131,7 @@ pub fn cases() -> Vec<Case> {
         let one = valid(header.name);
         let long = vec![b'a'; header.max + 1];
         let not_first = ["a\u{2011}b".as_bytes().to_vec()];
-        for (what, values, fate) in [
+        for (what, values, handling) in [
             ("UTF-8", vec!["st\u{f6}rung".as_bytes().to_vec()], header.unreadable),
             ("NBSP", vec![[&one[..], "\u{a0}".as_bytes()].concat()], header.unreadable),
             ("0xff", vec![[&one[..], b"\xff"].concat()], header.unreadable),
@@ -145,11 +145,11 @@ pub fn cases() -> Vec<Case> {
             ("twice", vec![one.clone(), one.clone()], header.repeated),
             ("long", vec![long], header.overlong),
         ] {
-            let expected = match fate {
-                InvalidValuePolicy::Refused(code) => Err((code.http_status(), code.to_string())),
-                InvalidValuePolicy::Ignored if what.contains("another line") => continue,
-                InvalidValuePolicy::Ignored => Ok(with_lines(header, &[])),
-                InvalidValuePolicy::Joined | InvalidValuePolicy::Shortest => {
+            let expected = match handling {
+                FaultHandling::Refused(code) => Err((code.http_status(), code.to_string())),
+                FaultHandling::Ignored if what.contains("another line") => continue,
+                FaultHandling::Ignored => Ok(with_lines(header, &[])),
+                FaultHandling::Joined | FaultHandling::Shortest => {
                     Ok(with_lines(header, std::slice::from_ref(&one)))
                 }
             };

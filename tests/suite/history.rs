@@ -106,7 +106,7 @@ async fn answers_records_and_the_list_of_actions_name_the_cluster() {
 }
 
 #[tokio::test]
-async fn history_requires_the_right_to_list() {
+async fn history_requires_permission_to_list() {
     let namespace = shared().namespace("history_keys").await;
     let (keys, name) = (scratch("keys.yaml"), namespace.name());
     let write = |more: &str| {

@@ -251,7 +251,7 @@ async fn the_audit_log_shows_the_executor_and_the_person() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_cluster_refuses_a_person_without_rights_though_the_executor_has_them() {
+async fn the_cluster_refuses_a_person_without_permissions_though_the_executor_has_them() {
     let site = site_of_sre("without_rights").await;
     let account = format!("{}:server", site.name());
     site.may_restart("ServiceAccount", &account, &[]).await;
@@ -284,7 +284,7 @@ async fn the_cluster_refuses_a_person_without_rights_though_the_executor_has_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_right_to_impersonate_is_the_executors_and_not_the_callers() {
+async fn a_missing_permission_to_impersonate_is_the_executors_and_not_the_callers() {
     let site = Site::new("not_allowed", &[]).await;
     let name = site.name().to_owned();
     let mo = site.own("mo");

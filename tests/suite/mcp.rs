@@ -1,5 +1,5 @@
-//! The Model Context Protocol over both transports: what a client may send, what a model gets, and that an effect is made
-//! once whichever entry point a request takes.
+//! The Model Context Protocol over both transports: what a client may send, what a model gets, and that an effect is
+//! made once whichever entry point a request takes.
 //!
 //! [`Stdio`] and [`Http`] use the newest revision of the protocol. The official clients, in tests/mcp, are those of the
 //! ignored tests.
@@ -49,7 +49,8 @@ const OWN_TOOLS: usize = ActionKind::ALL.len() + 4;
 const PER_ACTION: (&str, &str) = ("ACTION_EXECUTOR_MCP_TOOLS", "per_action");
 const METADATA_PATH: &str = "/.well-known/oauth-protected-resource/mcp";
 
-/// The default policy lists no key, so that label, annotate, taint and untaint are not allowed, and names no integration.
+/// The default policy lists no key, so that label, annotate, taint and untaint are not allowed, and names no
+/// integration.
 fn own_tools_by_default() -> usize {
     let is_off = |kind: &ActionKind| kind.descriptor().integration.is_some();
     OWN_TOOLS - 4 - ActionKind::ALL.iter().filter(|kind| is_off(kind)).count()
@@ -87,8 +88,8 @@ fn list_line() -> String {
     json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": params }).to_string()
 }
 
-/// The tool and the arguments that stand for this request; `None` if it is no JSON object, which arguments have to be, or
-/// has a `simulate` that no tool has.
+/// The tool and the arguments that stand for this request; `None` if it is no JSON object, which arguments have to be,
+/// or has a `simulate` that no tool has.
 pub fn call_of(request: &[u8]) -> Option<(&'static str, String)> {
     let text = std::str::from_utf8(request).ok()?;
     serde_json::from_str::<&RawValue>(text).ok().filter(|it| it.get().starts_with('{'))?;
@@ -871,8 +872,8 @@ async fn only_a_person_approves() {
     assert_eq!(done["structuredContent"]["outcome"], "applied", "{done}");
 }
 
-/// The actions whose effects differ most: a changed template, a deleted pod, a difference that would add up, a new object,
-/// evictions that follow.
+/// The actions whose effects differ most: a changed template, a deleted pod, a difference that would add up, a new
+/// object, evictions that follow.
 const KILLED: [ActionKind; 5] = [
     ActionKind::RestartK8s,
     ActionKind::RestartPod,
@@ -1321,8 +1322,8 @@ async fn the_official_client_of_tasks_follows_one_to_its_result() {
     .await;
 }
 
-/// The scenarios of the conformance suite that are about servers as this one, with the revision; the others call tools of a
-/// test server. tests/mcp/expected-failures.yml has what they ask for without success.
+/// The scenarios of the conformance suite that are about servers like this one, with the revision; the others call
+/// tools of a test server. tests/mcp/expected-failures.yml has what they ask for without success.
 const CONFORMANCE: [(&str, Option<&str>); 12] = [
     ("server-initialize", Some("2025-11-25")),
     ("ping", Some("2025-11-25")),

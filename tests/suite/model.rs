@@ -207,7 +207,7 @@ fn refusal(code: u16, reason: &str) -> (u16, Value) {
 async fn call(
     model: Arc<Mutex<ModelServer>>,
     id: String,
-    death: Arc<watch::Sender<bool>>,
+    crash: Arc<watch::Sender<bool>>,
     request: Request<Body>,
 ) -> Result<Response<Full<Bytes>>, std::io::Error> {
     let (head, body) = request.into_parts();
@@ -227,7 +227,7 @@ async fn call(
         let too_early = model.random.below(2) == 0;
         let fault = |after: bool| match (crashes, lost) {
             _ if after == too_early => None,
-            (true, _) => Some(Fault::Death),
+            (true, _) => Some(Fault::Crash),
             (_, true) => Some(Fault::Loss),
             _ => None,
         };
@@ -235,7 +235,7 @@ async fn call(
             Some(fault) => Err(fault),
             None => {
                 let served = model.serve(&id, &head.method, head.uri.path(), &body);
-                let (by, path) = (Arc::as_ptr(&death) as usize & 0xfff0, head.uri.path());
+                let (by, path) = (Arc::as_ptr(&crash) as usize & 0xfff0, head.uri.path());
                 let (status, state) = (served.0, &body["metadata"]["annotations"]);
                 let state = &state["action-executor.dev/state"];
                 let line = format!("{by:x} {id}: {} {path} {state} -> {status}", head.method);
@@ -250,15 +250,15 @@ async fn call(
             Ok(response.body(Full::new(object.to_string().into())).expect("is whole"))
         }
         Err(Fault::Loss) => Err(std::io::Error::other("lost")),
-        Err(Fault::Death) => {
-            death.send_replace(true);
+        Err(Fault::Crash) => {
+            crash.send_replace(true);
             std::future::pending().await
         }
     }
 }
 
 enum Fault {
-    Death,
+    Crash,
     Loss,
 }
 
@@ -272,13 +272,13 @@ async fn send_until_answered(
         if attempt == 40 {
             model.lock().expect("is not poisoned").faulty = false;
         }
-        let (death, mut dead) = watch::channel(false);
-        let death = Arc::new(death);
+        let (crash, mut crashed) = watch::channel(false);
+        let crash = Arc::new(crash);
         let (model, id) = (model.clone(), id.clone());
         let service = {
             let model = model.clone();
             tower::service_fn(move |request| {
-                call(model.clone(), id.clone(), death.clone(), request)
+                call(model.clone(), id.clone(), crash.clone(), request)
             })
         };
         let cluster = Cluster::new(Client::new(service, "n"), "model".to_owned());
@@ -291,7 +291,7 @@ async fn send_until_answered(
         let request = ActionRequest::parse(request.to_string().as_bytes()).expect("is one");
         let answered = tokio::select! {
             answered = handle(&context, request, Restriction::None) => answered,
-            _ = dead.wait_for(|dead| *dead) => continue,
+            _ = crashed.wait_for(|crashed| *crashed) => continue,
         };
         match answered {
             Ok(answer) => return Some(answer),

@@ -1,4 +1,5 @@
-//! Notifications: what a sink gets and that it can verify it, and that a sink which is down, slow or wrong changes no action.
+//! Notifications: what a sink gets and that it can verify it, and that a sink which is down, slow or wrong changes no
+//! action.
 
 use std::{
     collections::HashSet,

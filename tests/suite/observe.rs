@@ -1,5 +1,5 @@
-//! `observe_seconds`: a target that does not stay as the wait left it, and an observation that is interrupted, resumed and
-//! replayed.
+//! `observe_seconds`: a target that does not stay as the wait left it, and an observation that is interrupted, resumed
+//! and replayed.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Receipts: what is in them, that OpenSSL verifies them, what is noticed of one that was changed, and what becomes of them
-//! when processes crash, write at once or cannot write.
+//! Receipts: what is in them, that OpenSSL verifies them, what is noticed of one that was changed, and what becomes of
+//! them when processes crash, write at once or cannot write.
 
 use std::{
     fs,

@@ -337,8 +337,8 @@ pub fn for_each_action(test: impl AsyncFn(ActionKind) + Sync) {
     for_each(&actions(), test);
 }
 
-/// Every action. Of those on objects of operators two stand for all, since a loop over all of them takes twice as long: one
-/// that changes a status, and one that sets annotations. `TEST_ACTIONS=all` has them all.
+/// Every action. Of those on objects of operators two stand for all, since a loop over all of them takes twice as long:
+/// one that changes a status, and one that sets annotations. `TEST_ACTIONS=all` has them all.
 pub fn actions() -> Vec<ActionKind> {
     chosen(|kind| {
         let of_integrations = [ActionKind::PromoteArgoRollout, ActionKind::ReconcileFlux];

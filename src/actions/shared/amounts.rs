@@ -103,7 +103,8 @@ pub(crate) fn check(all: &[ContainerAmounts]) -> Result<(), ActionError> {
 /// What is to be set in this pod or pod template; empty if all of it is set already.
 ///
 /// # Errors
-/// [`Code::InvalidRequest`](crate::contract::error::Code::InvalidRequest) with the entry of a container that is not there, or whose request would be above its limit.
+/// [`Code::InvalidRequest`](crate::contract::error::Code::InvalidRequest) with the entry of a container that is not
+/// there, or whose request would be above its limit.
 pub(crate) fn changes<'a>(
     target: &Target,
     pod: &'a Value,

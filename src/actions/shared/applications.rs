@@ -1,5 +1,5 @@
-//! What the actions on an Application of Argo CD have in common: how it is read, what its ApplicationSet would set back,
-//! and how it is patched.
+//! What the actions on an Application of Argo CD have in common: how it is read, what its ApplicationSet would set
+//! back, and how it is patched.
 
 use json_patch::PatchOperation;
 use kube::{api::DynamicObject, core::ObjectMeta};
@@ -179,8 +179,8 @@ pub(crate) struct Sentences {
 /// The plan to change whether an Application is synced by itself, which is nothing if `change` has none.
 ///
 /// # Errors
-/// [`Code::PreconditionFailed`] if it has no automated sync, or is not what was approved; [`Code::TargetManaged`] if its
-/// ApplicationSet would set it back.
+/// [`Code::PreconditionFailed`] if it has no automated sync, or is not what was approved; [`Code::TargetManaged`] if
+/// its ApplicationSet would set it back.
 pub(crate) fn plan_automated_sync(
     target: Target,
     found: &Owned,

@@ -1,5 +1,5 @@
-//! What the actions on a Rollout of Argo Rollouts have in common: how it is read, how a change of its status is planned,
-//! and when one is refused.
+//! What the actions on a Rollout of Argo Rollouts have in common: how it is read, how a change of its status is
+//! planned, and when one is refused.
 
 use std::time::Duration;
 

@@ -87,8 +87,9 @@ impl Container<'_> {
         field.iter().fold(self.value, |value, name| &value[*name])
     }
 
-    /// Sets the value at this path within it, in an object whose pod spec is at `spec`: the tests that the index still names
-    /// this container and that the value is the one that was read, and the change, with the maps that are missing.
+    /// Sets the value at this path within it, in an object whose pod spec is at `spec`: the tests that the index still
+    /// names this container and that the value is the one that was read, and the change, with the maps that are
+    /// missing.
     pub(crate) fn set(&self, spec: &[&str], field: &[&str], to: &Value) -> Vec<PatchOperation> {
         let parents = (1..field.len()).map(|depth| &field[..depth]);
         let missing: Vec<_> = parents.filter(|parent| self.get(parent).is_null()).collect();

@@ -42,8 +42,8 @@ pub(crate) const LOGS: PolicyRule =
 /// The longest label value: Job and pods are labelled with the name.
 const MAX_NAME_CHARACTERS: usize = 63;
 
-/// The longest suffix of the host names of an indexed Job's pods: the API server rejects a Job whose last one would be too
-/// long. The name does not depend on whether this Job is indexed, since each attempt must find it.
+/// The longest suffix of the host names of an indexed Job's pods: the API server rejects a Job whose last one would be
+/// too long. The name does not depend on whether this Job is indexed, since each attempt must find it.
 const MAX_INDEX_CHARACTERS: usize = "-2147483646".len();
 
 /// The length of the digest that distinguishes the Jobs of two requests.

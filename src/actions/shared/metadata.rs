@@ -1,5 +1,5 @@
-//! What `label` and `annotate` have in common: they set and remove entries of a map in an object's metadata, and differ in
-//! the map. The pod template of a workload is never changed. Must not depend on one of them.
+//! What `label` and `annotate` have in common: they set and remove entries of a map in an object's metadata, and differ
+//! in the map. The pod template of a workload is never changed. Must not depend on one of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -14,8 +14,8 @@ use crate::{
 pub(crate) const MAX_NAMED_PODS: usize = 50;
 
 /// # Errors
-/// The pod is the mirror of a static pod. Its removal restarts nothing: the kubelet runs the pod from a file, and creates the
-/// mirror again.
+/// The pod is the mirror of a static pod. Its removal restarts nothing: the kubelet runs the pod from a file, and
+/// creates the mirror again.
 pub(crate) fn refuse_mirror(target: &Target, pod: &Pod) -> Result<(), ActionError> {
     if !pods::is_mirror(pod) {
         return Ok(());

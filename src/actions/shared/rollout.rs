@@ -68,8 +68,8 @@ pub(crate) struct Read<'a> {
     pub rollback_on_failure: bool,
 }
 
-/// Reads the workload, and plans what `decide` decides from it, its pod template with unknown fields, and the revision to
-/// return to.
+/// Reads the workload, and plans what `decide` decides from it, its pod template with unknown fields, and the revision
+/// to return to.
 pub(crate) async fn plan(
     read: Read<'_>,
     cluster: &Cluster,

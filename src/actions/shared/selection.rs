@@ -1,9 +1,9 @@
-//! Targets that a label selector chooses instead of a name: which workloads of a namespace they are, and how many may be
-//! chosen and may fail.
+//! Targets that a label selector chooses instead of a name: which workloads of a namespace they are, and how many may
+//! be chosen and may fail.
 //!
-//! They are chosen once. The plan names them with their uids, and the record has them, so that an attempt that takes the
-//! request over after a crash acts on no others. What is done to each is a request of its own, which the executor plans and
-//! carries out (`executor::selection`). Must not depend on one action.
+//! They are chosen once. The plan names them with their uids, and the record has them, so that an attempt that takes
+//! the request over after a crash acts on no others. What is done to each is a request of its own, which the executor
+//! plans and carries out (`executor::selection`). Must not depend on one action.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! What `taint` and `untaint` have in common: the keys, and the patch of a node's whole list of taints. Must not depend on
-//! one of them.
+//! What `taint` and `untaint` have in common: the keys, and the patch of a node's whole list of taints. Must not depend
+//! on one of them.
 
 use json_patch::{PatchOperation, jsonptr::PointerBuf};
 use k8s_openapi::api::core::v1::{Node, Taint};

@@ -1,5 +1,5 @@
-//! The actions that set one boolean field: cordon and uncordon a node, pause and resume a Deployment's
-//! rollout, suspend and resume a CronJob, or what Flux reconciles. Each is one patch, and refuses what every patch refuses.
+//! The actions that set one boolean field: cordon and uncordon a node, pause and resume a Deployment's rollout, suspend
+//! and resume a CronJob, or what Flux reconciles. Each is one patch, and refuses what every patch refuses.
 
 use json_patch::PatchOperation;
 use k8s_openapi::api::{apps::v1::Deployment, batch::v1::CronJob, core::v1::Node};

@@ -3,9 +3,9 @@
 //!
 //! It lists all pods of the node, judges those that came after the plan ([`known`]), evicts what may be evicted now
 //! ([`evict`]), and lists again. What remains is always what the cluster shows, so any attempt can resume a drain; and
-//! since each eviction is bound to its pod's uid, two attempts at once do nothing twice. It is complete once a list shows
-//! no pod that is to go. While it evicts, it checks policy, kill switch and node once a second: a node that someone
-//! uncordoned is not emptied further. kubectl tries each pod every five seconds instead, and polls each one.
+//! since each eviction is bound to its pod's uid, two attempts at once do nothing twice. It is complete once a list
+//! shows no pod that is to go. While it evicts, it checks policy, kill switch and node once a second: a node that
+//! someone uncordoned is not emptied further. kubectl tries each pod every five seconds instead, and polls each one.
 
 mod evict;
 mod known;
@@ -408,7 +408,8 @@ impl Drain<'_> {
 }
 
 /// Why nothing more may be evicted from the node as it was found, if so. The node itself shows that this request
-/// cordoned it, and to evict which pods: a record alone does not count, since more accounts may write Events than nodes.
+/// cordoned it, and to evict which pods: a record alone does not count, since more accounts may write Events than
+/// nodes.
 fn reason_of_node(
     found: &Node,
     cordoned: &Target,

@@ -1,8 +1,8 @@
 //! Lists the pods of a drain that remain on its node. It evicts nothing, so a request's status uses it too.
 //!
-//! Each list takes two calls, however many pods there are: the metadata of the node's pods, and the disruption
-//! disruption budgets, the latter only if one may protect a pod. What is not in the set of pods to evict came later;
-//! [`super::known`] judges it.
+//! Each list takes two calls, however many pods there are: the metadata of the node's pods, and the disruption budgets,
+//! the latter only if one may protect a pod. What is not in the set of pods to evict came later; [`super::known`]
+//! judges it.
 
 use std::collections::{HashMap, HashSet};
 

@@ -220,8 +220,8 @@ impl Transaction<'_> {
         Ok(is_valid.then_some(by))
     }
 
-    /// Whether a person has approved what is planned for each of these targets. If that cannot be found out, a target that
-    /// needs an approval is refused.
+    /// Whether a person has approved what is planned for each of these targets. If that cannot be found out, a target
+    /// that needs an approval is refused.
     pub(super) async fn are_approved(&self, record: &Record, targets: &[SelectedTarget]) -> bool {
         let Some(nonce) = &record.approval_nonce else { return false };
         let digest = approval::digest_of_targets(&self.ledger.request, nonce, targets);

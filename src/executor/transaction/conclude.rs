@@ -1,5 +1,5 @@
-//! The end of a transaction: wait for completion if the request waits, observe if it says so, roll back if that failed, record the
-//! answer. An answer is final once it is recorded; the first one recorded is everyone's.
+//! The end of a transaction: wait for completion if the request waits, observe if it says so, roll back if that failed,
+//! record the answer. An answer is final once it is recorded; the first one recorded is everyone's.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -74,8 +74,8 @@ impl Transaction<'_> {
         Box::pin(self.record(record, response, replayed, input)).await
     }
 
-    /// Records that what follows begins. The requests for targets that a selector chose begin only once this is recorded:
-    /// without it nobody would find them. Returns the answer of an attempt that was faster.
+    /// Records that what follows begins. The requests for targets that a selector chose begin only once this is
+    /// recorded: without it nobody would find them. Returns the answer of an attempt that was faster.
     async fn begin(
         &self,
         record: &mut Record,

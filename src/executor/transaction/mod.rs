@@ -60,7 +60,7 @@ mod model;
 mod report;
 
 /// How often an action that waits for a disruption budget retries.
-const BUDGET_POLL_INTERVAL: Duration = Duration::from_secs(1);
+const PDB_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Executes a real request with the executor's own `cluster`, or finds the answer of an earlier attempt. If a
 /// disruption budget allows nothing now and the request waits, it is polled; meanwhile nothing is claimed.
@@ -104,7 +104,7 @@ pub(crate) async fn execute(
             Err(refusal) => return Err(transaction.name_last_request(refusal).await),
             done => return done,
         };
-        if Instant::now() + BUDGET_POLL_INTERVAL >= end {
+        if Instant::now() + PDB_POLL_INTERVAL >= end {
             return Err(refusal);
         }
         if refusal.detail != reported {
@@ -115,7 +115,7 @@ pub(crate) async fn execute(
         let mut stopping = context.stopping();
         tokio::select! {
             () = stopped(&mut stopping) => return Err(refusal),
-            () = sleep(BUDGET_POLL_INTERVAL) => {}
+            () = sleep(PDB_POLL_INTERVAL) => {}
         }
         // The next attempt is for the object that was refused, and not for one that takes its name.
         input.uid = input.uid.or_else(|| refusal.refused_uid().map(str::to_owned));

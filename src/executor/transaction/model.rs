@@ -264,8 +264,9 @@ struct World {
     unmarked: bool,
     /// A record was forged.
     forged: bool,
-    /// What is observed and not known to any attempt: the effects, the attempts that made them as bits, the uid of
-    /// an effect that was sent and not answered, unless it was shown that it cannot be made, whether `unchanged` was recorded, and what is wrong.
+    /// What is observed and not known to any attempt: the effects, the attempts that made them as bits, the uid of an
+    /// effect that was sent and not answered, unless it was shown that it cannot be made, whether `unchanged` was
+    /// recorded, and what is wrong.
     effects: u8,
     by: u8,
     unanswered: Option<u8>,

@@ -43,8 +43,8 @@ impl Transaction<'_> {
         }
     }
 
-    /// Reports an answer; returns whether its receipt is written. If it could not be recorded, the attempt that records it
-    /// reports it again: rather twice than never.
+    /// Reports an answer; returns whether its receipt is written. If it could not be recorded, the attempt that records
+    /// it reports it again: rather twice than never.
     pub(super) async fn report_unrecorded(
         &self,
         record: &Record,
@@ -64,7 +64,8 @@ impl Transaction<'_> {
         written.is_ok()
     }
 
-    /// Reports that it is not known whether the effect was made: once in a process, however often the request is resent.
+    /// Reports that it is not known whether the effect was made: once in a process, however often the request is
+    /// resent.
     pub(super) async fn report_unknown(
         &self,
         error: ActionError,
@@ -86,7 +87,8 @@ impl Transaction<'_> {
         }
     }
 
-    /// The origin of the action. What the record has counts, since an approval that was found may be of an earlier plan.
+    /// The origin of the action. What the record has counts, since an approval that was found may be of an earlier
+    /// plan.
     fn origin<'a>(
         &'a self,
         recorded: Option<&'a str>,

@@ -25,8 +25,8 @@ use crate::{
 /// The report.
 ///
 /// # Errors
-/// The caller may not ask, the policy forbids the namespace, the query is wrong, there is no cluster, or the target could
-/// not be read.
+/// The caller may not ask, the policy forbids the namespace, the query is wrong, there is no cluster, or the target
+/// could not be read.
 pub(crate) async fn get(
     service: &Service,
     request: &FullRequest,

@@ -36,8 +36,8 @@ const MAX_REQUESTER_LENGTH: usize = 512;
 /// The newest entries.
 ///
 /// # Errors
-/// The caller may not list, the query is wrong, there is no cluster, or the server
-/// may not list Events there; the error names the missing rule.
+/// The caller may not list, the query is wrong, there is no cluster, or the server may not list Events there; the error
+/// names the missing rule.
 pub(crate) async fn get(
     service: &Service,
     request: &FullRequest,

@@ -1,7 +1,8 @@
-//! `GET /.well-known/oauth-protected-resource`: whose tokens `/mcp` takes, for clients that get one by OAuth (RFC 9728).
+//! `GET /.well-known/oauth-protected-resource`: whose tokens `/mcp` takes, for clients that get one by OAuth (RFC
+//! 9728).
 //!
-//! It is served where an issuer is configured. It decides nothing: a token is reviewed by the API server for the audience,
-//! which is the resource, and RBAC authorizes its user as everywhere.
+//! It is served where an issuer is configured. It decides nothing: a token is reviewed by the API server for the
+//! audience, which is the resource, and RBAC authorizes its user as everywhere.
 
 use http::{HeaderValue, Response};
 use serde_json::json;

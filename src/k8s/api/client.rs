@@ -389,8 +389,8 @@ impl Cluster {
         Ok(found)
     }
 
-    /// Lists the metadata of at most `limit` objects of a namespace, or of a cluster-scoped kind if it is empty, that match a
-    /// label selector.
+    /// Lists the metadata of at most `limit` objects of a namespace, or of a cluster-scoped kind if it is empty, that
+    /// match a label selector.
     pub(crate) async fn list_metadata(
         &self,
         resource: &ApiResource,

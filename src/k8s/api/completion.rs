@@ -101,7 +101,7 @@ impl Cluster {
                 }
                 match self.controlled_pods(namespace, uid, query, deadline).await {
                     Err(error) if error.code == Code::Forbidden => {
-                        jobs::gone_pods_unknown(name, &error.with_its_hint())
+                        jobs::gone_with_pods_unknown(name, &error.with_its_hint())
                     }
                     pods => jobs::deletion_status(name, pods?.len()),
                 }
@@ -134,8 +134,8 @@ impl Cluster {
         })
     }
 
-    /// The Events of a Job outlive it. A CronJob deletes a Job as soon as it has finished if later ones fill the history,
-    /// so its last Event may not have arrived yet.
+    /// The Events of a Job outlive it. A CronJob deletes a Job as soon as it has finished if later ones fill the
+    /// history, so its last Event may not have arrived yet.
     async fn status_of_deleted_job(
         &self,
         namespace: &str,

@@ -205,7 +205,8 @@ const UNPARSED: &str = "Failed to parse error data";
 /// (`apiserver/pkg/util/notfoundhandler`).
 const NO_SUCH_PATH: &str = "404 page not found";
 
-/// How the API server says which fields of a patch the object's schema does not have (`apimachinery/pkg/runtime/error.go`).
+/// How the API server says which fields of a patch the object's schema does not have
+/// (`apimachinery/pkg/runtime/error.go`).
 const UNKNOWN_FIELDS: &str = "strict decoding error: ";
 
 fn of_status(status: &Status) -> ApiError {

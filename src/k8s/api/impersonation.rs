@@ -171,9 +171,9 @@ impl Cluster {
         Ok(acting)
     }
 
-    /// Checks that the API server takes the calls for those of this person. A proxy before it may drop the headers, so that
-    /// the calls would be our own; or those of extra fields alone, so that no admission policy would know the calls for
-    /// the executor's.
+    /// Checks that the API server takes the calls for those of this person. A proxy before it may drop the headers, so
+    /// that the calls would be our own; or those of extra fields alone, so that no admission policy would know the
+    /// calls for the executor's.
     async fn check_seen_as(
         &self,
         person: &Impersonation,

@@ -151,8 +151,8 @@ impl Cluster {
         problems
     }
 
-    /// The warning that the node of a pod is lost. Of a pod that is ready it is not, so nothing is read. Where nodes may
-    /// not be read, the pod shows what the node controller did to it.
+    /// The warning that the node of a pod is lost. Of a pod that is ready it is not, so nothing is read. Where nodes
+    /// may not be read, the pod shows what the node controller did to it.
     pub(crate) async fn lost_node_warning(&self, pod: &Pod, deadline: Instant) -> Option<String> {
         let name = pods::node_name(pod).filter(|_| !pods::is_ready(pod))?;
         match self.get_global::<Node>(name, deadline).await {

@@ -1,5 +1,5 @@
-//! Reads what limits the requests and limits of a namespace's pods: quotas, LimitRanges, VerticalPodAutoscalers, and what
-//! nodes can hold.
+//! Reads what limits the requests and limits of a namespace's pods: quotas, LimitRanges, VerticalPodAutoscalers, and
+//! what nodes can hold.
 //!
 //! A failed read is a warning and stops nothing. What follows from the objects is for `k8s::resources`.
 

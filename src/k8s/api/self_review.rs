@@ -77,8 +77,8 @@ impl Cluster {
         version.map(|it| it.git_version).map_err(|error| unreachable(error.to_string()))
     }
 
-    /// Whether we have this right in the namespace, or in the whole cluster if it is empty; with a name, for the object of
-    /// this name, else for all (SelfSubjectAccessReview, which every identity may create).
+    /// Whether we have this access in the namespace, or in the whole cluster if it is empty; with a name, for the
+    /// object of this name, else for all (SelfSubjectAccessReview, which every identity may create).
     ///
     /// # Errors
     /// Why it could not be asked.

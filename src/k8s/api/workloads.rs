@@ -44,8 +44,9 @@ impl Cluster {
         pdb::never_allows(budget, replicas)
     }
 
-    /// How many pods these are if none is missing: the replicas of their controllers, and those without one. `None` if it
-    /// cannot be found out. A ReplicaSet that may not be read has as many as there are, since it replaces a pod at once.
+    /// How many pods these are if none is missing: the replicas of their controllers, and those without one. `None` if
+    /// it cannot be found out. A ReplicaSet that may not be read has as many as there are, since it replaces a pod at
+    /// once.
     async fn replicas_of(&self, pods: &[Pod], deadline: Instant) -> Option<i32> {
         let mut by_controller: BTreeMap<_, i32> = BTreeMap::new();
         for pod in pods.iter().filter(|pod| !pods::has_finished(pod)) {
@@ -71,8 +72,8 @@ impl Cluster {
         Some(all)
     }
 
-    /// The pods of a controller that the query finds. If it finds none on a node, those that have no node yet and are meant
-    /// for this one.
+    /// The pods of a controller that the query finds. If it finds none on a node, those that have no node yet and are
+    /// meant for this one.
     pub(crate) async fn controlled_pods(
         &self,
         namespace: &str,

@@ -136,8 +136,9 @@ impl UsageEntry {
         })
     }
 
-    /// Whether it is the same action: another attempt at the same request. Two requests in different namespaces may have
-    /// the same id, and one target only if it is a pod that one of them evicts with its node, which has one effect.
+    /// Whether it is the same action: another attempt at the same request. Two requests in different namespaces may
+    /// have the same id, and one target only if it is a pod that one of them evicts with its node, which has one
+    /// effect.
     fn is_same_action(&self, other: &UsageEntry) -> bool {
         (&self.request, &self.target) == (&other.request, &other.target)
     }
