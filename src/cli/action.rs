@@ -85,6 +85,11 @@ pub(crate) fn name(kind: ActionKind) -> String {
     kind.name().replace('_', "-")
 }
 
+/// The action whose subcommand has this name.
+fn named(subcommand: &str) -> Option<ActionKind> {
+    ActionKind::ALL.into_iter().find(|kind| name(*kind) == subcommand)
+}
+
 /// An object of the kind on which the action acts, after `before`, which a person wrote before the name; none if the
 /// action does not act on such a kind.
 pub(crate) fn example_target(kind: ActionKind, before: &str) -> Option<Target> {
@@ -112,8 +117,7 @@ pub(crate) fn command(kind: ActionKind) -> Command {
 /// The same subcommand with its arguments, which are read from the schema of the parameters: work that each start of
 /// the program would do for all actions.
 pub(crate) fn with_arguments(command: Command) -> Command {
-    let is_its_own = |kind: &ActionKind| name(*kind) == command.get_name();
-    let Some(kind) = ActionKind::ALL.into_iter().find(is_its_own) else { return command };
+    let Some(kind) = named(command.get_name()) else { return command };
     let parameters = parameters_of(kind);
     let has_selector = parameters.iter().any(|it| matches!(it.form, Form::Selector));
     let arguments: Vec<_> = parameters
@@ -142,7 +146,7 @@ pub(crate) fn list() -> String {
 /// What these arguments say, if they are of an action.
 pub(crate) fn read(matches: &ArgMatches) -> Option<Result<ActionArgs, clap::Error>> {
     let (given, matches) = matches.subcommand()?;
-    let kind = ActionKind::ALL.into_iter().find(|kind| name(*kind) == given)?;
+    let kind = named(given)?;
     let read = || {
         let common = CommonArgs::from_arg_matches(matches)?;
         refuse_contradictions(kind, matches)?;

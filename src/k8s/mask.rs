@@ -70,10 +70,10 @@ fn compiled(pattern: &str) -> Result<Regex, regex::Error> {
 /// The text, of one line or several, without what nobody can see and with its secrets masked. What was removed first
 /// cannot hide a secret from a pattern.
 pub(crate) fn masked(text: &str) -> String {
+    let lines: Vec<_> = text.lines().map(|line| visible_part(line, usize::MAX)).collect();
     // The patterns know the spaces of ASCII alone.
-    let spaced = |line: String| line.replace(|c: char| !c.is_ascii() && c.is_whitespace(), " ");
-    let lines: Vec<_> = text.lines().map(|line| spaced(visible_part(line, usize::MAX))).collect();
-    let mut text = lines.join("\n").into_bytes();
+    let is_other_space = |c: char| !c.is_ascii() && c.is_whitespace();
+    let mut text = lines.join("\n").replace(is_other_space, " ").into_bytes();
     for (pattern, with) in RULES.iter() {
         if let Cow::Owned(changed) = pattern.replace_all(&text, with.as_bytes()) {
             text = changed;

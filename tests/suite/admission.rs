@@ -76,19 +76,25 @@ impl Drop for Installed {
     }
 }
 
+/// The admission policies of this policy file for an account, as the program prints them.
+fn print_policies(account: &str, policy: &Path) -> String {
+    let policy = policy.display().to_string();
+    let args = ["policy", "admission", "--service-account", account, &policy];
+    let printed = Program::offline().args(args).run();
+    assert_eq!(printed.status, 0, "{printed:?}");
+    printed.stdout
+}
+
 /// Generates the admission policies of this policy for an account of the namespace, and applies them.
 async fn install_policies(scenario: &Scenario, policy: &str) -> Installed {
     let namespace = &scenario.namespace;
     let kubeconfig = scenario.account("executor", wide_permissions()).await;
     let account = format!("{}:executor", namespace.name());
-    let policy = namespace.policy(policy).display().to_string();
-    let args = ["policy", "admission", "--service-account", &account, &policy];
-    let printed = Program::offline().args(args).run();
-    assert_eq!(printed.status, 0, "{printed:?}");
+    let manifests = print_policies(&account, &namespace.policy(policy));
     // Strict validation: a field that the API server does not know is an error.
     let params = PatchParams::apply("tests").validation_strict();
     let mut objects = Vec::new();
-    for document in serde_yaml_ng::Deserializer::from_str(&printed.stdout) {
+    for document in serde_yaml_ng::Deserializer::from_str(&manifests) {
         let object = DynamicObject::deserialize(document).expect("is an object");
         let resource = match object.types.as_ref().expect("is of a kind").kind.as_str() {
             "ValidatingAdmissionPolicy" => ApiResource::erase::<ValidatingAdmissionPolicy>(&()),
@@ -291,11 +297,8 @@ fn kubectl_applies_the_printed_policies() {
     let policy = scratch("policy.yaml");
     let rules = "namespaces: {deny: [kube-*]}\ntargets: {protected: [app=db]}\nreplicas: {max: 9}";
     fs::write(&policy, rules).expect("is written");
-    let policy = policy.display().to_string();
-    let args = ["policy", "admission", "--service-account", "default:executor", &policy];
-    let printed = Program::offline().args(args).run();
     let manifests = scratch("admission.yaml");
-    fs::write(&manifests, printed.stdout).expect("is written");
+    fs::write(&manifests, print_policies("default:executor", &policy)).expect("is written");
     let manifests = manifests.display().to_string();
     let args = ["apply", "--dry-run=server", "--validate=strict", "-f", &manifests];
     let (applied, output) = kubectl(&args);

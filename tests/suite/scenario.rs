@@ -230,21 +230,21 @@ impl Scenario {
 
     /// How often the target's spec changed.
     async fn generations(&self) -> i64 {
-        let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
+        let now = self.object().await;
         let number = |it: &DynamicObject| it.metadata.generation.expect("has one");
         number(&now) - number(&self.before)
     }
 
     /// How often the status of the Rollout was changed.
     async fn status_changes(&self) -> i64 {
-        let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
+        let now = self.object().await;
         argo_rollout::status_changes(self.kind, &now)
             - argo_rollout::status_changes(self.kind, &self.before)
     }
 
     /// How many requests are recorded on the target, for changes that add no generation.
     async fn marks(&self) -> i64 {
-        let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
+        let now = self.object().await;
         let number =
             |it: &DynamicObject| AppliedRequests::from_metadata(&it.metadata).newest() as i64;
         number(&now) - number(&self.before)
@@ -252,7 +252,7 @@ impl Scenario {
 
     /// How many requests have changed the target, by their marks alone.
     async fn requests(&self) -> i64 {
-        let now = target(self.kind, &self.namespace, &self.parameters).await.expect("is there");
+        let now = self.object().await;
         integration_objects::requests_on(&now) - integration_objects::requests_on(&self.before)
     }
 
