@@ -1,7 +1,11 @@
 //! The user and groups of a client certificate, as kube-apiserver's x509 authenticator reads them: the common
 //! name is the user, the organizations are the groups. Does not verify certificates: the TLS handshake does.
 
-use x509_parser::{parse_x509_certificate, x509::AttributeTypeAndValue};
+use x509_cert::{
+    attr::AttributeTypeAndValue,
+    certificate::Certificate,
+    der::{Decode, Tag, Tagged, asn1::ObjectIdentifier, oid::db::rfc4519},
+};
 
 use crate::auth::token_review::Identity;
 
@@ -20,12 +24,14 @@ pub(crate) struct CertificateSubject {
 impl CertificateSubject {
     /// The subject of a certificate in DER; none if it does not have one common name as text.
     pub(crate) fn of(certificate: &[u8]) -> Option<Self> {
-        let (_, certificate) = parse_x509_certificate(certificate).ok()?;
-        let text = |it: &AttributeTypeAndValue<'_>| it.as_str().ok().map(str::to_owned);
-        let mut names = certificate.subject().iter_common_name();
+        let certificate = Certificate::from_der(certificate).ok()?;
+        let subject = certificate.tbs_certificate().subject();
+        let texts = |of: ObjectIdentifier| -> Option<Vec<String>> {
+            subject.iter().filter(|it| it.oid == of).map(text).collect()
+        };
         // With two names it is unclear which one is meant.
-        let (name, None) = (text(names.next()?)?, names.next()) else { return None };
-        let groups = certificate.subject().iter_organization().map(text).collect::<Option<_>>()?;
+        let [name] = <[String; 1]>::try_from(texts(rfc4519::COMMON_NAME)?).ok()?;
+        let groups = texts(rfc4519::ORGANIZATION_NAME)?;
         (!name.is_empty()).then_some(CertificateSubject { name, groups })
     }
 
@@ -37,17 +43,28 @@ impl CertificateSubject {
     }
 }
 
+/// The value of an attribute, if it is of a type of text that is ASCII or UTF-8.
+fn text(attribute: &AttributeTypeAndValue) -> Option<String> {
+    let value = &attribute.value;
+    match value.tag() {
+        Tag::NumericString | Tag::PrintableString | Tag::Utf8String | Tag::Ia5String => {
+            str::from_utf8(value.value()).ok().map(str::to_owned)
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, DnType, KeyPair};
+    use rcgen::{CertificateParams, DnType, DnValue, KeyPair};
 
     use super::*;
 
-    fn subject(of: &[(DnType, &str)]) -> Option<CertificateSubject> {
+    fn subject(of: &[(DnType, impl Into<DnValue> + Clone)]) -> Option<CertificateSubject> {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         for (kind, value) in of {
-            params.distinguished_name.push(kind.clone(), *value);
+            params.distinguished_name.push(kind.clone(), value.clone());
         }
         let key = KeyPair::generate().expect("is made");
         CertificateSubject::of(params.self_signed(&key).expect("is signed").der())
@@ -62,6 +79,24 @@ mod tests {
         for nobody in [&[][..], &[(group, "sre")], &[(name, "")]] {
             assert_eq!(subject(nobody), None);
         }
+    }
+
+    #[test]
+    fn a_subject_with_two_common_names_has_no_user() {
+        let (first, second) = (DnType::CommonName, DnType::CustomDnType(vec![2, 5, 4, 3]));
+        assert_eq!(subject(&[(first, "anna"), (second, "berta")]), None);
+    }
+
+    #[test]
+    fn a_common_name_of_another_text_type_has_no_user() {
+        for value in [
+            DnValue::BmpString("anna".try_into().expect("is BMP")),
+            DnValue::TeletexString("anna".try_into().expect("is Teletex")),
+        ] {
+            assert_eq!(subject(&[(DnType::CommonName, value)]), None);
+        }
+        let ascii = DnValue::Ia5String("anna".try_into().expect("is IA5"));
+        assert_eq!(subject(&[(DnType::CommonName, ascii)]).expect("is anna").name, "anna");
     }
 
     #[test]
