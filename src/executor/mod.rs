@@ -44,6 +44,7 @@ pub(crate) mod reports;
 pub(crate) mod selection;
 pub(crate) mod status;
 pub(crate) mod target_lock;
+pub(crate) mod target_results;
 pub(crate) mod transaction;
 mod unknown_outcomes;
 pub(crate) mod wait;

@@ -6,13 +6,13 @@
 //! refused than may fail, nothing is done. Then the targets are acted on one after the other. A resent request finds
 //! the same targets in the record of the whole, and each target's answer in its own record.
 //!
-//! An approval is of the whole: of the targets and of what is planned for each. No action is known here.
+//! An approval is of the whole: of the targets and of what is planned for each. What the results mean is decided in
+//! `target_results`. No action is known here.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Event;
-use serde_json::Value;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
@@ -24,22 +24,21 @@ use crate::{
         shared::selection::Selection,
     },
     contract::{
-        cut::beginning,
         digest::sha256,
         error::{ActionError, Code},
         label_selector::LabelSelector,
         names::{ObjectName, RequestId},
-        response::{
-            ActionResponse, ObservationState, Outcome, Rollout, RolloutState, Target,
-            TargetOutcome, TargetResult,
-        },
+        response::{ActionResponse, Outcome, TargetOutcome, TargetResult},
     },
     executor::{
         Restriction, apply,
         context::{Context, stopped},
         handle, metadata_of, plan_input, policy_preview, response_to,
+        target_results::{
+            Progress, bare, bounded, is_settled, not_attempted, refuse_together, target_result,
+        },
     },
-    k8s::{api::client::Cluster, drain_filter::plural},
+    k8s::api::client::Cluster,
     ledger::record::{Record, RequestMetadata, event_name},
     policy::{Policy, evaluate::Evaluation},
 };
@@ -50,13 +49,6 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many targets are planned or simulated at the same time.
 const MAX_PARALLEL: usize = 8;
-
-/// How many refused targets a message names, and how many problems of one target an answer has.
-const MAX_NAMED: usize = 5;
-
-/// How long a text of one target is in an answer, in bytes: a record is in annotations, which have 256 KiB in all, and
-/// has up to 50 targets.
-const MAX_TEXT: usize = 240;
 
 /// The length of a plan's digest, in hexadecimal digits.
 const DIGEST_CHARACTERS: usize = 16;
@@ -276,31 +268,6 @@ pub(super) async fn plan_each(
     Ok(requires_approval)
 }
 
-/// Refuses the whole if more targets are refused than may fail.
-fn refuse_together<T>(
-    selection: &Selection<'_>,
-    results: &[(SelectedTarget, Result<T, ActionError>)],
-) -> Result<(), ActionError> {
-    let refused =
-        results.iter().filter_map(|(target, result)| Some((target, result.as_ref().err()?)));
-    let refused: Vec<_> = refused.collect();
-    let Some((_, first)) =
-        refused.first().filter(|_| refused.len() > selection.max_failures as usize)
-    else {
-        return Ok(());
-    };
-    let named = refused.iter().take(MAX_NAMED).map(|(_, error)| error.detail.as_str());
-    let named: Vec<_> = named.collect();
-    let detail = format!(
-        "{} of {} {} refused, so nothing was done: {}",
-        refused.len(),
-        selection.counted(results.len()),
-        if refused.len() == 1 { "is" } else { "are" },
-        named.join("; ")
-    );
-    Err(ActionError { detail, refused: None, ..(*first).clone() })
-}
-
 fn require_selection(request: &ActionRequest) -> Result<Selection<'_>, ActionError> {
     let missing = || ActionError::new(Code::Internal, "the request has no selector");
     request.action.selection().ok_or_else(missing)
@@ -326,14 +293,14 @@ impl EachTarget<'_> {
     pub(crate) async fn run(&self, known: &[TargetResult]) -> Vec<TargetResult> {
         let Some(selection) = self.request.action.selection() else { return Vec::new() };
         let mut results: Vec<TargetResult> = Vec::new();
-        let mut longest = Duration::ZERO;
+        let mut slowest = Duration::ZERO;
         for (number, target) in self.targets.iter().enumerate() {
             let is_known = |it: &&TargetResult| {
                 it.target.uid.as_deref() == Some(&target.uid) && is_settled(it, self.wait)
             };
             let result = if let Some(known) = known.iter().find(is_known) {
                 known.clone()
-            } else if let Some(why) = self.stops(&selection, &results, longest) {
+            } else if let Some(why) = self.progress(&selection, &results, slowest).stop_reason() {
                 not_attempted(&selection, self.id, target, why)
             } else {
                 let all = self.targets.len();
@@ -341,7 +308,7 @@ impl EachTarget<'_> {
                 self.context.observer().progress(&stage);
                 let began = Instant::now();
                 let result = self.act_on(&selection, target).await;
-                longest = longest.max(began.elapsed());
+                slowest = slowest.max(began.elapsed());
                 target_result(&selection, self.id, target, result)
             };
             results.push(result);
@@ -349,36 +316,23 @@ impl EachTarget<'_> {
         results
     }
 
-    /// Why no further target is acted on.
-    fn stops(
+    fn progress<'r>(
         &self,
         selection: &Selection<'_>,
-        results: &[TargetResult],
-        longest: Duration,
-    ) -> Option<&'static str> {
-        let max = u64::from(selection.max_targets)
-            .min(self.context.policy().targets.max_per_request.get());
-        let failures = results.iter().filter(|it| has_failed(it)).count();
-        let left = self.end.saturating_duration_since(Instant::now());
-        // More accounts may write records than may choose targets.
-        if self.targets.len() as u64 > max {
-            Some("not attempted: the record names more targets than request and policy allow")
-        } else if results.iter().any(is_open) {
-            Some("not attempted: what became of a target before it is not known yet")
-        } else if failures > selection.max_failures as usize {
-            Some("not attempted: targets before it failed")
-        } else if self.context.check_policy_in_use().is_err() {
-            Some("not attempted: the policy of the cluster cannot be read")
-        } else if *self.context.stopping().borrow() {
-            Some(SHUTTING_DOWN)
-        // The observation needs its part of the time.
-        } else if left <= self.request.observe.unwrap_or_default() {
-            Some("not attempted: the timeout was reached")
-        // What cannot be complete in time would be taken for a failure, and rolled back.
-        } else if self.wait && left < longest {
-            Some("not attempted: a target before it took longer than the time that is left")
-        } else {
-            None
+        results: &'r [TargetResult],
+        slowest: Duration,
+    ) -> Progress<'r> {
+        let max_per_request = self.context.policy().targets.max_per_request.get();
+        Progress {
+            targets: self.targets.len(),
+            max_targets: u64::from(selection.max_targets).min(max_per_request),
+            max_failures: selection.max_failures,
+            results,
+            is_policy_readable: self.context.check_policy_in_use().is_ok(),
+            is_shutting_down: *self.context.stopping().borrow(),
+            left: self.end.saturating_duration_since(Instant::now()),
+            observation: self.request.observe.unwrap_or_default(),
+            slowest: self.wait.then_some(slowest),
         }
     }
 
@@ -416,211 +370,6 @@ impl EachTarget<'_> {
             }
         }
     }
-}
-
-/// Why a target was not attempted at shutdown. The request is resumed by the next attempt.
-const SHUTTING_DOWN: &str = "not attempted: the executor was shutting down";
-
-/// Whether an earlier attempt's result of this target stands.
-fn is_settled(result: &TargetResult, wait: bool) -> bool {
-    match result.outcome {
-        TargetOutcome::Applied => !wait || result.rollout.is_some(),
-        TargetOutcome::Unchanged => true,
-        TargetOutcome::Failed => !is_open(result),
-        TargetOutcome::Simulated
-        | TargetOutcome::PendingApproval
-        | TargetOutcome::Refused
-        | TargetOutcome::Unknown
-        | TargetOutcome::NotAttempted => false,
-    }
-}
-
-/// Whether the same request again may change this result.
-fn is_open(result: &TargetResult) -> bool {
-    let is_interrupted = |rollout: &Rollout| matches!(rollout.state, RolloutState::Interrupted);
-    let back = result.rolled_back.as_ref().map(|it| &it.rollout);
-    let observation = result.observation.as_ref().map(|it| it.state);
-    let is_retryable = result
-        .code
-        .as_deref()
-        .is_some_and(|code| Code::ALL.iter().any(|it| it.retryable() && it.name() == code));
-    result.outcome == TargetOutcome::Unknown
-        || is_retryable
-        || (result.outcome == TargetOutcome::NotAttempted && result.result == SHUTTING_DOWN)
-        || result.rollout.iter().chain(back).any(is_interrupted)
-        || observation == Some(ObservationState::Interrupted)
-}
-
-fn has_failed(result: &TargetResult) -> bool {
-    use TargetOutcome::{Failed, Refused, Unknown};
-    matches!(result.outcome, Failed | Refused | Unknown)
-}
-
-fn not_attempted(
-    selection: &Selection<'_>,
-    id: &RequestId,
-    target: &SelectedTarget,
-    why: &str,
-) -> TargetResult {
-    bare(selection, id, target, TargetOutcome::NotAttempted, why.to_owned())
-}
-
-fn bare(
-    selection: &Selection<'_>,
-    id: &RequestId,
-    target: &SelectedTarget,
-    outcome: TargetOutcome,
-    result: String,
-) -> TargetResult {
-    let object = selection.kind.target(selection.namespace, &target.name);
-    TargetResult {
-        target: Target { uid: Some(target.uid.clone()), ..object },
-        id: id.of_target(&target.uid).to_string(),
-        outcome,
-        result,
-        code: None,
-        hint: None,
-        changes: Vec::new(),
-        warnings: Vec::new(),
-        rollout: None,
-        observation: None,
-        rolled_back: None,
-    }
-}
-
-/// The answer to a target's own request, as a part of the whole.
-fn target_result(
-    selection: &Selection<'_>,
-    id: &RequestId,
-    target: &SelectedTarget,
-    result: Result<ActionResponse, ActionError>,
-) -> TargetResult {
-    match result {
-        Ok(response) => {
-            let outcome = match response.outcome {
-                Outcome::Applied => TargetOutcome::Applied,
-                Outcome::Unchanged => TargetOutcome::Unchanged,
-                Outcome::Simulated => TargetOutcome::Simulated,
-                Outcome::Failed => TargetOutcome::Failed,
-                Outcome::PendingApproval => TargetOutcome::PendingApproval,
-            };
-            bounded(TargetResult {
-                target: response.target,
-                changes: response.changes,
-                warnings: response.warnings,
-                rollout: response.rollout,
-                observation: response.observation,
-                rolled_back: response.rolled_back,
-                ..bare(selection, id, target, outcome, response.result)
-            })
-        }
-        Err(error) => {
-            let outcome = match error.code {
-                Code::OutcomeUnknown => TargetOutcome::Unknown,
-                _ => TargetOutcome::Refused,
-            };
-            bounded(TargetResult {
-                code: Some(error.code.name()),
-                hint: error.hint.map(String::from),
-                ..bare(selection, id, target, outcome, error.detail)
-            })
-        }
-    }
-}
-
-/// The same, so short that an answer with all of them can be recorded.
-fn bounded(mut result: TargetResult) -> TargetResult {
-    fn texts(all: &mut Vec<String>) {
-        all.truncate(MAX_NAMED);
-        all.iter_mut().for_each(shorten);
-    }
-    fn of_rollout(rollout: &mut Rollout) {
-        shorten(&mut rollout.message);
-        texts(&mut rollout.problems);
-    }
-    shorten(&mut result.result);
-    result.hint.iter_mut().for_each(shorten);
-    texts(&mut result.warnings);
-    result.rollout.iter_mut().for_each(of_rollout);
-    result.observation.iter_mut().for_each(|it| texts(&mut it.problems));
-    result.rolled_back.iter_mut().for_each(|back| of_rollout(&mut back.rollout));
-    result.changes.truncate(MAX_NAMED);
-    for value in result.changes.iter_mut().flat_map(|change| [&mut change.from, &mut change.to]) {
-        match value {
-            Value::String(text) => shorten(text),
-            other if other.to_string().len() > MAX_TEXT => *other = "...".into(),
-            _ => {}
-        }
-    }
-    result
-}
-
-fn shorten(text: &mut String) {
-    if text.len() > MAX_TEXT {
-        *text = format!("{}...", beginning(text, MAX_TEXT));
-    }
-}
-
-/// Adds the targets' results to the answer of the whole: it succeeded if each target did.
-pub(crate) fn conclude(
-    response: &mut ActionResponse,
-    selection: &Selection<'_>,
-    results: Vec<TargetResult>,
-    waited: bool,
-) {
-    let all = results.len();
-    let good = |it: &&TargetResult| {
-        matches!(it.outcome, TargetOutcome::Applied | TargetOutcome::Unchanged)
-    };
-    let done = results.iter().filter(good).count();
-    let of = format!("{done} of {}", selection.counted(all));
-    let unchanged = results.iter().all(|it| it.outcome == TargetOutcome::Unchanged);
-    let state = if results.iter().any(is_open) {
-        RolloutState::Interrupted
-    } else if done < all {
-        RolloutState::Failed
-    } else {
-        RolloutState::Complete
-    };
-    response.outcome = match state {
-        RolloutState::Complete if unchanged => Outcome::Unchanged,
-        RolloutState::Complete => Outcome::Applied,
-        _ => Outcome::Failed,
-    };
-    let message = match state {
-        RolloutState::Interrupted => {
-            format!("{of} are done; resend the same request to continue")
-        }
-        _ => format!("{of} are done"),
-    };
-    let bad: Vec<_> = results.iter().filter(|it| !good(it)).collect();
-    let named = bad.iter().take(MAX_NAMED).map(|it| format!("{}: {}", it.target, it.result));
-    let mut problems: Vec<_> = named.collect();
-    if bad.len() > MAX_NAMED {
-        problems.push(format!("and {} more, in targets", bad.len() - MAX_NAMED));
-    }
-    let rollout = Rollout { state, message, problems };
-    response.result = match state {
-        RolloutState::Complete => format!("{} done on {}.", response.kind, selection.counted(all)),
-        RolloutState::Interrupted => {
-            let problem = rollout.problems.first().map(|it| format!(" ({it})"));
-            format!("{}: {}{}.", response.kind, rollout.message, problem.unwrap_or_default())
-        }
-        _ => format!("{} of {}. {rollout}", response.kind, plural(all, selection.kind.name())),
-    };
-    response.rollout = (waited || state != RolloutState::Complete).then_some(rollout);
-    response.targets = results;
-}
-
-/// The error instead of an answer while another attempt acts on one of the targets: its answer is to come.
-pub(crate) fn in_progress(response: &ActionResponse) -> Option<ActionError> {
-    let is_in_progress = |it: &&TargetResult| it.code.as_deref() == Some(&Code::InProgress.name());
-    response.targets.iter().find(is_in_progress).map(|it| {
-        let detail = format!("another attempt acts on {}", it.target);
-        ActionError::new(Code::InProgress, detail)
-            .with_hint("resend the same request later to get its answer")
-            .with_retry_after(Some(Duration::from_secs(1)))
-    })
 }
 
 /// Returns how far the requests of the targets are, in a sentence.

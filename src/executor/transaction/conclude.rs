@@ -18,7 +18,7 @@ use crate::{
         drain::LiveLimits,
         failpoint::Failpoint,
         follow_up::{FollowUpResult, Pending, Run},
-        selection,
+        target_results,
     },
     k8s::effect::Applied,
     ledger::{
@@ -184,7 +184,7 @@ impl Transaction<'_> {
             // Each of them is observed for itself.
             FollowUpResult::EachTarget(results) => {
                 if let Some(selection) = self.request.action.selection() {
-                    selection::conclude(response, &selection, results, input.wait);
+                    target_results::conclude(response, &selection, results, input.wait);
                 }
             }
         }
@@ -223,7 +223,7 @@ impl Transaction<'_> {
         replayed: bool,
         input: &PlanInput,
     ) -> Result<ActionResponse, ActionError> {
-        if let Some(in_progress) = selection::in_progress(&response) {
+        if let Some(in_progress) = target_results::in_progress(&response) {
             return Err(in_progress);
         }
         Failpoint::BeforeRecord.pass();
