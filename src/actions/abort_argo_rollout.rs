@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn an_abort_sets_one_field_of_the_version_that_it_tests() {
         let plan = decided("stableRS: old").expect("is planned");
-        let Decision::Apply(effect, ..) = &plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         let Mutation::Status { patch, decided_on, .. } = &effect.mutation else {
             panic!("{effect:?}")
         };

@@ -121,9 +121,7 @@ mod tests {
     #[test]
     fn a_cordon_is_one_patch_of_the_node() {
         let plan = plan_of(&node(READY), Ok(true));
-        let Decision::Apply(effect, did, would) = plan.decision else {
-            panic!("{:?}", plan.decision)
-        };
+        let (effect, did, would) = plan.expect_change();
         assert_eq!((effect.namespace.as_str(), effect.name.as_str()), ("", "n1"));
         let change =
             serde_json::json!({ "op": "add", "path": "/spec/unschedulable", "value": true });

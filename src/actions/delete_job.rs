@@ -111,7 +111,7 @@ impl Parameters {
             jobs::pods_phrase(job)
         );
         let changes = vec![removal(&target)];
-        let decision = Decision::Apply(Box::new(effect), did, would);
+        let decision = Decision::apply(effect, did, would);
         let mut plan = Plan::new(target, &job.metadata, decision, completion);
         plan.changes = changes;
         plan.warnings = warnings(job, input);
@@ -209,9 +209,7 @@ mod tests {
         for status in [COMPLETE, FAILED] {
             let plan = decide_on(&job("", "", status), "", &PlanInput::example());
             let plan = plan.expect("is planned");
-            let Decision::Apply(effect, did, would) = plan.decision else {
-                panic!("{:?}", plan.decision)
-            };
+            let (effect, did, would) = plan.expect_change();
             assert_eq!(effect.uid, "u1");
             assert_eq!(
                 effect.mutation,
@@ -235,7 +233,7 @@ mod tests {
         };
         let input = PlanInput { precondition: Some(precondition), ..PlanInput::example() };
         let plan = decide_on(&job("", "", COMPLETE), "", &input).expect("is planned");
-        let Decision::Apply(effect, ..) = plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         assert_eq!(
             effect.mutation,
             Mutation::Delete { resource_version: Some("7".to_owned()), grace_period_seconds: None }

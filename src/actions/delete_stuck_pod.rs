@@ -145,7 +145,7 @@ impl Parameters {
         let name = &target.name;
         let did = format!("Pod '{name}' removed by force at {}: {why}.", rfc3339_millis(input.at));
         let would = format!("Simulated: Pod '{name}' would be removed by force: {why}.");
-        let decision = Decision::Apply(Box::new(effect), did, would);
+        let decision = Decision::apply(effect, did, would);
         let completion = CompletionSpec::Known(Completion::Gone {
             namespace: target.namespace.clone(),
             name: name.clone(),
@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn the_deletion_is_forced_and_bound_to_the_uid() {
         let plan = decide("", DELETED, Some(&node(LOST))).expect("is planned");
-        let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
+        let (effect, did, _) = plan.expect_change();
         assert_eq!(effect.uid, "u1");
         let (resource_version, grace_period_seconds) = (None, Some(0));
         assert_eq!(effect.mutation, Mutation::Delete { resource_version, grace_period_seconds });
@@ -352,7 +352,7 @@ mod tests {
         ] {
             match (decide("", DELETED, node.as_ref()), part) {
                 (Ok(plan), Ok(part)) => {
-                    let Decision::Apply(_, did, _) = plan.decision else { panic!("is a change") };
+                    let did = plan.expect_change().1;
                     assert!(did.contains(part), "{did}");
                 }
                 (Err(error), Err(part)) => {

@@ -229,7 +229,7 @@ impl Parameters {
         let precondition = input.precondition.as_ref();
         let resource = ApiResource::erase::<Node>(&());
         let effect = Effect::patch(resource, found, &input.mark, precondition, change);
-        let decision = Decision::Apply(Box::new(effect), did, node_pods.would(name, was_cordoned));
+        let decision = Decision::apply(effect, did, node_pods.would(name, was_cordoned));
         let mut plan = Plan::new(target, found, decision, completion);
         plan.changes = CORDON.changes(found, was_cordoned, input);
         plan.changes.push(drains.change_of(DRAINS_ANNOTATION, &mark));
@@ -615,9 +615,7 @@ mod tests {
     fn a_drain_is_one_cordon_and_names_the_pods_to_evict() {
         let pods = [pod("a", "", "ReplicaSet"), pod("agent", "", "DaemonSet")];
         let plan = plan_for("", &pods, &[], false).expect("is planned");
-        let Decision::Apply(effect, did, would) = plan.decision else {
-            panic!("{:?}", plan.decision)
-        };
+        let (effect, did, would) = plan.expect_change();
         let change =
             serde_json::json!({ "op": "add", "path": "/spec/unschedulable", "value": true });
         let operations = effect.operations();

@@ -151,7 +151,7 @@ impl Parameters {
             uid: target.uid.clone().unwrap_or_default(),
         });
         let warnings = match decision {
-            Decision::Apply(..) => self.warnings_of(pod, controller, input),
+            Decision::Apply { .. } => self.warnings_of(pod, controller, input),
             _ => Vec::new(),
         };
         let mut plan = Plan::new(target, &pod.metadata, decision, completion);
@@ -189,7 +189,7 @@ impl Parameters {
         };
         let did = format!("Pod '{name}' evicted; {replaces}.");
         let would = format!("Simulated: Pod '{name}' would be evicted; {would_replace}.");
-        Decision::Apply(Box::new(effect), did, would)
+        Decision::apply(effect, did, would)
     }
 
     fn warnings_of(
@@ -314,9 +314,7 @@ mod tests {
     #[test]
     fn an_eviction_is_bound_to_the_uid() {
         let plan = decide_on(OWNED, &[budget("web", 1)], "").expect("is planned");
-        let Decision::Apply(effect, did, would) = plan.decision else {
-            panic!("{:?}", plan.decision)
-        };
+        let (effect, did, would) = plan.expect_change();
         assert_eq!(effect.uid, "u-web-1");
         let mutation = Mutation::Evict { resource_version: None, grace_period_seconds: None };
         assert_eq!(effect.mutation, mutation);
@@ -328,7 +326,7 @@ mod tests {
     #[test]
     fn a_grace_period_is_sent_and_a_grace_period_of_0_is_warned_of() {
         let plan = decide_on(OWNED, &[], r#","grace_period_seconds":0"#).expect("is planned");
-        let Decision::Apply(effect, ..) = plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         assert!(matches!(effect.mutation, Mutation::Evict { grace_period_seconds: Some(0), .. }));
         assert!(plan.warnings[0].contains("may still be running"), "{:?}", plan.warnings);
     }
@@ -396,7 +394,7 @@ mod tests {
             let owned = OWNED.replace("ReplicaSet", kind).replace("apps/v1", api_version);
             let plan = decide_on(&owned, &[], "").expect("is planned");
             assert!(plan.warnings[0].contains(expected), "{:?}", plan.warnings);
-            let Decision::Apply(_, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
+            let did = plan.expect_change().1;
             assert_eq!(did.contains("replaces it"), kind == "DaemonSet", "{did}");
         }
     }

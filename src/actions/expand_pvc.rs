@@ -151,7 +151,7 @@ impl Parameters {
         let did =
             format!("{object} expanded from {now} to {size} at {}.", rfc3339_millis(input.at));
         let would = format!("Simulated: {object} would be expanded from {now} to {size}.");
-        let decision = Decision::Apply(Box::new(effect), did, would);
+        let decision = Decision::apply(effect, did, would);
         let mut plan = Plan::new(target, metadata, decision, completion);
         let mark = AppliedRequests::from_metadata(metadata).change(&input.mark);
         plan.changes = vec![self.change(read), mark];
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn an_expansion_is_one_patch_that_tests_the_size_that_was_read() {
         let plan = decide(&claim("", "Bound"), "0.5Ti").expect("is planned");
-        let Decision::Apply(effect, did, _) = &plan.decision else { panic!("{:?}", plan.decision) };
+        let (effect, did, _) = plan.expect_change();
         let operations = json!(effect.operations());
         let path = "/spec/resources/requests/storage";
         for expected in [

@@ -246,7 +246,7 @@ mod tests {
     }
 
     fn last_operation(plan: &Plan) -> Value {
-        let Decision::Apply(effect, ..) = &plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         effect.operations().pop().expect("is one")
     }
 

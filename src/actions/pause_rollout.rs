@@ -119,9 +119,7 @@ mod tests {
     #[test]
     fn a_pause_sets_one_field_and_is_complete_at_once() {
         let plan = decide_on("", 3, "");
-        let Decision::Apply(effect, did, would) = plan.decision else {
-            panic!("{:?}", plan.decision)
-        };
+        let (effect, did, would) = plan.expect_change();
         let change = serde_json::json!({ "op": "add", "path": "/spec/paused", "value": true });
         assert_eq!(effect.operations().last(), Some(&change));
         assert_eq!(did, "Deployment 'web' paused at 2026-01-31T12:00:00.987Z.");

@@ -368,7 +368,7 @@ impl Plan {
     /// # Errors
     /// [`Code::RejectedByCluster`] naming the longest annotation.
     pub(crate) fn check_annotations_fit(&self) -> Result<(), ActionError> {
-        let Decision::Apply(effect, ..) = &self.decision else { return Ok(()) };
+        let Decision::Apply { effect, .. } = &self.decision else { return Ok(()) };
         let annotations = match &effect.mutation {
             Mutation::Patch { patch, .. } => annotations_after(&self.found, patch),
             Mutation::Create { object, .. } => annotations_in(object),
@@ -456,7 +456,7 @@ impl Plan {
 
     /// Whether there is a change to make.
     pub(crate) fn is_change(&self) -> bool {
-        matches!(self.decision, Decision::Apply(..) | Decision::DeleteEach(..))
+        matches!(self.decision, Decision::Apply { .. } | Decision::DeleteEach(..))
     }
 
     /// The plan with the warnings about the workload whose pods it replaces, if it makes a change.
@@ -482,8 +482,14 @@ pub(crate) fn removal(target: &Target) -> Change {
 /// What to do, with the sentences for the answer's `result`.
 #[derive(Clone, Debug)]
 pub(crate) enum Decision {
-    /// Apply the effect: the sentence once it is applied, and the sentence of a simulation.
-    Apply(Box<Effect>, String, String),
+    /// Apply the effect.
+    Apply {
+        effect: Box<Effect>,
+        /// The sentence once it is applied.
+        did: String,
+        /// The sentence of a simulation.
+        would: String,
+    },
     /// Delete each of the plan's other objects: the deletions, and the sentence of a simulation. What the decision
     /// rests on (`Plan::decision_etag`) are these objects, so that an attempt that takes the request over deletes no
     /// others.
@@ -495,6 +501,24 @@ pub(crate) enum Decision {
     AlreadyApplied(Applied, String),
     /// The target is already in the requested state.
     NoOp(String),
+}
+
+impl Decision {
+    /// Apply this effect, with the sentence once it is applied and that of a simulation.
+    pub(crate) fn apply(effect: Effect, did: String, would: String) -> Self {
+        Decision::Apply { effect: Box::new(effect), did, would }
+    }
+}
+
+#[cfg(test)]
+impl Plan {
+    /// The effect, the sentence once it is applied, and that of a simulation. Panics if the plan is to change nothing.
+    pub(crate) fn expect_change(&self) -> (&Effect, &str, &str) {
+        match &self.decision {
+            Decision::Apply { effect, did, would } => (effect, did, would),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 /// What follows once the effect is applied.

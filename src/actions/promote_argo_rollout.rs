@@ -210,7 +210,7 @@ fn unpause(target: &Target, rollout: ArgoRollout, input: &PlanInput) -> Result<P
     let effect = Effect::patch(ROLLOUT.resource(), metadata, &input.mark, precondition, change);
     let participle = "unpaused (spec.paused)";
     let (did, would) = (done(target, participle, input), would(target, participle));
-    let decision = Decision::Apply(Box::new(effect), did, would);
+    let decision = Decision::apply(effect, did, would);
     let completion = completion(metadata, newest_version(rollout), ArgoGoal::Advanced);
     let mut plan = Plan::new(target.clone(), metadata, decision, completion);
     let path = "/spec/paused".to_owned();
@@ -273,7 +273,7 @@ mod tests {
 
     /// The operations of the patch of the status, and the field manager.
     fn status_patch(plan: &Plan) -> (Vec<Value>, String) {
-        let Decision::Apply(effect, ..) = &plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         let Mutation::Status { patch, manager, .. } = &effect.mutation else {
             panic!("{effect:?}")
         };
@@ -303,7 +303,7 @@ mod tests {
         let change = json!({ "op": "add", "path": "/status/pauseConditions", "value": [] });
         assert_eq!(operations.last(), Some(&change));
         assert_eq!(manager, request_manager("r1@d1"));
-        let Decision::Apply(_, did, _) = &plan.decision else { panic!("is applied") };
+        let did = plan.expect_change().1;
         assert_eq!(did, "Rollout 'web' promoted at step 2 of 3 at 2026-01-31T12:00:00.987Z.");
         let CompletionSpec::Known(Completion::ArgoRollout(AwaitedArgoRollout {
             version,
@@ -373,7 +373,7 @@ mod tests {
     fn a_pause_of_the_spec_is_ended_alone() {
         let held = rollout("", ", paused: true", PAUSE);
         let plan = plan(&held, false);
-        let Decision::Apply(effect, ..) = &plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         let change = json!({ "op": "add", "path": "/spec/paused", "value": false });
         assert_eq!(effect.operations().last(), Some(&change));
         assert!(plan.warnings[0].contains("stays paused at step 2 of 3"), "{:?}", plan.warnings);

@@ -123,7 +123,7 @@ impl Parameters {
             input.precondition.as_ref(),
             annotations::operations(metadata, &entries),
         );
-        let decision = Decision::Apply(Box::new(effect), did, self.would());
+        let decision = Decision::apply(effect, did, self.would());
         let completion = self.completion(found, at);
         let mut plan = Plan::new(target, metadata, decision, completion);
         plan.changes = annotations::changes(metadata, &entries);
@@ -176,7 +176,7 @@ mod tests {
         let plan = decide_on(old, "spec: {prune: true}").expect("is planned");
         assert_eq!(pass(&plan), &Pass::Requested(at.to_owned()));
         assert!(plan.warnings[0].contains("spec.prune"));
-        let Decision::Apply(effect, ..) = plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         let path = "/metadata/annotations/reconcile.fluxcd.io~1requestedAt";
         let operations = effect.operations();
         assert!(operations.contains(&json!({ "op": "test", "path": path, "value": "t1" })));

@@ -218,9 +218,9 @@ mod tests {
 
     fn created(job: &DynamicObject) -> Value {
         let plan = decide_on(job, None).expect("is planned");
-        let Decision::Apply(effect, ..) = plan.decision else { panic!("{:?}", plan.decision) };
-        let Mutation::Create { object, .. } = effect.mutation else { panic!("is no creation") };
-        object
+        let effect = plan.expect_change().0;
+        let Mutation::Create { object, .. } = &effect.mutation else { panic!("is no creation") };
+        object.clone()
     }
 
     #[test]
@@ -275,7 +275,7 @@ mod tests {
     fn the_result_names_the_job() {
         let plan = decide_on(&job("", "", COMPLETE), None).expect("is planned");
         let name = job::name("migrate", "r1");
-        let Decision::Apply(_, did, would) = plan.decision else { panic!("{:?}", plan.decision) };
+        let (_, did, would) = plan.expect_change();
         assert_eq!(
             did,
             format!("Job '{name}', a rerun of Job 'migrate', created at 2026-01-31T12:00:00.987Z.")
@@ -356,9 +356,7 @@ mod tests {
             json!({ "containers": [{ "name": "a", "env": env }] });
         assert!(created(&job).to_string().contains("hunter2"));
         let plan = decide_on(&job, None).expect("is planned");
-        let Decision::Apply(effect, did, would) = plan.decision else {
-            panic!("{:?}", plan.decision)
-        };
+        let (effect, did, would) = plan.expect_change();
         let shown = json!([effect, did, would, plan.changes]).to_string();
         assert!(!shown.contains("hunter2"), "{shown}");
     }

@@ -122,7 +122,7 @@ impl Parameters {
         let operations = amounts::operations(&changes, &POD_SPEC);
         let after = after(value.clone(), &operations);
         let effect = Effect::resize(metadata, &input.mark, input.precondition.as_ref(), operations);
-        let decision = Decision::Apply(Box::new(effect), did, self.would());
+        let decision = Decision::apply(effect, did, self.would());
         let mut plan = Plan::new(target, metadata, decision, completion);
         plan.changes = changes.iter().map(|it| it.change(&POD_SPEC)).collect();
         plan.resources = changes.iter().map(AmountChange::resource_change).collect();
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn a_resize_is_one_patch_of_the_pod_as_it_was_read() {
         let plan = decide(&pod("", "Running"), "2Gi").expect("is planned");
-        let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
+        let (effect, did, _) = plan.expect_change();
         let Mutation::Resize { patch, manager, .. } = &effect.mutation else {
             panic!("{effect:?}")
         };

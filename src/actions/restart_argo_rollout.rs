@@ -116,7 +116,7 @@ fn decide(target: &Target, found: &DynamicObject, input: &PlanInput) -> Result<P
     let operations = vec![add(&["spec", "restartAt"], json!(at))];
     let effect = Effect::patch(ROLLOUT.resource(), metadata, &input.mark, precondition, operations);
     let (did, would) = (done(target, "restarted", input), would(target, "restarted"));
-    let decision = Decision::Apply(Box::new(effect), did, would);
+    let decision = Decision::apply(effect, did, would);
     let completion = completion(metadata, newest_version(rollout), goal);
     let mut plan = Plan::new(target.clone(), metadata, decision, completion);
     plan.changes = vec![
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn a_restart_sets_the_time_with_the_requests_mark() {
         let plan = decided("");
-        let Decision::Apply(effect, did, _) = &plan.decision else { panic!("{:?}", plan.decision) };
+        let (effect, did, _) = plan.expect_change();
         let change =
             json!({ "op": "add", "path": "/spec/restartAt", "value": "2026-01-31T12:00:00Z" });
         let operations = effect.operations();

@@ -220,7 +220,7 @@ fn deletion(pod: &Pod, controller: &OwnerReference, owner: &str, input: &PlanInp
     };
     let did = format!("Pod '{name}' deleted at {at}; {replaces}.");
     let would = format!("Simulated: Pod '{name}' would be deleted; {would_replace}.");
-    Decision::Apply(Box::new(effect), did, would)
+    Decision::apply(effect, did, would)
 }
 
 fn replacement(
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn a_deletion_is_bound_to_the_uid() {
         let plan = decide_on(OWNED, &PlanInput::example()).expect("is planned");
-        let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
+        let (effect, did, _) = plan.expect_change();
         assert_eq!(effect.uid, "u1");
         let (resource_version, grace_period_seconds) = (None, None);
         assert_eq!(effect.mutation, Mutation::Delete { resource_version, grace_period_seconds });

@@ -141,7 +141,7 @@ mod tests {
     }
 
     fn operations(plan: Plan) -> Vec<Value> {
-        let Decision::Apply(effect, ..) = plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         effect.operations()
     }
 

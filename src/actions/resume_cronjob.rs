@@ -112,9 +112,7 @@ mod tests {
     #[test]
     fn a_resumption_is_one_patch() {
         let plan = decide_on(", suspend: true");
-        let Decision::Apply(effect, did, would) = plan.decision else {
-            panic!("{:?}", plan.decision)
-        };
+        let (effect, did, would) = plan.expect_change();
         let change = serde_json::json!({ "op": "add", "path": "/spec/suspend", "value": false });
         assert_eq!(effect.operations().last(), Some(&change));
         assert_eq!(did, "CronJob 'nightly' resumed at 2026-01-31T12:00:00.987Z.");

@@ -137,7 +137,7 @@ mod tests {
     fn a_resumption_removes_the_field_and_is_reconciled_at_once() {
         let plan = decide_on("spec: {suspend: true, prune: true}");
         assert!(plan.warnings[0].contains("deleted (spec.prune)"), "{:?}", plan.warnings);
-        let Decision::Apply(effect, ..) = plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         let change = json!({ "op": "remove", "path": "/spec/suspend" });
         assert_eq!(effect.operations().last(), Some(&change));
         let CompletionSpec::Known(Completion::Reconciled { pass, .. }) = plan.completion else {

@@ -151,7 +151,7 @@ mod tests {
             (both, 2),
         ] {
             let plan = decide_on(annotations);
-            let Decision::Apply(effect, ..) = plan.decision else { panic!("{:?}", plan.decision) };
+            let effect = plan.expect_change().0;
             let operations = effect.operations();
             let removals = operations.iter().filter(|it| it["op"] == "remove").count();
             assert_eq!(removals, removed, "{annotations}");

@@ -146,9 +146,7 @@ mod tests {
     #[test]
     fn a_resumption_sets_one_field_and_waits_for_the_rollout_of_the_present_template() {
         let plan = decide_on(", paused: true", 3, "");
-        let Decision::Apply(effect, did, would) = plan.decision else {
-            panic!("{:?}", plan.decision)
-        };
+        let (effect, did, would) = plan.expect_change();
         let change = serde_json::json!({ "op": "add", "path": "/spec/paused", "value": false });
         assert_eq!(effect.operations().last(), Some(&change));
         assert_eq!(did, "Deployment 'web' resumed at 2026-01-31T12:00:00.987Z.");

@@ -117,7 +117,7 @@ fn decide(target: &Target, found: &DynamicObject, input: &PlanInput) -> Result<P
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{actions::Decision, contract::error::Code, k8s::effect::Mutation};
+    use crate::{contract::error::Code, k8s::effect::Mutation};
 
     fn decided(status: &str) -> Result<Plan, ActionError> {
         let found = serde_yaml_ng::from_str(&format!(
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn a_retry_takes_this_abort_back_and_no_later_one() {
         let plan = decided("abort: true, abortedAt: '2026-01-31T11:00:00Z'").expect("is planned");
-        let Decision::Apply(effect, ..) = &plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         let Mutation::Status { patch, .. } = &effect.mutation else { panic!("{effect:?}") };
         let operations: Vec<_> = patch.iter().map(|it| json!(it)).collect();
         let at = json!("2026-01-31T11:00:00Z");
@@ -147,7 +147,7 @@ mod tests {
     fn a_retry_after_a_promotion_in_full_skips_no_step() {
         let status = "abort: true, abortedAt: '2026-01-31T11:00:00Z', promoteFull: true";
         let plan = decided(status).expect("is planned");
-        let Decision::Apply(effect, ..) = &plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         let Mutation::Status { patch, .. } = &effect.mutation else { panic!("{effect:?}") };
         let operations: Vec<_> = patch.iter().map(|it| json!(it)).collect();
         for (op, value) in [("test", true), ("add", false)] {

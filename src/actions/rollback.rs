@@ -159,7 +159,7 @@ impl Parameters {
         history: &History,
         input: &PlanInput,
     ) -> Option<String> {
-        let (Decision::Apply(effect, ..), false) =
+        let (Decision::Apply { effect, .. }, false) =
             (&plan.decision, history.workload.kind() == WorkloadKind::Deployment)
         else {
             return None;
@@ -207,7 +207,7 @@ impl Parameters {
         let to = format!("rolled back to revision {number}");
         let did = format!("{} '{name}' {to} at {}.", kind.name(), rfc3339_millis(input.at));
         let would = format!("Simulated: {} '{name}' would be {to}.", kind.name());
-        let decision = Decision::Apply(Box::new(effect), did, would);
+        let decision = Decision::apply(effect, did, would);
         let mut plan = Plan::new(target, found, decision, completion);
         plan.changes = history.changes_to(revision);
         plan.changes.push(AppliedRequests::from_metadata(found).change(&mark));
@@ -357,9 +357,7 @@ mod tests {
     #[test]
     fn a_rollback_is_one_patch_bound_to_the_object() {
         let plan = plan("", &deployment("", "")).expect("is planned");
-        let Decision::Apply(effect, did, would) = plan.decision else {
-            panic!("{:?}", plan.decision)
-        };
+        let (effect, did, would) = plan.expect_change();
         let operations = effect.operations();
         let restored = operations.last().expect("is an operation");
         assert_eq!((&restored["op"], &restored["path"]), (&"add".into(), &"/spec/template".into()));
@@ -509,7 +507,7 @@ mod tests {
         let planned = plan("", &history).expect("is planned");
         assert!(planned.warnings[0].contains("revision 1 is the last that differs in more"));
         let planned = plan(", skip_restarts: true", &history).expect("is planned");
-        let Decision::Apply(_, did, _) = planned.decision else { panic!("{:?}", planned.decision) };
+        let did = planned.expect_change().1;
         assert!(did.contains("to revision 1") && planned.warnings.is_empty(), "{did}");
     }
 }

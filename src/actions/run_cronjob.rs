@@ -206,9 +206,9 @@ mod tests {
 
     fn created(cron_job: &DynamicObject) -> Value {
         let plan = decide_on(cron_job, None).expect("is planned");
-        let Decision::Apply(effect, ..) = plan.decision else { panic!("{:?}", plan.decision) };
-        let Mutation::Create { object, .. } = effect.mutation else { panic!("is no creation") };
-        object
+        let effect = plan.expect_change().0;
+        let Mutation::Create { object, .. } = &effect.mutation else { panic!("is no creation") };
+        object.clone()
     }
 
     #[test]
@@ -244,7 +244,7 @@ mod tests {
     fn the_result_names_the_job() {
         let plan = decide_on(&cron_job("", "", ""), None).expect("is planned");
         let name = job::name("nightly", "r1");
-        let Decision::Apply(_, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
+        let did = plan.expect_change().1;
         assert_eq!(
             did,
             format!("Job '{name}' of CronJob 'nightly' created at 2026-01-31T12:00:00.987Z.")
@@ -310,9 +310,7 @@ mod tests {
         let cron_job: DynamicObject = serde_yaml_ng::from_str(&text).expect("is a CronJob");
         assert!(created(&cron_job).to_string().contains("hunter2"));
         let plan = decide_on(&cron_job, None).expect("is planned");
-        let Decision::Apply(effect, did, would) = plan.decision else {
-            panic!("{:?}", plan.decision)
-        };
+        let (effect, did, would) = plan.expect_change();
         let shown = json!([effect, did, would, plan.changes]).to_string();
         assert!(!shown.contains("hunter2"), "{shown}");
     }

@@ -281,8 +281,7 @@ fn decide(
     let effect = Effect::scaling(resource, found, &input.mark, precondition, [current, desired]);
     let did = format!("{object} scaled from {current} to {desired}.");
     let would = format!("Simulated: {object} would be scaled from {current} to {desired}.");
-    let mut plan =
-        Plan::new(target, found, Decision::Apply(Box::new(effect), did, would), completion);
+    let mut plan = Plan::new(target, found, Decision::apply(effect, did, would), completion);
     plan.changes = vec![change(current.into(), desired)];
     plan.warnings = warnings(workload, autoscaler, current, desired);
     plan.replicas = u32::try_from(desired).ok();
@@ -476,7 +475,7 @@ mod tests {
     }
 
     fn replicas_of(plan: &Plan) -> i32 {
-        let Decision::Apply(effect, ..) = &plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         let Mutation::Scale { replicas, .. } = effect.mutation else { panic!("is no scaling") };
         replicas
     }
@@ -564,8 +563,8 @@ mod tests {
     #[test]
     fn a_request_is_recognised_by_its_field_manager() {
         let first = decide_on(&deployment("", ""), r#""by":1"#).expect("is planned");
-        let Decision::Apply(effect, ..) = first.decision else { panic!("{:?}", first.decision) };
-        let Mutation::Scale { manager, .. } = effect.mutation else { panic!("is no scaling") };
+        let effect = first.expect_change().0;
+        let Mutation::Scale { manager, .. } = &effect.mutation else { panic!("is no scaling") };
         let noted = format!(
             ", managedFields: [{{manager: {manager}, operation: Update, subresource: scale, \
              fieldsType: FieldsV1, fieldsV1: {{'f:spec': {{'f:replicas': {{}}}}}}}}]"

@@ -252,7 +252,7 @@ impl Parameters {
             format!("from {} to {}, which were {} and {}", wanted[0], wanted[1], now[0], now[1]);
         let did = format!("{object} bounded {how}, at {}.", rfc3339_millis(input.at));
         let would = format!("Simulated: {object} would be bounded {how}.");
-        let decision = Decision::Apply(Box::new(effect), did, would);
+        let decision = Decision::apply(effect, did, would);
         let mut plan = Plan::new(target, metadata, decision, completion);
         let fields = FIELDS.into_iter().zip(now.into_iter().zip(wanted));
         let changed = fields.filter(|(_, (now, wanted))| now != wanted);
@@ -393,7 +393,7 @@ mod tests {
             (r#""min_replicas":3,"max_replicas":4"#, [3, 4]),
         ] {
             let plan = decide(more).expect("is planned");
-            let Decision::Apply(effect, ..) = &plan.decision else { panic!("{:?}", plan.decision) };
+            let effect = plan.expect_change().0;
             let operations = json!(effect.operations());
             let has =
                 |operation: Value| operations.as_array().is_some_and(|it| it.contains(&operation));
@@ -412,7 +412,7 @@ mod tests {
         let without = autoscaler("", "", "");
         let plan =
             read(r#""max_by":1"#).decide(&without, &PlanInput::example()).expect("is planned");
-        let Decision::Apply(effect, ..) = plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         let operations = json!(effect.operations()).to_string();
         assert!(operations.contains(r#""path":"/spec/minReplicas","value":null"#), "{operations}");
     }

@@ -261,7 +261,7 @@ mod tests {
     fn the_image_of_each_named_container_is_set_in_one_patch() {
         let images = [("web", NEW), ("init", "init:2")];
         let plan = decide(&deployment("", "{}"), &images).expect("is planned");
-        let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
+        let (effect, did, _) = plan.expect_change();
         let operations = json!(effect.operations());
         for expected in [
             json!({ "op": "test", "path": "/spec/template/spec/containers/1/name", "value": "web" }),
@@ -282,7 +282,7 @@ mod tests {
         );
         assert_eq!(plan.changes[0].from, OLD);
         assert_eq!(plan.images.len(), 2);
-        let CompletionSpec::Rollout(rollout) = plan.completion else { panic!("is a rollout") };
+        let CompletionSpec::Rollout(rollout) = &plan.completion else { panic!("is a rollout") };
         let mut after = json!({ "spec": { "template": template() } });
         let is_ours = |it: &Value| it["path"].as_str().is_some_and(|it| it.starts_with("/spec"));
         let ours: Vec<_> = effect.operations().into_iter().filter(is_ours).collect();

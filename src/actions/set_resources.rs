@@ -225,7 +225,7 @@ mod tests {
             { "container": "proxy", "memory_request": "64Mi", "cpu_request": "0.1" },
         ]);
         let plan = decide(&deployment("", "{}"), resources).expect("is planned");
-        let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
+        let (effect, did, _) = plan.expect_change();
         let is_ours = |it: &Value| it["path"].as_str().is_some_and(|it| it.starts_with("/spec"));
         let ours: Vec<_> = effect.operations().into_iter().filter(is_ours).collect();
         let spec = "/spec/template/spec/containers";

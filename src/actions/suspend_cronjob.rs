@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn a_suspension_is_one_patch_and_names_the_running_jobs() {
         let plan = decide_on("", "");
-        let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
+        let (effect, did, _) = plan.expect_change();
         let change = serde_json::json!({ "op": "add", "path": "/spec/suspend", "value": true });
         assert_eq!(effect.operations().last(), Some(&change));
         assert_eq!(did, "CronJob 'nightly' suspended at 2026-01-31T12:00:00.987Z.");

@@ -136,9 +136,7 @@ mod tests {
         ] {
             let plan = decide_on(kind, "", "spec: {interval: 10m}");
             assert_eq!(plan.target.api_version, api_version);
-            let Decision::Apply(effect, did, _) = plan.decision else {
-                panic!("{:?}", plan.decision)
-            };
+            let (effect, did, _) = plan.expect_change();
             let change = json!({ "op": "add", "path": "/spec/suspend", "value": true });
             assert_eq!(effect.operations().last(), Some(&change));
             assert!(did.contains("'apps' suspended at"), "{did}");

@@ -137,7 +137,6 @@ fn change(operation: Value) -> Change {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actions::Decision;
 
     fn decide_on(rest: &str, prune: bool) -> Result<Plan, ActionError> {
         decide(7, "{}", rest, prune, &PlanInput::example())
@@ -180,7 +179,7 @@ mod tests {
         for prune in [true, false] {
             let plan = decide_on("", prune).expect("is planned");
             assert_eq!(plan.warnings.len(), usize::from(prune));
-            let Decision::Apply(effect, ..) = plan.decision else { panic!("{:?}", plan.decision) };
+            let effect = plan.expect_change().0;
             let found = effect.operations();
             let none = json!({ "op": "test", "path": "/operation", "value": null });
             assert!(found.contains(&none), "{found:?}");

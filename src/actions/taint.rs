@@ -201,7 +201,7 @@ impl Parameters {
         let after: Vec<_> = std::iter::once(taint.clone()).chain(others).collect();
         let effect = shared::effect(node, &after, input);
         let would = format!("Simulated: {}{}.", self.would(), ended.phrase("would end"));
-        let decision = Decision::Apply(Box::new(effect), did, would);
+        let decision = Decision::apply(effect, did, would);
         let mut plan = Plan::new(target, found, decision, completion);
         plan.changes = vec![shared::change(before, Some(&taint)), shared::mark_change(node, input)];
         plan.warnings = self.warnings(node, &ended, input);
@@ -369,7 +369,7 @@ mod tests {
     }
 
     fn operations(plan: &Plan) -> Vec<Value> {
-        let Decision::Apply(effect, ..) = &plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         effect.operations()
     }
 
@@ -430,7 +430,7 @@ mod tests {
         let plan = decide(DEDICATED, &node(READY), &pods).expect("is planned");
         let names: Vec<_> = plan.others.iter().map(|pod| pod.target.name.as_str()).collect();
         assert_eq!(names, ["a", "c"]);
-        let Decision::Apply(_, did, would) = &plan.decision else { panic!("is a change") };
+        let (_, did, would) = plan.expect_change();
         assert!(did.ends_with("; it ends 2 pods: shop/a, shop/c."), "{did}");
         assert!(would.ends_with("; it would end 2 pods: shop/a, shop/c."), "{would}");
         let warnings = plan.warnings.join("; ");

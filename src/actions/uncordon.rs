@@ -104,7 +104,7 @@ mod tests {
         let plan = plan_of(
             "spec: {unschedulable: true}\nstatus: {conditions: [{type: Ready, status: 'True'}]}",
         );
-        let Decision::Apply(effect, did, _) = plan.decision else { panic!("{:?}", plan.decision) };
+        let (effect, did, _) = plan.expect_change();
         let change = serde_json::json!({ "op": "remove", "path": "/spec/unschedulable" });
         assert_eq!(effect.operations().last(), Some(&change));
         assert_eq!(did, "Node 'n1' uncordoned at 2026-01-31T12:00:00.987Z.");

@@ -143,7 +143,7 @@ impl Parameters {
         let effect = Effect::patch(ROLLOUT.resource(), metadata, mark, precondition, restore);
         let participle = format!("rolled back to revision {number}");
         let (did, would) = (done(target, &participle, input), would(target, &participle));
-        let decision = Decision::Apply(Box::new(effect), did, would);
+        let decision = Decision::apply(effect, did, would);
         let version = ArgoVersion::Template(template_digest(&revision.template));
         let completion = completion(metadata, version, ArgoGoal::Advanced);
         let mut plan = Plan::new(target.clone(), metadata, decision, completion);
@@ -235,7 +235,7 @@ mod tests {
 
     fn restored(image: &str, to: Option<u32>) -> Value {
         let plan = decide(image, "", to, &PlanInput::example()).expect("is planned");
-        let Decision::Apply(effect, ..) = &plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         effect.operations().last().expect("has one")["value"].clone()
     }
 

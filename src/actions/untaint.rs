@@ -132,7 +132,7 @@ impl Parameters {
             "Simulated: the taint {} of Node '{name}' would be removed.",
             listed.join(", ")
         );
-        let decision = Decision::Apply(Box::new(effect), did, would);
+        let decision = Decision::apply(effect, did, would);
         let mut plan = Plan::new(target, found, decision, completion);
         let changes = removed.iter().map(|taint| shared::change(Some(taint), None));
         plan.changes = changes.chain([shared::mark_change(node, input)]).collect();
@@ -192,9 +192,7 @@ mod tests {
             (r#"{"node":"n1","key":"a"}"#, json!([two]), None),
         ] {
             let plan = decide(text, &format!("spec: {{taints: {read}}}\n{READY}"));
-            let Decision::Apply(effect, did, _) = &plan.decision else {
-                panic!("{:?}", plan.decision)
-            };
+            let (effect, did, _) = plan.expect_change();
             let operations = effect.operations();
             let tested = json!({ "op": "test", "path": "/spec/taints", "value": read });
             assert!(operations.contains(&tested), "{operations:?}");

@@ -100,7 +100,7 @@ pub(crate) async fn simulate(
     loop {
         let mut plan = plan(context, cluster, request, input).await?;
         let (effect, would) = match plan.decision.clone() {
-            Decision::Apply(effect, _, would) => (effect, would),
+            Decision::Apply { effect, would, .. } => (effect, would),
             Decision::DeleteEach(each, would) => {
                 let refusals = deletions::try_each(cluster, each, input.deadline).await?;
                 plan.warnings.extend(refusals);
@@ -191,7 +191,7 @@ pub(crate) async fn apply(
             return sent.conclude(Some(evidence), Err(kept_changing(request)));
         }
         let (effect, result) = match plan.decision.clone() {
-            Decision::Apply(effect, result, _) => {
+            Decision::Apply { effect, did: result, .. } => {
                 let is_lost = sent.as_ref().is_some_and(Sent::is_lost);
                 (bound.bind(*effect, &plan, is_lost), result)
             }
@@ -425,7 +425,7 @@ impl Sent {
     pub(crate) fn bars_another(&self, next: &Plan) -> Option<Evidence> {
         let is_same = |next: &Effect| next.shares_decision(&self.effect);
         if !self.effect.changes_the_target()
-            || matches!(&next.decision, Decision::Apply(effect, ..) if is_same(effect))
+            || matches!(&next.decision, Decision::Apply { effect, .. } if is_same(effect))
         {
             return None;
         }

@@ -125,7 +125,7 @@ impl Edit {
             input.precondition.as_ref(),
             self.operations,
         );
-        let decision = Decision::Apply(Box::new(effect), self.did, self.would);
+        let decision = Decision::apply(effect, self.did, self.would);
         let mut plan = Plan::new(target, &found, decision, completion);
         plan.decision_etag = Some(self.etag);
         plan.changes = self.changes;

@@ -181,7 +181,7 @@ pub(crate) fn plan_status(
         operations.collect(),
     );
     let did = done(target, &participle, input);
-    let decision = Decision::Apply(Box::new(effect), did, would(target, &participle));
+    let decision = Decision::apply(effect, did, would(target, &participle));
     let completion = completion(metadata, newest_version(rollout), goal);
     let mut plan = Plan::new(target.clone(), metadata, decision, completion);
     plan.changes = changes;

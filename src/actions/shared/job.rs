@@ -130,7 +130,7 @@ impl NewJob {
         let object = whole(manifest()?, &metadata, &input.id);
         let effect = Effect::creation(resource, &metadata, &input.mark, version.clone(), object);
         let Preview { result: would, changes } = preview(name, what);
-        let decision = Decision::Apply(Box::new(effect), did, would);
+        let decision = Decision::apply(effect, did, would);
         let mut plan = Plan::new(target, found, decision, completion);
         plan.changes = changes;
         Ok(plan)

@@ -71,7 +71,7 @@ impl PauseChange<'_> {
             annotations::operations(metadata, &self.entries),
         );
         let would = format!("Simulated: {object} would be {}.", self.participle);
-        let decision = Decision::Apply(Box::new(effect), did, would);
+        let decision = Decision::apply(effect, did, would);
         let mut plan = Plan::new(target, metadata, decision, completion);
         plan.changes = annotations::changes(metadata, &self.entries);
         plan.changes.push(AppliedRequests::from_metadata(metadata).change_beside(&input.mark));

@@ -281,7 +281,7 @@ impl<'a> Entries<'a> {
                 requests.change_beside(mark),
             ),
         };
-        let decision = Decision::Apply(Box::new(effect), did, self.would());
+        let decision = Decision::apply(effect, did, self.would());
         let mut plan = Plan::new(target, metadata, decision, completion);
         plan.changes = differences.iter().map(|it| self.change(it)).chain([marked]).collect();
         plan.warnings = self.warnings(metadata);
@@ -492,7 +492,7 @@ mod tests {
         "metadata: {METADATA, generation: 3, labels: {app: web, team: a}, annotations: {note: x}}";
 
     fn operations(plan: &Plan) -> Vec<Value> {
-        let Decision::Apply(effect, ..) = &plan.decision else { panic!("{:?}", plan.decision) };
+        let effect = plan.expect_change().0;
         effect.operations()
     }
 
@@ -507,7 +507,7 @@ mod tests {
         assert!(operations(&plan).contains(&all));
         assert_eq!(plan.changes.len(), 2);
         assert_eq!((&plan.changes[0].from, &plan.changes[0].to), (&json!("a"), &json!("b")));
-        let Decision::Apply(_, did, would) = &plan.decision else { panic!("is a change") };
+        let (_, did, would) = plan.expect_change();
         assert_eq!(
             did,
             "The labels of Deployment 'web' changed at 2026-01-31T12:00:00.987Z; set: app, team; removed: old, note."
@@ -563,7 +563,7 @@ mod tests {
         {
             let wanted = wanted(KeysOf::Labels, kind, &[("team", "b")], &[]);
             let plan = wanted.decide(LABELLED, None).expect("is planned");
-            let Decision::Apply(effect, ..) = &plan.decision else { panic!("is a change") };
+            let effect = plan.expect_change().0;
             assert_eq!(effect.generation, generation, "{kind:?}");
             let mark = plan.changes.last().expect("is there");
             assert_eq!(mark.to, json!(format!("{number}:r1@d1")), "{kind:?}");

@@ -85,7 +85,7 @@ pub(crate) fn decide(
     let annotate = restart::operations(workload, input.at, &input.id);
     let (mark, precondition) = (input.mark_for(rollback_target), input.precondition.as_ref());
     let effect = Effect::patch(kind.resource(), found, &mark, precondition, annotate);
-    let decision = Decision::Apply(Box::new(effect), did, would(kind, &target.name));
+    let decision = Decision::apply(effect, did, would(kind, &target.name));
     let restarted = restart::template_after(template, input.at, &input.id);
     let completion = completion(workload, Some(template_digest(&restarted)));
     let mut plan = Plan::new(target, found, decision, completion);
@@ -183,9 +183,7 @@ mod tests {
     fn a_restart_is_one_patch_of_the_object_as_it_was_read() {
         let plan =
             decide_on_deployment(", replicas: 2", &PlanInput::example()).expect("is planned");
-        let Decision::Apply(effect, did, would) = plan.decision else {
-            panic!("{:?}", plan.decision)
-        };
+        let (effect, did, would) = plan.expect_change();
         let operations = serde_json::to_string(&effect.operations()).expect("is written");
         assert!(operations.contains(r#"{"op":"test","path":"/metadata/uid","value":"u1"}"#));
         assert!(operations.contains(r#"{"op":"test","path":"/metadata/generation","value":3}"#));
@@ -249,7 +247,7 @@ mod tests {
             let target = workload.kind().target("shop", "web");
             let plan = decide(target, &workload, &json!({}), true, None, &PlanInput::example());
             let plan = plan.expect("is planned");
-            assert!(matches!(plan.decision, Decision::Apply(..)));
+            assert!(matches!(plan.decision, Decision::Apply { .. }));
             // There is no rollout to wait for.
             assert!(matches!(plan.completion, CompletionSpec::Known(Completion::Immediate(_))));
         }

@@ -158,7 +158,7 @@ impl TemplateChange {
         let (resource, precondition) = (workload.kind().resource(), input.precondition.as_ref());
         let effect = Effect::patch(resource, found, &mark, precondition, operations);
         changes.push(AppliedRequests::from_metadata(found).change(&mark));
-        let decision = Decision::Apply(Box::new(effect), did, would);
+        let decision = Decision::apply(effect, did, would);
         Plan { changes, ..Plan::new(target, found, decision, completion) }
     }
 }
@@ -218,7 +218,7 @@ mod tests {
                 (WorkloadKind::Deployment.target("shop", "web"), history.workload.metadata());
             let effect =
                 Effect::patch(WorkloadKind::Deployment.resource(), found, "m", None, vec![]);
-            let decision = Decision::Apply(Box::new(effect), String::new(), String::new());
+            let decision = Decision::apply(effect, String::new(), String::new());
             let plan = Plan::new(target, found, decision, completion(&history.workload, None));
             with_rollback_target(plan, history, input)
         };

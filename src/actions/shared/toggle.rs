@@ -131,8 +131,8 @@ impl Toggle {
             });
             return Ok(Plan::new(target, metadata, decision, completion));
         }
-        let effect = Box::new(self.effect(metadata, is_on, input));
-        let decision = Decision::Apply(effect, did, self.would(&target));
+        let effect = self.effect(metadata, is_on, input);
+        let decision = Decision::apply(effect, did, self.would(&target));
         let mut plan = Plan::new(target, metadata, decision, completion);
         plan.changes = self.changes(metadata, is_on, input);
         let field = format!("spec.{}", self.field.name);
@@ -221,9 +221,7 @@ mod tests {
             (RESUME_CRONJOB, "CronJob", "/spec/suspend", &yes, &no, "resumed"),
         ] {
             let plan = decide(toggle, !toggle.on, "");
-            let Decision::Apply(effect, did, would) = plan.decision else {
-                panic!("{:?}", plan.decision)
-            };
+            let (effect, did, would) = plan.expect_change();
             let operations = effect.operations();
             let change = match to {
                 Value::Null => json!({ "op": "remove", "path": path }),

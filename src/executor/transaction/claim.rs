@@ -123,7 +123,9 @@ impl Transaction<'_> {
     fn intent(&self, plan: &Plan, input: &PlanInput) -> Intent {
         let begun;
         let (effect, outcome, result) = match &plan.decision {
-            Decision::Apply(effect, did, _) => (Some((**effect).clone()), Outcome::Applied, did),
+            Decision::Apply { effect, did, .. } => {
+                (Some((**effect).clone()), Outcome::Applied, did)
+            }
             // An attempt that takes it over plans again, for the same objects.
             Decision::DeleteEach(deletions, _) => {
                 begun = format!("The deletion of {} began.", plural(deletions.len(), "object"));

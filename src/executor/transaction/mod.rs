@@ -274,7 +274,7 @@ impl Transaction<'_> {
             .map_err(with_object)?;
         let mut requires_approval = self.selected_by.is_none() && evaluation.requires_approval();
         let charge = match plan.decision {
-            Decision::Apply(..) | Decision::DeleteEach(..) => {
+            Decision::Apply { .. } | Decision::DeleteEach(..) => {
                 let charge = self.charge_of(&plan, input, lease.map_err(with_object)?);
                 self.budget.check(charge.lease.as_ref(), &charge.entries).map_err(with_object)?;
                 Some(charge)

@@ -415,8 +415,8 @@ mod program {
 
     fn real_effect(kind: Kind, change: &Change) -> Effect {
         let plan = real_plan(kind, &change.seen, None).expect("was planned");
-        let Decision::Apply(effect, ..) = plan.decision else { panic!("has no effect") };
-        if change.bound { effect.bound_to(&plan.found) } else { *effect }
+        let effect = plan.expect_change().0.clone();
+        if change.bound { effect.bound_to(&plan.found) } else { effect }
     }
 
     /// An effect as the record has it.
@@ -437,7 +437,7 @@ mod program {
             cached(&CACHE, (kind, seen.clone(), uid), |_| match real_plan(kind, seen, uid) {
                 Err(_) => Decided::Refused,
                 Ok(plan) => match plan.decision {
-                    Decision::Apply(..) => Decided::Apply,
+                    Decision::Apply { .. } => Decided::Apply,
                     Decision::AlreadyApplied(..) => Decided::AlreadyApplied,
                     Decision::NoOp(..) => Decided::NoOp,
                     Decision::DeleteEach(..) | Decision::EachTarget(..) => {
