@@ -9,8 +9,9 @@
 //!
 //! Prints, for each load: requests per second, median and 99th percentile of the latency, processor time
 //! per request (user and system, of the server's process), and each as a ratio to FastAPI. Then, for a
-//! fresh server of each kind: peak memory after 100,000 requests at 64 connections, and the processor time
-//! of an idle second. `BENCH_SECONDS` is the length of each load (30 by default).
+//! fresh server of each kind: peak memory after 100,000 requests at 64 connections and how much of the memory is
+//! private (the rest are pages of the program's files, which its processes share and the kernel can take back), and the
+//! processor time of an idle second. `BENCH_SECONDS` is the length of each load (30 by default).
 
 use std::{
     env,
@@ -189,9 +190,10 @@ impl Bench {
     fn print_memory(&self) {
         println!();
         println!(
-            "{:<18}{:>24}{:>28}",
+            "{:<18}{:>24}{:>16}{:>28}",
             "",
             format!("MiB after {MEMORY_REQUESTS}"),
+            "of it private",
             "idle, ms of CPU a second"
         );
         for kind in Kind::ALL {
@@ -210,7 +212,13 @@ impl Bench {
                 assert!(load.requests > 0, "{} answers nothing", kind.name());
                 requests += load.requests;
             }
-            println!("{:<18}{:>24.1}{:>28.1}", kind.name(), server.peak_mib(), idle);
+            println!(
+                "{:<18}{:>24.1}{:>16.1}{:>28.1}",
+                kind.name(),
+                server.peak_mib(),
+                peer::private_mib(server.process.id()),
+                idle
+            );
         }
     }
 

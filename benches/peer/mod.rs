@@ -25,8 +25,19 @@ fn run(command: &mut Command) {
 
 /// The most memory that a running process has held, in MiB.
 pub fn peak_mib(process: u32) -> f64 {
+    status_mib(process, "VmHWM:")
+}
+
+/// The memory of a running process that is not that of files, in MiB.
+#[allow(dead_code, reason = "each bench is a crate of its own and uses a part")]
+pub fn private_mib(process: u32) -> f64 {
+    status_mib(process, "RssAnon:")
+}
+
+/// A field of `/proc/PID/status` (proc(5)), in MiB.
+fn status_mib(process: u32, field: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it lives");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("is there");
+    let line = status.lines().find(|line| line.starts_with(field)).expect("is there");
     let kib: f64 = line.split_whitespace().nth(1).and_then(|it| it.parse().ok()).expect("is");
     kib / 1024.0
 }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Event, Pod, ResourceQuota};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Event, Pod, ResourceQuota},
+};
 use kube::{ResourceExt, api::Patch};
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
@@ -194,6 +197,16 @@ async fn refused_by_a_quota(kind: &str, action: &str, parameters: &Value) -> Fin
         events.iter().any(refused).then_some(())
     })
     .await;
+    // Nothing but the Deployment's own condition says why it has fewer pods than it is scaled to. Its controller writes
+    // that after the Event.
+    if (kind, action) == ("Deployment", "scale") {
+        eventually("the Deployment says that a pod is refused", async || {
+            let deployment = namespace.api::<Deployment>().get("web").await.expect("is there");
+            let conditions = deployment.status?.conditions?;
+            conditions.iter().any(|it| it.type_ == "ReplicaFailure").then_some(())
+        })
+        .await;
+    }
     running.signal("TERM");
     wait(running).await
 }
