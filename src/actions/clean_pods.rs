@@ -28,6 +28,7 @@ use crate::{
         Plannable, Preview, shared::pod::MAX_NAMED_PODS,
     },
     contract::{
+        counted::counted,
         error::{ActionError, Code},
         names::{Namespace, PodReason},
         response::{Change, Target},
@@ -36,7 +37,6 @@ use crate::{
         api::client::Cluster,
         cleanup_filter::{self, CleanupFilter, StayReason, ending},
         completion::Completion,
-        drain_filter::plural,
         effect::Effect,
         pod_set::PodSet,
         pods,
@@ -190,7 +190,7 @@ impl Parameters {
             chosen.iter().map(|pod| format!("{} ({})", pod.name_any(), ending(pod))).collect();
         let would = format!(
             "Simulated: {} in namespace '{}' would be deleted, with their logs: {}.",
-            plural(chosen.len(), "finished pod"),
+            counted(chosen.len(), "finished pod"),
             self.namespace,
             pods::join_names(&names, MAX_NAMED_PODS)
         );
@@ -213,7 +213,7 @@ impl Parameters {
             plan.warnings.push(format!(
                 "{} of an earlier attempt no longer exist or no longer match: whether this request deleted them is \
                  unknown",
-                plural(gone, "pod")
+                counted(gone, "pod")
             ));
         }
         Ok(plan)
@@ -266,7 +266,7 @@ impl Parameters {
         let detail = format!(
             "{} that an earlier attempt was to delete in namespace '{}' are gone, or are not to be deleted any more; \
              whether this request or another client deleted them is unknown",
-            plural(number, "pod"),
+            counted(number, "pod"),
             self.namespace
         );
         ActionError::new(Code::OutcomeUnknown, detail).with_hint(
@@ -304,7 +304,7 @@ fn removal(pod: &core::Pod) -> Change {
 /// The pods that match and stay, by reason.
 fn warnings(staying: &BTreeMap<StayReason, Vec<String>>) -> Vec<String> {
     let warning = |(reason, names): (&StayReason, &Vec<String>)| {
-        let (number, why) = (plural(names.len(), "pod"), reason.description());
+        let (number, why) = (counted(names.len(), "pod"), reason.description());
         format!("not deleted: {number}, since {why}: {}", pods::join_names(names, MAX_NAMED_PODS))
     };
     staying.iter().map(warning).collect()

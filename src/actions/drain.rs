@@ -24,6 +24,7 @@ use crate::{
         shared::{pod::MAX_NAMED_PODS, restart, toggle::CORDON},
     },
     contract::{
+        counted::counted,
         error::{ActionError, Code},
         label_selector::LabelSelector,
         names::ObjectName,
@@ -38,7 +39,7 @@ use crate::{
         applied_requests::{AppliedRequests, DRAINS_ANNOTATION},
         completion::Completion,
         conditional_patch::add,
-        drain_filter::{self, BlockReason, DrainOptions, EvictionSet, SkipReason, plural},
+        drain_filter::{self, BlockReason, DrainOptions, EvictionSet, SkipReason},
         effect::Effect,
         nodes, pdb,
         pod_set::PodSet,
@@ -443,12 +444,12 @@ impl NodePods {
                 .with_retry_after(Some(RETRY_AFTER)));
         }
         let blocked = self.blocked.iter().map(|(reason, pods)| {
-            format!("{} {}: {}", plural(pods.len(), "pod"), reason.consequence(), join_names(pods))
+            format!("{} {}: {}", counted(pods.len(), "pod"), reason.consequence(), join_names(pods))
         });
         let ambiguous = (!self.multiple_pdbs.is_empty()).then(|| {
             format!(
                 "{} of more than one disruption budget, which the API server never evicts: {}",
-                plural(self.multiple_pdbs.len(), "pod"),
+                counted(self.multiple_pdbs.len(), "pod"),
                 join_names(&self.multiple_pdbs)
             )
         });
@@ -484,7 +485,9 @@ impl NodePods {
         let names: Vec<_> = self.to_evict.iter().map(|pod| pod_name(&pod.target)).collect();
         let eviction = match names[..] {
             [] => "no pod would be evicted".to_owned(),
-            _ => format!("{} would be evicted: {}", plural(names.len(), "pod"), join_names(&names)),
+            _ => {
+                format!("{} would be evicted: {}", counted(names.len(), "pod"), join_names(&names))
+            }
         };
         let skipped = self.skipped_phrase("would stay");
         format!("Simulated: {cordon}, and {eviction}{skipped}.")
@@ -493,7 +496,7 @@ impl NodePods {
     fn warnings(&self, input: &PlanInput) -> Vec<String> {
         let accepted_risks = self.accepted_risks.iter().map(|(reason, pods)| {
             let what = reason.consequence();
-            format!("{} {what}, evicted anyway: {}", plural(pods.len(), "pod"), join_names(pods))
+            format!("{} {what}, evicted anyway: {}", counted(pods.len(), "pod"), join_names(pods))
         });
         let exhausted = self.exhausted.values().filter(|_| input.wait).map(|exhausted| {
             format!(
@@ -503,15 +506,15 @@ impl NodePods {
             )
         });
         let objecting = self.objecting.iter().map(|(annotation, pods)| {
-            let number = plural(pods.len(), "pod");
+            let number = counted(pods.len(), "pod");
             format!("{number} annotated with {annotation}, evicted anyway: {}", join_names(pods))
         });
         let doubtful = self.doubtful.iter().map(|(doubt, pods)| {
-            let number = plural(pods.len(), "pod");
+            let number = counted(pods.len(), "pod");
             format!("{number}, each of which {}: {}", doubt.meaning(), join_names(pods))
         });
         let slow = (!self.slow.is_empty()).then(|| {
-            let (number, wait) = (plural(self.slow.len(), "pod"), input.timeout.as_secs());
+            let (number, wait) = (counted(self.slow.len(), "pod"), input.timeout.as_secs());
             let pods = join_names(&self.slow);
             format!("{number} may take longer to stop than the wait of {wait} s: {pods}")
         });

@@ -17,6 +17,7 @@ use crate::{
         },
     },
     contract::{
+        counted::counted,
         error::ActionError,
         names::{Namespace, ObjectName, null_is_default},
         response::{Change, Target},
@@ -25,7 +26,6 @@ use crate::{
         api::client::Cluster,
         applied_requests::AppliedRequests,
         completion::Completion,
-        drain_filter::plural,
         integrations::Integration,
         keda::{KedaKind, PAUSED, PAUSED_REPLICAS, Pause, is_paused_in_one_direction},
         rbac::PolicyRule,
@@ -223,7 +223,7 @@ impl Parameters {
 }
 
 fn replicas_of(number: i32) -> String {
-    plural(usize::try_from(number).unwrap_or(0), "replica")
+    counted(usize::try_from(number).unwrap_or(0), "replica")
 }
 
 #[cfg(test)]

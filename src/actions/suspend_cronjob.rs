@@ -10,13 +10,12 @@ use crate::{
         shared::toggle::SUSPEND_CRONJOB,
     },
     contract::{
+        counted::counted,
         error::ActionError,
         names::{Namespace, ObjectName, null_is_default},
         response::Target,
     },
-    k8s::{
-        api::client::Cluster, completion::Completion, drain_filter::plural, jobs, rbac::PolicyRule,
-    },
+    k8s::{api::client::Cluster, completion::Completion, jobs, rbac::PolicyRule},
 };
 
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
@@ -79,7 +78,7 @@ fn decide(target: Target, cron_job: &CronJob, input: &PlanInput) -> Result<Plan,
         SUSPEND_CRONJOB.decide(target, &cron_job.metadata, is_suspended, completion, input)?;
     let active = jobs::active_jobs(cron_job);
     if plan.is_change() && !active.is_empty() {
-        let (number, names) = (plural(active.len(), "Job"), active.join(", "));
+        let (number, names) = (counted(active.len(), "Job"), active.join(", "));
         plan.warnings.push(format!("{number} of it still running, not affected: {names}"));
     }
     Ok(plan)

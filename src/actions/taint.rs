@@ -17,6 +17,7 @@ use crate::{
         shared::{pod::MAX_NAMED_PODS, restart, taint as shared},
     },
     contract::{
+        counted::counted,
         error::{ActionError, Code},
         names::{LabelValue, ObjectName, QualifiedName, null_is_default},
         response::{Target, rfc3339_millis},
@@ -25,7 +26,7 @@ use crate::{
         api::client::{Cluster, next_page},
         applied_requests::AppliedRequests,
         completion::Completion,
-        drain_filter::{self, BlockReason, plural},
+        drain_filter::{self, BlockReason},
         gitops, nodes, pods,
         rbac::PolicyRule,
         taints::{self, OUT_OF_SERVICE, TaintEffect, describe, ends_after},
@@ -288,7 +289,7 @@ impl EndedPods {
     fn phrase(&self, ends: &str) -> String {
         match self.names[..] {
             [] => String::new(),
-            _ => format!("; it {ends} {}: {}", plural(self.names.len(), "pod"), join(&self.names)),
+            _ => format!("; it {ends} {}: {}", counted(self.names.len(), "pod"), join(&self.names)),
         }
     }
 
@@ -297,7 +298,7 @@ impl EndedPods {
             return Ok(());
         }
         let reasons = self.blocked.iter().map(|(reason, pods)| {
-            format!("{} {}: {}", plural(pods.len(), "pod"), reason.consequence(), join(pods))
+            format!("{} {}: {}", counted(pods.len(), "pod"), reason.consequence(), join(pods))
         });
         let reasons: Vec<_> = reasons.collect();
         let parameters: Vec<_> =
@@ -311,7 +312,7 @@ impl EndedPods {
         let budgets = (!self.pods.is_empty()).then(|| {
             format!(
                 "{} end by deletion, at once and whatever their disruption budgets allow; drain respects these",
-                plural(self.pods.len(), "pod")
+                counted(self.pods.len(), "pod")
             )
         });
         let delayed = (!self.delayed.is_empty()).then(|| {
@@ -321,7 +322,7 @@ impl EndedPods {
             )
         });
         let accepted = self.accepted.iter().map(|(reason, pods)| {
-            let number = plural(pods.len(), "pod");
+            let number = counted(pods.len(), "pod");
             format!("{number} {}, ended anyway: {}", reason.consequence(), join(pods))
         });
         budgets.into_iter().chain(delayed).chain(accepted).collect()

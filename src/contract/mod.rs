@@ -2,6 +2,7 @@
 //! the other modules.
 
 pub(crate) mod advice;
+pub(crate) mod counted;
 pub(crate) mod cut;
 pub mod digest;
 pub mod error;

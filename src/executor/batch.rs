@@ -2,11 +2,13 @@
 
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::k8s::{
-    api::{client::Cluster, mutation::ApplyError},
-    drain_filter::plural,
-    effect::{Applied, Effect},
-    pods,
+use crate::{
+    contract::counted::counted,
+    k8s::{
+        api::{client::Cluster, mutation::ApplyError},
+        effect::{Applied, Effect},
+        pods,
+    },
 };
 
 /// How many effects are in progress at once.
@@ -18,7 +20,7 @@ pub(super) const MAX_PODS_PER_MESSAGE: usize = 20;
 /// `2 pods would not be evicted: why: shop/a, shop/b`
 pub(super) fn warning(mut names: Vec<String>, why: &str) -> String {
     names.sort_unstable();
-    let number = plural(names.len(), "pod");
+    let number = counted(names.len(), "pod");
     format!("{number} {why}: {}", pods::join_names(&names, MAX_PODS_PER_MESSAGE))
 }
 

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     actions::{AffectedObject, CompletionSpec, Plan, PlanInput},
     contract::{
+        counted::counted,
         error::{ActionError, Code},
         response::{Outcome, Rollout, RolloutState, rfc3339_millis},
     },
@@ -27,7 +28,6 @@ use crate::{
     k8s::{
         api::{client::Cluster, mutation::ApplyError, retry},
         completion::Completion,
-        drain_filter::plural,
         effect::{Applied, Effect},
         pod_set::PodSet,
         pods,
@@ -161,7 +161,7 @@ pub(super) async fn try_each(
     let mut warnings: Vec<_> =
         by_reason.into_iter().map(|(why, names)| warning(names, &why)).collect();
     if left > 0 {
-        warnings.push(format!("the deletions of {} were not tried", plural(left, "pod")));
+        warnings.push(format!("the deletions of {} were not tried", counted(left, "pod")));
     }
     Ok(warnings)
 }
@@ -232,8 +232,8 @@ impl Results {
         let result = format!(
             "{} in namespace '{namespace}' deleted at {}.",
             match number == all {
-                true => plural(number, "finished pod"),
-                false => format!("{number} of {}", plural(all, "finished pod")),
+                true => counted(number, "finished pod"),
+                false => format!("{number} of {}", counted(all, "finished pod")),
             },
             rfc3339_millis(input.at),
         );
@@ -241,7 +241,7 @@ impl Results {
         if !unknown.is_empty() {
             plan.warnings.push(format!(
                 "whether this request or another client deleted {} is unknown: {}",
-                plural(unknown.len(), "pod"),
+                counted(unknown.len(), "pod"),
                 named(&unknown)
             ));
         }
@@ -280,7 +280,7 @@ impl Results {
 fn unknown_error(namespace: &str, names: &[String]) -> ActionError {
     let detail = format!(
         "the deletion of {} in namespace '{namespace}' was sent, and no answer shows that this request deleted them: {}",
-        plural(names.len(), "pod"),
+        counted(names.len(), "pod"),
         named(names)
     );
     ActionError::new(Code::OutcomeUnknown, detail).with_hint(format!(

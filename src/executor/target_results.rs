@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::{
     actions::{SelectedTarget, shared::selection::Selection},
     contract::{
+        counted::counted,
         cut::beginning,
         error::{ActionError, Code},
         names::RequestId,
@@ -16,7 +17,6 @@ use crate::{
             TargetOutcome, TargetResult,
         },
     },
-    k8s::drain_filter::plural,
 };
 
 /// How many refused targets a message names, and how many problems of one target an answer has.
@@ -284,7 +284,7 @@ pub(super) fn conclude(
             let problem = rollout.problems.first().map(|it| format!(" ({it})"));
             format!("{}: {}{}.", response.kind, rollout.message, problem.unwrap_or_default())
         }
-        _ => format!("{} of {}. {rollout}", response.kind, plural(all, selection.kind.name())),
+        _ => format!("{} of {}. {rollout}", response.kind, counted(all, selection.kind.name())),
     };
     response.rollout = (waited || state != RolloutState::Complete).then_some(rollout);
     response.targets = results;

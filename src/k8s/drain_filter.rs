@@ -186,11 +186,6 @@ pub(crate) fn pods_of(node: &str, selector: Option<&str>) -> ListParams {
     }
 }
 
-/// `1 pod`, `2 pods`.
-pub(crate) fn plural(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
 /// The PVC, in the form `namespace/name`, of a volume that exists on one node only: a directory or a disk of the
 /// node, or a volume that is bound to a node by name.
 pub(crate) fn local_pvc(volume: &PersistentVolume) -> Option<String> {

@@ -15,12 +15,13 @@ use crate::{
         plan::{READ_AGAIN, SelectedTarget},
     },
     contract::{
+        counted::counted,
         error::{ActionError, Code},
         label_selector::LabelSelector,
         names::ObjectName,
         response::Target,
     },
-    k8s::{api::client::Cluster, drain_filter::plural, pods::join_names, workload::WorkloadKind},
+    k8s::{api::client::Cluster, pods::join_names, workload::WorkloadKind},
 };
 
 /// The default and the largest `max_targets`. The record, which is in annotations, has the answer for each target.
@@ -116,7 +117,7 @@ impl Selection<'_> {
     /// `2 Deployments in namespace 'shop' matching 'app=web'`
     pub(crate) fn counted(&self, number: usize) -> String {
         let Selection { kind, namespace, selector, .. } = self;
-        format!("{} in namespace '{namespace}' matching '{selector}'", plural(number, kind.name()))
+        format!("{} in namespace '{namespace}' matching '{selector}'", counted(number, kind.name()))
     }
 
     /// What is known without a cluster; `done` is for example `restarted`.
@@ -161,7 +162,7 @@ impl Selection<'_> {
             return Err(self.none(first.is_some()));
         }
         let targets: Vec<_> = chosen.iter().map(|it| SelectedTarget::of(it)).collect();
-        let sentence = format!("{} chosen.", plural(targets.len(), self.kind.name()));
+        let sentence = format!("{} chosen.", counted(targets.len(), self.kind.name()));
         let namespace = Target::named("v1", "Namespace", self.namespace, self.namespace);
         let uids: Vec<_> = targets.iter().map(|target| target.uid.as_str()).collect();
         let decision_etag = input.decision_etag.clone().unwrap_or_else(|| uids.join(" "));

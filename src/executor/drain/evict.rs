@@ -21,11 +21,13 @@ use super::{
     remaining::{DrainSnapshot, RemainingPod, is_terminating, name_of, uid},
 };
 use crate::{
-    contract::error::{ActionError, Code},
+    contract::{
+        counted::counted,
+        error::{ActionError, Code},
+    },
     executor::batch::{Batch, apply_each},
     k8s::{
         api::{error::is_denial, mutation::ApplyError, retry},
-        drain_filter::plural,
         effect::Effect,
         pdb, pods,
     },
@@ -240,7 +242,7 @@ impl EvictionAttempts {
         let more = problems.len().saturating_sub(MAX_PROBLEMS);
         if more > 0 {
             problems.truncate(MAX_PROBLEMS);
-            problems.push(format!("and {}", plural(more, "other pod")));
+            problems.push(format!("and {}", counted(more, "other pod")));
         }
         problems
     }

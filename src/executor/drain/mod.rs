@@ -27,6 +27,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     actions::{AffectedObject, BoxFuture, shared::toggle::UNCORDON},
     contract::{
+        counted::counted,
         error::{ActionError, Code},
         response::{Rollout, RolloutState, Target},
     },
@@ -37,7 +38,7 @@ use crate::{
     k8s::{
         api::mutation::ApplyError,
         applied_requests::{AppliedRequests, DRAINS_ANNOTATION},
-        drain_filter::{EvictionSet, plural},
+        drain_filter::EvictionSet,
         effect::Effect,
         nodes, pods,
     },
@@ -154,7 +155,7 @@ impl Drain<'_> {
                     return Ok(all_evicted(all, &snapshot, self.remaining.evictions));
                 }
                 let (left_over, refused) = (left.len(), snapshot.refused.len());
-                let all = plural(all + refused, "pod");
+                let all = counted(all + refused, "pod");
                 let message = format!("{} of {all} could not be evicted now", left_over + refused);
                 let problems = attempts.problems(&snapshot, left);
                 // What was not tried is left to the next attempt.
@@ -279,7 +280,7 @@ impl Drain<'_> {
         }
         let evicted = self.evict(&chosen, attempts, self.end).await;
         if snapshot.pods.iter().all(|it| attempts.is_given_up(&it.pod)) {
-            let pods = plural(snapshot.pods.len(), "pod");
+            let pods = counted(snapshot.pods.len(), "pod");
             return Ok(Step::Over(RolloutState::Failed, format!("{pods} cannot be evicted")));
         }
         Ok(Step::Evicted(evicted))
@@ -294,7 +295,7 @@ impl Drain<'_> {
         let DrainSnapshot { refused, ignoring, abandoned, .. } = snapshot;
         let gone = self.remaining.all_gone(all, abandoned);
         if !refused.is_empty() {
-            let stay = plural(refused.len(), "pod");
+            let stay = counted(refused.len(), "pod");
             return (
                 RolloutState::Failed,
                 format!("{gone}, but {stay} appeared after the drain was planned"),
@@ -303,7 +304,7 @@ impl Drain<'_> {
         if ignoring.is_empty() {
             return (RolloutState::Complete, gone);
         }
-        let there = plural(ignoring.len(), "pod");
+        let there = counted(ignoring.len(), "pod");
         let names = pods::join_names(ignoring, MAX_PODS_PER_MESSAGE);
         let why = "since they tolerate it or name the node";
         let message = format!("{gone}; {there} came despite the cordon, {why}: {names}");
@@ -450,7 +451,7 @@ fn shows_set(node: &Node, request: &RequestMetadata, evictions: &EvictionSet) ->
 
 /// The sentence of a drain that did not wait, once so many pods are evicted.
 fn all_evicted(all: usize, snapshot: &DrainSnapshot, evictions: &EvictionSet) -> String {
-    let pods = plural(all, "pod");
+    let pods = counted(all, "pod");
     let evicted = match (all, snapshot.pods.len()) {
         (0, _) => "There was no pod to evict.".to_owned(),
         (_, 0) => format!("{pods} evicted and terminated."),

@@ -12,15 +12,14 @@ use kube::core::ObjectMeta;
 use tokio::time::Instant;
 
 use crate::{
-    contract::{error::ActionError, response::Target},
+    contract::{counted::counted, error::ActionError, response::Target},
     executor::batch::MAX_PODS_PER_MESSAGE,
     k8s::{
         api::{
             client::{Cluster, next_page},
             node_pods::Pdbs,
         },
-        drain_filter,
-        drain_filter::EvictionSet,
+        drain_filter::{self, EvictionSet},
         pdb, pods,
     },
 };
@@ -166,7 +165,7 @@ impl DrainSnapshot {
 /// The pods that are there and that nobody waits for, if any.
 pub(super) fn abandoned_phrase(abandoned: &[String], evictions: &EvictionSet) -> Option<String> {
     let seconds = evictions.options.deleted_for.unwrap_or_default();
-    let pods = drain_filter::plural(abandoned.len(), "pod");
+    let pods = counted(abandoned.len(), "pod");
     let names = pods::join_names(abandoned, MAX_PODS_PER_MESSAGE);
     (!abandoned.is_empty())
         .then(|| format!("{pods} deleted more than {seconds} s ago and still there: {names}"))

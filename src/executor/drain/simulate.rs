@@ -8,10 +8,11 @@ use tokio::time::Instant;
 
 use crate::{
     actions::AffectedObject,
+    contract::counted::counted,
     executor::batch::{Batch, apply_each, warning},
     k8s::{
         api::{client::Cluster, mutation::ApplyError},
-        drain_filter::{EvictionSet, plural},
+        drain_filter::EvictionSet,
         effect::Effect,
     },
 };
@@ -50,7 +51,7 @@ pub(crate) async fn refusals(
     let mut warnings: Vec<_> =
         by_reason.into_iter().map(|(why, names)| warning(names, &why)).collect();
     if untried > 0 {
-        warnings.push(format!("the evictions of {} were not tried", plural(untried, "pod")));
+        warnings.push(format!("the evictions of {} were not tried", counted(untried, "pod")));
     }
     warnings
 }

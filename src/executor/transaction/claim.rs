@@ -8,13 +8,13 @@ use super::{Approval, Planned, Step, Transaction};
 use crate::{
     actions::{CompletionSpec, Decision, Plan, PlanInput, SelectedTarget},
     contract::{
+        counted::counted,
         error::{ActionError, Code},
         response::{ActionResponse, Outcome, PendingApproval, rfc3339_millis},
     },
     executor::{apply, check_replay_window, failpoint::Failpoint, response_to},
     k8s::{
         completion::Completion,
-        drain_filter::plural,
         effect::{Applied, Effect},
         evidence::Evidence,
     },
@@ -128,7 +128,7 @@ impl Transaction<'_> {
             }
             // An attempt that takes it over plans again, for the same objects.
             Decision::DeleteEach(deletions, _) => {
-                begun = format!("The deletion of {} began.", plural(deletions.len(), "object"));
+                begun = format!("The deletion of {} began.", counted(deletions.len(), "object"));
                 (None, Outcome::Applied, &begun)
             }
             Decision::AlreadyApplied(_, result) | Decision::EachTarget(result) => {
