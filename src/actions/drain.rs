@@ -176,14 +176,14 @@ impl Parameters {
     ) -> Result<NodePods, ActionError> {
         let mut node_pods = NodePods::default();
         let mut reader = NodePodReader::new(cluster, &self.node, self.pod_selector.as_deref());
-        let (budgets, mut page) = tokio::try_join!(
+        let (pdbs, mut page) = tokio::try_join!(
             Pdbs::read(cluster, input.deadline),
             reader.next(|_| true, input.deadline),
         )?;
         while let Some(pods) = page {
             for pod in &pods {
                 let exists = reader.daemon_set_exists(pod);
-                if node_pods.add(pod, &self.options(), exists, budgets.of(pod)) {
+                if node_pods.add(pod, &self.options(), exists, pdbs.of(pod)) {
                     node_pods.note(pod, self.grace_period_seconds, input);
                 }
             }
@@ -308,7 +308,7 @@ impl NodePods {
         pod: &Pod,
         options: &DrainOptions,
         daemon_set_exists: bool,
-        budgets: &[PodDisruptionBudget],
+        pdbs: &[PodDisruptionBudget],
     ) -> bool {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let pod_name = format!("{namespace}/{}", pod.name_any());
@@ -329,19 +329,19 @@ impl NodePods {
         for reason in accepted_reasons {
             self.accepted_risks.entry(reason).or_default().push(pod_name.clone());
         }
-        let is_unprotected = match pdb::classify(pod, budgets) {
+        let is_unprotected = match pdb::classify(pod, pdbs) {
             pdb::PdbDecision::Unprotected => true,
             pdb::PdbDecision::Allowed(_) => false,
-            pdb::PdbDecision::Blocked(budget) | pdb::PdbDecision::Stale(budget) => {
-                let key = format!("{namespace}/{}", pdb::name_of(budget));
-                let (budget, reason) = (budget.clone(), String::new());
+            pdb::PdbDecision::Blocked(pdb) | pdb::PdbDecision::Stale(pdb) => {
+                let key = format!("{namespace}/{}", pdb::name_of(pdb));
+                let (pdb, reason) = (pdb.clone(), String::new());
                 let exhausted =
-                    ExhaustedPdb { pdb: budget, pods: Vec::new(), reason, is_final: false };
+                    ExhaustedPdb { pdb, pods: Vec::new(), reason, is_final: false };
                 self.exhausted.entry(key).or_insert(exhausted).pods.push(pod_name.clone());
                 false
             }
-            pdb::PdbDecision::Ambiguous(budgets) => {
-                let names: Vec<_> = budgets.into_iter().map(pdb::name_of).collect();
+            pdb::PdbDecision::Ambiguous(pdbs) => {
+                let names: Vec<_> = pdbs.into_iter().map(pdb::name_of).collect();
                 self.multiple_pdbs.push(format!("{pod_name} ({})", names.join(", ")));
                 return false;
             }
@@ -572,7 +572,7 @@ mod tests {
         .expect("is a pod")
     }
 
-    fn budget(name: &str, allowed: i32) -> PodDisruptionBudget {
+    fn pdb(name: &str, allowed: i32) -> PodDisruptionBudget {
         serde_yaml_ng::from_str(&format!(
             "metadata: {{name: {name}, namespace: shop, generation: 1}}\n\
              spec: {{selector: {{matchLabels: {{app: web}}}}}}\n\
@@ -586,14 +586,10 @@ mod tests {
         serde_json::from_str(&format!(r#"{{"node":"n1"{fields}}}"#)).expect("are parameters")
     }
 
-    fn node_pods(
-        parameters: &Parameters,
-        pods: &[Pod],
-        budgets: &[PodDisruptionBudget],
-    ) -> NodePods {
+    fn node_pods(parameters: &Parameters, pods: &[Pod], pdbs: &[PodDisruptionBudget]) -> NodePods {
         let mut node_pods = NodePods::default();
         for pod in pods {
-            if node_pods.add(pod, &parameters.options(), true, budgets) {
+            if node_pods.add(pod, &parameters.options(), true, pdbs) {
                 node_pods.note(pod, None, &PlanInput { wait: true, ..PlanInput::example() });
             }
         }
@@ -606,11 +602,11 @@ mod tests {
     fn plan_for(
         fields: &str,
         pods: &[Pod],
-        budgets: &[PodDisruptionBudget],
+        pdbs: &[PodDisruptionBudget],
         wait: bool,
     ) -> Result<Plan, ActionError> {
         let parameters = parameters(fields);
-        let node_pods = node_pods(&parameters, pods, budgets);
+        let node_pods = node_pods(&parameters, pods, pdbs);
         parameters.decide(&node(""), node_pods, &PlanInput { wait, ..PlanInput::example() })
     }
 
@@ -653,8 +649,8 @@ mod tests {
             pod("cache", "volumes: [{name: tmp, emptyDir: {}}]", "ReplicaSet"),
             pod("torn", "", "ReplicaSet"),
         ];
-        let budgets = [budget("one", 1), budget("two", 1)];
-        let refusal = plan_for("", &pods, &budgets, true).expect_err("is refused");
+        let pdbs = [pdb("one", 1), pdb("two", 1)];
+        let refusal = plan_for("", &pods, &pdbs, true).expect_err("is refused");
         assert_eq!(refusal.code, Code::DrainBlocked);
         for part in [
             "was not cordoned",
@@ -670,13 +666,13 @@ mod tests {
 
     #[test]
     fn an_exhausted_budget_is_refused_as_retryable_and_waited_for_with_wait() {
-        let (pods, budgets) = ([pod("a", "", "ReplicaSet")], [budget("web", 0)]);
-        let refusal = plan_for("", &pods, &budgets, false).expect_err("is refused");
+        let (pods, pdbs) = ([pod("a", "", "ReplicaSet")], [pdb("web", 0)]);
+        let refusal = plan_for("", &pods, &pdbs, false).expect_err("is refused");
         assert_eq!(refusal.code, Code::DisruptionBudget);
         for part in ["PodDisruptionBudget 'web' allows 0", "shop/a"] {
             assert!(refusal.detail.contains(part), "{part}: {}", refusal.detail);
         }
-        let plan = plan_for("", &pods, &budgets, true).expect("is planned");
+        let plan = plan_for("", &pods, &pdbs, true).expect("is planned");
         assert!(
             plan.warnings[0].starts_with("waiting for a disruption budget"),
             "{:?}",
@@ -684,7 +680,7 @@ mod tests {
         );
         // One that never allows a disruption is refused permanently, also with wait.
         let node_pods = || {
-            let mut node_pods = node_pods(&parameters(""), &pods, &budgets);
+            let mut node_pods = node_pods(&parameters(""), &pods, &pdbs);
             node_pods.exhausted.values_mut().for_each(|exhausted| exhausted.is_final = true);
             node_pods
         };
@@ -697,7 +693,7 @@ mod tests {
         }
         // A permanent blocker beside it makes the refusal permanent.
         let both = [pod("a", "", "ReplicaSet"), pod("bare", "", "")];
-        let refusal = plan_for("", &both, &budgets, false).expect_err("is refused");
+        let refusal = plan_for("", &both, &pdbs, false).expect_err("is refused");
         assert_eq!(refusal.code, Code::DrainBlocked);
         assert!(refusal.detail.contains("PodDisruptionBudget 'web'"), "{}", refusal.detail);
     }

@@ -95,21 +95,21 @@ impl Plannable for Parameters {
     fn plan<'a>(&'a self, cluster: &'a Cluster, input: &'a PlanInput) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
             let (namespace, deadline) = (&self.namespace, input.deadline);
-            let (pod, budgets) = tokio::try_join!(
+            let (pod, pdbs) = tokio::try_join!(
                 cluster.get::<Pod>(namespace, &self.pod_name, deadline),
                 cluster.list(namespace, "", deadline),
             )?;
-            let (protected, never) = match pdb::classify(&pod, &budgets) {
-                PdbDecision::Blocked(budget) => {
-                    let selector = pdb::selector_of(budget).map(|it| it.to_string());
+            let (protected, never) = match pdb::classify(&pod, &pdbs) {
+                PdbDecision::Blocked(pdb) => {
+                    let selector = pdb::selector_of(pdb).map(|it| it.to_string());
                     let selector = selector.unwrap_or_default();
                     let protected = cluster.list(namespace, &selector, deadline).await?;
-                    let never = cluster.never_allows(budget, &protected, deadline).await;
+                    let never = cluster.never_allows(pdb, &protected, deadline).await;
                     (protected, never)
                 }
                 _ => (Vec::new(), None),
             };
-            let mut plan = self.decide(&pod, &budgets, &protected, never, input)?;
+            let mut plan = self.decide(&pod, &pdbs, &protected, never, input)?;
             let (only_pod, lost_node) = tokio::join!(
                 cluster.only_pod_warning(&pod, deadline),
                 cluster.lost_node_warning(&pod, deadline),
@@ -127,7 +127,7 @@ impl Parameters {
     fn decide(
         &self,
         pod: &Pod,
-        budgets: &[PodDisruptionBudget],
+        pdbs: &[PodDisruptionBudget],
         protected: &[Pod],
         never: Option<String>,
         input: &PlanInput,
@@ -141,8 +141,7 @@ impl Parameters {
             let sentence = format!("Pod '{}' is being deleted already.", target.name);
             (Decision::NoOp(sentence), Vec::new())
         } else {
-            refuse_exhausted_pdb(&target, pod, budgets, protected, never, input)
-                .map_err(with_uid)?;
+            refuse_exhausted_pdb(&target, pod, pdbs, protected, never, input).map_err(with_uid)?;
             (self.eviction(pod, controller, input), vec![removal(&target)])
         };
         let completion = CompletionSpec::Known(Completion::Gone {
@@ -233,19 +232,19 @@ impl Parameters {
 fn refuse_exhausted_pdb(
     target: &Target,
     pod: &Pod,
-    budgets: &[PodDisruptionBudget],
+    pdbs: &[PodDisruptionBudget],
     protected: &[Pod],
     never: Option<String>,
     input: &PlanInput,
 ) -> Result<(), ActionError> {
-    match (pdb::classify(pod, budgets), never) {
-        (PdbDecision::Blocked(budget), Some(why)) => {
+    match (pdb::classify(pod, pdbs), never) {
+        (PdbDecision::Blocked(pdb), Some(why)) => {
             let detail = format!("{target} cannot be evicted: {why}");
-            Err(ActionError::new(Code::RejectedByCluster, detail).with_hint(pdb::way_out(budget)))
+            Err(ActionError::new(Code::RejectedByCluster, detail).with_hint(pdb::way_out(pdb)))
         }
         (PdbDecision::Unprotected | PdbDecision::Allowed(_), _) => Ok(()),
-        (PdbDecision::Blocked(budget) | PdbDecision::Stale(budget), _) => {
-            let why = pdb::reason(budget, protected);
+        (PdbDecision::Blocked(pdb) | PdbDecision::Stale(pdb), _) => {
+            let why = pdb::reason(pdb, protected);
             let detail = format!("{target} cannot be evicted now: {why}");
             let refusal = ActionError::new(Code::DisruptionBudget, detail)
                 .with_retry_after(Some(RETRY_AFTER));
@@ -253,9 +252,9 @@ fn refuse_exhausted_pdb(
             let hint = "set \"wait\": true to wait until the disruption budget allows it";
             Err(if input.wait { refusal } else { refusal.with_hint(hint) })
         }
-        (PdbDecision::Ambiguous(budgets), _) => {
+        (PdbDecision::Ambiguous(pdbs), _) => {
             let names: Vec<_> =
-                budgets.into_iter().map(|budget| format!("'{}'", pdb::name_of(budget))).collect();
+                pdbs.into_iter().map(|pdb| format!("'{}'", pdb::name_of(pdb))).collect();
             Err(ActionError::new(
                 Code::RejectedByCluster,
                 format!(
@@ -286,7 +285,7 @@ mod tests {
         .expect("is a pod")
     }
 
-    fn budget(name: &str, allowed: i32) -> PodDisruptionBudget {
+    fn pdb(name: &str, allowed: i32) -> PodDisruptionBudget {
         serde_yaml_ng::from_str(&format!(
             "metadata: {{name: {name}, namespace: shop, generation: 1}}\n\
              spec: {{selector: {{matchLabels: {{app: web}}}}}}\n\
@@ -303,17 +302,17 @@ mod tests {
 
     fn decide_on(
         metadata: &str,
-        budgets: &[PodDisruptionBudget],
+        pdbs: &[PodDisruptionBudget],
         more: &str,
     ) -> Result<Plan, ActionError> {
         let pods = [pod("web-1", metadata), pod("web-2", metadata)];
         let (pod, input) = (&pods[0], PlanInput::example());
-        parameters(more).decide(pod, budgets, &pods, None, &input)
+        parameters(more).decide(pod, pdbs, &pods, None, &input)
     }
 
     #[test]
     fn an_eviction_is_bound_to_the_uid() {
-        let plan = decide_on(OWNED, &[budget("web", 1)], "").expect("is planned");
+        let plan = decide_on(OWNED, &[pdb("web", 1)], "").expect("is planned");
         let (effect, did, would) = plan.expect_change();
         assert_eq!(effect.uid, "u-web-1");
         let mutation = Mutation::Evict { resource_version: None, grace_period_seconds: None };
@@ -333,7 +332,7 @@ mod tests {
 
     #[test]
     fn an_exhausted_budget_is_refused_as_retryable() {
-        let error = decide_on(OWNED, &[budget("web", 0)], "").expect_err("is refused");
+        let error = decide_on(OWNED, &[pdb("web", 0)], "").expect_err("is refused");
         assert_eq!(error.code, Code::DisruptionBudget);
         assert!(error.detail.contains("PodDisruptionBudget 'web' allows 0"), "{}", error.detail);
         assert_eq!(error.refused_uid(), Some("u-web-1"));
@@ -344,8 +343,8 @@ mod tests {
         let (pod, never) = (pod("web-1", OWNED), Some("'web' never allows it".to_owned()));
         for wait in [true, false] {
             let input = PlanInput { wait, ..PlanInput::example() };
-            let budgets = [budget("web", 0)];
-            let error = parameters("").decide(&pod, &budgets, &[], never.clone(), &input);
+            let pdbs = [pdb("web", 0)];
+            let error = parameters("").decide(&pod, &pdbs, &[], never.clone(), &input);
             let error = error.expect_err("is refused");
             assert_eq!(error.code, Code::RejectedByCluster);
             assert!(error.detail.contains("never allows"), "{}", error.detail);
@@ -355,8 +354,8 @@ mod tests {
 
     #[test]
     fn a_pod_of_two_budgets_is_refused_for_good() {
-        let budgets = [budget("web", 1), budget("front", 1)];
-        let error = decide_on(OWNED, &budgets, "").expect_err("is refused");
+        let pdbs = [pdb("web", 1), pdb("front", 1)];
+        let error = decide_on(OWNED, &pdbs, "").expect_err("is refused");
         assert_eq!(error.code, Code::RejectedByCluster);
         assert!(error.detail.contains("'web' and 'front'"), "{}", error.detail);
     }
@@ -380,7 +379,7 @@ mod tests {
     #[test]
     fn a_terminating_pod_is_left_whatever_its_budget() {
         let terminating = format!("{OWNED}, deletionTimestamp: '2026-01-31T12:00:00Z'");
-        let plan = decide_on(&terminating, &[budget("web", 0)], "").expect("is planned");
+        let plan = decide_on(&terminating, &[pdb("web", 0)], "").expect("is planned");
         assert!(matches!(plan.decision, Decision::NoOp(_)), "{:?}", plan.decision);
         assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
     }

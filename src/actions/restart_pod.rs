@@ -271,9 +271,9 @@ fn warnings(pod: &Pod, controller: &OwnerReference) -> Vec<String> {
 }
 
 /// No disruption budget stops a deletion, as it would stop an eviction.
-fn pdb_warning(pod: &Pod, budgets: &[PodDisruptionBudget]) -> Option<String> {
-    let PdbDecision::Blocked(budget) = pdb::classify(pod, budgets) else { return None };
-    let why = pdb::reason(budget, &[]);
+fn pdb_warning(pod: &Pod, pdbs: &[PodDisruptionBudget]) -> Option<String> {
+    let PdbDecision::Blocked(pdb) = pdb::classify(pod, pdbs) else { return None };
+    let why = pdb::reason(pdb, &[]);
     Some(format!("{why}; a deletion ignores it, evict_pod respects it"))
 }
 
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_deletion_that_exceeds_a_budget_is_warned_of() {
-        let budget: PodDisruptionBudget = serde_yaml_ng::from_str(
+        let pdb: PodDisruptionBudget = serde_yaml_ng::from_str(
             "metadata: {name: guard, namespace: shop}\nspec: {selector: {}}\n\
              status: {disruptionsAllowed: 0, currentHealthy: 2, desiredHealthy: 2, expectedPods: 2}",
         )
@@ -355,7 +355,7 @@ mod tests {
             "{phase: Running, conditions: [{type: Ready, status: 'True'}]}",
         )
         .expect("is a status");
-        let warning = pdb_warning(&running, &[budget]).expect("is a warning");
+        let warning = pdb_warning(&running, &[pdb]).expect("is a warning");
         assert!(warning.contains("'guard'") && warning.contains("evict_pod respects"), "{warning}");
         assert_eq!(pdb_warning(&running, &[]), None);
     }

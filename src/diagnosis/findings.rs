@@ -122,10 +122,10 @@ pub(crate) fn of(facts: &Facts) -> Vec<Finding> {
         all.of_pod(pod, facts.now);
     }
     all.of_events(facts);
-    for budget in exhausted_pdbs(facts) {
+    for pdb in exhausted_pdbs(facts) {
         all.add(
             FindingKind::DisruptionBudget,
-            pdb::reason(budget, &pods_of(facts).cloned().collect::<Vec<_>>()),
+            pdb::reason(pdb, &pods_of(facts).cloned().collect::<Vec<_>>()),
         );
     }
     all.sorted()
@@ -142,9 +142,9 @@ pub(crate) fn pods_of(facts: &Facts) -> impl Iterator<Item = &Pod> + Clone {
 
 /// The disruption budgets of the target's pods that allow no disruption.
 fn exhausted_pdbs(facts: &Facts) -> impl Iterator<Item = &PodDisruptionBudget> {
-    facts.pdbs.iter().filter(|budget| {
-        let selects = |pod| !pdb::pdbs_of(pod, std::slice::from_ref(*budget)).is_empty();
-        pdb::disruptions_allowed(budget) == 0 && pods_of(facts).any(selects)
+    facts.pdbs.iter().filter(|pdb| {
+        let selects = |pod| !pdb::pdbs_of(pod, std::slice::from_ref(*pdb)).is_empty();
+        pdb::disruptions_allowed(pdb) == 0 && pods_of(facts).any(selects)
     })
 }
 

@@ -85,7 +85,7 @@ impl<'a> Reader<'a> {
         let uid = object.metadata().uid.clone();
         let end = self.share(PARTS_SHARE);
         let namespace = self.target.namespace();
-        let (jobs, pods, own_events, autoscalers, budgets, history) = tokio::join!(
+        let (jobs, pods, own_events, autoscalers, pdbs, history) = tokio::join!(
             self.part(Part::Jobs, end, self.jobs(uid.as_deref(), end)),
             self.part(Part::Pods, end, self.pods(&object, end)),
             self.part(Part::Events, end, self.events_of(uid.as_deref(), end)),
@@ -102,10 +102,10 @@ impl<'a> Reader<'a> {
             jobs: jobs.0,
             events: own_events.0,
             autoscalers: autoscalers.0,
-            pdbs: budgets.0,
+            pdbs: pdbs.0,
             log: None,
             history: history.0,
-            unread: [no_pods, jobs.1, own_events.1, autoscalers.1, budgets.1, history.1]
+            unread: [no_pods, jobs.1, own_events.1, autoscalers.1, pdbs.1, history.1]
                 .into_iter()
                 .flatten()
                 .collect(),

@@ -57,8 +57,8 @@ pub(crate) fn capacity_warnings(workload: &Workload, preflight: &Preflight) -> V
     let name = metadata.name.as_deref().unwrap_or_default();
     let target = workload.kind().target(metadata.namespace.as_deref().unwrap_or_default(), name);
     let autoscaler = maximum_warning(&preflight.autoscalers, &target);
-    let budgets = preflight.pdbs.iter().filter(|it| selects(it, workload)).filter_map(pdb_warning);
-    autoscaler.into_iter().chain(budgets).collect()
+    let of_pdbs = preflight.pdbs.iter().filter(|it| selects(it, workload)).filter_map(pdb_warning);
+    autoscaler.into_iter().chain(of_pdbs).collect()
 }
 
 /// The warning that the autoscaler of this object, if it is among these, is at its maximum.
@@ -174,15 +174,15 @@ fn autoscaler_warning(autoscaler: &HorizontalPodAutoscaler) -> Option<String> {
 }
 
 /// Whether this disruption budget selects this workload's pods, by their template's labels.
-fn selects(budget: &PodDisruptionBudget, workload: &Workload) -> bool {
+fn selects(pdb: &PodDisruptionBudget, workload: &Workload) -> bool {
     let labels = workload.template().and_then(|it| it.metadata.as_ref()?.labels.as_ref());
-    let selector = pdb::selector_of(budget);
+    let selector = pdb::selector_of(pdb);
     selector.zip(labels).is_some_and(|(selector, labels)| selector.matches(labels))
 }
 
-fn pdb_warning(budget: &PodDisruptionBudget) -> Option<String> {
-    let name = budget.metadata.name.as_deref()?;
-    let status = budget.status.as_ref()?;
+fn pdb_warning(pdb: &PodDisruptionBudget) -> Option<String> {
+    let name = pdb.metadata.name.as_deref()?;
+    let status = pdb.status.as_ref()?;
     (status.disruptions_allowed == 0 && status.expected_pods > 0).then(|| {
         format!(
             "PodDisruptionBudget '{name}' allows no disruption ({} of {} pods are healthy, {} must be), \

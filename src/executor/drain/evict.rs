@@ -169,9 +169,9 @@ pub(super) fn select_evictable<'a>(
             && !attempts.is_given_up(&it.pod)
             && !attempts.is_denied_now(&it.pod)
     };
-    let budgets = snapshot.pdbs.iter();
+    let pdbs = snapshot.pdbs.iter();
     let mut allowed: HashMap<&str, usize> =
-        budgets.map(|(key, budget)| (key.as_str(), pdb::disruptions_allowed(budget))).collect();
+        pdbs.map(|(key, pdb)| (key.as_str(), pdb::disruptions_allowed(pdb))).collect();
     let mut chosen = round_robin(snapshot.pods.iter().filter(can_evict).collect());
     chosen.retain(|left| match &left.pdb_key {
         None => true,
@@ -250,7 +250,7 @@ impl EvictionAttempts {
     fn problem(&self, snapshot: &DrainSnapshot, left: &RemainingPod) -> String {
         let RemainingPod { pod, pdb_key, .. } = left;
         let reason_in = |all: &HashMap<String, String>| all.get(uid(pod)).cloned();
-        let budget = pdb_key.as_ref().and_then(|key| snapshot.pdbs.get(key));
+        let pdb = pdb_key.as_ref().and_then(|key| snapshot.pdbs.get(key));
         let why = reason_in(&self.given_up)
             .or_else(|| {
                 is_terminating(pod).then(|| {
@@ -259,7 +259,7 @@ impl EvictionAttempts {
                 })
             })
             .or_else(|| reason_in(&self.refused).filter(|_| self.denied.contains_key(uid(pod))))
-            .or_else(|| budget.map(|budget| pdb::reason(budget, &[])))
+            .or_else(|| pdb.map(|pdb| pdb::reason(pdb, &[])))
             .or_else(|| reason_in(&self.refused))
             .unwrap_or_else(|| "its eviction was not attempted yet".to_owned());
         format!("pod {}: {why}", name_of(pod))
@@ -293,16 +293,16 @@ mod tests {
 
     use super::*;
 
-    fn remaining(name: &str, owner: &str, budget: Option<&str>) -> RemainingPod {
+    fn remaining(name: &str, owner: &str, pdb: Option<&str>) -> RemainingPod {
         let pod = serde_yaml_ng::from_str(&format!(
             "{{name: {name}, namespace: shop, uid: {name}, ownerReferences: [{{apiVersion: apps/v1, \
              kind: ReplicaSet, name: {owner}, uid: {owner}, controller: true}}]}}"
         ));
-        let pdb_key = budget.map(str::to_owned);
+        let pdb_key = pdb.map(str::to_owned);
         RemainingPod { pod: pod.expect("is metadata"), pdb_key, is_own: false }
     }
 
-    fn budget(allowed: i32) -> PodDisruptionBudget {
+    fn pdb(allowed: i32) -> PodDisruptionBudget {
         serde_yaml_ng::from_str(&format!(
             "metadata: {{name: web, namespace: shop, generation: 1}}\n\
              status: {{observedGeneration: 1, currentHealthy: 2, desiredHealthy: 2, expectedPods: 3, \
@@ -312,7 +312,7 @@ mod tests {
     }
 
     fn snapshot(pods: Vec<RemainingPod>, allowed: i32) -> DrainSnapshot {
-        let pdbs = HashMap::from([("shop/web".to_owned(), budget(allowed))]);
+        let pdbs = HashMap::from([("shop/web".to_owned(), pdb(allowed))]);
         DrainSnapshot { pods, pdbs, ..DrainSnapshot::default() }
     }
 

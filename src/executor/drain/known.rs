@@ -102,17 +102,17 @@ impl Drain<'_> {
             attempts.known.since.get_or_insert(began);
             return Ok(DrainSnapshot { abandoned, ..attempts.known.snapshot(pods, set) });
         }
-        let budgets = Pdbs::read(cluster, deadline).await?;
+        let pdbs = Pdbs::read(cluster, deadline).await?;
         if has_unknown {
-            self.read(attempts, &budgets, deadline).await?;
+            self.read(attempts, &pdbs, deadline).await?;
         }
         let known = &mut attempts.known;
         known.since.get_or_insert(began);
         let mut snapshot = DrainSnapshot { abandoned, ..known.snapshot(pods, set) };
-        snapshot.add_pdbs(&budgets, |pod| known.may_be_protected(pod, set));
+        snapshot.add_pdbs(&pdbs, |pod| known.may_be_protected(pod, set));
         known.record_exhausted(&snapshot);
         if known.is_status_due() {
-            self.read(attempts, &budgets, deadline).await?;
+            self.read(attempts, &pdbs, deadline).await?;
             let known = &attempts.known;
             for left in &mut snapshot.pods {
                 left.pdb_key.take_if(|_| !known.may_be_protected(&left.pod, set));
@@ -125,7 +125,7 @@ impl Drain<'_> {
     async fn read(
         &self,
         attempts: &mut EvictionAttempts,
-        budgets: &Pdbs,
+        pdbs: &Pdbs,
         deadline: Instant,
     ) -> Result<(), ActionError> {
         let set = self.remaining.evictions;
@@ -143,7 +143,7 @@ impl Drain<'_> {
         while let Some(pods) = reader.next(|pod| !is_skipped(pod, known), deadline).await? {
             for pod in &pods {
                 let key = uid(&pod.metadata).to_owned();
-                let decision = pdb::classify(pod, budgets.of(pod));
+                let decision = pdb::classify(pod, pdbs.of(pod));
                 if decision == PdbDecision::Unprotected {
                     unprotected.insert(key.clone());
                 }
@@ -184,7 +184,7 @@ impl Drain<'_> {
         &self,
         pod: &Pod,
         daemon_set_exists: bool,
-        budgets: &PdbDecision<'_>,
+        decision: &PdbDecision<'_>,
         since: Option<DateTime<Utc>>,
     ) -> Newcomer {
         let options = &self.remaining.evictions.options;
@@ -201,9 +201,9 @@ impl Drain<'_> {
                 let (what, parameter) = (reason.consequence(), reason.accepting_parameter());
                 Newcomer::Refused(format!("it is one {what}; to accept this, set {parameter}"))
             }
-            FilterResult::Evict(_) => match budgets {
-                PdbDecision::Ambiguous(budgets) => {
-                    let names: Vec<_> = budgets.iter().map(|it| pdb::name_of(it)).collect();
+            FilterResult::Evict(_) => match decision {
+                PdbDecision::Ambiguous(pdbs) => {
+                    let names: Vec<_> = pdbs.iter().map(|it| pdb::name_of(it)).collect();
                     Newcomer::Refused(format!(
                         "more than one disruption budget selects it: {}",
                         names.join(", ")

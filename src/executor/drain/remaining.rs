@@ -138,18 +138,14 @@ impl DrainSnapshot {
     }
 
     /// Adds to each pod that `may_be_protected` the disruption budget that protects it.
-    pub(crate) fn add_pdbs(
-        &mut self,
-        budgets: &Pdbs,
-        may_be_protected: impl Fn(&ObjectMeta) -> bool,
-    ) {
+    pub(crate) fn add_pdbs(&mut self, pdbs: &Pdbs, may_be_protected: impl Fn(&ObjectMeta) -> bool) {
         for left in self.pods.iter_mut().filter(|left| may_be_protected(&left.pod)) {
             let pod = Pod { metadata: left.pod.clone(), ..Pod::default() };
-            let budget = pdb::pdbs_of(&pod, budgets.of(&pod)).first().copied();
-            left.pdb_key = budget.map(|budget| {
+            let pdb = pdb::pdbs_of(&pod, pdbs.of(&pod)).first().copied();
+            left.pdb_key = pdb.map(|pdb| {
                 let namespace = left.pod.namespace.as_deref().unwrap_or_default();
-                let key = format!("{namespace}/{}", pdb::name_of(budget));
-                self.pdbs.entry(key.clone()).or_insert_with(|| budget.clone());
+                let key = format!("{namespace}/{}", pdb::name_of(pdb));
+                self.pdbs.entry(key.clone()).or_insert_with(|| pdb.clone());
                 key
             });
         }

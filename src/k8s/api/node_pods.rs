@@ -98,14 +98,14 @@ impl Pdbs {
     /// # Errors
     /// Why they could not be read.
     pub(crate) async fn read(cluster: &Cluster, deadline: Instant) -> Result<Self, ActionError> {
-        let mut budgets: HashMap<String, Vec<PodDisruptionBudget>> = HashMap::new();
+        let mut pdbs: HashMap<String, Vec<PodDisruptionBudget>> = HashMap::new();
         let add = |page: Vec<PodDisruptionBudget>| {
-            for budget in page {
-                budgets.entry(budget.namespace().unwrap_or_default()).or_default().push(budget);
+            for pdb in page {
+                pdbs.entry(pdb.namespace().unwrap_or_default()).or_default().push(pdb);
             }
         };
         cluster.each_page(None, ListParams::default(), deadline, add).await?;
-        Ok(Pdbs(budgets))
+        Ok(Pdbs(pdbs))
     }
 
     /// The disruption budgets of the pod's namespace.

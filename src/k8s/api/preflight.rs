@@ -63,14 +63,14 @@ impl Preflight {
                 _ => Ok(Vec::new()),
             }
         };
-        let (autoscalers, budgets, claims) = tokio::join!(
+        let (autoscalers, pdbs, claims) = tokio::join!(
             cluster.list_cached(namespace, deadline),
             cluster.list_cached(namespace, deadline),
             claims,
         );
         let mut preflight = Preflight::default();
         preflight.autoscalers = or_unavailable(autoscalers, &mut preflight.unavailable);
-        preflight.pdbs = or_unavailable(budgets, &mut preflight.unavailable);
+        preflight.pdbs = or_unavailable(pdbs, &mut preflight.unavailable);
         match claims {
             Ok(claims) => preflight.pvcs = claims,
             Err(error) => preflight.pvcs_unavailable = Some(not_checked(&error)),

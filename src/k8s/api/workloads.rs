@@ -33,15 +33,15 @@ impl Cluster {
     /// unknown where the account may not read the pods' StatefulSet.
     pub(crate) async fn never_allows(
         &self,
-        budget: &PodDisruptionBudget,
+        pdb: &PodDisruptionBudget,
         pods: &[Pod],
         deadline: Instant,
     ) -> Option<String> {
-        let replicas = match pdb::min_available(budget) {
+        let replicas = match pdb::min_available(pdb) {
             Some(_) => self.replicas_of(pods, deadline).await,
             None => None,
         };
-        pdb::never_allows(budget, replicas)
+        pdb::never_allows(pdb, replicas)
     }
 
     /// How many pods these are if none is missing: the replicas of their controllers, and those without one. `None` if
