@@ -16,7 +16,7 @@ const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where an exchange is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(crate) enum ExchangePhase {
     /// No request, or only a part of a header.
     Waiting,
     /// A header, and the body not yet.
@@ -35,7 +35,7 @@ pub(crate) enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectionState {
     /// The phase.
-    pub phase: Phase,
+    pub phase: ExchangePhase,
     /// Since when.
     pub since: Instant,
     /// Whether its client has authenticated.
@@ -66,7 +66,7 @@ impl Activity {
     /// That of a new connection.
     pub(crate) fn new(held: Arc<AtomicUsize>) -> Self {
         let state = ConnectionState {
-            phase: Phase::Waiting,
+            phase: ExchangePhase::Waiting,
             since: Instant::now(),
             authenticated: false,
             streams: false,
@@ -82,12 +82,12 @@ impl Activity {
     }
 
     /// A phase begins.
-    pub(crate) fn enter(&self, phase: Phase) {
+    pub(crate) fn enter(&self, phase: ExchangePhase) {
         self.change(|state| {
             state.phase = phase;
             state.since = Instant::now();
             state.streams = false;
-            if matches!(phase, Phase::Answering | Phase::Sending) {
+            if matches!(phase, ExchangePhase::Answering | ExchangePhase::Sending) {
                 state.body = 0;
             }
         });
@@ -102,8 +102,8 @@ impl Activity {
     pub(crate) fn flushed(&self) {
         self.change(|state| {
             state.unsent = 0;
-            if state.phase == Phase::Sending {
-                state.phase = Phase::Waiting;
+            if state.phase == ExchangePhase::Sending {
+                state.phase = ExchangePhase::Waiting;
                 state.since = Instant::now();
             }
         });
@@ -136,16 +136,18 @@ impl Activity {
 
     /// Whether no exchange is in progress.
     pub(crate) fn is_waiting(&self) -> bool {
-        self.lock().phase == Phase::Waiting
+        self.lock().phase == ExchangePhase::Waiting
     }
 
     /// Whether a client that sends nothing more now waits for its response.
     pub(crate) fn awaits_response(&self) -> bool {
         let ConnectionState { phase, since, streams, .. } = self.state();
         match phase {
-            Phase::Queued | Phase::Serving => !streams && since.elapsed() < HALF_CLOSE_TIMEOUT,
-            Phase::Answering | Phase::Sending => true,
-            Phase::Waiting | Phase::Reading => false,
+            ExchangePhase::Queued | ExchangePhase::Serving => {
+                !streams && since.elapsed() < HALF_CLOSE_TIMEOUT
+            }
+            ExchangePhase::Answering | ExchangePhase::Sending => true,
+            ExchangePhase::Waiting | ExchangePhase::Reading => false,
         }
     }
 
@@ -182,9 +184,9 @@ mod tests {
     async fn a_client_that_ends_with_its_request_waits_and_one_that_ends_later_has_given_up() {
         let activity = Activity::new(Arc::default());
         assert!(!activity.awaits_response());
-        activity.enter(Phase::Reading);
+        activity.enter(ExchangePhase::Reading);
         assert!(!activity.awaits_response());
-        for phase in [Phase::Queued, Phase::Serving] {
+        for phase in [ExchangePhase::Queued, ExchangePhase::Serving] {
             activity.enter(phase);
             assert!(activity.awaits_response());
             sleep(HALF_CLOSE_TIMEOUT).await;
@@ -195,20 +197,20 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_ends_while_its_stream_runs_has_given_up() {
         let activity = Activity::new(Arc::default());
-        activity.enter(Phase::Serving);
+        activity.enter(ExchangePhase::Serving);
         activity.begin_stream();
         assert!(!activity.awaits_response());
-        activity.enter(Phase::Serving);
+        activity.enter(ExchangePhase::Serving);
         assert!(activity.awaits_response());
     }
 
     #[test]
     fn a_response_is_taken_when_all_of_it_is_written() {
         let activity = Activity::new(Arc::default());
-        activity.enter(Phase::Serving);
+        activity.enter(ExchangePhase::Serving);
         activity.flushed();
-        assert_eq!(activity.state().phase, Phase::Serving);
-        activity.enter(Phase::Sending);
+        assert_eq!(activity.state().phase, ExchangePhase::Serving);
+        activity.enter(ExchangePhase::Sending);
         assert!(!activity.is_waiting());
         activity.flushed();
         assert!(activity.is_waiting());
@@ -223,7 +225,7 @@ mod tests {
         activity.hold_body(9);
         activity.hold_response(100);
         assert_eq!((all(), activity.held()), (109, 109));
-        activity.enter(Phase::Sending);
+        activity.enter(ExchangePhase::Sending);
         assert_eq!(all(), 100);
         activity.flushed();
         assert_eq!(all(), 0);

@@ -18,7 +18,7 @@ pub(crate) struct Addressee {
 
 /// The parameters of a call of a tool.
 #[derive(Deserialize)]
-struct Call {
+struct CallParams {
     arguments: Option<Addressee>,
 }
 
@@ -39,7 +39,7 @@ impl Addressee {
     pub(crate) fn of_message(json: &[u8]) -> Option<Self> {
         let Ok(Message::Request(message)) = protocol::read(json) else { return None };
         if message.method == "tools/call" {
-            let Call { arguments } = message.params().ok()?;
+            let CallParams { arguments } = message.params().ok()?;
             return Some(arguments.unwrap_or_default());
         }
         if !is_about_a_task(&message) {

@@ -22,7 +22,7 @@ use tokio::task::AbortHandle;
 
 use crate::{
     auth::rate_limit::network,
-    http::activity::{Activity, Phase},
+    http::activity::{Activity, ExchangePhase},
 };
 
 /// Descriptors kept for the cluster, files and, with the engine tiny-http, its sockets (two for each request
@@ -199,7 +199,7 @@ fn longest_waiting<'a>(
 ) -> Option<u64> {
     let waiting = connections.filter_map(|(id, it)| {
         let state = it.activity.state();
-        (state.phase != Phase::Serving).then_some((state.authenticated, state.since, *id))
+        (state.phase != ExchangePhase::Serving).then_some((state.authenticated, state.since, *id))
     });
     waiting.min().map(|(.., id)| id)
 }
@@ -261,7 +261,7 @@ mod tests {
     }
 
     /// Admits a connection of this peer in this phase.
-    fn admit(to: &Connections, id: u64, peer: [u8; 4], phase: Phase) -> Arc<Activity> {
+    fn admit(to: &Connections, id: u64, peer: [u8; 4], phase: ExchangePhase) -> Arc<Activity> {
         let admission = to.evict_if_full(peer.into()).expect("has capacity");
         let activity = to.activity();
         activity.enter(phase);
@@ -278,14 +278,18 @@ mod tests {
 
     #[tokio::test]
     async fn the_connection_that_has_waited_longest_is_closed_at_the_limit() {
-        for phase in
-            [Phase::Waiting, Phase::Reading, Phase::Queued, Phase::Answering, Phase::Sending]
-        {
+        for phase in [
+            ExchangePhase::Waiting,
+            ExchangePhase::Reading,
+            ExchangePhase::Queued,
+            ExchangePhase::Answering,
+            ExchangePhase::Sending,
+        ] {
             let connections = connections(2, 2);
             let first = admit(&connections, 1, ONE, phase);
             admit(&connections, 2, ONE, phase);
             first.enter(phase);
-            admit(&connections, 3, ONE, Phase::Waiting);
+            admit(&connections, 3, ONE, ExchangePhase::Waiting);
             assert_eq!(ids(&connections), [1, 3], "{phase:?}");
         }
     }
@@ -293,19 +297,19 @@ mod tests {
     #[tokio::test]
     async fn unauthenticated_clients_are_evicted_first() {
         let connections = connections(2, 2);
-        admit(&connections, 1, ONE, Phase::Reading).authenticated();
-        admit(&connections, 2, OTHER, Phase::Reading);
-        admit(&connections, 3, OTHER, Phase::Waiting);
+        admit(&connections, 1, ONE, ExchangePhase::Reading).authenticated();
+        admit(&connections, 2, OTHER, ExchangePhase::Reading);
+        admit(&connections, 3, OTHER, ExchangePhase::Waiting);
         assert_eq!(ids(&connections), [1, 3]);
     }
 
     #[tokio::test]
     async fn a_request_that_is_served_is_never_closed_and_health_has_connections_of_its_own() {
         let connections = connections(1, 1);
-        admit(&connections, 1, ONE, Phase::Serving);
+        admit(&connections, 1, ONE, ExchangePhase::Serving);
         assert_eq!(connections.evict_if_full(OTHER.into()), Some(Admission::HealthChecks));
         for id in 2..2 + HEALTH_CONNECTIONS as u64 {
-            admit(&connections, id, [10, 1, 0, id as u8], Phase::Serving);
+            admit(&connections, id, [10, 1, 0, id as u8], ExchangePhase::Serving);
         }
         assert_eq!(connections.evict_if_full(OTHER.into()), None);
         connections.closed(1);
@@ -315,14 +319,14 @@ mod tests {
     #[tokio::test]
     async fn a_peer_beyond_its_share_makes_room_for_itself() {
         let connections = connections(4, 2);
-        admit(&connections, 1, OTHER, Phase::Waiting);
+        admit(&connections, 1, OTHER, ExchangePhase::Waiting);
         for id in 2..10 {
-            admit(&connections, id, ONE, Phase::Waiting);
+            admit(&connections, id, ONE, ExchangePhase::Waiting);
         }
         assert_eq!(ids(&connections), [1, 8, 9]);
         // Where all that it has are being served, it can only ask for the health.
         for it in connections.lock().values() {
-            it.activity.enter(Phase::Serving);
+            it.activity.enter(ExchangePhase::Serving);
         }
         assert_eq!(connections.evict_if_full(ONE.into()), Some(Admission::HealthChecks));
         assert_eq!(connections.evict_if_full(OTHER.into()), Some(Admission::All));
@@ -331,12 +335,12 @@ mod tests {
     #[tokio::test]
     async fn clients_hold_no_more_bytes_than_they_may() {
         let connections = connections(9, 9);
-        let slow = admit(&connections, 1, ONE, Phase::Reading);
+        let slow = admit(&connections, 1, ONE, ExchangePhase::Reading);
         slow.hold_body(60);
-        let served = admit(&connections, 2, ONE, Phase::Serving);
+        let served = admit(&connections, 2, ONE, ExchangePhase::Serving);
         served.hold_body(30);
         assert!(connections.relieve(2));
-        let next = admit(&connections, 3, OTHER, Phase::Reading);
+        let next = admit(&connections, 3, OTHER, ExchangePhase::Reading);
         next.hold_body(40);
         assert!(connections.relieve(3));
         assert_eq!(ids(&connections), [2, 3]);

@@ -44,7 +44,7 @@ use crate::{
     contract::error::{ActionError, Code},
     executor::{context::stopped, reply::Reply},
     http::{
-        activity::{Activity, Phase},
+        activity::{Activity, ExchangePhase},
         body::{check_target, check_transfer_coding, read_body, request_id},
         concurrency::{DEADLINE, GuardedBody, Lane, Limiter, Permit},
         connections::{Admission, Connections},
@@ -284,7 +284,7 @@ impl Server {
         let stream = ClientStream::new(stream, connection.activity.clone());
         let service = service_fn(|request| {
             // hyper reads more from the client before it polls the future.
-            connection.activity.enter(Phase::Reading);
+            connection.activity.enter(ExchangePhase::Reading);
             // hyper reserves memory for this future in each connection, and most connections are idle.
             Box::pin(self.clone().answer(connection.clone(), request))
         });
@@ -379,7 +379,7 @@ impl Server {
             response.headers_mut().insert(header::CONNECTION, close);
         }
         match response.body() {
-            Body::Full(_) => connection.activity.enter(Phase::Answering),
+            Body::Full(_) => connection.activity.enter(ExchangePhase::Answering),
             Body::Stream(_) => connection.activity.begin_stream(),
         }
         connection.activity.hold_response(response.body().own_bytes());
@@ -423,7 +423,11 @@ impl Server {
         let request = request.await?;
         let lane = Lane::of(request.method());
         let reads = lane == Lane::Reads;
-        connection.activity.enter(if reads { Phase::Queued } else { Phase::Serving });
+        connection.activity.enter(if reads {
+            ExchangePhase::Queued
+        } else {
+            ExchangePhase::Serving
+        });
         let is_chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
         connection.lingers.store(is_chunked, Ordering::Relaxed);
         // Health checks are cheap, and answered whatever else is in progress.
@@ -437,7 +441,7 @@ impl Server {
             }
         };
         if reads {
-            connection.activity.enter(Phase::Serving);
+            connection.activity.enter(ExchangePhase::Serving);
         }
         let span = info.span.clone();
         let info = RequestInfo { caller, deadline, permit: permit.clone(), ..info };
@@ -534,7 +538,7 @@ impl RequestGuard {
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.activity.enter(Phase::Sending);
+        self.activity.enter(ExchangePhase::Sending);
         if !self.answered {
             self.server.metrics.client_disconnects();
         }

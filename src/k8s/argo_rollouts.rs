@@ -40,7 +40,7 @@ pub(crate) struct ArgoRollout<'a> {
 
 /// The phase of a Rollout, with the controller's message.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Phase {
+pub(crate) enum RolloutPhase {
     Progressing(String),
     Paused(String),
     Healthy,
@@ -188,20 +188,24 @@ impl<'a> ArgoRollout<'a> {
     }
 
     /// As `GetRolloutPhase` judges it, for the versions whose controller writes the phase (1.0 and newer).
-    pub(crate) fn phase(self) -> Phase {
+    pub(crate) fn phase(self) -> RolloutPhase {
         let message = || self.text("message").unwrap_or_default().to_owned();
         if !self.is_observed() {
-            return Phase::Progressing("the controller has not observed the change yet".to_owned());
+            return RolloutPhase::Progressing(
+                "the controller has not observed the change yet".to_owned(),
+            );
         }
         if self.is_unpausing() {
-            return Phase::Progressing("waiting for the controller to unpause it".to_owned());
+            return RolloutPhase::Progressing(
+                "waiting for the controller to unpause it".to_owned(),
+            );
         }
         match self.text("phase") {
-            Some("Healthy") => Phase::Healthy,
-            Some("Degraded") => Phase::Degraded(message()),
-            Some("Paused") => Phase::Paused(message()),
-            Some(_) => Phase::Progressing(message()),
-            None => Phase::Progressing("the controller has written no phase yet".to_owned()),
+            Some("Healthy") => RolloutPhase::Healthy,
+            Some("Degraded") => RolloutPhase::Degraded(message()),
+            Some("Paused") => RolloutPhase::Paused(message()),
+            Some(_) => RolloutPhase::Progressing(message()),
+            None => RolloutPhase::Progressing("the controller has written no phase yet".to_owned()),
         }
     }
 
@@ -353,10 +357,12 @@ fn promoted_status(rollout: ArgoRollout) -> RolloutStatus {
         return RolloutStatus::Waiting("being promoted fully".to_owned());
     }
     match rollout.phase() {
-        Phase::Paused(why) if !rollout.is_fully_promoted() => RolloutStatus::Failed(format!(
-            "superseded: it is paused{}, and no longer being promoted fully: {why}",
-            rollout.place()
-        )),
+        RolloutPhase::Paused(why) if !rollout.is_fully_promoted() => {
+            RolloutStatus::Failed(format!(
+                "superseded: it is paused{}, and no longer being promoted fully: {why}",
+                rollout.place()
+            ))
+        }
         _ => advanced_status(rollout),
     }
 }
@@ -367,19 +373,25 @@ fn advanced_status(rollout: ArgoRollout) -> RolloutStatus {
         return RolloutStatus::Waiting("the controller has not observed the retry yet".to_owned());
     }
     match rollout.phase() {
-        Phase::Healthy => RolloutStatus::Complete("Healthy: all replicas are updated".to_owned()),
+        RolloutPhase::Healthy => {
+            RolloutStatus::Complete("Healthy: all replicas are updated".to_owned())
+        }
         // As the promotion of a step with an inconclusive analysis leaves it.
-        Phase::Paused(_) if rollout.pause_reasons().is_empty() && !rollout.is_paused_by_spec() => {
+        RolloutPhase::Paused(_)
+            if rollout.pause_reasons().is_empty() && !rollout.is_paused_by_spec() =>
+        {
             RolloutStatus::Waiting(
                 "the controller has not observed the end of the pause yet".to_owned(),
             )
         }
-        Phase::Paused(why) => RolloutStatus::Complete(format!("paused{}: {why}", rollout.place())),
-        Phase::Degraded(why) if !rollout.is_aborted() && why.starts_with(ABORTED) => {
+        RolloutPhase::Paused(why) => {
+            RolloutStatus::Complete(format!("paused{}: {why}", rollout.place()))
+        }
+        RolloutPhase::Degraded(why) if !rollout.is_aborted() && why.starts_with(ABORTED) => {
             RolloutStatus::Waiting("the controller has not observed the retry yet".to_owned())
         }
-        Phase::Degraded(why) => RolloutStatus::Failed(format!("Degraded: {why}")),
-        Phase::Progressing(what) => RolloutStatus::Waiting(what),
+        RolloutPhase::Degraded(why) => RolloutStatus::Failed(format!("Degraded: {why}")),
+        RolloutPhase::Progressing(what) => RolloutStatus::Waiting(what),
     }
 }
 
@@ -388,7 +400,9 @@ fn aborted_status(rollout: ArgoRollout) -> RolloutStatus {
     if !rollout.is_aborted() {
         return RolloutStatus::Failed("superseded: the abort was reverted".to_owned());
     }
-    if rollout.status()["abortedAt"].is_null() || !matches!(rollout.phase(), Phase::Degraded(_)) {
+    if rollout.status()["abortedAt"].is_null()
+        || !matches!(rollout.phase(), RolloutPhase::Degraded(_))
+    {
         return RolloutStatus::Waiting("the controller has not observed the abort yet".to_owned());
     }
     RolloutStatus::Complete("aborted: the stable version has all replicas".to_owned())
@@ -406,16 +420,16 @@ fn restarted_status(rollout: ArgoRollout, at: &str) -> RolloutStatus {
     }
     let phase = match rollout.phase() {
         // The pods of the stable version are restarted all the same.
-        Phase::Degraded(why) if rollout.is_aborted() => Phase::Paused(why),
+        RolloutPhase::Degraded(why) if rollout.is_aborted() => RolloutPhase::Paused(why),
         phase => phase,
     };
     match phase {
-        Phase::Degraded(why) => RolloutStatus::Failed(format!("Degraded: {why}")),
-        Phase::Progressing(what) => RolloutStatus::Waiting(what),
-        Phase::Paused(_) if rollout.number("availableReplicas") < rollout.replicas() => {
+        RolloutPhase::Degraded(why) => RolloutStatus::Failed(format!("Degraded: {why}")),
+        RolloutPhase::Progressing(what) => RolloutStatus::Waiting(what),
+        RolloutPhase::Paused(_) if rollout.number("availableReplicas") < rollout.replicas() => {
             RolloutStatus::Waiting("not all pods are available".to_owned())
         }
-        Phase::Healthy | Phase::Paused(_) => {
+        RolloutPhase::Healthy | RolloutPhase::Paused(_) => {
             RolloutStatus::Complete("all pods were replaced, and are available".to_owned())
         }
     }

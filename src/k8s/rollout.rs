@@ -417,11 +417,11 @@ mod tests {
     use super::*;
 
     /// A Deployment of generation 4 with three replicas wanted and the status given as YAML.
-    fn verdict(status: &str) -> RolloutStatus {
-        verdict_after(4, status)
+    fn rollout_status(status: &str) -> RolloutStatus {
+        rollout_status_after(4, status)
     }
 
-    fn verdict_after(generation: i64, status: &str) -> RolloutStatus {
+    fn rollout_status_after(generation: i64, status: &str) -> RolloutStatus {
         let text = format!(
             "metadata: {{name: web, generation: 4}}\n\
              spec: {{replicas: 3, selector: {{}}, template: {{}}}}\n\
@@ -431,7 +431,7 @@ mod tests {
     }
 
     fn waits(status: &str, for_what: &str) {
-        assert_eq!(verdict(status), RolloutStatus::Waiting(for_what.to_owned()));
+        assert_eq!(rollout_status(status), RolloutStatus::Waiting(for_what.to_owned()));
     }
 
     const DONE: &str =
@@ -439,7 +439,7 @@ mod tests {
 
     #[test]
     fn a_deployment_is_complete_when_all_replicas_are_updated_and_available() {
-        assert!(matches!(verdict(DONE), RolloutStatus::Complete(_)));
+        assert!(matches!(rollout_status(DONE), RolloutStatus::Complete(_)));
     }
 
     #[test]
@@ -453,7 +453,7 @@ mod tests {
     #[test]
     fn a_stale_object_is_not_the_patched_one() {
         // A read served from before the patch still shows the old generation, and all is well there.
-        assert!(matches!(verdict_after(5, DONE), RolloutStatus::Waiting(_)));
+        assert!(matches!(rollout_status_after(5, DONE), RolloutStatus::Waiting(_)));
     }
 
     #[test]
@@ -469,7 +469,7 @@ mod tests {
         let status = "{observedGeneration: 4, updatedReplicas: 1, conditions: [{type: Progressing, \
                       status: 'False', reason: ProgressDeadlineExceeded, message: no progress}]}";
         assert_eq!(
-            verdict(status),
+            rollout_status(status),
             RolloutStatus::Failed("ProgressDeadlineExceeded: no progress".to_owned())
         );
     }
@@ -545,16 +545,16 @@ mod tests {
                  updatedReplicas: {updated}{revisions}"
             )
         };
-        let verdict = of_stateful_set(PARTITION, &status(1));
+        let rollout_status = of_stateful_set(PARTITION, &status(1));
         assert!(
-            matches!(verdict, RolloutStatus::Complete(what) if what.contains("1 of 3 pods are of revision b"))
+            matches!(rollout_status, RolloutStatus::Complete(what) if what.contains("1 of 3 pods are of revision b"))
         );
         assert!(matches!(of_stateful_set(PARTITION, &status(0)), RolloutStatus::Waiting(_)));
     }
 
     #[test]
     fn a_daemon_set_waits_for_updated_then_for_available_pods() {
-        let verdict = |status: &str| {
+        let rollout_status = |status: &str| {
             let text = format!(
                 "metadata: {{name: agent, generation: 2}}\n\
                  status: {{observedGeneration: 2, desiredNumberScheduled: 3, currentNumberScheduled: 3, \
@@ -564,20 +564,20 @@ mod tests {
         };
         let waiting = |what: &str| RolloutStatus::Waiting(what.to_owned());
         assert_eq!(
-            verdict(", updatedNumberScheduled: 1, numberAvailable: 3"),
+            rollout_status(", updatedNumberScheduled: 1, numberAvailable: 3"),
             waiting("1 of 3 new pods have been updated")
         );
         assert_eq!(
-            verdict(", updatedNumberScheduled: 3, numberAvailable: 2"),
+            rollout_status(", updatedNumberScheduled: 3, numberAvailable: 2"),
             waiting("2 of 3 updated pods are available")
         );
-        let done = verdict(", updatedNumberScheduled: 3, numberAvailable: 3");
+        let done = rollout_status(", updatedNumberScheduled: 3, numberAvailable: 3");
         assert!(matches!(done, RolloutStatus::Complete(_)));
     }
 
     #[test]
     fn a_scaling_is_complete_once_all_pods_are_available_and_none_is_surplus() {
-        let verdict = |spec: &str, status: &str| {
+        let rollout_status = |spec: &str, status: &str| {
             let text = format!(
                 "metadata: {{name: web, generation: 4}}\n\
                  spec: {{replicas: 3, selector: {{}}, template: {{}}{spec}}}\n\
@@ -588,15 +588,18 @@ mod tests {
         };
         let waiting = |what: &str| RolloutStatus::Waiting(what.to_owned());
         let unobserved = "observedGeneration: 3, replicas: 3, availableReplicas: 3";
-        assert_eq!(verdict("", unobserved), waiting("waiting for the change to be observed"));
+        assert_eq!(
+            rollout_status("", unobserved),
+            waiting("waiting for the change to be observed")
+        );
         let few = "observedGeneration: 4, replicas: 3, availableReplicas: 2";
-        assert_eq!(verdict("", few), waiting("2 of 3 replicas are available"));
+        assert_eq!(rollout_status("", few), waiting("2 of 3 replicas are available"));
         let many = "observedGeneration: 4, replicas: 5, updatedReplicas: 5, availableReplicas: 5";
-        assert_eq!(verdict("", many), waiting("2 surplus replicas are pending termination"));
+        assert_eq!(rollout_status("", many), waiting("2 surplus replicas are pending termination"));
         // Whatever their revision: a paused Deployment's pods do not become new ones.
         let old = "observedGeneration: 4, replicas: 4, updatedReplicas: 1, availableReplicas: 3";
-        assert_eq!(verdict("", old), waiting("1 surplus replicas are pending termination"));
-        assert!(matches!(verdict(", paused: true", old), RolloutStatus::Complete(_)));
+        assert_eq!(rollout_status("", old), waiting("1 surplus replicas are pending termination"));
+        assert!(matches!(rollout_status(", paused: true", old), RolloutStatus::Complete(_)));
     }
 
     #[test]
@@ -607,11 +610,11 @@ mod tests {
              numberMisscheduled: 0, numberReady: 0}",
         )
         .expect("is a DaemonSet");
-        assert!(matches!(verdict_of(set.clone(), 1), RolloutStatus::Complete(_)));
-        assert!(matches!(verdict_of(set, 2), RolloutStatus::Waiting(_)));
+        assert!(matches!(rollout_status_of(set.clone(), 1), RolloutStatus::Complete(_)));
+        assert!(matches!(rollout_status_of(set, 2), RolloutStatus::Waiting(_)));
     }
 
-    fn verdict_of(set: DaemonSet, generation: i64) -> RolloutStatus {
+    fn rollout_status_of(set: DaemonSet, generation: i64) -> RolloutStatus {
         super::status(&set.into(), generation, None)
     }
 

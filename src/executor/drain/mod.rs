@@ -87,7 +87,7 @@ pub(crate) trait LiveLimits: Sync {
 }
 
 /// What became of one list and its evictions.
-enum Step {
+enum EvictionRound {
     /// These pods are evicted, by uid.
     Evicted(HashSet<String>),
     /// The drain has ended.
@@ -216,8 +216,8 @@ impl Drain<'_> {
                 *is_seen = step.is_ok();
             }
             match step {
-                Ok(Step::Over(state, message)) => return (state, message),
-                Ok(Step::Evicted(evicted)) => {
+                Ok(EvictionRound::Over(state, message)) => return (state, message),
+                Ok(EvictionRound::Evicted(evicted)) => {
                     unseen = None;
                     if !evicted.is_empty() || snapshot.pods.len() < before {
                         pause = MIN_POLL_INTERVAL;
@@ -260,30 +260,33 @@ impl Drain<'_> {
         &self,
         snapshot: &mut DrainSnapshot,
         attempts: &mut EvictionAttempts,
-    ) -> Result<Step, ActionError> {
+    ) -> Result<EvictionRound, ActionError> {
         *snapshot = self.list(attempts, self.end).await?;
         if snapshot.pods.is_empty() {
             if !snapshot.ignoring.is_empty()
                 && let Some(why) = self.stop_reason(self.end).await?
             {
-                return Ok(Step::Over(RolloutState::Failed, why));
+                return Ok(EvictionRound::Over(RolloutState::Failed, why));
             }
             let (state, message) = self.without_pods_to_evict(snapshot, self.count(attempts));
-            return Ok(Step::Over(state, message));
+            return Ok(EvictionRound::Over(state, message));
         }
         let chosen = select_evictable(snapshot, attempts);
         if attempts.need_recheck(chosen.is_empty()) {
             if let Some(why) = self.stop_reason(self.end).await? {
-                return Ok(Step::Over(RolloutState::Failed, why));
+                return Ok(EvictionRound::Over(RolloutState::Failed, why));
             }
             attempts.record_recheck();
         }
         let evicted = self.evict(&chosen, attempts, self.end).await;
         if snapshot.pods.iter().all(|it| attempts.is_given_up(&it.pod)) {
             let pods = counted(snapshot.pods.len(), "pod");
-            return Ok(Step::Over(RolloutState::Failed, format!("{pods} cannot be evicted")));
+            return Ok(EvictionRound::Over(
+                RolloutState::Failed,
+                format!("{pods} cannot be evicted"),
+            ));
         }
-        Ok(Step::Evicted(evicted))
+        Ok(EvictionRound::Evicted(evicted))
     }
 
     /// How it ends once the last list shows none of the pods to evict: they were so many.

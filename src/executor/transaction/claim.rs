@@ -4,7 +4,7 @@
 use chrono::TimeDelta;
 use tokio::time::Instant;
 
-use super::{Approval, Planned, Step, Transaction};
+use super::{Approval, NextStep, Planned, Transaction};
 use crate::{
     actions::{CompletionSpec, Decision, Plan, PlanInput, SelectedTarget},
     contract::{
@@ -161,17 +161,17 @@ impl Transaction<'_> {
         found: Record,
         planned: Planned,
         input: &PlanInput,
-    ) -> Result<Step, ActionError> {
+    ) -> Result<NextStep, ActionError> {
         let mut ours = self.initial_record(&planned, input);
         ours.intent.taken_over = planned.earlier.is_some() || planned.deletions_may_come;
         self.context.observer().claiming();
         let taken = self.ledger.take(&found, ours, input.deadline).await?;
         Ok(match taken {
-            None => Step::Again,
+            None => NextStep::Again,
             Some(record) if planned.requires_approval => {
-                Step::AskApproval(Box::new(record), Box::new(planned.plan))
+                NextStep::AskApproval(Box::new(record), Box::new(planned.plan))
             }
-            Some(record) => Step::Act(Box::new(record), Box::new(planned), input.clone()),
+            Some(record) => NextStep::Act(Box::new(record), Box::new(planned), input.clone()),
         })
     }
 
@@ -181,13 +181,13 @@ impl Transaction<'_> {
         found: Record,
         planned: Planned,
         input: &PlanInput,
-    ) -> Result<Step, ActionError> {
+    ) -> Result<NextStep, ActionError> {
         if self.cluster.now() >= found.expires_at || !planned.requires_approval {
             return self.take(found, planned, input).await;
         }
         match self.find_approval(&found, &planned.plan, input).await? {
             Some(approval) => self.take(found, planned.approved(approval), input).await,
-            None => Ok(Step::AskApproval(Box::new(found), Box::new(planned.plan))),
+            None => Ok(NextStep::AskApproval(Box::new(found), Box::new(planned.plan))),
         }
     }
 
@@ -275,9 +275,9 @@ impl Transaction<'_> {
         &self,
         record: Record,
         input: &PlanInput,
-    ) -> Result<Step, ActionError> {
+    ) -> Result<NextStep, ActionError> {
         if let EarlierEffect::Made(applied) = self.find_earlier_effect(&record, input).await? {
-            return Ok(Step::Conclude(Box::new(record), applied));
+            return Ok(NextStep::Conclude(Box::new(record), applied));
         }
         // Plan as the first attempt did: for the same time and object, so that the answer does not depend
         // on which attempt gives it.
@@ -288,7 +288,9 @@ impl Transaction<'_> {
         let planned = self.plan(&input).await;
         // Again, after the plan: the other attempt may be slow, and the plan refused because of its effect.
         let earlier = match self.find_earlier_effect(&record, &input).await? {
-            EarlierEffect::Made(applied) => return Ok(Step::Conclude(Box::new(record), applied)),
+            EarlierEffect::Made(applied) => {
+                return Ok(NextStep::Conclude(Box::new(record), applied));
+            }
             EarlierEffect::MayCome(effect) => Some(*effect),
             EarlierEffect::None => None,
         };

@@ -190,7 +190,7 @@ struct Charge {
 }
 
 /// What follows from the record.
-enum Step {
+enum NextStep {
     /// The claim is ours: apply the effect.
     Act(Box<Record>, Box<Planned>, PlanInput),
     /// The effect is applied: complete the record.
@@ -227,7 +227,7 @@ impl Transaction<'_> {
                 }
                 (_, Err(refusal)) => return Err(refusal),
                 (ClaimState::Ours(record), Ok(planned)) => {
-                    Step::Act(record, Box::new(planned), input.clone())
+                    NextStep::Act(record, Box::new(planned), input.clone())
                 }
                 (ClaimState::Refused(record), Ok(planned)) => {
                     self.take(*record, planned, &input).await?
@@ -235,24 +235,24 @@ impl Transaction<'_> {
                 (ClaimState::Pending(record), Ok(planned)) => {
                     self.check_approval(*record, planned, &input).await?
                 }
-                (ClaimState::Free, Ok(_)) => Step::Again,
+                (ClaimState::Free, Ok(_)) => NextStep::Again,
             };
             match step {
-                Step::Act(record, planned, input) => {
+                NextStep::Act(record, planned, input) => {
                     return Box::pin(self.act(*record, *planned, input)).await;
                 }
-                Step::Conclude(record, applied) => {
+                NextStep::Conclude(record, applied) => {
                     return Box::pin(self.conclude(*record, applied, &input)).await;
                 }
-                Step::AskApproval(record, plan) => {
+                NextStep::AskApproval(record, plan) => {
                     let response = self.pending_approval(&record, &plan, &input);
                     self.context.reports().notify(&self.ledger.request, &response);
                     return Ok(response);
                 }
-                Step::Again if Instant::now() < input.deadline => {
+                NextStep::Again if Instant::now() < input.deadline => {
                     sleep(backoff.next().unwrap_or_default()).await;
                 }
-                Step::Again => return Err(self.in_progress(self.cluster.now())),
+                NextStep::Again => return Err(self.in_progress(self.cluster.now())),
             }
         }
     }
