@@ -221,7 +221,7 @@ fn clock(ahead: TimeDelta) -> Check {
 async fn kill_switch(cluster: &Cluster, policy: &Policy, deadline: Instant) -> Check {
     let namespace = policy.state.namespace.as_deref().unwrap_or(cluster.default_namespace());
     let lease = format!("Lease {namespace}/{}", policy.state.name);
-    let budget = Budget::new(policy.quotas(), namespace, &policy.state.name, cluster);
+    let budget = Budget::new(policy.budget_limits(), namespace, &policy.state.name, cluster);
     match budget.check_switch(deadline).await {
         Ok(()) => Check::new("kill switch", CheckStatus::Ok, format!("off ({lease})")),
         Err(error) if error.code == Code::Stopped => {

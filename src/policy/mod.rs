@@ -21,7 +21,7 @@ use crate::{
         quantity::Quantity,
     },
     k8s::integrations::Integration,
-    policy::budget::usage::{self, Quotas},
+    policy::budget::usage::{self, BudgetLimits},
 };
 
 pub mod approval;
@@ -347,12 +347,12 @@ impl Policy {
     }
 
     /// The limits that the budget enforces.
-    pub(crate) fn quotas(&self) -> Quotas {
+    pub(crate) fn budget_limits(&self) -> BudgetLimits {
         let quota = |quota: Quota| usage::Quota {
             actions: quota.actions.get() as usize,
             within: Duration::from_secs(quota.within_seconds.get()),
         };
-        Quotas {
+        BudgetLimits {
             cooldown: Duration::from_secs(self.cooldown_seconds.get()),
             per_namespace: self.budget.per_namespace.map(quota),
             cluster: self.budget.cluster.map(quota),
@@ -759,8 +759,8 @@ mod tests {
         let policy = parse(text).expect("is read");
         let written = serde_json::to_string(&policy).expect("is written");
         assert_eq!(parse(&written), Ok(policy.clone()));
-        assert_eq!(policy.quotas().cluster.map(|quota| quota.actions), Some(3));
-        assert_eq!(policy.quotas().per_namespace, None);
+        assert_eq!(policy.budget_limits().cluster.map(|quota| quota.actions), Some(3));
+        assert_eq!(policy.budget_limits().per_namespace, None);
         assert!(written.contains("restart_k8s"), "{written}");
     }
 

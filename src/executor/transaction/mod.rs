@@ -79,7 +79,7 @@ pub(crate) async fn execute(
     let target_cluster = context.target_cluster("nothing can be done")?;
     let ledger = Ledger::new(cluster, metadata);
     let namespace = policy.state.namespace.as_deref().unwrap_or(cluster.default_namespace());
-    let budget = Budget::new(policy.quotas(), namespace, &policy.state.name, cluster);
+    let budget = Budget::new(policy.budget_limits(), namespace, &policy.state.name, cluster);
     let end = Instant::now() + request.wait_time();
     let transaction = Transaction {
         context,

@@ -29,7 +29,7 @@ use crate::{
         },
         rbac::PolicyRule,
     },
-    policy::budget::usage::{LimitExceeded, Quota, Quotas, Usage, UsageEntry},
+    policy::budget::usage::{BudgetLimits, LimitExceeded, Quota, Usage, UsageEntry},
 };
 
 #[cfg(test)]
@@ -59,7 +59,7 @@ pub(crate) struct LeaseSnapshot(Option<Lease>);
 pub(crate) struct Budget<'a> {
     cluster: &'a Cluster,
     lease: LeaseRef,
-    quotas: Quotas,
+    limits: BudgetLimits,
 }
 
 /// The Lease's namespace and name.
@@ -70,9 +70,14 @@ struct LeaseRef {
 
 impl<'a> Budget<'a> {
     /// The budget with these limits, kept in the Lease of this namespace and name.
-    pub(crate) fn new(quotas: Quotas, namespace: &str, name: &str, cluster: &'a Cluster) -> Self {
+    pub(crate) fn new(
+        limits: BudgetLimits,
+        namespace: &str,
+        name: &str,
+        cluster: &'a Cluster,
+    ) -> Self {
         let lease = LeaseRef { namespace: namespace.to_owned(), name: name.to_owned() };
-        Budget { cluster, lease, quotas }
+        Budget { cluster, lease, limits }
     }
 
     /// Reads the Lease, if there are limits.
@@ -83,7 +88,7 @@ impl<'a> Budget<'a> {
         &self,
         deadline: Instant,
     ) -> Result<Option<LeaseSnapshot>, ActionError> {
-        if self.quotas.are_none() {
+        if self.limits.are_none() {
             return Ok(None);
         }
         self.read(deadline).await.map(|lease| Some(LeaseSnapshot(lease)))
@@ -116,7 +121,7 @@ impl<'a> Budget<'a> {
         deadline: Instant,
     ) -> Result<Vec<UsageEntry>, ActionError> {
         let mut entries = entries.to_vec();
-        if self.quotas.are_none() {
+        if self.limits.are_none() {
             return self.check_switch(deadline).await.map(|()| entries);
         }
         let mut pauses = backoff().take(MAX_RETRIES);
@@ -150,7 +155,7 @@ impl<'a> Budget<'a> {
         entries: &[UsageEntry],
         deadline: Instant,
     ) -> Result<(), ActionError> {
-        if self.quotas.are_none() {
+        if self.limits.are_none() {
             return self.check_switch(deadline).await;
         }
         let lease = self.add(entries, None, deadline).await?;
@@ -190,7 +195,7 @@ impl<'a> Budget<'a> {
 
     /// Changes entries, where there are any.
     async fn change(&self, entries: &Annotations, deadline: Instant) -> Result<(), ActionError> {
-        if self.quotas.are_none() || entries.is_empty() {
+        if self.limits.are_none() || entries.is_empty() {
             return Ok(());
         }
         self.write(entries, deadline).await.map(drop)
@@ -205,7 +210,7 @@ impl<'a> Budget<'a> {
     }
 
     fn judge(&self, lease: Option<&Lease>, entries: &[UsageEntry]) -> Result<(), ActionError> {
-        judge(lease, &self.lease, entries, &self.quotas)
+        judge(lease, &self.lease, entries, &self.limits)
     }
 
     /// Adds these entries, and removes those of the snapshot that count no more.
@@ -230,7 +235,7 @@ impl<'a> Budget<'a> {
     fn addition(&self, entries: &[UsageEntry], snapshot: Option<&LeaseSnapshot>) -> Annotations {
         let mut annotations = Annotations::new();
         if let (Some(LeaseSnapshot(lease)), Some(entry)) = (snapshot, entries.first()) {
-            let expired = usage_of(lease.as_ref()).expired(&self.quotas, entry.at());
+            let expired = usage_of(lease.as_ref()).expired(&self.limits, entry.at());
             annotations.extend(expired.into_iter().map(|key| (key, None)));
         }
         annotations
@@ -326,12 +331,12 @@ fn judge(
     lease: Option<&Lease>,
     lease_ref: &LeaseRef,
     entries: &[UsageEntry],
-    quotas: &Quotas,
+    limits: &BudgetLimits,
 ) -> Result<(), ActionError> {
     refuse_if_stopped(lease, lease_ref)?;
     let usage = usage_of(lease);
-    usage.check(entries, quotas).map_err(|limit| {
-        rate_limited(limit, quotas.cooldown).last_request(usage.last_request(entries))
+    usage.check(entries, limits).map_err(|limit| {
+        rate_limited(limit, limits.cooldown).last_request(usage.last_request(entries))
     })
 }
 
@@ -409,8 +414,9 @@ mod tests {
     fn judged(lease: Option<&Lease>, id: &str, seconds: i64) -> Result<(), ActionError> {
         let lease_ref = LeaseRef { namespace: "ops".to_owned(), name: "limits".to_owned() };
         let cluster = Some(Quota { actions: 2, within: Duration::from_secs(600) });
-        let quotas = Quotas { cooldown: Duration::from_secs(60), cluster, ..Quotas::default() };
-        judge(lease, &lease_ref, &entry(id, seconds), &quotas)
+        let limits =
+            BudgetLimits { cooldown: Duration::from_secs(60), cluster, ..BudgetLimits::default() };
+        judge(lease, &lease_ref, &entry(id, seconds), &limits)
     }
 
     #[test]

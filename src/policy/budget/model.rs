@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, TimeDelta, Utc};
 use stateright::{Checker, Model as _, Property};
 
-use super::usage::{EFFECT_WINDOW, Quota, Quotas, Usage, UsageEntry};
+use super::usage::{BudgetLimits, EFFECT_WINDOW, Quota, Usage, UsageEntry};
 use crate::contract::response::Target;
 
 /// One step of time.
@@ -54,10 +54,10 @@ struct Model {
 }
 
 impl Model {
-    fn quotas(&self) -> Quotas {
+    fn budget_limits(&self) -> BudgetLimits {
         let within = std::time::Duration::from_secs(WINDOW as u64);
         let cluster = Some(Quota { actions: self.quota, within });
-        Quotas { cluster, ..Quotas::default() }
+        BudgetLimits { cluster, ..BudgetLimits::default() }
     }
 }
 
@@ -122,11 +122,11 @@ impl stateright::Model for Model {
             Action::Wait => state.now += 1,
             Action::Charge(request) => {
                 // As the Lease was read before, without what counts no more.
-                let expired = usage(&state).expired(&self.quotas(), at(state.now));
+                let expired = usage(&state).expired(&self.budget_limits(), at(state.now));
                 state.entries.retain(|request, _| !expired.contains(&key(*request)));
                 let new = (state.now, false);
                 state.entries.insert(request, new);
-                let allowed = usage(&state).check(&[entry(request, new)], &self.quotas());
+                let allowed = usage(&state).check(&[entry(request, new)], &self.budget_limits());
                 state.stages[usize::from(request)] = match allowed {
                     Ok(()) => Stage::Allowed(state.now),
                     Err(_) => Stage::Refused,

@@ -45,7 +45,7 @@ pub(crate) struct Quota {
 
 /// All limits on the rate of actions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Quotas {
+pub(crate) struct BudgetLimits {
     /// The time between two actions on one target.
     pub cooldown: Duration,
     /// Per namespace.
@@ -54,10 +54,10 @@ pub(crate) struct Quotas {
     pub cluster: Option<Quota>,
 }
 
-impl Quotas {
+impl BudgetLimits {
     /// Whether there is no limit.
     pub(crate) fn are_none(&self) -> bool {
-        *self == Quotas::default()
+        *self == BudgetLimits::default()
     }
 
     /// How long an entry counts.
@@ -177,8 +177,8 @@ impl Usage {
     }
 
     /// The annotations of the entries that count no more at this time.
-    pub(crate) fn expired(&self, quotas: &Quotas, now: DateTime<Utc>) -> Vec<String> {
-        let expired = self.0.iter().filter(|it| time_left(it, quotas.retention(), now).is_none());
+    pub(crate) fn expired(&self, limits: &BudgetLimits, now: DateTime<Utc>) -> Vec<String> {
+        let expired = self.0.iter().filter(|it| time_left(it, limits.retention(), now).is_none());
         expired.map(|it| it.key.clone()).collect()
     }
 
@@ -201,7 +201,7 @@ impl Usage {
     pub(crate) fn check(
         &self,
         entries: &[UsageEntry],
-        quotas: &Quotas,
+        limits: &BudgetLimits,
     ) -> Result<(), LimitExceeded> {
         let mut counted = HashMap::new();
         for it in &self.0 {
@@ -217,7 +217,7 @@ impl Usage {
         }
         let mut usage: Vec<&UsageEntry> = counted.into_values().collect();
         for entry in entries {
-            check_one(&usage, entry, quotas)?;
+            check_one(&usage, entry, limits)?;
             usage.push(entry);
         }
         Ok(())
@@ -227,26 +227,26 @@ impl Usage {
 fn check_one(
     usage: &[&UsageEntry],
     entry: &UsageEntry,
-    quotas: &Quotas,
+    limits: &BudgetLimits,
 ) -> Result<(), LimitExceeded> {
     let now = entry.at;
     let all = || usage.iter().copied();
     let same_target = all().filter(|it| it.target == entry.target);
-    if let Some(wait) = wait_for_slot(same_target, 1, quotas.cooldown, now) {
+    if let Some(wait) = wait_for_slot(same_target, 1, limits.cooldown, now) {
         return Err(LimitExceeded::Cooldown(wait));
     }
-    if let Some(quota) = quotas.per_namespace {
+    if let Some(quota) = limits.per_namespace {
         let here = all().filter(|it| it.namespace == entry.namespace);
         if let Some(wait) = wait_for_slot(here, quota.actions, quota.within, now) {
             return Err(LimitExceeded::Namespace(quota, wait));
         }
     }
-    if let Some(quota) = quotas.cluster
+    if let Some(quota) = limits.cluster
         && let Some(wait) = wait_for_slot(all(), quota.actions, quota.within, now)
     {
         return Err(LimitExceeded::Cluster(quota, wait));
     }
-    match wait_for_slot(all(), MAX_ENTRIES, quotas.retention(), now) {
+    match wait_for_slot(all(), MAX_ENTRIES, limits.retention(), now) {
         Some(wait) => Err(LimitExceeded::List(wait)),
         None => Ok(()),
     }
@@ -345,69 +345,77 @@ mod tests {
 
     #[test]
     fn a_target_is_refused_during_its_cooldown() {
-        let quotas = Quotas { cooldown: MINUTE, ..Quotas::default() };
+        let limits = BudgetLimits { cooldown: MINUTE, ..BudgetLimits::default() };
         let usage = Usage::default().with(&made("a", "n", "web", 0));
-        let refused = usage.check(&entry("b", "n", "web", 20), &quotas);
+        let refused = usage.check(&entry("b", "n", "web", 20), &limits);
         assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(41))));
-        assert!(usage.check(&entry("b", "n", "api", 20), &quotas).is_ok());
-        assert!(usage.check(&entry("b", "n", "web", 61), &quotas).is_ok());
+        assert!(usage.check(&entry("b", "n", "api", 20), &limits).is_ok());
+        assert!(usage.check(&entry("b", "n", "web", 61), &limits).is_ok());
     }
 
     #[test]
     fn a_cooldown_begins_with_the_effect_and_not_with_its_entry() {
-        let quotas = Quotas { cooldown: MINUTE, ..Quotas::default() };
+        let limits = BudgetLimits { cooldown: MINUTE, ..BudgetLimits::default() };
         let late =
             Usage::default().with(&entry("a", "n", "web", 0).map(|it| it.after_effect(at(9))));
-        let refused = late.check(&entry("b", "n", "web", 61), &quotas);
+        let refused = late.check(&entry("b", "n", "web", 61), &limits);
         assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(9))));
         // The process that wrote it may have crashed before, or right after, the latest possible effect.
         let unknown = Usage::default().with(&entry("a", "n", "web", 0));
-        let refused = unknown.check(&entry("b", "n", "web", 61), &quotas);
+        let refused = unknown.check(&entry("b", "n", "web", 61), &limits);
         assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(29))));
-        assert!(unknown.check(&entry("b", "n", "web", 90), &quotas).is_ok());
+        assert!(unknown.check(&entry("b", "n", "web", 90), &limits).is_ok());
     }
 
     #[test]
     fn each_namespace_has_its_own_quota() {
-        let quotas = Quotas { per_namespace: two_in_a_minute(), ..Quotas::default() };
+        let limits = BudgetLimits { per_namespace: two_in_a_minute(), ..BudgetLimits::default() };
         let usage = Usage::default().with(&made("a", "n", "1", 0)).with(&entry("b", "n", "2", 1));
-        let refused = usage.check(&entry("c", "n", "3", 2), &quotas);
+        let refused = usage.check(&entry("c", "n", "3", 2), &limits);
         assert!(matches!(refused, Err(LimitExceeded::Namespace(_, wait)) if wait.as_secs() == 59));
-        assert!(usage.check(&entry("c", "m", "3", 2), &quotas).is_ok());
-        assert!(usage.check(&entry("c", "n", "3", 61), &quotas).is_ok());
+        assert!(usage.check(&entry("c", "m", "3", 2), &limits).is_ok());
+        assert!(usage.check(&entry("c", "n", "3", 61), &limits).is_ok());
     }
 
     #[test]
     fn the_cluster_has_one_quota() {
-        let quotas = Quotas { cluster: two_in_a_minute(), ..Quotas::default() };
+        let limits = BudgetLimits { cluster: two_in_a_minute(), ..BudgetLimits::default() };
         let usage = Usage::default().with(&entry("a", "n", "1", 0));
-        assert!(usage.check(&entry("b", "m", "2", 1), &quotas).is_ok());
+        assert!(usage.check(&entry("b", "m", "2", 1), &limits).is_ok());
         let usage = usage.with(&entry("b", "m", "2", 1));
-        let refused = usage.check(&entry("c", "o", "3", 2), &quotas);
+        let refused = usage.check(&entry("c", "o", "3", 2), &limits);
         assert!(matches!(refused, Err(LimitExceeded::Cluster(..))));
     }
 
     #[test]
     fn the_attempts_at_one_request_are_counted_once() {
-        let quotas = Quotas { cooldown: MINUTE, cluster: two_in_a_minute(), ..Quotas::default() };
+        let limits = BudgetLimits {
+            cooldown: MINUTE,
+            cluster: two_in_a_minute(),
+            ..BudgetLimits::default()
+        };
         let usage = Usage::default().with(&entry("a", "n", "1", 0)).with(&entry("a", "n", "1", 5));
-        assert!(usage.check(&entry("a", "n", "1", 9), &quotas).is_ok());
-        assert!(usage.check(&entry("b", "n", "2", 9), &quotas).is_ok());
+        assert!(usage.check(&entry("a", "n", "1", 9), &limits).is_ok());
+        assert!(usage.check(&entry("b", "n", "2", 9), &limits).is_ok());
         let usage = usage.with(&entry("b", "n", "2", 9));
-        assert!(usage.check(&entry("c", "n", "3", 9), &quotas).is_err());
+        assert!(usage.check(&entry("c", "n", "3", 9), &limits).is_err());
         // The latest attempt counts.
-        let refused = usage.check(&entry("c", "n", "1", 90), &quotas);
+        let refused = usage.check(&entry("c", "n", "1", 90), &limits);
         assert_eq!(refused, Err(LimitExceeded::Cooldown(Duration::from_secs(5))));
     }
 
     #[test]
     fn a_request_that_has_an_effect_again_is_charged_again() {
-        let quotas = Quotas { cooldown: MINUTE, cluster: two_in_a_minute(), ..Quotas::default() };
+        let limits = BudgetLimits {
+            cooldown: MINUTE,
+            cluster: two_in_a_minute(),
+            ..BudgetLimits::default()
+        };
         let usage = Usage::default().with(&made("a", "n", "1", 0));
-        let refused = usage.check(&entry("a", "n", "1", 9), &quotas);
+        let refused = usage.check(&entry("a", "n", "1", 9), &limits);
         assert!(matches!(refused, Err(LimitExceeded::Cooldown(_))));
         let usage = usage.with(&made("a", "n", "1", 5));
-        let refused = usage.check(&entry("b", "n", "2", 9), &quotas);
+        let refused = usage.check(&entry("b", "n", "2", 9), &limits);
         assert!(matches!(refused, Err(LimitExceeded::Cluster(..))));
     }
 
@@ -422,32 +430,32 @@ mod tests {
 
     #[test]
     fn the_actions_of_one_request_are_allowed_together_or_not_at_all() {
-        let quotas = Quotas { cluster: two_in_a_minute(), ..Quotas::default() };
+        let limits = BudgetLimits { cluster: two_in_a_minute(), ..BudgetLimits::default() };
         let both = [entry("a", "n", "1", 0), entry("a", "m", "2", 0)].concat();
-        assert!(Usage::default().check(&both, &quotas).is_ok());
+        assert!(Usage::default().check(&both, &limits).is_ok());
         let three = [&both[..], &entry("a", "m", "3", 0)].concat();
-        assert!(Usage::default().check(&three, &quotas).is_err());
+        assert!(Usage::default().check(&three, &limits).is_err());
         // A later attempt, for the last of them, counts what the first one may have done.
         let usage = Usage::default().with(&both);
-        assert!(usage.check(&entry("a", "m", "2", 9), &quotas).is_ok());
-        assert!(usage.check(&entry("a", "m", "3", 9), &quotas).is_err());
+        assert!(usage.check(&entry("a", "m", "2", 9), &limits).is_ok());
+        assert!(usage.check(&entry("a", "m", "3", 9), &limits).is_err());
     }
 
     #[test]
     fn expired_entries_are_named_for_removal() {
-        let quotas = Quotas { cooldown: MINUTE, ..Quotas::default() };
+        let limits = BudgetLimits { cooldown: MINUTE, ..BudgetLimits::default() };
         let usage = Usage::default().with(&made("a", "n", "1", 0)).with(&entry("b", "n", "2", 0));
-        assert_eq!(usage.expired(&quotas, at(60)), Vec::<String>::new());
-        assert_eq!(usage.expired(&quotas, at(61)), [usage.0[0].key.clone()]);
-        assert_eq!(usage.expired(&quotas, at(90)).len(), 2);
+        assert_eq!(usage.expired(&limits, at(60)), Vec::<String>::new());
+        assert_eq!(usage.expired(&limits, at(61)), [usage.0[0].key.clone()]);
+        assert_eq!(usage.expired(&limits, at(90)).len(), 2);
     }
 
     #[test]
     fn a_full_list_refuses_until_an_entry_expires() {
-        let quotas = Quotas { cooldown: MINUTE, ..Quotas::default() };
+        let limits = BudgetLimits { cooldown: MINUTE, ..BudgetLimits::default() };
         let entries = (0..MAX_ENTRIES).map(|it| made(&it.to_string(), "n", &it.to_string(), 0));
         let usage = Usage(entries.flatten().collect());
-        let refused = usage.check(&entry("b", "n", "web", 20), &quotas);
+        let refused = usage.check(&entry("b", "n", "web", 20), &limits);
         assert_eq!(refused, Err(LimitExceeded::List(Duration::from_secs(41))));
         let bytes: usize =
             usage.0.iter().map(|it| it.annotation().0.len() + it.annotation().1.len()).sum();
@@ -464,7 +472,7 @@ mod tests {
             actions in 1usize..6,
         ) {
             let quota = Quota { actions, within: MINUTE };
-            let quotas = Quotas { cluster: Some(quota), ..Quotas::default() };
+            let limits = BudgetLimits { cluster: Some(quota), ..BudgetLimits::default() };
             let (mut usage, mut now, mut effects) = (Usage::default(), 0, Vec::new());
             let mut refused: Vec<(usize, String)> = Vec::new();
             let mut to_add: Vec<(i64, UsageEntry)> = Vec::new();
@@ -476,7 +484,7 @@ mod tests {
                 }
                 let [next] = entry(&number.to_string(), "n", &number.to_string(), now);
                 usage = usage.with(std::slice::from_ref(&next));
-                match usage.check(std::slice::from_ref(&next), &quotas) {
+                match usage.check(std::slice::from_ref(&next), &limits) {
                     Ok(()) => {
                         effects.push(now + delay);
                         if added_after < 30 {
@@ -486,7 +494,7 @@ mod tests {
                     }
                     Err(_) => refused.push((number + lag, next.key)),
                 }
-                let expired = usage.expired(&quotas, at(now));
+                let expired = usage.expired(&limits, at(now));
                 let removed = |key: &String| {
                     expired.contains(key) || refused.iter().any(|(at, it)| *at <= number && it == key)
                 };
