@@ -29,6 +29,11 @@ fn main() -> ExitCode {
     let report = |error| match &invocation {
         // Its standard output carries messages only.
         Invocation::Program(Cli { command: Some(Command::Mcp(_)), .. }) => mcp::report(&error),
+        Invocation::Program(Cli { command: None, once }) => run::report(error, once.output),
+        Invocation::Program(Cli { command: Some(Command::Run(args)), .. }) => {
+            run::report(error, args.once.output)
+        }
+        Invocation::Action(args) => run::report(error, args.common.output),
         _ => print(Err(error)),
     };
     let settings = match Settings::from_env() {

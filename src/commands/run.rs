@@ -77,6 +77,15 @@ pub fn run(source: &RequestSource, args: &OnceArgs, settings: &Settings) -> u8 {
     }
 }
 
+/// Writes an error that came before the settings were known; returns its exit status.
+#[must_use]
+pub fn report(error: ActionError, output: OutputFormat) -> u8 {
+    let reply = Reply::from(error);
+    // A closed pipe is not an error.
+    let _ = write(&reply, output);
+    reply.exit_status()
+}
+
 /// Writes the answer where it is expected; returns its exit status.
 pub(super) fn answer(reply: &Reply, output: OutputFormat, settings: &Settings) -> u8 {
     if let Some(path) = &settings.termination_log {

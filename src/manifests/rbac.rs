@@ -14,6 +14,9 @@ use crate::{
     policy::{Policy, approval, budget},
 };
 
+/// The Role to which approvers are bound. It has the same rules whichever account acts.
+const APPROVER_ROLE: &str = "action-executor-approver";
+
 /// The rules that the executor needs in each namespace of targets.
 #[must_use]
 pub fn rules(kinds: &[ActionKind], policy: &Policy) -> Vec<PolicyRule> {
@@ -54,7 +57,7 @@ pub(crate) fn node_manifests(policy: &Policy, account: &ServiceAccount) -> Vec<V
     if rules.is_empty() {
         return Vec::new();
     }
-    let name = format!("action-executor.{}.{}.nodes", account.namespace, account.name);
+    let name = name_of(account, ".nodes");
     let mut documents = cluster_role(&name, json!(rules), account).to_vec();
     documents.extend(node_record_manifests(policy, account));
     documents
@@ -65,9 +68,9 @@ pub(crate) fn node_record_manifests(policy: &Policy, account: &ServiceAccount) -
     if cluster_rules(&enabled(policy)).is_empty() {
         return Vec::new();
     }
-    let (name, namespace) = ("action-executor-records", Namespace::default());
+    let (name, namespace) = (name_of(account, ".records"), Namespace::default());
     let records = self::rules(&[], policy);
-    vec![role(name, &namespace, json!(records)), binding(name, &namespace, account)]
+    vec![role(&name, &namespace, json!(records)), binding(&name, &namespace, account)]
 }
 
 /// The Roles and RoleBindings of the account: one in each namespace of targets, one for the Lease of the budget,
@@ -95,25 +98,26 @@ fn manifests_of(
     account: &ServiceAccount,
     namespaces: &[Namespace],
 ) -> Vec<Value> {
-    let rules = json!(rules(kinds, policy));
+    let (name, rules) = (name_of(account, ""), json!(rules(kinds, policy)));
     let mut documents = Vec::new();
     for namespace in namespaces {
-        documents.push(role("action-executor", namespace, rules.clone()));
-        documents.push(binding("action-executor", namespace, account));
+        documents.push(role(&name, namespace, rules.clone()));
+        documents.push(binding(&name, namespace, account));
         if policy.requires_approval() {
-            documents.push(role("action-executor-approver", namespace, json!(approval::APPROVER)));
+            documents.push(role(APPROVER_ROLE, namespace, json!(approval::APPROVER)));
         }
     }
     let namespace = policy.state.namespace.as_ref().unwrap_or(&account.namespace);
-    documents.push(role("action-executor-state", namespace, state_rules(policy)));
-    documents.push(binding("action-executor-state", namespace, account));
+    let name = name_of(account, ".state");
+    documents.push(role(&name, namespace, state_rules(policy)));
+    documents.push(binding(&name, namespace, account));
     documents
 }
 
 /// What a server needs in addition to list the history of these namespaces: a Role in each. The account of Jobs
 /// does not need it.
 pub(crate) fn history_manifests(account: &ServiceAccount, namespaces: &[Namespace]) -> Vec<Value> {
-    let name = "action-executor-history";
+    let name = &name_of(account, ".history");
     let of = |namespace: &Namespace| {
         [role(name, namespace, json!([ledger::HISTORY])), binding(name, namespace, account)]
     };
@@ -127,16 +131,21 @@ pub(crate) fn diagnosis_manifests(
     namespaces: &[Namespace],
     nodes: bool,
 ) -> Vec<Value> {
-    let name = "action-executor-diagnosis";
+    let name = &name_of(account, ".diagnosis");
     let of = |namespace: &Namespace| {
         [role(name, namespace, json!(parts::RULES)), binding(name, namespace, account)]
     };
     let mut documents: Vec<_> = namespaces.iter().flat_map(of).collect();
     if nodes {
-        let name = format!("action-executor.{}.{}.diagnosis", account.namespace, account.name);
-        documents.extend(cluster_role(&name, json!(parts::NODE_RULES), account));
+        documents.extend(cluster_role(name, json!(parts::NODE_RULES), account));
     }
     documents
+}
+
+/// The name of a Role, a ClusterRole or a binding of this account: two accounts that act in one namespace have Roles of
+/// their own there.
+pub(super) fn name_of(account: &ServiceAccount, part: &str) -> String {
+    format!("action-executor.{}.{}{part}", account.namespace, account.name)
 }
 
 pub(super) fn cluster_role(name: &str, rules: Value, account: &ServiceAccount) -> [Value; 2] {
@@ -214,6 +223,25 @@ mod tests {
         for wide in ["\"*\"", "secrets", "/exec", "ClusterRole", "escalate", "impersonate"] {
             assert!(!text.contains(wide), "{wide}");
         }
+    }
+
+    #[test]
+    fn two_accounts_that_act_in_one_namespace_have_roles_of_their_own() {
+        let policy = Policy::parse("{}", "p").expect("is one");
+        let shop = [Namespace::try_from("shop".to_owned()).expect("is a name")];
+        let names = |account: &str| -> Vec<String> {
+            let account = account.parse().expect("is an account");
+            let all = [
+                manifests(&policy, &account, &shop),
+                node_manifests(&policy, &account),
+                history_manifests(&account, &shop),
+                diagnosis_manifests(&account, &shop, true),
+            ];
+            let name = |document: &Value| document["metadata"]["name"].to_string();
+            all.concat().iter().map(name).collect()
+        };
+        let (server, jobs) = (names("sre:action-executor"), names("shop:action-executor"));
+        assert!(server.len() > 8 && server.iter().all(|name| !jobs.contains(name)), "{server:?}");
     }
 
     #[test]

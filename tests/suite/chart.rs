@@ -159,9 +159,11 @@ fn comparable_parts(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeM
         .map(|document| {
             let name = document["metadata"]["name"].as_str().expect("has one");
             let kind = document["kind"].as_str().expect("has one");
-            // Cluster-scoped objects have the account in their names, and so have one name in both.
+            // Cluster-scoped objects have one name in both. The names of others begin with that of the release, or with
+            // the account.
             let own = if kind.starts_with("Role") { prefix } else { "" };
-            let name = name.strip_prefix(own).unwrap_or(name);
+            let name = name.strip_prefix(own).or(name.strip_prefix("action-executor-"));
+            let name = name.unwrap_or_default().trim_start_matches(['.', '-']).replace('.', "-");
             let place = &document["metadata"]["namespace"];
             let mut parts = json!({});
             for part in ["rules", "subjects", "spec"] {
@@ -219,7 +221,7 @@ fn the_charts_roles_and_admission_policies_equal_the_programs() {
                     "bank"
                 ]),
                 &roles,
-                "action-executor"
+                "action-executor.ops.executor-action-executor"
             ),
             "{policy}"
         );
@@ -280,7 +282,11 @@ fn the_charts_permissions_to_impersonate_equal_the_programs() {
         let roles = ["Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"];
         assert_eq!(
             comparable_parts(&documents_of_chart, &roles, "executor-action-executor"),
-            comparable_parts(&documents(&done.stdout), &roles, "action-executor"),
+            comparable_parts(
+                &documents(&done.stdout),
+                &roles,
+                "action-executor.ops.executor-action-executor"
+            ),
             "{on}"
         );
         let text = json!(documents_of_chart).to_string();

@@ -493,7 +493,10 @@ fn the_permissions_of_a_diagnosis_are_granted_on_request_alone() {
     };
     assert!(!print(&["--history", "--nodes"]).contains("diagnosis"));
     let with = print(&["--diagnosis"]);
-    assert!(with.contains("action-executor-diagnosis") && with.contains("pods/log"), "{with}");
+    assert!(
+        with.contains("action-executor.ops.executor.diagnosis") && with.contains("pods/log"),
+        "{with}"
+    );
     assert!(print(&["--diagnosis", "--nodes"]).contains("action-executor.ops.executor.diagnosis"));
     assert!(parts::RULES.contains(&ledger::HISTORY));
 }

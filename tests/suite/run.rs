@@ -96,6 +96,23 @@ fn an_invalid_setting_exits_with_78() {
 }
 
 #[test]
+fn an_invalid_setting_is_reported_in_the_requested_output_format() {
+    for arguments in [
+        &["--output", "text"][..],
+        &["run", "--output", "text"],
+        &["restart-k8s", "web", "--output", "text"],
+    ] {
+        let done = Program::offline()
+            .env("PORT", "eighty")
+            .args(arguments.iter().copied())
+            .input(REQUEST)
+            .run();
+        assert_eq!(done.status, 78, "{done:?}");
+        assert!(done.stdout.starts_with("not done: environment variable PORT"), "{done:?}");
+    }
+}
+
+#[test]
 fn help_and_version_exit_with_0() {
     let done = Program::offline().args(["--help"]).run();
     assert_eq!(done.status, 0, "{done:?}");
