@@ -335,8 +335,7 @@ impl NodePods {
             pdb::PdbDecision::Blocked(pdb) | pdb::PdbDecision::Stale(pdb) => {
                 let key = format!("{namespace}/{}", pdb::name_of(pdb));
                 let (pdb, reason) = (pdb.clone(), String::new());
-                let exhausted =
-                    ExhaustedPdb { pdb, pods: Vec::new(), reason, is_final: false };
+                let exhausted = ExhaustedPdb { pdb, pods: Vec::new(), reason, is_final: false };
                 self.exhausted.entry(key).or_insert(exhausted).pods.push(pod_name.clone());
                 false
             }
