@@ -1,11 +1,7 @@
 //! The user and groups of a client certificate, as kube-apiserver's x509 authenticator reads them: the common
 //! name is the user, the organizations are the groups. Does not verify certificates: the TLS handshake does.
 
-use x509_cert::{
-    attr::AttributeTypeAndValue,
-    certificate::Certificate,
-    der::{Decode, Tag, Tagged, asn1::ObjectIdentifier, oid::db::rfc4519},
-};
+use x509_parser::{parse_x509_certificate, x509::AttributeTypeAndValue};
 
 use crate::auth::token_review::Identity;
 
@@ -24,14 +20,12 @@ pub(crate) struct CertificateSubject {
 impl CertificateSubject {
     /// The subject of a certificate in DER; none if it does not have one common name as text.
     pub(crate) fn of(certificate: &[u8]) -> Option<Self> {
-        let certificate = Certificate::from_der(certificate).ok()?;
-        let subject = certificate.tbs_certificate().subject();
-        let texts = |of: ObjectIdentifier| -> Option<Vec<String>> {
-            subject.iter().filter(|it| it.oid == of).map(text).collect()
-        };
+        let (_, certificate) = parse_x509_certificate(certificate).ok()?;
+        let text = |it: &AttributeTypeAndValue<'_>| it.as_str().ok().map(str::to_owned);
+        let mut names = certificate.subject().iter_common_name();
         // With two names it is unclear which one is meant.
-        let [name] = <[String; 1]>::try_from(texts(rfc4519::COMMON_NAME)?).ok()?;
-        let groups = texts(rfc4519::ORGANIZATION_NAME)?;
+        let (name, None) = (text(names.next()?)?, names.next()) else { return None };
+        let groups = certificate.subject().iter_organization().map(text).collect::<Option<_>>()?;
         (!name.is_empty()).then_some(CertificateSubject { name, groups })
     }
 
@@ -40,17 +34,6 @@ impl CertificateSubject {
         let mut groups = self.groups.clone();
         groups.push(AUTHENTICATED.to_owned());
         Identity::new(self.name.clone(), groups)
-    }
-}
-
-/// The value of an attribute, if it is of a type of text that is ASCII or UTF-8.
-fn text(attribute: &AttributeTypeAndValue) -> Option<String> {
-    let value = &attribute.value;
-    match value.tag() {
-        Tag::NumericString | Tag::PrintableString | Tag::Utf8String | Tag::Ia5String => {
-            str::from_utf8(value.value()).ok().map(str::to_owned)
-        }
-        _ => None,
     }
 }
 

@@ -25,7 +25,7 @@ use tokio_rustls::{
     },
     server::TlsStream,
 };
-use x509_cert::{certificate::Certificate, der::Decode};
+use x509_parser::parse_x509_certificate;
 
 use crate::{
     auth::client_cert::CertificateSubject,
@@ -187,9 +187,8 @@ fn verifier(
 
 fn first_expiry(certificates: &[CertificateDer<'static>], file: &File) -> Result<i64, ActionError> {
     let expiry = |it: &CertificateDer<'static>| {
-        let certificate = Certificate::from_der(it).ok()?;
-        let end = certificate.tbs_certificate().validity().not_after;
-        i64::try_from(end.to_unix_duration().as_secs()).ok()
+        let (_, certificate) = parse_x509_certificate(it).ok()?;
+        Some(certificate.validity().not_after.timestamp())
     };
     let all: Option<Vec<_>> = certificates.iter().map(expiry).collect();
     let first = all.and_then(|all| all.into_iter().min());
