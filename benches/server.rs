@@ -9,9 +9,9 @@
 //!
 //! Prints, for each load: requests per second, median and 99th percentile of the latency, processor time
 //! per request (user and system, of the server's process), and each as a ratio to FastAPI. Then, for a
-//! fresh server of each kind: peak memory after 100,000 requests at 64 connections and how much of the memory is
-//! private (the rest are pages of the program's files, which its processes share and the kernel can take back), and the
-//! processor time of an idle second. `BENCH_SECONDS` is the length of each load (30 by default).
+//! fresh server of each kind: peak memory after 100,000 requests at 64 connections, the memory that it then holds for
+//! itself (without the pages of files, which processes share and the kernel can take back), and the processor time of
+//! an idle second. `BENCH_SECONDS` is the length of each load (30 by default).
 
 use std::{
     env,
@@ -193,7 +193,7 @@ impl Bench {
             "{:<18}{:>24}{:>16}{:>28}",
             "",
             format!("MiB after {MEMORY_REQUESTS}"),
-            "of it private",
+            "private, at end",
             "idle, ms of CPU a second"
         );
         for kind in Kind::ALL {

@@ -77,7 +77,8 @@ pub fn run(source: &RequestSource, args: &OnceArgs, settings: &Settings) -> u8 {
     }
 }
 
-/// Writes an error that came before the settings were known; returns its exit status.
+/// Writes an error of the settings or of the exporter of traces, before which nothing is configured; returns its exit
+/// status.
 #[must_use]
 pub fn report(error: ActionError, output: OutputFormat) -> u8 {
     let reply = Reply::from(error);

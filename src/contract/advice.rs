@@ -132,7 +132,7 @@ impl Code {
             Code::RateLimited => Advice {
                 subject: Subject::Limits,
                 when: "the target's cooldown, the policy's budget for its namespace or for the cluster, or other actions on the same target",
-                what_to_do: "resend after `retry_after_seconds`, or change `cooldown_seconds` or `budget` in the [policy](policy.md); `hint` names the request that acted last on the target, if its record is there",
+                what_to_do: "resend after `retry_after_seconds`, or change `cooldown_seconds` or `budget` in the [policy](policy.md); `hint` names the request that acted last on the target, if its record is there and the same requester sent it",
             },
             Code::Stopped => Advice {
                 subject: Subject::Limits,

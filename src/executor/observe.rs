@@ -111,8 +111,8 @@ type Ended = (ObservationState, String, Vec<String>);
 #[derive(Default)]
 struct Reads {
     first: Option<PodsSnapshot>,
-    /// Whether the last read showed a rollout that waits again: for a moment, a status that is about to be written
-    /// shows the same, so only two such reads in a row are a problem.
+    /// Whether the last read that succeeded showed a rollout that waits again: for a moment, a status that is about to
+    /// be written shows the same, so only two such reads in a row are a problem.
     waits_again: bool,
 }
 

@@ -300,7 +300,9 @@ impl EachTarget<'_> {
             };
             let result = if let Some(known) = known.iter().find(is_known) {
                 known.clone()
-            } else if let Some(why) = self.progress(&selection, &results, slowest).stop_reason() {
+            } else if let Some(why) =
+                self.progress_with(&selection, &results, slowest).stop_reason()
+            {
                 not_attempted(&selection, self.id, target, why)
             } else {
                 let all = self.targets.len();
@@ -316,7 +318,7 @@ impl EachTarget<'_> {
         results
     }
 
-    fn progress<'r>(
+    fn progress_with<'r>(
         &self,
         selection: &Selection<'_>,
         results: &'r [TargetResult],

@@ -23,17 +23,17 @@ const MAX_NAMED_BLOCKING_PODS: usize = 5;
 pub(crate) enum PdbDecision<'a> {
     /// No disruption budget selects the pod, or none protects a pod in its state.
     Unprotected,
-    /// This budget allows the disruption.
+    /// This disruption budget allows the disruption.
     Allowed(&'a PodDisruptionBudget),
-    /// This budget allows no disruption now.
+    /// This disruption budget allows none now.
     Blocked(&'a PodDisruptionBudget),
-    /// This budget was changed, and its status is not up to date.
+    /// This disruption budget was changed, and its status is not up to date.
     Stale(&'a PodDisruptionBudget),
-    /// More than one budget selects it, which the API server always refuses.
+    /// More than one disruption budget selects it, which the API server always refuses.
     Ambiguous(Vec<&'a PodDisruptionBudget>),
 }
 
-/// `budgets` are all those of the pod's namespace.
+/// `pdbs` are all those of the pod's namespace.
 pub(crate) fn classify<'a>(pod: &Pod, pdbs: &'a [PodDisruptionBudget]) -> PdbDecision<'a> {
     if is_no_disruption(pod) {
         return PdbDecision::Unprotected;
@@ -244,7 +244,7 @@ mod tests {
     const OF_WEB: &str = "selector: {matchLabels: {app: web}}";
 
     #[test]
-    fn a_pod_that_no_budget_selects_is_unprotected() {
+    fn a_pod_that_no_pdb_selects_is_unprotected() {
         for spec in ["selector: {matchLabels: {app: db}}", "minAvailable: 1"] {
             assert_eq!(
                 classify(&running("a"), &[pdb(spec, 2, 0)]),
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_allows_the_disruptions_of_its_status() {
+    fn a_pdb_allows_the_disruptions_of_its_status() {
         let pdbs = [pdb(OF_WEB, 3, 1)];
         assert_eq!(classify(&running("a"), &pdbs), PdbDecision::Allowed(&pdbs[0]));
         let pdbs = [pdb(OF_WEB, 2, 0)];
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_budget_is_stale() {
+    fn a_changed_pdb_is_stale() {
         let mut changed = pdb(OF_WEB, 3, 1);
         changed.metadata.generation = Some(3);
         let pdbs = [changed];
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn two_budgets_for_one_pod_are_ambiguous() {
+    fn two_pdbs_for_one_pod_are_ambiguous() {
         let pdbs = [pdb(OF_WEB, 3, 1), pdb("selector: {}", 3, 1)];
         assert!(
             matches!(classify(&running("a"), &pdbs), PdbDecision::Ambiguous(two) if two.len() == 2)
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_was_just_evicted_blocks_the_budget() {
+    fn a_pod_that_was_just_evicted_blocks_the_pdb() {
         let mut pdb = pdb(OF_WEB, 2, 0);
         pdb.status.as_mut().expect("has one").disrupted_pods =
             serde_yaml_ng::from_str("{web-1: '2026-01-31T12:00:00Z'}").expect("are pods");
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_that_requires_all_pods_never_allows_a_disruption() {
+    fn a_pdb_that_requires_all_pods_never_allows_a_disruption() {
         // The status requires 2 of 3 expected pods.
         let of = |spec: &str, expected: i32| {
             let mut pdb = pdb(&format!("{OF_WEB}, {spec}"), 2, 0);

@@ -31,10 +31,10 @@ pub(crate) struct Impersonated<'a> {
 
 /// The rules about whom the account may impersonate: a ClusterRole, and a Role for each service account.
 pub(crate) fn manifests(who: &Impersonated, account: &ServiceAccount) -> Vec<Value> {
-    let name = name_of(account, ".impersonation");
+    let name = name_of(account, "impersonation");
     let mut documents = cluster_role(&name, rules(who, account), account).to_vec();
     for other in who.accounts {
-        let name = name_of(account, &format!(".impersonation.{}", other.name));
+        let name = name_of(account, &format!("impersonation.{}", other.name));
         let rule = json!([{
             "apiGroups": [""], "resources": ["serviceaccounts"], "resourceNames": [other.name],
             "verbs": ["impersonate"],
@@ -81,7 +81,7 @@ pub(crate) fn constrained(
     account: &ServiceAccount,
     namespaces: &[Namespace],
 ) -> Vec<Value> {
-    let name = &name_of(account, ".impersonation");
+    let name = &name_of(account, "impersonation");
     let of = |namespace: &Namespace| {
         [role(name, namespace, constrained_rules(rules)), binding(name, namespace, account)]
     };
@@ -90,7 +90,7 @@ pub(crate) fn constrained(
 
 /// The same in the whole cluster.
 pub(crate) fn constrained_in_cluster(rules: &[PolicyRule], account: &ServiceAccount) -> Vec<Value> {
-    let name = name_of(account, ".impersonation-on");
+    let name = name_of(account, "impersonation-on");
     cluster_role(&name, constrained_rules(rules), account).to_vec()
 }
 

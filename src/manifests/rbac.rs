@@ -57,7 +57,7 @@ pub(crate) fn node_manifests(policy: &Policy, account: &ServiceAccount) -> Vec<V
     if rules.is_empty() {
         return Vec::new();
     }
-    let name = name_of(account, ".nodes");
+    let name = name_of(account, "nodes");
     let mut documents = cluster_role(&name, json!(rules), account).to_vec();
     documents.extend(node_record_manifests(policy, account));
     documents
@@ -68,7 +68,7 @@ pub(crate) fn node_record_manifests(policy: &Policy, account: &ServiceAccount) -
     if cluster_rules(&enabled(policy)).is_empty() {
         return Vec::new();
     }
-    let (name, namespace) = (name_of(account, ".records"), Namespace::default());
+    let (name, namespace) = (name_of(account, "records"), Namespace::default());
     let records = self::rules(&[], policy);
     vec![role(&name, &namespace, json!(records)), binding(&name, &namespace, account)]
 }
@@ -98,7 +98,7 @@ fn manifests_of(
     account: &ServiceAccount,
     namespaces: &[Namespace],
 ) -> Vec<Value> {
-    let (name, rules) = (name_of(account, ""), json!(rules(kinds, policy)));
+    let (name, rules) = (name_of(account, "targets"), json!(rules(kinds, policy)));
     let mut documents = Vec::new();
     for namespace in namespaces {
         documents.push(role(&name, namespace, rules.clone()));
@@ -108,7 +108,7 @@ fn manifests_of(
         }
     }
     let namespace = policy.state.namespace.as_ref().unwrap_or(&account.namespace);
-    let name = name_of(account, ".state");
+    let name = name_of(account, "state");
     documents.push(role(&name, namespace, state_rules(policy)));
     documents.push(binding(&name, namespace, account));
     documents
@@ -117,7 +117,7 @@ fn manifests_of(
 /// What a server needs in addition to list the history of these namespaces: a Role in each. The account of Jobs
 /// does not need it.
 pub(crate) fn history_manifests(account: &ServiceAccount, namespaces: &[Namespace]) -> Vec<Value> {
-    let name = &name_of(account, ".history");
+    let name = &name_of(account, "history");
     let of = |namespace: &Namespace| {
         [role(name, namespace, json!([ledger::HISTORY])), binding(name, namespace, account)]
     };
@@ -131,7 +131,7 @@ pub(crate) fn diagnosis_manifests(
     namespaces: &[Namespace],
     nodes: bool,
 ) -> Vec<Value> {
-    let name = &name_of(account, ".diagnosis");
+    let name = &name_of(account, "diagnosis");
     let of = |namespace: &Namespace| {
         [role(name, namespace, json!(parts::RULES)), binding(name, namespace, account)]
     };
@@ -143,9 +143,9 @@ pub(crate) fn diagnosis_manifests(
 }
 
 /// The name of a Role, a ClusterRole or a binding of this account: two accounts that act in one namespace have Roles of
-/// their own there.
+/// their own there. `part` is never empty, since the name of an account may have dots.
 pub(super) fn name_of(account: &ServiceAccount, part: &str) -> String {
-    format!("action-executor.{}.{}{part}", account.namespace, account.name)
+    format!("action-executor.{}.{}.{part}", account.namespace, account.name)
 }
 
 pub(super) fn cluster_role(name: &str, rules: Value, account: &ServiceAccount) -> [Value; 2] {
@@ -240,8 +240,11 @@ mod tests {
             let name = |document: &Value| document["metadata"]["name"].to_string();
             all.concat().iter().map(name).collect()
         };
-        let (server, jobs) = (names("sre:action-executor"), names("shop:action-executor"));
-        assert!(server.len() > 8 && server.iter().all(|name| !jobs.contains(name)), "{server:?}");
+        let first = names("sre:web");
+        for other in ["shop:web", "sre:web.state", "sre:web.targets"] {
+            let other = names(other);
+            assert!(first.len() > 8 && first.iter().all(|name| !other.contains(name)), "{other:?}");
+        }
     }
 
     #[test]

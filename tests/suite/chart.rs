@@ -152,7 +152,7 @@ fn the_charts_default_policy_equals_the_programs() {
 /// The parts of objects of these kinds in which the chart and the program must agree.
 fn comparable_parts(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeMap<String, Value> {
     let of_kind = |document: &&Value| kinds.iter().any(|kind| document["kind"] == *kind);
-    documents
+    let parts: Vec<_> = documents
         .iter()
         .filter(of_kind)
         .filter(|document| !document["metadata"]["name"].to_string().contains(".callers"))
@@ -163,7 +163,8 @@ fn comparable_parts(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeM
             // the account.
             let own = if kind.starts_with("Role") { prefix } else { "" };
             let name = name.strip_prefix(own).or(name.strip_prefix("action-executor-"));
-            let name = name.unwrap_or_default().trim_start_matches(['.', '-']).replace('.', "-");
+            let name = name.unwrap_or_else(|| panic!("{document}")).trim_start_matches(['.', '-']);
+            let name = if name == "targets" { String::new() } else { name.replace('.', "-") };
             let place = &document["metadata"]["namespace"];
             let mut parts = json!({});
             for part in ["rules", "subjects", "spec"] {
@@ -181,7 +182,10 @@ fn comparable_parts(documents: &[Value], kinds: &[&str], prefix: &str) -> BTreeM
             }
             (format!("{kind} {place} {name}"), parts)
         })
-        .collect()
+        .collect();
+    let (number, by_name) = (parts.len(), BTreeMap::from_iter(parts));
+    assert_eq!(by_name.len(), number, "two objects have one name: {:?}", by_name.keys());
+    by_name
 }
 
 #[test]

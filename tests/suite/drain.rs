@@ -306,6 +306,8 @@ async fn the_kill_switch_stops_a_running_drain() {
     let running = spawn_blocking(move || program.input(asked).run());
     eventually("it is cordoned", async || is_cordoned(&namespace).await.then_some(())).await;
     crate::limits::set_kill_switch(&namespace, Some("incident 7")).await;
+    // The check before an eviction is valid for a second.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     namespace.set_min_available("web", 0).await;
     let done = running.await.expect("it ran");
     assert_eq!(done.status, 69, "{done:?}");
