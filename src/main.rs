@@ -8,14 +8,13 @@ use std::{
 
 use action_executor::{
     cli,
-    cli::{Cli, Command, Invocation, OnceArgs, PolicyCommand},
+    cli::{Cli, Command, Invocation, OnceArgs, OutputFormat, PolicyCommand},
     commands::{
         action, complete, diagnose, doctor, explain, healthcheck, history, job, mcp, policy,
         reference, run, run::RequestSource, schema, serve, verify_receipt,
     },
     config::Settings,
     contract::error::{ActionError, Code},
-    executor::reply::Reply,
     telemetry::{logging, traces::Exporter},
 };
 use tracing::Level;
@@ -105,10 +104,10 @@ fn single(source: &RequestSource, args: OnceArgs, settings: &Settings) -> u8 {
 
 /// Prints the output or the problem; returns the exit status.
 fn print(result: Result<(String, u8), ActionError>) -> u8 {
-    let (text, status) = result.unwrap_or_else(|error| {
-        let reply = Reply::from(error);
-        (String::from_utf8_lossy(&reply.to_json()).into_owned(), reply.exit_status())
-    });
+    let (text, status) = match result {
+        Ok(output) => output,
+        Err(error) => return run::report(error, OutputFormat::Json),
+    };
     // A closed pipe is not an error.
     let _ = writeln!(io::stdout(), "{}", text.trim_end());
     status

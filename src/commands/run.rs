@@ -77,7 +77,7 @@ pub fn run(source: &RequestSource, args: &OnceArgs, settings: &Settings) -> u8 {
     }
 }
 
-/// Writes an error of the settings or of the exporter of traces, before which nothing is configured; returns its exit
+/// Writes an error to standard output alone: of the settings, or of a command that is no request; returns its exit
 /// status.
 #[must_use]
 pub fn report(error: ActionError, output: OutputFormat) -> u8 {

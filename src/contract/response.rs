@@ -135,6 +135,25 @@ pub struct TargetResult {
     pub rolled_back: Option<RolledBack>,
 }
 
+impl TargetResult {
+    /// A result with nothing but the sentence.
+    pub(crate) fn new(target: Target, id: String, outcome: TargetOutcome, result: String) -> Self {
+        TargetResult {
+            target,
+            id,
+            outcome,
+            result,
+            code: None,
+            hint: None,
+            changes: Vec::new(),
+            warnings: Vec::new(),
+            rollout: None,
+            observation: None,
+            rolled_back: None,
+        }
+    }
+}
+
 /// What became of one of several targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -381,19 +400,8 @@ pub(crate) fn rfc3339_millis(time: DateTime<Utc>) -> String {
 impl TargetResult {
     /// What became of Deployment shop/`name`, for tests.
     pub(crate) fn example(name: &str, outcome: TargetOutcome) -> Self {
-        TargetResult {
-            target: Target::named("apps/v1", "Deployment", "shop", name),
-            id: "alert-7:0".to_owned(),
-            outcome,
-            result: String::new(),
-            code: None,
-            hint: None,
-            changes: Vec::new(),
-            warnings: Vec::new(),
-            rollout: None,
-            observation: None,
-            rolled_back: None,
-        }
+        let target = Target::named("apps/v1", "Deployment", "shop", name);
+        TargetResult::new(target, "alert-7:0".to_owned(), outcome, String::new())
     }
 }
 

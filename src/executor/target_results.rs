@@ -31,15 +31,12 @@ pub(super) fn refuse_together<T>(
     selection: &Selection<'_>,
     results: &[(SelectedTarget, Result<T, ActionError>)],
 ) -> Result<(), ActionError> {
-    let refused =
-        results.iter().filter_map(|(target, result)| Some((target, result.as_ref().err()?)));
-    let refused: Vec<_> = refused.collect();
-    let Some((_, first)) =
-        refused.first().filter(|_| refused.len() > selection.max_failures as usize)
+    let refused: Vec<_> = results.iter().filter_map(|(_, result)| result.as_ref().err()).collect();
+    let Some(&first) = refused.first().filter(|_| refused.len() > selection.max_failures as usize)
     else {
         return Ok(());
     };
-    let named = refused.iter().take(MAX_NAMED).map(|(_, error)| error.detail.as_str());
+    let named = refused.iter().take(MAX_NAMED).map(|error| error.detail.as_str());
     let named: Vec<_> = named.collect();
     let detail = format!(
         "{} of {} {} refused, so nothing was done: {}",
@@ -48,7 +45,7 @@ pub(super) fn refuse_together<T>(
         if refused.len() == 1 { "is" } else { "are" },
         named.join("; ")
     );
-    Err(ActionError { detail, refused: None, ..(*first).clone() })
+    Err(ActionError { detail, refused: None, ..first.clone() })
 }
 
 /// The state of a request while its targets are acted on one after the other.
@@ -151,19 +148,8 @@ pub(super) fn bare(
     result: String,
 ) -> TargetResult {
     let object = selection.kind.target(selection.namespace, &target.name);
-    TargetResult {
-        target: Target { uid: Some(target.uid.clone()), ..object },
-        id: id.of_target(&target.uid).to_string(),
-        outcome,
-        result,
-        code: None,
-        hint: None,
-        changes: Vec::new(),
-        warnings: Vec::new(),
-        rollout: None,
-        observation: None,
-        rolled_back: None,
-    }
+    let object = Target { uid: Some(target.uid.clone()), ..object };
+    TargetResult::new(object, id.of_target(&target.uid).to_string(), outcome, result)
 }
 
 /// The answer to a target's own request, as a part of the whole.

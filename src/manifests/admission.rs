@@ -13,6 +13,7 @@ use crate::{
     actions::{ActionKind, Descriptor},
     contract::names::ServiceAccount,
     k8s::{api::impersonation::EXECUTOR, rbac::PolicyRule},
+    manifests::name_prefix,
     policy::{Label, NodePattern, Pattern, Policy, ReplicaRules, budget::STOP_ANNOTATION},
 };
 
@@ -34,7 +35,7 @@ const DRY_RUN: &str = "variables.simulated";
 
 /// The admission policies for this service account, with their bindings.
 pub(crate) fn manifests(policy: &Policy, account: &ServiceAccount) -> Vec<Value> {
-    let name = format!("action-executor.{}.{}", account.namespace, account.name);
+    let name = name_prefix(account);
     let kill_switch_name = format!("{name}.kill-switch");
     let lease_guard_name = format!("{name}.lease-guard");
     let mut stop = admission_policy(&kill_switch_name, account, &[kill_switch()]);

@@ -2,12 +2,20 @@
 
 use serde_json::Value;
 
-use crate::contract::error::{ActionError, Code};
+use crate::contract::{
+    error::{ActionError, Code},
+    names::ServiceAccount,
+};
 
 pub mod admission;
 pub(crate) mod impersonation;
 pub mod job;
 pub mod rbac;
+
+/// How the name of each object of this account begins, so that two accounts have objects of their own.
+fn name_prefix(account: &ServiceAccount) -> String {
+    format!("action-executor.{}.{}", account.namespace, account.name)
+}
 
 /// The documents as one YAML stream, in their order.
 ///

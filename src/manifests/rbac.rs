@@ -11,6 +11,7 @@ use crate::{
     diagnosis::parts,
     k8s::rbac::PolicyRule,
     ledger,
+    manifests::name_prefix,
     policy::{Policy, approval, budget},
 };
 
@@ -145,7 +146,7 @@ pub(crate) fn diagnosis_manifests(
 /// The name of a Role, a ClusterRole or a binding of this account: two accounts that act in one namespace have Roles of
 /// their own there. `part` is never empty, since the name of an account may have dots.
 pub(super) fn name_of(account: &ServiceAccount, part: &str) -> String {
-    format!("action-executor.{}.{}.{part}", account.namespace, account.name)
+    format!("{}.{part}", name_prefix(account))
 }
 
 pub(super) fn cluster_role(name: &str, rules: Value, account: &ServiceAccount) -> [Value; 2] {
